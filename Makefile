@@ -1,0 +1,70 @@
+# make demo    sets everything up and does the main job
+# make test    sets everything up and passes the tests
+#
+# Needs Python 3.11 or newer with venv, and a package registry. uv is used when it is there.
+# Options: PYTHON=/path/to/python3.11   ARGS='arguments of emberd demo, or of pytest'
+
+VENV := .venv
+BIN := $(VENV)/bin
+SUITABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
+
+# A candidate counts when it runs: pyenv leaves shims of versions that are not there.
+PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
+	if $$name -c '$(SUITABLE)' >/dev/null 2>&1; then echo $$name; break; fi; done)
+
+LANGCHAIN := integrations/langchain-emberd
+LLAMA_INDEX := integrations/llama-index-embeddings-emberd
+MANIFESTS := constraints.txt backend/pyproject.toml backend/src/emberd/__init__.py \
+	$(LANGCHAIN)/pyproject.toml $(LLAMA_INDEX)/pyproject.toml
+TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout langchain-tests pyarrow \
+	mypy types-psutil ruff
+
+# uv reads no pip.conf: where the registry is named only there, pip does the work after all.
+# An environment of uv's making has no pip, so venv makes it.
+UV := $(shell command -v uv 2>/dev/null)
+install = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python $(1) ||) \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check $(1)
+
+.PHONY: demo test check bench venv clean
+
+demo: $(VENV)/.demo
+	@$(BIN)/emberd demo $(ARGS)
+
+test: $(VENV)/.tools
+	$(BIN)/python -m pytest tests $(ARGS)
+
+check: $(VENV)/.tools
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# In the order of the files: a benchmark is read from top to bottom, and -s shows its figures.
+bench: $(VENV)/.tools
+	$(BIN)/python -m pytest tests/benchmarks -p no:randomly -s $(ARGS)
+
+venv: $(VENV)/.tools
+
+clean:
+	rm -rf $(VENV) .benchmarks .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps stand in the environment, so that they go when it goes.
+$(VENV)/.made:
+	@"$(PYTHON)" -c '$(SUITABLE)' 2>/dev/null || { echo "emberd needs Python 3.11 or newer \
+	with venv; PYTHON='$(PYTHON)' is none. Install one, or name it: make PYTHON=/path/to/python3.11" \
+	>&2; exit 1; }
+	"$(PYTHON)" -m venv --clear $(VENV)
+	@touch $@
+
+# hatchling goes in first, held by the constraints, instead of once for each build.
+$(VENV)/.demo: $(VENV)/.made $(MANIFESTS)
+	@echo "Installing emberd and both integrations into $(VENV) (about a minute the first time)"
+	@$(call install,-c constraints.txt hatchling)
+	@$(call install,-c constraints.txt --no-build-isolation \
+		-e 'backend[demo]' -e $(LANGCHAIN) -e $(LLAMA_INDEX))
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.demo
+	@echo "Installing the tools of the tests into $(VENV) (about a minute the first time)"
+	@$(call install,-c constraints.txt $(TOOLS))
+	@touch $@
