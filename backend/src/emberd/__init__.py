@@ -1,0 +1,98 @@
+"""Embeddings that bring their own server.
+
+``Embedder`` is all that most callers need; ``Manager`` finds, starts and stops servers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from emberd.errors import (
+    AuthenticationError,
+    BadReplyError,
+    EmberdError,
+    InstructionError,
+    LockTimeoutError,
+    MissingKeyError,
+    NoEngineError,
+    PoisonTextError,
+    RejectedError,
+    RequestError,
+    RequestTimeoutError,
+    ServerError,
+    ServerMismatchError,
+    ServerStoppedError,
+    ServerUnavailableError,
+    SettingError,
+    StartError,
+    StartTimeoutError,
+    StateFolderError,
+    TextError,
+    TextTooLongError,
+)
+from emberd.instructions import TASKS
+from emberd.settings import DEFAULT_MODEL, UNSET, Endpoint, ServerSpec, Settings, Unset
+
+if TYPE_CHECKING:
+    from emberd.embedder import Embedder
+    from emberd.manager import Progress, Server, ServerStatus
+    from emberd.servers import Manager
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "TASKS",
+    "UNSET",
+    "AuthenticationError",
+    "BadReplyError",
+    "Embedder",
+    "EmberdError",
+    "Endpoint",
+    "InstructionError",
+    "LockTimeoutError",
+    "Manager",
+    "MissingKeyError",
+    "NoEngineError",
+    "PoisonTextError",
+    "Progress",
+    "RejectedError",
+    "RequestError",
+    "RequestTimeoutError",
+    "Server",
+    "ServerError",
+    "ServerMismatchError",
+    "ServerSpec",
+    "ServerStatus",
+    "ServerStoppedError",
+    "ServerUnavailableError",
+    "SettingError",
+    "Settings",
+    "StartError",
+    "StartTimeoutError",
+    "StateFolderError",
+    "TextError",
+    "TextTooLongError",
+    "Unset",
+    "__version__",
+]
+
+# Imported at first use: a program that imports emberd may never embed anything.
+_LATE: Final = {
+    "Embedder": "emberd.embedder",
+    "Manager": "emberd.servers",
+    "Progress": "emberd.manager",
+    "Server": "emberd.manager",
+    "ServerStatus": "emberd.manager",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

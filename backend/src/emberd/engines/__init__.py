@@ -1,0 +1,56 @@
+"""The kinds of server that emberd can start: which can serve a model here, and which cannot."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Final, cast
+
+from emberd.engines.base import Diagnosis, Engine, Launch, Plan
+from emberd.errors import NoEngineError, SettingError
+from emberd.settings import ServerSpec
+
+__all__ = ["NAMES", "Diagnosis", "Engine", "Launch", "Plan", "choose", "load"]
+
+NAMES: Final = ("sglang", "demo")
+"""Names of the engines that come with emberd, in the order in which they are asked."""
+
+
+def load(name: str) -> Engine:
+    """Return the engine called ``name``.
+
+    Args:
+        name: One of ``NAMES``, or the dotted name of a module that has an ``ENGINE``.
+
+    Raises:
+        SettingError: There is no such engine.
+    """
+    if name not in NAMES and "." not in name:
+        raise SettingError(
+            f"engine={name!r} is not known. Known are {', '.join(NAMES)}, "
+            f"and the dotted name of a module that has an ENGINE."
+        )
+    path = f"emberd.engines.{name}" if name in NAMES else name
+    try:
+        module = importlib.import_module(path)
+        return cast("Engine", module.ENGINE)
+    except (ImportError, AttributeError) as error:
+        raise SettingError(
+            f"engine={name!r} cannot be loaded: {error}. "
+            f"A module given as an engine must be importable and have an ENGINE."
+        ) from error
+
+
+def choose(spec: ServerSpec) -> Engine:
+    """Return the first engine that can serve ``spec`` on this machine.
+
+    Raises:
+        NoEngineError: None can; the text says why for each, and what to do.
+    """
+    reasons = []
+    for name in [spec.engine] if spec.engine else NAMES:
+        engine = load(name)
+        reason = engine.refusal(spec)
+        if reason is None:
+            return engine
+        reasons.append(f"  {engine.name}: {reason}")
+    raise NoEngineError(f"No engine can serve {spec.model} on this machine:\n" + "\n".join(reasons))

@@ -1,0 +1,333 @@
+"""What a caller may ask for, and where it is read from.
+
+``ServerSpec`` is identity and constraints of a server; ``Settings`` is all that an ``Embedder``
+takes. Every environment variable is read here, in one call, when an object is constructed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Any, Final
+
+from emberd.catalog import DEMO_MODEL, Model, lookup
+from emberd.errors import SettingError
+from emberd.instructions import template
+
+DEFAULT_MODEL: Final = "Qwen/Qwen3-Embedding-4B"
+IDLE_TIMEOUT_S: Final = 1800.0
+START_TIMEOUT_S: Final = 900.0
+REQUEST_TIMEOUT_S: Final = 120.0
+BATCH_TEXTS: Final = 64
+CONCURRENT_REQUESTS: Final = 8
+
+
+class Unset(Enum):
+    """Tells "not given" from None, where None has a meaning of its own."""
+
+    UNSET = "unset"
+
+
+UNSET: Final = Unset.UNSET
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSpec:
+    """What makes two servers interchangeable, and what a caller needs besides.
+
+    Identity (it makes vectors what they are, and keys the folder of the server's state):
+
+    Attributes:
+        model: Name on the hub, or a folder.
+        revision: Commit on the hub; None for whatever is there.
+        dtype: Number format of the weights; None for the engine's own choice.
+        quantization: Quantisation of the weights; None for none.
+
+    Constraints (any running server of the same identity that meets them will do):
+
+    Attributes:
+        engine: ``"sglang"``, ``"demo"``, or a module's dotted name; None for any.
+        device: ``"cuda"``, ``"cpu"``; None for any.
+        context_tokens: Longest text that must fit, in tokens; None for any.
+    """
+
+    model: str = DEFAULT_MODEL
+    revision: str | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+    engine: str | None = None
+    device: str | None = None
+    context_tokens: int | None = None
+
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """The fields that decide what a vector is, as they were asked for."""
+        return {
+            "model": self.model,
+            "revision": self.revision,
+            "dtype": self.dtype,
+            "quantization": self.quantization,
+        }
+
+    @property
+    def key(self) -> str:
+        """16 hexadecimal digits that stand for the identity."""
+        canonical = json.dumps(self.identity, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def accepts(self, engine: str, device: str | None, context_tokens: int | None) -> bool:
+        """Return whether a server with these facts meets the constraints."""
+        return (
+            self.engine in (None, engine)
+            and self.device in (None, device)
+            and (
+                self.context_tokens is None
+                or context_tokens is None
+                or context_tokens >= self.context_tokens
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A verified place to send texts to.
+
+    Attributes:
+        url: Root of the server, without ``/v1`` and without a slash at the end.
+        model: The name that the server goes by; sent with each request.
+        dimensions: Length of its native vectors.
+        context_tokens: Longest text that it takes, in tokens; None when it does not say.
+        api_key: Its key, or None when it wants none. Never printed.
+        server: What kind of server answers, in one word; for people.
+    """
+
+    url: str
+    model: str
+    dimensions: int
+    context_tokens: int | None = None
+    api_key: str | None = field(default=None, repr=False)
+    server: str = "unknown"
+
+    @property
+    def base_url(self) -> str:
+        """The URL that OpenAI clients want: with ``/v1``."""
+        return f"{self.url}/v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All that an embedder can be told; made by ``Settings.resolve``.
+
+    Attributes:
+        model: Name on the hub, or a folder.
+        dimensions: Length of the vectors that leave; None for native.
+        query_instruction: See ``emberd.instructions.template``.
+        document_instruction: See ``emberd.instructions.template``.
+        base_url: A server to use as it is; nothing is ever started then.
+        api_key: Its key. Never printed, never pickled.
+        revision: Commit on the hub; None for whatever is there.
+        engine: Which engine may serve; None for any.
+        device: ``"cuda"`` or ``"cpu"``; None for any.
+        batch_size: Most texts in one request.
+        max_concurrency: Most requests in flight, over the whole process.
+        timeout: Seconds that one request may take.
+        start_timeout: Seconds to wait for a server to start.
+        idle_timeout: Seconds without use after which a started server stops; None for never.
+        truncate: Cut over-long texts instead of refusing them.
+        server_dimensions: Let the server cut vectors to ``dimensions``: less to transfer.
+        show_progress: Show a progress bar while documents are embedded.
+    """
+
+    model: str = DEFAULT_MODEL
+    dimensions: int | None = None
+    query_instruction: str | None = None
+    document_instruction: str | None = None
+    base_url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    revision: str | None = None
+    engine: str | None = None
+    device: str | None = None
+    batch_size: int = BATCH_TEXTS
+    max_concurrency: int = CONCURRENT_REQUESTS
+    timeout: float = REQUEST_TIMEOUT_S
+    start_timeout: float = START_TIMEOUT_S
+    idle_timeout: float | None = IDLE_TIMEOUT_S
+    truncate: bool = False
+    server_dimensions: bool = False
+    show_progress: bool = False
+
+    @classmethod
+    def resolve(cls, **given: Any) -> Settings:
+        """Return settings: what was given, else the environment, else the default.
+
+        Args:
+            **given: Fields of this class; one that is None or ``UNSET`` counts as not given,
+                except that ``idle_timeout=None`` means never.
+
+        Raises:
+            SettingError: An unknown field, or a value that cannot be used; it is named.
+        """
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(given) - known):
+            raise SettingError(
+                f"Unknown setting {unknown[0]!r}. Known are: {', '.join(sorted(known))}."
+            )
+        values = _from_environment(os.environ)
+        values |= {
+            name: value
+            for name, value in given.items()
+            if value is not UNSET and (value is not None or name == "idle_timeout")
+        }
+        if isinstance(values.get("base_url"), str):
+            values["base_url"] = root_url(values["base_url"])
+        settings = cls(**values)
+        settings._check()
+        return settings
+
+    @property
+    def spec(self) -> ServerSpec:
+        """The part that says which server is wanted."""
+        return ServerSpec(
+            model=self.model, revision=self.revision, engine=self.engine, device=self.device
+        )
+
+    @property
+    def known(self) -> Model:
+        """What the catalog knows of the model."""
+        return lookup(self.model)
+
+    @property
+    def query_template(self) -> str:
+        """The template of queries, with ``{text}`` in it."""
+        return template(self.known, "query", self.query_instruction)
+
+    @property
+    def document_template(self) -> str:
+        """The template of documents, with ``{text}`` in it."""
+        return template(self.known, "document", self.document_instruction)
+
+    def _check(self) -> None:
+        for name in ("batch_size", "max_concurrency", "timeout", "start_timeout"):
+            _check_positive(name, getattr(self, name))
+        if self.idle_timeout is not None:
+            _check_positive("idle_timeout", self.idle_timeout)
+        if self.dimensions is not None:
+            _check_dimensions(self.known, self.dimensions)
+        # Both raise for an instruction that would be misread: at construction, not at first use.
+        _ = self.query_template, self.document_template
+
+
+def root_url(url: str) -> str:
+    """Return ``url`` without a trailing slash or ``/v1``.
+
+    Raises:
+        SettingError: It is not an http or https URL.
+    """
+    bare = url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
+    if not bare.startswith(("http://", "https://")) or bare.endswith("//"):
+        raise SettingError(
+            f"base_url={url!r} is not an http(s) URL. Write it like http://127.0.0.1:30000/v1."
+        )
+    return bare
+
+
+def _check_positive(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise SettingError(f"{name}={value!r} must be a number greater than 0.")
+
+
+def _check_dimensions(model: Model, dimensions: int) -> None:
+    longest = model.dimensions
+    if isinstance(dimensions, bool) or not isinstance(dimensions, int):
+        raise SettingError(f"dimensions={dimensions!r} must be a whole number.")
+    if dimensions < model.min_dimensions or (longest is not None and dimensions > longest):
+        upper = f" and at most {longest}" if longest else ""
+        raise SettingError(
+            f"dimensions={dimensions} does not suit {model.name}: "
+            f"it must be at least {model.min_dimensions}{upper}."
+        )
+
+
+def _whole(text: str) -> int:
+    return int(text)
+
+
+def _seconds_or_never(text: str) -> float | None:
+    return None if text.strip().casefold() == "never" else float(text)
+
+
+_VARIABLES: Final[dict[str, Callable[[str], Any]]] = {
+    "model": str,
+    "dimensions": _whole,
+    "query_instruction": str,
+    "document_instruction": str,
+    "base_url": str,
+    "api_key": str,
+    "revision": str,
+    "engine": str,
+    "device": str,
+    "batch_size": _whole,
+    "max_concurrency": _whole,
+    "timeout": float,
+    "start_timeout": float,
+    "idle_timeout": _seconds_or_never,
+}
+"""Fields that the environment may set, as EMBERD_ and the name in capitals; how each is read."""
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, read in _VARIABLES.items():
+        variable = f"EMBERD_{name.upper()}"
+        text = environ.get(variable)
+        if text is None or (text == "" and not name.endswith("_instruction")):
+            continue
+        try:
+            values[name] = read(text)
+        except ValueError as error:
+            wanted = "a number of seconds, or never" if name == "idle_timeout" else "a number"
+            raise SettingError(f"{variable}={text!r} cannot be read: give {wanted}.") from error
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where emberd keeps things, and what it is told to look at; from the environment.
+
+    Attributes:
+        home: State of servers; ``EMBERD_HOME``, else the platform's state folder.
+        engines: Environments of engines; ``EMBERD_ENGINES``, else ``engines`` in the home.
+        discover: URLs that ``EMBERD_DISCOVER`` lists, separated by commas or spaces.
+    """
+
+    home: str
+    engines: str
+    discover: tuple[str, ...] = ()
+
+    @classmethod
+    def resolve(cls, home: str | os.PathLike[str] | None = None) -> Places:
+        """Return the places of this process; ``home`` wins over ``EMBERD_HOME``."""
+        root = os.fspath(home) if home else os.environ.get("EMBERD_HOME") or _default_home()
+        root = os.path.abspath(os.path.expanduser(root))
+        listed = os.environ.get("EMBERD_DISCOVER", "").replace(",", " ").split()
+        return cls(
+            home=root,
+            engines=os.environ.get("EMBERD_ENGINES") or os.path.join(root, "engines"),
+            discover=tuple(root_url(url) for url in listed),
+        )
+
+
+def _default_home() -> str:
+    # Imported late: most processes of a test suite or a container set EMBERD_HOME.
+    from platformdirs import user_state_path
+
+    return str(user_state_path("emberd", appauthor=False))
+
+
+def is_demo(model: str) -> bool:
+    """Return whether ``model`` is the bundled one, whose vectors are not Qwen3's."""
+    return model == DEMO_MODEL

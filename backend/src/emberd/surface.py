@@ -1,0 +1,114 @@
+"""What every server answers besides embeddings: readiness, names, counters.
+
+The routes are SGLang's; our own servers speak them too, and others speak some. Nothing here
+raises for a server that is away, slow or of another kind: the answer is then None or False.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Any, Final
+
+PROBE_TIMEOUT_S: Final = 2.0
+HEALTH_TIMEOUT_S: Final = 25.0  # SGLang's /health waits for a token from the model, up to 20 s
+_MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Status and body of an answer."""
+
+    status: int
+    body: bytes
+
+    def json(self) -> Any:
+        """Return the body as JSON, or None when it is none."""
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """A server's own counters: any difference between two readings is use.
+
+    Attributes:
+        requests: Requests it has answered since its start.
+        tokens: Tokens it has read since its start.
+        in_flight: Requests that it is working on, or that wait in it.
+    """
+
+    requests: float
+    tokens: float
+    in_flight: float
+
+
+def get(
+    url: str, path: str, api_key: str | None = None, timeout_s: float = PROBE_TIMEOUT_S
+) -> Reply | None:
+    """Return the reply to ``GET url + path``, whatever its status; None when nobody answers."""
+    request = urllib.request.Request(url + path)  # noqa: S310 - root_url lets only http(s) in
+    if api_key:
+        request.add_header("Authorization", f"Bearer {api_key}")
+    # No proxy: these are servers of this machine, or ones that the user named.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=timeout_s) as response:
+            return Reply(response.status, response.read(_MAX_BODY_BYTES))
+    except urllib.error.HTTPError as error:
+        with error:
+            return Reply(error.code, error.read(_MAX_BODY_BYTES))
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+
+
+def is_ready(url: str) -> bool:
+    """Return whether the server takes requests; falls back to ``/health`` on older servers."""
+    reply = get(url, "/ready")
+    if reply is not None and reply.status == http.client.NOT_FOUND:
+        reply = get(url, "/health", timeout_s=HEALTH_TIMEOUT_S)
+    return reply is not None and reply.status == http.client.OK
+
+
+def is_healthy(url: str) -> bool:
+    """Return whether the model answers: the server runs one token through it for this."""
+    reply = get(url, "/health", timeout_s=HEALTH_TIMEOUT_S)
+    return reply is not None and reply.status == http.client.OK
+
+
+def activity(url: str, api_key: str | None) -> Activity | None:
+    """Return the server's counters, or None when it has none to show."""
+    reply = get(url, "/metrics", api_key)
+    if reply is None or reply.status != http.client.OK:
+        return None
+    return _parse_metrics(reply.body.decode("utf-8", "replace"))
+
+
+_IN_FLIGHT: Final = ("sglang:num_running_reqs", "sglang:num_queue_reqs")
+_REQUESTS: Final = "sglang:num_requests_total"
+_TOKENS: Final = "sglang:prompt_tokens_total"
+
+
+def _parse_metrics(text: str) -> Activity | None:
+    # Imported late: clients, which import this module, never read metrics.
+    from prometheus_client.parser import text_string_to_metric_families
+
+    sums: dict[str, float] = {}
+    try:
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+    except ValueError:
+        return None
+    if not any(name in sums for name in (*_IN_FLIGHT, _REQUESTS)):
+        return None
+    return Activity(
+        requests=sums.get(_REQUESTS, 0.0),
+        tokens=sums.get(_TOKENS, 0.0),
+        in_flight=sum(sums.get(name, 0.0) for name in _IN_FLIGHT),
+    )
