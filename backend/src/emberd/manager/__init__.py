@@ -1,0 +1,21 @@
+"""Find a server, start exactly one, watch it, stop it: one mechanism a module.
+
+A server's folder is the meeting point of all processes; ``folders`` draws it, ``record`` and
+``alive`` say what may be read and who may write, ``core`` is where to begin reading.
+"""
+
+from emberd.manager.core import Manager
+from emberd.manager.record import State
+from emberd.manager.server import OnProgress, Progress, Server, ServerStatus, Verify
+from emberd.manager.timing import Timing
+
+__all__ = [
+    "Manager",
+    "OnProgress",
+    "Progress",
+    "Server",
+    "ServerStatus",
+    "State",
+    "Timing",
+    "Verify",
+]

@@ -1,0 +1,101 @@
+"""The server's process as its keeper holds it: started, reaped, drained, and nothing left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from emberd.manager import process
+
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_SHIM: Final = str(Path(__file__).with_name("shim.py"))
+_REAP_POLL_S: Final = 0.02
+_NO_PIPE: Final = -1
+
+
+def become_subreaper() -> None:
+    """Make orphans among the descendants children of this process (Linux; elsewhere nothing)."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
+
+
+class ServerProcess:
+    """A server and all that it starts, in a session and process group of its own.
+
+    Only the keeper's main thread may make one: the kernel's death signal follows the thread.
+    """
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], mark: str, log: Path
+    ) -> None:
+        """Start ``command`` with its output appended to ``log``.
+
+        Args:
+            command: Program and arguments.
+            environment: The whole environment, to which the mark is added.
+            mark: Folder, colon, nonce: by it leftovers are known as ours.
+            log: File that takes the standard output and error.
+        """
+        self.exit_code: int | None = None
+        self._pipe: tuple[int, int] | None = None if sys.platform == "linux" else os.pipe()
+        inherited = self._pipe[0] if self._pipe else _NO_PIPE
+        shim = [sys.executable, "-I", "-S", _SHIM, str(os.getpid()), str(inherited)]
+        with log.open("ab") as output:
+            popen = subprocess.Popen(  # noqa: S603 - the command is the engine's
+                [*shim, *command],
+                # SPT_NOENV: processes that rename themselves keep a readable environment.
+                env={**environment, process.MARK: mark, "SPT_NOENV": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=[inherited] if self._pipe else [],
+            )
+        self.pid = popen.pid
+        # This process reaps every child itself (it also gets orphans that Popen knows nothing
+        # of), so Popen must neither wait nor complain.
+        popen.returncode = 0
+
+    def reap(self) -> int | None:
+        """Collect ended children; return the server's exit code once it has ended."""
+        with suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                if ended[0] == self.pid:
+                    self.exit_code = os.waitstatus_to_exitcode(ended[1])
+        return self.exit_code
+
+    def terminate(self) -> None:
+        """Ask the server to drain and go."""
+        if self.reap() is None:
+            os.kill(self.pid, signal.SIGTERM)
+
+    def kill_all(self, timeout_s: float) -> bool:
+        """Kill the group and every other descendant; return whether all are gone."""
+        import psutil
+
+        deadline = time.monotonic() + timeout_s
+        keeper = psutil.Process()
+        while True:
+            if self.exit_code is None:
+                # Only while the leader is not reaped: afterwards its id may be a stranger's.
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self.pid, signal.SIGKILL)
+            left = keeper.children(recursive=True)
+            for child in left:
+                with suppress(psutil.Error):
+                    child.kill()
+            self.reap()
+            if not left or time.monotonic() > deadline:
+                return not left
+            time.sleep(_REAP_POLL_S)

@@ -1,0 +1,314 @@
+"""The manager: finds the server that was asked for, or starts exactly one.
+
+Nothing here does a mechanism's work; it decides in which order the mechanisms are asked:
+
+1. a base URL was given: it is verified and used, and nothing is ever started;
+2. a record shows a server that fits and lives: it is used, or its start is joined. No lock;
+3. the start lock; the records once more; then the servers of others;
+4. a keeper is started and handed the proof of life, and the lock let go;
+5. the wait for ``ready`` goes on outside the lock, so that it can end without ending the start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from emberd import engines
+from emberd.errors import NoEngineError, ServerStoppedError, StartTimeoutError
+from emberd.manager import (
+    adoption,
+    alive,
+    folders,
+    idle,
+    locks,
+    slot,
+    starter,
+    stopping,
+    suspicion,
+)
+from emberd.manager.record import State
+from emberd.manager.server import OnProgress, Progress, Server, ServerStatus, Verify
+from emberd.manager.slot import View
+from emberd.manager.timing import Timing
+from emberd.settings import IDLE_TIMEOUT_S, START_TIMEOUT_S, Places, ServerSpec
+
+_PROGRESS_EVERY_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    spec: ServerSpec
+    api_key: str | None
+    idle_timeout: float | None
+    lost: Server | None
+    retry_failed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    folder: Path
+    nonce: str
+    started: bool
+
+
+class Manager:
+    """Finds, starts, watches and stops servers of this user on this machine."""
+
+    def __init__(
+        self, home: str | Path | None = None, *, verify: Verify, timing: Timing | None = None
+    ) -> None:
+        """Make a manager; nothing is read or written yet.
+
+        Args:
+            home: Folder of all state; None for ``EMBERD_HOME`` or the platform's own.
+            verify: Asks a server for a real embedding and returns what it is, or raises.
+            timing: Periods and deadlines; keepers started from here live by them too.
+        """
+        self._places = Places.resolve(home)
+        self._home = folders.Home(Path(self._places.home))
+        self._verify = verify
+        self._timing = timing or Timing()
+
+    # -- finding and starting -----------------------------------------------------------
+
+    def ensure(
+        self,
+        spec: ServerSpec,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        start_timeout: float = START_TIMEOUT_S,
+        idle_timeout: float | None = IDLE_TIMEOUT_S,
+        lost: Server | None = None,
+        retry_failed: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> Server:
+        """Return a verified server for ``spec``: the given one, a running one, or a new one.
+
+        Args:
+            spec: Which model, and what the server must meet.
+            base_url: A server to use as it is; nothing is found or started then.
+            api_key: The user's key, for ``base_url`` and for servers that ``EMBERD_DISCOVER``
+                lists.
+            start_timeout: Seconds to wait for a start; the start itself goes on afterwards.
+            idle_timeout: Idle seconds after which the server may stop; None for never.
+            lost: The server that vanished in the middle of the caller's job.
+            retry_failed: Start again although the last start has just failed.
+            on_progress: Called about once a second while a server starts.
+
+        Raises:
+            ServerMismatchError: ``base_url`` serves something else.
+            NoEngineError: No engine can serve the model on this machine.
+            StartError: The server was started and failed; also what waiters of it get.
+            StartTimeoutError: ``start_timeout`` ended the wait.
+            LockTimeoutError: Another process holds the start lock for too long.
+            ServerStoppedError: ``lost`` was stopped by a person.
+            StateFolderError: The home cannot be used.
+        """
+        if base_url is not None:
+            endpoint = self._verify(base_url, api_key, spec)
+            return Server(endpoint, "given", f"{endpoint.url} was given")
+        deadline = time.monotonic() + start_timeout
+        wish = _Wish(spec, api_key, idle_timeout, lost, retry_failed)
+        if lost is not None:
+            self._let_death_be_seen(lost)
+        while True:
+            self._let_pass(spec, deadline)
+            found = self._running(wish) or self._begin(wish)
+            if isinstance(found, _Joined):
+                server = self._await(found, deadline, on_progress)
+            else:
+                server = found
+            if server is not None:
+                _ask_to_stay(server, idle_timeout)
+                return server
+
+    async def aensure(self, spec: ServerSpec, **options: Any) -> Server:
+        """Do what ``ensure`` does, in a thread: it is file and process work."""
+        return await asyncio.to_thread(self.ensure, spec, **options)
+
+    def find(self, spec: ServerSpec, *, api_key: str | None = None) -> Server | None:
+        """Return a running server for ``spec``, ours or somebody else's; start nothing."""
+        for view in self._views(spec):
+            if view.serves(spec) and isinstance(found := self._use_or_join(view), Server):
+                return found
+        sought = adoption.search(spec, self._places.discover, api_key, self._verify)
+        return sought.found.server() if sought.found else None
+
+    def warm_up(self, spec: ServerSpec, *, idle_timeout: float | None = IDLE_TIMEOUT_S) -> None:
+        """See to it that a server for ``spec`` runs or starts; do not wait for it.
+
+        Raises:
+            NoEngineError: No engine can serve the model on this machine.
+            StartError: It could not even be begun.
+        """
+        wish = _Wish(spec, None, idle_timeout, lost=None, retry_failed=False)
+        if self._running(wish) is None:
+            self._begin(wish)
+
+    # -- seeing and stopping ------------------------------------------------------------
+
+    def status(self) -> list[ServerStatus]:
+        """Return what is known of every server since the machine booted."""
+        views = [slot.look(folder) for folder in self._home.all()]
+        return [status for view in views if (status := view.status())]
+
+    def stop(self, spec: ServerSpec | None = None) -> list[ServerStatus]:
+        """Stop the servers of ``spec``, or all that emberd keeps; return what they were.
+
+        A server that somebody else started is forgotten, never stopped.
+
+        Raises:
+            StartError: Processes are left that cannot be ended.
+        """
+        chosen = self._home.all() if spec is None else self._home.slots(spec.key)
+        stopped = [was for folder in chosen if (was := stopping.stop(folder, self._timing))]
+        starter.sweep(self._home)
+        return stopped
+
+    def used(self, server: Server) -> None:
+        """Tell the keeper that the server is in use; cheap, at most once a second."""
+        if server.folder is not None:
+            idle.touch(server.folder)
+
+    def suspect(self, server: Server) -> None:
+        """Tell the keeper that the server did not answer in time: it is to probe it."""
+        if server.origin == "own" and server.folder is not None:
+            suspicion.report(server.folder)
+
+    # -- the steps of ensure ------------------------------------------------------------
+
+    def _views(self, spec: ServerSpec) -> list[View]:
+        first = slot.look(self._home.slot(spec.key))
+        if first.serves(spec):  # the usual case costs one file and one probe
+            return [first]
+        return [slot.look(folder) for folder in self._home.slots(spec.key)]
+
+    def _running(self, wish: _Wish) -> Server | _Joined | None:
+        views = self._views(wish.spec)
+        for view in views:
+            if view.serves(wish.spec) and (found := self._use_or_join(view)):
+                return found
+        if wish.lost is not None:
+            _refuse_to_undo(views, wish.spec)
+        held_back = (view.held_back(self._timing.cool_down_s) for view in views)
+        if not wish.retry_failed and (error := next(filter(None, held_back), None)):
+            raise error
+        return None
+
+    def _use_or_join(self, view: View) -> Server | _Joined | None:
+        if view.record is not None and view.state is State.STARTING:
+            return _Joined(view.folder, view.record.nonce, started=False)
+        if view.origin == "found":
+            return view.server() if adoption.still_serves(view) else None
+        server = view.server()
+        if server is not None and slot.refuses(server.endpoint):
+            # It has died and its keeper is about to say so; then there is no server here.
+            self._let_death_be_seen(server)
+            server = slot.look(view.folder).server()
+        return server
+
+    def _begin(self, wish: _Wish) -> Server | _Joined:
+        spec = wish.spec
+        folders.make_private(self._home.machine)
+        folders.make_private(self._home.servers)
+        first = folders.make_private(self._home.slot(spec.key))
+        with locks.start_lock(first, self._timing.lock_s):
+            if again := self._running(wish):
+                return again
+            taken = [f for f in self._home.slots(spec.key) if alive.is_held(f)]
+            folder = folders.make_private(self._home.free_slot(spec.key, taken))
+            sought = adoption.search(spec, self._places.discover, wish.api_key, self._verify)
+            if sought.found is not None:
+                return adoption.adopt(folder, spec, sought.found, self._timing)
+            engine = _choose(spec, sought.refusals)
+            starter.sweep(self._home, locked=first)
+            nonce = starter.start(folder, spec, engine.name, self._timing, wish.idle_timeout)
+        return _Joined(folder, nonce, started=True)
+
+    def _await(
+        self, joined: _Joined, deadline: float, on_progress: OnProgress | None
+    ) -> Server | None:
+        """Return the server once it is ready; None when its keeper ended without a word."""
+        last_told = 0.0
+        while True:
+            view = slot.look(joined.folder)
+            if view.record is None or view.record.nonce != joined.nonce:
+                return None
+            if view.state is not State.STARTING:
+                return _outcome(view, joined)
+            now = time.monotonic()
+            progress = Progress(
+                view.record.progress, now - view.record.since_s, view.record.log_path
+            )
+            if now > deadline:
+                raise _timed_out(progress)
+            if on_progress and now - last_told >= _PROGRESS_EVERY_S:
+                last_told = now
+                on_progress(progress)
+            time.sleep(self._timing.poll_s)
+
+    def _let_pass(self, spec: ServerSpec, deadline: float) -> None:
+        """Wait for servers of ``spec`` that are on their way out, so that two never overlap."""
+        while any(view.state is State.STOPPING for view in self._views(spec)):
+            if time.monotonic() > deadline:
+                raise StartTimeoutError(
+                    f"The last server of {spec.model} is still finishing its requests. "
+                    f"Wait, or look at it with `emberd status`."
+                )
+            time.sleep(self._timing.poll_s)
+
+    def _let_death_be_seen(self, lost: Server) -> None:
+        """Give the keeper of a server that vanished a moment to notice what the client noticed."""
+        deadline = time.monotonic() + self._timing.lost_s
+        while lost.folder is not None and time.monotonic() < deadline:
+            view = slot.look(Path(lost.folder))
+            if view.record is None or view.record.nonce != lost.nonce:
+                return
+            if view.state is not State.READY:
+                return
+            time.sleep(self._timing.poll_s)
+
+
+def _ask_to_stay(server: Server, idle_timeout: float | None) -> None:
+    if server.origin == "own" and server.folder is not None:
+        idle.ask(Path(server.folder), idle_timeout)
+
+
+def _outcome(view: View, joined: _Joined) -> Server | None:
+    if view.state is State.READY:
+        return view.server(started=joined.started)
+    if view.record is not None and view.state is State.FAILED:
+        raise view.record.start_error()
+    return None
+
+
+def _refuse_to_undo(views: list[View], spec: ServerSpec) -> None:
+    if any(view.record is not None and view.record.stopped_by_person for view in views):
+        raise ServerStoppedError(
+            f"The server of {spec.model} was stopped by a person in the middle of this job. "
+            f"Run the job again to start a new one."
+        )
+
+
+def _choose(spec: ServerSpec, refusals: Sequence[str]) -> engines.Engine:
+    try:
+        return engines.choose(spec)
+    except NoEngineError as error:
+        if not refusals:
+            raise
+        seen = "\n".join(f"  {refusal}" for refusal in refusals)
+        raise NoEngineError(f"{error}\nRunning servers that do not fit:\n{seen}") from None
+
+
+def _timed_out(progress: Progress) -> StartTimeoutError:
+    return StartTimeoutError(
+        f"The server has been starting for {progress.seconds:.0f} s ({progress.text or 'no word'}) "
+        f"and start_timeout is over. The start goes on: ask again to join it, or give a longer "
+        f"start_timeout. Log: {progress.log_path}"
+    )

@@ -1,0 +1,139 @@
+"""Where the state of servers lies: private folders, checked at every opening.
+
+::
+
+    <home>/<host>-<boot>/servers/<key>/      the first server of an identity, and its start lock
+    <home>/<host>-<boot>/servers/<key>-2/    a second one, for constraints that the first fails
+    <home>/<host>-<boot>/claims/             locks on what only one starting server may take
+
+Host and boot stand in the path because a home may be shared: a pid or a lock of another machine
+means nothing here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from emberd.errors import StateFolderError
+from emberd.manager import process
+
+_PRIVATE: Final = 0o700
+_OTHERS: Final = 0o077
+_BOOT_DIGITS: Final = 8
+_FIRST_EXTRA: Final = 2
+LOG_NAME: Final = "server.log"
+_LOGS_KEPT: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The state folders of this user on this machine since it booted.
+
+    Attributes:
+        root: ``EMBERD_HOME`` or what stands for it.
+    """
+
+    root: Path
+
+    @property
+    def machine(self) -> Path:
+        """The part that belongs to this host and boot."""
+        host = re.sub(r"[^A-Za-z0-9.-]", "_", socket.gethostname())
+        return self.root / f"{host}-{process.boot_id()[:_BOOT_DIGITS]}"
+
+    @property
+    def servers(self) -> Path:
+        """The folder of all servers' folders."""
+        return self.machine / "servers"
+
+    @property
+    def claims(self) -> Path:
+        """The folder of the locks on what only one starting server may take."""
+        return self.machine / "claims"
+
+    def slot(self, key: str, number: int = 1) -> Path:
+        """Return the folder of the ``number``-th server of an identity, from 1."""
+        return self.servers / (key if number == 1 else f"{key}-{number}")
+
+    def slots(self, key: str) -> list[Path]:
+        """Return the folders that exist for an identity, the first one first."""
+        return [folder for folder in self.all() if self.first_slot(folder) == self.slot(key)]
+
+    def free_slot(self, key: str, taken: list[Path]) -> Path:
+        """Return the first folder of an identity that is not among ``taken``."""
+        number = 1
+        while (folder := self.slot(key, number)) in taken:
+            number += 1
+        return folder
+
+    def first_slot(self, folder: Path) -> Path:
+        """Return the folder that has the start lock for ``folder``."""
+        return self.slot(folder.name.partition("-")[0])
+
+    def all(self) -> list[Path]:
+        """Return the folders of all servers, in a lasting order."""
+        try:
+            with os.scandir(self.servers) as entries:
+                return sorted(Path(e.path) for e in entries if e.is_dir(follow_symlinks=False))
+        except FileNotFoundError:
+            return []
+
+
+def make_private(folder: Path) -> Path:
+    """Make ``folder`` and what is missing above it, and check that it is ours alone.
+
+    Raises:
+        StateFolderError: It cannot be made, is somebody else's, or is open to others.
+    """
+    try:
+        folder.parent.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+        folder.mkdir(mode=_PRIVATE, exist_ok=True)
+    except OSError as error:
+        raise StateFolderError(
+            f"{folder} cannot be made ({error.strerror}). "
+            f"Set EMBERD_HOME to a folder that you may write to."
+        ) from error
+    check_private(folder)
+    return folder
+
+
+def check_private(folder: Path) -> None:
+    """Check that ``folder`` is a real folder, ours, and closed to others.
+
+    Raises:
+        StateFolderError: It is not; what lies in it could have been written by anybody.
+        FileNotFoundError: There is no such folder.
+    """
+    facts = folder.lstat()
+    if not stat.S_ISDIR(facts.st_mode):
+        raise StateFolderError(f"{folder} is not a folder (a link?). Remove it, then try again.")
+    if facts.st_uid != os.geteuid():
+        raise StateFolderError(
+            f"{folder} belongs to user {facts.st_uid}, not to {os.geteuid()}. "
+            f"Set EMBERD_HOME to a folder of your own."
+        )
+    if facts.st_mode & _OTHERS:
+        raise StateFolderError(
+            f"{folder} is open to other users (mode {stat.S_IMODE(facts.st_mode):o}). "
+            f"Run: chmod 700 '{folder}'"
+        )
+
+
+def rotate_log(folder: Path, nonce: str) -> Path:
+    """Put the last start's log aside, open a new one with a line that holds ``nonce``."""
+    log = folder / LOG_NAME
+    for number in range(_LOGS_KEPT, 0, -1):
+        older = log.with_suffix(f".log.{number}")
+        newer = log.with_suffix(f".log.{number - 1}") if number > 1 else log
+        if newer.exists():
+            newer.replace(older)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f"emberd: start {nonce}\n")
+    return log

@@ -1,0 +1,301 @@
+"""The keeper: parent of one server, sole writer of its record, and the last to leave.
+
+::
+
+    STARTING ──ready and verified──▶ READY ──idle, or asked to──▶ STOPPING ──▶ ABSENT
+        └── died, silent ──▶ FAILED ◀── died, wedged ──┘
+
+It holds the proof of life from its first moment to its last, so whoever finds that free knows
+that the record's author is gone. It must end with nothing of its server left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from emberd import engines, surface
+from emberd.engines.base import Diagnosis, Launch, Plan
+from emberd.errors import EmberdError, LockTimeoutError
+from emberd.manager import alive, child, folders, idle, locks, process, record
+from emberd.manager.record import Failure, Record, State
+from emberd.manager.server import Verify
+from emberd.manager.starting import Start
+from emberd.manager.suspicion import Suspicion
+
+_PORT_TRIES: Final = 3
+_KEY_BYTES: Final = 24
+_IDLE_REASON: Final = "nobody used it for {seconds:.0f} s"
+
+
+class FolderGone(Exception):  # noqa: N818 - not an error: somebody removed what we keep
+    """The state folder was removed or replaced: there is nobody left to keep the server for."""
+
+
+class Keeper:
+    """Keeps one server, from its start to its end."""
+
+    def __init__(self, folder: Path, own: Record, alive_fd: int, verify: Verify) -> None:
+        """Take over ``folder``.
+
+        Args:
+            folder: The server's state folder.
+            own: The record that the starter wrote.
+            alive_fd: Descriptor that holds the proof of life.
+            verify: See ``Verify``.
+        """
+        self.folder = folder
+        self.record = replace(own, keeper=process.current())
+        self.verify = verify
+        self.server: child.ServerProcess | None = None
+        self.plan: Plan | None = None
+        self._alive_fd = alive_fd
+        self._stop_asked = False
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        self._log_start = 0
+
+    # -- what it hears ------------------------------------------------------------------
+
+    def listen(self) -> None:
+        """Install the signal handlers; a signal ends any ``wait`` at once."""
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda signum, frame: None)
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, self._ask_to_stop)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until a signal comes, or for ``seconds``; then look whether the folder is there.
+
+        Raises:
+            FolderGone: It is not, or another one stands in its place.
+        """
+        if select.select([self._wake_read], [], [], seconds)[0]:
+            os.read(self._wake_read, select.PIPE_BUF)
+        if not alive.is_same_file(self._alive_fd, self.folder):
+            raise FolderGone
+
+    @property
+    def engine(self) -> engines.Engine:
+        """The kind of server that is kept."""
+        return engines.load(self.record.engine or "")
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether somebody asked for the server's end."""
+        return self._stop_asked
+
+    def _ask_to_stop(self, signum: int, frame: FrameType | None) -> None:
+        self._stop_asked = True
+
+    # -- what it says -------------------------------------------------------------------
+
+    def publish(self, **changes: object) -> None:
+        """Replace fields of the record; a new state gets a new time."""
+        if changes.get("state", self.record.state) != self.record.state:
+            changes["since_s"] = time.monotonic()
+        self.record = replace(self.record, **changes)  # type: ignore[arg-type]
+        record.write(self.folder, self.record)
+
+    def log(self) -> str:
+        """Return what the server wrote since its start."""
+        with self._log.open("rb") as file:
+            file.seek(self._log_start)
+            return file.read().decode("utf-8", "replace")
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / folders.LOG_NAME
+
+    # -- its life -----------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Start the server, keep it, and leave nothing behind."""
+        try:
+            self.publish()
+            if self._start():
+                self._serve()
+        except FolderGone:
+            # Nothing is written: the folder there now, if any, is another keeper's.
+            self._end_server()
+        except Exception as error:
+            self._fail(Diagnosis(f"The keeper failed: {error!r}", "Please report this as a bug."))
+            raise
+
+    def _start(self) -> bool:
+        claims = folders.make_private(self.folder.parent.parent / "claims")
+        diagnosis: Diagnosis | None = None
+        for _ in range(_PORT_TRIES):
+            self._log_start = self._log.stat().st_size
+            try:
+                diagnosis = self._start_once(claims)
+            except (EmberdError, OSError) as error:
+                diagnosis = Diagnosis(str(error))
+            if diagnosis is None:
+                return not self.stop_asked or self._stop_for_person()
+            if not diagnosis.port_taken:
+                break
+            self._end_server()
+        if diagnosis is not None:
+            self._fail(diagnosis)
+        return False
+
+    def _start_once(self, claims: Path) -> Diagnosis | None:
+        with ExitStack() as held:
+            reserved = held.enter_context(_reserved_port())
+            port = reserved.getsockname()[1]
+            launch = Launch(port, _key(), self.record.nonce, str(self.folder))
+            self.plan = self.engine.plan(self.record.spec, launch)
+            self._claim(held, claims, self.plan)
+            self.server = child.ServerProcess(
+                self.plan.command,
+                self.plan.environment,
+                f"{self.folder}:{self.record.nonce}",
+                self._log,
+            )
+            outcome = Start(self, launch).run()
+        if isinstance(outcome, Diagnosis):
+            return outcome
+        if outcome is not None:
+            self.publish(
+                state=State.READY,
+                endpoint=outcome,
+                device=self.plan.device,
+                attempts=0,
+                progress="",
+            )
+        return None
+
+    def _claim(self, held: ExitStack, claims: Path, plan: Plan) -> None:
+        while plan.claims and not self.stop_asked:
+            try:
+                held.enter_context(locks.claims(claims, plan.claims, self.record.timing.tick_s))
+            except LockTimeoutError:
+                self.publish(progress=f"waiting for {', '.join(plan.claims)}")
+                self.wait(0)
+            else:
+                return
+
+    def _serve(self) -> None:
+        endpoint, timing = self.record.endpoint, self.record.timing
+        if endpoint is None:
+            return
+        idleness = idle.Idleness(self.folder)
+        suspicion = Suspicion(
+            self.folder,
+            lambda: surface.is_healthy(endpoint.url),
+            timing.suspicion_probes,
+            timing.suspicion_s,
+        )
+        while True:
+            self.wait(timing.tick_s)
+            if self.stop_asked:
+                self._stop_for_person()
+                return
+            if (code := self._reap()) is not None:
+                self._fail(self.engine.diagnose(code, self.log()), starting=False)
+                return
+            activity = surface.activity(endpoint.url, endpoint.api_key)
+            idleness.observe(activity)
+            if suspicion.is_wedged(activity):
+                self._fail(_wedged(), starting=False)
+                return
+            if self._is_idle(idleness):
+                self._stop(_IDLE_REASON.format(seconds=idleness.seconds()), by_person=False)
+                return
+
+    def _is_idle(self, idleness: idle.Idleness) -> bool:
+        asked_for_s = idle.asked_for(self.folder)
+        return asked_for_s is not None and idleness.seconds() >= asked_for_s
+
+    # -- its end ------------------------------------------------------------------------
+
+    def _stop_for_person(self) -> bool:
+        return self._stop("a person stopped it", by_person=True)
+
+    def _stop(self, reason: str, *, by_person: bool) -> bool:
+        # Published first: from here on nobody is sent to this server any more.
+        self.publish(state=State.STOPPING, reason=reason, stopped_by_person=by_person)
+        self._drain()
+        self._end_server()
+        self.publish(state=State.ABSENT, endpoint=None)
+        return False
+
+    def _drain(self) -> None:
+        if self.server is None or self.plan is None:
+            return
+        self.server.terminate()
+        deadline = time.monotonic() + self.plan.drain_s
+        while self.server.reap() is None and (left := deadline - time.monotonic()) > 0:
+            self.wait(min(left, self.record.timing.tick_s))
+
+    def _fail(self, diagnosis: Diagnosis, *, starting: bool = True) -> None:
+        if not starting:
+            # Nobody is to be sent to it while what it left is ended.
+            self.publish(state=State.STOPPING, reason=diagnosis.cause)
+        self._end_server()
+        failure = Failure(
+            diagnosis.cause, diagnosis.advice, time.monotonic(), starting, diagnosis.killed
+        )
+        self.publish(state=State.FAILED, failure=failure, endpoint=None, progress="")
+
+    def _end_server(self) -> None:
+        if self.server is not None and not self.server.kill_all(self.record.timing.kill_s):
+            sys.stderr.write("emberd: processes of the server are left that cannot be killed\n")
+
+    def _reap(self) -> int | None:
+        return None if self.server is None else self.server.reap()
+
+
+def main(arguments: list[str], verify: Verify) -> int:
+    """Be the keeper that ``launch.start_keeper`` asked for.
+
+    Args:
+        arguments: Folder, nonce, descriptor of the proof of life.
+        verify: See ``Verify``.
+    """
+    folder, nonce, alive_fd = Path(arguments[0]), arguments[1], int(arguments[2])
+    if os.fork():
+        os._exit(0)
+    # The server must not inherit it: it would hold the proof of life beyond its keeper.
+    os.set_inheritable(alive_fd, False)
+    own = record.read(folder)
+    if own is None or own.nonce != nonce:
+        return 1
+    child.become_subreaper()
+    keeper = Keeper(folder, own, alive_fd, verify)
+    keeper.listen()
+    keeper.run()
+    return 0
+
+
+def _reserved_port() -> socket.socket:
+    # Bound and never listening: strangers get "address in use" from now on, while the server,
+    # which sets the same option, can bind and listen beside it.
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", 0))
+    return reserved
+
+
+def _key() -> str:
+    import secrets
+
+    return secrets.token_urlsafe(_KEY_BYTES)
+
+
+def _wedged() -> Diagnosis:
+    return Diagnosis(
+        "The server stopped answering while its process was alive, and was ended",
+        "The next request starts a new one.",
+    )

@@ -1,0 +1,145 @@
+"""Who a process is: a pid alone is not proof, since pids are used again.
+
+A process is its pid, its start time by the kernel's count, and the boot in which both were read.
+A zombie has ended: whoever should reap it may never do so, and nobody must wait for that.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from emberd.errors import StateFolderError
+
+MARK: Final = "EMBERD_MARK"
+"""Variable in the environment of every process that a keeper starts: folder, colon, nonce."""
+
+# Places in /proc/<pid>/stat behind the name in parentheses, which may itself hold anything.
+_STAT_STATE: Final = 0
+_STAT_START: Final = 19
+_NONCE_BYTES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """One process, for as long as this boot lasts.
+
+    Attributes:
+        pid: Process id.
+        start: Start time as the kernel counts it, in its own units.
+        boot: The boot in which it runs.
+    """
+
+    pid: int
+    start: str
+    boot: str
+
+    def is_running(self) -> bool:
+        """Return whether this very process still runs; a zombie does not."""
+        return identify(self.pid) == self
+
+
+@cache
+def boot_id() -> str:
+    """Return what tells this boot of the machine from all others.
+
+    Raises:
+        StateFolderError: The platform has none that we know of.
+    """
+    try:
+        if sys.platform == "linux":
+            return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603 - constant
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise StateFolderError(
+            f"emberd starts servers on Linux and macOS only, and this system names no boot "
+            f"({error}). Give base_url= or EMBERD_BASE_URL of a running server."
+        ) from error
+
+
+def identify(pid: int) -> ProcessIdentity | None:
+    """Return the identity of the running process ``pid``; None when there is none, or a zombie."""
+    start = _start_on_linux(pid) if sys.platform == "linux" else _start_elsewhere(pid)
+    return None if start is None else ProcessIdentity(pid, start, boot_id())
+
+
+def current() -> ProcessIdentity:
+    """Return the identity of this process."""
+    me = identify(os.getpid())
+    if me is None:
+        raise StateFolderError("This process is not to be seen in /proc: mount /proc, then retry.")
+    return me
+
+
+def new_nonce() -> str:
+    """Return a random name for one start of one server."""
+    return secrets.token_hex(_NONCE_BYTES)
+
+
+def send(identity: ProcessIdentity, signum: signal.Signals) -> bool:
+    """Send a signal to exactly this process; return False when it has ended."""
+    if not hasattr(os, "pidfd_open"):
+        if identity.is_running():
+            os.kill(identity.pid, signum)
+            return True
+        return False
+    try:
+        fd = os.pidfd_open(identity.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        # Checked after opening: from here on the descriptor means this process and no later one.
+        if not identity.is_running():
+            return False
+        signal.pidfd_send_signal(fd, signum)
+        return True
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def marked(folder: str) -> Iterator[ProcessIdentity]:
+    """Yield the running processes of this user whose mark names the state folder ``folder``."""
+    # Imported late: attaching to a running server needs none of it.
+    import psutil
+
+    for process in psutil.process_iter():
+        try:
+            if process.uids().real != os.getuid():
+                continue
+            mark = process.environ().get(MARK, "")
+        except (psutil.Error, OSError):
+            continue
+        if mark.rpartition(":")[0] == folder and (found := identify(process.pid)):
+            yield found
+
+
+def _start_on_linux(pid: int) -> str | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    values = stat.rpartition(")")[2].split()
+    return None if values[_STAT_STATE] in "ZX" else values[_STAT_START]
+
+
+def _start_elsewhere(pid: int) -> str | None:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return repr(process.create_time())
+    except psutil.Error:
+        return None

@@ -1,0 +1,156 @@
+"""What a server's record says, and how it is read and replaced.
+
+One writer at a time (the holder of ``alive``) and any number of readers: the file is replaced
+as a whole, so a reader sees the old record or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from emberd.errors import StartError, StateFolderError
+from emberd.manager.process import ProcessIdentity
+from emberd.manager.timing import Timing
+from emberd.settings import Endpoint, ServerSpec
+
+SCHEMA: Final = 1
+NAME: Final = "record.json"
+_T = TypeVar("_T")
+
+
+class State(StrEnum):
+    """Where a server is in its life.
+
+    A record whose keeper is dead reads as ``ABSENT``, or as ``FAILED`` when it says so.
+    """
+
+    ABSENT = "absent"
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a server failed.
+
+    Attributes:
+        cause: What happened, in one sentence.
+        advice: What to do about it.
+        at_s: When, on the monotonic clock of this boot, in seconds.
+        starting: Whether it had not been ready yet; only then is a repetition held back.
+        killed: Whether it was killed from outside; a few times, that is worth another start.
+    """
+
+    cause: str
+    advice: str
+    at_s: float
+    starting: bool
+    killed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The state of one server, as its keeper publishes it.
+
+    Attributes:
+        state: Where it is in its life.
+        nonce: Random name of this start; what follows a start carries it.
+        spec: What was asked for.
+        timing: The periods its keeper lives by.
+        since_s: When this state began, on the monotonic clock of this boot, in seconds.
+        attempts: Starts in a row that did not reach ``READY``, this one included.
+        keeper: Its keeper, or None before it has taken over and for servers of others.
+        engine: Name of the engine that serves.
+        device: Where the model runs; None when not known.
+        endpoint: Where it answers, once verified.
+        progress: What it is doing while it starts.
+        failure: Why it failed.
+        reason: Why it is absent, or why it was adopted.
+        stopped_by_person: Somebody asked for the stop; clients must not undo it by healing.
+        found: Somebody else's server: never stopped by us, and there is no keeper.
+        log_path: The server's log; empty for servers of others.
+    """
+
+    state: State
+    nonce: str
+    spec: ServerSpec
+    timing: Timing
+    since_s: float
+    attempts: int = 0
+    keeper: ProcessIdentity | None = None
+    engine: str | None = None
+    device: str | None = None
+    endpoint: Endpoint | None = None
+    progress: str = ""
+    failure: Failure | None = None
+    reason: str = ""
+    stopped_by_person: bool = False
+    found: bool = False
+    log_path: str = ""
+    schema: int = field(default=SCHEMA)
+
+    def start_error(self) -> StartError:
+        """Return the recorded failure as the error that every waiter gets."""
+        failure = self.failure or Failure("The server did not start", "", self.since_s, True)
+        return StartError(failure.cause, advice=failure.advice, log_path=self.log_path or None)
+
+
+def read(folder: Path) -> Record | None:
+    """Return the record in ``folder``; None when there is none or it cannot be understood.
+
+    Raises:
+        StateFolderError: Another version of emberd wrote it in a form this one does not know.
+    """
+    try:
+        content = json.loads((folder / NAME).read_bytes())
+        schema = content["schema"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    if schema != SCHEMA:
+        raise StateFolderError(
+            f"{folder / NAME} has schema {schema}, and this emberd knows {SCHEMA}: another "
+            f"version keeps this server. Use that version, or run its `emberd stop` first."
+        )
+    try:
+        return _from_json(content)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def write(folder: Path, record: Record) -> None:
+    """Replace the record in ``folder``; only the holder of ``alive`` may."""
+    # One fixed name: there is one writer at a time, and what a killed one leaves half-written
+    # is overwritten by the next.
+    fresh = folder / f"{NAME}.new"
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(asdict(record), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(folder / NAME)
+
+
+def _from_json(content: dict[str, Any]) -> Record:
+    known = {f.name for f in fields(Record)}
+    record = Record(**{name: value for name, value in content.items() if name in known})
+    return replace(
+        record,
+        state=State(content["state"]),
+        spec=ServerSpec(**content["spec"]),
+        timing=Timing(**content["timing"]),
+        keeper=_optional(ProcessIdentity, content["keeper"]),
+        endpoint=_optional(Endpoint, content["endpoint"]),
+        failure=_optional(Failure, content["failure"]),
+    )
+
+
+def _optional(kind: Callable[..., _T], content: dict[str, Any] | None) -> _T | None:
+    return None if content is None else kind(**content)

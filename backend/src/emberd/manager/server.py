@@ -1,0 +1,94 @@
+"""What the manager gives out: a server to use, its progress while it starts, its status."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from emberd.manager.record import State
+from emberd.settings import Endpoint, ServerSpec
+
+Origin = Literal["given", "own", "found"]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A verified server, ready for use.
+
+    Attributes:
+        endpoint: Where it answers and what it serves.
+        origin: ``"given"`` by URL, ``"own"`` (kept by emberd) or ``"found"`` (somebody else's).
+        reason: Which server it is and why this one, in one sentence.
+        started: Whether this call started it.
+        engine: Name of the engine; None when not known.
+        nonce: Name of this start of it; None for a given one.
+        folder: Its state folder; None for a given one.
+    """
+
+    endpoint: Endpoint
+    origin: Origin
+    reason: str
+    started: bool = False
+    engine: str | None = None
+    nonce: str | None = None
+    folder: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a starting server is.
+
+    Attributes:
+        text: What it is doing.
+        seconds: How long the start has taken so far.
+        log_path: Its log.
+    """
+
+    text: str
+    seconds: float
+    log_path: str
+
+
+OnProgress = Callable[[Progress], None]
+
+Verify = Callable[[str, str | None, ServerSpec], Endpoint]
+"""Asks a server (URL, key) for a real embedding and returns what it is; raises when it does not
+serve the spec. It comes from the client, which the manager does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    """What is known of one server from its record.
+
+    Attributes:
+        key: The identity's 16 digits, and a number for a second server of it.
+        spec: What was asked for.
+        state: Where it is in its life.
+        seconds: How long it has been there.
+        url: Its root while it answers.
+        engine: Name of its engine.
+        device: Where the model runs.
+        origin: ``"own"`` or ``"found"``.
+        keeper_pid: Process id of its keeper while that lives.
+        idle_timeout: Idle seconds after which it stops; None for never.
+        detail: Progress, failure or reason, in words.
+        log_path: Its log; empty for servers of others.
+        nonce: Name of this start.
+        api_key: Its key, for clients of other kinds. Never printed.
+    """
+
+    key: str
+    spec: ServerSpec
+    state: State
+    seconds: float
+    url: str | None
+    engine: str | None
+    device: str | None
+    origin: Origin
+    keeper_pid: int | None
+    idle_timeout: float | None
+    detail: str
+    log_path: str
+    nonce: str
+    api_key: str | None = field(default=None, repr=False)

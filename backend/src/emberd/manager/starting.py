@@ -1,0 +1,84 @@
+"""Watching a server from its first moment until it is ready and verified, or has failed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from emberd import surface
+from emberd.engines.base import Diagnosis, Launch
+from emberd.errors import EmberdError
+from emberd.settings import Endpoint
+
+if TYPE_CHECKING:
+    from emberd.manager.keeper import Keeper
+
+_HOST: Final = "127.0.0.1"
+
+
+class Start:
+    """One start of one server."""
+
+    def __init__(self, keeper: Keeper, launch: Launch) -> None:
+        """Watch the server that ``keeper`` has just started on the port of ``launch``."""
+        self._keeper = keeper
+        self._url = f"http://{_HOST}:{launch.port}"
+        self._key = launch.api_key
+        self._moved_at_s = time.monotonic()
+        self._log_size = 0
+        self._verification: _Verification | None = None
+
+    def run(self) -> Endpoint | Diagnosis | None:
+        """Return the verified endpoint, or why there is none; None when a stop was asked for."""
+        while not self._keeper.stop_asked:
+            self._keeper.wait(self._keeper.record.timing.poll_s)
+            outcome = self._look()
+            if outcome is not None:
+                return outcome
+        return None
+
+    def _look(self) -> Endpoint | Diagnosis | None:
+        server, engine = self._keeper.server, self._keeper.engine
+        code = None if server is None else server.reap()
+        log = self._keeper.log()
+        if code is not None:
+            return engine.diagnose(code, log)
+        self._publish_progress(engine.progress(log), len(log))
+        if self._is_silent():
+            return engine.diagnose(None, log)
+        return self._verified()
+
+    def _publish_progress(self, progress: str, log_size: int) -> None:
+        if log_size != self._log_size or progress != self._keeper.record.progress:
+            self._log_size = log_size
+            self._moved_at_s = time.monotonic()
+        if progress != self._keeper.record.progress:
+            self._keeper.publish(progress=progress)
+
+    def _is_silent(self) -> bool:
+        plan = self._keeper.plan
+        return plan is not None and time.monotonic() - self._moved_at_s > plan.silence_s
+
+    def _verified(self) -> Endpoint | Diagnosis | None:
+        if self._verification is None:
+            if surface.is_ready(self._url):
+                self._verification = _Verification(self._keeper, self._url, self._key)
+            return None
+        return self._verification.outcome
+
+
+class _Verification:
+    """The first real embedding, in a thread: a cold model may take long, and a stop must not."""
+
+    def __init__(self, keeper: Keeper, url: str, key: str) -> None:
+        self.outcome: Endpoint | Diagnosis | None = None
+        self._arguments = (url, key, keeper.record.spec)
+        self._verify = keeper.verify
+        threading.Thread(target=self._run, daemon=True, name="emberd-verify").start()
+
+    def _run(self) -> None:
+        try:
+            self.outcome = self._verify(*self._arguments)
+        except EmberdError as error:
+            self.outcome = Diagnosis(f"The server was started and is not fit for use: {error}")

@@ -1,0 +1,32 @@
+"""How long things may take between processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Periods and deadlines of the manager and its keepers, in seconds.
+
+    Attributes:
+        poll_s: How often a starting server, or the record of one, is looked at.
+        tick_s: How often a keeper looks at a server that runs.
+        lock_s: How long ``ensure`` waits for the start lock.
+        takeover_s: How long a starter waits for the first sign of its keeper.
+        cool_down_s: How long a failed start is not repeated.
+        lost_s: How long a healing client lets the keeper notice a death.
+        kill_s: How long killed processes may take to be gone.
+        suspicion_s: How long a probe of a suspected server gives it to move.
+        suspicion_probes: Failed probes in a row, without progress, that end a server.
+    """
+
+    poll_s: float = 0.05
+    tick_s: float = 2.0
+    lock_s: float = 120.0
+    takeover_s: float = 30.0
+    cool_down_s: float = 60.0
+    lost_s: float = 2.0
+    kill_s: float = 10.0
+    suspicion_s: float = 10.0
+    suspicion_probes: int = 3

@@ -1,0 +1,252 @@
+"""Servers that somebody else started: found, verified, used, remembered, never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import leftovers
+import stubs.server
+import waiting
+from emberd import surface
+from emberd.errors import NoEngineError
+from emberd.manager import State, adoption, discovery
+from emberd.servers import Manager
+from emberd.settings import ServerSpec, Settings
+from manager_timing import QUICK
+
+Stub = Callable[..., ServerSpec]
+Foreign = Callable[..., "tuple[str, subprocess.Popen[bytes]]"]
+
+SPEC = ServerSpec(model="stub/foreign")
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Iterator[Foreign]:
+    """Starts a server that looks like somebody's SGLang, and gives its URL and process."""
+    package = tmp_path / "site" / "sglang"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "launch_server.py").write_text(Path(stubs.server.__file__).read_text())
+
+    with ExitStack() as started:
+
+        def start(
+            model: str = SPEC.model, key: str = "", module: str = "sglang.launch_server"
+        ) -> tuple[str, subprocess.Popen[bytes]]:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            command = [sys.executable, "-m", module, "--port", str(port), "--model", model]
+            environment = {**os.environ, "STUB_KEY": key, "PYTHONPATH": str(package.parent)}
+            server = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+            started.callback(server.wait)
+            started.callback(server.kill)
+            url = f"http://127.0.0.1:{port}"
+            waiting.until(lambda: surface.is_ready(url))
+            return url, server
+
+        yield start
+
+
+@pytest.fixture
+def no_default_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at a port where nothing is, whatever this machine has on the true one."""
+    monkeypatch.setattr(discovery, "DEFAULT_PORT", 1)
+
+
+pytestmark = pytest.mark.usefixtures("no_default_port")
+
+
+def test_an_sglang_process_of_this_user_is_found_and_used(
+    manager: Manager, foreign: Foreign
+) -> None:
+    url, process = foreign()
+    server = manager.ensure(SPEC)
+    assert server.endpoint.url == url
+    assert server.origin == "found"
+    assert server.engine == "sglang"
+    assert f"process {process.pid} is a sglang server" in server.reason
+
+
+def test_what_was_found_is_remembered_and_not_searched_for_again(
+    manager: Manager, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, _ = foreign()
+    manager.ensure(SPEC)
+    monkeypatch.setattr(adoption, "search", None)
+    assert manager.ensure(SPEC).endpoint.url == url
+    (status,) = manager.status()
+    assert (status.state, status.origin, status.url) == (State.READY, "found", url)
+
+
+def test_a_found_server_is_forgotten_by_stop_and_goes_on(
+    manager: Manager, foreign: Foreign
+) -> None:
+    url, process = foreign()
+    manager.ensure(SPEC)
+    (was,) = manager.stop()
+    assert was.origin == "found"
+    assert manager.status() == []
+    assert process.poll() is None
+    assert surface.is_ready(url)
+
+
+def test_a_found_server_that_went_is_not_used_any_more(manager: Manager, foreign: Foreign) -> None:
+    _, process = foreign()
+    manager.ensure(SPEC)
+    process.kill()
+    process.wait()
+    with pytest.raises(NoEngineError):
+        manager.ensure(SPEC)
+
+
+def test_a_found_server_that_serves_another_model_by_now_is_not_used(
+    manager: Manager, foreign: Foreign, home: Path
+) -> None:
+    foreign()
+    manager.ensure(SPEC)
+    record = next(home.glob("*/servers/*/record.json"))
+    content = json.loads(record.read_text())
+    content["endpoint"]["model"] = "what it served before"
+    record.write_text(json.dumps(content))
+    assert manager.ensure(SPEC).endpoint.model == SPEC.model
+
+
+def test_a_server_of_another_model_is_refused_and_the_error_says_what_it_serves(
+    manager: Manager, foreign: Foreign
+) -> None:
+    url, _ = foreign(model="stub/other")
+    with pytest.raises(NoEngineError, match="Running servers that do not fit") as caught:
+        manager.ensure(SPEC)
+    assert url in str(caught.value)
+    assert "stub/other" in str(caught.value)
+
+
+def test_a_server_that_emberd_keeps_is_not_adopted_from_another_home(
+    manager: Manager, stub: Stub, tmp_path: Path
+) -> None:
+    spec = stub()
+    manager.ensure(spec)
+    other = Manager(tmp_path / "other", timing=QUICK)
+    assert other.find(replace(spec, engine=None)) is None
+
+
+def test_a_process_that_is_no_embedding_server_is_not_asked(
+    manager: Manager, foreign: Foreign, tmp_path: Path
+) -> None:
+    (tmp_path / "site" / "something.py").write_text(Path(stubs.server.__file__).read_text())
+    foreign(module="something")
+    with pytest.raises(NoEngineError):
+        manager.ensure(SPEC)
+
+
+def test_the_default_port_is_looked_at_when_its_socket_is_ours(
+    manager: Manager, foreign: Foreign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site" / "something.py").write_text(Path(stubs.server.__file__).read_text())
+    url, _ = foreign(module="something")
+    port = int(url.rpartition(":")[2])
+    monkeypatch.setattr(discovery, "DEFAULT_PORT", port)
+    assert discovery.socket_owner(port) == os.getuid()
+    assert manager.ensure(SPEC).endpoint.url == url
+
+
+def test_the_default_port_of_another_user_is_left_alone(
+    manager: Manager, foreign: Foreign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site" / "something.py").write_text(Path(stubs.server.__file__).read_text())
+    url, _ = foreign(module="something")
+    monkeypatch.setattr(discovery, "DEFAULT_PORT", int(url.rpartition(":")[2]))
+    monkeypatch.setattr(discovery, "socket_owner", lambda port: os.getuid() + 1)
+    with pytest.raises(NoEngineError):
+        manager.ensure(SPEC)
+
+
+def test_a_listed_server_is_found_and_may_see_the_users_key(
+    home: Path, foreign: Foreign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site" / "something.py").write_text(Path(stubs.server.__file__).read_text())
+    url, _ = foreign(module="something", key="the user's")
+    monkeypatch.setenv("EMBERD_DISCOVER", f"http://127.0.0.1:1/v1, {url}/v1")
+    server = Manager(home, timing=QUICK).ensure(SPEC, api_key="the user's")
+    assert server.endpoint.url == url
+    assert "EMBERD_DISCOVER" in server.reason
+
+
+def test_only_listed_servers_are_shown_the_users_key(foreign: Foreign) -> None:
+    foreign()
+    shown = {
+        candidate.url: candidate.api_key
+        for candidate in discovery.candidates(("http://127.0.0.1:1",), "secret")
+    }
+    assert shown.pop("http://127.0.0.1:1") == "secret"
+    assert set(shown.values()) == {None}
+
+
+def test_a_pinned_revision_or_dtype_must_be_seen(manager: Manager, foreign: Foreign) -> None:
+    url, _ = foreign()  # the stub says revision r1 and dtype bfloat16
+    assert manager.ensure(replace(SPEC, revision="r1", dtype="bfloat16")).endpoint.url == url
+    for other in (
+        replace(SPEC, revision="r2"),
+        replace(SPEC, dtype="float16"),
+        replace(SPEC, quantization="fp8"),
+    ):
+        with pytest.raises(NoEngineError, match="is wanted, and the server says"):
+            manager.ensure(other)
+
+
+def test_a_given_url_is_taken_without_seeing_the_pinned_revision(
+    manager: Manager, foreign: Foreign
+) -> None:
+    url, _ = foreign()
+    assert manager.ensure(replace(SPEC, revision="r2"), base_url=url).endpoint.url == url
+
+
+def test_a_wish_for_another_engine_is_not_met_by_what_was_found(
+    manager: Manager, foreign: Foreign
+) -> None:
+    foreign()
+    with pytest.raises(NoEngineError, match="does not meet engine=demo"):
+        manager.ensure(replace(SPEC, engine="demo"))
+
+
+def test_find_sees_a_server_of_others_and_writes_nothing(
+    manager: Manager, foreign: Foreign, home: Path
+) -> None:
+    url, _ = foreign()
+    found = manager.find(SPEC)
+    assert found is not None
+    assert found.endpoint.url == url
+    assert not home.exists()
+
+
+def test_a_found_server_gets_no_process_of_ours(
+    manager: Manager, foreign: Foreign, home: Path
+) -> None:
+    foreign()
+    manager.ensure(SPEC)
+    assert leftovers.find([str(home)]) == []
+
+
+def test_urls_of_the_list_are_read_with_and_without_v1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBERD_BASE_URL", "http://127.0.0.1:8000/v1/")
+    assert Settings.resolve().base_url == "http://127.0.0.1:8000"
+
+
+def test_metrics_of_a_server_without_counters_are_none(foreign: Foreign) -> None:
+    url, _ = foreign()
+    with urllib.request.urlopen(f"{url}/metrics") as reply:
+        assert b"num_requests_total" in reply.read()
+    assert surface.activity(url, None) == surface.Activity(0, 0, 0)
+    assert surface.activity("http://127.0.0.1:1", None) is None

@@ -1,0 +1,334 @@
+"""Finding, joining, starting: the steps of ensure."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+import waiting
+from emberd import surface
+from emberd.errors import (
+    LockTimeoutError,
+    NoEngineError,
+    SettingError,
+    StartError,
+    StartTimeoutError,
+    StateFolderError,
+)
+from emberd.manager import Progress, State, alive, locks
+from emberd.servers import Manager
+from emberd.settings import ServerSpec
+from manager_timing import QUICK
+
+Stub = Callable[..., ServerSpec]
+Starts = Callable[[], int]
+
+
+def test_the_first_call_starts_a_server_and_says_so(manager: Manager, stub: Stub) -> None:
+    server = manager.ensure(stub())
+    assert server.started
+    assert server.origin == "own"
+    assert "started" in server.reason
+    assert surface.is_ready(server.endpoint.url)
+
+
+def test_the_second_call_uses_the_same_server(manager: Manager, stub: Stub, starts: Starts) -> None:
+    first, second = manager.ensure(stub()), manager.ensure(stub())
+    assert first.endpoint == second.endpoint
+    assert not second.started
+    assert starts() == 1
+
+
+def test_constructing_a_manager_touches_no_file(home: Path) -> None:
+    Manager(home)
+    assert not home.exists()
+
+
+def test_a_running_server_is_used_without_the_start_lock(manager: Manager, stub: Stub) -> None:
+    server = manager.ensure(stub())
+    assert server.folder is not None
+    with locks.start_lock(Path(server.folder), timeout_s=1):
+        assert manager.ensure(stub()).endpoint == server.endpoint
+
+
+def test_another_wish_about_the_same_identity_gets_the_same_server(
+    manager: Manager, stub: Stub, starts: Starts
+) -> None:
+    spec = stub()
+    first = manager.ensure(spec)
+    assert manager.ensure(replace(spec, engine=None, device="cpu")).endpoint == first.endpoint
+    assert manager.ensure(replace(spec, context_tokens=512)).endpoint == first.endpoint
+    assert starts() == 1
+
+
+def test_a_server_that_does_not_fit_is_left_alone_and_another_is_started(
+    manager: Manager, stub: Stub, starts: Starts
+) -> None:
+    spec = stub()
+    first = manager.ensure(spec)
+    second = manager.ensure(replace(spec, device="cuda", context_tokens=None))
+    assert second.endpoint.url != first.endpoint.url
+    assert surface.is_ready(first.endpoint.url)
+    assert starts() == 2
+
+
+def test_two_models_have_two_servers(manager: Manager, stub: Stub) -> None:
+    assert manager.ensure(stub("a")).endpoint.url != manager.ensure(stub("b")).endpoint.url
+
+
+def test_a_start_that_is_under_way_is_joined(manager: Manager, stub: Stub, starts: Starts) -> None:
+    spec = stub(start=1)
+    manager.warm_up(spec)
+    manager.warm_up(spec)
+    assert manager.find(spec) is None
+    server = manager.ensure(spec)
+    assert not server.started
+    assert starts() == 1
+
+
+def test_threads_of_one_process_share_one_start(
+    manager: Manager, stub: Stub, starts: Starts
+) -> None:
+    urls: list[str] = []
+
+    def ask() -> None:
+        urls.append(manager.ensure(stub()).endpoint.url)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(urls) == 8
+    assert len(set(urls)) == 1
+    assert starts() == 1
+
+
+async def test_aensure_leaves_the_loop_free(manager: Manager, stub: Stub) -> None:
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0.01)
+
+    ticker = asyncio.create_task(tick())
+    server = await manager.aensure(stub(start=0.5))
+    ticker.cancel()
+    assert server.started
+    assert ticks > 10
+
+
+def test_progress_tells_what_the_server_does_and_for_how_long(manager: Manager, stub: Stub) -> None:
+    told: list[Progress] = []
+    manager.ensure(stub(start=1.5), on_progress=told.append)
+    assert told[-1].text == "loading"
+    assert told[-1].seconds > 0.5
+    assert Path(told[-1].log_path).is_file()
+
+
+def test_start_timeout_ends_the_wait_and_not_the_start(
+    manager: Manager, stub: Stub, starts: Starts
+) -> None:
+    spec = stub(start=1)
+    with pytest.raises(StartTimeoutError, match="The start goes on.*server.log"):
+        manager.ensure(spec, start_timeout=0.3)
+    assert manager.ensure(spec).endpoint.model == spec.model
+    assert starts() == 1
+
+
+def test_find_starts_nothing(manager: Manager, stub: Stub, starts: Starts) -> None:
+    assert manager.find(stub()) is None
+    assert starts() == 0
+    url = manager.ensure(stub()).endpoint.url
+    found = manager.find(stub())
+    assert found is not None
+    assert found.endpoint.url == url
+
+
+def test_a_failed_start_is_told_with_cause_advice_and_log(manager: Manager, stub: Stub) -> None:
+    with pytest.raises(StartError) as caught:
+        manager.ensure(stub(faults="dies-at-start"))
+    assert "no memory left for the model" in caught.value.cause
+    assert caught.value.advice == "Give it more memory."
+    assert caught.value.log_path is not None
+    assert "no memory left" in Path(caught.value.log_path).read_text()
+
+
+def test_a_failed_start_is_not_repeated_within_the_cool_down(
+    manager: Manager, stub: Stub, starts: Starts
+) -> None:
+    errors = []
+    for _ in range(3):
+        with pytest.raises(StartError) as caught:
+            manager.ensure(stub(faults="dies-at-start"))
+        errors.append(str(caught.value))
+    assert len(set(errors)) == 1
+    assert starts() == 1
+
+
+def test_retry_failed_overrides_the_cool_down(manager: Manager, stub: Stub, starts: Starts) -> None:
+    for _ in range(2):
+        with pytest.raises(StartError):
+            manager.ensure(stub(faults="dies-at-start"), retry_failed=True)
+    assert starts() == 2
+
+
+def test_after_the_cool_down_the_start_is_tried_again(
+    home: Path, stub: Stub, starts: Starts
+) -> None:
+    manager = Manager(home, timing=replace(QUICK, cool_down_s=0.0))
+    for _ in range(2):
+        with pytest.raises(StartError):
+            manager.ensure(stub(faults="dies-at-start"))
+    assert starts() == 2
+
+
+def test_a_server_on_which_nothing_moves_is_given_up(manager: Manager, stub: Stub) -> None:
+    with pytest.raises(StartError, match="silent for too long"):
+        manager.ensure(stub(faults="never-ready", silence=0.5))
+
+
+def test_a_server_that_proves_to_be_another_is_not_used(manager: Manager, stub: Stub) -> None:
+    with pytest.raises(StartError, match="not fit for use.*something-else"):
+        manager.ensure(stub(serves="something-else"))
+
+
+def test_a_lost_port_is_tried_again_on_another(
+    manager: Manager, stub: Stub, starts: Starts
+) -> None:
+    assert manager.ensure(stub(lose_port=1)).started
+    assert starts() == 2
+
+
+def test_a_port_that_is_always_lost_ends_after_three_tries(
+    manager: Manager, stub: Stub, starts: Starts
+) -> None:
+    with pytest.raises(StartError, match="port was taken"):
+        manager.ensure(stub(lose_port=9))
+    assert starts() == 3
+
+
+def test_an_engine_that_cannot_serve_says_why(manager: Manager) -> None:
+    with pytest.raises(NoEngineError, match=r"stubs\.engine: serves only stub"):
+        manager.ensure(ServerSpec(model="other", engine="stubs.engine"))
+
+
+def test_an_unknown_engine_is_a_setting_error_that_names_the_known_ones(
+    manager: Manager,
+) -> None:
+    with pytest.raises(SettingError, match="sglang, demo"):
+        manager.ensure(ServerSpec(model="m", engine="nonsense"))
+
+
+def test_a_base_url_is_verified_and_used_and_nothing_is_started(
+    manager: Manager, stub: Stub, starts: Starts, tmp_path: Path
+) -> None:
+    spec = stub()
+    kept = manager.ensure(spec)
+    other = Manager(tmp_path / "other-home", timing=QUICK)
+    server = other.ensure(spec, base_url=kept.endpoint.url, api_key=kept.endpoint.api_key)
+    assert server.origin == "given"
+    assert server.endpoint.url == kept.endpoint.url
+    assert not (tmp_path / "other-home").exists()
+    assert starts() == 1
+
+
+def test_a_held_start_lock_is_told_with_its_holder(
+    home: Path, manager: Manager, stub: Stub
+) -> None:
+    spec = stub()
+    manager.ensure(spec)
+    manager.stop()
+    folder = next(home.glob("*/servers/*"))
+    impatient = Manager(home, timing=replace(QUICK, lock_s=0.2))
+    with (
+        locks.start_lock(folder, timeout_s=1),
+        pytest.raises(LockTimeoutError, match=f"held by pid {os.getpid()} since"),
+    ):
+        # The lock of another object of this process: to filelock that is somebody else.
+        impatient.ensure(spec)
+
+
+def test_a_home_open_to_others_is_refused(home: Path, manager: Manager, stub: Stub) -> None:
+    manager.ensure(stub())
+    manager.stop()
+    folder = next(home.glob("*/servers/*"))
+    folder.chmod(0o755)
+    with pytest.raises(StateFolderError, match="chmod 700"):
+        manager.ensure(stub())
+    folder.chmod(0o700)
+
+
+def test_the_proof_of_life_is_not_in_the_server(manager: Manager, stub: Stub) -> None:
+    server = manager.ensure(stub())
+    keeper = psutil.Process(manager.status()[0].keeper_pid)
+    proof = str(Path(server.folder or "") / "alive")
+    held = {p.pid: [f.path for f in p.open_files()] for p in keeper.children(recursive=True)}
+    assert held
+    assert all(proof not in files for files in held.values())
+    assert alive.is_held(Path(server.folder or ""))
+
+
+def test_the_keeper_is_nobodys_child_and_holds_no_stream_of_the_caller(
+    manager: Manager, stub: Stub
+) -> None:
+    server = manager.ensure(stub())
+    keeper = psutil.Process(manager.status()[0].keeper_pid)
+    assert keeper.ppid() != os.getpid()
+    assert os.getsid(keeper.pid) != os.getsid(0)
+    streams = {os.readlink(f"/proc/{keeper.pid}/fd/{number}") for number in range(3)}
+    assert streams == {"/dev/null", str(Path(server.folder or "") / "server.log")}
+
+
+def test_no_secret_is_on_a_command_line_or_in_the_log(manager: Manager, stub: Stub) -> None:
+    server = manager.ensure(stub())
+    key = server.endpoint.api_key
+    assert key
+    keeper = psutil.Process(manager.status()[0].keeper_pid)
+    for process in (keeper, *keeper.children(recursive=True)):
+        assert key not in " ".join(process.cmdline())
+    assert key not in (Path(server.folder or "") / "server.log").read_text()
+
+
+def test_status_tells_state_url_keeper_and_idle_time(manager: Manager, stub: Stub) -> None:
+    server = manager.ensure(stub(), idle_timeout=77)
+    assert server.endpoint.api_key
+    manager.ensure(stub(), idle_timeout=99)
+    (status,) = manager.status()
+    assert status.state is State.READY
+    assert status.url == server.endpoint.url
+    assert status.idle_timeout == 99
+    assert status.keeper_pid is not None
+    assert server.endpoint.api_key not in repr(status)
+
+
+def test_two_servers_that_claim_the_same_thing_load_one_after_the_other(
+    manager: Manager, stub: Stub
+) -> None:
+    first, second = stub("a", claims="gpu-1", start=1.0), stub("b", claims="gpu-1,gpu-0")
+    manager.warm_up(first)
+    waiting.until(lambda: any(s.detail == "loading" for s in manager.status()))
+    manager.warm_up(second)
+    waiting.until(lambda: any("waiting for gpu-1" in s.detail for s in manager.status()))
+    manager.ensure(second)
+    assert manager.find(first) is not None, "the second was ready before the first"
+
+
+def test_a_relative_home_means_the_same_folder_to_keeper_and_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stub: Stub
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    manager = Manager("home", timing=QUICK)
+    try:
+        assert Path(manager.ensure(stub()).folder or "").is_relative_to(tmp_path)
+    finally:
+        manager.stop()

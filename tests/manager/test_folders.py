@@ -1,0 +1,81 @@
+"""The folders of state: ours alone, or not used at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from emberd.errors import StateFolderError
+from emberd.manager import folders, process
+from emberd.manager.folders import Home
+
+
+def test_the_path_tells_host_and_boot_apart(tmp_path: Path) -> None:
+    machine = Home(tmp_path).machine
+    assert machine.parent == tmp_path
+    assert machine.name.endswith(process.boot_id()[:8])
+
+
+def test_folders_are_made_for_the_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        made = folders.make_private(tmp_path / "a" / "b")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+    assert stat.S_IMODE(made.parent.stat().st_mode) == 0o700
+
+
+def test_a_folder_that_is_open_to_others_is_refused_with_the_command_that_mends_it(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o755)
+    with pytest.raises(StateFolderError, match=f"chmod 700 '{tmp_path / 'open'}'"):
+        folders.make_private(tmp_path / "open")
+
+
+def test_a_link_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(StateFolderError, match="not a folder"):
+        folders.check_private(tmp_path / "link")
+
+
+def test_a_folder_of_somebody_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    tmp_path.chmod(0o700)
+    with pytest.raises(StateFolderError, match="belongs to user"):
+        folders.check_private(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StateFolderError, match="EMBERD_HOME"):
+        folders.make_private(tmp_path / "file" / "home")
+
+
+def test_slots_are_the_folders_of_one_identity_the_first_one_first(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    for folder in (home.slot("k"), home.slot("k", 2), home.slot("other")):
+        folder.mkdir(parents=True)
+    assert home.slots("k") == [home.slot("k"), home.slot("k", 2)]
+    assert home.free_slot("k", taken=[home.slot("k")]) == home.slot("k", 2)
+    assert home.free_slot("k", taken=[]) == home.slot("k")
+
+
+def test_each_start_has_a_log_of_its_own_that_names_it_and_old_ones_are_kept(
+    tmp_path: Path,
+) -> None:
+    for number in range(6):
+        folders.rotate_log(tmp_path, f"nonce{number}")
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["server.log", "server.log.1", "server.log.2", "server.log.3"]
+    assert (tmp_path / "server.log").read_text() == "emberd: start nonce5\n"
+    assert (tmp_path / "server.log.3").read_text() == "emberd: start nonce2\n"
+    assert stat.S_IMODE((tmp_path / "server.log").stat().st_mode) == 0o600

@@ -1,0 +1,101 @@
+"""When a server counts as unused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from emberd.manager import idle
+from emberd.surface import Activity
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def watched(folder: Path) -> tuple[idle.Idleness, Clock]:
+    idle.begin(folder, 60)
+    clock = Clock()
+    return idle.Idleness(folder, clock), clock
+
+
+def test_counters_that_stand_still_are_no_use(tmp_path: Path) -> None:
+    idleness, clock = watched(tmp_path)
+    idleness.observe(Activity(5, 50, 0))
+    clock.now += 30
+    idleness.observe(Activity(5, 50, 0))
+    assert idleness.seconds() == 30
+
+
+def test_a_request_that_only_the_server_has_seen_is_use(tmp_path: Path) -> None:
+    idleness, clock = watched(tmp_path)
+    idleness.observe(Activity(5, 50, 0))
+    clock.now += 30
+    idleness.observe(Activity(6, 60, 0))
+    assert idleness.seconds() == 0
+
+
+def test_one_long_request_in_flight_is_use_for_as_long_as_it_lasts(tmp_path: Path) -> None:
+    idleness, clock = watched(tmp_path)
+    for _ in range(10):
+        clock.now += 1000
+        idleness.observe(Activity(5, 50, 1))
+        assert idleness.seconds() == 0
+
+
+def test_a_touch_by_a_client_is_use(tmp_path: Path) -> None:
+    idleness, clock = watched(tmp_path)
+    clock.now += 30
+    os.utime(tmp_path / "last-used", ns=(1, 1))
+    idleness.observe(None)
+    assert idleness.seconds() == 0
+
+
+def test_a_server_too_busy_to_show_its_counters_is_not_idle(tmp_path: Path) -> None:
+    idleness, clock = watched(tmp_path)
+    idleness.observe(Activity(5, 50, 0))
+    clock.now += 30
+    idleness.observe(None)
+    assert idleness.seconds() == 0
+
+
+def test_a_server_that_never_showed_counters_is_judged_by_its_clients(tmp_path: Path) -> None:
+    idleness, clock = watched(tmp_path)
+    clock.now += 30
+    idleness.observe(None)
+    assert idleness.seconds() == 30
+
+
+def test_the_longest_idle_time_that_anybody_asked_for_counts(tmp_path: Path) -> None:
+    idle.begin(tmp_path, 60)
+    idle.ask(tmp_path, 20)
+    assert idle.asked_for(tmp_path) == 60
+    idle.ask(tmp_path, 600)
+    assert idle.asked_for(tmp_path) == 600
+
+
+def test_never_wins_over_any_time(tmp_path: Path) -> None:
+    idle.begin(tmp_path, 60)
+    idle.ask(tmp_path, None)
+    idle.ask(tmp_path, 90)
+    assert idle.asked_for(tmp_path) is None
+
+
+def test_asking_for_less_writes_nothing(tmp_path: Path) -> None:
+    idle.begin(tmp_path, 60)
+    before = (tmp_path / "last-used").read_text()
+    idle.ask(tmp_path, 60)
+    assert (tmp_path / "last-used").read_text() == before
+
+
+def test_touches_come_at_most_once_a_second(tmp_path: Path) -> None:
+    idle.begin(tmp_path, 60)
+    idle.touch(str(tmp_path))
+    os.utime(tmp_path / "last-used", ns=(1, 1))
+    idle.touch(str(tmp_path))
+    assert (tmp_path / "last-used").stat().st_mtime_ns == 1

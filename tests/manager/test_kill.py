@@ -1,0 +1,231 @@
+"""kill -9 of each party in each state: the next ensure works, and nothing is left.
+
+That nothing is left is checked at the end of every test, by the ``manager`` fixture.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+import pytest
+
+import clients
+import leftovers
+import waiting
+from emberd import surface
+from emberd.errors import StartError
+from emberd.manager import State
+from emberd.servers import Manager
+from emberd.settings import ServerSpec
+from manager_timing import QUICK
+from plain_client import embed, in_flight
+
+Stub = Callable[..., ServerSpec]
+Starts = Callable[[], int]
+
+
+def keeper_of(manager: Manager) -> psutil.Process:
+    """Return the only keeper, once its record names it."""
+    pid = waiting.until(lambda: next((s.keeper_pid for s in manager.status()), None))
+    return psutil.Process(pid)
+
+
+def engine_of(manager: Manager) -> psutil.Process:
+    """Return the only server's process, once it runs its own program."""
+    keeper = keeper_of(manager)
+    server = waiting.until(keeper.children)[0]
+    waiting.until(lambda: "shim.py" not in " ".join(server.cmdline()))
+    return server
+
+
+VICTIMS = {"keeper": keeper_of, "engine": engine_of}
+
+
+def kill(process: psutil.Process) -> None:
+    """Kill it and wait until it is gone, or a zombie of somebody else's."""
+    process.kill()
+    waiting.until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+
+
+def assert_works(manager: Manager, spec: ServerSpec) -> None:
+    """The next ensure gives a server that answers."""
+    assert embed(manager.ensure(spec), "hello").status_code == 200
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_killed_while_the_server_starts(manager: Manager, stub: Stub, victim: str) -> None:
+    spec = stub(start=1)
+    manager.warm_up(spec)
+    kill(VICTIMS[victim](manager))
+    waiting.until(lambda: manager.status()[0].state is not State.STARTING)
+    assert_works(manager, spec)
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_killed_while_somebody_waits_for_the_start(
+    manager: Manager, home: Path, stub: Stub, victim: str
+) -> None:
+    spec = stub(start=1)
+    waiter = clients.begin(home, spec, QUICK)
+    clients.wait_until_loaded(waiter)
+    clients.let_go(waiter)
+    waiting.until(manager.status)
+    kill(VICTIMS[victim](manager))
+    answer = clients.answer(waiter)
+    assert answer.get("url") or "killed" in answer["text"], "neither hangs nor lies"
+    assert_works(manager, spec)
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_killed_while_the_server_is_ready(manager: Manager, stub: Stub, victim: str) -> None:
+    lost = manager.ensure(stub())
+    kill(VICTIMS[victim](manager))
+    waiting.until(lambda: not surface.is_ready(lost.endpoint.url))
+    assert_works(manager, stub())
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_killed_while_a_client_heals(manager: Manager, stub: Stub, victim: str) -> None:
+    lost = manager.ensure(stub())
+    VICTIMS[victim](manager).kill()
+    healed = manager.ensure(stub(), lost=lost)
+    assert healed.nonce != lost.nonce
+    assert embed(healed, "hello").status_code == 200
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_killed_while_the_server_stops(manager: Manager, stub: Stub, victim: str) -> None:
+    spec = stub()
+    server = manager.ensure(spec)
+    processes = {name: find(manager) for name, find in VICTIMS.items()}
+    slow = threading.Thread(target=lambda: _ignoring_errors(lambda: embed(server, "SLOW 2")))
+    slow.start()
+    waiting.until(lambda: in_flight(server))
+    stopper = threading.Thread(target=manager.stop)
+    stopper.start()
+    waiting.until(lambda: manager.status()[0].state is State.STOPPING)
+    kill(processes[victim])
+    stopper.join()
+    slow.join()
+    assert_works(manager, spec)
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_killed_with_children_that_outlive_it(
+    manager: Manager, home: Path, stub: Stub, victim: str
+) -> None:
+    spec = stub(faults="leaves-children")
+    lost = manager.ensure(spec)
+    kill(VICTIMS[victim](manager))
+    waiting.until(lambda: not surface.is_ready(lost.endpoint.url))
+    assert_works(manager, spec)
+    manager.stop()
+    assert leftovers.find([str(home)]) == []
+
+
+def test_stop_ends_what_a_killed_keeper_left(manager: Manager, home: Path, stub: Stub) -> None:
+    manager.ensure(stub(faults="leaves-children"))
+    kill(keeper_of(manager))
+    assert leftovers.find([str(home)]), "the orphans of this case are there"
+    manager.stop()
+    assert leftovers.end_all([str(home)]) == []
+
+
+def test_a_start_sweeps_what_was_left_of_other_models(
+    manager: Manager, home: Path, stub: Stub
+) -> None:
+    manager.ensure(stub("a", faults="leaves-children"))
+    kill(keeper_of(manager))
+    server = manager.ensure(stub("b"))
+    left = leftovers.find([f"stub/a?count={home.parent}"])
+    marked = [p for p in leftovers.find([str(home)]) if str(server.folder) not in _mark(p)]
+    assert left == []
+    assert [p for p in marked if "sleep" in " ".join(p.cmdline())] == []
+
+
+MOMENTS = {
+    "holding the lock": "locks.start_lock",
+    "holding the proof of life": "record.write",
+    "before it runs the keeper": "launch.start_keeper",
+    "before it sees the keeper": "starter._await_takeover",
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_the_starter_is_killed(manager: Manager, home: Path, stub: Stub, moment: str) -> None:
+    spec = stub()
+    module, _, function = MOMENTS[moment].rpartition(".")
+    code = (
+        "import os, sys\n"
+        f"from emberd.manager import {module}, Timing\n"
+        "from emberd.servers import Manager\n"
+        "from emberd.settings import ServerSpec\n"
+        f"{module}.{function} = lambda *args, **more: os.kill(os.getpid(), 9)\n"
+        f"Manager({str(home)!r}, timing=Timing(**{asdict(QUICK)})).ensure("
+        f"ServerSpec(**{asdict(spec)}))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    starter = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
+    assert starter.returncode == -signal.SIGKILL
+    assert_works(manager, spec)
+
+
+def test_the_starter_is_killed_while_it_waits_and_the_start_goes_on(
+    manager: Manager, home: Path, stub: Stub, starts: Starts
+) -> None:
+    spec = stub(start=1)
+    starter = clients.begin(home, spec, QUICK)
+    clients.wait_until_loaded(starter)
+    clients.let_go(starter)
+    keeper_of(manager)
+    starter.kill()
+    starter.communicate()
+    assert_works(manager, spec)
+    assert starts() == 1
+
+
+def test_a_start_whose_keeper_is_killed_each_time_is_held_back_in_the_end(
+    manager: Manager, stub: Stub, starts: Starts
+) -> None:
+    spec = stub(start=60)
+    for _ in range(3):
+        manager.warm_up(spec)
+        kill(keeper_of(manager))
+        waiting.until(lambda: manager.status()[0].state is not State.STARTING)
+    with pytest.raises(StartError, match="3 starts in a row were killed"):
+        manager.ensure(spec)
+    assert starts() <= 3
+
+
+def test_a_server_that_is_killed_each_time_is_held_back_in_the_end(
+    manager: Manager, stub: Stub, starts: Starts
+) -> None:
+    spec = stub(start=60)
+    for _ in range(3):
+        manager.warm_up(spec)
+        kill(engine_of(manager))
+        waiting.until(lambda: manager.status()[0].state is State.FAILED)
+    with pytest.raises(StartError, match="The stub was killed"):
+        manager.ensure(spec)
+    assert starts() == 3
+
+
+def _mark(process: psutil.Process) -> str:
+    return str(process.environ().get("EMBERD_MARK", ""))
+
+
+def _ignoring_errors(call: Callable[[], object]) -> None:
+    import contextlib
+
+    import httpx
+
+    with contextlib.suppress(httpx.HTTPError):
+        call()

@@ -1,0 +1,57 @@
+"""Who a process is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import waiting
+from emberd.manager import process
+
+
+def test_a_running_process_is_itself() -> None:
+    assert process.current().is_running()
+
+
+def test_the_same_pid_with_another_start_time_is_another_process() -> None:
+    assert not replace(process.current(), start="1").is_running()
+
+
+def test_a_pid_of_another_boot_is_another_process() -> None:
+    assert not replace(process.current(), boot="yesterday").is_running()
+
+
+def test_a_zombie_has_ended() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    identity = process.identify(child.pid)
+    assert identity is not None
+    child.kill()
+    waiting.until(lambda: process.identify(child.pid) is None)
+    assert child.returncode is None, "nobody has reaped it: it is still a zombie"
+    assert not identity.is_running()
+    child.communicate()
+
+
+def test_a_signal_reaches_the_process_it_was_meant_for_and_no_other() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        identity = process.identify(child.pid)
+        assert identity is not None
+        assert not process.send(replace(identity, start="1"), signal.SIGKILL)
+        assert child.poll() is None
+        assert process.send(identity, signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+        assert not process.send(identity, signal.SIGKILL)
+
+
+def test_only_processes_with_the_mark_of_the_very_folder_are_found() -> None:
+    environment = {**os.environ, process.MARK: "/a/folder-2:nonce"}
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=environment
+    ) as child:
+        found = waiting.until(lambda: list(process.marked("/a/folder-2")))
+        assert [identity.pid for identity in found] == [child.pid]
+        assert list(process.marked("/a/folder")) == []
+        child.kill()

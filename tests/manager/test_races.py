@@ -1,0 +1,55 @@
+"""Many processes that ask at the same instant."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import clients
+from emberd.servers import Manager
+from emberd.settings import ServerSpec
+from manager_timing import QUICK
+
+Stub = Callable[..., ServerSpec]
+Starts = Callable[[], int]
+
+PROCESSES = 32
+RUNS = int(os.environ.get("EMBERD_TEST_RACE_RUNS", "3"))
+
+
+def ask_at_once(home: Path, spec: ServerSpec) -> list[dict[str, object]]:
+    """Let 32 loaded processes go in one moment and return what each got."""
+    asking = [clients.begin(home, spec, QUICK) for _ in range(PROCESSES)]
+    try:
+        for client in asking:
+            clients.wait_until_loaded(client)
+        for client in asking:
+            clients.let_go(client)
+        return [clients.answer(client) for client in asking]
+    finally:
+        for client in asking:
+            client.kill()
+            client.wait()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("run", range(RUNS))
+def test_32_processes_at_the_same_instant_share_one_server(
+    manager: Manager, home: Path, stub: Stub, starts: Starts, run: int
+) -> None:
+    answers = ask_at_once(home, stub(f"race-{run}", start=0.3))
+    assert len({answer["url"] for answer in answers}) == 1
+    assert len({answer["nonce"] for answer in answers}) == 1
+    assert [answer["started"] for answer in answers].count(True) == 1
+    assert starts() == 1
+
+
+@pytest.mark.timeout(600)
+def test_32_processes_share_one_failure(home: Path, stub: Stub, starts: Starts) -> None:
+    answers = ask_at_once(home, stub(faults="dies-at-start", start=0.3))
+    assert {answer["error"] for answer in answers} == {"StartError"}
+    assert len({answer["text"] for answer in answers}) == 1
+    assert starts() == 1

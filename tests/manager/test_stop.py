@@ -1,0 +1,196 @@
+"""The end of a server: asked for, idle, refused to go, or without a folder."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+import leftovers
+import waiting
+from emberd import surface
+from emberd.errors import ServerStoppedError
+from emberd.manager import State, alive
+from emberd.servers import Manager
+from emberd.settings import ServerSpec
+from plain_client import embed, in_flight
+
+Stub = Callable[..., ServerSpec]
+
+
+def test_stop_ends_keeper_and_server_and_tells_what_they_were(
+    manager: Manager, stub: Stub, home: Path
+) -> None:
+    url = manager.ensure(stub()).endpoint.url
+    (was,) = manager.stop()
+    assert was.url == url
+    assert leftovers.find([str(home)]) == []
+    (now,) = manager.status()
+    assert now.state is State.ABSENT
+    assert now.detail == "a person stopped it"
+
+
+def test_stop_with_nothing_running_stops_nothing(manager: Manager) -> None:
+    assert manager.stop() == []
+
+
+def test_stop_of_one_model_leaves_the_others(manager: Manager, stub: Stub) -> None:
+    one, other = manager.ensure(stub("a")), manager.ensure(stub("b"))
+    assert [was.url for was in manager.stop(stub("a"))] == [one.endpoint.url]
+    assert surface.is_ready(other.endpoint.url)
+
+
+def test_a_request_in_flight_is_answered_before_the_server_goes(
+    manager: Manager, stub: Stub
+) -> None:
+    server = manager.ensure(stub())
+    replies: list[int] = []
+    request = threading.Thread(target=lambda: replies.append(embed(server, "SLOW 1").status_code))
+    request.start()
+    waiting.until(lambda: in_flight(server))
+    manager.stop()
+    request.join()
+    assert replies == [200]
+
+
+def test_a_server_that_will_not_go_is_killed_after_its_drain(
+    manager: Manager, stub: Stub, home: Path
+) -> None:
+    manager.ensure(stub(faults="ignores-term", drain=0.3))
+    manager.stop()
+    assert leftovers.find([str(home)]) == []
+
+
+def test_what_a_server_started_goes_with_it_in_its_group_and_out_of_it(
+    manager: Manager, stub: Stub, home: Path
+) -> None:
+    manager.ensure(stub(faults="leaves-children"))
+    keeper = psutil.Process(manager.status()[0].keeper_pid)
+    assert len(keeper.children(recursive=True)) == 3
+    manager.stop()
+    assert leftovers.find([str(home)]) == []
+
+
+def test_ensure_while_a_server_stops_waits_and_starts_the_next(
+    manager: Manager, stub: Stub
+) -> None:
+    spec = stub()
+    first = manager.ensure(spec)
+    slow = threading.Thread(target=lambda: embed(first, "SLOW 1"))
+    slow.start()
+    waiting.until(lambda: in_flight(first))
+    stopper = threading.Thread(target=manager.stop)
+    stopper.start()
+    waiting.until(lambda: manager.status()[0].state is State.STOPPING)
+    second = manager.ensure(spec)
+    slow.join()
+    stopper.join()
+    assert second.started
+    assert second.folder == first.folder, "the two never ran side by side"
+
+
+def test_a_stop_by_a_person_is_not_undone_by_a_healing_client(manager: Manager, stub: Stub) -> None:
+    server = manager.ensure(stub())
+    manager.stop()
+    with pytest.raises(ServerStoppedError, match="stopped by a person"):
+        manager.ensure(stub(), lost=server)
+
+
+def test_a_new_job_starts_what_a_person_stopped(manager: Manager, stub: Stub) -> None:
+    manager.ensure(stub())
+    manager.stop()
+    assert manager.ensure(stub()).started
+
+
+def test_an_idle_server_goes_and_says_why(manager: Manager, stub: Stub, home: Path) -> None:
+    manager.ensure(stub(), idle_timeout=0.5)
+    waiting.until(lambda: manager.status()[0].state is State.ABSENT)
+    assert "nobody used it for" in manager.status()[0].detail
+    assert leftovers.end_all([str(home)]) == []
+
+
+def test_a_server_that_went_idle_is_started_again_by_a_healing_client(
+    manager: Manager, stub: Stub
+) -> None:
+    server = manager.ensure(stub(), idle_timeout=0.5)
+    waiting.until(lambda: manager.status()[0].state is State.ABSENT)
+    assert manager.ensure(stub(), lost=server).started
+
+
+def test_the_longest_idle_time_that_any_client_asked_for_counts(
+    manager: Manager, stub: Stub
+) -> None:
+    manager.ensure(stub(), idle_timeout=0.5)
+    server = manager.ensure(stub(), idle_timeout=None)
+    with pytest.raises(AssertionError, match="still"):
+        waiting.until(lambda: manager.status()[0].state is State.ABSENT, seconds=1.5)
+    assert surface.is_ready(server.endpoint.url)
+
+
+def test_a_server_busy_with_requests_of_others_is_not_idle(manager: Manager, stub: Stub) -> None:
+    server = manager.ensure(stub(), idle_timeout=0.5)
+    for _ in range(15):
+        assert embed(server, "SLOW 0.1").status_code == 200
+
+
+def test_a_server_busy_with_one_long_request_is_not_idle_until_it_is_done(
+    manager: Manager, stub: Stub
+) -> None:
+    server = manager.ensure(stub(), idle_timeout=0.5)
+    assert embed(server, "SLOW 2").status_code == 200
+    waiting.until(lambda: manager.status()[0].state is State.ABSENT)
+
+
+def test_used_keeps_a_server_from_going_idle(manager: Manager, stub: Stub) -> None:
+    server = manager.ensure(stub(), idle_timeout=1.5)
+
+    def absent_although_used() -> bool:
+        manager.used(server)
+        return manager.status()[0].state is State.ABSENT
+
+    with pytest.raises(AssertionError, match="still"):
+        waiting.until(absent_although_used, seconds=3)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_keeper_whose_folder_is_gone_or_replaced_goes_and_writes_nothing(
+    manager: Manager, stub: Stub, home: Path, replaced: bool
+) -> None:
+    server = manager.ensure(stub())
+    folder = Path(server.folder or "")
+    shutil.rmtree(folder)
+    if replaced:
+        folder.mkdir(mode=0o700)
+        (folder / "alive").touch()
+    assert leftovers.end_all([str(home)]) == []
+    assert not (folder / "record.json").exists()
+
+
+def test_a_wedged_server_is_ended_once_clients_report_it(manager: Manager, stub: Stub) -> None:
+    server = manager.ensure(stub())
+
+    def wedge() -> None:
+        with pytest.raises(httpx.HTTPError):
+            embed(server, "WEDGE")
+
+    wedging = threading.Thread(target=wedge)
+    wedging.start()
+    waiting.until(lambda: not surface.is_healthy(server.endpoint.url))
+    manager.suspect(server)
+    waiting.until(lambda: manager.status()[0].state is State.FAILED)
+    wedging.join()
+    assert "stopped answering" in manager.status()[0].detail
+    assert manager.ensure(stub(), lost=server).started
+
+
+def test_a_suspected_server_that_answers_is_kept(manager: Manager, stub: Stub) -> None:
+    server = manager.ensure(stub())
+    manager.suspect(server)
+    waiting.until(lambda: not (Path(server.folder or "") / "suspect").exists())
+    assert alive.is_held(Path(server.folder or ""))
+    assert manager.ensure(stub()).endpoint == server.endpoint

@@ -1,0 +1,24 @@
+"""A client that knows nothing of emberd: what servers see of others."""
+
+from __future__ import annotations
+
+import httpx
+
+from emberd import surface
+from emberd.manager import Server
+
+
+def embed(server: Server, text: str) -> httpx.Response:
+    """Ask for one vector."""
+    return httpx.post(
+        f"{server.endpoint.base_url}/embeddings",
+        json={"input": text, "model": server.endpoint.model},
+        headers={"Authorization": f"Bearer {server.endpoint.api_key}"},
+        timeout=30,
+    )
+
+
+def in_flight(server: Server) -> bool:
+    """Return whether the server says that it is working on something."""
+    activity = surface.activity(server.endpoint.url, server.endpoint.api_key)
+    return activity is not None and activity.in_flight > 0

@@ -1,0 +1,1 @@
+"""Servers with faults, and the engine that starts them."""

@@ -1,0 +1,70 @@
+"""An engine over the stub server, given by its module's name: ``engine="stubs.engine"``.
+
+What it is to do stands in the model's name: ``stub/<anything>?start=1&faults=never-ready``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import parse_qs
+
+from emberd.engines.base import Diagnosis, Launch, Plan
+from emberd.settings import ServerSpec
+
+
+class StubEngine:
+    """See the module."""
+
+    name = "stubs.engine"
+
+    def refusal(self, spec: ServerSpec) -> str | None:
+        return None if spec.model.startswith("stub/") else "serves only stub/..."
+
+    def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
+        wishes = {
+            name: values[0] for name, values in parse_qs(spec.model.partition("?")[2]).items()
+        }
+        starts = _count(Path(wishes["count"]), launch) if "count" in wishes else 0
+        faults = wishes.get("faults", "")
+        if 0 < starts <= int(wishes.get("lose_port", 0)):
+            faults = "loses-port"
+        return Plan(
+            command=[
+                *(sys.executable, "-S", str(Path(__file__).with_name("server.py"))),
+                *("--port", str(launch.port), "--model", wishes.get("serves", spec.model)),
+                *("--faults", faults, "--start-s", wishes.get("start", "0")),
+            ],
+            environment={**os.environ, "STUB_KEY": launch.api_key},
+            device="cpu",
+            claims=wishes.get("claims", "").split(",") if "claims" in wishes else (),
+            silence_s=float(wishes.get("silence", "20")),
+            drain_s=float(wishes.get("drain", "5")),
+        )
+
+    def progress(self, log: str) -> str:
+        return "loading" if "loading" in log else "starting"
+
+    def diagnose(self, exit_code: int | None, log: str) -> Diagnosis:
+        if exit_code is None:
+            return Diagnosis("The stub was silent for too long", "Look at it.")
+        if "Address already in use" in log:
+            return Diagnosis("The port was taken", port_taken=True)
+        if exit_code == -9:
+            return Diagnosis("The stub was killed", "Start it again.", killed=True)
+        last = (log.strip().splitlines() or [""])[-1]
+        return Diagnosis(f"The stub ended with {exit_code} ({last})", "Give it more memory.")
+
+    def recognises(self, command: Sequence[str]) -> bool:
+        return False
+
+
+def _count(file: Path, launch: Launch) -> int:
+    with file.open("a") as opened:
+        opened.write(f"{launch.fingerprint}\n")
+    return len(file.read_text().splitlines())
+
+
+ENGINE = StubEngine()

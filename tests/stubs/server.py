@@ -1,0 +1,156 @@
+"""A server that starts in a tenth of a second and has the faults it is told to have.
+
+It speaks as much of SGLang's surface as the manager and the verification ask for. Faults that a
+real server can be asked for are tried on the real one; this one is for the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+DIMENSIONS = 8
+
+
+class Server(ThreadingHTTPServer):
+    """The server and what it counts."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int, model: str, key: str, faults: set[str]) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
+        self.model, self.key, self.faults = model, key, faults
+        self.requests = 0
+        self.in_flight = 0
+        self.wedged = False
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def log_message(self, *args: Any) -> None:
+        """Stay silent."""
+
+    def do_GET(self) -> None:
+        if self.path in ("/health", "/metrics") and self.server.wedged:
+            time.sleep(0.2)
+            return self.reply({}, 503)
+        if self.path == "/metrics":
+            return self.reply(self.metrics())
+        if self.path in ("/ready", "/health"):
+            return self.reply({}, 503 if "never-ready" in self.server.faults else 200)
+        if not self.may():
+            return self.reply({"error": "Unauthorized"}, 401)
+        if self.path == "/v1/models":
+            entry = {"id": self.server.model, "owned_by": "stub", "max_model_len": 512}
+            return self.reply({"object": "list", "data": [entry]})
+        if self.path == "/model_info":
+            return self.reply({"model_path": self.server.model, "is_generation": False})
+        if self.path == "/server_info":
+            return self.reply({"revision": "r1", "dtype": "bfloat16"})
+        return self.reply({}, 404)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self.may():
+            return self.reply({"error": "Unauthorized"}, 401)
+        if self.path != "/v1/embeddings":
+            return self.reply({}, 404)
+        self.server.in_flight += 1
+        texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
+        self.misbehave(" ".join(map(str, texts)))
+        data = [
+            {"object": "embedding", "index": i, "embedding": vector(t)} for i, t in enumerate(texts)
+        ]
+        usage = {"prompt_tokens": len(texts), "total_tokens": len(texts)}
+        self.server.in_flight -= 1
+        self.server.requests += 1
+        return self.reply(
+            {"object": "list", "data": data, "model": self.server.model, "usage": usage}
+        )
+
+    def misbehave(self, text: str) -> None:
+        if "SLOW" in text:
+            time.sleep(float(text.partition("SLOW")[2].split()[0]))
+        if "WEDGE" in text:
+            self.server.wedged = True
+            time.sleep(3600)
+        if "DIE" in text:
+            os._exit(3)
+
+    def may(self) -> bool:
+        return not self.server.key or self.headers["Authorization"] == f"Bearer {self.server.key}"
+
+    def metrics(self) -> str:
+        return (
+            "# TYPE sglang:num_running_reqs gauge\n"
+            f"sglang:num_running_reqs {self.server.in_flight}\n"
+            "# TYPE sglang:num_requests_total counter\n"
+            f"sglang:num_requests_total {self.server.requests}\n"
+        )
+
+    def reply(self, content: Any, status: int = 200) -> None:
+        body = (content if isinstance(content, str) else json.dumps(content)).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def vector(text: str) -> list[float]:
+    """Return a vector of length one that follows from the text alone."""
+    raw = [byte - 127.5 for byte in hashlib.sha256(text.encode()).digest()[:DIMENSIONS]]
+    norm = sum(x * x for x in raw) ** 0.5
+    return [x / norm for x in raw]
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--faults", default="")
+    parser.add_argument("--start-s", type=float, default=0.0)
+    given = parser.parse_args()
+    faults = set(given.faults.split(","))
+    if "ignores-term" in faults:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if "leaves-children" in faults:
+        # One in the group, one in a session of its own: both must go with the server.
+        for new_session in (False, True):
+            subprocess.Popen(
+                [sys.executable, "-c", "import time; time.sleep(600)"],
+                start_new_session=new_session,
+            )
+    sys.stderr.write("stub: loading\n")
+    time.sleep(given.start_s)
+    if "dies-at-start" in faults:
+        sys.exit("stub: no memory left for the model")
+    if "loses-port" in faults:
+        sys.exit("OSError: Address already in use")
+    server = Server(given.port, given.model, os.environ.get("STUB_KEY", ""), faults)
+    if "ignores-term" not in faults:
+        stop = threading.Event()
+        signal.signal(signal.SIGTERM, lambda signum, frame: stop.set())
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        stop.wait()
+        while server.in_flight:
+            time.sleep(0.01)
+        return
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""Waiting for something to become true, with a deadline and a clear failure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+POLL_S = 0.02
+
+
+def until(condition: Callable[[], T], seconds: float = 10.0) -> T:
+    """Return the first true value of ``condition``; fail when none comes in time."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"still {value!r} after {seconds} s")
+        time.sleep(POLL_S)
+    return value
