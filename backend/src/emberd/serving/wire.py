@@ -1,0 +1,278 @@
+"""Bodies of requests and replies as SGLang 0.5.23 has them: shapes, wording, status codes.
+
+No I/O, and nothing of the web framework: bytes in, bytes out.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emberd.errors import BadReplyError, RejectedError
+from emberd.serving.encoder import Encoder
+
+JSON: Final = "application/json"
+OWNER: Final = "emberd"
+
+_FORMATS: Final = ("float", "base64")
+_UNAUTHORIZED: Final = {"error": "Unauthorized"}
+
+
+class RefusedError(RejectedError):
+    """A request that is answered with an error body; never leaves the server's process.
+
+    Attributes:
+        status: The HTTP status.
+        kind: What the body's ``type`` says.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = HTTPStatus.BAD_REQUEST,
+        kind: str = "BadRequestError",
+    ) -> None:
+        super().__init__(message, status=int(status))
+        self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    """A checked body of ``POST /v1/embeddings``: either texts or token ids.
+
+    Attributes:
+        texts: The texts; none of them is blank.
+        ids: Token ids, a list for each input.
+        dimensions: Length of the vectors that are wanted; None for native.
+        base64: Whether vectors leave as base64 of little-endian float32.
+    """
+
+    texts: Sequence[str] = ()
+    ids: Sequence[Sequence[int]] = ()
+    dimensions: int | None = None
+    base64: bool = False
+
+
+def parse_embeddings(content_type: str, body: bytes) -> EmbeddingRequest:
+    """Return the request in ``body``.
+
+    Raises:
+        RefusedError: It is not JSON, not of the schema, or an input is blank.
+    """
+    fields = parse_object(content_type, body)
+    model, encoding = fields.get("model", ""), fields.get("encoding_format", "float")
+    if not isinstance(model, str):
+        raise schema_refusal("model", "Input should be a valid string")
+    dimensions = fields.get("dimensions")
+    if dimensions is not None and not _is_whole(dimensions):
+        raise schema_refusal("dimensions", "Input should be a valid integer")
+    if not isinstance(encoding, str):
+        raise schema_refusal("encoding_format", "Input should be a valid string")
+    if encoding not in _FORMATS:
+        raise RefusedError(f"encoding_format must be either 'float' or 'base64', got {encoding!r}")
+    if "input" not in fields:
+        raise schema_refusal("input", "Field required")
+    texts, ids = _read_input(fields["input"])
+    return EmbeddingRequest(texts, ids, dimensions, encoding == "base64")
+
+
+def parse_object(content_type: str, body: bytes) -> dict[str, Any]:
+    """Return the JSON object in ``body``.
+
+    Raises:
+        RefusedError: The content type is another, or there is no JSON object.
+    """
+    if content_type.lower().split(";", maxsplit=1)[0].strip() != JSON:
+        raise schema_refusal(
+            "content-type", "Unsupported Media Type: Only 'application/json' is allowed"
+        )
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise schema_refusal("body", "JSON decode error") from error
+    if not isinstance(fields, dict):
+        raise schema_refusal("body", "Input should be a valid dictionary")
+    return fields
+
+
+def _read_input(given: Any) -> tuple[Sequence[str], Sequence[Sequence[int]]]:
+    if not isinstance(given, str | list):
+        raise schema_refusal("input", "Input should be a string, a list of strings, or token ids")
+    if not given:
+        raise RefusedError("Input cannot be empty")
+    if isinstance(given, str):
+        if not given.strip():
+            raise RefusedError("Input cannot be empty or whitespace only")
+        return _encodable([given]), ()
+    if all(isinstance(item, str) for item in given):
+        _refuse_blank(given)
+        return _encodable(given), ()
+    if all(_is_whole(item) for item in given):
+        return (), [_checked_ids(given)]
+    if all(isinstance(item, list) for item in given):
+        return (), [_checked_ids(item) for item in given]
+    raise schema_refusal("input", "All items in input list must be strings, or all token ids")
+
+
+def _refuse_blank(texts: Sequence[str]) -> None:
+    for i, text in enumerate(texts):
+        if not text.strip():
+            raise RefusedError(f"Input at index {i} cannot be empty or whitespace only")
+
+
+def _encodable(texts: Sequence[str]) -> Sequence[str]:
+    # JSON can spell half of a surrogate pair, and no tokenizer takes one.
+    for i, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise schema_refusal(f"input.{i}", "Input should be a valid Unicode string") from error
+    return texts
+
+
+def _checked_ids(ids: Sequence[Any]) -> Sequence[int]:
+    if not ids:
+        raise RefusedError("Input cannot be empty")
+    for i, token in enumerate(ids):
+        if not _is_whole(token):
+            raise schema_refusal("input", "All items in input list must be integers")
+        if token < 0:
+            raise RefusedError(f"Token ID at index {i} must be non-negative")
+    return ids
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def schema_refusal(place: str, message: str) -> RefusedError:
+    """Return the refusal of a body that is not of the schema, at ``place``."""
+    return RefusedError(f"{place}: {message}", kind=HTTPStatus.BAD_REQUEST.phrase)
+
+
+def check_dimensions(wanted: int | None, encoder: Encoder, name: str, *, cut_any: bool) -> None:
+    """Refuse ``dimensions`` that the model has not.
+
+    Args:
+        wanted: What the request asks for.
+        encoder: The model.
+        name: The name that it goes by.
+        cut_any: Cut vectors of a model that was not trained for it, too.
+
+    Raises:
+        RefusedError: Below one, above native, or a model that is not to be cut.
+    """
+    if wanted is None:
+        return
+    if not (encoder.matryoshka or cut_any):
+        raise RefusedError(
+            f"Model '{name}' does not support matryoshka representation, "
+            f"changing output dimensions will lead to poor results."
+        )
+    if wanted < 1:
+        raise RefusedError("Requested dimensions must be greater than 0")
+    if wanted > encoder.dimensions:
+        raise RefusedError(
+            f"Provided dimensions are greater than max embedding dimension: {encoder.dimensions}"
+        )
+
+
+def render_embeddings(
+    model: str, vectors: NDArray[np.float32], tokens: int, request: EmbeddingRequest
+) -> bytes:
+    """Return the body of an answer.
+
+    Args:
+        model: The model's name.
+        vectors: Native vectors, shape (inputs, dimensions).
+        tokens: Tokens of all inputs, special tokens included.
+        request: What was asked for: ``dimensions`` and the encoding are taken from it.
+
+    Raises:
+        BadReplyError: A vector has nothing in the dimensions that were asked for.
+    """
+    if request.dimensions is not None and request.dimensions < vectors.shape[1]:
+        vectors = _cut(vectors, request.dimensions)
+    spell = _as_base64 if request.base64 else _as_floats
+    # Row by row, so that other threads get the interpreter in between: this is up to seconds.
+    rows = [
+        b'{"embedding":%b,"index":%d,"object":"embedding"}' % (spell(row), i)
+        for i, row in enumerate(vectors)
+    ]
+    rest = {
+        "model": model,
+        "object": "list",
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+    return b'{"data":[%b],%b' % (b",".join(rows), to_json(rest)[1:])
+
+
+def _cut(vectors: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]:
+    heads = vectors[:, :dimensions]
+    norms = np.linalg.norm(heads, axis=1, keepdims=True)
+    if not np.all(norms > 0):
+        raise BadReplyError(f"a vector cut to {dimensions} dimensions has no length")
+    unit: NDArray[np.float32] = heads / norms
+    return unit
+
+
+def _as_base64(row: NDArray[np.float32]) -> bytes:
+    return b'"%b"' % base64.b64encode(row.astype("<f4").tobytes())
+
+
+def _as_floats(row: NDArray[np.float32]) -> bytes:
+    return to_json(row.tolist())
+
+
+def render_error(message: str, status: int, kind: str) -> bytes:
+    """Return the body that SGLang gives with a refusal."""
+    return to_json(
+        {"object": "error", "message": message, "type": kind, "param": None, "code": status}
+    )
+
+
+def render_unauthorized() -> bytes:
+    """Return the body of a 401."""
+    return to_json(_UNAUTHORIZED)
+
+
+def render_unknown_model(name: str) -> bytes:
+    """Return the body of a 404 for a model that is not served."""
+    error = {
+        "message": f"The model '{name}' does not exist",
+        "type": "invalid_request_error",
+        "param": "model",
+        "code": "model_not_found",
+    }
+    return to_json({"error": error})
+
+
+def model_card(name: str, context_tokens: int) -> dict[str, Any]:
+    """Return how ``/v1/models`` shows a model."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": OWNER,
+        "root": name,
+        "parent": None,
+        "max_model_len": context_tokens,
+    }
+
+
+def to_json(value: Any) -> bytes:
+    """Return ``value`` as compact JSON.
+
+    Raises:
+        ValueError: There is a number that is not finite.
+    """
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
