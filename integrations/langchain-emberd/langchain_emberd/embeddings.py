@@ -1,0 +1,247 @@
+"""``EmberdEmbeddings``: LangChain's ``Embeddings`` over ``emberd.Embedder``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any, Final, Self
+
+from langchain_core.embeddings import Embeddings
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SecretStr,
+    model_validator,
+)
+
+from emberd import Embedder, Endpoint, SettingError, Settings
+
+_DEFAULT: Final = Settings()  # nothing of the environment is in it
+
+# Field -> setting of emberd that it stands for.
+_SETTING_OF: Final = {
+    "show_progress_bar" if setting.name == "show_progress" else setting.name: setting.name
+    for setting in fields(Settings)
+}
+
+
+class EmberdEmbeddings(BaseModel, Embeddings):
+    """Embeddings from a server that is found on this machine, or started by the first call.
+
+    Construction reads no network and starts nothing. What is not given comes from the
+    environment (``EMBERD_MODEL``, ``EMBERD_BASE_URL``, ``EMBERD_API_KEY``, ...), and then from
+    the defaults; the fields show what came out, the instructions in force included. They are
+    fixed from then on: ``model_copy(update={...})`` makes another object. Pickles hold no key:
+    on the other side it comes from ``EMBERD_API_KEY``.
+
+    Setup:
+        .. code-block:: bash
+
+            pip install langchain-emberd
+
+        ``emberd up`` tells what is missing before Qwen3-Embedding can be served here. With the
+        extra ``emberd[demo]`` the small model ``emberd/demo`` runs anywhere, without a GPU.
+
+    Key init args:
+        model: str
+            Name on the hub, or a folder. ``Qwen/Qwen3-Embedding-4B`` unless given.
+        dimensions: int | None
+            Length of the vectors; native unless given. Qwen3 takes 32 up to its native length.
+        query_instruction: str | None
+            The task that queries are embedded for, in words; the name of a ready-made task, such
+            as ``"code"``; a whole template with ``{text}`` in it; ``""`` for none. The model's
+            default task unless given.
+        document_instruction: str | None
+            The same for documents; the model's default, which for Qwen3 is none, unless given.
+        base_url: str | None
+            A server to use as it is. Nothing is ever started then.
+        api_key: SecretStr | None
+            The key of that server.
+        engine: str | None
+            Which kind of server may be used: ``"sglang"``, ``"demo"``; any unless given.
+        device: str | None
+            ``"cuda"`` or ``"cpu"``; any unless given.
+
+    Instantiate:
+        .. code-block:: python
+
+            from langchain_emberd import EmberdEmbeddings
+
+            embeddings = EmberdEmbeddings(dimensions=1024, query_instruction="facts")
+
+    Embed single text:
+        .. code-block:: python
+
+            vector = embeddings.embed_query("Does vitamin D prevent colds?")
+
+    Embed multiple texts:
+        .. code-block:: python
+
+            vectors = embeddings.embed_documents(["Vitamin D ...", "Zinc ..."])
+
+    Async:
+        .. code-block:: python
+
+            vector = await embeddings.aembed_query("Does vitamin D prevent colds?")
+            vectors = await embeddings.aembed_documents(["Vitamin D ...", "Zinc ..."])
+
+    Raises:
+        pydantic.ValidationError: A field that does not exist, or a value that cannot be used.
+    """
+
+    # strict: a value that pydantic would reinterpret must not differ from what the Embedder got.
+    # hide_input_in_errors: the input holds the key.
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        hide_input_in_errors=True,
+        protected_namespaces=(),
+    )
+
+    model: str = _DEFAULT.model
+    """Name on the hub, or a folder."""
+    revision: str | None = _DEFAULT.revision
+    """Commit on the hub; None for whatever is there."""
+    dimensions: int | None = _DEFAULT.dimensions
+    """Length of the vectors; None for native."""
+    query_instruction: str | None = _DEFAULT.query_instruction
+    """As given; otherwise the template that the model's queries are put into."""
+    document_instruction: str | None = _DEFAULT.document_instruction
+    """As given; otherwise the template that the model's documents are put into."""
+    base_url: str | None = _DEFAULT.base_url
+    """A server to use as it is."""
+    api_key: SecretStr | None = Field(default=None, exclude=True)
+    """Its key: not in dumps, pickles, ``repr``."""
+    engine: str | None = _DEFAULT.engine
+    """Which engine may serve; None for any."""
+    device: str | None = _DEFAULT.device
+    """``"cuda"`` or ``"cpu"``; None for any."""
+    batch_size: int = _DEFAULT.batch_size
+    """Most texts in one request."""
+    max_concurrency: int = _DEFAULT.max_concurrency
+    """Most requests in flight, over the whole process."""
+    timeout: float = _DEFAULT.timeout
+    """Seconds that one request may take."""
+    start_timeout: float = _DEFAULT.start_timeout
+    """Seconds to wait for a server to start."""
+    idle_timeout: float | None = _DEFAULT.idle_timeout
+    """Seconds without use after which a started server stops; None for never."""
+    truncate: bool = _DEFAULT.truncate
+    """Cut over-long texts instead of refusing them."""
+    server_dimensions: bool = _DEFAULT.server_dimensions
+    """Let the server cut vectors to ``dimensions``: less to transfer."""
+    show_progress_bar: bool = _DEFAULT.show_progress
+    """Show a progress bar while documents are embedded."""
+
+    _embedder: Embedder = PrivateAttr()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _resolve(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(data, dict):
+            return handler(data)
+        if unknown := sorted(set(data) - set(cls.model_fields)):
+            raise SettingError(
+                f"{cls.__name__} has no field {unknown[0]!r}. "
+                f"It has: {', '.join(sorted(cls.model_fields))}."
+            )
+        ours = {_SETTING_OF[name]: _bare(data[name]) for name in data if name in _SETTING_OF}
+        embedder = Embedder(**ours)
+        made = handler(data | _shown(embedder.settings))
+        made._embedder = embedder
+        return made
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy; with ``update``, a new object that has the other settings of this one.
+
+        Args:
+            update: Fields to change; they are checked as those of a new object are.
+            deep: Without effect: what the copies share never changes.
+        """
+        if not update:
+            return super().model_copy(deep=deep)
+        settings = asdict(self._embedder.settings)
+        kept = {field: settings[setting] for field, setting in _SETTING_OF.items()}
+        theirs = {field: getattr(self, field) for field in type(self).model_fields}
+        return type(self)(**{**theirs, **kept, **update})
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self.__copy__()
+
+    def __getstate__(self) -> dict[Any, Any]:
+        state = super().__getstate__()
+        return {**state, "__dict__": {**state["__dict__"], "api_key": None}}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        # The embedder has looked for a key in this process's environment.
+        api_key = _secret(state["__pydantic_private__"]["_embedder"].settings.api_key)
+        super().__setstate__({**state, "__dict__": {**state["__dict__"], "api_key": api_key}})
+
+    @property
+    def embedder(self) -> Embedder:
+        """The framework-free object that does the work; its vectors are NumPy arrays."""
+        return self._embedder
+
+    def endpoint(self) -> Endpoint:
+        """Return the server that is used, found or started now if it has to be.
+
+        Its ``base_url`` and ``api_key`` suit every client that speaks OpenAI's protocol.
+        """
+        return self._embedder.endpoint()
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Return one vector of norm 1 for each document, in their order.
+
+        Args:
+            texts: The documents; any number of them, batched here.
+
+        Raises:
+            emberd.EmberdError: No vector can be had; the text says why and what to do.
+        """
+        vectors: list[list[float]] = self._embedder.embed_documents(texts).tolist()
+        return vectors
+
+    def embed_query(self, text: str) -> list[float]:
+        """Return the vector of a query, of norm 1.
+
+        Args:
+            text: The query, without an instruction.
+
+        Raises:
+            emberd.EmberdError: No vector can be had; the text says why and what to do.
+        """
+        vector: list[float] = self._embedder.embed_query(text).tolist()
+        return vector
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Return what ``embed_documents`` returns, without blocking the event loop."""
+        vectors: list[list[float]] = (await self._embedder.aembed_documents(texts)).tolist()
+        return vectors
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """Return what ``embed_query`` returns, without blocking the event loop."""
+        vector: list[float] = (await self._embedder.aembed_query(text)).tolist()
+        return vector
+
+
+def _bare(value: Any) -> Any:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
+def _secret(value: str | None) -> SecretStr | None:
+    return SecretStr(value) if value else None
+
+
+def _shown(settings: Settings) -> dict[str, Any]:
+    """Return the fields' values; an instruction that was left out shows as its template."""
+    values = asdict(settings)
+    values["api_key"] = _secret(settings.api_key)
+    if settings.query_instruction is None:
+        values["query_instruction"] = settings.query_template
+    if settings.document_instruction is None:
+        values["document_instruction"] = settings.document_template
+    return {field: values[setting] for field, setting in _SETTING_OF.items()}

@@ -1,0 +1,248 @@
+"""``EmberdEmbedding``: LlamaIndex's ``BaseEmbedding`` over ``emberd.Embedder``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
+from typing import Any, Final, Self
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    model_validator,
+)
+
+from emberd import Embedder, Endpoint, SettingError, Settings
+
+_DEFAULT: Final = Settings()  # nothing of the environment is in it
+_SLICE_TEXTS: Final = 256
+_MAX_SLICE_TEXTS: Final = 2048  # the most that BaseEmbedding allows
+
+_CUSTOMARY: Final = {"model": "model_name", "document_instruction": "text_instruction"}
+# A slice of embed_batch_size is cut into requests below it; progress is asked for by the call.
+_NOT_FIELDS: Final = {"batch_size", "show_progress"}
+
+# Field -> setting of emberd that it stands for.
+_SETTING_OF: Final = {
+    _CUSTOMARY.get(setting.name, setting.name): setting.name
+    for setting in fields(Settings)
+    if setting.name not in _NOT_FIELDS
+}
+
+_NO_CACHE: Final = (
+    "embeddings_cache cannot be used with EmberdEmbedding: LlamaIndex keys it by the bare text, so "
+    "a query would get the vector of a document with the same words, or that of another model or "
+    "length. Leave it out; IngestionPipeline(cache=...) keeps the vectors of nodes."
+)
+
+
+def _decides(setting: str, description: str) -> Any:
+    """Return a field that decides what a vector is: ``to_dict`` holds it."""
+    return Field(default=getattr(_DEFAULT, setting), frozen=True, description=description)
+
+
+def _option(setting: str, description: str) -> Any:
+    """Return a field that vectors do not depend on: ``to_dict``, which keys caches, has it not."""
+    default = getattr(_DEFAULT, setting)
+    return Field(default=default, frozen=True, exclude=True, description=description)
+
+
+class EmberdEmbedding(BaseEmbedding):
+    """Embeddings from a server that is found on this machine, or started by the first call.
+
+    Construction reads no network and starts nothing. What is not given comes from the
+    environment (``EMBERD_MODEL``, ``EMBERD_BASE_URL``, ``EMBERD_API_KEY``, ...), and then from
+    the defaults; the fields show what came out, the instructions in force included. They are
+    fixed from then on: ``model_copy(update={...})`` makes another object.
+
+    Only what decides what a vector is stands in ``to_dict()``, and so in the key of
+    ``IngestionPipeline``'s cache: another port, key or batch size embeds nothing anew. Pickles
+    hold no key: in a worker process it comes from ``EMBERD_API_KEY``.
+
+    Examples:
+        ``pip install llama-index-embeddings-emberd``
+
+        .. code-block:: python
+
+            from llama_index.core import Settings
+            from llama_index.embeddings.emberd import EmberdEmbedding
+
+            Settings.embed_model = EmberdEmbedding(dimensions=1024)
+
+    Raises:
+        pydantic.ValidationError: A field that does not exist, or a value that cannot be used.
+    """
+
+    # strict: a value that pydantic would reinterpret must not differ from what the Embedder got.
+    # hide_input_in_errors: the input holds the key.
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    model_name: str = _decides("model", "Name on the hub, or a folder.")
+    revision: str | None = _decides("revision", "Commit on the hub; None for whatever is there.")
+    dimensions: int | None = _decides("dimensions", "Length of the vectors; None for native.")
+    query_instruction: str | None = _decides(
+        "query_instruction",
+        "The task that queries are embedded for, in words; the name of a ready-made task, such as "
+        "'code'; a whole template with {text} in it; '' for none. Left out, it shows the model's.",
+    )
+    text_instruction: str | None = _decides(
+        "document_instruction", "The same for the texts of nodes."
+    )
+    truncate: bool = _decides("truncate", "Cut over-long texts instead of refusing them.")
+    base_url: str | None = _option("base_url", "A server to use as it is; none is started then.")
+    api_key: SecretStr | None = _option("api_key", "The key of that server.")
+    engine: str | None = _option("engine", "Which engine may serve; None for any.")
+    device: str | None = _option("device", "'cuda' or 'cpu'; None for any.")
+    max_concurrency: int = _option(
+        "max_concurrency", "Most requests in flight, over the whole process."
+    )
+    timeout: float = _option("timeout", "Seconds that one request may take.")
+    start_timeout: float = _option("start_timeout", "Seconds to wait for a server to start.")
+    idle_timeout: float | None = _option(
+        "idle_timeout", "Seconds without use after which a started server stops; None for never."
+    )
+    server_dimensions: bool = _option(
+        "server_dimensions", "Let the server cut vectors to the dimensions: less to transfer."
+    )
+    embed_batch_size: int = Field(
+        default=_SLICE_TEXTS,
+        gt=0,
+        le=_MAX_SLICE_TEXTS,
+        exclude=True,
+        description="Texts that LlamaIndex hands over at a time; requests are cut from them.",
+    )
+    num_workers: int | None = Field(
+        default=None,
+        exclude=True,
+        description="Slices of an async call that are worked on at a time; None for all.",
+    )
+    embeddings_cache: Any | None = Field(
+        default=None, frozen=True, exclude=True, description="Refused: its keys collide."
+    )
+
+    _embedder: Embedder = PrivateAttr()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _resolve(cls, data: Any, handler: Callable[[Any], Self]) -> Self:
+        if not isinstance(data, dict):
+            return handler(data)
+        _refuse(data, owner=cls)
+        ours = {_SETTING_OF[name]: _bare(data[name]) for name in data if name in _SETTING_OF}
+        # None counts as not given here too: others' constructors take callback_manager=None.
+        theirs = {
+            name: value
+            for name, value in data.items()
+            if name not in _SETTING_OF and value is not None
+        }
+        embedder = Embedder(**ours)
+        made = handler(theirs | _shown(embedder.settings))
+        made._embedder = embedder
+        return made
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy; with ``update``, a new object that has the other settings of this one.
+
+        Args:
+            update: Fields to change; they are checked as those of a new object are.
+            deep: Without effect: what the copies share never changes.
+        """
+        if not update:
+            return super().model_copy(deep=deep)
+        settings = asdict(self._embedder.settings)
+        kept = {field: settings[setting] for field, setting in _SETTING_OF.items()}
+        theirs = {field: getattr(self, field) for field in type(self).model_fields}
+        return type(self)(**{**theirs, **kept, **update})
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self.__copy__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Of what does not pickle, a lock in a rate limiter say, BaseComponent rids the very object
+        # that is asked. A copy is asked.
+        twin = self.__copy__()
+        twin.__dict__["api_key"] = None
+        return super(EmberdEmbedding, twin).__getstate__()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # BaseComponent runs __init__ again, and that would take what was left out from the
+        # environment of the worker. Only the key comes from there: the embedder has looked.
+        api_key = state["__pydantic_private__"]["_embedder"].settings.api_key
+        shown = {
+            name: field.get_default(call_default_factory=True)
+            for name, field in type(self).model_fields.items()
+        }
+        shown |= {**state["__dict__"], "api_key": _secret(api_key)}
+        BaseModel.__setstate__(self, {**state, "__dict__": shown})
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name that ``to_dict()`` and events bear."""
+        return "EmberdEmbedding"
+
+    @property
+    def embedder(self) -> Embedder:
+        """The framework-free object that does the work; its vectors are NumPy arrays."""
+        return self._embedder
+
+    def endpoint(self) -> Endpoint:
+        """Return the server that is used, found or started now if it has to be.
+
+        Its ``base_url`` and ``api_key`` suit every client that speaks OpenAI's protocol.
+        """
+        return self._embedder.endpoint()
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        vector: list[float] = self._embedder.embed_query(query).tolist()
+        return vector
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        vector: list[float] = (await self._embedder.aembed_query(query)).tolist()
+        return vector
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._get_text_embeddings([text])[0]
+
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        return (await self._aget_text_embeddings([text]))[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        vectors: list[list[float]] = self._embedder.embed_documents(texts).tolist()
+        return vectors
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        vectors: list[list[float]] = (await self._embedder.aembed_documents(texts)).tolist()
+        return vectors
+
+
+def _refuse(data: Mapping[str, Any], owner: type[BaseModel]) -> None:
+    known = owner.model_fields
+    if unknown := sorted(set(data) - set(known)):
+        raise SettingError(
+            f"{owner.__name__} has no field {unknown[0]!r}. It has: {', '.join(sorted(known))}."
+        )
+    if data.get("embeddings_cache") is not None:
+        raise SettingError(_NO_CACHE)
+
+
+def _bare(value: Any) -> Any:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
+def _secret(value: str | None) -> SecretStr | None:
+    return SecretStr(value) if value else None
+
+
+def _shown(settings: Settings) -> dict[str, Any]:
+    """Return the fields' values; an instruction that was left out shows as its template."""
+    values = asdict(settings)
+    values["api_key"] = _secret(settings.api_key)
+    if settings.query_instruction is None:
+        values["query_instruction"] = settings.query_template
+    if settings.document_instruction is None:
+        values["document_instruction"] = settings.document_template
+    return {field: values[setting] for field, setting in _SETTING_OF.items()}

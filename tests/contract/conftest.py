@@ -1,0 +1,7 @@
+"""What holds for both frameworks is tried on one server."""
+
+from __future__ import annotations
+
+from managed import stopped_at_the_end
+
+__all__ = ["stopped_at_the_end"]

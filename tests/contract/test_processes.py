@@ -1,0 +1,85 @@
+"""What constructing does to a process, and what a fork after first use does to its child."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import managed
+
+_LANGCHAIN = "from langchain_emberd import EmberdEmbeddings as Class; named = {'model': NAME}"
+_LLAMA_INDEX = (
+    "from llama_index.embeddings.emberd import EmberdEmbedding as Class; "
+    "named = {'model_name': NAME}"
+)
+
+both = pytest.mark.parametrize(
+    "imports", [_LANGCHAIN, _LLAMA_INDEX], ids=["LangChain", "LlamaIndex"]
+)
+
+
+def _run(imports: str, code: str, *arguments: str, **environment: str) -> str:
+    program = f"NAME = {managed.MODEL!r}\n{imports}\n{textwrap.dedent(code)}"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        env=managed.environment(**environment),
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@both
+def test_constructing_copying_and_pickling_do_no_work(imports: str, tmp_path: Path) -> None:
+    """Everything that works with servers and vectors is imported by the first use."""
+    home = tmp_path / "home"
+    code = """
+        import copy, pickle, sys
+        events = []
+        STARTS = ("_thread.start_new_thread", "os.fork", "os.mkdir", "os.posix_spawn",
+                  "socket.__new__", "socket.connect", "subprocess.Popen")
+        sys.addaudithook(lambda event, _: events.append(event) if event in STARTS else None)
+        before = set(sys.modules)
+        made = Class(**named, dimensions=64, api_key="made-up-key")
+        copy.deepcopy(made), pickle.loads(pickle.dumps(made)), repr(made)
+        made.model_copy(update={"dimensions": 32}).model_dump()
+        late = {"emberd.client.sync", "emberd.manager", "filelock", "httpx", "httpx2", "numpy",
+                "openai", "psutil", "rich", "sglang", "torch"}
+        print(sorted(late & (set(sys.modules) - before)), events)
+    """
+    assert _run(imports, code, EMBERD_HOME=str(home)) == "[] []\n"
+    assert not home.exists()
+
+
+@both
+def test_a_fork_after_first_use_gets_its_own_answers(imports: str) -> None:
+    """As under gunicorn's preload: the parent has embedded when its workers are forked."""
+    code = """
+        import multiprocessing, sys
+        import numpy as np
+        made = Class(**named)
+        embed = getattr(made, "embed_query", None) or made.get_query_embedding
+        texts = [f"text {number}" for number in range(6)]
+        expected = [embed(text) for text in texts]
+        def work(numbers, answers):
+            answers.put([(number, embed(texts[number])) for number in numbers])
+        context = multiprocessing.get_context("fork")
+        answers = context.SimpleQueue()
+        workers = [context.Process(target=work, args=(part, answers)) for part in
+                   ([0, 1, 2], [3, 4, 5])]
+        for worker in workers:
+            worker.start()
+        own = [embed(text) for text in texts]
+        got = dict(sum((answers.get() for _ in workers), []))
+        for worker in workers:
+            worker.join()
+        off = np.abs(np.array([own, [got[number] for number in range(6)]]) - expected).max()
+        print([worker.exitcode for worker in workers], bool(off < 1e-6))
+    """
+    assert _run(imports, code) == "[0, 0] True\n"

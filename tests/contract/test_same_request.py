@@ -1,0 +1,109 @@
+"""What both frameworks send, byte for byte, seen by a server that writes it down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from contract.frameworks import BOTH, Framework, LangChain, LlamaIndex
+from emberd import RejectedError
+from fake_server import END_OF_TEXT, QWEN, Answer, FakeServer, vector_of, vectors_of
+from managed import same
+
+_DIMENSIONS = 1024  # of Qwen3-Embedding-0.6B
+_TASK = "Given a web search query, retrieve relevant passages that answer the query"
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer(model=QWEN, dimensions=_DIMENSIONS) as running:
+        yield running
+
+
+@pytest.fixture(params=BOTH, ids=lambda made: made.__name__)
+def made(request: pytest.FixtureRequest) -> type[Framework]:
+    kind: type[Framework] = request.param
+    return kind
+
+
+def _attached(made: type[Framework], server: FakeServer, **settings: Any) -> Framework:
+    # The verification sends requests of its own; they are not what is looked at here.
+    framework = made(model=QWEN, base_url=server.url, **settings)
+    framework.embedder.ensure()
+    server.requests.clear()
+    server.most_in_flight = 0
+    return framework
+
+
+@pytest.mark.parametrize(
+    ("instruction", "sent"),
+    [
+        (None, f"Instruct: {_TASK}\nQuery:what\n is it?"),
+        ("Find the bug", "Instruct: Find the bug\nQuery:what\n is it?"),
+        ("", "what\n is it?"),
+        ("q: {text}!", "q: what\n is it?!"),
+    ],
+)
+def test_a_query_is_sent_with_its_instruction_to_the_byte(
+    made: type[Framework], server: FakeServer, instruction: str | None, sent: str
+) -> None:
+    """No space after ``Query:``, and newlines kept."""
+    framework = _attached(made, server, query_instruction=instruction)
+    assert same(framework.query("what\n is it?"), vector_of(sent, _DIMENSIONS))
+    assert server.embedded == [[sent]]
+
+
+def test_documents_are_sent_as_they_are(made: type[Framework], server: FakeServer) -> None:
+    framework = _attached(made, server)
+    texts = ["file: a.txt\n\nbody ", "  indented", "{text}"]
+    assert same(framework.documents(texts), vectors_of(texts, _DIMENSIONS))
+    assert sorted(text for batch in server.embedded for text in batch) == sorted(texts)
+
+
+def test_a_blank_document_is_sent_as_the_end_of_text_token(
+    made: type[Framework], server: FakeServer
+) -> None:
+    """The server refuses a whole batch for one blank text."""
+    framework = _attached(made, server)
+    vectors = framework.documents(["a", " \n"])
+    assert same(vectors, [vector_of("a", _DIMENSIONS), vector_of("", _DIMENSIONS)])
+    assert [[END_OF_TEXT]] in server.embedded
+
+
+async def test_both_frameworks_send_the_same_requests(server: FakeServer) -> None:
+    texts = [f"text {number} {'x' * number}" for number in range(10)]
+    seen = []
+    for made in BOTH:
+        framework = _attached(made, server, dimensions=64)
+        framework.query("one")
+        await framework.aquery("two")
+        framework.documents(texts)
+        await framework.adocuments(texts)
+        seen.append([(request.method, request.path, request.body) for request in server.requests])
+    assert seen[0] == seen[1]
+    assert all("dimensions" not in body for _, _, body in seen[0]), "vectors are cut here"
+
+
+@pytest.mark.parametrize(
+    ("made", "slices"), [(LangChain, {"batch_size": 2}), (LlamaIndex, {"embed_batch_size": 2})]
+)
+async def test_many_texts_at_once_stay_within_the_bound(
+    made: type[Framework], slices: dict[str, int], server: FakeServer
+) -> None:
+    """LlamaIndex begins all slices of an asynchronous call at once."""
+    server.latency_s = 0.01
+    framework = _attached(made, server, max_concurrency=3, **slices)
+    texts = [f"text {number}" for number in range(400)]
+    assert same(await framework.adocuments(texts), vectors_of(texts, _DIMENSIONS))
+    assert 1 < server.most_in_flight <= 3
+
+
+def test_a_refusal_reaches_the_caller_as_an_error_of_emberd(
+    made: type[Framework], server: FakeServer
+) -> None:
+    framework = _attached(made, server)
+    server.first.append(Answer(400, b'{"object":"error","message":"no such thing"}'))
+    with pytest.raises(RejectedError, match="no such thing"):
+        framework.query("x")

@@ -1,0 +1,60 @@
+"""The session's own server of ``emberd/demo``, as users get it: found or started by the first use.
+
+A conftest imports ``stopped_at_the_end``; what its tests construct then shares one server.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytest
+
+import emberd
+
+MODEL: Final = "emberd/demo"
+DIMENSIONS: Final = 384
+SAME: Final = 1e-6  # the encoder sums in another order when a batch is of another size
+
+# One marker a passage, so that a test can say which one it wants back.
+PASSAGES: Final = {
+    "sea": "The Baltic Sea has little salt, because many rivers flow into it.",
+    "lock": "A lock file is stale when the process that is named in it no longer exists.",
+    "bread": "Sourdough rises slowly: wild yeast needs twelve hours at room temperature.",
+    "curie": "Marie Curie is the only person with Nobel Prizes in two different sciences.",
+}
+QUERIES: Final = {
+    "Why is the Baltic almost fresh water?": "sea",
+    "¿Quién ganó el Nobel en dos ciencias?": "curie",
+    "Wie lange muss ein Teig mit wilder Hefe gehen?": "bread",
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stopped_at_the_end(managed_home: Path) -> Iterator[None]:
+    """Stop the session's servers, whichever test started them."""
+    yield
+    emberd.Manager(managed_home).stop()
+    # What multiprocessing keeps beside a process that spawned a pool would live as long as it.
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Return whether two (lists of) vectors are the same."""
+    return bool(np.shape(one) == np.shape(other) and np.allclose(one, other, rtol=0, atol=SAME))
+
+
+def live_servers() -> list[str]:
+    """Return the nonces of the servers that live in the session's home."""
+    return [status.nonce for status in emberd.Manager().status() if status.keeper_pid is not None]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return the environment of a Python process that imports what this one imports."""
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    return {**os.environ, "PYTHONPATH": path, **more}
