@@ -25,7 +25,7 @@ UV := $(shell command -v uv 2>/dev/null)
 install = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python $(1) ||) \
 	$(BIN)/python -m pip install -qq --disable-pip-version-check $(1)
 
-.PHONY: demo test check bench venv clean
+.PHONY: demo test test-installs check bench venv clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/emberd demo $(ARGS)
@@ -37,6 +37,10 @@ check: $(VENV)/.tools
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# Each distribution alone in a new environment: some minutes, most of them the registry's.
+test-installs: $(VENV)/.tools
+	$(BIN)/python -m pytest tests/installs $(ARGS)
 
 # In the order of the files: a benchmark is read from top to bottom, and -s shows its figures.
 bench: $(VENV)/.tools

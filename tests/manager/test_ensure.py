@@ -154,6 +154,18 @@ def test_find_starts_nothing(manager: Manager, stub: Stub, starts: Starts) -> No
     assert found.endpoint.url == url
 
 
+def test_a_server_is_current_until_it_stops_and_its_successor_is_another(
+    manager: Manager, stub: Stub
+) -> None:
+    first = manager.ensure(stub())
+    assert manager.is_current(first)
+    manager.stop()
+    assert not manager.is_current(first)
+    second = manager.ensure(stub())
+    assert manager.is_current(second)
+    assert not manager.is_current(first)
+
+
 def test_a_failed_start_is_told_with_cause_advice_and_log(manager: Manager, stub: Stub) -> None:
     with pytest.raises(StartError) as caught:
         manager.ensure(stub(faults="dies-at-start"))

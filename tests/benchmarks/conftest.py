@@ -1,0 +1,7 @@
+"""The benchmarks share one real server."""
+
+from __future__ import annotations
+
+from managed import stopped_at_the_end
+
+__all__ = ["stopped_at_the_end"]
