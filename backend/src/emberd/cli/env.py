@@ -1,0 +1,54 @@
+"""``emberd env``."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Final
+
+from emberd.cli import options, output, waiting
+
+if TYPE_CHECKING:
+    from emberd.manager import Server
+
+# The SDK refuses to start without a key; servers that want none take any.
+_NO_KEY: Final = "EMPTY"
+
+
+def env(
+    model: options.Model = None,
+    engine: options.Engine = None,
+    device: options.Device = None,
+    revision: options.Revision = None,
+    idle_timeout: options.IdleTimeout = None,
+    start_timeout: options.StartTimeout = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Print shell lines for OpenAI clients.
+
+    Use it as:  eval "$(emberd env)"
+
+    Finds or starts the server first; returns at once when it runs. This is the only verb that
+    prints the server's key. Roles are the client's business then: an OpenAI client sends
+    texts as they are, without the instruction that queries need.
+    """
+    settings = options.settings(
+        model=model,
+        engine=engine,
+        device=device,
+        revision=revision,
+        idle_timeout=idle_timeout,
+        start_timeout=start_timeout,
+    )
+    variables = _variables(waiting.ensure(settings))
+    if as_json:
+        output.dump(variables)
+    else:
+        for name, value in variables.items():
+            output.say(f"export {name}={shlex.quote(value)}")
+
+
+def _variables(server: Server) -> dict[str, str]:
+    return {
+        "OPENAI_BASE_URL": server.endpoint.base_url,
+        "OPENAI_API_KEY": server.endpoint.api_key or _NO_KEY,
+    }

@@ -1,0 +1,97 @@
+"""``emberd logs``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
+
+import typer
+
+from emberd.cli import output
+from emberd.cli.codes import Code
+from emberd.cli.status import RUNNING
+from emberd.cli.stop import Model
+from emberd.servers import Manager
+
+if TYPE_CHECKING:
+    from emberd.manager import ServerStatus
+
+_LINES: Final = 50
+_BLOCK_BYTES: Final = 64 * 1024
+_POLL_S: Final = 0.2
+
+Follow = Annotated[
+    bool, typer.Option("--follow", "-f", help="Go on with what is written, until the server ends.")
+]
+Lines = Annotated[int, typer.Option("-n", "--lines", min=0, metavar="N", help="How many lines.")]
+Place = Annotated[bool, typer.Option("--path", help="Print the log's path instead.")]
+
+
+def logs(
+    model: Model = None, lines: Lines = _LINES, follow: Follow = False, path: Place = False
+) -> None:
+    """Show the last lines of the server's log.
+
+    Of several servers the one that runs is shown, and of several that run the newest. The log of
+    a start that failed is kept. The exit code is 3 when there is no log.
+    """
+    own = _choose(model)
+    log = Path(own.log_path)
+    if path:
+        output.say(str(log))
+        return
+    with log.open("rb") as file:
+        _write(_tail(file, lines))
+        if follow:
+            for piece in _follow(file, lambda: _runs(own)):
+                _write(piece)
+
+
+def _choose(model: str | None) -> ServerStatus:
+    known = [own for own in Manager().status() if model in (None, own.spec.model)]
+    logged = [own for own in known if own.log_path and Path(own.log_path).exists()]
+    if not logged:
+        strangers = " (one that somebody else started has its log elsewhere)" if known else ""
+        output.note(f"No server has a log here{strangers}. `emberd up` starts one.")
+        raise typer.Exit(Code.NOTHING_RUNNING)
+    chosen = min(logged, key=lambda own: (own.state not in RUNNING, own.seconds))
+    if len(logged) > 1:
+        output.note(f"{chosen.spec.model} ({chosen.state}); --model shows another")
+    return chosen
+
+
+def _runs(own: ServerStatus) -> bool:
+    return any(s.nonce == own.nonce and s.state in RUNNING for s in Manager().status())
+
+
+def _tail(file: BinaryIO, lines: int) -> bytes:
+    """Return the last ``lines`` lines of ``file``, and leave it at its end."""
+    end = start = file.seek(0, os.SEEK_END)
+    found = b""
+    # One more line end than lines: the one before the first of them.
+    while start > 0 and found.count(b"\n") <= lines:
+        start = max(0, start - _BLOCK_BYTES)
+        file.seek(start)
+        found = file.read(end - start)
+    file.seek(end)
+    return b"".join(found.splitlines(keepends=True)[-lines:]) if lines else b""
+
+
+def _follow(file: BinaryIO, runs: Callable[[], bool]) -> Iterator[bytes]:
+    while True:
+        # Asked before reading: what the server wrote last is read after it was seen to be gone.
+        running = runs()
+        if piece := file.read():
+            yield piece
+        if not running:
+            return
+        time.sleep(_POLL_S)
+
+
+def _write(piece: bytes) -> None:
+    sys.stdout.buffer.write(piece)
+    sys.stdout.flush()

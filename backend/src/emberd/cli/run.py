@@ -1,0 +1,102 @@
+"""Running the command: every error becomes one line and an exit code, here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from contextlib import suppress
+from typing import Any
+
+import typer
+
+from emberd.cli import output
+from emberd.cli.app import app
+from emberd.cli.codes import Code, of
+from emberd.errors import EmberdError
+
+# Recent versions of typer carry a click of their own, older ones use the package: the base
+# class of all usage errors is the one that both have in common.
+_ParserError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code.
+
+    Args:
+        arguments: What follows the name of the command; None for those of this process.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    warnings.showwarning = _warn
+    try:
+        code = _handled(given)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _reader_left()
+    return int(code)
+
+
+def _handled(arguments: list[str]) -> int:
+    try:
+        return _run(arguments)
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, people get words and a code
+        return _fail(error, as_json=_wants_json(arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        outcome = app(args=arguments, prog_name="emberd", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        outcome = Code.INTERRUPTED
+    if outcome == Code.INTERRUPTED:
+        output.note("interrupted")
+    return outcome if isinstance(outcome, int) else Code.OK
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    # Which line of which file warns is of no use to whoever typed a command.
+    output.note(f"warning: {message}")
+
+
+def _fail(error: Exception, *, as_json: bool) -> int:
+    if os.environ.get("EMBERD_DEBUG"):
+        traceback.print_exception(error)
+    code = Code.USAGE if isinstance(error, _ParserError) else of(error)
+    kind = "UsageError" if isinstance(error, _ParserError) else type(error).__name__
+    if as_json:
+        content = {"kind": kind, "message": _told(error), "exit_code": int(code)}
+        output.dump({"error": content})
+    output.note(f"error: {_told(error)}")
+    return code
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, _ParserError):
+        return _usage(error)
+    if isinstance(error, EmberdError):
+        return "\n".join([str(error), *getattr(error, "__notes__", ())])
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename is not None else ""
+        return f"{place}{error.strerror}"
+    return f"unexpected {error!r}. This is a bug of emberd: EMBERD_DEBUG=1 shows where."
+
+
+def _usage(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    hint = f" Try: {context.command_path} --help" if context is not None else ""
+    return f"{error.format_message()}{hint}"
+
+
+def _wants_json(arguments: list[str]) -> bool:
+    # Looked for by hand: a usage error comes before the options were understood.
+    return "--json" in arguments[: arguments.index("--") if "--" in arguments else None]
+
+
+def _reader_left() -> int:
+    # What is still in the buffer would raise once more when Python ends.
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return Code.ERROR

@@ -1,0 +1,72 @@
+"""``emberd stop``."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from emberd.cli import options, output
+from emberd.cli.status import as_content
+from emberd.servers import Manager
+
+if TYPE_CHECKING:
+    from emberd.manager import ServerStatus
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", metavar="NAME", help="Only servers of this model.", show_default=False
+    ),
+]
+
+
+def stop(
+    model: Model = None, revision: options.Revision = None, as_json: options.AsJson = False
+) -> None:
+    """Stop servers and wait until they are gone.
+
+    All that emberd keeps, or those of --model. Requests in flight are finished first. A server
+    that somebody else started is forgotten and goes on running. Jobs that use a stopped server
+    get an error and do not start it again.
+    """
+    manager = Manager()
+    with _spinner():
+        stopped = _stop(manager, model, revision)
+    if as_json:
+        output.dump({"stopped": [as_content(was) for was in stopped]})
+        return
+    for was in stopped:
+        output.say(_line(was))
+    if not stopped:
+        output.say(f"No server{f' of {model}' if model else ''} runs: nothing to stop.")
+
+
+def _stop(manager: Manager, model: str | None, revision: str | None) -> list[ServerStatus]:
+    if model is None and revision is None:
+        return manager.stop()
+    # One model may be kept at several revisions, each with a folder of its own.
+    chosen = {
+        known.spec.key: known.spec
+        for known in manager.status()
+        if model in (None, known.spec.model) and revision in (None, known.spec.revision)
+    }
+    return [was for spec in chosen.values() for was in manager.stop(spec)]
+
+
+def _line(was: ServerStatus) -> str:
+    place = f" at {was.url}" if was.url else ""
+    if was.origin == "found":
+        return (
+            f"Forgot {was.spec.model}{place}: somebody else started it, so it goes on running. "
+            f"Stop it where it was started."
+        )
+    return f"Stopped {was.spec.model}{place} (it was {was.state})."
+
+
+def _spinner() -> AbstractContextManager[Any]:
+    if not sys.stderr.isatty():
+        return nullcontext()
+    return output.console(stderr=True).status("stopping; requests in flight are finished first")

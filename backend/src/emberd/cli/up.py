@@ -1,0 +1,120 @@
+"""``emberd up``."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from emberd.cli import options, output, waiting, words
+from emberd.settings import ServerSpec, is_demo
+
+if TYPE_CHECKING:
+    from emberd.manager import Server, ServerStatus
+
+NOT_QWEN = (
+    "The vectors of emberd/demo are those of multilingual-e5-small: they are NOT Qwen3 vectors, "
+    "and an index made of them is of no use to another model."
+)
+
+
+def up(
+    model: options.Model = None,
+    engine: options.Engine = None,
+    device: options.Device = None,
+    revision: options.Revision = None,
+    idle_timeout: options.IdleTimeout = None,
+    start_timeout: options.StartTimeout = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Find or start a server and wait for it.
+
+    A running server that serves the model is used, whoever started it. A start that failed a
+    moment ago is tried again, which programs would not do.
+
+    Says which server it is and why, and how to use it.
+    """
+    settings = options.settings(
+        model=model,
+        engine=engine,
+        device=device,
+        revision=revision,
+        idle_timeout=idle_timeout,
+        start_timeout=start_timeout,
+    )
+    server = waiting.ensure(settings, retry_failed=True)
+    if as_json:
+        output.dump(as_content(server))
+    else:
+        for line in _lines(server, settings.spec):
+            output.say(line)
+
+
+def as_content(server: Server) -> dict[str, Any]:
+    """Return a server as JSON shows it: everything but its key."""
+    endpoint = server.endpoint
+    return {
+        "url": endpoint.url,
+        "base_url": endpoint.base_url,
+        "model": endpoint.model,
+        "dimensions": endpoint.dimensions,
+        "context_tokens": endpoint.context_tokens,
+        "origin": server.origin,
+        "reason": server.reason,
+        "started": server.started,
+        "engine": server.engine,
+        "nonce": server.nonce,
+        "folder": server.folder,
+    }
+
+
+def stay(server: Server) -> str:
+    """Return how long a server stays, in one sentence."""
+    if server.origin != "own":
+        return "emberd did not start it and will not stop it."
+    status = _status(server)
+    if status is None or status.idle_timeout is None:
+        return "It stays until `emberd stop`."
+    idle = words.duration(status.idle_timeout)
+    return f"It stops {idle} after its last use, or by `emberd stop`."
+
+
+def _status(server: Server) -> ServerStatus | None:
+    from emberd.servers import Manager
+
+    return next((s for s in Manager().status() if s.nonce == server.nonce), None)
+
+
+def _lines(server: Server, spec: ServerSpec) -> list[str]:
+    endpoint = server.endpoint
+    context = f", {endpoint.context_tokens} tokens" if endpoint.context_tokens else ""
+    size = f"{endpoint.dimensions} dimensions{context}"
+    return [
+        f"{spec.model} is served at {endpoint.base_url} ({size})",
+        f"  {server.reason}. {stay(server)}",
+        *([f"  {NOT_QWEN}"] if is_demo(spec.model) else []),
+        "",
+        *_usage(server, spec),
+    ]
+
+
+def _usage(server: Server, spec: ServerSpec) -> list[str]:
+    wishes = {
+        "model": spec.model if spec.model != ServerSpec().model else None,
+        "revision": spec.revision,
+        "engine": spec.engine,
+        "device": spec.device,
+        # A given server is not to be found by others: they must be given it too.
+        "base_url": server.endpoint.base_url if server.origin == "given" else None,
+    }
+    given = {name: value for name, value in wishes.items() if value is not None}
+    keywords = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    renamed = keywords.replace("model=", "model_name=", 1)
+    flags = "".join(
+        f" --{name} {shlex.quote(value)}" for name, value in given.items() if name != "base_url"
+    )
+    return [
+        f"  LangChain    langchain_emberd.EmberdEmbeddings({keywords})",
+        f"  LlamaIndex   llama_index.embeddings.emberd.EmberdEmbedding({renamed})",
+        f"  Python       emberd.Embedder({keywords})",
+        f'  OpenAI SDK   eval "$(emberd env{flags})"',
+    ]

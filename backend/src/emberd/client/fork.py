@@ -1,0 +1,82 @@
+"""After a fork the child starts with no sockets, locks or loops of its parent's.
+
+A child that wrote to an inherited connection would mix its answers up with the parent's, and a
+lock that another thread held at the fork is never released in the child.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any, Final, Protocol
+from weakref import WeakSet
+
+
+class Resettable(Protocol):
+    """Something that holds locks, sockets or loops."""
+
+    def reset_after_fork(self) -> None:
+        """Forget all of them; runs in the child, on its only thread, and takes no lock."""
+
+
+_REGISTERED: Final[WeakSet[Any]] = WeakSet()
+# What the child got from its parent is kept for good: collecting it would run its finalisers,
+# which take locks and wake loops that belong to the parent.
+_INHERITED: Final[list[object]] = []
+
+_CONNECTED: Final = ("connection.connect_tcp.complete", "connection.start_tls.complete")
+
+
+def register(thing: Resettable) -> None:
+    """Have ``thing`` reset in children of this process, for as long as it lives."""
+    _REGISTERED.add(thing)
+
+
+def keep_inherited(thing: object) -> None:
+    """Keep ``thing``, which belongs to the parent, from ever being collected in the child."""
+    _INHERITED.append(thing)
+
+
+class Sockets:
+    """The connections of one HTTP client, noted through httpx's trace of each request."""
+
+    def __init__(self) -> None:
+        self._streams: WeakSet[Any] = WeakSet()
+
+    def note(self, event: str, info: dict[str, Any]) -> None:
+        """Take note of a connection that came about; other events are ignored."""
+        if event in _CONNECTED:
+            self._streams.add(info["return_value"])
+
+    async def anote(self, event: str, info: dict[str, Any]) -> None:
+        """Do as ``note``, for an asynchronous client."""
+        self.note(event, info)
+
+    def close_in_child(self) -> None:
+        """Close the child's copies of the connections; the parent's stay open."""
+        for stream in list(self._streams):
+            # Asked of the socket itself: the client's own close() takes its lock, which another
+            # thread of the parent may have held.
+            inherited = stream.get_extra_info("socket")
+            if inherited is not None and inherited.fileno() >= 0:
+                _close(inherited)
+
+
+def _close(inherited: Any) -> None:
+    if isinstance(inherited, socket.socket):
+        inherited.close()
+        return
+    # A loop's socket cannot be closed from outside. Another file under its number ends the
+    # child's share in the connection, and leaves the number to its owner.
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(nothing, inherited.fileno(), inheritable=False)
+    os.close(nothing)
+
+
+def _reset_all() -> None:
+    for thing in list(_REGISTERED):
+        thing.reset_after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_all)

@@ -1,0 +1,168 @@
+"""The openai SDK: how its clients are made and called so that nothing but our request leaves.
+
+It reads a key, an organisation, a project and further headers from the user's environment, and
+which variables it reads differs from version to version. So headers are let through by a list of
+those that are needed, at the last moment before they are sent.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from emberd.client.fork import Sockets
+from emberd.client.protocol import Ask, Reply, Trouble
+from emberd.settings import Endpoint, root_url
+
+NO_KEY: Final = "EMPTY"
+"""What clients of servers without a key send by custom; the SDK refuses to go without any."""
+
+_AGENT: Final = "emberd"
+_NEEDED_HEADERS: Final = frozenset(
+    {
+        "accept",
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "content-type",
+        "host",
+        "transfer-encoding",
+    }
+)
+# Servers on uvicorn close an idle connection after 5 s. Ours is given up before, or a request
+# meets a connection that is being closed.
+_KEEP_IDLE_S: Final = 4.0
+_CONNECT_S: Final = 10.0
+_API: Final = "/v1"
+
+# httpx's and httpx2's exceptions have the same names.
+_NOT_CONNECTED: Final = {"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"}
+_TOO_SLOW: Final = {"TimeoutException", "TimeoutError"}
+_BROKEN_OFF: Final = {"RequestError", "APIConnectionError", "OSError"}
+
+
+def connect(endpoint: Endpoint, connections: int, sockets: Sockets) -> tuple[Any, Any]:
+    """Return an ``OpenAI`` for ``endpoint``, and the HTTP client below it."""
+
+    def prepare(request: Any) -> None:
+        clean(request.headers, endpoint.api_key)
+        request.extensions["trace"] = sockets.note
+
+    openai = _openai()
+    http = openai.DefaultHttpxClient(**_http_options(endpoint, connections, prepare))
+    return openai.OpenAI(**_sdk_options(endpoint, http)), http
+
+
+def aconnect(endpoint: Endpoint, connections: int, sockets: Sockets) -> tuple[Any, Any]:
+    """Return an ``AsyncOpenAI`` for ``endpoint``, and the HTTP client below it."""
+
+    async def prepare(request: Any) -> None:
+        clean(request.headers, endpoint.api_key)
+        request.extensions["trace"] = sockets.anote
+
+    openai = _openai()
+    http = openai.DefaultAsyncHttpxClient(**_http_options(endpoint, connections, prepare))
+    return openai.AsyncOpenAI(**_sdk_options(endpoint, http)), http
+
+
+def call(client: Any, ask: Ask, timeout_s: float) -> Callable[[], Any]:
+    """Return the call that sends ``ask`` and gives an unread response.
+
+    Args:
+        client: An ``OpenAI``, or an ``AsyncOpenAI``, whose call is to be awaited.
+        ask: The request.
+        timeout_s: How long each of its steps may take, in seconds.
+    """
+    timeout = _httpx().Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S))
+    options: dict[str, Any] = {"timeout": timeout, "max_retries": 0}
+    if ask.path.startswith(f"{_API}/"):
+        path = ask.path.removeprefix(_API)
+    else:
+        path = root_url(str(client.base_url)) + ask.path
+    method = client.get if ask.body is None else functools.partial(client.post, body=ask.body)
+    # The raw response: the SDK's own objects hold each number of a vector as a Python float.
+    return functools.partial(method, path, cast_to=_httpx().Response, options=options, stream=True)
+
+
+def reply(response: Any, body: bytes) -> Reply:
+    """Return what ``response`` says."""
+    return Reply(response.status_code, body, response.headers.get("retry-after"))
+
+
+def answer_of(error: Exception) -> Reply | Trouble:
+    """Return what an exception of the SDK, or of httpx below it, means.
+
+    Raises:
+        Exception: ``error`` itself, when it is no matter of the network.
+    """
+    openai = _openai()
+    if isinstance(error, openai.APIStatusError):
+        return reply(error.response, error.response.content)
+    cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else None
+    root = cause or error
+    names = {kind.__name__ for kind in type(root).__mro__}
+    text = str(root) or type(root).__name__
+    if names & _NOT_CONNECTED:
+        return Trouble("refused", text)
+    if names & _TOO_SLOW:
+        return Trouble("timeout", text)
+    if names & _BROKEN_OFF or cause is not None:
+        return Trouble("broken", text)
+    raise error
+
+
+def clean(headers: Any, api_key: str | None) -> None:
+    """Leave in ``headers`` (httpx's) only what is needed, and put our own key in."""
+    for name in set(headers) - _NEEDED_HEADERS:
+        del headers[name]
+    headers["user-agent"] = _AGENT
+    headers["authorization"] = f"Bearer {api_key or NO_KEY}"
+
+
+def is_loopback(url: str) -> bool:
+    """Return whether ``url`` names this machine, where no proxy belongs in between."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _openai() -> Any:
+    # Imported at first use: it takes half a second, and a process that only asks for a server's
+    # address never needs it.
+    return importlib.import_module("openai")
+
+
+@functools.cache
+def _httpx() -> Any:
+    kinds = _openai().DefaultHttpxClient.__mro__
+    roots = (kind.__module__.partition(".")[0] for kind in kinds)
+    return importlib.import_module(next(root for root in roots if root != "openai"))
+
+
+def _http_options(endpoint: Endpoint, connections: int, prepare: Any) -> dict[str, Any]:
+    return {
+        "trust_env": not is_loopback(endpoint.url),
+        # A redirect would carry the key to wherever the answer points.
+        "follow_redirects": False,
+        "limits": _httpx().Limits(
+            max_keepalive_connections=connections, keepalive_expiry=_KEEP_IDLE_S
+        ),
+        "event_hooks": {"request": [prepare]},
+    }
+
+
+def _sdk_options(endpoint: Endpoint, http: Any) -> dict[str, Any]:
+    return {
+        "api_key": endpoint.api_key or NO_KEY,
+        "base_url": endpoint.base_url,
+        "http_client": http,
+        "max_retries": 0,
+    }

@@ -1,0 +1,109 @@
+"""Texts made ready: checked, put into their template, blank ones replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from emberd.catalog import Model
+from emberd.errors import TextError
+from emberd.instructions import apply
+
+Input = str | list[int]
+"""What stands for one text in a request: the text itself, or its token ids."""
+
+_BARE: Final = "{text}"
+_EXCERPT_CHARACTERS: Final = 80
+# What a tokenizer may add to the tokens of the bytes: a start, an end, a leading space.
+_ADDED_TOKENS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Texts as they go to the server; all lists have one entry a text.
+
+    Attributes:
+        inputs: The templated text, or token ids for one that is blank.
+        sizes: Length of the templated text in bytes of UTF-8.
+    """
+
+    inputs: list[Input]
+    sizes: list[int]
+
+    def to_count(self, limit_tokens: int | None) -> list[int]:
+        """Return the indices of the texts that might have more than ``limit_tokens`` tokens.
+
+        No tokenizer makes more tokens than the text has bytes, so most texts need no counting.
+        """
+        if limit_tokens is None:
+            return []
+        shortest = limit_tokens - _ADDED_TOKENS
+        return [index for index, size in enumerate(self.sizes) if size > shortest]
+
+
+def prepare(texts: Iterable[str], template: str, model: Model) -> Prepared:
+    """Return ``texts`` ready to be sent.
+
+    Args:
+        texts: What the caller gave.
+        template: Holds ``{text}``.
+        model: What the catalog knows of the model; its end-of-text token stands for blank texts.
+
+    Raises:
+        TextError: Something is no text, cannot be encoded, or is blank and the model has no
+            known end-of-text token; the index is named.
+    """
+    if isinstance(texts, str | bytes):
+        raise TextError(
+            f"texts is one {type(texts).__name__}, not a list of texts. Write [text].", index=0
+        )
+    inputs: list[Input] = []
+    sizes: list[int] = []
+    for index, text in enumerate(texts):
+        templated = _templated(index, text, template)
+        sizes.append(_bytes_of(index, templated))
+        # The server refuses a whole batch for one blank text, so blank ones go as the token
+        # that the reference implementation sees for "".
+        inputs.append([_end_of_text(index, model)] if not templated.strip() else templated)
+    return Prepared(inputs, sizes)
+
+
+def excerpt(text: object) -> str:
+    """Return the beginning of ``text``, quoted, for an error message."""
+    shown = str(text)
+    cut = shown[:_EXCERPT_CHARACTERS]
+    return repr(cut) + ("..." if len(shown) > len(cut) else "")
+
+
+def _templated(index: int, text: object, template: str) -> str:
+    if not isinstance(text, str):
+        raise TextError(
+            f"Text {index} is of type {type(text).__name__}, not str: {excerpt(text)}. "
+            f"Convert it, or leave it out.",
+            index=index,
+        )
+    # The bare template is the usual one for documents: no copy of each text for it.
+    return text if template == _BARE else apply(template, text)
+
+
+def _bytes_of(index: int, text: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        raise TextError(
+            f"Text {index} holds the lone surrogate {text[error.start]!r} at character "
+            f"{error.start} and cannot be encoded. Read the source with its real encoding, or "
+            f"replace it: text.encode('utf-8', 'replace').decode().",
+            index=index,
+        ) from None
+
+
+def _end_of_text(index: int, model: Model) -> int:
+    if model.end_of_text_id is None:
+        raise TextError(
+            f"Text {index} is blank, and emberd does not know the end-of-text token of "
+            f"{model.name}, which would stand for it. Leave blank texts out.",
+            index=index,
+        )
+    return model.end_of_text_id

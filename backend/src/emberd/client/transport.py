@@ -1,0 +1,255 @@
+"""Sending, over the openai SDK: one request out, one answer or its absence back.
+
+The SDK is imported at first use. Its own retries, redirects and parsing are off: what is sent again
+and what an answer means is decided elsewhere. It stands on httpx or on httpx2, depending on its
+version; whichever it is, only what both offer is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import weakref
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, closing
+from typing import Any, Final
+
+from emberd.client import fork, sdk
+from emberd.client.fork import Sockets
+from emberd.client.loops import PerLoop
+from emberd.client.protocol import Ask, Reply, Trouble
+from emberd.settings import Endpoint
+
+
+class Session:
+    """Connections to one endpoint, for any number of threads.
+
+    Args:
+        client: An ``openai.OpenAI``.
+        timeout_s: How long one request may take, in seconds.
+    """
+
+    def __init__(self, client: Any, timeout_s: float) -> None:
+        self._client = client
+        self._timeout_s = timeout_s
+        self._sockets = Sockets()
+        self._closing: weakref.finalize[Any, Any] | None = None
+
+    @classmethod
+    def open(cls, endpoint: Endpoint, connections: int, timeout_s: float) -> Session:
+        """Return a session of our own, closed when nobody refers to it any more."""
+        sockets = Sockets()
+        client, http = sdk.connect(endpoint, connections, sockets)
+        session = cls(client, timeout_s)
+        session._sockets = sockets
+        session._closing = weakref.finalize(session, http.close)
+        return session
+
+    def send(self, ask: Ask) -> Reply | Trouble:
+        """Send ``ask`` once and return what came of it."""
+        deadline = time.monotonic() + self._timeout_s
+        try:
+            call = sdk.call(self._client, ask, self._timeout_s)
+            with closing(call()) as response:
+                body = b"".join(_until(deadline, response.iter_bytes()))
+                return sdk.reply(response, body)
+        except Exception as error:  # noqa: BLE001 - what is not of the network is raised again
+            return sdk.answer_of(error)
+
+    def close(self) -> None:
+        """Close the connections; a client that was handed in stays open."""
+        if self._closing is not None:
+            self._closing()
+
+    def leave_to_parent(self) -> None:
+        """Close the child's copies of the connections, and touch nothing else."""
+        if self._closing is not None:
+            self._closing.detach()
+        self._sockets.close_in_child()
+        fork.keep_inherited(self)
+
+
+def _until(deadline: float, chunks: Any) -> Any:
+    # A server that drips a byte a second never runs into the timeout of a single read.
+    for chunk in chunks:
+        yield chunk
+        if time.monotonic() > deadline:
+            raise TimeoutError("the answer came too slowly")
+
+
+class Transport:
+    """The session of one client: kept while its endpoint stays the same.
+
+    Args:
+        connections: How many idle connections are kept.
+        timeout_s: How long one request may take, in seconds.
+        client: The user's own ``openai.OpenAI``, used as it is.
+    """
+
+    def __init__(self, connections: int, timeout_s: float, client: Any = None) -> None:
+        self._connections = connections
+        self._timeout_s = timeout_s
+        self._given = Session(client, timeout_s) if client is not None else None
+        self._lock = threading.Lock()
+        self._session: Session | None = None
+        self._place: tuple[str, str | None] | None = None
+        fork.register(self)
+
+    def session(self, endpoint: Endpoint) -> Session:
+        """Return the session for ``endpoint``.
+
+        The one before is not closed here: another thread may be using it, and it closes itself
+        when that is done.
+        """
+        if self._given is not None:
+            return self._given
+        place = (endpoint.url, endpoint.api_key)
+        with self._lock:
+            if self._session is None or self._place != place:
+                self._session = Session.open(endpoint, self._connections, self._timeout_s)
+                self._place = place
+            return self._session
+
+    def close(self) -> None:
+        """Close what is open; the next use opens it again."""
+        with self._lock:
+            session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    def reset_after_fork(self) -> None:
+        """Leave the connections to the parent."""
+        session, self._session = self._session, None
+        self._lock = threading.Lock()
+        if session is not None:
+            session.leave_to_parent()
+
+
+class AsyncSession:
+    """Connections to one endpoint, for the tasks of one event loop.
+
+    Args:
+        client: An ``openai.AsyncOpenAI``.
+        timeout_s: How long one request may take, in seconds.
+    """
+
+    def __init__(self, client: Any, timeout_s: float) -> None:
+        self._client = client
+        self._timeout_s = timeout_s
+        self._sockets = Sockets()
+        self._guard: AsyncGenerator[None] | None = None
+
+    @classmethod
+    async def open(cls, endpoint: Endpoint, connections: int, timeout_s: float) -> AsyncSession:
+        """Return a session of our own, closed with its loop at the latest."""
+        guards = _GUARDS.get()
+        await guards.sweep()
+        sockets = Sockets()
+        client, http = sdk.aconnect(endpoint, connections, sockets)
+        session = cls(client, timeout_s)
+        session._sockets = sockets
+        session._guard = await guards.watch(session, http)
+        return session
+
+    async def send(self, ask: Ask) -> Reply | Trouble:
+        """Send ``ask`` once and return what came of it."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                call = sdk.call(self._client, ask, self._timeout_s)
+                response = await call()
+                async with aclosing(response):
+                    return sdk.reply(response, await response.aread())
+        except Exception as error:  # noqa: BLE001 - what is not of the network is raised again
+            return sdk.answer_of(error)
+
+    async def close(self) -> None:
+        """Close the connections; a client that was handed in stays open."""
+        if self._guard is not None:
+            await self._guard.aclose()
+
+    def leave_to_parent(self) -> None:
+        """Close the child's copies of the connections, and touch nothing else."""
+        self._sockets.close_in_child()
+        fork.keep_inherited(self)
+
+
+async def _guard(http: Any) -> AsyncGenerator[None]:
+    # A loop ends its asynchronous generators before it closes; nothing else tells in time that
+    # a loop is about to close.
+    try:
+        yield
+    finally:
+        await http.aclose()
+
+
+class _Guards:
+    """What closes the sessions of one loop.
+
+    A session that is collected cannot close itself: that takes several turns of a loop which may
+    be at its last. So its guard is held here, until another session is opened or the loop ends.
+    """
+
+    def __init__(self) -> None:
+        self._watched: list[tuple[weakref.ref[AsyncSession], AsyncGenerator[None]]] = []
+
+    async def watch(self, session: AsyncSession, http: Any) -> AsyncGenerator[None]:
+        """Begin to guard ``http``, which ``session`` uses."""
+        guard = _guard(http)
+        await anext(guard)
+        self._watched.append((weakref.ref(session), guard))
+        return guard
+
+    async def sweep(self) -> None:
+        """Close what nobody refers to any more."""
+        unused = [guard for session, guard in self._watched if session() is None]
+        self._watched = [entry for entry in self._watched if entry[1] not in unused]
+        for guard in unused:
+            await guard.aclose()
+
+
+_GUARDS: Final[PerLoop[_Guards]] = PerLoop(_Guards)
+
+
+class _Held:
+    """The session that a loop has at present."""
+
+    session: AsyncSession | None = None
+    place: tuple[str, str | None] | None = None
+
+    def leave_to_parent(self) -> None:
+        if self.session is not None:
+            self.session.leave_to_parent()
+
+
+class AsyncTransport:
+    """The sessions of one client, one a running loop; as ``Transport`` otherwise.
+
+    Args:
+        connections: How many idle connections are kept.
+        timeout_s: How long one request may take, in seconds.
+        client: The user's own ``openai.AsyncOpenAI``, used as it is.
+    """
+
+    def __init__(self, connections: int, timeout_s: float, client: Any = None) -> None:
+        self._connections = connections
+        self._timeout_s = timeout_s
+        self._given = AsyncSession(client, timeout_s) if client is not None else None
+        self._held: PerLoop[_Held] = PerLoop(_Held, _Held.leave_to_parent)
+
+    async def session(self, endpoint: Endpoint) -> AsyncSession:
+        """Return the running loop's session for ``endpoint``."""
+        if self._given is not None:
+            return self._given
+        held = self._held.get()
+        place = (endpoint.url, endpoint.api_key)
+        if held.session is None or held.place != place:
+            held.session = await AsyncSession.open(endpoint, self._connections, self._timeout_s)
+            held.place = place
+        return held.session
+
+    async def close(self) -> None:
+        """Close what the running loop has open; the next use opens it again."""
+        held = self._held.pop()
+        if held is not None and held.session is not None:
+            await held.session.close()

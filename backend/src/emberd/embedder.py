@@ -1,0 +1,398 @@
+"""The embedder: joins a server, found or started at first use, with the client that asks it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import threading
+import warnings
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from emberd.client import fork
+from emberd.errors import MissingKeyError, SettingError
+from emberd.settings import UNSET, Endpoint, Settings, Unset
+
+if TYPE_CHECKING:
+    from emberd.client.aio import AsyncClient
+    from emberd.client.sync import Client
+    from emberd.client.vectors import Floats
+    from emberd.manager import Manager, Progress, Server
+
+_LOG: Final = logging.getLogger("emberd")
+_KEY_VARIABLE: Final = "EMBERD_API_KEY"
+_FIELDS: Final = fields(Settings)
+_CREDENTIALS: Final = re.compile(r"//[^/@]*@")
+
+
+class Embedder:
+    """Texts to vectors, as NumPy arrays of float32 whose rows have norm one.
+
+    Nothing happens before the first use: then a server for the model is found, or started if
+    there is none, and it is used until the process ends. Instances may be shared by threads, event
+    loops and forked children, and pickled; pickles carry neither keys nor clients.
+
+    Args:
+        model: Name on the hub, or a folder; ``EMBERD_MODEL``, else Qwen/Qwen3-Embedding-4B.
+        dimensions: Length of the vectors; None for native.
+        query_instruction: None for the model's default task, ``""`` for none; else a task in
+            words, the name of one in ``emberd.TASKS``, or a template with ``{text}`` in it.
+        document_instruction: The same for documents; the default is none.
+        base_url: A server to use as it is; nothing is ever started then.
+        api_key: Its key.
+        revision: Commit of the model on the hub.
+        engine: Which engine may serve.
+        device: ``"cuda"`` or ``"cpu"``.
+        batch_size: Most texts in one request.
+        max_concurrency: Most requests in flight, over the whole process.
+        timeout: Seconds that one request may take.
+        start_timeout: Seconds to wait for a server to start.
+        idle_timeout: Seconds without use after which a started server stops; None for never.
+        truncate: Cut over-long texts instead of refusing them.
+        server_dimensions: Let the server cut vectors to ``dimensions``: less to transfer.
+        show_progress: Show a progress bar while documents are embedded.
+        manager: Finds and starts servers in place of one of our own.
+        client: The user's own ``openai.OpenAI``; its server is used, nothing is ever started.
+        async_client: Likewise an ``openai.AsyncOpenAI``, for the asynchronous methods.
+
+    Raises:
+        SettingError: A value cannot be used; it is named.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        dimensions: int | None = None,
+        query_instruction: str | None = None,
+        document_instruction: str | None = None,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        revision: str | None = None,
+        engine: str | None = None,
+        device: str | None = None,
+        batch_size: int | None = None,
+        max_concurrency: int | None = None,
+        timeout: float | None = None,
+        start_timeout: float | None = None,
+        idle_timeout: float | Unset | None = UNSET,
+        truncate: bool | None = None,
+        server_dimensions: bool | None = None,
+        show_progress: bool | None = None,
+        manager: Manager | None = None,
+        client: Any = None,
+        async_client: Any = None,
+    ) -> None:
+        arguments = locals()
+        given = {field.name: arguments[field.name] for field in _FIELDS}
+        if handed := client or async_client:
+            given["base_url"] = base_url or str(handed.base_url)
+        self._build(Settings.resolve(**given), manager, client, async_client)
+
+    def embed_documents(self, texts: Iterable[str]) -> Floats:
+        """Return the vectors of documents, ``(n, dimensions)``.
+
+        Raises:
+            TextError: A text cannot be embedded; its index is named.
+            ServerError: No server could be had.
+            RequestError: The server refused, failed, or answered with something else than asked.
+        """
+        with self._shown(texts) as (listed, on_done):
+            return self._client().embed(listed, self.document_template, on_done)
+
+    def embed_queries(self, texts: Iterable[str]) -> Floats:
+        """Return the vectors of queries, ``(n, dimensions)``; raises as ``embed_documents``."""
+        return self._client().embed(texts, self.query_template)
+
+    def embed_query(self, text: str) -> Floats:
+        """Return the vector of one query, ``(dimensions,)``; raises as ``embed_documents``."""
+        vector: Floats = self.embed_queries([text])[0]
+        return vector
+
+    async def aembed_documents(self, texts: Iterable[str]) -> Floats:
+        """Do as ``embed_documents``, from the running event loop."""
+        with self._shown(texts) as (listed, on_done):
+            return await self._async_client().embed(listed, self.document_template, on_done)
+
+    async def aembed_queries(self, texts: Iterable[str]) -> Floats:
+        """Do as ``embed_queries``, from the running event loop."""
+        return await self._async_client().embed(texts, self.query_template)
+
+    async def aembed_query(self, text: str) -> Floats:
+        """Do as ``embed_query``, from the running event loop."""
+        vector: Floats = (await self.aembed_queries([text]))[0]
+        return vector
+
+    def ensure(self) -> Server:
+        """Return the server that is used, found or started now if there was no use before.
+
+        Raises:
+            ServerError: None could be had.
+            RequestError: The given one does not answer, or wants another key.
+        """
+        client = self._client()
+        if self._handed is None:
+            return self._attachment.server()
+        return self._attachment.server(lambda: client.inspect(self._place, self._settings.spec))
+
+    async def aensure(self) -> Server:
+        """Do as ``ensure``, from the running event loop."""
+        client = self._async_client()
+        if self._ahanded is None:
+            return await self._attachment.aserver()
+        return await self._attachment.aserver(
+            lambda: client.inspect(self._place, self._settings.spec)
+        )
+
+    def endpoint(self) -> Endpoint:
+        """Return where the server answers and what it serves; raises as ``ensure``."""
+        return self.ensure().endpoint
+
+    def close(self) -> None:
+        """Close the connections of the synchronous methods; the next use opens them again."""
+        if self._sync is not None:
+            self._sync.close()
+
+    async def aclose(self) -> None:
+        """Close the connections of the running event loop; the next use opens them again."""
+        if self._async is not None:
+            await self._async.close()
+
+    @property
+    def settings(self) -> Settings:
+        """All settings, as they were resolved at construction."""
+        return self._settings
+
+    @property
+    def query_template(self) -> str:
+        """The template of queries, with ``{text}`` in it."""
+        return self._settings.query_template
+
+    @property
+    def document_template(self) -> str:
+        """The template of documents, with ``{text}`` in it."""
+        return self._settings.document_template
+
+    @property
+    def identity(self) -> dict[str, str | int | None]:
+        """What decides the vectors of a text: for keys of caches and indexes, without secrets."""
+        return {
+            **self._settings.spec.identity,
+            "dimensions": self._settings.dimensions,
+            "query_template": self.query_template,
+            "document_template": self.document_template,
+        }
+
+    def __repr__(self) -> str:
+        values = {
+            field.name: getattr(self._settings, field.name) for field in _FIELDS if field.repr
+        }
+        usual = Settings(model="")
+        shown = [f"{k}={value!r}" for k, value in values.items() if value != getattr(usual, k)]
+        return f"Embedder({_CREDENTIALS.sub('//***@', ', '.join(shown))})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        had_key = self._settings.api_key is not None and self._settings.base_url is not None
+        had_client = self._handed is not None or self._ahanded is not None
+        needs_key = had_key or had_client or self._attachment.key_is_missing
+        return {"settings": replace(self._settings, api_key=None), "needs_key": needs_key}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        api_key = os.environ.get(_KEY_VARIABLE) or None
+        self._build(replace(state["settings"], api_key=api_key))
+        self._attachment.key_is_missing = state["needs_key"] and api_key is None
+
+    def _build(
+        self,
+        settings: Settings,
+        manager: Manager | None = None,
+        client: Any = None,
+        async_client: Any = None,
+    ) -> None:
+        self._settings = settings
+        self._handed = client
+        self._ahanded = async_client
+        self._sync: Client | None = None
+        self._async: AsyncClient | None = None
+        self._attachment = _Attachment(settings, manager)
+
+    def _client(self) -> Client:
+        if self._sync is None:
+            self._refuse_without("client", self._handed, self._ahanded)
+            # Imported at first use: it takes NumPy with it.
+            from emberd.client.sync import Client
+
+            self._sync = Client(
+                self.endpoint,
+                self._settings,
+                heal=self._attachment.heal if self._settings.base_url is None else None,
+                on_use=self._attachment.used,
+                on_timeout=self._attachment.suspect,
+                sdk_client=self._handed,
+            )
+        return self._sync
+
+    def _async_client(self) -> AsyncClient:
+        if self._async is None:
+            self._refuse_without("async_client", self._ahanded, self._handed)
+            from emberd.client.aio import AsyncClient
+
+            self._async = AsyncClient(
+                self._aresolve,
+                self._settings,
+                heal=self._attachment.aheal if self._settings.base_url is None else None,
+                on_use=self._attachment.used,
+                on_timeout=self._attachment.suspect,
+                sdk_client=self._ahanded,
+            )
+        return self._async
+
+    @property
+    def _place(self) -> Endpoint:
+        # Where a client that was handed in leads, before anything is known of it.
+        return Endpoint(str(self._settings.base_url), self._settings.model, dimensions=0)
+
+    async def _aresolve(self) -> Endpoint:
+        return (await self.aensure()).endpoint
+
+    def _refuse_without(self, name: str, wanted: Any, other: Any) -> None:
+        # The other client's server may need what only that client has, such as a certificate.
+        if wanted is None and other is not None:
+            raise SettingError(
+                f"This method needs {name}=, and only the client of the other kind was handed in. "
+                f"Hand in both, or call the methods of the other kind."
+            )
+
+    @contextmanager
+    def _shown(
+        self, texts: Iterable[str]
+    ) -> Iterator[tuple[Iterable[str], Callable[[int], None] | None]]:
+        if not self._settings.show_progress or isinstance(texts, str | bytes):
+            yield texts, None
+            return
+        # Imported only where there is a bar to show.
+        from rich.console import Console
+        from rich.progress import Progress
+
+        listed = list(texts)
+        with Progress(console=Console(stderr=True)) as bar:
+            task = bar.add_task("embedding", total=len(listed))
+            yield listed, lambda finished: bar.update(task, completed=finished)
+
+
+class _Attachment:
+    """The server of one embedder in this process: asked for once, and again when it is lost."""
+
+    def __init__(self, settings: Settings, manager: Manager | None) -> None:
+        self._settings = settings
+        self._manager_in_use = manager
+        self._server: Server | None = None
+        self._before: Server | None = None
+        self._lock = threading.Lock()
+        self.key_is_missing = False
+        fork.register(self)
+
+    def reset_after_fork(self) -> None:
+        """Take a new lock: a thread that does not exist in the child may hold the old one."""
+        self._lock = threading.Lock()
+
+    def server(self, inspect: Callable[[], Endpoint] | None = None) -> Server:
+        """Return the server, asked for now if this is the first use.
+
+        Args:
+            inspect: Asks the server of a client that was handed in what it is; None where the
+                manager finds or starts one.
+        """
+        if self._server is not None:
+            return self._server
+        with self._lock:
+            if self._server is None:
+                self._check()
+                self._server = _by_hand(inspect()) if inspect else self._ensure(lost=None)
+            return self._server
+
+    async def aserver(self, inspect: Callable[[], Awaitable[Endpoint]] | None = None) -> Server:
+        """Do as ``server``, from the running event loop."""
+        if self._server is not None:
+            return self._server
+        if inspect is None:
+            return await asyncio.to_thread(self.server)
+        self._check()
+        self._server = _by_hand(await inspect())
+        return self._server
+
+    def heal(self, endpoint: Endpoint) -> Endpoint:
+        """Return a server in place of ``endpoint``, which went away in the middle of a job."""
+        with self._lock:
+            if self._server is not None and self._server.endpoint != endpoint:
+                return self._server.endpoint  # another thread has been here before
+            # Forgotten first: when a person stopped it this raises, and a later job is to start
+            # it again instead of healing.
+            self._before, self._server = self._server or self._before, None
+            self._server = self._ensure(lost=self._before)
+            return self._server.endpoint
+
+    async def aheal(self, endpoint: Endpoint) -> Endpoint:
+        """Do as ``heal``, from the running event loop."""
+        return await asyncio.to_thread(self.heal, endpoint)
+
+    def used(self, _endpoint: Endpoint) -> None:
+        """Keep the server from being taken for idle."""
+        if self._server is not None and self._server.origin != "given":
+            self._manager().used(self._server)
+
+    def suspect(self, _endpoint: Endpoint) -> None:
+        """Have the server probed: it did not answer in time."""
+        if self._server is not None and self._server.origin != "given":
+            self._manager().suspect(self._server)
+
+    def _ensure(self, lost: Server | None) -> Server:
+        server = self._manager().ensure(
+            self._settings.spec,
+            base_url=self._settings.base_url,
+            api_key=self._settings.api_key,
+            start_timeout=self._settings.start_timeout,
+            idle_timeout=self._settings.idle_timeout,
+            lost=lost,
+            on_progress=_log_progress,
+        )
+        _LOG.info("%s", server.reason)
+        return server
+
+    def _manager(self) -> Manager:
+        if self._manager_in_use is None:
+            # Imported at first use: it takes the libraries for locks and processes with it.
+            from emberd.servers import Manager
+
+            self._manager_in_use = Manager()
+        return self._manager_in_use
+
+    def _check(self) -> None:
+        if self.key_is_missing:
+            raise MissingKeyError(
+                f"This Embedder was unpickled and needs the key of {self._settings.base_url}, "
+                f"which no pickle carries. Set {_KEY_VARIABLE} where it is unpickled."
+            )
+        model, dimensions = self._settings.known, self._settings.dimensions
+        if dimensions not in (None, model.dimensions) and not model.matryoshka:
+            warnings.warn(
+                f"dimensions={dimensions}: as far as emberd knows, {model.name} was not trained so "
+                f"that its vectors can be cut; they lose more than they should. Measure, or leave "
+                f"dimensions out.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+def _by_hand(endpoint: Endpoint) -> Server:
+    from emberd.manager import Server  # imported late, as the manager is
+
+    return Server(endpoint, "given", f"{endpoint.url} is the server of the client handed in")
+
+
+def _log_progress(progress: Progress) -> None:
+    _LOG.info("%s (%.0f s, log: %s)", progress.text, progress.seconds, progress.log_path)

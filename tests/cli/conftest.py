@@ -1,0 +1,41 @@
+"""A home of its own for each test of the command, and nothing left of it afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import leftovers
+from command import Command, stub
+from emberd import Manager
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """An empty EMBERD_HOME; what was started in it is stopped, and must then be gone."""
+    home = tmp_path / "home"
+    yield home
+    _end(home)
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    """The command, in a home where ``stub/ok`` runs: for tests that leave it running."""
+    command = Command(tmp_path_factory.mktemp("running") / "home")
+    assert command("up", *stub()).code == 0
+    yield command
+    _end(command.home)
+
+
+@pytest.fixture
+def emberd(home: Path) -> Command:
+    """The command."""
+    return Command(home)
+
+
+def _end(home: Path) -> None:
+    Manager(home).stop()
+    left = leftovers.end_all([str(home)])
+    assert not left, "processes left behind:\n" + "\n".join(left)

@@ -1,0 +1,125 @@
+"""The demo: its parts, and once as a whole with the real engine."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import managed
+from command import Command
+from emberd import Embedder, SettingError
+from emberd.catalog import Model
+from emberd.cli.demo import passages, recall
+
+stopped_at_the_end = managed.stopped_at_the_end
+
+
+def test_passages_of_python_are_real_short_and_distinct() -> None:
+    found = passages.of_python(100)
+    texts = [passage.text for passage in found]
+    assert len(set(texts)) == len({passage.id for passage in found}) == 100
+    assert all(60 <= len(text) <= 400 and "\n" not in text for text in texts)
+    assert len({passage.source.partition(".")[0] for passage in found}) > 90
+
+
+def test_paragraphs_of_a_folder_are_cut_to_what_fits(tmp_path: Path) -> None:
+    chinese = "".join(map(chr, range(0x4E00, 0x4E64)))
+    (tmp_path / "a.md").write_text(f"{'word ' * 40}\n\nshort\n\n{chinese}")
+    (tmp_path / "b.bin").write_text("x" * 200)
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "c.txt").write_text("y" * 200)
+    found = passages.of_folder(tmp_path, 10, longest_bytes=120)
+    assert {passage.source for passage in found} == {"a.md"}
+    assert all(len(passage.text.encode()) <= 120 for passage in found)
+    joined = "".join(passage.text for passage in found)
+    assert joined.count("word") == 40
+    assert chinese in joined
+
+
+def test_a_folder_without_text_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="holds no paragraph"):
+        passages.of_folder(tmp_path, 10, 100)
+
+
+def test_the_multilingual_set_is_whole() -> None:
+    known = passages.multilingual()
+    ids = {passage.id for passage in known.passages}
+    assert (len(ids), len(known.questions)) == (60, 30)
+    assert {question.answer for question in known.questions} <= ids
+    assert {"zh", "code"} <= set(known.languages)
+    assert len(known.languages) >= 9
+
+
+def test_recall_counts_answers_among_the_nearest() -> None:
+    vectors = np.eye(8, dtype=np.float32)
+    questions = vectors[[0, 1, 2, 3]] + 0.5 * vectors[[0, 1, 4, 5]]
+    (row,) = recall.measure(
+        vectors, questions, vectors[[7, 7, 7, 7]], [0, 1, 4, 6], Model("x", min_dimensions=8)
+    )
+    # Answers of the questions: nearest, nearest, second, tied last.
+    assert row == recall.Row(8, (0.5, 1.0), (0.0, 1.0))
+
+
+def test_recall_is_measured_at_three_lengths() -> None:
+    vectors = np.eye(8, dtype=np.float32) + 0.1
+    rows = recall.measure(vectors, vectors, vectors, list(range(8)), Model("x"))
+    assert [row.dimensions for row in rows] == [8, 4, 2]
+
+
+@pytest.fixture(scope="module")
+def told(managed_home: Path) -> str:
+    """What the demo says, when run once with the session's server."""
+    done = Command(managed_home)("demo", "--model", managed.MODEL, "--passages", "20")
+    assert done.code == 0, done.err
+    return done.out
+
+
+def test_the_demo_says_that_these_are_not_qwen3_vectors(told: str) -> None:
+    assert "they are NOT Qwen3 vectors" in told
+
+
+def test_the_demo_indexes_everything_with_both_frameworks(told: str) -> None:
+    for name in ("LangChain", "LlamaIndex"):
+        assert re.search(rf"{name} +80 passages in [\d.]+ s, \d+ passages/s", told)
+
+
+def test_the_demo_finds_that_both_frameworks_have_the_same_vectors(told: str) -> None:
+    match = re.search(r"same vectors, of 80 passages and 7 questions: .* ([\d.e+-]+)\.", told)
+    assert match is not None
+    assert float(match[1]) <= managed.SAME
+
+
+def test_the_demo_shows_that_eight_processes_use_one_server(told: str) -> None:
+    rows = re.findall(r"^ +(\d+) +(http://\S+) +([0-9a-f]+) +\d+ ms", told, re.MULTILINE)
+    assert len({pid for pid, _, _ in rows}) == 8
+    assert len({(url, nonce) for _, url, nonce in rows}) == 1
+    assert rows[0][2] in managed.live_servers()
+
+
+def test_the_demo_ends_with_recall_and_how_to_stop(told: str) -> None:
+    *_, table, ending = told.strip().split("\n\n")
+    rows = re.findall(r"^ +(\d+)((?: +[\d.]+%){4})$", table, re.MULTILINE)
+    assert [row[0] for row in rows] == ["384", "192", "96"]
+    assert "was not trained to be cut" in table
+    at_1, at_5, *_ = (float(share) for share in re.findall(r"[\d.]+", rows[0][1]))
+    assert 30 < at_1 <= at_5 <= 100
+    assert "\n" not in ending
+    assert "emberd stop" in ending
+    assert "emberd status" in ending
+
+
+def test_blank_lines_are_rows_too(managed_home: Path, told: str) -> None:
+    done = Command(managed_home)("embed", "--model", managed.MODEL, stdin="a\n\nb\n")
+    assert [len(line) > 100 for line in done.out.splitlines()] == [True] * 3
+
+
+def test_queries_are_embedded_as_queries(managed_home: Path, told: str) -> None:
+    done = Command(managed_home)("embed", "-m", managed.MODEL, "-t", "x", "--as", "query")
+    vector = json.loads(done.out)["embedding"]
+    embedder = Embedder(managed.MODEL)
+    assert managed.same(vector, embedder.embed_query("x"))
+    assert not managed.same(vector, embedder.embed_documents(["x"])[0])

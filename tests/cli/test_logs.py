@@ -1,0 +1,75 @@
+"""``logs``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import waiting
+from command import Command, stub
+
+
+def test_without_a_server_there_is_no_log(emberd: Command) -> None:
+    done = emberd("logs")
+    assert (done.code, done.out) == (3, "")
+    assert done.err == "No server has a log here. `emberd up` starts one.\n"
+
+
+def test_the_last_lines_of_the_log_are_shown(emberd: Command) -> None:
+    emberd("up", *stub())
+    path = Path(emberd("logs", "--path").out.strip())
+    whole = path.read_text()
+    assert emberd("logs").out == whole
+    assert "stub: loading" in whole
+    long = "".join(f"line {number:08}\n" for number in range(20_000))
+    path.write_text(long)
+    # 4681 lines and a piece of one are what is read at once.
+    for lines in (4681, 4682, 9000):
+        assert emberd("logs", "-n", str(lines)).out == long[-lines * len("line 00000000\n") :]
+    assert emberd("logs", "-n", "0").out == ""
+
+
+def test_the_log_of_a_failed_start_is_kept(emberd: Command) -> None:
+    emberd("up", *stub(faults="dies-at-start"))
+    assert "no memory left for the model" in emberd("logs").out
+
+
+def test_following_goes_on_until_the_server_ends(emberd: Command) -> None:
+    emberd("up", *stub())
+    path = Path(emberd("logs", "--path").out.strip())
+    with emberd.begin("logs", "--follow", "-n", "1") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with path.open("a") as log:
+            log.write("something new\n")
+        assert process.stdout.readline() == b"something new\n"
+        assert process.poll() is None
+        emberd("stop")
+        assert process.wait(timeout=20) == 0
+
+
+def test_of_several_servers_the_running_one_is_shown(emberd: Command) -> None:
+    emberd("up", *stub("runs"))
+    emberd("up", *stub("fails", faults="dies-at-start"))
+    shown = emberd("logs")
+    assert "no memory left" not in shown.out
+    assert shown.err == "stub/runs (ready); --model shows another\n"
+    other = emberd("logs", "--model", "stub/fails?faults=dies-at-start")
+    assert "no memory left" in other.out
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(emberd: Command) -> None:
+    emberd("up", *stub())
+    path = Path(emberd("logs", "--path").out.strip())
+    with emberd.begin("logs", "--follow") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        waiting.until(lambda: _write(path) and process.poll() is not None)
+        assert process.stderr is not None
+        assert (process.returncode, process.stderr.read()) == (1, b"")
+
+
+def _write(path: Path) -> bool:
+    with path.open("a") as log:
+        log.write("more\n")
+    return True

@@ -1,0 +1,193 @@
+"""``up``, ``status`` and ``stop``, as transcripts."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import waiting
+from command import Command, stub
+from emberd import surface
+
+
+@pytest.fixture
+def stranger() -> Iterator[str]:
+    """The root of a stub server that no emberd started; it must outlive the test."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = Path(__file__).parents[1] / "stubs" / "server.py"
+    command = [sys.executable, str(program), "--port", str(port), "--model", "stub/theirs"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        url = f"http://127.0.0.1:{port}"
+        waiting.until(lambda: surface.is_ready(url))
+        yield url
+        assert process.poll() is None
+        process.terminate()
+
+
+def test_a_server_is_started_seen_used_again_and_stopped(emberd: Command) -> None:
+    first = emberd("up", *stub())
+    assert first.code == 0
+    assert first.out.startswith("stub/ok is served at http://127.0.0.1:")
+    assert "emberd started it just now with the engine stubs.engine." in first.out
+    assert "It stops 30 min after its last use, or by `emberd stop`." in first.out
+    assert "NOT Qwen3" not in first.out
+
+    again = emberd("up", *stub())
+    assert again.out.splitlines()[0] == first.out.splitlines()[0]
+    assert "emberd keeps it with the engine stubs.engine." in again.out
+
+    shown = emberd("status")
+    assert shown.code == 0
+    assert shown.out.splitlines()[0].split()[:2] == ["model", "state"]
+    assert shown.out.splitlines()[1].split()[:2] == ["stub/ok", "ready"]
+
+    stopped = emberd("stop")
+    url = first.out.split()[4].removesuffix("/v1")
+    assert (stopped.code, stopped.out) == (0, f"Stopped stub/ok at {url} (it was ready).\n")
+    assert not surface.is_ready(url)
+    assert emberd("status").code == 3
+    assert emberd("stop").out == "No server runs: nothing to stop.\n"
+
+
+def test_what_up_says_to_use_is_true(emberd: Command) -> None:
+    said = emberd("up", *stub())
+    line = next(line for line in said.out.splitlines() if "emberd.Embedder" in line)
+    program = f"import emberd; print({line.split(maxsplit=1)[1]}.endpoint().base_url)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=emberd.environment, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == said.out.split()[4], done.stderr
+
+
+def test_up_says_how_far_a_start_is_on_stderr(emberd: Command) -> None:
+    done = emberd("up", *stub(start=1.5))
+    assert "stub/ok?start=1.5: loading (" in done.err
+    assert "loading" not in done.out.replace("?start=1.5", "")
+
+
+def test_a_terminal_sees_a_line_that_changes_and_goes(emberd: Command) -> None:
+    done = Command(emberd.home, {"TERM": "xterm-256color"}).on_terminal("up", *stub(start=1.2))
+    assert done.code == 0
+    # Drawn again and again on one line, which is erased at the end.
+    assert done.out.count("loading (") > 3
+    assert "\x1b[2K" in done.out.partition("is served at")[0]
+
+
+def test_up_as_json_is_the_server_without_its_key(emberd: Command) -> None:
+    server = emberd("up", *stub(), "--json").json
+    key = emberd("env", *stub(), "--json").json["OPENAI_API_KEY"]
+    assert (server["model"], server["dimensions"], server["started"]) == ("stub/ok", 8, True)
+    assert server["base_url"] == server["url"] + "/v1"
+    assert len(key) > 20
+    assert key not in str(server)
+
+
+def test_status_as_json_is_a_list_of_servers(emberd: Command) -> None:
+    nothing = emberd("status", "--json")
+    assert (nothing.code, nothing.json) == (3, {"servers": []})
+    nonce = emberd("up", *stub(), "--json").json["nonce"]
+    (server,) = emberd("status", "--json").json["servers"]
+    assert (server["state"], server["nonce"], server["spec"]["model"]) == (
+        "ready",
+        nonce,
+        "stub/ok",
+    )
+    assert "api_key" not in server
+
+
+def test_idle_timeout_never_is_told(emberd: Command) -> None:
+    said = emberd("up", *stub(), "--idle-timeout", "never")
+    assert "It stays until `emberd stop`." in said.out
+    assert "never" in emberd("status").out
+
+
+def test_stop_ends_the_servers_of_one_model_alone(emberd: Command) -> None:
+    for name in ("one", "two"):
+        assert emberd("up", *stub(name)).code == 0
+    stopped = emberd("stop", "--model", "stub/one", "--json").json["stopped"]
+    assert [was["spec"]["model"] for was in stopped] == ["stub/one"]
+    left = emberd("status", "--json").json["servers"]
+    assert [server["spec"]["model"] for server in left] == ["stub/two"]
+    assert emberd("stop", "-m", "stub/one").out == "No server of stub/one runs: nothing to stop.\n"
+
+
+def test_a_server_of_somebody_elses_is_adopted_and_forgotten_and_goes_on(
+    emberd: Command, stranger: str
+) -> None:
+    theirs = replace(emberd, more={"EMBERD_DISCOVER": stranger})
+    said = theirs("up", "--model", "stub/theirs")
+    assert f"{stranger} was found (EMBERD_DISCOVER lists it) and verified" in said.out
+    assert "emberd did not start it and will not stop it." in said.out
+    assert "somebody else's" in emberd("status").out
+
+    stopped = emberd("stop")
+    assert stopped.out.startswith(f"Forgot stub/theirs at {stranger}: somebody else started it")
+    assert surface.is_ready(stranger)
+    assert emberd("status").code == 3
+
+
+def test_a_given_server_is_named_in_what_up_says_to_use(emberd: Command, stranger: str) -> None:
+    given = replace(emberd, more={"EMBERD_BASE_URL": stranger})
+    said = given("up", "--model", "stub/theirs")
+    assert said.out.startswith(f"stub/theirs is served at {stranger}/v1 (8 dimensions")
+    assert f"base_url='{stranger}/v1'" in said.out
+    assert emberd("status").code == 3
+
+
+def test_a_failed_start_is_told_kept_and_tried_again_by_up_alone(
+    emberd: Command, tmp_path: Path
+) -> None:
+    starts = tmp_path / "starts"
+    failing = stub(faults="dies-at-start", count=starts)
+    first = emberd("up", *failing)
+    assert first.code == 5
+    assert first.err.splitlines()[-1].startswith("error: The stub ended with 1 ")
+    assert "no memory left for the model" in first.err
+    assert "Traceback" not in first.err
+
+    # A program that asks now gets the same error at once.
+    assert emberd("env", *failing).code == 5
+    assert len(starts.read_text().splitlines()) == 1
+    shown = emberd("status")
+    assert (shown.code, shown.out.splitlines()[1].split()[1]) == (3, "failed")
+
+    as_json = emberd("up", *failing, "--json")
+    assert len(starts.read_text().splitlines()) == 2
+    assert as_json.code == 5
+    error = as_json.json["error"]
+    assert (error["kind"], error["exit_code"]) == ("StartError", 5)
+    assert "no memory left" in error["message"]
+
+
+def test_start_timeout_ends_the_wait_and_not_the_start(emberd: Command) -> None:
+    slow = stub(start=3)
+    done = emberd("up", *slow, "--start-timeout", "0.5")
+    assert done.code == 5
+    assert "The start goes on" in done.err
+    shown = emberd("status")
+    assert (shown.code, shown.out.splitlines()[1].split()[1]) == (0, "starting")
+    assert emberd("up", *slow).code == 0
+
+
+def test_an_interrupt_ends_the_wait_and_not_the_start(emberd: Command) -> None:
+    with emberd.begin("up", *stub(start=60)) as process:
+        assert process.stderr is not None
+        assert b"stub/ok" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err.decode().splitlines()[-2:] == [
+        "The start goes on: `emberd status` shows it, `emberd stop` ends it.",
+        "interrupted",
+    ]
+    assert emberd("status").out.splitlines()[1].split()[1] == "starting"
+    assert "(it was starting)" in emberd("stop").out

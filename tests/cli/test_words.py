@@ -1,0 +1,29 @@
+"""Durations as people read them."""
+
+from __future__ import annotations
+
+import pytest
+
+from emberd.cli import words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1, "0 s"),
+        (0.4, "0 s"),
+        (119, "119 s"),
+        (120, "2 min"),
+        (1800, "30 min"),
+        (3600, "1 h"),
+        (11_100, "3 h 5 min"),
+        (86_400, "1 d"),
+        (187_200, "2 d 4 h"),
+    ],
+)
+def test_a_duration_has_at_most_two_units(seconds: float, text: str) -> None:
+    assert words.duration(seconds) == text
+
+
+def test_never_is_a_duration_too() -> None:
+    assert (words.idle(None), words.idle(60)) == ("never", "after 60 s")

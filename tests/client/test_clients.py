@@ -1,0 +1,365 @@
+"""What a call of ``embed`` gives, through threads and through tasks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from embedding import KINDS, QUICK, Kind, embed
+from emberd.client.retry import RetryPolicy
+from emberd.errors import (
+    AuthenticationError,
+    BadReplyError,
+    RejectedError,
+    RequestTimeoutError,
+    ServerUnavailableError,
+    SettingError,
+    TextError,
+    TextTooLongError,
+)
+from emberd.settings import Endpoint
+from fake_server import END_OF_TEXT, QWEN, FakeServer, tokenize, vector_of, vectors_of
+
+pytestmark = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as running:
+        yield running
+
+
+def _texts(count: int) -> list[str]:
+    """Texts of very different lengths, in no order."""
+    return [f"text {number} " + "x" * (number * 131 % 300) for number in range(count)]
+
+
+# ---- vectors
+
+
+def test_vectors_come_in_the_callers_order(kind: Kind, server: FakeServer) -> None:
+    texts = _texts(150)
+    vectors = embed(kind, server.endpoint, texts, batch_size=8)
+    assert vectors.dtype == np.float32
+    assert (vectors == vectors_of(texts)).all()
+
+
+def test_the_template_is_put_around_each_text(kind: Kind, server: FakeServer) -> None:
+    vectors = embed(kind, server.endpoint, ["a", "b"], template="<{text}>\n")
+    assert (vectors == vectors_of(["<a>\n", "<b>\n"])).all()
+
+
+def test_equal_texts_get_equal_vectors(kind: Kind, server: FakeServer) -> None:
+    assert (embed(kind, server.endpoint, ["a"] * 5) == vector_of("a")).all()
+
+
+def test_no_texts_need_no_server(kind: Kind) -> None:
+    nowhere = Endpoint("http://127.0.0.1:9", "m", 16)
+    assert embed(kind, nowhere, [], dimensions=8).shape == (0, 8)
+    assert embed(kind, nowhere, [], model=QWEN).shape == (0, 1024)
+
+
+def test_vectors_are_cut_here_and_whole_ones_are_fetched(kind: Kind, server: FakeServer) -> None:
+    cut = embed(kind, server.endpoint, ["a"], dimensions=4)
+    assert "dimensions" not in server.to("/v1/embeddings")[0].body
+    head = vector_of("a")[:4].astype(np.float64)
+    assert cut[0] == pytest.approx(head / np.linalg.norm(head), abs=1e-7)
+
+
+@pytest.mark.parametrize("knob", ["nothing", "ignores_dimensions", "cuts_without_normalising"])
+def test_a_server_that_is_to_cut_gives_the_same_vectors(
+    kind: Kind, server: FakeServer, knob: str
+) -> None:
+    setattr(server, knob, True)
+    texts = _texts(3)
+    there = embed(kind, server.endpoint, texts, dimensions=4, server_dimensions=True)
+    assert server.to("/v1/embeddings")[0].body["dimensions"] == 4
+    assert there == pytest.approx(embed(kind, server.endpoint, texts, dimensions=4), abs=1e-6)
+
+
+def test_more_dimensions_than_there_are_is_an_error(kind: Kind, server: FakeServer) -> None:
+    with pytest.raises(SettingError, match="Ask for at most 16"):
+        embed(kind, server.endpoint, ["a"], dimensions=17)
+
+
+def test_a_server_that_answers_floats_will_do(kind: Kind, server: FakeServer) -> None:
+    server.floats = True
+    assert embed(kind, server.endpoint, ["a"]) == pytest.approx(vectors_of(["a"]), abs=1e-7)
+    assert server.to("/v1/embeddings")[0].body["encoding_format"] == "base64"
+
+
+# ---- requests
+
+
+def test_batches_are_bounded(kind: Kind, server: FakeServer) -> None:
+    embed(kind, server.endpoint, _texts(50), batch_size=8)
+    assert max(len(inputs) for inputs in server.embedded) == 8
+
+
+def test_requests_in_flight_are_several_and_bounded(kind: Kind, server: FakeServer) -> None:
+    server.latency_s = 0.02
+    embed(kind, server.endpoint, _texts(40), batch_size=2, max_concurrency=3)
+    assert server.most_in_flight == 3
+
+
+def test_progress_counts_up_to_all(kind: Kind, server: FakeServer) -> None:
+    seen: list[int] = []
+    embed(kind, server.endpoint, _texts(50), batch_size=8, on_done=seen.append)
+    assert seen[-1] == 50
+    assert all(before <= after for before, after in pairwise(seen))
+
+
+def test_an_error_of_the_progress_callback_is_raised(kind: Kind, server: FakeServer) -> None:
+    def fail(finished: int) -> None:
+        raise LookupError(finished)
+
+    with pytest.raises(LookupError):
+        embed(kind, server.endpoint, _texts(50), batch_size=8, on_done=fail)
+
+
+def test_use_is_reported_after_each_answer(kind: Kind, server: FakeServer) -> None:
+    uses: list[Endpoint] = []
+    embed(kind, server.endpoint, _texts(9), batch_size=3, callbacks={"on_use": uses.append})
+    assert uses == [server.endpoint] * 3
+
+
+def test_the_servers_own_name_for_the_model_is_sent(kind: Kind, server: FakeServer) -> None:
+    server.model = "served-name"
+    embed(kind, server.endpoint, ["a"])
+    assert server.to("/v1/embeddings")[0].body["model"] == "served-name"
+
+
+# ---- wrong answers: never a vector
+
+FAULTS = {
+    "missing": "vectors for",
+    "doubled": "vectors for|two vectors",
+    "unindexed": "index None",
+    "short": "15 dimensions instead of 16",
+    "nan": "NaN",
+    "infinite": "NaN or infinity",
+    "long_norm": "norm 3",
+    "zero": "norm 0",
+    "no_base64": "neither base64",
+    "odd_bytes": "neither base64",
+    "words": "no list of numbers",
+    "html": "page of HTML",
+    "cut": "breaks off",
+    "text": "not JSON",
+    "no_data": "without a list of vectors",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_wrong_reply_is_a_typed_error(
+    kind: Kind, server: FakeServer, fault: str, count: int
+) -> None:
+    server.fault = fault
+    with pytest.raises(BadReplyError, match=FAULTS[fault]):
+        embed(kind, server.endpoint, _texts(count))
+    assert len(server.embedded) == 1, "a wrong reply is not asked for again"
+
+
+def test_vectors_in_another_order_are_put_in_order_by_index(kind: Kind, server: FakeServer) -> None:
+    server.fault = "reordered"
+    texts = _texts(5)
+    assert (embed(kind, server.endpoint, texts) == vectors_of(texts)).all()
+
+
+@pytest.mark.parametrize("fault", ["hang", "drip"])
+def test_an_answer_that_takes_for_ever_is_a_timeout(
+    kind: Kind, server: FakeServer, fault: str
+) -> None:
+    server.fault = fault
+    timeouts: list[Endpoint] = []
+    with pytest.raises(RequestTimeoutError, match="Raise timeout="):
+        embed(kind, server.endpoint, ["a"], timeout=0.2, callbacks={"on_timeout": timeouts.append})
+    assert timeouts == [server.endpoint] * QUICK.timeout_tries
+    assert len(server.embedded) == QUICK.timeout_tries
+
+
+@pytest.mark.parametrize("fault", ["reset", "reset_late"])
+def test_a_connection_that_breaks_off_is_tried_again_and_then_an_error(
+    kind: Kind, server: FakeServer, fault: str
+) -> None:
+    server.fault = fault
+    with pytest.raises(ServerUnavailableError, match="Nobody answers at .* after 3 tries"):
+        embed(kind, server.endpoint, ["a"])
+    assert len(server.embedded) == 3
+
+
+def test_nobody_there_is_an_error_that_says_what_to_do(kind: Kind) -> None:
+    with pytest.raises(ServerUnavailableError, match="Start the server there, correct base_url"):
+        embed(kind, Endpoint("http://127.0.0.1:9", "m", 16), ["a"])
+
+
+# ---- refusals and retries
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_what_passes_is_waited_out(kind: Kind, server: FakeServer, status: int) -> None:
+    server.answer_first(status)
+    assert (embed(kind, server.endpoint, ["a"]) == vectors_of(["a"])).all()
+    assert len(server.embedded) == 2
+
+
+def test_retry_after_is_waited_for(kind: Kind, server: FakeServer) -> None:
+    server.answer_first(503, retry_after="100000")
+    embed(kind, server.endpoint, ["a"], policy=RetryPolicy(first_s=0, longest_retry_after_s=0.3))
+    server.answer_first(503, retry_after="100000")
+    with pytest.raises(ServerUnavailableError, match="answered 503"):
+        embed(kind, server.endpoint, ["a"], policy=RetryPolicy(busy_s=1))
+
+
+def test_a_server_that_stays_busy_is_an_error(kind: Kind, server: FakeServer) -> None:
+    server.answer_first(*[503] * 10_000)
+    with pytest.raises(ServerUnavailableError, match=r"answered 503 \(try later\) to \d+ tries"):
+        embed(kind, server.endpoint, ["a"], policy=RetryPolicy(first_s=0.001, busy_s=0.05))
+
+
+@pytest.mark.parametrize("status", [400, 404, 413, 422])
+def test_a_refusal_is_never_repeated(kind: Kind, server: FakeServer, status: int) -> None:
+    server.answer_first(status)
+    with pytest.raises(RejectedError, match=f"status {status}: try later") as caught:
+        embed(kind, server.endpoint, ["a"])
+    assert caught.value.status == status
+    assert len(server.embedded) == 1
+
+
+def test_a_redirect_is_not_followed(kind: Kind, server: FakeServer) -> None:
+    server.answer_first(307, location="http://127.0.0.1:9/v1/embeddings")
+    with pytest.raises(RejectedError, match="Redirects are not followed"):
+        embed(kind, server.endpoint, ["a"])
+
+
+def test_a_wrong_key_is_an_authentication_error(kind: Kind, server: FakeServer) -> None:
+    server.api_key = "right"
+    assert embed(kind, server.endpoint, ["a"]).shape == (1, 16)
+    wrong = Endpoint(server.url, server.model, 16, api_key="wrong")
+    with pytest.raises(AuthenticationError, match="EMBERD_API_KEY") as caught:
+        embed(kind, wrong, ["a"])
+    assert "wrong" not in str(caught.value)
+
+
+def test_the_first_error_ends_the_call_and_cancels_what_has_not_begun(
+    kind: Kind, server: FakeServer
+) -> None:
+    server.latency_s = 0.02
+    server.answer_first(400)
+    with pytest.raises(RejectedError):
+        embed(kind, server.endpoint, _texts(200), batch_size=1, max_concurrency=2)
+    assert len(server.embedded) <= 6
+
+
+# ---- blank and over-long texts
+
+
+def test_blank_texts_are_sent_as_the_end_of_text_token(kind: Kind) -> None:
+    with FakeServer(model=QWEN, dimensions=1024) as server:
+        vectors = embed(kind, server.endpoint, ["a", "", "b", "\n"], model=QWEN)
+        assert (vectors == vectors_of(["a", "", "b", ""], 1024)).all()
+        assert ["a", "b"] in server.embedded
+        assert [[END_OF_TEXT], [END_OF_TEXT]] in server.embedded
+
+
+def test_a_blank_text_of_another_model_is_named_before_anything_is_sent(
+    kind: Kind, server: FakeServer
+) -> None:
+    with pytest.raises(TextError, match="Text 1 is blank") as caught:
+        embed(kind, server.endpoint, ["a", " "])
+    assert caught.value.index == 1
+    assert server.requests == []
+
+
+def test_an_over_long_text_is_named_before_anything_is_embedded(
+    kind: Kind, server: FakeServer
+) -> None:
+    texts = [*_texts(20), "y" * 1500, *_texts(20)]
+    with pytest.raises(TextTooLongError, match="Text 20 has 1501 tokens, 999 are") as caught:
+        embed(kind, server.endpoint, texts, batch_size=4)
+    assert (caught.value.index, caught.value.tokens, caught.value.limit) == (20, 1501, 999)
+    assert server.embedded == []
+
+
+@pytest.mark.parametrize(("length", "fits"), [(998, True), (999, False)])
+def test_the_limit_is_one_less_than_the_context(
+    kind: Kind, server: FakeServer, length: int, fits: bool
+) -> None:
+    """SGLang refuses a text of exactly as many tokens as its context."""
+    texts = ["z" * length]
+    if fits:
+        assert (embed(kind, server.endpoint, texts) == vectors_of(texts)).all()
+        return
+    with pytest.raises(TextTooLongError):
+        embed(kind, server.endpoint, texts)
+
+
+def test_texts_that_cannot_be_too_long_are_not_counted(kind: Kind, server: FakeServer) -> None:
+    embed(kind, server.endpoint, [*_texts(20), "w" * 997])
+    assert len(server.to("/v1/tokenize")) == 1
+
+
+def test_a_cut_text_keeps_its_end_of_text_token(kind: Kind) -> None:
+    with FakeServer(model=QWEN, dimensions=1024) as server:
+        texts = ["short", "y" * 1500, "z" * 2000]
+        vectors = embed(kind, server.endpoint, texts, model=QWEN, truncate=True)
+        assert (vectors == vectors_of(["short", "y" * 998, "z" * 998], 1024)).all()
+        sent = [given for inputs in server.embedded for given in inputs if given != "short"]
+        assert sorted(sent) == [tokenize("y" * 998), tokenize("z" * 998)]
+
+
+def test_a_text_of_a_model_without_known_end_cannot_be_cut(kind: Kind, server: FakeServer) -> None:
+    with pytest.raises(TextTooLongError, match="end-of-text token of test/model is not known"):
+        embed(kind, server.endpoint, ["y" * 1500], truncate=True)
+
+
+@pytest.mark.parametrize(
+    ("truncate", "advice"), [(False, "Split it."), (True, "this server has no /v1/tokenize route")]
+)
+def test_without_a_tokenizer_route_the_servers_refusal_names_the_callers_text(
+    kind: Kind, server: FakeServer, truncate: bool, advice: str
+) -> None:
+    server.has_tokenizer = False
+    texts = _texts(60)
+    texts[37] = "y" * 1500
+    with pytest.raises(TextTooLongError, match=advice) as caught:
+        embed(kind, server.endpoint, texts, batch_size=16, truncate=truncate)
+    assert (caught.value.index, caught.value.tokens, caught.value.limit) == (37, 1501, 1000)
+
+
+def test_without_a_tokenizer_route_long_texts_that_fit_are_embedded(
+    kind: Kind, server: FakeServer
+) -> None:
+    server.has_tokenizer = False
+    texts = ["w" * 998, "v" * 998]
+    assert (embed(kind, server.endpoint, texts, truncate=True) == vectors_of(texts)).all()
+
+
+def test_a_server_whose_real_limit_is_lower_than_it_states(kind: Kind, server: FakeServer) -> None:
+    told = Endpoint(server.url, server.model, 16, context_tokens=5000)
+    texts = [*_texts(9), "y" * 1500]
+    with pytest.raises(TextTooLongError, match="truncate=True to cut") as caught:
+        embed(kind, told, texts)
+    assert caught.value.index == 9
+
+
+# ---- all at once
+
+
+def test_texts_of_any_mixture_come_out_right(kind: Kind) -> None:
+    """Lengths, blanks, cuts and faults that pass, all at once, in random order."""
+    chance = random.Random(11)
+    texts = [
+        chance.choice(["", "\t", "é" * chance.randint(1, 40), "y" * chance.randint(990, 1200)])
+        for _ in range(120)
+    ]
+    with FakeServer(model=QWEN, dimensions=1024) as server:
+        server.answer_first(503, 429, 500)
+        vectors = embed(kind, server.endpoint, texts, model=QWEN, truncate=True, batch_size=7)
+    expected = ["" if not text.strip() else text[:998] for text in texts]
+    assert (vectors == vectors_of(expected, 1024)).all()

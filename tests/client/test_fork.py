@@ -1,0 +1,196 @@
+"""A fork after first use, while other threads of the parent are in the middle of a request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from emberd.client import slots
+from emberd.client.aio import AsyncClient
+from emberd.client.slots import Lease
+from emberd.client.sync import Client
+from emberd.settings import Endpoint, Settings
+from fake_server import MODEL, FakeServer, vectors_of
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform"),
+    # Python 3.12 warns of a fork among threads, which is what is under test.
+    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
+]
+
+SETTINGS = Settings.resolve(model=MODEL, batch_size=2, max_concurrency=3, timeout=20)
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as running:
+        yield running
+
+
+def _in_child(work: Callable[[], Any], seconds: float = 30) -> Any:
+    """Fork, run ``work`` in the child, and return what it gives; a hang is an error."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.close(reader)
+            os.write(writer, json.dumps(work()).encode())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writer)
+    timer = threading.Timer(seconds, os.kill, (pid, 9))
+    timer.start()
+    with os.fdopen(reader, "rb") as pipe:
+        said = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    timer.cancel()
+    assert status == 0, f"the child ended with {status}"
+    return json.loads(said)
+
+
+def _right(client: Client, name: str, rounds: int = 5) -> bool:
+    for number in range(rounds):
+        texts = [f"{name} {number} {i}" for i in range(12)]
+        if not (client.embed(texts, "{text}") == vectors_of(texts)).all():
+            return False
+    return True
+
+
+def test_parent_and_child_embed_at_once_and_get_their_own_vectors(server: FakeServer) -> None:
+    client = Client(lambda: server.endpoint, SETTINGS)
+    client.embed(["first use"], "{text}")
+    stop = threading.Event()
+    wrong: list[str] = []
+
+    def keep_busy(name: str) -> None:
+        while not stop.is_set():
+            if not _right(client, name, rounds=1):
+                wrong.append(name)
+
+    threads = [threading.Thread(target=keep_busy, args=(f"parent {i}",)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(8):
+            assert _in_child(partial(_right, client, f"child {number}")) is True
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert _right(client, "parent afterwards")
+    assert wrong == []
+    client.close()
+
+
+def test_a_child_may_have_children(server: FakeServer) -> None:
+    client = Client(lambda: server.endpoint, SETTINGS)
+    client.embed(["first use"], "{text}")
+
+    def child() -> bool:
+        return _right(client, "child", 1) and _in_child(lambda: _right(client, "grandchild", 1))
+
+    assert _in_child(child) is True
+    client.close()
+
+
+def test_a_child_holds_none_of_its_parents_connections(server: FakeServer) -> None:
+    client = Client(lambda: server.endpoint, SETTINGS)
+    client.embed([f"{i}" for i in range(20)], "{text}")
+    mine = _connections(server.port)
+    assert mine
+    assert _in_child(lambda: _connections(server.port)) == []
+    assert _connections(server.port) == mine
+    assert _right(client, "parent")
+    client.close()
+
+
+def test_a_slot_that_another_thread_held_is_free_in_the_child() -> None:
+    lease = Lease(slots.PROCESS_SLOTS, 1)
+
+    def take() -> bool:
+        with Lease(slots.PROCESS_SLOTS, 1).slot():
+            return True
+
+    with lease.slot(), slots.PROCESS_SLOTS.changed:
+        assert _in_child(take) is True
+
+
+def test_a_forked_process_of_multiprocessing_embeds(server: FakeServer) -> None:
+    client = Client(lambda: server.endpoint, SETTINGS)
+    client.embed(["first use"], "{text}")
+    context = multiprocessing.get_context("fork")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        child = context.Process(target=_exit_with, args=(client,))
+        child.start()
+    child.join(30)
+    assert child.exitcode == 0
+    client.close()
+
+
+def _exit_with(client: Client) -> None:
+    raise SystemExit(0 if _right(client, "multiprocessing") else 3)
+
+
+def test_a_loop_in_the_child_gets_connections_of_its_own(server: FakeServer) -> None:
+    async def resolve() -> Endpoint:
+        return server.endpoint
+
+    client = AsyncClient(resolve, SETTINGS)
+
+    def right(name: str) -> bool:
+        texts = [f"{name} {i}" for i in range(12)]
+        return bool((asyncio.run(client.embed(texts, "{text}")) == vectors_of(texts)).all())
+
+    used, forked = threading.Event(), threading.Event()
+    results: list[bool] = []
+
+    async def in_parent() -> None:
+        texts = [f"parent {i}" for i in range(12)]
+        for _ in range(2):
+            vectors = await client.embed(texts, "{text}")
+            results.append(bool((vectors == vectors_of(texts)).all()))
+            used.set()
+            await asyncio.to_thread(forked.wait)
+
+    thread = threading.Thread(target=asyncio.run, args=(in_parent(),))
+    thread.start()
+    used.wait()
+    mine = _connections(server.port)
+    try:
+        assert mine
+        assert _in_child(lambda: (_connections(server.port), right("child"))) == [[], True]
+        assert _connections(server.port) == mine
+    finally:
+        forked.set()
+        thread.join()
+    assert results == [True, True]
+
+
+def _connections(port: int) -> list[str]:
+    """Inodes of this process's sockets that are connected to the port."""
+    connected = set()
+    with open("/proc/self/net/tcp", encoding="ascii") as table:
+        for line in table.readlines()[1:]:
+            columns = line.split()
+            if columns[2].endswith(f":{port:04X}"):
+                connected.add(columns[9])
+    links = []
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            links.append(os.readlink(f"/proc/self/fd/{number}"))
+        except OSError:  # the folder's own descriptor
+            continue
+    found = [link.removeprefix("socket:[").removesuffix("]") for link in links]
+    return sorted(inode for inode in found if inode in connected)

@@ -1,0 +1,200 @@
+"""A server that goes away in the middle of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from embedding import KINDS, Kind, embed
+from emberd.client.job import MAX_BARREN_HEALS, Job
+from emberd.client.protocol import Gone
+from emberd.errors import (
+    PoisonTextError,
+    ServerMismatchError,
+    ServerStoppedError,
+    ServerUnavailableError,
+)
+from emberd.settings import Endpoint, Settings
+from fake_server import MODEL, FakeServer, vectors_of
+
+both = pytest.mark.parametrize("kind", KINDS)
+TEXTS = [f"text {number}" for number in range(120)]
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as running:
+        yield running
+
+
+def _die_after(server: FakeServer, finished: int) -> Callable[[int], None]:
+    def on_done(count: int) -> None:
+        if count >= finished and server.deaths == 0:
+            server.deaths += 1
+            server.die()
+
+    return on_done
+
+
+@both
+def test_a_job_survives_the_servers_death_and_repeats_only_what_had_no_answer(
+    kind: Kind, server: FakeServer
+) -> None:
+    lost: list[Endpoint] = []
+    first = server.endpoint
+
+    def heal(endpoint: Endpoint) -> Endpoint:
+        lost.append(endpoint)
+        return server.revive()
+
+    vectors = embed(
+        kind,
+        first,
+        TEXTS,
+        heal=heal,
+        on_done=_die_after(server, 40),
+        batch_size=4,
+        max_concurrency=4,
+    )
+    assert (vectors == vectors_of(TEXTS)).all()
+    assert lost == [first]
+    repeated = sum(map(len, server.embedded)) - len(TEXTS)
+    assert 0 <= repeated <= 4 * 4
+
+
+@both
+def test_the_text_that_kills_the_server_is_named(kind: Kind, server: FakeServer) -> None:
+    server.deadly = "POISON"
+    texts = [*TEXTS[:77], "this is the POISON", *TEXTS[77:]]
+    with pytest.raises(PoisonTextError, match=r"text 77 \('this is the POISON'\)") as caught:
+        embed(
+            kind,
+            server.endpoint,
+            texts,
+            heal=lambda _: server.revive(),
+            batch_size=16,
+            max_concurrency=4,
+        )
+    assert caught.value.index == 77
+    assert "Leave this text out" in str(caught.value)
+    assert server.deaths <= 2 + 4 + 1, "two to be suspected, one a halving of 16 texts"
+
+
+@both
+def test_one_text_alone_is_named_after_its_second_death(kind: Kind, server: FakeServer) -> None:
+    server.deadly = "POISON"
+    with pytest.raises(PoisonTextError):
+        embed(kind, server.endpoint, ["POISON"], heal=lambda _: server.revive())
+    assert server.deaths == 2
+
+
+@both
+def test_a_server_that_cannot_stay_up_ends_the_job(kind: Kind, server: FakeServer) -> None:
+    heals: list[Endpoint] = []
+
+    def heal(endpoint: Endpoint) -> Endpoint:
+        heals.append(endpoint)
+        return endpoint
+
+    server.die()
+    with pytest.raises(ServerUnavailableError, match="vanished 4 times in a row"):
+        embed(kind, server.endpoint, TEXTS, heal=heal)
+    assert len(heals) == MAX_BARREN_HEALS
+
+
+@both
+def test_what_healing_raises_ends_the_job(kind: Kind, server: FakeServer) -> None:
+    def heal(_: Endpoint) -> Endpoint:
+        raise ServerStoppedError("stopped by hand")
+
+    server.die()
+    with pytest.raises(ServerStoppedError):
+        embed(kind, server.endpoint, TEXTS, heal=heal)
+
+
+@both
+def test_a_successor_with_other_dimensions_is_refused(kind: Kind, server: FakeServer) -> None:
+    server.die()
+
+    def heal(_: Endpoint) -> Endpoint:
+        server.dimensions = 8
+        return server.revive()
+
+    with pytest.raises(ServerMismatchError, match="8 dimensions, the one before it gave 16"):
+        embed(kind, server.endpoint, TEXTS, heal=heal)
+
+
+@both
+def test_without_anybody_to_heal_a_death_is_an_error(kind: Kind, server: FakeServer) -> None:
+    with pytest.raises(ServerUnavailableError, match="Nobody answers"):
+        embed(kind, server.endpoint, TEXTS, on_done=_die_after(server, 40), batch_size=4)
+
+
+@both
+def test_a_death_while_texts_are_counted_is_healed(kind: Kind, server: FakeServer) -> None:
+    texts = ["y" * 998, *TEXTS]
+    server.die()
+    vectors = embed(kind, server.endpoint, texts, heal=lambda _: server.revive())
+    assert (vectors == vectors_of(texts)).all()
+
+
+# ---- who is suspected: the job alone, without a network
+
+ENDPOINT = Endpoint("http://127.0.0.1:9", MODEL, 16)
+GONE = ServerUnavailableError("gone")
+
+
+def _job(count: int, **settings: int) -> Job:
+    job = Job(TEXTS[:count], "{text}", Settings.resolve(model=MODEL, **settings), can_heal=True)
+    job.attach(ENDPOINT)
+    return job
+
+
+def _take_all(job: Job) -> list[Any]:
+    taken = []
+    while (work := job.take()) is not None:
+        taken.append(work)
+    return taken
+
+
+def test_nothing_is_sent_while_the_server_is_gone() -> None:
+    job = _job(40, batch_size=4, max_concurrency=4)
+    works = _take_all(job)
+    job.settle(works[0], Gone(GONE, reached=True))
+    assert job.take() is None
+    assert not job.lost, "three requests are still in flight"
+    for work in works[1:]:
+        job.settle(work, Gone(GONE, reached=True))
+    assert job.lost
+    job.attach(ENDPOINT)
+    assert not job.lost
+    assert len(_take_all(job)) == 4
+
+
+def test_suspects_go_alone_and_innocent_batches_wait() -> None:
+    job = _job(40, batch_size=4, max_concurrency=4)
+    for _ in range(2):
+        for work in _take_all(job):
+            job.settle(work, Gone(GONE, reached=True))
+        job.attach(ENDPOINT)
+    (alone,) = _take_all(job)
+    assert len(alone.indices) == 2
+    assert alone.alone
+
+
+def test_a_batch_that_the_server_never_saw_is_no_suspect() -> None:
+    job = _job(8, batch_size=4, max_concurrency=4)
+    for _ in range(3):
+        for work in _take_all(job):
+            job.settle(work, Gone(GONE, reached=False))
+        job.attach(ENDPOINT)
+    works = _take_all(job)
+    assert [work.deaths for work in works] == [0, 0]
+
+
+def test_attach_must_come_first() -> None:
+    job = Job(["a"], "{text}", Settings.resolve(model=MODEL), can_heal=False)
+    with pytest.raises(RuntimeError):
+        _ = job.endpoint

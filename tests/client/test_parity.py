@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from emberd.client.aio import AsyncClient
+from emberd.client.sync import Client
+from emberd.client.transport import AsyncSession, AsyncTransport, Session, Transport
+
+
+def _signatures(client: type) -> dict[str, list[Any]]:
+    return {
+        name: [
+            (parameter.name, parameter.kind, parameter.default)
+            for parameter in inspect.signature(method).parameters.values()
+        ]
+        for name, method in inspect.getmembers(client, inspect.isfunction)
+        if name == "__init__" or not name.startswith("_")
+    }
+
+
+def test_both_clients_have_the_same_interface() -> None:
+    assert _signatures(Client) == _signatures(AsyncClient)
+
+
+def test_both_transports_have_the_same_interface() -> None:
+    threads = _signatures(Transport)
+    del threads["reset_after_fork"]  # what belongs to a loop is reset with the loop's things
+    assert threads == _signatures(AsyncTransport)
+    assert _signatures(Session) == _signatures(AsyncSession)
+
+
+def test_all_that_the_asynchronous_client_does_is_awaited() -> None:
+    public = [
+        method
+        for name, method in inspect.getmembers(AsyncClient, inspect.isfunction)
+        if not name.startswith("_")
+    ]
+    assert public
+    assert all(inspect.iscoroutinefunction(method) for method in public)

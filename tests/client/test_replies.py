@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from typing import Any
+
+import pytest
+
+from emberd.client.replies import embeddings, prompt_tokens
+from emberd.errors import BadReplyError
+
+
+def _body(*entries: Any) -> bytes:
+    return json.dumps({"data": entries}).encode()
+
+
+def _entry(index: Any, embedding: Any = (0.5,)) -> dict[str, Any]:
+    return {"index": index, "embedding": list(embedding)}
+
+
+def test_vectors_come_in_the_order_of_their_index() -> None:
+    assert embeddings(_body(_entry(1, [1.0]), _entry(0, [2.0])), 2) == [[2.0], [1.0]]
+
+
+def test_base64_is_unpacked_to_its_bytes() -> None:
+    packed = struct.pack("<2f", 0.5, -1)
+    body = _body({"index": 0, "embedding": base64.b64encode(packed).decode()})
+    assert embeddings(body, 1) == [packed]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (_body(_entry(0)), "1 vectors for 2 texts"),
+        (_body(_entry(0), _entry(1), _entry(2)), "3 vectors for 2 texts"),
+        (_body(_entry(0), _entry(0)), "two vectors for text 0"),
+        (_body(_entry(0), _entry(2)), "index 2 where 0 to 1"),
+        (_body(_entry(0), _entry(-1)), "index -1"),
+        (_body(_entry(0), _entry(None)), "index None"),
+        (_body(_entry(0), _entry(True)), "index True"),
+        (_body(_entry(0), _entry("1")), "index '1'"),
+        (_body(_entry(0), "vector"), "index None"),
+        (_body(_entry(0), {"index": 1, "embedding": "***"}), "Vector 1 .* neither base64"),
+        (_body(_entry(0), {"index": 1, "embedding": "AAAAAAA="}), "neither base64"),
+        (_body(_entry(0), {"index": 1}), "neither base64"),
+        (b'{"error": "no"}', "without a list of vectors"),
+        (b"[]", "without a list of vectors"),
+        (b"<html>Welcome", "page of HTML"),
+        (b'{"data": [{"ind', "breaks off after 15 bytes"),
+        (b"OK", "2 bytes is not JSON: 'OK'"),
+        (b"", "0 bytes is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
+    ],
+)
+def test_what_is_not_asked_for_is_an_error(body: bytes, said: str) -> None:
+    with pytest.raises(BadReplyError, match=said) as caught:
+        embeddings(body, 2)
+    assert "No vector of this reply is used" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("reply", "tokens"),
+    [({"usage": {"prompt_tokens": 5}}, 5), ({"usage": None}, None), ({}, None), ([], None)],
+)
+def test_tokens_read_are_told_where_the_server_tells(reply: Any, tokens: int | None) -> None:
+    assert prompt_tokens(json.dumps(reply).encode()) == tokens

@@ -1,0 +1,178 @@
+"""What a server must be before its first use, asked with urllib and through either client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from emberd.client.aio import AsyncClient
+from emberd.client.sync import Client
+from emberd.client.verify import verify
+from emberd.errors import AuthenticationError, ServerMismatchError, ServerUnavailableError
+from emberd.settings import Endpoint, ServerSpec, Settings
+from fake_server import MODEL, QWEN, Answer, FakeServer
+
+
+def _by_urllib(server: FakeServer, spec: ServerSpec, api_key: str | None = None) -> Endpoint:
+    return verify(server.url, api_key, spec, timeout_s=5)
+
+
+def _by_threads(server: FakeServer, spec: ServerSpec, api_key: str | None = None) -> Endpoint:
+    place = Endpoint(server.url, "?", 0, api_key=api_key)
+    client = Client(lambda: place, Settings.resolve())
+    try:
+        return client.inspect(place, spec)
+    finally:
+        client.close()
+
+
+def _by_tasks(server: FakeServer, spec: ServerSpec, api_key: str | None = None) -> Endpoint:
+    place = Endpoint(server.url, "?", 0, api_key=api_key)
+
+    async def resolve() -> Endpoint:
+        return place
+
+    return asyncio.run(AsyncClient(resolve, Settings.resolve()).inspect(place, spec))
+
+
+Ask = Callable[..., Endpoint]
+every = pytest.mark.parametrize("ask", [_by_urllib, _by_threads, _by_tasks])
+
+
+def _qwen(**knobs: Any) -> FakeServer:
+    return FakeServer(**{"model": QWEN, "dimensions": 1024, "context_tokens": 32768, **knobs})
+
+
+@every
+def test_a_right_server_is_described(ask: Ask) -> None:
+    with _qwen(api_key="key") as server:
+        found = ask(server, ServerSpec(model=QWEN), "key")
+        assert found == Endpoint(server.url, QWEN, 1024, 32768, "key", "sglang")
+        assert "key" not in repr(found).replace("api_key", "")
+
+
+@every
+@pytest.mark.parametrize(
+    ("knobs", "found"),
+    [
+        ({"fault": "short"}, "1023 dimensions; Qwen/Qwen3-Embedding-0.6B has 1024"),
+        ({"fault": "nan"}, "norm nan"),
+        ({"fault": "infinite"}, "norm inf"),
+        ({"fault": "long_norm"}, "norm 3 instead of 1"),
+        ({"fault": "html"}, "page of HTML"),
+        ({"fault": "missing"}, "0 vectors for 1 texts"),
+        ({"fault": "words"}, "embeds, but not as it should"),
+        ({"model": "BAAI/bge-m3"}, "serves BAAI/bge-m3, and Qwen/Qwen3-Embedding-0.6B was asked"),
+        ({"is_generation": True}, "generates text with Qwen/Qwen3-Embedding-0.6B"),
+        ({"has_models": False, "has_model_info": False}, "does not say which model it serves"),
+        ({"end_of_text": 2}, "ends a text with token 2 instead of 151643"),
+        ({"end_of_text": None}, "Its tokenizer is out of date"),
+        ({"usage_off_by": -1}, "the end-of-text token may be missing"),
+    ],
+)
+def test_a_wrong_server_is_a_mismatch_that_says_what_was_found(
+    ask: Ask, knobs: dict[str, Any], found: str
+) -> None:
+    with _qwen(**knobs) as server, pytest.raises(ServerMismatchError, match=found) as caught:
+        ask(server, ServerSpec(model=QWEN))
+    assert server.url in str(caught.value)
+
+
+@every
+@pytest.mark.parametrize("status", [400, 404, 500])
+def test_a_server_that_does_not_embed_is_a_mismatch(ask: Ask, status: int) -> None:
+    with _qwen() as server:
+        server.answer_first(status)
+        with pytest.raises(ServerMismatchError, match=f"answered {status}: try later"):
+            ask(server, ServerSpec(model=QWEN))
+
+
+@every
+def test_a_server_that_is_not_ready_is_unavailable(ask: Ask) -> None:
+    with _qwen() as server:
+        server.answer_first(503)
+        with pytest.raises(ServerUnavailableError, match="answered 503 .* not ready"):
+            ask(server, ServerSpec(model=QWEN))
+
+
+@every
+@pytest.mark.parametrize("key", [None, "wrong-secret"])
+def test_a_server_that_wants_another_key_says_so(ask: Ask, key: str | None) -> None:
+    with _qwen(api_key="right") as server:
+        with pytest.raises(AuthenticationError, match="EMBERD_API_KEY") as caught:
+            ask(server, ServerSpec(model=QWEN), key)
+    assert "secret" not in str(caught.value)
+
+
+@every
+@pytest.mark.parametrize("fault", ["reset", "down"])
+def test_a_server_that_does_not_answer_is_unavailable(ask: Ask, fault: str) -> None:
+    with _qwen(fault=fault) as server:
+        if fault == "down":
+            server.die()
+        with pytest.raises(ServerUnavailableError, match="Nobody answers at"):
+            ask(server, ServerSpec(model=QWEN))
+
+
+@every
+@pytest.mark.parametrize(
+    "missing",
+    [{"has_model_info": False}, {"has_tokenizer": False}, {"has_models": False}],
+    ids=str,
+)
+def test_servers_of_other_kinds_need_not_have_every_route(
+    ask: Ask, missing: dict[str, bool]
+) -> None:
+    with _qwen(**missing) as server:
+        assert ask(server, ServerSpec(model=QWEN)).dimensions == 1024
+
+
+@every
+def test_a_server_behind_a_router_need_not_state_its_context(ask: Ask) -> None:
+    with _qwen(context_tokens=None) as server:
+        assert ask(server, ServerSpec(model=QWEN)).context_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("wanted", "served"),
+    [
+        ("/models/Qwen3-Embedding-0.6B", QWEN),
+        (QWEN, "/models/qwen3-embedding-0.6b/"),
+        ("Qwen3-Embedding-0.6B", QWEN),
+    ],
+)
+def test_a_folder_stands_for_the_model_it_is_named_like(wanted: str, served: str) -> None:
+    with _qwen(model=served) as server:
+        assert _by_urllib(server, ServerSpec(model=wanted)).model == served
+
+
+def test_any_dimensions_will_do_for_a_model_that_nobody_described() -> None:
+    with FakeServer(dimensions=5, end_of_text=None) as server:
+        assert _by_urllib(server, ServerSpec(model=MODEL)).dimensions == 5
+
+
+def test_floats_are_accepted() -> None:
+    with _qwen(floats=True) as server:
+        assert _by_urllib(server, ServerSpec(model=QWEN)).dimensions == 1024
+
+
+def test_a_model_served_under_another_name_is_known_by_its_path() -> None:
+    class Renamed(FakeServer):
+        async def _models(self, request: Any, writer: Any) -> None:
+            import fake_server
+
+            body = b'{"data": [{"id": "embedder", "owned_by": "sglang"}]}'
+            await fake_server._send(writer, Answer(200, body))
+
+    with Renamed(model=QWEN, dimensions=1024) as server:
+        assert _by_urllib(server, ServerSpec(model=QWEN)).model == "embedder"
+
+
+def test_proxies_are_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with _qwen() as server:
+        assert _by_urllib(server, ServerSpec(model=QWEN)).dimensions == 1024

@@ -1,0 +1,86 @@
+"""The command as a user runs it: in a process of its own, against a state folder of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+ENGINE: Final = "stubs.engine"
+TIMEOUT_S: Final = 60.0
+_READ_BYTES: Final = 65536
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of the command left."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What it wrote to stdout."""
+        return json.loads(self.out)
+
+
+@dataclass(frozen=True)
+class Command:
+    """Runs ``emberd`` with one EMBERD_HOME."""
+
+    home: Path
+    more: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment that it runs in."""
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        return {**os.environ, "PYTHONPATH": path, "EMBERD_HOME": str(self.home), **self.more}
+
+    @staticmethod
+    def line(*arguments: str) -> list[str]:
+        """Return its command line."""
+        return [sys.executable, "-m", "emberd.cli", *arguments]
+
+    def __call__(self, *arguments: str, stdin: str = "") -> Outcome:
+        """Run it to its end, with pipes for all streams."""
+        done = subprocess.run(
+            self.line(*arguments),
+            input=stdin.encode(),
+            capture_output=True,
+            env=self.environment,
+            timeout=TIMEOUT_S,
+        )
+        return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def begin(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        """Start it; its output goes into pipes unless ``options`` say otherwise."""
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        return subprocess.Popen(self.line(*arguments), env=self.environment, **streams)
+
+    def on_terminal(self, *arguments: str) -> Outcome:
+        """Run it to its end on a terminal of its own; ``out`` is all that it shows."""
+        ours, theirs = pty.openpty()
+        with self.begin(*arguments, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+            os.close(theirs)
+            shown = b""
+            # The kernel says "input/output error" when nobody holds the other side any more.
+            with suppress(OSError):
+                while piece := os.read(ours, _READ_BYTES):
+                    shown += piece
+            os.close(ours)
+        return Outcome(process.returncode, shown.decode(), "")
+
+
+def stub(name: str = "ok", **wishes: object) -> Sequence[str]:
+    """Return the options that ask for a stub server with such faults."""
+    query = "&".join(f"{key}={value}" for key, value in wishes.items())
+    return "--engine", ENGINE, "--model", f"stub/{name}" + (f"?{query}" if query else "")

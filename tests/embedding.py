@@ -1,0 +1,53 @@
+"""One call of ``embed``, through threads or through tasks: most claims hold for both clients."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal
+
+from emberd.client.aio import AsyncClient
+from emberd.client.retry import RetryPolicy
+from emberd.client.sync import Client
+from emberd.client.vectors import Floats
+from emberd.settings import Endpoint, Settings
+from fake_server import MODEL
+
+Kind = Literal["threads", "tasks"]
+KINDS: Final[tuple[Kind, ...]] = ("threads", "tasks")
+
+QUICK: Final = RetryPolicy(first_s=0.001, longest_s=0.002, busy_s=5, connect_tries=3)
+
+Heal = Callable[[Endpoint], Endpoint]
+
+
+def embed(
+    kind: Kind,
+    endpoint: Endpoint,
+    texts: Sequence[Any],
+    *,
+    template: str = "{text}",
+    heal: Heal | None = None,
+    on_done: Callable[[int], None] | None = None,
+    policy: RetryPolicy = QUICK,
+    callbacks: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Floats:
+    resolved = Settings.resolve(**{"model": MODEL, "timeout": 5, **settings})
+    options = {"policy": policy, **(callbacks or {})}
+    if kind == "threads":
+        client = Client(lambda: endpoint, resolved, heal=heal, **options)
+        try:
+            return client.embed(texts, template, on_done)
+        finally:
+            client.close()
+
+    async def ask() -> Endpoint:
+        return endpoint
+
+    async def mend(lost: Endpoint) -> Endpoint:
+        assert heal is not None
+        return heal(lost)
+
+    client_of_loop = AsyncClient(ask, resolved, heal=mend if heal else None, **options)
+    return asyncio.run(client_of_loop.embed(texts, template, on_done))

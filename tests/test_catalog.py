@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+
+from emberd.catalog import DEMO_MODEL, MODELS, Model, lookup
+
+
+@pytest.mark.parametrize(("size", "dimensions"), [("0.6B", 1024), ("4B", 2560), ("8B", 4096)])
+def test_qwen3_embeddings_are_described(size: str, dimensions: int) -> None:
+    model = lookup(f"Qwen/Qwen3-Embedding-{size}")
+    assert (model.dimensions, model.context_tokens, model.end_of_text_id) == (
+        dimensions,
+        32768,
+        151643,
+    )
+    assert (model.matryoshka, model.min_dimensions) == (True, 32)
+
+
+def test_the_demo_is_e5_and_was_not_trained_to_be_cut() -> None:
+    model = lookup(DEMO_MODEL)
+    assert (model.dimensions, model.context_tokens, model.matryoshka) == (384, 512, False)
+    assert (model.query_template, model.document_template) == ("query: {text}", "passage: {text}")
+
+
+@pytest.mark.parametrize(
+    "name", ["/models/Qwen3-Embedding-4B", "qwen3-embedding-4b", "/a/b/QWEN3-EMBEDDING-4B/"]
+)
+def test_a_folder_named_like_a_model_is_that_model(name: str) -> None:
+    assert lookup(name).name == "Qwen/Qwen3-Embedding-4B"
+
+
+def test_of_an_unknown_model_only_its_name_is_known() -> None:
+    assert lookup("some/model") == Model(name="some/model")
+    assert lookup("some/model").document_template == "{text}"
+
+
+def test_no_two_models_answer_to_one_name() -> None:
+    names = [model.name.rsplit("/", 1)[-1].casefold() for model in MODELS]
+    assert len(set(names)) == len(names)

@@ -1,0 +1,336 @@
+"""The rules of the layout."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import re
+import subprocess
+import sys
+import textwrap
+import tomllib
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+import source_tree
+from source_tree import PACKAGES, ROOT, Module
+
+# ---------------------------------------------------------------- arrows run one way
+
+_GROUND: Final = {"errors", "catalog", "instructions", "settings", "surface"}
+_ENGINE_ROOMS: Final = _GROUND | {"engines", "serving"}
+_JOINED: Final = _ENGINE_ROOMS | {"manager", "client", "cache"}
+
+# Room of emberd -> the other rooms that it may import.
+ARROWS: Final[dict[str, set[str]]] = {
+    "errors": set(),
+    "catalog": {"errors"},
+    "instructions": {"errors", "catalog"},
+    "settings": {"errors", "catalog", "instructions"},
+    "surface": _GROUND - {"surface"},
+    "serving": _GROUND,
+    "engines": _GROUND | {"serving"},
+    "manager": _GROUND | {"engines"},
+    "client": _GROUND,
+    "cache": _GROUND,
+    "keeper": _JOINED,
+    "servers": _JOINED,
+    "embedder": _JOINED | {"servers"},
+    "cli": _JOINED | {"servers", "embedder"},
+    "__main__": {"cli"},
+    "": _JOINED | {"servers", "embedder"},
+}
+
+
+def _rooms_imported(module: Module) -> set[str]:
+    rooms = set()
+    for source, name in module.imports():
+        full = source if name is None else f"{source}.{name}"
+        if full.split(".")[0] == "emberd" and full != "emberd.__version__":
+            rooms.add(full.split(".")[1] if "." in full else "")
+    return rooms - {module.room}
+
+
+@pytest.mark.parametrize("module", source_tree.modules("emberd"), ids=lambda module: module.name)
+def test_a_module_imports_only_rooms_below_its_own(module: Module) -> None:
+    assert module.room in ARROWS, f"{module.name} is in no room: draw its arrows in ARROWS"
+    assert _rooms_imported(module) <= ARROWS[module.room]
+
+
+def test_manager_and_client_do_not_know_each_other() -> None:
+    assert "client" not in ARROWS["manager"]
+    assert "manager" not in ARROWS["client"]
+    assert not {"manager", "client"} & ARROWS["engines"]
+
+
+@pytest.mark.parametrize("package", [name for name in PACKAGES if name != "emberd"])
+def test_an_integration_imports_public_names_of_emberd_alone(package: str) -> None:
+    public = set(importlib.import_module("emberd").__all__)
+    others = tuple(name for name in PACKAGES if name not in (package, "emberd"))
+    modules = source_tree.modules(package)
+    assert modules
+    for source, name in (pair for module in modules for pair in module.imports()):
+        assert not source.startswith(others)
+        if source.split(".")[0] == "emberd":
+            assert (source, name in public) == ("emberd", True), f"{source}, {name}"
+
+
+# ---------------------------------------------------------------- who knows what
+
+_SGLANG_FLAGS: Final = re.compile(
+    r"--(allow-auto-truncate|attention-backend|base-gpu-id|chunked-prefill-size|context-length"
+    r"|cuda-graph|disable-cuda-graph|disable-radix-cache|dp-size|enable-metrics|enable-torch"
+    r"|is-embedding|json-model-override-args|max-running-requests|max-total-tokens"
+    r"|mem-fraction-static|model-path|prefill-only-disable-kv-cache|tp-size|trust-remote-code)"
+)
+_WIRE: Final = re.compile(r"/v1/embeddings|\bencoding_format\b")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "allowed"),
+    [
+        pytest.param(_SGLANG_FLAGS, ("emberd.engines.sglang",), id="flags-of-sglang"),
+        pytest.param(_WIRE, ("emberd.client", "emberd.serving"), id="embeddings-on-the-wire"),
+    ],
+)
+def test_knowledge_stays_in_its_room(pattern: re.Pattern[str], allowed: tuple[str, ...]) -> None:
+    elsewhere = [
+        f"{module.where(line)} {text!r}"
+        for module in source_tree.all_modules()
+        if not f"{module.name}.".startswith(tuple(f"{name}." for name in allowed))
+        for line, text in module.words()
+        if pattern.search(text)
+    ]
+    assert not elsewhere
+
+
+# ---------------------------------------------------------------- nothing heavy, nothing started
+
+# Frameworks come before the watch: what they do at import is theirs.
+_WATCH: Final = """
+import json, sys, threading
+{before}
+seen = []
+STARTS = ("os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system",
+          "socket.__new__", "socket.connect", "socket.getaddrinfo", "subprocess.Popen")
+def watch(event, args):
+    if event in STARTS or event == "import" and args[0].split(".")[0] in {heavy!r}:
+        seen.append(f"{{event}} {{args[0] if event == 'import' else ''}}".strip())
+sys.addaudithook(watch)
+# Python 3.11 raises no audit event for a thread.
+threading.Thread.start = lambda thread: seen.append("Thread.start")
+{code}
+print(json.dumps(seen))
+"""
+_HEAVY: Final = ("openai", "sglang", "torch", "transformers")
+_LATE: Final = (
+    *("filelock", "httpx", "httpx2", "numpy", "prometheus_client", "psutil", "pydantic", "rich"),
+    *("starlette", "typer", "uvicorn"),
+)
+_LANGCHAIN: Final = "import pydantic; from langchain_core.embeddings import Embeddings"
+_LLAMA_INDEX: Final = "import llama_index.core.base.embeddings.base, llama_index.core.callbacks"
+
+
+def _seen_while_running(code: str, before: str, heavy: tuple[str, ...]) -> Any:
+    program = _WATCH.format(before=before, code=textwrap.dedent(code), heavy=heavy)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("code", "before", "heavy"),
+    [
+        pytest.param("import emberd", "", _HEAVY + _LATE, id="import-emberd"),
+        pytest.param(
+            "import emberd; emberd.Embedder(model='emberd/demo')", "", _HEAVY, id="Embedder"
+        ),
+        pytest.param("import langchain_emberd", _LANGCHAIN, _HEAVY, id="import-langchain"),
+        pytest.param(
+            "from langchain_emberd import EmberdEmbeddings; EmberdEmbeddings(model='emberd/demo')",
+            _LANGCHAIN,
+            _HEAVY,
+            id="EmberdEmbeddings",
+        ),
+        pytest.param(
+            "import llama_index.embeddings.emberd", _LLAMA_INDEX, _HEAVY, id="import-llama-index"
+        ),
+        pytest.param(
+            "from llama_index.embeddings.emberd import EmberdEmbedding; "
+            "EmberdEmbedding(model_name='emberd/demo')",
+            _LLAMA_INDEX,
+            _HEAVY,
+            id="EmberdEmbedding",
+        ),
+    ],
+)
+def test_importing_and_constructing_start_nothing_and_import_nothing_heavy(
+    code: str, before: str, heavy: tuple[str, ...]
+) -> None:
+    assert _seen_while_running(code, before, heavy) == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_torch_sglang_and_openai_are_absent_after_an_import(package: str) -> None:
+    """Holds for what the frameworks import as well."""
+    program = (
+        f"import {package}, sys; print(sorted({{'openai','sglang','torch'}} & {{*sys.modules}}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+@pytest.mark.parametrize(
+    ("code", "event"),
+    [
+        ("import openai", "import openai"),
+        ("import socket; socket.socket().close()", "socket.__new__"),
+        ("import threading; threading.Thread(target=int).start()", "Thread.start"),
+        ("import subprocess; subprocess.run(['true'])", "subprocess.Popen"),
+        ("import os; os.fork() or os._exit(0)", "os.fork"),
+    ],
+)
+def test_the_watch_sees_what_it_is_for(code: str, event: str) -> None:
+    assert event in _seen_while_running(code, "", _HEAVY)
+
+
+# ---------------------------------------------------------------- sizes and docstrings
+
+_MAX_MODULE_LINES: Final = 400
+_MAX_FUNCTION_LINES: Final = 60
+
+
+def test_no_module_is_longer_than_400_lines() -> None:
+    lines = {module.where(1): len(module.text.splitlines()) for module in source_tree.all_modules()}
+    assert {where: count for where, count in lines.items() if count > _MAX_MODULE_LINES} == {}
+
+
+def test_no_function_is_longer_than_60_lines() -> None:
+    lines = {
+        f"{module.where(node.lineno)} {node.name}": source_tree.own_lines(node)
+        for module in source_tree.all_modules()
+        for node in module.definitions()
+        if not isinstance(node, ast.ClassDef)
+    }
+    assert {where: count for where, count in lines.items() if count > _MAX_FUNCTION_LINES} == {}
+
+
+def test_every_public_function_and_class_has_a_docstring() -> None:
+    bare = [
+        f"{module.where(node.lineno)} {node.name}"
+        for module in source_tree.all_modules()
+        for node in module.public()
+        if ast.get_docstring(node) is None
+    ]
+    assert bare == []
+
+
+# ---------------------------------------------------------------- no names of machines
+
+# Spelt from the end, so that this file does not name them itself.
+_HOSTS: Final = "|".join(
+    re.escape(host[::-1])
+    for host in ("gro.ipyp", "gro.detsohnohtyp", "gro.sjmpn", "gro.naibed", "oi.setarc")
+)
+_MACHINE_PATHS: Final = r"(?<![\w.~])/(?:%s)/\w" % "|".join(  # noqa: UP031 - braces would clash
+    name[::-1] for name in ("emoh", "krow", "mraf", "toor", "sresU")
+)
+_MACHINES: Final = re.compile(f"{_HOSTS}|{_MACHINE_PATHS}")
+
+
+def test_no_file_names_a_registry_or_a_path_of_a_machine() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {match.group()}"
+        for path in source_tree.text_files()
+        for match in _MACHINES.finditer(path.read_text(encoding="utf-8", errors="ignore"))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("backwards", ["ipa/gro.ipyp//:sptth", "x/em/emoh/", "niam/krow/"])
+def test_names_of_machines_are_seen(backwards: str) -> None:
+    assert _MACHINES.search(backwards[::-1])
+
+
+# ---------------------------------------------------------------- versions and public names
+
+
+def _toml(path: str) -> dict[str, Any]:
+    return tomllib.loads((ROOT / path).read_text(encoding="utf-8"))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def test_changelog_and_version_agree() -> None:
+    """The version is the newest that the log has, or a later one with entries to release."""
+    version = importlib.import_module("emberd").__version__
+    log = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    sections = re.split(r"^## ", log, flags=re.MULTILINE)[1:]
+    assert sections[0].startswith("[Unreleased]")
+    released = [re.match(r"\[(\d+(?:\.\d+)+)\] - \d{4}-\d\d-\d\d\n", text) for text in sections[1:]]
+    versions = [match.group(1) for match in released if match]
+    assert len(versions) == len(sections) - 1, "a heading is not: ## [1.2.3] - 2026-01-31"
+    assert versions == sorted(versions, key=_numbers, reverse=True)
+    if version not in versions[:1]:
+        assert not versions or _numbers(version) > _numbers(versions[0])
+        assert "\n- " in sections[0]
+
+
+@pytest.mark.parametrize(
+    "folder", ["integrations/langchain-emberd", "integrations/llama-index-embeddings-emberd"]
+)
+def test_an_integration_has_emberds_version_and_asks_for_it(folder: str) -> None:
+    version = importlib.import_module("emberd").__version__
+    project = _toml(f"{folder}/pyproject.toml")["project"]
+    assert project["version"] == version
+    assert f"emberd=={version}" in project["dependencies"]
+
+
+def test_the_root_builds_nothing() -> None:
+    root = _toml("pyproject.toml")
+    assert set(root) == {"tool"}
+    assert sorted(root["tool"]["uv"]["workspace"]["members"]) == [
+        str(path.parent.relative_to(ROOT))
+        for path in sorted((*ROOT.glob("backend/*.toml"), *ROOT.glob("integrations/*/*.toml")))
+    ]
+
+
+def _isort_key(name: str) -> tuple[int, str]:
+    # Constants, classes, the rest: the order that ruff's RUF022 keeps.
+    kind = 0 if name.isupper() else 1 if name[:1].isupper() else 2
+    return kind, name
+
+
+def _packages_with_all() -> list[str]:
+    inits = [module for module in source_tree.all_modules() if module.path.name == "__init__.py"]
+    return [module.name for module in inits if re.search("^__all__", module.text, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("package", sorted({*PACKAGES, *_packages_with_all()}))
+def test_public_names_are_sorted_and_importable(package: str) -> None:
+    module = importlib.import_module(package)
+    names = list(module.__all__)
+    assert names == sorted(set(names), key=_isort_key)
+    assert [name for name in names if not hasattr(module, name)] == []
+    assert set(names) <= set(dir(module))
+
+
+def test_no_test_file_is_out_of_reach() -> None:
+    """A file that pytest does not collect is a test that cannot fail."""
+    collected = re.compile(r"(test_\w+|conftest)\.py")
+    hidden = [
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "tests").rglob("*.py")
+        if re.search(r"^(async )?def test_", path.read_text(encoding="utf-8"), re.MULTILINE)
+        and not collected.fullmatch(path.name)
+    ]
+    assert hidden == []
+
+
+def test_the_repository_is_where_it_is_looked_for() -> None:
+    assert all(Path(folder).is_dir() for folder in PACKAGES.values())

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emberd import Embedder
+from emberd.errors import InstructionError, SettingError
+from emberd.settings import UNSET, Endpoint, Places, ServerSpec, Settings, root_url
+
+SPEC = ServerSpec(model="some/model")
+
+
+# ---- the server that is wanted
+
+
+def test_identity_is_what_makes_vectors_what_they_are() -> None:
+    same = ServerSpec(model="some/model", engine="demo", device="cpu", context_tokens=9)
+    assert (same.identity, same.key) == (SPEC.identity, SPEC.key)
+
+
+@pytest.mark.parametrize("field", ["model", "revision", "dtype", "quantization"])
+def test_another_identity_has_another_key(field: str) -> None:
+    other = ServerSpec(**{"model": "some/model", field: "other"})  # type: ignore[arg-type]
+    assert other.key != SPEC.key
+    assert len(other.key) == 16
+
+
+def test_a_key_is_the_same_in_every_process() -> None:
+    assert ServerSpec(model="emberd/demo").key == "b2c38599cf67f1e7"
+
+
+@pytest.mark.parametrize(
+    ("wish", "fits"),
+    [
+        ({}, True),
+        ({"engine": "demo"}, True),
+        ({"engine": "sglang"}, False),
+        ({"device": "cpu"}, True),
+        ({"device": "cuda"}, False),
+        ({"context_tokens": 512}, True),
+        ({"context_tokens": 513}, False),
+    ],
+)
+def test_a_running_server_must_meet_the_constraints(wish: dict[str, Any], fits: bool) -> None:
+    assert ServerSpec(**wish).accepts("demo", "cpu", 512) is fits
+
+
+def test_a_server_that_does_not_state_its_context_is_accepted() -> None:
+    assert ServerSpec(context_tokens=9).accepts("demo", "cpu", None)
+
+
+def test_no_key_is_ever_printed() -> None:
+    assert "secret" not in repr(Settings.resolve(api_key="secret"))
+    assert "secret" not in repr(Endpoint("http://h", "m", 1, api_key="secret"))
+    assert Endpoint("http://h:1", "m", 1).base_url == "http://h:1/v1"
+
+
+# ---- where settings come from
+
+
+def test_defaults_stand_where_nothing_was_said() -> None:
+    assert Settings.resolve() == Settings()
+
+
+def test_none_and_unset_are_not_given_except_for_never() -> None:
+    assert Settings.resolve(batch_size=None, idle_timeout=UNSET) == Settings()
+    assert Settings.resolve(idle_timeout=None).idle_timeout is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "field", "value"),
+    [
+        ("MODEL", "emberd/demo", "model", "emberd/demo"),
+        ("DIMENSIONS", "64", "dimensions", 64),
+        ("QUERY_INSTRUCTION", "", "query_instruction", ""),
+        ("DOCUMENT_INSTRUCTION", "facts", "document_instruction", "facts"),
+        ("BASE_URL", "http://h:1/v1/", "base_url", "http://h:1"),
+        ("API_KEY", "key", "api_key", "key"),
+        ("REVISION", "abc", "revision", "abc"),
+        ("ENGINE", "demo", "engine", "demo"),
+        ("DEVICE", "cpu", "device", "cpu"),
+        ("BATCH_SIZE", "7", "batch_size", 7),
+        ("MAX_CONCURRENCY", "3", "max_concurrency", 3),
+        ("TIMEOUT", "1.5", "timeout", 1.5),
+        ("START_TIMEOUT", "60", "start_timeout", 60.0),
+        ("IDLE_TIMEOUT", "never", "idle_timeout", None),
+        ("IDLE_TIMEOUT", "9", "idle_timeout", 9.0),
+        ("MODEL", "", "model", "Qwen/Qwen3-Embedding-4B"),
+    ],
+)
+def test_the_environment_is_read_and_an_argument_wins(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str, field: str, value: Any
+) -> None:
+    monkeypatch.setenv(f"EMBERD_{variable}", text)
+    assert getattr(Settings.resolve(), field) == value
+    given = {"model": "a/b", "base_url": "http://other", "dimensions": 32}.get(field, 5)
+    if isinstance(getattr(Settings(), field), float | int) or field in ("model", "base_url"):
+        assert getattr(Settings.resolve(**{field: given}), field) == given
+
+
+@pytest.mark.parametrize("variable", ["DIMENSIONS", "BATCH_SIZE", "TIMEOUT", "IDLE_TIMEOUT"])
+def test_a_variable_that_cannot_be_read_is_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(f"EMBERD_{variable}", "many")
+    with pytest.raises(SettingError, match=f"EMBERD_{variable}='many' cannot be read: give a numb"):
+        Settings.resolve()
+
+
+def test_a_setting_that_does_not_exist_is_named_with_those_that_do() -> None:
+    with pytest.raises(SettingError, match="Unknown setting 'batchsize'. Known are: api_key, base"):
+        Settings.resolve(batchsize=3)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "max_concurrency", "timeout", "start_timeout"])
+@pytest.mark.parametrize("value", [0, -1, "8", True, float("nan")])
+def test_numbers_must_be_greater_than_zero(name: str, value: Any) -> None:
+    with pytest.raises(SettingError, match=f"{name}=.* must be a number greater than 0"):
+        Settings.resolve(**{name: value})
+
+
+@pytest.mark.parametrize("dimensions", [31, 2561, 0, "64", 64.0, True])
+def test_dimensions_must_suit_the_model(dimensions: Any) -> None:
+    with pytest.raises(SettingError, match="dimensions="):
+        Settings.resolve(dimensions=dimensions)
+
+
+def test_an_instruction_that_would_be_misread_fails_at_construction() -> None:
+    with pytest.raises(InstructionError):
+        Settings.resolve(query_instruction="Instruct: mine\nQuery:")
+
+
+def test_the_spec_is_the_part_that_says_which_server() -> None:
+    settings = Settings.resolve(model="a/b", revision="r", engine="demo", device="cpu", timeout=3)
+    assert settings.spec == ServerSpec(model="a/b", revision="r", engine="demo", device="cpu")
+
+
+# ---- addresses and places
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/", " http://h:1/v1 "],
+)
+def test_an_address_may_be_given_with_or_without_v1(url: str) -> None:
+    assert root_url(url) == "http://h:1"
+
+
+@pytest.mark.parametrize("url", ["h:1", "", "ftp://h", "http://", "/v1"])
+def test_what_is_no_address_is_refused_with_an_example(url: str) -> None:
+    with pytest.raises(SettingError, match="Write it like http://127.0.0.1:30000/v1"):
+        root_url(url)
+
+
+def test_places_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EMBERD_HOME", str(tmp_path))
+    monkeypatch.setenv("EMBERD_DISCOVER", "http://a:1/v1, http://b:2 http://c:3")
+    places = Places.resolve()
+    assert places.home == str(tmp_path)
+    assert places.engines == str(tmp_path / "engines")
+    assert places.discover == ("http://a:1", "http://b:2", "http://c:3")
+    monkeypatch.setenv("EMBERD_ENGINES", "/elsewhere")
+    assert Places.resolve(tmp_path / "other").engines == "/elsewhere"
+    assert Places.resolve(tmp_path / "other").home == str(tmp_path / "other")
+
+
+def test_without_a_variable_the_home_is_the_platforms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EMBERD_HOME")
+    home = Places.resolve().home
+    assert Path(home).is_absolute()
+    assert Path(home).name == "emberd"
+
+
+def test_the_embedder_takes_every_setting_and_no_other() -> None:
+    taken = set(inspect.signature(Embedder).parameters) - {"manager", "client", "async_client"}
+    assert taken == {field.name for field in fields(Settings)}
