@@ -178,3 +178,9 @@ def test_without_a_variable_the_home_is_the_platforms(monkeypatch: pytest.Monkey
 def test_the_embedder_takes_every_setting_and_no_other() -> None:
     taken = set(inspect.signature(Embedder).parameters) - {"manager", "client", "async_client"}
     assert taken == {field.name for field in fields(Settings)}
+
+
+def test_credentials_in_a_url_are_refused_without_being_repeated() -> None:
+    with pytest.raises(SettingError, match="user name or password") as caught:
+        Settings.resolve(base_url="http://me:hunter2@host:1/v1")
+    assert "hunter2" not in str(caught.value)

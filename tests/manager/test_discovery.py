@@ -23,9 +23,8 @@ from emberd.errors import NoEngineError
 from emberd.manager import State, adoption, discovery
 from emberd.servers import Manager
 from emberd.settings import ServerSpec, Settings
-from manager_timing import QUICK
+from homes import QUICK, Stub
 
-Stub = Callable[..., ServerSpec]
 Foreign = Callable[..., "tuple[str, subprocess.Popen[bytes]]"]
 
 SPEC = ServerSpec(model="stub/foreign")

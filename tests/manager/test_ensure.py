@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,10 +24,7 @@ from emberd.errors import (
 from emberd.manager import Progress, State, alive, locks
 from emberd.servers import Manager
 from emberd.settings import ServerSpec
-from manager_timing import QUICK
-
-Stub = Callable[..., ServerSpec]
-Starts = Callable[[], int]
+from homes import QUICK, Starts, Stub
 
 
 def test_the_first_call_starts_a_server_and_says_so(manager: Manager, stub: Stub) -> None:

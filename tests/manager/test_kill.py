@@ -25,11 +25,8 @@ from emberd.errors import StartError
 from emberd.manager import State
 from emberd.servers import Manager
 from emberd.settings import ServerSpec
-from manager_timing import QUICK
+from homes import QUICK, Starts, Stub
 from plain_client import embed, in_flight
-
-Stub = Callable[..., ServerSpec]
-Starts = Callable[[], int]
 
 
 def keeper_of(manager: Manager) -> psutil.Process:

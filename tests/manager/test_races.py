@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,7 @@ import pytest
 import clients
 from emberd.servers import Manager
 from emberd.settings import ServerSpec
-from manager_timing import QUICK
-
-Stub = Callable[..., ServerSpec]
-Starts = Callable[[], int]
+from homes import QUICK, Starts, Stub
 
 PROCESSES = 32
 RUNS = int(os.environ.get("EMBERD_TEST_RACE_RUNS", "3"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -17,10 +16,8 @@ from emberd import surface
 from emberd.errors import ServerStoppedError
 from emberd.manager import State, alive
 from emberd.servers import Manager
-from emberd.settings import ServerSpec
+from homes import Stub
 from plain_client import embed, in_flight
-
-Stub = Callable[..., ServerSpec]
 
 
 def test_stop_ends_keeper_and_server_and_tells_what_they_were(

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
-import re
-import threading
-import warnings
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from emberd.client import fork
-from emberd.errors import MissingKeyError, SettingError
+from emberd.attachment import KEY_VARIABLE, Attachment
+from emberd.errors import SettingError
 from emberd.settings import UNSET, Endpoint, Settings, Unset
 
 if TYPE_CHECKING:
     from emberd.client.aio import AsyncClient
     from emberd.client.sync import Client
     from emberd.client.vectors import Floats
-    from emberd.manager import Manager, Progress, Server
+    from emberd.manager import Manager, Server
 
-_LOG: Final = logging.getLogger("emberd")
-_KEY_VARIABLE: Final = "EMBERD_API_KEY"
 _FIELDS: Final = fields(Settings)
-_CREDENTIALS: Final = re.compile(r"//[^/@]*@")
 
 
 class Embedder:
@@ -193,7 +185,7 @@ class Embedder:
         }
         usual = Settings(model="")
         shown = [f"{k}={value!r}" for k, value in values.items() if value != getattr(usual, k)]
-        return f"Embedder({_CREDENTIALS.sub('//***@', ', '.join(shown))})"
+        return f"Embedder({', '.join(shown)})"
 
     def __getstate__(self) -> dict[str, Any]:
         had_key = self._settings.api_key is not None and self._settings.base_url is not None
@@ -202,7 +194,7 @@ class Embedder:
         return {"settings": replace(self._settings, api_key=None), "needs_key": needs_key}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        api_key = os.environ.get(_KEY_VARIABLE) or None
+        api_key = os.environ.get(KEY_VARIABLE) or None
         self._build(replace(state["settings"], api_key=api_key))
         self._attachment.key_is_missing = state["needs_key"] and api_key is None
 
@@ -218,7 +210,7 @@ class Embedder:
         self._ahanded = async_client
         self._sync: Client | None = None
         self._async: AsyncClient | None = None
-        self._attachment = _Attachment(settings, manager)
+        self._attachment = Attachment(settings, manager)
 
     def _client(self) -> Client:
         if self._sync is None:
@@ -282,117 +274,3 @@ class Embedder:
         with Progress(console=Console(stderr=True)) as bar:
             task = bar.add_task("embedding", total=len(listed))
             yield listed, lambda finished: bar.update(task, completed=finished)
-
-
-class _Attachment:
-    """The server of one embedder in this process: asked for once, and again when it is lost."""
-
-    def __init__(self, settings: Settings, manager: Manager | None) -> None:
-        self._settings = settings
-        self._manager_in_use = manager
-        self._server: Server | None = None
-        self._before: Server | None = None
-        self._lock = threading.Lock()
-        self.key_is_missing = False
-        fork.register(self)
-
-    def reset_after_fork(self) -> None:
-        """Take a new lock: a thread that does not exist in the child may hold the old one."""
-        self._lock = threading.Lock()
-
-    def server(self, inspect: Callable[[], Endpoint] | None = None) -> Server:
-        """Return the server, asked for now if this is the first use.
-
-        Args:
-            inspect: Asks the server of a client that was handed in what it is; None where the
-                manager finds or starts one.
-        """
-        if self._server is not None:
-            return self._server
-        with self._lock:
-            if self._server is None:
-                self._check()
-                self._server = _by_hand(inspect()) if inspect else self._ensure(lost=None)
-            return self._server
-
-    async def aserver(self, inspect: Callable[[], Awaitable[Endpoint]] | None = None) -> Server:
-        """Do as ``server``, from the running event loop."""
-        if self._server is not None:
-            return self._server
-        if inspect is None:
-            return await asyncio.to_thread(self.server)
-        self._check()
-        self._server = _by_hand(await inspect())
-        return self._server
-
-    def heal(self, endpoint: Endpoint) -> Endpoint:
-        """Return a server in place of ``endpoint``, which went away in the middle of a job."""
-        with self._lock:
-            if self._server is not None and self._server.endpoint != endpoint:
-                return self._server.endpoint  # another thread has been here before
-            # Forgotten first: when a person stopped it this raises, and a later job is to start
-            # it again instead of healing.
-            self._before, self._server = self._server or self._before, None
-            self._server = self._ensure(lost=self._before)
-            return self._server.endpoint
-
-    async def aheal(self, endpoint: Endpoint) -> Endpoint:
-        """Do as ``heal``, from the running event loop."""
-        return await asyncio.to_thread(self.heal, endpoint)
-
-    def used(self, _endpoint: Endpoint) -> None:
-        """Keep the server from being taken for idle."""
-        if self._server is not None and self._server.origin != "given":
-            self._manager().used(self._server)
-
-    def suspect(self, _endpoint: Endpoint) -> None:
-        """Have the server probed: it did not answer in time."""
-        if self._server is not None and self._server.origin != "given":
-            self._manager().suspect(self._server)
-
-    def _ensure(self, lost: Server | None) -> Server:
-        server = self._manager().ensure(
-            self._settings.spec,
-            base_url=self._settings.base_url,
-            api_key=self._settings.api_key,
-            start_timeout=self._settings.start_timeout,
-            idle_timeout=self._settings.idle_timeout,
-            lost=lost,
-            on_progress=_log_progress,
-        )
-        _LOG.info("%s", server.reason)
-        return server
-
-    def _manager(self) -> Manager:
-        if self._manager_in_use is None:
-            # Imported at first use: it takes the libraries for locks and processes with it.
-            from emberd.servers import Manager
-
-            self._manager_in_use = Manager()
-        return self._manager_in_use
-
-    def _check(self) -> None:
-        if self.key_is_missing:
-            raise MissingKeyError(
-                f"This Embedder was unpickled and needs the key of {self._settings.base_url}, "
-                f"which no pickle carries. Set {_KEY_VARIABLE} where it is unpickled."
-            )
-        model, dimensions = self._settings.known, self._settings.dimensions
-        if dimensions not in (None, model.dimensions) and not model.matryoshka:
-            warnings.warn(
-                f"dimensions={dimensions}: as far as emberd knows, {model.name} was not trained so "
-                f"that its vectors can be cut; they lose more than they should. Measure, or leave "
-                f"dimensions out.",
-                UserWarning,
-                stacklevel=2,
-            )
-
-
-def _by_hand(endpoint: Endpoint) -> Server:
-    from emberd.manager import Server  # imported late, as the manager is
-
-    return Server(endpoint, "given", f"{endpoint.url} is the server of the client handed in")
-
-
-def _log_progress(progress: Progress) -> None:
-    _LOG.info("%s (%.0f s, log: %s)", progress.text, progress.seconds, progress.log_path)

@@ -225,12 +225,18 @@ def root_url(url: str) -> str:
     """Return ``url`` without a trailing slash or ``/v1``.
 
     Raises:
-        SettingError: It is not an http or https URL.
+        SettingError: It is not an http or https URL, or credentials stand in it, which would
+            then stand in logs and errors too.
     """
     bare = url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
     if not bare.startswith(("http://", "https://")) or bare.endswith("//"):
         raise SettingError(
             f"base_url={url!r} is not an http(s) URL. Write it like http://127.0.0.1:30000/v1."
+        )
+    if "@" in bare.partition("//")[2].partition("/")[0]:
+        raise SettingError(
+            "base_url= has a user name or password in it. Leave them out, and give api_key=, or a "
+            "client of your own (client=) where the server wants another way to log in."
         )
     return bare
 

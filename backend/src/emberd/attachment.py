@@ -1,0 +1,149 @@
+"""The server of one embedder: asked for at first use, looked after between jobs, and healed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import warnings
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+from emberd.client import fork
+from emberd.errors import MissingKeyError
+from emberd.settings import Endpoint, Settings
+
+if TYPE_CHECKING:
+    from emberd.manager import Manager, Progress, Server
+
+KEY_VARIABLE: Final = "EMBERD_API_KEY"
+
+_LOG: Final = logging.getLogger("emberd")
+
+
+class Attachment:
+    """The server of one embedder in this process: asked for once, and again when it is lost."""
+
+    def __init__(self, settings: Settings, manager: Manager | None) -> None:
+        self._settings = settings
+        self._manager_in_use = manager
+        self._server: Server | None = None
+        self._before: Server | None = None
+        self._lock = threading.Lock()
+        self.key_is_missing = False
+        fork.register(self)
+
+    def reset_after_fork(self) -> None:
+        """Take a new lock: a thread that does not exist in the child may hold the old one."""
+        self._lock = threading.Lock()
+
+    def server(self, inspect: Callable[[], Endpoint] | None = None) -> Server:
+        """Return the server, asked for now if this is the first use.
+
+        Args:
+            inspect: Asks the server of a client that was handed in what it is; None where the
+                manager finds or starts one.
+        """
+        if (server := self._current()) is not None:
+            return server
+        with self._lock:
+            if self._server is None:
+                self._check()
+                self._server = _by_hand(inspect()) if inspect else self._ensure(lost=None)
+            return self._server
+
+    async def aserver(self, inspect: Callable[[], Awaitable[Endpoint]] | None = None) -> Server:
+        """Do as ``server``, from the running event loop."""
+        if (server := self._current()) is not None:
+            return server
+        if inspect is None:
+            return await asyncio.to_thread(self.server)
+        self._check()
+        self._server = _by_hand(await inspect())
+        return self._server
+
+    def heal(self, endpoint: Endpoint) -> Endpoint:
+        """Return a server in place of ``endpoint``, which went away in the middle of a job."""
+        with self._lock:
+            if self._server is not None and self._server.endpoint != endpoint:
+                return self._server.endpoint  # another thread has been here before
+            # Forgotten first: when a person stopped it this raises, and a later job is to start
+            # it again instead of healing.
+            self._before, self._server = self._server or self._before, None
+            self._server = self._ensure(lost=self._before)
+            return self._server.endpoint
+
+    async def aheal(self, endpoint: Endpoint) -> Endpoint:
+        """Do as ``heal``, from the running event loop."""
+        return await asyncio.to_thread(self.heal, endpoint)
+
+    def used(self, _endpoint: Endpoint) -> None:
+        """Keep the server from being taken for idle."""
+        if self._server is not None and self._server.origin != "given":
+            self._manager().used(self._server)
+
+    def suspect(self, _endpoint: Endpoint) -> None:
+        """Have the server probed: it did not answer in time."""
+        if self._server is not None and self._server.origin != "given":
+            self._manager().suspect(self._server)
+
+    def _current(self) -> Server | None:
+        """Return the server unless it has stopped since the last job."""
+        server = self._server
+        if server is None or server.origin != "own":
+            return server
+        # A server that stopped between two jobs, for idleness or by a person, was not lost in
+        # the middle of one: this job asks for a new one as the first job did.
+        if self._manager().is_current(server):
+            return server
+        with self._lock:
+            if self._server is server:
+                self._server = None
+        return None
+
+    def _ensure(self, lost: Server | None) -> Server:
+        server = self._manager().ensure(
+            self._settings.spec,
+            base_url=self._settings.base_url,
+            api_key=self._settings.api_key,
+            start_timeout=self._settings.start_timeout,
+            idle_timeout=self._settings.idle_timeout,
+            lost=lost,
+            on_progress=_log_progress,
+        )
+        _LOG.info("%s", server.reason)
+        return server
+
+    def _manager(self) -> Manager:
+        if self._manager_in_use is None:
+            # Imported at first use: it takes the libraries for locks and processes with it.
+            from emberd.servers import Manager
+
+            self._manager_in_use = Manager()
+        return self._manager_in_use
+
+    def _check(self) -> None:
+        if self.key_is_missing:
+            raise MissingKeyError(
+                f"This Embedder was unpickled and needs the key of {self._settings.base_url}, "
+                f"which no pickle carries. Set {KEY_VARIABLE} where it is unpickled."
+            )
+        model, dimensions = self._settings.known, self._settings.dimensions
+        if dimensions not in (None, model.dimensions) and not model.matryoshka:
+            warnings.warn(
+                f"dimensions={dimensions}: as far as emberd knows, {model.name} was not trained so "
+                f"that its vectors can be cut; they lose more than they should. Measure, or leave "
+                f"dimensions out.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+def _by_hand(endpoint: Endpoint) -> Server:
+    from emberd.manager import Server  # imported late, as the manager is
+
+    return Server(endpoint, "given", f"{endpoint.url} is the server of the client handed in")
+
+
+def _log_progress(progress: Progress) -> None:
+    _LOG.info("%s (%.0f s, log: %s)", progress.text, progress.seconds, progress.log_path)

@@ -1,0 +1,57 @@
+"""Homes of their own, managers with short periods, and specs for the stub engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import leftovers
+from emberd.manager import Timing
+from emberd.servers import Manager
+from emberd.settings import ServerSpec
+
+QUICK = Timing(poll_s=0.02, tick_s=0.1, cool_down_s=30.0, lost_s=0.5, kill_s=5.0, suspicion_s=0.3)
+
+Stub = Callable[..., ServerSpec]
+Starts = Callable[[], int]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """An empty EMBERD_HOME."""
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def manager(home: Path) -> Iterator[Manager]:
+    """A manager with short periods; what it started is stopped, and must then be gone."""
+    manager = Manager(home, timing=QUICK)
+    yield manager
+    manager.stop()
+    left = leftovers.end_all([str(home)])
+    assert not left, "processes left behind:\n" + "\n".join(left)
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Callable[..., ServerSpec]:
+    """Specs for the stub engine, which counts its starts in the file ``starts``."""
+
+    def make(name: str = "ok", **wishes: object) -> ServerSpec:
+        wishes = {"count": tmp_path / "starts", **wishes}
+        query = "&".join(f"{key}={value}" for key, value in wishes.items())
+        return ServerSpec(model=f"stub/{name}?{query}", engine="stubs.engine")
+
+    return make
+
+
+@pytest.fixture
+def starts(tmp_path: Path) -> Callable[[], int]:
+    """How many servers the stub engine was asked to start."""
+
+    def count() -> int:
+        file = tmp_path / "starts"
+        return len(file.read_text().splitlines()) if file.exists() else 0
+
+    return count
