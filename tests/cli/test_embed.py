@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from pyarrow import parquet
 
 import waiting
 from command import Command, stub
+from emberd.cli import destination
 from emberd.cli.embed import _next_size
 from stubs import server
 
@@ -142,13 +144,12 @@ def test_an_end_in_the_middle_leaves_the_output_as_it_was(
     target.write_text("what was there before")
     with emberd.begin("embed", *stub(drain=0.1), str(source), "-o", str(target)) as process:
         # The first window is written, the second never comes.
-        waiting.until(lambda: [p for p in tmp_path.glob(".out*.part") if p.stat().st_size > 5000])
+        waiting.until(lambda: _unnamed_bytes(process.pid, tmp_path) > 5000)
         process.send_signal(signum)
         process.communicate(timeout=20)
     assert process.returncode == code
     assert target.read_text() == "what was there before"
-    if signum is signal.SIGINT:
-        assert list(tmp_path.glob(".out*")) == []
+    assert list(tmp_path.glob("*out*")) == [target]
 
 
 @pytest.mark.parametrize("chosen", ["jsonl", "npy"])
@@ -181,3 +182,30 @@ def test_a_link_stays_a_link(running: Command, tmp_path: Path) -> None:
 )
 def test_windows_grow_with_the_speed(texts: int, seconds: float, size: int) -> None:
     assert _next_size(texts, seconds) == size
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.npy"])
+def test_where_files_must_have_a_name_the_output_is_whole_all_the_same(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "O_TMPFILE")
+    target = tmp_path / name
+    target.write_text("before")
+    with destination.opened(target, whole=True) as file:
+        file.write(b"after")
+        assert target.read_text() == "before"
+    assert target.read_text() == "after"
+    with pytest.raises(RuntimeError), destination.opened(target, whole=True) as file:
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def _unnamed_bytes(pid: int, folder: Path) -> int:
+    """Return the size of the file in ``folder`` that the process has open and that has no name."""
+    sizes = [0]
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            place = descriptor.readlink()
+            if place.parent == folder and place.name.startswith("#"):
+                sizes.append(descriptor.stat().st_size)
+    return max(sizes)

@@ -184,6 +184,22 @@ def test_suspects_go_alone_and_innocent_batches_wait() -> None:
     assert alone.alone
 
 
+def test_the_last_suspect_too_is_alone() -> None:
+    job = _job(8, batch_size=2, max_concurrency=2)
+    for _ in range(2):
+        for work in _take_all(job):
+            job.settle(work, Gone(GONE, reached=True))
+        job.attach(ENDPOINT)
+    sizes = []
+    while not job.done:
+        works = _take_all(job)
+        sizes.append([len(work.indices) for work in works])
+        for work in works:
+            job.settle(work, vectors_of(TEXTS[index] for index in work.indices))
+    assert sizes == [[1], [1], [1], [1], [2, 2]]
+    assert (job.result() == vectors_of(TEXTS[:8])).all()
+
+
 def test_a_batch_that_the_server_never_saw_is_no_suspect() -> None:
     job = _job(8, batch_size=4, max_concurrency=4)
     for _ in range(3):

@@ -17,7 +17,9 @@ import pytest
 from embedding import KINDS, QUICK, Kind, embed
 from emberd.client import sdk
 from emberd.client.aio import AsyncClient
+from emberd.client.retry import RetryPolicy
 from emberd.client.sync import Client
+from emberd.errors import ServerUnavailableError
 from emberd.settings import Endpoint, Settings
 from fake_server import MODEL, FakeServer, vectors_of
 
@@ -117,7 +119,7 @@ def _check_theirs(server: FakeServer) -> None:
     assert headers["authorization"] == "Bearer theirs"
     assert headers["x-theirs"] == "yes"
     assert headers["openai-organization"] == "their-org"
-    assert len(server.embedded) == 2, "its own retries are off, ours are on"
+    assert len(server.embedded) == 2
 
 
 def test_a_client_of_the_users_own_is_used_as_it_is(server: FakeServer) -> None:
@@ -143,6 +145,16 @@ async def test_an_asynchronous_client_of_the_users_own_is_used_as_it_is(
         _check_theirs(server)
         await client.close()
         assert not handed.is_closed()
+
+
+def test_the_retries_of_a_handed_in_client_are_off(server: FakeServer) -> None:
+    server.answer_first(503)
+    never = RetryPolicy(busy_s=0, first_s=1)
+    with openai.OpenAI(**_theirs(server), max_retries=5) as handed:
+        client = Client(lambda: ELSEWHERE, SETTINGS, sdk_client=handed, policy=never)
+        with pytest.raises(ServerUnavailableError):
+            client.embed(["a"], "{text}")
+    assert len(server.embedded) == 1
 
 
 # ---- threads

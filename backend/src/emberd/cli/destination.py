@@ -9,7 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
+
+_MODE: Final = 0o666  # less what the umask takes, as for any new file
 
 
 @contextmanager
@@ -40,15 +42,37 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
     # done. Of a link, what it leads to is replaced.
     target = path.resolve()
     fresh = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with fresh.open("w+b") as file:
+    fresh.unlink(missing_ok=True)  # of another process that had this number
+    unnamed = _unnamed(target.parent)
+    with unnamed or fresh.open("w+b") as file:
+        try:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        fresh.replace(target)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
+            if unnamed:
+                _name(file.fileno(), fresh)
+            fresh.replace(target)
+        except BaseException:
+            fresh.unlink(missing_ok=True)
+            raise
+
+
+def _unnamed(folder: Path) -> BinaryIO | None:
+    """Return a file without a name: of it, a killed process leaves nothing behind."""
+    try:
+        return os.fdopen(os.open(folder, os.O_TMPFILE | os.O_RDWR, _MODE), "w+b")
+    except (AttributeError, OSError):
+        return None  # not Linux, or a file system that knows no such files
+
+
+def _name(descriptor: int, path: Path) -> None:
+    # Through /proc, as open(2) says of O_TMPFILE. Python follows the link there only in the form
+    # of the call that takes a descriptor of a folder, which an absolute path then ignores.
+    root = os.open("/", os.O_RDONLY)
+    try:
+        os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=root, follow_symlinks=True)
+    finally:
+        os.close(root)
 
 
 @contextmanager

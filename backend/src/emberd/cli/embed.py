@@ -78,8 +78,7 @@ def embed(
     jsonl is {"text": ..., "embedding": [...]}, one a line. npy is a float32 array (n, d).
     parquet has the columns text and embedding (list of float32) and needs emberd[parquet].
 
-    The output file appears when it is whole: until then the rows are in a hidden file
-    beside it, whose name ends in .part.
+    The output file appears when it is whole; a run that is killed leaves what was there.
     """
     chosen = formats.of(format_name, output_file)
     if output_file is None and not chosen.is_text and sys.stdout.isatty():
