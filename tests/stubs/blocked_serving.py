@@ -6,7 +6,7 @@ import sys
 
 from emberd.errors import StartError
 from emberd.serving import __main__ as process
-from emberd.serving import encoder
+from emberd.serving import encoders
 from fake_encoder import FakeEncoder
 
 
@@ -18,7 +18,7 @@ def main() -> int:
         fake.loaded.clear()
     else:
         fake.load_error = StartError("the weights are not there", advice="Fetch them.")
-    encoder.create = lambda name: fake
+    encoders.create = lambda name: fake
     return process.main()
 
 

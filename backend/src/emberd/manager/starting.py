@@ -4,23 +4,49 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from emberd import surface
-from emberd.engines.base import Diagnosis, Launch
+from emberd.engines.base import Diagnosis, Engine, Launch, Plan
 from emberd.errors import EmberdError
+from emberd.manager.child import ServerProcess
+from emberd.manager.record import Record
+from emberd.manager.server import Verify
 from emberd.settings import Endpoint
 
-if TYPE_CHECKING:
-    from emberd.manager.keeper import Keeper
-
 _HOST: Final = "127.0.0.1"
+
+
+class Starter(Protocol):
+    """What a start needs of the keeper whose server it watches."""
+
+    record: Record
+    plan: Plan | None
+    server: ServerProcess | None
+    verify: Verify
+
+    @property
+    def engine(self) -> Engine:
+        """The kind of server."""
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether somebody asked for the server's end."""
+
+    def wait(self, seconds: float) -> None:
+        """Wait until a signal comes, or for ``seconds``."""
+
+    def log(self) -> str:
+        """Return what the server wrote since its start."""
+
+    def publish(self, **changes: object) -> None:
+        """Replace fields of the record."""
 
 
 class Start:
     """One start of one server."""
 
-    def __init__(self, keeper: Keeper, launch: Launch) -> None:
+    def __init__(self, keeper: Starter, launch: Launch) -> None:
         """Watch the server that ``keeper`` has just started on the port of ``launch``."""
         self._keeper = keeper
         self._url = f"http://{_HOST}:{launch.port}"
@@ -71,7 +97,7 @@ class Start:
 class _Verification:
     """The first real embedding, in a thread: a cold model may take long, and a stop must not."""
 
-    def __init__(self, keeper: Keeper, url: str, key: str) -> None:
+    def __init__(self, keeper: Starter, url: str, key: str) -> None:
         self.outcome: Endpoint | Diagnosis | None = None
         self._arguments = (url, key, keeper.record.spec)
         self._verify = keeper.verify

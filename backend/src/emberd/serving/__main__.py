@@ -27,8 +27,7 @@ from typing import Final
 import uvicorn
 
 from emberd.catalog import DEMO_MODEL
-from emberd.serving import KEY_VARIABLE, MODULE, logs
-from emberd.serving import encoder as encoders
+from emberd.serving import KEY_VARIABLE, MODULE, encoders, logs
 from emberd.serving.app import create_app
 from emberd.serving.service import Identity, Phase, Service
 

