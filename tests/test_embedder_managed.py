@@ -113,6 +113,17 @@ def test_a_server_that_went_idle_between_two_jobs_is_started_again(
     embedder.close()
 
 
+def test_the_warning_about_cut_vectors_comes_once_however_often_the_server_does(
+    manager: Manager, stub: Stub
+) -> None:
+    embedder = Embedder(stub().model, engine="stubs.engine", manager=manager, dimensions=4)
+    with pytest.warns(UserWarning, match="was not trained"):
+        embedder.embed_query("hello")
+    manager.stop()
+    embedder.embed_query("hello")  # a warning would be an error here
+    embedder.close()
+
+
 def _served(embedder: Embedder) -> float:
     from emberd import surface
 

@@ -30,6 +30,7 @@ class Attachment:
         self._server: Server | None = None
         self._before: Server | None = None
         self._lock = threading.Lock()
+        self._warned = False
         self.key_is_missing = False
         fork.register(self)
 
@@ -129,7 +130,9 @@ class Attachment:
                 f"which no pickle carries. Set {KEY_VARIABLE} where it is unpickled."
             )
         model, dimensions = self._settings.known, self._settings.dimensions
-        if dimensions not in (None, model.dimensions) and not model.matryoshka:
+        is_cut = dimensions not in (None, model.dimensions)
+        if is_cut and not model.matryoshka and not self._warned:
+            self._warned = True
             warnings.warn(
                 f"dimensions={dimensions}: as far as emberd knows, {model.name} was not trained so "
                 f"that its vectors can be cut; they lose more than they should. Measure, or leave "
