@@ -1,7 +1,8 @@
 """A LangChain vector store over emberd: index a few passages, ask in another language.
 
-emberd/demo is a small bundled model that runs anywhere. With a GPU, leave ``model`` out: then the
-vectors are those of Qwen3-Embedding-4B.
+emberd/demo is a small bundled model that runs anywhere. Leave ``model`` out where an SGLang server
+of Qwen3-Embedding-4B runs: it is found and used, and the vectors are Qwen3's. This version does not
+start SGLang itself.
 """
 
 from langchain_core.vectorstores import InMemoryVectorStore

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 import emberd
 import waiting
 from emberd import surface
+from emberd.catalog import DEMO_MODEL
 from emberd.serving import KEY_VARIABLE, MODULE
 
 KEY = "made-up-key-of-the-tests"
@@ -50,7 +51,7 @@ class Served:
     def embed(self, given: Any, **fields: Any) -> httpx.Response:
         """Return the reply to one request for embeddings."""
         with self.client() as client:
-            return client.post("/v1/embeddings", json={"input": given, "model": "x", **fields})
+            return client.post("/v1/embeddings", json={"input": given, "model": DEMO_MODEL, **fields})
 
     def vectors(self, given: Any, **fields: Any) -> list[list[float]]:
         """Return the vectors of one request."""

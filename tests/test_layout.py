@@ -20,7 +20,7 @@ from source_tree import PACKAGES, ROOT, Module
 
 # ---------------------------------------------------------------- arrows run one way
 
-_GROUND: Final = {"errors", "catalog", "instructions", "settings", "surface"}
+_GROUND: Final = {"errors", "catalog", "environment", "instructions", "settings", "surface"}
 _ENGINE_ROOMS: Final = _GROUND | {"engines", "serving"}
 _JOINED: Final = _ENGINE_ROOMS | {"manager", "client", "cache"}
 
@@ -29,7 +29,8 @@ ARROWS: Final[dict[str, set[str]]] = {
     "errors": set(),
     "catalog": {"errors"},
     "instructions": {"errors", "catalog"},
-    "settings": {"errors", "catalog", "instructions"},
+    "environment": {"errors"},
+    "settings": {"errors", "catalog", "environment", "instructions"},
     "surface": _GROUND - {"surface"},
     "serving": _GROUND,
     "engines": _GROUND | {"serving"},

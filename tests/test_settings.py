@@ -102,13 +102,44 @@ def test_the_environment_is_read_and_an_argument_wins(
         assert getattr(Settings.resolve(**{field: given}), field) == given
 
 
-@pytest.mark.parametrize("variable", ["DIMENSIONS", "BATCH_SIZE", "TIMEOUT", "IDLE_TIMEOUT"])
+@pytest.mark.parametrize(
+    ("variable", "wanted"),
+    [
+        ("DIMENSIONS", "a whole number"),
+        ("BATCH_SIZE", "a whole number"),
+        ("TIMEOUT", "a number of seconds"),
+        ("IDLE_TIMEOUT", "a number of seconds, or never"),
+        ("TRUNCATE", "1 or 0"),
+    ],
+)
 def test_a_variable_that_cannot_be_read_is_named(
-    monkeypatch: pytest.MonkeyPatch, variable: str
+    monkeypatch: pytest.MonkeyPatch, variable: str, wanted: str
 ) -> None:
     monkeypatch.setenv(f"EMBERD_{variable}", "many")
-    with pytest.raises(SettingError, match=f"EMBERD_{variable}='many' cannot be read: give a numb"):
+    message = rf"EMBERD_{variable}='many' cannot be read: give {wanted}\."
+    with pytest.raises(SettingError, match=message):
         Settings.resolve()
+
+
+@pytest.mark.parametrize(("word", "meant"), [("1", True), ("Yes", True), ("0", False)])
+def test_a_switch_is_read_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, word: str, meant: bool
+) -> None:
+    monkeypatch.setenv("EMBERD_TRUNCATE", word)
+    assert Settings.resolve().truncate is meant
+
+
+@pytest.mark.parametrize("name", ["model", "revision", "engine", "device"])
+@pytest.mark.parametrize("value", ["", " ", 5])
+def test_a_name_must_be_a_text_that_is_not_blank(name: str, value: Any) -> None:
+    with pytest.raises(SettingError, match=f"{name}=.* must be a text that is not blank"):
+        Settings.resolve(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["truncate", "server_dimensions", "show_progress"])
+def test_a_switch_must_be_true_or_false(name: str) -> None:
+    with pytest.raises(SettingError, match=f"{name}='yes' must be True or False"):
+        Settings.resolve(**{name: "yes"})
 
 
 def test_a_setting_that_does_not_exist_is_named_with_those_that_do() -> None:
@@ -116,10 +147,17 @@ def test_a_setting_that_does_not_exist_is_named_with_those_that_do() -> None:
         Settings.resolve(batchsize=3)
 
 
-@pytest.mark.parametrize("name", ["batch_size", "max_concurrency", "timeout", "start_timeout"])
-@pytest.mark.parametrize("value", [0, -1, "8", True, float("nan")])
-def test_numbers_must_be_greater_than_zero(name: str, value: Any) -> None:
-    with pytest.raises(SettingError, match=f"{name}=.* must be a number greater than 0"):
+@pytest.mark.parametrize("name", ["batch_size", "max_concurrency"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "8", True, float("nan")])
+def test_counts_are_whole_and_at_least_one(name: str, value: Any) -> None:
+    with pytest.raises(SettingError, match=f"{name}=.* must be a whole number, at least 1"):
+        Settings.resolve(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["timeout", "start_timeout", "idle_timeout"])
+@pytest.mark.parametrize("value", [0, -1, "8", True, float("nan"), float("inf")])
+def test_times_are_greater_than_zero_and_end(name: str, value: Any) -> None:
+    with pytest.raises(SettingError, match=f"{name}=.* must be a number of seconds greater"):
         Settings.resolve(**{name: value})
 
 

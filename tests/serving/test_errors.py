@@ -9,6 +9,10 @@ import pytest
 from served import Served
 
 LONG = " ".join(["word"] * 600)
+NO_IDS = (
+    "Model 'emberd/demo' takes no token ids. Send the text itself: LangChain's OpenAIEmbeddings "
+    "does with check_embedding_ctx_length=False."
+)
 
 
 @pytest.mark.parametrize(
@@ -34,8 +38,8 @@ LONG = " ".join(["word"] * 600)
             "The input (604 tokens) is longer than the model's context length (512 tokens).",
         ),
         ({"input": [0, -1, 2]}, "Token ID at index 1 must be non-negative"),
-        ({"input": [0, 2]}, "Model 'emberd/demo' takes no token ids. Send the text itself."),
-        ({"input": [[0, 2]]}, "Model 'emberd/demo' takes no token ids. Send the text itself."),
+        ({"input": [0, 2]}, NO_IDS),
+        ({"input": [[0, 2]]}, NO_IDS),
     ],
 )
 def test_a_request_that_cannot_be_served_is_a_400(
@@ -84,6 +88,27 @@ def test_a_body_that_is_not_of_the_schema_is_a_400(server: Served, body: bytes) 
         )
     assert (reply.status_code, reply.json()["type"]) == (400, "Bad Request")
     assert (reply.json()["object"], reply.json()["code"]) == ("error", 400)
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-Embedding-4B", "demo", "EMBERD/DEMO", " "])
+def test_another_model_is_a_404_and_never_a_vector(server: Served, name: str) -> None:
+    reply = server.embed("a", model=name)
+    assert reply.status_code == 404
+    assert reply.json() == {
+        "error": {
+            "message": f"The model '{name}' does not exist",
+            "type": "invalid_request_error",
+            "param": "model",
+            "code": "model_not_found",
+        }
+    }
+
+
+def test_the_served_model_goes_by_its_name_by_default_and_by_none(server: Served) -> None:
+    named = server.vectors("a")
+    assert server.vectors("a", model="default") == server.vectors("a", model="") == named
+    with server.client() as client:
+        assert client.post("/v1/embeddings", json={"input": "a"}).status_code == 200
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "", "application/jsonlines"])

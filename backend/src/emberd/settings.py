@@ -1,7 +1,7 @@
 """What a caller may ask for, and where it is read from.
 
 ``ServerSpec`` is identity and constraints of a server; ``Settings`` is all that an ``Embedder``
-takes. Every environment variable is read here, in one call, when an object is constructed.
+takes. The environment is read in one call, when an object is constructed.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import threading
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, Final
 
+from emberd import environment
 from emberd.catalog import DEMO_MODEL, Model, lookup
 from emberd.errors import SettingError
 from emberd.instructions import template
@@ -176,7 +177,7 @@ class Settings:
             raise SettingError(
                 f"Unknown setting {unknown[0]!r}. Known are: {', '.join(sorted(known))}."
             )
-        values = _from_environment(os.environ)
+        values = environment.read(os.environ)
         values |= {
             name: value
             for name, value in given.items()
@@ -211,18 +212,26 @@ class Settings:
         return template(self.known, "document", self.document_instruction)
 
     def _check(self) -> None:
-        for name in ("batch_size", "max_concurrency", "timeout", "start_timeout"):
-            _check_positive(name, getattr(self, name))
-        if self.idle_timeout is not None:
-            _check_positive("idle_timeout", self.idle_timeout)
+        for name in _TEXTS:
+            _check_text(name, getattr(self, name))
+        for name in _COUNTS:
+            _check_count(name, getattr(self, name))
+        for name in _SECONDS:
+            _check_seconds(name, getattr(self, name))
+        for name in _SWITCHES:
+            _check_switch(name, getattr(self, name))
         if self.dimensions is not None:
             _check_dimensions(self.known, self.dimensions)
         # Both raise for an instruction that would be misread: at construction, not at first use.
         _ = self.query_template, self.document_template
 
 
-def root_url(url: str) -> str:
+def root_url(url: str, name: str = "base_url") -> str:
     """Return ``url`` without a trailing slash or ``/v1``.
+
+    Args:
+        url: What was given.
+        name: Where it was given, for the error.
 
     Raises:
         SettingError: It is not an http or https URL, or credentials stand in it, which would
@@ -231,19 +240,46 @@ def root_url(url: str) -> str:
     bare = url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
     if not bare.startswith(("http://", "https://")) or bare.endswith("//"):
         raise SettingError(
-            f"base_url={url!r} is not an http(s) URL. Write it like http://127.0.0.1:30000/v1."
+            f"{name}={url!r} is not an http(s) URL. Write it like http://127.0.0.1:30000/v1."
         )
     if "@" in bare.partition("//")[2].partition("/")[0]:
         raise SettingError(
-            "base_url= has a user name or password in it. Leave them out, and give api_key=, or a "
-            "client of your own (client=) where the server wants another way to log in."
+            f"{name} has a user name or password in it. Leave them out, and give api_key=, or a "
+            f"client of your own (client=) where the server wants another way to log in."
         )
     return bare
 
 
-def _check_positive(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise SettingError(f"{name}={value!r} must be a number greater than 0.")
+_TEXTS: Final = ("model", "revision", "engine", "device")
+_COUNTS: Final = ("batch_size", "max_concurrency")
+_SECONDS: Final = ("timeout", "start_timeout", "idle_timeout")
+_SWITCHES: Final = ("truncate", "server_dimensions", "show_progress")
+
+
+def _check_text(name: str, value: object) -> None:
+    if value is not None and not (isinstance(value, str) and value.strip()):
+        raise SettingError(f"{name}={value!r} must be a text that is not blank.")
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SettingError(f"{name}={value!r} must be a whole number, at least 1.")
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if value is None and name == "idle_timeout":
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < float(str(value)) <= threading.TIMEOUT_MAX:
+        raise SettingError(
+            f"{name}={value!r} must be a number of seconds greater than 0"
+            f"{', or None for never' if name == 'idle_timeout' else ''}."
+        )
+
+
+def _check_switch(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise SettingError(f"{name}={value!r} must be True or False.")
 
 
 def _check_dimensions(model: Model, dimensions: int) -> None:
@@ -256,48 +292,6 @@ def _check_dimensions(model: Model, dimensions: int) -> None:
             f"dimensions={dimensions} does not suit {model.name}: "
             f"it must be at least {model.min_dimensions}{upper}."
         )
-
-
-def _whole(text: str) -> int:
-    return int(text)
-
-
-def _seconds_or_never(text: str) -> float | None:
-    return None if text.strip().casefold() == "never" else float(text)
-
-
-_VARIABLES: Final[dict[str, Callable[[str], Any]]] = {
-    "model": str,
-    "dimensions": _whole,
-    "query_instruction": str,
-    "document_instruction": str,
-    "base_url": str,
-    "api_key": str,
-    "revision": str,
-    "engine": str,
-    "device": str,
-    "batch_size": _whole,
-    "max_concurrency": _whole,
-    "timeout": float,
-    "start_timeout": float,
-    "idle_timeout": _seconds_or_never,
-}
-"""Fields that the environment may set, as EMBERD_ and the name in capitals; how each is read."""
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, read in _VARIABLES.items():
-        variable = f"EMBERD_{name.upper()}"
-        text = environ.get(variable)
-        if text is None or (text == "" and not name.endswith("_instruction")):
-            continue
-        try:
-            values[name] = read(text)
-        except ValueError as error:
-            wanted = "a number of seconds, or never" if name == "idle_timeout" else "a number"
-            raise SettingError(f"{variable}={text!r} cannot be read: give {wanted}.") from error
-    return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +317,7 @@ class Places:
         return cls(
             home=root,
             engines=os.environ.get("EMBERD_ENGINES") or os.path.join(root, "engines"),
-            discover=tuple(root_url(url) for url in listed),
+            discover=tuple(root_url(url, "EMBERD_DISCOVER") for url in listed),
         )
 
 

@@ -17,6 +17,9 @@ PROBE_TIMEOUT_S: Final = 2.0
 HEALTH_TIMEOUT_S: Final = 25.0  # SGLang's /health waits for a token from the model, up to 20 s
 _MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 
+NO_ANSWER: Final = (OSError, http.client.HTTPException, ValueError)
+"""What ``fetch`` raises when there is no answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -52,19 +55,36 @@ def get(
     url: str, path: str, api_key: str | None = None, timeout_s: float = PROBE_TIMEOUT_S
 ) -> Reply | None:
     """Return the reply to ``GET url + path``, whatever its status; None when nobody answers."""
-    request = urllib.request.Request(url + path)  # noqa: S310 - root_url lets only http(s) in
+    try:
+        return fetch(url, path, None, api_key, timeout_s)
+    except NO_ANSWER:
+        return None
+
+
+def fetch(url: str, path: str, body: bytes | None, api_key: str | None, timeout_s: float) -> Reply:
+    """Return the reply to a GET, or to a POST of a JSON body, whatever its status.
+
+    Raises:
+        OSError: Nobody answers; also the other errors of ``NO_ANSWER``.
+    """
+    request = urllib.request.Request(url + path, body)  # noqa: S310 - root_url lets only http(s) in
+    if body is not None:
+        request.add_header("Content-Type", "application/json")
     if api_key:
         request.add_header("Authorization", f"Bearer {api_key}")
     # No proxy: these are servers of this machine, or ones that the user named.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay())
     try:
         with opener.open(request, timeout=timeout_s) as response:
             return Reply(response.status, response.read(_MAX_BODY_BYTES))
     except urllib.error.HTTPError as error:
         with error:
             return Reply(error.code, error.read(_MAX_BODY_BYTES))
-    except (OSError, http.client.HTTPException, ValueError):
-        return None
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        """Follow no redirect: the key would go along, to whoever the server names."""
 
 
 def is_ready(url: str) -> bool:

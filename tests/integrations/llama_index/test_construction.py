@@ -88,7 +88,7 @@ def test_an_argument_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) 
         ({"text_instruction": "Instruct: x\nQuery:"}, "Give the task alone"),
         ({"base_url": "localhost:30000"}, "http://127.0.0.1:30000/v1"),
         ({"embed_batch_size": 4096}, "less than or equal to 2048"),
-        ({"truncate": "no"}, "valid boolean"),
+        ({"truncate": "no"}, "must be True or False"),
     ],
 )
 def test_what_cannot_be_used_is_refused_at_construction(given: dict[str, Any], told: str) -> None:

@@ -91,15 +91,14 @@ class AsyncClient:
         """
         session = await self._transport.session(endpoint)
         examination = verify.examination(endpoint.url, endpoint.api_key, spec)
-        answer: Reply | None = None
+        answer: Reply | Trouble | None = None
         while True:
             try:
                 ask = examination.send(answer)
             except StopIteration as stop:
                 found: Endpoint = stop.value
                 return found
-            reply = await session.send(ask)
-            answer = reply if isinstance(reply, Reply) else None
+            answer = await session.send(ask)
 
     async def close(self) -> None:
         """Close the connections of this loop; the next use opens them again."""

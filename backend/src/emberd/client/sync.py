@@ -89,15 +89,14 @@ class Client:
         """
         session = self._transport.session(endpoint)
         examination = verify.examination(endpoint.url, endpoint.api_key, spec)
-        answer: Reply | None = None
+        answer: Reply | Trouble | None = None
         while True:
             try:
                 ask = examination.send(answer)
             except StopIteration as stop:
                 found: Endpoint = stop.value
                 return found
-            reply = session.send(ask)
-            answer = reply if isinstance(reply, Reply) else None
+            answer = session.send(ask)
 
     def close(self) -> None:
         """Close the connections; the next use opens them again."""

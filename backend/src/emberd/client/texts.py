@@ -62,7 +62,7 @@ def prepare(texts: Iterable[str], template: str, model: Model) -> Prepared:
     sizes: list[int] = []
     for index, text in enumerate(texts):
         templated = _templated(index, text, template)
-        sizes.append(_bytes_of(index, templated))
+        sizes.append(_bytes_of(index, templated, text))
         # The server refuses a whole batch for one blank text, so blank ones go as the token
         # that the reference implementation sees for "".
         inputs.append([_end_of_text(index, model)] if not templated.strip() else templated)
@@ -87,14 +87,15 @@ def _templated(index: int, text: object, template: str) -> str:
     return text if template == _BARE else apply(template, text)
 
 
-def _bytes_of(index: int, text: str) -> int:
+def _bytes_of(index: int, templated: str, text: str) -> int:
     try:
-        return len(text.encode())
+        return len(templated.encode())
     except UnicodeEncodeError as error:
+        surrogate = templated[error.start]
         raise TextError(
-            f"Text {index} holds the lone surrogate {text[error.start]!r} at character "
-            f"{error.start} and cannot be encoded. Read the source with its real encoding, or "
-            f"replace it: text.encode('utf-8', 'replace').decode().",
+            f"Text {index} holds the lone surrogate {surrogate!r} at character "
+            f"{text.find(surrogate)} and cannot be encoded. Read the source with its real "
+            f"encoding, or replace it: text.encode('utf-8', 'replace').decode().",
             index=index,
         ) from None
 

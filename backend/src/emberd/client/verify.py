@@ -7,12 +7,9 @@ runs this too, so it needs neither the openai SDK nor numpy.
 
 from __future__ import annotations
 
-import http.client
 import json
 import math
 import struct
-import urllib.error
-import urllib.request
 from collections.abc import Generator
 from http import HTTPStatus
 from pathlib import PurePath
@@ -21,7 +18,7 @@ from typing import Any, Final
 from emberd import catalog, surface
 from emberd.catalog import Model
 from emberd.client import protocol, replies, tokens
-from emberd.client.protocol import Ask, Reply
+from emberd.client.protocol import Ask, Reply, Trouble
 from emberd.client.replies import Raw
 from emberd.errors import BadReplyError, ServerMismatchError, ServerUnavailableError
 from emberd.settings import Endpoint, ServerSpec
@@ -34,8 +31,8 @@ _FLOAT_BYTES: Final = 4
 _MODELS: Final = "/v1/models"
 _MODEL_INFO: Final = "/model_info"
 
-Examination = Generator[Ask, Reply | None, Endpoint]
-"""Asks one thing after another; each answer, or None where there was none, is sent in."""
+Examination = Generator[Ask, Reply | Trouble | None, Endpoint]
+"""Asks one thing after another; each answer is sent in (None only to begin)."""
 
 
 def verify(
@@ -55,7 +52,7 @@ def verify(
         ServerUnavailableError: Nobody answers, or the server is not ready.
     """
     examined = examination(url, api_key, spec)
-    answer: Reply | None = None
+    answer: Reply | Trouble | None = None
     while True:
         try:
             ask = examined.send(answer)
@@ -88,11 +85,12 @@ def examination(url: str, api_key: str | None, spec: ServerSpec) -> Examination:
     )
 
 
-def _body(url: str, path: str, reply: Reply | None) -> bytes | None:
+def _body(url: str, path: str, reply: Reply | Trouble | None) -> bytes | None:
     """Return the body of a good reply; None where the server has no such route."""
-    if reply is None:
+    if not isinstance(reply, Reply):
+        why = f" ({reply.text})" if reply is not None else ""
         raise ServerUnavailableError(
-            f"Nobody answers at {url}{path}. Start the server there, or correct base_url."
+            f"Nobody answers at {url}{path}{why}. Start the server there, or correct base_url."
         )
     if reply.status == HTTPStatus.OK:
         return reply.body
@@ -204,23 +202,10 @@ def _check_tokens(url: str, model: Model, counted: bytes | None, embedded: bytes
         )
 
 
-def _send(url: str, api_key: str | None, ask: Ask, timeout_s: float) -> Reply | None:
-    if ask.body is None:
-        found = surface.get(url, ask.path, api_key, timeout_s)
-        return Reply(found.status, found.body) if found is not None else None
-    request = urllib.request.Request(  # noqa: S310 - root_url lets only http(s) in
-        url + ask.path,
-        data=json.dumps(ask.body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    if api_key:
-        request.add_header("Authorization", f"Bearer {api_key}")
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def _send(url: str, api_key: str | None, ask: Ask, timeout_s: float) -> Reply | Trouble:
+    body = None if ask.body is None else json.dumps(ask.body).encode()
     try:
-        with opener.open(request, timeout=timeout_s) as response:
-            return Reply(response.status, response.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            return Reply(error.code, error.read())
-    except (OSError, http.client.HTTPException, ValueError):
-        return None
+        found = surface.fetch(url, ask.path, body, api_key, timeout_s)
+    except surface.NO_ANSWER as error:
+        return Trouble("broken", str(getattr(error, "reason", error)))
+    return Reply(found.status, found.body)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from difflib import get_close_matches
 from typing import Final, cast
 
+from emberd.catalog import MODELS
 from emberd.engines.base import Diagnosis, Engine, Launch, Plan
 from emberd.errors import NoEngineError, SettingError
 from emberd.settings import ServerSpec
@@ -53,4 +55,13 @@ def choose(spec: ServerSpec) -> Engine:
         if reason is None:
             return engine
         reasons.append(f"  {engine.name}: {reason}")
-    raise NoEngineError(f"No engine can serve {spec.model} on this machine:\n" + "\n".join(reasons))
+    raise NoEngineError(
+        f"No engine can serve {spec.model} on this machine{_meant(spec.model)}:\n"
+        + "\n".join(reasons)
+    )
+
+
+def _meant(name: str) -> str:
+    known = [model.name for model in MODELS]
+    close = get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]}?)" if close and name not in known else ""

@@ -92,7 +92,15 @@ def held(folder: Path) -> Iterator[bool]:
 
 def _open(folder: Path, *, create: bool = True) -> int:
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
-    descriptor = os.open(folder / _NAME, flags, 0o600)
+    try:
+        descriptor = os.open(folder / _NAME, flags, 0o600)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StateFolderError(
+            f"{folder / _NAME} cannot be opened ({error.strerror}). "
+            f"Set EMBERD_HOME to a folder that you may write to."
+        ) from error
     _open_descriptors.add(descriptor)
     return descriptor
 

@@ -81,7 +81,7 @@ class Home:
         try:
             with os.scandir(self.servers) as entries:
                 return sorted(Path(e.path) for e in entries if e.is_dir(follow_symlinks=False))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
 
@@ -110,7 +110,13 @@ def check_private(folder: Path) -> None:
         StateFolderError: It is not; what lies in it could have been written by anybody.
         FileNotFoundError: There is no such folder.
     """
-    facts = folder.lstat()
+    try:
+        facts = folder.lstat()
+    except NotADirectoryError as error:
+        raise StateFolderError(
+            f"{folder} cannot be there: a part of its path is a file. "
+            f"Set EMBERD_HOME to a folder that you may write to."
+        ) from error
     if not stat.S_ISDIR(facts.st_mode):
         raise StateFolderError(f"{folder} is not a folder (a link?). Remove it, then try again.")
     if facts.st_uid != os.geteuid():

@@ -32,7 +32,9 @@ def touch(folder: str) -> None:
 
 def begin(folder: Path, idle_timeout_s: float | None) -> None:
     """Begin the life of a server with the starter's idle time as the only one asked for."""
-    (folder / _NAME).write_text(_line(idle_timeout_s))
+    descriptor = os.open(folder / _NAME, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _LINE_MODE)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(_line(idle_timeout_s))
 
 
 def ask(folder: Path, idle_timeout_s: float | None) -> None:

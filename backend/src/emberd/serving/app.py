@@ -70,13 +70,14 @@ def _guarded(handler: _Handler) -> _Handler:
         try:
             return await handler(request)
         except wire.RefusedError as refusal:
-            return _error(str(refusal), refusal.status, refusal.kind)
+            return Response(refusal.render(), refusal.status, media_type=wire.JSON)
         except ClientDisconnect:
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
         except Exception as error:  # noqa: BLE001 - the client gets an answer whatever happens
             _log.error("a request failed: %s", describe(error))
             status = HTTPStatus.INTERNAL_SERVER_ERROR
-            return _error("Internal server error", status, "InternalServerError")
+            content = wire.render_error("Internal server error", status, "InternalServerError")
+            return Response(content, status, media_type=wire.JSON)
 
     return answer
 
@@ -115,9 +116,9 @@ async def _models(request: Request) -> Response:
 
 async def _model(request: Request) -> Response:
     name = request.path_params["name"]
-    if name == _service(request).identity.model:
-        return _json(_card(request))
-    return Response(wire.render_unknown_model(name), HTTPStatus.NOT_FOUND, media_type=wire.JSON)
+    if name != _service(request).identity.model:
+        raise wire.UnknownModelError(name)
+    return _json(_card(request))
 
 
 async def _model_info(request: Request) -> Response:
@@ -228,10 +229,6 @@ def _card(request: Request) -> dict[str, Any]:
 
 def _json(value: Any) -> Response:
     return Response(wire.to_json(value), media_type=wire.JSON)
-
-
-def _error(message: str, status: int, kind: str) -> Response:
-    return Response(wire.render_error(message, status, kind), status, media_type=wire.JSON)
 
 
 def _version() -> str:

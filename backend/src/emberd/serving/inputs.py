@@ -28,7 +28,10 @@ def prepare(request: EmbeddingRequest, encoder: Encoder, name: str) -> list[Prep
 
 def _from_ids(inputs: Sequence[Sequence[int]], encoder: Encoder, name: str) -> list[Prepared]:
     if not isinstance(encoder, TokenEncoder):
-        raise RefusedError(f"Model '{name}' takes no token ids. Send the text itself.")
+        raise RefusedError(
+            f"Model '{name}' takes no token ids. Send the text itself: LangChain's "
+            f"OpenAIEmbeddings does with check_embedding_ctx_length=False."
+        )
     try:
         return [encoder.prepare_ids(ids) for ids in inputs]
     except ValueError as error:

@@ -118,10 +118,12 @@ class Service:
         """Return the body that answers ``request``. Cancelling it gives up its place.
 
         Raises:
-            RefusedError: A text is too long, or the model cannot do what is asked.
+            RefusedError: Another model is asked for, a text is too long, or the model cannot do
+                what is asked.
             BadReplyError: The encoder failed.
         """
         encoder, identity = self.encoder, self.identity
+        wire.check_model(request.model, identity.model)
         wire.check_dimensions(request.dimensions, encoder, identity.model, cut_any=identity.cut_any)
         items = await asyncio.to_thread(inputs.prepare, request, encoder, identity.model)
         vectors = await self._scheduler.embed(items)

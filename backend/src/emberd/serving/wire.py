@@ -23,6 +23,7 @@ JSON: Final = "application/json"
 OWNER: Final = "emberd"
 
 _FORMATS: Final = ("float", "base64")
+_ANY_MODEL: Final = ("", "default")
 _UNAUTHORIZED: Final = {"error": "Unauthorized"}
 
 
@@ -44,6 +45,21 @@ class RefusedError(RejectedError):
         super().__init__(message, status=int(status))
         self.kind = kind
 
+    def render(self) -> bytes:
+        """Return the body of the answer."""
+        return render_error(str(self), self.status, self.kind)
+
+
+class UnknownModelError(RefusedError):
+    """A request that names a model which is not served."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The model '{name}' does not exist", status=HTTPStatus.NOT_FOUND)
+
+    def render(self) -> bytes:
+        """Return the body of the answer, which is nested, unlike those of other refusals."""
+        return render_unknown_model(str(self))
+
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRequest:
@@ -54,12 +70,14 @@ class EmbeddingRequest:
         ids: Token ids, a list for each input.
         dimensions: Length of the vectors that are wanted; None for native.
         base64: Whether vectors leave as base64 of little-endian float32.
+        model: The model that is asked for; empty for whichever is served.
     """
 
     texts: Sequence[str] = ()
     ids: Sequence[Sequence[int]] = ()
     dimensions: int | None = None
     base64: bool = False
+    model: str = ""
 
 
 def parse_embeddings(content_type: str, body: bytes) -> EmbeddingRequest:
@@ -82,7 +100,7 @@ def parse_embeddings(content_type: str, body: bytes) -> EmbeddingRequest:
     if "input" not in fields:
         raise schema_refusal("input", "Field required")
     texts, ids = _read_input(fields["input"])
-    return EmbeddingRequest(texts, ids, dimensions, encoding == "base64")
+    return EmbeddingRequest(texts, ids, dimensions, encoding == "base64", model)
 
 
 def parse_object(content_type: str, body: bytes) -> dict[str, Any]:
@@ -157,6 +175,24 @@ def _is_whole(value: Any) -> bool:
 def schema_refusal(place: str, message: str) -> RefusedError:
     """Return the refusal of a body that is not of the schema, at ``place``."""
     return RefusedError(f"{place}: {message}", kind=HTTPStatus.BAD_REQUEST.phrase)
+
+
+def check_model(wanted: str, served: str) -> None:
+    """Refuse a model that is not the served one.
+
+    SGLang does not look at the name; vLLM answers 404. This is vLLM's way: a wrong vector is
+    worse than an error, and nobody sees it.
+
+    Args:
+        wanted: The name in the request; empty or ``"default"``, which is what SGLang takes for
+            a missing one, stand for any.
+        served: The name that the served model goes by.
+
+    Raises:
+        UnknownModelError: It is another.
+    """
+    if wanted not in (*_ANY_MODEL, served):
+        raise UnknownModelError(wanted)
 
 
 def check_dimensions(wanted: int | None, encoder: Encoder, name: str, *, cut_any: bool) -> None:
@@ -245,10 +281,10 @@ def render_unauthorized() -> bytes:
     return to_json(_UNAUTHORIZED)
 
 
-def render_unknown_model(name: str) -> bytes:
+def render_unknown_model(message: str) -> bytes:
     """Return the body of a 404 for a model that is not served."""
     error = {
-        "message": f"The model '{name}' does not exist",
+        "message": message,
         "type": "invalid_request_error",
         "param": "model",
         "code": "model_not_found",

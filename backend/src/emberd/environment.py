@@ -1,0 +1,80 @@
+"""The environment variables that stand for settings, and how each is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from emberd.errors import SettingError
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How a variable is read, and what it must be, for people."""
+
+    read: Callable[[str], Any]
+    wanted: str
+
+
+_YES: Final = ("1", "true", "yes", "on")
+_NO: Final = ("0", "false", "no", "off")
+
+
+def _switch(text: str) -> bool:
+    word = text.strip().casefold()
+    if word not in _YES + _NO:
+        raise ValueError(text)
+    return word in _YES
+
+
+def _seconds_or_never(text: str) -> float | None:
+    return None if text.strip().casefold() == "never" else float(text)
+
+
+_TEXT: Final = _Form(str, "a text")
+_NUMBER: Final = _Form(int, "a whole number")
+_TIME: Final = _Form(float, "a number of seconds")
+_YES_NO: Final = _Form(_switch, "1 or 0")
+
+_VARIABLES: Final[dict[str, _Form]] = {
+    "model": _TEXT,
+    "dimensions": _NUMBER,
+    "query_instruction": _TEXT,
+    "document_instruction": _TEXT,
+    "base_url": _TEXT,
+    "api_key": _TEXT,
+    "revision": _TEXT,
+    "engine": _TEXT,
+    "device": _TEXT,
+    "batch_size": _NUMBER,
+    "max_concurrency": _NUMBER,
+    "timeout": _TIME,
+    "start_timeout": _TIME,
+    "idle_timeout": _Form(_seconds_or_never, "a number of seconds, or never"),
+    "truncate": _YES_NO,
+    "server_dimensions": _YES_NO,
+    "show_progress": _YES_NO,
+}
+"""Fields that the environment may set, as EMBERD_ and the name in capitals; how each is read."""
+
+
+def read(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings that the environment gives.
+
+    Raises:
+        SettingError: A variable cannot be read; it is named.
+    """
+    values: dict[str, Any] = {}
+    for name, form in _VARIABLES.items():
+        variable = f"EMBERD_{name.upper()}"
+        text = environ.get(variable)
+        if text is None or (text == "" and not name.endswith("_instruction")):
+            continue
+        try:
+            values[name] = form.read(text)
+        except ValueError as error:
+            raise SettingError(
+                f"{variable}={text!r} cannot be read: give {form.wanted}."
+            ) from error
+    return values
