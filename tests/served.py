@@ -51,7 +51,9 @@ class Served:
     def embed(self, given: Any, **fields: Any) -> httpx.Response:
         """Return the reply to one request for embeddings."""
         with self.client() as client:
-            return client.post("/v1/embeddings", json={"input": given, "model": DEMO_MODEL, **fields})
+            return client.post(
+                "/v1/embeddings", json={"input": given, "model": DEMO_MODEL, **fields}
+            )
 
     def vectors(self, given: Any, **fields: Any) -> list[list[float]]:
         """Return the vectors of one request."""

@@ -94,7 +94,7 @@ def test_dimensions_cut_and_a_warning_is_words(running: Command) -> None:
     (row,) = (json.loads(line) for line in done.out.splitlines())
     head = np.array(server.vector("one")[:4])
     assert np.allclose(row["embedding"], head / np.linalg.norm(head), atol=1e-6)
-    assert "warning: dimensions=4" in done.err
+    assert "warning: --dimensions 4" in done.err
     assert "UserWarning" not in done.err
 
 
@@ -119,7 +119,41 @@ def test_text_that_is_not_utf8_is_an_error_with_its_place(running: Command, tmp_
     (tmp_path / "in.txt").write_bytes(b"fine\ncaf\xe9\n")
     done = running("embed", *stub(), str(tmp_path / "in.txt"))
     assert done.code == 1
-    assert "in.txt is not UTF-8" in done.err
+    assert "in.txt is not UTF-8 in line 2 (byte 0xe9). Convert it: iconv " in done.err
+    assert done.err.splitlines()[-1].endswith(f"-t UTF-8 {tmp_path / 'in.txt'}")
+
+
+def test_a_dash_as_output_is_stdout(
+    running: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = running("embed", *stub(), "-o", "-", "-t", "one")
+    assert json.loads(done.out)["text"] == "one"
+    assert done.err.startswith("1 text in ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("chosen", ["jsonl", "npy"])
+def test_a_full_disk_names_the_output(running: Command, chosen: str) -> None:
+    done = running("embed", *stub(), "-t", "one", "-o", "/dev/full", "--format", chosen)
+    assert done.code == 1
+    assert "error: /dev/full could not be written: No space left on device." in done.err
+
+
+def test_stdout_on_a_full_disk_is_an_error_with_words(running: Command) -> None:
+    with Path("/dev/full").open("wb") as full:
+        for verb in ("embed", *stub(), "-t", "one"), ("env", *stub()):
+            with running.begin(*verb, stdout=full) as process:
+                _, err = process.communicate()
+            assert process.returncode == 1
+            assert b"No space left on device" in err
+            assert b"Traceback" not in err
+            assert b"Exception" not in err
+
+
+def test_its_help_tells_what_truncate_needs(running: Command) -> None:
+    told = " ".join(running("embed", "--help").out.split())
+    assert "tokenizer route: SGLang has one, emberd/demo has not." in told
 
 
 def test_a_terminal_sees_how_fast_it_goes(running: Command, tmp_path: Path) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from collections.abc import Sequence
+
+import pytest
 
 from command import TIMEOUT_S, Command, stub
 
@@ -31,6 +34,36 @@ def test_a_shell_gets_both_variables_even_when_the_server_is_started(emberd: Com
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/v1", url)
     assert len(key) > 20
     assert _evaluated(emberd) == [url, key]
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--idle-timeout", "soon"), ("--wrong",), stub(faults="dies-at-start")]
+)
+def test_a_failure_fails_the_eval_and_leaves_nothing_old_to_use(
+    emberd: Command, wrong: Sequence[str]
+) -> None:
+    line = shlex.join(emberd.line("env", *wrong))
+    script = f'eval "$({line})" || echo "failed $OPENAI_BASE_URL$OPENAI_API_KEY"'
+    old = {"OPENAI_BASE_URL": "http://old", "OPENAI_API_KEY": "old"}
+    done = subprocess.run(
+        ["sh", "-c", script],
+        env=emberd.environment | old,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert done.stdout == "failed \n"
+    assert "error: " in done.stderr
+
+
+def test_a_failure_as_json_is_json_alone(emberd: Command) -> None:
+    assert emberd("env", "--json", "--idle-timeout", "soon").json["error"]["exit_code"] == 2
+
+
+def test_its_help_tells_of_failures_and_of_other_ports(emberd: Command) -> None:
+    told = " ".join(emberd("env", "--help").out.split())
+    assert "the eval fails too" in told
+    assert "Port and key are others when the server has been stopped and started" in told
 
 
 def test_exactly_two_lines_are_printed(running: Command) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from command import Command, stub
 from emberd import errors
-from emberd.cli import codes
+from emberd.cli import codes, options, run
 from emberd.cli.codes import Code
 
 
@@ -16,11 +18,16 @@ from emberd.cli.codes import Code
         (("fly",), 2, "No such command 'fly'"),
         (("up", "--model"), 2, "--model"),
         (("up", "--idle-timeout", "soon"), 2, "--idle-timeout 'soon' cannot be read"),
-        (("up", "--start-timeout", "0"), 2, "start_timeout=0.0 must be a number greater than 0"),
-        (("up", "--engine", "steam"), 2, "engine='steam' is not known"),
+        (("up", "--start-timeout", "0"), 2, "--start-timeout 0.0 must be a number of seconds"),
+        (("up", "--start-timeout", "x"), 2, "Invalid value 'x' for '--start-timeout'"),
+        (("up", "--engine", "steam"), 2, "--engine 'steam' is not known"),
+        (("env", "--device", "cuda", "-m", "emberd/demo"), 4, "leave --device 'cuda' out"),
+        (("embed", "--dimensions", "9", "-t", "x"), 2, "--dimensions 9 does not suit"),
+        (("embed", "--dimensions", "abc", "-t", "x"), 2, "Invalid value 'abc' for '--dimensions'"),
+        (("embed", "-o", "out.xyz", "-t", "x"), 2, "Endings are .jsonl, .npy, .parquet; with"),
         (("env", "--engine", "demo", "--model", "x/y"), 4, "demo: serves only emberd/demo"),
         (("embed", "no-such-file"), 2, "no-such-file is no file"),
-        (("embed", "-o", "no-such-folder/x.npy", "-t", "x"), 1, "No such file or directory"),
+        (("embed", "-o", "no-such-folder/x.npy", "-t", "x"), 2, "Make it: mkdir -p no-such-folder"),
         (("demo", "--docs", "no-such-folder", "-m", "emberd/demo"), 2, "is no folder"),
     ],
 )
@@ -31,6 +38,47 @@ def test_an_error_is_a_line_on_stderr_and_a_code(
     assert done.code == code
     assert f"error: {says}" in done.err or (done.err.startswith("error: ") and says in done.err)
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("python", "command"),
+    [
+        ("Give api_key=, or set EMBERD_API_KEY.", "Set EMBERD_API_KEY."),
+        ("(x). Give base_url= or EMBERD_BASE_URL of", "(x). Give EMBERD_BASE_URL of"),
+        ("base_url='x' is not an http(s) URL.", "EMBERD_BASE_URL='x' is not an http(s) URL."),
+        ("base_url= has a user name, and give api_key=,", None),
+        ("Split it, or set truncate=True to cut it.", "Split it, or set --truncate to cut it."),
+        ("It is overloaded: lower max_concurrency, or", None),
+        ("timeout=-1.0 must be", "EMBERD_TIMEOUT=-1.0 must be"),
+        ("no answer before the timeout", "no answer before the timeout"),
+        ("`run --model=x`, stub/ok?engine=x", "`run --model=x`, stub/ok?engine=x"),
+        ("ask for model='emberd/demo'", "ask for --model 'emberd/demo'"),
+    ],
+)
+def test_advice_names_options_and_variables(python: str, command: str | None) -> None:
+    if command is None:
+        assert "EMBERD_" in options.spelt(python)
+        assert "=" not in options.spelt(python)
+    else:
+        assert options.spelt(python) == command
+
+
+def test_what_a_server_said_is_left_as_it_is() -> None:
+    error = errors.StartError("its last line: Args(device='cuda')")
+    assert run._told(error) == str(error)
+
+
+@pytest.mark.parametrize("verb", [("up", "--start-timeout", "x"), ("logs", "-n", "-1"), ("fly",)])
+def test_a_usage_error_ends_its_sentence_before_the_hint(
+    emberd: Command, verb: tuple[str, ...]
+) -> None:
+    assert re.search(r"[^.]\. Try: emberd [\w ]*--help$", emberd(*verb).err.strip())
+
+
+def test_no_verb_at_all_gets_the_help(emberd: Command) -> None:
+    done = emberd()
+    assert (done.code, done.err) == (0, "")
+    assert done.out == emberd("--help").out
 
 
 def test_with_json_an_error_is_json_too(emberd: Command) -> None:
@@ -69,6 +117,7 @@ def test_help_tells_every_exit_code(emberd: Command) -> None:
     shown = emberd("--help")
     assert shown.code == 0
     assert codes.table() in shown.out.replace("\n  ", "\n")
+    assert "| head" in codes.MEANINGS[Code.ERROR]
     assert emberd("-h").out == shown.out
     assert [int(line.split()[0]) for line in codes.table().splitlines()] == [0, 1, 2, 3, 4, 5, 130]
 
@@ -97,8 +146,7 @@ def test_errors_have_their_code(error: Exception, code: Code) -> None:
 
 def test_colour_is_for_terminals_and_no_color_is_obeyed(running: Command) -> None:
     assert "\x1b" not in running("status").out
-    # NO_COLOR is about colours: bold may stay.
     terminal = Command(running.home, {"TERM": "xterm-256color"})
     plain = Command(running.home, {"TERM": "xterm-256color", "NO_COLOR": "1"})
     assert "\x1b[32m" in terminal.on_terminal("status").out
-    assert "\x1b[32m" not in plain.on_terminal("status").out
+    assert "\x1b[" not in plain.on_terminal("status").out

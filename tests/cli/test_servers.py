@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,7 +16,9 @@ import pytest
 
 import waiting
 from command import Command, stub
-from emberd import surface
+from emberd import Manager, surface
+from emberd.cli import output, status
+from emberd.cli.waiting import Waiting
 
 
 @pytest.fixture
@@ -104,6 +108,37 @@ def test_status_as_json_is_a_list_of_servers(emberd: Command) -> None:
     assert "api_key" not in server
 
 
+@pytest.mark.parametrize("name", ["ok", "of-six-more", "of-a-name-as-long-as-many-models-have"])
+def test_on_a_narrow_terminal_names_and_urls_are_whole(emberd: Command, name: str) -> None:
+    url = emberd("up", *stub(name), "--json").json["url"]
+    narrow = Command(emberd.home, {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "xterm"})
+    shown = narrow.on_terminal("status").out
+    assert re.search(rf"(?<!\S){url}(?!\S)", shown)
+    assert re.search(rf"(?<!\S)stub/{name}(?!\S)", shown)
+    assert "detail" not in shown
+    assert all(len(line) <= 80 for line in shown.splitlines())
+
+
+def test_a_url_wider_than_the_terminal_is_whole_too(
+    emberd: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emberd("up", *stub())
+    (own,) = Manager(emberd.home).status()
+    narrow = output.console(piped_columns=40)
+    monkeypatch.setattr(output, "console", lambda: narrow)
+    far = replace(own, url=f"http://{'a' * 60}:30000")
+    status._print([far])
+    assert f" {far.url}\n" in capsys.readouterr().out
+
+
+def test_servers_that_are_gone_stop_at_no_time(emberd: Command) -> None:
+    emberd("up", *stub())
+    emberd("stop")
+    shown = emberd("status", "--all").out
+    assert "absent" in shown
+    assert "30 min" not in shown
+
+
 def test_idle_timeout_never_is_told(emberd: Command) -> None:
     said = emberd("up", *stub(), "--idle-timeout", "never")
     assert "It stays until `emberd stop`." in said.out
@@ -139,7 +174,21 @@ def test_a_given_server_is_named_in_what_up_says_to_use(emberd: Command, strange
     given = replace(emberd, more={"EMBERD_BASE_URL": stranger})
     said = given("up", "--model", "stub/theirs")
     assert said.out.startswith(f"stub/theirs is served at {stranger}/v1 (8 dimensions")
-    assert f"base_url='{stranger}/v1'" in said.out
+    assert said.out.count(f"base_url='{stranger}/v1'") == 3
+    assert "EMBERD_API_KEY" not in said.out
+    with_key = replace(given, more=given.more | {"EMBERD_API_KEY": "made-up"})
+    assert "needs EMBERD_API_KEY set" in with_key("up", "--model", "stub/theirs").out
+
+    # Another shell, without the variable.
+    line = next(line for line in said.out.splitlines() if "emberd env" in line)
+    command = line.split(maxsplit=2)[2].replace("emberd env", shlex.join(emberd.line("env")))
+    done = subprocess.run(
+        ["sh", "-c", f"{command} && echo $OPENAI_BASE_URL"],
+        env=emberd.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == f"{stranger}/v1\n", done.stderr
     assert emberd("status").code == 3
 
 
@@ -178,6 +227,14 @@ def test_start_timeout_ends_the_wait_and_not_the_start(emberd: Command) -> None:
     assert emberd("up", *slow).code == 0
 
 
+def test_an_interrupt_before_the_first_word_tells_of_the_start_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(KeyboardInterrupt), Waiting("stub/ok"):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err.startswith("A start that was begun goes on: `emberd status`")
+
+
 def test_an_interrupt_ends_the_wait_and_not_the_start(emberd: Command) -> None:
     with emberd.begin("up", *stub(start=60)) as process:
         assert process.stderr is not None
@@ -186,7 +243,7 @@ def test_an_interrupt_ends_the_wait_and_not_the_start(emberd: Command) -> None:
         _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert err.decode().splitlines()[-2:] == [
-        "The start goes on: `emberd status` shows it, `emberd stop` ends it.",
+        "A start that was begun goes on: `emberd status` shows it, `emberd stop` ends it.",
         "interrupted",
     ]
     assert emberd("status").out.splitlines()[1].split()[1] == "starting"

@@ -249,3 +249,38 @@ def test_metrics_of_a_server_without_counters_are_none(foreign: Foreign) -> None
         assert b"num_requests_total" in reply.read()
     assert surface.activity(url, None) == surface.Activity(0, 0, 0)
     assert surface.activity("http://127.0.0.1:1", None) is None
+
+
+def test_the_users_key_is_in_no_record_and_goes_to_nobody_who_does_not_give_it(
+    home: Path, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, _ = foreign(key="the user's")
+    monkeypatch.setenv("EMBERD_DISCOVER", url)
+    manager = Manager(home, timing=QUICK)
+    assert manager.ensure(SPEC, api_key="the user's").endpoint.api_key == "the user's"
+    assert "the user's" not in next(home.glob("*/servers/*/record.json")).read_text()
+    assert manager.ensure(SPEC, api_key="the user's").endpoint.api_key == "the user's"
+    with pytest.raises(NoEngineError, match="401"):
+        manager.ensure(SPEC)
+
+
+def test_a_remembered_server_whose_socket_is_somebody_elses_now_is_not_used(
+    manager: Manager, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign()
+    manager.ensure(SPEC)
+    monkeypatch.setattr(discovery, "socket_owner", lambda port: os.getuid() + 1)
+    monkeypatch.setattr(discovery, "_processes", lambda: iter(()))
+    with pytest.raises(NoEngineError):
+        manager.ensure(SPEC)
+
+
+def test_a_remembered_server_must_still_have_what_is_pinned(
+    manager: Manager, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = replace(SPEC, revision="r1")
+    url, _ = foreign()
+    assert manager.ensure(pinned).endpoint.url == url
+    monkeypatch.setattr(discovery, "contradiction", lambda *_: "it has another revision now")
+    with pytest.raises(NoEngineError, match="another revision now"):
+        manager.ensure(pinned)

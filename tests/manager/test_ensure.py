@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -340,3 +341,100 @@ def test_a_relative_home_means_the_same_folder_to_keeper_and_client(
         assert Path(manager.ensure(stub()).folder or "").is_relative_to(tmp_path)
     finally:
         manager.stop()
+
+
+def test_a_start_that_others_began_is_not_used_when_it_does_not_fit(
+    manager: Manager, stub: Stub, starts: Starts
+) -> None:
+    spec = stub(start=1)
+    manager.warm_up(replace(spec, device="cpu"))
+    server = manager.ensure(replace(spec, device="cuda"))
+    assert [status.device for status in manager.status()].count("cuda") == 1
+    assert server.started
+    assert starts() == 2
+
+
+def test_a_joined_start_that_proves_not_to_fit_is_left_for_another(
+    manager: Manager, stub: Stub
+) -> None:
+    spec = stub(start=1)
+    manager.warm_up(spec)  # for any device; the stub takes the CPU
+    server = manager.ensure(replace(spec, device="cuda"))
+    assert server.started
+    assert len(manager.status()) == 2
+
+
+def test_an_engine_that_does_not_give_what_was_asked_for_has_failed(
+    manager: Manager, stub: Stub, starts: Starts
+) -> None:
+    with pytest.raises(StartError, match="runs on cpu .* device=cuda"):
+        manager.ensure(replace(stub(device="cpu"), device="cuda"))
+    assert starts() == 1
+
+
+def test_the_failure_of_one_wish_does_not_hold_back_another(manager: Manager, stub: Stub) -> None:
+    spec = stub(device="cpu")
+    with pytest.raises(StartError):
+        manager.ensure(replace(spec, device="cuda"))
+    assert manager.ensure(replace(spec, device="cpu")).started
+
+
+def test_start_timeout_ends_the_wait_for_the_lock_too(
+    manager: Manager, stub: Stub, home: Path
+) -> None:
+    manager.ensure(stub())
+    manager.stop()
+    with (
+        locks.start_lock(next(home.glob("*/servers/*")), timeout_s=1),
+        pytest.raises(LockTimeoutError),
+    ):
+        manager.ensure(stub(), start_timeout=0.2)
+
+
+def test_one_odd_folder_hides_and_stops_no_other(
+    manager: Manager, stub: Stub, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd, server = manager.ensure(stub("a")), manager.ensure(stub("b"))
+    Path(odd.folder or "").chmod(0o755)
+    assert [status.url for status in manager.status()] == [server.endpoint.url]
+    assert "chmod 700" in caplog.text
+    with pytest.raises(StateFolderError, match="chmod 700"):
+        manager.stop()
+    assert not surface.is_ready(server.endpoint.url), "the other one was stopped all the same"
+    Path(odd.folder or "").chmod(0o700)
+
+
+def test_a_home_reached_through_a_link_is_the_same_home(
+    manager: Manager, stub: Stub, home: Path, tmp_path: Path
+) -> None:
+    server = manager.ensure(stub())
+    (tmp_path / "link").symlink_to(home)
+    assert Manager(tmp_path / "link", timing=QUICK).ensure(stub()).nonce == server.nonce
+
+
+def test_a_caller_that_blocks_signals_gets_a_keeper_that_hears_them(
+    manager: Manager, stub: Stub
+) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD})
+    try:
+        manager.ensure(stub())
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGCHLD})
+    pid = manager.status()[0].keeper_pid
+    blocked = next(
+        line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "SigBlk" in line
+    )
+    assert int(blocked.split()[1], 16) == 0
+
+
+def test_a_caller_with_a_mark_of_another_server_does_not_pass_it_on(
+    manager: Manager, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBERD_MARK", "/another/folder:nonce")
+    manager.ensure(stub())
+    assert "EMBERD_MARK" not in psutil.Process(manager.status()[0].keeper_pid).environ()
+
+
+def test_only_the_end_of_a_long_log_is_read(manager: Manager, stub: Stub) -> None:
+    with pytest.raises(StartError, match="no memory left"):
+        manager.ensure(stub(faults="dies-at-start,talks-much"))

@@ -13,10 +13,14 @@ from emberd.manager import folders, process
 from emberd.manager.folders import Home
 
 
-def test_the_path_tells_host_and_boot_apart(tmp_path: Path) -> None:
+def test_the_path_tells_boots_and_containers_apart_and_not_names_of_the_host(
+    tmp_path: Path,
+) -> None:
     machine = Home(tmp_path).machine
     assert machine.parent == tmp_path
-    assert machine.name.endswith(process.boot_id()[:8])
+    boot, _, pids = machine.name.partition("-")
+    assert process.boot_id().replace("-", "").startswith(boot)
+    assert Path("/proc/self/ns/pid").readlink().name == f"pid:[{pids}]"
 
 
 def test_folders_are_made_for_the_owner_alone_whatever_the_umask(tmp_path: Path) -> None:

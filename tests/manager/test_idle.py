@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from emberd.manager import idle
 from emberd.surface import Activity
 
@@ -84,6 +86,15 @@ def test_never_wins_over_any_time(tmp_path: Path) -> None:
     idle.ask(tmp_path, None)
     idle.ask(tmp_path, 90)
     assert idle.asked_for(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", [None, "", "what\n"])
+def test_a_file_that_is_gone_or_garbled_does_not_end_a_server_early(
+    tmp_path: Path, content: str | None
+) -> None:
+    if content is not None:
+        (tmp_path / "last-used").write_text(content)
+    assert idle.asked_for(tmp_path) == 1800
 
 
 def test_asking_for_less_writes_nothing(tmp_path: Path) -> None:

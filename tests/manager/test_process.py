@@ -54,4 +54,6 @@ def test_only_processes_with_the_mark_of_the_very_folder_are_found() -> None:
         found = waiting.until(lambda: list(process.marked("/a/folder-2")))
         assert [identity.pid for identity in found] == [child.pid]
         assert list(process.marked("/a/folder")) == []
+        assert list(process.marked("/a/folder-2", nonce="another")) == []
+        assert list(process.marked("/a/folder-2", nonce="nonce")) == found
         child.kill()

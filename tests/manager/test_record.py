@@ -66,6 +66,7 @@ def test_a_record_of_another_schema_is_left_to_the_version_that_wrote_it(tmp_pat
 def test_a_field_that_a_later_version_added_does_no_harm(tmp_path: Path) -> None:
     record.write(tmp_path, FULL)
     content = json.loads((tmp_path / record.NAME).read_text())
+    content["timing"]["colour"] = content["spec"]["colour"] = content["endpoint"]["colour"] = "red"
     (tmp_path / record.NAME).write_text(json.dumps({**content, "colour": "red"}))
     assert record.read(tmp_path) == FULL
 

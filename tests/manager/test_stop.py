@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -16,7 +17,7 @@ from emberd import surface
 from emberd.errors import ServerStoppedError
 from emberd.manager import State, alive
 from emberd.servers import Manager
-from homes import Stub
+from homes import QUICK, Starts, Stub
 from plain_client import embed, in_flight
 
 
@@ -191,3 +192,100 @@ def test_a_suspected_server_that_answers_is_kept(manager: Manager, stub: Stub) -
     waiting.until(lambda: not (Path(server.folder or "") / "suspect").exists())
     assert alive.is_held(Path(server.folder or ""))
     assert manager.ensure(stub()).endpoint == server.endpoint
+
+
+def test_who_waits_for_a_start_that_a_person_stops_does_not_start_it_again(
+    manager: Manager, stub: Stub, starts: Starts
+) -> None:
+    spec = stub(start=30)
+    errors: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            manager.ensure(spec)
+        except ServerStoppedError as error:
+            errors.append(error)
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    waiting.until(lambda: any(s.keeper_pid and s.detail == "loading" for s in manager.status()))
+    manager.stop()
+    waiter.join(timeout=10)
+    assert len(errors) == 1
+    assert starts() == 1
+
+
+def test_a_stop_ends_the_server_that_it_met_and_not_the_next_one(
+    manager: Manager, home: Path, stub: Stub
+) -> None:
+    spec = stub()
+    manager.ensure(spec)
+    # So slow to look that the next server is there before the stop has seen the end of the last.
+    slow = Manager(home, timing=replace(QUICK, poll_s=2.0))
+    stopper = threading.Thread(target=slow.stop)
+    stopper.start()
+    waiting.until(lambda: manager.status()[0].state is State.ABSENT)
+    next_one = manager.ensure(spec)
+    stopper.join(timeout=30)
+    assert surface.is_ready(next_one.endpoint.url)
+    assert manager.is_current(next_one)
+
+
+def test_a_person_stopping_one_server_does_not_end_jobs_on_another(
+    manager: Manager, stub: Stub
+) -> None:
+    spec = stub()
+    manager.ensure(replace(spec, device="cpu"))
+    other = manager.ensure(replace(spec, device="cuda"))
+    keepers = {status.url: status.keeper_pid for status in manager.status()}
+    first = next(url for url in keepers if url != other.endpoint.url)
+    psutil.Process(keepers[first]).terminate()
+    waiting.until(lambda: not psutil.pid_exists(keepers[first] or 0))
+    psutil.Process(keepers[other.endpoint.url]).kill()
+    assert manager.ensure(replace(spec, device="cuda"), lost=other).nonce != other.nonce
+
+
+def test_warm_up_while_a_server_stops_starts_none_beside_it(
+    manager: Manager, stub: Stub, home: Path
+) -> None:
+    spec = stub()
+    server = manager.ensure(spec)
+    slow = threading.Thread(target=lambda: embed(server, "SLOW 1"))
+    slow.start()
+    waiting.until(lambda: in_flight(server))
+    stopper = threading.Thread(target=manager.stop)
+    stopper.start()
+    waiting.until(lambda: manager.status()[0].state is State.STOPPING)
+    manager.warm_up(spec)
+    slow.join()
+    stopper.join()
+    assert len(list(home.glob("*/servers/*"))) == 1
+
+
+def test_a_keeper_that_keeps_nothing_any_more_is_ended_by_the_next_call(
+    manager: Manager, stub: Stub
+) -> None:
+    lost = manager.ensure(stub())
+    keeper = psutil.Process(manager.status()[0].keeper_pid)
+    (server,) = keeper.children()
+    keeper.suspend()
+    server.kill()
+    waiting.until(lambda: not surface.is_ready(lost.endpoint.url))
+    assert manager.ensure(stub(), lost=lost).nonce != lost.nonce
+
+
+def test_a_full_disk_does_not_keep_a_server_from_its_orderly_end(
+    manager: Manager, stub: Stub, home: Path
+) -> None:
+    server = manager.ensure(stub())
+    # Not a full disk, but the same refusal: nothing can take the place of the record.
+    (Path(server.folder or "") / "record.json.new").mkdir()
+    replies: list[int] = []
+    request = threading.Thread(target=lambda: replies.append(embed(server, "SLOW 1").status_code))
+    request.start()
+    waiting.until(lambda: in_flight(server))
+    manager.stop()
+    request.join()
+    assert replies == [200]
+    assert leftovers.end_all([str(home)]) == []
+    (Path(server.folder or "") / "record.json.new").rmdir()

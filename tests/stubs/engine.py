@@ -23,6 +23,10 @@ class StubEngine:
     def refusal(self, spec: ServerSpec) -> str | None:
         return None if spec.model.startswith("stub/") else "serves only stub/..."
 
+    def claims(self, spec: ServerSpec) -> Sequence[str]:
+        claimed = parse_qs(spec.model.partition("?")[2]).get("claims", [""])[0]
+        return claimed.split(",") if claimed else ()
+
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
         wishes = {
             name: values[0] for name, values in parse_qs(spec.model.partition("?")[2]).items()
@@ -38,8 +42,7 @@ class StubEngine:
                 *("--faults", faults, "--start-s", wishes.get("start", "0")),
             ],
             environment={**os.environ, "STUB_KEY": launch.api_key},
-            device="cpu",
-            claims=wishes.get("claims", "").split(",") if "claims" in wishes else (),
+            device=wishes.get("device", spec.device or "cpu"),
             silence_s=float(wishes.get("silence", "20")),
             drain_s=float(wishes.get("drain", "5")),
         )

@@ -135,6 +135,8 @@ def main() -> None:
                 start_new_session=new_session,
             )
     sys.stderr.write("stub: loading\n")
+    if "talks-much" in faults:
+        sys.stderr.write("stub: and so on\n" * 200_000)
     time.sleep(given.start_s)
     if "dies-at-start" in faults:
         sys.exit("stub: no memory left for the model")

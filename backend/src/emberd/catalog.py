@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Final
@@ -75,14 +76,32 @@ MODELS: Final[tuple[Model, ...]] = (
 
 
 def lookup(name: str) -> Model:
-    """Return what is known of ``name``: a hub name, or a folder named like the model.
+    """Return what is known of ``name``: a hub name, or a folder that is named like the model.
 
     A name that the catalog does not hold gives a ``Model`` with nothing but that name.
     """
     for model in MODELS:
-        if name == model.name or _basename(name) == _basename(model.name):
+        if names(name, model.name):
             return model
     return Model(name=name)
+
+
+def names(given: str, model: str) -> bool:
+    """Return whether ``given`` is ``model``: its name on the hub, or a folder named like it.
+
+    ``mycompany/Qwen3-Embedding-4B`` is another model than Qwen's; and no folder is the demo,
+    which is a package.
+    """
+    if given == model or DEMO_MODEL in (given, model):
+        return given == model
+    if given.casefold() == model.casefold():  # as on the hub
+        return True
+    return _basename(given) == _basename(model) and _may_be_folder(given)
+
+
+def _may_be_folder(name: str) -> bool:
+    names_owner = name.rstrip("/").count("/") == 1 and not name.startswith(("/", ".", "~"))
+    return not names_owner or os.path.isdir(name)
 
 
 def _basename(name: str) -> str:

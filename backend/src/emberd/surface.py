@@ -32,7 +32,7 @@ class Reply:
         """Return the body as JSON, or None when it is none."""
         try:
             return json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
 

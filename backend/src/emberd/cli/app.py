@@ -28,7 +28,7 @@ _EPILOG: Final = f"""{_AS_IT_IS}Exit codes:
   EMBERD_BASE_URL   a server to use as it is; nothing is ever started then
   EMBERD_API_KEY    its key
   EMBERD_DEBUG=1    errors with their traceback
-  NO_COLOR=1        no colours
+  NO_COLOR=1        no colours, and nothing bold
 """
 
 
@@ -49,7 +49,6 @@ Version = Annotated[
 app: Final = typer.Typer(
     name="emberd",
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings=_CONTEXT,

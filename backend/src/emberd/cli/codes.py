@@ -22,7 +22,7 @@ class Code(IntEnum):
 
 MEANINGS: Final[dict[Code, str]] = {
     Code.OK: "it worked",
-    Code.ERROR: "it failed; the reason is on stderr",
+    Code.ERROR: "it failed: the reason is on stderr; or its reader left (| head), which is silent",
     Code.USAGE: "wrong usage: an option, or an EMBERD_ variable, has a value that cannot be used",
     Code.NOTHING_RUNNING: "there is no server (status, logs)",
     Code.NO_ENGINE: "no engine can serve the model on this machine",

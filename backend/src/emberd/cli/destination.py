@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -11,7 +13,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from emberd.errors import EmberdError, SettingError
+
 _MODE: Final = 0o666  # less what the umask takes, as for any new file
+
+# What writing alone gives, and what the error of a write does not say the file of.
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def check(output: Path | None) -> None:
+    """Check that there is a folder for ``output``, before a server is asked for.
+
+    Raises:
+        SettingError: There is none.
+    """
+    if output is not None and not output.parent.exists():
+        folder = str(output.parent)
+        raise SettingError(
+            f"{output} cannot be written: the folder {folder} does not exist. "
+            f"Make it: mkdir -p {shlex.quote(folder)}"
+        )
 
 
 @contextmanager
@@ -21,7 +42,24 @@ def opened(output: Path | None, *, whole: bool) -> Iterator[BinaryIO]:
     Args:
         output: The file; None for stdout.
         whole: The format is finished by going back to its beginning, which streams cannot.
+
+    Raises:
+        EmberdError: There is no room for it; it is named.
     """
+    try:
+        with _opened(output, whole=whole) as file:
+            yield file
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        raise EmberdError(
+            f"{output or 'stdout'} could not be written: {error.strerror}. Make room there, or "
+            f"give another --output."
+        ) from error
+
+
+@contextmanager
+def _opened(output: Path | None, *, whole: bool) -> Iterator[BinaryIO]:
     if output is not None and (output.is_file() or not output.exists()):
         with _replacing(output) as file:
             yield file

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from emberd.cli import destination, formats, lines, options, output, waiting
+from emberd.cli import destination, formats, lines, options, output, waiting, words
 from emberd.cli.formats import Format, Writer
 from emberd.errors import SettingError, TextError
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _WINDOW_S: Final = 2.0
 _SMALLEST_WINDOW_TEXTS: Final = 256
 _LARGEST_WINDOW_TEXTS: Final = 4096
+
+_STDOUT: Final = Path("-")
 
 
 class Role(StrEnum):
@@ -54,8 +56,20 @@ FormatName = Annotated[
         "--format", help="Else by the ending of --output, else jsonl.", show_default=False
     ),
 ]
-Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Else stdout.")]
-Truncate = Annotated[bool, typer.Option("--truncate", help="Cut over-long texts.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="Else stdout, which is - too.", show_default=False
+    ),
+]
+Truncate = Annotated[
+    bool,
+    typer.Option(
+        "--truncate",
+        help="Cut over-long texts. Needs a server with a tokenizer route: SGLang has one, "
+        "emberd/demo has not.",
+    ),
+]
 
 
 def embed(
@@ -80,7 +94,9 @@ def embed(
 
     The output file appears when it is whole; a run that is killed leaves what was there.
     """
+    output_file = None if output_file == _STDOUT else output_file
     chosen = formats.of(format_name, output_file)
+    destination.check(output_file)
     if output_file is None and not chosen.is_text and sys.stdout.isatty():
         raise SettingError(f"--format {chosen} is not for a terminal. Give --output FILE.")
     sources = _sources(files, texts)
@@ -170,4 +186,5 @@ def _summary() -> Iterator[Callable[[int], None]]:
     began_s = time.monotonic()
     yield counts.append
     seconds = time.monotonic() - began_s
-    output.note(f"{sum(counts)} texts in {seconds:.1f} s ({sum(counts) / seconds:.0f} texts/s)")
+    speed = f"{sum(counts) / seconds:.0f} texts/s"
+    output.note(f"{words.counted(sum(counts), 'text')} in {seconds:.1f} s ({speed})")

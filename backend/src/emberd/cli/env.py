@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 # The SDK refuses to start without a key; servers that want none take any.
 _NO_KEY: Final = "EMPTY"
 
+FAILED: Final = "unset OPENAI_BASE_URL OPENAI_API_KEY; false"
+"""What a shell gets when there is no server: ``eval`` of nothing at all would succeed, and what
+was set before would be used."""
+
 
 def env(
     model: options.Model = None,
@@ -27,9 +31,13 @@ def env(
 
     Use it as:  eval "$(emberd env)"
 
-    Finds or starts the server first; returns at once when it runs. This is the only verb that
-    prints the server's key. Roles are the client's business then: an OpenAI client sends
-    texts as they are, without the instruction that queries need.
+    Finds or starts the server first; returns at once when it runs. Port and key are others when
+    the server has been stopped and started: use it again then.
+
+    When it fails, the eval fails too: the line unsets both variables and ends with false.
+
+    This is the only verb that prints the server's key. Roles are the client's business then: an
+    OpenAI client sends texts as they are, without the instruction that queries need.
     """
     settings = options.settings(
         model=model,

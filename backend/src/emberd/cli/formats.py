@@ -54,12 +54,23 @@ def of(name: Format | None, output: Path | None) -> Format:
     """Return the format that was named, else the one of the file's ending, else JSON lines.
 
     Raises:
-        SettingError: The format needs a package that is not there.
+        SettingError: The ending is of no format, or the format needs a package that is not there.
     """
-    endings = {f".{known}": known for known in Format}
-    chosen = name or endings.get(output.suffix.casefold() if output else "", Format.JSONL)
+    chosen = name or _of_ending(output.suffix if output else "")
     if chosen is Format.PARQUET:
         _parquet()
+    return chosen
+
+
+def _of_ending(ending: str) -> Format:
+    endings = {"": Format.JSONL} | {f".{known}": known for known in Format}
+    chosen = endings.get(ending.casefold())
+    if chosen is None:
+        known = ", ".join(filter(None, endings))
+        raise SettingError(
+            f"--output ends with {ending}, which is no format. Endings are {known}; with another, "
+            f"give --format."
+        )
     return chosen
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -14,6 +16,11 @@ from emberd.errors import EmberdError, SettingError
 STDIN: Final = "-"
 # A mark at the beginning, which some editors write, is no part of the first text.
 _ENCODING: Final = "utf-8-sig"
+# A byte that is not UTF-8 is let through as half of a surrogate pair, which UTF-8 never gives:
+# an error of the decoder's comes a block ahead of the line that it is in.
+_ERRORS: Final = "surrogateescape"
+_WRONG: Final = re.compile("[\udc80-\udcff]")
+_WRONG_FROM: Final = 0xDC00
 
 
 class Line(NamedTuple):
@@ -62,12 +69,12 @@ def read(files: Iterable[str], texts: Iterable[str] = ()) -> Iterator[Line]:
     for name in files:
         if name == STDIN:
             # Not closed at the end: it belongs to the process.
-            stdin = io.TextIOWrapper(sys.stdin.buffer, encoding=_ENCODING)
-            yield from _of(stdin, "stdin")
+            stdin = io.TextIOWrapper(sys.stdin.buffer, encoding=_ENCODING, errors=_ERRORS)
+            yield from _of(stdin, "stdin", "")
             stdin.detach()
         else:
-            with Path(name).open(encoding=_ENCODING) as file:
-                yield from _of(file, name)
+            with Path(name).open(encoding=_ENCODING, errors=_ERRORS) as file:
+                yield from _of(file, name, f" {shlex.quote(name)}")
 
 
 def window(lines: Iterator[Line], size: int) -> list[Line]:
@@ -75,13 +82,12 @@ def window(lines: Iterator[Line], size: int) -> list[Line]:
     return list(islice(lines, size))
 
 
-def _of(file: TextIO, source: str) -> Iterator[Line]:
-    number = 0
-    try:
-        for number, line in enumerate(file, start=1):
-            yield Line(line.removesuffix("\n"), source, number)
-    except UnicodeDecodeError as error:
-        raise EmberdError(
-            f"{source} is not UTF-8 after line {number} (byte {error.object[error.start]:#04x}). "
-            f"Convert it: iconv -f ENCODING -t UTF-8"
-        ) from None
+def _of(file: TextIO, source: str, argument: str) -> Iterator[Line]:
+    for number, line in enumerate(file, start=1):
+        if (wrong := _WRONG.search(line)) is not None:
+            byte = ord(wrong[0]) - _WRONG_FROM
+            raise EmberdError(
+                f"{source} is not UTF-8 in line {number} (byte {byte:#04x}). "
+                f"Convert it: iconv -f ENCODING -t UTF-8{argument}"
+            )
+        yield Line(line.removesuffix("\n"), source, number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Final
 
 import typer
@@ -10,6 +11,22 @@ from emberd.errors import SettingError
 from emberd.settings import DEFAULT_MODEL, IDLE_TIMEOUT_S, START_TIMEOUT_S, UNSET, Settings, Unset
 
 _NEVER: Final = "never"
+
+# Errors name arguments of Python's. First whole phrases, then what is a variable here, then what
+# is an option. What has a slash or a question mark before it is a piece of somebody's name.
+_PHRASES: Final = {
+    "Give api_key=, or set EMBERD_API_KEY": "Set EMBERD_API_KEY",
+    "Give base_url= or EMBERD_BASE_URL": "Give EMBERD_BASE_URL",
+    "lower max_concurrency": "lower EMBERD_MAX_CONCURRENCY",
+    "truncate=True": "--truncate",
+}
+_VARIABLE: Final = re.compile(
+    r"(?<![-\w/?&])(api_key|base_url|timeout|batch_size|max_concurrency)=(['\"\w-]?)"
+)
+_OPTION: Final = re.compile(
+    r"(?<![-\w/?&])(model|revision|engine|device|dimensions|idle_timeout|start_timeout)="
+    r"(?=['\"\w-])"
+)
 
 Model = Annotated[
     str | None,
@@ -83,6 +100,19 @@ def settings(
         idle_timeout=_seconds(idle_timeout),
         start_timeout=start_timeout,
     )
+
+
+def spelt(text: str) -> str:
+    """Return the text of an error with arguments of Python's as the command line spells them."""
+    for python, command in _PHRASES.items():
+        text = text.replace(python, command)
+    text = _VARIABLE.sub(_as_variable, text)
+    return _OPTION.sub(lambda found: f"--{found[1].replace('_', '-')} ", text)
+
+
+def _as_variable(found: re.Match[str]) -> str:
+    name, value = found.groups()
+    return f"EMBERD_{name.upper()}" + (f"={value}" if value else "")
 
 
 def _seconds(text: str | None) -> float | Unset | None:

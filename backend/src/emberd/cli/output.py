@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,7 +32,7 @@ def dump(content: Any) -> None:
 
 
 def console(*, stderr: bool = False, piped_columns: int = _PIPED_COLUMNS) -> Console:
-    """Return a console that has colours on a terminal alone, and none with NO_COLOR.
+    """Return a console that has colours on a terminal alone, and no style with NO_COLOR.
 
     Args:
         stderr: Whether it writes to stderr.
@@ -44,6 +45,8 @@ def console(*, stderr: bool = False, piped_columns: int = _PIPED_COLUMNS) -> Con
     return Console(
         stderr=stderr,
         highlight=False,
+        # Rich itself would still write bold and dim.
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
         width=None if stream.isatty() else piped_columns,
         force_terminal=None if stream.isatty() else False,
     )

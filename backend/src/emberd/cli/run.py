@@ -11,10 +11,10 @@ from typing import Any
 
 import typer
 
-from emberd.cli import output
+from emberd.cli import env, options, output
 from emberd.cli.app import app
 from emberd.cli.codes import Code, of
-from emberd.errors import EmberdError
+from emberd.errors import EmberdError, RejectedError, StartError
 
 # Recent versions of typer carry a click of their own, older ones use the package: the base
 # class of all usage errors is the one that both have in common.
@@ -31,9 +31,12 @@ def run(arguments: list[str] | None = None) -> int:
     warnings.showwarning = _warn
     try:
         code = _handled(given)
+        if code != Code.OK and _is_for_eval(given):
+            output.say(env.FAILED)
         sys.stdout.flush()
-    except BrokenPipeError:
-        code = _reader_left()
+    except OSError:
+        # Whoever reads it has left, or it leads to a full disk.
+        code = _nowhere_to_write()
     return int(code)
 
 
@@ -48,7 +51,7 @@ def _handled(arguments: list[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     try:
-        outcome = app(args=arguments, prog_name="emberd", standalone_mode=False)
+        outcome = app(args=arguments or ["--help"], prog_name="emberd", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         outcome = Code.INTERRUPTED
     if outcome == Code.INTERRUPTED:
@@ -58,7 +61,7 @@ def _run(arguments: list[str]) -> int:
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
     # Which line of which file warns is of no use to whoever typed a command.
-    output.note(f"warning: {message}")
+    output.note(f"warning: {options.spelt(str(message))}")
 
 
 def _fail(error: Exception, *, as_json: bool) -> int:
@@ -76,8 +79,10 @@ def _fail(error: Exception, *, as_json: bool) -> int:
 def _told(error: Exception) -> str:
     if isinstance(error, _ParserError):
         return _usage(error)
+    if isinstance(error, StartError | RejectedError):
+        return str(error)  # it quotes a server, whose words are not ours to change
     if isinstance(error, EmberdError):
-        return "\n".join([str(error), *getattr(error, "__notes__", ())])
+        return options.spelt("\n".join([str(error), *getattr(error, "__notes__", ())]))
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename is not None else ""
         return f"{place}{error.strerror}"
@@ -87,7 +92,12 @@ def _told(error: Exception) -> str:
 def _usage(error: Any) -> str:
     context = getattr(error, "ctx", None)
     hint = f" Try: {context.command_path} --help" if context is not None else ""
-    return f"{error.format_message()}{hint}"
+    message = error.format_message().rstrip(".")
+    # Typer's own validation leaves the value out, and has it in the cause.
+    if details := getattr(error.__cause__, "errors", None):
+        value = details()[0].get("input")
+        message = message.replace("Invalid value", f"Invalid value {value!r}", 1)
+    return f"{message}.{hint}"
 
 
 def _wants_json(arguments: list[str]) -> bool:
@@ -95,7 +105,12 @@ def _wants_json(arguments: list[str]) -> bool:
     return "--json" in arguments[: arguments.index("--") if "--" in arguments else None]
 
 
-def _reader_left() -> int:
+def _is_for_eval(arguments: list[str]) -> bool:
+    verb = next((word for word in arguments if not word.startswith("-")), None)
+    return verb == "env" and not _wants_json(arguments)
+
+
+def _nowhere_to_write() -> int:
     # What is still in the buffer would raise once more when Python ends.
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

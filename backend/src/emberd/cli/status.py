@@ -15,6 +15,7 @@ from emberd.servers import Manager
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 RUNNING: Final = (State.STARTING, State.READY, State.STOPPING)
 _COLOURS: Final = {
@@ -24,6 +25,9 @@ _COLOURS: Final = {
     State.FAILED: "red",
 }
 _COLUMNS: Final = ("model", "state", "for", "engine", "url", "stops when idle", "keeper", "detail")
+_LEAST_DETAIL_COLUMNS: Final = 24
+_GAPS_COLUMNS: Final = (2, 1)  # between two columns: the wider one where there is room
+_NAME_COLUMNS: Final = 17
 
 All = Annotated[bool, typer.Option("--all", "-a", help="Show servers that are gone, too.")]
 
@@ -39,7 +43,7 @@ def status(show_all: All = False, as_json: options.AsJson = False) -> None:
     if as_json:
         output.dump({"servers": [as_content(own) for own in shown]})
     elif shown:
-        output.console().print(_table(shown))
+        _print(shown)
     if not any(own.state in RUNNING for own in known):
         output.note("No server runs. `emberd up` starts one.")
         raise typer.Exit(Code.NOTHING_RUNNING)
@@ -61,26 +65,58 @@ def _seen(own: ServerStatus) -> ServerStatus:
     return own
 
 
-def _table(shown: list[ServerStatus]) -> Table:
+def _print(shown: list[ServerStatus]) -> None:
+    console = output.console()
+    rows = [_row(own) for own in shown]
+    names = [name for name in _COLUMNS if any(row[name].plain for row in rows)]
+    for gap in _GAPS_COLUMNS:
+        if _width(names, rows, gap) <= console.width:
+            console.print(_table(names, rows, gap))
+            return
+    # A table that does not fit would cut names and URLs, which are there to be copied.
+    for row in rows:
+        console.print(_card(names, row), soft_wrap=True)
+
+
+def _width(names: list[str], rows: list[dict[str, Text]], gap: int) -> int:
+    widths = {name: max(len(name), *(row[name].cell_len for row in rows)) for name in names}
+    if "detail" in widths:
+        widths["detail"] = min(widths["detail"], _LEAST_DETAIL_COLUMNS)
+    return sum(widths.values()) + gap * (len(names) - 1)
+
+
+def _table(names: list[str], rows: list[dict[str, Text]], gap: int) -> Table:
     from rich.table import Table
 
-    table = Table(*_COLUMNS, box=None, pad_edge=False, header_style="bold")
-    for own in shown:
-        table.add_row(*_row(own))
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
+    for name in names:
+        table.add_column(name, no_wrap=name != "detail")
+    for row in rows:
+        table.add_row(*(row[name] for name in names))
     return table
 
 
-def _row(own: ServerStatus) -> list[Any]:
+def _card(names: list[str], row: dict[str, Text]) -> Text:
+    from rich.text import Text
+
+    title, *facts = (name for name in names if row[name].plain)
+    lines = [Text.assemble(f"  {name:<{_NAME_COLUMNS}}", row[name]) for name in facts]
+    return Text("\n").join([row[title], *lines])
+
+
+def _row(own: ServerStatus) -> dict[str, Text]:
     from rich.text import Text
 
     found = own.origin == "found"
-    return [
+    stops = "not by emberd" if found else words.idle(own.idle_timeout)
+    cells = (
         Text(own.spec.model),
         Text(own.state, style=_COLOURS.get(own.state, "dim")),
         Text(words.duration(own.seconds)),
         Text(own.engine or "?"),
         Text(own.url or "-"),
-        Text("not by emberd" if found else words.idle(own.idle_timeout)),
+        Text(stops if own.state in RUNNING else "-"),
         Text("somebody else's" if found else str(own.keeper_pid or "-")),
         Text(own.detail),
-    ]
+    )
+    return dict(zip(_COLUMNS, cells, strict=True))

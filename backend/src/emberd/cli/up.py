@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from emberd.cli import options, output, waiting, words
 from emberd.settings import ServerSpec, is_demo
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 NOT_QWEN = (
     "The vectors of emberd/demo are those of multilingual-e5-small: they are NOT Qwen3 vectors, "
     "and an index made of them is of no use to another model."
+)
+
+_KEY_OF_GIVEN: Final = (
+    "  Each of them needs EMBERD_API_KEY set: the key of a given server is kept nowhere."
 )
 
 
@@ -112,9 +116,12 @@ def _usage(server: Server, spec: ServerSpec) -> list[str]:
     flags = "".join(
         f" --{name} {shlex.quote(value)}" for name, value in given.items() if name != "base_url"
     )
+    variable = shlex.quote(server.endpoint.base_url) if server.origin == "given" else None
+    prefix = f"EMBERD_BASE_URL={variable} " if variable else ""
     return [
         f"  LangChain    langchain_emberd.EmberdEmbeddings({keywords})",
         f"  LlamaIndex   llama_index.embeddings.emberd.EmberdEmbedding({renamed})",
         f"  Python       emberd.Embedder({keywords})",
-        f'  OpenAI SDK   eval "$(emberd env{flags})"',
+        f'  OpenAI SDK   eval "$({prefix}emberd env{flags})"',
+        *([_KEY_OF_GIVEN] if variable and server.endpoint.api_key else []),
     ]

@@ -24,7 +24,6 @@ class Waiting:
         self._model = model
         self._status: Any = None
         self._last = ("", -_LINE_EVERY_S)
-        self._told = False
 
     def __enter__(self) -> Waiting:
         """Return itself."""
@@ -39,12 +38,14 @@ class Waiting:
         """Take the changing line away."""
         if self._status is not None:
             self._status.stop()
-        if self._told and kind is not None and issubclass(kind, KeyboardInterrupt):
-            output.note("The start goes on: `emberd status` shows it, `emberd stop` ends it.")
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            # Also when nothing was said yet: a start may have been begun all the same.
+            output.note(
+                "A start that was begun goes on: `emberd status` shows it, `emberd stop` ends it."
+            )
 
     def show(self, progress: Progress) -> None:
         """Say how far the start is."""
-        self._told = True
         if sys.stderr.isatty():
             self._spin(self._line(progress))
             return

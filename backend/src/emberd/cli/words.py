@@ -27,5 +27,10 @@ def idle(seconds: float | None) -> str:
     return "never" if seconds is None else f"after {duration(seconds)}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return ``count`` with its noun: ``1 text``, ``2 texts``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def _two(first: int, first_unit: str, second: int, second_unit: str) -> str:
     return f"{first} {first_unit}" + (f" {second} {second_unit}" if second else "")

@@ -50,6 +50,7 @@ class AsyncClient:
         self._on_use = on_use
         self._on_timeout = on_timeout
         self._policy = policy or RetryPolicy.usual(settings.timeout, can_heal=heal is not None)
+        self._named: dict[Endpoint, str] = {}
         self._transport = AsyncTransport(settings.max_concurrency, settings.timeout, sdk_client)
 
     async def embed(
@@ -69,7 +70,13 @@ class AsyncClient:
             TextError: A text cannot be embedded; it is named.
             RequestError: The server refused, failed, or answered with something else than asked.
         """
-        job = Job(texts, template, self._settings, can_heal=self._heal is not None)
+        job = Job(
+            texts,
+            template,
+            self._settings,
+            can_heal=self._heal is not None,
+            named=self._named,
+        )
         if job.done:
             return job.result()
         job.attach(await self._resolve())
@@ -90,7 +97,9 @@ class AsyncClient:
             RequestError: It does not answer, or wants another key.
         """
         session = await self._transport.session(endpoint)
-        examination = verify.examination(endpoint.url, endpoint.api_key, spec)
+        examination = verify.examination(
+            endpoint.url, endpoint.api_key, spec, self._settings.timeout
+        )
         answer: Reply | Trouble | None = None
         while True:
             try:

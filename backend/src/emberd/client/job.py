@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from http import HTTPStatus
 from typing import Final
 
 import numpy as np
@@ -26,7 +25,7 @@ import numpy as np
 from emberd.client import protocol, replies, tokens, vectors
 from emberd.client.batches import Batch, lay_out
 from emberd.client.protocol import Ask, Failure, Gone, Outcome, TooLong
-from emberd.client.texts import Prepared, excerpt, prepare
+from emberd.client.texts import Prepared, excerpt, listed, prepare
 from emberd.client.tokens import Counting
 from emberd.client.vectors import Floats
 from emberd.errors import (
@@ -46,9 +45,6 @@ MAX_BARREN_HEALS: Final = 3
 """How often a server may vanish in a row without anything having been embedded in between."""
 
 _SUSPECT_DEATHS: Final = 2
-_NO_ROUTE: Final = frozenset(
-    {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED}
-)
 
 
 class Job:
@@ -59,21 +55,29 @@ class Job:
         template: Holds ``{text}``.
         settings: The caller's.
         can_heal: Whether somebody can bring a server back that went away.
+        named: The model that the first reply of each endpoint named, over all jobs of a client.
 
     Raises:
         TextError: A text that cannot be sent; nothing has been sent then.
     """
 
     def __init__(
-        self, texts: Iterable[str], template: str, settings: Settings, *, can_heal: bool
+        self,
+        texts: Iterable[str],
+        template: str,
+        settings: Settings,
+        *,
+        can_heal: bool,
+        named: dict[Endpoint, str] | None = None,
     ) -> None:
         self._settings = settings
         self._model = settings.known
         self._can_heal = can_heal
-        self._texts = texts if isinstance(texts, str | bytes) else list(texts)
+        self._named = {} if named is None else named
+        self._texts = listed(texts)
         self._prepared: Prepared = prepare(self._texts, template, self._model)
         self._endpoint: Endpoint | None = None
-        self._lost: ServerUnavailableError | None = None
+        self._lost: ServerUnavailableError | ServerMismatchError | None = None
         self._barren_heals = 0
         self._can_count = True
         self._in_flight: set[Work] = set()
@@ -160,8 +164,11 @@ class Job:
         try:
             if isinstance(work, Counting):
                 return tokens.read(body)
+            embedded = replies.read(body, len(work.indices))
+            if (swapped := self._swapped(embedded.model)) is not None:
+                return swapped
             return vectors.decode(
-                replies.embeddings(body, len(work.indices)),
+                embedded.vectors,
                 self.endpoint.dimensions,
                 self._settings.dimensions,
                 cut_by_server=self._server_dimensions is not None,
@@ -197,6 +204,22 @@ class Job:
     def _limit_tokens(self) -> int | None:
         return tokens.limit_tokens(self.endpoint, self._model)
 
+    def _swapped(self, model: str | None) -> Gone | None:
+        """Return what it means that a reply names ``model``, when it is not what one named before.
+
+        A server of somebody else's may be swapped for one of another model under its address,
+        which nothing else tells where both have the same dimensions.
+        """
+        first = self._named.setdefault(self.endpoint, model) if model is not None else model
+        if first == model:
+            return None
+        error = ServerMismatchError(
+            f"{self.endpoint.url} gave vectors of {first} before and gives those of {model} now: "
+            f"another server has taken its place. Serve {first} there again, or make a new "
+            f"embedder and embed all texts again."
+        )
+        return Gone(error, reached=False)
+
     def _begin(self, endpoint: Endpoint) -> None:
         wanted = self._settings.dimensions or endpoint.dimensions
         if wanted > endpoint.dimensions:
@@ -229,7 +252,7 @@ class Job:
 
     def _counted(self, index: int, result: Result) -> None:
         limit = self._limit_tokens
-        if isinstance(result, RejectedError) and result.status in _NO_ROUTE:
+        if isinstance(result, RejectedError) and result.status in protocol.NO_ROUTE:
             self._can_count = False
             self._to_count.clear()  # the server itself will refuse what is too long
         elif isinstance(result, RequestError):
@@ -280,7 +303,7 @@ class Job:
             index = batch.indices[0]
             raise PoisonTextError(
                 f"The server died {batch.deaths} times while it embedded text {index} "
-                f"({excerpt(list(self._texts)[index])}), the last time with nothing else in "
+                f"({excerpt(self._texts[index])}), the last time with nothing else in "
                 f"flight. Leave this text out, and report it with the server's log (emberd logs).",
                 index=index,
             )

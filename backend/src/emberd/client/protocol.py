@@ -17,6 +17,7 @@ from emberd.errors import (
     RejectedError,
     RequestError,
     RequestTimeoutError,
+    ServerMismatchError,
     ServerUnavailableError,
 )
 
@@ -31,6 +32,11 @@ BUSY: Final = frozenset(
     }
 )
 """Statuses that another try may turn into an answer: a full queue, a router without workers."""
+
+NO_ROUTE: Final = frozenset(
+    {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED}
+)
+"""Statuses of a server that does not have what was asked for."""
 
 _SHOWN_CHARACTERS: Final = 300
 
@@ -85,14 +91,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """The server went away.
+    """The server went away, or another one has taken its place.
 
     Attributes:
         error: What to raise when nothing brings it back.
         reached: Whether it went while it had this request.
     """
 
-    error: ServerUnavailableError
+    error: ServerUnavailableError | ServerMismatchError
     reached: bool
 
 
@@ -143,6 +149,18 @@ def judge(outcome: Outcome, url: str) -> bytes | Failure:
     )
 
 
+def parse(body: bytes) -> Any:
+    """Return ``body`` as JSON.
+
+    Raises:
+        ValueError: It is none, or is nested more deeply than any answer is.
+    """
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def unauthorized(status: int, said: str, url: str) -> AuthenticationError:
     """Return the error for a server that wants another key."""
     return AuthenticationError(
@@ -154,7 +172,7 @@ def unauthorized(status: int, said: str, url: str) -> AuthenticationError:
 def message(body: bytes) -> str:
     """Return what a server says in the body of an error, in whichever form it does."""
     try:
-        said = json.loads(body)
+        said = parse(body)
     except ValueError:
         said = body.decode("utf-8", "replace")
     if isinstance(said, dict):  # SGLang is flat, OpenAI and vLLM nest; a wrong key is a bare text
@@ -196,6 +214,10 @@ _TOO_LONG: Final = re.compile(
     r"|maximum context length|exceeds the available context size|too large to process",
     re.IGNORECASE,
 )
+# SGLang names the first length that it refuses, the others the last one that they take.
+_REFUSES_AT_LIMIT: Final = re.compile(
+    r"longer than the model's context length|exceeds the maximum allowed length", re.IGNORECASE
+)
 _LENGTH: Final = re.compile(
     r"input(?: length)? \((\d+) tokens\)|requested (\d+) tokens"
     r"|contains? (?:at least )?(\d+)(?: input)? tokens",
@@ -215,7 +237,10 @@ def _too_long(status: int, said: str) -> TooLong | None:
     )
     if status not in refused or not _TOO_LONG.search(said):
         return None
-    return TooLong(tokens=_number(_LENGTH, said), limit=_number(_LIMIT, said))
+    length, limit = _number(_LENGTH, said), _number(_LIMIT, said)
+    if limit is not None and (_REFUSES_AT_LIMIT.search(said) or length == limit):
+        limit -= 1
+    return TooLong(tokens=length, limit=limit)
 
 
 def _number(pattern: re.Pattern[str], said: str) -> int | None:

@@ -4,26 +4,52 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
+from dataclasses import dataclass
 from typing import Any, Final
 
+from emberd.client.protocol import parse
 from emberd.errors import BadReplyError
 
 Raw = bytes | list[float]
 """One embedding as it came: little-endian float32, or numbers."""
 
+_NUMBERS: Final = frozenset({int, float})
 _FLOAT_BYTES: Final = 4
 _SHOWN_BYTES: Final = 60
 _ADVICE: Final = "No vector of this reply is used; look at what answers at this address."
 
 
-def embeddings(body: bytes, count: int) -> list[Raw]:
-    """Return the ``count`` embeddings of a reply, in the order of its ``index`` fields.
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What a good answer holds.
+
+    Attributes:
+        vectors: The embeddings, in the order of their ``index`` fields.
+        model: The name that the server gives for what made them; None when it gives none.
+    """
+
+    vectors: list[Raw]
+    model: str | None
+
+
+def read(body: bytes, count: int) -> Embedded:
+    """Return the ``count`` embeddings of a reply, and the model that it names.
 
     Raises:
         BadReplyError: It is not JSON, or an embedding is missing, doubled or of another form.
     """
-    entries = _entries(body)
+    try:
+        reply = parse(body)
+    except ValueError:
+        raise BadReplyError(f"{_what_it_is(body)} {_ADVICE}") from None
+    model = reply.get("model") if isinstance(reply, dict) else None
+    return Embedded(_ordered(reply, count), model if isinstance(model, str) else None)
+
+
+def _ordered(reply: Any, count: int) -> list[Raw]:
+    entries = reply.get("data") if isinstance(reply, dict) else None
+    if not isinstance(entries, list):
+        raise BadReplyError(f"The reply is JSON without a list of vectors ('data'). {_ADVICE}")
     if len(entries) != count:
         raise BadReplyError(f"The reply has {len(entries)} vectors for {count} texts. {_ADVICE}")
     ordered: list[Raw | None] = [None] * count
@@ -37,21 +63,10 @@ def embeddings(body: bytes, count: int) -> list[Raw]:
 
 def prompt_tokens(body: bytes) -> int | None:
     """Return how many tokens the server says it read; None when it does not say."""
-    reply = json.loads(body)
+    reply = parse(body)
     usage = reply.get("usage") if isinstance(reply, dict) else None
     tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-    return tokens if isinstance(tokens, int) else None
-
-
-def _entries(body: bytes) -> list[Any]:
-    try:
-        reply = json.loads(body)
-    except ValueError:
-        raise BadReplyError(f"{_what_it_is(body)} {_ADVICE}") from None
-    entries = reply.get("data") if isinstance(reply, dict) else None
-    if not isinstance(entries, list):
-        raise BadReplyError(f"The reply is JSON without a list of vectors ('data'). {_ADVICE}")
-    return entries
+    return tokens if type(tokens) is int else None
 
 
 def _what_it_is(body: bytes) -> str:
@@ -74,8 +89,8 @@ def _index(entry: Any, count: int) -> int:
 
 
 def _raw(embedding: Any, index: int) -> Raw:
-    if isinstance(embedding, list):
-        return embedding
+    if isinstance(embedding, list) and _NUMBERS.issuperset(map(type, embedding)):
+        return embedding  # NumPy would read "1" and True as numbers too
     if isinstance(embedding, str):
         try:
             packed = base64.b64decode(embedding, validate=True)

@@ -48,6 +48,7 @@ class Client:
         self._on_use = on_use
         self._on_timeout = on_timeout
         self._policy = policy or RetryPolicy.usual(settings.timeout, can_heal=heal is not None)
+        self._named: dict[Endpoint, str] = {}
         self._transport = Transport(settings.max_concurrency, settings.timeout, sdk_client)
 
     def embed(
@@ -67,7 +68,13 @@ class Client:
             TextError: A text cannot be embedded; it is named.
             RequestError: The server refused, failed, or answered with something else than asked.
         """
-        job = Job(texts, template, self._settings, can_heal=self._heal is not None)
+        job = Job(
+            texts,
+            template,
+            self._settings,
+            can_heal=self._heal is not None,
+            named=self._named,
+        )
         if job.done:
             return job.result()
         job.attach(self._resolve())
@@ -88,7 +95,9 @@ class Client:
             RequestError: It does not answer, or wants another key.
         """
         session = self._transport.session(endpoint)
-        examination = verify.examination(endpoint.url, endpoint.api_key, spec)
+        examination = verify.examination(
+            endpoint.url, endpoint.api_key, spec, self._settings.timeout
+        )
         answer: Reply | Trouble | None = None
         while True:
             try:

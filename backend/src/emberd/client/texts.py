@@ -54,19 +54,30 @@ def prepare(texts: Iterable[str], template: str, model: Model) -> Prepared:
         TextError: Something is no text, cannot be encoded, or is blank and the model has no
             known end-of-text token; the index is named.
     """
-    if isinstance(texts, str | bytes):
-        raise TextError(
-            f"texts is one {type(texts).__name__}, not a list of texts. Write [text].", index=0
-        )
     inputs: list[Input] = []
     sizes: list[int] = []
-    for index, text in enumerate(texts):
+    for index, text in enumerate(listed(texts)):
         templated = _templated(index, text, template)
         sizes.append(_bytes_of(index, templated, text))
         # The server refuses a whole batch for one blank text, so blank ones go as the token
         # that the reference implementation sees for "".
         inputs.append([_end_of_text(index, model)] if not templated.strip() else templated)
     return Prepared(inputs, sizes)
+
+
+def listed(texts: Iterable[str]) -> list[str]:
+    """Return ``texts`` as a list, itself if it is one.
+
+    Raises:
+        TextError: It is one text, or nothing that can be gone through.
+    """
+    if isinstance(texts, list):
+        return texts
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise TextError(
+            f"texts is one {type(texts).__name__}, not a list of texts. Write [text].", index=0
+        )
+    return list(texts)
 
 
 def excerpt(text: object) -> str:
@@ -92,10 +103,13 @@ def _bytes_of(index: int, templated: str, text: str) -> int:
         return len(templated.encode())
     except UnicodeEncodeError as error:
         surrogate = templated[error.start]
+        where = text.find(surrogate)
+        holder = "The instruction" if where < 0 else f"Text {index}"
+        at = "" if where < 0 else f" at character {where}"
         raise TextError(
-            f"Text {index} holds the lone surrogate {surrogate!r} at character "
-            f"{text.find(surrogate)} and cannot be encoded. Read the source with its real "
-            f"encoding, or replace it: text.encode('utf-8', 'replace').decode().",
+            f"{holder} holds the lone surrogate {surrogate!r}{at} and cannot be encoded. Read the "
+            f"source with its real encoding, or replace it: "
+            f"text.encode('utf-8', 'replace').decode().",
             index=index,
         ) from None
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Final
 
 from emberd.catalog import Model
-from emberd.client.protocol import Ask
+from emberd.client.protocol import Ask, parse
 from emberd.errors import BadReplyError, TextTooLongError
 from emberd.settings import Endpoint
 
@@ -40,7 +39,7 @@ def read(body: bytes) -> list[int]:
         BadReplyError: The reply holds none.
     """
     try:
-        reply = json.loads(body)
+        reply = parse(body)
     except ValueError:
         reply = None
     tokens = reply.get("tokens") if isinstance(reply, dict) else None

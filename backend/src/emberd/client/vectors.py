@@ -51,11 +51,21 @@ def decode(raws: list[Raw], native: int, wanted: int | None, *, cut_by_server: b
 
 
 def cut(units: Floats, dimensions: int) -> Floats:
-    """Return the first ``dimensions`` columns of ``units``, normalised again."""
+    """Return the first ``dimensions`` columns of ``units``, normalised again.
+
+    Raises:
+        BadReplyError: A head is all zeros, and so has no direction.
+    """
     if dimensions == units.shape[1]:
         return units
     heads = units[:, :dimensions].astype(np.float64)
-    return (heads / _norms(heads)[:, None]).astype(np.float32)
+    norms = _norms(heads)
+    if not norms.all():
+        raise BadReplyError(
+            f"Vector {np.flatnonzero(norms == 0)[0]} of the reply has nothing but zeros in its "
+            f"first {dimensions} dimensions, and cannot be cut to them. {_ADVICE}"
+        )
+    return (heads / norms[:, None]).astype(np.float32)
 
 
 def _norms(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -83,7 +93,7 @@ def _numbers(raw: Raw, index: int) -> npt.NDArray[np.floating]:
         return np.frombuffer(raw, dtype="<f4")
     try:
         row = np.asarray(raw, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         row = np.empty((0, 0))
     if row.ndim != 1:
         raise BadReplyError(f"Vector {index} of the reply is no list of numbers. {_ADVICE}")

@@ -12,7 +12,6 @@ import math
 import struct
 from collections.abc import Generator
 from http import HTTPStatus
-from pathlib import PurePath
 from typing import Any, Final
 
 from emberd import catalog, surface
@@ -51,7 +50,7 @@ def verify(
         AuthenticationError: It wants a key, or another one.
         ServerUnavailableError: Nobody answers, or the server is not ready.
     """
-    examined = examination(url, api_key, spec)
+    examined = examination(url, api_key, spec, timeout_s)
     answer: Reply | Trouble | None = None
     while True:
         try:
@@ -62,8 +61,27 @@ def verify(
         answer = _send(url, api_key, ask, timeout_s)
 
 
-def examination(url: str, api_key: str | None, spec: ServerSpec) -> Examination:
-    """Do as ``verify``, for a driver that sends."""
+def examination(
+    url: str, api_key: str | None, spec: ServerSpec, timeout_s: float
+) -> Examination:
+    """Do as ``verify``, for a driver that sends, and gives each request ``timeout_s``."""
+    steps = _examination(url, api_key, spec)
+    answer: Reply | Trouble | None = None
+    while True:
+        try:
+            ask = steps.send(answer)
+        except StopIteration as stop:
+            found: Endpoint = stop.value
+            return found
+        answer = yield ask
+        if isinstance(answer, Trouble) and answer.kind == "timeout":
+            raise ServerUnavailableError(
+                f"{url}{ask.path} did not answer within {timeout_s:g} s. The server is busy, still "
+                f"loading or stuck: look into its log, and try again later."
+            )
+
+
+def _examination(url: str, api_key: str | None, spec: ServerSpec) -> Examination:
     model = catalog.lookup(spec.model)
     entries = _entries(_body(url, _MODELS, (yield Ask(_MODELS))))
     info = _object(_body(url, _MODEL_INFO, (yield Ask(_MODEL_INFO))))
@@ -101,7 +119,7 @@ def _body(url: str, path: str, reply: Reply | Trouble | None) -> bytes | None:
         raise ServerUnavailableError(
             f"{url}{path} answered {reply.status} ({said}): it is not ready. Try again later."
         )
-    if reply.status == HTTPStatus.NOT_FOUND and path != protocol.PATH:
+    if reply.status in protocol.NO_ROUTE and path != protocol.PATH:
         return None  # vLLM and llama.cpp have no /model_info, a router passes on but some routes
     raise ServerMismatchError(
         f"{url}{path} answered {reply.status}: {said}. Start the server as one of embeddings, or "
@@ -111,7 +129,7 @@ def _body(url: str, path: str, reply: Reply | Trouble | None) -> bytes | None:
 
 def _object(body: bytes | None) -> dict[str, Any]:
     try:
-        found = json.loads(body) if body is not None else None
+        found = protocol.parse(body) if body is not None else None
     except ValueError:
         found = None
     return found if isinstance(found, dict) else {}
@@ -151,23 +169,22 @@ def _serving(
 
 
 def _same(wanted: str, served: Any) -> bool:
-    # A folder stands for the model that it is named like, as in the catalog.
     return isinstance(served, str) and (
-        wanted == served or PurePath(wanted).name.casefold() == PurePath(served).name.casefold()
+        catalog.names(wanted, served) or catalog.names(served, wanted)
     )
 
 
 def _check_vector(url: str, model: Model, body: bytes | None) -> int:
     try:
-        vector = _numbers(replies.embeddings(body or b"", 1)[0])
-    except (BadReplyError, TypeError, ValueError) as error:
+        vector = _numbers(replies.read(body or b"", 1).vectors[0])
+    except (BadReplyError, OverflowError) as error:
         raise ServerMismatchError(f"{url} embeds, but not as it should: {error}") from error
     if model.dimensions not in (None, len(vector)):
         raise ServerMismatchError(
             f"{url} gives vectors of {len(vector)} dimensions; {model.name} has "
             f"{model.dimensions}. Another model, or one cut by the server, answers there."
         )
-    norm = math.sqrt(math.fsum(number * number for number in vector))
+    norm = math.hypot(*vector)
     if not abs(norm - 1) <= NORM_TOLERANCE:  # so that NaN fails too
         raise ServerMismatchError(
             f"{url} gives vectors of norm {norm:.4g} instead of 1: they are not normalised, or "
@@ -207,5 +224,9 @@ def _send(url: str, api_key: str | None, ask: Ask, timeout_s: float) -> Reply | 
     try:
         found = surface.fetch(url, ask.path, body, api_key, timeout_s)
     except surface.NO_ANSWER as error:
-        return Trouble("broken", str(getattr(error, "reason", error)))
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ValueError):
+            # What urllib says of a header that HTTP does not allow repeats the key.
+            return Trouble("refused", "the request cannot be sent")
+        return Trouble("timeout" if isinstance(reason, TimeoutError) else "broken", str(reason))
     return Reply(found.status, found.body)

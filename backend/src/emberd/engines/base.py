@@ -38,8 +38,6 @@ class Plan:
         command: Program and arguments; no secret stands in it.
         environment: The whole environment of the process; secrets may stand in it.
         device: Where the model will run, ``"cpu"`` or ``"cuda"``.
-        claims: Names of things that only one starting server may take at a time, such as the
-            UUIDs of its GPUs.
         silence_s: The start has failed when nothing moves for so long, in seconds.
         drain_s: After SIGTERM, requests may finish for so long, in seconds.
     """
@@ -47,7 +45,6 @@ class Plan:
     command: Sequence[str]
     environment: Mapping[str, str] = field(repr=False)
     device: str
-    claims: Sequence[str] = ()
     silence_s: float = START_SILENCE_S
     drain_s: float = DRAIN_S
 
@@ -79,6 +76,12 @@ class Engine(Protocol):
 
     def refusal(self, spec: ServerSpec) -> str | None:
         """Return why it cannot serve ``spec`` on this machine and what to do; None if it can."""
+
+    def claims(self, spec: ServerSpec) -> Sequence[str]:
+        """Return names of what only one starting server may take at a time, such as GPU UUIDs.
+
+        They are held from before ``plan``, which measures what is free, until the server is ready.
+        """
 
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
         """Return how to start a server for ``spec``."""

@@ -55,6 +55,10 @@ class DemoEngine:
             return f"serves only {DEMO_MODEL}; ask for it by name: model={DEMO_MODEL!r}"
         return _refused_wish(spec) or _missing() or _wrong_machine()
 
+    def claims(self, _spec: ServerSpec) -> Sequence[str]:
+        """Return nothing: it takes nothing that a server must have alone."""
+        return ()
+
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
         """Return how to start a server for ``spec``."""
         command = (

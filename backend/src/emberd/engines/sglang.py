@@ -55,6 +55,10 @@ class SglangEngine:
             f"or name one with {_ELSEWHERE}; {trial}"
         )
 
+    def claims(self, _spec: ServerSpec) -> Sequence[str]:
+        """Return nothing: it takes nothing that a server must have alone."""
+        return ()
+
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
         """Refuse: ``refusal`` never lets a start come this far.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from emberd import surface
@@ -86,7 +86,8 @@ def adopt(folder: Path, spec: ServerSpec, found: Found, timing: Timing) -> Serve
         since_s=time.monotonic(),
         engine=found.candidate.engine,
         device=spec.device,
-        endpoint=found.endpoint,
+        # The user's key is the user's to give, each time.
+        endpoint=replace(found.endpoint, api_key=None),
         reason=found.reason,
         found=True,
     )
@@ -94,18 +95,36 @@ def adopt(folder: Path, spec: ServerSpec, found: Found, timing: Timing) -> Serve
         if not free:
             raise StartError(f"{folder} was taken meanwhile", advice="Try again.")
         record.write(folder, memory)
-    return look(folder).server() or found.server()
+    server = look(folder).server() or found.server()
+    return replace(server, endpoint=found.endpoint)
 
 
-def still_serves(view: View) -> bool:
-    """Return whether a remembered server of somebody else's still goes by the name it had."""
-    own = view.record
-    if own is None or own.endpoint is None:
-        return False
-    reply = surface.get(own.endpoint.url, "/v1/models", own.endpoint.api_key)
+def recall(
+    view: View, spec: ServerSpec, listed: tuple[str, ...], api_key: str | None
+) -> Server | None:
+    """Return a remembered server of somebody else's if it is still what it was; else None.
+
+    Another server may have taken its place since: its socket's owner, its name and what is
+    pinned are looked at again.
+    """
+    server = view.server()
+    if server is None:
+        return None
+    url = server.endpoint.url
+    endpoint = replace(server.endpoint, api_key=api_key if url in listed else None)
+    candidate = Candidate(url, server.reason, endpoint.api_key)
+    if url not in listed and not discovery.is_trusted(url):
+        return None
+    if not _serves(endpoint) or discovery.contradiction(candidate, spec, endpoint.api_key):
+        return None
+    return replace(server, endpoint=endpoint)
+
+
+def _serves(endpoint: Endpoint) -> bool:
+    reply = surface.get(endpoint.url, "/v1/models", endpoint.api_key)
     listed = reply.json() if reply is not None else None
     models = listed.get("data", []) if isinstance(listed, dict) else []
-    return any(isinstance(m, dict) and m.get("id") == own.endpoint.model for m in models)
+    return any(isinstance(m, dict) and m.get("id") == endpoint.model for m in models)
 
 
 def _unfit(candidate: Candidate, endpoint: Endpoint, spec: ServerSpec) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,8 @@ _PROBES_PASS_S: Final = 1.0
 _RETRY_S: Final = 0.005
 
 _open_descriptors: set[int] = set()
+_forking = threading.Lock()
+"""Held over a fork, and while a descriptor is opened or closed: no copy of one goes unnoticed."""
 
 
 def take(folder: Path) -> int | None:
@@ -61,8 +64,9 @@ def is_held(folder: Path) -> bool:
 
 def release(descriptor: int) -> None:
     """Close a descriptor; the lock goes with the last copy of it, wherever that is."""
-    _open_descriptors.discard(descriptor)
-    os.close(descriptor)
+    with _forking:
+        _open_descriptors.discard(descriptor)
+        os.close(descriptor)
 
 
 def is_same_file(descriptor: int, folder: Path) -> bool:
@@ -93,7 +97,9 @@ def held(folder: Path) -> Iterator[bool]:
 def _open(folder: Path, *, create: bool = True) -> int:
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
     try:
-        descriptor = os.open(folder / _NAME, flags, 0o600)
+        with _forking:
+            descriptor = os.open(folder / _NAME, flags, 0o600)
+            _open_descriptors.add(descriptor)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -101,7 +107,6 @@ def _open(folder: Path, *, create: bool = True) -> int:
             f"{folder / _NAME} cannot be opened ({error.strerror}). "
             f"Set EMBERD_HOME to a folder that you may write to."
         ) from error
-    _open_descriptors.add(descriptor)
     return descriptor
 
 
@@ -125,6 +130,9 @@ def _close_in_child() -> None:
         with suppress(OSError):
             os.close(descriptor)
     _open_descriptors.clear()
+    _forking.release()
 
 
-os.register_at_fork(after_in_child=_close_in_child)
+os.register_at_fork(
+    before=_forking.acquire, after_in_parent=_forking.release, after_in_child=_close_in_child
+)

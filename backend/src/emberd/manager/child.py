@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from emberd.manager import process
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -82,8 +84,6 @@ class ServerProcess:
 
     def kill_all(self, timeout_s: float) -> bool:
         """Kill the group and every other descendant; return whether all are gone."""
-        import psutil
-
         deadline = time.monotonic() + timeout_s
         keeper = psutil.Process()
         while True:

@@ -12,20 +12,29 @@ Nothing here does a mechanism's work; it decides in which order the mechanisms a
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
+import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from emberd import engines
-from emberd.errors import NoEngineError, ServerStoppedError, StartTimeoutError
+from emberd.errors import (
+    EmberdError,
+    NoEngineError,
+    ServerStoppedError,
+    StartTimeoutError,
+    StateFolderError,
+)
 from emberd.manager import (
     adoption,
-    alive,
     folders,
     idle,
     locks,
+    process,
     slot,
     starter,
     stopping,
@@ -37,6 +46,7 @@ from emberd.manager.slot import View
 from emberd.manager.timing import Timing
 from emberd.settings import IDLE_TIMEOUT_S, START_TIMEOUT_S, Places, ServerSpec
 
+_LOG: Final = logging.getLogger("emberd")
 _PROGRESS_EVERY_S: Final = 1.0
 
 
@@ -70,7 +80,8 @@ class Manager:
             timing: Periods and deadlines; keepers started from here live by them too.
         """
         self._places = Places.resolve(home)
-        self._home = folders.Home(Path(self._places.home))
+        # By its real path: marks and records of one home must not differ by a link on the way.
+        self._home = folders.Home(Path(os.path.realpath(self._places.home)))
         self._verify = verify
         self._timing = timing or Timing()
 
@@ -118,10 +129,11 @@ class Manager:
         if lost is not None:
             self._let_death_be_seen(lost)
         while True:
-            self._let_pass(spec, deadline)
-            found = self._running(wish) or self._begin(wish)
+            found = self._running(wish) or self._begin(wish, deadline)
             if isinstance(found, _Joined):
-                server = self._await(found, deadline, on_progress)
+                # One start of this call's own overrides a failure; a second would be a loop.
+                wish = replace(wish, retry_failed=wish.retry_failed and not found.started)
+                server = self._await(found, spec, deadline, on_progress)
             else:
                 server = found
             if server is not None:
@@ -134,8 +146,9 @@ class Manager:
 
     def find(self, spec: ServerSpec, *, api_key: str | None = None) -> Server | None:
         """Return a running server for ``spec``, ours or somebody else's; start nothing."""
+        wish = _Wish(spec, api_key, None, lost=None, retry_failed=False)
         for view in self._views(spec):
-            if view.serves(spec) and isinstance(found := self._use_or_join(view), Server):
+            if view.serves(spec) and isinstance(found := self._use_or_join(view, wish), Server):
                 return found
         sought = adoption.search(spec, self._places.discover, api_key, self._verify)
         return sought.found.server() if sought.found else None
@@ -148,15 +161,15 @@ class Manager:
             StartError: It could not even be begun.
         """
         wish = _Wish(spec, None, idle_timeout, lost=None, retry_failed=False)
-        if self._running(wish) is None:
-            self._begin(wish)
+        deadline = time.monotonic() + self._timing.lock_s
+        while self._running(wish) is None and self._begin(wish, deadline) is None:
+            pass
 
     # -- seeing and stopping ------------------------------------------------------------
 
     def status(self) -> list[ServerStatus]:
         """Return what is known of every server since the machine booted."""
-        views = [slot.look(folder) for folder in self._home.all()]
-        return [status for view in views if (status := view.status())]
+        return [status for folder in self._home.all() if (status := _status(folder))]
 
     def stop(self, spec: ServerSpec | None = None) -> list[ServerStatus]:
         """Stop the servers of ``spec``, or all that emberd keeps; return what they were.
@@ -165,10 +178,20 @@ class Manager:
 
         Raises:
             StartError: Processes are left that cannot be ended.
+            StateFolderError: A folder cannot be read; the other servers are stopped by then.
         """
         chosen = self._home.all() if spec is None else self._home.slots(spec.key)
-        stopped = [was for folder in chosen if (was := stopping.stop(folder, self._timing))]
-        starter.sweep(self._home)
+        stopped, errors = [], []
+        for folder in chosen:
+            try:
+                was = stopping.stop(folder, self._timing)
+            except EmberdError as error:
+                errors.append(error)  # the others are stopped all the same
+            else:
+                stopped += [was] if was else []
+        starter.sweep(self._home, self._timing)
+        if errors:
+            raise errors[0]
         return stopped
 
     def is_current(self, server: Server) -> bool:
@@ -197,63 +220,72 @@ class Manager:
 
     def _views(self, spec: ServerSpec) -> list[View]:
         first = slot.look(self._home.slot(spec.key))
-        if first.serves(spec):  # the usual case costs one file and one probe
+        if first.origin == "own" and first.serves(spec):  # the usual case: one file, one probe
             return [first]
         return [slot.look(folder) for folder in self._home.slots(spec.key)]
 
     def _running(self, wish: _Wish) -> Server | _Joined | None:
         views = self._views(wish.spec)
         for view in views:
-            if view.serves(wish.spec) and (found := self._use_or_join(view)):
+            if view.serves(wish.spec) and (found := self._use_or_join(view, wish)):
                 return found
         if wish.lost is not None:
-            _refuse_to_undo(views, wish.spec)
-        held_back = (view.held_back(self._timing.cool_down_s) for view in views)
+            _refuse_to_undo(views, wish.lost)
+        held_back = (view.held_back(wish.spec, self._timing.cool_down_s) for view in views)
         if not wish.retry_failed and (error := next(filter(None, held_back), None)):
             raise error
         return None
 
-    def _use_or_join(self, view: View) -> Server | _Joined | None:
+    def _use_or_join(self, view: View, wish: _Wish) -> Server | _Joined | None:
         if view.record is not None and view.state is State.STARTING:
             return _Joined(view.folder, view.record.nonce, started=False)
         if view.origin == "found":
-            return view.server() if adoption.still_serves(view) else None
+            return adoption.recall(view, wish.spec, self._places.discover, wish.api_key)
         server = view.server()
-        if server is not None and slot.refuses(server.endpoint):
-            # It has died and its keeper is about to say so; then there is no server here.
-            self._let_death_be_seen(server)
-            server = slot.look(view.folder).server()
-        return server
+        if server is None or not slot.refuses(server.endpoint):
+            return server
+        # It has died and its keeper is about to say so; then there is no server here.
+        self._let_death_be_seen(server)
+        now = slot.look(view.folder)
+        if now.record is not None and now.record.nonce == server.nonce and now.serves(wish.spec):
+            _end_keeper(now)
+        return None
 
-    def _begin(self, wish: _Wish) -> Server | _Joined:
+    def _begin(self, wish: _Wish, deadline: float) -> Server | _Joined | None:
+        """Return a server, or a start to wait for; None when a keeper has to leave first."""
         spec = wish.spec
+        self._let_pass(spec, deadline)
         folders.make_private(self._home.machine)
         folders.make_private(self._home.servers)
         first = folders.make_private(self._home.slot(spec.key))
-        with locks.start_lock(first, self._timing.lock_s):
+        patience_s = max(0.0, min(self._timing.lock_s, deadline - time.monotonic()))
+        with locks.start_lock(first, patience_s):
             if again := self._running(wish):
                 return again
-            taken = [f for f in self._home.slots(spec.key) if alive.is_held(f)]
+            views = [slot.look(f) for f in self._home.slots(spec.key)]
+            if any(view.is_leaving for view in views):
+                return None
+            taken = [view.folder for view in views if view.alive]
             folder = folders.make_private(self._home.free_slot(spec.key, taken))
             sought = adoption.search(spec, self._places.discover, wish.api_key, self._verify)
             if sought.found is not None:
                 return adoption.adopt(folder, spec, sought.found, self._timing)
             engine = _choose(spec, sought.refusals)
-            starter.sweep(self._home, locked=first)
+            starter.sweep(self._home, self._timing, locked=first)
             nonce = starter.start(folder, spec, engine.name, self._timing, wish.idle_timeout)
         return _Joined(folder, nonce, started=True)
 
     def _await(
-        self, joined: _Joined, deadline: float, on_progress: OnProgress | None
+        self, joined: _Joined, spec: ServerSpec, deadline: float, on_progress: OnProgress | None
     ) -> Server | None:
-        """Return the server once it is ready; None when its keeper ended without a word."""
+        """Return the server once it is ready; None when there is none, or one that does not fit."""
         last_told = 0.0
         while True:
             view = slot.look(joined.folder)
             if view.record is None or view.record.nonce != joined.nonce:
                 return None
             if view.state is not State.STARTING:
-                return _outcome(view, joined)
+                return _outcome(view, joined, spec)
             now = time.monotonic()
             progress = Progress(
                 view.record.progress, now - view.record.since_s, view.record.log_path
@@ -267,7 +299,7 @@ class Manager:
 
     def _let_pass(self, spec: ServerSpec, deadline: float) -> None:
         """Wait for servers of ``spec`` that are on their way out, so that two never overlap."""
-        while any(view.state is State.STOPPING for view in self._views(spec)):
+        while any(view.is_leaving for view in self._views(spec)):
             if time.monotonic() > deadline:
                 raise StartTimeoutError(
                     f"The last server of {spec.model} is still finishing its requests. "
@@ -292,20 +324,43 @@ def _ask_to_stay(server: Server, idle_timeout: float | None) -> None:
         idle.ask(Path(server.folder), idle_timeout)
 
 
-def _outcome(view: View, joined: _Joined) -> Server | None:
+def _outcome(view: View, joined: _Joined, spec: ServerSpec) -> Server | None:
     if view.state is State.READY:
-        return view.server(started=joined.started)
+        # Of a start that others began, device and context are known only now.
+        return view.server(started=joined.started) if view.serves(spec) else None
+    if view.record is not None and view.record.stopped_by_person:
+        raise _stopped(spec)
     if view.record is not None and view.state is State.FAILED:
         raise view.record.start_error()
     return None
 
 
-def _refuse_to_undo(views: list[View], spec: ServerSpec) -> None:
-    if any(view.record is not None and view.record.stopped_by_person for view in views):
-        raise ServerStoppedError(
-            f"The server of {spec.model} was stopped by a person in the middle of this job. "
-            f"Run the job again to start a new one."
-        )
+def _refuse_to_undo(views: list[View], lost: Server) -> None:
+    for view in views:
+        own = view.record
+        if own is not None and own.stopped_by_person and str(view.folder) == lost.folder:
+            raise _stopped(own.spec)
+
+
+def _stopped(spec: ServerSpec) -> ServerStoppedError:
+    return ServerStoppedError(
+        f"The server of {spec.model} was stopped by a person in the middle of this job. "
+        f"Run the job again to start a new one."
+    )
+
+
+def _end_keeper(view: View) -> None:
+    # Its server refuses connections and it does not notice: a keeper that keeps nothing.
+    if view.record is not None and view.record.keeper is not None:
+        process.send(view.record.keeper, signal.SIGKILL)
+
+
+def _status(folder: Path) -> ServerStatus | None:
+    try:
+        return slot.look(folder).status()
+    except StateFolderError as error:
+        _LOG.warning("%s", error)  # one odd folder does not hide the others
+        return None
 
 
 def _choose(spec: ServerSpec, refusals: Sequence[str]) -> engines.Engine:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from emberd import engines, surface
 from emberd.manager import process
@@ -91,12 +92,18 @@ def socket_owner(port: int) -> int | None:
     return None
 
 
+def is_trusted(url: str) -> bool:
+    """Return whether whoever listens at a loopback URL is this user or root."""
+    return socket_owner(urlsplit(url).port or 0) in (_ROOT, os.geteuid())
+
+
 def _all(listed: tuple[str, ...], api_key: str | None) -> Iterator[Candidate]:
     for url in listed:
         yield Candidate(url, "EMBERD_DISCOVER lists it", api_key)
     yield from _processes()
-    if socket_owner(DEFAULT_PORT) in (_ROOT, os.geteuid()):
-        yield Candidate(f"http://127.0.0.1:{DEFAULT_PORT}", f"port {DEFAULT_PORT} is open")
+    url = f"http://127.0.0.1:{DEFAULT_PORT}"
+    if is_trusted(url):
+        yield Candidate(url, f"port {DEFAULT_PORT} is open")
 
 
 def _processes() -> Iterator[Candidate]:

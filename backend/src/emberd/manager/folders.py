@@ -2,19 +2,18 @@
 
 ::
 
-    <home>/<host>-<boot>/servers/<key>/      the first server of an identity, and its start lock
-    <home>/<host>-<boot>/servers/<key>-2/    a second one, for constraints that the first fails
-    <home>/<host>-<boot>/claims/             locks on what only one starting server may take
+    <home>/<machine>/servers/<key>/      the first server of an identity, and its start lock
+    <home>/<machine>/servers/<key>-2/    a second one, for constraints that the first fails
+    <home>/<machine>/claims/             locks on what only one starting server may take
 
-Host and boot stand in the path because a home may be shared: a pid or a lock of another machine
-means nothing here.
+``<machine>`` stands for this boot of this machine, and for the container: a home may be shared, and
+a pid of another machine means nothing here. It is not the host's name, which a laptop changes with
+the network.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import socket
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,6 @@ from emberd.manager import process
 
 _PRIVATE: Final = 0o700
 _OTHERS: Final = 0o077
-_BOOT_DIGITS: Final = 8
 _FIRST_EXTRA: Final = 2
 LOG_NAME: Final = "server.log"
 _LOGS_KEPT: Final = 3
@@ -43,9 +41,8 @@ class Home:
 
     @property
     def machine(self) -> Path:
-        """The part that belongs to this host and boot."""
-        host = re.sub(r"[^A-Za-z0-9.-]", "_", socket.gethostname())
-        return self.root / f"{host}-{process.boot_id()[:_BOOT_DIGITS]}"
+        """The part that belongs to this boot of this machine, or to this container on it."""
+        return self.root / process.namespace()
 
     @property
     def servers(self) -> Path:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from emberd.settings import IDLE_TIMEOUT_S
 from emberd.surface import Activity
 
 _NAME: Final = "last-used"
@@ -58,10 +59,18 @@ def asked_for(folder: Path) -> float | None:
     try:
         lines = (folder / _NAME).read_text().split()
     except OSError:
-        return 0.0
+        lines = []
     if _NEVER in lines:
         return None
-    return max((float(line) for line in lines), default=0.0)
+    # A file that is gone or garbled must not end a server before its time.
+    return max(filter(None, map(_seconds, lines)), default=IDLE_TIMEOUT_S)
+
+
+def _seconds(line: str) -> float | None:
+    try:
+        return float(line)
+    except ValueError:
+        return None
 
 
 def _line(idle_timeout_s: float | None) -> str:

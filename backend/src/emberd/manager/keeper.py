@@ -11,6 +11,7 @@ that the record's author is gone. It must end with nothing of its server left be
 
 from __future__ import annotations
 
+import importlib
 import os
 import select
 import signal
@@ -31,9 +32,11 @@ from emberd.manager.record import Failure, Record, State
 from emberd.manager.server import Verify
 from emberd.manager.starting import Start
 from emberd.manager.suspicion import Suspicion
+from emberd.settings import Endpoint, ServerSpec
 
 _PORT_TRIES: Final = 3
 _KEY_BYTES: Final = 24
+_LOG_TAIL_BYTES: Final = 256 * 1024
 _IDLE_REASON: Final = "nobody used it for {seconds:.0f} s"
 
 
@@ -59,6 +62,8 @@ class Keeper:
         self.server: child.ServerProcess | None = None
         self.plan: Plan | None = None
         self._alive_fd = alive_fd
+        # Imported now: an environment may be upgraded or removed under a living keeper.
+        importlib.import_module("prometheus_client.parser")
         self._stop_asked = False
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
@@ -101,16 +106,35 @@ class Keeper:
     # -- what it says -------------------------------------------------------------------
 
     def publish(self, **changes: object) -> None:
-        """Replace fields of the record; a new state gets a new time."""
+        """Replace fields of the record; a new state gets a new time.
+
+        Raises:
+            FolderGone: The folder there now is another keeper's.
+            OSError: The disk is full, or the like.
+        """
+        if not alive.is_same_file(self._alive_fd, self.folder):
+            raise FolderGone
         if changes.get("state", self.record.state) != self.record.state:
             changes["since_s"] = time.monotonic()
         self.record = replace(self.record, **changes)  # type: ignore[arg-type]
         record.write(self.folder, self.record)
 
+    def publish_if_possible(self, **changes: object) -> None:
+        """Do as ``publish``; a full disk does not keep a server from its orderly end."""
+        try:
+            self.publish(**changes)
+        except OSError as error:
+            sys.stderr.write(f"emberd: the record cannot be written: {error}\n")
+
+    @property
+    def log_bytes(self) -> int:
+        """How much the server has written since its start."""
+        return self._log.stat().st_size - self._log_start
+
     def log(self) -> str:
-        """Return what the server wrote since its start."""
+        """Return the end of what the server wrote since its start."""
         with self._log.open("rb") as file:
-            file.seek(self._log_start)
+            file.seek(max(self._log_start, self._log.stat().st_size - _LOG_TAIL_BYTES))
             return file.read().decode("utf-8", "replace")
 
     @property
@@ -129,6 +153,7 @@ class Keeper:
             # Nothing is written: the folder there now, if any, is another keeper's.
             self._end_server()
         except Exception as error:
+            # Only what nobody foresaw comes here; the server is not left to it.
             self._fail(Diagnosis(f"The keeper failed: {error!r}", "Please report this as a bug."))
             raise
 
@@ -154,9 +179,13 @@ class Keeper:
         with ExitStack() as held:
             reserved = held.enter_context(_reserved_port())
             port = reserved.getsockname()[1]
+            # Claimed before the plan is made: it is the plan that measures what is free.
+            self._claim(held, claims)
+            if self.stop_asked:
+                return None
             launch = Launch(port, _key(), self.record.nonce, str(self.folder))
             self.plan = self.engine.plan(self.record.spec, launch)
-            self._claim(held, claims, self.plan)
+            self.publish(drain_s=self.plan.drain_s)
             self.server = child.ServerProcess(
                 self.plan.command,
                 self.plan.environment,
@@ -167,6 +196,9 @@ class Keeper:
         if isinstance(outcome, Diagnosis):
             return outcome
         if outcome is not None:
+            spec, engine = self.record.spec, self.record.engine or ""
+            if not spec.accepts(engine, self.plan.device, outcome.context_tokens):
+                return _unfit(spec, self.plan.device, outcome)
             self.publish(
                 state=State.READY,
                 endpoint=outcome,
@@ -176,12 +208,13 @@ class Keeper:
             )
         return None
 
-    def _claim(self, held: ExitStack, claims: Path, plan: Plan) -> None:
-        while plan.claims and not self.stop_asked:
+    def _claim(self, held: ExitStack, claims: Path) -> None:
+        names = self.engine.claims(self.record.spec)
+        while names and not self.stop_asked:
             try:
-                held.enter_context(locks.claims(claims, plan.claims, self.record.timing.tick_s))
+                held.enter_context(locks.claims(claims, names, self.record.timing.tick_s))
             except LockTimeoutError:
-                self.publish(progress=f"waiting for {', '.join(plan.claims)}")
+                self.publish(progress=f"waiting for {', '.join(names)}")
                 self.wait(0)
             else:
                 return
@@ -225,10 +258,12 @@ class Keeper:
 
     def _stop(self, reason: str, *, by_person: bool) -> bool:
         # Published first: from here on nobody is sent to this server any more.
-        self.publish(state=State.STOPPING, reason=reason, stopped_by_person=by_person)
+        self.publish_if_possible(
+            state=State.STOPPING, reason=reason, stopped_by_person=by_person, progress=""
+        )
         self._drain()
         self._end_server()
-        self.publish(state=State.ABSENT, endpoint=None)
+        self.publish_if_possible(state=State.ABSENT, endpoint=None)
         return False
 
     def _drain(self) -> None:
@@ -242,12 +277,12 @@ class Keeper:
     def _fail(self, diagnosis: Diagnosis, *, starting: bool = True) -> None:
         if not starting:
             # Nobody is to be sent to it while what it left is ended.
-            self.publish(state=State.STOPPING, reason=diagnosis.cause)
+            self.publish_if_possible(state=State.STOPPING, reason=diagnosis.cause)
         self._end_server()
         failure = Failure(
             diagnosis.cause, diagnosis.advice, time.monotonic(), starting, diagnosis.killed
         )
-        self.publish(state=State.FAILED, failure=failure, endpoint=None, progress="")
+        self.publish_if_possible(state=State.FAILED, failure=failure, endpoint=None, progress="")
 
     def _end_server(self) -> None:
         if self.server is not None and not self.server.kill_all(self.record.timing.kill_s):
@@ -264,6 +299,9 @@ def main(arguments: list[str], verify: Verify) -> int:
         arguments: Folder, nonce, descriptor of the proof of life.
         verify: See ``Verify``.
     """
+    # What the caller has blocked or ignored is inherited; a keeper must hear all signals.
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     folder, nonce, alive_fd = Path(arguments[0]), arguments[1], int(arguments[2])
     if os.fork():
         os._exit(0)
@@ -292,6 +330,14 @@ def _key() -> str:
     import secrets
 
     return secrets.token_urlsafe(_KEY_BYTES)
+
+
+def _unfit(spec: ServerSpec, device: str, endpoint: Endpoint) -> Diagnosis:
+    return Diagnosis(
+        f"The server runs on {device} with texts of up to {endpoint.context_tokens} tokens, and "
+        f"device={spec.device}, context_tokens={spec.context_tokens} were asked for",
+        "Ask for less, or for another engine.",
+    )
 
 
 def _wedged() -> Diagnosis:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from emberd.errors import StartError
+from emberd.manager import process
 
 KEEPER_MODULE: Final = "emberd.keeper"
 
@@ -45,7 +46,7 @@ def start_keeper(folder: Path, nonce: str, alive: int, log: Path) -> None:
             pass_fds=[alive],
             start_new_session=True,
             cwd="/",
-            env={**os.environ, "PYTHONPATH": _module_path()},
+            env=_environment(),
             check=False,
         )
     if result.returncode != 0:
@@ -56,7 +57,9 @@ def start_keeper(folder: Path, nonce: str, alive: int, log: Path) -> None:
         )
 
 
-def _module_path() -> str:
+def _environment() -> dict[str, str]:
+    # A caller that some other server started bears that one's mark; a keeper must bear none.
+    kept = {name: value for name, value in os.environ.items() if name != process.MARK}
     # The keeper finds emberd, and an engine named by its module, wherever the caller does: also
     # in a folder that only sys.path of the caller knows.
-    return os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    return kept | {"PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -28,7 +28,8 @@ def start_lock(folder: Path, timeout_s: float) -> Iterator[None]:
     path = folder / "lock"
     with _acquired(path, timeout_s):
         # For people only: what holds is the lock, whatever the text says.
-        path.write_text(f"pid {os.getpid()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
+        with suppress(OSError):
+            path.write_text(f"pid {os.getpid()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
         yield
 
 

@@ -11,6 +11,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +27,8 @@ MARK: Final = "EMBERD_MARK"
 _STAT_STATE: Final = 0
 _STAT_START: Final = 19
 _NONCE_BYTES: Final = 8
+_BOOT_DIGITS: Final = 12
+_END_POLL_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,16 @@ def boot_id() -> str:
             f"emberd starts servers on Linux and macOS only, and this system names no boot "
             f"({error}). Give base_url= or EMBERD_BASE_URL of a running server."
         ) from error
+
+
+@cache
+def namespace() -> str:
+    """Return a name for all processes that this one can tell apart by their pids."""
+    boot = boot_id().replace("-", "")[:_BOOT_DIGITS]
+    try:
+        return f"{boot}-{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return boot
 
 
 def identify(pid: int) -> ProcessIdentity | None:
@@ -108,27 +121,47 @@ def send(identity: ProcessIdentity, signum: signal.Signals) -> bool:
         os.close(fd)
 
 
-def marked(folder: str) -> Iterator[ProcessIdentity]:
-    """Yield the running processes of this user whose mark names the state folder ``folder``."""
+def marked(folder: str, nonce: str | None = None) -> Iterator[ProcessIdentity]:
+    """Yield the running processes of this user whose mark names the state folder ``folder``.
+
+    Args:
+        folder: The state folder of a server.
+        nonce: Only those of this start; None for those of any.
+    """
     # Imported late: attaching to a running server needs none of it.
     import psutil
 
     for process in psutil.process_iter():
+        # Identified before its environment is read: if the pid changes hands in between, the
+        # identity is of the one that has ended, and a signal to it reaches nobody.
+        found = identify(process.pid)
         try:
-            if process.uids().real != os.getuid():
+            if found is None or process.uids().real != os.getuid():
                 continue
-            mark = process.environ().get(MARK, "")
+            mark_folder, _, mark_nonce = process.environ().get(MARK, "").rpartition(":")
         except (psutil.Error, OSError):
             continue
-        if mark.rpartition(":")[0] == folder and (found := identify(process.pid)):
+        if mark_folder == folder and nonce in (None, mark_nonce):
             yield found
+
+
+def end_marked(folder: str, seconds: float, nonce: str | None = None) -> list[int]:
+    """Kill what ``marked`` finds and wait until it is gone; return the pids that stay."""
+    deadline = time.monotonic() + seconds
+    while left := list(marked(folder, nonce)):
+        for process in left:
+            send(process, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_END_POLL_S)
+    return [process.pid for process in left]
 
 
 def _start_on_linux(pid: int) -> str | None:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None  # with hidepid, processes of others are not to be seen either
     values = stat.rpartition(")")[2].split()
     return None if values[_STAT_STATE] in "ZX" else values[_STAT_START]
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from emberd.engines.base import DRAIN_S
 from emberd.errors import StartError, StateFolderError
 from emberd.manager.process import ProcessIdentity
 from emberd.manager.timing import Timing
@@ -76,6 +76,7 @@ class Record:
         reason: Why it is absent, or why it was adopted.
         stopped_by_person: Somebody asked for the stop; clients must not undo it by healing.
         found: Somebody else's server: never stopped by us, and there is no keeper.
+        drain_s: How long its requests may take to finish when it stops, in seconds.
         log_path: The server's log; empty for servers of others.
     """
 
@@ -94,6 +95,7 @@ class Record:
     reason: str = ""
     stopped_by_person: bool = False
     found: bool = False
+    drain_s: float = DRAIN_S
     log_path: str = ""
     schema: int = field(default=SCHEMA)
 
@@ -139,18 +141,22 @@ def write(folder: Path, record: Record) -> None:
 
 
 def _from_json(content: dict[str, Any]) -> Record:
-    known = {f.name for f in fields(Record)}
-    record = Record(**{name: value for name, value in content.items() if name in known})
     return replace(
-        record,
+        _known(Record, content),
         state=State(content["state"]),
-        spec=ServerSpec(**content["spec"]),
-        timing=Timing(**content["timing"]),
+        spec=_known(ServerSpec, content["spec"]),
+        timing=_known(Timing, content["timing"]),
         keeper=_optional(ProcessIdentity, content["keeper"]),
         endpoint=_optional(Endpoint, content["endpoint"]),
         failure=_optional(Failure, content["failure"]),
     )
 
 
-def _optional(kind: Callable[..., _T], content: dict[str, Any] | None) -> _T | None:
-    return None if content is None else kind(**content)
+def _known(kind: type[_T], content: dict[str, Any]) -> _T:
+    # A later version of the same schema may have added fields; they do no harm.
+    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in content.items() if name in names})
+
+
+def _optional(kind: type[_T], content: dict[str, Any] | None) -> _T | None:
+    return None if content is None else _known(kind, content)

@@ -46,6 +46,11 @@ class View:
         return self.record.state
 
     @property
+    def is_leaving(self) -> bool:
+        """Whether a keeper is on its way out: it still holds the proof of life."""
+        return self.alive and self.state not in (State.STARTING, State.READY)
+
+    @property
     def origin(self) -> Origin:
         """Whose server it is."""
         return "found" if self.record is not None and self.record.found else "own"
@@ -57,7 +62,8 @@ class View:
             return False
         return spec.accepts(
             own.engine or "",
-            own.device or spec.device,
+            # Before it is ready, what was asked for is all that is known of the device.
+            own.device or own.spec.device or spec.device,
             endpoint.context_tokens if endpoint else own.spec.context_tokens,
         )
 
@@ -77,10 +83,10 @@ class View:
             folder=str(self.folder),
         )
 
-    def held_back(self, cool_down_s: float) -> StartError | None:
-        """Return the failure that a new start would only repeat; None when one is worth it."""
+    def held_back(self, spec: ServerSpec, cool_down_s: float) -> StartError | None:
+        """Return the failure that a start of ``spec`` would only repeat; None if it is worth it."""
         own = self.record
-        if own is None or time.monotonic() - own.since_s > cool_down_s:
+        if own is None or own.spec != spec or time.monotonic() - own.since_s > cool_down_s:
             return None
         killed_once = own.failure is not None and own.failure.killed and own.attempts < ATTEMPTS
         if self.state is State.FAILED and own.failure is not None and own.failure.starting:
@@ -141,7 +147,7 @@ def look(folder: Path) -> View:
     # The proof of life comes second: a keeper that ends in between has written its last record
     # before, so at worst a living server reads as absent, and the lock decides.
     own = record.read(folder)
-    return View(folder, own, alive=own is not None and alive.is_held(folder))
+    return View(folder, own, alive=alive.is_held(folder))
 
 
 def refuses(endpoint: Endpoint) -> bool:

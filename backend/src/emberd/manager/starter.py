@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from signal import SIGKILL
 from typing import Final
 
-from emberd.errors import LockTimeoutError, StartError
+from emberd.errors import LockTimeoutError, StartError, StateFolderError
 from emberd.manager import alive, folders, idle, launch, locks, process, record
 from emberd.manager.folders import Home
 from emberd.manager.record import Record, State
@@ -37,7 +36,7 @@ def start(
         idle.begin(folder, idle_timeout_s)
         before = record.read(folder)
         # Counted before the attempt: a keeper that the kernel kills writes nothing any more.
-        attempts = 1 + (before.attempts if before is not None else 0)
+        attempts = 1 + (before.attempts if before is not None and _failed(before) else 0)
         first = Record(
             state=State.STARTING,
             nonce=nonce,
@@ -57,7 +56,7 @@ def start(
     return nonce
 
 
-def sweep(home: Home, *, locked: Path | None = None) -> None:
+def sweep(home: Home, timing: Timing, *, locked: Path | None = None) -> None:
     """End processes that servers left behind although their keepers are gone.
 
     Only what is provably ours: it bears the mark of a folder of this home, whose keeper is dead
@@ -65,25 +64,32 @@ def sweep(home: Home, *, locked: Path | None = None) -> None:
 
     Args:
         home: The home whose folders are swept.
+        timing: How long killed processes may take to be gone: a start that measures memory
+            before they are would count theirs as taken.
         locked: The folder whose start lock the caller holds already.
     """
     for folder in home.all():
         lock_folder = home.first_slot(folder)
         if lock_folder == locked:
-            _end_leftovers(folder)
+            _end_leftovers(folder, timing)
             continue
         try:
-            with locks.start_lock(lock_folder, timeout_s=0):
-                _end_leftovers(folder)
-        except LockTimeoutError:
-            continue  # somebody is starting there, and sweeps it himself
+            with locks.start_lock(folders.make_private(lock_folder), timeout_s=0):
+                _end_leftovers(folder, timing)
+        except (LockTimeoutError, StateFolderError):
+            # Somebody is starting there, and sweeps it himself; or the folder is not ours.
+            continue
 
 
-def _end_leftovers(folder: Path) -> None:
-    if alive.is_held(folder):
-        return
-    for leftover in process.marked(str(folder)):
-        process.send(leftover, SIGKILL)
+def _end_leftovers(folder: Path, timing: Timing) -> None:
+    if not alive.is_held(folder):
+        process.end_marked(str(folder), timing.kill_s)
+
+
+def _failed(before: Record) -> bool:
+    # Attempts that somebody stopped, or that are long past, say nothing about this one.
+    recent = time.monotonic() - before.since_s <= before.timing.cool_down_s
+    return recent and before.state in (State.STARTING, State.FAILED)
 
 
 def _await_takeover(folder: Path, nonce: str, timing: Timing) -> None:

@@ -36,8 +36,12 @@ class Starter(Protocol):
     def wait(self, seconds: float) -> None:
         """Wait until a signal comes, or for ``seconds``."""
 
+    @property
+    def log_bytes(self) -> int:
+        """How much the server has written since its start."""
+
     def log(self) -> str:
-        """Return what the server wrote since its start."""
+        """Return the end of what the server wrote since its start."""
 
     def publish(self, **changes: object) -> None:
         """Replace fields of the record."""
@@ -52,7 +56,7 @@ class Start:
         self._url = f"http://{_HOST}:{launch.port}"
         self._key = launch.api_key
         self._moved_at_s = time.monotonic()
-        self._log_size = 0
+        self._log_bytes = 0
         self._verification: _Verification | None = None
 
     def run(self) -> Endpoint | Diagnosis | None:
@@ -70,14 +74,14 @@ class Start:
         log = self._keeper.log()
         if code is not None:
             return engine.diagnose(code, log)
-        self._publish_progress(engine.progress(log), len(log))
+        self._publish_progress(engine.progress(log), self._keeper.log_bytes)
         if self._is_silent():
             return engine.diagnose(None, log)
         return self._verified()
 
-    def _publish_progress(self, progress: str, log_size: int) -> None:
-        if log_size != self._log_size or progress != self._keeper.record.progress:
-            self._log_size = log_size
+    def _publish_progress(self, progress: str, log_bytes: int) -> None:
+        if log_bytes != self._log_bytes or progress != self._keeper.record.progress:
+            self._log_bytes = log_bytes
             self._moved_at_s = time.monotonic()
         if progress != self._keeper.record.progress:
             self._keeper.publish(progress=progress)
@@ -108,3 +112,5 @@ class _Verification:
             self.outcome = self._verify(*self._arguments)
         except EmberdError as error:
             self.outcome = Diagnosis(f"The server was started and is not fit for use: {error}")
+        except Exception as error:  # noqa: BLE001 - whoever waits must hear of it, whatever it is
+            self.outcome = Diagnosis(f"The first embedding failed: {error!r}", "Report this bug.")

@@ -7,7 +7,6 @@ from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import Final
 
-from emberd.engines.base import DRAIN_S
 from emberd.errors import StartError
 from emberd.manager import alive, process, record
 from emberd.manager.process import ProcessIdentity
@@ -39,9 +38,10 @@ def stop(folder: Path, timing: Timing) -> ServerStatus | None:
     keeper = _keeper(view, timing)
     if keeper is not None:
         process.send(keeper, SIGTERM)
-        if not _gone(folder, DRAIN_S + timing.kill_s + _MARGIN_S, timing):
+        if not _ended(keeper, view.record.drain_s + timing.kill_s + _MARGIN_S, timing):
             process.send(keeper, SIGKILL)
-    _check_gone(folder, timing)
+            _ended(keeper, timing.kill_s, timing)
+    _end_marked(folder, was.nonce, timing)
     return was
 
 
@@ -62,25 +62,20 @@ def _forget(folder: Path) -> None:
             (folder / record.NAME).unlink(missing_ok=True)
 
 
-def _gone(folder: Path, seconds: float, timing: Timing) -> bool:
+def _ended(keeper: ProcessIdentity, seconds: float, timing: Timing) -> bool:
+    # The keeper's own end, and not that of the proof of life: the next one may hold that already.
     deadline = time.monotonic() + seconds
-    while alive.is_held(folder):
+    while keeper.is_running():
         if time.monotonic() > deadline:
             return False
         time.sleep(timing.poll_s)
     return True
 
 
-def _check_gone(folder: Path, timing: Timing) -> None:
-    _gone(folder, timing.kill_s, timing)
-    deadline = time.monotonic() + timing.kill_s
-    while left := list(process.marked(str(folder))):
-        for leftover in left:
-            process.send(leftover, SIGKILL)
-        if time.monotonic() > deadline:
-            pids = ", ".join(str(leftover.pid) for leftover in left)
-            raise StartError(
-                f"Processes of the server are left that cannot be ended: {pids}",
-                advice="They wait for the kernel (a hung disk or GPU driver); look at dmesg.",
-            )
-        time.sleep(timing.poll_s)
+def _end_marked(folder: Path, nonce: str, timing: Timing) -> None:
+    left = process.end_marked(str(folder), timing.kill_s, nonce)
+    if left:
+        raise StartError(
+            f"Processes of the server are left that cannot be ended: {', '.join(map(str, left))}",
+            advice="They wait for the kernel (a hung disk or GPU driver); look at dmesg.",
+        )

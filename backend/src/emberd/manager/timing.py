@@ -26,7 +26,7 @@ class Timing:
     lock_s: float = 120.0
     takeover_s: float = 30.0
     cool_down_s: float = 60.0
-    lost_s: float = 2.0
+    lost_s: float = 10.0
     kill_s: float = 10.0
     suspicion_s: float = 10.0
     suspicion_probes: int = 3

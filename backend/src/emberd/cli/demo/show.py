@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from emberd.catalog import Model
-from emberd.cli import bars, output
+from emberd.cli import bars, output, words
 from emberd.cli.demo.crowd import Answer
 from emberd.cli.demo.frameworks import Hit
 from emberd.cli.demo.passages import Multilingual, Passage
@@ -67,7 +67,8 @@ class Show:
             task = progress.add_task(f"   {name}", total=total, unit="passages")
             yield lambda count: progress.advance(task, count)
         seconds = time.monotonic() - began_s
-        speed = f"{total} passages in {seconds:.1f} s, {total / seconds:.0f} passages/s"
+        done = words.counted(total, "passage")
+        speed = f"{done} in {seconds:.1f} s, {total / seconds:.0f} passages/s"
         self.line(f"{name:<11} {speed}")
 
     def server(self, server: Server, model: str, why_not: str | None) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from emberd.cli import waiting
+from emberd.cli import waiting, words
 from emberd.cli.demo import choice, crowd, frameworks, passages, recall
 from emberd.cli.demo.frameworks import Framework
 from emberd.cli.demo.passages import Multilingual, Passage
@@ -154,8 +154,8 @@ def _compare(
             f"{limit:.0e} is allowed. This is a bug of emberd or of the server; please report it."
         )
     show.line(
-        f"Both frameworks have the same vectors, of {len(ids)} passages and {len(queries)} "
-        f"questions: max abs difference {apart:.1e}."
+        f"Both frameworks have the same vectors, of {words.counted(len(ids), 'passage')} and "
+        f"{words.counted(len(queries), 'question')}: max abs difference {apart:.1e}."
     )
 
 
