@@ -48,6 +48,15 @@ def test_files_and_texts_are_taken_in_their_order(running: Command, tmp_path: Pa
     assert texts == LINES
 
 
+def test_dimensions_of_the_environment_are_those_of_the_array(
+    running: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBERD_DIMENSIONS", "4")
+    target = tmp_path / "x.npy"
+    assert running("embed", *stub(), "-t", "one", "-t", "two", "-o", str(target)).code == 0
+    assert np.load(target).shape == (2, 4)
+
+
 def test_npy_is_one_float32_array(running: Command, tmp_path: Path) -> None:
     running("embed", *stub(), "-o", str(tmp_path / "x.npy"), stdin="\n".join(LINES))
     found = np.load(tmp_path / "x.npy")

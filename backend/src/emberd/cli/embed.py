@@ -107,7 +107,8 @@ def embed(
         _progress(quiet=output_file is None and sys.stdout.isatty()) as advance,
     ):
         native = waiting.ensure(settings).endpoint.dimensions
-        with formats.writer(chosen, file, dimensions or native) as writer:
+        # The embedder's own: EMBERD_DIMENSIONS may have set them.
+        with formats.writer(chosen, file, embedder.settings.dimensions or native) as writer:
             embed_all = embedder.embed_queries if role is Role.QUERY else embedder.embed_documents
             _write_all(lines.read(sources, texts or ()), embed_all, writer, advance)
 
@@ -130,7 +131,7 @@ def _embedder(settings: Settings, dimensions: int | None, *, truncate: bool) -> 
         device=settings.device,
         revision=settings.revision,
         dimensions=dimensions,
-        truncate=truncate,
+        truncate=truncate or None,  # a switch that is off says nothing: EMBERD_TRUNCATE may
     )
 
 
