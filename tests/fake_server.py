@@ -76,8 +76,9 @@ class FakeServer:
     """Knobs may be turned while it runs.
 
     ``fault`` spoils the answers to embeddings: missing, doubled, reordered, unindexed, short, nan,
-    infinite, long_norm, zero, no_base64, odd_bytes, words, html, cut, text, no_data, drip, hang,
-    reset, reset_late. ``first`` holds answers that are given before any other.
+    infinite, long_norm, zero, no_base64, odd_bytes, words, html, cut, text, no_data, drip,
+    drip_head, drip_error, garbled, hang, reset, reset_late. ``first`` holds answers
+    that are given before any other.
     """
 
     model: str = MODEL
@@ -90,6 +91,8 @@ class FakeServer:
     ignores_dimensions: bool = False
     cuts_without_normalising: bool = False
     has_tokenizer: bool = True
+    status_without_route: int = 404
+    named: str | None = None  # what replies call the model, where it is not its name
     has_model_info: bool = True
     has_models: bool = True
     is_generation: bool = False
@@ -253,7 +256,7 @@ class FakeServer:
 
     async def _tokenize(self, request: Request, writer: asyncio.StreamWriter) -> None:
         if not self.has_tokenizer:
-            await _not_found(request, writer)
+            await _send(writer, Answer(self.status_without_route, b'{"detail":"No such route"}'))
             return
         ids = self._ids(request.body["prompt"])
         await _send_json(
@@ -316,7 +319,7 @@ class FakeServer:
         return {
             "object": "list",
             "data": self._spoil_list(data),
-            "model": self.model,
+            "model": self.named or self.model,
             "usage": usage,
         }
 
@@ -370,10 +373,14 @@ class FakeServer:
                 writer.transport.abort()
             case "drip":
                 writer.write(_head(200, len(body), {}))
-                for byte in body:
-                    writer.write(bytes([byte]))
-                    await writer.drain()
-                    await asyncio.sleep(_DRIP_PERIOD_S)
+                await _drip(writer, body)
+            case "drip_head":
+                await _drip(writer, _head(200, len(body), {"x-padding": "." * len(body)}))
+            case "drip_error":
+                writer.write(_head(400, len(body), {}))
+                await _drip(writer, body)
+            case "garbled":
+                await _send(writer, Answer(200, body, {"content-encoding": "gzip"}))
             case _:
                 await _send(writer, Answer(200, body))
 
@@ -407,6 +414,13 @@ def _error(status: int, message: str) -> bytes:
 
 async def _not_found(request: Request, writer: asyncio.StreamWriter) -> None:
     await _send(writer, Answer(404, b'{"detail":"Not Found"}'))
+
+
+async def _drip(writer: asyncio.StreamWriter, data: bytes) -> None:
+    for byte in data:
+        writer.write(bytes([byte]))
+        await writer.drain()
+        await asyncio.sleep(_DRIP_PERIOD_S)
 
 
 async def _send_json(writer: asyncio.StreamWriter, body: Any) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from emberd.catalog import DEMO_MODEL, MODELS, Model, lookup
@@ -27,6 +29,21 @@ def test_the_demo_is_e5_and_was_not_trained_to_be_cut() -> None:
 )
 def test_a_folder_named_like_a_model_is_that_model(name: str) -> None:
     assert lookup(name).name == "Qwen/Qwen3-Embedding-4B"
+
+
+@pytest.mark.parametrize("name", ["mycompany/demo", "demo", "/models/demo", "Emberd/demo"])
+def test_nothing_but_its_name_is_the_demo(name: str) -> None:
+    assert lookup(name) == Model(name=name)
+
+
+def test_a_model_of_somebody_else_with_the_same_last_name_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "mycompany/Qwen3-Embedding-4B"
+    assert lookup(name) == Model(name=name)
+    (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert lookup(name).name == "Qwen/Qwen3-Embedding-4B", "it is a folder now"
 
 
 def test_of_an_unknown_model_only_its_name_is_known() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import os
 import pickle
@@ -145,6 +146,10 @@ def test_an_error_names_the_callers_text(embedder: Embedder, server: FakeServer)
         embedder.embed_documents(["a", 3])  # type: ignore[list-item]
     with pytest.raises(TextError, match="not a list of texts"):
         embedder.embed_documents("alone")
+    for shown in (False, True):
+        embedder = Embedder(MODEL, base_url=server.url, show_progress=shown)
+        with pytest.raises(TextError, match="texts is one NoneType"):
+            embedder.embed_documents(None)  # type: ignore[arg-type]
     assert server.requests == []
 
 
@@ -217,7 +222,101 @@ def test_a_wrong_key_is_an_authentication_error(server: FakeServer) -> None:
     right.close()
 
 
+@pytest.mark.parametrize("twin", ["threads", "tasks"])
+def test_a_given_server_that_was_swapped_for_another_model_is_a_mismatch(
+    server: FakeServer, twin: str
+) -> None:
+    embedder = Embedder(MODEL, base_url=server.url)
+    _embed(embedder, twin, ["a"])
+    server.named = "other/model"
+    with pytest.raises(ServerMismatchError, match="vectors of test/model before .* other/model"):
+        _embed(embedder, twin, ["a"])
+    server.named = None
+    assert (_embed(embedder, twin, ["a"]) == vectors_of(["a"])).all()
+    embedder.close()
+
+
 # ---- a manager
+
+
+@pytest.mark.parametrize("twin", ["threads", "tasks"])
+def test_a_server_that_was_swapped_is_asked_for_again(server: FakeServer, twin: str) -> None:
+    embedder, manager = _managed(server)
+    _embed(embedder, twin, ["a"])
+    server.named = "other/model"
+    with FakeServer() as other:
+        manager.server = other
+        texts = [f"text {i}" for i in range(30)]
+        assert (_embed(embedder, twin, texts) == vectors_of(texts)).all()
+        assert embedder.ensure().endpoint.url == other.url
+        embedder.close()
+    assert len(manager.asked) == 2
+
+
+class SlowManager(FakeManager):
+    """Starts take until ``go``."""
+
+    def __init__(self, server: FakeServer) -> None:
+        super().__init__(server)
+        self.begun = threading.Event()
+        self.go = threading.Event()
+
+    def ensure(self, spec: ServerSpec, **options: Any) -> Server:
+        self.begun.set()
+        assert self.go.wait(20)
+        return super().ensure(spec, **options)
+
+
+def test_cancelling_who_waits_for_a_start_returns_at_once_and_the_start_goes_on(
+    server: FakeServer,
+) -> None:
+    manager = SlowManager(server)
+    embedder = Embedder(MODEL, manager=manager)  # type: ignore[arg-type]
+
+    async def give_up() -> None:
+        waiters = [asyncio.create_task(embedder.aensure()) for _ in range(40)]
+        await asyncio.to_thread(manager.begun.wait, 5)
+        await asyncio.wait_for(asyncio.to_thread(lambda: None), 5)  # the executor is free
+        for waiter in waiters:
+            waiter.cancel()
+        assert all(
+            isinstance(result, asyncio.CancelledError)
+            for result in await asyncio.gather(*waiters, return_exceptions=True)
+        )
+
+    asyncio.run(give_up())  # would wait for threads of the loop's executor
+    assert not manager.go.is_set()
+
+    async def wait_again() -> Server:
+        waiter = asyncio.create_task(embedder.aensure())
+        await asyncio.sleep(0)
+        manager.go.set()
+        return await waiter
+
+    assert asyncio.run(wait_again()).endpoint.url == server.url
+    assert len(manager.asked) == 1
+
+
+def test_an_event_loop_never_waits_for_a_start_of_another_thread(server: FakeServer) -> None:
+    """The server stopped, and a heal in a thread holds the lock for as long as a start takes."""
+    embedder, manager = _managed(server)
+    embedder.ensure()
+    manager.is_current = lambda server: False  # type: ignore[method-assign]
+    turns = 0
+
+    async def use() -> None:
+        nonlocal turns
+        waiter = asyncio.create_task(embedder.aensure())
+        for _ in range(5):
+            await asyncio.sleep(0)
+            turns += 1
+        embedder._attachment._lock.release()
+        await waiter
+
+    assert embedder._attachment._lock.acquire()
+    asyncio.run(use())
+    assert turns == 5
+    assert len(manager.asked) == 2
 
 
 def test_a_server_is_asked_for_once_in_a_process(server: FakeServer) -> None:
@@ -329,6 +428,20 @@ async def test_a_handed_in_asynchronous_client_likewise(server: FakeServer) -> N
             embedder.embed_query("a")
 
 
+def test_clients_that_lead_to_different_servers_are_refused(server: FakeServer) -> None:
+    here = openai.OpenAI(api_key="k", base_url=f"{server.url}/v1")
+    there = openai.AsyncOpenAI(api_key="k", base_url="http://127.0.0.1:9/v1")
+    for settings in (
+        {"client": here, "async_client": there},
+        {"client": here, "base_url": "http://127.0.0.1:9"},
+    ):
+        with pytest.raises(SettingError, match="lead to different servers: http"):
+            Embedder(MODEL, **settings)  # type: ignore[arg-type]
+    assert Embedder(MODEL, client=here, base_url=server.url).settings.base_url == server.url
+    here.close()
+    asyncio.run(there.close())
+
+
 # ---- dimensions
 
 
@@ -406,6 +519,22 @@ def test_a_managed_pickle_needs_no_key() -> None:
     again = _again(Embedder(MODEL, api_key="secret"))
     assert again.settings.base_url is None
     assert not again._attachment.key_is_missing
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_shares_the_key_the_server_and_the_connections(
+    server: FakeServer, copied: Any
+) -> None:
+    server.api_key = "secret"
+    embedder = Embedder(MODEL, base_url=server.url, api_key="secret")
+    embedder.ensure()
+    asked = len(server.requests)
+    twin = copied(embedder)
+    assert twin.settings == embedder.settings
+    assert (twin.embed_query("a") == vector_of("a")).all()
+    assert len(server.requests) == asked + 1
+    twin.close()
+    embedder.close()
 
 
 def test_printing_shows_what_was_set_and_no_secret() -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import inspect
-from dataclasses import fields
+import pickle
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +190,21 @@ def test_an_address_may_be_given_with_or_without_v1(url: str) -> None:
     assert root_url(url) == "http://h:1"
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "user:s3cret@host:30000",
+        "http://user:s3/cret@host",
+        "http://host/?key=s3cret",
+        "http://host#s3cret",
+    ],
+)
+def test_parts_of_an_address_that_may_be_secret_are_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(SettingError, match="base_url has a") as caught:
+        Settings.resolve(base_url=url)
+    assert "s3" not in str(caught.value)
+
+
 @pytest.mark.parametrize("url", ["h:1", "", "ftp://h", "http://", "/v1"])
 def test_what_is_no_address_is_refused_with_an_example(url: str) -> None:
     with pytest.raises(SettingError, match="Write it like http://127.0.0.1:30000/v1"):
@@ -222,3 +239,40 @@ def test_credentials_in_a_url_are_refused_without_being_repeated() -> None:
     with pytest.raises(SettingError, match="user name or password") as caught:
         Settings.resolve(base_url="http://me:hunter2@host:1/v1")
     assert "hunter2" not in str(caught.value)
+
+
+# ---- keys
+
+
+def test_a_key_is_stripped() -> None:
+    assert Settings.resolve(api_key=" sk-key\n").api_key == "sk-key"
+    assert Settings.resolve(api_key=" ").api_key is None
+
+
+@pytest.mark.parametrize("key", ["sk-s3cret\nx", "sk s3cret", "sk-s3cr\xe9t", "s3\0", 7, b"s3"])
+def test_a_key_that_no_header_carries_is_refused_and_not_repeated(
+    key: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SettingError, match="api_key") as caught:
+        Settings.resolve(api_key=key)
+    assert "s3" not in str(caught.value)
+
+
+def test_what_holds_a_secret_is_unwrapped() -> None:
+    class Secret:
+        def get_secret_value(self) -> str:
+            return "sk-key"
+
+    assert Settings.resolve(api_key=Secret()).api_key == "sk-key"
+
+
+def test_a_model_may_be_a_path() -> None:
+    assert Settings.resolve(model=Path("/models/x")).model == "/models/x"
+
+
+def test_a_pickle_of_settings_holds_all_but_the_key_and_a_copy_holds_all() -> None:
+    settings = Settings.resolve(api_key="s3cret", dimensions=64)
+    packed = pickle.dumps(settings)
+    assert b"s3cret" not in packed
+    assert pickle.loads(packed) == replace(settings, api_key=None)
+    assert copy.copy(settings) == copy.deepcopy(settings) == settings

@@ -146,7 +146,8 @@ FAULTS = {
     "zero": "norm 0",
     "no_base64": "neither base64",
     "odd_bytes": "neither base64",
-    "words": "no list of numbers",
+    "words": "nor a list of numbers",
+    "garbled": "cannot be unpacked",
     "html": "page of HTML",
     "cut": "breaks off",
     "text": "not JSON",
@@ -329,7 +330,7 @@ def test_without_a_tokenizer_route_the_servers_refusal_names_the_callers_text(
     texts[37] = "y" * 1500
     with pytest.raises(TextTooLongError, match=advice) as caught:
         embed(kind, server.endpoint, texts, batch_size=16, truncate=truncate)
-    assert (caught.value.index, caught.value.tokens, caught.value.limit) == (37, 1501, 1000)
+    assert (caught.value.index, caught.value.tokens, caught.value.limit) == (37, 1501, 999)
 
 
 def test_without_a_tokenizer_route_long_texts_that_fit_are_embedded(

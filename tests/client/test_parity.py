@@ -27,7 +27,9 @@ def test_both_transports_have_the_same_interface() -> None:
     threads = _signatures(Transport)
     del threads["reset_after_fork"]  # what belongs to a loop is reset with the loop's things
     assert threads == _signatures(AsyncTransport)
-    assert _signatures(Session) == _signatures(AsyncSession)
+    tasks = _signatures(AsyncSession)
+    del tasks["close"]  # a session of threads closes itself when nobody refers to it
+    assert _signatures(Session) == tasks
 
 
 def test_all_that_the_asynchronous_client_does_is_awaited() -> None:

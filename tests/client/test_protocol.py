@@ -86,13 +86,13 @@ def test_each_status_is_an_error_of_its_kind(
             400,
             "The input (40000 tokens) is longer than the model's context length (32768 tokens).",
             40000,
-            32768,
+            32767,
         ),
         (
             400,
             "Input length (9 tokens) exceeds the maximum allowed length (8 tokens).",
             9,
-            8,
+            7,
         ),
         (
             400,

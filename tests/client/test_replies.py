@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from emberd.client.replies import embeddings, prompt_tokens
+from emberd.client.replies import prompt_tokens, read
 from emberd.errors import BadReplyError
 
 
@@ -20,13 +20,13 @@ def _entry(index: Any, embedding: Any = (0.5,)) -> dict[str, Any]:
 
 
 def test_vectors_come_in_the_order_of_their_index() -> None:
-    assert embeddings(_body(_entry(1, [1.0]), _entry(0, [2.0])), 2) == [[2.0], [1.0]]
+    assert read(_body(_entry(1, [1.0]), _entry(0, [2.0])), 2).vectors == [[2.0], [1.0]]
 
 
 def test_base64_is_unpacked_to_its_bytes() -> None:
     packed = struct.pack("<2f", 0.5, -1)
     body = _body({"index": 0, "embedding": base64.b64encode(packed).decode()})
-    assert embeddings(body, 1) == [packed]
+    assert read(body, 1).vectors == [packed]
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,12 @@ def test_base64_is_unpacked_to_its_bytes() -> None:
         (_body(_entry(0), {"index": 1, "embedding": "***"}), "Vector 1 .* neither base64"),
         (_body(_entry(0), {"index": 1, "embedding": "AAAAAAA="}), "neither base64"),
         (_body(_entry(0), {"index": 1}), "neither base64"),
+        (_body(_entry(0), _entry(1, ["0.6"])), "neither base64 .* nor a list of numbers"),
+        (_body(_entry(0), _entry(1, [True])), "neither base64"),
+        (_body(_entry(0), _entry(1, [1.0, None])), "neither base64"),
+        (_body(_entry(0), _entry(1, [[1.0]])), "neither base64"),
+        (b"[" * 100_000, "is not JSON"),
+        (b'{"data": ' + b"[" * 100_000, "breaks off"),
         (b'{"error": "no"}', "without a list of vectors"),
         (b"[]", "without a list of vectors"),
         (b"<html>Welcome", "page of HTML"),
@@ -55,13 +61,24 @@ def test_base64_is_unpacked_to_its_bytes() -> None:
 )
 def test_what_is_not_asked_for_is_an_error(body: bytes, said: str) -> None:
     with pytest.raises(BadReplyError, match=said) as caught:
-        embeddings(body, 2)
+        read(body, 2)
     assert "No vector of this reply is used" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("reply", "tokens"),
-    [({"usage": {"prompt_tokens": 5}}, 5), ({"usage": None}, None), ({}, None), ([], None)],
+    [
+        ({"usage": {"prompt_tokens": 5}}, 5),
+        ({"usage": {"prompt_tokens": True}}, None),
+        ({"usage": None}, None),
+        ({}, None),
+        ([], None),
+    ],
 )
 def test_tokens_read_are_told_where_the_server_tells(reply: Any, tokens: int | None) -> None:
     assert prompt_tokens(json.dumps(reply).encode()) == tokens
+
+
+def test_the_model_that_a_reply_names_is_told() -> None:
+    assert read(b'{"data": [], "model": "a/b"}', 0).model == "a/b"
+    assert read(b'{"data": [], "model": 7}', 0).model is None

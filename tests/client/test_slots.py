@@ -5,10 +5,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+import waiting
 from emberd.client.slots import AbandonedError, Lease, Slots
 from emberd.client.sync import Client
 from emberd.settings import Settings
@@ -70,6 +71,58 @@ def test_who_waits_in_an_abandoned_lease_is_let_go() -> None:
         thread.join()
     assert errors == [AbandonedError]
     assert slots.taken == 0
+
+
+def test_a_small_limit_does_not_starve_beside_a_large_one() -> None:
+    """A query of a client of one slot comes between the many requests of an ingest."""
+    slots = Slots()
+    ingest, query = Lease(slots, 2), Lease(slots, 1)
+    served = threading.Event()
+    is_over = threading.Event()
+
+    def run_ingest() -> None:
+        while not is_over.is_set():
+            with ingest.slot():
+                is_over.wait(0.001)
+
+    def run_query() -> None:
+        with query.slot():
+            served.set()
+
+    threads = [threading.Thread(target=run_ingest) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    asking = threading.Thread(target=run_query)
+    asking.start()
+    came = served.wait(5)
+    is_over.set()
+    for thread in (*threads, asking):
+        thread.join()
+    assert came
+    assert slots.taken == 0
+
+
+def _are_waiting(slots: Slots, count: int) -> Callable[[], bool]:
+    return lambda: len(slots._waiting) == count
+
+
+def test_the_largest_limit_bounds_all_and_who_waits_longest_goes_first() -> None:
+    slots = Slots()
+    order: list[str] = []
+
+    def take(name: str, limit: int) -> None:
+        with Lease(slots, limit).slot():
+            order.append(name)
+
+    threads = [threading.Thread(target=take, args=who) for who in (("small", 1), ("large", 2))]
+    with Lease(slots, 2).slot(), Lease(slots, 2).slot():
+        for number, thread in enumerate(threads, start=1):
+            thread.start()
+            waiting.until(_are_waiting(slots, number))
+        assert order == []
+    for thread in threads:
+        thread.join()
+    assert order == ["small", "large"]
 
 
 def test_several_clients_share_the_slots_of_the_process(server: FakeServer) -> None:

@@ -51,6 +51,17 @@ def test_what_is_no_text_is_named(wrong: Any) -> None:
     assert caught.value.index == 2
 
 
+@pytest.mark.parametrize("nothing", [None, 3])
+def test_what_is_no_list_at_all_is_a_text_error(nothing: Any) -> None:
+    with pytest.raises(TextError, match=f"texts is one {type(nothing).__name__}, not a list"):
+        prepare(nothing, "{text}", PLAIN)
+
+
+def test_a_lone_surrogate_of_the_template_is_said_to_be_in_the_instruction() -> None:
+    with pytest.raises(TextError, match=r"The instruction holds the lone surrogate '\\ud83d' and"):
+        prepare(["fine"], "\ud83d {text}", PLAIN)
+
+
 def test_a_lone_surrogate_is_named_with_its_place() -> None:
     with pytest.raises(TextError, match=r"Text 1 .*'\\ud83d' at character 3") as caught:
         prepare(["fine \U0001f600", "bad\ud83d"], "{text}", PLAIN)

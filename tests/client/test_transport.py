@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,11 +16,17 @@ import openai
 import pytest
 
 from embedding import KINDS, QUICK, Kind, embed
+from emberd import surface
 from emberd.client import sdk
 from emberd.client.aio import AsyncClient
 from emberd.client.retry import RetryPolicy
 from emberd.client.sync import Client
-from emberd.errors import ServerUnavailableError
+from emberd.errors import (
+    BadReplyError,
+    RequestTimeoutError,
+    ServerUnavailableError,
+    SettingError,
+)
 from emberd.settings import Endpoint, Settings
 from fake_server import MODEL, FakeServer, vectors_of
 
@@ -91,16 +98,90 @@ def test_no_proxy_stands_before_this_machine(
         ("http://LOCALHOST", True),
         ("http://[::1]:1", True),
         ("http://me.localhost", True),
+        ("http://localhost.:1", True),
+        ("http://127.1:1", True),
+        ("http://0.0.0.0:1", True),
+        ("http://[::]:1", True),
+        ("http://[::ffff:127.0.0.1]:1", True),
+        ("http://[fd00::1]:1", False),
         ("http://10.0.0.1", False),
         ("https://example.org", False),
         ("http://localhost.example.org", False),
     ],
 )
 def test_this_machine_is_known_by_its_addresses(url: str, here: bool) -> None:
-    assert sdk.is_loopback(url) is here
+    assert surface.is_loopback(url) is here
+
+
+@both
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Host: elsewhere",
+        "Accept: text/plain",
+        "Content-Type: text/plain",
+        "Content-Length: 3",
+        "Transfer-Encoding: chunked",
+        "X-Name: Jos\xe9",
+    ],
+)
+def test_the_users_own_headers_do_not_stand_in_the_place_of_ours(
+    kind: Kind, server: FakeServer, monkeypatch: pytest.MonkeyPatch, header: str
+) -> None:
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", header)
+    assert embed(kind, server.endpoint, ["a"]).shape == (1, 16)
+    sent = server.requests[-1].headers
+    assert sent["host"] == server.url.removeprefix("http://")
+    assert (sent["accept"], sent["content-type"]) == ("application/json", "application/json")
+    assert "transfer-encoding" not in sent
+
+
+# ---- bounds
+
+
+@both
+@pytest.mark.parametrize("fault", ["drip", "drip_head", "drip_error"])
+def test_an_answer_that_drips_ends_with_the_timeout(
+    kind: Kind, server: FakeServer, fault: str
+) -> None:
+    server.fault = fault
+    once = RetryPolicy(timeout_tries=1)
+    began = time.monotonic()
+    with pytest.raises(RequestTimeoutError):
+        embed(kind, server.endpoint, ["a"], timeout=0.4, policy=once)
+    assert time.monotonic() - began < 3
+
+
+@both
+def test_an_answer_that_cannot_be_unpacked_is_no_death_of_the_server(
+    kind: Kind, server: FakeServer
+) -> None:
+    server.fault = "garbled"
+    healed: list[Endpoint] = []
+
+    def heal(endpoint: Endpoint) -> Endpoint:
+        healed.append(endpoint)
+        return endpoint
+
+    with pytest.raises(BadReplyError, match="cannot be unpacked"):
+        embed(kind, server.endpoint, ["a"], heal=heal)
+    assert (healed, len(server.embedded)) == ([], 1)
 
 
 # ---- a client of the user's own
+
+
+@pytest.mark.parametrize("key", ["sk-secret\n", "sk-secr\xe9t", "sk-secret\x00"])
+def test_a_key_of_a_handed_in_client_that_no_header_carries_is_not_printed(
+    server: FakeServer, key: str
+) -> None:
+    with openai.OpenAI(api_key=key, base_url=f"{server.url}/v1") as handed:
+        client = Client(lambda: ELSEWHERE, SETTINGS, sdk_client=handed, policy=QUICK)
+        with pytest.raises(SettingError, match="characters that HTTP does not allow") as caught:
+            client.embed(["a"], "{text}")
+    assert "secr" not in str(caught.value)
+    assert server.requests == []
+
 
 ELSEWHERE = Endpoint("http://127.0.0.1:9", MODEL, 16)
 
@@ -205,6 +286,37 @@ def test_a_client_that_is_forgotten_closes_its_connections(server: FakeServer) -
     del client
     gc.collect()
     _wait_for(lambda: server.connections == 0)
+
+
+def test_closing_a_client_leaves_requests_in_flight_to_finish(server: FakeServer) -> None:
+    server.latency_s = 0.1
+    client = Client(lambda: server.endpoint, SETTINGS)
+    vectors: list[Any] = []
+    texts = [f"{i}" for i in range(20)]
+    job = threading.Thread(target=lambda: vectors.append(client.embed(texts, "{text}")))
+    job.start()
+    for _ in range(5):
+        _wait_for(lambda: server._in_flight > 0)
+        client.close()
+    job.join()
+    assert (vectors[0] == vectors_of(texts)).all()
+    client.close()
+    _wait_for(lambda: server.connections == 0)
+
+
+async def test_closing_an_asynchronous_client_leaves_requests_in_flight_to_finish(
+    server: FakeServer,
+) -> None:
+    server.latency_s = 0.1
+    client = _async_client(server)
+    texts = [f"{i}" for i in range(20)]
+    job = asyncio.create_task(client.embed(texts, "{text}"))
+    for _ in range(5):
+        await asyncio.to_thread(_wait_for, lambda: server._in_flight > 0)
+        await client.close()
+    assert (await job == vectors_of(texts)).all()
+    await client.close()
+    await asyncio.to_thread(_wait_for, lambda: server.connections == 0)
 
 
 def test_a_closed_client_opens_again(server: FakeServer) -> None:

@@ -69,6 +69,7 @@ def test_a_vector_that_the_server_cut_without_normalising_is_normalised() -> Non
         ([_packed(0, 0)], "norm 0 "),
         ([[1.0, None]], "NaN"),
         ([["a", "b"]], "no list of numbers"),
+        ([[10**400, 1]], "no list of numbers"),
         ([[[1.0], [0.0]]], "no list of numbers"),
     ],
 )
@@ -85,3 +86,8 @@ def test_a_shorter_vector_is_wrong_where_none_was_asked_for() -> None:
 def test_a_zero_vector_is_wrong_even_where_the_server_cut_it() -> None:
     with pytest.raises(BadReplyError, match="norm 0"):
         decode([_packed(0, 0)], 4, 2, cut_by_server=True)
+
+
+def test_a_vector_whose_head_is_all_zeros_cannot_be_cut() -> None:
+    with pytest.raises(BadReplyError, match="Vector 1 .* zeros in its first 2 dimensions"):
+        decode([_packed(1, 0, 0), _packed(0, 0, 1)], 3, 2, cut_by_server=False)

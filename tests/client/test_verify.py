@@ -16,26 +16,34 @@ from emberd.settings import Endpoint, ServerSpec, Settings
 from fake_server import MODEL, QWEN, Answer, FakeServer
 
 
-def _by_urllib(server: FakeServer, spec: ServerSpec, api_key: str | None = None) -> Endpoint:
-    return verify(server.url, api_key, spec, timeout_s=5)
+def _by_urllib(
+    server: FakeServer, spec: ServerSpec, api_key: str | None = None, timeout_s: float = 5
+) -> Endpoint:
+    return verify(server.url, api_key, spec, timeout_s)
 
 
-def _by_threads(server: FakeServer, spec: ServerSpec, api_key: str | None = None) -> Endpoint:
+def _by_threads(
+    server: FakeServer, spec: ServerSpec, api_key: str | None = None, timeout_s: float = 5
+) -> Endpoint:
     place = Endpoint(server.url, "?", 0, api_key=api_key)
-    client = Client(lambda: place, Settings.resolve())
+    client = Client(lambda: place, Settings.resolve(timeout=timeout_s))
     try:
         return client.inspect(place, spec)
     finally:
         client.close()
 
 
-def _by_tasks(server: FakeServer, spec: ServerSpec, api_key: str | None = None) -> Endpoint:
+def _by_tasks(
+    server: FakeServer, spec: ServerSpec, api_key: str | None = None, timeout_s: float = 5
+) -> Endpoint:
     place = Endpoint(server.url, "?", 0, api_key=api_key)
 
     async def resolve() -> Endpoint:
         return place
 
-    return asyncio.run(AsyncClient(resolve, Settings.resolve()).inspect(place, spec))
+    return asyncio.run(
+        AsyncClient(resolve, Settings.resolve(timeout=timeout_s)).inspect(place, spec)
+    )
 
 
 Ask = Callable[..., Endpoint]
@@ -79,6 +87,49 @@ def test_a_wrong_server_is_a_mismatch_that_says_what_was_found(
     with _qwen(**knobs) as server, pytest.raises(ServerMismatchError, match=found) as caught:
         ask(server, ServerSpec(model=QWEN))
     assert server.url in str(caught.value)
+
+
+@every
+def test_a_server_that_is_too_slow_is_said_to_be_slow(ask: Ask) -> None:
+    with _qwen(fault="hang") as server:
+        with pytest.raises(
+            ServerUnavailableError, match=r"did not answer within 0\.\d+ s"
+        ) as caught:
+            ask(server, ServerSpec(model=QWEN), timeout_s=0.3)
+    assert "Start the server" not in str(caught.value)
+
+
+@every
+@pytest.mark.parametrize("status", [404, 405, 501])
+def test_a_server_without_a_tokenizer_may_say_so_in_several_ways(ask: Ask, status: int) -> None:
+    with _qwen(has_tokenizer=False, status_without_route=status) as server:
+        assert ask(server, ServerSpec(model=QWEN)).dimensions == 1024
+
+
+@every
+def test_no_redirect_is_followed_with_the_key(ask: Ask) -> None:
+    with _qwen(api_key="key") as elsewhere, _qwen(api_key="key") as server:
+        server.answer_first(307, location=f"{elsewhere.url}/v1/embeddings")
+        with pytest.raises(ServerMismatchError, match="answered 307"):
+            ask(server, ServerSpec(model=QWEN), "key")
+        assert elsewhere.requests == []
+
+
+def test_a_key_that_no_header_carries_is_not_printed() -> None:
+    with _qwen() as server:
+        for key in ("sk-secret\nx", "sk-secr\u20act"):
+            with pytest.raises(ServerUnavailableError, match="cannot be sent") as caught:
+                _by_urllib(server, ServerSpec(model=QWEN), key)
+            assert "secr" not in str(caught.value)
+
+
+@every
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"data": [{"index": 0, "embedding": [1%s]}]}'])
+def test_what_cannot_be_read_is_a_mismatch(ask: Ask, body: bytes) -> None:
+    with _qwen() as server:
+        server.first.append(Answer(200, body.replace(b"%s", b"0" * 400)))
+        with pytest.raises(ServerMismatchError, match="embeds, but not as it should"):
+            ask(server, ServerSpec(model=QWEN))
 
 
 @every
@@ -169,6 +220,31 @@ def test_a_model_served_under_another_name_is_known_by_its_path() -> None:
 
     with Renamed(model=QWEN, dimensions=1024) as server:
         assert _by_urllib(server, ServerSpec(model=QWEN)).model == "embedder"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "served"),
+    [
+        (QWEN, "mycompany/Qwen3-Embedding-0.6B"),
+        ("mycompany/Qwen3-Embedding-0.6B", QWEN),
+        ("mycompany/demo", "emberd/demo"),
+        ("emberd/demo", "/models/demo"),
+    ],
+)
+def test_a_model_of_somebody_else_with_the_same_last_name_is_another(
+    wanted: str, served: str
+) -> None:
+    with FakeServer(model=served, dimensions=1024) as server:
+        with pytest.raises(ServerMismatchError, match=f"{wanted} was asked for"):
+            _by_urllib(server, ServerSpec(model=wanted))
+
+
+def test_a_server_elsewhere_is_asked_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with _qwen() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        with pytest.raises(ServerMismatchError):  # it knows no absolute path
+            verify("http://embeddings.invalid", None, ServerSpec(model=QWEN), timeout_s=5)
+        assert proxy.requests[0].path == "http://embeddings.invalid/v1/models"
 
 
 def test_proxies_are_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 import logging
 import threading
 import warnings
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable, Hashable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from emberd.client import fork
 from emberd.errors import MissingKeyError
@@ -16,9 +19,54 @@ from emberd.settings import Endpoint, Settings
 if TYPE_CHECKING:
     from emberd.manager import Manager, Progress, Server
 
+T = TypeVar("T")
+
 KEY_VARIABLE: Final = "EMBERD_API_KEY"
 
 _LOG: Final = logging.getLogger("emberd")
+
+
+class _Errands:
+    """Long waits in threads of their own; who asks for one that is under way waits for it too.
+
+    Not in the loop's executor: its threads are the application's, and the end of the process, or
+    of ``asyncio.run``, waits for them. These are daemons.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # never held while something is waited for
+        self._under_way: dict[Hashable, Future[Any]] = {}
+
+    async def wait_for(self, name: Hashable, work: Callable[[], T]) -> T:
+        """Return what ``work`` returns. Cancelling ends the wait, and not the work."""
+        with self._lock:
+            future = self._under_way.get(name)
+            if future is None:
+                future = Future()
+                future.set_running_or_notify_cancel()  # from now on nobody can cancel it
+                run = functools.partial(self._run, name, work, future)
+                context = contextvars.copy_context()
+                threading.Thread(
+                    target=context.run, args=(run,), daemon=True, name="emberd-attach"
+                ).start()
+                self._under_way[name] = future
+        result: T = await asyncio.wrap_future(future)
+        return result
+
+    def _run(self, name: Hashable, work: Callable[[], T], future: Future[T]) -> None:
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - raised again by who waits
+            self._forget(name)
+            future.set_exception(error)
+        else:
+            self._forget(name)
+            future.set_result(result)
+
+    def _forget(self, name: Hashable) -> None:
+        # Before anybody is told: who asks after that is to get an answer of its own.
+        with self._lock:
+            self._under_way.pop(name, None)
 
 
 class Attachment:
@@ -30,6 +78,7 @@ class Attachment:
         self._server: Server | None = None
         self._before: Server | None = None
         self._lock = threading.Lock()
+        self._errands = _Errands()
         self._warned = False
         self.key_is_missing = False
         fork.register(self)
@@ -37,6 +86,7 @@ class Attachment:
     def reset_after_fork(self) -> None:
         """Take a new lock: a thread that does not exist in the child may hold the old one."""
         self._lock = threading.Lock()
+        self._errands = _Errands()
 
     def server(self, inspect: Callable[[], Endpoint] | None = None) -> Server:
         """Return the server, asked for now if this is the first use.
@@ -58,7 +108,7 @@ class Attachment:
         if (server := self._current()) is not None:
             return server
         if inspect is None:
-            return await asyncio.to_thread(self.server)
+            return await self._errands.wait_for(None, self.server)
         self._check()
         self._server = _by_hand(await inspect())
         return self._server
@@ -76,17 +126,19 @@ class Attachment:
 
     async def aheal(self, endpoint: Endpoint) -> Endpoint:
         """Do as ``heal``, from the running event loop."""
-        return await asyncio.to_thread(self.heal, endpoint)
+        return await self._errands.wait_for(endpoint, lambda: self.heal(endpoint))
 
     def used(self, _endpoint: Endpoint) -> None:
         """Keep the server from being taken for idle."""
-        if self._server is not None and self._server.origin != "given":
-            self._manager().used(self._server)
+        server = self._server  # read once: a heal may forget it at any moment
+        if server is not None and server.origin != "given":
+            self._manager().used(server)
 
     def suspect(self, _endpoint: Endpoint) -> None:
         """Have the server probed: it did not answer in time."""
-        if self._server is not None and self._server.origin != "given":
-            self._manager().suspect(self._server)
+        server = self._server
+        if server is not None and server.origin != "given":
+            self._manager().suspect(server)
 
     def _current(self) -> Server | None:
         """Return the server unless it has stopped since the last job."""
@@ -97,9 +149,10 @@ class Attachment:
         # the middle of one: this job asks for a new one as the first job did.
         if self._manager().is_current(server):
             return server
-        with self._lock:
-            if self._server is server:
-                self._server = None
+        # Without the lock, which a start may hold for minutes: this runs on event loops too. At
+        # worst the server of a heal that ends right now is asked for once more.
+        if self._server is server:
+            self._server = None
         return None
 
     def _ensure(self, lost: Server | None) -> Server:

@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from emberd.attachment import KEY_VARIABLE, Attachment
 from emberd.errors import SettingError
-from emberd.settings import UNSET, Endpoint, Settings, Unset
+from emberd.settings import UNSET, Endpoint, Secret, Settings, Unset, read_key, root_url
 
 if TYPE_CHECKING:
     from emberd.client.aio import AsyncClient
@@ -57,13 +57,13 @@ class Embedder:
 
     def __init__(
         self,
-        model: str | None = None,
+        model: str | os.PathLike[str] | None = None,
         *,
         dimensions: int | None = None,
         query_instruction: str | None = None,
         document_instruction: str | None = None,
         base_url: str | None = None,
-        api_key: str | None = None,
+        api_key: str | Secret | None = None,
         revision: str | None = None,
         engine: str | None = None,
         device: str | None = None,
@@ -81,8 +81,7 @@ class Embedder:
     ) -> None:
         arguments = locals()
         given = {field.name: arguments[field.name] for field in _FIELDS}
-        if handed := client or async_client:
-            given["base_url"] = base_url or str(handed.base_url)
+        given["base_url"] = _one_place(base_url, client, async_client)
         self._build(Settings.resolve(**given), manager, client, async_client)
 
     def embed_documents(self, texts: Iterable[str]) -> Floats:
@@ -187,6 +186,14 @@ class Embedder:
         shown = [f"{k}={value!r}" for k, value in values.items() if value != getattr(usual, k)]
         return f"Embedder({', '.join(shown)})"
 
+    def __copy__(self) -> Self:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.__copy__()  # connections, locks and keys are shared, never doubled
+
     def __getstate__(self) -> dict[str, Any]:
         had_key = self._settings.api_key is not None and self._settings.base_url is not None
         had_client = self._handed is not None or self._ahanded is not None
@@ -194,7 +201,7 @@ class Embedder:
         return {"settings": replace(self._settings, api_key=None), "needs_key": needs_key}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        api_key = os.environ.get(KEY_VARIABLE) or None
+        api_key = read_key(os.environ.get(KEY_VARIABLE, ""))
         self._build(replace(state["settings"], api_key=api_key))
         self._attachment.key_is_missing = state["needs_key"] and api_key is None
 
@@ -263,7 +270,7 @@ class Embedder:
     def _shown(
         self, texts: Iterable[str]
     ) -> Iterator[tuple[Iterable[str], Callable[[int], None] | None]]:
-        if not self._settings.show_progress or isinstance(texts, str | bytes):
+        if not self._settings.show_progress or texts is None or isinstance(texts, str | bytes):
             yield texts, None
             return
         # Imported only where there is a bar to show.
@@ -274,3 +281,15 @@ class Embedder:
         with Progress(console=Console(stderr=True)) as bar:
             task = bar.add_task("embedding", total=len(listed))
             yield listed, lambda finished: bar.update(task, completed=finished)
+
+
+def _one_place(base_url: str | None, *clients: Any) -> str | None:
+    """Return the one address that all of these lead to; None when none is given."""
+    given = [client.base_url for client in clients if client is not None]
+    places = {root_url(str(url)) for url in (base_url, *given) if url is not None}
+    if given and len(places) > 1:
+        raise SettingError(
+            f"base_url, client and async_client lead to different servers: "
+            f"{', '.join(sorted(places))}. Give them the same base_url, or make one Embedder each."
+        )
+    return str(given[0]) if given else base_url

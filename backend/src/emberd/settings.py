@@ -10,9 +10,10 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, Protocol, runtime_checkable
 
 from emberd import environment
 from emberd.catalog import DEMO_MODEL, Model, lookup
@@ -25,6 +26,14 @@ START_TIMEOUT_S: Final = 900.0
 REQUEST_TIMEOUT_S: Final = 120.0
 BATCH_TEXTS: Final = 64
 CONCURRENT_REQUESTS: Final = 8
+
+
+@runtime_checkable
+class Secret(Protocol):
+    """A text that does not print itself, such as pydantic's ``SecretStr``."""
+
+    def get_secret_value(self) -> str:
+        """Return the text."""
 
 
 class Unset(Enum):
@@ -183,11 +192,22 @@ class Settings:
             for name, value in given.items()
             if value is not UNSET and (value is not None or name == "idle_timeout")
         }
-        if isinstance(values.get("base_url"), str):
-            values["base_url"] = root_url(values["base_url"])
+        for name, read in _READ.items():
+            if name in values:
+                values[name] = read(values[name])
         settings = cls(**values)
         settings._check()
         return settings
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return _rebuild, ({**values, "api_key": None},)
+
+    def __copy__(self) -> Settings:
+        return self  # nothing of it changes, and a copy by way of a pickle would lose the key
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Settings:
+        return self
 
     @property
     def spec(self) -> ServerSpec:
@@ -226,6 +246,10 @@ class Settings:
         _ = self.query_template, self.document_template
 
 
+def _rebuild(values: dict[str, Any]) -> Settings:
+    return Settings(**values)
+
+
 def root_url(url: str, name: str = "base_url") -> str:
     """Return ``url`` without a trailing slash or ``/v1``.
 
@@ -234,20 +258,63 @@ def root_url(url: str, name: str = "base_url") -> str:
         name: Where it was given, for the error.
 
     Raises:
-        SettingError: It is not an http or https URL, or credentials stand in it, which would
-            then stand in logs and errors too.
+        SettingError: It is not an http or https URL, or has a part that may hold secrets, which
+            would then stand in logs and errors too.
     """
+    # First of all, for the other errors repeat the URL.
+    if "@" in url:
+        raise SettingError(
+            f"{name} has a user name or password in it. Leave them out, and give api_key=, or a "
+            f"client of your own (client=) where the server wants another way to log in."
+        )
+    if "?" in url or "#" in url:
+        raise SettingError(
+            f"{name} has a query (?) or a fragment (#) in it. Leave it out, and give a client of "
+            f"your own (client=) where the server wants one."
+        )
     bare = url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
     if not bare.startswith(("http://", "https://")) or bare.endswith("//"):
         raise SettingError(
             f"{name}={url!r} is not an http(s) URL. Write it like http://127.0.0.1:30000/v1."
         )
-    if "@" in bare.partition("//")[2].partition("/")[0]:
-        raise SettingError(
-            f"{name} has a user name or password in it. Leave them out, and give api_key=, or a "
-            f"client of your own (client=) where the server wants another way to log in."
-        )
     return bare
+
+
+def _read_url(given: object) -> str:
+    if not isinstance(given, str):
+        raise SettingError(f"base_url is of type {type(given).__name__} and must be a text.")
+    return root_url(given)
+
+
+def read_key(given: object) -> str | None:
+    """Return a key that can stand in a header, or None for a blank one.
+
+    Raises:
+        SettingError: It is none; the text never shows it.
+    """
+    if isinstance(given, Secret):
+        given = given.get_secret_value()
+    if not isinstance(given, str):
+        raise SettingError(f"api_key is of type {type(given).__name__} and must be a text.")
+    key = given.strip()
+    if not all("!" <= character <= "~" for character in key):
+        raise SettingError(
+            "api_key has a space, a line break or a character outside of ASCII in it, which no "
+            "HTTP header can carry. Look whether it was copied whole, and nothing with it."
+        )
+    return key or None
+
+
+def _read_path(given: Any) -> Any:
+    return os.fspath(given) if isinstance(given, os.PathLike) else given
+
+
+# What is given in several forms, and how it is brought into one.
+_READ: Final[dict[str, Callable[[Any], Any]]] = {
+    "api_key": read_key,
+    "base_url": _read_url,
+    "model": _read_path,
+}
 
 
 _TEXTS: Final = ("model", "revision", "engine", "device")

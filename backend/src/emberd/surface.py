@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 PROBE_TIMEOUT_S: Final = 2.0
 HEALTH_TIMEOUT_S: Final = 25.0  # SGLang's /health waits for a token from the model, up to 20 s
@@ -72,14 +75,28 @@ def fetch(url: str, path: str, body: bytes | None, api_key: str | None, timeout_
         request.add_header("Content-Type", "application/json")
     if api_key:
         request.add_header("Authorization", f"Bearer {api_key}")
-    # No proxy: these are servers of this machine, or ones that the user named.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay())
+    proxies = [urllib.request.ProxyHandler({})] if is_loopback(url) else []
+    opener = urllib.request.build_opener(*proxies, _Stay())
     try:
         with opener.open(request, timeout=timeout_s) as response:
             return Reply(response.status, response.read(_MAX_BODY_BYTES))
     except urllib.error.HTTPError as error:
         with error:
             return Reply(error.code, error.read(_MAX_BODY_BYTES))
+
+
+def is_loopback(url: str) -> bool:
+    """Return whether ``url`` names this machine, where no proxy belongs in between."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        # Systems take 127.1 and 0 for addresses too; ip_address does not.
+        address = ip_address(host if ":" in host else socket.inet_aton(host))
+    except (ValueError, OSError):
+        return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_unspecified
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):

@@ -266,3 +266,43 @@ def test_an_empty_list_needs_no_server() -> None:
     embedding = EmberdEmbedding(model_name="emberd/demo", base_url=NOWHERE)
     assert embedding.get_text_embedding_batch([]) == []
     assert asyncio.run(embedding.aget_text_embedding_batch([])) == []
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"dimensions": 31}, {"openai_api_key": KEY}, {"truncate": "no"}, {"timeout": 0}]
+)
+def test_no_part_of_a_validation_error_holds_the_key(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        EmberdEmbedding(**{"api_key": KEY, **wrong})
+    assert KEY not in f"{caught.value.errors()} {caught.value.json()} {caught.value!r}"
+    assert caught.value.errors()[0]["type"] == "value_error"
+
+
+def test_a_default_of_a_subclass_stands_between_arguments_and_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Small(EmberdEmbedding):
+        model_name: str = "emberd/demo"
+        dimensions: int | None = 128
+
+    class Smaller(Small):
+        dimensions: int | None = 64
+
+    monkeypatch.setenv("EMBERD_MODEL", "Qwen/Qwen3-Embedding-8B")
+    monkeypatch.setenv("EMBERD_DIMENSIONS", "256")
+    monkeypatch.setenv("EMBERD_MAX_CONCURRENCY", "3")
+    small = Small()
+    assert (small.model_name, small.dimensions, small.max_concurrency) == ("emberd/demo", 128, 3)
+    assert small.embedder.settings.dimensions == 128
+    assert Smaller().dimensions == 64
+    assert Smaller().embedder.settings.model == "emberd/demo"
+    assert Small(dimensions=32).embedder.settings.dimensions == 32
+
+
+def test_objects_of_equal_settings_are_equal() -> None:
+    one, same = (EmberdEmbedding(dimensions=64, api_key=SECRET) for _ in range(2))
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != EmberdEmbedding(dimensions=32, api_key=SECRET)
+    assert one != EmberdEmbedding(dimensions=64)
+    assert one != "another thing"

@@ -131,7 +131,6 @@ class AsyncClient:
                 on_done(job.finished)
 
     async def _perform(self, job: Job, work: Work) -> Result:
-        session = await self._transport.session(job.endpoint)
         steps = exchange(job.ask(work), self._policy)
         answer: Reply | Trouble | None = None
         while True:
@@ -145,6 +144,8 @@ class AsyncClient:
                 await asyncio.sleep(step.seconds)
             else:
                 async with loop_slots(self._settings.max_concurrency):
+                    # Asked for each time: between two tries the one before may be closed.
+                    session = await self._transport.session(job.endpoint)
                     answer = await session.send(step)
                 self._report(answer, job.endpoint)
 

@@ -11,6 +11,8 @@ import socket
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
+from emberd.client import deadline
+
 
 class Resettable(Protocol):
     """Something that holds locks, sockets or loops."""
@@ -46,11 +48,14 @@ class Sockets:
     def note(self, event: str, info: dict[str, Any]) -> None:
         """Take note of a connection that came about; other events are ignored."""
         if event in _CONNECTED:
-            self._streams.add(info["return_value"])
+            stream = info["return_value"]
+            self._streams.add(stream)
+            deadline.bind(stream)
 
     async def anote(self, event: str, info: dict[str, Any]) -> None:
-        """Do as ``note``, for an asynchronous client."""
-        self.note(event, info)
+        """Do as ``note``, for an asynchronous client, whose deadlines are the loop's."""
+        if event in _CONNECTED:
+            self._streams.add(info["return_value"])
 
     def close_in_child(self) -> None:
         """Close the child's copies of the connections; the parent's stay open."""

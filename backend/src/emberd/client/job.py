@@ -74,7 +74,7 @@ class Job:
         self._model = settings.known
         self._can_heal = can_heal
         self._named = {} if named is None else named
-        self._texts = listed(texts)
+        self._texts = list(listed(texts))  # the caller's own may change
         self._prepared: Prepared = prepare(self._texts, template, self._model)
         self._endpoint: Endpoint | None = None
         self._lost: ServerUnavailableError | ServerMismatchError | None = None

@@ -10,18 +10,19 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
-from ipaddress import ip_address
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from emberd.client.fork import Sockets
 from emberd.client.protocol import Ask, Reply, Trouble
+from emberd.errors import BadReplyError, SettingError
 from emberd.settings import Endpoint, root_url
+from emberd.surface import is_loopback
 
 NO_KEY: Final = "EMPTY"
 """What clients of servers without a key send by custom; the SDK refuses to go without any."""
 
 _AGENT: Final = "emberd"
+_JSON: Final = "application/json"
 _NEEDED_HEADERS: Final = frozenset(
     {
         "accept",
@@ -54,7 +55,7 @@ def connect(endpoint: Endpoint, connections: int, sockets: Sockets) -> tuple[Any
 
     openai = _openai()
     http = openai.DefaultHttpxClient(**_http_options(endpoint, connections, prepare))
-    return openai.OpenAI(**_sdk_options(endpoint, http)), http
+    return _bare(openai.OpenAI)(**_sdk_options(endpoint, http)), http
 
 
 def aconnect(endpoint: Endpoint, connections: int, sockets: Sockets) -> tuple[Any, Any]:
@@ -66,7 +67,7 @@ def aconnect(endpoint: Endpoint, connections: int, sockets: Sockets) -> tuple[An
 
     openai = _openai()
     http = openai.DefaultAsyncHttpxClient(**_http_options(endpoint, connections, prepare))
-    return openai.AsyncOpenAI(**_sdk_options(endpoint, http)), http
+    return _bare(openai.AsyncOpenAI)(**_sdk_options(endpoint, http)), http
 
 
 def call(client: Any, ask: Ask, timeout_s: float) -> Callable[[], Any]:
@@ -97,6 +98,8 @@ def answer_of(error: Exception) -> Reply | Trouble:
     """Return what an exception of the SDK, or of httpx below it, means.
 
     Raises:
+        BadReplyError: The answer cannot be unpacked.
+        SettingError: A header of a client that was handed in is not allowed in HTTP.
         Exception: ``error`` itself, when it is no matter of the network.
     """
     openai = _openai()
@@ -106,6 +109,17 @@ def answer_of(error: Exception) -> Reply | Trouble:
     root = cause or error
     names = {kind.__name__ for kind in type(root).__mro__}
     text = str(root) or type(root).__name__
+    if "DecodingError" in names:
+        raise BadReplyError(
+            f"The reply cannot be unpacked ({text}). No vector of it is used; look at what "
+            f"answers at this address, or which proxy stands before it."
+        ) from error
+    if "Illegal header" in text or "UnicodeEncodeError" in names:
+        # What is said of such a header repeats it, and it may be the key. Nothing was sent.
+        raise SettingError(
+            "The request cannot be sent: a header, or the key in one, has characters that HTTP "
+            "does not allow. Correct the api_key or the headers of the client handed in."
+        ) from None
     if names & _NOT_CONNECTED:
         return Trouble("refused", text)
     if names & _TOO_SLOW:
@@ -123,17 +137,6 @@ def clean(headers: Any, api_key: str | None) -> None:
     headers["authorization"] = f"Bearer {api_key or NO_KEY}"
 
 
-def is_loopback(url: str) -> bool:
-    """Return whether ``url`` names this machine, where no proxy belongs in between."""
-    host = urlsplit(url).hostname or ""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _openai() -> Any:
     # Imported at first use: it takes half a second, and a process that only asks for a server's
     # address never needs it.
@@ -145,6 +148,17 @@ def _httpx() -> Any:
     kinds = _openai().DefaultHttpxClient.__mro__
     roots = (kind.__module__.partition(".")[0] for kind in kinds)
     return importlib.import_module(next(root for root in roots if root != "openai"))
+
+
+@functools.cache
+def _bare(kind: Any) -> Any:
+    """Return ``kind``, a client of the SDK, with none of the headers that it would add.
+
+    Further headers of the user's environment may stand in the place of ours, or be such that no
+    request can be made with them: the list of those that are needed would come too late.
+    """
+    headers = {"Accept": _JSON, "Content-Type": _JSON, "User-Agent": _AGENT}
+    return type(kind.__name__, (kind,), {"default_headers": property(lambda _: dict(headers))})
 
 
 def _http_options(endpoint: Endpoint, connections: int, prepare: Any) -> dict[str, Any]:

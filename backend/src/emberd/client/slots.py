@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 from emberd.client import fork
@@ -17,17 +19,60 @@ class AbandonedError(Exception):
 
 
 class Slots:
-    """Slots of the whole process, for threads."""
+    """Slots of the whole process, for threads.
+
+    Each limit bounds those who brought it, and the largest bounds all. Who waits longest goes
+    first, but not for a slot that its limit forbids: so neither a small limit beside a large one
+    nor a large one beside a small one ever starves.
+    """
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()
-        self.taken = 0
+        self.reset_after_fork()
         fork.register(self)
+
+    @property
+    def taken(self) -> int:
+        """How many are held."""
+        return self._held.total()
 
     def reset_after_fork(self) -> None:
         """Start anew: the threads that held slots do not exist in the child."""
         self.changed = threading.Condition()
-        self.taken = 0
+        self._held: Counter[int] = Counter()
+        self._waiting: list[_Ticket] = []
+
+    def take(self, limit: int, is_abandoned: Callable[[], bool]) -> bool:
+        """Wait for a slot and hold it; False when it is wanted no more. ``changed`` is held."""
+        ticket = _Ticket(limit)
+        self._waiting.append(ticket)
+        try:
+            self.changed.wait_for(lambda: is_abandoned() or self._next() is ticket)
+            if is_abandoned():
+                return False
+            self._held[limit] += 1
+            return True
+        finally:
+            self._waiting.remove(ticket)
+            self.changed.notify_all()
+
+    def give_back(self, limit: int, count: int) -> None:
+        """Give back ``count`` slots. ``changed`` is held."""
+        self._held[limit] -= count
+        self.changed.notify_all()
+
+    def _next(self) -> _Ticket | None:
+        limits = [limit for limit, count in self._held.items() if count]
+        if self.taken >= max([*limits, *(ticket.limit for ticket in self._waiting)]):
+            return None
+        free = (ticket for ticket in self._waiting if self._held[ticket.limit] < ticket.limit)
+        return next(free, None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ticket:
+    """The place of one who waits."""
+
+    limit: int
 
 
 class Lease:
@@ -45,7 +90,7 @@ class Lease:
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """Hold a slot, waiting for it while the process has ``limit`` requests in flight.
+        """Hold a slot, waiting for it while ``limit`` requests of this limit are in flight.
 
         Raises:
             AbandonedError: ``abandon`` was called.
@@ -60,24 +105,20 @@ class Lease:
         """Give back what is held, and let nobody wait any more."""
         with self._slots.changed:
             self._abandoned = True
-            self._slots.taken -= self._held
+            self._slots.give_back(self._limit, self._held)
             self._held = 0
-            self._slots.changed.notify_all()
 
     def _enter(self) -> None:
         with self._slots.changed:
-            self._slots.changed.wait_for(lambda: self._abandoned or self._slots.taken < self._limit)
-            if self._abandoned:
+            if not self._slots.take(self._limit, lambda: self._abandoned):
                 raise AbandonedError
-            self._slots.taken += 1
             self._held += 1
 
     def _leave(self) -> None:
         with self._slots.changed:
             if not self._abandoned:
-                self._slots.taken -= 1
+                self._slots.give_back(self._limit, 1)
                 self._held -= 1
-            self._slots.changed.notify_all()
 
 
 PROCESS_SLOTS: Final = Slots()

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 import weakref
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, closing
 from typing import Any, Final
 
-from emberd.client import fork, sdk
+from emberd.client import deadline, fork, sdk
 from emberd.client.fork import Sockets
 from emberd.client.loops import PerLoop
 from emberd.client.protocol import Ask, Reply, Trouble
@@ -48,19 +47,12 @@ class Session:
 
     def send(self, ask: Ask) -> Reply | Trouble:
         """Send ``ask`` once and return what came of it."""
-        deadline = time.monotonic() + self._timeout_s
         try:
             call = sdk.call(self._client, ask, self._timeout_s)
-            with closing(call()) as response:
-                body = b"".join(_until(deadline, response.iter_bytes()))
-                return sdk.reply(response, body)
+            with deadline.within(self._timeout_s), closing(call()) as response:
+                return sdk.reply(response, b"".join(_in_time(response.iter_bytes())))
         except Exception as error:  # noqa: BLE001 - what is not of the network is raised again
             return sdk.answer_of(error)
-
-    def close(self) -> None:
-        """Close the connections; a client that was handed in stays open."""
-        if self._closing is not None:
-            self._closing()
 
     def leave_to_parent(self) -> None:
         """Close the child's copies of the connections, and touch nothing else."""
@@ -70,12 +62,11 @@ class Session:
         fork.keep_inherited(self)
 
 
-def _until(deadline: float, chunks: Any) -> Any:
-    # A server that drips a byte a second never runs into the timeout of a single read.
+def _in_time(chunks: Any) -> Any:
+    # The streams of a client that was handed in know of no deadline.
     for chunk in chunks:
         yield chunk
-        if time.monotonic() > deadline:
-            raise TimeoutError("the answer came too slowly")
+        deadline.left_s()
 
 
 class Transport:
@@ -112,11 +103,12 @@ class Transport:
             return self._session
 
     def close(self) -> None:
-        """Close what is open; the next use opens it again."""
+        """Let go of what is open; the next use opens it again.
+
+        It closes itself when the last thread that has a request in flight is done with it.
+        """
         with self._lock:
-            session, self._session = self._session, None
-        if session is not None:
-            session.close()
+            self._session = None
 
     def reset_after_fork(self) -> None:
         """Leave the connections to the parent."""
@@ -139,6 +131,8 @@ class AsyncSession:
         self._timeout_s = timeout_s
         self._sockets = Sockets()
         self._guard: AsyncGenerator[None] | None = None
+        self._in_flight = 0
+        self._is_closing = False
 
     @classmethod
     async def open(cls, endpoint: Endpoint, connections: int, timeout_s: float) -> AsyncSession:
@@ -154,6 +148,15 @@ class AsyncSession:
 
     async def send(self, ask: Ask) -> Reply | Trouble:
         """Send ``ask`` once and return what came of it."""
+        self._in_flight += 1
+        try:
+            return await self._send(ask)
+        finally:
+            self._in_flight -= 1
+            if self._is_closing:
+                await self.close()
+
+    async def _send(self, ask: Ask) -> Reply | Trouble:
         try:
             async with asyncio.timeout(self._timeout_s):
                 call = sdk.call(self._client, ask, self._timeout_s)
@@ -164,8 +167,9 @@ class AsyncSession:
             return sdk.answer_of(error)
 
     async def close(self) -> None:
-        """Close the connections; a client that was handed in stays open."""
-        if self._guard is not None:
+        """Close the connections, after what is in flight."""
+        self._is_closing = True
+        if self._guard is not None and self._in_flight == 0:
             await self._guard.aclose()
 
     def leave_to_parent(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import urllib.error
 from collections.abc import Generator
 from http import HTTPStatus
 from typing import Any, Final
@@ -61,9 +62,7 @@ def verify(
         answer = _send(url, api_key, ask, timeout_s)
 
 
-def examination(
-    url: str, api_key: str | None, spec: ServerSpec, timeout_s: float
-) -> Examination:
+def examination(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> Examination:
     """Do as ``verify``, for a driver that sends, and gives each request ``timeout_s``."""
     steps = _examination(url, api_key, spec)
     answer: Reply | Trouble | None = None
@@ -224,7 +223,7 @@ def _send(url: str, api_key: str | None, ask: Ask, timeout_s: float) -> Reply | 
     try:
         found = surface.fetch(url, ask.path, body, api_key, timeout_s)
     except surface.NO_ANSWER as error:
-        reason = getattr(error, "reason", error)
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(reason, ValueError):
             # What urllib says of a header that HTTP does not allow repeats the key.
             return Trouble("refused", "the request cannot be sent")

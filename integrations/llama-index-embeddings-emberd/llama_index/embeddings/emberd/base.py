@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from typing import Any, Final, Self
@@ -13,8 +14,10 @@ from llama_index.core.bridge.pydantic import (
     Field,
     PrivateAttr,
     SecretStr,
+    ValidationError,
     model_validator,
 )
+from pydantic_core import InitErrorDetails
 
 from emberd import Embedder, Endpoint, SettingError, Settings
 
@@ -131,15 +134,17 @@ class EmberdEmbedding(BaseEmbedding):
     def _resolve(cls, data: Any, handler: Callable[[Any], Self]) -> Self:
         if not isinstance(data, dict):
             return handler(data)
-        _refuse(data, owner=cls)
-        ours = {_SETTING_OF[name]: _bare(data[name]) for name in data if name in _SETTING_OF}
+        try:
+            _refuse(data, owner=cls)
+            embedder = Embedder(**_given(cls, data))
+        except SettingError as error:
+            raise _invalid(cls, data, error) from None
         # None counts as not given here too: others' constructors take callback_manager=None.
         theirs = {
             name: value
             for name, value in data.items()
             if name not in _SETTING_OF and value is not None
         }
-        embedder = Embedder(**ours)
         made = handler(theirs | _shown(embedder.settings))
         made._embedder = embedder
         return made
@@ -157,6 +162,18 @@ class EmberdEmbedding(BaseEmbedding):
         kept = {field: settings[setting] for field, setting in _SETTING_OF.items()}
         theirs = {field: getattr(self, field) for field in type(self).model_fields}
         return type(self)(**{**theirs, **kept, **update})
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        return self._compared() == other._compared()
+
+    def _compared(self) -> dict[str, Any]:
+        # Whose callbacks are told is nothing of the embedding, and each object has its own.
+        return {**self.__dict__, "callback_manager": None}
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.model_name, self.dimensions))
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         return self.__copy__()
@@ -229,8 +246,30 @@ def _refuse(data: Mapping[str, Any], owner: type[BaseModel]) -> None:
         raise SettingError(_NO_CACHE)
 
 
-def _bare(value: Any) -> Any:
-    return value.get_secret_value() if isinstance(value, SecretStr) else value
+def _given(owner: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that were given; what was not comes from a subclass's own defaults."""
+    declared = {
+        name
+        for kind in owner.__mro__[: owner.__mro__.index(EmberdEmbedding)]
+        for name in inspect.get_annotations(kind)
+        if name in _SETTING_OF and not owner.model_fields[name].is_required()
+    }
+    defaults = {
+        name: owner.model_fields[name].get_default(call_default_factory=True) for name in declared
+    }
+    # None counts as not given; but an idle timeout of None means never.
+    given = {
+        name: value
+        for name, value in data.items()
+        if name in _SETTING_OF and (value is not None or name == "idle_timeout")
+    }
+    return {_SETTING_OF[name]: value for name, value in (defaults | given).items()}
+
+
+def _invalid(owner: type[BaseModel], data: Mapping[str, Any], error: SettingError) -> Exception:
+    """Return ``error`` as pydantic's, which holds the names of what was given and no value."""
+    detail = InitErrorDetails(type="value_error", loc=(), input=sorted(data), ctx={"error": error})
+    return ValidationError.from_exception_data(owner.__name__, [detail], hide_input=True)
 
 
 def _secret(value: str | None) -> SecretStr | None:
