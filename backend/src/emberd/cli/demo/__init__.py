@@ -9,7 +9,7 @@ import typer
 
 from emberd.cli import options
 
-_PASSAGES: Final = 200
+_PASSAGES: Final = 160  # with two frameworks and two cores, a run stays under half a minute
 
 Docs = Annotated[
     Path | None,
