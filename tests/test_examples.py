@@ -42,3 +42,18 @@ def test_there_is_one_short_example_for_each_framework() -> None:
     lines = {path.stem: len(path.read_text(encoding="utf-8").splitlines()) for path in EXAMPLES}
     assert sorted(lines) == ["langchain_example", "llama_index_example"]
     assert max(lines.values()) <= 40
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_the_code_of_the_readme_runs_as_it_stands(number: int) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2, "another block in the README wants its place here"
+    done = subprocess.run(
+        [sys.executable, "-c", blocks[number]],
+        capture_output=True,
+        text=True,
+        env=managed.environment(),
+    )
+    assert (done.returncode, done.stdout) == (0, "Bread rises because yeast makes gas.\n"), (
+        done.stderr
+    )
