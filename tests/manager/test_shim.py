@@ -106,7 +106,7 @@ def test_through_a_pipe_sigterm_reaches_the_server() -> None:
     assert shim.returncode == 7
 
 
-def test_an_orphan_that_left_the_session_is_reaped_by_the_keepers_process(tmp_path: object) -> None:
+def test_an_orphan_that_left_the_session_is_reaped_by_the_keepers_process() -> None:
     pid = os.fork()
     if pid == 0:
         os._exit(0 if _keeper_leaves_nothing() else 1)

@@ -154,7 +154,10 @@ class Keeper:
             self._end_server()
         except Exception as error:
             # Only what nobody foresaw comes here; the server is not left to it.
-            self._fail(Diagnosis(f"The keeper failed: {error!r}", "Please report this as a bug."))
+            self._fail(
+                Diagnosis(f"The keeper failed: {error!r}", "Please report this as a bug."),
+                starting=self.record.state is State.STARTING,
+            )
             raise
 
     def _start(self) -> bool:
