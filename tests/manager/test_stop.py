@@ -289,3 +289,11 @@ def test_a_full_disk_does_not_keep_a_server_from_its_orderly_end(
     assert replies == [200]
     assert leftovers.end_all([str(home)]) == []
     (Path(server.folder or "") / "record.json.new").rmdir()
+
+
+def test_a_server_that_only_broke_one_connection_is_given_back_without_waiting_for_its_death(
+    home: Path, manager: Manager, stub: Stub
+) -> None:
+    server = manager.ensure(stub())
+    patient = Manager(home, timing=replace(QUICK, lost_s=3600))
+    assert patient.ensure(stub(), lost=server).nonce == server.nonce

@@ -75,11 +75,13 @@ class Handler(BaseHTTPRequestHandler):
             {"object": "embedding", "index": i, "embedding": vector(t)} for i, t in enumerate(texts)
         ]
         usage = {"prompt_tokens": len(texts), "total_tokens": len(texts)}
-        self.server.in_flight -= 1
         self.server.requests += 1
-        return self.reply(
-            {"object": "list", "data": data, "model": self.server.model, "usage": usage}
-        )
+        content = {"object": "list", "data": data, "model": self.server.model, "usage": usage}
+        try:
+            return self.reply(content)
+        finally:
+            # Last: a server that drains ends when nothing is in flight; the reply must be out.
+            self.server.in_flight -= 1
 
     def misbehave(self, text: str) -> None:
         if "SLOW" in text:

@@ -48,6 +48,7 @@ from emberd.settings import IDLE_TIMEOUT_S, START_TIMEOUT_S, Places, ServerSpec
 
 _LOG: Final = logging.getLogger("emberd")
 _PROGRESS_EVERY_S: Final = 1.0
+_DYING_S: Final = 0.5  # a killed process may break a connection before its port is closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ class Manager:
             return Server(endpoint, "given", f"{endpoint.url} was given")
         deadline = time.monotonic() + start_timeout
         wish = _Wish(spec, api_key, idle_timeout, lost, retry_failed)
-        if lost is not None:
+        if lost is not None and lost.origin == "own":
             self._let_death_be_seen(lost)
         while True:
             found = self._running(wish) or self._begin(wish, deadline)
@@ -309,12 +310,10 @@ class Manager:
 
     def _let_death_be_seen(self, lost: Server) -> None:
         """Give the keeper of a server that vanished a moment to notice what the client noticed."""
-        deadline = time.monotonic() + self._timing.lost_s
-        while lost.folder is not None and time.monotonic() < deadline:
-            view = slot.look(Path(lost.folder))
-            if view.record is None or view.record.nonce != lost.nonce:
-                return
-            if view.state is not State.READY:
+        began = time.monotonic()
+        while self.is_current(lost) and (waited := time.monotonic() - began) < self._timing.lost_s:
+            # One broken connection is no death: a server that goes on accepting is still there.
+            if waited > _DYING_S and not slot.refuses(lost.endpoint):
                 return
             time.sleep(self._timing.poll_s)
 
