@@ -1,5 +1,7 @@
 # make demo    sets everything up and does the main job
 # make test    sets everything up and passes the tests
+# make test-sglang        the same against real engines, which it installs once (16 GB, minutes)
+# make test-sglang-full   with the slowest of them too
 #
 # Needs Python 3.11 or newer with venv, and a package registry. uv is used when it is there.
 # Options: PYTHON=/path/to/python3.11   ARGS='arguments of emberd demo, or of pytest'
@@ -25,7 +27,7 @@ UV := $(shell command -v uv 2>/dev/null)
 install = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python $(1) ||) \
 	$(BIN)/python -m pip install -qq --disable-pip-version-check $(1)
 
-.PHONY: demo test test-installs check bench venv clean
+.PHONY: demo test test-installs test-sglang test-sglang-full engines check bench venv clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/emberd demo $(ARGS)
@@ -41,6 +43,17 @@ check: $(VENV)/.tools
 # Each distribution alone in a new environment: some minutes, most of them the registry's.
 test-installs: $(VENV)/.tools
 	$(BIN)/python -m pytest tests/installs $(ARGS)
+
+# Engines lie where EMBERD_ENGINES says, else in the home; an installed one is used as it is.
+engines: $(VENV)/.tools
+	@$(BIN)/emberd engine install sglang
+	@$(BIN)/emberd engine install transformers
+
+test-sglang: engines
+	$(BIN)/python -m pytest tests/sglang -m 'not full' $(ARGS)
+
+test-sglang-full: engines
+	$(BIN)/python -m pytest tests/sglang $(ARGS)
 
 # In the order of the files: a benchmark is read from top to bottom, and -s shows its figures.
 bench: $(VENV)/.tools

@@ -71,6 +71,9 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
 
 
+Route = Callable[[Request, asyncio.StreamWriter], Awaitable[None]]
+
+
 @dataclass
 class FakeServer:
     """Knobs may be turned while it runs.
@@ -216,21 +219,24 @@ class FakeServer:
         if self.api_key and request.headers.get("authorization") != f"Bearer {self.api_key}":
             await _send(writer, Answer(401, b'{"error":"Unauthorized"}'))
             return
-        routes: dict[str, Callable[..., Awaitable[None]]] = {
+        self._in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self._in_flight)
+        try:
+            await asyncio.sleep(self.latency_s)
+            await self.routes().get(request.path, _not_found)(request, writer)
+        finally:
+            self._in_flight -= 1
+
+    # ---- its routes
+
+    def routes(self) -> dict[str, Route]:
+        """What it answers; servers of other kinds have others."""
+        return {
             "/v1/embeddings": self._embeddings,
             "/v1/tokenize": self._tokenize,
             "/v1/models": self._models,
             "/model_info": self._model_info,
         }
-        self._in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self._in_flight)
-        try:
-            await asyncio.sleep(self.latency_s)
-            await routes.get(request.path, _not_found)(request, writer)
-        finally:
-            self._in_flight -= 1
-
-    # ---- its routes
 
     async def _models(self, request: Request, writer: asyncio.StreamWriter) -> None:
         if not self.has_models:
@@ -239,13 +245,13 @@ class FakeServer:
         entry: dict[str, Any] = {"id": self.model, "object": "model", "owned_by": "sglang"}
         if self.context_tokens is not None:
             entry["max_model_len"] = self.context_tokens
-        await _send_json(writer, {"object": "list", "data": [entry]})
+        await send_json(writer, {"object": "list", "data": [entry]})
 
     async def _model_info(self, request: Request, writer: asyncio.StreamWriter) -> None:
         if not self.has_model_info:
             await _not_found(request, writer)
             return
-        await _send_json(
+        await send_json(
             writer,
             {
                 "model_path": self.model,
@@ -259,7 +265,7 @@ class FakeServer:
             await _send(writer, Answer(self.status_without_route, b'{"detail":"No such route"}'))
             return
         ids = self._ids(request.body["prompt"])
-        await _send_json(
+        await send_json(
             writer, {"tokens": ids, "count": len(ids), "max_model_len": self.context_tokens}
         )
 
@@ -423,7 +429,7 @@ async def _drip(writer: asyncio.StreamWriter, data: bytes) -> None:
         await asyncio.sleep(_DRIP_PERIOD_S)
 
 
-async def _send_json(writer: asyncio.StreamWriter, body: Any) -> None:
+async def send_json(writer: asyncio.StreamWriter, body: Any) -> None:
     await _send(writer, Answer(200, json.dumps(body).encode()))
 
 

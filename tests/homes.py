@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 import leftovers
@@ -12,7 +13,9 @@ from emberd.manager import Timing
 from emberd.servers import Manager
 from emberd.settings import ServerSpec
 
-QUICK = Timing(poll_s=0.02, tick_s=0.1, cool_down_s=30.0, lost_s=0.5, kill_s=5.0, suspicion_s=0.3)
+QUICK = Timing(
+    poll_s=0.02, tick_s=0.1, look_s=0.2, cool_down_s=30.0, lost_s=0.5, kill_s=5.0, suspicion_s=0.3
+)
 
 Stub = Callable[..., ServerSpec]
 Starts = Callable[[], int]
@@ -55,3 +58,11 @@ def starts(tmp_path: Path) -> Callable[[], int]:
         return len(file.read_text().splitlines()) if file.exists() else 0
 
     return count
+
+
+def server_of(keeper: psutil.Process) -> psutil.Process | None:
+    """Return the server that a keeper is parent of, once there is one; its guard is none."""
+    for child in keeper.children():
+        if "guard.py" not in " ".join(child.cmdline()):
+            return child
+    return None

@@ -14,6 +14,7 @@ MADE: dict[str, EmberdError] = {
     "AuthenticationError": errors.AuthenticationError("text"),
     "BadReplyError": errors.BadReplyError("text"),
     "EmberdError": errors.EmberdError("text"),
+    "InstallError": errors.InstallError("text", advice="Do it.", log_path="install.log"),
     "InstructionError": errors.InstructionError("text"),
     "LockTimeoutError": errors.LockTimeoutError("text"),
     "MissingKeyError": errors.MissingKeyError("text"),
@@ -34,6 +35,7 @@ MADE: dict[str, EmberdError] = {
     "TextTooLongError": errors.TextTooLongError("text", index=1, tokens=9, limit=None),
 }
 BUILTIN: dict[str, type[Exception]] = {
+    "InstallError": RuntimeError,
     "LockTimeoutError": TimeoutError,
     "NoEngineError": RuntimeError,
     "PoisonTextError": ValueError,

@@ -20,8 +20,11 @@ from source_tree import PACKAGES, ROOT, Module
 
 # ---------------------------------------------------------------- arrows run one way
 
-_GROUND: Final = {"errors", "catalog", "environment", "instructions", "settings", "surface"}
-_ENGINE_ROOMS: Final = _GROUND | {"engines", "serving"}
+_GROUND: Final = {
+    *("catalog", "checkpoints", "environment", "errors", "instructions", "places", "settings"),
+    *("startup", "surface"),
+}
+_ENGINE_ROOMS: Final = _GROUND | {"engines", "installs", "serving"}
 _JOINED: Final = _ENGINE_ROOMS | {"manager", "client", "cache"}
 
 # Room of emberd -> the other rooms that it may import.
@@ -30,18 +33,24 @@ ARROWS: Final[dict[str, set[str]]] = {
     "catalog": {"errors"},
     "instructions": {"errors", "catalog"},
     "environment": {"errors"},
-    "settings": {"errors", "catalog", "environment", "instructions"},
+    "checkpoints": {"errors", "catalog"},
+    "settings": {"errors", "catalog", "checkpoints", "environment", "instructions"},
+    "places": {"environment", "settings"},
+    "startup": {"errors"},
     "surface": _GROUND - {"surface"},
     "serving": _GROUND,
-    "engines": _GROUND | {"serving"},
-    "manager": _GROUND | {"engines"},
+    "shim": set(),
+    "installs": {"errors", "places", "shim"},
+    "engines": _GROUND | {"serving", "installs"},
+    "manager": _GROUND | {"engines", "installs", "shim"},
     "client": _GROUND,
     "cache": _GROUND,
     "keeper": _JOINED,
     "servers": _JOINED,
     "attachment": _JOINED | {"servers"},
     "embedder": _JOINED | {"servers", "attachment"},
-    "cli": _JOINED | {"servers", "embedder"},
+    "doctor": _JOINED,
+    "cli": _JOINED | {"servers", "embedder", "doctor"},
     "__main__": {"cli"},
     "": _JOINED | {"servers", "embedder"},
 }
@@ -84,9 +93,9 @@ def test_an_integration_imports_public_names_of_emberd_alone(package: str) -> No
 
 _SGLANG_FLAGS: Final = re.compile(
     r"--(allow-auto-truncate|attention-backend|base-gpu-id|chunked-prefill-size|context-length"
-    r"|cuda-graph|disable-cuda-graph|disable-radix-cache|dp-size|enable-metrics|enable-torch"
+    r"|cuda-graph|disable-cuda-graph|disable-radix-cache|enable-metrics|enable-torch"
     r"|is-embedding|json-model-override-args|max-running-requests|max-total-tokens"
-    r"|mem-fraction-static|model-path|prefill-only-disable-kv-cache|tp-size|trust-remote-code)"
+    r"|mem-fraction-static|prefill-only-disable-kv-cache|trust-remote-code)"
 )
 _WIRE: Final = re.compile(r"/v1/embeddings|\bencoding_format\b")
 

@@ -11,7 +11,8 @@ import pytest
 
 from emberd import Embedder
 from emberd.errors import InstructionError, SettingError
-from emberd.settings import UNSET, Endpoint, Places, ServerSpec, Settings, root_url
+from emberd.places import Places
+from emberd.settings import UNSET, Endpoint, ServerSpec, Settings, root_url
 
 SPEC = ServerSpec(model="some/model")
 

@@ -1,7 +1,8 @@
-"""The benchmarks share one real server."""
+"""The benchmarks share one real server, and the engines of this machine."""
 
 from __future__ import annotations
 
 from managed import stopped_at_the_end
+from real.engines import engines_of_this_machine
 
-__all__ = ["stopped_at_the_end"]
+__all__ = ["engines_of_this_machine", "stopped_at_the_end"]

@@ -101,6 +101,12 @@ def test_each_status_is_an_error_of_its_kind(
             512,
         ),
         (500, "input is too large to process. increase the physical batch size", None, None),
+        (
+            400,
+            "request (48002 tokens) exceeds the available context size (8192 tokens)",
+            48_002,
+            8192,
+        ),
     ],
 )
 def test_a_refusal_for_length_is_recognised(

@@ -61,6 +61,7 @@ def test_both_frameworks_use_one_server() -> None:
         {"revision": "0123abc"},
         {"engine": "sglang"},
         {"device": "cpu"},
+        {"context_tokens": 300},
         {"max_concurrency": 3},
         {"timeout": 4.5},
         {"start_timeout": 5.5},

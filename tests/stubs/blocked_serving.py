@@ -18,7 +18,7 @@ def main() -> int:
         fake.loaded.clear()
     else:
         fake.load_error = StartError("the weights are not there", advice="Fetch them.")
-    encoders.create = lambda name: fake
+    encoders.create = lambda *_: fake
     return process.main()
 
 

@@ -13,6 +13,7 @@ from urllib.parse import parse_qs
 
 from emberd.engines.base import Diagnosis, Launch, Plan
 from emberd.settings import ServerSpec
+from emberd.startup import StartOptions
 
 
 class StubEngine:
@@ -23,7 +24,10 @@ class StubEngine:
     def refusal(self, spec: ServerSpec) -> str | None:
         return None if spec.model.startswith("stub/") else "serves only stub/..."
 
-    def claims(self, spec: ServerSpec) -> Sequence[str]:
+    def missing(self, spec: ServerSpec) -> str | None:
+        return None
+
+    def claims(self, spec: ServerSpec, options: StartOptions) -> Sequence[str]:
         claimed = parse_qs(spec.model.partition("?")[2]).get("claims", [""])[0]
         return claimed.split(",") if claimed else ()
 
@@ -41,10 +45,12 @@ class StubEngine:
                 *("--port", str(launch.port), "--model", wishes.get("serves", spec.model)),
                 *("--faults", faults, "--start-s", wishes.get("start", "0")),
             ],
-            environment={**os.environ, "STUB_KEY": launch.api_key},
+            environment={**os.environ, "STUB_KEY": launch.api_key or ""},
             device=wishes.get("device", spec.device or "cpu"),
             silence_s=float(wishes.get("silence", "20")),
             drain_s=float(wishes.get("drain", "5")),
+            files={"secret.yaml": f"key: {launch.api_key}"},
+            notes=[wishes["note"]] if "note" in wishes else [],
         )
 
     def progress(self, log: str) -> str:
@@ -59,6 +65,9 @@ class StubEngine:
             return Diagnosis("The stub was killed", "Start it again.", killed=True)
         last = (log.strip().splitlines() or [""])[-1]
         return Diagnosis(f"The stub ended with {exit_code} ({last})", "Give it more memory.")
+
+    def is_doomed(self, log: str) -> bool:
+        return "doomed" in log
 
     def recognises(self, command: Sequence[str]) -> bool:
         return False

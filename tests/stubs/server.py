@@ -9,13 +9,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import mmap
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 DIMENSIONS = 8
@@ -57,7 +61,9 @@ class Handler(BaseHTTPRequestHandler):
             entry = {"id": self.server.model, "owned_by": "stub", "max_model_len": 512}
             return self.reply({"object": "list", "data": [entry]})
         if self.path == "/model_info":
-            return self.reply({"model_path": self.server.model, "is_generation": False})
+            stamp = "another" if "impostor" in self.server.faults else None
+            info = {"model_path": self.server.model, "is_generation": False}
+            return self.reply(info | ({"weight_version": stamp} if stamp else {}))
         if self.path == "/server_info":
             return self.reply({"revision": "r1", "dtype": "bfloat16"})
         return self.reply({}, 404)
@@ -118,15 +124,20 @@ def vector(text: str) -> list[float]:
     return [x / norm for x in raw]
 
 
-def main() -> None:
-    """Serve until told to stop."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--faults", default="")
-    parser.add_argument("--start-s", type=float, default=0.0)
-    given = parser.parse_args()
-    faults = set(given.faults.split(","))
+def _leave_files() -> None:
+    """Write what SGLang leaves when it is killed: shared memory, a semaphore, a temporary file."""
+    tempfile.mkstemp()
+    kept.append(multiprocessing.get_context("spawn").Semaphore())
+    path = Path(f"/dev/shm/stub_loads_{os.getpid()}")
+    path.write_bytes(bytes(4096))
+    with path.open("r+b") as file:
+        kept.append(mmap.mmap(file.fileno(), 4096))
+
+
+kept: list[Any] = []
+
+
+def _misbehave_at_start(faults: set[str]) -> None:
     if "ignores-term" in faults:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if "leaves-children" in faults:
@@ -136,9 +147,26 @@ def main() -> None:
                 [sys.executable, "-c", "import time; time.sleep(600)"],
                 start_new_session=new_session,
             )
+    if "leaves-files" in faults:
+        _leave_files()
     sys.stderr.write("stub: loading\n")
     if "talks-much" in faults:
         sys.stderr.write("stub: and so on\n" * 200_000)
+    if "doomed" in faults:
+        sys.stderr.write("stub: doomed\n")
+        time.sleep(3600)
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--faults", default="")
+    parser.add_argument("--start-s", type=float, default=0.0)
+    given = parser.parse_args()
+    faults = set(given.faults.split(","))
+    _misbehave_at_start(faults)
     time.sleep(given.start_s)
     if "dies-at-start" in faults:
         sys.exit("stub: no memory left for the model")

@@ -166,6 +166,8 @@ class Attachment:
             on_progress=_log_progress,
         )
         _LOG.info("%s", server.reason)
+        for note in server.notes:
+            _warn_once(note)
         return server
 
     def _manager(self) -> Manager:
@@ -193,6 +195,11 @@ class Attachment:
                 UserWarning,
                 stacklevel=2,
             )
+
+
+@functools.cache
+def _warn_once(note: str) -> None:
+    warnings.warn(note, UserWarning, stacklevel=2)
 
 
 def _by_hand(endpoint: Endpoint) -> Server:

@@ -10,7 +10,7 @@ from typing import Final
 # Source of the sentence and of its form: the model card of Qwen3-Embedding. There is no space
 # after "Query:"; one more space is another token, and so another vector.
 _QWEN_TASK: Final = "Given a web search query, retrieve relevant passages that answer the query"
-_QWEN_FORM: Final = "Instruct: {task}\nQuery:{text}"
+QWEN_FORM: Final = "Instruct: {task}\nQuery:{text}"
 _QWEN_END_OF_TEXT_ID: Final = 151643  # <|endoftext|>, which the model's last-token pooling reads
 _QWEN_CONTEXT_TOKENS: Final = 32_768
 _QWEN_MIN_DIMENSIONS: Final = 32
@@ -53,7 +53,7 @@ def _qwen3(size: str, dimensions: int) -> Model:
         name=f"Qwen/Qwen3-Embedding-{size}",
         dimensions=dimensions,
         context_tokens=_QWEN_CONTEXT_TOKENS,
-        instruction_form=_QWEN_FORM,
+        instruction_form=QWEN_FORM,
         query_task=_QWEN_TASK,
         end_of_text_id=_QWEN_END_OF_TEXT_ID,
         matryoshka=True,
@@ -84,6 +84,14 @@ def lookup(name: str) -> Model:
         if names(name, model.name):
             return model
     return Model(name=name)
+
+
+def task_of(prompt: str) -> str | None:
+    """Return the task in a prompt of Qwen3-Embedding's form; None for a prompt of another."""
+    before, between = QWEN_FORM.removesuffix("{text}").split("{task}")
+    if not (prompt.startswith(before) and prompt.endswith(between)):
+        return None
+    return prompt.removeprefix(before).removesuffix(between)
 
 
 def names(given: str, model: str) -> bool:

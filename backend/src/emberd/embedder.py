@@ -39,6 +39,8 @@ class Embedder:
         revision: Commit of the model on the hub.
         engine: Which engine may serve.
         device: ``"cuda"`` or ``"cpu"``.
+        context_tokens: Longest text that must fit, in tokens; a server that takes shorter ones
+            alone is not used, and one that is started takes memory for no more.
         batch_size: Most texts in one request.
         max_concurrency: Most requests in flight, over the whole process.
         timeout: Seconds that one request may take.
@@ -67,6 +69,7 @@ class Embedder:
         revision: str | None = None,
         engine: str | None = None,
         device: str | None = None,
+        context_tokens: int | None = None,
         batch_size: int | None = None,
         max_concurrency: int | None = None,
         timeout: float | None = None,

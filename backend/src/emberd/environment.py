@@ -28,6 +28,19 @@ def _switch(text: str) -> bool:
     return word in _YES
 
 
+def switch(environ: Mapping[str, str], variable: str) -> bool:
+    """Return whether a variable says yes; one that is not set or empty says no.
+
+    Raises:
+        SettingError: It says neither yes nor no.
+    """
+    text = environ.get(variable)
+    try:
+        return bool(text) and _switch(str(text))
+    except ValueError as error:
+        raise SettingError(f"{variable}={text!r} cannot be read: give 1 or 0.") from error
+
+
 def _seconds_or_never(text: str) -> float | None:
     return None if text.strip().casefold() == "never" else float(text)
 
@@ -47,6 +60,7 @@ _VARIABLES: Final[dict[str, _Form]] = {
     "revision": _TEXT,
     "engine": _TEXT,
     "device": _TEXT,
+    "context_tokens": _NUMBER,
     "batch_size": _NUMBER,
     "max_concurrency": _NUMBER,
     "timeout": _TIME,

@@ -8,6 +8,7 @@
     │   └── MissingKeyError                a key was lost on the way (pickles carry none)
     ├── ServerError
     │   ├── NoEngineError                  nothing on this machine can serve the model
+    │   ├── InstallError                   an engine could not be installed or removed
     │   ├── StartError                     the server was started and failed
     │   ├── StartTimeoutError (TimeoutError)  the caller stopped waiting; the start goes on
     │   ├── LockTimeoutError (TimeoutError)   somebody else holds the start lock
@@ -48,6 +49,11 @@ def _rebuild(kind: type[EmberdError], args: tuple[Any, ...], fields: dict[str, A
     return error
 
 
+def _told(cause: str, advice: str, log_path: str | None) -> str:
+    parts = [cause.rstrip(".") + ".", advice, f"Log: {log_path}" if log_path else ""]
+    return " ".join(part for part in parts if part)
+
+
 class SettingError(EmberdError, ValueError):
     """An argument or an EMBERD_ environment variable has a value that cannot be used."""
 
@@ -68,6 +74,22 @@ class NoEngineError(ServerError, RuntimeError):
     """No engine can serve the model on this machine; the text says why for each."""
 
 
+class InstallError(ServerError, RuntimeError):
+    """An engine could not be installed, or not be removed.
+
+    Attributes:
+        cause: What happened, in one sentence.
+        advice: What to do about it.
+        log_path: What the installer said, or None when it never ran.
+    """
+
+    def __init__(self, cause: str, *, advice: str = "", log_path: str | None = None) -> None:
+        super().__init__(_told(cause, advice, log_path))
+        self.cause = cause
+        self.advice = advice
+        self.log_path = log_path
+
+
 class StartError(ServerError, RuntimeError):
     """A server was started and did not become ready.
 
@@ -78,8 +100,7 @@ class StartError(ServerError, RuntimeError):
     """
 
     def __init__(self, cause: str, *, advice: str = "", log_path: str | None = None) -> None:
-        parts = [cause.rstrip(".") + ".", advice, f"Log: {log_path}" if log_path else ""]
-        super().__init__(" ".join(part for part in parts if part))
+        super().__init__(_told(cause, advice, log_path))
         self.cause = cause
         self.advice = advice
         self.log_path = log_path

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, Final, Protocol, runtime_checkable
 
-from emberd import environment
-from emberd.catalog import DEMO_MODEL, Model, lookup
+from emberd import checkpoints, environment
+from emberd.catalog import DEMO_MODEL, Model
 from emberd.errors import SettingError
 from emberd.instructions import template
 
@@ -56,6 +56,7 @@ class ServerSpec:
         revision: Commit on the hub; None for whatever is there.
         dtype: Number format of the weights; None for the engine's own choice.
         quantization: Quantisation of the weights; None for none.
+        content: For a folder, what stands for the files in it; None for a name on the hub.
 
     Constraints (any running server of the same identity that meets them will do):
 
@@ -72,6 +73,7 @@ class ServerSpec:
     engine: str | None = None
     device: str | None = None
     context_tokens: int | None = None
+    content: str | None = None
 
     @property
     def identity(self) -> dict[str, str | None]:
@@ -81,6 +83,8 @@ class ServerSpec:
             "revision": self.revision,
             "dtype": self.dtype,
             "quantization": self.quantization,
+            # Left out where there is none, so that the keys of hub models stay what they were.
+            **({"content": self.content} if self.content else {}),
         }
 
     @property
@@ -142,6 +146,7 @@ class Settings:
         revision: Commit on the hub; None for whatever is there.
         engine: Which engine may serve; None for any.
         device: ``"cuda"`` or ``"cpu"``; None for any.
+        context_tokens: Longest text that must fit, in tokens; None for any.
         batch_size: Most texts in one request.
         max_concurrency: Most requests in flight, over the whole process.
         timeout: Seconds that one request may take.
@@ -161,6 +166,7 @@ class Settings:
     revision: str | None = None
     engine: str | None = None
     device: str | None = None
+    context_tokens: int | None = None
     batch_size: int = BATCH_TEXTS
     max_concurrency: int = CONCURRENT_REQUESTS
     timeout: float = REQUEST_TIMEOUT_S
@@ -213,13 +219,18 @@ class Settings:
     def spec(self) -> ServerSpec:
         """The part that says which server is wanted."""
         return ServerSpec(
-            model=self.model, revision=self.revision, engine=self.engine, device=self.device
+            model=self.model,
+            revision=self.revision,
+            engine=self.engine,
+            device=self.device,
+            context_tokens=self.context_tokens,
+            content=checkpoints.content(self.model),
         )
 
     @property
     def known(self) -> Model:
-        """What the catalog knows of the model."""
-        return lookup(self.model)
+        """What is known of the model, from the catalog or from its folder."""
+        return checkpoints.describe(self.model)
 
     @property
     def query_template(self) -> str:
@@ -306,7 +317,8 @@ def read_key(given: object) -> str | None:
 
 
 def _read_path(given: Any) -> Any:
-    return os.fspath(given) if isinstance(given, os.PathLike) else given
+    name = os.fspath(given) if isinstance(given, os.PathLike) else given
+    return checkpoints.absolute(name) if isinstance(name, str) else name
 
 
 # What is given in several forms, and how it is brought into one.
@@ -318,7 +330,7 @@ _READ: Final[dict[str, Callable[[Any], Any]]] = {
 
 
 _TEXTS: Final = ("model", "revision", "engine", "device")
-_COUNTS: Final = ("batch_size", "max_concurrency")
+_COUNTS: Final = ("batch_size", "max_concurrency", "context_tokens")
 _SECONDS: Final = ("timeout", "start_timeout", "idle_timeout")
 _SWITCHES: Final = ("truncate", "server_dimensions", "show_progress")
 
@@ -329,6 +341,8 @@ def _check_text(name: str, value: object) -> None:
 
 
 def _check_count(name: str, value: object) -> None:
+    if value is None and name == "context_tokens":
+        return
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise SettingError(f"{name}={value!r} must be a whole number, at least 1.")
 
@@ -359,40 +373,6 @@ def _check_dimensions(model: Model, dimensions: int) -> None:
             f"dimensions={dimensions} does not suit {model.name}: "
             f"it must be at least {model.min_dimensions}{upper}."
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where emberd keeps things, and what it is told to look at; from the environment.
-
-    Attributes:
-        home: State of servers; ``EMBERD_HOME``, else the platform's state folder.
-        engines: Environments of engines; ``EMBERD_ENGINES``, else ``engines`` in the home.
-        discover: URLs that ``EMBERD_DISCOVER`` lists, separated by commas or spaces.
-    """
-
-    home: str
-    engines: str
-    discover: tuple[str, ...] = ()
-
-    @classmethod
-    def resolve(cls, home: str | os.PathLike[str] | None = None) -> Places:
-        """Return the places of this process; ``home`` wins over ``EMBERD_HOME``."""
-        root = os.fspath(home) if home else os.environ.get("EMBERD_HOME") or _default_home()
-        root = os.path.abspath(os.path.expanduser(root))
-        listed = os.environ.get("EMBERD_DISCOVER", "").replace(",", " ").split()
-        return cls(
-            home=root,
-            engines=os.environ.get("EMBERD_ENGINES") or os.path.join(root, "engines"),
-            discover=tuple(root_url(url, "EMBERD_DISCOVER") for url in listed),
-        )
-
-
-def _default_home() -> str:
-    # Imported late: most processes of a test suite or a container set EMBERD_HOME.
-    from platformdirs import user_state_path
-
-    return str(user_state_path("emberd", appauthor=False))
 
 
 def is_demo(model: str) -> bool:

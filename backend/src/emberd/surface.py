@@ -20,6 +20,11 @@ PROBE_TIMEOUT_S: Final = 2.0
 HEALTH_TIMEOUT_S: Final = 25.0  # SGLang's /health waits for a token from the model, up to 20 s
 _MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 
+MODELS: Final = "/v1/models"
+MODEL_INFO: Final = "/model_info"
+OLD_MODEL_INFO: Final = "/get_model_info"
+"""What SGLang's router answers to this day, and SGLang did before 0.5."""
+
 NO_ANSWER: Final = (OSError, http.client.HTTPException, ValueError)
 """What ``fetch`` raises when there is no answer."""
 
@@ -102,6 +107,34 @@ def is_loopback(url: str) -> bool:
 class _Stay(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
         """Follow no redirect: the key would go along, to whoever the server names."""
+
+
+def models(url: str, api_key: str | None = None) -> list[dict[str, Any]]:
+    """Return what the server lists as its models; empty when it lists none."""
+    return entries(_good(get(url, MODELS, api_key)))
+
+
+def model_path(url: str, api_key: str | None = None) -> str | None:
+    """Return the path or name from which the server loaded its model; None when it does not say."""
+    for route in (MODEL_INFO, OLD_MODEL_INFO):
+        told = _good(get(url, route, api_key))
+        path = told.get("model_path") if isinstance(told, dict) else None
+        if isinstance(path, str):
+            return path
+    first = next(iter(models(url, api_key)), {})
+    root = first.get("root")
+    return root if isinstance(root, str) else None
+
+
+def entries(listed: Any) -> list[dict[str, Any]]:
+    """Return the models in the parsed answer to ``MODELS``; empty when there are none."""
+    data = listed.get("data") if isinstance(listed, dict) else None
+    found = data if isinstance(data, list) else []
+    return [entry for entry in found if isinstance(entry, dict) and entry.get("id")]
+
+
+def _good(reply: Reply | None) -> Any:
+    return reply.json() if reply is not None and reply.status == http.client.OK else None
 
 
 def is_ready(url: str) -> bool:

@@ -67,6 +67,8 @@ class EmberdEmbeddings(BaseModel, Embeddings):
             Which kind of server may be used: ``"sglang"``, ``"demo"``; any unless given.
         device: str | None
             ``"cuda"`` or ``"cpu"``; any unless given.
+        context_tokens: int | None
+            The longest text that must fit, in tokens; any unless given.
 
     Instantiate:
         .. code-block:: python
@@ -123,6 +125,8 @@ class EmberdEmbeddings(BaseModel, Embeddings):
     """Which engine may serve; None for any."""
     device: str | None = _DEFAULT.device
     """``"cuda"`` or ``"cpu"``; None for any."""
+    context_tokens: int | None = _DEFAULT.context_tokens
+    """Longest text that must fit, in tokens; None for any."""
     batch_size: int = _DEFAULT.batch_size
     """Most texts in one request."""
     max_concurrency: int = _DEFAULT.max_concurrency

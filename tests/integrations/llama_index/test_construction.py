@@ -167,6 +167,7 @@ def test_what_does_not_change_a_vector_is_not_in_the_key_of_caches() -> None:
         api_key=SECRET,
         engine="demo",
         device="cpu",
+        context_tokens=300,
         max_concurrency=2,
         timeout=3,
         start_timeout=4,

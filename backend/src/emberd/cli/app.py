@@ -8,7 +8,9 @@ import typer
 
 from emberd.cli import codes, output
 from emberd.cli.demo import demo
+from emberd.cli.doctor import doctor
 from emberd.cli.embed import embed
+from emberd.cli.engine import VERBS as ENGINE_VERBS
 from emberd.cli.env import env
 from emberd.cli.logs import logs
 from emberd.cli.status import status
@@ -65,5 +67,14 @@ def emberd(version: Version = False) -> None:
     """
 
 
-for verb in (up, status, stop, logs, env, embed, demo):
+for verb in (up, status, stop, logs, env, embed, demo, doctor):
     app.command(context_settings=_CONTEXT)(verb)
+
+_engine: Final = typer.Typer(
+    help="Install, list and remove engines.",
+    rich_markup_mode=None,
+    context_settings=_CONTEXT,
+)
+for name, function in ENGINE_VERBS.items():
+    _engine.command(name, context_settings=_CONTEXT)(function)
+app.add_typer(_engine, name="engine")

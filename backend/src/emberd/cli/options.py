@@ -24,7 +24,7 @@ _VARIABLE: Final = re.compile(
     r"(?<![-\w/?&])(api_key|base_url|timeout|batch_size|max_concurrency)=(['\"\w-]?)"
 )
 _OPTION: Final = re.compile(
-    r"(?<![-\w/?&])(model|revision|engine|device|dimensions|idle_timeout|start_timeout)="
+    r"(?<![-\w/?&])(model|revision|engine|device|context_tokens|dimensions|idle_timeout|start_timeout)="
     r"(?=['\"\w-])"
 )
 
@@ -43,13 +43,22 @@ Engine = Annotated[
     typer.Option(
         "--engine",
         metavar="NAME",
-        help="Only this engine may serve: sglang, demo, or the dotted name of a module.",
+        help="Only this engine may serve: sglang, transformers, demo, or a module's dotted name.",
         show_default=False,
     ),
 ]
 Device = Annotated[
     str | None,
     typer.Option("--device", metavar="NAME", help="cuda or cpu.", show_default=False),
+]
+ContextTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--context-tokens",
+        metavar="NUMBER",
+        help="Longest text that must fit, in tokens; a server takes memory for no more.",
+        show_default=False,
+    ),
 ]
 Revision = Annotated[
     str | None,
@@ -75,6 +84,54 @@ StartTimeout = Annotated[
         show_default=False,
     ),
 ]
+Port = Annotated[
+    int | None,
+    typer.Option(
+        "--port",
+        metavar="NUMBER",
+        help="Loopback port of the server. Else EMBERD_PORT, else any that is free.",
+        show_default=False,
+    ),
+]
+NoAuth = Annotated[
+    bool,
+    typer.Option(
+        "--no-auth",
+        help="The server asks for no key: every user and web page of this machine may use it.",
+    ),
+]
+TpSize = Annotated[
+    int | None,
+    typer.Option(
+        "--tp-size",
+        metavar="NUMBER",
+        help="Spread the model over so many GPUs. Else EMBERD_TP_SIZE, else 1.",
+        show_default=False,
+    ),
+]
+DpSize = Annotated[
+    int | None,
+    typer.Option(
+        "--dp-size",
+        metavar="NUMBER",
+        help="Run so many copies of the model on GPUs of their own. Else EMBERD_DP_SIZE, else 1.",
+        show_default=False,
+    ),
+]
+Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[-- ARGUMENT...]",
+        help="Arguments for the engine, behind emberd's own. Else EMBERD_ENGINE_ARGS.",
+        show_default=False,
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Start nothing: print the engine's command, and why each word is there."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 
@@ -83,6 +140,7 @@ def settings(
     model: str | None = None,
     engine: str | None = None,
     device: str | None = None,
+    context_tokens: int | None = None,
     revision: str | None = None,
     idle_timeout: str | None = None,
     start_timeout: float | None = None,
@@ -96,6 +154,7 @@ def settings(
         model=model,
         engine=engine,
         device=device,
+        context_tokens=context_tokens,
         revision=revision,
         idle_timeout=_seconds(idle_timeout),
         start_timeout=start_timeout,

@@ -14,7 +14,7 @@ import typer
 from emberd.cli import env, options, output
 from emberd.cli.app import app
 from emberd.cli.codes import Code, of
-from emberd.errors import EmberdError, RejectedError, StartError
+from emberd.errors import EmberdError, InstallError, RejectedError, StartError
 
 # Recent versions of typer carry a click of their own, older ones use the package: the base
 # class of all usage errors is the one that both have in common.
@@ -79,8 +79,8 @@ def _fail(error: Exception, *, as_json: bool) -> int:
 def _told(error: Exception) -> str:
     if isinstance(error, _ParserError):
         return _usage(error)
-    if isinstance(error, StartError | RejectedError):
-        return str(error)  # it quotes a server, whose words are not ours to change
+    if isinstance(error, StartError | RejectedError | InstallError):
+        return str(error)  # it quotes a server or an installer, whose words are not ours to change
     if isinstance(error, EmberdError):
         return options.spelt("\n".join([str(error), *getattr(error, "__notes__", ())]))
     if isinstance(error, OSError) and error.strerror:

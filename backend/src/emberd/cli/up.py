@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import shlex
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
-from emberd.cli import options, output, waiting, words
+from emberd.cli import dry, options, output, waiting, words
+from emberd.errors import SettingError
 from emberd.settings import ServerSpec, is_demo
+from emberd.startup import StartOptions
 
 if TYPE_CHECKING:
     from emberd.manager import Server, ServerStatus
 
-NOT_QWEN = (
+NOT_QWEN: Final = (
     "The vectors of emberd/demo are those of multilingual-e5-small: they are NOT Qwen3 vectors, "
     "and an index made of them is of no use to another model."
+)
+
+OPEN: Final = (
+    "It asks for no key: every user of this machine can use it, read its figures and fill its "
+    "queue, and so can a web page in a browser here. It listens on loopback only; never forward "
+    "the port."
 )
 
 _KEY_OF_GIVEN: Final = (
@@ -25,10 +34,17 @@ def up(
     model: options.Model = None,
     engine: options.Engine = None,
     device: options.Device = None,
+    context_tokens: options.ContextTokens = None,
     revision: options.Revision = None,
     idle_timeout: options.IdleTimeout = None,
     start_timeout: options.StartTimeout = None,
+    port: options.Port = None,
+    no_auth: options.NoAuth = False,
+    tp_size: options.TpSize = None,
+    dp_size: options.DpSize = None,
+    dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
+    arguments: options.Arguments = None,
 ) -> None:
     """Find or start a server and wait for it.
 
@@ -37,15 +53,27 @@ def up(
 
     Says which server it is and why, and how to use it.
     """
+    wanted = StartOptions.resolve(
+        port=port,
+        no_auth=no_auth or None,
+        tp_size=tp_size,
+        dp_size=dp_size,
+        arguments=tuple(arguments) if arguments else None,
+    )
     settings = options.settings(
         model=model,
         engine=engine,
         device=device,
+        context_tokens=context_tokens,
         revision=revision,
         idle_timeout=idle_timeout,
         start_timeout=start_timeout,
     )
-    server = waiting.ensure(settings, retry_failed=True)
+    if dry_run:
+        dry.show(settings.spec, wanted, as_json=as_json)
+        return
+    server = waiting.ensure(settings, retry_failed=True, options=wanted)
+    _refuse_other(server, port, no_auth=no_auth)
     if as_json:
         output.dump(as_content(server))
     else:
@@ -68,6 +96,7 @@ def as_content(server: Server) -> dict[str, Any]:
         "engine": server.engine,
         "nonce": server.nonce,
         "folder": server.folder,
+        "notes": list(server.notes),
     }
 
 
@@ -80,6 +109,22 @@ def stay(server: Server) -> str:
         return "It stays until `emberd stop`."
     idle = words.duration(status.idle_timeout)
     return f"It stops {idle} after its last use, or by `emberd stop`."
+
+
+def _refuse_other(server: Server, port: int | None, *, no_auth: bool) -> None:
+    # Of a server that runs already; nobody else who uses it is to lose it for this.
+    url = server.endpoint.url
+    problem = ""
+    if port is not None and urlsplit(url).port != port:
+        problem = f"--port {port}"
+    elif no_auth and server.endpoint.api_key is not None:
+        problem = "--no-auth"
+    if problem and not server.started:
+        raise SettingError(
+            f"{problem}: the model is served already, at {url}, "
+            f"{'with' if server.endpoint.api_key else 'without'} a key. Use that server "
+            f"(`emberd env` gives its address and key), or `emberd stop` it first."
+        )
 
 
 def _status(server: Server) -> ServerStatus | None:
@@ -96,6 +141,8 @@ def _lines(server: Server, spec: ServerSpec) -> list[str]:
         f"{spec.model} is served at {endpoint.base_url} ({size})",
         f"  {server.reason}. {stay(server)}",
         *([f"  {NOT_QWEN}"] if is_demo(spec.model) else []),
+        *([f"  {OPEN}"] if server.origin == "own" and endpoint.api_key is None else []),
+        *(f"  Note: {note}" for note in server.notes),
         "",
         *_usage(server, spec),
     ]

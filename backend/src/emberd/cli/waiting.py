@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from emberd.cli import output, words
 from emberd.servers import Manager
 from emberd.settings import Settings
+from emberd.startup import StartOptions
 
 if TYPE_CHECKING:
     from emberd.manager import Progress, Server
@@ -67,7 +68,9 @@ class Waiting:
         return f"{self._model}: {doing} ({words.duration(progress.seconds)})"
 
 
-def ensure(settings: Settings, *, retry_failed: bool = False) -> Server:
+def ensure(
+    settings: Settings, *, retry_failed: bool = False, options: StartOptions | None = None
+) -> Server:
     """Return a server for ``settings``, found or started.
 
     Raises:
@@ -81,5 +84,6 @@ def ensure(settings: Settings, *, retry_failed: bool = False) -> Server:
             start_timeout=settings.start_timeout,
             idle_timeout=settings.idle_timeout,
             retry_failed=retry_failed,
+            options=options,
             on_progress=waiting.show,
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from emberd.client import verify
 from emberd.client.job import Job, Result, Work
+from emberd.client.learnt import Learnt
 from emberd.client.protocol import Outcome, Reply, Trouble
 from emberd.client.retry import Pause, RetryPolicy, exchange
 from emberd.client.slots import loop_slots
@@ -50,7 +51,7 @@ class AsyncClient:
         self._on_use = on_use
         self._on_timeout = on_timeout
         self._policy = policy or RetryPolicy.usual(settings.timeout, can_heal=heal is not None)
-        self._named: dict[Endpoint, str] = {}
+        self._learnt = Learnt()
         self._transport = AsyncTransport(settings.max_concurrency, settings.timeout, sdk_client)
 
     async def embed(
@@ -75,7 +76,7 @@ class AsyncClient:
             template,
             self._settings,
             can_heal=self._heal is not None,
-            named=self._named,
+            learnt=self._learnt,
         )
         if job.done:
             return job.result()

@@ -18,12 +18,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Final
 
 import numpy as np
 
 from emberd.client import protocol, replies, tokens, vectors
 from emberd.client.batches import Batch, lay_out
+from emberd.client.learnt import Learnt
 from emberd.client.protocol import Ask, Failure, Gone, Outcome, TooLong
 from emberd.client.texts import Prepared, excerpt, listed, prepare
 from emberd.client.tokens import Counting
@@ -45,6 +47,7 @@ MAX_BARREN_HEALS: Final = 3
 """How often a server may vanish in a row without anything having been embedded in between."""
 
 _SUSPECT_DEATHS: Final = 2
+_REFUSES_SETTING: Final = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY})
 
 
 class Job:
@@ -55,7 +58,7 @@ class Job:
         template: Holds ``{text}``.
         settings: The caller's.
         can_heal: Whether somebody can bring a server back that went away.
-        named: The model that the first reply of each endpoint named, over all jobs of a client.
+        learnt: What other jobs of the same client learnt of its servers.
 
     Raises:
         TextError: A text that cannot be sent; nothing has been sent then.
@@ -68,12 +71,12 @@ class Job:
         settings: Settings,
         *,
         can_heal: bool,
-        named: dict[Endpoint, str] | None = None,
+        learnt: Learnt | None = None,
     ) -> None:
         self._settings = settings
         self._model = settings.known
         self._can_heal = can_heal
-        self._named = {} if named is None else named
+        self._learnt = learnt or Learnt()
         self._texts = list(listed(texts))  # the caller's own may change
         self._prepared: Prepared = prepare(self._texts, template, self._model)
         self._endpoint: Endpoint | None = None
@@ -81,6 +84,7 @@ class Job:
         self._barren_heals = 0
         self._can_count = True
         self._in_flight: set[Work] = set()
+        self._to_be_cut: set[Work] = set()
         self._to_count: deque[Counting] = deque()
         self._suspects: deque[Batch] = deque()
         self._again: deque[Batch] = deque()
@@ -152,9 +156,12 @@ class Job:
     def ask(self, work: Work) -> Ask:
         """Return the request for ``work``."""
         if isinstance(work, Counting):
-            return tokens.ask(self.endpoint.model, str(self._prepared.inputs[work.index]))
+            text = str(self._prepared.inputs[work.index])
+            return tokens.ask(self.endpoint.server, self.endpoint.model, text)
         inputs = [self._prepared.inputs[index] for index in work.indices]
-        return protocol.embed(self.endpoint.model, inputs, self._server_dimensions)
+        dimensions = self._server_dimensions
+        (self._to_be_cut.discard if dimensions is None else self._to_be_cut.add)(work)
+        return protocol.embed(self.endpoint.model, inputs, dimensions)
 
     def read(self, work: Work, outcome: Outcome) -> Result:
         """Return what ``outcome`` means for ``work``; changes nothing, and may run anywhere."""
@@ -163,7 +170,7 @@ class Job:
             return body
         try:
             if isinstance(work, Counting):
-                return tokens.read(body)
+                return tokens.ended(tokens.read(body), self._model)
             embedded = replies.read(body, len(work.indices))
             if (swapped := self._swapped(embedded.model)) is not None:
                 return swapped
@@ -171,7 +178,7 @@ class Job:
                 embedded.vectors,
                 self.endpoint.dimensions,
                 self._settings.dimensions,
-                cut_by_server=self._server_dimensions is not None,
+                cut_by_server=self._settings.server_dimensions,
             )
         except RequestError as error:
             return error
@@ -190,7 +197,7 @@ class Job:
         elif isinstance(result, TooLong):
             self._divide(work, result)
         elif isinstance(result, RequestError):
-            raise result
+            self._ask_uncut(work, result)
         else:
             self._matrix[list(work.indices)] = result
             self._finished += len(work.indices)
@@ -198,11 +205,13 @@ class Job:
 
     @property
     def _server_dimensions(self) -> int | None:
-        return self._settings.dimensions if self._settings.server_dimensions else None
+        cuts = self._settings.server_dimensions and self.endpoint not in self._learnt.uncut
+        return self._settings.dimensions if cuts else None
 
     @property
     def _limit_tokens(self) -> int | None:
-        return tokens.limit_tokens(self.endpoint, self._model)
+        stated = tokens.limit_tokens(self.endpoint, self._model)
+        return self._learnt.limits.get(self.endpoint, stated)
 
     def _swapped(self, model: str | None) -> Gone | None:
         """Return what it means that a reply names ``model``, when it is not what one named before.
@@ -210,7 +219,7 @@ class Job:
         A server of somebody else's may be swapped for one of another model under its address,
         which nothing else tells where both have the same dimensions.
         """
-        first = self._named.setdefault(self.endpoint, model) if model is not None else model
+        first = self._learnt.named.setdefault(self.endpoint, model) if model is not None else model
         if first == model:
             return None
         error = ServerMismatchError(
@@ -262,8 +271,37 @@ class Job:
                 raise tokens.too_long(index, len(result), limit)
             self._prepared.inputs[index] = tokens.cut(index, result, limit, self._model)
 
+    def _ask_uncut(self, batch: Batch, error: RequestError) -> None:
+        """Ask for native vectors, which are cut here, where the server refuses to cut them."""
+        refused = isinstance(error, RejectedError) and error.status in _REFUSES_SETTING
+        if not (refused and batch in self._to_be_cut):
+            raise error
+        self._learnt.uncut.add(self.endpoint)
+        self._again.append(batch)
+
+    def _learns(self, limit: int | None) -> bool:
+        """Return whether ``limit`` is less than what was known; from now on it counts."""
+        known = self._limit_tokens
+        if limit is None or (known is not None and limit >= known):
+            return False
+        self._learnt.limits[self.endpoint] = limit
+        return True
+
+    def _count_again(self, batch: Batch, limit: int) -> None:
+        doubtful = set(self._prepared.to_count(limit)) & set(batch.indices)
+        for index in sorted(doubtful):
+            cut = self._prepared.inputs[index]
+            if isinstance(cut, str):
+                self._to_count.append(Counting(index))
+            elif len(cut) > limit:  # to what the server had stated
+                self._prepared.inputs[index] = tokens.cut(index, cut, limit, self._model)
+        self._again.appendleft(batch)
+
     def _divide(self, batch: Batch, refused: TooLong) -> None:
-        if len(batch.indices) == 1:
+        if self._learns(refused.limit) and self._can_count and refused.limit is not None:
+            # A router states no context, and a server short of memory takes less than its own.
+            self._count_again(batch, refused.limit)
+        elif len(batch.indices) == 1:
             raise tokens.too_long(
                 batch.indices[0],
                 refused.tokens,
@@ -271,8 +309,9 @@ class Job:
                 truncate=self._settings.truncate,
                 can_cut=self._can_count,
             )
-        # The server does not say which text it means. In front, so that the error comes soon.
-        self._again.extendleft(batch.halves(alone=batch.alone))
+        else:
+            # The server does not say which text it means. In front, so that the error comes soon.
+            self._again.extendleft(batch.halves(alone=batch.alone))
 
     def _server_went(self, work: Work, gone: Gone) -> None:
         if not self._can_heal:

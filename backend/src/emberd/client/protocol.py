@@ -219,7 +219,7 @@ _REFUSES_AT_LIMIT: Final = re.compile(
     r"longer than the model's context length|exceeds the maximum allowed length", re.IGNORECASE
 )
 _LENGTH: Final = re.compile(
-    r"input(?: length)? \((\d+) tokens\)|requested (\d+) tokens"
+    r"(?:request|input(?: length)?) \((\d+) tokens\)|requested (\d+) tokens"
     r"|contains? (?:at least )?(\d+)(?: input)? tokens",
     re.IGNORECASE,
 )

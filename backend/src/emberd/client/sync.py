@@ -8,6 +8,7 @@ from typing import Any
 from emberd.client import verify
 from emberd.client.crew import Crew
 from emberd.client.job import Job, Result, Work
+from emberd.client.learnt import Learnt
 from emberd.client.protocol import Outcome, Reply, Trouble
 from emberd.client.retry import Pause, RetryPolicy, exchange
 from emberd.client.slots import PROCESS_SLOTS, AbandonedError, Lease
@@ -48,7 +49,7 @@ class Client:
         self._on_use = on_use
         self._on_timeout = on_timeout
         self._policy = policy or RetryPolicy.usual(settings.timeout, can_heal=heal is not None)
-        self._named: dict[Endpoint, str] = {}
+        self._learnt = Learnt()
         self._transport = Transport(settings.max_concurrency, settings.timeout, sdk_client)
 
     def embed(
@@ -73,7 +74,7 @@ class Client:
             template,
             self._settings,
             can_heal=self._heal is not None,
-            named=self._named,
+            learnt=self._learnt,
         )
         if job.done:
             return job.result()

@@ -12,6 +12,12 @@ from emberd.settings import Endpoint
 
 PATH: Final = "/v1/tokenize"
 
+# What other servers than SGLang have in its place; llama.cpp's leaves the end of text out unasked.
+_ELSEWHERE: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
+    "vllm": ("/tokenize", "prompt", {}),
+    "llamacpp": ("/tokenize", "content", {"add_special": True}),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Counting:
@@ -27,9 +33,16 @@ def limit_tokens(endpoint: Endpoint, model: Model) -> int | None:
     return context - 1 if context else None
 
 
-def ask(model: str, text: str) -> Ask:
-    """Return the request that tokenizes ``text``."""
-    return Ask(PATH, {"model": model, "prompt": text})
+def ask(server: str, model: str, text: str) -> Ask:
+    """Return the request that tokenizes ``text``.
+
+    Args:
+        server: What kind of server is asked, as its endpoint has it.
+        model: The name that it goes by.
+        text: The text, in its template.
+    """
+    path, field, more = _ELSEWHERE.get(server, (PATH, "prompt", {}))
+    return Ask(path, {"model": model, field: text, **more})
 
 
 def read(body: bytes) -> list[int]:
@@ -45,10 +58,19 @@ def read(body: bytes) -> list[int]:
     tokens = reply.get("tokens") if isinstance(reply, dict) else None
     if not isinstance(tokens, list) or not _are_ids(tokens):
         raise BadReplyError(
-            f"{PATH} answered without a list of token ids. Look whether a server of another kind, "
-            f"or a proxy, answers at this address."
+            "A request to tokenize was answered without a list of token ids. Look whether a server "
+            "of another kind, or a proxy, answers at this address."
         )
     return tokens
+
+
+def ended(tokens: list[int], model: Model) -> list[int]:
+    """Return ``tokens`` with the end-of-text token that the model's own tokenizer puts behind.
+
+    The tokenizer route of sglang-router leaves it out; the server behind it puts it there.
+    """
+    end = model.end_of_text_id
+    return tokens if end is None or tokens[-1] == end else [*tokens, end]
 
 
 def cut(index: int, tokens: list[int], limit: int, model: Model) -> list[int]:

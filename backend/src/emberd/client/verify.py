@@ -15,21 +15,24 @@ from collections.abc import Generator
 from http import HTTPStatus
 from typing import Any, Final
 
-from emberd import catalog, surface
+from emberd import checkpoints, surface
 from emberd.catalog import Model
-from emberd.client import protocol, replies, tokens
+from emberd.client import naming, protocol, replies, tokens
 from emberd.client.protocol import Ask, Reply, Trouble
-from emberd.client.replies import Raw
+from emberd.client.replies import Embedded, Raw
 from emberd.errors import BadReplyError, ServerMismatchError, ServerUnavailableError
 from emberd.settings import Endpoint, ServerSpec
+from emberd.surface import MODEL_INFO, MODELS, OLD_MODEL_INFO
 
 TIMEOUT_S: Final = 60.0
 NORM_TOLERANCE: Final = 1e-2
 
+_SGLANG: Final = "sglang"
+_SERVER_INFO: Final = "/server_info"
 _PROBE: Final = "emberd asks: is this the right model?"
 _FLOAT_BYTES: Final = 4
-_MODELS: Final = "/v1/models"
-_MODEL_INFO: Final = "/model_info"
+_MOST_PROBES: Final = 4
+_NO_TASKS: Final = (None, "none", "embed")
 
 Examination = Generator[Ask, Reply | Trouble | None, Endpoint]
 """Asks one thing after another; each answer is sent in (None only to begin)."""
@@ -81,25 +84,56 @@ def examination(url: str, api_key: str | None, spec: ServerSpec, timeout_s: floa
 
 
 def _examination(url: str, api_key: str | None, spec: ServerSpec) -> Examination:
-    model = catalog.lookup(spec.model)
-    entries = _entries(_body(url, _MODELS, (yield Ask(_MODELS))))
-    info = _object(_body(url, _MODEL_INFO, (yield Ask(_MODEL_INFO))))
+    model = checkpoints.describe(spec.model)
+    entries = surface.entries(_object(_body(url, MODELS, (yield Ask(MODELS)))))
+    info = _object(_body(url, MODEL_INFO, (yield Ask(MODEL_INFO))))
+    info = info or _object(_body(url, OLD_MODEL_INFO, (yield Ask(OLD_MODEL_INFO))))
+    _check_kind(url, info)
     entry = _serving(url, spec.model, entries, info)
-    name = str(entry["id"])
-    body = _body(url, protocol.PATH, (yield protocol.embed(name, [_PROBE], None)))
+    name, server = str(entry["id"]), str(entry.get("owned_by") or "unknown")
+    body = yield from _embed(url, name, entries)
     dimensions = _check_vector(url, model, body)
     if model.end_of_text_id is not None:
-        counted = _body(url, tokens.PATH, (yield tokens.ask(name, _PROBE)))
+        ask = tokens.ask(server, name, _PROBE)
+        counted = _body(url, ask.path, (yield ask))
         _check_tokens(url, model, counted, body)
-    context = entry.get("max_model_len")
+    room = _room((yield Ask(_SERVER_INFO))) if server == _SGLANG else None
+    context = _context_tokens(entry)
     return Endpoint(
         url=url,
         model=name,
         dimensions=dimensions,
-        context_tokens=context if isinstance(context, int) else None,
+        context_tokens=min(filter(None, (context, room)), default=None),
         api_key=api_key,
-        server=str(entry.get("owned_by") or "unknown"),
+        server=server,
     )
+
+
+def _room(reply: Reply | Trouble | None) -> int | None:
+    """Return how many tokens an SGLang server can hold; None when it does not say.
+
+    It refuses no text that is longer, but lets it wait for ever (0.5.23, tried).
+    """
+    told = _object(reply.body if isinstance(reply, Reply) else None)
+    room = told.get("max_total_num_tokens")
+    return room if isinstance(room, int) else None
+
+
+def _embed(
+    url: str, name: str, entries: list[dict[str, Any]]
+) -> Generator[Ask, Reply | Trouble | None, bytes]:
+    """Have the probe embedded; once for each of several models, which may all be asked in turn."""
+    ask = protocol.embed(name, [_PROBE], None)
+    bodies: list[bytes] = []
+    while len(bodies) < (min(len(entries), _MOST_PROBES) or 1):
+        bodies += [_body(url, ask.path, (yield ask)) or b""]
+    models = {_reply(url, body).model for body in bodies}
+    if len(models) > 1:
+        raise ServerMismatchError(
+            f"{url} lets several models answer for {name}: {', '.join(sorted(map(str, models)))}. "
+            f"Put servers of one model behind it, or give the base_url of one of them."
+        )
+    return bodies[-1]
 
 
 def _body(url: str, path: str, reply: Reply | Trouble | None) -> bytes | None:
@@ -119,7 +153,7 @@ def _body(url: str, path: str, reply: Reply | Trouble | None) -> bytes | None:
             f"{url}{path} answered {reply.status} ({said}): it is not ready. Try again later."
         )
     if reply.status in protocol.NO_ROUTE and path != protocol.PATH:
-        return None  # vLLM and llama.cpp have no /model_info, a router passes on but some routes
+        return None  # vLLM and llama.cpp have no /model_info, and a router only the old one
     raise ServerMismatchError(
         f"{url}{path} answered {reply.status}: {said}. Start the server as one of embeddings, or "
         f"give the base_url of such a server."
@@ -134,49 +168,74 @@ def _object(body: bytes | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _entries(body: bytes | None) -> list[dict[str, Any]]:
-    data = _object(body).get("data")
-    entries = data if isinstance(data, list) else []
-    return [entry for entry in entries if isinstance(entry, dict) and entry.get("id")]
+def _check_kind(url: str, info: dict[str, Any]) -> None:
+    advice = "Start it as a server of embeddings, or give the base_url of another one."
+    if info.get("is_generation") is True:
+        raise ServerMismatchError(
+            f"{url} generates text with {info.get('model_path')} and gives no embeddings. {advice}"
+        )
+    embedding = info.get("embedding")
+    task = embedding.get("task") if isinstance(embedding, dict) else None
+    if task not in _NO_TASKS:
+        kind = ", ".join(map(str, info.get("architectures") or ()))
+        raise ServerMismatchError(
+            f"{url} is there to {task} with {info.get('model_path')} ({kind}), as rerankers are, "
+            f"and gives no embeddings. {advice}"
+        )
 
 
 def _serving(
     url: str, wanted: str, entries: list[dict[str, Any]], info: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the entry of ``/v1/models`` that is the wanted model."""
-    if info.get("is_generation") is True:
+    names = [name for key in ("served_model_name", "model_path") if (name := info.get(key))]
+    listed = entries or [{"id": name} for name in names[:1]]
+    if not listed:
         raise ServerMismatchError(
-            f"{url} generates text with {info.get('model_path')} and gives no embeddings. "
-            f"Start it as a server of embeddings, or give the base_url of another one."
-        )
-    for entry in entries:
-        if _same(wanted, entry["id"]) or _same(wanted, entry.get("root")):
-            return entry
-    paths = [info.get("served_model_name"), info.get("model_path")]
-    if any(_same(wanted, path) for path in paths):
-        return entries[0] if entries else {"id": paths[0] or paths[1]}
-    served = [str(entry["id"]) for entry in entries] or [str(path) for path in paths if path]
-    if not served:
-        raise ServerMismatchError(
-            f"{url} does not say which model it serves: neither {_MODELS} nor {_MODEL_INFO} "
+            f"{url} does not say which model it serves: neither {MODELS} nor {MODEL_INFO} "
             f"lists one. Correct base_url: it must be the root of an OpenAI-compatible server."
         )
+    for entry in listed:
+        # What SGLang says of itself is said of the first; adapters may follow it.
+        said = [entry["id"], entry.get("root"), *(names if entry is listed[0] else ())]
+        if _is_wanted(url, wanted, said):
+            return entry
+    served = [str(entry["id"]) for entry in listed]
+    loaded = f" (it has loaded {names[-1]})" if names and names[-1] not in served else ""
     raise ServerMismatchError(
-        f"{url} serves {', '.join(served)}, and {wanted} was asked for. Ask for "
-        f"model={served[0]!r}, or give the base_url of a server for {wanted}."
+        f"{url} serves {', '.join(served)}, and {wanted} was asked for{loaded}. Give the base_url "
+        f"of a server for {wanted}, or ask for model={served[0]!r}. If that is another name for "
+        f"the same model, have the server list it as {wanted}."
     )
 
 
-def _same(wanted: str, served: Any) -> bool:
-    return isinstance(served, str) and (
-        catalog.names(wanted, served) or catalog.names(served, wanted)
-    )
+def _is_wanted(url: str, wanted: str, said: list[Any]) -> bool:
+    if surface.is_loopback(url):
+        # Files say more than names, where both folders can be seen.
+        seen = {naming.holds_model(wanted, path) for path in said} - {None}
+        if seen:
+            return True in seen
+    return any(naming.is_model(wanted, name) for name in said)
 
 
-def _check_vector(url: str, model: Model, body: bytes | None) -> int:
+def _context_tokens(entry: dict[str, Any]) -> int | None:
+    described = entry.get("meta")  # llama.cpp's
+    kept = described.get("n_ctx") if isinstance(described, dict) else None
+    context = entry.get("max_model_len", kept)
+    return context if isinstance(context, int) else None
+
+
+def _reply(url: str, body: bytes) -> Embedded:
     try:
-        vector = _numbers(replies.read(body or b"", 1).vectors[0])
-    except (BadReplyError, OverflowError) as error:
+        return replies.read(body, 1)
+    except BadReplyError as error:
+        raise ServerMismatchError(f"{url} embeds, but not as it should: {error}") from error
+
+
+def _check_vector(url: str, model: Model, body: bytes) -> int:
+    try:
+        vector = _numbers(_reply(url, body).vectors[0])
+    except OverflowError as error:
         raise ServerMismatchError(f"{url} embeds, but not as it should: {error}") from error
     if model.dimensions not in (None, len(vector)):
         raise ServerMismatchError(
@@ -198,20 +257,23 @@ def _numbers(raw: Raw) -> tuple[float, ...]:
     return tuple(float(number) for number in raw)
 
 
-def _check_tokens(url: str, model: Model, counted: bytes | None, embedded: bytes | None) -> None:
+def _check_tokens(url: str, model: Model, counted: bytes | None, embedded: bytes) -> None:
     if counted is None:
         return
     try:
         ids = tokens.read(counted)
     except BadReplyError as error:
         raise ServerMismatchError(f"{url}: {error}") from error
-    if ids[-1] != model.end_of_text_id:
+    read = replies.prompt_tokens(embedded)
+    ended = tokens.ended(ids, model)
+    if read == len(ended):
+        return  # sglang-router counts with a tokenizer of its own, which ends no text
+    if ids != ended:
         raise ServerMismatchError(
             f"{url} ends a text with token {ids[-1]} instead of {model.end_of_text_id}, which "
             f"{model.name} pools. Its tokenizer is out of date: fetch the model again."
         )
-    read = replies.prompt_tokens(embedded or b"{}")
-    if read not in (None, len(ids)):
+    if read is not None:
         raise ServerMismatchError(
             f"{url} read {read} tokens where its tokenizer makes {len(ids)}: the end-of-text token "
             f"may be missing. Use a server whose embeddings read what its tokenizer makes."

@@ -11,9 +11,9 @@ from emberd.engines.base import Diagnosis, Engine, Launch, Plan
 from emberd.errors import NoEngineError, SettingError
 from emberd.settings import ServerSpec
 
-__all__ = ["NAMES", "Diagnosis", "Engine", "Launch", "Plan", "choose", "load"]
+__all__ = ["NAMES", "Diagnosis", "Engine", "Launch", "Plan", "choose", "load", "to_install"]
 
-NAMES: Final = ("sglang", "demo")
+NAMES: Final = ("sglang", "transformers", "demo")
 """Names of the engines that come with emberd, in the order in which they are asked."""
 
 
@@ -59,6 +59,18 @@ def choose(spec: ServerSpec) -> Engine:
         f"No engine can serve {spec.model} on this machine{_meant(spec.model)}:\n"
         + "\n".join(reasons)
     )
+
+
+def to_install(spec: ServerSpec) -> str | None:
+    """Return the environment whose installation would let an engine serve ``spec``.
+
+    Returns:
+        None where one can serve already, or none could.
+    """
+    chosen = [load(name) for name in ([spec.engine] if spec.engine else NAMES)]
+    if any(engine.refusal(spec) is None for engine in chosen):
+        return None
+    return next(filter(None, (engine.missing(spec) for engine in chosen)), None)
 
 
 def _meant(name: str) -> str:

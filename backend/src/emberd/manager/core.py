@@ -17,14 +17,13 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from emberd import engines
+from emberd.engines import to_install
 from emberd.errors import (
     EmberdError,
-    NoEngineError,
     ServerStoppedError,
     StartTimeoutError,
     StateFolderError,
@@ -35,6 +34,7 @@ from emberd.manager import (
     idle,
     locks,
     process,
+    provision,
     slot,
     starter,
     stopping,
@@ -44,27 +44,14 @@ from emberd.manager.record import State
 from emberd.manager.server import OnProgress, Progress, Server, ServerStatus, Verify
 from emberd.manager.slot import View
 from emberd.manager.timing import Timing
-from emberd.settings import IDLE_TIMEOUT_S, START_TIMEOUT_S, Places, ServerSpec
+from emberd.manager.wish import Joined, Wish
+from emberd.places import Places
+from emberd.settings import IDLE_TIMEOUT_S, START_TIMEOUT_S, ServerSpec
+from emberd.startup import StartOptions
 
 _LOG: Final = logging.getLogger("emberd")
 _PROGRESS_EVERY_S: Final = 1.0
 _DYING_S: Final = 0.5  # a killed process may break a connection before its port is closed
-
-
-@dataclass(frozen=True, slots=True)
-class _Wish:
-    spec: ServerSpec
-    api_key: str | None
-    idle_timeout: float | None
-    lost: Server | None
-    retry_failed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Joined:
-    folder: Path
-    nonce: str
-    started: bool
 
 
 class Manager:
@@ -98,6 +85,7 @@ class Manager:
         idle_timeout: float | None = IDLE_TIMEOUT_S,
         lost: Server | None = None,
         retry_failed: bool = False,
+        options: StartOptions | None = None,
         on_progress: OnProgress | None = None,
     ) -> Server:
         """Return a verified server for ``spec``: the given one, a running one, or a new one.
@@ -111,6 +99,7 @@ class Manager:
             idle_timeout: Idle seconds after which the server may stop; None for never.
             lost: The server that vanished in the middle of the caller's job.
             retry_failed: Start again although the last start has just failed.
+            options: How to start a server if there is none; None for what the environment says.
             on_progress: Called about once a second while a server starts.
 
         Raises:
@@ -126,12 +115,17 @@ class Manager:
             endpoint = self._verify(base_url, api_key, spec)
             return Server(endpoint, "given", f"{endpoint.url} was given")
         deadline = time.monotonic() + start_timeout
-        wish = _Wish(spec, api_key, idle_timeout, lost, retry_failed)
+        options = options or StartOptions.resolve()
+        wish = Wish(spec, options, api_key, idle_timeout, lost, retry_failed)
         if lost is not None and lost.origin == "own":
             self._let_death_be_seen(lost)
         while True:
             found = self._running(wish) or self._begin(wish, deadline)
-            if isinstance(found, _Joined):
+            if isinstance(found, str):
+                # Once: an engine that is still missing then is an error. Its time is no start's.
+                deadline += provision.install(found, on_progress)
+                wish, server = replace(wish, may_install=False), None
+            elif isinstance(found, Joined):
                 # One start of this call's own overrides a failure; a second would be a loop.
                 wish = replace(wish, retry_failed=wish.retry_failed and not found.started)
                 server = self._await(found, spec, deadline, on_progress)
@@ -147,7 +141,7 @@ class Manager:
 
     def find(self, spec: ServerSpec, *, api_key: str | None = None) -> Server | None:
         """Return a running server for ``spec``, ours or somebody else's; start nothing."""
-        wish = _Wish(spec, api_key, None, lost=None, retry_failed=False)
+        wish = Wish(spec, StartOptions(), api_key)
         for view in self._views(spec):
             if view.serves(spec) and isinstance(found := self._use_or_join(view, wish), Server):
                 return found
@@ -161,10 +155,13 @@ class Manager:
             NoEngineError: No engine can serve the model on this machine.
             StartError: It could not even be begun.
         """
-        wish = _Wish(spec, None, idle_timeout, lost=None, retry_failed=False)
+        wish = Wish(spec, StartOptions.resolve(), None, idle_timeout)
         deadline = time.monotonic() + self._timing.lock_s
-        while self._running(wish) is None and self._begin(wish, deadline) is None:
+        while (found := self._running(wish) or self._begin(wish, deadline)) is None:
             pass
+        if isinstance(found, str):
+            provision.install(found, None)
+            self.warm_up(spec, idle_timeout=idle_timeout)
 
     # -- seeing and stopping ------------------------------------------------------------
 
@@ -225,23 +222,26 @@ class Manager:
             return [first]
         return [slot.look(folder) for folder in self._home.slots(spec.key)]
 
-    def _running(self, wish: _Wish) -> Server | _Joined | None:
+    def _running(self, wish: Wish) -> Server | Joined | None:
         views = self._views(wish.spec)
         for view in views:
             if view.serves(wish.spec) and (found := self._use_or_join(view, wish)):
                 return found
         if wish.lost is not None:
             _refuse_to_undo(views, wish.lost)
-        held_back = (view.held_back(wish.spec, self._timing.cool_down_s) for view in views)
+        cool_down_s = self._timing.cool_down_s
+        held_back = (view.held_back(wish.spec, wish.options, cool_down_s) for view in views)
         if not wish.retry_failed and (error := next(filter(None, held_back), None)):
             raise error
         return None
 
-    def _use_or_join(self, view: View, wish: _Wish) -> Server | _Joined | None:
+    def _use_or_join(self, view: View, wish: Wish) -> Server | Joined | None:
         if view.record is not None and view.state is State.STARTING:
-            return _Joined(view.folder, view.record.nonce, started=False)
+            return Joined(view.folder, view.record.nonce, started=False)
         if view.origin == "found":
-            return adoption.recall(view, wish.spec, self._places.discover, wish.api_key)
+            return adoption.recall(
+                view, wish.spec, self._places.discover, wish.api_key, self._verify
+            )
         server = view.server()
         if server is None or not slot.refuses(server.endpoint):
             return server
@@ -252,8 +252,8 @@ class Manager:
             _end_keeper(now)
         return None
 
-    def _begin(self, wish: _Wish, deadline: float) -> Server | _Joined | None:
-        """Return a server, or a start to wait for; None when a keeper has to leave first."""
+    def _begin(self, wish: Wish, deadline: float) -> Server | Joined | str | None:
+        """Return a server, a start to wait for, or what is to be installed; None to look again."""
         spec = wish.spec
         self._let_pass(spec, deadline)
         folders.make_private(self._home.machine)
@@ -271,13 +271,26 @@ class Manager:
             sought = adoption.search(spec, self._places.discover, wish.api_key, self._verify)
             if sought.found is not None:
                 return adoption.adopt(folder, spec, sought.found, self._timing)
-            engine = _choose(spec, sought.refusals)
-            starter.sweep(self._home, self._timing, locked=first)
-            nonce = starter.start(folder, spec, engine.name, self._timing, wish.idle_timeout)
-        return _Joined(folder, nonce, started=True)
+            # Installed without the lock: nobody is to wait for it while gigabytes are fetched.
+            if self._places.auto_install and wish.may_install and (name := to_install(spec)):
+                return name
+            return self._start(wish, folder, sought.refusals)
+
+    def _start(self, wish: Wish, folder: Path, refusals: Sequence[str]) -> Joined:
+        engine = provision.choose(wish.spec, refusals)
+        starter.sweep(self._home, self._timing, locked=self._home.slot(wish.spec.key))
+        nonce = starter.start(
+            folder,
+            wish.spec,
+            engine.name,
+            self._timing,
+            idle_timeout_s=wish.idle_timeout,
+            options=wish.options,
+        )
+        return Joined(folder, nonce, started=True)
 
     def _await(
-        self, joined: _Joined, spec: ServerSpec, deadline: float, on_progress: OnProgress | None
+        self, joined: Joined, spec: ServerSpec, deadline: float, on_progress: OnProgress | None
     ) -> Server | None:
         """Return the server once it is ready; None when there is none, or one that does not fit."""
         last_told = 0.0
@@ -323,7 +336,7 @@ def _ask_to_stay(server: Server, idle_timeout: float | None) -> None:
         idle.ask(Path(server.folder), idle_timeout)
 
 
-def _outcome(view: View, joined: _Joined, spec: ServerSpec) -> Server | None:
+def _outcome(view: View, joined: Joined, spec: ServerSpec) -> Server | None:
     if view.state is State.READY:
         # Of a start that others began, device and context are known only now.
         return view.server(started=joined.started) if view.serves(spec) else None
@@ -360,16 +373,6 @@ def _status(folder: Path) -> ServerStatus | None:
     except StateFolderError as error:
         _LOG.warning("%s", error)  # one odd folder does not hide the others
         return None
-
-
-def _choose(spec: ServerSpec, refusals: Sequence[str]) -> engines.Engine:
-    try:
-        return engines.choose(spec)
-    except NoEngineError as error:
-        if not refusals:
-            raise
-        seen = "\n".join(f"  {refusal}" for refusal in refusals)
-        raise NoEngineError(f"{error}\nRunning servers that do not fit:\n{seen}") from None
 
 
 def _timed_out(progress: Progress) -> StartTimeoutError:

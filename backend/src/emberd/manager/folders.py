@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -140,3 +141,11 @@ def rotate_log(folder: Path, nonce: str) -> Path:
     with os.fdopen(descriptor, "w") as file:
         file.write(f"emberd: start {nonce}\n")
     return log
+
+
+def write_private(folder: Path, files: Mapping[str, str]) -> None:
+    """Write files into ``folder`` that nobody else may read; they may hold secrets."""
+    for name, content in files.items():
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        with os.fdopen(os.open(folder / name, flags, 0o600), "w") as file:
+            file.write(content)

@@ -91,9 +91,21 @@ class Idleness:
         self._used_at_s = clock()
         self._touched_ns = self._mtime_ns()
         self._activity: Activity | None = None
+        self._looked_at_s = clock()
+
+    def must_look(self, asked_for_s: float | None, look_s: float) -> bool:
+        """Return whether a reading is due: the last one is old, or would decide about the end.
+
+        Args:
+            asked_for_s: Idle time after which the server stops, in seconds; None for never.
+            look_s: How old a reading may be, in seconds.
+        """
+        since_s = self._clock() - self._looked_at_s
+        return since_s >= look_s or (asked_for_s is not None and self.seconds() >= asked_for_s)
 
     def observe(self, activity: Activity | None) -> None:
         """Take a reading of the server's counters; None when they could not be read."""
+        self._looked_at_s = self._clock()
         touched_ns = self._mtime_ns()
         if touched_ns != self._touched_ns or self._is_use(activity):
             self._used_at_s = self._clock()

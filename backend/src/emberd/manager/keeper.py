@@ -11,6 +11,7 @@ that the record's author is gone. It must end with nothing of its server left be
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import select
@@ -24,19 +25,27 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from emberd import engines, surface
+from emberd import checkpoints, engines, surface
 from emberd.engines.base import Diagnosis, Launch, Plan
-from emberd.errors import EmberdError, LockTimeoutError
-from emberd.manager import alive, child, folders, idle, locks, process, record
+from emberd.errors import EmberdError, LockTimeoutError, StartError
+from emberd.manager import alive, child, folders, idle, leavings, locks, process, record
 from emberd.manager.record import Failure, Record, State
 from emberd.manager.server import Verify
 from emberd.manager.starting import Start
 from emberd.manager.suspicion import Suspicion
 from emberd.settings import Endpoint, ServerSpec
 
+_HOST: Final = "127.0.0.1"
 _PORT_TRIES: Final = 3
 _KEY_BYTES: Final = 24
 _LOG_TAIL_BYTES: Final = 256 * 1024
+_ADVICE: Final = {
+    errno.ENOSPC: "Free space on that disk: `df -h`.",
+    errno.EDQUOT: "The quota of that disk is used up: free space.",
+    errno.EAGAIN: "Too many processes: look at `ulimit -u`, or at the container's limit.",
+    errno.ENOMEM: "Free some memory.",
+    errno.EACCES: "Look at the owner and the mode of what is named.",
+}
 _IDLE_REASON: Final = "nobody used it for {seconds:.0f} s"
 
 
@@ -65,6 +74,7 @@ class Keeper:
         # Imported now: an environment may be upgraded or removed under a living keeper.
         importlib.import_module("prometheus_client.parser")
         self._stop_asked = False
+        self._shared_memory = leavings.SharedMemory(folder)
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         self._log_start = 0
@@ -87,6 +97,8 @@ class Keeper:
         """
         if select.select([self._wake_read], [], [], seconds)[0]:
             os.read(self._wake_read, select.PIPE_BUF)
+        if self.server is not None and self.record.state is State.STARTING:
+            self._shared_memory.look(self.server.members)
         if not alive.is_same_file(self._alive_fd, self.folder):
             raise FolderGone
 
@@ -168,10 +180,10 @@ class Keeper:
             try:
                 diagnosis = self._start_once(claims)
             except (EmberdError, OSError) as error:
-                diagnosis = Diagnosis(str(error))
+                diagnosis = _diagnosis(error)
             if diagnosis is None:
                 return not self.stop_asked or self._stop_for_person()
-            if not diagnosis.port_taken:
+            if not diagnosis.port_taken or self.record.options.port is not None:
                 break
             self._end_server()
         if diagnosis is not None:
@@ -180,18 +192,25 @@ class Keeper:
 
     def _start_once(self, claims: Path) -> Diagnosis | None:
         with ExitStack() as held:
-            reserved = held.enter_context(_reserved_port())
+            options = self.record.options
+            reserved = held.enter_context(_reserved_port(options.port))
             port = reserved.getsockname()[1]
             # Claimed before the plan is made: it is the plan that measures what is free.
-            self._claim(held, claims)
+            claimed = self._claim(held, claims)
             if self.stop_asked:
                 return None
-            launch = Launch(port, _key(), self.record.nonce, str(self.folder))
+            key = None if options.no_auth else _key()
+            launch = Launch(port, key, self.record.nonce, str(self.folder), options, claimed)
             self.plan = self.engine.plan(self.record.spec, launch)
-            self.publish(drain_s=self.plan.drain_s)
+            # In the record before it is made: what is not there, nobody finds and removes.
+            scratch = leavings.scratch(self.record.nonce)
+            self.publish(drain_s=self.plan.drain_s, notes=tuple(self.plan.notes), scratch=scratch)
+            leavings.make(scratch)
+            self._shared_memory.begin()
+            folders.write_private(self.folder, self.plan.files)
             self.server = child.ServerProcess(
                 self.plan.command,
-                self.plan.environment,
+                {**self.plan.environment, "TMPDIR": scratch},
                 f"{self.folder}:{self.record.nonce}",
                 self._log,
             )
@@ -200,6 +219,8 @@ class Keeper:
             return outcome
         if outcome is not None:
             spec, engine = self.record.spec, self.record.engine or ""
+            if checkpoints.content(spec.model) != spec.content and spec.content is not None:
+                return Diagnosis(f"The files of {spec.model} changed meanwhile", "Run it again.")
             if not spec.accepts(engine, self.plan.device, outcome.context_tokens):
                 return _unfit(spec, self.plan.device, outcome)
             self.publish(
@@ -211,16 +232,20 @@ class Keeper:
             )
         return None
 
-    def _claim(self, held: ExitStack, claims: Path) -> None:
-        names = self.engine.claims(self.record.spec)
-        while names and not self.stop_asked:
+    def _claim(self, held: ExitStack, claims: Path) -> tuple[str, ...]:
+        while not self.stop_asked:
+            # Asked each time: what was best when the wait began may be full when it ends.
+            names = self.engine.claims(self.record.spec, self.record.options)
+            if not names:
+                break
             try:
                 held.enter_context(locks.claims(claims, names, self.record.timing.tick_s))
             except LockTimeoutError:
                 self.publish(progress=f"waiting for {', '.join(names)}")
                 self.wait(0)
             else:
-                return
+                return tuple(names)
+        return ()
 
     def _serve(self) -> None:
         endpoint, timing = self.record.endpoint, self.record.timing
@@ -241,18 +266,19 @@ class Keeper:
             if (code := self._reap()) is not None:
                 self._fail(self.engine.diagnose(code, self.log()), starting=False)
                 return
+            asked_for_s = idle.asked_for(self.folder)
+            if not (suspicion.is_there or idleness.must_look(asked_for_s, timing.look_s)):
+                continue
+            if self.server is not None:
+                self._shared_memory.look(self.server.members)
             activity = surface.activity(endpoint.url, endpoint.api_key)
             idleness.observe(activity)
             if suspicion.is_wedged(activity):
                 self._fail(_wedged(), starting=False)
                 return
-            if self._is_idle(idleness):
+            if asked_for_s is not None and idleness.seconds() >= asked_for_s:
                 self._stop(_IDLE_REASON.format(seconds=idleness.seconds()), by_person=False)
                 return
-
-    def _is_idle(self, idleness: idle.Idleness) -> bool:
-        asked_for_s = idle.asked_for(self.folder)
-        return asked_for_s is not None and idleness.seconds() >= asked_for_s
 
     # -- its end ------------------------------------------------------------------------
 
@@ -288,8 +314,11 @@ class Keeper:
         self.publish_if_possible(state=State.FAILED, failure=failure, endpoint=None, progress="")
 
     def _end_server(self) -> None:
-        if self.server is not None and not self.server.kill_all(self.record.timing.kill_s):
-            sys.stderr.write("emberd: processes of the server are left that cannot be killed\n")
+        if self.server is not None:
+            self._shared_memory.look(self.server.members, at_once=True)
+            if not self.server.kill_all(self.record.timing.kill_s):
+                sys.stderr.write("emberd: processes of the server are left that cannot be killed\n")
+        leavings.remove(self.folder, self.record.scratch, self._shared_memory.known)
 
     def _reap(self) -> int | None:
         return None if self.server is None else self.server.reap()
@@ -320,19 +349,35 @@ def main(arguments: list[str], verify: Verify) -> int:
     return 0
 
 
-def _reserved_port() -> socket.socket:
+def _reserved_port(wanted: int | None) -> socket.socket:
     # Bound and never listening: strangers get "address in use" from now on, while the server,
     # which sets the same option, can bind and listen beside it.
     reserved = socket.socket()
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    reserved.bind(("127.0.0.1", 0))
+    try:
+        reserved.bind((_HOST, wanted or 0))
+    except OSError as error:
+        reserved.close()
+        raise StartError(
+            f"Port {wanted} of {_HOST} cannot be had: {error.strerror}",
+            advice="End what listens there, or give another port, or none for any that is free.",
+        ) from error
     return reserved
+
+
+def _diagnosis(error: Exception) -> Diagnosis:
+    if isinstance(error, StartError):
+        return Diagnosis(error.cause, error.advice)
+    number = error.errno if isinstance(error, OSError) else None
+    return Diagnosis(str(error), _ADVICE.get(number or 0, ""))
 
 
 def _key() -> str:
     import secrets
 
-    return secrets.token_urlsafe(_KEY_BYTES)
+    # Digits alone: SGLang makes words of a command line of its file, and a key that begins with a
+    # dash, as one of 64 in base64 does, would be taken for an option.
+    return secrets.token_hex(_KEY_BYTES)
 
 
 def _unfit(spec: ServerSpec, device: str, endpoint: Endpoint) -> Diagnosis:

@@ -18,6 +18,7 @@ from emberd.errors import StartError, StateFolderError
 from emberd.manager.process import ProcessIdentity
 from emberd.manager.timing import Timing
 from emberd.settings import Endpoint, ServerSpec
+from emberd.startup import StartOptions
 
 SCHEMA: Final = 1
 NAME: Final = "record.json"
@@ -78,6 +79,9 @@ class Record:
         found: Somebody else's server: never stopped by us, and there is no keeper.
         drain_s: How long its requests may take to finish when it stops, in seconds.
         log_path: The server's log; empty for servers of others.
+        options: How it was to be started.
+        notes: What whoever uses it should know.
+        scratch: Folder of its temporary files; empty when it has none.
     """
 
     state: State
@@ -97,6 +101,9 @@ class Record:
     found: bool = False
     drain_s: float = DRAIN_S
     log_path: str = ""
+    options: StartOptions = field(default_factory=StartOptions)
+    notes: tuple[str, ...] = ()
+    scratch: str = ""
     schema: int = field(default=SCHEMA)
 
     def start_error(self) -> StartError:
@@ -149,6 +156,8 @@ def _from_json(content: dict[str, Any]) -> Record:
         keeper=_optional(ProcessIdentity, content["keeper"]),
         endpoint=_optional(Endpoint, content["endpoint"]),
         failure=_optional(Failure, content["failure"]),
+        options=_known(StartOptions, content.get("options", {})),
+        notes=tuple(content.get("notes", ())),
     )
 
 

@@ -24,6 +24,7 @@ class Server:
         engine: Name of the engine; None when not known.
         nonce: Name of this start of it; None for a given one.
         folder: Its state folder; None for a given one.
+        notes: What whoever uses it should know, a sentence each.
     """
 
     endpoint: Endpoint
@@ -33,6 +34,7 @@ class Server:
     engine: str | None = None
     nonce: str | None = None
     folder: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from emberd.manager import alive, folders, idle, record
 from emberd.manager.record import Record, State
 from emberd.manager.server import Origin, Server, ServerStatus
 from emberd.settings import Endpoint, ServerSpec
+from emberd.startup import StartOptions
 
 ATTEMPTS: Final = 3
 """Starts in a row that may be killed from outside before they are held to be the cause."""
@@ -81,12 +82,17 @@ class View:
             engine=own.engine,
             nonce=own.nonce,
             folder=str(self.folder),
+            notes=own.notes,
         )
 
-    def held_back(self, spec: ServerSpec, cool_down_s: float) -> StartError | None:
-        """Return the failure that a start of ``spec`` would only repeat; None if it is worth it."""
+    def held_back(
+        self, spec: ServerSpec, options: StartOptions, cool_down_s: float
+    ) -> StartError | None:
+        """Return the failure that a start would only repeat; None if one is worth it."""
         own = self.record
-        if own is None or own.spec != spec or time.monotonic() - own.since_s > cool_down_s:
+        if own is None or (own.spec, own.options) != (spec, options):
+            return None
+        if time.monotonic() - own.since_s > cool_down_s:
             return None
         killed_once = own.failure is not None and own.failure.killed and own.attempts < ATTEMPTS
         if self.state is State.FAILED and own.failure is not None and own.failure.starting:

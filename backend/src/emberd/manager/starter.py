@@ -7,17 +7,24 @@ from pathlib import Path
 from typing import Final
 
 from emberd.errors import LockTimeoutError, StartError, StateFolderError
-from emberd.manager import alive, folders, idle, launch, locks, process, record
+from emberd.manager import alive, folders, idle, launch, leftovers, locks, process, record
 from emberd.manager.folders import Home
 from emberd.manager.record import Record, State
 from emberd.manager.timing import Timing
 from emberd.settings import ServerSpec
+from emberd.startup import StartOptions
 
 _TAKEOVER_POLL_S: Final = 0.01
 
 
 def start(
-    folder: Path, spec: ServerSpec, engine: str, timing: Timing, idle_timeout_s: float | None
+    folder: Path,
+    spec: ServerSpec,
+    engine: str,
+    timing: Timing,
+    *,
+    idle_timeout_s: float | None,
+    options: StartOptions,
 ) -> str:
     """Start a keeper in ``folder`` and return the nonce of this start.
 
@@ -46,6 +53,7 @@ def start(
             attempts=attempts,
             engine=engine,
             log_path=str(log),
+            options=options,
         )
         record.write(folder, first)
         launch.start_keeper(folder, nonce, descriptor, log)
@@ -83,7 +91,7 @@ def sweep(home: Home, timing: Timing, *, locked: Path | None = None) -> None:
 
 def _end_leftovers(folder: Path, timing: Timing) -> None:
     if not alive.is_held(folder):
-        process.end_marked(str(folder), timing.kill_s)
+        leftovers.end(folder, timing)
 
 
 def _failed(before: Record) -> bool:

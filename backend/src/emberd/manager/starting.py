@@ -55,6 +55,7 @@ class Start:
         self._keeper = keeper
         self._url = f"http://{_HOST}:{launch.port}"
         self._key = launch.api_key
+        self._fingerprint = launch.fingerprint
         self._moved_at_s = time.monotonic()
         self._log_bytes = 0
         self._verification: _Verification | None = None
@@ -74,6 +75,8 @@ class Start:
         log = self._keeper.log()
         if code is not None:
             return engine.diagnose(code, log)
+        if engine.is_doomed(log):
+            return engine.diagnose(None, log)
         self._publish_progress(engine.progress(log), self._keeper.log_bytes)
         if self._is_silent():
             return engine.diagnose(None, log)
@@ -93,7 +96,9 @@ class Start:
     def _verified(self) -> Endpoint | Diagnosis | None:
         if self._verification is None:
             if surface.is_ready(self._url):
-                self._verification = _Verification(self._keeper, self._url, self._key)
+                self._verification = _Verification(
+                    self._keeper, self._url, self._key, self._fingerprint
+                )
             return None
         return self._verification.outcome
 
@@ -101,16 +106,33 @@ class Start:
 class _Verification:
     """The first real embedding, in a thread: a cold model may take long, and a stop must not."""
 
-    def __init__(self, keeper: Starter, url: str, key: str) -> None:
+    def __init__(self, keeper: Starter, url: str, key: str | None, fingerprint: str) -> None:
         self.outcome: Endpoint | Diagnosis | None = None
         self._arguments = (url, key, keeper.record.spec)
+        self._fingerprint = fingerprint
         self._verify = keeper.verify
         threading.Thread(target=self._run, daemon=True, name="emberd-verify").start()
 
     def _run(self) -> None:
         try:
-            self.outcome = self._verify(*self._arguments)
+            endpoint = self._verify(*self._arguments)
+            self.outcome = _impostor(endpoint, self._fingerprint) or endpoint
         except EmberdError as error:
             self.outcome = Diagnosis(f"The server was started and is not fit for use: {error}")
         except Exception as error:  # noqa: BLE001 - whoever waits must hear of it, whatever it is
             self.outcome = Diagnosis(f"The first embedding failed: {error!r}", "Report this bug.")
+
+
+def _impostor(endpoint: Endpoint, fingerprint: str) -> Diagnosis | None:
+    # The port was ours to give, and a right model answers there: only the stamp of this very
+    # start tells our server from one that somebody else put on the port.
+    reply = surface.get(endpoint.url, "/model_info", endpoint.api_key)
+    told = reply.json() if reply is not None else None
+    stamp = told.get("weight_version") if isinstance(told, dict) else None
+    if stamp in (None, fingerprint):
+        return None
+    return Diagnosis(
+        f"Another server took {endpoint.url} (its weight version is {stamp}, not {fingerprint})",
+        "Try again.",
+        port_taken=True,
+    )

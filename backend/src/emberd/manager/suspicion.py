@@ -51,6 +51,11 @@ class Suspicion:
         self._thread: threading.Thread | None = None
         self._file.unlink(missing_ok=True)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether somebody reported the server, or a probe is under way."""
+        return self._thread is not None or self._file.exists()
+
     def is_wedged(self, activity: Activity | None) -> bool:
         """Take a reading of the counters, go on probing if need be, and return the verdict."""
         if self._thread is None:

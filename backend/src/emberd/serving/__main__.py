@@ -29,6 +29,7 @@ import uvicorn
 from emberd.catalog import DEMO_MODEL
 from emberd.serving import KEY_VARIABLE, MODULE, encoders, logs
 from emberd.serving.app import create_app
+from emberd.serving.encoder import Checkpoint
 from emberd.serving.service import Identity, Phase, Service
 
 EXIT_FAILED: Final = 1
@@ -71,7 +72,10 @@ class _Server(uvicorn.Server):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until a signal comes; return the exit code."""
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if (given.encoder == encoders.DEMO) != (given.model_path is None):
+        parser.error(f"--model-path goes with --encoder {encoders.TRANSFORMERS}, which needs it")
     # Taken out, so that no child of this process and no dump of os.environ has it.
     key = os.environ.pop(KEY_VARIABLE, None)
     logs.configure()
@@ -79,11 +83,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if listener is None:
         return EXIT_NO_PORT
     identity = Identity(
-        model=given.served_model_name,
+        model=given.served_model_name or given.model_path or DEMO_MODEL,
         weight_version=given.weight_version,
         cut_any=not given.refuse_untrained_dimensions,
+        revision=given.revision,
     )
-    return _serve(Service(encoders.create(given.encoder), identity), listener, key)
+    encoder = encoders.create(given.encoder, _checkpoint(given))
+    return _serve(Service(encoder, identity), listener, key)
+
+
+def _checkpoint(given: argparse.Namespace) -> Checkpoint | None:
+    if given.model_path is None:
+        return None
+    return Checkpoint(
+        model=given.model_path,
+        revision=given.revision,
+        device=given.device,
+        dtype=given.dtype,
+        context_tokens=given.context_tokens,
+    )
 
 
 def _serve(service: Service, listener: socket.socket, key: str | None) -> int:
@@ -126,14 +144,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--encoder", choices=encoders.NAMES, required=True)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True, help="0 for any that is free")
-    parser.add_argument("--served-model-name", default=DEMO_MODEL)
+    parser.add_argument("--served-model-name", help="what /v1/models says; the model's own name")
     parser.add_argument("--weight-version", default="default", help="shown by /model_info")
     parser.add_argument(
         "--refuse-untrained-dimensions",
         action="store_true",
         help="answer 400 to dimensions when the model was not trained to be cut",
     )
+    _add_checkpoint(parser)
     return parser
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the model of --encoder transformers")
+    group.add_argument("--model-path", help="a name on the hub, or a folder")
+    group.add_argument("--revision", help="a commit, branch or tag on the hub")
+    group.add_argument("--device", help="cpu, cuda or mps; the best that is there")
+    group.add_argument("--dtype", help="bfloat16 or float32; what the device computes well")
+    group.add_argument(
+        "--context-tokens", type=int, help="the longest text that must fit; the model's own limit"
+    )
 
 
 if __name__ == "__main__":

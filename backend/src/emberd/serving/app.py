@@ -7,7 +7,6 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from http import HTTPStatus
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from starlette.applications import Starlette
@@ -16,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from emberd import __version__
 from emberd.serving import inputs, wire
 from emberd.serving.encoder import TokenEncoder
 from emberd.serving.guard import KeyGuard
@@ -145,12 +145,12 @@ async def _server_info(request: Request) -> Response:
     encoder, identity = _service(request).encoder, _service(request).identity
     return _json(
         {
-            "version": _version(),
+            "version": __version__,
             "frontend": "emberd",
             "model_path": identity.model,
             "served_model_name": identity.model,
             "weight_version": identity.weight_version,
-            "revision": None,
+            "revision": identity.revision,
             "dtype": encoder.dtype,
             "device": encoder.device,
             "context_length": encoder.context_tokens,
@@ -229,10 +229,3 @@ def _card(request: Request) -> dict[str, Any]:
 
 def _json(value: Any) -> Response:
     return Response(wire.to_json(value), media_type=wire.JSON)
-
-
-def _version() -> str:
-    try:
-        return version("emberd")
-    except PackageNotFoundError:  # run from a source tree that was not installed
-        return "unknown"

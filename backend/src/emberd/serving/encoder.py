@@ -23,6 +23,25 @@ class Prepared:
     payload: Any
 
 
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Which model an encoder is to load, and how it is to run it.
+
+    Attributes:
+        model: Name on the hub, or a folder.
+        revision: Commit, branch or tag on the hub; None for the newest.
+        device: ``"cpu"``, ``"cuda"``, ``"mps"``; None for the best that is there.
+        dtype: ``"bfloat16"`` or ``"float32"``; None for what the device computes well.
+        context_tokens: Longest text that must fit, in tokens; None for what the model card says.
+    """
+
+    model: str
+    revision: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    context_tokens: int | None = None
+
+
 class Encoder(Protocol):
     """A model. ``prepare`` may be called while another thread is in ``encode``.
 

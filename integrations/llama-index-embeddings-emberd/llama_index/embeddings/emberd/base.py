@@ -100,6 +100,9 @@ class EmberdEmbedding(BaseEmbedding):
     api_key: SecretStr | None = _option("api_key", "The key of that server.")
     engine: str | None = _option("engine", "Which engine may serve; None for any.")
     device: str | None = _option("device", "'cuda' or 'cpu'; None for any.")
+    context_tokens: int | None = _option(
+        "context_tokens", "Longest text that must fit, in tokens; None for any."
+    )
     max_concurrency: int = _option(
         "max_concurrency", "Most requests in flight, over the whole process."
     )

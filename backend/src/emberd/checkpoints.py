@@ -1,0 +1,206 @@
+"""What a model says of itself, where it is a folder on this machine.
+
+A folder is described by the files that it holds, as sentence-transformers and Transformers write
+them; the catalog wins for a folder that is named like one of its models. Nothing here needs either
+library: the files are JSON, and of the weights only samples are read.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from emberd import catalog
+from emberd.catalog import Model
+from emberd.errors import SettingError
+
+CONFIG: Final = "config.json"
+
+_PROMPTS: Final = "config_sentence_transformers.json"
+_TOKENIZER: Final = "tokenizer.json"
+_DESCRIBING: Final = (CONFIG, _PROMPTS, _TOKENIZER)
+_TEXTS: Final = ("*.json", "*.txt", "*.model", "*/config.json")
+_WEIGHTS: Final = ("*.safetensors", "*.bin", "*.gguf")
+_SAMPLES: Final = 64
+_SAMPLE_BYTES: Final = 4096
+_HASH_DIGITS: Final = 16
+_PATHS: Final = ("/", "./", "../", "~")
+
+
+def describe(name: str) -> Model:
+    """Return what is known of a model: from the catalog, else from its folder, else its name."""
+    known = catalog.lookup(name)
+    if known != Model(name) or not is_folder(name):
+        return known
+    return _described(name, *(_changed_ns(Path(name) / file) for file in _DESCRIBING))
+
+
+@functools.lru_cache(maxsize=32)
+def _described(name: str, *_changed: int) -> Model:
+    # Asked for at each query, and read once for as long as the files stay what they are.
+    config = read_json(Path(name) / CONFIG)
+    return replace(
+        Model(name),
+        dimensions=_whole(config.get("hidden_size")),
+        context_tokens=_whole(config.get("max_position_embeddings")),
+        end_of_text_id=end_of_text_id(name),
+        matryoshka=bool(config.get("is_matryoshka") or config.get("matryoshka_dimensions")),
+        **_templates(read_json(Path(name) / _PROMPTS)),
+    )
+
+
+def is_folder(name: str) -> bool:
+    """Return whether ``name`` is a folder on this machine and not a name on the hub."""
+    return os.path.isdir(name)
+
+
+def is_path(name: str) -> bool:
+    """Return whether ``name`` can only be meant as a folder, whether it is there or not."""
+    return name.startswith(_PATHS)
+
+
+def absolute(name: str) -> str:
+    """Return a folder's real path, so that it has one name from everywhere; others as they are."""
+    path = os.path.expanduser(name)
+    return os.path.realpath(path) if is_path(name) or is_folder(path) else name
+
+
+def content(name: str) -> str | None:
+    """Return 16 hexadecimal digits that stand for the files in a model's folder.
+
+    They change when the configuration or the tokenizer changes at all, or the weights do in size
+    or in one of 64 samples a file, which any training does.
+
+    Returns:
+        None for a name on the hub, or a folder that is not there.
+
+    Raises:
+        SettingError: The folder cannot be read.
+    """
+    folder = Path(name)
+    if not is_folder(name):
+        return None
+    try:
+        files = list(_files(folder))
+        stats = [(file, file.stat()) for file in files]
+        return _hash(tuple((os.fspath(f), s.st_size, s.st_mtime_ns, s.st_ino) for f, s in stats))
+    except OSError as error:
+        raise SettingError(
+            f"model={name!r} is a folder that cannot be read: {error}. Correct its permissions."
+        ) from error
+
+
+def changed_s(name: str) -> float:
+    """Return when a file of a model's folder last changed, in seconds of the wall clock.
+
+    By the time that the kernel keeps of each inode: copying tools set the other one back.
+
+    Raises:
+        SettingError: The folder cannot be read.
+    """
+    try:
+        return max((file.stat().st_ctime for file in _files(Path(name))), default=0.0)
+    except OSError as error:
+        raise SettingError(
+            f"model={name!r} is a folder that cannot be read: {error}. Correct its permissions."
+        ) from error
+
+
+def architecture(name: str) -> str | None:
+    """Return the class that a folder's configuration names, such as ``Qwen3ForCausalLM``."""
+    listed = read_json(Path(name) / CONFIG).get("architectures")
+    return str(listed[0]) if isinstance(listed, list) and listed else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; empty when there is none to be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _changed_ns(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _templates(described: dict[str, Any]) -> dict[str, Any]:
+    prompts = described.get("prompts")
+    if not isinstance(prompts, dict):
+        return {}
+    query, document = (str(prompts.get(role) or "") for role in ("query", "document"))
+    templates = {"document_template": f"{document}{{text}}"}
+    task = catalog.task_of(query)
+    if task is None:
+        return templates | {"query_template": f"{query}{{text}}"}
+    # A fine-tuned Qwen3-Embedding: tasks of the user's are put as its own is.
+    return templates | {"query_task": task, "instruction_form": catalog.QWEN_FORM}
+
+
+def end_of_text_id(name: str) -> int | None:
+    """Return the token that a folder's tokenizer puts behind each text; None when it puts none.
+
+    The format is that of the tokenizers library: a template, alone or in a sequence.
+    """
+    processor = _post_processor(Path(name) / _TOKENIZER)
+    for part in processor.get("processors") or [processor]:
+        single = part.get("single") or [{}]
+        name = single[-1].get("SpecialToken", {}).get("id")
+        ids = part.get("special_tokens", {}).get(name, {}).get("ids") or []
+        if len(ids) == 1:
+            return _whole(ids[0])
+    return None
+
+
+def _post_processor(tokenizer: Path) -> dict[str, Any]:
+    # Not parsed whole: Qwen's has eleven megabytes of vocabulary, and this stands before it.
+    key = '"post_processor":'
+    try:
+        text = tokenizer.read_text(encoding="utf-8")
+        found, _ = json.JSONDecoder().raw_decode(text[text.index(key) + len(key) :].lstrip())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for pattern in _TEXTS + _WEIGHTS:
+        yield from sorted(folder.glob(pattern))
+
+
+@functools.lru_cache(maxsize=32)
+def _hash(files: tuple[tuple[str, int, int, int], ...]) -> str:
+    # What does not change is read once a process: the arguments are all that a change would show.
+    whole = hashlib.sha256()
+    root = Path(files[0][0]).parent if files else Path()
+    for name, size, _, _ in files:
+        path = Path(name)
+        # By its place in the folder: the same files elsewhere are the same model.
+        whole.update(f"{os.path.relpath(path, root)} {size}\n".encode())
+        for sample in _read(path, size):
+            whole.update(sample)
+    return whole.hexdigest()[:_HASH_DIGITS]
+
+
+def _read(path: Path, size: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        if path.match("*.json") or size <= _SAMPLES * _SAMPLE_BYTES:
+            yield file.read()
+            return
+        for place in range(_SAMPLES):
+            file.seek(place * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+            yield file.read(_SAMPLE_BYTES)

@@ -1,0 +1,196 @@
+"""``emberd engine``: the environments of engines."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from emberd.cli import options, output, words
+from emberd.errors import SettingError
+from emberd.installs import (
+    Installed,
+    Recipe,
+    Site,
+    holder,
+    in_words,
+    install,
+    installed,
+    locate,
+    recipes,
+    remove,
+    sites,
+)
+from emberd.installs.environments import engines_folder
+from emberd.places import Places
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_LINE_EVERY_S: Final = 10.0
+_COLUMNS: Final = ("engine", "version", "state", "size", "python", "detail")
+_WHOLE: Final = _COLUMNS[:4]
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help=f"One of: {', '.join(recipes.RECIPES)}.", show_default=False
+    ),
+]
+
+
+def engine_install(name: Name, as_json: options.AsJson = False) -> None:
+    """Install an engine into an environment of its own.
+
+    Under EMBERD_ENGINES, else in EMBERD_HOME; with uv where it is there, else with venv and pip.
+    It takes minutes and gigabytes. What was interrupted is begun anew.
+    """
+    places = Places.resolve()
+    before = installed(places)
+    begun_s = time.monotonic()
+    with _Line() as line:
+        done = install(name, places, line.show)
+    seconds = time.monotonic() - begun_s
+    if as_json:
+        output.dump({"installed": asdict(done), "seconds": round(seconds, 1)})
+        return
+    what = f"{done.name} {done.version}"
+    if done in before:
+        output.say(f"{what} is installed already ({in_words(done.bytes)}): nothing to do.")
+    else:
+        output.say(f"Installed {what}: {in_words(done.bytes)} in {words.duration(seconds)}.")
+    output.say(f"It lies in {done.folder}")
+    output.say(f"Next: emberd up --engine {done.name}")
+
+
+def engine_list(as_json: options.AsJson = False) -> None:
+    """Show which engines are installed, and which interpreter each would run in."""
+    places = Places.resolve()
+    rows = [row for recipe in recipes.RECIPES.values() for row in _rows(recipe, places)]
+    if as_json:
+        output.dump({"engines": rows, "folder": str(engines_folder(places))})
+        return
+    output.console().print(_table(rows))
+    if missing := [row["engine"] for row in rows if row["state"] == "not installed"]:
+        output.note(f"To install one: emberd engine install {missing[0]}")
+
+
+def engine_remove(name: Name, as_json: options.AsJson = False) -> None:
+    """Remove an engine's environment, unless a server runs from it."""
+    places = Places.resolve()
+    was_there = bool(sites(places, name))
+    gone = remove(name, places)
+    if as_json:
+        output.dump({"removed": asdict(gone) if gone else None})
+    elif gone:
+        output.say(f"Removed {gone.name} {gone.version}: {in_words(gone.bytes)} are free again.")
+    elif was_there:
+        output.say(f"Removed what an interrupted installation of {name} had left.")
+    else:
+        output.say(f"{name} is not installed: nothing to remove.")
+
+
+def _rows(recipe: Recipe, places: Places) -> list[dict[str, Any]]:
+    whole = [own for own in installed(places) if own.name == recipe.name]
+    folders = {own.folder for own in whole}
+    rows = [_own(recipe, own) for own in whole]
+    rows += [
+        _half_made(place, places)
+        for place in sites(places, recipe.name)
+        if str(place.folder) not in folders
+    ]
+    rows += _elsewhere(recipe, places, {own.python for own in whole})
+    return rows or [_row(recipe.name, recipe.version, "not installed")]
+
+
+def _own(recipe: Recipe, own: Installed) -> dict[str, Any]:
+    facts = asdict(own)
+    shown = {name: facts[name] for name in ("python", "folder", "bytes", "installed_at")}
+    if not own.is_usable:
+        return _row(
+            own.name, own.version, "broken", "its Python is gone: install it again", **shown
+        )
+    return _row(own.name, own.version, "installed", _wanted(recipe, own.version), **shown)
+
+
+def _half_made(place: Site, places: Places) -> dict[str, Any]:
+    by = holder(places, place.name)
+    state, detail = ("installing", f"by {by}") if by else ("unfinished", "install it again")
+    return _row(place.name, place.version, state, detail, folder=str(place.folder))
+
+
+def _elsewhere(recipe: Recipe, places: Places, own: set[str]) -> list[dict[str, Any]]:
+    try:
+        found = locate(recipe.name, places)
+    except SettingError as error:
+        return [_row(recipe.name, "", "unusable", str(error))]
+    if found is None or found.python in own:
+        return []
+    detail = "; ".join(filter(None, (found.why, _wanted(recipe, found.version))))
+    return [_row(recipe.name, found.version, "found", detail, python=found.python)]
+
+
+def _wanted(recipe: Recipe, version: str) -> str:
+    return "" if version == recipe.version else f"this emberd wants {recipe.version}"
+
+
+def _row(engine: str, version: str, state: str, detail: str = "", **more: Any) -> dict[str, Any]:
+    row = {"engine": engine, "version": version, "state": state, "detail": detail}
+    return {**row, **dict.fromkeys(("python", "folder", "bytes", "installed_at")), **more}
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in _COLUMNS:
+        # Paths are there to be copied: they are folded, not cut.
+        table.add_column(column, overflow="fold", no_wrap=column in _WHOLE)
+    for row in rows:
+        size = in_words(row["bytes"]) if row["bytes"] else ""
+        place = row["python"] or row["folder"] or ""
+        cells = (row["engine"], row["version"], row["state"], size, place, row["detail"])
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+class _Line:
+    """One line that changes on a terminal; elsewhere a line every 10 s."""
+
+    def __init__(self) -> None:
+        self._status: Any = None
+        self._next_s = 0.0
+
+    def __enter__(self) -> _Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def show(self, text: str) -> None:
+        if sys.stderr.isatty():
+            self._spin(text)
+        elif time.monotonic() >= self._next_s:
+            self._next_s = time.monotonic() + _LINE_EVERY_S
+            output.note(text)
+
+    def _spin(self, text: str) -> None:
+        from rich.markup import escape
+
+        if self._status is None:
+            self._status = output.console(stderr=True).status(escape(text))
+            self._status.start()
+        self._status.update(escape(text))
+
+
+VERBS: Final[dict[str, Callable[..., None]]] = {
+    "install": engine_install,
+    "list": engine_list,
+    "remove": engine_remove,
+}

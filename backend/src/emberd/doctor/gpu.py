@@ -1,0 +1,132 @@
+"""The GPUs, their driver, and who holds their memory."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from typing import Any, Final
+
+from emberd.doctor.findings import Finding, note, ok, problem
+from emberd.doctor.wanted import Wanted
+from emberd.engines import gpus
+from emberd.engines.gpus import Gpu, Survey
+from emberd.engines.sglang import ENGINE, cards, geometry, memory
+from emberd.errors import StartError
+
+_BINDING: Final = "pynvml"
+_CUDA: Final = "cuda"
+_GIB: Final = 1 << 30
+_WORTH_NAMING_BYTES: Final = _GIB // 2  # the driver itself holds some hundred megabytes
+_NAMED: Final = 3
+_NVIDIA_SMI: Final = "nvidia-smi names who holds GPUs, also outside of a container"
+
+
+def look(_wanted: Wanted) -> Iterator[Finding]:
+    """Yield what GPUs there are; what an engine makes of them is the engine's to say."""
+    seen = gpus.survey()
+    yield _driver(seen)
+    for gpu in seen.gpus:
+        yield _card(gpu)
+        if gpu.total_bytes - gpu.free_bytes > _WORTH_NAMING_BYTES:
+            yield _held(gpu)
+    for text in seen.notes:
+        yield note("gpus", text)
+
+
+def room(wanted: Wanted) -> Iterator[Finding]:
+    """Yield whether the model fits: to be known before an engine of ten gigabytes is installed."""
+    spec, options = wanted.spec, wanted.options
+    shape = geometry.geometry_of(spec.model)
+    seen = gpus.survey()
+    is_asked = spec.engine in (None, ENGINE.name) and spec.device in (None, _CUDA)
+    if shape is None or not is_asked or cards.unsuitable(seen, options.gpus):
+        return
+    gpu = cards.choose(seen.gpus, options.gpus)[-1]
+    try:
+        plan = memory.plan_memory(gpu, shape, spec.context_tokens, tp_size=options.tp_size)
+    except StartError as error:
+        yield problem("room", error.cause.rstrip("."), error.advice)
+        return
+    need, free = _gib(plan.need_bytes), _gib(plan.free_bytes)
+    yield ok("room", f"{spec.model} takes about {need} of {free} GiB free on {plan.device}")
+
+
+def _driver(seen: Survey) -> Finding:
+    if seen.problem:
+        fact, _, advice = seen.problem.partition("; ")
+        return note("driver", fact, advice)
+    fact = f"NVIDIA {seen.driver}"
+    if seen.cuda is None:
+        return ok("driver", fact)
+    fact += f", runs CUDA up to {_dotted(seen.cuda)}"
+    if seen.cuda < cards.NEEDS_CUDA:
+        return note("driver", f"{fact}, and SGLang needs {_dotted(cards.NEEDS_CUDA)}", _newer(seen))
+    return ok("driver", fact)
+
+
+def _newer(seen: Survey) -> str:
+    # The engine's own sentence names the driver that is needed.
+    return (cards.unsuitable(seen) or "").partition(": ")[2]
+
+
+def _card(gpu: Gpu) -> Finding:
+    name = f"gpu {gpu.index}"
+    known = cards.generation(gpu.capability)
+    kind = f"{_dotted(gpu.capability)}, {known.name}" if known else _dotted(gpu.capability)
+    fact = f"{gpu.name} ({kind}), {_gib(gpu.free_bytes)} of {_gib(gpu.total_bytes)} GiB free"
+    if known is None:
+        least = _dotted(cards.MIN_CAPABILITY)
+        return note(name, f"{fact}: too old for SGLang, which needs capability {least}")
+    return ok(name, fact)
+
+
+def _held(gpu: Gpu) -> Finding:
+    name, taken = f"gpu {gpu.index} memory", _gib(gpu.total_bytes - gpu.free_bytes)
+    holders = _holders(gpu)
+    if not holders:
+        return note(name, f"{taken} GiB are taken, by processes not to be seen from here")
+    named = ", ".join(f"{_who(pid)} {_gib(size)} GiB" for size, pid in holders[:_NAMED])
+    return note(name, f"{taken} GiB are taken: {named}", _NVIDIA_SMI)
+
+
+def _holders(gpu: Gpu) -> list[tuple[int, int]]:
+    """Return size in bytes and pid of the processes on a GPU, the largest first."""
+    nvml = importlib.import_module(_BINDING)
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return []
+    try:
+        handle = nvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+        running = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except nvml.NVMLError:
+        return []
+    finally:
+        with contextlib.suppress(nvml.NVMLError):
+            nvml.nvmlShutdown()
+    # In a container, and on some cards, NVML does not say how much a process has.
+    return sorted(((_whole(p.usedGpuMemory), int(p.pid)) for p in running), reverse=True)
+
+
+def _who(pid: int) -> str:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        # Not its command line, which may hold a key.
+        return f"{process.name()} (process {pid} of {process.username()})"
+    except psutil.Error:
+        return f"process {pid}"
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / _GIB:.1f}"
+
+
+def _dotted(numbers: tuple[int, int]) -> str:
+    return ".".join(map(str, numbers))

@@ -1,0 +1,133 @@
+"""No secret leaves: keys, tokens and passwords are taken out of every text.
+
+No check prints one. This is for texts that others wrote: a server that repeats the key it was
+given, a log line that holds a command, a URL with a password.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Final
+from urllib.parse import urlsplit
+
+HIDDEN: Final = "***"
+
+_NAMES: Final = re.compile(
+    r"(^|_)(API_?KEY|AUTH|AUTHORIZATION|CREDENTIALS?|KEY|PASS|PASSWD|PASSWORD|PAT|SECRET|TOKEN)S?$"
+)
+_LEAST_CHARACTERS: Final = 5  # shorter ones guard nothing, and are pieces of ordinary words
+_IN_URL: Final = re.compile(r"(\w://)[^/@\s]*@")
+_QUERY: Final = re.compile(r"(?i)([?&][\w-]*(?:auth|key|pass|secret|sig|token)[\w-]*=)[^&\s'\"]+")
+_WORDED: Final = re.compile(
+    r"(?i)(\b(?:hf|admin)?[-_]?(?:api[-_]?key|password|passwd|secret|token)['\"]?\s*[=:]\s*"
+    r"|--[\w-]*(?:api[-_]?key|password|secret|token)[= ]\s*|\bbearer\s+)"
+    r"['\"]?(?!None\b)[^\s'\",;)&]+['\"]?"
+)
+_SECRET_OPTION: Final = re.compile(r"(?i)--[\w-]*(?:key|passw(?:or)?d|secret|token)")
+_ORIGIN: Final = re.compile(
+    r"(?i)(?:(?P<scheme>[a-z][a-z0-9+.-]*)://)?(?:[^/@\s]*@)?"
+    r"(?P<host>[\w-]+(?:\.[\w-]+)*|\[[0-9a-f:]+\])(?P<port>:\d+)?(?=[/?#]|$)"
+)
+_REST: Final = r"(?:[/?#][^\s'\",;)]*(?<![:.]))?"
+_SHAPED: Final = re.compile(r"\b(?:sk|hf|ghp|glpat|xox[a-z])[-_][A-Za-z0-9_-]{8,}")
+
+
+def redactor(environ: Mapping[str, str] = os.environ, more: Iterable[str] = ()) -> Redact:
+    """Return what takes secrets out of a text.
+
+    Args:
+        environ: Variables that are named like secrets hold some, and URLs may.
+        more: Secrets that are known besides.
+    """
+    secrets = {*more, *_named(environ), *_passwords(environ)}
+    known = [re.escape(text) for text in secrets if len(text) >= _LEAST_CHARACTERS]
+    # The longest first: one secret may begin like another.
+    values = re.compile("|".join(sorted(known, key=len, reverse=True)) or r"(?!)")
+
+    def redact(text: str) -> str:
+        text = values.sub(HIDDEN, text)
+        text = _IN_URL.sub(rf"\1{HIDDEN}@", text)
+        text = _QUERY.sub(rf"\1{HIDDEN}", text)
+        text = _WORDED.sub(rf"\1{HIDDEN}", text)
+        return _SHAPED.sub(HIDDEN, text)
+
+    return redact
+
+
+Redact = Callable[[str], str]
+
+
+def shortener(urls: Iterable[str]) -> Redact:
+    """Return what leaves scheme, host and port of each of these URLs: its path may be a secret."""
+    shown = {url: origin(url) for url in urls if len(url) >= _LEAST_CHARACTERS}
+    # The longest first, and with what others put behind it: one may begin like another.
+    pairs = [
+        (re.compile(re.escape(url) + _REST), shown[url])
+        for url in sorted(shown, key=len, reverse=True)
+        if shown[url] != url
+    ]
+
+    def shorten(text: str) -> str:
+        for whole, short in pairs:
+            text = whole.sub(lambda _, short=short: short, text)  # type: ignore[misc]
+        return text
+
+    return shorten
+
+
+def origin(url: str) -> str:
+    """Return ``scheme://host:port`` of a URL, or as much of it as there is."""
+    found = _ORIGIN.match(url)
+    if found is None or not (found["scheme"] or found["port"]):
+        return HIDDEN  # no URL at all: it may be a key in the wrong place
+    scheme = f"{found['scheme']}://" if found["scheme"] else ""
+    return f"{scheme}{found['host']}{found['port'] or ''}"
+
+
+def words(command: Sequence[str], redact: Redact) -> list[str]:
+    """Return the words of a command without its secrets."""
+    hidden = set(secrets(command))
+    return [_word(word, hidden, redact) for word in command]
+
+
+def secrets(command: Sequence[str]) -> Iterator[str]:
+    """Yield the values of options of a command that are named like secrets."""
+    for option, value in pairwise((*command, "")):
+        name, equals, own = option.partition("=")
+        if not _SECRET_OPTION.fullmatch(name):
+            continue
+        found = own if equals else value
+        if found and (equals or not found.startswith("--")):
+            yield found
+
+
+def _word(word: str, hidden: set[str], redact: Redact) -> str:
+    name, equals, value = word.partition("=")
+    if word and word in hidden:
+        return HIDDEN
+    return f"{name}={HIDDEN}" if equals and value in hidden else redact(word)
+
+
+def host(url: str) -> str:
+    """Return host and port of a URL, without the user and password that it may hold."""
+    whole = url if "://" in url else f"//{url}"
+    try:
+        return urlsplit(whole).netloc.rpartition("@")[2] or HIDDEN
+    except ValueError:
+        return HIDDEN
+
+
+def _named(environ: Mapping[str, str]) -> list[str]:
+    return [text.strip() for name, text in environ.items() if _NAMES.search(name.upper())]
+
+
+def _passwords(environ: Mapping[str, str]) -> list[str]:
+    found = []
+    for text in environ.values():
+        for match in _IN_URL.finditer(text):
+            _, _, password = match[0].partition("://")[2].rstrip("@").partition(":")
+            found.append(password)
+    return found

@@ -1,0 +1,154 @@
+"""Servers: the one that was given, those that emberd keeps, and those of others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from emberd import surface
+from emberd.client.verify import verify
+from emberd.doctor.bounded import Outcome, gather
+from emberd.doctor.findings import Finding, note, ok, problem, split
+from emberd.doctor.start import up
+from emberd.doctor.wanted import Wanted
+from emberd.errors import (
+    AuthenticationError,
+    EmberdError,
+    ServerMismatchError,
+    StateFolderError,
+)
+from emberd.manager import State, discovery, folders, pins, process, slot
+from emberd.manager.adoption import Found
+from emberd.manager.discovery import Candidate
+from emberd.manager.server import ServerStatus
+from emberd.manager.slot import View
+from emberd.settings import Endpoint
+
+_REQUEST_S: Final = 3.5
+_SERVER_S: Final = 4.0
+_SHOW_KEY: Final = "If you know its key: export EMBERD_API_KEY=KEY EMBERD_DISCOVER={}"
+_GIVEN: Final = "base_url is given"
+
+
+def look(wanted: Wanted) -> Iterator[Finding]:
+    """Yield which servers there are, and which of them serves what is wanted."""
+    views = list(_views(wanted))
+    candidates = list(_candidates(wanted))
+    # All are asked at once: one that hangs must not use up the time of the others.
+    jobs = [partial(_asked, wanted, candidate) for candidate in candidates]
+    outcomes = gather(jobs, _SERVER_S)
+    found = [_other(wanted, *pair) for pair in zip(candidates, outcomes, strict=True)]
+    for view in views:
+        found += _own(wanted, view)
+    yield from found or [ok("servers", "none runs")]
+
+
+def _candidates(wanted: Wanted) -> Iterator[Candidate]:
+    if wanted.base_url is not None:
+        yield Candidate(wanted.base_url, _GIVEN, wanted.api_key)
+    for candidate in discovery.candidates(wanted.places.discover, wanted.api_key):
+        if candidate.url != wanted.base_url:
+            yield candidate
+
+
+def _asked(wanted: Wanted, candidate: Candidate) -> Endpoint:
+    endpoint = verify(candidate.url, candidate.api_key, wanted.spec, _REQUEST_S)
+    reason = None if candidate.why == _GIVEN else _unfit(wanted, Found(candidate, endpoint))
+    if reason is not None:
+        raise ServerMismatchError(reason)
+    return endpoint
+
+
+def _other(wanted: Wanted, candidate: Candidate, outcome: Outcome[Endpoint]) -> Finding:
+    if candidate.why == _GIVEN:
+        return _given(wanted, candidate.url, outcome)
+    name = f"{candidate.url} ({candidate.why})"
+    if outcome.value is None:
+        wants_key = isinstance(outcome.error, AuthenticationError) and not candidate.api_key
+        advice = _SHOW_KEY.format(candidate.url) if wants_key else ""
+        return note(
+            "found", f"{name} is not used: {split(_why(outcome, candidate.url))[0]}", advice
+        )
+    fact = f"{name} serves {wanted.spec.model}: {_size(outcome.value)}"
+    return ok("found", fact, gives=f"{fact}. It is found and used; emberd will not stop it")
+
+
+def _given(wanted: Wanted, url: str, outcome: Outcome[Endpoint]) -> Finding:
+    if outcome.value is None:
+        fact, advice = split(_why(outcome, url))
+        advice = advice or "Correct EMBERD_BASE_URL, or unset it: emberd then finds or starts one."
+        return problem("base_url", fact, advice)
+    fact = f"{url} serves {wanted.spec.model}: {_size(outcome.value)}"
+    return ok("base_url", fact, gives=f"{fact}. It is used, and nothing is ever started")
+
+
+def _unfit(wanted: Wanted, found: Found) -> str | None:
+    spec = wanted.spec
+    if not spec.accepts(found.engine or "", spec.device, found.endpoint.context_tokens):
+        return f"engine {spec.engine} was asked for"
+    return pins.contradiction(found.candidate.url, spec, found.candidate.api_key)
+
+
+def _views(wanted: Wanted) -> Iterator[View]:
+    for folder in folders.Home(Path(os.path.realpath(wanted.home))).all():
+        with suppress(StateFolderError):  # told where the state folder is looked at
+            yield slot.look(folder)
+
+
+def _own(wanted: Wanted, view: View) -> Iterator[Finding]:
+    status = view.status()
+    if status is None:
+        return
+    where = f" at {status.url}" if status.url else ""
+    detail = f" ({status.detail})" if status.detail else ""
+    fact = f"{status.spec.model} is {status.state}{where}{detail}"
+    if status.state is State.FAILED:
+        yield note("own", fact, _after_failure(wanted, status))
+    elif status.state is State.READY and not _answers(status):
+        yield note("own", f"{fact}, and does not answer", _log(status))
+    elif status.state is not State.ABSENT:
+        serves = status.spec.key == wanted.spec.key and view.serves(wanted.spec)
+        # One of somebody else's is only remembered here: it was asked itself, above.
+        serves = serves and status.origin == "own"
+        yield ok("own", fact, gives=f"{fact}: it is used" if serves else "")
+    yield from _leftover(view)
+
+
+def _answers(status: ServerStatus) -> bool:
+    return surface.get(status.url or "", "/ready", timeout_s=_REQUEST_S) is not None
+
+
+def _after_failure(wanted: Wanted, status: ServerStatus) -> str:
+    again = f"; then: {up(wanted)}" if status.spec.key == wanted.spec.key else ""
+    return _log(status) + again
+
+
+def _log(status: ServerStatus) -> str:
+    return f"Look at its log: {status.log_path}" if status.log_path else "emberd stop"
+
+
+def _leftover(view: View) -> Iterator[Finding]:
+    left = [] if view.alive else [str(own.pid) for own in process.marked(str(view.folder))]
+    if left:
+        yield note(
+            "leftover",
+            f"processes of a server that is gone still run: {', '.join(left)}",
+            "emberd stop  (ends what is left; the next start does so too)",
+        )
+
+
+def _why(outcome: Outcome[Endpoint], url: str) -> str:
+    if outcome.late:
+        return f"{url} did not answer within {_SERVER_S:g} s."
+    if isinstance(outcome.error, EmberdError):
+        return str(outcome.error)
+    return f"{url} cannot be asked: {type(outcome.error).__name__}."
+
+
+def _size(endpoint: Endpoint) -> str:
+    context = f", {endpoint.context_tokens} tokens" if endpoint.context_tokens else ""
+    return f"{endpoint.dimensions} dimensions{context}"

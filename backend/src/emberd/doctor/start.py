@@ -1,0 +1,120 @@
+"""Which engine would serve the model here, with how much memory, and why the others would not."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from emberd import engines
+from emberd.doctor.findings import Finding, note, ok, problem, split
+from emberd.doctor.wanted import Wanted
+from emberd.engines import Engine, Plan
+from emberd.engines.rehearsal import rehearse
+from emberd.errors import EmberdError, StartError
+
+ELSEWHERE: Final = (
+    "Name a server on another machine: export EMBERD_BASE_URL=http://HOST:30000/v1 "
+    "(or, to try emberd here: emberd demo)"
+)
+
+_QUANTITY: Final = re.compile(r"[A-Za-z][A-Za-z ]* \d+(\.\d+)? (GiB|MiB)")
+
+
+@dataclass(frozen=True, slots=True)
+class Prospects:
+    """What could serve.
+
+    Attributes:
+        engine: The engine that would; None where none can.
+        to_install: The environment whose installation would change that; None for none.
+        refusals: Name of an engine -> why it cannot.
+    """
+
+    engine: Engine | None
+    to_install: str | None
+    refusals: dict[str, str]
+
+
+def look(wanted: Wanted) -> Iterator[Finding]:
+    """Yield which engine would serve, and what of it is missing."""
+    try:
+        found = prospects(wanted)
+    except EmberdError as error:
+        fact, advice = split(str(error))
+        yield problem("engine", fact, advice or "Correct it, or unset it.")
+        return
+    if found.engine is not None:
+        yield from _planned(wanted, found.engine)
+    else:
+        yield _none(wanted, found)
+    for name, reason in found.refusals.items():
+        yield note(name, reason.rstrip("."))
+
+
+def prospects(wanted: Wanted) -> Prospects:
+    """Return which engine could serve what is wanted.
+
+    Raises:
+        EmberdError: An engine is not known, or a variable names an interpreter that is none.
+    """
+    refusals: dict[str, str] = {}
+    to_install = None
+    for name in [wanted.spec.engine] if wanted.spec.engine else engines.NAMES:
+        engine = engines.load(name)
+        reason = engine.refusal(wanted.spec)
+        if reason is None:
+            return Prospects(engine, None, refusals)
+        refusals[engine.name] = reason
+        to_install = to_install or engine.missing(wanted.spec)
+    return Prospects(None, to_install, refusals)
+
+
+def up(wanted: Wanted) -> str:
+    """Return the command that starts a server for what is wanted."""
+    options = (f"--{name} {shlex.quote(text)}" for name, text in wanted.given.items())
+    return " ".join(("emberd up", *options))
+
+
+def _none(wanted: Wanted, found: Prospects) -> Finding:
+    if found.to_install is None:
+        return problem("engine", "none can serve the model on this machine", ELSEWHERE)
+    name = found.to_install
+    if wanted.places.auto_install:
+        return ok(
+            "engine",
+            f"{name} is not installed, and EMBERD_AUTO_INSTALL has that done when it is needed",
+            gives=f"emberd can serve {wanted.spec.model} here once it has installed the engine "
+            f"{name}: {up(wanted)}",
+        )
+    return problem(
+        "engine",
+        f"{name} can serve the model on this machine, and is not installed",
+        f"emberd engine install {name}",
+    )
+
+
+def _planned(wanted: Wanted, engine: Engine) -> Iterator[Finding]:
+    try:
+        plan = rehearse(engine, wanted.spec, wanted.options, wanted.places.home)
+    except StartError as error:
+        yield problem(engine.name, error.cause.rstrip("."), error.advice)
+        return
+    model = wanted.spec.model
+    yield ok(
+        engine.name,
+        f"{_program(plan)} would serve {model} on {plan.device}",
+        gives=f"emberd can serve {model} here with the engine {engine.name}: {up(wanted)}",
+    )
+    for reason in plan.reasons:
+        if _QUANTITY.fullmatch(reason.what):
+            yield ok("plan", f"{reason.what}: {reason.why}")
+    for text in plan.notes:
+        yield note("plan", text.rstrip("."))
+
+
+def _program(plan: Plan) -> str:
+    # The rest of the command may hold arguments of the user's, and they a key.
+    return plan.command[0]

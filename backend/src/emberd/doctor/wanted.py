@@ -1,0 +1,156 @@
+"""What the user asks for, as far as it can be read: a doctor goes on where others give up."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from emberd import checkpoints, environment
+from emberd.doctor.redaction import HIDDEN, origin
+from emberd.errors import SettingError
+from emberd.places import Places
+from emberd.settings import DEFAULT_MODEL, ServerSpec, Settings
+from emberd.startup import StartOptions
+
+_PREFIX: Final = "EMBERD_"
+_URLS: Final = ("EMBERD_BASE_URL", "EMBERD_DISCOVER")
+_ARGUMENTS: Final = "EMBERD_ENGINE_ARGS"
+_SLIP_CHARACTERS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the user asks for.
+
+    Attributes:
+        spec: Which server.
+        places: Where emberd keeps things.
+        options: How a server is to be started.
+        base_url: Root of a server that is to be used as it is; None for none.
+        api_key: The key for it, and for servers that were listed. Never printed.
+        problems: What cannot be used, a sentence each.
+        given: Options of the command line, for the command that is advised.
+    """
+
+    spec: ServerSpec
+    places: Places
+    options: StartOptions = field(default_factory=StartOptions)
+    base_url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    problems: tuple[str, ...] = ()
+    given: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def home(self) -> Path:
+        """The folder of all state."""
+        return Path(self.places.home)
+
+    @property
+    def is_given(self) -> bool:
+        """Whether a server is given, so that none is ever started."""
+        return self.base_url is not None
+
+
+def read(given: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Wanted:
+    """Return what is asked for on the command line, else in the environment.
+
+    What cannot be used is left out and told in ``problems``. Reads a model's folder.
+    """
+    problems: list[str] = []
+    settings = _settings(given, problems)
+    places = _places(environ, problems)
+    options = _options(problems)
+    problems += _others(environ)
+    return Wanted(
+        spec=settings.spec if settings else _spec(given, environ, problems),
+        places=places,
+        options=options,
+        base_url=settings.base_url if settings else None,
+        api_key=settings.api_key if settings else None,
+        problems=tuple(dict.fromkeys(_quiet(text, environ) for text in problems)),
+        given=given,
+    )
+
+
+def unread(given: Mapping[str, str], problem: str) -> Wanted:
+    """Return what can be said without looking at any file."""
+    wishes: dict[str, Any] = {"model": os.environ.get("EMBERD_MODEL") or DEFAULT_MODEL, **given}
+    spec = ServerSpec(**wishes)
+    problems: list[str] = [problem]
+    places = _places(os.environ, problems)
+    return Wanted(spec, places, problems=tuple(problems), given=given)
+
+
+def _settings(given: Mapping[str, str], problems: list[str]) -> Settings | None:
+    try:
+        settings = Settings.resolve(**given)
+        _ = settings.spec  # reads the model's folder
+        return settings
+    except SettingError as error:
+        problems.append(str(error))
+        return None
+
+
+def _places(environ: Mapping[str, str], problems: list[str]) -> Places:
+    try:
+        return Places.resolve()
+    except SettingError as error:
+        problems.append(str(error))
+    from platformdirs import user_state_path
+
+    given = environ.get("EMBERD_HOME") or str(user_state_path("emberd", appauthor=False))
+    home = os.path.abspath(os.path.expanduser(given))
+    return Places(home, environ.get("EMBERD_ENGINES") or os.path.join(home, "engines"))
+
+
+def _options(problems: list[str]) -> StartOptions:
+    try:
+        return StartOptions.resolve()
+    except SettingError as error:
+        problems.append(str(error))
+        return StartOptions()
+
+
+def _others(environ: Mapping[str, str]) -> list[str]:
+    """Return what is wrong with each variable: whoever reads them all stops at the first."""
+    found = []
+    for name, text in environ.items():
+        try:
+            environment.read({name: text})
+            StartOptions.resolve({name: text})
+        except SettingError as error:
+            found.append(str(error))
+    return found
+
+
+def _quiet(text: str, environ: Mapping[str, str]) -> str:
+    """Return a sentence on a variable without its value, where that may be a secret."""
+    for name, value in environ.items():
+        if name.startswith(_PREFIX) and text.startswith(f"{name}={value!r}"):
+            return text.replace(repr(value), _spoken(name, value))
+    return text
+
+
+def _spoken(name: str, value: str) -> str:
+    if name in _URLS:
+        return repr(" ".join(map(origin, value.replace(",", " ").split())))
+    # Slips are short; what is long was perhaps meant for another variable, and arguments hold keys.
+    is_slip = len(value) <= _SLIP_CHARACTERS and name != _ARGUMENTS
+    return repr(value) if is_slip else HIDDEN
+
+
+def _spec(given: Mapping[str, str], environ: Mapping[str, str], problems: list[str]) -> ServerSpec:
+    wishes: dict[str, Any] = {
+        name: given.get(name) or environ.get(f"EMBERD_{name.upper()}") or None
+        for name in ("revision", "engine", "device")
+    }
+    named = given.get("model") or environ.get("EMBERD_MODEL") or DEFAULT_MODEL
+    model = checkpoints.absolute(named)
+    try:
+        return ServerSpec(model=model, content=checkpoints.content(model), **wishes)
+    except SettingError as error:
+        problems.append(str(error))
+        return ServerSpec(model=model, **wishes)

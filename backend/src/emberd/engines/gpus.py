@@ -1,0 +1,243 @@
+"""The NVIDIA GPUs of this machine that a process started from here would see, by NVML."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
+"""The variable by which CUDA is told which GPUs a process may see."""
+
+_ORDER: Final = "CUDA_DEVICE_ORDER"
+_BY_BUS: Final = "PCI_BUS_ID"
+_BINDING: Final = "pynvml"  # what the distribution nvidia-ml-py is imported as
+_LOADED: Final = Path("/proc/driver/nvidia/version")
+_UUIDS: Final = ("GPU-", "MIG-")
+_NUMBER: Final = re.compile(r"\d+")
+_MIG_ENABLED: Final = 1  # NVML_DEVICE_MIG_ENABLE
+_CUDA_MAJOR: Final = 1000  # 13020 is CUDA 13.2
+_CUDA_MINOR: Final = 10
+
+# nvmlReturn_t, as nvml.h numbers them.
+_NO_PERMISSION: Final = 4
+_DRIVER_NOT_LOADED: Final = 9
+_LIBRARY_NOT_FOUND: Final = 12
+_RM_MISMATCH: Final = 18
+
+_NO_BINDING: Final = (
+    "nvidia-ml-py is not installed, so GPUs cannot be looked at; pip install nvidia-ml-py"
+)
+_NO_DRIVER: Final = (
+    "no NVIDIA driver: its management library (libnvidia-ml.so.1) is not on this machine"
+)
+_HIDDEN_DRIVER: Final = (
+    "an NVIDIA driver is loaded, but its management library (libnvidia-ml.so.1) is not to be "
+    "found; in a container, start it with --gpus all and "
+    "NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+)
+_CAUSES: Final = {
+    _NO_PERMISSION: "the GPUs may not be opened by this user; look at the owner of /dev/nvidia*",
+    _DRIVER_NOT_LOADED: "the NVIDIA driver is installed but not loaded; modprobe nvidia, or reboot",
+    _RM_MISMATCH: (
+        "the NVIDIA driver in the kernel and its libraries are of different versions, as after "
+        "an update; reboot"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU, or one MIG instance of one.
+
+    Attributes:
+        index: Place in the order of the PCI bus, as ``nvidia-smi`` numbers them.
+        uuid: ``GPU-...`` or ``MIG-...``; ``CUDA_VISIBLE_DEVICES`` takes it.
+        name: The product's name.
+        total_bytes: Its memory.
+        free_bytes: What of it nobody has taken now.
+        capability: Compute capability, major and minor.
+    """
+
+    index: int
+    uuid: str
+    name: str
+    total_bytes: int
+    free_bytes: int
+    capability: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What was found.
+
+    Attributes:
+        gpus: Those that a process of this environment may use, in CUDA's order.
+        driver: The driver's version, or None when there is none to be asked.
+        cuda: Newest CUDA that the driver runs, major and minor.
+        problem: Why there is no GPU to be used, and what to do, for people; None if there is one.
+        notes: What is worth knowing besides, for people.
+    """
+
+    gpus: tuple[Gpu, ...] = ()
+    driver: str | None = None
+    cuda: tuple[int, int] | None = None
+    problem: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def survey(environ: Mapping[str, str] = os.environ) -> Survey:
+    """Return the GPUs that a process with this environment would see; never raises for none.
+
+    ``CUDA_VISIBLE_DEVICES`` is read as CUDA reads it: numbers, UUIDs and unique beginnings of
+    UUIDs, up to the first that is not there; nothing at all when one is named twice. Numbers
+    count in the order of the PCI bus, which is CUDA's only under ``CUDA_DEVICE_ORDER=PCI_BUS_ID``
+    or when all GPUs are alike; a note says when that is in doubt.
+    """
+    try:
+        nvml = importlib.import_module(_BINDING)
+    except ImportError:
+        return Survey(problem=_NO_BINDING)
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        return Survey(problem=_explain(error))
+    try:
+        return _look(nvml, environ)
+    except nvml.NVMLError as error:
+        return Survey(problem=_explain(error))
+    finally:
+        with contextlib.suppress(nvml.NVMLError):
+            nvml.nvmlShutdown()
+
+
+def freest(gpus: Sequence[Gpu], count: int = 1) -> tuple[Gpu, ...]:
+    """Return up to ``count`` GPUs, those with the most free memory first."""
+    return tuple(sorted(gpus, key=lambda gpu: (-gpu.free_bytes, gpu.index))[:count])
+
+
+def _look(nvml: Any, environ: Mapping[str, str]) -> Survey:
+    driver = _text(nvml.nvmlSystemGetDriverVersion())
+    cuda = _cuda(nvml)
+    present, notes = _present(nvml)
+    named = environ.get(VISIBLE)
+    gpus = _visible(present, named)
+    if named and any(_NUMBER.match(word.strip()) for word in named.split(",")):
+        notes += _doubt(present, environ.get(_ORDER))
+    return Survey(gpus, driver, cuda, None if gpus else _none_left(present, named, notes), notes)
+
+
+def _present(nvml: Any) -> tuple[list[tuple[Gpu, ...]], tuple[str, ...]]:
+    """Return each card's GPU, or its MIG instances, and what could not be read."""
+    cards, notes = [], []
+    for index in range(nvml.nvmlDeviceGetCount()):
+        try:
+            cards.append(tuple(_card(nvml, index)))
+        except nvml.NVMLError as error:
+            # CUDA does not number a card that it may not open (a container's, a batch system's).
+            notes.append(f"GPU {index} cannot be read: {error}")
+    return cards, tuple(notes)
+
+
+def _card(nvml: Any, index: int) -> Iterator[Gpu]:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    # With MIG on, CUDA runs on instances alone, never on the whole card.
+    for part in _instances(nvml, handle) if _has_mig(nvml, handle) else [handle]:
+        memory = nvml.nvmlDeviceGetMemoryInfo(part)
+        yield Gpu(
+            index=index,
+            uuid=_text(nvml.nvmlDeviceGetUUID(part)),
+            name=_text(nvml.nvmlDeviceGetName(part)),
+            total_bytes=int(memory.total),
+            free_bytes=int(memory.free),
+            capability=(int(major), int(minor)),
+        )
+
+
+def _has_mig(nvml: Any, handle: Any) -> bool:
+    try:
+        current, _ = nvml.nvmlDeviceGetMigMode(handle)
+    except nvml.NVMLError:  # not supported: most cards
+        return False
+    return bool(current == _MIG_ENABLED)
+
+
+def _instances(nvml: Any, handle: Any) -> Iterator[Any]:
+    for place in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        try:
+            yield nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, place)
+        except nvml.NVMLError:  # places need not be filled
+            continue
+
+
+def _visible(cards: Sequence[tuple[Gpu, ...]], named: str | None) -> tuple[Gpu, ...]:
+    if named is None:
+        return tuple(gpu for card in cards for gpu in card)
+    chosen: list[Gpu] = []
+    for word in named.split(","):
+        gpu = _named(cards, word.strip())
+        if gpu is None:
+            break
+        if gpu in chosen:
+            return ()
+        chosen.append(gpu)
+    return tuple(chosen)
+
+
+def _named(cards: Sequence[tuple[Gpu, ...]], word: str) -> Gpu | None:
+    if word.startswith(_UUIDS):
+        found = [gpu for card in cards for gpu in card if gpu.uuid.startswith(word)]
+        return found[0] if len(found) == 1 else None
+    number = _NUMBER.match(word)
+    if number is None or int(number[0]) >= len(cards):
+        return None
+    return next(iter(cards[int(number[0])]), None)
+
+
+def _doubt(cards: Sequence[tuple[Gpu, ...]], order: str | None) -> tuple[str, ...]:
+    alike = len({gpu.name for card in cards for gpu in card}) <= 1
+    if alike or order == _BY_BUS:
+        return ()
+    text = (
+        f"the GPUs here differ, and CUDA numbers them by speed unless {_ORDER}={_BY_BUS}: "
+        f"name them in {VISIBLE} by UUID"
+    )
+    return (text,)
+
+
+def _none_left(
+    cards: Sequence[tuple[Gpu, ...]], named: str | None, notes: Sequence[str]
+) -> str | None:
+    gpus = [gpu for card in cards for gpu in card]
+    if gpus:
+        return (
+            f"{VISIBLE}={named!r} leaves none of the {len(gpus)} GPUs of this machine; "
+            f"unset it, or name one: {VISIBLE}={gpus[0].uuid}"
+        )
+    if cards:
+        return "MIG is on, and no GPU has an instance; make one: nvidia-smi mig -cgi 0 -C"
+    return "; ".join(notes) or "the NVIDIA driver sees no GPU; nvidia-smi and dmesg say more"
+
+
+def _explain(error: Any) -> str:
+    if error.value == _LIBRARY_NOT_FOUND:
+        return _HIDDEN_DRIVER if _LOADED.exists() else _NO_DRIVER
+    return _CAUSES.get(error.value, f"the NVIDIA driver cannot be asked: {error}")
+
+
+def _cuda(nvml: Any) -> tuple[int, int] | None:
+    try:
+        version = int(nvml.nvmlSystemGetCudaDriverVersion_v2())
+    except nvml.NVMLError:
+        return None
+    return version // _CUDA_MAJOR, version % _CUDA_MAJOR // _CUDA_MINOR
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

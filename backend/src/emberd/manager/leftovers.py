@@ -1,0 +1,16 @@
+"""What a dead keeper's server left behind: processes, temporary files, shared memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from emberd.manager import leavings, process, record
+from emberd.manager.timing import Timing
+
+
+def end(folder: Path, timing: Timing) -> None:
+    """End and remove it; the caller knows that the keeper of ``folder`` is dead."""
+    process.end_marked(str(folder), timing.kill_s)
+    own = record.read(folder)
+    if own is not None and not own.found:
+        leavings.remove(folder, own.scratch)

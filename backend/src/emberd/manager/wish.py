@@ -1,0 +1,48 @@
+"""What one call of the manager wants, and a start that it has joined."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from emberd.manager.server import Server
+from emberd.settings import ServerSpec
+from emberd.startup import StartOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What one call wants.
+
+    Attributes:
+        spec: Which model, and what the server must meet.
+        options: How to start a server if there is none.
+        api_key: The user's key, for servers that the user has listed.
+        idle_timeout: Idle seconds after which the server may stop; None for never.
+        lost: The server that vanished in the middle of the caller's job.
+        retry_failed: Start again although the last start has just failed.
+        may_install: An engine that is missing may be installed, where the user asked for that.
+    """
+
+    spec: ServerSpec
+    options: StartOptions
+    api_key: str | None = None
+    idle_timeout: float | None = None
+    lost: Server | None = None
+    retry_failed: bool = False
+    may_install: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A start that somebody waits for.
+
+    Attributes:
+        folder: The server's state folder.
+        nonce: The name of the start.
+        started: Whether this call began it.
+    """
+
+    folder: Path
+    nonce: str
+    started: bool

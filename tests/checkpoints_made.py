@@ -1,0 +1,39 @@
+"""Folders of models, as small as their headers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+QWEN: Mapping[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 500,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+    "dtype": "bfloat16",
+}
+
+
+def write(
+    folder: Path,
+    config: Mapping[str, Any] = QWEN,
+    tensors: Mapping[str, Sequence[int]] | None = None,
+) -> str:
+    """Write a configuration, and the header of a file with these tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    if tensors is not None:
+        header = {name: {"dtype": "BF16", "shape": list(shape)} for name, shape in tensors.items()}
+        text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+        content = len(text).to_bytes(8, "little") + text
+        (folder / "model.safetensors").write_bytes(content)
+    return str(folder)

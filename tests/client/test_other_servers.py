@@ -1,0 +1,261 @@
+"""Servers of other kinds as base_url: what works, what is refused, and how it is said."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from emberd import Embedder
+from emberd.client.verify import verify
+from emberd.errors import (
+    RejectedError,
+    ServerMismatchError,
+    ServerUnavailableError,
+    TextTooLongError,
+)
+from emberd.settings import Endpoint, ServerSpec
+from fake_server import END_OF_TEXT, QWEN, Answer, FakeServer, vectors_of
+from other_servers import (
+    Generator,
+    LlamaCpp,
+    Mixed,
+    Reranker,
+    Router,
+    ShortOfMemory,
+    Vllm,
+)
+
+DIMENSIONS = 1024
+KINDS: list[type[FakeServer]] = [Router, Vllm, LlamaCpp]
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+
+Serve = Callable[..., FakeServer]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts servers of a kind with a model of the catalog."""
+    with ExitStack() as started:
+
+        def start(kind: type[FakeServer], **knobs: Any) -> FakeServer:
+            usual = {"model": QWEN, "dimensions": DIMENSIONS, "context_tokens": 1000}
+            return started.enter_context(kind(**{**usual, **knobs}))
+
+        yield start
+
+
+def embedder(server: FakeServer, **settings: Any) -> Embedder:
+    return Embedder(QWEN, base_url=server.url, **settings)
+
+
+def found_at(server: FakeServer, model: str = QWEN) -> Endpoint:
+    return verify(server.url, None, ServerSpec(model=model), timeout_s=5)
+
+
+@every_kind
+def test_its_vectors_are_the_models(serve: Serve, kind: type[FakeServer]) -> None:
+    texts = ["one", "two, longer", "向量"]
+    vectors = embedder(serve(kind)).embed_documents(texts)
+    assert np.abs(vectors - vectors_of(texts, DIMENSIONS)).max() < 1e-6
+
+
+@every_kind
+def test_a_blank_text_is_the_end_of_text_alone(serve: Serve, kind: type[FakeServer]) -> None:
+    server = serve(kind)
+    embedder(server).embed_documents(["a", " "])
+    assert [END_OF_TEXT] in [given for batch in server.embedded for given in batch]
+
+
+@every_kind
+def test_it_says_what_it_is_and_how_much_it_takes(serve: Serve, kind: type[FakeServer]) -> None:
+    said: dict[type[FakeServer], tuple[str, int | None]] = {
+        Router: ("local", None),  # a router states no context
+        Vllm: ("vllm", 1000),
+        LlamaCpp: ("llamacpp", 1000),
+    }
+    endpoint = found_at(serve(kind))
+    assert (endpoint.server, endpoint.context_tokens) == said[kind]
+
+
+@every_kind
+def test_vectors_are_cut_here_where_the_server_does_not_cut_them(
+    serve: Serve, kind: type[FakeServer]
+) -> None:
+    server = serve(kind)
+    cut = embedder(server, dimensions=64).embed_documents(["a", "b"])
+    by_server = embedder(server, dimensions=64, server_dimensions=True).embed_documents(["a", "b"])
+    assert by_server.shape == (2, 64)
+    assert np.abs(by_server - cut).max() < 1e-6
+
+
+def test_a_server_that_refused_to_cut_is_not_asked_again(serve: Serve) -> None:
+    server = serve(Vllm)
+    asking = embedder(server, dimensions=64, server_dimensions=True)
+    asking.embed_query("a")
+    asking.embed_query("b")
+    asked = [r.body.get("dimensions") for r in server.to("/v1/embeddings")]
+    assert asked == [None, 64, None, None]  # the first of all is the verification's
+
+
+def test_another_refusal_is_raised_although_dimensions_were_asked_for(serve: Serve) -> None:
+    server = serve(FakeServer)
+    asking = embedder(server, dimensions=64, server_dimensions=True)
+    asking.ensure()
+    server.answer_first(400, 400)
+    with pytest.raises(RejectedError, match="try later"):
+        asking.embed_query("a")
+
+
+@every_kind
+def test_an_over_long_text_is_named(serve: Serve, kind: type[FakeServer]) -> None:
+    context = 1000 if kind is not Router else 32_768
+    with pytest.raises(TextTooLongError) as caught:
+        embedder(serve(kind, context_tokens=context)).embed_documents(["a", "b" * 40_000])
+    assert caught.value.index == 1
+    assert caught.value.limit == context - 1
+
+
+@every_kind
+def test_an_over_long_text_is_cut_before_its_end_of_text(
+    serve: Serve, kind: type[FakeServer]
+) -> None:
+    server = serve(kind)
+    vectors = embedder(server, truncate=True).embed_documents(["a", "b" * 40_000])
+    assert vectors.shape == (2, DIMENSIONS)
+    cut = [given for batch in server.embedded for given in batch if isinstance(given, list)]
+    # To what a router's server takes, its first refusal says; the others state it.
+    assert cut[-1] == [*b"b" * 998, END_OF_TEXT]
+
+
+def test_a_text_that_fills_the_context_of_a_router_exactly_is_counted_with_its_end(
+    serve: Serve,
+) -> None:
+    """The router counts without the end-of-text token: 32,767 bytes are 32,768 tokens."""
+    server = serve(Router, context_tokens=32_768)
+    with pytest.raises(TextTooLongError) as caught:
+        embedder(server).embed_documents(["b" * 32_767])
+    assert caught.value.tokens == 32_768
+    assert server.embedded == [server.embedded[0]]  # nothing but the verification's
+
+
+def test_a_server_that_takes_less_than_it_states_is_asked_for_less(serve: Serve) -> None:
+    server = serve(ShortOfMemory)
+    asking = embedder(server, truncate=True)
+    texts = ["a", "b" * 700, "c" * 500, "d" * 300]
+    assert asking.embed_documents(texts).shape == (4, DIMENSIONS)
+    cut = [given for batch in server.embedded for given in batch if isinstance(given, list)]
+    assert sorted(map(len, cut)) == [399, 399]
+    refused = len(server.requests)
+    asking.embed_documents(["e" * 700])
+    assert [r.path for r in server.requests[refused:]] == ["/v1/tokenize", "/v1/embeddings"]
+
+
+def test_the_text_that_is_too_long_for_less_than_it_states_is_named(serve: Serve) -> None:
+    with pytest.raises(TextTooLongError) as caught:
+        embedder(serve(ShortOfMemory)).embed_documents(["a", "b", "c" * 500, "d"])
+    assert (caught.value.index, caught.value.tokens, caught.value.limit) == (2, 501, 399)
+
+
+def test_a_router_without_servers_is_not_ready(serve: Serve) -> None:
+    server = serve(Router)
+    said = b'{"error":{"type":"Service Unavailable","code":"no_available_workers","message":"No'
+    server.first.append(Answer(503, said + b' available workers"}}'))
+    with pytest.raises(ServerUnavailableError, match="503 .No available workers.: it is not ready"):
+        found_at(server)
+
+
+def test_a_router_of_several_models_is_refused(serve: Serve) -> None:
+    with pytest.raises(ServerMismatchError, match="several models answer") as caught:
+        found_at(serve(Mixed))
+    assert "/models/another" in str(caught.value)
+    assert QWEN in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "knobs", "found"),
+    [
+        (Generator, {}, f"generates text with {QWEN} and gives no embeddings"),
+        (Router, {"is_generation": True}, f"generates text with {QWEN}"),
+        (Reranker, {}, rf"is there to classify with {QWEN} \(BertForSequenceClassification\)"),
+        (Vllm, {"model": "BAAI/bge-m3"}, f"serves BAAI/bge-m3, and {QWEN} was asked for"),
+        (LlamaCpp, {"model": "/models/a.gguf"}, "serves /models/a.gguf, and"),
+        (Vllm, {"end_of_text": 2}, "ends a text with token 2"),
+        (LlamaCpp, {"end_of_text": None}, "out of date|may be missing"),
+    ],
+)
+def test_what_is_no_such_server_is_refused_with_what_was_found(
+    serve: Serve, kind: type[FakeServer], knobs: dict[str, Any], found: str
+) -> None:
+    with pytest.raises(ServerMismatchError, match=found):
+        found_at(serve(kind, **knobs))
+
+
+def test_a_llama_cpp_server_of_text_says_what_it_lacks(serve: Serve) -> None:
+    server = serve(LlamaCpp)
+    server.embeds = False  # type: ignore[attr-defined]
+    with pytest.raises(ServerMismatchError, match="answered 501: This server does not support"):
+        found_at(server)
+
+
+@pytest.mark.parametrize(
+    "served",
+    [
+        "/root/.cache/huggingface/hub/models--Qwen--Qwen3-Embedding-0.6B/snapshots/c54f2e6e",
+        "/models/Qwen3-Embedding-0.6B",
+    ],
+)
+def test_a_folder_that_is_named_after_the_model_is_that_model(serve: Serve, served: str) -> None:
+    assert found_at(serve(Vllm, model=served, named="house/embedder")).model == "house/embedder"
+
+
+def test_the_cached_files_of_another_organisation_are_another_model(serve: Serve) -> None:
+    served = "/cache/hub/models--house--Qwen3-Embedding-0.6B/snapshots/c54f2e6e"
+    with pytest.raises(ServerMismatchError):
+        found_at(serve(Vllm, model=served))
+
+
+def _folder(path: Path, words: str) -> Path:
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(f'{{"hidden_size": 16, "about": "{words}"}}')
+    return path
+
+
+@pytest.mark.parametrize("kind", [FakeServer, Router, Vllm], ids=lambda kind: kind.__name__)
+def test_a_folder_elsewhere_is_known_by_its_files(
+    serve: Serve, tmp_path: Path, kind: type[FakeServer]
+) -> None:
+    mine = _folder(tmp_path / "mine" / "checkpoint-500", "mine")
+    link = tmp_path / "current"
+    link.symlink_to(mine)
+    copy = _folder(tmp_path / "copy", "mine")
+    for served in (mine, link, copy):
+        server = serve(kind, model=os.fspath(served), dimensions=16)
+        assert found_at(server, os.fspath(mine)).model == os.fspath(served)
+    others = _folder(tmp_path / "others" / "checkpoint-500", "of another training")
+    server = serve(kind, model=os.fspath(others), dimensions=16)
+    with pytest.raises(ServerMismatchError, match=f"serves {others}, and {mine} was asked for"):
+        found_at(server, os.fspath(mine))
+
+
+def test_a_folder_inside_a_container_is_known_by_its_name(serve: Serve, tmp_path: Path) -> None:
+    mine = _folder(tmp_path / "tiny", "mine")
+    server = serve(Vllm, model="/models/tiny", dimensions=16)
+    assert found_at(server, os.fspath(mine)).model == "/models/tiny"
+    with pytest.raises(ServerMismatchError):
+        found_at(serve(Vllm, model="/models/other", dimensions=16), os.fspath(mine))
+
+
+def test_the_path_that_was_loaded_counts_more_than_the_name_it_is_served_under(
+    serve: Serve, tmp_path: Path
+) -> None:
+    mine = _folder(tmp_path / "mine" / "tiny", "mine")
+    others = _folder(tmp_path / "others" / "x", "of another training")
+    server = serve(Vllm, model=os.fspath(others), named="tiny", dimensions=16)
+    with pytest.raises(ServerMismatchError):
+        found_at(server, os.fspath(mine))

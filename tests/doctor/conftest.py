@@ -1,0 +1,7 @@
+"""Homes of their own, and a manager in one."""
+
+from __future__ import annotations
+
+from homes import home, manager
+
+__all__ = ["home", "manager"]

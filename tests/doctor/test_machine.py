@@ -1,0 +1,94 @@
+"""Memory, shared memory and limits, of a container too."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+import examined
+from emberd.doctor import machine
+from emberd.doctor.findings import Finding, Level
+from emberd.startup import StartOptions
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+def look(tmp_path: Path, **more: Any) -> list[Finding]:
+    return list(machine.look(examined.wanted(tmp_path, **more)))
+
+
+@pytest.fixture
+def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a control group that this process is in, two levels down."""
+    (tmp_path / "own").write_text("0::/outer/inner\n")
+    inner = tmp_path / "groups" / "outer" / "inner"
+    inner.mkdir(parents=True)
+    monkeypatch.setattr(machine, "_OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path / "groups")
+    return inner
+
+
+def test_little_memory_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        psutil, "virtual_memory", lambda: SimpleNamespace(available=GIB, total=8 * GIB)
+    )
+    found = examined.named(look(tmp_path), "memory")
+    assert found.level is Level.NOTE
+    assert found.fact.startswith("1.1 GB of 8.6 GB available")
+
+
+@pytest.mark.parametrize(("limit", "level"), [(5, Level.NOTE), (64, Level.OK)])
+def test_the_tightest_limit_above_this_process_counts(
+    tmp_path: Path, cgroup: Path, limit: int, level: Level
+) -> None:
+    (cgroup / "memory.max").write_text("max\n")
+    (cgroup / "memory.current").write_text("1\n")
+    (cgroup.parent / "memory.max").write_text(f"{limit * GIB}\n")
+    (cgroup.parent / "memory.current").write_text(f"{2 * GIB}\n")
+    found = examined.named(look(tmp_path), "memory limit")
+    assert found.level is level
+    assert f"{(limit - 2) * GIB / 1e9:.1f} GB are left" in found.fact
+
+
+def test_a_limit_of_processes_that_is_nearly_reached_is_noted(tmp_path: Path, cgroup: Path) -> None:
+    (cgroup / "pids.max").write_text("512")
+    (cgroup / "pids.current").write_text("40")
+    assert examined.named(look(tmp_path), "task limit").fact.startswith("40 of 512")
+
+
+def test_without_limits_nothing_is_said_of_them(tmp_path: Path, cgroup: Path) -> None:
+    assert not [f for f in look(tmp_path) if f.name in ("memory limit", "task limit")]
+
+
+@pytest.mark.parametrize(
+    ("tp_size", "free", "level"),
+    [(1, 32 * MIB, Level.NOTE), (1, 128 * MIB, Level.OK), (2, 128 * MIB, Level.NOTE)],
+)
+def test_a_model_on_several_gpus_wants_more_shared_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tp_size: int, free: int, level: Level
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=free, f_frsize=1))
+    found = look(tmp_path, options=StartOptions(tp_size=tp_size))
+    assert examined.named(found, "shared memory").level is level
+
+
+def test_low_limits_are_noted_with_the_command_that_raises_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
+    found = examined.named(look(tmp_path), "limits")
+    assert found.fact.startswith("ulimit -n 256 and ulimit -u 256")
+    assert found.advice == "ulimit -n 1024; ulimit -u 1024"
+
+
+def test_unlimited_is_not_low(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, 0))
+    found = examined.named(look(tmp_path), "limits")
+    assert (found.level, found.fact) == (Level.OK, "open files unlimited, processes unlimited")

@@ -1,0 +1,173 @@
+"""Servers that were given, that emberd keeps, and that others started."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import examined
+from emberd.doctor import servers
+from emberd.doctor.findings import Finding, Level
+from emberd.errors import StartError
+from emberd.manager import discovery, process, sockets
+from emberd.manager.folders import Home
+from emberd.servers import Manager
+from emberd.settings import ServerSpec
+from fake_server import MODEL, FakeServer
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers that happen to run on the machine of the tests are none of theirs."""
+    monkeypatch.setattr(discovery, "_processes", lambda: iter(()))
+    monkeypatch.setattr(sockets, "owners", lambda _: set())
+
+
+def look(home: Path, model: str = MODEL, **more: Any) -> list[Finding]:
+    return list(servers.look(examined.wanted(home, model, **more)))
+
+
+def test_where_none_runs_nothing_is_wrong(home: Path) -> None:
+    assert examined.told(look(home)) == [(Level.OK, "none runs", "")]
+
+
+def test_a_server_that_was_given_and_serves_the_model_is_used(
+    home: Path, server: FakeServer
+) -> None:
+    [found] = look(home, base_url=server.url)
+    assert found.fact == f"{server.url} serves {MODEL}: 16 dimensions, 1000 tokens"
+    assert found.gives.endswith("It is used, and nothing is ever started")
+
+
+def test_a_server_that_was_given_and_serves_another_model_is_a_problem(
+    home: Path, server: FakeServer
+) -> None:
+    [found] = look(home, "some/other", base_url=server.url)
+    assert found.level is Level.PROBLEM
+    assert found.fact == f"{server.url} serves {MODEL}, and some/other was asked for"
+    assert "for some/other" in found.advice
+
+
+def test_a_server_that_wants_another_key_is_a_problem_that_shows_none(
+    home: Path, server: FakeServer
+) -> None:
+    server.api_key = "the-right-key"
+    [found] = look(home, base_url=server.url, api_key="the-wrong-key")
+    assert found.level is Level.PROBLEM
+    assert "key" in found.fact
+    assert "-key" not in f"{found}"
+    [found] = look(home, base_url=server.url, api_key="the-right-key")
+    assert found.level is Level.OK
+
+
+def test_a_server_that_nobody_finds_there_is_a_problem(home: Path) -> None:
+    [found] = look(home, base_url="http://127.0.0.1:9")
+    assert found.level is Level.PROBLEM
+    assert found.fact.startswith("Nobody answers at http://127.0.0.1:9")
+
+
+def test_servers_that_hang_are_left_all_at_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "_SERVER_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        places = tuple(f"http://127.0.0.1:{port}/{name}" for name in "abc")
+        found = look(home, base_url=places[0], discover=places[1:])
+    assert [f.level for f in found] == [Level.PROBLEM, Level.NOTE, Level.NOTE]
+    assert all(f"did not answer within {0.3} s" in f.fact for f in found)
+
+
+def test_a_listed_server_that_fits_is_found(home: Path, server: FakeServer) -> None:
+    [found] = look(home, discover=(server.url,))
+    assert found.level is Level.OK
+    assert "(EMBERD_DISCOVER lists it) serves" in found.gives
+
+
+def test_a_server_that_wants_a_key_is_noted_with_how_to_show_it_one(
+    home: Path, server: FakeServer
+) -> None:
+    server.api_key = "the-right-key"
+    [found] = look(home, discover=(server.url,))
+    assert found.level is Level.NOTE
+    assert found.advice.endswith(f"export EMBERD_API_KEY=KEY EMBERD_DISCOVER={server.url}")
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"engine": "demo"}, "engine demo was asked for"),
+        ({"revision": "c0ffee"}, "revision c0ffee is wanted, and the server says nothing about it"),
+        ({"model": "some/other"}, "some/other was asked for"),
+    ],
+)
+def test_a_listed_server_that_does_not_fit_is_noted_with_the_reason(
+    home: Path, server: FakeServer, more: dict[str, Any], says: str
+) -> None:
+    [found] = look(home, discover=(server.url,), **more)
+    assert (found.level, found.gives) == (Level.NOTE, "")
+    assert found.fact.endswith(says)
+
+
+def test_a_server_that_emberd_keeps_is_used(home: Path, manager: Manager) -> None:
+    spec = ServerSpec("stub/ok", engine="stubs.engine")
+    endpoint = manager.ensure(spec).endpoint
+    [found] = look(home, "stub/ok", engine="stubs.engine")
+    assert found.fact.startswith(f"stub/ok is ready at {endpoint.url}")
+    assert found.gives
+    assert endpoint.api_key is not None
+    assert endpoint.api_key not in f"{found}"
+    [found] = look(home, "stub/other")
+    assert (found.level, found.gives) == (Level.OK, "")
+
+
+def test_a_server_of_somebody_elses_that_is_gone_gives_nothing_by_its_record(
+    home: Path, manager: Manager, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBERD_DISCOVER", server.url)
+    assert Manager(home).ensure(ServerSpec(MODEL)).origin == "found"
+    found, remembered = look(home, discover=(server.url,))
+    assert (bool(found.gives), remembered.name, remembered.gives) == (True, "own", "")
+    server.die()
+    assert [finding.gives for finding in look(home, discover=(server.url,))] == ["", ""]
+
+
+def test_a_start_that_failed_is_noted_with_its_cause_and_log(home: Path, manager: Manager) -> None:
+    spec = ServerSpec("stub/x?faults=dies-at-start", engine="stubs.engine")
+    with pytest.raises(StartError) as failure:
+        manager.ensure(spec)
+    given = {"model": spec.model}
+    [found] = look(home, spec.model, engine="stubs.engine", given=given)
+    assert found.level is Level.NOTE
+    assert f"is failed ({failure.value.cause})" in found.fact
+    assert f"{failure.value.log_path}; then: emberd up --model" in found.advice
+
+
+def test_processes_of_a_server_that_is_gone_are_named(home: Path, manager: Manager) -> None:
+    spec = ServerSpec("stub/ok", engine="stubs.engine")
+    manager.ensure(spec)
+    manager.stop(spec)
+    mark = {process.MARK: f"{os.path.realpath(Home(home).slot(spec.key))}:0"}
+    command = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
+    with subprocess.Popen(
+        command, env={**os.environ, **mark}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as left:
+        assert left.stdout is not None
+        left.stdout.readline()
+        found = examined.named(look(home, "stub/ok"), "leftover")
+        left.kill()
+    assert found.fact.endswith(f"still run: {left.pid}")
+    assert found.advice.startswith("emberd stop")

@@ -1,0 +1,77 @@
+"""A model's folder: whole, or what it lacks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import checkpoints_made
+from emberd.doctor import weights
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model that is whole: its weights are as long as their header says."""
+    made = tmp_path / "model"
+    checkpoints_made.write(made)
+    (made / "tokenizer.json").write_text("{}")
+    write(made / "model.safetensors", 96)
+    return made
+
+
+def write(file: Path, size: int, there: int | None = None) -> None:
+    """Write a file of weights of ``size`` bytes, of which ``there`` are there."""
+    header = {
+        "__metadata__": {"format": "pt"},
+        "a": {"dtype": "BF16", "shape": [size // 4], "data_offsets": [0, size // 2]},
+        "b": {"dtype": "BF16", "shape": [size // 4], "data_offsets": [size // 2, size]},
+    }
+    text = json.dumps(header).encode()
+    file.write_bytes(
+        len(text).to_bytes(8, "little") + text + bytes(size if there is None else there)
+    )
+
+
+def test_a_whole_model_lacks_nothing(folder: Path) -> None:
+    assert weights.lacking(folder) == []
+    assert weights.size_bytes(folder) == (folder / "model.safetensors").stat().st_size
+
+
+def test_an_empty_folder_lacks_everything(tmp_path: Path) -> None:
+    assert weights.lacking(tmp_path) == [
+        "no config.json",
+        "no tokenizer.json",
+        "no weights (*.safetensors)",
+    ]
+
+
+def test_a_file_that_was_cut_short_is_seen(folder: Path) -> None:
+    write(folder / "model.safetensors", 2048, there=1000)
+    [trouble] = weights.lacking(folder)
+    assert trouble.startswith("model.safetensors has 1,")
+    assert trouble.endswith("its download was cut short")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"<html>404</html>", (10**12).to_bytes(8, "little"), (2).to_bytes(8, "little") + b"[]"],
+)
+def test_what_is_no_safetensors_file_is_seen(folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+    [trouble] = weights.lacking(folder)
+    assert trouble.startswith("model.safetensors cannot be read as safetensors")
+
+
+def test_a_part_that_the_index_names_and_that_is_not_there_is_seen(folder: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert weights.lacking(folder) == [
+        "model-00002-of-00002.safetensors is missing, which model.safetensors.index.json names"
+    ]
+
+
+def test_older_forms_of_weights_count(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert weights.lacking(folder) == []

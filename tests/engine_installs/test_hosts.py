@@ -1,0 +1,78 @@
+"""Where an engine cannot be installed, it says so before it begins."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+import pytest
+
+from emberd.errors import InstallError
+from emberd.installs import RECIPES, Recipe, hosts
+
+SGLANG = RECIPES["sglang"]
+
+
+def python_of(version: str, folder: Path, says: str | None = None) -> str:
+    """Put a program that says that it is this Python into a folder."""
+    folder.mkdir(exist_ok=True)
+    program = folder / f"python{version}"
+    program.write_text(f"#!/bin/sh\necho {version if says is None else says}\n")
+    program.chmod(0o755)
+    return str(program)
+
+
+@pytest.mark.parametrize(
+    ("system", "machine"),
+    [("Darwin", "arm64"), ("Windows", "AMD64"), ("Linux", "riscv64"), ("Linux", "i686")],
+)
+def test_sglang_is_refused_where_it_has_no_wheels(
+    monkeypatch: pytest.MonkeyPatch, system: str, machine: str
+) -> None:
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    with pytest.raises(InstallError, match=f"no wheels for {system} {machine}.*EMBERD_BASE_URL"):
+        hosts.check(SGLANG)
+
+
+@pytest.mark.parametrize(
+    ("libc", "said"),
+    [
+        ("glibc 2.31", "needs glibc 2.34 or newer, and this system has glibc 2.31"),
+        (None, "this system has no GNU libc"),
+        ("glibc 2.34", None),
+        ("glibc 2.36", None),
+    ],
+)
+def test_sglang_is_refused_on_an_old_libc(
+    monkeypatch: pytest.MonkeyPatch, libc: str | None, said: str | None
+) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(os, "confstr", lambda name: libc)
+    if said is None:
+        hosts.check(SGLANG)
+    else:
+        with pytest.raises(InstallError, match=said):
+            hosts.check(SGLANG)
+
+
+def test_the_running_python_is_taken_where_there_are_wheels_for_it() -> None:
+    assert hosts.python_for(SGLANG) == sys.executable
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=str)
+def test_a_python_that_is_too_new_looks_for_another_on_the_path(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 15, 0))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InstallError, match=r"wheels for CPython 3\.11, 3\.12, .*this is 3\.15"):
+        hosts.python_for(recipe)
+    # pyenv leaves programs of versions that are not there.
+    python_of("3.13", tmp_path, says="")
+    twelve = python_of("3.12", tmp_path)
+    python_of("3.11", tmp_path)
+    assert hosts.python_for(recipe) == twelve

@@ -1,0 +1,288 @@
+"""SGLang as an engine: what it refuses and why, what it claims, and the plan of a start."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import checkpoints_made
+import emberd.engines
+from emberd import installs
+from emberd.engines import Launch
+from emberd.engines.sglang import ENGINE, models
+from emberd.errors import NoEngineError, StartError
+from emberd.installs import Interpreter
+from emberd.settings import ServerSpec
+from emberd.startup import StartOptions
+from fake_nvml import GIB, Card, Nvml
+
+GPU = ServerSpec()
+KEY = "a-made-up-key"
+LAUNCH = Launch(port=31_000, api_key=KEY, fingerprint="stamp", folder="/state/of/it")
+
+
+@pytest.fixture
+def cards(monkeypatch: pytest.MonkeyPatch) -> Nvml:
+    """Two GPUs; the second has more free memory."""
+    made = Nvml(cards=[Card("GPU-small", free=18 * GIB), Card("GPU-large", free=21 * GIB)])
+    monkeypatch.setitem(sys.modules, "pynvml", made)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return made
+
+
+@pytest.fixture
+def no_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml())
+
+
+def _installed(monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
+    found = None
+    if version is not None:
+        found = Interpreter("/engines/python", version, "/engines/packages", "a test says so")
+    monkeypatch.setattr(installs, "locate", lambda *_: found)
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pinned version, at a place that does not exist."""
+    _installed(monkeypatch, installs.RECIPES["sglang"].version)
+
+
+def words(plan: emberd.engines.Plan) -> dict[str, str]:
+    command = list(plan.command)
+    return dict(zip(command, [*command[1:], ""], strict=True))
+
+
+def test_a_gpu_and_an_installed_engine_are_all_it_wants(cards: Nvml) -> None:
+    assert ENGINE.refusal(GPU) is None
+    assert ENGINE.missing(GPU) is None
+
+
+def test_without_a_gpu_the_default_model_is_an_error_that_names_every_engine(
+    no_cards: None,
+) -> None:
+    with pytest.raises(NoEngineError) as caught:
+        emberd.engines.choose(GPU)
+    text = str(caught.value)
+    for name in emberd.engines.NAMES:
+        assert f"\n  {name}: " in text
+    assert "EMBERD_BASE_URL=http://" in text
+    assert "model='emberd/demo'" in text
+
+
+def test_what_is_not_installed_is_named_with_the_command_that_installs_it(
+    cards: Nvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _installed(monkeypatch, None)
+    assert "`emberd engine install sglang`" in (ENGINE.refusal(GPU) or "")
+    assert ENGINE.missing(GPU) == "sglang"
+
+
+def test_an_installation_does_not_help_a_machine_without_a_gpu(
+    no_cards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _installed(monkeypatch, None)
+    assert ENGINE.missing(GPU) is None
+
+
+def test_a_version_that_is_too_old_is_refused_by_its_number(
+    cards: Nvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _installed(monkeypatch, "0.5.9")
+    assert "SGLang 0.5.9 (/engines/python: a test says so) is older" in (ENGINE.refusal(GPU) or "")
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (ServerSpec("emberd/demo"), "does not serve emberd/demo"),
+        (ServerSpec("/no/such/folder"), "there is no folder /no/such/folder"),
+        (ServerSpec(device="tpu"), "device='tpu' was given"),
+    ],
+)
+def test_what_it_cannot_serve_is_refused_with_the_reason(
+    cards: Nvml, spec: ServerSpec, reason: str
+) -> None:
+    assert reason in (ENGINE.refusal(spec) or "")
+
+
+def test_a_folder_without_a_configuration_is_no_checkpoint(cards: Nvml, tmp_path: Path) -> None:
+    assert "holds no config.json" in (ENGINE.refusal(ServerSpec(str(tmp_path))) or "")
+
+
+def test_it_claims_the_gpu_with_the_most_free_memory_and_none_on_a_cpu(cards: Nvml) -> None:
+    assert ENGINE.claims(GPU, StartOptions()) == ["GPU-large"]
+    assert ENGINE.claims(GPU, StartOptions(dp_size=2)) == ["GPU-large", "GPU-small"]
+    assert list(ENGINE.claims(ServerSpec(device="cpu"), StartOptions())) == []
+
+
+def test_a_start_uses_the_gpu_that_it_claimed(cards: Nvml) -> None:
+    launch = Launch(1, KEY, "stamp", "/state", claimed=("GPU-small",))
+    assert ENGINE.plan(GPU, launch).environment["CUDA_VISIBLE_DEVICES"] == "GPU-small"
+
+
+def test_the_key_is_in_a_private_file_and_nowhere_else(cards: Nvml) -> None:
+    plan = ENGINE.plan(GPU, LAUNCH)
+    assert plan.files == {"sglang.yaml": f'api-key: "{KEY}"\n'}
+    assert words(plan)["--config"] == "/state/of/it/sglang.yaml"
+    shown = [*plan.command, *plan.environment.values(), repr(plan)]
+    shown += [f"{reason.what} {reason.why}" for reason in plan.reasons]
+    assert not any(KEY in text for text in shown)
+
+
+def test_without_a_key_there_is_no_file(cards: Nvml) -> None:
+    plan = ENGINE.plan(GPU, Launch(1, None, "stamp", "/state"))
+    assert plan.files == {}
+    assert "--config" not in plan.command
+
+
+def test_the_users_own_arguments_come_last_and_are_explained(cards: Nvml) -> None:
+    options = StartOptions(arguments=("--schedule-policy", "fcfs"))
+    plan = ENGINE.plan(GPU, Launch(1, KEY, "stamp", "/state", options))
+    assert list(plan.command)[-2:] == ["--schedule-policy", "fcfs"]
+    assert "you asked for it" in [reason.why for reason in plan.reasons]
+
+
+def test_every_word_of_the_command_has_a_reason(cards: Nvml) -> None:
+    plan = ENGINE.plan(GPU, LAUNCH)
+    explained = " ".join(reason.what for reason in plan.reasons)
+    options = [word for word in plan.command if word.startswith("--")]
+    assert len(options) > 15
+    assert [option for option in options if option not in explained] == []
+
+
+def test_what_belongs_to_the_application_does_not_reach_the_engine(
+    cards: Nvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PYTHONPATH", "VIRTUAL_ENV", "OPENAI_API_KEY", "EMBERD_API_KEY"):
+        monkeypatch.setenv(name, "the-applications")
+    monkeypatch.setenv("HF_HOME", "/models")
+    environment = ENGINE.plan(GPU, LAUNCH).environment
+    assert "the-applications" not in environment.values()
+    assert environment["HF_HOME"] == "/models"
+
+
+def test_a_card_that_is_too_small_is_an_error_with_the_sum(
+    cards: Nvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards.cards = [Card(free=3 * GIB)]
+    with pytest.raises(StartError, match=r"need .* GiB .*3\.0 GiB of 24\.0 GiB is free") as caught:
+        ENGINE.plan(GPU, LAUNCH)
+    assert "Qwen3-Embedding-0.6B" not in caught.value.cause
+
+
+def test_on_a_cpu_the_stand_in_for_the_kernels_is_on_the_path(tmp_path: Path) -> None:
+    folder = checkpoints_made.write(tmp_path / "m", tensors={"a": [64, 64]})
+    plan = ENGINE.plan(ServerSpec(folder, device="cpu"), LAUNCH)
+    assert plan.device == "cpu"
+    path = Path(plan.environment["PYTHONPATH"])
+    assert (path / "sgl_kernel" / "__init__.py").is_file()
+    assert words(plan)["--device"] == "cpu"
+
+
+def test_a_stand_in_kernel_exists_and_raises_when_it_is_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from emberd.engines.sglang.cpu import sgl_kernel
+
+    kernel: Any = sgl_kernel.rmsnorm
+    with pytest.raises(RuntimeError, match="sgl_kernel.rmsnorm does not exist on the CPU"):
+        kernel(1)
+    with pytest.raises(AttributeError):
+        _ = sgl_kernel.__path_hooks__
+
+
+@pytest.mark.parametrize(
+    ("architecture", "mean", "said"),
+    [
+        ("Qwen3ForCausalLM", False, []),
+        ("BertModel", True, ["takes the first token of a BertModel"]),
+        ("BertModel", False, ["not verified how SGLang pools BertModel"]),
+        ("LlamaForCausalLM", False, ["not verified how SGLang pools LlamaForCausalLM"]),
+    ],
+)
+def test_pooling_that_nobody_verified_is_said(
+    tmp_path: Path, architecture: str, mean: bool, said: list[str]
+) -> None:
+    folder = checkpoints_made.write(tmp_path / "m", {"architectures": [architecture]})
+    pooling = tmp_path / "m" / "1_Pooling"
+    pooling.mkdir()
+    text = '{"pooling_mode_mean_tokens": true}' if mean else "{}"
+    (pooling / "config.json").write_text(text)
+    notes = models.notes(folder)
+    assert len(notes) == len(said)
+    assert all(part in note for part, note in zip(said, notes, strict=True))
+
+
+def test_models_of_the_catalog_need_no_note() -> None:
+    assert models.notes("Qwen/Qwen3-Embedding-8B") == []
+    assert "not verified" in models.notes("somebody/embedder")[0]
+
+
+def test_a_download_may_be_silent_for_longer_than_a_start_from_a_folder(
+    cards: Nvml, tmp_path: Path
+) -> None:
+    folder = checkpoints_made.write(tmp_path / "m", tensors={"a": [64, 64]})
+    local = ENGINE.plan(ServerSpec(folder), LAUNCH)
+    assert ENGINE.plan(GPU, LAUNCH).silence_s > local.silence_s
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--port", "31000"),
+        ("--port=31000",),
+        ("--api-k", "x"),
+        ("--config=f",),
+        ("--tp", "2"),
+        ("--quantization", "fp8"),
+        ("--host", "0.0.0.0"),
+        ("--max-total-tokens", "1024"),
+    ],
+    ids=" ".join,
+)
+def test_an_argument_that_would_break_a_promise_is_refused_before_anything_starts(
+    cards: Nvml, words: tuple[str, ...]
+) -> None:
+    options = StartOptions(arguments=words)
+    with pytest.raises(StartError, match="cannot be given to SGLang through emberd") as caught:
+        ENGINE.plan(GPU, Launch(1, KEY, "stamp", "/state", options))
+    assert "EMBERD_ENGINE_ARGS" in caught.value.advice
+
+
+def test_several_mig_instances_are_refused(cards: Nvml) -> None:
+    cards.cards = [Card(instances=[Card("MIG-a"), Card("MIG-b")])]
+    with pytest.raises(StartError, match="one MIG instance"):
+        ENGINE.plan(GPU, Launch(1, KEY, "stamp", "/state", StartOptions(dp_size=2)))
+
+
+def test_several_copies_on_a_cpu_are_refused(tmp_path: Path) -> None:
+    folder = checkpoints_made.write(tmp_path / "m", tensors={"a": [64, 64]})
+    launch = Launch(1, KEY, "stamp", "/state", StartOptions(tp_size=2))
+    with pytest.raises(StartError, match="tp_size=2, dp_size=1 count GPUs"):
+        ENGINE.plan(ServerSpec(folder, device="cpu"), launch)
+
+
+def test_the_programs_of_the_engines_environment_come_first_on_the_path(cards: Nvml) -> None:
+    """Kernels are compiled by a ninja that is asked for by its bare name."""
+    assert ENGINE.plan(GPU, LAUNCH).environment["PATH"].startswith("/engines:")
+
+
+def test_a_drivers_library_that_is_nowhere_else_is_kept(
+    cards: Nvml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "libcuda.so.1").touch()
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"/app/lib:{tmp_path}")
+    assert ENGINE.plan(GPU, LAUNCH).environment["LD_LIBRARY_PATH"] == str(tmp_path)
+
+
+def test_a_model_in_the_hubs_cache_needs_no_time_for_a_download(
+    cards: Nvml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    waiting_s = ENGINE.plan(GPU, LAUNCH).silence_s
+    checkpoints_made.write(tmp_path / "models--Qwen--Qwen3-Embedding-4B" / "snapshots" / "abc")
+    assert ENGINE.plan(GPU, LAUNCH).silence_s < waiting_s

@@ -1,0 +1,181 @@
+"""The words of the command: what each target gets, and what never stands there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from emberd.engines.sglang.flags import (
+    CPU,
+    GPU,
+    Flag,
+    Target,
+    adapt,
+    config_text,
+    flags,
+    reasons,
+    served_name,
+    variables,
+    words,
+)
+from emberd.engines.sglang.geometry import KNOWN
+from emberd.engines.sglang.memory import NO_CHUNKS, plan_memory
+from emberd.errors import StartError
+from memory_cards import card
+
+PLAN = plan_memory(card(24), KNOWN["Qwen/Qwen3-Embedding-4B"], None)
+
+
+def target(**given: Any) -> Target:
+    fields: dict[str, Any] = {
+        "model": "Qwen/Qwen3-Embedding-4B",
+        "port": 31_234,
+        "fingerprint": "stamp",
+        "memory": PLAN,
+    }
+    return Target(**fields | given)
+
+
+def said(**given: Any) -> dict[str, str]:
+    return {flag.words[0]: " ".join(flag.words[1:]) for flag in flags(target(**given))}
+
+
+def test_a_gpu_server_embeds_on_loopback_with_explicit_memory() -> None:
+    assert said() == {
+        "--model-path": "Qwen/Qwen3-Embedding-4B",
+        "--dtype": "bfloat16",
+        "--host": "127.0.0.1",
+        "--port": "31234",
+        "--served-model-name": "Qwen/Qwen3-Embedding-4B",
+        "--weight-version": "stamp",
+        "--is-embedding": "",
+        "--disable-radix-cache": "",
+        "--enable-tokenizer-batch-encode": "",
+        "--context-length": "32768",
+        "--max-total-tokens": "40960",
+        "--mem-fraction-static": f"{PLAN.fraction:.3f}",
+        "--chunked-prefill-size": "4096",
+        "--max-prefill-tokens": "4096",
+        "--device": "cuda",
+        "--sleep-on-idle": "",
+        "--enable-metrics": "",
+        "--log-level": "info",
+        "--uvicorn-access-log-exclude-prefixes": "/",
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "option", "value"),
+    [
+        ({"revision": "abc"}, "--revision", "abc"),
+        ({"quantization": "fp8"}, "--quantization", "fp8"),
+        ({"dtype": "float32"}, "--dtype", "float32"),
+        ({"cuttable": True}, "--json-model-override-args", '{"is_matryoshka": true}'),
+        ({"config": "key.yaml"}, "--config", "key.yaml"),
+        ({"tp_size": 2}, "--tp-size", "2"),
+        ({"dp_size": 4}, "--dp-size", "4"),
+    ],
+)
+def test_a_wish_adds_its_word_and_no_other(given: dict[str, Any], option: str, value: str) -> None:
+    assert said(**given) == said() | {option: value}
+
+
+def test_a_cpu_server_uses_torch_alone_and_is_given_time() -> None:
+    words_of_cpu = said(device=CPU)
+    assert words_of_cpu["--attention-backend"] == "torch_native"
+    assert int(words_of_cpu["--watchdog-timeout"]) > 300
+    assert "--tp-size" not in words_of_cpu
+
+
+def test_an_encoder_is_read_in_one_piece_within_an_explicit_fraction() -> None:
+    encoder = replace(KNOWN["Qwen/Qwen3-Embedding-0.6B"], architecture="BertModel")
+    given = said(memory=plan_memory(card(24), encoder, None))
+    assert given["--chunked-prefill-size"] == str(NO_CHUNKS)
+    assert 0 < float(given["--mem-fraction-static"]) < 1
+
+
+def test_an_unknown_model_gets_no_figures_but_the_context_that_was_asked_for() -> None:
+    assert not {"--max-total-tokens", "--mem-fraction-static"} & set(said(memory=None))
+    assert said(memory=None, context_tokens=512)["--context-length"] == "512"
+
+
+def test_the_fast_path_of_hopper_is_never_taken() -> None:
+    everything = {word for flag in flags(target()) for word in flag.words}
+    assert "--prefill-only-disable-kv-cache" not in everything
+    assert said()["--chunked-prefill-size"] != str(NO_CHUNKS)
+
+
+def test_a_key_stands_in_its_file_and_in_no_word() -> None:
+    assert config_text("se'cr\"et: #1") == 'api-key: "se\'cr\\"et: #1"\n'
+    assert "--api-key" not in said(config="key.yaml")
+    assert "--config" not in said()
+
+
+def test_the_served_name_has_no_colon() -> None:
+    assert (
+        said(model="models/a:b")["--served-model-name"] == "models/a_b" == served_name("models/a:b")
+    )
+
+
+def test_the_users_words_come_last() -> None:
+    chosen = flags(target())
+    assert words(chosen, ("--context-length", "9"))[-2:] == ("--context-length", "9")
+    assert reasons(chosen, ("--context-length", "9"))[-1].what == "--context-length 9"
+    assert len(reasons(chosen)) == len(chosen)
+
+
+def test_every_word_has_a_reason() -> None:
+    everything = flags(
+        target(revision="r", quantization="fp8", cuttable=True, config="c", tp_size=2, dp_size=2)
+    ) + flags(target(device=CPU))
+    assert all(flag.why and not flag.why.endswith(".") for flag in everything)
+
+
+def test_a_version_that_lacks_an_optional_word_does_without() -> None:
+    known = frozenset(said()) - {"--sleep-on-idle", "--enable-tokenizer-batch-encode"}
+    kept = {flag.words[0] for flag in adapt(flags(target()), known)}
+    assert kept == known
+    assert adapt(flags(target()), None) == flags(target())
+
+
+def test_a_version_that_lacks_a_needed_word_is_refused_by_that_word() -> None:
+    with pytest.raises(StartError, match="does not know --is-embedding") as refused:
+        adapt(flags(target()), frozenset(said()) - {"--is-embedding"})
+    assert "emberd engine install sglang" in refused.value.advice
+
+
+def test_words_are_dropped_whole() -> None:
+    lacking = (Flag(("--needed", "1"), "why"), Flag(("--spare", "2"), "why", optional=True))
+    assert words(adapt(lacking, frozenset({"--needed"}))) == ("--needed", "1")
+
+
+def test_the_gpus_are_named_by_uuid() -> None:
+    given = variables({}, GPU, (card(24),))
+    assert given["CUDA_VISIBLE_DEVICES"][0] == "GPU-0"
+    assert "Ampere" in given["CUDA_VISIBLE_DEVICES"][1]
+    assert "SGLANG_USE_CPU_ENGINE" not in given
+
+
+def test_unequally_free_gpus_do_not_stop_a_start() -> None:
+    two = variables({}, GPU, (card(24), card(24, 12)))
+    assert two["SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK"][0] == "0"
+    assert "SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK" not in variables({}, GPU, (card(24),))
+
+
+def test_a_cpu_server_looks_for_no_gpu() -> None:
+    given = variables({}, CPU)
+    assert given["SGLANG_USE_CPU_ENGINE"][0] == "1"
+    assert "CUDA_VISIBLE_DEVICES" not in given
+
+
+def test_a_proxy_never_stands_between_the_server_and_itself() -> None:
+    given = variables({"no_proxy": "example.org, localhost", "HTTPS_PROXY": "http://p"}, CPU)
+    assert given["no_proxy"][0] == "example.org,localhost,127.0.0.1"
+    assert given["NO_PROXY"][0] == "127.0.0.1,localhost"
+    assert "HTTPS_PROXY" not in given
+
+
+def test_the_choice_of_kernels_is_left_to_sglang_on_a_gpu() -> None:
+    assert "attention" not in " ".join(said())

@@ -1,0 +1,143 @@
+"""What a model weighs is read from its files, or known for the catalog's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from checkpoints_made import QWEN, write
+from emberd.catalog import MODELS
+from emberd.engines.sglang.geometry import KNOWN, Geometry, geometry_of
+
+TENSORS = {"model.embed_tokens.weight": (500, 64), "model.layers.0.mlp.up_proj.weight": (96, 64)}
+STORED = 500 * 64 + 96 * 64
+
+
+def test_a_folder_is_weighed_by_the_headers_of_its_files(tmp_path: Path) -> None:
+    found = geometry_of(write(tmp_path, tensors=TENSORS))
+    assert found == Geometry(
+        architecture="Qwen3ForCausalLM",
+        layers=3,
+        hidden=64,
+        intermediate=96,
+        kv_heads=2,
+        head_dim=32,
+        vocabulary=500,
+        parameters=STORED,
+        context_tokens=4096,
+        verified=True,
+    )
+    assert found.weights_bytes() == 2 * STORED
+    assert found.weights_bytes("float32") == 4 * STORED
+
+
+def test_a_head_that_the_checkpoint_lacks_is_counted_unless_it_is_tied(tmp_path: Path) -> None:
+    untied = {**QWEN, "tie_word_embeddings": False}
+    found = geometry_of(write(tmp_path / "lacks", untied, TENSORS))
+    has = geometry_of(write(tmp_path / "has", untied, {**TENSORS, "lm_head.weight": (500, 64)}))
+    bare = geometry_of(write(tmp_path / "m", {**untied, "architectures": ["Qwen3Model"]}, TENSORS))
+    assert found
+    assert has
+    assert bare
+    assert found.parameters == has.parameters == STORED + 500 * 64
+    assert bare.parameters == STORED
+
+
+def test_old_weights_are_weighed_by_their_size(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(bytes(3000))
+    found = geometry_of(folder)
+    assert found
+    assert found.parameters == 1500
+
+
+def test_weights_that_are_quantised_on_disk_weigh_what_they_weigh_there(tmp_path: Path) -> None:
+    folder = write(tmp_path, {**QWEN, "quantization_config": {"quant_method": "awq"}}, TENSORS)
+    found = geometry_of(folder)
+    assert found
+    assert found.weights_bytes() == (tmp_path / "model.safetensors").stat().st_size
+
+
+def test_fp8_halves_all_but_the_token_table() -> None:
+    model = KNOWN["Qwen/Qwen3-Embedding-4B"]
+    table = model.vocabulary * model.hidden
+    assert model.weights_bytes(None, "fp8") == model.parameters + table
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({"max_position_embeddings": 8192}, 8192),
+        ({"model_max_length": 100}, 100),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, 8192),
+        ({"rope_scaling": {"factor": 2.0, "original_max_position_embeddings": 9}}, 4096),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, 4096),
+    ],
+)
+def test_the_context_is_derived_as_sglang_does(
+    tmp_path: Path, told: dict[str, object], expected: int
+) -> None:
+    found = geometry_of(write(tmp_path, {**QWEN, **told}, TENSORS))
+    assert found
+    assert found.context_tokens == expected
+
+
+def test_an_encoder_without_grouped_heads_is_known_as_one(tmp_path: Path) -> None:
+    bert = {key: value for key, value in QWEN.items() if key != "num_key_value_heads"}
+    bert |= {"architectures": ["BertModel"], "head_dim": None}
+    found = geometry_of(write(tmp_path, bert, TENSORS))
+    assert found
+    assert found.is_encoder
+    assert (found.kv_heads, found.head_dim) == (4, 16)
+    assert not KNOWN["Qwen/Qwen3-Embedding-4B"].is_encoder
+
+
+@pytest.mark.parametrize("missing", ["hidden_size", "architectures", "vocab_size"])
+def test_a_folder_that_does_not_describe_itself_is_not_guessed_at(
+    tmp_path: Path, missing: str
+) -> None:
+    config = {key: value for key, value in QWEN.items() if key != missing}
+    assert geometry_of(write(tmp_path, config, TENSORS)) is None
+
+
+def test_a_folder_without_weights_or_with_a_broken_file_is_not_guessed_at(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    assert geometry_of(folder) is None
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 64)
+    assert geometry_of(folder) is None
+
+
+def test_a_name_that_nobody_knows_has_no_shape() -> None:
+    assert geometry_of("somebody/some-model") is None
+
+
+def test_every_qwen_of_the_catalog_has_a_shape_that_agrees_with_it() -> None:
+    qwens = {model.name: model for model in MODELS if model.name.startswith("Qwen/")}
+    assert set(KNOWN) == set(qwens)
+    for name, shape in KNOWN.items():
+        assert (shape.hidden, shape.context_tokens) == (
+            qwens[name].dimensions,
+            qwens[name].context_tokens,
+        )
+        assert not shape.verified
+
+
+@pytest.mark.parametrize(
+    ("name", "query_heads", "tables"),
+    [("0.6B", 16, 1), ("4B", 32, 1), ("8B", 32, 2)],
+)
+def test_the_parameters_follow_from_the_shapes(name: str, query_heads: int, tables: int) -> None:
+    model = KNOWN[f"Qwen/Qwen3-Embedding-{name}"]
+    attention = 2 * model.hidden * (query_heads + model.kv_heads) * model.head_dim
+    norms = 2 * (model.hidden + model.head_dim)
+    layer = attention + 3 * model.hidden * model.intermediate + norms
+    table = tables * model.vocabulary * model.hidden
+    assert model.parameters == model.layers * layer + model.hidden + table
+
+
+def test_keys_and_values_of_4b_take_144_kib_a_token() -> None:
+    model = KNOWN["Qwen/Qwen3-Embedding-4B"]
+    assert model.kv_bytes_per_token() == 144 * 1024
+    assert model.kv_bytes_per_token(tp_size=2) == 72 * 1024
+    assert model.kv_bytes_per_token(tp_size=16) == 18 * 1024

@@ -1,0 +1,179 @@
+"""A plan fits where it says that it fits, and a refusal shows its sum."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from emberd.engines.sglang.geometry import KNOWN, Geometry
+from emberd.engines.sglang.memory import (
+    GIB,
+    MAX_FRACTION,
+    NO_CHUNKS,
+    MemoryPlan,
+    on_gpu,
+    on_host,
+    plan_memory,
+)
+from emberd.errors import StartError
+from memory_cards import SIZES_GIB, card, plans
+
+SMALL, MIDDLE, LARGE = KNOWN.values()
+BERT = replace(SMALL, architecture="BertModel", context_tokens=512)
+
+
+def kept(plan: MemoryPlan, context_bytes: int = GIB) -> float:
+    """What SGLang leaves to weights and KV cache: its fraction, of what it measures as free."""
+    return plan.fraction * (plan.free_bytes - context_bytes)
+
+
+@pytest.mark.parametrize(("size", "name", "plan"), list(plans()))
+def test_a_plan_for_an_empty_card_fits_into_it(
+    size: int, name: str, plan: MemoryPlan | None
+) -> None:
+    if plan is None:
+        assert (size, name) == (16, "Qwen/Qwen3-Embedding-8B")
+        return
+    assert plan.need_bytes <= plan.free_bytes
+    assert 0 < plan.fraction <= MAX_FRACTION
+    assert kept(plan) >= plan.weights_bytes + plan.kv_bytes
+    assert plan.kv_tokens >= plan.context_tokens + plan.chunked_prefill_tokens
+    parts = plan.weights_bytes + plan.kv_bytes + plan.activation_bytes + plan.overhead_bytes
+    assert plan.need_bytes == parts
+
+
+@pytest.mark.parametrize("tenths", range(40, 240, 3))
+@pytest.mark.parametrize("geometry", KNOWN.values())
+def test_what_is_free_is_never_overdrawn(geometry: Geometry, tenths: int) -> None:
+    """Whatever a language model on the same card has left."""
+    try:
+        plan = plan_memory(card(24, tenths / 10), geometry, None)
+    except StartError:
+        return
+    assert plan.need_bytes <= plan.free_bytes
+    assert kept(plan) >= plan.weights_bytes + plan.kv_bytes
+    assert 0 < plan.fraction <= MAX_FRACTION
+
+
+def test_a_card_shared_with_a_language_model_gets_no_larger_cache_than_an_empty_one() -> None:
+    shared = plan_memory(card(80, 24), MIDDLE, None)
+    empty = plan_memory(card(80), MIDDLE, None)
+    assert shared.kv_tokens == empty.kv_tokens
+    assert shared.need_bytes == empty.need_bytes < 24 * GIB
+
+
+def test_where_the_card_model_fits_whole_nothing_is_said() -> None:
+    plan = plan_memory(card(24), MIDDLE, None)
+    assert (plan.context_tokens, plan.notes) == (32_768, ())
+
+
+def test_on_a_small_card_the_context_shrinks_to_what_fits_and_says_so() -> None:
+    plan = plan_memory(card(16), MIDDLE, None)
+    assert 16_384 <= plan.context_tokens < 32_768
+    assert plan.context_tokens % 1024 == 0
+    (note,) = plan.notes
+    assert f"{plan.longest_text_tokens:,} tokens" in note
+    assert "32,768" in note
+
+
+def test_a_context_that_was_asked_for_does_not_shrink() -> None:
+    with pytest.raises(StartError) as refused:
+        plan_memory(card(16), MIDDLE, 32_000)
+    assert "texts of 32,007 tokens need" in refused.value.cause
+    assert "14.9 GiB of 14.9 GiB is free on 16 GB card" in refused.value.cause
+    most = int(refused.value.advice.split("at most ")[1].split(" ")[0].replace(",", ""))
+    assert plan_memory(card(16), MIDDLE, most).longest_text_tokens >= most
+    with pytest.raises(StartError):
+        plan_memory(card(16), MIDDLE, most + 2048)
+
+
+def test_a_text_of_just_the_context_that_was_asked_for_is_taken() -> None:
+    plan = plan_memory(card(24), MIDDLE, 8192)
+    assert plan.longest_text_tokens == 8192
+    assert plan_memory(card(24), MIDDLE, 32_768).context_tokens == MIDDLE.context_tokens
+
+
+def test_more_context_than_the_model_has_is_refused() -> None:
+    with pytest.raises(StartError, match="32,769 tokens was asked for, and the model's is 32,768"):
+        plan_memory(card(80), MIDDLE, 32_769)
+
+
+def test_a_longer_context_of_the_model_is_taken_only_when_asked_for() -> None:
+    model = replace(MIDDLE, context_tokens=40_960)
+    assert plan_memory(card(80), model, None).context_tokens == 32_768
+    assert plan_memory(card(80), model, 40_000).longest_text_tokens == 40_000
+
+
+def test_a_model_that_does_not_fit_is_refused_with_the_sum_and_what_would_fit() -> None:
+    with pytest.raises(StartError) as refused:
+        plan_memory(card(16), LARGE, None)
+    for part in ("weights 15.6 GiB", "KV cache", "activations", "the rest"):
+        assert part in refused.value.cause
+    assert "ask for Qwen/Qwen3-Embedding-4B, which fits" in refused.value.advice
+    assert "Qwen3-Embedding-8B" not in refused.value.advice
+    assert "at most" not in refused.value.advice
+
+
+def test_the_sum_of_a_refusal_adds_up() -> None:
+    with pytest.raises(StartError) as refused:
+        plan_memory(card(16), LARGE, None)
+    words = refused.value.cause.split(" (")[1].split(")")[0].split(", ")
+    parts = [float(word.split()[-2]) for word in words]
+    whole = float(refused.value.cause.split("need ")[1].split(" GiB")[0])
+    assert sum(parts) == pytest.approx(whole, abs=0.11 * len(parts))
+
+
+def test_nothing_free_is_a_refusal_and_no_arithmetic_error() -> None:
+    for free in (0, 0.5, 1):
+        with pytest.raises(StartError):
+            plan_memory(card(24, free), SMALL, None)
+
+
+def test_two_gpus_share_what_one_cannot_hold() -> None:
+    with pytest.raises(StartError):
+        plan_memory(card(16), LARGE, None)
+    plan = plan_memory(card(16), LARGE, None, tp_size=2)
+    assert plan.weights_bytes == pytest.approx(LARGE.parameters * 1.02, abs=2)
+    assert plan.kv_bytes == plan.kv_tokens * LARGE.kv_bytes_per_token() // 2
+
+
+def test_quantised_weights_must_fit_unquantised_while_they_load() -> None:
+    plan = plan_memory(card(24), LARGE, None, quantization="fp8")
+    assert plan.weights_bytes < 10 * GIB
+    assert plan.context_tokens == 32_768
+    with pytest.raises(StartError, match="need 16.* 15.6 GiB while they load"):
+        plan_memory(card(16), LARGE, None, quantization="fp8")
+
+
+def test_an_encoder_is_read_in_one_piece() -> None:
+    plan = plan_memory(card(24), BERT, None)
+    assert plan.chunked_prefill_tokens == NO_CHUNKS
+    assert (plan.context_tokens, plan.max_prefill_tokens) == (512, 4096)
+
+
+def test_a_machines_own_memory_is_planned_with_room_for_others() -> None:
+    plan = plan_memory(on_host(32 * GIB, 20 * GIB), SMALL, None)
+    assert plan.fraction <= 0.8
+    assert kept(plan, 2 * GIB) >= plan.weights_bytes + plan.kv_bytes
+    with pytest.raises(StartError) as refused:
+        plan_memory(on_host(16 * GIB, 4 * GIB), MIDDLE, None)
+    assert "nvidia-smi" not in str(refused.value)
+
+
+def test_batches_are_larger_on_large_cards_alone() -> None:
+    batches = [plan_memory(card(size), SMALL, None).max_prefill_tokens for size in SIZES_GIB]
+    assert batches == [4096, 4096, 4096, 4096, 8192]
+
+
+def test_the_figures_are_told_with_their_reasons() -> None:
+    reasons = plan_memory(card(24), MIDDLE, None).reasons()
+    assert [reason.what.rsplit(" ", 2)[0] for reason in reasons] == [
+        *("weights", "KV cache", "activations", "overhead", "memory"),
+    ]
+    assert all(reason.why and not reason.why.endswith(".") for reason in reasons)
+    assert "40,960 tokens" in reasons[1].why
+
+
+def test_spreading_over_gpus_costs_something_on_each() -> None:
+    assert on_gpu(card(24), 2).context_bytes > on_gpu(card(24)).context_bytes

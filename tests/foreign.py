@@ -1,0 +1,57 @@
+"""Servers that look like somebody's SGLang, for tests of finding what others started."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+import stubs.server
+import waiting
+from emberd import surface
+from emberd.manager import discovery
+from emberd.settings import ServerSpec
+
+Foreign = Callable[..., "tuple[str, subprocess.Popen[bytes]]"]
+
+SPEC = ServerSpec(model="stub/foreign")
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Iterator[Foreign]:
+    """Starts a server that looks like somebody's SGLang, and gives its URL and process."""
+    package = tmp_path / "site" / "sglang"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "launch_server.py").write_text(Path(stubs.server.__file__).read_text())
+
+    with ExitStack() as started:
+
+        def start(
+            model: str = SPEC.model, key: str = "", module: str = "sglang.launch_server"
+        ) -> tuple[str, subprocess.Popen[bytes]]:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            command = [sys.executable, "-m", module, "--port", str(port), "--model", model]
+            environment = {**os.environ, "STUB_KEY": key, "PYTHONPATH": str(package.parent)}
+            server = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+            started.callback(server.wait)
+            started.callback(server.kill)
+            url = f"http://127.0.0.1:{port}"
+            waiting.until(lambda: surface.is_ready(url))
+            return url, server
+
+        yield start
+
+
+@pytest.fixture
+def no_default_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at a port where nothing is, whatever this machine has on the true one."""
+    monkeypatch.setattr(discovery, "DEFAULT_PORT", 1)

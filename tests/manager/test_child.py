@@ -1,0 +1,30 @@
+"""The server's process as its keeper holds it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import psutil
+
+import waiting
+from emberd.manager import child
+
+
+def test_an_orphan_that_left_the_session_is_reaped_by_the_keepers_process() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if _keeper_leaves_nothing() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def _keeper_leaves_nothing() -> bool:
+    child.become_subreaper()
+    orphan = "import subprocess; subprocess.Popen(['sleep', '60'], start_new_session=True)"
+    server = child.ServerProcess(
+        [sys.executable, "-W", "ignore", "-c", orphan], dict(os.environ), "m", Path(os.devnull)
+    )
+    waiting.until(lambda: server.reap() is not None)
+    there = psutil.Process().children(recursive=True)
+    return bool(there) and server.kill_all(5.0) and not psutil.Process().children(recursive=True)

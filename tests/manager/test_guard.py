@@ -1,0 +1,59 @@
+"""What a server has started dies with the keeper, whatever it asked the kernel for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+import leftovers
+import waiting
+from emberd.manager import guard
+from emberd.servers import Manager
+from homes import Stub
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the shim stays")
+
+
+def running(home: Path, word: str) -> list[psutil.Process]:
+    return [p for p in leftovers.find([str(home)]) if word in " ".join(p.cmdline())]
+
+
+def children(home: Path) -> list[psutil.Process]:
+    """Two that ask for no signal of their own: one in the group, one in another session."""
+    return running(home, "time.sleep(600)")
+
+
+@pytest.fixture
+def server(manager: Manager, stub: Stub, home: Path) -> None:
+    manager.ensure(stub(faults="leaves-children"))
+    assert len(children(home)) == 2
+
+
+def test_a_killed_keeper_takes_all_that_its_server_started_with_it(
+    server: None, home: Path
+) -> None:
+    running(home, "emberd.keeper")[0].send_signal(signal.SIGKILL)
+    waiting.until(lambda: not leftovers.find([str(home)]))
+
+
+def test_a_killed_guard_is_replaced(server: None, home: Path) -> None:
+    (first,) = running(home, "guard.py")
+    first.kill()
+    waiting.until(lambda: [p for p in running(home, "guard.py") if p.pid != first.pid])
+    running(home, "emberd.keeper")[0].send_signal(signal.SIGKILL)
+    waiting.until(lambda: not leftovers.find([str(home)]))
+
+
+def test_a_guard_goes_with_a_stop(server: None, manager: Manager, home: Path) -> None:
+    assert running(home, "guard.py")
+    manager.stop()
+    waiting.until(lambda: not leftovers.find([str(home)]))
+
+
+def test_a_guard_ends_nothing_that_bears_another_mark() -> None:
+    assert guard._kill(b"EMBERD_MARK=nobody's", os.devnull) == 0

@@ -1,0 +1,141 @@
+"""Temporary files and shared memory go with the server, however it goes."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import psutil
+import pytest
+
+import leftovers
+import waiting
+from emberd.manager import leavings
+from emberd.servers import Manager
+from homes import Stub
+
+_SHARED_MEMORY: Final = Path("/dev/shm")
+_LEAVER: Final = {"faults": "leaves-files"}
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm is Linux's")
+
+
+def traces(pid: int) -> set[Path]:
+    """Return the shared memory of a stub server, and of its semaphores."""
+    inodes = set(leavings.mapped(pid))
+    return {path for path in _SHARED_MEMORY.iterdir() if path.stat().st_ino in inodes}
+
+
+def scratches() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("emberd-*"))
+
+
+def server_of(home: Path) -> psutil.Process:
+    return next(p for p in leftovers.find([str(home)]) if "server.py" in " ".join(p.cmdline()))
+
+
+def kill(process: psutil.Process) -> None:
+    process.send_signal(signal.SIGKILL)
+
+
+def keeper_of(server: psutil.Process) -> psutil.Process:
+    return next(p for p in server.parents() if "emberd.keeper" in p.cmdline())
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(lambda manager, server: manager.stop(), id="stopped"),
+        pytest.param(lambda manager, server: kill(server), id="server-killed"),
+        pytest.param(lambda manager, server: kill(keeper_of(server)), id="keeper-killed"),
+    ],
+)
+def test_nothing_is_left_outside_of_the_state_folder(
+    manager: Manager, stub: Stub, home: Path, end: Callable[[Manager, psutil.Process], None]
+) -> None:
+    before = scratches()
+    manager.ensure(stub(**_LEAVER))
+    server = server_of(home)
+    (scratch,) = scratches() - before
+    waiting.until(lambda: len(list(scratch.iterdir())) == 1)
+    left = waiting.until(lambda: found if len(found := traces(server.pid)) >= 2 else set())
+    # The keeper looks once a second: what it has not seen yet it could not remove.
+    note = next(home.rglob(leavings.NOTE), None) or waiting.until(
+        lambda: next(home.rglob(leavings.NOTE), None)
+    )
+    assert note is not None
+    waiting.until(lambda: len(note.read_text().split()) >= 2)
+    end(manager, server)
+    waiting.until(lambda: not psutil.pid_exists(server.pid))
+    manager.ensure(stub())  # a start sweeps what a killed keeper left
+    waiting.until(lambda: not any(path.exists() for path in (*left, scratch)))
+
+
+def test_shared_memory_of_others_is_left_alone(tmp_path: Path) -> None:
+    mine = _SHARED_MEMORY / f"test_leavings_{os.getpid()}"
+    mine.write_bytes(b"somebody's")
+    try:
+        (tmp_path / leavings.NOTE).write_text(f"{mine.stat().st_ino + 1}\n")
+        leavings.remove(tmp_path, "")
+        assert mine.exists()
+        (tmp_path / leavings.NOTE).write_text(f"{mine.stat().st_ino}\n")
+        leavings.remove(tmp_path, "")
+        assert not mine.exists()
+    finally:
+        mine.unlink(missing_ok=True)
+
+
+def test_shared_memory_that_was_there_before_or_is_in_use_is_left_alone(tmp_path: Path) -> None:
+    memory = leavings.SharedMemory(tmp_path)
+    older = _SHARED_MEMORY / f"test_older_{os.getpid()}"
+    used = _SHARED_MEMORY / f"test_used_{os.getpid()}"
+    older.write_bytes(bytes(4096))
+    memory.begin()
+    used.write_bytes(bytes(4096))
+    try:
+        with older.open("r+b") as first, used.open("r+b") as second:
+            with mmap.mmap(first.fileno(), 0), mmap.mmap(second.fileno(), 0):
+                memory.look(lambda: [os.getpid()], at_once=True)
+                assert memory.known == {used.stat().st_ino}
+                leavings.remove(tmp_path, "", memory.known)
+                assert used.exists()
+        leavings.remove(tmp_path, "", memory.known)
+        assert (older.exists(), used.exists()) == (True, False)
+    finally:
+        older.unlink(missing_ok=True)
+        used.unlink(missing_ok=True)
+
+
+def test_a_full_disk_does_not_end_a_server_that_has_something_to_note(tmp_path: Path) -> None:
+    (tmp_path / leavings.NOTE).mkdir()  # the same refusal: nothing can be written there
+    memory = leavings.SharedMemory(tmp_path)
+    seen = _SHARED_MEMORY / f"test_full_{os.getpid()}"
+    seen.write_bytes(bytes(4096))
+    try:
+        with seen.open("r+b") as file, mmap.mmap(file.fileno(), 0):
+            memory.look(lambda: [os.getpid()], at_once=True)
+        assert seen.stat().st_ino in memory.known
+    finally:
+        seen.unlink()
+
+
+def test_a_folder_that_emberd_did_not_name_is_not_removed(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    leavings.remove(tmp_path, str(precious))
+    assert precious.is_dir()
+
+
+def test_a_scratch_folder_of_somebody_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = tmp_path / "emberd-x"
+    taken.symlink_to(tmp_path)
+    with pytest.raises(OSError, match=r"belongs to somebody else|File exists"):
+        leavings.make(str(taken))

@@ -1,0 +1,120 @@
+"""How a server is started: on a port, without a key, with notes and private files."""
+
+from __future__ import annotations
+
+import socket
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from emberd.errors import AuthenticationError, StartError
+from emberd.servers import Manager
+from emberd.startup import StartOptions
+from homes import Starts, Stub
+from plain_client import embed
+
+
+@pytest.fixture
+def port() -> int:
+    """A port that nobody has now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number: int = probe.getsockname()[1]
+    return number
+
+
+def test_a_server_starts_on_the_port_that_was_asked_for(
+    manager: Manager, stub: Stub, port: int
+) -> None:
+    server = manager.ensure(stub(), options=StartOptions(port=port))
+    assert server.endpoint.url == f"http://127.0.0.1:{port}"
+
+
+def test_a_port_that_is_taken_is_an_error_that_names_it(
+    manager: Manager, stub: Stub, starts: Starts
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        taken = stranger.getsockname()[1]
+        with pytest.raises(StartError, match=f"Port {taken} .*in use") as caught:
+            manager.ensure(stub(), options=StartOptions(port=taken))
+    assert "another port" in caught.value.advice
+    assert starts() == 0
+
+
+def test_a_failed_start_is_not_held_against_one_with_other_options(
+    manager: Manager, stub: Stub
+) -> None:
+    spec = stub()
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        options = StartOptions(port=stranger.getsockname()[1])
+        for _ in range(2):
+            with pytest.raises(StartError, match="in use"):
+                manager.ensure(spec, options=options)
+        assert manager.ensure(spec).started
+
+
+def test_a_server_without_a_key_answers_whoever_asks(manager: Manager, stub: Stub) -> None:
+    server = manager.ensure(stub(), options=StartOptions(no_auth=True))
+    assert server.endpoint.api_key is None
+    assert embed(server, "a").is_success
+
+
+def test_a_server_asks_for_a_key_unless_told_otherwise(manager: Manager, stub: Stub) -> None:
+    server = manager.ensure(stub())
+    assert server.endpoint.api_key is not None
+    with pytest.raises(AuthenticationError):
+        manager.ensure(stub(), base_url=server.endpoint.url)
+
+
+def test_a_key_is_made_of_letters_and_digits_alone(manager: Manager, stub: Stub) -> None:
+    """One that began with a dash was taken for an option by SGLang's parser."""
+    key = manager.ensure(stub()).endpoint.api_key
+    assert key is not None
+    assert key.isalnum()
+
+
+def test_the_files_of_a_plan_are_for_this_user_alone(manager: Manager, stub: Stub) -> None:
+    server = manager.ensure(stub())
+    assert server.folder is not None
+    file = Path(server.folder) / "secret.yaml"
+    assert file.read_text() == f"key: {server.endpoint.api_key}"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_the_notes_of_a_plan_reach_whoever_uses_the_server(manager: Manager, stub: Stub) -> None:
+    spec = stub(note="beware")
+    assert manager.ensure(spec).notes == ("beware",)
+    assert manager.ensure(spec).notes == ("beware",)
+
+
+def test_a_folder_that_changed_while_its_server_started_is_not_served_under_its_old_name(
+    manager: Manager, stub: Stub
+) -> None:
+    spec = replace(stub(), content="what it was when it was asked for")
+    with pytest.raises(StartError, match="The files of .* changed meanwhile"):
+        manager.ensure(spec)
+
+
+def test_a_server_with_the_stamp_of_another_start_is_not_used(manager: Manager, stub: Stub) -> None:
+    with pytest.raises(StartError, match="Another server took .* weight version is another"):
+        manager.ensure(stub(faults="impostor"))
+
+
+def test_a_server_that_has_failed_and_lives_on_is_ended_at_once(
+    manager: Manager, stub: Stub
+) -> None:
+    with pytest.raises(StartError, match="silent for too long"):
+        manager.ensure(stub(faults="doomed", silence=600))
+
+
+def test_the_environment_says_how_to_start(
+    home: Path, stub: Stub, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBERD_PORT", str(port))
+    manager = Manager(home)
+    try:
+        assert manager.ensure(stub()).endpoint.url.endswith(f":{port}")
+    finally:
+        manager.stop()

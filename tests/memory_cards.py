@@ -1,0 +1,101 @@
+"""GPUs to plan for, and the tables that the documentation shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from emberd.engines.gpus import Gpu
+from emberd.engines.sglang.cards import GENERATIONS
+from emberd.engines.sglang.flags import CPU, Target, flags
+from emberd.engines.sglang.geometry import KNOWN
+from emberd.engines.sglang.memory import GIB, MemoryPlan, plan_memory
+from emberd.errors import StartError
+
+SIZES_GIB = (16, 24, 40, 48, 80)
+# What an empty card has of its nominal size: an A10G or L4 of 24 GB says 22.5 GiB.
+EMPTY = 0.93
+_CPU_ONLY = ("--attention-backend", "--watchdog-timeout")
+
+HEAD = (
+    (
+        "| card | model | weights | KV cache | activations | overhead | needed | fraction | "
+        "context | batch |"
+    ),
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+)
+
+
+def card(
+    size_gib: float, free_gib: float | None = None, capability: tuple[int, int] = (8, 6)
+) -> Gpu:
+    """Return a GPU of this nominal size, empty unless told otherwise."""
+    empty = int(size_gib * EMPTY * GIB)
+    free = empty if free_gib is None else int(free_gib * GIB)
+    return Gpu(0, "GPU-0", f"{size_gib} GB card", empty, free, capability)
+
+
+def plans() -> Iterator[tuple[int, str, MemoryPlan | None]]:
+    """Yield size of the card, model, and plan; None where the model does not fit."""
+    for size in SIZES_GIB:
+        for name, geometry in KNOWN.items():
+            try:
+                yield size, name, plan_memory(card(size), geometry, None)
+            except StartError:
+                yield size, name, None
+
+
+def table() -> str:
+    """Return the plans of empty cards as Markdown."""
+    return "\n".join((*HEAD, *(_row(*found) for found in plans())))
+
+
+def _row(size: int, name: str, plan: MemoryPlan | None) -> str:
+    model = name.rpartition("-")[2]
+    if plan is None:
+        return f"| {size} GB | {model} | does not fit | | | | | | | |"
+    kv = f"{_gib(plan.kv_bytes)} ({plan.kv_tokens:,} tokens)"
+    return (
+        f"| {size} GB | {model} | {_gib(plan.weights_bytes)} | {kv} | "
+        f"{_gib(plan.activation_bytes)} | {_gib(plan.overhead_bytes)} | "
+        f"{_gib(plan.need_bytes)} | {plan.fraction:.3f} | {plan.context_tokens:,} | "
+        f"{plan.max_prefill_tokens:,} |"
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f}"
+
+
+def flags_table() -> str:
+    """Return every word that can be said, with its reason, as Markdown."""
+    name, geometry = list(KNOWN.items())[1]
+    everything = Target(
+        model=name,
+        port=30_000,
+        fingerprint="FINGERPRINT",
+        memory=plan_memory(card(24), geometry, None),
+        revision="COMMIT",
+        quantization="fp8",
+        cuttable=True,
+        config="FILE",
+        tp_size=2,
+        dp_size=2,
+    )
+    on_cpu = [flag for flag in flags(replace(everything, device=CPU)) if flag.words[0] in _CPU_ONLY]
+    rows = [
+        f"| `{' '.join(flag.words)}` | {flag.why}{'; optional' if flag.optional else ''} |"
+        for flag in (*flags(everything), *on_cpu)
+    ]
+    return "\n".join(("| words | why |", "| --- | --- |", *rows))
+
+
+def generations_table() -> str:
+    """Return what is particular to each generation of GPUs, as Markdown."""
+    rows = [
+        f"| {known.name} | {'.'.join(map(str, known.capability))} | {known.attention} | "
+        f"{known.why} |"
+        for known in GENERATIONS
+    ]
+    head = ("| generation | from | kernels that SGLang chooses | why it is left so |",)
+    return "\n".join((*head, "| --- | --- | --- | --- |", *rows))

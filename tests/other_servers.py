@@ -1,0 +1,241 @@
+"""Servers of other kinds, each answering as the real one did when it was asked (November 2026).
+
+sglang-router 0.3.2 in front of SGLang 0.5.23, vLLM 0.32 on a CPU, llama.cpp's server (xllamacpp
+2026.10.11549), and SGLang 0.5.23 with a model that gives no embeddings. docs/other-servers.md says
+how they were started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from fake_server import Answer, FakeServer, Request, Route, _error, _send, send_json
+
+
+class Other(FakeServer):
+    """A server whose routes and refusals are another's than SGLang's."""
+
+    not_found: bytes = b'{"detail":"Not Found"}'
+
+    def answers(self) -> dict[str, Any]:
+        """What it answers to a GET, besides the routes: a body, or a status with one."""
+        return {}
+
+    def routes(self) -> dict[str, Route]:
+        """Only those of embeddings and models; everything else is not there."""
+        kept = {"/v1/embeddings": self._embeddings}
+        return {**kept, **{path: self._static(body) for path, body in self.answers().items()}}
+
+    def _static(self, body: Any) -> Route:
+        async def route(_: Request, writer: asyncio.StreamWriter) -> None:
+            await send_json(writer, body)
+
+        return route
+
+
+class Router(Other):
+    """sglang-router: no context, the old /get_model_info, a tokenizer that ends no text."""
+
+    def answers(self) -> dict[str, Any]:
+        entry = {"id": self.model, "object": "model", "owned_by": "local"}
+        return {
+            "/v1/models": {"object": "list", "data": [entry]},
+            "/get_model_info": {
+                "model_path": self.model,
+                "served_model_name": self.model,
+                "is_generation": self.is_generation,
+            },
+        }
+
+    def routes(self) -> dict[str, Route]:
+        return {**super().routes(), "/v1/tokenize": self._tokenize}
+
+    async def _tokenize(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        text = request.body["prompt"]
+        tokens = list(text.encode())
+        await send_json(writer, {"tokens": tokens, "count": len(tokens), "char_count": len(text)})
+
+
+class Mixed(Router):
+    """sglang-router in front of servers of two models: each request goes to the next."""
+
+    def answers(self) -> dict[str, Any]:
+        names = ["/models/another", self.model]
+        data = [{"id": name, "object": "model", "owned_by": "local"} for name in names]
+        return {**super().answers(), "/v1/models": {"object": "list", "data": data}}
+
+    def _reply(self, body: dict[str, Any], inputs: list[Any]) -> dict[str, Any]:
+        turn = len(self.to("/v1/embeddings")) % 2
+        return {**super()._reply(body, inputs), "model": ["/models/another", self.model][turn]}
+
+
+class Vllm(Other):
+    """vLLM: knows its model's name, its own /tokenize, and errors in OpenAI's nested form."""
+
+    matryoshka = False
+
+    def answers(self) -> dict[str, Any]:
+        entry = {
+            "id": self.named or self.model,
+            "object": "model",
+            "owned_by": "vllm",
+            "root": self.model,
+            "parent": None,
+            "max_model_len": self.context_tokens,
+        }
+        return {"/v1/models": {"object": "list", "data": [entry]}}
+
+    def routes(self) -> dict[str, Route]:
+        return {**super().routes(), "/tokenize": self._tokenize}
+
+    async def _tokenize(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        ids = self._ids(request.body["prompt"])
+        reply = {"count": len(ids), "max_model_len": self.context_tokens, "tokens": ids}
+        await send_json(writer, {**reply, "token_strs": None})
+
+    async def _embeddings(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        refusal = self._refused(request.body)
+        if refusal is None:
+            await super()._embeddings(request, writer)
+            return
+        status, message = refusal
+        error = {"message": message, "type": "BadRequestError", "param": None, "code": status}
+        await _send(writer, Answer(status, json.dumps({"error": error}).encode()))
+
+    def _refused(self, body: dict[str, Any]) -> tuple[int, str] | None:
+        if body["model"] != (self.named or self.model):
+            return 404, f"The model `{body['model']}` does not exist."
+        if "dimensions" in body and not self.matryoshka:
+            return 400, (
+                "Model '<path>' does not support Matryoshka embeddings; dimensions must be unset "
+                f"(received dimensions={body['dimensions']})."
+            )
+        longest = max(len(self._ids(given)) for given in body["input"])
+        if self.context_tokens and longest > self.context_tokens:
+            return 400, (
+                f"This model's maximum context length is {self.context_tokens} tokens. However, "
+                f"your prompt contains at least {self.context_tokens + 1} input tokens, which "
+                "exceeds this limit even without any output tokens."
+            )
+        return None
+
+    def _refusal(self, inputs: list[str | list[int]]) -> str | None:
+        return None  # blank texts are taken
+
+
+class LlamaCpp(Other):
+    """llama.cpp's server: ignores ``dimensions``, takes any model's name, says it back."""
+
+    embeds = True
+
+    def answers(self) -> dict[str, Any]:
+        entry = {
+            "id": self.model,
+            "aliases": [self.model],
+            "tags": [],
+            "object": "model",
+            "created": 1795387791,
+            "owned_by": "llamacpp",
+            "meta": {
+                "vocab_type": 2,
+                "n_ctx": self.context_tokens,
+                "n_ctx_train": 32_768,
+                "n_embd": self.dimensions,
+                "ftype": "all F32",
+            },
+        }
+        # Ollama's list stands beside OpenAI's.
+        models = [{"name": self.model, "model": self.model, "type": "model"}]
+        return {"/v1/models": {"models": models, "object": "list", "data": [entry]}}
+
+    def routes(self) -> dict[str, Route]:
+        return {**super().routes(), "/tokenize": self._tokenize}
+
+    async def _tokenize(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        ids = list(request.body["content"].encode())
+        if request.body.get("add_special") and self.end_of_text is not None:
+            ids.append(self.end_of_text)
+        await send_json(writer, {"tokens": ids})
+
+    async def _embeddings(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        status, error = 200, {}
+        longest = max(len(self._ids(given)) for given in request.body["input"])
+        if not self.embeds:
+            message = "This server does not support embeddings. Start it with `--embeddings`"
+            status, error = 501, {"message": message, "type": "not_supported_error"}
+        elif self.context_tokens and longest > self.context_tokens:
+            message = (
+                f"request ({longest} tokens) exceeds the available context size "
+                f"({self.context_tokens} tokens), try increasing it"
+            )
+            status, error = 400, {"message": message, "type": "exceed_context_size_error"}
+        if error:
+            body = {"error": {"code": status, **error}}
+            await _send(writer, Answer(status, json.dumps(body).encode()))
+            return
+        await super()._embeddings(request, writer)
+
+    def _refusal(self, inputs: list[str | list[int]]) -> str | None:
+        return None
+
+    def _reply(self, body: dict[str, Any], inputs: list[Any]) -> dict[str, Any]:
+        whole = {name: value for name, value in body.items() if name != "dimensions"}
+        return {**super()._reply(whole, inputs), "model": body["model"]}
+
+
+class Reranker(FakeServer):
+    """SGLang with a cross-encoder: one number a text, which its own reply cannot hold."""
+
+    async def _model_info(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        await send_json(
+            writer,
+            {
+                "model_path": self.model,
+                "served_model_name": self.model,
+                "is_generation": False,
+                "model_type": "bert",
+                "architectures": ["BertForSequenceClassification"],
+                "embedding": {"family": "sequence_classification", "task": "classify"},
+            },
+        )
+
+
+class Generator(FakeServer):
+    """SGLang with a language model."""
+
+    async def _model_info(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        await send_json(
+            writer,
+            {
+                "model_path": self.model,
+                "served_model_name": self.model,
+                "is_generation": True,
+                "architectures": ["Qwen3ForCausalLM"],
+                "embedding": {"family": "none", "task": "none"},
+            },
+        )
+
+    async def _embeddings(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        message = (
+            "This model does not appear to be an embedding model by default. Please add "
+            "`--is-embedding` when launching the server or try another model."
+        )
+        await _send(writer, Answer(400, _error(400, message)))
+
+
+class ShortOfMemory(FakeServer):
+    """SGLang whose memory for keys and values holds less than the context that it states."""
+
+    holds_tokens = 400
+
+    def _refusal(self, inputs: list[str | list[int]]) -> str | None:
+        for given in inputs:
+            if (length := len(self._ids(given))) >= self.holds_tokens:
+                return (
+                    f"Input length ({length} tokens) exceeds the maximum allowed length "
+                    f"({self.holds_tokens} tokens). Use a shorter input or enable "
+                    "--allow-auto-truncate."
+                )
+        return super()._refusal(inputs)

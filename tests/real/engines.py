@@ -1,0 +1,83 @@
+"""What tests of the real engines share: interpreters, scripts, the reference, embedders."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from emberd import Embedder, installs
+from emberd.places import Places
+from emberd.servers import Manager
+
+HERE: Final = Path(__file__).parent
+# Before the session's environment is cleaned: the engines are this machine's, not the session's.
+_ENGINES: Final = Places.resolve().engines
+START_S: Final = 240.0
+_SCRIPT_S: Final = 240.0
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What Transformers makes of some texts.
+
+    Attributes:
+        ids: Token ids of each text.
+        vectors: Their vectors: float32, (n, dimensions).
+    """
+
+    ids: list[list[int]]
+    vectors: Vectors
+
+
+Refer = Callable[[list[str]], Reference]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engines_of_this_machine(_session_environment: None) -> Iterator[None]:
+    """Let the tests find the engines that this machine has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EMBERD_ENGINES", _ENGINES)
+        yield
+
+
+def embedder_for(model: Path | str, manager: Manager, **settings: Any) -> Embedder:
+    """Return an embedder of ``model`` through SGLang on the CPU."""
+    return Embedder(
+        model,
+        engine="sglang",
+        device="cpu",
+        start_timeout=START_S,
+        manager=manager,
+        **settings,
+    )
+
+
+def python_of(engine: str) -> str:
+    """Return the interpreter that has an engine."""
+    found = installs.locate(engine, Places.resolve())
+    assert found is not None, f"Not installed here. Run: emberd engine install {engine}"
+    return found.python
+
+
+def run(python: str, script: Path, *arguments: str, stdin: str = "") -> str:
+    """Run a script by an engine's interpreter; return what it printed."""
+    done = subprocess.run(
+        [python, str(script), *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=_SCRIPT_S,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout

@@ -1,0 +1,43 @@
+"""What a server leaves on a machine besides processes: shared memory and temporary files."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+import leftovers
+import waiting
+from emberd.manager import leavings
+
+_SHARED_MEMORY: Final = Path("/dev/shm")
+_GONE_S: Final = 20.0
+
+
+@contextmanager
+def all_gone(home: Path) -> Iterator[None]:
+    """Fail if, at the end, a process of ``home`` or a file outside of it is left."""
+    before = files()
+    yield
+    left = leftovers.end_all([str(home)])
+    assert not left, "processes left behind:\n" + "\n".join(left)
+    with suppress(AssertionError):
+        waiting.until(lambda: not _left(before), _GONE_S)
+    assert not _left(before)
+
+
+def _left(before: set[str]) -> set[str]:
+    # What a living process has mapped is another server's, of another test or another program.
+    inodes = {inode for pid in psutil.pids() for inode in leavings.mapped(pid)}
+    return {path for path in files() - before if os.stat(path).st_ino not in inodes}
+
+
+def files() -> set[str]:
+    """Return the shared memory, and the folders for temporary files that emberd made."""
+    folders = Path(tempfile.gettempdir()).glob("emberd-*")
+    return {str(path) for path in (*_SHARED_MEMORY.iterdir(), *folders)}

@@ -1,0 +1,434 @@
+"""The encoder of Qwen3-Embedding without torch: devices, memory, files, the hub's refusals.
+
+With torch it runs in ``tests/sglang/test_transformers_engine.py``.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import logging
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import emberd.serving
+import waiting
+from emberd.errors import BadReplyError, SettingError, StartError
+from emberd.serving import devices, encoders, hub, loading, processor, watching
+from emberd.serving.__main__ import main
+from emberd.serving.devices import Place
+from emberd.serving.encoder import Checkpoint, Prepared
+from emberd.serving.transformers_encoder import TransformersEncoder
+
+HERE = Place("cpu", "bfloat16", "a test", 1_000_000)
+
+
+# ---------------------------------------------------------------- where it runs
+
+
+def torch_with(
+    cuda: tuple[int, int] | None = None,
+    built: str | None = "13.0",
+    mps: bool = False,
+    bfloat16_mps: bool = True,
+) -> Any:
+    """A torch that sees a GPU of this compute capability, or none."""
+    return SimpleNamespace(
+        __version__="2.14.1",
+        version=SimpleNamespace(cuda=built),
+        cuda=SimpleNamespace(
+            is_available=lambda: cuda is not None,
+            get_device_capability=lambda: cuda,
+            get_arch_list=lambda: ["sm_75", "sm_80", "sm_120"],
+            mem_get_info=lambda: (5, 9),
+        ),
+        backends=SimpleNamespace(
+            mps=SimpleNamespace(
+                is_available=lambda: mps, is_macos_or_newer=lambda *version: bfloat16_mps
+            )
+        ),
+        mps=SimpleNamespace(recommended_max_memory=lambda: 9, driver_allocated_memory=lambda: 2),
+    )
+
+
+@pytest.mark.parametrize(
+    ("torch", "native", "device", "dtype"),
+    [
+        (torch_with(), True, "cpu", "bfloat16"),
+        (torch_with(), False, "cpu", "float32"),
+        (torch_with(cuda=(8, 0)), False, "cuda", "bfloat16"),
+        (torch_with(cuda=(7, 5)), True, "cuda", "float32"),
+        (torch_with(mps=True), False, "mps", "bfloat16"),
+        (torch_with(mps=True, bfloat16_mps=False), True, "mps", "float32"),
+    ],
+)
+def test_bfloat16_is_taken_where_it_is_native_and_float16_nowhere(
+    monkeypatch: pytest.MonkeyPatch, torch: Any, native: bool, device: str, dtype: str
+) -> None:
+    monkeypatch.setattr(processor, "multiplies_bfloat16", lambda: native)
+    place = devices.choose(torch, None, None)
+    assert (place.device, place.dtype) == (device, dtype)
+    assert place.why
+
+
+def test_what_was_asked_for_is_taken() -> None:
+    place = devices.choose(torch_with(cuda=(8, 0)), "cpu", "float32")
+    assert (place.device, place.dtype, place.why) == ("cpu", "float32", "it was asked for")
+
+
+@pytest.mark.parametrize(
+    ("torch", "device", "dtype", "cause"),
+    [
+        (torch_with(), "cuda", None, "torch sees no CUDA GPU here"),
+        (torch_with(built=None), "cuda", None, "is built without CUDA"),
+        (torch_with(cuda=(7, 0)), None, None, "its compute capability is 7.0"),
+        (torch_with(), "mps", None, "torch sees none here"),
+        (torch_with(), "tpu", None, "the device tpu is not known"),
+        (torch_with(), "cpu", "float16", "float16 gives NaN"),
+    ],
+)
+def test_what_cannot_be_had_ends_the_start(
+    torch: Any, device: str | None, dtype: str | None, cause: str
+) -> None:
+    with pytest.raises(StartError, match=cause) as raised:
+        devices.choose(torch, device, dtype)
+    assert raised.value.advice
+
+
+def test_free_memory_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert devices.choose(torch_with(cuda=(8, 0)), None, None).free_bytes == 5
+    assert devices.choose(torch_with(mps=True), None, None).free_bytes == 7
+    (tmp_path / "meminfo").write_text("MemTotal: 8 kB\nMemAvailable:   4 kB\n")
+    monkeypatch.setattr(devices, "_MEMORY_FILE", tmp_path / "meminfo")
+    monkeypatch.setattr(devices, "_GROUP", tmp_path)
+    assert devices.choose(torch_with(), None, None).free_bytes == 4096
+    for name, content in (("max", "3000"), ("current", "2500"), ("stat", "inactive_file 100\n")):
+        (tmp_path / f"memory.{name}").write_text(content)
+    assert devices.choose(torch_with(), None, None).free_bytes == 600
+    (tmp_path / "meminfo").unlink()
+    assert devices.choose(torch_with(), None, None).free_bytes is None
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's is called."""
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (MemoryError(), True),
+        (OutOfMemoryError("CUDA"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 1)"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 bytes"), True),
+        (RuntimeError("unable to mmap 4 bytes: Cannot allocate memory (12)"), True),
+        (ImportError("libtorch.so: failed to map segment from shared object"), True),
+        (ValueError("a shape does not fit"), False),
+    ],
+)
+def test_out_of_memory_is_known_by_its_name_or_its_words(error: Exception, is_one: bool) -> None:
+    assert devices.is_out_of_memory(error) is is_one
+
+
+# ---------------------------------------------------------------- when memory is short
+
+
+class ShortOfMemory(TransformersEncoder):
+    """Holds no more than five tokens at a time."""
+
+    def __init__(self) -> None:
+        super().__init__(Checkpoint("test/short"))
+        self.tried: list[int] = []
+
+    def _encode(self, texts: Any) -> NDArray[np.float32]:
+        self.tried.append(sum(map(len, texts)))
+        if self.tried[-1] > 5:
+            raise RuntimeError("not enough memory: you tried to allocate")
+        return np.array([[text[0]] for text in texts], dtype=np.float32)
+
+
+def prepared(*lengths: int) -> list[Prepared]:
+    return [Prepared(length, [place] * length) for place, length in enumerate(lengths)]
+
+
+def test_a_batch_that_is_too_much_is_halved_and_keeps_its_order() -> None:
+    encoder = ShortOfMemory()
+    vectors = encoder.encode(prepared(2, 3, 4, 1, 5))
+    assert vectors[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert encoder.tried == [15, 5, 10, 4, 6, 1, 5]
+
+
+def test_a_text_that_is_too_much_alone_is_an_error_with_its_length() -> None:
+    with pytest.raises(BadReplyError, match="does not suffice for a text of 6 tokens"):
+        ShortOfMemory().encode(prepared(6))
+
+
+def test_another_error_is_not_tried_again() -> None:
+    encoder = ShortOfMemory()
+    with pytest.raises(IndexError):
+        encoder.encode([Prepared(0, [])])
+    assert encoder.tried == [0]
+
+
+def test_nothing_is_known_before_the_model_is_loaded() -> None:
+    with pytest.raises(StartError, match="not loaded"):
+        TransformersEncoder(Checkpoint("test/none")).prepare(["a"])
+
+
+# ---------------------------------------------------------------- its files
+
+
+def weights(path: Path, **tensors: tuple[list[int], int]) -> None:
+    """Write a safetensors file of zeros: name -> shape and bytes."""
+    header, at = {}, 0
+    for name, (shape, size) in tensors.items():
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(at))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint as far as it is looked at before torch is."""
+    (tmp_path / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"]}')
+    weights(tmp_path / "model.safetensors", **{"a": ([10, 20], 400), "lm_head.weight": ([7], 14)})
+    return tmp_path
+
+
+def refused(folder: Path, place: Place = HERE) -> StartError:
+    with pytest.raises(StartError) as raised:
+        loading.load(folder, place, None)
+    assert raised.value.advice
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    ("config", "cause"),
+    [
+        ("not JSON", "holds no config.json that can be read"),
+        ('{"architectures": ["BertModel"]}', "of the architecture BertModel"),
+        ('{"hidden_size": 4}', "of the architecture no architecture at all"),
+        (
+            '{"architectures": ["Qwen3Model"], "use_sliding_window": true}',
+            "attends in a sliding window",
+        ),
+    ],
+)
+def test_another_kind_of_model_is_refused(folder: Path, config: str, cause: str) -> None:
+    (folder / "config.json").write_text(config)
+    assert cause in refused(folder).cause
+
+
+def test_another_pooling_is_refused(folder: Path) -> None:
+    (folder / "1_Pooling").mkdir()
+    pooling = {"pooling_mode_lasttoken": False, "pooling_mode_cls_token": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    assert "pools by pooling_mode_cls_token" in refused(folder).cause
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_loaded(folder: Path) -> None:
+    """200 numbers and 5 %; the head of a language model is not loaded."""
+    told = refused(folder, Place("cuda", "float32", "", free_bytes=839))
+    assert "and 0.0 GiB is free on the cuda" in told.cause
+    assert loading._weights_bytes(folder, "float32") == 800
+    assert loading._weights_bytes(folder, "bfloat16") == 400
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"", "no header"),
+        (b"\xff" * 64, "no header"),
+        (b"\x02" + bytes(7) + b"[]", "no header"),
+        (b"\x10" + bytes(7) + b'{"a":{"shape":1}', "no header"),
+    ],
+)
+def test_damaged_weights_are_refused(folder: Path, content: bytes, cause: str) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+    assert cause in refused(folder).cause
+
+
+def test_incomplete_weights_are_refused_with_their_size(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    expected = f"{path} are incomplete: {len(whole) - 1} of {len(whole)} bytes"
+    assert expected in refused(folder).cause
+
+
+def test_a_folder_without_weights_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    assert "holds no weights" in refused(folder).cause
+
+
+@pytest.mark.parametrize("kind", ["missing_keys", "mismatched_keys"])
+def test_weights_that_transformers_would_make_up_are_refused(folder: Path, kind: str) -> None:
+    report = {kind: {f"layers.{n}.weight" for n in range(5)}}
+    with pytest.raises(StartError, match=r"layers.0.weight, .* \(5 in all\)"):
+        loading._check_report(folder, report)
+    loading._check_report(folder, {"missing_keys": set(), "unexpected_keys": {"lm_head"}})
+
+
+# ---------------------------------------------------------------- the hub
+
+
+def test_a_folder_is_taken_as_it_is(folder: Path) -> None:
+    assert hub.folder_of(Checkpoint(str(folder))) == folder
+
+
+@pytest.mark.parametrize("path", ["/nowhere/at-all", "./nowhere", "~/nowhere/at-all"])
+def test_a_path_that_is_not_there_is_no_name_on_the_hub(path: str) -> None:
+    with pytest.raises(StartError, match=f"there is no folder {path}"):
+        hub.folder_of(Checkpoint(path))
+
+
+class Kinds:
+    """The errors of huggingface_hub, as far as they are told apart."""
+
+    class LocalEntryNotFoundError(FileNotFoundError):
+        pass
+
+    class RepositoryNotFoundError(OSError):
+        pass
+
+    class GatedRepoError(RepositoryNotFoundError):
+        pass
+
+    class RevisionNotFoundError(OSError):
+        pass
+
+    class HFValidationError(ValueError):
+        pass
+
+
+class _RefusedError(OSError):
+    response = SimpleNamespace(status_code=429)
+
+
+def _caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "offline", "cause"),
+    [
+        (Kinds.GatedRepoError(), False, "a/b is gated"),
+        (Kinds.RepositoryNotFoundError(), False, "a/b is neither a folder here nor a model"),
+        (Kinds.HFValidationError(), False, "a/b is neither a folder here nor a model"),
+        (Kinds.RevisionNotFoundError(), False, "a/b has no revision main"),
+        (Kinds.LocalEntryNotFoundError(), True, "HF_HUB_OFFLINE forbids a download"),
+        (Kinds.LocalEntryNotFoundError(), False, "the hub could not be reached"),
+        (
+            _caused(Kinds.LocalEntryNotFoundError(), _RefusedError()),
+            False,
+            "the hub did not give out a/b: it answered 429",
+        ),
+        (
+            _caused(RuntimeError(), OSError(errno.ENOSPC, "No space left on device")),
+            False,
+            "the disk is full: there is no room for a/b in /cache",
+        ),
+    ],
+)
+def test_each_refusal_of_the_hub_is_explained(error: Exception, offline: bool, cause: str) -> None:
+    library = SimpleNamespace(
+        errors=Kinds,
+        constants=SimpleNamespace(HF_HUB_OFFLINE=offline, HF_HUB_CACHE="/cache"),
+    )
+    told = hub._explained(library, Checkpoint("a/b", revision="main"), error)
+    assert cause in told.cause
+    assert told.advice
+    # Whoever reads the log takes what follows the first full stop for advice.
+    assert ". " not in told.cause
+
+
+# ---------------------------------------------------------------- its process
+
+
+def test_the_demo_takes_no_model_and_transformers_needs_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for words in (["--encoder", "transformers"], ["--encoder", "demo", "--model-path", "a/b"]):
+        with pytest.raises(SystemExit):
+            main([*words, "--port", "0"])
+        assert "--model-path goes with --encoder transformers" in capsys.readouterr().err
+
+
+def test_encoders_are_made_by_name() -> None:
+    made = encoders.create("transformers", Checkpoint("Qwen/Qwen3-Embedding-4B"))
+    assert (made.name, made.dimensions, made.matryoshka) == ("Qwen/Qwen3-Embedding-4B", 2560, True)
+    for name in ("transformers", "another"):
+        with pytest.raises(SettingError):
+            encoders.create(name)
+
+
+def test_the_bootstrap_needs_no_emberd_and_brings_no_other_package(tmp_path: Path) -> None:
+    """Isolated, with the server's own packages: what stands beside emberd must not be seen."""
+    bootstrap = Path(emberd.serving.__file__).with_name(emberd.serving.BOOTSTRAP)
+    program = (
+        "import runpy, sys\n"
+        "sys.path = [entry for entry in sys.path if not entry.endswith('backend/src')]\n"
+        "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
+        "before = list(sys.path)\n"
+        f"sys.argv = ['bootstrap', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(bootstrap)!r}, run_name='__main__')\n"
+        "except SystemExit as ended:\n"
+        "    assert not ended.code, ended.code\n"
+        "assert sys.path == before\n"
+        "print(sys.modules['emberd'].__file__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--encoder" in done.stdout
+    assert done.stdout.splitlines()[-1] == str(bootstrap.parents[1] / "__init__.py")
+
+
+# ---------------------------------------------------------------- lines of progress
+
+
+def test_a_line_is_told_only_when_the_figure_moves(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watching, "_EVERY_S", 0.001)
+    done = [0]
+    asked = threading.Semaphore(0)
+
+    def figure() -> int:
+        asked.release()
+        return done[0]
+
+    with caplog.at_level(logging.INFO, "emberd.serving"):
+        with watching.telling("loading the weights", figure, 4_000_000_000):
+            for so_far in (1_000_000_000, 9_000_000_000):
+                _ask(asked, 3)
+                done[0] = so_far
+                told = f"({min(so_far, 4_000_000_000) / 1e9:.1f} of"
+                waiting.until(functools.partial(_says, caplog, told))
+            _ask(asked, 3)
+    assert caplog.messages == [
+        "loading the weights (0.0 of 4.0 GB)",
+        "loading the weights (1.0 of 4.0 GB)",
+        "loading the weights (4.0 of 4.0 GB)",
+    ]
+
+
+def _says(caplog: pytest.LogCaptureFixture, text: str) -> bool:
+    return text in caplog.text
+
+
+def _ask(asked: threading.Semaphore, times: int) -> None:
+    for _ in range(times):
+        assert asked.acquire(timeout=10)

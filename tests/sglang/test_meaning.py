@@ -1,0 +1,40 @@
+"""A model with a meaning: the MiniLM that a package ships, through SGLang on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pytest
+
+from emberd.servers import Manager
+from real import minilm
+from real.engines import embedder_for
+from real.traces import all_gone
+
+_ANSWERS: Final = {
+    "How hot is the surface of the sun?": "The outermost layer of our star has 5,500 degrees.",
+    "Who wrote Hamlet?": "Shakespeare's tragedy tells of a prince of Denmark and a ghost.",
+    "How do I bake bread?": "Mix flour, water, salt and yeast; let the dough rise; then bake it.",
+    "What is the capital of Japan?": "Tokyo has been the seat of government since 1868.",
+    "How do vaccines work?": "They train the immune system to recognise a virus beforehand.",
+    "Why is the sky blue?": "Air scatters short wavelengths of light more than long ones.",
+    "How do I mend a flat bicycle tyre?": "Lever the rubber off the rim and replace the tube.",
+    "What does a central bank do?": "It sets interest rates and keeps the currency stable.",
+    "How fast can a cheetah run?": "The big cat reaches a hundred kilometres an hour.",
+    "What is a hash table?": "A data structure that maps keys to buckets to find values quickly.",
+}
+
+
+def test_ten_questions_find_their_passages_and_the_pooling_is_warned_of(tmp_path: Path) -> None:
+    model = minilm.fetch(tmp_path)
+    home = tmp_path / "home"
+    with all_gone(home):
+        embedder = embedder_for(model, Manager(home))
+        with pytest.warns(UserWarning, match=r"made for the mean of its tokens, and SGLang takes"):
+            passages = embedder.embed_documents(_ANSWERS.values())
+        questions = embedder.embed_queries(_ANSWERS)
+        Manager(home).stop()
+    nearest = np.argmax(questions @ passages.T, axis=1)
+    assert nearest.tolist() == list(range(len(_ANSWERS)))
