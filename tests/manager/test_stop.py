@@ -15,7 +15,7 @@ import leftovers
 import waiting
 from emberd import surface
 from emberd.errors import ServerStoppedError
-from emberd.manager import State, alive
+from emberd.manager import State, alive, idle
 from emberd.servers import Manager
 from homes import QUICK, Starts, Stub, server_of
 from plain_client import embed, in_flight
@@ -142,6 +142,25 @@ def test_a_server_busy_with_one_long_request_is_not_idle_until_it_is_done(
     server = manager.ensure(stub(), idle_timeout=0.5)
     assert embed(server, "SLOW 2").status_code == 200
     waiting.until(lambda: manager.status()[0].state is State.ABSENT)
+
+
+def test_a_job_that_goes_on_is_told_of_the_stop(
+    manager: Manager, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it would go on sending, and a server that refuses nothing would never have drained."""
+    server = manager.ensure(stub())
+    manager.used(server)
+    request = threading.Thread(target=lambda: embed(server, "SLOW 2"))
+    request.start()
+    waiting.until(lambda: in_flight(server))
+    stopping = threading.Thread(target=manager.stop)
+    stopping.start()
+    waiting.until(lambda: manager.status()[0].state is State.STOPPING)
+    monkeypatch.setattr(idle, "_touched", {})  # as if a second had passed
+    with pytest.raises(ServerStoppedError):
+        manager.used(server)
+    request.join()
+    stopping.join()
 
 
 def test_used_keeps_a_server_from_going_idle(manager: Manager, stub: Stub) -> None:

@@ -17,6 +17,7 @@ from emberd.manager import leavings
 
 _SHARED_MEMORY: Final = Path("/dev/shm")
 _GONE_S: Final = 20.0
+_PREFIX: Final = "emberd-"
 
 
 @contextmanager
@@ -34,10 +35,20 @@ def all_gone(home: Path) -> Iterator[None]:
 def _left(before: set[str]) -> set[str]:
     # What a living process has mapped is another server's, of another test or another program.
     inodes = {inode for pid in psutil.pids() for inode in leavings.mapped(pid)}
-    return {path for path in files() - before if os.stat(path).st_ino not in inodes}
+    return {
+        path
+        for path in files() - before
+        if os.path.exists(path) and os.stat(path).st_ino not in inodes and not _lives(path)
+    }
+
+
+def _lives(path: str) -> bool:
+    # The folder of a start is its server's for as long as a process bears the start's name.
+    nonce = Path(path).name.removeprefix(_PREFIX)
+    return _PREFIX in path and bool(leftovers.find([f":{nonce}"]))
 
 
 def files() -> set[str]:
     """Return the shared memory, and the folders for temporary files that emberd made."""
-    folders = Path(tempfile.gettempdir()).glob("emberd-*")
+    folders = Path(tempfile.gettempdir()).glob(f"{_PREFIX}*")
     return {str(path) for path in (*_SHARED_MEMORY.iterdir(), *folders)}

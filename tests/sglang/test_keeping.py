@@ -62,6 +62,7 @@ def part(home: Path, name: str) -> psutil.Process | None:
 
 
 def test_sixteen_processes_at_once_get_one_server(home: Path, tiny: Path) -> None:
+    Manager(home).stop()  # another test may have come before
     environment = {
         **os.environ,
         "EMBERD_HOME": str(home),

@@ -205,9 +205,16 @@ class Manager:
         return same and view.state is State.READY
 
     def used(self, server: Server) -> None:
-        """Tell the keeper that the server is in use; cheap, at most once a second."""
-        if server.folder is not None:
-            idle.touch(server.folder)
+        """Tell the keeper that the server is in use; cheap, at most once a second.
+
+        Raises:
+            ServerStoppedError: A person stopped it. SGLang takes requests for as long as they come,
+                and a job that went on sending them would keep it from its orderly end.
+        """
+        if server.folder is not None and idle.touch(server.folder):
+            own = slot.look(Path(server.folder)).record
+            if own is not None and own.nonce == server.nonce and own.stopped_by_person:
+                raise _stopped(own.spec)
 
     def suspect(self, server: Server) -> None:
         """Tell the keeper that the server did not answer in time: it is to probe it."""

@@ -20,15 +20,20 @@ _LINE_MODE: Final = 0o600
 _touched: dict[str, float] = {}
 
 
-def touch(folder: str) -> None:
-    """Tell the keeper of ``folder`` that its server is in use; at most once a second."""
+def touch(folder: str) -> bool:
+    """Tell the keeper of ``folder`` that its server is in use; at most once a second.
+
+    Returns:
+        Whether a second had passed, and it was told.
+    """
     now = time.monotonic()
     if now - _touched.get(folder, -_TOUCH_EVERY_S) < _TOUCH_EVERY_S:
-        return
+        return False
     _touched[folder] = now
     # A server whose folder is gone is on its way out; the request itself will tell.
     with suppress(OSError):
         os.utime(Path(folder) / _NAME)
+    return True
 
 
 def begin(folder: Path, idle_timeout_s: float | None) -> None:
