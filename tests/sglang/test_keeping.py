@@ -29,9 +29,10 @@ _ROOT: Final = Path(__file__).parents[2]
 _PROCESSES: Final = 16
 _TEXTS: Final = 5_000
 _START_S: Final = 240.0
-_IDLE_S: Final = 20.0
+_IDLE_S: Final = 60.0
 _MEASURED_S: Final = 10.0
-_MOST_IDLE_CPU: Final = 0.02
+_REST_S: Final = 50.0
+_MOST_IDLE_PERCENT: Final = 2.0
 
 MAIN: Final = "sglang.launch_server"
 SCHEDULER: Final = "sglang::scheduler"
@@ -151,9 +152,10 @@ def test_an_idle_server_rests_answers_and_stops_after_its_time(tmp_path: Path, t
         embedder = embedder_for(tiny, Manager(home), idle_timeout=_IDLE_S)
         server = embedder.ensure()
         embedder.embed_documents(["a", "b"])
-        used = _cpu_share(home)
-        print(f"\nidle: {100 * used:.2f} % of a core over {_MEASURED_S:.0f} s, keeper included")
-        assert used < _MOST_IDLE_CPU
+        shares: list[float] = []
+        # It comes to rest some seconds after its first requests.
+        waiting.until(lambda: _rests(home, shares), _REST_S)
+        print(f"\nidle, % of a core in {_MEASURED_S:.0f} s, keeper included: {shares}")
         waiting.until(lambda: Manager(home).status()[0].state == "absent", _IDLE_S + 30.0)
         assert Manager(home).status()[0].detail.startswith("nobody used it for")
         assert server.endpoint.url.startswith("http://127.0.0.1:")
@@ -190,6 +192,11 @@ def _outcome(call: Callable[[], Any]) -> Any:
         return call()
     except Exception as error:  # noqa: BLE001 - the error is the outcome
         return error
+
+
+def _rests(home: Path, shares: list[float]) -> bool:
+    shares.append(round(100 * _cpu_share(home), 2))
+    return shares[-1] < _MOST_IDLE_PERCENT
 
 
 def _cpu_share(home: Path) -> float:
