@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from emberd import Embedder, StartError, surface
+from emberd import Embedder, StartError, checkpoints, surface
 from emberd.engines import Diagnosis, Launch
 from emberd.engines.transformers import ENGINE
 from emberd.servers import Manager
@@ -25,6 +25,7 @@ from real.engines import HERE, START_S, Reference, Vectors, python_of, run
 from real.texts import BLANK, TEXTS
 
 _LEAST_COSINE: Final = 0.9999
+_BETWEEN_ENGINES: Final = 0.999
 _SHARD: Final = "model.safetensors"
 _ENDS_S: Final = 120.0
 # Enough for what is imported, and too little for the weights of 380 MB besides; and for nothing.
@@ -101,6 +102,20 @@ def test_each_of_fifty_texts_has_the_vector_of_plain_transformers(
         )
     assert len(TEXTS) == 50
     assert cosines.min() >= _LEAST_COSINE
+
+
+def test_sglang_gives_the_same_vectors(
+    vectors: Vectors,
+    small: Path,
+    tiny: Path,
+    embedder: Embedder,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert checkpoints.content(str(small)) == checkpoints.content(str(tiny))
+    cosines = np.sum(vectors * embedder.embed_documents(TEXTS), axis=1)
+    with capsys.disabled():
+        print(f"\ncosine between the engines, 50 texts: least {cosines.min():.6f}")
+    assert cosines.min() >= _BETWEEN_ENGINES
 
 
 def test_norms_are_one_before_the_client_touches_them(served: Embedder, small: Path) -> None:
