@@ -53,7 +53,10 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examination, "READING_S", 60.0)
 
 
-def test_the_demo_can_be_had_here(patient: None) -> None:
+def test_the_demo_can_be_had_here(
+    patient: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EMBERD_HOME", str(tmp_path / "home"))  # where no server runs
     report = examine(DEMO)
     assert report.verdict.good
     assert report.verdict.text == (

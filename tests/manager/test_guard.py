@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -20,7 +21,11 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the s
 
 
 def running(home: Path, word: str) -> list[psutil.Process]:
-    return [p for p in leftovers.find([str(home)]) if word in " ".join(p.cmdline())]
+    found = []
+    for process in leftovers.find([str(home)]):
+        with suppress(psutil.NoSuchProcess):
+            found += [process] if word in " ".join(process.cmdline()) else []
+    return found
 
 
 def children(home: Path) -> list[psutil.Process]:

@@ -17,8 +17,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 NOTE: Final = "shared-memory"
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps it; nothing is made there
 _PREFIX: Final = "emberd-"
@@ -101,6 +99,9 @@ def remove(folder: Path, scratch_folder: str, known: Iterable[int] = ()) -> None
         shutil.rmtree(scratch_folder, ignore_errors=True)
     inodes = {*known, *_noted(folder / NOTE)}
     if inodes & _there():
+        # Imported late: it takes longer than all that a process does that finds its server running.
+        import psutil
+
         # What somebody still has is in use, whoever made it.
         inodes -= {inode for pid in psutil.pids() for inode in mapped(pid)}
         _unlink(inodes)

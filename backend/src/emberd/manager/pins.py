@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from typing import Any, Final
-
-import psutil
+from typing import TYPE_CHECKING, Any, Final
 
 from emberd import checkpoints, engines, surface
 from emberd.errors import SettingError
 from emberd.manager import sockets
 from emberd.settings import ServerSpec
+
+if TYPE_CHECKING:
+    import psutil
 
 # A server reads its files some seconds after its start, and that is known to a second or so: the
 # kernel counts it from the boot, whose time it has in whole seconds.
@@ -85,6 +86,8 @@ def _in_process(url: str, path: str, changed_s: float, *, listed: bool) -> str |
 
 
 def _is_server_here(process: psutil.Process) -> bool:
+    import psutil  # late: most processes look at no server of somebody else's
+
     # What forwards to another machine, or sees other files under the same path, proves nothing.
     kinds = [engines.load(name) for name in engines.NAMES]
     with suppress(psutil.Error, OSError):
