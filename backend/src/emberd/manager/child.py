@@ -77,13 +77,17 @@ class Guard:
     def _start(self) -> None:
         if sys.platform != "linux":
             return
-        read, self._pipe = os.pipe()
-        popen = subprocess.Popen(  # noqa: S603 - our own file
-            self._words,
-            stdin=read,
-            start_new_session=True,
-        )
-        os.close(read)
+        read, write = os.pipe()
+        try:
+            popen = subprocess.Popen(  # noqa: S603 - our own file
+                self._words, stdin=read, start_new_session=True
+            )
+        except OSError:
+            os.close(write)  # or its pid, which is the last one's, would be ended in its place
+            raise
+        finally:
+            os.close(read)
+        self._pipe = write
         self.pid = popen.pid
         popen.returncode = 0  # reaped as the server is
 
