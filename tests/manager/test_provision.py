@@ -77,3 +77,18 @@ def test_a_failed_installation_is_the_error_that_the_caller_gets(
     monkeypatch.setattr(installs, "install", fail)
     with pytest.raises(InstallError, match="the disk is full"):
         Manager(home, timing=QUICK).ensure(stub())
+
+
+def test_an_engine_that_is_still_missing_once_installed_is_an_error(
+    home: Path, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setenv("EMBERD_AUTO_INSTALL", "1")
+    monkeypatch.setattr(installs, "install", lambda name, *_: asked.append(name))
+    monkeypatch.setattr(StubEngine, "refusal", lambda self, spec: "not installed")
+    monkeypatch.setattr(StubEngine, "missing", lambda self, spec: "stub")
+    manager = Manager(home, timing=QUICK)
+    for start in (manager.warm_up, manager.ensure):
+        with pytest.raises(NoEngineError, match="not installed"):
+            start(stub())
+    assert asked == ["stub", "stub"]

@@ -157,11 +157,13 @@ class Manager:
         """
         wish = Wish(spec, StartOptions.resolve(), None, idle_timeout)
         deadline = time.monotonic() + self._timing.lock_s
-        while (found := self._running(wish) or self._begin(wish, deadline)) is None:
-            pass
-        if isinstance(found, str):
-            provision.install(found, None)
-            self.warm_up(spec, idle_timeout=idle_timeout)
+        while not isinstance(
+            found := self._running(wish) or self._begin(wish, deadline), Server | Joined
+        ):
+            if isinstance(found, str):
+                # Once, as ``ensure`` does: an engine that is still missing then is an error.
+                deadline += provision.install(found, None)
+                wish = replace(wish, may_install=False)
 
     # -- seeing and stopping ------------------------------------------------------------
 
