@@ -24,6 +24,7 @@ from emberd.client.verify import verify
 from emberd.errors import (
     AuthenticationError,
     BadReplyError,
+    IdentityError,
     InstructionError,
     MissingKeyError,
     RejectedError,
@@ -128,7 +129,7 @@ def test_every_synchronous_method_has_an_asynchronous_twin() -> None:
     methods = {
         name: inspect.signature(method)
         for name, method in inspect.getmembers(Embedder, inspect.isfunction)
-        if not name.startswith("_") and name != "endpoint"
+        if not name.startswith("_") and name not in {"endpoint", "using", "check_identity"}
     }
     for name, signature in methods.items():
         twin = name.removeprefix("a") if name.startswith("ae") or name == "aclose" else f"a{name}"
@@ -542,18 +543,12 @@ def test_printing_shows_what_was_set_and_no_secret() -> None:
     assert repr(embedder) == "Embedder(model='a/b', dimensions=8, base_url='http://host:1')"
 
 
-def test_identity_is_what_decides_the_vectors() -> None:
+def test_an_embedder_knows_its_own_index_and_no_other() -> None:
     embedder = Embedder("a/b", dimensions=8, query_instruction="<{text}>", api_key="secret")
-    assert embedder.identity == {
-        "model": "a/b",
-        "revision": None,
-        "dtype": None,
-        "quantization": None,
-        "dimensions": 8,
-        "query_template": "<{text}>",
-        "document_template": "{text}",
-    }
+    embedder.check_identity(embedder.identity)
     assert Embedder("a/b", batch_size=3, timeout=9).identity == Embedder("a/b").identity
+    with pytest.raises(IdentityError):
+        embedder.check_identity(Embedder("a/b").identity)
 
 
 def test_construction_checks_everything() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from emberd.catalog import Model, lookup
 from emberd.errors import InstructionError
-from emberd.instructions import TASKS, Role, apply, template
+from emberd.instructions import TASKS, Role, Templates, apply, template, templates
 
 QWEN = lookup("Qwen/Qwen3-Embedding-4B")
 DEMO = lookup("emberd/demo")
@@ -30,6 +30,38 @@ def test_a_model_with_prefixes_gets_them() -> None:
 @pytest.mark.parametrize("role", ["query", "document"])
 def test_a_task_is_put_into_the_models_form(role: Role) -> None:
     assert template(QWEN, role, "Find it") == "Instruct: Find it\nQuery:{text}"
+
+
+@pytest.mark.parametrize(
+    ("name", "wording"),
+    [
+        ("bitext", "Retrieve parallel sentences"),
+        ("classification", "Given a text, classify its topic"),
+        ("clustering", "Identify the topic or theme of the given news articles"),
+        (
+            "code",
+            (
+                "Given a question about coding, retrieval code or passage that can solve user's "
+                "question"
+            ),
+        ),
+        (
+            "duplicates",
+            (
+                "Given a question, retrieve questions that are semantically equivalent to the "
+                "given question"
+            ),
+        ),
+        ("facts", "Given a scientific claim, retrieve documents that support or refute the claim"),
+        ("questions", "Given a question, retrieve Wikipedia passages that answer the question"),
+        ("similarity", "Retrieve semantically similar text"),
+        ("web", DEFAULT_TASK),
+    ],
+)
+def test_a_ready_made_task_has_the_official_wording(name: str, wording: str) -> None:
+    """Also where the official wording is odd: the models were trained with it."""
+    assert TASKS[name] == wording
+    assert len(TASKS) == 9
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
@@ -73,3 +105,93 @@ def test_braces_and_newlines_in_a_text_stay() -> None:
 
 def test_a_text_that_holds_the_slot_is_put_in_once() -> None:
     assert apply("<{text}>", "{text}") == "<{text}>"
+
+
+# ---- both roles together
+
+
+def test_roles_have_templates_of_their_own() -> None:
+    both = templates(QWEN, "Find it", None)
+    assert both == Templates(query="Instruct: Find it\nQuery:{text}", document="{text}")
+
+
+@pytest.mark.parametrize(
+    ("query", "document", "wanted"),
+    [
+        (None, None, "{text}"),
+        ("similarity", None, "Instruct: Retrieve semantically similar text\nQuery:{text}"),
+        (None, "similarity", "Instruct: Retrieve semantically similar text\nQuery:{text}"),
+        ("", None, "{text}"),
+        ("similarity", "similarity", "Instruct: Retrieve semantically similar text\nQuery:{text}"),
+        ("<{text}>", "<{text}>", "<{text}>"),
+    ],
+)
+def test_symmetric_gives_both_roles_one_template(
+    query: str | None, document: str | None, wanted: str
+) -> None:
+    assert templates(QWEN, query, document, symmetric=True) == Templates(wanted, wanted)
+
+
+def test_symmetric_without_an_instruction_is_how_documents_are_embedded() -> None:
+    """So that an index which was made the usual way can be asked."""
+    usual = templates(DEMO, None, None)
+    assert templates(DEMO, None, None, symmetric=True).query == usual.document == "passage: {text}"
+
+
+def test_symmetric_refuses_two_instructions_that_differ() -> None:
+    with pytest.raises(InstructionError, match="'code' and document_instruction='facts' differ"):
+        templates(QWEN, "code", "facts", symmetric=True)
+
+
+@pytest.mark.parametrize("name", ["bitext", "classification", "clustering", "similarity"])
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_a_task_for_both_sides_is_not_given_to_one_by_oversight(role: Role, name: str) -> None:
+    given: dict[Role, str | None] = {"query": None, "document": None, role: name}
+    with pytest.raises(InstructionError, match=f"{role}_instruction='{name}'.*symmetric=True"):
+        templates(QWEN, given["query"], given["document"])
+    meant = templates(QWEN, given["query"] or "", given["document"] or "")
+    assert "{text}" in (meant.query, meant.document)
+
+
+# ---- what users of other classes have
+
+
+@pytest.mark.parametrize(
+    ("prefix", "task"),
+    [
+        (
+            "Represent this sentence for searching relevant passages: ",
+            "Represent this sentence for searching relevant passages",
+        ),
+        ("search_query: ", "search_query"),
+        ("query:", "query"),
+        ("task: search result | query: ", "task: search result | query"),
+        ("为这个句子生成表示以用于检索相关文章：", "为这个句子生成表示以用于检索相关文章"),
+        ("Find it\n", "Find it"),
+        (" Find it", "Find it"),
+    ],
+)
+def test_a_raw_prefix_of_another_class_is_refused_and_never_doubled(prefix: str, task: str) -> None:
+    with pytest.raises(InstructionError, match="looks like a prefix") as caught:
+        template(QWEN, "query", prefix)
+    assert f"query_instruction={task!r}" in str(caught.value)
+    assert repr(f"Instruct: {task}\nQuery:{{text}}") in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["query: ", "Instruct: Find it\nQuery:"])
+@pytest.mark.parametrize("model", [DEMO, UNKNOWN])
+def test_a_raw_prefix_for_a_model_without_a_form_is_shown_as_a_template(
+    model: Model, prefix: str
+) -> None:
+    with pytest.raises(InstructionError) as caught:
+        template(model, "query", prefix)
+    assert f"query_instruction={prefix + '{text}'!r}" in str(caught.value)
+
+
+def test_a_blank_instruction_is_neither_none_nor_a_task() -> None:
+    with pytest.raises(InstructionError, match="looks like a prefix"):
+        template(QWEN, "query", " \n")
+
+
+def test_a_task_with_a_colon_inside_is_a_task() -> None:
+    assert template(QWEN, "query", "Find: it") == "Instruct: Find: it\nQuery:{text}"

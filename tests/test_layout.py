@@ -21,8 +21,8 @@ from source_tree import PACKAGES, ROOT, Module
 # ---------------------------------------------------------------- arrows run one way
 
 _GROUND: Final = {
-    *("catalog", "checkpoints", "environment", "errors", "instructions", "places", "settings"),
-    *("startup", "surface"),
+    *("catalog", "checkpoints", "checks", "environment", "errors", "instructions", "places"),
+    *("settings", "startup", "surface"),
 }
 _ENGINE_ROOMS: Final = _GROUND | {"engines", "installs", "serving"}
 _JOINED: Final = _ENGINE_ROOMS | {"manager", "client", "cache"}
@@ -34,7 +34,10 @@ ARROWS: Final[dict[str, set[str]]] = {
     "instructions": {"errors", "catalog"},
     "environment": {"errors"},
     "checkpoints": {"errors", "catalog"},
-    "settings": {"errors", "catalog", "checkpoints", "environment", "instructions"},
+    "checks": {"errors", "catalog"},
+    "settings": {"errors", "catalog", "checkpoints", "checks", "environment", "instructions"},
+    "lists": {"client"},
+    "identity": {"errors", "instructions", "settings"},
     "places": {"environment", "settings"},
     "startup": {"errors"},
     "surface": _GROUND - {"surface"},
@@ -48,11 +51,11 @@ ARROWS: Final[dict[str, set[str]]] = {
     "keeper": _JOINED,
     "servers": _JOINED,
     "attachment": _JOINED | {"servers"},
-    "embedder": _JOINED | {"servers", "attachment"},
+    "embedder": _JOINED | {"servers", "attachment", "identity"},
     "doctor": _JOINED,
     "cli": _JOINED | {"servers", "embedder", "doctor"},
     "__main__": {"cli"},
-    "": _JOINED | {"servers", "embedder"},
+    "": _JOINED | {"servers", "embedder", "lists"},
 }
 
 

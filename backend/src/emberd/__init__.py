@@ -12,6 +12,7 @@ from emberd.errors import (
     AuthenticationError,
     BadReplyError,
     EmberdError,
+    IdentityError,
     InstallError,
     InstructionError,
     LockTimeoutError,
@@ -37,6 +38,7 @@ from emberd.settings import DEFAULT_MODEL, UNSET, Endpoint, ServerSpec, Settings
 
 if TYPE_CHECKING:
     from emberd.embedder import Embedder
+    from emberd.lists import ato_lists
     from emberd.manager import Progress, Server, ServerStatus
     from emberd.servers import Manager
 
@@ -51,6 +53,7 @@ __all__ = [
     "Embedder",
     "EmberdError",
     "Endpoint",
+    "IdentityError",
     "InstallError",
     "InstructionError",
     "LockTimeoutError",
@@ -78,6 +81,7 @@ __all__ = [
     "TextTooLongError",
     "Unset",
     "__version__",
+    "ato_lists",
 ]
 
 # Imported at first use: a program that imports emberd may never embed anything.
@@ -87,6 +91,7 @@ _LATE: Final = {
     "Progress": "emberd.manager",
     "Server": "emberd.manager",
     "ServerStatus": "emberd.manager",
+    "ato_lists": "emberd.lists",
 }
 
 

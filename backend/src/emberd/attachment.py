@@ -79,7 +79,7 @@ class Attachment:
         self._before: Server | None = None
         self._lock = threading.Lock()
         self._errands = _Errands()
-        self._warned = False
+        self._warned: set[int | None] = set()
         self.key_is_missing = False
         fork.register(self)
 
@@ -140,6 +140,20 @@ class Attachment:
         if server is not None and server.origin != "given":
             self._manager().suspect(server)
 
+    def warn_of_cut(self, settings: Settings) -> None:
+        """Warn, once a length, of vectors cut that no training has made fit for it."""
+        model, dimensions = settings.known, settings.dimensions
+        is_cut = dimensions not in (None, model.dimensions)
+        if is_cut and not model.matryoshka and dimensions not in self._warned:
+            self._warned.add(dimensions)
+            warnings.warn(
+                f"dimensions={dimensions}: as far as emberd knows, {model.name} was not trained so "
+                f"that its vectors can be cut; they lose more than they should. Measure, or leave "
+                f"dimensions out.",
+                UserWarning,
+                stacklevel=2,
+            )
+
     def _current(self) -> Server | None:
         """Return the server unless it has stopped since the last job."""
         server = self._server
@@ -184,17 +198,7 @@ class Attachment:
                 f"This Embedder was unpickled and needs the key of {self._settings.base_url}, "
                 f"which no pickle carries. Set {KEY_VARIABLE} where it is unpickled."
             )
-        model, dimensions = self._settings.known, self._settings.dimensions
-        is_cut = dimensions not in (None, model.dimensions)
-        if is_cut and not model.matryoshka and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"dimensions={dimensions}: as far as emberd knows, {model.name} was not trained so "
-                f"that its vectors can be cut; they lose more than they should. Measure, or leave "
-                f"dimensions out.",
-                UserWarning,
-                stacklevel=2,
-            )
+        self.warn_of_cut(self._settings)
 
 
 @functools.cache

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from emberd import identity
 from emberd.attachment import KEY_VARIABLE, Attachment
 from emberd.errors import SettingError
 from emberd.settings import UNSET, Endpoint, Secret, Settings, Unset, read_key, root_url
@@ -19,6 +21,13 @@ if TYPE_CHECKING:
     from emberd.manager import Manager, Server
 
 _FIELDS: Final = fields(Settings)
+# What no server and no connection depends on.
+_PER_CALL: Final = frozenset(
+    {
+        *("dimensions", "query_instruction", "document_instruction", "symmetric"),
+        *("batch_size", "truncate", "server_dimensions", "show_progress"),
+    }
+)
 
 
 class Embedder:
@@ -34,6 +43,9 @@ class Embedder:
         query_instruction: None for the model's default task, ``""`` for none; else a task in
             words, the name of one in ``emberd.TASKS``, or a template with ``{text}`` in it.
         document_instruction: The same for documents; the default is none.
+        symmetric: Queries are embedded as documents are, with the one instruction that is given
+            or the model's for documents: for tasks that compare like with like, and for callers
+            that know only queries.
         base_url: A server to use as it is; nothing is ever started then.
         api_key: Its key.
         revision: Commit of the model on the hub.
@@ -64,6 +76,7 @@ class Embedder:
         dimensions: int | None = None,
         query_instruction: str | None = None,
         document_instruction: str | None = None,
+        symmetric: bool | None = None,
         base_url: str | None = None,
         api_key: str | Secret | None = None,
         revision: str | None = None,
@@ -172,14 +185,42 @@ class Embedder:
         return self._settings.document_template
 
     @property
-    def identity(self) -> dict[str, str | int | None]:
-        """What decides the vectors of a text: for keys of caches and indexes, without secrets."""
-        return {
-            **self._settings.spec.identity,
-            "dimensions": self._settings.dimensions,
-            "query_template": self.query_template,
-            "document_template": self.document_template,
-        }
+    def identity(self) -> str:
+        """What decides the vectors of a text, as a short text to keep beside an index.
+
+        It holds model, revision, dimensions and instructions; see ``emberd.identity``.
+        """
+        return identity.identity(self._settings)
+
+    def check_identity(self, kept: str) -> None:
+        """Do nothing if the index with the identity ``kept`` was made with settings like these.
+
+        Raises:
+            IdentityError: It was not; the text names both, and where they differ.
+        """
+        identity.check(kept, self.identity)
+
+    def using(self, **changes: Any) -> Self:
+        """Return an embedder with some settings changed, on the same server and connections.
+
+        Args:
+            **changes: Any of ``dimensions``, ``query_instruction``, ``document_instruction``,
+                ``symmetric``, ``batch_size``, ``truncate``, ``server_dimensions`` and
+                ``show_progress``.
+
+        Raises:
+            SettingError: A value cannot be used, or a setting that belongs to the server.
+        """
+        if refused := sorted(set(changes) - _PER_CALL):
+            raise SettingError(
+                f"{refused[0]} cannot be changed for one call. What can: "
+                f"{', '.join(sorted(_PER_CALL))}. Make another object for the rest."
+            )
+        twin = copy.copy(self)
+        twin._settings = self._settings.changed(**changes)
+        self._attachment.warn_of_cut(twin._settings)
+        twin._base, twin._sync, twin._async = self, None, None
+        return twin
 
     def __repr__(self) -> str:
         values = {
@@ -220,9 +261,12 @@ class Embedder:
         self._ahanded = async_client
         self._sync: Client | None = None
         self._async: AsyncClient | None = None
+        self._base: Embedder | None = None
         self._attachment = Attachment(settings, manager)
 
     def _client(self) -> Client:
+        if self._sync is None and self._base is not None:
+            self._sync = self._base._client().using(self._settings)
         if self._sync is None:
             self._refuse_without("client", self._handed, self._ahanded)
             # Imported at first use: it takes NumPy with it.
@@ -239,6 +283,8 @@ class Embedder:
         return self._sync
 
     def _async_client(self) -> AsyncClient:
+        if self._async is None and self._base is not None:
+            self._async = self._base._async_client().using(self._settings)
         if self._async is None:
             self._refuse_without("async_client", self._ahanded, self._handed)
             from emberd.client.aio import AsyncClient

@@ -55,6 +55,7 @@ _VARIABLES: Final[dict[str, _Form]] = {
     "dimensions": _NUMBER,
     "query_instruction": _TEXT,
     "document_instruction": _TEXT,
+    "symmetric": _YES_NO,
     "base_url": _TEXT,
     "api_key": _TEXT,
     "revision": _TEXT,

@@ -5,6 +5,7 @@
     EmberdError
     ├── SettingError (ValueError)          an argument or EMBERD_ variable cannot be used
     │   ├── InstructionError               an instruction in a form that would be misread
+    │   ├── IdentityError                  an index was made with other settings
     │   └── MissingKeyError                a key was lost on the way (pickles carry none)
     ├── ServerError
     │   ├── NoEngineError                  nothing on this machine can serve the model
@@ -60,6 +61,20 @@ class SettingError(EmberdError, ValueError):
 
 class InstructionError(SettingError):
     """An instruction is written in a form that would give wrong vectors."""
+
+
+class IdentityError(SettingError):
+    """An index was made with another model, revision, length or instruction.
+
+    Attributes:
+        kept: The identity that was kept beside the index.
+        now: The identity of the object that was to be used with it.
+    """
+
+    def __init__(self, message: str, *, kept: str, now: str) -> None:
+        super().__init__(message)
+        self.kept = kept
+        self.now = now
 
 
 class MissingKeyError(SettingError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from emberd.catalog import Model
@@ -9,23 +10,67 @@ from emberd.errors import InstructionError
 
 Role = Literal["query", "document"]
 
-_SLOT: Final = "{text}"
+BARE: Final = "{text}"
+"""The template that leaves a text as it is."""
 
-# Sentences of QwenLM/Qwen3-Embedding, evaluation/task_prompts.json, with two of its spellings
-# mended ("retrieval code" reads "retrieve code" here).
+# The wording is that of QwenLM/Qwen3-Embedding, evaluation/task_prompts.json, to the letter
+# ("retrieval code" too): the models were trained and measured with it.
 TASKS: Final[dict[str, str]] = {
+    "bitext": "Retrieve parallel sentences",
+    "classification": "Given a text, classify its topic",
+    "clustering": "Identify the topic or theme of the given news articles",
     "code": (
-        "Given a question about coding, retrieve code or passage that can solve user's question"
+        "Given a question about coding, retrieval code or passage that can solve user's question"
     ),
     "duplicates": (
         "Given a question, retrieve questions that are semantically equivalent "
         "to the given question"
     ),
     "facts": "Given a scientific claim, retrieve documents that support or refute the claim",
+    "questions": "Given a question, retrieve Wikipedia passages that answer the question",
     "similarity": "Retrieve semantically similar text",
-    "translation": "Retrieve parallel sentences",
     "web": "Given a web search query, retrieve relevant passages that answer the query",
 }
+# Qwen's own evaluation (qwen3_embedding_model.py) puts these before both sides, and the others
+# before queries alone.
+_FOR_BOTH_SIDES: Final = frozenset({"bitext", "classification", "clustering", "similarity"})
+
+_COLONS: Final = (":", "\N{FULLWIDTH COLON}")
+
+
+@dataclass(frozen=True, slots=True)
+class Templates:
+    """What texts are put into, with ``{text}`` in it.
+
+    Attributes:
+        query: The template of queries.
+        document: The template of documents.
+    """
+
+    query: str
+    document: str
+
+
+def templates(
+    model: Model, query: str | None, document: str | None, *, symmetric: bool = False
+) -> Templates:
+    """Return the templates of both roles.
+
+    Args:
+        model: What the catalog knows of the model.
+        query: The instruction of queries, as ``template`` takes it.
+        document: The instruction of documents.
+        symmetric: Both roles get one template: that of the instruction which is given, else
+            that of the model's documents.
+
+    Raises:
+        InstructionError: An instruction that would be misread; a task for both sides that one
+            side alone would get; two different ones where ``symmetric`` wants one.
+    """
+    if symmetric:
+        return _one_for_both(model, query, document)
+    _refuse_one_sided(query=query, document=document)
+    return Templates(template(model, "query", query), template(model, "document", document))
 
 
 def template(model: Model, role: Role, instruction: str | None) -> str:
@@ -44,16 +89,43 @@ def template(model: Model, role: Role, instruction: str | None) -> str:
     if instruction is None:
         return _default(model, role)
     if instruction == "":
-        return _SLOT
-    if _SLOT in instruction:
+        return BARE
+    if BARE in instruction:
         return instruction
-    _refuse_prefix(role, instruction)
+    _refuse_prefix(model, role, instruction)
     return _with_task(model, role, TASKS.get(instruction, instruction))
 
 
 def apply(template: str, text: str) -> str:
     """Return ``text`` put into ``template``; braces inside the text stay as they are."""
-    return template.replace(_SLOT, text)
+    return template.replace(BARE, text)
+
+
+def _one_for_both(model: Model, query: str | None, document: str | None) -> Templates:
+    found = set()
+    if query is not None:
+        found.add(template(model, "query", query))
+    if document is not None:
+        found.add(template(model, "document", document))
+    if len(found) > 1:
+        raise InstructionError(
+            f"symmetric=True embeds queries and documents alike, and query_instruction={query!r} "
+            f"and document_instruction={document!r} differ. Give one of them, or leave out "
+            f"symmetric."
+        )
+    one = found.pop() if found else _default(model, "document")
+    return Templates(one, one)
+
+
+def _refuse_one_sided(**given: str | None) -> None:
+    # Half of it would go unnoticed: each side has vectors, and they do not belong together.
+    for role, other in (("query", "document"), ("document", "query")):
+        if given[role] in _FOR_BOTH_SIDES and given[other] is None:
+            raise InstructionError(
+                f"{role}_instruction={given[role]!r} is a task for queries and documents alike, "
+                f"and would be put before one of them alone. Give symmetric=True as well, and "
+                f"both get it; or say what the others get: {other}_instruction=''."
+            )
 
 
 def _default(model: Model, role: Role) -> str:
@@ -74,14 +146,23 @@ def _with_task(model: Model, role: Role, task: str) -> str:
     return model.instruction_form.replace("{task}", task)
 
 
-def _refuse_prefix(role: Role, instruction: str) -> None:
+def _refuse_prefix(model: Model, role: Role, instruction: str) -> None:
     # In other classes the field of this name is a raw prefix; taken as a task it would come
     # out as "Instruct: Instruct: ...", and nobody would see it.
-    if not instruction.lstrip().startswith("Instruct:") and "Query:" not in instruction:
+    bare = instruction.strip()
+    marked = bare.startswith("Instruct:") or "Query:" in bare or bare.endswith(_COLONS)
+    if not marked and bare == instruction:
         return
-    task = instruction.replace("Instruct:", "").replace("Query:", "").strip()
+    task = bare.replace("Instruct:", "").replace("Query:", "").strip().rstrip("".join(_COLONS))
+    if model.instruction_form is None or not task:
+        right = f"a whole template, {role}_instruction={instruction + BARE!r}"
+    else:
+        whole = model.instruction_form.replace("{task}", task)
+        right = (
+            f"the task alone, {role}_instruction={task!r}, or a whole template, "
+            f"{role}_instruction={whole!r}"
+        )
     raise InstructionError(
-        f"{role}_instruction={instruction!r} looks like a prefix. Give the task alone, "
-        f"{role}_instruction={task!r}, or a whole template, "
-        f"{role}_instruction={f'Instruct: {task}' + chr(10) + 'Query:{text}'!r}."
+        f"{role}_instruction={instruction!r} looks like a prefix, as other classes take it. "
+        f"Give {right}."
     )

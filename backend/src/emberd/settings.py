@@ -9,16 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, Final, Protocol, runtime_checkable
 
-from emberd import checkpoints, environment
+from emberd import checkpoints, checks, environment
 from emberd.catalog import DEMO_MODEL, Model
 from emberd.errors import SettingError
-from emberd.instructions import template
+from emberd.instructions import Templates, templates
 
 DEFAULT_MODEL: Final = "Qwen/Qwen3-Embedding-4B"
 IDLE_TIMEOUT_S: Final = 1800.0
@@ -141,6 +140,7 @@ class Settings:
         dimensions: Length of the vectors that leave; None for native.
         query_instruction: See ``emberd.instructions.template``.
         document_instruction: See ``emberd.instructions.template``.
+        symmetric: Queries are embedded as documents are; see ``emberd.instructions.templates``.
         base_url: A server to use as it is; nothing is ever started then.
         api_key: Its key. Never printed, never pickled.
         revision: Commit on the hub; None for whatever is there.
@@ -161,6 +161,7 @@ class Settings:
     dimensions: int | None = None
     query_instruction: str | None = None
     document_instruction: str | None = None
+    symmetric: bool = False
     base_url: str | None = None
     api_key: str | None = field(default=None, repr=False)
     revision: str | None = None
@@ -235,26 +236,36 @@ class Settings:
     @property
     def query_template(self) -> str:
         """The template of queries, with ``{text}`` in it."""
-        return template(self.known, "query", self.query_instruction)
+        return self._templates.query
 
     @property
     def document_template(self) -> str:
         """The template of documents, with ``{text}`` in it."""
-        return template(self.known, "document", self.document_instruction)
+        return self._templates.document
+
+    def changed(self, **changes: Any) -> Settings:
+        """Return a copy with some fields changed, which the environment has no say in.
+
+        Raises:
+            SettingError: A value cannot be used; it is named.
+        """
+        settings = replace(self, **changes)
+        settings._check()
+        return settings
+
+    @property
+    def _templates(self) -> Templates:
+        return templates(
+            self.known,
+            self.query_instruction,
+            self.document_instruction,
+            symmetric=self.symmetric,
+        )
 
     def _check(self) -> None:
-        for name in _TEXTS:
-            _check_text(name, getattr(self, name))
-        for name in _COUNTS:
-            _check_count(name, getattr(self, name))
-        for name in _SECONDS:
-            _check_seconds(name, getattr(self, name))
-        for name in _SWITCHES:
-            _check_switch(name, getattr(self, name))
-        if self.dimensions is not None:
-            _check_dimensions(self.known, self.dimensions)
-        # Both raise for an instruction that would be misread: at construction, not at first use.
-        _ = self.query_template, self.document_template
+        checks.check(self)
+        # Raises for an instruction that would be misread: at construction, not at first use.
+        _ = self._templates
 
 
 def _rebuild(values: dict[str, Any]) -> Settings:
@@ -327,52 +338,6 @@ _READ: Final[dict[str, Callable[[Any], Any]]] = {
     "base_url": _read_url,
     "model": _read_path,
 }
-
-
-_TEXTS: Final = ("model", "revision", "engine", "device")
-_COUNTS: Final = ("batch_size", "max_concurrency", "context_tokens")
-_SECONDS: Final = ("timeout", "start_timeout", "idle_timeout")
-_SWITCHES: Final = ("truncate", "server_dimensions", "show_progress")
-
-
-def _check_text(name: str, value: object) -> None:
-    if value is not None and not (isinstance(value, str) and value.strip()):
-        raise SettingError(f"{name}={value!r} must be a text that is not blank.")
-
-
-def _check_count(name: str, value: object) -> None:
-    if value is None and name == "context_tokens":
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SettingError(f"{name}={value!r} must be a whole number, at least 1.")
-
-
-def _check_seconds(name: str, value: object) -> None:
-    if value is None and name == "idle_timeout":
-        return
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < float(str(value)) <= threading.TIMEOUT_MAX:
-        raise SettingError(
-            f"{name}={value!r} must be a number of seconds greater than 0"
-            f"{', or None for never' if name == 'idle_timeout' else ''}."
-        )
-
-
-def _check_switch(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise SettingError(f"{name}={value!r} must be True or False.")
-
-
-def _check_dimensions(model: Model, dimensions: int) -> None:
-    longest = model.dimensions
-    if isinstance(dimensions, bool) or not isinstance(dimensions, int):
-        raise SettingError(f"dimensions={dimensions!r} must be a whole number.")
-    if dimensions < model.min_dimensions or (longest is not None and dimensions > longest):
-        upper = f" and at most {longest}" if longest else ""
-        raise SettingError(
-            f"dimensions={dimensions} does not suit {model.name}: "
-            f"it must be at least {model.min_dimensions}{upper}."
-        )
 
 
 def is_demo(model: str) -> bool:

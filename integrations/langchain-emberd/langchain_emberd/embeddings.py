@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
-from emberd import Embedder, Endpoint, SettingError, Settings
+from emberd import Embedder, Endpoint, SettingError, Settings, ato_lists
 
 _DEFAULT: Final = Settings()  # nothing of the environment is in it
 
@@ -59,6 +59,10 @@ class EmberdEmbeddings(BaseModel, Embeddings):
             default task unless given.
         document_instruction: str | None
             The same for documents; the model's default, which for Qwen3 is none, unless given.
+        symmetric: bool
+            Embed queries as documents are embedded, with the one instruction that is given or the
+            model's for documents: for tasks that compare like with like (``"similarity"``), and
+            for frameworks that call ``embed_query`` for everything.
         base_url: str | None
             A server to use as it is. Nothing is ever started then.
         api_key: SecretStr | None
@@ -117,6 +121,8 @@ class EmberdEmbeddings(BaseModel, Embeddings):
     """As given; otherwise the template that the model's queries are put into."""
     document_instruction: str | None = _DEFAULT.document_instruction
     """As given; otherwise the template that the model's documents are put into."""
+    symmetric: bool = _DEFAULT.symmetric
+    """Queries are embedded as documents are."""
     base_url: str | None = _DEFAULT.base_url
     """A server to use as it is."""
     api_key: SecretStr | None = Field(default=None, exclude=True)
@@ -206,39 +212,69 @@ class EmberdEmbeddings(BaseModel, Embeddings):
         """
         return self._embedder.endpoint()
 
-    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+    @property
+    def identity(self) -> str:
+        """What decides the vectors (model, revision, dimensions, instructions), in a short text.
+
+        Keep it beside an index that was made with this object, for ``check_identity``.
+        """
+        return self._embedder.identity
+
+    def check_identity(self, kept: str) -> None:
+        """Do nothing if the index with the identity ``kept`` goes with this object.
+
+        Raises:
+            emberd.IdentityError: It was made with other settings; the text names both.
+        """
+        self._embedder.check_identity(kept)
+
+    def embed_documents(
+        self, texts: list[str], chunk_size: int | None = None, **overrides: Any
+    ) -> list[list[float]]:
         """Return one vector of norm 1 for each document, in their order.
 
         Args:
             texts: The documents; any number of them, batched here.
+            chunk_size: Most texts in one request, for this call; the name is OpenAIEmbeddings'.
+            **overrides: Settings for this call alone, such as ``dimensions`` or
+                ``document_instruction``; see ``emberd.Embedder.using``.
 
         Raises:
             emberd.EmberdError: No vector can be had; the text says why and what to do.
         """
-        vectors: list[list[float]] = self._embedder.embed_documents(texts).tolist()
-        return vectors
+        vectors = self._using(chunk_size, overrides).embed_documents(texts)
+        return [row.tolist() for row in vectors]
 
-    def embed_query(self, text: str) -> list[float]:
+    def embed_query(self, text: str, **overrides: Any) -> list[float]:
         """Return the vector of a query, of norm 1.
 
         Args:
             text: The query, without an instruction.
+            **overrides: As for ``embed_documents``; for example ``query_instruction``.
 
         Raises:
             emberd.EmberdError: No vector can be had; the text says why and what to do.
         """
-        vector: list[float] = self._embedder.embed_query(text).tolist()
+        vector: list[float] = self._using(None, overrides).embed_query(text).tolist()
         return vector
 
-    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+    async def aembed_documents(
+        self, texts: list[str], chunk_size: int | None = None, **overrides: Any
+    ) -> list[list[float]]:
         """Return what ``embed_documents`` returns, without blocking the event loop."""
-        vectors: list[list[float]] = (await self._embedder.aembed_documents(texts)).tolist()
-        return vectors
+        vectors = await self._using(chunk_size, overrides).aembed_documents(texts)
+        return await ato_lists(vectors)
 
-    async def aembed_query(self, text: str) -> list[float]:
+    async def aembed_query(self, text: str, **overrides: Any) -> list[float]:
         """Return what ``embed_query`` returns, without blocking the event loop."""
-        vector: list[float] = (await self._embedder.aembed_query(text)).tolist()
+        vector: list[float] = (await self._using(None, overrides).aembed_query(text)).tolist()
         return vector
+
+    def _using(self, chunk_size: int | None, overrides: dict[str, Any]) -> Embedder:
+        if chunk_size is not None:
+            overrides = {"batch_size": chunk_size, **overrides}
+        changes = {_SETTING_OF.get(name, name): value for name, value in overrides.items()}
+        return self._embedder.using(**changes) if changes else self._embedder
 
 
 def _refuse(data: Mapping[str, Any], owner: type[BaseModel]) -> None:

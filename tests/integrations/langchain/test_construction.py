@@ -14,7 +14,7 @@ import pytest
 from langchain_core.embeddings import Embeddings
 from pydantic import SecretStr, ValidationError
 
-from emberd import EmberdError, Settings
+from emberd import EmberdError, IdentityError, Settings
 from langchain_emberd import EmberdEmbeddings
 
 KEY = "sk-made-up"
@@ -207,3 +207,11 @@ def test_objects_of_equal_settings_are_equal() -> None:
     assert one != EmberdEmbeddings(dimensions=32, api_key=SECRET)
     assert one != EmberdEmbeddings(dimensions=64)
     assert one != "another thing"
+
+
+def test_an_identity_is_that_of_the_embedder_and_is_checked() -> None:
+    embeddings = EmberdEmbeddings(dimensions=1024)
+    assert embeddings.identity == embeddings.embedder.identity
+    embeddings.check_identity(embeddings.identity)
+    with pytest.raises(IdentityError, match="dimensions 2560 there, 1024 here"):
+        embeddings.check_identity(EmberdEmbeddings().identity)

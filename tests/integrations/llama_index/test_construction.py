@@ -19,7 +19,7 @@ from llama_index.core.rate_limiter import TokenBucketRateLimiter
 from llama_index.core.storage.kvstore import SimpleKVStore
 from pydantic import SecretStr, ValidationError
 
-from emberd import EmberdError, Settings
+from emberd import EmberdError, IdentityError, Settings
 from llama_index.embeddings.emberd import EmberdEmbedding
 
 KEY = "sk-made-up"
@@ -98,13 +98,13 @@ def test_what_cannot_be_used_is_refused_at_construction(given: dict[str, Any], t
     assert KEY not in str(caught.value)
 
 
-def test_a_cache_that_confuses_queries_with_documents_is_refused() -> None:
-    """LlamaIndex's ``embeddings_cache`` is keyed by the bare text."""
-    with pytest.raises(ValidationError, match="a query would get the vector of a document"):
-        EmberdEmbedding(embeddings_cache=SimpleKVStore())
+def test_the_field_of_the_cache_cannot_be_set_past_its_keys() -> None:
     embedding = EmberdEmbedding(embeddings_cache=None)
+    assert embedding.embeddings_cache is None
     with pytest.raises(ValidationError, match="frozen"):
         embedding.embeddings_cache = SimpleKVStore()
+    with pytest.raises((TypeError, ValidationError), match="BaseKVStore"):
+        EmberdEmbedding(embeddings_cache={})
 
 
 def test_a_key_may_be_given_as_text_and_is_a_secret_from_then_on() -> None:
@@ -188,6 +188,7 @@ def test_what_does_not_change_a_vector_is_not_in_the_key_of_caches() -> None:
         {"dimensions": 32},
         {"query_instruction": ""},
         {"text_instruction": ""},
+        {"symmetric": True},
         {"truncate": True},
     ],
     ids=lambda given: next(iter(given)),
@@ -307,3 +308,11 @@ def test_objects_of_equal_settings_are_equal() -> None:
     assert one != EmberdEmbedding(dimensions=32, api_key=SECRET)
     assert one != EmberdEmbedding(dimensions=64)
     assert one != "another thing"
+
+
+def test_an_identity_is_that_of_the_embedder_and_is_checked() -> None:
+    embedding = EmberdEmbedding(dimensions=1024)
+    assert embedding.identity == embedding.embedder.identity
+    embedding.check_identity(embedding.identity)
+    with pytest.raises(IdentityError, match="dimensions 2560 there, 1024 here"):
+        embedding.check_identity(EmberdEmbedding().identity)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -53,6 +54,12 @@ class AsyncClient:
         self._policy = policy or RetryPolicy.usual(settings.timeout, can_heal=heal is not None)
         self._learnt = Learnt()
         self._transport = AsyncTransport(settings.max_concurrency, settings.timeout, sdk_client)
+
+    def using(self, settings: Settings) -> AsyncClient:
+        """Return a client with other settings that shares the connections of this one."""
+        twin = copy.copy(self)
+        twin._settings = settings
+        return twin
 
     async def embed(
         self,

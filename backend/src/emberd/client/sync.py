@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -51,6 +52,12 @@ class Client:
         self._policy = policy or RetryPolicy.usual(settings.timeout, can_heal=heal is not None)
         self._learnt = Learnt()
         self._transport = Transport(settings.max_concurrency, settings.timeout, sdk_client)
+
+    def using(self, settings: Settings) -> Client:
+        """Return a client with other settings that shares the connections of this one."""
+        twin = copy.copy(self)
+        twin._settings = settings
+        return twin
 
     def embed(
         self,

@@ -17,9 +17,11 @@ from llama_index.core.bridge.pydantic import (
     ValidationError,
     model_validator,
 )
+from llama_index.core.storage.kvstore.types import BaseKVStore
 from pydantic_core import InitErrorDetails
 
-from emberd import Embedder, Endpoint, SettingError, Settings
+from emberd import Embedder, Endpoint, SettingError, Settings, ato_lists
+from llama_index.embeddings.emberd.cache import RoleKeyedStore, queries
 
 _DEFAULT: Final = Settings()  # nothing of the environment is in it
 _SLICE_TEXTS: Final = 256
@@ -35,12 +37,6 @@ _SETTING_OF: Final = {
     for setting in fields(Settings)
     if setting.name not in _NOT_FIELDS
 }
-
-_NO_CACHE: Final = (
-    "embeddings_cache cannot be used with EmberdEmbedding: LlamaIndex keys it by the bare text, so "
-    "a query would get the vector of a document with the same words, or that of another model or "
-    "length. Leave it out; IngestionPipeline(cache=...) keeps the vectors of nodes."
-)
 
 
 def _decides(setting: str, description: str) -> Any:
@@ -95,6 +91,10 @@ class EmberdEmbedding(BaseEmbedding):
     text_instruction: str | None = _decides(
         "document_instruction", "The same for the texts of nodes."
     )
+    symmetric: bool = _decides(
+        "symmetric",
+        "Queries are embedded as the texts of nodes are, with the one instruction that is given.",
+    )
     truncate: bool = _decides("truncate", "Cut over-long texts instead of refusing them.")
     base_url: str | None = _option("base_url", "A server to use as it is; none is started then.")
     api_key: SecretStr | None = _option("api_key", "The key of that server.")
@@ -127,7 +127,11 @@ class EmberdEmbedding(BaseEmbedding):
         description="Slices of an async call that are worked on at a time; None for all.",
     )
     embeddings_cache: Any | None = Field(
-        default=None, frozen=True, exclude=True, description="Refused: its keys collide."
+        default=None,
+        frozen=True,
+        exclude=True,
+        description="A BaseKVStore; its keys tell queries from documents, and one model, length "
+        "and instruction from another.",
     )
 
     _embedder: Embedder = PrivateAttr()
@@ -148,6 +152,8 @@ class EmberdEmbedding(BaseEmbedding):
             for name, value in data.items()
             if name not in _SETTING_OF and value is not None
         }
+        if isinstance(cache := theirs.get("embeddings_cache"), BaseKVStore):
+            theirs["embeddings_cache"] = RoleKeyedStore(cache, embedder.identity)
         made = handler(theirs | _shown(embedder.settings))
         made._embedder = embedder
         return made
@@ -216,6 +222,32 @@ class EmberdEmbedding(BaseEmbedding):
         """
         return self._embedder.endpoint()
 
+    @property
+    def identity(self) -> str:
+        """What decides the vectors (model, revision, dimensions, instructions), in a short text.
+
+        Keep it beside an index that was made with this object, for ``check_identity``.
+        """
+        return self._embedder.identity
+
+    def check_identity(self, kept: str) -> None:
+        """Do nothing if the index with the identity ``kept`` goes with this object.
+
+        Raises:
+            emberd.IdentityError: It was made with other settings; the text names both.
+        """
+        self._embedder.check_identity(kept)
+
+    def get_query_embedding(self, query: str) -> list[float]:
+        """Return the vector of a query, of norm 1; ``embeddings_cache`` knows it as a query."""
+        with queries():
+            return super().get_query_embedding(query)
+
+    async def aget_query_embedding(self, query: str) -> list[float]:
+        """Return what ``get_query_embedding`` returns, without blocking the event loop."""
+        with queries():
+            return await super().aget_query_embedding(query)
+
     def _get_query_embedding(self, query: str) -> list[float]:
         vector: list[float] = self._embedder.embed_query(query).tolist()
         return vector
@@ -231,12 +263,10 @@ class EmberdEmbedding(BaseEmbedding):
         return (await self._aget_text_embeddings([text]))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        vectors: list[list[float]] = self._embedder.embed_documents(texts).tolist()
-        return vectors
+        return [row.tolist() for row in self._embedder.embed_documents(texts)]
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        vectors: list[list[float]] = (await self._embedder.aembed_documents(texts)).tolist()
-        return vectors
+        return await ato_lists(await self._embedder.aembed_documents(texts))
 
 
 def _refuse(data: Mapping[str, Any], owner: type[BaseModel]) -> None:
@@ -245,8 +275,6 @@ def _refuse(data: Mapping[str, Any], owner: type[BaseModel]) -> None:
         raise SettingError(
             f"{owner.__name__} has no field {unknown[0]!r}. It has: {', '.join(sorted(known))}."
         )
-    if data.get("embeddings_cache") is not None:
-        raise SettingError(_NO_CACHE)
 
 
 def _given(owner: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:

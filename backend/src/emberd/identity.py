@@ -1,0 +1,90 @@
+"""What an index was made with, as a short text to keep beside it.
+
+The form is that of a URI::
+
+    emberd:Qwen/Qwen3-Embedding-4B?dimensions=1024&query=1f0c2d3e4a5b6978&document=bare
+
+A pinned revision, or for a folder what stands for its files, comes in between. A template is its
+hash, or ``bare`` where texts stay as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import PurePath
+from typing import Final
+from urllib.parse import parse_qsl, quote, urlencode
+
+from emberd.errors import IdentityError
+from emberd.instructions import BARE
+from emberd.settings import Settings
+
+_SCHEME: Final = "emberd:"
+_SHOWN_DIGITS: Final = 16
+_MODEL: Final = "model"
+
+
+def identity(settings: Settings) -> str:
+    """Return what decides the vectors of a text: model, revision, dimensions, instructions.
+
+    Two objects with the same text give vectors that belong into one index, whatever server
+    they use, on whatever machine.
+    """
+    spec = settings.spec
+    # A folder is known by its files: where it lies differs from machine to machine.
+    model = PurePath(spec.model).name if spec.content else spec.model
+    parts = {
+        "revision": spec.revision,
+        "content": spec.content,
+        "dimensions": settings.dimensions or settings.known.dimensions or "native",
+        "query": _short(settings.query_template),
+        "document": _short(settings.document_template),
+    }
+    told = urlencode({name: part for name, part in parts.items() if part is not None})
+    return f"{_SCHEME}{quote(model)}?{told}"
+
+
+def check(kept: str, now: str) -> None:
+    """Do nothing if an index with the identity ``kept`` goes with the identity ``now``.
+
+    Raises:
+        IdentityError: It does not, or ``kept`` is no identity.
+    """
+    if not isinstance(kept, str) or not kept.startswith(_SCHEME):
+        raise IdentityError(
+            f"{kept!r} is no identity of emberd, which would look like {now!r}. Keep that of the "
+            f"object that made the index, and give it here.",
+            kept=str(kept),
+            now=now,
+        )
+    if kept == now:
+        return
+    before, after = _parts(kept), _parts(now)
+    names = [name for name in before | after if before.get(name) != after.get(name)]
+    told = "; ".join(f"{name} {before.get(name)} there, {after.get(name)} here" for name in names)
+    raise IdentityError(
+        f"The index was made with {kept!r}, and this object is {now!r}: {told}. {_advice(names)}",
+        kept=kept,
+        now=now,
+    )
+
+
+def _short(template: str) -> str:
+    if template == BARE:
+        return "bare"
+    return hashlib.sha256(template.encode()).hexdigest()[:_SHOWN_DIGITS]
+
+
+def _parts(identity: str) -> dict[str, str]:
+    model, _, rest = identity.removeprefix(_SCHEME).partition("?")
+    return {_MODEL: model, **dict(parse_qsl(rest))}
+
+
+def _advice(names: list[str]) -> str:
+    advice = "Make the object with the settings of the index, or embed all texts again."
+    if names != ["query"]:
+        return advice
+    return (
+        f"{advice} Only queries differ: if you mean to ask this index another kind of question, "
+        f"keep the identity of this object beside it."
+    )

@@ -1,0 +1,69 @@
+"""``Embedder.using``: some settings changed, for one call or for a while."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import pytest
+
+from emberd import Embedder
+from emberd.errors import InstructionError, SettingError
+from fake_server import MODEL, QWEN, FakeServer, vector_of
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as running:
+        yield running
+
+
+def test_a_changed_setting_uses_the_same_server_and_connections(server: FakeServer) -> None:
+    embedder = Embedder(MODEL, base_url=server.url, query_instruction="<{text}>")
+    changed = embedder.using(query_instruction="({text})")
+    assert (changed.embed_query("a") == vector_of("(a)")).all()
+    assert (embedder.embed_query("a") == vector_of("<a>")).all()
+    assert changed._client()._transport is embedder._client()._transport
+    assert [request.path for request in server.requests].count("/v1/models") == 1
+    assert embedder.settings.query_instruction == "<{text}>"
+    embedder.close()
+
+
+async def test_a_changed_setting_counts_asynchronously_too(server: FakeServer) -> None:
+    embedder = Embedder(MODEL, base_url=server.url)
+    changed = embedder.using(document_instruction="d: {text}", symmetric=True)
+    assert (await changed.aembed_query("a") == vector_of("d: a")).all()
+    assert (await embedder.aembed_query("a") == vector_of("a")).all()
+    assert changed._async_client()._transport is embedder._async_client()._transport
+    await embedder.aclose()
+
+
+def test_a_change_is_checked_and_the_environment_has_no_say_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    embedder = Embedder(QWEN, dimensions=64)
+    monkeypatch.setenv("EMBERD_DIMENSIONS", "128")
+    assert embedder.using(dimensions=None).settings.dimensions is None
+    assert embedder.using(truncate=True).settings.dimensions == 64
+    with pytest.raises(SettingError, match="dimensions=31"):
+        embedder.using(dimensions=31)
+    with pytest.raises(InstructionError):
+        embedder.using(query_instruction="query: ")
+
+
+@pytest.mark.parametrize(
+    "name", ["model", "base_url", "api_key", "revision", "timeout", "nonsense"]
+)
+def test_what_belongs_to_the_server_cannot_be_changed_for_a_call(name: str) -> None:
+    with pytest.raises(SettingError, match=f"{name} cannot be changed for one call.*dimensions"):
+        Embedder(QWEN).using(**{name: "x"})
+
+
+def test_a_length_that_was_not_trained_is_warned_of_once_for_each(server: FakeServer) -> None:
+    embedder = Embedder(MODEL, base_url=server.url)
+    with pytest.warns(UserWarning, match="dimensions=4"):
+        embedder.using(dimensions=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert embedder.using(dimensions=4).embed_query("a").shape == (4,)
+    embedder.close()
