@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import Future
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from emberd.client import fork
@@ -113,6 +114,10 @@ class Attachment:
         self._server = _by_hand(await inspect())
         return self._server
 
+    async def aload(self) -> None:
+        """Import what the client needs, in half a second of another thread than the loop's."""
+        await self._errands.wait_for(_load, _load)
+
     def heal(self, endpoint: Endpoint) -> Endpoint:
         """Return a server in place of ``endpoint``, which went away in the middle of a job."""
         with self._lock:
@@ -199,6 +204,11 @@ class Attachment:
                 f"which no pickle carries. Set {KEY_VARIABLE} where it is unpickled."
             )
         self.warn_of_cut(self._settings)
+
+
+def _load() -> None:
+    import_module("emberd.client.aio")
+    import_module("emberd.client.sdk").load()
 
 
 @functools.cache

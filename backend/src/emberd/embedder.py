@@ -123,11 +123,11 @@ class Embedder:
     async def aembed_documents(self, texts: Iterable[str]) -> Floats:
         """Do as ``embed_documents``, from the running event loop."""
         with self._shown(texts) as (listed, on_done):
-            return await self._async_client().embed(listed, self.document_template, on_done)
+            return await (await self._aclient()).embed(listed, self.document_template, on_done)
 
     async def aembed_queries(self, texts: Iterable[str]) -> Floats:
         """Do as ``embed_queries``, from the running event loop."""
-        return await self._async_client().embed(texts, self.query_template)
+        return await (await self._aclient()).embed(texts, self.query_template)
 
     async def aembed_query(self, text: str) -> Floats:
         """Do as ``embed_query``, from the running event loop."""
@@ -148,7 +148,7 @@ class Embedder:
 
     async def aensure(self) -> Server:
         """Do as ``ensure``, from the running event loop."""
-        client = self._async_client()
+        client = await self._aclient()
         if self._ahanded is None:
             return await self._attachment.aserver()
         return await self._attachment.aserver(
@@ -281,6 +281,11 @@ class Embedder:
                 sdk_client=self._handed,
             )
         return self._sync
+
+    async def _aclient(self) -> AsyncClient:
+        if self._async is None:
+            await self._attachment.aload()
+        return self._async_client()
 
     def _async_client(self) -> AsyncClient:
         if self._async is None and self._base is not None:

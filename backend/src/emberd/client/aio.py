@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from typing import Any, Final
 
 from emberd.client import verify
 from emberd.client.job import Job, Result, Work
 from emberd.client.learnt import Learnt
+from emberd.client.loops import PerLoop
 from emberd.client.protocol import Outcome, Reply, Trouble
 from emberd.client.retry import Pause, RetryPolicy, exchange
 from emberd.client.slots import loop_slots
 from emberd.client.transport import AsyncTransport
 from emberd.client.vectors import Floats
 from emberd.settings import Endpoint, ServerSpec, Settings
+
+
+_BEGINNING: Final[PerLoop[asyncio.Lock]] = PerLoop(asyncio.Lock)
 
 
 class AsyncClient:
@@ -78,13 +82,16 @@ class AsyncClient:
             TextError: A text cannot be embedded; it is named.
             RequestError: The server refused, failed, or answered with something else than asked.
         """
-        job = Job(
-            texts,
-            template,
-            self._settings,
-            can_heal=self._heal is not None,
-            learnt=self._learnt,
-        )
+        # One call begins in each turn of the loop: LlamaIndex makes hundreds at once, and together
+        # they would hold up everybody else's tasks.
+        async with _BEGINNING.get():
+            job = Job(
+                texts,
+                template,
+                self._settings,
+                can_heal=self._heal is not None,
+                learnt=self._learnt,
+            )
         if job.done:
             return job.result()
         job.attach(await self._resolve())

@@ -137,6 +137,12 @@ def clean(headers: Any, api_key: str | None) -> None:
     headers["authorization"] = f"Bearer {api_key or NO_KEY}"
 
 
+def load() -> None:
+    """Import what the first request would import."""
+    openai = _openai()
+    _ = _httpx(), openai.AsyncOpenAI, openai.DefaultAsyncHttpxClient
+
+
 def _openai() -> Any:
     # Imported at first use: it takes half a second, and a process that only asks for a server's
     # address never needs it.
@@ -162,8 +168,12 @@ def _bare(kind: Any) -> Any:
 
 
 def _http_options(endpoint: Endpoint, connections: int, prepare: Any) -> dict[str, Any]:
+    own_machine = is_loopback(endpoint.url)
     return {
-        "trust_env": not is_loopback(endpoint.url),
+        "trust_env": not own_machine,
+        # Without TLS nobody's certificate is looked at; reading the authorities' takes longer than
+        # a query does.
+        "verify": not (own_machine and endpoint.url.startswith("http://")),
         # A redirect would carry the key to wherever the answer points.
         "follow_redirects": False,
         "limits": _httpx().Limits(
