@@ -33,7 +33,7 @@ demo: $(VENV)/.demo
 	@$(BIN)/emberd demo $(ARGS)
 
 test: $(VENV)/.tools
-	$(BIN)/python -m pytest tests $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.tools
 	$(BIN)/ruff check

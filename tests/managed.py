@@ -40,7 +40,11 @@ def stopped_at_the_end(managed_home: Path) -> Iterator[None]:
     """Stop the session's servers, whichever test started them."""
     yield
     emberd.Manager(managed_home).stop()
-    # What multiprocessing keeps beside a process that spawned a pool would live as long as it.
+    stop_resource_tracker()
+
+
+def stop_resource_tracker() -> None:
+    """End what multiprocessing keeps beside a process that spawned a pool, for as long as it."""
     resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 

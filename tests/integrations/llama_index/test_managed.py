@@ -97,29 +97,6 @@ def test_the_cache_of_a_pipeline_outlives_a_new_url_key_and_batch_size(
     assert [node.embedding for node in again] == [node.embedding for node in first]
 
 
-def test_workers_of_a_pipeline_attach_to_the_one_server(
-    embedding: EmberdEmbedding, nodes: list[TextNode], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = embedding.get_text_embedding_batch(list(PASSAGES.values()))
-    before = managed.live_servers()
-    monkeypatch.setenv("PYTHONPATH", managed.environment()["PYTHONPATH"])
-    pipeline = IngestionPipeline(transformations=[embedding], disable_cache=True)
-    done = pipeline.run(nodes=nodes, num_workers=2)
-    assert {node.node_id for node in done} == set(PASSAGES)
-    by_name = {node.node_id: node.embedding for node in done}
-    assert same([by_name[name] for name in PASSAGES], expected)
-    assert managed.live_servers() == before
-    assert len(before) == 1
-
-
-async def test_a_pipeline_runs_asynchronously(
-    embedding: EmberdEmbedding, nodes: list[TextNode]
-) -> None:
-    done = await IngestionPipeline(transformations=[embedding]).arun(nodes=nodes)
-    expected = await embedding.aget_text_embedding_batch(list(PASSAGES.values()))
-    assert same([node.embedding for node in done], expected)
-
-
 def test_spawned_workers_get_their_own_answers(
     embedding: EmberdEmbedding, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,16 +1,17 @@
-"""LangChain's own suites, as they come: nothing is overridden, nothing is expected to fail."""
+"""LangChain's own unit suite, as it comes: nothing is overridden, nothing is expected to fail."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from langchain_tests.integration_tests import EmbeddingsIntegrationTests
+import pytest
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 
 from langchain_emberd import EmberdEmbeddings
 
 
-class TestEmberdEmbeddingsUnit(EmbeddingsUnitTests):
+@pytest.mark.usefixtures("socket_disabled")
+class TestEmberdEmbeddings(EmbeddingsUnitTests):
     @property
     def embeddings_class(self) -> type[EmberdEmbeddings]:
         return EmberdEmbeddings
@@ -29,6 +30,7 @@ class TestEmberdEmbeddingsUnit(EmbeddingsUnitTests):
                 "EMBERD_DIMENSIONS": "256",
                 "EMBERD_QUERY_INSTRUCTION": "code",
                 "EMBERD_IDLE_TIMEOUT": "never",
+                "EMBERD_SYMMETRIC": "1",
             },
             {"batch_size": 7},
             {
@@ -38,16 +40,7 @@ class TestEmberdEmbeddingsUnit(EmbeddingsUnitTests):
                 "dimensions": 256,
                 "query_instruction": "code",
                 "idle_timeout": None,
+                "symmetric": True,
                 "batch_size": 7,
             },
         )
-
-
-class TestEmberdEmbeddingsIntegration(EmbeddingsIntegrationTests):
-    @property
-    def embeddings_class(self) -> type[EmberdEmbeddings]:
-        return EmberdEmbeddings
-
-    @property
-    def embedding_model_params(self) -> dict[str, Any]:
-        return {"model": "emberd/demo"}
