@@ -39,7 +39,8 @@ class Idle(BaseEmbedding):
     def _get_query_embedding(self, query: str) -> list[float]:
         return [0.0] * DIMENSIONS
 
-    _get_text_embedding = _get_query_embedding
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return [0.0] * DIMENSIONS
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
         return [0.0] * DIMENSIONS

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from llama_index.core import VectorStoreIndex
+from llama_index.core.schema import MetadataMode, TextNode
 
 from contract.frameworks import BOTH, Framework, LangChain, LlamaIndex
 from emberd import RejectedError
 from fake_server import END_OF_TEXT, QWEN, Answer, FakeServer, vector_of, vectors_of
+from llama_index.embeddings.emberd import EmberdEmbedding
 from managed import same
 
 _DIMENSIONS = 1024  # of Qwen3-Embedding-0.6B
@@ -98,6 +101,37 @@ async def test_many_texts_at_once_stay_within_the_bound(
     texts = [f"text {number}" for number in range(400)]
     assert same(await framework.adocuments(texts), vectors_of(texts, _DIMENSIONS))
     assert 1 < server.most_in_flight <= 3
+
+
+async def test_five_hundred_batches_at_once_stay_within_the_usual_bound(server: FakeServer) -> None:
+    """With ``num_workers`` left out, LlamaIndex has no bound of its own."""
+    embedding = EmberdEmbedding(model_name=QWEN, base_url=server.url, embed_batch_size=10)
+    await embedding.embedder.aensure()
+    server.most_in_flight, server.latency_s = 0, 0.001
+    texts = [f"text {number}" for number in range(5000)]
+    vectors = await embedding.aget_text_embedding_batch(texts)
+    assert 1 < server.most_in_flight <= embedding.max_concurrency == 8
+    assert len(vectors) == 5000
+    for place in (0, 9, 10, 4999):
+        assert same(vectors[place], vector_of(texts[place], _DIMENSIONS))
+
+
+@pytest.mark.parametrize("use_async", [False, True])
+def test_the_metadata_lines_of_a_node_reach_the_server_as_llama_index_wrote_them(
+    server: FakeServer, use_async: bool
+) -> None:
+    embedding = EmberdEmbedding(model_name=QWEN, base_url=server.url)
+    embedding.embedder.ensure()
+    server.requests.clear()
+    nodes = [
+        TextNode(text="the body\n\n", metadata={"file": "a.txt", "page": 3}),
+        TextNode(text="  ", metadata={"file": "b.txt"}),
+        TextNode(text="no file", metadata={"file": "c.txt"}, excluded_embed_metadata_keys=["file"]),
+    ]
+    VectorStoreIndex(nodes, embed_model=embedding, use_async=use_async)
+    written = [node.get_content(MetadataMode.EMBED) for node in nodes]
+    assert written[0] == "file: a.txt\npage: 3\n\nthe body"
+    assert sorted(text for batch in server.embedded for text in batch) == sorted(written)
 
 
 def test_a_refusal_reaches_the_caller_as_an_error_of_emberd(

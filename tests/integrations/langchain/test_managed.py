@@ -85,6 +85,15 @@ def test_spawned_workers_attach_to_the_one_server(
     assert all(same(vector, expected) for _, _, vector in answers)
 
 
+def test_a_progress_bar_shows_how_far_documents_are(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = EmberdEmbeddings(model=MODEL, show_progress_bar=True, batch_size=2)
+    shown.embed_documents(list(PASSAGES.values()))
+    output = capsys.readouterr()
+    assert "embedding" in output.err
+    assert "100%" in output.err
+    assert output.out == ""
+
+
 def test_the_endpoint_suits_any_openai_client(embeddings: EmberdEmbeddings) -> None:
     from openai import OpenAI
 

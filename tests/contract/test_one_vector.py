@@ -1,0 +1,77 @@
+"""One text in one role has one vector, whichever way it is asked for."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from emberd import Embedder
+from langchain_emberd import EmberdEmbeddings
+from llama_index.embeddings.emberd import EmberdEmbedding
+from managed import MODEL, same
+
+_TEXT = "Sourdough rises slowly:\nwild yeast needs twelve hours. 深层嵌入 🙂"
+_MANY = 1000
+_PLACE = 617
+
+
+@pytest.fixture(params=["made", "unpickled"])
+def ways(request: pytest.FixtureRequest) -> tuple[Embedder, EmberdEmbeddings, EmberdEmbedding]:
+    made = (Embedder(MODEL), EmberdEmbeddings(model=MODEL), EmberdEmbedding(model_name=MODEL))
+    if request.param == "unpickled":
+        unpickled: tuple[Embedder, EmberdEmbeddings, EmberdEmbedding]
+        unpickled = pickle.loads(pickle.dumps(made))
+        return unpickled
+    return made
+
+
+async def _documents(ways: Any, texts: list[str]) -> AsyncIterator[tuple[str, Any]]:
+    plain, langchain, llama_index = ways
+    yield "Embedder", plain.embed_documents(texts)
+    yield "Embedder, async", await plain.aembed_documents(texts)
+    yield "LangChain", langchain.embed_documents(texts)
+    yield "LangChain, async", await langchain.aembed_documents(texts)
+    yield "LlamaIndex", llama_index.get_text_embedding_batch(texts)
+    yield "LlamaIndex, async", await llama_index.aget_text_embedding_batch(texts)
+
+
+async def _queries(ways: Any) -> AsyncIterator[tuple[str, Any]]:
+    plain, langchain, llama_index = ways
+    yield "Embedder", plain.embed_query(_TEXT)
+    yield "Embedder, async", await plain.aembed_query(_TEXT)
+    yield "LangChain", langchain.embed_query(_TEXT)
+    yield "LangChain, async", await langchain.aembed_query(_TEXT)
+    yield "LlamaIndex", llama_index.get_query_embedding(_TEXT)
+    yield "LlamaIndex, async", await llama_index.aget_query_embedding(_TEXT)
+
+
+async def test_a_document_has_one_vector(ways: Any) -> None:
+    expected = Embedder(MODEL).embed_documents([_TEXT])[0]
+    async for way, vectors in _documents(ways, [_TEXT]):
+        assert same(vectors[0], expected), way
+
+
+async def test_it_is_the_same_among_a_thousand() -> None:
+    """Of either framework one way: the rest of the way they share."""
+    many = [str(number) for number in range(_MANY)]
+    many[_PLACE] = _TEXT
+    langchain, llama_index = EmberdEmbeddings(model=MODEL), EmberdEmbedding(model_name=MODEL)
+    expected = langchain.embed_documents([_TEXT])[0]
+    for vectors in (
+        await langchain.aembed_documents(many),
+        llama_index.get_text_embedding_batch(many),
+    ):
+        assert len(vectors) == _MANY
+        assert same(vectors[_PLACE], expected)
+
+
+async def test_a_query_has_one_vector(ways: Any) -> None:
+    expected = Embedder(MODEL).embed_query(_TEXT)
+    async for way, vector in _queries(ways):
+        assert same(vector, expected), way
+    asked = np.dot(expected, Embedder(MODEL).embed_documents([_TEXT])[0])
+    assert asked < 0.999, "a comparison of equal roles would prove nothing"
