@@ -2,6 +2,8 @@
 # make test    sets everything up and passes the tests
 # make test-sglang        the same against real engines, which it installs once (16 GB, minutes)
 # make test-sglang-full   with the slowest of them too
+# make test-stores        the vector stores, in an environment of their own (1.8 GB)
+# make test-agents        the agent frameworks, in an environment each
 #
 # Needs Python 3.11 or newer with venv, and a package registry. uv is used when it is there.
 # Options: PYTHON=/path/to/python3.11   ARGS='arguments of emberd demo, or of pytest'
@@ -19,7 +21,9 @@ LLAMA_INDEX := integrations/llama-index-embeddings-emberd
 MANIFESTS := constraints.txt backend/pyproject.toml backend/src/emberd/__init__.py \
 	$(LANGCHAIN)/pyproject.toml $(LLAMA_INDEX)/pyproject.toml
 TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout langchain-tests pyarrow \
-	mypy types-psutil ruff
+	mypy types-psutil ruff \
+	langchain-openai langchain-text-splitters llama-index-embeddings-openai-like \
+	ipykernel matplotlib nbclient
 
 # uv reads no pip.conf: where the registry is named only there, pip does the work after all.
 # An environment of uv's making has no pip, so venv makes it.
@@ -27,7 +31,11 @@ UV := $(shell command -v uv 2>/dev/null)
 install = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python $(1) ||) \
 	$(BIN)/python -m pip install -qq --disable-pip-version-check $(1)
 
-.PHONY: demo test test-installs test-sglang test-sglang-full engines check bench venv clean
+AGENTS := langgraph mem0 haystack pydantic_ai
+TEST_TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout
+
+.PHONY: demo test test-installs test-stores test-agents $(AGENTS:%=test-agents-%) test-sglang \
+	test-sglang-full engines check bench venv clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/emberd demo $(ARGS)
@@ -43,6 +51,14 @@ check: $(VENV)/.tools
 # Each distribution alone in a new environment: some minutes, most of them the registry's.
 test-installs: $(VENV)/.tools
 	$(BIN)/python -m pytest tests/installs $(ARGS)
+
+test-stores: $(VENV)/stores/.made
+	$(VENV)/stores/bin/python -m pytest tests/stores $(ARGS)
+
+test-agents: $(AGENTS:%=test-agents-%)
+
+$(AGENTS:%=test-agents-%): test-agents-%: $(VENV)/agents/%/.made
+	$(VENV)/agents/$*/bin/python -m pytest tests/agents/test_$*.py $(ARGS)
 
 # Engines lie where EMBERD_ENGINES says, else in the home; an installed one is used as it is.
 engines: $(VENV)/.tools
@@ -85,3 +101,23 @@ $(VENV)/.tools: $(VENV)/.demo
 	@echo "Installing the tools of the tests into $(VENV) (about a minute the first time)"
 	@$(call install,-c constraints.txt $(TOOLS))
 	@touch $@
+
+# An environment for packages whose pins clash with ours, or with each other's. What its own list
+# names counts before constraints.txt.
+define own_environment
+	@echo "Installing what $< lists into $(@D) (a minute or two the first time)"
+	@$(BIN)/python -m venv --clear $(@D)
+	@awk -F== 'NR == FNR { own[tolower($$1)]; next } !(tolower($$1) in own)' $< constraints.txt \
+		> $(@D)/constraints.txt
+	@$(@D)/bin/python -m pip install -qq --disable-pip-version-check -c $(@D)/constraints.txt hatchling
+	@$(@D)/bin/python -m pip install -qq --disable-pip-version-check --no-build-isolation \
+		-c $(@D)/constraints.txt -r $< $(TEST_TOOLS) \
+		-e 'backend[demo]' -e $(LANGCHAIN) -e $(LLAMA_INDEX)
+	@touch $@
+endef
+
+$(VENV)/stores/.made: tests/stores/requirements.txt $(VENV)/.made $(MANIFESTS)
+	$(own_environment)
+
+$(VENV)/agents/%/.made: tests/agents/%.txt $(VENV)/.made $(MANIFESTS)
+	$(own_environment)

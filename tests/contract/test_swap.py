@@ -29,7 +29,10 @@ langchain_and_llama_index = pytest.mark.parametrize(
     [
         (
             "langchain_rag.py",
-            ("from langchain_openai import OpenAIEmbeddings", r"OpenAIEmbeddings\([^()]*\)"),
+            (
+                "from langchain_openai import OpenAIEmbeddings",
+                r"OpenAIEmbeddings\((?:[^()]|\(KEY\))*\)",
+            ),
             (
                 "from langchain_emberd import EmberdEmbeddings",
                 f"EmberdEmbeddings(model={MODEL!r})",

@@ -18,5 +18,5 @@ index = VectorStoreIndex.from_documents(documents)
 engine = index.as_query_engine(similarity_top_k=1)
 
 for question in sys.stdin.read().splitlines():
-    found = engine.query(question).source_nodes[0].node
-    print(f"{found.metadata['file_name']}:{found.start_char_idx} an answer")
+    [found] = engine.query(question).source_nodes
+    print(f"{found.metadata['file_name']}:{found.node_id} an answer")

@@ -18,7 +18,6 @@ from emberd.client.transport import AsyncTransport
 from emberd.client.vectors import Floats
 from emberd.settings import Endpoint, ServerSpec, Settings
 
-
 _BEGINNING: Final[PerLoop[asyncio.Lock]] = PerLoop(asyncio.Lock)
 
 

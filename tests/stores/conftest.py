@@ -1,0 +1,52 @@
+"""What the stores need around them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from managed import stopped_at_the_end
+from stores import postgres
+from stores.postgres import Database
+from stores.store import InPostgres, Store
+
+__all__ = ["stopped_at_the_end"]
+
+# Each is another package's, and told to nobody who could do something about it here.
+_FOREIGN = (
+    "ignore:`langchain-community` is being sunset:DeprecationWarning",
+    "ignore:legacy embedding function config:DeprecationWarning",
+    r"ignore:table_names\(\) is deprecated:DeprecationWarning",
+    "ignore:Payload indexes have no effect in the local Qdrant:UserWarning",
+)
+# Ours, and true: what is tried here is lengths, not how well they do.
+_OURS = r"ignore:dimensions=\d+.* was not trained:UserWarning"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let these warnings pass; some come while a module is imported."""
+    for line in (*_FOREIGN, _OURS):
+        config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Database]:
+    with postgres.running() as found:
+        yield found
+
+
+@pytest.fixture
+def database(server: Database) -> Database:
+    return server.another()
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """The store of the parameter, closed at the end."""
+    kind: type[Store] = request.param
+    needed = [request.getfixturevalue("database")] if issubclass(kind, InPostgres) else []
+    made = kind(tmp_path, *needed)
+    yield made
+    made.close()
