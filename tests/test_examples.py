@@ -2,58 +2,306 @@
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any, Final
 
+import numpy as np
 import pytest
 
 import managed
-from managed import stopped_at_the_end
+from emberd import Embedder, Manager
+from fake_server import FakeServer
+from homes import home, manager
+from managed import MODEL, stopped_at_the_end
 from source_tree import ROOT
 
-__all__ = ["stopped_at_the_end"]
+__all__ = ["home", "manager", "stopped_at_the_end"]
 
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES: Final = ROOT / "examples"
+QWEN: Final = "Qwen/Qwen3-Embedding-4B"
+
 _FOUND = [
     ("Why is the Baltic almost fresh water?", "The Baltic Sea has little salt"),
     ("¿Quién ganó el Nobel en dos ciencias?", "Marie Curie"),
     ("面团要发酵多久？", "Sourdough rises slowly"),
 ]
+_FOUND_ACROSS_LANGUAGES = [
+    ("Como as abelhas indicam onde estão as flores?", "蜜蜂用舞蹈"),
+    ("У кого две Нобелевские премии?", "Marie Curie"),
+    ("Perché il Baltico è così poco salato?", "The Baltic Sea"),
+    ("How long does bread dough take to rise?", "Sauerteig"),
+    ("¿Cuándo abrió el metro de la capital rusa?", "Метро в Москве"),
+    ("如果持有锁的进程已经退出怎么办？", "Un verrou est périmé"),
+]
+_ANSWERED = [
+    ("Why is my espresso unpleasant?", "Coffee tastes bitter", "kitchen.md"),
+    ("When is the best time to water the vegetables?", "Tomatoes are watered", "garden.md"),
+    ("Warum quietscht mein Rad?", "A bicycle chain squeaks", "garage.md"),
+]
+_FUNCTIONS = [
+    ("strip the common leading whitespace from lines", "textwrap", "dedent"),
+    ("is this a leap year", "calendar", "isleap"),
+    ("quote an argument so that the shell takes it as one word", "shlex", "quote"),
+    ("Wie kürze ich einen Text auf eine Höchstlänge?", "textwrap", "shorten"),
+]
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_runs_and_finds_the_passages(example: object) -> None:
-    done = subprocess.run(
-        [sys.executable, str(example)],
+def _ran(*command: object, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
         capture_output=True,
         text=True,
         encoding="utf-8",
-        env=managed.environment(PYTHONIOENCODING="utf-8"),
-        timeout=60,
+        env=managed.environment(PYTHONIOENCODING="utf-8", **more),
+        timeout=100,
     )
+
+
+def _printed(*command: object, **more: str) -> str:
+    """Return what a program prints that ends well and has nothing to complain of."""
+    done = _ran(*command, **more)
     assert (done.returncode, done.stderr) == (0, "")
-    hits = re.findall(r"^(\S.*)\n  0\.\d{3}  (.*)$", done.stdout, re.MULTILINE)
-    assert [query for query, _ in hits] == [query for query, _ in _FOUND]
-    assert all(hit.startswith(start) for (_, hit), (_, start) in zip(hits, _FOUND, strict=True))
+    return done.stdout
 
 
-def test_there_is_one_short_example_for_each_framework() -> None:
-    lines = {path.stem: len(path.read_text(encoding="utf-8").splitlines()) for path in EXAMPLES}
-    assert sorted(lines) == ["langchain_example", "llama_index_example"]
-    assert max(lines.values()) <= 40
+# ---------------------------------------------------------------- search
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("langchain_search.py", _FOUND),
+        ("llama_index_search.py", _FOUND),
+        ("cross_lingual.py", _FOUND_ACROSS_LANGUAGES),
+    ],
+)
+def test_a_search_finds_the_passages(name: str, found: list[tuple[str, str]]) -> None:
+    hits = re.findall(r"^(\S.*)\n  0\.\d{3}  (.*)$", _printed(EXAMPLES / name), re.MULTILINE)
+    assert [query for query, _ in hits] == [query for query, _ in found]
+    assert all(hit.startswith(start) for (_, hit), (_, start) in zip(hits, found, strict=True))
+
+
+def test_code_is_found_by_what_it_does() -> None:
+    printed = _printed(EXAMPLES / "code_search.py")
+    assert "a query is sent as 'query: {text}'" in printed
+    hits = re.findall(r"^(\S.*)\n  0\.\d{3}  (\w+)\.py:\d+ (\w+)$", printed, re.MULTILINE)
+    assert hits == _FUNCTIONS
+
+
+def test_code_is_asked_for_with_the_task_for_code_where_the_model_takes_one() -> None:
+    with FakeServer(model=QWEN, dimensions=2560, context_tokens=5000) as server:
+        _printed(EXAMPLES / "code_search.py", QWEN, EMBERD_BASE_URL=server.url)
+        sent = [text for texts in server.embedded for text in texts]
+    asked = [text for text in sent if text.startswith("Instruct: Given a question about coding,")]
+    assert {text.partition("\nQuery:")[2] for text in asked} == {query for query, *_ in _FUNCTIONS}
+    assert any(text.startswith("def dedent(") for text in sent), "documents stay as they are"
+
+
+# ---------------------------------------------------------------- answers and agents
+
+
+@pytest.mark.parametrize("name", ["langchain_rag.py", "llama_index_query_engine.py"])
+def test_an_answer_is_made_of_what_was_retrieved(name: str) -> None:
+    answers = re.findall(
+        r"^(\S.*)\n  (.*) \((\w+\.md)\b.*\)$", _printed(EXAMPLES / name), re.MULTILINE
+    )
+    assert [(query, file) for query, _, file in answers] == [(q, file) for q, _, file in _ANSWERED]
+    assert all(
+        answer.startswith(start)
+        for (_, answer, _), (_, start, _) in zip(answers, _ANSWERED, strict=True)
+    )
+
+
+def test_an_agent_looks_up_each_part_of_the_question() -> None:
+    *calls, answer = _printed(EXAMPLES / "langchain_agent.py").splitlines()
+    assert calls == [
+        "tool    What do I do with a laptop that fell down?",
+        "tool    When can I have lunch?",
+    ]
+    assert re.fullmatch(r"answer  Broken equipment .*\. The canteen serves .*\.", answer)
+
+
+# ---------------------------------------------------------------- saved indexes
+
+
+@pytest.mark.parametrize("name", ["langchain_saved_index.py", "llama_index_saved_index.py"])
+def test_a_saved_index_is_found_again_and_refuses_vectors_made_otherwise(name: str) -> None:
+    saved, found, refused = _printed(EXAMPLES / name).splitlines()
+    own = Embedder(MODEL).identity
+    other = Embedder(MODEL, document_instruction="").identity
+    assert saved == f"saved   {own}"
+    assert found.startswith("found   Marie Curie")
+    assert refused.startswith(f"refused The index was made with {own!r}, and this object is")
+    assert repr(other) in refused
+
+
+# ---------------------------------------------------------------- dimensions
+
+
+def _table(printed: str) -> dict[int, list[float]]:
+    """Return the rows: dimensions, then recall at 1, 5, 10, and megabytes."""
+    rows = re.findall(
+        r"^ *(\d+) +(\d\.\d\d) +(\d\.\d\d) +(\d\.\d\d) +([\d,]+)$", printed, re.MULTILINE
+    )
+    return {int(n): [float(figure.replace(",", "")) for figure in row] for n, *row in rows}
+
+
+def test_recall_is_measured_at_each_length_of_vectors() -> None:
+    printed = _printed(EXAMPLES / "choose_dimensions.py")
+    rows = _table(printed)
+    assert list(rows) == [32, 64, 128, 256, 384]
+    assert [row[-1] for row in rows.values()] == [128, 256, 512, 1024, 1536]
+    assert all(at_1 <= at_5 <= at_10 for at_1, at_5, at_10, _ in rows.values())
+    assert rows[384][1] >= 0.9, "nearly all answers are among the five nearest, at native length"
+    assert rows[32][1] < rows[384][1]
+    assert "E5 was not trained to be cut. Qwen3-Embedding was" in printed
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A small set, in which each query has the words of its answer."""
+    texts = managed.PASSAGES.items()
+    small = {
+        "passages": [{"id": name, "text": text} for name, text in texts],
+        "queries": [{"text": text, "answer": name} for name, text in texts],
+    }
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(small))
+    return file
+
+
+def test_recall_is_measured_on_data_of_the_users_own(data: Path) -> None:
+    with FakeServer(model=QWEN, dimensions=2560) as server:
+        # The fake server's vectors tell nothing but that two texts are equal.
+        environment = {"EMBERD_BASE_URL": server.url, "EMBERD_QUERY_INSTRUCTION": "{text}"}
+        asked = ("--model", QWEN, "--data", data)
+        printed = _printed(EXAMPLES / "choose_dimensions.py", *asked, **environment)
+    assert printed.startswith(f"{QWEN}: 4 passages, 4 questions\n")
+    assert list(_table(printed)) == [32, 64, 128, 256, 512, 1024, 2000, 2560]
+    assert {tuple(row[:3]) for row in _table(printed).values()} == {(1.0, 1.0, 1.0)}
+    assert "E5" not in printed
+
+
+def test_the_example_cuts_vectors_as_the_embedder_does() -> None:
+    cut = runpy.run_path(str(EXAMPLES / "choose_dimensions.py"))["cut"]
+    embedder, texts = Embedder(MODEL), list(managed.PASSAGES.values())
+    with pytest.warns(UserWarning, match="not trained"):
+        short = embedder.using(dimensions=64).embed_documents(texts)
+    assert managed.same(cut(embedder.embed_documents(texts), 64), short)
+    assert np.shape(short) == (4, 64)
+
+
+def test_recall_is_drawn(data: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "recall.svg"
+    asked = ("--data", data, "--plot", picture)
+    _printed(EXAMPLES / "choose_dimensions.py", *asked, MPLCONFIGDIR=str(tmp_path))
+    drawn = picture.read_text()
+    assert all(f"<!-- {text} -->" in drawn for text in ("recall@1", "recall@10", "1.5 GB"))
+
+
+def test_without_matplotlib_the_table_is_there_and_what_to_install(data: Path) -> None:
+    program = (
+        "import runpy, sys; sys.modules['matplotlib'] = None; del sys.argv[0]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    asked = ("--data", data, "--plot", "nowhere.png")
+    done = _ran("-c", program, EXAMPLES / "choose_dimensions.py", *asked)
+    assert done.returncode == 1
+    assert done.stderr == "--plot needs matplotlib: pip install matplotlib\n"
+    assert len(_table(done.stdout)) == 5
+
+
+# ---------------------------------------------------------------- the notebook
+
+_NOTEBOOK: Final = EXAMPLES / "quick_tour.ipynb"
+
+# What each cell shows, by the cell's name.
+_SHOWN: Final = {
+    "connect": r"Endpoint\(url='http://127\.0\.0\.1:\d+', model='emberd/demo', dimensions=384, .*",
+    "embed": r"\(\(3, 384\), dtype\('float32'\)\)",
+    "search": "'Marie Curie .*'",
+    "roles": r"\('query: \{text\}', 'passage: \{text\}'\)",
+    "dimensions": r"(?s:.*UserWarning: dimensions=128: .* not trained .*)\(3, 128\)",
+    "async": r"\['Sourdough .*',\s+'The Baltic Sea .*'\]",
+    "frameworks": r"\['Sourdough .*'\]",
+    "status": r"emberd/demo ready http://127\.0\.0\.1:\d+",
+    "stop": r"\['emberd/demo'\]",
+}
+
+# In a process of its own: warnings are errors in this one, and its client's are not ours to mend.
+_IN_A_KERNEL: Final = """
+import json, sys
+import nbformat
+from nbclient import NotebookClient
+
+notebook = nbformat.read(sys.argv[1], as_version=4)
+NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+
+def shown(output):
+    return output["text"] if "text" in output else output["data"]["text/plain"]
+
+cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+print(json.dumps({cell.id: "".join(map(shown, cell.outputs)) for cell in cells}))
+"""
+
+
+def test_the_notebook_runs_from_top_to_bottom(home: Path, manager: Manager, tmp_path: Path) -> None:
+    """In a home of its own: its last cell stops the server."""
+    done = _ran("-c", _IN_A_KERNEL, _NOTEBOOK, EMBERD_HOME=str(home), IPYTHONDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    shown: dict[str, str] = json.loads(done.stdout)
+    assert list(shown) == list(_SHOWN)
+    for cell, pattern in _SHOWN.items():
+        assert re.fullmatch(pattern, shown[cell].strip()), f"{cell} shows {shown[cell]!r}"
+    assert [server.keeper_pid for server in manager.status()] == [None], "the last cell stopped it"
+
+
+def test_the_notebook_is_kept_without_what_it_shows() -> None:
+    notebook: dict[str, Any] = json.loads(_text(_NOTEBOOK))
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert code
+    assert [cell["id"] for cell in code if cell["outputs"] or cell["execution_count"]] == []
+
+
+# ---------------------------------------------------------------- all of them, and the READMEs
+
+
+def test_the_list_of_examples_is_whole() -> None:
+    listed = re.findall(r"^\| \[`(.+)`\]\(\1\) \|", _text(EXAMPLES / "README.md"), re.MULTILINE)
+    there = {path.name for path in EXAMPLES.iterdir() if path.suffix in {".py", ".ipynb"}}
+    assert sorted(listed) == sorted(there)
+    tests = _text(Path(__file__))
+    assert [name for name in there if f'"{name}"' not in tests] == [], "each has its test here"
+
+
+def test_each_example_is_short() -> None:
+    lines = {path.name: len(_text(path).splitlines()) for path in EXAMPLES.glob("*.py")}
+    assert {name: count for name, count in lines.items() if count > 120} == {}
 
 
 @pytest.mark.parametrize("number", range(2))
 def test_the_code_of_the_readme_runs_as_it_stands(number: int) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks = _blocks(ROOT / "README.md")
     assert len(blocks) == 2, "another block in the README wants its place here"
-    done = subprocess.run(
-        [sys.executable, "-c", blocks[number]],
-        capture_output=True,
-        text=True,
-        env=managed.environment(),
-    )
-    assert (done.returncode, done.stdout) == (0, "Bread rises because yeast makes gas.\n"), (
-        done.stderr
-    )
+    assert _printed("-c", blocks[number]) == "Bread rises because yeast makes gas.\n"
+
+
+@pytest.mark.parametrize("name", ["langchain-emberd", "llama-index-embeddings-emberd"])
+def test_the_code_of_an_integrations_readme_runs(name: str) -> None:
+    [block] = _blocks(ROOT / "integrations" / name / "README.md")
+    printed = _printed("-c", block, EMBERD_MODEL=MODEL)  # the block names no model
+    assert "Kiwis cannot fly." in printed
+    assert "Paris" not in printed
+
+
+def _blocks(document: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", _text(document), re.DOTALL)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")

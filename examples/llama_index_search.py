@@ -1,8 +1,8 @@
 """A LlamaIndex index over emberd: index a few passages, ask in another language.
 
-emberd/demo is a small bundled model that runs anywhere. Leave ``model_name`` out where an SGLang
-server of Qwen3-Embedding-4B runs: it is found and used, and the vectors are Qwen3's. This version
-does not start SGLang itself.
+emberd/demo is a small bundled model that runs anywhere. Leave ``model_name`` out for
+Qwen3-Embedding-4B: a server of it that runs on this machine is found, or one is started if its
+engine is installed.
 """
 
 from llama_index.core import VectorStoreIndex

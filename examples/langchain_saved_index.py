@@ -1,0 +1,51 @@
+"""A LangChain store in a folder, with what it was made with in a file beside it.
+
+Vectors made another way fit into the store as long as they are as long, and then searches go wrong
+without a word. ``identity`` is a short text that says how vectors are made; ``check_identity``
+refuses an index that has another.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from langchain_core.vectorstores import InMemoryVectorStore
+
+from emberd import IdentityError
+from langchain_emberd import EmberdEmbeddings
+
+PASSAGES = [
+    "The Baltic Sea has little salt, because many rivers flow into it.",
+    "Marie Curie is the only person with Nobel Prizes in two different sciences.",
+]
+
+
+def save(store: InMemoryVectorStore, folder: Path, embeddings: EmberdEmbeddings) -> None:
+    store.dump(str(folder / "store.json"))
+    (folder / "identity.txt").write_text(embeddings.identity, encoding="utf-8")
+
+
+def load(folder: Path, embeddings: EmberdEmbeddings) -> InMemoryVectorStore:
+    embeddings.check_identity((folder / "identity.txt").read_text(encoding="utf-8"))
+    return InMemoryVectorStore.load(str(folder / "store.json"), embeddings)
+
+
+with tempfile.TemporaryDirectory() as name:
+    folder = Path(name)
+    embeddings = EmberdEmbeddings(model="emberd/demo")
+    save(InMemoryVectorStore.from_texts(PASSAGES, embeddings), folder, embeddings)
+    print("saved  ", embeddings.identity)
+
+    # Another process, another day: the same settings, so the same vectors.
+    [found] = load(folder, EmberdEmbeddings(model="emberd/demo")).similarity_search(
+        "¿Quién ganó el Nobel en dos ciencias?", k=1
+    )
+    print("found  ", found.page_content)
+
+    # Documents without E5's "passage: ": vectors of the same length, and other ones.
+    other = EmberdEmbeddings(model="emberd/demo", document_instruction="")
+    try:
+        load(folder, other)
+    except IdentityError as error:
+        print("refused", error)

@@ -1,0 +1,57 @@
+"""A LlamaIndex index in a folder, which knows what it was made with.
+
+Vectors made another way fit into the index as long as they are as long, and then searches go wrong
+without a word. ``identity`` is a short text that says how vectors are made; ``check_identity``
+refuses an index that has another. Here it is the index's ``summary``, which is kept and loaded with
+it; where a vector store of its own keeps the index, a file or a label of the collection does.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+from llama_index.core import StorageContext, VectorStoreIndex, load_index_from_storage
+from llama_index.core.indices.base import BaseIndex
+from llama_index.core.schema import TextNode
+
+from emberd import IdentityError
+from llama_index.embeddings.emberd import EmberdEmbedding
+
+PASSAGES = [
+    "The Baltic Sea has little salt, because many rivers flow into it.",
+    "Marie Curie is the only person with Nobel Prizes in two different sciences.",
+]
+
+
+def save(nodes: list[TextNode], folder: str, embed_model: EmberdEmbedding) -> None:
+    index = VectorStoreIndex(nodes, embed_model=embed_model)
+    index.summary = embed_model.identity
+    index.storage_context.persist(folder)
+
+
+def load(folder: str, embed_model: EmberdEmbedding) -> BaseIndex[Any]:
+    storage = StorageContext.from_defaults(persist_dir=folder)
+    index = load_index_from_storage(storage, embed_model=embed_model)
+    embed_model.check_identity(index.summary)
+    return index
+
+
+with tempfile.TemporaryDirectory() as folder:
+    embed_model = EmberdEmbedding(model_name="emberd/demo")
+    save([TextNode(text=passage) for passage in PASSAGES], folder, embed_model)
+    print("saved  ", embed_model.identity)
+
+    # Another process, another day: the same settings, so the same vectors.
+    index = load(folder, EmberdEmbedding(model_name="emberd/demo"))
+    [found] = index.as_retriever(similarity_top_k=1).retrieve(
+        "¿Quién ganó el Nobel en dos ciencias?"
+    )
+    print("found  ", found.text)
+
+    # Documents without E5's "passage: ": vectors of the same length, and other ones.
+    other = EmberdEmbedding(model_name="emberd/demo", text_instruction="")
+    try:
+        load(folder, other)
+    except IdentityError as error:
+        print("refused", error)
