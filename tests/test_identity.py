@@ -104,6 +104,7 @@ def test_every_difference_is_told() -> None:
     for name in ("model", "revision", "dimensions", "query", "document"):
         assert f"{name} " in told.partition(": ")[2]
     assert "revision 0123abc there, None here" in told
+    assert "document bare there, 'passage: {text}' here" in told, "a hash would tell nobody"
 
 
 def test_another_question_for_the_same_documents_is_told_to_be_harmless_where_it_is() -> None:

@@ -36,7 +36,7 @@ def test_all_that_the_asynchronous_client_does_is_awaited() -> None:
     public = [
         method
         for name, method in inspect.getmembers(AsyncClient, inspect.isfunction)
-        if not name.startswith("_")
+        if not name.startswith("_") and name != "using"  # which sends nothing
     ]
     assert public
     assert all(inspect.iscoroutinefunction(method) for method in public)

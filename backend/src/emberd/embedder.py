@@ -198,7 +198,7 @@ class Embedder:
         Raises:
             IdentityError: It was not; the text names both, and where they differ.
         """
-        identity.check(kept, self.identity)
+        identity.check(kept, self._settings)
 
     def using(self, **changes: Any) -> Self:
         """Return an embedder with some settings changed, on the same server and connections.

@@ -44,12 +44,15 @@ def identity(settings: Settings) -> str:
     return f"{_SCHEME}{quote(model)}?{told}"
 
 
-def check(kept: str, now: str) -> None:
-    """Do nothing if an index with the identity ``kept`` goes with the identity ``now``.
+def check(kept: str, settings: Settings) -> None:
+    """Do nothing if an index with the identity ``kept`` goes with ``settings``.
 
     Raises:
         IdentityError: It does not, or ``kept`` is no identity.
     """
+    now = identity(settings)
+    if kept == now:
+        return
     if not isinstance(kept, str) or not kept.startswith(_SCHEME):
         raise IdentityError(
             f"{kept!r} is no identity of emberd, which would look like {now!r}. Keep that of the "
@@ -57,11 +60,12 @@ def check(kept: str, now: str) -> None:
             kept=str(kept),
             now=now,
         )
-    if kept == now:
-        return
     before, after = _parts(kept), _parts(now)
     names = [name for name in before | after if before.get(name) != after.get(name)]
-    told = "; ".join(f"{name} {before.get(name)} there, {after.get(name)} here" for name in names)
+    # Of a template only the hash was kept; of this side's there is more to tell.
+    shown = after | {"query": repr(settings.query_template)}
+    shown |= {"document": repr(settings.document_template)}
+    told = "; ".join(f"{name} {before.get(name)} there, {shown.get(name)} here" for name in names)
     raise IdentityError(
         f"The index was made with {kept!r}, and this object is {now!r}: {told}. {_advice(names)}",
         kept=kept,
