@@ -63,6 +63,8 @@ def starts(tmp_path: Path) -> Callable[[], int]:
 def server_of(keeper: psutil.Process) -> psutil.Process | None:
     """Return the server that a keeper is parent of, once there is one; its guard is none."""
     for child in keeper.children():
-        if "guard.py" not in " ".join(child.cmdline()):
+        words = child.cmdline()
+        # Between fork and exec a child has the keeper's own, and may become either.
+        if words != keeper.cmdline() and "guard.py" not in " ".join(words):
             return child
     return None
