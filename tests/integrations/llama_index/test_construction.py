@@ -9,6 +9,7 @@ import json
 import logging
 import pickle
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -202,6 +203,16 @@ def test_a_dictionary_leads_back_to_the_same_vectors() -> None:
     embedding = EmberdEmbedding(model_name="emberd/demo", dimensions=32, query_instruction="")
     told = json.loads(embedding.to_json())
     assert EmberdEmbedding.from_dict(told).embedder.identity == embedding.embedder.identity
+
+
+def test_a_folder_that_holds_another_model_now_has_another_key(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"hidden_size": 64}))
+    before = EmberdEmbedding(model_name=str(tmp_path)).to_dict()
+    config.write_text(json.dumps({"hidden_size": 64, "trained": "again"}))
+    assert EmberdEmbedding(model_name=str(tmp_path)).to_dict() != before
+    with pytest.raises(ValidationError, match="The index was made with"):
+        EmberdEmbedding.from_dict(before)
 
 
 # ---------------------------------------------------------------- pickles and secrets

@@ -18,6 +18,7 @@ from llama_index.core.bridge.pydantic import (
     model_validator,
 )
 from llama_index.core.storage.kvstore.types import BaseKVStore
+from pydantic import computed_field
 from pydantic_core import InitErrorDetails
 
 from emberd import Embedder, Endpoint, SettingError, Settings, ato_lists
@@ -141,9 +142,13 @@ class EmberdEmbedding(BaseEmbedding):
     def _resolve(cls, data: Any, handler: Callable[[Any], Self]) -> Self:
         if not isinstance(data, dict):
             return handler(data)
+        data = dict(data)
+        kept = data.pop("identity", None)  # of a to_dict(): what the same words meant then
         try:
             _refuse(data, owner=cls)
             embedder = Embedder(**_given(cls, data))
+            if kept is not None:
+                embedder.check_identity(kept)
         except SettingError as error:
             raise _invalid(cls, data, error) from None
         # None counts as not given here too: others' constructors take callback_manager=None.
@@ -222,11 +227,13 @@ class EmberdEmbedding(BaseEmbedding):
         """
         return self._embedder.endpoint()
 
+    @computed_field(repr=False)  # type: ignore[prop-decorator]
     @property
     def identity(self) -> str:
         """What decides the vectors (model, revision, dimensions, instructions), in a short text.
 
-        Keep it beside an index that was made with this object, for ``check_identity``.
+        Keep it beside an index that was made with this object, for ``check_identity``. It stands in
+        ``to_dict()`` as well: a folder may hold another model than it did.
         """
         return self._embedder.identity
 
