@@ -1,0 +1,41 @@
+"""What docs/roles.md says of tasks and identities is what there is, and its code runs."""
+
+from __future__ import annotations
+
+import re
+
+from emberd import TASKS, Embedder, InstructionError
+from source_tree import ROOT
+
+_PAGE = (ROOT / "docs/roles.md").read_text(encoding="utf-8")
+
+
+def _refused(name: str) -> bool:
+    try:
+        Embedder(query_instruction=name)
+    except InstructionError:
+        return True
+    return False
+
+
+def test_the_code_runs() -> None:
+    [block] = re.findall(r"```python\n(.*?)```", _PAGE, re.DOTALL)
+    exec(block, {})
+
+
+def test_the_table_of_tasks_is_whole_and_says_which_are_for_both_sides() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (queries|both) \|$", _PAGE, re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(TASKS)
+    assert {name for name, before in rows if before == "both"} == set(filter(_refused, TASKS))
+
+
+def test_the_identity_shown_is_a_real_one() -> None:
+    assert f"\n{Embedder(dimensions=1024).identity}\n" in _PAGE
+
+
+def test_each_prefix_shown_is_refused_and_its_right_form_taken() -> None:
+    rows = re.findall(r'^\| `"(.*)"` \| `"(.*)"` \|$', _PAGE, re.MULTILINE)
+    assert len(rows) == 2
+    for there, here in rows:
+        assert _refused(there.replace(r"\n", "\n"))
+        assert not _refused(here)
