@@ -158,7 +158,9 @@ class EmberdEmbedding(BaseEmbedding):
             if name not in _SETTING_OF and value is not None
         }
         if isinstance(cache := theirs.get("embeddings_cache"), BaseKVStore):
-            theirs["embeddings_cache"] = RoleKeyedStore(cache, embedder.identity)
+            # Where over-long texts are not cut they are an error, from a cache too.
+            made_with = f"{embedder.identity}&truncate={embedder.settings.truncate}"
+            theirs["embeddings_cache"] = RoleKeyedStore(cache, made_with)
         made = handler(theirs | _shown(embedder.settings))
         made._embedder = embedder
         return made

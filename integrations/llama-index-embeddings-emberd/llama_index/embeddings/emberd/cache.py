@@ -35,21 +35,21 @@ class RoleKeyedStore(BaseKVStore):
 
     Args:
         store: Where the vectors are kept; persisting it is its owner's to do.
-        identity: What the vectors are made with.
+        made_with: What the vectors are made with, without a line break.
     """
 
-    def __init__(self, store: BaseKVStore, identity: str) -> None:
+    def __init__(self, store: BaseKVStore, made_with: str) -> None:
         # One that comes from another object is not wrapped twice.
         self.store: BaseKVStore = store.store if isinstance(store, RoleKeyedStore) else store
-        self._identity = identity
+        self._made_with = made_with
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RoleKeyedStore):
             return NotImplemented
-        return self.store is other.store and self._identity == other._identity
+        return self.store is other.store and self._made_with == other._made_with
 
     def __hash__(self) -> int:
-        return hash((id(self.store), self._identity))
+        return hash((id(self.store), self._made_with))
 
     def get(self, key: str, collection: str = DEFAULT_COLLECTION) -> dict[str, Any] | None:
         """Return what is kept for the text ``key`` in the role at hand."""
@@ -88,5 +88,5 @@ class RoleKeyedStore(BaseKVStore):
         return await self.store.aget_all(collection)
 
     def _key(self, text: str) -> str:
-        # An identity has no line break in it, so no two of these run into each other.
-        return f"{self._identity}\n{_role.get()}\n{text}"
+        # Neither of the first two has a line break in it, so no two keys run into each other.
+        return f"{self._made_with}\n{_role.get()}\n{text}"
