@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from emberd import TASKS, Embedder, InstructionError
 from source_tree import ROOT
@@ -10,23 +11,33 @@ from source_tree import ROOT
 _PAGE = (ROOT / "docs/roles.md").read_text(encoding="utf-8")
 
 
-def _refused(name: str) -> bool:
+def _refusal(instruction: str) -> str:
     try:
-        Embedder(query_instruction=name)
-    except InstructionError:
-        return True
-    return False
+        Embedder(query_instruction=instruction)
+    except InstructionError as error:
+        return str(error)
+    return ""
 
 
 def test_the_code_runs() -> None:
-    [block] = re.findall(r"```python\n(.*?)```", _PAGE, re.DOTALL)
-    exec(block, {})
+    blocks = re.findall(r"```python\n(.*?)```", _PAGE, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, {})
+
+
+def test_what_is_asked_as_documents_are_embedded_has_their_template() -> None:
+    _, block = re.findall(r"```python\n(.*?)```", _PAGE, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    alike = names["alike"].embedder
+    assert alike.query_template == alike.document_template == "{text}"
 
 
 def test_the_table_of_tasks_is_whole_and_says_which_are_for_both_sides() -> None:
     rows = re.findall(r"^\| `(\w+)` \| .* \| (queries|both) \|$", _PAGE, re.MULTILINE)
     assert sorted(name for name, _ in rows) == sorted(TASKS)
-    assert {name for name, before in rows if before == "both"} == set(filter(_refused, TASKS))
+    assert {name for name, before in rows if before == "both"} == set(filter(_refusal, TASKS))
 
 
 def test_the_identity_shown_is_a_real_one() -> None:
@@ -37,5 +48,5 @@ def test_each_prefix_shown_is_refused_and_its_right_form_taken() -> None:
     rows = re.findall(r'^\| `"(.*)"` \| `"(.*)"` \|$', _PAGE, re.MULTILINE)
     assert len(rows) == 2
     for there, here in rows:
-        assert _refused(there.replace(r"\n", "\n"))
-        assert not _refused(here)
+        assert f"query_instruction={here!r}" in _refusal(there.replace(r"\n", "\n"))
+        assert not _refusal(here)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from emberd import Embedder, IdentityError
+from emberd import Embedder, IdentityError, SettingError
 
 QWEN = "Qwen/Qwen3-Embedding-4B"
 
@@ -113,6 +113,27 @@ def test_another_question_for_the_same_documents_is_told_to_be_harmless_where_it
     with pytest.raises(IdentityError) as caught:
         Embedder(QWEN, symmetric=True, document_instruction="similarity").check_identity(_of())
     assert "Only queries differ" not in str(caught.value)
+
+
+def test_white_space_and_order_do_not_count() -> None:
+    """As of a file that ``echo`` wrote, or a database that sorts."""
+    embedder = Embedder(QWEN, dimensions=1024)
+    model, _, rest = embedder.identity.partition("?")
+    embedder.check_identity(f" {model}?{'&'.join(sorted(rest.split('&')))}\n")
+    Embedder("qwen/qwen3-embedding-4b").check_identity(_of())
+
+
+def test_an_object_keeps_its_identity_and_never_serves_what_a_folder_holds_later(
+    tmp_path: Path,
+) -> None:
+    folder = _folder(tmp_path / "tiny")
+    embedder = Embedder(str(folder))
+    before = embedder.identity
+    (folder / "config.json").write_text(json.dumps({"hidden_size": 64, "trained": "again"}))
+    assert embedder.identity == embedder.using(truncate=True).identity == before
+    assert Embedder(str(folder)).identity != before
+    with pytest.raises(SettingError, match="have changed since this object was made"):
+        embedder.embed_query("a")
 
 
 @pytest.mark.parametrize("kept", ["", "text-embedding-3-small", None, 1024])

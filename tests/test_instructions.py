@@ -163,19 +163,58 @@ def test_a_task_for_both_sides_is_not_given_to_one_by_oversight(role: Role, name
             "Represent this sentence for searching relevant passages: ",
             "Represent this sentence for searching relevant passages",
         ),
-        ("search_query: ", "search_query"),
-        ("query:", "query"),
-        ("task: search result | query: ", "task: search result | query"),
         ("为这个句子生成表示以用于检索相关文章：", "为这个句子生成表示以用于检索相关文章"),
         ("Find it\n", "Find it"),
         (" Find it", "Find it"),
+        ("instruct: Find the law", "Find the law"),
+        ("INSTRUCT: Find the law\nQUERY:", "Find the law"),
+        ("<instruct>Find it\n<query>", "<instruct>Find it <query>"),
+        ("search_query: ", None),
+        ("query:", None),
     ],
 )
-def test_a_raw_prefix_of_another_class_is_refused_and_never_doubled(prefix: str, task: str) -> None:
+def test_a_raw_prefix_of_another_class_is_refused_and_never_doubled(
+    prefix: str, task: str | None
+) -> None:
     with pytest.raises(InstructionError, match="looks like a prefix") as caught:
         template(QWEN, "query", prefix)
-    assert f"query_instruction={task!r}" in str(caught.value)
-    assert repr(f"Instruct: {task}\nQuery:{{text}}") in str(caught.value)
+    assert f"query_instruction={prefix + '{text}'!r}" in str(caught.value)
+    assert ("the task alone" in str(caught.value)) is (task is not None)
+    if task is not None:
+        assert f"query_instruction={task!r}" in str(caught.value)
+        assert template(QWEN, "query", task) == f"Instruct: {task}\nQuery:{{text}}"
+
+
+@pytest.mark.parametrize(
+    ("instruction", "slot"),
+    [
+        ("query: {query}", "{query}"),
+        ("search_query: {}", "{}"),
+        ("Represent this: %s", "%s"),
+        ("Instruct: {task}\nQuery:{text}", "{task}"),
+        ("Instruct: {task_description}\nQuery: {query}", "{task_description}"),
+    ],
+)
+def test_a_slot_that_nothing_is_put_into_is_refused(instruction: str, slot: str) -> None:
+    with pytest.raises(InstructionError) as caught:
+        template(QWEN, "query", instruction)
+    assert f"holds {slot}, and nothing is put into that" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["translation", "Web", "similarty", "search_document"])
+def test_one_word_that_is_no_name_is_refused_with_the_names(name: str) -> None:
+    with pytest.raises(InstructionError, match="bitext, classification, clustering, code"):
+        template(QWEN, "query", name)
+
+
+def test_the_wording_of_a_task_for_both_sides_counts_as_its_name() -> None:
+    with pytest.raises(InstructionError, match="symmetric=True"):
+        templates(QWEN, TASKS["similarity"], None)
+
+
+def test_a_model_that_takes_no_task_is_not_told_of_symmetric() -> None:
+    with pytest.raises(InstructionError, match="does not know how emberd/demo takes a task"):
+        templates(DEMO, "similarity", None)
 
 
 @pytest.mark.parametrize("prefix", ["query: ", "Instruct: Find it\nQuery:"])

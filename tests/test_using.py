@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -67,3 +69,36 @@ def test_a_length_that_was_not_trained_is_warned_of_once_for_each(server: FakeSe
         warnings.simplefilter("error")
         assert embedder.using(dimensions=4).embed_query("a").shape == (4,)
     embedder.close()
+
+
+def test_symmetric_for_one_call_does_not_change_what_documents_get() -> None:
+    """It would put the queries' instruction before documents, and the index has not got it."""
+    embedder = Embedder(QWEN, query_instruction="code")
+    with pytest.raises(SettingError, match=r"query_instruction='\{text\}'"):
+        embedder.using(symmetric=True)
+    assert embedder.using(query_instruction="{text}").query_template == "{text}"
+    both = embedder.using(symmetric=True, query_instruction="similarity")
+    assert both.document_template == both.query_template
+
+
+async def test_a_call_with_a_change_starts_no_thread(server: FakeServer) -> None:
+    embedder = Embedder(MODEL, base_url=server.url)
+    await embedder.aembed_query("a")
+    started: list[threading.Thread] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", started.append)
+        for number in range(3):
+            await embedder.using(query_instruction=f"{number}: {{text}}").aembed_query("a")
+    assert started == []
+    await embedder.aclose()
+
+
+def test_a_replaced_embedder_has_the_other_settings_and_a_server_of_its_own(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = Embedder(MODEL, base_url=server.url, query_instruction="<{text}>")
+    monkeypatch.setenv("EMBERD_QUERY_INSTRUCTION", "({text})")
+    other = embedder.replace(batch_size=3, base_url=f"{server.url}/v1/")
+    assert other.settings == replace(embedder.settings, batch_size=3)
+    with pytest.raises(SettingError, match="timeout=0"):
+        embedder.replace(timeout=0)

@@ -6,6 +6,8 @@ import asyncio
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import managed
 from emberd.client import slots
 from emberd.client.aio import AsyncClient
 from emberd.client.slots import Lease
@@ -194,3 +197,38 @@ def _connections(port: int) -> list[str]:
             continue
     found = [link.removeprefix("socket:[").removesuffix("]") for link in links]
     return sorted(inode for inode in found if inode in connected)
+
+
+def test_a_child_that_is_forked_during_the_first_asynchronous_use_can_import(
+    server: FakeServer,
+) -> None:
+    """In a process of its own: here everything is imported already."""
+    code = f"""
+import asyncio, os, signal, sys, threading
+from emberd import Embedder
+embedder = Embedder({MODEL!r}, base_url={server.url!r})
+importing = threading.Event()
+def watch(event, args):
+    if event == "import" and args[0].startswith("openai."):
+        importing.set()
+sys.addaudithook(watch)
+async def main():
+    task = asyncio.create_task(embedder.aembed_query("a"))
+    while not importing.is_set():
+        await asyncio.sleep(0.001)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        os._exit(0 if len(embedder.embed_query("b")) == 16 else 3)
+    _, status = os.waitpid(pid, 0)
+    print(os.waitstatus_to_exitcode(status), len(await task))
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        env=managed.environment(),
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("0 16\n", "")

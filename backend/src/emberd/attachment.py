@@ -14,8 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from emberd.client import fork
-from emberd.errors import MissingKeyError
-from emberd.settings import Endpoint, Settings
+from emberd.errors import MissingKeyError, SettingError
+from emberd.settings import Endpoint, ServerSpec, Settings
 
 if TYPE_CHECKING:
     from emberd.manager import Manager, Progress, Server
@@ -159,6 +159,14 @@ class Attachment:
                 stacklevel=2,
             )
 
+    @functools.cached_property
+    def spec(self) -> ServerSpec:
+        """The server that is wanted; of a model in a folder, with the files that it has now.
+
+        Looked at once, so that the vectors and what they are said to be made with belong together.
+        """
+        return self._settings.spec
+
     def _current(self) -> Server | None:
         """Return the server unless it has stopped since the last job."""
         server = self._server
@@ -175,8 +183,13 @@ class Attachment:
         return None
 
     def _ensure(self, lost: Server | None) -> Server:
+        if self.spec != self._settings.spec:
+            raise SettingError(
+                f"The files in {self.spec.model} have changed since this object was made: it holds "
+                f"another model now. Make a new object, and embed all texts again with it."
+            )
         server = self._manager().ensure(
-            self._settings.spec,
+            self.spec,
             base_url=self._settings.base_url,
             api_key=self._settings.api_key,
             start_timeout=self._settings.start_timeout,
@@ -192,7 +205,8 @@ class Attachment:
     def _manager(self) -> Manager:
         if self._manager_in_use is None:
             # Imported at first use: it takes the libraries for locks and processes with it.
-            from emberd.servers import Manager
+            with fork.no_fork():
+                from emberd.servers import Manager
 
             self._manager_in_use = Manager()
         return self._manager_in_use
@@ -207,8 +221,9 @@ class Attachment:
 
 
 def _load() -> None:
-    import_module("emberd.client.aio")
-    import_module("emberd.client.sdk").load()
+    with fork.no_fork():
+        import_module("emberd.client.aio")
+        import_module("emberd.client.sdk").load()
 
 
 @functools.cache

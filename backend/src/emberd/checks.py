@@ -9,6 +9,7 @@ from emberd.catalog import Model
 from emberd.errors import SettingError
 
 _TEXTS: Final = ("model", "revision", "engine", "device")
+_INSTRUCTIONS: Final = ("query_instruction", "document_instruction")
 _COUNTS: Final = ("batch_size", "max_concurrency", "context_tokens")
 _SECONDS: Final = ("timeout", "start_timeout", "idle_timeout")
 _SWITCHES: Final = ("symmetric", "truncate", "server_dimensions", "show_progress")
@@ -33,6 +34,11 @@ def check(settings: Any) -> None:
 def _check_text(name: str, value: object) -> None:
     if value is not None and not (isinstance(value, str) and value.strip()):
         raise SettingError(f"{name}={value!r} must be a text that is not blank.")
+
+
+def _check_instruction(name: str, value: object) -> None:
+    if value is not None and not isinstance(value, str):
+        raise SettingError(f"{name}={value!r} must be a text: a task, its name, or a template.")
 
 
 def _check_count(name: str, value: object) -> None:
@@ -72,6 +78,7 @@ def _check_dimensions(model: Model, dimensions: int) -> None:
 
 _CHECKS: Final = (
     (_TEXTS, _check_text),
+    (_INSTRUCTIONS, _check_instruction),
     (_COUNTS, _check_count),
     (_SECONDS, _check_seconds),
     (_SWITCHES, _check_switch),

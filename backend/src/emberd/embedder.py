@@ -190,7 +190,7 @@ class Embedder:
 
         It holds model, revision, dimensions and instructions; see ``emberd.identity``.
         """
-        return identity.identity(self._settings)
+        return identity.identity(self._settings, self._attachment.spec)
 
     def check_identity(self, kept: str) -> None:
         """Do nothing if the index with the identity ``kept`` was made with settings like these.
@@ -198,7 +198,7 @@ class Embedder:
         Raises:
             IdentityError: It was not; the text names both, and where they differ.
         """
-        identity.check(kept, self._settings)
+        identity.check(kept, self.identity, self._settings)
 
     def using(self, **changes: Any) -> Self:
         """Return an embedder with some settings changed, on the same server and connections.
@@ -216,11 +216,26 @@ class Embedder:
                 f"{refused[0]} cannot be changed for one call. What can: "
                 f"{', '.join(sorted(_PER_CALL))}. Make another object for the rest."
             )
+        settings = self._settings.changed(**changes)
+        _refuse_other_documents(self._settings, settings, changes)
+        self._attachment.warn_of_cut(settings)
         twin = copy.copy(self)
-        twin._settings = self._settings.changed(**changes)
-        self._attachment.warn_of_cut(twin._settings)
+        twin._settings = settings
         twin._base, twin._sync, twin._async = self, None, None
         return twin
+
+    def replace(self, **changes: Any) -> Self:
+        """Return another embedder with some settings changed; the environment has no say in it.
+
+        Args:
+            **changes: Any settings; None is what it is in ``settings``.
+
+        Raises:
+            SettingError: A value cannot be used; it is named.
+        """
+        other = object.__new__(type(self))
+        other._build(self._settings.changed(**changes))
+        return other
 
     def __repr__(self) -> str:
         values = {
@@ -283,7 +298,9 @@ class Embedder:
         return self._sync
 
     async def _aclient(self) -> AsyncClient:
-        if self._async is None:
+        if self._base is not None:
+            await self._base._aclient()
+        elif self._async is None:
             await self._attachment.aload()
         return self._async_client()
 
@@ -335,6 +352,21 @@ class Embedder:
         with Progress(console=Console(stderr=True)) as bar:
             task = bar.add_task("embedding", total=len(listed))
             yield listed, lambda finished: bar.update(task, completed=finished)
+
+
+def _refuse_other_documents(old: Settings, new: Settings, changes: dict[str, Any]) -> None:
+    # One template for both may be that of the queries, and the index was not made with it.
+    if not changes.get("symmetric") or changes.keys() & {
+        "query_instruction",
+        "document_instruction",
+    }:
+        return
+    if new.document_template != old.document_template:
+        raise SettingError(
+            f"symmetric=True would embed documents as queries are, {new.document_template!r}, and "
+            f"not as before, {old.document_template!r}. To embed queries as documents are, give "
+            f"query_instruction={old.document_template!r}."
+        )
 
 
 def _one_place(base_url: str | None, *clients: Any) -> str | None:

@@ -17,22 +17,26 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from emberd.errors import IdentityError
 from emberd.instructions import BARE
-from emberd.settings import Settings
+from emberd.settings import ServerSpec, Settings
 
 _SCHEME: Final = "emberd:"
 _SHOWN_DIGITS: Final = 16
 _MODEL: Final = "model"
 
 
-def identity(settings: Settings) -> str:
+def identity(settings: Settings, spec: ServerSpec) -> str:
     """Return what decides the vectors of a text: model, revision, dimensions, instructions.
 
-    Two objects with the same text give vectors that belong into one index, whatever server
-    they use, on whatever machine.
+    Args:
+        settings: The settings of an embedder.
+        spec: The server that it wants.
+
+    Returns:
+        A text in the form above. Two objects with the same one give vectors that belong into one
+        index, whatever server they use, on whatever machine.
     """
-    spec = settings.spec
     # A folder is known by its files: where it lies differs from machine to machine.
-    model = PurePath(spec.model).name if spec.content else spec.model
+    model = PurePath(spec.model).name if spec.content else settings.known.name
     parts = {
         "revision": spec.revision,
         "content": spec.content,
@@ -44,23 +48,27 @@ def identity(settings: Settings) -> str:
     return f"{_SCHEME}{quote(model)}?{told}"
 
 
-def check(kept: str, settings: Settings) -> None:
-    """Do nothing if an index with the identity ``kept`` goes with ``settings``.
+def check(kept: str, now: str, settings: Settings) -> None:
+    """Do nothing if an index with the identity ``kept`` goes with the object of ``settings``.
+
+    Args:
+        kept: What was kept beside the index; white space around it does not count.
+        now: The identity of the object.
+        settings: Its settings, for the error.
 
     Raises:
         IdentityError: It does not, or ``kept`` is no identity.
     """
-    now = identity(settings)
-    if kept == now:
-        return
-    if not isinstance(kept, str) or not kept.startswith(_SCHEME):
+    if not isinstance(kept, str) or not kept.strip().startswith(_SCHEME):
         raise IdentityError(
             f"{kept!r} is no identity of emberd, which would look like {now!r}. Keep that of the "
             f"object that made the index, and give it here.",
             kept=str(kept),
             now=now,
         )
-    before, after = _parts(kept), _parts(now)
+    before, after = _parts(kept.strip()), _parts(now)
+    if before == after:
+        return
     names = [name for name in before | after if before.get(name) != after.get(name)]
     # Of a template only the hash was kept; of this side's there is more to tell.
     shown = after | {"query": repr(settings.query_template)}

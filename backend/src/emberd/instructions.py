@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -33,9 +34,15 @@ TASKS: Final[dict[str, str]] = {
 }
 # Qwen's own evaluation (qwen3_embedding_model.py) puts these before both sides, and the others
 # before queries alone.
-_FOR_BOTH_SIDES: Final = frozenset({"bitext", "classification", "clustering", "similarity"})
+_FOR_BOTH_SIDES: Final = frozenset(
+    TASKS[name] for name in ("bitext", "classification", "clustering", "similarity")
+)
 
-_COLONS: Final = (":", "\N{FULLWIDTH COLON}")
+# How prefixes of other classes look: a label before the text, several lines, a slot of theirs.
+_LABELS: Final = re.compile(r"\s*instruct\w*:|query:", re.IGNORECASE)
+_COLONS: Final = ":\N{FULLWIDTH COLON}"
+_FOREIGN_SLOT: Final = re.compile(r"\{\w*\}|%s")
+_ONE_WORD: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +76,9 @@ def templates(
     """
     if symmetric:
         return _one_for_both(model, query, document)
+    both = Templates(template(model, "query", query), template(model, "document", document))
     _refuse_one_sided(query=query, document=document)
-    return Templates(template(model, "query", query), template(model, "document", document))
+    return both
 
 
 def template(model: Model, role: Role, instruction: str | None) -> str:
@@ -90,9 +98,11 @@ def template(model: Model, role: Role, instruction: str | None) -> str:
         return _default(model, role)
     if instruction == "":
         return BARE
+    _refuse_foreign_slot(role, instruction)
     if BARE in instruction:
         return instruction
     _refuse_prefix(model, role, instruction)
+    _refuse_unknown_name(role, instruction)
     return _with_task(model, role, TASKS.get(instruction, instruction))
 
 
@@ -120,7 +130,8 @@ def _one_for_both(model: Model, query: str | None, document: str | None) -> Temp
 def _refuse_one_sided(**given: str | None) -> None:
     # Half of it would go unnoticed: each side has vectors, and they do not belong together.
     for role, other in (("query", "document"), ("document", "query")):
-        if given[role] in _FOR_BOTH_SIDES and given[other] is None:
+        task = TASKS.get(given[role] or "", given[role])
+        if task in _FOR_BOTH_SIDES and given[other] is None:
             raise InstructionError(
                 f"{role}_instruction={given[role]!r} is a task for queries and documents alike, "
                 f"and would be put before one of them alone. Give symmetric=True as well, and "
@@ -146,23 +157,47 @@ def _with_task(model: Model, role: Role, task: str) -> str:
     return model.instruction_form.replace("{task}", task)
 
 
+def _refuse_foreign_slot(role: Role, instruction: str) -> None:
+    # The model would read the braces, and nothing would stand in their place.
+    slots = [slot for slot in _FOREIGN_SLOT.findall(instruction) if slot != BARE]
+    if slots:
+        raise InstructionError(
+            f"{role}_instruction={instruction!r} holds {slots[0]}, and nothing is put into that. "
+            f"Give a task in words, or a template in which the text's place is {BARE}."
+        )
+
+
 def _refuse_prefix(model: Model, role: Role, instruction: str) -> None:
     # In other classes the field of this name is a raw prefix; taken as a task it would come
     # out as "Instruct: Instruct: ...", and nobody would see it.
     bare = instruction.strip()
-    marked = bare.startswith("Instruct:") or "Query:" in bare or bare.endswith(_COLONS)
-    if not marked and bare == instruction:
+    labelled = _LABELS.search(bare) is not None
+    several_lines = "\n" in bare
+    if not (labelled or several_lines or bare.endswith(tuple(_COLONS)) or bare != instruction):
         return
-    task = bare.replace("Instruct:", "").replace("Query:", "").strip().rstrip("".join(_COLONS))
-    if model.instruction_form is None or not task:
-        right = f"a whole template, {role}_instruction={instruction + BARE!r}"
-    else:
-        whole = model.instruction_form.replace("{task}", task)
-        right = (
-            f"the task alone, {role}_instruction={task!r}, or a whole template, "
-            f"{role}_instruction={whole!r}"
-        )
     raise InstructionError(
-        f"{role}_instruction={instruction!r} looks like a prefix, as other classes take it. "
-        f"Give {right}."
+        f"{role}_instruction={instruction!r} looks like a prefix, as other classes take it. Give "
+        f"{' or '.join(_right_forms(model, role, instruction))}."
     )
+
+
+def _right_forms(model: Model, role: Role, instruction: str) -> list[str]:
+    """Return what a prefix may be meant as."""
+    as_it_stands = f"a whole template, {role}_instruction={instruction + BARE!r}"
+    task = " ".join(_LABELS.sub(" ", instruction).split()).rstrip(_COLONS + " ")
+    if model.instruction_form is None or not task:
+        return [as_it_stands]
+    alone = f"the task alone, {role}_instruction={task!r}"
+    if "Instruct:" in instruction or "Query:" in instruction:
+        formed = model.instruction_form.replace("{task}", task)
+        return [alone, f"a whole template, {role}_instruction={formed!r}"]
+    return [as_it_stands] if _ONE_WORD.fullmatch(task) else [as_it_stands, alone]
+
+
+def _refuse_unknown_name(role: Role, instruction: str) -> None:
+    # "Web", or a name of another release: as a task in words it would mean nothing, and be taken.
+    if _ONE_WORD.fullmatch(instruction) and instruction not in TASKS:
+        raise InstructionError(
+            f"{role}_instruction={instruction!r} is not the name of a ready-made task, which are "
+            f"{', '.join(sorted(TASKS))}. Give one of them, a task in a sentence, or a template."
+        )

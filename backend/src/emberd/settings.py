@@ -249,7 +249,11 @@ class Settings:
         Raises:
             SettingError: A value cannot be used; it is named.
         """
-        settings = replace(self, **changes)
+        read = {
+            name: _READ[name](value) if name in _READ and value is not None else value
+            for name, value in changes.items()
+        }
+        settings = replace(self, **read)
         settings._check()
         return settings
 

@@ -24,6 +24,8 @@ from emberd import Embedder, Endpoint, SettingError, Settings, ato_lists
 
 _DEFAULT: Final = Settings()  # nothing of the environment is in it
 
+_MADE: Final = "embedder"  # what stands in for all settings, see from_embedder
+
 # Field -> setting of emberd that it stands for.
 _SETTING_OF: Final = {
     "show_progress_bar" if setting.name == "show_progress" else setting.name: setting.name
@@ -157,9 +159,11 @@ class EmberdEmbeddings(BaseModel, Embeddings):
     def _resolve(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(data, dict):
             return handler(data)
+        data = dict(data)
+        embedder = data.pop(_MADE, None)
         try:
             _refuse(data, owner=cls)
-            embedder = Embedder(**_given(cls, data))
+            embedder = embedder or Embedder(**_given(cls, data))
         except SettingError as error:
             raise _invalid(cls, data, error) from None
         made = handler(data | _shown(embedder.settings))
@@ -175,10 +179,25 @@ class EmberdEmbeddings(BaseModel, Embeddings):
         """
         if not update:
             return super().model_copy(deep=deep)
-        settings = asdict(self._embedder.settings)
-        kept = {field: settings[setting] for field, setting in _SETTING_OF.items()}
-        theirs = {field: getattr(self, field) for field in type(self).model_fields}
-        return type(self)(**{**theirs, **kept, **update})
+        known = type(self).model_fields
+        changes = {_SETTING_OF[name]: update[name] for name in update if name in _SETTING_OF}
+        theirs = {name: getattr(self, name) for name in known if name not in _SETTING_OF}
+        theirs |= {name: update[name] for name in update if name not in _SETTING_OF}
+        try:
+            embedder = self._embedder.replace(**changes)
+        except SettingError as error:
+            raise _invalid(type(self), update, error) from None
+        return self.from_embedder(embedder, **theirs)
+
+    @classmethod
+    def from_embedder(cls, embedder: Embedder, **theirs: Any) -> Self:
+        """Return an object over an ``Embedder``, which may have a client or a manager of yours.
+
+        Args:
+            embedder: Has all the settings; the environment is not looked at again.
+            **theirs: Fields that are none of its settings.
+        """
+        return cls(**{**theirs, _MADE: embedder})
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):

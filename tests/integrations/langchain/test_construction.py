@@ -71,6 +71,7 @@ def test_an_argument_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) 
         ({"base_url": "localhost:30000"}, "http://127.0.0.1:30000/v1"),
         ({"truncate": "no"}, "must be True or False"),
         ({"timeout": 0}, "greater than 0"),
+        ({"query_instruction": 5}, "must be a text: a task, its name, or a template"),
     ],
 )
 def test_what_cannot_be_used_is_refused_at_construction(given: dict[str, Any], told: str) -> None:

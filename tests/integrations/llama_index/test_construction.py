@@ -211,8 +211,14 @@ def test_a_folder_that_holds_another_model_now_has_another_key(tmp_path: Path) -
     before = EmberdEmbedding(model_name=str(tmp_path)).to_dict()
     config.write_text(json.dumps({"hidden_size": 64, "trained": "again"}))
     assert EmberdEmbedding(model_name=str(tmp_path)).to_dict() != before
-    with pytest.raises(ValidationError, match="The index was made with"):
+    with pytest.raises(ValidationError, match="The dictionary has identity="):
         EmberdEmbedding.from_dict(before)
+
+
+def test_a_dictionary_with_a_change_is_told_what_to_use_instead() -> None:
+    told = EmberdEmbedding(model_name="emberd/demo").to_dict()
+    with pytest.raises(ValidationError, match=r"use model_copy\(update"):
+        EmberdEmbedding.from_dict(told, dimensions=32)
 
 
 # ---------------------------------------------------------------- pickles and secrets

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index.core.storage.kvstore import SimpleKVStore
 
 from fake_server import QWEN, FakeServer, vector_of, vectors_of
@@ -126,3 +129,38 @@ def test_copies_and_pickles_keep_the_cache(server: FakeServer, store: SimpleKVSt
     back = pickle.loads(pickle.dumps(embedding))
     assert same(back.get_text_embedding("a"), vector_of("a", _DIMENSIONS))
     assert _count(server) == before
+
+
+class _Asks(BaseCallbackHandler):
+    """Embeds the same text in the other role while a call is under way."""
+
+    def __init__(self) -> None:
+        super().__init__([], [])
+        self.other: Any = None
+
+    def on_event_start(self, *_: Any, **__: Any) -> str:
+        other, self.other = self.other, None
+        if other is not None:
+            other()
+        return ""
+
+    def on_event_end(self, *_: Any, **__: Any) -> None: ...
+    def start_trace(self, trace_id: str | None = None) -> None: ...
+    def end_trace(self, *_: Any, **__: Any) -> None: ...
+
+
+def test_a_callback_that_embeds_in_the_middle_of_a_call_keeps_its_own_role(
+    server: FakeServer, store: SimpleKVStore
+) -> None:
+    handler = _Asks()
+    embedding = _made(server, store, callback_manager=CallbackManager([handler]))
+    template = embedding.embedder.query_template
+    for name, outer, inner in (
+        ("Paris", embedding.get_query_embedding, embedding.get_text_embedding),
+        ("Rome", embedding.get_text_embedding, embedding.get_query_embedding),
+    ):
+        handler.other = partial(inner, name)
+        outer(name)
+        assert same(embedding.get_text_embedding(name), vector_of(name, _DIMENSIONS))
+        sent = template.replace("{text}", name)
+        assert same(embedding.get_query_embedding(name), vector_of(sent, _DIMENSIONS))

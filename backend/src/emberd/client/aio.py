@@ -81,16 +81,14 @@ class AsyncClient:
             TextError: A text cannot be embedded; it is named.
             RequestError: The server refused, failed, or answered with something else than asked.
         """
-        # One call begins in each turn of the loop: LlamaIndex makes hundreds at once, and together
-        # they would hold up everybody else's tasks.
-        async with _BEGINNING.get():
-            job = Job(
-                texts,
-                template,
-                self._settings,
-                can_heal=self._heal is not None,
-                learnt=self._learnt,
-            )
+        await _turn()
+        job = Job(
+            texts,
+            template,
+            self._settings,
+            can_heal=self._heal is not None,
+            learnt=self._learnt,
+        )
         if job.done:
             return job.result()
         job.attach(await self._resolve())
@@ -169,3 +167,13 @@ class AsyncClient:
                 self._on_use(endpoint)
         elif answer.kind == "timeout" and self._on_timeout is not None:
             self._on_timeout(endpoint)
+
+
+async def _turn() -> None:
+    """Wait until no other call has begun in this turn of the loop.
+
+    LlamaIndex makes hundreds at once, and together they would hold up everybody else's tasks.
+    """
+    beginning = _BEGINNING.get()
+    await beginning.acquire()
+    asyncio.get_running_loop().call_soon(beginning.release)  # so it is free in the next turn

@@ -1,13 +1,17 @@
 """After a fork the child starts with no sockets, locks or loops of its parent's.
 
 A child that wrote to an inherited connection would mix its answers up with the parent's, and a
-lock that another thread held at the fork is never released in the child.
+lock that another thread held at the fork is never released in the child. Of these the import
+system's own cannot be made anew, so a fork waits for imports of ours.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
@@ -26,12 +30,22 @@ _REGISTERED: Final[WeakSet[Any]] = WeakSet()
 # which take locks and wake loops that belong to the parent.
 _INHERITED: Final[list[object]] = []
 
+_LONGEST_IMPORT_S: Final = 10.0
+_importing = threading.RLock()
+
 _CONNECTED: Final = ("connection.connect_tcp.complete", "connection.start_tls.complete")
 
 
 def register(thing: Resettable) -> None:
     """Have ``thing`` reset in children of this process, for as long as it lives."""
     _REGISTERED.add(thing)
+
+
+@contextmanager
+def no_fork() -> Iterator[None]:
+    """Let no thread fork in this block, in which modules are imported."""
+    with _importing:
+        yield
 
 
 def keep_inherited(thing: object) -> None:
@@ -83,5 +97,26 @@ def _reset_all() -> None:
         thing.reset_after_fork()
 
 
+def _wait_for_imports() -> None:
+    global _waited  # noqa: PLW0603 - said to the other side of the fork
+    _waited = _importing.acquire(timeout=_LONGEST_IMPORT_S)
+
+
+def _after_in_parent() -> None:
+    if _waited:
+        _importing.release()
+
+
+def _after_in_child() -> None:
+    global _importing  # noqa: PLW0603 - another thread of the parent's may hold the old one
+    _importing = threading.RLock()
+    _reset_all()
+
+
+_waited = False
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_all)
+    os.register_at_fork(
+        before=_wait_for_imports,
+        after_in_parent=_after_in_parent,
+        after_in_child=_after_in_child,
+    )

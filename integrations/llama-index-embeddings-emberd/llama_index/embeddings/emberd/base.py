@@ -22,7 +22,7 @@ from pydantic import computed_field
 from pydantic_core import InitErrorDetails
 
 from emberd import Embedder, Endpoint, SettingError, Settings, ato_lists
-from llama_index.embeddings.emberd.cache import RoleKeyedStore, queries
+from llama_index.embeddings.emberd.cache import RoleKeyedStore, documents, queries
 
 _DEFAULT: Final = Settings()  # nothing of the environment is in it
 _SLICE_TEXTS: Final = 256
@@ -31,6 +31,8 @@ _MAX_SLICE_TEXTS: Final = 2048  # the most that BaseEmbedding allows
 _CUSTOMARY: Final = {"model": "model_name", "document_instruction": "text_instruction"}
 # A slice of embed_batch_size is cut into requests below it; progress is asked for by the call.
 _NOT_FIELDS: Final = {"batch_size", "show_progress"}
+
+_MADE: Final = "embedder"  # what stands in for all settings, see from_embedder
 
 # Field -> setting of emberd that it stands for.
 _SETTING_OF: Final = {
@@ -143,12 +145,11 @@ class EmberdEmbedding(BaseEmbedding):
         if not isinstance(data, dict):
             return handler(data)
         data = dict(data)
-        kept = data.pop("identity", None)  # of a to_dict(): what the same words meant then
+        kept, embedder = data.pop("identity", None), data.pop(_MADE, None)
         try:
             _refuse(data, owner=cls)
-            embedder = Embedder(**_given(cls, data))
-            if kept is not None:
-                embedder.check_identity(kept)
+            embedder = embedder or Embedder(**_given(cls, data))
+            _refuse_other_identity(kept, embedder.identity)
         except SettingError as error:
             raise _invalid(cls, data, error) from None
         # None counts as not given here too: others' constructors take callback_manager=None.
@@ -174,10 +175,25 @@ class EmberdEmbedding(BaseEmbedding):
         """
         if not update:
             return super().model_copy(deep=deep)
-        settings = asdict(self._embedder.settings)
-        kept = {field: settings[setting] for field, setting in _SETTING_OF.items()}
-        theirs = {field: getattr(self, field) for field in type(self).model_fields}
-        return type(self)(**{**theirs, **kept, **update})
+        known = type(self).model_fields
+        changes = {_SETTING_OF[name]: update[name] for name in update if name in _SETTING_OF}
+        theirs = {name: getattr(self, name) for name in known if name not in _SETTING_OF}
+        theirs |= {name: update[name] for name in update if name not in _SETTING_OF}
+        try:
+            embedder = self._embedder.replace(**changes)
+        except SettingError as error:
+            raise _invalid(type(self), update, error) from None
+        return self.from_embedder(embedder, **theirs)
+
+    @classmethod
+    def from_embedder(cls, embedder: Embedder, **theirs: Any) -> Self:
+        """Return an object over an ``Embedder``, which may have a client or a manager of yours.
+
+        Args:
+            embedder: Has all the settings; the environment is not looked at again.
+            **theirs: Fields that are none of its settings.
+        """
+        return cls(**{**theirs, _MADE: embedder})
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
@@ -257,6 +273,36 @@ class EmberdEmbedding(BaseEmbedding):
         with queries():
             return await super().aget_query_embedding(query)
 
+    def get_text_embedding(self, text: str) -> list[float]:
+        """Return the vector of a text, of norm 1; ``embeddings_cache`` knows it as a document."""
+        with documents():
+            return super().get_text_embedding(text)
+
+    async def aget_text_embedding(self, text: str) -> list[float]:
+        """Return what ``get_text_embedding`` returns, without blocking the event loop."""
+        with documents():
+            return await super().aget_text_embedding(text)
+
+    def get_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[list[float]]:
+        """Return one vector of norm 1 for each text, in their order.
+
+        Args:
+            texts: The documents, any number of them.
+            show_progress: Show a progress bar.
+            **kwargs: Without effect, as in ``BaseEmbedding``.
+        """
+        with documents():
+            return super().get_text_embedding_batch(texts, show_progress, **kwargs)
+
+    async def aget_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[list[float]]:
+        """Return what ``get_text_embedding_batch`` returns, without blocking the event loop."""
+        with documents():
+            return await super().aget_text_embedding_batch(texts, show_progress, **kwargs)
+
     def _get_query_embedding(self, query: str) -> list[float]:
         vector: list[float] = self._embedder.embed_query(query).tolist()
         return vector
@@ -283,6 +329,16 @@ def _refuse(data: Mapping[str, Any], owner: type[BaseModel]) -> None:
     if unknown := sorted(set(data) - set(known)):
         raise SettingError(
             f"{owner.__name__} has no field {unknown[0]!r}. It has: {', '.join(sorted(known))}."
+        )
+
+
+def _refuse_other_identity(kept: str | None, now: str) -> None:
+    # Of a to_dict(): the same words may mean another model, where the files of a folder changed.
+    if kept not in (None, now):
+        raise SettingError(
+            f"The dictionary has identity={kept!r}, and its settings give {now!r} here. To change "
+            f"settings, use model_copy(update=...); a folder that holds another model than it did "
+            f"needs a new object, and all texts embedded again."
         )
 
 

@@ -8,7 +8,7 @@ of the embedder and the role as well.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -20,10 +20,19 @@ _QUERY: Final = "query"
 _role: ContextVar[str] = ContextVar("emberd_role", default=_DOCUMENT)
 
 
-@contextmanager
-def queries() -> Iterator[None]:
+def queries() -> AbstractContextManager[None]:
     """Have what the cache is asked for in this block count as queries."""
-    token = _role.set(_QUERY)
+    return _in_role(_QUERY)
+
+
+def documents() -> AbstractContextManager[None]:
+    """Have it count as documents, also where a callback asks in the middle of a query."""
+    return _in_role(_DOCUMENT)
+
+
+@contextmanager
+def _in_role(role: str) -> Iterator[None]:
+    token = _role.set(role)
     try:
         yield
     finally:
