@@ -43,8 +43,8 @@ with tempfile.TemporaryDirectory() as name:
     )
     print("found  ", found.page_content)
 
-    # Documents without E5's "passage: ": vectors of the same length, and other ones.
-    other = EmberdEmbeddings(model="emberd/demo", document_instruction="")
+    # Documents embedded as E5's queries are: vectors of the same length, and other ones.
+    other = EmberdEmbeddings(model="emberd/demo", document_instruction="query: {text}")
     try:
         load(folder, other)
     except IdentityError as error:

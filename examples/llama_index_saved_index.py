@@ -49,8 +49,8 @@ with tempfile.TemporaryDirectory() as folder:
     )
     print("found  ", found.text)
 
-    # Documents without E5's "passage: ": vectors of the same length, and other ones.
-    other = EmberdEmbedding(model_name="emberd/demo", text_instruction="")
+    # Documents embedded as E5's queries are: vectors of the same length, and other ones.
+    other = EmberdEmbedding(model_name="emberd/demo", text_instruction="query: {text}")
     try:
         load(folder, other)
     except IdentityError as error:

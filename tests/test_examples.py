@@ -133,7 +133,7 @@ def test_an_agent_looks_up_each_part_of_the_question() -> None:
 def test_a_saved_index_is_found_again_and_refuses_vectors_made_otherwise(name: str) -> None:
     saved, found, refused = _printed(EXAMPLES / name).splitlines()
     own = Embedder(MODEL).identity
-    other = Embedder(MODEL, document_instruction="").identity
+    other = Embedder(MODEL, document_instruction="query: {text}").identity
     assert saved == f"saved   {own}"
     assert found.startswith("found   Marie Curie")
     assert refused.startswith(f"refused The index was made with {own!r}, and this object is")

@@ -53,12 +53,15 @@ def test_a_change_is_checked_and_the_environment_has_no_say_in_it(
         embedder.using(query_instruction="query: ")
 
 
-@pytest.mark.parametrize(
-    "name", ["model", "base_url", "api_key", "revision", "timeout", "nonsense"]
-)
+@pytest.mark.parametrize("name", ["model", "base_url", "api_key", "revision", "timeout"])
 def test_what_belongs_to_the_server_cannot_be_changed_for_a_call(name: str) -> None:
     with pytest.raises(SettingError, match=f"{name} cannot be changed for one call.*dimensions"):
         Embedder(QWEN).using(**{name: "x"})
+
+
+def test_a_setting_that_does_not_exist_is_named() -> None:
+    with pytest.raises(SettingError, match="no setting 'dimension'. For one call there are:.*dim"):
+        Embedder(QWEN).using(dimension=64)
 
 
 def test_a_length_that_was_not_trained_is_warned_of_once_for_each(server: FakeServer) -> None:

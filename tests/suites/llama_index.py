@@ -1,8 +1,8 @@
 """What LlamaIndex does with an embedding, as a suite that every engine has to pass.
 
 LlamaIndex has no suite of its own for embeddings, as LangChain has. A subclass gives the settings
-of its engine. Queries are embedded as documents are here, so that a text finds itself with any
-weights.
+of its engine. What an index answers is held against the vectors that ``Embedder`` gives for each
+role, so that it is told with any weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from llama_index_instrumentation import get_dispatcher
 
 import managed
 from llama_index.embeddings.emberd import EmberdEmbedding
-from managed import PASSAGES, same
+from managed import PASSAGES, QUERIES, same
 
 _WANTED = "bread"
 
@@ -72,6 +72,16 @@ def _names(found: Sequence[NodeWithScore]) -> list[str]:
     return [hit.node.node_id for hit in found]
 
 
+def _scores(found: Sequence[NodeWithScore]) -> Any:
+    return pytest.approx({hit.node.node_id: hit.score for hit in found}, abs=1e-5)
+
+
+def _expected(embedding: EmberdEmbedding, query: str) -> dict[str, float]:
+    plain = embedding.embedder
+    cosines = plain.embed_documents(PASSAGES.values()) @ plain.embed_query(query)
+    return dict(zip(PASSAGES, cosines.tolist(), strict=True))
+
+
 def _documents() -> list[Document]:
     return [Document(id_=name, text=text) for name, text in PASSAGES.items()]
 
@@ -86,7 +96,7 @@ class LlamaIndexSuite:
 
     @pytest.fixture
     def embedding(self, embedding_params: dict[str, Any]) -> EmberdEmbedding:
-        return EmberdEmbedding(**embedding_params, symmetric=True)
+        return EmberdEmbedding(**embedding_params)
 
     @pytest.fixture
     def nodes(self) -> list[TextNode]:
@@ -104,29 +114,28 @@ class LlamaIndexSuite:
         assert embedding.class_name() == "EmberdEmbedding"
 
     @pytest.mark.parametrize("use_async", [False, True])
-    def test_an_index_finds_each_text(
+    def test_an_index_scores_queries_against_documents(
         self, embedding: EmberdEmbedding, nodes: list[TextNode], use_async: bool
     ) -> None:
         index = VectorStoreIndex(nodes, embed_model=embedding, use_async=use_async)
-        retriever = index.as_retriever(similarity_top_k=1)
-        for name, text in PASSAGES.items():
-            (hit,) = retriever.retrieve(text)
-            assert hit.node.node_id == name
-            assert hit.score == pytest.approx(1, abs=1e-3)
+        retriever = index.as_retriever(similarity_top_k=len(PASSAGES))
+        for query in QUERIES:
+            assert _scores(retriever.retrieve(query)) == _expected(embedding, query)
 
     async def test_a_retriever_answers_many_at_once(
         self, embedding: EmberdEmbedding, nodes: list[TextNode]
     ) -> None:
         index = VectorStoreIndex([], embed_model=embedding)
         await index.ainsert_nodes(nodes)
-        retriever = index.as_retriever(similarity_top_k=1)
-        found = await asyncio.gather(*(retriever.aretrieve(text) for text in PASSAGES.values()))
-        assert [_names(hits) for hits in found] == [[name] for name in PASSAGES]
+        retriever = index.as_retriever(similarity_top_k=len(PASSAGES))
+        found = await asyncio.gather(*(retriever.aretrieve(query) for query in QUERIES))
+        assert [_scores(hits) for hits in found] == [_expected(embedding, each) for each in QUERIES]
 
     def test_hyde_finds_what_was_imagined(
-        self, embedding: EmberdEmbedding, nodes: list[TextNode]
+        self, embedding_params: dict[str, Any], nodes: list[TextNode]
     ) -> None:
         """HyDE has imagined documents embedded as queries: roles must not differ."""
+        embedding = EmberdEmbedding(**embedding_params, symmetric=True)
         index = VectorStoreIndex(nodes, embed_model=embedding)
         hyde = HyDEQueryTransform(llm=Imagined(), include_original=False)
         asked = hyde.run(QueryBundle("How long does it take?"))
@@ -193,7 +202,7 @@ class LlamaIndexSuite:
 
         def run_again(**settings: Any) -> list[str]:
             cache = IngestionCache.from_persist_path(str(tmp_path / "cache.json"))
-            made = EmberdEmbedding(**{**embedding_params, "symmetric": True, **settings})
+            made = EmberdEmbedding(**{**embedding_params, **settings})
             again = IngestionPipeline(transformations=[made], cache=cache).run(nodes=nodes)
             if not settings:
                 assert same([n.embedding for n in again], [n.embedding for n in first])
@@ -212,9 +221,11 @@ class LlamaIndexSuite:
     ) -> None:
         VectorStoreIndex(nodes, embed_model=embedding).storage_context.persist(str(tmp_path))
         seen.taken()
-        again = EmberdEmbedding(**embedding_params, symmetric=True)
+        again = EmberdEmbedding(**embedding_params)
         context = StorageContext.from_defaults(persist_dir=str(tmp_path))
         index = load_index_from_storage(context, embed_model=again)
-        retriever = index.as_retriever(similarity_top_k=1)
-        assert _names(retriever.retrieve(PASSAGES["sea"])) == ["sea"]
-        assert seen.taken() == [PASSAGES["sea"]]
+        retriever = index.as_retriever(similarity_top_k=len(PASSAGES))
+        query, *_ = QUERIES
+        found = retriever.retrieve(query)
+        assert seen.taken() == [query]
+        assert _scores(found) == _expected(embedding, query)

@@ -211,6 +211,11 @@ class Embedder:
         Raises:
             SettingError: A value cannot be used, or a setting that belongs to the server.
         """
+        if unknown := sorted(set(changes) - {field.name for field in _FIELDS}):
+            raise SettingError(
+                f"There is no setting {unknown[0]!r}. For one call there are: "
+                f"{', '.join(sorted(_PER_CALL))}."
+            )
         if refused := sorted(set(changes) - _PER_CALL):
             raise SettingError(
                 f"{refused[0]} cannot be changed for one call. What can: "

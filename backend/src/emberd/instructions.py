@@ -151,8 +151,8 @@ def _with_task(model: Model, role: Role, task: str) -> str:
     if model.instruction_form is None:
         raise InstructionError(
             f"{role}_instruction={task!r}: emberd does not know how {model.name} takes a task. "
-            f"Give a whole template instead, for example {f'{task}: {{text}}'!r}, "
-            f"leave it out for the model's default, or give '' for none."
+            f"Leave it out, which is {_default(model, role)!r}; give '' for none; or give a whole "
+            f"template, with {BARE} in it."
         )
     return model.instruction_form.replace("{task}", task)
 

@@ -24,6 +24,15 @@ from emberd import Embedder, Endpoint, SettingError, Settings, ato_lists
 
 _DEFAULT: Final = Settings()  # nothing of the environment is in it
 
+# What fields of other classes are called here.
+_ELSEWHERE: Final = {
+    "chunk_size": "batch_size",
+    "model_name": "model",
+    "openai_api_base": "base_url",
+    "openai_api_key": "api_key",
+    "request_timeout": "timeout",
+    "show_progress": "show_progress_bar",
+}
 _MADE: Final = "embedder"  # what stands in for all settings, see from_embedder
 
 # Field -> setting of emberd that it stands for.
@@ -300,8 +309,13 @@ def _refuse(data: Mapping[str, Any], owner: type[BaseModel]) -> None:
     known = owner.model_fields
     if unknown := sorted(set(data) - set(known)):
         raise SettingError(
-            f"{owner.__name__} has no field {unknown[0]!r}. It has: {', '.join(sorted(known))}."
+            f"{owner.__name__} has no field {unknown[0]!r}{_called(unknown[0])}. "
+            f"It has: {', '.join(sorted(known))}."
         )
+
+
+def _called(name: str) -> str:
+    return f"; it is called {_ELSEWHERE[name]} here" if name in _ELSEWHERE else ""
 
 
 def _given(owner: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:

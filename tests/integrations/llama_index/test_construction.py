@@ -84,7 +84,10 @@ def test_an_argument_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"model": "x"}, "no field 'model'. It has: api_key, base_url"),
+        ({"model": "x"}, "no field 'model'; it is called model_name here. It has: api_key, base"),
+        ({"normalize": True}, "no field 'normalize'. It has: api_key, base_url"),
+        ({"text_instruction": "passage: "}, "text_instruction='passage: {text}'"),
+        ({"model_name": " "}, "model_name=' ' must be a text that is not blank"),
         ({"dimensions": 31}, "at least 32 and at most 2560"),
         ({"text_instruction": "Instruct: x\nQuery:"}, "Give the task alone"),
         ({"base_url": "localhost:30000"}, "http://127.0.0.1:30000/v1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from typing import Any, Final, Self
@@ -32,6 +33,8 @@ _CUSTOMARY: Final = {"model": "model_name", "document_instruction": "text_instru
 # A slice of embed_batch_size is cut into requests below it; progress is asked for by the call.
 _NOT_FIELDS: Final = {"batch_size", "show_progress"}
 
+# What fields of other classes, and emberd's own settings, are called here.
+_ELSEWHERE: Final = {**_CUSTOMARY, "api_base": "base_url", "batch_size": "embed_batch_size"}
 _MADE: Final = "embedder"  # what stands in for all settings, see from_embedder
 
 # Field -> setting of emberd that it stands for.
@@ -328,8 +331,13 @@ def _refuse(data: Mapping[str, Any], owner: type[BaseModel]) -> None:
     known = owner.model_fields
     if unknown := sorted(set(data) - set(known)):
         raise SettingError(
-            f"{owner.__name__} has no field {unknown[0]!r}. It has: {', '.join(sorted(known))}."
+            f"{owner.__name__} has no field {unknown[0]!r}{_called(unknown[0])}. "
+            f"It has: {', '.join(sorted(known))}."
         )
+
+
+def _called(name: str) -> str:
+    return f"; it is called {_ELSEWHERE[name]} here" if name in _ELSEWHERE else ""
 
 
 def _refuse_other_identity(kept: str | None, now: str) -> None:
@@ -364,6 +372,8 @@ def _given(owner: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _invalid(owner: type[BaseModel], data: Mapping[str, Any], error: SettingError) -> Exception:
     """Return ``error`` as pydantic's, which holds the names of what was given and no value."""
+    for setting, field in _CUSTOMARY.items():
+        error.args = (re.sub(rf"\b{setting}=", f"{field}=", str(error)),)
     detail = InitErrorDetails(type="value_error", loc=(), input=sorted(data), ctx={"error": error})
     return ValidationError.from_exception_data(owner.__name__, [detail], hide_input=True)
 
