@@ -7,6 +7,7 @@ from typing import Any
 
 import openai
 import pytest
+from pydantic import ValidationError
 
 from emberd import Embedder
 from fake_server import QWEN, FakeServer, vector_of
@@ -46,3 +47,11 @@ def test_an_object_over_an_embedder_uses_its_client(kind: Any) -> None:
         assert made.query_instruction == ""
         assert {request.headers.get("x-team") for request in server.requests} == {"search"}
         client.close()
+
+
+@both
+def test_a_setting_beside_an_embedder_is_refused_and_not_ignored(kind: Any) -> None:
+    with pytest.raises(ValidationError, match="dimensions is given beside an Embedder"):
+        kind.from_embedder(Embedder(QWEN), dimensions=64)
+    with pytest.raises(ValidationError, match="'http://h' is no emberd.Embedder"):
+        kind.from_embedder("http://h")

@@ -211,17 +211,12 @@ class Embedder:
         Raises:
             SettingError: A value cannot be used, or a setting that belongs to the server.
         """
-        if unknown := sorted(set(changes) - {field.name for field in _FIELDS}):
-            raise SettingError(
-                f"There is no setting {unknown[0]!r}. For one call there are: "
-                f"{', '.join(sorted(_PER_CALL))}."
-            )
+        settings = self._settings.changed(**changes)
         if refused := sorted(set(changes) - _PER_CALL):
             raise SettingError(
                 f"{refused[0]} cannot be changed for one call. What can: "
                 f"{', '.join(sorted(_PER_CALL))}. Make another object for the rest."
             )
-        settings = self._settings.changed(**changes)
         _refuse_other_documents(self._settings, settings, changes)
         self._attachment.warn_of_cut(settings)
         twin = copy.copy(self)
@@ -233,7 +228,7 @@ class Embedder:
         """Return another embedder with some settings changed; the environment has no say in it.
 
         Args:
-            **changes: Any settings; None is what it is in ``settings``.
+            **changes: Any settings. None is a value here, and not "not given".
 
         Raises:
             SettingError: A value cannot be used; it is named.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, Final, Protocol, runtime_checkable
@@ -188,11 +188,7 @@ class Settings:
         Raises:
             SettingError: An unknown field, or a value that cannot be used; it is named.
         """
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(given) - known):
-            raise SettingError(
-                f"Unknown setting {unknown[0]!r}. Known are: {', '.join(sorted(known))}."
-            )
+        _refuse_unknown(given)
         values = environment.read(os.environ)
         values |= {
             name: value
@@ -249,6 +245,7 @@ class Settings:
         Raises:
             SettingError: A value cannot be used; it is named.
         """
+        _refuse_unknown(changes)
         read = {
             name: _READ[name](value) if name in _READ and value is not None else value
             for name, value in changes.items()
@@ -270,6 +267,14 @@ class Settings:
         checks.check(self)
         # Raises for an instruction that would be misread: at construction, not at first use.
         _ = self._templates
+
+
+def _refuse_unknown(given: Iterable[str]) -> None:
+    known = {each.name for each in fields(Settings)}
+    if unknown := sorted(set(given) - known):
+        raise SettingError(
+            f"Unknown setting {unknown[0]!r}. Known are: {', '.join(sorted(known))}."
+        )
 
 
 def _rebuild(values: dict[str, Any]) -> Settings:

@@ -172,7 +172,7 @@ class EmberdEmbeddings(BaseModel, Embeddings):
         embedder = data.pop(_MADE, None)
         try:
             _refuse(data, owner=cls)
-            embedder = embedder or Embedder(**_given(cls, data))
+            embedder = _made(embedder, data) or Embedder(**_given(cls, data))
         except SettingError as error:
             raise _invalid(cls, data, error) from None
         made = handler(data | _shown(embedder.settings))
@@ -205,6 +205,9 @@ class EmberdEmbeddings(BaseModel, Embeddings):
         Args:
             embedder: Has all the settings; the environment is not looked at again.
             **theirs: Fields that are none of its settings.
+
+        Raises:
+            pydantic.ValidationError: It is no ``Embedder``, or a setting is given beside it.
         """
         return cls(**{**theirs, _MADE: embedder})
 
@@ -312,6 +315,19 @@ def _refuse(data: Mapping[str, Any], owner: type[BaseModel]) -> None:
             f"{owner.__name__} has no field {unknown[0]!r}{_called(unknown[0])}. "
             f"It has: {', '.join(sorted(known))}."
         )
+
+
+def _made(embedder: Any, data: Mapping[str, Any]) -> Embedder | None:
+    if embedder is None:
+        return None
+    if not isinstance(embedder, Embedder):
+        raise SettingError(f"{embedder!r} is no emberd.Embedder.")
+    if beside := sorted(name for name in data if name in _SETTING_OF):
+        raise SettingError(
+            f"{beside[0]} is given beside an Embedder, which has all settings. Give it to the "
+            f"Embedder, or use model_copy(update=...) afterwards."
+        )
+    return embedder
 
 
 def _called(name: str) -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
 from typing import Any, Final, Self
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -15,34 +12,25 @@ from llama_index.core.bridge.pydantic import (
     Field,
     PrivateAttr,
     SecretStr,
-    ValidationError,
     model_validator,
 )
 from llama_index.core.storage.kvstore.types import BaseKVStore
 from pydantic import computed_field
-from pydantic_core import InitErrorDetails
 
 from emberd import Embedder, Endpoint, SettingError, Settings, ato_lists
 from llama_index.embeddings.emberd.cache import RoleKeyedStore, documents, queries
+from llama_index.embeddings.emberd.construction import (
+    MADE,
+    SETTING_OF,
+    embedder_of,
+    invalid,
+    secret,
+    shown,
+)
 
 _DEFAULT: Final = Settings()  # nothing of the environment is in it
 _SLICE_TEXTS: Final = 256
 _MAX_SLICE_TEXTS: Final = 2048  # the most that BaseEmbedding allows
-
-_CUSTOMARY: Final = {"model": "model_name", "document_instruction": "text_instruction"}
-# A slice of embed_batch_size is cut into requests below it; progress is asked for by the call.
-_NOT_FIELDS: Final = {"batch_size", "show_progress"}
-
-# What fields of other classes, and emberd's own settings, are called here.
-_ELSEWHERE: Final = {**_CUSTOMARY, "api_base": "base_url", "batch_size": "embed_batch_size"}
-_MADE: Final = "embedder"  # what stands in for all settings, see from_embedder
-
-# Field -> setting of emberd that it stands for.
-_SETTING_OF: Final = {
-    _CUSTOMARY.get(setting.name, setting.name): setting.name
-    for setting in fields(Settings)
-    if setting.name not in _NOT_FIELDS
-}
 
 
 def _decides(setting: str, description: str) -> Any:
@@ -148,24 +136,21 @@ class EmberdEmbedding(BaseEmbedding):
         if not isinstance(data, dict):
             return handler(data)
         data = dict(data)
-        kept, embedder = data.pop("identity", None), data.pop(_MADE, None)
         try:
-            _refuse(data, owner=cls)
-            embedder = embedder or Embedder(**_given(cls, data))
-            _refuse_other_identity(kept, embedder.identity)
+            embedder = embedder_of(cls, EmberdEmbedding, data)
         except SettingError as error:
-            raise _invalid(cls, data, error) from None
+            raise invalid(cls, data, error) from None
         # None counts as not given here too: others' constructors take callback_manager=None.
         theirs = {
             name: value
             for name, value in data.items()
-            if name not in _SETTING_OF and value is not None
+            if name not in SETTING_OF and value is not None
         }
         if isinstance(cache := theirs.get("embeddings_cache"), BaseKVStore):
             # Where over-long texts are not cut they are an error, from a cache too.
             made_with = f"{embedder.identity}&truncate={embedder.settings.truncate}"
             theirs["embeddings_cache"] = RoleKeyedStore(cache, made_with)
-        made = handler(theirs | _shown(embedder.settings))
+        made = handler(theirs | shown(embedder.settings))
         made._embedder = embedder
         return made
 
@@ -179,13 +164,13 @@ class EmberdEmbedding(BaseEmbedding):
         if not update:
             return super().model_copy(deep=deep)
         known = type(self).model_fields
-        changes = {_SETTING_OF[name]: update[name] for name in update if name in _SETTING_OF}
-        theirs = {name: getattr(self, name) for name in known if name not in _SETTING_OF}
-        theirs |= {name: update[name] for name in update if name not in _SETTING_OF}
+        changes = {SETTING_OF[name]: update[name] for name in update if name in SETTING_OF}
+        theirs = {name: getattr(self, name) for name in known if name not in SETTING_OF}
+        theirs |= {name: update[name] for name in update if name not in SETTING_OF}
         try:
             embedder = self._embedder.replace(**changes)
         except SettingError as error:
-            raise _invalid(type(self), update, error) from None
+            raise invalid(type(self), update, error) from None
         return self.from_embedder(embedder, **theirs)
 
     @classmethod
@@ -195,8 +180,11 @@ class EmberdEmbedding(BaseEmbedding):
         Args:
             embedder: Has all the settings; the environment is not looked at again.
             **theirs: Fields that are none of its settings.
+
+        Raises:
+            pydantic.ValidationError: It is no ``Embedder``, or a setting is given beside it.
         """
-        return cls(**{**theirs, _MADE: embedder})
+        return cls(**{**theirs, MADE: embedder})
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
@@ -224,12 +212,12 @@ class EmberdEmbedding(BaseEmbedding):
         # BaseComponent runs __init__ again, and that would take what was left out from the
         # environment of the worker. Only the key comes from there: the embedder has looked.
         api_key = state["__pydantic_private__"]["_embedder"].settings.api_key
-        shown = {
+        values = {
             name: field.get_default(call_default_factory=True)
             for name, field in type(self).model_fields.items()
         }
-        shown |= {**state["__dict__"], "api_key": _secret(api_key)}
-        BaseModel.__setstate__(self, {**state, "__dict__": shown})
+        values |= {**state["__dict__"], "api_key": secret(api_key)}
+        BaseModel.__setstate__(self, {**state, "__dict__": values})
 
     @classmethod
     def class_name(cls) -> str:
@@ -325,69 +313,3 @@ class EmberdEmbedding(BaseEmbedding):
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return await ato_lists(await self._embedder.aembed_documents(texts))
-
-
-def _refuse(data: Mapping[str, Any], owner: type[BaseModel]) -> None:
-    known = owner.model_fields
-    if unknown := sorted(set(data) - set(known)):
-        raise SettingError(
-            f"{owner.__name__} has no field {unknown[0]!r}{_called(unknown[0])}. "
-            f"It has: {', '.join(sorted(known))}."
-        )
-
-
-def _called(name: str) -> str:
-    return f"; it is called {_ELSEWHERE[name]} here" if name in _ELSEWHERE else ""
-
-
-def _refuse_other_identity(kept: str | None, now: str) -> None:
-    # Of a to_dict(): the same words may mean another model, where the files of a folder changed.
-    if kept not in (None, now):
-        raise SettingError(
-            f"The dictionary has identity={kept!r}, and its settings give {now!r} here. To change "
-            f"settings, use model_copy(update=...); a folder that holds another model than it did "
-            f"needs a new object, and all texts embedded again."
-        )
-
-
-def _given(owner: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that were given; what was not comes from a subclass's own defaults."""
-    declared = {
-        name
-        for kind in owner.__mro__[: owner.__mro__.index(EmberdEmbedding)]
-        for name in inspect.get_annotations(kind)
-        if name in _SETTING_OF and not owner.model_fields[name].is_required()
-    }
-    defaults = {
-        name: owner.model_fields[name].get_default(call_default_factory=True) for name in declared
-    }
-    # None counts as not given; but an idle timeout of None means never.
-    given = {
-        name: value
-        for name, value in data.items()
-        if name in _SETTING_OF and (value is not None or name == "idle_timeout")
-    }
-    return {_SETTING_OF[name]: value for name, value in (defaults | given).items()}
-
-
-def _invalid(owner: type[BaseModel], data: Mapping[str, Any], error: SettingError) -> Exception:
-    """Return ``error`` as pydantic's, which holds the names of what was given and no value."""
-    for setting, field in _CUSTOMARY.items():
-        error.args = (re.sub(rf"\b{setting}=", f"{field}=", str(error)),)
-    detail = InitErrorDetails(type="value_error", loc=(), input=sorted(data), ctx={"error": error})
-    return ValidationError.from_exception_data(owner.__name__, [detail], hide_input=True)
-
-
-def _secret(value: str | None) -> SecretStr | None:
-    return SecretStr(value) if value else None
-
-
-def _shown(settings: Settings) -> dict[str, Any]:
-    """Return the fields' values; an instruction that was left out shows as its template."""
-    values = asdict(settings)
-    values["api_key"] = _secret(settings.api_key)
-    if settings.query_instruction is None:
-        values["query_instruction"] = settings.query_template
-    if settings.document_instruction is None:
-        values["document_instruction"] = settings.document_template
-    return {field: values[setting] for field, setting in _SETTING_OF.items()}
