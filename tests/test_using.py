@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import openai
 import pytest
 
 from emberd import Embedder
@@ -111,3 +112,17 @@ def test_a_replaced_embedder_has_the_other_settings_and_a_server_of_its_own(
     assert other.settings == replace(embedder.settings, batch_size=3)
     with pytest.raises(SettingError, match="timeout=0"):
         embedder.replace(timeout=0)
+
+
+def test_a_replaced_embedder_leaves_a_client_behind_where_it_is_to_use_another_server(
+    server: FakeServer,
+) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="k") as client:
+        embedder = Embedder(MODEL, client=client)
+        assert embedder.replace(batch_size=3)._handed is client
+        with FakeServer() as elsewhere:
+            other = embedder.replace(base_url=elsewhere.url)
+            assert (other.embed_query("a") == vector_of("a")).all()
+            assert elsewhere.embedded
+            other.close()
+    assert server.requests == []

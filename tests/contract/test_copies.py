@@ -35,7 +35,7 @@ def test_what_a_copy_does_not_change_stays_whatever_the_environment_says_now(
 
 
 @both
-def test_an_object_over_an_embedder_uses_its_client(kind: Any) -> None:
+def test_an_object_over_an_embedder_uses_its_client_and_so_does_a_copy(kind: Any) -> None:
     """As behind a proxy that wants headers of the user's own."""
     with FakeServer(model=QWEN, dimensions=1024) as server:
         client = openai.OpenAI(
@@ -45,6 +45,9 @@ def test_an_object_over_an_embedder_uses_its_client(kind: Any) -> None:
         ask = getattr(made, "embed_query", None) or made.get_query_embedding
         assert same(ask("a"), vector_of("a", 1024))
         assert made.query_instruction == ""
+        again = made.model_copy(update={"query_instruction": "<{text}>"})
+        ask = getattr(again, "embed_query", None) or again.get_query_embedding
+        assert same(ask("a"), vector_of("<a>", 1024))
         assert {request.headers.get("x-team") for request in server.requests} == {"search"}
         client.close()
 

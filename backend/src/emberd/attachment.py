@@ -159,6 +159,11 @@ class Attachment:
                 stacklevel=2,
             )
 
+    @property
+    def manager(self) -> Manager | None:
+        """What finds and starts servers; None while nothing has."""
+        return self._manager_in_use
+
     @functools.cached_property
     def spec(self) -> ServerSpec:
         """The server that is wanted; of a model in a folder, with the files that it has now.

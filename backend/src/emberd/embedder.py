@@ -144,7 +144,7 @@ class Embedder:
         client = self._client()
         if self._handed is None:
             return self._attachment.server()
-        return self._attachment.server(lambda: client.inspect(self._place, self._settings.spec))
+        return self._attachment.server(lambda: client.inspect(self._place, self._attachment.spec))
 
     async def aensure(self) -> Server:
         """Do as ``ensure``, from the running event loop."""
@@ -152,7 +152,7 @@ class Embedder:
         if self._ahanded is None:
             return await self._attachment.aserver()
         return await self._attachment.aserver(
-            lambda: client.inspect(self._place, self._settings.spec)
+            lambda: client.inspect(self._place, self._attachment.spec)
         )
 
     def endpoint(self) -> Endpoint:
@@ -227,6 +227,8 @@ class Embedder:
     def replace(self, **changes: Any) -> Self:
         """Return another embedder with some settings changed; the environment has no say in it.
 
+        Clients and a manager that were handed in go on with it, unless it is to use another server.
+
         Args:
             **changes: Any settings. None is a value here, and not "not given".
 
@@ -234,7 +236,11 @@ class Embedder:
             SettingError: A value cannot be used; it is named.
         """
         other = object.__new__(type(self))
-        other._build(self._settings.changed(**changes))
+        settings = self._settings.changed(**changes)
+        if changes.keys() & {"base_url", "api_key"}:
+            other._build(settings, self._attachment.manager)
+        else:
+            other._build(settings, self._attachment.manager, self._handed, self._ahanded)
         return other
 
     def __repr__(self) -> str:
