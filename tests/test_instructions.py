@@ -232,5 +232,16 @@ def test_a_blank_instruction_is_neither_none_nor_a_task() -> None:
         template(QWEN, "query", " \n")
 
 
-def test_a_task_with_a_colon_inside_is_a_task() -> None:
-    assert template(QWEN, "query", "Find: it") == "Instruct: Find: it\nQuery:{text}"
+@pytest.mark.parametrize("task", ["Find: it", "Follow the instructions: retrieve the next step"])
+def test_a_task_with_a_colon_inside_is_a_task(task: str) -> None:
+    assert template(QWEN, "query", task) == f"Instruct: {task}\nQuery:{{text}}"
+
+
+@pytest.mark.parametrize(("word", "is_name"), [("web", True), ("law", False)])
+def test_no_form_is_shown_that_would_be_refused_in_turn(word: str, is_name: bool) -> None:
+    with pytest.raises(InstructionError) as caught:
+        template(QWEN, "query", f"Instruct: {word}\nQuery:")
+    assert (f"query_instruction={word!r}" in str(caught.value)) is is_name
+    assert f"query_instruction={f'Instruct: {word}' + chr(10) + 'Query:{text}'!r}" in str(
+        caught.value
+    )

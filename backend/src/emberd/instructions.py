@@ -39,7 +39,7 @@ _FOR_BOTH_SIDES: Final = frozenset(
 )
 
 # How prefixes of other classes look: a label before the text, several lines, a slot of theirs.
-_LABELS: Final = re.compile(r"\s*instruct\w*:|query:", re.IGNORECASE)
+_LABELS: Final = re.compile(r"^\s*instruct\w*:|query:", re.IGNORECASE)
 _COLONS: Final = ":\N{FULLWIDTH COLON}"
 _FOREIGN_SLOT: Final = re.compile(r"\{\w*\}|%s")
 _ONE_WORD: Final = re.compile(r"[A-Za-z0-9_-]+")
@@ -187,11 +187,13 @@ def _right_forms(model: Model, role: Role, instruction: str) -> list[str]:
     task = " ".join(_LABELS.sub(" ", instruction).split()).rstrip(_COLONS + " ")
     if model.instruction_form is None or not task:
         return [as_it_stands]
-    alone = f"the task alone, {role}_instruction={task!r}"
+    # One word alone would be refused as the name of a task, unless it is one.
+    known = task in TASKS or _ONE_WORD.fullmatch(task) is None
+    alone = [f"the task alone, {role}_instruction={task!r}"] if known else []
     if "Instruct:" in instruction or "Query:" in instruction:
         formed = model.instruction_form.replace("{task}", task)
-        return [alone, f"a whole template, {role}_instruction={formed!r}"]
-    return [as_it_stands] if _ONE_WORD.fullmatch(task) else [as_it_stands, alone]
+        return [*alone, f"a whole template, {role}_instruction={formed!r}"]
+    return [as_it_stands, *alone]
 
 
 def _refuse_unknown_name(role: Role, instruction: str) -> None:

@@ -89,7 +89,7 @@ def test_an_argument_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) 
         ({"text_instruction": "passage: "}, "text_instruction='passage: {text}'"),
         ({"model_name": " "}, "model_name=' ' must be a text that is not blank"),
         ({"dimensions": 31}, "at least 32 and at most 2560"),
-        ({"text_instruction": "Instruct: x\nQuery:"}, "Give the task alone"),
+        ({"text_instruction": "Instruct: Find x\nQuery:"}, "Give the task alone"),
         ({"base_url": "localhost:30000"}, "http://127.0.0.1:30000/v1"),
         ({"embed_batch_size": 4096}, "less than or equal to 2048"),
         ({"truncate": "no"}, "must be True or False"),
