@@ -3,6 +3,8 @@
 # make test-sglang        the same against real engines, which it installs once (16 GB, minutes)
 # make test-sglang-full   with the slowest of them too
 # make test-stores        the vector stores, in an environment of their own (1.8 GB)
+# make test-services      the caches on real servers: redis-server and memcached must be installed
+# make test-ray           Ray Data, on a cluster of two nodes on this machine
 # make test-agents        the agent frameworks, in an environment each
 #
 # Needs Python 3.11 or newer with venv, and a package registry. uv is used when it is there.
@@ -23,7 +25,7 @@ MANIFESTS := constraints.txt backend/pyproject.toml backend/src/emberd/__init__.
 TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout langchain-tests pyarrow \
 	mypy types-psutil ruff \
 	langchain-openai langchain-text-splitters llama-index-embeddings-openai-like \
-	ipykernel matplotlib nbclient
+	langchain-classic pymemcache 'ray[data]' redis ipykernel matplotlib nbclient
 
 # uv reads no pip.conf: where the registry is named only there, pip does the work after all.
 # An environment of uv's making has no pip, so venv makes it.
@@ -34,7 +36,7 @@ install = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python $(1) ||) \
 AGENTS := langgraph mem0 haystack pydantic_ai
 TEST_TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout
 
-.PHONY: demo test test-installs test-stores test-agents $(AGENTS:%=test-agents-%) test-sglang \
+.PHONY: demo test test-installs test-services test-ray test-stores test-agents $(AGENTS:%=test-agents-%) test-sglang \
 	test-sglang-full engines check bench venv clean
 
 demo: $(VENV)/.demo
@@ -51,6 +53,12 @@ check: $(VENV)/.tools
 # Each distribution alone in a new environment: some minutes, most of them the registry's.
 test-installs: $(VENV)/.tools
 	$(BIN)/python -m pytest tests/installs $(ARGS)
+
+test-services: $(VENV)/.tools
+	$(BIN)/python -m pytest tests/services $(ARGS)
+
+test-ray: $(VENV)/.tools
+	$(BIN)/python -m pytest tests/ray $(ARGS)
 
 test-stores: $(VENV)/stores/.made
 	$(VENV)/stores/bin/python -m pytest tests/stores $(ARGS)

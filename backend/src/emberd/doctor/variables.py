@@ -17,6 +17,7 @@ from emberd.settings import Settings
 _PREFIX: Final = "EMBERD_"
 _OTHERS: Final = "OPENAI_"
 _PLACES: Final = ("HOME", "ENGINES", "DISCOVER", "AUTO_INSTALL", "DEBUG")
+_CACHE: Final = ("CACHE_USER", "CACHE_PASSWORD")
 _START: Final = ("PORT", "TP_SIZE", "DP_SIZE", "ENGINE_ARGS")
 _WITHIN: Final = ("MARK", "INSTALL", "SERVER_KEY")  # of emberd's own processes to each other
 _SHOWN: Final = ("HOME", "ENGINES", "MODEL", "ENGINE", "DEVICE")
@@ -39,7 +40,7 @@ def look(wanted: Wanted) -> Iterator[Finding]:
 
 def known() -> frozenset[str]:
     """Return the names of all variables that emberd reads."""
-    names = (*(f.name.upper() for f in fields(Settings)), *_PLACES, *_START, *_WITHIN)
+    names = (*(f.name.upper() for f in fields(Settings)), *_PLACES, *_CACHE, *_START, *_WITHIN)
     return frozenset({*(_PREFIX + name for name in names), *(r.variable for r in RECIPES.values())})
 
 

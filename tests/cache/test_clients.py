@@ -1,0 +1,49 @@
+"""What a cache imports, and when."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from cache.made import keys, units
+from emberd.cache import open_cache
+from emberd.errors import SettingError
+from managed import environment
+
+HEAVY = ("numpy", "pymemcache", "redis", "sqlite3")
+
+
+def test_looking_at_a_url_imports_nothing_heavy() -> None:
+    program = f"""
+import sys
+from emberd.cache import check, open_cache
+for url in ("sqlite", "redis://h", "memcached://h"):
+    check(url)
+print(sorted({{*{HEAVY}}} & {{*sys.modules}}))
+open_cache("redis://h")
+open_cache("memcached://h")
+print(sorted({{"redis", "pymemcache"}} & {{*sys.modules}}))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True
+    )
+    assert (ended.stdout, ended.stderr) == ("[]\n[]\n", "")
+
+
+@pytest.mark.parametrize(
+    ("url", "client"), [("redis://localhost", "redis"), ("memcached://localhost", "pymemcache")]
+)
+def test_a_client_that_is_not_installed_is_named_with_the_line_to_type(
+    url: str, client: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == client]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, client, None)
+    cache = open_cache(url)
+    extra = url.partition(":")[0]
+    with pytest.raises(SettingError, match=rf"pip install 'emberd\[{extra}\]'"):
+        cache.get_many(keys([1]))
+    with pytest.raises(SettingError, match="not installed"):
+        cache.put_many(keys([1]), units([1]))

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+from pymemcache import Client
+
+from cache.made import filled, keys, right, units
+from emberd.cache import open_cache
+from emberd.cache.memcached_store import MemcachedStore
+from services.conftest import Start
+
+
+def test_a_damaged_value_is_thrown_away_and_computed_anew(start: Start) -> None:
+    service = start("memcached")
+    cache = filled(service.url, range(10))
+    name = f"emberd:{keys([3])[0].hex()}"
+    other = Client(("127.0.0.1", service.port), default_noreply=False)
+    record = other.get(name)
+    other.set(name, record[:-1] + bytes([record[-1] ^ 1]))
+    assert right(cache, range(10)) == 9
+    assert cache.stats().healed == 1
+    assert other.get(name) is None
+    cache.put_many(keys([3]), units([3]))
+    assert right(cache, range(10)) == 10
+    other.close()
+    cache.close()
+
+
+def test_several_servers_have_a_share_each_and_one_may_be_away(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = start("memcached"), start("memcached")
+    cache = open_cache(f"memcached://127.0.0.1:{one.port},127.0.0.1:{other.port}")
+    cache.put_many(keys(range(1000)), units(range(1000)))
+    assert right(cache, range(1000)) == 1000
+    alone = right(open_cache(one.url), range(1000))
+    assert 400 < alone < 600
+    other.kill()
+    assert right(cache, range(1000)) == alone
+    cache.put_many(keys(range(1000, 2000)), units(range(1000, 2000)))
+    assert 400 < right(cache, range(1000, 2000)) < 600
+    assert all(str(other.port) in said for said in caplog.messages)
+    cache.close()
+
+
+def test_a_full_server_drops_what_is_old_and_keeps_taking(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = start("memcached", "-m", "2")
+    cache = filled(service.url, range(5000))
+    assert 10 < right(cache, range(5000)) < 5000
+    assert right(cache, range(4990, 5000)) == 10
+    assert caplog.messages == []
+    cache.close()
+
+
+@pytest.mark.parametrize("ttl", ["1h", "30d", "90d"])
+def test_a_long_life_is_not_taken_for_a_date_long_past(ttl: str, start: Start) -> None:
+    service = start("memcached")
+    cache = filled(f"{service.url}?ttl={ttl}", range(5))
+    assert right(cache, range(5)) == 5
+    cache.close()
+
+
+def test_memcached_is_told_a_long_life_as_a_time_of_day() -> None:
+    store = MemcachedStore("127.0.0.1", 1, 90 * 86400, 1.0)
+    assert store._expire() > time.time()
+    assert MemcachedStore("127.0.0.1", 1, 60, 1.0)._expire() == 60
+    assert MemcachedStore("127.0.0.1", 1, None, 1.0)._expire() == 0
