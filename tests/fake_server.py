@@ -102,6 +102,7 @@ class FakeServer:
     end_of_text: int | None = END_OF_TEXT
     usage_off_by: int = 0
     deadly: str | None = None
+    refuses: str | None = None  # a request that holds it, with status 400
     latency_s: float = 0.0
     requests: list[Request] = field(default_factory=list)
     most_in_flight: int = 0
@@ -298,6 +299,8 @@ class FakeServer:
 
     def _refusal(self, inputs: list[str | list[int]]) -> str | None:
         for index, given in enumerate(inputs):
+            if self.refuses and isinstance(given, str) and self.refuses in given:
+                return "It cannot be read"
             if isinstance(given, str) and not given.strip():
                 return f"Input at index {index} cannot be empty or whitespace only"
             length = len(self._ids(given))

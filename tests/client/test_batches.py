@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from emberd.client.batches import BATCH_TOKENS, WINDOW_BATCHES, Batch, lay_out
+from emberd.client.batches import BATCH_TOKENS, WINDOW_TEXTS, Batch, lay_out
 from emberd.client.texts import Input, Prepared
 
 
@@ -37,10 +37,10 @@ def test_texts_of_one_length_go_together() -> None:
 
 def test_sorting_stays_within_a_window_of_batches() -> None:
     """So that progress goes through the list from front to back."""
-    count = 2 * WINDOW_BATCHES
+    count = 2 * WINDOW_TEXTS
     batches = list(lay_out(_prepared(*("x" * 4 * number for number in range(count))), 1))
-    assert {index for batch in batches[:WINDOW_BATCHES] for index in batch.indices} == set(
-        range(WINDOW_BATCHES)
+    assert {index for batch in batches[:WINDOW_TEXTS] for index in batch.indices} == set(
+        range(WINDOW_TEXTS)
     )
 
 

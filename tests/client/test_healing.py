@@ -197,7 +197,7 @@ def test_the_last_suspect_too_is_alone() -> None:
         for work in works:
             job.settle(work, vectors_of(TEXTS[index] for index in work.indices))
     assert sizes == [[1], [1], [1], [1], [2, 2]]
-    assert (job.result() == vectors_of(TEXTS[:8])).all()
+    assert (job.result().matrix == vectors_of(TEXTS[:8])).all()
 
 
 def test_a_batch_that_the_server_never_saw_is_no_suspect() -> None:

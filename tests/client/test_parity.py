@@ -38,5 +38,6 @@ def test_all_that_the_asynchronous_client_does_is_awaited() -> None:
         for name, method in inspect.getmembers(AsyncClient, inspect.isfunction)
         if not name.startswith("_") and name != "using"  # which sends nothing
     ]
-    assert public
-    assert all(inspect.iscoroutinefunction(method) for method in public)
+    assert {method.__name__ for method in public if not inspect.iscoroutinefunction(method)} == {
+        "stream"  # whose windows are awaited
+    }

@@ -339,11 +339,11 @@ def _wait_for(claim: Any, seconds: float = 5) -> None:
 # ---- loops
 
 
-def _async_client(server: FakeServer) -> AsyncClient:
+def _async_client(server: FakeServer, **settings: Any) -> AsyncClient:
     async def resolve() -> Endpoint:
         return server.endpoint
 
-    return AsyncClient(resolve, SETTINGS, policy=QUICK)
+    return AsyncClient(resolve, SETTINGS.changed(**settings), policy=QUICK)
 
 
 def test_one_client_serves_one_loop_after_another(server: FakeServer) -> None:
@@ -397,8 +397,8 @@ async def test_a_client_may_be_closed_in_its_loop_and_opens_again(server: FakeSe
 
 
 async def test_many_calls_at_once_share_the_slots_of_the_loop(server: FakeServer) -> None:
-    server.latency_s = 0.005
-    client = _async_client(server)
+    server.latency_s = 0.05
+    client = _async_client(server, batch_size=2)
     texts = [f"text {i}" for i in range(60)]
     rows = await asyncio.gather(*(client.embed([text], "{text}") for text in texts))
     assert all((row == vectors_of([text])).all() for row, text in zip(rows, texts, strict=True))

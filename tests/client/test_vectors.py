@@ -68,6 +68,7 @@ def test_a_vector_that_the_server_cut_without_normalising_is_normalised() -> Non
         ([_packed(1.02, 0)], "norm 1.02"),
         ([_packed(0, 0)], "norm 0 "),
         ([[1.0, None]], "NaN"),
+        ([[1e300, 1.0]], "Vector 0 .* infinity"),
         ([["a", "b"]], "no list of numbers"),
         ([[10**400, 1]], "no list of numbers"),
         ([[[1.0], [0.0]]], "no list of numbers"),

@@ -38,7 +38,7 @@ from emberd.settings import DEFAULT_MODEL, UNSET, Endpoint, ServerSpec, Settings
 
 if TYPE_CHECKING:
     from emberd.embedder import Embedder
-    from emberd.lists import ato_lists
+    from emberd.lists import ato_lists, to_lists
     from emberd.manager import Progress, Server, ServerStatus
     from emberd.servers import Manager
 
@@ -82,6 +82,7 @@ __all__ = [
     "Unset",
     "__version__",
     "ato_lists",
+    "to_lists",
 ]
 
 # Imported at first use: a program that imports emberd may never embed anything.
@@ -92,6 +93,7 @@ _LATE: Final = {
     "Server": "emberd.manager",
     "ServerStatus": "emberd.manager",
     "ato_lists": "emberd.lists",
+    "to_lists": "emberd.lists",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -112,5 +113,6 @@ def _may_be_folder(name: str) -> bool:
     return not names_owner or os.path.isdir(name)
 
 
+@functools.lru_cache(maxsize=64)  # asked for at each query
 def _basename(name: str) -> str:
     return PurePath(name).name.casefold()

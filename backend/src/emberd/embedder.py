@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from emberd import identity
+from emberd import handed, identity, progress
 from emberd.attachment import KEY_VARIABLE, Attachment
 from emberd.errors import SettingError
-from emberd.settings import UNSET, Endpoint, Secret, Settings, Unset, read_key, root_url
+from emberd.settings import UNSET, Endpoint, Secret, Settings, Unset, read_key
+from emberd.streams import Streams
 
 if TYPE_CHECKING:
+    from emberd.cache import Cache
     from emberd.client.aio import AsyncClient
     from emberd.client.sync import Client
     from emberd.client.vectors import Floats
     from emberd.manager import Manager, Server
+    from emberd.recollection import Recollection
 
 _FIELDS: Final = fields(Settings)
 # What no server and no connection depends on.
@@ -30,7 +32,7 @@ _PER_CALL: Final = frozenset(
 )
 
 
-class Embedder:
+class Embedder(Streams):
     """Texts to vectors, as NumPy arrays of float32 whose rows have norm one.
 
     Nothing happens before the first use: then a server for the model is found, or started if
@@ -61,6 +63,8 @@ class Embedder:
         truncate: Cut over-long texts instead of refusing them.
         server_dimensions: Let the server cut vectors to ``dimensions``: less to transfer.
         show_progress: Show a progress bar while documents are embedded.
+        cache: Where vectors are kept, and looked for before a server is asked: ``"sqlite"``, or a
+            URL; see docs/caching.md.
         manager: Finds and starts servers in place of one of our own.
         client: The user's own ``openai.OpenAI``; its server is used, nothing is ever started.
         async_client: Likewise an ``openai.AsyncOpenAI``, for the asynchronous methods.
@@ -91,24 +95,28 @@ class Embedder:
         truncate: bool | None = None,
         server_dimensions: bool | None = None,
         show_progress: bool | None = None,
+        cache: str | None = None,
         manager: Manager | None = None,
         client: Any = None,
         async_client: Any = None,
     ) -> None:
         arguments = locals()
         given = {field.name: arguments[field.name] for field in _FIELDS}
-        given["base_url"] = _one_place(base_url, client, async_client)
+        given["base_url"] = handed.one_place(base_url, client, async_client)
         self._build(Settings.resolve(**given), manager, client, async_client)
 
     def embed_documents(self, texts: Iterable[str]) -> Floats:
         """Return the vectors of documents, ``(n, dimensions)``.
+
+        Args:
+            texts: Any number of texts; more than fit into memory are for ``iter_documents``.
 
         Raises:
             TextError: A text cannot be embedded; its index is named.
             ServerError: No server could be had.
             RequestError: The server refused, failed, or answered with something else than asked.
         """
-        with self._shown(texts) as (listed, on_done):
+        with progress.shown(self._settings, texts) as (listed, on_done):
             return self._client().embed(listed, self.document_template, on_done)
 
     def embed_queries(self, texts: Iterable[str]) -> Floats:
@@ -122,7 +130,7 @@ class Embedder:
 
     async def aembed_documents(self, texts: Iterable[str]) -> Floats:
         """Do as ``embed_documents``, from the running event loop."""
-        with self._shown(texts) as (listed, on_done):
+        with progress.shown(self._settings, texts) as (listed, on_done):
             return await (await self._aclient()).embed(listed, self.document_template, on_done)
 
     async def aembed_queries(self, texts: Iterable[str]) -> Floats:
@@ -173,6 +181,12 @@ class Embedder:
     def settings(self) -> Settings:
         """All settings, as they were resolved at construction."""
         return self._settings
+
+    @property
+    def cache(self) -> Cache | None:
+        """The cache, which counts hits and misses; None where there is none."""
+        memory = self._memory()
+        return memory.cache if memory is not None else None
 
     @property
     def query_template(self) -> str:
@@ -283,13 +297,18 @@ class Embedder:
         self._sync: Client | None = None
         self._async: AsyncClient | None = None
         self._base: Embedder | None = None
+        self._recollection: Recollection | None = None
+        if settings.cache is not None:
+            from emberd.cache import check
+
+            check(settings.cache)
         self._attachment = Attachment(settings, manager)
 
     def _client(self) -> Client:
         if self._sync is None and self._base is not None:
             self._sync = self._base._client().using(self._settings)
         if self._sync is None:
-            self._refuse_without("client", self._handed, self._ahanded)
+            handed.refuse_without("client", self._handed, self._ahanded)
             # Imported at first use: it takes NumPy with it.
             from emberd.client.sync import Client
 
@@ -300,8 +319,22 @@ class Embedder:
                 on_use=self._attachment.used,
                 on_timeout=self._attachment.suspect,
                 sdk_client=self._handed,
+                memory=self._memory(),
             )
         return self._sync
+
+    def _memory(self) -> Recollection | None:
+        if self._base is not None:
+            return self._base._memory()
+        if self._recollection is None and self._settings.cache is not None:
+            from emberd.recollection import Recollection
+
+            self._recollection = Recollection(
+                self._settings.cache,
+                identity.native(self._settings, self._attachment.spec),
+                self._settings.known.dimensions,
+            )
+        return self._recollection
 
     async def _aclient(self) -> AsyncClient:
         if self._base is not None:
@@ -314,7 +347,7 @@ class Embedder:
         if self._async is None and self._base is not None:
             self._async = self._base._async_client().using(self._settings)
         if self._async is None:
-            self._refuse_without("async_client", self._ahanded, self._handed)
+            handed.refuse_without("async_client", self._ahanded, self._handed)
             from emberd.client.aio import AsyncClient
 
             self._async = AsyncClient(
@@ -324,6 +357,7 @@ class Embedder:
                 on_use=self._attachment.used,
                 on_timeout=self._attachment.suspect,
                 sdk_client=self._ahanded,
+                memory=self._memory(),
             )
         return self._async
 
@@ -334,30 +368,6 @@ class Embedder:
 
     async def _aresolve(self) -> Endpoint:
         return (await self.aensure()).endpoint
-
-    def _refuse_without(self, name: str, wanted: Any, other: Any) -> None:
-        # The other client's server may need what only that client has, such as a certificate.
-        if wanted is None and other is not None:
-            raise SettingError(
-                f"This method needs {name}=, and only the client of the other kind was handed in. "
-                f"Hand in both, or call the methods of the other kind."
-            )
-
-    @contextmanager
-    def _shown(
-        self, texts: Iterable[str]
-    ) -> Iterator[tuple[Iterable[str], Callable[[int], None] | None]]:
-        if not self._settings.show_progress or texts is None or isinstance(texts, str | bytes):
-            yield texts, None
-            return
-        # Imported only where there is a bar to show.
-        from rich.console import Console
-        from rich.progress import Progress
-
-        listed = list(texts)
-        with Progress(console=Console(stderr=True)) as bar:
-            task = bar.add_task("embedding", total=len(listed))
-            yield listed, lambda finished: bar.update(task, completed=finished)
 
 
 def _refuse_other_documents(old: Settings, new: Settings, changes: dict[str, Any]) -> None:
@@ -373,15 +383,3 @@ def _refuse_other_documents(old: Settings, new: Settings, changes: dict[str, Any
             f"not as before, {old.document_template!r}. To embed queries as documents are, give "
             f"query_instruction={old.document_template!r}."
         )
-
-
-def _one_place(base_url: str | None, *clients: Any) -> str | None:
-    """Return the one address that all of these lead to; None when none is given."""
-    given = [client.base_url for client in clients if client is not None]
-    places = {root_url(str(url)) for url in (base_url, *given) if url is not None}
-    if given and len(places) > 1:
-        raise SettingError(
-            f"base_url, client and async_client lead to different servers: "
-            f"{', '.join(sorted(places))}. Give them the same base_url, or make one Embedder each."
-        )
-    return str(given[0]) if given else base_url

@@ -70,6 +70,7 @@ _VARIABLES: Final[dict[str, _Form]] = {
     "truncate": _YES_NO,
     "server_dimensions": _YES_NO,
     "show_progress": _YES_NO,
+    "cache": _TEXT,
 }
 """Fields that the environment may set, as EMBERD_ and the name in capitals; how each is read."""
 

@@ -48,6 +48,13 @@ def identity(settings: Settings, spec: ServerSpec) -> str:
     return f"{_SCHEME}{quote(model)}?{told}"
 
 
+def native(settings: Settings, spec: ServerSpec) -> str:
+    """Return what decides the native vector of a text in its template, as a text for caches."""
+    # As above: a folder is known by its files, and the same model on the hub by any spelling.
+    model = PurePath(spec.model).name if spec.content else settings.known.name
+    return urlencode({**spec.identity, _MODEL: model})
+
+
 def check(kept: str, now: str, settings: Settings) -> None:
     """Do nothing if an index with the identity ``kept`` goes with the object of ``settings``.
 

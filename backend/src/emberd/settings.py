@@ -23,7 +23,7 @@ DEFAULT_MODEL: Final = "Qwen/Qwen3-Embedding-4B"
 IDLE_TIMEOUT_S: Final = 1800.0
 START_TIMEOUT_S: Final = 900.0
 REQUEST_TIMEOUT_S: Final = 120.0
-BATCH_TEXTS: Final = 64
+BATCH_TEXTS: Final = 256
 CONCURRENT_REQUESTS: Final = 8
 
 
@@ -155,6 +155,7 @@ class Settings:
         truncate: Cut over-long texts instead of refusing them.
         server_dimensions: Let the server cut vectors to ``dimensions``: less to transfer.
         show_progress: Show a progress bar while documents are embedded.
+        cache: URL of the cache that is asked before a server is; None for none.
     """
 
     model: str = DEFAULT_MODEL
@@ -176,6 +177,7 @@ class Settings:
     truncate: bool = False
     server_dimensions: bool = False
     show_progress: bool = False
+    cache: str | None = None
 
     @classmethod
     def resolve(cls, **given: Any) -> Settings:

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
-from emberd import Embedder, Endpoint, SettingError, Settings, ato_lists
+from emberd import Embedder, Endpoint, SettingError, Settings, ato_lists, to_lists
 
 _DEFAULT: Final = Settings()  # nothing of the environment is in it
 
@@ -160,6 +160,8 @@ class EmberdEmbeddings(BaseModel, Embeddings):
     """Let the server cut vectors to ``dimensions``: less to transfer."""
     show_progress_bar: bool = _DEFAULT.show_progress
     """Show a progress bar while documents are embedded."""
+    cache: str | None = _DEFAULT.cache
+    """Where vectors are kept and looked for first: ``"sqlite"``, or a URL; see docs/caching.md."""
 
     _embedder: Embedder = PrivateAttr()
 
@@ -273,8 +275,7 @@ class EmberdEmbeddings(BaseModel, Embeddings):
         Raises:
             emberd.EmberdError: No vector can be had; the text says why and what to do.
         """
-        vectors = self._using(chunk_size, overrides).embed_documents(texts)
-        return [row.tolist() for row in vectors]
+        return to_lists(self._using(chunk_size, overrides).embed_documents(texts))
 
     def embed_query(self, text: str, **overrides: Any) -> list[float]:
         """Return the vector of a query, of norm 1.

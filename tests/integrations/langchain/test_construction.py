@@ -51,7 +51,7 @@ def test_an_instruction_that_was_given_shows_as_it_was_given() -> None:
 
 
 def test_a_field_may_be_given_as_none_for_not_given() -> None:
-    assert EmberdEmbeddings(dimensions=None, batch_size=None).batch_size == 64  # type: ignore[arg-type]
+    assert EmberdEmbeddings(dimensions=None, batch_size=None).batch_size == 256  # type: ignore[arg-type]
     assert EmberdEmbeddings(idle_timeout=None).idle_timeout is None
 
 

@@ -42,7 +42,7 @@ def test_the_fields_are_the_settings_of_emberd_under_llama_index_names() -> None
 
 def test_the_defaults_are_those_of_emberd() -> None:
     embedding, plain = EmberdEmbedding(), Settings()
-    assert (embedding.model_name, embedding.embed_batch_size) == (plain.model, 256)
+    assert (embedding.model_name, embedding.embed_batch_size) == (plain.model, 2048)
     same = (
         set(EmberdEmbedding.model_fields) & {field.name for field in dataclasses.fields(Settings)}
     ) - {"query_instruction"}

@@ -118,7 +118,7 @@ def test_events_show_the_bare_text_and_no_secret(embedding: EmberdEmbedding) -> 
     assert (start.payload or {})[EventPayload.SERIALIZED] == {
         "class_name": "EmberdEmbedding",
         "model_name": MODEL,
-        "embed_batch_size": 256,
+        "embed_batch_size": 2048,
     }
     assert (end.payload or {})[EventPayload.CHUNKS] == ["the bare text"]
 

@@ -10,9 +10,9 @@ from emberd.client.texts import Prepared
 
 # One server-side prefill: a longer request would only wait inside the server, and time out there.
 BATCH_TOKENS: Final = 16_384
-# Texts are sorted by length within so many batches: enough to fill batches with texts of one
-# length, and few enough that progress goes through the caller's list from front to back.
-WINDOW_BATCHES: Final = 32
+# Texts are sorted by length within so many: enough to fill batches with texts of one length, and
+# few enough that progress goes through the caller's list from front to back.
+WINDOW_TEXTS: Final = 2048
 _BYTES_PER_TOKEN: Final = 4
 
 
@@ -22,20 +22,23 @@ class Batch:
 
     Attributes:
         indices: Their places in the caller's list.
+        tokens: About how many tokens they have together.
         deaths: How often the server died while it worked on them.
         alone: They may be what it died of, so nothing else is in flight with them.
     """
 
     indices: tuple[int, ...]
+    tokens: int = 0
     deaths: int = 0
     alone: bool = False
 
     def halves(self, *, alone: bool) -> tuple[Batch, Batch]:
         """Return the two halves of a batch of at least two texts."""
         middle = len(self.indices) // 2
+        tokens = self.tokens // 2
         return (
-            replace(self, indices=self.indices[:middle], alone=alone),
-            replace(self, indices=self.indices[middle:], alone=alone),
+            replace(self, indices=self.indices[:middle], tokens=tokens, alone=alone),
+            replace(self, indices=self.indices[middle:], tokens=tokens, alone=alone),
         )
 
 
@@ -46,7 +49,7 @@ def lay_out(prepared: Prepared, batch_texts: int) -> Iterator[Batch]:
         prepared: The texts.
         batch_texts: Most texts in a batch.
     """
-    window = batch_texts * WINDOW_BATCHES
+    window = max(batch_texts, WINDOW_TEXTS)
     for start in range(0, len(prepared.inputs), window):
         indices = range(start, min(start + window, len(prepared.inputs)))
         # Strings and token ids cannot stand in one request.
@@ -63,12 +66,12 @@ def _fill(prepared: Prepared, indices: list[int], batch_texts: int) -> Iterator[
     for index in indices:
         more = _tokens(prepared, index)
         if batch and (len(batch) == batch_texts or tokens + more > BATCH_TOKENS):
-            yield Batch(tuple(batch))
+            yield Batch(tuple(batch), tokens)
             batch, tokens = [], 0
         batch.append(index)
         tokens += more
     if batch:
-        yield Batch(tuple(batch))
+        yield Batch(tuple(batch), tokens)
 
 
 def _tokens(prepared: Prepared, index: int) -> int:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from emberd.client.pieces import PIECE_BYTES
+
 _THREAD: Final = threading.local()
 
 
@@ -43,7 +45,7 @@ def left_s() -> float | None:
 
 
 def bind(stream: Any) -> None:
-    """Have the reads of ``stream``, a network stream of httpcore's, keep to deadlines."""
+    """Have ``stream``, a network stream of httpcore's, keep to deadlines and read large pieces."""
     stream.read = functools.partial(_read, weakref.ref(stream))
 
 
@@ -53,4 +55,4 @@ def _read(of: weakref.ref[Any], max_bytes: int, timeout: float | None = None) ->
     left = left_s()
     if left is not None:
         timeout = left if timeout is None else min(timeout, left)
-    return type(stream).read(stream, max_bytes, timeout)
+    return type(stream).read(stream, max(max_bytes, PIECE_BYTES), timeout)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
-from emberd.client import deadline
+from emberd.client import deadline, pieces
 
 
 class Resettable(Protocol):
@@ -69,7 +69,9 @@ class Sockets:
     async def anote(self, event: str, info: dict[str, Any]) -> None:
         """Do as ``note``, for an asynchronous client, whose deadlines are the loop's."""
         if event in _CONNECTED:
-            self._streams.add(info["return_value"])
+            stream = info["return_value"]
+            self._streams.add(stream)
+            pieces.abind(stream)
 
     def close_in_child(self) -> None:
         """Close the child's copies of the connections; the parent's stay open."""

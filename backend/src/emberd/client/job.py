@@ -21,23 +21,26 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
 
-import numpy as np
-
-from emberd.client import protocol, replies, tokens, vectors
+from emberd.client import protocol, refusals, replies, tokens, vectors
 from emberd.client.batches import Batch, lay_out
 from emberd.client.learnt import Learnt
+from emberd.client.lengths import Lengths
+from emberd.client.memory import Memory
 from emberd.client.protocol import Ask, Failure, Gone, Outcome, TooLong
-from emberd.client.texts import Prepared, excerpt, listed, prepare
+from emberd.client.replies import Answer
+from emberd.client.rows import Embedded, Rows
+from emberd.client.texts import Prepared, listed, prepare
 from emberd.client.tokens import Counting
 from emberd.client.vectors import Floats
 from emberd.errors import (
-    PoisonTextError,
     RejectedError,
     RequestError,
     ServerMismatchError,
     ServerUnavailableError,
     SettingError,
+    TextError,
 )
+from emberd.instructions import apply
 from emberd.settings import Endpoint, Settings
 
 Work = Batch | Counting
@@ -47,7 +50,7 @@ MAX_BARREN_HEALS: Final = 3
 """How often a server may vanish in a row without anything having been embedded in between."""
 
 _SUSPECT_DEATHS: Final = 2
-_REFUSES_SETTING: Final = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY})
+_REFUSES: Final = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY})
 
 
 class Job:
@@ -59,6 +62,9 @@ class Job:
         settings: The caller's.
         can_heal: Whether somebody can bring a server back that went away.
         learnt: What other jobs of the same client learnt of its servers.
+        memory: Asked for vectors before the server is; then native ones are asked for.
+        offset: How many texts of the caller's come before these.
+        set_aside: A text that cannot be embedded gets an error of its own, and the others go on.
 
     Raises:
         TextError: A text that cannot be sent; nothing has been sent then.
@@ -72,40 +78,68 @@ class Job:
         *,
         can_heal: bool,
         learnt: Learnt | None = None,
+        memory: Memory | None = None,
+        offset: int = 0,
+        set_aside: bool = False,
     ) -> None:
+        self._wanted = settings.dimensions
+        if memory is not None:
+            settings = replace(settings, dimensions=None, server_dimensions=False)
         self._settings = settings
         self._model = settings.known
         self._can_heal = can_heal
         self._learnt = learnt or Learnt()
+        self._memory = memory
+        self._offset = offset
+        self._sets_aside = set_aside
+        self._template = template
         self._texts = list(listed(texts))  # the caller's own may change
-        self._prepared: Prepared = prepare(self._texts, template, self._model)
+        self._rows = Rows(len(self._texts))
+        self._prepared: Prepared = prepare(
+            self._texts,
+            template,
+            self._model,
+            offset=offset,
+            refuse=self._rows.leave_out if set_aside else None,
+        )
         self._endpoint: Endpoint | None = None
         self._lost: ServerUnavailableError | ServerMismatchError | None = None
         self._barren_heals = 0
-        self._can_count = True
+        self._lengths = Lengths(
+            self._prepared, self._model, self._learnt, truncate=settings.truncate, offset=offset
+        )
         self._in_flight: set[Work] = set()
         self._to_be_cut: set[Work] = set()
-        self._to_count: deque[Counting] = deque()
         self._suspects: deque[Batch] = deque()
         self._again: deque[Batch] = deque()
         self._fresh: Iterator[Batch] = iter(())
-        self._finished = 0
-        self._matrix: Floats = np.empty((0, self._settings.dimensions or 0), np.float32)
 
     @property
     def size(self) -> int:
         """How many texts there are."""
-        return len(self._prepared.inputs)
+        return self._rows.size
 
     @property
     def finished(self) -> int:
-        """How many of them have their vector."""
-        return self._finished
+        """How many of them have their vector, or will have none."""
+        return self._rows.finished
 
     @property
     def done(self) -> bool:
         """Whether all of them have."""
-        return self._finished == self.size
+        return self.finished == self.size
+
+    @property
+    def in_flight(self) -> int:
+        """How many pieces of work were taken and not settled."""
+        return len(self._in_flight)
+
+    @property
+    def hunts(self) -> bool:
+        """Whether texts are tried one after another, to find the one that kills the server."""
+        return bool(self._suspects) or any(
+            isinstance(work, Batch) and work.deaths > 0 and work.alone for work in self._in_flight
+        )
 
     @property
     def lost(self) -> bool:
@@ -119,11 +153,42 @@ class Job:
             raise RuntimeError("attach was not called")
         return self._endpoint
 
-    def result(self) -> Floats:
+    def result(self) -> Embedded:
         """Return one row a text, in the caller's order, once the job is done."""
-        if self.size == 0 and self._matrix.shape[1] == 0:
-            return np.empty((0, self._model.dimensions or 0), np.float32)
-        return self._matrix
+        width = self._rows.width or self._model.dimensions or 0
+        return self._rows.result(self._wanted or width)
+
+    def recall(self) -> None:
+        """Take what the memory knows. It may read a disk, or ask a server of its own."""
+        if self._memory is None:
+            return
+        asked = [index for index, given in enumerate(self._prepared.inputs) if given is not None]
+        known, vectors = self._memory.recall([self._templated(index) for index in asked])
+        found = [index for index, is_known in zip(asked, known, strict=True) if is_known]
+        if not found:
+            return
+        self._check_dimensions(vectors.shape[1])
+        self._rows.begin(vectors.shape[1])
+        self._rows.put(found, vectors)
+        for index in found:
+            self._prepared.leave_out(index)
+
+    def keep(self, work: Work, result: Result) -> None:
+        """Have the memory keep vectors that just came. It may write to a disk."""
+        if (
+            self._memory is None
+            or not isinstance(work, Batch)
+            or isinstance(result, Failure | list)
+        ):
+            return
+        # One of a text that was cut is not the vector of the text.
+        places = [
+            place
+            for place, index in enumerate(work.indices)
+            if index not in self._lengths.shortened
+        ]
+        texts = [self._templated(work.indices[place]) for place in places]
+        self._memory.keep(texts, result[places])
 
     def attach(self, endpoint: Endpoint) -> None:
         """Send to ``endpoint`` from now on.
@@ -158,30 +223,38 @@ class Job:
         if isinstance(work, Counting):
             text = str(self._prepared.inputs[work.index])
             return tokens.ask(self.endpoint.server, self.endpoint.model, text)
-        inputs = [self._prepared.inputs[index] for index in work.indices]
+        given = (self._prepared.inputs[index] for index in work.indices)
+        inputs = [one for one in given if one is not None]
         dimensions = self._server_dimensions
         (self._to_be_cut.discard if dimensions is None else self._to_be_cut.add)(work)
         return protocol.embed(self.endpoint.model, inputs, dimensions)
 
-    def read(self, work: Work, outcome: Outcome) -> Result:
+    def read(self, work: Work, outcome: Outcome | Answer) -> Result:
         """Return what ``outcome`` means for ``work``; changes nothing, and may run anywhere."""
-        body = protocol.judge(outcome, self.endpoint.url)
-        if not isinstance(body, bytes):
-            return body
         try:
-            if isinstance(work, Counting):
-                return tokens.ended(tokens.read(body), self._model)
-            embedded = replies.read(body, len(work.indices))
-            if (swapped := self._swapped(embedded.model)) is not None:
+            answer = self._answer(work, outcome)
+            if not isinstance(answer, Answer):
+                return answer
+            if (swapped := self._learnt.swapped(self.endpoint, answer.model)) is not None:
                 return swapped
             return vectors.decode(
-                embedded.vectors,
+                answer.vectors,
                 self.endpoint.dimensions,
                 self._settings.dimensions,
                 cut_by_server=self._settings.server_dimensions,
             )
         except RequestError as error:
             return error
+
+    def _answer(self, work: Work, outcome: Outcome | Answer) -> Answer | list[int] | Failure:
+        if isinstance(outcome, Answer):
+            return outcome
+        body = protocol.judge(outcome, self.endpoint.url)
+        if not isinstance(body, bytes):
+            return body
+        if isinstance(work, Counting):
+            return tokens.ended(tokens.read(body), self._model)
+        return replies.read(body, len(work.indices))
 
     def settle(self, work: Work, result: Result) -> None:
         """Take note of the result of ``work``.
@@ -193,14 +266,13 @@ class Job:
         if isinstance(result, Gone):
             self._server_went(work, result)
         elif isinstance(work, Counting):
-            self._counted(work.index, result)
+            self._counted(work.index, result)  # type: ignore[arg-type]
         elif isinstance(result, TooLong):
             self._divide(work, result)
         elif isinstance(result, RequestError):
-            self._ask_uncut(work, result)
+            self._refused(work, result)
         else:
-            self._matrix[list(work.indices)] = result
-            self._finished += len(work.indices)
+            self._rows.put(work.indices, result)  # type: ignore[arg-type]
             self._barren_heals = 0
 
     @property
@@ -208,107 +280,88 @@ class Job:
         cuts = self._settings.server_dimensions and self.endpoint not in self._learnt.uncut
         return self._settings.dimensions if cuts else None
 
-    @property
-    def _limit_tokens(self) -> int | None:
-        stated = tokens.limit_tokens(self.endpoint, self._model)
-        return self._learnt.limits.get(self.endpoint, stated)
+    def _templated(self, index: int) -> str:
+        given = self._prepared.inputs[index]
+        return given if isinstance(given, str) else apply(self._template, self._texts[index])
 
-    def _swapped(self, model: str | None) -> Gone | None:
-        """Return what it means that a reply names ``model``, when it is not what one named before.
-
-        A server of somebody else's may be swapped for one of another model under its address,
-        which nothing else tells where both have the same dimensions.
-        """
-        first = self._learnt.named.setdefault(self.endpoint, model) if model is not None else model
-        if first == model:
-            return None
-        error = ServerMismatchError(
-            f"{self.endpoint.url} gave vectors of {first} before and gives those of {model} now: "
-            f"another server has taken its place. Serve {first} there again, or make a new "
-            f"embedder and embed all texts again."
-        )
-        return Gone(error, reached=False)
+    def _check_dimensions(self, native: int) -> None:
+        if self._wanted is not None and self._wanted > native:
+            raise SettingError(
+                f"dimensions={self._wanted} is more than the {native} that {self._model.name} has. "
+                f"Ask for at most {native}."
+            )
 
     def _begin(self, endpoint: Endpoint) -> None:
-        wanted = self._settings.dimensions or endpoint.dimensions
-        if wanted > endpoint.dimensions:
-            raise SettingError(
-                f"dimensions={wanted} is more than the {endpoint.dimensions} that "
-                f"{endpoint.model} has. Ask for at most {endpoint.dimensions}."
+        self._check_dimensions(endpoint.dimensions)
+        if self._rows.width is None:
+            self._rows.begin(self._settings.dimensions or endpoint.dimensions)
+        elif self._rows.width != endpoint.dimensions:
+            raise ServerMismatchError(
+                f"The cache has vectors of {self._rows.width} dimensions for {self._model.name}, "
+                f"and the server at {endpoint.url} gives {endpoint.dimensions}. Look which of them "
+                f"is of another model, or use another cache."
             )
-        self._matrix = np.empty((self.size, wanted), np.float32)
-        self._to_count.extend(
-            Counting(index)
-            for index in self._prepared.to_count(self._limit_tokens)
-            if isinstance(self._prepared.inputs[index], str)
-        )
+        self._lengths.begin(endpoint)
         # Laid out as it is taken, so not before the over-long texts are cut.
         self._fresh = lay_out(self._prepared, self._settings.batch_size)
 
     def _next(self) -> Work | None:
-        if self._to_count:
-            return self._to_count.popleft()
+        if self._lengths.to_count:
+            return self._lengths.to_count.popleft()
         if any(isinstance(work, Counting) or work.alone for work in self._in_flight):
             return None
         if self._suspects:
             return self._suspects.popleft() if not self._in_flight else None
-        if self._again:
-            return self._again.popleft()
-        batch = next(self._fresh, None)
+        batch = self._next_again() or next(self._fresh, None)
         if batch is not None and self.size == 1:
             return replace(batch, alone=True)
         return batch
 
-    def _counted(self, index: int, result: Result) -> None:
-        limit = self._limit_tokens
-        if isinstance(result, RejectedError) and result.status in protocol.NO_ROUTE:
-            self._can_count = False
-            self._to_count.clear()  # the server itself will refuse what is too long
-        elif isinstance(result, RequestError):
-            raise result
-        elif isinstance(result, list) and limit is not None and len(result) > limit:
-            if not self._settings.truncate:
-                raise tokens.too_long(index, len(result), limit)
-            self._prepared.inputs[index] = tokens.cut(index, result, limit, self._model)
+    def _next_again(self) -> Batch | None:
+        while self._again:
+            batch = self._again.popleft()
+            there = tuple(i for i in batch.indices if self._prepared.inputs[i] is not None)
+            if there:  # texts may have been set aside meanwhile
+                return replace(batch, indices=there)
+        return None
 
-    def _ask_uncut(self, batch: Batch, error: RequestError) -> None:
-        """Ask for native vectors, which are cut here, where the server refuses to cut them."""
-        refused = isinstance(error, RejectedError) and error.status in _REFUSES_SETTING
-        if not (refused and batch in self._to_be_cut):
+    def _leave_out(self, index: int, error: TextError) -> None:
+        if not self._sets_aside:
             raise error
-        self._learnt.uncut.add(self.endpoint)
-        self._again.append(batch)
+        self._prepared.leave_out(index)
+        self._rows.leave_out(index, error)
 
-    def _learns(self, limit: int | None) -> bool:
-        """Return whether ``limit`` is less than what was known; from now on it counts."""
-        known = self._limit_tokens
-        if limit is None or (known is not None and limit >= known):
-            return False
-        self._learnt.limits[self.endpoint] = limit
-        return True
+    def _counted(self, index: int, result: list[int] | RequestError) -> None:
+        try:
+            self._lengths.counted(self.endpoint, index, result)
+        except TextError as error:
+            self._leave_out(index, error)
 
-    def _count_again(self, batch: Batch, limit: int) -> None:
-        doubtful = set(self._prepared.to_count(limit)) & set(batch.indices)
-        for index in sorted(doubtful):
-            cut = self._prepared.inputs[index]
-            if isinstance(cut, str):
-                self._to_count.append(Counting(index))
-            elif len(cut) > limit:  # to what the server had stated
-                self._prepared.inputs[index] = tokens.cut(index, cut, limit, self._model)
-        self._again.appendleft(batch)
+    def _refused(self, batch: Batch, error: RequestError) -> None:
+        if not isinstance(error, RejectedError) or error.status not in _REFUSES:
+            raise error
+        if batch in self._to_be_cut:
+            # Native vectors are asked for then, and cut here.
+            self._learnt.uncut.add(self.endpoint)
+            self._again.append(batch)
+        elif not self._sets_aside:
+            raise error
+        elif len(batch.indices) > 1:
+            self._again.extendleft(batch.halves(alone=batch.alone))
+        else:
+            (index,) = batch.indices
+            self._leave_out(index, refusals.refused(self._offset + index, error))
 
     def _divide(self, batch: Batch, refused: TooLong) -> None:
-        if self._learns(refused.limit) and self._can_count and refused.limit is not None:
-            # A router states no context, and a server short of memory takes less than its own.
-            self._count_again(batch, refused.limit)
+        try:
+            again = self._lengths.counts_again(self.endpoint, batch.indices, refused.limit)
+        except TextError as error:
+            self._leave_out(error.index - self._offset, error)
+            again = True
+        if again:
+            self._again.appendleft(batch)
         elif len(batch.indices) == 1:
-            raise tokens.too_long(
-                batch.indices[0],
-                refused.tokens,
-                refused.limit,
-                truncate=self._settings.truncate,
-                can_cut=self._can_count,
-            )
+            self._leave_out(batch.indices[0], self._lengths.error(batch.indices[0], refused))
         else:
             # The server does not say which text it means. In front, so that the error comes soon.
             self._again.extendleft(batch.halves(alone=batch.alone))
@@ -323,7 +376,7 @@ class Job:
             ) from gone.error
         self._lost = gone.error
         if isinstance(work, Counting):
-            self._to_count.append(work)
+            self._lengths.to_count.append(work)
         elif not gone.reached:
             # It never saw these texts, so it did not die of them.
             (self._suspects if work.alone and self.size > 1 else self._again).append(work)
@@ -339,10 +392,6 @@ class Job:
         elif not batch.alone:
             self._suspects.append(replace(batch, alone=True))
         else:
-            index = batch.indices[0]
-            raise PoisonTextError(
-                f"The server died {batch.deaths} times while it embedded text {index} "
-                f"({excerpt(self._texts[index])}), the last time with nothing else in "
-                f"flight. Leave this text out, and report it with the server's log (emberd logs).",
-                index=index,
-            )
+            (index,) = batch.indices
+            place = self._offset + index
+            self._leave_out(index, refusals.poison(place, self._texts[index], batch.deaths))

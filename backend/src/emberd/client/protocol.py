@@ -38,6 +38,8 @@ NO_ROUTE: Final = frozenset(
 )
 """Statuses of a server that does not have what was asked for."""
 
+_INPUT: Final = "input"
+_DIMENSIONS: Final = "dimensions"
 _SHOWN_CHARACTERS: Final = 300
 
 
@@ -47,6 +49,17 @@ class Ask:
 
     path: str
     body: dict[str, Any] | None = None
+
+    @property
+    def inputs(self) -> list[Input]:
+        """The texts, or token ids, that are to be embedded."""
+        given: list[Input] = (self.body or {})[_INPUT]
+        return given
+
+    @property
+    def dimensions(self) -> int | None:
+        """What the server is asked to cut vectors to."""
+        return (self.body or {}).get(_DIMENSIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +128,18 @@ Failure = Gone | TooLong | RequestError
 
 def embed(model: str, inputs: list[Input], dimensions: int | None) -> Ask:
     """Return the request that embeds ``inputs``, which are all strings or all token ids."""
-    body: dict[str, Any] = {"model": model, "input": inputs, "encoding_format": "base64"}
+    body: dict[str, Any] = {"model": model, _INPUT: inputs, "encoding_format": "base64"}
     if dimensions is not None:
-        body["dimensions"] = dimensions
+        body[_DIMENSIONS] = dimensions
     return Ask(PATH, body)
+
+
+def merged(asks: list[Ask]) -> Ask:
+    """Return the one request for all that is embedded by ``asks``, which differ in nothing else."""
+    if len(asks) == 1:
+        return asks[0]
+    inputs = [given for ask in asks for given in ask.inputs]
+    return Ask(PATH, {**(asks[0].body or {}), _INPUT: inputs})
 
 
 def judge(outcome: Outcome, url: str) -> bytes | Failure:

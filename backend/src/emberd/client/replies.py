@@ -1,4 +1,8 @@
-"""The body of a good answer, taken apart and put in order."""
+"""The body of a good answer, taken apart and put in order.
+
+What is as it should be is read in one step, base64 included. What is not is read once more by hand,
+for an error that says what is wrong with it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,9 @@ import base64
 import binascii
 from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
+import pybase64
 
 from emberd.client.protocol import parse
 from emberd.errors import BadReplyError
@@ -20,7 +27,7 @@ _ADVICE: Final = "No vector of this reply is used; look at what answers at this 
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded:
+class Answer:
     """What a good answer holds.
 
     Attributes:
@@ -32,18 +39,49 @@ class Embedded:
     model: str | None
 
 
-def read(body: bytes, count: int) -> Embedded:
+class _Entry(msgspec.Struct):
+    embedding: str | list[float]
+    index: int
+
+
+class _Reply(msgspec.Struct):
+    data: list[_Entry]
+    model: Any = None
+
+
+_READER: Final = msgspec.json.Decoder(_Reply)
+
+
+def read(body: bytes, count: int) -> Answer:
     """Return the ``count`` embeddings of a reply, and the model that it names.
 
     Raises:
         BadReplyError: It is not JSON, or an embedding is missing, doubled or of another form.
     """
     try:
+        reply = _READER.decode(body)
+        raws = [_unpacked(entry.embedding) for entry in reply.data]
+    except (msgspec.DecodeError, RecursionError, binascii.Error):
+        return _by_hand(body, count)
+    in_order = [entry.index for entry in reply.data] == list(range(count))
+    if not in_order or any(type(raw) is bytes and len(raw) % _FLOAT_BYTES for raw in raws):
+        return _by_hand(body, count)
+    return Answer(raws, reply.model if isinstance(reply.model, str) else None)
+
+
+def _unpacked(embedding: str | list[float]) -> Raw:
+    if isinstance(embedding, str):
+        return pybase64.b64decode(embedding, validate=True)
+    return embedding
+
+
+def _by_hand(body: bytes, count: int) -> Answer:
+    try:
         reply = parse(body)
     except ValueError:
         raise BadReplyError(f"{_what_it_is(body)} {_ADVICE}") from None
     model = reply.get("model") if isinstance(reply, dict) else None
-    return Embedded(_ordered(reply, count), model if isinstance(model, str) else None)
+    return Answer(_ordered(reply, count), model if isinstance(model, str) else None)
 
 
 def _ordered(reply: Any, count: int) -> list[Raw]:

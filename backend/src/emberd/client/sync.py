@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from emberd.client import verify
 from emberd.client.crew import Crew
-from emberd.client.job import Job, Result, Work
+from emberd.client.job import Job, Work
 from emberd.client.learnt import Learnt
+from emberd.client.line import Line, Window, windows
+from emberd.client.memory import Memory
 from emberd.client.protocol import Outcome, Reply, Trouble
 from emberd.client.retry import Pause, RetryPolicy, exchange
+from emberd.client.rows import Embedded
 from emberd.client.slots import PROCESS_SLOTS, AbandonedError, Lease
 from emberd.client.transport import Transport
 from emberd.client.vectors import Floats
@@ -31,6 +34,7 @@ class Client:
         sdk_client: The user's own ``openai.OpenAI``, used in place of one of ours. Its sockets
             are the user's to look after, across a fork as well.
         policy: When a request is sent again; by default a short one where ``heal`` is given.
+        memory: Asked for vectors before a server is.
     """
 
     def __init__(
@@ -43,12 +47,14 @@ class Client:
         on_timeout: Callable[[Endpoint], None] | None = None,
         sdk_client: Any = None,
         policy: RetryPolicy | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self._resolve = resolve
         self._settings = settings
         self._heal = heal
         self._on_use = on_use
         self._on_timeout = on_timeout
+        self._memory = memory
         self._policy = policy or RetryPolicy.usual(settings.timeout, can_heal=heal is not None)
         self._learnt = Learnt()
         self._transport = Transport(settings.max_concurrency, settings.timeout, sdk_client)
@@ -76,24 +82,24 @@ class Client:
             TextError: A text cannot be embedded; it is named.
             RequestError: The server refused, failed, or answered with something else than asked.
         """
-        job = Job(
-            texts,
-            template,
-            self._settings,
-            can_heal=self._heal is not None,
-            learnt=self._learnt,
-        )
-        if job.done:
-            return job.result()
-        job.attach(self._resolve())
-        lease = Lease(PROCESS_SLOTS, self._settings.max_concurrency)
-        crew: Crew[Work, Result] = Crew(lambda work: self._perform(job, work, lease, crew))
-        try:
-            with crew:
-                self._drive(job, crew, on_done)
-        finally:
-            lease.abandon()
-        return job.result()
+        (embedded,) = self._run(iter([Window(texts, 0)]), template, on_done)
+        return embedded.matrix
+
+    def stream(
+        self, texts: Iterable[str], template: str, *, set_aside: bool = False
+    ) -> Generator[Embedded]:
+        """Yield the vectors of ``texts`` in windows, and hold no more than a few of them.
+
+        Args:
+            texts: Any number of texts, taken as they are needed.
+            template: Holds ``{text}``; each text is put into it.
+            set_aside: A text that cannot be embedded gets its error instead of a vector.
+
+        Raises:
+            TextError: A text cannot be embedded; it is named.
+            RequestError: As for ``embed``.
+        """
+        return self._run(windows(texts), template, set_aside=set_aside)
 
     def inspect(self, endpoint: Endpoint, spec: ServerSpec) -> Endpoint:
         """Return what answers at ``endpoint``, asked through this client's own connections.
@@ -119,19 +125,72 @@ class Client:
         """Close the connections; the next use opens them again."""
         self._transport.close()
 
-    def _drive(
-        self, job: Job, crew: Crew[Work, Result], on_done: Callable[[int], None] | None
-    ) -> None:
-        while not job.done:
-            if job.lost and self._heal is not None:
-                job.attach(self._heal(job.endpoint))
-            while (work := job.take()) is not None:
-                crew.send(work)
-            job.settle(*crew.receive())
-            if on_done is not None:
-                on_done(job.finished)
+    def _run(
+        self,
+        source: Iterator[Window],
+        template: str,
+        on_done: Callable[[int], None] | None = None,
+        *,
+        set_aside: bool = False,
+    ) -> Generator[Embedded]:
+        line = Line(self._settings.max_concurrency)
+        lease = Lease(PROCESS_SLOTS, self._settings.max_concurrency)
+        crew: Crew[tuple[Job, Work], Outcome] = Crew(
+            lambda taken: self._perform(*taken, lease, crew)
+        )
+        try:
+            with crew:
+                while True:
+                    while line.has_room and (window := next(source, None)) is not None:
+                        line.append(self._job(window, template, set_aside=set_aside))
+                    if (job := line.pop_done()) is not None:
+                        yield job.result()
+                    elif line.is_empty:
+                        return
+                    else:
+                        self._step(line, crew, on_done)
+        finally:
+            lease.abandon()
 
-    def _perform(self, job: Job, work: Work, lease: Lease, crew: Crew[Work, Result]) -> Result:
+    def _job(self, window: Window, template: str, *, set_aside: bool) -> Job:
+        job = Job(
+            window.texts,
+            template,
+            self._settings,
+            can_heal=self._heal is not None,
+            learnt=self._learnt,
+            memory=self._memory,
+            offset=window.offset,
+            set_aside=set_aside,
+        )
+        job.recall()
+        if not job.done:
+            job.attach(self._resolve())
+        return job
+
+    def _step(
+        self,
+        line: Line,
+        crew: Crew[tuple[Job, Work], Outcome],
+        on_done: Callable[[int], None] | None,
+    ) -> None:
+        for job in line.lost:
+            if self._heal is not None:
+                job.attach(self._heal(job.endpoint))
+        while (taken := line.take()) is not None:
+            crew.send(taken)
+        (job, work), outcome = crew.receive()
+        # Read here and not in the crew's threads: these would only wait for each other's turn to
+        # run, and each of them would hold memory of its own for it.
+        result = job.read(work, outcome)
+        job.settle(work, result)
+        job.keep(work, result)
+        if on_done is not None:
+            on_done(job.finished)
+
+    def _perform(
+        self, job: Job, work: Work, lease: Lease, crew: Crew[tuple[Job, Work], Outcome]
+    ) -> Outcome:
         session = self._transport.session(job.endpoint)
         steps = exchange(job.ask(work), self._policy)
         answer: Reply | Trouble | None = None
@@ -140,7 +199,7 @@ class Client:
                 step = steps.send(answer)
             except StopIteration as finished:
                 outcome: Outcome = finished.value
-                return job.read(work, outcome)
+                return outcome
             if isinstance(step, Pause):
                 answer = None
                 if crew.stopped.wait(step.seconds):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,12 +24,18 @@ class Prepared:
     """Texts as they go to the server; all lists have one entry a text.
 
     Attributes:
-        inputs: The templated text, or token ids for one that is blank.
+        inputs: The templated text, or token ids for one that is blank; None for one that is not
+            to be sent.
         sizes: Length of the templated text in bytes of UTF-8.
     """
 
-    inputs: list[Input]
+    inputs: list[Input | None]
     sizes: list[int]
+
+    def leave_out(self, index: int) -> None:
+        """Have a text not sent."""
+        self.inputs[index] = None
+        self.sizes[index] = 0
 
     def to_count(self, limit_tokens: int | None) -> list[int]:
         """Return the indices of the texts that might have more than ``limit_tokens`` tokens.
@@ -42,27 +48,48 @@ class Prepared:
         return [index for index, size in enumerate(self.sizes) if size > shortest]
 
 
-def prepare(texts: Iterable[str], template: str, model: Model) -> Prepared:
+def prepare(
+    texts: Iterable[str],
+    template: str,
+    model: Model,
+    *,
+    offset: int = 0,
+    refuse: Callable[[int, TextError], None] | None = None,
+) -> Prepared:
     """Return ``texts`` ready to be sent.
 
     Args:
         texts: What the caller gave.
         template: Holds ``{text}``.
         model: What the catalog knows of the model; its end-of-text token stands for blank texts.
+        offset: How many texts of the caller's come before these.
+        refuse: Told of each text that cannot be sent, by its place in ``texts``, instead of an
+            error being raised.
 
     Raises:
         TextError: Something is no text, cannot be encoded, or is blank and the model has no
             known end-of-text token; the index is named.
     """
-    inputs: list[Input] = []
-    sizes: list[int] = []
+    prepared = Prepared([], [])
     for index, text in enumerate(listed(texts)):
-        templated = _templated(index, text, template)
-        sizes.append(_bytes_of(index, templated, text))
-        # The server refuses a whole batch for one blank text, so blank ones go as the token
-        # that the reference implementation sees for "".
-        inputs.append([_end_of_text(index, model)] if not templated.strip() else templated)
-    return Prepared(inputs, sizes)
+        try:
+            given, size = _ready(offset + index, text, template, model)
+        except TextError as error:
+            if refuse is None:
+                raise
+            refuse(index, error)
+            given, size = None, 0
+        prepared.inputs.append(given)
+        prepared.sizes.append(size)
+    return prepared
+
+
+def _ready(index: int, text: str, template: str, model: Model) -> tuple[Input | None, int]:
+    templated = _templated(index, text, template)
+    size = _bytes_of(index, templated, text)
+    # The server refuses a whole batch for one blank text, so blank ones go as the token that the
+    # reference implementation sees for "".
+    return (templated if templated.strip() else [_end_of_text(index, model)]), size
 
 
 def listed(texts: Iterable[str]) -> list[str]:
@@ -73,11 +100,20 @@ def listed(texts: Iterable[str]) -> list[str]:
     """
     if isinstance(texts, list):
         return texts
-    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+    refuse_one(texts)
+    return list(texts)
+
+
+def refuse_one(texts: object) -> None:
+    """Do nothing if ``texts`` may be several.
+
+    Raises:
+        TextError: It is one text, or nothing that can be gone through.
+    """
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable | AsyncIterable):
         raise TextError(
             f"texts is one {type(texts).__name__}, not a list of texts. Write [text].", index=0
         )
-    return list(texts)
 
 
 def excerpt(text: object) -> str:

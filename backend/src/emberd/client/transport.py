@@ -162,7 +162,10 @@ class AsyncSession:
                 call = sdk.call(self._client, ask, self._timeout_s)
                 response = await call()
                 async with aclosing(response):
-                    return sdk.reply(response, await response.aread())
+                    # Not aread(): the response would hold the body, and is only freed by a
+                    # collection, which may be long in coming.
+                    body = b"".join([piece async for piece in response.aiter_bytes()])
+                    return sdk.reply(response, body)
         except Exception as error:  # noqa: BLE001 - what is not of the network is raised again
             return sdk.answer_of(error)
 

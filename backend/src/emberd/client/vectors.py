@@ -15,6 +15,7 @@ Floats = npt.NDArray[np.float32]
 NORM_TOLERANCE: Final = 1e-2
 """How far from one a server's norms may be: normalising in bfloat16 is off by up to 6e-4."""
 
+_FLOAT_BYTES: Final = 4
 _ADVICE: Final = "No vector of this reply is used; the server computes wrongly, restart it."
 
 
@@ -46,7 +47,7 @@ def decode(raws: list[Raw], native: int, wanted: int | None, *, cut_by_server: b
         )
     # Rounded to float32 before it is cut: so a vector that was kept whole and is cut later is the
     # same, to the bit, as one that is cut at once.
-    units = (rows / norms[:, None]).astype(np.float32)
+    units = _divided(rows, norms)
     return cut(units, wanted) if wanted is not None else units
 
 
@@ -58,43 +59,53 @@ def cut(units: Floats, dimensions: int) -> Floats:
     """
     if dimensions == units.shape[1]:
         return units
-    heads = units[:, :dimensions].astype(np.float64)
+    heads = units[:, :dimensions]
     norms = _norms(heads)
     if not norms.all():
         raise BadReplyError(
             f"Vector {np.flatnonzero(norms == 0)[0]} of the reply has nothing but zeros in its "
             f"first {dimensions} dimensions, and cannot be cut to them. {_ADVICE}"
         )
-    return (heads / norms[:, None]).astype(np.float32)
+    return _divided(heads, norms)
 
 
-def _norms(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    if not np.isfinite(rows).all():
-        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))[0]
+def _divided(rows: Floats, norms: npt.NDArray[np.float64]) -> Floats:
+    """Return the rows over their norms: divided in double precision, and rounded once."""
+    units = np.empty(rows.shape, np.float32)
+    np.divide(rows, norms[:, None], out=units, casting="same_kind")
+    return units
+
+
+def _norms(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    # Summed in double precision: NaN and infinity come through to the norm, squares never do.
+    norms: npt.NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+    if not np.isfinite(norms).all():
+        bad = np.flatnonzero(~np.isfinite(norms))[0]
         raise BadReplyError(f"Vector {bad} of the reply holds NaN or infinity. {_ADVICE}")
-    norms: npt.NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", rows, rows))
     return norms
 
 
-def _rows(raws: list[Raw], native: int, shorter: int | None) -> npt.NDArray[np.float64]:
-    rows = [_numbers(raw, index) for index, raw in enumerate(raws)]
-    lengths = {len(row) for row in rows}
+def _rows(raws: list[Raw], native: int, shorter: int | None) -> Floats:
+    lengths = {len(raw) // (_FLOAT_BYTES if isinstance(raw, bytes) else 1) for raw in raws}
     if len(lengths) != 1 or not lengths <= {native, shorter}:
         expected = f"{native}" if shorter in (None, native) else f"{shorter} or {native}"
         raise BadReplyError(
             f"The reply has vectors of {', '.join(map(str, sorted(lengths)))} dimensions instead "
             f"of {expected}. Look whether another model answers at this address."
         )
-    return np.stack(rows).astype(np.float64)
+    if all(isinstance(raw, bytes) for raw in raws):
+        return np.frombuffer(b"".join(raws), "<f4").reshape(len(raws), -1)  # type: ignore[arg-type]
+    return np.stack([_numbers(raw, index) for index, raw in enumerate(raws)])
 
 
-def _numbers(raw: Raw, index: int) -> npt.NDArray[np.floating]:
+def _numbers(raw: Raw, index: int) -> Floats:
     if isinstance(raw, bytes):
-        return np.frombuffer(raw, dtype="<f4")
+        return np.frombuffer(raw, "<f4")
     try:
-        row = np.asarray(raw, dtype=np.float64)
+        with np.errstate(over="ignore"):  # to infinity, which is refused below
+            row = np.asarray(raw, np.float64).astype(np.float32)
     except (TypeError, ValueError, OverflowError):
-        row = np.empty((0, 0))
+        row = np.empty((0, 0), np.float32)
     if row.ndim != 1:
         raise BadReplyError(f"Vector {index} of the reply is no list of numbers. {_ADVICE}")
     return row

@@ -19,7 +19,7 @@ from emberd import checkpoints, surface
 from emberd.catalog import Model
 from emberd.client import naming, protocol, replies, tokens
 from emberd.client.protocol import Ask, Reply, Trouble
-from emberd.client.replies import Embedded, Raw
+from emberd.client.replies import Answer, Raw
 from emberd.errors import BadReplyError, ServerMismatchError, ServerUnavailableError
 from emberd.settings import Endpoint, ServerSpec
 from emberd.surface import MODEL_INFO, MODELS, OLD_MODEL_INFO
@@ -225,7 +225,7 @@ def _context_tokens(entry: dict[str, Any]) -> int | None:
     return context if isinstance(context, int) else None
 
 
-def _reply(url: str, body: bytes) -> Embedded:
+def _reply(url: str, body: bytes) -> Answer:
     try:
         return replies.read(body, 1)
     except BadReplyError as error:

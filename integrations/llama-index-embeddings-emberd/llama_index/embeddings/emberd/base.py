@@ -17,7 +17,7 @@ from llama_index.core.bridge.pydantic import (
 from llama_index.core.storage.kvstore.types import BaseKVStore
 from pydantic import computed_field
 
-from emberd import Embedder, Endpoint, SettingError, Settings, ato_lists
+from emberd import Embedder, Endpoint, SettingError, Settings, ato_lists, to_lists
 from llama_index.embeddings.emberd.cache import RoleKeyedStore, documents, queries
 from llama_index.embeddings.emberd.construction import (
     MADE,
@@ -29,8 +29,9 @@ from llama_index.embeddings.emberd.construction import (
 )
 
 _DEFAULT: Final = Settings()  # nothing of the environment is in it
-_SLICE_TEXTS: Final = 256
-_MAX_SLICE_TEXTS: Final = 2048  # the most that BaseEmbedding allows
+# The most that BaseEmbedding allows. It hands over one slice after another, so a slice must hold
+# enough requests to keep the server busy.
+_SLICE_TEXTS: Final = 2048
 
 
 def _decides(setting: str, description: str) -> Any:
@@ -108,10 +109,15 @@ class EmberdEmbedding(BaseEmbedding):
     server_dimensions: bool = _option(
         "server_dimensions", "Let the server cut vectors to the dimensions: less to transfer."
     )
+    cache: str | None = _option(
+        "cache",
+        "Where vectors are kept and looked for first: 'sqlite', or a URL. Unlike embeddings_cache "
+        "it is shared by processes, and serves any dimensions.",
+    )
     embed_batch_size: int = Field(
         default=_SLICE_TEXTS,
         gt=0,
-        le=_MAX_SLICE_TEXTS,
+        le=_SLICE_TEXTS,
         exclude=True,
         description="Texts that LlamaIndex hands over at a time; requests are cut from them.",
     )
@@ -309,7 +315,7 @@ class EmberdEmbedding(BaseEmbedding):
         return (await self._aget_text_embeddings([text]))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return [row.tolist() for row in self._embedder.embed_documents(texts)]
+        return to_lists(self._embedder.embed_documents(texts))
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return await ato_lists(await self._embedder.aembed_documents(texts))

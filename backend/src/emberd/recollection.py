@@ -1,0 +1,38 @@
+"""The cache of one embedder, asked by texts: under keys that hold what their vectors depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from emberd import cache
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from emberd.client.vectors import Floats
+
+
+class Recollection:
+    """What a client asks for vectors before it asks a server; see ``emberd.client.memory``.
+
+    Args:
+        url: Which cache.
+        made_with: What decides the vector of a text besides the text.
+        dimensions: Length of native vectors; None where it is not known.
+    """
+
+    def __init__(self, url: str, made_with: str, dimensions: int | None) -> None:
+        self.cache = cache.open_cache(url)
+        self._made_with = made_with
+        self._dimensions = dimensions
+
+    def recall(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.bool_], Floats]:
+        """Return which of ``texts``, in their templates, are known, and the vectors of those."""
+        found = self.cache.get_many(cache.keys(self._made_with, texts), self._dimensions)
+        return found.mask, found.vectors
+
+    def keep(self, texts: Sequence[str], vectors: Floats) -> None:
+        """Keep native vectors, ``(len(texts), native)``."""
+        self.cache.put_many(cache.keys(self._made_with, texts), vectors)

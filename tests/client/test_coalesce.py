@@ -1,0 +1,226 @@
+"""Small calls that are made at once go in few requests, and stay apart in their fate."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedding import QUICK
+from emberd.client.aio import AsyncClient
+from emberd.client.vectors import Floats
+from emberd.errors import BadReplyError, EmberdError, PoisonTextError, TextTooLongError
+from emberd.settings import Endpoint, Settings
+from fake_server import MODEL, FakeServer, vectors_of
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as running:
+        yield running
+
+
+def _client(server: FakeServer, *, heals: bool = False, **settings: Any) -> AsyncClient:
+    async def resolve() -> Endpoint:
+        return server.endpoint
+
+    async def heal(lost: Endpoint) -> Endpoint:
+        return server.revive() if lost == server.endpoint else server.endpoint
+
+    resolved = Settings.resolve(**{"model": MODEL, "timeout": 5, **settings})
+    return AsyncClient(resolve, resolved, policy=QUICK, heal=heal if heals else None)
+
+
+async def _one(client: AsyncClient, text: str) -> Floats:
+    return await client.embed([text], "{text}")
+
+
+async def _outcomes(client: AsyncClient, texts: list[str]) -> list[Any]:
+    return await asyncio.gather(*(_one(client, text) for text in texts), return_exceptions=True)
+
+
+def _are_vectors(rows: list[Any], texts: list[str]) -> bool:
+    return bool((np.concatenate(rows) == vectors_of(texts)).all())
+
+
+async def test_calls_made_at_once_go_in_one_request(server: FakeServer) -> None:
+    texts = [f"text {number}" for number in range(200)]
+    rows = await _outcomes(_client(server), texts)
+    assert _are_vectors(rows, texts)
+    assert [len(inputs) for inputs in server.embedded] == [200]
+
+
+async def test_a_request_takes_no_more_texts_than_a_batch_has(server: FakeServer) -> None:
+    texts = [f"text {number}" for number in range(100)]
+    assert _are_vectors(await _outcomes(_client(server, batch_size=40), texts), texts)
+    assert [len(inputs) for inputs in server.embedded] == [40, 40, 20]
+
+
+async def test_a_request_takes_no_more_tokens_than_a_batch_has(server: FakeServer) -> None:
+    server.context_tokens = None
+    texts = [f"{number} " + "long " * 4000 for number in range(8)]  # about 5,000 tokens each
+    assert _are_vectors(await _outcomes(_client(server), texts), texts)
+    assert max(len(inputs) for inputs in server.embedded) == 3
+
+
+async def test_what_comes_while_all_slots_are_taken_goes_together_afterwards(
+    server: FakeServer,
+) -> None:
+    server.latency_s = 0.1
+    client = _client(server, max_concurrency=1)
+    first = asyncio.create_task(_one(client, "first"))
+    await asyncio.to_thread(_wait_for_requests, server, 1)
+    texts = [f"text {number}" for number in range(50)]
+    rows = [await asyncio.create_task(_later(client, text)) for text in texts[:1]]
+    rows += await _outcomes(client, texts[1:])
+    assert _are_vectors([await first, *rows], ["first", *texts])
+    assert server.most_in_flight == 1
+
+
+async def _later(client: AsyncClient, text: str) -> Floats:
+    return await _one(client, text)
+
+
+def _wait_for_requests(server: FakeServer, count: int) -> None:
+    while len(server.embedded) < count:
+        pass
+
+
+async def test_one_call_alone_goes_at_once_and_by_itself(server: FakeServer) -> None:
+    client = _client(server)
+    for text in ("a", "b", "c"):
+        await _one(client, text)
+    assert server.embedded == [["a"], ["b"], ["c"]]
+
+
+async def test_first_come_first_served(server: FakeServer) -> None:
+    client = _client(server, batch_size=10, max_concurrency=1)
+    texts = [f"text {number:02}" for number in range(60)]
+    await _outcomes(client, texts)
+    assert [text for inputs in server.embedded for text in inputs] == texts
+
+
+async def test_a_long_call_does_not_keep_a_short_one_waiting_to_its_end(
+    server: FakeServer,
+) -> None:
+    client = _client(server, batch_size=5, max_concurrency=2)
+    long = asyncio.create_task(client.embed([f"text {n}" for n in range(500)], "{text}"))
+    await asyncio.to_thread(_wait_for_requests, server, 1)
+    await _one(client, "short")
+    assert not long.done()
+    await long
+    place = next(n for n, inputs in enumerate(server.embedded) if "short" in inputs)
+    assert place < 20
+
+
+async def test_a_text_that_is_too_long_is_its_own_callers_error(server: FakeServer) -> None:
+    server.context_tokens = 100
+    server.has_tokenizer = False  # so that the server has to refuse it
+    texts = ["short", "x" * 500, "also short"]
+    first, wrong, last = await _outcomes(_client(server), texts)
+    assert isinstance(wrong, TextTooLongError)
+    assert _are_vectors([first, last], ["short", "also short"])
+
+
+async def test_a_wrong_reply_is_asked_for_again_one_by_one(server: FakeServer) -> None:
+    server.fault = "missing"
+    outcomes = await _outcomes(_client(server), ["a", "b", "c"])
+    assert [type(outcome) for outcome in outcomes] == [BadReplyError] * 3
+    assert [len(inputs) for inputs in server.embedded] == [3, 1, 1, 1]
+    assert len({id(outcome) for outcome in outcomes}) == 3
+
+
+async def test_a_text_that_kills_the_server_is_its_own_callers_error(server: FakeServer) -> None:
+    server.deadly = "POISON"
+    texts = ["fine", "this is the POISON", "fine too", "and fine"]
+    first, wrong, *others = await _outcomes(_client(server, heals=True), texts)
+    assert isinstance(wrong, PoisonTextError)
+    assert _are_vectors([first, *others], [texts[0], *texts[2:]])
+
+
+async def test_a_caller_that_goes_away_takes_nothing_along(server: FakeServer) -> None:
+    server.latency_s = 0.1
+    client = _client(server)
+    calls = [asyncio.create_task(_one(client, f"text {number}")) for number in range(10)]
+    await asyncio.to_thread(_wait_for_requests, server, 1)
+    calls[3].cancel()
+    rows = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(rows[3], asyncio.CancelledError)
+    del rows[3]
+    assert _are_vectors(rows, [f"text {number}" for number in range(10) if number != 3])
+    assert len(server.embedded) == 1
+
+
+async def test_a_caller_that_goes_away_before_its_turn_is_not_sent(server: FakeServer) -> None:
+    server.latency_s = 0.1
+    client = _client(server, max_concurrency=1)
+    first = asyncio.create_task(_one(client, "first"))
+    await asyncio.to_thread(_wait_for_requests, server, 1)
+    waiting = [asyncio.create_task(_one(client, text)) for text in ("gone", "stays")]
+    await asyncio.sleep(0.02)
+    waiting[0].cancel()
+    await asyncio.gather(first, *waiting, return_exceptions=True)
+    assert server.embedded == [["first"], ["stays"]]
+
+
+async def test_when_all_callers_go_away_the_request_does_too(server: FakeServer) -> None:
+    server.fault = "hang"
+    client = _client(server)
+    calls = [asyncio.create_task(_one(client, f"{number}")) for number in range(5)]
+    await asyncio.to_thread(_wait_for_requests, server, 1)
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    async for _ in _turns_until(lambda: len(asyncio.all_tasks()) == 1):
+        pass
+    server.fault = None
+    assert (await _one(client, "a")).shape == (1, 16)
+
+
+async def _turns_until(is_so: Any) -> AsyncIterator[None]:
+    for _ in range(1000):
+        if is_so():
+            return
+        await asyncio.sleep(0.001)
+        yield
+    raise AssertionError("it never came to be")
+
+
+async def test_blank_texts_which_go_as_ids_are_not_mixed_with_others() -> None:
+    with FakeServer(model="Qwen/Qwen3-Embedding-0.6B") as server:
+        client = _client(server, model="Qwen/Qwen3-Embedding-0.6B")
+        rows = await _outcomes(client, ["a", " ", "b", ""])
+        assert all(isinstance(row, np.ndarray) for row in rows)
+        assert sorted(map(repr, server.embedded)) == ["['a', 'b']", "[[151643], [151643]]"]
+        assert (rows[1] == rows[3]).all()
+
+
+async def test_callers_of_other_lengths_go_together_and_get_their_own(server: FakeServer) -> None:
+    client = _client(server)
+    shorter = client.using(Settings.resolve(model=MODEL, timeout=5, dimensions=8))
+    whole, cut = await asyncio.gather(_one(client, "a"), _one(shorter, "a"))
+    assert (whole.shape, cut.shape) == ((1, 16), (1, 8))
+    assert server.embedded == [["a", "a"]]
+
+
+async def test_a_server_that_is_away_is_everybodys_error(server: FakeServer) -> None:
+    server.die()
+    outcomes = await _outcomes(_client(server), ["a", "b"])
+    assert all(isinstance(outcome, EmberdError) for outcome in outcomes)
+
+
+def test_each_loop_has_requests_of_its_own(server: FakeServer) -> None:
+    client = _client(server)
+    for _ in range(3):
+        rows = asyncio.run(_in_new_loop(client))
+        assert _are_vectors(rows, ["a", "b"])
+
+
+async def _in_new_loop(client: AsyncClient) -> list[Any]:
+    try:
+        return await _outcomes(client, ["a", "b"])
+    finally:
+        await client.close()
