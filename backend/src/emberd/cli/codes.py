@@ -17,6 +17,7 @@ class Code(IntEnum):
     NOTHING_RUNNING = 3
     NO_ENGINE = 4
     START_FAILED = 5
+    SOME_SET_ASIDE = 6
     INTERRUPTED = 130
 
 
@@ -27,6 +28,7 @@ MEANINGS: Final[dict[Code, str]] = {
     Code.NOTHING_RUNNING: "there is no server (status, logs)",
     Code.NO_ENGINE: "no engine can serve the model on this machine",
     Code.START_FAILED: "a server did not start, or not in time",
+    Code.SOME_SET_ASIDE: "embed: the output is whole but for rows that were set aside",
     Code.INTERRUPTED: "interrupted; a server that is starting goes on starting",
 }
 

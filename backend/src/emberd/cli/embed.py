@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from emberd.cli import destination, formats, lines, options, output, waiting, words
+from emberd.bulk import inputs
+from emberd.bulk.job import SAVE_EVERY_S
+from emberd.cli import destination, embed_data, formats, lines, options, output, waiting, words
+from emberd.cli.embed_data import BadRows
 from emberd.cli.formats import Format, Writer
 from emberd.errors import SettingError, TextError
 
@@ -28,6 +31,8 @@ _SMALLEST_WINDOW_TEXTS: Final = 256
 _LARGEST_WINDOW_TEXTS: Final = 4096
 
 _STDOUT: Final = Path("-")
+_COLUMN: Final = "text"
+_EMBEDDING_COLUMN: Final = "embedding"
 
 
 class Role(StrEnum):
@@ -39,7 +44,62 @@ class Role(StrEnum):
 
 Files = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[FILE]...", help="Files with a text a line; - is stdin."),
+    typer.Argument(
+        metavar="[INPUT]...",
+        help="Parquet, JSON lines (.jsonl, .ndjson, also .gz), or a folder of either or of text "
+        "files; else files with a text a line; - is stdin.",
+    ),
+]
+Column = Annotated[
+    str | None,
+    typer.Option(
+        "--column",
+        metavar="NAME",
+        help="The column or field with the texts. Else text.",
+        show_default=False,
+    ),
+]
+EmbeddingColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--embedding-column",
+        metavar="NAME",
+        help="The column or field for the vectors. Else embedding.",
+        show_default=False,
+    ),
+]
+BadRowsName = Annotated[
+    BadRows | None,
+    typer.Option(
+        "--bad-rows",
+        help="What becomes of rows that cannot be embedded. Else set-aside, into "
+        "OUTPUT.rejects.jsonl.",
+        show_default=False,
+    ),
+]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Begin anew where an earlier run could go on.")
+]
+SaveEvery = Annotated[
+    float,
+    typer.Option(
+        "--save-every",
+        metavar="SECONDS",
+        min=0.0,
+        help="How often what was done is saved: the most that a kill can undo.",
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size", metavar="N", help="Most texts in one request.", show_default=False
+    ),
+]
+MaxConcurrency = Annotated[
+    int | None,
+    typer.Option(
+        "--max-concurrency", metavar="N", help="Most requests in flight.", show_default=False
+    ),
 ]
 Texts = Annotated[
     list[str] | None,
@@ -59,7 +119,11 @@ FormatName = Annotated[
 Output = Annotated[
     Path | None,
     typer.Option(
-        "--output", "-o", metavar="FILE", help="Else stdout, which is - too.", show_default=False
+        "--output",
+        "-o",
+        metavar="FILE|FOLDER",
+        help="Else stdout, which is - too. Without an ending it is a folder, if the input is data.",
+        show_default=False,
     ),
 ]
 Truncate = Annotated[
@@ -80,28 +144,56 @@ def embed(
     format_name: FormatName = None,
     output_file: Output = None,
     truncate: Truncate = False,
+    column: Column = None,
+    embedding_column: EmbeddingColumn = None,
+    bad_rows: BadRowsName = None,
+    restart: Restart = False,
+    save_every: SaveEvery = SAVE_EVERY_S,
+    batch_size: BatchSize = None,
+    max_concurrency: MaxConcurrency = None,
     model: options.Model = None,
     engine: options.Engine = None,
     device: options.Device = None,
     revision: options.Revision = None,
 ) -> None:
-    """Embed texts: lines of files or of stdin, or --text.
+    """Embed data sets (Parquet, JSON lines, folders), or texts: lines of files or stdin, --text.
 
-    Every line is a text and becomes a row, blank lines too, so that row n belongs to line n.
+    Of data, the output has all columns of the input, and the vectors. A run that was ended goes on
+    where it was when the same command is given again. Rows that cannot be embedded are set aside,
+    and the exit code is 6. npy has the vectors alone, OUTPUT.rows.npy the numbers of their rows.
 
+    Of texts, every line is one and becomes a row, blank lines too, so that row n belongs to line n.
     jsonl is {"text": ..., "embedding": [...]}, one a line. npy is a float32 array (n, d).
-    parquet has the columns text and embedding (list of float32) and needs emberd[parquet].
+    parquet has the columns text and embedding (list of float32).
 
-    The output file appears when it is whole; a run that is killed leaves what was there.
+    The output appears when it is whole; a run that is killed leaves what was there. Parquet, and
+    data of any kind, needs emberd[parquet].
     """
     output_file = None if output_file == _STDOUT else output_file
+    settings = options.settings(model=model, engine=engine, device=device, revision=revision)
+    sizes = {"batch_size": batch_size, "max_concurrency": max_concurrency}
+    embedder = _embedder(settings, dimensions, truncate=truncate, **sizes)
+    if any(inputs.is_data(name) for name in files or ()):
+        _refuse_texts(texts)
+        code = embed_data.embed(
+            files or (),
+            output_file,
+            format_name,
+            embedder,
+            role=role,
+            bad_rows=bad_rows or BadRows.SET_ASIDE,
+            column=column or _COLUMN,
+            added=embedding_column or _EMBEDDING_COLUMN,
+            restart=restart,
+            save_every_s=save_every,
+        )
+        raise typer.Exit(code)
+    _refuse_data_options(column, embedding_column, bad_rows, restart=restart)
     chosen = formats.of(format_name, output_file)
     destination.check(output_file)
     if output_file is None and not chosen.is_text and sys.stdout.isatty():
         raise SettingError(f"--format {chosen} is not for a terminal. Give --output FILE.")
     sources = _sources(files, texts)
-    settings = options.settings(model=model, engine=engine, device=device, revision=revision)
-    embedder = _embedder(settings, dimensions, truncate=truncate)
     with (
         destination.opened(output_file, whole=not chosen.is_text) as file,
         _progress(quiet=output_file is None and sys.stdout.isatty()) as advance,
@@ -113,6 +205,21 @@ def embed(
             _write_all(lines.read(sources, texts or ()), embed_all, writer, advance)
 
 
+def _refuse_texts(texts: list[str] | None) -> None:
+    if texts:
+        raise SettingError(
+            "--text cannot be given beside Parquet, JSON lines or folders. Leave it out."
+        )
+
+
+def _refuse_data_options(*names: str | None, restart: bool) -> None:
+    if restart or any(name is not None for name in names):
+        raise SettingError(
+            "--column, --embedding-column, --bad-rows and --restart are for Parquet, JSON lines "
+            "and folders. Leave them out: of lines, every one is a text."
+        )
+
+
 def _sources(files: list[str] | None, texts: list[str] | None) -> list[str]:
     if files or texts:
         lines.check(files or ())
@@ -122,7 +229,9 @@ def _sources(files: list[str] | None, texts: list[str] | None) -> list[str]:
     return [lines.STDIN]
 
 
-def _embedder(settings: Settings, dimensions: int | None, *, truncate: bool) -> Embedder:
+def _embedder(
+    settings: Settings, dimensions: int | None, *, truncate: bool, **more: int | None
+) -> Embedder:
     from emberd.embedder import Embedder
 
     return Embedder(
@@ -132,6 +241,7 @@ def _embedder(settings: Settings, dimensions: int | None, *, truncate: bool) -> 
         revision=settings.revision,
         dimensions=dimensions,
         truncate=truncate or None,  # a switch that is off says nothing: EMBERD_TRUNCATE may
+        **more,  # type: ignore[arg-type]
     )
 
 

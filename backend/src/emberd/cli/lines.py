@@ -41,14 +41,12 @@ def check(files: Iterable[str]) -> None:
     """Check that all files can be opened, before a server is asked for.
 
     Raises:
-        SettingError: One is not there, or is a folder; it is named.
+        SettingError: One is not there; it is named.
         OSError: One cannot be opened.
     """
     for name in files:
         if name == STDIN:
             continue
-        if Path(name).is_dir():
-            raise SettingError(f"{name} is a folder. Give files: emberd embed {name}/*")
         if not Path(name).exists():
             raise SettingError(
                 f"{name} is no file. A text on the command line wants --text: "

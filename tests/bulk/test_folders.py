@@ -1,0 +1,111 @@
+"""Folders in and out, and which files are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import dataset, parquet
+
+from bulk_standin import is_right, rejects, run
+from emberd.bulk import inputs
+from emberd.errors import SettingError
+
+
+def _texts(folder: Path, **files: bytes) -> Path:
+    for name, content in files.items():
+        path = folder / name.replace("_", "/", 1).replace("__", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+def test_each_file_of_a_folder_of_texts_is_a_row(tmp_path: Path) -> None:
+    folder = _texts(
+        tmp_path / "in",
+        b_one__md=b"\xef\xbb\xbf# One\r\n",
+        a_two__txt="zw\u00f6i".encode(),
+        a_wrong__txt=b"caf\xe9",
+        a_blank__txt=b" \n",
+        a_picture__png=b"\x89PNG",
+        a_sub_three__rst=b"three",
+    )
+    summary = run(folder, tmp_path / "out.parquet")
+    assert (summary.embedded, summary.set_aside) == (3, 2)
+    table = parquet.read_table(tmp_path / "out.parquet")
+    assert table["path"].to_pylist() == [
+        f"{folder}/a/sub_three.rst",
+        f"{folder}/a/two.txt",
+        f"{folder}/b/one.md",
+    ]
+    assert table["text"].to_pylist() == ["three", "zwöi", "# One\r\n"]
+    assert is_right(tmp_path / "out.parquet")
+    blank, wrong = rejects(tmp_path / "out.parquet")
+    assert blank["file"] == f"{folder}/a/blank.txt"
+    assert wrong["reason"] == "The file is not UTF-8 at byte 3."
+    assert inputs.find([str(folder)]).left_out == 1
+
+
+def test_a_folder_of_parts_is_a_data_set_for_all_who_read_parquet(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"text": "{n}"}}\n' for n in range(600)))
+    run(tmp_path / "in.jsonl", tmp_path / "out")
+    assert len(list((tmp_path / "out").iterdir())) == 3
+    expected = [str(n) for n in range(600)]
+    assert dataset.dataset(tmp_path / "out").to_table()["text"].to_pylist() == expected
+    assert is_right(tmp_path / "out")
+
+
+def test_a_folder_that_holds_something_is_not_written_into(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}')
+    run(tmp_path / "in.jsonl", tmp_path / "out")
+    with pytest.raises(SettingError, match="is there already, and holds something"):
+        run(tmp_path / "in.jsonl", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    run(tmp_path / "in.jsonl", tmp_path / "empty")
+    assert is_right(tmp_path / "empty")
+
+
+def test_an_array_says_which_rows_it_has(tmp_path: Path) -> None:
+    texts = [f'{{"text": "{n}"}}' if n % 3 else "{}" for n in range(1, 700)]
+    (tmp_path / "in.jsonl").write_text("\n".join(texts))
+    run(tmp_path / "in.jsonl", tmp_path / "out.npy")
+    rows = np.load(tmp_path / "out.rows.npy")
+    assert (rows.dtype, np.load(tmp_path / "out.npy").dtype) == (np.int64, np.float32)
+    assert rows.tolist() == [n - 1 for n in range(1, 700) if n % 3]
+    run(tmp_path / "in.jsonl", tmp_path / "out.parquet")
+    table = parquet.read_table(tmp_path / "out.parquet")
+    assert np.array_equal(np.load(tmp_path / "out.npy"), np.stack(table["embedding"].to_numpy()))
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({}, "holds no file. Read are .parquet"),
+        ({"x_a__png": b"", "x_b__csv": b""}, "holds only .csv, .png. Read are .parquet"),
+        ({"x_a__md": b"", "x_b__jsonl": b""}, "of several kinds: 1 .jsonl and 1 .md."),
+    ],
+)
+def test_a_folder_that_cannot_be_read_is_refused(
+    tmp_path: Path, files: dict[str, bytes], says: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    _texts(tmp_path / "in", **files)
+    with pytest.raises(SettingError) as raised:
+        inputs.find([str(tmp_path / "in")])
+    assert says in str(raised.value)
+
+
+def test_what_other_programs_leave_is_passed_over(tmp_path: Path) -> None:
+    for name in ("_SUCCESS", ".part.parquet", "_metadata.parquet", "b.parquet", "a.parquet"):
+        (tmp_path / name).touch()
+    found = inputs.find([str(tmp_path)])
+    assert ([path.name for path in found.files], found.left_out) == (["a.parquet", "b.parquet"], 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_data"),
+    [("x.PARQUET", True), ("x.jsonl.gz", True), ("x.ndjson", True), (".", True), ("x.md", False)],
+)
+def test_what_is_data_is_told_by_its_ending(name: str, is_data: bool) -> None:
+    assert inputs.is_data(name) is is_data

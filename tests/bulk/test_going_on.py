@@ -1,0 +1,278 @@
+"""Going on with what was begun: never with something else, never two at once, never for nothing."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import random
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+import bulk_standin
+from bulk_standin import DIMENSIONS, is_right, order, run
+from emberd.bulk import job
+from emberd.bulk.outputs import Shape
+from emberd.errors import EmberdError, ServerUnavailableError, SettingError
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(f'{{"text": "text {n}", "body": "{n}"}}\n' for n in range(1000)))
+    return path
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "out.parquet"
+
+
+def _begin(source: Path, output: Path, **wishes: Any) -> list[str]:
+    """Let the server fail at text 600, and return the texts that it saw before."""
+    seen: list[str] = []
+    with pytest.raises(ServerUnavailableError) as raised:
+        _run(source, output, lambda text: _fail_at_600(text, seen), **wishes)
+    assert raised.value.__notes__ == ["What was done is kept: run the same command again to go on."]
+    assert not output.exists()
+    return seen
+
+
+def _fail_at_600(text: str, seen: list[str]) -> None:
+    if text.endswith("600"):
+        raise ServerUnavailableError("Nobody answers.")
+    seen.append(text)
+
+
+def _run(source: Path, output: Path, on_text: Callable[[str], object], **wishes: Any) -> None:
+    def embed(texts: Iterable[str]) -> Iterator[Any]:
+        for text in texts:
+            on_text(text)
+            yield bulk_standin.vector(text)
+
+    wanted = order(source, output, **wishes)
+    job.run(wanted, job.reader(wanted), lambda: (embed, DIMENSIONS), lambda progress: None)
+
+
+@pytest.mark.parametrize("save_every_s", [0.0, 3600.0])
+def test_after_a_failure_of_the_server_only_the_rest_is_embedded(
+    source: Path, output: Path, save_every_s: float
+) -> None:
+    _begin(source, output, save_every_s=save_every_s)
+    seen: list[str] = []
+    _run(source, output, seen.append, save_every_s=save_every_s)
+    assert seen == [f"text {n}" for n in range(512, 1000)]
+    table = parquet.read_table(output)
+    assert table["text"].to_pylist() == [f"text {n}" for n in range(1000)]
+    assert is_right(output)
+    assert not output.with_name("out.parquet.parts").exists()
+
+
+def _packed(folder: Path) -> Path:
+    with gzip.open(folder / "in.jsonl.gz", "wt") as file:
+        file.writelines(f'{{"text": "text {n}"}}\n\n' for n in range(1000))
+    return folder / "in.jsonl.gz"
+
+
+def _many_files(folder: Path) -> Path:
+    (folder / "in").mkdir()
+    for start in range(0, 1000, 80):
+        texts = [f"text {n}" for n in range(start, min(start + 80, 1000))]
+        path = folder / f"in/{start:04d}.parquet"
+        parquet.write_table(pa.table({"text": texts}), path, row_group_size=30)
+    return folder / "in"
+
+
+def _many_texts(folder: Path) -> Path:
+    (folder / "in").mkdir()
+    for n in range(1000):
+        (folder / f"in/{n:04d}.md").write_text(f"text {n}")
+    return folder / "in"
+
+
+@pytest.mark.parametrize("make", [_packed, _many_files, _many_texts])
+def test_any_input_goes_on_in_its_middle(
+    tmp_path: Path, output: Path, make: Callable[[Path], Path]
+) -> None:
+    source = make(tmp_path)
+    before = len(_begin(source, output))
+    seen: list[str] = []
+    _run(source, output, seen.append)
+    assert 0 < len(seen) < 600 <= before
+    assert parquet.read_table(output)["text"].to_pylist() == [f"text {n}" for n in range(1000)]
+    assert is_right(output)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "says"),
+    [
+        ({"identity": "emberd:other"}, "identity 'emberd:stand-in' then, 'emberd:other' now"),
+        ({"role": "query"}, "role 'document' then, 'query' now"),
+        ({"column": "body"}, "column 'text' then, 'body' now"),
+        ({"added": "vector"}, "embedding column 'embedding' then, 'vector' now"),
+        ({"shape": Shape.NPY}, "output 'parquet' then, 'npy' now"),
+        ({"truncate": True}, "truncate False then, True now"),
+    ],
+)
+def test_with_other_wishes_it_does_not_go_on(
+    source: Path, output: Path, wishes: dict[str, Any], says: str
+) -> None:
+    _begin(source, output)
+    with pytest.raises(SettingError) as raised:
+        run(source, output, **wishes)
+    assert says in str(raised.value)
+    assert "--restart" in str(raised.value)
+    run(source, output, restart=True, **wishes)
+    assert output.exists()
+
+
+def test_where_nothing_was_done_there_is_nothing_to_go_on_with(source: Path, output: Path) -> None:
+    with pytest.raises(ServerUnavailableError):
+        _run(source, output, lambda _: _fail_at_600("600", []))
+    assert run(source, output, column="body").embedded == 1000
+
+
+def test_vectors_of_another_length_are_not_mixed_in(source: Path, output: Path) -> None:
+    _begin(source, output)
+    wanted = order(source, output)
+    with pytest.raises(SettingError, match="begun with vectors of 4 dimensions, .* gives 8 now"):
+        job.run(wanted, job.reader(wanted), lambda: (bulk_standin.embed, 8), lambda progress: None)
+
+
+def test_an_input_that_changed_since_is_noticed(source: Path, output: Path) -> None:
+    _begin(source, output)
+    with source.open("a") as file:
+        file.write('{"text": "more"}\n')
+    with pytest.raises(SettingError, match=r"in.jsonl had \d+ bytes and has \d+"):
+        run(source, output)
+    assert run(source, output, restart=True).embedded == 1001
+
+
+def test_an_input_that_changes_meanwhile_is_noticed(source: Path, output: Path) -> None:
+    def touch(text: str) -> None:
+        if text == "text 700":
+            os.utime(source, ns=(1, 1))
+
+    with pytest.raises(SettingError, match="changed while it was read: .* was written again"):
+        _run(source, output, touch)
+    assert not output.exists()
+
+
+def test_files_that_came_or_went_are_noticed(source: Path, output: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more.jsonl"
+    more.write_text('{"text": "more"}')
+    _begin(source, output)
+    with pytest.raises(SettingError, match=r"was 1 files and is 2 \(.*more.jsonl is new\)"):
+        run([source, more], output)
+
+
+def test_a_second_run_is_refused_while_the_first_goes_on(source: Path, output: Path) -> None:
+    began, ended = threading.Event(), threading.Event()
+
+    def wait(text: str) -> None:
+        began.set()
+        assert ended.wait(30)
+
+    first = threading.Thread(target=_run, args=(source, output, wait))
+    first.start()
+    assert began.wait(30)
+    command = [sys.executable, bulk_standin.__file__]
+    line = f'["{source}", "{output}", 0]\n'
+    path = os.pathsep.join(filter(None, sys.path))
+    second = subprocess.run(
+        command,
+        input=line,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    ended.set()
+    first.join()
+    assert second.stdout == "1\n"
+    told = f"{output} is being written by another run (process {os.getpid()} on "
+    assert told in second.stderr
+    assert is_right(output)
+
+
+def test_a_full_disk_is_named_and_what_was_done_goes_on(source: Path, output: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    texts = [random.Random(n).randbytes(100).hex() for n in range(1000)]
+    source.write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))
+    wanted = order(source, output)
+    reader = job.reader(wanted)
+    # Parts are small enough for it, and the whole output is not.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, hard))
+    try:
+        with pytest.raises(EmberdError, match=r"out.parquet could not be written: File too large"):
+            job.run(wanted, reader, lambda: (bulk_standin.embed, DIMENSIONS), lambda progress: None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    seen: list[str] = []
+    _run(source, output, seen.append)
+    assert seen == []
+    assert is_right(output)
+
+
+def test_a_part_that_was_deleted_is_embedded_again_with_what_follows(
+    source: Path, output: Path
+) -> None:
+    _begin(source, output)
+    folder = output.with_name("out.parquet.parts")
+    (first, _) = sorted(folder.glob("part-*.parquet"))
+    first.unlink()
+    seen: list[str] = []
+    _run(source, output, seen.append)
+    assert len(seen) == 1000
+    assert is_right(output)
+
+
+def test_a_damaged_part_is_named(source: Path, output: Path) -> None:
+    _begin(source, output)
+    (*_, last) = sorted(output.with_name("out.parquet.parts").glob("part-*.parquet"))
+    last.write_bytes(last.read_bytes()[:100])
+    with pytest.raises(EmberdError, match=r"part-.*parquet is damaged: .* Delete it"):
+        run(source, output)
+
+
+def test_a_folder_of_parts_that_is_somebody_elses_is_left_alone(source: Path, output: Path) -> None:
+    folder = output.with_name("out.parquet.parts")
+    folder.mkdir()
+    (folder / "mine").write_text("mine")
+    with pytest.raises(SettingError, match="Move it away, or give another --output"):
+        run(source, output)
+    assert (folder / "mine").read_text() == "mine"
+
+
+def test_a_bad_row_is_an_error_where_it_is_to_be(source: Path, output: Path) -> None:
+    source.write_text('{"text": "a"}\n{"text": 1}\n')
+    with pytest.raises(EmberdError, match=r"\(file .*in.jsonl, line 2\): The text is of type int"):
+        run(source, output, fails_on_bad_row=True)
+    assert run(source, output).set_aside == 1
+
+
+def test_what_an_earlier_output_set_aside_does_not_stay(source: Path, output: Path) -> None:
+    source.write_text('{"text": "a"}\n{"text": 1}\n')
+    run(source, output)
+    assert bulk_standin.rejects(output)
+    source.write_text('{"text": "a"}\n')
+    run(source, output)
+    assert not bulk_standin.rejects(output)
+
+
+def test_many_rows_without_a_text_do_not_pile_up(
+    tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emberd.bulk.feed._MOST_FLAWED", 300)
+    source = tmp_path / "nulls.jsonl"
+    source.write_text('{"text": "a"}\n' + '{"text": null}\n' * 2000 + '{"text": "b"}\n')
+    summary = run(source, output)
+    assert (summary.embedded, summary.set_aside) == (2, 2000)
+    assert [row["row"] for row in bulk_standin.rejects(output)] == list(range(1, 2001))

@@ -1,0 +1,177 @@
+"""``embed`` of data sets, with real servers: killed and given again, told of what it left out."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+import waiting
+from command import Command, stub
+from emberd import Embedder
+from stubs import server
+
+DEMO = ("--engine", "demo", "--model", "emberd/demo")
+
+
+def _lines(path: Path, texts: list[Any]) -> Path:
+    path.write_text("".join(f"{json.dumps({'id': i, 'text': t})}\n" for i, t in enumerate(texts)))
+    return path
+
+
+def _vectors(path: Path) -> Any:
+    return np.array(parquet.read_table(path)["embedding"].to_pylist(), np.float32)
+
+
+def test_rows_keep_their_fields_and_get_their_vectors(running: Command, tmp_path: Path) -> None:
+    texts = [f"text {n}" for n in range(700)]
+    source = _lines(tmp_path / "in.jsonl", texts)
+    done = running("embed", *stub(), str(source), "-o", str(tmp_path / "out.parquet"))
+    assert done.code == 0, done.err
+    assert re.search(r"out.parquet: 700 rows; \d+\.\d s \(\d+ rows/s\)", done.err)
+    table = parquet.read_table(tmp_path / "out.parquet")
+    assert table["id"].to_pylist() == list(range(700))
+    expected = np.array([server.vector(text) for text in texts], np.float32)
+    assert np.allclose(_vectors(tmp_path / "out.parquet"), expected, atol=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.parquet"]
+
+
+def test_bad_rows_are_set_aside_and_the_exit_code_tells(emberd: Command, tmp_path: Path) -> None:
+    """The stub knows no token for a blank text, and dies of another."""
+    texts = ["one", None, " ", "half \ud800", "DIE", "x" * 50, "two"]
+    source = _lines(tmp_path / "in.jsonl", texts)
+    target = tmp_path / "out.parquet"
+    done = emberd("embed", *stub(), str(source), "-o", str(target))
+    assert done.code == 6, done.err
+    assert f"4 rows could not be embedded and are not in it: {target}.rejects.jsonl" in done.err
+    assert parquet.read_table(target)["text"].to_pylist() == ["one", "x" * 50, "two"]
+    rejects = [
+        json.loads(line) for line in Path(f"{target}.rejects.jsonl").read_text().splitlines()
+    ]
+    assert [row["line"] for row in rejects] == [2, 3, 4, 5]
+    null, blank, half, poison = (row["reason"] for row in rejects)
+    assert null == "The text is null."
+    assert blank.startswith("The text is blank")
+    assert "lone surrogate" in half
+    assert "died" in poison
+
+
+def test_a_bad_row_can_be_an_error(running: Command, tmp_path: Path) -> None:
+    source = _lines(tmp_path / "in.jsonl", ["one", None])
+    command = ("embed", *stub(), str(source), "-o", str(tmp_path / "out.jsonl"))
+    done = running(*command, "--bad-rows", "fail")
+    assert done.code == 1
+    assert f"(file {source}, line 2): The text is null." in done.err
+    assert running(*command).code == 6
+
+
+def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(
+    emberd: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dice = random.Random(7)
+    texts = [f"passage {n} on {dice.choice(['rivers', 'yeast', 'locks'])}" for n in range(500)]
+    source = _lines(tmp_path / "in.jsonl", texts)
+    target = tmp_path / "out.parquet"
+    parts = tmp_path / "out.parquet.parts"
+    command = ("embed", *DEMO, str(source), "-o", str(target), "--save-every", "0")
+    assert emberd("up", *DEMO).code == 0
+    while not target.exists():
+        with emberd.begin(*command) as process:
+            # Killed when it has done more than the one before it, at a time that nobody chose.
+            _wait_for_more(parts, process)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+    assert emberd(*command).code == 0
+    assert parquet.read_table(target)["text"].to_pylist() == texts
+    monkeypatch.setenv("EMBERD_HOME", str(emberd.home))
+    expected = Embedder("emberd/demo").embed_documents(texts)
+    # The encoder sums in another order when a batch is of another size.
+    assert np.allclose(_vectors(target), expected, rtol=0, atol=1e-6)
+
+
+def _wait_for_more(folder: Path, process: subprocess.Popen[bytes]) -> None:
+    before = _parts(folder)
+    waiting.until(lambda: process.poll() is not None or _parts(folder) > before, 60)
+
+
+def _parts(folder: Path) -> int:
+    return len([*folder.glob("part-*.parquet")]) if folder.exists() else 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_what_an_ended_run_has_done_is_not_done_again(
+    emberd: Command, tmp_path: Path, signum: signal.Signals
+) -> None:
+    source = _lines(tmp_path / "in.jsonl", ["fast"] * 600 + ["SLOW30"])
+    target = tmp_path / "out.npy"
+    command = ("embed", *stub(drain=0.1), str(source), "-o", str(target), "--save-every", "0")
+    parts = tmp_path / "out.npy.parts"
+    with emberd.begin(*command, "--batch-size", "64") as process:
+        waiting.until(lambda: [*parts.glob("part-*.parquet")], 30)
+        process.send_signal(signum)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == (130 if signum == signal.SIGINT else -9)
+    assert (b"run the same command again to go on" in err) == (signum == signal.SIGINT)
+    done = emberd(*command, "--dimensions", "4")
+    assert done.code == 2
+    assert "was begun otherwise: identity " in done.err
+    assert not target.exists()
+
+
+def test_queries_get_the_query_template(running: Command, tmp_path: Path) -> None:
+    source = _lines(tmp_path / "in.jsonl", ["one"])
+    target = tmp_path / "out.npy"
+    done = running("embed", *stub(), str(source), "-o", str(target), "--as", "query")
+    assert done.code == 0, done.err
+    assert np.allclose(np.load(target), [server.vector("one")], atol=1e-6)
+    assert np.load(tmp_path / "out.rows.npy").tolist() == [0]
+
+
+def test_a_terminal_sees_rate_and_time_left(running: Command, tmp_path: Path) -> None:
+    source = _lines(tmp_path / "in.jsonl", [f"text {n}" for n in range(600)])
+    done = running.on_terminal("embed", *stub(), str(source), "-o", str(tmp_path / "out"))
+    assert done.code == 0
+    assert re.search(r"embedding.*100%.* 600 rows, \d+/s .*0 s left", done.out)
+    assert re.search(r"assembling.*100%", done.out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("in.jsonl",), "Give --output FILE.parquet, FILE.jsonl, FILE.npy or FOLDER."),
+        (("in.jsonl", "-o", "out.csv"), "--output ends with .csv, which is no format"),
+        (("in.jsonl", "-o", "out", "-t", "x"), "--text cannot be given beside"),
+        (("in.jsonl", "-o", "in.jsonl"), "in.jsonl is among what is read"),
+        (("data", "-o", "data/out.parquet"), "out.parquet is among what is read"),
+        (("in.jsonl", "in.txt", "-o", "out"), "in.txt is a file with a text a line"),
+        (("in.jsonl", "-o", "/dev/full"), "is neither a file nor a folder"),
+        (("in.jsonl", "-o", "out.npy", "--column", "body"), "has no field 'body'"),
+        (("in.txt", "--column", "body"), "are for Parquet, JSON lines and folders"),
+        (("in.jsonl", "-o", "made", "--format", "npy"), "is a folder, which holds Parquet alone"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_a_server_is_asked_for(
+    emberd: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _lines(tmp_path / "in.jsonl", ["one"])
+    (tmp_path / "in.txt").write_text("one")
+    (tmp_path / "made").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.md").touch()
+    done = emberd("embed", *stub(), *arguments)
+    assert done.code == 2, done.err
+    assert says in done.err
+    assert not emberd.home.exists()
