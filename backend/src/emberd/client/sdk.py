@@ -13,13 +13,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from emberd.client.fork import Sockets
+from emberd.client.plain import CONNECT_S, KEEP_IDLE_S, NO_KEY
 from emberd.client.protocol import Ask, Reply, Trouble
 from emberd.errors import BadReplyError, SettingError
 from emberd.settings import Endpoint, root_url
 from emberd.surface import is_loopback
-
-NO_KEY: Final = "EMPTY"
-"""What clients of servers without a key send by custom; the SDK refuses to go without any."""
 
 _AGENT: Final = "emberd"
 _JSON: Final = "application/json"
@@ -34,10 +32,6 @@ _NEEDED_HEADERS: Final = frozenset(
         "transfer-encoding",
     }
 )
-# Servers on uvicorn close an idle connection after 5 s. Ours is given up before, or a request
-# meets a connection that is being closed.
-_KEEP_IDLE_S: Final = 4.0
-_CONNECT_S: Final = 10.0
 _API: Final = "/v1"
 
 # httpx's and httpx2's exceptions have the same names.
@@ -78,7 +72,7 @@ def call(client: Any, ask: Ask, timeout_s: float) -> Callable[[], Any]:
         ask: The request.
         timeout_s: How long each of its steps may take, in seconds.
     """
-    timeout = _httpx().Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S))
+    timeout = _httpx().Timeout(timeout_s, connect=min(timeout_s, CONNECT_S))
     options: dict[str, Any] = {"timeout": timeout, "max_retries": 0}
     if ask.path.startswith(f"{_API}/"):
         path = ask.path.removeprefix(_API)
@@ -177,7 +171,7 @@ def _http_options(endpoint: Endpoint, connections: int, prepare: Any) -> dict[st
         # A redirect would carry the key to wherever the answer points.
         "follow_redirects": False,
         "limits": _httpx().Limits(
-            max_keepalive_connections=connections, keepalive_expiry=_KEEP_IDLE_S
+            max_keepalive_connections=connections, keepalive_expiry=KEEP_IDLE_S
         ),
         "event_hooks": {"request": [prepare]},
     }

@@ -1,8 +1,9 @@
-"""Sending, over the openai SDK: one request out, one answer or its absence back.
+"""Sending: one request out, one answer or its absence back.
 
-The SDK is imported at first use. Its own retries, redirects and parsing are off: what is sent again
-and what an answer means is decided elsewhere. It stands on httpx or on httpx2, depending on its
-version; whichever it is, only what both offer is used.
+Over the openai SDK, except from threads to a server of this machine, see ``plain``. The SDK is
+imported at first use. Its own retries, redirects and parsing are off: what is sent again and what
+an answer means is decided elsewhere. It stands on httpx or on httpx2, depending on its version;
+whichever it is, only what both offer is used.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, closing
 from typing import Any, Final
 
-from emberd.client import deadline, fork, sdk
+from emberd.client import deadline, fork, plain, sdk
 from emberd.client.fork import Sockets
 from emberd.client.loops import PerLoop
+from emberd.client.plain import PlainSession
 from emberd.client.protocol import Ask, Reply, Trouble
 from emberd.settings import Endpoint
 
@@ -83,11 +85,11 @@ class Transport:
         self._timeout_s = timeout_s
         self._given = Session(client, timeout_s) if client is not None else None
         self._lock = threading.Lock()
-        self._session: Session | None = None
+        self._session: Session | PlainSession | None = None
         self._place: tuple[str, str | None] | None = None
         fork.register(self)
 
-    def session(self, endpoint: Endpoint) -> Session:
+    def session(self, endpoint: Endpoint) -> Session | PlainSession:
         """Return the session for ``endpoint``.
 
         The one before is not closed here: another thread may be using it, and it closes itself
@@ -98,9 +100,14 @@ class Transport:
         place = (endpoint.url, endpoint.api_key)
         with self._lock:
             if self._session is None or self._place != place:
-                self._session = Session.open(endpoint, self._connections, self._timeout_s)
+                self._session = self._opened(endpoint)
                 self._place = place
             return self._session
+
+    def _opened(self, endpoint: Endpoint) -> Session | PlainSession:
+        if plain.suits(endpoint):
+            return PlainSession(endpoint, self._timeout_s)
+        return Session.open(endpoint, self._connections, self._timeout_s)
 
     def close(self) -> None:
         """Let go of what is open; the next use opens it again.

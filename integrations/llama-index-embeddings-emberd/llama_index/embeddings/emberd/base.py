@@ -15,6 +15,7 @@ from llama_index.core.bridge.pydantic import (
     model_validator,
 )
 from llama_index.core.storage.kvstore.types import BaseKVStore
+from llama_index.core.utils import get_tqdm_iterable
 from pydantic import computed_field
 
 from emberd import Embedder, Endpoint, SettingError, Settings, ato_lists, to_lists
@@ -27,6 +28,7 @@ from llama_index.embeddings.emberd.construction import (
     secret,
     shown,
 )
+from llama_index.embeddings.emberd.telling import slices, told
 
 _DEFAULT: Final = Settings()  # nothing of the environment is in it
 # The most that BaseEmbedding allows. It hands over one slice after another, so a slice must hold
@@ -291,7 +293,17 @@ class EmberdEmbedding(BaseEmbedding):
             **kwargs: Without effect, as in ``BaseEmbedding``.
         """
         with documents():
-            return super().get_text_embedding_batch(texts, show_progress, **kwargs)
+            if self.embeddings_cache is not None:
+                return super().get_text_embedding_batch(texts, show_progress, **kwargs)
+            # Else as there, but for events that are not checked number by number.
+            vectors: list[list[float]] = []
+            shown = get_tqdm_iterable(texts, show_progress, "Generating embeddings")
+            for part in slices(shown, self.embed_batch_size):
+                with told(self, part) as tell:
+                    if self.rate_limiter is not None:
+                        self.rate_limiter.acquire()
+                    vectors += tell(self._get_text_embeddings(part))
+            return vectors
 
     async def aget_text_embedding_batch(
         self, texts: list[str], show_progress: bool = False, **kwargs: Any

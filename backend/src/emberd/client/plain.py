@@ -1,0 +1,174 @@
+"""Sending to a server of this machine, where neither TLS nor a proxy stands in between.
+
+That is the usual case, and all that the openai SDK has to offer for it is in the way: a large reply
+goes through five layers of it and of httpx in pieces. ``http.client`` reads it in one.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import select
+import socket
+import threading
+import time
+import weakref
+from collections import deque
+from http import HTTPStatus
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from emberd.client import deadline, fork
+from emberd.client.protocol import Ask, Reply, Trouble
+from emberd.errors import BadReplyError
+from emberd.settings import Endpoint
+from emberd.surface import is_loopback
+
+KEEP_IDLE_S: Final = 4.0
+"""Servers on uvicorn close an idle connection after 5 s. Ours is given up before, or a request
+meets a connection that is being closed."""
+
+CONNECT_S: Final = 10.0
+NO_KEY: Final = "EMPTY"
+"""What clients of servers without a key send by custom; the SDK refuses to go without any."""
+
+_BARE: Final = ("", "identity")
+
+
+def suits(endpoint: Endpoint) -> bool:
+    """Return whether ``endpoint`` is reached so."""
+    return endpoint.url.startswith("http://") and is_loopback(endpoint.url)
+
+
+class PlainSession:
+    """Connections to one endpoint, for any number of threads; as ``transport.Session``.
+
+    Args:
+        endpoint: Where they lead.
+        timeout_s: How long one request may take, in seconds.
+    """
+
+    def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
+        parts = urlsplit(endpoint.url)
+        self._address = (parts.hostname or "", parts.port or http.client.HTTP_PORT)
+        self._prefix = parts.path
+        self._headers = {
+            "Accept": "application/json",
+            "Content-Type": "application/json",
+            "User-Agent": "emberd",
+            "Authorization": f"Bearer {endpoint.api_key or NO_KEY}",
+        }
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._idle: deque[_Connection] = deque()  # the latest used at the right
+        self._all: weakref.WeakSet[_Connection] = weakref.WeakSet()
+        weakref.finalize(self, _close_all, self._idle)
+
+    def send(self, ask: Ask) -> Reply | Trouble:
+        """Send ``ask`` once and return what came of it.
+
+        Raises:
+            BadReplyError: The answer is packed, although nobody asked for that.
+        """
+        with deadline.within(self._timeout_s):
+            try:
+                connection = self._connection()
+            except OSError as error:
+                return Trouble("refused", _said(error))
+            try:
+                reply = self._exchange(connection, ask)
+            except TimeoutError as error:
+                connection.close()
+                return Trouble("timeout", _said(error))
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                return Trouble("broken", _said(error))
+            except BaseException:
+                connection.close()
+                raise
+        return reply
+
+    def leave_to_parent(self) -> None:
+        """Close the child's copies of the connections, and touch nothing else."""
+        for connection in list(self._all):
+            connection.leave()
+        fork.keep_inherited(self)
+
+    def _connection(self) -> _Connection:
+        with self._lock:
+            while self._idle:
+                connection = self._idle.pop()
+                if connection.is_fresh():
+                    return connection
+                connection.close()
+        connection = _Connection(*self._address, timeout=min(self._timeout_s, CONNECT_S))
+        connection.connect()
+        self._all.add(connection)
+        return connection
+
+    def _exchange(self, connection: _Connection, ask: Ask) -> Reply:
+        method, body = "GET", None
+        if ask.body is not None:
+            method, body = "POST", json.dumps(ask.body, separators=(",", ":")).encode()
+        connection.give_time()
+        connection.request(method, self._prefix + ask.path, body, self._headers)
+        response = connection.getresponse()
+        content = response.read()
+        if response.will_close:
+            connection.close()
+        else:
+            connection.used_s = time.monotonic()
+            with self._lock:
+                self._idle.append(connection)
+        packed = response.headers.get("content-encoding", "")
+        if packed.casefold() not in _BARE and response.status == HTTPStatus.OK:
+            raise BadReplyError(
+                f"The reply cannot be unpacked ({packed} was not asked for). No vector of it is used; "
+                f"look at what answers at this address, or which proxy stands before it."
+            )
+        return Reply(response.status, content, response.headers.get("retry-after"))
+
+
+class _Connection(http.client.HTTPConnection):
+    """One whose reads keep to the deadline of the thread."""
+
+    used_s = 0.0
+
+    def connect(self) -> None:
+        """Connect, with a socket that looks at the time before each read."""
+        super().connect()
+        given = self.sock
+        self.sock = _Timed(given.family, given.type, given.proto, fileno=given.detach())
+
+    def give_time(self) -> None:
+        """Let writes take what is left."""
+        self.sock.settimeout(deadline.left_s())
+
+    def is_fresh(self) -> bool:
+        """Return whether it is still open, as far as anybody can tell."""
+        if time.monotonic() - self.used_s > KEEP_IDLE_S:
+            return False
+        readable, _, _ = select.select([self.sock], (), (), 0)
+        return not readable  # what is there to read unasked is the end of the connection
+
+    def leave(self) -> None:
+        """Close this process's copy of the socket."""
+        if self.sock is not None:
+            self.sock.close()
+
+
+class _Timed(socket.socket):
+    """A timeout is one of a single read: a server that drips never runs into it."""
+
+    def recv_into(self, *given: Any, **named: Any) -> int:
+        self.settimeout(deadline.left_s())
+        return super().recv_into(*given, **named)
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _close_all(idle: deque[_Connection]) -> None:
+    while idle:
+        idle.pop().close()
