@@ -8,13 +8,23 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from emberd.bulk import inputs
 from emberd.bulk.job import SAVE_EVERY_S
-from emberd.cli import destination, embed_data, formats, lines, options, output, waiting, words
+from emberd.cli import (
+    destination,
+    embed_data,
+    embed_ray,
+    formats,
+    lines,
+    options,
+    output,
+    waiting,
+    words,
+)
 from emberd.cli.embed_data import BadRows
 from emberd.cli.formats import Format, Writer
 from emberd.errors import SettingError, TextError
@@ -101,6 +111,19 @@ MaxConcurrency = Annotated[
         "--max-concurrency", metavar="N", help="Most requests in flight.", show_default=False
     ),
 ]
+Ray = Annotated[
+    bool,
+    typer.Option("--ray", help="On a Ray cluster, into a folder; a server for each node or GPU."),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="The cluster. Else the one that Ray finds, or this machine alone.",
+        show_default=False,
+    ),
+]
 Texts = Annotated[
     list[str] | None,
     typer.Option("--text", "-t", metavar="TEXT", help="A text; may be given more than once."),
@@ -151,6 +174,8 @@ def embed(
     save_every: SaveEvery = SAVE_EVERY_S,
     batch_size: BatchSize = None,
     max_concurrency: MaxConcurrency = None,
+    ray: Ray = False,
+    ray_address: RayAddress = None,
     model: options.Model = None,
     engine: options.Engine = None,
     device: options.Device = None,
@@ -173,20 +198,21 @@ def embed(
     settings = options.settings(model=model, engine=engine, device=device, revision=revision)
     sizes = {"batch_size": batch_size, "max_concurrency": max_concurrency}
     embedder = _embedder(settings, dimensions, truncate=truncate, **sizes)
-    if any(inputs.is_data(name) for name in files or ()):
+    if ray or ray_address or any(inputs.is_data(name) for name in files or ()):
         _refuse_texts(texts)
-        code = embed_data.embed(
-            files or (),
-            output_file,
-            format_name,
-            embedder,
-            role=role,
-            bad_rows=bad_rows or BadRows.SET_ASIDE,
-            column=column or _COLUMN,
-            added=embedding_column or _EMBEDDING_COLUMN,
-            restart=restart,
-            save_every_s=save_every,
-        )
+        wishes: dict[str, Any] = {
+            "role": role,
+            "bad_rows": bad_rows or BadRows.SET_ASIDE,
+            "column": column or _COLUMN,
+            "added": embedding_column or _EMBEDDING_COLUMN,
+            "restart": restart,
+        }
+        ends = (files or (), output_file)
+        if ray or ray_address:
+            code = embed_ray.embed(*ends, embedder.settings, address=ray_address, **wishes)
+        else:
+            wishes["save_every_s"] = save_every
+            code = embed_data.embed(*ends, format_name, embedder, **wishes)
         raise typer.Exit(code)
     _refuse_data_options(column, embedding_column, bad_rows, restart=restart)
     chosen = formats.of(format_name, output_file)
