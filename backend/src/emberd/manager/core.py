@@ -40,7 +40,7 @@ from emberd.manager import (
     stopping,
     suspicion,
 )
-from emberd.manager.record import State
+from emberd.manager.record import Record, State
 from emberd.manager.server import OnProgress, Progress, Server, ServerStatus, Verify
 from emberd.manager.slot import View
 from emberd.manager.timing import Timing
@@ -351,9 +351,14 @@ def _outcome(view: View, joined: Joined, spec: ServerSpec) -> Server | None:
         return view.server(started=joined.started) if view.serves(spec) else None
     if view.record is not None and view.record.stopped_by_person:
         raise _stopped(spec)
-    if view.record is not None and view.state is State.FAILED:
+    if view.record is not None and view.state is State.FAILED and not _was_ready(view.record):
         raise view.record.start_error()
     return None
+
+
+def _was_ready(record: Record) -> bool:
+    """Return whether it failed later than at its start: then another start is worth a try."""
+    return record.failure is not None and not record.failure.starting
 
 
 def _refuse_to_undo(views: list[View], lost: Server) -> None:

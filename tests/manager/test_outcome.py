@@ -1,0 +1,33 @@
+"""What a waiter makes of the end of a start that it has joined."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from emberd.errors import StartError
+from emberd.manager.core import _outcome
+from emberd.manager.record import Failure, Record, State
+from emberd.manager.slot import View
+from emberd.manager.timing import Timing
+from emberd.manager.wish import Joined
+from emberd.settings import ServerSpec
+
+SPEC = ServerSpec(model="test/model")
+JOINED = Joined(Path("folder"), "nonce", started=False)
+
+
+def _failed(*, starting: bool) -> View:
+    failure = Failure("It was killed.", "", at_s=1.0, starting=starting)
+    record = Record(State.FAILED, "nonce", SPEC, Timing(), since_s=0.0, failure=failure)
+    return View(Path("folder"), record, alive=False)
+
+
+def test_a_start_that_failed_is_every_waiters_error() -> None:
+    with pytest.raises(StartError, match="It was killed"):
+        _outcome(_failed(starting=True), JOINED, SPEC)
+
+
+def test_a_server_that_was_ready_and_died_before_a_waiter_looked_is_asked_for_anew() -> None:
+    assert _outcome(_failed(starting=False), JOINED, SPEC) is None
