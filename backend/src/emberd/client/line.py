@@ -10,9 +10,11 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, It
 from itertools import islice
 from typing import Final, NamedTuple
 
-from emberd.client.batches import WINDOW_TEXTS
 from emberd.client.job import Job, Work
 from emberd.client.texts import refuse_one
+
+WINDOW_TEXTS: Final = 1024
+"""Texts of one job of a stream: two such jobs fill as many requests as are in flight by default."""
 
 _MOST_OPEN: Final = 2
 
