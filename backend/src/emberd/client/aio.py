@@ -16,13 +16,14 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from emberd.client import verify
-from emberd.client.coalesce import Coalescer, Kind
-from emberd.client.gate import Gate
+from emberd.client.gate import TaskGate
 from emberd.client.job import Job, Work
 from emberd.client.learnt import Learnt
 from emberd.client.line import Line, Window, awindows
 from emberd.client.loops import PerLoop
 from emberd.client.memory import Memory
+from emberd.client.merging import Kind
+from emberd.client.merging_tasks import TaskMerger
 from emberd.client.protocol import Ask, Outcome, Reply, Trouble
 from emberd.client.replies import Answer
 from emberd.client.retry import Pause, RetryPolicy, exchange
@@ -72,8 +73,8 @@ class AsyncClient:
         self._on_use = on_use
         self._on_timeout = on_timeout
         self._memory = memory
-        self._coalescers: PerLoop[Coalescer] = PerLoop(Coalescer)
-        self._gates: PerLoop[Gate] = PerLoop(Gate)
+        self._mergers: PerLoop[TaskMerger] = PerLoop(TaskMerger)
+        self._gates: PerLoop[TaskGate] = PerLoop(TaskGate)
         self._policy = policy or RetryPolicy.usual(settings.timeout, can_heal=heal is not None)
         self._learnt = Learnt()
         self._transport = AsyncTransport(settings.max_concurrency, settings.timeout, sdk_client)
@@ -221,13 +222,8 @@ class AsyncClient:
             # The server may have died of it: whoever went with it would be under suspicion too.
             async with self._gates.get().alone():
                 return await self._exchange(job.endpoint, lambda: ask)
-        kind = Kind(
-            job.endpoint,
-            ask.dimensions,
-            holds_ids=isinstance(ask.inputs[0], list),
-            most_texts=self._settings.batch_size,
-        )
-        return await self._coalescers.get().send(kind, ask, work.tokens, self._together)
+        kind = Kind.of(job.endpoint, ask, self._settings.batch_size)
+        return await self._mergers.get().send(kind, ask, work.tokens, self._together)
 
     async def _together(self, endpoint: Endpoint, depart: Callable[[], Ask]) -> Outcome:
         async with self._gates.get().together():

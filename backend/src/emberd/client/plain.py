@@ -123,8 +123,8 @@ class PlainSession:
         packed = response.headers.get("content-encoding", "")
         if packed.casefold() not in _BARE and response.status == HTTPStatus.OK:
             raise BadReplyError(
-                f"The reply cannot be unpacked ({packed} was not asked for). No vector of it is used; "
-                f"look at what answers at this address, or which proxy stands before it."
+                f"The reply cannot be unpacked ({packed} was not asked for). No vector of it is "
+                f"used; look at what answers at this address, or which proxy stands before it."
             )
         return Reply(response.status, content, response.headers.get("retry-after"))
 

@@ -89,17 +89,30 @@ class Lease:
         self._abandoned = False
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
+    def slot(self, is_unwanted: Callable[[], bool] = lambda: False) -> Iterator[bool]:
         """Hold a slot, waiting for it while ``limit`` requests of this limit are in flight.
+
+        Args:
+            is_unwanted: Asked while there is none: whether none is wanted any more.
+
+        Yields:
+            Whether there is one.
 
         Raises:
             AbandonedError: ``abandon`` was called.
         """
-        self._enter()
+        if not self._enter(is_unwanted):
+            yield False
+            return
         try:
-            yield
+            yield True
         finally:
             self._leave()
+
+    def look_again(self) -> None:
+        """Have all who wait for a slot look whether they want it still."""
+        with self._slots.changed:
+            self._slots.changed.notify_all()
 
     def abandon(self) -> None:
         """Give back what is held, and let nobody wait any more."""
@@ -108,11 +121,14 @@ class Lease:
             self._slots.give_back(self._limit, self._held)
             self._held = 0
 
-    def _enter(self) -> None:
+    def _enter(self, is_unwanted: Callable[[], bool]) -> bool:
         with self._slots.changed:
-            if not self._slots.take(self._limit, lambda: self._abandoned):
+            if self._slots.take(self._limit, lambda: self._abandoned or is_unwanted()):
+                self._held += 1
+                return True
+            if self._abandoned:
                 raise AbandonedError
-            self._held += 1
+            return False
 
     def _leave(self) -> None:
         with self._slots.changed:

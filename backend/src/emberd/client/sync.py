@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import copy
+import functools
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 from emberd.client import verify
+from emberd.client.batches import Batch
 from emberd.client.crew import Crew
+from emberd.client.gate import ThreadGate
 from emberd.client.job import Job, Work
 from emberd.client.learnt import Learnt
 from emberd.client.line import Line, Window, windows
 from emberd.client.memory import Memory
-from emberd.client.protocol import Outcome, Reply, Trouble
+from emberd.client.merging import Kind
+from emberd.client.merging_threads import ThreadMerger
+from emberd.client.protocol import Ask, Outcome, Reply, Trouble
+from emberd.client.replies import Answer
 from emberd.client.retry import Pause, RetryPolicy, exchange
 from emberd.client.rows import Embedded
 from emberd.client.slots import PROCESS_SLOTS, AbandonedError, Lease
@@ -57,6 +65,8 @@ class Client:
         self._memory = memory
         self._policy = policy or RetryPolicy.usual(settings.timeout, can_heal=heal is not None)
         self._learnt = Learnt()
+        self._merger = ThreadMerger()
+        self._gate = ThreadGate()
         self._transport = Transport(settings.max_concurrency, settings.timeout, sdk_client)
 
     def using(self, settings: Settings) -> Client:
@@ -135,7 +145,7 @@ class Client:
     ) -> Generator[Embedded]:
         line = Line(self._settings.max_concurrency)
         lease = Lease(PROCESS_SLOTS, self._settings.max_concurrency)
-        crew: Crew[tuple[Job, Work], Outcome] = Crew(
+        crew: Crew[tuple[Job, Work], Outcome | Answer] = Crew(
             lambda taken: self._perform(*taken, lease, crew)
         )
         try:
@@ -171,7 +181,7 @@ class Client:
     def _step(
         self,
         line: Line,
-        crew: Crew[tuple[Job, Work], Outcome],
+        crew: Crew[tuple[Job, Work], Outcome | Answer],
         on_done: Callable[[int], None] | None,
     ) -> None:
         for job in line.lost:
@@ -189,12 +199,40 @@ class Client:
             on_done(job.finished)
 
     def _perform(
-        self, job: Job, work: Work, lease: Lease, crew: Crew[tuple[Job, Work], Outcome]
-    ) -> Outcome:
-        session = self._transport.session(job.endpoint)
-        steps = exchange(job.ask(work), self._policy)
-        answer: Reply | Trouble | None = None
+        self, job: Job, work: Work, lease: Lease, crew: Crew[tuple[Job, Work], Outcome | Answer]
+    ) -> Outcome | Answer:
+        ask = job.ask(work)
+        exchange = functools.partial(self._exchange, job.endpoint, lease, crew.stopped)
+        if isinstance(work, Batch) and not work.deaths:
+            kind = Kind.of(job.endpoint, ask, self._settings.batch_size)
+            with self._gate.together():
+                return self._merger.send(kind, ask, work.tokens, exchange)
+        # The server may have died of it: whoever went with it would be under suspicion too.
+        with self._gate.alone() if isinstance(work, Batch) else nullcontext():
+            outcome = exchange(lambda: ask)
+        if outcome is None:
+            raise AbandonedError
+        return outcome
+
+    def _exchange(
+        self,
+        endpoint: Endpoint,
+        lease: Lease,
+        stopped: threading.Event,
+        depart: Callable[[], Ask | None],
+        is_unwanted: Callable[[], bool] = lambda: False,
+    ) -> Outcome | None:
+        session = self._transport.session(endpoint)
+        with lease.slot(is_unwanted) as held:
+            if not held or (ask := depart()) is None:
+                return None
+            lease.look_again()  # those whose batches are on their way need no slot
+            steps = exchange(ask, self._policy)
+            next(steps)
+            answer: Reply | Trouble | None = session.send(ask)
         while True:
+            if answer is not None:
+                self._report(answer, endpoint)
             try:
                 step = steps.send(answer)
             except StopIteration as finished:
@@ -202,12 +240,11 @@ class Client:
                 return outcome
             if isinstance(step, Pause):
                 answer = None
-                if crew.stopped.wait(step.seconds):
+                if stopped.wait(step.seconds):
                     raise AbandonedError
             else:
                 with lease.slot():
                     answer = session.send(step)
-                self._report(answer, job.endpoint)
 
     def _report(self, answer: Reply | Trouble, endpoint: Endpoint) -> None:
         if isinstance(answer, Reply):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,19 @@ import pytest
 
 from embedding import QUICK
 from emberd.client.aio import AsyncClient
+from emberd.client.merging import Kind
+from emberd.client.merging_threads import ThreadMerger
+from emberd.client.plain import PlainSession
+from emberd.client.protocol import Outcome, embed
+from emberd.client.sync import Client
 from emberd.client.vectors import Floats
-from emberd.errors import BadReplyError, EmberdError, PoisonTextError, TextTooLongError
+from emberd.errors import (
+    BadReplyError,
+    EmberdError,
+    PoisonTextError,
+    RejectedError,
+    TextTooLongError,
+)
 from emberd.settings import Endpoint, Settings
 from fake_server import MODEL, FakeServer, vectors_of
 
@@ -224,3 +237,108 @@ async def _in_new_loop(client: AsyncClient) -> list[Any]:
         return await _outcomes(client, ["a", "b"])
     finally:
         await client.close()
+
+
+# ---------------------------------------------------------------- threads
+
+
+def _thread_client(server: FakeServer, *, heals: bool = False, **settings: Any) -> Client:
+    mending = threading.Lock()
+
+    def heal(lost: Endpoint) -> Endpoint:
+        with mending:
+            return server.revive() if lost == server.endpoint else server.endpoint
+
+    resolved = Settings.resolve(**{"model": MODEL, "timeout": 5, **settings})
+    return Client(lambda: server.endpoint, resolved, policy=QUICK, heal=heal if heals else None)
+
+
+def _from_threads(client: Client, texts: list[str]) -> list[Any]:
+    """Embed each text in a thread of its own; errors in place of vectors."""
+
+    def one(text: str) -> Any:
+        try:
+            return client.embed([text], "{text}")
+        except Exception as error:  # noqa: BLE001 - told to the test
+            return error
+
+    with ThreadPoolExecutor(len(texts)) as pool:
+        return list(pool.map(one, texts))
+
+
+def test_threads_that_wait_for_a_slot_share_the_next_request(server: FakeServer) -> None:
+    server.latency_s = 0.05
+    texts = [f"text {number}" for number in range(40)]
+    rows = _from_threads(_thread_client(server, max_concurrency=2), texts)
+    assert _are_vectors(rows, texts)
+    assert len(server.embedded) < 20
+    assert server.most_in_flight <= 2
+
+
+def test_one_thread_alone_sends_at_once_and_by_itself(server: FakeServer) -> None:
+    client = _thread_client(server)
+    for text in ("a", "b"):
+        client.embed([text], "{text}")
+    assert server.embedded == [["a"], ["b"]]
+
+
+def test_a_threads_bad_text_is_its_own_error(server: FakeServer) -> None:
+    server.latency_s = 0.05
+    server.refuses = "REFUSED"
+    texts = [f"text {number}" for number in range(20)]
+    texts[11] = "this is REFUSED"
+    rows = _from_threads(_thread_client(server, max_concurrency=1), texts)
+    assert isinstance(rows.pop(11), RejectedError)
+    del texts[11]
+    assert _are_vectors(rows, texts)
+
+
+def test_a_text_that_kills_the_server_is_its_own_threads_error(server: FakeServer) -> None:
+    server.latency_s = 0.02
+    server.deadly = "POISON"
+    texts = [f"text {number}" for number in range(12)]
+    texts[5] = "this is the POISON"
+    rows = _from_threads(_thread_client(server, heals=True, max_concurrency=1), texts)
+    assert isinstance(rows.pop(5), PoisonTextError)
+    del texts[5]
+    assert _are_vectors(rows, texts)
+
+
+def test_a_thread_that_is_interrupted_takes_nothing_along(server: FakeServer) -> None:
+    """The one that sends for all is stopped in the middle: the others send for themselves."""
+    merger, taken = ThreadMerger(), threading.Event()
+    kind = Kind(server.endpoint, None, holds_ids=False, most_texts=10)
+    asks = [embed(MODEL, [text], None) for text in ("first", "second")]
+    slot = threading.Semaphore(0)
+    ends: list[Any] = []
+
+    def stopped(depart: Any, is_unwanted: Any) -> Any:
+        slot.acquire()
+        depart()
+        taken.set()
+        raise KeyboardInterrupt
+
+    def sends(depart: Any, is_unwanted: Any) -> Any:
+        taken.wait()
+        ask = None if is_unwanted() else depart()
+        return ask and Outcome(PlainSession(server.endpoint, 5).send(ask), 1, 0.0)
+
+    def first() -> None:
+        try:
+            merger.send(kind, asks[0], 1, stopped)
+        except KeyboardInterrupt as error:
+            ends.append(error)
+
+    def second() -> None:
+        ends.append(merger.send(kind, asks[1], 1, sends))
+
+    threads = [threading.Thread(target=run) for run in (first, second)]
+    threads[0].start()
+    threads[1].start()
+    while sum(map(len, merger._queues.values())) < 2:
+        threading.Event().wait(0.01)
+    slot.release()
+    for thread in threads:
+        thread.join(10)
+    assert [type(end) for end in ends if isinstance(end, BaseException)] == [KeyboardInterrupt]
+    assert server.embedded == [["second"]]

@@ -1,12 +1,4 @@
-"""Batches of concurrent calls, merged into few requests.
-
-A batch waits for nothing but a free slot, and for calls that are just beginning. Those that gather
-in the meantime go together, first come first served; where nobody else is there, a batch goes by
-itself and at once. So the more there is to do, the fuller is each request.
-
-What goes together stays apart in its fate. When a request is refused, or answered wrongly, each of
-its batches is sent again by itself; and a caller that goes away takes nothing along.
-"""
+"""Merging the batches of the tasks of one event loop; see ``merging``."""
 
 from __future__ import annotations
 
@@ -16,11 +8,10 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from emberd.client import protocol, replies
-from emberd.client.batches import BATCH_TOKENS
-from emberd.client.protocol import Ask, Failure, Outcome, TooLong
+from emberd.client import merging
+from emberd.client.merging import Kind
+from emberd.client.protocol import Ask, Outcome
 from emberd.client.replies import Answer
-from emberd.errors import BadReplyError, RejectedError
 from emberd.settings import Endpoint
 
 # Calls that are made at once begin in every second turn of the loop, see ``aio``: so many turns
@@ -35,29 +26,9 @@ class NobodyWaitsError(Exception):
     """All callers went away while they waited for a slot."""
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """What batches must have in common to go together.
-
-    Attributes:
-        endpoint: Where they go.
-        dimensions: What the server is asked to cut to.
-        holds_ids: They are token ids, which cannot stand beside texts.
-        most_texts: Most texts in one request.
-    """
-
-    endpoint: Endpoint
-    dimensions: int | None
-    holds_ids: bool
-    most_texts: int
-
-
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """A batch that waits, for a request and then for its answer.
-
-    None is the answer to one that is to go by itself.
-    """
+    """A batch that waits, for a request and then for its answer."""
 
     ask: Ask
     tokens: int
@@ -66,11 +37,11 @@ class _Waiting:
     together: Sequence[_Waiting] = ()
 
     @property
-    def texts(self) -> int:
-        return len(self.ask.inputs)
+    def is_over(self) -> bool:
+        return self.future.done()
 
     def answer(self, answer: Outcome | Answer | None) -> None:
-        if not self.future.done():  # its caller may have gone away
+        if not self.future.done():
             self.future.set_result(answer)
 
 
@@ -80,7 +51,7 @@ class _Queue:
     gathering: asyncio.Task[None] | None = None
 
 
-class Coalescer:
+class TaskMerger:
     """The requests of one client in one event loop."""
 
     def __init__(self) -> None:
@@ -109,7 +80,7 @@ class Coalescer:
 
     def _gather(self, kind: Kind, queue: _Queue, exchange: Exchange) -> None:
         """Have one request wait for a slot, where something waits for a request."""
-        if queue.gathering is None and not _is_over(queue.waiting):
+        if queue.gathering is None and not _are_over(queue.waiting):
             queue.gathering = asyncio.create_task(self._request(kind, queue, exchange))
             self._tasks.add(queue.gathering)
             queue.gathering.add_done_callback(self._tasks.discard)
@@ -119,17 +90,17 @@ class Coalescer:
         task = asyncio.current_task()
 
         def depart() -> Ask:
-            together.extend(_taken(queue.waiting, kind.most_texts))
+            together.extend(merging.take(queue.waiting, kind.most_texts))
             queue.gathering = None
             self._gather(kind, queue, exchange)  # the rest, with the next slot
             for batch in together:
                 batch.request, batch.together = task, together
             if not together:
                 raise NobodyWaitsError
-            return protocol.merged([batch.ask for batch in together])
+            return merging.merged(together)
 
         try:
-            await _settled(queue.waiting, kind.most_texts)
+            await _begun(queue.waiting, kind.most_texts)
             outcome = await exchange(kind.endpoint, depart)
         except asyncio.CancelledError:
             for batch in together:
@@ -138,44 +109,29 @@ class Coalescer:
         except Exception as error:  # noqa: BLE001 - raised again by who waits
             _fail(together, error)
         else:
-            _share(together, outcome, kind.endpoint.url)
+            merging.share(together, outcome, kind.endpoint.url)
         finally:
             if queue.gathering is task:
                 queue.gathering = None
                 self._gather(kind, queue, exchange)
 
 
-async def _settled(waiting: deque[_Waiting], most_texts: int) -> None:
+async def _begun(waiting: deque[_Waiting], most_texts: int) -> None:
     """Return when no more calls are about to begin: in the loop's turns, and not in time."""
     turns, seen = 0, 0
-    while turns < _TURNS and sum(batch.texts for batch in waiting) < most_texts:
+    while turns < _TURNS and merging.texts(waiting) < most_texts:
         turns, seen = (0, len(waiting)) if len(waiting) > seen else (turns + 1, seen)
         await asyncio.sleep(0)
 
 
-def _taken(waiting: deque[_Waiting], most_texts: int) -> list[_Waiting]:
-    """Remove and return the first of ``waiting``, as many as one request takes."""
-    together: list[_Waiting] = []
-    texts = tokens = 0
-    while waiting:
-        batch = waiting[0]
-        texts, tokens = texts + batch.texts, tokens + batch.tokens
-        if together and (texts > most_texts or tokens > BATCH_TOKENS):
-            break
-        waiting.popleft()
-        if not batch.future.done():
-            together.append(batch)
-    return together
-
-
-def _is_over(batches: Iterable[_Waiting]) -> bool:
-    return all(batch.future.done() for batch in batches)
+def _are_over(batches: Iterable[_Waiting]) -> bool:
+    return all(batch.is_over for batch in batches)
 
 
 async def _leave(batch: _Waiting, queue: _Queue) -> None:
     """Take the request along if nobody else wants it, and return when its connection is closed."""
     request, others = batch.request or queue.gathering, batch.together or queue.waiting
-    if request is not None and _is_over(others):
+    if request is not None and _are_over(others):
         request.cancel()
         await asyncio.wait([request])
 
@@ -184,31 +140,5 @@ def _fail(together: list[_Waiting], error: Exception) -> None:
     if len(together) > 1:
         for batch in together:
             batch.answer(None)
-    elif together and not together[0].future.done():
+    elif together and not together[0].is_over:
         together[0].future.set_exception(error)
-
-
-def _share(together: list[_Waiting], outcome: Outcome, url: str) -> None:
-    if len(together) == 1:
-        together[0].answer(outcome)
-        return
-    answer = _answer(outcome, url, sum(batch.texts for batch in together))
-    if isinstance(answer, Answer):
-        start = 0
-        for batch in together:
-            end = start + batch.texts
-            batch.answer(Answer(answer.vectors[start:end], answer.model))
-            start = end
-        return
-    # A text that is too long, or refused, or computed wrongly, is one of the batches' alone.
-    by_itself = isinstance(answer, TooLong | RejectedError | BadReplyError)
-    for batch in together:
-        batch.answer(None if by_itself else outcome)
-
-
-def _answer(outcome: Outcome, url: str, texts: int) -> Answer | Failure:
-    body = protocol.judge(outcome, url)
-    try:
-        return replies.read(body, texts) if isinstance(body, bytes) else body
-    except BadReplyError as error:
-        return error
