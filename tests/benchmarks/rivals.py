@@ -1,4 +1,4 @@
-"""What a user would take instead of emberd, told where the server is; and what bounds all."""
+"""What a user would take instead of emberd, told where the server is; and bare clients."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def sdk_embed(client: openai.OpenAI, model: str, texts: list[str], batch: int) -
 
 
 class Raw:
-    """The bound: requests by ``http.client`` from a few threads, read with nothing checked.
+    """A bare client: requests by ``http.client`` from a few threads, read with nothing checked.
 
     Its vectors come in the order of the texts, as arrays, and are not normalised.
 

@@ -102,7 +102,7 @@ def synchronous(
         ),
         f"{LI}, batches of {size} (its best)": llama_index(size),
         f"openai SDK, batches of {bare_size} (its best)": bare(bare_size),
-        f"bound: http.client, {connections} x {raw_size}, arrays": raw(raw_size, connections),
+        f"bare http.client, {connections} x {raw_size}, arrays": raw(raw_size, connections),
         "EmberdEmbeddings.embed_documents": lc.embed_documents,
         "EmberdEmbedding.get_text_embedding_batch": li.get_text_embedding_batch,
         "Embedder.embed_documents, arrays": ours.embed_documents,
@@ -146,7 +146,7 @@ def ratios_of(
         Ratio(f"{ours.rstrip('.')} / {theirs}'s best", faster(rows, ours, theirs), target)
         for (ours, theirs), target in zip(pairs, targets, strict=True)
     ]
-    more = [row.name for row in rows if row.name.startswith(("bound", "openai SDK"))]
+    more = [row.name for row in rows if row.name.startswith(("bare", "openai SDK"))]
     return ratios + [Ratio(f"Embedder / {name}", faster(rows, "Embedder.", name)) for name in more]
 
 
@@ -227,7 +227,7 @@ async def _in_a_loop(url: str, place: rivals.Place, texts: list[str]) -> dict[st
         f"{LC}, chunks of {rivals.LANGCHAIN_CHUNK} (default)": langchain.aembed_documents,
         f"{LC}, chunks of {chunk} (its best)": in_chunks(chunk),
         f"{LI}, batches of {size} (its best)": in_batches(size),
-        "bound: aiohttp, 4 x 64, arrays": lambda some: rivals.raw_async(place, some, 4, 64),
+        "bare aiohttp, 4 x 64, arrays": lambda some: rivals.raw_async(place, some, 4, 64),
         "EmberdEmbeddings.aembed_documents": lc.aembed_documents,
         "EmberdEmbedding.aget_text_embedding_batch": li.aget_text_embedding_batch,
         "Embedder.aembed_documents, arrays": ours.aembed_documents,

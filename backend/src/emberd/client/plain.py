@@ -7,7 +7,6 @@ goes through five layers of it and of httpx in pieces. ``http.client`` reads it 
 from __future__ import annotations
 
 import http.client
-import json
 import select
 import socket
 import threading
@@ -17,6 +16,8 @@ from collections import deque
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
+
+import msgspec
 
 from emberd.client import deadline, fork
 from emberd.client.protocol import Ask, Reply, Trouble
@@ -109,7 +110,7 @@ class PlainSession:
     def _exchange(self, connection: _Connection, ask: Ask) -> Reply:
         method, body = "GET", None
         if ask.body is not None:
-            method, body = "POST", json.dumps(ask.body, separators=(",", ":")).encode()
+            method, body = "POST", msgspec.json.encode(ask.body)
         connection.give_time()
         connection.request(method, self._prefix + ask.path, body, self._headers)
         response = connection.getresponse()
