@@ -103,6 +103,8 @@ class FakeServer:
     usage_off_by: int = 0
     deadly: str | None = None
     refuses: str | None = None  # a request that holds it, with status 400
+    slow: str | None = None  # a request that holds it is never answered
+    breaks: str | None = None  # the connection is broken off that brings it
     latency_s: float = 0.0
     requests: list[Request] = field(default_factory=list)
     most_in_flight: int = 0
@@ -275,12 +277,13 @@ class FakeServer:
             await _send(writer, self.first.popleft())
             return
         inputs = request.body["input"]
-        if self.deadly and any(isinstance(text, str) and self.deadly in text for text in inputs):
+        if _holds(inputs, self.deadly):
             self.deaths += 1
             await self._die()
             return
-        if self.fault in ("hang", "reset"):
-            if self.fault == "hang":
+        hangs = self.fault == "hang" or _holds(inputs, self.slow)
+        if hangs or self.fault == "reset" or _holds(inputs, self.breaks):
+            if hangs:
                 await asyncio.get_running_loop().create_future()
             writer.transport.abort()
             return
@@ -409,6 +412,10 @@ class _Tracked(asyncio.StreamReaderProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self._connection)
         super().connection_lost(exc)
+
+
+def _holds(inputs: list[Any], word: str | None) -> bool:
+    return bool(word) and any(isinstance(text, str) and str(word) in text for text in inputs)
 
 
 def _encode(row: Vector, packed: bool) -> Any:

@@ -12,6 +12,7 @@ import pytest
 
 from cache.made import filled, keys, right, units
 from emberd.cache import Cache, open_cache
+from emberd.cache.database import Database
 
 
 @pytest.fixture
@@ -154,3 +155,34 @@ def test_a_file_that_another_took_the_place_of_is_let_go_of(cache: Cache, path: 
     other.replace(path)
     assert right(cache, [1, 2]) == 1
     assert right(cache, [2]) == 1
+
+
+def test_a_file_that_was_removed_while_it_was_open_comes_back_as_private(
+    cache: Cache, path: Path
+) -> None:
+    cache.put_many(keys([1]), units([1]))
+    path.unlink()
+    cache.put_many(keys([2]), units([2]))
+    assert right(cache, [1, 2]) == 1
+    for file in path.parent.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) & 0o077 == 0, file.name
+
+
+def test_an_interrupt_while_the_write_lock_is_awaited_costs_nothing(
+    cache: Cache, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C comes after SQLite began the transaction and before anything else."""
+    cache.put_many(keys(range(100)), units(range(100)))
+
+    def interrupted(self: Database, *_: object) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cache.put_many(keys([100]), units([100]))
+    cache.put_many(keys([101]), units([101]))
+    assert right(cache, range(102)) == 101
+    assert right(open_cache(url), range(102)) == 101
+    assert cache.stats().healed == 0

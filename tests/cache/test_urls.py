@@ -111,3 +111,26 @@ def test_a_password_in_the_url_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(SettingError, match="EMBERD_CACHE_PASSWORD") as refused:
         check(url)
     assert "geheim" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h/0?password=hunter2",
+        "redis://:hunter2@h:6379/0",
+        "redis://:hun/hunter2@h:6379/0",
+        "redis://:hunter2[w@h/0",
+        "redis://:p#hunter2@h/0",
+        "redis://:x?hunter2@h/0",
+        "redis:/:hunter2@h",
+        "redis://h/0#hunter2",
+    ],
+)
+def test_no_error_repeats_what_may_be_a_password(url: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        check(url)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_path_may_have_an_at_sign_in_it() -> None:
+    check("sqlite:///srv/a@b.db")

@@ -13,6 +13,7 @@ import pytest
 
 from embedding import QUICK
 from emberd.client.aio import AsyncClient
+from emberd.client.gate import ThreadGate
 from emberd.client.merging import Kind
 from emberd.client.merging_threads import ThreadMerger
 from emberd.client.plain import PlainSession
@@ -24,10 +25,12 @@ from emberd.errors import (
     EmberdError,
     PoisonTextError,
     RejectedError,
+    RequestTimeoutError,
+    ServerUnavailableError,
     TextTooLongError,
 )
 from emberd.settings import Endpoint, Settings
-from fake_server import MODEL, FakeServer, vectors_of
+from fake_server import MODEL, Answer, FakeServer, vectors_of
 
 
 @pytest.fixture
@@ -144,6 +147,30 @@ async def test_a_wrong_reply_is_asked_for_again_one_by_one(server: FakeServer) -
     assert [type(outcome) for outcome in outcomes] == [BadReplyError] * 3
     assert [len(inputs) for inputs in server.embedded] == [3, 1, 1, 1]
     assert len({id(outcome) for outcome in outcomes}) == 3
+
+
+async def test_a_reply_that_is_no_text_at_all_leaves_nobody_waiting(server: FakeServer) -> None:
+    body = b'{"data": [{"index": 0, "embedding": "\xff\xfe"}]}'
+    server.first.extend([Answer(200, body)] * 9)
+    outcomes = await asyncio.wait_for(_outcomes(_client(server), ["a", "b", "c"]), 10)
+    assert [type(outcome) for outcome in outcomes] == [BadReplyError] * 3
+
+
+async def test_a_text_that_takes_too_long_is_its_own_callers_error(server: FakeServer) -> None:
+    server.slow = "SLOW"
+    texts = ["quick", "SLOW", "quick too"]
+    first, wrong, last = await _outcomes(_client(server, timeout=0.5), texts)
+    assert isinstance(wrong, RequestTimeoutError)
+    assert _are_vectors([first, last], ["quick", "quick too"])
+
+
+async def test_a_text_that_breaks_the_connection_is_its_own_callers_error(
+    server: FakeServer,
+) -> None:
+    server.breaks = "BREAKS"
+    first, wrong, last = await _outcomes(_client(server), ["a", "this BREAKS", "b"])
+    assert isinstance(wrong, ServerUnavailableError)
+    assert _are_vectors([first, last], ["a", "b"])
 
 
 async def test_a_text_that_kills_the_server_is_its_own_callers_error(server: FakeServer) -> None:
@@ -306,7 +333,7 @@ def test_a_text_that_kills_the_server_is_its_own_threads_error(server: FakeServe
 
 def test_a_thread_that_is_interrupted_takes_nothing_along(server: FakeServer) -> None:
     """The one that sends for all is stopped in the middle: the others send for themselves."""
-    merger, taken = ThreadMerger(), threading.Event()
+    merger, taken = ThreadMerger(can_heal=False), threading.Event()
     kind = Kind(server.endpoint, None, holds_ids=False, most_texts=10)
     asks = [embed(MODEL, [text], None) for text in ("first", "second")]
     slot = threading.Semaphore(0)
@@ -342,3 +369,22 @@ def test_a_thread_that_is_interrupted_takes_nothing_along(server: FakeServer) ->
         thread.join(10)
     assert [type(end) for end in ends if isinstance(end, BaseException)] == [KeyboardInterrupt]
     assert server.embedded == [["second"]]
+
+
+def test_threads_get_errors_of_a_reply_that_is_no_text_at_all(server: FakeServer) -> None:
+    server.latency_s = 0.02
+    server.first.extend([Answer(200, b'{"data": "\xff"}')] * 40)
+    outcomes = _from_threads(_thread_client(server, max_concurrency=1), list("abcdef"))
+    assert [type(outcome) for outcome in outcomes] == [BadReplyError] * 6
+
+
+def test_a_call_that_is_over_is_let_out_of_the_gate() -> None:
+    gate, over = ThreadGate(), object()
+    inside = gate.together(over)
+    inside.__enter__()
+    gate.abandon(over)
+    with gate.alone(object()):
+        pass
+    inside.__exit__(None, None, None)
+    with gate.together(object()):
+        pass

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
+import resource
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from emberd.client import plain
 from emberd.client.plain import PlainSession
 from emberd.client.protocol import Ask, Reply, Trouble, embed
+from emberd.errors import BadReplyError
 from emberd.settings import Endpoint
 from fake_server import MODEL, FakeServer
 
@@ -53,9 +56,10 @@ def test_one_that_was_idle_for_long_is_not(
 ) -> None:
     session = PlainSession(server.endpoint, 5)
     session.send(ASK)
+    (first,) = session._all
     monkeypatch.setattr(plain, "KEEP_IDLE_S", -1.0)
     assert isinstance(session.send(ASK), Reply)
-    assert server.requests[-1].path == "/v1/embeddings"
+    assert first.sock is None
 
 
 def test_one_that_the_server_has_closed_is_not(server: FakeServer) -> None:
@@ -63,7 +67,9 @@ def test_one_that_the_server_has_closed_is_not(server: FakeServer) -> None:
     session.send(ASK)
     server.die()
     endpoint = server.revive()
-    assert isinstance(session.send(ASK), Trouble)  # nobody is at the old address
+    answer = session.send(ASK)
+    assert isinstance(answer, Trouble)
+    assert answer.kind == "refused"  # by the old address, and not broken off on the old connection
     assert isinstance(PlainSession(endpoint, 5).send(ASK), Reply)
 
 
@@ -139,3 +145,25 @@ def test_a_port_where_nobody_listens_is_refused(server: FakeServer) -> None:
     answer = session.send(ASK)
     assert isinstance(answer, Trouble)
     assert answer.kind == "refused"
+
+
+def test_a_process_may_have_more_files_open_than_select_can_count(server: FakeServer) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limit[1]), limit[1]))
+    with ExitStack() as files:
+        for _ in range(1100):
+            files.enter_context(open(os.devnull, "rb"))
+        session = PlainSession(server.endpoint, 5)
+        for _ in range(3):
+            assert isinstance(session.send(ASK), Reply)
+        del session
+    resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
+def test_a_connection_with_an_answer_that_is_refused_is_not_kept(server: FakeServer) -> None:
+    session = PlainSession(server.endpoint, 5)
+    server.fault = "garbled"
+    with pytest.raises(BadReplyError):
+        session.send(ASK)
+    server.fault = None
+    assert isinstance(session.send(ASK), Reply)

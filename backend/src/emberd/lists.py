@@ -42,21 +42,15 @@ async def ato_lists(vectors: Floats) -> list[list[float]]:
 
 @contextmanager
 def _not_collected() -> Iterator[None]:
-    """Have the garbage collector go through none of what is made in this block.
+    """Have no garbage collected in this block, unless another thread sees to it.
 
-    It would go through every number of every list, several times, and find nothing: lists of
-    floats form no cycles. That took a third of the time. Another thread that does the same sees
-    it off, and leaves it to the first.
+    A collection goes through every number of every list made so far, several times in a large
+    call, and finds nothing: lists of floats form no cycles.
     """
     was_on = gc.isenabled()
     gc.disable()
     try:
         yield
-        if was_on and gc.get_freeze_count() == 0:
-            # To the old objects at once, which are gone through now and then; a collection of the
-            # young ones is due as soon as it is on again.
-            gc.freeze()
-            gc.unfreeze()
     finally:
         if was_on:
             gc.enable()

@@ -20,8 +20,10 @@ AnyTexts = Iterable[str] | AsyncIterable[str]
 class Streams:
     """The methods of an embedder that yield one vector after another.
 
-    Texts are taken as they are needed, some thousands ahead of the vectors, in windows whose
-    requests overlap; when nobody takes vectors, no more texts are taken.
+    Texts are taken as they are needed, two thousand ahead of the vectors, in windows whose requests
+    overlap; when nobody takes vectors, no more texts are taken. A source that waits for vectors
+    before it gives more texts waits for ever, and one that pauses holds up what it gave. A vector
+    is a row of its window's array: to keep a few of many, keep copies.
     """
 
     @property

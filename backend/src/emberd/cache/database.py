@@ -246,8 +246,8 @@ class Database:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         # At once for writing: one that began by reading could not wait for another writer.
-        self._connection.execute("BEGIN IMMEDIATE")
         try:
+            self._connection.execute("BEGIN IMMEDIATE")
             yield
             self._connection.execute("COMMIT")
         except BaseException:

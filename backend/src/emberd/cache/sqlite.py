@@ -110,13 +110,16 @@ class SqliteCache:
             except _TROUBLE as error:
                 self._fail(absence, error)
                 return False
+            except BaseException:
+                self._close()  # interrupted at any point: what is open may be in the middle of it
+                raise
         absence.end()
         return True
 
     def _make(self) -> None:
         """Make the file where there is none."""
         # SQLite takes a file of one byte for an empty one.
-        if self._database is not None or _size(self.path) > 1:
+        if _size(self.path) > 1:
             return
         folder = os.path.dirname(self.path)
         os.makedirs(folder, _PRIVATE_FOLDER, exist_ok=True)

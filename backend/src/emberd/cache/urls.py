@@ -74,20 +74,26 @@ def parse(url: str) -> Place:
     """
     if not isinstance(url, str) or not url.strip():
         raise SettingError(f"cache={url!r} must be a text: {_FORMS}.")
-    parts = _split(url)
-    if "@" in parts.netloc:
+    if "@" in url and not url.startswith((f"{SQLITE}:///", f"{SQLITE}?")):
+        # First of all, for the other errors repeat the URL.
         raise SettingError(
             f"The cache's URL holds a user or a password, which would show in logs and pickles. "
             f"Leave out what stands before the @, and set {USER_VARIABLE} and {PASSWORD_VARIABLE}."
         )
+    parts = _split(url)
     if parts.scheme == SQLITE:
         return Place(url, SQLITE, path=_path(parts, url), **_options(parts, url, _FILE_OPTIONS))
     if parts.scheme not in _PORTS:
-        raise SettingError(f"cache={url!r} names no kind of cache: give {_FORMS}.")
+        raise SettingError(f"{_told(url)} names no kind of cache: give {_FORMS}.")
     options = _options(parts, url, _SERVER_OPTIONS)
     if parts.scheme in REDIS:
         options["database"] = _database(parts, url)
     return Place(url, parts.scheme, servers=_servers(parts, url), **options)
+
+
+def _told(url: str) -> str:
+    """Return what an error tells of a URL: not its options, of which one may be a secret."""
+    return f"cache={re.split('[?#]', url, maxsplit=1)[0]!r}"
 
 
 def _split(url: str) -> SplitResult:
@@ -97,7 +103,7 @@ def _split(url: str) -> SplitResult:
     try:
         return urlsplit(url.strip())
     except ValueError as error:
-        raise SettingError(f"cache={url!r} cannot be read ({error}): give {_FORMS}.") from error
+        raise SettingError(f"{_told(url)} cannot be read ({error}): give {_FORMS}.") from error
 
 
 def _path(parts: SplitResult, url: str) -> str:
@@ -106,7 +112,7 @@ def _path(parts: SplitResult, url: str) -> str:
         path = path.lstrip("/")
     if parts.netloc or (path and (not os.path.isabs(path) or path.endswith("/"))):
         raise SettingError(
-            f"cache={url!r} names no file by its whole path: give sqlite:///absolute/path.db, with "
+            f"{_told(url)} names no file by its whole path: give sqlite:///absolute/path.db, with "
             f"three slashes, or sqlite alone for the file in emberd's home."
         )
     return path
@@ -115,22 +121,22 @@ def _path(parts: SplitResult, url: str) -> str:
 def _database(parts: SplitResult, url: str) -> int:
     number = parts.path.strip("/") or "0"
     if not number.isascii() or not number.isdigit():
-        raise SettingError(f"cache={url!r}: {number!r} is no number of a database; give /0.")
+        raise SettingError(f"{_told(url)}: {number!r} is no number of a database; give /0.")
     return int(number)
 
 
 def _servers(parts: SplitResult, url: str) -> tuple[tuple[str, int], ...]:
     several = parts.scheme == MEMCACHED
     if several and parts.path.strip("/"):
-        raise SettingError(f"cache={url!r}: Memcached knows no {parts.path!r}; leave it out.")
+        raise SettingError(f"{_told(url)}: Memcached knows no {parts.path!r}; leave it out.")
     named = parts.netloc.split(",")
     if len(named) > 1 and not several:
-        raise SettingError(f"cache={url!r} names {len(named)} servers: give one for Redis.")
+        raise SettingError(f"{_told(url)} names {len(named)} servers: give one for Redis.")
     return tuple(_server(name, _PORTS[parts.scheme], url) for name in named)
 
 
 def _server(name: str, port: int, url: str) -> tuple[str, int]:
-    wrong = f"cache={url!r}: {name!r} is no host and port; give host:port, or [address]:port."
+    wrong = f"{_told(url)}: {name!r} is no host and port; give host:port, or [address]:port."
     try:
         parts = urlsplit(f"//{name}")
         host, told = parts.hostname, parts.port
@@ -194,17 +200,17 @@ _SERVER_OPTIONS: Final = {
 
 def _options(parts: SplitResult, url: str, known: Mapping[str, _Option]) -> dict[str, Any]:
     if parts.fragment:
-        raise SettingError(f"cache={url!r} holds a #, which must be written %23.")
+        raise SettingError(f"{_told(url)} holds a #, which must be written %23.")
     read: dict[str, Any] = {}
     for name, text in parse_qsl(parts.query, keep_blank_values=True):
         option = known.get(name)
         if option is None or option.field in read:
             wrong = "stands there twice" if option else "is no option of this kind of cache"
-            raise SettingError(f"cache={url!r}: {name} {wrong}; it takes {' and '.join(known)}.")
+            raise SettingError(f"{_told(url)}: {name} {wrong}; it takes {' and '.join(known)}.")
         try:
             read[option.field] = option.read(text)
         except ValueError as error:
             raise SettingError(
-                f"cache={url!r}: {name}={text!r} cannot be used; give {option.wanted}."
+                f"{_told(url)}: {name}={text!r} cannot be used; give {option.wanted}."
             ) from error
     return read

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -73,7 +74,9 @@ class AsyncClient:
         self._on_use = on_use
         self._on_timeout = on_timeout
         self._memory = memory
-        self._mergers: PerLoop[TaskMerger] = PerLoop(TaskMerger)
+        self._mergers: PerLoop[TaskMerger] = PerLoop(
+            functools.partial(TaskMerger, can_heal=heal is not None)
+        )
         self._gates: PerLoop[TaskGate] = PerLoop(TaskGate)
         self._policy = policy or RetryPolicy.usual(settings.timeout, can_heal=heal is not None)
         self._learnt = Learnt()
@@ -165,6 +168,8 @@ class AsyncClient:
                 while line.has_room and (window := await anext(source, None)) is not None:
                     line.append(await self._job(window, template, set_aside=set_aside))
                 if (job := line.pop_done()) is not None:
+                    if on_done is not None:
+                        on_done(job.finished)
                     yield job.result()
                 elif line.is_empty:
                     return

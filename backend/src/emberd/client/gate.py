@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -44,7 +45,7 @@ class TaskGate:
 
 
 class ThreadGate:
-    """The gate of threads."""
+    """The gate of threads. A call that is over is let out, whatever its threads still do."""
 
     def __init__(self) -> None:
         self.reset_after_fork()
@@ -52,26 +53,47 @@ class ThreadGate:
 
     def reset_after_fork(self) -> None:
         """Start anew: the threads that were inside do not exist in the child."""
-        self._door = threading.Lock()
-        self._empty = threading.Condition()
-        self._inside = 0
+        self._changed = threading.Condition()
+        self._inside: Counter[object] = Counter()
+        self._alone: object = None
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Be inside with others."""
-        with self._door, self._empty:
-            self._inside += 1
+    def together(self, call: object) -> Iterator[None]:
+        """Be inside with others, for ``call``."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._alone is None)
+            self._inside[call] += 1
         try:
             yield
         finally:
-            with self._empty:
-                self._inside -= 1
-                self._empty.notify_all()
+            with self._changed:
+                if self._inside[call] > 1:
+                    self._inside[call] -= 1
+                else:
+                    del self._inside[call]
+                self._changed.notify_all()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Be inside with nobody else."""
-        with self._door:
-            with self._empty:
-                self._empty.wait_for(lambda: self._inside == 0)
+    def alone(self, call: object) -> Iterator[None]:
+        """Be inside with nobody else, for ``call``."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._alone is None)
+            self._alone = call
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._inside)
             yield
+        finally:
+            self._leave_alone(call)
+
+    def abandon(self, call: object) -> None:
+        """Let everything of ``call`` out."""
+        with self._changed:
+            del self._inside[call]
+        self._leave_alone(call)
+
+    def _leave_alone(self, call: object) -> None:
+        with self._changed:
+            if self._alone is call:
+                self._alone = None
+            self._changed.notify_all()

@@ -201,10 +201,7 @@ class Job:
         if before is None:
             self._begin(endpoint)
         elif before.dimensions != endpoint.dimensions:
-            raise ServerMismatchError(
-                f"The server at {endpoint.url} gives {endpoint.dimensions} dimensions, the one "
-                f"before it gave {before.dimensions}. Embed all texts again with one of them."
-            )
+            raise refusals.other_server(before, endpoint)
         if self._lost is not None:
             self._lost = None
             self._barren_heals += 1
@@ -266,7 +263,7 @@ class Job:
         if isinstance(result, Gone):
             self._server_went(work, result)
         elif isinstance(work, Counting):
-            self._counted(work.index, result)  # type: ignore[arg-type]
+            self._counted(work.index, result)
         elif isinstance(result, TooLong):
             self._divide(work, result)
         elif isinstance(result, RequestError):
@@ -296,11 +293,7 @@ class Job:
         if self._rows.width is None:
             self._rows.begin(self._settings.dimensions or endpoint.dimensions)
         elif self._rows.width != endpoint.dimensions:
-            raise ServerMismatchError(
-                f"The cache has vectors of {self._rows.width} dimensions for {self._model.name}, "
-                f"and the server at {endpoint.url} gives {endpoint.dimensions}. Look which of them "
-                f"is of another model, or use another cache."
-            )
+            raise refusals.other_cache(self._rows.width, endpoint)
         self._lengths.begin(endpoint)
         # Laid out as it is taken, so not before the over-long texts are cut.
         self._fresh = lay_out(self._prepared, self._settings.batch_size)
@@ -320,10 +313,16 @@ class Job:
     def _next_again(self) -> Batch | None:
         while self._again:
             batch = self._again.popleft()
-            there = tuple(i for i in batch.indices if self._prepared.inputs[i] is not None)
-            if there:  # texts may have been set aside meanwhile
-                return replace(batch, indices=there)
+            # Texts may have been set aside or cut meanwhile, and what was cut goes as ids.
+            texts, ids = self._of_kind(batch, str), self._of_kind(batch, list)
+            if texts and ids:
+                self._again.appendleft(replace(batch, indices=ids))
+            if texts or ids:
+                return replace(batch, indices=texts or ids)
         return None
+
+    def _of_kind(self, batch: Batch, kind: type) -> tuple[int, ...]:
+        return tuple(i for i in batch.indices if isinstance(self._prepared.inputs[i], kind))
 
     def _leave_out(self, index: int, error: TextError) -> None:
         if not self._sets_aside:
@@ -331,11 +330,15 @@ class Job:
         self._prepared.leave_out(index)
         self._rows.leave_out(index, error)
 
-    def _counted(self, index: int, result: list[int] | RequestError) -> None:
+    def _counted(self, index: int, result: Result) -> None:
         try:
             self._lengths.counted(self.endpoint, index, result)
         except TextError as error:
             self._leave_out(index, error)
+        except RejectedError as error:
+            if error.status not in _REFUSES or not self._sets_aside:
+                raise
+            self._leave_out(index, refusals.refused(self._offset + index, error))
 
     def _refused(self, batch: Batch, error: RequestError) -> None:
         if not isinstance(error, RejectedError) or error.status not in _REFUSES:

@@ -43,6 +43,7 @@ class Lengths:
         self._can_count = True
         self.to_count: deque[Counting] = deque()
         self.shortened: set[int] = set()
+        self._asked: set[tuple[int, int]] = set()  # texts, and the limits they were counted for
 
     def begin(self, endpoint: Endpoint) -> None:
         """Find the texts that might be too long for ``endpoint``."""
@@ -52,7 +53,7 @@ class Lengths:
             if isinstance(self._prepared.inputs[index], str)
         )
 
-    def counted(self, endpoint: Endpoint, index: int, result: list[int] | RequestError) -> None:
+    def counted(self, endpoint: Endpoint, index: int, result: object) -> None:
         """Take note of the tokens of a text.
 
         Raises:
@@ -65,7 +66,7 @@ class Lengths:
             self.to_count.clear()  # the server itself will refuse what is too long
         elif isinstance(result, RequestError):
             raise result
-        elif limit is not None and len(result) > limit:
+        elif isinstance(result, list) and limit is not None and len(result) > limit:
             if not self._truncate:
                 raise tokens.too_long(self._offset + index, len(result), limit)
             self._cut(index, result, limit)
@@ -78,16 +79,20 @@ class Lengths:
         Raises:
             TextTooLongError: A text that was cut before cannot be cut to it.
         """
-        if not self._learns(endpoint, limit) or not self._can_count or limit is None:
+        if limit is None or not self._can_count:
             return False
+        again = self._learns(endpoint, limit)
         doubtful = set(self._prepared.to_count(limit)) & set(indices)
         for index in sorted(doubtful):
             given = self._prepared.inputs[index]
-            if isinstance(given, str):
+            if isinstance(given, str) and (index, limit) not in self._asked:
+                self._asked.add((index, limit))
                 self.to_count.append(Counting(index))
-            elif given is not None and len(given) > limit:  # to what the server had stated
+                again = True
+            elif isinstance(given, list) and len(given) > limit:  # to what the server had stated
                 self._cut(index, given, limit)
-        return True
+                again = True
+        return again
 
     def error(self, index: int, refused: TooLong) -> TextTooLongError:
         """Return the error for a text that the server refused by itself."""

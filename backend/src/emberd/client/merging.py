@@ -19,9 +19,9 @@ from typing import Protocol, TypeVar
 
 from emberd.client import protocol, replies
 from emberd.client.batches import BATCH_TOKENS
-from emberd.client.protocol import Ask, Failure, Outcome, TooLong
+from emberd.client.protocol import Ask, Failure, Gone, Outcome, TooLong
 from emberd.client.replies import Answer
-from emberd.errors import BadReplyError, RejectedError
+from emberd.errors import BadReplyError, RejectedError, RequestTimeoutError
 from emberd.settings import Endpoint
 
 
@@ -94,13 +94,14 @@ def merged(together: Sequence[Waiting]) -> Ask:
     return protocol.merged([batch.ask for batch in together])
 
 
-def share(together: Sequence[Waiting], outcome: Outcome, url: str) -> None:
+def share(together: Sequence[Waiting], outcome: Outcome, url: str, *, can_heal: bool) -> None:
     """Give each its part of what came of their request.
 
     Args:
         together: What went together.
         outcome: What came of it.
         url: Where it went, for errors.
+        can_heal: A server that went away is brought back, and each batch then sent by itself.
     """
     if len(together) == 1:
         together[0].answer(outcome)
@@ -113,8 +114,9 @@ def share(together: Sequence[Waiting], outcome: Outcome, url: str) -> None:
             batch.answer(Answer(answer.vectors[start:end], answer.model))
             start = end
         return
-    # A text that is too long, or refused, or computed wrongly, is one of the batches' alone.
-    by_itself = isinstance(answer, TooLong | RejectedError | BadReplyError)
+    # It may be one of the batches' alone, that has a text which is too long, say, or takes long.
+    by_itself = isinstance(answer, TooLong | RejectedError | BadReplyError | RequestTimeoutError)
+    by_itself = by_itself or (isinstance(answer, Gone) and answer.reached and not can_heal)
     for batch in together:
         batch.answer(None if by_itself else outcome)
 

@@ -52,9 +52,14 @@ class _Queue:
 
 
 class TaskMerger:
-    """The requests of one client in one event loop."""
+    """The requests of one client in one event loop.
 
-    def __init__(self) -> None:
+    Args:
+        can_heal: Whether somebody brings a server back that went away.
+    """
+
+    def __init__(self, *, can_heal: bool) -> None:
+        self._can_heal = can_heal
         self._queues: dict[Kind, _Queue] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # a loop holds its tasks weakly
 
@@ -102,14 +107,13 @@ class TaskMerger:
         try:
             await _begun(queue.waiting, kind.most_texts)
             outcome = await exchange(kind.endpoint, depart)
+            merging.share(together, outcome, kind.endpoint.url, can_heal=self._can_heal)
         except asyncio.CancelledError:
             for batch in together:
                 batch.future.cancel()
             raise
         except Exception as error:  # noqa: BLE001 - raised again by who waits
             _fail(together, error)
-        else:
-            merging.share(together, outcome, kind.endpoint.url)
         finally:
             if queue.gathering is task:
                 queue.gathering = None

@@ -37,9 +37,14 @@ class _Waiting:
 
 
 class ThreadMerger:
-    """The requests of one client, from all its threads."""
+    """The requests of one client, from all its threads.
 
-    def __init__(self) -> None:
+    Args:
+        can_heal: Whether somebody brings a server back that went away.
+    """
+
+    def __init__(self, *, can_heal: bool) -> None:
+        self._can_heal = can_heal
         self.reset_after_fork()
         fork.register(self)
 
@@ -88,10 +93,10 @@ class ThreadMerger:
 
         try:
             outcome = exchange(depart, lambda: mine.is_taken)
+            if outcome is not None:
+                merging.share(together, outcome, kind.endpoint.url, can_heal=self._can_heal)
         except BaseException:
             # Of this thread's own call; the others go by themselves.
             for batch in together:
                 batch.answer(None)
             raise
-        if outcome is not None:
-            merging.share(together, outcome, kind.endpoint.url)

@@ -7,6 +7,7 @@ goes through five layers of it and of httpx in pieces. ``http.client`` reads it 
 from __future__ import annotations
 
 import http.client
+import os
 import select
 import socket
 import threading
@@ -115,19 +116,24 @@ class PlainSession:
         connection.request(method, self._prefix + ask.path, body, self._headers)
         response = connection.getresponse()
         content = response.read()
-        if response.will_close:
-            connection.close()
-        else:
-            connection.used_s = time.monotonic()
-            with self._lock:
-                self._idle.append(connection)
         packed = response.headers.get("content-encoding", "")
         if packed.casefold() not in _BARE and response.status == HTTPStatus.OK:
             raise BadReplyError(
                 f"The reply cannot be unpacked ({packed} was not asked for). No vector of it is "
                 f"used; look at what answers at this address, or which proxy stands before it."
             )
+        if response.will_close:
+            connection.close()
+        else:
+            self._put_back(connection)
         return Reply(response.status, content, response.headers.get("retry-after"))
+
+    def _put_back(self, connection: _Connection) -> None:
+        connection.used_s = time.monotonic()
+        with self._lock:
+            self._idle.append(connection)
+            while self._idle and self._idle[0].is_old():
+                self._idle.popleft().close()
 
 
 class _Connection(http.client.HTTPConnection):
@@ -145,17 +151,19 @@ class _Connection(http.client.HTTPConnection):
         """Let writes take what is left."""
         self.sock.settimeout(deadline.left_s())
 
+    def is_old(self) -> bool:
+        """Return whether it was idle for so long that the server may be closing it."""
+        return time.monotonic() - self.used_s > KEEP_IDLE_S
+
     def is_fresh(self) -> bool:
         """Return whether it is still open, as far as anybody can tell."""
-        if time.monotonic() - self.used_s > KEEP_IDLE_S:
-            return False
-        readable, _, _ = select.select([self.sock], (), (), 0)
-        return not readable  # what is there to read unasked is the end of the connection
+        # What is there to read unasked is the end of the connection.
+        return self.sock is not None and not self.is_old() and not _is_readable(self.sock)
 
     def leave(self) -> None:
-        """Close this process's copy of the socket."""
+        """Close this process's copy of the socket, also where a reply is being read from it."""
         if self.sock is not None:
-            self.sock.close()
+            os.close(self.sock.detach())
 
 
 class _Timed(socket.socket):
@@ -164,6 +172,14 @@ class _Timed(socket.socket):
     def recv_into(self, *given: Any, **named: Any) -> int:
         self.settimeout(deadline.left_s())
         return super().recv_into(*given, **named)
+
+
+def _is_readable(stream: socket.socket) -> bool:
+    if not hasattr(select, "poll"):  # Windows, where select takes any number
+        return bool(select.select([stream], (), (), 0)[0])
+    poll = select.poll()
+    poll.register(stream, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _said(error: BaseException) -> str:

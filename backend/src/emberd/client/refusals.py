@@ -1,9 +1,10 @@
-"""Errors for single texts that a server does not take, or does not survive."""
+"""Errors for texts that a server does not take, or does not survive; and for other servers."""
 
 from __future__ import annotations
 
 from emberd.client.texts import excerpt
-from emberd.errors import PoisonTextError, RejectedError, TextError
+from emberd.errors import PoisonTextError, RejectedError, ServerMismatchError, TextError
+from emberd.settings import Endpoint
 
 
 def refused(place: int, error: RejectedError) -> TextError:
@@ -29,4 +30,21 @@ def poison(place: int, text: str, deaths: int) -> PoisonTextError:
         f"last time with nothing else in flight. Leave this text out, and report it with the "
         f"server's log (emberd logs).",
         index=place,
+    )
+
+
+def other_cache(cached: int, endpoint: Endpoint) -> ServerMismatchError:
+    """Return the error for a cache with vectors of ``cached`` dimensions, unlike the server's."""
+    return ServerMismatchError(
+        f"The cache has vectors of {cached} dimensions for this model, and {endpoint.model} at "
+        f"{endpoint.url} gives {endpoint.dimensions}. Look which of them is of another model, or "
+        f"use another cache."
+    )
+
+
+def other_server(before: Endpoint, now: Endpoint) -> ServerMismatchError:
+    """Return the error for a server that gives vectors of another length than the one before."""
+    return ServerMismatchError(
+        f"The server at {now.url} gives {now.dimensions} dimensions, the one before it gave "
+        f"{before.dimensions}. Embed all texts again with one of them."
     )

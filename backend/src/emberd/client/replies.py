@@ -61,7 +61,7 @@ def read(body: bytes, count: int) -> Answer:
     try:
         reply = _READER.decode(body)
         raws = [_unpacked(entry.embedding) for entry in reply.data]
-    except (msgspec.DecodeError, RecursionError, binascii.Error):
+    except (msgspec.DecodeError, RecursionError, ValueError):
         return _by_hand(body, count)
     in_order = [entry.index for entry in reply.data] == list(range(count))
     if not in_order or any(type(raw) is bytes and len(raw) % _FLOAT_BYTES for raw in raws):

@@ -57,7 +57,8 @@ class Slots:
 
     def give_back(self, limit: int, count: int) -> None:
         """Give back ``count`` slots. ``changed`` is held."""
-        self._held[limit] -= count
+        # In a forked child, what the parent held may be given back and was never held.
+        self._held[limit] = max(0, self._held[limit] - count)
         self.changed.notify_all()
 
     def _next(self) -> _Ticket | None:

@@ -65,7 +65,7 @@ class Client:
         self._memory = memory
         self._policy = policy or RetryPolicy.usual(settings.timeout, can_heal=heal is not None)
         self._learnt = Learnt()
-        self._merger = ThreadMerger()
+        self._merger = ThreadMerger(can_heal=heal is not None)
         self._gate = ThreadGate()
         self._transport = Transport(settings.max_concurrency, settings.timeout, sdk_client)
 
@@ -154,6 +154,8 @@ class Client:
                     while line.has_room and (window := next(source, None)) is not None:
                         line.append(self._job(window, template, set_aside=set_aside))
                     if (job := line.pop_done()) is not None:
+                        if on_done is not None:
+                            on_done(job.finished)
                         yield job.result()
                     elif line.is_empty:
                         return
@@ -161,6 +163,7 @@ class Client:
                         self._step(line, crew, on_done)
         finally:
             lease.abandon()
+            self._gate.abandon(lease)
 
     def _job(self, window: Window, template: str, *, set_aside: bool) -> Job:
         job = Job(
@@ -205,10 +208,10 @@ class Client:
         exchange = functools.partial(self._exchange, job.endpoint, lease, crew.stopped)
         if isinstance(work, Batch) and not work.deaths:
             kind = Kind.of(job.endpoint, ask, self._settings.batch_size)
-            with self._gate.together():
+            with self._gate.together(lease):
                 return self._merger.send(kind, ask, work.tokens, exchange)
         # The server may have died of it: whoever went with it would be under suspicion too.
-        with self._gate.alone() if isinstance(work, Batch) else nullcontext():
+        with self._gate.alone(lease) if isinstance(work, Batch) else nullcontext():
             outcome = exchange(lambda: ask)
         if outcome is None:
             raise AbandonedError

@@ -293,7 +293,7 @@ class EmberdEmbedding(BaseEmbedding):
             **kwargs: Without effect, as in ``BaseEmbedding``.
         """
         with documents():
-            if self.embeddings_cache is not None:
+            if self.embeddings_cache is not None or not hasattr(self, "to_payload"):
                 return super().get_text_embedding_batch(texts, show_progress, **kwargs)
             # Else as there, but for events that are not checked number by number.
             vectors: list[list[float]] = []
