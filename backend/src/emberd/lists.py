@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
+import ctypes
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -13,16 +11,26 @@ if TYPE_CHECKING:
 
 # A number takes about 20 ns, so that a turn takes a millisecond or two.
 _NUMBERS_A_TURN: Final = 65_536
-# Fewer lists than the garbage collector counts before it looks.
-_FEW: Final = 500
+
+# CPython's own; it takes tuples and dictionaries of plain values off the list of what it collects.
+_untrack = getattr(getattr(ctypes, "pythonapi", None), "PyObject_GC_UnTrack", None)
+if _untrack is not None:
+    _untrack.argtypes, _untrack.restype = [ctypes.py_object], None
 
 
 def to_lists(vectors: Floats) -> list[list[float]]:
-    """Return ``vectors``, ``(n, dimensions)``, as lists."""
-    if len(vectors) < _FEW:
-        return [row.tolist() for row in vectors]
-    with _not_collected():
-        return [row.tolist() for row in vectors]
+    """Return ``vectors``, ``(n, dimensions)``, as lists.
+
+    The garbage collector does not look into them, as it would into each number of each list, again
+    and again, also later in the life of the process, and for nothing: numbers form no cycles.
+    """
+    lists: list[list[float]] = []
+    for row in vectors:
+        numbers: list[float] = row.tolist()
+        if _untrack is not None:
+            _untrack(numbers)
+        lists.append(numbers)
+    return lists
 
 
 async def ato_lists(vectors: Floats) -> list[list[float]]:
@@ -38,19 +46,3 @@ async def ato_lists(vectors: Floats) -> list[list[float]]:
             await asyncio.sleep(0)
         lists.extend(to_lists(vectors[start : start + rows_a_turn]))
     return lists
-
-
-@contextmanager
-def _not_collected() -> Iterator[None]:
-    """Have no garbage collected in this block, unless another thread sees to it.
-
-    A collection goes through every number of every list made so far, several times in a large
-    call, and finds nothing: lists of floats form no cycles.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
