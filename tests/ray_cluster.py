@@ -32,6 +32,8 @@ _QUIET: Final = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+# What no vector may be made with where the driver has its say.
+_OF_NODES: Final = ("first node: {text}", "second node: {text}")
 # What the second node's workers, and what they start, take for the library of the driver.
 _PYNVML: Final = """
 import sys
@@ -94,7 +96,7 @@ def is_worker(process: psutil.Process) -> bool:
 @pytest.fixture(scope="session")
 def ray_nodes(managed_home: Path, stopped_at_the_end: None) -> Iterator[Nodes]:
     """The cluster of the session."""
-    with two_nodes(managed_home.parent) as nodes:
+    with two_nodes(managed_home.parent, EMBERD_DOCUMENT_INSTRUCTION=_OF_NODES) as nodes:
         yield nodes
 
 

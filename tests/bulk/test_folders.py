@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,7 @@ def test_a_folder_that_holds_something_is_not_written_into(tmp_path: Path) -> No
     run(tmp_path / "in.jsonl", tmp_path / "out")
     with pytest.raises(SettingError, match="is there already, and holds something"):
         run(tmp_path / "in.jsonl", tmp_path / "out")
+    assert not (tmp_path / "out.parts").exists()
     (tmp_path / "empty").mkdir()
     run(tmp_path / "in.jsonl", tmp_path / "empty")
     assert is_right(tmp_path / "empty")
@@ -109,3 +111,29 @@ def test_what_other_programs_leave_is_passed_over(tmp_path: Path) -> None:
 )
 def test_what_is_data_is_told_by_its_ending(name: str, is_data: bool) -> None:
     assert inputs.is_data(name) is is_data
+
+
+def test_a_folder_inside_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.md").touch()
+    place = os.open(tmp_path, os.O_RDONLY)
+    # Deeper than paths can say: that stops root too, which permissions do not.
+    for _ in range(20):
+        os.mkdir("x" * 250, dir_fd=place)
+        inner = os.open("x" * 250, os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = inner
+    os.close(place)
+    with pytest.raises(SettingError, match="cannot be read: File name too long"):
+        inputs.find([str(tmp_path)])
+
+
+def test_a_file_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").touch()
+    for names in (["a.jsonl", "./a.jsonl"], [".", "a.jsonl"], [".", "."]):
+        with pytest.raises(SettingError, match="is among the input twice"):
+            inputs.find([f"{tmp_path}/{name}" for name in names])
+
+
+def test_a_name_that_is_empty_is_not_the_folder_here() -> None:
+    with pytest.raises(SettingError, match="is empty"):
+        inputs.find([""])

@@ -19,8 +19,10 @@ from pyarrow import parquet
 
 import bulk_standin
 from bulk_standin import DIMENSIONS, is_right, order, run
-from emberd.bulk import job
+from emberd.bulk import feed, job, manifest
+from emberd.bulk.gathering import Gathering
 from emberd.bulk.outputs import Shape
+from emberd.bulk.rows import Chunk, Cursor, Flaw
 from emberd.errors import EmberdError, ServerUnavailableError, SettingError
 
 
@@ -267,12 +269,87 @@ def test_what_an_earlier_output_set_aside_does_not_stay(source: Path, output: Pa
     assert not bulk_standin.rejects(output)
 
 
-def test_many_rows_without_a_text_do_not_pile_up(
-    tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _most_waiting(chunks: list[Chunk]) -> int:
+    """Embed ``chunks``, and return how many were taken and not given back at most."""
+    taken = given = most = 0
+
+    def told() -> Iterator[Chunk]:
+        nonlocal taken
+        for chunk in chunks:
+            taken += 1
+            yield chunk
+
+    for _ in feed.embedded(told(), bulk_standin.embed, 3600.0):
+        most = max(most, taken - given)
+        given += 1
+    assert given == len(chunks)
+    return most
+
+
+def _chunk(texts: list[str | Flaw], kept: Any) -> Chunk:
+    return Chunk(texts, kept, lambda index: {}, Cursor())
+
+
+def test_many_rows_without_a_text_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("emberd.bulk.feed._MOST_FLAWED", 300)
-    source = tmp_path / "nulls.jsonl"
-    source.write_text('{"text": "a"}\n' + '{"text": null}\n' * 2000 + '{"text": "b"}\n')
-    summary = run(source, output)
-    assert (summary.embedded, summary.set_aside) == (2, 2000)
-    assert [row["row"] for row in bulk_standin.rejects(output)] == list(range(1, 2001))
+    kept, nulls = pa.table({}), [Flaw("The text is null.")] * 100
+    chunks = [_chunk(["a", *nulls], kept), *[_chunk([*nulls], kept)] * 20, _chunk(["b"], kept)]
+    assert _most_waiting(chunks) <= 4
+
+
+def test_large_rows_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emberd.bulk.feed._MOST_BYTES", 30_000)
+    kept = pa.table({"picture": [b"x" * 10_000]})
+    assert _most_waiting([_chunk([f"{n}"], kept) for n in range(30)]) <= 4
+
+
+@pytest.mark.parametrize("step", range(12))
+def test_ctrl_c_between_any_two_lines_doubles_no_row(source: Path, output: Path, step: int) -> None:
+    """In the taking over of the third chunk."""
+    calls = lines = 0
+
+    def watch(frame: Any, event: str, _: object) -> Any:
+        nonlocal calls, lines
+        if frame.f_code is not Gathering.add.__code__:
+            return None
+        calls += event == "call"
+        lines += event == "line" and calls == 3
+        if lines > step:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return watch
+
+    before = sys.gettrace()
+    sys.settrace(watch)
+    try:
+        run(source, output, save_every_s=3600.0)
+    except KeyboardInterrupt:
+        assert not output.exists()
+    finally:
+        sys.settrace(before)
+    assert calls >= 3
+    run(source, output, save_every_s=3600.0)
+    table = parquet.read_table(output)
+    assert table["text"].to_pylist() == [f"text {n}" for n in range(1000)]
+
+
+def test_an_output_that_was_moved_while_parts_are_left_is_made_again(
+    source: Path, output: Path
+) -> None:
+    _begin(source, output)
+    # As a run leaves it that is killed when it has put the output in its place.
+    folder = output.with_name("out.parquet.parts")
+    left = manifest.load(folder)
+    assert left is not None
+    left.rows = 1000
+    left.save(folder, manifest.ASSEMBLED)
+    assert run(source, output).embedded == 1000
+    assert is_right(output)
+
+
+def test_the_start_is_told_before_the_first_row_is_done(source: Path, output: Path) -> None:
+    """So that the time of the first rows counts for the speed."""
+    told: list[job.Progress] = []
+    wanted = order(source, output)
+    job.run(wanted, job.reader(wanted), lambda: (bulk_standin.embed, DIMENSIONS), told.append)
+    assert (told[0].doing, told[0].done, told[0].rows) == ("embedding", 0, 0)

@@ -124,10 +124,29 @@ def test_a_row_that_has_the_field_already_is_set_aside(tmp_path: Path) -> None:
     assert "has a field 'embedding' already" in reject["reason"]
 
 
-def test_a_packed_file_is_unpacked(tmp_path: Path) -> None:
-    with gzip.open(tmp_path / "in.jsonl.gz", "wt") as file:
+def test_a_field_that_all_have_already_is_refused_at_once(tmp_path: Path) -> None:
+    source = _write(tmp_path / "in.jsonl", [{"text": "a", "embedding": [1]}] * 3)
+    with pytest.raises(SettingError, match="have a field 'embedding' already. Name the new one"):
+        run(source, tmp_path / "out.jsonl")
+    assert run(source, tmp_path / "out.jsonl", added="vector").embedded == 3
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out", "out.jsonl"])
+def test_the_vectors_may_be_called_line(tmp_path: Path, name: str) -> None:
+    run(_write(tmp_path / "in.jsonl", [{"text": "a"}]), tmp_path / name, added="line")
+    if name == "out.jsonl":
+        row = json.loads((tmp_path / name).read_text())
+    else:
+        (row,) = parquet.read_table(tmp_path / name, partitioning=None).to_pylist()
+    assert np.array_equal(np.float32(row.pop("line")), vector("a"))
+    assert row == {"text": "a"}
+
+
+@pytest.mark.parametrize("name", ["in.jsonl.gz", "IN.JSONL.GZ"])
+def test_a_packed_file_is_unpacked(tmp_path: Path, name: str) -> None:
+    with gzip.open(tmp_path / name, "wt") as file:
         file.writelines(f'{{"text": "{n}"}}\n' for n in range(600))
-    run(tmp_path / "in.jsonl.gz", tmp_path / "out.parquet")
+    run(tmp_path / name, tmp_path / "out.parquet")
     assert parquet.read_table(tmp_path / "out.parquet")["text"].to_pylist() == [
         str(n) for n in range(600)
     ]

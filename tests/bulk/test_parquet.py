@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import json
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +186,48 @@ def test_the_output_says_what_its_vectors_were_made_with(tmp_path: Path) -> None
         (path,) = [tmp_path / name] if name == "out.parquet" else (tmp_path / name).iterdir()
         metadata = parquet.read_schema(path).metadata
         assert metadata[b"emberd.identity"] == b"emberd:stand-in"
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out", "out.jsonl"])
+@pytest.mark.parametrize("lines", [[1, 2], [b'{"x": 1}', b'{"x": 2}'], ["a", "b"]])
+def test_a_column_may_be_called_line(tmp_path: Path, name: str, lines: list[Any]) -> None:
+    source = _write(tmp_path / "in.parquet", {"text": ["a", "b"], "id": [7, 8], "line": lines})
+    run(source, tmp_path / name)
+    if name == "out.jsonl":
+        rows = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        assert [row["id"] for row in rows] == [7, 8]
+        assert [list(row) for row in rows] == [["text", "id", "line", "embedding"]] * 2
+    else:
+        table = parquet.read_table(tmp_path / name, partitioning=None)
+        assert (table["id"].to_pylist(), table["line"].to_pylist()) == ([7, 8], lines)
+
+
+def test_what_json_cannot_hold_is_named_with_its_column(tmp_path: Path) -> None:
+    other = pa.array([b"\xff", b"x"]).view(pa.string())
+    source = _write(tmp_path / "in.parquet", {"text": ["a", "b"], "other": other})
+    with pytest.raises(EmberdError, match="The column 'other' cannot be written as JSON: .*utf-8"):
+        run(source, tmp_path / "out.jsonl")
+
+
+def test_numbers_that_json_has_no_word_for_are_null(tmp_path: Path) -> None:
+    columns = {"text": ["a", None], "x": [float("nan")] * 2, "y": [[float("inf"), 0.5]] * 2}
+    run(_write(tmp_path / "in.parquet", columns), tmp_path / "out.jsonl")
+    (reject,) = rejects(tmp_path / "out.jsonl")
+    for row in (json.loads((tmp_path / "out.jsonl").read_text()), reject["content"]):
+        assert (row["x"], row["y"]) == (None, [None, 0.5])
+
+
+def test_a_row_whose_other_values_python_cannot_hold_is_set_aside_without_them(
+    tmp_path: Path,
+) -> None:
+    other = pa.array([b"x", b"\xff"]).view(pa.string())
+    source = _write(tmp_path / "in.parquet", {"text": ["a", None], "other": other})
+    assert run(source, tmp_path / "out.parquet").set_aside == 1
+    assert rejects(tmp_path / "out.parquet")[0]["content"] is None
+
+
+def test_two_columns_of_the_name_are_refused(tmp_path: Path) -> None:
+    table = pa.table([["a"], ["b"]], names=["text", "text"])
+    parquet.write_table(table, tmp_path / "in.parquet")
+    with pytest.raises(SettingError, match="has several columns 'text'"):
+        run(tmp_path / "in.parquet", tmp_path / "out.parquet")

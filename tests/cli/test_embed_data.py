@@ -110,7 +110,7 @@ def _parts(folder: Path) -> int:
 def test_what_an_ended_run_has_done_is_not_done_again(
     emberd: Command, tmp_path: Path, signum: signal.Signals
 ) -> None:
-    source = _lines(tmp_path / "in.jsonl", ["fast"] * 600 + ["SLOW30"])
+    source = _lines(tmp_path / "in.jsonl", ["fast"] * 600 + ["SLOW6"])
     target = tmp_path / "out.npy"
     command = ("embed", *stub(drain=0.1), str(source), "-o", str(target), "--save-every", "0")
     parts = tmp_path / "out.npy.parts"
@@ -124,6 +124,11 @@ def test_what_an_ended_run_has_done_is_not_done_again(
     assert done.code == 2
     assert "was begun otherwise: identity " in done.err
     assert not target.exists()
+    done = emberd(*command)
+    assert done.code == 0, done.err
+    before = re.search(r"601 rows, (\d+) of them done before", done.err)
+    assert before is not None, done.err
+    assert 0 < int(before[1]) <= 600
 
 
 def test_queries_get_the_query_template(running: Command, tmp_path: Path) -> None:
@@ -150,6 +155,14 @@ def test_a_terminal_sees_rate_and_time_left(running: Command, tmp_path: Path) ->
         (("in.jsonl", "-o", "out.csv"), "--output ends with .csv, which is no format"),
         (("in.jsonl", "-o", "out", "-t", "x"), "--text cannot be given beside"),
         (("in.jsonl", "-o", "in.jsonl"), "in.jsonl is among what is read"),
+        (("out.rejects.jsonl", "-o", "out"), "out.rejects.jsonl is among what is read"),
+        (("", "-o", "out"), "A name of the input is empty"),
+        (("in.txt", "--save-every", "5"), "--save-every are for Parquet"),
+        (("in.jsonl", "-o", "out", "--ray", "--format", "npy"), "piece by piece. Leave"),
+        (
+            ("in.jsonl", "-o", "out", "--ray", "--save-every", "5"),
+            "piece by piece. Leave",
+        ),
         (("data", "-o", "data/out.parquet"), "out.parquet is among what is read"),
         (("in.jsonl", "in.txt", "-o", "out"), "in.txt is a file with a text a line"),
         (("in.jsonl", "-o", "/dev/full"), "is neither a file nor a folder"),
@@ -167,6 +180,7 @@ def test_what_cannot_be_done_is_refused_before_a_server_is_asked_for(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     _lines(tmp_path / "in.jsonl", ["one"])
+    _lines(tmp_path / "out.rejects.jsonl", ["mended"])
     (tmp_path / "in.txt").write_text("one")
     (tmp_path / "made").mkdir()
     (tmp_path / "data").mkdir()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -121,8 +120,9 @@ def test_the_class_serves_a_map_batches_of_the_users_own(ray_nodes: Nodes) -> No
 
 
 def test_settings_of_the_driver_win_over_those_of_the_nodes(
-    ray_nodes: Nodes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ray_nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Each node has an instruction of its own: see ray_cluster.
     monkeypatch.setenv("EMBERD_MODEL", MODEL)
     monkeypatch.setenv("EMBERD_DOCUMENT_INSTRUCTION", "{text}")
     (row,) = embed(dataset(1, 1), actors=1).take_all()

@@ -93,13 +93,10 @@ def test_a_job_whose_driver_was_killed_is_gone_on_with(
 
 def test_bad_rows_are_set_aside_with_their_place_and_reason(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    bad = ["{bad", '{"id": 5}', '{"id": 6, "text": 7}']
+    bad = ["{bad", '{"id": 5}']
     path.write_text("\n".join([*map(json.dumps, ROWS[:9]), *bad]))
-    with pytest.raises(EmberdError, match="'text' has values of several types"):
-        run(path, tmp_path / "out")
-    path.write_text("\n".join([*map(json.dumps, ROWS[:9]), *bad[:2]]))
     with pytest.raises(EmberdError, match=r"rows\.jsonl, byte \d+: The line is no JSON"):
-        run(path, tmp_path / "out", restart=True, fails_on_bad_row=True)
+        run(path, tmp_path / "out", fails_on_bad_row=True)
     summary = run(path, tmp_path / "other")
     assert (summary.rows, summary.set_aside) == (9, 2)
     check(tmp_path / "other", ROWS[:9])
@@ -119,6 +116,31 @@ def test_what_was_begun_is_gone_on_with_by_the_same_job_alone(source: Path, tmp_
         run(source, output)
     assert run(source, output, restart=True).rows == 3
     check(output, ROWS[:3])
+
+
+def test_pieces_that_were_cut_otherwise_are_not_gone_on_with(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(source, tmp_path / "out")
+    monkeypatch.setattr(units, "_ROWS", 2 * GROUP)
+    with pytest.raises(SettingError, match="begun with other pieces"):
+        run(source, tmp_path / "out")
+
+
+def test_a_run_that_is_interrupted_says_how_to_go_on(
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(order: Order) -> Summary:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(embed_ray, "_connected", contextlib.nullcontext)
+    monkeypatch.setattr(jobs, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        embed_ray.embed([str(source)], tmp_path / "out", Settings(model=MODEL), address=None)
+    assert "run the same command again" in capsys.readouterr().err
 
 
 def test_a_folder_with_other_things_in_it_is_left_alone(source: Path, tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ _SHORTEST_S: Final = 1e-6
 
 # Rows without a text wait for the next one that has one; so many at most.
 _MOST_FLAWED: Final = 65_536
+# And rows with one wait for its vector: about so many bytes of them.
+_MOST_BYTES: Final = 64 << 20
 _END: Final = object()
 _NUMBERED: Final = re.compile(r"\b([Tt])ext \d+\b")
 
@@ -67,17 +69,24 @@ class _Feed:
         self._chunks = chunks
         self._waiting: deque[Chunk] = deque()
         self._outcomes: list[Outcome] = []
+        # Counted apart: texts may be taken in another thread than vectors come in.
+        self._bytes_taken = self._bytes_given = 0
 
     def texts(self, most: float) -> Iterator[str]:
-        """Yield the texts of the next chunks, about ``most``; fewer where many rows have none."""
+        """Yield the texts of the next chunks, about ``most``.
+
+        Fewer where many rows have none, or where those that wait are large.
+        """
         flawed = self.taken = 0
         for chunk in self._chunks:
             self._waiting.append(chunk)
             texts = [text for text in chunk.texts if not isinstance(text, Flaw)]
             flawed += len(chunk.texts) - len(texts)
             self.taken += len(texts)
+            self._bytes_taken += chunk.kept.nbytes
             yield from texts
-            if flawed >= _MOST_FLAWED or self.taken >= most:
+            waiting = self._bytes_taken - self._bytes_given
+            if flawed >= _MOST_FLAWED or self.taken >= most or waiting >= _MOST_BYTES:
                 return
         self.ended = True
 
@@ -102,6 +111,7 @@ class _Feed:
                 filled.append(text)
             self._waiting.popleft()
             self._outcomes = []
+            self._bytes_given += chunk.kept.nbytes
             yield chunk, filled
 
 

@@ -56,11 +56,14 @@ def find(names: Sequence[str]) -> Inputs:
     """Return the files behind ``names``: files themselves, and what folders hold, sorted.
 
     Raises:
-        SettingError: A file is not there, or they are of several kinds, or a folder holds none.
+        SettingError: A file is not there or named twice, they are of several kinds, or a folder
+            holds none or cannot be read.
     """
     found: list[Path] = []
     left_out = 0
     for name in names:
+        if not name:
+            raise SettingError("A name of the input is empty. Give a file or a folder.")
         if not Path(name).is_dir():
             found.append(_file(name))
             continue
@@ -70,6 +73,7 @@ def find(names: Sequence[str]) -> Inputs:
             raise _nothing_in(name, inside)
         left_out += len(inside) - len(known)
         found += known
+    _refuse_twice(found)
     return Inputs(_one_kind(found), tuple(found), left_out)
 
 
@@ -91,9 +95,29 @@ def _file(name: str) -> Path:
         return path
 
 
+def _refuse_twice(files: Iterable[Path]) -> None:
+    seen: set[Path] = set()
+    for path in files:
+        # Names that link to one file are kept apart: folders of downloads have such.
+        place = path.parent.resolve() / path.name
+        if place in seen:
+            raise SettingError(
+                f"{path} is among the input twice: by its name and by another, or by a folder that "
+                f"holds it. Name it once."
+            )
+        seen.add(place)
+
+
+def _refuse_closed(error: OSError) -> None:
+    raise SettingError(
+        f"The folder {error.filename} cannot be read: {error.strerror}. Make it readable, or name "
+        f"what else is to be read."
+    )
+
+
 def _inside(folder: Path) -> list[Path]:
     found: list[Path] = []
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=_refuse_closed):
         folders[:] = [name for name in folders if not name.startswith(_HIDDEN)]
         found += [Path(place, name) for name in names if not name.startswith(_HIDDEN)]
     return sorted(found, key=lambda path: path.parts)
@@ -102,7 +126,8 @@ def _inside(folder: Path) -> list[Path]:
 def _one_kind(files: Iterable[Path]) -> Kind:
     counts: dict[str, int] = {}
     for path in files:
-        ending = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+        packed = path.suffix.casefold() == ".gz"
+        ending = "".join(path.suffixes[-2:]) if packed else path.suffix
         counts[ending] = counts.get(ending, 0) + 1
     kinds = {_kind(Path(f"x{ending}")) for ending in counts}
     if len(kinds) > 1:

@@ -58,6 +58,11 @@ class Order:
     save_every_s: float = SAVE_EVERY_S
 
     @property
+    def of_lines(self) -> bool:
+        """Whether the rows are lines of JSON."""
+        return self.inputs.kind is Kind.JSONL
+
+    @property
     def rejects_path(self) -> Path:
         """Where the rows are that were set aside."""
         return self.output.with_name(self.output.name + ".rejects.jsonl")
@@ -141,7 +146,12 @@ def run(order: Order, source: Reader, connect: Connect, watch: Watch) -> Summary
             another run works on this output. What was done is kept.
     """
     with durable.room_for(order.output), folders.held(order.output) as folder:
-        work = _Work(order, source, folder, watch)
+        try:
+            work = _Work(order, source, folder, watch)
+        except SettingError:
+            if not manifest.exists(folder):
+                folders.removed(folder)
+            raise
         if work.manifest.state != manifest.ASSEMBLED:
             work.embed(connect)
             work.assemble()
@@ -170,6 +180,7 @@ class _Work:
         embed, dimensions = connect()
         self._refuse_other_length(dimensions)
         gathering = self._gathering(dimensions)
+        self._tell_rows(start, start)
         with self._kept(gathering):
             for chunk, outcomes in feed.embedded(chunks, embed, self._order.save_every_s):
                 gathering.add(chunk, outcomes)
@@ -195,6 +206,7 @@ class _Work:
             self._order.shape,
             self._parts,
             staged / self._order.output.name,
+            of_lines=self._order.of_lines,
             column=self._order.column,
             on_part=self._tell_part,
         )
@@ -236,8 +248,8 @@ class _Work:
         """Return the manifest of what was begun, or that of a new beginning."""
         wanted = Manifest(self._asked(), self._order.inputs.stamps())
         begun = None if self._order.restart else manifest.load(self._folder)
-        if begun is not None and self._is_finished(begun):
-            if not begun.differences(wanted):
+        if begun is not None and self._is_placed(begun):
+            if self._order.output.exists() and not begun.differences(wanted):
                 return begun
             begun = None
         self._refuse_full_folder()
@@ -262,9 +274,10 @@ class _Work:
             "truncate": order.truncate,
         }
 
-    def _is_finished(self, begun: Manifest) -> bool:
-        staged, output = self._staged / self._order.output.name, self._order.output
-        return begun.state == manifest.ASSEMBLED and not staged.exists() and output.exists()
+    def _is_placed(self, begun: Manifest) -> bool:
+        """Return whether the output was put in its place; it may have been moved on since."""
+        staged = self._staged / self._order.output.name
+        return begun.state == manifest.ASSEMBLED and not staged.exists()
 
     def _refuse_full_folder(self) -> None:
         output = self._order.output
@@ -287,6 +300,7 @@ class _Work:
             self._source.empty() if order.shape.keeps_rows else None,
             order.added,
             dimensions,
+            of_lines=order.of_lines,
             start=self._before,
             identity=order.identity,
             save_every_s=order.save_every_s,

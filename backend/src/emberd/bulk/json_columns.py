@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from emberd.bulk import arrow
-from emberd.bulk.json_rows import LINE, parsed
+from emberd.bulk.json_rows import parsed
 from emberd.bulk.rows import Flaw
 
 _UNFIT: Final = (ValueError, TypeError, OverflowError, NotImplementedError)
@@ -65,7 +65,7 @@ class Columns:
         objects = _objects(lines)
         names = [*self._types, lines.schema.names[-1]]
         arrays = [self._array(name, objects) for name in self._types]
-        return lib.table([*arrays, lines[names[-1]]], names=names)
+        return lib.table([*arrays, lines.column(-1)], names=names)
 
     def _array(self, name: str, objects: list[dict[str, Any]]) -> Any:
         lib, _ = arrow.modules()
@@ -95,7 +95,8 @@ class Columns:
 
 
 def _objects(table: Any) -> list[dict[str, Any]]:
-    rows = [parsed(line) for line in table[LINE].to_pylist()]
+    # By its place: the vectors may be called as it is.
+    rows = [parsed(line) for line in table.column(0).to_pylist()]
     return [row for row in rows if not isinstance(row, Flaw)]
 
 

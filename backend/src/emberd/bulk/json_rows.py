@@ -31,7 +31,7 @@ class JsonRows:
         added: The field that will be added; None when the rows are not kept.
 
     Raises:
-        SettingError: The first object has no such field.
+        SettingError: The first objects have no such field, or all have the one to be added.
     """
 
     unit = "bytes"
@@ -104,6 +104,11 @@ class JsonRows:
         rows = [] if first is None else [parsed(line) for line in first.kept[LINE].to_pylist()]
         objects = [row for row in rows if not isinstance(row, Flaw)]
         names = list(dict.fromkeys(name for row in objects for name in row))
+        if objects and all(self._added in row for row in objects):
+            raise SettingError(
+                f"The objects of {self._files[0]} have a field {self._added!r} already. Name the "
+                f"new one: --embedding-column NAME"
+            )
         if not objects or self._column in names:
             return
         near = difflib.get_close_matches(self._column, names, n=1)
@@ -162,7 +167,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """Yield the file of lines, and the one whose bytes are counted."""
     with ExitStack() as stack:
         raw = stack.enter_context(path.open("rb"))
-        if path.suffix != ".gz":
+        if path.suffix.casefold() != ".gz":
             yield raw, raw
             return
         packed: Any = stack.enter_context(gzip.GzipFile(fileobj=raw))

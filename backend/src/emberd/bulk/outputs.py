@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from emberd.bulk import arrow, durable, npy
+from emberd.bulk import arrow, durable, json_values, npy
 from emberd.bulk.json_columns import Columns, UnfitError
-from emberd.bulk.json_rows import LINE
 from emberd.bulk.parts import CURSOR_KEY, Part
+from emberd.errors import EmberdError
 
 OnPart = Callable[[int], None]
 """Called with the number of parts that are in the output."""
+
+Shaped = Callable[[Any], Any]
+"""Returns the table that stands in the output for a part's."""
 
 
 class Shape(StrEnum):
@@ -33,7 +35,13 @@ class Shape(StrEnum):
 
 
 def assemble(
-    shape: Shape, parts: Sequence[Part], target: Path, *, column: str, on_part: OnPart
+    shape: Shape,
+    parts: Sequence[Part],
+    target: Path,
+    *,
+    of_lines: bool,
+    column: str,
+    on_part: OnPart,
 ) -> None:
     """Write ``target`` from ``parts``, of which there is at least one.
 
@@ -41,20 +49,24 @@ def assemble(
         shape: What to write.
         parts: In order.
         target: A path where nothing is yet.
+        of_lines: Whether the rows are lines of JSON, and the first column holds them.
         column: The field of the texts.
         on_part: Told of each part.
+
+    Raises:
+        EmberdError: A value cannot be written in this shape, and its column is named.
     """
     if shape is Shape.NPY:
         _vectors(parts, target, on_part)
     elif shape is Shape.JSONL:
         with durable.written(target) as file:
             for done, part in enumerate(parts, start=1):
-                file.writelines(_lines(part.table()))
+                file.writelines(_lines(part.table(), of_lines=of_lines))
                 on_part(done)
-    elif LINE in _names(parts):
+    elif of_lines:
         _from_json(shape, parts, target, column, on_part)
     else:
-        _tables(shape, parts, target, lambda table: table, on_part)
+        _tables(shape, parts, target, None, on_part)
 
 
 def row_numbers(parts: Sequence[Part], target: Path) -> None:
@@ -77,11 +89,6 @@ def rejects(parts: Sequence[Part], target: Path) -> int:
             count += content.count(b"\n")
             file.write(content)
     return count
-
-
-def _names(parts: Sequence[Part]) -> list[str]:
-    names: list[str] = parts[0].metadata().schema.to_arrow_schema().names
-    return names[:-1]
 
 
 def _vectors(parts: Sequence[Part], target: Path, on_part: OnPart) -> None:
@@ -116,16 +123,15 @@ def _tables(
     shape: Shape,
     parts: Sequence[Part],
     target: Path,
-    shaped: Callable[[Any], Any],
+    shaped: Shaped | None,
     on_part: OnPart,
 ) -> None:
     write = _one_file if shape is Shape.PARQUET else _folder
     write(parts, target, shaped, on_part)
 
 
-def _one_file(
-    parts: Sequence[Part], target: Path, shaped: Callable[[Any], Any], on_part: OnPart
-) -> None:
+def _one_file(parts: Sequence[Part], target: Path, shaped: Shaped | None, on_part: OnPart) -> None:
+    shaped = shaped or _as_it_is
     first = _told(shaped(parts[0].table()), parts[0])
     with (
         durable.written(target) as file,
@@ -136,14 +142,16 @@ def _one_file(
             on_part(done)
 
 
-def _folder(
-    parts: Sequence[Part], target: Path, shaped: Callable[[Any], Any], on_part: OnPart
-) -> None:
+def _as_it_is(table: Any) -> Any:
+    return table
+
+
+def _folder(parts: Sequence[Part], target: Path, shaped: Shaped | None, on_part: OnPart) -> None:
     target.mkdir(exist_ok=True)
     for done, part in enumerate(parts, start=1):
         path = target / part.path.name
         path.unlink(missing_ok=True)
-        if LINE not in _names([part]):
+        if shaped is None:
             durable.linked(part.path, path)
         else:
             table = _told(shaped(part.table()), part)
@@ -163,30 +171,47 @@ def _told(table: Any, part: Part) -> Any:
     return table.replace_schema_metadata(kept)
 
 
-def _lines(table: Any) -> Iterator[bytes]:
+def _lines(table: Any, *, of_lines: bool) -> Iterator[bytes]:
     vectors = [row for chunk in table.column(-1).chunks for row in _matrix(chunk).tolist()]
     name = table.schema.names[-1]
     kept: Iterable[Any]
     write: Callable[[Any, str, list[float]], bytes]
-    if LINE in table.schema.names[:-1]:
-        kept = table[LINE].to_pylist()
+    if of_lines:
+        kept = table.column(0).to_pylist()
         write = _spliced
     else:
-        kept = table.select(table.schema.names[:-1]).to_pylist()
+        kept = _objects(table)
         write = _dumped
     for row, vector in zip(kept, vectors, strict=True):
         yield write(row, name, vector)
 
 
+def _objects(table: Any) -> Iterator[dict[str, Any]]:
+    names = table.schema.names[:-1]
+    columns = [_values(name, table.column(index)) for index, name in enumerate(names)]
+    for index in range(table.num_rows):
+        yield {name: values[index] for name, values in zip(names, columns, strict=True)}
+
+
+def _values(name: str, column: Any) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except ValueError as error:  # no UTF-8, or nanoseconds where pandas is not installed
+        raise EmberdError(
+            f"The column {name!r} cannot be written as JSON: {error}. Write Parquet, which holds "
+            f"it as it is (--output NAME.parquet), or leave the column out of the input."
+        ) from error
+    return values
+
+
 def _spliced(line: bytes, name: str, vector: list[float]) -> bytes:
     # The object stays as it was written, to the byte: numbers lose no digit.
-    more = json.dumps({name: vector}, ensure_ascii=False)
+    more = json_values.dumped({name: vector})
     return line.rstrip().removesuffix(b"}").rstrip() + b", " + more[1:].encode() + b"\n"
 
 
 def _dumped(row: dict[str, Any], name: str, vector: list[float]) -> bytes:
-    content = {**row, name: vector}
-    return json.dumps(content, ensure_ascii=False, default=_as_json).encode() + b"\n"
+    return json_values.dumped({**row, name: vector}, default=_as_json).encode() + b"\n"
 
 
 def _as_json(value: Any) -> str:

@@ -137,6 +137,10 @@ def _check_name(path: Path, schema: Any, column: str) -> None:
         raise SettingError(
             f"{path} has no column {column!r}. Its columns are: {', '.join(schema.names)}. {wanted}"
         )
+    if schema.names.count(column) > 1:
+        raise SettingError(
+            f"{path} has several columns {column!r}. Give each its own name, and write it again."
+        )
 
 
 def _check(path: Path, schema: Any, column: str, added: str | None) -> None:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from emberd.bulk import arrow, durable
+from emberd.bulk import arrow, durable, json_values
 from emberd.bulk.rows import Cursor
 from emberd.errors import EmberdError
 
@@ -131,6 +131,6 @@ def commit(
 
 def _line(reject: dict[str, Any]) -> bytes:
     try:
-        return json.dumps(reject, ensure_ascii=False, default=str).encode() + b"\n"
+        return json_values.dumped(reject).encode() + b"\n"
     except UnicodeEncodeError:
         return json.dumps(reject, default=str).encode() + b"\n"

@@ -41,9 +41,10 @@ class _Rows(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Return both for ``task``."""
         rows = task.fields.get("rows", 0)
-        if not task.elapsed or not rows:
+        seconds = task.finished_time if task.finished else task.elapsed
+        if not seconds or not rows:
             return Text("")
-        return Text(f"{rows:,} rows, {rows / task.elapsed:.0f}/s")
+        return Text(f"{rows:,} rows, {rows / seconds:.0f}/s")
 
 
 class _Left(ProgressColumn):

@@ -91,12 +91,14 @@ Restart = Annotated[
     bool, typer.Option("--restart", help="Begin anew where an earlier run could go on.")
 ]
 SaveEvery = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--save-every",
         metavar="SECONDS",
         min=0.0,
-        help="How often what was done is saved: the most that a kill can undo.",
+        help="How often what was done is saved: the most that a kill can undo. "
+        f"Else {SAVE_EVERY_S:.0f}.",
+        show_default=False,
     ),
 ]
 BatchSize = Annotated[
@@ -171,7 +173,7 @@ def embed(
     embedding_column: EmbeddingColumn = None,
     bad_rows: BadRowsName = None,
     restart: Restart = False,
-    save_every: SaveEvery = SAVE_EVERY_S,
+    save_every: SaveEvery = None,
     batch_size: BatchSize = None,
     max_concurrency: MaxConcurrency = None,
     ray: Ray = False,
@@ -209,12 +211,13 @@ def embed(
         }
         ends = (files or (), output_file)
         if ray or ray_address:
+            _refuse_beside_ray(format_name, save_every)
             code = embed_ray.embed(*ends, embedder.settings, address=ray_address, **wishes)
         else:
-            wishes["save_every_s"] = save_every
+            wishes["save_every_s"] = SAVE_EVERY_S if save_every is None else save_every
             code = embed_data.embed(*ends, format_name, embedder, **wishes)
         raise typer.Exit(code)
-    _refuse_data_options(column, embedding_column, bad_rows, restart=restart)
+    _refuse_data_options(column, embedding_column, bad_rows, save_every, restart=restart)
     chosen = formats.of(format_name, output_file)
     destination.check(output_file)
     if output_file is None and not chosen.is_text and sys.stdout.isatty():
@@ -238,11 +241,18 @@ def _refuse_texts(texts: list[str] | None) -> None:
         )
 
 
-def _refuse_data_options(*names: str | None, restart: bool) -> None:
-    if restart or any(name is not None for name in names):
+def _refuse_beside_ray(format_name: Format | None, save_every: float | None) -> None:
+    if save_every is not None or format_name not in (None, Format.PARQUET):
         raise SettingError(
-            "--column, --embedding-column, --bad-rows and --restart are for Parquet, JSON lines "
-            "and folders. Leave them out: of lines, every one is a text."
+            "--ray writes a folder of Parquet, piece by piece. Leave --format and --save-every out."
+        )
+
+
+def _refuse_data_options(*values: str | float | None, restart: bool) -> None:
+    if restart or any(value is not None for value in values):
+        raise SettingError(
+            "--column, --embedding-column, --bad-rows, --restart and --save-every are for Parquet, "
+            "JSON lines and folders. Leave them out: of lines, every one is a text."
         )
 
 

@@ -57,7 +57,7 @@ def embed(
         EmberdError: The run ended early; what is done is kept.
     """
     found = inputs.find(names)
-    target, shape = _destination(target, format_name, names, found.files)
+    target, shape = _destination(target, format_name)
     order = Order(
         found,
         target,
@@ -68,6 +68,7 @@ def embed(
         fails_on_bad_row=bad_rows is BadRows.FAIL,
         **wishes,
     )
+    _refuse_among(order, names)
     source = job.reader(order)
     began_s = time.monotonic()
     try:
@@ -80,9 +81,7 @@ def embed(
     return Code.SOME_SET_ASIDE if summary.set_aside else 0
 
 
-def _destination(
-    target: Path | None, format_name: Format | None, names: Sequence[str], files: Sequence[Path]
-) -> tuple[Path, Shape]:
+def _destination(target: Path | None, format_name: Format | None) -> tuple[Path, Shape]:
     if target is None:
         raise SettingError(
             "Parquet, JSON lines and folders are embedded into a file or a folder. Give --output "
@@ -95,21 +94,22 @@ def _destination(
         raise SettingError(f"{target} is neither a file nor a folder. Give another --output.")
     if is_folder and format_name not in (None, Format.PARQUET):
         raise SettingError(f"{target} is a folder, which holds Parquet alone. Give a file's name.")
-    shape = Shape.FOLDER if is_folder else Shape(formats.of(format_name, target))
-    _refuse_among(target, names, files)
-    return target, shape
+    return target, Shape.FOLDER if is_folder else Shape(formats.of(format_name, target))
 
 
-def _refuse_among(target: Path, names: Sequence[str], files: Sequence[Path]) -> None:
+def _refuse_among(order: Order, names: Sequence[str]) -> None:
     """Refuse an output among the inputs: it would be read by the next run, or write over one."""
-    place = target.resolve()
+    files = {path.resolve() for path in order.inputs.files}
     folders = [Path(name).resolve() for name in names if Path(name).is_dir()]
-    if place in {path.resolve() for path in files} or any(
-        place.is_relative_to(folder) for folder in folders
-    ):
-        raise SettingError(
-            f"{target} is among what is read. Give an --output outside of the input."
-        )
+    # What stands beside the output is written too, and what an earlier run set aside is deleted.
+    beside = [order.rejects_path, *([] if order.shape.keeps_rows else [order.rows_path])]
+    for path in (order.output, *beside):
+        place = path.resolve()
+        if place in files or any(place.is_relative_to(folder) for folder in folders):
+            raise SettingError(
+                f"{path} is among what is read, and would be written. Give another --output, "
+                f"outside of the input."
+            )
 
 
 def _connect(embedder: Embedder, role: str) -> tuple[Embed, int]:

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from emberd.bulk import inputs
+from emberd.bulk import inputs, job
 from emberd.cli import output, words
 from emberd.cli.codes import Code
 from emberd.cli.embed_data import BadRows
@@ -61,8 +61,12 @@ def embed(
         **wishes,
     )
     began_s = time.monotonic()
-    with _connected(address):
-        summary = jobs.run(order)
+    try:
+        with _connected(address):
+            summary = jobs.run(order)
+    except KeyboardInterrupt:
+        output.note(job.GO_ON)
+        raise
     _tell(target, summary, time.monotonic() - began_s)
     return Code.SOME_SET_ASIDE if summary.set_aside else 0
 

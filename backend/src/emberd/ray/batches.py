@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
+from emberd.bulk.rows import Flaw
 from emberd.errors import SettingError, TextError
 from emberd.ray import nodes
 from emberd.settings import Settings
@@ -49,7 +50,7 @@ class EmbedBatches:
         role: ``"document"`` or ``"query"``.
         output: The column of vectors, float32; one that is there already is replaced.
         bad_rows: ``"raise"``, or ``"set-aside"``: such a row has no vector, and the reason in a
-            column ``error``, which is null in all others.
+            column ``error``, which is null in all others; one that is there already is replaced.
         **settings: What ``emberd.Embedder`` takes, without keys, clients and managers. Wins over
             the environment of the node; None is a value here, and not "not given".
 
@@ -94,6 +95,17 @@ class EmbedBatches:
             )
         return self._arrow(batch)
 
+    def added_to(self, batch: Any) -> tuple[Any, dict[int, str]]:
+        """Return a table with its vectors, and why the rows that have none are bad, by their place.
+
+        Raises:
+            What a call does.
+        """
+        texts = _listed(self._texts(batch, batch.column_names))
+        vectors, reasons = self._embed(texts)
+        kept = [name for name in batch.column_names if name != self._output]
+        return batch.select(kept).append_column(self._output, _lists(vectors, reasons)), reasons
+
     def __getstate__(self) -> dict[str, Any]:
         # On the other side is another node, with a server of its own.
         return {**self.__dict__, "_in_use": None}
@@ -117,17 +129,11 @@ class EmbedBatches:
         return {**batch, self._output: vectors}
 
     def _arrow(self, batch: Any) -> Any:
-        texts = self._texts(batch, batch.column_names).to_pylist()
-        vectors, reasons = self._embed(texts)
-        kept = [name for name in batch.column_names if name not in self._added]
-        table = batch.select(kept).append_column(self._output, _lists(vectors, reasons))
-        if self._bad_rows is BadRows.SET_ASIDE:
-            table = table.append_column(ERROR, _words(reasons, len(texts)))
-        return table
-
-    @property
-    def _added(self) -> set[str]:
-        return {self._output} | ({ERROR} if self._bad_rows is BadRows.SET_ASIDE else set())
+        table, reasons = self.added_to(batch)
+        if self._bad_rows is BadRows.RAISE:
+            return table
+        kept = [name for name in table.column_names if name != ERROR]
+        return table.select(kept).append_column(ERROR, _words(reasons, table.num_rows))
 
     def _texts(self, batch: Any, columns: Sequence[str]) -> Any:
         if self._column not in columns:
@@ -186,12 +192,31 @@ def refuse_what_cannot_travel(settings: Mapping[str, Any]) -> None:
 def _without_text(texts: Sequence[Any]) -> dict[int, str]:
     """Return the places that hold no text, and what they hold."""
     wrong = {place: text for place, text in enumerate(texts) if not isinstance(text, str)}
-    return {
-        place: "The text is null."
-        if text is None
-        else f"The text is of type {type(text).__name__}, not a string."
-        for place, text in wrong.items()
-    }
+    return {place: _told(text) for place, text in wrong.items()}
+
+
+def _told(text: Any) -> str:
+    if isinstance(text, Flaw):
+        return text.reason
+    if text is None:
+        return "The text is null."
+    return f"The text is of type {type(text).__name__}, not a string."
+
+
+def _listed(column: Any) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        # Nothing checked the texts when they were written. The others are fine.
+        values = [_value(each) for each in column]
+    return values
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return Flaw("The text is not UTF-8.")
 
 
 def _lists(vectors: Floats, reasons: Mapping[int, str]) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from emberd.bulk.inputs import Inputs
+from emberd.bulk.job import GO_ON
 from emberd.errors import EmberdError, SettingError
 from emberd.ray import pools, reading, units
 from emberd.ray.datasets import BATCH_ROWS, travelling
@@ -19,7 +20,6 @@ from emberd.settings import Settings
 
 # A block costs Ray some milliseconds; more than so many gain no evenness.
 _MOST_BLOCKS: Final = 10_000
-_GO_ON: Final = "What was done is kept: run the same command again to go on."
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +48,29 @@ class Order:
 
     def asked(self) -> dict[str, Any]:
         """Return what must not differ when a run goes on."""
-        from emberd.embedder import Embedder
-
-        embedder = Embedder().replace(**travelling(self.settings))
         return {
+            "pieces": units.rule(),
             "inputs": self.inputs.stamps(),
             "column": self.column,
             "embedding column": self.added,
             "role": self.role,
             "truncate": self.settings.truncate,
-            "identity": embedder.identity,
+            "identity": self.identity,
         }
+
+    @property
+    def identity(self) -> str:
+        """What the vectors are made with."""
+        from emberd.embedder import Embedder
+
+        return Embedder().replace(**travelling(self.settings)).identity
 
     def for_writers(self) -> dict[str, Any]:
         """Return the keywords of ``Writer``."""
         return {
             "folder": str(self.output),
+            "job": Output(self.output).job,
+            "identity": self.identity,
             "column": self.column,
             "output": self.added,
             "role": self.role,
@@ -131,7 +138,7 @@ def _do(missing: Sequence[Unit], order: Order) -> None:
     for row in done.iter_rows():
         if failure := row[FAILURE]:
             error: Exception = pickle.loads(failure)  # noqa: S301 - from our own workers
-            error.add_note(_GO_ON)
+            error.add_note(GO_ON)
             raise error
 
 
@@ -180,7 +187,7 @@ def _alone(there: Output) -> Iterator[None]:
 def _summary(there: Output, pieces: Sequence[Unit], fresh: int) -> Summary:
     done = [found for unit in pieces if (found := there.done(unit.name))]
     if len(done) != len(pieces):
-        raise EmberdError(f"Of {len(pieces)} pieces {len(done)} are done. {_GO_ON}")
+        raise EmberdError(f"Of {len(pieces)} pieces {len(done)} are done. {GO_ON}")
     return Summary(
         rows=_sum(done, "rows"),
         set_aside=_sum(done, "set_aside"),

@@ -16,16 +16,16 @@ import json
 import os
 import pickle
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from emberd.bulk import durable
+from emberd.bulk import arrow, durable
 from emberd.errors import EmberdError, SettingError
 from emberd.ray import reading
-from emberd.ray.batches import ERROR, EmbedBatches
+from emberd.ray.batches import EmbedBatches
 from emberd.ray.reading import Refused, Rows
 from emberd.ray.units import Unit
 
@@ -33,6 +33,7 @@ FAILURE: Final = "failure"
 """The column of what a piece failed by; empty where it is done."""
 
 _PLACE: Final = ("file", "row", "byte")
+_JOB: Final = "job"
 _OWN: Final = "_emberd"
 _UNFINISHED: Final = ".part-"
 
@@ -112,9 +113,14 @@ class Output:
         return asked
 
     def note(self, asked: dict[str, Any]) -> None:
-        """Keep what is asked for."""
+        """Keep what is asked for, under a name that no job before has had."""
         with replacing(self._asked) as file:
-            file.write(json.dumps(asked, indent=1).encode())
+            file.write(json.dumps({**asked, _JOB: uuid.uuid4().hex}, indent=1).encode())
+
+    @property
+    def job(self) -> str | None:
+        """The name of the job that the folder belongs to; None before there is one."""
+        return (self.asked() or {}).get(_JOB)
 
     def begin(self, *, anew: bool) -> None:
         """Remove what killed workers left half written, and if ``anew`` all that was done.
@@ -125,6 +131,8 @@ class Output:
             for path in folder.glob(f"{_UNFINISHED}*"):
                 path.unlink(missing_ok=True)
         if anew:
+            if before := self.asked():
+                self.note(before)  # from now on, workers that are late move nothing here
             # What says that a piece is done, first: killed in between, it is done again.
             for folder in reversed(self._folders):
                 for path in folder.glob("part-*"):
@@ -146,19 +154,34 @@ class Writer:
     Args:
         folder: The output.
         column: The column of texts.
+        output: The column of vectors.
+        job: The name of the job; when the folder belongs to another one, nothing is written.
+        identity: What the vectors are made with; each part says it.
         batch_rows: Most rows that are embedded at once.
         fails_on_bad_row: Fail by a row that cannot be embedded, and set none aside.
         **given: What ``EmbedBatches`` takes.
     """
 
     def __init__(
-        self, folder: str, column: str, *, batch_rows: int, fails_on_bad_row: bool, **given: Any
+        self,
+        folder: str,
+        column: str,
+        output: str,
+        *,
+        job: str | None,
+        identity: str,
+        batch_rows: int,
+        fails_on_bad_row: bool,
+        **given: Any,
     ) -> None:
         self._output = Output(Path(folder))
         self._column = column
+        self._added = output
+        self._job = job
+        self._identity = identity
         self._batch_rows = batch_rows
         self._fails = fails_on_bad_row
-        self._embed = EmbedBatches(column, bad_rows="set-aside", **given)
+        self._embed = EmbedBatches(column, output=output, bad_rows="set-aside", **given)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Do the piece that ``row`` holds.
@@ -173,14 +196,15 @@ class Writer:
         return {FAILURE: b""}
 
     def _do(self, unit: Unit) -> None:
-        done = self._write(unit, reading.read(unit, self._column, self._batch_rows))
-        with replacing(self._output.mark(unit.name)) as file:
+        read = reading.read(unit, self._column, self._added, self._batch_rows)
+        done = self._write(unit, read)
+        with replacing(self._output.mark(unit.name), self._still_ours) as file:
             file.write(json.dumps(asdict(done)).encode())
 
     def _write(self, unit: Unit, read: Iterable[Rows | Refused]) -> Done:
         aside: list[dict[str, Any]] = []
         rows = 0
-        with _Part(self._output.part(unit.name)) as part:
+        with _Part(self._output.part(unit.name), self._identity, self._still_ours) as part:
             for each in read:
                 for good, bad in self._embedded(each):
                     aside += bad
@@ -196,7 +220,15 @@ class Writer:
             yield None, [{**read.place, "reason": read.reason, "text": read.text}]
             return
         for table, places in _portions(read, self._batch_rows):
-            yield _split(self._embed(table), places, self._column)
+            yield _split(*self._embed.added_to(table), places, self._column)
+
+    def _still_ours(self) -> None:
+        """Refuse to go on for a job that another one has taken the folder from."""
+        if self._output.job != self._job:
+            raise EmberdError(
+                f"{self._output.folder} was begun anew by another run, which does all pieces "
+                f"itself. Wait for it, or give another --output."
+            )
 
     def _refuse(self, aside: list[dict[str, Any]]) -> None:
         if aside and self._fails:
@@ -209,10 +241,11 @@ class Writer:
 
     def _set_aside(self, unit: Unit, aside: list[dict[str, Any]]) -> None:
         path = self._output.set_aside / f"{unit.name}.jsonl"
+        self._still_ours()
         if not aside:
             path.unlink(missing_ok=True)
             return
-        with replacing(path) as file:
+        with replacing(path, self._still_ours) as file:
             for row in aside:
                 file.write(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
 
@@ -220,8 +253,10 @@ class Writer:
 class _Part:
     """A file of Parquet, with the columns of the first table; without a table there is none."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, identity: str, check: Callable[[], None]) -> None:
         self._path = path
+        self._identity = identity
+        self._check = check
         self._open = ExitStack()
         self._writer: Any = None
 
@@ -235,14 +270,21 @@ class _Part:
         from pyarrow import parquet
 
         if self._writer is None:
-            file = self._open.enter_context(replacing(self._path))
-            self._writer = self._open.enter_context(parquet.ParquetWriter(file, table.schema))
+            metadata = {**(table.schema.metadata or {}), arrow.IDENTITY_KEY: self._identity}
+            schema = table.schema.with_metadata(metadata)
+            file = self._open.enter_context(replacing(self._path, self._check))
+            self._writer = self._open.enter_context(parquet.ParquetWriter(file, schema))
         self._writer.write_table(table)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file that takes the place of ``path`` when all of it is on the disk."""
+def replacing(path: Path, check: Callable[[], None] | None = None) -> Iterator[BinaryIO]:
+    """Yield a file that takes the place of ``path`` when all of it is on the disk.
+
+    Args:
+        path: That place.
+        check: Called right before; where it raises, what was there stays.
+    """
     # Of a name that no other has: a worker that was believed dead may be writing the same piece.
     fresh = path.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}")
     try:
@@ -250,6 +292,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if check is not None:
+            check()
         durable.move(fresh, path)
     except BaseException:
         fresh.unlink(missing_ok=True)
@@ -263,13 +307,21 @@ def _portions(read: Rows, rows: int) -> Iterator[tuple[Any, list[dict[str, Any]]
 
 
 def _split(
-    table: Any, places: list[dict[str, Any]], column: str
+    table: Any, reasons: Mapping[int, str], places: list[dict[str, Any]], column: str
 ) -> tuple[Any, list[dict[str, Any]]]:
-    reasons = table[ERROR].to_pylist()
+    import pyarrow
+
     texts = table[column]
     bad = [
-        {**places[row], "reason": reason, "text": texts[row].as_py()}
-        for row, reason in enumerate(reasons)
-        if reason is not None
+        {**places[row], "reason": reason, "text": _shown(texts[row])}
+        for row, reason in sorted(reasons.items())
     ]
-    return table.filter(table[ERROR].is_null()).drop_columns([ERROR]), bad
+    good = pyarrow.array([row not in reasons for row in range(table.num_rows)], pyarrow.bool_())
+    return table.filter(good), bad
+
+
+def _shown(text: Any) -> Any:
+    try:
+        return text.as_py()
+    except UnicodeDecodeError:
+        return text.as_buffer().to_pybytes().decode(errors="replace")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from emberd.bulk.inputs import Inputs, Kind
 
@@ -19,7 +19,9 @@ _ROWS: Final = 20_000
 _BYTES: Final = 16 << 20
 _FILES: Final = 1000
 
-PACKED: Final = ".gz"
+_SCHEMA: Final = 1  # one more whenever pieces are cut or named in another way
+
+_PACKED: Final = ".gz"
 _END: Final = sys.maxsize  # of what is packed, the size is not known
 
 
@@ -44,6 +46,16 @@ class Unit:
     rows_before: int = 0
 
 
+def is_packed(path: Path) -> bool:
+    """Return whether a file is to be unpacked when it is read."""
+    return path.suffix.casefold() == _PACKED
+
+
+def rule() -> dict[str, Any]:
+    """Return by what pieces are cut: under another rule the same name is of other rows."""
+    return {"schema": _SCHEMA, "rows": _ROWS, "bytes": _BYTES, "files": _FILES}
+
+
 def cut(inputs: Inputs) -> list[Unit]:
     """Return the pieces of all files, in their order."""
     if inputs.kind is Kind.TEXTS:
@@ -66,7 +78,7 @@ def _parquet(number: int, path: Path) -> Iterator[Unit]:
 
 
 def _json_lines(number: int, path: Path) -> Iterator[Unit]:
-    if path.suffix == PACKED:
+    if is_packed(path):
         yield Unit(_name(number, 0), Kind.JSONL, (str(path),), 0, _END)
         return
     size = path.stat().st_size
