@@ -13,7 +13,6 @@ from typing import Any, Final, Protocol
 from emberd.cache import forks, records
 from emberd.cache.absence import Absence
 from emberd.cache.base import CacheStats, Counts, Found
-from emberd.cache.opening import open_cache
 from emberd.cache.records import Floats
 from emberd.cache.urls import MEMCACHED, Place
 
@@ -55,7 +54,7 @@ class RemoteCache:
         forks.register(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_cache, (self._place.url,)
+        return type(self), (self._place,)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._place.url!r})"

@@ -15,7 +15,6 @@ from emberd.cache import damage, forks, guard, records
 from emberd.cache.absence import Absence
 from emberd.cache.base import CacheStats, Counts, Found
 from emberd.cache.database import Database, ForeignFileError
-from emberd.cache.opening import open_cache
 from emberd.cache.records import Floats
 from emberd.cache.urls import Place
 from emberd.places import Places
@@ -52,7 +51,7 @@ class SqliteCache:
         forks.register(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_cache, (self._place.url,)
+        return type(self), (self._place,)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._place.url!r})"
