@@ -109,6 +109,7 @@ class FakeServer:
     requests: list[Request] = field(default_factory=list)
     most_in_flight: int = 0
     deaths: int = 0
+    weights: int = 0  # another number, other vectors
 
     def __post_init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop
@@ -155,9 +156,9 @@ class FakeServer:
         """Go away as a killed process does: connections are reset, new ones refused."""
         asyncio.run_coroutine_threadsafe(self._die(), self._loop).result()
 
-    def revive(self) -> Endpoint:
-        """Come back on another port."""
-        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
+    def revive(self, port: int = 0) -> Endpoint:
+        """Come back, on another port if none is given."""
+        asyncio.run_coroutine_threadsafe(self._listen(port), self._loop).result()
         return self.endpoint
 
     def __enter__(self) -> Self:
@@ -187,11 +188,11 @@ class FakeServer:
         await self._stop.wait()
         await self._die()
 
-    async def _listen(self) -> None:
+    async def _listen(self, port: int = 0) -> None:
         def protocol() -> asyncio.Protocol:
             return _Tracked(self._connections, self._connection)
 
-        self._listener = await self._loop.create_server(protocol, "127.0.0.1", 0)
+        self._listener = await self._loop.create_server(protocol, "127.0.0.1", port)
         self.port = self._listener.sockets[0].getsockname()[1]
 
     async def _die(self) -> None:
@@ -315,7 +316,8 @@ class FakeServer:
         return None
 
     def _reply(self, body: dict[str, Any], inputs: list[Any]) -> dict[str, Any]:
-        rows = [vector_of_ids(self._ids(given), self.dimensions) for given in inputs]
+        inputs_seen = ([*self._ids(given), *[0] * self.weights] for given in inputs)
+        rows = [vector_of_ids(ids, self.dimensions) for ids in inputs_seen]
         wanted = body.get("dimensions")
         if wanted and not self.ignores_dimensions:
             rows = [row[:wanted] for row in rows]

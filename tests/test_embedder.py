@@ -19,7 +19,7 @@ import openai
 import pytest
 
 import emberd
-from emberd import Embedder, Endpoint, ServerSpec
+from emberd import Embedder, Endpoint, ServerSpec, listeners
 from emberd.client.verify import verify
 from emberd.errors import (
     AuthenticationError,
@@ -195,7 +195,8 @@ def test_the_first_use_verifies_once_and_construction_does_nothing(server: FakeS
     embedder.embed_query("a")
     embedder.embed_query("b")
     assert len(server.to("/v1/models")) == 1
-    assert embedder.endpoint() == Endpoint(server.url, MODEL, 16, 1000, None, "sglang")
+    here = listeners.find(server.url)
+    assert embedder.endpoint() == Endpoint(server.url, MODEL, 16, 1000, None, "sglang", here)
     assert embedder.ensure().origin == "given"
     embedder.close()
 
@@ -206,14 +207,14 @@ def test_another_model_at_the_base_url_is_a_mismatch(server: FakeServer) -> None
 
 
 def test_nobody_at_the_base_url_starts_nothing() -> None:
-    with pytest.raises(ServerUnavailableError, match="Nobody answers at http://127.0.0.1:9"):
+    with pytest.raises(ServerUnavailableError, match="No response from http://127.0.0.1:9"):
         Embedder(MODEL, base_url="http://127.0.0.1:9").embed_query("a")
 
 
 def test_a_given_server_that_goes_away_is_an_error(embedder: Embedder, server: FakeServer) -> None:
     embedder.embed_query("a")
     server.die()
-    with pytest.raises(ServerUnavailableError, match="Nobody answers"):
+    with pytest.raises(ServerUnavailableError, match="No response"):
         embedder.embed_query("b")
 
 

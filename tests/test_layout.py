@@ -21,7 +21,8 @@ from source_tree import PACKAGES, ROOT, Module
 # ---------------------------------------------------------------- arrows run one way
 
 _GROUND: Final = {
-    *("catalog", "checkpoints", "checks", "environment", "errors", "instructions", "places"),
+    *("catalog", "checkpoints", "checks", "environment", "errors", "instructions", "listeners"),
+    "places",
     *("settings", "startup", "surface"),
 }
 _ENGINE_ROOMS: Final = _GROUND | {"engines", "installs", "serving"}
@@ -35,7 +36,11 @@ ARROWS: Final[dict[str, set[str]]] = {
     "environment": {"errors"},
     "checkpoints": {"errors", "catalog"},
     "checks": {"errors", "catalog"},
-    "settings": {"errors", "catalog", "checkpoints", "checks", "environment", "instructions"},
+    "listeners": set(),
+    "settings": {
+        *("errors", "catalog", "checkpoints", "checks", "environment", "instructions"),
+        "listeners",
+    },
     "lists": {"client"},
     "identity": {"errors", "instructions", "settings"},
     "handed": {"errors", "settings"},

@@ -189,7 +189,7 @@ def test_a_connection_that_breaks_off_is_tried_again_and_then_an_error(
     kind: Kind, server: FakeServer, fault: str
 ) -> None:
     server.fault = fault
-    with pytest.raises(ServerUnavailableError, match="Nobody answers at .* after 3 tries"):
+    with pytest.raises(ServerUnavailableError, match="No response from .* after 3 tries"):
         embed(kind, server.endpoint, ["a"])
     assert len(server.embedded) == 3
 

@@ -128,7 +128,7 @@ def test_a_successor_with_other_dimensions_is_refused(kind: Kind, server: FakeSe
 
 @both
 def test_without_anybody_to_heal_a_death_is_an_error(kind: Kind, server: FakeServer) -> None:
-    with pytest.raises(ServerUnavailableError, match="Nobody answers"):
+    with pytest.raises(ServerUnavailableError, match="No response"):
         embed(kind, server.endpoint, TEXTS, on_done=_die_after(server, 40), batch_size=4)
 
 

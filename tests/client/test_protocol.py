@@ -131,5 +131,5 @@ def test_nobody_there_means_the_server_is_gone(reached: bool) -> None:
     gone = judge(Outcome(Trouble("refused", "refused"), 3, 1, reached), URL)
     assert isinstance(gone, Gone)
     assert gone.reached is reached
-    assert "Nobody answers at http://host:1 after 3 tries" in str(gone.error)
+    assert "No response from http://host:1 after 3 tries" in str(gone.error)
     assert "let emberd start one" in str(gone.error)

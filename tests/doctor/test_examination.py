@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 import examined
+from emberd import listeners
 from emberd.cli import doctor as command
 from emberd.doctor import examination, examine, variables
 from emberd.doctor.findings import Finding, Level, Part, note, ok
 from emberd.doctor.wanted import Wanted
 from emberd.errors import StartError
-from emberd.manager import discovery, sockets
+from emberd.manager import discovery
 from emberd.servers import Manager
 from emberd.settings import ServerSpec
 
@@ -30,7 +31,7 @@ DEMO = {"model": "emberd/demo"}
 @pytest.fixture(autouse=True)
 def _nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery, "_processes", lambda: iter(()))
-    monkeypatch.setattr(sockets, "owners", lambda _: set())
+    monkeypatch.setattr(listeners, "find", lambda _: None)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
 
 

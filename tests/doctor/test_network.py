@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 import examined
+from emberd import listeners
 from emberd.doctor import network
 from emberd.doctor.findings import Finding, Level
-from emberd.manager import sockets
+from emberd.listeners import Listener
 from emberd.startup import StartOptions
 
 FAR = "http://gpu.lan:30000"
@@ -80,7 +81,7 @@ def test_a_port_that_a_server_is_to_have_and_another_has_is_a_problem(
 ) -> None:
     found = examined.named(look(tmp_path, options=StartOptions(port=port)), f"port {port}")
     assert found.level is Level.PROBLEM
-    assert found.fact.startswith(f"user {os.getuid()} listens there")
+    assert found.fact.startswith(f"a process of user {os.getuid()} listens there")
 
 
 @pytest.mark.parametrize(("stranger", "level"), [(False, Level.OK), (True, Level.NOTE)])
@@ -88,12 +89,12 @@ def test_a_stranger_on_the_default_port_is_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stranger: bool, level: Level
 ) -> None:
     owner = os.geteuid() + 12345 if stranger else os.geteuid()
-    monkeypatch.setattr(sockets, "owners", lambda _: {owner})
+    monkeypatch.setattr(listeners, "find", lambda _: Listener(owner, inode=1))
     found = examined.named(look(tmp_path), "port 30000")
     assert found.level is level
     assert ("EMBERD_DISCOVER" in found.advice) == stranger
 
 
 def test_a_free_port_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockets, "owners", lambda _: set())
-    assert examined.named(look(tmp_path), "port 30000").fact == "nobody listens there"
+    monkeypatch.setattr(listeners, "find", lambda _: None)
+    assert examined.named(look(tmp_path), "port 30000").fact == "nothing listens there"

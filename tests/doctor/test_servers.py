@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 import examined
+from emberd import listeners
 from emberd.doctor import servers
 from emberd.doctor.findings import Finding, Level
 from emberd.errors import StartError
-from emberd.manager import discovery, process, sockets
+from emberd.manager import discovery, process
 from emberd.manager.folders import Home
 from emberd.servers import Manager
 from emberd.settings import ServerSpec
@@ -33,7 +34,7 @@ def server() -> Iterator[FakeServer]:
 def _nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers that happen to run on the machine of the tests are none of theirs."""
     monkeypatch.setattr(discovery, "_processes", lambda: iter(()))
-    monkeypatch.setattr(sockets, "owners", lambda _: set())
+    monkeypatch.setattr(listeners, "find", lambda _: None)
 
 
 def look(home: Path, model: str = MODEL, **more: Any) -> list[Finding]:
@@ -76,7 +77,7 @@ def test_a_server_that_wants_another_key_is_a_problem_that_shows_none(
 def test_a_server_that_nobody_finds_there_is_a_problem(home: Path) -> None:
     [found] = look(home, base_url="http://127.0.0.1:9")
     assert found.level is Level.PROBLEM
-    assert found.fact.startswith("Nobody answers at http://127.0.0.1:9")
+    assert found.fact.startswith("No response from http://127.0.0.1:9")
 
 
 def test_servers_that_hang_are_left_all_at_once(

@@ -12,9 +12,10 @@ import pytest
 
 import leftovers
 import stubs.server
-from emberd import surface
+from emberd import listeners, surface
 from emberd.errors import NoEngineError
-from emberd.manager import State, adoption, discovery, pins, sockets
+from emberd.listeners import Listener
+from emberd.manager import State, adoption, discovery, pins
 from emberd.servers import Manager
 from foreign import SPEC, Foreign
 from homes import QUICK, Stub
@@ -112,7 +113,6 @@ def test_the_default_port_is_looked_at_when_its_socket_is_ours(
     url, _ = foreign(module="something")
     port = int(url.rpartition(":")[2])
     monkeypatch.setattr(discovery, "DEFAULT_PORT", port)
-    assert sockets.owners(url) == {os.getuid()}
     assert manager.ensure(SPEC).endpoint.url == url
 
 
@@ -122,7 +122,7 @@ def test_the_default_port_of_another_user_is_left_alone(
     (tmp_path / "site" / "something.py").write_text(Path(stubs.server.__file__).read_text())
     url, _ = foreign(module="something")
     monkeypatch.setattr(discovery, "DEFAULT_PORT", int(url.rpartition(":")[2]))
-    monkeypatch.setattr(sockets, "owners", lambda url: {os.getuid() + 1})
+    monkeypatch.setattr(listeners, "find", lambda url: Listener(os.getuid() + 1, inode=1))
     with pytest.raises(NoEngineError):
         manager.ensure(SPEC)
 
@@ -219,7 +219,7 @@ def test_a_remembered_server_whose_socket_is_somebody_elses_now_is_not_used(
 ) -> None:
     foreign()
     manager.ensure(SPEC)
-    monkeypatch.setattr(sockets, "owners", lambda url: {os.getuid() + 1})
+    monkeypatch.setattr(listeners, "find", lambda url: Listener(os.getuid() + 1, inode=1))
     monkeypatch.setattr(discovery, "_processes", lambda: iter(()))
     with pytest.raises(NoEngineError):
         manager.ensure(SPEC)

@@ -97,11 +97,6 @@ def test_a_folder_that_changed_while_its_server_started_is_not_served_under_its_
         manager.ensure(spec)
 
 
-def test_a_server_with_the_stamp_of_another_start_is_not_used(manager: Manager, stub: Stub) -> None:
-    with pytest.raises(StartError, match="Another server took .* weight version is another"):
-        manager.ensure(stub(faults="impostor"))
-
-
 def test_a_server_that_has_failed_and_lives_on_is_ended_at_once(
     manager: Manager, stub: Stub
 ) -> None:

@@ -14,7 +14,7 @@ from emberd import checkpoints
 from emberd.errors import NoEngineError
 from emberd.manager import pins
 from emberd.servers import Manager
-from emberd.settings import ServerSpec
+from emberd.settings import Endpoint, ServerSpec
 from foreign import Foreign
 from homes import QUICK
 from stubs.server import DIMENSIONS
@@ -112,7 +112,7 @@ def test_a_path_that_is_none_here_is_not_adopted_and_may_be_given(
 
 
 def test_a_server_elsewhere_shows_no_files(folder: Path) -> None:
-    said = pins.contradiction("http://embeddings.invalid", _wanted(folder), None)
+    said = pins.contradiction(Endpoint("http://embeddings.invalid", "?", 0), _wanted(folder))
     assert said is not None
     assert "does not show that it serves the files" in said
 

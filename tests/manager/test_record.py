@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from emberd.errors import StartError, StateFolderError
+from emberd.listeners import Listener
 from emberd.manager import process, record
 from emberd.manager.record import Failure, Record, State
 from emberd.manager.timing import Timing
@@ -25,7 +26,9 @@ FULL = Record(
     keeper=process.ProcessIdentity(1, "2", "3"),
     engine="demo",
     device="cpu",
-    endpoint=Endpoint("http://127.0.0.1:1", "m", 8, 512, "secret", "demo"),
+    endpoint=Endpoint(
+        "http://127.0.0.1:1", "m", 8, 512, "secret", "demo", listener=Listener(1000, inode=7)
+    ),
     failure=Failure("It broke", "Mend it.", 12.0, starting=True),
     log_path="/x/server.log",
 )
@@ -51,7 +54,7 @@ def test_there_is_no_record_where_none_was_written(tmp_path: Path) -> None:
     assert record.read(tmp_path) is None
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 1}', '{"schema": 1, "state": "x"}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 2}', '{"schema": 2, "state": "x"}'])
 def test_a_record_that_cannot_be_understood_is_none(tmp_path: Path, content: str) -> None:
     (tmp_path / record.NAME).write_text(content)
     assert record.read(tmp_path) is None

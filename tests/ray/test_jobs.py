@@ -159,7 +159,7 @@ def test_one_run_at_a_time_writes_to_a_folder(source: Path, tmp_path: Path) -> N
 
 
 def test_an_error_of_the_server_ends_the_job_as_what_it_is(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(emberd.ServerUnavailableError, match="Nobody answers") as raised:
+    with pytest.raises(emberd.ServerUnavailableError, match="No response") as raised:
         run(source, tmp_path / "out", base_url="http://127.0.0.1:9")
     assert "run the same command again" in " ".join(raised.value.__notes__)
 

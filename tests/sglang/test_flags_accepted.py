@@ -33,6 +33,7 @@ QUERY_HEADS: Final = {1024: 16}
 PROGRAM: Final = HERE / "arithmetic.py"
 STAND_INS: Final = Path(cpu.__path__[0])
 CAPABILITIES: Final = [known.capability for known in GENERATIONS]
+PORT = 31_234
 KEY: Final = "made-up: key 'with' \"quotes\" #1"
 
 
@@ -64,7 +65,7 @@ def config(geometry: Geometry) -> dict[str, Any]:
 
 
 def target(folder: Path, name: str, **given: Any) -> Target:
-    fields: dict[str, Any] = {"port": 31_234, "fingerprint": "stamp-1", "cuttable": True}
+    fields: dict[str, Any] = {"port": PORT, "fingerprint": "stamp-1", "cuttable": True}
     return Target(str(folder / name.rpartition("/")[2]), **fields | given)
 
 
@@ -119,7 +120,7 @@ def said(sglang_python: str, tmp_path_factory: pytest.TempPathFactory) -> Said:
     for name, geometry in KNOWN.items():
         write(folder / name.rpartition("/")[2], config(geometry))
     write(folder / "bert", config(next(iter(KNOWN.values()))) | BERT)
-    (folder / "key.yaml").write_text(config_text(KEY), encoding="utf-8")
+    (folder / "key.yaml").write_text(config_text(PORT, KEY), encoding="utf-8")
     cases = [*planned(folder), *wished(folder)]
     done = subprocess.run(
         [sglang_python, str(PROGRAM)],

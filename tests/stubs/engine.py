@@ -20,6 +20,8 @@ class StubEngine:
     """See the module."""
 
     name = "stubs.engine"
+    # As SGLang: its server opens its port itself, and no other user is shown which one it will be.
+    takes_descriptor = False
 
     def refusal(self, spec: ServerSpec) -> str | None:
         return None if spec.model.startswith("stub/") else "serves only stub/..."
@@ -42,10 +44,15 @@ class StubEngine:
         return Plan(
             command=[
                 *(sys.executable, "-S", str(Path(__file__).with_name("server.py"))),
-                *("--port", str(launch.port), "--model", wishes.get("serves", spec.model)),
+                *(("--port", str(launch.port)) if "shows_port" in wishes else ()),
+                *("--model", wishes.get("serves", spec.model)),
                 *("--faults", faults, "--start-s", wishes.get("start", "0")),
             ],
-            environment={**os.environ, "STUB_KEY": launch.api_key or ""},
+            environment={
+                **os.environ,
+                "STUB_KEY": launch.api_key or "",
+                "STUB_PORT": str(launch.port),
+            },
             device=wishes.get("device", spec.device or "cpu"),
             silence_s=float(wishes.get("silence", "20")),
             drain_s=float(wishes.get("drain", "5")),

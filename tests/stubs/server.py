@@ -61,9 +61,7 @@ class Handler(BaseHTTPRequestHandler):
             entry = {"id": self.server.model, "owned_by": "stub", "max_model_len": 512}
             return self.reply({"object": "list", "data": [entry]})
         if self.path == "/model_info":
-            stamp = "another" if "impostor" in self.server.faults else None
-            info = {"model_path": self.server.model, "is_generation": False}
-            return self.reply(info | ({"weight_version": stamp} if stamp else {}))
+            return self.reply({"model_path": self.server.model, "is_generation": False})
         if self.path == "/server_info":
             return self.reply({"revision": "r1", "dtype": "bfloat16"})
         return self.reply({}, 404)
@@ -160,7 +158,7 @@ def _misbehave_at_start(faults: set[str]) -> None:
 def main() -> None:
     """Serve until told to stop."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--port", type=int, default=int(os.environ.get("STUB_PORT", "0")))
     parser.add_argument("--model", required=True)
     parser.add_argument("--faults", default="")
     parser.add_argument("--start-s", type=float, default=0.0)

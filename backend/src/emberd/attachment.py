@@ -6,6 +6,8 @@ import asyncio
 import contextvars
 import functools
 import logging
+import math
+import operator
 import threading
 import warnings
 from collections.abc import Awaitable, Callable, Hashable
@@ -14,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from emberd.client import fork
-from emberd.errors import MissingKeyError, SettingError
+from emberd.errors import MissingKeyError, ServerMismatchError, SettingError
 from emberd.settings import Endpoint, ServerSpec, Settings
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ T = TypeVar("T")
 KEY_VARIABLE: Final = "EMBERD_API_KEY"
 
 _LOG: Final = logging.getLogger("emberd")
+
+_SAME_VECTOR: Final = 0.995
+"""Least cosine of one text's vectors before and after a restart: bfloat16 is not exact."""
 
 
 class _Errands:
@@ -202,6 +207,8 @@ class Attachment:
             lost=lost,
             on_progress=_log_progress,
         )
+        if lost is not None and lost.origin != "own" and server.origin != "own":
+            _check_same(lost.endpoint, server.endpoint)
         _LOG.info("%s", server.reason)
         for note in server.notes:
             _warn_once(note)
@@ -229,6 +236,23 @@ def _load() -> None:
     with fork.no_fork():
         import_module("emberd.client.aio")
         import_module("emberd.client.sdk").load()
+
+
+def _check_same(before: Endpoint, now: Endpoint) -> None:
+    """Check that an external server that came back gives the vectors that it gave before.
+
+    Raises:
+        ServerMismatchError: It does not.
+    """
+    if before.url == now.url and before.canary and len(before.canary) == len(now.canary):
+        norms = math.hypot(*before.canary) * math.hypot(*now.canary)
+        likeness = sum(map(operator.mul, before.canary, now.canary)) / norms
+        if not likeness >= _SAME_VECTOR:  # so that NaN fails too
+            raise ServerMismatchError(
+                f"{now.url} was restarted and gives other vectors than before (cosine "
+                f"{likeness:.3f} for the same text): it holds other weights. Make a new object, "
+                f"and embed all texts again with it."
+            )
 
 
 @functools.cache

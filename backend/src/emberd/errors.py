@@ -24,7 +24,7 @@
         ├── RejectedError                  the server refused the request (400, 404, 413, ...)
         ├── AuthenticationError            the server wants another key (401, 403)
         ├── RequestTimeoutError (TimeoutError)   no answer in time, after the retries
-        └── ServerUnavailableError (ConnectionError)  nobody answers, after the retries
+        └── ServerUnavailableError (ConnectionError)  no response, after the retries
 
 The text of an error is the fact, the values, and what to do next. All of them pickle: they
 cross process pools.
@@ -201,4 +201,4 @@ class RequestTimeoutError(RequestError, TimeoutError):
 
 
 class ServerUnavailableError(RequestError, ConnectionError):
-    """Nobody answers at the server's address, or it kept saying that it is busy."""
+    """There is no response from the server's address, or it kept saying that it is busy."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from emberd import manager
+from emberd.listeners import Listener
 from emberd.manager import Timing
 from emberd.settings import Endpoint, ServerSpec
 
@@ -25,8 +26,8 @@ class Manager(manager.Manager):
         super().__init__(home, verify=_verify, timing=timing)
 
 
-def _verify(url: str, api_key: str | None, spec: ServerSpec) -> Endpoint:
-    # Imported late: a server of our own was verified by its keeper already.
+def _verify(url: str, api_key: str | None, spec: ServerSpec, listener: Listener | None) -> Endpoint:
+    # Imported late: a managed server was verified by its keeper already.
     from emberd.client.verify import verify
 
-    return verify(url, api_key, spec)
+    return verify(url, api_key, spec, listener)

@@ -18,6 +18,7 @@ from emberd import checkpoints, checks, environment
 from emberd.catalog import DEMO_MODEL, Model
 from emberd.errors import SettingError
 from emberd.instructions import Templates, templates
+from emberd.listeners import Listener
 
 DEFAULT_MODEL: Final = "Qwen/Qwen3-Embedding-4B"
 IDLE_TIMEOUT_S: Final = 1800.0
@@ -116,6 +117,10 @@ class Endpoint:
         context_tokens: Longest text that it takes, in tokens; None when it does not say.
         api_key: Its key, or None when it wants none. Never printed.
         server: What kind of server answers, in one word; for people.
+        listener: The listening socket that was verified; each new connection is checked against
+            it before anything is sent. None for a server on another machine.
+        canary: The vector of the text that verified it, as the server gave it; empty when it is
+            not kept. A server that comes back must give the same one.
     """
 
     url: str
@@ -124,6 +129,8 @@ class Endpoint:
     context_tokens: int | None = None
     api_key: str | None = field(default=None, repr=False)
     server: str = "unknown"
+    listener: Listener | None = None
+    canary: tuple[float, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def base_url(self) -> str:

@@ -6,6 +6,7 @@ raises for a server that is away, slow or of another kind: the answer is then No
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 import socket
@@ -15,6 +16,9 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import urlsplit
+
+from emberd import listeners
+from emberd.listeners import Listener
 
 PROBE_TIMEOUT_S: Final = 2.0
 HEALTH_TIMEOUT_S: Final = 25.0  # SGLang's /health waits for a token from the model, up to 20 s
@@ -60,28 +64,55 @@ class Activity:
 
 
 def get(
-    url: str, path: str, api_key: str | None = None, timeout_s: float = PROBE_TIMEOUT_S
+    url: str,
+    path: str,
+    api_key: str | None = None,
+    timeout_s: float = PROBE_TIMEOUT_S,
+    *,
+    listener: Listener | None = None,
 ) -> Reply | None:
-    """Return the reply to ``GET url + path``, whatever its status; None when nobody answers."""
+    """Return the reply to ``GET url + path``, whatever its status; None when there is none."""
     try:
-        return fetch(url, path, None, api_key, timeout_s)
+        return fetch(url, path, None, api_key, timeout_s, listener=listener)
     except NO_ANSWER:
         return None
 
 
-def fetch(url: str, path: str, body: bytes | None, api_key: str | None, timeout_s: float) -> Reply:
+def fetch(
+    url: str,
+    path: str,
+    body: bytes | None,
+    api_key: str | None,
+    timeout_s: float,
+    *,
+    listener: Listener | None = None,
+) -> Reply:
     """Return the reply to a GET, or to a POST of a JSON body, whatever its status.
 
+    Args:
+        url: Root of the server.
+        path: The route.
+        body: JSON to POST; None for a GET.
+        api_key: The key to send, or None.
+        timeout_s: How long each step may take, in seconds.
+        listener: The listener that the connection must lead to before anything is sent; None
+            where none is known.
+
     Raises:
-        OSError: Nobody answers; also the other errors of ``NO_ANSWER``.
+        OSError: There is no answer, or another listener is there; also the other errors of
+            ``NO_ANSWER``.
     """
     request = urllib.request.Request(url + path, body)  # noqa: S310 - root_url lets only http(s) in
     if body is not None:
         request.add_header("Content-Type", "application/json")
     if api_key:
         request.add_header("Authorization", f"Bearer {api_key}")
-    proxies = [urllib.request.ProxyHandler({})] if is_loopback(url) else []
-    opener = urllib.request.build_opener(*proxies, _Stay())
+    handlers: list[urllib.request.BaseHandler] = [_Stay()]
+    if listener is not None:
+        handlers.append(_Pinned(listener))
+    if is_loopback(url) or listener is not None:
+        handlers.append(urllib.request.ProxyHandler({}))
+    opener = urllib.request.build_opener(*handlers)
     try:
         with opener.open(request, timeout=timeout_s) as response:
             return Reply(response.status, response.read(_MAX_BODY_BYTES))
@@ -104,24 +135,59 @@ def is_loopback(url: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
+class _Connection(http.client.HTTPConnection):
+    """A connection that leads to the expected listener, or is not used."""
+
+    expected: Listener
+
+    def connect(self) -> None:
+        super().connect()
+        listeners.check(self.sock, self.expected)
+
+
+class _TlsConnection(http.client.HTTPSConnection, _Connection):
+    """Likewise; the order of the bases puts the check before the TLS handshake."""
+
+
+class _Pinned(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    def __init__(self, listener: Listener) -> None:
+        super().__init__()
+        self._listener = listener
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(functools.partial(self._opened, _Connection), req)
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(functools.partial(self._opened, _TlsConnection), req)
+
+    def _opened(self, kind: type[_Connection], host: str, **options: Any) -> _Connection:
+        connection = kind(host, **options)
+        connection.expected = self._listener
+        return connection
+
+
 class _Stay(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
         """Follow no redirect: the key would go along, to whoever the server names."""
 
 
-def models(url: str, api_key: str | None = None) -> list[dict[str, Any]]:
+def models(
+    url: str, api_key: str | None = None, *, listener: Listener | None = None
+) -> list[dict[str, Any]]:
     """Return what the server lists as its models; empty when it lists none."""
-    return entries(_good(get(url, MODELS, api_key)))
+    return entries(_good(get(url, MODELS, api_key, listener=listener)))
 
 
-def model_path(url: str, api_key: str | None = None) -> str | None:
+def model_path(
+    url: str, api_key: str | None = None, *, listener: Listener | None = None
+) -> str | None:
     """Return the path or name from which the server loaded its model; None when it does not say."""
     for route in (MODEL_INFO, OLD_MODEL_INFO):
-        told = _good(get(url, route, api_key))
+        told = _good(get(url, route, api_key, listener=listener))
         path = told.get("model_path") if isinstance(told, dict) else None
         if isinstance(path, str):
             return path
-    first = next(iter(models(url, api_key)), {})
+    first = next(iter(models(url, api_key, listener=listener)), {})
     root = first.get("root")
     return root if isinstance(root, str) else None
 
@@ -137,23 +203,23 @@ def _good(reply: Reply | None) -> Any:
     return reply.json() if reply is not None and reply.status == http.client.OK else None
 
 
-def is_ready(url: str) -> bool:
+def is_ready(url: str, *, listener: Listener | None = None) -> bool:
     """Return whether the server takes requests; falls back to ``/health`` on older servers."""
-    reply = get(url, "/ready")
+    reply = get(url, "/ready", listener=listener)
     if reply is not None and reply.status == http.client.NOT_FOUND:
-        reply = get(url, "/health", timeout_s=HEALTH_TIMEOUT_S)
+        reply = get(url, "/health", timeout_s=HEALTH_TIMEOUT_S, listener=listener)
     return reply is not None and reply.status == http.client.OK
 
 
-def is_healthy(url: str) -> bool:
+def is_healthy(url: str, *, listener: Listener | None = None) -> bool:
     """Return whether the model answers: the server runs one token through it for this."""
-    reply = get(url, "/health", timeout_s=HEALTH_TIMEOUT_S)
+    reply = get(url, "/health", timeout_s=HEALTH_TIMEOUT_S, listener=listener)
     return reply is not None and reply.status == http.client.OK
 
 
-def activity(url: str, api_key: str | None) -> Activity | None:
+def activity(url: str, api_key: str | None, *, listener: Listener | None = None) -> Activity | None:
     """Return the server's counters, or None when it has none to show."""
-    reply = get(url, "/metrics", api_key)
+    reply = get(url, "/metrics", api_key, listener=listener)
     if reply is None or reply.status != http.client.OK:
         return None
     return _parse_metrics(reply.body.decode("utf-8", "replace"))

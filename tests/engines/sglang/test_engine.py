@@ -126,17 +126,17 @@ def test_a_start_uses_the_gpu_that_it_claimed(cards: Nvml) -> None:
 
 def test_the_key_is_in_a_private_file_and_nowhere_else(cards: Nvml) -> None:
     plan = ENGINE.plan(GPU, LAUNCH)
-    assert plan.files == {"sglang.yaml": f'api-key: "{KEY}"\n'}
+    assert plan.files == {"sglang.yaml": f'port: {LAUNCH.port}\napi-key: "{KEY}"\n'}
+    assert "--port" not in plan.command
     assert words(plan)["--config"] == "/state/of/it/sglang.yaml"
     shown = [*plan.command, *plan.environment.values(), repr(plan)]
     shown += [f"{reason.what} {reason.why}" for reason in plan.reasons]
     assert not any(KEY in text for text in shown)
 
 
-def test_without_a_key_there_is_no_file(cards: Nvml) -> None:
+def test_without_a_key_the_file_holds_the_port_only(cards: Nvml) -> None:
     plan = ENGINE.plan(GPU, Launch(1, None, "stamp", "/state"))
-    assert plan.files == {}
-    assert "--config" not in plan.command
+    assert plan.files == {"sglang.yaml": "port: 1\n"}
 
 
 def test_the_users_own_arguments_come_last_and_are_explained(cards: Nvml) -> None:

@@ -73,7 +73,6 @@ def test_a_gpu_server_embeds_on_loopback_with_explicit_memory() -> None:
         ({"quantization": "fp8"}, "--quantization", "fp8"),
         ({"dtype": "float32"}, "--dtype", "float32"),
         ({"cuttable": True}, "--json-model-override-args", '{"is_matryoshka": true}'),
-        ({"config": "key.yaml"}, "--config", "key.yaml"),
         ({"tp_size": 2}, "--tp-size", "2"),
         ({"dp_size": 4}, "--dp-size", "4"),
     ],
@@ -108,9 +107,16 @@ def test_the_fast_path_of_hopper_is_never_taken() -> None:
 
 
 def test_a_key_stands_in_its_file_and_in_no_word() -> None:
-    assert config_text("se'cr\"et: #1") == 'api-key: "se\'cr\\"et: #1"\n'
+    assert config_text(30001, "se'cr\"et: #1") == 'port: 30001\napi-key: "se\'cr\\"et: #1"\n'
+    assert config_text(30001, None) == "port: 30001\n"
     assert "--api-key" not in said(config="key.yaml")
     assert "--config" not in said()
+
+
+def test_the_port_stands_in_the_file_too_where_no_other_user_reads_it() -> None:
+    without = said()
+    assert without.pop("--port") == str(target().port)
+    assert said(config="key.yaml") == without | {"--config": "key.yaml"}
 
 
 def test_the_served_name_has_no_colon() -> None:

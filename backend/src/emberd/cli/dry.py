@@ -83,7 +83,7 @@ def _prefix(plan: Plan) -> list[str]:
 
 def _written(name: str) -> str:
     place = os.path.join(FOLDER, name)
-    return f"The file {place} is written at the start, for you alone; it may hold the key."
+    return f"The file {place} is written at the start. Only you can read it; it may hold the key."
 
 
 def _reasons(plan: Plan, redact: Redact) -> list[str]:

@@ -25,7 +25,7 @@ from emberd.client.loops import PerLoop
 from emberd.client.memory import Memory
 from emberd.client.merging import Kind
 from emberd.client.merging_tasks import TaskMerger
-from emberd.client.protocol import Ask, Outcome, Reply, Trouble
+from emberd.client.protocol import Ask, Gone, Outcome, Reply, Trouble
 from emberd.client.replies import Answer
 from emberd.client.retry import Pause, RetryPolicy, exchange
 from emberd.client.rows import Embedded
@@ -49,6 +49,8 @@ class AsyncClient:
         settings: The caller's.
         heal: Takes an endpoint that went away and returns one to go on with, or raises; None
             when nothing can be brought back.
+        restarts: Whether ``heal`` brings a server back. Otherwise it only verifies what listens
+            at the address now, and is called when that is not what was verified before.
         on_use: Called with the endpoint after each answer.
         on_timeout: Called likewise when there was no answer in time.
         sdk_client: The user's own ``openai.AsyncOpenAI``, used in place of one of ours.
@@ -62,6 +64,7 @@ class AsyncClient:
         settings: Settings,
         *,
         heal: Callable[[Endpoint], Awaitable[Endpoint]] | None = None,
+        restarts: bool = True,
         on_use: Callable[[Endpoint], None] | None = None,
         on_timeout: Callable[[Endpoint], None] | None = None,
         sdk_client: Any = None,
@@ -71,14 +74,15 @@ class AsyncClient:
         self._resolve = resolve
         self._settings = settings
         self._heal = heal
+        self._restarts = restarts and heal is not None
         self._on_use = on_use
         self._on_timeout = on_timeout
         self._memory = memory
         self._mergers: PerLoop[TaskMerger] = PerLoop(
-            functools.partial(TaskMerger, can_heal=heal is not None)
+            functools.partial(TaskMerger, can_heal=self._restarts)
         )
         self._gates: PerLoop[TaskGate] = PerLoop(TaskGate)
-        self._policy = policy or RetryPolicy.usual(settings.timeout, can_heal=heal is not None)
+        self._policy = policy or RetryPolicy.usual(settings.timeout, can_heal=self._restarts)
         self._learnt = Learnt()
         self._transport = AsyncTransport(settings.max_concurrency, settings.timeout, sdk_client)
 
@@ -213,6 +217,8 @@ class AsyncClient:
         for task in finished:
             job, work = tasks.pop(task)
             result = job.read(work, task.result())
+            if isinstance(result, Gone) and not (self._restarts or result.changed):
+                raise result.error
             job.settle(work, result)
             if self._memory is not None:
                 await asyncio.to_thread(job.keep, work, result)

@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
+from emberd import listeners
 from emberd.client import deadline, pieces
+from emberd.listeners import Listener
 
 
 class Resettable(Protocol):
@@ -33,7 +35,8 @@ _INHERITED: Final[list[object]] = []
 _LONGEST_IMPORT_S: Final = 10.0
 _importing = threading.RLock()
 
-_CONNECTED: Final = ("connection.connect_tcp.complete", "connection.start_tls.complete")
+_TCP: Final = "connection.connect_tcp.complete"
+_CONNECTED: Final = (_TCP, "connection.start_tls.complete")
 
 
 def register(thing: Resettable) -> None:
@@ -54,15 +57,30 @@ def keep_inherited(thing: object) -> None:
 
 
 class Sockets:
-    """The connections of one HTTP client, noted through httpx's trace of each request."""
+    """The connections of one HTTP client, noted through httpx's trace of each request.
 
-    def __init__(self) -> None:
+    Args:
+        listener: The listener that each connection must lead to before anything is sent; None
+            where none is known.
+    """
+
+    def __init__(self, listener: Listener | None = None) -> None:
+        self._listener = listener
         self._streams: WeakSet[Any] = WeakSet()
 
     def note(self, event: str, info: dict[str, Any]) -> None:
-        """Take note of a connection that came about; other events are ignored."""
+        """Take note of a new connection; other events are ignored.
+
+        Raises:
+            ListenerChangedError: It leads to another listener; it is closed.
+        """
         if event in _CONNECTED:
             stream = info["return_value"]
+            try:
+                self._check(event, stream)
+            except OSError:
+                stream.close()
+                raise
             self._streams.add(stream)
             deadline.bind(stream)
 
@@ -70,8 +88,18 @@ class Sockets:
         """Do as ``note``, for an asynchronous client, whose deadlines are the loop's."""
         if event in _CONNECTED:
             stream = info["return_value"]
+            try:
+                self._check(event, stream)
+            except OSError:
+                await stream.aclose()
+                raise
             self._streams.add(stream)
             pieces.abind(stream)
+
+    def _check(self, event: str, stream: Any) -> None:
+        # Before the TLS handshake, which is on the same connection.
+        if self._listener is not None and event == _TCP:
+            listeners.check(stream.get_extra_info("socket"), self._listener)
 
     def close_in_child(self) -> None:
         """Close the child's copies of the connections; the parent's stay open."""

@@ -20,9 +20,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from emberd import listeners
 from emberd.client import deadline, fork
 from emberd.client.protocol import Ask, Reply, Trouble
 from emberd.errors import BadReplyError
+from emberd.listeners import ListenerChangedError
 from emberd.settings import Endpoint
 from emberd.surface import is_loopback
 
@@ -39,7 +41,8 @@ _BARE: Final = ("", "identity")
 
 def suits(endpoint: Endpoint) -> bool:
     """Return whether ``endpoint`` is reached so."""
-    return endpoint.url.startswith("http://") and is_loopback(endpoint.url)
+    here = is_loopback(endpoint.url) or endpoint.listener is not None
+    return endpoint.url.startswith("http://") and here
 
 
 class PlainSession:
@@ -54,6 +57,7 @@ class PlainSession:
         parts = urlsplit(endpoint.url)
         self._address = (parts.hostname or "", parts.port or http.client.HTTP_PORT)
         self._prefix = parts.path
+        self._listener = endpoint.listener
         self._headers = {
             "Accept": "application/json",
             "Content-Type": "application/json",
@@ -75,6 +79,8 @@ class PlainSession:
         with deadline.within(self._timeout_s):
             try:
                 connection = self._connection()
+            except ListenerChangedError as error:
+                return Trouble("changed", _said(error))
             except OSError as error:
                 return Trouble("refused", _said(error))
             try:
@@ -105,6 +111,12 @@ class PlainSession:
                 connection.close()
         connection = _Connection(*self._address, timeout=min(self._timeout_s, CONNECT_S))
         connection.connect()
+        if self._listener is not None:
+            try:
+                listeners.check(connection.sock, self._listener)
+            except OSError:
+                connection.close()
+                raise
         self._all.add(connection)
         return connection
 

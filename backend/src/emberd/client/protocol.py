@@ -77,11 +77,12 @@ class Trouble:
 
     Attributes:
         kind: ``"refused"`` when no connection came about, so that the server saw nothing of the
-            request; ``"broken"`` when it ended in the middle; ``"timeout"``.
+            request; ``"changed"`` when another listener than the verified one is at the address,
+            and nothing was sent; ``"broken"`` when it ended in the middle; ``"timeout"``.
         text: What the transport says of it.
     """
 
-    kind: Literal["refused", "broken", "timeout"]
+    kind: Literal["refused", "changed", "broken", "timeout"]
     text: str
 
 
@@ -109,10 +110,13 @@ class Gone:
     Attributes:
         error: What to raise when nothing brings it back.
         reached: Whether it went while it had this request.
+        changed: Whether another listener is at its address: a server there must be verified
+            before anything is sent.
     """
 
     error: ServerUnavailableError | ServerMismatchError
     reached: bool
+    changed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +214,14 @@ def _judge_trouble(trouble: Trouble, outcome: Outcome, url: str) -> Failure:
             f"{url} did not answer within {outcome.seconds:.0f} s in {tries}: {trouble.text}. "
             f"Raise timeout=, or lower batch_size, where texts are long or the device is slow."
         )
+    if trouble.kind == "changed":
+        changed = ServerUnavailableError(
+            f"The server at {url} is gone: {trouble.text}. No text and no key was sent there. "
+            f"Start the server again, or correct base_url."
+        )
+        return Gone(changed, reached=outcome.reached, changed=True)
     error = ServerUnavailableError(
-        f"Nobody answers at {url} after {tries}: {trouble.text}. "
+        f"No response from {url} after {tries}: {trouble.text}. "
         f"Start the server there, correct base_url, or leave base_url out and let emberd start one."
     )
     return Gone(error, reached=outcome.reached)

@@ -30,7 +30,7 @@ class RetryPolicy:
     """How patient to be.
 
     Attributes:
-        connect_tries: Tries when nobody answers, or the connection breaks off.
+        connect_tries: Tries when no connection comes about, or it breaks off.
         timeout_tries: Tries when there is no answer in time: each costs a whole timeout.
         failure_tries: Tries when the server fails with status 500.
         busy_s: How long to go on asking a server that says it is busy, in seconds.
@@ -82,6 +82,8 @@ class RetryPolicy:
 
     def _most_tries(self, answer: Reply | Trouble) -> int | None:
         if isinstance(answer, Trouble):
+            if answer.kind == "changed":
+                return 1  # the server that was verified is gone; a retry would not bring it back
             return self.timeout_tries if answer.kind == "timeout" else self.connect_tries
         if answer.status in BUSY:
             return None  # until busy_s
@@ -125,7 +127,7 @@ def exchange(
 def _kind(answer: Reply | Trouble) -> str:
     if isinstance(answer, Reply):
         return "busy" if answer.status in BUSY else "status"
-    return "timeout" if answer.kind == "timeout" else "connection"
+    return answer.kind if answer.kind in {"timeout", "changed"} else "connection"
 
 
 def retry_after_s(header: str | None) -> float:

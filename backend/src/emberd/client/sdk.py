@@ -16,6 +16,7 @@ from emberd.client.fork import Sockets
 from emberd.client.plain import CONNECT_S, KEEP_IDLE_S, NO_KEY
 from emberd.client.protocol import Ask, Reply, Trouble
 from emberd.errors import BadReplyError, SettingError
+from emberd.listeners import ListenerChangedError
 from emberd.settings import Endpoint, root_url
 from emberd.surface import is_loopback
 
@@ -101,6 +102,8 @@ def answer_of(error: Exception) -> Reply | Trouble:
         return reply(error.response, error.response.content)
     cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else None
     root = cause or error
+    if isinstance(root, ListenerChangedError):
+        return Trouble("changed", str(root))
     names = {kind.__name__ for kind in type(root).__mro__}
     text = str(root) or type(root).__name__
     if "DecodingError" in names:
@@ -162,7 +165,7 @@ def _bare(kind: Any) -> Any:
 
 
 def _http_options(endpoint: Endpoint, connections: int, prepare: Any) -> dict[str, Any]:
-    own_machine = is_loopback(endpoint.url)
+    own_machine = is_loopback(endpoint.url) or endpoint.listener is not None
     return {
         "trust_env": not own_machine,
         # Without TLS nobody's certificate is looked at; reading the authorities' takes longer than

@@ -19,7 +19,7 @@ from emberd.client.line import Line, Window, windows
 from emberd.client.memory import Memory
 from emberd.client.merging import Kind
 from emberd.client.merging_threads import ThreadMerger
-from emberd.client.protocol import Ask, Outcome, Reply, Trouble
+from emberd.client.protocol import Ask, Gone, Outcome, Reply, Trouble
 from emberd.client.replies import Answer
 from emberd.client.retry import Pause, RetryPolicy, exchange
 from emberd.client.rows import Embedded
@@ -37,6 +37,8 @@ class Client:
         settings: The caller's.
         heal: Takes an endpoint that went away and returns one to go on with, or raises; None
             when nothing can be brought back.
+        restarts: Whether ``heal`` brings a server back. Otherwise it only verifies what listens
+            at the address now, and is called when that is not what was verified before.
         on_use: Called with the endpoint after each answer; from threads of the client too.
         on_timeout: Called likewise when there was no answer in time.
         sdk_client: The user's own ``openai.OpenAI``, used in place of one of ours. Its sockets
@@ -51,6 +53,7 @@ class Client:
         settings: Settings,
         *,
         heal: Callable[[Endpoint], Endpoint] | None = None,
+        restarts: bool = True,
         on_use: Callable[[Endpoint], None] | None = None,
         on_timeout: Callable[[Endpoint], None] | None = None,
         sdk_client: Any = None,
@@ -60,12 +63,13 @@ class Client:
         self._resolve = resolve
         self._settings = settings
         self._heal = heal
+        self._restarts = restarts and heal is not None
         self._on_use = on_use
         self._on_timeout = on_timeout
         self._memory = memory
-        self._policy = policy or RetryPolicy.usual(settings.timeout, can_heal=heal is not None)
+        self._policy = policy or RetryPolicy.usual(settings.timeout, can_heal=self._restarts)
         self._learnt = Learnt()
-        self._merger = ThreadMerger(can_heal=heal is not None)
+        self._merger = ThreadMerger(can_heal=self._restarts)
         self._gate = ThreadGate()
         self._transport = Transport(settings.max_concurrency, settings.timeout, sdk_client)
 
@@ -196,6 +200,8 @@ class Client:
         # Read here and not in the crew's threads: these would only wait for each other's turn to
         # run, and each of them would hold memory of its own for it.
         result = job.read(work, outcome)
+        if isinstance(result, Gone) and not (self._restarts or result.changed):
+            raise result.error
         job.settle(work, result)
         job.keep(work, result)
         if on_done is not None:

@@ -40,7 +40,7 @@ class Session:
     @classmethod
     def open(cls, endpoint: Endpoint, connections: int, timeout_s: float) -> Session:
         """Return a session of our own, closed when nobody refers to it any more."""
-        sockets = Sockets()
+        sockets = Sockets(endpoint.listener)
         client, http = sdk.connect(endpoint, connections, sockets)
         session = cls(client, timeout_s)
         session._sockets = sockets
@@ -86,7 +86,7 @@ class Transport:
         self._given = Session(client, timeout_s) if client is not None else None
         self._lock = threading.Lock()
         self._session: Session | PlainSession | None = None
-        self._place: tuple[str, str | None] | None = None
+        self._endpoint: Endpoint | None = None
         fork.register(self)
 
     def session(self, endpoint: Endpoint) -> Session | PlainSession:
@@ -97,11 +97,10 @@ class Transport:
         """
         if self._given is not None:
             return self._given
-        place = (endpoint.url, endpoint.api_key)
         with self._lock:
-            if self._session is None or self._place != place:
+            if self._session is None or self._endpoint != endpoint:
                 self._session = self._opened(endpoint)
-                self._place = place
+                self._endpoint = endpoint
             return self._session
 
     def _opened(self, endpoint: Endpoint) -> Session | PlainSession:
@@ -146,7 +145,7 @@ class AsyncSession:
         """Return a session of our own, closed with its loop at the latest."""
         guards = _GUARDS.get()
         await guards.sweep()
-        sockets = Sockets()
+        sockets = Sockets(endpoint.listener)
         client, http = sdk.aconnect(endpoint, connections, sockets)
         session = cls(client, timeout_s)
         session._sockets = sockets
@@ -229,7 +228,7 @@ class _Held:
     """The session that a loop has at present."""
 
     session: AsyncSession | None = None
-    place: tuple[str, str | None] | None = None
+    endpoint: Endpoint | None = None
 
     def leave_to_parent(self) -> None:
         if self.session is not None:
@@ -256,10 +255,9 @@ class AsyncTransport:
         if self._given is not None:
             return self._given
         held = self._held.get()
-        place = (endpoint.url, endpoint.api_key)
-        if held.session is None or held.place != place:
+        if held.session is None or held.endpoint != endpoint:
             held.session = await AsyncSession.open(endpoint, self._connections, self._timeout_s)
-            held.place = place
+            held.endpoint = endpoint
         return held.session
 
     async def close(self) -> None:

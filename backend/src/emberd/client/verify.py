@@ -12,15 +12,17 @@ import math
 import struct
 import urllib.error
 from collections.abc import Generator
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final
 
-from emberd import checkpoints, surface
+from emberd import checkpoints, listeners, surface
 from emberd.catalog import Model
 from emberd.client import naming, protocol, replies, tokens
 from emberd.client.protocol import Ask, Reply, Trouble
 from emberd.client.replies import Answer, Raw
 from emberd.errors import BadReplyError, ServerMismatchError, ServerUnavailableError
+from emberd.listeners import Listener
 from emberd.settings import Endpoint, ServerSpec
 from emberd.surface import MODEL_INFO, MODELS, OLD_MODEL_INFO
 
@@ -39,7 +41,12 @@ Examination = Generator[Ask, Reply | Trouble | None, Endpoint]
 
 
 def verify(
-    url: str, api_key: str | None, spec: ServerSpec, timeout_s: float = TIMEOUT_S
+    url: str,
+    api_key: str | None,
+    spec: ServerSpec,
+    listener: Listener | None = None,
+    *,
+    timeout_s: float = TIMEOUT_S,
 ) -> Endpoint:
     """Return what answers at ``url`` if it serves ``spec``.
 
@@ -47,13 +54,16 @@ def verify(
         url: Root of the server, without ``/v1``.
         api_key: Its key, or None.
         spec: What is wanted.
+        listener: The listener that is to be verified; None for the one that is there now, if the
+            server is on this machine.
         timeout_s: How long each request may take, in seconds.
 
     Raises:
         ServerMismatchError: It serves something else, or not correctly; the text says what.
         AuthenticationError: It wants a key, or another one.
-        ServerUnavailableError: Nobody answers, or the server is not ready.
+        ServerUnavailableError: There is no response, or the server is not ready.
     """
+    pinned = listener or listeners.find(url)
     examined = examination(url, api_key, spec, timeout_s)
     answer: Reply | Trouble | None = None
     while True:
@@ -61,8 +71,8 @@ def verify(
             ask = examined.send(answer)
         except StopIteration as stop:
             found: Endpoint = stop.value
-            return found
-        answer = _send(url, api_key, ask, timeout_s)
+            return replace(found, listener=pinned)
+        answer = _send(url, api_key, ask, timeout_s, pinned)
 
 
 def examination(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> Examination:
@@ -92,7 +102,7 @@ def _examination(url: str, api_key: str | None, spec: ServerSpec) -> Examination
     entry = _serving(url, spec.model, entries, info)
     name, server = str(entry["id"]), str(entry.get("owned_by") or "unknown")
     body = yield from _embed(url, name, entries)
-    dimensions = _check_vector(url, model, body)
+    vector = _check_vector(url, model, body)
     if model.end_of_text_id is not None:
         ask = tokens.ask(server, name, _PROBE)
         counted = _body(url, ask.path, (yield ask))
@@ -102,10 +112,11 @@ def _examination(url: str, api_key: str | None, spec: ServerSpec) -> Examination
     return Endpoint(
         url=url,
         model=name,
-        dimensions=dimensions,
+        dimensions=len(vector),
         context_tokens=min(filter(None, (context, room)), default=None),
         api_key=api_key,
         server=server,
+        canary=vector,
     )
 
 
@@ -141,7 +152,7 @@ def _body(url: str, path: str, reply: Reply | Trouble | None) -> bytes | None:
     if not isinstance(reply, Reply):
         why = f" ({reply.text})" if reply is not None else ""
         raise ServerUnavailableError(
-            f"Nobody answers at {url}{path}{why}. Start the server there, or correct base_url."
+            f"No response from {url}{path}{why}. Start the server there, or correct base_url."
         )
     if reply.status == HTTPStatus.OK:
         return reply.body
@@ -232,7 +243,7 @@ def _reply(url: str, body: bytes) -> Answer:
         raise ServerMismatchError(f"{url} embeds, but not as it should: {error}") from error
 
 
-def _check_vector(url: str, model: Model, body: bytes) -> int:
+def _check_vector(url: str, model: Model, body: bytes) -> tuple[float, ...]:
     try:
         vector = _numbers(_reply(url, body).vectors[0])
     except OverflowError as error:
@@ -248,7 +259,7 @@ def _check_vector(url: str, model: Model, body: bytes) -> int:
             f"{url} gives vectors of norm {norm:.4g} instead of 1: they are not normalised, or "
             f"computed wrongly, as float16 does. Serve the model in bfloat16 or float32."
         )
-    return len(vector)
+    return vector
 
 
 def _numbers(raw: Raw) -> tuple[float, ...]:
@@ -280,10 +291,12 @@ def _check_tokens(url: str, model: Model, counted: bytes | None, embedded: bytes
         )
 
 
-def _send(url: str, api_key: str | None, ask: Ask, timeout_s: float) -> Reply | Trouble:
+def _send(
+    url: str, api_key: str | None, ask: Ask, timeout_s: float, listener: Listener | None
+) -> Reply | Trouble:
     body = None if ask.body is None else json.dumps(ask.body).encode()
     try:
-        found = surface.fetch(url, ask.path, body, api_key, timeout_s)
+        found = surface.fetch(url, ask.path, body, api_key, timeout_s, listener=listener)
     except surface.NO_ANSWER as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(reason, ValueError):

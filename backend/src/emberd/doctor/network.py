@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from typing import Final
 from urllib.parse import urlsplit
 
-from emberd import surface
+from emberd import listeners, surface
 from emberd.doctor.findings import Finding, note, ok, problem
 from emberd.doctor.redaction import host
 from emberd.doctor.wanted import Wanted
-from emberd.manager import sockets
 from emberd.manager.discovery import DEFAULT_PORT
 
 _PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
@@ -58,21 +57,21 @@ def _ports(wanted: Wanted) -> Iterator[Finding]:
 
 def _port(wanted: Wanted, port: int) -> Finding:
     name, url = f"port {port}", f"http://127.0.0.1:{port}"
-    owners = sorted(sockets.owners(url))
-    if not owners:
-        return ok(name, "nobody listens there")
-    fact = f"user {' and '.join(map(str, owners))} listens there"
+    listener = listeners.find(url)
+    if listener is None:
+        return ok(name, "nothing listens there")
+    fact = f"a process of user {listener.uid} listens there"
     if port == wanted.options.port:
         return problem(
             name,
             f"{fact}, and a server of ours is to have it (EMBERD_PORT)",
             "Give another one, or none: then any that is free is taken.",
         )
-    if sockets.is_trusted(url):
+    if listener.is_trusted:
         return ok(name, f"{fact}; what answers is among the servers")
     return note(
         name,
-        f"{fact}: what answers is not used, for it is neither yours nor root's",
+        f"{fact}: it is not used, because that user is neither you nor root",
         f"If you trust it: export EMBERD_DISCOVER={url}",
     )
 

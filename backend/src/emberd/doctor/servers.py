@@ -56,7 +56,7 @@ def _candidates(wanted: Wanted) -> Iterator[Candidate]:
 
 
 def _asked(wanted: Wanted, candidate: Candidate) -> Endpoint:
-    endpoint = verify(candidate.url, candidate.api_key, wanted.spec, _REQUEST_S)
+    endpoint = verify(candidate.url, candidate.api_key, wanted.spec, timeout_s=_REQUEST_S)
     reason = None if candidate.why == _GIVEN else _unfit(wanted, Found(candidate, endpoint))
     if reason is not None:
         raise ServerMismatchError(reason)
@@ -90,7 +90,7 @@ def _unfit(wanted: Wanted, found: Found) -> str | None:
     spec = wanted.spec
     if not spec.accepts(found.engine or "", spec.device, found.endpoint.context_tokens):
         return f"engine {spec.engine} was asked for"
-    return pins.contradiction(found.candidate.url, spec, found.candidate.api_key)
+    return pins.contradiction(found.endpoint, spec)
 
 
 def _views(wanted: Wanted) -> Iterator[View]:

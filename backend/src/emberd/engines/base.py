@@ -18,13 +18,15 @@ class Launch:
     """What the keeper has settled before it asks an engine for its command.
 
     Attributes:
-        port: A loopback port that is reserved for the server.
+        port: The loopback port that the server is to listen on.
         api_key: The key that the server must ask for; None when it is to ask for none.
-        fingerprint: Text that the server is to echo as its weight version: it proves that the
-            server on the port is the one that was started.
+        fingerprint: Name of this start, which the server shows as its weight version. It is for
+            people: every user of the machine can read it, so it proves nothing.
         folder: The server's state folder, for files that must not be seen by others.
         options: How the user wants it started.
         claimed: What ``Engine.claims`` named and is held for this start.
+        descriptor: Descriptor of a socket that listens on ``port``, which the server inherits;
+            None for an engine that opens its own, and for a dry run.
     """
 
     port: int
@@ -33,6 +35,7 @@ class Launch:
     folder: str
     options: StartOptions = field(default_factory=StartOptions)
     claimed: Sequence[str] = ()
+    descriptor: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,10 @@ class Engine(Protocol):
     @property
     def name(self) -> str:
         """The name that ``engine=`` takes."""
+
+    @property
+    def takes_descriptor(self) -> bool:
+        """Whether its server can serve on a listening socket that it inherits."""
 
     def refusal(self, spec: ServerSpec) -> str | None:
         """Return why it cannot serve ``spec`` on this machine and what to do; None if it can."""

@@ -17,12 +17,11 @@ from typing import Final
 from emberd.catalog import DEMO_MODEL, lookup
 from emberd.engines import surroundings
 from emberd.engines.base import Diagnosis, Launch, Plan
-from emberd.engines.own_server import encoder_of
+from emberd.engines.own_server import address, encoder_of
 from emberd.serving import KEY_VARIABLE, MODULE
 from emberd.settings import ServerSpec
 from emberd.startup import StartOptions
 
-_HOST: Final = "127.0.0.1"
 _DEVICE: Final = "cpu"
 _SILENCE_S: Final = 60.0
 
@@ -45,6 +44,7 @@ class DemoEngine:
     """Serves ``emberd/demo`` through ``python -m emberd.serving``."""
 
     name = "demo"
+    takes_descriptor = True
 
     def refusal(self, spec: ServerSpec) -> str | None:
         """Return why it cannot serve ``spec`` on this machine and what to do; None if it can."""
@@ -64,7 +64,7 @@ class DemoEngine:
         """Return how to start a server for ``spec``."""
         command = (
             *(sys.executable, "-m", MODULE, "--encoder", self.name),
-            *("--host", _HOST, "--port", str(launch.port)),
+            *address(launch),
             *("--served-model-name", spec.model, "--weight-version", launch.fingerprint),
             *launch.options.arguments,
         )

@@ -7,10 +7,19 @@ from itertools import pairwise
 from pathlib import PurePath
 from typing import Final
 
+from emberd.engines.base import Launch
 from emberd.serving import BOOTSTRAP, MODULE
 
+_HOST: Final = "127.0.0.1"
 _ENCODER: Final = "--encoder"
 _SCRIPT: Final = (*MODULE.split("."), BOOTSTRAP)
+
+
+def address(launch: Launch) -> tuple[str, ...]:
+    """Return the words that tell our server where to listen."""
+    if launch.descriptor is not None:
+        return ("--fd", str(launch.descriptor))
+    return ("--host", _HOST, "--port", str(launch.port))
 
 
 def encoder_of(command: Sequence[str]) -> str | None:

@@ -7,9 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from emberd import engines, surface
-from emberd.errors import AuthenticationError, EmberdError, StartError
-from emberd.manager import alive, discovery, leftovers, pins, process, record, sockets
+from emberd import engines, listeners, surface
+from emberd.errors import (
+    AuthenticationError,
+    EmberdError,
+    ServerMismatchError,
+    ServerUnavailableError,
+    StartError,
+)
+from emberd.listeners import Listener
+from emberd.manager import alive, discovery, leftovers, pins, process, record
 from emberd.manager.discovery import Candidate
 from emberd.manager.record import Record, State
 from emberd.manager.server import Server, Verify
@@ -92,7 +99,7 @@ def adopt(folder: Path, spec: ServerSpec, found: Found, timing: Timing) -> Serve
         engine=found.engine,
         device=spec.device,
         # The user's key is the user's to give, each time.
-        endpoint=replace(found.endpoint, api_key=None),
+        endpoint=replace(found.endpoint, api_key=None, canary=()),
         reason=found.reason,
         found=True,
     )
@@ -104,6 +111,31 @@ def adopt(folder: Path, spec: ServerSpec, found: Found, timing: Timing) -> Serve
         record.write(folder, memory)
     server = look(folder).server() or found.server()
     return replace(server, endpoint=found.endpoint)
+
+
+def successor(before: Endpoint) -> Listener | None:
+    """Return what listens now where a given server was; it may be asked who it is.
+
+    Returns:
+        None for a server that is not on this machine.
+
+    Raises:
+        ServerUnavailableError: Nothing listens there.
+        ServerMismatchError: The address belongs to another user now.
+    """
+    if before.listener is None:
+        return None
+    now = listeners.find(before.url)
+    if now is None:
+        raise ServerUnavailableError(
+            f"No response from {before.url}: nothing listens there. Start the server there."
+        )
+    if now.uid != before.listener.uid:
+        raise ServerMismatchError(
+            f"{before.url} belonged to user {before.listener.uid} and now belongs to user "
+            f"{now.uid}. Nothing was sent there. Make a new object to use that server."
+        )
+    return now
 
 
 def recall(
@@ -118,8 +150,6 @@ def recall(
         return None
     url = server.endpoint.url
     key = api_key if url in listed else None
-    if url not in listed and not sockets.is_trusted(url):
-        return None
     looked = _look_at(
         Candidate(url, server.reason, key, server.engine, url in listed), spec, verify
     )
@@ -128,10 +158,17 @@ def recall(
 
 def _look_at(candidate: Candidate, spec: ServerSpec, verify: Verify) -> Found | str:
     """Return a candidate with what it proved to be, or why it is not used."""
-    if surface.get(candidate.url, surface.MODELS, candidate.api_key, _FIRST_ANSWER_S) is None:
-        return f"nobody answers there, or not in HTTP within {_FIRST_ANSWER_S:g} s"
+    # Taken first, so that whatever is asked below, and used later, is this one server.
+    listener = listeners.find(candidate.url)
+    if not candidate.listed and (listener is None or not listener.is_trusted):
+        return "the listener there belongs neither to you nor to root"
+    first = surface.get(
+        candidate.url, surface.MODELS, candidate.api_key, _FIRST_ANSWER_S, listener=listener
+    )
+    if first is None:
+        return f"no response there, or not in HTTP within {_FIRST_ANSWER_S:g} s"
     try:
-        found = Found(candidate, verify(candidate.url, candidate.api_key, spec))
+        found = Found(candidate, verify(candidate.url, candidate.api_key, spec, listener))
     except AuthenticationError as error:
         if candidate.api_key is not None:
             return str(error)
@@ -148,5 +185,4 @@ def _unfit(found: Found, spec: ServerSpec) -> str | None:
     # A server whose engine nobody can name meets no wish for one.
     if not spec.accepts(found.engine or "", spec.device, context_tokens):
         return f"it does not meet engine={spec.engine}, context_tokens={spec.context_tokens}"
-    at = found.candidate
-    return pins.contradiction(at.url, spec, at.api_key, listed=at.listed)
+    return pins.contradiction(found.endpoint, spec, listed=found.candidate.listed)

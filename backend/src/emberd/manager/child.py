@@ -99,7 +99,12 @@ class ServerProcess:
     """
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], mark: str, log: Path
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        mark: str,
+        log: Path,
+        inherited: Sequence[int] = (),
     ) -> None:
         """Start ``command`` with its output appended to ``log``.
 
@@ -108,11 +113,12 @@ class ServerProcess:
             environment: The whole environment, to which the mark is added.
             mark: Folder, colon, nonce: by it leftovers are known as ours.
             log: File that takes the standard output and error.
+            inherited: Descriptors that the command keeps, under the same numbers.
         """
         self.exit_code: int | None = None
         self._pipe: tuple[int, int] | None = None if sys.platform == "linux" else os.pipe()
-        inherited = self._pipe[0] if self._pipe else _NO_PIPE
-        shim = [sys.executable, "-I", "-S", _SHIM, str(os.getpid()), str(inherited)]
+        pipe = self._pipe[0] if self._pipe else _NO_PIPE
+        shim = [sys.executable, "-I", "-S", _SHIM, str(os.getpid()), str(pipe)]
         self._guard = Guard(f"{process.MARK}={mark}", log.with_name(leavings.NOTE))
         with log.open("ab") as output:
             popen = subprocess.Popen(  # noqa: S603 - the command is the engine's
@@ -123,7 +129,7 @@ class ServerProcess:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                pass_fds=[inherited] if self._pipe else [],
+                pass_fds=[*inherited, *([pipe] if self._pipe else [])],
             )
         self.pid = popen.pid
         # This process reaps every child itself (it also gets orphans that Popen knows nothing

@@ -103,7 +103,8 @@ class Manager:
             on_progress: Called about once a second while a server starts.
 
         Raises:
-            ServerMismatchError: ``base_url`` serves something else.
+            ServerMismatchError: ``base_url`` serves something else, or belongs to another user
+                than the server that was ``lost`` there.
             NoEngineError: No engine can serve the model on this machine.
             StartError: The server was started and failed; also what waiters of it get.
             StartTimeoutError: ``start_timeout`` ended the wait.
@@ -112,7 +113,8 @@ class Manager:
             StateFolderError: The home cannot be used.
         """
         if base_url is not None:
-            endpoint = self._verify(base_url, api_key, spec)
+            listener = None if lost is None else adoption.successor(lost.endpoint)
+            endpoint = self._verify(base_url, api_key, spec, listener)
             return Server(endpoint, "given", f"{endpoint.url} was given")
         deadline = time.monotonic() + start_timeout
         options = options or StartOptions.resolve()
@@ -252,7 +254,7 @@ class Manager:
                 view, wish.spec, self._places.discover, wish.api_key, self._verify
             )
         server = view.server()
-        if server is None or not slot.refuses(server.endpoint):
+        if server is None or slot.listens(server.endpoint):
             return server
         # It has died and its keeper is about to say so; then there is no server here.
         self._let_death_be_seen(server)
@@ -334,8 +336,8 @@ class Manager:
         """Give the keeper of a server that vanished a moment to notice what the client noticed."""
         began = time.monotonic()
         while self.is_current(lost) and (waited := time.monotonic() - began) < self._timing.lost_s:
-            # One broken connection is no death: a server that goes on accepting is still there.
-            if waited > _DYING_S and not slot.refuses(lost.endpoint):
+            # A broken connection does not mean that the server ended: it may still listen.
+            if waited > _DYING_S and slot.listens(lost.endpoint):
                 return
             time.sleep(self._timing.poll_s)
 
@@ -376,7 +378,7 @@ def _stopped(spec: ServerSpec) -> ServerStoppedError:
 
 
 def _end_keeper(view: View) -> None:
-    # Its server refuses connections and it does not notice: a keeper that keeps nothing.
+    # Its server does not listen any more, and it did not notice within the time for that.
     if view.record is not None and view.record.keeper is not None:
         process.send(view.record.keeper, signal.SIGKILL)
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from emberd import engines
-from emberd.manager import process, sockets
+from emberd import engines, listeners
+from emberd.manager import process
 
 if TYPE_CHECKING:
     import psutil
@@ -62,7 +62,7 @@ def _all(listed: tuple[str, ...], api_key: str | None) -> Iterator[Candidate]:
         yield Candidate(url, "EMBERD_DISCOVER lists it", api_key, listed=True)
     yield from _processes()
     url = f"http://{_LOOPBACK}:{DEFAULT_PORT}"
-    if sockets.is_trusted(url):
+    if (open_here := listeners.find(url)) is not None and open_here.is_trusted:
         yield Candidate(url, f"port {DEFAULT_PORT} is open")
 
 
@@ -94,7 +94,7 @@ def _is_strangers(found: psutil.Process) -> bool:
 
 def _urls(found: psutil.Process) -> list[str]:
     urls = []
-    for address, port in sockets.listening(found):
+    for address, port in listeners.listening(found):
         at = str(address) if address.version == _IPV4 else f"[{address}]"
         urls.append(f"http://{_LOOPBACK if address.is_unspecified else at}:{port}")
     return urls

@@ -16,10 +16,9 @@ import importlib
 import os
 import select
 import signal
-import socket
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -28,15 +27,14 @@ from typing import Final
 from emberd import checkpoints, engines, surface
 from emberd.engines.base import Diagnosis, Launch, Plan
 from emberd.errors import EmberdError, LockTimeoutError, StartError
-from emberd.manager import alive, child, folders, idle, leavings, locks, process, record
+from emberd.manager import alive, child, folders, idle, leavings, locks, ports, process, record
 from emberd.manager.record import Failure, Record, State
 from emberd.manager.server import Verify
 from emberd.manager.starting import Start
 from emberd.manager.suspicion import Suspicion
 from emberd.settings import Endpoint, ServerSpec
 
-_HOST: Final = "127.0.0.1"
-_PORT_TRIES: Final = 3
+_PORT_TRIES: Final = 5
 _KEY_BYTES: Final = 24
 _LOG_TAIL_BYTES: Final = 256 * 1024
 _ADVICE: Final = {
@@ -192,28 +190,11 @@ class Keeper:
 
     def _start_once(self, claims: Path) -> Diagnosis | None:
         with ExitStack() as held:
-            options = self.record.options
-            reserved = held.enter_context(_reserved_port(options.port))
-            port = reserved.getsockname()[1]
             # Claimed before the plan is made: it is the plan that measures what is free.
             claimed = self._claim(held, claims)
             if self.stop_asked:
                 return None
-            key = None if options.no_auth else _key()
-            launch = Launch(port, key, self.record.nonce, str(self.folder), options, claimed)
-            self.plan = self.engine.plan(self.record.spec, launch)
-            # In the record before it is made: what is not there, nobody finds and removes.
-            scratch = leavings.scratch(self.record.nonce)
-            self.publish(drain_s=self.plan.drain_s, notes=tuple(self.plan.notes), scratch=scratch)
-            leavings.make(scratch)
-            self._shared_memory.begin()
-            folders.write_private(self.folder, self.plan.files)
-            self.server = child.ServerProcess(
-                self.plan.command,
-                {**self.plan.environment, "TMPDIR": scratch},
-                f"{self.folder}:{self.record.nonce}",
-                self._log,
-            )
+            launch, plan = self._launch(claimed)
             outcome = Start(self, launch).run()
         if isinstance(outcome, Diagnosis):
             return outcome
@@ -221,16 +202,48 @@ class Keeper:
             spec, engine = self.record.spec, self.record.engine or ""
             if checkpoints.content(spec.model) != spec.content and spec.content is not None:
                 return Diagnosis(f"The files of {spec.model} changed meanwhile", "Run it again.")
-            if not spec.accepts(engine, self.plan.device, outcome.context_tokens):
-                return _unfit(spec, self.plan.device, outcome)
+            if not spec.accepts(engine, plan.device, outcome.context_tokens):
+                return _unfit(spec, plan.device, outcome)
             self.publish(
                 state=State.READY,
-                endpoint=outcome,
-                device=self.plan.device,
+                endpoint=replace(outcome, canary=()),
+                device=plan.device,
                 attempts=0,
                 progress="",
             )
         return None
+
+    def _launch(self, claimed: tuple[str, ...]) -> tuple[Launch, Plan]:
+        """Start the engine, on a port and with a key that no start has had before."""
+        options, opened = self.record.options, None
+        if self.engine.takes_descriptor:
+            opened = ports.listening(options.port)
+        # Closed here in any case: the port must be free again as soon as the server ends.
+        with opened or nullcontext():
+            launch = Launch(
+                port=opened.getsockname()[1] if opened else ports.choose(options.port),
+                api_key=None if options.no_auth else _key(),
+                fingerprint=self.record.nonce,
+                folder=str(self.folder),
+                options=options,
+                claimed=claimed,
+                descriptor=opened.fileno() if opened else None,
+            )
+            self.plan = plan = self.engine.plan(self.record.spec, launch)
+            # In the record before it is made: a folder that no record names is never removed.
+            scratch = leavings.scratch(self.record.nonce)
+            self.publish(drain_s=plan.drain_s, notes=tuple(plan.notes), scratch=scratch)
+            leavings.make(scratch)
+            self._shared_memory.begin()
+            folders.write_private(self.folder, plan.files)
+            self.server = child.ServerProcess(
+                plan.command,
+                {**plan.environment, "TMPDIR": scratch},
+                f"{self.folder}:{self.record.nonce}",
+                self._log,
+                inherited=() if launch.descriptor is None else (launch.descriptor,),
+            )
+        return launch, plan
 
     def _claim(self, held: ExitStack, claims: Path) -> tuple[str, ...]:
         while not self.stop_asked:
@@ -254,7 +267,7 @@ class Keeper:
         idleness = idle.Idleness(self.folder)
         suspicion = Suspicion(
             self.folder,
-            lambda: surface.is_healthy(endpoint.url),
+            lambda: surface.is_healthy(endpoint.url, listener=endpoint.listener),
             timing.suspicion_probes,
             timing.suspicion_s,
         )
@@ -271,7 +284,7 @@ class Keeper:
                 continue
             if self.server is not None:
                 self._shared_memory.look(self.server.members)
-            activity = surface.activity(endpoint.url, endpoint.api_key)
+            activity = surface.activity(endpoint.url, endpoint.api_key, listener=endpoint.listener)
             idleness.observe(activity)
             if suspicion.is_wedged(activity):
                 self._fail(_wedged(), starting=False)
@@ -347,22 +360,6 @@ def main(arguments: list[str], verify: Verify) -> int:
     keeper.listen()
     keeper.run()
     return 0
-
-
-def _reserved_port(wanted: int | None) -> socket.socket:
-    # Bound and never listening: strangers get "address in use" from now on, while the server,
-    # which sets the same option, can bind and listen beside it.
-    reserved = socket.socket()
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        reserved.bind((_HOST, wanted or 0))
-    except OSError as error:
-        reserved.close()
-        raise StartError(
-            f"Port {wanted} of {_HOST} cannot be had: {error.strerror}",
-            advice="End what listens there, or give another port, or none for any that is free.",
-        ) from error
-    return reserved
 
 
 def _diagnosis(error: Exception) -> Diagnosis:

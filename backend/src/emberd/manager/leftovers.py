@@ -11,6 +11,6 @@ from emberd.manager.timing import Timing
 def end(folder: Path, timing: Timing) -> None:
     """End and remove it; the caller knows that the keeper of ``folder`` is dead."""
     process.end_marked(str(folder), timing.kill_s)
-    own = record.read(folder)
+    own = record.read_last(folder)
     if own is not None and not own.found:
         leavings.remove(folder, own.scratch)

@@ -12,10 +12,9 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from emberd import checkpoints, engines, surface
+from emberd import checkpoints, engines, listeners, surface
 from emberd.errors import SettingError
-from emberd.manager import sockets
-from emberd.settings import ServerSpec
+from emberd.settings import Endpoint, ServerSpec
 
 if TYPE_CHECKING:
     import psutil
@@ -26,22 +25,19 @@ _READS_AFTER_S: Final = 2.0
 _GIVE_IT: Final = "Give it as base_url to use it all the same"
 
 
-def contradiction(
-    url: str, spec: ServerSpec, api_key: str | None, *, listed: bool = False
-) -> str | None:
+def contradiction(endpoint: Endpoint, spec: ServerSpec, *, listed: bool = False) -> str | None:
     """Return why a server is not seen to have what ``spec`` pins; None if it is.
 
     Args:
-        url: Its root.
+        endpoint: The verified server.
         spec: What is wanted.
-        api_key: Its key, or None.
         listed: The user named it, and answers for whatever stands between it and its files.
     """
-    return _in_numbers(url, spec, api_key) or _in_files(url, spec, api_key, listed=listed)
+    return _in_numbers(endpoint, spec) or _in_files(endpoint, spec, listed=listed)
 
 
-def _in_numbers(url: str, spec: ServerSpec, api_key: str | None) -> str | None:
-    reply = surface.get(url, "/server_info", api_key)
+def _in_numbers(endpoint: Endpoint, spec: ServerSpec) -> str | None:
+    reply = surface.get(endpoint.url, "/server_info", endpoint.api_key, listener=endpoint.listener)
     answer: Any = reply.json() if reply is not None else None
     told = answer if isinstance(answer, dict) else {}
     pinned = {"revision": spec.revision, "dtype": spec.dtype, "quantization": spec.quantization}
@@ -55,10 +51,11 @@ def _in_numbers(url: str, spec: ServerSpec, api_key: str | None) -> str | None:
     return None
 
 
-def _in_files(url: str, spec: ServerSpec, api_key: str | None, *, listed: bool) -> str | None:
+def _in_files(endpoint: Endpoint, spec: ServerSpec, *, listed: bool) -> str | None:
     if spec.content is None:
         return None
-    path = surface.model_path(url, api_key)
+    url = endpoint.url
+    path = surface.model_path(url, endpoint.api_key, listener=endpoint.listener)
     if path is None or not _is_folder_here(url, path):
         return (
             f"it does not show that it serves the files of {spec.model}: it says "
@@ -74,7 +71,7 @@ def _in_files(url: str, spec: ServerSpec, api_key: str | None, *, listed: bool) 
 
 
 def _in_process(url: str, path: str, changed_s: float, *, listed: bool) -> str | None:
-    process = sockets.listener(url)
+    process = listeners.process_at(url)
     if not listed and (process is None or not _is_server_here(process)):
         return (
             f"whoever listens there is no server that this process can look into (a container, a "

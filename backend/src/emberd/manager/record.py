@@ -15,12 +15,13 @@ from typing import Any, Final, TypeVar
 
 from emberd.engines.base import DRAIN_S
 from emberd.errors import StartError, StateFolderError
+from emberd.listeners import Listener
 from emberd.manager.process import ProcessIdentity
 from emberd.manager.timing import Timing
 from emberd.settings import Endpoint, ServerSpec
 from emberd.startup import StartOptions
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 NAME: Final = "record.json"
 _T = TypeVar("_T")
 
@@ -134,6 +135,14 @@ def read(folder: Path) -> Record | None:
         return None
 
 
+def read_last(folder: Path) -> Record | None:
+    """Do as ``read`` for a folder without a keeper: a record in another version's form is none."""
+    try:
+        return read(folder)
+    except StateFolderError:
+        return None
+
+
 def write(folder: Path, record: Record) -> None:
     """Replace the record in ``folder``; only the holder of ``alive`` may."""
     # One fixed name: there is one writer at a time, and what a killed one leaves half-written
@@ -154,7 +163,7 @@ def _from_json(content: dict[str, Any]) -> Record:
         spec=_known(ServerSpec, content["spec"]),
         timing=_known(Timing, content["timing"]),
         keeper=_optional(ProcessIdentity, content["keeper"]),
-        endpoint=_optional(Endpoint, content["endpoint"]),
+        endpoint=_endpoint(content["endpoint"]),
         failure=_optional(Failure, content["failure"]),
         options=_known(StartOptions, content.get("options", {})),
         notes=tuple(content.get("notes", ())),
@@ -165,6 +174,13 @@ def _known(kind: type[_T], content: dict[str, Any]) -> _T:
     # A later version of the same schema may have added fields; they do no harm.
     names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in content.items() if name in names})
+
+
+def _endpoint(content: dict[str, Any] | None) -> Endpoint | None:
+    endpoint = _optional(Endpoint, content)
+    if content is None or endpoint is None:
+        return None
+    return replace(endpoint, listener=_optional(Listener, content["listener"]), canary=())
 
 
 def _optional(kind: type[_T], content: dict[str, Any] | None) -> _T | None:

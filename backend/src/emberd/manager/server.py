@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from emberd.listeners import Listener
 from emberd.manager.record import State
 from emberd.settings import Endpoint, ServerSpec
 
@@ -54,9 +55,10 @@ class Progress:
 
 OnProgress = Callable[[Progress], None]
 
-Verify = Callable[[str, str | None, ServerSpec], Endpoint]
+Verify = Callable[[str, str | None, ServerSpec, Listener | None], Endpoint]
 """Asks a server (URL, key) for a real embedding and returns what it is; raises when it does not
-serve the spec. It comes from the client, which the manager does not know."""
+serve the spec. The listener is the one that must answer; None for whichever is there. It comes from
+the client, which the manager does not know."""
 
 
 @dataclass(frozen=True, slots=True)

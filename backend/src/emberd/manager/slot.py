@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
-from emberd.errors import StartError
+from emberd import listeners
+from emberd.errors import StartError, StateFolderError
 from emberd.manager import alive, folders, idle, record
 from emberd.manager.record import Record, State
 from emberd.manager.server import Origin, Server, ServerStatus
@@ -19,7 +18,6 @@ from emberd.startup import StartOptions
 ATTEMPTS: Final = 3
 """Starts in a row that may be killed from outside before they are held to be the cause."""
 
-_CONNECT_S: Final = 1.0
 _LIVING: Final = (State.STARTING, State.READY, State.STOPPING)
 
 
@@ -152,17 +150,15 @@ def look(folder: Path) -> View:
         return View(folder, None, alive=False)
     # The proof of life comes second: a keeper that ends in between has written its last record
     # before, so at worst a living server reads as absent, and the lock decides.
-    own = record.read(folder)
+    try:
+        own = record.read(folder)
+    except StateFolderError:
+        if alive.is_held(folder):
+            raise
+        own = None
     return View(folder, own, alive=alive.is_held(folder))
 
 
-def refuses(endpoint: Endpoint) -> bool:
-    """Return whether nobody listens at the address any more; a slow server does not refuse."""
-    address = urlsplit(endpoint.url)
-    try:
-        with socket.create_connection((address.hostname, address.port), _CONNECT_S):
-            return False
-    except ConnectionRefusedError:
-        return True
-    except OSError:
-        return False
+def listens(endpoint: Endpoint) -> bool:
+    """Return whether the verified listener of a server of ours is still there."""
+    return endpoint.listener is not None and listeners.find(endpoint.url) == endpoint.listener

@@ -41,7 +41,7 @@ def start(
         nonce = process.new_nonce()
         log = folders.rotate_log(folder, nonce)
         idle.begin(folder, idle_timeout_s)
-        before = record.read(folder)
+        before = record.read_last(folder)
         # Counted before the attempt: a keeper that the kernel kills writes nothing any more.
         attempts = 1 + (before.attempts if before is not None and _failed(before) else 0)
         first = Record(

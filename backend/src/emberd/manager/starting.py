@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
+from ipaddress import ip_address
 from typing import Final, Protocol
 
-from emberd import surface
+from emberd import listeners, surface
 from emberd.engines.base import Diagnosis, Engine, Launch, Plan
 from emberd.errors import EmberdError
+from emberd.listeners import Listener
 from emberd.manager.child import ServerProcess
+from emberd.manager.ports import HOST
 from emberd.manager.record import Record
 from emberd.manager.server import Verify
 from emberd.settings import Endpoint
 
-_HOST: Final = "127.0.0.1"
+_ADDRESS: Final = ip_address(HOST)
 
 
 class Starter(Protocol):
@@ -53,9 +56,10 @@ class Start:
     def __init__(self, keeper: Starter, launch: Launch) -> None:
         """Watch the server that ``keeper`` has just started on the port of ``launch``."""
         self._keeper = keeper
-        self._url = f"http://{_HOST}:{launch.port}"
+        self._port = launch.port
+        self._url = f"http://{HOST}:{launch.port}"
         self._key = launch.api_key
-        self._fingerprint = launch.fingerprint
+        self._listener: Listener | None = None
         self._moved_at_s = time.monotonic()
         self._log_bytes = 0
         self._verification: _Verification | None = None
@@ -94,45 +98,52 @@ class Start:
         return plan is not None and time.monotonic() - self._moved_at_s > plan.silence_s
 
     def _verified(self) -> Endpoint | Diagnosis | None:
+        if self._listener is None:
+            return self._prove()
         if self._verification is None:
-            if surface.is_ready(self._url):
+            if surface.is_ready(self._url, listener=self._listener):
                 self._verification = _Verification(
-                    self._keeper, self._url, self._key, self._fingerprint
+                    self._keeper, self._url, self._key, self._listener
                 )
             return None
         return self._verification.outcome
+
+    def _prove(self) -> Diagnosis | None:
+        """See whether what listens on the port belongs to the server that was started.
+
+        Until it does nothing is sent there. Names, versions and command lines can be read and
+        repeated by every user of the machine; a listening socket cannot be copied.
+        """
+        found = listeners.find_at(_ADDRESS, self._port)
+        server = self._keeper.server
+        if found is None or server is None:
+            return None
+        if listeners.is_held(found, server.members()):
+            self._listener = found
+            return None
+        if listeners.find_at(_ADDRESS, self._port) != found or server.reap() is not None:
+            return None  # it ended between the two looks
+        return Diagnosis(
+            f"Port {self._port} of {HOST} was taken by a process of user {found.uid} before the "
+            f"server could listen there",
+            "Run it again, or give another port.",
+            port_taken=True,
+        )
 
 
 class _Verification:
     """The first real embedding, in a thread: a cold model may take long, and a stop must not."""
 
-    def __init__(self, keeper: Starter, url: str, key: str | None, fingerprint: str) -> None:
+    def __init__(self, keeper: Starter, url: str, key: str | None, listener: Listener) -> None:
         self.outcome: Endpoint | Diagnosis | None = None
-        self._arguments = (url, key, keeper.record.spec)
-        self._fingerprint = fingerprint
+        self._arguments = (url, key, keeper.record.spec, listener)
         self._verify = keeper.verify
         threading.Thread(target=self._run, daemon=True, name="emberd-verify").start()
 
     def _run(self) -> None:
         try:
-            endpoint = self._verify(*self._arguments)
-            self.outcome = _impostor(endpoint, self._fingerprint) or endpoint
+            self.outcome = self._verify(*self._arguments)
         except EmberdError as error:
             self.outcome = Diagnosis(f"The server was started and is not fit for use: {error}")
         except Exception as error:  # noqa: BLE001 - whoever waits must hear of it, whatever it is
             self.outcome = Diagnosis(f"The first embedding failed: {error!r}", "Report this bug.")
-
-
-def _impostor(endpoint: Endpoint, fingerprint: str) -> Diagnosis | None:
-    # The port was ours to give, and a right model answers there: only the stamp of this very
-    # start tells our server from one that somebody else put on the port.
-    reply = surface.get(endpoint.url, "/model_info", endpoint.api_key)
-    told = reply.json() if reply is not None else None
-    stamp = told.get("weight_version") if isinstance(told, dict) else None
-    if stamp in (None, fingerprint):
-        return None
-    return Diagnosis(
-        f"Another server took {endpoint.url} (its weight version is {stamp}, not {fingerprint})",
-        "Try again.",
-        port_taken=True,
-    )

@@ -4,6 +4,9 @@ Run as::
 
     python -m emberd.serving --encoder demo --host 127.0.0.1 --port 30000
 
+emberd itself gives it a socket that already listens (``--fd``), so that no other process can take
+the port.
+
 The key that clients must send comes in the environment variable ``EMBERD_SERVER_KEY``: command
 lines are for everybody on the machine to read. SIGTERM drains: requests that were taken are
 answered, then the process exits with 0. A second SIGTERM, or one while the model is loading,
@@ -79,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Taken out, so that no child of this process and no dump of os.environ has it.
     key = os.environ.pop(KEY_VARIABLE, None)
     logs.configure()
-    listener = _listen(given.host, given.port)
+    listener = _listen(given.host, given.port) if given.fd is None else _inherit(given.fd)
     if listener is None:
         return EXIT_NO_PORT
     identity = Identity(
@@ -123,14 +126,34 @@ def _serve(service: Service, listener: socket.socket, key: str | None) -> int:
 def _listen(host: str, port: int) -> socket.socket | None:
     # Before the model is loaded: a port that is taken shows at once, and progress can be asked.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # The protocol is named because asyncio sets TCP_NODELAY only where it is: otherwise the body
+    # of each reply waits 40 ms for the acknowledgement of its headers.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        listener = socket.create_server((host, port), family=family)
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen()
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         reason = "address already in use" if taken else error.strerror
         _log.error("cannot listen on %s port %d: %s", host, port, reason)
+        listener.close()
         return None
     _log.info("listening on %s port %d", host, listener.getsockname()[1])
+    return listener
+
+
+def _inherit(descriptor: int) -> socket.socket | None:
+    try:
+        listener = socket.socket(fileno=descriptor)
+        if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise OSError(errno.EINVAL, "it does not listen")
+    except OSError as error:
+        _log.error("cannot serve on descriptor %d: %s", descriptor, error.strerror)
+        return None
+    listener.set_inheritable(False)
+    _log.info("listening on port %d", listener.getsockname()[1])
     return listener
 
 
@@ -143,7 +166,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--encoder", choices=encoders.NAMES, required=True)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, required=True, help="0 for any that is free")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--port", type=int, help="0 for any that is free")
+    place.add_argument("--fd", type=int, help="descriptor of a socket that listens already")
     parser.add_argument("--served-model-name", help="what /v1/models says; the model's own name")
     parser.add_argument("--weight-version", default="default", help="shown by /model_info")
     parser.add_argument(

@@ -54,6 +54,7 @@ class SglangEngine:
     """Serves Qwen3-Embedding, and with a warning other models, through SGLang."""
 
     name = NAME
+    takes_descriptor = False  # it opens its port itself, when the model is loaded
 
     def refusal(self, spec: ServerSpec) -> str | None:
         """Return why it cannot serve ``spec`` on this machine and what to do; None if it can."""
@@ -84,7 +85,6 @@ class SglangEngine:
         words = flags.adapt(flags.flags(_target(spec, launch, figures)), _known(python))
         own = launch.options.arguments
         added = _variables(chosen, on_cpu=on_cpu)
-        files = {} if launch.api_key is None else {_CONFIG: flags.config_text(launch.api_key)}
         return Plan(
             command=(python.python, "-m", _MODULE, *flags.words(words, own)),
             environment=surroundings.other_interpreter(python.python)
@@ -92,7 +92,7 @@ class SglangEngine:
             device=flags.CPU if on_cpu else flags.GPU,
             silence_s=_silence_s(spec, on_cpu=on_cpu),
             drain_s=_DRAIN_S,
-            files=files,
+            files={_CONFIG: flags.config_text(launch.port, launch.api_key)},
             reasons=_reasons(python, words, own, added, figures),
             notes=[*models.notes(spec.model), *(figures.notes if figures else ())],
         )
@@ -214,7 +214,7 @@ def _target(spec: ServerSpec, launch: Launch, figures: MemoryPlan | None) -> Tar
         quantization=spec.quantization,
         context_tokens=spec.context_tokens,
         cuttable=True,
-        config=None if launch.api_key is None else os.path.join(launch.folder, _CONFIG),
+        config=os.path.join(launch.folder, _CONFIG),
         tp_size=launch.options.tp_size,
         dp_size=launch.options.dp_size,
     )

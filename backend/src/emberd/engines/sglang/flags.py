@@ -53,7 +53,7 @@ class Target:
     Attributes:
         model: Name on the hub, or a folder.
         port: The loopback port that is reserved for it.
-        fingerprint: What it is to echo as its weight version.
+        fingerprint: What it shows as its weight version.
         device: ``GPU`` or ``CPU``.
         memory: The figures for that device; None when nothing is known of the model.
         revision: Commit on the hub; None for whatever is there, and for folders.
@@ -61,7 +61,8 @@ class Target:
         quantization: Quantisation of the weights; None for none.
         context_tokens: Used where ``memory`` is None.
         cuttable: The server may be asked for shorter vectors.
-        config: The file that holds the key; None when no key is asked for.
+        config: The file that holds the port and the key; None to write the port on the command
+            line, as a dry run does.
         tp_size: GPUs over which one copy of the model is spread.
         dp_size: Copies of the model.
     """
@@ -134,9 +135,13 @@ def served_name(model: str) -> str:
     return model.replace(_COLON, _INSTEAD_OF_COLON)
 
 
-def config_text(api_key: str) -> str:
-    """Return the content of the file that ``--config`` names: a JSON text is YAML as well."""
-    return f"api-key: {json.dumps(api_key)}\n"
+def config_text(port: int, api_key: str | None) -> str:
+    """Return the content of the file that ``--config`` names: a JSON text is YAML as well.
+
+    The port stands in it so that no other user learns it before the server listens.
+    """
+    key = f"api-key: {json.dumps(api_key)}\n" if api_key else ""
+    return f"port: {port}\n{key}"
 
 
 def variables(
@@ -190,20 +195,22 @@ def _why_dtype(dtype: str | None) -> str:
 def _address(target: Target) -> tuple[Flag, ...]:
     given = [
         Flag(("--host", HOST), "nobody outside this machine reaches it"),
-        Flag(("--port", str(target.port)), "reserved for it"),
         Flag(
             ("--served-model-name", served_name(target.model)),
             "what /v1/models says; SGLang would say the path",
         ),
         Flag(
             ("--weight-version", target.fingerprint),
-            "/model_info echoes it, which proves that the server is the one that was started",
+            "the name of this start, which /model_info shows",
         ),
     ]
-    if target.config is not None:
+    if target.config is None:
+        given.append(Flag(("--port", str(target.port)), "chosen for it"))
+    else:
         given.append(
             Flag(
-                ("--config", target.config), "holds the key, which ps would show on a command line"
+                ("--config", target.config),
+                "holds the port and the key, which ps would show on a command line",
             )
         )
     return tuple(given)

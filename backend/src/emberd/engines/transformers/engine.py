@@ -12,7 +12,7 @@ from emberd import checkpoints, installs
 from emberd.engines import gpus, surroundings
 from emberd.engines.base import Diagnosis, Launch, Plan, Reason
 from emberd.engines.gpus import Gpu, Survey
-from emberd.engines.own_server import encoder_of
+from emberd.engines.own_server import address, encoder_of
 from emberd.engines.transformers import diagnosis, suiting
 from emberd.engines.transformers.suiting import CPU, CUDA, NAME
 from emberd.errors import StartError
@@ -21,7 +21,6 @@ from emberd.serving import BOOTSTRAP, KEY_VARIABLE
 from emberd.settings import ServerSpec
 from emberd.startup import StartOptions
 
-_HOST: Final = "127.0.0.1"
 _SILENCE_S: Final = 300.0
 _DOWNLOAD_SILENCE_S: Final = 900.0  # the hub's client may keep a large file elsewhere meanwhile
 _DRAIN_S: Final = 60.0
@@ -43,6 +42,7 @@ class TransformersEngine:
     """Serves Qwen3-Embedding checkpoints through Hugging Face transformers."""
 
     name = NAME
+    takes_descriptor = True
 
     def refusal(self, spec: ServerSpec) -> str | None:
         """Return why it cannot serve ``spec`` on this machine and what to do; None if it can."""
@@ -165,9 +165,8 @@ def _words(spec: ServerSpec, launch: Launch, python: Interpreter, where: str) ->
         _Word(("--encoder", NAME), "the kind of model"),
         _Word(("--model-path", checkpoints.absolute(spec.model)), "the model that was asked for"),
         _Word(("--served-model-name", spec.model), "clients ask for it by this name"),
-        _Word(("--host", _HOST), "nobody outside this machine reaches it"),
-        _Word(("--port", str(launch.port)), "reserved for it"),
-        _Word(("--weight-version", launch.fingerprint), "proves that it is this very start"),
+        _Word(address(launch), "a socket of this machine's loopback, which listens already"),
+        _Word(("--weight-version", launch.fingerprint), "the name of this start, for people"),
         _Word(("--device", where), "the best that torch can use here, or what was asked for"),
     ]
     for option, value in (("--revision", spec.revision), ("--dtype", spec.dtype)):

@@ -1,0 +1,93 @@
+"""The port of a server that is to be started.
+
+A server that can take an open descriptor gets a socket that already listens, so no other process
+can take the port. A server that opens its own socket gets a free port that nothing announces before
+the server listens: it is not bound in advance (which any user could list, and which would not keep
+the port from a process that sets ``SO_REUSEADDR`` too), and it lies outside the range from which
+the kernel gives ports to others.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from emberd.errors import StartError
+
+HOST: Final = "127.0.0.1"
+
+_EPHEMERAL: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_USUAL_EPHEMERAL: Final = (32_768, 65_535)
+_FIRST: Final = 10_000  # below are the ports of well-known programs
+_END: Final = 65_536
+_TRIES: Final = 100
+
+
+def listening(wanted: int | None) -> socket.socket:
+    """Return a socket that listens on ``wanted``, or on any free port.
+
+    Raises:
+        StartError: The port is in use, or may not be used.
+    """
+    opened = _bound(wanted)
+    try:
+        opened.listen()
+        # Inherited by each connection: asyncio sets it only on sockets made with this protocol.
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError as error:
+        opened.close()
+        raise _unavailable(wanted, error) from error
+    return opened
+
+
+def choose(wanted: int | None) -> int:
+    """Return ``wanted`` if it is free, or any free port that other programs are not given.
+
+    Raises:
+        StartError: The port is in use, or may not be used.
+    """
+    if wanted is not None:
+        with _bound(wanted):
+            return wanted
+    first, last = _ephemeral()
+    candidates = [*range(_FIRST, first), *range(last + 1, _END)]
+    for _ in range(_TRIES if candidates else 0):
+        with suppress(StartError), _bound(secrets.choice(candidates)) as found:
+            return _port_of(found)
+    with _bound(None) as found:
+        return _port_of(found)
+
+
+def _bound(wanted: int | None) -> socket.socket:
+    opened = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    # Ports of connections that ended a moment ago may be used again.
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        opened.bind((HOST, wanted or 0))
+    except OSError as error:
+        opened.close()
+        raise _unavailable(wanted, error) from error
+    return opened
+
+
+def _port_of(opened: socket.socket) -> int:
+    port: int = opened.getsockname()[1]
+    return port
+
+
+def _ephemeral() -> tuple[int, int]:
+    with suppress(OSError, ValueError):
+        first, last = map(int, _EPHEMERAL.read_text().split())
+        return first, last
+    return _USUAL_EPHEMERAL
+
+
+def _unavailable(wanted: int | None, error: OSError) -> StartError:
+    which = "A free port" if wanted is None else f"Port {wanted}"
+    return StartError(
+        f"{which} of {HOST} is not available: {error.strerror}",
+        advice="End what listens there, or give another port, or none for any that is free.",
+    )

@@ -1,0 +1,213 @@
+"""Another listener has taken the address of a verified server: nothing is sent to it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+
+import waiting
+from emberd import Embedder, listeners, surface
+from emberd.client import protocol
+from emberd.client.protocol import Ask, Reply, Trouble
+from emberd.client.transport import AsyncSession, Session, Transport
+from emberd.client.verify import verify
+from emberd.errors import ServerMismatchError, ServerUnavailableError
+from emberd.listeners import Listener
+from emberd.settings import Endpoint, ServerSpec
+from fake_server import MODEL, FakeServer, vectors_of
+
+ASK = Ask("/v1/embeddings", {"model": MODEL, "input": ["a secret text"]})
+KEY = "a-secret-key"
+
+
+class Stranger:
+    """Listens, accepts, and keeps what it is sent."""
+
+    def __init__(self, port: int = 0) -> None:
+        self._socket = socket.create_server(("127.0.0.1", port))
+        self.port: int = self._socket.getsockname()[1]
+        self.connections = 0
+        self.ended = 0
+        self.received = b""
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            self.connections += 1
+            with connection, suppress(OSError):
+                connection.settimeout(2)
+                while piece := connection.recv(65536):
+                    self.received += piece
+            self.ended += 1
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def got_nothing(self) -> bool:
+        """Return whether a connection came and ended without a byte."""
+        waiting.until(lambda: self.connections and self.ended == self.connections)
+        return self.received == b""
+
+
+@pytest.fixture
+def stranger() -> Iterator[Stranger]:
+    listening = Stranger()
+    yield listening
+    listening.close()
+
+
+def _endpoint(stranger: Stranger, scheme: str) -> Endpoint:
+    """Return what was verified at the stranger's address, before the stranger came."""
+    before = Listener(uid=0, inode=1)
+    return Endpoint(f"{scheme}://127.0.0.1:{stranger.port}", MODEL, 16, None, KEY, listener=before)
+
+
+def _plain(endpoint: Endpoint) -> Reply | Trouble:
+    return Transport(1, 5.0).session(endpoint).send(ASK)
+
+
+def _sdk(endpoint: Endpoint) -> Reply | Trouble:
+    return Session.open(endpoint, 1, 5.0).send(ASK)
+
+
+def _tasks(endpoint: Endpoint) -> Reply | Trouble:
+    async def send() -> Reply | Trouble:
+        session = await AsyncSession.open(endpoint, 1, 5.0)
+        return await session.send(ASK)
+
+    return asyncio.run(send())
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("send", [_plain, _sdk, _tasks])
+def test_a_new_connection_to_another_listener_is_closed_before_the_first_byte(
+    stranger: Stranger, send: Callable[[Endpoint], Reply | Trouble], scheme: str
+) -> None:
+    answer = send(_endpoint(stranger, scheme))
+    assert isinstance(answer, Trouble)
+    assert answer.kind == "changed"
+    assert stranger.got_nothing()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_probes_and_verification_send_nothing_to_another_listener(
+    stranger: Stranger, scheme: str
+) -> None:
+    was = _endpoint(stranger, scheme)
+    assert surface.get(was.url, "/metrics", KEY, listener=was.listener) is None
+    assert not surface.is_ready(was.url, listener=was.listener)
+    assert not surface.is_healthy(was.url, listener=was.listener)
+    assert surface.activity(was.url, KEY, listener=was.listener) is None
+    assert surface.models(was.url, KEY, listener=was.listener) == []
+    assert surface.model_path(was.url, KEY, listener=was.listener) is None
+    with pytest.raises(ServerUnavailableError):
+        verify(was.url, KEY, ServerSpec(MODEL), was.listener)
+    assert stranger.got_nothing()
+
+
+@pytest.mark.parametrize("send", [_plain, _sdk, _tasks])
+def test_the_verified_listener_is_sent_the_request(send: Callable[[Endpoint], object]) -> None:
+    with FakeServer(api_key=KEY) as server:
+        here = replace(server.endpoint, listener=listeners.find(server.url))
+        assert isinstance(send(here), Reply)
+
+
+def test_a_changed_listener_is_not_tried_again() -> None:
+    outcome = protocol.Outcome(Trouble("changed", "another socket"), tries=1, seconds=0.1)
+    gone = protocol.judge(outcome, "http://127.0.0.1:1")
+    assert isinstance(gone, protocol.Gone)
+    assert gone.changed
+    assert not gone.reached
+
+
+def _embed(embedder: Embedder, twin: str, texts: list[str]) -> object:
+    if twin == "threads":
+        return embedder.embed_documents(texts)
+    return asyncio.run(embedder.aembed_documents(texts))
+
+
+def _given(server: FakeServer) -> Embedder:
+    return Embedder(
+        MODEL,
+        base_url=server.url,
+        timeout=5,
+        query_instruction="",
+        document_instruction="",
+    )
+
+
+both = pytest.mark.parametrize("twin", ["threads", "tasks"])
+
+
+@both
+def test_a_given_server_that_restarts_is_verified_again_and_used(twin: str) -> None:
+    with FakeServer() as server:
+        embedder = _given(server)
+        _embed(embedder, twin, ["a"])
+        server.die()
+        server.revive(server.port)
+        vectors = _embed(embedder, twin, ["b", "c"])
+        assert len(server.to("/v1/models")) == 2
+        assert abs(vectors - vectors_of(["b", "c"])).max() < 1e-6  # type: ignore[operator]
+        embedder.close()
+
+
+@both
+def test_a_given_server_that_comes_back_with_other_weights_is_refused(twin: str) -> None:
+    with FakeServer() as server:
+        embedder = _given(server)
+        _embed(embedder, twin, ["a"])
+        server.die()
+        server.weights = 1
+        server.revive(server.port)
+        with pytest.raises(ServerMismatchError, match="other weights"):
+            _embed(embedder, twin, ["b", "c"])
+        assert server.embedded[-1] != ["b", "c"]
+        embedder.close()
+
+
+@both
+def test_a_given_server_whose_port_goes_to_another_user_is_not_sent_a_text(
+    twin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FakeServer() as server:
+        embedder = _given(server)
+        _embed(embedder, twin, ["a"])
+        server.die()
+        server.revive(server.port)
+        seen = len(server.requests)
+        asked = listeners.find_at
+
+        def of_another_user(*place: object) -> Listener | None:
+            found = asked(*place)  # type: ignore[arg-type]
+            return found and replace(found, uid=found.uid + 1)
+
+        monkeypatch.setattr(listeners, "find_at", of_another_user)
+        with pytest.raises(ServerMismatchError, match="belongs to user"):
+            _embed(embedder, twin, ["b", "c"])
+        assert len(server.requests) == seen
+        embedder.close()
+
+
+@both
+def test_a_stranger_at_the_address_of_a_given_server_gets_no_text(twin: str) -> None:
+    with FakeServer(api_key=KEY) as server:
+        embedder = Embedder(MODEL, base_url=server.url, api_key=KEY, timeout=5)
+        _embed(embedder, twin, ["a"])
+        server.die()
+        taken = Stranger(server.port)
+        with pytest.raises(ServerUnavailableError):
+            _embed(embedder, twin, ["b", "c"])
+        taken.close()
+        assert b"b" not in taken.received.partition(b"\r\n\r\n")[2]
+        embedder.close()

@@ -1,0 +1,217 @@
+"""Which listening socket a connection reaches: from the kernel, its tables, and real sockets."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+
+import psutil
+import pytest
+
+from emberd import listeners
+from emberd.listeners import Listener, ListenerChangedError
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+
+ME = os.geteuid()
+OTHER = ME + 1
+URL = "http://127.0.0.1:30000"
+
+_HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n"
+_LOOPBACK = "0100007F"
+_ANY = "00000000"
+_NETWORK = "0501A8C0"  # 192.168.1.5
+_ANY_6 = "0" * 32
+_MAPPED = "0000000000000000FFFF00000100007F"  # ::ffff:127.0.0.1
+_LOOPBACK_6 = "00000000000000000000000001000000"
+_LISTENS = "0A"
+_ESTABLISHED = "01"
+
+
+def _line(address: str, user: int, port: int = 30_000, state: str = _LISTENS) -> str:
+    return (
+        f"   0: {address}:{port:04X} 00000000:0000 {state} 0:0 00:0 0        {user}        0 7 1\n"
+    )
+
+
+@pytest.fixture
+def no_netlink(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel, or a sandbox, that has no netlink."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(listeners, "_ask_kernel", refuse)
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_netlink: None) -> Path:
+    """A table in place of the kernel's."""
+    path = tmp_path / "tcp"
+    monkeypatch.setattr(listeners, "TABLES", (path, tmp_path / "none"))
+    return path
+
+
+@pytest.fixture(params=["netlink", "tables"])
+def either_way(request: pytest.FixtureRequest) -> None:
+    """Through netlink, and without it."""
+    if request.param == "tables":
+        request.getfixturevalue("no_netlink")
+
+
+@pytest.mark.parametrize(
+    ("lines", "user"),
+    [
+        ([_line(_LOOPBACK, ME)], ME),
+        ([_line(_ANY, 0)], 0),  # as Docker publishes a port
+        ([_line(_ANY_6, OTHER)], OTHER),
+        ([_line(_MAPPED, OTHER)], OTHER),
+        ([_line(_NETWORK, 0)], None),
+        ([_line(_LOOPBACK_6, ME)], None),
+        ([_line(_LOOPBACK, ME, port=30_001)], None),
+        ([_line(_LOOPBACK, ME, state=_ESTABLISHED)], None),
+        ([_line(_NETWORK, 0), _line(_LOOPBACK, OTHER)], OTHER),
+        ([_line(_ANY, ME), _line(_LOOPBACK, OTHER)], OTHER),
+        ([_line(_ANY_6, OTHER), _line(_ANY, ME)], ME),
+        ([], None),
+    ],
+)
+def test_the_table_gives_the_listener_that_a_connection_reaches(
+    table: Path, lines: list[str], user: int | None
+) -> None:
+    table.write_text(_HEAD + "".join(lines))
+    assert listeners.find(URL) == (None if user is None else Listener(user, inode=7))
+
+
+def test_what_follows_the_listening_sockets_is_not_read(table: Path) -> None:
+    table.write_text(_HEAD + _line(_ANY, ME, state=_ESTABLISHED) + "not a line of a table\n")
+    assert listeners.find(URL) is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://gpu-box:30000",
+        "http://10.254.0.7:30000",
+        "http://127.0.0.1:none",
+        "http://127.0.0.1:99999",
+        "ftp://127.0.0.1",
+        "",
+    ],
+)
+def test_what_is_not_an_address_of_this_machine_has_no_listener(table: Path, url: str) -> None:
+    table.write_text(_HEAD + _line(_ANY, ME) + _line(_LOOPBACK, ME, port=99))
+    assert listeners.find(url) is None
+
+
+@pytest.mark.parametrize(
+    ("bound", "asked"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.0.0.1", "127.1"),
+        ("127.0.0.1", "localhost"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("0.0.0.0", "0.0.0.0"),
+        ("::1", "[::1]"),
+        ("::", "127.0.0.1"),
+        ("::", "[::1]"),
+    ],
+)
+@pytest.mark.usefixtures("either_way")
+def test_a_real_listener_is_found_with_its_owner_and_inode(bound: str, asked: str) -> None:
+    family = socket.AF_INET6 if ":" in bound else socket.AF_INET
+    with socket.create_server((bound, 0), family=family, dualstack_ipv6=bound == "::") as server:
+        port = server.getsockname()[1]
+        found = listeners.find(f"http://{asked}:{port}")
+        assert found == Listener(ME, inode=os.fstat(server.fileno()).st_ino)
+        assert found.is_trusted
+        assert listeners.is_held(found, [os.getppid(), os.getpid()])
+        assert not listeners.is_held(found, [os.getppid()])
+    assert listeners.find(f"http://{asked}:{port}") is None
+
+
+@pytest.mark.usefixtures("either_way")
+def test_a_socket_that_is_bound_and_does_not_listen_is_no_listener() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        assert listeners.find_at(ip_address("127.0.0.1"), bound.getsockname()[1]) is None
+
+
+@pytest.fixture
+def connected() -> Iterator[tuple[socket.socket, socket.socket, Listener]]:
+    """A listening socket, a connection to it, and what is known of it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        found = listeners.find(f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert found is not None
+        with socket.create_connection(server.getsockname()) as connection:
+            yield server, connection, found
+
+
+@pytest.mark.usefixtures("either_way")
+def test_a_connection_to_the_verified_listener_passes(
+    connected: tuple[socket.socket, socket.socket, Listener],
+) -> None:
+    _, connection, found = connected
+    listeners.check(connection, found)
+
+
+@pytest.mark.usefixtures("either_way")
+def test_a_connection_to_another_socket_on_the_port_is_refused(
+    connected: tuple[socket.socket, socket.socket, Listener],
+) -> None:
+    server, _, found = connected
+    address = server.getsockname()
+    server.close()
+    with socket.create_server(address), socket.create_connection(address) as connection:
+        with pytest.raises(ListenerChangedError):
+            listeners.check(connection, found)
+
+
+def test_a_connection_whose_listener_closed_is_refused(
+    connected: tuple[socket.socket, socket.socket, Listener],
+) -> None:
+    server, connection, found = connected
+    server.close()
+    with pytest.raises(ListenerChangedError):
+        listeners.check(connection, found)
+
+
+def test_the_same_inode_of_another_user_is_another_listener(
+    connected: tuple[socket.socket, socket.socket, Listener],
+) -> None:
+    _, connection, found = connected
+    with pytest.raises(ListenerChangedError):
+        listeners.check(connection, Listener(OTHER, found.inode))
+
+
+def test_only_this_user_and_root_are_trusted() -> None:
+    assert Listener(ME).is_trusted
+    assert Listener(0).is_trusted
+    assert not Listener(OTHER).is_trusted
+
+
+def test_the_process_that_listens_is_found() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        process = listeners.process_at(f"http://127.0.0.1:{port}")
+        assert process is not None
+        assert process.pid == os.getpid()
+        assert (ip_address("127.0.0.1"), port) in listeners.listening(psutil.Process())
+    assert listeners.process_at(f"http://127.0.0.1:{port}") is None
+
+
+def test_where_the_kernel_names_no_inode_the_owning_process_is_compared(
+    connected: tuple[socket.socket, socket.socket, Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, connection, _ = connected
+    monkeypatch.setattr(sys, "platform", "darwin")
+    found = listeners.find(f"http://127.0.0.1:{server.getsockname()[1]}")
+    assert found == Listener(ME, pid=os.getpid())
+    assert listeners.is_held(found, [os.getpid()])
+    listeners.check(connection, found)
+    with pytest.raises(ListenerChangedError):
+        listeners.check(connection, Listener(ME, pid=os.getppid()))
