@@ -82,7 +82,7 @@ class StubEngine:
 
 def _count(file: Path, launch: Launch) -> int:
     with file.open("a") as opened:
-        opened.write(f"{launch.fingerprint}\n")
+        opened.write(f"{launch.fingerprint} {launch.api_key}\n")
     return len(file.read_text().splitlines())
 
 
