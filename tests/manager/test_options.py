@@ -166,6 +166,6 @@ def test_durations_may_be_texts(manager: Manager, stub: Stub) -> None:
     manager.ensure(stub(), start_timeout="1m", idle_timeout="5m")
     (status,) = manager.status()
     assert status.idle_timeout == 300
-    for period in ({"start_timeout": "soon"}, {"idle_timeout": "soon"}, {"start_timeout": "never"}):
+    for start, idle in (("soon", None), ("never", None), ("1m", "soon")):
         with pytest.raises(SettingError, match="1h30m"):
-            manager.ensure(stub(), **period)
+            manager.ensure(stub(), start_timeout=start, idle_timeout=idle)
