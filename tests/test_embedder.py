@@ -153,7 +153,7 @@ def test_an_error_names_the_callers_text(embedder: Embedder, server: FakeServer)
         embedder.embed_documents("alone")
     for shown in (False, True):
         embedder = Embedder(MODEL, base_url=server.url, show_progress=shown)
-        with pytest.raises(TextError, match="texts is one NoneType"):
+        with pytest.raises(TextError, match="not a list of texts"):
             embedder.embed_documents(None)  # type: ignore[arg-type]
     assert server.requests == []
 

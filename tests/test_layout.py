@@ -21,9 +21,8 @@ from source_tree import PACKAGES, ROOT, Module
 # ---------------------------------------------------------------- arrows run one way
 
 _GROUND: Final = {
-    *("catalog", "checkpoints", "checks", "environment", "errors", "instructions", "listeners"),
-    "places",
-    *("settings", "startup", "surface"),
+    *("catalog", "checkpoints", "checks", "durations", "environment", "errors", "instructions"),
+    *("listeners", "places", "settings", "startup", "surface"),
 }
 _ENGINE_ROOMS: Final = _GROUND | {"engines", "installs", "serving"}
 _JOINED: Final = _ENGINE_ROOMS | {"manager", "client", "cache"}
@@ -33,18 +32,19 @@ ARROWS: Final[dict[str, set[str]]] = {
     "errors": set(),
     "catalog": {"errors"},
     "instructions": {"errors", "catalog"},
-    "environment": {"errors"},
+    "durations": {"errors"},
+    "environment": {"durations", "errors"},
     "checkpoints": {"errors", "catalog"},
-    "checks": {"errors", "catalog"},
+    "checks": {"errors", "catalog", "durations"},
     "listeners": set(),
     "settings": {
-        *("errors", "catalog", "checkpoints", "checks", "environment", "instructions"),
-        "listeners",
+        *("errors", "catalog", "checkpoints", "checks", "durations", "environment"),
+        *("instructions", "listeners"),
     },
     "lists": {"client"},
     "identity": {"errors", "instructions", "settings"},
     "handed": {"errors", "settings"},
-    "progress": {"settings"},
+    "progress": {"client", "settings"},
     "streams": {"errors", "client"},
     "recollection": {"cache", "client"},
     "places": {"environment", "settings"},

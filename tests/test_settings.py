@@ -89,8 +89,11 @@ def test_none_and_unset_are_not_given_except_for_never() -> None:
         ("BATCH_SIZE", "7", "batch_size", 7),
         ("MAX_CONCURRENCY", "3", "max_concurrency", 3),
         ("TIMEOUT", "1.5", "timeout", 1.5),
+        ("TIMEOUT", "90s", "timeout", 90.0),
         ("START_TIMEOUT", "60", "start_timeout", 60.0),
+        ("START_TIMEOUT", "1h30m", "start_timeout", 5400.0),
         ("IDLE_TIMEOUT", "never", "idle_timeout", None),
+        ("IDLE_TIMEOUT", "2d", "idle_timeout", 172_800.0),
         ("IDLE_TIMEOUT", "9", "idle_timeout", 9.0),
         ("MODEL", "", "model", "Qwen/Qwen3-Embedding-4B"),
     ],
@@ -110,8 +113,9 @@ def test_the_environment_is_read_and_an_argument_wins(
     [
         ("DIMENSIONS", "a whole number"),
         ("BATCH_SIZE", "a whole number"),
-        ("TIMEOUT", "a number of seconds"),
-        ("IDLE_TIMEOUT", "a number of seconds, or never"),
+        ("TIMEOUT", "a number of seconds, .* 90s, 5m, 1h30m or 2d"),
+        ("START_TIMEOUT", "a number of seconds, .* 90s, 5m, 1h30m or 2d"),
+        ("IDLE_TIMEOUT", "a number of seconds, .* 90s, 5m, 1h30m or 2d, or never"),
         ("TRUNCATE", "1 or 0"),
     ],
 )
@@ -158,10 +162,25 @@ def test_counts_are_whole_and_at_least_one(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["timeout", "start_timeout", "idle_timeout"])
-@pytest.mark.parametrize("value", [0, -1, "8", True, float("nan"), float("inf")])
-def test_times_are_greater_than_zero_and_end(name: str, value: Any) -> None:
-    with pytest.raises(SettingError, match=f"{name}=.* must be a number of seconds greater"):
+@pytest.mark.parametrize(
+    "value", [0, -1, "0", "-1", "soon", "", b"8", [8], True, float("nan"), float("inf"), 1e300]
+)
+def test_a_duration_is_finite_and_greater_than_zero(name: str, value: Any) -> None:
+    with pytest.raises(SettingError, match=f"{name}=.* must be a duration greater .* 1h30m"):
         Settings.resolve(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["timeout", "start_timeout", "idle_timeout"])
+def test_a_duration_may_be_a_text(name: str) -> None:
+    for settings in (Settings.resolve(**{name: "5m"}), Settings().changed(**{name: "5m"})):
+        assert getattr(settings, name) == 300
+
+
+def test_only_the_idle_timeout_may_be_never() -> None:
+    assert Settings.resolve(idle_timeout="never").idle_timeout is None
+    for name in ("timeout", "start_timeout"):
+        with pytest.raises(SettingError, match=f"{name}='never' must be a duration"):
+            Settings.resolve(**{name: "never"})
 
 
 @pytest.mark.parametrize("dimensions", [31, 2561, 0, "64", 64.0, True])

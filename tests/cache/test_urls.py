@@ -57,9 +57,18 @@ def test_sizes(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("5", 5), ("90s", 90), ("12h", 43200), ("30D", 2592000)]
+    ("text", "seconds"),
+    [
+        ("5", 5),
+        ("90s", 90),
+        ("12h", 43200),
+        ("30D", 2592000),
+        ("1h30m", 5400),
+        ("1.5h", 5400),
+        ("never", None),
+    ],
 )
-def test_times_to_live(text: str, seconds: int) -> None:
+def test_times_to_live(text: str, seconds: int | None) -> None:
     assert parse(f"redis://h?ttl={text}").ttl_s == seconds
 
 
@@ -95,8 +104,11 @@ def test_times_to_live(text: str, seconds: int) -> None:
         ("sqlite?max_bytes=", "at least 64MB"),
         ("sqlite?dtype=int8", "float32 or float16"),
         ("sqlite?dtype=float16&dtype=float16", "twice"),
-        ("redis://h?ttl=0", "30d"),
-        ("redis://h?ttl=soon", "30d"),
+        ("redis://h?ttl=0", "1h30m"),
+        ("redis://h?ttl=soon", "1h30m"),
+        ("redis://h?ttl=0.5", "at least 1 s"),
+        ("redis://h?ttl=1.5", "whole number of seconds"),
+        ("redis://h?ttl=1e300", "1h30m"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_what_to_give(url: str, says: str) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import leftovers
+import waiting
 from command import Command, stub
-from emberd import Manager
+from emberd import Manager, surface
 
 
 @pytest.fixture
@@ -33,6 +37,22 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
 def emberd(home: Path) -> Command:
     """The command."""
     return Command(home)
+
+
+@pytest.fixture
+def stranger() -> Iterator[str]:
+    """The root of a stub server that no emberd started; it must outlive the test."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = Path(__file__).parents[1] / "stubs" / "server.py"
+    command = [sys.executable, str(program), "--port", str(port), "--model", "stub/theirs"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        url = f"http://127.0.0.1:{port}"
+        waiting.until(lambda: surface.is_ready(url))
+        yield url
+        assert process.poll() is None
+        process.terminate()
 
 
 def _end(home: Path) -> None:

@@ -17,9 +17,11 @@ from emberd.cli.codes import Code
     [
         (("fly",), 2, "No such command 'fly'"),
         (("up", "--model"), 2, "--model"),
-        (("up", "--idle-timeout", "soon"), 2, "--idle-timeout 'soon' cannot be read"),
-        (("up", "--start-timeout", "0"), 2, "--start-timeout 0.0 must be a number of seconds"),
-        (("up", "--start-timeout", "x"), 2, "Invalid value 'x' for '--start-timeout'"),
+        (("up", "--idle-timeout", "soon"), 2, "--idle-timeout 'soon' must be a duration"),
+        (("up", "--start-timeout", "0"), 2, "--start-timeout '0' must be a duration"),
+        (("up", "--start-timeout", "x"), 2, "--start-timeout 'x' must be a duration"),
+        (("up", "--tp-size", "x"), 2, "Invalid value 'x' for '--tp-size'"),
+        (("embed", "--save-every", "x", "-t", "x"), 2, "--save-every 'x' must be a duration"),
         (("up", "--engine", "steam"), 2, "--engine 'steam' is not known"),
         (("env", "--device", "cuda", "-m", "emberd/demo"), 4, "leave --device 'cuda' out"),
         (("embed", "--dimensions", "9", "-t", "x"), 2, "--dimensions 9 does not suit"),
@@ -68,7 +70,7 @@ def test_what_a_server_said_is_left_as_it_is() -> None:
     assert run._told(error) == str(error)
 
 
-@pytest.mark.parametrize("verb", [("up", "--start-timeout", "x"), ("logs", "-n", "-1"), ("fly",)])
+@pytest.mark.parametrize("verb", [("up", "--tp-size", "x"), ("logs", "-n", "-1"), ("fly",)])
 def test_a_usage_error_ends_its_sentence_before_the_hint(
     emberd: Command, verb: tuple[str, ...]
 ) -> None:

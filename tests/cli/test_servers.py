@@ -5,36 +5,17 @@ from __future__ import annotations
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-import waiting
 from command import Command, stub
 from emberd import Manager, surface
 from emberd.cli import output, status
 from emberd.cli.waiting import Waiting
-
-
-@pytest.fixture
-def stranger() -> Iterator[str]:
-    """The root of a stub server that no emberd started; it must outlive the test."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    program = Path(__file__).parents[1] / "stubs" / "server.py"
-    command = [sys.executable, str(program), "--port", str(port), "--model", "stub/theirs"]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        url = f"http://127.0.0.1:{port}"
-        waiting.until(lambda: surface.is_ready(url))
-        yield url
-        assert process.poll() is None
-        process.terminate()
 
 
 def test_a_server_is_started_seen_used_again_and_stopped(emberd: Command) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import pytest
 import emberd.engines
 from emberd.engines import Launch, demo
 from emberd.engines.demo import ENGINE
+from emberd.errors import StartError
 from emberd.serving import KEY_VARIABLE
 from emberd.settings import ServerSpec
+from emberd.startup import StartOptions
 from served import GRACE_S
 from waiting import until
 
@@ -83,6 +86,12 @@ def test_the_command_holds_the_port_and_the_stamp_and_no_key() -> None:
     )
     assert "made-up-key" not in " ".join(plan.command)
     assert plan.environment[KEY_VARIABLE] == "made-up-key"
+
+
+@pytest.mark.parametrize("options", [StartOptions(tp_size=2), StartOptions(dp_size=2)])
+def test_gpus_that_it_would_not_use_are_refused(options: StartOptions) -> None:
+    with pytest.raises(StartError, match="2 GPUs were asked for"):
+        ENGINE.plan(SPEC, replace(LAUNCH, options=options))
 
 
 def test_the_environment_is_the_callers_without_keys_and_traps(

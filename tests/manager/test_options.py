@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from emberd.errors import AuthenticationError, StartError
+from emberd.embedder import Embedder
+from emberd.errors import AuthenticationError, SettingError, StartError
 from emberd.servers import Manager
 from emberd.startup import StartOptions
 from homes import Starts, Stub
@@ -113,3 +114,53 @@ def test_the_environment_says_how_to_start(
         assert manager.ensure(stub()).endpoint.url.endswith(f":{port}")
     finally:
         manager.stop()
+
+
+def test_a_variable_that_a_running_server_was_not_started_with_is_a_note(
+    manager: Manager, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert manager.ensure(stub()).notes == ()
+    monkeypatch.setenv("EMBERD_ENGINE_ARGS", "--api-key s3cret")
+    server = manager.ensure(stub())
+    (note,) = server.notes
+    assert note.startswith("EMBERD_ENGINE_ARGS has no effect")
+    assert server.endpoint.url in note
+    assert "s3cret" not in note
+    (same,) = manager.ensure(
+        stub(), base_url=server.endpoint.url, api_key=server.endpoint.api_key
+    ).notes
+    assert "was given" in same
+    assert server.unmet({"tp_size": 2, "port": 1, "no_auth": True}) == [
+        "tp_size",
+        "port",
+        "no_auth",
+    ]
+    assert server.unmet({"tp_size": 1}) == []
+
+
+def test_a_python_caller_is_warned_of_such_a_variable(
+    manager: Manager, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = stub()
+    manager.ensure(spec)
+    monkeypatch.setenv("EMBERD_DP_SIZE", "2")
+    embedder = Embedder(spec.model, engine=spec.engine, manager=manager)
+    with pytest.warns(UserWarning, match="EMBERD_DP_SIZE has no effect"):
+        embedder.ensure()
+
+
+def test_a_start_with_the_variables_has_no_such_note(
+    manager: Manager, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBERD_TP_SIZE", "2")
+    assert manager.ensure(stub()).notes == ()
+    assert manager.ensure(stub()).notes == ()
+
+
+def test_durations_may_be_texts(manager: Manager, stub: Stub) -> None:
+    manager.ensure(stub(), start_timeout="1m", idle_timeout="5m")
+    (status,) = manager.status()
+    assert status.idle_timeout == 300
+    for start, idle in (("soon", None), ("never", None), ("1m", "soon")):
+        with pytest.raises(SettingError, match="1h30m"):
+            manager.ensure(stub(), start_timeout=start, idle_timeout=idle)

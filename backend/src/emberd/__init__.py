@@ -37,6 +37,7 @@ from emberd.instructions import TASKS
 from emberd.settings import DEFAULT_MODEL, UNSET, Endpoint, ServerSpec, Settings, Unset
 
 if TYPE_CHECKING:
+    from emberd.client.texts import check_texts
     from emberd.embedder import Embedder
     from emberd.lists import ato_lists, to_lists
     from emberd.manager import Progress, Server, ServerStatus
@@ -82,6 +83,7 @@ __all__ = [
     "Unset",
     "__version__",
     "ato_lists",
+    "check_texts",
     "to_lists",
 ]
 
@@ -93,6 +95,7 @@ _LATE: Final = {
     "Server": "emberd.manager",
     "ServerStatus": "emberd.manager",
     "ato_lists": "emberd.lists",
+    "check_texts": "emberd.client.texts",
     "to_lists": "emberd.lists",
 }
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any, Final
 
+from emberd import durations
 from emberd.catalog import Model
 from emberd.errors import SettingError
 
 _TEXTS: Final = ("model", "revision", "engine", "device")
 _INSTRUCTIONS: Final = ("query_instruction", "document_instruction")
 _COUNTS: Final = ("batch_size", "max_concurrency", "context_tokens")
-_SECONDS: Final = ("timeout", "start_timeout", "idle_timeout")
+_DURATIONS: Final = ("timeout", "start_timeout")
 _SWITCHES: Final = ("symmetric", "truncate", "server_dimensions", "show_progress")
 
 
@@ -48,17 +48,6 @@ def _check_count(name: str, value: object) -> None:
         raise SettingError(f"{name}={value!r} must be a whole number, at least 1.")
 
 
-def _check_seconds(name: str, value: object) -> None:
-    if value is None and name == "idle_timeout":
-        return
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < float(str(value)) <= threading.TIMEOUT_MAX:
-        raise SettingError(
-            f"{name}={value!r} must be a number of seconds greater than 0"
-            f"{', or None for never' if name == 'idle_timeout' else ''}."
-        )
-
-
 def _check_switch(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise SettingError(f"{name}={value!r} must be True or False.")
@@ -80,6 +69,7 @@ _CHECKS: Final = (
     (_TEXTS, _check_text),
     (_INSTRUCTIONS, _check_instruction),
     (_COUNTS, _check_count),
-    (_SECONDS, _check_seconds),
+    (_DURATIONS, durations.check),
+    (("idle_timeout",), durations.check_or_never),
     (_SWITCHES, _check_switch),
 )

@@ -57,9 +57,10 @@ class Embedder(Streams):
             alone is not used, and one that is started takes memory for no more.
         batch_size: Most texts in one request.
         max_concurrency: Most requests in flight, over the whole process.
-        timeout: Seconds that one request may take.
-        start_timeout: Seconds to wait for a server to start.
-        idle_timeout: Seconds without use after which a started server stops; None for never.
+        timeout: How long one request may take: seconds, or a text such as ``"90s"``.
+        start_timeout: How long to wait for a server to start, likewise.
+        idle_timeout: How long a started server stays without use, likewise: ``"5m"``; None or
+            ``"never"`` for as long as the machine runs.
         truncate: Cut over-long texts instead of refusing them.
         server_dimensions: Let the server cut vectors to ``dimensions``: less to transfer.
         show_progress: Show a progress bar while documents are embedded.
@@ -89,9 +90,9 @@ class Embedder(Streams):
         context_tokens: int | None = None,
         batch_size: int | None = None,
         max_concurrency: int | None = None,
-        timeout: float | None = None,
-        start_timeout: float | None = None,
-        idle_timeout: float | Unset | None = UNSET,
+        timeout: float | str | None = None,
+        start_timeout: float | str | None = None,
+        idle_timeout: float | str | Unset | None = UNSET,
         truncate: bool | None = None,
         server_dimensions: bool | None = None,
         show_progress: bool | None = None,

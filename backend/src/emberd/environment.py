@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from emberd import durations
 from emberd.errors import SettingError
 
 
@@ -41,13 +42,9 @@ def switch(environ: Mapping[str, str], variable: str) -> bool:
         raise SettingError(f"{variable}={text!r} cannot be read: give 1 or 0.") from error
 
 
-def _seconds_or_never(text: str) -> float | None:
-    return None if text.strip().casefold() == "never" else float(text)
-
-
 _TEXT: Final = _Form(str, "a text")
 _NUMBER: Final = _Form(int, "a whole number")
-_TIME: Final = _Form(float, "a number of seconds")
+_DURATION: Final = _Form(durations.seconds, durations.FORMS)
 _YES_NO: Final = _Form(_switch, "1 or 0")
 
 _VARIABLES: Final[dict[str, _Form]] = {
@@ -64,9 +61,9 @@ _VARIABLES: Final[dict[str, _Form]] = {
     "context_tokens": _NUMBER,
     "batch_size": _NUMBER,
     "max_concurrency": _NUMBER,
-    "timeout": _TIME,
-    "start_timeout": _TIME,
-    "idle_timeout": _Form(_seconds_or_never, "a number of seconds, or never"),
+    "timeout": _DURATION,
+    "start_timeout": _DURATION,
+    "idle_timeout": _Form(durations.seconds_or_never, durations.FORMS_OR_NEVER),
     "truncate": _YES_NO,
     "server_dimensions": _YES_NO,
     "show_progress": _YES_NO,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from emberd.client.texts import listed
 from emberd.settings import Settings
 
 
@@ -17,15 +18,18 @@ def shown(
     Yields:
         The texts, as a list where they are counted, and what is to be called with how many are
         done.
+
+    Raises:
+        TextError: They cannot be several texts.
     """
-    if not settings.show_progress or texts is None or isinstance(texts, str | bytes):
+    if not settings.show_progress:
         yield texts, None
         return
+    counted = listed(texts)
     # Imported only where there is a bar to show.
     from rich.console import Console
     from rich.progress import Progress
 
-    listed = list(texts)
     with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("embedding", total=len(listed))
-        yield listed, lambda finished: bar.update(task, completed=finished)
+        task = bar.add_task("embedding", total=len(counted))
+        yield counted, lambda finished: bar.update(task, completed=finished)

@@ -12,9 +12,10 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
+from functools import partial
 from typing import Any, Final, Protocol, runtime_checkable
 
-from emberd import checkpoints, checks, environment
+from emberd import checkpoints, checks, durations, environment
 from emberd.catalog import DEMO_MODEL, Model
 from emberd.errors import SettingError
 from emberd.instructions import Templates, templates
@@ -192,7 +193,8 @@ class Settings:
 
         Args:
             **given: Fields of this class; one that is None or ``UNSET`` counts as not given,
-                except that ``idle_timeout=None`` means never.
+                except that ``idle_timeout=None`` means never. Durations may be texts, such as
+                ``"5m"``.
 
         Raises:
             SettingError: An unknown field, or a value that cannot be used; it is named.
@@ -355,6 +357,9 @@ _READ: Final[dict[str, Callable[[Any], Any]]] = {
     "api_key": read_key,
     "base_url": _read_url,
     "model": _read_path,
+    "timeout": partial(durations.check, "timeout"),
+    "start_timeout": partial(durations.check, "start_timeout"),
+    "idle_timeout": partial(durations.check_or_never, "idle_timeout"),
 }
 
 

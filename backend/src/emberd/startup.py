@@ -1,6 +1,7 @@
 """How a server is to be started, where one is started: wishes that are no part of what it serves.
 
-A running server is used whatever these say: they are neither identity nor constraint.
+A running server is used whatever these say: they are neither identity nor constraint. What it was
+not started with is reported, see ``emberd.manager.server.Server.unmet``.
 """
 
 from __future__ import annotations
@@ -61,12 +62,26 @@ class StartOptions:
         Raises:
             SettingError: A value cannot be used; it is named.
         """
-        values = {
-            name: _read(variable, environ[variable], read)
-            for name, (variable, read) in _VARIABLES.items()
-            if environ.get(variable)
-        }
+        values = in_environment(environ)
         return replace(cls(**values), **{n: v for n, v in given.items() if v is not None})
+
+
+def in_environment(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Return the options that the environment gives, by the fields of ``StartOptions``.
+
+    Raises:
+        SettingError: A variable cannot be read; it is named.
+    """
+    return {
+        name: _read(variable, environ[variable], read)
+        for name, (variable, read) in _VARIABLES.items()
+        if environ.get(variable)
+    }
+
+
+def variable(name: str) -> str:
+    """Return the environment variable of an option that has one."""
+    return _VARIABLES[name][0]
 
 
 def _split(text: str) -> tuple[str, ...]:

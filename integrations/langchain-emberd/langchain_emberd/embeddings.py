@@ -149,11 +149,11 @@ class EmberdEmbeddings(BaseModel, Embeddings):
     max_concurrency: int = _DEFAULT.max_concurrency
     """Most requests in flight, over the whole process."""
     timeout: float = _DEFAULT.timeout
-    """Seconds that one request may take."""
+    """How long one request may take, in seconds; a text such as ``"90s"`` is accepted."""
     start_timeout: float = _DEFAULT.start_timeout
-    """Seconds to wait for a server to start."""
+    """How long to wait for a server to start, in seconds; ``"15m"`` is accepted."""
     idle_timeout: float | None = _DEFAULT.idle_timeout
-    """Seconds without use after which a started server stops; None for never."""
+    """How long a started server stays without use, in seconds, or ``"5m"``; None for ever."""
     truncate: bool = _DEFAULT.truncate
     """Cut over-long texts instead of refusing them."""
     server_dimensions: bool = _DEFAULT.server_dimensions

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+from emberd import durations
 from emberd.errors import SettingError
 
 PASSWORD_VARIABLE: Final = "EMBERD_CACHE_PASSWORD"  # noqa: S105 - the name, not the password
@@ -150,9 +151,7 @@ def _server(name: str, port: int, url: str) -> tuple[str, int]:
 # ---------------------------------------------------------------- what stands after the "?"
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", re.IGNORECASE)
-_TIME: Final = re.compile(r"(\d+)\s*([smhd]?)", re.IGNORECASE)
 _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def _size(text: str) -> int:
@@ -166,12 +165,12 @@ def _size(text: str) -> int:
     return size
 
 
-def _seconds(text: str) -> int:
-    match = _TIME.fullmatch(text.strip())
-    seconds = int(match[1]) * _SECONDS[match[2].lower()] if match else 0
-    if not seconds:
+def _ttl(text: str) -> int | None:
+    seconds = durations.check_or_never("ttl", text)
+    # Redis and Memcached count whole seconds.
+    if seconds is not None and (seconds < 1 or seconds % 1):
         raise ValueError(text)
-    return seconds
+    return None if seconds is None else int(seconds)
 
 
 def _dtype(text: str) -> str:
@@ -194,7 +193,9 @@ _FILE_OPTIONS: Final = {
 }
 _SERVER_OPTIONS: Final = {
     "dtype": _DTYPE,
-    "ttl": _Option("ttl_s", _seconds, "a time, such as 3600, 12h or 30d"),
+    "ttl": _Option(
+        "ttl_s", _ttl, f"a whole number of seconds, at least 1 s: {durations.FORMS_OR_NEVER}"
+    ),
 }
 
 

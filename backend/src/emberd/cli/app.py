@@ -11,6 +11,7 @@ from emberd.cli.demo import demo
 from emberd.cli.doctor import doctor
 from emberd.cli.embed import embed
 from emberd.cli.engine import VERBS as ENGINE_VERBS
+from emberd.cli.engine_arguments import WithEngineArguments
 from emberd.cli.env import env
 from emberd.cli.logs import logs
 from emberd.cli.status import status
@@ -25,7 +26,7 @@ _EPILOG: Final = f"""{_AS_IT_IS}Exit codes:
 
 {_AS_IT_IS}Environment:
   EMBERD_HOME       where the state of servers is kept
-  EMBERD_MODEL      the model, where --model is not given; likewise EMBERD_ENGINE,
+  EMBERD_MODEL      the model, where none is named; likewise EMBERD_ENGINE,
                     EMBERD_DEVICE, EMBERD_IDLE_TIMEOUT, EMBERD_START_TIMEOUT, ...
   EMBERD_BASE_URL   a server to use as it is; nothing is ever started then
   EMBERD_API_KEY    its key
@@ -67,7 +68,8 @@ def emberd(version: Version = False) -> None:
     """
 
 
-for verb in (up, status, stop, logs, env, embed, demo, doctor):
+app.command(cls=WithEngineArguments, context_settings=_CONTEXT)(up)
+for verb in (status, stop, logs, env, embed, demo, doctor):
     app.command(context_settings=_CONTEXT)(verb)
 
 _engine: Final = typer.Typer(

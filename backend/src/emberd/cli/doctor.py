@@ -21,6 +21,7 @@ _MARK_COLUMNS: Final = 9
 
 
 def doctor(
+    name: options.ModelName = None,
     model: options.Model = None,
     engine: options.Engine = None,
     device: options.Device = None,
@@ -36,6 +37,7 @@ def doctor(
     # Imported late: the other verbs must not pay for it.
     from emberd.doctor import examine
 
+    model = options.one_model(name, model)
     wishes = {"model": model, "engine": engine, "device": device, "revision": revision}
     report = examine({name: text for name, text in wishes.items() if text is not None})
     if as_json:

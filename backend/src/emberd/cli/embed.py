@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from emberd import durations
 from emberd.bulk import inputs
 from emberd.bulk.job import SAVE_EVERY_S
 from emberd.cli import (
@@ -91,13 +92,12 @@ Restart = Annotated[
     bool, typer.Option("--restart", help="Begin anew where an earlier run could go on.")
 ]
 SaveEvery = Annotated[
-    float | None,
+    str | None,
     typer.Option(
         "--save-every",
-        metavar="SECONDS",
-        min=0.0,
-        help="How often what was done is saved: the most that a kill can undo. "
-        f"Else {SAVE_EVERY_S:.0f}.",
+        metavar="DURATION",
+        help="How often what was done is saved, the most that a kill can undo: 90, 90s, 5m. "
+        f"Else {words.duration(SAVE_EVERY_S)}.",
         show_default=False,
     ),
 ]
@@ -197,6 +197,8 @@ def embed(
     data of any kind, needs emberd[parquet].
     """
     output_file = None if output_file == _STDOUT else output_file
+    every = SAVE_EVERY_S if save_every is None else save_every
+    save_every_s = durations.check("save_every", every, zero=True)
     settings = options.settings(model=model, engine=engine, device=device, revision=revision)
     sizes = {"batch_size": batch_size, "max_concurrency": max_concurrency}
     embedder = _embedder(settings, dimensions, truncate=truncate, **sizes)
@@ -214,7 +216,7 @@ def embed(
             _refuse_beside_ray(format_name, save_every)
             code = embed_ray.embed(*ends, embedder.settings, address=ray_address, **wishes)
         else:
-            wishes["save_every_s"] = SAVE_EVERY_S if save_every is None else save_every
+            wishes["save_every_s"] = save_every_s
             code = embed_data.embed(*ends, format_name, embedder, **wishes)
         raise typer.Exit(code)
     _refuse_data_options(column, embedding_column, bad_rows, save_every, restart=restart)
@@ -241,14 +243,14 @@ def _refuse_texts(texts: list[str] | None) -> None:
         )
 
 
-def _refuse_beside_ray(format_name: Format | None, save_every: float | None) -> None:
+def _refuse_beside_ray(format_name: Format | None, save_every: str | None) -> None:
     if save_every is not None or format_name not in (None, Format.PARQUET):
         raise SettingError(
             "--ray writes a folder of Parquet, piece by piece. Leave --format and --save-every out."
         )
 
 
-def _refuse_data_options(*values: str | float | None, restart: bool) -> None:
+def _refuse_data_options(*values: str | None, restart: bool) -> None:
     if restart or any(value is not None for value in values):
         raise SettingError(
             "--column, --embedding-column, --bad-rows, --restart and --save-every are for Parquet, "

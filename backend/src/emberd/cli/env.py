@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Final
 
-from emberd.cli import options, output, waiting
+from emberd.cli import options, output, reuse, waiting
 
 if TYPE_CHECKING:
     from emberd.manager import Server
@@ -19,6 +19,7 @@ was set before would be used."""
 
 
 def env(
+    name: options.ModelName = None,
     model: options.Model = None,
     engine: options.Engine = None,
     device: options.Device = None,
@@ -40,19 +41,22 @@ def env(
     OpenAI client sends texts as they are, without the instruction that queries need.
     """
     settings = options.settings(
-        model=model,
+        model=options.one_model(name, model),
         engine=engine,
         device=device,
         revision=revision,
         idle_timeout=idle_timeout,
         start_timeout=start_timeout,
     )
-    variables = _variables(waiting.ensure(settings))
+    server = waiting.ensure(settings)
+    for note in (*server.notes, *reuse.idle_notes(server, settings.idle_timeout, idle_timeout)):
+        output.note(f"note: {note}")
+    variables = _variables(server)
     if as_json:
         output.dump(variables)
     else:
-        for name, value in variables.items():
-            output.say(f"export {name}={shlex.quote(value)}")
+        for variable, value in variables.items():
+            output.say(f"export {variable}={shlex.quote(value)}")
 
 
 def _variables(server: Server) -> dict[str, str]:

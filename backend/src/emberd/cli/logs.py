@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
 
 import typer
 
-from emberd.cli import output
+from emberd.cli import options, output
 from emberd.cli.codes import Code
 from emberd.cli.status import RUNNING
 from emberd.cli.stop import Model
@@ -32,14 +32,18 @@ Place = Annotated[bool, typer.Option("--path", help="Print the log's path instea
 
 
 def logs(
-    model: Model = None, lines: Lines = _LINES, follow: Follow = False, path: Place = False
+    name: options.ModelName = None,
+    model: Model = None,
+    lines: Lines = _LINES,
+    follow: Follow = False,
+    path: Place = False,
 ) -> None:
     """Show the last lines of the server's log.
 
     Of several servers the one that runs is shown, and of several that run the newest. The log of
     a start that failed is kept. The exit code is 3 when there is no log.
     """
-    own = _choose(model)
+    own = _choose(options.one_model(name, model))
     log = Path(own.log_path)
     if path:
         output.say(str(log))
@@ -55,8 +59,9 @@ def _choose(model: str | None) -> ServerStatus:
     known = [own for own in Manager().status() if model in (None, own.spec.model)]
     logged = [own for own in known if own.log_path and Path(own.log_path).exists()]
     if not logged:
-        strangers = " (one that somebody else started has its log elsewhere)" if known else ""
-        output.note(f"No server has a log here{strangers}. `emberd up` starts one.")
+        strangers = " (one that emberd did not start has its log elsewhere)" if known else ""
+        of_model = f" of {model}" if model else ""
+        output.note(f"No server{of_model} has a log here{strangers}. `emberd up` starts one.")
         raise typer.Exit(Code.NOTHING_RUNNING)
     chosen = min(logged, key=lambda own: (own.state not in RUNNING, own.seconds))
     if len(logged) > 1:

@@ -7,10 +7,10 @@ from typing import Annotated, Final
 
 import typer
 
+from emberd import checkpoints
+from emberd.cli import words
 from emberd.errors import SettingError
-from emberd.settings import DEFAULT_MODEL, IDLE_TIMEOUT_S, START_TIMEOUT_S, UNSET, Settings, Unset
-
-_NEVER: Final = "never"
+from emberd.settings import DEFAULT_MODEL, IDLE_TIMEOUT_S, START_TIMEOUT_S, UNSET, Settings
 
 # Errors name arguments of Python's. First whole phrases, then what is a variable here, then what
 # is an option. What has a slash or a question mark before it is a piece of somebody's name.
@@ -24,9 +24,14 @@ _VARIABLE: Final = re.compile(
     r"(?<![-\w/?&])(api_key|base_url|timeout|batch_size|max_concurrency)=(['\"\w-]?)"
 )
 _OPTION: Final = re.compile(
-    r"(?<![-\w/?&])(model|revision|engine|device|context_tokens|dimensions|idle_timeout|start_timeout)="
-    r"(?=['\"\w-])"
+    r"(?<![-\w/?&])(model|revision|engine|device|context_tokens|dimensions|idle_timeout|start_timeout"
+    r"|save_every)=(?=['\"\w-])"
 )
+
+ModelName = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help="The same as --model.", show_default=False),
+]
 
 Model = Annotated[
     str | None,
@@ -70,17 +75,19 @@ IdleTimeout = Annotated[
     str | None,
     typer.Option(
         "--idle-timeout",
-        metavar="SECONDS|never",
-        help=f"A server stops after so long without use. Else {IDLE_TIMEOUT_S:.0f}.",
+        metavar="DURATION|never",
+        help="A server stops after this time without use: 900, 90s, 5m, 1h30m, 2d. "
+        f"Else {words.duration(IDLE_TIMEOUT_S)}.",
         show_default=False,
     ),
 ]
 StartTimeout = Annotated[
-    float | None,
+    str | None,
     typer.Option(
         "--start-timeout",
-        metavar="SECONDS",
-        help=f"Wait so long for a start; the start itself goes on. Else {START_TIMEOUT_S:.0f}.",
+        metavar="DURATION",
+        help="How long to wait for a start, which itself goes on: 900, 90s, 5m. "
+        f"Else {words.duration(START_TIMEOUT_S)}.",
         show_default=False,
     ),
 ]
@@ -121,8 +128,8 @@ DpSize = Annotated[
 Arguments = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[-- ARGUMENT...]",
-        help="Arguments for the engine, behind emberd's own. Else EMBERD_ENGINE_ARGS.",
+        metavar="-- ARGUMENT",
+        help="Arguments for the engine, after its own. Else EMBERD_ENGINE_ARGS.",
         show_default=False,
     ),
 ]
@@ -143,7 +150,7 @@ def settings(
     context_tokens: int | None = None,
     revision: str | None = None,
     idle_timeout: str | None = None,
-    start_timeout: float | None = None,
+    start_timeout: str | None = None,
 ) -> Settings:
     """Return what was asked for on the command line, else in the environment.
 
@@ -156,9 +163,34 @@ def settings(
         device=device,
         context_tokens=context_tokens,
         revision=revision,
-        idle_timeout=_seconds(idle_timeout),
+        idle_timeout=UNSET if idle_timeout is None else idle_timeout,
         start_timeout=start_timeout,
     )
+
+
+def one_model(positional: str | None, option: str | None) -> str | None:
+    """Return the model that a command line names, by its argument, by ``--model`` or by both.
+
+    Returns:
+        The name, of a folder its real path; None when neither is given.
+
+    Raises:
+        SettingError: The two differ, or it is no name of a model.
+    """
+    names = [checkpoints.absolute(name) for name in (positional, option) if name is not None]
+    if len(set(names)) > 1:
+        raise SettingError(
+            f"Two models are named: {positional!r}, and --model {option!r}. Give one of them."
+        )
+    name = names[0] if names else None
+    if name is not None and not name.strip():
+        raise SettingError("The name of the model is blank. Give one, or leave it out.")
+    if name is not None and name.startswith("-"):
+        raise SettingError(
+            f"{name!r} is no name of a model. If it is an argument for the engine, use `emberd up "
+            f"MODEL -- {name}`."
+        )
+    return name
 
 
 def spelt(text: str) -> str:
@@ -172,16 +204,3 @@ def spelt(text: str) -> str:
 def _as_variable(found: re.Match[str]) -> str:
     name, value = found.groups()
     return f"EMBERD_{name.upper()}" + (f"={value}" if value else "")
-
-
-def _seconds(text: str | None) -> float | Unset | None:
-    if text is None:
-        return UNSET
-    if text.strip().casefold() == _NEVER:
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise SettingError(
-            f"--idle-timeout {text!r} cannot be read: give a number of seconds, or {_NEVER}."
-        ) from None

@@ -24,14 +24,18 @@ Model = Annotated[
 
 
 def stop(
-    model: Model = None, revision: options.Revision = None, as_json: options.AsJson = False
+    name: options.ModelName = None,
+    model: Model = None,
+    revision: options.Revision = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Stop servers and wait until they are gone.
 
-    All that emberd keeps, or those of --model. Requests in flight are finished first. A server
-    that somebody else started is forgotten and goes on running. Jobs that use a stopped server
-    get an error and do not start it again.
+    All servers that emberd started, or those of one model. Requests in flight are finished first.
+    A server that emberd did not start is forgotten and goes on running. Jobs that use a stopped
+    server get an error and do not start it again.
     """
+    model = options.one_model(name, model)
     manager = Manager()
     with _spinner():
         stopped = _stop(manager, model, revision)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
-from emberd.cli import dry, options, output, waiting, words
-from emberd.errors import SettingError
+from emberd.cli import dry, options, output, reuse, waiting, words
 from emberd.settings import ServerSpec, is_demo
 from emberd.startup import StartOptions
 
 if TYPE_CHECKING:
-    from emberd.manager import Server, ServerStatus
+    from emberd.manager import Server
 
 NOT_QWEN: Final = (
     "The vectors of emberd/demo are those of multilingual-e5-small: they are NOT Qwen3 vectors, "
@@ -31,6 +30,7 @@ _KEY_OF_GIVEN: Final = (
 
 
 def up(
+    name: options.ModelName = None,
     model: options.Model = None,
     engine: options.Engine = None,
     device: options.Device = None,
@@ -48,20 +48,18 @@ def up(
 ) -> None:
     """Find or start a server and wait for it.
 
-    A running server that serves the model is used, whoever started it. A start that failed a
-    moment ago is tried again, which programs would not do.
+    A running server that serves the model is used, whoever started it; an option that says how to
+    start one is then an error if that server was started otherwise. A start that failed a moment
+    ago is tried again, which programs would not do.
+
+    Arguments for the engine go after --, for example: emberd up MODEL -- --flag value
 
     Says which server it is and why, and how to use it.
     """
-    wanted = StartOptions.resolve(
-        port=port,
-        no_auth=no_auth or None,
-        tp_size=tp_size,
-        dp_size=dp_size,
-        arguments=tuple(arguments) if arguments else None,
-    )
+    given = _given(port, tp_size, dp_size, arguments, no_auth=no_auth)
+    wanted = StartOptions.resolve(**given)
     settings = options.settings(
-        model=model,
+        model=options.one_model(name, model),
         engine=engine,
         device=device,
         context_tokens=context_tokens,
@@ -69,11 +67,15 @@ def up(
         idle_timeout=idle_timeout,
         start_timeout=start_timeout,
     )
+    reuse.refuse_beside_base_url(settings.base_url, given)
     if dry_run:
         dry.show(settings.spec, wanted, as_json=as_json)
         return
     server = waiting.ensure(settings, retry_failed=True, options=wanted)
-    _refuse_other(server, port, no_auth=no_auth)
+    reuse.refuse_unmet(server, given, settings.model)
+    server = server.noting_unmet(overridden=given)
+    idle = reuse.idle_notes(server, settings.idle_timeout, idle_timeout)
+    server = replace(server, notes=(*server.notes, *idle))
     if as_json:
         output.dump(as_content(server))
     else:
@@ -104,33 +106,30 @@ def stay(server: Server) -> str:
     """Return how long a server stays, in one sentence."""
     if server.origin != "own":
         return "emberd did not start it and will not stop it."
-    status = _status(server)
+    status = reuse.status_of(server)
     if status is None or status.idle_timeout is None:
         return "It stays until `emberd stop`."
     idle = words.duration(status.idle_timeout)
     return f"It stops {idle} after its last use, or by `emberd stop`."
 
 
-def _refuse_other(server: Server, port: int | None, *, no_auth: bool) -> None:
-    # Of a server that runs already; nobody else who uses it is to lose it for this.
-    url = server.endpoint.url
-    problem = ""
-    if port is not None and urlsplit(url).port != port:
-        problem = f"--port {port}"
-    elif no_auth and server.endpoint.api_key is not None:
-        problem = "--no-auth"
-    if problem and not server.started:
-        raise SettingError(
-            f"{problem}: the model is served already, at {url}, "
-            f"{'with' if server.endpoint.api_key else 'without'} a key. Use that server "
-            f"(`emberd env` gives its address and key), or `emberd stop` it first."
-        )
-
-
-def _status(server: Server) -> ServerStatus | None:
-    from emberd.servers import Manager
-
-    return next((s for s in Manager().status() if s.nonce == server.nonce), None)
+def _given(
+    port: int | None,
+    tp_size: int | None,
+    dp_size: int | None,
+    arguments: list[str] | None,
+    *,
+    no_auth: bool,
+) -> dict[str, Any]:
+    """Return the start options of the command line, by the fields of ``StartOptions``."""
+    values = {
+        "port": port,
+        "no_auth": no_auth or None,
+        "tp_size": tp_size,
+        "dp_size": dp_size,
+        "arguments": tuple(arguments) if arguments else None,
+    }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _lines(server: Server, spec: ServerSpec) -> list[str]:

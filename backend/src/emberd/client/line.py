@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from emberd.client.job import Job, Work
-from emberd.client.texts import refuse_one
+from emberd.client.texts import check_texts
 
 WINDOW_TEXTS: Final = 1024
 """Texts of one job of a stream: two such jobs fill as many requests as are in flight by default."""
@@ -82,9 +82,9 @@ def windows(texts: Iterable[str]) -> Iterator[Window]:
     """Yield ``texts`` in windows, taken as they are needed.
 
     Raises:
-        TextError: They are no texts, but one.
+        TextError: They cannot be several texts; see ``check_texts``.
     """
-    refuse_one(texts)
+    check_texts(texts)
     source = iter(texts)
     return _windows(lambda: list(islice(source, WINDOW_TEXTS)))
 
@@ -98,7 +98,7 @@ def _windows(take: Callable[[], list[str]]) -> Iterator[Window]:
 
 def awindows(texts: Iterable[str] | AsyncIterable[str]) -> AsyncIterator[Window]:
     """Do as ``windows``, for texts that may be waited for."""
-    refuse_one(texts)
+    check_texts(texts)
     return _awindows(texts)
 
 

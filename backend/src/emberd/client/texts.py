@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -96,24 +96,34 @@ def listed(texts: Iterable[str]) -> list[str]:
     """Return ``texts`` as a list, itself if it is one.
 
     Raises:
-        TextError: It is one text, or nothing that can be gone through.
+        TextError: As ``check_texts``.
     """
     if isinstance(texts, list):
         return texts
-    refuse_one(texts)
+    check_texts(texts)
     return list(texts)
 
 
-def refuse_one(texts: object) -> None:
-    """Do nothing if ``texts`` may be several.
+def check_texts(texts: object) -> None:
+    """Do nothing if ``texts`` can be several texts; they are not looked at.
 
     Raises:
-        TextError: It is one text, or nothing that can be gone through.
+        TextError: It is one text, no iterable, or one that would yield something else than its
+            texts: the letters of a text, the keys of a mapping, the column names of a table.
     """
-    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable | AsyncIterable):
-        raise TextError(
-            f"texts is one {type(texts).__name__}, not a list of texts. Write [text].", index=0
-        )
+    if isinstance(texts, str | bytes | bytearray | memoryview):
+        advice = "Write [text]."
+    elif isinstance(texts, Mapping):
+        advice = "Give its values: list(texts.values())."
+    elif hasattr(texts, "columns"):
+        advice = "Give one column of the table."
+    elif isinstance(texts, Iterable | AsyncIterable):
+        return
+    else:
+        advice = "Give a list of str."
+    raise TextError(
+        f"texts is of type {type(texts).__name__}, not a list of texts. {advice}", index=0
+    )
 
 
 def excerpt(text: object) -> str:

@@ -18,6 +18,7 @@ from emberd.catalog import DEMO_MODEL, lookup
 from emberd.engines import surroundings
 from emberd.engines.base import Diagnosis, Launch, Plan
 from emberd.engines.own_server import address, encoder_of
+from emberd.errors import StartError
 from emberd.serving import KEY_VARIABLE, MODULE
 from emberd.settings import ServerSpec
 from emberd.startup import StartOptions
@@ -61,7 +62,16 @@ class DemoEngine:
         return ()
 
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
-        """Return how to start a server for ``spec``."""
+        """Return how to start a server for ``spec``.
+
+        Raises:
+            StartError: GPUs were asked for.
+        """
+        if launch.options.gpus > 1:
+            raise StartError(
+                f"{launch.options.gpus} GPUs were asked for, and the {self.name} engine uses none",
+                advice="Leave tp_size and dp_size out.",
+            )
         command = (
             *(sys.executable, "-m", MODULE, "--encoder", self.name),
             *address(launch),

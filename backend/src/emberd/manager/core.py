@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from emberd import durations
 from emberd.engines import to_install
 from emberd.errors import (
     EmberdError,
@@ -81,8 +82,8 @@ class Manager:
         *,
         base_url: str | None = None,
         api_key: str | None = None,
-        start_timeout: float = START_TIMEOUT_S,
-        idle_timeout: float | None = IDLE_TIMEOUT_S,
+        start_timeout: float | str = START_TIMEOUT_S,
+        idle_timeout: float | str | None = IDLE_TIMEOUT_S,
         lost: Server | None = None,
         retry_failed: bool = False,
         options: StartOptions | None = None,
@@ -95,8 +96,8 @@ class Manager:
             base_url: A server to use as it is; nothing is found or started then.
             api_key: The user's key, for ``base_url`` and for servers that ``EMBERD_DISCOVER``
                 lists.
-            start_timeout: Seconds to wait for a start; the start itself goes on afterwards.
-            idle_timeout: Idle seconds after which the server may stop; None for never.
+            start_timeout: Seconds, or "15m", to wait for a start, which goes on afterwards.
+            idle_timeout: Idle seconds, or "5m", after which the server may stop; None for never.
             lost: The server that vanished in the middle of the caller's job.
             retry_failed: Start again although the last start has just failed.
             options: How to start a server if there is none; None for what the environment says.
@@ -115,10 +116,11 @@ class Manager:
         if base_url is not None:
             listener = None if lost is None else adoption.successor(lost.endpoint)
             endpoint = self._verify(base_url, api_key, spec, listener)
-            return Server(endpoint, "given", f"{endpoint.url} was given")
-        deadline = time.monotonic() + start_timeout
-        options = options or StartOptions.resolve()
-        wish = Wish(spec, options, api_key, idle_timeout, lost, retry_failed)
+            given = Server(endpoint, "given", f"{endpoint.url} was given")
+            return given if options else given.noting_unmet()
+        deadline = time.monotonic() + durations.check("start_timeout", start_timeout)
+        how = options or StartOptions.resolve()
+        wish = Wish(spec, how, api_key, idle_timeout, lost, retry_failed)
         if lost is not None and lost.origin == "own":
             self._let_death_be_seen(lost)
         while True:
@@ -134,8 +136,8 @@ class Manager:
             else:
                 server = found
             if server is not None:
-                _ask_to_stay(server, idle_timeout)
-                return server
+                _ask_to_stay(server, wish.idle_s)
+                return server if options else server.noting_unmet()
 
     async def aensure(self, spec: ServerSpec, **options: Any) -> Server:
         """Do what ``ensure`` does, in a thread: it is file and process work."""
@@ -295,7 +297,7 @@ class Manager:
             wish.spec,
             engine.name,
             self._timing,
-            idle_timeout_s=wish.idle_timeout,
+            idle_timeout_s=wish.idle_s,
             options=wish.options,
         )
         return Joined(folder, nonce, started=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
+from emberd import startup
 from emberd.listeners import Listener
 from emberd.manager.record import State
 from emberd.settings import Endpoint, ServerSpec
+from emberd.startup import StartOptions
 
 Origin = Literal["given", "own", "found"]
 
@@ -26,6 +29,7 @@ class Server:
         nonce: Name of this start of it; None for a given one.
         folder: Its state folder; None for a given one.
         notes: What whoever uses it should know, a sentence each.
+        options: How it was started; None for one that emberd did not start.
     """
 
     endpoint: Endpoint
@@ -36,6 +40,45 @@ class Server:
     nonce: str | None = None
     folder: str | None = None
     notes: tuple[str, ...] = ()
+    options: StartOptions | None = None
+
+    def unmet(self, asked: Mapping[str, Any]) -> list[str]:
+        """Return the names of the start options in ``asked`` that this server does not have.
+
+        Args:
+            asked: Values by the fields of ``StartOptions``.
+        """
+        if self.started:
+            return []
+        # The port and the key are seen from outside; the rest is known of emberd's servers only.
+        seen = {"port": urlsplit(self.endpoint.url).port, "no_auth": self.endpoint.api_key is None}
+        known = self.options or StartOptions()
+        return [name for name in asked if asked[name] != seen.get(name, getattr(known, name))]
+
+    def noting_unmet(self, overridden: Container[str] = ()) -> Server:
+        """Return the server with a note for each start option of the environment it does not have.
+
+        Args:
+            overridden: Options that the caller gave, which the environment has no say in.
+
+        Raises:
+            SettingError: A variable cannot be read; it is named.
+        """
+        asked = startup.in_environment()
+        names = [name for name in self.unmet(asked) if name not in overridden]
+        return replace(self, notes=(*self.notes, *map(self._unmet_note, names)))
+
+    def _unmet_note(self, name: str) -> str:
+        # Without the value: arguments may hold secrets.
+        variable, url = startup.variable(name), self.endpoint.url
+        if self.origin == "given":
+            return f"{variable} has no effect: the server at {url} was given, and none is started."
+        if self.origin == "found":
+            return f"{variable} has no effect: emberd did not start the server at {url}."
+        return (
+            f"{variable} has no effect: the server at {url} runs already and was started without "
+            f"it. To start one with it, run `emberd stop` first."
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,7 @@ class View:
             nonce=own.nonce,
             folder=str(self.folder),
             notes=own.notes,
+            options=None if own.found else own.options,
         )
 
     def held_back(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from emberd import durations
 from emberd.manager.server import Server
 from emberd.settings import ServerSpec
 from emberd.startup import StartOptions
@@ -18,7 +19,8 @@ class Wish:
         spec: Which model, and what the server must meet.
         options: How to start a server if there is none.
         api_key: The user's key, for servers that the user has listed.
-        idle_timeout: Idle seconds after which the server may stop; None for never.
+        idle_timeout: Idle seconds, or a text such as ``"5m"``, after which the server may stop;
+            None for never.
         lost: The server that vanished in the middle of the caller's job.
         retry_failed: Start again although the last start has just failed.
         may_install: An engine that is missing may be installed, where the user asked for that.
@@ -27,10 +29,19 @@ class Wish:
     spec: ServerSpec
     options: StartOptions
     api_key: str | None = None
-    idle_timeout: float | None = None
+    idle_timeout: float | str | None = None
     lost: Server | None = None
     retry_failed: bool = False
     may_install: bool = True
+
+    def __post_init__(self) -> None:
+        # A value that cannot be used is an error before anything is looked for.
+        _ = self.idle_s
+
+    @property
+    def idle_s(self) -> float | None:
+        """Idle seconds after which the server may stop; None for never."""
+        return durations.check_or_never("idle_timeout", self.idle_timeout)
 
 
 @dataclass(frozen=True, slots=True)

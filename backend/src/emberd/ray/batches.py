@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from emberd.bulk.rows import Flaw
+from emberd.client.texts import check_texts
 from emberd.errors import SettingError, TextError
 from emberd.ray import nodes
 from emberd.settings import Settings
@@ -125,7 +126,9 @@ class EmbedBatches:
                 "Arrays of NumPy cannot be without a value, as rows that are set aside are. "
                 "Give map_batches(batch_format='pyarrow')."
             )
-        vectors, _ = self._embed(list(self._texts(batch, list(batch))))
+        texts = self._texts(batch, list(batch))
+        check_texts(texts)  # map() hands over single rows, with one text
+        vectors, _ = self._embed(list(texts))
         return {**batch, self._output: vectors}
 
     def _arrow(self, batch: Any) -> Any:

@@ -18,7 +18,15 @@ from llama_index.core.storage.kvstore.types import BaseKVStore
 from llama_index.core.utils import get_tqdm_iterable
 from pydantic import computed_field
 
-from emberd import Embedder, Endpoint, SettingError, Settings, ato_lists, to_lists
+from emberd import (
+    Embedder,
+    Endpoint,
+    SettingError,
+    Settings,
+    ato_lists,
+    check_texts,
+    to_lists,
+)
 from llama_index.embeddings.emberd.cache import RoleKeyedStore, documents, queries
 from llama_index.embeddings.emberd.construction import (
     MADE,
@@ -103,10 +111,15 @@ class EmberdEmbedding(BaseEmbedding):
     max_concurrency: int = _option(
         "max_concurrency", "Most requests in flight, over the whole process."
     )
-    timeout: float = _option("timeout", "Seconds that one request may take.")
-    start_timeout: float = _option("start_timeout", "Seconds to wait for a server to start.")
+    timeout: float = _option(
+        "timeout", "How long one request may take, in seconds; '90s' is accepted."
+    )
+    start_timeout: float = _option(
+        "start_timeout", "How long to wait for a server to start, in seconds; '15m' is accepted."
+    )
     idle_timeout: float | None = _option(
-        "idle_timeout", "Seconds without use after which a started server stops; None for never."
+        "idle_timeout",
+        "How long a started server stays without use, in seconds; '5m' is accepted. None for ever.",
     )
     server_dimensions: bool = _option(
         "server_dimensions", "Let the server cut vectors to the dimensions: less to transfer."
@@ -272,6 +285,20 @@ class EmberdEmbedding(BaseEmbedding):
         with queries():
             return await super().aget_query_embedding(query)
 
+    def get_agg_embedding_from_queries(
+        self, queries: list[str], agg_fn: Callable[..., list[float]] | None = None
+    ) -> list[float]:
+        """Return one vector for several queries: their mean, or what ``agg_fn`` makes of them."""
+        check_texts(queries)
+        return super().get_agg_embedding_from_queries(queries, agg_fn)
+
+    async def aget_agg_embedding_from_queries(
+        self, queries: list[str], agg_fn: Callable[..., list[float]] | None = None
+    ) -> list[float]:
+        """Return what ``get_agg_embedding_from_queries`` returns, without blocking the loop."""
+        check_texts(queries)
+        return await super().aget_agg_embedding_from_queries(queries, agg_fn)
+
     def get_text_embedding(self, text: str) -> list[float]:
         """Return the vector of a text, of norm 1; ``embeddings_cache`` knows it as a document."""
         with documents():
@@ -291,7 +318,11 @@ class EmberdEmbedding(BaseEmbedding):
             texts: The documents, any number of them.
             show_progress: Show a progress bar.
             **kwargs: Without effect, as in ``BaseEmbedding``.
+
+        Raises:
+            emberd.EmberdError: No vector can be had; the text says why and what to do.
         """
+        check_texts(texts)
         with documents():
             if self.embeddings_cache is not None or not hasattr(self, "to_payload"):
                 return super().get_text_embedding_batch(texts, show_progress, **kwargs)
@@ -309,6 +340,7 @@ class EmberdEmbedding(BaseEmbedding):
         self, texts: list[str], show_progress: bool = False, **kwargs: Any
     ) -> list[list[float]]:
         """Return what ``get_text_embedding_batch`` returns, without blocking the event loop."""
+        check_texts(texts)
         with documents():
             return await super().aget_text_embedding_batch(texts, show_progress, **kwargs)
 

@@ -1,0 +1,113 @@
+"""What a command line asks of a running server: an error or a note if it has no effect."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from emberd.cli import words
+from emberd.errors import SettingError
+
+if TYPE_CHECKING:
+    from emberd.manager import Server, ServerStatus
+
+_IDLE_VARIABLE: Final = "EMBERD_IDLE_TIMEOUT"
+
+
+def refuse_beside_base_url(base_url: str | None, given: Mapping[str, Any]) -> None:
+    """Do nothing unless start options are given although no server would be started.
+
+    Args:
+        base_url: The server to use as it is; None when one may be started.
+        given: Start options of the command line, by the fields of ``StartOptions``.
+
+    Raises:
+        SettingError: They are; the text names them.
+    """
+    if base_url is not None and given:
+        raise SettingError(
+            f"{_spelt(given)} cannot be given: EMBERD_BASE_URL is set to {base_url}, so no server "
+            f"is started. Leave the options out, or unset EMBERD_BASE_URL."
+        )
+
+
+def refuse_unmet(server: Server, given: Mapping[str, Any], model: str) -> None:
+    """Do nothing if ``server`` was started as the command line asks.
+
+    Args:
+        server: The server that is used.
+        given: Start options of the command line, by the fields of ``StartOptions``.
+        model: What it serves, for the error.
+
+    Raises:
+        SettingError: It was not; the text names the options and the server.
+    """
+    unmet = {name: given[name] for name in server.unmet(given)}
+    if not unmet:
+        return
+    url = server.endpoint.url
+    key = "with" if server.endpoint.api_key else "without"
+    if server.origin == "own":
+        fact = f"{model} is served already at {url} ({key} a key), by a server started without that"
+        step = f"run `emberd stop {shlex.quote(model)}` first, which ends it for all its users"
+    else:
+        fact = f"{model} is served already at {url}, by a server that emberd did not start"
+        step = "stop that server where it was started"
+    raise SettingError(
+        f"{_spelt(unmet)} cannot be honoured: {fact}. To use it as it is, leave the options out; "
+        f"otherwise {step}."
+    )
+
+
+def idle_notes(server: Server, wanted_s: float | None, given: str | None) -> Iterator[str]:
+    """Yield a note if the idle timeout that was asked for is not the one of ``server``.
+
+    The longest one that any client asked for counts, so that none loses its server too early.
+
+    Args:
+        server: The server that is used.
+        wanted_s: The idle timeout in the settings, in seconds; None for never.
+        given: ``--idle-timeout`` as it was written; None if it was left out.
+    """
+    if given is None and not os.environ.get(_IDLE_VARIABLE):
+        return
+    asked = _IDLE_VARIABLE if given is None else f"--idle-timeout {given}"
+    if server.origin != "own":
+        if given is not None:
+            yield f"{asked} has no effect: emberd did not start the server and does not stop it."
+        return
+    status = status_of(server)
+    if status is None or wanted_s is None:
+        return
+    longest_s = status.idle_timeout
+    if longest_s is None or longest_s > wanted_s:
+        longest = "never" if longest_s is None else words.duration(longest_s)
+        yield (
+            f"{asked} has no effect: another client of this server asked for {longest}, and the "
+            f"longest time counts."
+        )
+
+
+def status_of(server: Server) -> ServerStatus | None:
+    """Return the status of a server that emberd started; None when it is gone."""
+    from emberd.servers import Manager
+
+    return next((s for s in Manager().status() if s.nonce == server.nonce), None)
+
+
+def _spelt(options: Mapping[str, Any]) -> str:
+    return ", ".join(_option(name, value) for name, value in options.items())
+
+
+def _option(name: str, value: Any) -> str:
+    if name == "arguments":
+        # Imported late: only an error needs it.
+        from emberd.doctor.redaction import redactor, secrets
+        from emberd.doctor.redaction import words as without_secrets
+
+        shown = without_secrets(value, redactor(more=secrets(value)))
+        return f"-- {shlex.join(shown)}"
+    option = f"--{name.replace('_', '-')}"
+    return option if value is True else f"{option} {value}"

@@ -1,0 +1,101 @@
+"""Durations as they are written in options, variables, arguments and URLs: the only parser."""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from typing import Final
+
+from emberd.errors import SettingError
+
+NEVER: Final = "never"
+FORMS: Final = "a number of seconds, or a duration such as 90s, 5m, 1h30m or 2d"
+"""What is accepted, for error messages."""
+
+FORMS_OR_NEVER: Final = f"{FORMS}, or {NEVER}"
+
+_UNITS_S: Final = {"d": 86_400, "h": 3600, "m(?:in)?": 60, "s": 1}
+_PLAIN: Final = re.compile(r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+# Each unit at most once, the longest first.
+_PARTS: Final = re.compile(
+    r"\s*".join(rf"(?:(\d+(?:\.\d+)?)\s*{unit})?" for unit in _UNITS_S), re.ASCII | re.IGNORECASE
+)
+
+
+def seconds(text: str) -> float:
+    """Return a duration in seconds; 0 is one.
+
+    Args:
+        text: A number of seconds, or numbers with the units ``d``, ``h``, ``m`` (or ``min``) and
+            ``s``, the longest first: ``90``, ``0.5``, ``5m``, ``1h30m``, ``2 d 4 h``.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    stripped = text.strip()
+    if _PLAIN.fullmatch(stripped):
+        total = float(stripped)
+    else:
+        parts = _PARTS.fullmatch(stripped)
+        numbers = parts.groups() if parts else ()
+        if not any(numbers):
+            raise ValueError(text)
+        units = zip(numbers, _UNITS_S.values(), strict=True)
+        total = sum(float(number) * unit for number, unit in units if number)
+    if not math.isfinite(total):
+        raise ValueError(text)
+    return total
+
+
+def seconds_or_never(text: str) -> float | None:
+    """Return a duration in seconds as ``seconds`` does, or None for ``never``.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    return None if text.strip().casefold() == NEVER else seconds(text)
+
+
+def check(name: str, value: object, *, zero: bool = False) -> float:
+    """Return the duration that a setting has, in seconds.
+
+    Args:
+        name: The setting, for the error.
+        value: A number of seconds, or a text that ``seconds`` reads.
+        zero: Whether it may be 0.
+
+    Raises:
+        SettingError: It is no such duration, or one longer than the platform can wait.
+    """
+    return _checked(name, value, FORMS, zero=zero)
+
+
+def check_or_never(name: str, value: object) -> float | None:
+    """Return what ``check`` returns, or None for None and ``never``.
+
+    Raises:
+        SettingError: As ``check``.
+    """
+    if value is None or (isinstance(value, str) and value.strip().casefold() == NEVER):
+        return None
+    return _checked(name, value, FORMS_OR_NEVER, zero=False)
+
+
+def _checked(name: str, value: object, forms: str, *, zero: bool) -> float:
+    number = _number(value)
+    if number is None or not (0 < number <= threading.TIMEOUT_MAX or (zero and number == 0)):
+        least = "of 0 or more" if zero else "greater than 0"
+        raise SettingError(f"{name}={value!r} must be a duration {least}: {forms}.")
+    return number
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, str):
+        try:
+            return seconds(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value
