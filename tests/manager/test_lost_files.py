@@ -67,6 +67,20 @@ def test_idle_time_can_be_asked_for_whatever_has_the_files_name(tmp_path: Path, 
     assert idle.asked_for(folder) == 600
 
 
+def test_oversized_file_of_idle_times_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "last-used").write_bytes(b"x" * 5_000_000)
+    idle.ask(tmp_path, 600)
+    assert idle.asked_for(tmp_path) == 600
+    assert (tmp_path / "last-used").stat().st_size < 100
+
+
+def test_oversized_record_is_damaged(tmp_path: Path) -> None:
+    record.write(tmp_path, OWN)
+    with (tmp_path / record.NAME).open("ab") as file:
+        file.write(b" " * 5_000_000)
+    assert record.read(tmp_path) is None
+
+
 def test_idle_time_that_cannot_be_written_is_a_state_folder_error(tmp_path: Path) -> None:
     with pytest.raises(StateFolderError, match="gone"):
         idle.ask(tmp_path / "gone", 600)

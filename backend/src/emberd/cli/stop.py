@@ -11,6 +11,7 @@ import typer
 from emberd.cli import options, output
 from emberd.cli.status import as_content
 from emberd.manager import State
+from emberd.manager.lost_records import NO_MODEL
 from emberd.servers import Manager
 from emberd.settings import ServerSpec
 
@@ -70,7 +71,8 @@ def _line(was: ServerStatus) -> str:
             f"Stop it where it was started."
         )
     if was.state is State.UNKNOWN:
-        return f"Stopped the server in the state folder {was.key}, whose record was lost."
+        model = "the server" if was.spec.model == NO_MODEL else was.spec.model
+        return f"Stopped {model} in the state folder {was.key}, whose record was lost."
     return f"Stopped {was.spec.model}{place} (it was {was.state})."
 
 

@@ -215,10 +215,12 @@ def read_file(path: Path, *, truncate: bool = False) -> bytes | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            facts = os.fstat(descriptor)
+            is_whole = facts.st_size <= _MOST_BYTES
+            if not stat.S_ISREG(facts.st_mode) or not (is_whole or truncate):
                 return None
-            with os.fdopen(descriptor, "rb", closefd=False) as file:
-                content = file.read(_MOST_BYTES + 1)
+            with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
+                return file.read(min(facts.st_size, _MOST_BYTES))
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -227,4 +229,3 @@ def read_file(path: Path, *, truncate: bool = False) -> bytes | None:
         raise StateFolderError(
             f"{path} cannot be read ({error.strerror}). Correct that, then try again."
         ) from error
-    return content[:_MOST_BYTES] if truncate or len(content) <= _MOST_BYTES else None

@@ -21,6 +21,7 @@ _NAME: Final = "last-used"
 _NEVER: Final = "never"
 _TOUCH_EVERY_S: Final = 1.0
 _LINE_MODE: Final = 0o600
+_MOST_BYTES: Final = 64 * 1024  # of a sound file: a client adds a line only for a longer time
 
 _touched: dict[str, float] = {}
 
@@ -102,10 +103,12 @@ def _line(idle_timeout_s: float | None) -> bytes:
 def _append(folder: Path, idle_timeout_s: float | None) -> None:
     file = folder / _NAME
     try:
-        regular = stat.S_ISREG(file.lstat().st_mode) and os.access(file, os.W_OK)
+        facts = file.lstat()
+        is_usable = stat.S_ISREG(facts.st_mode) and facts.st_size < _MOST_BYTES
+        is_usable = is_usable and os.access(file, os.R_OK | os.W_OK)
     except FileNotFoundError:
-        regular = True
-    if not regular:
+        is_usable = True
+    if not is_usable:
         folders.remove(file)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     # One write at the end of the file: the kernel keeps lines of several clients apart. It begins
