@@ -67,6 +67,22 @@ def test_idle_time_can_be_asked_for_whatever_has_the_files_name(tmp_path: Path, 
     assert idle.asked_for(folder) == 600
 
 
+def test_idle_times_that_cannot_be_read_now_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle.begin(tmp_path, 600)
+    asked = idle.Asked(tmp_path)
+
+    def fail(*args: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        assert asked.seconds() == 600
+    asked.restore()
+    assert idle.asked_for(tmp_path) == 600
+
+
 def test_oversized_file_of_idle_times_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "last-used").write_bytes(b"x" * 5_000_000)
     idle.ask(tmp_path, 600)

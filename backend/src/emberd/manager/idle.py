@@ -77,7 +77,10 @@ def asked_for(folder: Path) -> float | None:
 
 def _longest(folder: Path) -> float | None:
     """Return the longest idle time in the file, in seconds; None if it holds none."""
-    content = folders.read_file(folder / _NAME, truncate=True) or b""
+    content = b""
+    # A file that cannot be read now (disk, descriptor limit) does not end a server either.
+    with suppress(StateFolderError):
+        content = folders.read_file(folder / _NAME, truncate=True) or b""
     return max(filter(None, map(_seconds, content.split())), default=None)
 
 
