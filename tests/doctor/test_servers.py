@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import examined
@@ -155,6 +156,54 @@ def test_a_start_that_failed_is_noted_with_its_cause_and_log(home: Path, manager
     assert found.level is Level.NOTE
     assert f"is failed ({failure.value.cause})" in found.fact
     assert f"{failure.value.log_path}; then: emberd up --model" in found.advice
+
+
+def test_server_whose_record_stays_lost_is_noted_with_its_processes(
+    home: Path, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "_SERVER_S", 0.3)
+    folder = manager.ensure(ServerSpec("stub/ok", engine="stubs.engine")).folder or ""
+    keeper = psutil.Process(manager.status()[0].keeper_pid)
+    keeper.suspend()
+    try:
+        (Path(folder) / "record.json").unlink()
+        [found] = look(home, "stub/ok", engine="stubs.engine")
+        assert (found.level, found.gives) == (Level.NOTE, "")
+        assert folder in found.fact
+        assert str(keeper.pid) in found.fact
+        assert found.advice == "emberd stop"
+    finally:
+        keeper.resume()
+
+
+def test_server_whose_record_was_just_lost_is_used(home: Path, manager: Manager) -> None:
+    server = manager.ensure(ServerSpec("stub/ok", engine="stubs.engine"))
+    (Path(server.folder or "") / "record.json").unlink()
+    [found] = look(home, "stub/ok", engine="stubs.engine")
+    assert (found.level, bool(found.gives)) == (Level.OK, True)
+
+
+def test_processes_of_a_server_whose_record_is_gone_too_are_named(
+    home: Path, manager: Manager
+) -> None:
+    spec = ServerSpec("stub/ok", engine="stubs.engine")
+    manager.ensure(spec)
+    manager.stop(spec)
+    folder = os.path.realpath(Home(home).slot(spec.key))
+    (Path(folder) / "record.json").unlink()
+    command = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
+    with subprocess.Popen(
+        command,
+        env={**os.environ, process.MARK: f"{folder}:0"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as left:
+        assert left.stdout is not None
+        left.stdout.readline()
+        [found] = look(home, "stub/ok")
+        left.kill()
+    assert str(left.pid) in found.fact
+    assert found.advice == "emberd stop"
 
 
 def test_processes_of_a_server_that_is_gone_are_named(home: Path, manager: Manager) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import threading
 from dataclasses import replace
@@ -298,8 +299,9 @@ def test_a_full_disk_does_not_keep_a_server_from_its_orderly_end(
     manager: Manager, stub: Stub, home: Path
 ) -> None:
     server = manager.ensure(stub())
-    # Not a full disk, but the same refusal: nothing can take the place of the record.
-    (Path(server.folder or "") / "record.json.new").mkdir()
+    # Not a full disk, but the same refusal: neither the record nor the log can be written.
+    keeper = psutil.Process(manager.status()[0].keeper_pid)
+    keeper.rlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
     replies: list[int] = []
     request = threading.Thread(target=lambda: replies.append(embed(server, "SLOW 1").status_code))
     request.start()
@@ -308,7 +310,6 @@ def test_a_full_disk_does_not_keep_a_server_from_its_orderly_end(
     request.join()
     assert replies == [200]
     assert leftovers.end_all([str(home)]) == []
-    (Path(server.folder or "") / "record.json.new").rmdir()
 
 
 def test_a_server_that_only_broke_one_connection_is_given_back_without_waiting_for_its_death(

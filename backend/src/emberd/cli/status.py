@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-RUNNING: Final = (State.STARTING, State.READY, State.STOPPING)
+RUNNING: Final = (State.STARTING, State.READY, State.STOPPING, State.UNKNOWN)
 _COLOURS: Final = {
     State.READY: "green",
     State.STARTING: "yellow",
     State.STOPPING: "yellow",
     State.FAILED: "red",
+    State.UNKNOWN: "red",
 }
 _COLUMNS: Final = ("model", "state", "for", "engine", "url", "stops when idle", "keeper", "detail")
 _LEAST_DETAIL_COLUMNS: Final = 24
@@ -36,7 +37,8 @@ def status(show_all: All = False, as_json: options.AsJson = False) -> None:
     """Show servers: what they do, and where.
 
     Those that emberd keeps, and those of others that it uses. Failed starts are shown with
-    their cause. The exit code is 3 when no server runs.
+    their cause. A server whose record is lost and not rewritten is shown as unknown. The exit
+    code is 3 when no server runs.
     """
     known = [_seen(own) for own in Manager().status()]
     shown = [own for own in known if show_all or own.state is not State.ABSENT]
@@ -115,7 +117,7 @@ def _row(own: ServerStatus) -> dict[str, Text]:
         Text(words.duration(own.seconds)),
         Text(own.engine or "?"),
         Text(own.url or "-"),
-        Text(stops if own.state in RUNNING else "-"),
+        Text(stops if own.state in RUNNING and own.state is not State.UNKNOWN else "-"),
         Text("somebody else's" if found else str(own.keeper_pid or "-")),
         Text(own.detail),
     )

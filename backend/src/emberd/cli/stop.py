@@ -10,7 +10,10 @@ import typer
 
 from emberd.cli import options, output
 from emberd.cli.status import as_content
+from emberd.manager import State
+from emberd.manager.lost_records import NO_MODEL
 from emberd.servers import Manager
+from emberd.settings import ServerSpec
 
 if TYPE_CHECKING:
     from emberd.manager import ServerStatus
@@ -57,6 +60,10 @@ def _stop(manager: Manager, model: str | None, revision: str | None) -> list[Ser
         for known in manager.status()
         if model in (None, known.spec.model) and revision in (None, known.spec.revision)
     }
+    if model is not None:
+        # A record that is lost names no model; the folder can still be found by its key.
+        spec = ServerSpec(model, revision=revision)
+        chosen.setdefault(spec.key, spec)
     return [was for spec in chosen.values() for was in manager.stop(spec)]
 
 
@@ -67,6 +74,9 @@ def _line(was: ServerStatus) -> str:
             f"Forgot {was.spec.model}{place}: somebody else started it, so it goes on running. "
             f"Stop it where it was started."
         )
+    if was.state is State.UNKNOWN:
+        model = "the server" if was.spec.model == NO_MODEL else was.spec.model
+        return f"Stopped {model} in the state folder {was.key}, whose record was lost."
     return f"Stopped {was.spec.model}{place} (it was {was.state})."
 
 

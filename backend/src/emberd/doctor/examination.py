@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from emberd.doctor.findings import Finding, Part, note, problem
 from emberd.doctor.redaction import Redact, redactor, secrets, shortener
 from emberd.doctor.verdict import Verdict, judge
 from emberd.doctor.wanted import Wanted
+from emberd.errors import StateFolderError
 from emberd.manager import folders, record
 
 Check = Callable[[Wanted], Iterable[Finding]]
@@ -157,9 +159,13 @@ def _keys(asked: Wanted) -> Iterator[str]:
 
 def _recorded(home: Path) -> list[str]:
     own = folders.Home(Path(os.path.realpath(home)))
-    records = [record.read(folder) for folder in own.all()]
-    endpoints = [each.endpoint for each in records if each is not None]
-    return [endpoint.api_key for endpoint in endpoints if endpoint and endpoint.api_key]
+    keys = []
+    for folder in own.all():
+        with suppress(StateFolderError):  # one folder that cannot be read hides no other's key
+            kept = record.read(folder)
+            if kept is not None and kept.endpoint is not None and kept.endpoint.api_key:
+                keys.append(kept.endpoint.api_key)
+    return keys
 
 
 def _asked(asked: Wanted) -> dict[str, str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -21,7 +22,7 @@ from emberd.errors import (
     ServerMismatchError,
     StateFolderError,
 )
-from emberd.manager import State, discovery, folders, pins, process, slot
+from emberd.manager import State, Timing, discovery, folders, lost_records, pins, process, slot
 from emberd.manager.adoption import Found
 from emberd.manager.discovery import Candidate
 from emberd.manager.server import ServerStatus
@@ -36,14 +37,15 @@ _GIVEN: Final = "base_url is given"
 
 def look(wanted: Wanted) -> Iterator[Finding]:
     """Yield which servers there are, and which of them serves what is wanted."""
-    views = list(_views(wanted))
+    deadline_s = time.monotonic() + _SERVER_S
     candidates = list(_candidates(wanted))
     # All are asked at once: one that hangs must not use up the time of the others.
     jobs = [partial(_asked, wanted, candidate) for candidate in candidates]
     outcomes = gather(jobs, _SERVER_S)
     found = [_other(wanted, *pair) for pair in zip(candidates, outcomes, strict=True)]
-    for view in views:
-        found += _own(wanted, view)
+    marks = lost_records.Marks()
+    for view in _views(wanted, deadline_s):
+        found += _own(wanted, view, marks)
     yield from found or [ok("servers", "none runs")]
 
 
@@ -93,15 +95,18 @@ def _unfit(wanted: Wanted, found: Found) -> str | None:
     return pins.contradiction(found.endpoint, spec)
 
 
-def _views(wanted: Wanted) -> Iterator[View]:
+def _views(wanted: Wanted, deadline_s: float) -> Iterator[View]:
     for folder in folders.Home(Path(os.path.realpath(wanted.home))).all():
         with suppress(StateFolderError):  # told where the state folder is looked at
-            yield slot.look(folder)
+            yield slot.settled(folder, deadline_s, Timing().poll_s)
 
 
-def _own(wanted: Wanted, view: View) -> Iterator[Finding]:
-    status = view.status()
+def _own(wanted: Wanted, view: View, marks: lost_records.Marks) -> Iterator[Finding]:
+    status = lost_records.status(view, marks)
     if status is None:
+        return
+    if status.state is State.UNKNOWN:
+        yield note("own", f"The server in {view.folder}: {status.detail}", "emberd stop")
         return
     where = f" at {status.url}" if status.url else ""
     detail = f" ({status.detail})" if status.detail else ""

@@ -28,6 +28,11 @@ _forking = threading.Lock()
 """Held over a fork, and while a descriptor is opened or closed: no copy of one goes unnoticed."""
 
 
+def path(folder: Path) -> Path:
+    """Return the file whose lock is the proof of life of ``folder``."""
+    return folder / _NAME
+
+
 def take(folder: Path) -> int | None:
     """Take the proof of life of ``folder`` and return its descriptor; None when a keeper has it.
 
@@ -72,7 +77,7 @@ def release(descriptor: int) -> None:
 def is_same_file(descriptor: int, folder: Path) -> bool:
     """Return whether the folder still holds the very file that ``descriptor`` has locked."""
     try:
-        there = (folder / _NAME).stat()
+        there = path(folder).stat()
     except OSError:
         return False
     ours = os.fstat(descriptor)

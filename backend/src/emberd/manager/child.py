@@ -23,6 +23,7 @@ _GUARD: Final = str(Path(__file__).with_name("guard.py"))
 _REAP_POLL_S: Final = 0.02
 _RESTARTS: Final = 5
 _NO_PIPE: Final = -1
+_LOG_TAIL_BYTES: Final = 256 * 1024
 
 
 def become_subreaper() -> None:
@@ -92,6 +93,29 @@ class Guard:
         popen.returncode = 0  # reaped as the server is
 
 
+class _Log:
+    """What one server writes, read through the descriptor that it writes to.
+
+    The name may be deleted or given to another file while the server runs.
+    """
+
+    def __init__(self, path: Path) -> None:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        self.descriptor = os.open(path, flags, 0o600)
+        self._start = os.fstat(self.descriptor).st_size
+
+    def size(self) -> int:
+        size = os.fstat(self.descriptor).st_size
+        if size < self._start:  # truncated by somebody: what is there now came later
+            self._start = 0
+        return size - self._start
+
+    def tail(self) -> str:
+        count = min(self.size(), _LOG_TAIL_BYTES)
+        end = os.fstat(self.descriptor).st_size
+        return os.pread(self.descriptor, count, max(0, end - count)).decode("utf-8", "replace")
+
+
 class ServerProcess:
     """A server and all that it starts, in a session and process group of its own.
 
@@ -120,21 +144,30 @@ class ServerProcess:
         pipe = self._pipe[0] if self._pipe else _NO_PIPE
         shim = [sys.executable, "-I", "-S", _SHIM, str(os.getpid()), str(pipe)]
         self._guard = Guard(f"{process.MARK}={mark}", log.with_name(leavings.NOTE))
-        with log.open("ab") as output:
-            popen = subprocess.Popen(  # noqa: S603 - the command is the engine's
-                [*shim, *command],
-                # SPT_NOENV: processes that rename themselves keep a readable environment.
-                env={**environment, process.MARK: mark, "SPT_NOENV": "1"},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=[*inherited, *([pipe] if self._pipe else [])],
-            )
+        self._log = _Log(log)
+        popen = subprocess.Popen(  # noqa: S603 - the command is the engine's
+            [*shim, *command],
+            # SPT_NOENV: processes that rename themselves keep a readable environment.
+            env={**environment, process.MARK: mark, "SPT_NOENV": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=self._log.descriptor,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=[*inherited, *([pipe] if self._pipe else [])],
+        )
         self.pid = popen.pid
         # This process reaps every child itself (it also gets orphans that Popen knows nothing
         # of), so Popen must neither wait nor complain.
         popen.returncode = 0
+
+    @property
+    def log_bytes(self) -> int:
+        """How much the server has written."""
+        return self._log.size()
+
+    def log(self) -> str:
+        """Return the end of what the server has written, also if the file was deleted."""
+        return self._log.tail()
 
     def reap(self) -> int | None:
         """Collect ended children; return the server's exit code once it has ended."""

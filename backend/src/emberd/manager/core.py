@@ -12,9 +12,7 @@ Nothing here does a mechanism's work; it decides in which order the mechanisms a
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,14 +25,13 @@ from emberd.errors import (
     EmberdError,
     ServerStoppedError,
     StartTimeoutError,
-    StateFolderError,
 )
 from emberd.manager import (
     adoption,
     folders,
     idle,
     locks,
-    process,
+    lost_records,
     provision,
     slot,
     starter,
@@ -50,7 +47,6 @@ from emberd.places import Places
 from emberd.settings import IDLE_TIMEOUT_S, START_TIMEOUT_S, ServerSpec
 from emberd.startup import StartOptions
 
-_LOG: Final = logging.getLogger("emberd")
 _PROGRESS_EVERY_S: Final = 1.0
 _DYING_S: Final = 0.5  # a killed process may break a connection before its port is closed
 
@@ -146,6 +142,7 @@ class Manager:
     def find(self, spec: ServerSpec, *, api_key: str | None = None) -> Server | None:
         """Return a running server for ``spec``, ours or somebody else's; start nothing."""
         wish = Wish(spec, StartOptions(), api_key)
+        lost_records.await_records(self._home.slots(spec.key), self._timing)
         for view in self._views(spec):
             if view.serves(spec) and isinstance(found := self._use_or_join(view, wish), Server):
                 return found
@@ -173,7 +170,7 @@ class Manager:
 
     def status(self) -> list[ServerStatus]:
         """Return what is known of every server since the machine booted."""
-        return [status for folder in self._home.all() if (status := _status(folder))]
+        return lost_records.statuses(self._home.all(), self._timing)
 
     def stop(self, spec: ServerSpec | None = None) -> list[ServerStatus]:
         """Stop the servers of ``spec``, or all that emberd keeps; return what they were.
@@ -185,10 +182,10 @@ class Manager:
             StateFolderError: A folder cannot be read; the other servers are stopped by then.
         """
         chosen = self._home.all() if spec is None else self._home.slots(spec.key)
-        stopped, errors = [], []
+        stopped, errors, marks = [], [], lost_records.Marks()
         for folder in chosen:
             try:
-                was = stopping.stop(folder, self._timing)
+                was = stopping.stop(folder, self._timing, marks)
             except EmberdError as error:
                 errors.append(error)  # the others are stopped all the same
             else:
@@ -207,6 +204,8 @@ class Manager:
         if server.origin != "own" or server.folder is None:
             return True
         view = slot.look(Path(server.folder))
+        if view.state is State.UNKNOWN:  # its supervisor lives, and rewrites the lost record
+            return True
         same = view.record is not None and view.record.nonce == server.nonce
         return same and view.state is State.READY
 
@@ -262,7 +261,7 @@ class Manager:
         self._let_death_be_seen(server)
         now = slot.look(view.folder)
         if now.record is not None and now.record.nonce == server.nonce and now.serves(wish.spec):
-            _end_keeper(now)
+            stopping.end_supervisor(now)
         return None
 
     def _begin(self, wish: Wish, deadline: float) -> Server | Joined | str | None:
@@ -308,7 +307,7 @@ class Manager:
         """Return the server once it is ready; None when there is none, or one that does not fit."""
         last_told = 0.0
         while True:
-            view = slot.look(joined.folder)
+            view = lost_records.await_record(joined.folder, self._timing, deadline)
             if view.record is None or view.record.nonce != joined.nonce:
                 return None
             if view.state is not State.STARTING:
@@ -327,6 +326,7 @@ class Manager:
     def _let_pass(self, spec: ServerSpec, deadline: float) -> None:
         """Wait for servers of ``spec`` that are on their way out, so that two never overlap."""
         while any(view.is_leaving for view in self._views(spec)):
+            lost_records.await_records(self._home.slots(spec.key), self._timing, deadline)
             if time.monotonic() > deadline:
                 raise StartTimeoutError(
                     f"The last server of {spec.model} is still finishing its requests. "
@@ -377,20 +377,6 @@ def _stopped(spec: ServerSpec) -> ServerStoppedError:
         f"The server of {spec.model} was stopped by a person in the middle of this job. "
         f"Run the job again to start a new one."
     )
-
-
-def _end_keeper(view: View) -> None:
-    # Its server does not listen any more, and it did not notice within the time for that.
-    if view.record is not None and view.record.keeper is not None:
-        process.send(view.record.keeper, signal.SIGKILL)
-
-
-def _status(folder: Path) -> ServerStatus | None:
-    try:
-        return slot.look(folder).status()
-    except StateFolderError as error:
-        _LOG.warning("%s", error)  # one odd folder does not hide the others
-        return None
 
 
 def _timed_out(progress: Progress) -> StartTimeoutError:

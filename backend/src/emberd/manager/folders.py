@@ -13,7 +13,9 @@ the network.
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +30,13 @@ _OTHERS: Final = 0o077
 _FIRST_EXTRA: Final = 2
 LOG_NAME: Final = "server.log"
 _LOGS_KEPT: Final = 3
+_LOG_START: Final = "emberd: start "
+_FILE_MODE: Final = 0o600
+_MOST_BYTES: Final = 4 * 1024 * 1024
+_NO_FILE: Final = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,17 +144,88 @@ def rotate_log(folder: Path, nonce: str) -> Path:
     for number in range(_LOGS_KEPT, 0, -1):
         older = log.with_suffix(f".log.{number}")
         newer = log.with_suffix(f".log.{number - 1}") if number > 1 else log
-        if newer.exists():
+        if os.path.lexists(newer):
+            remove(older)
             newer.replace(older)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(f"emberd: start {nonce}\n")
+    create(log, f"{_LOG_START}{nonce}\n".encode())
     return log
 
 
+def log_nonce(folder: Path) -> str | None:
+    """Return the nonce in the first line of the log in ``folder``; None if there is none."""
+    first = (read_file(folder / LOG_NAME, truncate=True) or b"").partition(b"\n")[0]
+    nonce = first.removeprefix(_LOG_START.encode()).decode("ascii", "replace")
+    return nonce if first.startswith(_LOG_START.encode()) and nonce.isalnum() else None
+
+
 def write_private(folder: Path, files: Mapping[str, str]) -> None:
-    """Write files into ``folder`` that nobody else may read; they may hold secrets."""
+    """Write files into ``folder`` that only this user may read; they may hold secrets."""
     for name, content in files.items():
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        with os.fdopen(os.open(folder / name, flags, 0o600), "w") as file:
-            file.write(content)
+        create(folder / name, content.encode())
+
+
+def create(path: Path, content: bytes, *, sync: bool = False) -> None:
+    """Write a new file of mode 0600, in place of whatever has its name.
+
+    Args:
+        path: The file, in a private folder.
+        content: What it will hold.
+        sync: Wait until the disk has it.
+    """
+    remove(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with os.fdopen(os.open(path, flags, _FILE_MODE), "wb") as file:
+        file.write(content)
+        file.flush()
+        if sync:
+            os.fsync(file.fileno())
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a directory with its content; links are not followed.
+
+    Raises:
+        StateFolderError: ``path`` is not in a private folder: nothing there is ours to remove.
+        OSError: It cannot be removed.
+    """
+    try:
+        facts = path.lstat()
+    except FileNotFoundError:
+        return
+    check_private(path.parent)
+    if stat.S_ISDIR(facts.st_mode):
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_file(path: Path, *, truncate: bool = False) -> bytes | None:
+    """Return the content of a state file; None if there is no regular file that can be read.
+
+    A link is not followed, and a FIFO or a device does not block the caller.
+
+    Args:
+        path: The file.
+        truncate: Return the first 4 MiB of a larger file; otherwise such a file is damaged, and
+            None is returned.
+
+    Raises:
+        StateFolderError: The file may be sound, but reading it failed (disk, descriptor limit).
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            facts = os.fstat(descriptor)
+            is_whole = facts.st_size <= _MOST_BYTES
+            if not stat.S_ISREG(facts.st_mode) or not (is_whole or truncate):
+                return None
+            with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
+                return file.read(min(facts.st_size, _MOST_BYTES))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            return None
+        raise StateFolderError(
+            f"{path} cannot be read ({error.strerror}). Correct that, then try again."
+        ) from error

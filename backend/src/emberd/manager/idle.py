@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
+import stat
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from emberd.errors import StateFolderError
+from emberd.manager import folders
 from emberd.settings import IDLE_TIMEOUT_S
 from emberd.surface import Activity
 
@@ -16,6 +21,7 @@ _NAME: Final = "last-used"
 _NEVER: Final = "never"
 _TOUCH_EVERY_S: Final = 1.0
 _LINE_MODE: Final = 0o600
+_MOST_BYTES: Final = 64 * 1024  # of a sound file: a client adds a line only for a longer time
 
 _touched: dict[str, float] = {}
 
@@ -38,9 +44,7 @@ def touch(folder: str) -> bool:
 
 def begin(folder: Path, idle_timeout_s: float | None) -> None:
     """Begin the life of a server with the starter's idle time as the only one asked for."""
-    descriptor = os.open(folder / _NAME, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _LINE_MODE)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(_line(idle_timeout_s))
+    folders.create(folder / _NAME, _line(idle_timeout_s))
 
 
 def ask(folder: Path, idle_timeout_s: float | None) -> None:
@@ -49,37 +53,104 @@ def ask(folder: Path, idle_timeout_s: float | None) -> None:
     Args:
         folder: The server's state folder.
         idle_timeout_s: Seconds; None for never.
+
+    Raises:
+        StateFolderError: The request cannot be written down.
     """
-    asked = asked_for(folder)
-    if asked is None or (idle_timeout_s is not None and idle_timeout_s <= asked):
+    wanted_s = math.inf if idle_timeout_s is None else idle_timeout_s
+    # Written too if the file is lost: the supervisor then restores the longest of all.
+    if (asked_s := _longest(folder)) is not None and wanted_s <= asked_s:
         return
-    # One short line at the end of the file: the kernel keeps lines of several clients apart.
-    descriptor = os.open(folder / _NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT, _LINE_MODE)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(_line(idle_timeout_s))
+    try:
+        _append(folder, idle_timeout_s)
+    except OSError as error:
+        raise StateFolderError(
+            f"The idle timeout of {folder.name} cannot be written to {folder / _NAME} "
+            f"({error.strerror or error}). Correct that, then try again."
+        ) from error
 
 
 def asked_for(folder: Path) -> float | None:
     """Return the longest idle time that a client asked for, in seconds; None for never."""
+    return _or_never(_longest(folder))
+
+
+def _longest(folder: Path) -> float | None:
+    """Return the longest idle time in the file, in seconds; None if it holds none."""
+    content = b""
+    # A file that cannot be read now (disk, descriptor limit) does not end a server either.
+    with suppress(StateFolderError):
+        content = folders.read_file(folder / _NAME, truncate=True) or b""
+    return max(filter(None, map(_seconds, content.split())), default=None)
+
+
+def _or_never(longest_s: float | None) -> float | None:
+    # A file that is lost or damaged must not end a server before its time.
+    longest_s = IDLE_TIMEOUT_S if longest_s is None else longest_s
+    return None if math.isinf(longest_s) else longest_s
+
+
+def _seconds(line: bytes) -> float | None:
+    if line == _NEVER.encode():
+        return math.inf
+    with suppress(ValueError):
+        seconds = float(line)
+        return seconds if seconds > 0 else None
+    return None
+
+
+def _line(idle_timeout_s: float | None) -> bytes:
+    return f"{_NEVER if idle_timeout_s is None else idle_timeout_s}\n".encode()
+
+
+def _append(folder: Path, idle_timeout_s: float | None) -> None:
+    file = folder / _NAME
     try:
-        lines = (folder / _NAME).read_text().split()
-    except OSError:
-        lines = []
-    if _NEVER in lines:
-        return None
-    # A file that is gone or garbled must not end a server before its time.
-    return max(filter(None, map(_seconds, lines)), default=IDLE_TIMEOUT_S)
+        facts = file.lstat()
+        is_usable = stat.S_ISREG(facts.st_mode) and facts.st_size < _MOST_BYTES
+        is_usable = is_usable and os.access(file, os.R_OK | os.W_OK)
+    except FileNotFoundError:
+        is_usable = True
+    if not is_usable:
+        folders.remove(file)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    # One write at the end of the file: the kernel keeps lines of several clients apart. It begins
+    # with a line end, because a damaged file may end in the middle of a line.
+    with os.fdopen(os.open(file, flags, _LINE_MODE), "wb") as opened:
+        opened.write(b"\n" + _line(idle_timeout_s))
 
 
-def _seconds(line: str) -> float | None:
-    try:
-        return float(line)
-    except ValueError:
-        return None
+class Asked:
+    """The longest idle time asked for, as a supervisor remembers it if the file loses it."""
 
+    def __init__(self, folder: Path) -> None:
+        """Read what was asked for in ``folder`` so far."""
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._longest_s = _longest(folder)
 
-def _line(idle_timeout_s: float | None) -> str:
-    return f"{_NEVER if idle_timeout_s is None else idle_timeout_s}\n"
+    def seconds(self) -> float | None:
+        """Return the longest idle time that was ever asked for, in seconds; None for never."""
+        with self._lock:
+            self._read()
+            return _or_never(self._longest_s)
+
+    def restore(self) -> None:
+        """Write the longest idle time down again if the file does not hold it any more.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        with self._lock:
+            in_file_s = self._read()
+            if self._longest_s is not None and in_file_s != self._longest_s:
+                _append(self._folder, _or_never(self._longest_s))
+
+    def _read(self) -> float | None:
+        in_file_s = _longest(self._folder)
+        if in_file_s is not None:
+            self._longest_s = max(in_file_s, self._longest_s or 0.0)
+        return in_file_s
 
 
 class Idleness:

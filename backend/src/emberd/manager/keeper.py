@@ -16,7 +16,6 @@ import importlib
 import os
 import select
 import signal
-import sys
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
@@ -31,12 +30,12 @@ from emberd.manager import alive, child, folders, idle, leavings, locks, ports, 
 from emberd.manager.record import Failure, Record, State
 from emberd.manager.server import Verify
 from emberd.manager.starting import Start
+from emberd.manager.statefiles import StateFiles, tell
 from emberd.manager.suspicion import Suspicion
 from emberd.settings import Endpoint, ServerSpec
 
 _PORT_TRIES: Final = 5
 _KEY_BYTES: Final = 24
-_LOG_TAIL_BYTES: Final = 256 * 1024
 _ADVICE: Final = {
     errno.ENOSPC: "Free space on that disk: `df -h`.",
     errno.EDQUOT: "The quota of that disk is used up: free space.",
@@ -75,7 +74,7 @@ class Keeper:
         self._shared_memory = leavings.SharedMemory(folder)
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
-        self._log_start = 0
+        self._files = StateFiles(folder, alive_fd)
 
     # -- what it hears ------------------------------------------------------------------
 
@@ -127,29 +126,23 @@ class Keeper:
         if changes.get("state", self.record.state) != self.record.state:
             changes["since_s"] = time.monotonic()
         self.record = replace(self.record, **changes)  # type: ignore[arg-type]
-        record.write(self.folder, self.record)
+        self._files.publish(self.record)
 
     def publish_if_possible(self, **changes: object) -> None:
         """Do as ``publish``; a full disk does not keep a server from its orderly end."""
         try:
             self.publish(**changes)
         except OSError as error:
-            sys.stderr.write(f"emberd: the record cannot be written: {error}\n")
+            tell(f"the record cannot be written: {error}")
 
     @property
     def log_bytes(self) -> int:
         """How much the server has written since its start."""
-        return self._log.stat().st_size - self._log_start
+        return 0 if self.server is None else self.server.log_bytes
 
     def log(self) -> str:
         """Return the end of what the server wrote since its start."""
-        with self._log.open("rb") as file:
-            file.seek(max(self._log_start, self._log.stat().st_size - _LOG_TAIL_BYTES))
-            return file.read().decode("utf-8", "replace")
-
-    @property
-    def _log(self) -> Path:
-        return self.folder / folders.LOG_NAME
+        return "" if self.server is None else self.server.log()
 
     # -- its life -----------------------------------------------------------------------
 
@@ -157,6 +150,7 @@ class Keeper:
         """Start the server, keep it, and leave nothing behind."""
         try:
             self.publish()
+            self._files.watch(self.record.timing.tick_s)
             if self._start():
                 self._serve()
         except FolderGone:
@@ -174,7 +168,6 @@ class Keeper:
         claims = folders.make_private(self.folder.parent.parent / "claims")
         diagnosis: Diagnosis | None = None
         for _ in range(_PORT_TRIES):
-            self._log_start = self._log.stat().st_size
             try:
                 diagnosis = self._start_once(claims)
             except (EmberdError, OSError) as error:
@@ -240,7 +233,7 @@ class Keeper:
                 plan.command,
                 {**plan.environment, "TMPDIR": scratch},
                 f"{self.folder}:{self.record.nonce}",
-                self._log,
+                self.folder / folders.LOG_NAME,
                 inherited=() if launch.descriptor is None else (launch.descriptor,),
             )
         return launch, plan
@@ -279,7 +272,7 @@ class Keeper:
             if (code := self._reap()) is not None:
                 self._fail(self.engine.diagnose(code, self.log()), starting=False)
                 return
-            asked_for_s = idle.asked_for(self.folder)
+            asked_for_s = self._files.asked.seconds()
             if not (suspicion.is_there or idleness.must_look(asked_for_s, timing.look_s)):
                 continue
             if self.server is not None:
@@ -330,7 +323,7 @@ class Keeper:
         if self.server is not None:
             self._shared_memory.look(self.server.members, at_once=True)
             if not self.server.kill_all(self.record.timing.kill_s):
-                sys.stderr.write("emberd: processes of the server are left that cannot be killed\n")
+                tell("processes of the server are left that cannot be killed")
         leavings.remove(self.folder, self.record.scratch, self._shared_memory.known)
 
     def _reap(self) -> int | None:

@@ -17,6 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from emberd.errors import StateFolderError
+from emberd.manager import folders
+
 NOTE: Final = "shared-memory"
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps it; nothing is made there
 _PREFIX: Final = "emberd-"
@@ -106,12 +109,13 @@ def remove(folder: Path, scratch_folder: str, known: Iterable[int] = ()) -> None
         inodes -= {inode for pid in psutil.pids() for inode in mapped(pid)}
         _unlink(inodes)
     with suppress(OSError):
-        (folder / NOTE).unlink(missing_ok=True)
+        folders.remove(folder / NOTE)
 
 
 def _noted(file: Path) -> set[int]:
-    with suppress(OSError):
-        return {int(line) for line in file.read_text().split() if line.isdigit()}
+    with suppress(StateFolderError):
+        content = folders.read_file(file, truncate=True) or b""
+        return {int(line) for line in content.split() if line.isdigit()}
     return set()
 
 

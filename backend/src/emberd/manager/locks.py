@@ -84,6 +84,6 @@ def _lock(path: Path) -> BaseFileLock:
 
 def _holder(path: Path) -> str:
     try:
-        return path.read_text() or "a process that does not give its name"
+        return path.read_text(errors="replace") or "a process that does not give its name"
     except OSError:
         return "a process that cannot be named"

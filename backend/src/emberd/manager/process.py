@@ -128,6 +128,13 @@ def marked(folder: str, nonce: str | None = None) -> Iterator[ProcessIdentity]:
         folder: The state folder of a server.
         nonce: Only those of this start; None for those of any.
     """
+    for found, mark_folder, mark_nonce in marks():
+        if mark_folder == folder and nonce in (None, mark_nonce):
+            yield found
+
+
+def marks() -> Iterator[tuple[ProcessIdentity, str, str]]:
+    """Yield the marked processes of this user, each with the folder and the nonce of its mark."""
     # Imported late: attaching to a running server needs none of it.
     import psutil
 
@@ -141,8 +148,8 @@ def marked(folder: str, nonce: str | None = None) -> Iterator[ProcessIdentity]:
             mark_folder, _, mark_nonce = process.environ().get(MARK, "").rpartition(":")
         except (psutil.Error, OSError):
             continue
-        if mark_folder == folder and nonce in (None, mark_nonce):
-            yield found
+        if mark_folder:
+            yield found, mark_folder, mark_nonce
 
 
 def end_marked(folder: str, seconds: float, nonce: str | None = None) -> list[int]:

@@ -1,21 +1,25 @@
 """What a server's record says, and how it is read and replaced.
 
 One writer at a time (the holder of ``alive``) and any number of readers: the file is replaced
-as a whole, so a reader sees the old record or the new one, never half of one.
+as a whole, so a reader sees the old record or the new one, never half of one. What others do to
+the file is repaired by the living supervisor (``statefiles``); a reader takes a damaged record for
+a missing one.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from types import UnionType
+from typing import Any, Final, TypeVar, get_args, get_type_hints
 
 from emberd.engines.base import DRAIN_S
 from emberd.errors import StartError, StateFolderError
 from emberd.listeners import Listener
+from emberd.manager import folders
 from emberd.manager.process import ProcessIdentity
 from emberd.manager.timing import Timing
 from emberd.settings import Endpoint, ServerSpec
@@ -29,7 +33,8 @@ _T = TypeVar("_T")
 class State(StrEnum):
     """Where a server is in its life.
 
-    A record whose keeper is dead reads as ``ABSENT``, or as ``FAILED`` when it says so.
+    A record whose keeper is dead reads as ``ABSENT``, or as ``FAILED`` when it says so. Without a
+    readable record, a server that lives is ``UNKNOWN``; no record says that of itself.
     """
 
     ABSENT = "absent"
@@ -37,6 +42,7 @@ class State(StrEnum):
     READY = "ready"
     STOPPING = "stopping"
     FAILED = "failed"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +120,18 @@ class Record:
 
 
 def read(folder: Path) -> Record | None:
-    """Return the record in ``folder``; None when there is none or it cannot be understood.
+    """Return the record in ``folder``; None when there is none or it is damaged.
 
     Raises:
-        StateFolderError: Another version of emberd wrote it in a form this one does not know.
+        StateFolderError: Another version of emberd wrote it in a form this one does not know, or
+            the disk could not be read.
     """
     try:
-        content = json.loads((folder / NAME).read_bytes())
+        content = json.loads(folders.read_file(folder / NAME) or b"")
         schema = content["schema"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if type(schema) is not int:
         return None
     if schema != SCHEMA:
         raise StateFolderError(
@@ -131,7 +140,7 @@ def read(folder: Path) -> Record | None:
         )
     try:
         return _from_json(content)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
 
 
@@ -145,21 +154,34 @@ def read_last(folder: Path) -> Record | None:
 
 def write(folder: Path, record: Record) -> None:
     """Replace the record in ``folder``; only the holder of ``alive`` may."""
+    write_content(folder, serialised(record))
+
+
+def serialised(record: Record) -> bytes:
+    """Return what the file holds for ``record``."""
+    return json.dumps(asdict(record), indent=1).encode()
+
+
+def write_content(folder: Path, content: bytes) -> None:
+    """Do as ``write``, with the record as ``serialised`` returned it."""
     # One fixed name: there is one writer at a time, and what a killed one leaves half-written
-    # is overwritten by the next.
+    # is replaced by the next.
     fresh = folder / f"{NAME}.new"
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(asdict(record), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(folder / NAME)
+    folders.create(fresh, content, sync=True)
+    try:
+        fresh.replace(folder / NAME)
+    except IsADirectoryError:
+        folders.remove(folder / NAME)
+        fresh.replace(folder / NAME)
 
 
 def _from_json(content: dict[str, Any]) -> Record:
+    state = State(content["state"])
+    if state is State.UNKNOWN:
+        raise ValueError("no record says of itself that it is lost")
     return replace(
         _known(Record, content),
-        state=State(content["state"]),
+        state=state,
         spec=_known(ServerSpec, content["spec"]),
         timing=_known(Timing, content["timing"]),
         keeper=_optional(ProcessIdentity, content["keeper"]),
@@ -172,8 +194,26 @@ def _from_json(content: dict[str, Any]) -> Record:
 
 def _known(kind: type[_T], content: dict[str, Any]) -> _T:
     # A later version of the same schema may have added fields; they do no harm.
-    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: value for name, value in content.items() if name in names})
+    scalars = _scalars(kind)  # type: ignore[arg-type]
+    known = {name: value for name, value in content.items() if name in scalars}
+    for name, value in known.items():
+        if (allowed := scalars[name]) and not isinstance(value, allowed):
+            raise TypeError(f"{name} is {value!r}")
+    return kind(**known)
+
+
+@cache
+def _scalars(kind: Any) -> dict[str, tuple[type[Any], ...]]:
+    """Return the types that each field may have in JSON; none for those that are objects."""
+    hints = get_type_hints(kind)
+    allowed: dict[str, tuple[type[Any], ...]] = {}
+    for name in (f.name for f in fields(kind)):
+        hint = hints[name]
+        types = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        simple = all(each in (str, int, float, bool, type(None)) for each in types)
+        # JSON writes a whole number of seconds without a fraction.
+        allowed[name] = (*types, *([int] if float in types else [])) if simple else ()
+    return allowed
 
 
 def _endpoint(content: dict[str, Any] | None) -> Endpoint | None:

@@ -37,9 +37,12 @@ class View:
 
     @property
     def state(self) -> State:
-        """The state that counts: without a living keeper there is no server."""
+        """The state that counts: without a living keeper there is no server.
+
+        ``UNKNOWN`` if a keeper lives and its record is missing or damaged.
+        """
         if self.record is None:
-            return State.ABSENT
+            return State.UNKNOWN if self.alive else State.ABSENT
         if self.record.state in _LIVING and not self.alive and not self.record.found:
             return State.ABSENT
         return self.record.state
@@ -106,7 +109,7 @@ class View:
         return None
 
     def status(self) -> ServerStatus | None:
-        """Return what there is to tell; None when nothing ever started here."""
+        """Return what the record tells; None when there is none (see ``lost_records.status``)."""
         own = self.record
         if own is None:
             return None
@@ -160,6 +163,23 @@ def look(folder: Path) -> View:
     return View(folder, own, alive=alive.is_held(folder))
 
 
+def settled(folder: Path, deadline_s: float, poll_s: float) -> View:
+    """Do as ``look``, but wait until the supervisor has rewritten a record that is lost.
+
+    Args:
+        folder: The server's state folder.
+        deadline_s: When to give up, on the monotonic clock, in seconds; the state is then
+            ``UNKNOWN``.
+        poll_s: How often to look, in seconds.
+
+    Raises:
+        StateFolderError: It is not ours alone, or another version's.
+    """
+    while (view := look(folder)).state is State.UNKNOWN and time.monotonic() < deadline_s:
+        time.sleep(poll_s)
+    return view
+
+
 def listens(endpoint: Endpoint) -> bool:
-    """Return whether the verified listener of a server of ours is still there."""
+    """Return whether the verified listener of a managed server is still there."""
     return endpoint.listener is not None and listeners.find(endpoint.url) == endpoint.listener

@@ -1,59 +1,105 @@
-"""Stopping a server because a person asked for it."""
+"""Stopping a server because a person asked for it.
+
+A signal goes only to a process that is proven to be this folder's: a record may be damaged, or a
+copy of another one, so what it says is compared with the process itself.
+"""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from signal import SIGKILL, SIGTERM
+from signal import SIGCONT, SIGKILL, SIGTERM
 from typing import Final
 
-from emberd.errors import StartError
-from emberd.manager import alive, process, record
+from emberd.engines.base import DRAIN_S
+from emberd.errors import StartError, StateFolderError
+from emberd.manager import alive, lost_records, process, record
+from emberd.manager.lost_records import Marks, Supervisor
 from emberd.manager.process import ProcessIdentity
+from emberd.manager.record import State
 from emberd.manager.server import ServerStatus
-from emberd.manager.slot import View, look
+from emberd.manager.slot import View, look, settled
 from emberd.manager.timing import Timing
 
 _MARGIN_S: Final = 10.0
+_UNKNOWN_DRAIN_S: Final = 2 * DRAIN_S  # as long as any engine asks for
 
 
-def stop(folder: Path, timing: Timing) -> ServerStatus | None:
+def stop(folder: Path, timing: Timing, marks: Marks) -> ServerStatus | None:
     """Stop the server of ``folder``, wait until it is gone; return what it was, if anything.
 
-    A server of somebody else's is forgotten, never stopped. A keeper that does not go is killed,
-    and its server with it.
+    An external server is forgotten, never stopped. A supervisor that does not end is killed, and
+    its server with it. If its record is lost, it is found by the lock that it holds. What a dead
+    supervisor left is only told of here; the sweep that follows a stop ends it.
+
+    Args:
+        folder: The server's state folder.
+        timing: How long each step may take.
+        marks: The marked processes, as they were before anything was stopped.
 
     Raises:
         StartError: Processes of the server are left that cannot be ended.
+        StateFolderError: A process holds the liveness lock and is not proven to be ours.
     """
-    view = look(folder)
-    was = view.status()
-    if view.record is None or was is None:
+    view = settled(folder, time.monotonic() + timing.record_s, timing.poll_s)
+    was = lost_records.status(view, marks)
+    if was is None:
         return None
-    if view.record.found:
+    if view.record is not None and view.record.found:
         _forget(folder)
         return was
     if not view.alive:
-        return None
-    keeper = _keeper(view, timing)
-    if keeper is not None:
-        process.send(keeper, SIGTERM)
-        if not _ended(keeper, view.record.drain_s + timing.kill_s + _MARGIN_S, timing):
-            process.send(keeper, SIGKILL)
-            _ended(keeper, timing.kill_s, timing)
-    _end_marked(folder, was.nonce, timing)
+        return was if was.state is State.UNKNOWN else None
+    drain_s = view.record.drain_s if view.record is not None else _UNKNOWN_DRAIN_S
+    found = _supervisors(view, timing)
+    for each in found:
+        _end(each.identity, drain_s, timing)
+    recorded = marks.nonces(folder) if view.record is None else {was.nonce}
+    for nonce in {each.nonce for each in found} or recorded:
+        _end_marked(folder, nonce, timing)
+    if not found:
+        _check_released(folder, was, timing)
     return was
 
 
-def _keeper(view: View, timing: Timing) -> ProcessIdentity | None:
+def end_supervisor(view: View) -> None:
+    """Kill a supervisor whose server refuses connections, and which has not noticed that."""
+    named = view.record.keeper if view.record is not None else None
+    if named is not None and lost_records.supervisor(named, view.folder) is not None:
+        process.send(named, SIGKILL)
+
+
+def _supervisors(view: View, timing: Timing) -> list[Supervisor]:
     # In the first moments the record is the starter's, and names no keeper yet.
     deadline = time.monotonic() + timing.takeover_s
     while view.alive and view.record is not None and time.monotonic() < deadline:
         if view.record.keeper is not None:
-            return view.record.keeper
+            named = lost_records.supervisor(view.record.keeper, view.folder)
+            if named is not None:
+                return [named]
+            break
         time.sleep(timing.poll_s)
         view = look(view.folder)
-    return None
+    return lost_records.supervisors(view.folder)
+
+
+def _end(supervisor: ProcessIdentity, drain_s: float, timing: Timing) -> None:
+    process.send(supervisor, SIGTERM)
+    # A process that SIGSTOP holds acts on the signal only once it continues.
+    process.send(supervisor, SIGCONT)
+    if not _ended(supervisor, drain_s + timing.kill_s + _MARGIN_S, timing):
+        process.send(supervisor, SIGKILL)
+        _ended(supervisor, timing.kill_s, timing)
+
+
+def _check_released(folder: Path, was: ServerStatus, timing: Timing) -> None:
+    # The supervisor may have ended by itself meanwhile, and another may have begun.
+    view = settled(folder, time.monotonic() + timing.kill_s, timing.poll_s)
+    if view.alive and (view.record is None or view.record.nonce == was.nonce):
+        raise StateFolderError(
+            f"{alive.path(folder)} is locked by a process that is not proven to be emberd's, so "
+            f"nothing was stopped. `fuser {alive.path(folder)}` names it: end it, or wait."
+        )
 
 
 def _forget(folder: Path) -> None:

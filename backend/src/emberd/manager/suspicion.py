@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from emberd.manager import folders
 from emberd.surface import Activity
 
 _NAME: Final = "suspect"
@@ -49,7 +50,7 @@ class Suspicion:
         self._before: Activity | None = None
         self._result: list[bool] = []
         self._thread: threading.Thread | None = None
-        self._file.unlink(missing_ok=True)
+        self._clear()
 
     @property
     def is_there(self) -> bool:
@@ -86,6 +87,11 @@ class Suspicion:
         )
         if moved or self._result == [True]:
             self._failures = 0
-            self._file.unlink(missing_ok=True)
+            self._clear()
         else:
             self._failures += 1
+
+    def _clear(self) -> None:
+        # Whatever has the name: a directory there must not end the supervisor.
+        with suppress(OSError):
+            folders.remove(self._file)

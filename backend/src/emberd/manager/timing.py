@@ -15,6 +15,8 @@ class Timing:
         look_s: How often a keeper reads the counters of a server that nobody suspects; a reading
             costs the server some milliseconds of its processor.
         lock_s: How long ``ensure`` waits for the start lock.
+        record_s: How long a reader waits for the supervisor to rewrite a lost record, a few times
+            ``tick_s``.
         takeover_s: How long a starter waits for the first sign of its keeper.
         cool_down_s: How long a failed start is not repeated.
         lost_s: How long a healing client lets the keeper notice a death.
@@ -27,6 +29,7 @@ class Timing:
     tick_s: float = 2.0
     look_s: float = 20.0
     lock_s: float = 120.0
+    record_s: float = 6.0
     takeover_s: float = 30.0
     cool_down_s: float = 60.0
     lost_s: float = 10.0

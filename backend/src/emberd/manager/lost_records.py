@@ -1,0 +1,224 @@
+"""Servers whose record is lost: found by their liveness lock and by the mark of their processes.
+
+A living supervisor rewrites a record that is missing or damaged within a tick or two. If it does
+not (it is stopped by a signal, or its disk is full), what remains is the lock that it holds, its
+command line, and the mark in the environment of every process that it started.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from emberd.catalog import MODELS
+from emberd.errors import StateFolderError
+from emberd.manager import alive, folders, process, record
+from emberd.manager.launch import KEEPER_MODULE
+from emberd.manager.process import ProcessIdentity
+from emberd.manager.record import State
+from emberd.manager.server import ServerStatus
+from emberd.manager.slot import View, settled
+from emberd.manager.timing import Timing
+from emberd.settings import ServerSpec
+
+if TYPE_CHECKING:
+    import psutil
+
+NO_MODEL: Final = "?"
+"""What stands for the model of a server if nothing tells which one it serves."""
+
+_LOG: Final = logging.getLogger("emberd")
+_ARGUMENTS: Final = 3  # folder, nonce, descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class Supervisor:
+    """A process that proved to be the supervisor of a state folder.
+
+    Attributes:
+        identity: The process.
+        nonce: The name of its start.
+    """
+
+    identity: ProcessIdentity
+    nonce: str
+
+
+class Marks:
+    """The marked processes of this user, read once, when they are first asked for."""
+
+    @cached_property
+    def _by_folder(self) -> dict[str, list[tuple[ProcessIdentity, str]]]:
+        found: dict[str, list[tuple[ProcessIdentity, str]]] = {}
+        for identity, folder, nonce in process.marks():
+            found.setdefault(folder, []).append((identity, nonce))
+        return found
+
+    def pids(self, folder: Path) -> list[int]:
+        """Return the pids of the processes that bear the mark of ``folder``."""
+        return [identity.pid for identity, _ in self._by_folder.get(str(folder), [])]
+
+    def nonces(self, folder: Path) -> set[str]:
+        """Return the starts to which they belong."""
+        return {nonce for _, nonce in self._by_folder.get(str(folder), [])}
+
+
+def supervisors(folder: Path) -> list[Supervisor]:
+    """Return the processes that are proven to supervise ``folder``: almost always one or none.
+
+    Proven means: it belongs to this user, its command line is that of a supervisor, and the
+    descriptor named there is open on the very file whose lock shows that a supervisor lives.
+    """
+    import psutil
+
+    found = (_supervisor(candidate, folder) for candidate in psutil.process_iter())
+    return [each for each in found if each is not None]
+
+
+def supervisor(identity: ProcessIdentity, folder: Path) -> Supervisor | None:
+    """Return the process as the supervisor of ``folder``; None if that cannot be proven."""
+    import psutil
+
+    try:
+        found = _supervisor(psutil.Process(identity.pid), folder)
+    except psutil.Error:
+        return None
+    return found if found is not None and found.identity == identity else None
+
+
+def await_records(chosen: Iterable[Path], timing: Timing, deadline_s: float = math.inf) -> None:
+    """Wait until the supervisors of these folders have rewritten records that are lost.
+
+    Args:
+        chosen: State folders.
+        timing: How long a supervisor may take.
+        deadline_s: When to give up in any case, on the monotonic clock, in seconds.
+
+    Raises:
+        StateFolderError: A supervisor did not rewrite its record.
+    """
+    for folder in chosen:
+        await_record(folder, timing, deadline_s)
+
+
+def await_record(folder: Path, timing: Timing, deadline_s: float = math.inf) -> View:
+    """Do as ``await_records`` for one folder, and return what it holds then."""
+    began_s = time.monotonic()
+    view = settled(folder, min(deadline_s, began_s + timing.record_s), timing.poll_s)
+    if view.state is State.UNKNOWN:
+        pids = ", ".join(str(each.identity.pid) for each in supervisors(folder))
+        raise StateFolderError(
+            f"A server runs whose record is lost: {folder / record.NAME} is missing or damaged, "
+            f"and its supervisor ({f'process {pids}' if pids else 'which was not found'}) has not "
+            f"rewritten it within {time.monotonic() - began_s:.0f} s. Run `emberd stop` to end "
+            f"that server, then try again."
+        )
+    return view
+
+
+def statuses(chosen: Iterable[Path], timing: Timing) -> list[ServerStatus]:
+    """Return what is known of the servers of these folders; a folder that is not ours is skipped.
+
+    Records that are lost are waited for, ``timing.record_s`` seconds for all of them together.
+    """
+    known, marks = [], Marks()
+    deadline_s = time.monotonic() + timing.record_s
+    for folder in chosen:
+        try:
+            known.append(status(settled(folder, deadline_s, timing.poll_s), marks))
+        except StateFolderError as error:
+            _LOG.warning("%s", error)  # one odd folder does not hide the others
+    return [each for each in known if each is not None]
+
+
+def status(view: View, marks: Marks) -> ServerStatus | None:
+    """Return what there is to tell of a server; None when nothing ever started in its folder.
+
+    Without a record: a supervisor that lives, or processes that a dead one left.
+    """
+    if view.record is not None:
+        return view.status()
+    left = marks.pids(view.folder) if view.alive or _was_used(view.folder) else []
+    if not view.alive and not left:
+        return None
+    pids = [each.identity.pid for each in supervisors(view.folder)] if view.alive else []
+    log = view.folder / folders.LOG_NAME
+    return ServerStatus(
+        key=view.folder.name,
+        spec=_spec(view.folder),
+        state=State.UNKNOWN,
+        seconds=_age_s(pids),
+        url=None,
+        engine=None,
+        device=None,
+        origin="own",
+        keeper_pid=pids[0] if pids else None,
+        idle_timeout=None,
+        detail=_detail(view, pids, left),
+        log_path=str(log) if log.exists() else "",
+        nonce=folders.log_nonce(view.folder) or "",
+    )
+
+
+def _detail(view: View, supervising: list[int], marked: list[int]) -> str:
+    who = "its supervisor does not rewrite it" if view.alive else "its supervisor is dead"
+    pids = ", ".join(map(str, chain(supervising, marked)))
+    return f"its record is lost and {who}; processes: {pids or 'none found'}; run `emberd stop`"
+
+
+def _spec(folder: Path) -> ServerSpec:
+    # The folder's name stands for the model and its revision; it can be compared, not read.
+    key = folder.name.partition("-")[0]
+    specs = (ServerSpec(model=model.name) for model in MODELS)
+    return next((spec for spec in specs if spec.key == key), ServerSpec(model=NO_MODEL))
+
+
+def _age_s(pids: list[int]) -> float:
+    import psutil
+
+    try:
+        return max(0.0, time.time() - psutil.Process(pids[0]).create_time())
+    except (IndexError, psutil.Error):
+        return 0.0
+
+
+def _was_used(folder: Path) -> bool:
+    # A folder in which nothing was ever started is not worth a look at all processes.
+    return alive.path(folder).exists()
+
+
+def _supervisor(candidate: psutil.Process, folder: Path) -> Supervisor | None:
+    import psutil
+
+    # Identified before its command line is read: if the pid changes hands in between, a signal to
+    # this identity reaches no process at all.
+    identity = process.identify(candidate.pid)
+    try:
+        if identity is None or candidate.uids().real != os.getuid():
+            return None
+        words = candidate.cmdline()
+        *start, _, nonce, descriptor = words if len(words) > _ARGUMENTS else [""] * _ARGUMENTS
+        if start[-2:] != ["-m", KEEPER_MODULE] or not descriptor.isdigit():
+            return None
+        holds = _has_open(candidate, int(descriptor), alive.path(folder))
+    except (psutil.Error, OSError):
+        return None
+    return Supervisor(identity, nonce) if holds else None
+
+
+def _has_open(candidate: psutil.Process, descriptor: int, file: Path) -> bool:
+    if sys.platform == "linux":
+        return os.path.samestat(os.stat(f"/proc/{candidate.pid}/fd/{descriptor}"), file.lstat())
+    return any(
+        opened.fd == descriptor and os.path.samestat(os.stat(opened.path), file.lstat())
+        for opened in candidate.open_files()
+    )

@@ -1,0 +1,66 @@
+"""``status``, ``stop`` and ``up`` for a server whose record is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+import damage
+import leftovers
+from command import Command, stub
+from emberd.manager import process
+
+
+def record_and_keeper(emberd: Command) -> tuple[Path, psutil.Process]:
+    """Start a server; return the file of its record and its supervisor."""
+    folder = emberd("up", *stub(), "--json").json["folder"]
+    (server,) = emberd("status", "--json").json["servers"]
+    return Path(folder) / "record.json", psutil.Process(server["keeper_pid"])
+
+
+@pytest.mark.parametrize("kind", ["missing", "null", "directory"])
+def test_lost_record_is_rewritten_and_every_command_sees_the_server(
+    emberd: Command, kind: str
+) -> None:
+    file, keeper = record_and_keeper(emberd)
+    for arguments in (("status",), ("up", *stub(), "--start-timeout", "20"), ("stop",)):
+        damage.OF_RECORD[kind](file)
+        done = emberd(*arguments)
+        assert done.code == 0, done.err
+        assert "stub/ok" in done.out
+    assert "it was ready" in done.out
+    assert process.identify(keeper.pid) is None
+
+
+def test_frozen_supervisor_with_a_lost_record_is_shown_and_stopped(emberd: Command) -> None:
+    file, keeper = record_and_keeper(emberd)
+    keeper.suspend()
+    file.unlink()
+
+    shown = emberd("status", "--json")
+    (server,) = shown.json["servers"]
+    assert (shown.code, server["state"], server["keeper_pid"]) == (0, "unknown", keeper.pid)
+    assert "unknown" in emberd("status").out
+
+    refused = emberd("up", *stub(), "--start-timeout", "50")
+    assert refused.code == 1
+    assert str(file.parent) in refused.err
+    assert "emberd stop" in refused.err
+
+    stopped = emberd("stop")
+    assert (stopped.code, file.parent.name in stopped.out) == (0, True)
+    assert leftovers.find([str(emberd.home)]) == []
+    assert emberd("up", *stub()).code == 0
+
+
+def test_stop_of_a_model_finds_its_server_although_no_record_names_the_model(
+    emberd: Command,
+) -> None:
+    file, keeper = record_and_keeper(emberd)
+    keeper.suspend()
+    file.unlink()
+    assert emberd("stop", "--model", "stub/other").out.startswith("No server of stub/other runs")
+    assert file.parent.name in emberd("stop", "--model", "stub/ok").out
+    assert process.identify(keeper.pid) is None

@@ -1,0 +1,337 @@
+"""The other state files, lost or damaged: under a living supervisor, and before a start."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+import damage
+import waiting
+from emberd.errors import StateFolderError
+from emberd.manager import State, alive, folders, idle, leavings, locks, record
+from emberd.manager.child import ServerProcess
+from emberd.manager.record import Record
+from emberd.manager.statefiles import StateFiles
+from emberd.manager.timing import Timing
+from emberd.servers import Manager
+from emberd.settings import Endpoint, ServerSpec
+from homes import Stub, server_of
+
+OWN = Record(State.READY, "abc", ServerSpec(model="m"), Timing(), since_s=1.0)
+
+
+def folder_of(manager: Manager, spec: ServerSpec, **more: float | None) -> Path:
+    """Return the state folder of a server that runs."""
+    return Path(manager.ensure(spec, **more).folder or "")  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- the idle times
+
+
+@pytest.mark.parametrize("kind", damage.OF_ANY_FILE)
+def test_idle_time_that_was_asked_for_survives_the_loss_of_its_file(
+    manager: Manager, stub: Stub, kind: str
+) -> None:
+    folder = folder_of(manager, stub(), idle_timeout=None)
+    damage.OF_ANY_FILE[kind](folder / "last-used")
+    waiting.until(lambda: (folder / "last-used").is_file() and idle.asked_for(folder) is None)
+    (status,) = manager.status()
+    assert (status.state, status.idle_timeout) == (State.READY, None)
+
+
+def test_idle_time_that_is_asked_for_while_the_file_is_lost_is_not_lost(
+    manager: Manager, stub: Stub
+) -> None:
+    folder = folder_of(manager, stub(), idle_timeout=600)
+    (folder / "last-used").unlink()
+    idle.ask(folder, 700)
+    (folder / "last-used").unlink()
+    idle.ask(folder, 5)
+    waiting.until(lambda: idle.asked_for(folder) in (600, 700))
+
+
+@pytest.mark.parametrize("kind", damage.OF_ANY_FILE)
+def test_idle_time_can_be_asked_for_whatever_has_the_files_name(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "home").mkdir(mode=0o700)
+    folder = tmp_path / "home"
+    idle.begin(folder, 60)
+    damage.OF_ANY_FILE[kind](folder / "last-used")
+    idle.ask(folder, 600)
+    assert idle.asked_for(folder) == 600
+
+
+def test_idle_times_that_cannot_be_read_now_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle.begin(tmp_path, 600)
+    asked = idle.Asked(tmp_path)
+
+    def fail(*args: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        assert asked.seconds() == 600
+    asked.restore()
+    assert idle.asked_for(tmp_path) == 600
+
+
+def test_oversized_file_of_idle_times_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "last-used").write_bytes(b"x" * 5_000_000)
+    idle.ask(tmp_path, 600)
+    assert idle.asked_for(tmp_path) == 600
+    assert (tmp_path / "last-used").stat().st_size < 100
+
+
+def test_oversized_record_is_damaged(tmp_path: Path) -> None:
+    record.write(tmp_path, OWN)
+    with (tmp_path / record.NAME).open("ab") as file:
+        file.write(b" " * 5_000_000)
+    assert record.read(tmp_path) is None
+
+
+def test_idle_time_that_cannot_be_written_is_a_state_folder_error(tmp_path: Path) -> None:
+    with pytest.raises(StateFolderError, match="gone"):
+        idle.ask(tmp_path / "gone", 600)
+
+
+@pytest.mark.parametrize("line", ["nan", "-5", "0", "\xff"])
+def test_line_that_is_no_idle_time_is_ignored(tmp_path: Path, line: str) -> None:
+    (tmp_path / "last-used").write_text(f"{line}\n60\n")
+    assert idle.asked_for(tmp_path) == 60
+
+
+# ---------------------------------------------------------------- the log
+
+
+@pytest.mark.parametrize("kind", damage.OF_ANY_FILE)
+def test_start_goes_on_if_its_log_is_lost(manager: Manager, stub: Stub, kind: str) -> None:
+    spec = stub(start=1)
+    manager.warm_up(spec)
+    status = waiting.until(
+        lambda: next((s for s in manager.status() if s.detail == "loading"), None)
+    )
+    assert status is not None
+    damage.OF_ANY_FILE[kind](Path(status.log_path))
+    assert manager.ensure(spec).nonce == status.nonce
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory"])
+def test_death_of_a_server_is_explained_although_its_log_was_lost(
+    manager: Manager, stub: Stub, kind: str
+) -> None:
+    folder = folder_of(manager, stub())
+    damage.OF_ANY_FILE[kind](folder / folders.LOG_NAME)
+    server = server_of(psutil.Process(manager.status()[0].keeper_pid))
+    assert server is not None
+    server.kill()
+    waiting.until(lambda: manager.status()[0].state is State.FAILED)
+    assert manager.status()[0].detail == "The stub was killed"
+
+
+def test_log_of_a_server_is_what_it_wrote_also_after_a_truncation(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    log.write_text("written before the server: much more than what it will write itself\n")
+    server = ServerProcess(["/bin/sh", "-c", "echo begin; read line; echo end"], {}, "a:b", log)
+    try:
+        waiting.until(lambda: server.reap() is not None)
+        assert server.log() == "begin\nend\n"
+        assert server.log_bytes == len("begin\nend\n")
+        os.truncate(log, 0)
+        assert (server.log(), server.log_bytes) == ("", 0)
+        log.write_text("new\n")
+        assert server.log() == "new\n"
+    finally:
+        server.kill_all(5.0)
+
+
+# ---------------------------------------------------------------- the others
+
+
+def test_directory_in_place_of_a_suspicion_does_not_end_the_server(
+    manager: Manager, stub: Stub
+) -> None:
+    folder = folder_of(manager, stub())
+    (folder / "suspect").mkdir()
+    waiting.until(lambda: not (folder / "suspect").exists())
+    assert manager.status()[0].state is State.READY
+
+
+def test_supervisor_restores_the_permissions_of_its_liveness_lock(
+    manager: Manager, stub: Stub
+) -> None:
+    folder = folder_of(manager, stub())
+    alive.path(folder).chmod(0)
+    waiting.until(lambda: stat.S_IMODE(alive.path(folder).stat().st_mode) == 0o600)
+    assert manager.status()[0].state is State.READY
+
+
+def test_readers_of_a_garbled_note_of_shared_memory_and_lock_go_on(tmp_path: Path) -> None:
+    (tmp_path / leavings.NOTE).write_bytes(b"\xff\xfe \xb2 12x\n")
+    leavings.remove(tmp_path, "")
+    assert not (tmp_path / leavings.NOTE).exists()
+    (tmp_path / "lock").write_bytes(b"\xff\xfe")
+    assert locks._holder(tmp_path / "lock")
+
+
+_NAMES = [
+    *("record.json", "record.json.new", "last-used", "server.log", "server.log.1"),
+    *("server.log.3", "suspect", "secret.yaml", "shared-memory"),
+]
+
+
+def _make_directory(file: Path) -> None:
+    file.mkdir()
+    (file / "content").touch()
+
+
+@pytest.mark.parametrize("name", _NAMES)
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(_make_directory, id="directory"),
+        pytest.param(lambda file: file.symlink_to("/nowhere"), id="link"),
+        pytest.param(os.mkfifo, id="fifo"),
+    ],
+)
+def test_start_replaces_what_has_the_name_of_a_state_file(
+    manager: Manager, stub: Stub, name: str, make: Callable[[Path], None]
+) -> None:
+    folder = folder_of(manager, stub())
+    manager.stop()
+    (folder / "server.log.2").touch()
+    if (folder / name).exists():
+        (folder / name).unlink()
+    make(folder / name)
+    assert manager.ensure(stub()).started
+
+
+# ---------------------------------------------------------------- reading and writing them
+
+
+@pytest.mark.parametrize("kind", [*damage.OF_RECORD])
+def test_damaged_record_reads_as_none_and_not_as_another_error(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir(mode=0o700)
+    record.write(folder, OWN)
+    damage.OF_RECORD[kind](folder / record.NAME)
+    read = record.read(folder)
+    if kind == "other-nonce":
+        assert read == replace(OWN, nonce="another")
+    elif kind == "open-to-others" or (kind == "unreadable" and os.geteuid() == 0):
+        assert read == OWN
+    else:
+        assert read is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"nonce": 1}, {"since_s": "soon"}, {"attempts": None}, {"state": "unknown"}),
+        *({"schema": None}, {"schema": []}, {"keeper": {"pid": "1", "start": "", "boot": ""}}),
+        *({"endpoint": {"url": None, "model": "m", "dimensions": 1}}, {"options": {"port": "x"}}),
+    ],
+)
+def test_record_with_a_field_of_another_type_is_damaged(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    record.write(tmp_path, OWN)
+    damage.change(**change)(tmp_path / record.NAME)
+    assert record.read(tmp_path) is None
+
+
+def test_record_with_whole_seconds_is_sound(tmp_path: Path) -> None:
+    endpoint = Endpoint("http://127.0.0.1:1", "m", 8)
+    own = replace(OWN, since_s=12, timing=Timing(tick_s=1), endpoint=endpoint)
+    record.write(tmp_path, own)
+    assert record.read(tmp_path) == own
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO])
+def test_record_that_may_be_sound_and_cannot_be_read_now_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    record.write(tmp_path, OWN)
+
+    def fail(*args: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        with pytest.raises(StateFolderError, match="record.json"):
+            record.read(tmp_path)
+    assert record.read(tmp_path) == OWN
+
+
+def test_record_that_its_owner_may_not_read_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read all, so the refusal is simulated."""
+    record.write(tmp_path, OWN)
+
+    def refuse(*args: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        assert record.read(tmp_path) is None
+
+
+def test_only_what_lies_in_a_private_folder_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o755)
+    (tmp_path / "open" / "precious").mkdir()
+    with pytest.raises(StateFolderError):
+        folders.remove(tmp_path / "open" / "precious")
+    assert (tmp_path / "open" / "precious").exists()
+
+
+def test_removing_a_link_leaves_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "link").symlink_to("kept")
+    folders.remove(tmp_path / "link")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_failure_to_rewrite_is_reported_once_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    descriptor = alive.take(tmp_path)
+    assert descriptor is not None
+    files = StateFiles(tmp_path, descriptor)
+    files.publish(OWN)
+    (tmp_path / record.NAME).unlink()
+
+    def fail(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "write_content", fail)
+        for _ in range(3):
+            files.restore()
+    assert capsys.readouterr().err.count("No space left") == 1
+    files.restore()
+    assert record.read(tmp_path) == OWN
+    alive.release(descriptor)
+
+
+def test_unchanged_record_is_not_read_or_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    descriptor = alive.take(tmp_path)
+    assert descriptor is not None
+    files = StateFiles(tmp_path, descriptor)
+    files.publish(OWN)
+    files.restore()
+    before = (tmp_path / record.NAME).stat()
+    monkeypatch.setattr(StateFiles, "_is_ours", lambda self: pytest.fail("it was read again"))
+    files.restore()
+    assert (tmp_path / record.NAME).stat().st_ino == before.st_ino
+    alive.release(descriptor)

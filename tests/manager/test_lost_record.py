@@ -1,0 +1,417 @@
+"""A record that is lost or damaged: rewritten by a living supervisor, and bounded waits without it.
+
+That no process is left is checked at the end of every test, by the ``manager`` fixture.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+import damage
+import leftovers
+import waiting
+from emberd.errors import StateFolderError
+from emberd.manager import State, alive, leavings, lost_records, process, record, stopping
+from emberd.manager.server import Server, ServerStatus
+from emberd.servers import Manager
+from emberd.settings import ServerSpec
+from homes import QUICK, Starts, Stub
+from plain_client import embed, in_flight
+
+SHORT_WAIT = replace(QUICK, record_s=0.5)
+
+
+def record_of(server: Server) -> Path:
+    """Return the file of a server's record."""
+    return Path(server.folder or "") / record.NAME
+
+
+def starting(manager: Manager, spec: ServerSpec) -> tuple[Path, ServerStatus]:
+    """Start a server, and return its record's file and status while it loads."""
+    manager.warm_up(spec)
+
+    def loading() -> ServerStatus | None:
+        (status,) = manager.status()
+        return status if status.detail == "loading" else None
+
+    status = waiting.until(loading)
+    assert status is not None
+    return Path(status.log_path).with_name(record.NAME), status
+
+
+@contextmanager
+def frozen(pid: int | None) -> Iterator[psutil.Process]:
+    """Stop a supervisor by a signal, so that it rewrites nothing."""
+    keeper = psutil.Process(pid)
+    keeper.suspend()
+    # The signal acts on the next return to user space; a write could be under way.
+    waiting.until(lambda: keeper.status() == psutil.STATUS_STOPPED)
+    try:
+        yield keeper
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            keeper.resume()
+
+
+def keeper_pid(manager: Manager) -> int:
+    """Return the pid of the only supervisor."""
+    (status,) = manager.status()
+    assert status.keeper_pid is not None
+    return status.keeper_pid
+
+
+# ---------------------------------------------------------------- it is rewritten
+
+
+@pytest.mark.parametrize("kind", damage.OF_RECORD)
+def test_ready_supervisor_rewrites_its_record(manager: Manager, stub: Stub, kind: str) -> None:
+    server = manager.ensure(stub())
+    file = record_of(server)
+    before = file.read_bytes()
+    damage.OF_RECORD[kind](file)
+    damage.wait_until_repaired(file, before)
+    assert manager.ensure(stub()).nonce == server.nonce
+    (stopped,) = manager.stop()
+    assert (stopped.nonce, stopped.state) == (server.nonce, State.READY)
+
+
+@pytest.mark.parametrize("kind", damage.OF_RECORD)
+def test_starting_supervisor_rewrites_its_record(manager: Manager, stub: Stub, kind: str) -> None:
+    file, status = starting(manager, stub(start=600))
+    before = file.read_bytes()
+    damage.OF_RECORD[kind](file)
+    damage.wait_until_repaired(file, before)
+    assert [s.nonce for s in manager.status()] == [status.nonce]
+    (stopped,) = manager.stop()
+    assert (stopped.nonce, stopped.state) == (status.nonce, State.STARTING)
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory"])
+def test_supervisor_that_waits_for_a_claim_rewrites_its_record(
+    manager: Manager, stub: Stub, kind: str
+) -> None:
+    starting(manager, stub("first", claims="card", start=600))
+    manager.warm_up(stub("second", claims="card"))
+    status = waiting.until(
+        lambda: next((s for s in manager.status() if s.detail == "waiting for card"), None)
+    )
+    assert status is not None
+    file = Path(status.log_path).with_name(record.NAME)
+    damage.OF_RECORD[kind](file)
+    waiting.until(lambda: file.is_file() and record.read(file.parent))
+    assert {s.nonce for s in manager.status()} >= {status.nonce}
+
+
+def test_record_is_rewritten_each_time_it_is_lost(manager: Manager, stub: Stub) -> None:
+    file = record_of(manager.ensure(stub()))
+    before = file.read_bytes()
+    for _ in range(3):
+        file.unlink()
+        damage.wait_until_repaired(file, before)
+
+
+def test_record_that_is_lost_while_the_server_drains_is_rewritten(
+    manager: Manager, stub: Stub
+) -> None:
+    server = manager.ensure(stub())
+    slow = threading.Thread(target=lambda: embed(server, "SLOW 3"))
+    slow.start()
+    waiting.until(lambda: in_flight(server))
+    stopper = threading.Thread(target=manager.stop)
+    stopper.start()
+    waiting.until(lambda: manager.status()[0].state is State.STOPPING)
+    record_of(server).unlink()
+    waiting.until(lambda: record.read(Path(server.folder or "")))
+    assert manager.status()[0].state is State.STOPPING
+    slow.join()
+    stopper.join()
+    (status,) = manager.status()
+    assert (status.state, status.detail) == (State.ABSENT, "a person stopped it")
+
+
+# ---------------------------------------------------------------- who asks meanwhile
+
+
+@pytest.mark.parametrize("kind", [kind for kind in damage.OF_RECORD if kind != "other-nonce"])
+def test_caller_gets_the_running_server_although_its_record_was_just_lost(
+    manager: Manager, stub: Stub, starts: Starts, kind: str
+) -> None:
+    server = manager.ensure(stub())
+    damage.OF_RECORD[kind](record_of(server))
+    again = manager.ensure(stub(), start_timeout=20)
+    assert (again.nonce, again.endpoint, again.started) == (server.nonce, server.endpoint, False)
+    assert starts() == 1
+
+
+def test_caller_that_began_a_start_gets_it_although_its_record_was_lost(
+    manager: Manager, stub: Stub, starts: Starts
+) -> None:
+    got: list[Server] = []
+    waiter = threading.Thread(target=lambda: got.append(manager.ensure(stub(start=2))))
+    waiter.start()
+    status = waiting.until(lambda: next((s for s in manager.status() if s.keeper_pid), None))
+    assert status is not None
+    Path(status.log_path).with_name(record.NAME).unlink()
+    waiter.join(timeout=30)
+    assert [(server.nonce, server.started) for server in got] == [(status.nonce, True)]
+    assert starts() == 1
+
+
+def test_find_and_status_see_a_server_whose_record_was_just_lost(
+    manager: Manager, stub: Stub
+) -> None:
+    server = manager.ensure(stub())
+    record_of(server).unlink()
+    (status,) = manager.status()
+    assert (status.nonce, status.state) == (server.nonce, State.READY)
+    record_of(server).unlink()
+    found = manager.find(stub())
+    assert found is not None
+    assert found.nonce == server.nonce
+
+
+def test_job_goes_on_with_its_server_while_the_record_is_lost(manager: Manager, stub: Stub) -> None:
+    server = manager.ensure(stub())
+    with frozen(keeper_pid(manager)):
+        record_of(server).unlink()
+        assert manager.is_current(server)
+        manager.used(server)
+
+
+# ---------------------------------------------------------------- a frozen supervisor
+
+
+def test_caller_gets_an_error_soon_if_the_supervisor_does_not_rewrite_the_record(
+    manager: Manager, home: Path, stub: Stub
+) -> None:
+    server = manager.ensure(stub())
+    asking = Manager(home, timing=SHORT_WAIT)
+    with frozen(keeper_pid(manager)) as keeper:
+        record_of(server).unlink()
+        for ask in (asking.find, asking.warm_up, lambda s: asking.ensure(s, start_timeout=10)):
+            with pytest.raises(StateFolderError, match="emberd stop") as error:
+                ask(stub())
+            assert str(server.folder) in str(error.value)
+            assert str(keeper.pid) in str(error.value)
+    manager.stop()
+
+
+def test_caller_that_waits_for_a_start_gets_an_error_if_its_record_stays_lost(
+    manager: Manager, home: Path, stub: Stub
+) -> None:
+    spec = stub(start=600)
+    file, status = starting(manager, spec)
+    errors: list[Exception] = []
+
+    def wait() -> None:
+        try:
+            Manager(home, timing=SHORT_WAIT).ensure(spec, start_timeout=15)
+        except StateFolderError as error:
+            errors.append(error)
+
+    with frozen(status.keeper_pid):
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        file.unlink()
+        waiter.join(timeout=60)
+    assert len(errors) == 1
+    manager.stop()
+
+
+def test_status_shows_a_server_whose_record_stays_lost(
+    manager: Manager, home: Path, stub: Stub
+) -> None:
+    server = manager.ensure(stub())
+    pid = keeper_pid(manager)
+    with frozen(pid) as keeper:
+        children = keeper.children(recursive=True)
+        record_of(server).unlink()
+        (status,) = Manager(home, timing=SHORT_WAIT).status()
+    assert (status.state, status.keeper_pid, status.nonce) == ("unknown", pid, server.nonce)
+    marked = [child for child in children if process.MARK in child.environ()]
+    assert marked
+    assert all(str(child.pid) in status.detail for child in marked)
+
+
+def test_stop_ends_a_frozen_supervisor_whose_record_is_lost_in_an_orderly_way(
+    manager: Manager, home: Path, stub: Stub
+) -> None:
+    server = manager.ensure(stub(faults="leaves-children"))
+    with frozen(keeper_pid(manager)):
+        record_of(server).unlink()
+        (was,) = Manager(home, timing=SHORT_WAIT).stop()
+    assert (was.state, was.nonce) == ("unknown", server.nonce)
+    assert leftovers.find([str(home)]) == []
+    (status,) = manager.status()
+    assert (status.state, status.detail) == (State.ABSENT, "a person stopped it")
+    assert manager.ensure(stub(faults="leaves-children")).started
+
+
+def test_stop_kills_a_supervisor_that_does_not_end_and_what_it_started(
+    manager: Manager, home: Path, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "SIGCONT", signal.SIGWINCH)
+    monkeypatch.setattr(stopping, "_MARGIN_S", 0.0)
+    monkeypatch.setattr(stopping, "_UNKNOWN_DRAIN_S", 0.0)
+    server = manager.ensure(stub(faults="leaves-children"))
+    with frozen(keeper_pid(manager)) as keeper:
+        record_of(server).unlink()
+        Manager(home, timing=replace(SHORT_WAIT, kill_s=0.5)).stop()
+        waiting.until(lambda: process.identify(keeper.pid) is None)
+    assert leftovers.end_all([str(home)]) == []
+    assert manager.status() == []
+
+
+def test_stop_of_one_model_finds_its_server_by_the_folder(
+    manager: Manager, home: Path, stub: Stub
+) -> None:
+    one, other = manager.ensure(stub("a")), manager.ensure(stub("b"))
+    pid = next(s.keeper_pid for s in manager.status() if s.nonce == one.nonce)
+    with frozen(pid):
+        record_of(one).unlink()
+        (was,) = Manager(home, timing=SHORT_WAIT).stop(stub("a"))
+    assert was.nonce == one.nonce
+    assert manager.is_current(other)
+
+
+# ---------------------------------------------------------------- who may be signalled
+
+
+def test_stop_does_not_signal_a_process_that_only_the_record_names(
+    manager: Manager, home: Path, stub: Stub
+) -> None:
+    """The record may be a copy of another server's, or name any process of this user."""
+    one, other = manager.ensure(stub("a")), manager.ensure(stub("b"))
+    pid = next(s.keeper_pid for s in manager.status() if s.nonce == one.nonce)
+    with frozen(pid) as keeper:
+        record_of(one).write_bytes(record_of(other).read_bytes())
+        Manager(home, timing=SHORT_WAIT).stop(stub("a"))
+        waiting.until(lambda: process.identify(keeper.pid) is None)
+    assert manager.is_current(other)
+    assert embed(other, "hello").status_code == 200
+
+
+def test_supervisor_is_told_from_processes_that_look_like_one(
+    manager: Manager, stub: Stub, tmp_path: Path
+) -> None:
+    server = manager.ensure(stub())
+    folder = Path(server.folder or "")
+    pid = keeper_pid(manager)
+    words = psutil.Process(pid).cmdline()
+    sleep = [sys.executable, "-c", "input()"]
+    # The command line of the supervisor, but its descriptor is open on something else.
+    named = subprocess.Popen([*sleep, *words[2:-1], "0"], stdin=subprocess.PIPE)
+    # The file of the liveness lock is open, but it is not a supervisor.
+    descriptor = os.open(alive.path(folder), os.O_RDWR)
+    opened = subprocess.Popen(
+        [*sleep, str(descriptor)], stdin=subprocess.PIPE, pass_fds=[descriptor]
+    )
+    try:
+        (found,) = lost_records.supervisors(folder)
+        assert (found.identity.pid, found.nonce) == (pid, server.nonce)
+        for other in (named, opened):
+            identity = process.identify(other.pid)
+            assert identity is not None
+            assert lost_records.supervisor(identity, folder) is None
+        assert lost_records.supervisor(found.identity, folder) == found
+        assert lost_records.supervisor(replace(found.identity, start="1"), folder) is None
+        assert lost_records.supervisors(tmp_path) == []
+    finally:
+        os.close(descriptor)
+        for other in (named, opened):
+            other.kill()
+            other.communicate()
+
+
+def test_lock_held_by_a_process_that_is_no_supervisor_is_an_error_and_no_signal(
+    manager: Manager, home: Path, stub: Stub
+) -> None:
+    server = manager.ensure(stub())
+    manager.stop()
+    record_of(server).unlink()
+    asking = Manager(home, timing=SHORT_WAIT)
+    descriptor = alive.take(Path(server.folder or ""))
+    assert descriptor is not None
+    try:
+        with pytest.raises(StateFolderError, match="emberd stop"):
+            asking.ensure(stub(), start_timeout=10)
+        (status,) = asking.status()
+        assert (status.state, status.keeper_pid) == ("unknown", None)
+        with pytest.raises(StateFolderError, match="is locked by a process"):
+            asking.stop()
+    finally:
+        alive.release(descriptor)
+    assert manager.ensure(stub()).started
+
+
+# ---------------------------------------------------------------- a dead supervisor
+
+
+@contextmanager
+def orphans(manager: Manager, home: Path, stub: Stub, kind: str) -> Iterator[list[psutil.Process]]:
+    """Kill supervisor and guard of a server, and damage its record: its orphans go on running."""
+    server = manager.ensure(stub(faults="leaves-children,leaves-files"))
+    with frozen(keeper_pid(manager)) as keeper:  # or it would start another guard
+        guard = next(p for p in keeper.children() if "guard.py" in " ".join(p.cmdline()))
+        for victim in (guard, keeper):
+            victim.kill()
+        waiting.until(lambda: not alive.is_held(Path(server.folder or "")))
+    damage.OF_RECORD[kind](record_of(server))
+    left = waiting.until(lambda: leftovers.find([str(home)]))
+    yield [orphan for orphan in left if orphan.is_running()]
+
+
+_OF_DEAD = ["missing", "empty", "directory", "wrong-types"]
+
+
+@pytest.mark.parametrize("kind", _OF_DEAD)
+def test_stop_ends_orphans_whose_record_is_damaged(
+    manager: Manager, home: Path, stub: Stub, kind: str
+) -> None:
+    with orphans(manager, home, stub, kind):
+        (status,) = manager.status()
+        assert (status.state, status.keeper_pid) == ("unknown", None)
+        assert manager.stop()[0].nonce == status.nonce
+    assert leftovers.end_all([str(home)]) == []
+    assert not Path(leavings.scratch(status.nonce)).exists()
+    assert manager.status() == []
+
+
+@pytest.mark.parametrize("kind", _OF_DEAD)
+def test_start_sweeps_orphans_whose_record_is_damaged(
+    manager: Manager, home: Path, stub: Stub, kind: str
+) -> None:
+    with orphans(manager, home, stub, kind) as left:
+        assert manager.ensure(stub("another")).started
+        assert [orphan for orphan in left if process.identify(orphan.pid)] == []
+
+
+@pytest.mark.parametrize("kind", damage.OF_RECORD)
+def test_damaged_record_of_a_stopped_server_does_not_keep_the_next_from_starting(
+    manager: Manager, stub: Stub, kind: str
+) -> None:
+    server = manager.ensure(stub())
+    manager.stop()
+    damage.OF_RECORD[kind](record_of(server))
+    assert manager.ensure(stub()).started
+
+
+def test_supervisor_ends_with_its_server_if_the_whole_home_is_deleted(
+    manager: Manager, home: Path, stub: Stub
+) -> None:
+    manager.ensure(stub(faults="leaves-children"))
+    shutil.rmtree(home)
+    assert leftovers.end_all([str(home)]) == []
+    assert not home.exists()
