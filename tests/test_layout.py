@@ -21,8 +21,8 @@ from source_tree import PACKAGES, ROOT, Module
 # ---------------------------------------------------------------- arrows run one way
 
 _GROUND: Final = {
-    *("catalog", "checkpoints", "checks", "environment", "errors", "instructions", "places"),
-    *("settings", "startup", "surface"),
+    *("catalog", "checkpoints", "checks", "environment", "errors", "instructions", "pipeline"),
+    *("places", "settings", "startup", "surface"),
 }
 _ENGINE_ROOMS: Final = _GROUND | {"engines", "installs", "serving"}
 _JOINED: Final = _ENGINE_ROOMS | {"manager", "client", "cache"}
@@ -33,7 +33,8 @@ ARROWS: Final[dict[str, set[str]]] = {
     "catalog": {"errors"},
     "instructions": {"errors", "catalog"},
     "environment": {"errors"},
-    "checkpoints": {"errors", "catalog"},
+    "pipeline": set(),
+    "checkpoints": {"errors", "catalog", "pipeline"},
     "checks": {"errors", "catalog"},
     "settings": {"errors", "catalog", "checkpoints", "checks", "environment", "instructions"},
     "lists": {"client"},
