@@ -36,7 +36,7 @@ def _answer(
         applied: list[str] = []
         _record(model, applied)
         vectors = [model.encode_query(text).tolist(), model.encode_document(text).tolist()]
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever the library raises is its answer
         return {"error": f"{type(error).__name__}: {error}"}
     return {"version": library.__version__, "prompts": applied, "vectors": vectors}
 
