@@ -119,6 +119,8 @@ def test_a_folder_named_like_the_catalogs_is_matryoshka_when_its_files_do_not_sa
     assert not checkpoints.describe(str(folder)).matryoshka
     named = folder.rename(folder.with_name("Qwen3-Embedding-0.6B"))
     assert checkpoints.describe(str(named)).matryoshka
+    write(named / "config.json", {**_CONFIG, "is_matryoshka": False})
+    assert not checkpoints.describe(str(named)).matryoshka
 
 
 def test_changed_prompts_are_read_again(folder: Path) -> None:

@@ -53,9 +53,9 @@ def _described(name: str, *_changed: int) -> Model:
         "dimensions": _whole(config.get("hidden_size")),
         "context_tokens": _whole(config.get("max_position_embeddings")),
         "end_of_text_id": end_of_text_id(name),
-        "matryoshka": bool(config.get("is_matryoshka") or config.get("matryoshka_dimensions")),
+        "matryoshka": _matryoshka(config),
     }
-    facts = {field: value for field, value in told.items() if value not in (None, False)}
+    facts = {field: value for field, value in told.items() if value is not None}
     known = replace(catalog.lookup(name), name=name, **facts)
     prompts = pipeline.prompts_of(Path(name))
     return known if prompts is None else replace(known, **_templates(prompts))
@@ -165,6 +165,12 @@ def _changed_ns(file: Path) -> int:
 
 def _whole(value: object) -> int | None:
     return value if isinstance(value, int) else None
+
+
+def _matryoshka(config: dict[str, Any]) -> bool | None:
+    keys = ("is_matryoshka", "matryoshka_dimensions")
+    said = [config[key] for key in keys if config.get(key) is not None]
+    return any(said) if said else None
 
 
 def _templates(prompts: Prompts) -> dict[str, Any]:

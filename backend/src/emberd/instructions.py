@@ -143,8 +143,8 @@ def _default(model: Model, role: Role) -> str:
     problem = model.query_problem if role == "query" else model.document_problem
     if problem is not None:
         raise InstructionError(
-            f"{problem}. Say what {role} texts get: {role}_instruction= a whole template with "
-            f"{BARE} in it, or '' for the bare text."
+            f"{problem}. Say what comes before a {role}: give {role}_instruction='...{BARE}', a "
+            f"whole template, or {role}_instruction='' for the bare text."
         )
     if role == "document":
         return model.document_template

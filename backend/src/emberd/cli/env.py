@@ -46,6 +46,7 @@ def env(
         revision=revision,
         idle_timeout=idle_timeout,
         start_timeout=start_timeout,
+        embeds=False,
     )
     variables = _variables(waiting.ensure(settings))
     if as_json:

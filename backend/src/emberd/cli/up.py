@@ -68,6 +68,7 @@ def up(
         revision=revision,
         idle_timeout=idle_timeout,
         start_timeout=start_timeout,
+        embeds=False,
     )
     if dry_run:
         dry.show(settings.spec, wanted, as_json=as_json)
