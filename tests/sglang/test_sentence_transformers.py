@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -124,19 +125,13 @@ def test_the_library_applies_no_passage_prompt(ask: Ask, variant: Callable[[Chan
         Settings.resolve(model=str(folder))
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Callable[..., Embedder]]:
-    """Start a server of the transformers engine for a folder; nothing of it is left afterwards."""
-    home = tmp_path / "home"
+@contextmanager
+def served(folder: Path, home: Path) -> Iterator[Embedder]:
+    """Yield an embedder whose server the transformers engine starts; none is left afterwards."""
     manager = Manager(home)
     with traces.all_gone(home):
-        yield lambda folder, **given: Embedder(
-            folder,
-            engine="transformers",
-            device="cpu",
-            start_timeout=START_S,
-            manager=manager,
-            **given,
+        yield Embedder(
+            folder, engine="transformers", device="cpu", start_timeout=START_S, manager=manager
         )
         manager.stop()
 
@@ -153,7 +148,6 @@ def test_a_folder_saved_by_the_library_has_its_vectors(
     ask: Ask,
     plain: Path,
     tmp_path: Path,
-    served: Callable[..., Embedder],
     document: dict[str, str],
     applied: str,
     capsys: pytest.CaptureFixture[str],
@@ -165,8 +159,10 @@ def test_a_folder_saved_by_the_library_has_its_vectors(
     assert theirs["prompts"] == ["query: ", applied]
     described = json.loads((saved / folder_variants.POOLING).read_text())
     assert described["pooling_mode"] == "lasttoken"
-    embedder = served(saved)
-    with pytest.warns(UserWarning, match=r"passage='passage: '"):
+    with (
+        served(saved, tmp_path / "home") as embedder,
+        pytest.warns(UserWarning, match=r"passage='passage: '"),
+    ):
         ours = [embedder.embed_query(_TEXT), embedder.embed_documents([_TEXT])[0]]
     cosines = [float(np.dot(a, b)) for a, b in zip(ours, theirs["vectors"], strict=True)]
     between = float(np.dot(*ours))
