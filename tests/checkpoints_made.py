@@ -23,6 +23,37 @@ QWEN: Mapping[str, Any] = {
 }
 
 
+LAST_TOKEN: Mapping[str, Any] = {"embedding_dimension": 64, "pooling_mode": "lasttoken"}
+MODULES: Sequence[tuple[str, str]] = (
+    ("", "sentence_transformers.base.modules.transformer.Transformer"),
+    ("1_Pooling", "sentence_transformers.sentence_transformer.modules.pooling.Pooling"),
+    ("2_Normalize", "sentence_transformers.base.modules.normalize.Normalize"),
+)
+"""Path and type of each module, as sentence-transformers 6.x writes them."""
+
+
+def write_modules(
+    folder: Path,
+    modules: Sequence[tuple[str, str]] = MODULES,
+    pooling: Mapping[str, Any] | None = LAST_TOKEN,
+) -> Path:
+    """Write ``modules.json``, and the settings of the Pooling module to ``1_Pooling``."""
+    listed = [
+        {"idx": number, "name": str(number), "path": path, "type": kind}
+        for number, (path, kind) in enumerate(modules)
+    ]
+    write_json(folder / "modules.json", listed)
+    if pooling is not None:
+        write_json(folder / "1_Pooling" / "config.json", pooling)
+    return folder
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON to a file, whose folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
 def write(
     folder: Path,
     config: Mapping[str, Any] = QWEN,

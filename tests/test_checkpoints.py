@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ import pytest
 
 from emberd import checkpoints
 from emberd.catalog import QWEN_FORM, Model, lookup
-from emberd.errors import SettingError
+from emberd.errors import InstructionError, SettingError
 from emberd.settings import Settings
 
 _TASK: Final = "Given a question, find its answer"
@@ -76,17 +77,104 @@ def test_a_tokenizer_that_appends_nothing_has_no_end_of_text(folder: Path) -> No
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{", '{"hidden_size": "many"}'])
-def test_a_damaged_configuration_tells_nothing_and_raises_nothing(
+def test_a_damaged_configuration_describes_nothing_and_raises_nothing(
     folder: Path, damage: str
 ) -> None:
-    for name in ("config.json", "tokenizer.json", "config_sentence_transformers.json"):
+    for name in ("config.json", "tokenizer.json"):
         (folder / name).write_text(damage)
+    (folder / "config_sentence_transformers.json").unlink()
     assert checkpoints.describe(str(folder)) == Model(str(folder))
 
 
-def test_the_catalog_wins_for_a_folder_named_like_its_model(folder: Path) -> None:
+def test_files_win_over_the_catalog_in_a_folder_named_like_its_model(folder: Path) -> None:
+    """A fine-tuned model often keeps the name of the folder that it was trained from."""
     named = folder.rename(folder.with_name("Qwen3-Embedding-0.6B"))
-    assert checkpoints.describe(str(named)) == lookup("Qwen/Qwen3-Embedding-0.6B")
+    told = checkpoints.describe(str(named))
+    assert (told.dimensions, told.context_tokens, told.end_of_text_id) == (128, 8192, 7)
+    assert told.query_task == _TASK
+    write(named / "config_sentence_transformers.json", {"prompts": {"query": "q: "}})
+    settings = Settings.resolve(model=str(named))
+    assert (settings.query_template, settings.document_template) == ("q: {text}", "{text}")
+
+
+def test_prompts_that_are_empty_win_over_the_catalog(folder: Path) -> None:
+    named = folder.rename(folder.with_name("Qwen3-Embedding-0.6B"))
+    write(named / "config_sentence_transformers.json", {"prompts": {}})
+    assert Settings.resolve(model=str(named)).query_template == "{text}"
+    task = Settings.resolve(model=str(named), query_instruction="web")
+    assert task.query_template.startswith("Instruct: ")
+
+
+def test_the_catalog_fills_in_what_the_files_do_not_say(folder: Path) -> None:
+    named = folder.rename(folder.with_name("Qwen3-Embedding-0.6B"))
+    for name in ("config.json", "tokenizer.json", "config_sentence_transformers.json"):
+        (named / name).unlink()
+    known = lookup("Qwen/Qwen3-Embedding-0.6B")
+    assert checkpoints.describe(str(named)) == replace(known, name=str(named))
+
+
+def test_a_folder_named_like_the_catalogs_is_matryoshka_when_its_files_do_not_say(
+    folder: Path,
+) -> None:
+    assert not checkpoints.describe(str(folder)).matryoshka
+    named = folder.rename(folder.with_name("Qwen3-Embedding-0.6B"))
+    assert checkpoints.describe(str(named)).matryoshka
+    write(named / "config.json", {**_CONFIG, "is_matryoshka": False})
+    assert not checkpoints.describe(str(named)).matryoshka
+
+
+def test_changed_prompts_are_read_again(folder: Path) -> None:
+    path = folder / "config_sentence_transformers.json"
+    for prompt in ("one: ", "two: "):
+        write(path, {"prompts": {"query": prompt}})
+        assert Settings.resolve(model=str(folder)).query_template == f"{prompt}{{text}}"
+
+
+def test_an_ambiguous_prompt_is_refused_until_the_caller_decides(folder: Path) -> None:
+    prompts = {"query": "query: ", "passage": "passage: "}
+    write(folder / "config_sentence_transformers.json", {"prompts": prompts})
+    with pytest.raises(InstructionError, match="passage") as raised:
+        Settings.resolve(model=str(folder))
+    assert "document_instruction" in str(raised.value)
+    for given, expected in (("passage: {text}", "passage: {text}"), ("", "{text}")):
+        settings = Settings.resolve(model=str(folder), document_instruction=given)
+        assert settings.document_template == expected
+        assert settings.query_template == "query: {text}"
+
+
+def test_prompts_that_cannot_be_read_are_refused_until_the_caller_gives_both(folder: Path) -> None:
+    (folder / "config_sentence_transformers.json").write_text("{")
+    with pytest.raises(InstructionError, match=r"config_sentence_transformers\.json"):
+        Settings.resolve(model=str(folder), query_instruction="")
+    given = Settings.resolve(model=str(folder), query_instruction="", document_instruction="")
+    assert given.query_template == given.document_template == "{text}"
+
+
+@pytest.mark.parametrize(
+    ("environ", "place"),
+    [
+        ({"HF_HUB_CACHE": "{}"}, "."),
+        ({"HUGGINGFACE_HUB_CACHE": "{}"}, "."),
+        ({"HF_HOME": "{}"}, "hub"),
+        ({"XDG_CACHE_HOME": "{}"}, "huggingface/hub"),
+    ],
+    ids=lambda value: "".join(value) if isinstance(value, dict) else None,
+)
+def test_a_snapshot_is_found_where_the_hubs_client_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], place: str
+) -> None:
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value.format(tmp_path))
+    kept = tmp_path / place / "models--owner--model"
+    write(kept / "snapshots" / "abc" / "config.json", _CONFIG)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("abc\n")
+    assert checkpoints.snapshot("owner/model", None) == kept / "snapshots" / "abc"
+    assert checkpoints.snapshot("owner/model", "abc") == kept / "snapshots" / "abc"
+    assert checkpoints.snapshot("owner/model", "def") is None
+    assert checkpoints.snapshot("owner/other", None) is None
 
 
 def test_a_name_on_the_hub_has_no_content_and_no_key_of_its_own() -> None:

@@ -22,7 +22,7 @@ from source_tree import PACKAGES, ROOT, Module
 
 _GROUND: Final = {
     *("catalog", "checkpoints", "checks", "durations", "environment", "errors", "instructions"),
-    *("listeners", "places", "settings", "startup", "surface"),
+    *("listeners", "pipeline", "places", "settings", "startup", "surface"),
 }
 _ENGINE_ROOMS: Final = _GROUND | {"engines", "installs", "serving"}
 _JOINED: Final = _ENGINE_ROOMS | {"manager", "client", "cache"}
@@ -34,9 +34,10 @@ ARROWS: Final[dict[str, set[str]]] = {
     "instructions": {"errors", "catalog"},
     "durations": {"errors"},
     "environment": {"durations", "errors"},
-    "checkpoints": {"errors", "catalog"},
+    "checkpoints": {"errors", "catalog", "pipeline"},
     "checks": {"errors", "catalog", "durations"},
     "listeners": set(),
+    "pipeline": set(),
     "settings": {
         *("errors", "catalog", "checkpoints", "checks", "durations", "environment"),
         *("instructions", "listeners"),

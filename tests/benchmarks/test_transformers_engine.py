@@ -24,7 +24,7 @@ from emberd import Embedder, installs, surface
 from emberd.engines import surroundings
 from emberd.places import Places
 from emberd.servers import Manager
-from real.engines import HERE, run
+from real.engines import HERE, run, with_sentence_transformers
 
 _ENGINES: Final = Places.resolve().engines  # before the session's environment is cleaned
 _LAYERS, _HIDDEN = "4", "1024"  # the width of Qwen3-Embedding-0.6B, a seventh of its depth
@@ -48,13 +48,7 @@ def engine(_session_environment: None) -> Iterator[installs.Interpreter]:
 @pytest.fixture(scope="module")
 def with_sentences(engine: installs.Interpreter, tmp_path_factory: pytest.TempPathFactory) -> str:
     """An interpreter that has sentence-transformers, and torch from the engine's environment."""
-    folder = tmp_path_factory.mktemp("sentences")
-    subprocess.run([engine.python, "-m", "venv", str(folder)], check=True)
-    (packages,) = folder.glob("lib/python3*/site-packages")
-    (packages / "engine.pth").write_text(engine.packages)
-    python = str(folder / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "-q", "sentence-transformers"], check=True)
-    return python
+    return with_sentence_transformers(engine, tmp_path_factory.mktemp("sentences"))
 
 
 @pytest.fixture(scope="module")

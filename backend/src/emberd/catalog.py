@@ -32,6 +32,9 @@ class Model:
         query_task: The task that queries are given when the caller names none.
         query_template: The template of queries when there is no task.
         document_template: The template of documents.
+        query_problem: Why the template of queries is not known, where a folder describes it in a
+            way that cannot be followed; the caller must give it then.
+        document_problem: The same for documents.
         end_of_text_id: The token that pooling reads, appended by the tokenizer; or None.
         matryoshka: Whether it was trained so that the head of a vector is a vector.
         min_dimensions: Shortest vector that is worth cutting to.
@@ -44,6 +47,8 @@ class Model:
     query_task: str | None = None
     query_template: str = "{text}"
     document_template: str = "{text}"
+    query_problem: str | None = None
+    document_problem: str | None = None
     end_of_text_id: int | None = None
     matryoshka: bool = False
     min_dimensions: int = 1

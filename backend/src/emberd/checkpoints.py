@@ -1,8 +1,8 @@
 """What a model says of itself, where it is a folder on this machine.
 
-A folder is described by the files that it holds, as sentence-transformers and Transformers write
-them; the catalog wins for a folder that is named like one of its models. Nothing here needs either
-library: the files are JSON, and of the weights only samples are read.
+A folder is described by the files in it, as sentence-transformers and Transformers write them.
+What the files do not say comes from the catalog, if the folder is named like one of its models.
+Nothing here needs either library: the files are JSON, and only samples of the weights are read.
 """
 
 from __future__ import annotations
@@ -11,22 +11,23 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from emberd import catalog
+from emberd import catalog, pipeline
 from emberd.catalog import Model
 from emberd.errors import SettingError
+from emberd.pipeline import Prompts
 
 CONFIG: Final = "config.json"
 
-_PROMPTS: Final = "config_sentence_transformers.json"
 _TOKENIZER: Final = "tokenizer.json"
-_DESCRIBING: Final = (CONFIG, _PROMPTS, _TOKENIZER)
+_DESCRIBING: Final = (CONFIG, pipeline.PROMPTS_FILE, _TOKENIZER)
 _TEXTS: Final = ("*.json", "*.txt", "*.model", "*/config.json")
 _WEIGHTS: Final = ("*.safetensors", "*.bin", "*.gguf")
+_MAIN: Final = "main"
 _SAMPLES: Final = 64
 _SAMPLE_BYTES: Final = 4096
 _HASH_DIGITS: Final = 16
@@ -34,25 +35,30 @@ _PATHS: Final = ("/", "./", "../", "~")
 
 
 def describe(name: str) -> Model:
-    """Return what is known of a model: from the catalog, else from its folder, else its name."""
-    known = catalog.lookup(name)
-    if known != Model(name) or not is_folder(name):
-        return known
+    """Return what is known of a model: from its folder's files, else from the catalog.
+
+    The files win: a folder named like a model of the catalog may hold a fine-tuned one. The
+    catalog fills in what the files do not say.
+    """
+    if not is_folder(name):
+        return catalog.lookup(name)
     return _described(name, *(_changed_ns(Path(name) / file) for file in _DESCRIBING))
 
 
 @functools.lru_cache(maxsize=32)
 def _described(name: str, *_changed: int) -> Model:
-    # Asked for at each query, and read once for as long as the files stay what they are.
+    # Asked for at each query, and read again only when one of the files has changed.
     config = read_json(Path(name) / CONFIG)
-    return replace(
-        Model(name),
-        dimensions=_whole(config.get("hidden_size")),
-        context_tokens=_whole(config.get("max_position_embeddings")),
-        end_of_text_id=end_of_text_id(name),
-        matryoshka=bool(config.get("is_matryoshka") or config.get("matryoshka_dimensions")),
-        **_templates(read_json(Path(name) / _PROMPTS)),
-    )
+    told: dict[str, Any] = {
+        "dimensions": _whole(config.get("hidden_size")),
+        "context_tokens": _whole(config.get("max_position_embeddings")),
+        "end_of_text_id": end_of_text_id(name),
+        "matryoshka": _matryoshka(config),
+    }
+    facts = {field: value for field, value in told.items() if value is not None}
+    known = replace(catalog.lookup(name), name=name, **facts)
+    prompts = pipeline.prompts_of(Path(name))
+    return known if prompts is None else replace(known, **_templates(prompts))
 
 
 def is_folder(name: str) -> bool:
@@ -69,6 +75,29 @@ def absolute(name: str) -> str:
     """Return a folder's real path, so that it has one name from everywhere; others as they are."""
     path = os.path.expanduser(name)
     return os.path.realpath(path) if is_path(name) or is_folder(path) else name
+
+
+def snapshot(name: str, revision: str | None) -> Path | None:
+    """Return the folder in the hub's cache that holds a revision of a model; None for none.
+
+    Files may be missing there: libraries download only what they read.
+    """
+    kept = hub_cache() / f"models--{name.replace('/', '--')}"
+    try:
+        commit = (kept / "refs" / (revision or _MAIN)).read_text(encoding="utf-8").strip()
+    except OSError:
+        commit = revision or _MAIN  # a commit has no reference of its own
+    folder = kept / "snapshots" / commit
+    return folder if os.path.isdir(folder) else None
+
+
+def hub_cache(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of the hub's cache, as huggingface_hub finds it."""
+    named = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
+    if not named:
+        base = os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+        named = os.path.join(environ.get("HF_HOME") or base, "hub")
+    return Path(os.path.expanduser(os.path.expandvars(named)))
 
 
 def content(name: str) -> str | None:
@@ -138,17 +167,28 @@ def _whole(value: object) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _templates(described: dict[str, Any]) -> dict[str, Any]:
-    prompts = described.get("prompts")
-    if not isinstance(prompts, dict):
-        return {}
-    query, document = (str(prompts.get(role) or "") for role in ("query", "document"))
-    templates = {"document_template": f"{document}{{text}}"}
-    task = catalog.task_of(query)
+def _matryoshka(config: dict[str, Any]) -> bool | None:
+    keys = ("is_matryoshka", "matryoshka_dimensions")
+    said = [config[key] for key in keys if config.get(key) is not None]
+    return any(said) if said else None
+
+
+def _templates(prompts: Prompts) -> dict[str, Any]:
+    told = {
+        "query_task": None,
+        "query_template": f"{prompts.query or ''}{{text}}",
+        "document_template": f"{prompts.document or ''}{{text}}",
+        "query_problem": prompts.problem.get("query"),
+        "document_problem": prompts.problem.get("document"),
+    }
+    if prompts.query == "":
+        return told  # how the model takes a task, if the catalog knows it, still holds
+    task = catalog.task_of(prompts.query or "")
     if task is None:
-        return templates | {"query_template": f"{query}{{text}}"}
+        return told | {"instruction_form": None}
     # A fine-tuned Qwen3-Embedding: tasks of the user's are put as its own is.
-    return templates | {"query_task": task, "instruction_form": catalog.QWEN_FORM}
+    own = {"query_template": "{text}", "query_task": task, "instruction_form": catalog.QWEN_FORM}
+    return told | own
 
 
 def end_of_text_id(name: str) -> int | None:

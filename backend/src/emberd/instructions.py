@@ -91,8 +91,8 @@ def template(model: Model, role: Role, instruction: str | None) -> str:
             task in ``TASKS``; a task in words; or a whole template with ``{text}`` in it.
 
     Raises:
-        InstructionError: A hand-written prefix without ``{text}``, or a task for a model that
-            has no known form for tasks.
+        InstructionError: A hand-written prefix without ``{text}``, a task for a model that has
+            no known form for tasks, or no instruction for a model whose own is not known.
     """
     if instruction is None:
         return _default(model, role)
@@ -140,6 +140,12 @@ def _refuse_one_sided(**given: str | None) -> None:
 
 
 def _default(model: Model, role: Role) -> str:
+    problem = model.query_problem if role == "query" else model.document_problem
+    if problem is not None:
+        raise InstructionError(
+            f"{problem}. Say what comes before a {role}: give {role}_instruction='...{BARE}', a "
+            f"whole template, or {role}_instruction='' for the bare text."
+        )
     if role == "document":
         return model.document_template
     if model.query_task is None:

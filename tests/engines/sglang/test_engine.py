@@ -196,25 +196,32 @@ def test_a_stand_in_kernel_exists_and_raises_when_it_is_called(
 
 
 @pytest.mark.parametrize(
-    ("architecture", "mean", "said"),
+    ("architecture", "said"),
     [
-        ("Qwen3ForCausalLM", False, []),
-        ("BertModel", True, ["takes the first token of a BertModel"]),
-        ("BertModel", False, ["not verified how SGLang pools BertModel"]),
-        ("LlamaForCausalLM", False, ["not verified how SGLang pools LlamaForCausalLM"]),
+        ("Qwen3ForCausalLM", []),
+        ("BertModel", ["it takes the first token"]),
+        ("LlamaForCausalLM", ["not verified how SGLang pools LlamaForCausalLM"]),
     ],
 )
-def test_pooling_that_nobody_verified_is_said(
-    tmp_path: Path, architecture: str, mean: bool, said: list[str]
+def test_pooling_that_is_not_verified_is_said(
+    tmp_path: Path, architecture: str, said: list[str]
 ) -> None:
     folder = checkpoints_made.write(tmp_path / "m", {"architectures": [architecture]})
-    pooling = tmp_path / "m" / "1_Pooling"
-    pooling.mkdir()
-    text = '{"pooling_mode_mean_tokens": true}' if mean else "{}"
-    (pooling / "config.json").write_text(text)
+    assert models.unfit(folder) is None
     notes = models.notes(folder)
     assert len(notes) == len(said)
     assert all(part in note for part, note in zip(said, notes, strict=True))
+
+
+@pytest.mark.parametrize("architecture", ["BertModel", "XLMRobertaModel", "Gemma3TextModel"])
+def test_a_last_token_model_of_an_architecture_pooled_otherwise_is_refused(
+    tmp_path: Path, architecture: str
+) -> None:
+    checkpoints_made.write(tmp_path, {"architectures": [architecture]})
+    checkpoints_made.write_modules(tmp_path)
+    reason = models.unfit(str(tmp_path))
+    assert reason is not None
+    assert architecture in reason
 
 
 def test_models_of_the_catalog_need_no_note() -> None:

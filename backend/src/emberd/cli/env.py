@@ -47,6 +47,7 @@ def env(
         revision=revision,
         idle_timeout=idle_timeout,
         start_timeout=start_timeout,
+        embeds=False,
     )
     server = waiting.ensure(settings)
     for note in (*server.notes, *reuse.idle_notes(server, settings.idle_timeout, idle_timeout)):

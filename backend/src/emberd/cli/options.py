@@ -21,7 +21,8 @@ _PHRASES: Final = {
     "truncate=True": "--truncate",
 }
 _VARIABLE: Final = re.compile(
-    r"(?<![-\w/?&])(api_key|base_url|timeout|batch_size|max_concurrency)=(['\"\w-]?)"
+    r"(?<![-\w/?&])(api_key|base_url|timeout|batch_size|max_concurrency"
+    r"|query_instruction|document_instruction)=(['\"\w-]?)"
 )
 _OPTION: Final = re.compile(
     r"(?<![-\w/?&])(model|revision|engine|device|context_tokens|dimensions|idle_timeout|start_timeout"
@@ -151,13 +152,27 @@ def settings(
     revision: str | None = None,
     idle_timeout: str | None = None,
     start_timeout: str | None = None,
+    embeds: bool = True,
 ) -> Settings:
     """Return what was asked for on the command line, else in the environment.
+
+    Args:
+        model: See ``Settings``, as for the others.
+        engine: Which engine may serve.
+        device: Where it is to run.
+        context_tokens: Longest text that must fit, in tokens.
+        revision: Commit on the hub.
+        idle_timeout: Time without use after which the server stops, as it was typed.
+        start_timeout: Seconds to wait for a start.
+        embeds: Whether texts are embedded. A verb that only starts a server needs no prompts, and
+            a model whose own prompts are not known is no reason to refuse it.
 
     Raises:
         SettingError: A value cannot be used; it is named.
     """
+    bare = {} if embeds else {"query_instruction": "", "document_instruction": ""}
     return Settings.resolve(
+        **bare,
         model=model,
         engine=engine,
         device=device,

@@ -66,6 +66,7 @@ def up(
         revision=revision,
         idle_timeout=idle_timeout,
         start_timeout=start_timeout,
+        embeds=False,
     )
     reuse.refuse_beside_base_url(settings.base_url, given)
     if dry_run:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from emberd import surface
+from emberd import checkpoints, surface
 from emberd.doctor import weights
 from emberd.doctor.redaction import host
 
@@ -72,8 +72,7 @@ class Answer:
 
 def cache(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the folder of the hub's cache, as huggingface_hub finds it."""
-    named = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
-    return _expanded(named) if named else _home(environ) / "hub"
+    return checkpoints.hub_cache(environ)
 
 
 def cached(model: str, revision: str | None) -> Cached:
@@ -82,9 +81,8 @@ def cached(model: str, revision: str | None) -> Cached:
     Raises:
         OSError: The cache cannot be read.
     """
-    kept = cache() / f"models--{model.replace('/', '--')}"
-    folder = kept / "snapshots" / _commit(kept, revision or _MAIN)
-    if not folder.is_dir():
+    folder = checkpoints.snapshot(model, revision)
+    if folder is None:
         return Cached(None)
     return Cached(folder, tuple(weights.lacking(folder)))
 
@@ -129,13 +127,6 @@ def weights_bytes(model: str) -> int | None:
         return None
     number, unit = found[-1]
     return int(float(number) * _UNITS[unit] * _BF16_BYTES)
-
-
-def _commit(kept: Path, revision: str) -> str:
-    try:
-        return (kept / "refs" / revision).read_text().strip()
-    except OSError:
-        return revision  # a commit has no reference of its own
 
 
 def _sizes(siblings: Any) -> int | None:

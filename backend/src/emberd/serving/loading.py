@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from emberd import checkpoints
+from emberd import checkpoints, pipeline
 from emberd.errors import StartError
 from emberd.serving import devices, hub, packing
 from emberd.serving.devices import Place
@@ -20,9 +20,6 @@ from emberd.serving.watching import telling
 ARCHITECTURES: Final = ("Qwen3ForCausalLM", "Qwen3Model")
 """What is served: causal, full attention, the last token's state is the vector."""
 
-_POOLING: Final = Path("1_Pooling", "config.json")
-_POOLING_MODE: Final = "pooling_mode_"
-_LAST_TOKEN: Final = "pooling_mode_lasttoken"  # noqa: S105 - no password
 _WEIGHTS: Final = "*.safetensors"
 _HEADER_BYTES: Final = 8  # a safetensors file opens with its header's length, little-endian
 _MAX_HEADER_BYTES: Final = 100_000_000
@@ -104,13 +101,10 @@ def _check_kind(folder: Path, config: dict[str, Any]) -> None:
             f"{folder} attends in a sliding window, which this engine does not serve",
             advice=_OTHER_MODEL,
         )
-    pooling = checkpoints.read_json(folder / _POOLING)
-    modes = [name for name, on in pooling.items() if name.startswith(_POOLING_MODE) and on is True]
-    if modes not in ([], [_LAST_TOKEN]):
-        raise StartError(
-            f"{folder} pools by {', '.join(modes)}, and this engine takes the last token",
-            advice=_OTHER_MODEL,
-        )
+    # Asked before the start as well, but for a model of the hub its files are known only here.
+    problem = pipeline.unservable(folder)
+    if problem is not None:
+        raise StartError(problem.cause, advice=problem.advice)
 
 
 def _weights_bytes(folder: Path, dtype: str) -> int:

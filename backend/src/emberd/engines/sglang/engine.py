@@ -116,7 +116,7 @@ class SglangEngine:
     def _unsuitable(self, spec: ServerSpec) -> str | None:
         if spec.model == DEMO_MODEL:
             return f"does not serve {DEMO_MODEL}, which is bundled with another engine"
-        return models.unfit(spec.model) or _no_device(spec.device)
+        return models.unfit(spec.model, spec.revision) or _no_device(spec.device)
 
 
 def _no_device(device: str | None) -> str | None:

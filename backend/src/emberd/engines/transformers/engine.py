@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import emberd.serving
-from emberd import checkpoints, installs
+from emberd import checkpoints, installs, pipeline
 from emberd.engines import gpus, surroundings
 from emberd.engines.base import Diagnosis, Launch, Plan, Reason
 from emberd.engines.gpus import Gpu, Survey
@@ -192,7 +192,7 @@ def _variables(gpu: Gpu | None) -> dict[str, tuple[str, str]]:
 
 
 def _notes(spec: ServerSpec, python: Interpreter, where: str, gpu: Gpu | None) -> list[str]:
-    notes = []
+    notes = pipeline.unused_prompts(Path(spec.model)) if checkpoints.is_folder(spec.model) else []
     tried = installs.RECIPES[NAME].version
     if python.version != tried:
         notes.append(

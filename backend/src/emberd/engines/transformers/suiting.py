@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from emberd import checkpoints
+from emberd import checkpoints, pipeline
 from emberd.catalog import DEMO_MODEL
 from emberd.engines.gpus import Gpu, Survey
 from emberd.engines.sglang.geometry import element_bytes, geometry_of
@@ -55,7 +55,7 @@ def unfit(spec: ServerSpec) -> str | None:
             f"serves bfloat16 and float32, and dtype={spec.dtype!r} was given: Qwen3-Embedding "
             f"overflows in float16"
         )
-    return _unfit_folder(spec.model) or _too_long(spec)
+    return _unfit_files(spec.model, spec.revision) or _too_long(spec)
 
 
 def device(spec: ServerSpec, cuda: tuple[int, int] | None, seen: Survey) -> tuple[str, str | None]:
@@ -138,18 +138,23 @@ def short_of_memory(spec: ServerSpec, where: str, gpu: Gpu | None = None) -> str
     )
 
 
-def _unfit_folder(model: str) -> str | None:
+def _unfit_files(model: str, revision: str | None) -> str | None:
     if not checkpoints.is_folder(model):
-        return f"there is no folder {model}" if checkpoints.is_path(model) else None
+        if checkpoints.is_path(model):
+            return f"there is no folder {model}"
+        kept = checkpoints.snapshot(model, revision)
+        problem = pipeline.unservable(kept, partial=True) if kept else None
+        return str(problem) if problem else None
     if not (Path(model) / checkpoints.CONFIG).is_file():
         return f"the folder {model} holds no {checkpoints.CONFIG}: it is no checkpoint"
     architecture = checkpoints.architecture(model)
-    if architecture in _ARCHITECTURES:
-        return None
-    return (
-        f"serves {' and '.join(_ARCHITECTURES)} with last-token pooling, and {model} is of the "
-        f"architecture {architecture}"
-    )
+    if architecture not in _ARCHITECTURES:
+        return (
+            f"serves {' and '.join(_ARCHITECTURES)} with last-token pooling, and {model} is of the "
+            f"architecture {architecture}"
+        )
+    problem = pipeline.unservable(Path(model))
+    return str(problem) if problem else None
 
 
 def _too_long(spec: ServerSpec) -> str | None:
