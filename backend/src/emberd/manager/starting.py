@@ -10,6 +10,7 @@ from emberd import surface
 from emberd.engines.base import Diagnosis, Engine, Launch, Plan
 from emberd.errors import EmberdError
 from emberd.manager.child import ServerProcess
+from emberd.manager.readiness import Readiness
 from emberd.manager.record import Record
 from emberd.manager.server import Verify
 from emberd.settings import Endpoint
@@ -58,6 +59,7 @@ class Start:
         self._fingerprint = launch.fingerprint
         self._moved_at_s = time.monotonic()
         self._log_bytes = 0
+        self._readiness = Readiness(self._url)
         self._verification: _Verification | None = None
 
     def run(self) -> Endpoint | Diagnosis | None:
@@ -95,7 +97,7 @@ class Start:
 
     def _verified(self) -> Endpoint | Diagnosis | None:
         if self._verification is None:
-            if surface.is_ready(self._url):
+            if self._readiness.is_ready():
                 self._verification = _Verification(
                     self._keeper, self._url, self._key, self._fingerprint
                 )
