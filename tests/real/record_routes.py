@@ -1,10 +1,10 @@
 """Records what each route of a real SGLang answers, for ``tests/sglang_routes``.
 
-``python tests/real/record_routes.py PYTHON MODEL OUT``: starts the SGLang of the interpreter PYTHON
-on the CPU with the command that emberd gives it, once with a key and once without. The routes are
-asked without a key, with the right one and with a wrong one, while the server starts (its scheduler
-is stopped, so that the warm-up cannot end) and when it is ready. Vectors and settings of this
-machine are left out.
+``python tests/real/record_routes.py PYTHON MODEL OUT [NOTE]``: starts the SGLang of the
+interpreter PYTHON on the CPU with the command that emberd gives it, once with a key and once
+without. The routes are requested without a key, with the right one and with a wrong one, while the
+server starts (its scheduler is suspended, so that the warm-up cannot end) and when it is ready.
+Vectors and settings of this machine are left out. NOTE says what was special about the run.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ IDENTITY: Final = (
     *("model_path", "served_model_name", "is_generation", "weight_version", "architectures"),
     "embedding",
 )
-BLOCKING: Final = ("/server_info", "/v1/embeddings")  # they wait for the stopped scheduler
+BLOCKING: Final = ("/server_info", "/v1/embeddings")  # they wait for the suspended scheduler
 
 
-def main(python: str, model: str, out: str) -> None:
+def main(python: str, model: str, out: str, note: str = "") -> None:
     """Record both servers and write the file."""
     os.environ["EMBERD_SGLANG_PYTHON"] = python
     code = "import importlib.metadata as m; print(m.version('sglang'))"
@@ -77,7 +77,7 @@ def main(python: str, model: str, out: str) -> None:
     name = Path(model).name
     recorded = {
         "sglang": version.stdout.strip(),
-        "how": "recorded by tests/real/record_routes.py from the real server on a CPU",
+        "how": f"the real server on a CPU, by tests/real/record_routes.py{note and '; ' + note}",
         "with_key": recording(model, name, KEY),
         "without_key": recording(model, name, None),
     }
