@@ -1,4 +1,4 @@
-"""Whether a starting server is ready, asked without blocking the supervisor."""
+"""Readiness of a starting server, found out without blocking the supervisor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import waiting
 from emberd.manager.readiness import Readiness
 
 
-def test_a_slow_health_route_blocks_nobody_and_is_asked_once_at_a_time() -> None:
+def test_a_slow_health_route_does_not_block_and_is_requested_once_at_a_time() -> None:
     asked, answer = threading.Semaphore(0), threading.Event()
     paths: list[str] = []
 
@@ -59,5 +59,5 @@ def test_a_server_with_a_ready_route_is_not_asked_for_its_health() -> None:
     assert paths == ["/ready", "/ready"]
 
 
-def test_where_nobody_listens_nothing_is_ready() -> None:
+def test_nothing_is_ready_where_no_server_listens() -> None:
     assert not Readiness("http://127.0.0.1:9").is_ready()

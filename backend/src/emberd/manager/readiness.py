@@ -1,4 +1,4 @@
-"""Whether a starting server takes requests, asked without blocking the supervisor."""
+"""Readiness of a starting server, found out without blocking the supervisor."""
 
 from __future__ import annotations
 
