@@ -1,8 +1,9 @@
 """Other versions of SGLang than the pinned one, for real: installed, started with a key, compared.
 
-Each takes about 10 GB of disk and 6 min to install, and 5 min for its tests on two cores; it is
-removed afterwards. ``TEST_SGLANG_VERSIONS`` names the versions, separated by commas (the oldest
-supported one by default). What each version answers on its routes is recorded in
+Each takes about 10 GB of disk and 6 min to install, and 5 min for its tests on two cores.
+``TEST_SGLANG_VERSIONS`` names the versions, separated by commas (the oldest supported one by
+default); ``TEST_SGLANG_ENGINES`` names a folder in which they are kept, otherwise each is removed
+after its tests. What each version answers on its routes is recorded in
 ``tests/sglang_routes``, which the ordinary tests run against.
 """
 
@@ -32,6 +33,7 @@ from real.engines import HERE, embedder_for, run
 from real.traces import all_gone
 
 _VERSIONS: Final = os.environ.get("TEST_SGLANG_VERSIONS", "0.5.17").split(",")
+_KEPT: Final = os.environ.get("TEST_SGLANG_ENGINES", "")
 _INSTALL_S: Final = 2400
 _KEY: Final = "a-key-of-the-users-own"
 _TEXTS: Final = [
@@ -50,19 +52,20 @@ with_install = pytest.mark.timeout(_INSTALL_S)  # the first test of a version wa
 def installed(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Installed]:
-    """A version, installed by emberd's own installer; removed afterwards."""
-    folder = tmp_path_factory.mktemp("engines")
+    """A version, installed by emberd's own installer."""
+    folder = _KEPT or os.fspath(tmp_path_factory.mktemp("engines"))
     wanted = f"sglang=={request.param}"
     recipe = replace(recipes.RECIPES["sglang"], version=request.param, requirements=(wanted,))
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(recipes, "RECIPES", {**recipes.RECIPES, "sglang": recipe})
-            made = install("sglang", Places(os.fspath(folder), os.fspath(folder)))
+            made = install("sglang", Places(folder, folder))
             # Found by the tests as a user's own interpreter is.
             patch.setenv("EMBERD_SGLANG_PYTHON", made.python)
             yield made
     finally:
-        shutil.rmtree(folder)
+        if not _KEPT:
+            shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
