@@ -1,7 +1,7 @@
 # make demo    sets everything up and does the main job
 # make test    sets everything up and passes the tests
 # make test-sglang        the same against real engines, which it installs once (16 GB, minutes)
-# make test-sglang-full   with the slowest of them too
+# make test-sglang-full   with the slowest of them too, and with an older SGLang (10 GB more)
 # make test-stores        the vector stores, in an environment of their own (1.8 GB)
 # make test-services      the caches on real servers: redis-server and memcached must be installed
 # make test-ray           Ray Data, on a cluster of two nodes on this machine

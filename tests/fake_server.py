@@ -95,6 +95,7 @@ class FakeServer:
     cuts_without_normalising: bool = False
     has_tokenizer: bool = True
     status_without_route: int = 404
+    closed: dict[str, int] = field(default_factory=dict)  # path -> status, as a gateway refuses it
     named: str | None = None  # what replies call the model, where it is not its name
     has_model_info: bool = True
     has_models: bool = True
@@ -222,6 +223,9 @@ class FakeServer:
     async def _respond(self, request: Request, writer: asyncio.StreamWriter) -> None:
         if self.api_key and request.headers.get("authorization") != f"Bearer {self.api_key}":
             await _send(writer, Answer(401, b'{"error":"Unauthorized"}'))
+            return
+        if request.path in self.closed:
+            await _send(writer, Answer(self.closed[request.path], b'{"error":"Forbidden"}'))
             return
         self._in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self._in_flight)

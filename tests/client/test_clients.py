@@ -341,6 +341,19 @@ def test_without_a_tokenizer_route_long_texts_that_fit_are_embedded(
     assert (embed(kind, server.endpoint, texts, truncate=True) == vectors_of(texts)).all()
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_closed_tokenizer_route_counts_as_missing(
+    kind: Kind, server: FakeServer, status: int
+) -> None:
+    server.closed = {"/v1/tokenize": status}
+    states_less = Endpoint(server.url, server.model, 16, context_tokens=500)
+    texts = ["a", "y" * 900]
+    assert (embed(kind, states_less, texts, truncate=True) == vectors_of(texts)).all()
+    assert server.to("/v1/tokenize")
+    with pytest.raises(TextTooLongError, match="no /v1/tokenize route"):
+        embed(kind, states_less, ["y" * 1500], truncate=True)
+
+
 def test_a_server_whose_real_limit_is_lower_than_it_states(kind: Kind, server: FakeServer) -> None:
     told = Endpoint(server.url, server.model, 16, context_tokens=5000)
     texts = [*_texts(9), "y" * 1500]

@@ -110,6 +110,30 @@ def test_a_server_without_a_tokenizer_may_say_so_in_several_ways(ask: Ask, statu
 
 
 @every
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_gateway_may_close_every_route_but_models_and_embeddings(ask: Ask, status: int) -> None:
+    optional = ("/model_info", "/get_model_info", "/v1/tokenize", "/server_info")
+    with _qwen(api_key="key", closed=dict.fromkeys(optional, status)) as server:
+        assert ask(server, ServerSpec(model=QWEN), "key").dimensions == 1024
+
+
+@every
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/embeddings"])
+def test_a_closed_route_that_is_needed_is_an_authentication_error(ask: Ask, path: str) -> None:
+    with _qwen(closed={path: 403}) as server, pytest.raises(AuthenticationError):
+        ask(server, ServerSpec(model=QWEN), "key")
+
+
+@every
+def test_where_no_models_are_listed_a_closed_model_info_is_an_authentication_error(
+    ask: Ask,
+) -> None:
+    with _qwen(has_models=False, closed={"/model_info": 401}) as server:
+        with pytest.raises(AuthenticationError):
+            ask(server, ServerSpec(model=QWEN))
+
+
+@every
 def test_no_redirect_is_followed_with_the_key(ask: Ask) -> None:
     with _qwen(api_key="key") as elsewhere, _qwen(api_key="key") as server:
         server.answer_first(307, location=f"{elsewhere.url}/v1/embeddings")

@@ -26,6 +26,7 @@ from emberd.manager import Progress, State, alive, locks
 from emberd.servers import Manager
 from emberd.settings import ServerSpec
 from homes import QUICK, Starts, Stub
+from plain_client import embed
 
 
 def test_the_first_call_starts_a_server_and_says_so(manager: Manager, stub: Stub) -> None:
@@ -204,6 +205,23 @@ def test_after_the_cool_down_the_start_is_tried_again(
 def test_a_server_on_which_nothing_moves_is_given_up(manager: Manager, stub: Stub) -> None:
     with pytest.raises(StartError, match="silent for too long"):
         manager.ensure(stub(faults="never-ready", silence=0.5))
+
+
+def test_a_server_without_a_ready_route_is_started_with_a_key(manager: Manager, stub: Stub) -> None:
+    """SGLang before 0.5.20 answers 401 there to a request without the key."""
+    server = manager.ensure(stub(faults="no-ready-route"))
+    assert server.endpoint.api_key
+    reply = surface.get(server.endpoint.url, "/ready")
+    assert reply is not None
+    assert reply.status == 401
+    assert embed(server, "a").status_code == 200
+
+
+def test_a_server_without_a_ready_route_that_never_gets_healthy_is_given_up(
+    manager: Manager, stub: Stub
+) -> None:
+    with pytest.raises(StartError, match="silent for too long"):
+        manager.ensure(stub(faults="no-ready-route,never-ready", silence=0.5))
 
 
 def test_a_server_that_proves_to_be_another_is_not_used(manager: Manager, stub: Stub) -> None:

@@ -53,7 +53,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply({}, 503)
         if self.path == "/metrics":
             return self.reply(self.metrics())
-        if self.path in ("/ready", "/health"):
+        has_route = self.path == "/health" or "no-ready-route" not in self.server.faults
+        if self.path in ("/ready", "/health") and has_route:
             return self.reply({}, 503 if "never-ready" in self.server.faults else 200)
         if not self.may():
             return self.reply({"error": "Unauthorized"}, 401)

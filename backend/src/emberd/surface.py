@@ -13,6 +13,7 @@ import socket
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -28,6 +29,17 @@ MODELS: Final = "/v1/models"
 MODEL_INFO: Final = "/model_info"
 OLD_MODEL_INFO: Final = "/get_model_info"
 """What SGLang's router answers to this day, and SGLang did before 0.5."""
+
+_NO_ROUTE: Final = frozenset(
+    {
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.FORBIDDEN,
+        HTTPStatus.NOT_FOUND,
+        HTTPStatus.METHOD_NOT_ALLOWED,
+        HTTPStatus.NOT_IMPLEMENTED,
+    }
+)
+"""Statuses of a server that has no such route, or does not tell callers without a key."""
 
 NO_ANSWER: Final = (OSError, http.client.HTTPException, ValueError)
 """What ``fetch`` raises when there is no answer."""
@@ -203,16 +215,34 @@ def _good(reply: Reply | None) -> Any:
     return reply.json() if reply is not None and reply.status == http.client.OK else None
 
 
-def is_ready(url: str, *, listener: Listener | None = None) -> bool:
-    """Return whether the server takes requests; falls back to ``/health`` on older servers."""
+def readiness(url: str, *, listener: Listener | None = None) -> bool | None:
+    """Return what ``/ready`` says; None where the server has no such route, so that it is unknown.
+
+    SGLang has the route since 0.5.20. An earlier version that was started with a key answers a
+    request for an unknown route with 401, as other servers do with 403, 404, 405 or 501. No key is
+    sent: the route is open on all servers that have it.
+    """
     reply = get(url, "/ready", listener=listener)
-    if reply is not None and reply.status == http.client.NOT_FOUND:
-        reply = get(url, "/health", timeout_s=HEALTH_TIMEOUT_S, listener=listener)
-    return reply is not None and reply.status == http.client.OK
+    if reply is None:
+        return False
+    return None if reply.status in _NO_ROUTE else reply.status == http.client.OK
+
+
+def is_ready(url: str, *, listener: Listener | None = None) -> bool:
+    """Return whether the server takes requests.
+
+    A server without ``/ready`` is asked for ``/health``, which takes SGLang 1 to 20 s: callers that
+    must not wait use ``readiness``.
+    """
+    ready = readiness(url, listener=listener)
+    return is_healthy(url, listener=listener) if ready is None else ready
 
 
 def is_healthy(url: str, *, listener: Listener | None = None) -> bool:
-    """Return whether the model answers: the server runs one token through it for this."""
+    """Return whether the model answers: the server runs one token through it for this.
+
+    The route is open on all versions of SGLang, so no key is sent.
+    """
     reply = get(url, "/health", timeout_s=HEALTH_TIMEOUT_S, listener=listener)
     return reply is not None and reply.status == http.client.OK
 

@@ -11,7 +11,7 @@ from emberd.client.learnt import Learnt
 from emberd.client.protocol import TooLong
 from emberd.client.texts import Prepared
 from emberd.client.tokens import Counting
-from emberd.errors import RejectedError, RequestError, TextTooLongError
+from emberd.errors import AuthenticationError, RejectedError, RequestError, TextTooLongError
 from emberd.settings import Endpoint
 
 
@@ -61,9 +61,12 @@ class Lengths:
             RequestError: They could not be had.
         """
         limit = self._limit(endpoint)
-        if isinstance(result, RejectedError) and result.status in protocol.NO_ROUTE:
+        missing = isinstance(result, RejectedError) and result.status in protocol.NO_ROUTE
+        # A gateway may let a key embed and close the tokenizer to it; a wrong key fails the
+        # embedding as well, and is reported then.
+        if missing or isinstance(result, AuthenticationError):
             self._can_count = False
-            self.to_count.clear()  # the server itself will refuse what is too long
+            self.to_count.clear()  # the server itself refuses what is too long
         elif isinstance(result, RequestError):
             raise result
         elif isinstance(result, list) and limit is not None and len(result) > limit:

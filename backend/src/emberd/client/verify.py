@@ -96,8 +96,12 @@ def examination(url: str, api_key: str | None, spec: ServerSpec, timeout_s: floa
 def _examination(url: str, api_key: str | None, spec: ServerSpec) -> Examination:
     model = checkpoints.describe(spec.model)
     entries = surface.entries(_object(_body(url, MODELS, (yield Ask(MODELS)))))
-    info = _object(_body(url, MODEL_INFO, (yield Ask(MODEL_INFO))))
-    info = info or _object(_body(url, OLD_MODEL_INFO, (yield Ask(OLD_MODEL_INFO))))
+    # Where the server lists its models, the other routes are optional: a gateway may close them.
+    optional = bool(entries)
+    info = _object(_body(url, MODEL_INFO, (yield Ask(MODEL_INFO)), optional=optional))
+    if not info:
+        reply = yield Ask(OLD_MODEL_INFO)
+        info = _object(_body(url, OLD_MODEL_INFO, reply, optional=optional))
     _check_kind(url, info)
     entry = _serving(url, spec.model, entries, info)
     name, server = str(entry["id"]), str(entry.get("owned_by") or "unknown")
@@ -105,7 +109,7 @@ def _examination(url: str, api_key: str | None, spec: ServerSpec) -> Examination
     vector = _check_vector(url, model, body)
     if model.end_of_text_id is not None:
         ask = tokens.ask(server, name, _PROBE)
-        counted = _body(url, ask.path, (yield ask))
+        counted = _body(url, ask.path, (yield ask), optional=True)
         _check_tokens(url, model, counted, body)
     room = _room((yield Ask(_SERVER_INFO))) if server == _SGLANG else None
     context = _context_tokens(entry)
@@ -147,8 +151,14 @@ def _embed(
     return bodies[-1]
 
 
-def _body(url: str, path: str, reply: Reply | Trouble | None) -> bytes | None:
-    """Return the body of a good reply; None where the server has no such route."""
+def _body(
+    url: str, path: str, reply: Reply | Trouble | None, *, optional: bool = False
+) -> bytes | None:
+    """Return the body of a good reply; None where the server has no such route.
+
+    An ``optional`` route that is closed to this key (401 or 403) counts as missing: servers and
+    gateways answer that for routes that they do not have, and the embedding itself proves the key.
+    """
     if not isinstance(reply, Reply):
         why = f" ({reply.text})" if reply is not None else ""
         raise ServerUnavailableError(
@@ -158,6 +168,8 @@ def _body(url: str, path: str, reply: Reply | Trouble | None) -> bytes | None:
         return reply.body
     said = protocol.message(reply.body)
     if reply.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        if optional:
+            return None
         raise protocol.unauthorized(reply.status, said, url)
     if reply.status in protocol.BUSY:
         raise ServerUnavailableError(

@@ -170,11 +170,9 @@ def _look_at(candidate: Candidate, spec: ServerSpec, verify: Verify) -> Found | 
     try:
         found = Found(candidate, verify(candidate.url, candidate.api_key, spec, listener))
     except AuthenticationError as error:
-        if candidate.api_key is not None:
+        if candidate.listed:
             return str(error)
-        return (
-            f"it wants a key, which is shown to servers alone that EMBERD_DISCOVER lists: {error}"
-        )
+        return f"it wants a key, which is sent only to servers that EMBERD_DISCOVER lists: {error}"
     except EmberdError as error:
         return str(error)
     return _unfit(found, spec) or found

@@ -7,12 +7,13 @@ import time
 from ipaddress import ip_address
 from typing import Final, Protocol
 
-from emberd import listeners, surface
+from emberd import listeners
 from emberd.engines.base import Diagnosis, Engine, Launch, Plan
 from emberd.errors import EmberdError
 from emberd.listeners import Listener
 from emberd.manager.child import ServerProcess
 from emberd.manager.ports import HOST
+from emberd.manager.readiness import Readiness
 from emberd.manager.record import Record
 from emberd.manager.server import Verify
 from emberd.settings import Endpoint
@@ -62,6 +63,7 @@ class Start:
         self._listener: Listener | None = None
         self._moved_at_s = time.monotonic()
         self._log_bytes = 0
+        self._readiness: Readiness | None = None
         self._verification: _Verification | None = None
 
     def run(self) -> Endpoint | Diagnosis | None:
@@ -98,10 +100,10 @@ class Start:
         return plan is not None and time.monotonic() - self._moved_at_s > plan.silence_s
 
     def _verified(self) -> Endpoint | Diagnosis | None:
-        if self._listener is None:
+        if self._listener is None or self._readiness is None:
             return self._prove()
         if self._verification is None:
-            if surface.is_ready(self._url, listener=self._listener):
+            if self._readiness.is_ready():
                 self._verification = _Verification(
                     self._keeper, self._url, self._key, self._listener
                 )
@@ -119,7 +121,7 @@ class Start:
         if found is None or server is None:
             return None
         if listeners.is_held(found, server.members()):
-            self._listener = found
+            self._listener, self._readiness = found, Readiness(self._url, found)
             return None
         if listeners.find_at(_ADDRESS, self._port) != found or server.reap() is not None:
             return None  # it ended between the two looks

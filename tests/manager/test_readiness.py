@@ -1,0 +1,73 @@
+"""Readiness of a starting server, found out without blocking the supervisor."""
+
+from __future__ import annotations
+
+import threading
+
+import examined
+import waiting
+from emberd import listeners
+from emberd.manager.readiness import Readiness
+
+
+def _watch(url: str) -> Readiness:
+    listener = listeners.find(url)
+    assert listener is not None
+    return Readiness(url, listener)
+
+
+def test_a_slow_health_route_does_not_block_and_is_requested_once_at_a_time() -> None:
+    asked, answer = threading.Semaphore(0), threading.Event()
+    paths: list[str] = []
+
+    def reply(path: str) -> tuple[int, bytes]:
+        paths.append(path)
+        if path != "/health":
+            return 401, b""
+        asked.release()
+        answer.wait()
+        return 200, b""
+
+    with examined.answering(reply) as url:
+        readiness = _watch(url)
+        try:
+            assert not readiness.is_ready()
+            asked.acquire()
+            # The request for /health has no answer yet.
+            assert not any(readiness.is_ready() for _ in range(5))
+            assert paths == ["/ready", "/health"]
+        finally:
+            answer.set()
+        waiting.until(readiness.is_ready)
+        assert paths.count("/health") == 1
+
+
+def test_a_server_that_gets_healthy_later_is_ready_then() -> None:
+    statuses = {"/ready": 404, "/health": 503}
+    with examined.answering(lambda path: (statuses[path], b"")) as url:
+        readiness = _watch(url)
+        for _ in range(3):
+            assert not readiness.is_ready()
+        statuses["/health"] = 200
+        waiting.until(readiness.is_ready)
+
+
+def test_a_server_with_a_ready_route_is_not_asked_for_its_health() -> None:
+    paths: list[str] = []
+    statuses = [503, 200]
+
+    def reply(path: str) -> tuple[int, bytes]:
+        paths.append(path)
+        return statuses.pop(0), b""
+
+    with examined.answering(reply) as url:
+        readiness = _watch(url)
+        assert [readiness.is_ready(), readiness.is_ready()] == [False, True]
+    assert paths == ["/ready", "/ready"]
+
+
+def test_a_server_that_is_gone_is_not_ready() -> None:
+    with examined.answering(lambda path: (200, b"")) as url:
+        readiness = _watch(url)
+        assert readiness.is_ready()
+    assert not readiness.is_ready()

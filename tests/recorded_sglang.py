@@ -1,0 +1,62 @@
+"""SGLang of each supported version, as far as its answers were recorded in ``sglang_routes``.
+
+Statuses and bodies are the real server's; ``real/record_routes.py`` says how they were obtained.
+Vectors and token ids of good answers are computed as ``FakeServer`` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from fake_server import QWEN, Answer, FakeServer, Request, _send
+
+KEY: Final = "the-right-key"
+_FOLDER: Final = Path(__file__).parent / "sglang_routes"
+VERSIONS: Final = sorted(path.stem for path in _FOLDER.glob("*.json"))
+WITHOUT_READY: Final = ("0.5.17", "0.5.18", "0.5.19")
+_COMPUTED: Final = ("POST /v1/embeddings", "POST /v1/tokenize")
+
+
+@cache
+def recording(version: str) -> dict[str, Any]:
+    """Return what was recorded of one version."""
+    content: dict[str, Any] = json.loads((_FOLDER / f"{version}.json").read_text("utf-8"))
+    return content
+
+
+@dataclass
+class RecordedSglang(FakeServer):
+    """A server of a version; with ``api_key=KEY`` or without a key, starting or ready."""
+
+    model: str = QWEN
+    dimensions: int = 1024
+    context_tokens: int | None = 8192
+    version: str = "0.5.23"
+    phase: str = "ready"
+
+    async def _respond(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        server = recording(self.version)["with_key" if self.api_key else "without_key"]
+        routes = server[self.phase]
+        route = f"{request.method} {request.path}"
+        by_key = routes.get(route) or routes["GET /no-such-route"]
+        entry = by_key.get("any") or by_key[self._kind(request)]
+        if entry["status"] == 200 and route in _COMPUTED:
+            await self.routes()[request.path](request, writer)
+        else:
+            await _send(writer, Answer(entry["status"], self._body(entry["body"])))
+
+    def _kind(self, request: Request) -> str:
+        sent = request.headers.get("authorization")
+        if sent is None or self.api_key is None:
+            return "none"
+        return "right" if sent == f"Bearer {self.api_key}" else "wrong"
+
+    def _body(self, body: Any) -> bytes:
+        lines = "\n".join([*body, ""]) if isinstance(body, list) else body
+        text = lines if isinstance(lines, str) else json.dumps(lines)
+        return text.replace("<model>", self.model).encode()
