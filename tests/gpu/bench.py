@@ -66,7 +66,7 @@ SIZES: Final = {
     CPU: Sizes(
         bulk={16: 64, 256: 8, 2000: 2},
         rounds={16: 1, 256: 1, 2000: 1},
-        ingest=6144,
+        ingest=3072,
         queries=10,
         at_once=64,
         askers=4,
@@ -220,6 +220,10 @@ def load(folder: Path, limit_s: float) -> Bench:
 
 
 def foreign_environment() -> dict[str, str]:
-    """Return the environment for another interpreter: packages of this one are not for it."""
-    theirs = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONWARNINGS")
-    return {name: value for name, value in os.environ.items() if name not in theirs}
+    """Return the environment for another interpreter.
+
+    It has neither this one's packages nor the variables of emberd: by the name of the home in them
+    the processes of servers are found.
+    """
+    ours = ("EMBERD_", "PYTHONPATH", "PYTHONHOME", "PYTHONWARNINGS", "VIRTUAL_ENV")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}

@@ -73,22 +73,20 @@ def model(bench: Bench, report: Report) -> None:
 
 
 def doctor(bench: Bench, report: Report) -> None:
-    """See that ``emberd doctor`` has no objection to this machine."""
+    """Run ``emberd doctor``: a server of the model can be started here."""
     done = bench.emberd(
         *("doctor", "--json", "--model", bench.model),
         *("--engine", "sglang", "--device", bench.device),
     )
     found = json.loads(done.stdout)
-    objections = [each for each in found["findings"] if each["level"] == "problem"]
+    problems = [each["fact"] for each in found["findings"] if each["level"] == "problem"]
     report.figure("verdict", found["verdict"])
     report.figure("seconds", found["seconds"])
     report.figure("findings", found["findings"])
     report.require(found["ok"], f"no server can be started here: {found['verdict']}")
-    for each in objections:
-        report.require(False, f"{each['part']}, {each['name']}: {each['fact']}")
     report.summary = (
-        f"{len(found['findings'])} findings, no problem, in {found['seconds']:.1f} s: "
-        f"{found['verdict']}"
+        f"{len(found['findings'])} findings in {found['seconds']:.1f} s, problems: "
+        f"{'; '.join(problems) or 'none'}. {found['verdict']}"
     )
 
 
@@ -131,7 +129,7 @@ def memory(bench: Bench, report: Report) -> None:
 
 
 def stop(bench: Bench, report: Report) -> None:
-    """Stop the shared server with ``emberd stop``; all that it took must come back."""
+    """Stop the shared server with ``emberd stop``: no process, no GPU memory is left."""
     done = bench.emberd("stop", "--json")
     report.require(done.returncode == 0, f"emberd stop: {done.stderr.strip()}")
     _require_all_back(bench, report)
@@ -139,7 +137,7 @@ def stop(bench: Bench, report: Report) -> None:
 
 
 def full_card(bench: Bench, report: Report) -> None:
-    """Ask for a server on a card that another process has filled: a typed error, nothing left."""
+    """Start a server on a GPU that another process has filled: a typed error, nothing left."""
     bench.manager.stop()
     with _filled(bench) as free_bytes:
         report.figure("free_gib", round(free_bytes / GIB, 2))
@@ -167,7 +165,7 @@ def full_card(bench: Bench, report: Report) -> None:
 
 
 def nothing_left(bench: Bench, report: Report) -> None:
-    """Stop whatever still runs; no process, and no memory of the card, may be left."""
+    """Stop all servers that still run: no process, no GPU memory is left."""
     running = [own.spec.model for own in bench.manager.status() if own.state == "ready"]
     report.figure("stopped", len(running))
     bench.manager.stop()
@@ -188,13 +186,13 @@ def _require_all_back(bench: Bench, report: Report) -> None:
     limit = round(before * GIB) + card.SLACK_BYTES
     taken = card.settles(limit, _STOP_S) or 0
     report.figure("used_after_gib", round(taken / GIB, 2))
-    report.require(taken <= limit, f"{taken / GIB:.2f} GiB of the card is not given back")
+    report.require(taken <= limit, f"{taken / GIB:.2f} GiB of the GPU is still in use")
 
 
 def _of_the_card(report: Report) -> str:
     if "used_after_gib" not in report.figures:
-        return "no card"
-    return f"{report.figures['used_after_gib']:.2f} GiB of the card taken"
+        return "no GPU"
+    return f"{report.figures['used_after_gib']:.2f} GiB of the GPU in use"
 
 
 def _wait_for_end(bench: Bench) -> list[str]:

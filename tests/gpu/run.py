@@ -136,12 +136,10 @@ def _set_up(options: argparse.Namespace, folder: Path) -> bench.Bench:
         if name.startswith(("EMBERD_", "OPENAI_")) and name not in _KEPT:
             del os.environ[name]
     # Before the home is another one: engines may lie in the user's.
-    engines = {name: installs.locate(name) for name in ("sglang", "transformers")}
-    sglang = engines["sglang"]
+    sglang, other = installs.locate("sglang"), installs.locate("transformers")
     if sglang is None:
         raise LookupError(f"it is not installed here; {_SGLANG} names an interpreter that has it")
     os.environ[_SGLANG] = sglang.python
-    other = engines["transformers"]
     os.environ[_TRANSFORMERS] = other.python if other else sglang.python
     setup = bench.Bench(
         folder=folder,
@@ -152,15 +150,19 @@ def _set_up(options: argparse.Namespace, folder: Path) -> bench.Bench:
     )
     os.environ["EMBERD_HOME"] = str(setup.home)
     for name in _COMPILED:
-        os.environ[name] = str(folder / "compiled" / name.lower())
-    if (gpu := card.chosen()) is not None:
+        place = folder / "compiled" / name.lower()
+        place.mkdir(parents=True, exist_ok=True)
+        os.environ[name] = str(place)
+    if options.device == bench.CPU:
+        # Threads that wait for each other by spinning are slow on a machine that does other work.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    elif (gpu := card.chosen()) is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu.uuid
     setup.save()
     return setup
 
 
 def _header(options: argparse.Namespace, setup: bench.Bench) -> dict[str, Any]:
-    sglang, transformers = installs.locate("sglang"), installs.locate("transformers")
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": options.device,
@@ -170,8 +172,8 @@ def _header(options: argparse.Namespace, setup: bench.Bench) -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "model": f"random weights in the shape of {setup.shape}",
-        "sglang": sglang.version if sglang else None,
-        "transformers": transformers.version if transformers else None,
+        "sglang": _engine_version("sglang"),
+        "transformers": _engine_version("transformers"),
         "packages": {name: _version(name) for name in _PACKAGES},
         "commit": _commit(),
         "budget_s": options.budget,
@@ -191,6 +193,14 @@ def _counted(results: Sequence[result.Result], seconds: float) -> str:
     kinds = [each.kind for each in results]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in result.Kind)
     return f"{counts}, in {seconds:.0f} s"
+
+
+def _engine_version(name: str) -> str | None:
+    try:
+        found = installs.locate(name)
+    except EmberdError:  # SGLang's interpreter has no transformers of its own
+        return None
+    return found.version if found else None
 
 
 def _version(name: str) -> str | None:

@@ -167,7 +167,7 @@ def _tell_start(report: Report, watch: Watch, seconds: float) -> None:
 
 
 def _require_one_copy(bench: Bench, report: Report) -> None:
-    """Require no more memory of the card than the first server had taken when it was ready."""
+    """Require that the GPU holds no more than the first server took."""
     first = bench.figures("first_start").get("used_gib")
     if bench.device != CUDA or first is None:
         return
@@ -185,7 +185,7 @@ def _require_one_copy(bench: Bench, report: Report) -> None:
 def _card_words(report: Report) -> str:
     if "used_gib" not in report.figures:
         return "one server runs"
-    return f"one server runs, {report.figures['used_gib']} GiB of the card is taken"
+    return f"one server runs, {report.figures['used_gib']} GiB of the GPU in use"
 
 
 def _parts(bench: Bench, name: str) -> list[psutil.Process]:
