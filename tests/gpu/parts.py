@@ -54,7 +54,7 @@ PARTS: Final = (
         not_here="it fills the memory of a GPU",
     ),
     _part("vectors:transformers", "the transformers engine", (32, 20), (90, 300), _REFERENCE),
-    _part("library:in_process", "sentence-transformers in process", (32, 25), (80, 240), _TEXTS),
+    _part("library:in_process", "sentence-transformers", (32, 25), (80, 240), _REFERENCE),
     Part(
         name="nothing_left",
         function="gpu.machine:nothing_left",
