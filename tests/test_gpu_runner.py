@@ -15,7 +15,8 @@ import pytest
 
 import source_tree
 import waiting
-from gpu import bench, parts, result, runner
+from gpu import bench, parts, result, run, runner
+from gpu.engine_side import checkpoint
 from gpu.result import Kind, Result, Why
 from gpu.runner import Part, Work
 
@@ -169,6 +170,10 @@ def test_the_real_parts_exist_and_should_fit_into_the_budget() -> None:
         module, _, function = each.function.partition(":")
         path = RUN.parent.parent / f"{module.replace('.', '/')}.py"
         assert f"\ndef {function}(bench: Bench, report: Report)" in path.read_text()
+
+
+def test_every_model_that_can_be_asked_for_has_a_shape() -> None:
+    assert set(run._MODELS) == set(checkpoint.SHAPES)
 
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="there is a GPU")

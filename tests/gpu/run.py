@@ -39,10 +39,11 @@ from gpu.parts import PARTS  # noqa: E402
 BUDGET_S: Final = 600.0
 NOT_HERE: Final = 3
 
+_MODELS: Final = ("8b", "4b", "0.6b", "tiny")  # as engine_side/checkpoint.py knows them
 _SHAPES: Final = {bench.CUDA: "4b", bench.CPU: "tiny"}
-_KEPT: Final = ("EMBERD_ENGINES", "EMBERD_SGLANG_PYTHON", "EMBERD_TRANSFORMERS_PYTHON")
 _SGLANG: Final = "EMBERD_SGLANG_PYTHON"
 _TRANSFORMERS: Final = "EMBERD_TRANSFORMERS_PYTHON"
+_KEPT: Final = ("EMBERD_ENGINES", "EMBERD_HOME", _SGLANG, _TRANSFORMERS)  # where engines are
 # What a start compiles is kept in the home, or where these say: a first start finds nothing.
 _COMPILED: Final = ("TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "FLASHINFER_WORKSPACE_BASE")
 _PACKAGES: Final = (
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.child:
         return _child(options)
     if options.plan:
-        print(runner.plan(PARTS, options.device, options.parts))
+        print(runner.plan(PARTS, options.device, options.budget, options.parts))
         return 0
     if options.device == bench.CUDA and (problem := card.problem()):
         print(f"There is no GPU for this: {problem}. A CPU can show some of it: --device cpu")
@@ -101,7 +102,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     out = os.environ.get("OUT") or str(TESTS.parent / ".benchmarks")
     parser.add_argument("--device", choices=(bench.CUDA, bench.CPU), default=bench.CUDA)
-    parser.add_argument("--model", help="shape of the random model: 8b, 4b, 0.6b, tiny")
+    parser.add_argument("--model", choices=_MODELS, help="shape of the random model")
     parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds for all of it")
     parser.add_argument("--parts", type=_listed, default=[], help="names, with commas between")
     parser.add_argument("--json", default=f"{out}/gpu.json", help="where all figures are written")

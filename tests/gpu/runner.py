@@ -91,7 +91,7 @@ def run(parts: Sequence[Part], work: Work, chosen: Sequence[str]) -> Iterator[Re
         yield _unfit(part, work, chosen) or _run(part, work)
 
 
-def plan(parts: Sequence[Part], device: str, chosen: Sequence[str] = ()) -> str:
+def plan(parts: Sequence[Part], device: str, budget_s: float, chosen: Sequence[str] = ()) -> str:
     """Return what would run on a device, how long it should take, and how long it is given."""
     lines = []
     expected = limit = 0.0
@@ -108,7 +108,10 @@ def plan(parts: Sequence[Part], device: str, chosen: Sequence[str] = ()) -> str:
         )
         expected += part.expected_s[device]
         limit += part.limit_s[device]
-    lines.append(f"{'all':<14}  expected {expected:4.0f} s, at most {limit:4.0f} s")
+    lines.append(
+        f"{'all':<14}  expected {expected:4.0f} s, at most {limit:4.0f} s, and never more than the "
+        f"budget of {budget_s:.0f} s"
+    )
     return "\n".join(lines)
 
 

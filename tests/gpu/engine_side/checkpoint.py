@@ -67,7 +67,7 @@ SHAPES = {
 def main(folder: Path, asked: dict[str, Any]) -> None:
     """Write the checkpoint, the texts and the reference to ``folder``."""
     shape, model = SHAPES[asked["shape"]], folder / "model"
-    model.mkdir()
+    model.mkdir(exist_ok=True)
     tokenizer = make_tokenizer(shape)
     tokenizer.save_pretrained(model)
     describe(model, shape)
