@@ -6,9 +6,11 @@
 # make test-services      the caches on real servers: redis-server and memcached must be installed
 # make test-ray           Ray Data, on a cluster of two nodes on this machine
 # make test-agents        the agent frameworks, in an environment each
+# make test-gpu           what only a GPU can show, in at most ten minutes on one (CONTRIBUTING.md)
 #
 # Needs Python 3.11 or newer with venv, and a package registry. uv is used when it is there.
-# Options: PYTHON=/path/to/python3.11   ARGS='arguments of emberd demo, or of pytest'
+# Options: PYTHON=/path/to/python3.11   ARGS='arguments of emberd demo, of pytest, or of
+#          tests/gpu/run.py: make test-gpu ARGS=--plan shows its parts and their times'
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,7 +39,7 @@ AGENTS := langgraph mem0 haystack pydantic_ai
 TEST_TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout
 
 .PHONY: demo test test-installs test-services test-ray test-stores test-agents $(AGENTS:%=test-agents-%) test-sglang \
-	test-sglang-full engines check bench venv clean
+	test-sglang-full test-gpu engines check bench venv clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/emberd demo $(ARGS)
@@ -78,6 +80,11 @@ test-sglang: engines
 
 test-sglang-full: engines
 	$(BIN)/python -m pytest tests/sglang $(ARGS)
+
+# SGLang must be installed (make engines), or EMBERD_SGLANG_PYTHON name an interpreter that has it;
+# without a GPU the run says so and does nothing.
+test-gpu: $(VENV)/.tools
+	$(BIN)/python tests/gpu/run.py $(ARGS)
 
 # In the order of the files: a benchmark is read from top to bottom, and -s shows its figures.
 bench: $(VENV)/.tools

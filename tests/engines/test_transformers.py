@@ -6,6 +6,7 @@ import json
 import platform
 import signal
 import sys
+import venv
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -320,6 +321,25 @@ def test_torchs_own_cuda_is_read_from_its_files(tmp_path: Path) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "version.py").write_text("cuda: Optional[str] = '12.8'\n")
     assert suiting.torch_cuda(str(tmp_path)) == (12, 8)
+
+
+def test_torch_is_found_in_another_folder_of_the_interpreters_path(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    elsewhere, environment = tmp_path / "elsewhere", tmp_path / "environment"
+    (elsewhere / "torch").mkdir(parents=True)
+    (elsewhere / "torch" / "version.py").write_text("cuda: Optional[str] = '13.0'\n")
+    described = elsewhere / "torch-2.11.0.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.11.0\n")
+    venv.create(environment)
+    packages = next(environment.glob("lib/python*/site-packages"))
+    (packages / "elsewhere.pth").write_text(f"{elsewhere}\n")
+    python = str(environment / "bin" / "python")
+    found = Interpreter(python, "5.19.0", str(packages), "a test")
+    monkeypatch.setattr(installs, "locate", lambda name, places=None: found)
+    machine.sees(A100)
+    assert ENGINE.refusal(spec(device="cuda")) is None
 
 
 # ---------------------------------------------------------------- its server

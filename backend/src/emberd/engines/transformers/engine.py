@@ -16,7 +16,7 @@ from emberd.engines.own_server import address, encoder_of
 from emberd.engines.transformers import diagnosis, suiting
 from emberd.engines.transformers.suiting import CPU, CUDA, NAME
 from emberd.errors import StartError
-from emberd.installs import Interpreter
+from emberd.installs import Interpreter, probe
 from emberd.serving import BOOTSTRAP, KEY_VARIABLE
 from emberd.settings import ServerSpec
 from emberd.startup import StartOptions
@@ -148,7 +148,19 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _cuda() -> tuple[int, int] | None:
     found = installs.locate(NAME)
-    return suiting.torch_cuda(found.packages) if found else suiting.PINNED_CUDA
+    return suiting.torch_cuda(_torch_packages(found)) if found else suiting.PINNED_CUDA
+
+
+def _torch_packages(found: Interpreter) -> str:
+    # torch may be in another folder of the interpreter's path than transformers: in an
+    # environment that also uses the packages of another one.
+    if suiting.has_torch(found.packages):
+        return found.packages
+    try:
+        held = probe.ask_once(found.python, "torch")
+    except OSError:
+        return found.packages
+    return held.packages if held else found.packages
 
 
 def _chosen(seen: Survey, claimed: Sequence[str]) -> tuple[Gpu, ...]:

@@ -93,6 +93,11 @@ def suitable(seen: Survey, cuda: tuple[int, int]) -> tuple[Gpu, ...]:
     return tuple(gpu for gpu in seen.gpus if gpu.capability >= least)
 
 
+def has_torch(packages: str) -> bool:
+    """Return whether a ``site-packages`` holds torch itself."""
+    return (Path(packages) / _VERSION_FILE).is_file()
+
+
 def torch_cuda(packages: str) -> tuple[int, int] | None:
     """Return the CUDA that the torch in a ``site-packages`` is built for; None for none."""
     try:
