@@ -152,7 +152,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def opened(python: str, user: int = VICTIM) -> Iterator[Field]:
-    """Give folders to the two users, which nobody else may enter; at the end both are gone."""
+    """Give each of the two users a private folder; at the end both are gone."""
     folder = Path(tempfile.mkdtemp(prefix="squatters-"))
     folder.chmod(0o711)
     for name, owner in (("victim", user), ("attacker", ATTACKER)):

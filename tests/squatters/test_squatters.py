@@ -1,7 +1,7 @@
 """Another user takes ports before, during and after starts, and after servers were killed.
 
 What must hold: no key that is in use, no text and no accepted vector at the attacker; nearly every
-start gives a working server; every job ends with right vectors or an error of ours. The numbers of
+start gives a working server; every job ends with right vectors or an `EmberdError`. The numbers of
 rounds are small here, and large with ``SQUATTERS_STARTS=200 SQUATTERS_KILLS=50``. With
 ``SQUATTERS_SOURCE`` the source tree of another version is attacked.
 """
@@ -99,7 +99,7 @@ def test_an_external_server_whose_port_changes_hands_is_not_used_again(
     first, second = field.rounds or pytest.fail(said)
     field.summary(kind)
     assert (first["outcome"], first["origin"]) == ("right", kind)
-    # A found server is replaced by one of ours; one that was given is the user's to restart.
+    # A found server is replaced by a managed one; a given one is the user's to restart.
     assert second["outcome"].split(":")[0] == ("right" if kind == "found" else "error")
     assert field.received == []
 

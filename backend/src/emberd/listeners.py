@@ -1,9 +1,9 @@
 """Listening sockets of this machine: which one a connection reaches, and whose it is.
 
 A port number proves nothing: when a server ends, any user may listen on its port. The kernel
-reports an owner and an inode for each listening socket, and no other user can forge them. Whoever
-has verified a server keeps its ``Listener`` and compares it on each new connection, before the
-first byte is sent. A listener that is still there was there when the connection was made: no two
+reports an owner and an inode for each listening socket, and no other user can forge them. The
+client that has verified a server keeps its ``Listener`` and compares it on each new connection,
+before the first byte is sent. A listener that is still there was there when the connection was made: no two
 users can listen on the same address and port at once.
 
 Linux answers through ``sock_diag`` (the lookup that the kernel makes for a packet, about 30 us

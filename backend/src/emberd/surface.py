@@ -180,7 +180,7 @@ class _Pinned(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
 
 class _Stay(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
-        """Follow no redirect: the key would go along, to whoever the server names."""
+        """Follow no redirect: the key would be sent to the address that the server names."""
 
 
 def models(

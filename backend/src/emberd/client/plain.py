@@ -74,7 +74,7 @@ class PlainSession:
         """Send ``ask`` once and return what came of it.
 
         Raises:
-            BadReplyError: The answer is packed, although nobody asked for that.
+            BadReplyError: The answer is compressed, which was not requested.
         """
         with deadline.within(self._timeout_s):
             try:

@@ -20,8 +20,8 @@ class Launch:
     Attributes:
         port: The loopback port that the server is to listen on.
         api_key: The key that the server must ask for; None when it is to ask for none.
-        fingerprint: Name of this start, which the server shows as its weight version. It is for
-            people: every user of the machine can read it, so it proves nothing.
+        fingerprint: Name of this start, which the server shows as its weight version. Every
+            user of the machine can read it, so it proves nothing.
         folder: The server's state folder, for files that must not be seen by others.
         options: How the user wants it started.
         claimed: What ``Engine.claims`` named and is held for this start.

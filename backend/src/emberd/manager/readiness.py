@@ -12,7 +12,7 @@ class Readiness:
     """Polls one starting server until it is ready.
 
     ``/ready`` answers at once. SGLang before 0.5.20 has only ``/health``, which takes 1 to 20 s, so
-    it is requested in a thread: the supervisor must react to a stop or a dead server meanwhile.
+    it is requested in a thread: the supervisor must still react to a stop or a dead server.
     """
 
     def __init__(self, url: str, listener: Listener) -> None:

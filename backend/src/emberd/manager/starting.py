@@ -147,5 +147,5 @@ class _Verification:
             self.outcome = self._verify(*self._arguments)
         except EmberdError as error:
             self.outcome = Diagnosis(f"The server was started and is not fit for use: {error}")
-        except Exception as error:  # noqa: BLE001 - whoever waits must hear of it, whatever it is
+        except Exception as error:  # noqa: BLE001 - those who wait must get an error
             self.outcome = Diagnosis(f"The first embedding failed: {error!r}", "Report this bug.")

@@ -178,7 +178,7 @@ def _words(spec: ServerSpec, launch: Launch, python: Interpreter, where: str) ->
         _Word(("--model-path", checkpoints.absolute(spec.model)), "the model that was asked for"),
         _Word(("--served-model-name", spec.model), "clients ask for it by this name"),
         _Word(address(launch), "a socket of this machine's loopback, which listens already"),
-        _Word(("--weight-version", launch.fingerprint), "the name of this start, for people"),
+        _Word(("--weight-version", launch.fingerprint), "the name of this start"),
         _Word(("--device", where), "the best that torch can use here, or what was asked for"),
     ]
     for option, value in (("--revision", spec.revision), ("--dtype", spec.dtype)):
