@@ -3,9 +3,9 @@
 Run as its own process and user: ``attacker.py VICTIM_UID LOG``. It uses only what every
 user may read and do. It looks at command lines and at the kernel's socket tables for ports of the
 victim, binds each of them with ``SO_REUSEADDR`` as soon as the kernel lets it, and goes on trying
-those that are in use. To whoever connects it behaves like an SGLang server of the model in the
-victim's command lines, and it writes down each byte that it receives. It ends when its standard
-input does.
+those that are in use. It answers each connection as an SGLang server of the model in the victim's
+command lines would, and it writes down each byte that it receives. It ends when its standard input
+does.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
 A port number proves nothing: when a server ends, any user may listen on its port. The kernel
 reports an owner and an inode for each listening socket, and no other user can forge them. The
 client that has verified a server keeps its ``Listener`` and compares it on each new connection,
-before the first byte is sent. A listener that is still there was there when the connection was made: no two
-users can listen on the same address and port at once.
+before the first byte is sent. If that socket still listens, it also listened when the connection
+was made, because two users cannot listen on the same address and port at once.
 
-Linux answers through ``sock_diag`` (the lookup that the kernel makes for a packet, about 30 us
-whatever the number of connections), or through ``/proc/net/tcp`` where netlink is not available. On
+Linux answers through ``sock_diag`` (the lookup that the kernel makes for a packet, about 0.05 ms
+for any number of connections), or through ``/proc/net/tcp`` where netlink is not available. On
 macOS the owning process is compared instead.
 """
 
