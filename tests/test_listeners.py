@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
+import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -16,6 +19,29 @@ from emberd import listeners
 from emberd.listeners import Listener, ListenerChangedError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+
+ATTACKER = 64_202
+# The queue of its own listener is full, so its SYN stays unanswered until the client's crosses it.
+_SIMULTANEOUS_OPEN = f"""
+import os, socket, sys, time
+os.setgid({ATTACKER}); os.setuid({ATTACKER})
+def bound():
+    s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind(("127.0.0.1", 0)); return s
+full, taken = bound(), bound()
+full.listen(0)
+fill = [socket.socket() for _ in range(4)]
+for s in fill:
+    s.setblocking(False); s.connect_ex(full.getsockname())
+time.sleep(0.2)
+print(taken.getsockname()[1], full.getsockname()[1], flush=True)
+sys.stdin.readline()
+taken.setblocking(False); taken.connect_ex(full.getsockname())
+for s in (*fill, full):
+    s.close()
+print("waiting", flush=True)
+sys.stdin.read()
+"""
 
 ME = os.geteuid()
 OTHER = ME + 1
@@ -46,6 +72,7 @@ def no_netlink(monkeypatch: pytest.MonkeyPatch) -> None:
         raise PermissionError
 
     monkeypatch.setattr(listeners, "_ask_kernel", refuse)
+    monkeypatch.setattr(listeners, "_has_netlink", lambda: False)
 
 
 @pytest.fixture
@@ -87,16 +114,32 @@ def test_the_table_gives_the_listener_that_a_connection_reaches(
     assert listeners.find(URL) == (None if user is None else Listener(user, inode=7))
 
 
-def test_what_follows_the_listening_sockets_is_not_read(table: Path) -> None:
-    table.write_text(_HEAD + _line(_ANY, ME, state=_ESTABLISHED) + "not a line of a table\n")
+def test_a_table_in_any_order_is_read_whole(table: Path) -> None:
+    """gVisor lists sockets of all states among each other."""
+    table.write_text(_HEAD + _line(_ANY, ME, state=_ESTABLISHED) + _line(_LOOPBACK, ME))
+    assert listeners.find(URL) == Listener(ME, inode=7)
+
+
+def test_a_listener_of_ipv4_does_not_take_connections_of_ipv6(table: Path) -> None:
+    table.write_text(_HEAD + _line(_ANY, ME))
+    assert listeners.find("http://[::1]:30000") is None
+
+
+def test_where_the_listening_sockets_cannot_be_read_none_is_taken_for_gone(
+    no_netlink: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "TABLES", (tmp_path / "none", tmp_path / "none"))
     assert listeners.find(URL) is None
+    assert listeners.is_there(URL, Listener(ME, inode=7))
+    with pytest.raises(FileNotFoundError):
+        listeners.find_at(ip_address("127.0.0.1"), 30_000)
 
 
 @pytest.mark.parametrize(
     "url",
     [
         "http://gpu-box:30000",
-        "http://10.254.0.7:30000",
+        "http://192.0.2.1:30000",
         "http://127.0.0.1:none",
         "http://127.0.0.1:99999",
         "ftp://127.0.0.1",
@@ -124,6 +167,8 @@ def test_what_is_not_an_address_of_this_machine_has_no_listener(table: Path, url
 @pytest.mark.usefixtures("either_way")
 def test_a_real_listener_is_found_with_its_owner_and_inode(bound: str, asked: str) -> None:
     family = socket.AF_INET6 if ":" in bound else socket.AF_INET
+    if family is socket.AF_INET6 and not _has_ipv6():
+        pytest.skip("this machine has no IPv6")
     with socket.create_server((bound, 0), family=family, dualstack_ipv6=bound == "::") as server:
         port = server.getsockname()[1]
         found = listeners.find(f"http://{asked}:{port}")
@@ -132,6 +177,25 @@ def test_a_real_listener_is_found_with_its_owner_and_inode(bound: str, asked: st
         assert listeners.is_held(found, [os.getppid(), os.getpid()])
         assert not listeners.is_held(found, [os.getppid()])
     assert listeners.find(f"http://{asked}:{port}") is None
+
+
+def _has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_the_name_of_this_machine_is_one_of_its_addresses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        inode = os.fstat(server.fileno()).st_ino
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: here)
+        assert listeners.find(f"http://gpu-box:{port}") == Listener(ME, inode=inode)
 
 
 @pytest.mark.usefixtures("either_way")
@@ -186,6 +250,62 @@ def test_the_same_inode_of_another_user_is_another_listener(
     _, connection, found = connected
     with pytest.raises(ListenerChangedError):
         listeners.check(connection, Listener(OTHER, found.inode))
+
+
+def test_users_without_a_number_in_a_namespace_are_not_one_owner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listeners, "_overflow_uid", lambda: OTHER)
+    assert Listener(ME, inode=1).has_owner_of(Listener(ME, inode=2))
+    assert not Listener(OTHER, inode=1).has_owner_of(Listener(OTHER, inode=2))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
+def test_a_connection_that_another_user_took_by_a_simultaneous_open_is_refused() -> None:
+    """Its socket was bound to the port before the server listened."""
+    attacker = subprocess.Popen(
+        [sys.executable, "-c", _SIMULTANEOUS_OPEN],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert attacker.stdin is not None
+    assert attacker.stdout is not None
+    try:
+        port, from_port = map(int, attacker.stdout.readline().split())
+        with socket.socket() as server, socket.socket() as client:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(("127.0.0.1", port))
+            server.listen()
+            found = listeners.find(f"http://127.0.0.1:{port}")
+            assert found is not None
+            attacker.stdin.write("connect\n")
+            attacker.stdin.flush()
+            assert attacker.stdout.readline() == "waiting\n"
+            # The kernel's own choice of a port, narrowed to one (IP_LOCAL_PORT_RANGE).
+            only = struct.pack("=I", from_port << 16 | from_port)
+            client.setsockopt(socket.IPPROTO_IP, 51, only)
+            client.settimeout(10)
+            client.connect(("127.0.0.1", port))
+            server.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                server.accept()
+            with pytest.raises(ListenerChangedError, match=str(ATTACKER)):
+                listeners.check(client, replace(found, owner_accepts=True))
+    finally:
+        attacker.kill()
+        attacker.communicate()
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_the_servers_own_end_of_a_connection_passes(
+    connected: tuple[socket.socket, socket.socket, Listener], accepted: bool
+) -> None:
+    server, connection, found = connected
+    held = server.accept()[0] if accepted else None
+    listeners.check(connection, replace(found, owner_accepts=True))
+    if held is not None:
+        held.close()
 
 
 def test_only_this_user_and_root_are_trusted() -> None:

@@ -170,9 +170,10 @@ def test_a_given_server_that_comes_back_with_other_weights_is_refused(twin: str)
         server.die()
         server.weights = 1
         server.revive(server.port)
-        with pytest.raises(ServerMismatchError, match="other weights"):
-            _embed(embedder, twin, ["b", "c"])
-        assert server.embedded[-1] != ["b", "c"]
+        for _ in range(2):  # a caller may log the error and go on with the same object
+            with pytest.raises(ServerMismatchError, match="other weights"):
+                _embed(embedder, twin, ["b", "c"])
+        assert ["b", "c"] not in server.embedded
         embedder.close()
 
 
@@ -193,21 +194,35 @@ def test_a_given_server_whose_port_goes_to_another_user_is_not_sent_a_text(
             return found and replace(found, uid=found.uid + 1)
 
         monkeypatch.setattr(listeners, "find_at", of_another_user)
-        with pytest.raises(ServerMismatchError, match="belongs to user"):
-            _embed(embedder, twin, ["b", "c"])
+        for _ in range(2):
+            with pytest.raises(ServerMismatchError, match="belongs to user"):
+                _embed(embedder, twin, ["b", "c"])
         assert len(server.requests) == seen
+        embedder.close()
+
+
+@both
+def test_a_given_server_that_restarts_is_waited_for_while_it_is_not_ready(twin: str) -> None:
+    with FakeServer() as server:
+        embedder = _given(server)
+        _embed(embedder, twin, ["a"])
+        server.die()
+        server.answer_first(503, 503)
+        server.revive(server.port)
+        vectors = _embed(embedder, twin, ["b"])
+        assert abs(vectors - vectors_of(["b"])).max() < 1e-6  # type: ignore[operator]
         embedder.close()
 
 
 @both
 def test_a_stranger_at_the_address_of_a_given_server_gets_no_text(twin: str) -> None:
     with FakeServer(api_key=KEY) as server:
-        embedder = Embedder(MODEL, base_url=server.url, api_key=KEY, timeout=5)
+        embedder = Embedder(MODEL, base_url=server.url, api_key=KEY, timeout=1)
         _embed(embedder, twin, ["a"])
         server.die()
         taken = Stranger(server.port)
         with pytest.raises(ServerUnavailableError):
             _embed(embedder, twin, ["b", "c"])
         taken.close()
-        assert b"b" not in taken.received.partition(b"\r\n\r\n")[2]
+        assert b"/v1/embeddings" not in taken.received
         embedder.close()

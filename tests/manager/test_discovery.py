@@ -225,6 +225,28 @@ def test_a_remembered_server_whose_socket_is_somebody_elses_now_is_not_used(
         manager.ensure(SPEC)
 
 
+def test_a_listed_server_whose_address_went_to_another_user_is_not_shown_the_key(
+    home: Path, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, _ = foreign(key="the user's")
+    monkeypatch.setenv("EMBERD_DISCOVER", url)
+    manager = Manager(home, timing=QUICK)
+    first = manager.ensure(SPEC, api_key="the user's")
+    find = listeners.find
+
+    def of_another_user(url: str) -> Listener | None:
+        here = find(url)
+        return here and replace(here, uid=here.uid + 1)
+
+    asked: list[str | None] = []
+    monkeypatch.setattr(listeners, "find", of_another_user)
+    monkeypatch.setattr(surface, "get", lambda *given, **_: asked.append(given[2]))
+    for lost in (None, first):
+        with pytest.raises(NoEngineError, match="belonged to user"):
+            manager.ensure(SPEC, api_key="the user's", lost=lost)
+    assert asked == []
+
+
 def test_a_remembered_server_must_still_have_what_is_pinned(
     manager: Manager, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
 ) -> None:

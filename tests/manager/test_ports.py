@@ -6,7 +6,6 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -145,14 +144,25 @@ def test_a_server_without_its_listener_is_not_used(
     """As when it died and another process took its port: the record still says that it is ready."""
     spec = stub()
     first = manager.ensure(spec)
-    found = listeners.find
+    is_there = listeners.is_there
 
-    def another(url: str) -> listeners.Listener | None:
-        here = found(url)
-        is_first = here is not None and here == first.endpoint.listener
-        return replace(here, inode=here.inode + 1) if here is not None and is_first else here
+    def of_the_first_no_more(url: str, expected: listeners.Listener) -> bool:
+        return expected != first.endpoint.listener and is_there(url, expected)
 
-    monkeypatch.setattr(listeners, "find", another)
+    monkeypatch.setattr(listeners, "is_there", of_the_first_no_more)
     second = manager.ensure(spec)
     assert second.nonce != first.nonce
     assert second.started
+
+
+def test_a_server_whose_listener_was_missed_once_is_not_ended(
+    manager: Manager, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = stub()
+    first = manager.ensure(spec)
+    answers = iter([False])
+    is_there = listeners.is_there
+    monkeypatch.setattr(
+        listeners, "is_there", lambda *place: next(answers, True) and is_there(*place)
+    )
+    assert manager.ensure(spec).nonce == first.nonce

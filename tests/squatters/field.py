@@ -25,8 +25,9 @@ import pytest
 import waiting
 from squatters.victim import MARKER
 
-VICTIM: Final = 64_101
-ATTACKER: Final = 64_102
+# Two that no other run of the tests has.
+VICTIM: Final = 100_000 + 2 * os.getpid()
+ATTACKER: Final = VICTIM + 1
 ROOT: Final = Path(__file__).parents[2]
 SOURCE: Final = os.environ.get("SQUATTERS_SOURCE", str(ROOT / "backend" / "src"))
 ROUND_S: Final = 60
@@ -69,13 +70,14 @@ class Field:
         return _lines(self.folder / "victim" / "rounds")
 
     def victim(
-        self, kind: str, count: int, model: str, *more: str, device: str = ""
+        self, kind: str, count: int, model: str, *more: str, device: str = "", discover: str = ""
     ) -> subprocess.Popen[str]:
         """Start the victim; it writes a line for each round."""
         home = self.folder / "victim"
         program = str(ROOT / "tests" / "squatters" / "victim.py")
         engines = {k: v for k, v in os.environ.items() if k.startswith("EMBERD_ENGINES")}
         engines |= {"EMBERD_DEVICE": device} if device else {}
+        engines |= {"EMBERD_DISCOVER": discover} if discover else {}
         return self._run(
             self.user,
             [program, kind, str(count), model, str(home / "rounds"), *more],

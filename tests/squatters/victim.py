@@ -103,7 +103,9 @@ class Victim:
 
     def external(self, _: int) -> dict[str, Any]:
         """Use an external server, which ends; then embed with the same object."""
-        given = {"base_url": self.url, "api_key": "the-users-key"} if "given" in sys.argv[1] else {}
+        kind = sys.argv[1]
+        given = {"base_url": self.url} if kind == "given" else {}
+        given |= {"api_key": "the-users-key"} if kind != "found" else {}
         embedder = self.embedder(**given)
         outcome = self.judged(embedder.embed_documents(texts(5)))
         origin = embedder.ensure().origin
@@ -130,6 +132,7 @@ def main() -> None:
         "starts": victim.start,
         "kills": victim.kill,
         "found": victim.external,
+        "listed": victim.external,
         "given": victim.external,
     }
     Path(os.environ["EMBERD_HOME"]).mkdir(exist_ok=True)

@@ -9,14 +9,21 @@ import logging
 import math
 import operator
 import threading
+import time
 import warnings
 from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import Future
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from emberd import listeners
 from emberd.client import fork
-from emberd.errors import MissingKeyError, ServerMismatchError, SettingError
+from emberd.errors import (
+    MissingKeyError,
+    ServerMismatchError,
+    ServerUnavailableError,
+    SettingError,
+)
 from emberd.settings import Endpoint, ServerSpec, Settings
 
 if TYPE_CHECKING:
@@ -28,6 +35,7 @@ KEY_VARIABLE: Final = "EMBERD_API_KEY"
 
 _LOG: Final = logging.getLogger("emberd")
 
+_READY_POLL_S: Final = 0.25
 _SAME_VECTOR: Final = 0.995
 """Least cosine of one text's vectors before and after a restart: bfloat16 is not exact."""
 
@@ -106,7 +114,7 @@ class Attachment:
         with self._lock:
             if self._server is None:
                 self._check()
-                self._server = _by_hand(inspect()) if inspect else self._ensure(lost=None)
+                self._server = _by_hand(inspect()) if inspect else self._again(self._external)
             return self._server
 
     async def aserver(self, inspect: Callable[[], Awaitable[Endpoint]] | None = None) -> Server:
@@ -124,14 +132,19 @@ class Attachment:
         await self._errands.wait_for(_load, _load)
 
     def heal(self, endpoint: Endpoint) -> Endpoint:
-        """Return a server in place of ``endpoint``, which went away in the middle of a job."""
+        """Return a server in place of ``endpoint``, which went away in the middle of a job.
+
+        Raises:
+            ServerMismatchError: Another user's server, or one with other weights, is there now; so
+                do all later calls.
+        """
         with self._lock:
             if self._server is not None and self._server.endpoint != endpoint:
                 return self._server.endpoint  # another thread has been here before
             # Forgotten first: when a person stopped it this raises, and a later job is to start
             # it again instead of healing.
             self._before, self._server = self._server or self._before, None
-            self._server = self._ensure(lost=self._before)
+            self._server = self._again(self._before)
             return self._server.endpoint
 
     async def aheal(self, endpoint: Endpoint) -> Endpoint:
@@ -191,6 +204,30 @@ class Attachment:
         if self._server is server:
             self._server = None
         return None
+
+    @property
+    def _external(self) -> Server | None:
+        """The server of others that was used last; what follows it is compared with it."""
+        before = self._before
+        return before if before is not None and before.origin != "own" else None
+
+    def _again(self, lost: Server | None) -> Server:
+        """Do as ``_ensure``, and give a given server that restarts time to be ready."""
+        deadline = time.monotonic() + self._settings.timeout
+        while True:
+            try:
+                server = self._ensure(lost)
+            except ServerUnavailableError:
+                given = lost is not None and lost.origin == "given"
+                if not given or time.monotonic() > deadline or not self._is_listening():
+                    raise
+            else:
+                self._before = None
+                return server
+            time.sleep(_READY_POLL_S)
+
+    def _is_listening(self) -> bool:
+        return listeners.find(self._settings.base_url or "") is not None
 
     def _ensure(self, lost: Server | None) -> Server:
         if self.spec != self._settings.spec:

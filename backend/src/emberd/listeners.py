@@ -4,7 +4,10 @@ A port number proves nothing: when a server ends, any user may listen on its por
 reports an owner and an inode for each listening socket, and no other user can forge them. The
 client that has verified a server keeps its ``Listener`` and compares it on each new connection,
 before the first byte is sent. If that socket still listens, it also listened when the connection
-was made, because two users cannot listen on the same address and port at once.
+was made, because two users cannot listen on the same address and port at once. One way past it
+remains: a socket that was bound to the port before the server listened can connect to a client's
+port while that client connects (TCP's simultaneous open). So the other end of the connection is
+looked up as well; it must not have been opened by another user.
 
 Linux answers through ``sock_diag`` (the lookup that the kernel makes for a packet, about 0.05 ms
 for any number of connections), or through ``/proc/net/tcp`` where netlink is not available. On
@@ -18,9 +21,10 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -33,7 +37,10 @@ Address = IPv4Address | IPv6Address
 
 TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
+_LOOPBACK: Final = IPv4Address("127.0.0.1")
 _ROOT: Final = 0
+_OVERFLOW: Final = Path("/proc/sys/kernel/overflowuid")
+_USUAL_OVERFLOW: Final = 65_534
 _HTTP_PORTS: Final = {"http": 80, "https": 443}
 
 # <linux/netlink.h>, <linux/sock_diag.h>, <linux/inet_diag.h>
@@ -51,6 +58,9 @@ _ADDRESS_BYTES: Final = 16
 _REPLY_BYTES: Final = 4096
 _NETLINK_S: Final = 1.0
 
+_NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+
+_IPV6: Final = 6
 _LISTENING: Final = "0A"
 _WORD_DIGITS: Final = 8
 
@@ -63,16 +73,26 @@ class Listener:
         uid: User id of its owner.
         inode: Its inode number on Linux; 0 elsewhere.
         pid: The process that listens on macOS; 0 on Linux.
+        owner_accepts: Whether connections to it are known to be accepted by its owner, as those to
+            a server that emberd started are. A server of root may accept as another user.
     """
 
     uid: int
     inode: int = 0
     pid: int = 0
+    owner_accepts: bool = field(default=False, compare=False)
 
     @property
     def is_trusted(self) -> bool:
         """Whether it belongs to this user or to root."""
         return self.uid in {_ROOT, os.geteuid()}
+
+    def has_owner_of(self, other: Listener) -> bool:
+        """Return whether both belong to one user.
+
+        In a user namespace all users without a number of their own share one, which proves nothing.
+        """
+        return self.uid == other.uid and self.uid != _overflow_uid()
 
 
 class ListenerChangedError(ConnectionError):
@@ -83,23 +103,49 @@ def find(url: str) -> Listener | None:
     """Return the listener that connections to ``url`` reach.
 
     Returns:
-        None when nothing listens, or when the address is not one of this machine.
+        None when nothing listens, when the address is not one of this machine, or when the
+        listening sockets cannot be read.
     """
-    for address, port in _places(url):
-        if (found := find_at(address, port)) is not None:
+    with suppress(OSError):
+        for address, port in _places(url):
+            if (found := find_at(address, port)) is not None:
+                return found
+    return None
+
+
+def find_at(
+    address: Address, port: int, pids: Callable[[], Iterable[int]] | None = None
+) -> Listener | None:
+    """Return the listener that connections to an address of this machine reach.
+
+    Args:
+        address: An address of this machine.
+        port: The port.
+        pids: Gives the processes that are looked at off Linux; None for all of this user's.
+
+    Returns:
+        None when nothing listens there.
+
+    Raises:
+        OSError: The listening sockets cannot be read.
+    """
+    if sys.platform == "linux":
+        return _ask_kernel(address, port) if _has_netlink() else _look_up(address, port)
+    for pid in pids() if pids is not None else _own_pids():
+        if (found := _listener_of(pid, address, port)) is not None:
             return found
     return None
 
 
-def find_at(address: Address, port: int) -> Listener | None:
-    """Return the listener that connections to an address of this machine reach, or None."""
-    if sys.platform == "linux":
-        with suppress(OSError):
-            if (found := _ask_kernel(address, port)) is not None:
-                return found
-        # A kernel without the module says "no such socket" too, so that answer is not the last.
-        return _look_up(address, port)
-    return _find_process(address, port)
+def is_there(url: str, expected: Listener) -> bool:
+    """Return whether ``expected`` still listens at ``url``; also when that cannot be read."""
+    try:
+        for address, port in _places(url):
+            if find_at(address, port, lambda: [expected.pid]) == expected:
+                return True
+    except OSError:
+        return True
+    return False
 
 
 def check(connection: socket.socket, expected: Listener) -> None:
@@ -107,20 +153,33 @@ def check(connection: socket.socket, expected: Listener) -> None:
 
     Raises:
         ListenerChangedError: It does not, or the peer is gone.
+        OSError: The listening sockets cannot be read.
     """
     try:
-        host, port = connection.getpeername()[:2]
+        there, here = connection.getpeername()[:2], connection.getsockname()[:2]
     except OSError as error:
         raise ListenerChangedError(f"the connection ended at once: {error.strerror}") from error
-    address = _plain(ip_address(host.partition("%")[0]))
-    if sys.platform == "linux":
-        found = find_at(address, port)
-    else:
-        found = _listener_of(expected.pid, address, port)
+    address, port = _address(there[0]), there[1]
+    found = find_at(address, port, lambda: [expected.pid]) if _is_here(address) else None
     if found != expected:
         holder = "nothing listens" if found is None else f"a socket of user {found.uid} listens"
         raise ListenerChangedError(
             f"{holder} on port {port} now, and not the server that was verified"
+        )
+    is_known = expected.owner_accepts or expected.uid != _ROOT
+    if sys.platform == "linux" and is_known and _has_netlink():
+        _check_other_end(address, port, here, expected)
+
+
+def _check_other_end(
+    address: Address, port: int, here: tuple[str, int], expected: Listener
+) -> None:
+    # Before it is accepted a connection has no inode.
+    other_end = _ask_kernel(address, port, (_address(here[0]), here[1]))
+    if other_end is not None and other_end.inode and other_end.uid != expected.uid:
+        raise ListenerChangedError(
+            f"the connection to port {port} was taken by a socket of user {other_end.uid}, and not "
+            f"accepted by the server that was verified"
         )
 
 
@@ -178,17 +237,14 @@ def _places(url: str) -> Iterator[tuple[Address, int]]:
 
 
 def _addresses(host: str) -> Iterator[Address]:
-    bare = host.rstrip(".")
-    with suppress(ValueError):
-        yield _plain(ip_address(bare))
-        return
-    if bare == "localhost" or bare.endswith(".localhost"):
-        with suppress(OSError):
-            for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
-                yield _plain(ip_address(str(found[4][0]).partition("%")[0]))
-        return
-    with suppress(OSError):  # 127.1 and the like, which ip_address does not read
-        yield ip_address(socket.inet_aton(bare))
+    # Names too: that of this machine is often one of its loopback addresses.
+    with suppress(OSError, UnicodeError):
+        for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
+            yield _address(str(found[4][0]))
+
+
+def _address(text: str) -> Address:
+    return _plain(ip_address(text.partition("%")[0]))
 
 
 def _is_here(address: Address) -> bool:
@@ -215,22 +271,53 @@ def _plain(address: Address) -> Address:
 # ---------------------------------------------------------------- Linux
 
 
-def _ask_kernel(address: Address, port: int) -> Listener | None:
-    """Return the socket that the kernel would give a new connection to.
+@cache
+def _has_netlink() -> bool:
+    """Return whether the kernel answers for a socket of our own that listens.
+
+    A kernel without the module says "no such socket", and a sandbox may refuse the question.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listening_here:
+        try:
+            return _ask_kernel(_LOOPBACK, listening_here.getsockname()[1]) is not None
+        except OSError as error:
+            if error.errno in _NO_DESCRIPTOR:
+                raise  # says nothing about netlink
+            return False
+
+
+@cache
+def _overflow_uid() -> int:
+    with suppress(OSError, ValueError):
+        return int(_OVERFLOW.read_text())
+    return _USUAL_OVERFLOW
+
+
+def _ask_kernel(
+    address: Address, port: int, client: tuple[Address, int] | None = None
+) -> Listener | None:
+    """Return the socket to which the kernel would give a packet.
+
+    Args:
+        address: The server's address.
+        port: The server's port.
+        client: Where the packet comes from: then the server's end of that connection is returned,
+            with inode 0 before it is accepted. None for the socket that listens.
 
     Raises:
         OSError: Netlink is not available, or refuses.
     """
+    sender, from_port = client or (None, 0)
     body = _REQUEST.pack(
         _family(address),
         socket.IPPROTO_TCP,
         0,
         0,
-        1 << _TCP_LISTEN,
+        0,
         port.to_bytes(2, "big"),
-        bytes(2),
+        from_port.to_bytes(2, "big"),
         address.packed.ljust(_ADDRESS_BYTES, b"\0"),
-        bytes(_ADDRESS_BYTES),
+        (sender.packed if sender else b"").ljust(_ADDRESS_BYTES, b"\0"),
         0,
         _NO_COOKIE,
         _NO_COOKIE,
@@ -240,8 +327,8 @@ def _ask_kernel(address: Address, port: int) -> Listener | None:
     with socket.socket(socket.AF_NETLINK, kind, _NETLINK_SOCK_DIAG) as asked:
         asked.settimeout(_NETLINK_S)
         asked.sendto(header + body, (0, 0))
-        reply, (sender, _) = asked.recvfrom(_REPLY_BYTES)
-    if sender != 0:
+        reply, (answered_by, _) = asked.recvfrom(_REPLY_BYTES)
+    if answered_by != 0:
         raise OSError(errno.EPROTO, "a netlink message that is not the kernel's")
     message = _HEADER.unpack_from(reply)[1]
     if message == _NLMSG_ERROR:
@@ -250,31 +337,38 @@ def _ask_kernel(address: Address, port: int) -> Listener | None:
             return None
         raise OSError(-code, os.strerror(-code))
     _, state, *_, uid, inode = _REPLY.unpack_from(reply, _HEADER.size)
-    return Listener(uid, inode) if state == _TCP_LISTEN else None
+    return Listener(uid, inode) if client is not None or state == _TCP_LISTEN else None
 
 
 def _look_up(address: Address, port: int) -> Listener | None:
-    """Do as ``_ask_kernel``, in the kernel's tables."""
+    """Do as ``_ask_kernel``, in the kernel's tables.
+
+    Raises:
+        OSError: There are none.
+    """
     best: Listener | None = None
-    for at, listener in (found for table in TABLES for found in _read_table(table, port)):
-        if at == address:
-            return listener
-        if at.is_unspecified and (best is None or at.version == address.version):
-            best = listener
+    for table in TABLES:
+        for at, listener in _read_table(table, port):
+            if at == address:
+                return listener
+            # "::" takes IPv4 as well, unless IPv4 has a listener of its own.
+            is_closest = at.version == address.version or (at.version == _IPV6 and best is None)
+            if at.is_unspecified and is_closest:
+                best = listener
     return best
 
 
 def _read_table(table: Path, port: int) -> Iterator[tuple[Address, Listener]]:
     """Yield what listens on ``port``: bound address, listener."""
-    with suppress(OSError), table.open() as file:
+    # The second is missing where there is no IPv6.
+    missing = (FileNotFoundError,) if table != TABLES[0] else ()
+    with suppress(*missing), table.open() as file:
         next(file, None)
         for line in file:
             # Columns: 1 local address and port, 3 state, 7 user id, 9 inode.
             columns = line.split()
-            if columns[3] != _LISTENING:
-                return  # listening sockets come first, before what may be thousands of others
             at, _, listening_on = columns[1].partition(":")
-            if int(listening_on, 16) == port:
+            if columns[3] == _LISTENING and int(listening_on, 16) == port:
                 yield _read_address(at), Listener(int(columns[7]), int(columns[9]))
 
 
@@ -298,14 +392,13 @@ def _descriptors(pid: int) -> set[str]:
 # ---------------------------------------------------------------- macOS
 
 
-def _find_process(address: Address, port: int) -> Listener | None:
+def _own_pids() -> Iterator[int]:
     import psutil
 
     for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            if process.uids().real == os.getuid() and _listens(process, address, port):
-                return Listener(process.uids().real, pid=process.pid)
-    return None
+        with suppress(psutil.Error):
+            if process.uids().real == os.getuid():
+                yield process.pid
 
 
 def _listener_of(pid: int, address: Address, port: int) -> Listener | None:

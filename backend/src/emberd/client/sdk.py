@@ -34,6 +34,8 @@ _NEEDED_HEADERS: Final = frozenset(
     }
 )
 _API: Final = "/v1"
+# Of the environment only the certificates count for another address of this machine.
+_NO_PROXIES: Final = {"http://": None, "https://": None, "all://": None}
 
 # httpx's and httpx2's exceptions have the same names.
 _NOT_CONNECTED: Final = {"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"}
@@ -165,8 +167,10 @@ def _bare(kind: Any) -> Any:
 
 
 def _http_options(endpoint: Endpoint, connections: int, prepare: Any) -> dict[str, Any]:
-    own_machine = is_loopback(endpoint.url) or endpoint.listener is not None
+    own_machine = is_loopback(endpoint.url)
+    direct = {"mounts": _NO_PROXIES} if endpoint.listener is not None and not own_machine else {}
     return {
+        **direct,
         "trust_env": not own_machine,
         # Without TLS nobody's certificate is looked at; reading the authorities' takes longer than
         # a query does.

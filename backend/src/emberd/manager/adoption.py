@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -70,16 +71,37 @@ class Sought:
 
 
 def search(
-    spec: ServerSpec, listed: tuple[str, ...], api_key: str | None, verify: Verify
+    spec: ServerSpec,
+    listed: tuple[str, ...],
+    api_key: str | None,
+    verify: Verify,
+    known: Sequence[Endpoint] = (),
 ) -> Sought:
-    """Look for a running server that serves ``spec`` and meets its constraints."""
+    """Look for a running server that serves ``spec`` and meets its constraints.
+
+    Args:
+        spec: What is wanted.
+        listed: URLs of ``EMBERD_DISCOVER``.
+        api_key: The user's key, for these.
+        verify: See ``Verify``.
+        known: External servers that were verified before: their addresses are not used for a
+            server of another user.
+    """
     refusals: list[str] = []
     for candidate in discovery.candidates(listed, api_key):
-        looked = _look_at(candidate, spec, verify)
+        looked = _look_at(candidate, spec, verify, known)
         if isinstance(looked, Found):
             return Sought(looked, tuple(refusals))
         refusals.append(f"{candidate.url} ({candidate.why}): {looked}")
     return Sought(None, tuple(refusals))
+
+
+def verified_before(views: Iterable[View], lost: Server | None) -> list[Endpoint]:
+    """Return the external servers that the records or the caller know to be verified."""
+    found = [server for view in views if view.origin == "found" and (server := view.server())]
+    if lost is not None and lost.origin == "found":
+        found.append(lost)
+    return [server.endpoint for server in found]
 
 
 def adopt(folder: Path, spec: ServerSpec, found: Found, timing: Timing) -> Server:
@@ -130,7 +152,7 @@ def successor(before: Endpoint) -> Listener | None:
         raise ServerUnavailableError(
             f"No response from {before.url}: nothing listens there. Start the server there."
         )
-    if now.uid != before.listener.uid:
+    if not now.has_owner_of(before.listener):
         raise ServerMismatchError(
             f"{before.url} belonged to user {before.listener.uid} and now belongs to user "
             f"{now.uid}. Nothing was sent there. Make a new object to use that server."
@@ -151,17 +173,22 @@ def recall(
     url = server.endpoint.url
     key = api_key if url in listed else None
     looked = _look_at(
-        Candidate(url, server.reason, key, server.engine, url in listed), spec, verify
+        Candidate(url, server.reason, key, server.engine, url in listed),
+        spec,
+        verify,
+        [server.endpoint],
     )
     return replace(server, endpoint=looked.endpoint) if isinstance(looked, Found) else None
 
 
-def _look_at(candidate: Candidate, spec: ServerSpec, verify: Verify) -> Found | str:
+def _look_at(
+    candidate: Candidate, spec: ServerSpec, verify: Verify, known: Sequence[Endpoint]
+) -> Found | str:
     """Return a candidate with what it proved to be, or why it is not used."""
     # Taken first, so that whatever is asked below, and used later, is this one server.
     listener = listeners.find(candidate.url)
-    if not candidate.listed and (listener is None or not listener.is_trusted):
-        return "the listener there belongs neither to you nor to root"
+    if (refusal := _untrusted(candidate, listener, known)) is not None:
+        return refusal
     first = surface.get(
         candidate.url, surface.MODELS, candidate.api_key, _FIRST_ANSWER_S, listener=listener
     )
@@ -176,6 +203,20 @@ def _look_at(candidate: Candidate, spec: ServerSpec, verify: Verify) -> Found | 
     except EmberdError as error:
         return str(error)
     return _unfit(found, spec) or found
+
+
+def _untrusted(
+    candidate: Candidate, listener: Listener | None, known: Sequence[Endpoint]
+) -> str | None:
+    """Return why nothing is sent to a candidate, not even a request for its models."""
+    if listener is None and not candidate.listed:
+        return "nothing listens there"
+    if listener is not None and not (candidate.listed or listener.is_trusted):
+        return f"it belongs to user {listener.uid}, who is neither you nor root"
+    for before in (each.listener for each in known if each.url == candidate.url):
+        if before is not None and (listener is None or not listener.has_owner_of(before)):
+            return f"it belonged to user {before.uid} when it was verified, and does not now"
+    return None
 
 
 def _unfit(found: Found, spec: ServerSpec) -> str | None:

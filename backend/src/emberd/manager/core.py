@@ -199,7 +199,8 @@ class Manager:
         """Return whether a server that was got earlier still runs; costs a fraction of a ms.
 
         For a new job: what stopped meanwhile, for idleness or by a person, is then started
-        again. Of servers that others keep nothing is known without asking them.
+        again. Servers that others keep are not asked: each new
+        connection to them is checked instead, see ``emberd.listeners``.
         """
         if server.origin != "own" or server.folder is None:
             return True
@@ -259,6 +260,8 @@ class Manager:
             return server
         # It has died and its keeper is about to say so; then there is no server here.
         self._let_death_be_seen(server)
+        if slot.listens(server.endpoint):
+            return server
         now = slot.look(view.folder)
         if now.record is not None and now.record.nonce == server.nonce and now.serves(wish.spec):
             stopping.end_supervisor(now)
@@ -280,7 +283,8 @@ class Manager:
                 return None
             taken = [view.folder for view in views if view.alive]
             folder = folders.make_private(self._home.free_slot(spec.key, taken))
-            sought = adoption.search(spec, self._places.discover, wish.api_key, self._verify)
+            known = adoption.verified_before(views, wish.lost)
+            sought = adoption.search(spec, self._places.discover, wish.api_key, self._verify, known)
             if sought.found is not None:
                 return adoption.adopt(folder, spec, sought.found, self._timing)
             # Installed without the lock: nobody is to wait for it while gigabytes are fetched.

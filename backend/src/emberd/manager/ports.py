@@ -1,14 +1,19 @@
 """The port of a server that is to be started.
 
 A server that can take an open descriptor gets a socket that already listens, so no other process
-can take the port. A server that opens its own socket gets a free port that nothing announces before
-the server listens: it is not bound in advance (which any user could list, and which would not keep
-the port from a process that sets ``SO_REUSEADDR`` too), and it lies outside the range from which
-the kernel gives ports to others.
+can take the port. It is bound without ``SO_REUSEADDR`` where possible: with that option a port can
+be bound that another process has bound already, which lets that process take connections (see
+``emberd.listeners``).
+
+A server that opens its own socket gets a free port that nothing announces before the server
+listens: it is not bound in advance (which any user could list, and which would not keep the port
+from a process that sets ``SO_REUSEADDR`` too), and it lies outside the range from which the kernel
+gives ports to others.
 """
 
 from __future__ import annotations
 
+import errno
 import secrets
 import socket
 from contextlib import suppress
@@ -55,21 +60,34 @@ def choose(wanted: int | None) -> int:
     first, last = _ephemeral()
     candidates = [*range(_FIRST, first), *range(last + 1, _END)]
     for _ in range(_TRIES if candidates else 0):
-        with suppress(StartError), _bound(secrets.choice(candidates)) as found:
+        with suppress(OSError), _bind(secrets.choice(candidates), reuse=False) as found:
             return _port_of(found)
     with _bound(None) as found:
         return _port_of(found)
 
 
 def _bound(wanted: int | None) -> socket.socket:
-    opened = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    # Ports of connections that ended a moment ago may be used again.
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        opened.bind((HOST, wanted or 0))
+        return _bind(wanted or 0, reuse=False)
     except OSError as error:
-        opened.close()
+        if wanted is None or error.errno != errno.EADDRINUSE:
+            raise _unavailable(wanted, error) from error
+    try:
+        # It may be in use only by connections of a server that has just stopped there.
+        return _bind(wanted, reuse=True)
+    except OSError as error:
         raise _unavailable(wanted, error) from error
+
+
+def _bind(port: int, *, reuse: bool) -> socket.socket:
+    opened = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        if reuse:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind((HOST, port))
+    except OSError:
+        opened.close()
+        raise
     return opened
 
 

@@ -181,5 +181,5 @@ def settled(folder: Path, deadline_s: float, poll_s: float) -> View:
 
 
 def listens(endpoint: Endpoint) -> bool:
-    """Return whether the verified listener of a managed server is still there."""
-    return endpoint.listener is not None and listeners.find(endpoint.url) == endpoint.listener
+    """Return whether the verified listener of a managed server is still there, or may be."""
+    return endpoint.listener is not None and listeners.is_there(endpoint.url, endpoint.listener)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Final, Protocol
 
@@ -116,18 +117,29 @@ class Start:
         Until it does nothing is sent there. Names, versions and command lines can be read and
         repeated by every user of the machine; a listening socket cannot be copied.
         """
-        found = listeners.find_at(_ADDRESS, self._port)
         server = self._keeper.server
-        if found is None or server is None:
+        if server is None:
             return None
-        if listeners.is_held(found, server.members()):
-            self._listener, self._readiness = found, Readiness(self._url, found)
-            return None
-        if listeners.find_at(_ADDRESS, self._port) != found or server.reap() is not None:
+        try:
+            found = listeners.find_at(_ADDRESS, self._port, server.members)
+            if found is None:
+                return None
+            if listeners.is_held(found, server.members()):
+                self._listener = replace(found, owner_accepts=True)
+                self._readiness = Readiness(self._url, self._listener)
+                return None
+            again = listeners.find_at(_ADDRESS, self._port, server.members)
+        except OSError as error:
+            return Diagnosis(
+                f"The listening sockets of this machine cannot be read ({error}), so it cannot be "
+                f"seen which server listens on port {self._port}",
+                "Mount /proc, or allow netlink sockets (NETLINK_SOCK_DIAG).",
+            )
+        if again != found or server.reap() is not None:
             return None  # it ended between the two looks
         return Diagnosis(
-            f"Port {self._port} of {HOST} was taken by a process of user {found.uid} before the "
-            f"server could listen there",
+            f"Port {self._port} of {HOST} was taken by another process of user {found.uid} before "
+            f"the server could listen there",
             "Run it again, or give another port.",
             port_taken=True,
         )

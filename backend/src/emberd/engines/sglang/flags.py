@@ -52,7 +52,7 @@ class Target:
 
     Attributes:
         model: Name on the hub, or a folder.
-        port: The loopback port that is reserved for it.
+        port: The loopback port that was chosen for it.
         fingerprint: What it shows as its weight version.
         device: ``GPU`` or ``CPU``.
         memory: The figures for that device; None when nothing is known of the model.
