@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 
 import leftovers
-from emberd import Embedder
+from emberd import Embedder, StartError
 from gpu import card, compare, phases
 from gpu.bench import CUDA, Bench, Vectors
 from gpu.card import GIB
@@ -37,7 +37,15 @@ def first_start(bench: Bench, report: Report) -> None:
     if bench.device == CUDA:
         report.figure("used_before_gib", round((card.used_bytes() or 0) / GIB, 3))
     with Watch(bench.manager) as watch:
-        server = bench.embedder().ensure()
+        try:
+            server = bench.embedder().ensure()
+        except StartError as error:
+            # This part has failed; but the next ones need a server, and can show what they are for.
+            report.require(False, f"{error}")
+            spec = bench.embedder().settings.spec
+            server = bench.manager.ensure(
+                spec, start_timeout=bench.left_s, idle_timeout=None, retry_failed=True
+            )
         seconds = watch.seconds()
     _tell_start(report, watch, seconds)
     report.figure("nonce", server.nonce)
@@ -69,6 +77,8 @@ def stampede(bench: Bench, report: Report) -> None:
     report.figure("processes", count)
     _tell_start(report, watch, seconds)
     report.require(len(answers) == count, f"{len(answers)} of {count} processes got a vector")
+    if not answers:
+        return
     servers = len({answer["nonce"] for answer in answers})
     report.require(servers == 1, f"{servers} servers were used")
     started = sum(answer["started"] for answer in answers)

@@ -15,7 +15,7 @@ import source_tree
 from gpu.parts import PARTS
 
 _RUN: Final = source_tree.ROOT / "tests" / "gpu" / "run.py"
-# Some five minutes on two idle cores; on busy ones a start takes four times as long.
+# Measured on two cores: 338 s beside little other work (load 3), 1,221 s beside much (10 to 30).
 _BUDGET_S: Final = 1500.0
 
 
