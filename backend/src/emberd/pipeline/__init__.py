@@ -5,8 +5,9 @@ The files are those of sentence-transformers: ``modules.json``, the ``config.jso
 are those of sentence-transformers 5.0 to 6.2, tried with 6.2.0. The library itself is not needed:
 the files are JSON.
 
-The servers of emberd take the last token's state and scale it to length one. ``unservable`` says
-what else a folder asks for; ``prompts_of`` says what comes before each text.
+The servers of emberd make one vector of the token states and scale it to length one.
+``unservable`` says what a folder asks for that such a server does differently; ``prompts_of`` says
+what comes before each text.
 """
 
 from emberd.pipeline.files import PROMPTS_FILE, Problem
