@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,7 @@ def test_pooling_that_is_not_verified_is_said(
     assert all(part in note for part, note in zip(said, notes, strict=True))
 
 
-_ENCODERS = [
+_ENCODERS: Sequence[tuple[dict[str, Any], str]] = [
     ({"architectures": ["BertModel"]}, "cls"),
     ({"architectures": ["XLMRobertaModel"]}, "cls"),
     ({"architectures": ["Gemma3TextModel"], "use_bidirectional_attention": True}, "mean"),
