@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import pytest
 
-from emberd import checkpoints
+from emberd import checkpoints, pipeline
 from emberd.catalog import QWEN_FORM, Model, lookup
+from emberd.engines.sglang import geometry
 from emberd.errors import InstructionError, SettingError
 from emberd.settings import Settings
 
@@ -227,3 +228,34 @@ def test_a_folder_that_cannot_be_read_is_an_error_that_names_it(folder: Path) ->
     (folder / "model.safetensors").chmod(0)
     with pytest.raises(SettingError, match="fine-tuned.* cannot be read"):
         checkpoints.content(str(folder))
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "config_sentence_transformers.json", "m.safetensors"]
+)
+def test_a_named_pipe_in_a_folder_is_an_error_and_is_not_waited_for(
+    folder: Path, name: str
+) -> None:
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    instructions = {"query_instruction": "", "document_instruction": ""}
+    with pytest.raises(SettingError, match=f"not a regular file.*{name}"):
+        _ = Settings.resolve(model=str(folder), **instructions).spec
+    assert geometry.geometry_of(str(folder)) is None
+
+
+def test_a_named_pipe_among_the_prompts_is_an_error_at_construction(folder: Path) -> None:
+    (folder / "config_sentence_transformers.json").unlink()
+    os.mkfifo(folder / "config_sentence_transformers.json")
+    with pytest.raises(InstructionError, match="not a regular file"):
+        Settings.resolve(model=str(folder))
+
+
+@pytest.mark.parametrize("name", ["modules.json", "1_Pooling/config.json", "config.json"])
+def test_a_model_with_a_named_pipe_for_a_file_is_not_served(folder: Path, name: str) -> None:
+    (folder / "1_Pooling").mkdir()
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    problem = pipeline.unservable(folder)
+    assert problem is not None
+    assert name in problem.cause

@@ -10,7 +10,7 @@ The servers of emberd make one vector of the token states and scale it to length
 what comes before each text.
 """
 
-from emberd.pipeline.files import PROMPTS_FILE, Problem
+from emberd.pipeline.files import PROMPTS_FILE, Problem, open_regular, text_of
 from emberd.pipeline.modules import OTHER_SERVER, names_pooling, unservable
 from emberd.pipeline.prompts import Prompts, prompts_of, unused_prompts
 
@@ -20,7 +20,9 @@ __all__ = [
     "Problem",
     "Prompts",
     "names_pooling",
+    "open_regular",
     "prompts_of",
+    "text_of",
     "unservable",
     "unused_prompts",
 ]
