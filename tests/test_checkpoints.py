@@ -259,3 +259,21 @@ def test_a_model_with_a_named_pipe_for_a_file_is_not_served(folder: Path, name: 
     problem = pipeline.unservable(folder)
     assert problem is not None
     assert name in problem.cause
+
+
+def test_vectors_of_a_folder_with_truncate_dim_are_cut_to_it(folder: Path) -> None:
+    assert Settings.resolve(model=str(folder)).dimensions is None
+    write(folder / "config_sentence_transformers.json", {"prompts": {}, "truncate_dim": 64})
+    assert Settings.resolve(model=str(folder)).dimensions == 64
+    assert Settings.resolve(model=str(folder), dimensions=128).dimensions == 128
+    assert Settings.resolve(model=str(folder)).changed(dimensions=32).dimensions == 32
+
+
+@pytest.mark.parametrize("given", [0, 256, "64", True, [64]])
+def test_a_truncate_dim_that_cannot_be_used_is_an_error_that_names_it(
+    folder: Path, given: Any
+) -> None:
+    write(folder / "config_sentence_transformers.json", {"prompts": {}, "truncate_dim": given})
+    with pytest.raises(SettingError, match="truncate_dim"):
+        Settings.resolve(model=str(folder))
+    assert Settings.resolve(model=str(folder), dimensions=64).dimensions == 64

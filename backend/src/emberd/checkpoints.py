@@ -54,6 +54,7 @@ def _described(name: str, *_changed: int) -> Model:
         "context_tokens": _whole(config.get("max_position_embeddings")),
         "end_of_text_id": end_of_text_id(name),
         "matryoshka": _matryoshka(config),
+        "cut_to": pipeline.truncate_dim(Path(name)),
     }
     facts = {field: value for field, value in told.items() if value is not None}
     known = replace(catalog.lookup(name), name=name, **facts)

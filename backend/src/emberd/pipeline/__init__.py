@@ -12,7 +12,7 @@ what comes before each text.
 
 from emberd.pipeline.files import PROMPTS_FILE, Problem, open_regular, text_of
 from emberd.pipeline.modules import OTHER_SERVER, names_pooling, unservable
-from emberd.pipeline.prompts import Prompts, prompts_of, unused_prompts
+from emberd.pipeline.prompts import Prompts, prompts_of, truncate_dim, unused_prompts
 
 __all__ = [
     "OTHER_SERVER",
@@ -23,6 +23,7 @@ __all__ = [
     "open_regular",
     "prompts_of",
     "text_of",
+    "truncate_dim",
     "unservable",
     "unused_prompts",
 ]
