@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import pytest
 
-from emberd import checkpoints
+from emberd import checkpoints, pipeline
 from emberd.catalog import QWEN_FORM, Model, lookup
+from emberd.engines.sglang import geometry
 from emberd.errors import InstructionError, SettingError
 from emberd.settings import Settings
 
@@ -227,3 +228,52 @@ def test_a_folder_that_cannot_be_read_is_an_error_that_names_it(folder: Path) ->
     (folder / "model.safetensors").chmod(0)
     with pytest.raises(SettingError, match="fine-tuned.* cannot be read"):
         checkpoints.content(str(folder))
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "config_sentence_transformers.json", "m.safetensors"]
+)
+def test_a_named_pipe_in_a_folder_is_an_error_and_is_not_waited_for(
+    folder: Path, name: str
+) -> None:
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    instructions = {"query_instruction": "", "document_instruction": ""}
+    with pytest.raises(SettingError, match=f"not a regular file.*{name}"):
+        _ = Settings.resolve(model=str(folder), **instructions).spec
+    assert geometry.geometry_of(str(folder)) is None
+
+
+def test_a_named_pipe_among_the_prompts_is_an_error_at_construction(folder: Path) -> None:
+    (folder / "config_sentence_transformers.json").unlink()
+    os.mkfifo(folder / "config_sentence_transformers.json")
+    with pytest.raises(InstructionError, match="not a regular file"):
+        Settings.resolve(model=str(folder))
+
+
+@pytest.mark.parametrize("name", ["modules.json", "1_Pooling/config.json", "config.json"])
+def test_a_model_with_a_named_pipe_for_a_file_is_not_served(folder: Path, name: str) -> None:
+    (folder / "1_Pooling").mkdir()
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    problem = pipeline.unservable(folder)
+    assert problem is not None
+    assert name in problem.cause
+
+
+def test_vectors_of_a_folder_with_truncate_dim_are_cut_to_it(folder: Path) -> None:
+    assert Settings.resolve(model=str(folder)).dimensions is None
+    write(folder / "config_sentence_transformers.json", {"prompts": {}, "truncate_dim": 64})
+    assert Settings.resolve(model=str(folder)).dimensions == 64
+    assert Settings.resolve(model=str(folder), dimensions=128).dimensions == 128
+    assert Settings.resolve(model=str(folder)).changed(dimensions=32).dimensions == 32
+
+
+@pytest.mark.parametrize("given", [0, 256, "64", True, [64]])
+def test_a_truncate_dim_that_cannot_be_used_is_an_error_that_names_it(
+    folder: Path, given: Any
+) -> None:
+    write(folder / "config_sentence_transformers.json", {"prompts": {}, "truncate_dim": given})
+    with pytest.raises(SettingError, match="truncate_dim"):
+        Settings.resolve(model=str(folder))
+    assert Settings.resolve(model=str(folder), dimensions=64).dimensions == 64

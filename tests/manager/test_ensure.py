@@ -390,6 +390,16 @@ def test_an_engine_that_does_not_give_what_was_asked_for_has_failed(
     assert starts() == 1
 
 
+def test_a_model_whose_files_are_known_only_after_its_download_is_checked_then(
+    manager: Manager, stub: Stub, starts: Starts, tmp_path: Path
+) -> None:
+    # The stub engine refuses once the file is there that its start writes.
+    with pytest.raises(StartError, match="pools by mean") as caught:
+        manager.ensure(stub(unfit_after=tmp_path / "starts"))
+    assert caught.value.advice == "Use another."
+    assert starts() == 1
+
+
 def test_the_failure_of_one_wish_does_not_hold_back_another(manager: Manager, stub: Stub) -> None:
     spec = stub(device="cpu")
     with pytest.raises(StartError):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import checkpoints_made
 from emberd import checkpoints
 from emberd.errors import NoEngineError
 from emberd.manager import pins
@@ -54,6 +55,17 @@ def test_a_server_of_the_same_folder_is_adopted(
     url, _ = foreign(model=os.fspath(folder))
     assert manager.ensure(_wanted(folder)).endpoint.url == url
     assert manager.ensure(_wanted(folder)).origin == "found"  # from the record
+
+
+def test_a_server_of_a_folder_that_its_engine_pools_otherwise_is_not_adopted(
+    manager: Manager, foreign: Foreign, folder: Path
+) -> None:
+    checkpoints_made.write_modules(folder, pooling={"pooling_mode": "mean"})
+    foreign(model=os.fspath(folder))
+    assert manager.find(_wanted(folder)) is None
+    checkpoints_made.write_modules(folder)
+    foreign(model=os.fspath(folder))
+    assert manager.find(_wanted(folder)) is not None
 
 
 def test_a_server_of_a_link_or_a_copy_is_adopted(

@@ -26,6 +26,11 @@ class StubEngine:
     def refusal(self, spec: ServerSpec) -> str | None:
         return None if spec.model.startswith("stub/") else "serves only stub/..."
 
+    def unfit(self, spec: ServerSpec) -> str | None:
+        # As a model of the hub: its files are there, and can be checked, once a start loaded them.
+        named = parse_qs(spec.model.partition("?")[2]).get("unfit_after", [""])[0]
+        return "pools by mean. Use another." if named and Path(named).exists() else None
+
     def missing(self, spec: ServerSpec) -> str | None:
         return None
 

@@ -166,7 +166,7 @@ class Attachment:
     def warn_of_cut(self, settings: Settings) -> None:
         """Warn, once a length, of vectors cut that no training has made fit for it."""
         model, dimensions = settings.known, settings.dimensions
-        is_cut = dimensions not in (None, model.dimensions)
+        is_cut = dimensions not in (None, model.dimensions, model.cut_to)
         if is_cut and not model.matryoshka and dimensions not in self._warned:
             self._warned.add(dimensions)
             warnings.warn(

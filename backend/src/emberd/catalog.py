@@ -35,6 +35,8 @@ class Model:
         query_problem: Why the template of queries is not known, where a folder describes it in a
             way that cannot be followed; the caller must give it then.
         document_problem: The same for documents.
+        cut_to: Length to which a folder says that its vectors are cut, as it is given there; None
+            where it does not.
         end_of_text_id: The token that pooling reads, appended by the tokenizer; or None.
         matryoshka: Whether it was trained so that the head of a vector is a vector.
         min_dimensions: Shortest vector that is worth cutting to.
@@ -49,6 +51,7 @@ class Model:
     document_template: str = "{text}"
     query_problem: str | None = None
     document_problem: str | None = None
+    cut_to: int | None = None
     end_of_text_id: int | None = None
     matryoshka: bool = False
     min_dimensions: int = 1

@@ -54,6 +54,7 @@ def _described(name: str, *_changed: int) -> Model:
         "context_tokens": _whole(config.get("max_position_embeddings")),
         "end_of_text_id": end_of_text_id(name),
         "matryoshka": _matryoshka(config),
+        "cut_to": pipeline.truncate_dim(Path(name)),
     }
     facts = {field: value for field, value in told.items() if value is not None}
     known = replace(catalog.lookup(name), name=name, **facts)
@@ -150,7 +151,7 @@ def architecture(name: str) -> str | None:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; empty when there is none to be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(pipeline.text_of(path))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -210,7 +211,7 @@ def _post_processor(tokenizer: Path) -> dict[str, Any]:
     # Not parsed whole: Qwen's has eleven megabytes of vocabulary, and this stands before it.
     key = '"post_processor":'
     try:
-        text = tokenizer.read_text(encoding="utf-8")
+        text = pipeline.text_of(tokenizer)
         found, _ = json.JSONDecoder().raw_decode(text[text.index(key) + len(key) :].lstrip())
     except (OSError, ValueError):
         return {}
@@ -237,7 +238,7 @@ def _hash(files: tuple[tuple[str, int, int, int], ...]) -> str:
 
 
 def _read(path: Path, size: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
+    with pipeline.open_regular(path) as file:
         if path.match("*.json") or size <= _SAMPLES * _SAMPLE_BYTES:
             yield file.read()
             return

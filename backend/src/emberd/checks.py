@@ -55,12 +55,13 @@ def _check_switch(name: str, value: object) -> None:
 
 def _check_dimensions(model: Model, dimensions: int) -> None:
     longest = model.dimensions
+    source = f" (the truncate_dim of {model.name})" if dimensions == model.cut_to else ""
     if isinstance(dimensions, bool) or not isinstance(dimensions, int):
-        raise SettingError(f"dimensions={dimensions!r} must be a whole number.")
+        raise SettingError(f"dimensions={dimensions!r}{source} must be a whole number.")
     if dimensions < model.min_dimensions or (longest is not None and dimensions > longest):
         upper = f" and at most {longest}" if longest else ""
         raise SettingError(
-            f"dimensions={dimensions} does not suit {model.name}: "
+            f"dimensions={dimensions}{source} does not suit {model.name}: "
             f"it must be at least {model.min_dimensions}{upper}."
         )
 

@@ -41,7 +41,8 @@ class Embedder(Streams):
 
     Args:
         model: Name on the hub, or a folder; ``EMBERD_MODEL``, else Qwen/Qwen3-Embedding-4B.
-        dimensions: Length of the vectors; None for native.
+        dimensions: Length of the vectors; None for the ``truncate_dim`` of a model's folder, else
+            native.
         query_instruction: None for the model's default task, ``""`` for none; else a task in
             words, the name of one in ``emberd.TASKS``, or a template with ``{text}`` in it.
         document_instruction: The same for documents; the default is none.

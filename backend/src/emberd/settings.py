@@ -145,7 +145,8 @@ class Settings:
 
     Attributes:
         model: Name on the hub, or a folder.
-        dimensions: Length of the vectors that leave; None for native.
+        dimensions: Length of the vectors that leave; None for native. Where neither the caller nor
+            the environment says, it is the ``truncate_dim`` of the model's folder.
         query_instruction: See ``emberd.instructions.template``.
         document_instruction: See ``emberd.instructions.template``.
         symmetric: Queries are embedded as documents are; see ``emberd.instructions.templates``.
@@ -209,6 +210,8 @@ class Settings:
         for name, read in _READ.items():
             if name in values:
                 values[name] = read(values[name])
+        if "dimensions" not in values and isinstance(values.get("model"), str):
+            values["dimensions"] = checkpoints.describe(values["model"]).cut_to
         settings = cls(**values)
         settings._check()
         return settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,15 +214,72 @@ def test_pooling_that_is_not_verified_is_said(
     assert all(part in note for part, note in zip(said, notes, strict=True))
 
 
-@pytest.mark.parametrize("architecture", ["BertModel", "XLMRobertaModel", "Gemma3TextModel"])
-def test_a_last_token_model_of_an_architecture_pooled_otherwise_is_refused(
-    tmp_path: Path, architecture: str
+_ENCODERS: Sequence[tuple[dict[str, Any], str]] = [
+    ({"architectures": ["BertModel"]}, "cls"),
+    ({"architectures": ["XLMRobertaModel"]}, "cls"),
+    ({"architectures": ["Gemma3TextModel"], "use_bidirectional_attention": True}, "mean"),
+]
+
+
+@pytest.mark.parametrize(("config", "pooling"), _ENCODERS)
+def test_a_model_with_the_pooling_that_sglang_computes_for_its_architecture_is_served(
+    tmp_path: Path, config: dict[str, Any], pooling: str
+) -> None:
+    checkpoints_made.write(tmp_path, config)
+    checkpoints_made.write_modules(tmp_path, pooling={"pooling_mode": pooling})
+    assert models.unfit(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling", "declared"),
+    [
+        (config, pooling, declared)
+        for config, pooling in _ENCODERS
+        for declared in ("lasttoken", "cls", "mean", "max")
+        if declared != pooling
+    ],
+)
+def test_a_refusal_names_the_pooling_that_sglang_computes(
+    tmp_path: Path, config: dict[str, Any], pooling: str, declared: str
+) -> None:
+    checkpoints_made.write(tmp_path, config)
+    checkpoints_made.write_modules(tmp_path, pooling={"pooling_mode": declared})
+    reason = models.unfit(str(tmp_path)) or ""
+    assert f"pools by {declared}" in reason
+    assert {"cls": "first token", "mean": "mean of the tokens"}[pooling] in reason
+
+
+@pytest.mark.parametrize("architecture", ["BertForMaskedLM", "RobertaModel", "Gemma3TextModel"])
+@pytest.mark.parametrize("declared", ["lasttoken", "cls", "mean"])
+def test_a_declared_pooling_is_refused_where_the_pooling_of_sglang_is_not_known(
+    tmp_path: Path, architecture: str, declared: str
 ) -> None:
     checkpoints_made.write(tmp_path, {"architectures": [architecture]})
-    checkpoints_made.write_modules(tmp_path)
-    reason = models.unfit(str(tmp_path))
-    assert reason is not None
-    assert architecture in reason
+    assert models.unfit(str(tmp_path)) is None
+    checkpoints_made.write_modules(tmp_path, pooling={"pooling_mode": declared})
+    assert architecture in (models.unfit(str(tmp_path)) or "")
+
+
+def test_a_mean_without_the_prompt_is_refused(tmp_path: Path) -> None:
+    config, _ = _ENCODERS[2]
+    checkpoints_made.write(tmp_path, config)
+    declared = {"pooling_mode": "mean", "include_prompt": False}
+    checkpoints_made.write_modules(tmp_path, pooling=declared)
+    assert "include_prompt=false" in (models.unfit(str(tmp_path)) or "")
+
+
+def test_a_snapshot_is_not_refused_for_a_pooling_file_that_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--owner--model" / "snapshots" / "main"
+    checkpoints_made.write(snapshot, {"architectures": ["BertModel"]})
+    checkpoints_made.write_modules(snapshot, pooling=None)
+    assert models.unfit("owner/model") is None
+    checkpoints_made.write_modules(snapshot, pooling={"pooling_mode": "cls"})
+    assert models.unfit("owner/model") is None
+    (snapshot / "config.json").unlink()  # how SGLang pools it is not known then
+    assert models.unfit("owner/model") is None
 
 
 def test_models_of_the_catalog_need_no_note() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from emberd import checkpoints
+from emberd import checkpoints, pipeline
 
 TOKENIZERS: Final = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 _INDEX: Final = "model.safetensors.index.json"
@@ -65,7 +65,7 @@ def _trouble(file: Path) -> str | None:
 
 def _length(file: Path) -> int:
     """Return how long the file must be, by its own header."""
-    with file.open("rb") as opened:
+    with pipeline.open_regular(file) as opened:
         length = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
         if length > _MOST_HEADER_BYTES:
             raise ValueError("no header")

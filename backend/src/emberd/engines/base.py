@@ -109,6 +109,13 @@ class Engine(Protocol):
     def refusal(self, spec: ServerSpec) -> str | None:
         """Return why it cannot serve ``spec`` on this machine and what to do; None if it can."""
 
+    def unfit(self, spec: ServerSpec) -> str | None:
+        """Return why its servers do not give ``spec``'s vectors on any machine; None if they do.
+
+        Of a model on the hub only files in the hub's cache are read, so the answer may differ
+        after a download.
+        """
+
     def missing(self, spec: ServerSpec) -> str | None:
         """Return the name of the environment whose installation would end the refusal, or None."""
 

@@ -49,9 +49,13 @@ class DemoEngine:
 
     def refusal(self, spec: ServerSpec) -> str | None:
         """Return why it cannot serve ``spec`` on this machine and what to do; None if it can."""
+        return self.unfit(spec) or _missing() or _wrong_machine()
+
+    def unfit(self, spec: ServerSpec) -> str | None:
+        """Return why it cannot serve ``spec`` on any machine; None if it can."""
         if spec.model != DEMO_MODEL:
             return f"serves only {DEMO_MODEL}; ask for it by name: model={DEMO_MODEL!r}"
-        return _refused_wish(spec) or _missing() or _wrong_machine()
+        return _refused_wish(spec)
 
     def missing(self, _spec: ServerSpec) -> str | None:
         """Return None: there is no environment to install for it."""

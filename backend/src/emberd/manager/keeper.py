@@ -195,6 +195,9 @@ class Keeper:
             spec, engine = self.record.spec, self.record.engine or ""
             if checkpoints.content(spec.model) != spec.content and spec.content is not None:
                 return Diagnosis(f"The files of {spec.model} changed meanwhile", "Run it again.")
+            # Asked again: of a model on the hub, most files are here only since the download.
+            if problem := self.engine.unfit(spec):
+                return _refused(spec, engine, problem)
             if not spec.accepts(engine, plan.device, outcome.context_tokens):
                 return _unfit(spec, plan.device, outcome)
             self.publish(
@@ -368,6 +371,11 @@ def _key() -> str:
     # Digits alone: SGLang makes words of a command line of its file, and a key that begins with a
     # dash, as one of 64 in base64 does, would be taken for an option.
     return secrets.token_hex(_KEY_BYTES)
+
+
+def _refused(spec: ServerSpec, engine: str, problem: str) -> Diagnosis:
+    cause, _, advice = problem.partition(". ")
+    return Diagnosis(f"The engine {engine} cannot serve {spec.model}: {cause}", advice)
 
 
 def _unfit(spec: ServerSpec, device: str, endpoint: Endpoint) -> Diagnosis:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import stat
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 PROMPTS_FILE: Final = "config_sentence_transformers.json"
 
@@ -38,6 +41,30 @@ class UnservableError(Exception):
         self.problem = Problem(cause, advice)
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading, and never wait for a named pipe or a device.
+
+    Raises:
+        OSError: It cannot be opened, or is of another kind.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+
+
+def text_of(path: Path) -> str:
+    """Return the text of a regular file in UTF-8.
+
+    Raises:
+        OSError: As ``open_regular``.
+        UnicodeError: It is not UTF-8.
+    """
+    with open_regular(path) as file:
+        return file.read().decode("utf-8")
+
+
 def read(path: Path) -> object | None:
     """Return what a JSON file holds; None where there is no such file.
 
@@ -45,7 +72,7 @@ def read(path: Path) -> object | None:
         UnservableError: It cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = text_of(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeError) as error:

@@ -1,4 +1,4 @@
-"""Whether a server that takes the last token and normalises computes a folder's vectors."""
+"""Whether a server that pools in one known way and normalises computes a folder's vectors."""
 
 from __future__ import annotations
 
@@ -27,20 +27,25 @@ _SENTENCE_TRANSFORMER: Final = "SentenceTransformer"
 _SERVED: Final = ("Transformer", "Pooling", "Normalize")
 
 _LAST_TOKEN: Final = "lasttoken"  # noqa: S105 - no password
+_MEAN: Final = "mean"
+# What a server can do, in the words of sentence-transformers 6.x -> in plain words.
+_TAKES: Final = {
+    _LAST_TOKEN: "the last token",
+    "cls": "the first token",
+    _MEAN: "the mean of the tokens",
+}
 _MODE: Final = "pooling_mode"
 # Up to 5.x each mode had a boolean of its own. The names on the right are those of 6.x.
 _OLD_MODES: Final = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_tokens": _MEAN,
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": _LAST_TOKEN,
 }
-# include_prompt=false takes the prompt's tokens out of the pooling. The last token is never one of
-# them: the end-of-text token or the text comes after the prompt. So last-token vectors are the
-# same with and without it (tried with 6.2.0), and it is accepted.
-_WITHOUT_EFFECT: Final = ("embedding_dimension", "word_embedding_dimension", "include_prompt")
+_INCLUDE_PROMPT: Final = "include_prompt"
+_SIZES: Final = ("embedding_dimension", "word_embedding_dimension")
 
 # Settings of the Transformer module that change tokens or vectors -> the values that do not.
 _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
@@ -56,12 +61,15 @@ _TEXTS: Final = {"method": "forward", "method_output_name": "last_hidden_state"}
 _SENTENCE: Final = "sentence_embedding"
 
 
-def unservable(folder: Path, *, partial: bool = False) -> Problem | None:
-    """Return why a server with last-token pooling cannot give this model's vectors.
+def unservable(
+    folder: Path, *, pooling: str = _LAST_TOKEN, partial: bool = False
+) -> Problem | None:
+    """Return why a server with this pooling cannot give this model's vectors.
 
     Args:
         folder: The model's files. A folder without ``modules.json`` is a plain checkpoint of
             Transformers, which says nothing about pooling; its ``1_Pooling`` is read if present.
+        pooling: What the server does with this model: ``"lasttoken"``, ``"cls"`` or ``"mean"``.
         partial: The folder may lack files, as a snapshot in the hub's cache may. A missing file
             is then no problem.
 
@@ -72,9 +80,9 @@ def unservable(folder: Path, *, partial: bool = False) -> Problem | None:
         _check_weights(folder)
         listed = read(folder / _MODULES)
         if listed is not None:
-            _check_modules(folder, listed, partial=partial)
-        elif (pooling := read(folder / _POOLING_FOLDER / _CONFIG)) is not None:
-            _check_pooling(folder / _POOLING_FOLDER / _CONFIG, pooling)
+            _check_modules(folder, listed, pooling, partial=partial)
+        elif (declared := read(folder / _POOLING_FOLDER / _CONFIG)) is not None:
+            _check_pooling(folder / _POOLING_FOLDER / _CONFIG, declared, pooling)
     except UnservableError as error:
         return error.problem
     return None
@@ -102,7 +110,7 @@ def _check_weights(folder: Path) -> None:
         )
 
 
-def _check_modules(folder: Path, listed: object, *, partial: bool) -> None:
+def _check_modules(folder: Path, listed: object, pooling: str, *, partial: bool) -> None:
     path = folder / _MODULES
     _check_kind_of_model(folder)
     if not isinstance(listed, list) or not all(_is_entry(entry) for entry in listed):
@@ -131,9 +139,9 @@ def _check_modules(folder: Path, listed: object, *, partial: bool) -> None:
         )
     _check_transformer(folder / _TRANSFORMER_FILE)
     _check_normalize(folders[2] / _CONFIG)
-    pooling = read(folders[1] / _CONFIG)
-    if pooling is not None or not partial:
-        _check_pooling(folders[1] / _CONFIG, pooling)
+    declared = read(folders[1] / _CONFIG)
+    if declared is not None or not partial:
+        _check_pooling(folders[1] / _CONFIG, declared, pooling)
 
 
 def _check_kind_of_model(folder: Path) -> None:
@@ -203,24 +211,43 @@ def _check_normalize(path: Path) -> None:
             )
 
 
-def _check_pooling(path: Path, given: object) -> None:
+def _check_pooling(path: Path, given: object, pooling: str) -> None:
     config = json_object(path, given)
-    unknown = sorted(set(config) - {_MODE, *_OLD_MODES, *_WITHOUT_EFFECT})
+    unknown = sorted(set(config) - {_MODE, *_OLD_MODES, *_SIZES, _INCLUDE_PROMPT})
     if unknown:
         raise UnservableError(
             f"{path} has {unknown[0]}={json.dumps(config[unknown[0]])}, which emberd does not know",
             OTHER_SERVER,
         )
     modes = _modes(path, config)
-    if modes != [_LAST_TOKEN]:
+    if not modes and pooling != _MEAN:
         raise UnservableError(
-            f"{path} pools by {', '.join(modes)}, and the server takes the last token",
+            f"{path} names no pooling mode, for which sentence-transformers takes the mean, and "
+            f"the server takes {_TAKES[pooling]}",
+            OTHER_SERVER,
+        )
+    if modes not in ([], [pooling]):
+        raise UnservableError(
+            f"{path} pools by {', '.join(modes)}, and the server takes {_TAKES[pooling]}",
+            OTHER_SERVER,
+        )
+    # False takes the prompt's tokens out of the pooling. The last token is never one of them (the
+    # end-of-text token or the text comes after the prompt), and the first token is taken in any
+    # case, so only a mean changes (last token: tried with 6.2.0).
+    if pooling == _MEAN and config.get(_INCLUDE_PROMPT, True) is not True:
+        raise UnservableError(
+            f"{path} has {_INCLUDE_PROMPT}={json.dumps(config[_INCLUDE_PROMPT])}, and the server "
+            f"takes the mean of all tokens",
             OTHER_SERVER,
         )
 
 
 def _modes(path: Path, config: Mapping[str, Any]) -> list[str]:
-    """Return the names of the pooling modes, in the words of sentence-transformers 6.x."""
+    """Return the names of the pooling modes, in the words of sentence-transformers 6.x.
+
+    Returns:
+        An empty list where none is named; sentence-transformers takes the mean then.
+    """
     if _MODE in config:  # it wins over the old booleans, as in 6.x
         given = config[_MODE]
         modes = [given] if isinstance(given, str) else given
@@ -233,11 +260,4 @@ def _modes(path: Path, config: Mapping[str, Any]) -> list[str]:
     for name, value in old.items():
         if not isinstance(value, bool):
             raise UnservableError(f"{path} has {name}={json.dumps(value)}: not true or false")
-    modes = [_OLD_MODES[name] for name, on in old.items() if on]
-    if not modes:
-        raise UnservableError(
-            f"{path} names no pooling mode, for which sentence-transformers takes the mean, and "
-            f"the server takes the last token",
-            OTHER_SERVER,
-        )
-    return modes
+    return [_OLD_MODES[name] for name, on in old.items() if on]

@@ -58,6 +58,19 @@ def prompts_of(folder: Path) -> Prompts | None:
     return _by_role(path, named, default)
 
 
+def truncate_dim(folder: Path) -> Any:
+    """Return the length to which sentence-transformers cuts this model's vectors, as it is given.
+
+    Returns:
+        None if the folder has no ``truncate_dim``, or no file that can be read.
+    """
+    try:
+        found = read(folder / PROMPTS_FILE)
+    except UnservableError:
+        return None  # prompts_of reports the file
+    return found.get("truncate_dim") if isinstance(found, dict) else None
+
+
 def unused_prompts(folder: Path) -> list[str]:
     """Return a sentence for each prompt of the folder that applies to neither role."""
     told = prompts_of(folder)

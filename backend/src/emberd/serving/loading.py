@@ -136,7 +136,7 @@ def _numbers(path: Path) -> int:
 
 def _header(path: Path) -> tuple[int, dict[str, Any]]:
     """Return where the numbers begin in a file of weights, and what it says of them."""
-    with path.open("rb") as file:
+    with pipeline.open_regular(path) as file:
         length = int.from_bytes(file.read(_HEADER_BYTES), "little")
         if length > _MAX_HEADER_BYTES:
             raise ValueError(path)

@@ -60,6 +60,12 @@ class SglangEngine:
         """Return why it cannot serve ``spec`` on this machine and what to do; None if it can."""
         return self._unsuitable(spec) or _no_interpreter()
 
+    def unfit(self, spec: ServerSpec) -> str | None:
+        """Return why it cannot serve ``spec`` on any machine; None if it can."""
+        if spec.model == DEMO_MODEL:
+            return f"does not serve {DEMO_MODEL}, which is bundled with another engine"
+        return models.unfit(spec.model, spec.revision)
+
     def missing(self, spec: ServerSpec) -> str | None:
         """Return its own name where nothing is missing but its environment."""
         return NAME if self._unsuitable(spec) is None and _no_interpreter() else None
@@ -114,9 +120,7 @@ class SglangEngine:
         return recognition.recognises(command)
 
     def _unsuitable(self, spec: ServerSpec) -> str | None:
-        if spec.model == DEMO_MODEL:
-            return f"does not serve {DEMO_MODEL}, which is bundled with another engine"
-        return models.unfit(spec.model, spec.revision) or _no_device(spec.device)
+        return self.unfit(spec) or _no_device(spec.device)
 
 
 def _no_device(device: str | None) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from emberd import catalog
 from emberd.checkpoints import CONFIG, is_folder, read_json
+from emberd.pipeline import open_regular
 
 _BF16_BYTES: Final = 2
 _DTYPE_BYTES: Final = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
@@ -190,7 +191,7 @@ def _unstored_head(architecture: str, config: Mapping[str, Any], stored: bool, s
 def _tensors(folder: Path) -> Iterator[tuple[str, int]]:
     """Yield name and number of elements of each tensor, from the headers of the files alone."""
     for path in sorted(folder.glob(_SAFETENSORS)):
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             length = int.from_bytes(file.read(_HEADER_BYTES), "little")
             if length > _MAX_HEADER_BYTES:
                 raise ValueError(f"{path} is no safetensors file")

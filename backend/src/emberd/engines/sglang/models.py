@@ -10,15 +10,15 @@ from emberd.catalog import Model
 
 # Last-token pooling, compared with Transformers on the same weights.
 _VERIFIED: Final = ("Qwen3ForCausalLM", "Qwen3Model")
-# What SGLang 0.5.23 takes for these, whatever the checkpoint says (srt/models/bert.py, roberta.py
-# and gemma3_causal.py).
-_OTHERWISE_POOLED: Final = {
-    "BertModel": "the first token",
-    "BertForMaskedLM": "the first token",
-    "RobertaModel": "the first token",
-    "XLMRobertaModel": "the first token",
-    "Gemma3TextModel": "the mean of the tokens",
-}
+# How SGLang 0.5.17 to 0.5.23 pools these, whatever the checkpoint says (srt/models/bert.py,
+# roberta.py and gemma3_causal.py). All others get the last token.
+_POOLING: Final = {"BertModel": "cls", "XLMRobertaModel": "cls"}
+_LAST_TOKEN: Final = "lasttoken"  # noqa: S105 - no password
+_GEMMA: Final = "Gemma3TextModel"
+_BIDIRECTIONAL: Final = "use_bidirectional_attention"
+# SGLang has no code of its own for these: how, and whether, they run is not known.
+_WITHOUT_CODE: Final = ("BertForMaskedLM", "RobertaModel", _GEMMA)
+_IN_WORDS: Final = {"cls": "the first token", "mean": "the mean of the tokens"}
 
 
 def unfit(model: str, revision: str | None = None) -> str | None:
@@ -50,21 +50,33 @@ def notes(model: str) -> list[str]:
 
 
 def _unservable(folder: Path, *, partial: bool = False) -> str | None:
-    problem = pipeline.unservable(folder, partial=partial)
-    if problem is not None:
-        return str(problem)
+    architecture = checkpoints.architecture(str(folder))
+    if partial and architecture is None:
+        return None  # without config.json it is not known how SGLang pools the model
+    pooling = _pooling(folder)
+    if pooling is None and pipeline.names_pooling(folder):
+        return (
+            f"{folder} names a pooling, and how SGLang pools a {architecture} is not known. "
+            f"{pipeline.OTHER_SERVER}"
+        )
+    problem = pipeline.unservable(folder, pooling=pooling or _LAST_TOKEN, partial=partial)
+    return str(problem) if problem else None
+
+
+def _pooling(folder: Path) -> str | None:
+    """Return how SGLang pools a folder's model, as ``pipeline.unservable`` takes it, or None."""
     architecture = checkpoints.architecture(str(folder)) or ""
-    taken = _OTHERWISE_POOLED.get(architecture)
-    if taken is None or not pipeline.names_pooling(folder):
+    config = checkpoints.read_json(folder / checkpoints.CONFIG)
+    if architecture == _GEMMA and config.get(_BIDIRECTIONAL) is True:
+        return "mean"
+    if architecture in _WITHOUT_CODE:
         return None
-    return (
-        f"{folder} is made for the last token, and SGLang takes {taken} of a {architecture}. "
-        f"{pipeline.OTHER_SERVER}"
-    )
+    return _POOLING.get(architecture, _LAST_TOKEN)
 
 
 def _unverified(model: str, what: str) -> str:
-    taken = _OTHERWISE_POOLED.get(what)
+    pooling = _pooling(Path(model)) if checkpoints.is_folder(model) else None
+    taken = _IN_WORDS.get(pooling or "")
     return (
         f"emberd has not verified how SGLang pools {what} ({model})"
         f"{f'; it takes {taken}' if taken else ''}: compare some vectors with the model's own "

@@ -48,6 +48,10 @@ class TransformersEngine:
         """Return why it cannot serve ``spec`` on this machine and what to do; None if it can."""
         return self._unsuitable(spec) or _no_interpreter()
 
+    def unfit(self, spec: ServerSpec) -> str | None:
+        """Return why it cannot serve ``spec`` on any machine; None if it can."""
+        return suiting.unfit(spec)
+
     def missing(self, spec: ServerSpec) -> str | None:
         """Return its own name where nothing is missing but its environment."""
         return NAME if self._unsuitable(spec) is None and _no_interpreter() else None
