@@ -72,6 +72,17 @@ def keeper_pid(manager: Manager) -> int:
     return status.keeper_pid
 
 
+def marked_child(folder: str) -> subprocess.Popen[bytes]:
+    """Start a process with the mark of a state folder in its environment."""
+    environment = {**os.environ, process.MARK: f"{folder}:{'0' * 16}"}
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import signal; signal.pause()"], env=environment
+    )
+    # Between fork and exec it has the environment of this process.
+    waiting.until(lambda: list(process.marked(folder)))
+    return child
+
+
 # ---------------------------------------------------------------- it is rewritten
 
 
@@ -344,15 +355,19 @@ def test_lock_held_by_a_process_that_is_no_supervisor_is_an_error_and_no_signal(
     asking = Manager(home, timing=SHORT_WAIT)
     descriptor = alive.take(Path(server.folder or ""))
     assert descriptor is not None
+    marked = marked_child(str(server.folder))
     try:
         with pytest.raises(StateFolderError, match="emberd stop"):
             asking.ensure(stub(), start_timeout=10)
         (status,) = asking.status()
         assert (status.state, status.keeper_pid) == ("unknown", None)
-        with pytest.raises(StateFolderError, match="is locked by a process"):
+        with pytest.raises(StateFolderError, match="nothing was stopped"):
             asking.stop()
+        assert marked.poll() is None
     finally:
         alive.release(descriptor)
+        marked.kill()
+        marked.communicate()
     assert manager.ensure(stub()).started
 
 

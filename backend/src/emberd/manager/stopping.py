@@ -52,13 +52,13 @@ def stop(folder: Path, timing: Timing, marks: Marks) -> ServerStatus | None:
         return was if was.state is State.UNKNOWN else None
     drain_s = view.record.drain_s if view.record is not None else _UNKNOWN_DRAIN_S
     found = _supervisors(view, timing)
+    if not found:  # before anything is killed: the lock may be held by an unproven process
+        _check_released(folder, was, timing)
     for each in found:
         _end(each.identity, drain_s, timing)
     recorded = marks.nonces(folder) if view.record is None else {was.nonce}
     for nonce in {each.nonce for each in found} or recorded:
         _end_marked(folder, nonce, timing)
-    if not found:
-        _check_released(folder, was, timing)
     return was
 
 
