@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -295,6 +296,17 @@ def test_stop_of_one_model_finds_its_server_by_the_folder(
         (was,) = Manager(home, timing=SHORT_WAIT).stop(stub("a"))
     assert was.nonce == one.nonce
     assert manager.is_current(other)
+
+
+def test_stop_waits_for_a_lost_record_no_longer_than_its_caller_says(
+    manager: Manager, home: Path, stub: Stub
+) -> None:
+    server = manager.ensure(stub())
+    patient = Manager(home, timing=replace(QUICK, record_s=3600))
+    with frozen(keeper_pid(manager)):
+        record_of(server).unlink()
+        (was,) = patient.stop(stub(), deadline_s=time.monotonic())
+    assert (was.state, was.nonce) == ("unknown", server.nonce)
 
 
 # ---------------------------------------------------------------- who may be signalled

@@ -24,7 +24,8 @@ class StubEngine:
     takes_descriptor = False
 
     def refusal(self, spec: ServerSpec) -> str | None:
-        return None if spec.model.startswith("stub/") else "serves only stub/..."
+        fits = spec.model.startswith("stub/") or spec.content is not None
+        return None if fits else "serves only stub/... and folders"
 
     def missing(self, spec: ServerSpec) -> str | None:
         return None

@@ -12,6 +12,7 @@ Nothing here does a mechanism's work; it decides in which order the mechanisms a
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -21,11 +22,7 @@ from typing import Any, Final
 
 from emberd import durations
 from emberd.engines import to_install
-from emberd.errors import (
-    EmberdError,
-    ServerStoppedError,
-    StartTimeoutError,
-)
+from emberd.errors import EmberdError, ServerStoppedError, StartTimeoutError
 from emberd.manager import (
     adoption,
     folders,
@@ -172,10 +169,17 @@ class Manager:
         """Return what is known of every server since the machine booted."""
         return lost_records.statuses(self._home.all(), self._timing)
 
-    def stop(self, spec: ServerSpec | None = None) -> list[ServerStatus]:
+    def stop(
+        self, spec: ServerSpec | None = None, *, deadline_s: float = math.inf
+    ) -> list[ServerStatus]:
         """Stop the servers of ``spec``, or all that emberd keeps; return what they were.
 
-        A server that somebody else started is forgotten, never stopped.
+        A server that emberd did not start is forgotten, never stopped.
+
+        Args:
+            spec: Which servers; None for all.
+            deadline_s: Until when, on the monotonic clock, lost records are waited for; never
+                longer than a supervisor takes to rewrite one.
 
         Raises:
             StartError: Processes are left that cannot be ended.
@@ -183,9 +187,10 @@ class Manager:
         """
         chosen = self._home.all() if spec is None else self._home.slots(spec.key)
         stopped, errors, marks = [], [], lost_records.Marks()
+        deadline_s = min(deadline_s, time.monotonic() + self._timing.record_s)
         for folder in chosen:
             try:
-                was = stopping.stop(folder, self._timing, marks)
+                was = stopping.stop(folder, self._timing, marks, deadline_s)
             except EmberdError as error:
                 errors.append(error)  # the others are stopped all the same
             else:

@@ -1,4 +1,4 @@
-"""Stopping a server because a person asked for it.
+"""Stopping a server on request.
 
 A signal goes only to a process that is proven to be this folder's: a record may be damaged, or a
 copy of another one, so what it says is compared with the process itself.
@@ -25,7 +25,7 @@ _MARGIN_S: Final = 10.0
 _UNKNOWN_DRAIN_S: Final = 2 * DRAIN_S  # as long as any engine asks for
 
 
-def stop(folder: Path, timing: Timing, marks: Marks) -> ServerStatus | None:
+def stop(folder: Path, timing: Timing, marks: Marks, deadline_s: float) -> ServerStatus | None:
     """Stop the server of ``folder``, wait until it is gone; return what it was, if anything.
 
     An external server is forgotten, never stopped. A supervisor that does not end is killed, and
@@ -35,13 +35,14 @@ def stop(folder: Path, timing: Timing, marks: Marks) -> ServerStatus | None:
     Args:
         folder: The server's state folder.
         timing: How long each step may take.
-        marks: The marked processes, as they were before anything was stopped.
+        marks: The marked processes, read when they are first needed.
+        deadline_s: Until when a lost record is waited for, on the monotonic clock, in seconds.
 
     Raises:
         StartError: Processes of the server are left that cannot be ended.
         StateFolderError: A process holds the liveness lock and is not proven to be ours.
     """
-    view = settled(folder, time.monotonic() + timing.record_s, timing.poll_s)
+    view = settled(folder, deadline_s, timing.poll_s)
     was = lost_records.status(view, marks)
     if was is None:
         return None
