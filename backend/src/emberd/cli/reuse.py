@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from emberd.cli import words
 from emberd.errors import SettingError
+from emberd.manager import Server
 
 if TYPE_CHECKING:
-    from emberd.manager import Server, ServerStatus
+    from emberd.manager import ServerStatus
+    from emberd.manager.wish import Joined
 
 _IDLE_VARIABLE: Final = "EMBERD_IDLE_TIMEOUT"
 
@@ -33,28 +35,30 @@ def refuse_beside_base_url(base_url: str | None, given: Mapping[str, Any]) -> No
         )
 
 
-def refuse_unmet(server: Server, given: Mapping[str, Any], model: str) -> None:
-    """Do nothing if ``server`` was started as the command line asks.
+def refuse_unmet(found: Server | Joined, given: Mapping[str, Any], model: str) -> None:
+    """Do nothing if the server is started as the command line asks.
 
     Args:
-        server: The server that is used.
+        found: The server that would be used, or the start in progress that would be joined.
         given: Start options of the command line, by the fields of ``StartOptions``.
         model: What it serves, for the error.
 
     Raises:
-        SettingError: It was not; the text names the options and the server.
+        SettingError: It is not; the text names the options and the server.
     """
-    unmet = {name: given[name] for name in server.unmet(given)}
+    unmet = {name: given[name] for name in found.unmet(given)}
     if not unmet:
         return
-    url = server.endpoint.url
-    key = "with" if server.endpoint.api_key else "without"
-    if server.origin == "own":
-        fact = f"{model} is served already at {url} ({key} a key), by a server started without that"
-        step = f"run `emberd stop {shlex.quote(model)}` first, which ends it for all its users"
+    stop = f"run `emberd stop {shlex.quote(model)}` first, which ends it for all its users"
+    if not isinstance(found, Server):
+        fact, step = f"a server of {model} is starting already, without that", stop
+    elif found.origin == "own":
+        key = "with" if found.endpoint.api_key else "without"
+        fact = f"{model} is served already at {found.endpoint.url} ({key} a key), by a server "
+        fact, step = f"{fact}started without that", stop
     else:
-        fact = f"{model} is served already at {url}, by a server that emberd did not start"
-        step = "stop that server where it was started"
+        fact = f"{model} is served already at {found.endpoint.url}, by a server that emberd did "
+        fact, step = f"{fact}not start", "stop that server where it was started"
     raise SettingError(
         f"{_spelt(unmet)} cannot be honoured: {fact}. To use it as it is, leave the options out; "
         f"otherwise {step}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from emberd.cli import dry, options, output, reuse, waiting, words
@@ -48,9 +49,10 @@ def up(
 ) -> None:
     """Find or start a server and wait for it.
 
-    A running server that serves the model is used, whoever started it; an option that says how to
-    start one is then an error if that server was started otherwise. A start that failed a moment
-    ago is tried again, which programs would not do.
+    A running server that serves the model is used, also one that emberd did not start; a start in
+    progress is joined. An option that says how to start a server is then an error if that server
+    was started differently. A start that failed a moment ago is tried again, which programs would
+    not do.
 
     Arguments for the engine go after --, for example: emberd up MODEL -- --flag value
 
@@ -72,8 +74,8 @@ def up(
     if dry_run:
         dry.show(settings.spec, wanted, as_json=as_json)
         return
-    server = waiting.ensure(settings, retry_failed=True, options=wanted)
-    reuse.refuse_unmet(server, given, settings.model)
+    check = partial(reuse.refuse_unmet, given=given, model=settings.model)
+    server = waiting.ensure(settings, retry_failed=True, options=wanted, check=check)
     server = server.noting_unmet(overridden=given)
     idle = reuse.idle_notes(server, settings.idle_timeout, idle_timeout)
     server = replace(server, notes=(*server.notes, *idle))

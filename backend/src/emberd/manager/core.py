@@ -39,7 +39,7 @@ from emberd.manager.record import Record, State
 from emberd.manager.server import OnProgress, Progress, Server, ServerStatus, Verify
 from emberd.manager.slot import View
 from emberd.manager.timing import Timing
-from emberd.manager.wish import Joined, Wish
+from emberd.manager.wish import Check, Joined, Wish
 from emberd.places import Places
 from emberd.settings import IDLE_TIMEOUT_S, START_TIMEOUT_S, ServerSpec
 from emberd.startup import StartOptions
@@ -80,6 +80,7 @@ class Manager:
         lost: Server | None = None,
         retry_failed: bool = False,
         options: StartOptions | None = None,
+        check: Check | None = None,
         on_progress: OnProgress | None = None,
     ) -> Server:
         """Return a verified server for ``spec``: the given one, a running one, or a new one.
@@ -94,6 +95,7 @@ class Manager:
             lost: The server that vanished in the middle of the caller's job.
             retry_failed: Start again although the last start has just failed.
             options: How to start a server if there is none; None for what the environment says.
+            check: Called with the server or the start that would be used; raises to refuse it.
             on_progress: Called about once a second while a server starts.
 
         Raises:
@@ -118,6 +120,8 @@ class Manager:
             self._let_death_be_seen(lost)
         while True:
             found = self._running(wish) or self._begin(wish, deadline)
+            if check and isinstance(found, Joined):
+                check(found)
             if isinstance(found, str):
                 # Once: an engine that is still missing then is an error. Its time is no start's.
                 deadline += provision.install(found, on_progress)
@@ -129,6 +133,8 @@ class Manager:
             else:
                 server = found
             if server is not None:
+                if check:
+                    check(server)
                 _ask_to_stay(server, wish.idle_s)
                 return server if options else server.noting_unmet()
 
@@ -254,7 +260,9 @@ class Manager:
 
     def _use_or_join(self, view: View, wish: Wish) -> Server | Joined | None:
         if view.record is not None and view.state is State.STARTING:
-            return Joined(view.folder, view.record.nonce, started=False)
+            return Joined(
+                view.folder, view.record.nonce, started=False, options=view.record.options
+            )
         if view.origin == "found":
             return adoption.recall(
                 view, wish.spec, self._places.discover, wish.api_key, self._verify
@@ -304,7 +312,7 @@ class Manager:
             idle_timeout_s=wish.idle_s,
             options=wish.options,
         )
-        return Joined(folder, nonce, started=True)
+        return Joined(folder, nonce, started=True, options=wish.options)
 
     def _await(
         self, joined: Joined, spec: ServerSpec, deadline: float, on_progress: OnProgress | None
@@ -322,7 +330,7 @@ class Manager:
                 view.record.progress, now - view.record.since_s, view.record.log_path
             )
             if now > deadline:
-                raise _timed_out(progress)
+                raise progress.timed_out()
             if on_progress and now - last_told >= _PROGRESS_EVERY_S:
                 last_told = now
                 on_progress(progress)
@@ -381,12 +389,4 @@ def _stopped(spec: ServerSpec) -> ServerStoppedError:
     return ServerStoppedError(
         f"The server of {spec.model} was stopped by a person in the middle of this job. "
         f"Run the job again to start a new one."
-    )
-
-
-def _timed_out(progress: Progress) -> StartTimeoutError:
-    return StartTimeoutError(
-        f"The server has been starting for {progress.seconds:.0f} s ({progress.text or 'no word'}) "
-        f"and start_timeout is over. The start goes on: ask again to join it, or give a longer "
-        f"start_timeout. Log: {progress.log_path}"
     )
