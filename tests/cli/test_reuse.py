@@ -152,6 +152,39 @@ def test_start_options_beside_a_given_server(emberd: Command, stranger: str) -> 
         assert "was given" in note
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [("--engine", "demo"), ("--device", "cpu"), ("--context-tokens", "64")],
+    ids=" ".join,
+)
+def test_option_that_chooses_a_server_beside_a_given_one_is_an_error(
+    emberd: Command, stranger: str, asked: tuple[str, ...]
+) -> None:
+    given = replace(emberd, more={"EMBERD_BASE_URL": stranger})
+    message = _error(given, "stub/theirs", *asked)
+    assert "EMBERD_BASE_URL" in message
+    assert " ".join(asked) in message
+
+
+def test_settings_that_choose_a_server_beside_a_given_one_are_notes(
+    emberd: Command, stranger: str
+) -> None:
+    variables = {
+        "EMBERD_ENGINE": "demo",
+        "EMBERD_DEVICE": "cpu",
+        "EMBERD_CONTEXT_TOKENS": "64",
+        "EMBERD_IDLE_TIMEOUT": "5m",
+    }
+    given = replace(emberd, more={"EMBERD_BASE_URL": stranger})
+    for variable, value in variables.items():
+        told = replace(given, more={**given.more, variable: value})
+        (note,) = told("up", "stub/theirs", "--json").json["notes"]
+        assert note.startswith(f"{variable} has no effect")
+        assert f"{variable} has no effect" in told("env", "stub/theirs").err
+    (note,) = given("up", "stub/theirs", "--revision", "f" * 40, "--json").json["notes"]
+    assert "f" * 40 in note
+
+
 # ---- the idle timeout: the longest that any client asked for counts
 
 

@@ -14,16 +14,17 @@ from emberd.manager import Server
 if TYPE_CHECKING:
     from emberd.manager import ServerStatus
     from emberd.manager.wish import Joined
+    from emberd.settings import Settings
 
 _IDLE_VARIABLE: Final = "EMBERD_IDLE_TIMEOUT"
 
 
 def refuse_beside_base_url(base_url: str | None, given: Mapping[str, Any]) -> None:
-    """Do nothing unless start options are given although no server would be started.
+    """Do nothing unless options that choose or start a server are given beside one to use.
 
     Args:
         base_url: The server to use as it is; None when one may be started.
-        given: Start options of the command line, by the fields of ``StartOptions``.
+        given: Options of the command line, by the fields of ``Settings`` or ``StartOptions``.
 
     Raises:
         SettingError: They are; the text names them.
@@ -79,8 +80,7 @@ def idle_notes(server: Server, wanted_s: float | None, given: str | None) -> Ite
         return
     asked = _IDLE_VARIABLE if given is None else f"--idle-timeout {given}"
     if server.origin != "own":
-        if given is not None:
-            yield f"{asked} has no effect: emberd did not start the server and does not stop it."
+        yield f"{asked} has no effect: emberd did not start the server and does not stop it."
         return
     status = status_of(server)
     if status is None or wanted_s is None:
@@ -89,8 +89,29 @@ def idle_notes(server: Server, wanted_s: float | None, given: str | None) -> Ite
     if longest_s is None or longest_s > wanted_s:
         longest = "never" if longest_s is None else words.duration(longest_s)
         yield (
-            f"{asked} has no effect: another client of this server asked for {longest}, and the "
-            f"longest time counts."
+            f"{asked} has no effect: the idle timeout in force is {longest}; the longest one that "
+            f"was asked for counts."
+        )
+
+
+def given_notes(server: Server, settings: Settings) -> Iterator[str]:
+    """Yield a note for each setting that chooses a server and is not checked on one given by URL.
+
+    Args:
+        server: The server that is used.
+        settings: What was asked for. Of the settings that are an error on the command line, only
+            the environment can have given a value.
+    """
+    if server.origin != "given":
+        return
+    for name in ("engine", "device", "context_tokens"):
+        if getattr(settings, name) is not None:
+            variable, url = f"EMBERD_{name.upper()}", server.endpoint.url
+            yield f"{variable} has no effect: the server at {url} was given, and none is started."
+    if settings.revision is not None:
+        yield (
+            f"Revision {settings.revision} was asked for. It is not checked on a server that was "
+            f"given: {server.endpoint.url} may serve another one."
         )
 
 

@@ -78,7 +78,8 @@ def up(
     server = waiting.ensure(settings, retry_failed=True, options=wanted, check=check)
     server = server.noting_unmet(overridden=given)
     idle = reuse.idle_notes(server, settings.idle_timeout, idle_timeout)
-    server = replace(server, notes=(*server.notes, *idle))
+    unchecked = reuse.given_notes(server, settings)
+    server = replace(server, notes=(*server.notes, *idle, *unchecked))
     if as_json:
         output.dump(as_content(server))
     else:
@@ -151,13 +152,15 @@ def _lines(server: Server, spec: ServerSpec) -> list[str]:
 
 
 def _usage(server: Server, spec: ServerSpec) -> list[str]:
+    is_given = server.origin == "given"
     wishes = {
         "model": spec.model if spec.model != ServerSpec().model else None,
         "revision": spec.revision,
-        "engine": spec.engine,
-        "device": spec.device,
+        # They choose a server, and this one is chosen by its URL.
+        "engine": None if is_given else spec.engine,
+        "device": None if is_given else spec.device,
         # A given server is not to be found by others: they must be given it too.
-        "base_url": server.endpoint.base_url if server.origin == "given" else None,
+        "base_url": server.endpoint.base_url if is_given else None,
     }
     given = {name: value for name, value in wishes.items() if value is not None}
     keywords = ", ".join(f"{name}={value!r}" for name, value in given.items())
@@ -165,7 +168,7 @@ def _usage(server: Server, spec: ServerSpec) -> list[str]:
     flags = "".join(
         f" --{name} {shlex.quote(value)}" for name, value in given.items() if name != "base_url"
     )
-    variable = shlex.quote(server.endpoint.base_url) if server.origin == "given" else None
+    variable = shlex.quote(server.endpoint.base_url) if is_given else None
     prefix = f"EMBERD_BASE_URL={variable} " if variable else ""
     return [
         f"  LangChain    langchain_emberd.EmberdEmbeddings({keywords})",
