@@ -72,7 +72,7 @@ def test_stop_of_a_model_finds_its_server_although_no_record_names_the_model(
 def test_stop_of_a_folder_finds_its_server_although_no_record_names_the_model(
     emberd: Command, tmp_path: Path
 ) -> None:
-    model = tmp_path / "model"
+    model = tmp_path / "stub-model"
     model.mkdir()
     (model / "config.json").write_text('{"hidden_size": 8, "max_position_embeddings": 64}')
     file, keeper = record_and_keeper(emberd, ("--engine", ENGINE, "--model", str(model)))

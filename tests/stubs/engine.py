@@ -24,8 +24,8 @@ class StubEngine:
     takes_descriptor = False
 
     def refusal(self, spec: ServerSpec) -> str | None:
-        fits = spec.model.startswith("stub/") or spec.content is not None
-        return None if fits else "serves only stub/... and folders"
+        fits = spec.model.startswith("stub/") or Path(spec.model).name.startswith("stub-")
+        return None if fits else "serves only stub/... and folders stub-..."
 
     def missing(self, spec: ServerSpec) -> str | None:
         return None
