@@ -23,7 +23,7 @@ import pytest
 import damage
 import leftovers
 import waiting
-from emberd.errors import StateFolderError
+from emberd.errors import StartTimeoutError, StateFolderError
 from emberd.manager import State, alive, leavings, lost_records, process, record, stopping
 from emberd.manager.server import Server, ServerStatus
 from emberd.servers import Manager
@@ -220,6 +220,32 @@ def test_caller_gets_an_error_soon_if_the_supervisor_does_not_rewrite_the_record
     manager.stop()
 
 
+def test_caller_whose_start_timeout_ends_the_wait_for_a_lost_record_is_told_so(
+    manager: Manager, home: Path, stub: Stub
+) -> None:
+    server = manager.ensure(stub())
+    with frozen(keeper_pid(manager)):
+        record_of(server).unlink()
+        with pytest.raises(StartTimeoutError, match="start_timeout"):
+            Manager(home, timing=replace(QUICK, record_s=3600)).ensure(stub(), start_timeout=0.5)
+
+
+def test_stop_ends_a_server_that_another_version_keeps(
+    manager: Manager, home: Path, stub: Stub
+) -> None:
+    server = manager.ensure(stub())
+    with frozen(keeper_pid(manager)) as keeper:  # or it would put its own record there again
+        damage.change(schema=1)(record_of(server))
+        asking = Manager(home, timing=SHORT_WAIT)
+        with pytest.raises(StateFolderError, match="emberd stop"):
+            asking.ensure(stub())
+        (was,) = asking.stop(stub())
+        assert process.identify(keeper.pid) is None
+    assert (was.state, was.nonce, was.keeper_pid) == ("unknown", server.nonce, keeper.pid)
+    assert leftovers.find([str(home)]) == []
+    assert manager.ensure(stub()).started
+
+
 def test_caller_that_waits_for_a_start_gets_an_error_if_its_record_stays_lost(
     manager: Manager, home: Path, stub: Stub
 ) -> None:
@@ -369,7 +395,7 @@ def test_lock_held_by_a_process_that_is_no_supervisor_is_an_error_and_no_signal(
     assert descriptor is not None
     marked = marked_child(str(server.folder))
     try:
-        with pytest.raises(StateFolderError, match="emberd stop"):
+        with pytest.raises(StateFolderError, match="fuser"):
             asking.ensure(stub(), start_timeout=10)
         (status,) = asking.status()
         assert (status.state, status.keeper_pid) == ("unknown", None)

@@ -29,8 +29,9 @@ def stop(folder: Path, timing: Timing, marks: Marks, deadline_s: float) -> Serve
     """Stop the server of ``folder``, wait until it is gone; return what it was, if anything.
 
     An external server is forgotten, never stopped. A supervisor that does not end is killed, and
-    its server with it. If its record is lost, it is found by the lock that it holds. What a dead
-    supervisor left is only told of here; the sweep that follows a stop ends it.
+    its server with it. If its record is lost, or is one of another version, it is found by the lock
+    that it holds. What a dead supervisor left is only reported here; the sweep that follows a stop
+    ends it.
 
     Args:
         folder: The server's state folder.
@@ -42,7 +43,7 @@ def stop(folder: Path, timing: Timing, marks: Marks, deadline_s: float) -> Serve
         StartError: Processes of the server are left that cannot be ended.
         StateFolderError: A process holds the liveness lock and is not proven to be ours.
     """
-    view = settled(folder, deadline_s, timing.poll_s)
+    view = _settled(folder, deadline_s, timing)
     was = lost_records.status(view, marks)
     if was is None:
         return None
@@ -70,6 +71,13 @@ def end_supervisor(view: View) -> None:
         process.send(named, SIGKILL)
 
 
+def _settled(folder: Path, deadline_s: float, timing: Timing) -> View:
+    try:
+        return settled(folder, deadline_s, timing.poll_s)
+    except record.OtherVersionError:
+        return View(folder, None, alive=True)  # what it says counts as lost: only the proof counts
+
+
 def _supervisors(view: View, timing: Timing) -> list[Supervisor]:
     # In the first moments the record is the starter's, and names no keeper yet.
     deadline = time.monotonic() + timing.takeover_s
@@ -95,7 +103,7 @@ def _end(supervisor: ProcessIdentity, drain_s: float, timing: Timing) -> None:
 
 def _check_released(folder: Path, was: ServerStatus, timing: Timing) -> None:
     # The supervisor may have ended by itself meanwhile, and another may have begun.
-    view = settled(folder, time.monotonic() + timing.kill_s, timing.poll_s)
+    view = _settled(folder, time.monotonic() + timing.kill_s, timing)
     if view.alive and (view.record is None or view.record.nonce == was.nonce):
         raise StateFolderError(
             f"{alive.path(folder)} is locked by a process that is not proven to be emberd's, so "
