@@ -94,7 +94,7 @@ def _line(was: ServerStatus) -> str:
     place = f" at {was.url}" if was.url else ""
     if was.origin == "found":
         return (
-            f"Forgot {was.spec.model}{place}: somebody else started it, so it goes on running. "
+            f"Forgot {was.spec.model}{place}: emberd did not start it, so it goes on running. "
             f"Stop it where it was started."
         )
     if was.state is State.UNKNOWN:

@@ -143,7 +143,7 @@ class Manager:
         return await asyncio.to_thread(self.ensure, spec, **options)
 
     def find(self, spec: ServerSpec, *, api_key: str | None = None) -> Server | None:
-        """Return a running server for ``spec``, ours or somebody else's; start nothing."""
+        """Return a running server for ``spec``, emberd's own or an external one; start nothing."""
         wish = Wish(spec, StartOptions(), api_key)
         lost_records.await_records(self._home.slots(spec.key), self._timing)
         for view in self._views(spec):

@@ -23,7 +23,7 @@ class Server:
 
     Attributes:
         endpoint: Where it answers and what it serves.
-        origin: ``"given"`` by URL, ``"own"`` (kept by emberd) or ``"found"`` (somebody else's).
+        origin: ``"given"`` by URL, ``"own"`` (kept by emberd) or ``"found"`` (external).
         reason: Which server it is and why this one, in one sentence.
         started: Whether this call started it.
         engine: Name of the engine; None when not known.
