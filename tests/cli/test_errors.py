@@ -49,6 +49,8 @@ def test_an_error_is_a_line_on_stderr_and_a_code(
     [
         ("Give api_key=, or set EMBERD_API_KEY.", "Set EMBERD_API_KEY."),
         ("(x). Give base_url= or EMBERD_BASE_URL of", "(x). Give EMBERD_BASE_URL of"),
+        ("Leave tp_size and dp_size out.", "Leave --tp-size and --dp-size out."),
+        ("tp_size=0 must be at least 1.", "--tp-size 0 must be at least 1."),
         ("base_url='x' is not an http(s) URL.", "EMBERD_BASE_URL='x' is not an http(s) URL."),
         ("base_url= has a user name, and give api_key=,", None),
         ("Split it, or set truncate=True to cut it.", "Split it, or set --truncate to cut it."),

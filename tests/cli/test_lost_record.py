@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -9,13 +10,15 @@ import pytest
 
 import damage
 import leftovers
-from command import Command, stub
+from command import ENGINE, Command, stub
 from emberd.manager import process
 
 
-def record_and_keeper(emberd: Command) -> tuple[Path, psutil.Process]:
+def record_and_keeper(
+    emberd: Command, asked: Sequence[str] = stub()
+) -> tuple[Path, psutil.Process]:
     """Start a server; return the file of its record and its supervisor."""
-    folder = emberd("up", *stub(), "--json").json["folder"]
+    folder = emberd("up", *asked, "--json").json["folder"]
     (server,) = emberd("status", "--json").json["servers"]
     return Path(folder) / "record.json", psutil.Process(server["keeper_pid"])
 
@@ -64,3 +67,27 @@ def test_stop_of_a_model_finds_its_server_although_no_record_names_the_model(
     assert emberd("stop", "--model", "stub/other").out.startswith("No server of stub/other runs")
     assert file.parent.name in emberd("stop", "--model", "stub/ok").out
     assert process.identify(keeper.pid) is None
+
+
+def test_stop_of_a_folder_finds_its_server_although_no_record_names_the_model(
+    emberd: Command, tmp_path: Path
+) -> None:
+    model = tmp_path / "stub-model"
+    model.mkdir()
+    (model / "config.json").write_text('{"hidden_size": 8, "max_position_embeddings": 64}')
+    file, keeper = record_and_keeper(emberd, ("--engine", ENGINE, "--model", str(model)))
+    keeper.suspend()
+    file.unlink()
+    assert file.parent.name in emberd("stop", str(model)).out
+    assert process.identify(keeper.pid) is None
+
+
+def test_stop_of_a_model_tells_of_servers_whose_model_is_not_known(emberd: Command) -> None:
+    file, keeper = record_and_keeper(emberd, (*stub(), "--revision", "0" * 40))
+    keeper.suspend()
+    file.unlink()
+    done = emberd("stop", "--model", "stub/ok")
+    assert done.out.startswith("No server of stub/ok runs")
+    assert file.parent.name in done.err
+    assert "emberd stop" in done.err
+    assert file.parent.name in emberd("stop").out

@@ -113,13 +113,19 @@ def test_a_server_that_this_call_starts_has_no_such_note(emberd: Command) -> Non
 
 
 def test_a_start_that_another_call_began_with_other_options_is_an_error(emberd: Command) -> None:
-    slow = stub(start=2)
+    slow = stub(start=600)
     with emberd.begin("up", *slow) as first:
         assert first.stderr is not None
         first.stderr.readline()  # it says how far its start is
         assert "--tp-size 2" in _error(emberd, *slow, "--tp-size", "2")
-        _, _ = first.communicate(timeout=60)
-    assert first.returncode == 0
+        assert first.poll() is None, "it did not wait for the start"
+        assert _status_of_all(emberd) == ["starting"]
+        emberd("stop")
+        first.communicate(timeout=60)
+
+
+def _status_of_all(command: Command) -> list[str]:
+    return [status.state for status in Manager(command.home).status()]
 
 
 def test_an_external_server_was_not_started_with_any_option(emberd: Command, stranger: str) -> None:
@@ -144,6 +150,39 @@ def test_start_options_beside_a_given_server(emberd: Command, stranger: str) -> 
         (note,) = told("up", "stub/theirs", "--json").json["notes"]
         assert f"{variable} has no effect" in note
         assert "was given" in note
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [("--engine", "demo"), ("--device", "cpu"), ("--context-tokens", "64")],
+    ids=" ".join,
+)
+def test_option_that_chooses_a_server_beside_a_given_one_is_an_error(
+    emberd: Command, stranger: str, asked: tuple[str, ...]
+) -> None:
+    given = replace(emberd, more={"EMBERD_BASE_URL": stranger})
+    message = _error(given, "stub/theirs", *asked)
+    assert "EMBERD_BASE_URL" in message
+    assert " ".join(asked) in message
+
+
+def test_settings_that_choose_a_server_beside_a_given_one_are_notes(
+    emberd: Command, stranger: str
+) -> None:
+    variables = {
+        "EMBERD_ENGINE": "demo",
+        "EMBERD_DEVICE": "cpu",
+        "EMBERD_CONTEXT_TOKENS": "64",
+        "EMBERD_IDLE_TIMEOUT": "5m",
+    }
+    given = replace(emberd, more={"EMBERD_BASE_URL": stranger})
+    for variable, value in variables.items():
+        told = replace(given, more={**given.more, variable: value})
+        (note,) = told("up", "stub/theirs", "--json").json["notes"]
+        assert note.startswith(f"{variable} has no effect")
+        assert f"{variable} has no effect" in told("env", "stub/theirs").err
+    (note,) = given("up", "stub/theirs", "--revision", "f" * 40, "--json").json["notes"]
+    assert "f" * 40 in note
 
 
 # ---- the idle timeout: the longest that any client asked for counts
@@ -172,6 +211,12 @@ def test_a_shorter_idle_timeout_is_a_note_and_a_longer_one_is_honoured(emberd: C
     assert _idle_notes(emberd, "--idle-timeout", "never") == []
     assert _status(emberd).idle_timeout is None
     assert "never" in _idle_notes(emberd, "--idle-timeout", "2d")[0]
+
+
+def test_a_refused_command_leaves_the_idle_timeout_as_it_is(emberd: Command) -> None:
+    assert _idle_notes(emberd, "--idle-timeout", "1h") == []
+    _error(emberd, *stub(), "--idle-timeout", "never", "--tp-size", "2")
+    assert _status(emberd).idle_timeout == 3600
 
 
 def test_the_idle_timeout_of_an_external_server_is_a_note(emberd: Command, stranger: str) -> None:

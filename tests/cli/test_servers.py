@@ -143,10 +143,10 @@ def test_a_server_of_somebody_elses_is_adopted_and_forgotten_and_goes_on(
     said = theirs("up", "--model", "stub/theirs")
     assert f"{stranger} was found (EMBERD_DISCOVER lists it) and verified" in said.out
     assert "emberd did not start it and will not stop it." in said.out
-    assert "somebody else's" in emberd("status").out
+    assert "external" in emberd("status").out
 
     stopped = emberd("stop")
-    assert stopped.out.startswith(f"Forgot stub/theirs at {stranger}: somebody else started it")
+    assert stopped.out.startswith(f"Forgot stub/theirs at {stranger}: emberd did not start it")
     assert surface.is_ready(stranger)
     assert emberd("status").code == 3
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -22,7 +23,7 @@ import pytest
 import damage
 import leftovers
 import waiting
-from emberd.errors import StateFolderError
+from emberd.errors import StartTimeoutError, StateFolderError
 from emberd.manager import State, alive, leavings, lost_records, process, record, stopping
 from emberd.manager.server import Server, ServerStatus
 from emberd.servers import Manager
@@ -70,6 +71,17 @@ def keeper_pid(manager: Manager) -> int:
     (status,) = manager.status()
     assert status.keeper_pid is not None
     return status.keeper_pid
+
+
+def marked_child(folder: str) -> subprocess.Popen[bytes]:
+    """Start a process with the mark of a state folder in its environment."""
+    environment = {**os.environ, process.MARK: f"{folder}:{'0' * 16}"}
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import signal; signal.pause()"], env=environment
+    )
+    # Between fork and exec it has the environment of this process.
+    waiting.until(lambda: list(process.marked(folder)))
+    return child
 
 
 # ---------------------------------------------------------------- it is rewritten
@@ -208,6 +220,32 @@ def test_caller_gets_an_error_soon_if_the_supervisor_does_not_rewrite_the_record
     manager.stop()
 
 
+def test_caller_whose_start_timeout_ends_the_wait_for_a_lost_record_is_told_so(
+    manager: Manager, home: Path, stub: Stub
+) -> None:
+    server = manager.ensure(stub())
+    with frozen(keeper_pid(manager)):
+        record_of(server).unlink()
+        with pytest.raises(StartTimeoutError, match="start_timeout"):
+            Manager(home, timing=replace(QUICK, record_s=3600)).ensure(stub(), start_timeout=0.5)
+
+
+def test_stop_ends_a_server_that_another_version_keeps(
+    manager: Manager, home: Path, stub: Stub
+) -> None:
+    server = manager.ensure(stub())
+    with frozen(keeper_pid(manager)) as keeper:  # or it would put its own record there again
+        damage.change(schema=1)(record_of(server))
+        asking = Manager(home, timing=SHORT_WAIT)
+        with pytest.raises(StateFolderError, match="emberd stop"):
+            asking.ensure(stub())
+        (was,) = asking.stop(stub())
+        assert process.identify(keeper.pid) is None
+    assert (was.state, was.nonce, was.keeper_pid) == ("unknown", server.nonce, keeper.pid)
+    assert leftovers.find([str(home)]) == []
+    assert manager.ensure(stub()).started
+
+
 def test_caller_that_waits_for_a_start_gets_an_error_if_its_record_stays_lost(
     manager: Manager, home: Path, stub: Stub
 ) -> None:
@@ -286,6 +324,17 @@ def test_stop_of_one_model_finds_its_server_by_the_folder(
     assert manager.is_current(other)
 
 
+def test_stop_waits_for_a_lost_record_no_longer_than_its_caller_says(
+    manager: Manager, home: Path, stub: Stub
+) -> None:
+    server = manager.ensure(stub())
+    patient = Manager(home, timing=replace(QUICK, record_s=3600))
+    with frozen(keeper_pid(manager)):
+        record_of(server).unlink()
+        (was,) = patient.stop(stub(), deadline_s=time.monotonic())
+    assert (was.state, was.nonce) == ("unknown", server.nonce)
+
+
 # ---------------------------------------------------------------- who may be signalled
 
 
@@ -344,15 +393,19 @@ def test_lock_held_by_a_process_that_is_no_supervisor_is_an_error_and_no_signal(
     asking = Manager(home, timing=SHORT_WAIT)
     descriptor = alive.take(Path(server.folder or ""))
     assert descriptor is not None
+    marked = marked_child(str(server.folder))
     try:
-        with pytest.raises(StateFolderError, match="emberd stop"):
+        with pytest.raises(StateFolderError, match="fuser"):
             asking.ensure(stub(), start_timeout=10)
         (status,) = asking.status()
         assert (status.state, status.keeper_pid) == ("unknown", None)
-        with pytest.raises(StateFolderError, match="is locked by a process"):
+        with pytest.raises(StateFolderError, match="nothing was stopped"):
             asking.stop()
+        assert marked.poll() is None
     finally:
         alive.release(descriptor)
+        marked.kill()
+        marked.communicate()
     assert manager.ensure(stub()).started
 
 

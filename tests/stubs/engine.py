@@ -24,7 +24,8 @@ class StubEngine:
     takes_descriptor = False
 
     def refusal(self, spec: ServerSpec) -> str | None:
-        return None if spec.model.startswith("stub/") else "serves only stub/..."
+        fits = spec.model.startswith("stub/") or Path(spec.model).name.startswith("stub-")
+        return None if fits else "serves only stub/... and folders stub-..."
 
     def unfit(self, spec: ServerSpec) -> str | None:
         # As a model of the hub: its files are there, and can be checked, once a start loaded them.

@@ -273,7 +273,7 @@ class EmberdEmbeddings(BaseModel, Embeddings):
                 ``document_instruction``; see ``emberd.Embedder.using``.
 
         Raises:
-            emberd.EmberdError: No vector can be had; the text says why and what to do.
+            emberd.EmberdError: The embedding failed; the text says why and what to do.
         """
         return to_lists(self._using(chunk_size, overrides).embed_documents(texts))
 
@@ -285,7 +285,7 @@ class EmberdEmbeddings(BaseModel, Embeddings):
             **overrides: As for ``embed_documents``; for example ``query_instruction``.
 
         Raises:
-            emberd.EmberdError: No vector can be had; the text says why and what to do.
+            emberd.EmberdError: The embedding failed; the text says why and what to do.
         """
         vector: list[float] = self._using(None, overrides).embed_query(text).tolist()
         return vector

@@ -50,7 +50,8 @@ def env(
         embeds=False,
     )
     server = waiting.ensure(settings)
-    for note in (*server.notes, *reuse.idle_notes(server, settings.idle_timeout, idle_timeout)):
+    idle = reuse.idle_notes(server, settings.idle_timeout, idle_timeout)
+    for note in (*server.notes, *idle, *reuse.given_notes(server, settings)):
         output.note(f"note: {note}")
     variables = _variables(server)
     if as_json:

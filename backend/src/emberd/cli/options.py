@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from emberd import checkpoints
-from emberd.cli import words
+from emberd.cli import reuse, words
 from emberd.errors import SettingError
 from emberd.settings import DEFAULT_MODEL, IDLE_TIMEOUT_S, START_TIMEOUT_S, UNSET, Settings
 
@@ -19,6 +19,7 @@ _PHRASES: Final = {
     "Give base_url= or EMBERD_BASE_URL": "Give EMBERD_BASE_URL",
     "lower max_concurrency": "lower EMBERD_MAX_CONCURRENCY",
     "truncate=True": "--truncate",
+    "tp_size and dp_size": "--tp-size and --dp-size",
 }
 _VARIABLE: Final = re.compile(
     r"(?<![-\w/?&])(api_key|base_url|timeout|batch_size|max_concurrency"
@@ -26,7 +27,7 @@ _VARIABLE: Final = re.compile(
 )
 _OPTION: Final = re.compile(
     r"(?<![-\w/?&])(model|revision|engine|device|context_tokens|dimensions|idle_timeout|start_timeout"
-    r"|save_every)=(?=['\"\w-])"
+    r"|save_every|tp_size|dp_size)=(?=['\"\w-])"
 )
 
 ModelName = Annotated[
@@ -168,10 +169,11 @@ def settings(
             a model whose own prompts are not known is no reason to refuse it.
 
     Raises:
-        SettingError: A value cannot be used; it is named.
+        SettingError: A value cannot be used, or says which server to start although EMBERD_BASE_URL
+            gives one; it is named.
     """
     bare = {} if embeds else {"query_instruction": "", "document_instruction": ""}
-    return Settings.resolve(
+    resolved = Settings.resolve(
         **bare,
         model=model,
         engine=engine,
@@ -181,6 +183,10 @@ def settings(
         idle_timeout=UNSET if idle_timeout is None else idle_timeout,
         start_timeout=start_timeout,
     )
+    chosen = {"engine": engine, "device": device, "context_tokens": context_tokens}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    reuse.refuse_beside_base_url(resolved.base_url, given)
+    return resolved
 
 
 def one_model(positional: str | None, option: str | None) -> str | None:
@@ -190,7 +196,7 @@ def one_model(positional: str | None, option: str | None) -> str | None:
         The name, of a folder its real path; None when neither is given.
 
     Raises:
-        SettingError: The two differ, or it is no name of a model.
+        SettingError: The two differ, or one is not the name of a model.
     """
     names = [checkpoints.absolute(name) for name in (positional, option) if name is not None]
     if len(set(names)) > 1:
@@ -202,8 +208,8 @@ def one_model(positional: str | None, option: str | None) -> str | None:
         raise SettingError("The name of the model is blank. Give one, or leave it out.")
     if name is not None and name.startswith("-"):
         raise SettingError(
-            f"{name!r} is no name of a model. If it is an argument for the engine, use `emberd up "
-            f"MODEL -- {name}`."
+            f"{name!r} is not the name of a model. If it is an argument for the engine, use "
+            f"`emberd up MODEL -- {name}`."
         )
     return name
 

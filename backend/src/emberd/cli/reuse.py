@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 from emberd.cli import words
 from emberd.errors import SettingError
+from emberd.manager import Server
 
 if TYPE_CHECKING:
-    from emberd.manager import Server, ServerStatus
+    from emberd.manager import ServerStatus
+    from emberd.manager.wish import Joined
+    from emberd.settings import Settings
 
 _IDLE_VARIABLE: Final = "EMBERD_IDLE_TIMEOUT"
 
 
 def refuse_beside_base_url(base_url: str | None, given: Mapping[str, Any]) -> None:
-    """Do nothing unless start options are given although no server would be started.
+    """Do nothing unless options that choose or start a server are given beside one to use.
 
     Args:
         base_url: The server to use as it is; None when one may be started.
-        given: Start options of the command line, by the fields of ``StartOptions``.
+        given: Options of the command line, by the fields of ``Settings`` or ``StartOptions``.
 
     Raises:
         SettingError: They are; the text names them.
@@ -33,28 +36,30 @@ def refuse_beside_base_url(base_url: str | None, given: Mapping[str, Any]) -> No
         )
 
 
-def refuse_unmet(server: Server, given: Mapping[str, Any], model: str) -> None:
-    """Do nothing if ``server`` was started as the command line asks.
+def refuse_unmet(found: Server | Joined, given: Mapping[str, Any], model: str) -> None:
+    """Do nothing if the server is started as the command line asks.
 
     Args:
-        server: The server that is used.
+        found: The server that would be used, or the start in progress that would be joined.
         given: Start options of the command line, by the fields of ``StartOptions``.
         model: What it serves, for the error.
 
     Raises:
-        SettingError: It was not; the text names the options and the server.
+        SettingError: It is not; the text names the options and the server.
     """
-    unmet = {name: given[name] for name in server.unmet(given)}
+    unmet = {name: given[name] for name in found.unmet(given)}
     if not unmet:
         return
-    url = server.endpoint.url
-    key = "with" if server.endpoint.api_key else "without"
-    if server.origin == "own":
-        fact = f"{model} is served already at {url} ({key} a key), by a server started without that"
-        step = f"run `emberd stop {shlex.quote(model)}` first, which ends it for all its users"
+    stop = f"run `emberd stop {shlex.quote(model)}` first, which ends it for all its users"
+    if not isinstance(found, Server):
+        fact, step = f"a server of {model} is starting already, without that", stop
+    elif found.origin == "own":
+        key = "with" if found.endpoint.api_key else "without"
+        fact = f"{model} is served already at {found.endpoint.url} ({key} a key), by a server "
+        fact, step = f"{fact}started without that", stop
     else:
-        fact = f"{model} is served already at {url}, by a server that emberd did not start"
-        step = "stop that server where it was started"
+        fact = f"{model} is served already at {found.endpoint.url}, by a server that emberd did "
+        fact, step = f"{fact}not start", "stop that server where it was started"
     raise SettingError(
         f"{_spelt(unmet)} cannot be honoured: {fact}. To use it as it is, leave the options out; "
         f"otherwise {step}."
@@ -75,8 +80,7 @@ def idle_notes(server: Server, wanted_s: float | None, given: str | None) -> Ite
         return
     asked = _IDLE_VARIABLE if given is None else f"--idle-timeout {given}"
     if server.origin != "own":
-        if given is not None:
-            yield f"{asked} has no effect: emberd did not start the server and does not stop it."
+        yield f"{asked} has no effect: emberd did not start the server and does not stop it."
         return
     status = status_of(server)
     if status is None or wanted_s is None:
@@ -85,8 +89,29 @@ def idle_notes(server: Server, wanted_s: float | None, given: str | None) -> Ite
     if longest_s is None or longest_s > wanted_s:
         longest = "never" if longest_s is None else words.duration(longest_s)
         yield (
-            f"{asked} has no effect: another client of this server asked for {longest}, and the "
-            f"longest time counts."
+            f"{asked} has no effect: the idle timeout in force is {longest}; the longest one that "
+            f"was asked for counts."
+        )
+
+
+def given_notes(server: Server, settings: Settings) -> Iterator[str]:
+    """Yield a note for each setting that chooses a server and is not checked on one given by URL.
+
+    Args:
+        server: The server that is used.
+        settings: What was asked for. Of the settings that are an error on the command line, only
+            the environment can have given a value.
+    """
+    if server.origin != "given":
+        return
+    for name in ("engine", "device", "context_tokens"):
+        if getattr(settings, name) is not None:
+            variable, url = f"EMBERD_{name.upper()}", server.endpoint.url
+            yield f"{variable} has no effect: the server at {url} was given, and none is started."
+    if settings.revision is not None:
+        yield (
+            f"Revision {settings.revision} was asked for. It is not checked on a server that was "
+            f"given: {server.endpoint.url} may serve another one."
         )
 
 

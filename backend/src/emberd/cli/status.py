@@ -36,7 +36,7 @@ All = Annotated[bool, typer.Option("--all", "-a", help="Show servers that are go
 def status(show_all: All = False, as_json: options.AsJson = False) -> None:
     """Show servers: what they do, and where.
 
-    Those that emberd keeps, and those of others that it uses. Failed starts are shown with
+    Those that emberd keeps, and external ones that it uses. Failed starts are shown with
     their cause. A server whose record is lost and not rewritten is shown as unknown. The exit
     code is 3 when no server runs.
     """
@@ -59,7 +59,7 @@ def as_content(own: ServerStatus) -> dict[str, Any]:
 
 
 def _seen(own: ServerStatus) -> ServerStatus:
-    # Nobody keeps the record of somebody else's server true: it is asked.
+    # No supervisor updates the record of an external server, so the server is asked.
     from dataclasses import replace
 
     if own.origin == "found" and own.url is not None and not surface.is_ready(own.url):
@@ -118,7 +118,7 @@ def _row(own: ServerStatus) -> dict[str, Text]:
         Text(own.engine or "?"),
         Text(own.url or "-"),
         Text(stops if own.state in RUNNING and own.state is not State.UNKNOWN else "-"),
-        Text("somebody else's" if found else str(own.keeper_pid or "-")),
+        Text("external" if found else str(own.keeper_pid or "-")),
         Text(own.detail),
     )
     return dict(zip(_COLUMNS, cells, strict=True))

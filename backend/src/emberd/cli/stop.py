@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
+import time
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from emberd import checkpoints
 from emberd.cli import options, output
 from emberd.cli.status import as_content
-from emberd.manager import State
+from emberd.errors import SettingError
+from emberd.manager import State, Timing
 from emberd.manager.lost_records import NO_MODEL
 from emberd.servers import Manager
 from emberd.settings import ServerSpec
@@ -41,7 +44,12 @@ def stop(
     model = options.one_model(name, model)
     manager = Manager()
     with _spinner():
-        stopped = _stop(manager, model, revision)
+        stopped, unnamed = _stop(manager, model, revision)
+    for left in unnamed:
+        output.note(
+            f"note: the record of the server in the state folder {left.key} is lost, so which "
+            f"model it serves is not known. `emberd stop` without a model stops it too."
+        )
     if as_json:
         output.dump({"stopped": [as_content(was) for was in stopped]})
         return
@@ -51,32 +59,47 @@ def stop(
         output.say(f"No server{f' of {model}' if model else ''} runs: nothing to stop.")
 
 
-def _stop(manager: Manager, model: str | None, revision: str | None) -> list[ServerStatus]:
+def _stop(
+    manager: Manager, model: str | None, revision: str | None
+) -> tuple[list[ServerStatus], list[ServerStatus]]:
+    """Return what was stopped, and the servers that run and whose model is not known."""
     if model is None and revision is None:
-        return manager.stop()
+        return manager.stop(), []
+    # Lost records are waited for once, not again by each stop.
+    deadline_s = time.monotonic() + Timing().record_s
     # One model may be kept at several revisions, each with a folder of its own.
+    everything = manager.status()
     chosen = {
         known.spec.key: known.spec
-        for known in manager.status()
+        for known in everything
         if model in (None, known.spec.model) and revision in (None, known.spec.revision)
     }
     if model is not None:
         # A record that is lost names no model; the folder can still be found by its key.
-        spec = ServerSpec(model, revision=revision)
+        spec = ServerSpec(model, revision=revision, content=_content(model))
         chosen.setdefault(spec.key, spec)
-    return [was for spec in chosen.values() for was in manager.stop(spec)]
+    stopped = [was for spec in chosen.values() for was in manager.stop(spec, deadline_s=deadline_s)]
+    ended = {was.key for was in stopped}
+    lost = [known for known in everything if known.spec.model == NO_MODEL]
+    return stopped, [known for known in lost if known.key not in ended]
+
+
+def _content(model: str) -> str | None:
+    with suppress(SettingError):  # servers of a folder that cannot be read are stopped all the same
+        return checkpoints.content(model)
+    return None
 
 
 def _line(was: ServerStatus) -> str:
     place = f" at {was.url}" if was.url else ""
     if was.origin == "found":
         return (
-            f"Forgot {was.spec.model}{place}: somebody else started it, so it goes on running. "
+            f"Forgot {was.spec.model}{place}: emberd did not start it, so it goes on running. "
             f"Stop it where it was started."
         )
     if was.state is State.UNKNOWN:
         model = "the server" if was.spec.model == NO_MODEL else was.spec.model
-        return f"Stopped {model} in the state folder {was.key}, whose record was lost."
+        return f"Stopped {model} in the state folder {was.key}, whose record could not be read."
     return f"Stopped {was.spec.model}{place} (it was {was.state})."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from emberd.cli import dry, options, output, reuse, waiting, words
@@ -48,9 +49,10 @@ def up(
 ) -> None:
     """Find or start a server and wait for it.
 
-    A running server that serves the model is used, whoever started it; an option that says how to
-    start one is then an error if that server was started otherwise. A start that failed a moment
-    ago is tried again, which programs would not do.
+    A running server that serves the model is used, also one that emberd did not start; a start in
+    progress is joined. An option that says how to start a server is then an error if that server
+    was started differently. A start that failed a moment ago is tried again, which programs would
+    not do.
 
     Arguments for the engine go after --, for example: emberd up MODEL -- --flag value
 
@@ -72,11 +74,12 @@ def up(
     if dry_run:
         dry.show(settings.spec, wanted, as_json=as_json)
         return
-    server = waiting.ensure(settings, retry_failed=True, options=wanted)
-    reuse.refuse_unmet(server, given, settings.model)
+    check = partial(reuse.refuse_unmet, given=given, model=settings.model)
+    server = waiting.ensure(settings, retry_failed=True, options=wanted, check=check)
     server = server.noting_unmet(overridden=given)
     idle = reuse.idle_notes(server, settings.idle_timeout, idle_timeout)
-    server = replace(server, notes=(*server.notes, *idle))
+    unchecked = reuse.given_notes(server, settings)
+    server = replace(server, notes=(*server.notes, *idle, *unchecked))
     if as_json:
         output.dump(as_content(server))
     else:
@@ -149,13 +152,15 @@ def _lines(server: Server, spec: ServerSpec) -> list[str]:
 
 
 def _usage(server: Server, spec: ServerSpec) -> list[str]:
+    is_given = server.origin == "given"
     wishes = {
         "model": spec.model if spec.model != ServerSpec().model else None,
         "revision": spec.revision,
-        "engine": spec.engine,
-        "device": spec.device,
+        # They choose a server, and this one is chosen by its URL.
+        "engine": None if is_given else spec.engine,
+        "device": None if is_given else spec.device,
         # A given server is not to be found by others: they must be given it too.
-        "base_url": server.endpoint.base_url if server.origin == "given" else None,
+        "base_url": server.endpoint.base_url if is_given else None,
     }
     given = {name: value for name, value in wishes.items() if value is not None}
     keywords = ", ".join(f"{name}={value!r}" for name, value in given.items())
@@ -163,7 +168,7 @@ def _usage(server: Server, spec: ServerSpec) -> list[str]:
     flags = "".join(
         f" --{name} {shlex.quote(value)}" for name, value in given.items() if name != "base_url"
     )
-    variable = shlex.quote(server.endpoint.base_url) if server.origin == "given" else None
+    variable = shlex.quote(server.endpoint.base_url) if is_given else None
     prefix = f"EMBERD_BASE_URL={variable} " if variable else ""
     return [
         f"  LangChain    langchain_emberd.EmberdEmbeddings({keywords})",

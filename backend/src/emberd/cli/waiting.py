@@ -13,6 +13,7 @@ from emberd.startup import StartOptions
 
 if TYPE_CHECKING:
     from emberd.manager import Progress, Server
+    from emberd.manager.wish import Check
 
 _LINE_EVERY_S: Final = 10.0
 
@@ -69,12 +70,16 @@ class Waiting:
 
 
 def ensure(
-    settings: Settings, *, retry_failed: bool = False, options: StartOptions | None = None
+    settings: Settings,
+    *,
+    retry_failed: bool = False,
+    options: StartOptions | None = None,
+    check: Check | None = None,
 ) -> Server:
     """Return a server for ``settings``, found or started.
 
     Raises:
-        EmberdError: What ``Manager.ensure`` raises.
+        EmberdError: What ``Manager.ensure`` or ``check`` raises.
     """
     with Waiting(settings.model) as waiting:
         return Manager().ensure(
@@ -85,5 +90,6 @@ def ensure(
             idle_timeout=settings.idle_timeout,
             retry_failed=retry_failed,
             options=options,
+            check=check,
             on_progress=waiting.show,
         )

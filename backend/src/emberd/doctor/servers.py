@@ -117,7 +117,7 @@ def _own(wanted: Wanted, view: View, marks: lost_records.Marks) -> Iterator[Find
         yield note("own", f"{fact}, and does not answer", _log(status))
     elif status.state is not State.ABSENT:
         serves = status.spec.key == wanted.spec.key and view.serves(wanted.spec)
-        # One of somebody else's is only remembered here: it was asked itself, above.
+        # An external one is only recorded here: it was asked itself, above.
         serves = serves and status.origin == "own"
         yield ok("own", fact, gives=f"{fact}: it is used" if serves else "")
     yield from _leftover(view)

@@ -12,6 +12,7 @@ Nothing here does a mechanism's work; it decides in which order the mechanisms a
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -21,11 +22,7 @@ from typing import Any, Final
 
 from emberd import durations
 from emberd.engines import to_install
-from emberd.errors import (
-    EmberdError,
-    ServerStoppedError,
-    StartTimeoutError,
-)
+from emberd.errors import EmberdError, ServerStoppedError, StartTimeoutError
 from emberd.manager import (
     adoption,
     folders,
@@ -42,7 +39,7 @@ from emberd.manager.record import Record, State
 from emberd.manager.server import OnProgress, Progress, Server, ServerStatus, Verify
 from emberd.manager.slot import View
 from emberd.manager.timing import Timing
-from emberd.manager.wish import Joined, Wish
+from emberd.manager.wish import Check, Joined, Wish
 from emberd.places import Places
 from emberd.settings import IDLE_TIMEOUT_S, START_TIMEOUT_S, ServerSpec
 from emberd.startup import StartOptions
@@ -83,6 +80,7 @@ class Manager:
         lost: Server | None = None,
         retry_failed: bool = False,
         options: StartOptions | None = None,
+        check: Check | None = None,
         on_progress: OnProgress | None = None,
     ) -> Server:
         """Return a verified server for ``spec``: the given one, a running one, or a new one.
@@ -97,6 +95,7 @@ class Manager:
             lost: The server that vanished in the middle of the caller's job.
             retry_failed: Start again although the last start has just failed.
             options: How to start a server if there is none; None for what the environment says.
+            check: Called with the server or the start that would be used; raises to refuse it.
             on_progress: Called about once a second while a server starts.
 
         Raises:
@@ -121,6 +120,8 @@ class Manager:
             self._let_death_be_seen(lost)
         while True:
             found = self._running(wish) or self._begin(wish, deadline)
+            if check and isinstance(found, Joined):
+                check(found)
             if isinstance(found, str):
                 # Once: an engine that is still missing then is an error. Its time is no start's.
                 deadline += provision.install(found, on_progress)
@@ -132,6 +133,8 @@ class Manager:
             else:
                 server = found
             if server is not None:
+                if check:
+                    check(server)
                 _ask_to_stay(server, wish.idle_s)
                 return server if options else server.noting_unmet()
 
@@ -140,7 +143,7 @@ class Manager:
         return await asyncio.to_thread(self.ensure, spec, **options)
 
     def find(self, spec: ServerSpec, *, api_key: str | None = None) -> Server | None:
-        """Return a running server for ``spec``, ours or somebody else's; start nothing."""
+        """Return a running server for ``spec``, emberd's own or an external one; start nothing."""
         wish = Wish(spec, StartOptions(), api_key)
         lost_records.await_records(self._home.slots(spec.key), self._timing)
         for view in self._views(spec):
@@ -172,10 +175,17 @@ class Manager:
         """Return what is known of every server since the machine booted."""
         return lost_records.statuses(self._home.all(), self._timing)
 
-    def stop(self, spec: ServerSpec | None = None) -> list[ServerStatus]:
+    def stop(
+        self, spec: ServerSpec | None = None, *, deadline_s: float = math.inf
+    ) -> list[ServerStatus]:
         """Stop the servers of ``spec``, or all that emberd keeps; return what they were.
 
-        A server that somebody else started is forgotten, never stopped.
+        A server that emberd did not start is forgotten, never stopped.
+
+        Args:
+            spec: Which servers; None for all.
+            deadline_s: Until when, on the monotonic clock, lost records are waited for; never
+                longer than a supervisor takes to rewrite one.
 
         Raises:
             StartError: Processes are left that cannot be ended.
@@ -183,9 +193,10 @@ class Manager:
         """
         chosen = self._home.all() if spec is None else self._home.slots(spec.key)
         stopped, errors, marks = [], [], lost_records.Marks()
+        deadline_s = min(deadline_s, time.monotonic() + self._timing.record_s)
         for folder in chosen:
             try:
-                was = stopping.stop(folder, self._timing, marks)
+                was = stopping.stop(folder, self._timing, marks, deadline_s)
             except EmberdError as error:
                 errors.append(error)  # the others are stopped all the same
             else:
@@ -250,7 +261,9 @@ class Manager:
 
     def _use_or_join(self, view: View, wish: Wish) -> Server | Joined | None:
         if view.record is not None and view.state is State.STARTING:
-            return Joined(view.folder, view.record.nonce, started=False)
+            return Joined(
+                view.folder, view.record.nonce, started=False, options=view.record.options
+            )
         if view.origin == "found":
             return adoption.recall(
                 view, wish.spec, self._places.discover, wish.api_key, self._verify
@@ -303,7 +316,7 @@ class Manager:
             idle_timeout_s=wish.idle_s,
             options=wish.options,
         )
-        return Joined(folder, nonce, started=True)
+        return Joined(folder, nonce, started=True, options=wish.options)
 
     def _await(
         self, joined: Joined, spec: ServerSpec, deadline: float, on_progress: OnProgress | None
@@ -321,7 +334,7 @@ class Manager:
                 view.record.progress, now - view.record.since_s, view.record.log_path
             )
             if now > deadline:
-                raise _timed_out(progress)
+                raise progress.timed_out()
             if on_progress and now - last_told >= _PROGRESS_EVERY_S:
                 last_told = now
                 on_progress(progress)
@@ -380,12 +393,4 @@ def _stopped(spec: ServerSpec) -> ServerStoppedError:
     return ServerStoppedError(
         f"The server of {spec.model} was stopped by a person in the middle of this job. "
         f"Run the job again to start a new one."
-    )
-
-
-def _timed_out(progress: Progress) -> StartTimeoutError:
-    return StartTimeoutError(
-        f"The server has been starting for {progress.seconds:.0f} s ({progress.text or 'no word'}) "
-        f"and start_timeout is over. The start goes on: ask again to join it, or give a longer "
-        f"start_timeout. Log: {progress.log_path}"
     )

@@ -41,7 +41,7 @@ def main(mark: str, note: str) -> None:
 
 
 def _kill(wanted: bytes, note: str) -> int:
-    """Kill what bears the mark; return how many there were."""
+    """Kill the processes with the mark; return how many there were."""
     return sum(_kill_if_marked(pid, wanted, note) for pid in os.listdir("/proc") if pid.isdigit())
 
 

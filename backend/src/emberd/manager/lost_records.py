@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from emberd.catalog import MODELS
-from emberd.errors import StateFolderError
+from emberd.errors import StartTimeoutError, StateFolderError
 from emberd.manager import alive, folders, process, record
 from emberd.manager.launch import KEEPER_MODULE
 from emberd.manager.process import ProcessIdentity
@@ -64,7 +64,7 @@ class Marks:
         return found
 
     def pids(self, folder: Path) -> list[int]:
-        """Return the pids of the processes that bear the mark of ``folder``."""
+        """Return the pids of the processes with the mark of ``folder``."""
         return [identity.pid for identity, _ in self._by_folder.get(str(folder), [])]
 
     def nonces(self, folder: Path) -> set[str]:
@@ -104,7 +104,8 @@ def await_records(chosen: Iterable[Path], timing: Timing, deadline_s: float = ma
         deadline_s: When to give up in any case, on the monotonic clock, in seconds.
 
     Raises:
-        StateFolderError: A supervisor did not rewrite its record.
+        StateFolderError: A supervisor did not rewrite its record, or none was found.
+        StartTimeoutError: The wait ended at ``deadline_s``, sooner than a supervisor may take.
     """
     for folder in chosen:
         await_record(folder, timing, deadline_s)
@@ -112,17 +113,28 @@ def await_records(chosen: Iterable[Path], timing: Timing, deadline_s: float = ma
 
 def await_record(folder: Path, timing: Timing, deadline_s: float = math.inf) -> View:
     """Do as ``await_records`` for one folder, and return what it holds then."""
-    began_s = time.monotonic()
-    view = settled(folder, min(deadline_s, began_s + timing.record_s), timing.poll_s)
-    if view.state is State.UNKNOWN:
-        pids = ", ".join(str(each.identity.pid) for each in supervisors(folder))
-        raise StateFolderError(
-            f"A server runs whose record is lost: {folder / record.NAME} is missing or damaged, "
-            f"and its supervisor ({f'process {pids}' if pids else 'which was not found'}) has not "
-            f"rewritten it within {time.monotonic() - began_s:.0f} s. Run `emberd stop` to end "
-            f"that server, then try again."
+    until_s = time.monotonic() + timing.record_s
+    view = settled(folder, min(deadline_s, until_s), timing.poll_s)
+    if view.state is not State.UNKNOWN:
+        return view
+    lost = f"{folder / record.NAME} is missing or damaged"
+    if deadline_s < until_s:
+        raise StartTimeoutError(
+            f"{lost}, and start_timeout ended the wait for its supervisor to rewrite it. Give a "
+            f"longer start_timeout."
         )
-    return view
+    pids = ", ".join(str(each.identity.pid) for each in supervisors(folder))
+    if not pids:
+        lock = alive.path(folder)
+        raise StateFolderError(
+            f"{lost}, and {lock} is locked by a process that is not proven to be emberd's. "
+            f"`fuser {lock}` names it: end it, then try again."
+        )
+    raise StateFolderError(
+        f"A server runs whose record is lost: {lost}, and its supervisor (process {pids}) has not "
+        f"rewritten it within {timing.record_s:.0f} s. Run `emberd stop` to end that server, then "
+        f"try again."
+    )
 
 
 def statuses(chosen: Iterable[Path], timing: Timing) -> list[ServerStatus]:
@@ -141,7 +153,7 @@ def statuses(chosen: Iterable[Path], timing: Timing) -> list[ServerStatus]:
 
 
 def status(view: View, marks: Marks) -> ServerStatus | None:
-    """Return what there is to tell of a server; None when nothing ever started in its folder.
+    """Return what is known of a server; None when nothing ever started in its folder.
 
     Without a record: a supervisor that lives, or processes that a dead one left.
     """
@@ -172,7 +184,9 @@ def status(view: View, marks: Marks) -> ServerStatus | None:
 def _detail(view: View, supervising: list[int], marked: list[int]) -> str:
     who = "its supervisor does not rewrite it" if view.alive else "its supervisor is dead"
     pids = ", ".join(map(str, chain(supervising, marked)))
-    return f"its record is lost and {who}; processes: {pids or 'none found'}; run `emberd stop`"
+    if not pids:
+        return f"its record is lost, and `fuser {alive.path(view.folder)}` names who holds its lock"
+    return f"its record is lost and {who}; processes: {pids}; run `emberd stop`"
 
 
 def _spec(folder: Path) -> ServerSpec:

@@ -30,6 +30,10 @@ NAME: Final = "record.json"
 _T = TypeVar("_T")
 
 
+class OtherVersionError(StateFolderError):
+    """A living supervisor of another version of emberd keeps the record, in a form of its own."""
+
+
 class State(StrEnum):
     """Where a server is in its life.
 
@@ -123,8 +127,8 @@ def read(folder: Path) -> Record | None:
     """Return the record in ``folder``; None when there is none or it is damaged.
 
     Raises:
-        StateFolderError: Another version of emberd wrote it in a form this one does not know, or
-            the disk could not be read.
+        OtherVersionError: Another version of emberd wrote it in a form this one does not know.
+        StateFolderError: The disk could not be read.
     """
     try:
         content = json.loads(folders.read_file(folder / NAME) or b"")
@@ -134,9 +138,9 @@ def read(folder: Path) -> Record | None:
     if type(schema) is not int:
         return None
     if schema != SCHEMA:
-        raise StateFolderError(
+        raise OtherVersionError(
             f"{folder / NAME} has schema {schema}, and this emberd knows {SCHEMA}: another "
-            f"version keeps this server. Use that version, or run its `emberd stop` first."
+            f"version keeps this server. Run `emberd stop` to end it, or use that version."
         )
     try:
         return _from_json(content)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from emberd import startup
+from emberd.errors import StartTimeoutError
 from emberd.listeners import Listener
 from emberd.manager.record import State
 from emberd.settings import Endpoint, ServerSpec
@@ -22,7 +23,7 @@ class Server:
 
     Attributes:
         endpoint: Where it answers and what it serves.
-        origin: ``"given"`` by URL, ``"own"`` (kept by emberd) or ``"found"`` (somebody else's).
+        origin: ``"given"`` by URL, ``"own"`` (kept by emberd) or ``"found"`` (external).
         reason: Which server it is and why this one, in one sentence.
         started: Whether this call started it.
         engine: Name of the engine; None when not known.
@@ -94,6 +95,15 @@ class Progress:
     text: str
     seconds: float
     log_path: str
+
+    def timed_out(self) -> StartTimeoutError:
+        """Return the error of a caller that waits for the start no longer."""
+        doing = self.text or "it reports no progress yet"
+        return StartTimeoutError(
+            f"The server has been starting for {self.seconds:.0f} s ({doing}) and start_timeout is "
+            f"over. The start goes on: ask again to join it, or give a longer start_timeout. Log: "
+            f"{self.log_path}"
+        )
 
 
 OnProgress = Callable[[Progress], None]

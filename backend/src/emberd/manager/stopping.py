@@ -1,4 +1,4 @@
-"""Stopping a server because a person asked for it.
+"""Stopping a server on request.
 
 A signal goes only to a process that is proven to be this folder's: a record may be damaged, or a
 copy of another one, so what it says is compared with the process itself.
@@ -25,23 +25,25 @@ _MARGIN_S: Final = 10.0
 _UNKNOWN_DRAIN_S: Final = 2 * DRAIN_S  # as long as any engine asks for
 
 
-def stop(folder: Path, timing: Timing, marks: Marks) -> ServerStatus | None:
+def stop(folder: Path, timing: Timing, marks: Marks, deadline_s: float) -> ServerStatus | None:
     """Stop the server of ``folder``, wait until it is gone; return what it was, if anything.
 
     An external server is forgotten, never stopped. A supervisor that does not end is killed, and
-    its server with it. If its record is lost, it is found by the lock that it holds. What a dead
-    supervisor left is only told of here; the sweep that follows a stop ends it.
+    its server with it. If its record is lost, or is one of another version, it is found by the lock
+    that it holds. What a dead supervisor left is only reported here; the sweep that follows a stop
+    ends it.
 
     Args:
         folder: The server's state folder.
         timing: How long each step may take.
-        marks: The marked processes, as they were before anything was stopped.
+        marks: The marked processes, read when they are first needed.
+        deadline_s: Until when a lost record is waited for, on the monotonic clock, in seconds.
 
     Raises:
         StartError: Processes of the server are left that cannot be ended.
         StateFolderError: A process holds the liveness lock and is not proven to be ours.
     """
-    view = settled(folder, time.monotonic() + timing.record_s, timing.poll_s)
+    view = _settled(folder, deadline_s, timing)
     was = lost_records.status(view, marks)
     if was is None:
         return None
@@ -52,13 +54,13 @@ def stop(folder: Path, timing: Timing, marks: Marks) -> ServerStatus | None:
         return was if was.state is State.UNKNOWN else None
     drain_s = view.record.drain_s if view.record is not None else _UNKNOWN_DRAIN_S
     found = _supervisors(view, timing)
+    if not found:  # before anything is killed: the lock may be held by an unproven process
+        _check_released(folder, was, timing)
     for each in found:
         _end(each.identity, drain_s, timing)
     recorded = marks.nonces(folder) if view.record is None else {was.nonce}
     for nonce in {each.nonce for each in found} or recorded:
         _end_marked(folder, nonce, timing)
-    if not found:
-        _check_released(folder, was, timing)
     return was
 
 
@@ -67,6 +69,13 @@ def end_supervisor(view: View) -> None:
     named = view.record.keeper if view.record is not None else None
     if named is not None and lost_records.supervisor(named, view.folder) is not None:
         process.send(named, SIGKILL)
+
+
+def _settled(folder: Path, deadline_s: float, timing: Timing) -> View:
+    try:
+        return settled(folder, deadline_s, timing.poll_s)
+    except record.OtherVersionError:
+        return View(folder, None, alive=True)  # what it says counts as lost: only the proof counts
 
 
 def _supervisors(view: View, timing: Timing) -> list[Supervisor]:
@@ -94,7 +103,7 @@ def _end(supervisor: ProcessIdentity, drain_s: float, timing: Timing) -> None:
 
 def _check_released(folder: Path, was: ServerStatus, timing: Timing) -> None:
     # The supervisor may have ended by itself meanwhile, and another may have begun.
-    view = settled(folder, time.monotonic() + timing.kill_s, timing.poll_s)
+    view = _settled(folder, time.monotonic() + timing.kill_s, timing)
     if view.alive and (view.record is None or view.record.nonce == was.nonce):
         raise StateFolderError(
             f"{alive.path(folder)} is locked by a process that is not proven to be emberd's, so "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from emberd import durations
 from emberd.manager.server import Server
@@ -52,8 +54,25 @@ class Joined:
         folder: The server's state folder.
         nonce: The name of the start.
         started: Whether this call began it.
+        options: How the server is started.
     """
 
     folder: Path
     nonce: str
     started: bool
+    options: StartOptions = field(default_factory=StartOptions)
+
+    def unmet(self, asked: Mapping[str, Any]) -> list[str]:
+        """Return the names of the start options in ``asked`` that the server will not have.
+
+        Args:
+            asked: Values by the fields of ``StartOptions``.
+        """
+        # A port that was left to emberd is known once the server is ready.
+        known = [name for name in asked if name != "port" or self.options.port is not None]
+        return [name for name in known if asked[name] != getattr(self.options, name)]
+
+
+Check = Callable[[Server | Joined], None]
+"""Called with the server or the start that a call would use, before anything is changed for it;
+raises to refuse it."""

@@ -320,7 +320,7 @@ class EmberdEmbedding(BaseEmbedding):
             **kwargs: Without effect, as in ``BaseEmbedding``.
 
         Raises:
-            emberd.EmberdError: No vector can be had; the text says why and what to do.
+            emberd.EmberdError: The embedding failed; the text says why and what to do.
         """
         check_texts(texts)
         with documents():
