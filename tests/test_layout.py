@@ -226,11 +226,11 @@ def test_the_watch_sees_what_it_is_for(code: str, event: str) -> None:
 
 # ---------------------------------------------------------------- sizes and docstrings
 
-_MAX_MODULE_LINES: Final = 400
+_MAX_MODULE_LINES: Final = 600
 _MAX_FUNCTION_LINES: Final = 60
 
 
-def test_no_module_is_longer_than_400_lines() -> None:
+def test_no_module_is_longer_than_600_lines() -> None:
     lines = {module.where(1): len(module.text.splitlines()) for module in source_tree.all_modules()}
     assert {where: count for where, count in lines.items() if count > _MAX_MODULE_LINES} == {}
 
