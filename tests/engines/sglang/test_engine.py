@@ -287,6 +287,17 @@ def test_models_of_the_catalog_need_no_note() -> None:
     assert "not verified" in models.notes("somebody/embedder")[0]
 
 
+def test_a_note_says_when_the_declared_pooling_of_a_hub_model_is_not_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--owner--model" / "snapshots" / "main"
+    checkpoints_made.write(snapshot)  # what SGLang downloads
+    assert any("hf download owner/model" in note for note in models.notes("owner/model"))
+    checkpoints_made.write_modules(snapshot)
+    assert not any("hf download" in note for note in models.notes("owner/model"))
+
+
 def test_a_download_may_be_silent_for_longer_than_a_start_from_a_folder(
     cards: Nvml, tmp_path: Path
 ) -> None:

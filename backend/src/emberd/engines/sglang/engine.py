@@ -100,7 +100,7 @@ class SglangEngine:
             drain_s=_DRAIN_S,
             files={_CONFIG: flags.config_text(launch.port, launch.api_key)},
             reasons=_reasons(python, words, own, added, figures),
-            notes=[*models.notes(spec.model), *(figures.notes if figures else ())],
+            notes=[*models.notes(spec.model, spec.revision), *(figures.notes if figures else ())],
         )
 
     def progress(self, log: str) -> str:

@@ -40,10 +40,15 @@ def is_downloaded(model: str) -> bool:
     return whole and not any(kept.glob("blobs/*.incomplete"))
 
 
-def notes(model: str) -> list[str]:
+def notes(model: str, revision: str | None = None) -> list[str]:
     """Return what a user of the model's vectors should know, a sentence each."""
     if not checkpoints.is_folder(model):
-        return [_unverified(model, "it")] if catalog.lookup(model) == Model(model) else []
+        if catalog.lookup(model) != Model(model):
+            return []
+        kept = checkpoints.snapshot(model, revision)
+        # SGLang downloads configuration, tokenizer and weights, but not these files.
+        is_checked = kept is not None and pipeline.names_pooling(kept)
+        return [_unverified(model, "it"), *([] if is_checked else [_unchecked(model)])]
     architecture = checkpoints.architecture(model) or "an unnamed architecture"
     pooling = [] if architecture in _VERIFIED else [_unverified(model, architecture)]
     return [*pooling, *pipeline.unused_prompts(Path(model))]
@@ -72,6 +77,13 @@ def _pooling(folder: Path) -> str | None:
     if architecture in _WITHOUT_CODE:
         return None
     return _POOLING.get(architecture, _LAST_TOKEN)
+
+
+def _unchecked(model: str) -> str:
+    return (
+        f"the files that say how {model} pools may not be on this machine, and SGLang does not "
+        f"download them: run `hf download {model}` before a start, and emberd checks them."
+    )
 
 
 def _unverified(model: str, what: str) -> str:
