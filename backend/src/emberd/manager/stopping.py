@@ -102,13 +102,20 @@ def _end(supervisor: ProcessIdentity, drain_s: float, timing: Timing) -> None:
 
 
 def _check_released(folder: Path, was: ServerStatus, timing: Timing) -> None:
-    # The supervisor may have ended by itself meanwhile, and another may have begun.
-    view = _settled(folder, time.monotonic() + timing.kill_s, timing)
-    if view.alive and (view.record is None or view.record.nonce == was.nonce):
-        raise StateFolderError(
-            f"{alive.path(folder)} is locked by a process that is not proven to be emberd's, so "
-            f"nothing was stopped. `fuser {alive.path(folder)}` names it: end it, or wait."
-        )
+    # A supervisor that is ending has no command line any more, which would prove it, and holds the
+    # lock for some milliseconds longer. Another one may have begun since.
+    deadline = time.monotonic() + timing.kill_s
+    while True:
+        view = _settled(folder, deadline, timing)
+        if not view.alive or (view.record is not None and view.record.nonce != was.nonce):
+            return
+        if time.monotonic() > deadline:
+            break
+        time.sleep(timing.poll_s)
+    raise StateFolderError(
+        f"{alive.path(folder)} is locked by a process that is not proven to be emberd's, so "
+        f"nothing was stopped. `fuser {alive.path(folder)}` names it: end it, or wait."
+    )
 
 
 def _forget(folder: Path) -> None:
