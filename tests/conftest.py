@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ def pytest_configure(config: pytest.Config) -> None:
     One name finds every process that a test started, whichever home it was given; and the path
     of a socket in it stays under the kernel's 108 bytes.
     """
+    # A background job of a shell starts with SIGINT ignored, and so would all children.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     root = Path(tempfile.mkdtemp(prefix="emb-"))
     config.stash[_ROOT] = root
     if config.option.basetemp is None:

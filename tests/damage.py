@@ -64,6 +64,9 @@ OF_RECORD: Final[dict[str, Damage]] = OF_ANY_FILE | {
 }
 """``other-nonce`` is a record of another start; ``open-to-others`` can be read all the same."""
 
+USUAL: Final = ("missing", "null", "half", "directory")
+"""For tests that start a server for each; all kinds are tried on a supervisor that is ready."""
+
 
 def wait_until_repaired(record: Path, before: bytes, seconds: float = 10.0) -> None:
     """Wait until the file is again a regular one of mode 0600 with the content of ``before``."""

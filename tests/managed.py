@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Final
@@ -45,7 +46,9 @@ def stopped_at_the_end(managed_home: Path) -> Iterator[None]:
 
 def stop_resource_tracker() -> None:
     """End what multiprocessing keeps beside a process that spawned a pool, for as long as it."""
-    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+    # Tests of the supervisor reap every child of this process, this one too if it has ended.
+    with suppress(ChildProcessError):
+        resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
 def same(one: Any, other: Any) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -16,7 +16,7 @@ import pytest
 
 import leftovers
 import waiting
-from emberd.manager import leavings
+from emberd.manager import leavings, record
 from emberd.servers import Manager
 from homes import Stub
 
@@ -32,8 +32,10 @@ def traces(pid: int) -> set[Path]:
     return {path for path in _SHARED_MEMORY.iterdir() if path.stat().st_ino in inodes}
 
 
-def scratches() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob("emberd-*"))
+def scratch_of(home: Path) -> Path:
+    """Return the server's folder for temporary files: other runs of the tests have theirs too."""
+    (file,) = home.glob(f"*/servers/*/{record.NAME}")
+    return Path(json.loads(file.read_text())["scratch"])
 
 
 def server_of(home: Path) -> psutil.Process:
@@ -59,10 +61,9 @@ def keeper_of(server: psutil.Process) -> psutil.Process:
 def test_nothing_is_left_outside_of_the_state_folder(
     manager: Manager, stub: Stub, home: Path, end: Callable[[Manager, psutil.Process], None]
 ) -> None:
-    before = scratches()
     manager.ensure(stub(**_LEAVER))
     server = server_of(home)
-    (scratch,) = scratches() - before
+    scratch = scratch_of(home)
     waiting.until(lambda: len(list(scratch.iterdir())) == 1)
     left = waiting.until(lambda: found if len(found := traces(server.pid)) >= 2 else set())
     # The keeper looks once a second: what it has not seen yet it could not remove.

@@ -99,7 +99,7 @@ def test_ready_supervisor_rewrites_its_record(manager: Manager, stub: Stub, kind
     assert (stopped.nonce, stopped.state) == (server.nonce, State.READY)
 
 
-@pytest.mark.parametrize("kind", damage.OF_RECORD)
+@pytest.mark.parametrize("kind", damage.USUAL)
 def test_starting_supervisor_rewrites_its_record(manager: Manager, stub: Stub, kind: str) -> None:
     file, status = starting(manager, stub(start=600))
     before = file.read_bytes()
@@ -156,7 +156,7 @@ def test_record_that_is_lost_while_the_server_drains_is_rewritten(
 # ---------------------------------------------------------------- who asks meanwhile
 
 
-@pytest.mark.parametrize("kind", [kind for kind in damage.OF_RECORD if kind != "other-nonce"])
+@pytest.mark.parametrize("kind", damage.USUAL)
 def test_caller_gets_the_running_server_although_its_record_was_just_lost(
     manager: Manager, stub: Stub, starts: Starts, kind: str
 ) -> None:
@@ -451,7 +451,7 @@ def test_start_sweeps_orphans_whose_record_is_damaged(
         assert [orphan for orphan in left if process.identify(orphan.pid)] == []
 
 
-@pytest.mark.parametrize("kind", damage.OF_RECORD)
+@pytest.mark.parametrize("kind", damage.USUAL)
 def test_damaged_record_of_a_stopped_server_does_not_keep_the_next_from_starting(
     manager: Manager, stub: Stub, kind: str
 ) -> None:
