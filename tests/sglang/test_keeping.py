@@ -62,6 +62,7 @@ def part(home: Path, name: str) -> psutil.Process | None:
     return None
 
 
+@pytest.mark.full  # tests/gpu does the same, which test_gpu_script.py runs
 def test_sixteen_processes_at_once_get_one_server(home: Path, tiny: Path) -> None:
     Manager(home).stop()  # another test may have come before
     environment = {
@@ -87,6 +88,7 @@ def test_sixteen_processes_at_once_get_one_server(home: Path, tiny: Path) -> Non
     assert np.abs(vectors - vectors[0]).max() < 1e-2
 
 
+@pytest.mark.full  # tests/gpu does the same, which test_gpu_script.py runs
 @pytest.mark.parametrize("name", [MAIN, SCHEDULER, KEEPER])
 def test_a_killed_part_costs_an_ingest_no_text_and_doubles_none(
     home: Path, embedder: Embedder, name: str

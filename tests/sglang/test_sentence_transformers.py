@@ -22,6 +22,8 @@ from folder_variants import PROMPTS, Change
 from real import traces
 from real.engines import HERE, START_S, python_of, run, with_sentence_transformers
 
+pytestmark = pytest.mark.full  # minutes: it installs the library and asks it about many folders
+
 _TEXT: Final = "Why is the Sky BLUE at noon?"
 _LEAST_COSINE: Final = 0.999
 

@@ -102,7 +102,7 @@ class Field:
     ) -> subprocess.Popen[str]:
         paths = [SOURCE, str(ROOT / "tests"), sysconfig.get_paths()["purelib"]]
         return subprocess.Popen(
-            [self.python, *arguments],
+            [self.python if user == self.user else interpreter(), *arguments],
             user=user,
             group=user,
             extra_groups=[],
