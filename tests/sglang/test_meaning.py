@@ -56,7 +56,7 @@ def test_ten_questions_find_their_passages(mean_pooled: Path, tmp_path: Path) ->
         embedder = embedder_for(mean_pooled, Manager(home))
         with pytest.warns(UserWarning, match=r"not verified .* takes the first token"):
             passages = embedder.embed_documents(_ANSWERS.values())
-        questions = embedder.embed_queries(_ANSWERS)
+        questions = embedder.embed_queries(list(_ANSWERS))
         Manager(home).stop()
     nearest = np.argmax(questions @ passages.T, axis=1)
     assert nearest.tolist() == list(range(len(_ANSWERS)))
