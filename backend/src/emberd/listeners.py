@@ -9,7 +9,7 @@ remains: a socket that was bound to the port before the server listened can conn
 port while that client connects (TCP's simultaneous open). So the other end of the connection is
 looked up as well; it must not have been opened by another user.
 
-Linux answers through ``sock_diag`` (the lookup that the kernel makes for a packet, about 0.05 ms
+Linux answers through ``sock_diag`` (the lookup that the kernel makes for a packet, 0.05 to 0.2 ms
 for any number of connections), or through ``/proc/net/tcp`` where netlink is not available. On
 macOS the owning process is compared instead.
 """
