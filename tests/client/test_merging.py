@@ -72,7 +72,8 @@ async def test_calls_made_at_once_go_in_one_request(server: FakeServer) -> None:
 async def test_a_request_takes_no_more_texts_than_a_batch_has(server: FakeServer) -> None:
     texts = [f"text {number}" for number in range(100)]
     assert _are_vectors(await _outcomes(_client(server, batch_size=40), texts), texts)
-    assert [len(inputs) for inputs in server.embedded] == [40, 40, 20]
+    # Three requests are under way at once, and any of them may arrive first.
+    assert sorted(len(inputs) for inputs in server.embedded) == [20, 40, 40]
 
 
 async def test_a_request_takes_no_more_tokens_than_a_batch_has(server: FakeServer) -> None:

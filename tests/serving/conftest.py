@@ -10,7 +10,14 @@ from served import Served, serving
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server of emberd/demo, with a key."""
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("served"), "--weight-version", "stamp") as running:
         yield running
+
+
+@pytest.fixture
+def server(_shared: Served) -> Served:
+    """A server of emberd/demo, with a key, that all tests of the session share."""
+    code = _shared.process.poll()
+    assert code is None, f"the server ended with {code}: {_shared.log.read_text()[-2000:]}"
+    return _shared
