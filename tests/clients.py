@@ -15,8 +15,8 @@ from typing import Any
 
 from emberd.errors import EmberdError
 from emberd.manager import Timing
-from emberd.servers import Manager
 from emberd.settings import ServerSpec
+from emberd.verified_manager import Manager
 
 
 def begin(home: Path, spec: ServerSpec, timing: Timing) -> subprocess.Popen[str]:
@@ -65,7 +65,7 @@ def main() -> None:
     sys.stdin.readline()
     try:
         server = manager.ensure(ServerSpec(**asked["spec"]))
-        got = {"url": server.endpoint.url, "nonce": server.nonce, "started": server.started}
+        got = {"url": server.endpoint.url, "start_id": server.start_id, "started": server.started}
     except EmberdError as error:
         got = {"error": type(error).__name__, "text": str(error)}
     print(json.dumps(got), flush=True)

@@ -58,11 +58,11 @@ OF_RECORD: Final[dict[str, Damage]] = OF_ANY_FILE | {
     "half": _halve,
     "no-fields": lambda file: file.write_text("{}"),
     "nested": lambda file: file.write_text("[" * 100_000),
-    "other-nonce": change(nonce="another"),
+    "other-start_id": change(start_id="another"),
     "wrong-types": change(spec=[], timing="soon"),
     "open-to-others": lambda file: file.chmod(0o644),
 }
-"""``other-nonce`` is a record of another start; ``open-to-others`` can be read all the same."""
+"""``other-start_id`` is a record of another start; ``open-to-others`` can be read all the same."""
 
 USUAL: Final = ("missing", "null", "half", "directory")
 """For tests that start a server for each; all kinds are tried on a supervisor that is ready."""

@@ -10,7 +10,8 @@ from emberd.client.aio import AsyncClient
 from emberd.client.retry import RetryPolicy
 from emberd.client.sync import Client
 from emberd.client.vectors import Floats
-from emberd.settings import Endpoint, Settings
+from emberd.endpoint import Endpoint
+from emberd.settings import Settings
 from fake_server import MODEL
 
 Kind = Literal["threads", "tasks"]

@@ -12,7 +12,7 @@ from typing import Any
 from emberd.catalog import DEMO_MODEL
 from emberd.doctor.findings import Finding, Level
 from emberd.doctor.wanted import Wanted
-from emberd.places import Places
+from emberd.env import Places
 from emberd.settings import ServerSpec
 
 _POLL_S = 0.02

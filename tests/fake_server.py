@@ -21,7 +21,7 @@ from typing import Any, Final, Self, cast
 import numpy as np
 import numpy.typing as npt
 
-from emberd.settings import Endpoint
+from emberd.endpoint import Endpoint
 
 MODEL: Final = "test/model"
 QWEN: Final = "Qwen/Qwen3-Embedding-0.6B"

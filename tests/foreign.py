@@ -14,7 +14,7 @@ import pytest
 
 import stubs.server
 import waiting
-from emberd import surface
+from emberd import probe
 from emberd.manager import discovery
 from emberd.settings import ServerSpec
 
@@ -45,7 +45,7 @@ def foreign(tmp_path: Path) -> Iterator[Foreign]:
             started.callback(server.wait)
             started.callback(server.kill)
             url = f"http://127.0.0.1:{port}"
-            waiting.until(lambda: surface.is_ready(url))
+            waiting.until(lambda: probe.is_ready(url))
             return url, server
 
         yield start

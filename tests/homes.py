@@ -10,8 +10,8 @@ import pytest
 
 import leftovers
 from emberd.manager import Timing
-from emberd.servers import Manager
 from emberd.settings import ServerSpec
+from emberd.verified_manager import Manager
 
 QUICK = Timing(
     poll_s=0.02, tick_s=0.1, look_s=0.2, cool_down_s=30.0, lost_s=0.5, kill_s=5.0, suspicion_s=0.3
@@ -60,11 +60,11 @@ def starts(tmp_path: Path) -> Callable[[], int]:
     return count
 
 
-def server_of(keeper: psutil.Process) -> psutil.Process | None:
-    """Return the server that a keeper is parent of, once there is one; its guard is none."""
-    for child in keeper.children():
+def server_of(supervisor: psutil.Process) -> psutil.Process | None:
+    """Return the server that a supervisor is parent of, once there is one; its guard is none."""
+    for child in supervisor.children():
         words = child.cmdline()
-        # Between fork and exec a child has the keeper's own, and may become either.
-        if words != keeper.cmdline() and "guard.py" not in " ".join(words):
+        # Between fork and exec a child has the supervisor's own, and may become either.
+        if words != supervisor.cmdline() and "guard.py" not in " ".join(words):
             return child
     return None

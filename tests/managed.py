@@ -57,8 +57,10 @@ def same(one: Any, other: Any) -> bool:
 
 
 def live_servers() -> list[str]:
-    """Return the nonces of the servers that live in the session's home."""
-    return [status.nonce for status in emberd.Manager().status() if status.keeper_pid is not None]
+    """Return the start_ids of the servers that live in the session's home."""
+    return [
+        status.start_id for status in emberd.Manager().status() if status.supervisor_pid is not None
+    ]
 
 
 def environment(**more: str) -> dict[str, str]:

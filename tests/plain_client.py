@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx
 
-from emberd import surface
+from emberd import probe
 from emberd.manager import Server
 
 
@@ -20,5 +20,5 @@ def embed(server: Server, text: str) -> httpx.Response:
 
 def in_flight(server: Server) -> bool:
     """Return whether the server says that it is working on something."""
-    activity = surface.activity(server.endpoint.url, server.endpoint.api_key)
+    activity = probe.activity(server.endpoint.url, server.endpoint.api_key)
     return activity is not None and activity.in_flight > 0

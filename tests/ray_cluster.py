@@ -61,9 +61,9 @@ class Nodes:
         """The folder of the homes of single GPUs."""
         return self.with_gpus / "gpus"
 
-    def keepers(self) -> list[list[int]]:
-        """Return the keepers that live on each node, but for those of single GPUs."""
-        return [keepers(home) for home in (self.plain, self.with_gpus)]
+    def supervisors(self) -> list[list[int]]:
+        """Return the supervisors that live on each node, but for those of single GPUs."""
+        return [supervisors(home) for home in (self.plain, self.with_gpus)]
 
     def status(self) -> list[ServerStatus]:
         """Return what is known of the servers of the nodes, but for those of single GPUs."""
@@ -80,9 +80,9 @@ class Nodes:
         return [process for process in named if is_worker(process)]
 
 
-def keepers(home: Path) -> list[int]:
-    """Return the process ids of the keepers that live in ``home``."""
-    return [s.keeper_pid for s in Manager(home).status() if s.keeper_pid is not None]
+def supervisors(home: Path) -> list[int]:
+    """Return the process ids of the supervisors that live in ``home``."""
+    return [s.supervisor_pid for s in Manager(home).status() if s.supervisor_pid is not None]
 
 
 def is_worker(process: psutil.Process) -> bool:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import emberd
 import waiting
-from emberd import surface
+from emberd import probe
 from emberd.catalog import DEMO_MODEL
 from emberd.serving import KEY_VARIABLE, MODULE
 
@@ -61,9 +61,9 @@ class Served:
         assert reply.status_code == 200, reply.text
         return [item["embedding"] for item in reply.json()["data"]]
 
-    def activity(self) -> surface.Activity:
+    def activity(self) -> probe.Activity:
         """Return the server's counters."""
-        activity = surface.activity(self.url, None)
+        activity = probe.activity(self.url, None)
         assert activity is not None
         return activity
 
@@ -80,7 +80,7 @@ class Served:
 def serving(folder: Path, *options: str, key: str | None = KEY) -> Iterator[Served]:
     """Run a server until the end of the ``with``; it answers when the body begins."""
     with started(folder, *options, key=key) as server:
-        waiting.until(lambda: surface.is_ready(server.url))
+        waiting.until(lambda: probe.is_ready(server.url))
         yield server
 
 

@@ -19,7 +19,7 @@ import openai
 import pytest
 
 import emberd
-from emberd import Embedder, Endpoint, ServerSpec, listeners
+from emberd import Embedder, Endpoint, ServerSpec
 from emberd.client.verify import verify
 from emberd.errors import (
     AuthenticationError,
@@ -36,6 +36,7 @@ from emberd.errors import (
     TextError,
 )
 from emberd.manager import Server
+from emberd.system import listeners
 from fake_server import MODEL, QWEN, FakeServer, vector_of, vectors_of
 
 TASK = "Given a web search query, retrieve relevant passages that answer the query"
@@ -75,7 +76,7 @@ class FakeManager:
         if self.server._listener is None:
             self.server.revive()
         found = verify(self.server.url, None, spec, timeout_s=5)
-        return Server(found, "own", "it runs", nonce="n", folder="f")
+        return Server(found, "own", "it runs", start_id="n", folder="f")
 
     def used(self, server: Server) -> None:
         self.uses.append(server)

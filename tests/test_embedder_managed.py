@@ -39,7 +39,7 @@ def right(texts: list[str]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
 def server_process(manager: Manager) -> psutil.Process:
     """Return the process of the only server that runs."""
-    pid = waiting.until(lambda: next((s.keeper_pid for s in manager.status()), None))
+    pid = waiting.until(lambda: next((s.supervisor_pid for s in manager.status()), None))
     return waiting.until(psutil.Process(pid).children)[0]
 
 
@@ -70,7 +70,7 @@ def test_what_a_person_stopped_between_two_jobs_is_started_by_the_next(
     before = embedder.ensure()
     manager.stop()
     query()
-    assert embedder.ensure().nonce != before.nonce
+    assert embedder.ensure().start_id != before.start_id
 
 
 def test_what_a_person_stops_in_the_middle_of_a_job_stays_stopped(
@@ -125,8 +125,8 @@ def test_the_warning_about_cut_vectors_comes_once_however_often_the_server_does(
 
 
 def _served(embedder: Embedder) -> float:
-    from emberd import surface
+    from emberd import probe
 
     endpoint = embedder.endpoint()
-    activity = surface.activity(endpoint.url, endpoint.api_key)
+    activity = probe.activity(endpoint.url, endpoint.api_key)
     return activity.requests if activity else 0

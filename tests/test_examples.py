@@ -258,7 +258,9 @@ def test_the_notebook_runs_from_top_to_bottom(home: Path, manager: Manager, tmp_
     assert list(shown) == list(_SHOWN)
     for cell, pattern in _SHOWN.items():
         assert re.fullmatch(pattern, shown[cell].strip()), f"{cell} shows {shown[cell]!r}"
-    assert [server.keeper_pid for server in manager.status()] == [None], "the last cell stopped it"
+    assert [server.supervisor_pid for server in manager.status()] == [None], (
+        "the last cell stopped it"
+    )
 
 
 def test_the_notebook_is_kept_without_what_it_shows() -> None:

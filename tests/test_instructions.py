@@ -4,7 +4,7 @@ import pytest
 
 from emberd.catalog import Model, lookup
 from emberd.errors import InstructionError
-from emberd.instructions import TASKS, Role, Templates, apply, template, templates
+from emberd.prompts import TASKS, Role, Templates, apply, template, templates
 
 QWEN = lookup("Qwen/Qwen3-Embedding-4B")
 DEMO = lookup("emberd/demo")

@@ -20,55 +20,51 @@ from source_tree import PACKAGES, ROOT, Module
 
 # ---------------------------------------------------------------- arrows run one way
 
-_GROUND: Final = {
-    *("catalog", "checkpoints", "checks", "durations", "environment", "errors", "instructions"),
-    *("listeners", "pipeline", "places", "settings", "startup", "surface"),
+_BASE: Final = {
+    *("catalog", "checkpoints", "durations", "endpoint", "env", "errors", "pipeline", "probe"),
+    *("prompts", "settings", "system"),
 }
-_ENGINE_ROOMS: Final = _GROUND | {"engines", "installs", "serving"}
-_JOINED: Final = _ENGINE_ROOMS | {"manager", "client", "cache"}
+_ENGINES: Final = _BASE | {"engines", "installs", "serving"}
+_JOINED: Final = _ENGINES | {"manager", "client", "cache"}
 
-# Room of emberd -> the other rooms that it may import.
+# Package or module directly below emberd -> what it may import of the others.
 ARROWS: Final[dict[str, set[str]]] = {
     "errors": set(),
+    "system": {"errors"},
     "catalog": {"errors"},
-    "instructions": {"errors", "catalog"},
+    "prompts": {"errors", "catalog"},
     "durations": {"errors"},
-    "environment": {"durations", "errors"},
-    "checkpoints": {"errors", "catalog", "pipeline"},
-    "checks": {"errors", "catalog", "durations"},
-    "listeners": set(),
     "pipeline": set(),
+    "checkpoints": {"errors", "catalog", "pipeline"},
+    "endpoint": {"errors", "system"},
+    "env": {"durations", "endpoint", "errors"},
     "settings": {
-        *("errors", "catalog", "checkpoints", "checks", "durations", "environment"),
-        *("instructions", "listeners"),
+        *("errors", "catalog", "checkpoints", "durations", "endpoint", "env", "prompts", "system"),
     },
     "lists": {"client"},
-    "identity": {"errors", "instructions", "settings"},
-    "handed": {"errors", "settings"},
+    "index_identity": {"errors", "prompts", "settings"},
+    "handed": {"endpoint", "errors", "settings"},
     "progress": {"client", "settings"},
     "streams": {"errors", "client"},
     "recollection": {"cache", "client"},
-    "places": {"environment", "settings"},
-    "startup": {"errors"},
-    "surface": _GROUND - {"surface"},
-    "serving": _GROUND,
-    "shim": set(),
-    "installs": {"errors", "places", "shim"},
-    "engines": _GROUND | {"serving", "installs"},
-    "manager": _GROUND | {"engines", "installs", "shim"},
-    "client": _GROUND,
-    "cache": _GROUND,
-    "keeper": _JOINED,
-    "servers": _JOINED,
-    "attachment": _JOINED | {"servers"},
+    "probe": _BASE - {"probe"},
+    "serving": _BASE,
+    "installs": {"errors", "env", "system"},
+    "engines": _BASE | {"serving", "installs"},
+    "manager": _BASE | {"engines", "installs"},
+    "client": _BASE,
+    "cache": _BASE,
+    "verified_manager": _JOINED,
+    "server_handle": _JOINED | {"verified_manager"},
     "embedder": _JOINED
-    | {"servers", "attachment", "handed", "identity", "progress", "recollection", "streams"},
-    "doctor": _JOINED,
+    | {"verified_manager", "server_handle", "handed", "index_identity", "progress"}
+    | {"recollection", "streams"},
+    "doctor": _JOINED | {"verified_manager"},
     "bulk": {"errors"},
-    "ray": _GROUND | {"engines", "client", "servers", "embedder", "bulk"},
-    "cli": _JOINED | {"servers", "embedder", "doctor", "bulk", "ray"},
+    "ray": _BASE | {"engines", "client", "verified_manager", "embedder", "bulk"},
+    "cli": _JOINED | {"verified_manager", "embedder", "doctor", "bulk", "ray"},
     "__main__": {"cli"},
-    "": _JOINED | {"servers", "embedder", "lists"},
+    "": _JOINED | {"verified_manager", "embedder", "lists"},
 }
 
 

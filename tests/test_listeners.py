@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from emberd import listeners
-from emberd.listeners import Listener, ListenerChangedError
+from emberd.system import listeners
+from emberd.system.listeners import Listener, ListenerChangedError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
 

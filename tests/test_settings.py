@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from emberd import Embedder
+from emberd.endpoint import Endpoint, root_url
+from emberd.env import Places
 from emberd.errors import InstructionError, SettingError
-from emberd.places import Places
-from emberd.settings import UNSET, Endpoint, ServerSpec, Settings, root_url
+from emberd.settings import UNSET, ServerSpec, Settings
 
 SPEC = ServerSpec(model="some/model")
 

@@ -1,4 +1,4 @@
-"""The shim: a server must not outlive its keeper, by either of its two means."""
+"""The shim: a server must not outlive its supervisor, by either of its two means."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import psutil
 import pytest
 
-from emberd import shim as program
+from emberd.system import pdeathsig as program
 
 SHIM = [sys.executable, "-I", "-S", program.__file__]
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
@@ -26,9 +26,9 @@ def keep(arguments: str) -> tuple[subprocess.Popen[str], psutil.Process]:
         "                     start_new_session=True)\n"
         "p.stdout.readline(); print(p.pid, flush=True); p.wait()\n"
     )
-    keeper = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert keeper.stdout is not None
-    return keeper, psutil.Process(int(keeper.stdout.readline()))
+    supervisor = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert supervisor.stdout is not None
+    return supervisor, psutil.Process(int(supervisor.stdout.readline()))
 
 
 KERNEL = "[os.getpid(), -1], -1"
@@ -43,23 +43,23 @@ MEANS = [
 
 
 @pytest.mark.parametrize("means", MEANS)
-def test_a_server_dies_with_its_keeper_however_that_died(means: str) -> None:
-    keeper, shim = keep(means)
+def test_a_server_dies_with_its_supervisor_however_that_died(means: str) -> None:
+    supervisor, shim = keep(means)
     group = [shim, *shim.children(recursive=True)]
-    keeper.kill()
-    keeper.communicate()
+    supervisor.kill()
+    supervisor.communicate()
     _, alive = psutil.wait_procs(group, timeout=5)
     assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_without_a_pipe_the_shim_becomes_the_server() -> None:
-    keeper, shim = keep(KERNEL)
+    supervisor, shim = keep(KERNEL)
     assert shim.cmdline() == SLEEP
-    keeper.kill()
-    keeper.communicate()
+    supervisor.kill()
+    supervisor.communicate()
 
 
-def test_a_server_whose_keeper_died_before_the_shim_ran_is_not_started() -> None:
+def test_a_server_whose_supervisor_died_before_the_shim_ran_is_not_started() -> None:
     ended = subprocess.run([*SHIM, "1", "-1", *SLEEP], capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert ended.stdout == ""

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from emberd.errors import SettingError
-from emberd.startup import StartOptions
+from emberd.settings import StartOptions
 
 
 def test_what_is_given_wins_over_the_environment_and_that_over_the_default() -> None:

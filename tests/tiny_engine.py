@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import tiny_wheels
+from emberd.env import Places
 from emberd.installs import (
     Installed,
     building,
@@ -24,7 +25,6 @@ from emberd.installs import (
     remove,
 )
 from emberd.installs.recipes import Recipe
-from emberd.places import Places
 
 VERSION: Final = "1.5"
 PYTHONS: Final = (sys.version_info[:2],)

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 import leftovers
-from emberd import Embedder, surface
-from emberd.servers import Manager
+from emberd import Embedder, probe
+from emberd.verified_manager import Manager
 from real.engines import HERE, python_of, run
 
 _MAIN: Final = "sglang.launch_server"
@@ -38,7 +38,7 @@ class Watch:
         self.began_s = time.time()
         command = main.cmdline()
         url = f"http://127.0.0.1:{command[command.index('--port') + 1]}"
-        while not surface.is_ready(url):
+        while not probe.is_ready(url):
             time.sleep(_POLL_S)
         self.ready_s = time.time()
 

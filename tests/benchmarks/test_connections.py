@@ -24,11 +24,13 @@ import pytest
 import managed
 from benchmarks.record import Ratio, Row, Table, in_turn, publish
 from canned_server import DIMENSIONS, MODEL, canned_server
-from emberd import Embedder, listeners
+from emberd import Embedder
 from emberd.client.plain import PlainSession
 from emberd.client.protocol import Ask, Reply
 from emberd.client.sync import Client
-from emberd.settings import Endpoint, Settings
+from emberd.endpoint import Endpoint
+from emberd.settings import Settings
+from emberd.system import listeners
 
 MS: Final = 1000
 CALLS: Final = 300

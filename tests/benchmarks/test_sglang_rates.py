@@ -21,7 +21,7 @@ import pytest
 from benchmarks import rivals
 from benchmarks.record import Ratio, Row, Table, in_turn, publish
 from emberd import Embedder
-from emberd.servers import Manager
+from emberd.verified_manager import Manager
 from langchain_emberd import EmberdEmbeddings
 from llama_index.embeddings.emberd import EmberdEmbedding
 from real.engines import HERE, embedder_for, python_of, run

@@ -20,10 +20,10 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from emberd import Embedder, installs, surface
+from emberd import Embedder, installs, probe
 from emberd.engines import surroundings
-from emberd.places import Places
-from emberd.servers import Manager
+from emberd.env import Places
+from emberd.verified_manager import Manager
 from real.engines import HERE, run, with_sentence_transformers
 
 _ENGINES: Final = Places.resolve().engines  # before the session's environment is cleaned
@@ -127,7 +127,7 @@ class Theirs:
 
 def _dtype(embedder: Embedder) -> str:
     endpoint = embedder.endpoint()
-    reply = surface.get(endpoint.url, "/server_info", endpoint.api_key)
+    reply = probe.get(endpoint.url, "/server_info", endpoint.api_key)
     assert reply is not None
     return str(reply.json()["dtype"])
 

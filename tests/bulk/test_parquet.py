@@ -185,7 +185,7 @@ def test_the_output_says_what_its_vectors_were_made_with(tmp_path: Path) -> None
         run(source, tmp_path / name)
         (path,) = [tmp_path / name] if name == "out.parquet" else (tmp_path / name).iterdir()
         metadata = parquet.read_schema(path).metadata
-        assert metadata[b"emberd.identity"] == b"emberd:stand-in"
+        assert metadata[b"emberd.index_identity"] == b"emberd:stand-in"
 
 
 @pytest.mark.parametrize("name", ["out.parquet", "out", "out.jsonl"])

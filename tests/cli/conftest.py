@@ -13,7 +13,7 @@ import pytest
 import leftovers
 import waiting
 from command import Command, stub
-from emberd import Manager, surface
+from emberd import Manager, probe
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def stranger() -> Iterator[str]:
     command = [sys.executable, str(program), "--port", str(port), "--model", "stub/theirs"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         url = f"http://127.0.0.1:{port}"
-        waiting.until(lambda: surface.is_ready(url))
+        waiting.until(lambda: probe.is_ready(url))
         yield url
         assert process.poll() is None
         process.terminate()

@@ -96,7 +96,7 @@ def test_the_demo_finds_that_both_frameworks_have_the_same_vectors(told: str) ->
 def test_the_demo_shows_that_eight_processes_use_one_server(told: str) -> None:
     rows = re.findall(r"^ +(\d+) +(http://\S+) +([0-9a-f]+) +\d+ ms", told, re.MULTILINE)
     assert len({pid for pid, _, _ in rows}) == 8
-    assert len({(url, nonce) for _, url, nonce in rows}) == 1
+    assert len({(url, start_id) for _, url, start_id in rows}) == 1
     assert rows[0][2] in managed.live_servers()
 
 

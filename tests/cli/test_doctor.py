@@ -70,7 +70,7 @@ def test_a_running_server_is_used_and_not_touched(running: Command) -> None:
     assert done.code == 0
     assert f"stub/ok is ready at {before['url']}" in done.out.splitlines()[-1]
     after = running("status", "--json").json["servers"][0]
-    assert (after["nonce"], after["state"]) == (before["nonce"], "ready")
+    assert (after["start_id"], after["state"]) == (before["start_id"], "ready")
 
 
 def test_no_key_stands_in_what_it_writes(running: Command) -> None:

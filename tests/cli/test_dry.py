@@ -11,8 +11,7 @@ import pytest
 from emberd import engines
 from emberd.cli import dry
 from emberd.engines.base import Launch, Plan, Reason
-from emberd.settings import ServerSpec
-from emberd.startup import StartOptions
+from emberd.settings import ServerSpec, StartOptions
 
 KEY = "open-sesame please"
 

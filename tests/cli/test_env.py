@@ -29,7 +29,7 @@ def _evaluated(emberd: Command) -> list[str]:
 
 
 def test_a_shell_gets_both_variables_even_when_the_server_is_started(emberd: Command) -> None:
-    """A keeper that held the shell's pipe would keep ``eval`` waiting for half an hour."""
+    """A supervisor that held the shell's pipe would keep ``eval`` waiting for half an hour."""
     url, key = _evaluated(emberd)
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/v1", url)
     assert len(key) > 20

@@ -11,40 +11,40 @@ import pytest
 import damage
 import leftovers
 from command import ENGINE, Command, stub
-from emberd.manager import process
+from emberd.system import processes
 
 
-def record_and_keeper(
+def record_and_supervisor(
     emberd: Command, asked: Sequence[str] = stub()
 ) -> tuple[Path, psutil.Process]:
     """Start a server; return the file of its record and its supervisor."""
     folder = emberd("up", *asked, "--json").json["folder"]
     (server,) = emberd("status", "--json").json["servers"]
-    return Path(folder) / "record.json", psutil.Process(server["keeper_pid"])
+    return Path(folder) / "record.json", psutil.Process(server["supervisor_pid"])
 
 
 @pytest.mark.parametrize("kind", ["missing", "null", "directory"])
 def test_lost_record_is_rewritten_and_every_command_sees_the_server(
     emberd: Command, kind: str
 ) -> None:
-    file, keeper = record_and_keeper(emberd)
+    file, supervisor = record_and_supervisor(emberd)
     for arguments in (("status",), ("up", *stub(), "--start-timeout", "20"), ("stop",)):
         damage.OF_RECORD[kind](file)
         done = emberd(*arguments)
         assert done.code == 0, done.err
         assert "stub/ok" in done.out
     assert "it was ready" in done.out
-    assert process.identify(keeper.pid) is None
+    assert processes.identify(supervisor.pid) is None
 
 
 def test_frozen_supervisor_with_a_lost_record_is_shown_and_stopped(emberd: Command) -> None:
-    file, keeper = record_and_keeper(emberd)
-    keeper.suspend()
+    file, supervisor = record_and_supervisor(emberd)
+    supervisor.suspend()
     file.unlink()
 
     shown = emberd("status", "--json")
     (server,) = shown.json["servers"]
-    assert (shown.code, server["state"], server["keeper_pid"]) == (0, "unknown", keeper.pid)
+    assert (shown.code, server["state"], server["supervisor_pid"]) == (0, "unknown", supervisor.pid)
     assert "unknown" in emberd("status").out
 
     refused = emberd("up", *stub(), "--start-timeout", "50")
@@ -61,12 +61,12 @@ def test_frozen_supervisor_with_a_lost_record_is_shown_and_stopped(emberd: Comma
 def test_stop_of_a_model_finds_its_server_although_no_record_names_the_model(
     emberd: Command,
 ) -> None:
-    file, keeper = record_and_keeper(emberd)
-    keeper.suspend()
+    file, supervisor = record_and_supervisor(emberd)
+    supervisor.suspend()
     file.unlink()
     assert emberd("stop", "--model", "stub/other").out.startswith("No server of stub/other runs")
     assert file.parent.name in emberd("stop", "--model", "stub/ok").out
-    assert process.identify(keeper.pid) is None
+    assert processes.identify(supervisor.pid) is None
 
 
 def test_stop_of_a_folder_finds_its_server_although_no_record_names_the_model(
@@ -75,16 +75,16 @@ def test_stop_of_a_folder_finds_its_server_although_no_record_names_the_model(
     model = tmp_path / "stub-model"
     model.mkdir()
     (model / "config.json").write_text('{"hidden_size": 8, "max_position_embeddings": 64}')
-    file, keeper = record_and_keeper(emberd, ("--engine", ENGINE, "--model", str(model)))
-    keeper.suspend()
+    file, supervisor = record_and_supervisor(emberd, ("--engine", ENGINE, "--model", str(model)))
+    supervisor.suspend()
     file.unlink()
     assert file.parent.name in emberd("stop", str(model)).out
-    assert process.identify(keeper.pid) is None
+    assert processes.identify(supervisor.pid) is None
 
 
 def test_stop_of_a_model_tells_of_servers_whose_model_is_not_known(emberd: Command) -> None:
-    file, keeper = record_and_keeper(emberd, (*stub(), "--revision", "0" * 40))
-    keeper.suspend()
+    file, supervisor = record_and_supervisor(emberd, (*stub(), "--revision", "0" * 40))
+    supervisor.suspend()
     file.unlink()
     done = emberd("stop", "--model", "stub/ok")
     assert done.out.startswith("No server of stub/ok runs")

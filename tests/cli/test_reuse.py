@@ -44,7 +44,7 @@ def test_an_option_that_a_running_server_lacks_is_an_error(
     assert " ".join(asked) in message
     assert str(before.url) in message
     assert "emberd stop" in message
-    assert _status(running).nonce == before.nonce
+    assert _status(running).start_id == before.start_id
 
 
 def test_several_options_are_named_together(running: Command) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from command import Command, stub
-from emberd import Manager, surface
+from emberd import Manager, probe
 from emberd.cli import output, status
 from emberd.cli.waiting import Waiting
 
@@ -38,7 +38,7 @@ def test_a_server_is_started_seen_used_again_and_stopped(emberd: Command) -> Non
     stopped = emberd("stop")
     url = first.out.split()[4].removesuffix("/v1")
     assert (stopped.code, stopped.out) == (0, f"Stopped stub/ok at {url} (it was ready).\n")
-    assert not surface.is_ready(url)
+    assert not probe.is_ready(url)
     assert emberd("status").code == 3
     assert emberd("stop").out == "No server runs: nothing to stop.\n"
 
@@ -79,11 +79,11 @@ def test_up_as_json_is_the_server_without_its_key(emberd: Command) -> None:
 def test_status_as_json_is_a_list_of_servers(emberd: Command) -> None:
     nothing = emberd("status", "--json")
     assert (nothing.code, nothing.json) == (3, {"servers": []})
-    nonce = emberd("up", *stub(), "--json").json["nonce"]
+    start_id = emberd("up", *stub(), "--json").json["start_id"]
     (server,) = emberd("status", "--json").json["servers"]
-    assert (server["state"], server["nonce"], server["spec"]["model"]) == (
+    assert (server["state"], server["start_id"], server["spec"]["model"]) == (
         "ready",
-        nonce,
+        start_id,
         "stub/ok",
     )
     assert "api_key" not in server
@@ -147,7 +147,7 @@ def test_a_server_of_somebody_elses_is_adopted_and_forgotten_and_goes_on(
 
     stopped = emberd("stop")
     assert stopped.out.startswith(f"Forgot stub/theirs at {stranger}: emberd did not start it")
-    assert surface.is_ready(stranger)
+    assert probe.is_ready(stranger)
     assert emberd("status").code == 3
 
 

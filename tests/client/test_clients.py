@@ -11,6 +11,7 @@ import pytest
 
 from embedding import KINDS, QUICK, Kind, embed
 from emberd.client.retry import RetryPolicy
+from emberd.endpoint import Endpoint
 from emberd.errors import (
     AuthenticationError,
     BadReplyError,
@@ -21,7 +22,6 @@ from emberd.errors import (
     TextError,
     TextTooLongError,
 )
-from emberd.settings import Endpoint
 from fake_server import END_OF_TEXT, QWEN, FakeServer, tokenize, vector_of, vectors_of
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)

@@ -21,7 +21,8 @@ from emberd.client import slots
 from emberd.client.aio import AsyncClient
 from emberd.client.slots import Lease
 from emberd.client.sync import Client
-from emberd.settings import Endpoint, Settings
+from emberd.endpoint import Endpoint
+from emberd.settings import Settings
 from fake_server import MODEL, FakeServer, vectors_of
 
 pytestmark = [

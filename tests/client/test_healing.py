@@ -10,13 +10,14 @@ import pytest
 from embedding import KINDS, Kind, embed
 from emberd.client.job import MAX_BARREN_HEALS, Job
 from emberd.client.protocol import Gone
+from emberd.endpoint import Endpoint
 from emberd.errors import (
     PoisonTextError,
     ServerMismatchError,
     ServerStoppedError,
     ServerUnavailableError,
 )
-from emberd.settings import Endpoint, Settings
+from emberd.settings import Settings
 from fake_server import MODEL, FakeServer, vectors_of
 
 both = pytest.mark.parametrize("kind", KINDS)

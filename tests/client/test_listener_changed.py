@@ -12,14 +12,16 @@ from dataclasses import replace
 import pytest
 
 import waiting
-from emberd import Embedder, listeners, surface
+from emberd import Embedder, probe
 from emberd.client import protocol
 from emberd.client.protocol import Ask, Reply, Trouble
 from emberd.client.transport import AsyncSession, Session, Transport
 from emberd.client.verify import verify
+from emberd.endpoint import Endpoint
 from emberd.errors import ServerMismatchError, ServerUnavailableError
-from emberd.listeners import Listener
-from emberd.settings import Endpoint, ServerSpec
+from emberd.settings import ServerSpec
+from emberd.system import listeners
+from emberd.system.listeners import Listener
 from fake_server import MODEL, FakeServer, vectors_of
 
 ASK = Ask("/v1/embeddings", {"model": MODEL, "input": ["a secret text"]})
@@ -104,12 +106,12 @@ def test_probes_and_verification_send_nothing_to_another_listener(
     stranger: Stranger, scheme: str
 ) -> None:
     was = _endpoint(stranger, scheme)
-    assert surface.get(was.url, "/metrics", KEY, listener=was.listener) is None
-    assert not surface.is_ready(was.url, listener=was.listener)
-    assert not surface.is_healthy(was.url, listener=was.listener)
-    assert surface.activity(was.url, KEY, listener=was.listener) is None
-    assert surface.models(was.url, KEY, listener=was.listener) == []
-    assert surface.model_path(was.url, KEY, listener=was.listener) is None
+    assert probe.get(was.url, "/metrics", KEY, listener=was.listener) is None
+    assert not probe.is_ready(was.url, listener=was.listener)
+    assert not probe.is_healthy(was.url, listener=was.listener)
+    assert probe.activity(was.url, KEY, listener=was.listener) is None
+    assert probe.models(was.url, KEY, listener=was.listener) == []
+    assert probe.model_path(was.url, KEY, listener=was.listener) is None
     with pytest.raises(ServerUnavailableError):
         verify(was.url, KEY, ServerSpec(MODEL), was.listener)
     assert stranger.got_nothing()

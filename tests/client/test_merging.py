@@ -20,6 +20,7 @@ from emberd.client.plain import PlainSession
 from emberd.client.protocol import Outcome, embed
 from emberd.client.sync import Client
 from emberd.client.vectors import Floats
+from emberd.endpoint import Endpoint
 from emberd.errors import (
     BadReplyError,
     EmberdError,
@@ -29,7 +30,7 @@ from emberd.errors import (
     ServerUnavailableError,
     TextTooLongError,
 )
-from emberd.settings import Endpoint, Settings
+from emberd.settings import Settings
 from fake_server import MODEL, Answer, FakeServer, vectors_of
 
 

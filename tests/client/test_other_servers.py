@@ -13,13 +13,14 @@ import pytest
 
 from emberd import Embedder
 from emberd.client.verify import verify
+from emberd.endpoint import Endpoint
 from emberd.errors import (
     RejectedError,
     ServerMismatchError,
     ServerUnavailableError,
     TextTooLongError,
 )
-from emberd.settings import Endpoint, ServerSpec
+from emberd.settings import ServerSpec
 from fake_server import END_OF_TEXT, QWEN, Answer, FakeServer, vectors_of
 from other_servers import (
     Generator,

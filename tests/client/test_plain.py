@@ -16,8 +16,8 @@ import pytest
 from emberd.client import plain
 from emberd.client.plain import PlainSession
 from emberd.client.protocol import Ask, Reply, Trouble, embed
+from emberd.endpoint import Endpoint
 from emberd.errors import BadReplyError
-from emberd.settings import Endpoint
 from fake_server import MODEL, FakeServer
 
 ASK = embed(MODEL, ["a"], None)

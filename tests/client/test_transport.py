@@ -16,18 +16,19 @@ import openai
 import pytest
 
 from embedding import KINDS, QUICK, Kind, embed
-from emberd import surface
+from emberd import probe
 from emberd.client import plain
 from emberd.client.aio import AsyncClient
 from emberd.client.retry import RetryPolicy
 from emberd.client.sync import Client
+from emberd.endpoint import Endpoint
 from emberd.errors import (
     BadReplyError,
     RequestTimeoutError,
     ServerUnavailableError,
     SettingError,
 )
-from emberd.settings import Endpoint, Settings
+from emberd.settings import Settings
 from fake_server import MODEL, FakeServer, vectors_of
 
 both = pytest.mark.parametrize("kind", KINDS)
@@ -109,7 +110,7 @@ def test_no_proxy_stands_before_this_machine(
     ],
 )
 def test_this_machine_is_known_by_its_addresses(url: str, here: bool) -> None:
-    assert surface.is_loopback(url) is here
+    assert probe.is_loopback(url) is here
 
 
 @both

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from emberd import listeners
 from emberd.client.aio import AsyncClient
 from emberd.client.sync import Client
 from emberd.client.verify import verify
+from emberd.endpoint import Endpoint
 from emberd.errors import AuthenticationError, ServerMismatchError, ServerUnavailableError
-from emberd.settings import Endpoint, ServerSpec, Settings
+from emberd.settings import ServerSpec, Settings
+from emberd.system import listeners
 from fake_server import MODEL, QWEN, Answer, FakeServer
 
 

@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 
 import examined
-from emberd import checkpoints, listeners
+from emberd import checkpoints
 from emberd.cli import doctor as command
 from emberd.doctor import examination, examine, variables
 from emberd.doctor.findings import Finding, Level, Part, note, ok
 from emberd.doctor.wanted import Wanted
 from emberd.errors import StartError
 from emberd.manager import discovery
-from emberd.servers import Manager
 from emberd.settings import ServerSpec
+from emberd.system import listeners
+from emberd.verified_manager import Manager
 
 SHORT_S = 0.3
 SECRET = "correct-horse"

@@ -13,7 +13,7 @@ import pytest
 import examined
 from emberd.doctor import gpu
 from emberd.doctor.findings import Level
-from emberd.startup import StartOptions
+from emberd.settings import StartOptions
 from fake_nvml import GIB, Card, Nvml
 
 QWEN = "Qwen/Qwen3-Embedding-4B"

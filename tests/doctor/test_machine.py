@@ -14,7 +14,7 @@ import pytest
 import examined
 from emberd.doctor import machine
 from emberd.doctor.findings import Finding, Level
-from emberd.startup import StartOptions
+from emberd.settings import StartOptions
 
 MIB = 1 << 20
 GIB = 1 << 30

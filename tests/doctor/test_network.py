@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 import examined
-from emberd import listeners
 from emberd.doctor import network
 from emberd.doctor.findings import Finding, Level
-from emberd.listeners import Listener
-from emberd.startup import StartOptions
+from emberd.settings import StartOptions
+from emberd.system import listeners
+from emberd.system.listeners import Listener
 
 FAR = "http://gpu.lan:30000"
 

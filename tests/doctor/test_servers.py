@@ -14,14 +14,14 @@ import psutil
 import pytest
 
 import examined
-from emberd import listeners
 from emberd.doctor import servers
 from emberd.doctor.findings import Finding, Level
 from emberd.errors import StartError
-from emberd.manager import discovery, process
+from emberd.manager import discovery
 from emberd.manager.folders import Home
-from emberd.servers import Manager
 from emberd.settings import ServerSpec
+from emberd.system import listeners, processes
+from emberd.verified_manager import Manager
 from fake_server import MODEL, FakeServer
 
 
@@ -163,17 +163,17 @@ def test_server_whose_record_stays_lost_is_noted_with_its_processes(
 ) -> None:
     monkeypatch.setattr(servers, "_SERVER_S", 0.3)
     folder = manager.ensure(ServerSpec("stub/ok", engine="stubs.engine")).folder or ""
-    keeper = psutil.Process(manager.status()[0].keeper_pid)
-    keeper.suspend()
+    supervisor = psutil.Process(manager.status()[0].supervisor_pid)
+    supervisor.suspend()
     try:
         (Path(folder) / "record.json").unlink()
         [found] = look(home, "stub/ok", engine="stubs.engine")
         assert (found.level, found.gives) == (Level.NOTE, "")
         assert folder in found.fact
-        assert str(keeper.pid) in found.fact
+        assert str(supervisor.pid) in found.fact
         assert found.advice == "emberd stop"
     finally:
-        keeper.resume()
+        supervisor.resume()
 
 
 def test_server_whose_record_was_just_lost_is_used(home: Path, manager: Manager) -> None:
@@ -194,7 +194,7 @@ def test_processes_of_a_server_whose_record_is_gone_too_are_named(
     command = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
     with subprocess.Popen(
         command,
-        env={**os.environ, process.MARK: f"{folder}:0"},
+        env={**os.environ, processes.MARK: f"{folder}:0"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as left:
@@ -210,7 +210,7 @@ def test_processes_of_a_server_that_is_gone_are_named(home: Path, manager: Manag
     spec = ServerSpec("stub/ok", engine="stubs.engine")
     manager.ensure(spec)
     manager.stop(spec)
-    mark = {process.MARK: f"{os.path.realpath(Home(home).slot(spec.key))}:0"}
+    mark = {processes.MARK: f"{os.path.realpath(Home(home).slot(spec.key))}:0"}
     command = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
     with subprocess.Popen(
         command, env={**os.environ, **mark}, stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -10,8 +10,8 @@ import pytest
 import leftovers
 import tiny_engine
 import tiny_wheels
+from emberd.env import Places
 from emberd.installs import recipes
-from emberd.places import Places
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import pytest
 
 import tiny_engine
 import tiny_wheels
+from emberd.env import Places
 from emberd.errors import InstallError, SettingError, StateFolderError
 from emberd.installs import install, installed, locate, recipes, remove, sites, sizes
-from emberd.places import Places
 
 pytestmark = pytest.mark.usefixtures("index")
 

@@ -15,9 +15,9 @@ import leftovers
 import tiny_engine
 import tiny_wheels
 import waiting
+from emberd.env import Places
 from emberd.errors import InstallError
 from emberd.installs import holder, install, installed, remove, sites
-from emberd.places import Places
 
 _PATIENCE_S = 60.0  # an environment with a pip of its own, on a busy machine
 

@@ -13,9 +13,9 @@ import pytest
 
 import tiny_engine
 import tiny_wheels
+from emberd.env import Places
 from emberd.errors import SettingError
 from emberd.installs import locate
-from emberd.places import Places
 
 _QUICK_S = 0.2
 

@@ -18,8 +18,7 @@ from emberd.engines import Launch, demo
 from emberd.engines.demo import ENGINE
 from emberd.errors import StartError
 from emberd.serving import KEY_VARIABLE
-from emberd.settings import ServerSpec
-from emberd.startup import StartOptions
+from emberd.settings import ServerSpec, StartOptions
 from served import GRACE_S
 from waiting import until
 
@@ -130,7 +129,7 @@ def test_the_plan_starts_a_server_although_the_working_folder_has_a_numpy_of_its
 
 def test_progress_follows_the_log() -> None:
     lines = [
-        "emberd start nonce=1",
+        "emberd start start_id=1",
         "2026-11-22 10:00:00,000 INFO listening on 127.0.0.1 port 4",
         "2026-11-22 10:00:00,100 INFO loading emberd/demo",
         "2026-11-22 10:00:00,200 INFO ready: emberd/demo after 0.1 s",

@@ -22,8 +22,7 @@ from emberd.engines.transformers import ENGINE, suiting
 from emberd.errors import NoEngineError, StartError
 from emberd.installs import Interpreter
 from emberd.serving import KEY_VARIABLE, processor
-from emberd.settings import ServerSpec
-from emberd.startup import StartOptions
+from emberd.settings import ServerSpec, StartOptions
 
 GIB = 1024**3
 MODEL = "Qwen/Qwen3-Embedding-0.6B"

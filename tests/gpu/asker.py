@@ -29,7 +29,7 @@ def main(model: str, device: str, start_timeout: str) -> None:
     vector = embedder.embed_query(TEXT)
     seconds = time.monotonic() - began
     server = embedder.ensure()
-    answer = {"nonce": server.nonce, "started": server.started, "seconds": seconds}
+    answer = {"start_id": server.start_id, "started": server.started, "seconds": seconds}
     print(json.dumps({**answer, "vector": vector.tolist()}), flush=True)
 
 

@@ -42,7 +42,7 @@ class Watch:
 
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
-        self._before = {own.nonce for own in manager.status()}
+        self._before = {own.start_id for own in manager.status()}
         self._began = time.monotonic()
         self._seen: list[tuple[str, float]] = [(_FIRST, 0.0)]
         self._next = 0
@@ -79,7 +79,7 @@ class Watch:
             starting = [
                 own
                 for own in self._manager.status()
-                if own.nonce not in self._before and own.state in LIVING
+                if own.start_id not in self._before and own.state in LIVING
             ]
             for own in starting:
                 log = Path(own.log_path)

@@ -48,7 +48,7 @@ def first_start(bench: Bench, report: Report) -> None:
             )
         seconds = watch.seconds()
     _tell_start(report, watch, seconds)
-    report.figure("nonce", server.nonce)
+    report.figure("start_id", server.start_id)
     report.figure("context_tokens", server.endpoint.context_tokens)
     report.require(server.started, f"it was not started: {server.reason}")
     if bench.device == CUDA:
@@ -79,7 +79,7 @@ def stampede(bench: Bench, report: Report) -> None:
     report.require(len(answers) == count, f"{len(answers)} of {count} processes got a vector")
     if not answers:
         return
-    servers = len({answer["nonce"] for answer in answers})
+    servers = len({answer["start_id"] for answer in answers})
     report.require(servers == 1, f"{servers} servers were used")
     started = sum(answer["started"] for answer in answers)
     report.require(started == 1, f"{started} processes say that they started a server")
@@ -105,7 +105,7 @@ def kill_supervisor(bench: Bench, report: Report) -> None:
     """Kill -9 the process that keeps the server, during an ingest: likewise."""
 
     def pid() -> int | None:
-        ready = [own.keeper_pid for own in bench.manager.status() if own.state == "ready"]
+        ready = [own.supervisor_pid for own in bench.manager.status() if own.state == "ready"]
         return ready[0] if ready else None
 
     _killed(bench, report, pid, "supervisor")
@@ -126,8 +126,8 @@ def _killed(bench: Bench, report: Report, pid: Callable[[], int | None], name: s
     report.require(killed is not None, f"no {name} was found to be killed")
     report.require(killed is None or not _lives(killed), f"the {name} lives after kill -9")
     # Before anything else is asked: whoever asks would start a server by it.
-    ready = [own.nonce for own in bench.manager.status() if own.state == "ready"]
-    healed = len(ready) == 1 and ready[0] != first.nonce
+    ready = [own.start_id for own in bench.manager.status() if own.state == "ready"]
+    healed = len(ready) == 1 and ready[0] != first.start_id
     report.require(healed, "the ingest ended without a new server: it was over before the kill")
     _tell_start(report, watch, seconds)
     found = compare.spread(before, vectors)

@@ -37,7 +37,7 @@ def transformers(bench: Bench, report: Report) -> None:
     report.figure("engine", server.engine)
     report.figure("notes", list(server.notes))
     report.require(server.started, f"it was not started: {server.reason}")
-    status = next(own for own in bench.manager.status() if own.nonce == server.nonce)
+    status = next(own for own in bench.manager.status() if own.start_id == server.start_id)
     report.figure("device", status.device)
     report.require(status.device == bench.device, f"it runs on {status.device}")
     found = beside_reference(bench, report, _embed(embedder, bench))

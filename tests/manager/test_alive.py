@@ -24,7 +24,7 @@ def test_a_taken_proof_is_seen_until_it_is_released(tmp_path: Path) -> None:
     assert not alive.is_held(tmp_path)
 
 
-def test_many_readers_at_once_never_take_each_other_for_a_keeper(tmp_path: Path) -> None:
+def test_many_readers_at_once_never_take_each_other_for_a_supervisor(tmp_path: Path) -> None:
     (tmp_path / "alive").touch()
     seen: list[bool] = []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from emberd.manager import Server
-from emberd.servers import Manager
+from emberd.verified_manager import Manager
 from homes import Stub
 from plain_client import embed
 
@@ -19,4 +19,4 @@ def test_a_server_outlives_the_thread_that_asked_for_it(manager: Manager, stub: 
     (server,) = servers
     assert server.started
     assert embed(server, "hello").status_code == 200
-    assert manager.ensure(stub()).nonce == server.nonce
+    assert manager.ensure(stub()).start_id == server.start_id

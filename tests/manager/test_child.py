@@ -1,4 +1,4 @@
-"""The server's process as its keeper holds it."""
+"""The server's process as its supervisor holds it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import waiting
 from emberd.manager import child
 
 
-def test_an_orphan_that_left_the_session_is_reaped_by_the_keepers_process() -> None:
+def test_an_orphan_that_left_the_session_is_reaped_by_the_supervisors_process() -> None:
     pid = os.fork()
     if pid == 0:
-        os._exit(0 if _keeper_leaves_nothing() else 1)
+        os._exit(0 if _supervisor_leaves_nothing() else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def _keeper_leaves_nothing() -> bool:
+def _supervisor_leaves_nothing() -> bool:
     child.become_subreaper()
     orphan = "import subprocess; subprocess.Popen(['sleep', '60'], start_new_session=True)"
     server = child.ServerProcess(

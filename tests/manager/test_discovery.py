@@ -12,11 +12,12 @@ import pytest
 
 import leftovers
 import stubs.server
-from emberd import listeners, surface
+from emberd import probe
 from emberd.errors import NoEngineError
-from emberd.listeners import Listener
 from emberd.manager import State, adoption, discovery, pins
-from emberd.servers import Manager
+from emberd.system import listeners
+from emberd.system.listeners import Listener
+from emberd.verified_manager import Manager
 from foreign import SPEC, Foreign
 from homes import QUICK, Stub
 
@@ -54,7 +55,7 @@ def test_a_found_server_is_forgotten_by_stop_and_goes_on(
     assert was.origin == "found"
     assert manager.status() == []
     assert process.poll() is None
-    assert surface.is_ready(url)
+    assert probe.is_ready(url)
 
 
 def test_a_found_server_that_went_is_not_used_any_more(manager: Manager, foreign: Foreign) -> None:
@@ -197,8 +198,8 @@ def test_counters_are_read_where_a_server_shows_them_and_none_where_nobody_answe
     foreign: Foreign,
 ) -> None:
     url, _ = foreign()
-    assert surface.activity(url, None) == surface.Activity(0, 0, 0)
-    assert surface.activity("http://127.0.0.1:1", None) is None
+    assert probe.activity(url, None) == probe.Activity(0, 0, 0)
+    assert probe.activity("http://127.0.0.1:1", None) is None
 
 
 def test_the_users_key_is_in_no_record_and_goes_to_nobody_who_does_not_give_it(
@@ -240,7 +241,7 @@ def test_a_listed_server_whose_address_went_to_another_user_is_not_shown_the_key
 
     asked: list[str | None] = []
     monkeypatch.setattr(listeners, "find", of_another_user)
-    monkeypatch.setattr(surface, "get", lambda *given, **_: asked.append(given[2]))
+    monkeypatch.setattr(probe, "get", lambda *given, **_: asked.append(given[2]))
     for lost in (None, first):
         with pytest.raises(NoEngineError, match="belonged to user"):
             manager.ensure(SPEC, api_key="the user's", lost=lost)

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 import waiting
-from emberd import surface
+from emberd import probe
 from emberd.errors import (
     LockTimeoutError,
     NoEngineError,
@@ -23,8 +23,8 @@ from emberd.errors import (
     StateFolderError,
 )
 from emberd.manager import Progress, State, alive, locks
-from emberd.servers import Manager
 from emberd.settings import ServerSpec
+from emberd.verified_manager import Manager
 from homes import QUICK, Starts, Stub
 from plain_client import embed
 
@@ -34,7 +34,7 @@ def test_the_first_call_starts_a_server_and_says_so(manager: Manager, stub: Stub
     assert server.started
     assert server.origin == "own"
     assert "started" in server.reason
-    assert surface.is_ready(server.endpoint.url)
+    assert probe.is_ready(server.endpoint.url)
 
 
 def test_the_second_call_uses_the_same_server(manager: Manager, stub: Stub, starts: Starts) -> None:
@@ -73,7 +73,7 @@ def test_a_server_that_does_not_fit_is_left_alone_and_another_is_started(
     first = manager.ensure(spec)
     second = manager.ensure(replace(spec, device="cuda", context_tokens=None))
     assert second.endpoint.url != first.endpoint.url
-    assert surface.is_ready(first.endpoint.url)
+    assert probe.is_ready(first.endpoint.url)
     assert starts() == 2
 
 
@@ -211,7 +211,7 @@ def test_a_server_without_a_ready_route_is_started_with_a_key(manager: Manager, 
     """SGLang before 0.5.20 answers 401 there to a request without the key."""
     server = manager.ensure(stub(faults="no-ready-route"))
     assert server.endpoint.api_key
-    reply = surface.get(server.endpoint.url, "/ready")
+    reply = probe.get(server.endpoint.url, "/ready")
     assert reply is not None
     assert reply.status == 401
     assert embed(server, "a").status_code == 200
@@ -297,22 +297,22 @@ def test_a_home_open_to_others_is_refused(home: Path, manager: Manager, stub: St
 
 def test_the_proof_of_life_is_not_in_the_server(manager: Manager, stub: Stub) -> None:
     server = manager.ensure(stub())
-    keeper = psutil.Process(manager.status()[0].keeper_pid)
+    supervisor = psutil.Process(manager.status()[0].supervisor_pid)
     proof = str(Path(server.folder or "") / "alive")
-    held = {p.pid: [f.path for f in p.open_files()] for p in keeper.children(recursive=True)}
+    held = {p.pid: [f.path for f in p.open_files()] for p in supervisor.children(recursive=True)}
     assert held
     assert all(proof not in files for files in held.values())
     assert alive.is_held(Path(server.folder or ""))
 
 
-def test_the_keeper_is_nobodys_child_and_holds_no_stream_of_the_caller(
+def test_the_supervisor_is_nobodys_child_and_holds_no_stream_of_the_caller(
     manager: Manager, stub: Stub
 ) -> None:
     server = manager.ensure(stub())
-    keeper = psutil.Process(manager.status()[0].keeper_pid)
-    assert keeper.ppid() != os.getpid()
-    assert os.getsid(keeper.pid) != os.getsid(0)
-    streams = {os.readlink(f"/proc/{keeper.pid}/fd/{number}") for number in range(3)}
+    supervisor = psutil.Process(manager.status()[0].supervisor_pid)
+    assert supervisor.ppid() != os.getpid()
+    assert os.getsid(supervisor.pid) != os.getsid(0)
+    streams = {os.readlink(f"/proc/{supervisor.pid}/fd/{number}") for number in range(3)}
     assert streams == {"/dev/null", str(Path(server.folder or "") / "server.log")}
 
 
@@ -320,13 +320,13 @@ def test_no_secret_is_on_a_command_line_or_in_the_log(manager: Manager, stub: St
     server = manager.ensure(stub())
     key = server.endpoint.api_key
     assert key
-    keeper = psutil.Process(manager.status()[0].keeper_pid)
-    for process in (keeper, *keeper.children(recursive=True)):
+    supervisor = psutil.Process(manager.status()[0].supervisor_pid)
+    for process in (supervisor, *supervisor.children(recursive=True)):
         assert key not in " ".join(process.cmdline())
     assert key not in (Path(server.folder or "") / "server.log").read_text()
 
 
-def test_status_tells_state_url_keeper_and_idle_time(manager: Manager, stub: Stub) -> None:
+def test_status_tells_state_url_supervisor_and_idle_time(manager: Manager, stub: Stub) -> None:
     server = manager.ensure(stub(), idle_timeout=77)
     assert server.endpoint.api_key
     manager.ensure(stub(), idle_timeout=99)
@@ -334,7 +334,7 @@ def test_status_tells_state_url_keeper_and_idle_time(manager: Manager, stub: Stu
     assert status.state is State.READY
     assert status.url == server.endpoint.url
     assert status.idle_timeout == 99
-    assert status.keeper_pid is not None
+    assert status.supervisor_pid is not None
     assert server.endpoint.api_key not in repr(status)
 
 
@@ -350,7 +350,7 @@ def test_two_servers_that_claim_the_same_thing_load_one_after_the_other(
     assert manager.find(first) is not None, "the second was ready before the first"
 
 
-def test_a_relative_home_means_the_same_folder_to_keeper_and_client(
+def test_a_relative_home_means_the_same_folder_to_supervisor_and_client(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stub: Stub
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -428,7 +428,7 @@ def test_one_odd_folder_hides_and_stops_no_other(
     assert "chmod 700" in caplog.text
     with pytest.raises(StateFolderError, match="chmod 700"):
         manager.stop()
-    assert not surface.is_ready(server.endpoint.url), "the other one was stopped all the same"
+    assert not probe.is_ready(server.endpoint.url), "the other one was stopped all the same"
     Path(odd.folder or "").chmod(0o700)
 
 
@@ -437,10 +437,10 @@ def test_a_home_reached_through_a_link_is_the_same_home(
 ) -> None:
     server = manager.ensure(stub())
     (tmp_path / "link").symlink_to(home)
-    assert Manager(tmp_path / "link", timing=QUICK).ensure(stub()).nonce == server.nonce
+    assert Manager(tmp_path / "link", timing=QUICK).ensure(stub()).start_id == server.start_id
 
 
-def test_a_caller_that_blocks_signals_gets_a_keeper_that_hears_them(
+def test_a_caller_that_blocks_signals_gets_a_supervisor_that_hears_them(
     manager: Manager, stub: Stub
 ) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD})
@@ -448,7 +448,7 @@ def test_a_caller_that_blocks_signals_gets_a_keeper_that_hears_them(
         manager.ensure(stub())
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGCHLD})
-    pid = manager.status()[0].keeper_pid
+    pid = manager.status()[0].supervisor_pid
     blocked = next(
         line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "SigBlk" in line
     )
@@ -458,9 +458,9 @@ def test_a_caller_that_blocks_signals_gets_a_keeper_that_hears_them(
 def test_a_caller_with_a_mark_of_another_server_does_not_pass_it_on(
     manager: Manager, stub: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("EMBERD_MARK", "/another/folder:nonce")
+    monkeypatch.setenv("EMBERD_MARK", "/another/folder:start_id")
     manager.ensure(stub())
-    assert "EMBERD_MARK" not in psutil.Process(manager.status()[0].keeper_pid).environ()
+    assert "EMBERD_MARK" not in psutil.Process(manager.status()[0].supervisor_pid).environ()
 
 
 def test_only_the_end_of_a_long_log_is_read(manager: Manager, stub: Stub) -> None:

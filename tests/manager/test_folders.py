@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from emberd.errors import StateFolderError
-from emberd.manager import folders, process
+from emberd.manager import folders
 from emberd.manager.folders import Home
+from emberd.system import processes
 
 
 def test_the_path_tells_boots_and_containers_apart_and_not_names_of_the_host(
@@ -19,7 +20,7 @@ def test_the_path_tells_boots_and_containers_apart_and_not_names_of_the_host(
     machine = Home(tmp_path).machine
     assert machine.parent == tmp_path
     boot, _, pids = machine.name.partition("-")
-    assert process.boot_id().replace("-", "").startswith(boot)
+    assert processes.boot_id().replace("-", "").startswith(boot)
     assert Path("/proc/self/ns/pid").readlink().name == f"pid:[{pids}]"
 
 
@@ -77,9 +78,9 @@ def test_each_start_has_a_log_of_its_own_that_names_it_and_old_ones_are_kept(
     tmp_path: Path,
 ) -> None:
     for number in range(6):
-        folders.rotate_log(tmp_path, f"nonce{number}")
+        folders.rotate_log(tmp_path, f"start_id{number}")
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == ["server.log", "server.log.1", "server.log.2", "server.log.3"]
-    assert (tmp_path / "server.log").read_text() == "emberd: start nonce5\n"
-    assert (tmp_path / "server.log.3").read_text() == "emberd: start nonce2\n"
+    assert (tmp_path / "server.log").read_text() == "emberd: start start_id5\n"
+    assert (tmp_path / "server.log.3").read_text() == "emberd: start start_id2\n"
     assert stat.S_IMODE((tmp_path / "server.log").stat().st_mode) == 0o600

@@ -1,4 +1,4 @@
-"""What a server has started dies with the keeper, whatever it asked the kernel for."""
+"""What a server has started dies with the supervisor, whatever it asked the kernel for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import leftovers
 import waiting
 from emberd.manager import guard
-from emberd.servers import Manager
+from emberd.verified_manager import Manager
 from homes import Stub
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the shim stays")
@@ -39,10 +39,10 @@ def server(manager: Manager, stub: Stub, home: Path) -> None:
     assert len(children(home)) == 2
 
 
-def test_a_killed_keeper_takes_all_that_its_server_started_with_it(
+def test_a_killed_supervisor_takes_all_that_its_server_started_with_it(
     server: None, home: Path
 ) -> None:
-    running(home, "emberd.keeper")[0].send_signal(signal.SIGKILL)
+    running(home, "emberd.verified_manager")[0].send_signal(signal.SIGKILL)
     waiting.until(lambda: not leftovers.find([str(home)]))
 
 
@@ -50,7 +50,7 @@ def test_a_killed_guard_is_replaced(server: None, home: Path) -> None:
     (first,) = running(home, "guard.py")
     first.kill()
     waiting.until(lambda: [p for p in running(home, "guard.py") if p.pid != first.pid])
-    running(home, "emberd.keeper")[0].send_signal(signal.SIGKILL)
+    running(home, "emberd.verified_manager")[0].send_signal(signal.SIGKILL)
     waiting.until(lambda: not leftovers.find([str(home)]))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from emberd.manager import idle
-from emberd.surface import Activity
+from emberd.probe import Activity
 
 
 class Clock:

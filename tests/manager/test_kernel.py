@@ -50,7 +50,7 @@ def test_two_shared_probes_at_once_do_not_see_each_other(tmp_path: Path) -> None
         assert not is_locked(path)
 
 
-def test_an_exclusive_probe_would_be_taken_for_a_living_keeper(tmp_path: Path) -> None:
+def test_an_exclusive_probe_would_be_taken_for_a_living_supervisor(tmp_path: Path) -> None:
     path = tmp_path / "alive"
     path.touch()
     with path.open("rb") as other:

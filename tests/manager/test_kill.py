@@ -20,31 +20,31 @@ import pytest
 import clients
 import leftovers
 import waiting
-from emberd import surface
+from emberd import probe
 from emberd.errors import StartError
 from emberd.manager import State
-from emberd.servers import Manager
 from emberd.settings import ServerSpec
+from emberd.verified_manager import Manager
 from homes import QUICK, Starts, Stub, server_of
 from plain_client import embed, in_flight
 
 
-def keeper_of(manager: Manager) -> psutil.Process:
-    """Return the only keeper, once its record names it."""
-    pid = waiting.until(lambda: next((s.keeper_pid for s in manager.status()), None))
+def supervisor_of(manager: Manager) -> psutil.Process:
+    """Return the only supervisor, once its record names it."""
+    pid = waiting.until(lambda: next((s.supervisor_pid for s in manager.status()), None))
     return psutil.Process(pid)
 
 
 def engine_of(manager: Manager) -> psutil.Process:
     """Return the only server's process, once it runs its own program."""
-    keeper = keeper_of(manager)
-    server = waiting.until(lambda: server_of(keeper))
+    supervisor = supervisor_of(manager)
+    server = waiting.until(lambda: server_of(supervisor))
     assert server is not None
     waiting.until(lambda: "shim.py" not in " ".join(server.cmdline()))
     return server
 
 
-VICTIMS = {"keeper": keeper_of, "engine": engine_of}
+VICTIMS = {"supervisor": supervisor_of, "engine": engine_of}
 
 
 def kill(process: psutil.Process) -> None:
@@ -86,7 +86,7 @@ def test_killed_while_somebody_waits_for_the_start(
 def test_killed_while_the_server_is_ready(manager: Manager, stub: Stub, victim: str) -> None:
     lost = manager.ensure(stub())
     kill(VICTIMS[victim](manager))
-    waiting.until(lambda: not surface.is_ready(lost.endpoint.url))
+    waiting.until(lambda: not probe.is_ready(lost.endpoint.url))
     assert_works(manager, stub())
 
 
@@ -95,7 +95,7 @@ def test_killed_while_a_client_heals(manager: Manager, stub: Stub, victim: str) 
     lost = manager.ensure(stub())
     VICTIMS[victim](manager).kill()
     healed = manager.ensure(stub(), lost=lost)
-    assert healed.nonce != lost.nonce
+    assert healed.start_id != lost.start_id
     assert embed(healed, "hello").status_code == 200
 
 
@@ -123,18 +123,18 @@ def test_killed_with_children_that_outlive_it(
     spec = stub(faults="leaves-children")
     lost = manager.ensure(spec)
     kill(VICTIMS[victim](manager))
-    waiting.until(lambda: not surface.is_ready(lost.endpoint.url))
+    waiting.until(lambda: not probe.is_ready(lost.endpoint.url))
     assert_works(manager, spec)
     manager.stop()
     assert leftovers.find([str(home)]) == []
 
 
-def test_stop_ends_what_a_killed_keeper_left(manager: Manager, home: Path, stub: Stub) -> None:
+def test_stop_ends_what_a_killed_supervisor_left(manager: Manager, home: Path, stub: Stub) -> None:
     manager.ensure(stub(faults="leaves-children"))
-    keeper = keeper_of(manager)
-    keeper.suspend()  # or it would start another guard
-    kill(next(p for p in keeper.children() if "guard.py" in " ".join(p.cmdline())))
-    kill(keeper)
+    supervisor = supervisor_of(manager)
+    supervisor.suspend()  # or it would start another guard
+    kill(next(p for p in supervisor.children() if "guard.py" in " ".join(p.cmdline())))
+    kill(supervisor)
     assert leftovers.find([str(home)]), "the orphans of this case are there"
     manager.stop()
     assert leftovers.end_all([str(home)]) == []
@@ -144,7 +144,7 @@ def test_a_start_sweeps_what_was_left_of_other_models(
     manager: Manager, home: Path, stub: Stub
 ) -> None:
     manager.ensure(stub("a", faults="leaves-children"))
-    kill(keeper_of(manager))
+    kill(supervisor_of(manager))
     server = manager.ensure(stub("b"))
     left = leftovers.find([f"stub/a?count={home.parent}"])
     marked = [p for p in leftovers.find([str(home)]) if str(server.folder) not in _mark(p)]
@@ -155,8 +155,8 @@ def test_a_start_sweeps_what_was_left_of_other_models(
 MOMENTS = {
     "holding the lock": "locks.start_lock",
     "holding the proof of life": "record.write",
-    "before it runs the keeper": "launch.start_keeper",
-    "before it sees the keeper": "starter._await_takeover",
+    "before it runs the supervisor": "launch.start_supervisor",
+    "before it sees the supervisor": "starter._await_takeover",
 }
 
 
@@ -167,7 +167,7 @@ def test_the_starter_is_killed(manager: Manager, home: Path, stub: Stub, moment:
     code = (
         "import os, sys\n"
         f"from emberd.manager import {module}, Timing\n"
-        "from emberd.servers import Manager\n"
+        "from emberd.verified_manager import Manager\n"
         "from emberd.settings import ServerSpec\n"
         f"{module}.{function} = lambda *args, **more: os.kill(os.getpid(), 9)\n"
         f"Manager({str(home)!r}, timing=Timing(**{asdict(QUICK)})).ensure("
@@ -186,20 +186,20 @@ def test_the_starter_is_killed_while_it_waits_and_the_start_goes_on(
     starter = clients.begin(home, spec, QUICK)
     clients.wait_until_loaded(starter)
     clients.let_go(starter)
-    keeper_of(manager)
+    supervisor_of(manager)
     starter.kill()
     starter.communicate()
     assert_works(manager, spec)
     assert starts() == 1
 
 
-def test_a_start_whose_keeper_is_killed_each_time_is_held_back_in_the_end(
+def test_a_start_whose_supervisor_is_killed_each_time_is_held_back_in_the_end(
     manager: Manager, stub: Stub, starts: Starts
 ) -> None:
     spec = stub(start=60)
     for _ in range(3):
         manager.warm_up(spec)
-        kill(keeper_of(manager))
+        kill(supervisor_of(manager))
         waiting.until(lambda: manager.status()[0].state is not State.STARTING)
     with pytest.raises(StartError, match="3 starts in a row were killed"):
         manager.ensure(spec)

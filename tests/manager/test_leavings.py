@@ -17,7 +17,7 @@ import pytest
 import leftovers
 import waiting
 from emberd.manager import leavings, record
-from emberd.servers import Manager
+from emberd.verified_manager import Manager
 from homes import Stub
 
 _SHARED_MEMORY: Final = Path("/dev/shm")
@@ -46,8 +46,8 @@ def kill(process: psutil.Process) -> None:
     process.send_signal(signal.SIGKILL)
 
 
-def keeper_of(server: psutil.Process) -> psutil.Process:
-    return next(p for p in server.parents() if "emberd.keeper" in p.cmdline())
+def supervisor_of(server: psutil.Process) -> psutil.Process:
+    return next(p for p in server.parents() if "emberd.verified_manager" in p.cmdline())
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def keeper_of(server: psutil.Process) -> psutil.Process:
     [
         pytest.param(lambda manager, server: manager.stop(), id="stopped"),
         pytest.param(lambda manager, server: kill(server), id="server-killed"),
-        pytest.param(lambda manager, server: kill(keeper_of(server)), id="keeper-killed"),
+        pytest.param(lambda manager, server: kill(supervisor_of(server)), id="supervisor-killed"),
     ],
 )
 def test_nothing_is_left_outside_of_the_state_folder(
@@ -66,7 +66,7 @@ def test_nothing_is_left_outside_of_the_state_folder(
     scratch = scratch_of(home)
     waiting.until(lambda: len(list(scratch.iterdir())) == 1)
     left = waiting.until(lambda: found if len(found := traces(server.pid)) >= 2 else set())
-    # The keeper looks once a second: what it has not seen yet it could not remove.
+    # The supervisor looks once a second: what it has not seen yet it could not remove.
     note = next(home.rglob(leavings.NOTE), None) or waiting.until(
         lambda: next(home.rglob(leavings.NOTE), None)
     )
@@ -74,7 +74,7 @@ def test_nothing_is_left_outside_of_the_state_folder(
     waiting.until(lambda: len(note.read_text().split()) >= 2)
     end(manager, server)
     waiting.until(lambda: not psutil.pid_exists(server.pid))
-    manager.ensure(stub())  # a start sweeps what a killed keeper left
+    manager.ensure(stub())  # a start sweeps what a killed supervisor left
     waiting.until(lambda: not any(path.exists() for path in (*left, scratch)))
 
 

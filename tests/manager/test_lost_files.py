@@ -14,14 +14,15 @@ import pytest
 
 import damage
 import waiting
+from emberd.endpoint import Endpoint
 from emberd.errors import StateFolderError
 from emberd.manager import State, alive, folders, idle, leavings, locks, record
 from emberd.manager.child import ServerProcess
 from emberd.manager.record import Record
 from emberd.manager.statefiles import StateFiles
 from emberd.manager.timing import Timing
-from emberd.servers import Manager
-from emberd.settings import Endpoint, ServerSpec
+from emberd.settings import ServerSpec
+from emberd.verified_manager import Manager
 from homes import Stub, server_of
 
 OWN = Record(State.READY, "abc", ServerSpec(model="m"), Timing(), since_s=1.0)
@@ -120,7 +121,7 @@ def test_start_goes_on_if_its_log_is_lost(manager: Manager, stub: Stub, kind: st
     )
     assert status is not None
     damage.OF_ANY_FILE[kind](Path(status.log_path))
-    assert manager.ensure(spec).nonce == status.nonce
+    assert manager.ensure(spec).start_id == status.start_id
 
 
 @pytest.mark.parametrize("kind", ["missing", "directory"])
@@ -129,7 +130,7 @@ def test_death_of_a_server_is_explained_although_its_log_was_lost(
 ) -> None:
     folder = folder_of(manager, stub())
     damage.OF_ANY_FILE[kind](folder / folders.LOG_NAME)
-    server = server_of(psutil.Process(manager.status()[0].keeper_pid))
+    server = server_of(psutil.Process(manager.status()[0].supervisor_pid))
     assert server is not None
     server.kill()
     waiting.until(lambda: manager.status()[0].state is State.FAILED)
@@ -223,8 +224,8 @@ def test_damaged_record_reads_as_none_and_not_as_another_error(tmp_path: Path, k
     record.write(folder, OWN)
     damage.OF_RECORD[kind](folder / record.NAME)
     read = record.read(folder)
-    if kind == "other-nonce":
-        assert read == replace(OWN, nonce="another")
+    if kind == "other-start_id":
+        assert read == replace(OWN, start_id="another")
     elif kind == "open-to-others" or (kind == "unreadable" and os.geteuid() == 0):
         assert read == OWN
     else:
@@ -234,8 +235,8 @@ def test_damaged_record_reads_as_none_and_not_as_another_error(tmp_path: Path, k
 @pytest.mark.parametrize(
     "change",
     [
-        *({"nonce": 1}, {"since_s": "soon"}, {"attempts": None}, {"state": "unknown"}),
-        *({"schema": None}, {"schema": []}, {"keeper": {"pid": "1", "start": "", "boot": ""}}),
+        *({"start_id": 1}, {"since_s": "soon"}, {"attempts": None}, {"state": "unknown"}),
+        *({"schema": None}, {"schema": []}, {"supervisor": {"pid": "1", "start": "", "boot": ""}}),
         *({"endpoint": {"url": None, "model": "m", "dimensions": 1}}, {"options": {"port": "x"}}),
     ],
 )

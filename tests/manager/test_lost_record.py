@@ -24,10 +24,11 @@ import damage
 import leftovers
 import waiting
 from emberd.errors import StartTimeoutError, StateFolderError
-from emberd.manager import State, alive, leavings, lost_records, process, record, stopping
+from emberd.manager import State, alive, leavings, lost_records, record, stopping
 from emberd.manager.server import Server, ServerStatus
-from emberd.servers import Manager
 from emberd.settings import ServerSpec
+from emberd.system import processes
+from emberd.verified_manager import Manager
 from homes import QUICK, Starts, Stub
 from plain_client import embed, in_flight
 
@@ -55,32 +56,32 @@ def starting(manager: Manager, spec: ServerSpec) -> tuple[Path, ServerStatus]:
 @contextmanager
 def frozen(pid: int | None) -> Iterator[psutil.Process]:
     """Stop a supervisor by a signal, so that it rewrites nothing."""
-    keeper = psutil.Process(pid)
-    keeper.suspend()
+    supervisor = psutil.Process(pid)
+    supervisor.suspend()
     # The signal acts on the next return to user space; a write could be under way.
-    waiting.until(lambda: keeper.status() == psutil.STATUS_STOPPED)
+    waiting.until(lambda: supervisor.status() == psutil.STATUS_STOPPED)
     try:
-        yield keeper
+        yield supervisor
     finally:
         with suppress(psutil.NoSuchProcess):
-            keeper.resume()
+            supervisor.resume()
 
 
-def keeper_pid(manager: Manager) -> int:
+def supervisor_pid(manager: Manager) -> int:
     """Return the pid of the only supervisor."""
     (status,) = manager.status()
-    assert status.keeper_pid is not None
-    return status.keeper_pid
+    assert status.supervisor_pid is not None
+    return status.supervisor_pid
 
 
 def marked_child(folder: str) -> subprocess.Popen[bytes]:
     """Start a process with the mark of a state folder in its environment."""
-    environment = {**os.environ, process.MARK: f"{folder}:{'0' * 16}"}
+    environment = {**os.environ, processes.MARK: f"{folder}:{'0' * 16}"}
     child = subprocess.Popen(
         [sys.executable, "-c", "import signal; signal.pause()"], env=environment
     )
     # Between fork and exec it has the environment of this process.
-    waiting.until(lambda: list(process.marked(folder)))
+    waiting.until(lambda: list(processes.marked(folder)))
     return child
 
 
@@ -94,9 +95,9 @@ def test_ready_supervisor_rewrites_its_record(manager: Manager, stub: Stub, kind
     before = file.read_bytes()
     damage.OF_RECORD[kind](file)
     damage.wait_until_repaired(file, before)
-    assert manager.ensure(stub()).nonce == server.nonce
+    assert manager.ensure(stub()).start_id == server.start_id
     (stopped,) = manager.stop()
-    assert (stopped.nonce, stopped.state) == (server.nonce, State.READY)
+    assert (stopped.start_id, stopped.state) == (server.start_id, State.READY)
 
 
 @pytest.mark.parametrize("kind", damage.USUAL)
@@ -105,9 +106,9 @@ def test_starting_supervisor_rewrites_its_record(manager: Manager, stub: Stub, k
     before = file.read_bytes()
     damage.OF_RECORD[kind](file)
     damage.wait_until_repaired(file, before)
-    assert [s.nonce for s in manager.status()] == [status.nonce]
+    assert [s.start_id for s in manager.status()] == [status.start_id]
     (stopped,) = manager.stop()
-    assert (stopped.nonce, stopped.state) == (status.nonce, State.STARTING)
+    assert (stopped.start_id, stopped.state) == (status.start_id, State.STARTING)
 
 
 @pytest.mark.parametrize("kind", ["missing", "directory"])
@@ -123,7 +124,7 @@ def test_supervisor_that_waits_for_a_claim_rewrites_its_record(
     file = Path(status.log_path).with_name(record.NAME)
     damage.OF_RECORD[kind](file)
     waiting.until(lambda: file.is_file() and record.read(file.parent))
-    assert {s.nonce for s in manager.status()} >= {status.nonce}
+    assert {s.start_id for s in manager.status()} >= {status.start_id}
 
 
 def test_record_is_rewritten_each_time_it_is_lost(manager: Manager, stub: Stub) -> None:
@@ -163,7 +164,11 @@ def test_caller_gets_the_running_server_although_its_record_was_just_lost(
     server = manager.ensure(stub())
     damage.OF_RECORD[kind](record_of(server))
     again = manager.ensure(stub(), start_timeout=20)
-    assert (again.nonce, again.endpoint, again.started) == (server.nonce, server.endpoint, False)
+    assert (again.start_id, again.endpoint, again.started) == (
+        server.start_id,
+        server.endpoint,
+        False,
+    )
     assert starts() == 1
 
 
@@ -173,11 +178,11 @@ def test_caller_that_began_a_start_gets_it_although_its_record_was_lost(
     got: list[Server] = []
     waiter = threading.Thread(target=lambda: got.append(manager.ensure(stub(start=2))))
     waiter.start()
-    status = waiting.until(lambda: next((s for s in manager.status() if s.keeper_pid), None))
+    status = waiting.until(lambda: next((s for s in manager.status() if s.supervisor_pid), None))
     assert status is not None
     Path(status.log_path).with_name(record.NAME).unlink()
     waiter.join(timeout=30)
-    assert [(server.nonce, server.started) for server in got] == [(status.nonce, True)]
+    assert [(server.start_id, server.started) for server in got] == [(status.start_id, True)]
     assert starts() == 1
 
 
@@ -187,16 +192,16 @@ def test_find_and_status_see_a_server_whose_record_was_just_lost(
     server = manager.ensure(stub())
     record_of(server).unlink()
     (status,) = manager.status()
-    assert (status.nonce, status.state) == (server.nonce, State.READY)
+    assert (status.start_id, status.state) == (server.start_id, State.READY)
     record_of(server).unlink()
     found = manager.find(stub())
     assert found is not None
-    assert found.nonce == server.nonce
+    assert found.start_id == server.start_id
 
 
 def test_job_goes_on_with_its_server_while_the_record_is_lost(manager: Manager, stub: Stub) -> None:
     server = manager.ensure(stub())
-    with frozen(keeper_pid(manager)):
+    with frozen(supervisor_pid(manager)):
         record_of(server).unlink()
         assert manager.is_current(server)
         manager.used(server)
@@ -210,13 +215,13 @@ def test_caller_gets_an_error_soon_if_the_supervisor_does_not_rewrite_the_record
 ) -> None:
     server = manager.ensure(stub())
     asking = Manager(home, timing=SHORT_WAIT)
-    with frozen(keeper_pid(manager)) as keeper:
+    with frozen(supervisor_pid(manager)) as supervisor:
         record_of(server).unlink()
         for ask in (asking.find, asking.warm_up, lambda s: asking.ensure(s, start_timeout=10)):
             with pytest.raises(StateFolderError, match="emberd stop") as error:
                 ask(stub())
             assert str(server.folder) in str(error.value)
-            assert str(keeper.pid) in str(error.value)
+            assert str(supervisor.pid) in str(error.value)
     manager.stop()
 
 
@@ -224,7 +229,7 @@ def test_caller_whose_start_timeout_ends_the_wait_for_a_lost_record_is_told_so(
     manager: Manager, home: Path, stub: Stub
 ) -> None:
     server = manager.ensure(stub())
-    with frozen(keeper_pid(manager)):
+    with frozen(supervisor_pid(manager)):
         record_of(server).unlink()
         with pytest.raises(StartTimeoutError, match="start_timeout"):
             Manager(home, timing=replace(QUICK, record_s=3600)).ensure(stub(), start_timeout=0.5)
@@ -234,14 +239,20 @@ def test_stop_ends_a_server_that_another_version_keeps(
     manager: Manager, home: Path, stub: Stub
 ) -> None:
     server = manager.ensure(stub())
-    with frozen(keeper_pid(manager)) as keeper:  # or it would put its own record there again
+    with frozen(
+        supervisor_pid(manager)
+    ) as supervisor:  # or it would put its own record there again
         damage.change(schema=1)(record_of(server))
         asking = Manager(home, timing=SHORT_WAIT)
         with pytest.raises(StateFolderError, match="emberd stop"):
             asking.ensure(stub())
         (was,) = asking.stop(stub())
-        assert process.identify(keeper.pid) is None
-    assert (was.state, was.nonce, was.keeper_pid) == ("unknown", server.nonce, keeper.pid)
+        assert processes.identify(supervisor.pid) is None
+    assert (was.state, was.start_id, was.supervisor_pid) == (
+        "unknown",
+        server.start_id,
+        supervisor.pid,
+    )
     assert leftovers.find([str(home)]) == []
     assert manager.ensure(stub()).started
 
@@ -259,7 +270,7 @@ def test_caller_that_waits_for_a_start_gets_an_error_if_its_record_stays_lost(
         except StateFolderError as error:
             errors.append(error)
 
-    with frozen(status.keeper_pid):
+    with frozen(status.supervisor_pid):
         waiter = threading.Thread(target=wait)
         waiter.start()
         file.unlink()
@@ -272,13 +283,17 @@ def test_status_shows_a_server_whose_record_stays_lost(
     manager: Manager, home: Path, stub: Stub
 ) -> None:
     server = manager.ensure(stub())
-    pid = keeper_pid(manager)
-    with frozen(pid) as keeper:
-        children = keeper.children(recursive=True)
+    pid = supervisor_pid(manager)
+    with frozen(pid) as supervisor:
+        children = supervisor.children(recursive=True)
         record_of(server).unlink()
         (status,) = Manager(home, timing=SHORT_WAIT).status()
-    assert (status.state, status.keeper_pid, status.nonce) == ("unknown", pid, server.nonce)
-    marked = [child for child in children if process.MARK in child.environ()]
+    assert (status.state, status.supervisor_pid, status.start_id) == (
+        "unknown",
+        pid,
+        server.start_id,
+    )
+    marked = [child for child in children if processes.MARK in child.environ()]
     assert marked
     assert all(str(child.pid) in status.detail for child in marked)
 
@@ -287,10 +302,10 @@ def test_stop_ends_a_frozen_supervisor_whose_record_is_lost_in_an_orderly_way(
     manager: Manager, home: Path, stub: Stub
 ) -> None:
     server = manager.ensure(stub(faults="leaves-children"))
-    with frozen(keeper_pid(manager)):
+    with frozen(supervisor_pid(manager)):
         record_of(server).unlink()
         (was,) = Manager(home, timing=SHORT_WAIT).stop()
-    assert (was.state, was.nonce) == ("unknown", server.nonce)
+    assert (was.state, was.start_id) == ("unknown", server.start_id)
     assert leftovers.find([str(home)]) == []
     (status,) = manager.status()
     assert (status.state, status.detail) == (State.ABSENT, "a person stopped it")
@@ -304,10 +319,10 @@ def test_stop_kills_a_supervisor_that_does_not_end_and_what_it_started(
     monkeypatch.setattr(stopping, "_MARGIN_S", 0.0)
     monkeypatch.setattr(stopping, "_UNKNOWN_DRAIN_S", 0.0)
     server = manager.ensure(stub(faults="leaves-children"))
-    with frozen(keeper_pid(manager)) as keeper:
+    with frozen(supervisor_pid(manager)) as supervisor:
         record_of(server).unlink()
         Manager(home, timing=replace(SHORT_WAIT, kill_s=0.5)).stop()
-        waiting.until(lambda: process.identify(keeper.pid) is None)
+        waiting.until(lambda: processes.identify(supervisor.pid) is None)
     assert leftovers.end_all([str(home)]) == []
     assert manager.status() == []
 
@@ -316,11 +331,11 @@ def test_stop_of_one_model_finds_its_server_by_the_folder(
     manager: Manager, home: Path, stub: Stub
 ) -> None:
     one, other = manager.ensure(stub("a")), manager.ensure(stub("b"))
-    pid = next(s.keeper_pid for s in manager.status() if s.nonce == one.nonce)
+    pid = next(s.supervisor_pid for s in manager.status() if s.start_id == one.start_id)
     with frozen(pid):
         record_of(one).unlink()
         (was,) = Manager(home, timing=SHORT_WAIT).stop(stub("a"))
-    assert was.nonce == one.nonce
+    assert was.start_id == one.start_id
     assert manager.is_current(other)
 
 
@@ -329,10 +344,10 @@ def test_stop_waits_for_a_lost_record_no_longer_than_its_caller_says(
 ) -> None:
     server = manager.ensure(stub())
     patient = Manager(home, timing=replace(QUICK, record_s=3600))
-    with frozen(keeper_pid(manager)):
+    with frozen(supervisor_pid(manager)):
         record_of(server).unlink()
         (was,) = patient.stop(stub(), deadline_s=time.monotonic())
-    assert (was.state, was.nonce) == ("unknown", server.nonce)
+    assert (was.state, was.start_id) == ("unknown", server.start_id)
 
 
 # ---------------------------------------------------------------- who may be signalled
@@ -343,11 +358,11 @@ def test_stop_does_not_signal_a_process_that_only_the_record_names(
 ) -> None:
     """The record may be a copy of another server's, or name any process of this user."""
     one, other = manager.ensure(stub("a")), manager.ensure(stub("b"))
-    pid = next(s.keeper_pid for s in manager.status() if s.nonce == one.nonce)
-    with frozen(pid) as keeper:
+    pid = next(s.supervisor_pid for s in manager.status() if s.start_id == one.start_id)
+    with frozen(pid) as supervisor:
         record_of(one).write_bytes(record_of(other).read_bytes())
         Manager(home, timing=SHORT_WAIT).stop(stub("a"))
-        waiting.until(lambda: process.identify(keeper.pid) is None)
+        waiting.until(lambda: processes.identify(supervisor.pid) is None)
     assert manager.is_current(other)
     assert embed(other, "hello").status_code == 200
 
@@ -357,7 +372,7 @@ def test_supervisor_is_told_from_processes_that_look_like_one(
 ) -> None:
     server = manager.ensure(stub())
     folder = Path(server.folder or "")
-    pid = keeper_pid(manager)
+    pid = supervisor_pid(manager)
     words = psutil.Process(pid).cmdline()
     sleep = [sys.executable, "-c", "input()"]
     # The command line of the supervisor, but its descriptor is open on something else.
@@ -369,9 +384,9 @@ def test_supervisor_is_told_from_processes_that_look_like_one(
     )
     try:
         (found,) = lost_records.supervisors(folder)
-        assert (found.identity.pid, found.nonce) == (pid, server.nonce)
+        assert (found.identity.pid, found.start_id) == (pid, server.start_id)
         for other in (named, opened):
-            identity = process.identify(other.pid)
+            identity = processes.identify(other.pid)
             assert identity is not None
             assert lost_records.supervisor(identity, folder) is None
         assert lost_records.supervisor(found.identity, folder) == found
@@ -398,7 +413,7 @@ def test_lock_held_by_a_process_that_is_no_supervisor_is_an_error_and_no_signal(
         with pytest.raises(StateFolderError, match="fuser"):
             asking.ensure(stub(), start_timeout=10)
         (status,) = asking.status()
-        assert (status.state, status.keeper_pid) == ("unknown", None)
+        assert (status.state, status.supervisor_pid) == ("unknown", None)
         with pytest.raises(StateFolderError, match="nothing was stopped"):
             asking.stop()
         assert marked.poll() is None
@@ -416,9 +431,9 @@ def test_lock_held_by_a_process_that_is_no_supervisor_is_an_error_and_no_signal(
 def orphans(manager: Manager, home: Path, stub: Stub, kind: str) -> Iterator[list[psutil.Process]]:
     """Kill supervisor and guard of a server, and damage its record: its orphans go on running."""
     server = manager.ensure(stub(faults="leaves-children,leaves-files"))
-    with frozen(keeper_pid(manager)) as keeper:  # or it would start another guard
-        guard = next(p for p in keeper.children() if "guard.py" in " ".join(p.cmdline()))
-        for victim in (guard, keeper):
+    with frozen(supervisor_pid(manager)) as supervisor:  # or it would start another guard
+        guard = next(p for p in supervisor.children() if "guard.py" in " ".join(p.cmdline()))
+        for victim in (guard, supervisor):
             victim.kill()
         waiting.until(lambda: not alive.is_held(Path(server.folder or "")))
     damage.OF_RECORD[kind](record_of(server))
@@ -435,10 +450,10 @@ def test_stop_ends_orphans_whose_record_is_damaged(
 ) -> None:
     with orphans(manager, home, stub, kind):
         (status,) = manager.status()
-        assert (status.state, status.keeper_pid) == ("unknown", None)
-        assert manager.stop()[0].nonce == status.nonce
+        assert (status.state, status.supervisor_pid) == ("unknown", None)
+        assert manager.stop()[0].start_id == status.start_id
     assert leftovers.end_all([str(home)]) == []
-    assert not Path(leavings.scratch(status.nonce)).exists()
+    assert not Path(leavings.scratch(status.start_id)).exists()
     assert manager.status() == []
 
 
@@ -448,7 +463,7 @@ def test_start_sweeps_orphans_whose_record_is_damaged(
 ) -> None:
     with orphans(manager, home, stub, kind) as left:
         assert manager.ensure(stub("another")).started
-        assert [orphan for orphan in left if process.identify(orphan.pid)] == []
+        assert [orphan for orphan in left if processes.identify(orphan.pid)] == []
 
 
 @pytest.mark.parametrize("kind", damage.USUAL)

@@ -10,7 +10,7 @@ import pytest
 
 from emberd.errors import StateFolderError
 from emberd.manager import alive, locks
-from emberd.servers import Manager
+from emberd.verified_manager import Manager
 from homes import Starts, Stub
 
 refusals = pytest.mark.parametrize("refusal", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])

@@ -11,8 +11,8 @@ import pytest
 
 from emberd.embedder import Embedder
 from emberd.errors import AuthenticationError, SettingError, StartError
-from emberd.servers import Manager
-from emberd.startup import StartOptions
+from emberd.settings import StartOptions
+from emberd.verified_manager import Manager
 from homes import Starts, Stub
 from plain_client import embed
 

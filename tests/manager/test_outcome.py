@@ -15,12 +15,12 @@ from emberd.manager.wish import Joined
 from emberd.settings import ServerSpec
 
 SPEC = ServerSpec(model="test/model")
-JOINED = Joined(Path("folder"), "nonce", started=False)
+JOINED = Joined(Path("folder"), "start_id", started=False)
 
 
 def _failed(*, starting: bool) -> View:
     failure = Failure("It was killed.", "", at_s=1.0, starting=starting)
-    record = Record(State.FAILED, "nonce", SPEC, Timing(), since_s=0.0, failure=failure)
+    record = Record(State.FAILED, "start_id", SPEC, Timing(), since_s=0.0, failure=failure)
     return View(Path("folder"), record, alive=False)
 
 

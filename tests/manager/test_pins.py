@@ -12,10 +12,11 @@ import pytest
 
 import checkpoints_made
 from emberd import checkpoints
+from emberd.endpoint import Endpoint
 from emberd.errors import NoEngineError
 from emberd.manager import pins
-from emberd.servers import Manager
-from emberd.settings import Endpoint, ServerSpec
+from emberd.settings import ServerSpec
+from emberd.verified_manager import Manager
 from foreign import Foreign
 from homes import QUICK
 from stubs.server import DIMENSIONS

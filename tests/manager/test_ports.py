@@ -12,11 +12,11 @@ import psutil
 import pytest
 
 import leftovers
-from emberd import listeners
 from emberd.errors import StartError
 from emberd.manager import ports
-from emberd.servers import Manager
-from emberd.startup import StartOptions
+from emberd.settings import StartOptions
+from emberd.system import listeners
+from emberd.verified_manager import Manager
 from homes import Starts, Stub
 
 
@@ -151,7 +151,7 @@ def test_a_server_without_its_listener_is_not_used(
 
     monkeypatch.setattr(listeners, "is_there", of_the_first_no_more)
     second = manager.ensure(spec)
-    assert second.nonce != first.nonce
+    assert second.start_id != first.start_id
     assert second.started
 
 
@@ -165,4 +165,4 @@ def test_a_server_whose_listener_was_missed_once_is_not_ended(
     monkeypatch.setattr(
         listeners, "is_there", lambda *place: next(answers, True) and is_there(*place)
     )
-    assert manager.ensure(spec).nonce == first.nonce
+    assert manager.ensure(spec).start_id == first.start_id

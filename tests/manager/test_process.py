@@ -9,27 +9,27 @@ import sys
 from dataclasses import replace
 
 import waiting
-from emberd.manager import process
+from emberd.system import processes
 
 
 def test_a_running_process_is_itself() -> None:
-    assert process.current().is_running()
+    assert processes.current().is_running()
 
 
 def test_the_same_pid_with_another_start_time_is_another_process() -> None:
-    assert not replace(process.current(), start="1").is_running()
+    assert not replace(processes.current(), start="1").is_running()
 
 
 def test_a_pid_of_another_boot_is_another_process() -> None:
-    assert not replace(process.current(), boot="yesterday").is_running()
+    assert not replace(processes.current(), boot="yesterday").is_running()
 
 
 def test_a_zombie_has_ended() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    identity = process.identify(child.pid)
+    identity = processes.identify(child.pid)
     assert identity is not None
     child.kill()
-    waiting.until(lambda: process.identify(child.pid) is None)
+    waiting.until(lambda: processes.identify(child.pid) is None)
     assert child.returncode is None, "nobody has reaped it: it is still a zombie"
     assert not identity.is_running()
     child.communicate()
@@ -37,23 +37,23 @@ def test_a_zombie_has_ended() -> None:
 
 def test_a_signal_reaches_the_process_it_was_meant_for_and_no_other() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        identity = process.identify(child.pid)
+        identity = processes.identify(child.pid)
         assert identity is not None
-        assert not process.send(replace(identity, start="1"), signal.SIGKILL)
+        assert not processes.send(replace(identity, start="1"), signal.SIGKILL)
         assert child.poll() is None
-        assert process.send(identity, signal.SIGKILL)
+        assert processes.send(identity, signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
-        assert not process.send(identity, signal.SIGKILL)
+        assert not processes.send(identity, signal.SIGKILL)
 
 
 def test_only_processes_with_the_mark_of_the_very_folder_are_found() -> None:
-    environment = {**os.environ, process.MARK: "/a/folder-2:nonce"}
+    environment = {**os.environ, processes.MARK: "/a/folder-2:start_id"}
     with subprocess.Popen(
         [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=environment
     ) as child:
-        found = waiting.until(lambda: list(process.marked("/a/folder-2")))
+        found = waiting.until(lambda: list(processes.marked("/a/folder-2")))
         assert [identity.pid for identity in found] == [child.pid]
-        assert list(process.marked("/a/folder")) == []
-        assert list(process.marked("/a/folder-2", nonce="another")) == []
-        assert list(process.marked("/a/folder-2", nonce="nonce")) == found
+        assert list(processes.marked("/a/folder")) == []
+        assert list(processes.marked("/a/folder-2", start_id="another")) == []
+        assert list(processes.marked("/a/folder-2", start_id="start_id")) == found
         child.kill()

@@ -10,7 +10,7 @@ import pytest
 from emberd import installs
 from emberd.errors import InstallError, NoEngineError
 from emberd.manager import Progress
-from emberd.servers import Manager
+from emberd.verified_manager import Manager
 from homes import QUICK
 from stubs.engine import ENGINE, StubEngine
 

@@ -6,8 +6,8 @@ import threading
 
 import examined
 import waiting
-from emberd import listeners
 from emberd.manager.readiness import Readiness
+from emberd.system import listeners
 
 
 def _watch(url: str) -> Readiness:

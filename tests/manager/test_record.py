@@ -9,21 +9,23 @@ from pathlib import Path
 
 import pytest
 
+from emberd.endpoint import Endpoint
 from emberd.errors import StartError, StateFolderError
-from emberd.listeners import Listener
-from emberd.manager import process, record
+from emberd.manager import record
 from emberd.manager.record import Failure, Record, State
 from emberd.manager.timing import Timing
-from emberd.settings import Endpoint, ServerSpec
+from emberd.settings import ServerSpec
+from emberd.system import processes
+from emberd.system.listeners import Listener
 
 FULL = Record(
     state=State.FAILED,
-    nonce="abc",
+    start_id="abc",
     spec=ServerSpec(model="m", revision="r", engine="demo"),
     timing=Timing(tick_s=1.5),
     since_s=12.5,
     attempts=2,
-    keeper=process.ProcessIdentity(1, "2", "3"),
+    supervisor=processes.ProcessIdentity(1, "2", "3"),
     engine="demo",
     device="cpu",
     endpoint=Endpoint(

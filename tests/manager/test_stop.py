@@ -14,15 +14,15 @@ import pytest
 
 import leftovers
 import waiting
-from emberd import surface
+from emberd import probe
 from emberd.errors import ServerStoppedError
 from emberd.manager import State, alive, idle
-from emberd.servers import Manager
+from emberd.verified_manager import Manager
 from homes import QUICK, Starts, Stub, server_of
 from plain_client import embed, in_flight
 
 
-def test_stop_ends_keeper_and_server_and_tells_what_they_were(
+def test_stop_ends_supervisor_and_server_and_tells_what_they_were(
     manager: Manager, stub: Stub, home: Path
 ) -> None:
     url = manager.ensure(stub()).endpoint.url
@@ -41,7 +41,7 @@ def test_stop_with_nothing_running_stops_nothing(manager: Manager) -> None:
 def test_stop_of_one_model_leaves_the_others(manager: Manager, stub: Stub) -> None:
     one, other = manager.ensure(stub("a")), manager.ensure(stub("b"))
     assert [was.url for was in manager.stop(stub("a"))] == [one.endpoint.url]
-    assert surface.is_ready(other.endpoint.url)
+    assert probe.is_ready(other.endpoint.url)
 
 
 def test_a_request_in_flight_is_answered_before_the_server_goes(
@@ -69,8 +69,8 @@ def test_what_a_server_started_goes_with_it_in_its_group_and_out_of_it(
     manager: Manager, stub: Stub, home: Path
 ) -> None:
     manager.ensure(stub(faults="leaves-children"))
-    keeper = psutil.Process(manager.status()[0].keeper_pid)
-    assert len(keeper.children(recursive=True)) == 4  # the server, its two, and the guard
+    supervisor = psutil.Process(manager.status()[0].supervisor_pid)
+    assert len(supervisor.children(recursive=True)) == 4  # the server, its two, and the guard
     manager.stop()
     assert leftovers.find([str(home)]) == []
 
@@ -128,7 +128,7 @@ def test_the_longest_idle_time_that_any_client_asked_for_counts(
     server = manager.ensure(stub(), idle_timeout=None)
     with pytest.raises(AssertionError, match="still"):
         waiting.until(lambda: manager.status()[0].state is State.ABSENT, seconds=1.5)
-    assert surface.is_ready(server.endpoint.url)
+    assert probe.is_ready(server.endpoint.url)
 
 
 def test_a_server_busy_with_requests_of_others_is_not_idle(manager: Manager, stub: Stub) -> None:
@@ -176,7 +176,7 @@ def test_used_keeps_a_server_from_going_idle(manager: Manager, stub: Stub) -> No
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-def test_a_keeper_whose_folder_is_gone_or_replaced_goes_and_writes_nothing(
+def test_a_supervisor_whose_folder_is_gone_or_replaced_goes_and_writes_nothing(
     manager: Manager, stub: Stub, home: Path, replaced: bool
 ) -> None:
     server = manager.ensure(stub())
@@ -198,7 +198,7 @@ def test_a_wedged_server_is_ended_once_clients_report_it(manager: Manager, stub:
 
     wedging = threading.Thread(target=wedge)
     wedging.start()
-    waiting.until(lambda: not surface.is_healthy(server.endpoint.url))
+    waiting.until(lambda: not probe.is_healthy(server.endpoint.url))
     manager.suspect(server)
     waiting.until(lambda: manager.status()[0].state is State.FAILED)
     wedging.join()
@@ -228,7 +228,7 @@ def test_who_waits_for_a_start_that_a_person_stops_does_not_start_it_again(
 
     waiter = threading.Thread(target=wait)
     waiter.start()
-    waiting.until(lambda: any(s.keeper_pid and s.detail == "loading" for s in manager.status()))
+    waiting.until(lambda: any(s.supervisor_pid and s.detail == "loading" for s in manager.status()))
     manager.stop()
     waiter.join(timeout=10)
     assert len(errors) == 1
@@ -247,7 +247,7 @@ def test_a_stop_ends_the_server_that_it_met_and_not_the_next_one(
     waiting.until(lambda: manager.status()[0].state is State.ABSENT)
     next_one = manager.ensure(spec)
     stopper.join(timeout=30)
-    assert surface.is_ready(next_one.endpoint.url)
+    assert probe.is_ready(next_one.endpoint.url)
     assert manager.is_current(next_one)
 
 
@@ -257,12 +257,12 @@ def test_a_person_stopping_one_server_does_not_end_jobs_on_another(
     spec = stub()
     manager.ensure(replace(spec, device="cpu"))
     other = manager.ensure(replace(spec, device="cuda"))
-    keepers = {status.url: status.keeper_pid for status in manager.status()}
-    first = next(url for url in keepers if url != other.endpoint.url)
-    psutil.Process(keepers[first]).terminate()
-    waiting.until(lambda: not psutil.pid_exists(keepers[first] or 0))
-    psutil.Process(keepers[other.endpoint.url]).kill()
-    assert manager.ensure(replace(spec, device="cuda"), lost=other).nonce != other.nonce
+    supervisors = {status.url: status.supervisor_pid for status in manager.status()}
+    first = next(url for url in supervisors if url != other.endpoint.url)
+    psutil.Process(supervisors[first]).terminate()
+    waiting.until(lambda: not psutil.pid_exists(supervisors[first] or 0))
+    psutil.Process(supervisors[other.endpoint.url]).kill()
+    assert manager.ensure(replace(spec, device="cuda"), lost=other).start_id != other.start_id
 
 
 def test_warm_up_while_a_server_stops_starts_none_beside_it(
@@ -282,17 +282,17 @@ def test_warm_up_while_a_server_stops_starts_none_beside_it(
     assert len(list(home.glob("*/servers/*"))) == 1
 
 
-def test_a_keeper_that_keeps_nothing_any_more_is_ended_by_the_next_call(
+def test_a_supervisor_that_keeps_nothing_any_more_is_ended_by_the_next_call(
     manager: Manager, stub: Stub
 ) -> None:
     lost = manager.ensure(stub())
-    keeper = psutil.Process(manager.status()[0].keeper_pid)
-    server = server_of(keeper)
+    supervisor = psutil.Process(manager.status()[0].supervisor_pid)
+    server = server_of(supervisor)
     assert server is not None
-    keeper.suspend()
+    supervisor.suspend()
     server.kill()
-    waiting.until(lambda: not surface.is_ready(lost.endpoint.url))
-    assert manager.ensure(stub(), lost=lost).nonce != lost.nonce
+    waiting.until(lambda: not probe.is_ready(lost.endpoint.url))
+    assert manager.ensure(stub(), lost=lost).start_id != lost.start_id
 
 
 def test_a_full_disk_does_not_keep_a_server_from_its_orderly_end(
@@ -300,8 +300,8 @@ def test_a_full_disk_does_not_keep_a_server_from_its_orderly_end(
 ) -> None:
     server = manager.ensure(stub())
     # Not a full disk, but the same refusal: neither the record nor the log can be written.
-    keeper = psutil.Process(manager.status()[0].keeper_pid)
-    keeper.rlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    supervisor = psutil.Process(manager.status()[0].supervisor_pid)
+    supervisor.rlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
     replies: list[int] = []
     request = threading.Thread(target=lambda: replies.append(embed(server, "SLOW 1").status_code))
     request.start()
@@ -317,4 +317,4 @@ def test_a_server_that_only_broke_one_connection_is_given_back_without_waiting_f
 ) -> None:
     server = manager.ensure(stub())
     patient = Manager(home, timing=replace(QUICK, lost_s=3600))
-    assert patient.ensure(stub(), lost=server).nonce == server.nonce
+    assert patient.ensure(stub(), lost=server).start_id == server.start_id

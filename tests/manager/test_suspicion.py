@@ -8,7 +8,7 @@ from pathlib import Path
 import waiting
 from emberd.manager import suspicion
 from emberd.manager.suspicion import Suspicion
-from emberd.surface import Activity
+from emberd.probe import Activity
 
 STILL = Activity(1, 1, 0)
 

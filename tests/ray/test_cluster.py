@@ -17,7 +17,7 @@ import waiting
 from emberd.ray import EmbedBatches, embed
 from homes import server_of
 from managed import MODEL, same
-from ray_cluster import CARDS, Nodes, keepers
+from ray_cluster import CARDS, Nodes, supervisors
 
 ROWS = 96
 BLOCKS = 8
@@ -59,7 +59,7 @@ def _all_actors_first(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_row_comes_once_and_right_and_each_node_has_one_server(ray_nodes: Nodes) -> None:
     ray_nodes.stop()
     check(embed(dataset(), model=MODEL, batch_rows=ROWS // BLOCKS).take_all())
-    assert [len(found) for found in ray_nodes.keepers()] == [1, 1]
+    assert [len(found) for found in ray_nodes.supervisors()] == [1, 1]
 
 
 @pytest.mark.usefixtures("_all_actors_first")
@@ -69,8 +69,8 @@ def test_each_gpu_gets_a_server_that_its_actors_share(ray_nodes: Nodes) -> None:
     check(found.take_all())
     home = ray_nodes.cards
     assert sorted(path.name for path in home.iterdir()) == list(CARDS)
-    assert [len(keepers(home / card)) for card in CARDS] == [1, 1]
-    assert ray_nodes.keepers() == [[], []]
+    assert [len(supervisors(home / card)) for card in CARDS] == [1, 1]
+    assert ray_nodes.supervisors() == [[], []]
 
 
 @pytest.mark.usefixtures("_all_actors_first")
@@ -81,7 +81,7 @@ def test_a_killed_worker_and_a_killed_server_lose_and_double_nothing(ray_nodes: 
 
     embedded()
     killed = next(one for one in ray_nodes.status() if one.state == "ready")
-    server = server_of(psutil.Process(killed.keeper_pid))
+    server = server_of(psutil.Process(killed.supervisor_pid))
     assert server is not None
     server.suspend()  # its part of the work is not done before it is killed
     with ThreadPoolExecutor(1) as pool:
@@ -91,7 +91,7 @@ def test_a_killed_worker_and_a_killed_server_lose_and_double_nothing(ray_nodes: 
         worker.kill()
         server.kill()
         check(again.result())
-    assert killed.nonce not in [one.nonce for one in ray_nodes.status()]
+    assert killed.start_id not in [one.start_id for one in ray_nodes.status()]
 
 
 def test_a_bad_row_is_named_or_set_aside(ray_nodes: Nodes) -> None:

@@ -15,7 +15,7 @@ from typing import Final
 import psutil
 
 import waiting
-from emberd import surface
+from emberd import probe
 from emberd.engines import sglang
 from emberd.manager import leavings
 
@@ -42,7 +42,7 @@ class ByHand:
 
     @property
     def is_alive(self) -> bool:
-        return self.process.poll() is None and surface.is_ready(self.url)
+        return self.process.poll() is None and probe.is_ready(self.url)
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def server(
     running = ByHand(f"http://127.0.0.1:{port}", process, log)
     memory = leavings.SharedMemory(folder)
     try:
-        waiting.until(lambda: process.poll() is not None or surface.is_ready(running.url), START_S)
+        waiting.until(lambda: process.poll() is not None or probe.is_ready(running.url), START_S)
         assert process.poll() is None, log.read_text()[-2000:]
         yield running
     finally:

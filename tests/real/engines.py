@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from emberd import Embedder, installs
-from emberd.places import Places
-from emberd.servers import Manager
+from emberd.env import Places
+from emberd.verified_manager import Manager
 
 HERE: Final = Path(__file__).parent
 # Before the session's environment is cleaned: the engines are this machine's, not the session's.

@@ -25,12 +25,11 @@ from typing import Any, Final
 
 import psutil
 
-from emberd import surface
+from emberd import probe
 from emberd.engines.base import Launch
 from emberd.engines.sglang import ENGINE
 from emberd.manager import leavings
-from emberd.settings import ServerSpec
-from emberd.startup import StartOptions
+from emberd.settings import ServerSpec, StartOptions
 
 KEY: Final = "recorded-key"
 FINGERPRINT: Final = "recorded-start"
@@ -93,7 +92,7 @@ def recording(model: str, name: str, key: str | None) -> dict[str, Any]:
         fast = [route for route in ROUTES if route[1] not in BLOCKING]
         starting = answers(url, model, name, keys, fast, STARTING_TIMEOUT_S)
         scheduler.resume()
-        wait_until(lambda: surface.is_healthy(url))
+        wait_until(lambda: probe.is_healthy(url))
         ready = answers(url, model, name, keys, ROUTES, READY_TIMEOUT_S)
     return {"starting": starting, "ready": ready}
 
@@ -113,8 +112,8 @@ def answers(
         for kind, key in keys.items():
             begun_s = time.monotonic()
             try:
-                reply = surface.fetch(url, path, body, key, timeout_s)
-            except surface.NO_ANSWER:
+                reply = probe.fetch(url, path, body, key, timeout_s)
+            except probe.NO_ANSWER:
                 entry: dict[str, Any] = {"status": None}
             else:
                 entry = {"status": reply.status, "body": told(path, reply, model, name)}
@@ -131,7 +130,7 @@ def merged(by_key: dict[str, Any]) -> dict[str, Any]:
     return by_key if any(other != first for other in others) else {"any": first}
 
 
-def told(path: str, reply: surface.Reply, model: str, name: str) -> Any:
+def told(path: str, reply: probe.Reply, model: str, name: str) -> Any:
     """Return a body without what belongs to this machine or this run."""
     text = reply.body.decode("utf-8", "replace")
     if path == "/metrics" and reply.status == 200:
@@ -165,9 +164,9 @@ def server(
     model: str, folder: Path, key: str | None
 ) -> Iterator[tuple[str, Callable[[], psutil.Process]]]:
     """Run a server until the end of the ``with``; enter as soon as it answers at all."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     options = StartOptions(no_auth=key is None)
     spec = ServerSpec(model=model, device="cpu", engine="sglang")
     plan = ENGINE.plan(spec, Launch(port, key, FINGERPRINT, str(folder), options))
@@ -187,7 +186,7 @@ def server(
         return next(own for own in children() if "scheduler" in " ".join(own.cmdline()))
 
     try:
-        wait_until(lambda: process.poll() is not None or surface.get(url, "/health") is not None)
+        wait_until(lambda: process.poll() is not None or probe.get(url, "/health") is not None)
         assert process.poll() is None, (folder / "server.log").read_text()[-3000:]
         yield url, scheduler
     finally:

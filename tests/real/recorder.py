@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from emberd.settings import Endpoint
+from emberd.endpoint import Endpoint
 
 _PATH = "/v1/embeddings"
 _PASSED_ON = ("Authorization", "Content-Type")

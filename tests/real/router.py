@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import waiting
-from emberd import surface
+from emberd import probe
 from real.by_hand import free_port
 
 VERSION: Final = "0.3.2"
@@ -64,7 +64,7 @@ def router(
 
 
 def _takes(url: str, key: str | None, workers: Sequence[str]) -> bool:
-    reply = surface.get(url, "/workers", key)
+    reply = probe.get(url, "/workers", key)
     found = reply.json() if reply is not None else None
     listed = found.get("workers", []) if isinstance(found, dict) else []
     return {worker["url"] for worker in listed if worker["is_healthy"]} == set(workers)

@@ -44,8 +44,8 @@ def _left(before: set[str]) -> set[str]:
 
 def _lives(path: str) -> bool:
     # The folder of a start is its server's for as long as a process bears the start's name.
-    nonce = Path(path).name.removeprefix(_PREFIX)
-    return _PREFIX in path and bool(leftovers.find([f":{nonce}"]))
+    start_id = Path(path).name.removeprefix(_PREFIX)
+    return _PREFIX in path and bool(leftovers.find([f":{start_id}"]))
 
 
 def files() -> set[str]:

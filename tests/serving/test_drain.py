@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 import waiting
-from emberd import surface
+from emberd import probe
 from served import Served, command, environment, serving, started
 
 # About two seconds of work for one core, in three batches.
@@ -41,18 +41,18 @@ def test_sigterm_lets_requests_finish_and_refuses_new_ones(own: Served) -> None:
         queued = pool.submit(own.vectors, ["passage: one that waits"])
         waiting.until(lambda: own.activity().in_flight == 2 or queued.done())
         own.terminate()
-        waiting.until(lambda: not surface.is_ready(own.url))
+        waiting.until(lambda: not probe.is_ready(own.url))
         refused = own.embed("too late")
         assert not running.done()
         probes = []
         while not running.done():
-            probes.append(surface.get(own.url, "/ready"))
+            probes.append(probe.get(own.url, "/ready"))
         assert len(running.result()) == len(LONG_REQUEST)
         assert len(queued.result()) == 1
     assert (refused.status_code, refused.json()["type"]) == (503, "503")
-    probe = probes[len(probes) // 2]  # the last ones may find the process gone
-    assert probe is not None
-    assert probe.status == 503
+    reply = probes[len(probes) // 2]  # the last ones may find the process gone
+    assert reply is not None
+    assert reply.status == 503
     assert "draining" in refused.json()["message"]
     assert own.ended() == 0
 
@@ -69,7 +69,7 @@ def test_a_second_sigterm_ends_it_now(own: Served) -> None:
         running = pool.submit(own.vectors, LONG_REQUEST)
         _wait_until_encoding(own)
         own.terminate()
-        waiting.until(lambda: not surface.is_ready(own.url))
+        waiting.until(lambda: not probe.is_ready(own.url))
         own.terminate()
         assert own.ended(seconds=2) == -signal.SIGTERM
         assert isinstance(running.exception(), httpx.HTTPError)
@@ -82,7 +82,7 @@ def test_a_client_that_goes_away_leaves_no_work_behind(own: Served) -> None:
     left = own.activity()
     own.vectors("passage: next")
     assert own.activity().tokens - left.tokens < 1100  # one batch was under way at most
-    reply = surface.get(own.url, "/metrics")
+    reply = probe.get(own.url, "/metrics")
     assert reply is not None
     assert b'sglang:num_aborted_requests_total{model_name="emberd/demo"} 1.0' in reply.body
 
@@ -91,8 +91,8 @@ def test_probes_answer_while_texts_are_encoded(own: Served) -> None:
     with ThreadPoolExecutor() as pool:
         running = pool.submit(own.vectors, LONGER_REQUEST)
         _wait_until_encoding(own)
-        assert surface.is_ready(own.url)
-        assert surface.is_healthy(own.url)
+        assert probe.is_ready(own.url)
+        assert probe.is_healthy(own.url)
         assert own.activity().in_flight == 1
         assert not running.done()
         own.process.kill()
@@ -155,7 +155,7 @@ def _blocked(fault: str) -> list[str]:
 def test_while_it_loads_probes_say_so_and_requests_are_refused(tmp_path: Path) -> None:
     with started(tmp_path, program=_blocked("hangs")) as server:
         for path in ("/ready", "/health"):
-            reply = surface.get(server.url, path)
+            reply = probe.get(server.url, path)
             assert reply is not None
             assert reply.status == 503
         refused = server.embed("a")
@@ -165,7 +165,7 @@ def test_while_it_loads_probes_say_so_and_requests_are_refused(tmp_path: Path) -
 
 def test_sigterm_while_it_loads_ends_it_at_once(tmp_path: Path) -> None:
     with started(tmp_path, program=_blocked("hangs")) as server:
-        waiting.until(lambda: surface.get(server.url, "/ready"))
+        waiting.until(lambda: probe.get(server.url, "/ready"))
         server.terminate()
         assert server.ended(seconds=3) == -signal.SIGTERM
 

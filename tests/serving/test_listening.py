@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 import waiting
-from emberd import surface
+from emberd import probe
 from emberd.manager import ports
 from emberd.serving import __main__ as process
 
@@ -57,7 +57,7 @@ def test_a_server_answers_on_a_socket_that_listened_before_it_started() -> None:
         server = subprocess.Popen([*SERVE, "--fd", str(fd)], pass_fds=[fd])
         url = f"http://127.0.0.1:{opened.getsockname()[1]}"
     try:
-        waiting.until(lambda: surface.is_ready(url), 30)
+        waiting.until(lambda: probe.is_ready(url), 30)
     finally:
         server.terminate()
         assert server.wait(30) == 0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from emberd import surface
+from emberd import probe
 from served import KEY, Served, serving
 
 
 def test_models_shows_the_name_and_the_context(server: Served) -> None:
-    reply = surface.get(server.url, "/v1/models", server.key)
+    reply = probe.get(server.url, "/v1/models", server.key)
     assert reply is not None
     (card,) = reply.json()["data"]
     assert card["id"] == card["root"] == "emberd/demo"
@@ -18,7 +18,7 @@ def test_models_shows_the_name_and_the_context(server: Served) -> None:
 
 def test_model_info_echoes_the_stamp_of_the_starter(server: Served) -> None:
     for path in ("/model_info", "/get_model_info"):
-        reply = surface.get(server.url, path, server.key)
+        reply = probe.get(server.url, path, server.key)
         assert reply is not None
         info = reply.json()
         assert (info["weight_version"], info["is_generation"]) == ("stamp", False)
@@ -26,15 +26,15 @@ def test_model_info_echoes_the_stamp_of_the_starter(server: Served) -> None:
 
 
 def test_server_info_holds_no_key(server: Served) -> None:
-    reply = surface.get(server.url, "/server_info", server.key)
+    reply = probe.get(server.url, "/server_info", server.key)
     assert reply is not None
     assert reply.json()["context_length"] == 512
     assert KEY not in reply.body.decode()
 
 
 def test_ready_and_health_say_200(server: Served) -> None:
-    assert surface.is_ready(server.url)
-    assert surface.is_healthy(server.url)
+    assert probe.is_ready(server.url)
+    assert probe.is_healthy(server.url)
 
 
 def test_an_answered_request_moves_the_counters(server: Served) -> None:
@@ -48,7 +48,7 @@ def test_an_answered_request_moves_the_counters(server: Served) -> None:
 
 def test_probes_and_refusals_do_not_move_the_counters(server: Served) -> None:
     before = server.activity()
-    assert surface.is_healthy(server.url)
+    assert probe.is_healthy(server.url)
     assert server.embed("").status_code == 400
     assert server.activity() == before
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from emberd import Embedder
-from emberd.servers import Manager
+from emberd.verified_manager import Manager
 from real import traces
 from real.engines import (
     HERE,

@@ -12,7 +12,7 @@ import pytest
 from emberd import Embedder
 from emberd.errors import ServerMismatchError, TextTooLongError
 from emberd.manager.discovery import DEFAULT_PORT
-from emberd.servers import Manager
+from emberd.verified_manager import Manager
 from real import by_hand
 from real.by_hand import ByHand
 from real.engines import HERE, Refer, embedder_for, run

@@ -18,7 +18,7 @@ import pytest
 import leftovers
 import waiting
 from emberd.errors import NoEngineError, StartError
-from emberd.servers import Manager
+from emberd.verified_manager import Manager
 from real import fake_hub, traces
 from real.engines import START_S, embedder_for
 

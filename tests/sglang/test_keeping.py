@@ -21,7 +21,7 @@ import waiting
 from emberd import Embedder
 from emberd.errors import ServerStoppedError, StartError
 from emberd.manager import Server
-from emberd.servers import Manager
+from emberd.verified_manager import Manager
 from real.engines import embedder_for
 from real.traces import all_gone
 
@@ -36,7 +36,7 @@ _MOST_IDLE_PERCENT: Final = 2.0
 
 MAIN: Final = "sglang.launch_server"
 SCHEDULER: Final = "sglang::scheduler"
-KEEPER: Final = "emberd.keeper"
+SUPERVISOR: Final = "emberd.verified_manager"
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_sixteen_processes_at_once_get_one_server(home: Path, tiny: Path) -> Non
         for _ in range(_PROCESSES)
     ]
     answers = [json.loads(process.communicate(timeout=_START_S)[0]) for process in asking]
-    assert len({answer["nonce"] for answer in answers}) == 1
+    assert len({answer["start_id"] for answer in answers}) == 1
     assert sum(answer["started"] for answer in answers) == 1
     mains = [p for p in leftovers.find([str(home)]) if MAIN in p.cmdline()]
     assert len(mains) == 1
@@ -89,7 +89,7 @@ def test_sixteen_processes_at_once_get_one_server(home: Path, tiny: Path) -> Non
 
 
 @pytest.mark.full  # tests/gpu does the same, which test_gpu_script.py runs
-@pytest.mark.parametrize("name", [MAIN, SCHEDULER, KEEPER])
+@pytest.mark.parametrize("name", [MAIN, SCHEDULER, SUPERVISOR])
 def test_a_killed_part_costs_an_ingest_no_text_and_doubles_none(
     home: Path, embedder: Embedder, name: str
 ) -> None:
@@ -105,7 +105,7 @@ def test_a_killed_part_costs_an_ingest_no_text_and_doubles_none(
     ingest.join(_START_S)
     assert len(done) == 1
     second = embedder.ensure()
-    assert (second.nonce, second.origin) != (first.nonce, first.origin)
+    assert (second.start_id, second.origin) != (first.start_id, first.origin)
     # Each in its place: the vectors of the dead server and of the new one are those of one run.
     sample = [*range(0, _TEXTS, 97)]
     again = embedder.embed_documents([texts[i] for i in sample])
@@ -114,7 +114,7 @@ def test_a_killed_part_costs_an_ingest_no_text_and_doubles_none(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", [MAIN, SCHEDULER, KEEPER])
+@pytest.mark.parametrize("name", [MAIN, SCHEDULER, SUPERVISOR])
 def test_a_part_killed_while_loading_is_followed_by_a_start_that_succeeds(
     tmp_path: Path, tiny: Path, name: str
 ) -> None:
@@ -134,16 +134,16 @@ def test_a_part_killed_while_loading_is_followed_by_a_start_that_succeeds(
         Manager(home).stop()
 
 
-def test_a_keeper_killed_while_loading_leaves_nothing_and_is_replaced(
+def test_a_supervisor_killed_while_loading_leaves_nothing_and_is_replaced(
     tmp_path: Path, tiny: Path
 ) -> None:
     home = tmp_path / "home"
     with all_gone(home):
         Manager(home).warm_up(embedder_for(tiny, Manager(home)).settings.spec)
         waiting.until(lambda: part(home, SCHEDULER) or part(home, "spawn_main"), 60.0)
-        keeper = part(home, KEEPER)
-        assert keeper is not None
-        keeper.kill()
+        supervisor = part(home, SUPERVISOR)
+        assert supervisor is not None
+        supervisor.kill()
         waiting.until(lambda: not leftovers.find([str(home)]), 10.0)
         Manager(home).stop()  # sweeps what the dead one left in shared memory
 
@@ -157,7 +157,7 @@ def test_an_idle_server_rests_answers_and_stops_after_its_time(tmp_path: Path, t
         shares: list[float] = []
         # It comes to rest some seconds after its first requests.
         waiting.until(lambda: _rests(home, shares), _REST_S)
-        print(f"\nidle, % of a core in {_MEASURED_S:.0f} s, keeper included: {shares}")
+        print(f"\nidle, % of a core in {_MEASURED_S:.0f} s, supervisor included: {shares}")
         waiting.until(lambda: Manager(home).status()[0].state == "absent", _IDLE_S + 30.0)
         assert Manager(home).status()[0].detail.startswith("nobody used it for")
         assert server.endpoint.url.startswith("http://127.0.0.1:")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from emberd.errors import NoEngineError
-from emberd.servers import Manager
+from emberd.verified_manager import Manager
 from real import minilm
 from real.engines import embedder_for
 from real.traces import all_gone

@@ -8,8 +8,8 @@ import numpy as np
 import openai
 
 from emberd.manager.discovery import DEFAULT_PORT
-from emberd.servers import Manager
-from emberd.startup import StartOptions
+from emberd.settings import StartOptions
+from emberd.verified_manager import Manager
 from real.engines import START_S, embedder_for
 from real.traces import all_gone
 

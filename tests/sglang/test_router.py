@@ -11,7 +11,7 @@ import pytest
 
 from emberd import Embedder
 from emberd.errors import AuthenticationError, ServerMismatchError, TextTooLongError
-from emberd.servers import Manager
+from emberd.verified_manager import Manager
 from real import by_hand, router
 from real.by_hand import ByHand
 from real.engines import HERE, Refer, run

@@ -14,10 +14,10 @@ import pytest
 
 import folder_variants
 from emberd import Embedder, installs, pipeline
+from emberd.env import Places
 from emberd.errors import InstructionError
-from emberd.places import Places
-from emberd.servers import Manager
 from emberd.settings import Settings
+from emberd.verified_manager import Manager
 from folder_variants import PROMPTS, Change
 from real import traces
 from real.engines import HERE, START_S, python_of, run, with_sentence_transformers

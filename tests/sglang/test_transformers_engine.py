@@ -15,11 +15,11 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from emberd import Embedder, StartError, checkpoints, surface
+from emberd import Embedder, StartError, checkpoints, probe
 from emberd.engines import Diagnosis, Launch
 from emberd.engines.transformers import ENGINE
-from emberd.servers import Manager
 from emberd.settings import ServerSpec
+from emberd.verified_manager import Manager
 from real import fake_hub, traces
 from real.engines import HERE, START_S, Reference, Vectors, python_of, run
 from real.texts import BLANK, TEXTS
@@ -70,7 +70,7 @@ def served(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Em
 def plain(python: str, small: Path, served: Embedder) -> Refer:
     """Texts to what Transformers makes of them one at a time, in the server's own precision."""
     endpoint = served.endpoint()
-    reply = surface.get(endpoint.url, "/server_info", endpoint.api_key)
+    reply = probe.get(endpoint.url, "/server_info", endpoint.api_key)
     assert reply is not None
     dtype = reply.json()["dtype"]
 

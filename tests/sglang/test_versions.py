@@ -20,14 +20,14 @@ from typing import Final
 import numpy as np
 import pytest
 
-from emberd import Embedder, surface
+from emberd import Embedder, probe
 from emberd.engines.base import Launch
 from emberd.engines.sglang import ENGINE, flags
 from emberd.engines.sglang.options import known_options
+from emberd.env import Places
 from emberd.installs import Installed, install, recipes
-from emberd.places import Places
-from emberd.servers import Manager
 from emberd.settings import ServerSpec
+from emberd.verified_manager import Manager
 from real import by_hand
 from real.engines import HERE, embedder_for, run
 from real.traces import all_gone
@@ -94,13 +94,13 @@ def test_a_managed_server_with_a_key_serves_the_models_vectors_and_leaves_nothin
         server = embedder.ensure()
         url, key = server.endpoint.url, server.endpoint.api_key
         assert server.started
-        refused, told = surface.get(url, "/v1/models"), surface.get(url, "/server_info", key)
+        refused, told = probe.get(url, "/v1/models"), probe.get(url, "/server_info", key)
         assert refused is not None
         assert refused.status == 401
         assert told is not None
         assert told.json()["version"] == installed.version
         check(embedder, installed, model)
-        counted = surface.activity(url, key)
+        counted = probe.activity(url, key)
         assert counted is not None
         assert counted.requests > 0
         manager.stop()

@@ -8,7 +8,7 @@ import pytest
 
 from emberd import Embedder
 from emberd.errors import NoEngineError, ServerMismatchError
-from emberd.servers import Manager
+from emberd.verified_manager import Manager
 from real import by_hand
 from real.engines import HERE, run
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import examined
-from emberd import Embedder, surface
+from emberd import Embedder, probe
 from emberd.cli import status
 from emberd.client import tokens
 from emberd.client.verify import verify
@@ -22,8 +22,8 @@ from emberd.engines.sglang.engine import _OLDEST
 from emberd.errors import AuthenticationError, NoEngineError
 from emberd.installs import RECIPES
 from emberd.manager import State, discovery
-from emberd.servers import Manager
 from emberd.settings import ServerSpec
+from emberd.verified_manager import Manager
 from fake_server import QWEN, vectors_of
 from recorded_sglang import KEY, VERSIONS, WITHOUT_READY, RecordedSglang, recording
 
@@ -63,10 +63,10 @@ def test_a_server_becomes_ready_when_its_warm_up_ends(
     serve: Serve, version: str, key: str | None
 ) -> None:
     server = serve(version, key, phase="starting")
-    assert not surface.is_ready(server.url)
+    assert not probe.is_ready(server.url)
     server.phase = "ready"
-    assert surface.is_ready(server.url)
-    assert surface.is_healthy(server.url)
+    assert probe.is_ready(server.url)
+    assert probe.is_healthy(server.url)
 
 
 @every_version
@@ -75,7 +75,7 @@ def test_no_key_is_sent_to_find_out_whether_it_is_ready(
     serve: Serve, version: str, key: str | None
 ) -> None:
     server = serve(version, key)
-    surface.is_ready(server.url)
+    probe.is_ready(server.url)
     assert server.requests
     assert not any("authorization" in request.headers for request in server.requests)
 
@@ -83,9 +83,9 @@ def test_no_key_is_sent_to_find_out_whether_it_is_ready(
 @every_version
 def test_health_is_asked_for_only_where_there_is_no_ready_route(serve: Serve, version: str) -> None:
     server = serve(version, KEY)
-    assert surface.readiness(server.url) is (None if version in WITHOUT_READY else True)
+    assert probe.readiness(server.url) is (None if version in WITHOUT_READY else True)
     assert server.to("/health") == []
-    assert surface.is_ready(server.url)
+    assert probe.is_ready(server.url)
     assert bool(server.to("/health")) == (version in WITHOUT_READY)
 
 
@@ -95,13 +95,13 @@ def test_any_refusal_of_the_ready_route_leads_to_health(refused: int) -> None:
         return (200 if path == "/health" else refused), b""
 
     with examined.answering(answer) as url:
-        assert surface.is_ready(url)
+        assert probe.is_ready(url)
 
 
 @pytest.mark.parametrize("refused", [401, 404])
 def test_a_server_without_either_route_is_not_ready(refused: int) -> None:
     with examined.answering(lambda path: (refused, b"")) as url:
-        assert not surface.is_ready(url)
+        assert not probe.is_ready(url)
 
 
 @pytest.mark.parametrize("failed", [500, 502, 503])
@@ -110,7 +110,7 @@ def test_a_server_that_says_it_is_not_ready_is_believed(failed: int) -> None:
         return (200 if path == "/health" else failed), b""
 
     with examined.answering(answer) as url:
-        assert not surface.is_ready(url)
+        assert not probe.is_ready(url)
 
 
 @every_version
@@ -144,7 +144,7 @@ def test_its_vectors_arrive_through_an_embedder(
 @every_version
 @any_key
 def test_its_counters_are_read(serve: Serve, version: str, key: str | None) -> None:
-    found = surface.activity(serve(version, key).url, key)
+    found = probe.activity(serve(version, key).url, key)
     assert found is not None
     assert found.in_flight == 0
     assert found.requests >= 1

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 
 from emberd import Embedder, EmberdError
-from emberd.servers import Manager
+from emberd.verified_manager import Manager
 
 MARKER = "a text that only its own server may see"
 ENGINE = {"stub": "stubs.engine"}
@@ -96,8 +96,8 @@ class Victim:
 
     def kill_server(self) -> None:
         for status in Manager().status():
-            if status.keeper_pid is not None:
-                for child in psutil.Process(status.keeper_pid).children():
+            if status.supervisor_pid is not None:
+                for child in psutil.Process(status.supervisor_pid).children():
                     if "guard.py" not in " ".join(child.cmdline()):
                         child.send_signal(signal.SIGKILL)
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 from emberd.engines.base import Diagnosis, Launch, Plan
-from emberd.settings import ServerSpec
-from emberd.startup import StartOptions
+from emberd.settings import ServerSpec, StartOptions
 
 
 class StubEngine:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from emberd.endpoint import Endpoint
 from emberd.errors import (
     AuthenticationError,
     BadReplyError,
@@ -33,15 +34,15 @@ from emberd.errors import (
     TextError,
     TextTooLongError,
 )
-from emberd.instructions import TASKS
-from emberd.settings import DEFAULT_MODEL, UNSET, Endpoint, ServerSpec, Settings, Unset
+from emberd.prompts import TASKS
+from emberd.settings import DEFAULT_MODEL, UNSET, ServerSpec, Settings, Unset
 
 if TYPE_CHECKING:
     from emberd.client.texts import check_texts
     from emberd.embedder import Embedder
     from emberd.lists import ato_lists, to_lists
     from emberd.manager import Progress, Server, ServerStatus
-    from emberd.servers import Manager
+    from emberd.verified_manager import Manager
 
 __version__ = "0.1.0"
 
@@ -90,7 +91,7 @@ __all__ = [
 # Imported at first use: a program that imports emberd may never embed anything.
 _LATE: Final = {
     "Embedder": "emberd.embedder",
-    "Manager": "emberd.servers",
+    "Manager": "emberd.verified_manager",
     "Progress": "emberd.manager",
     "Server": "emberd.manager",
     "ServerStatus": "emberd.manager",

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from emberd import handed, identity, progress
-from emberd.attachment import KEY_VARIABLE, Attachment
+from emberd import handed, index_identity, progress
+from emberd.endpoint import Endpoint, Secret, read_key
 from emberd.errors import SettingError
-from emberd.settings import UNSET, Endpoint, Secret, Settings, Unset, read_key
+from emberd.server_handle import KEY_VARIABLE, Attachment
+from emberd.settings import UNSET, Settings, Unset
 from emberd.streams import Streams
 
 if TYPE_CHECKING:
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from emberd.client.aio import AsyncClient
     from emberd.client.sync import Client
     from emberd.client.vectors import Floats
-    from emberd.manager import Manager, Server
+    from emberd.manager import Server
     from emberd.recollection import Recollection
+    from emberd.verified_manager import Manager
 
 _FIELDS: Final = fields(Settings)
 # What no server and no connection depends on.
@@ -204,9 +206,9 @@ class Embedder(Streams):
     def identity(self) -> str:
         """What decides the vectors of a text, as a short text to keep beside an index.
 
-        It holds model, revision, dimensions and instructions; see ``emberd.identity``.
+        It holds model, revision, dimensions and instructions; see ``emberd.index_identity``.
         """
-        return identity.identity(self._settings, self._attachment.spec)
+        return index_identity.identity(self._settings, self._attachment.spec)
 
     def check_identity(self, kept: str) -> None:
         """Do nothing if the index with the identity ``kept`` was made with settings like these.
@@ -214,7 +216,7 @@ class Embedder(Streams):
         Raises:
             IdentityError: It was not; the text names both, and where they differ.
         """
-        identity.check(kept, self.identity, self._settings)
+        index_identity.check(kept, self.identity, self._settings)
 
     def using(self, **changes: Any) -> Self:
         """Return an embedder with some settings changed, on the same server and connections.
@@ -334,7 +336,7 @@ class Embedder(Streams):
 
             self._recollection = Recollection(
                 self._settings.cache,
-                identity.native(self._settings, self._attachment.spec),
+                index_identity.native(self._settings, self._attachment.spec),
                 self._settings.known.dimensions,
             )
         return self._recollection

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from emberd.endpoint import root_url
 from emberd.errors import SettingError
-from emberd.settings import root_url
 
 
 def one_place(base_url: str | None, *clients: Any) -> str | None:

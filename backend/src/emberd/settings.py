@@ -1,7 +1,8 @@
-"""What a caller may ask for, and where it is read from.
+"""What a caller may ask for, and how it is validated.
 
-``ServerSpec`` is identity and constraints of a server; ``Settings`` is all that an ``Embedder``
-takes. The environment is read in one call, when an object is constructed.
+``ServerSpec`` is identity and constraints of a server; ``StartOptions`` says how one is started;
+``Settings`` is all that an ``Embedder`` takes. The environment is read once, when an object is
+constructed.
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+import shlex
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from functools import partial
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final
 
-from emberd import checkpoints, checks, durations, environment
+from emberd import checkpoints, durations, endpoint, env
 from emberd.catalog import DEMO_MODEL, Model
 from emberd.errors import SettingError
-from emberd.instructions import Templates, templates
-from emberd.listeners import Listener
+from emberd.prompts import Templates, templates
 
 DEFAULT_MODEL: Final = "Qwen/Qwen3-Embedding-4B"
 IDLE_TIMEOUT_S: Final = 1800.0
@@ -27,14 +28,6 @@ START_TIMEOUT_S: Final = 900.0
 REQUEST_TIMEOUT_S: Final = 120.0
 BATCH_TEXTS: Final = 256
 CONCURRENT_REQUESTS: Final = 8
-
-
-@runtime_checkable
-class Secret(Protocol):
-    """A text that does not print itself, such as pydantic's ``SecretStr``."""
-
-    def get_secret_value(self) -> str:
-        """Return the text."""
 
 
 class Unset(Enum):
@@ -107,38 +100,6 @@ class ServerSpec:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A verified place to send texts to.
-
-    Attributes:
-        url: Root of the server, without ``/v1`` and without a slash at the end.
-        model: The name that the server goes by; sent with each request.
-        dimensions: Length of its native vectors.
-        context_tokens: Longest text that it takes, in tokens; None when it does not say.
-        api_key: Its key, or None when it wants none. Never printed.
-        server: What kind of server answers, in one word; for people.
-        listener: The listening socket that was verified; each new connection is checked against
-            it before anything is sent. None for a server on another machine.
-        canary: The vector of the text that verified it, as the server gave it; empty when it is
-            not kept. A server that comes back must give the same one.
-    """
-
-    url: str
-    model: str
-    dimensions: int
-    context_tokens: int | None = None
-    api_key: str | None = field(default=None, repr=False)
-    server: str = "unknown"
-    listener: Listener | None = None
-    canary: tuple[float, ...] = field(default=(), repr=False, compare=False)
-
-    @property
-    def base_url(self) -> str:
-        """The URL that OpenAI clients want: with ``/v1``."""
-        return f"{self.url}/v1"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All that an embedder can be told; made by ``Settings.resolve``.
@@ -147,9 +108,9 @@ class Settings:
         model: Name on the hub, or a folder.
         dimensions: Length of the vectors that leave; None for native. Where neither the caller nor
             the environment says, it is the ``truncate_dim`` of the model's folder.
-        query_instruction: See ``emberd.instructions.template``.
-        document_instruction: See ``emberd.instructions.template``.
-        symmetric: Queries are embedded as documents are; see ``emberd.instructions.templates``.
+        query_instruction: See ``emberd.prompts.template``.
+        document_instruction: See ``emberd.prompts.template``.
+        symmetric: Queries are embedded as documents are; see ``emberd.prompts.templates``.
         base_url: A server to use as it is; nothing is ever started then.
         api_key: Its key. Never printed, never pickled.
         revision: Commit on the hub; None for whatever is there.
@@ -201,7 +162,7 @@ class Settings:
             SettingError: An unknown field, or a value that cannot be used; it is named.
         """
         _refuse_unknown(given)
-        values = environment.read(os.environ)
+        values = env.read(os.environ)
         values |= {
             name: value
             for name, value in given.items()
@@ -278,7 +239,7 @@ class Settings:
         )
 
     def _check(self) -> None:
-        checks.check(self)
+        check(self)
         # Raises for an instruction that would be misread: at construction, not at first use.
         _ = self._templates
 
@@ -295,61 +256,6 @@ def _rebuild(values: dict[str, Any]) -> Settings:
     return Settings(**values)
 
 
-def root_url(url: str, name: str = "base_url") -> str:
-    """Return ``url`` without a trailing slash or ``/v1``.
-
-    Args:
-        url: What was given.
-        name: Where it was given, for the error.
-
-    Raises:
-        SettingError: It is not an http or https URL, or has a part that may hold secrets, which
-            would then stand in logs and errors too.
-    """
-    # First of all, for the other errors repeat the URL.
-    if "@" in url:
-        raise SettingError(
-            f"{name} has a user name or password in it. Leave them out, and give api_key=, or a "
-            f"client of your own (client=) where the server wants another way to log in."
-        )
-    if "?" in url or "#" in url:
-        raise SettingError(
-            f"{name} has a query (?) or a fragment (#) in it. Leave it out, and give a client of "
-            f"your own (client=) where the server wants one."
-        )
-    bare = url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
-    if not bare.startswith(("http://", "https://")) or bare.endswith("//"):
-        raise SettingError(
-            f"{name}={url!r} is not an http(s) URL. Write it like http://127.0.0.1:30000/v1."
-        )
-    return bare
-
-
-def _read_url(given: object) -> str:
-    if not isinstance(given, str):
-        raise SettingError(f"base_url is of type {type(given).__name__} and must be a text.")
-    return root_url(given)
-
-
-def read_key(given: object) -> str | None:
-    """Return a key that can stand in a header, or None for a blank one.
-
-    Raises:
-        SettingError: It is none; the text never shows it.
-    """
-    if isinstance(given, Secret):
-        given = given.get_secret_value()
-    if not isinstance(given, str):
-        raise SettingError(f"api_key is of type {type(given).__name__} and must be a text.")
-    key = given.strip()
-    if not all("!" <= character <= "~" for character in key):
-        raise SettingError(
-            "api_key has a space, a line break or a character outside of ASCII in it, which no "
-            "HTTP header can carry. Look whether it was copied whole, and nothing with it."
-        )
-    return key or None
-
-
 def _read_path(given: Any) -> Any:
     name = os.fspath(given) if isinstance(given, os.PathLike) else given
     return checkpoints.absolute(name) if isinstance(name, str) else name
@@ -357,8 +263,8 @@ def _read_path(given: Any) -> Any:
 
 # What is given in several forms, and how it is brought into one.
 _READ: Final[dict[str, Callable[[Any], Any]]] = {
-    "api_key": read_key,
-    "base_url": _read_url,
+    "api_key": endpoint.read_key,
+    "base_url": endpoint.read_url,
     "model": _read_path,
     "timeout": partial(durations.check, "timeout"),
     "start_timeout": partial(durations.check, "start_timeout"),
@@ -369,3 +275,166 @@ _READ: Final[dict[str, Callable[[Any], Any]]] = {
 def is_demo(model: str) -> bool:
     """Return whether ``model`` is the bundled one, whose vectors are not Qwen3's."""
     return model == DEMO_MODEL
+
+
+# ------------------------------------------------------------ how a server is started
+
+_PORTS: Final = range(1, 65_536)
+
+
+@dataclass(frozen=True, slots=True)
+class StartOptions:
+    """How to start a server.
+
+    Attributes:
+        port: The loopback port that it is to listen on; None for any that is free.
+        no_auth: It asks for no key: every user and every web page of this machine may use it.
+        tp_size: GPUs over which one copy of the model is spread.
+        dp_size: Copies of the model, each on GPUs of its own.
+        arguments: Put behind the engine's own, as they are; the last of two that clash wins.
+    """
+
+    port: int | None = None
+    no_auth: bool = False
+    tp_size: int = 1
+    dp_size: int = 1
+    arguments: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        # A record keeps them as JSON, which knows lists alone.
+        object.__setattr__(self, "arguments", tuple(self.arguments))
+        if self.port is not None and self.port not in _PORTS:
+            raise SettingError(f"port={self.port} is no port: give one from 1 to 65535.")
+        for name in ("tp_size", "dp_size"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"{name}={getattr(self, name)} must be at least 1.")
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs a server started like this takes."""
+        return self.tp_size * self.dp_size
+
+    @classmethod
+    def resolve(cls, environ: Mapping[str, str] = os.environ, **given: Any) -> StartOptions:
+        """Return what was given, else what the environment says, else the defaults.
+
+        Args:
+            environ: Where ``EMBERD_PORT``, ``EMBERD_TP_SIZE``, ``EMBERD_DP_SIZE`` and
+                ``EMBERD_ENGINE_ARGS`` (words as a shell would split them) are looked for. An
+                open server is never asked for by the environment.
+            **given: Fields of this class; None counts as not given.
+
+        Raises:
+            SettingError: A value cannot be used; it is named.
+        """
+        values = in_environment(environ)
+        return replace(cls(**values), **{n: v for n, v in given.items() if v is not None})
+
+
+def in_environment(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Return the options that the environment gives, by the fields of ``StartOptions``.
+
+    Raises:
+        SettingError: A variable cannot be read; it is named.
+    """
+    return {
+        name: _read(variable, environ[variable], read)
+        for name, (variable, read) in _VARIABLES.items()
+        if environ.get(variable)
+    }
+
+
+def variable(name: str) -> str:
+    """Return the environment variable of an option that has one."""
+    return _VARIABLES[name][0]
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(shlex.split(text))
+
+
+_VARIABLES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
+    "port": ("EMBERD_PORT", int),
+    "tp_size": ("EMBERD_TP_SIZE", int),
+    "dp_size": ("EMBERD_DP_SIZE", int),
+    "arguments": ("EMBERD_ENGINE_ARGS", _split),
+}
+
+
+def _read(variable: str, text: str, read: Callable[[str], Any]) -> Any:
+    try:
+        return read(text)
+    except ValueError as error:
+        # Arguments may hold secrets, and are not repeated; numbers are.
+        shown = variable if read is _split else f"{variable}={text!r}"
+        raise SettingError(f"{shown} cannot be read: {error}. Correct it.") from error
+
+
+# ------------------------------------------------------------ validation
+
+_TEXTS: Final = ("model", "revision", "engine", "device")
+_INSTRUCTIONS: Final = ("query_instruction", "document_instruction")
+_COUNTS: Final = ("batch_size", "max_concurrency", "context_tokens")
+_DURATIONS: Final = ("timeout", "start_timeout")
+_SWITCHES: Final = ("symmetric", "truncate", "server_dimensions", "show_progress")
+
+
+def check(settings: Any) -> None:
+    """Check every field of ``settings`` that stands for itself.
+
+    Args:
+        settings: An ``emberd.settings.Settings``.
+
+    Raises:
+        SettingError: A value cannot be used; it is named.
+    """
+    for names, refuse in _CHECKS:
+        for name in names:
+            refuse(name, getattr(settings, name))
+    if settings.dimensions is not None:
+        _check_dimensions(settings.known, settings.dimensions)
+
+
+def _check_text(name: str, value: object) -> None:
+    if value is not None and not (isinstance(value, str) and value.strip()):
+        raise SettingError(f"{name}={value!r} must be a text that is not blank.")
+
+
+def _check_instruction(name: str, value: object) -> None:
+    if value is not None and not isinstance(value, str):
+        raise SettingError(f"{name}={value!r} must be a text: a task, its name, or a template.")
+
+
+def _check_count(name: str, value: object) -> None:
+    if value is None and name == "context_tokens":
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SettingError(f"{name}={value!r} must be a whole number, at least 1.")
+
+
+def _check_switch(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise SettingError(f"{name}={value!r} must be True or False.")
+
+
+def _check_dimensions(model: Model, dimensions: int) -> None:
+    longest = model.dimensions
+    source = f" (the truncate_dim of {model.name})" if dimensions == model.cut_to else ""
+    if isinstance(dimensions, bool) or not isinstance(dimensions, int):
+        raise SettingError(f"dimensions={dimensions!r}{source} must be a whole number.")
+    if dimensions < model.min_dimensions or (longest is not None and dimensions > longest):
+        upper = f" and at most {longest}" if longest else ""
+        raise SettingError(
+            f"dimensions={dimensions}{source} does not suit {model.name}: "
+            f"it must be at least {model.min_dimensions}{upper}."
+        )
+
+
+_CHECKS: Final = (
+    (_TEXTS, _check_text),
+    (_INSTRUCTIONS, _check_instruction),
+    (_COUNTS, _check_count),
+    (_DURATIONS, durations.check),
+    (("idle_timeout",), durations.check_or_never),
+    (_SWITCHES, _check_switch),
+)

@@ -16,8 +16,7 @@ from emberd.engines import Launch
 from emberd.engines.sglang import ENGINE, models
 from emberd.errors import NoEngineError, StartError
 from emberd.installs import Interpreter
-from emberd.settings import ServerSpec
-from emberd.startup import StartOptions
+from emberd.settings import ServerSpec, StartOptions
 from fake_nvml import GIB, Card, Nvml
 
 GPU = ServerSpec()

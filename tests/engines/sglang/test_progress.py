@@ -99,7 +99,7 @@ def test_without_a_known_line_it_is_importing(log: str) -> None:
 
 
 def test_a_long_log_costs_little() -> None:
-    """A keeper asks twenty times a second."""
+    """A supervisor asks twenty times a second."""
     log = (sglang_logs.read("ready").text * 100)[-KEPT_CHARS:]
     began = time.thread_time()
     for _ in range(20):

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from emberd.errors import SettingError
 
-IDENTITY_KEY: Final = b"emberd.identity"
+IDENTITY_KEY: Final = b"emberd.index_identity"
 """Where the metadata of a Parquet file says what its vectors were made with."""
 
 

@@ -17,7 +17,7 @@ from emberd.cache.base import CacheStats, Counts, Found
 from emberd.cache.database import Database, ForeignFileError
 from emberd.cache.records import Floats
 from emberd.cache.urls import Place
-from emberd.places import Places
+from emberd.env import Places
 
 _LOG: Final = logging.getLogger("emberd")
 _PRIVATE_FOLDER: Final = 0o700

@@ -11,9 +11,8 @@ from emberd import engines
 from emberd.cli import output
 from emberd.engines import Plan
 from emberd.engines.rehearsal import ANY_PORT, FOLDER, KEY, rehearse
-from emberd.places import Places
-from emberd.settings import ServerSpec
-from emberd.startup import StartOptions
+from emberd.env import Places
+from emberd.settings import ServerSpec, StartOptions
 
 _INDENT: Final = "    "
 _USED_INSTEAD: Final = "A running server that serves the model would be used instead."

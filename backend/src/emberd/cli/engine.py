@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from emberd.cli import options, output, words
+from emberd.env import Places
 from emberd.errors import SettingError
 from emberd.installs import (
     Installed,
@@ -26,7 +27,6 @@ from emberd.installs import (
     sites,
 )
 from emberd.installs.environments import engines_folder
-from emberd.places import Places
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -15,7 +15,7 @@ from emberd.cli import options, output
 from emberd.cli.codes import Code
 from emberd.cli.status import RUNNING
 from emberd.cli.stop import Model
-from emberd.servers import Manager
+from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:
     from emberd.manager import ServerStatus
@@ -70,7 +70,7 @@ def _choose(model: str | None) -> ServerStatus:
 
 
 def _runs(own: ServerStatus) -> bool:
-    return any(s.nonce == own.nonce and s.state in RUNNING for s in Manager().status())
+    return any(s.start_id == own.start_id and s.state in RUNNING for s in Manager().status())
 
 
 def _tail(file: BinaryIO, lines: int) -> bytes:

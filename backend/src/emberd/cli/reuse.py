@@ -117,9 +117,9 @@ def given_notes(server: Server, settings: Settings) -> Iterator[str]:
 
 def status_of(server: Server) -> ServerStatus | None:
     """Return the status of a server that emberd started; None when it is gone."""
-    from emberd.servers import Manager
+    from emberd.verified_manager import Manager
 
-    return next((s for s in Manager().status() if s.nonce == server.nonce), None)
+    return next((s for s in Manager().status() if s.start_id == server.start_id), None)
 
 
 def _spelt(options: Mapping[str, Any]) -> str:

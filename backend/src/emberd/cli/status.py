@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from emberd import surface
+from emberd import probe
 from emberd.cli import options, output, words
 from emberd.cli.codes import Code
 from emberd.manager import ServerStatus, State
-from emberd.servers import Manager
+from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,7 +25,16 @@ _COLOURS: Final = {
     State.FAILED: "red",
     State.UNKNOWN: "red",
 }
-_COLUMNS: Final = ("model", "state", "for", "engine", "url", "stops when idle", "keeper", "detail")
+_COLUMNS: Final = (
+    "model",
+    "state",
+    "for",
+    "engine",
+    "url",
+    "stops when idle",
+    "supervisor",
+    "detail",
+)
 _LEAST_DETAIL_COLUMNS: Final = 24
 _GAPS_COLUMNS: Final = (2, 1)  # between two columns: the wider one where there is room
 _NAME_COLUMNS: Final = 17
@@ -62,7 +71,7 @@ def _seen(own: ServerStatus) -> ServerStatus:
     # No supervisor updates the record of an external server, so the server is asked.
     from dataclasses import replace
 
-    if own.origin == "found" and own.url is not None and not surface.is_ready(own.url):
+    if own.origin == "found" and own.url is not None and not probe.is_ready(own.url):
         return replace(own, state=State.ABSENT, url=None, detail=f"{own.url} does not answer")
     return own
 
@@ -118,7 +127,7 @@ def _row(own: ServerStatus) -> dict[str, Text]:
         Text(own.engine or "?"),
         Text(own.url or "-"),
         Text(stops if own.state in RUNNING and own.state is not State.UNKNOWN else "-"),
-        Text("external" if found else str(own.keeper_pid or "-")),
+        Text("external" if found else str(own.supervisor_pid or "-")),
         Text(own.detail),
     )
     return dict(zip(_COLUMNS, cells, strict=True))

@@ -15,8 +15,8 @@ from emberd.cli.status import as_content
 from emberd.errors import SettingError
 from emberd.manager import State, Timing
 from emberd.manager.lost_records import NO_MODEL
-from emberd.servers import Manager
 from emberd.settings import ServerSpec
+from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:
     from emberd.manager import ServerStatus

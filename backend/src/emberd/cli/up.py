@@ -8,8 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from emberd.cli import dry, options, output, reuse, waiting, words
-from emberd.settings import ServerSpec, is_demo
-from emberd.startup import StartOptions
+from emberd.settings import ServerSpec, StartOptions, is_demo
 
 if TYPE_CHECKING:
     from emberd.manager import Server
@@ -100,7 +99,7 @@ def as_content(server: Server) -> dict[str, Any]:
         "reason": server.reason,
         "started": server.started,
         "engine": server.engine,
-        "nonce": server.nonce,
+        "start_id": server.start_id,
         "folder": server.folder,
         "notes": list(server.notes),
     }

@@ -7,9 +7,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from emberd.cli import output, words
-from emberd.servers import Manager
-from emberd.settings import Settings
-from emberd.startup import StartOptions
+from emberd.settings import Settings, StartOptions
+from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:
     from emberd.manager import Progress, Server

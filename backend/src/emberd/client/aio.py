@@ -33,7 +33,8 @@ from emberd.client.slots import loop_slots
 from emberd.client.tokens import Counting
 from emberd.client.transport import AsyncTransport
 from emberd.client.vectors import Floats
-from emberd.settings import Endpoint, ServerSpec, Settings
+from emberd.endpoint import Endpoint
+from emberd.settings import ServerSpec, Settings
 
 _BEGINNING: Final[PerLoop[asyncio.Lock]] = PerLoop(asyncio.Lock)
 

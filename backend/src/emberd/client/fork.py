@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
-from emberd import listeners
 from emberd.client import deadline, pieces
-from emberd.listeners import Listener
+from emberd.system import listeners
+from emberd.system.listeners import Listener
 
 
 class Resettable(Protocol):

@@ -32,6 +32,7 @@ from emberd.client.rows import Embedded, Rows
 from emberd.client.texts import Prepared, listed, prepare
 from emberd.client.tokens import Counting
 from emberd.client.vectors import Floats
+from emberd.endpoint import Endpoint
 from emberd.errors import (
     RejectedError,
     RequestError,
@@ -40,8 +41,8 @@ from emberd.errors import (
     SettingError,
     TextError,
 )
-from emberd.instructions import apply
-from emberd.settings import Endpoint, Settings
+from emberd.prompts import apply
+from emberd.settings import Settings
 
 Work = Batch | Counting
 Result = Floats | list[int] | Failure

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from emberd.client.protocol import Gone
+from emberd.endpoint import Endpoint
 from emberd.errors import ServerMismatchError
-from emberd.settings import Endpoint
 
 
 @dataclass(slots=True)

@@ -11,8 +11,8 @@ from emberd.client.learnt import Learnt
 from emberd.client.protocol import TooLong
 from emberd.client.texts import Prepared
 from emberd.client.tokens import Counting
+from emberd.endpoint import Endpoint
 from emberd.errors import AuthenticationError, RejectedError, RequestError, TextTooLongError
-from emberd.settings import Endpoint
 
 
 class Lengths:

@@ -21,8 +21,8 @@ from emberd.client import protocol, replies
 from emberd.client.batches import BATCH_TOKENS
 from emberd.client.protocol import Ask, Failure, Gone, Outcome, TooLong
 from emberd.client.replies import Answer
+from emberd.endpoint import Endpoint
 from emberd.errors import BadReplyError, RejectedError, RequestTimeoutError
-from emberd.settings import Endpoint
 
 
 @dataclass(frozen=True, slots=True)

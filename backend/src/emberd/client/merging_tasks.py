@@ -12,7 +12,7 @@ from emberd.client import merging
 from emberd.client.merging import Kind
 from emberd.client.protocol import Ask, Outcome
 from emberd.client.replies import Answer
-from emberd.settings import Endpoint
+from emberd.endpoint import Endpoint
 
 # Calls that are made at once begin in every second turn of the loop, see ``aio``: so many turns
 # with nobody new are the end of them.

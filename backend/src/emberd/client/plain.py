@@ -20,13 +20,13 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from emberd import listeners
 from emberd.client import deadline, fork
 from emberd.client.protocol import Ask, Reply, Trouble
+from emberd.endpoint import Endpoint
 from emberd.errors import BadReplyError
-from emberd.listeners import ListenerChangedError
-from emberd.settings import Endpoint
-from emberd.surface import is_loopback
+from emberd.probe import is_loopback
+from emberd.system import listeners
+from emberd.system.listeners import ListenerChangedError
 
 KEEP_IDLE_S: Final = 4.0
 """Servers on uvicorn close an idle connection after 5 s. Ours is given up before, or a request

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from emberd.client.texts import excerpt
+from emberd.endpoint import Endpoint
 from emberd.errors import PoisonTextError, RejectedError, ServerMismatchError, TextError
-from emberd.settings import Endpoint
 
 
 def refused(place: int, error: RejectedError) -> TextError:

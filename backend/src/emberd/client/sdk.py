@@ -15,10 +15,10 @@ from typing import Any, Final
 from emberd.client.fork import Sockets
 from emberd.client.plain import CONNECT_S, KEEP_IDLE_S, NO_KEY
 from emberd.client.protocol import Ask, Reply, Trouble
+from emberd.endpoint import Endpoint, root_url
 from emberd.errors import BadReplyError, SettingError
-from emberd.listeners import ListenerChangedError
-from emberd.settings import Endpoint, root_url
-from emberd.surface import is_loopback
+from emberd.probe import is_loopback
+from emberd.system.listeners import ListenerChangedError
 
 _AGENT: Final = "emberd"
 _JSON: Final = "application/json"

@@ -26,7 +26,8 @@ from emberd.client.rows import Embedded
 from emberd.client.slots import PROCESS_SLOTS, AbandonedError, Lease
 from emberd.client.transport import Transport
 from emberd.client.vectors import Floats
-from emberd.settings import Endpoint, ServerSpec, Settings
+from emberd.endpoint import Endpoint
+from emberd.settings import ServerSpec, Settings
 
 
 class Client:

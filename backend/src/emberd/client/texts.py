@@ -8,7 +8,7 @@ from typing import Final
 
 from emberd.catalog import Model
 from emberd.errors import TextError
-from emberd.instructions import apply
+from emberd.prompts import apply
 
 Input = str | list[int]
 """What stands for one text in a request: the text itself, or its token ids."""

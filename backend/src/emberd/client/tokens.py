@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from emberd.catalog import Model
 from emberd.client.protocol import Ask, parse
+from emberd.endpoint import Endpoint
 from emberd.errors import BadReplyError, TextTooLongError
-from emberd.settings import Endpoint
 
 PATH: Final = "/v1/tokenize"
 

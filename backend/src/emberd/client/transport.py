@@ -20,7 +20,7 @@ from emberd.client.fork import Sockets
 from emberd.client.loops import PerLoop
 from emberd.client.plain import PlainSession
 from emberd.client.protocol import Ask, Reply, Trouble
-from emberd.settings import Endpoint
+from emberd.endpoint import Endpoint
 
 
 class Session:

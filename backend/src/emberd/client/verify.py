@@ -1,8 +1,8 @@
 """Is this a server that gives the vectors that were asked for? Asked before its first use.
 
 Not the embedding's own ``model`` field is believed, which SGLang copies from its command line, but
-the names that the server lists, one real embedding, and the tokens that it read for it. A keeper
-runs this too, so it needs neither the openai SDK nor numpy.
+the names that the server lists, one real embedding, and the tokens that it read for it. A
+supervisor runs this too, so it needs neither the openai SDK nor numpy.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final
 
-from emberd import checkpoints, listeners, surface
+from emberd import checkpoints, probe
 from emberd.catalog import Model
 from emberd.client import naming, protocol, replies, tokens
 from emberd.client.protocol import Ask, Reply, Trouble
 from emberd.client.replies import Answer, Raw
+from emberd.endpoint import Endpoint
 from emberd.errors import BadReplyError, ServerMismatchError, ServerUnavailableError
-from emberd.listeners import Listener
-from emberd.settings import Endpoint, ServerSpec
-from emberd.surface import MODEL_INFO, MODELS, OLD_MODEL_INFO
+from emberd.probe import MODEL_INFO, MODELS, OLD_MODEL_INFO
+from emberd.settings import ServerSpec
+from emberd.system import listeners
+from emberd.system.listeners import Listener
 
 TIMEOUT_S: Final = 60.0
 NORM_TOLERANCE: Final = 1e-2
@@ -95,7 +97,7 @@ def examination(url: str, api_key: str | None, spec: ServerSpec, timeout_s: floa
 
 def _examination(url: str, api_key: str | None, spec: ServerSpec) -> Examination:
     model = checkpoints.describe(spec.model)
-    entries = surface.entries(_object(_body(url, MODELS, (yield Ask(MODELS)))))
+    entries = probe.entries(_object(_body(url, MODELS, (yield Ask(MODELS)))))
     # Where the server lists its models, the other routes are optional: a gateway may close them.
     optional = bool(entries)
     info = _object(_body(url, MODEL_INFO, (yield Ask(MODEL_INFO)), optional=optional))
@@ -233,7 +235,7 @@ def _serving(
 
 
 def _is_wanted(url: str, wanted: str, said: list[Any]) -> bool:
-    if surface.is_loopback(url):
+    if probe.is_loopback(url):
         # Files say more than names, where both folders can be seen.
         seen = {naming.holds_model(wanted, path) for path in said} - {None}
         if seen:
@@ -308,8 +310,8 @@ def _send(
 ) -> Reply | Trouble:
     body = None if ask.body is None else json.dumps(ask.body).encode()
     try:
-        found = surface.fetch(url, ask.path, body, api_key, timeout_s, listener=listener)
-    except surface.NO_ANSWER as error:
+        found = probe.fetch(url, ask.path, body, api_key, timeout_s, listener=listener)
+    except probe.NO_ANSWER as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(reason, ValueError):
             # What urllib says of a header that HTTP does not allow repeats the key.

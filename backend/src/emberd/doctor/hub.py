@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from emberd import checkpoints, surface
+from emberd import checkpoints, probe
 from emberd.doctor import weights
 from emberd.doctor.redaction import host
 
@@ -91,8 +91,8 @@ def ask(model: str, revision: str | None) -> Answer:
     """Return what the hub says of a model, after a few seconds at most."""
     path = f"/api/models/{quote(model)}/revision/{quote(revision or _MAIN, safe='')}?blobs=true"
     try:
-        reply = surface.fetch(endpoint(), path, None, None, TIMEOUT_S)
-    except surface.NO_ANSWER:
+        reply = probe.fetch(endpoint(), path, None, None, TIMEOUT_S)
+    except probe.NO_ANSWER:
         return Answer(None)
     told: Any = reply.json()
     if not isinstance(told, dict):

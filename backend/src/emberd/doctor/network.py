@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from typing import Final
 from urllib.parse import urlsplit
 
-from emberd import listeners, surface
+from emberd import probe
 from emberd.doctor.findings import Finding, note, ok, problem
 from emberd.doctor.redaction import host
 from emberd.doctor.wanted import Wanted
 from emberd.manager.discovery import DEFAULT_PORT
+from emberd.system import listeners
 
 _PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _EXCEPT: Final = "NO_PROXY"
@@ -41,7 +42,7 @@ def _between(url: str) -> Iterator[Finding]:
     parts = urlsplit(url)
     name = parts.hostname or ""
     proxy = _value(f"{parts.scheme.upper()}_PROXY") or _value("ALL_PROXY")
-    if proxy and not surface.is_loopback(url) and not _is_excepted(name):
+    if proxy and not probe.is_loopback(url) and not _is_excepted(name):
         yield note(
             "proxy",
             f"requests to {host(url)} go through the proxy {host(proxy)}",

@@ -10,24 +10,25 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from emberd import surface
+from emberd import probe
 from emberd.client.verify import verify
 from emberd.doctor.bounded import Outcome, gather
 from emberd.doctor.findings import Finding, note, ok, problem, split
 from emberd.doctor.start import up
 from emberd.doctor.wanted import Wanted
+from emberd.endpoint import Endpoint
 from emberd.errors import (
     AuthenticationError,
     EmberdError,
     ServerMismatchError,
     StateFolderError,
 )
-from emberd.manager import State, Timing, discovery, folders, lost_records, pins, process, slot
+from emberd.manager import State, Timing, discovery, folders, lost_records, pins, slot
 from emberd.manager.adoption import Found
 from emberd.manager.discovery import Candidate
 from emberd.manager.server import ServerStatus
 from emberd.manager.slot import View
-from emberd.settings import Endpoint
+from emberd.system import processes
 
 _REQUEST_S: Final = 3.5
 _SERVER_S: Final = 4.0
@@ -124,7 +125,7 @@ def _own(wanted: Wanted, view: View, marks: lost_records.Marks) -> Iterator[Find
 
 
 def _answers(status: ServerStatus) -> bool:
-    return surface.get(status.url or "", "/ready", timeout_s=_REQUEST_S) is not None
+    return probe.get(status.url or "", "/ready", timeout_s=_REQUEST_S) is not None
 
 
 def _after_failure(wanted: Wanted, status: ServerStatus) -> str:
@@ -137,7 +138,7 @@ def _log(status: ServerStatus) -> str:
 
 
 def _leftover(view: View) -> Iterator[Finding]:
-    left = [] if view.alive else [str(own.pid) for own in process.marked(str(view.folder))]
+    left = [] if view.alive else [str(own.pid) for own in processes.marked(str(view.folder))]
     if left:
         yield note(
             "leftover",

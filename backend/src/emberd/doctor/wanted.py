@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from emberd import checkpoints, environment
+from emberd import checkpoints, env
 from emberd.doctor.redaction import HIDDEN, origin
+from emberd.env import Places
 from emberd.errors import SettingError
-from emberd.places import Places
-from emberd.settings import DEFAULT_MODEL, ServerSpec, Settings
-from emberd.startup import StartOptions
+from emberd.settings import DEFAULT_MODEL, ServerSpec, Settings, StartOptions
 
 _PREFIX: Final = "EMBERD_"
 _URLS: Final = ("EMBERD_BASE_URL", "EMBERD_DISCOVER")
@@ -119,7 +118,7 @@ def _others(environ: Mapping[str, str]) -> list[str]:
     found = []
     for name, text in environ.items():
         try:
-            environment.read({name: text})
+            env.read({name: text})
             StartOptions.resolve({name: text})
         except SettingError as error:
             found.append(str(error))

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from emberd.settings import ServerSpec
-from emberd.startup import StartOptions
+from emberd.settings import ServerSpec, StartOptions
 
 START_SILENCE_S = 300.0
 DRAIN_S = 30.0
@@ -15,7 +14,7 @@ DRAIN_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What the keeper has settled before it asks an engine for its command.
+    """What the supervisor has settled before it asks an engine for its command.
 
     Attributes:
         port: The loopback port that the server is to listen on.
@@ -140,7 +139,7 @@ class Engine(Protocol):
 
         Args:
             exit_code: As ``subprocess`` gives it, negative for a signal; None when the server
-                was ended by its keeper because nothing moved.
+                was ended by its supervisor because nothing moved.
             log: What it wrote since its start.
         """
 

@@ -20,8 +20,7 @@ from emberd.engines.base import Diagnosis, Launch, Plan
 from emberd.engines.own_server import address, encoder_of
 from emberd.errors import StartError
 from emberd.serving import KEY_VARIABLE, MODULE
-from emberd.settings import ServerSpec
-from emberd.startup import StartOptions
+from emberd.settings import ServerSpec, StartOptions
 
 _DEVICE: Final = "cpu"
 _SILENCE_S: Final = 60.0

@@ -6,8 +6,7 @@ import os
 from typing import Final
 
 from emberd.engines.base import Engine, Launch, Plan
-from emberd.settings import ServerSpec
-from emberd.startup import StartOptions
+from emberd.settings import ServerSpec, StartOptions
 
 # In place of what is chosen at a start alone.
 ANY_PORT: Final = 30_000

@@ -21,10 +21,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from emberd.env import Places
 from emberd.errors import StateFolderError
 from emberd.installs import recipes
 from emberd.installs.recipes import Recipe
-from emberd.places import Places
 
 _MARKER: Final = "emberd.json"
 _SCRATCH: Final = ".tmp"

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from emberd.env import Places
 from emberd.errors import InstallError
 from emberd.installs import building, environments, hosts, locks, reasons, removing, sizes, users
 from emberd.installs.environments import Installed, Site
 from emberd.installs.recipes import Recipe, recipe_of
-from emberd.places import Places
 
 _TAIL_BYTES: Final = 4096
 _DOING_CHARACTERS: Final = 60

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from emberd.env import Places
 from emberd.errors import SettingError
 from emberd.installs import environments, probe
 from emberd.installs.recipes import Recipe, recipe_of
-from emberd.places import Places
 
 _SHEBANG_BYTES: Final = 4096
 # A path that is too long for a shebang stands in a line of its own that the shell runs.

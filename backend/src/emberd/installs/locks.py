@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from emberd.env import Places
 from emberd.errors import InstallError
 from emberd.installs.environments import engines_folder
-from emberd.places import Places
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock

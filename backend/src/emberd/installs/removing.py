@@ -6,11 +6,11 @@ import os
 import shutil
 from collections.abc import Callable
 
+from emberd.env import Places
 from emberd.errors import InstallError
 from emberd.installs import environments, locks, users
 from emberd.installs.environments import Installed, Site
 from emberd.installs.recipes import recipe_of
-from emberd.places import Places
 
 
 def remove(name: str, places: Places) -> Installed | None:

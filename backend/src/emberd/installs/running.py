@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from emberd import shim
+from emberd.system import pdeathsig
 
 _TICK_S: Final = 1.0
 
@@ -39,7 +39,7 @@ def run(
     try:
         with log.open("ab") as output:
             popen = subprocess.Popen(  # noqa: S603 - the command is ours
-                [python, "-I", "-S", shim.__file__, str(os.getpid()), str(read), *command],
+                [python, "-I", "-S", pdeathsig.__file__, str(os.getpid()), str(read), *command],
                 cwd=folder,
                 env=environment,
                 pass_fds=[read],

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from emberd import checkpoints, engines, listeners, surface
+from emberd import checkpoints, engines, probe
+from emberd.endpoint import Endpoint
 from emberd.errors import (
     AuthenticationError,
     EmberdError,
@@ -16,14 +17,15 @@ from emberd.errors import (
     ServerUnavailableError,
     StartError,
 )
-from emberd.listeners import Listener
-from emberd.manager import alive, discovery, leftovers, pins, process, record
+from emberd.manager import alive, discovery, leftovers, pins, record
 from emberd.manager.discovery import Candidate
 from emberd.manager.record import Record, State
 from emberd.manager.server import Server, Verify
 from emberd.manager.slot import View, look
 from emberd.manager.timing import Timing
-from emberd.settings import Endpoint, ServerSpec
+from emberd.settings import ServerSpec
+from emberd.system import listeners, processes
+from emberd.system.listeners import Listener
 
 _FIRST_ANSWER_S: Final = 10.0
 """How long something that listens may take to list its models: it may be no such server at all."""
@@ -110,11 +112,11 @@ def adopt(folder: Path, spec: ServerSpec, found: Found, timing: Timing) -> Serve
     The caller holds the start lock.
 
     Raises:
-        StartError: A keeper lives in that folder after all.
+        StartError: A supervisor lives in that folder after all.
     """
     memory = Record(
         state=State.READY,
-        nonce=process.new_nonce(),
+        start_id=processes.new_start_id(),
         spec=spec,
         timing=timing,
         since_s=time.monotonic(),
@@ -128,7 +130,7 @@ def adopt(folder: Path, spec: ServerSpec, found: Found, timing: Timing) -> Serve
     with alive.held(folder) as free:
         if not free:
             raise StartError(f"{folder} was taken meanwhile", advice="Try again.")
-        # Before the record goes that tells what a dead keeper's server has left.
+        # Before the record goes that tells what a dead supervisor's server has left.
         leftovers.end(folder, timing)
         record.write(folder, memory)
     server = look(folder).server() or found.server()
@@ -189,8 +191,8 @@ def _look_at(
     listener = listeners.find(candidate.url)
     if (refusal := _untrusted(candidate, listener, known)) is not None:
         return refusal
-    first = surface.get(
-        candidate.url, surface.MODELS, candidate.api_key, _FIRST_ANSWER_S, listener=listener
+    first = probe.get(
+        candidate.url, probe.MODELS, candidate.api_key, _FIRST_ANSWER_S, listener=listener
     )
     if first is None:
         return f"no response there, or not in HTTP within {_FIRST_ANSWER_S:g} s"

@@ -1,8 +1,8 @@
-"""Proof of life: a flock that the keeper holds for as long as it lives.
+"""Proof of life: a flock that the supervisor holds for as long as it lives.
 
 The kernel lets go of it when the last descriptor of the open file closes, however the process
 ended, so there is no heartbeat and no pid to be believed. Readers probe with a *shared* lock:
-two exclusive probes would each take the other for a living keeper.
+two exclusive probes would each take the other for a living supervisor.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def path(folder: Path) -> Path:
 
 
 def take(folder: Path) -> int | None:
-    """Take the proof of life of ``folder`` and return its descriptor; None when a keeper has it.
+    """Take the liveness lock of ``folder``; return its descriptor, or None if it is held.
 
     The holder is the only one who may write the folder's record. Whoever calls this holds the
     start lock, so the only rivals are the probes of readers, which pass in microseconds.
@@ -86,7 +86,7 @@ def is_same_file(descriptor: int, folder: Path) -> bool:
 
 @contextmanager
 def held(folder: Path) -> Iterator[bool]:
-    """Hold the proof of life for a moment, to write a record that has no keeper.
+    """Hold the proof of life for a moment, to write a record that has no supervisor.
 
     Yields:
         Whether it was to be had.
@@ -130,7 +130,7 @@ def _try_lock(descriptor: int, kind: int, folder: Path) -> bool:
 
 def _close_in_child() -> None:
     # A process that the application forks while a descriptor is open here shares its lock: it
-    # would go on "living" for the keeper, or block the next start, for as long as it runs.
+    # would go on "living" for the supervisor, or block the next start, for as long as it runs.
     for descriptor in list(_open_descriptors):
         with suppress(OSError):
             os.close(descriptor)

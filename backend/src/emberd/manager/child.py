@@ -1,4 +1,4 @@
-"""The server's process as its keeper holds it: started, reaped, drained, and nothing left."""
+"""The server's process as its supervisor holds it: started, reaped, drained, and nothing left."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Final
 
 import psutil
 
-from emberd import shim
-from emberd.manager import leavings, process
+from emberd.manager import leavings
+from emberd.system import pdeathsig, processes
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_SHIM: Final = shim.__file__
+_SHIM: Final = pdeathsig.__file__
 _GUARD: Final = str(Path(__file__).with_name("guard.py"))
 _REAP_POLL_S: Final = 0.02
 _RESTARTS: Final = 5
@@ -119,7 +119,7 @@ class _Log:
 class ServerProcess:
     """A server and all that it starts, in a session and process group of its own.
 
-    Only the keeper's main thread may make one: the kernel's death signal follows the thread.
+    Only the supervisor's main thread may make one: the kernel's death signal follows the thread.
     """
 
     def __init__(
@@ -135,20 +135,20 @@ class ServerProcess:
         Args:
             command: Program and arguments.
             environment: The whole environment, to which the mark is added.
-            mark: Folder, colon, nonce: by it leftovers are known as ours.
+            mark: Folder, colon, start_id: by it leftovers are known as ours.
             log: File that takes the standard output and error.
             inherited: Descriptors that the command keeps, under the same numbers.
         """
         self.exit_code: int | None = None
         self._pipe: tuple[int, int] | None = None if sys.platform == "linux" else os.pipe()
         pipe = self._pipe[0] if self._pipe else _NO_PIPE
-        shim = [sys.executable, "-I", "-S", _SHIM, str(os.getpid()), str(pipe)]
-        self._guard = Guard(f"{process.MARK}={mark}", log.with_name(leavings.NOTE))
+        prefix = [sys.executable, "-I", "-S", _SHIM, str(os.getpid()), str(pipe)]
+        self._guard = Guard(f"{processes.MARK}={mark}", log.with_name(leavings.NOTE))
         self._log = _Log(log)
         popen = subprocess.Popen(  # noqa: S603 - the command is the engine's
-            [*shim, *command],
+            [*prefix, *command],
             # SPT_NOENV: processes that rename themselves keep a readable environment.
-            env={**environment, process.MARK: mark, "SPT_NOENV": "1"},
+            env={**environment, processes.MARK: mark, "SPT_NOENV": "1"},
             stdin=subprocess.DEVNULL,
             stdout=self._log.descriptor,
             stderr=subprocess.STDOUT,
@@ -192,19 +192,19 @@ class ServerProcess:
     def kill_all(self, timeout_s: float) -> bool:
         """Kill the group and every other descendant; return whether all are gone."""
         deadline = time.monotonic() + timeout_s
-        keeper = psutil.Process()
+        supervisor = psutil.Process()
         while True:
             if self.exit_code is None:
                 # Only while the leader is not reaped: afterwards its id may be a stranger's.
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(self.pid, signal.SIGKILL)
-            left = [c for c in keeper.children(recursive=True) if c.pid != self._guard.pid]
+            left = [c for c in supervisor.children(recursive=True) if c.pid != self._guard.pid]
             for child in left:
                 with suppress(psutil.Error):
                     child.kill()
             self.reap()
             if not left:
-                # Last: until here the keeper may be killed, and leave its work to the guard.
+                # Last: until here the supervisor may be killed, and leave its work to the guard.
                 self._guard.dismiss()
             if not left or time.monotonic() > deadline:
                 return not left

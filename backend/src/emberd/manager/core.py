@@ -5,7 +5,7 @@ Nothing here does a mechanism's work; it decides in which order the mechanisms a
 1. a base URL was given: it is verified and used, and nothing is ever started;
 2. a record shows a server that fits and lives: it is used, or its start is joined. No lock;
 3. the start lock; the records once more; then the servers of others;
-4. a keeper is started and handed the proof of life, and the lock let go;
+4. a supervisor is started and handed the proof of life, and the lock let go;
 5. the wait for ``ready`` goes on outside the lock, so that it can end without ending the start.
 """
 
@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from emberd import durations
 from emberd.engines import to_install
+from emberd.env import Places
 from emberd.errors import EmberdError, ServerStoppedError, StartTimeoutError
 from emberd.manager import (
     adoption,
@@ -40,15 +41,13 @@ from emberd.manager.server import OnProgress, Progress, Server, ServerStatus, Ve
 from emberd.manager.slot import View
 from emberd.manager.timing import Timing
 from emberd.manager.wish import Check, Joined, Wish
-from emberd.places import Places
-from emberd.settings import IDLE_TIMEOUT_S, START_TIMEOUT_S, ServerSpec
-from emberd.startup import StartOptions
+from emberd.settings import IDLE_TIMEOUT_S, START_TIMEOUT_S, ServerSpec, StartOptions
 
 _PROGRESS_EVERY_S: Final = 1.0
 _DYING_S: Final = 0.5  # a killed process may break a connection before its port is closed
 
 
-class Manager:
+class ServerManager:
     """Finds, starts, watches and stops servers of this user on this machine."""
 
     def __init__(
@@ -59,7 +58,7 @@ class Manager:
         Args:
             home: Folder of all state; None for ``EMBERD_HOME`` or the platform's own.
             verify: Asks a server for a real embedding and returns what it is, or raises.
-            timing: Periods and deadlines; keepers started from here live by them too.
+            timing: Periods and deadlines; supervisors started from here live by them too.
         """
         self._places = Places.resolve(home)
         # By its real path: marks and records of one home must not differ by a link on the way.
@@ -211,18 +210,18 @@ class Manager:
 
         For a new job: what stopped meanwhile, for idleness or by a person, is then started
         again. Servers that others keep are not asked: each new
-        connection to them is checked instead, see ``emberd.listeners``.
+        connection to them is checked instead, see ``emberd.system.listeners``.
         """
         if server.origin != "own" or server.folder is None:
             return True
         view = slot.look(Path(server.folder))
         if view.state is State.UNKNOWN:  # its supervisor lives, and rewrites the lost record
             return True
-        same = view.record is not None and view.record.nonce == server.nonce
+        same = view.record is not None and view.record.start_id == server.start_id
         return same and view.state is State.READY
 
     def used(self, server: Server) -> None:
-        """Tell the keeper that the server is in use; cheap, at most once a second.
+        """Tell the supervisor that the server is in use; cheap, at most once a second.
 
         Raises:
             ServerStoppedError: A person stopped it. SGLang takes requests for as long as they come,
@@ -230,11 +229,11 @@ class Manager:
         """
         if server.folder is not None and idle.touch(server.folder):
             own = slot.look(Path(server.folder)).record
-            if own is not None and own.nonce == server.nonce and own.stopped_by_person:
+            if own is not None and own.start_id == server.start_id and own.stopped_by_person:
                 raise _stopped(own.spec)
 
     def suspect(self, server: Server) -> None:
-        """Tell the keeper that the server did not answer in time: it is to probe it."""
+        """Tell the supervisor that the server did not answer in time: it is to probe it."""
         if server.origin == "own" and server.folder is not None:
             suspicion.report(server.folder)
 
@@ -262,7 +261,7 @@ class Manager:
     def _use_or_join(self, view: View, wish: Wish) -> Server | Joined | None:
         if view.record is not None and view.state is State.STARTING:
             return Joined(
-                view.folder, view.record.nonce, started=False, options=view.record.options
+                view.folder, view.record.start_id, started=False, options=view.record.options
             )
         if view.origin == "found":
             return adoption.recall(
@@ -271,12 +270,16 @@ class Manager:
         server = view.server()
         if server is None or slot.listens(server.endpoint):
             return server
-        # It has died and its keeper is about to say so; then there is no server here.
+        # It has died and its supervisor is about to say so; then there is no server here.
         self._let_death_be_seen(server)
         if slot.listens(server.endpoint):
             return server
         now = slot.look(view.folder)
-        if now.record is not None and now.record.nonce == server.nonce and now.serves(wish.spec):
+        if (
+            now.record is not None
+            and now.record.start_id == server.start_id
+            and now.serves(wish.spec)
+        ):
             stopping.end_supervisor(now)
         return None
 
@@ -308,7 +311,7 @@ class Manager:
     def _start(self, wish: Wish, folder: Path, refusals: Sequence[str]) -> Joined:
         engine = provision.choose(wish.spec, refusals)
         starter.sweep(self._home, self._timing, locked=self._home.slot(wish.spec.key))
-        nonce = starter.start(
+        start_id = starter.start(
             folder,
             wish.spec,
             engine.name,
@@ -316,7 +319,7 @@ class Manager:
             idle_timeout_s=wish.idle_s,
             options=wish.options,
         )
-        return Joined(folder, nonce, started=True, options=wish.options)
+        return Joined(folder, start_id, started=True, options=wish.options)
 
     def _await(
         self, joined: Joined, spec: ServerSpec, deadline: float, on_progress: OnProgress | None
@@ -325,7 +328,7 @@ class Manager:
         last_told = 0.0
         while True:
             view = lost_records.await_record(joined.folder, self._timing, deadline)
-            if view.record is None or view.record.nonce != joined.nonce:
+            if view.record is None or view.record.start_id != joined.start_id:
                 return None
             if view.state is not State.STARTING:
                 return _outcome(view, joined, spec)
@@ -352,7 +355,7 @@ class Manager:
             time.sleep(self._timing.poll_s)
 
     def _let_death_be_seen(self, lost: Server) -> None:
-        """Give the keeper of a server that vanished a moment to notice what the client noticed."""
+        """Wait briefly until the supervisor of a lost server has noticed its death too."""
         began = time.monotonic()
         while self.is_current(lost) and (waited := time.monotonic() - began) < self._timing.lost_s:
             # A broken connection does not mean that the server ended: it may still listen.

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from emberd import engines, listeners
-from emberd.manager import process
+from emberd import engines
+from emberd.system import listeners, processes
 
 if TYPE_CHECKING:
     import psutil
@@ -86,8 +86,8 @@ def _is_strangers(found: psutil.Process) -> bool:
     import psutil
 
     try:
-        # A server that bears our mark has a keeper and a key; its record is the way to it.
-        return found.uids().real == os.getuid() and process.MARK not in found.environ()
+        # A server that bears our mark has a supervisor and a key; its record is the way to it.
+        return found.uids().real == os.getuid() and processes.MARK not in found.environ()
     except (psutil.Error, OSError):
         return False
 

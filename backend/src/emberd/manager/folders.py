@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from emberd.errors import StateFolderError
-from emberd.manager import process
+from emberd.system import processes
 
 _PRIVATE: Final = 0o700
 _OTHERS: Final = 0o077
@@ -52,7 +52,7 @@ class Home:
     @property
     def machine(self) -> Path:
         """The part that belongs to this boot of this machine, or to this container on it."""
-        return self.root / process.namespace()
+        return self.root / processes.namespace()
 
     @property
     def servers(self) -> Path:
@@ -138,8 +138,8 @@ def check_private(folder: Path) -> None:
         )
 
 
-def rotate_log(folder: Path, nonce: str) -> Path:
-    """Put the last start's log aside, open a new one with a line that holds ``nonce``."""
+def rotate_log(folder: Path, start_id: str) -> Path:
+    """Put the last start's log aside, open a new one with a line that holds ``start_id``."""
     log = folder / LOG_NAME
     for number in range(_LOGS_KEPT, 0, -1):
         older = log.with_suffix(f".log.{number}")
@@ -147,15 +147,15 @@ def rotate_log(folder: Path, nonce: str) -> Path:
         if os.path.lexists(newer):
             remove(older)
             newer.replace(older)
-    create(log, f"{_LOG_START}{nonce}\n".encode())
+    create(log, f"{_LOG_START}{start_id}\n".encode())
     return log
 
 
-def log_nonce(folder: Path) -> str | None:
-    """Return the nonce in the first line of the log in ``folder``; None if there is none."""
+def log_start_id(folder: Path) -> str | None:
+    """Return the start_id in the first line of the log in ``folder``; None if there is none."""
     first = (read_file(folder / LOG_NAME, truncate=True) or b"").partition(b"\n")[0]
-    nonce = first.removeprefix(_LOG_START.encode()).decode("ascii", "replace")
-    return nonce if first.startswith(_LOG_START.encode()) and nonce.isalnum() else None
+    start_id = first.removeprefix(_LOG_START.encode()).decode("ascii", "replace")
+    return start_id if first.startswith(_LOG_START.encode()) and start_id.isalnum() else None
 
 
 def write_private(folder: Path, files: Mapping[str, str]) -> None:

@@ -1,8 +1,8 @@
-"""Ends what is left of a server whose keeper was killed; run as a file, and asleep until then.
+"""Ends what is left of a server whose supervisor was killed; run as a file, and asleep until then.
 
-``guard.py MARK NOTE``: reads its standard input, whose other end only the keeper has. At its end of
-file, every process with the mark in its environment is killed, until none is left; the shared
-memory that each had is noted in the file, for the next start to remove.
+``guard.py MARK NOTE``: reads its standard input, whose other end only the supervisor has. At its
+end of file, every process with the mark in its environment is killed, until none is left; the
+shared memory that each had is noted in the file, for the next start to remove.
 
 The kernel's death signal reaches one process, the server itself. What that has started asks for a
 signal of its own, but only when its interpreter has come so far: a scheduler of SGLang imports for
@@ -26,7 +26,7 @@ _INODE = 4
 
 
 def main(mark: str, note: str) -> None:
-    """Sleep until the keeper is gone, then end what bears ``mark``."""
+    """Sleep until the supervisor is gone, then end what bears ``mark``."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     while os.read(sys.stdin.fileno(), 1):
@@ -80,7 +80,7 @@ def _end(pid: int, descriptor: int | None) -> None:
 
 
 def _note_memory(pid: str, note: str) -> None:
-    # As the keeper does: what it last noted may be older than the newest of it.
+    # As the supervisor does: what it last noted may be older than the newest of it.
     with suppress(OSError), open(f"/proc/{pid}/maps", "rb") as maps, open(note, "ab") as noted:
         for line in maps:
             if _SHARED_MEMORY in line:

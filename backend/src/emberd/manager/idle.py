@@ -14,8 +14,8 @@ from typing import Final
 
 from emberd.errors import StateFolderError
 from emberd.manager import folders
+from emberd.probe import Activity
 from emberd.settings import IDLE_TIMEOUT_S
-from emberd.surface import Activity
 
 _NAME: Final = "last-used"
 _NEVER: Final = "never"
@@ -27,7 +27,7 @@ _touched: dict[str, float] = {}
 
 
 def touch(folder: str) -> bool:
-    """Tell the keeper of ``folder`` that its server is in use; at most once a second.
+    """Tell the supervisor of ``folder`` that its server is in use; at most once a second.
 
     Returns:
         Whether a second had passed, and it was told.

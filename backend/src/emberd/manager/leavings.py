@@ -28,12 +28,12 @@ _PRIVATE: Final = 0o600
 _COLUMNS: Final = 6
 
 
-def scratch(nonce: str) -> str:
-    """Return where the temporary files of the start called ``nonce`` go; nothing is made.
+def scratch(start_id: str) -> str:
+    """Return where the temporary files of the start called ``start_id`` go; nothing is made.
 
     Not in the state folder: sockets lie in it, whose paths may have a hundred characters at most.
     """
-    return os.path.join(tempfile.gettempdir(), f"{_PREFIX}{nonce}")
+    return os.path.join(tempfile.gettempdir(), f"{_PREFIX}{start_id}")
 
 
 def make(scratch_folder: str) -> None:

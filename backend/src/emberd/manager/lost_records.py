@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING, Final
 
 from emberd.catalog import MODELS
 from emberd.errors import StartTimeoutError, StateFolderError
-from emberd.manager import alive, folders, process, record
-from emberd.manager.launch import KEEPER_MODULE
-from emberd.manager.process import ProcessIdentity
+from emberd.manager import alive, folders, record
+from emberd.manager.launch import SUPERVISOR_MODULE
 from emberd.manager.record import State
 from emberd.manager.server import ServerStatus
 from emberd.manager.slot import View, settled
 from emberd.manager.timing import Timing
 from emberd.settings import ServerSpec
+from emberd.system import processes
+from emberd.system.processes import ProcessIdentity
 
 if TYPE_CHECKING:
     import psutil
@@ -37,20 +38,20 @@ NO_MODEL: Final = "?"
 """What stands for the model of a server if nothing tells which one it serves."""
 
 _LOG: Final = logging.getLogger("emberd")
-_ARGUMENTS: Final = 3  # folder, nonce, descriptor
+_ARGUMENTS: Final = 3  # folder, start_id, descriptor
 
 
 @dataclass(frozen=True, slots=True)
-class Supervisor:
+class SupervisorProcess:
     """A process that proved to be the supervisor of a state folder.
 
     Attributes:
         identity: The process.
-        nonce: The name of its start.
+        start_id: The name of its start.
     """
 
     identity: ProcessIdentity
-    nonce: str
+    start_id: str
 
 
 class Marks:
@@ -59,20 +60,20 @@ class Marks:
     @cached_property
     def _by_folder(self) -> dict[str, list[tuple[ProcessIdentity, str]]]:
         found: dict[str, list[tuple[ProcessIdentity, str]]] = {}
-        for identity, folder, nonce in process.marks():
-            found.setdefault(folder, []).append((identity, nonce))
+        for identity, folder, start_id in processes.marks():
+            found.setdefault(folder, []).append((identity, start_id))
         return found
 
     def pids(self, folder: Path) -> list[int]:
         """Return the pids of the processes with the mark of ``folder``."""
         return [identity.pid for identity, _ in self._by_folder.get(str(folder), [])]
 
-    def nonces(self, folder: Path) -> set[str]:
+    def start_ids(self, folder: Path) -> set[str]:
         """Return the starts to which they belong."""
-        return {nonce for _, nonce in self._by_folder.get(str(folder), [])}
+        return {start_id for _, start_id in self._by_folder.get(str(folder), [])}
 
 
-def supervisors(folder: Path) -> list[Supervisor]:
+def supervisors(folder: Path) -> list[SupervisorProcess]:
     """Return the processes that are proven to supervise ``folder``: almost always one or none.
 
     Proven means: it belongs to this user, its command line is that of a supervisor, and the
@@ -84,7 +85,7 @@ def supervisors(folder: Path) -> list[Supervisor]:
     return [each for each in found if each is not None]
 
 
-def supervisor(identity: ProcessIdentity, folder: Path) -> Supervisor | None:
+def supervisor(identity: ProcessIdentity, folder: Path) -> SupervisorProcess | None:
     """Return the process as the supervisor of ``folder``; None if that cannot be proven."""
     import psutil
 
@@ -173,11 +174,11 @@ def status(view: View, marks: Marks) -> ServerStatus | None:
         engine=None,
         device=None,
         origin="own",
-        keeper_pid=pids[0] if pids else None,
+        supervisor_pid=pids[0] if pids else None,
         idle_timeout=None,
         detail=_detail(view, pids, left),
         log_path=str(log) if log.exists() else "",
-        nonce=folders.log_nonce(view.folder) or "",
+        start_id=folders.log_start_id(view.folder) or "",
     )
 
 
@@ -210,23 +211,23 @@ def _was_used(folder: Path) -> bool:
     return alive.path(folder).exists()
 
 
-def _supervisor(candidate: psutil.Process, folder: Path) -> Supervisor | None:
+def _supervisor(candidate: psutil.Process, folder: Path) -> SupervisorProcess | None:
     import psutil
 
     # Identified before its command line is read: if the pid changes hands in between, a signal to
     # this identity reaches no process at all.
-    identity = process.identify(candidate.pid)
+    identity = processes.identify(candidate.pid)
     try:
         if identity is None or candidate.uids().real != os.getuid():
             return None
         words = candidate.cmdline()
-        *start, _, nonce, descriptor = words if len(words) > _ARGUMENTS else [""] * _ARGUMENTS
-        if start[-2:] != ["-m", KEEPER_MODULE] or not descriptor.isdigit():
+        *start, _, start_id, descriptor = words if len(words) > _ARGUMENTS else [""] * _ARGUMENTS
+        if start[-2:] != ["-m", SUPERVISOR_MODULE] or not descriptor.isdigit():
             return None
         holds = _has_open(candidate, int(descriptor), alive.path(folder))
     except (psutil.Error, OSError):
         return None
-    return Supervisor(identity, nonce) if holds else None
+    return SupervisorProcess(identity, start_id) if holds else None
 
 
 def _has_open(candidate: psutil.Process, descriptor: int, file: Path) -> bool:

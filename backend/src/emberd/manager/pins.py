@@ -12,9 +12,11 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from emberd import checkpoints, engines, listeners, surface
+from emberd import checkpoints, engines, probe
+from emberd.endpoint import Endpoint
 from emberd.errors import SettingError
-from emberd.settings import Endpoint, ServerSpec
+from emberd.settings import ServerSpec
+from emberd.system import listeners
 
 if TYPE_CHECKING:
     import psutil
@@ -37,7 +39,7 @@ def contradiction(endpoint: Endpoint, spec: ServerSpec, *, listed: bool = False)
 
 
 def _in_numbers(endpoint: Endpoint, spec: ServerSpec) -> str | None:
-    reply = surface.get(endpoint.url, "/server_info", endpoint.api_key, listener=endpoint.listener)
+    reply = probe.get(endpoint.url, "/server_info", endpoint.api_key, listener=endpoint.listener)
     answer: Any = reply.json() if reply is not None else None
     told = answer if isinstance(answer, dict) else {}
     pinned = {"revision": spec.revision, "dtype": spec.dtype, "quantization": spec.quantization}
@@ -55,7 +57,7 @@ def _in_files(endpoint: Endpoint, spec: ServerSpec, *, listed: bool) -> str | No
     if spec.content is None:
         return None
     url = endpoint.url
-    path = surface.model_path(url, endpoint.api_key, listener=endpoint.listener)
+    path = probe.model_path(url, endpoint.api_key, listener=endpoint.listener)
     if path is None or not _is_folder_here(url, path):
         return (
             f"it does not show that it serves the files of {spec.model}: it says "
@@ -99,4 +101,4 @@ def _files_of(pid: int | str) -> int:
 
 
 def _is_folder_here(url: str, path: str) -> bool:
-    return surface.is_loopback(url) and os.path.isabs(path) and os.path.isdir(path)
+    return probe.is_loopback(url) and os.path.isabs(path) and os.path.isdir(path)

@@ -3,7 +3,7 @@
 A server that can take an open descriptor gets a socket that already listens, so no other process
 can take the port. It is bound without ``SO_REUSEADDR`` where possible: with that option a port can
 be bound that another process has bound already, which lets that process take connections (see
-``emberd.listeners``).
+``emberd.system.listeners``).
 
 A server that opens its own socket gets a free port that nothing announces before the server
 listens: it is not bound in advance (which any user could list, and which would not keep the port

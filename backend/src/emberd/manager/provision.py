@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 
 from emberd import engines
+from emberd.env import Places
 from emberd.errors import NoEngineError
 from emberd.manager.server import OnProgress, Progress
-from emberd.places import Places
 from emberd.settings import ServerSpec
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from emberd import surface
-from emberd.listeners import Listener
+from emberd import probe
+from emberd.system.listeners import Listener
 
 
 class Readiness:
@@ -28,11 +28,11 @@ class Readiness:
             return True
         if self._thread is not None and self._thread.is_alive():
             return False
-        ready = surface.readiness(self._url, listener=self._listener)
+        ready = probe.readiness(self._url, listener=self._listener)
         if ready is None:
             self._thread = threading.Thread(target=self._ask, daemon=True, name="emberd-health")
             self._thread.start()
         return bool(ready)
 
     def _ask(self) -> None:
-        self._is_healthy = surface.is_healthy(self._url, listener=self._listener)
+        self._is_healthy = probe.is_healthy(self._url, listener=self._listener)

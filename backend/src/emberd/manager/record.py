@@ -16,16 +16,16 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Final, TypeVar, get_args, get_type_hints
 
+from emberd.endpoint import Endpoint
 from emberd.engines.base import DRAIN_S
 from emberd.errors import StartError, StateFolderError
-from emberd.listeners import Listener
 from emberd.manager import folders
-from emberd.manager.process import ProcessIdentity
 from emberd.manager.timing import Timing
-from emberd.settings import Endpoint, ServerSpec
-from emberd.startup import StartOptions
+from emberd.settings import ServerSpec, StartOptions
+from emberd.system.listeners import Listener
+from emberd.system.processes import ProcessIdentity
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 NAME: Final = "record.json"
 _T = TypeVar("_T")
 
@@ -37,8 +37,8 @@ class OtherVersionError(StateFolderError):
 class State(StrEnum):
     """Where a server is in its life.
 
-    A record whose keeper is dead reads as ``ABSENT``, or as ``FAILED`` when it says so. Without a
-    readable record, a server that lives is ``UNKNOWN``; no record says that of itself.
+    A record whose supervisor is dead reads as ``ABSENT``, or as ``FAILED`` when it says so. Without
+    a readable record, a server that lives is ``UNKNOWN``; no record says that of itself.
     """
 
     ABSENT = "absent"
@@ -70,16 +70,16 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The state of one server, as its keeper publishes it.
+    """The state of one server, as its supervisor publishes it.
 
     Attributes:
         state: Where it is in its life.
-        nonce: Random name of this start; what follows a start carries it.
+        start_id: Random name of this start; what follows a start carries it.
         spec: What was asked for.
-        timing: The periods its keeper lives by.
+        timing: The periods its supervisor lives by.
         since_s: When this state began, on the monotonic clock of this boot, in seconds.
         attempts: Starts in a row that did not reach ``READY``, this one included.
-        keeper: Its keeper, or None before it has taken over and for servers of others.
+        supervisor: Its supervisor, or None before it has taken over and for servers of others.
         engine: Name of the engine that serves.
         device: Where the model runs; None when not known.
         endpoint: Where it answers, once verified.
@@ -87,7 +87,7 @@ class Record:
         failure: Why it failed.
         reason: Why it is absent, or why it was adopted.
         stopped_by_person: Somebody asked for the stop; clients must not undo it by healing.
-        found: Somebody else's server: never stopped by us, and there is no keeper.
+        found: Somebody else's server: never stopped by us, and there is no supervisor.
         drain_s: How long its requests may take to finish when it stops, in seconds.
         log_path: The server's log; empty for servers of others.
         options: How it was to be started.
@@ -96,12 +96,12 @@ class Record:
     """
 
     state: State
-    nonce: str
+    start_id: str
     spec: ServerSpec
     timing: Timing
     since_s: float
     attempts: int = 0
-    keeper: ProcessIdentity | None = None
+    supervisor: ProcessIdentity | None = None
     engine: str | None = None
     device: str | None = None
     endpoint: Endpoint | None = None
@@ -149,7 +149,7 @@ def read(folder: Path) -> Record | None:
 
 
 def read_last(folder: Path) -> Record | None:
-    """Do as ``read`` for a folder without a keeper: a record in another version's form is none."""
+    """Read the record of a folder without a supervisor; None for one of another version."""
     try:
         return read(folder)
     except StateFolderError:
@@ -188,7 +188,7 @@ def _from_json(content: dict[str, Any]) -> Record:
         state=state,
         spec=_known(ServerSpec, content["spec"]),
         timing=_known(Timing, content["timing"]),
-        keeper=_optional(ProcessIdentity, content["keeper"]),
+        supervisor=_optional(ProcessIdentity, content["supervisor"]),
         endpoint=_endpoint(content["endpoint"]),
         failure=_optional(Failure, content["failure"]),
         options=_known(StartOptions, content.get("options", {})),

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from emberd import startup
+from emberd import settings
+from emberd.endpoint import Endpoint
 from emberd.errors import StartTimeoutError
-from emberd.listeners import Listener
 from emberd.manager.record import State
-from emberd.settings import Endpoint, ServerSpec
-from emberd.startup import StartOptions
+from emberd.settings import ServerSpec, StartOptions
+from emberd.system.listeners import Listener
 
 Origin = Literal["given", "own", "found"]
 
@@ -27,7 +27,7 @@ class Server:
         reason: Which server it is and why this one, in one sentence.
         started: Whether this call started it.
         engine: Name of the engine; None when not known.
-        nonce: Name of this start of it; None for a given one.
+        start_id: Name of this start of it; None for a given one.
         folder: Its state folder; None for a given one.
         notes: What whoever uses it should know, a sentence each.
         options: How it was started; None for one that emberd did not start.
@@ -38,7 +38,7 @@ class Server:
     reason: str
     started: bool = False
     engine: str | None = None
-    nonce: str | None = None
+    start_id: str | None = None
     folder: str | None = None
     notes: tuple[str, ...] = ()
     options: StartOptions | None = None
@@ -65,13 +65,13 @@ class Server:
         Raises:
             SettingError: A variable cannot be read; it is named.
         """
-        asked = startup.in_environment()
+        asked = settings.in_environment()
         names = [name for name in self.unmet(asked) if name not in overridden]
         return replace(self, notes=(*self.notes, *map(self._unmet_note, names)))
 
     def _unmet_note(self, name: str) -> str:
         # Without the value: arguments may hold secrets.
-        variable, url = startup.variable(name), self.endpoint.url
+        variable, url = settings.variable(name), self.endpoint.url
         if self.origin == "given":
             return f"{variable} has no effect: the server at {url} was given, and none is started."
         if self.origin == "found":
@@ -127,11 +127,11 @@ class ServerStatus:
         engine: Name of its engine.
         device: Where the model runs.
         origin: ``"own"`` or ``"found"``.
-        keeper_pid: Process id of its keeper while that lives.
+        supervisor_pid: Process id of its supervisor while that lives.
         idle_timeout: Idle seconds after which it stops; None for never.
         detail: Progress, failure or reason, in words.
         log_path: Its log; empty for servers of others.
-        nonce: Name of this start.
+        start_id: Name of this start.
         api_key: Its key, for clients of other kinds. Never printed.
     """
 
@@ -143,9 +143,9 @@ class ServerStatus:
     engine: str | None
     device: str | None
     origin: Origin
-    keeper_pid: int | None
+    supervisor_pid: int | None
     idle_timeout: float | None
     detail: str
     log_path: str
-    nonce: str
+    start_id: str
     api_key: str | None = field(default=None, repr=False)

@@ -1,4 +1,4 @@
-"""One server's folder as a reader sees it: its record, and whether its keeper lives."""
+"""One server's folder as a reader sees it: its record, and whether its supervisor lives."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from emberd import listeners
+from emberd.endpoint import Endpoint
 from emberd.errors import StartError, StateFolderError
 from emberd.manager import alive, folders, idle, record
 from emberd.manager.record import Record, State
 from emberd.manager.server import Origin, Server, ServerStatus
-from emberd.settings import Endpoint, ServerSpec
-from emberd.startup import StartOptions
+from emberd.settings import ServerSpec, StartOptions
+from emberd.system import listeners
 
 ATTEMPTS: Final = 3
 """Starts in a row that may be killed from outside before they are held to be the cause."""
@@ -23,7 +23,7 @@ _LIVING: Final = (State.STARTING, State.READY, State.STOPPING)
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A folder's record and whether its keeper lived when it was read.
+    """A folder's record and whether its supervisor lived when it was read.
 
     Attributes:
         folder: The server's state folder.
@@ -37,9 +37,9 @@ class View:
 
     @property
     def state(self) -> State:
-        """The state that counts: without a living keeper there is no server.
+        """The state that counts: without a living supervisor there is no server.
 
-        ``UNKNOWN`` if a keeper lives and its record is missing or damaged.
+        ``UNKNOWN`` if a supervisor lives and its record is missing or damaged.
         """
         if self.record is None:
             return State.UNKNOWN if self.alive else State.ABSENT
@@ -49,7 +49,7 @@ class View:
 
     @property
     def is_leaving(self) -> bool:
-        """Whether a keeper is on its way out: it still holds the proof of life."""
+        """Whether a supervisor is on its way out: it still holds the proof of life."""
         return self.alive and self.state not in (State.STARTING, State.READY)
 
     @property
@@ -81,7 +81,7 @@ class View:
             reason=own.reason if own.found else f"emberd {kept} with the engine {own.engine}",
             started=started,
             engine=own.engine,
-            nonce=own.nonce,
+            start_id=own.start_id,
             folder=str(self.folder),
             notes=own.notes,
             options=None if own.found else own.options,
@@ -99,7 +99,7 @@ class View:
         killed_once = own.failure is not None and own.failure.killed and own.attempts < ATTEMPTS
         if self.state is State.FAILED and own.failure is not None and own.failure.starting:
             return None if killed_once else own.start_error()
-        # A keeper that the kernel killed wrote no failure; the count was written before it.
+        # A supervisor that the kernel killed wrote no failure; the count was written before it.
         if own.state is State.STARTING and not self.alive and own.attempts >= ATTEMPTS:
             return StartError(
                 f"{own.attempts} starts in a row were killed before the server was ready",
@@ -123,11 +123,11 @@ class View:
             engine=own.engine,
             device=own.device,
             origin=self.origin,
-            keeper_pid=own.keeper.pid if own.keeper and self.alive else None,
+            supervisor_pid=own.supervisor.pid if own.supervisor and self.alive else None,
             idle_timeout=None if own.found else idle.asked_for(self.folder),
             detail=self._detail(),
             log_path=own.log_path,
-            nonce=own.nonce,
+            start_id=own.start_id,
             api_key=own.endpoint.api_key if own.endpoint else None,
         )
 
@@ -138,7 +138,7 @@ class View:
         if self.state is State.FAILED and own.failure:
             return own.failure.cause
         if self.state is State.ABSENT and own.state in _LIVING:
-            return f"its keeper ended while the server was {own.state}"
+            return f"its supervisor ended while the server was {own.state}"
         return own.progress or own.reason
 
 
@@ -152,7 +152,7 @@ def look(folder: Path) -> View:
         folders.check_private(folder)
     except FileNotFoundError:
         return View(folder, None, alive=False)
-    # The proof of life comes second: a keeper that ends in between has written its last record
+    # The proof of life comes second: a supervisor that ends in between has written its last record
     # before, so at worst a living server reads as absent, and the lock decides.
     try:
         own = record.read(folder)

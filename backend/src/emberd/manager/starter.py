@@ -1,4 +1,4 @@
-"""Starting a keeper under the start lock, after whatever an earlier one left is gone."""
+"""Starting a supervisor under the start lock, after whatever an earlier one left is gone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Final
 
 from emberd.errors import LockTimeoutError, StartError, StateFolderError
-from emberd.manager import alive, folders, idle, launch, leftovers, locks, process, record
+from emberd.manager import alive, folders, idle, launch, leftovers, locks, record
 from emberd.manager.folders import Home
 from emberd.manager.record import Record, State
 from emberd.manager.timing import Timing
-from emberd.settings import ServerSpec
-from emberd.startup import StartOptions
+from emberd.settings import ServerSpec, StartOptions
+from emberd.system import processes
 
 _TAKEOVER_POLL_S: Final = 0.01
 
@@ -26,27 +26,27 @@ def start(
     idle_timeout_s: float | None,
     options: StartOptions,
 ) -> str:
-    """Start a keeper in ``folder`` and return the nonce of this start.
+    """Start a supervisor in ``folder`` and return the start_id of this start.
 
-    The caller holds the start lock and keeps it until this returns: the keeper's own first
+    The caller holds the start lock and keeps it until this returns: the supervisor's own first
     record is there then.
 
     Raises:
-        StartError: The keeper could not be run, or a keeper lives in that folder after all.
+        StartError: The supervisor could not be run, or a supervisor lives in that folder after all.
     """
     descriptor = alive.take(folder)
     if descriptor is None:
         raise StartError(f"{folder} was taken meanwhile", advice="Try again.")
     try:
-        nonce = process.new_nonce()
-        log = folders.rotate_log(folder, nonce)
+        start_id = processes.new_start_id()
+        log = folders.rotate_log(folder, start_id)
         idle.begin(folder, idle_timeout_s)
         before = record.read_last(folder)
-        # Counted before the attempt: a keeper that the kernel kills writes nothing any more.
+        # Counted before the attempt: a supervisor that the kernel kills writes nothing any more.
         attempts = 1 + (before.attempts if before is not None and _failed(before) else 0)
         first = Record(
             state=State.STARTING,
-            nonce=nonce,
+            start_id=start_id,
             spec=spec,
             timing=timing,
             since_s=time.monotonic(),
@@ -56,19 +56,19 @@ def start(
             options=options,
         )
         record.write(folder, first)
-        launch.start_keeper(folder, nonce, descriptor, log)
+        launch.start_supervisor(folder, start_id, descriptor, log)
     finally:
-        # The keeper holds the same open file; from here on it is the only one.
+        # The supervisor holds the same open file; from here on it is the only one.
         alive.release(descriptor)
-    _await_takeover(folder, nonce, timing)
-    return nonce
+    _await_takeover(folder, start_id, timing)
+    return start_id
 
 
 def sweep(home: Home, timing: Timing, *, locked: Path | None = None) -> None:
-    """End processes that servers left behind although their keepers are gone.
+    """End processes that servers left behind although their supervisors are gone.
 
-    Only what is provably ours: it bears the mark of a folder of this home, whose keeper is dead
-    and whose start lock we hold, so that no new keeper can appear in it meanwhile.
+    Only what is provably ours: it bears the mark of a folder of this home, whose supervisor is dead
+    and whose start lock we hold, so that no new supervisor can appear in it meanwhile.
 
     Args:
         home: The home whose folders are swept.
@@ -100,12 +100,12 @@ def _failed(before: Record) -> bool:
     return recent and before.state in (State.STARTING, State.FAILED)
 
 
-def _await_takeover(folder: Path, nonce: str, timing: Timing) -> None:
+def _await_takeover(folder: Path, start_id: str, timing: Timing) -> None:
     deadline = time.monotonic() + timing.takeover_s
     while time.monotonic() < deadline:
         own = record.read(folder)
-        if own is None or own.nonce != nonce or own.keeper is not None:
+        if own is None or own.start_id != start_id or own.supervisor is not None:
             return
         if not alive.is_held(folder):
-            return  # the keeper is gone already; whoever waits for it sees that too
+            return  # the supervisor is gone already; whoever waits for it sees that too
         time.sleep(_TAKEOVER_POLL_S)

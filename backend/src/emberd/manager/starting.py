@@ -8,22 +8,22 @@ from dataclasses import replace
 from ipaddress import ip_address
 from typing import Final, Protocol
 
-from emberd import listeners
+from emberd.endpoint import Endpoint
 from emberd.engines.base import Diagnosis, Engine, Launch, Plan
 from emberd.errors import EmberdError
-from emberd.listeners import Listener
 from emberd.manager.child import ServerProcess
 from emberd.manager.ports import HOST
 from emberd.manager.readiness import Readiness
 from emberd.manager.record import Record
 from emberd.manager.server import Verify
-from emberd.settings import Endpoint
+from emberd.system import listeners
+from emberd.system.listeners import Listener
 
 _ADDRESS: Final = ip_address(HOST)
 
 
 class Starter(Protocol):
-    """What a start needs of the keeper whose server it watches."""
+    """What a start needs of the supervisor whose server it watches."""
 
     record: Record
     plan: Plan | None
@@ -55,9 +55,9 @@ class Starter(Protocol):
 class Start:
     """One start of one server."""
 
-    def __init__(self, keeper: Starter, launch: Launch) -> None:
-        """Watch the server that ``keeper`` has just started on the port of ``launch``."""
-        self._keeper = keeper
+    def __init__(self, supervisor: Starter, launch: Launch) -> None:
+        """Watch the server that ``supervisor`` has just started on the port of ``launch``."""
+        self._supervisor = supervisor
         self._port = launch.port
         self._url = f"http://{HOST}:{launch.port}"
         self._key = launch.api_key
@@ -69,35 +69,35 @@ class Start:
 
     def run(self) -> Endpoint | Diagnosis | None:
         """Return the verified endpoint, or why there is none; None when a stop was asked for."""
-        while not self._keeper.stop_asked:
-            self._keeper.wait(self._keeper.record.timing.poll_s)
+        while not self._supervisor.stop_asked:
+            self._supervisor.wait(self._supervisor.record.timing.poll_s)
             outcome = self._look()
             if outcome is not None:
                 return outcome
         return None
 
     def _look(self) -> Endpoint | Diagnosis | None:
-        server, engine = self._keeper.server, self._keeper.engine
+        server, engine = self._supervisor.server, self._supervisor.engine
         code = None if server is None else server.reap()
-        log = self._keeper.log()
+        log = self._supervisor.log()
         if code is not None:
             return engine.diagnose(code, log)
         if engine.is_doomed(log):
             return engine.diagnose(None, log)
-        self._publish_progress(engine.progress(log), self._keeper.log_bytes)
+        self._publish_progress(engine.progress(log), self._supervisor.log_bytes)
         if self._is_silent():
             return engine.diagnose(None, log)
         return self._verified()
 
     def _publish_progress(self, progress: str, log_bytes: int) -> None:
-        if log_bytes != self._log_bytes or progress != self._keeper.record.progress:
+        if log_bytes != self._log_bytes or progress != self._supervisor.record.progress:
             self._log_bytes = log_bytes
             self._moved_at_s = time.monotonic()
-        if progress != self._keeper.record.progress:
-            self._keeper.publish(progress=progress)
+        if progress != self._supervisor.record.progress:
+            self._supervisor.publish(progress=progress)
 
     def _is_silent(self) -> bool:
-        plan = self._keeper.plan
+        plan = self._supervisor.plan
         return plan is not None and time.monotonic() - self._moved_at_s > plan.silence_s
 
     def _verified(self) -> Endpoint | Diagnosis | None:
@@ -106,7 +106,7 @@ class Start:
         if self._verification is None:
             if self._readiness.is_ready():
                 self._verification = _Verification(
-                    self._keeper, self._url, self._key, self._listener
+                    self._supervisor, self._url, self._key, self._listener
                 )
             return None
         return self._verification.outcome
@@ -117,7 +117,7 @@ class Start:
         Until it does nothing is sent there. Names, versions and command lines can be read and
         repeated by every user of the machine; a listening socket cannot be copied.
         """
-        server = self._keeper.server
+        server = self._supervisor.server
         if server is None:
             return None
         try:
@@ -148,10 +148,10 @@ class Start:
 class _Verification:
     """The first real embedding, in a thread: a cold model may take long, and a stop must not."""
 
-    def __init__(self, keeper: Starter, url: str, key: str | None, listener: Listener) -> None:
+    def __init__(self, supervisor: Starter, url: str, key: str | None, listener: Listener) -> None:
         self.outcome: Endpoint | Diagnosis | None = None
-        self._arguments = (url, key, keeper.record.spec, listener)
-        self._verify = keeper.verify
+        self._arguments = (url, key, supervisor.record.spec, listener)
+        self._verify = supervisor.verify
         threading.Thread(target=self._run, daemon=True, name="emberd-verify").start()
 
     def _run(self) -> None:

@@ -13,13 +13,14 @@ from typing import Final
 
 from emberd.engines.base import DRAIN_S
 from emberd.errors import StartError, StateFolderError
-from emberd.manager import alive, lost_records, process, record
-from emberd.manager.lost_records import Marks, Supervisor
-from emberd.manager.process import ProcessIdentity
+from emberd.manager import alive, lost_records, record
+from emberd.manager.lost_records import Marks, SupervisorProcess
 from emberd.manager.record import State
 from emberd.manager.server import ServerStatus
 from emberd.manager.slot import View, look, settled
 from emberd.manager.timing import Timing
+from emberd.system import processes
+from emberd.system.processes import ProcessIdentity
 
 _MARGIN_S: Final = 10.0
 _UNKNOWN_DRAIN_S: Final = 2 * DRAIN_S  # as long as any engine asks for
@@ -58,17 +59,17 @@ def stop(folder: Path, timing: Timing, marks: Marks, deadline_s: float) -> Serve
         _check_released(folder, was, timing)
     for each in found:
         _end(each.identity, drain_s, timing)
-    recorded = marks.nonces(folder) if view.record is None else {was.nonce}
-    for nonce in {each.nonce for each in found} or recorded:
-        _end_marked(folder, nonce, timing)
+    recorded = marks.start_ids(folder) if view.record is None else {was.start_id}
+    for start_id in {each.start_id for each in found} or recorded:
+        _end_marked(folder, start_id, timing)
     return was
 
 
 def end_supervisor(view: View) -> None:
     """Kill a supervisor whose server refuses connections, and which has not noticed that."""
-    named = view.record.keeper if view.record is not None else None
+    named = view.record.supervisor if view.record is not None else None
     if named is not None and lost_records.supervisor(named, view.folder) is not None:
-        process.send(named, SIGKILL)
+        processes.send(named, SIGKILL)
 
 
 def _settled(folder: Path, deadline_s: float, timing: Timing) -> View:
@@ -78,12 +79,12 @@ def _settled(folder: Path, deadline_s: float, timing: Timing) -> View:
         return View(folder, None, alive=True)  # what it says counts as lost: only the proof counts
 
 
-def _supervisors(view: View, timing: Timing) -> list[Supervisor]:
-    # In the first moments the record is the starter's, and names no keeper yet.
+def _supervisors(view: View, timing: Timing) -> list[SupervisorProcess]:
+    # In the first moments the record is the starter's, and names no supervisor yet.
     deadline = time.monotonic() + timing.takeover_s
     while view.alive and view.record is not None and time.monotonic() < deadline:
-        if view.record.keeper is not None:
-            named = lost_records.supervisor(view.record.keeper, view.folder)
+        if view.record.supervisor is not None:
+            named = lost_records.supervisor(view.record.supervisor, view.folder)
             if named is not None:
                 return [named]
             break
@@ -93,11 +94,11 @@ def _supervisors(view: View, timing: Timing) -> list[Supervisor]:
 
 
 def _end(supervisor: ProcessIdentity, drain_s: float, timing: Timing) -> None:
-    process.send(supervisor, SIGTERM)
+    processes.send(supervisor, SIGTERM)
     # A process that SIGSTOP holds acts on the signal only once it continues.
-    process.send(supervisor, SIGCONT)
+    processes.send(supervisor, SIGCONT)
     if not _ended(supervisor, drain_s + timing.kill_s + _MARGIN_S, timing):
-        process.send(supervisor, SIGKILL)
+        processes.send(supervisor, SIGKILL)
         _ended(supervisor, timing.kill_s, timing)
 
 
@@ -107,7 +108,7 @@ def _check_released(folder: Path, was: ServerStatus, timing: Timing) -> None:
     deadline = time.monotonic() + timing.kill_s
     while True:
         view = _settled(folder, deadline, timing)
-        if not view.alive or (view.record is not None and view.record.nonce != was.nonce):
+        if not view.alive or (view.record is not None and view.record.start_id != was.start_id):
             return
         if time.monotonic() > deadline:
             break
@@ -124,18 +125,19 @@ def _forget(folder: Path) -> None:
             (folder / record.NAME).unlink(missing_ok=True)
 
 
-def _ended(keeper: ProcessIdentity, seconds: float, timing: Timing) -> bool:
-    # The keeper's own end, and not that of the proof of life: the next one may hold that already.
+def _ended(supervisor: ProcessIdentity, seconds: float, timing: Timing) -> bool:
+    # The supervisor's own end, and not that of the proof of life: the next one may hold that
+    # already.
     deadline = time.monotonic() + seconds
-    while keeper.is_running():
+    while supervisor.is_running():
         if time.monotonic() > deadline:
             return False
         time.sleep(timing.poll_s)
     return True
 
 
-def _end_marked(folder: Path, nonce: str, timing: Timing) -> None:
-    left = process.end_marked(str(folder), timing.kill_s, nonce)
+def _end_marked(folder: Path, start_id: str, timing: Timing) -> None:
+    left = processes.end_marked(str(folder), timing.kill_s, start_id)
     if left:
         raise StartError(
             f"Processes of the server are left that cannot be ended: {', '.join(map(str, left))}",

@@ -1,6 +1,6 @@
 """Whether a server that still runs has stopped working.
 
-Clients report a request that timed out; the keeper then asks the model for a token. A server is
+Clients report a request that timed out; the supervisor then asks the model for a token. A server is
 given up only after several such probes have failed in a row while its own counters stood still:
 one long request, or many, look the same from outside.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from emberd.manager import folders
-from emberd.surface import Activity
+from emberd.probe import Activity
 
 _NAME: Final = "suspect"
 
@@ -27,7 +27,7 @@ def report(folder: str) -> None:
 
 
 class Suspicion:
-    """Probes a reported server, one probe at a time, without holding up its keeper."""
+    """Probes a reported server, one probe at a time, without holding up its supervisor."""
 
     def __init__(
         self, folder: Path, probe: Callable[[], bool], failures_needed: int, probe_s: float

@@ -9,8 +9,7 @@ from typing import Any
 
 from emberd import durations
 from emberd.manager.server import Server
-from emberd.settings import ServerSpec
-from emberd.startup import StartOptions
+from emberd.settings import ServerSpec, StartOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +51,13 @@ class Joined:
 
     Attributes:
         folder: The server's state folder.
-        nonce: The name of the start.
+        start_id: The name of the start.
         started: Whether this call began it.
         options: How the server is started.
     """
 
     folder: Path
-    nonce: str
+    start_id: str
     started: bool
     options: StartOptions = field(default_factory=StartOptions)
 

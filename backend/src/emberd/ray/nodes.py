@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Final
 
 from emberd.engines import gpus
 from emberd.engines.gpus import Gpu
-from emberd.places import Places
+from emberd.env import Places
 
 if TYPE_CHECKING:
-    from emberd.servers import Manager
+    from emberd.verified_manager import Manager
 
 _FOLDER: Final = "gpus"
 _DIGITS: Final = 16
@@ -35,7 +35,9 @@ _AT_START: Final = Path("/proc/self/environ")
 
 def manager() -> Manager:
     """Return the manager of this actor's server; nothing is read but which GPUs it may use."""
-    from emberd.servers import Manager  # imported late: it takes locks and processes with it
+    from emberd.verified_manager import (
+        Manager,  # imported late: it takes locks and processes with it
+    )
 
     free_threads()
     return Manager(home())

@@ -19,7 +19,7 @@ def ask(model: str, engine: str | None) -> dict[str, object]:
     return {
         "pid": os.getpid(),
         "url": server.endpoint.url,
-        "nonce": server.nonce,
+        "start_id": server.start_id,
         "seconds": time.perf_counter() - began_s,
     }
 

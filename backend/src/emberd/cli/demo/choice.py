@@ -9,8 +9,8 @@ from emberd import engines
 from emberd.catalog import DEMO_MODEL
 from emberd.cli import options
 from emberd.errors import NoEngineError
-from emberd.servers import Manager
 from emberd.settings import Settings
+from emberd.verified_manager import Manager
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,21 +22,21 @@ class Answer:
     Attributes:
         pid: The process.
         url: The server's root.
-        nonce: The name of the server's start; None for a given server.
+        start_id: The name of the server's start; None for a given server.
         seconds: How long the process asked.
     """
 
     pid: int
     url: str
-    nonce: str | None
+    start_id: str | None
     seconds: float
 
 
-def ask(settings: Settings, url: str, nonce: str | None) -> list[Answer]:
+def ask(settings: Settings, url: str, start_id: str | None) -> list[Answer]:
     """Return the answers of eight processes that were started at once.
 
     Raises:
-        EmberdError: One failed, or got another server than ``url`` and ``nonce`` say.
+        EmberdError: One failed, or got another server than ``url`` and ``start_id`` say.
     """
     wishes = json.dumps({"model": settings.model, "engine": settings.engine})
     command = [sys.executable, "-m", _MODULE, wishes]
@@ -47,11 +47,11 @@ def ask(settings: Settings, url: str, nonce: str | None) -> list[Answer]:
         for _ in range(PROCESSES)
     ]
     answers = [_answer(process) for process in crowd]
-    strays = [answer for answer in answers if (answer.url, answer.nonce) != (url, nonce)]
+    strays = [answer for answer in answers if (answer.url, answer.start_id) != (url, start_id)]
     if strays:
         raise EmberdError(
-            f"Process {strays[0].pid} got {strays[0].url} (start {strays[0].nonce}) instead of "
-            f"{url} (start {nonce}). Was the server stopped meanwhile? Look at `emberd status`."
+            f"Process {strays[0].pid} got {strays[0].url} (start {strays[0].start_id}) instead of "
+            f"{url} (start {start_id}). Was the server stopped meanwhile? Look at `emberd status`."
         )
     return answers
 

@@ -82,7 +82,9 @@ class Show:
         how = {"own": "started by this demo" if server.started else "it was running already"}
         self.line(f"{endpoint.base_url}: {how.get(server.origin, 'not started by emberd')}")
         self.line(f"{server.reason}.")
-        self.line(f"{model}, {endpoint.dimensions} dimensions, nonce {server.nonce or 'unknown'}")
+        self.line(
+            f"{model}, {endpoint.dimensions} dimensions, start_id {server.start_id or 'unknown'}"
+        )
 
     def hits(
         self,
@@ -109,10 +111,10 @@ class Show:
 
     def crowd(self, answers: Sequence[Answer]) -> None:
         """Show which server each process got."""
-        table = _table("process", "server", "nonce of its start", "after")
+        table = _table("process", "server", "start_id of its start", "after")
         for answer in answers:
             took = f"{answer.seconds * _MS_PER_S:.0f} ms"
-            table.add_row(str(answer.pid), answer.url, answer.nonce or "unknown", took)
+            table.add_row(str(answer.pid), answer.url, answer.start_id or "unknown", took)
         self._indented(table)
         self.line(f"{len(answers)} processes, one server.", "green")
 

@@ -78,7 +78,7 @@ def tell(wishes: Wishes) -> None:
     _compare(show, pair, gathered, asked, settings)
 
     show.step(f"{crowd.PROCESSES} more processes at once that all want a server")
-    show.crowd(crowd.ask(settings, server.endpoint.url, server.nonce))
+    show.crowd(crowd.ask(settings, server.endpoint.url, server.start_id))
 
     show.recall(_recall(pair[0], known_set, settings), known_set, settings.known)
     show.ending(server)

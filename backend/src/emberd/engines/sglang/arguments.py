@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from emberd.errors import StartError
-from emberd.startup import StartOptions
+from emberd.settings import StartOptions
 
 _PORT: Final = "give it to emberd: `emberd up --port`, or EMBERD_PORT"
 _KEY: Final = "emberd makes a key for each start; `emberd up --no-auth` starts without one"

@@ -50,7 +50,7 @@ def diagnose(exit_code: int | None, log: str) -> Diagnosis:
 
     Args:
         exit_code: As ``subprocess`` gives it, negative for a signal; None when the server was
-            ended by its keeper because nothing moved.
+            ended by its supervisor because nothing moved.
         log: What it wrote since its start, or the end of that. It may hold keys; the diagnosis
             holds none.
     """

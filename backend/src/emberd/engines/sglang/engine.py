@@ -28,11 +28,10 @@ from emberd.engines.sglang.flags import Flag, Target
 from emberd.engines.sglang.geometry import geometry_of
 from emberd.engines.sglang.memory import MemoryPlan
 from emberd.engines.sglang.options import known_options
+from emberd.env import Places
 from emberd.errors import StartError
 from emberd.installs import Interpreter
-from emberd.places import Places
-from emberd.settings import ServerSpec
-from emberd.startup import StartOptions
+from emberd.settings import ServerSpec, StartOptions
 
 NAME: Final = "sglang"
 _MODULE: Final = "sglang.launch_server"

@@ -150,7 +150,7 @@ def variables(
     """Return what the server's environment needs besides ``environ``: name -> value and reason.
 
     ``SGL_FORCE_SHUTDOWN`` is left out on purpose: with it SGLang drops requests at a stop at once;
-    without it the drain has no end, which the keeper gives it.
+    without it the drain has no end, which the supervisor gives it.
     """
     needed = {
         name: (

@@ -18,8 +18,7 @@ from emberd.engines.transformers.suiting import CPU, CUDA, NAME
 from emberd.errors import StartError
 from emberd.installs import Interpreter, probe
 from emberd.serving import BOOTSTRAP, KEY_VARIABLE
-from emberd.settings import ServerSpec
-from emberd.startup import StartOptions
+from emberd.settings import ServerSpec, StartOptions
 
 _SILENCE_S: Final = 300.0
 _DOWNLOAD_SILENCE_S: Final = 900.0  # the hub's client may keep a large file elsewhere meanwhile

@@ -16,7 +16,7 @@ from typing import Final
 from urllib.parse import parse_qsl, quote, urlencode
 
 from emberd.errors import IdentityError
-from emberd.instructions import BARE
+from emberd.prompts import BARE
 from emberd.settings import ServerSpec, Settings
 
 _SCHEME: Final = "emberd:"

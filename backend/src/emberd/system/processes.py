@@ -21,12 +21,13 @@ from typing import Final
 from emberd.errors import StateFolderError
 
 MARK: Final = "EMBERD_MARK"
-"""Variable in the environment of every process that a keeper starts: folder, colon, nonce."""
+"""Variable in the environment of every process that a supervisor starts: folder, colon,
+start_id."""
 
 # Places in /proc/<pid>/stat behind the name in parentheses, which may itself hold anything.
 _STAT_STATE: Final = 0
 _STAT_START: Final = 19
-_NONCE_BYTES: Final = 8
+_START_ID_BYTES: Final = 8
 _BOOT_DIGITS: Final = 12
 _END_POLL_S: Final = 0.02
 
@@ -93,9 +94,9 @@ def current() -> ProcessIdentity:
     return me
 
 
-def new_nonce() -> str:
+def new_start_id() -> str:
     """Return a random name for one start of one server."""
-    return secrets.token_hex(_NONCE_BYTES)
+    return secrets.token_hex(_START_ID_BYTES)
 
 
 def send(identity: ProcessIdentity, signum: signal.Signals) -> bool:
@@ -121,20 +122,20 @@ def send(identity: ProcessIdentity, signum: signal.Signals) -> bool:
         os.close(fd)
 
 
-def marked(folder: str, nonce: str | None = None) -> Iterator[ProcessIdentity]:
+def marked(folder: str, start_id: str | None = None) -> Iterator[ProcessIdentity]:
     """Yield the running processes of this user whose mark names the state folder ``folder``.
 
     Args:
         folder: The state folder of a server.
-        nonce: Only those of this start; None for those of any.
+        start_id: Only those of this start; None for those of any.
     """
-    for found, mark_folder, mark_nonce in marks():
-        if mark_folder == folder and nonce in (None, mark_nonce):
+    for found, mark_folder, mark_start_id in marks():
+        if mark_folder == folder and start_id in (None, mark_start_id):
             yield found
 
 
 def marks() -> Iterator[tuple[ProcessIdentity, str, str]]:
-    """Yield the marked processes of this user, each with the folder and the nonce of its mark."""
+    """Yield the marked processes of this user, each with the folder and start id of its mark."""
     # Imported late: attaching to a running server needs none of it.
     import psutil
 
@@ -145,17 +146,17 @@ def marks() -> Iterator[tuple[ProcessIdentity, str, str]]:
         try:
             if found is None or process.uids().real != os.getuid():
                 continue
-            mark_folder, _, mark_nonce = process.environ().get(MARK, "").rpartition(":")
+            mark_folder, _, mark_start_id = process.environ().get(MARK, "").rpartition(":")
         except (psutil.Error, OSError):
             continue
         if mark_folder:
-            yield found, mark_folder, mark_nonce
+            yield found, mark_folder, mark_start_id
 
 
-def end_marked(folder: str, seconds: float, nonce: str | None = None) -> list[int]:
+def end_marked(folder: str, seconds: float, start_id: str | None = None) -> list[int]:
     """Kill what ``marked`` finds and wait until it is gone; return the pids that stay."""
     deadline = time.monotonic() + seconds
-    while left := list(marked(folder, nonce)):
+    while left := list(marked(folder, start_id)):
         for process in left:
             send(process, signal.SIGKILL)
         if time.monotonic() > deadline:

@@ -18,8 +18,8 @@ from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from emberd import listeners
-from emberd.listeners import Listener
+from emberd.system import listeners
+from emberd.system.listeners import Listener
 
 PROBE_TIMEOUT_S: Final = 2.0
 HEALTH_TIMEOUT_S: Final = 25.0  # SGLang's /health waits for a token from the model, up to 20 s

@@ -1,4 +1,4 @@
-"""The server of one embedder: asked for at first use, looked after between jobs, and healed."""
+"""The server of one embedder: found at first use, watched, and replaced after a loss."""
 
 from __future__ import annotations
 
@@ -16,18 +16,16 @@ from concurrent.futures import Future
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from emberd import listeners
 from emberd.client import fork
-from emberd.errors import (
-    MissingKeyError,
-    ServerMismatchError,
-    ServerUnavailableError,
-    SettingError,
-)
-from emberd.settings import Endpoint, ServerSpec, Settings
+from emberd.endpoint import Endpoint
+from emberd.errors import MissingKeyError, ServerMismatchError, ServerUnavailableError, SettingError
+from emberd.settings import ServerSpec, Settings
+from emberd.system import listeners
 
 if TYPE_CHECKING:
-    from emberd.manager import Manager, Progress, Server
+    from emberd.manager import Progress, Server
+    from emberd.verified_manager import Manager
+
 
 T = TypeVar("T")
 
@@ -255,7 +253,7 @@ class Attachment:
         if self._manager_in_use is None:
             # Imported at first use: it takes the libraries for locks and processes with it.
             with fork.no_fork():
-                from emberd.servers import Manager
+                from emberd.verified_manager import Manager
 
             self._manager_in_use = Manager()
         return self._manager_in_use

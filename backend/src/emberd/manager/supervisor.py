@@ -1,4 +1,4 @@
-"""The keeper: parent of one server, sole writer of its record, and the last to leave.
+"""The supervisor: parent of one server, sole writer of its record, and the last to leave.
 
 ::
 
@@ -23,16 +23,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from emberd import checkpoints, engines, surface
+from emberd import checkpoints, engines, probe
+from emberd.endpoint import Endpoint
 from emberd.engines.base import Diagnosis, Launch, Plan
 from emberd.errors import EmberdError, LockTimeoutError, StartError
-from emberd.manager import alive, child, folders, idle, leavings, locks, ports, process, record
+from emberd.manager import alive, child, folders, idle, leavings, locks, ports, record
 from emberd.manager.record import Failure, Record, State
 from emberd.manager.server import Verify
 from emberd.manager.starting import Start
 from emberd.manager.statefiles import StateFiles, tell
 from emberd.manager.suspicion import Suspicion
-from emberd.settings import Endpoint, ServerSpec
+from emberd.settings import ServerSpec
+from emberd.system import processes
 
 _PORT_TRIES: Final = 5
 _KEY_BYTES: Final = 24
@@ -50,7 +52,7 @@ class FolderGone(Exception):  # noqa: N818 - not an error: somebody removed what
     """The state folder was removed or replaced: there is nobody left to keep the server for."""
 
 
-class Keeper:
+class Supervisor:
     """Keeps one server, from its start to its end."""
 
     def __init__(self, folder: Path, own: Record, alive_fd: int, verify: Verify) -> None:
@@ -63,12 +65,12 @@ class Keeper:
             verify: See ``Verify``.
         """
         self.folder = folder
-        self.record = replace(own, keeper=process.current())
+        self.record = replace(own, supervisor=processes.current())
         self.verify = verify
         self.server: child.ServerProcess | None = None
         self.plan: Plan | None = None
         self._alive_fd = alive_fd
-        # Imported now: an environment may be upgraded or removed under a living keeper.
+        # Imported now: an environment may be upgraded or removed under a living supervisor.
         importlib.import_module("prometheus_client.parser")
         self._stop_asked = False
         self._shared_memory = leavings.SharedMemory(folder)
@@ -118,7 +120,7 @@ class Keeper:
         """Replace fields of the record; a new state gets a new time.
 
         Raises:
-            FolderGone: The folder there now is another keeper's.
+            FolderGone: The folder there now is another supervisor's.
             OSError: The disk is full, or the like.
         """
         if not alive.is_same_file(self._alive_fd, self.folder):
@@ -154,12 +156,12 @@ class Keeper:
             if self._start():
                 self._serve()
         except FolderGone:
-            # Nothing is written: the folder there now, if any, is another keeper's.
+            # Nothing is written: the folder there now, if any, is another supervisor's.
             self._end_server()
         except Exception as error:
             # Only what nobody foresaw comes here; the server is not left to it.
             self._fail(
-                Diagnosis(f"The keeper failed: {error!r}", "Please report this as a bug."),
+                Diagnosis(f"The supervisor failed: {error!r}", "Please report this as a bug."),
                 starting=self.record.state is State.STARTING,
             )
             raise
@@ -219,7 +221,7 @@ class Keeper:
             launch = Launch(
                 port=opened.getsockname()[1] if opened else ports.choose(options.port),
                 api_key=None if options.no_auth else _key(),
-                fingerprint=self.record.nonce,
+                fingerprint=self.record.start_id,
                 folder=str(self.folder),
                 options=options,
                 claimed=claimed,
@@ -227,7 +229,7 @@ class Keeper:
             )
             self.plan = plan = self.engine.plan(self.record.spec, launch)
             # In the record before it is made: a folder that no record names is never removed.
-            scratch = leavings.scratch(self.record.nonce)
+            scratch = leavings.scratch(self.record.start_id)
             self.publish(drain_s=plan.drain_s, notes=tuple(plan.notes), scratch=scratch)
             leavings.make(scratch)
             self._shared_memory.begin()
@@ -235,7 +237,7 @@ class Keeper:
             self.server = child.ServerProcess(
                 plan.command,
                 {**plan.environment, "TMPDIR": scratch},
-                f"{self.folder}:{self.record.nonce}",
+                f"{self.folder}:{self.record.start_id}",
                 self.folder / folders.LOG_NAME,
                 inherited=() if launch.descriptor is None else (launch.descriptor,),
             )
@@ -263,7 +265,7 @@ class Keeper:
         idleness = idle.Idleness(self.folder)
         suspicion = Suspicion(
             self.folder,
-            lambda: surface.is_healthy(endpoint.url, listener=endpoint.listener),
+            lambda: probe.is_healthy(endpoint.url, listener=endpoint.listener),
             timing.suspicion_probes,
             timing.suspicion_s,
         )
@@ -280,7 +282,7 @@ class Keeper:
                 continue
             if self.server is not None:
                 self._shared_memory.look(self.server.members)
-            activity = surface.activity(endpoint.url, endpoint.api_key, listener=endpoint.listener)
+            activity = probe.activity(endpoint.url, endpoint.api_key, listener=endpoint.listener)
             idleness.observe(activity)
             if suspicion.is_wedged(activity):
                 self._fail(_wedged(), starting=False)
@@ -334,27 +336,27 @@ class Keeper:
 
 
 def main(arguments: list[str], verify: Verify) -> int:
-    """Be the keeper that ``launch.start_keeper`` asked for.
+    """Be the supervisor that ``launch.start_supervisor`` asked for.
 
     Args:
-        arguments: Folder, nonce, descriptor of the proof of life.
+        arguments: Folder, start_id, descriptor of the proof of life.
         verify: See ``Verify``.
     """
-    # What the caller has blocked or ignored is inherited; a keeper must hear all signals.
+    # What the caller has blocked or ignored is inherited; a supervisor must hear all signals.
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
-    folder, nonce, alive_fd = Path(arguments[0]), arguments[1], int(arguments[2])
+    folder, start_id, alive_fd = Path(arguments[0]), arguments[1], int(arguments[2])
     if os.fork():
         os._exit(0)
-    # The server must not inherit it: it would hold the proof of life beyond its keeper.
+    # The server must not inherit it: it would hold the proof of life beyond its supervisor.
     os.set_inheritable(alive_fd, False)
     own = record.read(folder)
-    if own is None or own.nonce != nonce:
+    if own is None or own.start_id != start_id:
         return 1
     child.become_subreaper()
-    keeper = Keeper(folder, own, alive_fd, verify)
-    keeper.listen()
-    keeper.run()
+    supervisor = Supervisor(folder, own, alive_fd, verify)
+    supervisor.listen()
+    supervisor.run()
     return 0
 
 

@@ -1,13 +1,13 @@
-"""The last step before a program that must not outlive whoever started it: its keeper.
+"""The last step before a program that must not outlive whoever started it: its supervisor.
 
 Run as a file, not as a module, so that it starts in milliseconds and imports nothing of emberd::
 
-    shim.py KEEPER_PID PIPE_FD COMMAND...
+    shim.py SUPERVISOR_PID PIPE_FD COMMAND...
 
-Linux sends the signal itself when the keeper ends (PR_SET_PDEATHSIG outlives ``exec``). Elsewhere
-the shim stays, reads a pipe whose other end only the keeper has, and ends the group at its end
-of file. Whoever starts a program that starts others may ask for the pipe on Linux as well: the
-signal reaches one process alone.
+Linux sends the signal itself when the supervisor ends (PR_SET_PDEATHSIG outlives ``exec``).
+Elsewhere the shim stays, reads a pipe whose other end only the supervisor has, and ends the group
+at its end of file. Whoever starts a program that starts others may ask for the pipe on Linux as
+well: the signal reaches one process alone.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ import sys
 import threading
 
 _PR_SET_PDEATHSIG = 1
-_EXIT_NO_KEEPER = 1
+_EXIT_NO_SUPERVISOR = 1
 _EXIT_CANNOT_RUN = 127
 _EXIT_OF_SIGNAL = 128
 
 
 def main(arguments: list[str]) -> int:
-    """Become the command, bound to the life of the keeper."""
-    keeper, pipe, command = int(arguments[0]), int(arguments[1]), arguments[2:]
+    """Become the command, bound to the life of the supervisor."""
+    supervisor, pipe, command = int(arguments[0]), int(arguments[1]), arguments[2:]
     try:
         if pipe < 0:
-            return _become(keeper, command)
+            return _become(supervisor, command)
         return _guard(pipe, command)
     except OSError as error:
         sys.stderr.write(f"emberd: cannot run {command[0]}: {error.strerror}\n")
         return _EXIT_CANNOT_RUN
 
 
-def _become(keeper: int, command: list[str]) -> int:  # returns only when it must not go on
+def _become(supervisor: int, command: list[str]) -> int:  # returns only when it must not go on
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    # The keeper may have died before the call above: then there was nobody to send the signal.
-    if os.getppid() != keeper:
-        return _EXIT_NO_KEEPER
+    # The supervisor may have died before the call above: then there was nobody to send the signal.
+    if os.getppid() != supervisor:
+        return _EXIT_NO_SUPERVISOR
     os.execvp(command[0], command)  # noqa: S606 - a shell is what must not be in between
     return _EXIT_CANNOT_RUN
 

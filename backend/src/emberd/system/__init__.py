@@ -1,0 +1,1 @@
+"""Operating-system mechanisms, each in one place: processes, listeners, locks, files, forks."""

@@ -1,0 +1,49 @@
+"""``emberd.Manager``, and the entry point of the supervisor process.
+
+``manager`` and ``client`` do not import each other. This module joins them: it gives the manager
+the client's verification, which requests a first embedding from a new server.
+
+The supervisor runs as ``python -m emberd.verified_manager FOLDER START_ID DESCRIPTOR``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from emberd import manager
+from emberd.endpoint import Endpoint
+from emberd.manager import Timing
+from emberd.settings import ServerSpec
+from emberd.system.listeners import Listener
+
+
+class Manager(manager.ServerManager):
+    """Finds, starts, watches and stops servers; verifies them with a real embedding."""
+
+    def __init__(self, home: str | Path | None = None, *, timing: Timing | None = None) -> None:
+        """Make a manager; nothing is read or written yet.
+
+        Args:
+            home: Folder of all state; None for ``EMBERD_HOME`` or the platform's own.
+            timing: Periods and deadlines; supervisors started from here live by them too.
+        """
+        super().__init__(home, verify=_verify, timing=timing)
+
+
+def _verify(url: str, api_key: str | None, spec: ServerSpec, listener: Listener | None) -> Endpoint:
+    # Imported late: a managed server was verified by its supervisor already.
+    from emberd.client.verify import verify
+
+    return verify(url, api_key, spec, listener)
+
+
+if __name__ == "__main__":
+    from emberd.client.verify import verify
+    from emberd.manager import supervisor
+
+    # No interpreter shutdown: a thread of a probe may still wait for a server that is gone.
+    code = supervisor.main(sys.argv[1:], verify)
+    sys.stderr.flush()
+    os._exit(code)
