@@ -144,7 +144,8 @@ _INTERRUPTED = """
 import sys, threading, time
 from emberd.client import slots
 from emberd.client.sync import Client
-from emberd.settings import Endpoint, Settings
+from emberd.endpoint import Endpoint
+from emberd.settings import Settings
 client = Client(lambda: Endpoint({url!r}, "m", 16), Settings.resolve(batch_size=1, timeout=300))
 try:
     print("begins", flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emberd.doctor.redaction import host, origin, redactor, secrets, shortener, words
+from emberd.system.redaction import host, origin, redactor, secrets, shortener, words
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from concurrent.futures import Future
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from emberd.client import fork
 from emberd.endpoint import Endpoint
 from emberd.errors import MissingKeyError, ServerMismatchError, ServerUnavailableError, SettingError
 from emberd.settings import ServerSpec, Settings
-from emberd.system import listeners
+from emberd.system import fork, listeners
+from emberd.system.fork import ForkAware
 
 if TYPE_CHECKING:
     from emberd.manager import Progress, Server
@@ -81,7 +81,7 @@ class _Errands:
             self._under_way.pop(name, None)
 
 
-class Attachment:
+class Attachment(ForkAware):
     """The server of one embedder in this process: asked for once, and again when it is lost."""
 
     def __init__(self, settings: Settings, manager: Manager | None) -> None:
@@ -95,7 +95,7 @@ class Attachment:
         self.key_is_missing = False
         fork.register(self)
 
-    def reset_after_fork(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Take a new lock: a thread that does not exist in the child may hold the old one."""
         self._lock = threading.Lock()
         self._errands = _Errands()

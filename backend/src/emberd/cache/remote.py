@@ -10,11 +10,13 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from emberd.cache import forks, records
+from emberd.cache import records
 from emberd.cache.absence import Absence
 from emberd.cache.base import CacheStats, Counts, Found
 from emberd.cache.records import Floats
 from emberd.cache.urls import MEMCACHED, Place
+from emberd.system import fork
+from emberd.system.fork import ForkAware
 
 TIMEOUT_S: Final = 1.0
 """How long a server may take to connect or to go on with an answer."""
@@ -40,7 +42,7 @@ class Store(Protocol):
         """End the connections."""
 
 
-class RemoteCache:
+class RemoteCache(ForkAware):
     """A cache in one or more servers, each of which has a share of the keys.
 
     Args:
@@ -51,7 +53,7 @@ class RemoteCache:
         self._place = place
         self._counts = Counts()
         self._servers = [_Server(place, host, port) for host, port in place.servers]
-        forks.register(self)
+        fork.register(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._place,)
@@ -111,12 +113,6 @@ class RemoteCache:
             shares[int.from_bytes(key[:8], "big") % count if count > 1 else 0].append(key)
         return [pair for pair in zip(self._servers, shares, strict=True) if pair[1]]
 
-    def before_fork(self) -> None:
-        """Do nothing: connections are left to the parent."""
-
-    def after_fork_in_parent(self) -> None:
-        """Do nothing."""
-
     def after_fork_in_child(self) -> None:
         """Begin without connections."""
         self._counts.reset_after_fork()
@@ -160,7 +156,7 @@ class _Server:
         """Leave the connections, and a lock that may be held, to the parent."""
         if self._store is not None:
             self._at_end.detach()
-            forks.keep_inherited(self._store)
+            fork.keep_inherited(self._store)
         self._store, self._lock = None, threading.Lock()
 
     def _use(self, absence: Absence, work: Callable[[Store], object]) -> None:

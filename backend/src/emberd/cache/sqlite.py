@@ -11,13 +11,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from emberd.cache import damage, forks, guard, records
+from emberd.cache import damage, guard, records
 from emberd.cache.absence import Absence
 from emberd.cache.base import CacheStats, Counts, Found
 from emberd.cache.database import Database, ForeignFileError
 from emberd.cache.records import Floats
 from emberd.cache.urls import Place
 from emberd.env import Places
+from emberd.system import fork
+from emberd.system.fork import ForkAware
 
 _LOG: Final = logging.getLogger("emberd")
 _PRIVATE_FOLDER: Final = 0o700
@@ -28,7 +30,7 @@ _TROUBLE: Final = (sqlite3.Error, OSError, ForeignFileError, damage.DamagedFileE
 _ADVICE: Final = "Mend what is wrong there, or give another file: sqlite:///absolute/path.db"
 
 
-class SqliteCache:
+class SqliteCache(ForkAware):
     """A cache in a file of this machine, shared by all its processes.
 
     Args:
@@ -48,7 +50,7 @@ class SqliteCache:
         self._database: Database | None = None
         self._identity: damage.Identity | None = None
         self._is_fork_ready = False
-        forks.register(self)
+        fork.register(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._place,)
@@ -192,7 +194,7 @@ class SqliteCache:
         self._counts.reset_after_fork()
         if self._database is not None:
             self._at_end.detach()
-            forks.keep_inherited(self._database)
+            fork.keep_inherited(self._database)
             self._database = None
 
 

@@ -28,7 +28,7 @@ def show(spec: ServerSpec, options: StartOptions, *, as_json: bool) -> None:
         StartError: The machine has not got what the plan needs.
     """
     # Imported late: the other verbs must not pay for it.
-    from emberd.doctor.redaction import redactor, secrets, words
+    from emberd.system.redaction import redactor, secrets, words
 
     engine = engines.choose(spec)
     plan = rehearse(engine, spec, options, Places.resolve().home)

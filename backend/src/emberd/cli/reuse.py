@@ -129,8 +129,8 @@ def _spelt(options: Mapping[str, Any]) -> str:
 def _option(name: str, value: Any) -> str:
     if name == "arguments":
         # Imported late: only an error needs it.
-        from emberd.doctor.redaction import redactor, secrets
-        from emberd.doctor.redaction import words as without_secrets
+        from emberd.system.redaction import redactor, secrets
+        from emberd.system.redaction import words as without_secrets
 
         shown = without_secrets(value, redactor(more=secrets(value)))
         return f"-- {shlex.join(shown)}"

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from emberd.client import fork
+from emberd.system import fork
+from emberd.system.fork import ForkAware
 
 
 class TaskGate:
@@ -44,14 +45,14 @@ class TaskGate:
             yield
 
 
-class ThreadGate:
+class ThreadGate(ForkAware):
     """The gate of threads. A call that is over is let out, whatever its threads still do."""
 
     def __init__(self) -> None:
-        self.reset_after_fork()
+        self.after_fork_in_child()
         fork.register(self)
 
-    def reset_after_fork(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Start anew: the threads that were inside do not exist in the child."""
         self._changed = threading.Condition()
         self._inside: Counter[object] = Counter()

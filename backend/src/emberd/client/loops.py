@@ -8,12 +8,13 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary
 
-from emberd.client import fork
+from emberd.system import fork
+from emberd.system.fork import ForkAware
 
 T = TypeVar("T")
 
 
-class PerLoop(Generic[T]):
+class PerLoop(ForkAware, Generic[T]):
     """One ``T`` for each event loop: a connection or a semaphore of one loop dies with it.
 
     Args:
@@ -44,7 +45,7 @@ class PerLoop(Generic[T]):
         with self._lock:
             return self._things.pop(asyncio.get_running_loop(), None)
 
-    def reset_after_fork(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Forget all: no loop of the parent runs in the child."""
         if self._leave is not None:
             for thing in list(self._things.values()):

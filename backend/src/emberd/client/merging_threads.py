@@ -10,10 +10,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from emberd.client import fork, merging
+from emberd.client import merging
 from emberd.client.merging import Kind
 from emberd.client.protocol import Ask, Outcome
 from emberd.client.replies import Answer
+from emberd.system import fork
+from emberd.system.fork import ForkAware
 
 Exchange = Callable[[Callable[[], Ask | None], Callable[[], bool]], Outcome | None]
 """Sends what the first function gives once there is a slot; None when it gives nothing, or when the
@@ -36,7 +38,7 @@ class _Waiting:
         self.answered.set()
 
 
-class ThreadMerger:
+class ThreadMerger(ForkAware):
     """The requests of one client, from all its threads.
 
     Args:
@@ -45,10 +47,10 @@ class ThreadMerger:
 
     def __init__(self, *, can_heal: bool) -> None:
         self._can_heal = can_heal
-        self.reset_after_fork()
+        self.after_fork_in_child()
         fork.register(self)
 
-    def reset_after_fork(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Start anew: the threads that waited do not exist in the child."""
         self._lock = threading.Lock()
         self._queues: dict[Kind, deque[_Waiting]] = {}

@@ -20,12 +20,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from emberd.client import deadline, fork
+from emberd.client import deadline
 from emberd.client.protocol import Ask, Reply, Trouble
 from emberd.endpoint import Endpoint
 from emberd.errors import BadReplyError
 from emberd.probe import is_loopback
-from emberd.system import listeners
+from emberd.system import fork, listeners
 from emberd.system.listeners import ListenerChangedError
 
 KEEP_IDLE_S: Final = 4.0

@@ -12,9 +12,9 @@ import importlib
 from collections.abc import Callable
 from typing import Any, Final
 
-from emberd.client.fork import Sockets
 from emberd.client.plain import CONNECT_S, KEEP_IDLE_S, NO_KEY
 from emberd.client.protocol import Ask, Reply, Trouble
+from emberd.client.sockets import Sockets
 from emberd.endpoint import Endpoint, root_url
 from emberd.errors import BadReplyError, SettingError
 from emberd.probe import is_loopback

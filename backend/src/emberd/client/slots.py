@@ -10,15 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from emberd.client import fork
 from emberd.client.loops import PerLoop
+from emberd.system import fork
+from emberd.system.fork import ForkAware
 
 
 class AbandonedError(Exception):
     """The call that wanted the slot has ended; nobody waits for this request any more."""
 
 
-class Slots:
+class Slots(ForkAware):
     """Slots of the whole process, for threads.
 
     Each limit bounds those who brought it, and the largest bounds all. Who waits longest goes
@@ -27,7 +28,7 @@ class Slots:
     """
 
     def __init__(self) -> None:
-        self.reset_after_fork()
+        self.after_fork_in_child()
         fork.register(self)
 
     @property
@@ -35,7 +36,7 @@ class Slots:
         """How many are held."""
         return self._held.total()
 
-    def reset_after_fork(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Start anew: the threads that held slots do not exist in the child."""
         self.changed = threading.Condition()
         self._held: Counter[int] = Counter()

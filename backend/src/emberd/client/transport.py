@@ -15,12 +15,14 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, closing
 from typing import Any, Final
 
-from emberd.client import deadline, fork, plain, sdk
-from emberd.client.fork import Sockets
+from emberd.client import deadline, plain, sdk
 from emberd.client.loops import PerLoop
 from emberd.client.plain import PlainSession
 from emberd.client.protocol import Ask, Reply, Trouble
+from emberd.client.sockets import Sockets
 from emberd.endpoint import Endpoint
+from emberd.system import fork
+from emberd.system.fork import ForkAware
 
 
 class Session:
@@ -71,7 +73,7 @@ def _in_time(chunks: Any) -> Any:
         deadline.left_s()
 
 
-class Transport:
+class Transport(ForkAware):
     """The session of one client: kept while its endpoint stays the same.
 
     Args:
@@ -116,7 +118,7 @@ class Transport:
         with self._lock:
             self._session = None
 
-    def reset_after_fork(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Leave the connections to the parent."""
         session, self._session = self._session, None
         self._lock = threading.Lock()

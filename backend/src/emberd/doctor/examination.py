@@ -29,11 +29,11 @@ from emberd.doctor import (
 )
 from emberd.doctor.bounded import Outcome, gather
 from emberd.doctor.findings import Finding, Part, note, problem
-from emberd.doctor.redaction import Redact, redactor, secrets, shortener
 from emberd.doctor.verdict import Verdict, judge
 from emberd.doctor.wanted import Wanted
 from emberd.errors import StateFolderError
 from emberd.manager import folders, record
+from emberd.system.redaction import Redact, redactor, secrets, shortener
 
 Check = Callable[[Wanted], Iterable[Finding]]
 

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from emberd import checkpoints, probe
 from emberd.doctor import weights
-from emberd.doctor.redaction import host
+from emberd.system.redaction import host
 
 TIMEOUT_S: Final = 3.0
 OFFLINE: Final = "HF_HUB_OFFLINE"

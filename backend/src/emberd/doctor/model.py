@@ -14,10 +14,10 @@ from emberd.catalog import DEMO_MODEL
 from emberd.doctor import hub, weights
 from emberd.doctor.bounded import gather
 from emberd.doctor.findings import Finding, note, ok, problem
-from emberd.doctor.redaction import host
 from emberd.doctor.wanted import Wanted
 from emberd.installs import in_words
 from emberd.settings import ServerSpec
+from emberd.system.redaction import host
 
 _APPENDING: Final = ("Qwen3ForCausalLM", "Qwen3Model")  # they pool the end-of-text token
 _TOKENIZER: Final = "tokenizer.json"

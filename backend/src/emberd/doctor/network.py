@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 
 from emberd import probe
 from emberd.doctor.findings import Finding, note, ok, problem
-from emberd.doctor.redaction import host
 from emberd.doctor.wanted import Wanted
 from emberd.manager.discovery import DEFAULT_PORT
 from emberd.system import listeners
+from emberd.system.redaction import host
 
 _PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _EXCEPT: Final = "NO_PROXY"

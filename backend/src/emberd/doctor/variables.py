@@ -9,10 +9,10 @@ from difflib import get_close_matches
 from typing import Final
 
 from emberd.doctor.findings import Finding, note, ok, problem, split
-from emberd.doctor.redaction import origin
 from emberd.doctor.wanted import Wanted
 from emberd.installs import RECIPES
 from emberd.settings import Settings
+from emberd.system.redaction import origin
 
 _PREFIX: Final = "EMBERD_"
 _OTHERS: Final = "OPENAI_"

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from emberd import checkpoints, env
-from emberd.doctor.redaction import HIDDEN, origin
 from emberd.env import Places
 from emberd.errors import SettingError
 from emberd.settings import DEFAULT_MODEL, ServerSpec, Settings, StartOptions
+from emberd.system.redaction import HIDDEN, origin
 
 _PREFIX: Final = "EMBERD_"
 _URLS: Final = ("EMBERD_BASE_URL", "EMBERD_DISCOVER")

@@ -1,59 +1,18 @@
-"""After a fork the child starts with no sockets, locks or loops of its parent's.
-
-A child that wrote to an inherited connection would mix its answers up with the parent's, and a
-lock that another thread held at the fork is never released in the child. Of these the import
-system's own cannot be made anew, so a fork waits for imports of ours.
-"""
+"""The connections of one HTTP client: checked when they are made, closed in a forked child."""
 
 from __future__ import annotations
 
 import os
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from weakref import WeakSet
 
 from emberd.client import deadline, pieces
 from emberd.system import listeners
 from emberd.system.listeners import Listener
 
-
-class Resettable(Protocol):
-    """Something that holds locks, sockets or loops."""
-
-    def reset_after_fork(self) -> None:
-        """Forget all of them; runs in the child, on its only thread, and takes no lock."""
-
-
-_REGISTERED: Final[WeakSet[Any]] = WeakSet()
-# What the child got from its parent is kept for good: collecting it would run its finalisers,
-# which take locks and wake loops that belong to the parent.
-_INHERITED: Final[list[object]] = []
-
-_LONGEST_IMPORT_S: Final = 10.0
-_importing = threading.RLock()
-
 _TCP: Final = "connection.connect_tcp.complete"
 _CONNECTED: Final = (_TCP, "connection.start_tls.complete")
-
-
-def register(thing: Resettable) -> None:
-    """Have ``thing`` reset in children of this process, for as long as it lives."""
-    _REGISTERED.add(thing)
-
-
-@contextmanager
-def no_fork() -> Iterator[None]:
-    """Let no thread fork in this block, in which modules are imported."""
-    with _importing:
-        yield
-
-
-def keep_inherited(thing: object) -> None:
-    """Keep ``thing``, which belongs to the parent, from ever being collected in the child."""
-    _INHERITED.append(thing)
 
 
 class Sockets:
@@ -120,33 +79,3 @@ def _close(inherited: Any) -> None:
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     os.dup2(nothing, inherited.fileno(), inheritable=False)
     os.close(nothing)
-
-
-def _reset_all() -> None:
-    for thing in list(_REGISTERED):
-        thing.reset_after_fork()
-
-
-def _wait_for_imports() -> None:
-    global _waited  # noqa: PLW0603 - said to the other side of the fork
-    _waited = _importing.acquire(timeout=_LONGEST_IMPORT_S)
-
-
-def _after_in_parent() -> None:
-    if _waited:
-        _importing.release()
-
-
-def _after_in_child() -> None:
-    global _importing  # noqa: PLW0603 - another thread of the parent's may hold the old one
-    _importing = threading.RLock()
-    _reset_all()
-
-
-_waited = False
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_wait_for_imports,
-        after_in_parent=_after_in_parent,
-        after_in_child=_after_in_child,
-    )

@@ -1,0 +1,97 @@
+"""Atomic replacement of files: the only implementation in emberd.
+
+A reader, and a machine that loses power, sees the old file or the new one and never a part.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final
+
+UNFINISHED: Final = ".unfinished"
+"""Suffix of the names of files that are being written."""
+
+
+def write(path: Path, content: bytes, *, mode: int = 0o600, durable: bool = False) -> None:
+    """Replace the content of ``path`` in one step.
+
+    Args:
+        path: The file; its folder must exist.
+        content: All of the new content.
+        mode: Permissions of the new file, before the umask.
+        durable: Wait until the disk has it.
+
+    Raises:
+        OSError: The file cannot be written; ``path`` keeps its content.
+    """
+    with replacing(path, mode=mode, durable=durable) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(
+    path: Path,
+    *,
+    mode: int = 0o666,
+    durable: bool = True,
+    before_rename: Callable[[], None] | None = None,
+) -> Iterator[BinaryIO]:
+    """Yield a file that replaces ``path`` when the block ends without an error.
+
+    Args:
+        path: The file; its folder must exist. If it is a symbolic link, its target is replaced.
+        mode: Permissions of the new file, before the umask.
+        durable: Wait until the disk has the content and the name.
+        before_rename: Called right before the rename; if it raises, ``path`` keeps its content.
+
+    Raises:
+        OSError: The file cannot be written; ``path`` keeps its content.
+    """
+    target = Path(os.path.realpath(path))
+    # Unique, so that two writers of one file do not write into each other's.
+    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}{UNFINISHED}")
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+    try:
+        with os.fdopen(os.open(fresh, flags, mode), "w+b") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        if before_rename is not None:
+            before_rename()
+        os.replace(fresh, target)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(target.parent)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename ``source`` to ``target`` and wait until the disk has the name.
+
+    Raises:
+        OSError: The rename failed; nothing has changed.
+    """
+    os.replace(source, target)
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has the names in ``folder``; does nothing where folders cannot be opened.
+
+    Raises:
+        OSError: The disk reported an error.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return  # Windows
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,36 @@
+"""Calls in daemon threads: for calls that may block for longer than the caller may wait."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def run(call: Callable[[], T], name: str) -> Future[T]:
+    """Run ``call`` in a daemon thread and return its future.
+
+    Not an executor: the interpreter joins the threads of executors at exit, so one that hangs
+    would keep the process from ending.
+
+    Args:
+        call: Called once.
+        name: Name of the thread, shown by debuggers, with ``emberd-`` before it.
+    """
+    future: Future[T] = Future()
+
+    def work() -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            result = call()
+        except BaseException as error:  # noqa: BLE001 - raised again by result()
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=work, name=f"emberd-{name}", daemon=True).start()
+    return future

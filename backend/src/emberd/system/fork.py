@@ -1,0 +1,91 @@
+"""Forks of the user's process: the one registry of what must not be shared with a child.
+
+A child that wrote to an inherited connection would mix its replies with the parent's. A lock that
+another thread held at the fork is never released in the child. An SQLite file that is open at a
+fork is damaged sooner or later, because its locks belong to the process. The locks of the import
+system cannot be replaced, so a fork waits until imports of ours have ended.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+from weakref import WeakSet
+
+_LONGEST_IMPORT_S: Final = 10.0
+
+
+class ForkAware:
+    """Base class of objects that hold locks, sockets, files or event loops.
+
+    The methods run in the thread that forks; all three do nothing unless they are overridden.
+    """
+
+    __slots__ = ("__weakref__",)
+
+    def before_fork(self) -> None:
+        """Wait for what is in progress, and close what a child must not inherit."""
+
+    def after_fork_in_parent(self) -> None:
+        """Continue."""
+
+    def after_fork_in_child(self) -> None:
+        """Forget what belongs to the parent; must not take a lock of the parent's."""
+
+
+_REGISTERED: Final[WeakSet[ForkAware]] = WeakSet()
+# Never collected: finalisers of inherited objects would take locks, close connections and wake
+# event loops that belong to the parent.
+_INHERITED: Final[list[object]] = []
+
+_importing = threading.RLock()
+_waited = False
+_told: list[ForkAware] = []
+
+
+def register(thing: ForkAware) -> None:
+    """Call the methods of ``thing`` at every fork of this process, for as long as it lives."""
+    _REGISTERED.add(thing)
+
+
+def keep_inherited(thing: object) -> None:
+    """Never collect ``thing``, which belongs to the parent, in this child."""
+    _INHERITED.append(thing)
+
+
+@contextmanager
+def no_fork() -> Iterator[None]:
+    """Delay forks by other threads during the block, in which modules are imported."""
+    with _importing:
+        yield
+
+
+def _before() -> None:
+    global _waited, _told  # noqa: PLW0603 - read on the other side of the fork
+    _waited = _importing.acquire(timeout=_LONGEST_IMPORT_S)
+    _told = list(_REGISTERED)
+    for thing in _told:
+        thing.before_fork()
+
+
+def _after_in_parent() -> None:
+    for thing in reversed(_told):
+        thing.after_fork_in_parent()
+    if _waited:
+        _importing.release()
+
+
+def _after_in_child() -> None:
+    global _importing  # noqa: PLW0603 - another thread of the parent may hold the old one
+    _importing = threading.RLock()
+    for thing in reversed(_told):
+        thing.after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child
+    )
