@@ -145,7 +145,7 @@ def test_log_of_a_server_is_what_it_wrote_also_after_a_truncation(tmp_path: Path
         try:
             _check_log(tmp_path / "server.log")
             status = 0
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - shown, and told by the exit code
             traceback.print_exc()
         finally:
             os._exit(status)
