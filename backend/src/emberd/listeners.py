@@ -183,11 +183,24 @@ def _check_other_end(
 
 
 def is_held(listener: Listener, pids: Collection[int]) -> bool:
-    """Return whether one of these processes holds the listening socket."""
+    """Return whether one of these processes holds the listening socket.
+
+    Raises:
+        PermissionError: None of those whose descriptors may be read does, and others may not be.
+    """
     if sys.platform != "linux":
         return listener.pid in pids
     wanted = f"socket:[{listener.inode}]"
-    return any(wanted in _descriptors(pid) for pid in pids)
+    refused: PermissionError | None = None
+    for pid in pids:
+        try:
+            if wanted in _descriptors(pid):
+                return True
+        except PermissionError as error:
+            refused = error
+    if refused is not None:
+        raise refused
+    return False
 
 
 def listening(process: psutil.Process) -> list[tuple[Address, int]]:
@@ -398,12 +411,21 @@ def _read_address(digits: str) -> Address:
 
 
 def _descriptors(pid: int) -> set[str]:
+    """Return what a process has open; empty once it has ended.
+
+    Raises:
+        PermissionError: They may not be read.
+    """
     folder = f"/proc/{pid}/fd"
     found = set()
-    with suppress(OSError):
+    try:
         for name in os.listdir(folder):
-            with suppress(OSError):
+            with suppress(FileNotFoundError):
                 found.add(os.readlink(f"{folder}/{name}"))
+    except PermissionError:
+        raise
+    except OSError:
+        return found
     return found
 
 
