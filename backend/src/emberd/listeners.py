@@ -136,6 +136,11 @@ def find_at(
     return None
 
 
+def is_here(url: str) -> bool:
+    """Return whether ``url`` names an address of this machine."""
+    return any(True for _ in _places(url))
+
+
 def is_there(url: str, expected: Listener) -> bool:
     """Return whether ``expected`` still listens at ``url``; also when that cannot be read."""
     try:
