@@ -252,12 +252,50 @@ def test_the_same_inode_of_another_user_is_another_listener(
         listeners.check(connection, Listener(OTHER, found.inode))
 
 
-def test_users_without_a_number_in_a_namespace_are_not_one_owner(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(listeners, "_overflow_uid", lambda: OTHER)
+@pytest.fixture(params=[True, False], ids=["all-mapped", "some-mapped"])
+def all_mapped(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> bool:
+    """A machine, or a user namespace, in which ``ME`` is the overflow user id."""
+    mapped = tmp_path / "uid_map"
+    mapped.write_text(f"         0 {0 if request.param else 100_000} 4294967295\n")
+    monkeypatch.setattr(listeners, "_overflow_uid", lambda: ME)
+    monkeypatch.setattr(listeners, "_UID_MAP", mapped)
+    return bool(request.param)
+
+
+def test_overflow_uid_identifies_a_user_only_where_all_users_are_mapped(all_mapped: bool) -> None:
+    """Kubernetes' ``runAsUser: 65534`` is an ordinary user; in a user namespace it is anyone."""
+    assert Listener(ME, inode=1).has_owner_of(Listener(ME, inode=2)) == all_mapped
+    assert Listener(ME).is_trusted == all_mapped
+    assert Listener(OTHER, inode=1).has_owner_of(Listener(OTHER, inode=2))
+    assert not Listener(OTHER, inode=1).has_owner_of(Listener(ME, inode=2))
+
+
+def test_kernel_without_user_namespaces_maps_all_users(all_mapped: bool, tmp_path: Path) -> None:
+    (tmp_path / "uid_map").unlink()
     assert Listener(ME, inode=1).has_owner_of(Listener(ME, inode=2))
-    assert not Listener(OTHER, inode=1).has_owner_of(Listener(OTHER, inode=2))
+
+
+def test_unreadable_map_of_users_identifies_nobody(all_mapped: bool, tmp_path: Path) -> None:
+    (tmp_path / "uid_map").unlink()
+    (tmp_path / "uid_map").mkdir()
+    assert not Listener(ME, inode=1).has_owner_of(Listener(ME, inode=2))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the user of a process")
+def test_user_65534_owns_its_own_listener() -> None:
+    program = (
+        "import os, socket\n"
+        "from emberd import listeners\n"
+        "listeners.find('http://127.0.0.1:1')\n"  # imports what that user may not read
+        "os.setgid(65534); os.setuid(65534)\n"
+        "server = socket.create_server(('127.0.0.1', 0))\n"
+        "found = listeners.find(f'http://127.0.0.1:{server.getsockname()[1]}')\n"
+        "print(found.is_trusted, found.has_owner_of(found))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ran.stdout.split() == ["True", "True"], ran.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")

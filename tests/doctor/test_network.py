@@ -92,7 +92,7 @@ def test_a_stranger_on_the_default_port_is_noted(
     monkeypatch.setattr(listeners, "find", lambda _: Listener(owner, inode=1))
     found = examined.named(look(tmp_path), "port 30000")
     assert found.level is level
-    assert ("EMBERD_DISCOVER" in found.advice) == stranger
+    assert ("EMBERD_BASE_URL" in found.advice) == stranger
 
 
 def test_a_free_port_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

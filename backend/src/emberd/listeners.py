@@ -41,6 +41,8 @@ _LOOPBACK: Final = IPv4Address("127.0.0.1")
 _ROOT: Final = 0
 _OVERFLOW: Final = Path("/proc/sys/kernel/overflowuid")
 _USUAL_OVERFLOW: Final = 65_534
+_UID_MAP: Final = Path("/proc/self/uid_map")
+_ALL_UIDS: Final = ["0", "0", "4294967295"]
 _HTTP_PORTS: Final = {"http": 80, "https": 443}
 
 # <linux/netlink.h>, <linux/sock_diag.h>, <linux/inet_diag.h>
@@ -84,15 +86,12 @@ class Listener:
 
     @property
     def is_trusted(self) -> bool:
-        """Whether it belongs to this user or to root."""
-        return self.uid in {_ROOT, os.geteuid()}
+        """Whether it is known to belong to this user or to root."""
+        return self.uid in {_ROOT, os.geteuid()} and not _is_shared(self.uid)
 
     def has_owner_of(self, other: Listener) -> bool:
-        """Return whether both belong to one user.
-
-        In a user namespace all users without a number of their own share one, which proves nothing.
-        """
-        return self.uid == other.uid and self.uid != _overflow_uid()
+        """Return whether both are known to belong to one user."""
+        return self.uid == other.uid and not _is_shared(self.uid)
 
 
 class ListenerChangedError(ConnectionError):
@@ -135,6 +134,11 @@ def find_at(
         if (found := _listener_of(pid, address, port)) is not None:
             return found
     return None
+
+
+def is_here(url: str) -> bool:
+    """Return whether ``url`` names an address of this machine."""
+    return any(True for _ in _places(url))
 
 
 def is_there(url: str, expected: Listener) -> bool:
@@ -184,11 +188,24 @@ def _check_other_end(
 
 
 def is_held(listener: Listener, pids: Collection[int]) -> bool:
-    """Return whether one of these processes holds the listening socket."""
+    """Return whether one of these processes holds the listening socket.
+
+    Raises:
+        PermissionError: None of those whose descriptors may be read does, and others may not be.
+    """
     if sys.platform != "linux":
         return listener.pid in pids
     wanted = f"socket:[{listener.inode}]"
-    return any(wanted in _descriptors(pid) for pid in pids)
+    refused: PermissionError | None = None
+    for pid in pids:
+        try:
+            if wanted in _descriptors(pid):
+                return True
+        except PermissionError as error:
+            refused = error
+    if refused is not None:
+        raise refused
+    return False
 
 
 def listening(process: psutil.Process) -> list[tuple[Address, int]]:
@@ -293,6 +310,25 @@ def _overflow_uid() -> int:
     return _USUAL_OVERFLOW
 
 
+def _is_shared(uid: int) -> bool:
+    """Return whether ``uid`` may stand for several users, so that it proves nothing.
+
+    In a user namespace, the kernel reports all users that the namespace does not map under one
+    number. Where each user has a number of its own, that number is an ordinary user (``nobody``).
+    """
+    return sys.platform == "linux" and uid == _overflow_uid() and not _maps_all_users()
+
+
+def _maps_all_users() -> bool:
+    # A namespace can map no user that the one above it does not map: only the full map is complete.
+    try:
+        return _UID_MAP.read_text().split() == _ALL_UIDS
+    except FileNotFoundError:
+        return _UID_MAP.parent.exists()  # /proc is there: a kernel without user namespaces
+    except OSError:
+        return False
+
+
 def _ask_kernel(
     address: Address, port: int, client: tuple[Address, int] | None = None
 ) -> Listener | None:
@@ -380,12 +416,21 @@ def _read_address(digits: str) -> Address:
 
 
 def _descriptors(pid: int) -> set[str]:
+    """Return what a process has open; empty once it has ended.
+
+    Raises:
+        PermissionError: They may not be read.
+    """
     folder = f"/proc/{pid}/fd"
     found = set()
-    with suppress(OSError):
+    try:
         for name in os.listdir(folder):
-            with suppress(OSError):
+            with suppress(FileNotFoundError):
                 found.add(os.readlink(f"{folder}/{name}"))
+    except PermissionError:
+        raise
+    except OSError:
+        return found
     return found
 
 

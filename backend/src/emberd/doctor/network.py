@@ -72,7 +72,7 @@ def _port(wanted: Wanted, port: int) -> Finding:
     return note(
         name,
         f"{fact}: it is not used, because that user is neither you nor root",
-        f"If you trust it: export EMBERD_DISCOVER={url}",
+        f"If you trust it: export EMBERD_BASE_URL={url}",
     )
 
 
