@@ -142,12 +142,18 @@ def successor(before: Endpoint) -> Listener | None:
         None for a server that is not on this machine.
 
     Raises:
-        ServerUnavailableError: Nothing listens there.
+        ServerUnavailableError: Nothing listens there, or that cannot be seen.
         ServerMismatchError: The address belongs to another user now.
     """
     if before.listener is None:
         return None
-    now = listeners.find(before.url)
+    try:
+        now = listeners.find(before.url)
+    except OSError as error:
+        raise ServerUnavailableError(
+            f"It cannot be seen which process listens at {before.url}: the listening sockets of "
+            f"this machine cannot be read ({error}). Nothing was sent. Try again later."
+        ) from error
     if now is None:
         raise ServerUnavailableError(
             f"No response from {before.url}: nothing listens there. Start the server there."
@@ -186,8 +192,13 @@ def _look_at(
 ) -> Found | str:
     """Return a candidate with what it proved to be, or why it is not used."""
     # Taken first, so that whatever is asked below, and used later, is this one server.
-    listener = listeners.find(candidate.url)
-    if (refusal := _untrusted(candidate, listener, known)) is not None:
+    listener, refusal = None, None
+    try:
+        listener = listeners.find(candidate.url)
+    except OSError as error:
+        refusal = f"it cannot be seen which process listens there ({error})"
+    refusal = refusal or _untrusted(candidate, listener, known)
+    if refusal is not None:
         return refusal
     first = surface.get(
         candidate.url, surface.MODELS, candidate.api_key, _FIRST_ANSWER_S, listener=listener
