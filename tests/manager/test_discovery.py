@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -244,6 +245,23 @@ def test_a_listed_server_whose_address_went_to_another_user_is_not_shown_the_key
     for lost in (None, first):
         with pytest.raises(NoEngineError, match="belonged to user"):
             manager.ensure(SPEC, api_key="the user's", lost=lost)
+    assert asked == []
+
+
+def test_a_server_whose_listener_cannot_be_read_is_sent_nothing(
+    home: Path, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, _ = foreign(key="the user's")
+    monkeypatch.setenv("EMBERD_DISCOVER", url)
+
+    def unreadable(_url: str) -> Listener | None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    asked: list[str | None] = []
+    monkeypatch.setattr(listeners, "find", unreadable)
+    monkeypatch.setattr(surface, "get", lambda *given, **_: asked.append(given[2]))
+    with pytest.raises(NoEngineError, match="Too many open files"):
+        Manager(home, timing=QUICK).ensure(SPEC, api_key="the user's")
     assert asked == []
 
 
