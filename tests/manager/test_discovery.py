@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -303,6 +304,23 @@ def test_record_of_external_server_is_asked_only_at_a_socket_of_its_users(
     assert (seen.state, seen.url) == (State.ABSENT, None)
     assert str(now.user) in seen.detail
     assert not now.was_contacted()
+
+
+def test_a_server_whose_listener_cannot_be_read_is_sent_nothing(
+    home: Path, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, _ = foreign(key="the user's")
+    monkeypatch.setenv("EMBERD_DISCOVER", url)
+
+    def unreadable(_url: str) -> Listener | None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    asked: list[str | None] = []
+    monkeypatch.setattr(listeners, "find", unreadable)
+    monkeypatch.setattr(surface, "get", lambda *given, **_: asked.append(given[2]))
+    with pytest.raises(NoEngineError, match="Too many open files"):
+        Manager(home, timing=QUICK).ensure(SPEC, api_key="the user's")
+    assert asked == []
 
 
 def test_a_remembered_server_must_still_have_what_is_pinned(

@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 from emberd import listeners
 from emberd.client import deadline, pieces
-from emberd.listeners import Listener
+from emberd.listeners import Listener, ListenerChangedError
 
 
 class Resettable(Protocol):
@@ -36,6 +36,7 @@ _LONGEST_IMPORT_S: Final = 10.0
 _importing = threading.RLock()
 
 _TCP: Final = "connection.connect_tcp.complete"
+_SENDS: Final = ".send_"  # of http11 and http2: request headers, bodies, settings
 _CONNECTED: Final = (_TCP, "connection.start_tls.complete")
 
 
@@ -66,14 +67,17 @@ class Sockets:
 
     def __init__(self, listener: Listener | None = None) -> None:
         self._listener = listener
+        self._has_checked = False
         self._streams: WeakSet[Any] = WeakSet()
 
     def note(self, event: str, info: dict[str, Any]) -> None:
         """Take note of a new connection; other events are ignored.
 
         Raises:
-            ListenerChangedError: It leads to another listener; it is closed.
+            ListenerChangedError: It leads to another listener and is closed, or a request is about
+                to be sent and no connection was ever checked.
         """
+        self._refuse_unchecked(event)
         if event in _CONNECTED:
             stream = info["return_value"]
             try:
@@ -86,6 +90,7 @@ class Sockets:
 
     async def anote(self, event: str, info: dict[str, Any]) -> None:
         """Do as ``note``, for an asynchronous client, whose deadlines are the loop's."""
+        self._refuse_unchecked(event)
         if event in _CONNECTED:
             stream = info["return_value"]
             try:
@@ -100,6 +105,16 @@ class Sockets:
         # Before the TLS handshake, which is on the same connection.
         if self._listener is not None and event == _TCP:
             listeners.check(stream.get_extra_info("socket"), self._listener)
+            self._has_checked = True
+
+    def _refuse_unchecked(self, event: str) -> None:
+        # The check hangs on the name of an event, which another version of httpx may change.
+        if self._listener is not None and not self._has_checked and _SENDS in event:
+            raise ListenerChangedError(
+                "the connection could not be checked, because this version of httpx does not "
+                "report new connections as the versions do that emberd knows. Install an earlier "
+                "one"
+            )
 
     def close_in_child(self) -> None:
         """Close the child's copies of the connections; the parent's stay open."""

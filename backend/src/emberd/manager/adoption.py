@@ -130,12 +130,18 @@ def successor(before: Endpoint) -> Listener | None:
         None for a server that is not on this machine.
 
     Raises:
-        ServerUnavailableError: Nothing listens there.
+        ServerUnavailableError: Nothing listens there, or that cannot be seen.
         ServerMismatchError: The address belongs to another user now.
     """
     if before.listener is None:
         return None
-    now = listeners.find(before.url)
+    try:
+        now = listeners.find(before.url)
+    except OSError as error:
+        raise ServerUnavailableError(
+            f"It cannot be seen which process listens at {before.url}: the listening sockets of "
+            f"this machine cannot be read ({error}). Nothing was sent. Try again later."
+        ) from error
     if now is None:
         raise ServerUnavailableError(
             f"No response from {before.url}: nothing listens there. Start the server there."
