@@ -182,6 +182,19 @@ UNREADABLE: Final[Mapping[str, tuple[Change, str, str]]] = {
         "../1_Pooling",
     ),
     "a boolean that is none": (pooling(pooling_mode_lasttoken="yes"), POOLING, '"yes"'),
+    "a path with a null byte": (
+        modules(MODULES[0], ("1_Pooling\0", MODULES[1][1]), MODULES[2]),
+        "modules.json",
+        "1_Pooling",
+    ),
+    "a path with half a character": (
+        modules(MODULES[0], ("1_Pooling\ud800", MODULES[1][1]), MODULES[2]),
+        "modules.json",
+        "1_Pooling",
+    ),
+    "modules nested too deeply": (text("modules.json", "[" * 10_000), "modules.json", "nested"),
+    "pooling nested too deeply": (text(POOLING, '{"a":' * 10_000), POOLING, "nested"),
+    "prompts nested too deeply": (text(PROMPTS, "[" * 10_000), PROMPTS, "nested"),
     "transformer elsewhere": (
         modules(("0_Transformer", MODULES[0][1]), *MODULES[1:]),
         "modules.json",

@@ -51,6 +51,60 @@ def foreign(tmp_path: Path) -> Iterator[Foreign]:
         yield start
 
 
+class Taken:
+    """A port at which another user listens.
+
+    Attributes:
+        user: That user.
+        port: The port.
+        url: Its root.
+    """
+
+    user = 64_202
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_server(("127.0.0.1", port))
+        # The kernel takes the owner of the file for the owner of the socket.
+        os.fchown(self._socket.fileno(), self.user, self.user)
+        self.port = self._socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def was_contacted(self) -> bool:
+        """Return whether anything connected, even without sending anything."""
+        self._socket.settimeout(0)
+        try:
+            self._socket.accept()[0].close()
+        except BlockingIOError:
+            return False
+        return True
+
+    def received(self) -> bytes:
+        """Return what the first client has sent, once it has closed its connection."""
+        self._socket.settimeout(10)
+        connection, _ = self._socket.accept()
+        with connection, connection.makefile("rb") as stream:
+            return stream.read()
+
+    def close(self) -> None:
+        """Free the port."""
+        self._socket.close()
+
+
+@pytest.fixture
+def taken() -> Iterator[Callable[[int], Taken]]:
+    """Has another user listen at a port; 0 for any."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("only root can give a socket to another user")
+    with ExitStack() as opened:
+
+        def take(port: int = 0) -> Taken:
+            made = Taken(port)
+            opened.callback(made.close)
+            return made
+
+        yield take
+
+
 @pytest.fixture
 def no_default_port(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at a port where nothing is, whatever this machine has on the true one."""

@@ -77,7 +77,45 @@ def test_a_tokenizer_that_appends_nothing_has_no_end_of_text(folder: Path) -> No
     assert checkpoints.describe(str(folder)).end_of_text_id is None
 
 
-@pytest.mark.parametrize("damage", ["", "[]", "{", '{"hidden_size": "many"}'])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"processors": [None]},
+        {"processors": {"a": 1}},
+        {"processors": "ab"},
+        {"single": [{"SpecialToken": None}]},
+        {"single": [None]},
+        {"single": 5},
+        {"single": {"SpecialToken": {"id": "</s>"}}},
+        {"single": [{"SpecialToken": {"id": ["</s>"]}}]},
+        {"single": [{"SpecialToken": {"id": "</s>"}}], "special_tokens": [1]},
+        {"single": [{"SpecialToken": {"id": "</s>"}}], "special_tokens": {"</s>": None}},
+        {"single": [{"SpecialToken": {"id": "</s>"}}], "special_tokens": {"</s>": {"ids": 7}}},
+        {"single": [{"SpecialToken": {"id": "</s>"}}], "special_tokens": {"</s>": {"ids": ["7"]}}},
+    ],
+)
+def test_a_damaged_post_processor_names_no_end_of_text_and_raises_nothing(
+    folder: Path, damage: dict[str, Any]
+) -> None:
+    write(folder / "tokenizer.json", {"post_processor": damage})
+    assert checkpoints.end_of_text_id(str(folder)) is None
+
+
+@pytest.mark.parametrize("content", [b"a\0b", b"\xff\xfe"])
+def test_a_damaged_reference_in_the_hubs_cache_finds_no_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    refs = tmp_path / "models--owner--model" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_bytes(content)
+    assert checkpoints.snapshot("owner/model", None) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["", "[]", "{", '{"hidden_size": "many"}', "[" * 10_000, '{"post_processor":' * 10_000],
+)
 def test_a_damaged_configuration_describes_nothing_and_raises_nothing(
     folder: Path, damage: str
 ) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import socket
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -58,10 +62,15 @@ _LISTENS = "0A"
 _ESTABLISHED = "01"
 
 
-def _line(address: str, user: int, port: int = 30_000, state: str = _LISTENS) -> str:
-    return (
-        f"   0: {address}:{port:04X} 00000000:0000 {state} 0:0 00:0 0        {user}        0 7 1\n"
-    )
+def _line(
+    address: str,
+    user: int,
+    port: int = 30_000,
+    state: str = _LISTENS,
+    peer: str = "00000000:0000",
+    inode: int = 7,
+) -> str:
+    return f"   0: {address}:{port:04X} {peer} {state} 0:0 00:0 0   {user}     0 {inode} 1\n"
 
 
 @pytest.fixture
@@ -129,10 +138,54 @@ def test_where_the_listening_sockets_cannot_be_read_none_is_taken_for_gone(
     no_netlink: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listeners, "TABLES", (tmp_path / "none", tmp_path / "none"))
-    assert listeners.find(URL) is None
+    with pytest.raises(FileNotFoundError):
+        listeners.find(URL)
+    assert listeners.process_at(URL) is None
     assert listeners.is_there(URL, Listener(ME, inode=7))
     with pytest.raises(FileNotFoundError):
         listeners.find_at(ip_address("127.0.0.1"), 30_000)
+
+
+def test_an_address_that_cannot_be_asked_for_does_not_hide_the_other_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a kernel without IPv6, whose names of this machine have an address of it."""
+    asked = listeners.find_at
+    both = [(0, 0, 0, "", ("::1", 0)), (0, 0, 0, "", ("127.0.0.1", 0))]
+
+    def find_at(address: Any, port: int) -> Listener | None:
+        if address.version == 6:
+            raise OSError(errno.EINVAL, "no IPv6")
+        return asked(address, port)
+
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: both)
+    monkeypatch.setattr(listeners, "find_at", find_at)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://localhost:{server.getsockname()[1]}"
+        found = listeners.find(url)
+        assert found is not None
+        assert found.inode == os.fstat(server.fileno()).st_ino
+    with pytest.raises(OSError, match="no IPv6"):
+        listeners.find(url)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "192.168.1.5"])
+def test_without_descriptors_a_server_is_not_taken_for_one_elsewhere(host: str) -> None:
+    """Each look-up needs one: of the name, of the address, of the listening socket."""
+    with socket.create_server(("127.0.0.1", 0)) as server, _no_descriptors():
+        with pytest.raises(OSError, match="Too many open files"):
+            listeners.find(f"http://{host}:{server.getsockname()[1]}")
+
+
+@contextmanager
+def _no_descriptors() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Those that are open stay open; no number above them is given.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @pytest.mark.parametrize(
@@ -252,15 +305,54 @@ def test_the_same_inode_of_another_user_is_another_listener(
         listeners.check(connection, Listener(OTHER, found.inode))
 
 
-def test_users_without_a_number_in_a_namespace_are_not_one_owner(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(listeners, "_overflow_uid", lambda: OTHER)
+@pytest.fixture(params=[True, False], ids=["all-mapped", "some-mapped"])
+def all_mapped(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> bool:
+    """A machine, or a user namespace, in which ``ME`` is the overflow user id."""
+    mapped = tmp_path / "uid_map"
+    mapped.write_text(f"         0 {0 if request.param else 100_000} 4294967295\n")
+    monkeypatch.setattr(listeners, "_overflow_uid", lambda: ME)
+    monkeypatch.setattr(listeners, "_UID_MAP", mapped)
+    return bool(request.param)
+
+
+def test_overflow_uid_identifies_a_user_only_where_all_users_are_mapped(all_mapped: bool) -> None:
+    """Kubernetes' ``runAsUser: 65534`` is an ordinary user; in a user namespace it is anyone."""
+    assert Listener(ME, inode=1).has_owner_of(Listener(ME, inode=2)) == all_mapped
+    assert Listener(ME).is_trusted == all_mapped
+    assert Listener(OTHER, inode=1).has_owner_of(Listener(OTHER, inode=2))
+    assert not Listener(OTHER, inode=1).has_owner_of(Listener(ME, inode=2))
+
+
+def test_kernel_without_user_namespaces_maps_all_users(all_mapped: bool, tmp_path: Path) -> None:
+    (tmp_path / "uid_map").unlink()
     assert Listener(ME, inode=1).has_owner_of(Listener(ME, inode=2))
-    assert not Listener(OTHER, inode=1).has_owner_of(Listener(OTHER, inode=2))
+
+
+def test_unreadable_map_of_users_identifies_nobody(all_mapped: bool, tmp_path: Path) -> None:
+    (tmp_path / "uid_map").unlink()
+    (tmp_path / "uid_map").mkdir()
+    assert not Listener(ME, inode=1).has_owner_of(Listener(ME, inode=2))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the user of a process")
+def test_user_65534_owns_its_own_listener() -> None:
+    program = (
+        "import os, socket\n"
+        "from emberd import listeners\n"
+        "listeners.find('http://127.0.0.1:1')\n"  # imports what that user may not read
+        "os.setgid(65534); os.setuid(65534)\n"
+        "server = socket.create_server(('127.0.0.1', 0))\n"
+        "found = listeners.find(f'http://127.0.0.1:{server.getsockname()[1]}')\n"
+        "print(found.is_trusted, found.has_owner_of(found))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ran.stdout.split() == ["True", "True"], ran.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
+@pytest.mark.usefixtures("either_way")
 def test_a_connection_that_another_user_took_by_a_simultaneous_open_is_refused() -> None:
     """Its socket was bound to the port before the server listened."""
     attacker = subprocess.Popen(
@@ -298,6 +390,7 @@ def test_a_connection_that_another_user_took_by_a_simultaneous_open_is_refused()
 
 
 @pytest.mark.parametrize("accepted", [False, True])
+@pytest.mark.usefixtures("either_way")
 def test_the_servers_own_end_of_a_connection_passes(
     connected: tuple[socket.socket, socket.socket, Listener], accepted: bool
 ) -> None:
@@ -306,6 +399,75 @@ def test_the_servers_own_end_of_a_connection_passes(
     listeners.check(connection, replace(found, owner_accepts=True))
     if held is not None:
         held.close()
+
+
+_CLIENT = ("127.0.0.1", 0x9C40)
+_FROM = f"{_LOOPBACK}:9C40"
+
+
+@pytest.mark.parametrize(
+    ("end", "passes"),
+    [
+        (_line(_LOOPBACK, OTHER, state=_ESTABLISHED, peer=_FROM, inode=9), False),
+        (_line(_MAPPED, OTHER, state=_ESTABLISHED, peer=f"{_MAPPED}:9C40", inode=9), False),
+        (_line(_LOOPBACK, OTHER, state="08", peer=_FROM, inode=9), False),  # after the peer's end
+        (_line(_LOOPBACK, ME, state=_ESTABLISHED, peer=_FROM, inode=9), True),
+        (_line(_LOOPBACK, 0, state=_ESTABLISHED, peer=_FROM, inode=0), True),  # not accepted
+        (_line(_LOOPBACK, OTHER, state=_ESTABLISHED, peer=f"{_LOOPBACK}:9C41", inode=9), True),
+        ("", True),
+    ],
+)
+def test_without_netlink_the_other_end_of_a_connection_is_read_from_the_table(
+    table: Path, end: str, passes: bool
+) -> None:
+    table.write_text(_HEAD + end + _line(_LOOPBACK, ME))
+    connection = _Connection(("127.0.0.1", 30_000), _CLIENT)
+    expected = Listener(ME, inode=7, owner_accepts=True)
+    with nullcontext() if passes else pytest.raises(ListenerChangedError, match=str(OTHER)):
+        listeners.check(connection, expected)  # type: ignore[arg-type]
+
+
+@dataclass
+class _Connection:
+    """What is asked of a connected socket."""
+
+    peer: tuple[str, int]
+    own: tuple[str, int]
+
+    def getpeername(self) -> tuple[str, int]:
+        return self.peer
+
+    def getsockname(self) -> tuple[str, int]:
+        return self.own
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (PermissionError(errno.EPERM, "not allowed"), True),
+        (OSError(errno.EPROTONOSUPPORT, "no such protocol"), True),
+        (TimeoutError("timed out"), False),
+        (OSError(errno.EMFILE, "too many open files"), False),
+        (OSError(errno.EPROTO, "a message of another sender"), False),
+    ],
+)
+def test_only_a_definite_answer_of_netlink_is_kept(
+    monkeypatch: pytest.MonkeyPatch, error: OSError, kept: bool
+) -> None:
+    asked = []
+
+    def refuse(*_: object) -> None:
+        asked.append(1)
+        raise error
+
+    listeners._answers_netlink.cache_clear()
+    monkeypatch.setattr(listeners, "_ask_kernel", refuse)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        found = [listeners.find(url) for _ in range(2)]
+    assert found == [Listener(ME, inode=found[0].inode)] * 2 if found[0] else False
+    assert len(asked) == (1 if kept else 2)
+    listeners._answers_netlink.cache_clear()
 
 
 def test_only_this_user_and_root_are_trusted() -> None:

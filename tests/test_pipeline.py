@@ -72,6 +72,12 @@ def _assert_names(reason: str | None, file: Path, value: str) -> None:
 
 
 @pytest.mark.parametrize("engine", UNFIT)
+def test_a_configuration_that_is_nested_too_deeply_is_refused(folder: Path, engine: str) -> None:
+    (folder / "config.json").write_text("[" * 10_000)
+    assert UNFIT[engine](str(folder)) is not None
+
+
+@pytest.mark.parametrize("engine", UNFIT)
 def test_bidirectional_attention_is_refused(folder: Path, engine: str) -> None:
     checkpoints_made.write(folder, {**checkpoints_made.QWEN, "is_causal": False})
     reason = UNFIT[engine](str(folder))

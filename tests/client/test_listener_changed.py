@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import pytest
 
 import waiting
 from emberd import Embedder, probe
-from emberd.client import protocol
+from emberd.client import protocol, sockets
 from emberd.client.protocol import Ask, Reply, Trouble
 from emberd.client.transport import AsyncSession, Session, Transport
 from emberd.client.verify import verify
@@ -117,6 +118,22 @@ def test_probes_and_verification_send_nothing_to_another_listener(
     assert stranger.got_nothing()
 
 
+@pytest.mark.parametrize("send", [_sdk, _tasks])
+def test_nothing_is_sent_if_the_http_client_does_not_report_its_connections(
+    send: Callable[[Endpoint], Reply | Trouble], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version of httpx may call the event differently, on which the check depends."""
+    monkeypatch.setattr(sockets, "_TCP", "connection.connect_socket.complete")
+    monkeypatch.setattr(sockets, "_CONNECTED", ("connection.connect_socket.complete",))
+    with FakeServer(api_key=KEY) as server:
+        here = replace(server.endpoint, listener=listeners.find(server.url))
+        answer = send(here)
+        assert isinstance(answer, Trouble)
+        assert answer.kind == "changed"
+        assert server.requests == []
+        assert isinstance(send(server.endpoint), Reply)
+
+
 @pytest.mark.parametrize("send", [_plain, _sdk, _tasks])
 def test_the_verified_listener_is_sent_the_request(send: Callable[[Endpoint], object]) -> None:
     with FakeServer(api_key=KEY) as server:
@@ -176,6 +193,46 @@ def test_a_given_server_that_comes_back_with_other_weights_is_refused(twin: str)
             with pytest.raises(ServerMismatchError, match="other weights"):
                 _embed(embedder, twin, ["b", "c"])
         assert ["b", "c"] not in server.embedded
+        embedder.close()
+
+
+@both
+def test_a_given_server_that_comes_back_with_vectors_of_another_length_is_refused(
+    twin: str,
+) -> None:
+    with FakeServer() as server:
+        embedder = _given(server)
+        _embed(embedder, twin, ["a"])
+        server.die()
+        server.dimensions = 8
+        server.revive(server.port)
+        for _ in range(2):
+            with pytest.raises(ServerMismatchError):
+                _embed(embedder, twin, ["b", "c"])
+        assert ["b", "c"] not in server.embedded
+        embedder.close()
+
+
+@both
+def test_the_listening_sockets_are_read_again_if_they_cannot_be_read_for_a_moment(
+    twin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FakeServer() as server:
+        embedder = _given(server)
+        _embed(embedder, twin, ["a"])
+        server.die()
+        server.revive(server.port)
+        asked, errors = listeners.find_at, [OSError(errno.EMFILE, "Too many open files")] * 3
+
+        def find_at(*place: object) -> Listener | None:
+            if errors:
+                raise errors.pop()
+            return asked(*place)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(listeners, "find_at", find_at)
+        vectors = _embed(embedder, twin, ["b"])
+        assert abs(vectors - vectors_of(["b"])).max() < 1e-6  # type: ignore[operator]
+        assert embedder.endpoint().listener is not None
         embedder.close()
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from emberd.endpoint import Endpoint
 from emberd.errors import AuthenticationError, ServerMismatchError, ServerUnavailableError
 from emberd.settings import ServerSpec, Settings
 from emberd.system import listeners
+from emberd.system.listeners import Listener
 from fake_server import MODEL, QWEN, Answer, FakeServer
 
 
@@ -54,6 +58,69 @@ every = pytest.mark.parametrize("ask", [_by_urllib, _by_threads, _by_tasks])
 
 def _qwen(**knobs: Any) -> FakeServer:
     return FakeServer(**{"model": QWEN, "dimensions": 1024, "context_tokens": 32768, **knobs})
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[OSError | None]:
+    """What the next looks for a listener give instead: an error, or None for no listener."""
+    given: list[OSError | None] = []
+    find = listeners.find
+
+    def look(url: str) -> Listener | None:
+        if not given:
+            return find(url)
+        if (told := given.pop(0)) is not None:
+            raise told
+        return None
+
+    monkeypatch.setattr(listeners, "find", look)
+    return given
+
+
+@pytest.mark.parametrize("when", [0, 1])
+def test_a_listener_that_cannot_be_read_is_an_error_and_not_left_unchecked(
+    looks: list[OSError | None], when: int
+) -> None:
+    with _qwen(api_key="key") as server:
+        looks += [*[None] * when, OSError(errno.EMFILE, "Too many open files")]
+        with pytest.raises(ServerUnavailableError):
+            verify(server.url, "key", ServerSpec(model=QWEN))
+        assert bool(server.requests) == bool(when)
+
+
+def test_a_server_that_listens_after_the_first_look_is_pinned_and_verified_again(
+    looks: list[OSError | None],
+) -> None:
+    with _qwen() as server:
+        looks.append(None)
+        found = verify(server.url, None, ServerSpec(model=QWEN))
+        assert found.listener == listeners.find(server.url)
+        assert found.listener is not None
+        assert len(server.to("/v1/models")) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_a_server_whose_connections_another_user_accepts_is_refused_with_both_users(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As nginx with workers of another user: nothing tells its workers from a stranger."""
+    with _qwen(api_key="key") as server:
+        here = listeners.find(server.url)
+        assert here is not None
+        # Root may accept as another user, so the listener is one of a user.
+        of_user = replace(here, uid=64_201)
+        ends = iter(range(10))
+
+        def ask(*place: object) -> Listener:
+            return of_user if len(place) < 3 else replace(of_user, uid=64_202, inode=next(ends) + 1)
+
+        monkeypatch.setattr(listeners, "_has_netlink", lambda: True)
+        monkeypatch.setattr(listeners, "_ask_kernel", ask)
+        with pytest.raises(ServerUnavailableError) as caught:
+            verify(server.url, "key", ServerSpec(model=QWEN))
+        assert "64201" in str(caught.value)
+        assert "64202" in str(caught.value)
+        assert server.requests == []
 
 
 @every

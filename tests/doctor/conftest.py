@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from foreign import taken
 from homes import home, manager
 
-__all__ = ["home", "manager"]
+__all__ = ["home", "manager", "taken"]

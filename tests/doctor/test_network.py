@@ -92,7 +92,19 @@ def test_a_stranger_on_the_default_port_is_noted(
     monkeypatch.setattr(listeners, "find", lambda _: Listener(owner, inode=1))
     found = examined.named(look(tmp_path), "port 30000")
     assert found.level is level
-    assert ("EMBERD_DISCOVER" in found.advice) == stranger
+    assert ("EMBERD_BASE_URL" in found.advice) == stranger
+
+
+def test_a_port_that_cannot_be_read_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(_url: str) -> Listener | None:
+        raise PermissionError("not allowed here")
+
+    monkeypatch.setattr(listeners, "find", unreadable)
+    found = examined.named(look(tmp_path), "port 30000")
+    assert found.level == Level.NOTE
+    assert "not allowed here" in found.fact
 
 
 def test_a_free_port_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from emberd.errors import StartError
 from emberd.manager import discovery
 from emberd.manager.folders import Home
 from emberd.settings import ServerSpec
-from emberd.system import listeners, processes
+from emberd.system import processes
 from emberd.verified_manager import Manager
 from fake_server import MODEL, FakeServer
+from foreign import Taken
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def server() -> Iterator[FakeServer]:
 def _nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers that happen to run on the machine of the tests are none of theirs."""
     monkeypatch.setattr(discovery, "_processes", lambda: iter(()))
-    monkeypatch.setattr(listeners, "find", lambda _: None)
+    monkeypatch.setattr(discovery, "DEFAULT_PORT", 1)
 
 
 def look(home: Path, model: str = MODEL, **more: Any) -> list[Finding]:
@@ -111,7 +113,7 @@ def test_a_server_that_wants_a_key_is_noted_with_how_to_show_it_one(
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"engine": "demo"}, "engine demo was asked for"),
+        ({"engine": "demo"}, "engine=demo"),
         ({"revision": "c0ffee"}, "revision c0ffee is wanted, and the server says nothing about it"),
         ({"model": "some/other"}, "some/other was asked for"),
     ],
@@ -121,7 +123,39 @@ def test_a_listed_server_that_does_not_fit_is_noted_with_the_reason(
 ) -> None:
     [found] = look(home, discover=(server.url,), **more)
     assert (found.level, found.gives) == (Level.NOTE, "")
-    assert found.fact.endswith(says)
+    assert says in found.fact
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_listed_address_of_another_user_is_noted_and_not_contacted(
+    home: Path,
+    server: FakeServer,
+    taken: Callable[[int], Taken],
+    monkeypatch: pytest.MonkeyPatch,
+    recorded: bool,
+) -> None:
+    if recorded:
+        monkeypatch.setenv("EMBERD_DISCOVER", server.url)
+        assert Manager(home).ensure(ServerSpec(MODEL)).origin == "found"
+    server.die()
+    now = taken(int(server.url.rpartition(":")[2]))
+    found = look(home, discover=(server.url,), api_key="the-users-key")
+    assert [finding.level for finding in found] == [Level.NOTE] * (1 + recorded)
+    assert str(now.user) in found[0].fact
+    assert "EMBERD_BASE_URL" in found[0].advice
+    assert not now.was_contacted()
+
+
+def test_port_of_own_server_that_went_to_another_user_is_sent_nothing(
+    manager: Manager, taken: Callable[[int], Taken]
+) -> None:
+    """In the moment before the supervisor has noticed that its server ended."""
+    manager.ensure(ServerSpec("stub/ok", engine="stubs.engine"))
+    (known,) = manager.status()
+    assert servers._answers(known)
+    now = taken(0)
+    assert not servers._answers(replace(known, url=now.url))
+    assert now.received() == b""
 
 
 def test_a_server_that_emberd_keeps_is_used(home: Path, manager: Manager) -> None:

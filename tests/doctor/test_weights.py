@@ -56,7 +56,14 @@ def test_a_file_that_was_cut_short_is_seen(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"<html>404</html>", (10**12).to_bytes(8, "little"), (2).to_bytes(8, "little") + b"[]"],
+    [
+        b"",
+        b"<html>404</html>",
+        (10**12).to_bytes(8, "little"),
+        (2).to_bytes(8, "little") + b"[]",
+        (10_000).to_bytes(8, "little") + b"[" * 10_000,
+        (28).to_bytes(8, "little") + b'{"a": {"data_offsets": [1]}}',
+    ],
 )
 def test_what_is_no_safetensors_file_is_seen(folder: Path, content: bytes) -> None:
     (folder / "model.safetensors").write_bytes(content)
@@ -70,6 +77,12 @@ def test_a_part_that_the_index_names_and_that_is_not_there_is_seen(folder: Path)
     assert weights.lacking(folder) == [
         "model-00002-of-00002.safetensors is missing, which model.safetensors.index.json names"
     ]
+
+
+@pytest.mark.parametrize("named", [[1], {"a": None}, {"a": ["b"]}])
+def test_a_damaged_index_names_nothing(folder: Path, named: object) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": named}))
+    assert weights.lacking(folder) == []
 
 
 def test_older_forms_of_weights_count(folder: Path) -> None:

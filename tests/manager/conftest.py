@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foreign import foreign, no_default_port
+from foreign import foreign, no_default_port, taken
 from homes import home, manager, starts, stub
 
-__all__ = ["foreign", "home", "manager", "no_default_port", "starts", "stub"]
+__all__ = ["foreign", "home", "manager", "no_default_port", "starts", "stub", "taken"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +15,13 @@ import pytest
 import leftovers
 import stubs.server
 from emberd import probe
-from emberd.errors import NoEngineError
+from emberd.cli import status
+from emberd.errors import NoEngineError, ServerMismatchError, ServerUnavailableError
 from emberd.manager import State, adoption, discovery, pins
 from emberd.system import listeners
 from emberd.system.listeners import Listener
 from emberd.verified_manager import Manager
-from foreign import SPEC, Foreign
+from foreign import SPEC, Foreign, Taken
 from homes import QUICK, Stub
 
 pytestmark = pytest.mark.usefixtures("no_default_port")
@@ -226,25 +229,98 @@ def test_a_remembered_server_whose_socket_is_somebody_elses_now_is_not_used(
         manager.ensure(SPEC)
 
 
-def test_a_listed_server_whose_address_went_to_another_user_is_not_shown_the_key(
+def test_listed_address_that_went_to_another_user_is_not_contacted(
+    home: Path,
+    foreign: Foreign,
+    taken: Callable[[int], Taken],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url, process = foreign(key="the user's")
+    monkeypatch.setenv("EMBERD_DISCOVER", url)
+    manager = Manager(home, timing=QUICK)
+    first = manager.ensure(SPEC, api_key="the user's")
+    process.kill()
+    process.wait()
+    now = taken(int(url.rpartition(":")[2]))
+    assert manager.find(SPEC, api_key="the user's") is None
+    for lost in (None, first):
+        with pytest.raises(NoEngineError, match=str(now.user)):
+            manager.ensure(SPEC, api_key="the user's", lost=lost)
+    assert not now.was_contacted()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1"])
+def test_listed_address_of_another_user_is_not_contacted_without_any_record(
+    home: Path, taken: Callable[[int], Taken], monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    """As when emberd's own server has overwritten the record of the server that was there."""
+    now = taken(0)
+    monkeypatch.setenv("EMBERD_DISCOVER", f"http://{host}:{now.port}")
+    manager = Manager(home, timing=QUICK)
+    assert manager.find(SPEC, api_key="the user's") is None
+    with pytest.raises(NoEngineError, match="EMBERD_BASE_URL"):
+        manager.ensure(SPEC, api_key="the user's")
+    assert not now.was_contacted()
+
+
+def test_listed_address_at_which_nothing_listens_is_not_contacted(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user may begin to listen there between the look-up and the request."""
+    asked: list[str] = []
+    monkeypatch.setattr(probe, "get", lambda url, *_, **__: asked.append(url))
+    monkeypatch.setenv("EMBERD_DISCOVER", "http://127.0.0.1:1")
+    assert Manager(home, timing=QUICK).find(SPEC, api_key="the user's") is None
+    assert asked == []
+
+
+def test_process_that_listens_in_another_network_is_not_contacted(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container shows its process here, and an address that is not one of this machine."""
+    asked: list[str] = []
+    monkeypatch.setattr(probe, "get", lambda url, *_, **__: asked.append(url))
+    elsewhere = discovery.Candidate("http://192.0.2.1:30000", "process 1 is a sglang server")
+    monkeypatch.setattr(discovery, "_processes", lambda: iter([elsewhere]))
+    assert manager.find(SPEC) is None
+    assert asked == []
+
+
+def test_record_of_external_server_is_asked_only_at_a_socket_of_its_users(
+    manager: Manager, foreign: Foreign, taken: Callable[[int], Taken]
+) -> None:
+    url, process = foreign()
+    manager.ensure(SPEC)
+    (known,) = manager.status()
+    assert adoption.to_ask(known) == known.listener
+    assert status._seen(known).state is State.READY
+    process.kill()
+    process.wait()
+    with pytest.raises(ServerUnavailableError):
+        adoption.to_ask(known)
+    now = taken(int(url.rpartition(":")[2]))
+    with pytest.raises(ServerMismatchError):
+        adoption.to_ask(known)
+    seen = status._seen(known)
+    assert (seen.state, seen.url) == (State.ABSENT, None)
+    assert str(now.user) in seen.detail
+    assert not now.was_contacted()
+
+
+def test_a_server_whose_listener_cannot_be_read_is_sent_nothing(
     home: Path, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, _ = foreign(key="the user's")
     monkeypatch.setenv("EMBERD_DISCOVER", url)
-    manager = Manager(home, timing=QUICK)
-    first = manager.ensure(SPEC, api_key="the user's")
-    find = listeners.find
 
-    def of_another_user(url: str) -> Listener | None:
-        here = find(url)
-        return here and replace(here, uid=here.uid + 1)
+    def unreadable(_url: str) -> Listener | None:
+        raise OSError(errno.EMFILE, "Too many open files")
 
     asked: list[str | None] = []
-    monkeypatch.setattr(listeners, "find", of_another_user)
+    monkeypatch.setattr(listeners, "find", unreadable)
     monkeypatch.setattr(probe, "get", lambda *given, **_: asked.append(given[2]))
-    for lost in (None, first):
-        with pytest.raises(NoEngineError, match="belonged to user"):
-            manager.ensure(SPEC, api_key="the user's", lost=lost)
+    with pytest.raises(NoEngineError, match="Too many open files"):
+        Manager(home, timing=QUICK).ensure(SPEC, api_key="the user's")
     assert asked == []
 
 

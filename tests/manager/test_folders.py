@@ -14,14 +14,30 @@ from emberd.manager.folders import Home
 from emberd.system import processes
 
 
-def test_the_path_tells_boots_and_containers_apart_and_not_names_of_the_host(
+def test_path_names_boot_and_namespaces_of_pids_and_network_and_not_the_host(
     tmp_path: Path,
 ) -> None:
     machine = Home(tmp_path).machine
     assert machine.parent == tmp_path
-    boot, _, pids = machine.name.partition("-")
+    boot, pids, network = machine.name.split("-")
     assert processes.boot_id().replace("-", "").startswith(boot)
     assert Path("/proc/self/ns/pid").readlink().name == f"pid:[{pids}]"
+    assert Path("/proc/self/ns/net").readlink().name == f"net:[{network}]"
+
+
+def test_claims_are_shared_by_all_network_namespaces(tmp_path: Path) -> None:
+    """They are locks on GPUs, which are the same in all of them."""
+    assert Home(tmp_path).claims == tmp_path / processes.namespace() / "claims"
+
+
+def test_path_of_a_kernel_without_namespaces_names_the_boot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(path: str) -> os.stat_result:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "stat", missing)
+    assert processes.boot_id().replace("-", "").startswith(Home(tmp_path).machine.name)
 
 
 def test_folders_are_made_for_the_owner_alone_whatever_the_umask(tmp_path: Path) -> None:

@@ -7,6 +7,10 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 import waiting
 from emberd.system import processes
@@ -57,3 +61,34 @@ def test_only_processes_with_the_mark_of_the_very_folder_are_found() -> None:
         assert list(processes.marked("/a/folder-2", start_id="another")) == []
         assert list(processes.marked("/a/folder-2", start_id="start_id")) == found
         child.kill()
+
+
+_FAMILY = """
+import subprocess, sys
+with subprocess.Popen([sys.executable, "-c", "input()"]) as child:
+    print(child.pid, flush=True)
+"""
+
+
+def test_descendants_are_found_although_other_processes_are_unreadable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As with ``hidepid``: psutil's own walk fails there."""
+    read = Path.read_text
+
+    def read_text(path: Path, *more: Any) -> str:
+        if str(path) == "/proc/1/stat":
+            raise PermissionError(13, "Operation not permitted")
+        return read(path, *more)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    with subprocess.Popen(
+        [sys.executable, "-c", _FAMILY], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        grandchild = int(child.stdout.readline())
+        found = processes.descendants()
+        assert {child.pid, grandchild} <= set(found)
+        assert not {1, os.getpid(), os.getppid()} & set(found)
+        child.communicate(b"\n")
+    assert not {child.pid, grandchild} & set(processes.descendants())

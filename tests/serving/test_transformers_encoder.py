@@ -249,6 +249,8 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_loaded(folder: Path
         (b"", "no header"),
         (b"\xff" * 64, "no header"),
         (b"\x02" + bytes(7) + b"[]", "no header"),
+        (b"\x10\x27" + bytes(6) + b"[" * 10_000, "no header"),
+        (b"\x2a" + bytes(7) + b'{"a":{"shape":1,"data_offsets":[0,0]}}    ', "no header"),
         (b"\x10" + bytes(7) + b'{"a":{"shape":1}', "no header"),
     ],
 )

@@ -70,9 +70,19 @@ class Field:
         return _lines(self.folder / "victim" / "rounds")
 
     def victim(
-        self, kind: str, count: int, model: str, *more: str, device: str = "", discover: str = ""
+        self,
+        kind: str,
+        count: int,
+        model: str,
+        *more: str,
+        device: str = "",
+        discover: str = "",
+        hidepid: int = 0,
     ) -> subprocess.Popen[str]:
-        """Start the victim; it writes a line for each round."""
+        """Start the victim; it writes a line for each round.
+
+        Its ``/proc`` is mounted with ``hidepid``.
+        """
         home = self.folder / "victim"
         program = str(ROOT / "tests" / "squatters" / "victim.py")
         engines = {k: v for k, v in os.environ.items() if k.startswith("EMBERD_ENGINES")}
@@ -82,6 +92,7 @@ class Field:
             self.user,
             [program, kind, str(count), model, str(home / "rounds"), *more],
             engines | {"EMBERD_HOME": str(home / "emberd"), "HOME": str(home)},
+            hidepid,
         )
 
     def attacker(self) -> subprocess.Popen[str]:
@@ -98,14 +109,14 @@ class Field:
         return self._run(self.user, command, {"EMBERD_SERVER_KEY": key} if key else {})
 
     def _run(
-        self, user: int, arguments: list[str], environment: dict[str, str]
+        self, user: int, arguments: list[str], environment: dict[str, str], hidepid: int = 0
     ) -> subprocess.Popen[str]:
         paths = [SOURCE, str(ROOT / "tests"), sysconfig.get_paths()["purelib"]]
         return subprocess.Popen(
-            [self.python if user == self.user else interpreter(), *arguments],
-            user=user,
-            group=user,
-            extra_groups=[],
+            [
+                *_as_user(user, hidepid),
+                *(self.python if user == self.user else interpreter(), *arguments),
+            ],
             cwd="/",
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -144,6 +155,13 @@ class Field:
         }
         print(f"\n{name}: {json.dumps(content)}")
         return content
+
+
+def _as_user(user: int, hidepid: int) -> list[str]:
+    """Return the command that runs another one as ``user``, with a ``/proc`` of its own."""
+    become = f"exec setpriv --reuid={user} --regid={user} --clear-groups"
+    mount = f"mount -t proc -o hidepid={hidepid} proc /proc && " if hidepid else ""
+    return [*(["unshare", "--mount"] if hidepid else []), "sh", "-c", f'{mount}{become} "$@"', "sh"]
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

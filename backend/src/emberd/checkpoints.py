@@ -86,7 +86,7 @@ def snapshot(name: str, revision: str | None) -> Path | None:
     kept = hub_cache() / f"models--{name.replace('/', '--')}"
     try:
         commit = (kept / "refs" / (revision or _MAIN)).read_text(encoding="utf-8").strip()
-    except OSError:
+    except (OSError, ValueError):
         commit = revision or _MAIN  # a commit has no reference of its own
     folder = kept / "snapshots" / commit
     return folder if os.path.isdir(folder) else None
@@ -152,9 +152,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; empty when there is none to be read."""
     try:
         found = json.loads(pipeline.text_of(path))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return _object(found)
 
 
 def _changed_ns(file: Path) -> int:
@@ -198,13 +198,22 @@ def end_of_text_id(name: str) -> int | None:
     The format is that of the tokenizers library: a template, alone or in a sequence.
     """
     processor = _post_processor(Path(name) / _TOKENIZER)
-    for part in processor.get("processors") or [processor]:
-        single = part.get("single") or [{}]
-        name = single[-1].get("SpecialToken", {}).get("id")
-        ids = part.get("special_tokens", {}).get(name, {}).get("ids") or []
+    for part in map(_object, _list(processor.get("processors")) or [processor]):
+        last = _object((_list(part.get("single")) or [None])[-1])
+        token = _object(last.get("SpecialToken")).get("id")
+        special = _object(part.get("special_tokens"))
+        ids = _list(_object(special.get(token)).get("ids")) if isinstance(token, str) else []
         if len(ids) == 1:
             return _whole(ids[0])
     return None
+
+
+def _object(found: object) -> dict[str, Any]:
+    return found if isinstance(found, dict) else {}
+
+
+def _list(found: object) -> list[Any]:
+    return found if isinstance(found, list) else []
 
 
 def _post_processor(tokenizer: Path) -> dict[str, Any]:
@@ -213,9 +222,9 @@ def _post_processor(tokenizer: Path) -> dict[str, Any]:
     try:
         text = pipeline.text_of(tokenizer)
         found, _ = json.JSONDecoder().raw_decode(text[text.index(key) + len(key) :].lstrip())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return _object(found)
 
 
 def _files(folder: Path) -> Iterator[Path]:

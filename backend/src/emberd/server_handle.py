@@ -89,6 +89,7 @@ class Attachment(ForkAware):
         self._manager_in_use = manager
         self._server: Server | None = None
         self._before: Server | None = None
+        self._dimensions: int | None = None  # of all servers of this object
         self._lock = threading.Lock()
         self._errands = _Errands()
         self._warned: set[int | None] = set()
@@ -225,7 +226,10 @@ class Attachment(ForkAware):
             time.sleep(_READY_POLL_S)
 
     def _is_listening(self) -> bool:
-        return listeners.find(self._settings.base_url or "") is not None
+        try:
+            return listeners.find(self._settings.base_url or "") is not None
+        except OSError:
+            return True  # it may be, and the next try sees
 
     def _ensure(self, lost: Server | None) -> Server:
         if self.spec != self._settings.spec:
@@ -242,8 +246,10 @@ class Attachment(ForkAware):
             lost=lost,
             on_progress=_log_progress,
         )
+        _check_dimensions(self._dimensions, server.endpoint)
         if lost is not None and lost.origin != "own" and server.origin != "own":
             _check_same(lost.endpoint, server.endpoint)
+        self._dimensions = server.endpoint.dimensions
         _LOG.info("%s", server.reason)
         for note in server.notes:
             _warn_once(note)
@@ -273,13 +279,31 @@ def _load() -> None:
         import_module("emberd.client.sdk").load()
 
 
+def _check_dimensions(before: int | None, now: Endpoint) -> None:
+    """Check that a server gives vectors as long as those that this object has had so far.
+
+    Args:
+        before: The native dimensions of the servers so far; None where there was none.
+        now: The server that is to be used.
+
+    Raises:
+        ServerMismatchError: It does not.
+    """
+    if before not in (None, now.dimensions):
+        raise ServerMismatchError(
+            f"{now.url} gives vectors of {now.dimensions} dimensions, and this object has used a "
+            f"server with {before} so far: another model answers there. Make a new object, and "
+            f"embed all texts again with it."
+        )
+
+
 def _check_same(before: Endpoint, now: Endpoint) -> None:
     """Check that an external server that came back gives the vectors that it gave before.
 
     Raises:
         ServerMismatchError: It does not.
     """
-    if before.url == now.url and before.canary and len(before.canary) == len(now.canary):
+    if before.url == now.url and before.canary and now.canary:
         norms = math.hypot(*before.canary) * math.hypot(*now.canary)
         likeness = sum(map(operator.mul, before.canary, now.canary)) / norms
         if not likeness >= _SAME_VECTOR:  # so that NaN fails too

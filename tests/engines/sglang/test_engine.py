@@ -216,6 +216,10 @@ def test_pooling_that_is_not_verified_is_said(
 _ENCODERS: Sequence[tuple[dict[str, Any], str]] = [
     ({"architectures": ["BertModel"]}, "cls"),
     ({"architectures": ["XLMRobertaModel"]}, "cls"),
+    ({"architectures": ["Contriever"]}, "cls"),
+    ({"architectures": ["Lfm2BidirectionalModel"]}, "cls"),
+    ({"architectures": ["EmbeddingGemma2Model"]}, "mean"),
+    ({"architectures": ["BertModel"], "pooling_type": "mean"}, "cls"),
     ({"architectures": ["Gemma3TextModel"], "use_bidirectional_attention": True}, "mean"),
 ]
 
@@ -248,19 +252,47 @@ def test_a_refusal_names_the_pooling_that_sglang_computes(
     assert {"cls": "first token", "mean": "mean of the tokens"}[pooling] in reason
 
 
-@pytest.mark.parametrize("architecture", ["BertForMaskedLM", "RobertaModel", "Gemma3TextModel"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(
+            {"architectures": [name]}
+            for name in ("BertForMaskedLM", "RobertaModel", "Gemma3TextModel", "ModernBertModel")
+        ),
+        {"architectures": ["GemmaForCausalLM"], "pooling_type": "CLS"},
+        {"architectures": ["Qwen2Model"], "pooling_type": "mean"},
+    ],
+)
 @pytest.mark.parametrize("declared", ["lasttoken", "cls", "mean"])
 def test_a_declared_pooling_is_refused_where_the_pooling_of_sglang_is_not_known(
-    tmp_path: Path, architecture: str, declared: str
+    tmp_path: Path, config: dict[str, Any], declared: str
 ) -> None:
-    checkpoints_made.write(tmp_path, {"architectures": [architecture]})
+    [architecture] = config["architectures"]
+    checkpoints_made.write(tmp_path, config)
     assert models.unfit(str(tmp_path)) is None
     checkpoints_made.write_modules(tmp_path, pooling={"pooling_mode": declared})
     assert architecture in (models.unfit(str(tmp_path)) or "")
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architectures": ["LlamaForCausalLM"]},
+        {"architectures": ["MistralModel"]},
+        {"architectures": ["Qwen2Model"]},
+        {"architectures": ["Qwen3ForCausalLM"], "pooling_type": "mean"},  # not read there
+    ],
+)
+def test_a_decoder_that_declares_the_last_token_is_served(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    checkpoints_made.write(tmp_path, config)
+    checkpoints_made.write_modules(tmp_path)
+    assert models.unfit(str(tmp_path)) is None
+
+
 def test_a_mean_without_the_prompt_is_refused(tmp_path: Path) -> None:
-    config, _ = _ENCODERS[2]
+    config, _ = next(known for known in _ENCODERS if known[1] == "mean")
     checkpoints_made.write(tmp_path, config)
     declared = {"pooling_mode": "mean", "include_prompt": False}
     checkpoints_made.write_modules(tmp_path, pooling=declared)

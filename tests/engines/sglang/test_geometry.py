@@ -93,7 +93,28 @@ def test_an_encoder_without_grouped_heads_is_known_as_one(tmp_path: Path) -> Non
     assert not KNOWN["Qwen/Qwen3-Embedding-4B"].is_encoder
 
 
-@pytest.mark.parametrize("missing", ["hidden_size", "architectures", "vocab_size"])
+@pytest.mark.parametrize(
+    "architecture", ["Contriever", "Lfm2BidirectionalModel", "EmbeddingGemma2Model"]
+)
+def test_other_encoders_are_known_as_such(tmp_path: Path, architecture: str) -> None:
+    found = geometry_of(write(tmp_path, {**QWEN, "architectures": [architecture]}, TENSORS))
+    assert found
+    assert found.is_encoder
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"rope_scaling": [1]}, {"max_position_embeddings": None}, {"max_position_embeddings": 1e999}],
+)
+def test_a_damaged_configuration_is_not_guessed_at(
+    tmp_path: Path, damage: dict[str, object]
+) -> None:
+    assert geometry_of(write(tmp_path, {**QWEN, **damage}, TENSORS)) is None
+
+
+@pytest.mark.parametrize(
+    "missing", ["hidden_size", "architectures", "vocab_size", "max_position_embeddings"]
+)
 def test_a_folder_that_does_not_describe_itself_is_not_guessed_at(
     tmp_path: Path, missing: str
 ) -> None:
@@ -104,8 +125,13 @@ def test_a_folder_that_does_not_describe_itself_is_not_guessed_at(
 def test_a_folder_without_weights_or_with_a_broken_file_is_not_guessed_at(tmp_path: Path) -> None:
     folder = write(tmp_path)
     assert geometry_of(folder) is None
-    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 64)
-    assert geometry_of(folder) is None
+    for content in (b"\xff" * 64, _header(b"[]"), _header(b"[" * 10_000)):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        assert geometry_of(folder) is None
+
+
+def _header(text: bytes) -> bytes:
+    return len(text).to_bytes(8, "little") + text
 
 
 def test_a_name_that_nobody_knows_has_no_shape() -> None:

@@ -10,7 +10,8 @@ import typer
 from emberd import probe
 from emberd.cli import options, output, words
 from emberd.cli.codes import Code
-from emberd.manager import ServerStatus, State
+from emberd.errors import EmberdError, ServerMismatchError
+from emberd.manager import ServerStatus, State, adoption
 from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:
@@ -61,9 +62,9 @@ def status(show_all: All = False, as_json: options.AsJson = False) -> None:
 
 
 def as_content(own: ServerStatus) -> dict[str, Any]:
-    """Return a server's status as JSON shows it: everything but its key."""
+    """Return a server's status as JSON shows it, without its key and its listening socket."""
     content = asdict(own)
-    del content["api_key"]
+    del content["api_key"], content["listener"]
     return content
 
 
@@ -71,9 +72,17 @@ def _seen(own: ServerStatus) -> ServerStatus:
     # No supervisor updates the record of an external server, so the server is asked.
     from dataclasses import replace
 
-    if own.origin == "found" and own.url is not None and not probe.is_ready(own.url):
-        return replace(own, state=State.ABSENT, url=None, detail=f"{own.url} does not answer")
-    return own
+    if own.origin != "found" or own.url is None:
+        return own
+    detail = f"{own.url} does not answer"
+    try:
+        if probe.is_ready(own.url, listener=adoption.to_ask(own)):
+            return own
+    except ServerMismatchError as error:
+        detail = str(error)
+    except EmberdError:
+        pass  # nothing listens there
+    return replace(own, state=State.ABSENT, url=None, detail=detail)
 
 
 def _print(shown: list[ServerStatus]) -> None:

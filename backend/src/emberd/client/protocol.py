@@ -216,8 +216,8 @@ def _judge_trouble(trouble: Trouble, outcome: Outcome, url: str) -> Failure:
         )
     if trouble.kind == "changed":
         changed = ServerUnavailableError(
-            f"The server at {url} is gone: {trouble.text}. No text and no key was sent there. "
-            f"Start the server again, or correct base_url."
+            f"No text and no key was sent to {url}: {trouble.text}. Look at what listens there, "
+            f"start the server again, or correct base_url."
         )
         return Gone(changed, reached=outcome.reached, changed=True)
     error = ServerUnavailableError(

@@ -9,9 +9,10 @@ from weakref import WeakSet
 
 from emberd.client import deadline, pieces
 from emberd.system import listeners
-from emberd.system.listeners import Listener
+from emberd.system.listeners import Listener, ListenerChangedError
 
 _TCP: Final = "connection.connect_tcp.complete"
+_SENDS: Final = ".send_"  # of http11 and http2: request headers, bodies, settings
 _CONNECTED: Final = (_TCP, "connection.start_tls.complete")
 
 
@@ -25,14 +26,17 @@ class Sockets:
 
     def __init__(self, listener: Listener | None = None) -> None:
         self._listener = listener
+        self._has_checked = False
         self._streams: WeakSet[Any] = WeakSet()
 
     def note(self, event: str, info: dict[str, Any]) -> None:
         """Take note of a new connection; other events are ignored.
 
         Raises:
-            ListenerChangedError: It leads to another listener; it is closed.
+            ListenerChangedError: It leads to another listener and is closed, or a request is about
+                to be sent and no connection was ever checked.
         """
+        self._refuse_unchecked(event)
         if event in _CONNECTED:
             stream = info["return_value"]
             try:
@@ -45,6 +49,7 @@ class Sockets:
 
     async def anote(self, event: str, info: dict[str, Any]) -> None:
         """Do as ``note``, for an asynchronous client, whose deadlines are the loop's."""
+        self._refuse_unchecked(event)
         if event in _CONNECTED:
             stream = info["return_value"]
             try:
@@ -59,6 +64,16 @@ class Sockets:
         # Before the TLS handshake, which is on the same connection.
         if self._listener is not None and event == _TCP:
             listeners.check(stream.get_extra_info("socket"), self._listener)
+            self._has_checked = True
+
+    def _refuse_unchecked(self, event: str) -> None:
+        # The check hangs on the name of an event, which another version of httpx may change.
+        if self._listener is not None and not self._has_checked and _SENDS in event:
+            raise ListenerChangedError(
+                "the connection could not be checked, because this version of httpx does not "
+                "report new connections as the versions do that emberd knows. Install an earlier "
+                "one"
+            )
 
     def close_in_child(self) -> None:
         """Close the child's copies of the connections; the parent's stay open."""

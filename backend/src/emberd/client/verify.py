@@ -26,7 +26,7 @@ from emberd.errors import BadReplyError, ServerMismatchError, ServerUnavailableE
 from emberd.probe import MODEL_INFO, MODELS, OLD_MODEL_INFO
 from emberd.settings import ServerSpec
 from emberd.system import listeners
-from emberd.system.listeners import Listener
+from emberd.system.listeners import Listener, ListenerChangedError
 
 TIMEOUT_S: Final = 60.0
 NORM_TOLERANCE: Final = 1e-2
@@ -56,16 +56,40 @@ def verify(
         url: Root of the server, without ``/v1``.
         api_key: Its key, or None.
         spec: What is wanted.
-        listener: The listener that is to be verified; None for the one that is there now, if the
+        listener: The listener that is to be verified; None for the one that is there, if the
             server is on this machine.
         timeout_s: How long each request may take, in seconds.
 
     Raises:
         ServerMismatchError: It serves something else, or not correctly; the text says what.
         AuthenticationError: It wants a key, or another one.
-        ServerUnavailableError: There is no response, or the server is not ready.
+        ServerUnavailableError: There is no response, the server is not ready, or the listening
+            sockets of this machine cannot be read.
     """
-    pinned = listener or listeners.find(url)
+    pinned = listener or _listener(url)
+    found = _examined(url, api_key, spec, pinned, timeout_s)
+    # It may have begun to listen only after the first look. Then it is not known whether all
+    # answers came from the one that listens now.
+    if pinned is None and (pinned := _listener(url)) is not None:
+        found = _examined(url, api_key, spec, pinned, timeout_s)
+    return replace(found, listener=pinned)
+
+
+def _listener(url: str) -> Listener | None:
+    try:
+        return listeners.find(url)
+    except OSError as error:
+        raise ServerUnavailableError(
+            f"It cannot be seen which process listens at {url}: the listening sockets of this "
+            f"machine cannot be read ({error}). Nothing was sent. If this process has too many "
+            f"open files, raise the limit (ulimit -n); in a sandbox, allow sock_diag (netlink) or "
+            f"/proc/net/tcp."
+        ) from error
+
+
+def _examined(
+    url: str, api_key: str | None, spec: ServerSpec, pinned: Listener | None, timeout_s: float
+) -> Endpoint:
     examined = examination(url, api_key, spec, timeout_s)
     answer: Reply | Trouble | None = None
     while True:
@@ -73,7 +97,7 @@ def verify(
             ask = examined.send(answer)
         except StopIteration as stop:
             found: Endpoint = stop.value
-            return replace(found, listener=pinned)
+            return found
         answer = _send(url, api_key, ask, timeout_s, pinned)
 
 
@@ -161,6 +185,11 @@ def _body(
     An ``optional`` route that is closed to this key (401 or 403) counts as missing: servers and
     gateways answer that for routes that they do not have, and the embedding itself proves the key.
     """
+    if isinstance(reply, Trouble) and reply.kind == "changed":
+        raise ServerUnavailableError(
+            f"Nothing was sent to {url}{path}: {reply.text}. Look at what listens there, and try "
+            f"again."
+        )
     if not isinstance(reply, Reply):
         why = f" ({reply.text})" if reply is not None else ""
         raise ServerUnavailableError(
@@ -313,6 +342,8 @@ def _send(
         found = probe.fetch(url, ask.path, body, api_key, timeout_s, listener=listener)
     except probe.NO_ANSWER as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        if isinstance(reason, ListenerChangedError):
+            return Trouble("changed", str(reason))
         if isinstance(reason, ValueError):
             # What urllib says of a header that HTTP does not allow repeats the key.
             return Trouble("refused", "the request cannot be sent")

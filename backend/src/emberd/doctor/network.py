@@ -58,7 +58,15 @@ def _ports(wanted: Wanted) -> Iterator[Finding]:
 
 def _port(wanted: Wanted, port: int) -> Finding:
     name, url = f"port {port}", f"http://127.0.0.1:{port}"
-    listener = listeners.find(url)
+    try:
+        listener = listeners.find(url)
+    except OSError as error:
+        return note(
+            name,
+            f"it cannot be seen what listens there: the listening sockets cannot be read ({error})",
+            "Allow sock_diag (netlink) or /proc/net/tcp in this sandbox: no server of this "
+            "machine is used without.",
+        )
     if listener is None:
         return ok(name, "nothing listens there")
     fact = f"a process of user {listener.uid} listens there"
@@ -73,7 +81,7 @@ def _port(wanted: Wanted, port: int) -> Finding:
     return note(
         name,
         f"{fact}: it is not used, because that user is neither you nor root",
-        f"If you trust it: export EMBERD_DISCOVER={url}",
+        f"If you trust it: export EMBERD_BASE_URL={url}",
     )
 
 

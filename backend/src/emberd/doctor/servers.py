@@ -17,14 +17,8 @@ from emberd.doctor.findings import Finding, note, ok, problem, split
 from emberd.doctor.start import up
 from emberd.doctor.wanted import Wanted
 from emberd.endpoint import Endpoint
-from emberd.errors import (
-    AuthenticationError,
-    EmberdError,
-    ServerMismatchError,
-    StateFolderError,
-)
-from emberd.manager import State, Timing, discovery, folders, lost_records, pins, slot
-from emberd.manager.adoption import Found
+from emberd.errors import AuthenticationError, EmberdError, StateFolderError
+from emberd.manager import State, Timing, adoption, discovery, folders, lost_records, slot
 from emberd.manager.discovery import Candidate
 from emberd.manager.server import ServerStatus
 from emberd.manager.slot import View
@@ -59,11 +53,11 @@ def _candidates(wanted: Wanted) -> Iterator[Candidate]:
 
 
 def _asked(wanted: Wanted, candidate: Candidate) -> Endpoint:
-    endpoint = verify(candidate.url, candidate.api_key, wanted.spec, timeout_s=_REQUEST_S)
-    reason = None if candidate.why == _GIVEN else _unfit(wanted, Found(candidate, endpoint))
-    if reason is not None:
-        raise ServerMismatchError(reason)
-    return endpoint
+    asks = partial(verify, timeout_s=_REQUEST_S)
+    if candidate.why == _GIVEN:
+        return asks(candidate.url, candidate.api_key, wanted.spec)
+    # As ``ensure`` does it, so that nothing is sent to a server that it would not ask.
+    return adoption.examine(candidate, wanted.spec, asks, first_answer_s=_REQUEST_S).endpoint
 
 
 def _other(wanted: Wanted, candidate: Candidate, outcome: Outcome[Endpoint]) -> Finding:
@@ -72,10 +66,9 @@ def _other(wanted: Wanted, candidate: Candidate, outcome: Outcome[Endpoint]) -> 
     name = f"{candidate.url} ({candidate.why})"
     if outcome.value is None:
         wants_key = isinstance(outcome.error, AuthenticationError) and not candidate.api_key
-        advice = _SHOW_KEY.format(candidate.url) if wants_key else ""
-        return note(
-            "found", f"{name} is not used: {split(_why(outcome, candidate.url))[0]}", advice
-        )
+        fact, advice = split(_why(outcome, candidate.url))
+        advice = _SHOW_KEY.format(candidate.url) if wants_key else advice
+        return note("found", f"{name} is not used: {fact}", advice)
     fact = f"{name} serves {wanted.spec.model}: {_size(outcome.value)}"
     return ok("found", fact, gives=f"{fact}. It is found and used; emberd will not stop it")
 
@@ -87,13 +80,6 @@ def _given(wanted: Wanted, url: str, outcome: Outcome[Endpoint]) -> Finding:
         return problem("base_url", fact, advice)
     fact = f"{url} serves {wanted.spec.model}: {_size(outcome.value)}"
     return ok("base_url", fact, gives=f"{fact}. It is used, and nothing is ever started")
-
-
-def _unfit(wanted: Wanted, found: Found) -> str | None:
-    spec = wanted.spec
-    if not spec.accepts(found.engine or "", spec.device, found.endpoint.context_tokens):
-        return f"engine {spec.engine} was asked for"
-    return pins.contradiction(found.endpoint, spec)
 
 
 def _views(wanted: Wanted, deadline_s: float) -> Iterator[View]:
@@ -125,7 +111,12 @@ def _own(wanted: Wanted, view: View, marks: lost_records.Marks) -> Iterator[Find
 
 
 def _answers(status: ServerStatus) -> bool:
-    return probe.get(status.url or "", "/ready", timeout_s=_REQUEST_S) is not None
+    try:
+        listener = adoption.to_ask(status)
+    except EmberdError:
+        return False
+    reply = probe.get(status.url or "", "/ready", timeout_s=_REQUEST_S, listener=listener)
+    return reply is not None
 
 
 def _after_failure(wanted: Wanted, status: ServerStatus) -> str:

@@ -16,6 +16,16 @@ _OLD: Final = ("*.bin", "*.pt")
 _LENGTH_BYTES: Final = 8  # a safetensors file opens with its header's length, little-endian
 _MOST_HEADER_BYTES: Final = 100_000_000
 _OFFSETS: Final = "data_offsets"
+_DAMAGED: Final = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What reading and using a header of any content raises."""
 
 
 def lacking(folder: Path) -> list[str]:
@@ -50,13 +60,14 @@ def _weights(folder: Path) -> Iterator[str]:
 
 def _weight_map(folder: Path) -> dict[str, str]:
     found = checkpoints.read_json(folder / _INDEX).get("weight_map")
-    return found if isinstance(found, dict) else {}
+    names = found.items() if isinstance(found, dict) else ()
+    return {tensor: name for tensor, name in names if isinstance(name, str)}
 
 
 def _trouble(file: Path) -> str | None:
     try:
         wanted, there = _length(file), file.stat().st_size
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except _DAMAGED as error:
         return f"cannot be read as safetensors ({type(error).__name__})"
     if there != wanted:
         return f"has {there:,} bytes of {wanted:,}: its download was cut short"

@@ -106,7 +106,7 @@ class Site:
         try:
             content = json.loads((self.folder / _MARKER).read_text("utf-8"))
             return self._installed(content) if content["schema"] == _SCHEMA else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def finish(self, recipe: Recipe, packages: str, size_bytes: int) -> Installed:

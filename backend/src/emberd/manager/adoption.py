@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -20,7 +19,7 @@ from emberd.errors import (
 from emberd.manager import alive, discovery, leftovers, pins, record
 from emberd.manager.discovery import Candidate
 from emberd.manager.record import Record, State
-from emberd.manager.server import Server, Verify
+from emberd.manager.server import Server, ServerStatus, Verify
 from emberd.manager.slot import View, look
 from emberd.manager.timing import Timing
 from emberd.settings import ServerSpec
@@ -77,7 +76,6 @@ def search(
     listed: tuple[str, ...],
     api_key: str | None,
     verify: Verify,
-    known: Sequence[Endpoint] = (),
 ) -> Sought:
     """Look for a running server that serves ``spec`` and meets its constraints.
 
@@ -86,24 +84,14 @@ def search(
         listed: URLs of ``EMBERD_DISCOVER``.
         api_key: The user's key, for these.
         verify: See ``Verify``.
-        known: External servers that were verified before: their addresses are not used for a
-            server of another user.
     """
     refusals: list[str] = []
     for candidate in discovery.candidates(listed, api_key):
-        looked = _look_at(candidate, spec, verify, known)
+        looked = _look_at(candidate, spec, verify)
         if isinstance(looked, Found):
             return Sought(looked, tuple(refusals))
         refusals.append(f"{candidate.url} ({candidate.why}): {looked}")
     return Sought(None, tuple(refusals))
-
-
-def verified_before(views: Iterable[View], lost: Server | None) -> list[Endpoint]:
-    """Return the external servers that the records or the caller know to be verified."""
-    found = [server for view in views if view.origin == "found" and (server := view.server())]
-    if lost is not None and lost.origin == "found":
-        found.append(lost)
-    return [server.endpoint for server in found]
 
 
 def adopt(folder: Path, spec: ServerSpec, found: Found, timing: Timing) -> Server:
@@ -144,12 +132,18 @@ def successor(before: Endpoint) -> Listener | None:
         None for a server that is not on this machine.
 
     Raises:
-        ServerUnavailableError: Nothing listens there.
+        ServerUnavailableError: Nothing listens there, or that cannot be seen.
         ServerMismatchError: The address belongs to another user now.
     """
     if before.listener is None:
         return None
-    now = listeners.find(before.url)
+    try:
+        now = listeners.find(before.url)
+    except OSError as error:
+        raise ServerUnavailableError(
+            f"It cannot be seen which process listens at {before.url}: the listening sockets of "
+            f"this machine cannot be read ({error}). Nothing was sent. Try again later."
+        ) from error
     if now is None:
         raise ServerUnavailableError(
             f"No response from {before.url}: nothing listens there. Start the server there."
@@ -175,50 +169,107 @@ def recall(
     url = server.endpoint.url
     key = api_key if url in listed else None
     looked = _look_at(
-        Candidate(url, server.reason, key, server.engine, url in listed),
-        spec,
-        verify,
-        [server.endpoint],
+        Candidate(url, server.reason, key, server.engine, url in listed), spec, verify
     )
     return replace(server, endpoint=looked.endpoint) if isinstance(looked, Found) else None
 
 
-def _look_at(
-    candidate: Candidate, spec: ServerSpec, verify: Verify, known: Sequence[Endpoint]
-) -> Found | str:
-    """Return a candidate with what it proved to be, or why it is not used."""
+def examine(
+    candidate: Candidate, spec: ServerSpec, verify: Verify, *, first_answer_s: float
+) -> Found:
+    """Return a candidate with what it proved to be.
+
+    Args:
+        candidate: Where the server may be.
+        spec: What is wanted.
+        verify: See ``Verify``.
+        first_answer_s: How long it may take to list its models, in seconds.
+
+    Raises:
+        ServerMismatchError: It is not used, and why; nothing was sent to a server of another user.
+        ServerUnavailableError: There is no response.
+        AuthenticationError: It wants a key, or another one.
+    """
     # Taken first, so that whatever is asked below, and used later, is this one server.
-    listener = listeners.find(candidate.url)
-    if (refusal := _untrusted(candidate, listener, known)) is not None:
-        return refusal
+    listener = trusted_listener(candidate.url)
+    if listener is None and not candidate.listed:
+        raise ServerUnavailableError(f"{candidate.url} is not an address of this machine.")
     first = probe.get(
-        candidate.url, probe.MODELS, candidate.api_key, _FIRST_ANSWER_S, listener=listener
+        candidate.url, probe.MODELS, candidate.api_key, first_answer_s, listener=listener
     )
     if first is None:
-        return f"no response there, or not in HTTP within {_FIRST_ANSWER_S:g} s"
+        raise ServerUnavailableError(
+            f"No response from {candidate.url}, or not in HTTP within {first_answer_s:g} s. Start "
+            f"the server there, or correct the address."
+        )
+    found = Found(candidate, verify(candidate.url, candidate.api_key, spec, listener))
+    if (reason := _unfit(found, spec)) is not None:
+        raise ServerMismatchError(reason)
+    return found
+
+
+def trusted_listener(url: str) -> Listener | None:
+    """Return the listener to which a request for an external server may be sent.
+
+    ``EMBERD_DISCOVER`` names an address and no user. Once the server has ended, any user may
+    listen there and would get the key and the texts. So on this machine only this user and root
+    are trusted.
+
+    Returns:
+        None for an address that is not one of this machine.
+
+    Raises:
+        ServerUnavailableError: Nothing listens there, or that cannot be seen.
+        ServerMismatchError: The listening socket belongs to another user.
+    """
     try:
-        found = Found(candidate, verify(candidate.url, candidate.api_key, spec, listener))
+        listener = listeners.find(url)
+        is_missing = listener is None and listeners.is_here(url)
+    except OSError as error:
+        raise ServerUnavailableError(
+            f"It cannot be seen which process listens at {url}: the listening sockets of this "
+            f"machine cannot be read ({error}). Nothing was sent. Try again later."
+        ) from error
+    if is_missing:
+        raise ServerUnavailableError(
+            f"No response from {url}: nothing listens there. Start the server there."
+        )
+    if listener is not None and not listener.is_trusted:
+        raise ServerMismatchError(
+            f"{url} belongs to user {listener.uid}, who is not known to be you or root, so nothing "
+            f"was sent there. If you trust that user, give the URL as base_url or EMBERD_BASE_URL."
+        )
+    return listener
+
+
+def to_ask(status: ServerStatus) -> Listener | None:
+    """Return the listener that may be asked whether the server of a record still responds.
+
+    Returns:
+        None for an external server that is not on this machine.
+
+    Raises:
+        ServerUnavailableError: Nothing listens there.
+        ServerMismatchError: The address of an external server belongs to another user now.
+    """
+    if status.origin != "own":
+        # Its restart is no fault: it is verified again before it is used.
+        return trusted_listener(status.url or "")
+    if status.listener is None:
+        raise ServerUnavailableError(f"The record of {status.url} names no listening socket.")
+    return status.listener
+
+
+def _look_at(candidate: Candidate, spec: ServerSpec, verify: Verify) -> Found | str:
+    """Return a candidate with what it proved to be, or why it is not used."""
+    try:
+        return examine(candidate, spec, verify, first_answer_s=_FIRST_ANSWER_S)
     except AuthenticationError as error:
         if candidate.listed:
             return str(error)
         return f"it wants a key, which is sent only to servers that EMBERD_DISCOVER lists: {error}"
     except EmberdError as error:
         return str(error)
-    return _unfit(found, spec) or found
-
-
-def _untrusted(
-    candidate: Candidate, listener: Listener | None, known: Sequence[Endpoint]
-) -> str | None:
-    """Return why nothing is sent to a candidate, not even a request for its models."""
-    if listener is None and not candidate.listed:
-        return "nothing listens there"
-    if listener is not None and not (candidate.listed or listener.is_trusted):
-        return f"it belongs to user {listener.uid}, who is neither you nor root"
-    for before in (each.listener for each in known if each.url == candidate.url):
-        if before is not None and (listener is None or not listener.has_owner_of(before)):
-            return f"it belonged to user {before.uid} when it was verified, and does not now"
-    return None
 
 
 def _unfit(found: Found, spec: ServerSpec) -> str | None:

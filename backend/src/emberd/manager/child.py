@@ -179,9 +179,12 @@ class ServerProcess:
         return self.exit_code
 
     def members(self) -> list[int]:
-        """Return the pids of the server and of all that it started and that still runs."""
-        with suppress(psutil.Error):
-            return [child.pid for child in psutil.Process().children(recursive=True)]
+        """Return the pids of the server and of all that it started and that still runs.
+
+        Empty where they cannot be listed; without the server's own pid where it cannot be seen.
+        """
+        with suppress(psutil.Error, OSError):
+            return processes.descendants()
         return []
 
     def terminate(self) -> None:
@@ -192,16 +195,15 @@ class ServerProcess:
     def kill_all(self, timeout_s: float) -> bool:
         """Kill the group and every other descendant; return whether all are gone."""
         deadline = time.monotonic() + timeout_s
-        supervisor = psutil.Process()
         while True:
             if self.exit_code is None:
                 # Only while the leader is not reaped: afterwards its id may be a stranger's.
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(self.pid, signal.SIGKILL)
-            left = [c for c in supervisor.children(recursive=True) if c.pid != self._guard.pid]
-            for child in left:
+            left = self._left()
+            for pid in left:
                 with suppress(psutil.Error):
-                    child.kill()
+                    psutil.Process(pid).kill()
             self.reap()
             if not left:
                 # Last: until here the supervisor may be killed, and leave its work to the guard.
@@ -209,3 +211,10 @@ class ServerProcess:
             if not left or time.monotonic() > deadline:
                 return not left
             time.sleep(_REAP_POLL_S)
+
+    def _left(self) -> list[int]:
+        try:
+            return [pid for pid in processes.descendants() if pid != self._guard.pid]
+        except (psutil.Error, OSError):
+            # Its end is waited for, whatever else cannot be listed.
+            return [self.pid] if self.exit_code is None else []

@@ -299,8 +299,7 @@ class ServerManager:
                 return None
             taken = [view.folder for view in views if view.alive]
             folder = folders.make_private(self._home.free_slot(spec.key, taken))
-            known = adoption.verified_before(views, wish.lost)
-            sought = adoption.search(spec, self._places.discover, wish.api_key, self._verify, known)
+            sought = adoption.search(spec, self._places.discover, wish.api_key, self._verify)
             if sought.found is not None:
                 return adoption.adopt(folder, spec, sought.found, self._timing)
             # Installed without the lock: nobody is to wait for it while gigabytes are fetched.

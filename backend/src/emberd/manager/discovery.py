@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -62,8 +63,10 @@ def _all(listed: tuple[str, ...], api_key: str | None) -> Iterator[Candidate]:
         yield Candidate(url, "EMBERD_DISCOVER lists it", api_key, listed=True)
     yield from _processes()
     url = f"http://{_LOOPBACK}:{DEFAULT_PORT}"
-    if (open_here := listeners.find(url)) is not None and open_here.is_trusted:
-        yield Candidate(url, f"port {DEFAULT_PORT} is open")
+    # Where the listening sockets cannot be read, nothing is known of the port, and nothing is sent.
+    with suppress(OSError):
+        if (open_here := listeners.find(url)) is not None and open_here.is_trusted:
+            yield Candidate(url, f"port {DEFAULT_PORT} is open")
 
 
 def _processes() -> Iterator[Candidate]:

@@ -4,11 +4,12 @@
 
     <home>/<machine>/servers/<key>/      the first server of an identity, and its start lock
     <home>/<machine>/servers/<key>-2/    a second one, for constraints that the first fails
-    <home>/<machine>/claims/             locks on what only one starting server may take
+    <home>/<pids>/claims/                locks on what only one starting server may take
 
-``<machine>`` stands for this boot of this machine, and for the container: a home may be shared, and
-a pid of another machine means nothing here. It is not the host's name, which a laptop changes with
-the network.
+``<machine>`` stands for this boot of this machine, for the container and for the network namespace:
+a home may be shared, and a pid of another machine, or a port of another network namespace, means
+nothing here. ``<pids>`` is the same without the network namespace: a GPU is there in all of them.
+It is not the host's name, which a laptop changes with the network.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class Home:
 
     @property
     def machine(self) -> Path:
-        """The part that belongs to this boot of this machine, or to this container on it."""
-        return self.root / processes.namespace()
+        """The part of this boot, this container and this network namespace."""
+        return self.root / processes.network()
 
     @property
     def servers(self) -> Path:
@@ -62,7 +63,7 @@ class Home:
     @property
     def claims(self) -> Path:
         """The folder of the locks on what only one starting server may take."""
-        return self.machine / "claims"
+        return self.root / processes.namespace() / "claims"
 
     def slot(self, key: str, number: int = 1) -> Path:
         """Return the folder of the ``number``-th server of an identity, from 1."""

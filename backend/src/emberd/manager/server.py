@@ -133,6 +133,7 @@ class ServerStatus:
         log_path: Its log; empty for servers of others.
         start_id: Name of this start.
         api_key: Its key, for clients of other kinds. Never printed.
+        listener: The verified listening socket, if it is on this machine.
     """
 
     key: str
@@ -149,3 +150,4 @@ class ServerStatus:
     log_path: str
     start_id: str
     api_key: str | None = field(default=None, repr=False)
+    listener: Listener | None = None

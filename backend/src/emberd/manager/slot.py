@@ -129,6 +129,7 @@ class View:
             log_path=own.log_path,
             start_id=own.start_id,
             api_key=own.endpoint.api_key if own.endpoint else None,
+            listener=own.endpoint.listener if own.endpoint else None,
         )
 
     def _detail(self) -> str:

@@ -16,10 +16,11 @@ from emberd.manager.ports import HOST
 from emberd.manager.readiness import Readiness
 from emberd.manager.record import Record
 from emberd.manager.server import Verify
-from emberd.system import listeners
+from emberd.system import listeners, processes
 from emberd.system.listeners import Listener
 
 _ADDRESS: Final = ip_address(HOST)
+_UNSEEN_S: Final = 2.0
 
 
 class Starter(Protocol):
@@ -63,6 +64,7 @@ class Start:
         self._key = launch.api_key
         self._listener: Listener | None = None
         self._moved_at_s = time.monotonic()
+        self._unseen_since_s: float | None = None
         self._log_bytes = 0
         self._readiness: Readiness | None = None
         self._verification: _Verification | None = None
@@ -122,19 +124,18 @@ class Start:
             return None
         try:
             found = listeners.find_at(_ADDRESS, self._port, server.members)
-            if found is None:
-                return None
-            if listeners.is_held(found, server.members()):
-                self._listener = replace(found, owner_accepts=True)
-                self._readiness = Readiness(self._url, self._listener)
+            if found is None or self._accepts(found, server):
                 return None
             again = listeners.find_at(_ADDRESS, self._port, server.members)
+        except _UnseenError as error:
+            return self._unseen(error)
         except OSError as error:
             return Diagnosis(
                 f"The listening sockets of this machine cannot be read ({error}), so it cannot be "
                 f"seen which server listens on port {self._port}",
                 "Mount /proc, or allow netlink sockets (NETLINK_SOCK_DIAG).",
             )
+        self._unseen_since_s = None
         if again != found or server.reap() is not None:
             return None  # it ended between the two looks
         return Diagnosis(
@@ -143,6 +144,40 @@ class Start:
             "Run it again, or give another port.",
             port_taken=True,
         )
+
+    def _accepts(self, found: Listener, server: ServerProcess) -> bool:
+        """Return whether a descendant of the supervisor holds the listening socket; if so, keep it.
+
+        Raises:
+            _UnseenError: None of those that can be seen does, and not all can be seen.
+        """
+        members = server.members()
+        try:
+            # The kernel shows the descriptors of a zombie to root only, and it has none.
+            is_held = listeners.is_held(found, [pid for pid in members if processes.identify(pid)])
+        except PermissionError as error:
+            raise _UnseenError(f"not all of its processes can be read ({error})") from error
+        if is_held:
+            self._listener = replace(found, owner_accepts=True)
+            self._readiness = Readiness(self._url, self._listener)
+        elif server.pid not in members and server.reap() is None:
+            raise _UnseenError(f"its process {server.pid} is not seen in /proc")
+        return is_held
+
+    def _unseen(self, error: _UnseenError) -> Diagnosis | None:
+        # A process that is ending cannot be read either, so this is no answer at once.
+        self._unseen_since_s = self._unseen_since_s or time.monotonic()
+        if time.monotonic() - self._unseen_since_s < _UNSEEN_S:
+            return None
+        return Diagnosis(
+            f"It cannot be proven that the server listens on port {self._port}: {error}",
+            "Let this user read /proc/PID of the processes that it starts. A Python with file "
+            "capabilities hides them, and so do some mounts of /proc.",
+        )
+
+
+class _UnseenError(Exception):
+    """Whether the server holds a socket cannot be seen, which does not mean that it does not."""
 
 
 class _Verification:

@@ -167,7 +167,7 @@ class Supervisor:
             raise
 
     def _start(self) -> bool:
-        claims = folders.make_private(self.folder.parent.parent / "claims")
+        claims = folders.make_private(folders.Home(self.folder.parents[2]).claims)
         diagnosis: Diagnosis | None = None
         for _ in range(_PORT_TRIES):
             try:

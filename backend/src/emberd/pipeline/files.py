@@ -75,12 +75,14 @@ def read(path: Path) -> object | None:
         text = text_of(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, UnicodeError) as error:
+    except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
         raise UnservableError(f"{path} cannot be read ({error})") from error
     try:
         found: object = json.loads(text)
     except ValueError as error:
         raise UnservableError(f"{path} is not JSON ({error})") from error
+    except RecursionError as error:
+        raise UnservableError(f"{path} is JSON that is nested too deeply") from error
     if found is None:  # not to be confused with a file that is not there
         raise UnservableError(f"{path} holds null")
     return found

@@ -169,12 +169,23 @@ def _kind(path: Path, name: str) -> str:
 
 
 def _module_folder(folder: Path, path: str) -> Path:
+    if not _is_name(path):
+        raise UnservableError(
+            f"{folder / _MODULES} has the path {path!r}, which no file of this machine can have"
+        )
     parts = PurePosixPath(path)
     if parts.is_absolute() or ".." in parts.parts:
         raise UnservableError(
             f"{folder / _MODULES} has the path {path!r}, which leaves the model's folder"
         )
     return folder / parts
+
+
+def _is_name(path: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeError:
+        return False
 
 
 def _check_transformer(path: Path) -> None:

@@ -121,17 +121,21 @@ def _numbers(path: Path) -> int:
         start, header = _header(path)
         tensors = {name: tensor for name, tensor in header.items() if "shape" in tensor}
         end = start + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+        numbers: int = sum(
+            math.prod(t["shape"]) for name, t in tensors.items() if _HEAD not in name
+        )
         size = path.stat().st_size
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        is_cut_short = size < end
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise StartError(
             f"the weights in {path} are damaged: they have no header that can be read",
             advice=_COPY_AGAIN,
         ) from error
-    if size < end:
+    if is_cut_short:
         raise StartError(
             f"the weights in {path} are incomplete: {size} of {end} bytes", advice=_COPY_AGAIN
         )
-    return sum(math.prod(tensor["shape"]) for name, tensor in tensors.items() if _HEAD not in name)
+    return numbers
 
 
 def _header(path: Path) -> tuple[int, dict[str, Any]]:

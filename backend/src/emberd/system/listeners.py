@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ _LOOPBACK: Final = IPv4Address("127.0.0.1")
 _ROOT: Final = 0
 _OVERFLOW: Final = Path("/proc/sys/kernel/overflowuid")
 _USUAL_OVERFLOW: Final = 65_534
+_UID_MAP: Final = Path("/proc/self/uid_map")
+_ALL_UIDS: Final = ["0", "0", "4294967295"]
 _HTTP_PORTS: Final = {"http": 80, "https": 443}
 
 # <linux/netlink.h>, <linux/sock_diag.h>, <linux/inet_diag.h>
@@ -59,6 +61,19 @@ _REPLY_BYTES: Final = 4096
 _NETLINK_S: Final = 1.0
 
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+# What a kernel or a sandbox without netlink answers each time. Other errors, such as a lack of
+# descriptors or no answer in time, say nothing about the next question.
+_NO_NETLINK: Final = (
+    errno.EACCES,
+    errno.EAFNOSUPPORT,
+    errno.ECONNREFUSED,
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.EPERM,
+    errno.EPROTONOSUPPORT,
+    errno.ESOCKTNOSUPPORT,
+)
 
 _IPV6: Final = 6
 _LISTENING: Final = "0A"
@@ -84,15 +99,12 @@ class Listener:
 
     @property
     def is_trusted(self) -> bool:
-        """Whether it belongs to this user or to root."""
-        return self.uid in {_ROOT, os.geteuid()}
+        """Whether it is known to belong to this user or to root."""
+        return self.uid in {_ROOT, os.geteuid()} and not _is_shared(self.uid)
 
     def has_owner_of(self, other: Listener) -> bool:
-        """Return whether both belong to one user.
-
-        In a user namespace all users without a number of their own share one, which proves nothing.
-        """
-        return self.uid == other.uid and self.uid != _overflow_uid()
+        """Return whether both are known to belong to one user."""
+        return self.uid == other.uid and not _is_shared(self.uid)
 
 
 class ListenerChangedError(ConnectionError):
@@ -103,13 +115,24 @@ def find(url: str) -> Listener | None:
     """Return the listener that connections to ``url`` reach.
 
     Returns:
-        None when nothing listens, when the address is not one of this machine, or when the
-        listening sockets cannot be read.
+        None when nothing listens, or when the address is not one of this machine.
+
+    Raises:
+        OSError: The listening sockets cannot be read. A server that is there must not be taken for
+            one that needs no check.
     """
-    with suppress(OSError):
-        for address, port in _places(url):
-            if (found := find_at(address, port)) is not None:
+    unread: OSError | None = None
+    for address, port in _places(url):
+        try:
+            found = find_at(address, port)
+        except OSError as error:
+            # A name may have two addresses, of which only one can be asked for.
+            unread = unread or error
+        else:
+            if found is not None:
                 return found
+    if unread is not None:
+        raise unread
     return None
 
 
@@ -135,6 +158,11 @@ def find_at(
         if (found := _listener_of(pid, address, port)) is not None:
             return found
     return None
+
+
+def is_here(url: str) -> bool:
+    """Return whether ``url`` names an address of this machine."""
+    return any(True for _ in _places(url))
 
 
 def is_there(url: str, expected: Listener) -> bool:
@@ -167,28 +195,45 @@ def check(connection: socket.socket, expected: Listener) -> None:
             f"{holder} on port {port} now, and not the server that was verified"
         )
     is_known = expected.owner_accepts or expected.uid != _ROOT
-    if sys.platform == "linux" and is_known and _has_netlink():
-        _check_other_end(address, port, here, expected)
+    if sys.platform == "linux" and is_known:
+        _check_other_end(address, port, (_address(here[0]), here[1]), expected)
 
 
 def _check_other_end(
-    address: Address, port: int, here: tuple[str, int], expected: Listener
+    address: Address, port: int, here: tuple[Address, int], expected: Listener
 ) -> None:
+    if _has_netlink():
+        other_end = _ask_kernel(address, port, here)
+    else:
+        other_end = _look_up_other_end(address, port, here)
     # Before it is accepted a connection has no inode.
-    other_end = _ask_kernel(address, port, (_address(here[0]), here[1]))
     if other_end is not None and other_end.inode and other_end.uid != expected.uid:
         raise ListenerChangedError(
-            f"the connection to port {port} was taken by a socket of user {other_end.uid}, and not "
-            f"accepted by the server that was verified"
+            f"the server on port {port} belongs to user {expected.uid}, and the connection was "
+            f"taken by a socket of user {other_end.uid}. If the server accepts connections in "
+            f"processes of another user, let them run as user {expected.uid}"
         )
 
 
 def is_held(listener: Listener, pids: Collection[int]) -> bool:
-    """Return whether one of these processes holds the listening socket."""
+    """Return whether one of these processes holds the listening socket.
+
+    Raises:
+        PermissionError: None of those whose descriptors may be read does, and others may not be.
+    """
     if sys.platform != "linux":
         return listener.pid in pids
     wanted = f"socket:[{listener.inode}]"
-    return any(wanted in _descriptors(pid) for pid in pids)
+    refused: PermissionError | None = None
+    for pid in pids:
+        try:
+            if wanted in _descriptors(pid):
+                return True
+        except PermissionError as error:
+            refused = error
+    if refused is not None:
+        raise refused
+    return False
 
 
 def listening(process: psutil.Process) -> list[tuple[Address, int]]:
@@ -210,7 +255,11 @@ def process_at(url: str) -> psutil.Process | None:
     """
     import psutil
 
-    for address, port in _places(url):
+    try:
+        places = list(_places(url))
+    except OSError:
+        return None
+    for address, port in places:
         for process in psutil.process_iter():
             with suppress(psutil.Error, OSError):
                 if process.uids().real == os.getuid() and _listens(process, address, port):
@@ -222,7 +271,11 @@ def process_at(url: str) -> psutil.Process | None:
 
 
 def _places(url: str) -> Iterator[tuple[Address, int]]:
-    """Yield the addresses of this machine that ``url`` names, in the order of connecting."""
+    """Yield the addresses of this machine that ``url`` names, in the order of connecting.
+
+    Raises:
+        OSError: They cannot be looked up for now.
+    """
     parts = urlsplit(url)
     try:
         port = parts.port or _HTTP_PORTS.get(parts.scheme)
@@ -236,11 +289,18 @@ def _places(url: str) -> Iterator[tuple[Address, int]]:
             yield (_loopback(address) if address.is_unspecified else address), port
 
 
-def _addresses(host: str) -> Iterator[Address]:
+def _addresses(host: str) -> list[Address]:
     # Names too: that of this machine is often one of its loopback addresses.
-    with suppress(OSError, UnicodeError):
-        for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
-            yield _address(str(found[4][0]))
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except UnicodeError:
+        return []
+    except socket.gaierror:
+        # It may be known to a proxy. Without descriptors no name is known at all (glibc), and this
+        # raises.
+        socket.socket().close()
+        return []
+    return [_address(str(each[4][0])) for each in found]
 
 
 def _address(text: str) -> Address:
@@ -250,10 +310,14 @@ def _address(text: str) -> Address:
 def _is_here(address: Address) -> bool:
     if address.is_loopback or address.is_unspecified:
         return True
-    with suppress(OSError), socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
-        probe.bind((str(address), 0))  # only an address of this machine can be bound
-        return True
-    return False
+    try:
+        with socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))  # only an address of this machine can be bound
+    except OSError as error:
+        if error.errno in _NO_DESCRIPTOR:
+            raise  # says nothing about the address
+        return False
+    return True
 
 
 def _family(address: Address) -> socket.AddressFamily:
@@ -271,19 +335,30 @@ def _plain(address: Address) -> Address:
 # ---------------------------------------------------------------- Linux
 
 
-@cache
 def _has_netlink() -> bool:
+    """Return whether to ask the kernel through netlink; else its tables say the same, slower."""
+    try:
+        return _answers_netlink()
+    except OSError:
+        return False  # for this question: the next one tries again
+
+
+@cache
+def _answers_netlink() -> bool:
     """Return whether the kernel answers for a socket of our own that listens.
 
     A kernel without the module says "no such socket", and a sandbox may refuse the question.
+
+    Raises:
+        OSError: There is no definite answer, so nothing is kept.
     """
     with socket.create_server(("127.0.0.1", 0)) as listening_here:
         try:
             return _ask_kernel(_LOOPBACK, listening_here.getsockname()[1]) is not None
         except OSError as error:
-            if error.errno in _NO_DESCRIPTOR:
-                raise  # says nothing about netlink
-            return False
+            if error.errno in _NO_NETLINK:
+                return False
+            raise
 
 
 @cache
@@ -291,6 +366,25 @@ def _overflow_uid() -> int:
     with suppress(OSError, ValueError):
         return int(_OVERFLOW.read_text())
     return _USUAL_OVERFLOW
+
+
+def _is_shared(uid: int) -> bool:
+    """Return whether ``uid`` may stand for several users, so that it proves nothing.
+
+    In a user namespace, the kernel reports all users that the namespace does not map under one
+    number. Where each user has a number of its own, that number is an ordinary user (``nobody``).
+    """
+    return sys.platform == "linux" and uid == _overflow_uid() and not _maps_all_users()
+
+
+def _maps_all_users() -> bool:
+    # A namespace can map no user that the one above it does not map: only the full map is complete.
+    try:
+        return _UID_MAP.read_text().split() == _ALL_UIDS
+    except FileNotFoundError:
+        return _UID_MAP.parent.exists()  # /proc is there: a kernel without user namespaces
+    except OSError:
+        return False
 
 
 def _ask_kernel(
@@ -340,6 +434,15 @@ def _ask_kernel(
     return Listener(uid, inode) if client is not None or state == _TCP_LISTEN else None
 
 
+class _Row(NamedTuple):
+    """A line of the kernel's tables."""
+
+    address: Address
+    peer: tuple[Address, int]
+    is_listening: bool
+    listener: Listener
+
+
 def _look_up(address: Address, port: int) -> Listener | None:
     """Do as ``_ask_kernel``, in the kernel's tables.
 
@@ -347,29 +450,50 @@ def _look_up(address: Address, port: int) -> Listener | None:
         OSError: There are none.
     """
     best: Listener | None = None
-    for table in TABLES:
-        for at, listener in _read_table(table, port):
-            if at == address:
-                return listener
-            # "::" takes IPv4 as well, unless IPv4 has a listener of its own.
-            is_closest = at.version == address.version or (at.version == _IPV6 and best is None)
-            if at.is_unspecified and is_closest:
-                best = listener
+    for row in _read_tables(port):
+        if not row.is_listening:
+            continue
+        at = row.address
+        if at == address:
+            return row.listener
+        # "::" takes IPv4 as well, unless IPv4 has a listener of its own.
+        is_closest = at.version == address.version or (at.version == _IPV6 and best is None)
+        if at.is_unspecified and is_closest:
+            best = row.listener
     return best
 
 
-def _read_table(table: Path, port: int) -> Iterator[tuple[Address, Listener]]:
-    """Yield what listens on ``port``: bound address, listener."""
-    # The second is missing where there is no IPv6.
-    missing = (FileNotFoundError,) if table != TABLES[0] else ()
-    with suppress(*missing), table.open() as file:
-        next(file, None)
-        for line in file:
-            # Columns: 1 local address and port, 3 state, 7 user id, 9 inode.
-            columns = line.split()
-            at, _, listening_on = columns[1].partition(":")
-            if columns[3] == _LISTENING and int(listening_on, 16) == port:
-                yield _read_address(at), Listener(int(columns[7]), int(columns[9]))
+def _look_up_other_end(address: Address, port: int, client: tuple[Address, int]) -> Listener | None:
+    """Return the server's end of a connection from ``client``, from the kernel's tables.
+
+    Raises:
+        OSError: There are none.
+    """
+    for row in _read_tables(port):
+        if not row.is_listening and row.address == address and row.peer == client:
+            return row.listener
+    return None
+
+
+def _read_tables(port: int) -> Iterator[_Row]:
+    """Yield the sockets whose own port is ``port``, those of IPv4 first."""
+    for table in TABLES:
+        # The second is missing where there is no IPv6.
+        missing = (FileNotFoundError,) if table != TABLES[0] else ()
+        with suppress(*missing), table.open() as file:
+            next(file, None)
+            for line in file:
+                # Columns: 1 local address and port, 2 the peer's, 3 state, 7 user id, 9 inode.
+                columns = line.split()
+                at, _, own_port = columns[1].partition(":")
+                if int(own_port, 16) == port:
+                    peer, _, peer_port = columns[2].partition(":")
+                    yield _Row(
+                        _read_address(at),
+                        (_read_address(peer), int(peer_port, 16)),
+                        columns[3] == _LISTENING,
+                        Listener(int(columns[7]), int(columns[9])),
+                    )
 
 
 def _read_address(digits: str) -> Address:
@@ -380,12 +504,21 @@ def _read_address(digits: str) -> Address:
 
 
 def _descriptors(pid: int) -> set[str]:
+    """Return what a process has open; empty once it has ended.
+
+    Raises:
+        PermissionError: They may not be read.
+    """
     folder = f"/proc/{pid}/fd"
     found = set()
-    with suppress(OSError):
+    try:
         for name in os.listdir(folder):
-            with suppress(OSError):
+            with suppress(FileNotFoundError):
                 found.add(os.readlink(f"{folder}/{name}"))
+    except PermissionError:
+        raise
+    except OSError:
+        return found
     return found
 
 

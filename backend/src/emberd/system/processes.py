@@ -26,6 +26,7 @@ start_id."""
 
 # Places in /proc/<pid>/stat behind the name in parentheses, which may itself hold anything.
 _STAT_STATE: Final = 0
+_STAT_PARENT: Final = 1
 _STAT_START: Final = 19
 _START_ID_BYTES: Final = 8
 _BOOT_DIGITS: Final = 12
@@ -70,14 +71,24 @@ def boot_id() -> str:
         ) from error
 
 
-@cache
 def namespace() -> str:
     """Return a name for all processes that this one can tell apart by their pids."""
-    boot = boot_id().replace("-", "")[:_BOOT_DIGITS]
+    return "-".join((boot_id().replace("-", "")[:_BOOT_DIGITS], *_inode("/proc/self/ns/pid")))
+
+
+def network() -> str:
+    """Return ``namespace`` and the network: ports of another network namespace are not reached.
+
+    Not cached: a process, or one of its threads, may enter another network namespace.
+    """
+    return "-".join((namespace(), *_inode("/proc/thread-self/ns/net")))
+
+
+def _inode(of: str) -> list[str]:
     try:
-        return f"{boot}-{Path('/proc/self/ns/pid').stat().st_ino}"
+        return [str(os.stat(of).st_ino)]
     except OSError:
-        return boot
+        return []  # another system than Linux, or a kernel without that kind of namespace
 
 
 def identify(pid: int) -> ProcessIdentity | None:
@@ -92,6 +103,32 @@ def current() -> ProcessIdentity:
     if me is None:
         raise StateFolderError("This process is not to be seen in /proc: mount /proc, then retry.")
     return me
+
+
+def descendants() -> list[int]:
+    """Return the pids of what this process started and of what those started, zombies included.
+
+    A process that may not be looked at, such as one of another user where ``/proc`` is mounted with
+    ``hidepid``, is left out with what it started.
+    """
+    if sys.platform != "linux":
+        import psutil
+
+        return [child.pid for child in psutil.Process().children(recursive=True)]
+    # Not psutil's ``children``: it fails as soon as one process of the machine is unreadable.
+    children: dict[int, list[tuple[int, int]]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (values := _stat(int(name))) is not None:
+            started = int(values[_STAT_START])
+            children.setdefault(int(values[_STAT_PARENT]), []).append((int(name), started))
+    found, unvisited = [], [(os.getpid(), 0)]
+    while unvisited:
+        parent, parent_started = unvisited.pop()
+        # One that is older than its parent was read before the parent's pid was used again.
+        own = [child for child in children.pop(parent, ()) if child[1] >= parent_started]
+        found += [pid for pid, _ in own]
+        unvisited += own
+    return found
 
 
 def new_start_id() -> str:
@@ -166,12 +203,17 @@ def end_marked(folder: str, seconds: float, start_id: str | None = None) -> list
 
 
 def _start_on_linux(pid: int) -> str | None:
+    values = _stat(pid)
+    return None if values is None or values[_STAT_STATE] in "ZX" else values[_STAT_START]
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Return the fields of ``/proc/<pid>/stat`` behind the name; None if it cannot be read."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None  # with hidepid, processes of others are not to be seen either
-    values = stat.rpartition(")")[2].split()
-    return None if values[_STAT_STATE] in "ZX" else values[_STAT_START]
+    return stat.rpartition(")")[2].split()
 
 
 def _start_elsewhere(pid: int) -> str | None:

@@ -24,13 +24,25 @@ _SAFETENSORS: Final = "*.safetensors"
 _OLD_WEIGHTS: Final = "*.bin"
 _HEAD: Final = "lm_head.weight"
 _CAUSAL: Final = "ForCausalLM"
-_ENCODERS: Final = ("Bert", "Roberta")
+# Parts of the names of architectures in which each token sees the whole text.
+_ENCODERS: Final = ("Bert", "Roberta", "Contriever", "Bidirectional", "EmbeddingGemma")
 # SGLang's order of preference (srt/utils/hf_transformers/common.py, CONTEXT_LENGTH_KEYS).
 _CONTEXT_KEYS: Final = (
     *("max_sequence_length", "seq_length", "max_seq_len", "model_max_length"),
     "max_position_embeddings",
 )
 _ORIGINAL_CONTEXT: Final = "original_max_position_embeddings"
+_DAMAGED: Final = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RecursionError,
+    StopIteration,
+    TypeError,
+    ValueError,
+)
+"""What reading and using a configuration or a header of any content raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +189,7 @@ def _from_folder(folder: Path) -> Geometry | None:
             stored_bytes=_stored_bytes(folder) if "quantization_config" in config else None,
             verified=True,
         )
-    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError, OSError):
+    except _DAMAGED:
         return None
 
 

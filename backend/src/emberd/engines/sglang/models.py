@@ -10,14 +10,36 @@ from emberd.catalog import Model
 
 # Last-token pooling, compared with Transformers on the same weights.
 _VERIFIED: Final = ("Qwen3ForCausalLM", "Qwen3Model")
-# How SGLang 0.5.17 to 0.5.23 pools these, whatever the checkpoint says (srt/models/bert.py,
-# roberta.py and gemma3_causal.py). All others get the last token.
-_POOLING: Final = {"BertModel": "cls", "XLMRobertaModel": "cls"}
+# How SGLang 0.5.23 pools these, whatever the checkpoint says (srt/models/bert.py, roberta.py,
+# lfm2.py, embedding_gemma2.py, qwen3.py, qwen3_embedding.py, llama_embedding.py and clip.py). A
+# bidirectional Gemma 3 gets the mean as well (gemma3_causal.py).
 _LAST_TOKEN: Final = "lasttoken"  # noqa: S105 - no password
+_POOLING: Final = {
+    "BertModel": "cls",
+    "Contriever": "cls",
+    "XLMRobertaModel": "cls",
+    "Lfm2BidirectionalModel": "cls",
+    "EmbeddingGemma2Model": "mean",
+    "CLIPModel": _LAST_TOKEN,
+    "LlamaEmbeddingModel": _LAST_TOKEN,
+    "MistralModel": _LAST_TOKEN,
+    "Qwen3Model": _LAST_TOKEN,
+    "Qwen3ForCausalLM": _LAST_TOKEN,
+}
 _GEMMA: Final = "Gemma3TextModel"
 _BIDIRECTIONAL: Final = "use_bidirectional_attention"
-# SGLang has no code of its own for these: how, and whether, they run is not known.
-_WITHOUT_CODE: Final = ("BertForMaskedLM", "RobertaModel", _GEMMA)
+# The other decoders get the last token, from code of SGLang's own or through Transformers. For an
+# encoder that is not named above, SGLang has no code: how, and whether, it runs is not known.
+_DECODERS: Final = ("ForCausalLM", "ForConditionalGeneration")
+_BARE_DECODERS: Final = (
+    *("CohereModel", "Cohere2Model", "GemmaModel", "Gemma2Model", "GPT2Model", "GPTNeoXModel"),
+    *("GraniteModel", "LlamaModel", "MixtralModel", "OlmoModel", "Olmo2Model", "Olmo3Model"),
+    *("OPTModel", "PhiModel", "Phi3Model", "Qwen2Model", "Qwen2MoeModel", "Qwen3MoeModel"),
+    *("SmolLM3Model", "Starcoder2Model"),
+)
+# Read by SGLang's way through Transformers (srt/models/transformers.py): "cls" in any case of the
+# letters is the first token there, and everything else the last one.
+_CONFIGURED: Final = "pooling_type"
 _IN_WORDS: Final = {"cls": "the first token", "mean": "the mean of the tokens"}
 
 
@@ -59,7 +81,7 @@ def _unservable(folder: Path, *, partial: bool = False) -> str | None:
     if partial and architecture is None:
         return None  # without config.json it is not known how SGLang pools the model
     pooling = _pooling(folder)
-    if pooling is None and pipeline.names_pooling(folder):
+    if architecture and pooling is None and pipeline.names_pooling(folder):
         return (
             f"{folder} names a pooling, and how SGLang pools a {architecture} is not known. "
             f"{pipeline.OTHER_SERVER}"
@@ -74,9 +96,12 @@ def _pooling(folder: Path) -> str | None:
     config = checkpoints.read_json(folder / checkpoints.CONFIG)
     if architecture == _GEMMA and config.get(_BIDIRECTIONAL) is True:
         return "mean"
-    if architecture in _WITHOUT_CODE:
+    if architecture in _POOLING:
+        return _POOLING[architecture]
+    is_decoder = architecture.endswith(_DECODERS) or architecture in _BARE_DECODERS
+    if not is_decoder or config.get(_CONFIGURED) is not None:
         return None
-    return _POOLING.get(architecture, _LAST_TOKEN)
+    return _LAST_TOKEN
 
 
 def _unchecked(model: str) -> str:
