@@ -340,7 +340,7 @@ def test_unreadable_map_of_users_identifies_nobody(all_mapped: bool, tmp_path: P
 def test_user_65534_owns_its_own_listener() -> None:
     program = (
         "import os, socket\n"
-        "from emberd import listeners\n"
+        "from emberd.system import listeners\n"
         "listeners.find('http://127.0.0.1:1')\n"  # imports what that user may not read
         "os.setgid(65534); os.setuid(65534)\n"
         "server = socket.create_server(('127.0.0.1', 0))\n"

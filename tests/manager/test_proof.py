@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from emberd import listeners
 from emberd.engines.base import Diagnosis, Launch
 from emberd.manager import starting
 from emberd.settings import StartOptions
+from emberd.system import listeners
 
 
 @dataclass
