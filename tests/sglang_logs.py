@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from emberd.engines.sglang.failure import Failure
+from emberd.engines.sglang.known_failures import Failure
 
 FOLDER: Final = Path(__file__).with_name("engines") / "sglang" / "logs"
 _HEADER: Final = re.compile(r"(?:# \w+: .*\n)+")

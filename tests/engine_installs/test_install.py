@@ -16,7 +16,7 @@ import tiny_engine
 import tiny_wheels
 from emberd.env import Places
 from emberd.errors import InstallError, SettingError, StateFolderError
-from emberd.installs import install, installed, locate, recipes, remove, sites, sizes
+from emberd.installs import install, installed, locate, recipes, remove, sites
 
 pytestmark = pytest.mark.usefixtures("index")
 
@@ -44,7 +44,7 @@ def test_an_engine_is_installed_once_and_then_removed(
     assert Path(done.folder) == Path(places.engines) / "tiny-1.5"
     assert done.packages.startswith(done.folder)
     assert not (tmp_path / "elsewhere").exists()
-    assert done.bytes == pytest.approx(sizes.used_bytes(Path(done.folder)), rel=0.01)
+    assert done.bytes == pytest.approx(recipes.used_bytes(Path(done.folder)), rel=0.01)
     assert any(text.startswith("installing tiny 1.5: ") for text in said)
     log = Path(f"{done.folder}.log")
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
@@ -135,9 +135,9 @@ def test_downloads_are_kept_where_there_is_room_for_them(
     engines = tmp_path / "not" / "there"
     if kept is None:
         with pytest.raises(InstallError, match="EMBERD_ENGINES"):
-            sizes.check_room(recipe, engines)
+            recipes.check_room(recipe, engines)
     else:
-        assert sizes.check_room(recipe, engines) is kept
+        assert recipes.check_room(recipe, engines) is kept
     assert asked == [tmp_path]
 
 

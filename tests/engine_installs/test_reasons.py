@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from emberd.installs import reasons, surroundings
+from emberd.installs import installer_errors
+from emberd.system import process_env
 
 RETRYING = (
     "WARNING: Retrying (Retry(total=4, connect=None, read=None, redirect=None, status=None)) "
@@ -41,7 +42,7 @@ RETRYING = (
     ],
 )  # fmt: skip
 def test_a_failure_is_known_by_its_words(said: str, cause: str, final: bool) -> None:
-    found = reasons.why(-9, said)
+    found = installer_errors.why(-9, said)
     assert (found.cause, found.final) == (cause, final)
     assert found.advice
 
@@ -52,7 +53,7 @@ def test_what_is_quoted_holds_no_password_and_no_noise() -> None:
         "WARNING: Location 'file:///x' is ignored\n$ uv pip install\n"
         "[notice] A new release of pip\nlast\n"
     )
-    assert reasons.last_lines(said, 2) == (
+    assert installer_errors.last_lines(said, 2) == (
         "Looking in indexes: https://***@index.example/simple / last"
     )
 
@@ -76,7 +77,7 @@ def test_an_installer_keeps_what_says_where_packages_come_from() -> None:
         *("VIRTUAL_ENV", "__PYVENV_LAUNCHER__"),
     )
     given = {**kept, **dict.fromkeys(dropped, "x"), "PIP_USER": "1", "TMPDIR": "/small"}
-    assert surroundings.of_installer("/engines/x", "/engines/x.tmp", given) == {
+    assert process_env.of_installer("/engines/x", "/engines/x.tmp", given) == {
         **kept,
         "EMBERD_INSTALL": "/engines/x",
         "PIP_USER": "0",

@@ -19,12 +19,11 @@ from typing import Any, Final
 import pytest
 
 from checkpoints_made import write
+from emberd.engines.model_shape import KNOWN, Geometry
 from emberd.engines.sglang import cpu
-from emberd.engines.sglang.cards import GENERATIONS
-from emberd.engines.sglang.flags import CPU, Target, config_text, flags, words
-from emberd.engines.sglang.geometry import KNOWN, Geometry
+from emberd.engines.sglang.command import CPU, Target, config_text, flags, words
 from emberd.engines.sglang.memory import MemoryPlan, on_gpu, on_host, plan_memory
-from emberd.engines.sglang.options import known_options
+from emberd.engines.sglang.support import GENERATIONS, known_options
 from memory_cards import card, plans
 from real.engines import HERE
 

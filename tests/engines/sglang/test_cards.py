@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from emberd.engines.gpus import Survey
-from emberd.engines.sglang.cards import GENERATIONS, choose, generation, unsuitable
+from emberd.engines.sglang.support import GENERATIONS, choose, generation, unsuitable
 from memory_cards import card
 
 A10G = replace(card(24), uuid="GPU-a", name="NVIDIA A10G")

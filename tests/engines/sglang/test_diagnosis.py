@@ -11,10 +11,9 @@ import pytest
 import sglang_logs
 import source_tree
 from emberd.engines.base import Diagnosis
-from emberd.engines.sglang import evidence
-from emberd.engines.sglang.diagnosis import diagnose, doomed
-from emberd.engines.sglang.failure import Failure
-from emberd.engines.sglang.failures import FAILURES
+from emberd.engines.sglang import log_reader
+from emberd.engines.sglang.known_failures import FAILURES, Failure
+from emberd.engines.sglang.log_reader import diagnose, doomed
 
 DOCS = source_tree.ROOT / "docs/failures.md"
 KEY = "made-up-key"
@@ -41,7 +40,7 @@ def told(name: str) -> Diagnosis:
 
 
 def first_that_fits(name: str) -> str | None:
-    words = evidence.last_words(sglang_logs.read(name).text)
+    words = log_reader.last_words(sglang_logs.read(name).text)
     return next((failure.name for failure in FAILURES if failure.mark.search(words)), None)
 
 
@@ -197,12 +196,12 @@ def test_what_is_quoted_is_short_and_holds_no_key() -> None:
     ],
 )
 def test_keys_are_hidden_however_they_are_written(text: str) -> None:
-    assert KEY not in evidence.quotable(text.format(KEY))
+    assert KEY not in log_reader.quotable(text.format(KEY))
 
 
 @pytest.mark.parametrize("token", ["hf_abcdefghijkl", "sk-abcdefghijkl"])
 def test_a_token_is_hidden_wherever_it_stands(token: str) -> None:
-    assert evidence.quotable(f"got {token}!") == "got <hidden>!"
+    assert log_reader.quotable(f"got {token}!") == "got <hidden>!"
 
 
 def test_of_a_server_that_served_what_it_wrote_before_it_died_is_no_reason() -> None:

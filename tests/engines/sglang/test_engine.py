@@ -13,7 +13,7 @@ import checkpoints_made
 import emberd.engines
 from emberd import installs
 from emberd.engines import Launch
-from emberd.engines.sglang import ENGINE, models
+from emberd.engines.sglang import ENGINE, support
 from emberd.errors import NoEngineError, StartError
 from emberd.installs import Interpreter
 from emberd.settings import ServerSpec, StartOptions
@@ -207,8 +207,8 @@ def test_pooling_that_is_not_verified_is_said(
     tmp_path: Path, architecture: str, said: list[str]
 ) -> None:
     folder = checkpoints_made.write(tmp_path / "m", {"architectures": [architecture]})
-    assert models.unfit(folder) is None
-    notes = models.notes(folder)
+    assert support.unfit(folder) is None
+    notes = support.notes(folder)
     assert len(notes) == len(said)
     assert all(part in note for part, note in zip(said, notes, strict=True))
 
@@ -226,7 +226,7 @@ def test_a_model_with_the_pooling_that_sglang_computes_for_its_architecture_is_s
 ) -> None:
     checkpoints_made.write(tmp_path, config)
     checkpoints_made.write_modules(tmp_path, pooling={"pooling_mode": pooling})
-    assert models.unfit(str(tmp_path)) is None
+    assert support.unfit(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_a_refusal_names_the_pooling_that_sglang_computes(
 ) -> None:
     checkpoints_made.write(tmp_path, config)
     checkpoints_made.write_modules(tmp_path, pooling={"pooling_mode": declared})
-    reason = models.unfit(str(tmp_path)) or ""
+    reason = support.unfit(str(tmp_path)) or ""
     assert f"pools by {declared}" in reason
     assert {"cls": "first token", "mean": "mean of the tokens"}[pooling] in reason
 
@@ -254,9 +254,9 @@ def test_a_declared_pooling_is_refused_where_the_pooling_of_sglang_is_not_known(
     tmp_path: Path, architecture: str, declared: str
 ) -> None:
     checkpoints_made.write(tmp_path, {"architectures": [architecture]})
-    assert models.unfit(str(tmp_path)) is None
+    assert support.unfit(str(tmp_path)) is None
     checkpoints_made.write_modules(tmp_path, pooling={"pooling_mode": declared})
-    assert architecture in (models.unfit(str(tmp_path)) or "")
+    assert architecture in (support.unfit(str(tmp_path)) or "")
 
 
 def test_a_mean_without_the_prompt_is_refused(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_a_mean_without_the_prompt_is_refused(tmp_path: Path) -> None:
     checkpoints_made.write(tmp_path, config)
     declared = {"pooling_mode": "mean", "include_prompt": False}
     checkpoints_made.write_modules(tmp_path, pooling=declared)
-    assert "include_prompt=false" in (models.unfit(str(tmp_path)) or "")
+    assert "include_prompt=false" in (support.unfit(str(tmp_path)) or "")
 
 
 def test_a_snapshot_is_not_refused_for_a_pooling_file_that_it_lacks(
@@ -274,16 +274,16 @@ def test_a_snapshot_is_not_refused_for_a_pooling_file_that_it_lacks(
     snapshot = tmp_path / "models--owner--model" / "snapshots" / "main"
     checkpoints_made.write(snapshot, {"architectures": ["BertModel"]})
     checkpoints_made.write_modules(snapshot, pooling=None)
-    assert models.unfit("owner/model") is None
+    assert support.unfit("owner/model") is None
     checkpoints_made.write_modules(snapshot, pooling={"pooling_mode": "cls"})
-    assert models.unfit("owner/model") is None
+    assert support.unfit("owner/model") is None
     (snapshot / "config.json").unlink()  # how SGLang pools it is not known then
-    assert models.unfit("owner/model") is None
+    assert support.unfit("owner/model") is None
 
 
 def test_models_of_the_catalog_need_no_note() -> None:
-    assert models.notes("Qwen/Qwen3-Embedding-8B") == []
-    assert "not verified" in models.notes("somebody/embedder")[0]
+    assert support.notes("Qwen/Qwen3-Embedding-8B") == []
+    assert "not verified" in support.notes("somebody/embedder")[0]
 
 
 def test_a_note_says_when_the_declared_pooling_of_a_hub_model_is_not_checked(
@@ -292,9 +292,9 @@ def test_a_note_says_when_the_declared_pooling_of_a_hub_model_is_not_checked(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     snapshot = tmp_path / "models--owner--model" / "snapshots" / "main"
     checkpoints_made.write(snapshot)  # what SGLang downloads
-    assert any("hf download owner/model" in note for note in models.notes("owner/model"))
+    assert any("hf download owner/model" in note for note in support.notes("owner/model"))
     checkpoints_made.write_modules(snapshot)
-    assert not any("hf download" in note for note in models.notes("owner/model"))
+    assert not any("hf download" in note for note in support.notes("owner/model"))
 
 
 def test_a_download_may_be_silent_for_longer_than_a_start_from_a_folder(

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from emberd.engines.sglang.flags import (
+from emberd.engines.model_shape import KNOWN
+from emberd.engines.sglang.command import (
     CPU,
     GPU,
     Flag,
@@ -20,7 +21,6 @@ from emberd.engines.sglang.flags import (
     variables,
     words,
 )
-from emberd.engines.sglang.geometry import KNOWN
 from emberd.engines.sglang.memory import NO_CHUNKS, plan_memory
 from emberd.errors import StartError
 from memory_cards import card

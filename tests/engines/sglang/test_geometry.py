@@ -8,7 +8,7 @@ import pytest
 
 from checkpoints_made import QWEN, write
 from emberd.catalog import MODELS
-from emberd.engines.sglang.geometry import KNOWN, Geometry, geometry_of
+from emberd.engines.model_shape import KNOWN, Geometry, geometry_of
 
 TENSORS = {"model.embed_tokens.weight": (500, 64), "model.layers.0.mlp.up_proj.weight": (96, 64)}
 STORED = 500 * 64 + 96 * 64

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from emberd.engines.sglang.geometry import KNOWN, Geometry
+from emberd.engines.model_shape import KNOWN, Geometry
 from emberd.engines.sglang.memory import (
     GIB,
     MAX_FRACTION,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from emberd.engines.sglang.options import known_options
+from emberd.engines.sglang.support import known_options
 
 CALLS = """
 class ServerArgs:

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 import sglang_logs
-from emberd.engines.sglang.progress import progress
+from emberd.engines.sglang.log_reader import progress
 
 KEPT_CHARS = 256 * 1024
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emberd.engines.sglang import recognition
+from emberd.engines.sglang import engine
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from emberd.engines.sglang import recognition
     ids=" ".join,
 )
 def test_a_server_is_recognised(command: list[str]) -> None:
-    assert recognition.recognises(command)
+    assert engine.recognises(command)
 
 
 @pytest.mark.parametrize(
@@ -50,4 +50,4 @@ def test_a_server_is_recognised(command: list[str]) -> None:
     ids=" ".join,
 )
 def test_what_is_not_a_server_is_not_recognised(command: list[str]) -> None:
-    assert not recognition.recognises(command)
+    assert not engine.recognises(command)

@@ -10,7 +10,7 @@ from typing import Final
 from emberd import engines
 from emberd.cli import output
 from emberd.engines import Plan
-from emberd.engines.rehearsal import ANY_PORT, FOLDER, KEY, rehearse
+from emberd.engines.base import ANY_PORT, FOLDER, KEY, rehearse
 from emberd.env import Places
 from emberd.settings import ServerSpec, StartOptions
 

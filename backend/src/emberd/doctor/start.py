@@ -12,7 +12,7 @@ from emberd import engines
 from emberd.doctor.findings import Finding, note, ok, problem, split
 from emberd.doctor.wanted import Wanted
 from emberd.engines import Engine, Plan
-from emberd.engines.rehearsal import rehearse
+from emberd.engines.base import rehearse
 from emberd.errors import EmberdError, StartError
 
 ELSEWHERE: Final = (

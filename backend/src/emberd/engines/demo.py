@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from emberd.catalog import DEMO_MODEL, lookup
-from emberd.engines import surroundings
 from emberd.engines.base import Diagnosis, Launch, Plan
 from emberd.engines.own_server import address, encoder_of
 from emberd.errors import StartError
 from emberd.serving import KEY_VARIABLE, MODULE
 from emberd.settings import ServerSpec, StartOptions
+from emberd.system import process_env
 
 _DEVICE: Final = "cpu"
 _SILENCE_S: Final = 60.0
@@ -160,7 +160,7 @@ def _wrong_machine() -> str | None:
 
 
 def _environment(key: str | None) -> dict[str, str]:
-    kept = surroundings.same_interpreter()
+    kept = process_env.same_interpreter()
     secret = {KEY_VARIABLE: key} if key else {}
     # "-m" would put the working folder in front of all, and a numpy.py there be taken for numpy.
     return kept | secret | {"PYTHONSAFEPATH": "1"} | _import_path(kept)

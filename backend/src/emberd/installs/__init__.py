@@ -6,13 +6,10 @@ LangChain application.
 
 from __future__ import annotations
 
-from emberd.installs.environments import Installed, Site, installed, sites
-from emberd.installs.installing import install
+from emberd.installs.environments import Installed, Site, holder, installed, sites
+from emberd.installs.installer import install, remove
 from emberd.installs.interpreters import Interpreter, locate
-from emberd.installs.locks import holder
-from emberd.installs.recipes import RECIPES, Recipe
-from emberd.installs.removing import remove
-from emberd.installs.sizes import in_words
+from emberd.installs.recipes import RECIPES, Recipe, in_words
 
 __all__ = [
     "RECIPES",

@@ -8,6 +8,10 @@
     <engines>/<name>-<version>.log      what the installer said, 0600
     <engines>/<name>-<version>.tmp/     what it downloads and unpacks, while it runs
     <engines>/<name>-<version>.removed/ on its way out
+
+* Processes that an environment is in use by, or that an interrupted installation left.
+
+* One process at a time installs or removes an engine.
 """
 
 from __future__ import annotations
@@ -15,16 +19,24 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from emberd.env import Places
-from emberd.errors import StateFolderError
+from emberd.errors import InstallError, StateFolderError
 from emberd.installs import recipes
 from emberd.installs.recipes import Recipe
+from emberd.system import process_env
+
+if TYPE_CHECKING:
+    import psutil
+    from filelock import BaseFileLock
+
 
 _MARKER: Final = "emberd.json"
 _SCRATCH: Final = ".tmp"
@@ -207,3 +219,181 @@ def _found(engines: Path) -> Iterator[Site]:
 
 def _rank(own: Installed) -> tuple[str, bool, str]:
     return own.name, own.version != recipes.RECIPES[own.name].version, own.version
+
+
+_KILL_S: Final = 10.0
+_COMMAND_WORDS: Final = 2  # the interpreter, and the script that it runs
+_SHOWN_CHARACTERS: Final = 80
+
+
+def running_from(folder: Path) -> Iterator[str]:
+    """Yield the processes that run from an environment, each as a text for people."""
+    import psutil
+
+    for process in psutil.process_iter():
+        try:
+            if _runs_from(process, os.fspath(folder)):
+                words = " ".join(process.cmdline()) or process.name()
+                yield f"{process.pid} ({words[:_SHOWN_CHARACTERS]})"
+        except (psutil.Error, OSError):
+            continue  # it has ended, or is somebody else's
+
+
+def end_leftovers(folder: Path) -> None:
+    """Kill what an interrupted installation of ``folder`` left, and wait until it is gone.
+
+    The shim does so at once when the installing process dies; this is for the moment between.
+
+    Raises:
+        InstallError: Something does not go.
+    """
+    import psutil
+
+    left = [process for process in psutil.process_iter() if _is_marked(process, folder)]
+    for process in left:
+        try:
+            process.kill()
+        except psutil.Error:
+            continue
+    _, alive = psutil.wait_procs(left, timeout=_KILL_S)
+    stay = [process.pid for process in alive if _is_marked(process, folder)]
+    if stay:
+        raise InstallError(
+            f"Processes {', '.join(map(str, stay))} of an interrupted installation do not end",
+            advice="End them, then try again.",
+        )
+
+
+def _is_marked(process: psutil.Process, folder: Path) -> bool:
+    import psutil
+
+    try:
+        if process.uids().real != os.getuid() or process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return process.environ().get(process_env.MARK) == os.fspath(folder)
+    except (psutil.Error, OSError):
+        return False
+
+
+def _runs_from(process: psutil.Process, folder: str) -> bool:
+    inside = folder + os.sep
+    if any(word.startswith(inside) for word in process.cmdline()[:_COMMAND_WORDS]):
+        return True
+    if process.exe().startswith(inside):
+        return True
+    return sys.platform == "linux" and _has_mapped(process.pid, inside)
+
+
+def _has_mapped(pid: int, inside: str) -> bool:
+    # Parts of a server rename themselves, and their program is the Python that the environment
+    # was made of; the libraries that they have loaded are the environment's.
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        return inside in maps.read()
+
+
+_LINE_EVERY_S: Final = 10.0
+_POLL_S: Final = 0.1
+_NO_WAIT_S: Final = 0.0
+
+
+@contextmanager
+def held(engines: Path, name: str, tell: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of an engine, waiting for whoever has it and saying so.
+
+    The kernel frees it when its holder dies, however that died.
+
+    Raises:
+        InstallError: The folder cannot be made or written, or knows no locks.
+    """
+    path = _prepared(engines, name)
+    lock = _lock(path)
+    patience_s = _NO_WAIT_S
+    while not _acquired(lock, path, patience_s):
+        tell(f"waiting for {_holder(path)}, which installs or removes {name}")
+        patience_s = _LINE_EVERY_S
+    with _owned(lock, path):
+        yield
+
+
+@contextmanager
+def held_at_once(engines: Path, name: str) -> Iterator[None]:
+    """Hold the lock of an engine.
+
+    Raises:
+        InstallError: Another process has it, which is named; or as for ``held``.
+    """
+    path = _prepared(engines, name)
+    lock = _lock(path)
+    if not _acquired(lock, path, _NO_WAIT_S):
+        raise InstallError(
+            f"{name} is being installed or removed by {_holder(path)}",
+            advice="Wait for it, or end that process, then try again.",
+        )
+    with _owned(lock, path):
+        yield
+
+
+def holder(places: Places, name: str) -> str | None:
+    """Return who installs or removes an engine just now, as a text for people."""
+    path = engines_folder(places) / f"{name}.lock"
+    if not path.exists():
+        return None
+    lock = _lock(path)
+    if not _acquired(lock, path, _NO_WAIT_S):
+        return _holder(path)
+    lock.release()
+    return None
+
+
+def _prepared(engines: Path, name: str) -> Path:
+    try:
+        engines.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(engines, error) from error
+    return engines / f"{name}.lock"
+
+
+def _lock(path: Path) -> BaseFileLock:
+    # Imported late: whoever looks for an installed engine takes no lock.
+    from filelock import FileLock
+
+    # A soft lock is a file that a killed process leaves behind; deleting the file of a hard one
+    # splits those who wait for it over two inodes.
+    return FileLock(path, fallback_to_soft=False, preserve_lock_file=True, mode=0o600)
+
+
+def _acquired(lock: BaseFileLock, path: Path, timeout_s: float) -> bool:
+    from filelock import Timeout
+
+    try:
+        lock.acquire(timeout=timeout_s, poll_interval=_POLL_S)
+    except Timeout:
+        return False
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    return True
+
+
+@contextmanager
+def _owned(lock: BaseFileLock, path: Path) -> Iterator[None]:
+    # For people only: what holds is the lock, whatever the text says.
+    with suppress(OSError):
+        path.write_text(f"process {os.getpid()}")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text() or "another process"
+    except OSError:
+        return "another process"
+
+
+def _unwritable(path: Path, error: OSError) -> InstallError:
+    return InstallError(
+        f"{path} cannot be made or locked ({error.strerror or error})",
+        advice="Set EMBERD_ENGINES to a folder on a local disk that you may write to.",
+    )

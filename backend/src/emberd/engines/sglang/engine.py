@@ -1,4 +1,7 @@
-"""SGLang as the rest of emberd sees it: whether it can serve, how it is started, how it died."""
+"""SGLang as the rest of emberd sees it: whether it can serve, how it is started, how it died.
+
+* Knowing an SGLang server by the command line of its process.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +9,24 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final
 
 from emberd import checkpoints, installs
 from emberd.catalog import DEMO_MODEL
-from emberd.engines import gpus, surroundings
+from emberd.engines import gpus
 from emberd.engines.base import Diagnosis, Launch, Plan, Reason
 from emberd.engines.gpus import Gpu
-from emberd.engines.sglang import (
-    arguments,
-    cards,
-    diagnosis,
-    flags,
-    memory,
-    models,
-    progress,
-    recognition,
-)
-from emberd.engines.sglang.flags import Flag, Target
-from emberd.engines.sglang.geometry import geometry_of
+from emberd.engines.model_shape import geometry_of
+from emberd.engines.sglang import command, log_reader, memory, support
+from emberd.engines.sglang.command import Flag, Target
 from emberd.engines.sglang.memory import MemoryPlan
-from emberd.engines.sglang.options import known_options
+from emberd.engines.sglang.support import known_options
 from emberd.env import Places
 from emberd.errors import StartError
 from emberd.installs import Interpreter
 from emberd.settings import ServerSpec, StartOptions
+from emberd.system import process_env
 
 NAME: Final = "sglang"
 _MODULE: Final = "sglang.launch_server"
@@ -63,7 +58,7 @@ class SglangEngine:
         """Return why it cannot serve ``spec`` on any machine; None if it can."""
         if spec.model == DEMO_MODEL:
             return f"does not serve {DEMO_MODEL}, which is bundled with another engine"
-        return models.unfit(spec.model, spec.revision)
+        return support.unfit(spec.model, spec.revision)
 
     def missing(self, spec: ServerSpec) -> str | None:
         """Return its own name where nothing is missing but its environment."""
@@ -71,9 +66,9 @@ class SglangEngine:
 
     def claims(self, spec: ServerSpec, options: StartOptions) -> Sequence[str]:
         """Return the UUIDs of the GPUs with the most free memory; nothing on a CPU."""
-        if spec.device == flags.CPU:
+        if spec.device == command.CPU:
             return ()
-        return [gpu.uuid for gpu in cards.choose(gpus.survey().gpus, options.gpus)]
+        return [gpu.uuid for gpu in support.choose(gpus.survey().gpus, options.gpus)]
 
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
         """Return how to start a server for ``spec``.
@@ -82,55 +77,55 @@ class SglangEngine:
             StartError: Memory is short, or the installed version lacks an option.
             SettingError: ``EMBERD_SGLANG_PYTHON`` names no interpreter that has it.
         """
-        on_cpu = spec.device == flags.CPU
-        arguments.check(launch.options, on_cpu=on_cpu)
+        on_cpu = spec.device == command.CPU
+        command.check(launch.options, on_cpu=on_cpu)
         chosen = () if on_cpu else _chosen(launch)
         figures = _figures(spec, launch.options, chosen)
         python = _interpreter()
-        words = flags.adapt(flags.flags(_target(spec, launch, figures)), _known(python))
+        words = command.adapt(command.flags(_target(spec, launch, figures)), _known(python))
         own = launch.options.arguments
         added = _variables(chosen, on_cpu=on_cpu)
         return Plan(
-            command=(python.python, "-m", _MODULE, *flags.words(words, own)),
-            environment=surroundings.other_interpreter(python.python)
+            command=(python.python, "-m", _MODULE, *command.words(words, own)),
+            environment=process_env.other_interpreter(python.python)
             | {k: v for k, (v, _) in added.items()},
-            device=flags.CPU if on_cpu else flags.GPU,
+            device=command.CPU if on_cpu else command.GPU,
             silence_s=_silence_s(spec, on_cpu=on_cpu),
             drain_s=_DRAIN_S,
-            files={_CONFIG: flags.config_text(launch.port, launch.api_key)},
+            files={_CONFIG: command.config_text(launch.port, launch.api_key)},
             reasons=_reasons(python, words, own, added, figures),
-            notes=[*models.notes(spec.model, spec.revision), *(figures.notes if figures else ())],
+            notes=[*support.notes(spec.model, spec.revision), *(figures.notes if figures else ())],
         )
 
     def progress(self, log: str) -> str:
         """Return what the starting server is doing, in a few words, from its log so far."""
-        return progress.progress(log)
+        return log_reader.progress(log)
 
     def diagnose(self, exit_code: int | None, log: str) -> Diagnosis:
         """Return why the server died; see ``Engine.diagnose``."""
-        return diagnosis.diagnose(exit_code, log)
+        return log_reader.diagnose(exit_code, log)
 
     def is_doomed(self, log: str) -> bool:
         """Return whether it has lost its port, which it notices two minutes later."""
-        return diagnosis.doomed(log)
+        return log_reader.doomed(log)
 
     def recognises(self, command: Sequence[str]) -> bool:
         """Return whether a process with this command line is the main process of a server."""
-        return recognition.recognises(command)
+        return recognises(command)
 
     def _unsuitable(self, spec: ServerSpec) -> str | None:
         return self.unfit(spec) or _no_device(spec.device)
 
 
 def _no_device(device: str | None) -> str | None:
-    if device == flags.CPU:
+    if device == command.CPU:
         here = f"{platform.system()} {platform.machine()}"
         if sys.platform == "linux" and platform.machine() == "x86_64":
             return None
         return f"runs on the CPU of x86-64 Linux alone, for development, and here is {here}"
-    if device not in (None, flags.GPU):
+    if device not in (None, command.GPU):
         return f"runs on a CUDA GPU or, for development, on a CPU, and device={device!r} was given"
-    problem = cards.unsuitable(gpus.survey())
+    problem = support.unsuitable(gpus.survey())
     if problem is None:
         return None
     return (
@@ -176,11 +171,11 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _chosen(launch: Launch) -> tuple[Gpu, ...]:
     survey = gpus.survey()
-    if problem := cards.unsuitable(survey, launch.options.gpus):
+    if problem := support.unsuitable(survey, launch.options.gpus):
         raise StartError(f"SGLang cannot run here: {problem}")
     # Those that are held for this start; a dry run holds none.
     held = [gpu for gpu in survey.gpus if gpu.uuid in launch.claimed]
-    return cards.choose(held or survey.gpus, launch.options.gpus)
+    return support.choose(held or survey.gpus, launch.options.gpus)
 
 
 def _figures(spec: ServerSpec, options: StartOptions, chosen: Sequence[Gpu]) -> MemoryPlan | None:
@@ -210,7 +205,7 @@ def _target(spec: ServerSpec, launch: Launch, figures: MemoryPlan | None) -> Tar
         model=spec.model,
         port=launch.port,
         fingerprint=launch.fingerprint,
-        device=flags.CPU if spec.device == flags.CPU else flags.GPU,
+        device=command.CPU if spec.device == command.CPU else command.GPU,
         memory=figures,
         revision=spec.revision,
         dtype=spec.dtype,
@@ -224,7 +219,7 @@ def _target(spec: ServerSpec, launch: Launch, figures: MemoryPlan | None) -> Tar
 
 
 def _variables(chosen: Sequence[Gpu], *, on_cpu: bool) -> dict[str, tuple[str, str]]:
-    added = flags.variables(os.environ, flags.CPU if on_cpu else flags.GPU, chosen)
+    added = command.variables(os.environ, command.CPU if on_cpu else command.GPU, chosen)
     if on_cpu:
         added["PYTHONPATH"] = (_CPU_KERNELS, "stands in for kernels that exist for GPUs alone")
     elif "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
@@ -235,7 +230,7 @@ def _variables(chosen: Sequence[Gpu], *, on_cpu: bool) -> dict[str, tuple[str, s
 
 
 def _silence_s(spec: ServerSpec, *, on_cpu: bool) -> float:
-    if not (checkpoints.is_folder(spec.model) or models.is_downloaded(spec.model)):
+    if not (checkpoints.is_folder(spec.model) or support.is_downloaded(spec.model)):
         return _DOWNLOAD_SILENCE_S
     return _CPU_SILENCE_S if on_cpu else _GPU_SILENCE_S
 
@@ -249,10 +244,50 @@ def _reasons(
 ) -> list[Reason]:
     return [
         Reason(python.python, f"has SGLang {python.version}: {python.why}"),
-        *flags.reasons(words, own),
+        *command.reasons(words, own),
         *(Reason(f"{name}={value}", why) for name, (value, why) in added.items()),
         *(figures.reasons() if figures else ()),
     ]
 
 
 ENGINE: Final = SglangEngine()
+
+
+_MODULES: Final = ("sglang.launch_server", "sglang.cli.main", "sglang")
+_SCRIPT: Final = "sglang"
+_VERB: Final = "serve"
+_LAUNCHER: Final = ("sglang", "launch_server.py")
+_INTERPRETER: Final = "python"
+_ENDS_OPTIONS: Final = ("-m", "-c")
+_TAKES_VALUE: Final = ("-W", "-X")
+
+
+def recognises(command: Sequence[str]) -> bool:
+    """Return whether a process with this command line is the main process of a server.
+
+    The processes that SGLang names ``sglang::scheduler`` and the like are its parts.
+    """
+    if not command:
+        return False
+    if PurePath(command[0]).name == _SCRIPT:
+        return _VERB in command[1:2]
+    if not PurePath(command[0]).name.startswith(_INTERPRETER):
+        return False
+    return _runs_server(command[1:])
+
+
+def _runs_server(words: Sequence[str]) -> bool:
+    i = 0
+    while i < len(words) and words[i].startswith("-") and words[i] not in _ENDS_OPTIONS:
+        i += 2 if words[i] in _TAKES_VALUE else 1
+    word, rest = (words[i] if i < len(words) else ""), words[i + 1 :]
+    if word in _ENDS_OPTIONS:
+        return word == "-m" and _is_server_module(rest)
+    script = PurePath(word)
+    return (script.name == _SCRIPT and _VERB in rest[:1]) or script.parts[-2:] == _LAUNCHER
+
+
+def _is_server_module(words: Sequence[str]) -> bool:
+    if not words or words[0] not in _MODULES:
+        return False
+    return words[0] == _MODULES[0] or _VERB in words[1:2]

@@ -13,7 +13,7 @@ from typing import Final
 
 from emberd.engines.base import Reason
 from emberd.engines.gpus import Gpu
-from emberd.engines.sglang.geometry import KNOWN, Geometry
+from emberd.engines.model_shape import KNOWN, Geometry
 from emberd.errors import StartError
 
 GIB: Final = 1 << 30

@@ -9,16 +9,17 @@ from typing import Final, NamedTuple
 
 import emberd.serving
 from emberd import checkpoints, installs, pipeline
-from emberd.engines import gpus, surroundings
+from emberd.engines import gpus
 from emberd.engines.base import Diagnosis, Launch, Plan, Reason
 from emberd.engines.gpus import Gpu, Survey
 from emberd.engines.own_server import address, encoder_of
-from emberd.engines.transformers import diagnosis, suiting
-from emberd.engines.transformers.suiting import CPU, CUDA, NAME
+from emberd.engines.transformers import compat, diagnosis
+from emberd.engines.transformers.compat import CPU, CUDA, NAME
 from emberd.errors import StartError
-from emberd.installs import Interpreter, probe
+from emberd.installs import Interpreter, interpreters
 from emberd.serving import BOOTSTRAP, KEY_VARIABLE
 from emberd.settings import ServerSpec, StartOptions
+from emberd.system import process_env
 
 _SILENCE_S: Final = 300.0
 _DOWNLOAD_SILENCE_S: Final = 900.0  # the hub's client may keep a large file elsewhere meanwhile
@@ -49,7 +50,7 @@ class TransformersEngine:
 
     def unfit(self, spec: ServerSpec) -> str | None:
         """Return why it cannot serve ``spec`` on any machine; None if it can."""
-        return suiting.unfit(spec)
+        return compat.unfit(spec)
 
     def missing(self, spec: ServerSpec) -> str | None:
         """Return its own name where nothing is missing but its environment."""
@@ -58,7 +59,7 @@ class TransformersEngine:
     def claims(self, spec: ServerSpec, _options: StartOptions) -> Sequence[str]:
         """Return the UUID of the GPU with the most free memory; nothing on others than CUDA."""
         seen = gpus.survey()
-        where, _ = suiting.device(spec, _cuda(), seen)
+        where, _ = compat.device(spec, _cuda(), seen)
         return [gpu.uuid for gpu in _chosen(seen, ())] if where == CUDA else ()
 
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
@@ -69,9 +70,9 @@ class TransformersEngine:
             SettingError: ``EMBERD_TRANSFORMERS_PYTHON`` names no interpreter that has it.
         """
         python, seen = _interpreter(), gpus.survey()
-        where, problem = suiting.device(spec, _cuda(), seen)
+        where, problem = compat.device(spec, _cuda(), seen)
         gpu = next(iter(_chosen(seen, launch.claimed)), None) if where == CUDA else None
-        problem = problem or suiting.short_of_memory(spec, where, gpu)
+        problem = problem or compat.short_of_memory(spec, where, gpu)
         if problem is not None:
             raise StartError(f"The {NAME} engine cannot serve here: {problem}")
         if launch.options.gpus > 1:
@@ -84,7 +85,7 @@ class TransformersEngine:
         secret = {KEY_VARIABLE: launch.api_key} if launch.api_key else {}
         return Plan(
             command=[word for part in words for word in part.words],
-            environment=surroundings.other_interpreter(python.python)
+            environment=process_env.other_interpreter(python.python)
             | {name: value for name, (value, _) in added.items()}
             | secret,
             device=where,
@@ -114,12 +115,12 @@ class TransformersEngine:
         return encoder_of(command) == NAME
 
     def _unsuitable(self, spec: ServerSpec) -> str | None:
-        if problem := suiting.unfit(spec):
+        if problem := compat.unfit(spec):
             return problem
         seen = gpus.survey()
-        where, problem = suiting.device(spec, _cuda(), seen)
+        where, problem = compat.device(spec, _cuda(), seen)
         # On a GPU the plan tells: which one it is, and what is free there, is known only then.
-        return problem or (None if where == CUDA else suiting.short_of_memory(spec, where))
+        return problem or (None if where == CUDA else compat.short_of_memory(spec, where))
 
 
 def _no_interpreter() -> str | None:
@@ -151,23 +152,23 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _cuda() -> tuple[int, int] | None:
     found = installs.locate(NAME)
-    return suiting.torch_cuda(_torch_packages(found)) if found else suiting.PINNED_CUDA
+    return compat.torch_cuda(_torch_packages(found)) if found else compat.PINNED_CUDA
 
 
 def _torch_packages(found: Interpreter) -> str:
     # torch may be in another folder of the interpreter's path than transformers: in an
     # environment that also uses the packages of another one.
-    if suiting.has_torch(found.packages):
+    if compat.has_torch(found.packages):
         return found.packages
     try:
-        held = probe.ask_once(found.python, "torch")
+        held = interpreters.ask_once(found.python, "torch")
     except OSError:
         return found.packages
     return held.packages if held else found.packages
 
 
 def _chosen(seen: Survey, claimed: Sequence[str]) -> tuple[Gpu, ...]:
-    fit = suiting.suitable(seen, _cuda() or suiting.PINNED_CUDA)
+    fit = compat.suitable(seen, _cuda() or compat.PINNED_CUDA)
     # Those that are held for this start; a dry run holds none.
     held = tuple(gpu for gpu in fit if gpu.uuid in claimed)
     return gpus.freest(held or fit)

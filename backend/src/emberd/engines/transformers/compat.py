@@ -12,7 +12,7 @@ from typing import Final
 from emberd import checkpoints, pipeline
 from emberd.catalog import DEMO_MODEL
 from emberd.engines.gpus import Gpu, Survey
-from emberd.engines.sglang.geometry import element_bytes, geometry_of
+from emberd.engines.model_shape import element_bytes, geometry_of
 from emberd.serving import processor
 from emberd.settings import ServerSpec
 
