@@ -73,7 +73,7 @@ def flags_table() -> str:
     everything = Target(
         model=name,
         port=30_000,
-        fingerprint="FINGERPRINT",
+        start_id="FINGERPRINT",
         memory=plan_memory(card(24), geometry, None),
         revision="COMMIT",
         quantization="fp8",

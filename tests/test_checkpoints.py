@@ -241,7 +241,7 @@ def test_a_named_pipe_in_a_folder_is_an_error_and_is_not_waited_for(
     instructions = {"query_instruction": "", "document_instruction": ""}
     with pytest.raises(SettingError, match=f"not a regular file.*{name}"):
         _ = Settings.resolve(model=str(folder), **instructions).spec
-    assert model_shape.geometry_of(str(folder)) is None
+    assert model_shape.shape_of(str(folder)) is None
 
 
 def test_a_named_pipe_among_the_prompts_is_an_error_at_construction(folder: Path) -> None:

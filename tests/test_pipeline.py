@@ -23,8 +23,8 @@ from folder_variants import PROMPTS
 
 # As each engine asks, whatever this machine has.
 UNFIT: dict[str, Callable[[str], str | None]] = {
-    "sglang": support.unfit,
-    "transformers": lambda model: compat.unfit(ServerSpec(model)),
+    "sglang": support.why_unsupported,
+    "transformers": lambda model: compat.why_unsupported(ServerSpec(model)),
 }
 
 
@@ -85,7 +85,7 @@ def test_an_engine_refuses_before_anything_is_installed_or_started(
 ) -> None:
     folder_variants.pooling(pooling_mode="mean")(folder)
     spec = ServerSpec(str(folder), engine=engine.name, device="cpu")
-    assert engine.missing(spec) is None
+    assert engine.installable_environment(spec) is None
     with pytest.raises(NoEngineError, match="pools by mean"):
         engines.choose(spec)
 

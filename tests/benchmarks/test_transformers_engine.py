@@ -98,7 +98,7 @@ class Theirs:
     """sentence-transformers in a process of its own."""
 
     def __init__(self, python: str, model: Path, dtype: str, threads: str) -> None:
-        environment = process_env.other_interpreter(python)
+        environment = process_env.for_server_of(python)
         # As the server sets it for itself: else the figures are those of OpenMP's waiting.
         environment |= {"OMP_NUM_THREADS": threads, "GOMP_SPINCOUNT": "1000"}
         self._process = subprocess.Popen(

@@ -69,7 +69,7 @@ def test_an_interpreter_that_is_named_is_shown_with_the_reason(
     python = tiny_engine.make(engines.with_name("elsewhere")).python
     monkeypatch.setenv("EMBERD_TINY_PYTHON", python)
     [found] = look(engines)
-    assert found.fact == f"1.5 by {python} (EMBERD_TINY_PYTHON names it)"
+    assert found.fact == f"1.5 by {python} (set by EMBERD_TINY_PYTHON)"
 
 
 def test_an_interpreter_that_is_none_is_noted_with_what_to_do(

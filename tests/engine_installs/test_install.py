@@ -74,7 +74,7 @@ def test_another_version_than_the_pinned_one_is_no_installation(
     loose = replace(tiny, requirements=("tinydist<1.5",))
     monkeypatch.setattr(recipes, "RECIPES", {"tiny": loose})
     with pytest.raises(
-        InstallError, match=r"tinydist 1\.5 was asked for, and 1\.4 arrived"
+        InstallError, match=r"tinydist 1\.5 was requested, and 1\.4 was installed"
     ) as info:
         install("tiny", places)
     assert info.value.log_path == f"{places.engines}/tiny-1.5.log"
@@ -135,9 +135,9 @@ def test_downloads_are_kept_where_there_is_room_for_them(
     engines = tmp_path / "not" / "there"
     if kept is None:
         with pytest.raises(InstallError, match="EMBERD_ENGINES"):
-            recipes.check_room(recipe, engines)
+            recipes.check_disk_space(recipe, engines)
     else:
-        assert recipes.check_room(recipe, engines) is kept
+        assert recipes.check_disk_space(recipe, engines) is kept
     assert asked == [tmp_path]
 
 

@@ -17,7 +17,7 @@ import tiny_wheels
 import waiting
 from emberd.env import Places
 from emberd.errors import InstallError
-from emberd.installs import holder, install, installed, remove, sites
+from emberd.installs import install, installed, lock_holder, remove, sites
 
 _PATIENCE_S = 60.0  # an environment with a pip of its own, on a busy machine
 
@@ -107,7 +107,7 @@ def test_the_second_of_two_waits_says_for_whom_and_finds_it_done(
     engines = Path(slow.engines)
     with tiny_engine.begin("install", engines, index) as first:
         _number_in(tmp_path / "building")
-        assert holder(slow, "tiny") == f"process {first.pid}"
+        assert lock_holder(slow, "tiny") == f"process {first.pid}"
         with pytest.raises(InstallError, match=f"installed or removed by process {first.pid}"):
             remove("tiny", slow)
         with tiny_engine.begin("install", engines, index) as second:
@@ -119,14 +119,14 @@ def test_the_second_of_two_waits_says_for_whom_and_finds_it_done(
             assert second.communicate(timeout=60)[0] == "done\n"
     assert (first.returncode, second.returncode) == (0, 0)
     assert installed(slow) == made
-    assert holder(slow, "tiny") is None
+    assert lock_holder(slow, "tiny") is None
 
 
 def test_what_is_left_of_a_dead_installer_is_ended_before_the_next_begins(
     places: Places, tmp_path: Path
 ) -> None:
     folder = Path(places.engines) / "tiny-1.5"
-    marked = {"EMBERD_INSTALL": str(folder)}
+    marked = {"EMBERD_MARK": f"{folder}:install"}
     with subprocess.Popen(["/bin/sleep", "60"], env=marked) as stray:
         install("tiny", places)
         stray.wait(timeout=5)  # of its 60 s

@@ -64,16 +64,16 @@ def test_the_variable_names_an_interpreter_or_an_environment(
     assert found is not None
     assert (found.python, found.version) == (python, "0.9")
     assert found.packages == str(next((tmp_path / "mine").glob("lib/python*/site-packages")))
-    assert found.why == "EMBERD_TINY_PYTHON names it"
+    assert found.why == "set by EMBERD_TINY_PYTHON"
 
 
 @pytest.mark.parametrize(
     ("made", "said"),
     [
         (None, "there is no program"),
-        ("#!/bin/sh\nexit 0", "cannot be asked what it holds .it is no Python"),
-        ("#!/bin/sh\necho broken >&2; exit 3", "cannot be asked what it holds .broken"),
-        ("", "cannot be asked what it holds"),
+        ("#!/bin/sh\nexit 0", "cannot be queried .it is not Python"),
+        ("#!/bin/sh\necho broken >&2; exit 3", "cannot be queried .broken"),
+        ("", "cannot be queried"),
     ],
 )
 def test_a_variable_that_names_no_interpreter_is_refused(
@@ -123,7 +123,7 @@ def test_emberds_own_environment_comes_before_the_running_one_and_the_path(
     on_path = locate("tiny", nowhere)
     assert on_path is not None
     assert (on_path.python, on_path.version) == (python, "1.2")
-    assert on_path.why == f"{program} on the PATH uses it"
+    assert on_path.why == f"used by {program} on the PATH"
 
     tiny_wheels.unpacked(tmp_path / "running", "tinydist", "1.3")
     monkeypatch.syspath_prepend(str(tmp_path / "running"))
@@ -137,7 +137,7 @@ def test_emberds_own_environment_comes_before_the_running_one_and_the_path(
     found = locate("tiny", nowhere)
     assert found is not None
     assert (found.python, found.version, found.packages) == (own.python, "1.5", own.packages)
-    assert found.why == "`emberd engine install tiny` made it"
+    assert found.why == "installed by `emberd engine install tiny`"
 
 
 @pytest.mark.parametrize(

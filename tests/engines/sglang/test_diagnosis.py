@@ -10,11 +10,12 @@ import pytest
 
 import sglang_logs
 import source_tree
-from emberd.engines.base import Diagnosis
 from emberd.engines.sglang import log_reader
-from emberd.engines.sglang.known_failures import FAILURES, Failure
-from emberd.engines.sglang.log_reader import diagnose, doomed
+from emberd.engines.sglang.log_reader import diagnose, has_failed, known_failures
+from emberd.system import log_rules
+from emberd.system.log_rules import Diagnosis, LogRule
 
+FAILURES = known_failures()
 DOCS = source_tree.ROOT / "docs/failures.md"
 KEY = "made-up-key"
 READY = "ready"
@@ -41,7 +42,7 @@ def told(name: str) -> Diagnosis:
 
 def first_that_fits(name: str) -> str | None:
     words = log_reader.last_words(sglang_logs.read(name).text)
-    return next((failure.name for failure in FAILURES if failure.mark.search(words)), None)
+    return next((failure.name for failure in FAILURES if failure.pattern.search(words)), None)
 
 
 # ---------------------------------------------------------------- the table and its logs
@@ -56,17 +57,17 @@ def test_a_failure_is_told_with_its_cause_and_what_to_do(name: str) -> None:
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.name)
-def test_each_failure_has_a_log_and_is_the_first_that_fits_it(failure: Failure) -> None:
+def test_each_failure_has_a_log_and_is_the_first_that_fits_it(failure: LogRule) -> None:
     name = sglang_logs.name_of(failure.name)
     assert first_that_fits(name) == failure.name
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.name)
 def test_a_failure_is_proven_by_the_log_of_a_run_or_names_the_source_of_its_words(
-    failure: Failure,
+    failure: LogRule,
 ) -> None:
     fields = sglang_logs.read(sglang_logs.name_of(failure.name)).fields
-    assert ("run" in fields) == failure.proven
+    assert ("run" in fields) == (failure.source is None)
     assert fields.get("source") == failure.source
 
 
@@ -106,7 +107,7 @@ def test_only_a_process_killed_from_outside_is_worth_another_start() -> None:
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.name)
-def test_the_docs_hold_what_is_told_and_how_it_was_proven(failure: Failure) -> None:
+def test_the_docs_hold_what_is_told_and_how_it_was_proven(failure: LogRule) -> None:
     assert sglang_logs.row(failure) in DOCS.read_text(encoding="utf-8").splitlines()
 
 
@@ -117,8 +118,8 @@ def test_the_docs_hold_what_is_told_and_how_it_was_proven(failure: Failure) -> N
     ("number", "cause"),
     [
         (signal.SIGKILL, "SGLang was killed, most likely because memory ran out"),
-        (signal.SIGTERM, "SGLang was asked to end from outside (SIGTERM)"),
-        (signal.SIGILL, "SGLang ran into an instruction that this processor lacks (SIGILL)"),
+        (signal.SIGTERM, "SGLang was terminated from outside (SIGTERM)"),
+        (signal.SIGILL, "SGLang used an instruction that this processor lacks (SIGILL)"),
         (
             signal.SIGBUS,
             "SGLang lost memory that it had mapped (SIGBUS): a disk or /dev/shm is full",
@@ -139,14 +140,14 @@ def test_without_a_reason_in_the_log_the_signal_is_told(
 @pytest.mark.parametrize("code", [0, 1, 3, 137, -64])
 def test_any_other_end_is_told_with_its_code(code: int) -> None:
     diagnosis = diagnose(code, "")
-    assert diagnosis.cause == f"SGLang ended with code {code}; its last line: it wrote none"
+    assert diagnosis.cause == f"SGLang ended with code {code}; its last line: it wrote nothing"
     assert not diagnosis.killed
 
 
 def test_a_silent_start_is_told_with_what_it_was_doing() -> None:
     log = sglang_logs.read("no-gpu").text.partition("Scheduler hit")[0]
     assert diagnose(None, log).cause == (
-        "SGLang said nothing for too long while preparing the device, and was ended"
+        "SGLang wrote nothing for too long while preparing the device, and was ended"
     )
 
 
@@ -158,7 +159,7 @@ def test_a_silent_download_is_told_with_the_network_in_mind() -> None:
 
 def test_a_silent_start_with_a_reason_in_the_log_is_told_by_the_reason() -> None:
     assert diagnose(None, EXCEPTION.format(OUT_OF_MEMORY)).cause == (
-        "GPU 1 ran out of memory: 2.00 GiB were wanted and 1.50 GiB of 22.05 GiB were free"
+        "GPU 1 ran out of memory: 2.00 GiB were requested and 1.50 GiB of 22.05 GiB were free"
     )
 
 
@@ -174,7 +175,7 @@ def test_an_exception_that_nobody_knows_is_quoted() -> None:
 def test_what_is_quoted_is_short_and_holds_no_key() -> None:
     words = f"ValueError: api_key='{KEY}' is odd" + " and odd" * 1000
     cause = diagnose(1, EXCEPTION.format(words)).cause
-    assert "api_key=<hidden> is odd" in cause
+    assert "api_key=*** is odd" in cause
     assert KEY not in cause
     assert len(cause) < 400
 
@@ -196,12 +197,12 @@ def test_what_is_quoted_is_short_and_holds_no_key() -> None:
     ],
 )
 def test_keys_are_hidden_however_they_are_written(text: str) -> None:
-    assert KEY not in log_reader.quotable(text.format(KEY))
+    assert KEY not in log_rules.excerpt(text.format(KEY))
 
 
 @pytest.mark.parametrize("token", ["hf_abcdefghijkl", "sk-abcdefghijkl"])
 def test_a_token_is_hidden_wherever_it_stands(token: str) -> None:
-    assert log_reader.quotable(f"got {token}!") == "got <hidden>!"
+    assert log_rules.excerpt(f"got {token}!") == "got ***!"
 
 
 def test_of_a_server_that_served_what_it_wrote_before_it_died_is_no_reason() -> None:
@@ -242,14 +243,14 @@ def test_the_model_is_named_from_the_settings_that_the_log_holds() -> None:
         "server_args={'model_path': '/models/own', 'port': 1}\n"
         "RuntimeError: The size of tensor a (96) must match the size of tensor b (64)"
     )
-    assert diagnose(1, log).cause.startswith("the weights of /models/own do not fit")
+    assert diagnose(1, log).cause.startswith("the weights of /models/own do not match")
 
 
-def test_a_server_that_lost_its_port_is_doomed_although_it_lives() -> None:
+def test_lost_port_is_a_failure_although_the_process_still_runs() -> None:
     """SGLang asks whoever has the port for two minutes whether it is warm."""
-    assert doomed(sglang_logs.read("port-taken").text)
-    assert not doomed(sglang_logs.read(READY).text)
-    assert not doomed("")
+    assert has_failed(sglang_logs.read("port-taken").text)
+    assert not has_failed(sglang_logs.read(READY).text)
+    assert not has_failed("")
 
 
 def test_a_long_log_is_read_in_a_moment() -> None:
@@ -299,7 +300,7 @@ def test_a_start_that_ended_by_itself_is_told_by_its_exception() -> None:
     [
         ("--apikey SECRETKEY123", "the option --apikey"),
         ("--a=SECRETKEY123 --b SECRETKEY123", "the option --a --b"),
-        ("SECRETKEY123", "the option that stands in the arguments"),
+        ("SECRETKEY123", "the option given in the arguments"),
     ],
 )
 def test_of_options_that_are_not_known_the_names_are_told_alone(words: str, told: str) -> None:
@@ -313,7 +314,7 @@ def test_the_value_of_an_ambiguous_option_is_not_told() -> None:
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.name)
-def test_no_advice_makes_the_kv_cache_smaller_than_the_plan_for_it(failure: Failure) -> None:
+def test_no_advice_makes_the_kv_cache_smaller_than_the_plan_for_it(failure: LogRule) -> None:
     """One that is smaller than the context makes long texts wait for ever."""
     assert not re.search(
         r"--(max-total-tokens|mem-fraction-static|max-prefill-tokens|quantization)"
@@ -325,11 +326,14 @@ def test_no_advice_makes_the_kv_cache_smaller_than_the_plan_for_it(failure: Fail
 @pytest.mark.parametrize(
     ("words", "cause"),
     [
-        ("/bin/sh: 1: /usr/local/cuda/bin/nvcc: not found", "finds no nvcc"),
-        ("sh: line 1: nvcc: command not found", "finds no nvcc"),
-        ("nvcc fatal : Failed to preprocess host compiler properties.", "finds no C++ compiler"),
-        ("gcc: fatal error: cannot execute 'cc1plus': No such file", "finds no C++ compiler"),
-        ("ptxas: out of luck", "rope could not be compiled here"),
+        ("/bin/sh: 1: /usr/local/cuda/bin/nvcc: not found", "nvcc was not found"),
+        ("sh: line 1: nvcc: command not found", "nvcc was not found"),
+        (
+            "nvcc fatal : Failed to preprocess host compiler properties.",
+            "no C++ compiler was found",
+        ),
+        ("gcc: fatal error: cannot execute 'cc1plus': No such file", "no C++ compiler was found"),
+        ("ptxas: out of luck", "rope could not be compiled"),
     ],
 )
 def test_of_a_kernel_that_could_not_be_compiled_the_missing_compiler_is_told(

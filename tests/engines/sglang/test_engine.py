@@ -21,7 +21,7 @@ from fake_nvml import GIB, Card, Nvml
 
 GPU = ServerSpec()
 KEY = "a-made-up-key"
-LAUNCH = Launch(port=31_000, api_key=KEY, fingerprint="stamp", folder="/state/of/it")
+LAUNCH = Launch(port=31_000, api_key=KEY, start_id="stamp", folder="/state/of/it")
 
 
 @pytest.fixture
@@ -57,8 +57,8 @@ def words(plan: emberd.engines.Plan) -> dict[str, str]:
 
 
 def test_a_gpu_and_an_installed_engine_are_all_it_wants(cards: Nvml) -> None:
-    assert ENGINE.refusal(GPU) is None
-    assert ENGINE.missing(GPU) is None
+    assert ENGINE.why_unavailable(GPU) is None
+    assert ENGINE.installable_environment(GPU) is None
 
 
 def test_without_a_gpu_the_default_model_is_an_error_that_names_every_engine(
@@ -77,22 +77,24 @@ def test_what_is_not_installed_is_named_with_the_command_that_installs_it(
     cards: Nvml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _installed(monkeypatch, None)
-    assert "`emberd engine install sglang`" in (ENGINE.refusal(GPU) or "")
-    assert ENGINE.missing(GPU) == "sglang"
+    assert "`emberd engine install sglang`" in (ENGINE.why_unavailable(GPU) or "")
+    assert ENGINE.installable_environment(GPU) == "sglang"
 
 
 def test_an_installation_does_not_help_a_machine_without_a_gpu(
     no_cards: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _installed(monkeypatch, None)
-    assert ENGINE.missing(GPU) is None
+    assert ENGINE.installable_environment(GPU) is None
 
 
 def test_a_version_that_is_too_old_is_refused_by_its_number(
     cards: Nvml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _installed(monkeypatch, "0.5.9")
-    assert "SGLang 0.5.9 (/engines/python: a test says so) is older" in (ENGINE.refusal(GPU) or "")
+    assert "SGLang 0.5.9 (/engines/python: a test says so) is older" in (
+        ENGINE.why_unavailable(GPU) or ""
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,27 +102,27 @@ def test_a_version_that_is_too_old_is_refused_by_its_number(
     [
         (ServerSpec("emberd/demo"), "does not serve emberd/demo"),
         (ServerSpec("/no/such/folder"), "there is no folder /no/such/folder"),
-        (ServerSpec(device="tpu"), "device='tpu' was given"),
+        (ServerSpec(device="tpu"), "device='tpu'"),
     ],
 )
 def test_what_it_cannot_serve_is_refused_with_the_reason(
     cards: Nvml, spec: ServerSpec, reason: str
 ) -> None:
-    assert reason in (ENGINE.refusal(spec) or "")
+    assert reason in (ENGINE.why_unavailable(spec) or "")
 
 
 def test_a_folder_without_a_configuration_is_no_checkpoint(cards: Nvml, tmp_path: Path) -> None:
-    assert "holds no config.json" in (ENGINE.refusal(ServerSpec(str(tmp_path))) or "")
+    assert "contains no config.json" in (ENGINE.why_unavailable(ServerSpec(str(tmp_path))) or "")
 
 
 def test_it_claims_the_gpu_with_the_most_free_memory_and_none_on_a_cpu(cards: Nvml) -> None:
-    assert ENGINE.claims(GPU, StartOptions()) == ["GPU-large"]
-    assert ENGINE.claims(GPU, StartOptions(dp_size=2)) == ["GPU-large", "GPU-small"]
-    assert list(ENGINE.claims(ServerSpec(device="cpu"), StartOptions())) == []
+    assert ENGINE.exclusive_resources(GPU, StartOptions()) == ["GPU-large"]
+    assert ENGINE.exclusive_resources(GPU, StartOptions(dp_size=2)) == ["GPU-large", "GPU-small"]
+    assert list(ENGINE.exclusive_resources(ServerSpec(device="cpu"), StartOptions())) == []
 
 
 def test_a_start_uses_the_gpu_that_it_claimed(cards: Nvml) -> None:
-    launch = Launch(1, KEY, "stamp", "/state", claimed=("GPU-small",))
+    launch = Launch(1, KEY, "stamp", "/state", exclusive_resources=("GPU-small",))
     assert ENGINE.plan(GPU, launch).environment["CUDA_VISIBLE_DEVICES"] == "GPU-small"
 
 
@@ -143,7 +145,7 @@ def test_the_users_own_arguments_come_last_and_are_explained(cards: Nvml) -> Non
     options = StartOptions(arguments=("--schedule-policy", "fcfs"))
     plan = ENGINE.plan(GPU, Launch(1, KEY, "stamp", "/state", options))
     assert list(plan.command)[-2:] == ["--schedule-policy", "fcfs"]
-    assert "you asked for it" in [reason.why for reason in plan.reasons]
+    assert "your own arguments" in [reason.why for reason in plan.reasons]
 
 
 def test_every_word_of_the_command_has_a_reason(cards: Nvml) -> None:
@@ -207,7 +209,7 @@ def test_pooling_that_is_not_verified_is_said(
     tmp_path: Path, architecture: str, said: list[str]
 ) -> None:
     folder = checkpoints_made.write(tmp_path / "m", {"architectures": [architecture]})
-    assert support.unfit(folder) is None
+    assert support.why_unsupported(folder) is None
     notes = support.notes(folder)
     assert len(notes) == len(said)
     assert all(part in note for part, note in zip(said, notes, strict=True))
@@ -226,7 +228,7 @@ def test_a_model_with_the_pooling_that_sglang_computes_for_its_architecture_is_s
 ) -> None:
     checkpoints_made.write(tmp_path, config)
     checkpoints_made.write_modules(tmp_path, pooling={"pooling_mode": pooling})
-    assert support.unfit(str(tmp_path)) is None
+    assert support.why_unsupported(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize(
@@ -243,7 +245,7 @@ def test_a_refusal_names_the_pooling_that_sglang_computes(
 ) -> None:
     checkpoints_made.write(tmp_path, config)
     checkpoints_made.write_modules(tmp_path, pooling={"pooling_mode": declared})
-    reason = support.unfit(str(tmp_path)) or ""
+    reason = support.why_unsupported(str(tmp_path)) or ""
     assert f"pools by {declared}" in reason
     assert {"cls": "first token", "mean": "mean of the tokens"}[pooling] in reason
 
@@ -254,9 +256,9 @@ def test_a_declared_pooling_is_refused_where_the_pooling_of_sglang_is_not_known(
     tmp_path: Path, architecture: str, declared: str
 ) -> None:
     checkpoints_made.write(tmp_path, {"architectures": [architecture]})
-    assert support.unfit(str(tmp_path)) is None
+    assert support.why_unsupported(str(tmp_path)) is None
     checkpoints_made.write_modules(tmp_path, pooling={"pooling_mode": declared})
-    assert architecture in (support.unfit(str(tmp_path)) or "")
+    assert architecture in (support.why_unsupported(str(tmp_path)) or "")
 
 
 def test_a_mean_without_the_prompt_is_refused(tmp_path: Path) -> None:
@@ -264,7 +266,7 @@ def test_a_mean_without_the_prompt_is_refused(tmp_path: Path) -> None:
     checkpoints_made.write(tmp_path, config)
     declared = {"pooling_mode": "mean", "include_prompt": False}
     checkpoints_made.write_modules(tmp_path, pooling=declared)
-    assert "include_prompt=false" in (support.unfit(str(tmp_path)) or "")
+    assert "include_prompt=false" in (support.why_unsupported(str(tmp_path)) or "")
 
 
 def test_a_snapshot_is_not_refused_for_a_pooling_file_that_it_lacks(
@@ -274,11 +276,11 @@ def test_a_snapshot_is_not_refused_for_a_pooling_file_that_it_lacks(
     snapshot = tmp_path / "models--owner--model" / "snapshots" / "main"
     checkpoints_made.write(snapshot, {"architectures": ["BertModel"]})
     checkpoints_made.write_modules(snapshot, pooling=None)
-    assert support.unfit("owner/model") is None
+    assert support.why_unsupported("owner/model") is None
     checkpoints_made.write_modules(snapshot, pooling={"pooling_mode": "cls"})
-    assert support.unfit("owner/model") is None
+    assert support.why_unsupported("owner/model") is None
     (snapshot / "config.json").unlink()  # how SGLang pools it is not known then
-    assert support.unfit("owner/model") is None
+    assert support.why_unsupported("owner/model") is None
 
 
 def test_models_of_the_catalog_need_no_note() -> None:

@@ -32,7 +32,7 @@ def target(**given: Any) -> Target:
     fields: dict[str, Any] = {
         "model": "Qwen/Qwen3-Embedding-4B",
         "port": 31_234,
-        "fingerprint": "stamp",
+        "start_id": "stamp",
         "memory": PLAN,
     }
     return Target(**fields | given)

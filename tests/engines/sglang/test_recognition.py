@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emberd.engines.sglang import engine
+from emberd.engines.sglang import ENGINE
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from emberd.engines.sglang import engine
     ids=" ".join,
 )
 def test_a_server_is_recognised(command: list[str]) -> None:
-    assert engine.recognises(command)
+    assert ENGINE.recognises(command)
 
 
 @pytest.mark.parametrize(
@@ -50,4 +50,4 @@ def test_a_server_is_recognised(command: list[str]) -> None:
     ids=" ".join,
 )
 def test_what_is_not_a_server_is_not_recognised(command: list[str]) -> None:
-    assert not engine.recognises(command)
+    assert not ENGINE.recognises(command)

@@ -37,12 +37,12 @@ def look(_wanted: Wanted) -> Iterator[Finding]:
 def room(wanted: Wanted) -> Iterator[Finding]:
     """Yield whether the model fits: to be known before an engine of ten gigabytes is installed."""
     spec, options = wanted.spec, wanted.options
-    shape = model_shape.geometry_of(spec.model)
+    shape = model_shape.shape_of(spec.model)
     seen = gpus.survey()
     is_asked = spec.engine in (None, ENGINE.name) and spec.device in (None, _CUDA)
-    if shape is None or not is_asked or support.unsuitable(seen, options.gpus):
+    if shape is None or not is_asked or support.why_unsuitable(seen, options.gpus):
         return
-    gpu = support.choose(seen.gpus, options.gpus)[-1]
+    gpu = support.freest(seen.gpus, options.gpus)[-1]
     try:
         plan = memory.plan_memory(gpu, shape, spec.context_tokens, tp_size=options.tp_size)
     except StartError as error:
@@ -69,7 +69,7 @@ def _driver(seen: Survey) -> Finding:
 
 def _newer(seen: Survey) -> str:
     # The engine's own sentence names the driver that is needed.
-    return (support.unsuitable(seen) or "").partition(": ")[2]
+    return (support.why_unsuitable(seen) or "").partition(": ")[2]
 
 
 def _card(gpu: Gpu) -> Finding:

@@ -1,12 +1,12 @@
 """Engines in environments of their own: installed, listed, removed, and found elsewhere.
 
-An application's environment is not the place for one: SGLang's pins cannot be met beside a current
-LangChain application.
+They cannot be installed into an application's environment: SGLang's pins conflict with those of a
+current LangChain application.
 """
 
 from __future__ import annotations
 
-from emberd.installs.environments import Installed, Site, holder, installed, sites
+from emberd.installs.environments import Installed, Site, installed, lock_holder, sites
 from emberd.installs.installer import install, remove
 from emberd.installs.interpreters import Interpreter, locate
 from emberd.installs.recipes import RECIPES, Recipe, in_words
@@ -17,11 +17,11 @@ __all__ = [
     "Interpreter",
     "Recipe",
     "Site",
-    "holder",
     "in_words",
     "install",
     "installed",
     "locate",
+    "lock_holder",
     "remove",
     "sites",
 ]

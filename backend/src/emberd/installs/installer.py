@@ -1,11 +1,4 @@
-"""Installing an engine: once, however many ask, and whole or not at all.
-
-* Filling an environment: with uv where it is there, else with venv and pip.
-
-* Running an installer: it, and all that it starts, ends with this process however that ends.
-
-* Removing environments: never one that a process runs from, and never half of one.
-"""
+"""Installs and removes environments: one process at a time, and completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,163 +7,196 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from emberd.env import Places
 from emberd.errors import InstallError
 from emberd.installs import environments, installer_errors, interpreters, recipes
 from emberd.installs.environments import Installed, Site
-from emberd.installs.recipes import Recipe, recipe_of
-from emberd.system import pdeathsig, process_env
+from emberd.installs.recipes import FolderMeter, Recipe, in_words, recipe_of
+from emberd.system import pdeathsig, process_env, processes
+from emberd.system.log_rules import Diagnosis
 
+_UV: Final = "uv"
+_PIP: Final = (
+    *("-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-input"),
+    *("--progress-bar", "off", "--no-warn-script-location"),
+)
+_LOG_MODE: Final = 0o600  # it may quote addresses in the user's network
+_TICK_S: Final = 1.0
+_KILL_S: Final = 10.0
 _TAIL_BYTES: Final = 4096
-_DOING_CHARACTERS: Final = 60
+_TAIL_CHARACTERS: Final = 60
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 def install(
     name: str, places: Places, on_progress: Callable[[str], None] | None = None
 ) -> Installed:
-    """Return the environment of an engine, made when there is none.
+    """Return the environment of an engine, and install it if it is missing.
 
-    It takes minutes and gigabytes. While another process installs the same engine this one waits
-    and then finds it done. Killed at any moment, it leaves nothing that looks whole, and the next
-    call begins anew.
+    Takes minutes and gigabytes. While another process installs the same engine, this one waits and
+    then finds it installed. If it is killed, nothing is left that looks complete, and the next call
+    starts over.
 
     Args:
         name: The engine.
-        places: Where environments lie.
-        on_progress: Takes a line for people about once a second.
+        places: Where environments are.
+        on_progress: Gets a line for display about once a second.
 
     Raises:
-        SettingError: No such engine.
-        InstallError: It could not be installed; the cause, what to do, and the log are named.
-        StateFolderError: The folder is somebody else's, or anybody may write to it.
+        SettingError: The engine is unknown.
+        InstallError: The installation failed; the cause, what to do, and the log are named.
+        StateFolderError: The folder belongs to another user, or everyone can write to it.
     """
     recipe = recipe_of(name)
-    tell = on_progress or _silently
+    report = on_progress or (lambda _text: None)
     place = environments.site(recipe, places)
-    if (found := _whole(place, recipe)) is not None:
+    if (found := _complete(place, recipe)) is not None:
         return found
-    recipes.check(recipe)
-    python = recipes.python_for(recipe)
-    with environments.held(environments.engines_folder(places), name, tell):
-        return _whole(place, recipe) or _make(recipe, place, python, tell)
+    recipes.check_platform(recipe)
+    python = recipes.find_python(recipe)
+    with environments.locked(environments.engines_folder(places), name, report):
+        return _complete(place, recipe) or _make(recipe, place, python, report)
 
 
-def _whole(place: Site, recipe: Recipe) -> Installed | None:
+def remove(name: str, places: Places) -> Installed | None:
+    """Remove an engine's environments of all versions, complete or not.
+
+    Returns:
+        The one that was complete, of the pinned version if there were several; None if none was.
+
+    Raises:
+        SettingError: The engine is unknown.
+        InstallError: A process runs from it, or it is being installed; nothing is removed then.
+        StateFolderError: The folder belongs to another user, or everyone can write to it.
+    """
+    recipe_of(name)
+    if not environments.sites(places, name):
+        return None
+    with environments.locked(environments.engines_folder(places), name, report=None):
+        complete = [own for own in environments.installed(places) if own.name == name]
+        found = environments.sites(places, name)
+        for place in found:
+            _kill_installers(place)
+            environments.check_unused(place)
+        for place in found:
+            _clear(place)
+            place.log.unlink(missing_ok=True)
+    return complete[0] if complete else None
+
+
+def _complete(place: Site, recipe: Recipe) -> Installed | None:
     if place.folder.parent.is_dir():
-        environments.check_ours(place.folder.parent)
+        environments.check_owner(place.folder.parent)
     found = place.read()
     if found is None or not found.is_usable or found.requirements != recipe.requirements:
         return None
     return found
 
 
-def _make(recipe: Recipe, place: Site, python: str, tell: Tell) -> Installed:
-    environments.end_leftovers(place.folder)
-    clear(place, tell)
-    keep = recipes.check_room(recipe, place.folder.parent)
-    tell(f"installing {recipe}: {recipes.in_words(recipe.bytes)} into {place.folder}")
-    progress = _Progress(recipe, place, tell)
+def _make(recipe: Recipe, place: Site, python: str, report: Report) -> Installed:
+    _kill_installers(place)
+    if place.leftovers:
+        report(f"removing what is left of {place.folder}")
+    _clear(place)
+    keep = recipes.check_disk_space(recipe, place.folder.parent)
+    report(f"installing {recipe}: {in_words(recipe.bytes)} into {place.folder}")
     try:
-        packages = Builder(recipe, place, python, keep, tell, progress.tick).build()
+        packages = Builder(recipe, place, python, keep, report).build()
         return place.finish(recipe, packages, recipes.used_bytes(place.folder))
     except BaseException as error:
-        # Gigabytes of no use; where the process is killed, the next installation removes them.
+        # Useless gigabytes; if the process is killed, the next installation removes them.
         shutil.rmtree(place.folder, ignore_errors=True)
         if isinstance(error, OSError):
-            raise _unwritable(recipe, place, error) from error
+            raise InstallError(
+                f"{recipe} could not be installed: {error.filename or place.folder}: "
+                f"{error.strerror or error}",
+                advice="Free some space, or set EMBERD_ENGINES to a folder that you can write to.",
+                log_path=os.fspath(place.log),
+            ) from error
         raise
     finally:
         shutil.rmtree(place.scratch, ignore_errors=True)
 
 
-def _unwritable(recipe: Recipe, place: Site, error: OSError) -> InstallError:
-    return InstallError(
-        f"{recipe} could not be installed: {error.filename or place.folder}: "
-        f"{error.strerror or error}",
-        advice="Make room, or set EMBERD_ENGINES to a folder that you may write to.",
-        log_path=os.fspath(place.log),
-    )
+def _clear(place: Site) -> None:
+    """Remove an environment and its leftovers; the lock is held.
+
+    Raises:
+        InstallError: A process runs from it, or it cannot be removed.
+    """
+    if place.folder.exists():
+        environments.check_unused(place)
+    try:
+        for leftover in (place.scratch, place.removed):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        if place.folder.exists():
+            # Renamed first, so that after a kill no partial environment looks complete.
+            place.folder.rename(place.removed)
+            shutil.rmtree(place.removed)
+    except OSError as error:
+        raise InstallError(
+            f"{error.filename or place.folder} cannot be removed ({error.strerror or error})",
+            advice=f"Remove {place.folder} by hand.",
+        ) from error
 
 
-class _Progress:
-    """Says once a second how far an installation is."""
+def _kill_installers(place: Site) -> None:
+    """Kill what an interrupted installation left running.
 
-    def __init__(self, recipe: Recipe, place: Site, tell: Tell) -> None:
-        self._recipe = recipe
-        self._log = place.log
-        self._tell = tell
-        self._begun_s = time.monotonic()
-        self._installed = recipes.Meter(place.folder)
-        self._downloaded = recipes.Meter(place.scratch)
+    The installer ends with the installing process; this is for the moment between.
 
-    def tick(self) -> None:
-        have, whole = self._installed.read(), self._recipe.bytes
-        seconds = time.monotonic() - self._begun_s
-        parts = [f"{recipes.in_words(have)} of {recipes.in_words(whole)}", f"{seconds:.0f} s"]
-        if downloaded := self._downloaded.read():
-            parts.insert(1, f"{recipes.in_words(downloaded)} downloaded")
-        doing = installer_errors.last_lines(_tail(self._log), 1)[:_DOING_CHARACTERS]
-        self._tell(f"installing {self._recipe}: {', '.join(parts)}: {doing}".rstrip(": "))
-
-
-def _tail(log: Path) -> str:
-    with log.open("rb") as file:
-        begin = max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES)
-        file.seek(begin)
-        said = file.read().decode("utf-8", "replace")
-    # Without a first line that is cut, in which a password may stand without what tells it.
-    return said.partition("\n")[2] if begin else said
-
-
-def _silently(_text: str) -> None:
-    """Say nothing."""
-
-
-_PRIVATE: Final = 0o600
-_UV: Final = "uv"
-_PIP: Final = (
-    *("-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-input"),
-    *("--progress-bar", "off", "--no-warn-script-location"),
-)
+    Raises:
+        InstallError: A process does not end.
+    """
+    if pids := processes.end_marked(os.fspath(place.folder), _KILL_S):
+        raise InstallError(
+            f"Processes {', '.join(map(str, pids))} of an interrupted installation do not end",
+            advice="End them, then try again.",
+        )
 
 
 @dataclass
 class Builder:
-    """Fills the environment of a recipe.
+    """Fills the environment of a recipe, with uv if it is available, else with venv and pip.
 
     Attributes:
-        recipe: What it is to hold.
-        site: Where it is to lie; nothing is there yet.
-        python: The interpreter that it is made of.
+        recipe: What to install.
+        site: Where; nothing is there yet.
+        python: The interpreter that the environment is made from.
         keep_downloads: Whether the installer may keep them in its own cache.
-        tell: Takes a text for people.
-        tick: Called about once a second while an installer runs.
-        uv: The program uv; None where there is none.
+        report: Gets lines for display.
+        uv: The program uv; None if there is none.
     """
 
     recipe: Recipe
     site: Site
     python: str
     keep_downloads: bool
-    tell: Callable[[str], None]
-    tick: Callable[[], None]
+    report: Report
     uv: str | None = field(default_factory=lambda: shutil.which(_UV))
 
+    def __post_init__(self) -> None:
+        """Start the clock."""
+        self._begun_s = time.monotonic()
+        self._installed = FolderMeter(self.site.folder)
+        self._downloaded = FolderMeter(self.site.scratch)
+
     def build(self) -> str:
-        """Fill the environment and return the folder that holds its distributions.
+        """Fill the environment and return the folder that contains its distributions.
 
         Raises:
-            InstallError: It could not be filled, or something else arrived than was asked for.
+            InstallError: An installer failed, or installed something else than requested.
         """
-        _new_log(self.site.log)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        os.close(os.open(self.site.log, flags, _LOG_MODE))
+        self.site.log.chmod(_LOG_MODE)
         self.site.scratch.mkdir(mode=0o700)
         if not (self.uv and self._with_uv(self.uv)):
             self._with_pip()
@@ -180,8 +206,8 @@ class Builder:
         kept = () if self.keep_downloads else ("--no-cache",)
         folder, python = os.fspath(self.site.folder), os.fspath(self.site.python)
         failure = self._run(uv, "venv", *kept, "--no-project", "--python", self.python, folder)
-        # Its kernels depend on pre-releases: without the option uv takes an old SGLang. Compiled
-        # now, the first start of a server need not do it.
+        # SGLang's kernels depend on pre-releases: without the option uv installs an old SGLang.
+        # Bytecode is compiled now, so that the first start of a server need not do it.
         failure = failure or self._run(
             *(uv, "pip", "install", *kept, "--python", python, "--prerelease=allow"),
             *("--compile-bytecode", *self.recipe.requirements),
@@ -190,7 +216,7 @@ class Builder:
             return True
         if failure.final:
             raise self._error(failure)
-        self.tell(f"uv could not install {self.recipe} ({failure.cause}); trying pip")
+        self.report(f"uv could not install {self.recipe} ({failure.cause}); trying pip")
         return False
 
     def _with_pip(self) -> None:
@@ -201,42 +227,86 @@ class Builder:
         if failure is not None:
             raise self._error(failure)
 
-    def _run(self, *command: str) -> installer_errors.Failure | None:
+    def _run(self, *command: str) -> Diagnosis | None:
         begin = self.site.log.stat().st_size
-        _append(self.site.log, f"\n$ {_shown(command)}\n")
-        code = run(
-            command,
-            python=self.python,
-            environment=process_env.of_installer(
-                os.fspath(self.site.folder), os.fspath(self.site.scratch)
-            ),
-            folder=self.site.scratch,
-            log=self.site.log,
-            on_tick=self.tick,
-        )
+        with self.site.log.open("a", encoding="utf-8") as log:
+            log.write(f"\n$ {' '.join(command)}\n")
+        code = self._wait(*command)
         if code == 0:
             return None
-        # A shim that was killed leaves the installer running, which nothing may write beside.
-        environments.end_leftovers(self.site.folder)
-        return installer_errors.why(code, self._said(begin))
+        # If the shim was killed, the installer still runs, and nothing may write beside it.
+        _kill_installers(self.site)
+        return installer_errors.diagnose(code, self._output(begin))
+
+    def _wait(self, *command: str) -> int:
+        """Run a program to its end, which comes with this process's at the latest.
+
+        The kernel's own death signal reaches only one process, and ``venv`` has pip as a child.
+        So a shim ends the whole group when this process is gone.
+        """
+        read, write = os.pipe()
+        shim = (self.python, "-I", "-S", pdeathsig.__file__, str(os.getpid()), str(read))
+        scratch = self.site.scratch
+        try:
+            with self.site.log.open("ab") as output:
+                popen = subprocess.Popen(  # noqa: S603 - the command is ours
+                    [*shim, *command],
+                    # Not the caller's folder, which may contain a project's settings.
+                    cwd=scratch,
+                    env=process_env.for_installer(os.fspath(self.site.folder), os.fspath(scratch)),
+                    pass_fds=[read],
+                    start_new_session=True,
+                    stdin=subprocess.DEVNULL,
+                    stderr=subprocess.STDOUT,
+                    stdout=output,
+                )
+            try:
+                while True:
+                    try:
+                        return popen.wait(_TICK_S)
+                    except subprocess.TimeoutExpired:
+                        self._report_progress()
+            finally:
+                if popen.returncode is None:
+                    # Ctrl-C did not reach the group, which is in a session of its own.
+                    with suppress(ProcessLookupError):
+                        os.killpg(popen.pid, signal.SIGKILL)
+                    popen.wait()
+        finally:
+            os.close(read)
+            os.close(write)
+
+    def _report_progress(self) -> None:
+        have, whole = self._installed.read(), self.recipe.bytes
+        seconds = time.monotonic() - self._begun_s
+        parts = [f"{in_words(have)} of {in_words(whole)}", f"{seconds:.0f} s"]
+        if downloaded := self._downloaded.read():
+            parts.insert(1, f"{in_words(downloaded)} downloaded")
+        begin = max(0, self.site.log.stat().st_size - _TAIL_BYTES)
+        tail = self._output(begin)
+        if begin:
+            # Without the first line, which may be cut inside a URL: its password would be shown.
+            tail = tail.partition("\n")[2]
+        doing = installer_errors.last_lines(tail, 1)[:_TAIL_CHARACTERS]
+        self.report(f"installing {self.recipe}: {', '.join(parts)}: {doing}".rstrip(": "))
 
     def _checked(self) -> str:
         recipe, python = self.recipe, os.fspath(self.site.python)
         try:
-            found = interpreters.ask(python, recipe.distribution, recipe.modules)
+            found = interpreters.query(python, recipe.distribution, recipe.modules)
         except OSError as error:
             raise self._wrong(f"{python} does not run ({error})") from error
         if found is None or found.version != recipe.version:
-            arrived = "none" if found is None else found.version
+            version = "none" if found is None else found.version
             raise self._wrong(
-                f"{recipe.distribution} {recipe.version} was asked for, and {arrived} arrived"
+                f"{recipe.distribution} {recipe.version} was requested, and {version} was installed"
             )
         if found.missing:
             raise self._wrong(f"{', '.join(found.missing)} cannot be imported afterwards")
         return found.packages
 
-    def _error(self, failure: installer_errors.Failure) -> InstallError:
-        last = installer_errors.last_lines(self._said(0))
+    def _error(self, failure: Diagnosis) -> InstallError:
+        last = installer_errors.last_lines(self._output(0))
         return InstallError(
             f"{self.recipe} could not be installed: {failure.cause}",
             advice=f"{failure.advice} The last lines: {last}.",
@@ -246,144 +316,11 @@ class Builder:
     def _wrong(self, cause: str) -> InstallError:
         return InstallError(
             f"{self.recipe} could not be installed: {cause}",
-            advice="Look at the package index and its constraints (`pip config list`).",
+            advice="Check the package index and its constraints (`pip config list`).",
             log_path=os.fspath(self.site.log),
         )
 
-    def _said(self, begin: int) -> str:
+    def _output(self, begin: int) -> str:
         with self.site.log.open("rb") as file:
             file.seek(begin)
             return file.read().decode("utf-8", "replace")
-
-
-def _new_log(log: Path) -> None:
-    # It may quote addresses of the user's network.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-    os.close(os.open(log, flags, _PRIVATE))
-    log.chmod(_PRIVATE)
-
-
-def _append(log: Path, text: str) -> None:
-    with log.open("a", encoding="utf-8") as file:
-        file.write(text)
-
-
-def _shown(command: Sequence[str]) -> str:
-    return " ".join(command)
-
-
-_TICK_S: Final = 1.0
-
-
-def run(
-    command: Sequence[str],
-    *,
-    python: str,
-    environment: Mapping[str, str],
-    folder: Path,
-    log: Path,
-    on_tick: Callable[[], None],
-) -> int:
-    """Run a program to its end and return its exit code.
-
-    Args:
-        command: Program and arguments.
-        python: Runs the shim, which ends the whole group when this process is gone. The kernel's
-            own death signal reaches one process alone, and ``venv`` has pip as a child.
-        environment: The whole environment.
-        folder: Where it runs: a project's settings in the caller's folder are none of its.
-        log: Takes its output.
-        on_tick: Called about once a second.
-    """
-    read, write = os.pipe()
-    try:
-        with log.open("ab") as output:
-            popen = subprocess.Popen(  # noqa: S603 - the command is ours
-                [python, "-I", "-S", pdeathsig.__file__, str(os.getpid()), str(read), *command],
-                cwd=folder,
-                env=environment,
-                pass_fds=[read],
-                start_new_session=True,
-                stdin=subprocess.DEVNULL,
-                stderr=subprocess.STDOUT,
-                stdout=output,
-            )
-        return _wait(popen, on_tick)
-    finally:
-        os.close(read)
-        os.close(write)
-
-
-def _wait(popen: subprocess.Popen[bytes], on_tick: Callable[[], None]) -> int:
-    try:
-        while True:
-            try:
-                return popen.wait(_TICK_S)
-            except subprocess.TimeoutExpired:
-                on_tick()
-    finally:
-        if popen.returncode is None:
-            # Ctrl-C came here alone: the group is in a session of its own.
-            with suppress(ProcessLookupError):
-                os.killpg(popen.pid, signal.SIGKILL)
-            popen.wait()
-
-
-def remove(name: str, places: Places) -> Installed | None:
-    """Remove an engine's environments, whole or half-made, of whatever version.
-
-    Returns:
-        The one that was whole, the pinned version before others; None when none was.
-
-    Raises:
-        SettingError: No such engine.
-        InstallError: A process runs from it, or it is being installed; nothing is removed then.
-        StateFolderError: The folder is somebody else's, or anybody may write to it.
-    """
-    recipe_of(name)
-    if not environments.sites(places, name):
-        return None
-    with environments.held_at_once(environments.engines_folder(places), name):
-        whole = [own for own in environments.installed(places) if own.name == name]
-        found = environments.sites(places, name)
-        for place in found:
-            environments.end_leftovers(place.folder)
-            _check_unused(place)
-        for place in found:
-            clear(place)
-            place.log.unlink(missing_ok=True)
-    return whole[0] if whole else None
-
-
-def clear(place: Site, tell: Callable[[str], None] | None = None) -> None:
-    """Remove all that lies where an environment is to be made; its lock is held.
-
-    Raises:
-        InstallError: A process runs from it, or it cannot be removed.
-    """
-    if tell is not None and place.rests:
-        tell(f"removing what is left of {place.folder}")
-    if place.folder.exists():
-        _check_unused(place)
-    try:
-        for rest in (place.scratch, place.removed):
-            if rest.exists():
-                shutil.rmtree(rest)
-        if place.folder.exists():
-            # In one step: killed on the way, half an environment does not look like a whole one.
-            place.folder.rename(place.removed)
-            shutil.rmtree(place.removed)
-    except OSError as error:
-        raise InstallError(
-            f"{error.filename or place.folder} cannot be removed ({error.strerror or error})",
-            advice=f"Remove {place.folder} by hand.",
-        ) from error
-
-
-def _check_unused(place: Site) -> None:
-    used_by = list(environments.running_from(place.folder))
-    if used_by:
-        raise InstallError(
-            f"{os.fspath(place.folder)} is in use by process {', '.join(used_by)}",
-            advice="Stop it (`emberd stop` stops all servers that emberd keeps), then try again.",
-        )

@@ -1,62 +1,43 @@
-"""Why an installer failed, from what it said."""
+"""Why an installer failed, from its output."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
 
+from emberd.system import log_rules
+from emberd.system.log_rules import Diagnosis, LogRule
+
 _TAIL_LINES: Final = 3
-_LINE_CHARACTERS: Final = 300
-_SECRET: Final = re.compile(r"(://)[^/@\s]+@")
 _NOISE: Final = re.compile(r"WARNING: (Location|Retrying)|\[notice\]|^\$ |^\s*$")
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why an installer failed.
-
-    Attributes:
-        cause: What happened, in one sentence.
-        advice: What to do about it.
-        final: Another installer would fail of the same.
-    """
-
-    cause: str
-    advice: str
-    final: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Sign:
-    pattern: re.Pattern[str]
-    failure: Failure
-
-
-def _sign(pattern: str, cause: str, advice: str, *, final: bool = False) -> _Sign:
-    return _Sign(re.compile(pattern, re.IGNORECASE), Failure(cause, advice, final))
-
-
 _INDEX: Final = (
-    "Look at the network, the proxy (HTTPS_PROXY) and the index (`pip config list`, "
+    "Check the network, the proxy (HTTPS_PROXY) and the index (`pip config list`, "
     "PIP_INDEX_URL), then run it again."
 )
 
-# The most specific first: a disk that is full, and a network that is away, end in other errors.
-_SIGNS: Final = (
-    _sign(
+
+def _rule(name: str, pattern: str, cause: str, advice: str, *, final: bool = False) -> LogRule:
+    return LogRule(name, re.compile(pattern, re.IGNORECASE), cause, advice, final=final)
+
+
+# The most specific first: a full disk and an unreachable network also cause other errors.
+RULES: Final = (
+    _rule(
+        "disk full",
         r"No space left on device|Errno 28\b|os error 28\b|Disk quota exceeded|Errno 122\b",
         "the disk is full",
-        "Make room (the last lines say where), or set EMBERD_ENGINES to a folder on another disk; "
-        "then run it again.",
+        "Free some space (the last lines say where), or set EMBERD_ENGINES to a folder on another "
+        "disk; then run it again.",
         final=True,
     ),
-    _sign(
+    _rule(
+        "certificate",
         r"CERTIFICATE_VERIFY_FAILED|SSLError|invalid peer certificate",
-        "the package index's certificate is not trusted here",
+        "the package index's certificate is not trusted on this machine",
         "Name the certificates of your network (PIP_CERT, SSL_CERT_FILE), then run it again.",
     ),
-    _sign(
+    _rule(
+        "network",
         r"Name or service not known|name resolution|nodename nor servname|NewConnectionError"
         r"|Connection refused|Network is unreachable|ConnectTimeout|Read timed out|ReadTimeout"
         r"|ProxyError|dns error|tcp connect error|error sending request|Failed to fetch"
@@ -64,58 +45,61 @@ _SIGNS: Final = (
         "the package index does not answer",
         _INDEX,
     ),
-    _sign(
+    _rule(
+        "access",
         r"\b(401|403) (Client )?(Error|Unauthorized|Forbidden)|status code: 40[13]",
         "the package index refuses access",
         _INDEX,
     ),
-    _sign(
+    _rule(
+        "damaged file",
         r"do not match the hashes|hash mismatch",
-        "a file arrived damaged",
+        "a downloaded file is damaged",
         "Run `pip cache purge`, then run it again.",
     ),
-    _sign(
+    _rule(
+        "missing distribution",
         r"No matching distribution found|Could not find a version|No solution found"
         r"|ResolutionImpossible|not found in the package registry",
-        "the package index does not have what is needed",
+        "the package index lacks a required package",
         _INDEX,
     ),
-    _sign(
+    _rule(
+        "no venv",
         r"ensurepip is not available|No module named '?(ensurepip|venv)|ensurepip.*non-zero",
-        "this Python cannot make environments",
+        "this Python cannot create environments",
         "Install its venv package (Debian, Ubuntu: apt install python3-venv), or uv.",
         final=True,
     ),
-    _sign(
+    _rule(
+        "memory",
         r"MemoryError|Cannot allocate memory|os error 12\b",
-        "the memory was used up",
+        "the machine ran out of memory",
         "Free some memory, then run it again.",
         final=True,
     ),
-    _sign(
+    _rule(
+        "permission",
         r"Permission denied|Errno 13\b|Read-only file system|Operation not permitted",
-        "something cannot be written",
-        "Set EMBERD_ENGINES to a folder that you may write to.",
+        "a file or folder is not writable",
+        "Set EMBERD_ENGINES to a folder that you can write to.",
         final=True,
     ),
 )
 
 
-def why(exit_code: int, said: str) -> Failure:
+def diagnose(exit_code: int, output: str) -> Diagnosis:
     """Return why an installer failed.
 
     Args:
         exit_code: As ``subprocess`` gives it.
-        said: What it wrote.
+        output: What it wrote.
     """
-    for sign in _SIGNS:
-        if sign.pattern.search(said):
-            return sign.failure
-    return Failure(f"the installer ended with code {exit_code}", "Look at its log.")
+    unknown = Diagnosis(f"the installer ended with code {exit_code}", "Read its log.")
+    return log_rules.match(RULES, output) or unknown
 
 
-def last_lines(said: str, count: int = _TAIL_LINES) -> str:
-    """Return the last lines that say something, on one line, without passwords."""
-    lines = [line.strip() for line in said.splitlines() if not _NOISE.search(line)]
-    hidden = [_SECRET.sub(r"\1***@", line) for line in lines[-count:]]
-    return " / ".join(line[:_LINE_CHARACTERS] for line in hidden)
+def last_lines(output: str, count: int = _TAIL_LINES) -> str:
+    """Return the last meaningful lines, joined to one and without passwords."""
+    lines = [line for line in output.splitlines() if not _NOISE.search(line)]
+    return " / ".join(log_rules.excerpt(line) for line in lines[-count:])

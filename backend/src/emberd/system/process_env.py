@@ -1,7 +1,4 @@
-"""The environment of a server's process: the caller's, without what is the caller's alone.
-
-* The environment variables that an installer, or another interpreter, is given.
-"""
+"""Environment variables for child processes: this process's, without what would mislead a child."""
 
 from __future__ import annotations
 
@@ -10,59 +7,24 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from emberd.serving import KEY_VARIABLE
+from emberd.system import processes
 
-# Keys of other services, and what would change how an interpreter runs the server:
+# Keys for other services, and variables that change how an interpreter runs a server:
 # PYTHONWARNINGS=error ends it at some library's import, PYTHONINSPECT keeps it from exiting.
-_PRIVATE: Final = (
-    *("EMBERD_API_KEY", KEY_VARIABLE),
-    *("PYTHONINSPECT", "PYTHONSTARTUP", "PYTHONWARNINGS"),
-    # A web application's metrics lie there; a server's would mix with them, and outlive it.
-    "PROMETHEUS_MULTIPROC_DIR",
+# PROMETHEUS_MULTIPROC_DIR holds the metrics of a web application; a server's would be mixed with
+# them, and outlive it.
+_NOT_FOR_SERVERS: Final = re.compile(
+    r"EMBERD_(API|SERVER)_KEY|OPENAI_.*|PYTHONINSPECT|PYTHONSTARTUP|PYTHONWARNINGS"
+    r"|PROMETHEUS_MULTIPROC_DIR"
 )
-_PRIVATE_PREFIX: Final = "OPENAI_"
 _LIBRARIES: Final = "LD_LIBRARY_PATH"
 _DRIVER: Final = "libcuda.so.1"
-# Where the application's interpreter finds its packages: another interpreter must not.
-_PLACES: Final = (_LIBRARIES, "PYTHONHOME", "PYTHONPATH", "PYTHONUSERBASE", "VIRTUAL_ENV")
+# Where this interpreter finds its packages: another one must not use them.
+_PACKAGES: Final = re.compile(rf"{_LIBRARIES}|PYTHONHOME|PYTHONPATH|PYTHONUSERBASE|VIRTUAL_ENV")
 
-
-def same_interpreter(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the environment for a server that our own interpreter runs."""
-    return {
-        name: value
-        for name, value in environ.items()
-        if name not in _PRIVATE and not name.startswith(_PRIVATE_PREFIX)
-    }
-
-
-def other_interpreter(python: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the environment for a server that an engine's own interpreter runs.
-
-    Args:
-        python: That interpreter; the programs beside it come first on the path, for kernels are
-            compiled by a ``ninja`` that is asked for by its bare name.
-        environ: What the application has.
-    """
-    kept = {k: v for k, v in same_interpreter(environ).items() if k not in _PLACES}
-    path = os.pathsep.join(filter(None, [os.path.dirname(python), environ.get("PATH")]))
-    # Packages in the user's home belong to no environment and would come before the engine's.
-    return kept | {"PATH": path, "PYTHONNOUSERSITE": "1"} | _driver(environ)
-
-
-def _driver(environ: Mapping[str, str]) -> dict[str, str]:
-    # Some clusters have the driver's library nowhere else.
-    folders = environ.get(_LIBRARIES, "").split(os.pathsep)
-    kept = [each for each in folders if each and os.path.exists(os.path.join(each, _DRIVER))]
-    return {_LIBRARIES: os.pathsep.join(kept)} if kept else {}
-
-
-MARK: Final = "EMBERD_INSTALL"
-"""Variable in the environment of all that an installation starts: the folder that it fills."""
-
-# What names another Python or another place, or turns an installation into something else. Where
-# packages come from (PIP_INDEX_URL, UV_INDEX_URL, constraints, proxies) is the user's to say.
-_UNWANTED: Final = re.compile(
+# Variables that name another Python or target folder, or change what an installer does. Where
+# packages come from (PIP_INDEX_URL, UV_INDEX_URL, constraints, proxies) is the user's choice.
+_NOT_FOR_INSTALLERS: Final = re.compile(
     r"PYTHON.*|__PYVENV_LAUNCHER__|VIRTUAL_ENV.*|CONDA_PREFIX"
     r"|PIP_(ABI|DRY_RUN|EDITABLE|IGNORE_INSTALLED|IMPLEMENTATION|LOG|NO_DEPS|PLATFORM|PREFIX"
     r"|PYTHON|PYTHON_VERSION|QUIET|REPORT|REQUIREMENT|REQUIRE_VIRTUALENV|ROOT|TARGET|UPGRADE"
@@ -72,25 +34,57 @@ _UNWANTED: Final = re.compile(
 )
 
 
-def clean(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return ``environ`` without what would lead another interpreter astray."""
-    return {name: text for name, text in environ.items() if not _UNWANTED.fullmatch(name)}
+def for_server(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the environment for a server that runs in this interpreter."""
+    return _without(_NOT_FOR_SERVERS, environ)
 
 
-def of_installer(
+def for_server_of(python: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the environment for a server that runs in another interpreter.
+
+    Args:
+        python: That interpreter. The programs beside it come first on the ``PATH``: kernels are
+            compiled with a ``ninja`` that is called by its bare name.
+        environ: The environment of this process.
+    """
+    path = os.pathsep.join(filter(None, [os.path.dirname(python), environ.get("PATH")]))
+    # On some clusters the driver's library is only in a folder of LD_LIBRARY_PATH.
+    folders = environ.get(_LIBRARIES, "").split(os.pathsep)
+    drivers = [each for each in folders if each and os.path.exists(os.path.join(each, _DRIVER))]
+    return {
+        **_without(_PACKAGES, for_server(environ)),
+        "PATH": path,
+        # Packages in the user's home would come before those of the environment.
+        "PYTHONNOUSERSITE": "1",
+        **({_LIBRARIES: os.pathsep.join(drivers)} if drivers else {}),
+    }
+
+
+def for_interpreter(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the environment for another interpreter that runs a script of ours."""
+    return _without(_NOT_FOR_INSTALLERS, environ)
+
+
+def for_installer(
     folder: str, scratch: str, environ: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """Return the environment of an installer.
+    """Return the environment for an installer.
+
+    It is marked with the environment's folder, so that ``processes.end_marked`` finds it.
 
     Args:
         folder: The environment that it fills.
-        scratch: Where it may put what it downloads and unpacks.
+        scratch: Folder for its downloads and temporary files.
         environ: The environment of this process.
     """
     return {
-        **clean(environ),
-        MARK: folder,
+        **for_interpreter(environ),
+        processes.MARK: f"{folder}:install",
         "TMPDIR": scratch,
-        # A pip.conf may ask for --user, which pip refuses in an environment.
+        # A pip.conf may request --user, which pip refuses in an environment.
         "PIP_USER": "0",
     }
+
+
+def _without(pattern: re.Pattern[str], environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if not pattern.fullmatch(name)}

@@ -1,13 +1,6 @@
-"""The words of SGLang's command line, and why each is there.
+"""The words of SGLang's command line and why each is there, and the options that are reserved.
 
-Nothing here has run on a GPU. What is particular to a generation of GPUs stands in ``cards``;
-SGLang's own choice of kernels is left alone, so no word here depends on it.
-
-* Arguments of the user's own, behind emberd's: those that would break a promise are refused.
-
-SGLang takes the last of two that clash, and any unique beginning of an option. Without this, a
-``--port`` would be waited for at another port, a ``--quantization`` would change vectors under an
-unchanged identity, and an ``--api-key`` would stand where everybody can read it.
+SGLang's own choice of kernels is kept, so no word here depends on the generation of the GPU.
 """
 
 from __future__ import annotations
@@ -28,11 +21,8 @@ HOST: Final = "127.0.0.1"
 CPU: Final = "cpu"
 GPU: Final = "cuda"
 
-_DTYPE: Final = "bfloat16"
 _CUTTABLE: Final = json.dumps({"is_matryoshka": True})
 _CPU_WATCHDOG_S: Final = 3600
-_COLON: Final = ":"
-_INSTEAD_OF_COLON: Final = "_"
 _LOOPBACK: Final = ("127.0.0.1", "localhost")
 _NO_PROXY: Final = ("no_proxy", "NO_PROXY")
 _DUMPS: Final = ("SGLANG_PYSPY_DUMP_BEFORE_CRASH", "SGLANG_CUDA_COREDUMP_BEFORE_CRASH")
@@ -45,7 +35,7 @@ class Flag:
     Attributes:
         words: The option, and its value if it takes one.
         why: The reason, in one sentence without a full stop.
-        optional: A version of SGLang that does not know the option may do without.
+        optional: Left out for a version of SGLang that does not know the option.
     """
 
     words: tuple[str, ...]
@@ -55,18 +45,18 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is to be served, where, and to whom.
+    """What to serve, where, and under which name.
 
     Attributes:
         model: Name on the hub, or a folder.
-        port: The loopback port that was chosen for it.
-        fingerprint: What it shows as its weight version.
+        port: The loopback port.
+        start_id: What the server reports as its weight version.
         device: ``GPU`` or ``CPU``.
-        memory: The figures for that device; None when nothing is known of the model.
-        revision: Commit on the hub; None for whatever is there, and for folders.
+        memory: The figures for that device; None if the shape of the model is unknown.
+        revision: Commit on the hub; None for the default, and for folders.
         dtype: Number format; None for bfloat16.
         quantization: Quantisation of the weights; None for none.
-        context_tokens: Used where ``memory`` is None.
+        context_tokens: Used if ``memory`` is None.
         cuttable: The server may be asked for shorter vectors.
         config: The file that holds the port and the key; None to write the port on the command
             line, as a dry run does.
@@ -76,7 +66,7 @@ class Target:
 
     model: str
     port: int
-    fingerprint: str
+    start_id: str
     device: str = GPU
     memory: MemoryPlan | None = None
     revision: str | None = None
@@ -90,37 +80,37 @@ class Target:
 
 
 def flags(target: Target) -> tuple[Flag, ...]:
-    """Return the words that start a server for ``target``; the user's own come behind them."""
+    """Return the words that start a server for ``target``, without the user's own."""
     return (
-        *_model(target),
-        *_address(target),
-        *_embedding(target),
-        *_sizes(target),
-        *_device(target),
-        *_service(),
+        *_model_flags(target),
+        *_address_flags(target),
+        *_embedding_flags(target),
+        *_size_flags(target),
+        *_device_flags(target),
+        *_SERVICE_FLAGS,
     )
 
 
 def words(chosen: Sequence[Flag], arguments: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the command's words; the last of two that clash wins, so the user's come last."""
+    """Return the command's words; of two that clash the last wins, so the user's come last."""
     return (*(word for flag in chosen for word in flag.words), *arguments)
 
 
 def reasons(chosen: Sequence[Flag], arguments: Sequence[str] = ()) -> tuple[Reason, ...]:
-    """Return the words with their reasons, for people."""
+    """Return the words with their reasons, for display."""
     ours = tuple(Reason(" ".join(flag.words), flag.why) for flag in chosen)
-    return (*ours, Reason(" ".join(arguments), "you asked for it")) if arguments else ours
+    return (*ours, Reason(" ".join(arguments), "your own arguments")) if arguments else ours
 
 
 def adapt(chosen: Sequence[Flag], known: frozenset[str] | None) -> tuple[Flag, ...]:
-    """Return what a version of SGLang with these options takes: optional ones may be dropped.
+    """Return the flags that an installed version knows; optional ones may be left out.
 
     Args:
-        chosen: What we would say.
-        known: Its options by ``known_options``; None leaves all as they are.
+        chosen: All flags.
+        known: The version's options, from ``known_options``; None keeps all flags.
 
     Raises:
-        StartError: It does not know an option that we cannot do without.
+        StartError: The version lacks an option that is not optional.
     """
     if known is None:
         return tuple(chosen)
@@ -135,17 +125,17 @@ def adapt(chosen: Sequence[Flag], known: frozenset[str] | None) -> tuple[Flag, .
 
 
 def served_name(model: str) -> str:
-    """Return the name that a server for ``model`` goes by.
+    """Return the name under which a server for ``model`` is requested.
 
     SGLang reads ``a:b`` in a request as adapter ``b`` of model ``a``.
     """
-    return model.replace(_COLON, _INSTEAD_OF_COLON)
+    return model.replace(":", "_")
 
 
 def config_text(port: int, api_key: str | None) -> str:
-    """Return the content of the file that ``--config`` names: a JSON text is YAML as well.
+    """Return the content of the file that ``--config`` names; JSON strings are valid YAML.
 
-    The port stands in it so that no other user learns it before the server listens.
+    It holds the port too, so that other users do not learn it before the server listens.
     """
     key = f"api-key: {json.dumps(api_key)}\n" if api_key else ""
     return f"port: {port}\n{key}"
@@ -154,65 +144,66 @@ def config_text(port: int, api_key: str | None) -> str:
 def variables(
     environ: Mapping[str, str], device: str, gpus: Sequence[Gpu] = ()
 ) -> dict[str, tuple[str, str]]:
-    """Return what the server's environment needs besides ``environ``: name -> value and reason.
+    """Return the variables that the server needs besides ``environ``: name -> value and reason.
 
-    ``SGL_FORCE_SHUTDOWN`` is left out on purpose: with it SGLang drops requests at a stop at once;
-    without it the drain has no end, which the supervisor gives it.
+    ``SGL_FORCE_SHUTDOWN`` is left out on purpose: with it SGLang drops all requests at a stop.
+    Without it the drain has no limit of its own, and the supervisor sets one.
     """
     needed = {
         name: (
             _with_loopback(environ.get(name, "")),
-            "SGLang's own warm-up asks itself by HTTP, which a proxy must not take",
+            "SGLang's warm-up sends HTTP requests to itself, which must not go through a proxy",
         )
         for name in _NO_PROXY
     }
     for name in _DUMPS:
-        needed[name] = ("0", "a dump before the end holds it up for a minute")
+        needed[name] = ("0", "a dump would delay the end by a minute")
     if device == CPU:
-        needed["SGLANG_USE_CPU_ENGINE"] = ("1", "SGLang looks for a GPU otherwise")
+        needed["SGLANG_USE_CPU_ENGINE"] = ("1", "otherwise SGLang requires a GPU")
         return needed
-    uuids = ",".join(gpu.uuid for gpu in gpus)
-    needed[VISIBLE] = (uuids, f"chosen for their free memory: {', '.join(map(_card, gpus))}")
+    names = ", ".join(f"{gpu.name}, {_generation_name(gpu)}" for gpu in gpus)
+    needed[VISIBLE] = (
+        ",".join(gpu.uuid for gpu in gpus),
+        f"chosen for their free memory: {names}",
+    )
     if len(gpus) > 1:
         needed["SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK"] = (
             "0",
-            "shared GPUs are never equally free, and the figures are for the least free",
+            "shared GPUs differ in free memory, and the figures are for the one with the least",
         )
     return needed
 
 
-def _model(target: Target) -> tuple[Flag, ...]:
+def _model_flags(target: Target) -> list[Flag]:
+    why_dtype = "requested, and part of the identity"
+    if target.dtype is None:
+        why_dtype = "the models' own format; in float16 Qwen3-Embedding can return NaN"
     given = [
-        Flag(("--model-path", target.model), "the model that was asked for"),
-        Flag(("--dtype", target.dtype or _DTYPE), _why_dtype(target.dtype)),
+        Flag(("--model-path", target.model), "the requested model"),
+        Flag(("--dtype", target.dtype or "bfloat16"), why_dtype),
     ]
     if target.revision is not None:
-        given.append(Flag(("--revision", target.revision), "the commit that was asked for"))
+        given.append(Flag(("--revision", target.revision), "the requested commit"))
     if target.quantization is not None:
-        given.append(Flag(("--quantization", target.quantization), "asked for; it is identity"))
-    return tuple(given)
+        why = "requested, and part of the identity"
+        given.append(Flag(("--quantization", target.quantization), why))
+    return given
 
 
-def _why_dtype(dtype: str | None) -> str:
-    if dtype is not None:
-        return "asked for; it is identity"
-    return "the models' own format; in float16 Qwen3-Embedding can give NaN"
-
-
-def _address(target: Target) -> tuple[Flag, ...]:
+def _address_flags(target: Target) -> list[Flag]:
     given = [
-        Flag(("--host", HOST), "nobody outside this machine reaches it"),
+        Flag(("--host", HOST), "other machines cannot reach it"),
         Flag(
             ("--served-model-name", served_name(target.model)),
-            "what /v1/models says; SGLang would say the path",
+            "what /v1/models reports; by default SGLang reports the path",
         ),
         Flag(
-            ("--weight-version", target.fingerprint),
-            "the name of this start, which /model_info shows",
+            ("--weight-version", target.start_id),
+            "the id of this start, which /model_info reports",
         ),
     ]
     if target.config is None:
-        given.append(Flag(("--port", str(target.port)), "chosen for it"))
+        given.append(Flag(("--port", str(target.port)), "a free port"))
     else:
         given.append(
             Flag(
@@ -220,15 +211,15 @@ def _address(target: Target) -> tuple[Flag, ...]:
                 "holds the port and the key, which ps would show on a command line",
             )
         )
-    return tuple(given)
+    return given
 
 
-def _embedding(target: Target) -> tuple[Flag, ...]:
+def _embedding_flags(target: Target) -> list[Flag]:
     given = [
         Flag(("--is-embedding",), "without it a Qwen3 model is served for generation"),
         Flag(
             ("--disable-radix-cache",),
-            "a hit changes the numbers a little, and texts of an index share no long beginnings",
+            "a hit changes the numbers slightly, and texts of an index rarely share a long prefix",
         ),
         Flag(
             ("--enable-tokenizer-batch-encode",),
@@ -241,79 +232,72 @@ def _embedding(target: Target) -> tuple[Flag, ...]:
             Flag(
                 ("--json-model-override-args", _CUTTABLE),
                 "without it a request with dimensions is refused; the configuration on the hub "
-                "does not say it",
+                "does not declare it",
             )
         )
-    return tuple(given)
+    return given
 
 
-def _sizes(target: Target) -> tuple[Flag, ...]:
+def _size_flags(target: Target) -> list[Flag]:
     plan = target.memory
     if plan is None:
-        asked = target.context_tokens
-        why = "what was asked for; nothing is known of the model's size"
-        return (Flag(("--context-length", str(asked)), why),) if asked else ()
-    return (
+        if not target.context_tokens:
+            return []
+        why = "the requested length; the size of the model is unknown"
+        return [Flag(("--context-length", str(target.context_tokens)), why)]
+    return [
         Flag(
             ("--context-length", str(plan.context_tokens)),
             f"texts of up to {plan.longest_text_tokens:,} tokens: "
-            f"SGLang keeps up to seven for itself",
+            f"SGLang reserves up to seven for itself",
         ),
         Flag(
             ("--max-total-tokens", str(plan.kv_tokens)),
-            "the KV cache takes no more than the longest text and the batches under way, so the "
-            "device can be shared",
+            "limits the KV cache to the longest text and the batches in flight, so the device can "
+            "be shared",
         ),
         Flag(
             ("--mem-fraction-static", f"{plan.fraction:.3f}"),
-            "a bound on weights and KV cache, of what is free at the start; SGLang's own figure "
-            "is of the whole card, and negative on small ones without chunks",
+            "a limit on weights and KV cache, relative to what is free at the start; SGLang's own "
+            "figure is relative to the whole card, and negative on small ones without chunks",
         ),
         Flag(
             ("--chunked-prefill-size", str(plan.chunked_prefill_tokens)),
-            "each token of an encoder sees the whole text"
+            "each token of an encoder attends to the whole text"
             if plan.chunked_prefill_tokens == NO_CHUNKS
-            else "bounds what a batch takes, whatever the length of the texts",
+            else "limits the memory of a batch, whatever the length of the texts",
         ),
         Flag(("--max-prefill-tokens", str(plan.max_prefill_tokens)), "the size of a batch"),
-    )
+    ]
 
 
-def _device(target: Target) -> tuple[Flag, ...]:
+def _device_flags(target: Target) -> list[Flag]:
     if target.device == CPU:
-        return (
-            Flag(("--device", CPU), "asked for, or there is no GPU"),
-            Flag(("--attention-backend", "torch_native"), "needs no kernels of SGLang's"),
+        return [
+            Flag(("--device", CPU), "requested, or there is no GPU"),
+            Flag(("--attention-backend", "torch_native"), "needs none of SGLang's kernels"),
             Flag(
                 ("--watchdog-timeout", str(_CPU_WATCHDOG_S)),
                 "a long batch takes minutes on a CPU, and SGLang ends itself after 300 s",
             ),
-        )
-    given = [Flag(("--device", GPU), "never another one by itself")]
+        ]
+    given = [Flag(("--device", GPU), "SGLang must not choose another device")]
     for name, size in (("--tp-size", target.tp_size), ("--dp-size", target.dp_size)):
         if size > 1:
-            given.append(Flag((name, str(size)), "asked for"))
-    return tuple(given)
+            given.append(Flag((name, str(size)), "requested"))
+    return given
 
 
-def _service() -> tuple[Flag, ...]:
-    return (
-        Flag(
-            ("--sleep-on-idle",),
-            "an idle scheduler takes a whole core otherwise",
-            optional=True,
-        ),
-        Flag(
-            ("--enable-metrics",),
-            "its counters tell whether it is idle",
-        ),
-        Flag(("--log-level", "info"), "its progress and readiness are at this level"),
-        Flag(
-            ("--uvicorn-access-log-exclude-prefixes", "/"),
-            "a line for each request would fill the disk",
-            optional=True,
-        ),
-    )
+_SERVICE_FLAGS: Final = (
+    Flag(("--sleep-on-idle",), "otherwise an idle scheduler uses a whole core", optional=True),
+    Flag(("--enable-metrics",), "its counters show whether the server is idle"),
+    Flag(("--log-level", "info"), "progress and readiness are logged at this level"),
+    Flag(
+        ("--uvicorn-access-log-exclude-prefixes", "/"),
+        "a line per request would fill the disk",
+        optional=True,
+    ),
+)
 
 
 def _with_loopback(listed: str) -> str:
@@ -321,69 +305,68 @@ def _with_loopback(listed: str) -> str:
     return ",".join([*hosts, *(host for host in _LOOPBACK if host not in hosts)])
 
 
-def _card(gpu: Gpu) -> str:
-    kind = generation(gpu.capability)
-    return f"{gpu.name}, {kind.name if kind else 'unknown'}"
+def _generation_name(gpu: Gpu) -> str:
+    known = generation(gpu.capability)
+    return known.name if known else "unknown"
 
 
-_PORT: Final = "give it to emberd: `emberd up --port`, or EMBERD_PORT"
+# ------------------------------------------------------------ the user's own arguments
+
+_PORT: Final = "use `emberd up --port`, or EMBERD_PORT"
 _KEY: Final = "emberd makes a key for each start; `emberd up --no-auth` starts without one"
-_OURS: Final = "emberd needs its own to know the server by"
-_OTHER: Final = "it changes the vectors, and everybody who asks for this model would get them"
-_PLACE: Final = "servers of emberd listen on loopback only; start one by hand, and give base_url="
-_SIZE: Final = "give it to emberd: context_tokens=, or `emberd up --context-tokens`"
-_GPUS: Final = "give it to emberd, which chooses the GPUs: `emberd up --tp-size`, `--dp-size`"
+_OURS: Final = "emberd identifies the server by it"
+_VECTORS: Final = "it changes the vectors, and every user of this model would get them"
+_PLACE: Final = "emberd's servers listen on loopback only; start one yourself and use base_url="
+_SIZE: Final = "use context_tokens=, or `emberd up --context-tokens`"
+_GPUS: Final = "emberd chooses the GPUs; use `emberd up --tp-size` or `--dp-size`"
 
+# SGLang takes the last of two options that clash, and any unique prefix of an option. Without this
+# table emberd would wait at another port than a ``--port`` names, a ``--quantization`` would change
+# the vectors under an unchanged identity, and an ``--api-key`` would be visible to other users.
 _RESERVED: Final[Mapping[str, str]] = {
     "--admin-api-key": _KEY,
-    "--allow-auto-truncate": _OTHER,
+    "--allow-auto-truncate": _VECTORS,
     "--api-key": _KEY,
     "--config": _KEY,
     "--context-length": _SIZE,
     "--data-parallel-size": _GPUS,
-    "--device": "give it to emberd: device=, or `emberd up --device`",
+    "--device": "use device=, or `emberd up --device`",
     "--dp-size": _GPUS,
-    "--dtype": _OTHER,
+    "--dtype": _VECTORS,
     "--host": _PLACE,
-    "--json-model-override-args": _OTHER,
-    "--load-format": _OTHER,
-    "--max-total-tokens": f"a text that is longer would wait for ever; {_SIZE}",
-    "--model-path": "give it to emberd: model=, or `emberd up --model`",
+    "--json-model-override-args": _VECTORS,
+    "--load-format": _VECTORS,
+    "--max-total-tokens": f"a longer text would wait forever; {_SIZE}",
+    "--model-path": "use model=, or `emberd up --model`",
     "--port": _PORT,
-    "--quantization": _OTHER,
-    "--revision": "give it to emberd: revision=, or `emberd up --revision`",
+    "--quantization": _VECTORS,
+    "--revision": "use revision=, or `emberd up --revision`",
     "--served-model-name": _OURS,
     "--tensor-parallel-size": _GPUS,
-    "--tokenizer-path": _OTHER,
+    "--tokenizer-path": _VECTORS,
     "--tp-size": _GPUS,
     "--weight-version": _OURS,
 }
 
 
-def check(options: StartOptions, *, on_cpu: bool) -> None:
-    """Refuse what would break a promise of emberd's.
+def check_arguments(options: StartOptions, *, on_cpu: bool) -> None:
+    """Raise if the user's options would break a promise of emberd's.
 
     Raises:
-        StartError: An argument is emberd's to give, or a CPU was asked for several times.
+        StartError: An argument is reserved, or several GPUs are requested for a CPU.
     """
     for word in options.arguments:
         name = word.partition("=")[0]
-        reserved = _reserved(name)
-        if reserved is not None:
+        # Equal to a reserved option, or a prefix that SGLang's parser would complete to it.
+        reserved = next((each for each in _RESERVED if each.startswith(name)), None)
+        if name.startswith("--") and reserved is not None:
             raise StartError(
                 f"{name} cannot be given to SGLang through emberd: {_RESERVED[reserved]}",
-                advice="Take it out of EMBERD_ENGINE_ARGS, or of the command.",
+                advice="Remove it from EMBERD_ENGINE_ARGS, or from the command.",
             )
     if on_cpu and options.gpus > 1:
         raise StartError(
             f"tp_size={options.tp_size}, dp_size={options.dp_size} count GPUs, and device='cpu' "
-            f"was asked for",
+            f"was requested",
             advice="Leave them out.",
         )
-
-
-def _reserved(name: str) -> str | None:
-    if not name.startswith("--"):
-        return None
-    # Equal, or a beginning that SGLang's parser would complete to it.
-    return next((option for option in _RESERVED if option.startswith(name)), None)

@@ -1,30 +1,28 @@
-"""Which GPUs SGLang can run on, and what is particular to each generation.
-
-* Which models are given to SGLang, and what a user should know about the others.
-
-* Which options an installed SGLang knows, read from its source without importing it.
-
-Importing it takes seconds and needs torch; and an option that a version does not know ends its
-start with exit code 2.
-"""
+"""What emberd supports with SGLang: GPUs and drivers, models and their pooling, versions."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from emberd import catalog, checkpoints, pipeline
 from emberd.catalog import Model
-from emberd.engines.gpus import VISIBLE, Gpu, Survey, freest
+from emberd.engines import gpus as all_gpus
+from emberd.engines.gpus import VISIBLE, Gpu, Survey
+
+OLDEST_VERSION: Final = (0, 5, 17)
+"""The first version whose embeddings come as base64."""
+
+# ------------------------------------------------------------ GPUs
 
 MIN_CAPABILITY: Final = (8, 0)
-"""Below it the kernels that SGLang ships have no code, whatever its own check says."""
+"""SGLang's kernels have no code for older GPUs, although its own check accepts some."""
 
 NEEDS_CUDA: Final = (13, 0)
-"""What the torch that SGLang 0.5.23 pins is built for; drivers from 580 on run it."""
+"""What the torch that SGLang 0.5.23 pins is built for; driver 580 and newer run it."""
 
 _NEEDS_DRIVER: Final = 580
 _MIG: Final = "MIG-"
@@ -37,8 +35,8 @@ class Generation:
     Attributes:
         name: NVIDIA's name for it.
         capability: The lowest compute capability that belongs to it.
-        attention: The kernels that SGLang chooses there by itself.
-        why: Why emberd leaves that choice alone, and what it keeps off.
+        attention: The attention kernels that SGLang chooses there.
+        why: Why emberd keeps that choice, and what it leaves off.
     """
 
     name: str
@@ -52,34 +50,34 @@ GENERATIONS: Final = (
         "Blackwell (consumer)",
         (12, 0),
         "flashinfer or triton",
-        "SGLang's own choice for compute capability 12; the datacentre kernels do not run there",
+        "SGLang's choice for compute capability 12; the datacentre kernels do not run there",
     ),
     Generation(
         "Blackwell",
         (10, 0),
         "trtllm_mha",
-        "SGLang's own choice; it raises the page size, of which the figures are multiples",
+        "SGLang's choice; it raises the page size, of which the figures are multiples",
     ),
     Generation(
         "Hopper",
         (9, 0),
         "fa3",
-        "SGLang's own choice; the path without a KV cache, for which prefill in chunks must be "
-        "off, is not taken: it gave NaN for short texts up to 0.5.12 and is unproven here",
+        "SGLang's choice; the path without a KV cache, for which chunked prefill must be off, is "
+        "not used: it returned NaN for short texts up to 0.5.12 and is untested here",
     ),
-    Generation("Ada", (8, 9), "flashinfer, else triton", "SGLang's own choice"),
-    Generation("Ampere", (8, 0), "flashinfer, else triton", "SGLang's own choice"),
+    Generation("Ada", (8, 9), "flashinfer, else triton", "SGLang's choice"),
+    Generation("Ampere", (8, 0), "flashinfer, else triton", "SGLang's choice"),
 )
-"""The newest first. Read in srt/arg_groups/model_override_base.py; none has been tried."""
+"""Newest first; from srt/arg_groups/model_override_base.py. None has been tested on a GPU."""
 
 
 def generation(capability: tuple[int, int]) -> Generation | None:
-    """Return the generation of a compute capability; None for one that is too old."""
+    """Return the generation of a compute capability; None if it is too old."""
     return next((known for known in GENERATIONS if capability >= known.capability), None)
 
 
-def unsuitable(seen: Survey, count: int = 1) -> str | None:
-    """Return why SGLang cannot run on ``count`` of these GPUs and what to do; None if it can."""
+def why_unsuitable(seen: Survey, count: int = 1) -> str | None:
+    """Return why SGLang cannot use ``count`` of these GPUs and what to do; None if it can."""
     if seen.problem:
         return seen.problem
     if seen.cuda is not None and seen.cuda < NEEDS_CUDA:
@@ -87,39 +85,40 @@ def unsuitable(seen: Survey, count: int = 1) -> str | None:
             f"the NVIDIA driver {seen.driver} runs CUDA up to {_version(seen.cuda)}, and SGLang "
             f"needs {_version(NEEDS_CUDA)}: install driver {_NEEDS_DRIVER} or newer"
         )
-    fit = suitable(seen.gpus)
+    fit = _suitable(seen.gpus)
     if not fit:
         found = ", ".join(f"{gpu.name} ({_version(gpu.capability)})" for gpu in seen.gpus)
         return (
             f"SGLang needs a GPU of compute capability {_version(MIN_CAPABILITY)} or more "
-            f"(Ampere and newer); here is {found}"
+            f"(Ampere and newer); found {found}"
         )
     if count > 1 and any(gpu.uuid.startswith(_MIG) for gpu in fit):
         return (
-            f"{count} GPUs were asked for, and CUDA gives a process one MIG instance; "
+            f"{count} GPUs were requested, and CUDA gives a process only one MIG instance; "
             f"leave tp_size and dp_size out"
         )
     if len(fit) < count:
         return (
-            f"{count} GPUs were asked for (tp_size times dp_size), and {len(fit)} can be used; "
-            f"ask for fewer, or show more of them in {VISIBLE}"
+            f"{count} GPUs were requested (tp_size times dp_size), and {len(fit)} can be used; "
+            f"request fewer, or list more of them in {VISIBLE}"
         )
     return None
 
 
-def suitable(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
-    """Return those that SGLang can run on."""
+def freest(gpus: Sequence[Gpu], count: int = 1) -> tuple[Gpu, ...]:
+    """Return the ``count`` suitable GPUs with the most free memory, in that order."""
+    return all_gpus.freest(_suitable(gpus), count)
+
+
+def _suitable(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
     return tuple(gpu for gpu in gpus if gpu.capability >= MIN_CAPABILITY)
-
-
-def choose(gpus: Sequence[Gpu], count: int = 1) -> tuple[Gpu, ...]:
-    """Return the ``count`` suitable GPUs with the most free memory, the freest first."""
-    return freest(suitable(gpus), count)
 
 
 def _version(numbers: tuple[int, int]) -> str:
     return ".".join(map(str, numbers))
 
+
+# ------------------------------------------------------------ models
 
 # Last-token pooling, compared with Transformers on the same weights.
 _VERIFIED: Final = ("Qwen3ForCausalLM", "Qwen3Model")
@@ -134,27 +133,27 @@ _WITHOUT_CODE: Final = ("BertForMaskedLM", "RobertaModel", _GEMMA)
 _IN_WORDS: Final = {"cls": "the first token", "mean": "the mean of the tokens"}
 
 
-def unfit(model: str, revision: str | None = None) -> str | None:
-    """Return why a model cannot be served on any machine; None if it may be."""
+def why_unsupported(model: str, revision: str | None = None) -> str | None:
+    """Return why SGLang's vectors are not the model's, on any machine; None if they may be."""
     if not checkpoints.is_folder(model):
         if checkpoints.is_path(model):
             return f"there is no folder {model}"
         kept = checkpoints.snapshot(model, revision)
         return _unservable(kept, partial=True) if kept else None
     if not (Path(model) / checkpoints.CONFIG).is_file():
-        return f"the folder {model} holds no {checkpoints.CONFIG}: it is no checkpoint"
+        return f"the folder {model} contains no {checkpoints.CONFIG}, so it is not a checkpoint"
     return _unservable(Path(model))
 
 
 def is_downloaded(model: str) -> bool:
-    """Return whether the hub's cache on this machine holds a model, as far as can be seen."""
+    """Return whether the hub's cache on this machine seems to contain a whole model."""
     kept = checkpoints.hub_cache() / f"models--{model.replace('/', '--')}"
     whole = any(kept.glob(f"snapshots/*/{checkpoints.CONFIG}"))
     return whole and not any(kept.glob("blobs/*.incomplete"))
 
 
 def notes(model: str, revision: str | None = None) -> list[str]:
-    """Return what a user of the model's vectors should know, a sentence each."""
+    """Return what users of the model's vectors should know, one sentence each."""
     if not checkpoints.is_folder(model):
         if catalog.lookup(model) != Model(model):
             return []
@@ -174,7 +173,7 @@ def _unservable(folder: Path, *, partial: bool = False) -> str | None:
     pooling = _pooling(folder)
     if pooling is None and pipeline.names_pooling(folder):
         return (
-            f"{folder} names a pooling, and how SGLang pools a {architecture} is not known. "
+            f"{folder} declares a pooling, and how SGLang pools a {architecture} is unknown. "
             f"{pipeline.OTHER_SERVER}"
         )
     problem = pipeline.unservable(folder, pooling=pooling or _LAST_TOKEN, partial=partial)
@@ -195,7 +194,7 @@ def _pooling(folder: Path) -> str | None:
 def _unchecked(model: str) -> str:
     return (
         f"the files that say how {model} pools may not be on this machine, and SGLang does not "
-        f"download them: run `hf download {model}` before a start, and emberd checks them."
+        f"download them: run `hf download {model}` before the start, and emberd checks them."
     )
 
 
@@ -204,38 +203,29 @@ def _unverified(model: str, what: str) -> str:
     taken = _IN_WORDS.get(pooling or "")
     return (
         f"emberd has not verified how SGLang pools {what} ({model})"
-        f"{f'; it takes {taken}' if taken else ''}: compare some vectors with the model's own "
-        f"library before an index is made of them."
+        f"{f'; it takes {taken}' if taken else ''}: compare some vectors with those of the "
+        f"model's own library before you build an index."
     )
 
 
-_ROOT: Final = ("sglang", "srt")
-_MAIN: Final = "server_args.py"
-_GROUPS: Final = "arg_groups"
-_RECORD: Final = "ServerArgs"
-_FIELDS: Final = "fields"
-_ANNOTATED: Final = ("A", "Annotated")
-_ADD: Final = "add_argument"
-_NAMES: Final = ("aliases", "cli_name")
-_NAME: Final = "cli_name"
-_UNREGISTERED: Final = "no_cli"
-_DASHES: Final = "--"
+# ------------------------------------------------------------ versions
 
 
 def known_options(packages: str) -> frozenset[str] | None:
-    """Return the names of all options, such as ``--model-path``.
+    """Return the options that an installed SGLang knows, such as ``--model-path``.
 
-    Until mid-2026 each was added to the parser by a call; since then most are fields whose
-    annotations say how. Both are read.
+    An unknown option ends its start with exit code 2. The options are read from the source, because
+    importing it takes seconds and needs torch. Until mid-2026 each was added to the parser by a
+    call; since then most are fields with annotations. Both are read.
 
     Args:
         packages: The ``site-packages`` folder that holds SGLang.
 
     Returns:
-        None when there is no SGLang, or none that is laid out in a way known to us.
+        None if there is no SGLang, or its source has an unknown layout.
     """
-    root = Path(packages).joinpath(*_ROOT)
-    files = [root / _MAIN, *sorted((root / _GROUPS).rglob("*.py"))]
+    root = Path(packages, "sglang", "srt")
+    files = [root / "server_args.py", *sorted((root / "arg_groups").rglob("*.py"))]
     try:
         trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in files}
     except (OSError, SyntaxError, ValueError):
@@ -246,47 +236,40 @@ def known_options(packages: str) -> frozenset[str] | None:
 
 def _options(file: Path, tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and _called(node) == _ADD:
-            yield from _texts(node.args)
-        elif isinstance(node, ast.ClassDef) and _holds_options(file, node):
-            for field in node.body:
-                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                    yield from _of_field(field.target.id, field.annotation)
+        match node:
+            case ast.Call(func=ast.Attribute(attr="add_argument")):
+                yield from _option_names(node.args)
+            case ast.ClassDef() if node.name == "ServerArgs" or file.parent.name == "fields":
+                for field in node.body:
+                    if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                        yield from _options_of_field(field.target.id, field.annotation)
 
 
-def _holds_options(file: Path, node: ast.ClassDef) -> bool:
-    return node.name == _RECORD or file.parent.name == _FIELDS
-
-
-def _of_field(name: str, annotation: ast.expr) -> Iterator[str]:
-    if not isinstance(annotation, ast.Subscript) or _name(annotation.value) not in _ANNOTATED:
+def _options_of_field(name: str, annotation: ast.expr) -> Iterator[str]:
+    if not (
+        isinstance(annotation, ast.Subscript)
+        and isinstance(annotation.value, ast.Name)
+        and annotation.value.id in ("A", "Annotated")
+    ):
         return
     words = {
         word.arg: word.value
         for node in ast.walk(annotation.slice)
         if isinstance(node, ast.Call)
         for word in node.keywords
-        if word.arg
     }
-    hidden = words.get(_UNREGISTERED)
+    hidden = words.get("no_cli")
     if isinstance(hidden, ast.Constant) and hidden.value:
         return
-    if _NAME not in words:
-        yield _DASHES + name.replace("_", "-")
-    for key in _NAMES:
+    if "cli_name" not in words:
+        yield "--" + name.replace("_", "-")
+    for key in ("aliases", "cli_name"):
         if key in words:
-            yield from _texts(ast.walk(words[key]))
+            yield from _option_names(ast.walk(words[key]))
 
 
-def _texts(nodes: Iterator[ast.AST] | list[ast.expr]) -> Iterator[str]:
+def _option_names(nodes: Iterable[ast.AST]) -> Iterator[str]:
     for node in nodes:
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield from [node.value] if node.value.startswith(_DASHES) else []
-
-
-def _called(node: ast.Call) -> str:
-    return node.func.attr if isinstance(node.func, ast.Attribute) else ""
-
-
-def _name(node: ast.expr) -> str:
-    return node.id if isinstance(node, ast.Name) else ""
+        value = node.value if isinstance(node, ast.Constant) else None
+        if isinstance(value, str) and value.startswith("--"):
+            yield value
