@@ -73,7 +73,7 @@ def flags_table() -> str:
     everything = Target(
         model=name,
         port=30_000,
-        start_id="FINGERPRINT",
+        start_id="START-ID",
         memory=plan_memory(card(24), geometry, None),
         revision="COMMIT",
         quantization="fp8",

@@ -1,4 +1,4 @@
-"""Why an installer failed: by its own words, as pip 26, pip 23 and uv 0.13 write them."""
+"""Why an installer failed, from the output of pip 26, pip 23 and uv 0.13."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ RETRYING = (
         ("Killed", "the installer ended with code -9", False),
     ],
 )  # fmt: skip
-def test_a_failure_is_known_by_its_words(said: str, cause: str, final: bool) -> None:
+def test_installer_output_is_diagnosed(said: str, cause: str, final: bool) -> None:
     found = installer_errors.diagnose(-9, said)
     assert (found.cause, found.final) == (cause, final)
     assert found.advice
 
 
-def test_what_is_quoted_holds_no_password_and_no_noise() -> None:
+def test_last_lines_contain_no_password_and_no_noise() -> None:
     said = (
         "first\n\nLooking in indexes: https://user:secret@index.example/simple\n"
         "WARNING: Location 'file:///x' is ignored\n$ uv pip install\n"
@@ -58,7 +58,7 @@ def test_what_is_quoted_holds_no_password_and_no_noise() -> None:
     )
 
 
-def test_an_installer_keeps_what_says_where_packages_come_from() -> None:
+def test_installer_keeps_settings_of_the_index() -> None:
     kept = {
         "HOME": "/h",
         "HTTPS_PROXY": "p",

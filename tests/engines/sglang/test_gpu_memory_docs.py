@@ -1,4 +1,4 @@
-"""The page on GPUs shows what the code says."""
+"""The page on GPUs agrees with the code."""
 
 from __future__ import annotations
 

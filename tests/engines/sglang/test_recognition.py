@@ -1,4 +1,4 @@
-"""SGLang servers are known by their command lines, and nothing else is taken for one."""
+"""Running SGLang servers are recognised by their command lines."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def load(name: str) -> Engine:
     """
     if name not in NAMES and "." not in name:
         raise SettingError(
-            f"engine={name!r} is unknown. Use one of {', '.join(NAMES)}, or the dotted name of a "
+            f"engine={name!r} is not known. Use one of {', '.join(NAMES)}, or the dotted name of a "
             f"module that has an ENGINE."
         )
     path = f"emberd.engines.{name}" if name in NAMES else name

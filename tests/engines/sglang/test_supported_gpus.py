@@ -1,4 +1,4 @@
-"""Which GPUs can run SGLang is decided before anything is started."""
+"""Which GPUs can run SGLang."""
 
 from __future__ import annotations
 
