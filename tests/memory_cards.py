@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from emberd.engines.gpus import Gpu
-from emberd.engines.sglang.cards import GENERATIONS
-from emberd.engines.sglang.flags import CPU, Target, flags
-from emberd.engines.sglang.geometry import KNOWN
+from emberd.engines.model_shape import KNOWN
+from emberd.engines.sglang.command import CPU, Target, flags
 from emberd.engines.sglang.memory import GIB, MemoryPlan, plan_memory
+from emberd.engines.sglang.support import GENERATIONS
 from emberd.errors import StartError
 
 SIZES_GIB = (16, 24, 40, 48, 80)
@@ -73,7 +73,7 @@ def flags_table() -> str:
     everything = Target(
         model=name,
         port=30_000,
-        fingerprint="FINGERPRINT",
+        start_id="START-ID",
         memory=plan_memory(card(24), geometry, None),
         revision="COMMIT",
         quantization="fp8",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from emberd.engines.sglang.failure import Failure
+from emberd.system.log_rules import LogRule
 
 FOLDER: Final = Path(__file__).with_name("engines") / "sglang" / "logs"
 _HEADER: Final = re.compile(r"(?:# \w+: .*\n)+")
@@ -45,7 +45,7 @@ def name_of(failure: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", failure.lower()).strip("-")
 
 
-def row(failure: Failure) -> str:
+def row(failure: LogRule) -> str:
     """Return what ``docs/failures.md`` says of a failure: a line of its table."""
     log = read(name_of(failure.name))
     proof = (

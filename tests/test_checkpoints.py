@@ -12,7 +12,7 @@ import pytest
 
 from emberd import checkpoints, pipeline
 from emberd.catalog import QWEN_FORM, Model, lookup
-from emberd.engines.sglang import geometry
+from emberd.engines import model_shape
 from emberd.errors import InstructionError, SettingError
 from emberd.settings import Settings
 
@@ -279,7 +279,7 @@ def test_a_named_pipe_in_a_folder_is_an_error_and_is_not_waited_for(
     instructions = {"query_instruction": "", "document_instruction": ""}
     with pytest.raises(SettingError, match=f"not a regular file.*{name}"):
         _ = Settings.resolve(model=str(folder), **instructions).spec
-    assert geometry.geometry_of(str(folder)) is None
+    assert model_shape.shape_of(str(folder)) is None
 
 
 def test_a_named_pipe_among_the_prompts_is_an_error_at_construction(folder: Path) -> None:

@@ -12,9 +12,9 @@ import checkpoints_made
 import folder_variants
 from emberd import engines, pipeline
 from emberd.engines.sglang import ENGINE as SGLANG
-from emberd.engines.sglang import models
+from emberd.engines.sglang import support
 from emberd.engines.transformers import ENGINE as TRANSFORMERS
-from emberd.engines.transformers import suiting
+from emberd.engines.transformers import compat
 from emberd.errors import InstructionError, NoEngineError, StartError
 from emberd.serving import loading
 from emberd.serving.devices import Place
@@ -23,8 +23,8 @@ from folder_variants import PROMPTS
 
 # As each engine asks, whatever this machine has.
 UNFIT: dict[str, Callable[[str], str | None]] = {
-    "sglang": models.unfit,
-    "transformers": lambda model: suiting.unfit(ServerSpec(model)),
+    "sglang": support.why_unsupported,
+    "transformers": lambda model: compat.why_unsupported(ServerSpec(model)),
 }
 
 
@@ -91,7 +91,7 @@ def test_an_engine_refuses_before_anything_is_installed_or_started(
 ) -> None:
     folder_variants.pooling(pooling_mode="mean")(folder)
     spec = ServerSpec(str(folder), engine=engine.name, device="cpu")
-    assert engine.missing(spec) is None
+    assert engine.installable_environment(spec) is None
     with pytest.raises(NoEngineError, match="pools by mean"):
         engines.choose(spec)
 
@@ -185,7 +185,7 @@ def test_a_prompt_that_applies_to_neither_role_is_said_at_the_start(
     folder: Path, variant: str, unused: list[str]
 ) -> None:
     checkpoints_made.write_json(folder / PROMPTS, folder_variants.PROMPT_FILES[variant])
-    notes = models.notes(str(folder))
+    notes = support.notes(str(folder))
     assert notes == pipeline.unused_prompts(folder)
     assert len(notes) == len(unused)
     assert all(prompt in note for prompt, note in zip(unused, notes, strict=True))

@@ -16,14 +16,7 @@ from typing import Any, Final
 
 import tiny_wheels
 from emberd.env import Places
-from emberd.installs import (
-    Installed,
-    building,
-    environments,
-    install,
-    recipes,
-    remove,
-)
+from emberd.installs import Installed, environments, install, installer, recipes, remove
 from emberd.installs.recipes import Recipe
 
 VERSION: Final = "1.5"
@@ -103,7 +96,7 @@ def _stand(*_: object, **__: object) -> Any:
 def _main(verb: str, engines: Path) -> None:
     setattr(recipes, "RECIPES", {"tiny": recipe()})  # noqa: B010 - it is Final
     if verb == "stand-before-the-mark":
-        building.Builder._checked = _stand  # type: ignore[method-assign]
+        installer.Builder._checked = _stand  # type: ignore[method-assign]
     if verb == "stand-while-removing":
         shutil.rmtree = _stand  # type: ignore[assignment]
     if verb == "stand-while-removing":

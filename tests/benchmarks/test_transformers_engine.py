@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 from emberd import Embedder, installs, probe
-from emberd.engines import surroundings
 from emberd.env import Places
+from emberd.system import process_env
 from emberd.verified_manager import Manager
 from real.engines import HERE, run, with_sentence_transformers
 
@@ -98,7 +98,7 @@ class Theirs:
     """sentence-transformers in a process of its own."""
 
     def __init__(self, python: str, model: Path, dtype: str, threads: str) -> None:
-        environment = surroundings.other_interpreter(python)
+        environment = process_env.for_server_of(python)
         # As the server sets it for itself: else the figures are those of OpenMP's waiting.
         environment |= {"OMP_NUM_THREADS": threads, "GOMP_SPINCOUNT": "1000"}
         self._process = subprocess.Popen(

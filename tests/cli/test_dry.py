@@ -21,7 +21,7 @@ class Engine:
 
     name = "made"
 
-    def claims(self, spec: ServerSpec, options: StartOptions) -> tuple[str, ...]:
+    def exclusive_resources(self, spec: ServerSpec, options: StartOptions) -> tuple[str, ...]:
         return ()
 
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:

@@ -116,7 +116,7 @@ def test_a_failed_installation_quotes_the_installer_as_it_is_and_exits_with_one(
 def test_a_name_that_is_no_engine_is_wrong_usage(home: Path) -> None:
     outcome = Command(home)("engine", "install", "nothing")
     assert outcome.code == 2
-    assert "give one of sglang, transformers" in outcome.err
+    assert "one of sglang, transformers" in outcome.err
 
 
 @pytest.mark.parametrize("verb", [(), ("install",), ("install", "--help")])

@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 import examined
-from emberd.doctor import disk, filesystems, start
+from emberd import engines
+from emberd.doctor import disk, filesystems
 from emberd.doctor.filesystems import Ground
 from emberd.doctor.findings import Level
 
@@ -63,8 +64,8 @@ def test_an_engine_that_is_to_be_installed_needs_its_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grounds(monkeypatch, free_bytes=10 * GB)
-    found = start.Prospects(None, "sglang", {})
-    monkeypatch.setattr(start, "prospects", lambda _: found)
+    choice = engines.Choice(None, "sglang", {})
+    monkeypatch.setattr(engines, "explain", lambda _: choice)
     [lacks] = examined.worse(disk.look(examined.wanted(tmp_path)))
     assert lacks.name == "engines"
     assert "about 17.4 GB needed for the engine sglang" in lacks.fact

@@ -69,7 +69,7 @@ def test_an_interpreter_that_is_named_is_shown_with_the_reason(
     python = tiny_engine.make(engines.with_name("elsewhere")).python
     monkeypatch.setenv("EMBERD_TINY_PYTHON", python)
     [found] = look(engines)
-    assert found.fact == f"1.5 by {python} (EMBERD_TINY_PYTHON names it)"
+    assert found.fact == f"1.5 by {python} (set by EMBERD_TINY_PYTHON)"
 
 
 def test_an_interpreter_that_is_none_is_noted_with_what_to_do(
@@ -78,11 +78,11 @@ def test_an_interpreter_that_is_none_is_noted_with_what_to_do(
     monkeypatch.setenv("EMBERD_TINY_PYTHON", "/nowhere")
     [found] = look(engines)
     assert found.level is Level.NOTE
-    assert found.advice.startswith("Name the python of an environment that holds tinydist")
+    assert "tinydist" in found.advice
 
 
 def test_a_folder_that_anybody_may_write_to_is_noted(engines: Path) -> None:
     tiny_engine.make(engines)
     engines.chmod(0o777)
     [found] = look(engines)
-    assert "can be written by everybody" in found.fact
+    assert "can be written by everyone" in found.fact

@@ -91,4 +91,4 @@ def test_memory_that_does_not_suffice_is_a_problem_with_the_engines_advice(
 def test_an_engine_that_nobody_knows_is_a_problem(tmp_path: Path) -> None:
     [found] = start.look(examined.wanted(tmp_path, engine="steam"))
     assert found.fact == "engine='steam' is not known"
-    assert found.advice.startswith("Known are sglang")
+    assert "sglang" in found.advice

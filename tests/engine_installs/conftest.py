@@ -1,4 +1,4 @@
-"""Wheels of the tiny engine on the disk, and nothing but them for installers to find."""
+"""Wheels of the tiny engine on the disk, and an index that contains only them."""
 
 from __future__ import annotations
 

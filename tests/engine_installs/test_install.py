@@ -1,4 +1,4 @@
-"""Installing: with real environments and a real pip, from wheels on the disk."""
+"""Installation with real environments and a real pip, from wheels on the disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import tiny_engine
 import tiny_wheels
 from emberd.env import Places
 from emberd.errors import InstallError, SettingError, StateFolderError
-from emberd.installs import install, installed, locate, recipes, remove, sites, sizes
+from emberd.installs import install, installed, locate, recipes, remove, sites
 
 pytestmark = pytest.mark.usefixtures("index")
 
@@ -44,7 +44,7 @@ def test_an_engine_is_installed_once_and_then_removed(
     assert Path(done.folder) == Path(places.engines) / "tiny-1.5"
     assert done.packages.startswith(done.folder)
     assert not (tmp_path / "elsewhere").exists()
-    assert done.bytes == pytest.approx(sizes.used_bytes(Path(done.folder)), rel=0.01)
+    assert done.bytes == pytest.approx(recipes.used_bytes(Path(done.folder)), rel=0.01)
     assert any(text.startswith("installing tiny 1.5: ") for text in said)
     log = Path(f"{done.folder}.log")
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
@@ -67,14 +67,14 @@ def test_an_engine_is_installed_once_and_then_removed(
     assert remove("tiny", places) is None
 
 
-def test_another_version_than_the_pinned_one_is_no_installation(
+def test_other_version_than_the_pinned_one_is_refused(
     places: Places, tiny: recipes.Recipe, wheels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_wheels.wheel(wheels, "tinydist", "1.4")
     loose = replace(tiny, requirements=("tinydist<1.5",))
     monkeypatch.setattr(recipes, "RECIPES", {"tiny": loose})
     with pytest.raises(
-        InstallError, match=r"tinydist 1\.5 was asked for, and 1\.4 arrived"
+        InstallError, match=r"tinydist 1\.5 was requested, and 1\.4 was installed"
     ) as info:
         install("tiny", places)
     assert info.value.log_path == f"{places.engines}/tiny-1.5.log"
@@ -82,7 +82,7 @@ def test_another_version_than_the_pinned_one_is_no_installation(
     assert sites(places) == []
 
 
-def test_a_module_that_is_missing_afterwards_is_said(
+def test_missing_module_is_reported(
     places: Places, tiny: recipes.Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more = replace(tiny, modules=("tinydist", "heavy"))
@@ -93,9 +93,7 @@ def test_a_module_that_is_missing_afterwards_is_said(
 
 
 @pytest.mark.usefixtures("no_uv")
-def test_an_index_that_does_not_answer_is_said(
-    places: Places, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreachable_index_is_reported(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", "http://somebody:secret@127.0.0.1:9/simple")
@@ -106,7 +104,7 @@ def test_an_index_that_does_not_answer_is_said(
     assert "secret" not in str(info.value)
 
 
-def test_a_disk_that_is_too_small_is_refused_before_anything_is_made(
+def test_too_small_disk_is_refused_before_the_installation(
     places: Places, tiny: recipes.Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = shutil.disk_usage("/").free
@@ -121,7 +119,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_made(
     ("free", "kept"),
     [(1_150 + 500 + 500, True), (1_150 + 500, False), (1_150 + 499, None)],
 )
-def test_downloads_are_kept_where_there_is_room_for_them(
+def test_downloads_are_kept_if_the_disk_has_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, kept: bool | None
 ) -> None:
     asked: list[Path] = []
@@ -135,13 +133,13 @@ def test_downloads_are_kept_where_there_is_room_for_them(
     engines = tmp_path / "not" / "there"
     if kept is None:
         with pytest.raises(InstallError, match="EMBERD_ENGINES"):
-            sizes.check_room(recipe, engines)
+            recipes.check_disk_space(recipe, engines)
     else:
-        assert sizes.check_room(recipe, engines) is kept
+        assert recipes.check_disk_space(recipe, engines) is kept
     assert asked == [tmp_path]
 
 
-def test_a_disk_that_becomes_full_is_said(places: Places, wheels: Path, tmp_path: Path) -> None:
+def test_full_disk_is_reported(places: Places, wheels: Path, tmp_path: Path) -> None:
     shutil.rmtree(wheels)
     wheels.mkdir()
     tiny_wheels.slow_source(wheels, "tinydist", "1.5")
@@ -152,7 +150,7 @@ def test_a_disk_that_becomes_full_is_said(places: Places, wheels: Path, tmp_path
     assert not (Path(places.engines) / "tiny-1.5.tmp").exists()
 
 
-def test_where_uv_fails_pip_does_the_work_and_it_is_said(
+def test_pip_is_used_if_uv_fails_and_it_is_reported(
     places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing = '#!/bin/sh\necho "error: dns error" >&2\nexit 2\n'
@@ -164,7 +162,7 @@ def test_where_uv_fails_pip_does_the_work_and_it_is_said(
     assert "venv --no-project --python" in Path(f"{done.folder}.log").read_text()
 
 
-def test_a_disk_that_uv_finds_full_is_not_filled_by_pip(
+def test_pip_is_not_tried_on_a_full_disk(
     places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing = '#!/bin/sh\necho "No space left on device (os error 28)"\nexit 2\n'
@@ -174,13 +172,13 @@ def test_a_disk_that_uv_finds_full_is_not_filled_by_pip(
     assert sites(places) == []
 
 
-def test_a_file_in_the_way_of_the_folder_is_said(places: Places) -> None:
+def test_file_in_place_of_the_folder_is_reported(places: Places) -> None:
     Path(places.engines).touch()
     with pytest.raises(InstallError, match="Set EMBERD_ENGINES"):
         install("tiny", places)
 
 
-def test_what_everybody_may_write_is_not_run(places: Places) -> None:
+def test_folder_writable_by_everyone_is_refused(places: Places) -> None:
     engines = Path(places.engines)
     engines.mkdir()
     engines.chmod(0o777)
@@ -190,13 +188,13 @@ def test_what_everybody_may_write_is_not_run(places: Places) -> None:
 
 
 @pytest.mark.parametrize("use", [install, locate, remove])
-def test_an_engine_that_has_no_recipe_is_refused_by_name(use: Any, places: Places) -> None:
+def test_engine_without_a_recipe_is_refused(use: Any, places: Places) -> None:
     with pytest.raises(SettingError, match="'nothing'.*one of tiny"):
         use("nothing", places)
 
 
 @pytest.mark.parametrize("change", ["its Python is gone", "the recipe asks for more"])
-def test_an_environment_that_will_not_do_any_more_is_made_anew(places: Places, change: str) -> None:
+def test_outdated_environment_is_reinstalled(places: Places, change: str) -> None:
     old = tiny_engine.make(Path(places.engines))
     assert install("tiny", places) == old
     if change == "its Python is gone":
@@ -212,7 +210,7 @@ def test_an_environment_that_will_not_do_any_more_is_made_anew(places: Places, c
     assert install("tiny", places) == done
 
 
-def test_a_mark_that_cannot_be_read_marks_nothing(places: Places) -> None:
+def test_unreadable_marker_means_incomplete(places: Places) -> None:
     own = tiny_engine.make(Path(places.engines))
     assert installed(places) == [own]
     for text in ("", "{", "[]", '{"schema": 2}', '{"schema": 1}'):
@@ -220,9 +218,7 @@ def test_a_mark_that_cannot_be_read_marks_nothing(places: Places) -> None:
         assert installed(places) == []
 
 
-def test_environments_that_are_seen_at_another_path_are_found_there(
-    places: Places, tmp_path: Path
-) -> None:
+def test_moved_environments_are_found(places: Places, tmp_path: Path) -> None:
     tiny_engine.make(Path(places.engines))
     Path(places.engines).rename(tmp_path / "volume")
     found = locate("tiny", tiny_engine.places(tmp_path / "volume"))

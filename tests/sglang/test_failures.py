@@ -129,9 +129,9 @@ def test_a_type_of_model_that_nobody_knows(start: Start, broken: Broken) -> None
     folder = broken(model_type="frobnicator")
     error = start(folder)
     assert error.cause.endswith(
-        "is of the type frobnicator, which this engine's Transformers does not know"
+        "has the type frobnicator, which this engine's Transformers does not know"
     )
-    assert "Take a model that SGLang serves" in error.advice
+    assert "Use a model that SGLang supports" in error.advice
 
 
 def test_a_gated_model(start: Start) -> None:
@@ -171,21 +171,21 @@ def test_a_file_of_weights_that_is_cut_off(start: Start, broken: Broken) -> None
     folder = broken()
     os.truncate(folder / _SHARD, (folder / _SHARD).stat().st_size // 2)
     error = start(folder)
-    assert error.cause.startswith(f"a file of {folder}'s weights is damaged or incomplete")
+    assert error.cause.startswith(f"a weight file of {folder} is damaged or incomplete")
     assert "copy it again" in error.advice
 
 
 @pytest.mark.full
 def test_weights_of_another_size_than_the_configuration_says(start: Start, broken: Broken) -> None:
     error = start(broken(hidden_size=96))
-    assert "do not fit its config.json" in error.cause
+    assert "do not match its config.json" in error.cause
 
 
 @pytest.mark.full
 def test_a_folder_without_weights(start: Start, broken: Broken) -> None:
     folder = broken()
     (folder / _SHARD).unlink()
-    assert start(folder).cause == f"{folder} holds no weights (*.safetensors)"
+    assert start(folder).cause == f"{folder} contains no weights (*.safetensors)"
 
 
 @pytest.mark.full
@@ -200,14 +200,14 @@ def test_a_model_without_a_tokenizer(start: Start, broken: Broken) -> None:
     for file in folder.glob("tokenizer*"):
         file.unlink()
     error = start(folder)
-    assert error.cause.endswith("has no usable tokenizer: a text became no tokens at all")
+    assert error.cause.endswith("has no usable tokenizer: a text gave no tokens")
     assert "tokenizer.json" in error.advice
 
 
 @pytest.mark.full
 def test_no_memory_left_for_the_kv_cache(start: Start, broken: Broken) -> None:
     error = start(broken(), "--mem-fraction-static 0.00001")
-    assert "the fraction of memory that SGLang may take is 1e-05" in error.cause
+    assert "the fraction 1e-05 of the memory" in error.cause
     assert "--context-tokens" in error.advice
 
 

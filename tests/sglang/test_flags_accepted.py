@@ -19,12 +19,11 @@ from typing import Any, Final
 import pytest
 
 from checkpoints_made import write
+from emberd.engines.model_shape import KNOWN, ModelShape
 from emberd.engines.sglang import cpu
-from emberd.engines.sglang.cards import GENERATIONS
-from emberd.engines.sglang.flags import CPU, Target, config_text, flags, words
-from emberd.engines.sglang.geometry import KNOWN, Geometry
+from emberd.engines.sglang.command import CPU, Target, config_text, flags, words
 from emberd.engines.sglang.memory import MemoryPlan, on_gpu, on_host, plan_memory
-from emberd.engines.sglang.options import known_options
+from emberd.engines.sglang.support import GENERATIONS, known_options
 from memory_cards import card, plans
 from real.engines import HERE
 
@@ -41,12 +40,12 @@ KEY: Final = "made-up: key 'with' \"quotes\" #1"
 class Case:
     name: str
     target: Target
-    geometry: Geometry
+    geometry: ModelShape
     capability: tuple[int, int] = (8, 6)
     sized: bool = False
 
 
-def config(geometry: Geometry) -> dict[str, Any]:
+def config(geometry: ModelShape) -> dict[str, Any]:
     return {
         "architectures": [geometry.architecture],
         "model_type": "qwen3",
@@ -65,7 +64,7 @@ def config(geometry: Geometry) -> dict[str, Any]:
 
 
 def target(folder: Path, name: str, **given: Any) -> Target:
-    fields: dict[str, Any] = {"port": PORT, "fingerprint": "stamp-1", "cuttable": True}
+    fields: dict[str, Any] = {"port": PORT, "start_id": "stamp-1", "cuttable": True}
     return Target(str(folder / name.rpartition("/")[2]), **fields | given)
 
 

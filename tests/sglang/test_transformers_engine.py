@@ -287,7 +287,7 @@ def test_no_cuda_where_it_was_asked_for(fail: Fail, small: Path) -> None:
 
 def test_an_option_that_it_does_not_know(fail: Fail, small: Path) -> None:
     told = fail(small, "--no-such-option", "7")
-    assert told.cause == "the server does not know the option --no-such-option 7"
+    assert told.cause == "the server does not know the option --no-such-option"
     assert "EMBERD_ENGINE_ARGS" in told.advice
 
 

@@ -22,8 +22,8 @@ import pytest
 
 from emberd import Embedder, probe
 from emberd.engines.base import Launch
-from emberd.engines.sglang import ENGINE, flags
-from emberd.engines.sglang.options import known_options
+from emberd.engines.sglang import ENGINE, command
+from emberd.engines.sglang.support import known_options
 from emberd.env import Places
 from emberd.installs import Installed, install, recipes
 from emberd.settings import ServerSpec
@@ -127,7 +127,7 @@ def test_it_knows_every_option_that_emberd_gives(
     known = known_options(installed.packages)
     assert known is not None
     spec = ServerSpec(model=os.fspath(model), device="cpu")
-    command = ENGINE.plan(spec, Launch(31_234, "key", "stamp", os.fspath(tmp_path))).command
-    on_gpu = flags.flags(flags.Target(os.fspath(model), 31_234, "stamp", tp_size=2, dp_size=2))
-    ours = {word for word in command if word.startswith("--")}
+    words = ENGINE.plan(spec, Launch(31_234, "key", "stamp", os.fspath(tmp_path))).command
+    on_gpu = command.flags(command.Target(os.fspath(model), 31_234, "stamp", tp_size=2, dp_size=2))
+    ours = {word for word in words if word.startswith("--")}
     assert ours | {flag.words[0] for flag in on_gpu} <= known

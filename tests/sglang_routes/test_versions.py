@@ -18,7 +18,7 @@ from emberd.client import tokens
 from emberd.client.verify import verify
 from emberd.doctor import servers
 from emberd.doctor.findings import Level
-from emberd.engines.sglang.engine import _OLDEST
+from emberd.engines.sglang.support import OLDEST_VERSION
 from emberd.errors import AuthenticationError, NoEngineError
 from emberd.installs import RECIPES
 from emberd.manager import State, discovery
@@ -52,7 +52,7 @@ def serve() -> Iterator[Serve]:
 
 
 def test_the_oldest_and_the_pinned_version_are_recorded() -> None:
-    assert VERSIONS[0] == ".".join(map(str, _OLDEST))
+    assert VERSIONS[0] == ".".join(map(str, OLDEST_VERSION))
     assert VERSIONS[-1] == RECIPES["sglang"].version
     assert set(WITHOUT_READY) < set(VERSIONS)
 

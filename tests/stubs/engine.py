@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import parse_qs
 
-from emberd.engines.base import Diagnosis, Launch, Plan
+from emberd.engines.base import Launch, Plan
 from emberd.settings import ServerSpec, StartOptions
+from emberd.system.log_rules import Diagnosis
 
 
 class StubEngine:
@@ -22,19 +23,19 @@ class StubEngine:
     # As SGLang: its server opens its port itself, and no other user is shown which one it will be.
     takes_descriptor = False
 
-    def refusal(self, spec: ServerSpec) -> str | None:
+    def why_unavailable(self, spec: ServerSpec) -> str | None:
         fits = spec.model.startswith("stub/") or Path(spec.model).name.startswith("stub-")
         return None if fits else "serves only stub/... and folders stub-..."
 
-    def unfit(self, spec: ServerSpec) -> str | None:
+    def why_unsupported(self, spec: ServerSpec) -> str | None:
         # As a model of the hub: its files are there, and can be checked, once a start loaded them.
         named = parse_qs(spec.model.partition("?")[2]).get("unfit_after", [""])[0]
         return "pools by mean. Use another." if named and Path(named).exists() else None
 
-    def missing(self, spec: ServerSpec) -> str | None:
+    def installable_environment(self, spec: ServerSpec) -> str | None:
         return None
 
-    def claims(self, spec: ServerSpec, options: StartOptions) -> Sequence[str]:
+    def exclusive_resources(self, spec: ServerSpec, options: StartOptions) -> Sequence[str]:
         claimed = parse_qs(spec.model.partition("?")[2]).get("claims", [""])[0]
         return claimed.split(",") if claimed else ()
 
@@ -78,7 +79,7 @@ class StubEngine:
         last = (log.strip().splitlines() or [""])[-1]
         return Diagnosis(f"The stub ended with {exit_code} ({last})", "Give it more memory.")
 
-    def is_doomed(self, log: str) -> bool:
+    def has_failed(self, log: str) -> bool:
         return "doomed" in log
 
     def recognises(self, command: Sequence[str]) -> bool:
@@ -87,7 +88,7 @@ class StubEngine:
 
 def _count(file: Path, launch: Launch) -> int:
     with file.open("a") as opened:
-        opened.write(f"{launch.fingerprint} {launch.api_key}\n")
+        opened.write(f"{launch.start_id} {launch.api_key}\n")
     return len(file.read_text().splitlines())
 
 

@@ -1,4 +1,4 @@
-"""SGLang as an engine: what it refuses and why, what it claims, and the plan of a start."""
+"""SGLang as an engine: availability with reasons, locked GPUs, and the plan of a start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import checkpoints_made
 import emberd.engines
 from emberd import installs
 from emberd.engines import Launch
-from emberd.engines.sglang import ENGINE, models
+from emberd.engines.sglang import ENGINE, support
 from emberd.errors import NoEngineError, StartError
 from emberd.installs import Interpreter
 from emberd.settings import ServerSpec, StartOptions
@@ -21,7 +21,7 @@ from fake_nvml import GIB, Card, Nvml
 
 GPU = ServerSpec()
 KEY = "a-made-up-key"
-LAUNCH = Launch(port=31_000, api_key=KEY, fingerprint="stamp", folder="/state/of/it")
+LAUNCH = Launch(port=31_000, api_key=KEY, start_id="stamp", folder="/state/of/it")
 
 
 @pytest.fixture
@@ -56,9 +56,9 @@ def words(plan: emberd.engines.Plan) -> dict[str, str]:
     return dict(zip(command, [*command[1:], ""], strict=True))
 
 
-def test_a_gpu_and_an_installed_engine_are_all_it_wants(cards: Nvml) -> None:
-    assert ENGINE.refusal(GPU) is None
-    assert ENGINE.missing(GPU) is None
+def test_gpu_and_installed_engine_are_sufficient(cards: Nvml) -> None:
+    assert ENGINE.why_unavailable(GPU) is None
+    assert ENGINE.installable_environment(GPU) is None
 
 
 def test_without_a_gpu_the_default_model_is_an_error_that_names_every_engine(
@@ -77,22 +77,24 @@ def test_what_is_not_installed_is_named_with_the_command_that_installs_it(
     cards: Nvml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _installed(monkeypatch, None)
-    assert "`emberd engine install sglang`" in (ENGINE.refusal(GPU) or "")
-    assert ENGINE.missing(GPU) == "sglang"
+    assert "`emberd engine install sglang`" in (ENGINE.why_unavailable(GPU) or "")
+    assert ENGINE.installable_environment(GPU) == "sglang"
 
 
 def test_an_installation_does_not_help_a_machine_without_a_gpu(
     no_cards: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _installed(monkeypatch, None)
-    assert ENGINE.missing(GPU) is None
+    assert ENGINE.installable_environment(GPU) is None
 
 
 def test_a_version_that_is_too_old_is_refused_by_its_number(
     cards: Nvml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _installed(monkeypatch, "0.5.9")
-    assert "SGLang 0.5.9 (/engines/python: a test says so) is older" in (ENGINE.refusal(GPU) or "")
+    assert "SGLang 0.5.9 (/engines/python: a test says so) is older" in (
+        ENGINE.why_unavailable(GPU) or ""
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,27 +102,27 @@ def test_a_version_that_is_too_old_is_refused_by_its_number(
     [
         (ServerSpec("emberd/demo"), "does not serve emberd/demo"),
         (ServerSpec("/no/such/folder"), "there is no folder /no/such/folder"),
-        (ServerSpec(device="tpu"), "device='tpu' was given"),
+        (ServerSpec(device="tpu"), "device='tpu'"),
     ],
 )
 def test_what_it_cannot_serve_is_refused_with_the_reason(
     cards: Nvml, spec: ServerSpec, reason: str
 ) -> None:
-    assert reason in (ENGINE.refusal(spec) or "")
+    assert reason in (ENGINE.why_unavailable(spec) or "")
 
 
 def test_a_folder_without_a_configuration_is_no_checkpoint(cards: Nvml, tmp_path: Path) -> None:
-    assert "holds no config.json" in (ENGINE.refusal(ServerSpec(str(tmp_path))) or "")
+    assert "contains no config.json" in (ENGINE.why_unavailable(ServerSpec(str(tmp_path))) or "")
 
 
-def test_it_claims_the_gpu_with_the_most_free_memory_and_none_on_a_cpu(cards: Nvml) -> None:
-    assert ENGINE.claims(GPU, StartOptions()) == ["GPU-large"]
-    assert ENGINE.claims(GPU, StartOptions(dp_size=2)) == ["GPU-large", "GPU-small"]
-    assert list(ENGINE.claims(ServerSpec(device="cpu"), StartOptions())) == []
+def test_freest_gpu_is_locked_and_none_for_a_cpu(cards: Nvml) -> None:
+    assert ENGINE.exclusive_resources(GPU, StartOptions()) == ["GPU-large"]
+    assert ENGINE.exclusive_resources(GPU, StartOptions(dp_size=2)) == ["GPU-large", "GPU-small"]
+    assert list(ENGINE.exclusive_resources(ServerSpec(device="cpu"), StartOptions())) == []
 
 
-def test_a_start_uses_the_gpu_that_it_claimed(cards: Nvml) -> None:
-    launch = Launch(1, KEY, "stamp", "/state", claimed=("GPU-small",))
+def test_start_uses_the_locked_gpu(cards: Nvml) -> None:
+    launch = Launch(1, KEY, "stamp", "/state", exclusive_resources=("GPU-small",))
     assert ENGINE.plan(GPU, launch).environment["CUDA_VISIBLE_DEVICES"] == "GPU-small"
 
 
@@ -143,7 +145,7 @@ def test_the_users_own_arguments_come_last_and_are_explained(cards: Nvml) -> Non
     options = StartOptions(arguments=("--schedule-policy", "fcfs"))
     plan = ENGINE.plan(GPU, Launch(1, KEY, "stamp", "/state", options))
     assert list(plan.command)[-2:] == ["--schedule-policy", "fcfs"]
-    assert "you asked for it" in [reason.why for reason in plan.reasons]
+    assert "your own arguments" in [reason.why for reason in plan.reasons]
 
 
 def test_every_word_of_the_command_has_a_reason(cards: Nvml) -> None:
@@ -154,7 +156,7 @@ def test_every_word_of_the_command_has_a_reason(cards: Nvml) -> None:
     assert [option for option in options if option not in explained] == []
 
 
-def test_what_belongs_to_the_application_does_not_reach_the_engine(
+def test_variables_of_the_application_do_not_reach_the_engine(
     cards: Nvml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("PYTHONPATH", "VIRTUAL_ENV", "OPENAI_API_KEY", "EMBERD_API_KEY"):
@@ -174,7 +176,7 @@ def test_a_card_that_is_too_small_is_an_error_with_the_sum(
     assert "Qwen3-Embedding-0.6B" not in caught.value.cause
 
 
-def test_on_a_cpu_the_stand_in_for_the_kernels_is_on_the_path(tmp_path: Path) -> None:
+def test_cpu_server_finds_the_stand_in_kernels(tmp_path: Path) -> None:
     folder = checkpoints_made.write(tmp_path / "m", tensors={"a": [64, 64]})
     plan = ENGINE.plan(ServerSpec(folder, device="cpu"), LAUNCH)
     assert plan.device == "cpu"
@@ -207,8 +209,8 @@ def test_pooling_that_is_not_verified_is_said(
     tmp_path: Path, architecture: str, said: list[str]
 ) -> None:
     folder = checkpoints_made.write(tmp_path / "m", {"architectures": [architecture]})
-    assert models.unfit(folder) is None
-    notes = models.notes(folder)
+    assert support.why_unsupported(folder) is None
+    notes = support.notes(folder)
     assert len(notes) == len(said)
     assert all(part in note for part, note in zip(said, notes, strict=True))
 
@@ -230,7 +232,7 @@ def test_a_model_with_the_pooling_that_sglang_computes_for_its_architecture_is_s
 ) -> None:
     checkpoints_made.write(tmp_path, config)
     checkpoints_made.write_modules(tmp_path, pooling={"pooling_mode": pooling})
-    assert models.unfit(str(tmp_path)) is None
+    assert support.why_unsupported(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize(
@@ -247,7 +249,7 @@ def test_a_refusal_names_the_pooling_that_sglang_computes(
 ) -> None:
     checkpoints_made.write(tmp_path, config)
     checkpoints_made.write_modules(tmp_path, pooling={"pooling_mode": declared})
-    reason = models.unfit(str(tmp_path)) or ""
+    reason = support.why_unsupported(str(tmp_path)) or ""
     assert f"pools by {declared}" in reason
     assert {"cls": "first token", "mean": "mean of the tokens"}[pooling] in reason
 
@@ -269,9 +271,9 @@ def test_a_declared_pooling_is_refused_where_the_pooling_of_sglang_is_not_known(
 ) -> None:
     [architecture] = config["architectures"]
     checkpoints_made.write(tmp_path, config)
-    assert models.unfit(str(tmp_path)) is None
+    assert support.why_unsupported(str(tmp_path)) is None
     checkpoints_made.write_modules(tmp_path, pooling={"pooling_mode": declared})
-    assert architecture in (models.unfit(str(tmp_path)) or "")
+    assert architecture in (support.why_unsupported(str(tmp_path)) or "")
 
 
 @pytest.mark.parametrize(
@@ -288,7 +290,7 @@ def test_a_decoder_that_declares_the_last_token_is_served(
 ) -> None:
     checkpoints_made.write(tmp_path, config)
     checkpoints_made.write_modules(tmp_path)
-    assert models.unfit(str(tmp_path)) is None
+    assert support.why_unsupported(str(tmp_path)) is None
 
 
 def test_a_mean_without_the_prompt_is_refused(tmp_path: Path) -> None:
@@ -296,7 +298,7 @@ def test_a_mean_without_the_prompt_is_refused(tmp_path: Path) -> None:
     checkpoints_made.write(tmp_path, config)
     declared = {"pooling_mode": "mean", "include_prompt": False}
     checkpoints_made.write_modules(tmp_path, pooling=declared)
-    assert "include_prompt=false" in (models.unfit(str(tmp_path)) or "")
+    assert "include_prompt=false" in (support.why_unsupported(str(tmp_path)) or "")
 
 
 def test_a_snapshot_is_not_refused_for_a_pooling_file_that_it_lacks(
@@ -306,16 +308,16 @@ def test_a_snapshot_is_not_refused_for_a_pooling_file_that_it_lacks(
     snapshot = tmp_path / "models--owner--model" / "snapshots" / "main"
     checkpoints_made.write(snapshot, {"architectures": ["BertModel"]})
     checkpoints_made.write_modules(snapshot, pooling=None)
-    assert models.unfit("owner/model") is None
+    assert support.why_unsupported("owner/model") is None
     checkpoints_made.write_modules(snapshot, pooling={"pooling_mode": "cls"})
-    assert models.unfit("owner/model") is None
+    assert support.why_unsupported("owner/model") is None
     (snapshot / "config.json").unlink()  # how SGLang pools it is not known then
-    assert models.unfit("owner/model") is None
+    assert support.why_unsupported("owner/model") is None
 
 
 def test_models_of_the_catalog_need_no_note() -> None:
-    assert models.notes("Qwen/Qwen3-Embedding-8B") == []
-    assert "not verified" in models.notes("somebody/embedder")[0]
+    assert support.notes("Qwen/Qwen3-Embedding-8B") == []
+    assert "not verified" in support.notes("somebody/embedder")[0]
 
 
 def test_a_note_says_when_the_declared_pooling_of_a_hub_model_is_not_checked(
@@ -324,9 +326,9 @@ def test_a_note_says_when_the_declared_pooling_of_a_hub_model_is_not_checked(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     snapshot = tmp_path / "models--owner--model" / "snapshots" / "main"
     checkpoints_made.write(snapshot)  # what SGLang downloads
-    assert any("hf download owner/model" in note for note in models.notes("owner/model"))
+    assert any("hf download owner/model" in note for note in support.notes("owner/model"))
     checkpoints_made.write_modules(snapshot)
-    assert not any("hf download" in note for note in models.notes("owner/model"))
+    assert not any("hf download" in note for note in support.notes("owner/model"))
 
 
 def test_a_download_may_be_silent_for_longer_than_a_start_from_a_folder(
@@ -351,9 +353,7 @@ def test_a_download_may_be_silent_for_longer_than_a_start_from_a_folder(
     ],
     ids=" ".join,
 )
-def test_an_argument_that_would_break_a_promise_is_refused_before_anything_starts(
-    cards: Nvml, words: tuple[str, ...]
-) -> None:
+def test_reserved_argument_is_refused_before_the_start(cards: Nvml, words: tuple[str, ...]) -> None:
     options = StartOptions(arguments=words)
     with pytest.raises(StartError, match="cannot be given to SGLang through emberd") as caught:
         ENGINE.plan(GPU, Launch(1, KEY, "stamp", "/state", options))
@@ -378,7 +378,7 @@ def test_the_programs_of_the_engines_environment_come_first_on_the_path(cards: N
     assert ENGINE.plan(GPU, LAUNCH).environment["PATH"].startswith("/engines:")
 
 
-def test_a_drivers_library_that_is_nowhere_else_is_kept(
+def test_driver_library_in_ld_library_path_is_kept(
     cards: Nvml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "libcuda.so.1").touch()

@@ -1,4 +1,4 @@
-"""The page on GPUs shows what the code says."""
+"""The page on GPUs agrees with the code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from emberd.engines.sglang.geometry import KNOWN
+from emberd.engines.model_shape import KNOWN
 from emberd.engines.sglang.memory import GIB, plan_memory
 from memory_cards import card, flags_table, generations_table, table
 from source_tree import ROOT

@@ -1,4 +1,4 @@
-"""What a starting SGLang server is said to be doing."""
+"""Progress of a starting SGLang server, from its log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 import sglang_logs
-from emberd.engines.sglang.progress import progress
+from emberd.engines.sglang.log_reader import progress
 
 KEPT_CHARS = 256 * 1024
 
@@ -20,7 +20,7 @@ def steps(log: str) -> list[str]:
     return shown[:1] + [step for before, step in pairwise(shown) if step != before]
 
 
-def test_a_real_start_is_told_from_its_first_moment_to_its_last() -> None:
+def test_progress_of_a_real_start() -> None:
     assert steps(sglang_logs.read("ready").text) == [
         "importing SGLang",
         "starting the scheduler",
@@ -36,11 +36,11 @@ def test_a_real_start_is_told_from_its_first_moment_to_its_last() -> None:
     ]
 
 
-def test_a_hub_that_does_not_answer_is_told_with_the_retries() -> None:
+def test_progress_shows_retries_of_the_hub() -> None:
     assert "waiting for the hub (retry 5 of 5)" in steps(sglang_logs.read("hub-unreachable").text)
 
 
-def test_a_download_is_told_although_sglang_shows_no_bar() -> None:
+def test_progress_shows_a_download_without_a_bar() -> None:
     assert steps(sglang_logs.read("disk-full").text)[-1] == "downloading the weights"
 
 
@@ -77,7 +77,7 @@ def test_a_download_is_told_although_sglang_shows_no_bar() -> None:
         ("[2026-11-22] Init torch distributed begin.", "preparing the device"),
     ],
 )
-def test_a_line_that_only_a_gpu_or_another_loader_writes_is_told(line: str, told: str) -> None:
+def test_progress_knows_lines_of_gpus_and_other_loaders(line: str, told: str) -> None:
     assert progress(f"Load weight begin.\n{line}\n") == told
 
 
@@ -88,7 +88,7 @@ def test_the_last_state_of_a_bar_counts() -> None:
     )
 
 
-def test_lines_that_say_nothing_of_the_start_change_nothing() -> None:
+def test_unrelated_lines_do_not_change_progress() -> None:
     log = "Load weight begin.\nIgnore import error when loading x\nUserWarning: no triton\n"
     assert progress(log) == "loading the weights"
 

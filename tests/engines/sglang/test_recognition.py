@@ -1,10 +1,10 @@
-"""SGLang servers are known by their command lines, and nothing else is taken for one."""
+"""Running SGLang servers are recognised by their command lines."""
 
 from __future__ import annotations
 
 import pytest
 
-from emberd.engines.sglang import recognition
+from emberd.engines.sglang import ENGINE
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from emberd.engines.sglang import recognition
     ids=" ".join,
 )
 def test_a_server_is_recognised(command: list[str]) -> None:
-    assert recognition.recognises(command)
+    assert ENGINE.recognises(command)
 
 
 @pytest.mark.parametrize(
@@ -50,4 +50,4 @@ def test_a_server_is_recognised(command: list[str]) -> None:
     ids=" ".join,
 )
 def test_what_is_not_a_server_is_not_recognised(command: list[str]) -> None:
-    assert not recognition.recognises(command)
+    assert not ENGINE.recognises(command)

@@ -10,7 +10,7 @@ from typing import Final
 from emberd import engines
 from emberd.cli import output
 from emberd.engines import Plan
-from emberd.engines.rehearsal import ANY_PORT, FOLDER, KEY, rehearse
+from emberd.engines.base import DRY_RUN_FOLDER, DRY_RUN_KEY, DRY_RUN_PORT, dry_run
 from emberd.env import Places
 from emberd.settings import ServerSpec, StartOptions
 
@@ -31,7 +31,7 @@ def show(spec: ServerSpec, options: StartOptions, *, as_json: bool) -> None:
     from emberd.system.redaction import redactor, secrets, words
 
     engine = engines.choose(spec)
-    plan = rehearse(engine, spec, options, Places.resolve().home)
+    plan = dry_run(engine, spec, options, Places.resolve().home)
     redact = redactor(more=secrets(options.arguments))
     command = words(plan.command, redact)
     if as_json:
@@ -68,7 +68,7 @@ def _lines(
         shlex.join(command),
         "",
         *_reasons(plan, redact),
-        *([f"The port stands for any that is free: {ANY_PORT}."] if any_port else []),
+        *([f"The port stands for any that is free: {DRY_RUN_PORT}."] if any_port else []),
         *(_written(name) for name in sorted(plan.files)),
         *(f"Note: {redact(note)}" for note in plan.notes),
     ]
@@ -81,7 +81,7 @@ def _prefix(plan: Plan) -> list[str]:
 
 
 def _written(name: str) -> str:
-    place = os.path.join(FOLDER, name)
+    place = os.path.join(DRY_RUN_FOLDER, name)
     return f"The file {place} is written at the start. Only you can read it; it may hold the key."
 
 
@@ -99,7 +99,7 @@ def _added(plan: Plan, redact: Redact) -> dict[str, str]:
     return {
         name: redact(value)
         for name, value in plan.environment.items()
-        if os.environ.get(name) != value and KEY not in value
+        if os.environ.get(name) != value and DRY_RUN_KEY not in value
     }
 
 

@@ -17,11 +17,11 @@ from emberd.installs import (
     Installed,
     Recipe,
     Site,
-    holder,
     in_words,
     install,
     installed,
     locate,
+    lock_holder,
     recipes,
     remove,
     sites,
@@ -118,7 +118,7 @@ def _own(recipe: Recipe, own: Installed) -> dict[str, Any]:
 
 
 def _half_made(place: Site, places: Places) -> dict[str, Any]:
-    by = holder(places, place.name)
+    by = lock_holder(places, place.name)
     state, detail = ("installing", f"by {by}") if by else ("unfinished", "install it again")
     return _row(place.name, place.version, state, detail, folder=str(place.folder))
 

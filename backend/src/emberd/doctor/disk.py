@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from emberd import checkpoints
+from emberd import checkpoints, engines
 from emberd.catalog import DEMO_MODEL
-from emberd.doctor import hub, start
+from emberd.doctor import hub
 from emberd.doctor.bounded import Outcome, gather
 from emberd.doctor.filesystems import Ground, ground
 from emberd.doctor.findings import Finding, note, ok, problem
@@ -83,7 +83,7 @@ def _engines(wanted: Wanted) -> Place:
 
 def _to_install(wanted: Wanted) -> str | None:
     try:
-        return None if wanted.is_given else start.prospects(wanted).to_install
+        return None if wanted.is_given else engines.explain(wanted.spec).installable
     except EmberdError:
         return None  # which is told where engines are
 

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from emberd.doctor.findings import Finding, note, ok, problem
 from emberd.doctor.wanted import Wanted
-from emberd.engines import gpus
+from emberd.engines import gpus, model_shape
 from emberd.engines.gpus import Gpu, Survey
-from emberd.engines.sglang import ENGINE, cards, geometry, memory
+from emberd.engines.sglang import ENGINE, memory, support
 from emberd.errors import StartError
 
 _BINDING: Final = "pynvml"
@@ -37,12 +37,12 @@ def look(_wanted: Wanted) -> Iterator[Finding]:
 def room(wanted: Wanted) -> Iterator[Finding]:
     """Yield whether the model fits: to be known before an engine of ten gigabytes is installed."""
     spec, options = wanted.spec, wanted.options
-    shape = geometry.geometry_of(spec.model)
+    shape = model_shape.shape_of(spec.model)
     seen = gpus.survey()
     is_asked = spec.engine in (None, ENGINE.name) and spec.device in (None, _CUDA)
-    if shape is None or not is_asked or cards.unsuitable(seen, options.gpus):
+    if shape is None or not is_asked or support.why_unsuitable(seen, options.gpus):
         return
-    gpu = cards.choose(seen.gpus, options.gpus)[-1]
+    gpu = support.freest(seen.gpus, options.gpus)[-1]
     try:
         plan = memory.plan_memory(gpu, shape, spec.context_tokens, tp_size=options.tp_size)
     except StartError as error:
@@ -60,23 +60,25 @@ def _driver(seen: Survey) -> Finding:
     if seen.cuda is None:
         return ok("driver", fact)
     fact += f", runs CUDA up to {_dotted(seen.cuda)}"
-    if seen.cuda < cards.NEEDS_CUDA:
-        return note("driver", f"{fact}, and SGLang needs {_dotted(cards.NEEDS_CUDA)}", _newer(seen))
+    if seen.cuda < support.NEEDS_CUDA:
+        return note(
+            "driver", f"{fact}, and SGLang needs {_dotted(support.NEEDS_CUDA)}", _newer(seen)
+        )
     return ok("driver", fact)
 
 
 def _newer(seen: Survey) -> str:
     # The engine's own sentence names the driver that is needed.
-    return (cards.unsuitable(seen) or "").partition(": ")[2]
+    return (support.why_unsuitable(seen) or "").partition(": ")[2]
 
 
 def _card(gpu: Gpu) -> Finding:
     name = f"gpu {gpu.index}"
-    known = cards.generation(gpu.capability)
+    known = support.generation(gpu.capability)
     kind = f"{_dotted(gpu.capability)}, {known.name}" if known else _dotted(gpu.capability)
     fact = f"{gpu.name} ({kind}), {_gib(gpu.free_bytes)} of {_gib(gpu.total_bytes)} GiB free"
     if known is None:
-        least = _dotted(cards.MIN_CAPABILITY)
+        least = _dotted(support.MIN_CAPABILITY)
         return note(name, f"{fact}: too old for SGLang, which needs capability {least}")
     return ok(name, fact)
 

@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from emberd.doctor.findings import Finding, note, ok, split
 from emberd.doctor.wanted import Wanted
 from emberd.errors import EmberdError
-from emberd.installs import RECIPES, Installed, Recipe, holder, in_words, installed, locate, sites
+from emberd.installs import (
+    RECIPES,
+    Installed,
+    Recipe,
+    in_words,
+    installed,
+    locate,
+    lock_holder,
+    sites,
+)
 
 
 def look(wanted: Wanted) -> Iterator[Finding]:
@@ -44,7 +53,7 @@ def _own(recipe: Recipe, own: Installed) -> Finding:
 
 
 def _half_made(recipe: Recipe, folder: str, wanted: Wanted) -> Finding:
-    by = holder(wanted.places, recipe.name)
+    by = lock_holder(wanted.places, recipe.name)
     if by is not None:
         return note(recipe.name, f"{by} is installing it into {folder}", "Wait for it.")
     return note(

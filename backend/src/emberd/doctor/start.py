@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from emberd import engines
 from emberd.doctor.findings import Finding, note, ok, problem, split
 from emberd.doctor.wanted import Wanted
 from emberd.engines import Engine, Plan
-from emberd.engines.rehearsal import rehearse
+from emberd.engines.base import dry_run
 from emberd.errors import EmberdError, StartError
 
 ELSEWHERE: Final = (
@@ -23,25 +22,10 @@ ELSEWHERE: Final = (
 _QUANTITY: Final = re.compile(r"[A-Za-z][A-Za-z ]* \d+(\.\d+)? (GiB|MiB)")
 
 
-@dataclass(frozen=True, slots=True)
-class Prospects:
-    """What could serve.
-
-    Attributes:
-        engine: The engine that would; None where none can.
-        to_install: The environment whose installation would change that; None for none.
-        refusals: Name of an engine -> why it cannot.
-    """
-
-    engine: Engine | None
-    to_install: str | None
-    refusals: dict[str, str]
-
-
 def look(wanted: Wanted) -> Iterator[Finding]:
     """Yield which engine would serve, and what of it is missing."""
     try:
-        found = prospects(wanted)
+        found = engines.explain(wanted.spec)
     except EmberdError as error:
         fact, advice = split(str(error))
         yield problem("engine", fact, advice or "Correct it, or unset it.")
@@ -54,34 +38,16 @@ def look(wanted: Wanted) -> Iterator[Finding]:
         yield note(name, reason.rstrip("."))
 
 
-def prospects(wanted: Wanted) -> Prospects:
-    """Return which engine could serve what is wanted.
-
-    Raises:
-        EmberdError: An engine is not known, or a variable names an interpreter that is none.
-    """
-    refusals: dict[str, str] = {}
-    to_install = None
-    for name in [wanted.spec.engine] if wanted.spec.engine else engines.NAMES:
-        engine = engines.load(name)
-        reason = engine.refusal(wanted.spec)
-        if reason is None:
-            return Prospects(engine, None, refusals)
-        refusals[engine.name] = reason
-        to_install = to_install or engine.missing(wanted.spec)
-    return Prospects(None, to_install, refusals)
-
-
 def up(wanted: Wanted) -> str:
     """Return the command that starts a server for what is wanted."""
     options = (f"--{name} {shlex.quote(text)}" for name, text in wanted.given.items())
     return " ".join(("emberd up", *options))
 
 
-def _none(wanted: Wanted, found: Prospects) -> Finding:
-    if found.to_install is None:
+def _none(wanted: Wanted, found: engines.Choice) -> Finding:
+    if found.installable is None:
         return problem("engine", "none can serve the model on this machine", ELSEWHERE)
-    name = found.to_install
+    name = found.installable
     if wanted.places.auto_install:
         return ok(
             "engine",
@@ -98,7 +64,7 @@ def _none(wanted: Wanted, found: Prospects) -> Finding:
 
 def _planned(wanted: Wanted, engine: Engine) -> Iterator[Finding]:
     try:
-        plan = rehearse(engine, wanted.spec, wanted.options, wanted.places.home)
+        plan = dry_run(engine, wanted.spec, wanted.options, wanted.places.home)
     except StartError as error:
         yield problem(engine.name, error.cause.rstrip("."), error.advice)
         return

@@ -19,7 +19,7 @@ _OTHERS: Final = "OPENAI_"
 _PLACES: Final = ("HOME", "ENGINES", "DISCOVER", "AUTO_INSTALL", "DEBUG")
 _CACHE: Final = ("CACHE_USER", "CACHE_PASSWORD")
 _START: Final = ("PORT", "TP_SIZE", "DP_SIZE", "ENGINE_ARGS")
-_WITHIN: Final = ("MARK", "INSTALL", "SERVER_KEY")  # of emberd's own processes to each other
+_WITHIN: Final = ("MARK", "SERVER_KEY")  # of emberd's own processes to each other
 _SHOWN: Final = ("HOME", "ENGINES", "MODEL", "ENGINE", "DEVICE")
 _URLS: Final = ("DISCOVER", "BASE_URL")
 

@@ -1,20 +1,38 @@
-"""The kinds of server that emberd can start: which can serve a model here, and which cannot."""
+"""The kinds of server that emberd can start, and the choice of one."""
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Final, cast
 
 from emberd.catalog import MODELS
-from emberd.engines.base import Diagnosis, Engine, Launch, Plan
+from emberd.engines.base import Engine, Launch, Plan
 from emberd.errors import NoEngineError, SettingError
 from emberd.settings import ServerSpec
+from emberd.system.log_rules import Diagnosis
 
-__all__ = ["NAMES", "Diagnosis", "Engine", "Launch", "Plan", "choose", "load", "to_install"]
+__all__ = ["NAMES", "Choice", "Diagnosis", "Engine", "Launch", "Plan", "choose", "explain", "load"]
 
 NAMES: Final = ("sglang", "transformers", "demo")
-"""Names of the engines that come with emberd, in the order in which they are asked."""
+"""Names of the engines that come with emberd, in order of preference."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which engine can serve a model on this machine.
+
+    Attributes:
+        engine: The preferred one; None if none can.
+        installable: The environment whose installation would let an engine serve; None if an
+            engine can already, or an installation would not help.
+        refusals: Name of a more preferred engine -> why it cannot.
+    """
+
+    engine: Engine | None
+    installable: str | None
+    refusals: dict[str, str]
 
 
 def load(name: str) -> Engine:
@@ -28,8 +46,8 @@ def load(name: str) -> Engine:
     """
     if name not in NAMES and "." not in name:
         raise SettingError(
-            f"engine={name!r} is not known. Known are {', '.join(NAMES)}, "
-            f"and the dotted name of a module that has an ENGINE."
+            f"engine={name!r} is not known. Use one of {', '.join(NAMES)}, or the dotted name of a "
+            f"module that has an ENGINE."
         )
     path = f"emberd.engines.{name}" if name in NAMES else name
     try:
@@ -42,38 +60,36 @@ def load(name: str) -> Engine:
         ) from error
 
 
-def choose(spec: ServerSpec) -> Engine:
-    """Return the first engine that can serve ``spec`` on this machine.
+def explain(spec: ServerSpec) -> Choice:
+    """Return which engine can serve ``spec`` on this machine, and why the others cannot.
 
     Raises:
-        NoEngineError: None can; the text says why for each, and what to do.
+        SettingError: The engine is unknown, or a variable names an unusable interpreter.
     """
-    reasons = []
+    refusals: dict[str, str] = {}
+    installable = None
     for name in [spec.engine] if spec.engine else NAMES:
         engine = load(name)
-        reason = engine.refusal(spec)
+        reason = engine.why_unavailable(spec)
         if reason is None:
-            return engine
-        reasons.append(f"  {engine.name}: {reason}")
-    raise NoEngineError(
-        f"No engine can serve {spec.model} on this machine{_meant(spec.model)}:\n"
-        + "\n".join(reasons)
-    )
+            return Choice(engine, None, refusals)
+        refusals[engine.name] = reason
+        installable = installable or engine.installable_environment(spec)
+    return Choice(None, installable, refusals)
 
 
-def to_install(spec: ServerSpec) -> str | None:
-    """Return the environment whose installation would let an engine serve ``spec``.
+def choose(spec: ServerSpec) -> Engine:
+    """Return the preferred engine that can serve ``spec`` on this machine.
 
-    Returns:
-        None where one can serve already, or none could.
+    Raises:
+        NoEngineError: None can; the message says why for each, and what to do.
+        SettingError: As for ``explain``.
     """
-    chosen = [load(name) for name in ([spec.engine] if spec.engine else NAMES)]
-    if any(engine.refusal(spec) is None for engine in chosen):
-        return None
-    return next(filter(None, (engine.missing(spec) for engine in chosen)), None)
-
-
-def _meant(name: str) -> str:
+    choice = explain(spec)
+    if choice.engine is not None:
+        return choice.engine
     known = [model.name for model in MODELS]
-    close = get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]}?)" if close and name not in known else ""
+    close = [] if spec.model in known else get_close_matches(spec.model, known, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    reasons = "\n".join(f"  {name}: {reason}" for name, reason in choice.refusals.items())
+    raise NoEngineError(f"No engine can serve {spec.model} on this machine{hint}:\n{reasons}")

@@ -1,48 +1,59 @@
-"""What an engine is: one kind of server, how it is launched, watched and diagnosed."""
+"""The engine interface: one kind of server, how it is started, watched and diagnosed."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
+from emberd.errors import StartError
 from emberd.settings import ServerSpec, StartOptions
+from emberd.system.log_rules import Diagnosis
 
-START_SILENCE_S = 300.0
-DRAIN_S = 30.0
+if TYPE_CHECKING:
+    from emberd.installs import Interpreter
+
+START_SILENCE_S: Final = 300.0
+DRAIN_S: Final = 30.0
+
+DRY_RUN_PORT: Final = 30_000
+DRY_RUN_KEY: Final = "a-random-key-of-this-start"
+DRY_RUN_FOLDER: Final = "FOLDER-OF-THE-SERVER"
+_DRY_RUN_START_ID: Final = "a-random-id-of-this-start"
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What the supervisor has settled before it asks an engine for its command.
+    """What the supervisor decides before it asks an engine for a plan.
 
     Attributes:
-        port: The loopback port that the server is to listen on.
-        api_key: The key that the server must ask for; None when it is to ask for none.
-        fingerprint: Name of this start, which the server shows as its weight version. Every
+        port: The loopback port for the server.
+        api_key: The key that the server must require; None if it must require none.
+        start_id: Random name of this start, which the server reports as its weight version. Every
             user of the machine can read it, so it proves nothing.
-        folder: The server's state folder, for files that must not be seen by others.
+        folder: The server's state folder, for files that other users must not see.
         options: How the user wants it started.
-        claimed: What ``Engine.claims`` named and is held for this start.
+        exclusive_resources: What ``Engine.exclusive_resources`` named and is locked for this start.
         descriptor: Descriptor of a socket that listens on ``port``, which the server inherits;
             None for an engine that opens its own, and for a dry run.
     """
 
     port: int
     api_key: str | None = field(repr=False)
-    fingerprint: str
+    start_id: str
     folder: str
     options: StartOptions = field(default_factory=StartOptions)
-    claimed: Sequence[str] = ()
+    exclusive_resources: Sequence[str] = ()
     descriptor: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a piece of a plan is there, for people.
+    """Why an item is part of a plan, for display.
 
     Attributes:
-        what: Words of the command, a variable of the environment, or a quantity.
+        what: Words of the command, an environment variable, or a quantity.
         why: The reason, in one sentence without a full stop.
     """
 
@@ -55,15 +66,15 @@ class Plan:
     """How to start a server.
 
     Attributes:
-        command: Program and arguments; no secret stands in it.
-        environment: The whole environment of the process; secrets may stand in it.
-        device: Where the model will run, ``"cpu"`` or ``"cuda"``.
-        silence_s: The start has failed when nothing moves for so long, in seconds.
-        drain_s: After SIGTERM, requests may finish for so long, in seconds.
-        files: Name in the state folder -> content, written for this user alone before the
-            server starts; secrets may stand in it.
+        command: Program and arguments, without secrets.
+        environment: The whole environment of the process; may hold secrets.
+        device: Where the model will run, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        silence_s: The start has failed if it makes no progress for this many seconds.
+        drain_s: After SIGTERM, requests in flight get this many seconds to finish.
+        files: Name in the state folder -> content, written with mode 0600 before the server
+            starts; may hold secrets.
         reasons: Why each word of the command, and each figure in it, is there.
-        notes: What whoever uses the server should know of it; said once.
+        notes: What users of the server should know; shown once.
     """
 
     command: Sequence[str]
@@ -74,24 +85,6 @@ class Plan:
     files: Mapping[str, str] = field(default_factory=dict, repr=False)
     reasons: Sequence[Reason] = ()
     notes: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """Why a server died.
-
-    Attributes:
-        cause: What happened, in one sentence.
-        advice: What to do about it.
-        port_taken: The port was lost to somebody else, so another port is worth a try.
-        killed: Somebody from outside ended it (SIGKILL or SIGTERM, and no reason in the log), so
-            another start is worth a try; a few in a row are not.
-    """
-
-    cause: str
-    advice: str = ""
-    port_taken: bool = False
-    killed: bool = False
 
 
 class Engine(Protocol):
@@ -105,46 +98,141 @@ class Engine(Protocol):
     def takes_descriptor(self) -> bool:
         """Whether its server can serve on a listening socket that it inherits."""
 
-    def refusal(self, spec: ServerSpec) -> str | None:
+    def why_unavailable(self, spec: ServerSpec) -> str | None:
         """Return why it cannot serve ``spec`` on this machine and what to do; None if it can."""
 
-    def unfit(self, spec: ServerSpec) -> str | None:
+    def why_unsupported(self, spec: ServerSpec) -> str | None:
         """Return why its servers do not give ``spec``'s vectors on any machine; None if they do.
 
-        Of a model on the hub only files in the hub's cache are read, so the answer may differ
+        For a model on the hub only files in the hub's cache are read, so the answer may differ
         after a download.
         """
 
-    def missing(self, spec: ServerSpec) -> str | None:
-        """Return the name of the environment whose installation would end the refusal, or None."""
+    def installable_environment(self, spec: ServerSpec) -> str | None:
+        """Return the environment whose installation would make it available, or None."""
 
-    def claims(self, spec: ServerSpec, options: StartOptions) -> Sequence[str]:
-        """Return names of what only one starting server may take at a time, such as GPU UUIDs.
+    def exclusive_resources(self, spec: ServerSpec, options: StartOptions) -> Sequence[str]:
+        """Return names of resources that one start at a time may measure and take, e.g. GPU UUIDs.
 
-        They are held from before ``plan``, which measures what is free, until the server is ready.
+        They are locked from before ``plan``, which measures what is free, until the server is
+        ready.
         """
 
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
         """Return how to start a server for ``spec``. Writes nothing and starts nothing.
 
         Raises:
-            StartError: What ``refusal`` could not see: memory is short, a file is damaged.
+            StartError: A reason that ``why_unavailable`` cannot see, such as too little memory.
         """
 
     def progress(self, log: str) -> str:
         """Return what the starting server is doing, in a few words, from its log so far."""
 
     def diagnose(self, exit_code: int | None, log: str) -> Diagnosis:
-        """Return why the server died.
+        """Return why the server failed.
 
         Args:
-            exit_code: As ``subprocess`` gives it, negative for a signal; None when the server
-                was ended by its supervisor because nothing moved.
+            exit_code: As ``subprocess`` gives it, negative for a signal; None if the supervisor
+                ended the server because it made no progress.
             log: What it wrote since its start.
         """
 
-    def is_doomed(self, log: str) -> bool:
-        """Return whether a starting server has failed although its process still lives."""
+    def has_failed(self, log: str) -> bool:
+        """Return whether a starting server has failed although its process still runs."""
 
     def recognises(self, command: Sequence[str]) -> bool:
         """Return whether a process with this command line is a server of this kind."""
+
+
+class EnvironmentEngine:
+    """Base class of engines that run in a Python environment of their own.
+
+    Attributes:
+        name: The engine, and the recipe of its environment.
+        product: What its distribution is called in messages.
+        oldest_version: The oldest version of the distribution that is used.
+    """
+
+    name: str
+    product: str
+    oldest_version: tuple[int, ...]
+
+    def why_unavailable(self, spec: ServerSpec) -> str | None:
+        """Return why it cannot serve ``spec`` on this machine and what to do; None if it can."""
+        return self._why_not_here(spec) or self._why_not_installed()
+
+    def installable_environment(self, spec: ServerSpec) -> str | None:
+        """Return the engine's name if only its environment is missing; else None."""
+        is_missing = self._why_not_here(spec) is None and self._why_not_installed() is not None
+        return self.name if is_missing else None
+
+    def _why_not_here(self, spec: ServerSpec) -> str | None:
+        """Return why it cannot serve ``spec`` here even if it is installed; None if it can."""
+        raise NotImplementedError
+
+    def _interpreter(self) -> Interpreter:
+        """Return the interpreter that runs the server.
+
+        Raises:
+            StartError: It was removed after ``why_unavailable`` had found it.
+        """
+        from emberd import installs
+
+        found = installs.locate(self.name)
+        if found is None:
+            raise StartError(
+                f"{self.product} is no longer installed", advice=f"Run: {self._install}"
+            )
+        return found
+
+    def _is_pinned(self, version: str) -> bool:
+        """Return whether ``version`` is the one that emberd installs and is tested with."""
+        from emberd import installs
+
+        return version == installs.RECIPES[self.name].version
+
+    def _why_not_installed(self) -> str | None:
+        from emberd import installs
+
+        found = installs.locate(self.name)
+        if found is None:
+            size = installs.in_words(installs.RECIPES[self.name].bytes)
+            return (
+                f"{self.product} is not installed: `{self._install}` installs it in an environment "
+                f"of its own ({size}); with EMBERD_AUTO_INSTALL=1 emberd does so when it is needed"
+            )
+        parts = found.version.split(".")[: len(self.oldest_version)]
+        if tuple(int(part) for part in parts if part.isdigit()) < self.oldest_version:
+            return (
+                f"{self.product} {found.version} ({found.python}: {found.why}) is older than "
+                f"{'.'.join(map(str, self.oldest_version))}; `{self._install}` installs a tested "
+                f"version"
+            )
+        return None
+
+    @property
+    def _install(self) -> str:
+        return f"emberd engine install {self.name}"
+
+
+def dry_run(engine: Engine, spec: ServerSpec, options: StartOptions, home: str) -> Plan:
+    """Return how ``engine`` would start a server for ``spec``; writes and locks nothing.
+
+    Args:
+        engine: An engine that can serve it.
+        spec: What to serve.
+        options: How to start it.
+        home: The folder of all state, which would contain the server's.
+
+    Raises:
+        StartError: The machine lacks what the plan needs.
+    """
+    launch = Launch(
+        port=options.port or DRY_RUN_PORT,
+        api_key=None if options.no_auth else DRY_RUN_KEY,
+        start_id=_DRY_RUN_START_ID,
+        folder=os.path.join(home, DRY_RUN_FOLDER),
+        options=options,
+        exclusive_resources=tuple(engine.exclusive_resources(spec, options)),
+    )
+    return engine.plan(spec, launch)

@@ -1,4 +1,4 @@
-"""The NVIDIA GPUs of this machine that a process started from here would see, by NVML."""
+"""The NVIDIA GPUs that a process started from here would see, read from NVML."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
-"""The variable by which CUDA is told which GPUs a process may see."""
+"""The variable that limits which GPUs CUDA shows to a process."""
 
 _ORDER: Final = "CUDA_DEVICE_ORDER"
 _BY_BUS: Final = "PCI_BUS_ID"
@@ -31,22 +31,21 @@ _LIBRARY_NOT_FOUND: Final = 12
 _RM_MISMATCH: Final = 18
 
 _NO_BINDING: Final = (
-    "nvidia-ml-py is not installed, so GPUs cannot be looked at; pip install nvidia-ml-py"
+    "nvidia-ml-py is not installed, so GPUs cannot be detected; pip install nvidia-ml-py"
 )
 _NO_DRIVER: Final = (
     "no NVIDIA driver: its management library (libnvidia-ml.so.1) is not on this machine"
 )
 _HIDDEN_DRIVER: Final = (
-    "an NVIDIA driver is loaded, but its management library (libnvidia-ml.so.1) is not to be "
-    "found; in a container, start it with --gpus all and "
-    "NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+    "an NVIDIA driver is loaded, but its management library (libnvidia-ml.so.1) was not "
+    "found; start a container with --gpus all and NVIDIA_DRIVER_CAPABILITIES=compute,utility"
 )
 _CAUSES: Final = {
-    _NO_PERMISSION: "the GPUs may not be opened by this user; look at the owner of /dev/nvidia*",
+    _NO_PERMISSION: "this user has no access to the GPUs; check the owner of /dev/nvidia*",
     _DRIVER_NOT_LOADED: "the NVIDIA driver is installed but not loaded; modprobe nvidia, or reboot",
     _RM_MISMATCH: (
-        "the NVIDIA driver in the kernel and its libraries are of different versions, as after "
-        "an update; reboot"
+        "the NVIDIA driver in the kernel and its libraries have different versions, as after an "
+        "update; reboot"
     ),
 }
 
@@ -56,11 +55,11 @@ class Gpu:
     """One GPU, or one MIG instance of one.
 
     Attributes:
-        index: Place in the order of the PCI bus, as ``nvidia-smi`` numbers them.
+        index: Position in the order of the PCI bus, as ``nvidia-smi`` numbers them.
         uuid: ``GPU-...`` or ``MIG-...``; ``CUDA_VISIBLE_DEVICES`` takes it.
-        name: The product's name.
-        total_bytes: Its memory.
-        free_bytes: What of it nobody has taken now.
+        name: Product name.
+        total_bytes: Size of its memory.
+        free_bytes: Memory that is free now.
         capability: Compute capability, major and minor.
     """
 
@@ -74,14 +73,14 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What was found.
+    """The GPUs that were found.
 
     Attributes:
-        gpus: Those that a process of this environment may use, in CUDA's order.
-        driver: The driver's version, or None when there is none to be asked.
-        cuda: Newest CUDA that the driver runs, major and minor.
-        problem: Why there is no GPU to be used, and what to do, for people; None if there is one.
-        notes: What is worth knowing besides, for people.
+        gpus: Those that a process with this environment may use, in CUDA's order.
+        driver: Version of the driver; None if it does not answer.
+        cuda: Newest CUDA that the driver supports, major and minor.
+        problem: Why there is no usable GPU, and what to do; None if there is one.
+        notes: Further observations, for display.
     """
 
     gpus: tuple[Gpu, ...] = ()
@@ -92,12 +91,12 @@ class Survey:
 
 
 def survey(environ: Mapping[str, str] = os.environ) -> Survey:
-    """Return the GPUs that a process with this environment would see; never raises for none.
+    """Return the GPUs that a process with this environment would see; does not raise if none.
 
-    ``CUDA_VISIBLE_DEVICES`` is read as CUDA reads it: numbers, UUIDs and unique beginnings of
-    UUIDs, up to the first that is not there; nothing at all when one is named twice. Numbers
-    count in the order of the PCI bus, which is CUDA's only under ``CUDA_DEVICE_ORDER=PCI_BUS_ID``
-    or when all GPUs are alike; a note says when that is in doubt.
+    ``CUDA_VISIBLE_DEVICES`` is read as CUDA reads it: numbers, UUIDs and unique prefixes of UUIDs,
+    up to the first that does not exist; no GPU at all if one is named twice. Numbers count in the
+    order of the PCI bus. CUDA's order is the same only with ``CUDA_DEVICE_ORDER=PCI_BUS_ID`` or if
+    all GPUs are of one kind; if it may differ, a note says so.
     """
     try:
         nvml = importlib.import_module(_BINDING)
@@ -133,13 +132,13 @@ def _look(nvml: Any, environ: Mapping[str, str]) -> Survey:
 
 
 def _present(nvml: Any) -> tuple[list[tuple[Gpu, ...]], tuple[str, ...]]:
-    """Return each card's GPU, or its MIG instances, and what could not be read."""
+    """Return each card's GPU, or its MIG instances, and notes on cards that cannot be read."""
     cards, notes = [], []
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
             cards.append(tuple(_card(nvml, index)))
         except nvml.NVMLError as error:
-            # CUDA does not number a card that it may not open (a container's, a batch system's).
+            # CUDA does not number a card without access (in a container, or on a batch system).
             notes.append(f"GPU {index} cannot be read: {error}")
     return cards, tuple(notes)
 
@@ -147,7 +146,7 @@ def _present(nvml: Any) -> tuple[list[tuple[Gpu, ...]], tuple[str, ...]]:
 def _card(nvml: Any, index: int) -> Iterator[Gpu]:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-    # With MIG on, CUDA runs on instances alone, never on the whole card.
+    # With MIG enabled, CUDA runs only on instances, never on the whole card.
     for part in _instances(nvml, handle) if _has_mig(nvml, handle) else [handle]:
         memory = nvml.nvmlDeviceGetMemoryInfo(part)
         yield Gpu(
@@ -169,10 +168,10 @@ def _has_mig(nvml: Any, handle: Any) -> bool:
 
 
 def _instances(nvml: Any, handle: Any) -> Iterator[Any]:
-    for place in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+    for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
         try:
-            yield nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, place)
-        except nvml.NVMLError:  # places need not be filled
+            yield nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+        except nvml.NVMLError:  # not every index has an instance
             continue
 
 
@@ -204,11 +203,8 @@ def _doubt(cards: Sequence[tuple[Gpu, ...]], order: str | None) -> tuple[str, ..
     alike = len({gpu.name for card in cards for gpu in card}) <= 1
     if alike or order == _BY_BUS:
         return ()
-    text = (
-        f"the GPUs here differ, and CUDA numbers them by speed unless {_ORDER}={_BY_BUS}: "
-        f"name them in {VISIBLE} by UUID"
-    )
-    return (text,)
+    text = f"the GPUs differ in kind, and CUDA numbers them by speed unless {_ORDER}={_BY_BUS}"
+    return (f"{text}: use UUIDs in {VISIBLE}",)
 
 
 def _none_left(
@@ -217,18 +213,18 @@ def _none_left(
     gpus = [gpu for card in cards for gpu in card]
     if gpus:
         return (
-            f"{VISIBLE}={named!r} leaves none of the {len(gpus)} GPUs of this machine; "
-            f"unset it, or name one: {VISIBLE}={gpus[0].uuid}"
+            f"{VISIBLE}={named!r} selects none of the {len(gpus)} GPUs of this machine; "
+            f"unset it, or select one: {VISIBLE}={gpus[0].uuid}"
         )
     if cards:
-        return "MIG is on, and no GPU has an instance; make one: nvidia-smi mig -cgi 0 -C"
-    return "; ".join(notes) or "the NVIDIA driver sees no GPU; nvidia-smi and dmesg say more"
+        return "MIG is enabled, and no GPU has an instance; create one: nvidia-smi mig -cgi 0 -C"
+    return "; ".join(notes) or "the NVIDIA driver sees no GPU; check nvidia-smi and dmesg"
 
 
 def _explain(error: Any) -> str:
     if error.value == _LIBRARY_NOT_FOUND:
         return _HIDDEN_DRIVER if _LOADED.exists() else _NO_DRIVER
-    return _CAUSES.get(error.value, f"the NVIDIA driver cannot be asked: {error}")
+    return _CAUSES.get(error.value, f"the NVIDIA driver returned an error: {error}")
 
 
 def _cuda(nvml: Any) -> tuple[int, int] | None:

@@ -1,13 +1,13 @@
-"""The environments that emberd made, as they lie on the disk.
+"""The environments that emberd installs: their folders, who uses them, and the install lock.
 
 ::
 
-    <engines>/<name>.lock               who installs or removes; never deleted
+    <engines>/<name>.lock               held while the engine is installed or removed; never deleted
     <engines>/<name>-<version>/         the environment
-    <engines>/<name>-<version>/emberd.json   written last: only with it the environment is whole
-    <engines>/<name>-<version>.log      what the installer said, 0600
-    <engines>/<name>-<version>.tmp/     what it downloads and unpacks, while it runs
-    <engines>/<name>-<version>.removed/ on its way out
+    <engines>/<name>-<version>/emberd.json   written last: without it the environment is incomplete
+    <engines>/<name>-<version>.log      output of the installer, 0600
+    <engines>/<name>-<version>.tmp/     its downloads and temporary files, while it runs
+    <engines>/<name>-<version>.removed/ an environment that is being removed
 """
 
 from __future__ import annotations
@@ -15,16 +15,22 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from emberd.env import Places
-from emberd.errors import StateFolderError
+from emberd.errors import InstallError, StateFolderError
 from emberd.installs import recipes
 from emberd.installs.recipes import Recipe
+from emberd.system import atomic_file, file_lock
+
+if TYPE_CHECKING:
+    import psutil
 
 _MARKER: Final = "emberd.json"
 _SCRATCH: Final = ".tmp"
@@ -34,16 +40,16 @@ _SCHEMA: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """An environment of an engine that emberd made.
+    """A complete environment of an engine that emberd installed.
 
     Attributes:
         name: The engine.
         version: The version of its distribution.
         python: Its interpreter.
-        folder: Where it lies.
+        folder: Its folder.
         bytes: Its size on disk.
         installed_at: When it was finished, in UTC (ISO 8601).
-        packages: The folder that holds its distributions.
+        packages: The folder that contains its distributions.
         requirements: What the installer was given.
     """
 
@@ -58,13 +64,13 @@ class Installed:
 
     @property
     def is_usable(self) -> bool:
-        """Whether its interpreter is still there: the Python that it stands on may be gone."""
+        """Whether its interpreter exists: the Python that it was made from may be gone."""
         return os.access(self.python, os.X_OK)
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where the environment of one version of an engine lies, whole or not.
+    """The place of the environment of one version of an engine, complete or not.
 
     Attributes:
         name: The engine.
@@ -83,26 +89,26 @@ class Site:
 
     @property
     def log(self) -> Path:
-        """What the installer said."""
+        """Output of the installer."""
         return self._beside(".log")
 
     @property
     def scratch(self) -> Path:
-        """What the installer downloads and unpacks."""
+        """Downloads and temporary files of the installer."""
         return self._beside(_SCRATCH)
 
     @property
     def removed(self) -> Path:
-        """Where the environment is put to be removed."""
+        """Where the environment is moved before it is removed."""
         return self._beside(_REMOVED)
 
     @property
-    def rests(self) -> list[Path]:
-        """What there is of it: all but the log."""
+    def leftovers(self) -> list[Path]:
+        """All that exists of it, except the log."""
         return [path for path in (self.folder, self.scratch, self.removed) if path.exists()]
 
     def read(self) -> Installed | None:
-        """Return the environment when it is whole."""
+        """Return the environment if it is complete."""
         try:
             content = json.loads((self.folder / _MARKER).read_text("utf-8"))
             return self._installed(content) if content["schema"] == _SCHEMA else None
@@ -110,19 +116,18 @@ class Site:
             return None
 
     def finish(self, recipe: Recipe, packages: str, size_bytes: int) -> Installed:
-        """Mark the environment as whole, in one step, and return it."""
+        """Mark the environment as complete, in one step, and return it."""
         content = {
             "schema": _SCHEMA,
             "version": recipe.version,
-            # Relative: a volume may be mounted elsewhere tomorrow.
+            # Relative, because a volume may be mounted at another path later.
             "packages": os.path.relpath(packages, self.folder),
             "bytes": size_bytes,
             "installed_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "requirements": recipe.requirements,
         }
-        new = self.folder / f"{_MARKER}.new"
-        new.write_text(json.dumps(content, indent=2), "utf-8")
-        new.replace(self.folder / _MARKER)
+        text = json.dumps(content, indent=2)
+        atomic_file.write(self.folder / _MARKER, text.encode(), mode=0o666)
         return self._installed(content)
 
     def _beside(self, ending: str) -> Path:
@@ -147,63 +152,166 @@ def engines_folder(places: Places) -> Path:
 
 
 def site(recipe: Recipe, places: Places) -> Site:
-    """Return where the environment of a recipe lies."""
+    """Return the place of a recipe's environment."""
     folder = engines_folder(places) / f"{recipe.name}-{recipe.version}"
     return Site(recipe.name, recipe.version, folder)
 
 
 def sites(places: Places, name: str | None = None) -> list[Site]:
-    """Return where environments lie, whole or not: all, or those of one engine.
+    """Return the places of environments, complete or not: all, or those of one engine.
 
     Raises:
-        StateFolderError: The folder of all is somebody else's, or anybody may write to it.
+        StateFolderError: Their folder belongs to another user, or everyone can write to it.
     """
     engines = engines_folder(places)
     if not engines.is_dir():
         return []
-    check_ours(engines)
-    found = {own.folder: own for own in _found(engines)}
-    return [own for _, own in sorted(found.items()) if name in (None, own.name)]
+    check_owner(engines)
+    with os.scandir(engines) as entries:
+        folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    found = {}
+    for folder in folders:
+        base = folder.removesuffix(_SCRATCH).removesuffix(_REMOVED)
+        engine, dash, version = base.partition("-")
+        if dash and engine in recipes.RECIPES and name in (None, engine):
+            found[base] = Site(engine, version, engines / base)
+    return [found[base] for base in sorted(found)]
 
 
 def installed(places: Places) -> list[Installed]:
-    """Return the environments that are whole, by name, the version of the recipe first.
+    """Return the complete environments by name, the version of the recipe first.
 
     Raises:
-        StateFolderError: Their folder is somebody else's, or anybody may write to it.
+        StateFolderError: Their folder belongs to another user, or everyone can write to it.
     """
-    whole = [own for each in sites(places) if (own := each.read()) is not None]
-    return sorted(whole, key=_rank)
+    complete = [own for each in sites(places) if (own := each.read()) is not None]
+    return sorted(
+        complete,
+        key=lambda own: (own.name, own.version != recipes.RECIPES[own.name].version, own.version),
+    )
 
 
-def check_ours(folder: Path) -> None:
-    """Check that nobody else can have put programs into ``folder``, which we are going to run.
+def check_owner(folder: Path) -> None:
+    """Check that no other user can have put programs into ``folder``, which emberd would run.
 
     Raises:
-        StateFolderError: It belongs to another user than this one or root, or is open to all.
+        StateFolderError: It belongs to a user other than this one or root, or everyone can write
+            to it.
     """
     facts = folder.stat()
     if facts.st_uid not in (os.geteuid(), 0):
         raise StateFolderError(
-            f"{folder} belongs to user {facts.st_uid}, not to {os.geteuid()} or root: what it "
-            f"holds is not run. Set EMBERD_ENGINES to a folder of your own."
+            f"{folder} belongs to user {facts.st_uid}, not to {os.geteuid()} or root, so its "
+            f"programs are not run. Set EMBERD_ENGINES to a folder of your own."
         )
     if facts.st_mode & stat.S_IWOTH:
         raise StateFolderError(
-            f"{folder} can be written by everybody (mode {stat.S_IMODE(facts.st_mode):o}): what it "
-            f"holds is not run. Run: chmod o-w '{folder}'"
+            f"{folder} can be written by everyone (mode {stat.S_IMODE(facts.st_mode):o}), so its "
+            f"programs are not run. Run: chmod o-w '{folder}'"
         )
 
 
-def _found(engines: Path) -> Iterator[Site]:
-    with os.scandir(engines) as entries:
-        names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    for folder in names:
-        base = folder.removesuffix(_SCRATCH).removesuffix(_REMOVED)
-        name, dash, version = base.partition("-")
-        if dash and name in recipes.RECIPES:
-            yield Site(name, version, engines / base)
+# ------------------------------------------------------------ processes that use one
+
+_COMMAND_WORDS: Final = 2  # the interpreter, and the script that it runs
+_SHOWN_CHARACTERS: Final = 80
 
 
-def _rank(own: Installed) -> tuple[str, bool, str]:
-    return own.name, own.version != recipes.RECIPES[own.name].version, own.version
+def check_unused(place: Site) -> None:
+    """Check that no process runs from an environment.
+
+    Raises:
+        InstallError: Some do; they are named.
+    """
+    if users := list(_processes_in(place.folder)):
+        raise InstallError(
+            f"{place.folder} is in use by process {', '.join(users)}",
+            advice="Stop it (`emberd stop` stops all servers that emberd started), then try again.",
+        )
+
+
+def _processes_in(folder: Path) -> Iterator[str]:
+    import psutil
+
+    for process in psutil.process_iter():
+        try:
+            if _runs_from(process, os.fspath(folder) + os.sep):
+                words = " ".join(process.cmdline()) or process.name()
+                yield f"{process.pid} ({words[:_SHOWN_CHARACTERS]})"
+        except (psutil.Error, OSError):
+            continue  # it has ended, or belongs to another user
+
+
+def _runs_from(process: psutil.Process, inside: str) -> bool:
+    if any(word.startswith(inside) for word in process.cmdline()[:_COMMAND_WORDS]):
+        return True
+    if process.exe().startswith(inside):
+        return True
+    if sys.platform != "linux":
+        return False
+    # Parts of a server rename themselves, and their program is the Python that the environment was
+    # made from; but the libraries that they have loaded are the environment's.
+    with open(f"/proc/{process.pid}/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        return inside in maps.read()
+
+
+# ------------------------------------------------------------ the lock
+
+_REPORT_EVERY_S: Final = 10.0
+
+
+@contextmanager
+def locked(engines: Path, name: str, report: Callable[[str], None] | None) -> Iterator[None]:
+    """Hold the lock of an engine, which is installed or removed by one process at a time.
+
+    Args:
+        engines: The folder of all environments.
+        name: The engine.
+        report: Gets a line at intervals while another process holds the lock; None to fail then.
+
+    Raises:
+        InstallError: Another process holds the lock and ``report`` is None; or the folder cannot
+            be created or written, or has no locks.
+    """
+    path = engines / f"{name}.lock"
+    note = f"process {os.getpid()}"
+    timeout_s = 0.0
+    with ExitStack() as stack:
+        while True:
+            try:
+                engines.mkdir(mode=0o755, parents=True, exist_ok=True)
+                stack.enter_context(file_lock.held(path, timeout_s, note=note))
+                break
+            except file_lock.LockHeldError as error:
+                holder = error.holder or "another process"
+                if report is None:
+                    raise InstallError(
+                        f"{name} is being installed or removed by {holder}",
+                        advice="Wait until it has finished, or end that process, then try again.",
+                    ) from error
+                report(f"waiting for {holder}, which installs or removes {name}")
+                timeout_s = _REPORT_EVERY_S
+            except OSError as error:
+                raise _unusable_lock(path, error) from error
+        yield
+
+
+def lock_holder(places: Places, name: str) -> str | None:
+    """Return the process that installs or removes an engine now, for display; None if none does.
+
+    Raises:
+        InstallError: The lock cannot be opened.
+    """
+    path = engines_folder(places) / f"{name}.lock"
+    try:
+        is_held = file_lock.is_held(path)
+    except OSError as error:
+        raise _unusable_lock(path, error) from error
+    return (file_lock.holder(path) or "another process") if is_held else None
+
+
+def _unusable_lock(path: Path, error: OSError) -> InstallError:
+    return InstallError(
+        f"{error.filename or path} cannot be created or locked ({error.strerror or error})",
+        advice="Set EMBERD_ENGINES to a folder on a local disk that you can write to.",
+    )

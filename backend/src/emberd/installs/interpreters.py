@@ -1,23 +1,27 @@
-"""The interpreter that has an engine: one that is named, ours, the running one, or the PATH's."""
+"""The interpreter that runs an engine, and what other interpreters contain."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import shutil
+import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from emberd.env import Places
 from emberd.errors import SettingError
-from emberd.installs import environments, probe
+from emberd.installs import environments
 from emberd.installs.recipes import Recipe, recipe_of
+from emberd.system import process_env
 
 _SHEBANG_BYTES: Final = 4096
-# A path that is too long for a shebang stands in a line of its own that the shell runs.
+# A path that is too long for a shebang is in a line of its own that the shell runs.
 _INTERPRETER: Final = re.compile(
     rb"\A#!\s*(/\S+)(?:[ \t]+(\S+))?|^'''exec' \"?'?([^\"'\n]+)", re.MULTILINE
 )
@@ -29,9 +33,9 @@ class Interpreter:
 
     Attributes:
         python: Its path.
-        version: The version of the engine's distribution that it has; not always the pinned one.
-        packages: The folder that holds the distribution.
-        why: Where it was found, for people.
+        version: The version of the engine's distribution, not always the pinned one.
+        packages: The folder that contains the distribution.
+        why: Where it was found, for display.
     """
 
     python: str
@@ -41,54 +45,53 @@ class Interpreter:
 
 
 def locate(name: str, places: Places | None = None) -> Interpreter | None:
-    """Return the interpreter that is to run an engine; None when there is none.
+    """Return the interpreter that runs an engine; None if there is none.
 
-    The first of: what ``EMBERD_SGLANG_PYTHON`` (or ``EMBERD_TRANSFORMERS_PYTHON``) names, the
-    environment that emberd made, the running interpreter, the one behind the engine's program on
-    the PATH. Of these, all but emberd's own may have another version than the pinned one.
+    The first of: the one in ``EMBERD_SGLANG_PYTHON`` (or ``EMBERD_TRANSFORMERS_PYTHON``), the
+    environment that emberd installed, the running interpreter, the one behind the engine's program
+    on the PATH. All except emberd's own may have another version than the pinned one.
 
     Raises:
-        SettingError: No such engine; or the variable names no interpreter that has it.
-        StateFolderError: Anybody may write to emberd's folder of environments.
+        SettingError: The engine is unknown, or the variable names no interpreter that has it.
+        StateFolderError: Everyone can write to emberd's folder of environments.
     """
     recipe = recipe_of(name)
     return (
-        _named(recipe)
-        or _own(recipe, places or Places.resolve())
+        _from_variable(recipe)
+        or _installed(recipe, places or Places.resolve())
         or _running(recipe)
         or _on_path(recipe)
     )
 
 
-def _named(recipe: Recipe) -> Interpreter | None:
+def _from_variable(recipe: Recipe) -> Interpreter | None:
     given = os.environ.get(recipe.variable)
     if not given:
         return None
     path = Path(os.path.abspath(os.path.expanduser(given)))
     python = str(path / "bin" / "python" if path.is_dir() else path)
+    setting = f"{recipe.variable}={given!r}"
     if not (os.path.isfile(python) and os.access(python, os.X_OK)):
         raise SettingError(
-            f"{recipe.variable}={given!r}: there is no program {python}. Name the python of an "
-            f"environment that holds {recipe.distribution}, or the environment's folder."
+            f"{setting}: there is no program {python}. Use the python of an environment that "
+            f"contains {recipe.distribution}, or the environment's folder."
         )
     try:
-        found = probe.ask_once(python, recipe.distribution)
+        found = query_cached(python, recipe.distribution)
     except OSError as error:
-        raise SettingError(
-            f"{recipe.variable}={given!r}: {python} cannot be asked what it holds ({error})."
-        ) from error
+        raise SettingError(f"{setting}: {python} cannot be queried ({error}).") from error
     if found is None:
         raise SettingError(
-            f"{recipe.variable}={given!r}: {python} has no {recipe.distribution}. Install it "
-            f"there, or unset the variable and run: emberd engine install {recipe.name}"
+            f"{setting}: {python} has no {recipe.distribution}. Install it there, or unset the "
+            f"variable and run: emberd engine install {recipe.name}"
         )
-    return Interpreter(python, found.version, found.packages, f"{recipe.variable} names it")
+    return Interpreter(python, found.version, found.packages, f"set by {recipe.variable}")
 
 
-def _own(recipe: Recipe, places: Places) -> Interpreter | None:
+def _installed(recipe: Recipe, places: Places) -> Interpreter | None:
     for own in environments.installed(places):
         if own.name == recipe.name and own.is_usable:
-            why = f"`emberd engine install {recipe.name}` made it"
+            why = f"installed by `emberd engine install {recipe.name}`"
             return Interpreter(own.python, own.version, own.packages, why)
     return None
 
@@ -110,12 +113,12 @@ def _on_path(recipe: Recipe) -> Interpreter | None:
     if python is None:
         return None
     try:
-        found = probe.ask_once(python, recipe.distribution)
+        found = query_cached(python, recipe.distribution)
     except OSError:
         return None
     if found is None:
         return None
-    return Interpreter(python, found.version, found.packages, f"{script} on the PATH uses it")
+    return Interpreter(python, found.version, found.packages, f"used by {script} on the PATH")
 
 
 def _interpreter_of(script: str) -> str | None:
@@ -124,15 +127,106 @@ def _interpreter_of(script: str) -> str | None:
             head = file.read(_SHEBANG_BYTES)
     except OSError:
         return None
-    paths = [_resolved(match) for match in _INTERPRETER.finditer(head)]
-    pythons = [path for path in paths if path and Path(path).name.startswith("python")]
-    return pythons[0] if pythons else None
+    for match in _INTERPRETER.finditer(head):
+        program, argument, long_path = (os.fsdecode(part or b"") for part in match.groups())
+        python: str | None = long_path.strip() or program
+        if not long_path and Path(program).name == "env":
+            python = shutil.which(argument) if argument else None
+        if python and Path(python).name.startswith("python"):
+            return python
+    return None
 
 
-def _resolved(match: re.Match[bytes]) -> str | None:
-    program, argument, long_path = (os.fsdecode(part or b"") for part in match.groups())
-    if long_path:
-        return long_path.strip()
-    if program and Path(program).name == "env":
-        return shutil.which(argument) if argument else None
-    return program or None
+# ------------------------------------------------------------ what another interpreter contains
+
+_TIMEOUT_S: Final = 20.0
+
+# Metadata and specs are read from the disk: importing torch would take seconds.
+_SCRIPT: Final = """
+import importlib.metadata, importlib.util, json, sys
+try:
+    found = importlib.metadata.distribution(sys.argv[1])
+except importlib.metadata.PackageNotFoundError:
+    answer = None
+else:
+    answer = {
+        "version": found.version,
+        "packages": str(found.locate_file("")),
+        "missing": [name for name in sys.argv[2:] if importlib.util.find_spec(name) is None],
+    }
+print(json.dumps(answer))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """A distribution that an interpreter has.
+
+    Attributes:
+        version: Its version.
+        packages: The folder that contains it.
+        missing: Of the modules in the query, those that cannot be found.
+    """
+
+    version: str
+    packages: str
+    missing: tuple[str, ...] = ()
+
+
+def query(python: str, distribution: str, modules: Sequence[str] = ()) -> Distribution | None:
+    """Return what ``python`` has of a distribution; None if it has none.
+
+    Raises:
+        OSError: It cannot be run, or is not Python; the message says how it failed.
+    """
+    try:
+        done = subprocess.run(  # noqa: S603 - the interpreter is the user's, or ours
+            [python, "-I", "-c", _SCRIPT, distribution, *modules],
+            capture_output=True,
+            check=True,
+            env=process_env.for_interpreter(),
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=_TIMEOUT_S,
+        )
+        answer = json.loads(done.stdout)
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
+        raise OSError(last) from error
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"no answer in {_TIMEOUT_S:g} s") from error
+    except ValueError as error:
+        raise OSError("it is not Python") from error
+    if answer is None:
+        return None
+    return Distribution(answer["version"], answer["packages"], tuple(answer["missing"]))
+
+
+_cache: Final[dict[tuple[str, str], tuple[tuple[int, int], Distribution]]] = {}
+
+
+def query_cached(python: str, distribution: str) -> Distribution | None:
+    """Return what ``query`` returns, from memory if the packages are unchanged.
+
+    Raises:
+        OSError: It cannot be run, or is not Python.
+    """
+    known = _cache.get((python, distribution))
+    if known is not None and known[0] == _changed_ns(python, known[1]):
+        return known[1]
+    found = query(python, distribution)
+    if found is not None:
+        _cache[python, distribution] = (_changed_ns(python, found), found)
+    return found
+
+
+def _changed_ns(python: str, found: Distribution) -> tuple[int, int]:
+    # Installing or removing a distribution changes the folder that contains it.
+    return _mtime_ns(python), _mtime_ns(found.packages)
+
+
+def _mtime_ns(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0

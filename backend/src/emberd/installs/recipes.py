@@ -1,34 +1,41 @@
-"""What an engine's environment holds: pinned, and measured once installed."""
+"""Recipes: what an engine's environment contains, where it can be made, and how large it is."""
 
 from __future__ import annotations
 
+import os
+import platform
+import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from emberd.errors import SettingError
+from emberd.errors import InstallError, SettingError
+from emberd.system import process_env
 
 Version = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What an engine's environment holds, and where it can be made.
+    """What an engine's environment contains, and where it can be made.
 
     Attributes:
         name: The engine.
         distribution: The distribution whose version is checked.
         version: The version that it must have.
         requirements: What the installer is given.
-        bytes: Size on disk once installed, measured.
-        download_bytes: Size of what is downloaded for it, measured.
-        modules: What must be importable afterwards.
-        script: The program that the distribution puts on the PATH; empty where there is none.
-        pythons: The CPython versions that all of it has wheels for, the preferred one first.
-        systems: System and machine, as ``platform`` names them, that it has wheels for.
-        glibc: The oldest GNU libc that its wheels for Linux run on; None when any does.
+        bytes: Size on disk after the installation, measured.
+        download_bytes: Size of the downloads, measured.
+        modules: Modules that must be importable afterwards.
+        script: The program that the distribution puts on the PATH; empty if there is none.
+        pythons: The CPython versions that have wheels for all of it, the preferred one first.
+        systems: System and machine, as ``platform`` names them, that have wheels.
+        glibc: The oldest GNU libc that its wheels for Linux run on; None for any.
     """
 
     name: str
@@ -89,7 +96,7 @@ _TRANSFORMERS: Final = Recipe(
 RECIPES: Final[Mapping[str, Recipe]] = MappingProxyType(
     {recipe.name: recipe for recipe in (_SGLANG, _TRANSFORMERS)}
 )
-"""Name of an engine -> what its environment holds."""
+"""Name of an engine -> what its environment contains."""
 
 
 def recipe_of(name: str) -> Recipe:
@@ -102,6 +109,161 @@ def recipe_of(name: str) -> Recipe:
         return RECIPES[name]
     except KeyError:
         raise SettingError(
-            f"No engine called {name!r} can be installed: give one of {', '.join(RECIPES)}. "
-            f"(The demo comes with: pip install 'emberd[demo]'.)"
+            f"The engine {name!r} cannot be installed: use one of {', '.join(RECIPES)}. "
+            f"(Install the demo with: pip install 'emberd[demo]'.)"
         ) from None
+
+
+# ------------------------------------------------------------ the platform
+
+_PYTHON_TIMEOUT_S: Final = 20.0
+_PRINT_VERSION: Final = "import sys, venv; print('%d.%d' % sys.version_info[:2])"
+_ELSEWHERE: Final = "use a server on another machine (EMBERD_BASE_URL=http://HOST:30000/v1)"
+
+
+def check_platform(recipe: Recipe) -> None:
+    """Check that there are wheels for this machine.
+
+    Raises:
+        InstallError: There are none; says what the machine is and what is needed.
+    """
+    here = f"{platform.system()} {platform.machine()}"
+    if here not in recipe.systems:
+        raise InstallError(
+            f"{recipe} has no wheels for {here}, only for {', '.join(recipe.systems)}",
+            advice=f"On this machine, {_ELSEWHERE}.",
+        )
+    if recipe.glibc is None or platform.system() != "Linux":
+        return
+    try:
+        name, _, found = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+    except (ValueError, OSError):  # musl does not know the name
+        name, found = "", ""
+    if name == "glibc" and tuple(map(int, found.split(".")[:2])) >= recipe.glibc:
+        return
+    known = f"glibc {found}" if name == "glibc" else "no GNU libc"
+    raise InstallError(
+        f"{recipe} needs glibc {_dotted(recipe.glibc)} or newer, and this system has {known}",
+        advice=f"Use a newer system (a container is enough), or {_ELSEWHERE}.",
+    )
+
+
+def find_python(recipe: Recipe) -> str:
+    """Return an interpreter that the recipe has wheels for: the running one if possible.
+
+    Raises:
+        InstallError: There is none on the PATH either.
+    """
+    running = sys.version_info[:2]
+    if sys.implementation.name == "cpython" and sys.executable and running in recipe.pythons:
+        return sys.executable
+    for version in recipe.pythons:
+        python = shutil.which(f"python{_dotted(version)}")
+        if python is not None and _version_of(python) == _dotted(version):
+            return python
+    wanted = ", ".join(map(_dotted, sorted(recipe.pythons)))
+    raise InstallError(
+        f"{recipe} has wheels for CPython {wanted}, this is {_dotted(running)}, and none of those "
+        f"is on the PATH",
+        advice=f"Install one, for example: uv python install {_dotted(recipe.pythons[0])}",
+    )
+
+
+def _version_of(python: str) -> str | None:
+    # It must be run: pyenv leaves programs for missing versions, and Debian leaves out venv.
+    try:
+        done = subprocess.run(  # noqa: S603 - it is the user's Python
+            [python, "-I", "-c", _PRINT_VERSION],
+            capture_output=True,
+            check=True,
+            env=process_env.for_interpreter(),
+            text=True,
+            timeout=_PYTHON_TIMEOUT_S,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _dotted(version: Version) -> str:
+    return ".".join(map(str, version))
+
+
+# ------------------------------------------------------------ the disk
+
+_SPARE: Final = 1.15
+_BLOCK_BYTES: Final = 512
+_GB: Final = 1_000_000_000
+_MB: Final = 1_000_000
+_LEAST_PAUSE_S: Final = 3.0
+_MOST_TIME: Final = 20  # at most one part in this many of the time is spent on measuring
+
+
+def check_disk_space(recipe: Recipe, engines: Path) -> bool:
+    """Check that the disk has space for the installation and its downloads.
+
+    Returns:
+        Whether the downloads also fit into the installer's own cache, so that a second
+        installation needs no network.
+
+    Raises:
+        InstallError: There is too little; says what there is, what is needed, and where.
+    """
+    existing = engines
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    needed = round(recipe.bytes * _SPARE) + recipe.download_bytes
+    if free < needed:
+        raise InstallError(
+            f"{recipe} needs {in_words(needed)} on the disk of {engines} "
+            f"({in_words(recipe.bytes)} installed, the rest during the installation), and "
+            f"{in_words(free)} are free",
+            advice="Free some space, or set EMBERD_ENGINES to a folder on another disk.",
+        )
+    return free >= needed + recipe.download_bytes
+
+
+def in_words(size_bytes: int) -> str:
+    """Return a size for display: ``10.5 GB``, ``340 MB``."""
+    if size_bytes < _GB:
+        return f"{size_bytes / _MB:.0f} MB"
+    return f"{size_bytes / _GB:.1f} GB"
+
+
+def used_bytes(folder: Path) -> int:
+    """Return the disk space that ``folder`` takes; 0 if it does not exist."""
+    total = 0
+    folders = [os.fspath(folder)]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    total += entry.stat(follow_symlinks=False).st_blocks * _BLOCK_BYTES
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+        except OSError:
+            continue  # it is being written or removed, so entries may have disappeared
+    return total
+
+
+class FolderMeter:
+    """The size of a growing folder, measured rarely enough to cost little.
+
+    An environment has 100,000 files, which take about a second to measure.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Measure ``folder``."""
+        self._folder = folder
+        self._bytes = 0
+        self._next_s = 0.0
+
+    def read(self) -> int:
+        """Return the size in bytes at the last measurement, at most some seconds ago."""
+        begun_s = time.monotonic()
+        if begun_s >= self._next_s:
+            self._bytes = used_bytes(self._folder)
+            ended_s = time.monotonic()
+            self._next_s = ended_s + max(_LEAST_PAUSE_S, _MOST_TIME * (ended_s - begun_s))
+        return self._bytes

@@ -279,6 +279,6 @@ def _unfit(found: Found, spec: ServerSpec) -> str | None:
         return f"it does not meet engine={spec.engine}, context_tokens={spec.context_tokens}"
     # A path that is not on this machine may be the name that a server elsewhere goes by.
     is_known = checkpoints.is_folder(spec.model) or not checkpoints.is_path(spec.model)
-    if found.engine and is_known and (problem := engines.load(found.engine).unfit(spec)):
+    if found.engine and is_known and (problem := engines.load(found.engine).why_unsupported(spec)):
         return f"it is a server of the engine {found.engine}: {problem}"
     return pins.contradiction(found.endpoint, spec, listed=found.candidate.listed)

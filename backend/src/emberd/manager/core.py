@@ -20,8 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from emberd import durations
-from emberd.engines import to_install
+from emberd import durations, engines
 from emberd.env import Places
 from emberd.errors import EmberdError, ServerStoppedError, StartTimeoutError
 from emberd.manager import (
@@ -303,7 +302,11 @@ class ServerManager:
             if sought.found is not None:
                 return adoption.adopt(folder, spec, sought.found, self._timing)
             # Installed without the lock: nobody is to wait for it while gigabytes are fetched.
-            if self._places.auto_install and wish.may_install and (name := to_install(spec)):
+            if (
+                self._places.auto_install
+                and wish.may_install
+                and (name := engines.explain(spec).installable)
+            ):
                 return name
             return self._start(wish, folder, sought.refusals)
 

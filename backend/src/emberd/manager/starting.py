@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from typing import Final, Protocol
 
 from emberd.endpoint import Endpoint
-from emberd.engines.base import Diagnosis, Engine, Launch, Plan
+from emberd.engines.base import Engine, Launch, Plan
 from emberd.errors import EmberdError
 from emberd.manager.child import ServerProcess
 from emberd.manager.ports import HOST
@@ -18,6 +18,7 @@ from emberd.manager.record import Record
 from emberd.manager.server import Verify
 from emberd.system import listeners, processes
 from emberd.system.listeners import Listener
+from emberd.system.log_rules import Diagnosis
 
 _ADDRESS: Final = ip_address(HOST)
 _UNSEEN_S: Final = 2.0
@@ -84,7 +85,7 @@ class Start:
         log = self._supervisor.log()
         if code is not None:
             return engine.diagnose(code, log)
-        if engine.is_doomed(log):
+        if engine.has_failed(log):
             return engine.diagnose(None, log)
         self._publish_progress(engine.progress(log), self._supervisor.log_bytes)
         if self._is_silent():

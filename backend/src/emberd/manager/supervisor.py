@@ -25,7 +25,7 @@ from typing import Final
 
 from emberd import checkpoints, engines, probe
 from emberd.endpoint import Endpoint
-from emberd.engines.base import Diagnosis, Launch, Plan
+from emberd.engines.base import Launch, Plan
 from emberd.errors import EmberdError, LockTimeoutError, StartError
 from emberd.manager import alive, child, folders, idle, leavings, locks, ports, record
 from emberd.manager.record import Failure, Record, State
@@ -35,6 +35,7 @@ from emberd.manager.statefiles import StateFiles, tell
 from emberd.manager.suspicion import Suspicion
 from emberd.settings import ServerSpec
 from emberd.system import processes
+from emberd.system.log_rules import Diagnosis
 
 _PORT_TRIES: Final = 5
 _KEY_BYTES: Final = 24
@@ -198,7 +199,7 @@ class Supervisor:
             if checkpoints.content(spec.model) != spec.content and spec.content is not None:
                 return Diagnosis(f"The files of {spec.model} changed meanwhile", "Run it again.")
             # Asked again: of a model on the hub, most files are here only since the download.
-            if problem := self.engine.unfit(spec):
+            if problem := self.engine.why_unsupported(spec):
                 return _refused(spec, engine, problem)
             if not spec.accepts(engine, plan.device, outcome.context_tokens):
                 return _unfit(spec, plan.device, outcome)
@@ -221,10 +222,10 @@ class Supervisor:
             launch = Launch(
                 port=opened.getsockname()[1] if opened else ports.choose(options.port),
                 api_key=None if options.no_auth else _key(),
-                fingerprint=self.record.start_id,
+                start_id=self.record.start_id,
                 folder=str(self.folder),
                 options=options,
-                claimed=claimed,
+                exclusive_resources=claimed,
                 descriptor=opened.fileno() if opened else None,
             )
             self.plan = plan = self.engine.plan(self.record.spec, launch)
@@ -246,7 +247,7 @@ class Supervisor:
     def _claim(self, held: ExitStack, claims: Path) -> tuple[str, ...]:
         while not self.stop_asked:
             # Asked each time: what was best when the wait began may be full when it ends.
-            names = self.engine.claims(self.record.spec, self.record.options)
+            names = self.engine.exclusive_resources(self.record.spec, self.record.options)
             if not names:
                 break
             try:

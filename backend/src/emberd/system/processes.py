@@ -21,8 +21,8 @@ from typing import Final
 from emberd.errors import StateFolderError
 
 MARK: Final = "EMBERD_MARK"
-"""Variable in the environment of every process that a supervisor starts: folder, colon,
-start_id."""
+"""Variable of every process that a supervisor or an installation starts: folder, colon, and what
+started it (a supervisor's start_id, or ``install``)."""
 
 # Places in /proc/<pid>/stat behind the name in parentheses, which may itself hold anything.
 _STAT_STATE: Final = 0

@@ -22,7 +22,7 @@ _LEAST_CHARACTERS: Final = 5  # shorter ones guard nothing, and are pieces of or
 _IN_URL: Final = re.compile(r"(\w://)[^/@\s]*@")
 _QUERY: Final = re.compile(r"(?i)([?&][\w-]*(?:auth|key|pass|secret|sig|token)[\w-]*=)[^&\s'\"]+")
 _WORDED: Final = re.compile(
-    r"(?i)(\b(?:hf|admin)?[-_]?(?:api[-_]?key|password|passwd|secret|token)['\"]?\s*[=:]\s*"
+    r"(?i)((?:api[-_]?key|password|passwd|secret|token)['\"]?\s*[=:]\s*"
     r"|--[\w-]*(?:api[-_]?key|password|secret|token)[= ]\s*|\bbearer\s+)"
     r"['\"]?(?!None\b)[^\s'\",;)&]+['\"]?"
 )

@@ -1,14 +1,15 @@
 """The engine for Qwen3-Embedding on a GPU: SGLang, in an environment of its own.
 
-========================  ===========================================================
-``engine``                what the rest of emberd sees: refusal, claims, plan
-``flags``                 the words of the command, and why each is there
-``geometry``, ``memory``  what a model needs of a card, and how it is shared out
-``progress``              what a starting server is doing, from its log
-``diagnosis``             why it died, from its log
-``recognition``           servers that somebody else started
-``cpu``                   what stands in for the kernels on a machine without a GPU
-========================  ===========================================================
+==============  ================================================================
+``engine``      what the rest of emberd uses: availability, plan, log
+``command``     the words of the command, why each is there, reserved options
+``memory``      what a server takes of its device, and the figures for SGLang
+``support``     supported GPUs, models and versions
+``log_reader``  steps of a start, and why a server failed
+``cpu``         a stand-in for the kernels on a machine without a GPU
+==============  ================================================================
+
+Known failures and how the log shows them are data: ``known_failures.toml``.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 """The engine for Qwen3-Embedding where SGLang cannot run: Hugging Face transformers.
 
-Its server is our own (``emberd.serving``), run by the interpreter of an environment that has torch
-and transformers, and no emberd.
+Its server is our own (``emberd.serving``). The interpreter of an environment that contains torch
+and transformers, but not emberd, runs it.
 
-=============  ==============================================================
-``engine``     what the rest of emberd sees: refusal, claims, plan
-``suiting``    which models, devices and memory it can serve with
-``diagnosis``  what a start is doing, and why it failed, from its log
-=============  ==============================================================
+==========  =======================================================
+``engine``  what the rest of emberd uses: availability, plan, log
+``compat``  which models, devices and memory it can serve with
+==========  =======================================================
 """
 
 from __future__ import annotations

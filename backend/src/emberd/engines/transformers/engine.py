@@ -1,223 +1,195 @@
-"""The transformers engine as the rest of emberd sees it."""
+"""The transformers engine as the rest of emberd uses it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import emberd.serving
 from emberd import checkpoints, installs, pipeline
-from emberd.engines import gpus, surroundings
-from emberd.engines.base import Diagnosis, Launch, Plan, Reason
+from emberd.engines import gpus, own_server
+from emberd.engines.base import EnvironmentEngine, Launch, Plan, Reason
 from emberd.engines.gpus import Gpu, Survey
-from emberd.engines.own_server import address, encoder_of
-from emberd.engines.transformers import diagnosis, suiting
-from emberd.engines.transformers.suiting import CPU, CUDA, NAME
+from emberd.engines.transformers import compat
+from emberd.engines.transformers.compat import CPU, CUDA, NAME
 from emberd.errors import StartError
-from emberd.installs import Interpreter, probe
+from emberd.installs import Interpreter, interpreters
 from emberd.serving import BOOTSTRAP, KEY_VARIABLE
 from emberd.settings import ServerSpec, StartOptions
+from emberd.system import process_env
+from emberd.system.log_rules import Diagnosis
 
 _SILENCE_S: Final = 300.0
-_DOWNLOAD_SILENCE_S: Final = 900.0  # the hub's client may keep a large file elsewhere meanwhile
+_DOWNLOAD_SILENCE_S: Final = 900.0  # the hub's client may download to a file that is not watched
 _DRAIN_S: Final = 60.0
-_OLDEST: Final = (5, 0)  # what the server calls of transformers is called so since then
 _SGLANG_CAPABILITY: Final = (8, 0)
 
-_INSTALL: Final = f"emberd engine install {NAME}"
 _BOOTSTRAP: Final = os.fspath(Path(emberd.serving.__file__).with_name(BOOTSTRAP))
 
-
-class _Word(NamedTuple):
-    """A part of the command, and why it is there."""
-
-    words: tuple[str, ...]
-    why: str
+_Word = tuple[tuple[str, ...], str]
+"""A part of the command, and why it is there."""
 
 
-class TransformersEngine:
+class TransformersEngine(EnvironmentEngine):
     """Serves Qwen3-Embedding checkpoints through Hugging Face transformers."""
 
     name = NAME
+    product = "transformers"
+    oldest_version = (5, 0)  # the functions that the server calls have these names since then
     takes_descriptor = True
 
-    def refusal(self, spec: ServerSpec) -> str | None:
-        """Return why it cannot serve ``spec`` on this machine and what to do; None if it can."""
-        return self._unsuitable(spec) or _no_interpreter()
-
-    def unfit(self, spec: ServerSpec) -> str | None:
+    def why_unsupported(self, spec: ServerSpec) -> str | None:
         """Return why it cannot serve ``spec`` on any machine; None if it can."""
-        return suiting.unfit(spec)
+        return compat.why_unsupported(spec)
 
-    def missing(self, spec: ServerSpec) -> str | None:
-        """Return its own name where nothing is missing but its environment."""
-        return NAME if self._unsuitable(spec) is None and _no_interpreter() else None
-
-    def claims(self, spec: ServerSpec, _options: StartOptions) -> Sequence[str]:
-        """Return the UUID of the GPU with the most free memory; nothing on others than CUDA."""
+    def exclusive_resources(self, spec: ServerSpec, _options: StartOptions) -> Sequence[str]:
+        """Return the UUID of the GPU with the most free memory; nothing unless CUDA is used."""
         seen = gpus.survey()
-        where, _ = suiting.device(spec, _cuda(), seen)
-        return [gpu.uuid for gpu in _chosen(seen, ())] if where == CUDA else ()
+        device, _ = compat.choose_device(spec, _cuda(), seen)
+        return [gpu.uuid for gpu in _freest(seen, ())] if device == CUDA else ()
 
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
         """Return how to start a server for ``spec``.
 
         Raises:
-            StartError: Memory is short, the engine was removed, or several GPUs were asked for.
+            StartError: Memory is short, the engine was removed, or several GPUs were requested.
             SettingError: ``EMBERD_TRANSFORMERS_PYTHON`` names no interpreter that has it.
         """
-        python, seen = _interpreter(), gpus.survey()
-        where, problem = suiting.device(spec, _cuda(), seen)
-        gpu = next(iter(_chosen(seen, launch.claimed)), None) if where == CUDA else None
-        problem = problem or suiting.short_of_memory(spec, where, gpu)
+        python, seen = self._interpreter(), gpus.survey()
+        device, problem = compat.choose_device(spec, _cuda(), seen)
+        gpu = None
+        if device == CUDA:
+            gpu = next(iter(_freest(seen, launch.exclusive_resources)), None)
+        problem = problem or compat.short_of_memory(spec, device, gpu)
         if problem is not None:
             raise StartError(f"The {NAME} engine cannot serve here: {problem}")
         if launch.options.gpus > 1:
             raise StartError(
-                f"{launch.options.gpus} GPUs were asked for, and the {NAME} engine uses one",
-                advice="Leave tp_size and dp_size out, or ask for engine='sglang'.",
+                f"{launch.options.gpus} GPUs were requested, and the {NAME} engine uses one",
+                advice="Leave tp_size and dp_size out, or use engine='sglang'.",
             )
-        words = _words(spec, launch, python, where)
-        added = _variables(gpu)
+        words = _words(spec, launch, python, device)
+        variables = _variables(gpu)
         secret = {KEY_VARIABLE: launch.api_key} if launch.api_key else {}
         return Plan(
-            command=[word for part in words for word in part.words],
-            environment=surroundings.other_interpreter(python.python)
-            | {name: value for name, (value, _) in added.items()}
+            command=[word for part, _ in words for word in part],
+            environment=process_env.for_server_of(python.python)
+            | {name: value for name, (value, _) in variables.items()}
             | secret,
-            device=where,
+            device=device,
             silence_s=_SILENCE_S if checkpoints.is_folder(spec.model) else _DOWNLOAD_SILENCE_S,
             drain_s=_DRAIN_S,
             reasons=[
-                *(Reason(" ".join(part.words), part.why) for part in words),
-                *(Reason(f"{name}={value}", why) for name, (value, why) in added.items()),
+                *(Reason(" ".join(part), why) for part, why in words),
+                *(Reason(f"{name}={value}", why) for name, (value, why) in variables.items()),
             ],
-            notes=_notes(spec, python, where, gpu),
+            notes=self._notes(spec, python, device, gpu),
         )
 
     def progress(self, log: str) -> str:
         """Return what the starting server is doing, in a few words, from its log so far."""
-        return diagnosis.progress(log)
+        return own_server.progress(log)
 
     def diagnose(self, exit_code: int | None, log: str) -> Diagnosis:
-        """Return why the server died; see ``Engine.diagnose``."""
-        return diagnosis.diagnose(exit_code, log)
+        """Return why the server failed; see ``Engine.diagnose``."""
+        return own_server.diagnose(
+            exit_code,
+            log,
+            library="torch",
+            reinstall="Reinstall it: `emberd engine remove transformers`, then "
+            "`emberd engine install transformers`.",
+            free_memory="Free some memory, or use a smaller model (it needs its own index).",
+        )
 
-    def is_doomed(self, _log: str) -> bool:
-        """Return False: a server of ours that fails ends."""
+    def has_failed(self, _log: str) -> bool:
+        """Return False: our own server exits if it fails."""
         return False
 
     def recognises(self, command: Sequence[str]) -> bool:
         """Return whether a process with this command line is a server of this kind."""
-        return encoder_of(command) == NAME
+        return own_server.encoder_of(command) == NAME
 
-    def _unsuitable(self, spec: ServerSpec) -> str | None:
-        if problem := suiting.unfit(spec):
+    def _why_not_here(self, spec: ServerSpec) -> str | None:
+        if problem := compat.why_unsupported(spec):
             return problem
-        seen = gpus.survey()
-        where, problem = suiting.device(spec, _cuda(), seen)
-        # On a GPU the plan tells: which one it is, and what is free there, is known only then.
-        return problem or (None if where == CUDA else suiting.short_of_memory(spec, where))
+        device, problem = compat.choose_device(spec, _cuda(), gpus.survey())
+        # For a GPU the plan checks the memory: only then it is known which one is used.
+        return problem or (None if device == CUDA else compat.short_of_memory(spec, device))
 
-
-def _no_interpreter() -> str | None:
-    found = installs.locate(NAME)
-    if found is None:
-        size = installs.in_words(installs.RECIPES[NAME].bytes)
-        return (
-            f"not installed: `{_INSTALL}` installs it in an environment of its own ({size}); "
-            f"EMBERD_AUTO_INSTALL=1 has that done when it is needed"
-        )
-    if _numbers(found.version) < _OLDEST:
-        return (
-            f"transformers {found.version} ({found.python}: {found.why}) is older than "
-            f"{'.'.join(map(str, _OLDEST))}; `{_INSTALL}` installs one that emberd was tried with"
-        )
-    return None
-
-
-def _interpreter() -> Interpreter:
-    found = installs.locate(NAME)
-    if found is None:  # removed since it was asked whether it can serve
-        raise StartError(f"The {NAME} engine is not installed any more", advice=f"Run: {_INSTALL}")
-    return found
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[: len(_OLDEST)] if part.isdigit())
+    def _notes(
+        self, spec: ServerSpec, python: Interpreter, device: str, gpu: Gpu | None
+    ) -> list[str]:
+        is_folder = checkpoints.is_folder(spec.model)
+        notes = pipeline.unused_prompts(Path(spec.model)) if is_folder else []
+        if not self._is_pinned(python.version):
+            tested = installs.RECIPES[NAME].version
+            notes.append(
+                f"emberd is tested with transformers {tested}, and {python.python} has "
+                f"{python.version}"
+            )
+        if device == CPU and spec.device is None:
+            notes.append(f"{spec.model} runs on the CPU: suitable for a few texts, not for bulk")
+        elif gpu is not None and gpu.capability >= _SGLANG_CAPABILITY:
+            notes.append("SGLang is faster on this GPU: emberd engine install sglang")
+        return notes
 
 
 def _cuda() -> tuple[int, int] | None:
+    """Return the CUDA that the engine's torch is built for; None if it is built without."""
     found = installs.locate(NAME)
-    return suiting.torch_cuda(_torch_packages(found)) if found else suiting.PINNED_CUDA
+    if found is None:
+        return compat.PINNED_CUDA
+    packages = found.packages
+    # In an environment that also uses the packages of another one, torch may be in another folder
+    # of the interpreter's path than transformers.
+    if not compat.has_torch(packages):
+        try:
+            torch = interpreters.query_cached(found.python, "torch")
+        except OSError:
+            torch = None
+        packages = torch.packages if torch else packages
+    return compat.torch_cuda(packages)
 
 
-def _torch_packages(found: Interpreter) -> str:
-    # torch may be in another folder of the interpreter's path than transformers: in an
-    # environment that also uses the packages of another one.
-    if suiting.has_torch(found.packages):
-        return found.packages
-    try:
-        held = probe.ask_once(found.python, "torch")
-    except OSError:
-        return found.packages
-    return held.packages if held else found.packages
+def _freest(seen: Survey, locked: Sequence[str]) -> tuple[Gpu, ...]:
+    fit = compat.suitable(seen, _cuda() or compat.PINNED_CUDA)
+    # Those that are locked for this start; a dry run locks none.
+    own = tuple(gpu for gpu in fit if gpu.uuid in locked)
+    return gpus.freest(own or fit)
 
 
-def _chosen(seen: Survey, claimed: Sequence[str]) -> tuple[Gpu, ...]:
-    fit = suiting.suitable(seen, _cuda() or suiting.PINNED_CUDA)
-    # Those that are held for this start; a dry run holds none.
-    held = tuple(gpu for gpu in fit if gpu.uuid in claimed)
-    return gpus.freest(held or fit)
-
-
-def _words(spec: ServerSpec, launch: Launch, python: Interpreter, where: str) -> list[_Word]:
-    words = [
-        _Word((python.python,), f"has transformers {python.version}: {python.why}"),
-        _Word((_BOOTSTRAP,), "our server, for an interpreter that has no emberd"),
-        _Word(("--encoder", NAME), "the kind of model"),
-        _Word(("--model-path", checkpoints.absolute(spec.model)), "the model that was asked for"),
-        _Word(("--served-model-name", spec.model), "clients ask for it by this name"),
-        _Word(address(launch), "a socket of this machine's loopback, which listens already"),
-        _Word(("--weight-version", launch.fingerprint), "the name of this start"),
-        _Word(("--device", where), "the best that torch can use here, or what was asked for"),
+def _words(spec: ServerSpec, launch: Launch, python: Interpreter, device: str) -> list[_Word]:
+    words: list[_Word] = [
+        ((python.python,), f"has transformers {python.version}: {python.why}"),
+        ((_BOOTSTRAP,), "our server, for an interpreter without emberd"),
+        (("--encoder", NAME), "the kind of model"),
+        (("--model-path", checkpoints.absolute(spec.model)), "the requested model"),
+        (("--served-model-name", spec.model), "the name by which clients request it"),
+        (own_server.address(launch), "a loopback socket that is already listening"),
+        (("--weight-version", launch.start_id), "the id of this start"),
+        (("--device", device), "the best one that torch can use here, or the requested one"),
     ]
     for option, value in (("--revision", spec.revision), ("--dtype", spec.dtype)):
         if value is not None:
-            words.append(_Word((option, value), "it was asked for"))
+            words.append(((option, value), "requested"))
     if spec.context_tokens is not None:
-        longest = str(spec.context_tokens)
-        words.append(_Word(("--context-tokens", longest), "the longest text that must fit"))
+        words.append((("--context-tokens", str(spec.context_tokens)), "the longest text to accept"))
     if launch.options.arguments:
-        words.append(_Word(launch.options.arguments, "EMBERD_ENGINE_ARGS, or the command line"))
+        words.append((launch.options.arguments, "EMBERD_ENGINE_ARGS, or the command line"))
     return words
 
 
 def _variables(gpu: Gpu | None) -> dict[str, tuple[str, str]]:
-    added = {
-        # Not -P: an interpreter too old for it would not get as far as saying so.
-        "PYTHONSAFEPATH": ("1", "the folder that the server's file stands in holds no packages"),
-        "TOKENIZERS_PARALLELISM": ("true", "the texts of a request are split side by side"),
+    variables = {
+        # Not -P: an interpreter that is too old for it could not report that it is too old.
+        "PYTHONSAFEPATH": ("1", "the folder of the server's file contains no packages"),
+        "TOKENIZERS_PARALLELISM": ("true", "the texts of a request are tokenised in parallel"),
     }
     if gpu is not None:
-        added[gpus.VISIBLE] = (gpu.uuid, f"{gpu.name}: the one with the most free memory")
-    return added
-
-
-def _notes(spec: ServerSpec, python: Interpreter, where: str, gpu: Gpu | None) -> list[str]:
-    notes = pipeline.unused_prompts(Path(spec.model)) if checkpoints.is_folder(spec.model) else []
-    tried = installs.RECIPES[NAME].version
-    if python.version != tried:
-        notes.append(
-            f"emberd was tried with transformers {tried}, and {python.python} has {python.version}"
-        )
-    if where == CPU and spec.device is None:
-        notes.append(f"{spec.model} runs on the CPU: for a few texts, not for bulk work")
-    elif gpu is not None and gpu.capability >= _SGLANG_CAPABILITY:
-        notes.append("SGLang is faster on this GPU: emberd engine install sglang")
-    return notes
+        variables[gpus.VISIBLE] = (gpu.uuid, f"{gpu.name}: the one with the most free memory")
+    return variables
 
 
 ENGINE: Final = TransformersEngine()

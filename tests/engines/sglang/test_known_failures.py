@@ -1,4 +1,4 @@
-"""What is said of an SGLang server that died, from the logs of servers that did."""
+"""Diagnoses of SGLang servers that failed, from recorded logs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 import sglang_logs
 import source_tree
-from emberd.engines.base import Diagnosis
-from emberd.engines.sglang import evidence
-from emberd.engines.sglang.diagnosis import diagnose, doomed
-from emberd.engines.sglang.failure import Failure
-from emberd.engines.sglang.failures import FAILURES
+from emberd.engines.sglang import log_reader
+from emberd.engines.sglang.log_reader import diagnose, has_failed, known_failures
+from emberd.system import log_rules
+from emberd.system.log_rules import Diagnosis, LogRule
 
+FAILURES = known_failures()
 DOCS = source_tree.ROOT / "docs/failures.md"
 KEY = "made-up-key"
 READY = "ready"
@@ -41,15 +41,15 @@ def told(name: str) -> Diagnosis:
 
 
 def first_that_fits(name: str) -> str | None:
-    words = evidence.last_words(sglang_logs.read(name).text)
-    return next((failure.name for failure in FAILURES if failure.mark.search(words)), None)
+    words = log_reader.last_words(sglang_logs.read(name).text)
+    return next((failure.name for failure in FAILURES if failure.pattern.search(words)), None)
 
 
 # ---------------------------------------------------------------- the table and its logs
 
 
 @pytest.mark.parametrize("name", TOLD)
-def test_a_failure_is_told_with_its_cause_and_what_to_do(name: str) -> None:
+def test_recorded_failure_has_its_cause_and_advice(name: str) -> None:
     fields = sglang_logs.read(name).fields
     diagnosis = told(name)
     assert diagnosis.cause == fields["told"]
@@ -57,34 +57,34 @@ def test_a_failure_is_told_with_its_cause_and_what_to_do(name: str) -> None:
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.name)
-def test_each_failure_has_a_log_and_is_the_first_that_fits_it(failure: Failure) -> None:
+def test_each_rule_has_a_log_and_is_its_first_match(failure: LogRule) -> None:
     name = sglang_logs.name_of(failure.name)
     assert first_that_fits(name) == failure.name
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.name)
-def test_a_failure_is_proven_by_the_log_of_a_run_or_names_the_source_of_its_words(
-    failure: Failure,
+def test_each_rule_has_a_recorded_run_or_a_source(
+    failure: LogRule,
 ) -> None:
     fields = sglang_logs.read(sglang_logs.name_of(failure.name)).fields
-    assert ("run" in fields) == failure.proven
+    assert ("run" in fields) == (failure.source is None)
     assert fields.get("source") == failure.source
 
 
-def test_names_are_not_used_twice_and_no_log_is_left_over() -> None:
+def test_rule_names_are_unique_and_every_log_is_used() -> None:
     known = [sglang_logs.name_of(failure.name) for failure in FAILURES]
     assert len(set(known)) == len(known)
     assert set(sglang_logs.names()) == {*known, *TOLD, READY}
 
 
 @pytest.mark.parametrize("name", TOLD)
-def test_a_place_for_a_value_is_never_left_empty(name: str) -> None:
+def test_every_value_of_a_diagnosis_is_filled_in(name: str) -> None:
     diagnosis = told(name)
     assert not re.search(r"[{}]|\bNone\b", diagnosis.cause + diagnosis.advice)
 
 
 @pytest.mark.parametrize("name", TOLD)
-def test_no_key_of_the_log_is_told(name: str) -> None:
+def test_diagnosis_contains_no_key(name: str) -> None:
     diagnosis = told(name)
     assert KEY not in diagnosis.cause + diagnosis.advice
 
@@ -93,11 +93,11 @@ def test_the_logs_hold_the_line_with_the_key() -> None:
     assert sum(KEY in sglang_logs.read(name).text for name in TOLD) > len(TOLD) / 2
 
 
-def test_only_the_lost_http_port_is_worth_another_port() -> None:
+def test_only_a_lost_http_port_allows_another_port() -> None:
     assert [name for name in TOLD if told(name).port_taken] == ["port-taken"]
 
 
-def test_only_a_process_killed_from_outside_is_worth_another_start() -> None:
+def test_only_a_kill_from_outside_allows_another_start() -> None:
     assert {name for name in TOLD if told(name).killed} == {
         "killed-from-outside",
         "killed-while-serving",
@@ -107,7 +107,7 @@ def test_only_a_process_killed_from_outside_is_worth_another_start() -> None:
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.name)
-def test_the_docs_hold_what_is_told_and_how_it_was_proven(failure: Failure) -> None:
+def test_docs_contain_each_rule(failure: LogRule) -> None:
     assert sglang_logs.row(failure) in DOCS.read_text(encoding="utf-8").splitlines()
 
 
@@ -118,8 +118,8 @@ def test_the_docs_hold_what_is_told_and_how_it_was_proven(failure: Failure) -> N
     ("number", "cause"),
     [
         (signal.SIGKILL, "SGLang was killed, most likely because memory ran out"),
-        (signal.SIGTERM, "SGLang was asked to end from outside (SIGTERM)"),
-        (signal.SIGILL, "SGLang ran into an instruction that this processor lacks (SIGILL)"),
+        (signal.SIGTERM, "SGLang was terminated from outside (SIGTERM)"),
+        (signal.SIGILL, "SGLang used an instruction that this processor lacks (SIGILL)"),
         (
             signal.SIGBUS,
             "SGLang lost memory that it had mapped (SIGBUS): a disk or /dev/shm is full",
@@ -128,7 +128,7 @@ def test_the_docs_hold_what_is_told_and_how_it_was_proven(failure: Failure) -> N
     ],
 )
 @pytest.mark.parametrize("log", ["", sglang_logs.read(READY).text], ids=["no-log", "ready"])
-def test_without_a_reason_in_the_log_the_signal_is_told(
+def test_without_a_reason_in_the_log_the_signal_is_reported(
     number: signal.Signals, cause: str, log: str
 ) -> None:
     diagnosis = diagnose(-number, log)
@@ -138,44 +138,44 @@ def test_without_a_reason_in_the_log_the_signal_is_told(
 
 
 @pytest.mark.parametrize("code", [0, 1, 3, 137, -64])
-def test_any_other_end_is_told_with_its_code(code: int) -> None:
+def test_other_exits_are_reported_with_their_code(code: int) -> None:
     diagnosis = diagnose(code, "")
-    assert diagnosis.cause == f"SGLang ended with code {code}; its last line: it wrote none"
+    assert diagnosis.cause == f"SGLang ended with code {code}; its last line: it wrote nothing"
     assert not diagnosis.killed
 
 
-def test_a_silent_start_is_told_with_what_it_was_doing() -> None:
+def test_silent_start_is_reported_with_its_step() -> None:
     log = sglang_logs.read("no-gpu").text.partition("Scheduler hit")[0]
     assert diagnose(None, log).cause == (
-        "SGLang said nothing for too long while preparing the device, and was ended"
+        "SGLang wrote nothing for too long while preparing the device, and was ended"
     )
 
 
-def test_a_silent_download_is_told_with_the_network_in_mind() -> None:
+def test_silent_download_gets_advice_on_the_network() -> None:
     diagnosis = diagnose(None, "Using model weights format ['*.safetensors']\n")
     assert "while downloading the weights" in diagnosis.cause
     assert "network" in diagnosis.advice
 
 
-def test_a_silent_start_with_a_reason_in_the_log_is_told_by_the_reason() -> None:
+def test_silent_start_is_reported_by_the_reason_in_the_log() -> None:
     assert diagnose(None, EXCEPTION.format(OUT_OF_MEMORY)).cause == (
-        "GPU 1 ran out of memory: 2.00 GiB were wanted and 1.50 GiB of 22.05 GiB were free"
+        "GPU 1 ran out of memory: 2.00 GiB were requested and 1.50 GiB of 22.05 GiB were free"
     )
 
 
 # ---------------------------------------------------------------- which words count
 
 
-def test_an_exception_that_nobody_knows_is_quoted() -> None:
+def test_unknown_exception_is_quoted() -> None:
     diagnosis = diagnose(-9, EXCEPTION.format("sglang.srt.odd.OddError: the bucket is 3 litres"))
     assert diagnosis.cause == "SGLang failed: sglang.srt.odd.OddError: the bucket is 3 litres"
     assert not diagnosis.killed
 
 
-def test_what_is_quoted_is_short_and_holds_no_key() -> None:
+def test_quotes_are_short_and_contain_no_key() -> None:
     words = f"ValueError: api_key='{KEY}' is odd" + " and odd" * 1000
     cause = diagnose(1, EXCEPTION.format(words)).cause
-    assert "api_key=<hidden> is odd" in cause
+    assert "api_key=*** is odd" in cause
     assert KEY not in cause
     assert len(cause) < 400
 
@@ -197,26 +197,26 @@ def test_what_is_quoted_is_short_and_holds_no_key() -> None:
     ],
 )
 def test_keys_are_hidden_however_they_are_written(text: str) -> None:
-    assert KEY not in evidence.quotable(text.format(KEY))
+    assert KEY not in log_rules.excerpt(text.format(KEY))
 
 
 @pytest.mark.parametrize("token", ["hf_abcdefghijkl", "sk-abcdefghijkl"])
 def test_a_token_is_hidden_wherever_it_stands(token: str) -> None:
-    assert evidence.quotable(f"got {token}!") == "got <hidden>!"
+    assert log_rules.excerpt(f"got {token}!") == "got ***!"
 
 
-def test_of_a_server_that_served_what_it_wrote_before_it_died_is_no_reason() -> None:
+def test_log_of_requests_is_not_the_reason_after_serving() -> None:
     request = f"Traceback (most recent call last):\n{OUT_OF_MEMORY}\nINFO: answered 500\n"
     diagnosis = diagnose(-signal.SIGKILL, sglang_logs.read(READY).text + request)
     assert diagnosis.killed
 
 
-def test_of_a_server_that_served_the_scheduler_s_exception_is_the_reason() -> None:
+def test_exception_of_the_scheduler_is_the_reason_after_serving() -> None:
     log = sglang_logs.read(READY).text + EXCEPTION.format(OUT_OF_MEMORY)
     assert diagnose(-signal.SIGKILL, log).cause.startswith("GPU 1 ran out of memory")
 
 
-def test_of_several_schedulers_the_first_exception_is_the_reason() -> None:
+def test_first_exception_of_several_schedulers_is_the_reason() -> None:
     second = "RuntimeError: NCCL error in: x.cpp:7, remote process exited"
     log = EXCEPTION.format(OUT_OF_MEMORY) + EXCEPTION.format(second)
     assert diagnose(-9, log).cause.startswith("GPU 1 ran out of memory")
@@ -234,7 +234,7 @@ def test_of_several_schedulers_the_first_exception_is_the_reason() -> None:
         "                    [--old-gpu {SGLang only supports sm75 and above}]",
     ],
 )
-def test_a_line_that_only_mentions_a_failure_is_no_reason(line: str) -> None:
+def test_line_that_only_mentions_a_failure_is_not_the_reason(line: str) -> None:
     assert diagnose(-signal.SIGKILL, f"starting\n{line}\n").killed
 
 
@@ -243,14 +243,14 @@ def test_the_model_is_named_from_the_settings_that_the_log_holds() -> None:
         "server_args={'model_path': '/models/own', 'port': 1}\n"
         "RuntimeError: The size of tensor a (96) must match the size of tensor b (64)"
     )
-    assert diagnose(1, log).cause.startswith("the weights of /models/own do not fit")
+    assert diagnose(1, log).cause.startswith("the weights of /models/own do not match")
 
 
-def test_a_server_that_lost_its_port_is_doomed_although_it_lives() -> None:
+def test_lost_port_is_a_failure_although_the_process_still_runs() -> None:
     """SGLang asks whoever has the port for two minutes whether it is warm."""
-    assert doomed(sglang_logs.read("port-taken").text)
-    assert not doomed(sglang_logs.read(READY).text)
-    assert not doomed("")
+    assert has_failed(sglang_logs.read("port-taken").text)
+    assert not has_failed(sglang_logs.read(READY).text)
+    assert not has_failed("")
 
 
 def test_a_long_log_is_read_in_a_moment() -> None:
@@ -272,14 +272,14 @@ WENT_ON = "[2026-11-22 12:00:01] Load weight begin. avail mem=21.60 GB\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_an_exception_that_a_start_has_outlived_is_no_reason(number: signal.Signals) -> None:
+def test_exception_before_the_start_continued_is_not_the_reason(number: signal.Signals) -> None:
     diagnosis = diagnose(-number, OUTLIVED + WENT_ON)
     assert "from outside" in diagnosis.cause or "was killed" in diagnosis.cause
     assert diagnosis.killed
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_the_exception_with_which_a_killed_start_ends_is_the_reason(
+def test_last_exception_of_a_killed_start_is_the_reason(
     number: signal.Signals,
 ) -> None:
     ending = "[2026-11-22 12:00:02] kill_process_tree called: parent_pid=1, pid=1\n"
@@ -288,7 +288,7 @@ def test_the_exception_with_which_a_killed_start_ends_is_the_reason(
     assert not diagnosis.killed
 
 
-def test_a_start_that_ended_by_itself_is_told_by_its_exception() -> None:
+def test_start_that_exited_is_reported_by_its_exception() -> None:
     assert "No module named" in diagnose(1, OUTLIVED.partition("OSError")[0] + WENT_ON).cause
 
 
@@ -300,21 +300,21 @@ def test_a_start_that_ended_by_itself_is_told_by_its_exception() -> None:
     [
         ("--apikey SECRETKEY123", "the option --apikey"),
         ("--a=SECRETKEY123 --b SECRETKEY123", "the option --a --b"),
-        ("SECRETKEY123", "the option that stands in the arguments"),
+        ("SECRETKEY123", "the option given in the arguments"),
     ],
 )
-def test_of_options_that_are_not_known_the_names_are_told_alone(words: str, told: str) -> None:
+def test_only_names_of_unknown_options_are_quoted(words: str, told: str) -> None:
     cause = diagnose(2, f"sglang serve: error: unrecognized arguments: {words}\n").cause
     assert cause == f"the installed SGLang does not know {told}"
 
 
-def test_the_value_of_an_ambiguous_option_is_not_told() -> None:
+def test_value_of_an_ambiguous_option_is_not_quoted() -> None:
     log = "sglang serve: error: ambiguous option: --ap=SECRETKEY123 could match --api-key, --api\n"
     assert diagnose(2, log).cause == "SGLang refuses an option: ambiguous option: --ap"
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.name)
-def test_no_advice_makes_the_kv_cache_smaller_than_the_plan_for_it(failure: Failure) -> None:
+def test_no_advice_makes_the_kv_cache_smaller_than_the_plan_for_it(failure: LogRule) -> None:
     """One that is smaller than the context makes long texts wait for ever."""
     assert not re.search(
         r"--(max-total-tokens|mem-fraction-static|max-prefill-tokens|quantization)"
@@ -326,15 +326,16 @@ def test_no_advice_makes_the_kv_cache_smaller_than_the_plan_for_it(failure: Fail
 @pytest.mark.parametrize(
     ("words", "cause"),
     [
-        ("/bin/sh: 1: /usr/local/cuda/bin/nvcc: not found", "finds no nvcc"),
-        ("sh: line 1: nvcc: command not found", "finds no nvcc"),
-        ("nvcc fatal : Failed to preprocess host compiler properties.", "finds no C++ compiler"),
-        ("gcc: fatal error: cannot execute 'cc1plus': No such file", "finds no C++ compiler"),
-        ("ptxas: out of luck", "rope could not be compiled here"),
+        ("/bin/sh: 1: /usr/local/cuda/bin/nvcc: not found", "nvcc was not found"),
+        ("sh: line 1: nvcc: command not found", "nvcc was not found"),
+        (
+            "nvcc fatal : Failed to preprocess host compiler properties.",
+            "no C++ compiler was found",
+        ),
+        ("gcc: fatal error: cannot execute 'cc1plus': No such file", "no C++ compiler was found"),
+        ("ptxas: out of luck", "rope could not be compiled"),
     ],
 )
-def test_of_a_kernel_that_could_not_be_compiled_the_missing_compiler_is_told(
-    words: str, cause: str
-) -> None:
+def test_missing_compiler_is_reported(words: str, cause: str) -> None:
     error = f"RuntimeError: Failed to build JIT module rope in /tmp\nstdout:\n{words}\n"
     assert diagnose(-9, EXCEPTION.format(error)).cause.endswith(cause)

@@ -1,4 +1,4 @@
-"""What an installed SGLang knows is read from its source, of either layout."""
+"""Options of an installed SGLang, read from its source in both layouts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from emberd.engines.sglang.options import known_options
+from emberd.engines.sglang.support import known_options
 
 CALLS = """
 class ServerArgs:
@@ -63,11 +63,9 @@ def test_options_that_are_fields_of_groups_are_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("main", ["def broken(:", ""])
-def test_a_source_that_says_nothing_is_not_a_version_without_options(
-    tmp_path: Path, main: str
-) -> None:
+def test_source_without_options_is_unknown(tmp_path: Path, main: str) -> None:
     assert known_options(packages(tmp_path, main)) is None
 
 
-def test_no_sglang_is_not_a_version_without_options(tmp_path: Path) -> None:
+def test_missing_sglang_is_unknown(tmp_path: Path) -> None:
     assert known_options(str(tmp_path)) is None

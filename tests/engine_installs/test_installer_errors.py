@@ -1,10 +1,11 @@
-"""Why an installer failed: by its own words, as pip 26, pip 23 and uv 0.13 write them."""
+"""Why an installer failed, from the output of pip 26, pip 23 and uv 0.13."""
 
 from __future__ import annotations
 
 import pytest
 
-from emberd.installs import reasons, surroundings
+from emberd.installs import installer_errors
+from emberd.system import process_env
 
 RETRYING = (
     "WARNING: Retrying (Retry(total=4, connect=None, read=None, redirect=None, status=None)) "
@@ -30,34 +31,34 @@ RETRYING = (
         ("ERROR: HTTP error 403 while getting x\nERROR: 403 Client Error: Forbidden for url: x",
          "the package index refuses access", False),
         ("WARNING: 'SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED]'))'",
-         "the package index's certificate is not trusted here", False),
+         "the package index's certificate is not trusted on this machine", False),
         ("ERROR: No matching distribution found for sglang==0.5.23",
-         "the package index does not have what is needed", False),
+         "the package index lacks a required package", False),
         ("The virtual environment was not created successfully because ensurepip is not available",
-         "this Python cannot make environments", True),
+         "this Python cannot create environments", True),
         ("ERROR: Could not install packages due to an OSError: [Errno 13] Permission denied: '/x'",
-         "something cannot be written", True),
+         "a file or folder is not writable", True),
         ("Killed", "the installer ended with code -9", False),
     ],
 )  # fmt: skip
-def test_a_failure_is_known_by_its_words(said: str, cause: str, final: bool) -> None:
-    found = reasons.why(-9, said)
+def test_installer_output_is_diagnosed(said: str, cause: str, final: bool) -> None:
+    found = installer_errors.diagnose(-9, said)
     assert (found.cause, found.final) == (cause, final)
     assert found.advice
 
 
-def test_what_is_quoted_holds_no_password_and_no_noise() -> None:
+def test_last_lines_contain_no_password_and_no_noise() -> None:
     said = (
         "first\n\nLooking in indexes: https://user:secret@index.example/simple\n"
         "WARNING: Location 'file:///x' is ignored\n$ uv pip install\n"
         "[notice] A new release of pip\nlast\n"
     )
-    assert reasons.last_lines(said, 2) == (
+    assert installer_errors.last_lines(said, 2) == (
         "Looking in indexes: https://***@index.example/simple / last"
     )
 
 
-def test_an_installer_keeps_what_says_where_packages_come_from() -> None:
+def test_installer_keeps_settings_of_the_index() -> None:
     kept = {
         "HOME": "/h",
         "HTTPS_PROXY": "p",
@@ -76,9 +77,9 @@ def test_an_installer_keeps_what_says_where_packages_come_from() -> None:
         *("VIRTUAL_ENV", "__PYVENV_LAUNCHER__"),
     )
     given = {**kept, **dict.fromkeys(dropped, "x"), "PIP_USER": "1", "TMPDIR": "/small"}
-    assert surroundings.of_installer("/engines/x", "/engines/x.tmp", given) == {
+    assert process_env.for_installer("/engines/x", "/engines/x.tmp", given) == {
         **kept,
-        "EMBERD_INSTALL": "/engines/x",
+        "EMBERD_MARK": "/engines/x:install",
         "PIP_USER": "0",
         "TMPDIR": "/engines/x.tmp",
     }

@@ -1,4 +1,4 @@
-"""The words of the command: what each target gets, and what never stands there."""
+"""The words of SGLang's command, and what it never contains."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from emberd.engines.sglang.flags import (
+from emberd.engines.model_shape import KNOWN
+from emberd.engines.sglang.command import (
     CPU,
     GPU,
     Flag,
@@ -20,7 +21,6 @@ from emberd.engines.sglang.flags import (
     variables,
     words,
 )
-from emberd.engines.sglang.geometry import KNOWN
 from emberd.engines.sglang.memory import NO_CHUNKS, plan_memory
 from emberd.errors import StartError
 from memory_cards import card
@@ -32,7 +32,7 @@ def target(**given: Any) -> Target:
     fields: dict[str, Any] = {
         "model": "Qwen/Qwen3-Embedding-4B",
         "port": 31_234,
-        "fingerprint": "stamp",
+        "start_id": "stamp",
         "memory": PLAN,
     }
     return Target(**fields | given)
@@ -77,11 +77,11 @@ def test_a_gpu_server_embeds_on_loopback_with_explicit_memory() -> None:
         ({"dp_size": 4}, "--dp-size", "4"),
     ],
 )
-def test_a_wish_adds_its_word_and_no_other(given: dict[str, Any], option: str, value: str) -> None:
+def test_option_adds_only_its_own_words(given: dict[str, Any], option: str, value: str) -> None:
     assert said(**given) == said() | {option: value}
 
 
-def test_a_cpu_server_uses_torch_alone_and_is_given_time() -> None:
+def test_cpu_server_uses_only_torch_and_a_long_watchdog() -> None:
     words_of_cpu = said(device=CPU)
     assert words_of_cpu["--attention-backend"] == "torch_native"
     assert int(words_of_cpu["--watchdog-timeout"]) > 300
@@ -95,25 +95,25 @@ def test_an_encoder_is_read_in_one_piece_within_an_explicit_fraction() -> None:
     assert 0 < float(given["--mem-fraction-static"]) < 1
 
 
-def test_an_unknown_model_gets_no_figures_but_the_context_that_was_asked_for() -> None:
+def test_unknown_model_gets_only_the_requested_context() -> None:
     assert not {"--max-total-tokens", "--mem-fraction-static"} & set(said(memory=None))
     assert said(memory=None, context_tokens=512)["--context-length"] == "512"
 
 
-def test_the_fast_path_of_hopper_is_never_taken() -> None:
+def test_fast_path_of_hopper_is_not_used() -> None:
     everything = {word for flag in flags(target()) for word in flag.words}
     assert "--prefill-only-disable-kv-cache" not in everything
     assert said()["--chunked-prefill-size"] != str(NO_CHUNKS)
 
 
-def test_a_key_stands_in_its_file_and_in_no_word() -> None:
+def test_key_is_in_the_file_and_not_in_the_command() -> None:
     assert config_text(30001, "se'cr\"et: #1") == 'port: 30001\napi-key: "se\'cr\\"et: #1"\n'
     assert config_text(30001, None) == "port: 30001\n"
     assert "--api-key" not in said(config="key.yaml")
     assert "--config" not in said()
 
 
-def test_the_port_stands_in_the_file_too_where_no_other_user_reads_it() -> None:
+def test_port_is_in_the_private_file_too() -> None:
     without = said()
     assert without.pop("--port") == str(target().port)
     assert said(config="key.yaml") == without | {"--config": "key.yaml"}
@@ -139,14 +139,14 @@ def test_every_word_has_a_reason() -> None:
     assert all(flag.why and not flag.why.endswith(".") for flag in everything)
 
 
-def test_a_version_that_lacks_an_optional_word_does_without() -> None:
+def test_optional_word_is_left_out_for_a_version_without_it() -> None:
     known = frozenset(said()) - {"--sleep-on-idle", "--enable-tokenizer-batch-encode"}
     kept = {flag.words[0] for flag in adapt(flags(target()), known)}
     assert kept == known
     assert adapt(flags(target()), None) == flags(target())
 
 
-def test_a_version_that_lacks_a_needed_word_is_refused_by_that_word() -> None:
+def test_version_without_a_required_word_is_refused() -> None:
     with pytest.raises(StartError, match="does not know --is-embedding") as refused:
         adapt(flags(target()), frozenset(said()) - {"--is-embedding"})
     assert "emberd engine install sglang" in refused.value.advice
@@ -176,7 +176,7 @@ def test_a_cpu_server_looks_for_no_gpu() -> None:
     assert "CUDA_VISIBLE_DEVICES" not in given
 
 
-def test_a_proxy_never_stands_between_the_server_and_itself() -> None:
+def test_warm_up_bypasses_proxies() -> None:
     given = variables({"no_proxy": "example.org, localhost", "HTTPS_PROXY": "http://p"}, CPU)
     assert given["no_proxy"][0] == "example.org,localhost,127.0.0.1"
     assert given["NO_PROXY"][0] == "127.0.0.1,localhost"

@@ -1,4 +1,4 @@
-"""What a model needs of a device: its shape, and what its weights and tokens weigh."""
+"""The shape of a model, and the memory that its weights and tokens take."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DTYPE_BYTES: Final = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "h
 _FP8: Final = "fp8"
 _FP8_BYTES: Final = 1
 _KEY_AND_VALUE: Final = 2
-_HEADER_BYTES: Final = 8  # a safetensors file opens with its header's length, little-endian
+_HEADER_BYTES: Final = 8  # a safetensors file begins with its header's length, little-endian
 _MAX_HEADER_BYTES: Final = 100_000_000
 _SAFETENSORS: Final = "*.safetensors"
 _OLD_WEIGHTS: Final = "*.bin"
@@ -46,21 +46,20 @@ _DAMAGED: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Geometry:
+class ModelShape:
     """The shape of one model.
 
     Attributes:
         architecture: The class that its configuration names.
-        layers: Transformer layers.
+        layers: Number of transformer layers.
         hidden: Length of a token's vector between layers.
         intermediate: Width of the feed-forward part.
-        kv_heads: Heads of keys and values.
+        kv_heads: Number of key and value heads.
         head_dim: Length of one head.
-        vocabulary: Rows of the token table.
-        parameters: Numbers that the server keeps on the device.
+        vocabulary: Rows of the token embedding table.
+        parameters: Number of values that the server keeps on the device.
         context_tokens: Longest text that the model's own configuration allows.
-        stored_bytes: Size of weights that are quantised on disk; None for others.
-        verified: Whether the figures were read from files of this machine.
+        stored_bytes: Size in bytes of weights that are quantised on disk; None for others.
     """
 
     architecture: str
@@ -73,15 +72,14 @@ class Geometry:
     parameters: int
     context_tokens: int
     stored_bytes: int | None = None
-    verified: bool = False
 
     @property
     def is_encoder(self) -> bool:
-        """Whether each token sees the whole text, so that no text may be read in chunks."""
+        """Whether each token attends to the whole text, which rules out chunked prefill."""
         return any(name in self.architecture for name in _ENCODERS)
 
     def weights_bytes(self, dtype: str | None = None, quantization: str | None = None) -> int:
-        """Return what the weights take on the device; ``dtype`` None is bfloat16."""
+        """Return the bytes that the weights take on the device; ``dtype`` None is bfloat16."""
         if self.stored_bytes is not None:
             return self.stored_bytes
         if quantization != _FP8:
@@ -90,25 +88,25 @@ class Geometry:
         return (self.parameters - table) * _FP8_BYTES + table * element_bytes(dtype)
 
     def kv_bytes_per_token(self, dtype: str | None = None, tp_size: int = 1) -> int:
-        """Return what one token's keys and values take on each of ``tp_size`` devices.
+        """Return the bytes that one token's keys and values take on each of ``tp_size`` devices.
 
-        As ``get_num_kv_heads`` in SGLang's srt/configs/model_config.py: heads are shared out,
-        and each device has one at least.
+        As ``get_num_kv_heads`` in SGLang's srt/configs/model_config.py: the heads are distributed,
+        and each device has at least one.
         """
         heads = max(1, self.kv_heads // tp_size)
         return self.layers * heads * self.head_dim * _KEY_AND_VALUE * element_bytes(dtype)
 
     def layer_bytes_per_token(self, dtype: str | None = None) -> int:
-        """Return what one token takes at the widest point of one layer.
+        """Return the bytes that one token takes at the widest point of one layer.
 
-        The residual, its normalised copy, both projections of the feed-forward part and their
-        product are alive together there.
+        There the residual, its normalised copy, both projections of the feed-forward part and their
+        product exist at the same time.
         """
         return (2 * self.hidden + 3 * self.intermediate) * element_bytes(dtype)
 
 
-KNOWN: Final[Mapping[str, Geometry]] = {
-    "Qwen/Qwen3-Embedding-0.6B": Geometry(
+KNOWN: Final[Mapping[str, ModelShape]] = {
+    "Qwen/Qwen3-Embedding-0.6B": ModelShape(
         architecture="Qwen3ForCausalLM",
         layers=28,
         hidden=1024,
@@ -119,7 +117,7 @@ KNOWN: Final[Mapping[str, Geometry]] = {
         parameters=595_776_512,
         context_tokens=32_768,
     ),
-    "Qwen/Qwen3-Embedding-4B": Geometry(
+    "Qwen/Qwen3-Embedding-4B": ModelShape(
         architecture="Qwen3ForCausalLM",
         layers=36,
         hidden=2560,
@@ -130,7 +128,7 @@ KNOWN: Final[Mapping[str, Geometry]] = {
         parameters=4_021_774_336,
         context_tokens=32_768,
     ),
-    "Qwen/Qwen3-Embedding-8B": Geometry(
+    "Qwen/Qwen3-Embedding-8B": ModelShape(
         architecture="Qwen3ForCausalLM",
         layers=36,
         hidden=4096,
@@ -152,22 +150,22 @@ context is the model card's; the configurations of 4B and 8B are said to allow 4
 
 
 def element_bytes(dtype: str | None) -> int:
-    """Return the size of one number; ``None`` and what is not known count as bfloat16."""
+    """Return the bytes of one value; ``None`` and unknown formats count as bfloat16."""
     return _DTYPE_BYTES.get(dtype or "", _BF16_BYTES)
 
 
-def geometry_of(model: str) -> Geometry | None:
-    """Return the shape of a model: from its folder, else from the catalog of shapes.
+def shape_of(model: str) -> ModelShape | None:
+    """Return the shape of a model: from its folder, else from the known shapes.
 
     Returns:
-        None for a name on the hub that is not known, or a folder that does not describe itself.
+        None for an unknown name on the hub, or a folder without a usable config.json or weights.
     """
     if is_folder(model):
         return _from_folder(Path(model))
     return KNOWN.get(catalog.lookup(model).name)
 
 
-def _from_folder(folder: Path) -> Geometry | None:
+def _from_folder(folder: Path) -> ModelShape | None:
     config = read_json(folder / CONFIG)
     try:
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
@@ -175,7 +173,7 @@ def _from_folder(folder: Path) -> Geometry | None:
         shapes = dict(_tensors(folder))
         parameters = sum(shapes.values()) or _by_size(folder, config)
         vocabulary = int(config["vocab_size"])
-        return Geometry(
+        return ModelShape(
             architecture=architecture,
             layers=int(config["num_hidden_layers"]),
             hidden=hidden,
@@ -187,26 +185,25 @@ def _from_folder(folder: Path) -> Geometry | None:
             + _unstored_head(architecture, config, _HEAD in shapes, vocabulary * hidden),
             context_tokens=_context(config),
             stored_bytes=_stored_bytes(folder) if "quantization_config" in config else None,
-            verified=True,
         )
     except _DAMAGED:
         return None
 
 
 def _unstored_head(architecture: str, config: Mapping[str, Any], stored: bool, size: int) -> int:
-    # SGLang's models make the head of a language model although an embedding never reads it,
-    # whether the checkpoint has one or not (srt/models/qwen3.py, Qwen3ForCausalLM.__init__).
+    # SGLang creates the head of a language model whether or not the checkpoint has one, although
+    # an embedding never uses it (srt/models/qwen3.py, Qwen3ForCausalLM.__init__).
     tied = bool(config.get("tie_word_embeddings"))
     return 0 if stored or tied or not architecture.endswith(_CAUSAL) else size
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, int]]:
-    """Yield name and number of elements of each tensor, from the headers of the files alone."""
+    """Yield name and number of elements of each tensor, read from the headers of the files."""
     for path in sorted(folder.glob(_SAFETENSORS)):
         with open_regular(path) as file:
             length = int.from_bytes(file.read(_HEADER_BYTES), "little")
             if length > _MAX_HEADER_BYTES:
-                raise ValueError(f"{path} is no safetensors file")
+                raise ValueError(f"{path} is not a safetensors file")
             header = json.loads(file.read(length))
         for name, tensor in header.items():
             if "shape" in tensor:
@@ -221,14 +218,14 @@ def _by_size(folder: Path, config: Mapping[str, Any]) -> int:
 def _stored_bytes(folder: Path) -> int:
     files = list(folder.glob(_SAFETENSORS)) or list(folder.glob(_OLD_WEIGHTS))
     if not files:
-        raise ValueError(f"{folder} holds no weights")
+        raise ValueError(f"{folder} contains no weights")
     return sum(file.stat().st_size for file in files)
 
 
 def _context(config: Mapping[str, Any]) -> int:
-    """Return the longest context as SGLang derives it, scaled by the rotary embedding's factor."""
+    """Return the context length as SGLang derives it, scaled by the rotary embedding's factor."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    told = _ORIGINAL_CONTEXT in scaling or scaling.get("rope_type") == "llama3"
-    factor = 1 if told else scaling.get("factor", 1)
+    is_scaled = _ORIGINAL_CONTEXT in scaling or scaling.get("rope_type") == "llama3"
+    factor = 1 if is_scaled else scaling.get("factor", 1)
     limit = next(config[key] for key in _CONTEXT_KEYS if config.get(key))
     return int(factor * limit)

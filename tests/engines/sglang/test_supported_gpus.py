@@ -1,4 +1,4 @@
-"""Which GPUs can run SGLang is decided before anything is started."""
+"""Which GPUs can run SGLang."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from emberd.engines.gpus import Survey
-from emberd.engines.sglang.cards import GENERATIONS, choose, generation, unsuitable
+from emberd.engines.sglang.support import GENERATIONS, freest, generation, why_unsuitable
 from memory_cards import card
 
 A10G = replace(card(24), uuid="GPU-a", name="NVIDIA A10G")
@@ -44,31 +44,31 @@ def test_each_generation_says_what_it_runs_and_why() -> None:
 
 
 def test_a_suitable_machine_is_not_refused() -> None:
-    assert unsuitable(found(A10G)) is None
-    assert unsuitable(found(A10G, BUSY), 2) is None
+    assert why_unsuitable(found(A10G)) is None
+    assert why_unsuitable(found(A10G, BUSY), 2) is None
 
 
 def test_the_reason_why_no_gpu_is_seen_is_passed_on() -> None:
-    assert unsuitable(Survey(problem="no driver; reboot")) == "no driver; reboot"
+    assert why_unsuitable(Survey(problem="no driver; reboot")) == "no driver; reboot"
 
 
 def test_an_old_gpu_is_refused_by_name() -> None:
-    reason = unsuitable(found(V100)) or ""
+    reason = why_unsuitable(found(V100)) or ""
     assert "compute capability 8.0 or more" in reason
     assert "Tesla V100 (7.0)" in reason
 
 
 def test_an_old_driver_is_refused_with_the_version_to_install() -> None:
-    reason = unsuitable(found(A10G, cuda=(12, 8))) or ""
+    reason = why_unsuitable(found(A10G, cuda=(12, 8))) or ""
     assert "driver 580.95.05 runs CUDA up to 12.8" in reason
     assert "install driver 580 or newer" in reason
 
 
 def test_more_gpus_than_there_are_is_refused() -> None:
-    assert "2 GPUs were asked for" in (unsuitable(found(A10G, V100), 2) or "")
+    assert "2 GPUs were requested" in (why_unsuitable(found(A10G, V100), 2) or "")
 
 
 def test_the_suitable_gpu_with_the_most_free_memory_is_chosen() -> None:
     roomy = replace(V100, free_bytes=1 << 50)
-    assert choose((BUSY, roomy, A10G)) == (A10G,)
-    assert choose((BUSY, roomy, A10G), 2) == (A10G, BUSY)
+    assert freest((BUSY, roomy, A10G)) == (A10G,)
+    assert freest((BUSY, roomy, A10G), 2) == (A10G, BUSY)

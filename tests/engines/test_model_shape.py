@@ -1,4 +1,4 @@
-"""What a model weighs is read from its files, or known for the catalog's."""
+"""Shapes of models, read from their files or known for the catalog's."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pytest
 
 from checkpoints_made import QWEN, write
 from emberd.catalog import MODELS
-from emberd.engines.sglang.geometry import KNOWN, Geometry, geometry_of
+from emberd.engines.model_shape import KNOWN, ModelShape, shape_of
 
 TENSORS = {"model.embed_tokens.weight": (500, 64), "model.layers.0.mlp.up_proj.weight": (96, 64)}
 STORED = 500 * 64 + 96 * 64
 
 
-def test_a_folder_is_weighed_by_the_headers_of_its_files(tmp_path: Path) -> None:
-    found = geometry_of(write(tmp_path, tensors=TENSORS))
-    assert found == Geometry(
+def test_shape_of_a_folder_is_read_from_file_headers(tmp_path: Path) -> None:
+    found = shape_of(write(tmp_path, tensors=TENSORS))
+    assert found == ModelShape(
         architecture="Qwen3ForCausalLM",
         layers=3,
         hidden=64,
@@ -26,7 +26,6 @@ def test_a_folder_is_weighed_by_the_headers_of_its_files(tmp_path: Path) -> None
         vocabulary=500,
         parameters=STORED,
         context_tokens=4096,
-        verified=True,
     )
     assert found.weights_bytes() == 2 * STORED
     assert found.weights_bytes("float32") == 4 * STORED
@@ -34,9 +33,9 @@ def test_a_folder_is_weighed_by_the_headers_of_its_files(tmp_path: Path) -> None
 
 def test_a_head_that_the_checkpoint_lacks_is_counted_unless_it_is_tied(tmp_path: Path) -> None:
     untied = {**QWEN, "tie_word_embeddings": False}
-    found = geometry_of(write(tmp_path / "lacks", untied, TENSORS))
-    has = geometry_of(write(tmp_path / "has", untied, {**TENSORS, "lm_head.weight": (500, 64)}))
-    bare = geometry_of(write(tmp_path / "m", {**untied, "architectures": ["Qwen3Model"]}, TENSORS))
+    found = shape_of(write(tmp_path / "lacks", untied, TENSORS))
+    has = shape_of(write(tmp_path / "has", untied, {**TENSORS, "lm_head.weight": (500, 64)}))
+    bare = shape_of(write(tmp_path / "m", {**untied, "architectures": ["Qwen3Model"]}, TENSORS))
     assert found
     assert has
     assert bare
@@ -44,17 +43,17 @@ def test_a_head_that_the_checkpoint_lacks_is_counted_unless_it_is_tied(tmp_path:
     assert bare.parameters == STORED
 
 
-def test_old_weights_are_weighed_by_their_size(tmp_path: Path) -> None:
+def test_size_of_old_weights_is_the_file_size(tmp_path: Path) -> None:
     folder = write(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(bytes(3000))
-    found = geometry_of(folder)
+    found = shape_of(folder)
     assert found
     assert found.parameters == 1500
 
 
-def test_weights_that_are_quantised_on_disk_weigh_what_they_weigh_there(tmp_path: Path) -> None:
+def test_weights_quantised_on_disk_keep_their_size(tmp_path: Path) -> None:
     folder = write(tmp_path, {**QWEN, "quantization_config": {"quant_method": "awq"}}, TENSORS)
-    found = geometry_of(folder)
+    found = shape_of(folder)
     assert found
     assert found.weights_bytes() == (tmp_path / "model.safetensors").stat().st_size
 
@@ -78,15 +77,15 @@ def test_fp8_halves_all_but_the_token_table() -> None:
 def test_the_context_is_derived_as_sglang_does(
     tmp_path: Path, told: dict[str, object], expected: int
 ) -> None:
-    found = geometry_of(write(tmp_path, {**QWEN, **told}, TENSORS))
+    found = shape_of(write(tmp_path, {**QWEN, **told}, TENSORS))
     assert found
     assert found.context_tokens == expected
 
 
-def test_an_encoder_without_grouped_heads_is_known_as_one(tmp_path: Path) -> None:
+def test_encoder_without_grouped_heads_is_recognised(tmp_path: Path) -> None:
     bert = {key: value for key, value in QWEN.items() if key != "num_key_value_heads"}
     bert |= {"architectures": ["BertModel"], "head_dim": None}
-    found = geometry_of(write(tmp_path, bert, TENSORS))
+    found = shape_of(write(tmp_path, bert, TENSORS))
     assert found
     assert found.is_encoder
     assert (found.kv_heads, found.head_dim) == (4, 16)
@@ -97,7 +96,7 @@ def test_an_encoder_without_grouped_heads_is_known_as_one(tmp_path: Path) -> Non
     "architecture", ["Contriever", "Lfm2BidirectionalModel", "EmbeddingGemma2Model"]
 )
 def test_other_encoders_are_known_as_such(tmp_path: Path, architecture: str) -> None:
-    found = geometry_of(write(tmp_path, {**QWEN, "architectures": [architecture]}, TENSORS))
+    found = shape_of(write(tmp_path, {**QWEN, "architectures": [architecture]}, TENSORS))
     assert found
     assert found.is_encoder
 
@@ -106,36 +105,32 @@ def test_other_encoders_are_known_as_such(tmp_path: Path, architecture: str) -> 
     "damage",
     [{"rope_scaling": [1]}, {"max_position_embeddings": None}, {"max_position_embeddings": 1e999}],
 )
-def test_a_damaged_configuration_is_not_guessed_at(
-    tmp_path: Path, damage: dict[str, object]
-) -> None:
-    assert geometry_of(write(tmp_path, {**QWEN, **damage}, TENSORS)) is None
+def test_damaged_config_gives_no_shape(tmp_path: Path, damage: dict[str, object]) -> None:
+    assert shape_of(write(tmp_path, {**QWEN, **damage}, TENSORS)) is None
 
 
 @pytest.mark.parametrize(
     "missing", ["hidden_size", "architectures", "vocab_size", "max_position_embeddings"]
 )
-def test_a_folder_that_does_not_describe_itself_is_not_guessed_at(
-    tmp_path: Path, missing: str
-) -> None:
+def test_incomplete_config_gives_no_shape(tmp_path: Path, missing: str) -> None:
     config = {key: value for key, value in QWEN.items() if key != missing}
-    assert geometry_of(write(tmp_path, config, TENSORS)) is None
+    assert shape_of(write(tmp_path, config, TENSORS)) is None
 
 
-def test_a_folder_without_weights_or_with_a_broken_file_is_not_guessed_at(tmp_path: Path) -> None:
+def test_missing_or_broken_weights_give_no_shape(tmp_path: Path) -> None:
     folder = write(tmp_path)
-    assert geometry_of(folder) is None
+    assert shape_of(folder) is None
     for content in (b"\xff" * 64, _header(b"[]"), _header(b"[" * 10_000)):
         (tmp_path / "model.safetensors").write_bytes(content)
-        assert geometry_of(folder) is None
+        assert shape_of(folder) is None
 
 
 def _header(text: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def test_a_name_that_nobody_knows_has_no_shape() -> None:
-    assert geometry_of("somebody/some-model") is None
+def test_unknown_name_has_no_shape() -> None:
+    assert shape_of("somebody/some-model") is None
 
 
 def test_every_qwen_of_the_catalog_has_a_shape_that_agrees_with_it() -> None:
@@ -146,7 +141,6 @@ def test_every_qwen_of_the_catalog_has_a_shape_that_agrees_with_it() -> None:
             qwens[name].dimensions,
             qwens[name].context_tokens,
         )
-        assert not shape.verified
 
 
 @pytest.mark.parametrize(

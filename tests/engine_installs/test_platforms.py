@@ -1,4 +1,4 @@
-"""Where an engine cannot be installed, it says so before it begins."""
+"""Unsupported platforms are refused before the installation begins."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from emberd.errors import InstallError
-from emberd.installs import RECIPES, Recipe, hosts
+from emberd.installs import RECIPES, Recipe, recipes
 
 SGLANG = RECIPES["sglang"]
 
@@ -34,7 +34,7 @@ def test_sglang_is_refused_where_it_has_no_wheels(
     monkeypatch.setattr(platform, "system", lambda: system)
     monkeypatch.setattr(platform, "machine", lambda: machine)
     with pytest.raises(InstallError, match=f"no wheels for {system} {machine}.*EMBERD_BASE_URL"):
-        hosts.check(SGLANG)
+        recipes.check_platform(SGLANG)
 
 
 @pytest.mark.parametrize(
@@ -53,14 +53,14 @@ def test_sglang_is_refused_on_an_old_libc(
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(os, "confstr", lambda name: libc)
     if said is None:
-        hosts.check(SGLANG)
+        recipes.check_platform(SGLANG)
     else:
         with pytest.raises(InstallError, match=said):
-            hosts.check(SGLANG)
+            recipes.check_platform(SGLANG)
 
 
-def test_the_running_python_is_taken_where_there_are_wheels_for_it() -> None:
-    assert hosts.python_for(SGLANG) == sys.executable
+def test_running_python_is_used_if_it_has_wheels() -> None:
+    assert recipes.find_python(SGLANG) == sys.executable
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=str)
@@ -70,9 +70,9 @@ def test_a_python_that_is_too_new_looks_for_another_on_the_path(
     monkeypatch.setattr(sys, "version_info", (3, 15, 0))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InstallError, match=r"wheels for CPython 3\.11, 3\.12, .*this is 3\.15"):
-        hosts.python_for(recipe)
+        recipes.find_python(recipe)
     # pyenv leaves programs of versions that are not there.
     python_of("3.13", tmp_path, says="")
     twelve = python_of("3.12", tmp_path)
     python_of("3.11", tmp_path)
-    assert hosts.python_for(recipe) == twelve
+    assert recipes.find_python(recipe) == twelve

@@ -1,4 +1,4 @@
-"""Whether a model can be served here: its kind, the device, the memory."""
+"""Which models the transformers engine supports, and where one would run: device and memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 from emberd import checkpoints, pipeline
 from emberd.catalog import DEMO_MODEL
 from emberd.engines.gpus import Gpu, Survey
-from emberd.engines.sglang.geometry import element_bytes, geometry_of
+from emberd.engines.model_shape import element_bytes, shape_of
 from emberd.serving import processor
 from emberd.settings import ServerSpec
 
@@ -30,59 +30,69 @@ _NATIVE_BFLOAT16: Final = (8, 0)  # compute capability
 PINNED_CUDA: Final = (13, 0)
 """What the wheels of the pinned torch are built for."""
 
-# CUDA 13 ends the support of what is older than Turing; torch 2.14.1 has no code below 7.5.
+# CUDA 13 dropped GPUs older than Turing; torch 2.14.1 has no code below 7.5.
 _NEEDS_CAPABILITY: Final = {13: (7, 5)}
 _VERSION_FILE: Final = Path("torch", "version.py")
 _BUILT_FOR: Final = re.compile(r"^cuda\b[^=]*= '(\d+)\.(\d+)'", re.MULTILINE)
 
-_ROOM: Final = 1.05  # activations and torch itself, beside the weights
+_OVERHEAD: Final = 1.05  # activations and torch itself, relative to the weights
 _GPU_CONTEXT_BYTES: Final = 1024**3
 _GIB: Final = 1024**3
 _SMALLER: Final = (
-    "or ask for Qwen/Qwen3-Embedding-0.6B with an index of its own: its vectors are others"
+    "or use Qwen/Qwen3-Embedding-0.6B (needs its own index; the vectors are not compatible)"
 )
-_ELSEWHERE: Final = "name a server on another machine, EMBERD_BASE_URL=http://HOST:30000/v1"
+_ELSEWHERE: Final = "point EMBERD_BASE_URL=http://HOST:30000/v1 at another machine"
 
 
-def unfit(spec: ServerSpec) -> str | None:
-    """Return why what is asked for cannot be served whatever the machine; None if it may be."""
+def why_unsupported(spec: ServerSpec) -> str | None:
+    """Return why ``spec`` cannot be served on any machine; None if it may be."""
     if spec.model == DEMO_MODEL:
         return f"does not serve {DEMO_MODEL}, which is bundled with another engine"
     if spec.quantization is not None:
         return f"serves no quantised weights; leave quantization={spec.quantization!r} out"
     if spec.dtype not in _DTYPES:
         return (
-            f"serves bfloat16 and float32, and dtype={spec.dtype!r} was given: Qwen3-Embedding "
-            f"overflows in float16"
+            f"serves bfloat16 and float32, not dtype={spec.dtype!r}: Qwen3-Embedding overflows in "
+            f"float16"
         )
-    return _unfit_files(spec.model, spec.revision) or _too_long(spec)
+    if problem := _unsupported_files(spec.model, spec.revision):
+        return problem
+    shape = shape_of(spec.model)
+    if shape and spec.context_tokens and spec.context_tokens > shape.context_tokens:
+        return (
+            f"{spec.model} accepts texts of up to {shape.context_tokens:,} tokens, not "
+            f"{spec.context_tokens:,}; split longer texts"
+        )
+    return None
 
 
-def device(spec: ServerSpec, cuda: tuple[int, int] | None, seen: Survey) -> tuple[str, str | None]:
-    """Return where the model would run, and why it cannot run there; None if it can.
+def choose_device(
+    spec: ServerSpec, cuda: tuple[int, int] | None, seen: Survey
+) -> tuple[str, str | None]:
+    """Return where the model would run, and why it cannot run there (None if it can).
 
-    The CPU is taken only when it, or this engine, was asked for by name: nobody who asked for
-    nothing waits a minute for a vector without having been told.
+    The CPU is used only if it, or this engine, was requested by name, so that nobody waits a
+    minute for a vector without having been warned.
 
     Args:
-        spec: What is asked for.
-        cuda: The CUDA that the installed torch is built for; None when it is built without.
+        spec: The request.
+        cuda: The CUDA that the installed torch is built for; None if it is built without.
         seen: The GPUs of this machine.
     """
-    problem = _no_cuda(cuda, seen)
+    problem = _why_no_cuda(cuda, seen)
     if spec.device == CUDA or (spec.device is None and problem is None):
         return CUDA, problem
     has_mps = sys.platform == "darwin" and platform.machine() == "arm64"
     if spec.device == MPS and not has_mps:
-        return MPS, "device='mps' is Apple's GPU, and this is no Mac with Apple silicon"
+        return MPS, "device='mps' is Apple's GPU, and this is not a Mac with Apple silicon"
     if spec.device == MPS or (spec.device is None and has_mps):
         return MPS, None
     if spec.device not in (None, CPU):
-        return spec.device or CPU, f"device={spec.device!r} is not known: give cuda, mps or cpu"
+        return spec.device or CPU, f"device={spec.device!r} is unknown: use cuda, mps or cpu"
     if spec.device is None and spec.engine != NAME:
         return CPU, (
-            f"{problem}. On the CPU it serves only when asked to, and slowly: engine={NAME!r} "
-            f"or device='cpu'; else {_ELSEWHERE}"
+            f"{problem}. On the CPU it serves only if requested, and slowly: engine={NAME!r} or "
+            f"device='cpu'. Alternatively, {_ELSEWHERE}"
         )
     return CPU, None
 
@@ -94,12 +104,12 @@ def suitable(seen: Survey, cuda: tuple[int, int]) -> tuple[Gpu, ...]:
 
 
 def has_torch(packages: str) -> bool:
-    """Return whether a ``site-packages`` holds torch itself."""
+    """Return whether a ``site-packages`` folder contains torch."""
     return (Path(packages) / _VERSION_FILE).is_file()
 
 
 def torch_cuda(packages: str) -> tuple[int, int] | None:
-    """Return the CUDA that the torch in a ``site-packages`` is built for; None for none."""
+    """Return the CUDA that the torch in a ``site-packages`` folder is built for; None for none."""
     try:
         found = _BUILT_FOR.search((Path(packages) / _VERSION_FILE).read_text(encoding="utf-8"))
     except OSError:
@@ -107,28 +117,19 @@ def torch_cuda(packages: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def number_format(spec: ServerSpec, where: str, gpu: Gpu | None) -> str:
-    """Return the format that the server will choose, by the rules of ``emberd.serving.devices``."""
-    if spec.dtype is not None:
-        return spec.dtype
-    if gpu is not None:
-        return _BFLOAT16 if gpu.capability >= _NATIVE_BFLOAT16 else _FLOAT32
-    return _BFLOAT16 if where == MPS or processor.multiplies_bfloat16() else _FLOAT32
-
-
-def short_of_memory(spec: ServerSpec, where: str, gpu: Gpu | None = None) -> str | None:
-    """Return why the weights do not fit and what to do; None if they do, or nobody can tell.
+def short_of_memory(spec: ServerSpec, device: str, gpu: Gpu | None = None) -> str | None:
+    """Return why the weights do not fit and what to do; None if they do, or it is unknown.
 
     Args:
-        spec: What is asked for.
-        where: The device.
-        gpu: The GPU that is taken; None on others than CUDA.
+        spec: The request.
+        device: Where the model runs.
+        gpu: The GPU that is used; None on other devices than CUDA.
     """
-    geometry = geometry_of(spec.model)
-    if geometry is None:
+    shape = shape_of(spec.model)
+    if shape is None:
         return None
-    dtype = number_format(spec, where, gpu)
-    need = round(geometry.parameters * element_bytes(dtype) * _ROOM)
+    dtype = _dtype(spec, device, gpu)
+    need = round(shape.parameters * element_bytes(dtype) * _OVERHEAD)
     if gpu is not None:
         need, free, name = need + _GPU_CONTEXT_BYTES, gpu.free_bytes, gpu.name
     else:
@@ -143,7 +144,16 @@ def short_of_memory(spec: ServerSpec, where: str, gpu: Gpu | None = None) -> str
     )
 
 
-def _unfit_files(model: str, revision: str | None) -> str | None:
+def _dtype(spec: ServerSpec, device: str, gpu: Gpu | None) -> str:
+    """Return the number format that the server will choose, by the rules of our own server."""
+    if spec.dtype is not None:
+        return spec.dtype
+    if gpu is not None:
+        return _BFLOAT16 if gpu.capability >= _NATIVE_BFLOAT16 else _FLOAT32
+    return _BFLOAT16 if device == MPS or processor.multiplies_bfloat16() else _FLOAT32
+
+
+def _unsupported_files(model: str, revision: str | None) -> str | None:
     if not checkpoints.is_folder(model):
         if checkpoints.is_path(model):
             return f"there is no folder {model}"
@@ -151,30 +161,18 @@ def _unfit_files(model: str, revision: str | None) -> str | None:
         problem = pipeline.unservable(kept, partial=True) if kept else None
         return str(problem) if problem else None
     if not (Path(model) / checkpoints.CONFIG).is_file():
-        return f"the folder {model} holds no {checkpoints.CONFIG}: it is no checkpoint"
+        return f"the folder {model} contains no {checkpoints.CONFIG}, so it is not a checkpoint"
     architecture = checkpoints.architecture(model)
     if architecture not in _ARCHITECTURES:
         return (
-            f"serves {' and '.join(_ARCHITECTURES)} with last-token pooling, and {model} is of the "
+            f"serves {' and '.join(_ARCHITECTURES)} with last-token pooling, and {model} has the "
             f"architecture {architecture}"
         )
     problem = pipeline.unservable(Path(model))
     return str(problem) if problem else None
 
 
-def _too_long(spec: ServerSpec) -> str | None:
-    geometry = geometry_of(spec.model)
-    if geometry is None or not spec.context_tokens:
-        return None
-    if spec.context_tokens <= geometry.context_tokens:
-        return None
-    return (
-        f"{spec.model} takes texts of up to {geometry.context_tokens:,} tokens, not "
-        f"{spec.context_tokens:,}; split longer texts"
-    )
-
-
-def _no_cuda(cuda: tuple[int, int] | None, seen: Survey) -> str | None:
+def _why_no_cuda(cuda: tuple[int, int] | None, seen: Survey) -> str | None:
     if seen.problem:
         return seen.problem
     if cuda is None:
@@ -188,7 +186,7 @@ def _no_cuda(cuda: tuple[int, int] | None, seen: Survey) -> str | None:
         return None
     found = ", ".join(f"{gpu.name} ({_dotted(gpu.capability)})" for gpu in seen.gpus)
     least = _dotted(_NEEDS_CAPABILITY[cuda[0]])
-    return f"torch for CUDA {_dotted(cuda)} needs compute capability {least}; here is {found}"
+    return f"torch for CUDA {_dotted(cuda)} needs compute capability {least}; found {found}"
 
 
 def _dotted(numbers: Sequence[int]) -> str:

@@ -1,0 +1,300 @@
+"""What emberd supports with SGLang: GPUs and drivers, models and their pooling, versions."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from emberd import catalog, checkpoints, pipeline
+from emberd.catalog import Model
+from emberd.engines import gpus as all_gpus
+from emberd.engines.gpus import VISIBLE, Gpu, Survey
+
+OLDEST_VERSION: Final = (0, 5, 17)
+"""The first version whose embeddings come as base64."""
+
+# ------------------------------------------------------------ GPUs
+
+MIN_CAPABILITY: Final = (8, 0)
+"""SGLang's kernels have no code for older GPUs, although its own check accepts some."""
+
+NEEDS_CUDA: Final = (13, 0)
+"""What the torch that SGLang 0.5.23 pins is built for; driver 580 and newer run it."""
+
+_NEEDS_DRIVER: Final = 580
+_MIG: Final = "MIG-"
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One generation of GPUs.
+
+    Attributes:
+        name: NVIDIA's name for it.
+        capability: The lowest compute capability that belongs to it.
+        attention: The attention kernels that SGLang chooses there.
+        why: Why emberd keeps that choice, and what it leaves off.
+    """
+
+    name: str
+    capability: tuple[int, int]
+    attention: str
+    why: str
+
+
+GENERATIONS: Final = (
+    Generation(
+        "Blackwell (consumer)",
+        (12, 0),
+        "flashinfer or triton",
+        "SGLang's choice for compute capability 12; the datacentre kernels do not run there",
+    ),
+    Generation(
+        "Blackwell",
+        (10, 0),
+        "trtllm_mha",
+        "SGLang's choice; it raises the page size, of which the figures are multiples",
+    ),
+    Generation(
+        "Hopper",
+        (9, 0),
+        "fa3",
+        "SGLang's choice; the path without a KV cache, for which chunked prefill must be off, is "
+        "not used: it returned NaN for short texts up to 0.5.12 and is untested here",
+    ),
+    Generation("Ada", (8, 9), "flashinfer, else triton", "SGLang's choice"),
+    Generation("Ampere", (8, 0), "flashinfer, else triton", "SGLang's choice"),
+)
+"""Newest first; from srt/arg_groups/model_override_base.py. None has been tested on a GPU."""
+
+
+def generation(capability: tuple[int, int]) -> Generation | None:
+    """Return the generation of a compute capability; None if it is too old."""
+    return next((known for known in GENERATIONS if capability >= known.capability), None)
+
+
+def why_unsuitable(seen: Survey, count: int = 1) -> str | None:
+    """Return why SGLang cannot use ``count`` of these GPUs and what to do; None if it can."""
+    if seen.problem:
+        return seen.problem
+    if seen.cuda is not None and seen.cuda < NEEDS_CUDA:
+        return (
+            f"the NVIDIA driver {seen.driver} runs CUDA up to {_version(seen.cuda)}, and SGLang "
+            f"needs {_version(NEEDS_CUDA)}: install driver {_NEEDS_DRIVER} or newer"
+        )
+    fit = _suitable(seen.gpus)
+    if not fit:
+        found = ", ".join(f"{gpu.name} ({_version(gpu.capability)})" for gpu in seen.gpus)
+        return (
+            f"SGLang needs a GPU of compute capability {_version(MIN_CAPABILITY)} or more "
+            f"(Ampere and newer); found {found}"
+        )
+    if count > 1 and any(gpu.uuid.startswith(_MIG) for gpu in fit):
+        return (
+            f"{count} GPUs were requested, and CUDA gives a process only one MIG instance; "
+            f"leave tp_size and dp_size out"
+        )
+    if len(fit) < count:
+        return (
+            f"{count} GPUs were requested (tp_size times dp_size), and {len(fit)} can be used; "
+            f"request fewer, or list more of them in {VISIBLE}"
+        )
+    return None
+
+
+def freest(gpus: Sequence[Gpu], count: int = 1) -> tuple[Gpu, ...]:
+    """Return the ``count`` suitable GPUs with the most free memory, in that order."""
+    return all_gpus.freest(_suitable(gpus), count)
+
+
+def _suitable(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    return tuple(gpu for gpu in gpus if gpu.capability >= MIN_CAPABILITY)
+
+
+def _version(numbers: tuple[int, int]) -> str:
+    return ".".join(map(str, numbers))
+
+
+# ------------------------------------------------------------ models
+
+# Last-token pooling, compared with Transformers on the same weights.
+_VERIFIED: Final = ("Qwen3ForCausalLM", "Qwen3Model")
+# How SGLang 0.5.23 pools these, whatever the checkpoint says (srt/models/bert.py, roberta.py,
+# lfm2.py, embedding_gemma2.py, qwen3.py, qwen3_embedding.py, llama_embedding.py and clip.py). A
+# bidirectional Gemma 3 gets the mean as well (gemma3_causal.py).
+_LAST_TOKEN: Final = "lasttoken"  # noqa: S105 - no password
+_POOLING: Final = {
+    "BertModel": "cls",
+    "Contriever": "cls",
+    "XLMRobertaModel": "cls",
+    "Lfm2BidirectionalModel": "cls",
+    "EmbeddingGemma2Model": "mean",
+    "CLIPModel": _LAST_TOKEN,
+    "LlamaEmbeddingModel": _LAST_TOKEN,
+    "MistralModel": _LAST_TOKEN,
+    "Qwen3Model": _LAST_TOKEN,
+    "Qwen3ForCausalLM": _LAST_TOKEN,
+}
+_GEMMA: Final = "Gemma3TextModel"
+_BIDIRECTIONAL: Final = "use_bidirectional_attention"
+# The other decoders get the last token, from code of SGLang's own or through Transformers. For an
+# encoder that is not named above, SGLang has no code: how, and whether, it runs is not known.
+_DECODERS: Final = ("ForCausalLM", "ForConditionalGeneration")
+_BARE_DECODERS: Final = (
+    *("CohereModel", "Cohere2Model", "GemmaModel", "Gemma2Model", "GPT2Model", "GPTNeoXModel"),
+    *("GraniteModel", "LlamaModel", "MixtralModel", "OlmoModel", "Olmo2Model", "Olmo3Model"),
+    *("OPTModel", "PhiModel", "Phi3Model", "Qwen2Model", "Qwen2MoeModel", "Qwen3MoeModel"),
+    *("SmolLM3Model", "Starcoder2Model"),
+)
+# Read by SGLang's way through Transformers (srt/models/transformers.py): "cls" in any case of the
+# letters is the first token there, and everything else the last one.
+_CONFIGURED: Final = "pooling_type"
+_IN_WORDS: Final = {"cls": "the first token", "mean": "the mean of the tokens"}
+
+
+def why_unsupported(model: str, revision: str | None = None) -> str | None:
+    """Return why SGLang's vectors are not the model's, on any machine; None if they may be."""
+    if not checkpoints.is_folder(model):
+        if checkpoints.is_path(model):
+            return f"there is no folder {model}"
+        kept = checkpoints.snapshot(model, revision)
+        return _unservable(kept, partial=True) if kept else None
+    if not (Path(model) / checkpoints.CONFIG).is_file():
+        return f"the folder {model} contains no {checkpoints.CONFIG}, so it is not a checkpoint"
+    return _unservable(Path(model))
+
+
+def is_downloaded(model: str) -> bool:
+    """Return whether the hub's cache on this machine seems to contain a whole model."""
+    kept = checkpoints.hub_cache() / f"models--{model.replace('/', '--')}"
+    whole = any(kept.glob(f"snapshots/*/{checkpoints.CONFIG}"))
+    return whole and not any(kept.glob("blobs/*.incomplete"))
+
+
+def notes(model: str, revision: str | None = None) -> list[str]:
+    """Return what users of the model's vectors should know, one sentence each."""
+    if not checkpoints.is_folder(model):
+        if catalog.lookup(model) != Model(model):
+            return []
+        kept = checkpoints.snapshot(model, revision)
+        # SGLang downloads configuration, tokenizer and weights, but not these files.
+        is_checked = kept is not None and pipeline.names_pooling(kept)
+        return [_unverified(model, "it"), *([] if is_checked else [_unchecked(model)])]
+    architecture = checkpoints.architecture(model) or "an unnamed architecture"
+    pooling = [] if architecture in _VERIFIED else [_unverified(model, architecture)]
+    return [*pooling, *pipeline.unused_prompts(Path(model))]
+
+
+def _unservable(folder: Path, *, partial: bool = False) -> str | None:
+    architecture = checkpoints.architecture(str(folder))
+    if partial and architecture is None:
+        return None  # without config.json it is not known how SGLang pools the model
+    pooling = _pooling(folder)
+    if architecture and pooling is None and pipeline.names_pooling(folder):
+        return (
+            f"{folder} declares a pooling, and how SGLang pools a {architecture} is unknown. "
+            f"{pipeline.OTHER_SERVER}"
+        )
+    problem = pipeline.unservable(folder, pooling=pooling or _LAST_TOKEN, partial=partial)
+    return str(problem) if problem else None
+
+
+def _pooling(folder: Path) -> str | None:
+    """Return how SGLang pools a folder's model, as ``pipeline.unservable`` takes it, or None."""
+    architecture = checkpoints.architecture(str(folder)) or ""
+    config = checkpoints.read_json(folder / checkpoints.CONFIG)
+    if architecture == _GEMMA and config.get(_BIDIRECTIONAL) is True:
+        return "mean"
+    if architecture in _POOLING:
+        return _POOLING[architecture]
+    is_decoder = architecture.endswith(_DECODERS) or architecture in _BARE_DECODERS
+    if not is_decoder or config.get(_CONFIGURED) is not None:
+        return None
+    return _LAST_TOKEN
+
+
+def _unchecked(model: str) -> str:
+    return (
+        f"the files that say how {model} pools may not be on this machine, and SGLang does not "
+        f"download them: run `hf download {model}` before the start, and emberd checks them."
+    )
+
+
+def _unverified(model: str, what: str) -> str:
+    pooling = _pooling(Path(model)) if checkpoints.is_folder(model) else None
+    taken = _IN_WORDS.get(pooling or "")
+    return (
+        f"emberd has not verified how SGLang pools {what} ({model})"
+        f"{f'; it takes {taken}' if taken else ''}: compare some vectors with those of the "
+        f"model's own library before you build an index."
+    )
+
+
+# ------------------------------------------------------------ versions
+
+
+def known_options(packages: str) -> frozenset[str] | None:
+    """Return the options that an installed SGLang knows, such as ``--model-path``.
+
+    An unknown option ends its start with exit code 2. The options are read from the source, because
+    importing it takes seconds and needs torch. Until mid-2026 each was added to the parser by a
+    call; since then most are fields with annotations. Both are read.
+
+    Args:
+        packages: The ``site-packages`` folder that holds SGLang.
+
+    Returns:
+        None if there is no SGLang, or its source has an unknown layout.
+    """
+    root = Path(packages, "sglang", "srt")
+    files = [root / "server_args.py", *sorted((root / "arg_groups").rglob("*.py"))]
+    try:
+        trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in files}
+    except (OSError, SyntaxError, ValueError):
+        return None
+    names = {name for file, tree in trees.items() for name in _options(file, tree)}
+    return frozenset(names) or None
+
+
+def _options(file: Path, tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="add_argument")):
+                yield from _option_names(node.args)
+            case ast.ClassDef() if node.name == "ServerArgs" or file.parent.name == "fields":
+                for field in node.body:
+                    if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                        yield from _options_of_field(field.target.id, field.annotation)
+
+
+def _options_of_field(name: str, annotation: ast.expr) -> Iterator[str]:
+    if not (
+        isinstance(annotation, ast.Subscript)
+        and isinstance(annotation.value, ast.Name)
+        and annotation.value.id in ("A", "Annotated")
+    ):
+        return
+    words = {
+        word.arg: word.value
+        for node in ast.walk(annotation.slice)
+        if isinstance(node, ast.Call)
+        for word in node.keywords
+    }
+    hidden = words.get("no_cli")
+    if isinstance(hidden, ast.Constant) and hidden.value:
+        return
+    if "cli_name" not in words:
+        yield "--" + name.replace("_", "-")
+    for key in ("aliases", "cli_name"):
+        if key in words:
+            yield from _option_names(ast.walk(words[key]))
+
+
+def _option_names(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    for node in nodes:
+        value = node.value if isinstance(node, ast.Constant) else None
+        if isinstance(value, str) and value.startswith("--"):
+            yield value

@@ -1,0 +1,326 @@
+"""Installs and removes environments: one process at a time, and completely or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+from emberd.env import Places
+from emberd.errors import InstallError
+from emberd.installs import environments, installer_errors, interpreters, recipes
+from emberd.installs.environments import Installed, Site
+from emberd.installs.recipes import FolderMeter, Recipe, in_words, recipe_of
+from emberd.system import pdeathsig, process_env, processes
+from emberd.system.log_rules import Diagnosis
+
+_UV: Final = "uv"
+_PIP: Final = (
+    *("-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-input"),
+    *("--progress-bar", "off", "--no-warn-script-location"),
+)
+_LOG_MODE: Final = 0o600  # it may quote addresses in the user's network
+_TICK_S: Final = 1.0
+_KILL_S: Final = 10.0
+_TAIL_BYTES: Final = 4096
+_TAIL_CHARACTERS: Final = 60
+
+Report = Callable[[str], None]
+
+
+def install(
+    name: str, places: Places, on_progress: Callable[[str], None] | None = None
+) -> Installed:
+    """Return the environment of an engine, and install it if it is missing.
+
+    Takes minutes and gigabytes. While another process installs the same engine, this one waits and
+    then finds it installed. If it is killed, nothing is left that looks complete, and the next call
+    starts over.
+
+    Args:
+        name: The engine.
+        places: Where environments are.
+        on_progress: Gets a line for display about once a second.
+
+    Raises:
+        SettingError: The engine is unknown.
+        InstallError: The installation failed; the cause, what to do, and the log are named.
+        StateFolderError: The folder belongs to another user, or everyone can write to it.
+    """
+    recipe = recipe_of(name)
+    report = on_progress or (lambda _text: None)
+    place = environments.site(recipe, places)
+    if (found := _complete(place, recipe)) is not None:
+        return found
+    recipes.check_platform(recipe)
+    python = recipes.find_python(recipe)
+    with environments.locked(environments.engines_folder(places), name, report):
+        return _complete(place, recipe) or _make(recipe, place, python, report)
+
+
+def remove(name: str, places: Places) -> Installed | None:
+    """Remove an engine's environments of all versions, complete or not.
+
+    Returns:
+        The one that was complete, of the pinned version if there were several; None if none was.
+
+    Raises:
+        SettingError: The engine is unknown.
+        InstallError: A process runs from it, or it is being installed; nothing is removed then.
+        StateFolderError: The folder belongs to another user, or everyone can write to it.
+    """
+    recipe_of(name)
+    if not environments.sites(places, name):
+        return None
+    with environments.locked(environments.engines_folder(places), name, report=None):
+        complete = [own for own in environments.installed(places) if own.name == name]
+        found = environments.sites(places, name)
+        for place in found:
+            _kill_installers(place)
+            environments.check_unused(place)
+        for place in found:
+            _clear(place)
+            place.log.unlink(missing_ok=True)
+    return complete[0] if complete else None
+
+
+def _complete(place: Site, recipe: Recipe) -> Installed | None:
+    if place.folder.parent.is_dir():
+        environments.check_owner(place.folder.parent)
+    found = place.read()
+    if found is None or not found.is_usable or found.requirements != recipe.requirements:
+        return None
+    return found
+
+
+def _make(recipe: Recipe, place: Site, python: str, report: Report) -> Installed:
+    _kill_installers(place)
+    if place.leftovers:
+        report(f"removing what is left of {place.folder}")
+    _clear(place)
+    keep = recipes.check_disk_space(recipe, place.folder.parent)
+    report(f"installing {recipe}: {in_words(recipe.bytes)} into {place.folder}")
+    try:
+        packages = Builder(recipe, place, python, keep, report).build()
+        return place.finish(recipe, packages, recipes.used_bytes(place.folder))
+    except BaseException as error:
+        # Useless gigabytes; if the process is killed, the next installation removes them.
+        shutil.rmtree(place.folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise InstallError(
+                f"{recipe} could not be installed: {error.filename or place.folder}: "
+                f"{error.strerror or error}",
+                advice="Free some space, or set EMBERD_ENGINES to a folder that you can write to.",
+                log_path=os.fspath(place.log),
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(place.scratch, ignore_errors=True)
+
+
+def _clear(place: Site) -> None:
+    """Remove an environment and its leftovers; the lock is held.
+
+    Raises:
+        InstallError: A process runs from it, or it cannot be removed.
+    """
+    if place.folder.exists():
+        environments.check_unused(place)
+    try:
+        for leftover in (place.scratch, place.removed):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        if place.folder.exists():
+            # Renamed first, so that after a kill no partial environment looks complete.
+            place.folder.rename(place.removed)
+            shutil.rmtree(place.removed)
+    except OSError as error:
+        raise InstallError(
+            f"{error.filename or place.folder} cannot be removed ({error.strerror or error})",
+            advice=f"Remove {place.folder} by hand.",
+        ) from error
+
+
+def _kill_installers(place: Site) -> None:
+    """Kill what an interrupted installation left running.
+
+    The installer ends with the installing process; this is for the moment between.
+
+    Raises:
+        InstallError: A process does not end.
+    """
+    if pids := processes.end_marked(os.fspath(place.folder), _KILL_S):
+        raise InstallError(
+            f"Processes {', '.join(map(str, pids))} of an interrupted installation do not end",
+            advice="End them, then try again.",
+        )
+
+
+@dataclass
+class Builder:
+    """Fills the environment of a recipe, with uv if it is available, else with venv and pip.
+
+    Attributes:
+        recipe: What to install.
+        site: Where; nothing is there yet.
+        python: The interpreter that the environment is made from.
+        keep_downloads: Whether the installer may keep them in its own cache.
+        report: Gets lines for display.
+        uv: The program uv; None if there is none.
+    """
+
+    recipe: Recipe
+    site: Site
+    python: str
+    keep_downloads: bool
+    report: Report
+    uv: str | None = field(default_factory=lambda: shutil.which(_UV))
+
+    def __post_init__(self) -> None:
+        """Start the clock."""
+        self._begun_s = time.monotonic()
+        self._installed = FolderMeter(self.site.folder)
+        self._downloaded = FolderMeter(self.site.scratch)
+
+    def build(self) -> str:
+        """Fill the environment and return the folder that contains its distributions.
+
+        Raises:
+            InstallError: An installer failed, or installed something else than requested.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        os.close(os.open(self.site.log, flags, _LOG_MODE))
+        self.site.log.chmod(_LOG_MODE)
+        self.site.scratch.mkdir(mode=0o700)
+        if not (self.uv and self._with_uv(self.uv)):
+            self._with_pip()
+        return self._checked()
+
+    def _with_uv(self, uv: str) -> bool:
+        kept = () if self.keep_downloads else ("--no-cache",)
+        folder, python = os.fspath(self.site.folder), os.fspath(self.site.python)
+        failure = self._run(uv, "venv", *kept, "--no-project", "--python", self.python, folder)
+        # SGLang's kernels depend on pre-releases: without the option uv installs an old SGLang.
+        # Bytecode is compiled now, so that the first start of a server need not do it.
+        failure = failure or self._run(
+            *(uv, "pip", "install", *kept, "--python", python, "--prerelease=allow"),
+            *("--compile-bytecode", *self.recipe.requirements),
+        )
+        if failure is None:
+            return True
+        if failure.final:
+            raise self._error(failure)
+        self.report(f"uv could not install {self.recipe} ({failure.cause}); trying pip")
+        return False
+
+    def _with_pip(self) -> None:
+        kept = () if self.keep_downloads else ("--no-cache-dir",)
+        folder, python = os.fspath(self.site.folder), os.fspath(self.site.python)
+        failure = self._run(self.python, "-I", "-m", "venv", "--clear", folder)
+        failure = failure or self._run(python, *_PIP, *kept, *self.recipe.requirements)
+        if failure is not None:
+            raise self._error(failure)
+
+    def _run(self, *command: str) -> Diagnosis | None:
+        begin = self.site.log.stat().st_size
+        with self.site.log.open("a", encoding="utf-8") as log:
+            log.write(f"\n$ {' '.join(command)}\n")
+        code = self._wait(*command)
+        if code == 0:
+            return None
+        # If the shim was killed, the installer still runs, and nothing may write beside it.
+        _kill_installers(self.site)
+        return installer_errors.diagnose(code, self._output(begin))
+
+    def _wait(self, *command: str) -> int:
+        """Run a program to its end, which comes with this process's at the latest.
+
+        The kernel's own death signal reaches only one process, and ``venv`` has pip as a child.
+        So a shim ends the whole group when this process is gone.
+        """
+        read, write = os.pipe()
+        shim = (self.python, "-I", "-S", pdeathsig.__file__, str(os.getpid()), str(read))
+        scratch = self.site.scratch
+        try:
+            with self.site.log.open("ab") as output:
+                popen = subprocess.Popen(  # noqa: S603 - the command is ours
+                    [*shim, *command],
+                    # Not the caller's folder, which may contain a project's settings.
+                    cwd=scratch,
+                    env=process_env.for_installer(os.fspath(self.site.folder), os.fspath(scratch)),
+                    pass_fds=[read],
+                    start_new_session=True,
+                    stdin=subprocess.DEVNULL,
+                    stderr=subprocess.STDOUT,
+                    stdout=output,
+                )
+            try:
+                while True:
+                    try:
+                        return popen.wait(_TICK_S)
+                    except subprocess.TimeoutExpired:
+                        self._report_progress()
+            finally:
+                if popen.returncode is None:
+                    # Ctrl-C did not reach the group, which is in a session of its own.
+                    with suppress(ProcessLookupError):
+                        os.killpg(popen.pid, signal.SIGKILL)
+                    popen.wait()
+        finally:
+            os.close(read)
+            os.close(write)
+
+    def _report_progress(self) -> None:
+        have, whole = self._installed.read(), self.recipe.bytes
+        seconds = time.monotonic() - self._begun_s
+        parts = [f"{in_words(have)} of {in_words(whole)}", f"{seconds:.0f} s"]
+        if downloaded := self._downloaded.read():
+            parts.insert(1, f"{in_words(downloaded)} downloaded")
+        begin = max(0, self.site.log.stat().st_size - _TAIL_BYTES)
+        tail = self._output(begin)
+        if begin:
+            # Without the first line, which may be cut inside a URL: its password would be shown.
+            tail = tail.partition("\n")[2]
+        doing = installer_errors.last_lines(tail, 1)[:_TAIL_CHARACTERS]
+        self.report(f"installing {self.recipe}: {', '.join(parts)}: {doing}".rstrip(": "))
+
+    def _checked(self) -> str:
+        recipe, python = self.recipe, os.fspath(self.site.python)
+        try:
+            found = interpreters.query(python, recipe.distribution, recipe.modules)
+        except OSError as error:
+            raise self._wrong(f"{python} does not run ({error})") from error
+        if found is None or found.version != recipe.version:
+            version = "none" if found is None else found.version
+            raise self._wrong(
+                f"{recipe.distribution} {recipe.version} was requested, and {version} was installed"
+            )
+        if found.missing:
+            raise self._wrong(f"{', '.join(found.missing)} cannot be imported afterwards")
+        return found.packages
+
+    def _error(self, failure: Diagnosis) -> InstallError:
+        last = installer_errors.last_lines(self._output(0))
+        return InstallError(
+            f"{self.recipe} could not be installed: {failure.cause}",
+            advice=f"{failure.advice} The last lines: {last}.",
+            log_path=os.fspath(self.site.log),
+        )
+
+    def _wrong(self, cause: str) -> InstallError:
+        return InstallError(
+            f"{self.recipe} could not be installed: {cause}",
+            advice="Check the package index and its constraints (`pip config list`).",
+            log_path=os.fspath(self.site.log),
+        )
+
+    def _output(self, begin: int) -> str:
+        with self.site.log.open("rb") as file:
+            file.seek(begin)
+            return file.read().decode("utf-8", "replace")
