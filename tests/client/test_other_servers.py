@@ -172,7 +172,7 @@ def test_a_router_without_servers_is_not_ready(serve: Serve) -> None:
 
 
 def test_a_router_of_several_models_is_refused(serve: Serve) -> None:
-    with pytest.raises(ServerMismatchError, match="several models") as caught:
+    with pytest.raises(ServerMismatchError, match="several models answer") as caught:
         found_at(serve(Mixed))
     assert "/models/another" in str(caught.value)
     assert QWEN in str(caught.value)

@@ -105,7 +105,9 @@ def test_a_server_that_is_too_slow_is_said_to_be_slow(ask: Verifier) -> None:
 
 @every
 @pytest.mark.parametrize("status", [404, 405, 501])
-def test_a_server_without_a_tokenizer_may_say_so_in_several_ways(ask: Verifier, status: int) -> None:
+def test_a_server_without_a_tokenizer_may_say_so_in_several_ways(
+    ask: Verifier, status: int
+) -> None:
     with _qwen(has_tokenizer=False, status_without_route=status) as server:
         assert ask(server, ServerSpec(model=QWEN)).dimensions == 1024
 

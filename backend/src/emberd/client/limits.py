@@ -73,8 +73,10 @@ class _SlotQueue:
 
     def remove(self, *slots: Slot) -> None:
         """Release slots, or stop waiting for them; each may be gone already."""
-        self.held.difference_update(slots)
-        self.waiting = [slot for slot in self.waiting if slot not in slots]
+        for slot in slots:
+            self.held.discard(slot)
+            if slot in self.waiting:
+                self.waiting.remove(slot)
         self._grant()
 
     def _grant(self) -> None:
@@ -84,14 +86,16 @@ class _SlotQueue:
             slot.granted()
 
     def _next(self) -> Slot | None:
-        if len(self.held) >= max(slot.limit for slot in (*self.held, *self.waiting)):
+        counts: Counter[int] = Counter()
+        in_flight, blocked = set[object](), set[object]()
+        for slot in self.held:
+            counts[slot.limit] += 1
+            (blocked if slot.exclusive else in_flight).add(slot.group)
+        if len(self.held) >= max([*counts, *[slot.limit for slot in self.waiting]]):
             return None
-        counts = Counter(slot.limit for slot in self.held)
-        in_flight = {slot.group for slot in self.held}
-        blocked = {slot.group for slot in self.held if slot.exclusive}
         for slot in self.waiting:
-            may_send = slot.group not in (in_flight if slot.exclusive else blocked)
-            if may_send and counts[slot.limit] < slot.limit:
+            may_send = slot.group not in blocked and counts[slot.limit] < slot.limit
+            if may_send and not (slot.exclusive and slot.group in in_flight):
                 return slot
             if slot.exclusive:
                 blocked.add(slot.group)

@@ -149,7 +149,7 @@ def _embed(
     models = {_reply(url, body).model for body in bodies}
     if len(models) > 1:
         raise ServerMismatchError(
-            f"{url} answers for {name} with several models: {', '.join(sorted(map(str, models)))}. "
+            f"{url} lets several models answer for {name}: {', '.join(sorted(map(str, models)))}. "
             f"Put servers of one model behind it, or give the base_url of one of them."
         )
     return bodies[-1]
