@@ -131,6 +131,9 @@ def _distribute(
 
 # ---------------------------------------------------------------- threads
 
+ThreadExchange = Callable[[Request, Slot | None], Outcome]
+"""Sends a request and releases the slot; without one it waits for one."""
+
 
 @dataclass(slots=True, eq=False)
 class _ThreadEntry:
@@ -171,7 +174,7 @@ class ThreadMerger(ForkAware):
         request: Request,
         tokens: int,
         slots: CallSlots,
-        exchange: Callable[[Request, Slot | None], Outcome],
+        exchange: ThreadExchange,
     ) -> Outcome | Embeddings:
         """Return the part of an answer that is for ``request``, or the outcome of its request.
 
@@ -180,8 +183,7 @@ class ThreadMerger(ForkAware):
             request: The request that would embed the batch by itself.
             tokens: About how many tokens its texts have.
             slots: The slots of the call.
-            exchange: Sends a request in this thread; it releases the slot, and without one
-                it waits for one.
+            exchange: Sends a request, in this thread.
         """
         mine = _ThreadEntry(request, tokens)
         with self._lock:
@@ -201,7 +203,7 @@ class ThreadMerger(ForkAware):
         queue: deque[_ThreadEntry],
         mine: _ThreadEntry,
         slots: CallSlots,
-        exchange: Callable[[Request, Slot | None], Outcome],
+        exchange: ThreadExchange,
     ) -> None:
         slot = slots.acquire_unless(lambda: mine.is_taken)
         if slot is None:
@@ -215,19 +217,26 @@ class ThreadMerger(ForkAware):
             if not entries:
                 slot.release()
                 return
-            if len(entries) > 1:
-                slots.recheck()  # those whose batches are taken need no slot
+            if entries != [mine]:
+                slots.recheck()  # the threads whose batches are taken need no slot
             outcome = exchange(wire.merge([entry.request for entry in entries]), slot)
+            url = key.endpoint.url
+            _distribute(entries, outcome, url, can_reconnect=self._can_reconnect)
         except BaseException:
             # It concerns the call of this thread; the batches of the others are sent again.
             slot.release()
             for entry in entries:
                 entry.answer(None)
             raise
-        _distribute(entries, outcome, key.endpoint.url, can_reconnect=self._can_reconnect)
 
 
 # ---------------------------------------------------------------- tasks
+
+TaskExchange = Callable[[Request, Slot | None], Awaitable[Outcome]]
+"""Sends a request and releases the slot; without one it waits for one."""
+
+Acquire = Callable[[], Awaitable[Slot]]
+"""Waits for a slot."""
 
 
 @dataclass(slots=True, eq=False)
@@ -270,8 +279,8 @@ class TaskMerger:
         key: MergeKey,
         request: Request,
         tokens: int,
-        acquire: Callable[[], Awaitable[Slot]],
-        exchange: Callable[[Request, Slot | None], Awaitable[Outcome]],
+        acquire: Acquire,
+        exchange: TaskExchange,
     ) -> Outcome | Embeddings:
         """Return the part of an answer that is for ``request``, or the outcome of its request.
 
@@ -280,7 +289,7 @@ class TaskMerger:
             request: The request that would embed the batch by itself.
             tokens: About how many tokens its texts have.
             acquire: Waits for a slot.
-            exchange: Sends a request; it releases the slot, and without one it waits for one.
+            exchange: Sends a request.
         """
         entry = _TaskEntry(request, tokens, asyncio.get_running_loop().create_future())
         queue = self._queues.setdefault(key, _TaskQueue())
@@ -294,11 +303,7 @@ class TaskMerger:
         return await exchange(request, None) if answer is None else answer
 
     def _start(
-        self,
-        key: MergeKey,
-        queue: _TaskQueue,
-        acquire: Callable[[], Awaitable[Slot]],
-        exchange: Callable[[Request, Slot | None], Awaitable[Outcome]],
+        self, key: MergeKey, queue: _TaskQueue, acquire: Acquire, exchange: TaskExchange
     ) -> None:
         """Have one task wait for a slot, if a batch waits and no task does."""
         if queue.task is None and not all(entry.is_over for entry in queue.waiting):
@@ -307,11 +312,7 @@ class TaskMerger:
             queue.task.add_done_callback(self._tasks.discard)
 
     async def _send_first(
-        self,
-        key: MergeKey,
-        queue: _TaskQueue,
-        acquire: Callable[[], Awaitable[Slot]],
-        exchange: Callable[[Request, Slot | None], Awaitable[Outcome]],
+        self, key: MergeKey, queue: _TaskQueue, acquire: Acquire, exchange: TaskExchange
     ) -> None:
         entries: list[_TaskEntry] = []
         task = asyncio.current_task()
