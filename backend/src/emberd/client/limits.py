@@ -147,36 +147,35 @@ class CallSlots:
         Raises:
             CallEndedError: ``abandon`` was called.
         """
-        slot = self.acquire_unless(lambda: False, exclusive=exclusive)
-        if slot is None:
-            raise RuntimeError("a slot that is always wanted was not granted")
+        slot = Slot(self, self._limit, self._group, exclusive, self._limiter.changed.notify_all)
+        self._wait(slot, lambda: False)
         return slot
 
-    def acquire_unless(
-        self, is_unwanted: Callable[[], bool], *, exclusive: bool = False
-    ) -> Slot | None:
+    def acquire_unless(self, is_unwanted: Callable[[], bool]) -> Slot | None:
         """Do as ``acquire``, but return None once the slot is not wanted any more.
 
         Args:
             is_unwanted: Checked while waiting; ``recheck`` has it checked again.
-            exclusive: Nothing else of the group may be in flight with it.
         """
-        changed, slots = self._limiter.changed, self._limiter.queue
-        slot = Slot(self, self._limit, self._group, exclusive, changed.notify_all)
-        with changed:
+        slot = Slot(self, self._limit, self._group, False, self._limiter.changed.notify_all)
+        return slot if self._wait(slot, is_unwanted) else None
+
+    def _wait(self, slot: Slot, is_unwanted: Callable[[], bool]) -> bool:
+        """Wait for a slot; return whether it is granted and still wanted."""
+        with self._limiter.changed:
+            slots = self._limiter.queue
+            is_granted = False
             slots.add(slot)
             try:
                 while slot not in slots.held and not self._has_ended and not is_unwanted():
-                    changed.wait()
-            except BaseException:
-                self.release(slot)
-                raise
-            if not self._has_ended and not is_unwanted():
-                return slot
-            self.release(slot)
+                    self._limiter.changed.wait()
+                is_granted = not self._has_ended and not is_unwanted()
+            finally:
+                if not is_granted:
+                    slots.remove(slot)
         if self._has_ended:
             raise CallEndedError
-        return None
+        return is_granted
 
     def release(self, slot: Slot) -> None:
         """Release a slot of this call; it may have been released before."""
