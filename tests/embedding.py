@@ -19,7 +19,7 @@ KINDS: Final[tuple[Kind, ...]] = ("threads", "tasks")
 
 QUICK: Final = RetryPolicy(first_s=0.001, longest_s=0.002, busy_s=5, connect_tries=3)
 
-Heal = Callable[[Endpoint], Endpoint]
+Reconnect = Callable[[Endpoint], Endpoint]
 
 
 def embed(
@@ -28,7 +28,7 @@ def embed(
     texts: Sequence[Any],
     *,
     template: str = "{text}",
-    heal: Heal | None = None,
+    reconnect: Reconnect | None = None,
     on_done: Callable[[int], None] | None = None,
     policy: RetryPolicy = QUICK,
     callbacks: dict[str, Any] | None = None,
@@ -37,7 +37,7 @@ def embed(
     resolved = Settings.resolve(**{"model": MODEL, "timeout": 5, **settings})
     options = {"policy": policy, **(callbacks or {})}
     if kind == "threads":
-        client = Client(lambda: endpoint, resolved, heal=heal, **options)
+        client = Client(lambda: endpoint, resolved, reconnect=reconnect, **options)
         try:
             return client.embed(texts, template, on_done)
         finally:
@@ -46,9 +46,11 @@ def embed(
     async def ask() -> Endpoint:
         return endpoint
 
-    async def mend(lost: Endpoint) -> Endpoint:
-        assert heal is not None
-        return heal(lost)
+    async def areconnect(lost: Endpoint) -> Endpoint:
+        assert reconnect is not None
+        return reconnect(lost)
 
-    client_of_loop = AsyncClient(ask, resolved, heal=mend if heal else None, **options)
+    client_of_loop = AsyncClient(
+        ask, resolved, reconnect=areconnect if reconnect else None, **options
+    )
     return asyncio.run(client_of_loop.embed(texts, template, on_done))

@@ -107,6 +107,7 @@ class FakeServer:
     slow: str | None = None  # a request that holds it is never answered
     breaks: str | None = None  # the connection is broken off that brings it
     latency_s: float = 0.0
+    overlap: int = 0  # nothing is answered until this many requests are in flight at once
     requests: list[Request] = field(default_factory=list)
     most_in_flight: int = 0
     deaths: int = 0
@@ -117,6 +118,7 @@ class FakeServer:
         self._listener: asyncio.Server | None = None
         self._connections: set[asyncio.Transport] = set()
         self._in_flight = 0
+        self._has_overlapped = asyncio.Event()
         self._started = threading.Event()
         self._stop: asyncio.Event
         self._thread = threading.Thread(target=self._run, name="fake-server", daemon=True)
@@ -229,7 +231,10 @@ class FakeServer:
             return
         self._in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self._in_flight)
+        if self._in_flight >= self.overlap:
+            self._has_overlapped.set()
         try:
+            await self._has_overlapped.wait()
             await asyncio.sleep(self.latency_s)
             await self.routes().get(request.path, _not_found)(request, writer)
         finally:

@@ -21,8 +21,8 @@ from source_tree import PACKAGES, ROOT, Module
 # ---------------------------------------------------------------- arrows run one way
 
 _BASE: Final = {
-    *("catalog", "checkpoints", "durations", "endpoint", "env", "errors", "pipeline", "probe"),
-    *("prompts", "settings", "system"),
+    *("catalog", "checkpoints", "durations", "endpoint", "env", "errors", "norms", "pipeline"),
+    *("probe", "prompts", "settings", "system"),
 }
 _ENGINES: Final = _BASE | {"engines", "installs", "serving"}
 _JOINED: Final = _ENGINES | {"manager", "client", "cache"}
@@ -34,6 +34,7 @@ ARROWS: Final[dict[str, set[str]]] = {
     "catalog": {"errors"},
     "prompts": {"errors", "catalog"},
     "durations": {"errors"},
+    "norms": set(),
     "pipeline": set(),
     "checkpoints": {"errors", "catalog", "pipeline"},
     "endpoint": {"errors", "system"},

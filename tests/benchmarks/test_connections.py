@@ -25,9 +25,9 @@ import managed
 from benchmarks.record import Ratio, Row, Table, in_turn, publish
 from canned_server import DIMENSIONS, MODEL, canned_server
 from emberd import Embedder
-from emberd.client.plain import PlainSession
-from emberd.client.protocol import Ask, Reply
+from emberd.client.loopback import LoopbackSession
 from emberd.client.sync import Client
+from emberd.client.wire import Reply, Request
 from emberd.endpoint import Endpoint
 from emberd.settings import Settings
 from emberd.system import listeners
@@ -67,7 +67,7 @@ def _whole_table() -> None:
 
 def _asked_anew(endpoint: Endpoint) -> Callable[[], Any]:
     def ask() -> None:
-        reply = PlainSession(endpoint, 10).send(Ask("/v1/models"))
+        reply = LoopbackSession(endpoint, 10).send(Request("/v1/models"))
         assert isinstance(reply, Reply)
 
     return ask

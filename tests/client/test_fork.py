@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 import managed
-from emberd.client import slots
+from emberd.client import limits
 from emberd.client.aio import AsyncClient
-from emberd.client.slots import Lease
+from emberd.client.limits import CallSlots
 from emberd.client.sync import Client
 from emberd.endpoint import Endpoint
 from emberd.settings import Settings
@@ -120,14 +120,15 @@ def test_a_child_holds_none_of_its_parents_connections(server: FakeServer) -> No
 
 
 def test_a_slot_that_another_thread_held_is_free_in_the_child() -> None:
-    lease = Lease(slots.PROCESS_SLOTS, 1)
+    slot = CallSlots(limits.PROCESS_LIMITER, 1).acquire()
 
     def take() -> bool:
-        with Lease(slots.PROCESS_SLOTS, 1).slot():
-            return True
+        CallSlots(limits.PROCESS_LIMITER, 1).acquire().release()
+        return True
 
-    with lease.slot(), slots.PROCESS_SLOTS.changed:
+    with limits.PROCESS_LIMITER.changed:
         assert _in_child(take) is True
+    slot.release()
 
 
 def test_a_forked_process_of_multiprocessing_embeds(server: FakeServer) -> None:

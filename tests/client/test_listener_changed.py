@@ -14,10 +14,10 @@ import pytest
 
 import waiting
 from emberd import Embedder, probe
-from emberd.client import protocol, sockets
-from emberd.client.protocol import Ask, Reply, Trouble
+from emberd.client import transport, wire
 from emberd.client.transport import AsyncSession, Session, Transport
 from emberd.client.verify import verify
+from emberd.client.wire import Reply, Request, TransportError
 from emberd.endpoint import Endpoint
 from emberd.errors import ServerMismatchError, ServerUnavailableError
 from emberd.settings import ServerSpec
@@ -25,7 +25,7 @@ from emberd.system import listeners
 from emberd.system.listeners import Listener
 from fake_server import MODEL, FakeServer, vectors_of
 
-ASK = Ask("/v1/embeddings", {"model": MODEL, "input": ["a secret text"]})
+ASK = Request("/v1/embeddings", {"model": MODEL, "input": ["a secret text"]})
 KEY = "a-secret-key"
 
 
@@ -75,16 +75,16 @@ def _endpoint(stranger: Stranger, scheme: str) -> Endpoint:
     return Endpoint(f"{scheme}://127.0.0.1:{stranger.port}", MODEL, 16, None, KEY, listener=before)
 
 
-def _plain(endpoint: Endpoint) -> Reply | Trouble:
+def _plain(endpoint: Endpoint) -> Reply | TransportError:
     return Transport(1, 5.0).session(endpoint).send(ASK)
 
 
-def _sdk(endpoint: Endpoint) -> Reply | Trouble:
+def _sdk(endpoint: Endpoint) -> Reply | TransportError:
     return Session.open(endpoint, 1, 5.0).send(ASK)
 
 
-def _tasks(endpoint: Endpoint) -> Reply | Trouble:
-    async def send() -> Reply | Trouble:
+def _tasks(endpoint: Endpoint) -> Reply | TransportError:
+    async def send() -> Reply | TransportError:
         session = await AsyncSession.open(endpoint, 1, 5.0)
         return await session.send(ASK)
 
@@ -94,10 +94,10 @@ def _tasks(endpoint: Endpoint) -> Reply | Trouble:
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("send", [_plain, _sdk, _tasks])
 def test_a_new_connection_to_another_listener_is_closed_before_the_first_byte(
-    stranger: Stranger, send: Callable[[Endpoint], Reply | Trouble], scheme: str
+    stranger: Stranger, send: Callable[[Endpoint], Reply | TransportError], scheme: str
 ) -> None:
     answer = send(_endpoint(stranger, scheme))
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, TransportError)
     assert answer.kind == "changed"
     assert stranger.got_nothing()
 
@@ -120,15 +120,15 @@ def test_probes_and_verification_send_nothing_to_another_listener(
 
 @pytest.mark.parametrize("send", [_sdk, _tasks])
 def test_nothing_is_sent_if_the_http_client_does_not_report_its_connections(
-    send: Callable[[Endpoint], Reply | Trouble], monkeypatch: pytest.MonkeyPatch
+    send: Callable[[Endpoint], Reply | TransportError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another version of httpx may call the event differently, on which the check depends."""
-    monkeypatch.setattr(sockets, "_TCP", "connection.connect_socket.complete")
-    monkeypatch.setattr(sockets, "_CONNECTED", ("connection.connect_socket.complete",))
+    monkeypatch.setattr(transport, "_TCP", "connection.connect_socket.complete")
+    monkeypatch.setattr(transport, "_CONNECTED", ("connection.connect_socket.complete",))
     with FakeServer(api_key=KEY) as server:
         here = replace(server.endpoint, listener=listeners.find(server.url))
         answer = send(here)
-        assert isinstance(answer, Trouble)
+        assert isinstance(answer, TransportError)
         assert answer.kind == "changed"
         assert server.requests == []
         assert isinstance(send(server.endpoint), Reply)
@@ -142,9 +142,9 @@ def test_the_verified_listener_is_sent_the_request(send: Callable[[Endpoint], ob
 
 
 def test_a_changed_listener_is_not_tried_again() -> None:
-    outcome = protocol.Outcome(Trouble("changed", "another socket"), tries=1, seconds=0.1)
-    gone = protocol.judge(outcome, "http://127.0.0.1:1")
-    assert isinstance(gone, protocol.Gone)
+    outcome = wire.Outcome(TransportError("changed", "another socket"), tries=1, seconds=0.1)
+    gone = wire.body_or_failure(outcome, "http://127.0.0.1:1")
+    assert isinstance(gone, wire.ServerLost)
     assert gone.changed
     assert not gone.reached
 

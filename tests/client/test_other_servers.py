@@ -181,9 +181,9 @@ def test_a_router_of_several_models_is_refused(serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("kind", "knobs", "found"),
     [
-        (Generator, {}, f"generates text with {QWEN} and gives no embeddings"),
+        (Generator, {}, f"generates text with {QWEN}; it is not an embedding server"),
         (Router, {"is_generation": True}, f"generates text with {QWEN}"),
-        (Reranker, {}, rf"is there to classify with {QWEN} \(BertForSequenceClassification\)"),
+        (Reranker, {}, rf"serves {QWEN} \(BertForSequenceClassification\) to classify"),
         (Vllm, {"model": "BAAI/bge-m3"}, f"serves BAAI/bge-m3, and {QWEN} was asked for"),
         (LlamaCpp, {"model": "/models/a.gguf"}, "serves /models/a.gguf, and"),
         (Vllm, {"end_of_text": 2}, "ends a text with token 2"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from emberd.client.replies import prompt_tokens, read
+from emberd.client.wire import prompt_tokens, read_embeddings
 from emberd.errors import BadReplyError
 
 
@@ -20,13 +20,13 @@ def _entry(index: Any, embedding: Any = (0.5,)) -> dict[str, Any]:
 
 
 def test_vectors_come_in_the_order_of_their_index() -> None:
-    assert read(_body(_entry(1, [1.0]), _entry(0, [2.0])), 2).vectors == [[2.0], [1.0]]
+    assert read_embeddings(_body(_entry(1, [1.0]), _entry(0, [2.0])), 2).vectors == [[2.0], [1.0]]
 
 
 def test_base64_is_unpacked_to_its_bytes() -> None:
     packed = struct.pack("<2f", 0.5, -1)
     body = _body({"index": 0, "embedding": base64.b64encode(packed).decode()})
-    assert read(body, 1).vectors == [packed]
+    assert read_embeddings(body, 1).vectors == [packed]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_base64_is_unpacked_to_its_bytes() -> None:
 )
 def test_what_is_not_asked_for_is_an_error(body: bytes, said: str) -> None:
     with pytest.raises(BadReplyError, match=said) as caught:
-        read(body, 2)
+        read_embeddings(body, 2)
     assert "No vector of this reply is used" in str(caught.value)
 
 
@@ -80,5 +80,5 @@ def test_tokens_read_are_told_where_the_server_tells(reply: Any, tokens: int | N
 
 
 def test_the_model_that_a_reply_names_is_told() -> None:
-    assert read(b'{"data": [], "model": "a/b"}', 0).model == "a/b"
-    assert read(b'{"data": [], "model": 7}', 0).model is None
+    assert read_embeddings(b'{"data": [], "model": "a/b"}', 0).model == "a/b"
+    assert read_embeddings(b'{"data": [], "model": 7}', 0).model is None

@@ -6,15 +6,15 @@ from email.utils import format_datetime
 
 import pytest
 
-from emberd.client.protocol import Ask, Outcome, Reply, Trouble
 from emberd.client.retry import Pause, RetryPolicy, exchange, retry_after_s
+from emberd.client.wire import Outcome, Reply, Request, TransportError
 
-ASK = Ask("/v1/embeddings", {})
+ASK = Request("/v1/embeddings", {})
 OK = Reply(200, b"")
 
 
 def _run(
-    *answers: Reply | Trouble, policy: RetryPolicy, step_s: float = 0
+    *answers: Reply | TransportError, policy: RetryPolicy, step_s: float = 0
 ) -> tuple[Outcome, list[float]]:
     """Give the answers in turn, the last one for ever; return the outcome and the pauses."""
     ticks = itertools.count(0, step_s) if step_s else itertools.repeat(0.0)
@@ -48,12 +48,12 @@ def test_an_answer_that_would_come_again_is_not_asked_for_again(status: int) -> 
         Reply(503, b""),
         Reply(504, b""),
         Reply(500, b""),
-        Trouble("refused", ""),
-        Trouble("broken", ""),
-        Trouble("timeout", ""),
+        TransportError("refused", ""),
+        TransportError("broken", ""),
+        TransportError("timeout", ""),
     ],
 )
-def test_what_may_pass_is_tried_again(answer: Reply | Trouble) -> None:
+def test_what_may_pass_is_tried_again(answer: Reply | TransportError) -> None:
     outcome, pauses = _run(answer, OK, policy=RetryPolicy())
     assert outcome.answer is OK
     assert len(pauses) == 1
@@ -62,13 +62,13 @@ def test_what_may_pass_is_tried_again(answer: Reply | Trouble) -> None:
 @pytest.mark.parametrize(
     ("answer", "tries"),
     [
-        (Trouble("refused", ""), 5),
-        (Trouble("broken", ""), 5),
-        (Trouble("timeout", ""), 3),
+        (TransportError("refused", ""), 5),
+        (TransportError("broken", ""), 5),
+        (TransportError("timeout", ""), 3),
         (Reply(500, b""), 2),
     ],
 )
-def test_tries_are_bounded_by_kind(answer: Reply | Trouble, tries: int) -> None:
+def test_tries_are_bounded_by_kind(answer: Reply | TransportError, tries: int) -> None:
     policy = RetryPolicy(connect_tries=5, timeout_tries=3, failure_tries=2)
     outcome, _ = _run(answer, policy=policy)
     assert (outcome.tries, outcome.answer) == (tries, answer)
@@ -76,14 +76,14 @@ def test_tries_are_bounded_by_kind(answer: Reply | Trouble, tries: int) -> None:
 
 def test_pauses_double_up_to_the_longest() -> None:
     policy = RetryPolicy(connect_tries=7, first_s=0.25, longest_s=3)
-    _, pauses = _run(Trouble("refused", ""), policy=policy)
+    _, pauses = _run(TransportError("refused", ""), policy=policy)
     assert pauses == [0.25, 0.5, 1, 2, 3, 3]
 
 
 def test_jitter_takes_any_part_of_the_pause() -> None:
     policy = RetryPolicy(first_s=8)
-    assert policy.pause(Trouble("refused", ""), 1, 0, jitter=0.0) == 0
-    assert policy.pause(Trouble("refused", ""), 1, 0, jitter=0.5) == 4
+    assert policy.pause(TransportError("refused", ""), 1, 0, jitter=0.0) == 0
+    assert policy.pause(TransportError("refused", ""), 1, 0, jitter=0.5) == 4
 
 
 def test_a_busy_server_is_asked_until_the_deadline() -> None:
@@ -115,21 +115,23 @@ def test_an_odd_retry_after_asks_for_nothing(header: str | None) -> None:
 
 
 def test_each_kind_of_failure_has_tries_of_its_own() -> None:
-    busy: list[Reply | Trouble] = [Reply(503, b"")] * 7
-    others = (Trouble("broken", ""), Trouble("timeout", ""), Reply(500, b""))
+    busy: list[Reply | TransportError] = [Reply(503, b"")] * 7
+    others = (TransportError("broken", ""), TransportError("timeout", ""), Reply(500, b""))
     outcome, _ = _run(*busy, *others, OK, policy=RetryPolicy(connect_tries=2, timeout_tries=2))
     assert (outcome.answer, outcome.tries) == (OK, 11)
 
 
 def test_a_break_in_the_middle_is_remembered_through_later_refusals() -> None:
-    outcome, _ = _run(Trouble("broken", ""), Trouble("refused", ""), policy=RetryPolicy())
+    outcome, _ = _run(
+        TransportError("broken", ""), TransportError("refused", ""), policy=RetryPolicy()
+    )
     assert outcome.reached
-    refused, _ = _run(Trouble("refused", ""), policy=RetryPolicy())
+    refused, _ = _run(TransportError("refused", ""), policy=RetryPolicy())
     assert not refused.reached
 
 
 def test_where_a_server_can_be_brought_back_a_dead_address_is_given_up_soon() -> None:
-    patient = RetryPolicy.usual(60, can_heal=False)
-    quick = RetryPolicy.usual(60, can_heal=True)
+    patient = RetryPolicy.usual(60, can_reconnect=False)
+    quick = RetryPolicy.usual(60, can_reconnect=True)
     assert (quick.connect_tries, patient.connect_tries) == (2, 5)
     assert quick.busy_s == patient.busy_s == 60

@@ -17,7 +17,7 @@ import pytest
 
 from embedding import KINDS, QUICK, Kind, embed
 from emberd import probe
-from emberd.client import plain
+from emberd.client import loopback
 from emberd.client.aio import AsyncClient
 from emberd.client.retry import RetryPolicy
 from emberd.client.sync import Client
@@ -68,7 +68,7 @@ def test_nothing_of_the_users_openai_environment_is_sent(
     assert {request.path for request in server.requests} == {"/v1/embeddings", "/v1/tokenize"}
     for request in server.requests:
         assert "secret" not in str(request.headers)
-        assert request.headers["authorization"] == f"Bearer {key or plain.NO_KEY}"
+        assert request.headers["authorization"] == f"Bearer {key or loopback.NO_KEY}"
         assert set(request.headers) - {"connection"} == {
             "accept",
             "accept-encoding",
@@ -157,15 +157,15 @@ def test_an_answer_that_cannot_be_unpacked_is_no_death_of_the_server(
     kind: Kind, server: FakeServer
 ) -> None:
     server.fault = "garbled"
-    healed: list[Endpoint] = []
+    reconnected: list[Endpoint] = []
 
-    def heal(endpoint: Endpoint) -> Endpoint:
-        healed.append(endpoint)
+    def reconnect(endpoint: Endpoint) -> Endpoint:
+        reconnected.append(endpoint)
         return endpoint
 
     with pytest.raises(BadReplyError, match="cannot be unpacked"):
-        embed(kind, server.endpoint, ["a"], heal=heal)
-    assert (healed, len(server.embedded)) == ([], 1)
+        embed(kind, server.endpoint, ["a"], reconnect=reconnect)
+    assert (reconnected, len(server.embedded)) == ([], 1)
 
 
 # ---- a client of the user's own
@@ -266,8 +266,8 @@ def test_threads_have_names_and_are_gone_after_the_call(server: FakeServer) -> N
         names.update(thread.name for thread in threading.enumerate())
 
     embed("threads", server.endpoint, [f"{i}" for i in range(30)], batch_size=1, on_done=note)
-    assert any(name.startswith("emberd-embed-") for name in names)
-    assert set(threading.enumerate()) <= before
+    assert "emberd-embed" in names
+    _wait_for(lambda: set(threading.enumerate()) <= before)
 
 
 def test_one_request_needs_no_thread(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,12 +397,12 @@ async def test_a_client_may_be_closed_in_its_loop_and_opens_again(server: FakeSe
 
 
 async def test_many_calls_at_once_share_the_slots_of_the_loop(server: FakeServer) -> None:
-    server.latency_s = 0.05
+    server.overlap = SETTINGS.max_concurrency
     client = _async_client(server, batch_size=2)
     texts = [f"text {i}" for i in range(60)]
     rows = await asyncio.gather(*(client.embed([text], "{text}") for text in texts))
     assert all((row == vectors_of([text])).all() for row, text in zip(rows, texts, strict=True))
-    assert server.most_in_flight == SETTINGS.max_concurrency
+    assert server.most_in_flight <= SETTINGS.max_concurrency
 
 
 async def test_a_cancelled_call_leaves_nothing_behind(server: FakeServer) -> None:

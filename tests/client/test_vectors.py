@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from emberd.client.replies import Raw
 from emberd.client.vectors import cut, decode
+from emberd.client.wire import RawVector
 from emberd.errors import BadReplyError
 
 
@@ -69,12 +69,12 @@ def test_a_vector_that_the_server_cut_without_normalising_is_normalised() -> Non
         ([_packed(0, 0)], "norm 0 "),
         ([[1.0, None]], "NaN"),
         ([[1e300, 1.0]], "Vector 0 .* infinity"),
-        ([["a", "b"]], "no list of numbers"),
-        ([[10**400, 1]], "no list of numbers"),
-        ([[[1.0], [0.0]]], "no list of numbers"),
+        ([["a", "b"]], "not a list of numbers"),
+        ([[10**400, 1]], "not a list of numbers"),
+        ([[[1.0], [0.0]]], "not a list of numbers"),
     ],
 )
-def test_wrong_vectors_never_leave(raws: list[Raw], said: str) -> None:
+def test_wrong_vectors_never_leave(raws: list[RawVector], said: str) -> None:
     with pytest.raises(BadReplyError, match=said):
         decode(raws, 2, None, cut_by_server=False)
 

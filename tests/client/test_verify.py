@@ -52,7 +52,7 @@ def _by_tasks(
     )
 
 
-Ask = Callable[..., Endpoint]
+Verifier = Callable[..., Endpoint]
 every = pytest.mark.parametrize("ask", [_by_urllib, _by_threads, _by_tasks])
 
 
@@ -124,7 +124,7 @@ def test_a_server_whose_connections_another_user_accepts_is_refused_with_both_us
 
 
 @every
-def test_a_right_server_is_described(ask: Ask) -> None:
+def test_a_right_server_is_described(ask: Verifier) -> None:
     with _qwen(api_key="key") as server:
         found = ask(server, ServerSpec(model=QWEN), "key")
         here = listeners.find(server.url)
@@ -143,7 +143,7 @@ def test_a_right_server_is_described(ask: Ask) -> None:
         ({"fault": "long_norm"}, "norm 3 instead of 1"),
         ({"fault": "html"}, "page of HTML"),
         ({"fault": "missing"}, "0 vectors for 1 texts"),
-        ({"fault": "words"}, "embeds, but not as it should"),
+        ({"fault": "words"}, "returned an invalid embedding"),
         ({"model": "BAAI/bge-m3"}, "serves BAAI/bge-m3, and Qwen/Qwen3-Embedding-0.6B was asked"),
         ({"is_generation": True}, "generates text with Qwen/Qwen3-Embedding-0.6B"),
         ({"has_models": False, "has_model_info": False}, "does not say which model it serves"),
@@ -153,7 +153,7 @@ def test_a_right_server_is_described(ask: Ask) -> None:
     ],
 )
 def test_a_wrong_server_is_a_mismatch_that_says_what_was_found(
-    ask: Ask, knobs: dict[str, Any], found: str
+    ask: Verifier, knobs: dict[str, Any], found: str
 ) -> None:
     with _qwen(**knobs) as server, pytest.raises(ServerMismatchError, match=found) as caught:
         ask(server, ServerSpec(model=QWEN))
@@ -161,7 +161,7 @@ def test_a_wrong_server_is_a_mismatch_that_says_what_was_found(
 
 
 @every
-def test_a_server_that_is_too_slow_is_said_to_be_slow(ask: Ask) -> None:
+def test_a_server_that_is_too_slow_is_said_to_be_slow(ask: Verifier) -> None:
     with _qwen(fault="hang") as server:
         with pytest.raises(
             ServerUnavailableError, match=r"did not answer within 0\.\d+ s"
@@ -172,14 +172,18 @@ def test_a_server_that_is_too_slow_is_said_to_be_slow(ask: Ask) -> None:
 
 @every
 @pytest.mark.parametrize("status", [404, 405, 501])
-def test_a_server_without_a_tokenizer_may_say_so_in_several_ways(ask: Ask, status: int) -> None:
+def test_a_server_without_a_tokenizer_may_say_so_in_several_ways(
+    ask: Verifier, status: int
+) -> None:
     with _qwen(has_tokenizer=False, status_without_route=status) as server:
         assert ask(server, ServerSpec(model=QWEN)).dimensions == 1024
 
 
 @every
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_gateway_may_close_every_route_but_models_and_embeddings(ask: Ask, status: int) -> None:
+def test_a_gateway_may_close_every_route_but_models_and_embeddings(
+    ask: Verifier, status: int
+) -> None:
     optional = ("/model_info", "/get_model_info", "/v1/tokenize", "/server_info")
     with _qwen(api_key="key", closed=dict.fromkeys(optional, status)) as server:
         assert ask(server, ServerSpec(model=QWEN), "key").dimensions == 1024
@@ -187,14 +191,14 @@ def test_a_gateway_may_close_every_route_but_models_and_embeddings(ask: Ask, sta
 
 @every
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/embeddings"])
-def test_a_closed_route_that_is_needed_is_an_authentication_error(ask: Ask, path: str) -> None:
+def test_a_closed_route_that_is_needed_is_an_authentication_error(ask: Verifier, path: str) -> None:
     with _qwen(closed={path: 403}) as server, pytest.raises(AuthenticationError):
         ask(server, ServerSpec(model=QWEN), "key")
 
 
 @every
 def test_where_no_models_are_listed_a_closed_model_info_is_an_authentication_error(
-    ask: Ask,
+    ask: Verifier,
 ) -> None:
     with _qwen(has_models=False, closed={"/model_info": 401}) as server:
         with pytest.raises(AuthenticationError):
@@ -202,7 +206,7 @@ def test_where_no_models_are_listed_a_closed_model_info_is_an_authentication_err
 
 
 @every
-def test_no_redirect_is_followed_with_the_key(ask: Ask) -> None:
+def test_no_redirect_is_followed_with_the_key(ask: Verifier) -> None:
     with _qwen(api_key="key") as elsewhere, _qwen(api_key="key") as server:
         server.answer_first(307, location=f"{elsewhere.url}/v1/embeddings")
         with pytest.raises(ServerMismatchError, match="answered 307"):
@@ -220,16 +224,16 @@ def test_a_key_that_no_header_carries_is_not_printed() -> None:
 
 @every
 @pytest.mark.parametrize("body", [b"[" * 100_000, b'{"data": [{"index": 0, "embedding": [1%s]}]}'])
-def test_what_cannot_be_read_is_a_mismatch(ask: Ask, body: bytes) -> None:
+def test_what_cannot_be_read_is_a_mismatch(ask: Verifier, body: bytes) -> None:
     with _qwen() as server:
         server.first.append(Answer(200, body.replace(b"%s", b"0" * 400)))
-        with pytest.raises(ServerMismatchError, match="embeds, but not as it should"):
+        with pytest.raises(ServerMismatchError, match="returned an invalid embedding"):
             ask(server, ServerSpec(model=QWEN))
 
 
 @every
 @pytest.mark.parametrize("status", [400, 404, 500])
-def test_a_server_that_does_not_embed_is_a_mismatch(ask: Ask, status: int) -> None:
+def test_a_server_that_does_not_embed_is_a_mismatch(ask: Verifier, status: int) -> None:
     with _qwen() as server:
         server.answer_first(status)
         with pytest.raises(ServerMismatchError, match=f"answered {status}: try later"):
@@ -237,7 +241,7 @@ def test_a_server_that_does_not_embed_is_a_mismatch(ask: Ask, status: int) -> No
 
 
 @every
-def test_a_server_that_is_not_ready_is_unavailable(ask: Ask) -> None:
+def test_a_server_that_is_not_ready_is_unavailable(ask: Verifier) -> None:
     with _qwen() as server:
         server.answer_first(503)
         with pytest.raises(ServerUnavailableError, match="answered 503 .* not ready"):
@@ -246,7 +250,7 @@ def test_a_server_that_is_not_ready_is_unavailable(ask: Ask) -> None:
 
 @every
 @pytest.mark.parametrize("key", [None, "wrong-secret"])
-def test_a_server_that_wants_another_key_says_so(ask: Ask, key: str | None) -> None:
+def test_a_server_that_wants_another_key_says_so(ask: Verifier, key: str | None) -> None:
     with _qwen(api_key="right") as server:
         with pytest.raises(AuthenticationError, match="EMBERD_API_KEY") as caught:
             ask(server, ServerSpec(model=QWEN), key)
@@ -255,7 +259,7 @@ def test_a_server_that_wants_another_key_says_so(ask: Ask, key: str | None) -> N
 
 @every
 @pytest.mark.parametrize("fault", ["reset", "down"])
-def test_a_server_that_does_not_answer_is_unavailable(ask: Ask, fault: str) -> None:
+def test_a_server_that_does_not_answer_is_unavailable(ask: Verifier, fault: str) -> None:
     with _qwen(fault=fault) as server:
         if fault == "down":
             server.die()
@@ -270,14 +274,14 @@ def test_a_server_that_does_not_answer_is_unavailable(ask: Ask, fault: str) -> N
     ids=str,
 )
 def test_servers_of_other_kinds_need_not_have_every_route(
-    ask: Ask, missing: dict[str, bool]
+    ask: Verifier, missing: dict[str, bool]
 ) -> None:
     with _qwen(**missing) as server:
         assert ask(server, ServerSpec(model=QWEN)).dimensions == 1024
 
 
 @every
-def test_a_server_behind_a_router_need_not_state_its_context(ask: Ask) -> None:
+def test_a_server_behind_a_router_need_not_state_its_context(ask: Verifier) -> None:
     with _qwen(context_tokens=None) as server:
         assert ask(server, ServerSpec(model=QWEN)).context_tokens is None
 

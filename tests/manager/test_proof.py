@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from emberd.engines.base import Diagnosis, Launch
+from emberd.engines.base import Launch
 from emberd.manager import starting
 from emberd.settings import StartOptions
 from emberd.system import listeners
+from emberd.system.log_rules import Diagnosis
 
 
 @dataclass

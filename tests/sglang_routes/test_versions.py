@@ -14,7 +14,7 @@ import pytest
 import examined
 from emberd import Embedder, probe
 from emberd.cli import status
-from emberd.client import tokens
+from emberd.client import lengths
 from emberd.client.verify import verify
 from emberd.doctor import servers
 from emberd.doctor.findings import Level
@@ -163,10 +163,10 @@ def test_a_listed_server_is_found_and_shown_as_ready(
 ) -> None:
     server = serve(version, key)
     monkeypatch.setenv("EMBERD_DISCOVER", server.url)
-    listed = Manager(home)
-    assert listed.ensure(SPEC, api_key=key).origin == "found"
-    assert listed.ensure(SPEC, api_key=key).endpoint.url == server.url  # from its record
-    (own,) = listed.status()
+    as_list = Manager(home)
+    assert as_list.ensure(SPEC, api_key=key).origin == "found"
+    assert as_list.ensure(SPEC, api_key=key).endpoint.url == server.url  # from its record
+    (own,) = as_list.status()
     assert status._seen(own).state is State.READY
     server.die()
     assert status._seen(own).state is State.ABSENT
@@ -219,7 +219,7 @@ def test_embeddings_come_as_base64_and_tokens_as_ids(version: str) -> None:
     [entry] = ready["POST /v1/embeddings"]["any"]["body"]["data"]
     assert (entry["embedding"], entry["index"]) == ("<str>", 0)
     counted = ready["POST /v1/tokenize"]["any"]["body"]
-    assert len(tokens.read(json.dumps(counted).encode())) == counted["count"]
+    assert len(lengths.read_ids(json.dumps(counted).encode())) == counted["count"]
 
 
 @every_version

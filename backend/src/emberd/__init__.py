@@ -38,7 +38,7 @@ from emberd.prompts import TASKS
 from emberd.settings import DEFAULT_MODEL, UNSET, ServerSpec, Settings, Unset
 
 if TYPE_CHECKING:
-    from emberd.client.texts import check_texts
+    from emberd.client.inputs import check_texts
     from emberd.embedder import Embedder
     from emberd.lists import ato_lists, to_lists
     from emberd.manager import Progress, Server, ServerStatus
@@ -96,7 +96,7 @@ _LATE: Final = {
     "Server": "emberd.manager",
     "ServerStatus": "emberd.manager",
     "ato_lists": "emberd.lists",
-    "check_texts": "emberd.client.texts",
+    "check_texts": "emberd.client.inputs",
     "to_lists": "emberd.lists",
 }
 

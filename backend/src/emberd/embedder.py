@@ -319,12 +319,12 @@ class Embedder(Streams):
             self._sync = Client(
                 self.endpoint,
                 self._settings,
-                heal=self._attachment.heal if self._handed is None else None,
+                reconnect=self._attachment.heal if self._handed is None else None,
                 restarts=self._settings.base_url is None,
                 on_use=self._attachment.used,
                 on_timeout=self._attachment.suspect,
                 sdk_client=self._handed,
-                memory=self._memory(),
+                cache=self._memory(),
             )
         return self._sync
 
@@ -358,12 +358,12 @@ class Embedder(Streams):
             self._async = AsyncClient(
                 self._aresolve,
                 self._settings,
-                heal=self._attachment.aheal if self._ahanded is None else None,
+                reconnect=self._attachment.aheal if self._ahanded is None else None,
                 restarts=self._settings.base_url is None,
                 on_use=self._attachment.used,
                 on_timeout=self._attachment.suspect,
                 sdk_client=self._ahanded,
-                memory=self._memory(),
+                cache=self._memory(),
             )
         return self._async
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from emberd.client.texts import listed
+from emberd.client.inputs import as_list
 from emberd.settings import Settings
 
 
@@ -25,7 +25,7 @@ def shown(
     if not settings.show_progress:
         yield texts, None
         return
-    counted = listed(texts)
+    counted = as_list(texts)
     # Imported only where there is a bar to show.
     from rich.console import Console
     from rich.progress import Progress

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Recollection:
-    """What a client asks for vectors before it asks a server; see ``emberd.client.memory``.
+    """What a client asks for vectors before it asks a server; see ``emberd.client.vectors``.
 
     Args:
         url: Which cache.

@@ -276,7 +276,7 @@ class Attachment(ForkAware):
 def _load() -> None:
     with fork.no_fork():
         import_module("emberd.client.aio")
-        import_module("emberd.client.sdk").load()
+        import_module("emberd.client.transport").load_sdk()
 
 
 def _check_dimensions(before: int | None, now: Endpoint) -> None:

@@ -19,12 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from emberd.cache.base import Found
+from emberd.norms import is_unit
 
 Floats = npt.NDArray[np.float32]
 
 VERSION: Final = 1
-NORM_TOLERANCE: Final = 1e-3
-"""How far from one a norm may be; rounding to float16 moves it by less than 5e-4."""
 
 _FRONT: Final = struct.Struct("<4sBBHI")
 _CHECKSUM: Final = struct.Struct("<I")
@@ -150,8 +149,7 @@ def _norms(rows: Floats) -> npt.NDArray[np.float32]:
 def _are_units(rows: Floats) -> npt.NDArray[np.bool_]:
     # Infinity and NaN compare false, so they need no look of their own.
     with np.errstate(all="ignore"):
-        units: npt.NDArray[np.bool_] = np.abs(_norms(rows) - 1) <= NORM_TOLERANCE
-    return units
+        return is_unit(_norms(rows))
 
 
 def _normalise(rows: Floats, lossy: list[int]) -> None:

@@ -1,7 +1,9 @@
-"""Texts in, vectors out, against a URL.
+"""The client: texts in, vectors out, through an endpoint.
 
-Everything that decides is in modules without input or output (``texts``, ``batches``, ``replies``,
-``vectors``, ``protocol``, ``retry``, ``job``); ``transport`` sends, and ``sync`` and ``aio`` drive
-the same job with threads and with tasks. Nothing is imported here: a supervisor, which only
-verifies servers, needs neither numpy nor the openai SDK.
+``sync`` (threads) and ``aio`` (tasks) drive the same ``job``, which decides what to send next from
+``inputs``, ``windows``, ``lengths``, ``wire``, ``vectors`` and ``retry``; none of these sends
+anything. ``transport`` and ``loopback`` send, ``limits`` bounds what is in flight, ``coalesce``
+puts the batches of concurrent calls into one request, and ``verify`` checks a server before its
+first use. Nothing is imported here: a supervisor, which only verifies servers, needs neither numpy
+nor the openai SDK.
 """

@@ -17,46 +17,41 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from emberd.client import verify
-from emberd.client.gate import TaskGate
-from emberd.client.job import Job, Work
-from emberd.client.learnt import Learnt
-from emberd.client.line import Line, Window, awindows
-from emberd.client.loops import PerLoop
-from emberd.client.memory import Memory
-from emberd.client.merging import Kind
-from emberd.client.merging_tasks import TaskMerger
-from emberd.client.protocol import Ask, Gone, Outcome, Reply, Trouble
-from emberd.client.replies import Answer
+from emberd.client.coalesce import MergeKey, TaskMerger
+from emberd.client.job import Embedded, Job, Work
+from emberd.client.lengths import EndpointFacts
+from emberd.client.limits import LOOP_LIMITERS, LoopLocal, Slot
 from emberd.client.retry import Pause, RetryPolicy, exchange
-from emberd.client.rows import Embedded
-from emberd.client.slots import loop_slots
-from emberd.client.tokens import Counting
 from emberd.client.transport import AsyncTransport
-from emberd.client.vectors import Floats
+from emberd.client.vectors import Floats, VectorCache
+from emberd.client.windows import Batch, JobWindow, TextWindow, awindows
+from emberd.client.wire import Embeddings, Outcome, Reply, Request, ServerLost, TransportError
 from emberd.endpoint import Endpoint
 from emberd.settings import ServerSpec, Settings
 
-_BEGINNING: Final[PerLoop[asyncio.Lock]] = PerLoop(asyncio.Lock)
+_BEGINNING: Final[LoopLocal[asyncio.Lock]] = LoopLocal(asyncio.Lock)
+
+_Tasks = dict[asyncio.Task[Outcome | Embeddings], tuple[Job, Work]]
 
 
 class AsyncClient:
     """Embeds texts through an endpoint, from any event loop.
 
-    Each loop has connections of its own. Requests in flight are bounded for each loop, over all
-    its clients of the same ``max_concurrency``.
+    Each loop has its own connections. Requests in flight are bounded for each loop, over all
+    clients.
 
     Args:
-        resolve: Returns where to send; asked once a call.
+        resolve: Returns where to send; called once a call.
         settings: The caller's.
-        heal: Takes an endpoint that went away and returns one to go on with, or raises; None
-            when nothing can be brought back.
-        restarts: Whether ``heal`` brings a server back. Otherwise it only verifies what listens
-            at the address now, and is called when that is not what was verified before.
-        on_use: Called with the endpoint after each answer.
+        reconnect: Takes an endpoint that was lost and returns one to continue with, or raises;
+            None if a lost server cannot be replaced.
+        restarts: Whether ``reconnect`` brings a server back. Otherwise it only verifies what
+            listens at the address now, and is called if that is not what was verified before.
+        on_use: Called with the endpoint after each reply.
         on_timeout: Called likewise when there was no answer in time.
-        sdk_client: The user's own ``openai.AsyncOpenAI``, used in place of one of ours.
-        policy: When a request is sent again; by default a short one where ``heal`` is given.
-        memory: Asked for vectors before a server is.
+        sdk_client: The user's own ``openai.AsyncOpenAI``, used instead of one of ours.
+        policy: When a request is sent again; by default fewer tries if a lost server is replaced.
+        cache: Asked for vectors before a server is.
     """
 
     def __init__(
@@ -64,27 +59,26 @@ class AsyncClient:
         resolve: Callable[[], Awaitable[Endpoint]],
         settings: Settings,
         *,
-        heal: Callable[[Endpoint], Awaitable[Endpoint]] | None = None,
+        reconnect: Callable[[Endpoint], Awaitable[Endpoint]] | None = None,
         restarts: bool = True,
         on_use: Callable[[Endpoint], None] | None = None,
         on_timeout: Callable[[Endpoint], None] | None = None,
         sdk_client: Any = None,
         policy: RetryPolicy | None = None,
-        memory: Memory | None = None,
+        cache: VectorCache | None = None,
     ) -> None:
         self._resolve = resolve
         self._settings = settings
-        self._heal = heal
-        self._restarts = restarts and heal is not None
+        self._reconnect = reconnect
+        self._restarts = restarts and reconnect is not None
         self._on_use = on_use
         self._on_timeout = on_timeout
-        self._memory = memory
-        self._mergers: PerLoop[TaskMerger] = PerLoop(
-            functools.partial(TaskMerger, can_heal=self._restarts)
+        self._cache = cache
+        self._policy = policy or RetryPolicy.usual(settings.timeout, can_reconnect=self._restarts)
+        self._facts = EndpointFacts()
+        self._mergers: LoopLocal[TaskMerger] = LoopLocal(
+            functools.partial(TaskMerger, can_reconnect=self._restarts)
         )
-        self._gates: PerLoop[TaskGate] = PerLoop(TaskGate)
-        self._policy = policy or RetryPolicy.usual(settings.timeout, can_heal=self._restarts)
-        self._learnt = Learnt()
         self._transport = AsyncTransport(settings.max_concurrency, settings.timeout, sdk_client)
 
     def using(self, settings: Settings) -> AsyncClient:
@@ -103,14 +97,14 @@ class AsyncClient:
 
         Args:
             texts: Any number of texts.
-            template: Holds ``{text}``; each text is put into it.
+            template: The template, with ``{text}`` in it.
             on_done: Called with how many texts have their vector so far.
 
         Raises:
-            TextError: A text cannot be embedded; it is named.
-            RequestError: The server refused, failed, or answered with something else than asked.
+            TextError: A text cannot be embedded; it has the index.
+            RequestError: The server refused, failed, or gave a wrong answer.
         """
-        run = self._run(_only(Window(texts, 0)), template, on_done)
+        run = self._run(_one(TextWindow(texts, 0)), template, on_done)
         async with aclosing(run):
             return (await anext(run)).matrix
 
@@ -121,38 +115,36 @@ class AsyncClient:
         *,
         set_aside: bool = False,
     ) -> AsyncGenerator[Embedded]:
-        """Yield the vectors of ``texts`` in windows, and hold no more than a few of them.
+        """Yield the vectors of ``texts`` in windows, a few of which are in memory at a time.
 
         Args:
             texts: Any number of texts, taken as they are needed.
-            template: Holds ``{text}``; each text is put into it.
+            template: The template, with ``{text}`` in it.
             set_aside: A text that cannot be embedded gets its error instead of a vector.
 
         Raises:
-            TextError: A text cannot be embedded; it is named.
+            TextError: A text cannot be embedded; it has the index.
             RequestError: As for ``embed``.
         """
         return self._run(awindows(texts), template, set_aside=set_aside)
 
     async def inspect(self, endpoint: Endpoint, spec: ServerSpec) -> Endpoint:
-        """Return what answers at ``endpoint``, asked through this client's own connections.
+        """Verify the server at ``endpoint`` through this client's own connections.
 
         Raises:
             ServerMismatchError: It does not serve ``spec``.
-            RequestError: It does not answer, or wants another key.
+            RequestError: It does not answer, or requires another key.
         """
         session = await self._transport.session(endpoint)
-        examination = verify.examination(
-            endpoint.url, endpoint.api_key, spec, self._settings.timeout
-        )
-        answer: Reply | Trouble | None = None
+        steps = verify.steps(endpoint.url, endpoint.api_key, spec, self._settings.timeout)
+        answer: Reply | TransportError | None = None
         while True:
             try:
-                ask = examination.send(answer)
-            except StopIteration as stop:
-                found: Endpoint = stop.value
+                request = steps.send(answer)
+            except StopIteration as finished:
+                found: Endpoint = finished.value
                 return found
-            answer = await session.send(ask)
+            answer = await session.send(request)
 
     async def close(self) -> None:
         """Close the connections of this loop; the next use opens them again."""
@@ -160,93 +152,87 @@ class AsyncClient:
 
     async def _run(
         self,
-        source: AsyncIterator[Window],
+        source: AsyncIterator[TextWindow],
         template: str,
         on_done: Callable[[int], None] | None = None,
         *,
         set_aside: bool = False,
     ) -> AsyncGenerator[Embedded]:
-        line = Line(self._settings.max_concurrency)
-        tasks: dict[asyncio.Task[Outcome | Answer], tuple[Job, Work]] = {}
+        jobs = JobWindow(self._settings.max_concurrency)
+        tasks: _Tasks = {}
         try:
             while True:
-                while line.has_room and (window := await anext(source, None)) is not None:
-                    line.append(await self._job(window, template, set_aside=set_aside))
-                if (job := line.pop_done()) is not None:
+                while not jobs.is_full and (window := await anext(source, None)) is not None:
+                    jobs.append(await self._open(window, template, set_aside=set_aside))
+                if (job := jobs.pop_done()) is not None:
                     if on_done is not None:
                         on_done(job.finished)
                     yield job.result()
-                elif line.is_empty:
+                elif not jobs:
                     return
                 else:
-                    await self._step(line, tasks, on_done)
+                    await self._step(jobs, tasks, on_done)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _job(self, window: Window, template: str, *, set_aside: bool) -> Job:
+    async def _open(self, window: TextWindow, template: str, *, set_aside: bool) -> Job:
         await _turn()
         job = Job(
             window.texts,
             template,
             self._settings,
-            can_heal=self._heal is not None,
-            learnt=self._learnt,
-            memory=self._memory,
+            can_reconnect=self._reconnect is not None,
+            facts=self._facts,
+            cache=self._cache,
             offset=window.offset,
             set_aside=set_aside,
         )
-        if self._memory is not None:
-            await asyncio.to_thread(job.recall)
+        if self._cache is not None:
+            await asyncio.to_thread(job.read_cache)
         if not job.done:
             job.attach(await self._resolve())
         return job
 
     async def _step(
-        self,
-        line: Line,
-        tasks: dict[asyncio.Task[Outcome | Answer], tuple[Job, Work]],
-        on_done: Callable[[int], None] | None,
+        self, jobs: JobWindow, tasks: _Tasks, on_done: Callable[[int], None] | None
     ) -> None:
-        for job in line.lost:
-            if self._heal is not None:
-                job.attach(await self._heal(job.endpoint))
-        while (taken := line.take()) is not None:
+        """Send what may be sent, and wait for at least one result."""
+        for job in jobs.lost:
+            if self._reconnect is not None:
+                job.attach(await self._reconnect(job.endpoint))
+        while (taken := jobs.take()) is not None:
             tasks[asyncio.create_task(self._perform(*taken))] = taken
         finished, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in finished:
             job, work = tasks.pop(task)
             result = job.read(work, task.result())
-            if isinstance(result, Gone) and not (self._restarts or result.changed):
+            if isinstance(result, ServerLost) and not (self._restarts or result.changed):
                 raise result.error
             job.settle(work, result)
-            if self._memory is not None:
-                await asyncio.to_thread(job.keep, work, result)
+            if self._cache is not None:
+                await asyncio.to_thread(job.write_cache, work, result)
         if on_done is not None:
             on_done(job.finished)
 
-    async def _perform(self, job: Job, work: Work) -> Outcome | Answer:
-        ask = job.ask(work)
-        if isinstance(work, Counting):
-            return await self._together(job.endpoint, lambda: ask)
-        if work.deaths:
-            # The server may have died of it: whoever went with it would be under suspicion too.
-            async with self._gates.get().alone():
-                return await self._exchange(job.endpoint, lambda: ask)
-        kind = Kind.of(job.endpoint, ask, self._settings.batch_size)
-        return await self._mergers.get().send(kind, ask, work.tokens, self._together)
+    async def _perform(self, job: Job, work: Work) -> Outcome | Embeddings:
+        request = job.request(work)
+        exchange = functools.partial(self._exchange, job.endpoint)
+        if isinstance(work, Batch) and not work.crash_count:
+            key = MergeKey.of(job.endpoint, request, self._settings.batch_size)
+            merger = self._mergers.get()
+            return await merger.send(key, request, work.tokens, self._acquire, exchange)
+        # The server may have crashed on it: batches that are in flight with it would be suspected
+        # too.
+        return await exchange(request, None, exclusive=isinstance(work, Batch))
 
-    async def _together(self, endpoint: Endpoint, depart: Callable[[], Ask]) -> Outcome:
-        async with self._gates.get().together():
-            return await self._exchange(endpoint, depart)
-
-    async def _exchange(self, endpoint: Endpoint, depart: Callable[[], Ask]) -> Outcome:
-        async with loop_slots(self._settings.max_concurrency):
-            ask = depart()
-            steps = exchange(ask, self._policy)
-            next(steps)
-            answer: Reply | Trouble | None = await self._send(endpoint, ask)
+    async def _exchange(
+        self, endpoint: Endpoint, request: Request, slot: Slot | None, *, exclusive: bool = False
+    ) -> Outcome:
+        """Send a request, again if need be; ``slot`` is for the first try."""
+        steps = exchange(request, self._policy)
+        answer: Reply | TransportError | None = None
         while True:
             try:
                 step = steps.send(answer)
@@ -256,34 +242,35 @@ class AsyncClient:
             if isinstance(step, Pause):
                 answer = None
                 await asyncio.sleep(step.seconds)
-            else:
-                async with loop_slots(self._settings.max_concurrency):
-                    answer = await self._send(endpoint, step)
+                continue
+            slot = slot or await self._acquire(exclusive=exclusive)
+            try:
+                # Looked up each time: between two tries the session may be closed.
+                session = await self._transport.session(endpoint)
+                answer = await session.send(step)
+            finally:
+                slot.release()
+                slot = None
+            if isinstance(answer, Reply):
+                if self._on_use is not None:
+                    self._on_use(endpoint)
+            elif answer.kind == "timeout" and self._on_timeout is not None:
+                self._on_timeout(endpoint)
 
-    async def _send(self, endpoint: Endpoint, ask: Ask) -> Reply | Trouble:
-        # Asked for each time: between two tries the one before may be closed.
-        session = await self._transport.session(endpoint)
-        answer = await session.send(ask)
-        self._report(answer, endpoint)
-        return answer
-
-    def _report(self, answer: Reply | Trouble, endpoint: Endpoint) -> None:
-        if isinstance(answer, Reply):
-            if self._on_use is not None:
-                self._on_use(endpoint)
-        elif answer.kind == "timeout" and self._on_timeout is not None:
-            self._on_timeout(endpoint)
+    def _acquire(self, *, exclusive: bool = False) -> Awaitable[Slot]:
+        limit = self._settings.max_concurrency
+        return LOOP_LIMITERS.get().acquire(limit, self._mergers, exclusive=exclusive)
 
 
 async def _turn() -> None:
     """Wait until no other call has begun in this turn of the loop.
 
-    LlamaIndex makes hundreds at once, and together they would hold up everybody else's tasks.
+    LlamaIndex makes hundreds of calls at once, and together they would delay all other tasks.
     """
     beginning = _BEGINNING.get()
     await beginning.acquire()
     asyncio.get_running_loop().call_soon(beginning.release)  # so it is free in the next turn
 
 
-async def _only(window: Window) -> AsyncGenerator[Window]:
+async def _one(window: TextWindow) -> AsyncGenerator[TextWindow]:
     yield window

@@ -1,39 +1,40 @@
-"""One call of ``embed``: what to send next, and what each answer changes. Sends nothing itself.
+"""One call of ``embed``: what to send next, and what each answer changes. It sends nothing itself.
 
 The driver takes work while there is some, sends it, and settles each result::
 
     while not job.done:
-        if job.lost:                     # the server went away, and nothing is in flight
-            job.attach(heal(job.endpoint))
+        if job.lost:                     # the server is gone, and nothing is in flight
+            job.attach(reconnect(job.endpoint))
         while (work := job.take()) is not None:
-            send(work)
+            send(job.request(work))
         job.settle(*receive())
 
-Texts that might be too long are counted first, so that the error for one comes before any other
-text was embedded for nothing.
+Texts that may be too long are counted first, so that the error for one comes before any other text
+was embedded for nothing.
+
+A batch that was in flight at two crashes of the server is bisected: its halves are sent one at a
+time, with nothing else in flight, until the text that crashes the server is found.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final
 
-from emberd.client import protocol, refusals, replies, tokens, vectors
-from emberd.client.batches import Batch, lay_out
-from emberd.client.learnt import Learnt
-from emberd.client.lengths import Lengths
-from emberd.client.memory import Memory
-from emberd.client.protocol import Ask, Failure, Gone, Outcome, TooLong
-from emberd.client.replies import Answer
-from emberd.client.rows import Embedded, Rows
-from emberd.client.texts import Prepared, listed, prepare
-from emberd.client.tokens import Counting
-from emberd.client.vectors import Floats
+import numpy as np
+
+from emberd.client import lengths, wire
+from emberd.client.inputs import PreparedTexts, as_list, excerpt, prepare
+from emberd.client.lengths import EndpointFacts, Lengths, TokenCount
+from emberd.client.vectors import Floats, VectorCache, cut, decode
+from emberd.client.windows import Batch, make_batches
+from emberd.client.wire import Embeddings, Failure, Outcome, Request, ServerLost, TooLong
 from emberd.endpoint import Endpoint
 from emberd.errors import (
+    PoisonTextError,
     RejectedError,
     RequestError,
     ServerMismatchError,
@@ -44,14 +45,73 @@ from emberd.errors import (
 from emberd.prompts import apply
 from emberd.settings import Settings
 
-Work = Batch | Counting
+Work = Batch | TokenCount
 Result = Floats | list[int] | Failure
 
-MAX_BARREN_HEALS: Final = 3
-"""How often a server may vanish in a row without anything having been embedded in between."""
+MAX_RECOVERIES_WITHOUT_PROGRESS: Final = 3
+"""How often in a row a server may be lost without anything having been embedded in between."""
 
-_SUSPECT_DEATHS: Final = 2
+_SUSPECT_CRASHES: Final = 2
 _REFUSES: Final = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY})
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The result of a call, or of a window of a stream.
+
+    Attributes:
+        matrix: One row per text, ``(n, dimensions)`` float32; NaN for one that was set aside.
+        set_aside: The error of each text that was set aside, by its place.
+    """
+
+    matrix: Floats
+    set_aside: dict[int, TextError]
+
+    def __iter__(self) -> Iterator[Floats | TextError]:
+        for index, row in enumerate(self.matrix):
+            yield self.set_aside.get(index, row)
+
+
+class Rows:
+    """The vectors of one call, filled in as they come.
+
+    Args:
+        size: How many texts there are.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.finished = 0
+        self.set_aside: dict[int, TextError] = {}
+        self.matrix: Floats | None = None
+
+    def allocate(self, width: int) -> None:
+        """Allocate the matrix, for vectors of ``width`` numbers."""
+        self.matrix = np.empty((self.size, width), np.float32)
+
+    def put(self, indices: Sequence[int], vectors: Floats) -> None:
+        """Store the vectors of the texts at ``indices``."""
+        if self.matrix is None:
+            raise RuntimeError("allocate was not called")
+        self.matrix[list(indices)] = vectors
+        self.finished += len(indices)
+
+    def skip(self, index: int, error: TextError) -> None:
+        """Set a text aside: it gets no vector."""
+        self.set_aside[index] = error
+        self.finished += 1
+
+    def result(self, width: int) -> Embedded:
+        """Return all vectors, cut to ``width``, which is the width of an empty matrix too."""
+        matrix = self.matrix
+        if matrix is None:
+            matrix = np.empty((self.size, width), np.float32)
+        if self.set_aside:
+            matrix[list(self.set_aside)] = 1  # so that they can be cut
+        matrix = cut(matrix, min(width, matrix.shape[1]))
+        if self.set_aside:
+            matrix[list(self.set_aside)] = np.nan
+        return Embedded(matrix, self.set_aside)
 
 
 class Job:
@@ -59,16 +119,17 @@ class Job:
 
     Args:
         texts: What the caller gave.
-        template: Holds ``{text}``.
+        template: The template, with ``{text}`` in it.
         settings: The caller's.
-        can_heal: Whether somebody can bring a server back that went away.
-        learnt: What other jobs of the same client learnt of its servers.
-        memory: Asked for vectors before the server is; then native ones are asked for.
-        offset: How many texts of the caller's come before these.
-        set_aside: A text that cannot be embedded gets an error of its own, and the others go on.
+        can_reconnect: Whether a lost server can be replaced.
+        facts: What other jobs of the same client learned of its servers.
+        cache: Asked for vectors before the server is; then native ones are requested.
+        offset: How many texts of the caller precede these.
+        set_aside: A text that cannot be embedded gets its error instead of a vector, and the
+            others are embedded.
 
     Raises:
-        TextError: A text that cannot be sent; nothing has been sent then.
+        TextError: A text cannot be sent; then nothing has been sent.
     """
 
     def __init__(
@@ -77,58 +138,53 @@ class Job:
         template: str,
         settings: Settings,
         *,
-        can_heal: bool,
-        learnt: Learnt | None = None,
-        memory: Memory | None = None,
+        can_reconnect: bool,
+        facts: EndpointFacts | None = None,
+        cache: VectorCache | None = None,
         offset: int = 0,
         set_aside: bool = False,
     ) -> None:
         self._wanted = settings.dimensions
-        if memory is not None:
+        if cache is not None:
             settings = replace(settings, dimensions=None, server_dimensions=False)
         self._settings = settings
         self._model = settings.known
-        self._can_heal = can_heal
-        self._learnt = learnt or Learnt()
-        self._memory = memory
+        self._can_reconnect = can_reconnect
+        self._facts = facts or EndpointFacts()
+        self._cache = cache
         self._offset = offset
         self._sets_aside = set_aside
         self._template = template
-        self._texts = list(listed(texts))  # the caller's own may change
+        self._texts = list(as_list(texts))  # the caller may change the original
         self._rows = Rows(len(self._texts))
-        self._prepared: Prepared = prepare(
+        self._prepared: PreparedTexts = prepare(
             self._texts,
             template,
             self._model,
             offset=offset,
-            refuse=self._rows.leave_out if set_aside else None,
+            on_error=self._rows.skip if set_aside else None,
         )
         self._endpoint: Endpoint | None = None
         self._lost: ServerUnavailableError | ServerMismatchError | None = None
-        self._barren_heals = 0
+        self._recoveries_without_progress = 0
         self._lengths = Lengths(
-            self._prepared, self._model, self._learnt, truncate=settings.truncate, offset=offset
+            self._prepared, self._model, self._facts, truncate=settings.truncate, offset=offset
         )
         self._in_flight: set[Work] = set()
-        self._to_be_cut: set[Work] = set()
+        self._cut_by_server: set[Work] = set()
         self._suspects: deque[Batch] = deque()
         self._again: deque[Batch] = deque()
         self._fresh: Iterator[Batch] = iter(())
 
     @property
-    def size(self) -> int:
-        """How many texts there are."""
-        return self._rows.size
-
-    @property
     def finished(self) -> int:
-        """How many of them have their vector, or will have none."""
+        """How many texts have their vector, or will have none."""
         return self._rows.finished
 
     @property
     def done(self) -> bool:
-        """Whether all of them have."""
-        return self.finished == self.size
+        """Whether all texts are finished."""
+        return self._rows.finished == self._rows.size
 
     @property
     def in_flight(self) -> int:
@@ -136,76 +192,79 @@ class Job:
         return len(self._in_flight)
 
     @property
-    def hunts(self) -> bool:
-        """Whether texts are tried one after another, to find the one that kills the server."""
+    def is_bisecting(self) -> bool:
+        """Whether texts are sent one batch at a time, to find the one that crashes the server."""
         return bool(self._suspects) or any(
-            isinstance(work, Batch) and work.deaths > 0 and work.alone for work in self._in_flight
+            isinstance(work, Batch) and work.crash_count > 0 and work.exclusive
+            for work in self._in_flight
         )
 
     @property
     def lost(self) -> bool:
-        """Whether the server went away and nothing is in flight: time to heal."""
+        """Whether the server is gone and nothing is in flight: time to reconnect."""
         return self._lost is not None and not self._in_flight
 
     @property
     def endpoint(self) -> Endpoint:
-        """Where the work goes."""
+        """Where the work is sent."""
         if self._endpoint is None:
             raise RuntimeError("attach was not called")
         return self._endpoint
 
     def result(self) -> Embedded:
-        """Return one row a text, in the caller's order, once the job is done."""
-        width = self._rows.width or self._model.dimensions or 0
+        """Return one row per text, in the caller's order, once the job is done."""
+        width = self._model.dimensions or 0
+        if self._rows.matrix is not None:
+            width = self._rows.matrix.shape[1]
         return self._rows.result(self._wanted or width)
 
-    def recall(self) -> None:
-        """Take what the memory knows. It may read a disk, or ask a server of its own."""
-        if self._memory is None:
+    def read_cache(self) -> None:
+        """Take the vectors that the cache has. May read a disk, or ask a server of its own."""
+        if self._cache is None:
             return
         asked = [index for index, given in enumerate(self._prepared.inputs) if given is not None]
-        known, vectors = self._memory.recall([self._templated(index) for index in asked])
+        known, vectors = self._cache.recall([self._templated(index) for index in asked])
         found = [index for index, is_known in zip(asked, known, strict=True) if is_known]
         if not found:
             return
         self._check_dimensions(vectors.shape[1])
-        self._rows.begin(vectors.shape[1])
+        self._rows.allocate(vectors.shape[1])
         self._rows.put(found, vectors)
         for index in found:
-            self._prepared.leave_out(index)
+            self._prepared.skip(index)
 
-    def keep(self, work: Work, result: Result) -> None:
-        """Have the memory keep vectors that just came. It may write to a disk."""
-        if (
-            self._memory is None
-            or not isinstance(work, Batch)
-            or isinstance(result, Failure | list)
-        ):
+    def write_cache(self, work: Work, result: Result) -> None:
+        """Have the cache store vectors that just came. May write to a disk."""
+        if self._cache is None or not isinstance(work, Batch) or isinstance(result, Failure | list):
             return
-        # One of a text that was cut is not the vector of the text.
+        # The vector of a text that was cut is not the vector of the text.
         places = [
             place
             for place, index in enumerate(work.indices)
             if index not in self._lengths.shortened
         ]
         texts = [self._templated(work.indices[place]) for place in places]
-        self._memory.keep(texts, result[places])
+        self._cache.keep(texts, result[places])
 
     def attach(self, endpoint: Endpoint) -> None:
         """Send to ``endpoint`` from now on.
 
         Raises:
             SettingError: It gives shorter vectors than the caller wants.
-            ServerMismatchError: It gives vectors of another length than the one before.
+            ServerMismatchError: It gives vectors of another length than the cache or the server
+                before.
         """
         before, self._endpoint = self._endpoint, endpoint
         if before is None:
             self._begin(endpoint)
         elif before.dimensions != endpoint.dimensions:
-            raise refusals.other_server(before, endpoint)
+            raise ServerMismatchError(
+                f"The server at {endpoint.url} gives {endpoint.dimensions} dimensions, the one "
+                f"before it gave {before.dimensions}. Embed all texts again with one of them."
+            )
         if self._lost is not None:
             self._lost = None
-            self._barren_heals += 1
+            self._recoveries_without_progress += 1
 
     def take(self) -> Work | None:
         """Return what to send now; None while nothing may be sent."""
@@ -216,67 +275,60 @@ class Job:
             self._in_flight.add(work)
         return work
 
-    def ask(self, work: Work) -> Ask:
+    def request(self, work: Work) -> Request:
         """Return the request for ``work``."""
-        if isinstance(work, Counting):
+        endpoint = self.endpoint
+        if isinstance(work, TokenCount):
             text = str(self._prepared.inputs[work.index])
-            return tokens.ask(self.endpoint.server, self.endpoint.model, text)
-        given = (self._prepared.inputs[index] for index in work.indices)
-        inputs = [one for one in given if one is not None]
-        dimensions = self._server_dimensions
-        (self._to_be_cut.discard if dimensions is None else self._to_be_cut.add)(work)
-        return protocol.embed(self.endpoint.model, inputs, dimensions)
+            return lengths.tokenize_request(endpoint.server, endpoint.model, text)
+        inputs = [self._prepared.inputs[index] for index in work.indices]
+        dimensions = None
+        if self._settings.server_dimensions and endpoint not in self._facts.uncut:
+            dimensions = self._settings.dimensions
+        (self._cut_by_server.discard if dimensions is None else self._cut_by_server.add)(work)
+        given = [one for one in inputs if one is not None]
+        return wire.embed_request(endpoint.model, given, dimensions)
 
-    def read(self, work: Work, outcome: Outcome | Answer) -> Result:
-        """Return what ``outcome`` means for ``work``; changes nothing, and may run anywhere."""
+    def read(self, work: Work, outcome: Outcome | Embeddings) -> Result:
+        """Return what ``outcome`` means for ``work``; changes nothing, in any thread."""
+        endpoint = self.endpoint
         try:
-            answer = self._answer(work, outcome)
-            if not isinstance(answer, Answer):
-                return answer
-            if (swapped := self._learnt.swapped(self.endpoint, answer.model)) is not None:
-                return swapped
-            return vectors.decode(
-                answer.vectors,
-                self.endpoint.dimensions,
+            if isinstance(outcome, Outcome):
+                body = wire.body_or_failure(outcome, endpoint.url)
+                if not isinstance(body, bytes):
+                    return body
+                if isinstance(work, TokenCount):
+                    return lengths.with_end(lengths.read_ids(body), self._model)
+                outcome = wire.read_embeddings(body, len(work.indices))
+            if (failure := self._facts.check_model(endpoint, outcome.model)) is not None:
+                return failure
+            return decode(
+                outcome.vectors,
+                endpoint.dimensions,
                 self._settings.dimensions,
                 cut_by_server=self._settings.server_dimensions,
             )
         except RequestError as error:
             return error
 
-    def _answer(self, work: Work, outcome: Outcome | Answer) -> Answer | list[int] | Failure:
-        if isinstance(outcome, Answer):
-            return outcome
-        body = protocol.judge(outcome, self.endpoint.url)
-        if not isinstance(body, bytes):
-            return body
-        if isinstance(work, Counting):
-            return tokens.ended(tokens.read(body), self._model)
-        return replies.read(body, len(work.indices))
-
     def settle(self, work: Work, result: Result) -> None:
-        """Take note of the result of ``work``.
+        """Record the result of ``work``.
 
         Raises:
             RequestError: The job cannot be done; what is in flight is not waited for.
         """
         self._in_flight.remove(work)
-        if isinstance(result, Gone):
-            self._server_went(work, result)
-        elif isinstance(work, Counting):
-            self._counted(work.index, result)
+        if isinstance(result, ServerLost):
+            self._on_server_lost(work, result)
+        elif isinstance(work, TokenCount):
+            self._on_count(work.index, result)
         elif isinstance(result, TooLong):
-            self._divide(work, result)
+            self._on_too_long(work, result)
         elif isinstance(result, RequestError):
-            self._refused(work, result)
+            self._on_refusal(work, result)
         else:
             self._rows.put(work.indices, result)  # type: ignore[arg-type]
-            self._barren_heals = 0
-
-    @property
-    def _server_dimensions(self) -> int | None:
-        cuts = self._settings.server_dimensions and self.endpoint not in self._learnt.uncut
-        return self._settings.dimensions if cuts else None
+            self._recoveries_without_progress = 0
 
     def _templated(self, index: int) -> str:
         given = self._prepared.inputs[index]
@@ -291,30 +343,34 @@ class Job:
 
     def _begin(self, endpoint: Endpoint) -> None:
         self._check_dimensions(endpoint.dimensions)
-        if self._rows.width is None:
-            self._rows.begin(self._settings.dimensions or endpoint.dimensions)
-        elif self._rows.width != endpoint.dimensions:
-            raise refusals.other_cache(self._rows.width, endpoint)
+        if self._rows.matrix is None:
+            self._rows.allocate(self._settings.dimensions or endpoint.dimensions)
+        elif (cached := self._rows.matrix.shape[1]) != endpoint.dimensions:
+            raise ServerMismatchError(
+                f"The cache has vectors of {cached} dimensions for this model, and "
+                f"{endpoint.model} at {endpoint.url} gives {endpoint.dimensions}. Check which of "
+                f"them is of another model, or use another cache."
+            )
         self._lengths.begin(endpoint)
-        # Laid out as it is taken, so not before the over-long texts are cut.
-        self._fresh = lay_out(self._prepared, self._settings.batch_size)
+        # Batches are made as they are taken, so not before the over-long texts are cut.
+        self._fresh = make_batches(self._prepared, self._settings.batch_size)
 
     def _next(self) -> Work | None:
         if self._lengths.to_count:
             return self._lengths.to_count.popleft()
-        if any(isinstance(work, Counting) or work.alone for work in self._in_flight):
+        if any(isinstance(work, TokenCount) or work.exclusive for work in self._in_flight):
             return None
         if self._suspects:
             return self._suspects.popleft() if not self._in_flight else None
         batch = self._next_again() or next(self._fresh, None)
-        if batch is not None and self.size == 1:
-            return replace(batch, alone=True)
+        if batch is not None and self._rows.size == 1:
+            return replace(batch, exclusive=True)
         return batch
 
     def _next_again(self) -> Batch | None:
         while self._again:
             batch = self._again.popleft()
-            # Texts may have been set aside or cut meanwhile, and what was cut goes as ids.
+            # Texts may have been set aside or cut in the meantime; a cut one is sent as ids.
             texts, ids = self._of_kind(batch, str), self._of_kind(batch, list)
             if texts and ids:
                 self._again.appendleft(replace(batch, indices=ids))
@@ -325,77 +381,87 @@ class Job:
     def _of_kind(self, batch: Batch, kind: type) -> tuple[int, ...]:
         return tuple(i for i in batch.indices if isinstance(self._prepared.inputs[i], kind))
 
-    def _leave_out(self, index: int, error: TextError) -> None:
+    def _skip(self, index: int, error: TextError) -> None:
         if not self._sets_aside:
             raise error
-        self._prepared.leave_out(index)
-        self._rows.leave_out(index, error)
+        self._prepared.skip(index)
+        self._rows.skip(index, error)
 
-    def _counted(self, index: int, result: Result) -> None:
+    def _skip_refused(self, index: int, error: RejectedError) -> None:
+        place = self._offset + index
+        self._skip(index, TextError(f"Text {place} was refused: {error}", index=place))
+
+    def _on_count(self, index: int, result: Result) -> None:
         try:
-            self._lengths.counted(self.endpoint, index, result)
+            self._lengths.record(self.endpoint, index, result)
         except TextError as error:
-            self._leave_out(index, error)
+            self._skip(index, error)
         except RejectedError as error:
             if error.status not in _REFUSES or not self._sets_aside:
                 raise
-            self._leave_out(index, refusals.refused(self._offset + index, error))
+            self._skip_refused(index, error)
 
-    def _refused(self, batch: Batch, error: RequestError) -> None:
+    def _on_refusal(self, batch: Batch, error: RequestError) -> None:
         if not isinstance(error, RejectedError) or error.status not in _REFUSES:
             raise error
-        if batch in self._to_be_cut:
-            # Native vectors are asked for then, and cut here.
-            self._learnt.uncut.add(self.endpoint)
+        if batch in self._cut_by_server:
+            # Native vectors are requested then, and cut here.
+            self._facts.uncut.add(self.endpoint)
             self._again.append(batch)
         elif not self._sets_aside:
             raise error
         elif len(batch.indices) > 1:
-            self._again.extendleft(batch.halves(alone=batch.alone))
+            self._again.extendleft(batch.halves(exclusive=batch.exclusive))
         else:
-            (index,) = batch.indices
-            self._leave_out(index, refusals.refused(self._offset + index, error))
+            self._skip_refused(batch.indices[0], error)
 
-    def _divide(self, batch: Batch, refused: TooLong) -> None:
+    def _on_too_long(self, batch: Batch, refused: TooLong) -> None:
         try:
-            again = self._lengths.counts_again(self.endpoint, batch.indices, refused.limit)
+            again = self._lengths.count_again(self.endpoint, batch.indices, refused.limit)
         except TextError as error:
-            self._leave_out(error.index - self._offset, error)
+            self._skip(error.index - self._offset, error)
             again = True
         if again:
             self._again.appendleft(batch)
         elif len(batch.indices) == 1:
-            self._leave_out(batch.indices[0], self._lengths.error(batch.indices[0], refused))
+            self._skip(batch.indices[0], self._lengths.error(batch.indices[0], refused))
         else:
             # The server does not say which text it means. In front, so that the error comes soon.
-            self._again.extendleft(batch.halves(alone=batch.alone))
+            self._again.extendleft(batch.halves(exclusive=batch.exclusive))
 
-    def _server_went(self, work: Work, gone: Gone) -> None:
-        if not self._can_heal:
-            raise gone.error
-        if self._barren_heals >= MAX_BARREN_HEALS:
+    def _on_server_lost(self, work: Work, lost: ServerLost) -> None:
+        if not self._can_reconnect:
+            raise lost.error
+        if self._recoveries_without_progress >= MAX_RECOVERIES_WITHOUT_PROGRESS:
             raise ServerUnavailableError(
-                f"The server vanished {self._barren_heals + 1} times in a row before it had "
-                f"embedded anything: {gone.error} Its log tells why: emberd logs."
-            ) from gone.error
-        self._lost = gone.error
-        if isinstance(work, Counting):
+                f"The server was lost {self._recoveries_without_progress + 1} times in a row "
+                f"before it had embedded anything: {lost.error} See its log: emberd logs."
+            ) from lost.error
+        self._lost = lost.error
+        if isinstance(work, TokenCount):
             self._lengths.to_count.append(work)
-        elif not gone.reached:
-            # It never saw these texts, so it did not die of them.
-            (self._suspects if work.alone and self.size > 1 else self._again).append(work)
+        elif not lost.reached:
+            # The server never saw these texts, so they did not crash it.
+            is_suspect = work.exclusive and self._rows.size > 1
+            (self._suspects if is_suspect else self._again).append(work)
         else:
-            self._died_with(replace(work, deaths=work.deaths + 1))
+            self._on_crash(replace(work, crash_count=work.crash_count + 1))
 
-    def _died_with(self, batch: Batch) -> None:
-        if batch.deaths < _SUSPECT_DEATHS:
+    def _on_crash(self, batch: Batch) -> None:
+        if batch.crash_count < _SUSPECT_CRASHES:
             self._again.append(batch)
         elif len(batch.indices) > 1:
-            self._suspects.extend(batch.halves(alone=True))
-            self._barren_heals = 0  # fewer texts are under suspicion: that is progress
-        elif not batch.alone:
-            self._suspects.append(replace(batch, alone=True))
+            self._suspects.extend(batch.halves(exclusive=True))
+            self._recoveries_without_progress = 0  # fewer texts are suspected: that is progress
+        elif not batch.exclusive:
+            self._suspects.append(replace(batch, exclusive=True))
         else:
             (index,) = batch.indices
             place = self._offset + index
-            self._leave_out(index, refusals.poison(place, self._texts[index], batch.deaths))
+            error = PoisonTextError(
+                f"The server crashed {batch.crash_count} times while it embedded text {place} "
+                f"({excerpt(self._texts[index])}), the last time with nothing else in flight. "
+                f"Leave this text out, and report it with the server's log (emberd logs).",
+                index=place,
+            )
+            self._skip(index, error)

@@ -1,36 +1,92 @@
-"""Texts that may be too long: counted before others are sent, and cut where that is wanted."""
+"""Texts that may be too long: counted through the server's tokenizer, and cut if that is wanted.
+
+They are counted before any text is embedded, so that the error for one comes first.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from emberd.catalog import Model
-from emberd.client import protocol, tokens
-from emberd.client.learnt import Learnt
-from emberd.client.protocol import TooLong
-from emberd.client.texts import Prepared
-from emberd.client.tokens import Counting
+from emberd.client import wire
+from emberd.client.inputs import PreparedTexts
+from emberd.client.wire import Request, ServerLost, TooLong
 from emberd.endpoint import Endpoint
-from emberd.errors import AuthenticationError, RejectedError, RequestError, TextTooLongError
+from emberd.errors import (
+    AuthenticationError,
+    BadReplyError,
+    RejectedError,
+    RequestError,
+    ServerMismatchError,
+    TextTooLongError,
+)
+
+PATH: Final = "/v1/tokenize"
+
+# The tokenizer routes of other servers than SGLang; llama.cpp's omits the end of text by default.
+_OTHER_ROUTES: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
+    "vllm": ("/tokenize", "prompt", {}),
+    "llamacpp": ("/tokenize", "content", {"add_special": True}),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenCount:
+    """One text whose tokens are counted; ``index`` is its place in the caller's list."""
+
+    index: int
+
+
+@dataclass(slots=True)
+class EndpointFacts:
+    """What the replies of endpoints have shown, over all jobs of a client; shared by threads.
+
+    Attributes:
+        models: The model that the first reply of each named.
+        uncut: Those that refuse to cut vectors to fewer dimensions.
+        limits: How many tokens a text may have, for those that accept fewer than they state.
+    """
+
+    models: dict[Endpoint, str] = field(default_factory=dict)
+    uncut: set[Endpoint] = field(default_factory=set)
+    limits: dict[Endpoint, int] = field(default_factory=dict)
+
+    def check_model(self, endpoint: Endpoint, model: str | None) -> ServerLost | None:
+        """Return a failure if a reply names another ``model`` than the first reply did.
+
+        An external server may be replaced by one of another model under the same address. If both
+        have the same dimensions, only the name shows it.
+        """
+        first = self.models.setdefault(endpoint, model) if model is not None else model
+        if first == model:
+            return None
+        error = ServerMismatchError(
+            f"{endpoint.url} gave vectors of {first} before and gives those of {model} now: "
+            f"another server has taken its place. Serve {first} there again, or make a new "
+            f"embedder and embed all texts again."
+        )
+        return ServerLost(error, reached=False)
 
 
 class Lengths:
-    """What one job knows of the lengths of its texts.
+    """The lengths of the texts of one job.
 
     Args:
         prepared: Its texts; those that are cut become token ids in it.
         model: What is known of the model.
-        learnt: What other jobs learnt of the servers.
+        facts: What other jobs have shown of the servers.
         truncate: Whether texts that are too long are cut.
-        offset: How many texts of the caller's come before these.
+        offset: How many texts of the caller precede these.
     """
 
     def __init__(
         self,
-        prepared: Prepared,
+        prepared: PreparedTexts,
         model: Model,
-        learnt: Learnt,
+        facts: EndpointFacts,
         *,
         truncate: bool,
         offset: int = 0,
@@ -38,30 +94,28 @@ class Lengths:
         self._prepared = prepared
         self._model = model
         self._truncate = truncate
-        self._learnt = learnt
+        self._facts = facts
         self._offset = offset
         self._can_count = True
-        self.to_count: deque[Counting] = deque()
+        self.to_count: deque[TokenCount] = deque()
         self.shortened: set[int] = set()
         self._asked: set[tuple[int, int]] = set()  # texts, and the limits they were counted for
 
     def begin(self, endpoint: Endpoint) -> None:
-        """Find the texts that might be too long for ``endpoint``."""
-        self.to_count.extend(
-            Counting(index)
-            for index in self._prepared.to_count(self._limit(endpoint))
-            if isinstance(self._prepared.inputs[index], str)
-        )
+        """Find the texts that may be too long for ``endpoint``."""
+        for index in self._prepared.to_count(self._limit(endpoint)):
+            if isinstance(self._prepared.inputs[index], str):
+                self.to_count.append(TokenCount(index))
 
-    def counted(self, endpoint: Endpoint, index: int, result: object) -> None:
-        """Take note of the tokens of a text.
+    def record(self, endpoint: Endpoint, index: int, result: object) -> None:
+        """Record the tokens of a text.
 
         Raises:
-            TextTooLongError: It has too many and is not to be cut, or cannot be.
-            RequestError: They could not be had.
+            TextTooLongError: It has too many, and is not to be cut or cannot be.
+            RequestError: They could not be counted.
         """
         limit = self._limit(endpoint)
-        missing = isinstance(result, RejectedError) and result.status in protocol.NO_ROUTE
+        missing = isinstance(result, RejectedError) and result.status in wire.NO_ROUTE
         # A gateway may let a key embed and close the tokenizer to it; a wrong key fails the
         # embedding as well, and is reported then.
         if missing or isinstance(result, AuthenticationError):
@@ -71,35 +125,37 @@ class Lengths:
             raise result
         elif isinstance(result, list) and limit is not None and len(result) > limit:
             if not self._truncate:
-                raise tokens.too_long(self._offset + index, len(result), limit)
+                raise too_long(self._offset + index, len(result), limit)
             self._cut(index, result, limit)
 
-    def counts_again(self, endpoint: Endpoint, indices: Sequence[int], limit: int | None) -> bool:
-        """Return whether a refusal taught a limit by which some texts are to be counted now.
+    def count_again(self, endpoint: Endpoint, indices: Sequence[int], limit: int | None) -> bool:
+        """Return whether a refusal stated a limit by which some texts are counted again now.
 
-        A router states no context, and a server short of memory takes less than its own.
+        A router states no context, and a server short of memory accepts less than its own.
 
         Raises:
             TextTooLongError: A text that was cut before cannot be cut to it.
         """
         if limit is None or not self._can_count:
             return False
-        again = self._learns(endpoint, limit)
-        doubtful = set(self._prepared.to_count(limit)) & set(indices)
-        for index in sorted(doubtful):
+        known = self._limit(endpoint)
+        again = known is None or limit < known
+        if again:
+            self._facts.limits[endpoint] = limit
+        for index in sorted(set(self._prepared.to_count(limit)) & set(indices)):
             given = self._prepared.inputs[index]
             if isinstance(given, str) and (index, limit) not in self._asked:
                 self._asked.add((index, limit))
-                self.to_count.append(Counting(index))
+                self.to_count.append(TokenCount(index))
                 again = True
-            elif isinstance(given, list) and len(given) > limit:  # to what the server had stated
+            elif isinstance(given, list) and len(given) > limit:  # cut to what the server stated
                 self._cut(index, given, limit)
                 again = True
         return again
 
     def error(self, index: int, refused: TooLong) -> TextTooLongError:
         """Return the error for a text that the server refused by itself."""
-        return tokens.too_long(
+        return too_long(
             self._offset + index,
             refused.tokens,
             refused.limit,
@@ -108,18 +164,108 @@ class Lengths:
         )
 
     def _limit(self, endpoint: Endpoint) -> int | None:
-        stated = tokens.limit_tokens(endpoint, self._model)
-        return self._learnt.limits.get(endpoint, stated)
-
-    def _learns(self, endpoint: Endpoint, limit: int | None) -> bool:
-        """Return whether ``limit`` is less than what was known; from now on it counts."""
-        known = self._limit(endpoint)
-        if limit is None or (known is not None and limit >= known):
-            return False
-        self._learnt.limits[endpoint] = limit
-        return True
+        if (known := self._facts.limits.get(endpoint)) is not None:
+            return known
+        context = endpoint.context_tokens or self._model.context_tokens
+        # SGLang refuses a text of exactly as many tokens as its context.
+        return context - 1 if context else None
 
     def _cut(self, index: int, ids: list[int], limit: int) -> None:
-        place = self._offset + index
-        self._prepared.inputs[index] = tokens.cut(place, ids, limit, self._model)
+        self._prepared.inputs[index] = cut_ids(self._offset + index, ids, limit, self._model)
         self.shortened.add(index)
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def tokenize_request(server: str, model: str, text: str) -> Request:
+    """Return the request that tokenizes ``text``.
+
+    Args:
+        server: The kind of server, as in its endpoint.
+        model: The name under which it serves the model.
+        text: The text, in its template.
+    """
+    path, field_name, more = _OTHER_ROUTES.get(server, (PATH, "prompt", {}))
+    return Request(path, {"model": model, field_name: text, **more})
+
+
+def read_ids(body: bytes) -> list[int]:
+    """Return the token ids from the reply to a ``tokenize_request``.
+
+    Raises:
+        BadReplyError: It has none.
+    """
+    try:
+        reply = wire.parse(body)
+    except ValueError:
+        reply = None
+    ids = reply.get("tokens") if isinstance(reply, dict) else None
+    if not isinstance(ids, list) or not ids or not all(type(token) is int for token in ids):
+        raise BadReplyError(
+            "A request to tokenize was answered without a list of token ids. Check whether a "
+            "server of another kind, or a proxy, answers at this address."
+        )
+    return ids
+
+
+def with_end(ids: list[int], model: Model) -> list[int]:
+    """Return ``ids`` with the end-of-text token that the model's own tokenizer appends.
+
+    The tokenizer route of sglang-router omits it; the server behind it appends it.
+    """
+    end = model.end_of_text_id
+    return ids if end is None or ids[-1] == end else [*ids, end]
+
+
+def cut_ids(index: int, ids: list[int], limit: int, model: Model) -> list[int]:
+    """Return ``ids`` cut to ``limit``, ending with the end-of-text token.
+
+    Last-token pooling reads that token: a server that cuts the tail loses it.
+
+    Raises:
+        TextTooLongError: The model's end-of-text token is not known.
+    """
+    if model.end_of_text_id is None:
+        raise TextTooLongError(
+            f"Text {index} has {len(ids)} tokens, {limit} are allowed, and emberd cannot cut "
+            f"it: the end-of-text token of {model.name} is not known. Split the text.",
+            index=index,
+            tokens=len(ids),
+            limit=limit,
+        )
+    return [*ids[: limit - 1], model.end_of_text_id]
+
+
+def too_long(
+    index: int,
+    tokens: int | None,
+    limit: int | None,
+    *,
+    truncate: bool = False,
+    can_cut: bool = True,
+) -> TextTooLongError:
+    """Return the error for a text that is too long.
+
+    Args:
+        index: Its place in the caller's list.
+        tokens: Its length; None when not known.
+        limit: Most tokens that are accepted; None when not known.
+        truncate: The caller wants over-long texts cut.
+        can_cut: The server has a tokenizer route to cut them with.
+    """
+    length = f"has {tokens} tokens" if tokens is not None else "is longer than the server accepts"
+    allowed = f", {limit} are allowed" if limit is not None else ""
+    if truncate and not can_cut:
+        advice = (
+            f"truncate=True cannot cut it, because this server has no {PATH} route; split the text."
+        )
+    elif not can_cut:
+        advice = "Split it."
+    elif truncate:
+        advice = "Split it: this server accepts less than the context that it states."
+    else:
+        advice = "Split it, or set truncate=True to cut it."
+    return TextTooLongError(
+        f"Text {index} {length}{allowed}. {advice}", index=index, tokens=tokens, limit=limit
+    )

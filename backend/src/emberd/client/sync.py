@@ -4,48 +4,41 @@ from __future__ import annotations
 
 import copy
 import functools
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 from emberd.client import verify
-from emberd.client.batches import Batch
-from emberd.client.crew import Crew
-from emberd.client.gate import ThreadGate
-from emberd.client.job import Job, Work
-from emberd.client.learnt import Learnt
-from emberd.client.line import Line, Window, windows
-from emberd.client.memory import Memory
-from emberd.client.merging import Kind
-from emberd.client.merging_threads import ThreadMerger
-from emberd.client.protocol import Ask, Gone, Outcome, Reply, Trouble
-from emberd.client.replies import Answer
+from emberd.client.coalesce import MergeKey, ThreadMerger
+from emberd.client.job import Embedded, Job, Work
+from emberd.client.lengths import EndpointFacts
+from emberd.client.limits import PROCESS_LIMITER, CallSlots, Slot, Workers
 from emberd.client.retry import Pause, RetryPolicy, exchange
-from emberd.client.rows import Embedded
-from emberd.client.slots import PROCESS_SLOTS, AbandonedError, Lease
 from emberd.client.transport import Transport
-from emberd.client.vectors import Floats
+from emberd.client.vectors import Floats, VectorCache
+from emberd.client.windows import Batch, JobWindow, TextWindow, windows
+from emberd.client.wire import Embeddings, Outcome, Reply, Request, ServerLost, TransportError
 from emberd.endpoint import Endpoint
 from emberd.settings import ServerSpec, Settings
+
+_Results = Workers[tuple[Job, Work], Outcome | Embeddings]
 
 
 class Client:
     """Embeds texts through an endpoint, from any number of threads.
 
     Args:
-        resolve: Returns where to send; asked once a call.
+        resolve: Returns where to send; called once a call.
         settings: The caller's.
-        heal: Takes an endpoint that went away and returns one to go on with, or raises; None
-            when nothing can be brought back.
-        restarts: Whether ``heal`` brings a server back. Otherwise it only verifies what listens
-            at the address now, and is called when that is not what was verified before.
-        on_use: Called with the endpoint after each answer; from threads of the client too.
+        reconnect: Takes an endpoint that was lost and returns one to continue with, or raises;
+            None if a lost server cannot be replaced.
+        restarts: Whether ``reconnect`` brings a server back. Otherwise it only verifies what
+            listens at the address now, and is called if that is not what was verified before.
+        on_use: Called with the endpoint after each reply; from threads of the client too.
         on_timeout: Called likewise when there was no answer in time.
-        sdk_client: The user's own ``openai.OpenAI``, used in place of one of ours. Its sockets
-            are the user's to look after, across a fork as well.
-        policy: When a request is sent again; by default a short one where ``heal`` is given.
-        memory: Asked for vectors before a server is.
+        sdk_client: The user's own ``openai.OpenAI``, used instead of one of ours. Its sockets are
+            the user's responsibility, across a fork too.
+        policy: When a request is sent again; by default fewer tries if a lost server is replaced.
+        cache: Asked for vectors before a server is.
     """
 
     def __init__(
@@ -53,25 +46,24 @@ class Client:
         resolve: Callable[[], Endpoint],
         settings: Settings,
         *,
-        heal: Callable[[Endpoint], Endpoint] | None = None,
+        reconnect: Callable[[Endpoint], Endpoint] | None = None,
         restarts: bool = True,
         on_use: Callable[[Endpoint], None] | None = None,
         on_timeout: Callable[[Endpoint], None] | None = None,
         sdk_client: Any = None,
         policy: RetryPolicy | None = None,
-        memory: Memory | None = None,
+        cache: VectorCache | None = None,
     ) -> None:
         self._resolve = resolve
         self._settings = settings
-        self._heal = heal
-        self._restarts = restarts and heal is not None
+        self._reconnect = reconnect
+        self._restarts = restarts and reconnect is not None
         self._on_use = on_use
         self._on_timeout = on_timeout
-        self._memory = memory
-        self._policy = policy or RetryPolicy.usual(settings.timeout, can_heal=self._restarts)
-        self._learnt = Learnt()
-        self._merger = ThreadMerger(can_heal=self._restarts)
-        self._gate = ThreadGate()
+        self._cache = cache
+        self._policy = policy or RetryPolicy.usual(settings.timeout, can_reconnect=self._restarts)
+        self._facts = EndpointFacts()
+        self._merger = ThreadMerger(can_reconnect=self._restarts)
         self._transport = Transport(settings.max_concurrency, settings.timeout, sdk_client)
 
     def using(self, settings: Settings) -> Client:
@@ -90,51 +82,49 @@ class Client:
 
         Args:
             texts: Any number of texts.
-            template: Holds ``{text}``; each text is put into it.
+            template: The template, with ``{text}`` in it.
             on_done: Called in this thread with how many texts have their vector so far.
 
         Raises:
-            TextError: A text cannot be embedded; it is named.
-            RequestError: The server refused, failed, or answered with something else than asked.
+            TextError: A text cannot be embedded; it has the index.
+            RequestError: The server refused, failed, or gave a wrong answer.
         """
-        (embedded,) = self._run(iter([Window(texts, 0)]), template, on_done)
+        (embedded,) = self._run(iter([TextWindow(texts, 0)]), template, on_done)
         return embedded.matrix
 
     def stream(
         self, texts: Iterable[str], template: str, *, set_aside: bool = False
     ) -> Generator[Embedded]:
-        """Yield the vectors of ``texts`` in windows, and hold no more than a few of them.
+        """Yield the vectors of ``texts`` in windows, a few of which are in memory at a time.
 
         Args:
             texts: Any number of texts, taken as they are needed.
-            template: Holds ``{text}``; each text is put into it.
+            template: The template, with ``{text}`` in it.
             set_aside: A text that cannot be embedded gets its error instead of a vector.
 
         Raises:
-            TextError: A text cannot be embedded; it is named.
+            TextError: A text cannot be embedded; it has the index.
             RequestError: As for ``embed``.
         """
         return self._run(windows(texts), template, set_aside=set_aside)
 
     def inspect(self, endpoint: Endpoint, spec: ServerSpec) -> Endpoint:
-        """Return what answers at ``endpoint``, asked through this client's own connections.
+        """Verify the server at ``endpoint`` through this client's own connections.
 
         Raises:
             ServerMismatchError: It does not serve ``spec``.
-            RequestError: It does not answer, or wants another key.
+            RequestError: It does not answer, or requires another key.
         """
         session = self._transport.session(endpoint)
-        examination = verify.examination(
-            endpoint.url, endpoint.api_key, spec, self._settings.timeout
-        )
-        answer: Reply | Trouble | None = None
+        steps = verify.steps(endpoint.url, endpoint.api_key, spec, self._settings.timeout)
+        answer: Reply | TransportError | None = None
         while True:
             try:
-                ask = examination.send(answer)
-            except StopIteration as stop:
-                found: Endpoint = stop.value
+                request = steps.send(answer)
+            except StopIteration as finished:
+                found: Endpoint = finished.value
                 return found
-            answer = session.send(ask)
+            answer = session.send(request)
 
     def close(self) -> None:
         """Close the connections; the next use opens them again."""
@@ -142,107 +132,92 @@ class Client:
 
     def _run(
         self,
-        source: Iterator[Window],
+        source: Iterator[TextWindow],
         template: str,
         on_done: Callable[[int], None] | None = None,
         *,
         set_aside: bool = False,
     ) -> Generator[Embedded]:
-        line = Line(self._settings.max_concurrency)
-        lease = Lease(PROCESS_SLOTS, self._settings.max_concurrency)
-        crew: Crew[tuple[Job, Work], Outcome | Answer] = Crew(
-            lambda taken: self._perform(*taken, lease, crew)
-        )
+        jobs = JobWindow(self._settings.max_concurrency)
+        slots = CallSlots(PROCESS_LIMITER, self._settings.max_concurrency, group=self._merger)
+        workers: _Results = Workers(lambda taken: self._perform(*taken, slots))
         try:
-            with crew:
-                while True:
-                    while line.has_room and (window := next(source, None)) is not None:
-                        line.append(self._job(window, template, set_aside=set_aside))
-                    if (job := line.pop_done()) is not None:
-                        if on_done is not None:
-                            on_done(job.finished)
-                        yield job.result()
-                    elif line.is_empty:
-                        return
-                    else:
-                        self._step(line, crew, on_done)
+            while True:
+                while not jobs.is_full and (window := next(source, None)) is not None:
+                    jobs.append(self._open(window, template, set_aside=set_aside))
+                if (job := jobs.pop_done()) is not None:
+                    if on_done is not None:
+                        on_done(job.finished)
+                    yield job.result()
+                elif not jobs:
+                    return
+                else:
+                    self._step(jobs, workers, on_done)
         finally:
-            lease.abandon()
-            self._gate.abandon(lease)
+            slots.abandon()
 
-    def _job(self, window: Window, template: str, *, set_aside: bool) -> Job:
+    def _open(self, window: TextWindow, template: str, *, set_aside: bool) -> Job:
         job = Job(
             window.texts,
             template,
             self._settings,
-            can_heal=self._heal is not None,
-            learnt=self._learnt,
-            memory=self._memory,
+            can_reconnect=self._reconnect is not None,
+            facts=self._facts,
+            cache=self._cache,
             offset=window.offset,
             set_aside=set_aside,
         )
-        job.recall()
+        if self._cache is not None:
+            job.read_cache()
         if not job.done:
             job.attach(self._resolve())
         return job
 
     def _step(
-        self,
-        line: Line,
-        crew: Crew[tuple[Job, Work], Outcome | Answer],
-        on_done: Callable[[int], None] | None,
+        self, jobs: JobWindow, workers: _Results, on_done: Callable[[int], None] | None
     ) -> None:
-        for job in line.lost:
-            if self._heal is not None:
-                job.attach(self._heal(job.endpoint))
-        while (taken := line.take()) is not None:
-            crew.send(taken)
-        (job, work), outcome = crew.receive()
-        # Read here and not in the crew's threads: these would only wait for each other's turn to
-        # run, and each of them would hold memory of its own for it.
+        """Send what may be sent, and wait for one result."""
+        for job in jobs.lost:
+            if self._reconnect is not None:
+                job.attach(self._reconnect(job.endpoint))
+        while (taken := jobs.take()) is not None:
+            workers.submit(taken)
+        (job, work), outcome = workers.receive()
+        # Decoded here and not in the threads of the workers: these would only wait for each other's
+        # turn to run, and each would hold memory of its own for it.
         result = job.read(work, outcome)
-        if isinstance(result, Gone) and not (self._restarts or result.changed):
+        if isinstance(result, ServerLost) and not (self._restarts or result.changed):
             raise result.error
         job.settle(work, result)
-        job.keep(work, result)
+        if self._cache is not None:
+            job.write_cache(work, result)
         if on_done is not None:
             on_done(job.finished)
 
-    def _perform(
-        self, job: Job, work: Work, lease: Lease, crew: Crew[tuple[Job, Work], Outcome | Answer]
-    ) -> Outcome | Answer:
-        ask = job.ask(work)
-        exchange = functools.partial(self._exchange, job.endpoint, lease, crew.stopped)
-        if isinstance(work, Batch) and not work.deaths:
-            kind = Kind.of(job.endpoint, ask, self._settings.batch_size)
-            with self._gate.together(lease):
-                return self._merger.send(kind, ask, work.tokens, exchange)
-        # The server may have died of it: whoever went with it would be under suspicion too.
-        with self._gate.alone(lease) if isinstance(work, Batch) else nullcontext():
-            outcome = exchange(lambda: ask)
-        if outcome is None:
-            raise AbandonedError
-        return outcome
+    def _perform(self, job: Job, work: Work, slots: CallSlots) -> Outcome | Embeddings:
+        request = job.request(work)
+        exchange = functools.partial(self._exchange, job.endpoint, slots)
+        if isinstance(work, Batch) and not work.crash_count:
+            key = MergeKey.of(job.endpoint, request, self._settings.batch_size)
+            return self._merger.send(key, request, work.tokens, slots, exchange)
+        # The server may have crashed on it: batches that are in flight with it would be suspected
+        # too.
+        return exchange(request, None, exclusive=isinstance(work, Batch))
 
     def _exchange(
         self,
         endpoint: Endpoint,
-        lease: Lease,
-        stopped: threading.Event,
-        depart: Callable[[], Ask | None],
-        is_unwanted: Callable[[], bool] = lambda: False,
-    ) -> Outcome | None:
+        slots: CallSlots,
+        request: Request,
+        slot: Slot | None,
+        *,
+        exclusive: bool = False,
+    ) -> Outcome:
+        """Send a request, again if need be; ``slot`` is for the first try."""
         session = self._transport.session(endpoint)
-        with lease.slot(is_unwanted) as held:
-            if not held or (ask := depart()) is None:
-                return None
-            lease.look_again()  # those whose batches are on their way need no slot
-            steps = exchange(ask, self._policy)
-            next(steps)
-            answer: Reply | Trouble | None = session.send(ask)
+        steps = exchange(request, self._policy)
+        answer: Reply | TransportError | None = None
         while True:
-            if answer is not None:
-                self._report(answer, endpoint)
             try:
                 step = steps.send(answer)
             except StopIteration as finished:
@@ -250,15 +225,16 @@ class Client:
                 return outcome
             if isinstance(step, Pause):
                 answer = None
-                if stopped.wait(step.seconds):
-                    raise AbandonedError
-            else:
-                with lease.slot():
-                    answer = session.send(step)
-
-    def _report(self, answer: Reply | Trouble, endpoint: Endpoint) -> None:
-        if isinstance(answer, Reply):
-            if self._on_use is not None:
-                self._on_use(endpoint)
-        elif answer.kind == "timeout" and self._on_timeout is not None:
-            self._on_timeout(endpoint)
+                slots.sleep(step.seconds)
+                continue
+            slot = slot or slots.acquire(exclusive=exclusive)
+            try:
+                answer = session.send(step)
+            finally:
+                slot.release()
+                slot = None
+            if isinstance(answer, Reply):
+                if self._on_use is not None:
+                    self._on_use(endpoint)
+            elif answer.kind == "timeout" and self._on_timeout is not None:
+                self._on_timeout(endpoint)

@@ -1,28 +1,307 @@
-"""Sending: one request out, one answer or its absence back.
+"""Sending one request, and returning its answer or why there is none.
 
-Over the openai SDK, except from threads to a server of this machine, see ``plain``. The SDK is
-imported at first use. Its own retries, redirects and parsing are off: what is sent again and what
-an answer means is decided elsewhere. It stands on httpx or on httpx2, depending on its version;
-whichever it is, only what both offer is used.
+Requests go through the openai SDK, except from threads to a server of this machine, see
+``loopback``. The SDK is imported at first use. Its retries, redirects and parsing are off: what is
+sent again, and what an answer means, is decided elsewhere. It uses httpx or httpx2, depending on
+its version; only what both offer is used here.
+
+The SDK reads a key, an organisation, a project and more headers from the user's environment, and
+which variables it reads differs between versions. So only the headers on a list of needed ones are
+let through, at the last moment before they are sent.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import importlib
+import os
+import socket
 import threading
 import weakref
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, closing
 from typing import Any, Final
+from weakref import WeakSet
 
-from emberd.client import deadline, plain, sdk
-from emberd.client.loops import PerLoop
-from emberd.client.plain import PlainSession
-from emberd.client.protocol import Ask, Reply, Trouble
-from emberd.client.sockets import Sockets
-from emberd.endpoint import Endpoint
-from emberd.system import fork
+from emberd.client import loopback
+from emberd.client.limits import LoopLocal
+from emberd.client.loopback import CONNECT_S, KEEP_IDLE_S, NO_KEY, LoopbackSession
+from emberd.client.wire import Reply, Request, TransportError
+from emberd.endpoint import Endpoint, root_url
+from emberd.errors import BadReplyError, SettingError
+from emberd.probe import is_loopback
+from emberd.system import fork, listeners
 from emberd.system.fork import ForkAware
+from emberd.system.listeners import Listener, ListenerChangedError
+
+READ_BYTES: Final = 128 * 1024
+"""Most that is read from a connection at a time. httpcore asks for 64 KiB, and each read goes
+through five layers of it and of httpx; twice as much halves that. Reads from 256 KiB on are slower
+again, because the allocator takes them from the kernel each time and gives them back
+(docs/performance.md has the figures)."""
+
+_AGENT: Final = "emberd"
+_JSON: Final = "application/json"
+_NEEDED_HEADERS: Final = frozenset(
+    {
+        "accept",
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "content-type",
+        "host",
+        "transfer-encoding",
+    }
+)
+_API: Final = "/v1"
+# For an address of this machine, of the environment only the certificates apply.
+_NO_PROXIES: Final = {"http://": None, "https://": None, "all://": None}
+
+# httpx's and httpx2's exceptions have the same names.
+_NOT_CONNECTED: Final = {"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"}
+_TOO_SLOW: Final = {"TimeoutException", "TimeoutError"}
+_BROKEN_OFF: Final = {"RequestError", "APIConnectionError", "OSError"}
+
+_TCP: Final = "connection.connect_tcp.complete"
+_SENDS: Final = ".send_"  # of http11 and http2: request headers, bodies, settings
+_CONNECTED: Final = (_TCP, "connection.start_tls.complete")
+
+
+# ---------------------------------------------------------------- connections
+
+
+class Sockets:
+    """The connections of one HTTP client: checked when they are made, closed in a forked child.
+
+    They are seen through httpx's trace of each request.
+
+    Args:
+        listener: The listener that each connection must lead to before anything is sent; None
+            if it is not known.
+    """
+
+    def __init__(self, listener: Listener | None = None) -> None:
+        self._listener = listener
+        self._has_checked = False
+        self._streams: WeakSet[Any] = WeakSet()
+
+    def note(self, event: str, info: dict[str, Any]) -> None:
+        """Take note of a new connection; other events are ignored.
+
+        Raises:
+            ListenerChangedError: It leads to another listener and is closed; or a request is about
+                to be sent although no connection was ever checked.
+        """
+        self._refuse_unchecked(event)
+        if event in _CONNECTED:
+            stream = info["return_value"]
+            try:
+                self._check(event, stream)
+            except OSError:
+                stream.close()
+                raise
+            self._streams.add(stream)
+            stream.read = functools.partial(_read, weakref.ref(stream))
+
+    async def anote(self, event: str, info: dict[str, Any]) -> None:
+        """Do as ``note``, for an asynchronous client, whose deadlines are the loop's."""
+        self._refuse_unchecked(event)
+        if event in _CONNECTED:
+            stream = info["return_value"]
+            try:
+                self._check(event, stream)
+            except OSError:
+                await stream.aclose()
+                raise
+            self._streams.add(stream)
+            stream.read = functools.partial(_aread, weakref.ref(stream))
+
+    def _check(self, event: str, stream: Any) -> None:
+        # Before the TLS handshake, which is on the same connection.
+        if self._listener is not None and event == _TCP:
+            listeners.check(stream.get_extra_info("socket"), self._listener)
+            self._has_checked = True
+
+    def _refuse_unchecked(self, event: str) -> None:
+        # The check depends on the name of an event, which another version of httpx may change.
+        if self._listener is not None and not self._has_checked and _SENDS in event:
+            raise ListenerChangedError(
+                "the connection could not be checked, because this version of httpx does not "
+                "report new connections as the tested versions do. Install an earlier version"
+            )
+
+    def close_in_child(self) -> None:
+        """Close the child's copies of the connections; the parent's stay open."""
+        for stream in list(self._streams):
+            # Through the socket itself: the client's own close() takes its lock, which another
+            # thread of the parent may have held.
+            inherited = stream.get_extra_info("socket")
+            if inherited is not None and inherited.fileno() >= 0:
+                _close(inherited)
+
+
+def _close(inherited: Any) -> None:
+    if isinstance(inherited, socket.socket):
+        inherited.close()
+        return
+    # A loop's socket cannot be closed from outside. Another file under its number ends the
+    # child's share in the connection, and leaves the number to its owner.
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(nothing, inherited.fileno(), inheritable=False)
+    os.close(nothing)
+
+
+# Both replace the ``read`` of a network stream of httpcore's. By a weak reference: the stream holds
+# the function, and is to be freed without a collection.
+
+
+def _read(of: weakref.ref[Any], max_bytes: int, timeout: float | None = None) -> Any:
+    """Read a large piece, within the deadline of the thread."""
+    stream: Any = of()
+    left = loopback.left_s()
+    if left is not None:
+        timeout = left if timeout is None else min(timeout, left)
+    return type(stream).read(stream, max(max_bytes, READ_BYTES), timeout)
+
+
+async def _aread(of: weakref.ref[Any], max_bytes: int, *more: Any, **named: Any) -> Any:
+    """Read a large piece."""
+    stream: Any = of()
+    return await type(stream).read(stream, max(max_bytes, READ_BYTES), *more, **named)
+
+
+# ---------------------------------------------------------------- the openai SDK
+
+
+def load_sdk() -> None:
+    """Import what the first request would import."""
+    openai = _openai()
+    _ = _httpx(), openai.AsyncOpenAI, openai.DefaultAsyncHttpxClient
+
+
+def clean(headers: Any, api_key: str | None) -> None:
+    """Remove from ``headers`` (httpx's) all but the needed ones, and set our own key."""
+    for name in set(headers) - _NEEDED_HEADERS:
+        del headers[name]
+    headers["user-agent"] = _AGENT
+    headers["authorization"] = f"Bearer {api_key or NO_KEY}"
+
+
+def _openai() -> Any:
+    # Imported at first use: it takes half a second, and a process that only asks for a server's
+    # address never needs it.
+    return importlib.import_module("openai")
+
+
+@functools.cache
+def _httpx() -> Any:
+    kinds = _openai().DefaultHttpxClient.__mro__
+    roots = (kind.__module__.partition(".")[0] for kind in kinds)
+    return importlib.import_module(next(root for root in roots if root != "openai"))
+
+
+@functools.cache
+def _without_headers(kind: Any) -> Any:
+    """Return ``kind``, a client of the SDK, without the headers that it would add.
+
+    Headers from the user's environment may replace ours, or make every request fail: to clean
+    them before they are sent would be too late.
+    """
+    headers = {"Accept": _JSON, "Content-Type": _JSON, "User-Agent": _AGENT}
+    return type(kind.__name__, (kind,), {"default_headers": property(lambda _: dict(headers))})
+
+
+def _http_options(endpoint: Endpoint, connections: int, prepare: Any) -> dict[str, Any]:
+    own_machine = is_loopback(endpoint.url)
+    direct = {"mounts": _NO_PROXIES} if endpoint.listener is not None and not own_machine else {}
+    return {
+        **direct,
+        "trust_env": not own_machine,
+        # Without TLS no certificate is verified; reading the certificate authorities takes longer
+        # than a query does.
+        "verify": not (own_machine and endpoint.url.startswith("http://")),
+        # A redirect would carry the key to wherever the answer points.
+        "follow_redirects": False,
+        "limits": _httpx().Limits(
+            max_keepalive_connections=connections, keepalive_expiry=KEEP_IDLE_S
+        ),
+        "event_hooks": {"request": [prepare]},
+    }
+
+
+def _sdk_options(endpoint: Endpoint, http: Any) -> dict[str, Any]:
+    return {
+        "api_key": endpoint.api_key or NO_KEY,
+        "base_url": endpoint.base_url,
+        "http_client": http,
+        "max_retries": 0,
+    }
+
+
+def _sdk_call(client: Any, request: Request, timeout_s: float) -> Callable[[], Any]:
+    """Return the call that sends ``request`` and returns an unread response.
+
+    Args:
+        client: An ``OpenAI``, or an ``AsyncOpenAI``, whose call is awaited.
+        request: The request.
+        timeout_s: How long each of its steps may take, in seconds.
+    """
+    timeout = _httpx().Timeout(timeout_s, connect=min(timeout_s, CONNECT_S))
+    options: dict[str, Any] = {"timeout": timeout, "max_retries": 0}
+    if request.path.startswith(f"{_API}/"):
+        path = request.path.removeprefix(_API)
+    else:
+        path = root_url(str(client.base_url)) + request.path
+    method = client.get
+    if request.body is not None:
+        method = functools.partial(client.post, body=request.body)
+    # The raw response: the SDK's own objects hold each number of a vector as a Python float.
+    return functools.partial(method, path, cast_to=_httpx().Response, options=options, stream=True)
+
+
+def _reply(response: Any, body: bytes) -> Reply:
+    return Reply(response.status_code, body, response.headers.get("retry-after"))
+
+
+def _answer_of(error: Exception) -> Reply | TransportError:
+    """Return what an exception of the SDK, or of httpx below it, means.
+
+    Raises:
+        BadReplyError: The reply cannot be unpacked.
+        SettingError: A header of a client that was passed in is not allowed in HTTP.
+        Exception: ``error`` itself, when it is not about the network.
+    """
+    openai = _openai()
+    if isinstance(error, openai.APIStatusError):
+        return _reply(error.response, error.response.content)
+    cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else None
+    root = cause or error
+    if isinstance(root, ListenerChangedError):
+        return TransportError("changed", str(root))
+    names = {kind.__name__ for kind in type(root).__mro__}
+    text = str(root) or type(root).__name__
+    if "DecodingError" in names:
+        raise BadReplyError(
+            f"The reply cannot be unpacked ({text}). No vector of it is used. Check which server, "
+            f"or which proxy, answers at this address."
+        ) from error
+    if "Illegal header" in text or "UnicodeEncodeError" in names:
+        # The message of such an error repeats the header, which may be the key. Nothing was sent.
+        raise SettingError(
+            "The request cannot be sent: a header, or the key in one, has characters that HTTP "
+            "does not allow. Correct the api_key or the headers of the client passed in."
+        ) from None
+    if names & _NOT_CONNECTED:
+        return TransportError("refused", text)
+    if names & _TOO_SLOW:
+        return TransportError("timeout", text)
+    if names & _BROKEN_OFF or cause is not None:
+        return TransportError("broken", text)
+    raise error
+
+
+# ---------------------------------------------------------------- threads
 
 
 class Session:
@@ -31,32 +310,43 @@ class Session:
     Args:
         client: An ``openai.OpenAI``.
         timeout_s: How long one request may take, in seconds.
+        sockets: Its connections; empty for a client that was passed in.
     """
 
-    def __init__(self, client: Any, timeout_s: float) -> None:
+    def __init__(self, client: Any, timeout_s: float, sockets: Sockets | None = None) -> None:
         self._client = client
         self._timeout_s = timeout_s
-        self._sockets = Sockets()
+        self._sockets = sockets or Sockets()
         self._closing: weakref.finalize[Any, Any] | None = None
 
     @classmethod
     def open(cls, endpoint: Endpoint, connections: int, timeout_s: float) -> Session:
-        """Return a session of our own, closed when nobody refers to it any more."""
+        """Return a session of our own, closed when it is collected."""
         sockets = Sockets(endpoint.listener)
-        client, http = sdk.connect(endpoint, connections, sockets)
-        session = cls(client, timeout_s)
-        session._sockets = sockets
+
+        def prepare(request: Any) -> None:
+            clean(request.headers, endpoint.api_key)
+            request.extensions["trace"] = sockets.note
+
+        openai = _openai()
+        http = openai.DefaultHttpxClient(**_http_options(endpoint, connections, prepare))
+        client = _without_headers(openai.OpenAI)(**_sdk_options(endpoint, http))
+        session = cls(client, timeout_s, sockets)
         session._closing = weakref.finalize(session, http.close)
         return session
 
-    def send(self, ask: Ask) -> Reply | Trouble:
-        """Send ``ask`` once and return what came of it."""
+    def send(self, request: Request) -> Reply | TransportError:
+        """Send ``request`` once and return what came of it."""
         try:
-            call = sdk.call(self._client, ask, self._timeout_s)
-            with deadline.within(self._timeout_s), closing(call()) as response:
-                return sdk.reply(response, b"".join(_in_time(response.iter_bytes())))
+            call = _sdk_call(self._client, request, self._timeout_s)
+            with loopback.deadline(self._timeout_s), closing(call()) as response:
+                pieces = []
+                for piece in response.iter_bytes():
+                    pieces.append(piece)
+                    loopback.left_s()  # the streams of a client passed in know no deadline
+                return _reply(response, b"".join(pieces))
         except Exception as error:  # noqa: BLE001 - what is not of the network is raised again
-            return sdk.answer_of(error)
+            return _answer_of(error)
 
     def leave_to_parent(self) -> None:
         """Close the child's copies of the connections, and touch nothing else."""
@@ -64,13 +354,6 @@ class Session:
             self._closing.detach()
         self._sockets.close_in_child()
         fork.keep_inherited(self)
-
-
-def _in_time(chunks: Any) -> Any:
-    # The streams of a client that was handed in know of no deadline.
-    for chunk in chunks:
-        yield chunk
-        deadline.left_s()
 
 
 class Transport(ForkAware):
@@ -87,33 +370,31 @@ class Transport(ForkAware):
         self._timeout_s = timeout_s
         self._given = Session(client, timeout_s) if client is not None else None
         self._lock = threading.Lock()
-        self._session: Session | PlainSession | None = None
+        self._session: Session | LoopbackSession | None = None
         self._endpoint: Endpoint | None = None
         fork.register(self)
 
-    def session(self, endpoint: Endpoint) -> Session | PlainSession:
+    def session(self, endpoint: Endpoint) -> Session | LoopbackSession:
         """Return the session for ``endpoint``.
 
-        The one before is not closed here: another thread may be using it, and it closes itself
-        when that is done.
+        The one before is not closed here: another thread may be using it, and it is closed when
+        that thread is done.
         """
         if self._given is not None:
             return self._given
         with self._lock:
             if self._session is None or self._endpoint != endpoint:
-                self._session = self._opened(endpoint)
+                if loopback.suits(endpoint):
+                    self._session = LoopbackSession(endpoint, self._timeout_s)
+                else:
+                    self._session = Session.open(endpoint, self._connections, self._timeout_s)
                 self._endpoint = endpoint
             return self._session
 
-    def _opened(self, endpoint: Endpoint) -> Session | PlainSession:
-        if plain.suits(endpoint):
-            return PlainSession(endpoint, self._timeout_s)
-        return Session.open(endpoint, self._connections, self._timeout_s)
-
     def close(self) -> None:
-        """Let go of what is open; the next use opens it again.
+        """Drop the session; the next use opens another one.
 
-        It closes itself when the last thread that has a request in flight is done with it.
+        It is closed when the last thread that has a request in flight is done with it.
         """
         with self._lock:
             self._session = None
@@ -126,62 +407,68 @@ class Transport(ForkAware):
             session.leave_to_parent()
 
 
+# ---------------------------------------------------------------- tasks
+
+
 class AsyncSession:
     """Connections to one endpoint, for the tasks of one event loop.
 
     Args:
         client: An ``openai.AsyncOpenAI``.
         timeout_s: How long one request may take, in seconds.
+        sockets: Its connections; empty for a client that was passed in.
     """
 
-    def __init__(self, client: Any, timeout_s: float) -> None:
+    def __init__(self, client: Any, timeout_s: float, sockets: Sockets | None = None) -> None:
         self._client = client
         self._timeout_s = timeout_s
-        self._sockets = Sockets()
-        self._guard: AsyncGenerator[None] | None = None
+        self._sockets = sockets or Sockets()
+        self._closer: AsyncGenerator[None] | None = None
         self._in_flight = 0
         self._is_closing = False
 
     @classmethod
     async def open(cls, endpoint: Endpoint, connections: int, timeout_s: float) -> AsyncSession:
         """Return a session of our own, closed with its loop at the latest."""
-        guards = _GUARDS.get()
-        await guards.sweep()
+        closers = _CLOSERS.get()
+        await closers.sweep()
         sockets = Sockets(endpoint.listener)
-        client, http = sdk.aconnect(endpoint, connections, sockets)
-        session = cls(client, timeout_s)
-        session._sockets = sockets
-        session._guard = await guards.watch(session, http)
+
+        async def prepare(request: Any) -> None:
+            clean(request.headers, endpoint.api_key)
+            request.extensions["trace"] = sockets.anote
+
+        openai = _openai()
+        http = openai.DefaultAsyncHttpxClient(**_http_options(endpoint, connections, prepare))
+        client = _without_headers(openai.AsyncOpenAI)(**_sdk_options(endpoint, http))
+        session = cls(client, timeout_s, sockets)
+        session._closer = await closers.add(session, http)
         return session
 
-    async def send(self, ask: Ask) -> Reply | Trouble:
-        """Send ``ask`` once and return what came of it."""
+    async def send(self, request: Request) -> Reply | TransportError:
+        """Send ``request`` once and return what came of it."""
         self._in_flight += 1
         try:
-            return await self._send(ask)
+            async with asyncio.timeout(self._timeout_s):
+                call = _sdk_call(self._client, request, self._timeout_s)
+                response = await call()
+                async with aclosing(response):
+                    # Not aread(): the response would hold the body, and is only freed by a
+                    # garbage collection, which may come late.
+                    body = b"".join([piece async for piece in response.aiter_bytes()])
+                    return _reply(response, body)
+        except Exception as error:  # noqa: BLE001 - what is not of the network is raised again
+            return _answer_of(error)
         finally:
             self._in_flight -= 1
             if self._is_closing:
                 await self.close()
 
-    async def _send(self, ask: Ask) -> Reply | Trouble:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                call = sdk.call(self._client, ask, self._timeout_s)
-                response = await call()
-                async with aclosing(response):
-                    # Not aread(): the response would hold the body, and is only freed by a
-                    # collection, which may be long in coming.
-                    body = b"".join([piece async for piece in response.aiter_bytes()])
-                    return sdk.reply(response, body)
-        except Exception as error:  # noqa: BLE001 - what is not of the network is raised again
-            return sdk.answer_of(error)
-
     async def close(self) -> None:
         """Close the connections, after what is in flight."""
         self._is_closing = True
-        if self._guard is not None and self._in_flight == 0:
-            await self._guard.aclose()
+        if self._closer is not None and self._in_flight == 0:
+            await self._closer.aclose()
 
     def leave_to_parent(self) -> None:
         """Close the child's copies of the connections, and touch nothing else."""
@@ -189,45 +476,45 @@ class AsyncSession:
         fork.keep_inherited(self)
 
 
-async def _guard(http: Any) -> AsyncGenerator[None]:
-    # A loop ends its asynchronous generators before it closes; nothing else tells in time that
-    # a loop is about to close.
+async def _close_at_end(http: Any) -> AsyncGenerator[None]:
+    # A loop ends its asynchronous generators before it closes; nothing else shows in time that a
+    # loop is about to close.
     try:
         yield
     finally:
         await http.aclose()
 
 
-class _Guards:
-    """What closes the sessions of one loop.
+class _Closers:
+    """Close the sessions of one loop.
 
     A session that is collected cannot close itself: that takes several turns of a loop which may
-    be at its last. So its guard is held here, until another session is opened or the loop ends.
+    be at its last. So its closer is kept here, until another session is opened or the loop ends.
     """
 
     def __init__(self) -> None:
-        self._watched: list[tuple[weakref.ref[AsyncSession], AsyncGenerator[None]]] = []
+        self._closers: list[tuple[weakref.ref[AsyncSession], AsyncGenerator[None]]] = []
 
-    async def watch(self, session: AsyncSession, http: Any) -> AsyncGenerator[None]:
-        """Begin to guard ``http``, which ``session`` uses."""
-        guard = _guard(http)
-        await anext(guard)
-        self._watched.append((weakref.ref(session), guard))
-        return guard
+    async def add(self, session: AsyncSession, http: Any) -> AsyncGenerator[None]:
+        """Return what closes ``http``, which ``session`` uses."""
+        closer = _close_at_end(http)
+        await anext(closer)
+        self._closers.append((weakref.ref(session), closer))
+        return closer
 
     async def sweep(self) -> None:
-        """Close what nobody refers to any more."""
-        unused = [guard for session, guard in self._watched if session() is None]
-        self._watched = [entry for entry in self._watched if entry[1] not in unused]
-        for guard in unused:
-            await guard.aclose()
+        """Close the connections of the sessions that were collected."""
+        unused = [closer for session, closer in self._closers if session() is None]
+        self._closers = [entry for entry in self._closers if entry[1] not in unused]
+        for closer in unused:
+            await closer.aclose()
 
 
-_GUARDS: Final[PerLoop[_Guards]] = PerLoop(_Guards)
+_CLOSERS: Final[LoopLocal[_Closers]] = LoopLocal(_Closers)
 
 
-class _Held:
-    """The session that a loop has at present."""
+class _Current:
+    """The current session of a loop."""
 
     session: AsyncSession | None = None
     endpoint: Endpoint | None = None
@@ -238,7 +525,7 @@ class _Held:
 
 
 class AsyncTransport:
-    """The sessions of one client, one a running loop; as ``Transport`` otherwise.
+    """The sessions of one client, one for each running loop; otherwise as ``Transport``.
 
     Args:
         connections: How many idle connections are kept.
@@ -250,20 +537,20 @@ class AsyncTransport:
         self._connections = connections
         self._timeout_s = timeout_s
         self._given = AsyncSession(client, timeout_s) if client is not None else None
-        self._held: PerLoop[_Held] = PerLoop(_Held, _Held.leave_to_parent)
+        self._current: LoopLocal[_Current] = LoopLocal(_Current, _Current.leave_to_parent)
 
     async def session(self, endpoint: Endpoint) -> AsyncSession:
         """Return the running loop's session for ``endpoint``."""
         if self._given is not None:
             return self._given
-        held = self._held.get()
-        if held.session is None or held.endpoint != endpoint:
-            held.session = await AsyncSession.open(endpoint, self._connections, self._timeout_s)
-            held.endpoint = endpoint
-        return held.session
+        current = self._current.get()
+        if current.session is None or current.endpoint != endpoint:
+            current.session = await AsyncSession.open(endpoint, self._connections, self._timeout_s)
+            current.endpoint = endpoint
+        return current.session
 
     async def close(self) -> None:
         """Close what the running loop has open; the next use opens it again."""
-        held = self._held.pop()
-        if held is not None and held.session is not None:
-            await held.session.close()
+        current = self._current.pop()
+        if current is not None and current.session is not None:
+            await current.session.close()

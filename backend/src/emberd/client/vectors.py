@@ -1,25 +1,40 @@
-"""Embeddings as they came, made into float32 vectors of length exactly one."""
+"""Raw embeddings made into float32 vectors of norm one, and the cache that a client asks first."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from emberd.client.replies import Raw
+from emberd.client.wire import RawVector
 from emberd.errors import BadReplyError
+from emberd.norms import is_unit
 
 Floats = npt.NDArray[np.float32]
 
-NORM_TOLERANCE: Final = 1e-2
-"""How far from one a server's norms may be: normalising in bfloat16 is off by up to 6e-4."""
-
 _FLOAT_BYTES: Final = 4
-_ADVICE: Final = "No vector of this reply is used; the server computes wrongly, restart it."
+_ADVICE: Final = "No vector of this reply is used. The server computes wrongly: restart it."
 
 
-def decode(raws: list[Raw], native: int, wanted: int | None, *, cut_by_server: bool) -> Floats:
+class VectorCache(Protocol):
+    """Native vectors of texts that were embedded before; used by several threads at once."""
+
+    def recall(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.bool_], Floats]:
+        """Look up the vectors of ``texts``, which are in their templates.
+
+        Returns:
+            Which of them are known, ``(len(texts),)``, and one row for each of those, in order.
+        """
+
+    def keep(self, texts: Sequence[str], vectors: Floats) -> None:
+        """Store native vectors, ``(len(texts), native)``."""
+
+
+def decode(
+    raws: list[RawVector], native: int, wanted: int | None, *, cut_by_server: bool
+) -> Floats:
     """Return the vectors of a reply.
 
     Args:
@@ -29,7 +44,7 @@ def decode(raws: list[Raw], native: int, wanted: int | None, *, cut_by_server: b
         cut_by_server: The server was asked to cut them.
 
     Returns:
-        One row a text, ``(len(raws), wanted or native)``, each of norm one.
+        One row per text, ``(len(raws), wanted or native)``, each of norm one.
 
     Raises:
         BadReplyError: A wrong length, a number that is not finite, or a norm far from one.
@@ -37,17 +52,18 @@ def decode(raws: list[Raw], native: int, wanted: int | None, *, cut_by_server: b
     shorter = wanted if cut_by_server else None
     rows = _rows(raws, native, shorter)
     norms = _norms(rows)
-    was_cut = rows.shape[1] == shorter and shorter != native
-    # Some servers cut without normalising again, so a cut vector may be shorter than one.
-    lowest = np.finfo(np.float32).tiny if was_cut else 1 - NORM_TOLERANCE
-    wrong = np.flatnonzero((norms < lowest) | (norms > 1 + NORM_TOLERANCE))
-    if wrong.size:
+    is_good = is_unit(norms)
+    if rows.shape[1] == shorter and shorter != native:
+        # Some servers cut without normalising again, so a cut vector may be shorter than one.
+        is_good |= (norms >= np.finfo(np.float32).tiny) & (norms <= 1)
+    if not is_good.all():
+        wrong = np.flatnonzero(~is_good)[0]
         raise BadReplyError(
-            f"Vector {wrong[0]} of the reply has norm {norms[wrong[0]]:.4g} instead of 1. {_ADVICE}"
+            f"Vector {wrong} of the reply has norm {norms[wrong]:.4g} instead of 1. {_ADVICE}"
         )
     # Rounded to float32 before it is cut: so a vector that was kept whole and is cut later is the
     # same, to the bit, as one that is cut at once.
-    units = _divided(rows, norms)
+    units = _divide(rows, norms)
     return cut(units, wanted) if wanted is not None else units
 
 
@@ -55,7 +71,7 @@ def cut(units: Floats, dimensions: int) -> Floats:
     """Return the first ``dimensions`` columns of ``units``, normalised again.
 
     Raises:
-        BadReplyError: A head is all zeros, and so has no direction.
+        BadReplyError: The columns that are left are all zero, and so have no direction.
     """
     if dimensions == units.shape[1]:
         return units
@@ -63,21 +79,21 @@ def cut(units: Floats, dimensions: int) -> Floats:
     norms = _norms(heads)
     if not norms.all():
         raise BadReplyError(
-            f"Vector {np.flatnonzero(norms == 0)[0]} of the reply has nothing but zeros in its "
+            f"Vector {np.flatnonzero(norms == 0)[0]} of the reply has only zeros in its "
             f"first {dimensions} dimensions, and cannot be cut to them. {_ADVICE}"
         )
-    return _divided(heads, norms)
+    return _divide(heads, norms)
 
 
-def _divided(rows: Floats, norms: npt.NDArray[np.float64]) -> Floats:
-    """Return the rows over their norms: divided in double precision, and rounded once."""
+def _divide(rows: Floats, norms: npt.NDArray[np.float64]) -> Floats:
+    """Return the rows divided by their norms: in double precision, and rounded once."""
     units = np.empty(rows.shape, np.float32)
     np.divide(rows, norms[:, None], out=units, casting="same_kind")
     return units
 
 
 def _norms(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    # Summed in double precision: NaN and infinity come through to the norm, squares never do.
+    # Summed in double precision: NaN and infinity reach the norm, and squares never overflow.
     norms: npt.NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
     if not np.isfinite(norms).all():
         bad = np.flatnonzero(~np.isfinite(norms))[0]
@@ -85,27 +101,27 @@ def _norms(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     return norms
 
 
-def _rows(raws: list[Raw], native: int, shorter: int | None) -> Floats:
+def _rows(raws: list[RawVector], native: int, shorter: int | None) -> Floats:
     lengths = {len(raw) // (_FLOAT_BYTES if isinstance(raw, bytes) else 1) for raw in raws}
     if len(lengths) != 1 or not lengths <= {native, shorter}:
         expected = f"{native}" if shorter in (None, native) else f"{shorter} or {native}"
         raise BadReplyError(
             f"The reply has vectors of {', '.join(map(str, sorted(lengths)))} dimensions instead "
-            f"of {expected}. Look whether another model answers at this address."
+            f"of {expected}. Check whether another model answers at this address."
         )
     if all(isinstance(raw, bytes) for raw in raws):
         return np.frombuffer(b"".join(raws), "<f4").reshape(len(raws), -1)  # type: ignore[arg-type]
     return np.stack([_numbers(raw, index) for index, raw in enumerate(raws)])
 
 
-def _numbers(raw: Raw, index: int) -> Floats:
+def _numbers(raw: RawVector, index: int) -> Floats:
     if isinstance(raw, bytes):
         return np.frombuffer(raw, "<f4")
     try:
-        with np.errstate(over="ignore"):  # to infinity, which is refused below
+        with np.errstate(over="ignore"):  # to infinity, which is refused later
             row = np.asarray(raw, np.float64).astype(np.float32)
     except (TypeError, ValueError, OverflowError):
         row = np.empty((0, 0), np.float32)
     if row.ndim != 1:
-        raise BadReplyError(f"Vector {index} of the reply is no list of numbers. {_ADVICE}")
+        raise BadReplyError(f"Vector {index} of the reply is not a list of numbers. {_ADVICE}")
     return row

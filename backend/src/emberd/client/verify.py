@@ -1,14 +1,17 @@
-"""Is this a server that gives the vectors that were asked for? Asked before its first use.
+"""Verifies that a server gives the vectors that were asked for, before its first use.
 
-Not the embedding's own ``model`` field is believed, which SGLang copies from its command line, but
-the names that the server lists, one real embedding, and the tokens that it read for it. A
-supervisor runs this too, so it needs neither the openai SDK nor numpy.
+The ``model`` field of an embedding is not believed, because SGLang copies it from its command line.
+Checked are the names that the server lists, the files that it names where they can be read, one
+real embedding, and the tokens that it read for that. A supervisor runs this too, so it needs
+neither the openai SDK nor numpy.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import struct
 import urllib.error
 from collections.abc import Generator
@@ -16,20 +19,19 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final
 
-from emberd import checkpoints, probe
+from emberd import catalog, checkpoints, probe
 from emberd.catalog import Model
-from emberd.client import naming, protocol, replies, tokens
-from emberd.client.protocol import Ask, Reply, Trouble
-from emberd.client.replies import Answer, Raw
+from emberd.client import lengths, wire
+from emberd.client.wire import Embeddings, RawVector, Reply, Request, TransportError
 from emberd.endpoint import Endpoint
-from emberd.errors import BadReplyError, ServerMismatchError, ServerUnavailableError
+from emberd.errors import BadReplyError, ServerMismatchError, ServerUnavailableError, SettingError
+from emberd.norms import is_unit
 from emberd.probe import MODEL_INFO, MODELS, OLD_MODEL_INFO
 from emberd.settings import ServerSpec
 from emberd.system import listeners
 from emberd.system.listeners import Listener, ListenerChangedError
 
 TIMEOUT_S: Final = 60.0
-NORM_TOLERANCE: Final = 1e-2
 
 _SGLANG: Final = "sglang"
 _SERVER_INFO: Final = "/server_info"
@@ -38,8 +40,8 @@ _FLOAT_BYTES: Final = 4
 _MOST_PROBES: Final = 4
 _NO_TASKS: Final = (None, "none", "embed")
 
-Examination = Generator[Ask, Reply | Trouble | None, Endpoint]
-"""Asks one thing after another; each answer is sent in (None only to begin)."""
+Verification = Generator[Request, Reply | TransportError | None, Endpoint]
+"""Requests one after another; the answer to each is sent in (None only to begin)."""
 
 
 def verify(
@@ -50,28 +52,28 @@ def verify(
     *,
     timeout_s: float = TIMEOUT_S,
 ) -> Endpoint:
-    """Return what answers at ``url`` if it serves ``spec``.
+    """Return the endpoint at ``url`` if it serves ``spec``.
 
     Args:
         url: Root of the server, without ``/v1``.
         api_key: Its key, or None.
         spec: What is wanted.
-        listener: The listener that is to be verified; None for the one that is there, if the
-            server is on this machine.
+        listener: The listener to verify; None for the one that is there, if the server is on
+            this machine.
         timeout_s: How long each request may take, in seconds.
 
     Raises:
         ServerMismatchError: It serves something else, or not correctly; the text says what.
-        AuthenticationError: It wants a key, or another one.
+        AuthenticationError: The key is missing or wrong.
         ServerUnavailableError: There is no response, the server is not ready, or the listening
             sockets of this machine cannot be read.
     """
     pinned = listener or _listener(url)
-    found = _examined(url, api_key, spec, pinned, timeout_s)
-    # It may have begun to listen only after the first look. Then it is not known whether all
-    # answers came from the one that listens now.
+    found = _verify(url, api_key, spec, pinned, timeout_s)
+    # It may have begun to listen only after the first look-up. Then it is not known whether all
+    # responses came from the listener that is there now.
     if pinned is None and (pinned := _listener(url)) is not None:
-        found = _examined(url, api_key, spec, pinned, timeout_s)
+        found = _verify(url, api_key, spec, pinned, timeout_s)
     return replace(found, listener=pinned)
 
 
@@ -80,53 +82,53 @@ def _listener(url: str) -> Listener | None:
         return listeners.find(url)
     except OSError as error:
         raise ServerUnavailableError(
-            f"It cannot be seen which process listens at {url}: the listening sockets of this "
+            f"Cannot determine which process listens at {url}: the listening sockets of this "
             f"machine cannot be read ({error}). Nothing was sent. If this process has too many "
             f"open files, raise the limit (ulimit -n); in a sandbox, allow sock_diag (netlink) or "
             f"/proc/net/tcp."
         ) from error
 
 
-def _examined(
+def _verify(
     url: str, api_key: str | None, spec: ServerSpec, pinned: Listener | None, timeout_s: float
 ) -> Endpoint:
-    examined = examination(url, api_key, spec, timeout_s)
-    answer: Reply | Trouble | None = None
+    verification = steps(url, api_key, spec, timeout_s)
+    answer: Reply | TransportError | None = None
     while True:
         try:
-            ask = examined.send(answer)
-        except StopIteration as stop:
-            found: Endpoint = stop.value
+            request = verification.send(answer)
+        except StopIteration as finished:
+            found: Endpoint = finished.value
             return found
-        answer = _send(url, api_key, ask, timeout_s, pinned)
+        answer = _send(url, api_key, request, timeout_s, pinned)
 
 
-def examination(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> Examination:
+def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> Verification:
     """Do as ``verify``, for a driver that sends, and gives each request ``timeout_s``."""
-    steps = _examination(url, api_key, spec)
-    answer: Reply | Trouble | None = None
+    verification = _steps(url, api_key, spec)
+    answer: Reply | TransportError | None = None
     while True:
         try:
-            ask = steps.send(answer)
-        except StopIteration as stop:
-            found: Endpoint = stop.value
+            request = verification.send(answer)
+        except StopIteration as finished:
+            found: Endpoint = finished.value
             return found
-        answer = yield ask
-        if isinstance(answer, Trouble) and answer.kind == "timeout":
+        answer = yield request
+        if isinstance(answer, TransportError) and answer.kind == "timeout":
             raise ServerUnavailableError(
-                f"{url}{ask.path} did not answer within {timeout_s:g} s. The server is busy, still "
-                f"loading or stuck: look into its log, and try again later."
+                f"{url}{request.path} did not answer within {timeout_s:g} s. The server is busy, "
+                f"still loading or stuck: see its log, and try again later."
             )
 
 
-def _examination(url: str, api_key: str | None, spec: ServerSpec) -> Examination:
+def _steps(url: str, api_key: str | None, spec: ServerSpec) -> Verification:
     model = checkpoints.describe(spec.model)
-    entries = probe.entries(_object(_body(url, MODELS, (yield Ask(MODELS)))))
+    entries = probe.entries(_object(_body(url, MODELS, (yield Request(MODELS)))))
     # Where the server lists its models, the other routes are optional: a gateway may close them.
     optional = bool(entries)
-    info = _object(_body(url, MODEL_INFO, (yield Ask(MODEL_INFO)), optional=optional))
+    info = _object(_body(url, MODEL_INFO, (yield Request(MODEL_INFO)), optional=optional))
     if not info:
-        reply = yield Ask(OLD_MODEL_INFO)
+        reply = yield Request(OLD_MODEL_INFO)
         info = _object(_body(url, OLD_MODEL_INFO, reply, optional=optional))
     _check_kind(url, info)
     entry = _serving(url, spec.model, entries, info)
@@ -134,40 +136,40 @@ def _examination(url: str, api_key: str | None, spec: ServerSpec) -> Examination
     body = yield from _embed(url, name, entries)
     vector = _check_vector(url, model, body)
     if model.end_of_text_id is not None:
-        ask = tokens.ask(server, name, _PROBE)
-        counted = _body(url, ask.path, (yield ask), optional=True)
+        request = lengths.tokenize_request(server, name, _PROBE)
+        counted = _body(url, request.path, (yield request), optional=True)
         _check_tokens(url, model, counted, body)
-    room = _room((yield Ask(_SERVER_INFO))) if server == _SGLANG else None
+    capacity = _capacity((yield Request(_SERVER_INFO))) if server == _SGLANG else None
     context = _context_tokens(entry)
     return Endpoint(
         url=url,
         model=name,
         dimensions=len(vector),
-        context_tokens=min(filter(None, (context, room)), default=None),
+        context_tokens=min(filter(None, (context, capacity)), default=None),
         api_key=api_key,
         server=server,
         canary=vector,
     )
 
 
-def _room(reply: Reply | Trouble | None) -> int | None:
+def _capacity(reply: Reply | TransportError | None) -> int | None:
     """Return how many tokens an SGLang server can hold; None when it does not say.
 
-    It refuses no text that is longer, but lets it wait for ever (0.5.23, tried).
+    It does not refuse a longer text, but lets it wait forever (0.5.23, tried).
     """
-    told = _object(reply.body if isinstance(reply, Reply) else None)
-    room = told.get("max_total_num_tokens")
-    return room if isinstance(room, int) else None
+    info = _object(reply.body if isinstance(reply, Reply) else None)
+    capacity = info.get("max_total_num_tokens")
+    return capacity if isinstance(capacity, int) else None
 
 
 def _embed(
     url: str, name: str, entries: list[dict[str, Any]]
-) -> Generator[Ask, Reply | Trouble | None, bytes]:
-    """Have the probe embedded; once for each of several models, which may all be asked in turn."""
-    ask = protocol.embed(name, [_PROBE], None)
+) -> Generator[Request, Reply | TransportError | None, bytes]:
+    """Have the probe embedded: once per listed model, for a router may send each to another."""
+    request = wire.embed_request(name, [_PROBE], None)
     bodies: list[bytes] = []
     while len(bodies) < (min(len(entries), _MOST_PROBES) or 1):
-        bodies += [_body(url, ask.path, (yield ask)) or b""]
+        bodies += [_body(url, request.path, (yield request)) or b""]
     models = {_reply(url, body).model for body in bodies}
     if len(models) > 1:
         raise ServerMismatchError(
@@ -178,14 +180,14 @@ def _embed(
 
 
 def _body(
-    url: str, path: str, reply: Reply | Trouble | None, *, optional: bool = False
+    url: str, path: str, reply: Reply | TransportError | None, *, optional: bool = False
 ) -> bytes | None:
     """Return the body of a good reply; None where the server has no such route.
 
     An ``optional`` route that is closed to this key (401 or 403) counts as missing: servers and
     gateways answer that for routes that they do not have, and the embedding itself proves the key.
     """
-    if isinstance(reply, Trouble) and reply.kind == "changed":
+    if isinstance(reply, TransportError) and reply.kind == "changed":
         raise ServerUnavailableError(
             f"Nothing was sent to {url}{path}: {reply.text}. Look at what listens there, and try "
             f"again."
@@ -197,44 +199,45 @@ def _body(
         )
     if reply.status == HTTPStatus.OK:
         return reply.body
-    said = protocol.message(reply.body)
+    said = wire.message(reply.body)
     if reply.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         if optional:
             return None
-        raise protocol.unauthorized(reply.status, said, url)
-    if reply.status in protocol.BUSY:
+        raise wire.unauthorized(reply.status, said, url)
+    if reply.status in wire.BUSY:
         raise ServerUnavailableError(
             f"{url}{path} answered {reply.status} ({said}): it is not ready. Try again later."
         )
-    if reply.status in protocol.NO_ROUTE and path != protocol.PATH:
+    if reply.status in wire.NO_ROUTE and path != wire.PATH:
         return None  # vLLM and llama.cpp have no /model_info, and a router only the old one
     raise ServerMismatchError(
-        f"{url}{path} answered {reply.status}: {said}. Start the server as one of embeddings, or "
-        f"give the base_url of such a server."
+        f"{url}{path} answered {reply.status}: {said}. Start the server as an embedding server, "
+        f"or give the base_url of one."
     )
 
 
 def _object(body: bytes | None) -> dict[str, Any]:
     try:
-        found = protocol.parse(body) if body is not None else None
+        found = wire.parse(body) if body is not None else None
     except ValueError:
         found = None
     return found if isinstance(found, dict) else {}
 
 
 def _check_kind(url: str, info: dict[str, Any]) -> None:
-    advice = "Start it as a server of embeddings, or give the base_url of another one."
+    advice = "Start it as an embedding server, or give the base_url of another one."
     if info.get("is_generation") is True:
         raise ServerMismatchError(
-            f"{url} generates text with {info.get('model_path')} and gives no embeddings. {advice}"
+            f"{url} generates text with {info.get('model_path')}; it is not an embedding server. "
+            f"{advice}"
         )
     embedding = info.get("embedding")
     task = embedding.get("task") if isinstance(embedding, dict) else None
     if task not in _NO_TASKS:
         kind = ", ".join(map(str, info.get("architectures") or ()))
         raise ServerMismatchError(
-            f"{url} is there to {task} with {info.get('model_path')} ({kind}), as rerankers are, "
-            f"and gives no embeddings. {advice}"
+            f"{url} serves {info.get('model_path')} ({kind}) to {task}, as a reranker does, not an "
+            f"embedding model. {advice}"
         )
 
 
@@ -250,7 +253,7 @@ def _serving(
             f"lists one. Correct base_url: it must be the root of an OpenAI-compatible server."
         )
     for entry in listed:
-        # What SGLang says of itself is said of the first; adapters may follow it.
+        # What SGLang reports of itself is about the first; adapters may follow it.
         said = [entry["id"], entry.get("root"), *(names if entry is listed[0] else ())]
         if _is_wanted(url, wanted, said):
             return entry
@@ -265,47 +268,47 @@ def _serving(
 
 def _is_wanted(url: str, wanted: str, said: list[Any]) -> bool:
     if probe.is_loopback(url):
-        # Files say more than names, where both folders can be seen.
-        seen = {naming.holds_model(wanted, path) for path in said} - {None}
+        # Files say more than names, if both folders can be read.
+        seen = {holds_model(wanted, path) for path in said} - {None}
         if seen:
             return True in seen
-    return any(naming.is_model(wanted, name) for name in said)
+    return any(is_model(wanted, name) for name in said)
 
 
 def _context_tokens(entry: dict[str, Any]) -> int | None:
     described = entry.get("meta")  # llama.cpp's
-    kept = described.get("n_ctx") if isinstance(described, dict) else None
-    context = entry.get("max_model_len", kept)
+    n_ctx = described.get("n_ctx") if isinstance(described, dict) else None
+    context = entry.get("max_model_len", n_ctx)
     return context if isinstance(context, int) else None
 
 
-def _reply(url: str, body: bytes) -> Answer:
+def _reply(url: str, body: bytes) -> Embeddings:
     try:
-        return replies.read(body, 1)
+        return wire.read_embeddings(body, 1)
     except BadReplyError as error:
-        raise ServerMismatchError(f"{url} embeds, but not as it should: {error}") from error
+        raise ServerMismatchError(f"{url} returned an invalid embedding: {error}") from error
 
 
 def _check_vector(url: str, model: Model, body: bytes) -> tuple[float, ...]:
     try:
         vector = _numbers(_reply(url, body).vectors[0])
     except OverflowError as error:
-        raise ServerMismatchError(f"{url} embeds, but not as it should: {error}") from error
+        raise ServerMismatchError(f"{url} returned an invalid embedding: {error}") from error
     if model.dimensions not in (None, len(vector)):
         raise ServerMismatchError(
             f"{url} gives vectors of {len(vector)} dimensions; {model.name} has "
-            f"{model.dimensions}. Another model, or one cut by the server, answers there."
+            f"{model.dimensions}. It serves another model, or cuts the vectors."
         )
     norm = math.hypot(*vector)
-    if not abs(norm - 1) <= NORM_TOLERANCE:  # so that NaN fails too
+    if not is_unit(norm):
         raise ServerMismatchError(
             f"{url} gives vectors of norm {norm:.4g} instead of 1: they are not normalised, or "
-            f"computed wrongly, as float16 does. Serve the model in bfloat16 or float32."
+            f"computed wrongly, as in float16. Serve the model in bfloat16 or float32."
         )
     return vector
 
 
-def _numbers(raw: Raw) -> tuple[float, ...]:
+def _numbers(raw: RawVector) -> tuple[float, ...]:
     if isinstance(raw, bytes):
         return struct.unpack(f"<{len(raw) // _FLOAT_BYTES}f", raw)
     return tuple(float(number) for number in raw)
@@ -315,13 +318,13 @@ def _check_tokens(url: str, model: Model, counted: bytes | None, embedded: bytes
     if counted is None:
         return
     try:
-        ids = tokens.read(counted)
+        ids = lengths.read_ids(counted)
     except BadReplyError as error:
         raise ServerMismatchError(f"{url}: {error}") from error
-    read = replies.prompt_tokens(embedded)
-    ended = tokens.ended(ids, model)
+    read = wire.prompt_tokens(embedded)
+    ended = lengths.with_end(ids, model)
     if read == len(ended):
-        return  # sglang-router counts with a tokenizer of its own, which ends no text
+        return  # sglang-router counts with a tokenizer of its own, which appends no end
     if ids != ended:
         raise ServerMismatchError(
             f"{url} ends a text with token {ids[-1]} instead of {model.end_of_text_id}, which "
@@ -335,17 +338,51 @@ def _check_tokens(url: str, model: Model, counted: bytes | None, embedded: bytes
 
 
 def _send(
-    url: str, api_key: str | None, ask: Ask, timeout_s: float, listener: Listener | None
-) -> Reply | Trouble:
-    body = None if ask.body is None else json.dumps(ask.body).encode()
+    url: str, api_key: str | None, request: Request, timeout_s: float, listener: Listener | None
+) -> Reply | TransportError:
+    body = None if request.body is None else json.dumps(request.body).encode()
     try:
-        found = probe.fetch(url, ask.path, body, api_key, timeout_s, listener=listener)
+        found = probe.fetch(url, request.path, body, api_key, timeout_s, listener=listener)
     except probe.NO_ANSWER as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(reason, ListenerChangedError):
-            return Trouble("changed", str(reason))
+            return TransportError("changed", str(reason))
         if isinstance(reason, ValueError):
-            # What urllib says of a header that HTTP does not allow repeats the key.
-            return Trouble("refused", "the request cannot be sent")
-        return Trouble("timeout" if isinstance(reason, TimeoutError) else "broken", str(reason))
+            # The message of urllib for a header that HTTP does not allow repeats the key.
+            return TransportError("refused", "the request cannot be sent")
+        return TransportError(
+            "timeout" if isinstance(reason, TimeoutError) else "broken", str(reason)
+        )
     return Reply(found.status, found.body)
+
+
+# Where the hub's libraries keep downloads: a path that names the model after all.
+_FETCHED: Final = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[^/]+/?$")
+
+
+def is_model(wanted: str, served: object) -> bool:
+    """Return whether ``served`` names ``wanted``: on the hub, or as a folder named like it."""
+    if not isinstance(served, str):
+        return False
+    fetched = _FETCHED.search(served)
+    name = "/".join(fetched.groups()) if fetched else served
+    return catalog.names(wanted, name) or catalog.names(name, wanted)
+
+
+def holds_model(wanted: str, path: object) -> bool | None:
+    """Return whether the folder ``path`` of this machine holds the files of the folder ``wanted``.
+
+    Names of folders prove little: every training run writes one called ``checkpoint-500``, and a
+    link called ``current`` may lead to any of them.
+
+    Returns:
+        None if one of them is not a folder here, or cannot be read.
+    """
+    if not isinstance(path, str) or not os.path.isabs(path):
+        return None
+    try:
+        served = checkpoints.content(path)
+        mine = checkpoints.content(wanted)
+    except SettingError:
+        return None
+    return None if served is None or mine is None else served == mine

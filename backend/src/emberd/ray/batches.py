@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from emberd.bulk.rows import Flaw
-from emberd.client.texts import check_texts
+from emberd.client.inputs import check_texts
 from emberd.errors import SettingError, TextError
 from emberd.ray import nodes
 from emberd.settings import Settings

@@ -17,17 +17,15 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emberd.errors import BadReplyError
+from emberd.norms import is_unit
 from emberd.serving.encoder import Encoder, Prepared
 from emberd.serving.logs import describe
 from emberd.serving.metrics import Metrics
-
-_NORM_TOLERANCE: Final = 0.01
 
 _log = logging.getLogger("emberd.serving")
 
@@ -192,4 +190,4 @@ def _checked(vectors: NDArray[np.float32], rows: int, columns: int) -> NDArray[n
 def _are_unit(rows: NDArray[np.float32]) -> bool:
     # A comparison with NaN is false, so this covers what is not finite too.
     norms = np.linalg.norm(rows, axis=1)
-    return bool(np.all(np.abs(norms - 1) < _NORM_TOLERANCE))
+    return bool(is_unit(norms).all())

@@ -6,20 +6,21 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
+import waiting
 from embedding import QUICK
 from emberd.client.aio import AsyncClient
-from emberd.client.gate import ThreadGate
-from emberd.client.merging import Kind
-from emberd.client.merging_threads import ThreadMerger
-from emberd.client.plain import PlainSession
-from emberd.client.protocol import Outcome, embed
+from emberd.client.coalesce import MergeKey, ThreadMerger
+from emberd.client.limits import CallSlots, ConcurrencyLimiter, Slot
+from emberd.client.loopback import LoopbackSession
 from emberd.client.sync import Client
 from emberd.client.vectors import Floats
+from emberd.client.wire import Outcome, Request, embed_request
 from emberd.endpoint import Endpoint
 from emberd.errors import (
     BadReplyError,
@@ -40,15 +41,15 @@ def server() -> Iterator[FakeServer]:
         yield running
 
 
-def _client(server: FakeServer, *, heals: bool = False, **settings: Any) -> AsyncClient:
+def _client(server: FakeServer, *, reconnects: bool = False, **settings: Any) -> AsyncClient:
     async def resolve() -> Endpoint:
         return server.endpoint
 
-    async def heal(lost: Endpoint) -> Endpoint:
+    async def reconnect(lost: Endpoint) -> Endpoint:
         return server.revive() if lost == server.endpoint else server.endpoint
 
     resolved = Settings.resolve(**{"model": MODEL, "timeout": 5, **settings})
-    return AsyncClient(resolve, resolved, policy=QUICK, heal=heal if heals else None)
+    return AsyncClient(resolve, resolved, policy=QUICK, reconnect=reconnect if reconnects else None)
 
 
 async def _one(client: AsyncClient, text: str) -> Floats:
@@ -178,7 +179,7 @@ async def test_a_text_that_breaks_the_connection_is_its_own_callers_error(
 async def test_a_text_that_kills_the_server_is_its_own_callers_error(server: FakeServer) -> None:
     server.deadly = "POISON"
     texts = ["fine", "this is the POISON", "fine too", "and fine"]
-    first, wrong, *others = await _outcomes(_client(server, heals=True), texts)
+    first, wrong, *others = await _outcomes(_client(server, reconnects=True), texts)
     assert isinstance(wrong, PoisonTextError)
     assert _are_vectors([first, *others], [texts[0], *texts[2:]])
 
@@ -271,15 +272,17 @@ async def _in_new_loop(client: AsyncClient) -> list[Any]:
 # ---------------------------------------------------------------- threads
 
 
-def _thread_client(server: FakeServer, *, heals: bool = False, **settings: Any) -> Client:
+def _thread_client(server: FakeServer, *, reconnects: bool = False, **settings: Any) -> Client:
     mending = threading.Lock()
 
-    def heal(lost: Endpoint) -> Endpoint:
+    def reconnect(lost: Endpoint) -> Endpoint:
         with mending:
             return server.revive() if lost == server.endpoint else server.endpoint
 
     resolved = Settings.resolve(**{"model": MODEL, "timeout": 5, **settings})
-    return Client(lambda: server.endpoint, resolved, policy=QUICK, heal=heal if heals else None)
+    return Client(
+        lambda: server.endpoint, resolved, policy=QUICK, reconnect=reconnect if reconnects else None
+    )
 
 
 def _from_threads(client: Client, texts: list[str]) -> list[Any]:
@@ -327,7 +330,7 @@ def test_a_text_that_kills_the_server_is_its_own_threads_error(server: FakeServe
     server.deadly = "POISON"
     texts = [f"text {number}" for number in range(12)]
     texts[5] = "this is the POISON"
-    rows = _from_threads(_thread_client(server, heals=True, max_concurrency=1), texts)
+    rows = _from_threads(_thread_client(server, reconnects=True, max_concurrency=1), texts)
     assert isinstance(rows.pop(5), PoisonTextError)
     del texts[5]
     assert _are_vectors(rows, texts)
@@ -335,40 +338,38 @@ def test_a_text_that_kills_the_server_is_its_own_threads_error(server: FakeServe
 
 def test_a_thread_that_is_interrupted_takes_nothing_along(server: FakeServer) -> None:
     """The one that sends for all is stopped in the middle: the others send for themselves."""
-    merger, taken = ThreadMerger(can_heal=False), threading.Event()
-    kind = Kind(server.endpoint, None, holds_ids=False, most_texts=10)
-    asks = [embed(MODEL, [text], None) for text in ("first", "second")]
-    slot = threading.Semaphore(0)
+    merger = ThreadMerger(can_reconnect=False)
+    key = MergeKey(server.endpoint, None, holds_ids=False, most_texts=10)
+    requests = [embed_request(MODEL, [text], None) for text in ("first", "second")]
+    limiter = ConcurrencyLimiter()
+    before = CallSlots(limiter, 1).acquire()
     ends: list[Any] = []
 
-    def stopped(depart: Any, is_unwanted: Any) -> Any:
-        slot.acquire()
-        depart()
-        taken.set()
+    def interrupt(request: Request, slot: Slot | None) -> Outcome:
+        assert len(request.inputs) == 2
         raise KeyboardInterrupt
 
-    def sends(depart: Any, is_unwanted: Any) -> Any:
-        taken.wait()
-        ask = None if is_unwanted() else depart()
-        return ask and Outcome(PlainSession(server.endpoint, 5).send(ask), 1, 0.0)
+    def send(request: Request, slot: Slot | None) -> Outcome:
+        assert slot is None, "it goes by itself"
+        return Outcome(LoopbackSession(server.endpoint, 5).send(request), 1, 0.0)
 
     def first() -> None:
         try:
-            merger.send(kind, asks[0], 1, stopped)
+            merger.send(key, requests[0], 1, CallSlots(limiter, 1), interrupt)
         except KeyboardInterrupt as error:
             ends.append(error)
 
     def second() -> None:
-        ends.append(merger.send(kind, asks[1], 1, sends))
+        ends.append(merger.send(key, requests[1], 1, CallSlots(limiter, 1), send))
 
     threads = [threading.Thread(target=run) for run in (first, second)]
-    threads[0].start()
-    threads[1].start()
-    while sum(map(len, merger._queues.values())) < 2:
-        threading.Event().wait(0.01)
-    slot.release()
+    for number, thread in enumerate(threads, start=1):
+        thread.start()
+        waiting.until(partial(_are_waiting, limiter, number))
+    before.release()
     for thread in threads:
         thread.join(10)
+    assert limiter.in_flight == 0
     assert [type(end) for end in ends if isinstance(end, BaseException)] == [KeyboardInterrupt]
     assert server.embedded == [["second"]]
 
@@ -380,13 +381,5 @@ def test_threads_get_errors_of_a_reply_that_is_no_text_at_all(server: FakeServer
     assert [type(outcome) for outcome in outcomes] == [BadReplyError] * 6
 
 
-def test_a_call_that_is_over_is_let_out_of_the_gate() -> None:
-    gate, over = ThreadGate(), object()
-    inside = gate.together(over)
-    inside.__enter__()
-    gate.abandon(over)
-    with gate.alone(object()):
-        pass
-    inside.__exit__(None, None, None)
-    with gate.together(object()):
-        pass
+def _are_waiting(limiter: ConcurrencyLimiter, count: int) -> bool:
+    return len(limiter.queue.waiting) == count

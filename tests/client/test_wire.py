@@ -5,7 +5,16 @@ from typing import Any
 
 import pytest
 
-from emberd.client.protocol import Gone, Outcome, Reply, TooLong, Trouble, embed, judge, message
+from emberd.client.wire import (
+    Outcome,
+    Reply,
+    ServerLost,
+    TooLong,
+    TransportError,
+    body_or_failure,
+    embed_request,
+    message,
+)
 from emberd.errors import (
     AuthenticationError,
     RejectedError,
@@ -18,7 +27,7 @@ URL = "http://host:1"
 
 def _judged(status: int, body: Any) -> Any:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return judge(Outcome(Reply(status, raw), tries=2, seconds=1.5), URL)
+    return body_or_failure(Outcome(Reply(status, raw), tries=2, seconds=1.5), URL)
 
 
 def _flat(text: str) -> dict[str, Any]:
@@ -26,12 +35,12 @@ def _flat(text: str) -> dict[str, Any]:
 
 
 def test_base64_is_asked_for_and_dimensions_only_where_wanted() -> None:
-    assert embed("m", ["a"], None).body == {
+    assert embed_request("m", ["a"], None).body == {
         "model": "m",
         "input": ["a"],
         "encoding_format": "base64",
     }
-    assert (embed("m", [[7]], 32).body or {})["dimensions"] == 32
+    assert (embed_request("m", [[7]], 32).body or {})["dimensions"] == 32
 
 
 @pytest.mark.parametrize(
@@ -120,7 +129,7 @@ def test_a_good_reply_is_its_body() -> None:
 
 
 def test_no_answer_in_time_is_a_timeout_that_says_what_to_do() -> None:
-    error = judge(Outcome(Trouble("timeout", "read"), tries=1, seconds=7), URL)
+    error = body_or_failure(Outcome(TransportError("timeout", "read"), tries=1, seconds=7), URL)
     assert isinstance(error, RequestTimeoutError)
     assert "7 s in one try" in str(error)
     assert "Raise timeout=" in str(error)
@@ -128,8 +137,8 @@ def test_no_answer_in_time_is_a_timeout_that_says_what_to_do() -> None:
 
 @pytest.mark.parametrize("reached", [True, False])
 def test_nobody_there_means_the_server_is_gone(reached: bool) -> None:
-    gone = judge(Outcome(Trouble("refused", "refused"), 3, 1, reached), URL)
-    assert isinstance(gone, Gone)
+    gone = body_or_failure(Outcome(TransportError("refused", "refused"), 3, 1, reached), URL)
+    assert isinstance(gone, ServerLost)
     assert gone.reached is reached
     assert "No response from http://host:1 after 3 tries" in str(gone.error)
     assert "let emberd start one" in str(gone.error)

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from emberd.client import plain
-from emberd.client.plain import PlainSession
-from emberd.client.protocol import Ask, Reply, Trouble, embed
+from emberd.client import loopback
+from emberd.client.loopback import LoopbackSession
+from emberd.client.wire import Reply, Request, TransportError, embed_request
 from emberd.endpoint import Endpoint
 from emberd.errors import BadReplyError
 from fake_server import MODEL, FakeServer
 
-ASK = embed(MODEL, ["a"], None)
+ASK = embed_request(MODEL, ["a"], None)
 
 
 @pytest.fixture
@@ -41,11 +41,11 @@ def server() -> Iterator[FakeServer]:
     ],
 )
 def test_only_unencrypted_servers_of_this_machine_are_asked_so(url: str, suits: bool) -> None:
-    assert plain.suits(Endpoint(url, MODEL, 16)) is suits
+    assert loopback.suits(Endpoint(url, MODEL, 16)) is suits
 
 
 def test_a_connection_is_used_again(server: FakeServer) -> None:
-    session = PlainSession(server.endpoint, 5)
+    session = LoopbackSession(server.endpoint, 5)
     for _ in range(5):
         assert isinstance(session.send(ASK), Reply)
     assert server.connections == 1
@@ -54,27 +54,27 @@ def test_a_connection_is_used_again(server: FakeServer) -> None:
 def test_one_that_was_idle_for_long_is_not(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = PlainSession(server.endpoint, 5)
+    session = LoopbackSession(server.endpoint, 5)
     session.send(ASK)
     (first,) = session._all
-    monkeypatch.setattr(plain, "KEEP_IDLE_S", -1.0)
+    monkeypatch.setattr(loopback, "KEEP_IDLE_S", -1.0)
     assert isinstance(session.send(ASK), Reply)
     assert first.sock is None
 
 
 def test_one_that_the_server_has_closed_is_not(server: FakeServer) -> None:
-    session = PlainSession(server.endpoint, 5)
+    session = LoopbackSession(server.endpoint, 5)
     session.send(ASK)
     server.die()
     endpoint = server.revive()
     answer = session.send(ASK)
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, TransportError)
     assert answer.kind == "refused"  # by the old address, and not broken off on the old connection
-    assert isinstance(PlainSession(endpoint, 5).send(ASK), Reply)
+    assert isinstance(LoopbackSession(endpoint, 5).send(ASK), Reply)
 
 
 def test_connections_close_when_nobody_refers_to_the_session(server: FakeServer) -> None:
-    session = PlainSession(server.endpoint, 5)
+    session = LoopbackSession(server.endpoint, 5)
     session.send(ASK)
     del session
     for _ in range(500):
@@ -124,9 +124,9 @@ def _odd() -> Iterator[str]:
 @pytest.mark.parametrize("way", ["chunked", "close"])
 def test_replies_of_every_form_are_read_whole_and_under_a_prefix(way: str) -> None:
     with _odd() as url:
-        session = PlainSession(Endpoint(f"{url}/below", MODEL, 16), 5)
+        session = LoopbackSession(Endpoint(f"{url}/below", MODEL, 16), 5)
         for _ in range(3):
-            reply = session.send(Ask(f"/{way}", {"input": ["a"]}))
+            reply = session.send(Request(f"/{way}", {"input": ["a"]}))
             assert isinstance(reply, Reply)
             assert json.loads(reply.body) == {"path": f"/below/{way}"}
         del session
@@ -135,15 +135,15 @@ def test_replies_of_every_form_are_read_whole_and_under_a_prefix(way: str) -> No
 @pytest.mark.parametrize("fault", ["drip", "drip_head"])
 def test_a_reply_that_drips_ends_with_the_time(server: FakeServer, fault: str) -> None:
     server.fault = fault
-    answer = PlainSession(server.endpoint, 0.3).send(ASK)
-    assert isinstance(answer, Trouble)
+    answer = LoopbackSession(server.endpoint, 0.3).send(ASK)
+    assert isinstance(answer, TransportError)
     assert answer.kind == "timeout"
 
 
 def test_a_port_where_nobody_listens_is_refused(server: FakeServer) -> None:
-    session = PlainSession(Endpoint("http://127.0.0.1:9", MODEL, 16), 5)
+    session = LoopbackSession(Endpoint("http://127.0.0.1:9", MODEL, 16), 5)
     answer = session.send(ASK)
-    assert isinstance(answer, Trouble)
+    assert isinstance(answer, TransportError)
     assert answer.kind == "refused"
 
 
@@ -153,7 +153,7 @@ def test_a_process_may_have_more_files_open_than_select_can_count(server: FakeSe
     with ExitStack() as files:
         for _ in range(1100):
             files.enter_context(open(os.devnull, "rb"))
-        session = PlainSession(server.endpoint, 5)
+        session = LoopbackSession(server.endpoint, 5)
         for _ in range(3):
             assert isinstance(session.send(ASK), Reply)
         del session
@@ -161,7 +161,7 @@ def test_a_process_may_have_more_files_open_than_select_can_count(server: FakeSe
 
 
 def test_a_connection_with_an_answer_that_is_refused_is_not_kept(server: FakeServer) -> None:
-    session = PlainSession(server.endpoint, 5)
+    session = LoopbackSession(server.endpoint, 5)
     server.fault = "garbled"
     with pytest.raises(BadReplyError):
         session.send(ASK)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from embedding import KINDS, Kind, embed
-from emberd.client.job import MAX_BARREN_HEALS, Job
-from emberd.client.protocol import Gone
+from emberd.client.job import MAX_RECOVERIES_WITHOUT_PROGRESS, Job
+from emberd.client.wire import ServerLost
 from emberd.endpoint import Endpoint
 from emberd.errors import (
     PoisonTextError,
@@ -46,7 +46,7 @@ def test_a_job_survives_the_servers_death_and_repeats_only_what_had_no_answer(
     lost: list[Endpoint] = []
     first = server.endpoint
 
-    def heal(endpoint: Endpoint) -> Endpoint:
+    def reconnect(endpoint: Endpoint) -> Endpoint:
         lost.append(endpoint)
         return server.revive()
 
@@ -54,7 +54,7 @@ def test_a_job_survives_the_servers_death_and_repeats_only_what_had_no_answer(
         kind,
         first,
         TEXTS,
-        heal=heal,
+        reconnect=reconnect,
         on_done=_die_after(server, 40),
         batch_size=4,
         max_concurrency=4,
@@ -74,7 +74,7 @@ def test_the_text_that_kills_the_server_is_named(kind: Kind, server: FakeServer)
             kind,
             server.endpoint,
             texts,
-            heal=lambda _: server.revive(),
+            reconnect=lambda _: server.revive(),
             batch_size=16,
             max_concurrency=4,
         )
@@ -87,57 +87,57 @@ def test_the_text_that_kills_the_server_is_named(kind: Kind, server: FakeServer)
 def test_one_text_alone_is_named_after_its_second_death(kind: Kind, server: FakeServer) -> None:
     server.deadly = "POISON"
     with pytest.raises(PoisonTextError):
-        embed(kind, server.endpoint, ["POISON"], heal=lambda _: server.revive())
+        embed(kind, server.endpoint, ["POISON"], reconnect=lambda _: server.revive())
     assert server.deaths == 2
 
 
 @both
 def test_a_server_that_cannot_stay_up_ends_the_job(kind: Kind, server: FakeServer) -> None:
-    heals: list[Endpoint] = []
+    reconnects: list[Endpoint] = []
 
-    def heal(endpoint: Endpoint) -> Endpoint:
-        heals.append(endpoint)
+    def reconnect(endpoint: Endpoint) -> Endpoint:
+        reconnects.append(endpoint)
         return endpoint
 
     server.die()
-    with pytest.raises(ServerUnavailableError, match="vanished 4 times in a row"):
-        embed(kind, server.endpoint, TEXTS, heal=heal)
-    assert len(heals) == MAX_BARREN_HEALS
+    with pytest.raises(ServerUnavailableError, match="lost 4 times in a row"):
+        embed(kind, server.endpoint, TEXTS, reconnect=reconnect)
+    assert len(reconnects) == MAX_RECOVERIES_WITHOUT_PROGRESS
 
 
 @both
-def test_what_healing_raises_ends_the_job(kind: Kind, server: FakeServer) -> None:
-    def heal(_: Endpoint) -> Endpoint:
+def test_what_reconnecting_raises_ends_the_job(kind: Kind, server: FakeServer) -> None:
+    def reconnect(_: Endpoint) -> Endpoint:
         raise ServerStoppedError("stopped by hand")
 
     server.die()
     with pytest.raises(ServerStoppedError):
-        embed(kind, server.endpoint, TEXTS, heal=heal)
+        embed(kind, server.endpoint, TEXTS, reconnect=reconnect)
 
 
 @both
 def test_a_successor_with_other_dimensions_is_refused(kind: Kind, server: FakeServer) -> None:
     server.die()
 
-    def heal(_: Endpoint) -> Endpoint:
+    def reconnect(_: Endpoint) -> Endpoint:
         server.dimensions = 8
         return server.revive()
 
     with pytest.raises(ServerMismatchError, match="8 dimensions, the one before it gave 16"):
-        embed(kind, server.endpoint, TEXTS, heal=heal)
+        embed(kind, server.endpoint, TEXTS, reconnect=reconnect)
 
 
 @both
-def test_without_anybody_to_heal_a_death_is_an_error(kind: Kind, server: FakeServer) -> None:
+def test_without_reconnect_a_crash_is_an_error(kind: Kind, server: FakeServer) -> None:
     with pytest.raises(ServerUnavailableError, match="No response"):
         embed(kind, server.endpoint, TEXTS, on_done=_die_after(server, 40), batch_size=4)
 
 
 @both
-def test_a_death_while_texts_are_counted_is_healed(kind: Kind, server: FakeServer) -> None:
+def test_a_crash_while_texts_are_counted_is_recovered(kind: Kind, server: FakeServer) -> None:
     texts = ["y" * 998, *TEXTS]
     server.die()
-    vectors = embed(kind, server.endpoint, texts, heal=lambda _: server.revive())
+    vectors = embed(kind, server.endpoint, texts, reconnect=lambda _: server.revive())
     assert (vectors == vectors_of(texts)).all()
 
 
@@ -148,7 +148,9 @@ GONE = ServerUnavailableError("gone")
 
 
 def _job(count: int, **settings: int) -> Job:
-    job = Job(TEXTS[:count], "{text}", Settings.resolve(model=MODEL, **settings), can_heal=True)
+    job = Job(
+        TEXTS[:count], "{text}", Settings.resolve(model=MODEL, **settings), can_reconnect=True
+    )
     job.attach(ENDPOINT)
     return job
 
@@ -163,11 +165,11 @@ def _take_all(job: Job) -> list[Any]:
 def test_nothing_is_sent_while_the_server_is_gone() -> None:
     job = _job(40, batch_size=4, max_concurrency=4)
     works = _take_all(job)
-    job.settle(works[0], Gone(GONE, reached=True))
+    job.settle(works[0], ServerLost(GONE, reached=True))
     assert job.take() is None
     assert not job.lost, "three requests are still in flight"
     for work in works[1:]:
-        job.settle(work, Gone(GONE, reached=True))
+        job.settle(work, ServerLost(GONE, reached=True))
     assert job.lost
     job.attach(ENDPOINT)
     assert not job.lost
@@ -178,18 +180,18 @@ def test_suspects_go_alone_and_innocent_batches_wait() -> None:
     job = _job(40, batch_size=4, max_concurrency=4)
     for _ in range(2):
         for work in _take_all(job):
-            job.settle(work, Gone(GONE, reached=True))
+            job.settle(work, ServerLost(GONE, reached=True))
         job.attach(ENDPOINT)
     (alone,) = _take_all(job)
     assert len(alone.indices) == 2
-    assert alone.alone
+    assert alone.exclusive
 
 
 def test_the_last_suspect_too_is_alone() -> None:
     job = _job(8, batch_size=2, max_concurrency=2)
     for _ in range(2):
         for work in _take_all(job):
-            job.settle(work, Gone(GONE, reached=True))
+            job.settle(work, ServerLost(GONE, reached=True))
         job.attach(ENDPOINT)
     sizes = []
     while not job.done:
@@ -205,13 +207,13 @@ def test_a_batch_that_the_server_never_saw_is_no_suspect() -> None:
     job = _job(8, batch_size=4, max_concurrency=4)
     for _ in range(3):
         for work in _take_all(job):
-            job.settle(work, Gone(GONE, reached=False))
+            job.settle(work, ServerLost(GONE, reached=False))
         job.attach(ENDPOINT)
     works = _take_all(job)
-    assert [work.deaths for work in works] == [0, 0]
+    assert [work.crash_count for work in works] == [0, 0]
 
 
 def test_attach_must_come_first() -> None:
-    job = Job(["a"], "{text}", Settings.resolve(model=MODEL), can_heal=False)
+    job = Job(["a"], "{text}", Settings.resolve(model=MODEL), can_reconnect=False)
     with pytest.raises(RuntimeError):
         _ = job.endpoint

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from emberd.catalog import Model
-from emberd.client.texts import prepare
+from emberd.client.inputs import prepare
 from emberd.errors import TextError
 
 PLAIN = Model("test/model")

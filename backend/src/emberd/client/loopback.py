@@ -1,7 +1,11 @@
-"""Sending to a server of this machine, where neither TLS nor a proxy stands in between.
+"""Sending from threads to a server of this machine, without TLS and without a proxy.
 
-That is the usual case, and all that the openai SDK has to offer for it is in the way: a large reply
-goes through five layers of it and of httpx in pieces. ``http.client`` reads it in one.
+That is the usual case. ``http.client`` reads a large reply in one piece, where the openai SDK and
+httpx pass it through five layers in many.
+
+The deadline of a request is kept here, for ``transport`` too. The timeout of a socket is that of a
+single read: a server that sends a byte a second never exceeds it. So each read gets no more than
+what is left of the deadline of its thread.
 """
 
 from __future__ import annotations
@@ -14,14 +18,15 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
 
-from emberd.client import deadline
-from emberd.client.protocol import Ask, Reply, Trouble
+from emberd.client.wire import Reply, Request, TransportError
 from emberd.endpoint import Endpoint
 from emberd.errors import BadReplyError
 from emberd.probe import is_loopback
@@ -29,23 +34,49 @@ from emberd.system import fork, listeners
 from emberd.system.listeners import ListenerChangedError
 
 KEEP_IDLE_S: Final = 4.0
-"""Servers on uvicorn close an idle connection after 5 s. Ours is given up before, or a request
-meets a connection that is being closed."""
+"""Servers on uvicorn close an idle connection after 5 s. Ours is closed before that, or a request
+would meet a connection that is being closed."""
 
 CONNECT_S: Final = 10.0
 NO_KEY: Final = "EMPTY"
-"""What clients of servers without a key send by custom; the SDK refuses to go without any."""
+"""What clients of servers without a key send by convention; the SDK requires one."""
 
 _BARE: Final = ("", "identity")
+_THREAD: Final = threading.local()
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """End the reads of this thread after ``seconds`` in total."""
+    _THREAD.end = time.monotonic() + seconds
+    try:
+        yield
+    finally:
+        _THREAD.end = None
+
+
+def left_s() -> float | None:
+    """Return the seconds that this thread has left; None without a deadline.
+
+    Raises:
+        TimeoutError: There are none.
+    """
+    end = getattr(_THREAD, "end", None)
+    if end is None:
+        return None
+    left: float = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the answer came too slowly")
+    return left
 
 
 def suits(endpoint: Endpoint) -> bool:
-    """Return whether ``endpoint`` is reached so."""
+    """Return whether a ``LoopbackSession`` can reach ``endpoint``."""
     here = is_loopback(endpoint.url) or endpoint.listener is not None
     return endpoint.url.startswith("http://") and here
 
 
-class PlainSession:
+class LoopbackSession:
     """Connections to one endpoint, for any number of threads; as ``transport.Session``.
 
     Args:
@@ -70,31 +101,30 @@ class PlainSession:
         self._all: weakref.WeakSet[_Connection] = weakref.WeakSet()
         weakref.finalize(self, _close_all, self._idle)
 
-    def send(self, ask: Ask) -> Reply | Trouble:
-        """Send ``ask`` once and return what came of it.
+    def send(self, request: Request) -> Reply | TransportError:
+        """Send ``request`` once and return what came of it.
 
         Raises:
-            BadReplyError: The answer is compressed, which was not requested.
+            BadReplyError: The reply is compressed, which was not requested.
         """
-        with deadline.within(self._timeout_s):
+        with deadline(self._timeout_s):
             try:
                 connection = self._connection()
             except ListenerChangedError as error:
-                return Trouble("changed", _said(error))
+                return TransportError("changed", _text(error))
             except OSError as error:
-                return Trouble("refused", _said(error))
+                return TransportError("refused", _text(error))
             try:
-                reply = self._exchange(connection, ask)
+                return self._exchange(connection, request)
             except TimeoutError as error:
                 connection.close()
-                return Trouble("timeout", _said(error))
+                return TransportError("timeout", _text(error))
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
-                return Trouble("broken", _said(error))
+                return TransportError("broken", _text(error))
             except BaseException:
                 connection.close()
                 raise
-        return reply
 
     def leave_to_parent(self) -> None:
         """Close the child's copies of the connections, and touch nothing else."""
@@ -106,7 +136,7 @@ class PlainSession:
         with self._lock:
             while self._idle:
                 connection = self._idle.pop()
-                if connection.is_fresh():
+                if connection.is_usable():
                     return connection
                 connection.close()
         connection = _Connection(*self._address, timeout=min(self._timeout_s, CONNECT_S))
@@ -120,19 +150,19 @@ class PlainSession:
         self._all.add(connection)
         return connection
 
-    def _exchange(self, connection: _Connection, ask: Ask) -> Reply:
+    def _exchange(self, connection: _Connection, request: Request) -> Reply:
         method, body = "GET", None
-        if ask.body is not None:
-            method, body = "POST", msgspec.json.encode(ask.body)
-        connection.give_time()
-        connection.request(method, self._prefix + ask.path, body, self._headers)
+        if request.body is not None:
+            method, body = "POST", msgspec.json.encode(request.body)
+        connection.sock.settimeout(left_s())  # of the writes; reads set their own
+        connection.request(method, self._prefix + request.path, body, self._headers)
         response = connection.getresponse()
         content = response.read()
         packed = response.headers.get("content-encoding", "")
         if packed.casefold() not in _BARE and response.status == HTTPStatus.OK:
             raise BadReplyError(
                 f"The reply cannot be unpacked ({packed} was not asked for). No vector of it is "
-                f"used; look at what answers at this address, or which proxy stands before it."
+                f"used. Check which server, or which proxy, answers at this address."
             )
         if response.will_close:
             connection.close()
@@ -149,52 +179,46 @@ class PlainSession:
 
 
 class _Connection(http.client.HTTPConnection):
-    """One whose reads keep to the deadline of the thread."""
+    """A connection whose reads keep to the deadline of the thread."""
 
     used_s = 0.0
 
     def connect(self) -> None:
-        """Connect, with a socket that looks at the time before each read."""
+        """Connect, with a socket that checks the deadline before each read."""
         super().connect()
         given = self.sock
-        self.sock = _Timed(given.family, given.type, given.proto, fileno=given.detach())
-
-    def give_time(self) -> None:
-        """Let writes take what is left."""
-        self.sock.settimeout(deadline.left_s())
+        self.sock = _DeadlineSocket(given.family, given.type, given.proto, fileno=given.detach())
 
     def is_old(self) -> bool:
         """Return whether it was idle for so long that the server may be closing it."""
         return time.monotonic() - self.used_s > KEEP_IDLE_S
 
-    def is_fresh(self) -> bool:
-        """Return whether it is still open, as far as anybody can tell."""
-        # What is there to read unasked is the end of the connection.
+    def is_usable(self) -> bool:
+        """Return whether it seems to be open still."""
+        # Data that was not requested can only be the end of the connection.
         return self.sock is not None and not self.is_old() and not _is_readable(self.sock)
 
     def leave(self) -> None:
-        """Close this process's copy of the socket, also where a reply is being read from it."""
+        """Close this process's copy of the socket, also while a reply is read from it."""
         if self.sock is not None:
             os.close(self.sock.detach())
 
 
-class _Timed(socket.socket):
-    """A timeout is one of a single read: a server that drips never runs into it."""
-
+class _DeadlineSocket(socket.socket):
     def recv_into(self, *given: Any, **named: Any) -> int:
-        self.settimeout(deadline.left_s())
+        self.settimeout(left_s())
         return super().recv_into(*given, **named)
 
 
 def _is_readable(stream: socket.socket) -> bool:
-    if not hasattr(select, "poll"):  # Windows, where select takes any number
+    if not hasattr(select, "poll"):  # Windows, where select accepts any number
         return bool(select.select([stream], (), (), 0)[0])
     poll = select.poll()
     poll.register(stream, select.POLLIN)
     return bool(poll.poll(0))
 
 
-def _said(error: BaseException) -> str:
+def _text(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 

@@ -1,0 +1,361 @@
+"""Batches of concurrent calls, coalesced into few requests.
+
+A batch waits for nothing but a free slot. Batches that queue up in the meantime are sent in one
+request, first come first served; a batch that finds no other is sent at once. So requests grow with
+the load.
+
+A shared request does not couple its callers. When it is refused or answered wrongly, each of its
+batches is sent again by itself, and a caller that is cancelled cancels nothing of the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol, TypeVar
+
+from emberd.client import wire
+from emberd.client.limits import CallSlots, Slot
+from emberd.client.windows import BATCH_TOKENS
+from emberd.client.wire import Embeddings, Outcome, Request, ServerLost, TooLong
+from emberd.endpoint import Endpoint
+from emberd.errors import BadReplyError, RejectedError, RequestTimeoutError
+from emberd.system import fork
+from emberd.system.fork import ForkAware
+
+# Calls that are made at once begin in every second turn of the loop, see ``aio``: this many turns
+# without a new one mean that all have begun.
+_TURNS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class MergeKey:
+    """What batches must have in common to be sent in one request.
+
+    Attributes:
+        endpoint: Where they are sent.
+        dimensions: Length to which the server is asked to cut the vectors.
+        holds_ids: They are token ids, which cannot be mixed with texts.
+        most_texts: Most texts in one request.
+    """
+
+    endpoint: Endpoint
+    dimensions: int | None
+    holds_ids: bool
+    most_texts: int
+
+    @classmethod
+    def of(cls, endpoint: Endpoint, request: Request, most_texts: int) -> MergeKey:
+        """Return the key of a batch that ``request`` would embed by itself."""
+        return cls(endpoint, request.dimensions, isinstance(request.inputs[0], list), most_texts)
+
+
+class _Entry(Protocol):
+    """A batch that waits: for a request, and then for its part of the answer."""
+
+    @property
+    def request(self) -> Request:
+        """The request that would embed it by itself."""
+
+    @property
+    def tokens(self) -> int:
+        """About how many tokens its texts have."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has its answer, or its caller waits no more."""
+
+    def answer(self, answer: Outcome | Embeddings | None) -> None:
+        """Answer it, unless it is over; with None it is sent by itself."""
+
+
+E = TypeVar("E", bound=_Entry)
+
+
+def _count(entries: Iterable[_Entry]) -> int:
+    """Return how many texts the entries have."""
+    return sum(len(entry.request.inputs) for entry in entries)
+
+
+def _take(waiting: deque[E], most_texts: int) -> list[E]:
+    """Remove and return the first of ``waiting``, as many as one request holds."""
+    taken: list[E] = []
+    count = tokens = 0
+    while waiting:
+        entry = waiting[0]
+        count, tokens = count + len(entry.request.inputs), tokens + entry.tokens
+        if taken and (count > most_texts or tokens > BATCH_TOKENS):
+            break
+        waiting.popleft()
+        if not entry.is_over:
+            taken.append(entry)
+    return taken
+
+
+def _distribute(
+    entries: Sequence[_Entry], outcome: Outcome, url: str, *, can_reconnect: bool
+) -> None:
+    """Give each entry its part of the outcome of their request.
+
+    Args:
+        entries: What was sent in the request.
+        outcome: What became of it.
+        url: Where it was sent, for errors.
+        can_reconnect: A lost server is replaced, and each batch then sent by itself.
+    """
+    if len(entries) == 1:
+        entries[0].answer(outcome)
+        return
+    answer = wire.body_or_failure(outcome, url)
+    if isinstance(answer, bytes):
+        try:
+            found = wire.read_embeddings(answer, _count(entries))
+        except BadReplyError as error:
+            answer = error
+        else:
+            start = 0
+            for entry in entries:
+                end = start + len(entry.request.inputs)
+                entry.answer(Embeddings(found.vectors[start:end], found.model))
+                start = end
+            return
+    # One of the batches may be the cause, such as one with a text that is too long.
+    by_itself = isinstance(answer, TooLong | RejectedError | BadReplyError | RequestTimeoutError)
+    by_itself |= isinstance(answer, ServerLost) and answer.reached and not can_reconnect
+    for entry in entries:
+        entry.answer(None if by_itself else outcome)
+
+
+# ---------------------------------------------------------------- threads
+
+ThreadExchange = Callable[[Request, Slot | None], Outcome]
+"""Sends a request and releases the slot; without one it waits for one."""
+
+
+@dataclass(slots=True, eq=False)
+class _ThreadEntry:
+    request: Request
+    tokens: int
+    is_taken: bool = False
+    is_over: bool = False
+    given: Outcome | Embeddings | None = None
+    answered: threading.Event = field(default_factory=threading.Event)
+
+    def answer(self, answer: Outcome | Embeddings | None) -> None:
+        self.given, self.is_over = answer, True
+        self.answered.set()
+
+
+class ThreadMerger(ForkAware):
+    """The requests of one client, from all its threads.
+
+    The thread that gets a slot first sends for all that wait, and gives each its part.
+
+    Args:
+        can_reconnect: Whether a lost server is replaced.
+    """
+
+    def __init__(self, *, can_reconnect: bool) -> None:
+        self._can_reconnect = can_reconnect
+        self.after_fork_in_child()
+        fork.register(self)
+
+    def after_fork_in_child(self) -> None:
+        """Start empty: the threads that waited do not exist in the child."""
+        self._lock = threading.Lock()
+        self._queues: dict[MergeKey, deque[_ThreadEntry]] = {}
+
+    def send(
+        self,
+        key: MergeKey,
+        request: Request,
+        tokens: int,
+        slots: CallSlots,
+        exchange: ThreadExchange,
+    ) -> Outcome | Embeddings:
+        """Return the part of an answer that is for ``request``, or the outcome of its request.
+
+        Args:
+            key: What it has in common with the batches that it may be sent with.
+            request: The request that would embed the batch by itself.
+            tokens: About how many tokens its texts have.
+            slots: The slots of the call.
+            exchange: Sends a request, in this thread.
+        """
+        mine = _ThreadEntry(request, tokens)
+        with self._lock:
+            queue = self._queues.setdefault(key, deque())
+            queue.append(mine)
+        try:
+            while not mine.is_taken:
+                self._send_first(key, queue, mine, slots, exchange)
+            mine.answered.wait()
+        finally:
+            mine.is_over = True  # whatever ended the waiting
+        return exchange(request, None) if mine.given is None else mine.given
+
+    def _send_first(
+        self,
+        key: MergeKey,
+        queue: deque[_ThreadEntry],
+        mine: _ThreadEntry,
+        slots: CallSlots,
+        exchange: ThreadExchange,
+    ) -> None:
+        slot = slots.acquire_unless(lambda: mine.is_taken)
+        if slot is None:
+            return
+        entries: list[_ThreadEntry] = []
+        try:
+            with self._lock:
+                entries += _take(queue, key.most_texts)
+                for entry in entries:
+                    entry.is_taken = True
+            if not entries:
+                slot.release()
+                return
+            if entries != [mine]:
+                slots.recheck()  # the threads whose batches are taken need no slot
+            outcome = exchange(wire.merge([entry.request for entry in entries]), slot)
+            url = key.endpoint.url
+            _distribute(entries, outcome, url, can_reconnect=self._can_reconnect)
+        except BaseException:
+            # It concerns the call of this thread; the batches of the others are sent again.
+            slot.release()
+            for entry in entries:
+                entry.answer(None)
+            raise
+
+
+# ---------------------------------------------------------------- tasks
+
+TaskExchange = Callable[[Request, Slot | None], Awaitable[Outcome]]
+"""Sends a request and releases the slot; without one it waits for one."""
+
+Acquire = Callable[[], Awaitable[Slot]]
+"""Waits for a slot."""
+
+
+@dataclass(slots=True, eq=False)
+class _TaskEntry:
+    request: Request
+    tokens: int
+    future: asyncio.Future[Outcome | Embeddings | None]
+    task: asyncio.Task[None] | None = None  # sends it, together with ``others``
+    others: Sequence[_TaskEntry] = ()
+
+    @property
+    def is_over(self) -> bool:
+        return self.future.done()
+
+    def answer(self, answer: Outcome | Embeddings | None) -> None:
+        if not self.future.done():
+            self.future.set_result(answer)
+
+
+@dataclass(slots=True)
+class _TaskQueue:
+    waiting: deque[_TaskEntry] = field(default_factory=deque)
+    task: asyncio.Task[None] | None = None  # waits for a slot to send the first of them
+
+
+class TaskMerger:
+    """The requests of one client in one event loop.
+
+    Args:
+        can_reconnect: Whether a lost server is replaced.
+    """
+
+    def __init__(self, *, can_reconnect: bool) -> None:
+        self._can_reconnect = can_reconnect
+        self._queues: dict[MergeKey, _TaskQueue] = {}
+        self._tasks: set[asyncio.Task[None]] = set()  # a loop holds its tasks weakly
+
+    async def send(
+        self,
+        key: MergeKey,
+        request: Request,
+        tokens: int,
+        acquire: Acquire,
+        exchange: TaskExchange,
+    ) -> Outcome | Embeddings:
+        """Return the part of an answer that is for ``request``, or the outcome of its request.
+
+        Args:
+            key: What it has in common with the batches that it may be sent with.
+            request: The request that would embed the batch by itself.
+            tokens: About how many tokens its texts have.
+            acquire: Waits for a slot.
+            exchange: Sends a request.
+        """
+        entry = _TaskEntry(request, tokens, asyncio.get_running_loop().create_future())
+        queue = self._queues.setdefault(key, _TaskQueue())
+        queue.waiting.append(entry)
+        self._start(key, queue, acquire, exchange)
+        try:
+            answer = await entry.future
+        except asyncio.CancelledError:
+            await _cancel(entry, queue)
+            raise
+        return await exchange(request, None) if answer is None else answer
+
+    def _start(
+        self, key: MergeKey, queue: _TaskQueue, acquire: Acquire, exchange: TaskExchange
+    ) -> None:
+        """Have one task wait for a slot, if a batch waits and no task does."""
+        if queue.task is None and not all(entry.is_over for entry in queue.waiting):
+            queue.task = asyncio.create_task(self._send_first(key, queue, acquire, exchange))
+            self._tasks.add(queue.task)
+            queue.task.add_done_callback(self._tasks.discard)
+
+    async def _send_first(
+        self, key: MergeKey, queue: _TaskQueue, acquire: Acquire, exchange: TaskExchange
+    ) -> None:
+        entries: list[_TaskEntry] = []
+        task = asyncio.current_task()
+        try:
+            await _until_begun(queue.waiting, key.most_texts)
+            slot = await acquire()
+            entries += _take(queue.waiting, key.most_texts)
+            queue.task = None
+            self._start(key, queue, acquire, exchange)  # the rest, with the next slot
+            if not entries:
+                slot.release()
+                return
+            for entry in entries:
+                entry.task, entry.others = task, entries
+            outcome = await exchange(wire.merge([entry.request for entry in entries]), slot)
+            url = key.endpoint.url
+            _distribute(entries, outcome, url, can_reconnect=self._can_reconnect)
+        except asyncio.CancelledError:
+            for entry in entries:
+                entry.future.cancel()
+            raise
+        except Exception as error:  # noqa: BLE001 - raised again by the callers
+            if len(entries) == 1 and not entries[0].is_over:
+                entries[0].future.set_exception(error)
+            for entry in entries:
+                entry.answer(None)
+        finally:
+            if queue.task is task:
+                queue.task = None
+                self._start(key, queue, acquire, exchange)
+
+
+async def _until_begun(waiting: deque[_TaskEntry], most_texts: int) -> None:
+    """Return when no more calls are about to begin: counted in turns of the loop, not in time."""
+    turns, seen = 0, 0
+    while turns < _TURNS and _count(waiting) < most_texts:
+        turns, seen = (0, len(waiting)) if len(waiting) > seen else (turns + 1, seen)
+        await asyncio.sleep(0)
+
+
+async def _cancel(entry: _TaskEntry, queue: _TaskQueue) -> None:
+    """Cancel the request if no other caller wants it, and wait until its connection is closed."""
+    task, others = entry.task or queue.task, entry.others or queue.waiting
+    if task is not None and all(other.is_over for other in others):
+        task.cancel()
+        await asyncio.wait([task])

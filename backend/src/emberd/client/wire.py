@@ -1,0 +1,419 @@
+"""The embeddings wire format: requests, replies, and what a reply without vectors means.
+
+Nothing here sends anything. A reply in the expected form is decoded in one step, base64 included.
+Any other is parsed again by hand, for an error that says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final, Literal
+
+import msgspec
+import pybase64
+
+from emberd.client.inputs import Input
+from emberd.errors import (
+    AuthenticationError,
+    BadReplyError,
+    RejectedError,
+    RequestError,
+    RequestTimeoutError,
+    ServerMismatchError,
+    ServerUnavailableError,
+)
+
+PATH: Final = "/v1/embeddings"
+
+BUSY: Final = frozenset(
+    {
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.BAD_GATEWAY,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        HTTPStatus.GATEWAY_TIMEOUT,
+    }
+)
+"""Statuses after which a retry may succeed: a full queue, a router without workers."""
+
+NO_ROUTE: Final = frozenset(
+    {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED}
+)
+"""Statuses of a server that does not have the route."""
+
+_INPUT: Final = "input"
+_DIMENSIONS: Final = "dimensions"
+_SHOWN_CHARACTERS: Final = 300
+_SHOWN_BYTES: Final = 60
+_FLOAT_BYTES: Final = 4
+_NUMBERS: Final = frozenset({int, float})
+_ADVICE: Final = "No vector of this reply is used. Check which server answers at this address."
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request: POST of a JSON body, or GET without one."""
+
+    path: str
+    body: dict[str, Any] | None = None
+
+    @property
+    def inputs(self) -> list[Input]:
+        """The texts, or token ids, to embed."""
+        given: list[Input] = (self.body or {})[_INPUT]
+        return given
+
+    @property
+    def dimensions(self) -> int | None:
+        """Length to which the server is asked to cut the vectors."""
+        return (self.body or {}).get(_DIMENSIONS)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A reply, of any status."""
+
+    status: int
+    body: bytes
+    retry_after: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TransportError:
+    """There was no reply. A value, not an exception.
+
+    Attributes:
+        kind: ``"refused"``: no connection was made, so the server saw nothing of the request.
+            ``"changed"``: another listener than the verified one is at the address, and nothing
+            was sent. ``"broken"``: the connection ended in the middle. ``"timeout"``.
+        text: What the transport reports.
+    """
+
+    kind: Literal["refused", "changed", "broken", "timeout"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a request after the retries.
+
+    Attributes:
+        answer: The last answer.
+        tries: How often it was sent.
+        seconds: How long all tries took together.
+        reached: Whether one of the tries broke off while the server had it.
+    """
+
+    answer: Reply | TransportError
+    tries: int
+    seconds: float
+    reached: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLost:
+    """The server is gone, or was replaced by another one.
+
+    Attributes:
+        error: What to raise when it cannot be replaced.
+        reached: Whether it went while it had this request.
+        changed: Whether another listener is at its address: a server there must be verified
+            before anything is sent.
+    """
+
+    error: ServerUnavailableError | ServerMismatchError
+    reached: bool
+    changed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TooLong:
+    """The server refused a request because one of its texts is too long; it does not say which.
+
+    Attributes:
+        tokens: Length of the text; None when not known.
+        limit: Most tokens that the server accepts; None when not known.
+    """
+
+    tokens: int | None
+    limit: int | None
+
+
+Failure = ServerLost | TooLong | RequestError
+
+RawVector = bytes | list[float]
+"""One embedding as it came: little-endian float32, or numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """The content of a good reply.
+
+    Attributes:
+        vectors: The embeddings, in the order of their ``index`` fields.
+        model: The name that the server gives for the model; None when it gives none.
+    """
+
+    vectors: list[RawVector]
+    model: str | None
+
+
+# ---------------------------------------------------------------- requests
+
+
+def embed_request(model: str, inputs: list[Input], dimensions: int | None) -> Request:
+    """Return the request that embeds ``inputs``, which are all strings or all token ids."""
+    body: dict[str, Any] = {"model": model, _INPUT: inputs, "encoding_format": "base64"}
+    if dimensions is not None:
+        body[_DIMENSIONS] = dimensions
+    return Request(PATH, body)
+
+
+def merge(requests: list[Request]) -> Request:
+    """Return one request for all inputs of ``requests``, which differ in nothing else."""
+    if len(requests) == 1:
+        return requests[0]
+    inputs = [given for request in requests for given in request.inputs]
+    return Request(PATH, {**(requests[0].body or {}), _INPUT: inputs})
+
+
+# ---------------------------------------------------------------- good replies
+
+
+class _Entry(msgspec.Struct):
+    embedding: str | list[float]
+    index: int
+
+
+class _Body(msgspec.Struct):
+    data: list[_Entry]
+    model: Any = None
+
+
+_DECODER: Final = msgspec.json.Decoder(_Body)
+
+
+def read_embeddings(body: bytes, count: int) -> Embeddings:
+    """Return the ``count`` embeddings of a reply, and the model that it names.
+
+    Raises:
+        BadReplyError: It is not JSON, or an embedding is missing, duplicated or malformed.
+    """
+    try:
+        reply = _DECODER.decode(body)
+        raws: list[RawVector] = [
+            pybase64.b64decode(entry.embedding, validate=True)
+            if isinstance(entry.embedding, str)
+            else entry.embedding
+            for entry in reply.data
+        ]
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        return _read_by_hand(body, count)
+    in_order = [entry.index for entry in reply.data] == list(range(count))
+    if not in_order or any(type(raw) is bytes and len(raw) % _FLOAT_BYTES for raw in raws):
+        return _read_by_hand(body, count)
+    return Embeddings(raws, reply.model if isinstance(reply.model, str) else None)
+
+
+def _read_by_hand(body: bytes, count: int) -> Embeddings:
+    try:
+        reply = parse(body)
+    except ValueError:
+        raise BadReplyError(f"{_describe(body)} {_ADVICE}") from None
+    entries = reply.get("data") if isinstance(reply, dict) else None
+    if not isinstance(entries, list):
+        raise BadReplyError(f"The reply is JSON without a list of vectors ('data'). {_ADVICE}")
+    if len(entries) != count:
+        raise BadReplyError(f"The reply has {len(entries)} vectors for {count} texts. {_ADVICE}")
+    ordered: list[RawVector | None] = [None] * count
+    for entry in entries:
+        index = _index(entry, count)
+        if ordered[index] is not None:
+            raise BadReplyError(f"The reply has two vectors for text {index}. {_ADVICE}")
+        ordered[index] = _raw_vector(entry.get("embedding"), index)
+    model = reply.get("model")
+    return Embeddings(
+        [raw for raw in ordered if raw is not None], model if isinstance(model, str) else None
+    )
+
+
+def _describe(body: bytes) -> str:
+    start = body.lstrip()[:_SHOWN_BYTES].decode("utf-8", "replace")
+    if start.startswith("<"):
+        return f"The reply is a page of HTML or XML, not JSON: {start!r}."
+    if start.startswith("{"):
+        return f"The reply is JSON that breaks off after {len(body)} bytes."
+    return f"The reply of {len(body)} bytes is not JSON: {start!r}."
+
+
+def _index(entry: Any, count: int) -> int:
+    index = entry.get("index") if isinstance(entry, dict) else None
+    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < count:
+        raise BadReplyError(
+            f"The reply has a vector with index {index!r} where 0 to {count - 1} are possible. "
+            f"{_ADVICE}"
+        )
+    return index
+
+
+def _raw_vector(embedding: Any, index: int) -> RawVector:
+    if isinstance(embedding, list) and _NUMBERS.issuperset(map(type, embedding)):
+        return embedding  # NumPy would read "1" and True as numbers too
+    if isinstance(embedding, str):
+        try:
+            packed = base64.b64decode(embedding, validate=True)
+        except (binascii.Error, ValueError):
+            packed = b"?"  # fails the length check below
+        if len(packed) % _FLOAT_BYTES == 0:
+            return packed
+    raise BadReplyError(
+        f"Vector {index} of the reply is neither base64 of float32 nor a list of numbers. {_ADVICE}"
+    )
+
+
+def prompt_tokens(body: bytes) -> int | None:
+    """Return how many tokens the server says it read; None when it does not say."""
+    reply = parse(body)
+    usage = reply.get("usage") if isinstance(reply, dict) else None
+    tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    return tokens if type(tokens) is int else None
+
+
+def parse(body: bytes) -> Any:
+    """Return ``body`` as JSON.
+
+    Raises:
+        ValueError: It is not JSON, or is nested more deeply than any reply is.
+    """
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+# ---------------------------------------------------------------- failures
+
+
+def body_or_failure(outcome: Outcome, url: str) -> bytes | Failure:
+    """Return the body of a good reply, or what the outcome means.
+
+    Args:
+        outcome: What became of the request.
+        url: Root of the server, for the text of the error.
+    """
+    if isinstance(outcome.answer, TransportError):
+        return _transport_failure(outcome.answer, outcome, url)
+    reply = outcome.answer
+    if reply.status == HTTPStatus.OK:
+        return reply.body
+    said = message(reply.body)
+    if reply.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return unauthorized(reply.status, said, url)
+    if (too_long := _too_long(reply.status, said)) is not None:
+        return too_long
+    if reply.status in BUSY:
+        return ServerUnavailableError(
+            f"{url} answered {reply.status} ({said}) to {outcome.tries} tries in "
+            f"{outcome.seconds:.0f} s. It is overloaded: lower max_concurrency, or try later."
+        )
+    return RejectedError(
+        f"{url} refused the request with status {reply.status}: {said}. {_advice(reply.status)}",
+        status=reply.status,
+    )
+
+
+def unauthorized(status: int, said: str, url: str) -> AuthenticationError:
+    """Return the error for a server that requires a key, or another one."""
+    return AuthenticationError(
+        f"{url} answered {status} ({said}): it requires a key, or another one. "
+        f"Give api_key=, or set EMBERD_API_KEY."
+    )
+
+
+def message(body: bytes) -> str:
+    """Return the message in the body of an error, in any of the forms that servers use."""
+    try:
+        said = parse(body)
+    except ValueError:
+        said = body.decode("utf-8", "replace")
+    if isinstance(said, dict):  # SGLang is flat, OpenAI and vLLM nest; a wrong key is a bare text
+        said = said.get("error") or said.get("message") or said.get("detail") or said
+    if isinstance(said, dict):
+        said = said.get("message") or said
+    return " ".join(str(said).split())[:_SHOWN_CHARACTERS].rstrip(". ") or "no reason given"
+
+
+def _transport_failure(error: TransportError, outcome: Outcome, url: str) -> Failure:
+    tries = "one try" if outcome.tries == 1 else f"{outcome.tries} tries"
+    if error.kind == "timeout":
+        return RequestTimeoutError(
+            f"{url} did not answer within {outcome.seconds:.0f} s in {tries}: {error.text}. "
+            f"Raise timeout=, or lower batch_size if texts are long or the device is slow."
+        )
+    if error.kind == "changed":
+        changed = ServerUnavailableError(
+            f"No text and no key was sent to {url}: {error.text}. Look at what listens there, "
+            f"start the server again, or correct base_url."
+        )
+        return ServerLost(changed, reached=outcome.reached, changed=True)
+    unavailable = ServerUnavailableError(
+        f"No response from {url} after {tries}: {error.text}. "
+        f"Start the server there, correct base_url, or leave base_url out and let emberd start one."
+    )
+    return ServerLost(unavailable, reached=outcome.reached)
+
+
+def _advice(status: int) -> str:
+    if status == HTTPStatus.NOT_FOUND:
+        return "Correct base_url: it must be the root of an OpenAI-compatible server."
+    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        return "Lower batch_size."
+    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
+        return "Redirects are not followed: give the final address as base_url."
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return "See the server's log (for a server that emberd started: emberd logs)."
+    return "Correct the setting that it names; it would refuse the same request again."
+
+
+# What SGLang (twice), vLLM and llama.cpp say of a text that is too long.
+_TOO_LONG: Final = re.compile(
+    r"longer than the model's context length|exceeds the maximum allowed length"
+    r"|maximum context length|exceeds the available context size|too large to process",
+    re.IGNORECASE,
+)
+# SGLang names the first length that it refuses, the others the last one that they accept.
+_REFUSES_AT_LIMIT: Final = re.compile(
+    r"longer than the model's context length|exceeds the maximum allowed length", re.IGNORECASE
+)
+_LENGTH: Final = re.compile(
+    r"(?:request|input(?: length)?) \((\d+) tokens\)|requested (\d+) tokens"
+    r"|contains? (?:at least )?(\d+)(?: input)? tokens",
+    re.IGNORECASE,
+)
+_LIMIT: Final = re.compile(
+    r"(?:context length|allowed length|context size)[^\d]{0,20}(\d+)", re.IGNORECASE
+)
+
+
+def _too_long(status: int, said: str) -> TooLong | None:
+    refused = (
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+    )
+    if status not in refused or not _TOO_LONG.search(said):
+        return None
+    length, limit = _number(_LENGTH, said), _number(_LIMIT, said)
+    if limit is not None and (_REFUSES_AT_LIMIT.search(said) or length == limit):
+        limit -= 1
+    return TooLong(tokens=length, limit=limit)
+
+
+def _number(pattern: re.Pattern[str], said: str) -> int | None:
+    match = pattern.search(said)
+    return next((int(group) for group in match.groups() if group), None) if match else None
