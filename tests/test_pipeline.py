@@ -17,7 +17,7 @@ from emberd.engines.transformers import ENGINE as TRANSFORMERS
 from emberd.engines.transformers import suiting
 from emberd.errors import InstructionError, NoEngineError, StartError
 from emberd.serving import loading
-from emberd.serving.devices import Place
+from emberd.serving.hardware import Place
 from emberd.settings import ServerSpec, Settings
 from folder_variants import PROMPTS
 

@@ -12,7 +12,7 @@ import pytest
 
 from cache.made import filled, keys, right, units
 from emberd.cache import open_cache
-from emberd.cache.absence import Absence
+from emberd.cache.base import Absence
 from managed import environment
 
 # As a user who may not write there, whoever runs the tests.
@@ -91,7 +91,7 @@ def test_a_path_that_leads_through_a_file_is_gone_without(
 def test_an_absence_is_told_once_and_so_is_its_end(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("emberd.cache.absence.PAUSE_S", 0.0)
+    monkeypatch.setattr("emberd.cache.base.PAUSE_S", 0.0)
     caplog.set_level(logging.WARNING, "emberd")
     absence = Absence("Reading it")
     absence.end()
@@ -104,6 +104,6 @@ def test_an_absence_is_told_once_and_so_is_its_end(
         "Reading it fails",
         "Reading it works again.",
     ]
-    monkeypatch.setattr("emberd.cache.absence.PAUSE_S", 1000.0)
+    monkeypatch.setattr("emberd.cache.base.PAUSE_S", 1000.0)
     absence.begin("gone")
     assert absence.lasts

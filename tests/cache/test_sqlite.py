@@ -12,7 +12,7 @@ import pytest
 
 from cache.made import filled, keys, right, units
 from emberd.cache import Cache, open_cache
-from emberd.cache.database import Database
+from emberd.cache.sqlite import Database
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pymemcache import Client
 
 from cache.made import filled, keys, right, units
 from emberd.cache import open_cache
-from emberd.cache.memcached_store import MemcachedStore
+from emberd.cache.remote import MemcachedStore
 from services.conftest import Start
 
 

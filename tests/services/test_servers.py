@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import multiprocessing
 import pickle
 import socketserver
@@ -120,8 +119,7 @@ def test_the_keys_of_another_version_are_never_read(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as other:
-        module = importlib.import_module("emberd.cache.keys")
-        other.setattr(module, "_FORMAT", b"emberd cache 2")
+        other.setattr("emberd.cache.base._FORMAT", b"emberd cache 2")
         filled(service.url, range(10))
     cache = open_cache(service.url)
     assert right(cache, range(10)) == 0

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from emberd.errors import BadReplyError
-from emberd.serving.metrics import Metrics
-from emberd.serving.scheduler import Scheduler
+from emberd.serving.service import Scheduler
+from emberd.serving.telemetry import Metrics
 from fake_encoder import FakeEncoder
 
 

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 import emberd.serving
 import waiting
 from emberd.errors import BadReplyError, SettingError, StartError
-from emberd.serving import devices, encoders, hub, loading, processor, watching
+from emberd.serving import __main__ as process
+from emberd.serving import hardware, loading, telemetry
 from emberd.serving.__main__ import main
-from emberd.serving.devices import Place
 from emberd.serving.encoder import Checkpoint, Prepared
+from emberd.serving.hardware import Place
 from emberd.serving.transformers_encoder import TransformersEncoder
 
 HERE = Place("cpu", "bfloat16", "a test", 1_000_000)
@@ -74,14 +75,14 @@ def torch_with(
 def test_bfloat16_is_taken_where_it_is_native_and_float16_nowhere(
     monkeypatch: pytest.MonkeyPatch, torch: Any, native: bool, device: str, dtype: str
 ) -> None:
-    monkeypatch.setattr(processor, "multiplies_bfloat16", lambda: native)
-    place = devices.choose(torch, None, None)
+    monkeypatch.setattr(hardware, "multiplies_bfloat16", lambda: native)
+    place = hardware.choose(torch, None, None)
     assert (place.device, place.dtype) == (device, dtype)
     assert place.why
 
 
 def test_what_was_asked_for_is_taken() -> None:
-    place = devices.choose(torch_with(cuda=(8, 0)), "cpu", "float32")
+    place = hardware.choose(torch_with(cuda=(8, 0)), "cpu", "float32")
     assert (place.device, place.dtype, place.why) == ("cpu", "float32", "it was asked for")
 
 
@@ -100,22 +101,22 @@ def test_what_cannot_be_had_ends_the_start(
     torch: Any, device: str | None, dtype: str | None, cause: str
 ) -> None:
     with pytest.raises(StartError, match=cause) as raised:
-        devices.choose(torch, device, dtype)
+        hardware.choose(torch, device, dtype)
     assert raised.value.advice
 
 
 def test_free_memory_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert devices.choose(torch_with(cuda=(8, 0)), None, None).free_bytes == 5
-    assert devices.choose(torch_with(mps=True), None, None).free_bytes == 7
+    assert hardware.choose(torch_with(cuda=(8, 0)), None, None).free_bytes == 5
+    assert hardware.choose(torch_with(mps=True), None, None).free_bytes == 7
     (tmp_path / "meminfo").write_text("MemTotal: 8 kB\nMemAvailable:   4 kB\n")
-    monkeypatch.setattr(devices, "_MEMORY_FILE", tmp_path / "meminfo")
-    monkeypatch.setattr(devices, "_GROUP", tmp_path)
-    assert devices.choose(torch_with(), None, None).free_bytes == 4096
+    monkeypatch.setattr(hardware, "_MEMORY_FILE", tmp_path / "meminfo")
+    monkeypatch.setattr(hardware, "_GROUP", tmp_path)
+    assert hardware.choose(torch_with(), None, None).free_bytes == 4096
     for name, content in (("max", "3000"), ("current", "2500"), ("stat", "inactive_file 100\n")):
         (tmp_path / f"memory.{name}").write_text(content)
-    assert devices.choose(torch_with(), None, None).free_bytes == 600
+    assert hardware.choose(torch_with(), None, None).free_bytes == 600
     (tmp_path / "meminfo").unlink()
-    assert devices.choose(torch_with(), None, None).free_bytes is None
+    assert hardware.choose(torch_with(), None, None).free_bytes is None
 
 
 class OutOfMemoryError(RuntimeError):
@@ -135,7 +136,7 @@ class OutOfMemoryError(RuntimeError):
     ],
 )
 def test_out_of_memory_is_known_by_its_name_or_its_words(error: Exception, is_one: bool) -> None:
-    assert devices.is_out_of_memory(error) is is_one
+    assert hardware.is_out_of_memory(error) is is_one
 
 
 # ---------------------------------------------------------------- when memory is short
@@ -282,13 +283,13 @@ def test_weights_that_transformers_would_make_up_are_refused(folder: Path, kind:
 
 
 def test_a_folder_is_taken_as_it_is(folder: Path) -> None:
-    assert hub.folder_of(Checkpoint(str(folder))) == folder
+    assert loading.folder_of(Checkpoint(str(folder))) == folder
 
 
 @pytest.mark.parametrize("path", ["/nowhere/at-all", "./nowhere", "~/nowhere/at-all"])
 def test_a_path_that_is_not_there_is_no_name_on_the_hub(path: str) -> None:
     with pytest.raises(StartError, match=f"there is no folder {path}"):
-        hub.folder_of(Checkpoint(path))
+        loading.folder_of(Checkpoint(path))
 
 
 class Kinds:
@@ -345,7 +346,7 @@ def test_each_refusal_of_the_hub_is_explained(error: Exception, offline: bool, c
         errors=Kinds,
         constants=SimpleNamespace(HF_HUB_OFFLINE=offline, HF_HUB_CACHE="/cache"),
     )
-    told = hub._explained(library, Checkpoint("a/b", revision="main"), error)
+    told = loading._explain_download(library, Checkpoint("a/b", revision="main"), error)
     assert cause in told.cause
     assert told.advice
     # Whoever reads the log takes what follows the first full stop for advice.
@@ -365,11 +366,11 @@ def test_the_demo_takes_no_model_and_transformers_needs_one(
 
 
 def test_encoders_are_made_by_name() -> None:
-    made = encoders.create("transformers", Checkpoint("Qwen/Qwen3-Embedding-4B"))
+    made = process.create_encoder("transformers", Checkpoint("Qwen/Qwen3-Embedding-4B"))
     assert (made.name, made.dimensions, made.matryoshka) == ("Qwen/Qwen3-Embedding-4B", 2560, True)
     for name in ("transformers", "another"):
         with pytest.raises(SettingError):
-            encoders.create(name)
+            process.create_encoder(name)
 
 
 def test_the_bootstrap_needs_no_emberd_and_brings_no_other_package(tmp_path: Path) -> None:
@@ -402,7 +403,7 @@ def test_the_bootstrap_needs_no_emberd_and_brings_no_other_package(tmp_path: Pat
 def test_a_line_is_told_only_when_the_figure_moves(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(watching, "_EVERY_S", 0.001)
+    monkeypatch.setattr(telemetry, "_EVERY_S", 0.001)
     done = [0]
     asked = threading.Semaphore(0)
 
@@ -411,7 +412,7 @@ def test_a_line_is_told_only_when_the_figure_moves(
         return done[0]
 
     with caplog.at_level(logging.INFO, "emberd.serving"):
-        with watching.telling("loading the weights", figure, 4_000_000_000):
+        with telemetry.telling("loading the weights", figure, 4_000_000_000):
             for so_far in (1_000_000_000, 9_000_000_000):
                 _ask(asked, 3)
                 done[0] = so_far

@@ -1,11 +1,19 @@
-"""What every cache does, and what it counts."""
+"""What every cache does, and what it counts.
+
+Doing without a store that is away: told once, and tried again after a pause.
+
+Keys: what a vector depends on, as a short hash.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     # Imported for types alone: a constructor that looks at a URL needs no numpy.
@@ -55,7 +63,7 @@ class Cache(Protocol):
         """Return what there is of ``keys``.
 
         Args:
-            keys: From ``emberd.cache.keys``; the same one may stand there twice.
+            keys: From ``emberd.cache.base``; the same one may stand there twice.
             dimensions: Length of a native vector: a record of another length is thrown away. Where
                 it is not known, the first record that is found decides.
         """
@@ -100,3 +108,85 @@ class Counts:
         """Return the counts, with what the store says of itself."""
         with self._lock:
             return CacheStats(self._hits, self._misses, self._healed, entries, size)
+
+
+PAUSE_S: Final = 10.0
+"""How long a store that failed is left alone: less would slow every call down by its timeout."""
+
+_LOG: Final = logging.getLogger("emberd")
+
+
+class Absence:
+    """Whether a store is to be left alone for now.
+
+    Args:
+        what: The store and what is done with it, for people: "Reading the cache at ...".
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._until: float | None = None
+        self._is_told = False
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the store failed so lately that asking it again would only cost time."""
+        return self._until is not None and time.monotonic() < self._until
+
+    def begin(self, why: object, advice: str = "") -> None:
+        """Note that the store failed; the first time of an absence is warned of."""
+        self._until = time.monotonic() + PAUSE_S
+        if not self._is_told:
+            self._is_told = True
+            _LOG.warning(
+                "%s fails (%s). Vectors are computed without it; it is tried again every %.0f s.%s",
+                self._what,
+                why,
+                PAUSE_S,
+                f" {advice}" if advice else "",
+            )
+
+    def end(self) -> None:
+        """Note that the store works: its next failure is warned of again."""
+        self._until = None
+        if self._is_told:
+            self._is_told = False
+            _LOG.warning("%s works again.", self._what)
+
+
+SIZE: Final = 32
+"""Bytes of a key: nobody makes two texts with the same one."""
+
+_FORMAT: Final = b"emberd cache 1"
+"""Another format of records or keys gets another number here, and never meets this one's."""
+
+
+def key(identity: str, text: str) -> bytes:
+    """Return the key of one text; see ``keys``."""
+    return keys(identity, [text])[0]
+
+
+def keys(identity: str, texts: Iterable[str]) -> list[bytes]:
+    """Return the keys of texts.
+
+    Args:
+        identity: What decides the vector of a text besides the text: model, revision, precision.
+        texts: As the model reads them, with their instructions.
+
+    Returns:
+        One key a text, each of ``SIZE`` bytes.
+    """
+    start = hashlib.blake2b(_framed(identity), digest_size=SIZE, person=_FORMAT)
+    found = []
+    for text in texts:
+        hasher = start.copy()
+        hasher.update(_framed(text))
+        found.append(hasher.digest())
+    return found
+
+
+def _framed(text: str) -> bytes:
+    # With its length before it, no end of one part can pass for the beginning of the next. Half
+    # a surrogate pair is no Unicode, but Python's strings may hold one.
+    raw = text.encode("utf-8", "surrogatepass")
+    return len(raw).to_bytes(8, "little") + raw

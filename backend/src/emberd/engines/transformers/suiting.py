@@ -13,7 +13,7 @@ from emberd import checkpoints, pipeline
 from emberd.catalog import DEMO_MODEL
 from emberd.engines.gpus import Gpu, Survey
 from emberd.engines.sglang.geometry import element_bytes, geometry_of
-from emberd.serving import processor
+from emberd.serving import hardware
 from emberd.settings import ServerSpec
 
 NAME: Final = "transformers"
@@ -108,12 +108,12 @@ def torch_cuda(packages: str) -> tuple[int, int] | None:
 
 
 def number_format(spec: ServerSpec, where: str, gpu: Gpu | None) -> str:
-    """Return the format that the server will choose, by the rules of ``emberd.serving.devices``."""
+    """Return the number format that the server will choose (``emberd.serving.hardware``)."""
     if spec.dtype is not None:
         return spec.dtype
     if gpu is not None:
         return _BFLOAT16 if gpu.capability >= _NATIVE_BFLOAT16 else _FLOAT32
-    return _BFLOAT16 if where == MPS or processor.multiplies_bfloat16() else _FLOAT32
+    return _BFLOAT16 if where == MPS or hardware.multiplies_bfloat16() else _FLOAT32
 
 
 def short_of_memory(spec: ServerSpec, where: str, gpu: Gpu | None = None) -> str | None:
