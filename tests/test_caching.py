@@ -175,7 +175,7 @@ def test_a_pickle_finds_the_same_cache(make: Make, server: FakeServer) -> None:
 
 
 def test_a_wrong_url_is_refused_at_construction() -> None:
-    with pytest.raises(SettingError, match="names no kind of cache"):
+    with pytest.raises(SettingError, match="is not a known kind of cache"):
         Embedder(QWEN, cache="mongodb://127.0.0.1")
 
 

@@ -24,7 +24,7 @@ def test_a_damaged_value_is_thrown_away_and_computed_anew(start: Start) -> None:
     with client(service) as other:
         other.setrange(name, 100, "x")
         assert right(cache, range(10)) == 9
-        assert cache.stats().healed == 1
+        assert cache.stats().recovered == 1
         assert other.dbsize() == 9
         other.lpush(name, "a list")
         assert right(cache, range(10)) == 9

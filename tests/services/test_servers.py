@@ -37,7 +37,7 @@ def test_what_was_put_is_found_by_another_object(service: Service) -> None:
     cache = open_cache(service.url)
     assert right(cache, range(500, 1500)) == 500
     counted = cache.stats()
-    assert (counted.hits, counted.misses, counted.healed) == (500, 500, 0)
+    assert (counted.hits, counted.misses, counted.recovered) == (500, 500, 0)
 
 
 def test_thousands_of_keys_are_looked_up_in_their_order(service: Service) -> None:
@@ -110,20 +110,20 @@ def test_the_records_of_another_version_are_misses_and_thrown_away(
         filled(service.url, range(10))
     cache = open_cache(service.url)
     assert right(cache, range(20)) == 0
-    assert cache.stats().healed == 10
+    assert cache.stats().recovered == 10
     assert right(cache, range(20)) == 0
-    assert cache.stats().healed == 10
+    assert cache.stats().recovered == 10
 
 
 def test_the_keys_of_another_version_are_never_read(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as other:
-        other.setattr("emberd.cache.base._FORMAT", b"emberd cache 2")
+        other.setattr("emberd.cache.base._KEY_FORMAT", b"emberd cache 2")
         filled(service.url, range(10))
     cache = open_cache(service.url)
     assert right(cache, range(10)) == 0
-    assert cache.stats().healed == 0
+    assert cache.stats().recovered == 0
 
 
 @pytest.mark.usefixtures("no_pause")
@@ -137,8 +137,8 @@ def test_a_server_that_is_killed_and_comes_back_is_used_again(
         assert right(cache, range(10)) == 0
         cache.put_many(keys(range(10)), units(range(10)))
     assert [said.partition(" (")[0] for said in caplog.messages] == [
-        f"Reading the cache at {service.url} fails",
-        f"Writing to the cache at {service.url} fails",
+        f"Reading the cache at {service.url} failed",
+        f"Writing to the cache at {service.url} failed",
     ]
     service.start()
     cache.put_many(keys(range(10)), units(range(10)))
