@@ -1,4 +1,4 @@
-"""Encoders with knobs, for tests of what stands in front of them."""
+"""Encoders with switches, for tests of the server around them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WAIT_S = 10.0
 
 
 class FakeEncoder:
-    """A token is a word; the vector of a text depends on the text alone.
+    """A token is a word; the vector of a text depends only on the text.
 
     Attributes:
         open: ``encode`` waits for it; set unless a test clears it.
@@ -76,7 +76,7 @@ class FakeEncoder:
 
 
 class FakeTokenEncoder(FakeEncoder):
-    """One that shows its tokens: the code points of a text, and 0 at the end."""
+    """An encoder with token ids: the code points of a text, and 0 at the end."""
 
     def tokenize(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Return the code points."""

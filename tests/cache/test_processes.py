@@ -1,4 +1,4 @@
-"""Many processes at one file: none loses anything, whatever becomes of the others."""
+"""Many processes use one file: none loses an entry, even if others are killed."""
 
 from __future__ import annotations
 

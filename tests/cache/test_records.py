@@ -40,7 +40,7 @@ def test_what_is_missing_is_left_out() -> None:
     assert np.array_equal(found.vectors, VECTORS[[0, 2, 3]])
 
 
-def test_of_nothing_there_is_an_empty_array() -> None:
+def test_no_hits_give_an_empty_array() -> None:
     found = read({}).found()
     assert found.vectors.shape == (0, 0)
     assert not found.mask.any()
@@ -71,7 +71,7 @@ def test_the_record_of_another_key_is_bad() -> None:
     assert reader.corrupt == [KEYS[0]]
 
 
-def test_what_is_no_record_at_all_is_bad() -> None:
+def test_other_values_are_corrupt() -> None:
     for other in (b"", "text", 5, 0.5, b"EMBV", b"\0" * 100):
         assert read({KEYS[2]: other}).corrupt == [KEYS[2]]  # type: ignore[dict-item]
 
@@ -91,7 +91,7 @@ def test_where_no_length_is_known_the_first_record_decides() -> None:
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 1.5, 1e30])
-def test_what_is_no_unit_vector_is_neither_kept_nor_believed(wrong: float) -> None:
+def test_vectors_that_are_not_unit_are_neither_stored_nor_returned(wrong: float) -> None:
     vectors = VECTORS.copy()
     vectors[1, 3] = wrong
     assert list(encode(KEYS, vectors, "float32")) == [KEYS[0], KEYS[2], KEYS[3]]

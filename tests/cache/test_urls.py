@@ -7,7 +7,7 @@ from emberd.cache.urls import DEFAULT_MAX_BYTES, parse
 from emberd.errors import SettingError
 
 
-def test_sqlite_alone_is_a_file_in_the_home(managed_home: object) -> None:
+def test_bare_sqlite_is_a_file_in_the_home(managed_home: object) -> None:
     place = parse("sqlite")
     assert (place.scheme, place.path, place.dtype) == ("sqlite", "", "float32")
     assert place.max_bytes == DEFAULT_MAX_BYTES

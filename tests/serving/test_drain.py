@@ -75,7 +75,7 @@ def test_a_second_sigterm_ends_it_now(own: Served) -> None:
         assert isinstance(running.exception(), httpx.HTTPError)
 
 
-def test_a_client_that_goes_away_leaves_no_work_behind(own: Served) -> None:
+def test_disconnect_drops_the_request(own: Served) -> None:
     with own.client(timeout=0.3) as client, pytest.raises(httpx.ReadTimeout):
         client.post("/v1/embeddings", json={"input": LONGER_REQUEST, "model": "emberd/demo"})
     waiting.until(lambda: own.activity().in_flight == 0, seconds=3)

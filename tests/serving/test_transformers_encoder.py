@@ -293,7 +293,7 @@ def test_missing_path_is_not_looked_up_on_the_hub(path: str) -> None:
 
 
 class Kinds:
-    """The errors of huggingface_hub, as far as they are told apart."""
+    """The errors of huggingface_hub, as far as they are distinguished."""
 
     class LocalEntryNotFoundError(FileNotFoundError):
         pass

@@ -1,4 +1,4 @@
-"""What the processors of this machine allow."""
+"""Cores and number formats of the processor."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_bfloat16_is_native_where_the_processor_says_so(
     assert hardware.multiplies_bfloat16() is native
 
 
-def test_a_processor_that_says_nothing_has_no_bfloat16(
+def test_unknown_processor_has_no_native_bfloat16(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(hardware, "_CPU_FILE", tmp_path / "none")
