@@ -1,4 +1,4 @@
-"""Encoders with knobs, for tests of what stands in front of them."""
+"""Encoders with switches, for tests of the server around them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from emberd.serving.encoder import Prepared
+from emberd.serving.encoder import PreparedText
 
 WAIT_S = 10.0
 
 
 class FakeEncoder:
-    """A token is a word; the vector of a text depends on the text alone.
+    """A token is a word; the vector of a text depends only on the text.
 
     Attributes:
         open: ``encode`` waits for it; set unless a test clears it.
@@ -51,11 +51,11 @@ class FakeEncoder:
         if self.load_error is not None:
             raise self.load_error
 
-    def prepare(self, texts: Sequence[str]) -> list[Prepared]:
+    def prepare(self, texts: Sequence[str]) -> list[PreparedText]:
         """Count words."""
-        return [Prepared(len(text.split()), text) for text in texts]
+        return [PreparedText(len(text.split()), text) for text in texts]
 
-    def encode(self, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+    def encode(self, batch: Sequence[PreparedText]) -> NDArray[np.float32]:
         """Return unit vectors."""
         texts = [item.payload for item in batch]
         self.batches.append(texts)
@@ -76,14 +76,14 @@ class FakeEncoder:
 
 
 class FakeTokenEncoder(FakeEncoder):
-    """One that shows its tokens: the code points of a text, and 0 at the end."""
+    """An encoder with token ids: the code points of a text, and 0 at the end."""
 
     def tokenize(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Return the code points."""
         return [ord(letter) for letter in text] + [0] * special_tokens
 
-    def prepare_ids(self, ids: Sequence[int]) -> Prepared:
+    def prepare_ids(self, ids: Sequence[int]) -> PreparedText:
         """Take the code points back."""
         if max(ids) > 0x10FFFF:
             raise ValueError(f"Token ID {max(ids)} is not in the vocabulary")
-        return Prepared(len(ids), "".join(map(chr, ids)))
+        return PreparedText(len(ids), "".join(map(chr, ids)))

@@ -71,7 +71,7 @@ def test_the_second_time_the_server_is_not_asked(
     assert len(server.embedded) == asked
 
 
-def test_what_is_all_there_needs_no_server(make: Make) -> None:
+def test_cached_texts_need_no_server(make: Make) -> None:
     vectors = make().embed_documents(TEXTS)
     away = make(base_url="http://127.0.0.1:9")
     assert (away.embed_documents(TEXTS) == vectors).all()
@@ -99,7 +99,7 @@ def test_any_dimensions_come_from_the_same_entry(make: Make, server: FakeServer)
     assert all("dimensions" not in request.body for request in server.to("/v1/embeddings"))
 
 
-def test_queries_and_documents_never_meet(make: Make) -> None:
+def test_queries_and_documents_have_separate_entries(make: Make) -> None:
     embedder = make()
     document = embedder.embed_documents(["one"])[0]
     query = embedder.embed_query("one")
@@ -107,7 +107,7 @@ def test_queries_and_documents_never_meet(make: Make) -> None:
     assert (query == vector_of(embedder.query_template.format(text="one"), NATIVE)).all()
 
 
-def test_models_and_revisions_never_meet(make: Make, url: str) -> None:
+def test_models_and_revisions_have_separate_entries(make: Make, url: str) -> None:
     make().embed_documents(["one"])
     with FakeServer(model="Qwen/Qwen3-Embedding-4B", dimensions=2560) as other:
         four = Embedder("Qwen/Qwen3-Embedding-4B", base_url=other.url, cache=url)
@@ -175,7 +175,7 @@ def test_a_pickle_finds_the_same_cache(make: Make, server: FakeServer) -> None:
 
 
 def test_a_wrong_url_is_refused_at_construction() -> None:
-    with pytest.raises(SettingError, match="names no kind of cache"):
+    with pytest.raises(SettingError, match="is not a known kind of cache"):
         Embedder(QWEN, cache="mongodb://127.0.0.1")
 
 

@@ -35,7 +35,7 @@ print(sorted({{"redis", "pymemcache"}} & {{*sys.modules}}))
 @pytest.mark.parametrize(
     ("url", "client"), [("redis://localhost", "redis"), ("memcached://localhost", "pymemcache")]
 )
-def test_a_client_that_is_not_installed_is_named_with_the_line_to_type(
+def test_missing_client_library_is_named_with_the_command_to_install_it(
     url: str, client: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == client]:

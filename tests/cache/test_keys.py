@@ -5,8 +5,12 @@ import sys
 
 import pytest
 
-from emberd.cache import key, keys
+from emberd.cache import keys
 from managed import environment
+
+
+def key(identity: str, text: str) -> bytes:
+    return keys(identity, [text])[0]
 
 
 def test_a_key_is_of_the_text_and_of_the_identity() -> None:
@@ -35,7 +39,7 @@ def test_half_a_surrogate_pair_has_a_key_of_its_own() -> None:
 
 
 def test_a_key_is_the_same_in_another_process() -> None:
-    program = "from emberd.cache import key; print(key('m', 'Grüße').hex())"
+    program = "from emberd.cache import keys; print(keys('m', ['Grüße'])[0].hex())"
     ended = subprocess.run(
         [sys.executable, "-c", program], env=environment(), capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""A cache keeps to its size, and to what is in use."""
+"""A cache keeps to its size limit, and evicts what is not used."""
 
 from __future__ import annotations
 
@@ -68,6 +68,6 @@ def test_two_processes_that_write_at_once_keep_to_the_limit(url: str, tmp_path: 
     assert len(logs) == 20
     assert max(logs) <= LOG_LIMIT
     assert os.path.getsize(path) <= LIMIT
-    # Of whoever came last; the other may have been pushed out by then.
+    # Those of the process that wrote last; the others may be evicted by then.
     last = [*range(4500, 5000), *range(104500, 105000)]
     assert open_cache(url).get_many(keys(last)).mask.sum() >= BATCH

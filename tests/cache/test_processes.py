@@ -1,4 +1,4 @@
-"""Many processes at one file: none loses anything, whatever becomes of the others."""
+"""Many processes use one file: none loses an entry, even if others are killed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_two_processes_that_write_at_once_lose_nothing(url: str) -> None:
         )
     cache = open_cache(url)
     assert right(cache, range(6000)) == 6000
-    assert (cache.stats().entries, cache.stats().healed) == (6000, 0)
+    assert (cache.stats().entries, cache.stats().recovered) == (6000, 0)
 
 
 def test_killing_writers_at_any_moment_loses_nothing_that_was_put(url: str) -> None:
@@ -69,7 +69,7 @@ def test_killing_writers_at_any_moment_loses_nothing_that_was_put(url: str) -> N
         cache = open_cache(url)
         assert right(cache, range(first, reached)) == reached - first
         right(cache, range(first + 1000))
-        assert cache.stats().healed == 0
+        assert cache.stats().recovered == 0
         cache.close()
 
 
@@ -85,7 +85,7 @@ def test_a_fork_after_use_leaves_both_sides_a_cache(url: str) -> None:
         child.join()
     assert [child.exitcode for child in children] == [0, 0, 0]
     assert right(cache, [*range(300), *range(1000, 1300), *range(3000, 3300)]) == 900
-    assert cache.stats().healed == 0
+    assert cache.stats().recovered == 0
 
 
 def _use(cache: Cache, first: int) -> None:
@@ -112,7 +112,7 @@ def test_a_fork_while_a_thread_uses_the_cache_waits_for_it(url: str) -> None:
         thread.join()
     assert codes == [0] * 20
     assert right(cache, range(100)) == 100
-    assert cache.stats().healed == 0
+    assert cache.stats().recovered == 0
 
 
 def _forked(cache: Cache) -> int:

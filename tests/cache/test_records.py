@@ -40,7 +40,7 @@ def test_what_is_missing_is_left_out() -> None:
     assert np.array_equal(found.vectors, VECTORS[[0, 2, 3]])
 
 
-def test_of_nothing_there_is_an_empty_array() -> None:
+def test_no_hits_give_an_empty_array() -> None:
     found = read({}).found()
     assert found.vectors.shape == (0, 0)
     assert not found.mask.any()
@@ -54,44 +54,44 @@ def test_every_bit_of_a_record_counts() -> None:
             broken[place] ^= 1 << bit
             reader = read({KEYS[0]: bytes(broken)}, dimensions=None)
             assert not reader.found().mask.any(), (place, bit)
-            assert reader.bad == KEYS[:1]
+            assert reader.corrupt == KEYS[:1]
 
 
 def test_a_record_of_every_other_length_is_bad() -> None:
     (record,) = encode(KEYS[:1], VECTORS[:1], "float32").values()
     for length in range(len(record)):
-        assert read({KEYS[0]: record[:length]}).bad == KEYS[:1]
-    assert read({KEYS[0]: record + b"\0"}).bad == KEYS[:1]
+        assert read({KEYS[0]: record[:length]}).corrupt == KEYS[:1]
+    assert read({KEYS[0]: record + b"\0"}).corrupt == KEYS[:1]
 
 
 def test_the_record_of_another_key_is_bad() -> None:
     records = encode(KEYS, VECTORS, "float32")
     reader = read({KEYS[0]: records[KEYS[1]]})
     assert not reader.found().mask.any()
-    assert reader.bad == [KEYS[0]]
+    assert reader.corrupt == [KEYS[0]]
 
 
-def test_what_is_no_record_at_all_is_bad() -> None:
+def test_other_values_are_corrupt() -> None:
     for other in (b"", "text", 5, 0.5, b"EMBV", b"\0" * 100):
-        assert read({KEYS[2]: other}).bad == [KEYS[2]]  # type: ignore[dict-item]
+        assert read({KEYS[2]: other}).corrupt == [KEYS[2]]  # type: ignore[dict-item]
 
 
 def test_a_record_of_another_length_than_the_models_is_bad() -> None:
     mixed = encode(KEYS[:2], VECTORS[:2], "float32") | encode(KEYS[2:], units([2, 3], 4), "float32")
     reader = read(mixed)
     assert reader.found().mask.tolist() == [True, True, False, False]
-    assert reader.bad == KEYS[2:]
+    assert reader.corrupt == KEYS[2:]
 
 
 def test_where_no_length_is_known_the_first_record_decides() -> None:
     mixed = encode(KEYS[:1], VECTORS[:1], "float32") | encode(KEYS[1:2], units([1], 4), "float32")
     reader = read(mixed, dimensions=None)
     assert reader.found().vectors.shape == (1, 8)
-    assert reader.bad == [KEYS[1]]
+    assert reader.corrupt == [KEYS[1]]
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 1.5, 1e30])
-def test_what_is_no_unit_vector_is_neither_kept_nor_believed(wrong: float) -> None:
+def test_vectors_that_are_not_unit_are_neither_stored_nor_returned(wrong: float) -> None:
     vectors = VECTORS.copy()
     vectors[1, 3] = wrong
     assert list(encode(KEYS, vectors, "float32")) == [KEYS[0], KEYS[2], KEYS[3]]
@@ -99,14 +99,14 @@ def test_what_is_no_unit_vector_is_neither_kept_nor_believed(wrong: float) -> No
     forged = _forged(vectors)
     reader = read(forged)
     assert reader.found().mask.tolist() == [True, False, True, True]
-    assert reader.bad == [KEYS[1]]
+    assert reader.corrupt == [KEYS[1]]
     assert np.array_equal(reader.found().vectors, VECTORS[[0, 2, 3]])
 
 
 def test_a_cache_of_float32_leaves_rounded_records_alone() -> None:
     reader = read(encode(KEYS, VECTORS, "float16"), "float32")
     assert not reader.found().mask.any()
-    assert reader.bad == []
+    assert reader.corrupt == []
 
 
 def test_a_cache_of_float16_reads_whole_records_as_they_are() -> None:
@@ -119,7 +119,7 @@ def test_a_cache_of_float16_reads_whole_records_as_they_are() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 8), (5, 8), (32,), (4, 8, 1)])
 def test_vectors_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="4 keys want vectors of shape"):
+    with pytest.raises(ValueError, match="shape .4, native. for 4 keys"):
         encode(KEYS, np.zeros(shape, np.float32), "float32")
 
 

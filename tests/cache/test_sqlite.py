@@ -12,7 +12,7 @@ import pytest
 
 from cache.made import filled, keys, right, units
 from emberd.cache import Cache, open_cache
-from emberd.cache.database import Database
+from emberd.cache.sqlite import Database
 
 
 @pytest.fixture
@@ -47,13 +47,13 @@ def test_a_thousand_and_more_keys_are_looked_up_at_once_in_their_order(cache: Ca
     assert right(cache, numbers) == 1700
 
 
-def test_a_key_that_is_asked_for_twice_is_found_twice(cache: Cache) -> None:
+def test_duplicate_key_is_found_twice(cache: Cache) -> None:
     cache.put_many(keys([1, 1]), units([1, 1]))
     assert right(cache, [1, 2, 1]) == 2
     assert cache.stats().entries == 1
 
 
-def test_no_keys_are_nothing(cache: Cache) -> None:
+def test_empty_lookup(cache: Cache) -> None:
     cache.put_many([], np.empty((0, 8), np.float32))
     assert cache.get_many([]).vectors.shape == (0, 0)
     assert cache.stats().misses == 0
@@ -70,7 +70,7 @@ def test_hits_and_misses_are_counted_by_each_object(cache: Cache, url: str) -> N
     cache.put_many(keys(range(10)), units(range(10)))
     cache.get_many(keys(range(5, 20)))
     counted = cache.stats()
-    assert (counted.hits, counted.misses, counted.healed, counted.entries) == (5, 10, 0, 10)
+    assert (counted.hits, counted.misses, counted.recovered, counted.entries) == (5, 10, 0, 10)
     assert counted.bytes is not None
     assert counted.bytes > 10 * 384 * 4
     assert open_cache(url).stats().hits == 0
@@ -84,13 +84,13 @@ def test_float16_is_kept_in_half_the_space(tmp_path: Path) -> None:
     assert half < 0.56 * whole
 
 
-def test_whole_vectors_replace_rounded_ones_and_serve_those_who_round(url: str) -> None:
+def test_float32_entries_replace_float16_ones_and_serve_float16_caches(url: str) -> None:
     rounding = filled(f"{url}?dtype=float16", range(5))
     whole = open_cache(url)
     assert not whole.get_many(keys(range(5))).mask.any()
     whole.put_many(keys(range(5)), units(range(5)))
     assert right(whole, range(5)) == right(rounding, range(5)) == 5
-    assert whole.stats().healed == 0
+    assert whole.stats().recovered == 0
 
 
 def test_closing_leaves_one_file_and_the_next_use_opens_it_again(cache: Cache, path: Path) -> None:
@@ -101,7 +101,7 @@ def test_closing_leaves_one_file_and_the_next_use_opens_it_again(cache: Cache, p
     assert right(cache, [1]) == 1
 
 
-def test_nobody_else_may_read_it(cache: Cache, path: Path) -> None:
+def test_files_are_private(cache: Cache, path: Path) -> None:
     before = os.umask(0)
     try:
         cache.put_many(keys([1]), units([1]))
@@ -115,7 +115,7 @@ def test_nobody_else_may_read_it(cache: Cache, path: Path) -> None:
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-def test_a_copy_is_made_from_the_url_and_opens_the_file_itself(url: str) -> None:
+def test_pickle_and_copy_reopen_the_file(url: str) -> None:
     cache = filled(f"{url}?max_bytes=70MB", [1])
     for other in (pickle.loads(pickle.dumps(cache)), copy.deepcopy(cache)):
         assert repr(other) == repr(cache)
@@ -136,7 +136,7 @@ def test_threads_take_turns(cache: Cache) -> None:
     assert right(cache, range(600)) == 600
 
 
-def test_a_file_that_is_deleted_while_it_is_open_begins_anew(cache: Cache, path: Path) -> None:
+def test_file_deleted_while_open_is_recreated(cache: Cache, path: Path) -> None:
     cache.put_many(keys([1]), units([1]))
     path.unlink()
     assert right(cache, [1]) == 0
@@ -146,7 +146,7 @@ def test_a_file_that_is_deleted_while_it_is_open_begins_anew(cache: Cache, path:
     assert right(open_cache(f"sqlite://{path}"), [1, 2]) == 1
 
 
-def test_a_file_that_another_took_the_place_of_is_let_go_of(cache: Cache, path: Path) -> None:
+def test_replaced_file_is_reopened(cache: Cache, path: Path) -> None:
     cache.put_many(keys([1]), units([1]))
     cache.close()
     assert right(cache, [1]) == 1
@@ -157,9 +157,7 @@ def test_a_file_that_another_took_the_place_of_is_let_go_of(cache: Cache, path: 
     assert right(cache, [2]) == 1
 
 
-def test_a_file_that_was_removed_while_it_was_open_comes_back_as_private(
-    cache: Cache, path: Path
-) -> None:
+def test_recreated_file_is_private(cache: Cache, path: Path) -> None:
     cache.put_many(keys([1]), units([1]))
     path.unlink()
     cache.put_many(keys([2]), units([2]))
@@ -168,7 +166,7 @@ def test_a_file_that_was_removed_while_it_was_open_comes_back_as_private(
         assert stat.S_IMODE(file.stat().st_mode) & 0o077 == 0, file.name
 
 
-def test_an_interrupt_while_the_write_lock_is_awaited_costs_nothing(
+def test_interrupt_while_waiting_for_the_write_lock_loses_nothing(
     cache: Cache, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C comes after SQLite began the transaction and before anything else."""
@@ -185,4 +183,4 @@ def test_an_interrupt_while_the_write_lock_is_awaited_costs_nothing(
     cache.put_many(keys([101]), units([101]))
     assert right(cache, range(102)) == 101
     assert right(open_cache(url), range(102)) == 101
-    assert cache.stats().healed == 0
+    assert cache.stats().recovered == 0

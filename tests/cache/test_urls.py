@@ -7,7 +7,7 @@ from emberd.cache.urls import DEFAULT_MAX_BYTES, parse
 from emberd.errors import SettingError
 
 
-def test_sqlite_alone_is_a_file_in_the_home(managed_home: object) -> None:
+def test_bare_sqlite_is_a_file_in_the_home(managed_home: object) -> None:
     place = parse("sqlite")
     assert (place.scheme, place.path, place.dtype) == ("sqlite", "", "float32")
     assert place.max_bytes == DEFAULT_MAX_BYTES
@@ -75,13 +75,13 @@ def test_times_to_live(text: str, seconds: int | None) -> None:
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("", "must be a text"),
-        (None, "must be a text"),
-        (True, "must be a text"),
-        ("mysql://h", "names no kind of cache"),
-        ("vectors.db", "names no kind of cache"),
-        ("/var/x.db", "names no kind of cache"),
-        ("SQLITE3:///x", "names no kind of cache"),
+        ("", "must be a URL"),
+        (None, "must be a URL"),
+        (True, "must be a URL"),
+        ("mysql://h", "is not a known kind of cache"),
+        ("vectors.db", "is not a known kind of cache"),
+        ("/var/x.db", "is not a known kind of cache"),
+        ("SQLITE3:///x", "is not a known kind of cache"),
         ("sqlite://relative.db", "three slashes"),
         ("sqlite:relative.db", "three slashes"),
         ("sqlite:///var/", "three slashes"),
@@ -90,10 +90,10 @@ def test_times_to_live(text: str, seconds: int | None) -> None:
         ("redis://h:x", "host:port"),
         ("redis://h:0", "host:port"),
         ("redis://h:70000", "host:port"),
-        ("redis://[::1", "cannot be read"),
+        ("redis://[::1", "not a valid URL"),
         ("redis://a,b", "one for Redis"),
-        ("redis://h/name", "number of a database"),
-        ("memcached://h/0", "Memcached knows no"),
+        ("redis://h/name", "not a database number"),
+        ("memcached://h/0", "Memcached has no databases"),
         ("memcached://a,,b", "host:port"),
         ("sqlite?ttl=5", "dtype and max_bytes"),
         ("redis://h?max_bytes=5GB", "dtype and ttl"),
@@ -111,7 +111,7 @@ def test_times_to_live(text: str, seconds: int | None) -> None:
         ("redis://h?ttl=1e300", "1h30m"),
     ],
 )
-def test_what_cannot_be_used_is_refused_with_what_to_give(url: str, says: str) -> None:
+def test_invalid_url_is_refused_with_what_is_valid(url: str, says: str) -> None:
     with pytest.raises(SettingError, match=says):
         check(url)
 

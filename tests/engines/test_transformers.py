@@ -21,7 +21,7 @@ from emberd.engines.gpus import Gpu, Survey
 from emberd.engines.transformers import ENGINE, compat
 from emberd.errors import NoEngineError, StartError
 from emberd.installs import Interpreter
-from emberd.serving import KEY_VARIABLE, processor
+from emberd.serving import KEY_VARIABLE, hardware
 from emberd.settings import ServerSpec, StartOptions
 
 GIB = 1024**3
@@ -43,7 +43,7 @@ class Machine:
         self.sees()
         self.is_a("linux", "x86_64")
         self.has_free(64 * GIB)
-        patch.setattr(processor, "multiplies_bfloat16", lambda: True)
+        patch.setattr(hardware, "multiplies_bfloat16", lambda: True)
 
     def installed(self, version: str | None = "5.19.0", cuda: str = "'13.0'") -> None:
         found = None
@@ -229,7 +229,7 @@ def test_weights_that_do_not_fit_into_memory_are_refused(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, native: bool, free_gib: int, fits: bool
 ) -> None:
     """4B in bfloat16 takes 7.9 GiB with what goes with it; in float32 twice that."""
-    monkeypatch.setattr(processor, "multiplies_bfloat16", lambda: native)
+    monkeypatch.setattr(hardware, "multiplies_bfloat16", lambda: native)
     machine.has_free(free_gib * GIB)
     refused = ENGINE.why_unavailable(spec("Qwen/Qwen3-Embedding-4B", device="cpu"))
     if fits:

@@ -1,4 +1,4 @@
-"""Redis and Memcached of one's own: on loopback, keeping nothing, ended by their process id."""
+"""Redis and Memcached of a test: on loopback, without persistence, ended by their process id."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def program(name: str) -> str:
 
 
 def free_port() -> int:
-    """Return a port that nobody has."""
+    """Return a free port."""
     with socket.socket() as asked:
         asked.bind(("127.0.0.1", 0))
         return int(asked.getsockname()[1])
@@ -75,7 +75,7 @@ class Service:
 
 def _command(scheme: str, port: int, folder: Path, options: Sequence[str]) -> list[str]:
     if scheme == "memcached":
-        # As root it wants to be told whom to be.
+        # Started by root, it needs a user to run as.
         where = ["-l", "127.0.0.1", "-p", str(port), "-U", "0", "-u", "nobody"]
         return [program("memcached"), *where, *options]
     listening = (

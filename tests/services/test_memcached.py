@@ -7,11 +7,11 @@ from pymemcache import Client
 
 from cache.made import filled, keys, right, units
 from emberd.cache import open_cache
-from emberd.cache.memcached_store import MemcachedStore
+from emberd.cache.remote import _expiry
 from services.conftest import Start
 
 
-def test_a_damaged_value_is_thrown_away_and_computed_anew(start: Start) -> None:
+def test_corrupt_value_is_removed_and_stored_again(start: Start) -> None:
     service = start("memcached")
     cache = filled(service.url, range(10))
     name = f"emberd:{keys([3])[0].hex()}"
@@ -19,7 +19,7 @@ def test_a_damaged_value_is_thrown_away_and_computed_anew(start: Start) -> None:
     record = other.get(name)
     other.set(name, record[:-1] + bytes([record[-1] ^ 1]))
     assert right(cache, range(10)) == 9
-    assert cache.stats().healed == 1
+    assert cache.stats().recovered == 1
     assert other.get(name) is None
     cache.put_many(keys([3]), units([3]))
     assert right(cache, range(10)) == 10
@@ -27,7 +27,7 @@ def test_a_damaged_value_is_thrown_away_and_computed_anew(start: Start) -> None:
     cache.close()
 
 
-def test_several_servers_have_a_share_each_and_one_may_be_away(
+def test_keys_are_shared_between_servers_and_one_may_be_down(
     start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, other = start("memcached"), start("memcached")
@@ -44,9 +44,7 @@ def test_several_servers_have_a_share_each_and_one_may_be_away(
     cache.close()
 
 
-def test_a_full_server_drops_what_is_old_and_keeps_taking(
-    start: Start, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_full_server_evicts_old_entries(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     service = start("memcached", "-m", "2")
     cache = filled(service.url, range(5000))
     assert 10 < right(cache, range(5000)) < 5000
@@ -56,15 +54,14 @@ def test_a_full_server_drops_what_is_old_and_keeps_taking(
 
 
 @pytest.mark.parametrize("ttl", ["1h", "30d", "90d"])
-def test_a_long_life_is_not_taken_for_a_date_long_past(ttl: str, start: Start) -> None:
+def test_long_ttl_is_not_taken_for_a_past_date(ttl: str, start: Start) -> None:
     service = start("memcached")
     cache = filled(f"{service.url}?ttl={ttl}", range(5))
     assert right(cache, range(5)) == 5
     cache.close()
 
 
-def test_memcached_is_told_a_long_life_as_a_time_of_day() -> None:
-    store = MemcachedStore("127.0.0.1", 1, 90 * 86400, 1.0)
-    assert store._expire() > time.time()
-    assert MemcachedStore("127.0.0.1", 1, 60, 1.0)._expire() == 60
-    assert MemcachedStore("127.0.0.1", 1, None, 1.0)._expire() == 0
+def test_long_ttl_is_sent_as_a_time_of_day() -> None:
+    assert _expiry(90 * 86400) > time.time()
+    assert _expiry(60) == 60
+    assert _expiry(None) == 0

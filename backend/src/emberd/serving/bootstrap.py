@@ -4,8 +4,8 @@ Run as a file::
 
     PYTHONSAFEPATH=1 /path/to/engine/bin/python bootstrap.py --encoder transformers --port 30000 ...
 
-Only the package that this file stands in is put in: a path entry would bring every package of the
-application with it, and other versions of what the engine has.
+Only the package that contains this file is made importable. A path entry would make every package
+of the application importable, in other versions than the engine needs.
 """
 
 import importlib.util
@@ -17,17 +17,17 @@ _OLDEST = (3, 11)
 
 
 def main() -> int:
-    """Serve until a signal comes; return the exit code."""
+    """Serve until a signal arrives; return the exit code."""
     if sys.version_info < _OLDEST:
-        here = sys.version.split()[0]
-        sys.exit(f"cannot serve: {sys.executable} is Python {here}. emberd needs 3.11 or newer.")
+        version = sys.version.split()[0]
+        sys.exit(f"cannot serve: {sys.executable} is Python {version}. emberd needs 3.11 or newer.")
     folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     start = os.path.join(folder, "__init__.py")
     spec = importlib.util.spec_from_file_location(
         _PACKAGE, start, submodule_search_locations=[folder]
     )
     if spec is None or spec.loader is None:
-        sys.exit(f"cannot serve: emberd cannot be loaded from {folder}. Install it again.")
+        sys.exit(f"cannot serve: emberd cannot be loaded from {folder}. Reinstall it.")
     package = importlib.util.module_from_spec(spec)
     sys.modules[_PACKAGE] = package
     spec.loader.exec_module(package)

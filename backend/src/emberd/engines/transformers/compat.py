@@ -13,7 +13,7 @@ from emberd import checkpoints, pipeline
 from emberd.catalog import DEMO_MODEL
 from emberd.engines.gpus import Gpu, Survey
 from emberd.engines.model_shape import element_bytes, shape_of
-from emberd.serving import processor
+from emberd.serving import hardware
 from emberd.settings import ServerSpec
 
 NAME: Final = "transformers"
@@ -150,7 +150,7 @@ def _dtype(spec: ServerSpec, device: str, gpu: Gpu | None) -> str:
         return spec.dtype
     if gpu is not None:
         return _BFLOAT16 if gpu.capability >= _NATIVE_BFLOAT16 else _FLOAT32
-    return _BFLOAT16 if device == MPS or processor.multiplies_bfloat16() else _FLOAT32
+    return _BFLOAT16 if device == MPS or hardware.multiplies_bfloat16() else _FLOAT32
 
 
 def _unsupported_files(model: str, revision: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""A damaged file never gives a wrong vector, never fails a call, and is healed."""
+"""A corrupt file never gives a wrong vector, never fails a call, and is recreated."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def use(path: Path, count: int = COUNT) -> Cache:
-    """Read, write and read again: whatever the file is, no vector is another's."""
+    """Read, write and read again: whatever the file contains, no vector is wrong."""
     cache = open_cache(f"sqlite://{path}")
     right(cache, range(count))
     cache.put_many(keys(range(count)), units(range(count)))
@@ -47,7 +47,7 @@ def use(path: Path, count: int = COUNT) -> Cache:
     return cache
 
 
-def begins_anew(path: Path) -> None:
+def recreates(path: Path) -> None:
     cache = open_cache(f"sqlite://{path}")
     right(cache, range(COUNT))
     cache.put_many(keys(range(COUNT)), units(range(COUNT)))
@@ -75,7 +75,7 @@ def test_flipped_bits_never_give_a_wrong_vector(
         use(path)
 
 
-def test_a_bit_that_is_flipped_in_a_vector_costs_that_vector_alone(
+def test_bit_flipped_in_a_vector_loses_only_that_vector(
     path: Path, sound: dict[str, bytes]
 ) -> None:
     broken = bytearray(sound["closed"])
@@ -83,47 +83,45 @@ def test_a_bit_that_is_flipped_in_a_vector_costs_that_vector_alone(
     path.write_bytes(broken)
     cache = open_cache(f"sqlite://{path}")
     assert right(cache, range(COUNT)) == COUNT - 1
-    assert cache.stats().healed == 1
+    assert cache.stats().recovered == 1
     assert right(cache, range(COUNT)) == COUNT - 1
-    assert (cache.stats().healed, cache.stats().entries) == (1, COUNT - 1)
+    assert (cache.stats().recovered, cache.stats().entries) == (1, COUNT - 1)
     cache.put_many(keys([7]), units([7]))
     assert right(cache, range(COUNT)) == COUNT
 
 
 @pytest.mark.parametrize("kept", [2, 15, 16, 99, 100, 1000, PAGE, PAGE + 1, 3 * PAGE, 5 * PAGE - 7])
-def test_a_truncated_file_begins_anew(
+def test_truncated_file_is_recreated(
     kept: int, path: Path, sound: dict[str, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     path.write_bytes(sound["closed"][:kept])
-    begins_anew(path)
-    assert len([said for said in caplog.messages if f"The cache {path} is damaged" in said]) == 1
+    recreates(path)
+    assert len([said for said in caplog.messages if f"The cache {path} was corrupt" in said]) == 1
 
 
 @pytest.mark.parametrize("length", [0, 1])
-def test_a_file_of_no_length_is_a_new_one(
-    length: int, path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_empty_file_is_a_new_one(length: int, path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.write_bytes(bytes(length))
-    begins_anew(path)
+    recreates(path)
     assert caplog.messages == []
 
 
 @pytest.mark.parametrize(
     "content", [b"SQLite format 3\0", b"\0" * PAGE, b"%PDF-1.7 of somebody's" * 99]
 )
-def test_what_was_never_a_cache_is_kept_by_another_name(
+def test_file_that_never_was_a_cache_is_renamed(
     content: bytes, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path.write_bytes(content)
-    begins_anew(path)
+    recreates(path)
     assert path.with_name("v.db.damaged-1").read_bytes() == content
     path.write_bytes(content)
-    begins_anew(path)
+    recreates(path)
     assert path.with_name("v.db.damaged-2").read_bytes() == content
-    assert "v.db.damaged-1, and begins anew" in caplog.messages[0]
+    assert "v.db.damaged-1 and will be recreated" in caplog.messages[0]
 
 
-def test_the_database_of_another_program_is_left_alone(
+def test_database_of_another_program_is_not_modified(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = sqlite3.connect(path)
@@ -133,7 +131,7 @@ def test_the_database_of_another_program_is_left_alone(
     use(path)
     use(path)
     assert path.read_bytes() == before
-    assert "the database of another program" in caplog.messages[0]
+    assert "a database of another program" in caplog.messages[0]
 
 
 @pytest.mark.parametrize("length", [0, 10, 32, 33, 5000, 40000])
@@ -160,15 +158,15 @@ def test_a_log_of_rubbish_never_gives_a_wrong_vector(path: Path, sound: dict[str
     use(path)
 
 
-def test_a_table_that_is_gone_is_damage(path: Path) -> None:
+def test_missing_table_is_corruption(path: Path) -> None:
     filled(f"sqlite://{path}", range(COUNT))
     with sqlite3.connect(path) as other:
         other.execute("DROP TABLE vectors")
     other.close()
-    begins_anew(path)
+    recreates(path)
 
 
-def test_two_that_heal_at_once_heal_once(
+def test_concurrent_recovery_recreates_once(
     path: Path, sound: dict[str, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = bytearray(sound["closed"])
@@ -176,14 +174,14 @@ def test_two_that_heal_at_once_heal_once(
     path.write_bytes(broken)
     gate = threading.Barrier(4)
 
-    def heal(number: int) -> None:
+    def recover(number: int) -> None:
         cache = open_cache(f"sqlite://{path}")
         gate.wait()
         mine = range(number * 50, number * 50 + 50)
         cache.put_many(keys(mine), units(mine))
         right(cache, range(200))
 
-    threads = [threading.Thread(target=heal, args=(number,)) for number in range(4)]
+    threads = [threading.Thread(target=recover, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -204,7 +202,7 @@ for line in sys.stdin:
 """
 
 
-def test_a_process_that_had_the_file_open_goes_on_with_the_new_one(path: Path) -> None:
+def test_process_with_the_old_file_open_continues_with_the_new_one(path: Path) -> None:
     url = f"sqlite://{path}"
     filled(url, range(10))
     with process(OTHER, url) as other:
@@ -220,7 +218,7 @@ def test_a_process_that_had_the_file_open_goes_on_with_the_new_one(path: Path) -
 
         put(10)
         path.write_bytes(b"rubbish" * 10000)
-        begins_anew(path)
+        recreates(path)
         put(1000)
         put(1010)
         cache = open_cache(url)

@@ -1,4 +1,4 @@
-"""A file that cannot be used is warned of once, and gone without."""
+"""A file that cannot be used causes one warning; embedding continues without the cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from cache.made import filled, keys, right, units
 from emberd.cache import open_cache
-from emberd.cache.absence import Absence
+from emberd.cache.base import CircuitBreaker
 from managed import environment
 
 # As a user who may not write there, whoever runs the tests.
@@ -50,7 +50,7 @@ def run(program: str, url: str) -> tuple[list[str], list[str]]:
     return ended.stdout.splitlines(), ended.stderr.splitlines()
 
 
-def test_a_folder_that_is_read_only_is_warned_of_once(tmp_path: Path) -> None:
+def test_read_only_folder_causes_one_warning(tmp_path: Path) -> None:
     folder = tmp_path / "locked"
     folder.mkdir(mode=0o555)
     for above in (tmp_path, *tmp_path.parents[:3]):
@@ -59,11 +59,11 @@ def test_a_folder_that_is_read_only_is_warned_of_once(tmp_path: Path) -> None:
     printed, warned = run(READ_ONLY, f"sqlite://{folder}/v.db")
     assert printed == ["0 5", "0 10", "0 15"]
     assert len(warned) == 1
-    assert f"Writing to the cache {folder}/v.db fails" in warned[0]
+    assert f"Writing to the cache {folder}/v.db failed" in warned[0]
     assert "Permission denied" in warned[0]
 
 
-def test_a_full_disk_costs_what_is_put_and_not_what_is_there(tmp_path: Path) -> None:
+def test_full_disk_loses_new_entries_only(tmp_path: Path) -> None:
     url = f"sqlite://{tmp_path}/v.db"
     filled(url, range(50))
     printed, warned = run(FULL, url)
@@ -74,10 +74,10 @@ def test_a_full_disk_costs_what_is_put_and_not_what_is_there(tmp_path: Path) -> 
     assert right(cache, range(1000)) == 50
     cache.put_many(keys(range(1000)), units(range(1000)))
     assert right(cache, range(1000)) == 1000
-    assert cache.stats().healed == 0
+    assert cache.stats().recovered == 0
 
 
-def test_a_path_that_leads_through_a_file_is_gone_without(
+def test_path_through_a_file_causes_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
@@ -88,22 +88,22 @@ def test_a_path_that_leads_through_a_file_is_gone_without(
     assert len(caplog.messages) == 1
 
 
-def test_an_absence_is_told_once_and_so_is_its_end(
+def test_circuit_breaker_warns_once_per_outage_and_once_at_its_end(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("emberd.cache.absence.PAUSE_S", 0.0)
+    monkeypatch.setattr("emberd.cache.base.RETRY_AFTER_S", 0.0)
     caplog.set_level(logging.WARNING, "emberd")
-    absence = Absence("Reading it")
-    absence.end()
+    breaker = CircuitBreaker("Reading it")
+    breaker.record_success()
     for _ in range(3):
-        absence.begin("gone")
-        assert not absence.lasts
-    absence.end()
-    absence.end()
+        breaker.record_failure("gone")
+        assert not breaker.is_open
+    breaker.record_success()
+    breaker.record_success()
     assert [said.partition(" (")[0] for said in caplog.messages] == [
-        "Reading it fails",
+        "Reading it failed",
         "Reading it works again.",
     ]
-    monkeypatch.setattr("emberd.cache.absence.PAUSE_S", 1000.0)
-    absence.begin("gone")
-    assert absence.lasts
+    monkeypatch.setattr("emberd.cache.base.RETRY_AFTER_S", 1000.0)
+    breaker.record_failure("gone")
+    assert breaker.is_open

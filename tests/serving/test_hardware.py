@@ -1,4 +1,4 @@
-"""What the processors of this machine allow."""
+"""Cores and number formats of the processor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from emberd.serving import processor
+from emberd.serving import hardware
 
 
 @pytest.mark.parametrize(
@@ -24,26 +24,26 @@ def test_a_containers_quota_bounds_the_cores(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
 ) -> None:
     (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(processor, "_QUOTA_FILE", tmp_path / "cpu.max")
+    monkeypatch.setattr(hardware, "_QUOTA_FILE", tmp_path / "cpu.max")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
-    assert processor.cores() == cores
+    assert hardware.cores() == cores
 
 
 def test_without_a_quota_the_cores_are_those_that_the_process_may_run_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(processor, "_QUOTA_FILE", tmp_path / "none")
+    monkeypatch.setattr(hardware, "_QUOTA_FILE", tmp_path / "none")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 5, 7}, raising=False)
-    assert processor.cores() == 3
+    assert hardware.cores() == 3
 
 
 def test_openmp_is_given_the_cores_and_a_short_spin(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(processor, "cores", lambda: 3)
+    monkeypatch.setattr(hardware, "cores", lambda: 3)
     with monkeypatch.context() as patch:
         patch.setattr(os, "environ", dict(os.environ))
-        processor.set_threads()
+        hardware.set_threads()
         assert (os.environ["OMP_NUM_THREADS"], os.environ["GOMP_SPINCOUNT"]) == ("3", "1000")
 
 
@@ -51,7 +51,7 @@ def test_threads_that_the_user_chose_stay(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    processor.set_threads()
+    hardware.set_threads()
     assert os.environ["OMP_NUM_THREADS"] == "7"
     assert "GOMP_SPINCOUNT" not in os.environ
 
@@ -70,12 +70,12 @@ def test_bfloat16_is_native_where_the_processor_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, native: bool
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\n\n{line}\n")
-    monkeypatch.setattr(processor, "_CPU_FILE", tmp_path / "cpuinfo")
-    assert processor.multiplies_bfloat16() is native
+    monkeypatch.setattr(hardware, "_CPU_FILE", tmp_path / "cpuinfo")
+    assert hardware.multiplies_bfloat16() is native
 
 
-def test_a_processor_that_says_nothing_has_no_bfloat16(
+def test_unknown_processor_has_no_native_bfloat16(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(processor, "_CPU_FILE", tmp_path / "none")
-    assert processor.multiplies_bfloat16() is False
+    monkeypatch.setattr(hardware, "_CPU_FILE", tmp_path / "none")
+    assert hardware.multiplies_bfloat16() is False
