@@ -144,13 +144,15 @@ def test_the_largest_limit_bounds_all_and_the_oldest_waiter_goes_first() -> None
             order.append(name)
 
     threads = [threading.Thread(target=take, args=who) for who in (("small", 1), ("large", 2))]
-    with _held(limiter, 2), _held(limiter, 2):
-        for number, thread in enumerate(threads, start=1):
-            thread.start()
-            waiting.until(_are_waiting(limiter, number))
-        assert order == []
-    for thread in threads:
-        thread.join()
+    with _held(limiter, 2):
+        with _held(limiter, 2):
+            for number, thread in enumerate(threads, start=1):
+                thread.start()
+                waiting.until(_are_waiting(limiter, number))
+            assert order == []
+        # One slot is free, so the second begins only when the first has ended.
+        for thread in threads:
+            thread.join()
     assert order == ["small", "large"]
 
 
