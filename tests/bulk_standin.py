@@ -22,9 +22,10 @@ from typing import Any, Final
 import numpy as np
 from pyarrow import parquet
 
-from emberd.bulk import inputs, job
-from emberd.bulk.job import Order, Summary
-from emberd.bulk.outputs import Shape
+from emberd.bulk import input_files, pipeline
+from emberd.bulk.assembly import OutputFormat
+from emberd.bulk.feed import Embed
+from emberd.bulk.pipeline import BulkRequest, BulkSummary, LocalExecutor
 from emberd.errors import ServerUnavailableError, TextError
 
 DIMENSIONS: Final = 4
@@ -54,28 +55,36 @@ def embed(texts: Iterable[str]) -> Iterator[Any]:
             index += 1
 
 
-def order(source: Path | list[Path], output: Path, **wishes: Any) -> Order:
-    """Return an order to embed ``source`` into ``output``, saving after each chunk."""
+def request(source: Path | list[Path], output: Path, **options: Any) -> BulkRequest:
+    """Return a request to embed ``source`` into ``output``, saving after each chunk."""
     names = source if isinstance(source, list) else [source]
     usual = {
-        "shape": Shape(output.suffix.removeprefix(".") or "folder"),
+        "output_format": OutputFormat(output.suffix.removeprefix(".") or "folder"),
         "identity": "emberd:stand-in",
         "role": "document",
         "column": "text",
-        "added": "embedding",
+        "embedding_column": "embedding",
         "save_every_s": 0.0,
     }
-    return Order(inputs.find([str(name) for name in names]), output, **{**usual, **wishes})
+    found = input_files.find([str(name) for name in names])
+    return BulkRequest(found, output, **{**usual, **options})
 
 
-def run(source: Path | list[Path], output: Path, **wishes: Any) -> Summary:
+def run(source: Path | list[Path], output: Path, **options: Any) -> BulkSummary:
     """Embed ``source`` into ``output``."""
-    wanted = order(source, output, **wishes)
-    return job.run(wanted, job.reader(wanted), lambda: (embed, DIMENSIONS), lambda progress: None)
+    return run_request(request(source, output, **options))
+
+
+def run_request(
+    wanted: BulkRequest, by: Embed = embed, dimensions: int = DIMENSIONS, watch: Any = None
+) -> BulkSummary:
+    """Run ``wanted`` with ``by``, which returns vectors of ``dimensions``."""
+    reader = pipeline.open_reader(wanted)
+    return pipeline.run(wanted, reader, LocalExecutor(lambda: (by, dimensions)), watch)
 
 
 def rejects(output: Path) -> list[dict[str, Any]]:
-    """Return what is told of the rows that were set aside."""
+    """Return what is written of the rows that could not be embedded."""
     path = output.with_name(output.name + ".rejects.jsonl")
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -149,7 +158,7 @@ def _die_at(kill_at: int, marked: str) -> None:
     steps = iter(range(1, kill_at + 1))
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        changes = event in _CHANGES or (event == "open" and "w" in str(arguments[1]))
+        changes = event in _CHANGES or (event == "open" and arguments[2] & os.O_CREAT)
         if changes and str(arguments[0]).startswith(marked) and next(steps, None) == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 

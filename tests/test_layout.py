@@ -61,7 +61,7 @@ ARROWS: Final[dict[str, set[str]]] = {
     | {"verified_manager", "server_handle", "handed", "index_identity", "progress"}
     | {"recollection", "streams"},
     "doctor": _JOINED | {"verified_manager"},
-    "bulk": {"errors"},
+    "bulk": {"errors", "system"},
     "ray": _BASE | {"engines", "client", "verified_manager", "embedder", "bulk"},
     "cli": _JOINED | {"verified_manager", "embedder", "doctor", "bulk", "ray"},
     "__main__": {"cli"},

@@ -27,7 +27,6 @@ import json, resource, sys, time
 from pathlib import Path
 import numpy as np
 import bulk_standin
-from emberd.bulk import job
 vectors = np.random.default_rng(7).standard_normal((1000, {DIMENSIONS}), np.float32)
 def embed(texts):
     for number, _ in enumerate(texts):
@@ -38,9 +37,9 @@ seen = []
 def watch(progress):
     if progress.done * 10 >= progress.total * len(seen):
         seen.append(most_mb())
-order = bulk_standin.order(Path(sys.argv[1]), Path(sys.argv[2]), save_every_s=30.0)
+wanted = bulk_standin.request(Path(sys.argv[1]), Path(sys.argv[2]), save_every_s=30.0)
 began = time.perf_counter()
-job.run(order, job.reader(order), lambda: (embed, {DIMENSIONS}), watch)
+bulk_standin.run_request(wanted, embed, {DIMENSIONS}, watch)
 seconds = time.perf_counter() - began
 print(json.dumps([{ROWS} / seconds, seen[1], most_mb()]))
 """

@@ -10,7 +10,7 @@ import pytest
 from pyarrow import dataset, parquet
 
 from bulk_standin import is_right, rejects, run
-from emberd.bulk import inputs
+from emberd.bulk import input_files
 from emberd.errors import SettingError
 
 
@@ -33,7 +33,7 @@ def test_each_file_of_a_folder_of_texts_is_a_row(tmp_path: Path) -> None:
         a_sub_three__rst=b"three",
     )
     summary = run(folder, tmp_path / "out.parquet")
-    assert (summary.embedded, summary.set_aside) == (3, 2)
+    assert (summary.embedded, summary.rejected) == (3, 2)
     table = parquet.read_table(tmp_path / "out.parquet")
     assert table["path"].to_pylist() == [
         f"{folder}/a/sub_three.rst",
@@ -45,7 +45,7 @@ def test_each_file_of_a_folder_of_texts_is_a_row(tmp_path: Path) -> None:
     blank, wrong = rejects(tmp_path / "out.parquet")
     assert blank["file"] == f"{folder}/a/blank.txt"
     assert wrong["reason"] == "The file is not UTF-8 at byte 3."
-    assert inputs.find([str(folder)]).left_out == 1
+    assert input_files.find([str(folder)]).skipped == 1
 
 
 def test_a_folder_of_parts_is_a_data_set_for_all_who_read_parquet(tmp_path: Path) -> None:
@@ -57,10 +57,23 @@ def test_a_folder_of_parts_is_a_data_set_for_all_who_read_parquet(tmp_path: Path
     assert is_right(tmp_path / "out")
 
 
+def test_without_hard_links_parts_are_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("no hard links")
+
+    monkeypatch.setattr("os.link", refuse)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.md").write_text("a")
+    run(tmp_path / "in", tmp_path / "out")
+    assert is_right(tmp_path / "out")
+
+
 def test_a_folder_that_holds_something_is_not_written_into(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"text": "a"}')
     run(tmp_path / "in.jsonl", tmp_path / "out")
-    with pytest.raises(SettingError, match="is there already, and holds something"):
+    with pytest.raises(SettingError, match="exists and is not empty"):
         run(tmp_path / "in.jsonl", tmp_path / "out")
     assert not (tmp_path / "out.parts").exists()
     (tmp_path / "empty").mkdir()
@@ -83,9 +96,9 @@ def test_an_array_says_which_rows_it_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        ({}, "holds no file. Read are .parquet"),
-        ({"x_a__png": b"", "x_b__csv": b""}, "holds only .csv, .png. Read are .parquet"),
-        ({"x_a__md": b"", "x_b__jsonl": b""}, "of several kinds: 1 .jsonl and 1 .md."),
+        ({}, "contains no files. Files that can be read: .parquet"),
+        ({"x_a__png": b"", "x_b__csv": b""}, "contains only .csv, .png. Files that can be read"),
+        ({"x_a__md": b"", "x_b__jsonl": b""}, "several kinds of files: 1 .jsonl and 1 .md."),
     ],
 )
 def test_a_folder_that_cannot_be_read_is_refused(
@@ -94,15 +107,15 @@ def test_a_folder_that_cannot_be_read_is_refused(
     (tmp_path / "in").mkdir()
     _texts(tmp_path / "in", **files)
     with pytest.raises(SettingError) as raised:
-        inputs.find([str(tmp_path / "in")])
+        input_files.find([str(tmp_path / "in")])
     assert says in str(raised.value)
 
 
 def test_what_other_programs_leave_is_passed_over(tmp_path: Path) -> None:
     for name in ("_SUCCESS", ".part.parquet", "_metadata.parquet", "b.parquet", "a.parquet"):
         (tmp_path / name).touch()
-    found = inputs.find([str(tmp_path)])
-    assert ([path.name for path in found.files], found.left_out) == (["a.parquet", "b.parquet"], 0)
+    found = input_files.find([str(tmp_path)])
+    assert ([path.name for path in found.files], found.skipped) == (["a.parquet", "b.parquet"], 0)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +123,7 @@ def test_what_other_programs_leave_is_passed_over(tmp_path: Path) -> None:
     [("x.PARQUET", True), ("x.jsonl.gz", True), ("x.ndjson", True), (".", True), ("x.md", False)],
 )
 def test_what_is_data_is_told_by_its_ending(name: str, is_data: bool) -> None:
-    assert inputs.is_data(name) is is_data
+    assert input_files.is_data(name) is is_data
 
 
 def test_a_folder_inside_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
@@ -124,16 +137,16 @@ def test_a_folder_inside_that_cannot_be_read_is_an_error(tmp_path: Path) -> None
         place = inner
     os.close(place)
     with pytest.raises(SettingError, match="cannot be read: File name too long"):
-        inputs.find([str(tmp_path)])
+        input_files.find([str(tmp_path)])
 
 
 def test_a_file_is_read_once(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").touch()
     for names in (["a.jsonl", "./a.jsonl"], [".", "a.jsonl"], [".", "."]):
-        with pytest.raises(SettingError, match="is among the input twice"):
-            inputs.find([f"{tmp_path}/{name}" for name in names])
+        with pytest.raises(SettingError, match="is in the input twice"):
+            input_files.find([f"{tmp_path}/{name}" for name in names])
 
 
 def test_a_name_that_is_empty_is_not_the_folder_here() -> None:
     with pytest.raises(SettingError, match="is empty"):
-        inputs.find([""])
+        input_files.find([""])

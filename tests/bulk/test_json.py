@@ -93,21 +93,21 @@ def test_lines_that_cannot_be_rows_are_set_aside(tmp_path: Path, name: str) -> N
     ]
     (tmp_path / "in.jsonl").write_bytes(b"\r\n".join(lines))
     summary = run(tmp_path / "in.jsonl", tmp_path / name)
-    assert (summary.embedded, summary.set_aside) == (3, 9)
+    assert (summary.embedded, summary.rejected) == (3, 9)
     found = rejects(tmp_path / name)
     assert [row["line"] for row in found] == [2, 3, 5, 6, 7, 8, 10, 11, 12]
     assert [row["row"] for row in found] == [1, 2, 3, 4, 5, 6, 8, 9, 10]
     for row, reason in zip(
         found,
         [
-            "The line is no JSON: Unterminated string",
-            "The line is no JSON object but '[1, 2]'.",
+            "The line is not JSON: Unterminated string",
+            "The line is not a JSON object: '[1, 2]'.",
             "The object has no field 'text'.",
             "The text is null.",
             "The text is of type int, not a string.",
-            "The line holds the lone surrogate '\\ud800'.",
+            "The line contains the lone surrogate '\\ud800'.",
             "The line is not UTF-8 at byte 13 (0xe9).",
-            "The line is no JSON: maximum recursion",
+            "The line is not JSON: maximum recursion",
             "The text is blank. Leave blank texts out.",
         ],
         strict=True,
@@ -128,12 +128,12 @@ def test_a_field_that_all_have_already_is_refused_at_once(tmp_path: Path) -> Non
     source = _write(tmp_path / "in.jsonl", [{"text": "a", "embedding": [1]}] * 3)
     with pytest.raises(SettingError, match="have a field 'embedding' already. Name the new one"):
         run(source, tmp_path / "out.jsonl")
-    assert run(source, tmp_path / "out.jsonl", added="vector").embedded == 3
+    assert run(source, tmp_path / "out.jsonl", embedding_column="vector").embedded == 3
 
 
 @pytest.mark.parametrize("name", ["out.parquet", "out", "out.jsonl"])
 def test_the_vectors_may_be_called_line(tmp_path: Path, name: str) -> None:
-    run(_write(tmp_path / "in.jsonl", [{"text": "a"}]), tmp_path / name, added="line")
+    run(_write(tmp_path / "in.jsonl", [{"text": "a"}]), tmp_path / name, embedding_column="line")
     if name == "out.jsonl":
         row = json.loads((tmp_path / name).read_text())
     else:

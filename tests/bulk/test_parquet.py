@@ -77,7 +77,7 @@ def test_bad_rows_are_set_aside_with_what_was_wrong(tmp_path: Path) -> None:
     texts = pa.array([b"one", None, b"caf\xe9", b"  ", b"two"]).view(pa.string())
     source = _write(tmp_path / "in.parquet", {"text": texts, "id": [10, 11, 12, 13, 14]})
     summary = run(source, tmp_path / "out.parquet")
-    assert (summary.embedded, summary.set_aside) == (2, 3)
+    assert (summary.embedded, summary.rejected) == (2, 3)
     assert parquet.read_table(tmp_path / "out.parquet")["id"].to_pylist() == [10, 14]
     null, wrong, blank = rejects(tmp_path / "out.parquet")
     assert null == {
@@ -154,7 +154,7 @@ def test_a_file_without_the_column_is_named(tmp_path: Path) -> None:
 
 def test_other_names_of_columns_can_be_given(tmp_path: Path) -> None:
     source = _write(tmp_path / "in.parquet", {"body": ["a"], "embedding": [1], "text": [None]})
-    run(source, tmp_path / "out.parquet", column="body", added="vector")
+    run(source, tmp_path / "out.parquet", column="body", embedding_column="vector")
     (row,) = parquet.read_table(tmp_path / "out.parquet").to_pylist()
     assert np.allclose(row.pop("vector"), bulk_standin.vector("a"))
     assert row == {"body": "a", "embedding": 1, "text": None}
@@ -222,7 +222,7 @@ def test_a_row_whose_other_values_python_cannot_hold_is_set_aside_without_them(
 ) -> None:
     other = pa.array([b"x", b"\xff"]).view(pa.string())
     source = _write(tmp_path / "in.parquet", {"text": ["a", None], "other": other})
-    assert run(source, tmp_path / "out.parquet").set_aside == 1
+    assert run(source, tmp_path / "out.parquet").rejected == 1
     assert rejects(tmp_path / "out.parquet")[0]["content"] is None
 
 

@@ -18,8 +18,8 @@ from pyarrow import parquet
 
 import waiting
 from command import Command, stub
-from emberd.cli import destination
-from emberd.cli.embed import _next_size
+from emberd.bulk.tables import IDENTITY_KEY
+from emberd.cli.text_stream import _next_size
 from stubs import server
 
 LINES = ["one", "two", "drei", "四"]
@@ -79,11 +79,15 @@ def test_binary_formats_go_into_pipes(running: Command) -> None:
             assert parquet.read_table(file).column("text").to_pylist() == ["one"]
 
 
-def test_parquet_has_texts_and_float32_lists(running: Command, tmp_path: Path) -> None:
+def test_parquet_is_as_that_of_data(running: Command, tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     running("embed", *stub(), "-o", str(path), stdin="\n".join(LINES))
     table = parquet.read_table(path)
-    assert [str(column.type) for column in table.schema] == ["string", "list<element: float>"]
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"text": "{line}"}}\n' for line in LINES))
+    running("embed", *stub(), str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "y.parquet"))
+    other = parquet.read_table(tmp_path / "y.parquet")
+    assert table.schema.equals(other.schema, check_metadata=True)
+    assert IDENTITY_KEY in table.schema.metadata
     assert table.column("text").to_pylist() == LINES
     assert _close(table.column("embedding").to_pylist(), LINES)
 
@@ -174,7 +178,7 @@ def test_a_terminal_sees_how_fast_it_goes(running: Command, tmp_path: Path) -> N
 def test_binary_on_a_terminal_is_refused(running: Command) -> None:
     done = running.on_terminal("embed", *stub(), "--format", "npy", "-t", "one")
     assert done.code == 2
-    assert "--format npy is not for a terminal. Give --output FILE." in done.out
+    assert "--format npy is not for a terminal. Pass --output FILE." in done.out
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
@@ -225,22 +229,6 @@ def test_a_link_stays_a_link(running: Command, tmp_path: Path) -> None:
 )
 def test_windows_grow_with_the_speed(texts: int, seconds: float, size: int) -> None:
     assert _next_size(texts, seconds) == size
-
-
-@pytest.mark.parametrize("name", ["out.jsonl", "out.npy"])
-def test_where_files_must_have_a_name_the_output_is_whole_all_the_same(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delattr(os, "O_TMPFILE")
-    target = tmp_path / name
-    target.write_text("before")
-    with destination.opened(target, whole=True) as file:
-        file.write(b"after")
-        assert target.read_text() == "before"
-    assert target.read_text() == "after"
-    with pytest.raises(RuntimeError), destination.opened(target, whole=True) as file:
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == [target]
 
 
 def _unnamed_bytes(pid: int, folder: Path) -> int:

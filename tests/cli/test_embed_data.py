@@ -51,7 +51,7 @@ def test_bad_rows_are_set_aside_and_the_exit_code_tells(emberd: Command, tmp_pat
     target = tmp_path / "out.parquet"
     done = emberd("embed", *stub(), str(source), "-o", str(target))
     assert done.code == 6, done.err
-    assert f"4 rows could not be embedded and are not in it: {target}.rejects.jsonl" in done.err
+    assert f"4 rows could not be embedded and are not in it: see {target}.rejects.jsonl" in done.err
     assert parquet.read_table(target)["text"].to_pylist() == ["one", "x" * 50, "two"]
     rejects = [
         json.loads(line) for line in Path(f"{target}.rejects.jsonl").read_text().splitlines()
@@ -119,10 +119,10 @@ def test_what_an_ended_run_has_done_is_not_done_again(
         process.send_signal(signum)
         _, err = process.communicate(timeout=20)
     assert process.returncode == (130 if signum == signal.SIGINT else -9)
-    assert (b"run the same command again to go on" in err) == (signum == signal.SIGINT)
+    assert (b"run the same command again to continue" in err) == (signum == signal.SIGINT)
     done = emberd(*command, "--dimensions", "4")
     assert done.code == 2
-    assert "was begun otherwise: identity " in done.err
+    assert "was begun with other parameters: identity " in done.err
     assert not target.exists()
     done = emberd(*command)
     assert done.code == 0, done.err
@@ -151,24 +151,27 @@ def test_a_terminal_sees_rate_and_time_left(running: Command, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("in.jsonl",), "Give --output FILE.parquet, FILE.jsonl, FILE.npy or FOLDER."),
-        (("in.jsonl", "-o", "out.csv"), "--output ends with .csv, which is no format"),
-        (("in.jsonl", "-o", "out", "-t", "x"), "--text cannot be given beside"),
-        (("in.jsonl", "-o", "in.jsonl"), "in.jsonl is among what is read"),
-        (("out.rejects.jsonl", "-o", "out"), "out.rejects.jsonl is among what is read"),
-        (("", "-o", "out"), "A name of the input is empty"),
+        (("in.jsonl",), "Pass --output FILE.parquet, FILE.jsonl, FILE.npy or FOLDER."),
+        (("in.jsonl", "-o", "out.csv"), "--output ends with .csv, which is not a format"),
+        (("in.jsonl", "-o", "out", "-t", "x"), "--text cannot be combined with"),
+        (("in.jsonl", "-o", "in.jsonl"), "in.jsonl is among the input"),
+        (("out.rejects.jsonl", "-o", "out"), "out.rejects.jsonl is among the input"),
+        (("", "-o", "out"), "The name of an input is empty"),
         (("in.txt", "--save-every", "5"), "--save-every are for Parquet"),
-        (("in.jsonl", "-o", "out", "--ray", "--format", "npy"), "piece by piece. Leave"),
+        (("in.txt", "-o", "out", "--ray"), "--ray embeds Parquet"),
         (
             ("in.jsonl", "-o", "out", "--ray", "--save-every", "5"),
-            "piece by piece. Leave",
+            "Leave --save-every out",
         ),
-        (("data", "-o", "data/out.parquet"), "out.parquet is among what is read"),
-        (("in.jsonl", "in.txt", "-o", "out"), "in.txt is a file with a text a line"),
+        (("data", "-o", "data/out.parquet"), "out.parquet is among the input"),
+        (("in.jsonl", "in.txt", "-o", "out"), "in.txt contains one text per line"),
         (("in.jsonl", "-o", "/dev/full"), "is neither a file nor a folder"),
         (("in.jsonl", "-o", "out.npy", "--column", "body"), "has no field 'body'"),
         (("in.txt", "--column", "body"), "are for Parquet, JSON lines and folders"),
-        (("in.jsonl", "-o", "made", "--format", "npy"), "is a folder, which holds Parquet alone"),
+        (
+            ("in.jsonl", "-o", "made", "--format", "npy"),
+            "is a folder, which can only contain Parquet",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_a_server_is_asked_for(

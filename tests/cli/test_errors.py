@@ -28,10 +28,14 @@ from emberd.cli.codes import Code
         (("env", "--device", "cuda", "-m", "emberd/demo"), 4, "leave --device 'cuda' out"),
         (("embed", "--dimensions", "9", "-t", "x"), 2, "--dimensions 9 does not suit"),
         (("embed", "--dimensions", "abc", "-t", "x"), 2, "Invalid value 'abc' for '--dimensions'"),
-        (("embed", "-o", "out.xyz", "-t", "x"), 2, "Endings are .jsonl, .npy, .parquet; with"),
+        (("embed", "-o", "out.xyz", "-t", "x"), 2, "Endings are .jsonl, .npy, .parquet; for"),
         (("env", "--engine", "demo", "--model", "x/y"), 4, "demo: serves only emberd/demo"),
-        (("embed", "no-such-file"), 2, "no-such-file is no file"),
-        (("embed", "-o", "no-such-folder/x.npy", "-t", "x"), 2, "Make it: mkdir -p no-such-folder"),
+        (("embed", "no-such-file"), 2, "The file no-such-file does not exist"),
+        (
+            ("embed", "-o", "no-such-folder/x.npy", "-t", "x"),
+            2,
+            "Create it: mkdir -p no-such-folder",
+        ),
         (("demo", "--docs", "no-such-folder", "-m", "emberd/demo"), 2, "is no folder"),
     ],
 )

@@ -1,136 +1,422 @@
-"""What was embedded so far: parts of some thousand rows, each there whole or not at all.
+"""Embedded rows on the disk: the parts of a unit, and the mark that says that the unit is done.
 
-A part's name says which rows of the input it covers, and its metadata where reading goes on after
-it. Rows that were set aside stand in a file of their own, which is there before its part is: so a
-part that is there makes all of its rows count, and one that is not none.
+::
+
+    part-000003-0000000000-0000000256.parquet   rows 0 to 255 of unit 3, with their vectors
+    part-000003-0000000000-0000000256.jsonl     its notes: where reading continues, rejected rows
+    unit-000003.json                            unit 3 is done: written last
+
+Each file is written whole or not at all. The notes of a part are written before the part: if the
+part exists, all of its rows count, else none. Two processes may write the same unit, for instance
+a worker that Ray believed dead and the one that replaced it. Their parts may overlap, so readers
+take a chain of parts without gaps.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Final
 
-from emberd.bulk import arrow, durable, json_values
-from emberd.bulk.rows import Cursor
+from emberd.bulk.feed import Outcome
+from emberd.bulk.readers import LINE
+from emberd.bulk.tables import (
+    IDENTITY_KEY,
+    JsonFields,
+    arrow_modules,
+    dump_json,
+    parquet_writer,
+    vector_array,
+    with_metadata,
+)
+from emberd.bulk.units import Chunk, Cursor, RowError
 from emberd.errors import EmberdError
+from emberd.system import atomic_file
 
-_NAME: Final = re.compile(r"part-(\d{12})-(\d{12})\.parquet")
-CURSOR_KEY: Final = b"emberd.cursor"
+_PART_NAME: Final = re.compile(r"part-(\d+)-(\d+)-(\d+)\.parquet")
+_MARK_NAME: Final = re.compile(r"unit-(\d+)\.json")
+
+_PART_BYTES: Final = 32 << 20
+_PART_ROWS: Final = 262_144
+_FLOAT_BYTES: Final = 4
+# A rejected row is quoted whole if it is not longer than this, else the beginning of its text.
+_QUOTED_CHARACTERS: Final = 4096
+_EXCERPT_CHARACTERS: Final = 400
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One part.
+class UnitPart:
+    """Some embedded rows of a unit.
 
     Attributes:
-        path: Its Parquet file: rows with their vectors.
-        start: The number of its first row in the input, from 0.
-        stop: The number after its last.
+        path: Parquet file of the rows that have vectors, which are its last column.
+        unit: Index of the unit.
+        start: Number of the first row in the unit.
+        stop: Number after the last row.
+        rows_before: Number of rows of the input before the unit; set for assembly.
+        lines_before: Number of lines of the file before the unit; set for assembly.
     """
 
     path: Path
+    unit: int
     start: int
     stop: int
+    rows_before: int = 0
+    lines_before: int = 0
 
     @property
-    def rejects_path(self) -> Path:
-        """Where the rows are that were set aside: an object a line, maybe no file."""
-        return self.path.with_suffix(".rejects.jsonl")
+    def notes_path(self) -> Path:
+        """File of what is not in the table: a line of facts, then a line per rejected row."""
+        return self.path.with_suffix(".jsonl")
+
+    def facts(self) -> dict[str, Any]:
+        """Return the first line of the notes."""
+        with self.notes_path.open("rb") as file:
+            facts: dict[str, Any] = json.loads(file.readline())
+        return facts
+
+    def after(self) -> Cursor:
+        """Return where reading continues after the part."""
+        return Cursor(**self.facts()["after"])
 
     def rejects(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows that were set aside, in order."""
-        with suppress(FileNotFoundError), self.rejects_path.open("rb") as file:
-            yield from map(json.loads, file)
+        """Yield what is known of the rows without vectors, numbered as in the whole input."""
+        with self.notes_path.open("rb") as file:
+            file.readline()
+            for line in file:
+                reject = json.loads(line)
+                reject["row"] += self.rows_before
+                if "line" in reject:
+                    reject["line"] += self.lines_before
+                yield reject
 
     def table(self) -> Any:
-        """Return its rows.
+        """Return the rows.
 
         Raises:
             EmberdError: The file is damaged.
         """
-        lib, parquet = arrow.modules()
+        arrow, parquet = arrow_modules()
         try:
             with parquet.ParquetFile(self.path) as file:
                 return file.read()
-        except (lib.ArrowException, OSError) as error:
+        except (arrow.ArrowException, OSError) as error:
             raise self._damaged(error) from error
 
-    def metadata(self) -> Any:
-        """Return the metadata of its file; raises as ``table``."""
-        lib, parquet = arrow.modules()
+    def schema(self) -> Any:
+        """Return the schema; raises as ``table``."""
+        arrow, parquet = arrow_modules()
         try:
-            return parquet.read_metadata(self.path)
-        except (lib.ArrowException, OSError) as error:
+            return parquet.read_schema(self.path)
+        except (arrow.ArrowException, OSError) as error:
             raise self._damaged(error) from error
 
-    @property
-    def after(self) -> Cursor:
-        """Where reading goes on after it; raises as ``table``."""
-        return Cursor(**json.loads(self.metadata().metadata[CURSOR_KEY]))
-
-    @property
     def dimensions(self) -> int:
-        """The length of its vectors; raises as ``table``."""
-        length: int = self.metadata().schema.to_arrow_schema().field(-1).type.list_size
+        """Return the length of the vectors; raises as ``table``."""
+        length: int = self.schema().field(-1).type.list_size
         return length
 
     def _damaged(self, error: Exception) -> EmberdError:
         return EmberdError(
-            f"{self.path} is damaged: {error}. Delete it, and run the same command again: it and "
-            f"what comes after it is embedded again."
+            f"{self.path} is damaged: {error}. Delete it, and run the same command again: its rows "
+            f"will be embedded again."
         )
 
 
-def found(folder: Path) -> list[Part]:
-    """Return the parts in ``folder`` from the first row on; delete what follows a gap."""
-    parts: list[Part] = []
-    for path in sorted(folder.iterdir()):
-        if (match := _NAME.fullmatch(path.name)) is not None:
-            part = Part(path, int(match[1]), int(match[2]))
-            expected = parts[-1].stop if parts else 0
-            if part.start == expected:
-                parts.append(part)
-            else:
-                path.unlink()
-    return parts
+@dataclass(frozen=True, slots=True)
+class UnitDone:
+    """Content of the mark that a unit is done.
 
-
-def commit(
-    folder: Path, rows: range, table: Any, rejects: list[dict[str, Any]], after: Cursor
-) -> Part:
-    """Write a part, and return it when it cannot be lost any more.
-
-    Args:
-        folder: Where parts are.
-        rows: The numbers of its rows in the input.
-        table: The rows with their vectors, in a column that comes last.
-        rejects: What to tell of the rows that were set aside.
-        after: Where reading goes on.
+    Attributes:
+        rows: Number of rows of the unit, including those without vectors.
+        lines: Number of lines of its last slice, including blank ones.
     """
-    name = f"part-{rows.start:012d}-{rows.stop:012d}.parquet"
-    part = Part(folder / name, rows.start, rows.stop)
-    # One of a part that was never finished would be taken for this one's.
-    part.rejects_path.unlink(missing_ok=True)
-    if rejects:
-        with durable.written(part.rejects_path) as file:
-            file.writelines(_line(reject) for reject in rejects)
-    cursor = json.dumps(asdict(after)).encode()
-    schema = table.schema.with_metadata({**(table.schema.metadata or {}), CURSOR_KEY: cursor})
-    with (
-        durable.written(part.path) as file,
-        arrow.writer(file, schema, schema.names[-1]) as writer,
-    ):
-        writer.write_table(table.replace_schema_metadata(schema.metadata))
-    return part
+
+    rows: int
+    lines: int
 
 
-def _line(reject: dict[str, Any]) -> bytes:
+@dataclass(frozen=True, slots=True)
+class PartStore:
+    """The parts of a job in a folder.
+
+    Attributes:
+        folder: The folder.
+        before_rename: Called before a file gets its name; may raise.
+    """
+
+    folder: Path
+    before_rename: Callable[[], None] | None = None
+
+    def parts(self, unit: int | None = None) -> dict[int, list[UnitPart]]:
+        """Return the parts of each unit, or of one, from its first row without a gap."""
+        found: dict[int, list[UnitPart]] = {}
+        for path in self.folder.iterdir():
+            if (match := _PART_NAME.fullmatch(path.name)) is not None:
+                part = UnitPart(path, *map(int, match.groups()))
+                if unit in (None, part.unit):
+                    found.setdefault(part.unit, []).append(part)
+        marks = self._marks()
+        return {key: _chain(found[key], marks.get(key)) for key in sorted(found)}
+
+    def done(self) -> dict[int, UnitDone]:
+        """Return the units that are done: those with a mark and all of their parts."""
+        parts = self.parts()
+        return {
+            unit: done
+            for unit, done in sorted(self._marks().items())
+            if parts.get(unit) and parts[unit][-1].stop == done.rows
+        }
+
+    def mark(self, unit: int, done: UnitDone) -> None:
+        """Mark a unit as done."""
+        with self._replacing(self.folder / f"unit-{unit:06d}.json") as file:
+            file.write(json.dumps(asdict(done)).encode())
+
+    def write(
+        self,
+        unit: int,
+        rows: range,
+        table: Any,
+        facts: dict[str, Any],
+        rejects: Sequence[dict[str, Any]],
+    ) -> UnitPart:
+        """Write a part, and return it when it is on the disk.
+
+        Args:
+            unit: Index of the unit.
+            rows: Numbers of the rows of the part in the unit.
+            table: The rows with vectors, which are the last column.
+            facts: First line of its notes.
+            rejects: What is known of the rows without vectors.
+        """
+        name = f"part-{unit:06d}-{rows.start:010d}-{rows.stop:010d}.parquet"
+        part = UnitPart(self.folder / name, unit, rows.start, rows.stop)
+        with self._replacing(part.notes_path) as file:
+            file.write(json.dumps(facts).encode() + b"\n")
+            file.writelines(dump_line(reject) for reject in rejects)
+        with self._replacing(part.path) as file, parquet_writer(file, table.schema) as writer:
+            writer.write_table(table)
+        return part
+
+    def _replacing(self, path: Path) -> Any:
+        return atomic_file.replacing(path, before_rename=self.before_rename)
+
+    def _marks(self) -> dict[int, UnitDone]:
+        marks: dict[int, UnitDone] = {}
+        for path in self.folder.iterdir():
+            if (match := _MARK_NAME.fullmatch(path.name)) is not None:
+                marks[int(match[1])] = UnitDone(**json.loads(path.read_bytes()))
+        return marks
+
+
+def _chain(parts: Sequence[UnitPart], done: UnitDone | None) -> list[UnitPart]:
+    """Return parts that follow each other from row 0, as far as possible or to the end."""
+    reached: dict[int, UnitPart] = {}
+    for part in sorted(parts, key=lambda part: (part.start, part.stop)):
+        if part.start == 0 or part.start in reached:
+            reached.setdefault(part.stop, part)
+    end = done.rows if done is not None and done.rows in reached else max(reached, default=None)
+    found: list[UnitPart] = []
+    while end is not None and end in reached and not (found and found[-1].start == 0):
+        found.append(reached[end])
+        end = reached[end].start
+    return found[::-1]
+
+
+def dump_line(reject: dict[str, Any]) -> bytes:
+    """Return a row that was rejected as a line of JSON."""
     try:
-        return json_values.dumped(reject).encode() + b"\n"
+        return dump_json(reject).encode() + b"\n"
     except UnicodeEncodeError:
         return json.dumps(reject, default=str).encode() + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class _EmbeddedChunk:
+    """What a chunk adds to a part, and the totals of the part with it."""
+
+    tables: list[Any]
+    vectors: list[Outcome]
+    rejects: list[dict[str, Any]]
+    stop: int
+    size: int
+    after: Cursor
+
+
+@dataclass(slots=True)
+class PartWriter:
+    """Collects embedded rows of a unit and writes them as parts.
+
+    Attributes:
+        store: Where to write.
+        unit: Index of the unit.
+        start: Number of the first row of the next part in the unit.
+        after: Where reading continues before the first chunk.
+        empty: A table like those that are kept; None if rows are not kept.
+        embedding_column: Column of the vectors.
+        dimensions: Length of the vectors.
+        identity: What the vectors are made with.
+        is_jsonl: Whether rows are JSON lines, and the types of their fields are recorded.
+        save_every_s: A part is due after this time.
+        on_reject: Called with the location of a row that cannot be embedded and the reason; may
+            raise.
+    """
+
+    store: PartStore
+    unit: int
+    start: int
+    after: Cursor
+    empty: Any
+    embedding_column: str
+    dimensions: int
+    identity: str
+    is_jsonl: bool
+    save_every_s: float
+    on_reject: Callable[[dict[str, Any], str], None]
+    _chunks: list[_EmbeddedChunk] = field(default_factory=list)
+    _since_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no rows since the last part."""
+        return self._stop == self.start
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next part is large enough, or the last one long enough ago."""
+        size = self._chunks[-1].size if self._chunks else 0
+        return not self.is_empty and (
+            size >= _PART_BYTES
+            or self._stop - self.start >= _PART_ROWS
+            or time.monotonic() - self._since_s >= self.save_every_s
+        )
+
+    @property
+    def _stop(self) -> int:
+        return self._chunks[-1].stop if self._chunks else self.start
+
+    def add(self, chunk: Chunk, outcomes: list[Outcome]) -> None:
+        """Add the rows of ``chunk`` with their outcomes.
+
+        Raises:
+            EmberdError: ``on_reject`` raised.
+        """
+        good = [index for index, each in enumerate(outcomes) if not isinstance(each, RowError)]
+        rejects = self._rejects(chunk, outcomes) if len(good) < len(outcomes) else []
+        tables = [] if self.empty is None else [chunk.rows.slice(*run) for run in _runs(good)]
+        size = sum(table.nbytes for table in tables) + len(good) * self.dimensions * _FLOAT_BYTES
+        size += self._chunks[-1].size if self._chunks else 0
+        vectors = [outcomes[index] for index in good]
+        stop = self._stop + len(outcomes)
+        # In one step: Ctrl-C may come at any moment, and then this list is saved.
+        self._chunks.append(_EmbeddedChunk(tables, vectors, rejects, stop, size, chunk.after))
+
+    def save(self) -> UnitPart:
+        """Write the rows since the last part as a part."""
+        rejects = list(chain.from_iterable(each.rejects for each in self._chunks))
+        after = self._chunks[-1].after if self._chunks else self.after
+        rows = range(self.start, self._stop)
+        facts = {"after": asdict(after), "fields": self._fields()}
+        part = self.store.write(self.unit, rows, self._table(), facts, rejects)
+        self.start, self.after, self._chunks = rows.stop, after, []
+        self._since_s = time.monotonic()
+        return part
+
+    def finish(self) -> None:
+        """Write the remaining rows and mark the unit as done; a unit has at least one part."""
+        if not self.is_empty or self.start == 0:
+            self.save()
+        after = self._chunks[-1].after if self._chunks else self.after
+        self.store.mark(self.unit, UnitDone(self.start, after.line))
+
+    def _table(self) -> Any:
+        arrow, _ = arrow_modules()
+        rows = list(chain.from_iterable(each.vectors for each in self._chunks))
+        vectors = vector_array(rows, self.dimensions)
+        if self.empty is None:
+            table = arrow.table([vectors], names=[self.embedding_column])
+        else:
+            tables = list(chain.from_iterable(each.tables for each in self._chunks))
+            kept = arrow.concat_tables([self.empty, *tables])
+            table = kept.append_column(self.embedding_column, vectors)
+        return with_metadata(table, {IDENTITY_KEY: self.identity.encode()})
+
+    def _fields(self) -> dict[str, Any] | None:
+        if not self.is_jsonl or self.empty is None:
+            return None
+        fields = JsonFields()
+        for each in self._chunks:
+            # By chunks, which are the same in every run: so the types are the same too.
+            fields.add_lines(line for table in each.tables for line in table[LINE].to_pylist())
+        return fields.to_json()
+
+    def _rejects(self, chunk: Chunk, outcomes: list[Outcome]) -> list[dict[str, Any]]:
+        rejects: list[dict[str, Any]] = []
+        for index, outcome in enumerate(outcomes):
+            if isinstance(outcome, RowError):
+                location = chunk.location(index)
+                self.on_reject(location, outcome.reason)
+                content = _line_content(chunk, index) if self.is_jsonl else _content(chunk, index)
+                row = {"row": self._stop + index, **location, "reason": outcome.reason}
+                rejects.append({**row, "content": content})
+        return rejects
+
+
+def place_parts(
+    store: PartStore, units: int, is_continued: Callable[[int], bool]
+) -> list[UnitPart]:
+    """Return all parts in the order of the input, with the rows and lines before their units.
+
+    Args:
+        store: Where every unit is done.
+        units: Number of units.
+        is_continued: Whether a unit continues the file with which the one before it ends.
+    """
+    done, parts = store.done(), store.parts()
+    placed: list[UnitPart] = []
+    rows = lines = 0
+    for unit in range(units):
+        lines = lines if is_continued(unit) else 0
+        placed += [replace(p, rows_before=rows, lines_before=lines) for p in parts[unit]]
+        rows += done[unit].rows
+        lines += done[unit].lines
+    return placed
+
+
+def _runs(indices: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield start and length of each run of consecutive indices.
+
+    Slicing works for columns of all types; taking rows by index does not.
+    """
+    for _, run in groupby(enumerate(indices), key=lambda pair: pair[1] - pair[0]):
+        members = [index for _, index in run]
+        yield members[0], len(members)
+
+
+def _content(chunk: Chunk, index: int) -> Any:
+    row: Any
+    try:
+        (row,) = chunk.rows.slice(index, 1).to_pylist()
+    except ValueError:  # not UTF-8, or nanoseconds where pandas is not installed
+        return None
+    if len(json.dumps(row, default=str)) <= _QUOTED_CHARACTERS:
+        return row
+    text = chunk.texts[index]
+    return None if isinstance(text, RowError) else text[:_EXCERPT_CHARACTERS]
+
+
+def _line_content(chunk: Chunk, index: int) -> Any:
+    line = chunk.rows.column(0)[index].as_py()
+    if len(line) > _QUOTED_CHARACTERS:
+        return line[:_EXCERPT_CHARACTERS].decode(errors="replace")
+    text = line.decode(errors="replace")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

@@ -1,64 +1,55 @@
-"""``emberd embed``."""
+"""``emberd embed``: data sets through a bulk job, texts through a stream."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from enum import StrEnum
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from emberd import durations
-from emberd.bulk import inputs
-from emberd.bulk.job import SAVE_EVERY_S
-from emberd.cli import (
-    destination,
-    embed_data,
-    embed_ray,
-    formats,
-    lines,
-    options,
-    output,
-    waiting,
-    words,
+from emberd.bulk import input_files, pipeline
+from emberd.bulk.assembly import OutputFormat
+from emberd.bulk.feed import Embed
+from emberd.bulk.pipeline import (
+    SAVE_EVERY_S,
+    BadRows,
+    BulkProgress,
+    BulkRequest,
+    BulkSummary,
+    Executor,
+    LocalExecutor,
+    Role,
 )
-from emberd.cli.embed_data import BadRows
-from emberd.cli.formats import Format, Writer
-from emberd.errors import SettingError, TextError
+from emberd.cli import options, output, text_stream, waiting, words
+from emberd.cli.codes import Code
+from emberd.cli.text_stream import FileFormat
+from emberd.errors import EmberdError, SettingError
 
 if TYPE_CHECKING:
-    from emberd.client.vectors import Floats
     from emberd.embedder import Embedder
     from emberd.settings import Settings
-
-# A window is as many texts as take about two seconds, within these bounds: small enough to see
-# it move on a laptop, large enough that a GPU is not left waiting for the end of each window.
-_WINDOW_S: Final = 2.0
-_SMALLEST_WINDOW_TEXTS: Final = 256
-_LARGEST_WINDOW_TEXTS: Final = 4096
 
 _STDOUT: Final = Path("-")
 _COLUMN: Final = "text"
 _EMBEDDING_COLUMN: Final = "embedding"
 
-
-class Role(StrEnum):
-    """What the texts are."""
-
-    DOCUMENT = "document"
-    QUERY = "query"
-
+_RAY_PACKAGES: Final = ("ray", "pyarrow")
+_RAY_STATISTICS: Final = "RAY_USAGE_STATS_ENABLED"
 
 Files = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[INPUT]...",
-        help="Parquet, JSON lines (.jsonl, .ndjson, also .gz), or a folder of either or of text "
-        "files; else files with a text a line; - is stdin.",
+        help="Parquet, JSON lines (.jsonl, .ndjson, also .gz), or a folder of these or of text "
+        "files; otherwise text files, one text per line; - is stdin.",
     ),
 ]
 Column = Annotated[
@@ -66,7 +57,7 @@ Column = Annotated[
     typer.Option(
         "--column",
         metavar="NAME",
-        help="The column or field with the texts. Else text.",
+        help="Column or field of the texts. Default: text.",
         show_default=False,
     ),
 ]
@@ -75,7 +66,7 @@ EmbeddingColumn = Annotated[
     typer.Option(
         "--embedding-column",
         metavar="NAME",
-        help="The column or field for the vectors. Else embedding.",
+        help="Column or field of the vectors. Default: embedding.",
         show_default=False,
     ),
 ]
@@ -83,62 +74,73 @@ BadRowsName = Annotated[
     BadRows | None,
     typer.Option(
         "--bad-rows",
-        help="What becomes of rows that cannot be embedded. Else set-aside, into "
-        "OUTPUT.rejects.jsonl.",
+        help="What happens to rows that cannot be embedded. Default: set-aside, which writes them "
+        "to OUTPUT.rejects.jsonl.",
         show_default=False,
     ),
 ]
 Restart = Annotated[
-    bool, typer.Option("--restart", help="Begin anew where an earlier run could go on.")
+    bool, typer.Option("--restart", help="Start again instead of continuing an earlier run.")
 ]
 SaveEvery = Annotated[
     str | None,
     typer.Option(
         "--save-every",
         metavar="DURATION",
-        help="How often what was done is saved, the most that a kill can undo: 90, 90s, 5m. "
-        f"Else {words.duration(SAVE_EVERY_S)}.",
+        help="How often finished work is saved, which limits what a kill can lose: 90, 90s, 5m. "
+        f"Default: {words.duration(SAVE_EVERY_S)}.",
         show_default=False,
     ),
 ]
 BatchSize = Annotated[
     int | None,
     typer.Option(
-        "--batch-size", metavar="N", help="Most texts in one request.", show_default=False
+        "--batch-size",
+        metavar="N",
+        help="Maximum number of texts in a request.",
+        show_default=False,
     ),
 ]
 MaxConcurrency = Annotated[
     int | None,
     typer.Option(
-        "--max-concurrency", metavar="N", help="Most requests in flight.", show_default=False
+        "--max-concurrency",
+        metavar="N",
+        help="Maximum number of requests in flight.",
+        show_default=False,
     ),
 ]
 Ray = Annotated[
     bool,
-    typer.Option("--ray", help="On a Ray cluster, into a folder; a server for each node or GPU."),
+    typer.Option("--ray", help="Embed on a Ray cluster, with a server per GPU or node."),
 ]
 RayAddress = Annotated[
     str | None,
     typer.Option(
         "--ray-address",
         metavar="HOST:PORT",
-        help="The cluster. Else the one that Ray finds, or this machine alone.",
+        help="Address of the cluster. Default: the one that Ray finds, else this machine.",
         show_default=False,
     ),
 ]
 Texts = Annotated[
     list[str] | None,
-    typer.Option("--text", "-t", metavar="TEXT", help="A text; may be given more than once."),
+    typer.Option("--text", "-t", metavar="TEXT", help="A text; may be repeated."),
 ]
-As = Annotated[Role, typer.Option("--as", help="Queries get the model's query instruction.")]
+As = Annotated[
+    Role,
+    typer.Option("--as", help="Role of the texts: queries get the query instruction of the model."),
+]
 Dimensions = Annotated[
     int | None,
-    typer.Option("--dimensions", metavar="N", help="Cut the vectors.", show_default=False),
+    typer.Option(
+        "--dimensions", metavar="N", help="Cut the vectors to this length.", show_default=False
+    ),
 ]
 FormatName = Annotated[
-    Format | None,
+    FileFormat | None,
     typer.Option(
-        "--format", help="Else by the ending of --output, else jsonl.", show_default=False
+        "--format", help="Default: by the ending of --output, else jsonl.", show_default=False
     ),
 ]
 Output = Annotated[
@@ -147,7 +149,7 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="FILE|FOLDER",
-        help="Else stdout, which is - too. Without an ending it is a folder, if the input is data.",
+        help="Default, and -: stdout. For data, a name without an ending is a folder.",
         show_default=False,
     ),
 ]
@@ -183,18 +185,18 @@ def embed(
     device: options.Device = None,
     revision: options.Revision = None,
 ) -> None:
-    """Embed data sets (Parquet, JSON lines, folders), or texts: lines of files or stdin, --text.
+    """Embed data sets (Parquet, JSON lines, folders), or texts (lines of files or stdin, --text).
 
-    Of data, the output has all columns of the input, and the vectors. A run that was ended goes on
-    where it was when the same command is given again. Rows that cannot be embedded are set aside,
-    and the exit code is 6. npy has the vectors alone, OUTPUT.rows.npy the numbers of their rows.
+    For data, the output has all columns of the input and the vectors. After an interruption, the
+    same command continues. Rows that cannot be embedded are written to OUTPUT.rejects.jsonl, and
+    the exit code is 6. npy has only the vectors; OUTPUT.rows.npy has the numbers of their rows.
 
-    Of texts, every line is one and becomes a row, blank lines too, so that row n belongs to line n.
-    jsonl is {"text": ..., "embedding": [...]}, one a line. npy is a float32 array (n, d).
-    parquet has the columns text and embedding (list of float32).
+    For texts, each line is a text and becomes a row, blank lines too, so that row n is line n.
+    jsonl is {"text": ..., "embedding": [...]} per line. npy is a float32 array (n, d). parquet has
+    the columns text and embedding.
 
-    The output appears when it is whole; a run that is killed leaves what was there. Parquet, and
-    data of any kind, needs emberd[parquet].
+    The output appears when it is complete; if the command is interrupted, an existing file is not
+    changed. Parquet, and data of any kind, needs emberd[parquet].
     """
     output_file = None if output_file == _STDOUT else output_file
     every = SAVE_EVERY_S if save_every is None else save_every
@@ -202,69 +204,85 @@ def embed(
     settings = options.settings(model=model, engine=engine, device=device, revision=revision)
     sizes = {"batch_size": batch_size, "max_concurrency": max_concurrency}
     embedder = _embedder(settings, dimensions, truncate=truncate, **sizes)
-    if ray or ray_address or any(inputs.is_data(name) for name in files or ()):
-        _refuse_texts(texts)
-        wishes: dict[str, Any] = {
-            "role": role,
-            "bad_rows": bad_rows or BadRows.SET_ASIDE,
-            "column": column or _COLUMN,
-            "added": embedding_column or _EMBEDDING_COLUMN,
-            "restart": restart,
-        }
-        ends = (files or (), output_file)
-        if ray or ray_address:
-            _refuse_beside_ray(format_name, save_every)
-            code = embed_ray.embed(*ends, embedder.settings, address=ray_address, **wishes)
-        else:
-            wishes["save_every_s"] = save_every_s
-            code = embed_data.embed(*ends, format_name, embedder, **wishes)
-        raise typer.Exit(code)
-    _refuse_data_options(column, embedding_column, bad_rows, save_every, restart=restart)
-    chosen = formats.of(format_name, output_file)
-    destination.check(output_file)
-    if output_file is None and not chosen.is_text and sys.stdout.isatty():
-        raise SettingError(f"--format {chosen} is not for a terminal. Give --output FILE.")
-    sources = _sources(files, texts)
-    with (
-        destination.opened(output_file, whole=not chosen.is_text) as file,
-        _progress(quiet=output_file is None and sys.stdout.isatty()) as advance,
-    ):
-        native = waiting.ensure(settings).endpoint.dimensions
-        # The embedder's own: EMBERD_DIMENSIONS may have set them.
-        with formats.writer(chosen, file, embedder.settings.dimensions or native) as writer:
-            embed_all = embedder.embed_queries if role is Role.QUERY else embedder.embed_documents
-            _write_all(lines.read(sources, texts or ()), embed_all, writer, advance)
-
-
-def _refuse_texts(texts: list[str] | None) -> None:
+    uses_ray = ray or ray_address is not None
+    if not uses_ray and not any(input_files.is_data(name) for name in files or ()):
+        _refuse_data_options(column, embedding_column, bad_rows, save_every, restart=restart)
+        arguments = (files or (), texts or (), output_file, format_name, embedder)
+        text_stream.embed_texts(*arguments, role=role)
+        return
     if texts:
-        raise SettingError(
-            "--text cannot be given beside Parquet, JSON lines or folders. Leave it out."
-        )
+        raise SettingError("--text cannot be combined with Parquet, JSON lines or folders.")
+    if uses_ray:
+        _check_ray(files or (), save_every)
+    code = embed_data(
+        files or (),
+        output_file,
+        format_name,
+        embedder,
+        executor=_ray_executor(embedder) if uses_ray else _local_executor(embedder, role),
+        connected=_ray_cluster(ray_address) if uses_ray else nullcontext(),
+        role=role,
+        bad_rows=bad_rows or BadRows.SET_ASIDE,
+        column=column or _COLUMN,
+        embedding_column=embedding_column or _EMBEDDING_COLUMN,
+        restart=restart,
+        save_every_s=save_every_s,
+    )
+    raise typer.Exit(code)
 
 
-def _refuse_beside_ray(format_name: Format | None, save_every: str | None) -> None:
-    if save_every is not None or format_name not in (None, Format.PARQUET):
-        raise SettingError(
-            "--ray writes a folder of Parquet, piece by piece. Leave --format and --save-every out."
-        )
+def embed_data(
+    names: Sequence[str],
+    target: Path | None,
+    format_name: FileFormat | None,
+    embedder: Embedder,
+    *,
+    executor: Executor,
+    connected: AbstractContextManager[Any],
+    **parameters: Any,
+) -> int:
+    """Embed files and folders into ``target``, and return the exit code.
+
+    Args:
+        names: Files and folders.
+        target: A file or a folder; data is never written to stdout.
+        format_name: The format, if it was named.
+        embedder: The embedder whose identity the vectors have.
+        executor: What embeds the units.
+        connected: Entered while the executor is used.
+        **parameters: Fields of ``BulkRequest``.
+
+    Raises:
+        SettingError: An argument cannot be used, or another job was begun for this output.
+        EmberdError: The run ended early; finished work is kept.
+    """
+    found = input_files.find(names)
+    request = BulkRequest(
+        found,
+        *_destination(target, format_name),
+        identity=embedder.identity,
+        truncate=embedder.settings.truncate,
+        **parameters,
+    )
+    _check_output(request, names)
+    reader = pipeline.open_reader(request)
+    begin_s = time.monotonic()
+    try:
+        with connected, _shown() as watch:
+            summary = pipeline.run(request, reader, executor, watch)
+    except KeyboardInterrupt:
+        output.note(pipeline.RESUME_HINT)
+        raise
+    _report(request, summary, time.monotonic() - begin_s)
+    return Code.SOME_SET_ASIDE if summary.rejected else 0
 
 
 def _refuse_data_options(*values: str | None, restart: bool) -> None:
     if restart or any(value is not None for value in values):
         raise SettingError(
             "--column, --embedding-column, --bad-rows, --restart and --save-every are for Parquet, "
-            "JSON lines and folders. Leave them out: of lines, every one is a text."
+            "JSON lines and folders. Leave them out: each line is a text."
         )
-
-
-def _sources(files: list[str] | None, texts: list[str] | None) -> list[str]:
-    if files or texts:
-        lines.check(files or ())
-        return files or []
-    if sys.stdin.isatty():
-        raise SettingError("There is nothing to embed. Give FILEs, --text TEXT, or lines on stdin.")
-    return [lines.STDIN]
 
 
 def _embedder(
@@ -278,62 +296,136 @@ def _embedder(
         device=settings.device,
         revision=settings.revision,
         dimensions=dimensions,
-        truncate=truncate or None,  # a switch that is off says nothing: EMBERD_TRUNCATE may
+        truncate=truncate or None,  # without the option, EMBERD_TRUNCATE decides
         **more,  # type: ignore[arg-type]
     )
 
 
-def _write_all(
-    source: Iterator[lines.Line],
-    embed_all: Callable[[list[str]], Floats],
-    writer: Writer,
-    advance: Callable[[int], None],
-) -> None:
-    size = _SMALLEST_WINDOW_TEXTS
-    while window := lines.window(source, size):
-        began_s = time.monotonic()
-        texts = [line.text for line in window]
-        with _placed(window):
-            vectors = embed_all(texts)
-        size = _next_size(len(window), time.monotonic() - began_s)
-        writer.write(texts, vectors)
-        advance(len(window))
+def _destination(target: Path | None, format_name: FileFormat | None) -> tuple[Path, OutputFormat]:
+    if target is None:
+        raise SettingError(
+            "Parquet, JSON lines and folders are embedded into a file or a folder. Pass --output "
+            "FILE.parquet, FILE.jsonl, FILE.npy or FOLDER."
+        )
+    text_stream.check_folder(target)
+    target = target.resolve() if target.is_symlink() else target
+    is_folder = target.is_dir() or (format_name is None and not target.suffix)
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise SettingError(f"{target} is neither a file nor a folder. Pass another --output.")
+    if is_folder and format_name not in (None, FileFormat.PARQUET):
+        raise SettingError(
+            f"{target} is a folder, which can only contain Parquet. Pass the name of a file."
+        )
+    if is_folder:
+        return target, OutputFormat.FOLDER
+    return target, OutputFormat(text_stream.choose_format(format_name, target))
 
 
-def _next_size(texts: int, seconds: float) -> int:
-    wanted = int(texts * _WINDOW_S / seconds) if seconds else _LARGEST_WINDOW_TEXTS
-    return min(_LARGEST_WINDOW_TEXTS, max(_SMALLEST_WINDOW_TEXTS, wanted))
+def _check_output(request: BulkRequest, names: Sequence[str]) -> None:
+    """Refuse an output among the inputs: the next run would read it, or it overwrites one."""
+    files = {path.resolve() for path in request.inputs.files}
+    folders = [Path(name).resolve() for name in names if Path(name).is_dir()]
+    # Files beside the output are written too, and those of an earlier run are deleted.
+    is_npy = request.output_format is OutputFormat.NPY
+    beside = [request.rejects_path, *([request.row_numbers_path] if is_npy else [])]
+    for path in (request.output, *beside):
+        place = path.resolve()
+        if place in files or any(place.is_relative_to(folder) for folder in folders):
+            raise SettingError(
+                f"{path} is among the input, and would be written. Pass another --output, outside "
+                f"of the input."
+            )
+
+
+# ---------------------------------------------------------------- executors
+
+
+def _local_executor(embedder: Embedder, role: str) -> Executor:
+    def connect() -> tuple[Embed, int]:
+        native = waiting.ensure(embedder.settings).endpoint.dimensions
+        iterate = embedder.iter_queries if role == Role.QUERY else embedder.iter_documents
+        # EMBERD_DIMENSIONS may have set those of the embedder.
+        return partial(iterate, set_aside=True), embedder.settings.dimensions or native
+
+    return LocalExecutor(connect)
+
+
+def _ray_executor(embedder: Embedder) -> Executor:
+    from emberd.ray.executor import RayExecutor
+
+    return RayExecutor(embedder.settings)
+
+
+def _check_ray(names: Sequence[str], save_every: str | None) -> None:
+    if missing := [name for name in _RAY_PACKAGES if find_spec(name) is None]:
+        raise SettingError(
+            f"--ray needs {missing[0]}, which is not installed. Run: pip install 'emberd[ray]'"
+        )
+    if not any(input_files.is_data(name) for name in names):
+        raise SettingError("--ray embeds Parquet, JSON lines and folders. Name one of them.")
+    if save_every is not None:
+        raise SettingError("--ray saves whole units of work. Leave --save-every out.")
 
 
 @contextmanager
-def _placed(window: list[lines.Line]) -> Iterator[None]:
+def _ray_cluster(address: str | None) -> Iterator[None]:
+    # By default, Ray sends statistics, and asks about it when it starts.
+    os.environ.setdefault(_RAY_STATISTICS, "0")
+    import ray
+
+    try:
+        ray.init(address, log_to_driver=False)
+    except (ConnectionError, ValueError) as error:
+        where = f"at {address}" if address else "of this machine"
+        raise EmberdError(
+            f"The Ray cluster {where} cannot be reached: {error}. Correct --ray-address, or leave "
+            f"it out for a cluster of this machine only."
+        ) from error
     try:
         yield
-    except TextError as error:
-        # The index counts within the window, of which the user knows nothing.
-        line = window[error.index]
-        error.add_note(f"Text {error.index} is line {line.number} of {line.source}.")
-        raise
+    finally:
+        ray.shutdown()
 
 
-def _progress(*, quiet: bool) -> AbstractContextManager[Callable[[int], None]]:
-    return _summary() if quiet or not sys.stderr.isatty() else _bar()
+# ---------------------------------------------------------------- what the user sees
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[int], None]]:
-    from emberd.cli import bars
+def _shown() -> Iterator[Callable[[BulkProgress], None] | None]:
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from emberd.cli import progress_bars
 
-    with bars.progress(output.console(stderr=True)) as progress:
-        task = progress.add_task("embedding", total=None)
-        yield lambda count: progress.advance(task, count)
+    tasks: dict[str, Any] = {}
+    with progress_bars.bulk_progress(output.console(stderr=True)) as display:
+
+        def watch(progress: BulkProgress) -> None:
+            if progress.phase not in tasks:
+                tasks[progress.phase] = display.add_task(progress.phase)
+            display.update(
+                tasks[progress.phase],
+                completed=progress.done,
+                total=progress.total,
+                rows=progress.rows if progress.phase == "embedding" else 0,
+                before=progress.before,
+            )
+
+        yield watch
 
 
-@contextmanager
-def _summary() -> Iterator[Callable[[int], None]]:
-    counts: list[int] = []
-    began_s = time.monotonic()
-    yield counts.append
-    seconds = time.monotonic() - began_s
-    speed = f"{sum(counts) / seconds:.0f} texts/s"
-    output.note(f"{words.counted(sum(counts), 'text')} in {seconds:.1f} s ({speed})")
+def _report(request: BulkRequest, summary: BulkSummary, seconds: float) -> None:
+    fresh = summary.embedded + summary.rejected - summary.before
+    rows = words.counted(summary.embedded, "row")
+    speed = f"{fresh / seconds:.0f} rows/s" if seconds else "at once"
+    before = f", {summary.before} of them done before" if summary.before else ""
+    output.note(f"{request.output}: {rows}{before}; {seconds:.1f} s ({speed})")
+    if summary.rejected:
+        are = "is" if summary.rejected == 1 else "are"
+        output.note(
+            f"{words.counted(summary.rejected, 'row')} could not be embedded and {are} not in it: "
+            f"see {request.rejects_path}"
+        )
+    if skipped := request.inputs.skipped:
+        were = "was" if skipped == 1 else "were"
+        output.note(f"{words.counted(skipped, 'file')} of another kind {were} not read")

@@ -39,6 +39,7 @@ def replacing(
     mode: int = 0o666,
     durable: bool = True,
     before_rename: Callable[[], None] | None = None,
+    unnamed: bool = False,
 ) -> Iterator[BinaryIO]:
     """Yield a file that replaces ``path`` when the block ends without an error.
 
@@ -47,6 +48,8 @@ def replacing(
         mode: Permissions of the new file, before the umask.
         durable: Wait until the disk has the content and the name.
         before_rename: Called right before the rename; if it raises, ``path`` keeps its content.
+        unnamed: Give the file no name before it is complete, where the system can (Linux): then a
+            killed process leaves no unfinished file behind.
 
     Raises:
         OSError: The file cannot be written; ``path`` keeps its content.
@@ -55,12 +58,16 @@ def replacing(
     # Unique, so that two writers of one file do not write into each other's.
     fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}{UNFINISHED}")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+    hidden = _open_unnamed(target.parent, mode) if unnamed else None
     try:
-        with os.fdopen(os.open(fresh, flags, mode), "w+b") as file:
+        descriptor = os.open(fresh, flags, mode) if hidden is None else hidden
+        with os.fdopen(descriptor, "w+b") as file:
             yield file
+            file.flush()
             if durable:
-                file.flush()
                 os.fsync(file.fileno())
+            if hidden is not None:
+                _name(file.fileno(), fresh)
         if before_rename is not None:
             before_rename()
         os.replace(fresh, target)
@@ -69,6 +76,23 @@ def replacing(
         raise
     if durable:
         sync_folder(target.parent)
+
+
+def _open_unnamed(folder: Path, mode: int) -> int | None:
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode)
+    except (AttributeError, OSError):
+        return None  # not Linux, or a file system without such files
+
+
+def _name(descriptor: int, path: Path) -> None:
+    # Through /proc, as open(2) says of O_TMPFILE. Python follows the link only in the form of the
+    # call that takes the descriptor of a folder, which is ignored for absolute paths.
+    root = os.open("/", os.O_RDONLY)
+    try:
+        os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=root, follow_symlinks=True)
+    finally:
+        os.close(root)
 
 
 def move(source: Path, target: Path) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from emberd.catalog import Model
-from emberd.cli import bars, output, words
+from emberd.cli import output, progress_bars, words
 from emberd.cli.demo.crowd import Answer
 from emberd.cli.demo.frameworks import Hit
 from emberd.cli.demo.passages import Multilingual, Passage
@@ -63,7 +63,9 @@ class Show:
     def bar(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
         """Show how many of ``total`` passages are done, then how fast it went."""
         began_s = time.monotonic()
-        with bars.progress(self._console, shown=self._console.is_terminal) as progress:
+        with progress_bars.text_progress(
+            self._console, shown=self._console.is_terminal
+        ) as progress:
             task = progress.add_task(f"   {name}", total=total, unit="passages")
             yield lambda count: progress.advance(task, count)
         seconds = time.monotonic() - began_s

@@ -1,4 +1,4 @@
-"""Going on with what was begun: never with something else, never two at once, never for nothing."""
+"""A run continues an earlier one with the same parameters; two runs never work at once."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ import pytest
 from pyarrow import parquet
 
 import bulk_standin
-from bulk_standin import DIMENSIONS, is_right, order, run
-from emberd.bulk import feed, job, manifest
-from emberd.bulk.gathering import Gathering
-from emberd.bulk.outputs import Shape
-from emberd.bulk.rows import Chunk, Cursor, Flaw
+from bulk_standin import is_right, request, run, run_request
+from emberd.bulk import checkpoint, feed, pipeline
+from emberd.bulk.assembly import OutputFormat
+from emberd.bulk.checkpoint import JobState
+from emberd.bulk.parts import PartWriter
+from emberd.bulk.units import Chunk, Cursor, RowError
 from emberd.errors import EmberdError, ServerUnavailableError, SettingError
 
 
@@ -38,12 +39,12 @@ def output(tmp_path: Path) -> Path:
     return tmp_path / "out.parquet"
 
 
-def _begin(source: Path, output: Path, **wishes: Any) -> list[str]:
+def _begin(source: Path, output: Path, **options: Any) -> list[str]:
     """Let the server fail at text 600, and return the texts that it saw before."""
     seen: list[str] = []
     with pytest.raises(ServerUnavailableError) as raised:
-        _run(source, output, lambda text: _fail_at_600(text, seen), **wishes)
-    assert raised.value.__notes__ == ["What was done is kept: run the same command again to go on."]
+        _run(source, output, lambda text: _fail_at_600(text, seen), **options)
+    assert raised.value.__notes__ == [pipeline.RESUME_HINT]
     assert not output.exists()
     return seen
 
@@ -54,18 +55,17 @@ def _fail_at_600(text: str, seen: list[str]) -> None:
     seen.append(text)
 
 
-def _run(source: Path, output: Path, on_text: Callable[[str], object], **wishes: Any) -> None:
+def _run(source: Path, output: Path, on_text: Callable[[str], object], **options: Any) -> None:
     def embed(texts: Iterable[str]) -> Iterator[Any]:
         for text in texts:
             on_text(text)
             yield bulk_standin.vector(text)
 
-    wanted = order(source, output, **wishes)
-    job.run(wanted, job.reader(wanted), lambda: (embed, DIMENSIONS), lambda progress: None)
+    run_request(request(source, output, **options), embed)
 
 
 @pytest.mark.parametrize("save_every_s", [0.0, 3600.0])
-def test_after_a_failure_of_the_server_only_the_rest_is_embedded(
+def test_after_a_server_failure_only_the_rest_is_embedded(
     source: Path, output: Path, save_every_s: float
 ) -> None:
     _begin(source, output, save_every_s=save_every_s)
@@ -101,7 +101,7 @@ def _many_texts(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [_packed, _many_files, _many_texts])
-def test_any_input_goes_on_in_its_middle(
+def test_any_input_is_continued_in_its_middle(
     tmp_path: Path, output: Path, make: Callable[[Path], Path]
 ) -> None:
     source = make(tmp_path)
@@ -114,42 +114,41 @@ def test_any_input_goes_on_in_its_middle(
 
 
 @pytest.mark.parametrize(
-    ("wishes", "says"),
+    ("options", "says"),
     [
         ({"identity": "emberd:other"}, "identity 'emberd:stand-in' then, 'emberd:other' now"),
         ({"role": "query"}, "role 'document' then, 'query' now"),
         ({"column": "body"}, "column 'text' then, 'body' now"),
-        ({"added": "vector"}, "embedding column 'embedding' then, 'vector' now"),
-        ({"shape": Shape.NPY}, "output 'parquet' then, 'npy' now"),
+        ({"embedding_column": "vector"}, "embedding column 'embedding' then, 'vector' now"),
+        ({"output_format": OutputFormat.NPY}, "output 'parquet' then, 'npy' now"),
         ({"truncate": True}, "truncate False then, True now"),
     ],
 )
-def test_with_other_wishes_it_does_not_go_on(
-    source: Path, output: Path, wishes: dict[str, Any], says: str
+def test_other_parameters_are_refused(
+    source: Path, output: Path, options: dict[str, Any], says: str
 ) -> None:
     _begin(source, output)
     with pytest.raises(SettingError) as raised:
-        run(source, output, **wishes)
+        run(source, output, **options)
     assert says in str(raised.value)
     assert "--restart" in str(raised.value)
-    run(source, output, restart=True, **wishes)
+    run(source, output, restart=True, **options)
     assert output.exists()
 
 
-def test_where_nothing_was_done_there_is_nothing_to_go_on_with(source: Path, output: Path) -> None:
+def test_without_parts_other_parameters_are_accepted(source: Path, output: Path) -> None:
     with pytest.raises(ServerUnavailableError):
         _run(source, output, lambda _: _fail_at_600("600", []))
     assert run(source, output, column="body").embedded == 1000
 
 
-def test_vectors_of_another_length_are_not_mixed_in(source: Path, output: Path) -> None:
+def test_vectors_of_another_length_are_refused(source: Path, output: Path) -> None:
     _begin(source, output)
-    wanted = order(source, output)
-    with pytest.raises(SettingError, match="begun with vectors of 4 dimensions, .* gives 8 now"):
-        job.run(wanted, job.reader(wanted), lambda: (bulk_standin.embed, 8), lambda progress: None)
+    with pytest.raises(SettingError, match="begun with vectors of 4 dimensions, .* 8 now"):
+        run_request(request(source, output), dimensions=8)
 
 
-def test_an_input_that_changed_since_is_noticed(source: Path, output: Path) -> None:
+def test_an_input_changed_between_runs_is_refused(source: Path, output: Path) -> None:
     _begin(source, output)
     with source.open("a") as file:
         file.write('{"text": "more"}\n')
@@ -158,7 +157,7 @@ def test_an_input_that_changed_since_is_noticed(source: Path, output: Path) -> N
     assert run(source, output, restart=True).embedded == 1001
 
 
-def test_an_input_that_changes_meanwhile_is_noticed(source: Path, output: Path) -> None:
+def test_an_input_changed_during_a_run_is_an_error(source: Path, output: Path) -> None:
     def touch(text: str) -> None:
         if text == "text 700":
             os.utime(source, ns=(1, 1))
@@ -168,7 +167,7 @@ def test_an_input_that_changes_meanwhile_is_noticed(source: Path, output: Path) 
     assert not output.exists()
 
 
-def test_files_that_came_or_went_are_noticed(source: Path, output: Path, tmp_path: Path) -> None:
+def test_added_and_removed_files_are_named(source: Path, output: Path, tmp_path: Path) -> None:
     more = tmp_path / "more.jsonl"
     more.write_text('{"text": "more"}')
     _begin(source, output)
@@ -176,7 +175,7 @@ def test_files_that_came_or_went_are_noticed(source: Path, output: Path, tmp_pat
         run([source, more], output)
 
 
-def test_a_second_run_is_refused_while_the_first_goes_on(source: Path, output: Path) -> None:
+def test_a_second_run_is_refused_while_the_first_works(source: Path, output: Path) -> None:
     began, ended = threading.Event(), threading.Event()
 
     def wait(text: str) -> None:
@@ -204,17 +203,16 @@ def test_a_second_run_is_refused_while_the_first_goes_on(source: Path, output: P
     assert is_right(output)
 
 
-def test_a_full_disk_is_named_and_what_was_done_goes_on(source: Path, output: Path) -> None:
+def test_a_full_disk_is_named_and_finished_work_is_kept(source: Path, output: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     texts = [random.Random(n).randbytes(100).hex() for n in range(1000)]
     source.write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))
-    wanted = order(source, output)
-    reader = job.reader(wanted)
+    wanted = request(source, output)
     # Parts are small enough for it, and the whole output is not.
     resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, hard))
     try:
         with pytest.raises(EmberdError, match=r"out.parquet could not be written: File too large"):
-            job.run(wanted, reader, lambda: (bulk_standin.embed, DIMENSIONS), lambda progress: None)
+            run_request(wanted)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     seen: list[str] = []
@@ -223,9 +221,7 @@ def test_a_full_disk_is_named_and_what_was_done_goes_on(source: Path, output: Pa
     assert is_right(output)
 
 
-def test_a_part_that_was_deleted_is_embedded_again_with_what_follows(
-    source: Path, output: Path
-) -> None:
+def test_a_deleted_part_is_embedded_again(source: Path, output: Path) -> None:
     _begin(source, output)
     folder = output.with_name("out.parquet.parts")
     (first, _) = sorted(folder.glob("part-*.parquet"))
@@ -244,23 +240,23 @@ def test_a_damaged_part_is_named(source: Path, output: Path) -> None:
         run(source, output)
 
 
-def test_a_folder_of_parts_that_is_somebody_elses_is_left_alone(source: Path, output: Path) -> None:
+def test_an_existing_folder_with_other_files_is_not_used(source: Path, output: Path) -> None:
     folder = output.with_name("out.parquet.parts")
     folder.mkdir()
     (folder / "mine").write_text("mine")
-    with pytest.raises(SettingError, match="Move it away, or give another --output"):
+    with pytest.raises(SettingError, match="Move it away, or pass another --output"):
         run(source, output)
     assert (folder / "mine").read_text() == "mine"
 
 
-def test_a_bad_row_is_an_error_where_it_is_to_be(source: Path, output: Path) -> None:
+def test_a_bad_row_can_be_an_error(source: Path, output: Path) -> None:
     source.write_text('{"text": "a"}\n{"text": 1}\n')
     with pytest.raises(EmberdError, match=r"\(file .*in.jsonl, line 2\): The text is of type int"):
-        run(source, output, fails_on_bad_row=True)
-    assert run(source, output).set_aside == 1
+        run(source, output, bad_rows="fail")
+    assert run(source, output).rejected == 1
 
 
-def test_what_an_earlier_output_set_aside_does_not_stay(source: Path, output: Path) -> None:
+def test_rejects_of_an_earlier_output_are_deleted(source: Path, output: Path) -> None:
     source.write_text('{"text": "a"}\n{"text": 1}\n')
     run(source, output)
     assert bulk_standin.rejects(output)
@@ -279,26 +275,26 @@ def _most_waiting(chunks: list[Chunk]) -> int:
             taken += 1
             yield chunk
 
-    for _ in feed.embedded(told(), bulk_standin.embed, 3600.0):
+    for _ in feed.embed_chunks(told(), bulk_standin.embed, 3600.0):
         most = max(most, taken - given)
         given += 1
     assert given == len(chunks)
     return most
 
 
-def _chunk(texts: list[str | Flaw], kept: Any) -> Chunk:
+def _chunk(texts: list[str | RowError], kept: Any) -> Chunk:
     return Chunk(texts, kept, lambda index: {}, Cursor())
 
 
 def test_many_rows_without_a_text_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emberd.bulk.feed._MOST_FLAWED", 300)
-    kept, nulls = pa.table({}), [Flaw("The text is null.")] * 100
+    monkeypatch.setattr("emberd.bulk.feed._MAX_WAITING_ERRORS", 300)
+    kept, nulls = pa.table({}), [RowError("The text is null.")] * 100
     chunks = [_chunk(["a", *nulls], kept), *[_chunk([*nulls], kept)] * 20, _chunk(["b"], kept)]
     assert _most_waiting(chunks) <= 4
 
 
 def test_large_rows_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emberd.bulk.feed._MOST_BYTES", 30_000)
+    monkeypatch.setattr("emberd.bulk.feed._MAX_WAITING_BYTES", 30_000)
     kept = pa.table({"picture": [b"x" * 10_000]})
     assert _most_waiting([_chunk([f"{n}"], kept) for n in range(30)]) <= 4
 
@@ -310,7 +306,7 @@ def test_ctrl_c_between_any_two_lines_doubles_no_row(source: Path, output: Path,
 
     def watch(frame: Any, event: str, _: object) -> Any:
         nonlocal calls, lines
-        if frame.f_code is not Gathering.add.__code__:
+        if frame.f_code is not PartWriter.add.__code__:
             return None
         calls += event == "call"
         lines += event == "line" and calls == 3
@@ -333,23 +329,20 @@ def test_ctrl_c_between_any_two_lines_doubles_no_row(source: Path, output: Path,
     assert table["text"].to_pylist() == [f"text {n}" for n in range(1000)]
 
 
-def test_an_output_that_was_moved_while_parts_are_left_is_made_again(
-    source: Path, output: Path
-) -> None:
+def test_an_output_moved_before_cleanup_is_made_again(source: Path, output: Path) -> None:
     _begin(source, output)
     # As a run leaves it that is killed when it has put the output in its place.
     folder = output.with_name("out.parquet.parts")
-    left = manifest.load(folder)
+    left = checkpoint.load_manifest(folder)
     assert left is not None
     left.rows = 1000
-    left.save(folder, manifest.ASSEMBLED)
+    left.save(folder, JobState.ASSEMBLED)
     assert run(source, output).embedded == 1000
     assert is_right(output)
 
 
-def test_the_start_is_told_before_the_first_row_is_done(source: Path, output: Path) -> None:
+def test_progress_starts_before_the_first_row(source: Path, output: Path) -> None:
     """So that the time of the first rows counts for the speed."""
-    told: list[job.Progress] = []
-    wanted = order(source, output)
-    job.run(wanted, job.reader(wanted), lambda: (bulk_standin.embed, DIMENSIONS), told.append)
-    assert (told[0].doing, told[0].done, told[0].rows) == ("embedding", 0, 0)
+    told: list[pipeline.BulkProgress] = []
+    run_request(request(source, output), watch=told.append)
+    assert (told[0].phase, told[0].done, told[0].rows) == ("embedding", 0, 0)

@@ -7,13 +7,13 @@ import io
 import pytest
 from rich.console import Console
 
-from emberd.cli import bars
+from emberd.cli import progress_bars
 
 
 def test_the_speed_of_what_is_finished_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 0.0
     console = Console(file=io.StringIO(), width=120)
-    display = bars.bulk_progress(console)
+    display = progress_bars.bulk_progress(console)
     monkeypatch.setattr(display, "get_time", lambda: now_s)
     task = display.add_task("embedding", total=100)
     monkeypatch.setattr(display.tasks[0], "_get_time", lambda: now_s)

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow
 import pytest
 
-from emberd.errors import SettingError
-from emberd.ray import EmbedBatches, nodes
+from emberd.errors import SettingError, TextError
+from emberd.ray import EmbedBatches, placement
 from fake_nvml import Card, Nvml
 from managed import MODEL
 
@@ -32,7 +32,7 @@ def home_with(visible: str | None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the part of the home that is this actor's."""
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    return Path(nodes.home()).relative_to(os.environ["EMBERD_HOME"])
+    return Path(placement.home()).relative_to(os.environ["EMBERD_HOME"])
 
 
 @pytest.mark.parametrize(
@@ -78,11 +78,11 @@ def test_a_server_does_not_inherit_the_threads_that_ray_allows_an_actor(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     started_with = tmp_path / "environ"
-    monkeypatch.setattr(nodes, "_AT_START", started_with)
+    monkeypatch.setattr(placement, "_ENVIRONMENT_AT_START", started_with)
     for variables, kept in ((b"A=1\0", None), (b"A=1\0OMP_NUM_THREADS=3\0", "3")):
         started_with.write_bytes(variables)
         monkeypatch.setenv("OMP_NUM_THREADS", "3")
-        nodes.free_threads()
+        placement.free_threads()
         assert os.environ.get("OMP_NUM_THREADS") == kept
 
 
@@ -94,13 +94,20 @@ def test_a_server_does_not_inherit_the_threads_that_ray_allows_an_actor(
     [
         ({"api_key": "secret"}, "EMBERD_API_KEY"),
         ({"role": "title"}, "'document' or 'query'"),
-        ({"bad_rows": "drop"}, "'raise' or 'set-aside'"),
+        ({"bad_rows": "drop"}, "'set-aside' or 'fail'"),
         ({"modle": "a"}, "modle"),
     ],
 )
 def test_what_cannot_be_used_is_refused_at_once(wrong: dict[str, Any], told: str) -> None:
     with pytest.raises(SettingError, match=told):
         EmbedBatches(**wrong)
+
+
+def test_the_former_name_of_fail_is_accepted() -> None:
+    batch = pyarrow.table({"text": pyarrow.array([None], pyarrow.string())})
+    for name in ("fail", "raise"):
+        with pytest.raises(TextError, match="is null"):
+            EmbedBatches(model=MODEL, bad_rows=name)(batch)
 
 
 def test_a_pickle_carries_no_key_and_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +119,7 @@ def test_a_pickle_carries_no_key_and_no_server(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_batch_without_the_column_or_of_another_kind_is_refused() -> None:
     embed = EmbedBatches(model=MODEL)
-    with pytest.raises(SettingError, match="no column 'text'. There are: 'body'"):
+    with pytest.raises(SettingError, match="no column 'text'. The columns are: 'body'"):
         embed(pyarrow.table({"body": ["bread"]}))
     with pytest.raises(SettingError, match="batch_format='pyarrow'"):
         embed(["bread"])

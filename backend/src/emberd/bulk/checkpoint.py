@@ -1,0 +1,234 @@
+"""OUTPUT.parts/, the work folder of a job: its lock and its manifest.
+
+One run at a time works in the folder. The manifest says what was requested, so that a run never
+continues a job with other parameters. The folder is deleted when the output is in its place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from emberd.errors import EmberdError, SettingError
+from emberd.system import atomic_file, file_lock
+
+STAGED: Final = "staged"
+"""Subfolder in which the output is assembled."""
+
+_SUFFIX: Final = ".parts"
+_LOCK: Final = "lock"
+_MANIFEST: Final = "manifest.json"
+_VERSION: Final = 2
+_ATTEMPTS: Final = 10
+_SHOWN_CHANGES: Final = 3
+
+
+class JobState(StrEnum):
+    """Progress of a job.
+
+    ``EMBEDDED``: every unit is done. ``ASSEMBLED``: the output is complete, and is being moved to
+    its place.
+    """
+
+    STARTED = "started"
+    EMBEDDED = "embedded"
+    ASSEMBLED = "assembled"
+
+
+@dataclass(slots=True)
+class Manifest:
+    """What was requested, and the progress of the job.
+
+    Attributes:
+        request: Parameters that must be the same when a run continues the job.
+        inputs: Size and time of change of each input file.
+        run: Random id of the latest run. Workers of earlier runs stop writing.
+        state: Progress of the job.
+        rows: Number of rows of the input; set when all units are done.
+        rejected: Number of rows without vectors; set when the output is assembled.
+    """
+
+    request: dict[str, Any]
+    inputs: list[dict[str, Any]]
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
+    state: JobState = JobState.STARTED
+    rows: int = 0
+    rejected: int = 0
+
+    def save(self, folder: Path, state: JobState) -> None:
+        """Write the manifest into ``folder`` with ``state``."""
+        self.state = state
+        content = {"version": _VERSION, **asdict(self)}
+        with atomic_file.replacing(folder / _MANIFEST) as file:
+            file.write(json.dumps(content, indent=1).encode())
+
+    def differences(self, wanted: Manifest) -> list[str]:
+        """Return descriptions of what differs in ``wanted``."""
+        names = [name for name in wanted.request if self.request.get(name) != wanted.request[name]]
+        found = [f"{n} {self.request.get(n)!r} then, {wanted.request[n]!r} now" for n in names]
+        return found + _changed_files(self.inputs, wanted.inputs)
+
+    def check_unchanged(self, inputs: list[dict[str, Any]]) -> None:
+        """Check that the input is still what it was when the job began.
+
+        Raises:
+            SettingError: A file has changed.
+        """
+        if changes := _changed_files(self.inputs, inputs):
+            raise SettingError(
+                f"The input changed while it was read: {'; '.join(changes)}. Pass --restart to "
+                f"start again."
+            )
+
+
+def load_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest in ``folder``; None if there is none.
+
+    Raises:
+        SettingError: Another version of emberd wrote it.
+    """
+    try:
+        content = json.loads((folder / _MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return None
+    if content.pop("version", None) != _VERSION:
+        raise SettingError(
+            f"{folder} was written by another version of emberd. Continue with that version, or "
+            f"pass --restart to start again."
+        )
+    return Manifest(**{**content, "state": JobState(content["state"])})
+
+
+def has_manifest(folder: Path) -> bool:
+    """Return whether ``folder`` contains a manifest, of whichever version."""
+    return (folder / _MANIFEST).exists()
+
+
+@dataclass(frozen=True, slots=True)
+class RunCheck:
+    """Checks in a worker that no later run has taken over the work folder; can be pickled.
+
+    Attributes:
+        folder: The work folder.
+        run: Id of the run that the worker belongs to.
+    """
+
+    folder: Path
+    run: str
+
+    def __call__(self) -> None:
+        """Raise if a later run has taken over.
+
+        Raises:
+            EmberdError: It has.
+        """
+        manifest = load_manifest(self.folder)
+        if manifest is None or manifest.run != self.run:
+            raise EmberdError(
+                f"Another run has taken over {self.folder}; this worker stops. Wait for that run."
+            )
+
+
+def folder_of(output: Path) -> Path:
+    """Return the work folder of ``output``: beside it, on the same disk, for renames."""
+    return output.with_name(output.name + _SUFFIX)
+
+
+@contextmanager
+def work_folder(output: Path) -> Iterator[Path]:
+    """Hold the lock on the work folder of ``output`` and yield the folder.
+
+    Raises:
+        EmberdError: Another run holds it.
+        SettingError: The folder exists and contains other files.
+    """
+    folder = folder_of(output)
+    _check_own(folder)
+    note = f"process {os.getpid()} on {socket.gethostname()}"
+    with ExitStack() as lock:
+        for _ in range(_ATTEMPTS):
+            folder.mkdir(exist_ok=True)
+            try:
+                lock.enter_context(file_lock.held(folder / _LOCK, 0, note=note))
+            except FileNotFoundError:
+                continue  # a run that ended deleted the folder in between
+            except file_lock.LockHeldError as error:
+                raise EmberdError(
+                    f"{output} is being written by another run "
+                    f"({error.holder or 'just started'}). Wait for it, or stop it; its work is "
+                    f"kept."
+                ) from None
+            # A run that ended may have deleted the file between our opening and locking it.
+            if file_lock.holder(folder / _LOCK) == note:
+                break
+            lock.close()
+        else:
+            raise EmberdError(f"{folder} could not be locked: other runs keep deleting it.")
+        yield folder
+
+
+def clear(folder: Path) -> None:
+    """Delete the content of the work folder; the manifest last, in case of a kill in between."""
+    for path in list(folder.iterdir()):
+        if path.name not in (_LOCK, _MANIFEST):
+            delete(path)
+    (folder / _MANIFEST).unlink(missing_ok=True)
+
+
+def delete(path: Path) -> None:
+    """Delete a file, or a folder with its content, if it exists."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove(folder: Path) -> None:
+    """Delete the work folder, whose lock this process holds."""
+    clear(folder)
+    (folder / _LOCK).unlink(missing_ok=True)
+    # Another run may have entered in the meantime, with a lock of its own.
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _check_own(folder: Path) -> None:
+    """Raise if ``folder`` exists and was not made by emberd."""
+    if not folder.exists():
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    others = {n for n in names if n != _LOCK and not n.endswith(atomic_file.UNFINISHED)}
+    if others and _MANIFEST not in names:
+        raise SettingError(
+            f"{folder} is needed for the work, and exists with other files. Move it away, or pass "
+            f"another --output."
+        )
+
+
+def _changed_files(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
+    old, new = _by_path(before), _by_path(now)
+    if list(old) != list(new):
+        gone = [f"{path} is gone" for path in old if path not in new][:_SHOWN_CHANGES]
+        more = [f"{path} is new" for path in new if path not in old][:_SHOWN_CHANGES]
+        named = ", ".join(gone + more) or "in another order"
+        return [f"the input was {len(old)} files and is {len(new)} ({named})"]
+    return [
+        f"{path} had {old[path]['bytes']} bytes and has {new[path]['bytes']}"
+        if old[path]["bytes"] != new[path]["bytes"]
+        else f"{path} was written again"
+        for path in old
+        if old[path] != new[path]
+    ][:_SHOWN_CHANGES]
+
+
+def _by_path(stamps: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {stamp["path"]: stamp for stamp in stamps}

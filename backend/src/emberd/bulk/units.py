@@ -1,0 +1,214 @@
+"""Units of work, cut from the input files, and their rows as chunks.
+
+The units depend only on the input files, so that every run, local or on a cluster, has the same
+units and can continue another one. A unit is a stretch of a large file (whole row groups, or bytes)
+or several small files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+# A unit is embedded again when its worker dies, so it is some seconds of work of a GPU.
+UNIT_ROWS = 20_000
+UNIT_BYTES = 16 << 20
+UNIT_FILES = 1000
+
+_RULE_VERSION: Final = 2
+"""Increased whenever units are cut in another way."""
+
+CHUNK_ROWS: Final = 256
+"""Maximum rows of a chunk; parts consist of whole chunks."""
+
+CHUNK_BYTES: Final = 4 << 20
+"""Approximate size of a chunk of long rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why a row cannot be embedded.
+
+    Attributes:
+        reason: One or two sentences.
+    """
+
+    reason: str
+
+
+NULL_TEXT: Final = RowError("The text is null.")
+_NOT_UTF8: Final = RowError("The text is not UTF-8.")
+
+
+def column_texts(column: Any) -> list[Any]:
+    """Return the values of a column of texts: strings, None, ``RowError`` if not UTF-8, or others.
+
+    PyArrow does not check strings when it writes them.
+    """
+    try:
+        texts: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        texts = [_value_text(value) for value in column]
+    return texts
+
+
+def _value_text(value: Any) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return _NOT_UTF8
+
+
+def type_error(text: Any) -> RowError:
+    """Return why a value that is not a string cannot be embedded."""
+    return RowError(f"The text is of type {type(text).__name__}, not a string.")
+
+
+@dataclass(frozen=True, slots=True)
+class FileSlice:
+    """A stretch of a file.
+
+    Attributes:
+        path: The file as the user named it.
+        start: First row group or byte.
+        stop: Row group or byte after the last one.
+        size: Size in the unit of measure of the reader.
+        rows_before: Number of rows of the file before ``start``; Parquet only.
+        is_whole: Whether it is the whole file.
+    """
+
+    path: Path
+    start: int
+    stop: int
+    size: int
+    rows_before: int = 0
+    is_whole: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A unit of work: one slice of a large file, or some whole files."""
+
+    slices: tuple[FileSlice, ...]
+
+    @property
+    def size(self) -> int:
+        """Size in the unit of measure of the reader."""
+        return sum(each.size for each in self.slices)
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A position between two rows of a unit.
+
+    Attributes:
+        index: Index of the slice.
+        row: Number of rows of the slice before the position.
+        line: Number of lines of the slice before it; JSON lines only.
+        offset: Number of bytes of the file before it; JSON lines only.
+        size: How much of the unit is before it, in the unit of measure of the reader.
+    """
+
+    index: int = 0
+    row: int = 0
+    line: int = 0
+    offset: int = 0
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive rows of a unit.
+
+    Attributes:
+        texts: The text of each row, or why it has none.
+        rows: Table of what the output keeps of the rows.
+        location: Returns where a row is (file, and line or row), given its index in the chunk.
+            Lines are counted from the beginning of the slice.
+        after: Position after the chunk.
+        unit: Index of the unit.
+        is_last: Whether the unit ends with it.
+    """
+
+    texts: list[str | RowError]
+    rows: Any
+    location: Callable[[int], dict[str, Any]]
+    after: Cursor
+    unit: int = 0
+    is_last: bool = False
+
+
+class InputReader(Protocol):
+    """Reads one kind of input. The constructor reads only what is needed to check the input.
+
+    Attributes:
+        measure: What sizes count: ``"rows"``, ``"bytes"`` or ``"files"``.
+        units: All units, in the order of the input.
+    """
+
+    measure: str
+    units: Sequence[Unit]
+
+    def chunks(self, unit: Unit, start: Cursor) -> Iterator[Chunk]:
+        """Yield the rows of ``unit`` after ``start``.
+
+        Raises:
+            EmberdError: A file cannot be read.
+        """
+
+    def empty(self) -> Any:
+        """Return a table like those of the chunks, without rows."""
+
+
+def unit_rule() -> list[int]:
+    """Return the parameters by which units are cut: a run only continues one with the same."""
+    return [_RULE_VERSION, UNIT_ROWS, UNIT_BYTES, UNIT_FILES]
+
+
+def unit_chunks(reader: InputReader, unit: int, start: Cursor) -> Iterator[Chunk]:
+    """Yield the chunks of unit number ``unit`` after ``start``; the last one has no rows.
+
+    Raises:
+        EmberdError: A file cannot be read.
+    """
+    after = start
+    for chunk in reader.chunks(reader.units[unit], start):
+        after = chunk.after
+        yield replace(chunk, unit=unit)
+    yield Chunk([], reader.empty(), _no_location, after, unit, is_last=True)
+
+
+def _no_location(_: int) -> dict[str, Any]:
+    return {}
+
+
+def lines_before(piece: FileSlice) -> int:
+    """Return how many lines of the file begin before ``piece``, by reading that part of the file.
+
+    Only for error messages: the output counts lines from the marks of the units.
+    """
+    if not piece.start:
+        return 0
+    count, left = 1, piece.start - 1
+    with piece.path.open("rb") as file:
+        while left and (block := file.read(min(left, UNIT_BYTES))):
+            count += block.count(b"\n")
+            left -= len(block)
+    return count
+
+
+def group_slices(slices: Iterable[FileSlice], limit: int) -> list[Unit]:
+    """Return units of about ``limit``: small files together, slices of large ones by themselves."""
+    units: list[Unit] = []
+    group: list[FileSlice] = []
+    size = 0
+    for each in slices:
+        is_full = size + each.size > limit or len(group) >= UNIT_FILES
+        if group and (is_full or not each.is_whole or not group[-1].is_whole):
+            units.append(Unit(tuple(group)))
+            group, size = [], 0
+        group.append(each)
+        size += each.size
+    return [*units, Unit(tuple(group))] if group else units
