@@ -9,8 +9,8 @@
 # make test-gpu           what only a GPU can show, in at most ten minutes on one (CONTRIBUTING.md)
 #
 # Needs Python 3.11 or newer with venv, and a package registry. uv is used when it is there.
-# Options: PYTHON=/path/to/python3.11   ARGS='arguments of emberd demo, of pytest, or of
-#          tests/gpu/run.py: make test-gpu ARGS=--plan shows its parts and their times'
+# Options: PYTHON=/path/to/python3.11   ARGS='arguments of examples/demo/demo.py, of pytest, or
+#          of tests/gpu/run.py: make test-gpu ARGS=--plan shows its parts and their times'
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -42,7 +42,7 @@ TEST_TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout
 	test-sglang-full test-gpu engines check bench venv clean
 
 demo: $(VENV)/.demo
-	@$(BIN)/emberd demo $(ARGS)
+	@$(BIN)/python examples/demo/demo.py $(ARGS)
 
 test: $(VENV)/.tools
 	$(BIN)/python -m pytest $(ARGS)

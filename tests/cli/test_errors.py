@@ -32,7 +32,6 @@ from emberd.cli.codes import Code
         (("env", "--engine", "demo", "--model", "x/y"), 4, "demo: serves only emberd/demo"),
         (("embed", "no-such-file"), 2, "no-such-file is no file"),
         (("embed", "-o", "no-such-folder/x.npy", "-t", "x"), 2, "Make it: mkdir -p no-such-folder"),
-        (("demo", "--docs", "no-such-folder", "-m", "emberd/demo"), 2, "is no folder"),
     ],
 )
 def test_an_error_is_a_line_on_stderr_and_a_code(
