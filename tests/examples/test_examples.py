@@ -293,6 +293,11 @@ def test_the_code_of_the_readme_runs_as_it_stands(number: int) -> None:
     assert _printed("-c", blocks[number]) == "Bread rises because yeast makes gas.\n"
 
 
+def test_the_code_of_the_backends_readme_runs() -> None:
+    [block] = _blocks(ROOT / "backend/README.md")
+    assert _printed("-c", block) == "Bread rises because yeast makes gas.\n"
+
+
 @pytest.mark.parametrize("name", ["langchain-emberd", "llama-index-embeddings-emberd"])
 def test_the_code_of_an_integrations_readme_runs(name: str) -> None:
     [block] = _blocks(ROOT / "integrations" / name / "README.md")
