@@ -24,8 +24,8 @@ LANGCHAIN := integrations/langchain-emberd
 LLAMA_INDEX := integrations/llama-index-embeddings-emberd
 MANIFESTS := constraints.txt backend/pyproject.toml backend/src/emberd/__init__.py \
 	$(LANGCHAIN)/pyproject.toml $(LLAMA_INDEX)/pyproject.toml
-TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout langchain-tests pyarrow \
-	mypy types-psutil ruff \
+TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout pytest-xdist \
+	langchain-tests pyarrow mypy types-psutil ruff \
 	langchain-openai langchain-text-splitters llama-index-embeddings-openai-like \
 	langchain-classic pymemcache 'ray[data]' redis ipykernel matplotlib nbclient
 
@@ -35,6 +35,7 @@ UV := $(shell command -v uv 2>/dev/null)
 install = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python $(1) ||) \
 	$(BIN)/python -m pip install -qq --disable-pip-version-check $(1)
 
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())')
 AGENTS := langgraph mem0 haystack pydantic_ai
 TEST_TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout
 
@@ -44,8 +45,12 @@ TEST_TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout
 demo: $(VENV)/.demo
 	@$(BIN)/python examples/demo/demo.py $(ARGS)
 
+# Tests wait more than they compute, so there are two workers for each core. What needs the machine
+# for itself comes second. Exit code 5: ARGS selects no test of that part.
 test: $(VENV)/.tools
-	$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not serial' $(ARGS); first=$$?; \
+	$(BIN)/python -m pytest -m serial $(ARGS); second=$$?; \
+	case $$first,$$second in 0,0 | 0,5 | 5,0) ;; *) exit 1 ;; esac
 
 check: $(VENV)/.tools
 	$(BIN)/ruff check
