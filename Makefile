@@ -35,6 +35,8 @@ UV := $(shell command -v uv 2>/dev/null)
 install = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python $(1) ||) \
 	$(BIN)/python -m pip install -qq --disable-pip-version-check $(1)
 
+# Named, so that the second part of the tests collects no others.
+SERIAL = $(shell grep -rl --include='test_*.py' 'mark[.]serial' tests integrations)
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())')
 AGENTS := langgraph mem0 haystack pydantic_ai
 TEST_TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout
@@ -49,7 +51,7 @@ demo: $(VENV)/.demo
 # for itself comes second. Exit code 5: ARGS selects no test of that part.
 test: $(VENV)/.tools
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not serial' $(ARGS); first=$$?; \
-	$(BIN)/python -m pytest -m serial $(ARGS); second=$$?; \
+	$(BIN)/python -m pytest -m serial $(or $(ARGS),$(SERIAL)); second=$$?; \
 	case $$first,$$second in 0,0 | 0,5 | 5,0) ;; *) exit 1 ;; esac
 
 check: $(VENV)/.tools
