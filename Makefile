@@ -9,8 +9,8 @@
 # make test-gpu           what only a GPU can show, in at most ten minutes on one (CONTRIBUTING.md)
 #
 # Needs Python 3.11 or newer with venv, and a package registry. uv is used when it is there.
-# Options: PYTHON=/path/to/python3.11   ARGS='arguments of emberd demo, of pytest, or of
-#          tests/gpu/run.py: make test-gpu ARGS=--plan shows its parts and their times'
+# Options: PYTHON=/path/to/python3.11   ARGS='arguments of examples/demo/demo.py, of pytest, or
+#          of tests/gpu/run.py: make test-gpu ARGS=--plan shows its parts and their times'
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,8 +24,8 @@ LANGCHAIN := integrations/langchain-emberd
 LLAMA_INDEX := integrations/llama-index-embeddings-emberd
 MANIFESTS := constraints.txt backend/pyproject.toml backend/src/emberd/__init__.py \
 	$(LANGCHAIN)/pyproject.toml $(LLAMA_INDEX)/pyproject.toml
-TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout langchain-tests pyarrow \
-	mypy types-psutil ruff \
+TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout pytest-xdist \
+	langchain-tests pyarrow mypy types-psutil ruff \
 	langchain-openai langchain-text-splitters llama-index-embeddings-openai-like \
 	langchain-classic pymemcache 'ray[data]' redis ipykernel matplotlib nbclient
 
@@ -35,6 +35,9 @@ UV := $(shell command -v uv 2>/dev/null)
 install = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python $(1) ||) \
 	$(BIN)/python -m pip install -qq --disable-pip-version-check $(1)
 
+# Named, so that the second part of the tests collects no others.
+SERIAL = $(shell grep -rl --include='test_*.py' 'mark[.]serial' tests integrations)
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())')
 AGENTS := langgraph mem0 haystack pydantic_ai
 TEST_TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout
 
@@ -42,10 +45,14 @@ TEST_TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout
 	test-sglang-full test-gpu engines check bench venv clean
 
 demo: $(VENV)/.demo
-	@$(BIN)/emberd demo $(ARGS)
+	@$(BIN)/python examples/demo/demo.py $(ARGS)
 
+# Tests wait more than they compute, so there are two workers for each core. What needs the machine
+# for itself comes second. Exit code 5: ARGS selects no test of that part.
 test: $(VENV)/.tools
-	$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not serial' $(ARGS); first=$$?; \
+	$(BIN)/python -m pytest -m serial $(or $(ARGS),$(SERIAL)); second=$$?; \
+	case $$first,$$second in 0,0 | 0,5 | 5,0) ;; *) exit 1 ;; esac
 
 check: $(VENV)/.tools
 	$(BIN)/ruff check

@@ -8,14 +8,13 @@ behind emberd/demo, was not: its figures show how to measure, and say nothing ab
 
 The file for --data is {"passages": [{"id", "text"}, ...], "queries": [{"text", "answer"}, ...]}; an
 answer is the id of a passage. Take some hundred questions of your own: without --data it is the set
-that emberd brings for its demo, which has 30, so each of them is 3 % of the recall.
+of examples/demo, which has 30, so each of them is 3 % of the recall.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import numpy as np
 
 from emberd import Embedder
 
+DATA = Path(__file__).parent / "demo" / "multilingual.json"
 LENGTHS = (32, 64, 128, 256, 512, 1024, 2000)  # pgvector's HNSW index takes 2000 at most
 PLACES = (1, 5, 10)
 PASSAGES = 1_000_000
@@ -85,7 +85,7 @@ def plot(rows: Rows, title: str, path: Path) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--model", default="emberd/demo", help="name on the hub, or a folder")
-    parser.add_argument("--data", type=Path, default=files("emberd.cli") / "multilingual.json")
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it, too: .png, .svg, ...")
     return parser.parse_args()
 

@@ -13,9 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from command_server import CommandServer
+
 ENGINE: Final = "stubs.engine"
 TIMEOUT_S: Final = 60.0
 _READ_BYTES: Final = 65536
+
+_servers: Final[list[CommandServer]] = []
+
+
+def stop_server() -> None:
+    """End the process that commands are forked from, if there is one."""
+    while _servers:
+        _servers.pop().stop()
 
 
 @dataclass(frozen=True)
@@ -51,15 +61,16 @@ class Command:
         return [sys.executable, "-m", "emberd.cli", *arguments]
 
     def __call__(self, *arguments: str, stdin: str = "") -> Outcome:
-        """Run it to its end, with pipes for all streams."""
-        done = subprocess.run(
-            self.line(*arguments),
-            input=stdin.encode(),
-            capture_output=True,
-            env=self.environment,
-            timeout=TIMEOUT_S,
+        """Run it to its end, with pipes for all streams, in a fork of a process that imported it.
+
+        ``begin`` and ``on_terminal`` start a new interpreter, as a user's shell does.
+        """
+        if not _servers:
+            _servers.append(CommandServer())
+        code, out, err = _servers[0].run(
+            list(arguments), self.environment, stdin.encode(), TIMEOUT_S
         )
-        return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
+        return Outcome(code, out.decode(), err.decode())
 
     def begin(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
         """Start it; its output goes into pipes unless ``options`` say otherwise."""

@@ -1,23 +1,33 @@
-"""One state folder for the whole session, a clean environment, and no process left behind."""
+"""One state folder for each test process, a clean environment, and no process left behind.
+
+``make test`` runs several workers at once. Each has its own folder and its own shared server, and
+``isolation`` hides the processes of the others from the code under test. A test that must be the
+only one on the machine is marked ``serial``; those run afterwards, one by one.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import command
+import isolation
 import leftovers
 
 _ROOT = pytest.StashKey[Path]()
+_ROOTS = pytest.StashKey[list[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Put all that the session writes under one folder with a short name.
+    """Put everything that this process writes under one folder with a short name.
 
     One name finds every process that a test started, whichever home it was given; and the path
     of a socket in it stays under the kernel's 108 bytes.
@@ -25,17 +35,52 @@ def pytest_configure(config: pytest.Config) -> None:
     # A background job of a shell starts with SIGINT ignored, and so would all children.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Without bytecode on the disk each of a thousand child processes compiles emberd again.
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    config.stash[_ROOTS] = []
+    is_worker = hasattr(config, "workerinput")
+    if not is_worker and config.getoption("dist", "no") != "no":
+        return  # this process only hands tests to the workers
     root = Path(tempfile.mkdtemp(prefix="emb-"))
     config.stash[_ROOT] = root
-    if config.option.basetemp is None:
+    config.stash[_ROOTS].append(str(root))
+    if is_worker:
+        # For the controller, which says where the logs are.
+        config.workeroutput["root"] = str(root)  # type: ignore[attr-defined]
+    if is_worker or config.option.basetemp is None:
         config.option.basetemp = str(root / "t")
+    isolation.begin(str(root))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Keep the folder of a worker that has ended."""
+    if root := getattr(node, "workeroutput", {}).get("root"):
+        node.config.stash[_ROOTS].append(root)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep tests that share a fixture of their module in one worker; spread all others."""
+    if config.getoption("dist", "no") == "loadgroup":
+        for item in items:
+            if _shares_a_fixture(item):
+                item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+def _shares_a_fixture(item: pytest.Item) -> bool:
+    info = getattr(item, "_fixtureinfo", None)
+    found = info.name2fixturedefs.values() if info else ()
+    return any(each[-1].scope in {"class", "module", "package"} for each in found)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Remove the session's folder, unless its logs may be wanted."""
-    if exitstatus != pytest.ExitCode.TESTS_FAILED:
-        shutil.rmtree(session.config.stash[_ROOT], ignore_errors=True)
+    """Remove the folder, unless its logs may be wanted."""
+    root = session.config.stash.get(_ROOT, None)
+    if root is not None and exitstatus != pytest.ExitCode.TESTS_FAILED:
+        shutil.rmtree(root, ignore_errors=True)
 
 
 def pytest_terminal_summary(
@@ -43,12 +88,13 @@ def pytest_terminal_summary(
 ) -> None:
     """Say where the logs of a failed session are."""
     if exitstatus == pytest.ExitCode.TESTS_FAILED:
-        terminalreporter.write_line(f"state and logs of this session: {config.stash[_ROOT]}")
+        kept = [root for root in config.stash[_ROOTS] if Path(root).exists()]
+        terminalreporter.write_line(f"state and logs of this session: {', '.join(kept)}")
 
 
 @pytest.fixture(scope="session")
 def managed_home(pytestconfig: pytest.Config) -> Path:
-    """The EMBERD_HOME that all tests of the session share."""
+    """The EMBERD_HOME that all tests of this process share."""
     home = pytestconfig.stash[_ROOT] / "home"
     home.mkdir(mode=0o700, exist_ok=True)
     return home
@@ -74,6 +120,7 @@ def _no_process_left(
 ) -> Iterator[None]:
     # Set up before every other fixture of the session, so torn down after them all.
     yield
+    command.stop_server()
     places = (pytestconfig.stash[_ROOT], tmp_path_factory.getbasetemp())
     left = leftovers.end_all(str(place) for place in places)
     if left:

@@ -8,9 +8,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 POLL_S = 0.02
+# Only a failing test waits so long; a machine with other work may need most of it.
+DEADLINE_S = 30.0
 
 
-def until(condition: Callable[[], T], seconds: float = 10.0) -> T:
+def until(condition: Callable[[], T], seconds: float = DEADLINE_S) -> T:
     """Return the first true value of ``condition``; fail when none comes in time."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

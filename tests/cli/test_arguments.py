@@ -74,7 +74,6 @@ def test_the_arguments_of_a_start_are_kept_with_the_server(emberd: Command) -> N
         (("doctor", "a/model", "--model", "b/model"), "a/model"),
         (("doctor", "a/model", "more"), "unexpected"),
         (("status", "a/model"), "unexpected"),
-        (("demo", "a/model"), "unexpected"),
         (("engine", "list", "sglang"), "unexpected"),
         (("engine", "remove", "demo", "more"), "unexpected"),
         (("engine", "install", "no-such-engine"), "no-such-engine"),

@@ -36,7 +36,6 @@ from emberd.cli.codes import Code
             2,
             "Create it: mkdir -p no-such-folder",
         ),
-        (("demo", "--docs", "no-such-folder", "-m", "emberd/demo"), 2, "is no folder"),
     ],
 )
 def test_an_error_is_a_line_on_stderr_and_a_code(

@@ -339,13 +339,16 @@ def test_status_tells_state_url_supervisor_and_idle_time(manager: Manager, stub:
 
 
 def test_two_servers_that_claim_the_same_thing_load_one_after_the_other(
-    manager: Manager, stub: Stub
+    manager: Manager, stub: Stub, tmp_path: Path
 ) -> None:
-    first, second = stub("a", claims="gpu-1", start=1.0), stub("b", claims="gpu-1,gpu-0")
+    loaded = tmp_path / "loaded"
+    first = stub("a", claims="gpu-1", start_when=loaded, silence=60)
+    second = stub("b", claims="gpu-1,gpu-0")
     manager.warm_up(first)
     waiting.until(lambda: any(s.detail == "loading" for s in manager.status()))
     manager.warm_up(second)
     waiting.until(lambda: any("waiting for gpu-1" in s.detail for s in manager.status()))
+    loaded.touch()
     manager.ensure(second)
     assert manager.find(first) is not None, "the second was ready before the first"
 

@@ -23,6 +23,7 @@ KILLS: Final = int(os.environ.get("SQUATTERS_KILLS", "3"))
 
 pytestmark = [
     *needs_two_users,
+    pytest.mark.serial,  # the attacker takes ports of whatever server starts
     pytest.mark.timeout(120 + ROUND_S * max(STARTS, KILLS)),
 ]
 

@@ -53,6 +53,7 @@ class StubEngine:
                 *(("--port", str(launch.port)) if "shows_port" in wishes else ()),
                 *("--model", wishes.get("serves", spec.model)),
                 *("--faults", faults, "--start-s", wishes.get("start", "0")),
+                *(("--start-when", wishes["start_when"]) if "start_when" in wishes else ()),
             ],
             environment={
                 **os.environ,

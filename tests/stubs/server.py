@@ -163,10 +163,13 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--faults", default="")
     parser.add_argument("--start-s", type=float, default=0.0)
+    parser.add_argument("--start-when", help="wait until this file exists")
     given = parser.parse_args()
     faults = set(given.faults.split(","))
     _misbehave_at_start(faults)
     time.sleep(given.start_s)
+    while given.start_when and not Path(given.start_when).exists():
+        time.sleep(0.02)
     if "dies-at-start" in faults:
         sys.exit("stub: no memory left for the model")
     if "loses-port" in faults:

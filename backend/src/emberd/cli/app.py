@@ -7,7 +7,6 @@ from typing import Annotated, Any, Final
 import typer
 
 from emberd.cli import codes, output
-from emberd.cli.demo import demo
 from emberd.cli.doctor import doctor
 from emberd.cli.embed import embed
 from emberd.cli.engine import VERBS as ENGINE_VERBS
@@ -69,7 +68,7 @@ def emberd(version: Version = False) -> None:
 
 
 app.command(cls=WithEngineArguments, context_settings=_CONTEXT)(up)
-for verb in (status, stop, logs, env, embed, demo, doctor):
+for verb in (status, stop, logs, env, embed, doctor):
     app.command(context_settings=_CONTEXT)(verb)
 
 _engine: Final = typer.Typer(

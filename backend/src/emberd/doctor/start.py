@@ -16,7 +16,7 @@ from emberd.errors import EmberdError, StartError
 
 ELSEWHERE: Final = (
     "Name a server on another machine: export EMBERD_BASE_URL=http://HOST:30000/v1 "
-    "(or, to try emberd here: emberd demo)"
+    "(or, to try emberd here: emberd up emberd/demo)"
 )
 
 _QUANTITY: Final = re.compile(r"[A-Za-z][A-Za-z ]* \d+(\.\d+)? (GiB|MiB)")

@@ -1,19 +1,23 @@
-"""The demo: its parts, and once as a whole with the real engine."""
+"""The demo program: its parts, and one whole run with the real engine."""
 
 from __future__ import annotations
 
-import json
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pytest
 
 import managed
-from command import Command
-from emberd import Embedder, SettingError
-from emberd.catalog import Model
-from emberd.cli.demo import passages, recall
+import passages
+import recall
+from emberd import SettingError
+from source_tree import ROOT
+
+DEMO: Final = ROOT / "examples/demo/demo.py"
 
 stopped_at_the_end = managed.stopped_at_the_end
 
@@ -32,7 +36,7 @@ def test_paragraphs_of_a_folder_are_cut_to_what_fits(tmp_path: Path) -> None:
     (tmp_path / "b.bin").write_text("x" * 200)
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden" / "c.txt").write_text("y" * 200)
-    found = passages.of_folder(tmp_path, 10, longest_bytes=120)
+    found = passages.of_folder(tmp_path, 10, max_bytes=120)
     assert {passage.source for passage in found} == {"a.md"}
     assert all(len(passage.text.encode()) <= 120 for passage in found)
     joined = "".join(passage.text for passage in found)
@@ -41,7 +45,7 @@ def test_paragraphs_of_a_folder_are_cut_to_what_fits(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_text_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="holds no paragraph"):
+    with pytest.raises(SettingError, match="no paragraph"):
         passages.of_folder(tmp_path, 10, 100)
 
 
@@ -58,7 +62,7 @@ def test_recall_counts_answers_among_the_nearest() -> None:
     vectors = np.eye(8, dtype=np.float32)
     questions = vectors[[0, 1, 2, 3]] + 0.5 * vectors[[0, 1, 4, 5]]
     (row,) = recall.measure(
-        vectors, questions, vectors[[7, 7, 7, 7]], [0, 1, 4, 6], Model("x", min_dimensions=8)
+        vectors, questions, vectors[[7, 7, 7, 7]], [0, 1, 4, 6], min_dimensions=8
     )
     # Answers of the questions: nearest, nearest, second, tied last.
     assert row == recall.Row(8, (0.5, 1.0), (0.0, 1.0))
@@ -66,42 +70,66 @@ def test_recall_counts_answers_among_the_nearest() -> None:
 
 def test_recall_is_measured_at_three_lengths() -> None:
     vectors = np.eye(8, dtype=np.float32) + 0.1
-    rows = recall.measure(vectors, vectors, vectors, list(range(8)), Model("x"))
+    rows = recall.measure(vectors, vectors, vectors, list(range(8)), min_dimensions=1)
     assert [row.dimensions for row in rows] == [8, 4, 2]
 
 
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(DEMO), *arguments],
+        capture_output=True,
+        text=True,
+        env=managed.environment(PYTHONIOENCODING="utf-8"),
+        timeout=100,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--docs", "no-such-folder"), "no-such-folder is not a folder"),
+        (("--passages", "0"), "must be at least 1"),
+        (("a/model",), "unrecognized arguments"),
+    ],
+)
+def test_wrong_usage_is_an_error(arguments: tuple[str, ...], says: str) -> None:
+    done = _run(*arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+
+
 @pytest.fixture(scope="module")
-def told(managed_home: Path) -> str:
-    """What the demo says, when run once with the session's server."""
-    done = Command(managed_home)("demo", "--model", managed.MODEL, "--passages", "20")
-    assert done.code == 0, done.err
-    return done.out
+def output() -> str:
+    """The output of one run with the session's server."""
+    done = _run("--model", managed.MODEL, "--passages", "20")
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
 
 
-def test_the_demo_says_that_these_are_not_qwen3_vectors(told: str) -> None:
-    assert "they are NOT Qwen3 vectors" in told
+def test_the_demo_says_that_these_are_not_qwen3_vectors(output: str) -> None:
+    assert "they are NOT Qwen3 vectors" in output
 
 
-def test_the_demo_indexes_everything_with_both_frameworks(told: str) -> None:
+def test_the_demo_indexes_everything_with_both_frameworks(output: str) -> None:
     for name in ("LangChain", "LlamaIndex"):
-        assert re.search(rf"{name} +80 passages in [\d.]+ s, \d+ passages/s", told)
+        assert re.search(rf"{name} +80 passages in [\d.]+ s, \d+ passages/s", output)
 
 
-def test_the_demo_finds_that_both_frameworks_have_the_same_vectors(told: str) -> None:
-    match = re.search(r"same vectors, of 80 passages and 7 questions: .* ([\d.e+-]+)\.", told)
+def test_the_demo_finds_that_both_frameworks_have_the_same_vectors(output: str) -> None:
+    match = re.search(r"same vectors, of 80 passages and 7 questions: .* ([\d.e+-]+)\.", output)
     assert match is not None
     assert float(match[1]) <= managed.SAME
 
 
-def test_the_demo_shows_that_eight_processes_use_one_server(told: str) -> None:
-    rows = re.findall(r"^ +(\d+) +(http://\S+) +([0-9a-f]+) +\d+ ms", told, re.MULTILINE)
+def test_the_demo_shows_that_eight_processes_use_one_server(output: str) -> None:
+    rows = re.findall(r"^ +(\d+) +(http://\S+) +([0-9a-f]+) +\d+ ms", output, re.MULTILINE)
     assert len({pid for pid, _, _ in rows}) == 8
     assert len({(url, start_id) for _, url, start_id in rows}) == 1
     assert rows[0][2] in managed.live_servers()
 
 
-def test_the_demo_ends_with_recall_and_how_to_stop(told: str) -> None:
-    *_, table, ending = told.strip().split("\n\n")
+def test_the_demo_ends_with_recall_and_how_to_stop(output: str) -> None:
+    *_, table, ending = output.strip().split("\n\n")
     rows = re.findall(r"^ +(\d+)((?: +[\d.]+%){4})$", table, re.MULTILINE)
     assert [row[0] for row in rows] == ["384", "192", "96"]
     assert "was not trained to be cut" in table
@@ -110,16 +138,3 @@ def test_the_demo_ends_with_recall_and_how_to_stop(told: str) -> None:
     assert "\n" not in ending
     assert "emberd stop" in ending
     assert "emberd status" in ending
-
-
-def test_blank_lines_are_rows_too(managed_home: Path, told: str) -> None:
-    done = Command(managed_home)("embed", "--model", managed.MODEL, stdin="a\n\nb\n")
-    assert [len(line) > 100 for line in done.out.splitlines()] == [True] * 3
-
-
-def test_queries_are_embedded_as_queries(managed_home: Path, told: str) -> None:
-    done = Command(managed_home)("embed", "-m", managed.MODEL, "-t", "x", "--as", "query")
-    vector = json.loads(done.out)["embedding"]
-    embedder = Embedder(managed.MODEL)
-    assert managed.same(vector, embedder.embed_query("x"))
-    assert not managed.same(vector, embedder.embed_documents(["x"])[0])

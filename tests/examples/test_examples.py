@@ -276,7 +276,7 @@ def test_the_notebook_is_kept_without_what_it_shows() -> None:
 def test_the_list_of_examples_is_whole() -> None:
     listed = re.findall(r"^\| \[`(.+)`\]\(\1\) \|", _text(EXAMPLES / "README.md"), re.MULTILINE)
     there = {path.name for path in EXAMPLES.iterdir() if path.suffix in {".py", ".ipynb"}}
-    assert sorted(listed) == sorted(there)
+    assert sorted(listed) == sorted({*there, "demo/"})
     tests = _text(Path(__file__))
     assert [name for name in there if f'"{name}"' not in tests] == [], "each has its test here"
 
@@ -291,6 +291,11 @@ def test_the_code_of_the_readme_runs_as_it_stands(number: int) -> None:
     blocks = _blocks(ROOT / "README.md")
     assert len(blocks) == 2, "another block in the README wants its place here"
     assert _printed("-c", blocks[number]) == "Bread rises because yeast makes gas.\n"
+
+
+def test_the_code_of_the_backends_readme_runs() -> None:
+    [block] = _blocks(ROOT / "backend/README.md")
+    assert _printed("-c", block) == "Bread rises because yeast makes gas.\n"
 
 
 @pytest.mark.parametrize("name", ["langchain-emberd", "llama-index-embeddings-emberd"])

@@ -1,11 +1,10 @@
-"""Gathering real passages: docstrings of the standard library, files of a folder, our own set."""
+"""Passages to index: docstrings of the standard library, files of a folder, a multilingual set."""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
-import sys
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
@@ -14,15 +13,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from emberd.errors import SettingError
+from emberd import SettingError
 
-_SHORTEST_CHARACTERS: Final = 60
-_LONGEST_CHARACTERS: Final = 400
+_MIN_CHARACTERS: Final = 60
+_MAX_CHARACTERS: Final = 400
 _LETTERS_SHARE: Final = 0.8
 _NOT_DOCUMENTATION: Final = {"idlelib", "lib2to3", "site-packages", "test", "tests"}
-_SUFFIXES: Final = {".md", ".py", ".rst", ".txt"}
+SUFFIXES: Final = ".md, .py, .rst, .txt"
 _BLANK_LINES: Final = re.compile(r"\n[ \t]*\n")
-_SET: Final = Path(__file__).parents[1] / "multilingual.json"
+_SET: Final = Path(__file__).with_name("multilingual.json")
 
 _Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 _Documented = ast.Module | _Definition
@@ -39,15 +38,15 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A query of the multilingual set, and the id of the passage that answers it."""
+    """A query, and the id of the passage that answers it if that is known."""
 
     language: str
     text: str
-    answer: str
+    answer: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Multilingual:
+class MultilingualSet:
     """The set that recall is measured on."""
 
     passages: tuple[Passage, ...]
@@ -58,8 +57,8 @@ class Multilingual:
 def of_python(limit: int) -> list[Passage]:
     """Return first paragraphs of docstrings of the running Python's standard library.
 
-    The sources are read, not imported. The order is lasting: every module's own docstring, then
-    its first class or function, then its second.
+    The sources are parsed, not imported. The order is stable: the docstrings of all modules, then
+    those of each module's first class or function, then of its second, and so on.
     """
     ranked = sorted(
         (rank, name, text)
@@ -69,26 +68,22 @@ def of_python(limit: int) -> list[Passage]:
     return _numbered(((name, text) for _, name, text in ranked), "py", limit)
 
 
-def of_folder(folder: Path, limit: int, longest_bytes: int) -> list[Passage]:
-    """Return the paragraphs of the text files in ``folder``, cut to ``longest_bytes`` of UTF-8.
+def of_folder(folder: Path, limit: int, max_bytes: int) -> list[Passage]:
+    """Return the paragraphs of the text files in ``folder``, split at ``max_bytes`` of UTF-8.
 
     Raises:
-        SettingError: There is no such folder, or no text in it.
+        SettingError: The folder contains no text.
     """
-    if not folder.is_dir():
-        raise SettingError(f"--docs {folder} is no folder. Give one with {_endings()} files.")
-    found = _numbered(_paragraphs(folder, longest_bytes), "doc", limit)
+    found = _numbered(_paragraphs(folder, max_bytes), "doc", limit)
     if not found:
-        raise SettingError(
-            f"--docs {folder} holds no paragraph in {_endings()} files. Give another folder."
-        )
+        raise SettingError(f"--docs {folder} has no paragraph of text in {SUFFIXES} files.")
     return found
 
 
-def multilingual() -> Multilingual:
-    """Return the multilingual set: 60 passages, and 30 queries with their answers."""
+def multilingual() -> MultilingualSet:
+    """Return the multilingual set: 60 passages, and 30 questions with their answers."""
     content: dict[str, Any] = json.loads(_SET.read_text(encoding="utf-8"))
-    return Multilingual(
+    return MultilingualSet(
         tuple(Passage(p["id"], f"{p['id']} ({p['lang']})", p["text"]) for p in content["passages"]),
         tuple(Question(q["lang"], q["text"], q["answer"]) for q in content["queries"]),
         tuple(sorted({p["lang"] for p in content["passages"]})),
@@ -105,7 +100,7 @@ def _modules() -> Iterator[tuple[Path, str]]:
 
 def _docstrings(path: Path, module: str) -> Iterator[tuple[str, str]]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # old escapes in sources that are not ours to mend
+        warnings.simplefilter("ignore")  # old escapes in the library's sources
         tree = ast.parse(path.read_bytes())
     named: list[tuple[str, _Documented]] = [(module, tree)]
     named += [
@@ -115,7 +110,7 @@ def _docstrings(path: Path, module: str) -> Iterator[tuple[str, str]]:
     ]
     for name, documented in named:
         text = _first_paragraph(ast.get_docstring(documented) or "")
-        if _SHORTEST_CHARACTERS <= len(text) <= _LONGEST_CHARACTERS and _is_prose(text):
+        if _MIN_CHARACTERS <= len(text) <= _MAX_CHARACTERS and _is_prose(text):
             yield name, text
 
 
@@ -124,47 +119,38 @@ def _first_paragraph(text: str) -> str:
 
 
 def _is_prose(text: str) -> bool:
-    # Signatures, rulers and sessions of the interpreter are no sentences.
+    # Excludes signatures, rulers and interpreter sessions.
     letters = sum(character.isalpha() or character == " " for character in text)
     return text[0].isalpha() and "->" not in text and letters >= _LETTERS_SHARE * len(text)
 
 
-def _paragraphs(folder: Path, longest_bytes: int) -> Iterator[tuple[str, str]]:
+def _paragraphs(folder: Path, max_bytes: int) -> Iterator[tuple[str, str]]:
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in inside.parts)
-        if path.suffix.casefold() in _SUFFIXES and path.is_file() and not hidden:
+        if path.suffix.casefold() in SUFFIXES.split(", ") and path.is_file() and not hidden:
             for block in _BLANK_LINES.split(path.read_text(encoding="utf-8", errors="replace")):
-                for piece in _pieces(" ".join(block.split()), longest_bytes):
+                for piece in _pieces(" ".join(block.split()), max_bytes):
                     yield str(inside), piece
 
 
-def _pieces(text: str, longest_bytes: int) -> Iterator[str]:
-    # By bytes: no tokenizer makes more tokens of a text than it has bytes.
+def _pieces(text: str, max_bytes: int) -> Iterator[str]:
+    # By bytes: a text has hardly ever more tokens than bytes.
     encoded = text.encode()
-    while len(encoded) > longest_bytes:
-        space = encoded.rfind(b" ", 0, longest_bytes)
-        head = encoded[: space if space > 0 else longest_bytes].decode(errors="ignore")
+    while len(encoded) > max_bytes:
+        space = encoded.rfind(b" ", 0, max_bytes)
+        head = encoded[: space if space > 0 else max_bytes].decode(errors="ignore")
         yield head
         encoded = encoded[len(head.encode()) :].lstrip()
-    if len(encoded) >= _SHORTEST_CHARACTERS:
+    if len(encoded) >= _MIN_CHARACTERS:
         yield encoded.decode()
 
 
 def _numbered(named: Iterable[tuple[str, str]], prefix: str, limit: int) -> list[Passage]:
-    once: dict[str, str] = {}
+    names: dict[str, str] = {}
     for name, text in named:
-        once.setdefault(text, name)
+        names.setdefault(text, name)
     return [
         Passage(f"{prefix}{number}", name, text)
-        for number, (text, name) in enumerate(islice(once.items(), limit), start=1)
+        for number, (text, name) in enumerate(islice(names.items(), limit), start=1)
     ]
-
-
-def _endings() -> str:
-    return ", ".join(sorted(_SUFFIXES))
-
-
-def python_version() -> str:
-    """Return the running Python's version as people write it."""
-    return f"{sys.version_info.major}.{sys.version_info.minor}"

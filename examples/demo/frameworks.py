@@ -1,41 +1,38 @@
-"""The two frameworks side by side: the same few things done with each of them."""
+"""The same operations with LangChain and with LlamaIndex."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
-from emberd.cli.demo.passages import Passage
-from emberd.errors import SettingError
-from emberd.settings import Settings
-
-if TYPE_CHECKING:
-    from emberd.client.vectors import Floats
+from emberd import SettingError, Settings
+from passages import Passage
+from recall import Floats
 
 _INSTALL: Final = "pip install langchain-emberd llama-index-embeddings-emberd"
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A passage that was found, and its cosine with the query."""
+    """A passage that was found, and its cosine similarity to the query."""
 
     id: str
     score: float
 
 
 class Framework(Protocol):
-    """An index of one framework over emberd's embeddings."""
+    """An index of one framework that uses emberd's embeddings."""
 
     name: str
 
     def add(self, passages: Sequence[Passage]) -> None:
-        """Embed passages and put them into the index."""
+        """Embed passages and add them to the index."""
 
     def search(self, query: str, count: int) -> list[Hit]:
-        """Return the ``count`` nearest passages, the nearest first."""
+        """Return the ``count`` nearest passages, nearest first."""
 
     def stored(self, ids: Sequence[str]) -> Floats:
         """Return the vectors that the index holds for ``ids``, ``(len(ids), d)``."""
@@ -51,7 +48,7 @@ def both(settings: Settings) -> tuple[Framework, Framework]:
     """Return an empty index of each framework.
 
     Raises:
-        SettingError: One is not installed.
+        SettingError: A framework is not installed.
     """
     try:
         return LangChain(settings), LlamaIndex(settings)
@@ -63,12 +60,12 @@ def both(settings: Settings) -> tuple[Framework, Framework]:
 
 
 class LangChain:
-    """``InMemoryVectorStore`` over ``EmberdEmbeddings``."""
+    """``InMemoryVectorStore`` with ``EmberdEmbeddings``."""
 
     name = "LangChain"
 
     def __init__(self, settings: Settings) -> None:
-        """Make an empty index; nothing is asked of the server yet."""
+        """Make an empty index without a request to the server."""
         from langchain_core.vectorstores import InMemoryVectorStore
 
         from langchain_emberd import EmberdEmbeddings
@@ -77,11 +74,11 @@ class LangChain:
         self._index = InMemoryVectorStore(self._embeddings)
 
     def add(self, passages: Sequence[Passage]) -> None:
-        """Embed passages and put them into the index."""
+        """Embed passages and add them to the index."""
         self._index.add_texts([p.text for p in passages], ids=[p.id for p in passages])
 
     def search(self, query: str, count: int) -> list[Hit]:
-        """Return the ``count`` nearest passages, the nearest first."""
+        """Return the ``count`` nearest passages, nearest first."""
         found = self._index.similarity_search_with_score(query, k=count)
         return [Hit(str(document.id), float(score)) for document, score in found]
 
@@ -99,12 +96,12 @@ class LangChain:
 
 
 class LlamaIndex:
-    """``VectorStoreIndex`` over ``EmberdEmbedding``; there is no language model in it."""
+    """``VectorStoreIndex`` with ``EmberdEmbedding``, and no language model."""
 
     name = "LlamaIndex"
 
     def __init__(self, settings: Settings) -> None:
-        """Make an empty index; nothing is asked of the server yet."""
+        """Make an empty index without a request to the server."""
         from llama_index.core import VectorStoreIndex
 
         from llama_index.embeddings.emberd import EmberdEmbedding
@@ -113,14 +110,14 @@ class LlamaIndex:
         self._index: Any = VectorStoreIndex(nodes=[], embed_model=self._embedding)
 
     def add(self, passages: Sequence[Passage]) -> None:
-        """Embed passages and put them into the index."""
+        """Embed passages and add them to the index."""
         from llama_index.core.schema import TextNode
 
-        # Nodes and no documents: a splitter would ask the network for its tokenizer.
+        # Nodes instead of documents: a splitter would download a tokenizer.
         self._index.insert_nodes([TextNode(id_=p.id, text=p.text) for p in passages])
 
     def search(self, query: str, count: int) -> list[Hit]:
-        """Return the ``count`` nearest passages, the nearest first."""
+        """Return the ``count`` nearest passages, nearest first."""
         found = self._index.as_retriever(similarity_top_k=count).retrieve(query)
         return [Hit(node.node_id, float(node.score)) for node in found]
 
