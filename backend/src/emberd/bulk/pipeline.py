@@ -373,7 +373,7 @@ class UnitTask:
 
     Attributes:
         request: The job.
-        reader: InputReader of the input.
+        reader: Reader of the input.
         folder: The work folder, an absolute path.
         run: Id of the run.
     """
