@@ -37,7 +37,7 @@ class Served:
     log: Path
     key: str | None
 
-    def client(self, timeout: float = 30.0) -> httpx.Client:
+    def client(self, timeout: float = 100.0) -> httpx.Client:
         """Return an HTTP client that sends the key."""
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         return httpx.Client(

@@ -15,7 +15,7 @@ import pytest
 
 import waiting
 from emberd import probe
-from served import Served, command, environment, serving, started
+from served import GRACE_S, Served, command, environment, serving, started
 
 # About two seconds of work for one core, in three batches.
 LONG_REQUEST = [f"passage: sentence {n}. " + "word " * 100 for n in range(24)]
@@ -29,15 +29,15 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
         yield server
 
 
-def _wait_until_encoding(server: Served) -> None:
-    before = server.activity().tokens
+def _wait_until_encoding(server: Served, before: float) -> None:
     waiting.until(lambda: server.activity().tokens > before)
 
 
 def test_sigterm_lets_requests_finish_and_refuses_new_ones(own: Served) -> None:
+    before = own.activity().tokens
     with ThreadPoolExecutor() as pool:
         running = pool.submit(own.vectors, LONG_REQUEST)
-        _wait_until_encoding(own)
+        _wait_until_encoding(own, before)
         queued = pool.submit(own.vectors, ["passage: one that waits"])
         waiting.until(lambda: own.activity().in_flight == 2 or queued.done())
         own.terminate()
@@ -61,24 +61,25 @@ def test_an_idle_server_ends_at_once_although_a_client_keeps_its_connection(own:
     with own.client() as client:
         assert client.get("/v1/models").status_code == 200
         own.terminate()
-        assert own.ended(seconds=3) == 0
+        assert own.ended(seconds=GRACE_S) == 0
 
 
 def test_a_second_sigterm_ends_it_now(own: Served) -> None:
+    before = own.activity().tokens
     with ThreadPoolExecutor() as pool:
         running = pool.submit(own.vectors, LONG_REQUEST)
-        _wait_until_encoding(own)
+        _wait_until_encoding(own, before)
         own.terminate()
         waiting.until(lambda: not probe.is_ready(own.url))
         own.terminate()
-        assert own.ended(seconds=2) == -signal.SIGTERM
+        assert own.ended(seconds=GRACE_S) == -signal.SIGTERM
         assert isinstance(running.exception(), httpx.HTTPError)
 
 
 def test_disconnect_drops_the_request(own: Served) -> None:
     with own.client(timeout=0.3) as client, pytest.raises(httpx.ReadTimeout):
         client.post("/v1/embeddings", json={"input": LONGER_REQUEST, "model": "emberd/demo"})
-    waiting.until(lambda: own.activity().in_flight == 0, seconds=3)
+    waiting.until(lambda: own.activity().in_flight == 0)
     left = own.activity()
     own.vectors("passage: next")
     assert own.activity().tokens - left.tokens < 1100  # one batch was under way at most
@@ -88,9 +89,10 @@ def test_disconnect_drops_the_request(own: Served) -> None:
 
 
 def test_probes_answer_while_texts_are_encoded(own: Served) -> None:
+    before = own.activity().tokens
     with ThreadPoolExecutor() as pool:
         running = pool.submit(own.vectors, LONGER_REQUEST)
-        _wait_until_encoding(own)
+        _wait_until_encoding(own, before)
         assert probe.is_ready(own.url)
         assert probe.is_healthy(own.url)
         assert own.activity().in_flight == 1
@@ -99,9 +101,10 @@ def test_probes_answer_while_texts_are_encoded(own: Served) -> None:
 
 
 def test_a_small_request_does_not_wait_for_a_large_one(own: Served) -> None:
+    before = own.activity().tokens
     with ThreadPoolExecutor() as pool:
         large = pool.submit(own.vectors, LONGER_REQUEST)
-        _wait_until_encoding(own)
+        _wait_until_encoding(own, before)
         assert len(own.vectors(["passage: small"])) == 1
         assert not large.done()
         own.process.kill()
