@@ -65,6 +65,6 @@ def server_of(supervisor: psutil.Process) -> psutil.Process | None:
     for child in supervisor.children():
         words = child.cmdline()
         # Between fork and exec a child has the supervisor's own, and may become either.
-        if words != supervisor.cmdline() and "guard.py" not in " ".join(words):
+        if words != supervisor.cmdline() and "orphan_reaper.py" not in " ".join(words):
             return child
     return None

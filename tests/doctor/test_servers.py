@@ -19,7 +19,7 @@ from emberd.doctor import servers
 from emberd.doctor.findings import Finding, Level
 from emberd.errors import StartError
 from emberd.manager import discovery
-from emberd.manager.folders import Home
+from emberd.manager.paths import Home
 from emberd.settings import ServerSpec
 from emberd.system import processes
 from emberd.verified_manager import Manager

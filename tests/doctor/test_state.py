@@ -14,7 +14,7 @@ import examined
 from emberd.doctor import state
 from emberd.doctor.filesystems import Ground
 from emberd.doctor.findings import Finding, Level
-from emberd.manager.folders import Home
+from emberd.manager.paths import Home
 
 
 def look(home: Path) -> list[Finding]:

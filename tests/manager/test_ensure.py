@@ -22,7 +22,7 @@ from emberd.errors import (
     StartTimeoutError,
     StateFolderError,
 )
-from emberd.manager import Progress, State, alive, locks
+from emberd.manager import Progress, State, liveness, locks
 from emberd.settings import ServerSpec
 from emberd.verified_manager import Manager
 from homes import QUICK, Starts, Stub
@@ -302,7 +302,7 @@ def test_the_proof_of_life_is_not_in_the_server(manager: Manager, stub: Stub) ->
     held = {p.pid: [f.path for f in p.open_files()] for p in supervisor.children(recursive=True)}
     assert held
     assert all(proof not in files for files in held.values())
-    assert alive.is_held(Path(server.folder or ""))
+    assert liveness.is_held(Path(server.folder or ""))
 
 
 def test_the_supervisor_is_nobodys_child_and_holds_no_stream_of_the_caller(

@@ -40,7 +40,7 @@ def engine_of(manager: Manager) -> psutil.Process:
     supervisor = supervisor_of(manager)
     server = waiting.until(lambda: server_of(supervisor))
     assert server is not None
-    waiting.until(lambda: "shim.py" not in " ".join(server.cmdline()))
+    waiting.until(lambda: "pdeathsig.py" not in " ".join(server.cmdline()))
     return server
 
 
@@ -133,7 +133,7 @@ def test_stop_ends_what_a_killed_supervisor_left(manager: Manager, home: Path, s
     manager.ensure(stub(faults="leaves-children"))
     supervisor = supervisor_of(manager)
     supervisor.suspend()  # or it would start another guard
-    kill(next(p for p in supervisor.children() if "guard.py" in " ".join(p.cmdline())))
+    kill(next(p for p in supervisor.children() if "orphan_reaper.py" in " ".join(p.cmdline())))
     kill(supervisor)
     assert leftovers.find([str(home)]), "the orphans of this case are there"
     manager.stop()
@@ -154,9 +154,9 @@ def test_a_start_sweeps_what_was_left_of_other_models(
 
 MOMENTS = {
     "holding the lock": "locks.start_lock",
-    "holding the proof of life": "record.write",
-    "before it runs the supervisor": "launch.start_supervisor",
-    "before it sees the supervisor": "starter._await_takeover",
+    "holding the proof of life": "state.write_record",
+    "before it runs the supervisor": "spawn.start_supervisor",
+    "before it sees the supervisor": "spawn._await_takeover",
 }
 
 

@@ -14,7 +14,7 @@ import checkpoints_made
 from emberd import checkpoints
 from emberd.endpoint import Endpoint
 from emberd.errors import NoEngineError
-from emberd.manager import pins
+from emberd.manager import discovery
 from emberd.settings import ServerSpec
 from emberd.verified_manager import Manager
 from foreign import Foreign
@@ -125,7 +125,7 @@ def test_a_path_that_is_none_here_is_not_adopted_and_may_be_given(
 
 
 def test_a_server_elsewhere_shows_no_files(folder: Path) -> None:
-    said = pins.contradiction(Endpoint("http://embeddings.invalid", "?", 0), _wanted(folder))
+    said = discovery.contradiction(Endpoint("http://embeddings.invalid", "?", 0), _wanted(folder))
     assert said is not None
     assert "does not show that it serves the files" in said
 

@@ -16,7 +16,7 @@ import leftovers
 import waiting
 from emberd import probe
 from emberd.errors import ServerStoppedError
-from emberd.manager import State, alive, idle
+from emberd.manager import State, idle, liveness
 from emberd.verified_manager import Manager
 from homes import QUICK, Starts, Stub, server_of
 from plain_client import embed, in_flight
@@ -210,7 +210,7 @@ def test_a_suspected_server_that_answers_is_kept(manager: Manager, stub: Stub) -
     server = manager.ensure(stub())
     manager.suspect(server)
     waiting.until(lambda: not (Path(server.folder or "") / "suspect").exists())
-    assert alive.is_held(Path(server.folder or ""))
+    assert liveness.is_held(Path(server.folder or ""))
     assert manager.ensure(stub()).endpoint == server.endpoint
 
 

@@ -28,7 +28,7 @@ import psutil
 from emberd import probe
 from emberd.engines.base import Launch
 from emberd.engines.sglang import ENGINE
-from emberd.manager import leavings
+from emberd.manager import cleanup
 from emberd.settings import ServerSpec, StartOptions
 
 KEY: Final = "recorded-key"
@@ -177,7 +177,7 @@ def server(
             plan.command, env=dict(plan.environment), stdout=log, stderr=log, start_new_session=True
         )
     url = f"http://127.0.0.1:{port}"
-    memory = leavings.SharedMemory(folder)
+    memory = cleanup.SharedMemory(folder)
 
     def children() -> list[psutil.Process]:
         return psutil.Process(process.pid).children(recursive=True)
@@ -198,7 +198,7 @@ def server(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(60)
-        leavings.remove(folder, "", memory.known)
+        cleanup.remove(folder, "", memory.known)
 
 
 def wait_until(condition: Callable[[], object]) -> None:

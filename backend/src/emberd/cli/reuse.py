@@ -13,7 +13,7 @@ from emberd.manager import Server
 
 if TYPE_CHECKING:
     from emberd.manager import ServerStatus
-    from emberd.manager.wish import Joined
+    from emberd.manager.manager import Joined
     from emberd.settings import Settings
 
 _IDLE_VARIABLE: Final = "EMBERD_IDLE_TIMEOUT"

@@ -4,10 +4,8 @@ A server's folder is the meeting point of all processes; ``folders`` draws it, `
 ``alive`` say what may be read and who may write, ``core`` is where to begin reading.
 """
 
-from emberd.manager.core import ServerManager
-from emberd.manager.record import State
-from emberd.manager.server import OnProgress, Progress, Server, ServerStatus, Verify
-from emberd.manager.timing import Timing
+from emberd.manager.manager import ServerManager
+from emberd.manager.state import OnProgress, Progress, Server, ServerStatus, State, Timing, Verify
 
 __all__ = [
     "OnProgress",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from emberd.errors import StateFolderError
-from emberd.manager import folders
+from emberd.manager import paths
 from emberd.probe import Activity
 from emberd.settings import IDLE_TIMEOUT_S
 
@@ -44,7 +44,7 @@ def touch(folder: str) -> bool:
 
 def begin(folder: Path, idle_timeout_s: float | None) -> None:
     """Begin the life of a server with the starter's idle time as the only one asked for."""
-    folders.create(folder / _NAME, _line(idle_timeout_s))
+    paths.create(folder / _NAME, _line(idle_timeout_s))
 
 
 def ask(folder: Path, idle_timeout_s: float | None) -> None:
@@ -80,7 +80,7 @@ def _longest(folder: Path) -> float | None:
     content = b""
     # A file that cannot be read now (disk, descriptor limit) does not end a server either.
     with suppress(StateFolderError):
-        content = folders.read_file(folder / _NAME, truncate=True) or b""
+        content = paths.read_file(folder / _NAME, truncate=True) or b""
     return max(filter(None, map(_seconds, content.split())), default=None)
 
 
@@ -112,7 +112,7 @@ def _append(folder: Path, idle_timeout_s: float | None) -> None:
     except FileNotFoundError:
         is_usable = True
     if not is_usable:
-        folders.remove(file)
+        paths.remove(file)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     # One write at the end of the file: the kernel keeps lines of several clients apart. It begins
     # with a line end, because a damaged file may end in the middle of a line.

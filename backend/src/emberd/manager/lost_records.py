@@ -21,12 +21,9 @@ from typing import TYPE_CHECKING, Final
 
 from emberd.catalog import MODELS
 from emberd.errors import StartTimeoutError, StateFolderError
-from emberd.manager import alive, folders, record
-from emberd.manager.launch import SUPERVISOR_MODULE
-from emberd.manager.record import State
-from emberd.manager.server import ServerStatus
-from emberd.manager.slot import View, settled
-from emberd.manager.timing import Timing
+from emberd.manager import liveness, paths, state
+from emberd.manager.spawn import SUPERVISOR_MODULE
+from emberd.manager.state import ServerSnapshot, ServerStatus, State, Timing, settled_snapshot
 from emberd.settings import ServerSpec
 from emberd.system import processes
 from emberd.system.processes import ProcessIdentity
@@ -112,13 +109,13 @@ def await_records(chosen: Iterable[Path], timing: Timing, deadline_s: float = ma
         await_record(folder, timing, deadline_s)
 
 
-def await_record(folder: Path, timing: Timing, deadline_s: float = math.inf) -> View:
+def await_record(folder: Path, timing: Timing, deadline_s: float = math.inf) -> ServerSnapshot:
     """Do as ``await_records`` for one folder, and return what it holds then."""
     until_s = time.monotonic() + timing.record_s
-    view = settled(folder, min(deadline_s, until_s), timing.poll_s)
+    view = settled_snapshot(folder, min(deadline_s, until_s), timing.poll_s)
     if view.state is not State.UNKNOWN:
         return view
-    lost = f"{folder / record.NAME} is missing or damaged"
+    lost = f"{folder / state.RECORD_NAME} is missing or damaged"
     if deadline_s < until_s:
         raise StartTimeoutError(
             f"{lost}, and start_timeout ended the wait for its supervisor to rewrite it. Give a "
@@ -126,7 +123,7 @@ def await_record(folder: Path, timing: Timing, deadline_s: float = math.inf) -> 
         )
     pids = ", ".join(str(each.identity.pid) for each in supervisors(folder))
     if not pids:
-        lock = alive.path(folder)
+        lock = liveness.path(folder)
         raise StateFolderError(
             f"{lost}, and {lock} is locked by a process that is not proven to be emberd's. "
             f"`fuser {lock}` names it: end it, then try again."
@@ -147,13 +144,13 @@ def statuses(chosen: Iterable[Path], timing: Timing) -> list[ServerStatus]:
     deadline_s = time.monotonic() + timing.record_s
     for folder in chosen:
         try:
-            known.append(status(settled(folder, deadline_s, timing.poll_s), marks))
+            known.append(status(settled_snapshot(folder, deadline_s, timing.poll_s), marks))
         except StateFolderError as error:
             _LOG.warning("%s", error)  # one odd folder does not hide the others
     return [each for each in known if each is not None]
 
 
-def status(view: View, marks: Marks) -> ServerStatus | None:
+def status(view: ServerSnapshot, marks: Marks) -> ServerStatus | None:
     """Return what is known of a server; None when nothing ever started in its folder.
 
     Without a record: a supervisor that lives, or processes that a dead one left.
@@ -164,7 +161,7 @@ def status(view: View, marks: Marks) -> ServerStatus | None:
     if not view.alive and not left:
         return None
     pids = [each.identity.pid for each in supervisors(view.folder)] if view.alive else []
-    log = view.folder / folders.LOG_NAME
+    log = view.folder / paths.LOG_NAME
     return ServerStatus(
         key=view.folder.name,
         spec=_spec(view.folder),
@@ -178,15 +175,17 @@ def status(view: View, marks: Marks) -> ServerStatus | None:
         idle_timeout=None,
         detail=_detail(view, pids, left),
         log_path=str(log) if log.exists() else "",
-        start_id=folders.log_start_id(view.folder) or "",
+        start_id=paths.log_start_id(view.folder) or "",
     )
 
 
-def _detail(view: View, supervising: list[int], marked: list[int]) -> str:
+def _detail(view: ServerSnapshot, supervising: list[int], marked: list[int]) -> str:
     who = "its supervisor does not rewrite it" if view.alive else "its supervisor is dead"
     pids = ", ".join(map(str, chain(supervising, marked)))
     if not pids:
-        return f"its record is lost, and `fuser {alive.path(view.folder)}` names who holds its lock"
+        return (
+            f"its record is lost, and `fuser {liveness.path(view.folder)}` names who holds its lock"
+        )
     return f"its record is lost and {who}; processes: {pids}; run `emberd stop`"
 
 
@@ -208,7 +207,7 @@ def _age_s(pids: list[int]) -> float:
 
 def _was_used(folder: Path) -> bool:
     # A folder in which nothing was ever started is not worth a look at all processes.
-    return alive.path(folder).exists()
+    return liveness.path(folder).exists()
 
 
 def _supervisor(candidate: psutil.Process, folder: Path) -> SupervisorProcess | None:
@@ -224,7 +223,7 @@ def _supervisor(candidate: psutil.Process, folder: Path) -> SupervisorProcess | 
         *start, _, start_id, descriptor = words if len(words) > _ARGUMENTS else [""] * _ARGUMENTS
         if start[-2:] != ["-m", SUPERVISOR_MODULE] or not descriptor.isdigit():
             return None
-        holds = _has_open(candidate, int(descriptor), alive.path(folder))
+        holds = _has_open(candidate, int(descriptor), liveness.path(folder))
     except (psutil.Error, OSError):
         return None
     return SupervisorProcess(identity, start_id) if holds else None

@@ -13,12 +13,16 @@ from typing import Final
 
 from emberd.engines.base import DRAIN_S
 from emberd.errors import StartError, StateFolderError
-from emberd.manager import alive, lost_records, record
+from emberd.manager import liveness, lost_records, state
 from emberd.manager.lost_records import Marks, SupervisorProcess
-from emberd.manager.record import State
-from emberd.manager.server import ServerStatus
-from emberd.manager.slot import View, look, settled
-from emberd.manager.timing import Timing
+from emberd.manager.state import (
+    ServerSnapshot,
+    ServerStatus,
+    State,
+    Timing,
+    settled_snapshot,
+    snapshot,
+)
 from emberd.system import processes
 from emberd.system.processes import ProcessIdentity
 
@@ -65,21 +69,23 @@ def stop(folder: Path, timing: Timing, marks: Marks, deadline_s: float) -> Serve
     return was
 
 
-def end_supervisor(view: View) -> None:
+def end_supervisor(view: ServerSnapshot) -> None:
     """Kill a supervisor whose server refuses connections, and which has not noticed that."""
     named = view.record.supervisor if view.record is not None else None
     if named is not None and lost_records.supervisor(named, view.folder) is not None:
         processes.send(named, SIGKILL)
 
 
-def _settled(folder: Path, deadline_s: float, timing: Timing) -> View:
+def _settled(folder: Path, deadline_s: float, timing: Timing) -> ServerSnapshot:
     try:
-        return settled(folder, deadline_s, timing.poll_s)
-    except record.OtherVersionError:
-        return View(folder, None, alive=True)  # what it says counts as lost: only the proof counts
+        return settled_snapshot(folder, deadline_s, timing.poll_s)
+    except state.OtherVersionError:
+        return ServerSnapshot(
+            folder, None, alive=True
+        )  # what it says counts as lost: only the proof counts
 
 
-def _supervisors(view: View, timing: Timing) -> list[SupervisorProcess]:
+def _supervisors(view: ServerSnapshot, timing: Timing) -> list[SupervisorProcess]:
     # In the first moments the record is the starter's, and names no supervisor yet.
     deadline = time.monotonic() + timing.takeover_s
     while view.alive and view.record is not None and time.monotonic() < deadline:
@@ -89,7 +95,7 @@ def _supervisors(view: View, timing: Timing) -> list[SupervisorProcess]:
                 return [named]
             break
         time.sleep(timing.poll_s)
-        view = look(view.folder)
+        view = snapshot(view.folder)
     return lost_records.supervisors(view.folder)
 
 
@@ -114,15 +120,15 @@ def _check_released(folder: Path, was: ServerStatus, timing: Timing) -> None:
             break
         time.sleep(timing.poll_s)
     raise StateFolderError(
-        f"{alive.path(folder)} is locked by a process that is not proven to be emberd's, so "
-        f"nothing was stopped. `fuser {alive.path(folder)}` names it: end it, or wait."
+        f"{liveness.path(folder)} is locked by a process that is not proven to be emberd's, so "
+        f"nothing was stopped. `fuser {liveness.path(folder)}` names it: end it, or wait."
     )
 
 
 def _forget(folder: Path) -> None:
-    with alive.held(folder) as free:
+    with liveness.held(folder) as free:
         if free:
-            (folder / record.NAME).unlink(missing_ok=True)
+            (folder / state.RECORD_NAME).unlink(missing_ok=True)
 
 
 def _ended(supervisor: ProcessIdentity, seconds: float, timing: Timing) -> bool:

@@ -27,12 +27,11 @@ from emberd import checkpoints, engines, probe
 from emberd.endpoint import Endpoint
 from emberd.engines.base import Diagnosis, Launch, Plan
 from emberd.errors import EmberdError, LockTimeoutError, StartError
-from emberd.manager import alive, child, folders, idle, leavings, locks, ports, record
-from emberd.manager.record import Failure, Record, State
-from emberd.manager.server import Verify
-from emberd.manager.starting import Start
-from emberd.manager.statefiles import StateFiles, tell
-from emberd.manager.suspicion import Suspicion
+from emberd.manager import cleanup, idle, liveness, locks, paths, ports, process_tree, state
+from emberd.manager.health import Suspicion
+from emberd.manager.readiness import Start
+from emberd.manager.state import Failure, Record, State, Verify
+from emberd.manager.state_repair import StateFiles, tell
 from emberd.settings import ServerSpec
 from emberd.system import processes
 
@@ -67,13 +66,13 @@ class Supervisor:
         self.folder = folder
         self.record = replace(own, supervisor=processes.current())
         self.verify = verify
-        self.server: child.ServerProcess | None = None
+        self.server: process_tree.ServerProcess | None = None
         self.plan: Plan | None = None
         self._alive_fd = alive_fd
         # Imported now: an environment may be upgraded or removed under a living supervisor.
         importlib.import_module("prometheus_client.parser")
         self._stop_asked = False
-        self._shared_memory = leavings.SharedMemory(folder)
+        self._shared_memory = cleanup.SharedMemory(folder)
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         self._files = StateFiles(folder, alive_fd)
@@ -98,7 +97,7 @@ class Supervisor:
             os.read(self._wake_read, select.PIPE_BUF)
         if self.server is not None and self.record.state is State.STARTING:
             self._shared_memory.look(self.server.members)
-        if not alive.is_same_file(self._alive_fd, self.folder):
+        if not liveness.is_same_file(self._alive_fd, self.folder):
             raise FolderGone
 
     @property
@@ -123,7 +122,7 @@ class Supervisor:
             FolderGone: The folder there now is another supervisor's.
             OSError: The disk is full, or the like.
         """
-        if not alive.is_same_file(self._alive_fd, self.folder):
+        if not liveness.is_same_file(self._alive_fd, self.folder):
             raise FolderGone
         if changes.get("state", self.record.state) != self.record.state:
             changes["since_s"] = time.monotonic()
@@ -167,7 +166,7 @@ class Supervisor:
             raise
 
     def _start(self) -> bool:
-        claims = folders.make_private(folders.Home(self.folder.parents[2]).claims)
+        claims = paths.make_private(paths.Home(self.folder.parents[2]).claims)
         diagnosis: Diagnosis | None = None
         for _ in range(_PORT_TRIES):
             try:
@@ -229,16 +228,16 @@ class Supervisor:
             )
             self.plan = plan = self.engine.plan(self.record.spec, launch)
             # In the record before it is made: a folder that no record names is never removed.
-            scratch = leavings.scratch(self.record.start_id)
+            scratch = cleanup.scratch(self.record.start_id)
             self.publish(drain_s=plan.drain_s, notes=tuple(plan.notes), scratch=scratch)
-            leavings.make(scratch)
+            cleanup.make(scratch)
             self._shared_memory.begin()
-            folders.write_private(self.folder, plan.files)
-            self.server = child.ServerProcess(
+            paths.write_private(self.folder, plan.files)
+            self.server = process_tree.ServerProcess(
                 plan.command,
                 {**plan.environment, "TMPDIR": scratch},
                 f"{self.folder}:{self.record.start_id}",
-                self.folder / folders.LOG_NAME,
+                self.folder / paths.LOG_NAME,
                 inherited=() if launch.descriptor is None else (launch.descriptor,),
             )
         return launch, plan
@@ -329,7 +328,7 @@ class Supervisor:
             self._shared_memory.look(self.server.members, at_once=True)
             if not self.server.kill_all(self.record.timing.kill_s):
                 tell("processes of the server are left that cannot be killed")
-        leavings.remove(self.folder, self.record.scratch, self._shared_memory.known)
+        cleanup.remove(self.folder, self.record.scratch, self._shared_memory.known)
 
     def _reap(self) -> int | None:
         return None if self.server is None else self.server.reap()
@@ -350,10 +349,10 @@ def main(arguments: list[str], verify: Verify) -> int:
         os._exit(0)
     # The server must not inherit it: it would hold the proof of life beyond its supervisor.
     os.set_inheritable(alive_fd, False)
-    own = record.read(folder)
+    own = state.read_record(folder)
     if own is None or own.start_id != start_id:
         return 1
-    child.become_subreaper()
+    process_tree.become_subreaper()
     supervisor = Supervisor(folder, own, alive_fd, verify)
     supervisor.listen()
     supervisor.run()

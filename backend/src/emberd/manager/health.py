@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from emberd.manager import folders
+from emberd.manager import paths
 from emberd.probe import Activity
 
 _NAME: Final = "suspect"
@@ -94,4 +94,4 @@ class Suspicion:
     def _clear(self) -> None:
         # Whatever has the name: a directory there must not end the supervisor.
         with suppress(OSError):
-            folders.remove(self._file)
+            paths.remove(self._file)

@@ -1,8 +1,8 @@
 """Ends what is left of a server whose supervisor was killed; run as a file, and asleep until then.
 
-``guard.py MARK NOTE``: reads its standard input, whose other end only the supervisor has. At its
-end of file, every process with the mark in its environment is killed, until none is left; the
-shared memory that each had is noted in the file, for the next start to remove.
+``orphan_reaper.py MARK NOTE``: reads its standard input, whose other end only the supervisor has.
+At its end of file, every process with the mark in its environment is killed, until none is left;
+the shared memory that each had is noted in the file, for the next start to remove.
 
 The kernel's death signal reaches one process, the server itself. What that has started asks for a
 signal of its own, but only when its interpreter has come so far: a scheduler of SGLang imports for

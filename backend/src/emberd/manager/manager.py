@@ -15,32 +15,37 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from emberd import durations
+from emberd import durations, engines
 from emberd.engines import to_install
 from emberd.env import Places
-from emberd.errors import EmberdError, ServerStoppedError, StartTimeoutError
+from emberd.errors import EmberdError, NoEngineError, ServerStoppedError, StartTimeoutError
 from emberd.manager import (
-    adoption,
-    folders,
+    discovery,
+    health,
     idle,
     locks,
     lost_records,
-    provision,
-    slot,
-    starter,
+    paths,
+    spawn,
+    state,
     stopping,
-    suspicion,
 )
-from emberd.manager.record import Record, State
-from emberd.manager.server import OnProgress, Progress, Server, ServerStatus, Verify
-from emberd.manager.slot import View
-from emberd.manager.timing import Timing
-from emberd.manager.wish import Check, Joined, Wish
+from emberd.manager.state import (
+    OnProgress,
+    Progress,
+    Record,
+    Server,
+    ServerSnapshot,
+    ServerStatus,
+    State,
+    Timing,
+    Verify,
+)
 from emberd.settings import IDLE_TIMEOUT_S, START_TIMEOUT_S, ServerSpec, StartOptions
 
 _PROGRESS_EVERY_S: Final = 1.0
@@ -62,7 +67,7 @@ class ServerManager:
         """
         self._places = Places.resolve(home)
         # By its real path: marks and records of one home must not differ by a link on the way.
-        self._home = folders.Home(Path(os.path.realpath(self._places.home)))
+        self._home = paths.Home(Path(os.path.realpath(self._places.home)))
         self._verify = verify
         self._timing = timing or Timing()
 
@@ -108,7 +113,7 @@ class ServerManager:
             StateFolderError: The home cannot be used.
         """
         if base_url is not None:
-            listener = None if lost is None else adoption.successor(lost.endpoint)
+            listener = None if lost is None else discovery.successor(lost.endpoint)
             endpoint = self._verify(base_url, api_key, spec, listener)
             given = Server(endpoint, "given", f"{endpoint.url} was given")
             return given if options else given.noting_unmet()
@@ -123,7 +128,7 @@ class ServerManager:
                 check(found)
             if isinstance(found, str):
                 # Once: an engine that is still missing then is an error. Its time is no start's.
-                deadline += provision.install(found, on_progress)
+                deadline += install(found, on_progress)
                 wish, server = replace(wish, may_install=False), None
             elif isinstance(found, Joined):
                 # One start of this call's own overrides a failure; a second would be a loop.
@@ -148,7 +153,7 @@ class ServerManager:
         for view in self._views(spec):
             if view.serves(spec) and isinstance(found := self._use_or_join(view, wish), Server):
                 return found
-        sought = adoption.search(spec, self._places.discover, api_key, self._verify)
+        sought = discovery.search(spec, self._places.discover, api_key, self._verify)
         return sought.found.server() if sought.found else None
 
     def warm_up(self, spec: ServerSpec, *, idle_timeout: float | None = IDLE_TIMEOUT_S) -> None:
@@ -165,7 +170,7 @@ class ServerManager:
         ):
             if isinstance(found, str):
                 # Once, as ``ensure`` does: an engine that is still missing then is an error.
-                deadline += provision.install(found, None)
+                deadline += install(found, None)
                 wish = replace(wish, may_install=False)
 
     # -- seeing and stopping ------------------------------------------------------------
@@ -200,7 +205,7 @@ class ServerManager:
                 errors.append(error)  # the others are stopped all the same
             else:
                 stopped += [was] if was else []
-        starter.sweep(self._home, self._timing)
+        spawn.sweep(self._home, self._timing)
         if errors:
             raise errors[0]
         return stopped
@@ -214,7 +219,7 @@ class ServerManager:
         """
         if server.origin != "own" or server.folder is None:
             return True
-        view = slot.look(Path(server.folder))
+        view = state.snapshot(Path(server.folder))
         if view.state is State.UNKNOWN:  # its supervisor lives, and rewrites the lost record
             return True
         same = view.record is not None and view.record.start_id == server.start_id
@@ -228,22 +233,22 @@ class ServerManager:
                 and a job that went on sending them would keep it from its orderly end.
         """
         if server.folder is not None and idle.touch(server.folder):
-            own = slot.look(Path(server.folder)).record
+            own = state.snapshot(Path(server.folder)).record
             if own is not None and own.start_id == server.start_id and own.stopped_by_person:
                 raise _stopped(own.spec)
 
     def suspect(self, server: Server) -> None:
         """Tell the supervisor that the server did not answer in time: it is to probe it."""
         if server.origin == "own" and server.folder is not None:
-            suspicion.report(server.folder)
+            health.report(server.folder)
 
     # -- the steps of ensure ------------------------------------------------------------
 
-    def _views(self, spec: ServerSpec) -> list[View]:
-        first = slot.look(self._home.slot(spec.key))
+    def _views(self, spec: ServerSpec) -> list[ServerSnapshot]:
+        first = state.snapshot(self._home.slot(spec.key))
         if first.origin == "own" and first.serves(spec):  # the usual case: one file, one probe
             return [first]
-        return [slot.look(folder) for folder in self._home.slots(spec.key)]
+        return [state.snapshot(folder) for folder in self._home.slots(spec.key)]
 
     def _running(self, wish: Wish) -> Server | Joined | None:
         views = self._views(wish.spec)
@@ -258,23 +263,23 @@ class ServerManager:
             raise error
         return None
 
-    def _use_or_join(self, view: View, wish: Wish) -> Server | Joined | None:
+    def _use_or_join(self, view: ServerSnapshot, wish: Wish) -> Server | Joined | None:
         if view.record is not None and view.state is State.STARTING:
             return Joined(
                 view.folder, view.record.start_id, started=False, options=view.record.options
             )
         if view.origin == "found":
-            return adoption.recall(
+            return discovery.recall(
                 view, wish.spec, self._places.discover, wish.api_key, self._verify
             )
         server = view.server()
-        if server is None or slot.listens(server.endpoint):
+        if server is None or state.is_listening(server.endpoint):
             return server
         # It has died and its supervisor is about to say so; then there is no server here.
         self._let_death_be_seen(server)
-        if slot.listens(server.endpoint):
+        if state.is_listening(server.endpoint):
             return server
-        now = slot.look(view.folder)
+        now = state.snapshot(view.folder)
         if (
             now.record is not None
             and now.record.start_id == server.start_id
@@ -287,30 +292,30 @@ class ServerManager:
         """Return a server, a start to wait for, or what is to be installed; None to look again."""
         spec = wish.spec
         self._let_pass(spec, deadline)
-        folders.make_private(self._home.machine)
-        folders.make_private(self._home.servers)
-        first = folders.make_private(self._home.slot(spec.key))
+        paths.make_private(self._home.machine)
+        paths.make_private(self._home.servers)
+        first = paths.make_private(self._home.slot(spec.key))
         patience_s = max(0.0, min(self._timing.lock_s, deadline - time.monotonic()))
         with locks.start_lock(first, patience_s):
             if again := self._running(wish):
                 return again
-            views = [slot.look(f) for f in self._home.slots(spec.key)]
+            views = [state.snapshot(f) for f in self._home.slots(spec.key)]
             if any(view.is_leaving for view in views):
                 return None
             taken = [view.folder for view in views if view.alive]
-            folder = folders.make_private(self._home.free_slot(spec.key, taken))
-            sought = adoption.search(spec, self._places.discover, wish.api_key, self._verify)
+            folder = paths.make_private(self._home.free_slot(spec.key, taken))
+            sought = discovery.search(spec, self._places.discover, wish.api_key, self._verify)
             if sought.found is not None:
-                return adoption.adopt(folder, spec, sought.found, self._timing)
+                return discovery.adopt(folder, spec, sought.found, self._timing)
             # Installed without the lock: nobody is to wait for it while gigabytes are fetched.
             if self._places.auto_install and wish.may_install and (name := to_install(spec)):
                 return name
             return self._start(wish, folder, sought.refusals)
 
     def _start(self, wish: Wish, folder: Path, refusals: Sequence[str]) -> Joined:
-        engine = provision.choose(wish.spec, refusals)
-        starter.sweep(self._home, self._timing, locked=self._home.slot(wish.spec.key))
-        start_id = starter.start(
+        engine = choose(wish.spec, refusals)
+        spawn.sweep(self._home, self._timing, locked=self._home.slot(wish.spec.key))
+        start_id = spawn.start(
             folder,
             wish.spec,
             engine.name,
@@ -358,7 +363,7 @@ class ServerManager:
         began = time.monotonic()
         while self.is_current(lost) and (waited := time.monotonic() - began) < self._timing.lost_s:
             # A broken connection does not mean that the server ended: it may still listen.
-            if waited > _DYING_S and slot.listens(lost.endpoint):
+            if waited > _DYING_S and state.is_listening(lost.endpoint):
                 return
             time.sleep(self._timing.poll_s)
 
@@ -368,7 +373,7 @@ def _ask_to_stay(server: Server, idle_timeout: float | None) -> None:
         idle.ask(Path(server.folder), idle_timeout)
 
 
-def _outcome(view: View, joined: Joined, spec: ServerSpec) -> Server | None:
+def _outcome(view: ServerSnapshot, joined: Joined, spec: ServerSpec) -> Server | None:
     if view.state is State.READY:
         # Of a start that others began, device and context are known only now.
         return view.server(started=joined.started) if view.serves(spec) else None
@@ -384,7 +389,7 @@ def _was_ready(record: Record) -> bool:
     return record.failure is not None and not record.failure.starting
 
 
-def _refuse_to_undo(views: list[View], lost: Server) -> None:
+def _refuse_to_undo(views: list[ServerSnapshot], lost: Server) -> None:
     for view in views:
         own = view.record
         if own is not None and own.stopped_by_person and str(view.folder) == lost.folder:
@@ -396,3 +401,108 @@ def _stopped(spec: ServerSpec) -> ServerStoppedError:
         f"The server of {spec.model} was stopped by a person in the middle of this job. "
         f"Run the job again to start a new one."
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What one call wants.
+
+    Attributes:
+        spec: Which model, and what the server must meet.
+        options: How to start a server if there is none.
+        api_key: The user's key, for servers that the user has listed.
+        idle_timeout: Idle seconds, or a text such as ``"5m"``, after which the server may stop;
+            None for never.
+        lost: The server that vanished in the middle of the caller's job.
+        retry_failed: Start again although the last start has just failed.
+        may_install: An engine that is missing may be installed, where the user asked for that.
+    """
+
+    spec: ServerSpec
+    options: StartOptions
+    api_key: str | None = None
+    idle_timeout: float | str | None = None
+    lost: Server | None = None
+    retry_failed: bool = False
+    may_install: bool = True
+
+    def __post_init__(self) -> None:
+        # A value that cannot be used is an error before anything is looked for.
+        _ = self.idle_s
+
+    @property
+    def idle_s(self) -> float | None:
+        """Idle seconds after which the server may stop; None for never."""
+        return durations.check_or_never("idle_timeout", self.idle_timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A start that somebody waits for.
+
+    Attributes:
+        folder: The server's state folder.
+        start_id: The name of the start.
+        started: Whether this call began it.
+        options: How the server is started.
+    """
+
+    folder: Path
+    start_id: str
+    started: bool
+    options: StartOptions = field(default_factory=StartOptions)
+
+    def unmet(self, asked: Mapping[str, Any]) -> list[str]:
+        """Return the names of the start options in ``asked`` that the server will not have.
+
+        Args:
+            asked: Values by the fields of ``StartOptions``.
+        """
+        # A port that was left to emberd is known once the server is ready.
+        known = [name for name in asked if name != "port" or self.options.port is not None]
+        return [name for name in known if asked[name] != getattr(self.options, name)]
+
+
+Check = Callable[[Server | Joined], None]
+"""Called with the server or the start that a call would use, before anything is changed for it;
+raises to refuse it."""
+
+
+def choose(spec: ServerSpec, refusals: Sequence[str]) -> engines.Engine:
+    """Return the engine that is to serve ``spec``.
+
+    Args:
+        spec: What is wanted.
+        refusals: Why none of the running servers will do.
+
+    Raises:
+        NoEngineError: None can serve it on this machine.
+    """
+    try:
+        return engines.choose(spec)
+    except NoEngineError as error:
+        if not refusals:
+            raise
+        seen = "\n".join(f"  {refusal}" for refusal in refusals)
+        raise NoEngineError(f"{error}\nRunning servers that do not fit:\n{seen}") from None
+
+
+def install(name: str, on_progress: OnProgress | None) -> float:
+    """Install an engine's environment; return how long it took, in seconds.
+
+    Who asks at the same time waits for this one.
+
+    Raises:
+        InstallError: It cannot be installed.
+    """
+    began_s = time.monotonic()
+
+    def tell(text: str) -> None:
+        if on_progress is not None:
+            on_progress(Progress(text, time.monotonic() - began_s, log_path=""))
+
+    # Imported late: most processes never install anything.
+    from emberd import installs
+
+    installs.install(name, Places.resolve(), tell)
+    return time.monotonic() - began_s

@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from emberd.manager import alive, folders, idle, record
-from emberd.manager.record import Record
+from emberd.manager import idle, liveness, paths, state
+from emberd.manager.state import Record
 
 _MODE: Final = 0o600
 
@@ -49,7 +49,7 @@ class StateFiles:
             OSError: The disk is full, or the like.
         """
         with self._lock:
-            self._content = record.serialised(own)
+            self._content = state.serialize_record(own)
             self._write()
 
     def watch(self, every_s: float) -> None:
@@ -71,7 +71,7 @@ class StateFiles:
         self._told = failed is not None
 
     def _watch(self, every_s: float) -> None:
-        while alive.is_same_file(self._alive_fd, self._folder):
+        while liveness.is_same_file(self._alive_fd, self._folder):
             self.restore()
             time.sleep(every_s)
 
@@ -85,7 +85,7 @@ class StateFiles:
             if self._content is None:
                 return
             # Almost always this one call is all: the content is read only if the file changed.
-            facts = _facts(self._folder / record.NAME)
+            facts = _facts(self._folder / state.RECORD_NAME)
             if facts is not None and facts == self._facts:
                 return
             if self._is_ours():
@@ -94,8 +94,8 @@ class StateFiles:
                 self._write()
 
     def _is_ours(self) -> bool:
-        file = self._folder / record.NAME
-        if folders.read_file(file) != self._content:
+        file = self._folder / state.RECORD_NAME
+        if paths.read_file(file) != self._content:
             return False
         return stat.S_IMODE(file.lstat().st_mode) == _MODE
 
@@ -103,7 +103,7 @@ class StateFiles:
         # The next tick compares the content once, which also covers a change right after this.
         self._facts = None
         if self._content is not None:
-            record.write_content(self._folder, self._content)
+            state.write_serialized(self._folder, self._content)
 
 
 def tell(text: str) -> None:

@@ -14,12 +14,12 @@ from typing import Final
 
 import psutil
 
-from emberd.manager import leavings
+from emberd.manager import cleanup
 from emberd.system import pdeathsig, processes
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _SHIM: Final = pdeathsig.__file__
-_GUARD: Final = str(Path(__file__).with_name("guard.py"))
+_GUARD: Final = str(Path(__file__).with_name("orphan_reaper.py"))
 _REAP_POLL_S: Final = 0.02
 _RESTARTS: Final = 5
 _NO_PIPE: Final = -1
@@ -143,7 +143,7 @@ class ServerProcess:
         self._pipe: tuple[int, int] | None = None if sys.platform == "linux" else os.pipe()
         pipe = self._pipe[0] if self._pipe else _NO_PIPE
         prefix = [sys.executable, "-I", "-S", _SHIM, str(os.getpid()), str(pipe)]
-        self._guard = Guard(f"{processes.MARK}={mark}", log.with_name(leavings.NOTE))
+        self._guard = Guard(f"{processes.MARK}={mark}", log.with_name(cleanup.NOTE))
         self._log = _Log(log)
         popen = subprocess.Popen(  # noqa: S603 - the command is the engine's
             [*prefix, *command],

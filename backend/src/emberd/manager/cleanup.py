@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Final
 
 from emberd.errors import StateFolderError
-from emberd.manager import folders
+from emberd.manager import paths, state
+from emberd.manager.state import Timing
+from emberd.system import processes
 
 NOTE: Final = "shared-memory"
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps it; nothing is made there
@@ -109,12 +111,12 @@ def remove(folder: Path, scratch_folder: str, known: Iterable[int] = ()) -> None
         inodes -= {inode for pid in psutil.pids() for inode in mapped(pid)}
         _unlink(inodes)
     with suppress(OSError):
-        folders.remove(folder / NOTE)
+        paths.remove(folder / NOTE)
 
 
 def _noted(file: Path) -> set[int]:
     with suppress(StateFolderError):
-        content = folders.read_file(file, truncate=True) or b""
+        content = paths.read_file(file, truncate=True) or b""
         return {int(line) for line in content.split() if line.isdigit()}
     return set()
 
@@ -141,3 +143,15 @@ def mapped(pid: int) -> Iterator[int]:
             columns = line.split(maxsplit=_COLUMNS - 1)
             if len(columns) == _COLUMNS and columns[5].startswith(f"{_SHARED_MEMORY}/"):
                 yield int(columns[4])
+
+
+def end(folder: Path, timing: Timing) -> None:
+    """End and remove it; the caller knows that the supervisor of ``folder`` is dead."""
+    processes.end_marked(str(folder), timing.kill_s)
+    own = state.read_last_record(folder)
+    if own is None:
+        # The record is lost; the log's first line names the last start too.
+        start_id = paths.log_start_id(folder)
+        remove(folder, scratch(start_id) if start_id else "")
+    elif not own.found:
+        remove(folder, own.scratch)
