@@ -160,7 +160,7 @@ def test_a_pinned_revision_or_dtype_must_be_seen(manager: Manager, foreign: Fore
         replace(SPEC, dtype="float16"),
         replace(SPEC, quantization="fp8"),
     ):
-        with pytest.raises(NoEngineError, match="is wanted, and the server says"):
+        with pytest.raises(NoEngineError, match="is required, but the server reports"):
             manager.ensure(other)
 
 
@@ -292,15 +292,15 @@ def test_record_of_external_server_is_asked_only_at_a_socket_of_its_users(
     url, process = foreign()
     manager.ensure(SPEC)
     (known,) = manager.status()
-    assert discovery.to_ask(known) == known.listener
+    assert discovery.listener_to_probe(known) == known.listener
     assert status._seen(known).state is State.READY
     process.kill()
     process.wait()
     with pytest.raises(ServerUnavailableError):
-        discovery.to_ask(known)
+        discovery.listener_to_probe(known)
     now = taken(int(url.rpartition(":")[2]))
     with pytest.raises(ServerMismatchError):
-        discovery.to_ask(known)
+        discovery.listener_to_probe(known)
     seen = status._seen(known)
     assert (seen.state, seen.url) == (State.ABSENT, None)
     assert str(now.user) in seen.detail
@@ -339,7 +339,7 @@ def test_a_server_that_wants_a_key_is_refused_with_where_to_list_it(
     manager: Manager, foreign: Foreign
 ) -> None:
     foreign(key="the user's")
-    with pytest.raises(NoEngineError, match="wants a key, .* that EMBERD_DISCOVER lists"):
+    with pytest.raises(NoEngineError, match="requires a key, .* that EMBERD_DISCOVER lists"):
         manager.ensure(SPEC, api_key="the user's")
 
 

@@ -27,7 +27,7 @@ def test_path_names_boot_and_namespaces_of_pids_and_network_and_not_the_host(
 
 def test_claims_are_shared_by_all_network_namespaces(tmp_path: Path) -> None:
     """They are locks on GPUs, which are the same in all of them."""
-    assert Home(tmp_path).claims == tmp_path / processes.namespace() / "claims"
+    assert Home(tmp_path).gpu_locks == tmp_path / processes.namespace() / "claims"
 
 
 def test_path_of_a_kernel_without_namespaces_names_the_boot(
@@ -83,11 +83,17 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_slots_are_the_folders_of_one_identity_the_first_one_first(tmp_path: Path) -> None:
     home = Home(tmp_path)
-    for folder in (home.slot("k"), home.slot("k", 2), home.slot("other")):
+    for folder in (
+        home.server_folder("k"),
+        home.server_folder("k", 2),
+        home.server_folder("other"),
+    ):
         folder.mkdir(parents=True)
-    assert home.slots("k") == [home.slot("k"), home.slot("k", 2)]
-    assert home.free_slot("k", taken=[home.slot("k")]) == home.slot("k", 2)
-    assert home.free_slot("k", taken=[]) == home.slot("k")
+    assert home.server_folders("k") == [home.server_folder("k"), home.server_folder("k", 2)]
+    assert home.free_server_folder("k", taken=[home.server_folder("k")]) == home.server_folder(
+        "k", 2
+    )
+    assert home.free_server_folder("k", taken=[]) == home.server_folder("k")
 
 
 def test_each_start_has_a_log_of_its_own_that_names_it_and_old_ones_are_kept(

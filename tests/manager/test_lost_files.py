@@ -17,13 +17,14 @@ import damage
 import waiting
 from emberd.endpoint import Endpoint
 from emberd.errors import StateFolderError
-from emberd.manager import State, cleanup, idle, liveness, locks, paths, state
+from emberd.manager import State, cleanup, idle, liveness, paths, state
 from emberd.manager.process_tree import ServerProcess
 from emberd.manager.state import Record, Timing
 from emberd.manager.state_repair import StateFiles
 from emberd.settings import ServerSpec
+from emberd.system import file_lock
 from emberd.verified_manager import Manager
-from homes import Stub, server_of
+from homes import Stub, begin, server_of
 
 OWN = Record(State.READY, "abc", ServerSpec(model="m"), Timing(), since_s=1.0)
 
@@ -42,7 +43,7 @@ def test_idle_time_that_was_asked_for_survives_the_loss_of_its_file(
 ) -> None:
     folder = folder_of(manager, stub(), idle_timeout=None)
     damage.OF_ANY_FILE[kind](folder / "last-used")
-    waiting.until(lambda: (folder / "last-used").is_file() and idle.asked_for(folder) is None)
+    waiting.until(lambda: (folder / "last-used").is_file() and idle.requested_s(folder) is None)
     (status,) = manager.status()
     assert (status.state, status.idle_timeout) == (State.READY, None)
 
@@ -52,27 +53,27 @@ def test_idle_time_that_is_asked_for_while_the_file_is_lost_is_not_lost(
 ) -> None:
     folder = folder_of(manager, stub(), idle_timeout=600)
     (folder / "last-used").unlink()
-    idle.ask(folder, 700)
+    idle.request(folder, 700)
     (folder / "last-used").unlink()
-    idle.ask(folder, 5)
-    waiting.until(lambda: idle.asked_for(folder) in (600, 700))
+    idle.request(folder, 5)
+    waiting.until(lambda: idle.requested_s(folder) in (600, 700))
 
 
 @pytest.mark.parametrize("kind", damage.OF_ANY_FILE)
 def test_idle_time_can_be_asked_for_whatever_has_the_files_name(tmp_path: Path, kind: str) -> None:
     (tmp_path / "home").mkdir(mode=0o700)
     folder = tmp_path / "home"
-    idle.begin(folder, 60)
+    idle.reset(folder, 60)
     damage.OF_ANY_FILE[kind](folder / "last-used")
-    idle.ask(folder, 600)
-    assert idle.asked_for(folder) == 600
+    idle.request(folder, 600)
+    assert idle.requested_s(folder) == 600
 
 
 def test_idle_times_that_cannot_be_read_now_are_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    idle.begin(tmp_path, 600)
-    asked = idle.Asked(tmp_path)
+    idle.reset(tmp_path, 600)
+    asked = idle.RequestedTimeout(tmp_path)
 
     def fail(*args: object) -> int:
         raise OSError(errno.EMFILE, "Too many open files")
@@ -81,13 +82,13 @@ def test_idle_times_that_cannot_be_read_now_are_remembered(
         patch.setattr(os, "open", fail)
         assert asked.seconds() == 600
     asked.restore()
-    assert idle.asked_for(tmp_path) == 600
+    assert idle.requested_s(tmp_path) == 600
 
 
 def test_oversized_file_of_idle_times_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "last-used").write_bytes(b"x" * 5_000_000)
-    idle.ask(tmp_path, 600)
-    assert idle.asked_for(tmp_path) == 600
+    idle.request(tmp_path, 600)
+    assert idle.requested_s(tmp_path) == 600
     assert (tmp_path / "last-used").stat().st_size < 100
 
 
@@ -100,13 +101,13 @@ def test_oversized_record_is_damaged(tmp_path: Path) -> None:
 
 def test_idle_time_that_cannot_be_written_is_a_state_folder_error(tmp_path: Path) -> None:
     with pytest.raises(StateFolderError, match="gone"):
-        idle.ask(tmp_path / "gone", 600)
+        idle.request(tmp_path / "gone", 600)
 
 
 @pytest.mark.parametrize("line", ["nan", "-5", "0", "\xff"])
 def test_line_that_is_no_idle_time_is_ignored(tmp_path: Path, line: str) -> None:
     (tmp_path / "last-used").write_text(f"{line}\n60\n")
-    assert idle.asked_for(tmp_path) == 60
+    assert idle.requested_s(tmp_path) == 60
 
 
 # ---------------------------------------------------------------- the log
@@ -115,7 +116,7 @@ def test_line_that_is_no_idle_time_is_ignored(tmp_path: Path, line: str) -> None
 @pytest.mark.parametrize("kind", ["missing", "directory", "fifo"])
 def test_start_goes_on_if_its_log_is_lost(manager: Manager, stub: Stub, kind: str) -> None:
     spec = stub(start=1)
-    manager.warm_up(spec)
+    begin(manager, spec)
     status = waiting.until(
         lambda: next((s for s in manager.status() if s.detail == "loading"), None)
     )
@@ -189,15 +190,15 @@ def test_supervisor_restores_the_permissions_of_its_liveness_lock(
 
 
 def test_readers_of_a_garbled_note_of_shared_memory_and_lock_go_on(tmp_path: Path) -> None:
-    (tmp_path / cleanup.NOTE).write_bytes(b"\xff\xfe \xb2 12x\n")
-    cleanup.remove(tmp_path, "")
-    assert not (tmp_path / cleanup.NOTE).exists()
+    (tmp_path / cleanup.INODES_NAME).write_bytes(b"\xff\xfe \xb2 12x\n")
+    cleanup.remove_files(tmp_path, "")
+    assert not (tmp_path / cleanup.INODES_NAME).exists()
     (tmp_path / "lock").write_bytes(b"\xff\xfe")
-    assert locks._holder(tmp_path / "lock")
+    assert file_lock.holder(tmp_path / "lock")
 
 
 _NAMES = [
-    *("record.json", "record.json.new", "last-used", "server.log", "server.log.1"),
+    *("record.json", ".record.json.0.unfinished", "last-used", "server.log", "server.log.1"),
     *("server.log.3", "suspect", "secret.yaml", "shared-memory"),
 ]
 
@@ -328,7 +329,7 @@ def test_failure_to_rewrite_is_reported_once_and_tried_again(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(state, "write_content", fail)
+        patch.setattr(state, "write_serialized", fail)
         for _ in range(3):
             files.restore()
     assert capsys.readouterr().err.count("No space left") == 1
@@ -346,7 +347,7 @@ def test_unchanged_record_is_not_read_or_written_again(
     files.publish(OWN)
     files.restore()
     before = (tmp_path / state.RECORD_NAME).stat()
-    monkeypatch.setattr(StateFiles, "_is_ours", lambda self: pytest.fail("it was read again"))
+    monkeypatch.setattr(StateFiles, "_is_unchanged", lambda self: pytest.fail("it was read again"))
     files.restore()
     assert (tmp_path / state.RECORD_NAME).stat().st_ino == before.st_ino
     liveness.release(descriptor)

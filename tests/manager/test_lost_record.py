@@ -29,7 +29,7 @@ from emberd.manager.state import Server, ServerStatus
 from emberd.settings import ServerSpec
 from emberd.system import processes
 from emberd.verified_manager import Manager
-from homes import QUICK, Starts, Stub
+from homes import QUICK, Starts, Stub, begin
 from plain_client import embed, in_flight
 
 SHORT_WAIT = replace(QUICK, record_s=0.5)
@@ -42,7 +42,7 @@ def record_of(server: Server) -> Path:
 
 def starting(manager: Manager, spec: ServerSpec) -> tuple[Path, ServerStatus]:
     """Start a server, and return its record's file and status while it loads."""
-    manager.warm_up(spec)
+    begin(manager, spec)
 
     def loading() -> ServerStatus | None:
         (status,) = manager.status()
@@ -116,7 +116,7 @@ def test_supervisor_that_waits_for_a_claim_rewrites_its_record(
     manager: Manager, stub: Stub, kind: str
 ) -> None:
     starting(manager, stub("first", claims="card", start=600))
-    manager.warm_up(stub("second", claims="card"))
+    begin(manager, stub("second", claims="card"))
     status = waiting.until(
         lambda: next((s for s in manager.status() if s.detail == "waiting for card"), None)
     )
@@ -151,7 +151,7 @@ def test_record_that_is_lost_while_the_server_drains_is_rewritten(
     slow.join()
     stopper.join()
     (status,) = manager.status()
-    assert (status.state, status.detail) == (State.ABSENT, "a person stopped it")
+    assert (status.state, status.detail) == (State.ABSENT, "stopped on request")
 
 
 # ---------------------------------------------------------------- who asks meanwhile
@@ -217,7 +217,7 @@ def test_caller_gets_an_error_soon_if_the_supervisor_does_not_rewrite_the_record
     asking = Manager(home, timing=SHORT_WAIT)
     with frozen(supervisor_pid(manager)) as supervisor:
         record_of(server).unlink()
-        for ask in (asking.find, asking.warm_up, lambda s: asking.ensure(s, start_timeout=10)):
+        for ask in (asking.find, lambda s: asking.ensure(s, start_timeout=10)):
             with pytest.raises(StateFolderError, match="emberd stop") as error:
                 ask(stub())
             assert str(server.folder) in str(error.value)
@@ -308,7 +308,7 @@ def test_stop_ends_a_frozen_supervisor_whose_record_is_lost_in_an_orderly_way(
     assert (was.state, was.start_id) == ("unknown", server.start_id)
     assert leftovers.find([str(home)]) == []
     (status,) = manager.status()
-    assert (status.state, status.detail) == (State.ABSENT, "a person stopped it")
+    assert (status.state, status.detail) == (State.ABSENT, "stopped on request")
     assert manager.ensure(stub(faults="leaves-children")).started
 
 
@@ -383,15 +383,15 @@ def test_supervisor_is_told_from_processes_that_look_like_one(
         [*sleep, str(descriptor)], stdin=subprocess.PIPE, pass_fds=[descriptor]
     )
     try:
-        (found,) = lost_records.supervisors(folder)
+        (found,) = lost_records.find_supervisors(folder)
         assert (found.identity.pid, found.start_id) == (pid, server.start_id)
         for other in (named, opened):
             identity = processes.identify(other.pid)
             assert identity is not None
-            assert lost_records.supervisor(identity, folder) is None
-        assert lost_records.supervisor(found.identity, folder) == found
-        assert lost_records.supervisor(replace(found.identity, start="1"), folder) is None
-        assert lost_records.supervisors(tmp_path) == []
+            assert lost_records.prove_supervisor(identity, folder) is None
+        assert lost_records.prove_supervisor(found.identity, folder) == found
+        assert lost_records.prove_supervisor(replace(found.identity, start="1"), folder) is None
+        assert lost_records.find_supervisors(tmp_path) == []
     finally:
         os.close(descriptor)
         for other in (named, opened):
@@ -429,9 +429,9 @@ def test_lock_held_by_a_process_that_is_no_supervisor_is_an_error_and_no_signal(
 
 @contextmanager
 def orphans(manager: Manager, home: Path, stub: Stub, kind: str) -> Iterator[list[psutil.Process]]:
-    """Kill supervisor and guard of a server, and damage its record: its orphans go on running."""
+    """Kill supervisor and orphan reaper, and damage the record: the orphans go on running."""
     server = manager.ensure(stub(faults="leaves-children,leaves-files"))
-    with frozen(supervisor_pid(manager)) as supervisor:  # or it would start another guard
+    with frozen(supervisor_pid(manager)) as supervisor:  # or it would start another orphan reaper
         guard = next(
             p for p in supervisor.children() if "orphan_reaper.py" in " ".join(p.cmdline())
         )
@@ -455,7 +455,7 @@ def test_stop_ends_orphans_whose_record_is_damaged(
         assert (status.state, status.supervisor_pid) == ("unknown", None)
         assert manager.stop()[0].start_id == status.start_id
     assert leftovers.end_all([str(home)]) == []
-    assert not Path(cleanup.scratch(status.start_id)).exists()
+    assert not Path(cleanup.scratch_path(status.start_id)).exists()
     assert manager.status() == []
 
 

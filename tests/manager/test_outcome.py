@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from emberd.errors import StartError
-from emberd.manager.manager import Joined, _outcome
+from emberd.manager.manager import PendingStart, _outcome
 from emberd.manager.state import Failure, Record, ServerSnapshot, State, Timing
 from emberd.settings import ServerSpec
 
 SPEC = ServerSpec(model="test/model")
-JOINED = Joined(Path("folder"), "start_id", started=False)
+JOINED = PendingStart(Path("folder"), "start_id", started=False)
 
 
 def _failed(*, starting: bool) -> ServerSnapshot:

@@ -30,11 +30,6 @@ class Server:
         return None
 
 
-@dataclass
-class Supervisor:
-    server: Server
-
-
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A port at which this process listens."""
@@ -43,10 +38,18 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         yield opened.getsockname()[1]
 
 
-def prove(port: int, seen: list[int]) -> tuple[readiness.Start, Diagnosis | None]:
-    supervisor: Any = Supervisor(Server(seen))
-    start = readiness.Start(supervisor, Launch(port, None, "", "", StartOptions()))
-    return start, start._prove()
+def prove(port: int, seen: list[int]) -> tuple[readiness.StartMonitor, Diagnosis | None]:
+    server: Any = Server(seen)
+    unused: Any = None
+    start = readiness.StartMonitor(
+        server,
+        unused,
+        Launch(port, None, "", "", StartOptions()),
+        unused,
+        spec=unused,
+        verify=unused,
+    )
+    return start, start._prove_listener()
 
 
 def test_socket_that_a_descendant_holds_is_the_servers(port: int) -> None:

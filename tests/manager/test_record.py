@@ -14,7 +14,7 @@ from emberd.errors import StartError, StateFolderError
 from emberd.manager import state
 from emberd.manager.state import Failure, Record, State, Timing
 from emberd.settings import ServerSpec
-from emberd.system import processes
+from emberd.system import atomic_file, processes
 from emberd.system.listeners import Listener
 
 FULL = Record(
@@ -30,7 +30,7 @@ FULL = Record(
     endpoint=Endpoint(
         "http://127.0.0.1:1", "m", 8, 512, "secret", "demo", listener=Listener(1000, inode=7)
     ),
-    failure=Failure("It broke", "Mend it.", 12.0, starting=True),
+    failure=Failure("It broke", "Fix it.", 12.0, starting=True),
     log_path="/x/server.log",
 )
 
@@ -55,7 +55,7 @@ def test_there_is_no_record_where_none_was_written(tmp_path: Path) -> None:
     assert state.read_record(tmp_path) is None
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 2}', '{"schema": 2, "state": "x"}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 3}', '{"schema": 3, "state": "x"}'])
 def test_a_record_that_cannot_be_understood_is_none(tmp_path: Path, content: str) -> None:
     (tmp_path / state.RECORD_NAME).write_text(content)
     assert state.read_record(tmp_path) is None
@@ -75,14 +75,20 @@ def test_a_field_that_a_later_version_added_does_no_harm(tmp_path: Path) -> None
     assert state.read_record(tmp_path) == FULL
 
 
-def test_what_a_killed_writer_left_half_written_is_not_seen_and_not_in_the_way(
-    tmp_path: Path,
-) -> None:
+def test_unfinished_file_of_a_killed_writer_is_ignored(tmp_path: Path) -> None:
     state.write_record(tmp_path, FULL)
-    (tmp_path / f"{state.RECORD_NAME}.new").write_text('{"schema": 1, "sta')
+    (tmp_path / f".{state.RECORD_NAME}.0{atomic_file.UNFINISHED}").write_text('{"schema": 3, "sta')
     assert state.read_record(tmp_path) == FULL
     state.write_record(tmp_path, replace(FULL, attempts=7))
-    assert [path.name for path in tmp_path.iterdir()] == [state.RECORD_NAME]
+    assert state.read_record(tmp_path) == replace(FULL, attempts=7)
+
+
+def test_link_with_the_name_of_a_record_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text("kept")
+    (tmp_path / state.RECORD_NAME).symlink_to("elsewhere")
+    state.write_record(tmp_path, FULL)
+    assert state.read_record(tmp_path) == FULL
+    assert (tmp_path / "elsewhere").read_text() == "kept"
 
 
 def test_a_recorded_failure_is_the_same_error_for_everybody(tmp_path: Path) -> None:
@@ -91,4 +97,4 @@ def test_a_recorded_failure_is_the_same_error_for_everybody(tmp_path: Path) -> N
     assert read is not None
     error = read.start_error()
     assert isinstance(error, StartError)
-    assert str(error) == "It broke. Mend it. Log: /x/server.log"
+    assert str(error) == "It broke. Fix it. Log: /x/server.log"

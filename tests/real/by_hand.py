@@ -74,9 +74,9 @@ def server(
         assert process.poll() is None, log.read_text()[-2000:]
         yield running
     finally:
-        memory.look(lambda: _family(process.pid), at_once=True)
+        memory.update(lambda: _family(process.pid), at_once=True)
         _end(process)
-        cleanup.remove(folder, "")
+        cleanup.remove_files(folder, "")
 
 
 def _environment() -> dict[str, str]:

@@ -191,14 +191,14 @@ def server(
         yield url, scheduler
     finally:
         with contextlib.suppress(psutil.Error):
-            memory.look(lambda: [process.pid, *(own.pid for own in children())], at_once=True)
+            memory.update(lambda: [process.pid, *(own.pid for own in children())], at_once=True)
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(60)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(60)
-        cleanup.remove(folder, "", memory.known)
+        cleanup.remove_files(folder, "", memory.known)
 
 
 def wait_until(condition: Callable[[], object]) -> None:

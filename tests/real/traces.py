@@ -34,7 +34,7 @@ def all_gone(home: Path) -> Iterator[None]:
 
 def _left(before: set[str]) -> set[str]:
     # What a living process has mapped is another server's, of another test or another program.
-    inodes = {inode for pid in psutil.pids() for inode in cleanup.mapped(pid)}
+    inodes = {inode for pid in psutil.pids() for inode in cleanup.shared_memory_inodes(pid)}
     return {
         path
         for path in files() - before

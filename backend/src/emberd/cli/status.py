@@ -76,7 +76,7 @@ def _seen(own: ServerStatus) -> ServerStatus:
         return own
     detail = f"{own.url} does not answer"
     try:
-        if probe.is_ready(own.url, listener=discovery.to_ask(own)):
+        if probe.is_ready(own.url, listener=discovery.listener_to_probe(own)):
             return own
     except ServerMismatchError as error:
         detail = str(error)

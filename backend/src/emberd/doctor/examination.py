@@ -161,7 +161,7 @@ def _keys(asked: Wanted) -> Iterator[str]:
 def _recorded(home: Path) -> list[str]:
     own = paths.Home(Path(os.path.realpath(home)))
     keys = []
-    for folder in own.all():
+    for folder in own.all_server_folders():
         with suppress(StateFolderError):  # one folder that cannot be read hides no other's key
             kept = read_record(folder)
             if kept is not None and kept.endpoint is not None and kept.endpoint.api_key:

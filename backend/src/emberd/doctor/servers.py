@@ -37,7 +37,7 @@ def look(wanted: Wanted) -> Iterator[Finding]:
     jobs = [partial(_asked, wanted, candidate) for candidate in candidates]
     outcomes = gather(jobs, _SERVER_S)
     found = [_other(wanted, *pair) for pair in zip(candidates, outcomes, strict=True)]
-    marks = lost_records.Marks()
+    marks = lost_records.MarkedProcesses()
     for view in _views(wanted, deadline_s):
         found += _own(wanted, view, marks)
     yield from found or [ok("servers", "none runs")]
@@ -56,7 +56,9 @@ def _asked(wanted: Wanted, candidate: Candidate) -> Endpoint:
     if candidate.why == _GIVEN:
         return asks(candidate.url, candidate.api_key, wanted.spec)
     # As ``ensure`` does it, so that nothing is sent to a server that it would not ask.
-    return discovery.examine(candidate, wanted.spec, asks, first_answer_s=_REQUEST_S).endpoint
+    return discovery.verify_candidate(
+        candidate, wanted.spec, asks, first_answer_s=_REQUEST_S
+    ).endpoint
 
 
 def _other(wanted: Wanted, candidate: Candidate, outcome: Outcome[Endpoint]) -> Finding:
@@ -82,13 +84,15 @@ def _given(wanted: Wanted, url: str, outcome: Outcome[Endpoint]) -> Finding:
 
 
 def _views(wanted: Wanted, deadline_s: float) -> Iterator[ServerSnapshot]:
-    for folder in paths.Home(Path(os.path.realpath(wanted.home))).all():
+    for folder in paths.Home(Path(os.path.realpath(wanted.home))).all_server_folders():
         with suppress(StateFolderError):  # told where the state folder is looked at
             yield state.settled_snapshot(folder, deadline_s, Timing().poll_s)
 
 
-def _own(wanted: Wanted, view: ServerSnapshot, marks: lost_records.Marks) -> Iterator[Finding]:
-    status = lost_records.status(view, marks)
+def _own(
+    wanted: Wanted, view: ServerSnapshot, marks: lost_records.MarkedProcesses
+) -> Iterator[Finding]:
+    status = lost_records.server_status(view, marks)
     if status is None:
         return
     if status.state is State.UNKNOWN:
@@ -111,7 +115,7 @@ def _own(wanted: Wanted, view: ServerSnapshot, marks: lost_records.Marks) -> Ite
 
 def _answers(status: ServerStatus) -> bool:
     try:
-        listener = discovery.to_ask(status)
+        listener = discovery.listener_to_probe(status)
     except EmberdError:
         return False
     reply = probe.get(status.url or "", "/ready", timeout_s=_REQUEST_S, listener=listener)

@@ -42,8 +42,8 @@ def look(wanted: Wanted) -> Iterator[Finding]:
         return
     yield from _tried(under)
     own = paths.Home(Path(os.path.realpath(wanted.home)))
-    needed = {own.machine, own.servers, *own.slots(wanted.spec.key)}
-    for folder in sorted({*needed, *own.all()}):
+    needed = {own.machine, own.servers, *own.server_folders(wanted.spec.key)}
+    for folder in sorted({*needed, *own.all_server_folders()}):
         yield from _private(folder, problem if folder in needed else note)
 
 

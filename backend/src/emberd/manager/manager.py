@@ -1,17 +1,16 @@
-"""The manager: finds the server that was asked for, or starts exactly one.
+"""The manager: finds the requested server, or starts exactly one.
 
-Nothing here does a mechanism's work; it decides in which order the mechanisms are asked:
+This module contains no mechanism; it decides the order of the steps:
 
-1. a base URL was given: it is verified and used, and nothing is ever started;
-2. a record shows a server that fits and lives: it is used, or its start is joined. No lock;
-3. the start lock; the records once more; then the servers of others;
-4. a supervisor is started and handed the proof of life, and the lock let go;
-5. the wait for ``ready`` goes on outside the lock, so that it can end without ending the start.
+1. A base URL was given: verify it and use it; no server is started.
+2. A record shows a running server that fits: use it, or join its start. No lock is taken.
+3. Take the start lock, read the records again, then search for external servers.
+4. Start a supervisor, hand the liveness lock over to it, and release the start lock.
+5. Wait for ``ready`` outside the lock, so that the wait can end without ending the start.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import time
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from emberd import durations, engines
-from emberd.engines import to_install
 from emberd.env import Places
 from emberd.errors import EmberdError, NoEngineError, ServerStoppedError, StartTimeoutError
 from emberd.manager import (
@@ -45,11 +43,88 @@ from emberd.manager.state import (
     State,
     Timing,
     Verify,
+    is_listening,
 )
 from emberd.settings import IDLE_TIMEOUT_S, START_TIMEOUT_S, ServerSpec, StartOptions
 
 _PROGRESS_EVERY_S: Final = 1.0
 _DYING_S: Final = 0.5  # a killed process may break a connection before its port is closed
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureRequest:
+    """The arguments of one call of ``ensure``.
+
+    Attributes:
+        spec: Which model, and the constraints that the server must meet.
+        options: How to start a server if there is none.
+        api_key: The user's key, for servers that the user has listed.
+        idle_timeout: Idle seconds, or a text such as ``"5m"``, after which the server may stop;
+            None for never.
+        lost: The server that ended during the caller's job.
+        retry_failed: Start again although the last start has just failed.
+        may_install: Whether a missing engine may be installed, if the user has enabled that.
+    """
+
+    spec: ServerSpec
+    options: StartOptions
+    api_key: str | None = None
+    idle_timeout: float | str | None = None
+    lost: Server | None = None
+    retry_failed: bool = False
+    may_install: bool = True
+
+    def __post_init__(self) -> None:
+        # An invalid value is an error before any search.
+        _ = self.idle_s
+
+    @property
+    def idle_s(self) -> float | None:
+        """Idle seconds after which the server may stop; None for never."""
+        return durations.check_or_never("idle_timeout", self.idle_timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class PendingStart:
+    """A start in progress that a caller waits for.
+
+    Attributes:
+        folder: The server's state folder.
+        start_id: The id of the start.
+        started: Whether this call began it.
+        options: How the server is started.
+    """
+
+    folder: Path
+    start_id: str
+    started: bool
+    options: StartOptions = field(default_factory=StartOptions)
+
+    def unmet(self, asked: Mapping[str, Any]) -> list[str]:
+        """Return the names of the start options in ``asked`` that the server will not have.
+
+        Args:
+            asked: Values by field name of ``StartOptions``.
+        """
+        # A port that emberd chooses is known once the server is ready.
+        known = [name for name in asked if name != "port" or self.options.port is not None]
+        return [name for name in known if asked[name] != getattr(self.options, name)]
+
+
+@dataclass(frozen=True, slots=True)
+class _MissingEngine:
+    """An engine that must be installed before a server can be started.
+
+    Attributes:
+        name: Name of its environment.
+    """
+
+    name: str
+
+
+Check = Callable[[Server | PendingStart], None]
+"""Called with the server or the start that a call would use, before anything is changed for it;
+raises to refuse it."""
 
 
 class ServerManager:
@@ -58,15 +133,15 @@ class ServerManager:
     def __init__(
         self, home: str | Path | None = None, *, verify: Verify, timing: Timing | None = None
     ) -> None:
-        """Make a manager; nothing is read or written yet.
+        """Create a manager; no file is read or written yet.
 
         Args:
-            home: Folder of all state; None for ``EMBERD_HOME`` or the platform's own.
-            verify: Asks a server for a real embedding and returns what it is, or raises.
-            timing: Periods and deadlines; supervisors started from here live by them too.
+            home: Folder of all state; None for ``EMBERD_HOME`` or the platform's default.
+            verify: Requests a real embedding from a server and returns its endpoint, or raises.
+            timing: Periods and deadlines, also of the supervisors that it starts.
         """
         self._places = Places.resolve(home)
-        # By its real path: marks and records of one home must not differ by a link on the way.
+        # The real path: marks and records of one home must not differ because of a symbolic link.
         self._home = paths.Home(Path(os.path.realpath(self._places.home)))
         self._verify = verify
         self._timing = timing or Timing()
@@ -90,15 +165,15 @@ class ServerManager:
         """Return a verified server for ``spec``: the given one, a running one, or a new one.
 
         Args:
-            spec: Which model, and what the server must meet.
-            base_url: A server to use as it is; nothing is found or started then.
+            spec: Which model, and the constraints that the server must meet.
+            base_url: A server to use as it is; then none is searched for or started.
             api_key: The user's key, for ``base_url`` and for servers that ``EMBERD_DISCOVER``
                 lists.
-            start_timeout: Seconds, or "15m", to wait for a start, which goes on afterwards.
+            start_timeout: Seconds, or "15m", to wait for a start, which continues afterwards.
             idle_timeout: Idle seconds, or "5m", after which the server may stop; None for never.
-            lost: The server that vanished in the middle of the caller's job.
+            lost: The server that ended during the caller's job.
             retry_failed: Start again although the last start has just failed.
-            options: How to start a server if there is none; None for what the environment says.
+            options: How to start a server if there is none; None for the environment's values.
             check: Called with the server or the start that would be used; raises to refuse it.
             on_progress: Called about once a second while a server starts.
 
@@ -106,374 +181,264 @@ class ServerManager:
             ServerMismatchError: ``base_url`` serves something else, or belongs to another user
                 than the server that was ``lost`` there.
             NoEngineError: No engine can serve the model on this machine.
-            StartError: The server was started and failed; also what waiters of it get.
-            StartTimeoutError: ``start_timeout`` ended the wait.
+            StartError: The server was started and failed; all callers that wait for it get this.
+            StartTimeoutError: ``start_timeout`` expired.
             LockTimeoutError: Another process holds the start lock for too long.
-            ServerStoppedError: ``lost`` was stopped by a person.
+            ServerStoppedError: ``lost`` was stopped on request.
             StateFolderError: The home cannot be used.
         """
         if base_url is not None:
-            listener = None if lost is None else discovery.successor(lost.endpoint)
+            listener = None if lost is None else discovery.restarted_listener(lost.endpoint)
             endpoint = self._verify(base_url, api_key, spec, listener)
             given = Server(endpoint, "given", f"{endpoint.url} was given")
             return given if options else given.noting_unmet()
         deadline = time.monotonic() + durations.check("start_timeout", start_timeout)
         how = options or StartOptions.resolve()
-        wish = Wish(spec, how, api_key, idle_timeout, lost, retry_failed)
+        request = EnsureRequest(spec, how, api_key, idle_timeout, lost, retry_failed)
         if lost is not None and lost.origin == "own":
-            self._let_death_be_seen(lost)
+            self._await_death_notice(lost)
         while True:
-            found = self._running(wish) or self._begin(wish, deadline)
-            if check and isinstance(found, Joined):
+            found = self._running(request) or self._begin(request, deadline)
+            if check and isinstance(found, PendingStart):
                 check(found)
-            if isinstance(found, str):
-                # Once: an engine that is still missing then is an error. Its time is no start's.
-                deadline += install(found, on_progress)
-                wish, server = replace(wish, may_install=False), None
-            elif isinstance(found, Joined):
+            if isinstance(found, _MissingEngine):
+                # Once: an engine that is still missing then is an error. The time that this takes
+                # does not count as start time.
+                deadline += _install(found, on_progress)
+                request, server = replace(request, may_install=False), None
+            elif isinstance(found, PendingStart):
                 # One start of this call's own overrides a failure; a second would be a loop.
-                wish = replace(wish, retry_failed=wish.retry_failed and not found.started)
+                retry = request.retry_failed and not found.started
+                request = replace(request, retry_failed=retry)
                 server = self._await(found, spec, deadline, on_progress)
             else:
                 server = found
             if server is not None:
                 if check:
                     check(server)
-                _ask_to_stay(server, wish.idle_s)
+                if server.origin == "own" and server.folder is not None:
+                    idle.request(Path(server.folder), request.idle_s)
                 return server if options else server.noting_unmet()
 
-    async def aensure(self, spec: ServerSpec, **options: Any) -> Server:
-        """Do what ``ensure`` does, in a thread: it is file and process work."""
-        return await asyncio.to_thread(self.ensure, spec, **options)
-
     def find(self, spec: ServerSpec, *, api_key: str | None = None) -> Server | None:
-        """Return a running server for ``spec``, emberd's own or an external one; start nothing."""
-        wish = Wish(spec, StartOptions(), api_key)
-        lost_records.await_records(self._home.slots(spec.key), self._timing)
-        for view in self._views(spec):
-            if view.serves(spec) and isinstance(found := self._use_or_join(view, wish), Server):
-                return found
-        sought = discovery.search(spec, self._places.discover, api_key, self._verify)
-        return sought.found.server() if sought.found else None
+        """Return a running server for ``spec``, emberd's own or an external one; start none."""
+        request = EnsureRequest(spec, StartOptions(), api_key)
+        lost_records.await_records(self._home.server_folders(spec.key), self._timing)
+        for seen in self._snapshots(spec):
+            if seen.serves(spec):
+                found = self._use_or_join(seen, request)
+                if isinstance(found, Server):
+                    return found
+        result = discovery.search(spec, self._places.discover, api_key, self._verify)
+        return result.found.server() if result.found else None
 
-    def warm_up(self, spec: ServerSpec, *, idle_timeout: float | None = IDLE_TIMEOUT_S) -> None:
-        """See to it that a server for ``spec`` runs or starts; do not wait for it.
-
-        Raises:
-            NoEngineError: No engine can serve the model on this machine.
-            StartError: It could not even be begun.
-        """
-        wish = Wish(spec, StartOptions.resolve(), None, idle_timeout)
-        deadline = time.monotonic() + self._timing.lock_s
-        while not isinstance(
-            found := self._running(wish) or self._begin(wish, deadline), Server | Joined
-        ):
-            if isinstance(found, str):
-                # Once, as ``ensure`` does: an engine that is still missing then is an error.
-                deadline += install(found, None)
-                wish = replace(wish, may_install=False)
-
-    # -- seeing and stopping ------------------------------------------------------------
+    # -- status and stop ----------------------------------------------------------------
 
     def status(self) -> list[ServerStatus]:
-        """Return what is known of every server since the machine booted."""
-        return lost_records.statuses(self._home.all(), self._timing)
+        """Return what is known about every server since the machine booted."""
+        return lost_records.server_statuses(self._home.all_server_folders(), self._timing)
 
     def stop(
         self, spec: ServerSpec | None = None, *, deadline_s: float = math.inf
     ) -> list[ServerStatus]:
-        """Stop the servers of ``spec``, or all that emberd keeps; return what they were.
+        """Stop the servers of ``spec``, or all that emberd started; return their last statuses.
 
-        A server that emberd did not start is forgotten, never stopped.
+        The record of an external server is deleted; the server itself is never stopped.
 
         Args:
             spec: Which servers; None for all.
-            deadline_s: Until when, on the monotonic clock, lost records are waited for; never
-                longer than a supervisor takes to rewrite one.
+            deadline_s: How long to wait for lost records, on the monotonic clock; never longer
+                than a supervisor takes to rewrite one.
 
         Raises:
-            StartError: Processes are left that cannot be ended.
+            StartError: Some processes cannot be ended.
             StateFolderError: A folder cannot be read; the other servers are stopped by then.
         """
-        chosen = self._home.all() if spec is None else self._home.slots(spec.key)
-        stopped, errors, marks = [], [], lost_records.Marks()
+        home = self._home
+        chosen = home.all_server_folders() if spec is None else home.server_folders(spec.key)
+        stopped, errors, marks = [], [], lost_records.MarkedProcesses()
         deadline_s = min(deadline_s, time.monotonic() + self._timing.record_s)
         for folder in chosen:
             try:
                 was = stopping.stop(folder, self._timing, marks, deadline_s)
             except EmberdError as error:
-                errors.append(error)  # the others are stopped all the same
+                errors.append(error)  # the other servers are stopped anyway
             else:
                 stopped += [was] if was else []
-        spawn.sweep(self._home, self._timing)
+        spawn.sweep(home, self._timing)
         if errors:
             raise errors[0]
         return stopped
 
     def is_current(self, server: Server) -> bool:
-        """Return whether a server that was got earlier still runs; costs a fraction of a ms.
+        """Return whether a server that was returned earlier still runs; takes less than 1 ms.
 
-        For a new job: what stopped meanwhile, for idleness or by a person, is then started
-        again. Servers that others keep are not asked: each new
-        connection to them is checked instead, see ``emberd.system.listeners``.
+        Call it before a new job: a server that has stopped since, because it was idle or on
+        request, is then started again. External servers are not asked: each new connection to them
+        is checked instead, see ``emberd.system.listeners``.
         """
         if server.origin != "own" or server.folder is None:
             return True
-        view = state.snapshot(Path(server.folder))
-        if view.state is State.UNKNOWN:  # its supervisor lives, and rewrites the lost record
+        seen = state.snapshot(Path(server.folder))
+        if seen.state is State.UNKNOWN:  # its supervisor runs, and rewrites the lost record
             return True
-        same = view.record is not None and view.record.start_id == server.start_id
-        return same and view.state is State.READY
+        is_same = seen.record is not None and seen.record.start_id == server.start_id
+        return is_same and seen.state is State.READY
 
     def used(self, server: Server) -> None:
-        """Tell the supervisor that the server is in use; cheap, at most once a second.
+        """Tell the supervisor that the server is in use; acts at most once a second.
 
         Raises:
-            ServerStoppedError: A person stopped it. SGLang takes requests for as long as they come,
-                and a job that went on sending them would keep it from its orderly end.
+            ServerStoppedError: It was stopped on request. SGLang accepts requests as long as they
+                come, so a job that went on sending them would prevent its orderly end.
         """
         if server.folder is not None and idle.touch(server.folder):
             own = state.snapshot(Path(server.folder)).record
-            if own is not None and own.start_id == server.start_id and own.stopped_by_person:
+            if own is not None and own.start_id == server.start_id and own.stopped_by_user:
                 raise _stopped(own.spec)
 
-    def suspect(self, server: Server) -> None:
-        """Tell the supervisor that the server did not answer in time: it is to probe it."""
+    def report_unresponsive(self, server: Server) -> None:
+        """Have the supervisor probe the server, which did not answer in time."""
         if server.origin == "own" and server.folder is not None:
-            health.report(server.folder)
+            health.report_unresponsive(server.folder)
 
     # -- the steps of ensure ------------------------------------------------------------
 
-    def _views(self, spec: ServerSpec) -> list[ServerSnapshot]:
-        first = state.snapshot(self._home.slot(spec.key))
+    def _snapshots(self, spec: ServerSpec) -> list[ServerSnapshot]:
+        first = state.snapshot(self._home.server_folder(spec.key))
         if first.origin == "own" and first.serves(spec):  # the usual case: one file, one probe
             return [first]
-        return [state.snapshot(folder) for folder in self._home.slots(spec.key)]
+        return [state.snapshot(folder) for folder in self._home.server_folders(spec.key)]
 
-    def _running(self, wish: Wish) -> Server | Joined | None:
-        views = self._views(wish.spec)
-        for view in views:
-            if view.serves(wish.spec) and (found := self._use_or_join(view, wish)):
+    def _running(self, request: EnsureRequest) -> Server | PendingStart | None:
+        seen = self._snapshots(request.spec)
+        for each in seen:
+            if each.serves(request.spec) and (found := self._use_or_join(each, request)):
                 return found
-        if wish.lost is not None:
-            _refuse_to_undo(views, wish.lost)
-        cool_down_s = self._timing.cool_down_s
-        held_back = (view.held_back(wish.spec, wish.options, cool_down_s) for view in views)
-        if not wish.retry_failed and (error := next(filter(None, held_back), None)):
-            raise error
+        if request.lost is not None:
+            _raise_if_stopped(seen, request.lost)
+        if not request.retry_failed:
+            for each in seen:
+                if error := each.recent_failure(
+                    request.spec, request.options, self._timing.cool_down_s
+                ):
+                    raise error
         return None
 
-    def _use_or_join(self, view: ServerSnapshot, wish: Wish) -> Server | Joined | None:
-        if view.record is not None and view.state is State.STARTING:
-            return Joined(
-                view.folder, view.record.start_id, started=False, options=view.record.options
+    def _use_or_join(
+        self, seen: ServerSnapshot, request: EnsureRequest
+    ) -> Server | PendingStart | None:
+        if seen.record is not None and seen.state is State.STARTING:
+            return PendingStart(
+                seen.folder, seen.record.start_id, started=False, options=seen.record.options
             )
-        if view.origin == "found":
-            return discovery.recall(
-                view, wish.spec, self._places.discover, wish.api_key, self._verify
+        if seen.origin == "found":
+            return discovery.reverify(
+                seen, request.spec, self._places.discover, request.api_key, self._verify
             )
-        server = view.server()
-        if server is None or state.is_listening(server.endpoint):
+        server = seen.server()
+        if server is None or is_listening(server.endpoint):
             return server
-        # It has died and its supervisor is about to say so; then there is no server here.
-        self._let_death_be_seen(server)
-        if state.is_listening(server.endpoint):
+        # It has died and its supervisor is about to record that; then there is no server here.
+        self._await_death_notice(server)
+        if is_listening(server.endpoint):
             return server
-        now = state.snapshot(view.folder)
-        if (
-            now.record is not None
-            and now.record.start_id == server.start_id
-            and now.serves(wish.spec)
-        ):
+        now = state.snapshot(seen.folder)
+        is_same = now.record is not None and now.record.start_id == server.start_id
+        if is_same and now.serves(request.spec):
             stopping.end_supervisor(now)
         return None
 
-    def _begin(self, wish: Wish, deadline: float) -> Server | Joined | str | None:
-        """Return a server, a start to wait for, or what is to be installed; None to look again."""
-        spec = wish.spec
-        self._let_pass(spec, deadline)
+    def _begin(
+        self, request: EnsureRequest, deadline: float
+    ) -> Server | PendingStart | _MissingEngine | None:
+        """Return a server, a start to wait for, or an engine to install; None to look again."""
+        spec = request.spec
+        self._await_ending(spec, deadline)
         paths.make_private(self._home.machine)
         paths.make_private(self._home.servers)
-        first = paths.make_private(self._home.slot(spec.key))
+        first = paths.make_private(self._home.server_folder(spec.key))
         patience_s = max(0.0, min(self._timing.lock_s, deadline - time.monotonic()))
         with locks.start_lock(first, patience_s):
-            if again := self._running(wish):
+            if again := self._running(request):
                 return again
-            views = [state.snapshot(f) for f in self._home.slots(spec.key)]
-            if any(view.is_leaving for view in views):
+            seen = [state.snapshot(folder) for folder in self._home.server_folders(spec.key)]
+            if any(each.is_ending for each in seen):
                 return None
-            taken = [view.folder for view in views if view.alive]
-            folder = paths.make_private(self._home.free_slot(spec.key, taken))
-            sought = discovery.search(spec, self._places.discover, wish.api_key, self._verify)
-            if sought.found is not None:
-                return discovery.adopt(folder, spec, sought.found, self._timing)
-            # Installed without the lock: nobody is to wait for it while gigabytes are fetched.
-            if self._places.auto_install and wish.may_install and (name := to_install(spec)):
-                return name
-            return self._start(wish, folder, sought.refusals)
-
-    def _start(self, wish: Wish, folder: Path, refusals: Sequence[str]) -> Joined:
-        engine = choose(wish.spec, refusals)
-        spawn.sweep(self._home, self._timing, locked=self._home.slot(wish.spec.key))
-        start_id = spawn.start(
-            folder,
-            wish.spec,
-            engine.name,
-            self._timing,
-            idle_timeout_s=wish.idle_s,
-            options=wish.options,
-        )
-        return Joined(folder, start_id, started=True, options=wish.options)
+            taken = [each.folder for each in seen if each.alive]
+            folder = paths.make_private(self._home.free_server_folder(spec.key, taken))
+            result = discovery.search(spec, self._places.discover, request.api_key, self._verify)
+            if result.found is not None:
+                return discovery.adopt(folder, spec, result.found, self._timing)
+            # Installed outside the lock: no process may wait for it during a large download.
+            may_install = self._places.auto_install and request.may_install
+            if may_install and (name := engines.to_install(spec)):
+                return _MissingEngine(name)
+            engine = _choose_engine(spec, result.refusals)
+            spawn.sweep(self._home, self._timing, locked=first)
+            start_id = spawn.start_supervisor(
+                folder,
+                spec,
+                engine.name,
+                self._timing,
+                idle_timeout_s=request.idle_s,
+                options=request.options,
+            )
+            return PendingStart(folder, start_id, started=True, options=request.options)
 
     def _await(
-        self, joined: Joined, spec: ServerSpec, deadline: float, on_progress: OnProgress | None
+        self,
+        pending: PendingStart,
+        spec: ServerSpec,
+        deadline: float,
+        on_progress: OnProgress | None,
     ) -> Server | None:
-        """Return the server once it is ready; None when there is none, or one that does not fit."""
-        last_told = 0.0
+        """Return the server once it is ready; None if there is none, or one that does not fit."""
+        last_reported = 0.0
         while True:
-            view = lost_records.await_record(joined.folder, self._timing, deadline)
-            if view.record is None or view.record.start_id != joined.start_id:
+            seen = lost_records.await_record(pending.folder, self._timing, deadline)
+            if seen.record is None or seen.record.start_id != pending.start_id:
                 return None
-            if view.state is not State.STARTING:
-                return _outcome(view, joined, spec)
+            if seen.state is not State.STARTING:
+                return _outcome(seen, pending, spec)
             now = time.monotonic()
             progress = Progress(
-                view.record.progress, now - view.record.since_s, view.record.log_path
+                seen.record.progress, now - seen.record.since_s, seen.record.log_path
             )
             if now > deadline:
                 raise progress.timed_out()
-            if on_progress and now - last_told >= _PROGRESS_EVERY_S:
-                last_told = now
+            if on_progress and now - last_reported >= _PROGRESS_EVERY_S:
+                last_reported = now
                 on_progress(progress)
             time.sleep(self._timing.poll_s)
 
-    def _let_pass(self, spec: ServerSpec, deadline: float) -> None:
-        """Wait for servers of ``spec`` that are on their way out, so that two never overlap."""
-        while any(view.is_leaving for view in self._views(spec)):
-            lost_records.await_records(self._home.slots(spec.key), self._timing, deadline)
+    def _await_ending(self, spec: ServerSpec, deadline: float) -> None:
+        """Wait for servers of ``spec`` that are ending, so that two never overlap."""
+        while any(seen.is_ending for seen in self._snapshots(spec)):
+            lost_records.await_records(self._home.server_folders(spec.key), self._timing, deadline)
             if time.monotonic() > deadline:
                 raise StartTimeoutError(
-                    f"The last server of {spec.model} is still finishing its requests. "
-                    f"Wait, or look at it with `emberd status`."
+                    f"start_timeout expired while the last server of {spec.model} finishes its "
+                    f"requests. Try again later; `emberd status` shows its state."
                 )
             time.sleep(self._timing.poll_s)
 
-    def _let_death_be_seen(self, lost: Server) -> None:
+    def _await_death_notice(self, lost: Server) -> None:
         """Wait briefly until the supervisor of a lost server has noticed its death too."""
         began = time.monotonic()
         while self.is_current(lost) and (waited := time.monotonic() - began) < self._timing.lost_s:
             # A broken connection does not mean that the server ended: it may still listen.
-            if waited > _DYING_S and state.is_listening(lost.endpoint):
+            if waited > _DYING_S and is_listening(lost.endpoint):
                 return
             time.sleep(self._timing.poll_s)
 
 
-def _ask_to_stay(server: Server, idle_timeout: float | None) -> None:
-    if server.origin == "own" and server.folder is not None:
-        idle.ask(Path(server.folder), idle_timeout)
-
-
-def _outcome(view: ServerSnapshot, joined: Joined, spec: ServerSpec) -> Server | None:
-    if view.state is State.READY:
-        # Of a start that others began, device and context are known only now.
-        return view.server(started=joined.started) if view.serves(spec) else None
-    if view.record is not None and view.record.stopped_by_person:
-        raise _stopped(spec)
-    if view.record is not None and view.state is State.FAILED and not _was_ready(view.record):
-        raise view.record.start_error()
-    return None
-
-
-def _was_ready(record: Record) -> bool:
-    """Return whether it failed later than at its start: then another start is worth a try."""
-    return record.failure is not None and not record.failure.starting
-
-
-def _refuse_to_undo(views: list[ServerSnapshot], lost: Server) -> None:
-    for view in views:
-        own = view.record
-        if own is not None and own.stopped_by_person and str(view.folder) == lost.folder:
-            raise _stopped(own.spec)
-
-
-def _stopped(spec: ServerSpec) -> ServerStoppedError:
-    return ServerStoppedError(
-        f"The server of {spec.model} was stopped by a person in the middle of this job. "
-        f"Run the job again to start a new one."
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What one call wants.
-
-    Attributes:
-        spec: Which model, and what the server must meet.
-        options: How to start a server if there is none.
-        api_key: The user's key, for servers that the user has listed.
-        idle_timeout: Idle seconds, or a text such as ``"5m"``, after which the server may stop;
-            None for never.
-        lost: The server that vanished in the middle of the caller's job.
-        retry_failed: Start again although the last start has just failed.
-        may_install: An engine that is missing may be installed, where the user asked for that.
-    """
-
-    spec: ServerSpec
-    options: StartOptions
-    api_key: str | None = None
-    idle_timeout: float | str | None = None
-    lost: Server | None = None
-    retry_failed: bool = False
-    may_install: bool = True
-
-    def __post_init__(self) -> None:
-        # A value that cannot be used is an error before anything is looked for.
-        _ = self.idle_s
-
-    @property
-    def idle_s(self) -> float | None:
-        """Idle seconds after which the server may stop; None for never."""
-        return durations.check_or_never("idle_timeout", self.idle_timeout)
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """A start that somebody waits for.
-
-    Attributes:
-        folder: The server's state folder.
-        start_id: The name of the start.
-        started: Whether this call began it.
-        options: How the server is started.
-    """
-
-    folder: Path
-    start_id: str
-    started: bool
-    options: StartOptions = field(default_factory=StartOptions)
-
-    def unmet(self, asked: Mapping[str, Any]) -> list[str]:
-        """Return the names of the start options in ``asked`` that the server will not have.
-
-        Args:
-            asked: Values by the fields of ``StartOptions``.
-        """
-        # A port that was left to emberd is known once the server is ready.
-        known = [name for name in asked if name != "port" or self.options.port is not None]
-        return [name for name in known if asked[name] != getattr(self.options, name)]
-
-
-Check = Callable[[Server | Joined], None]
-"""Called with the server or the start that a call would use, before anything is changed for it;
-raises to refuse it."""
-
-
-def choose(spec: ServerSpec, refusals: Sequence[str]) -> engines.Engine:
+def _choose_engine(spec: ServerSpec, refusals: Sequence[str]) -> engines.Engine:
     """Return the engine that is to serve ``spec``.
 
     Args:
-        spec: What is wanted.
-        refusals: Why none of the running servers will do.
+        spec: What is requested.
+        refusals: Why none of the running servers fits.
 
     Raises:
         NoEngineError: None can serve it on this machine.
@@ -487,22 +452,53 @@ def choose(spec: ServerSpec, refusals: Sequence[str]) -> engines.Engine:
         raise NoEngineError(f"{error}\nRunning servers that do not fit:\n{seen}") from None
 
 
-def install(name: str, on_progress: OnProgress | None) -> float:
+def _install(missing: _MissingEngine, on_progress: OnProgress | None) -> float:
     """Install an engine's environment; return how long it took, in seconds.
 
-    Who asks at the same time waits for this one.
+    Processes that do this at the same time wait for one installation.
 
     Raises:
         InstallError: It cannot be installed.
     """
     began_s = time.monotonic()
 
-    def tell(text: str) -> None:
+    def report(text: str) -> None:
         if on_progress is not None:
             on_progress(Progress(text, time.monotonic() - began_s, log_path=""))
 
-    # Imported late: most processes never install anything.
+    # Imported late: most processes never install an engine.
     from emberd import installs
 
-    installs.install(name, Places.resolve(), tell)
+    installs.install(missing.name, Places.resolve(), report)
     return time.monotonic() - began_s
+
+
+def _outcome(seen: ServerSnapshot, pending: PendingStart, spec: ServerSpec) -> Server | None:
+    own = seen.record
+    if seen.state is State.READY:
+        # If another process began the start, device and context are known only now.
+        return seen.server(started=pending.started) if seen.serves(spec) else None
+    if own is not None and own.stopped_by_user:
+        raise _stopped(spec)
+    if own is not None and seen.state is State.FAILED and not _was_ready(own):
+        raise own.start_error()
+    return None
+
+
+def _was_ready(own: Record) -> bool:
+    """Return whether it failed after it had been ready: then another start is worth trying."""
+    return own.failure is not None and not own.failure.starting
+
+
+def _raise_if_stopped(seen: list[ServerSnapshot], lost: Server) -> None:
+    for each in seen:
+        own = each.record
+        if own is not None and own.stopped_by_user and str(each.folder) == lost.folder:
+            raise _stopped(own.spec)
+
+
+def _stopped(spec: ServerSpec) -> ServerStoppedError:
+    return ServerStoppedError(
+        f"The server of {spec.model} was stopped on request during this job. Run the job again to "
+        f"start a new server."
+    )

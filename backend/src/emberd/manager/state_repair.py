@@ -1,8 +1,8 @@
-"""The state files of a living supervisor: rewritten from memory when they are lost or damaged.
+"""Repairs the state files of a running supervisor when they are lost or damaged.
 
-Others may delete, truncate or replace a file in the state folder. Readers would then see no server
-although one runs. A thread looks at the files every tick, whatever the supervisor itself is waiting
-for, and writes again what differs from what was last published.
+Other processes may delete, truncate or replace a file in the state folder; readers would then see
+no server although one runs. A thread checks the files every tick, whatever the supervisor itself is
+waiting for, and rewrites from memory what differs from what was last published.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Final
 
 from emberd.manager import idle, liveness, paths, state
 from emberd.manager.state import Record
+from emberd.system import background
 
 _MODE: Final = 0o600
 
@@ -25,55 +26,55 @@ _Facts = tuple[int, ...]
 
 
 class StateFiles:
-    """The record and the idle times of one server, as its supervisor keeps them."""
+    """The record and the requested idle timeout of one server, as its supervisor keeps them."""
 
     def __init__(self, folder: Path, alive_fd: int) -> None:
-        """Begin with nothing published.
+        """Start with nothing published.
 
         Args:
             folder: The server's state folder.
-            alive_fd: Descriptor that holds the liveness lock; without it nothing is written.
+            alive_fd: Descriptor that holds the liveness lock.
         """
-        self.asked = idle.Asked(folder)
+        self.idle_timeout = idle.RequestedTimeout(folder)
         self._folder = folder
+        self._file = folder / state.RECORD_NAME
         self._alive_fd = alive_fd
         self._lock = threading.Lock()
         self._content: bytes | None = None
         self._facts: _Facts | None = None
-        self._told = False
+        self._has_reported = False
 
     def publish(self, own: Record) -> None:
-        """Replace the record; a write that fails is tried again at each tick of ``watch``.
+        """Replace the record; a failed write is retried at each tick of ``watch``.
 
         Raises:
-            OSError: The disk is full, or the like.
+            OSError: The disk is full, for example.
         """
         with self._lock:
             self._content = state.serialize_record(own)
-            self._write()
+            self._write(self._content)
 
     def watch(self, every_s: float) -> None:
-        """Restore what is lost, every ``every_s`` seconds, until the folder is gone."""
-        threading.Thread(
-            target=self._watch, args=(every_s,), daemon=True, name="emberd-state-files"
-        ).start()
+        """Restore lost files in a thread, every ``every_s`` seconds, until the folder is gone."""
+
+        def work() -> None:
+            while liveness.is_same_file(self._alive_fd, self._folder):
+                self.restore()
+                time.sleep(every_s)
+
+        background.run(work, "state-files")
 
     def restore(self) -> None:
-        """Write again what is missing, damaged or not our own; report a failure once."""
+        """Rewrite what is missing, damaged or changed by others; report a failure once."""
         failed: OSError | None = None
-        for step in (self._restore_permissions, self._restore_record, self.asked.restore):
+        for step in (self._restore_permissions, self._restore_record, self.idle_timeout.restore):
             try:
                 step()
             except OSError as error:
                 failed = failed or error
-        if failed is not None and not self._told:
-            tell(f"a lost or damaged state file in {self._folder} cannot be rewritten: {failed}")
-        self._told = failed is not None
-
-    def _watch(self, every_s: float) -> None:
-        while liveness.is_same_file(self._alive_fd, self._folder):
-            self.restore()
-            time.sleep(every_s)
+        if failed is not None and not self._has_reported:
+            report(f"cannot rewrite a lost or damaged state file in {self._folder}: {failed}")
+        self._has_reported = failed is not None
 
     def _restore_permissions(self) -> None:
         # Readers must be able to open the file to see that its lock is held.
@@ -84,30 +85,28 @@ class StateFiles:
         with self._lock:
             if self._content is None:
                 return
-            # Almost always this one call is all: the content is read only if the file changed.
-            facts = _facts(self._folder / state.RECORD_NAME)
+            # Usually this one call is enough: the content is read only if the file changed.
+            facts = _facts(self._file)
             if facts is not None and facts == self._facts:
                 return
-            if self._is_ours():
+            if self._is_unchanged():
                 self._facts = facts
             else:
-                self._write()
+                self._write(self._content)
 
-    def _is_ours(self) -> bool:
-        file = self._folder / state.RECORD_NAME
-        if paths.read_file(file) != self._content:
+    def _is_unchanged(self) -> bool:
+        if paths.read_file(self._file) != self._content:
             return False
-        return stat.S_IMODE(file.lstat().st_mode) == _MODE
+        return stat.S_IMODE(self._file.lstat().st_mode) == _MODE
 
-    def _write(self) -> None:
+    def _write(self, content: bytes) -> None:
         # The next tick compares the content once, which also covers a change right after this.
         self._facts = None
-        if self._content is not None:
-            state.write_serialized(self._folder, self._content)
+        state.write_serialized(self._folder, content)
 
 
-def tell(text: str) -> None:
-    """Write a line to the server's log; a full disk does not keep a supervisor from its work."""
+def report(text: str) -> None:
+    """Write a line to the server's log; a full disk does not stop the supervisor."""
     with suppress(OSError):
         sys.stderr.write(f"emberd: {text}\n")
         sys.stderr.flush()
