@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 import leftovers
+from emberd.errors import StartTimeoutError
 from emberd.manager import Timing
 from emberd.settings import ServerSpec
 from emberd.verified_manager import Manager
 
 QUICK = Timing(
-    poll_s=0.02, tick_s=0.1, look_s=0.2, cool_down_s=30.0, lost_s=0.5, kill_s=5.0, suspicion_s=0.3
+    poll_s=0.02, tick_s=0.1, look_s=0.2, cool_down_s=30.0, lost_s=0.5, kill_s=5.0, probe_s=0.3
 )
 
 Stub = Callable[..., ServerSpec]
@@ -60,11 +62,17 @@ def starts(tmp_path: Path) -> Callable[[], int]:
     return count
 
 
+def begin(manager: Manager, spec: ServerSpec) -> None:
+    """Start a server, or join its start, and do not wait until it is ready."""
+    with suppress(StartTimeoutError):
+        manager.ensure(spec, start_timeout=0.01)
+
+
 def server_of(supervisor: psutil.Process) -> psutil.Process | None:
-    """Return the server that a supervisor is parent of, once there is one; its guard is none."""
+    """Return the server that a supervisor is parent of, once it runs; not the orphan reaper."""
     for child in supervisor.children():
         words = child.cmdline()
         # Between fork and exec a child has the supervisor's own, and may become either.
-        if words != supervisor.cmdline() and "guard.py" not in " ".join(words):
+        if words != supervisor.cmdline() and "orphan_reaper.py" not in " ".join(words):
             return child
     return None

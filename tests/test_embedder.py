@@ -81,7 +81,7 @@ class FakeManager:
     def used(self, server: Server) -> None:
         self.uses.append(server)
 
-    def suspect(self, server: Server) -> None:
+    def report_unresponsive(self, server: Server) -> None:
         self.suspicions.append(server)
 
 

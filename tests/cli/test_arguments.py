@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from command import Command, stub
-from emberd.manager import slot
+from emberd.manager import state
 
 ENGINE = ("--engine", "stubs.engine")
 
@@ -50,7 +50,7 @@ def test_arguments_of_the_engine_still_come_from_the_environment(emberd: Command
 
 def test_the_arguments_of_a_start_are_kept_with_the_server(emberd: Command) -> None:
     folder = emberd("up", *stub(), "--json", "--", "--flag", "value").json["folder"]
-    record = slot.look(Path(folder)).record
+    record = state.snapshot(Path(folder)).record
     assert record is not None
     assert record.options.arguments == ("--flag", "value")
 

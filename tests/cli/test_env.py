@@ -85,7 +85,7 @@ def test_it_imports_nothing_heavy_when_the_server_runs(running: Command) -> None
     command[1:1] = ["-X", "importtime"]
     done = subprocess.run(command, env=running.environment, capture_output=True, text=True)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "emberd.manager.core" in imported
+    assert "emberd.manager.manager" in imported
     assert imported.isdisjoint(_HEAVY)
 
 

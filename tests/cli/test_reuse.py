@@ -228,5 +228,5 @@ def test_the_idle_timeout_of_an_external_server_is_a_note(emberd: Command, stran
 def test_start_timeout_takes_units(emberd: Command) -> None:
     done = emberd("up", *stub(start=60), "--start-timeout", "1s")
     assert done.code == 5
-    assert "The start goes on" in done.err
+    assert "Startup continues in the background" in done.err
     assert emberd("stop").code == 0

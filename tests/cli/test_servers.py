@@ -22,13 +22,13 @@ def test_a_server_is_started_seen_used_again_and_stopped(emberd: Command) -> Non
     first = emberd("up", *stub())
     assert first.code == 0
     assert first.out.startswith("stub/ok is served at http://127.0.0.1:")
-    assert "emberd started it just now with the engine stubs.engine." in first.out
+    assert "emberd just started it with the engine stubs.engine." in first.out
     assert "It stops 30 min after its last use, or by `emberd stop`." in first.out
     assert "NOT Qwen3" not in first.out
 
     again = emberd("up", *stub())
     assert again.out.splitlines()[0] == first.out.splitlines()[0]
-    assert "emberd keeps it with the engine stubs.engine." in again.out
+    assert "emberd is already running it with the engine stubs.engine." in again.out
 
     shown = emberd("status")
     assert shown.code == 0
@@ -202,7 +202,7 @@ def test_start_timeout_ends_the_wait_and_not_the_start(emberd: Command) -> None:
     slow = stub(start=3)
     done = emberd("up", *slow, "--start-timeout", "0.5")
     assert done.code == 5
-    assert "The start goes on" in done.err
+    assert "Startup continues in the background" in done.err
     shown = emberd("status")
     assert (shown.code, shown.out.splitlines()[1].split()[1]) == (0, "starting")
     assert emberd("up", *slow).code == 0

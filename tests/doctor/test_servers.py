@@ -19,7 +19,7 @@ from emberd.doctor import servers
 from emberd.doctor.findings import Finding, Level
 from emberd.errors import StartError
 from emberd.manager import discovery
-from emberd.manager.folders import Home
+from emberd.manager.paths import Home
 from emberd.settings import ServerSpec
 from emberd.system import processes
 from emberd.verified_manager import Manager
@@ -114,7 +114,7 @@ def test_a_server_that_wants_a_key_is_noted_with_how_to_show_it_one(
     ("more", "says"),
     [
         ({"engine": "demo"}, "engine=demo"),
-        ({"revision": "c0ffee"}, "revision c0ffee is wanted, and the server says nothing about it"),
+        ({"revision": "c0ffee"}, "revision c0ffee is required, but the server reports none"),
         ({"model": "some/other"}, "some/other was asked for"),
     ],
 )
@@ -223,7 +223,7 @@ def test_processes_of_a_server_whose_record_is_gone_too_are_named(
     spec = ServerSpec("stub/ok", engine="stubs.engine")
     manager.ensure(spec)
     manager.stop(spec)
-    folder = os.path.realpath(Home(home).slot(spec.key))
+    folder = os.path.realpath(Home(home).server_folder(spec.key))
     (Path(folder) / "record.json").unlink()
     command = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
     with subprocess.Popen(
@@ -244,7 +244,7 @@ def test_processes_of_a_server_that_is_gone_are_named(home: Path, manager: Manag
     spec = ServerSpec("stub/ok", engine="stubs.engine")
     manager.ensure(spec)
     manager.stop(spec)
-    mark = {processes.MARK: f"{os.path.realpath(Home(home).slot(spec.key))}:0"}
+    mark = {processes.MARK: f"{os.path.realpath(Home(home).server_folder(spec.key))}:0"}
     command = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
     with subprocess.Popen(
         command, env={**os.environ, **mark}, stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -14,7 +14,7 @@ import examined
 from emberd.doctor import state
 from emberd.doctor.filesystems import Ground
 from emberd.doctor.findings import Finding, Level
-from emberd.manager.folders import Home
+from emberd.manager.paths import Home
 
 
 def look(home: Path) -> list[Finding]:
@@ -61,7 +61,7 @@ def test_a_state_folder_that_is_open_to_others_is_a_problem(home: Path) -> None:
 
 
 def test_the_folder_of_another_models_server_is_no_problem_of_this_one(home: Path) -> None:
-    other = Home(home).slot("0123456789abcdef")
+    other = Home(home).server_folder("0123456789abcdef")
     other.mkdir(parents=True)
     for folder in (Home(home).machine, Home(home).servers):
         folder.chmod(0o700)

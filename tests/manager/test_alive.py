@@ -8,20 +8,20 @@ import threading
 from pathlib import Path
 
 import waiting
-from emberd.manager import alive
+from emberd.manager import liveness
 
 
 def test_nobody_holds_what_was_never_taken(tmp_path: Path) -> None:
-    assert not alive.is_held(tmp_path)
+    assert not liveness.is_held(tmp_path)
 
 
 def test_a_taken_proof_is_seen_until_it_is_released(tmp_path: Path) -> None:
-    descriptor = alive.take(tmp_path)
+    descriptor = liveness.take(tmp_path)
     assert descriptor is not None
-    assert alive.is_held(tmp_path)
-    assert alive.take(tmp_path) is None
-    alive.release(descriptor)
-    assert not alive.is_held(tmp_path)
+    assert liveness.is_held(tmp_path)
+    assert liveness.take(tmp_path) is None
+    liveness.release(descriptor)
+    assert not liveness.is_held(tmp_path)
 
 
 def test_many_readers_at_once_never_take_each_other_for_a_supervisor(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_many_readers_at_once_never_take_each_other_for_a_supervisor(tmp_path: P
     seen: list[bool] = []
 
     def probe() -> None:
-        seen.extend(alive.is_held(tmp_path) for _ in range(300))
+        seen.extend(liveness.is_held(tmp_path) for _ in range(300))
 
     threads = [threading.Thread(target=probe) for _ in range(8)]
     for thread in threads:
@@ -46,28 +46,28 @@ def test_a_taker_gets_through_the_probes_of_many_readers(tmp_path: Path) -> None
 
     def probe() -> None:
         while not stop.is_set():
-            alive.is_held(tmp_path)
+            liveness.is_held(tmp_path)
 
     threads = [threading.Thread(target=probe) for _ in range(4)]
     for thread in threads:
         thread.start()
-    descriptor = alive.take(tmp_path)
+    descriptor = liveness.take(tmp_path)
     stop.set()
     for thread in threads:
         thread.join()
     assert descriptor is not None
-    alive.release(descriptor)
+    liveness.release(descriptor)
 
 
 def test_a_fork_of_the_holder_does_not_go_on_living_for_it(tmp_path: Path) -> None:
-    descriptor = alive.take(tmp_path)
+    descriptor = liveness.take(tmp_path)
     assert descriptor is not None
     pid = os.fork()
     if pid == 0:
         signal.pause()
-    alive.release(descriptor)
+    liveness.release(descriptor)
     try:
-        waiting.until(lambda: not alive.is_held(tmp_path))
+        waiting.until(lambda: not liveness.is_held(tmp_path))
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -76,12 +76,12 @@ def test_a_fork_of_the_holder_does_not_go_on_living_for_it(tmp_path: Path) -> No
 def test_a_replaced_folder_is_not_the_one_that_was_locked(tmp_path: Path) -> None:
     folder = tmp_path / "server"
     folder.mkdir()
-    descriptor = alive.take(folder)
+    descriptor = liveness.take(folder)
     assert descriptor is not None
-    assert alive.is_same_file(descriptor, folder)
+    assert liveness.is_same_file(descriptor, folder)
     folder.rename(tmp_path / "elsewhere")
-    assert not alive.is_same_file(descriptor, folder)
+    assert not liveness.is_same_file(descriptor, folder)
     folder.mkdir()
     (folder / "alive").touch()
-    assert not alive.is_same_file(descriptor, folder)
-    alive.release(descriptor)
+    assert not liveness.is_same_file(descriptor, folder)
+    liveness.release(descriptor)

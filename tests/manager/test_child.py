@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 import waiting
-from emberd.manager import child
+from emberd.manager import process_tree
 
 
 def test_an_orphan_that_left_the_session_is_reaped_by_the_supervisors_process() -> None:
@@ -20,9 +20,9 @@ def test_an_orphan_that_left_the_session_is_reaped_by_the_supervisors_process() 
 
 
 def _supervisor_leaves_nothing() -> bool:
-    child.become_subreaper()
+    process_tree.become_subreaper()
     orphan = "import subprocess; subprocess.Popen(['sleep', '60'], start_new_session=True)"
-    server = child.ServerProcess(
+    server = process_tree.ServerProcess(
         [sys.executable, "-W", "ignore", "-c", orphan], dict(os.environ), "m", Path(os.devnull)
     )
     waiting.until(lambda: server.reap() is not None)

@@ -17,7 +17,7 @@ import stubs.server
 from emberd import probe
 from emberd.cli import status
 from emberd.errors import NoEngineError, ServerMismatchError, ServerUnavailableError
-from emberd.manager import State, adoption, discovery, pins
+from emberd.manager import State, discovery
 from emberd.system import listeners
 from emberd.system.listeners import Listener
 from emberd.verified_manager import Manager
@@ -43,7 +43,7 @@ def test_what_was_found_is_remembered_and_not_searched_for_again(
 ) -> None:
     url, _ = foreign()
     manager.ensure(SPEC)
-    monkeypatch.setattr(adoption, "search", None)
+    monkeypatch.setattr(discovery, "search", None)
     assert manager.ensure(SPEC).endpoint.url == url
     (status,) = manager.status()
     assert (status.state, status.origin, status.url) == (State.READY, "found", url)
@@ -160,7 +160,7 @@ def test_a_pinned_revision_or_dtype_must_be_seen(manager: Manager, foreign: Fore
         replace(SPEC, dtype="float16"),
         replace(SPEC, quantization="fp8"),
     ):
-        with pytest.raises(NoEngineError, match="is wanted, and the server says"):
+        with pytest.raises(NoEngineError, match="is required, but the server reports"):
             manager.ensure(other)
 
 
@@ -292,15 +292,15 @@ def test_record_of_external_server_is_asked_only_at_a_socket_of_its_users(
     url, process = foreign()
     manager.ensure(SPEC)
     (known,) = manager.status()
-    assert adoption.to_ask(known) == known.listener
+    assert discovery.listener_to_probe(known) == known.listener
     assert status._seen(known).state is State.READY
     process.kill()
     process.wait()
     with pytest.raises(ServerUnavailableError):
-        adoption.to_ask(known)
+        discovery.listener_to_probe(known)
     now = taken(int(url.rpartition(":")[2]))
     with pytest.raises(ServerMismatchError):
-        adoption.to_ask(known)
+        discovery.listener_to_probe(known)
     seen = status._seen(known)
     assert (seen.state, seen.url) == (State.ABSENT, None)
     assert str(now.user) in seen.detail
@@ -330,7 +330,7 @@ def test_a_remembered_server_must_still_have_what_is_pinned(
     pinned = replace(SPEC, revision="r1")
     url, _ = foreign()
     assert manager.ensure(pinned).endpoint.url == url
-    monkeypatch.setattr(pins, "contradiction", lambda *_, **__: "it has another revision now")
+    monkeypatch.setattr(discovery, "contradiction", lambda *_, **__: "it has another revision now")
     with pytest.raises(NoEngineError, match="another revision now"):
         manager.ensure(pinned)
 
@@ -339,7 +339,7 @@ def test_a_server_that_wants_a_key_is_refused_with_where_to_list_it(
     manager: Manager, foreign: Foreign
 ) -> None:
     foreign(key="the user's")
-    with pytest.raises(NoEngineError, match="wants a key, .* that EMBERD_DISCOVER lists"):
+    with pytest.raises(NoEngineError, match="requires a key, .* that EMBERD_DISCOVER lists"):
         manager.ensure(SPEC, api_key="the user's")
 
 
@@ -361,7 +361,7 @@ def test_a_listed_server_of_sglang_meets_a_wish_for_sglang(
 def test_what_listens_and_speaks_no_http_is_passed_over(
     home: Path, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adoption, "_FIRST_ANSWER_S", 0.3)
+    monkeypatch.setattr(discovery, "_FIRST_ANSWER_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         monkeypatch.setenv("EMBERD_DISCOVER", f"http://127.0.0.1:{port}")

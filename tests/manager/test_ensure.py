@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import threading
@@ -22,10 +21,10 @@ from emberd.errors import (
     StartTimeoutError,
     StateFolderError,
 )
-from emberd.manager import Progress, State, alive, locks
+from emberd.manager import Progress, State, liveness, locks
 from emberd.settings import ServerSpec
 from emberd.verified_manager import Manager
-from homes import QUICK, Starts, Stub
+from homes import QUICK, Starts, Stub, begin
 from plain_client import embed
 
 
@@ -83,8 +82,8 @@ def test_two_models_have_two_servers(manager: Manager, stub: Stub) -> None:
 
 def test_a_start_that_is_under_way_is_joined(manager: Manager, stub: Stub, starts: Starts) -> None:
     spec = stub(start=1)
-    manager.warm_up(spec)
-    manager.warm_up(spec)
+    begin(manager, spec)
+    begin(manager, spec)
     assert manager.find(spec) is None
     server = manager.ensure(spec)
     assert not server.started
@@ -109,22 +108,6 @@ def test_threads_of_one_process_share_one_start(
     assert starts() == 1
 
 
-async def test_aensure_leaves_the_loop_free(manager: Manager, stub: Stub) -> None:
-    ticks = 0
-
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            ticks += 1
-            await asyncio.sleep(0.01)
-
-    ticker = asyncio.create_task(tick())
-    server = await manager.aensure(stub(start=0.5))
-    ticker.cancel()
-    assert server.started
-    assert ticks > 10
-
-
 def test_progress_tells_what_the_server_does_and_for_how_long(manager: Manager, stub: Stub) -> None:
     told: list[Progress] = []
     manager.ensure(stub(start=1.5), on_progress=told.append)
@@ -137,7 +120,7 @@ def test_start_timeout_ends_the_wait_and_not_the_start(
     manager: Manager, stub: Stub, starts: Starts
 ) -> None:
     spec = stub(start=1)
-    with pytest.raises(StartTimeoutError, match="The start goes on.*server.log"):
+    with pytest.raises(StartTimeoutError, match="continues in the background.*server.log"):
         manager.ensure(spec, start_timeout=0.3)
     assert manager.ensure(spec).endpoint.model == spec.model
     assert starts() == 1
@@ -225,7 +208,7 @@ def test_a_server_without_a_ready_route_that_never_gets_healthy_is_given_up(
 
 
 def test_a_server_that_proves_to_be_another_is_not_used(manager: Manager, stub: Stub) -> None:
-    with pytest.raises(StartError, match="not fit for use.*something-else"):
+    with pytest.raises(StartError, match="failed verification.*something-else"):
         manager.ensure(stub(serves="something-else"))
 
 
@@ -281,7 +264,6 @@ def test_a_held_start_lock_is_told_with_its_holder(
         locks.start_lock(folder, timeout_s=1),
         pytest.raises(LockTimeoutError, match=f"held by pid {os.getpid()} since"),
     ):
-        # The lock of another object of this process: to filelock that is somebody else.
         impatient.ensure(spec)
 
 
@@ -302,7 +284,7 @@ def test_the_proof_of_life_is_not_in_the_server(manager: Manager, stub: Stub) ->
     held = {p.pid: [f.path for f in p.open_files()] for p in supervisor.children(recursive=True)}
     assert held
     assert all(proof not in files for files in held.values())
-    assert alive.is_held(Path(server.folder or ""))
+    assert liveness.is_held(Path(server.folder or ""))
 
 
 def test_the_supervisor_is_nobodys_child_and_holds_no_stream_of_the_caller(
@@ -344,9 +326,9 @@ def test_two_servers_that_claim_the_same_thing_load_one_after_the_other(
     loaded = tmp_path / "loaded"
     first = stub("a", claims="gpu-1", start_when=loaded, silence=60)
     second = stub("b", claims="gpu-1,gpu-0")
-    manager.warm_up(first)
+    begin(manager, first)
     waiting.until(lambda: any(s.detail == "loading" for s in manager.status()))
-    manager.warm_up(second)
+    begin(manager, second)
     waiting.until(lambda: any("waiting for gpu-1" in s.detail for s in manager.status()))
     loaded.touch()
     manager.ensure(second)
@@ -368,7 +350,7 @@ def test_a_start_that_others_began_is_not_used_when_it_does_not_fit(
     manager: Manager, stub: Stub, starts: Starts
 ) -> None:
     spec = stub(start=1)
-    manager.warm_up(replace(spec, device="cpu"))
+    begin(manager, replace(spec, device="cpu"))
     server = manager.ensure(replace(spec, device="cuda"))
     assert [status.device for status in manager.status()].count("cuda") == 1
     assert server.started
@@ -379,7 +361,7 @@ def test_a_joined_start_that_proves_not_to_fit_is_left_for_another(
     manager: Manager, stub: Stub
 ) -> None:
     spec = stub(start=1)
-    manager.warm_up(spec)  # for any device; the stub takes the CPU
+    begin(manager, spec)  # for any device; the stub takes the CPU
     server = manager.ensure(replace(spec, device="cuda"))
     assert server.started
     assert len(manager.status()) == 2

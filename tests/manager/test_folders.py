@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from emberd.errors import StateFolderError
-from emberd.manager import folders
-from emberd.manager.folders import Home
+from emberd.manager import paths
+from emberd.manager.paths import Home
 from emberd.system import processes
 
 
@@ -27,7 +27,7 @@ def test_path_names_boot_and_namespaces_of_pids_and_network_and_not_the_host(
 
 def test_claims_are_shared_by_all_network_namespaces(tmp_path: Path) -> None:
     """They are locks on GPUs, which are the same in all of them."""
-    assert Home(tmp_path).claims == tmp_path / processes.namespace() / "claims"
+    assert Home(tmp_path).gpu_locks == tmp_path / processes.namespace() / "claims"
 
 
 def test_path_of_a_kernel_without_namespaces_names_the_boot(
@@ -43,7 +43,7 @@ def test_path_of_a_kernel_without_namespaces_names_the_boot(
 def test_folders_are_made_for_the_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        made = folders.make_private(tmp_path / "a" / "b")
+        made = paths.make_private(tmp_path / "a" / "b")
     finally:
         os.umask(before)
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
@@ -56,14 +56,14 @@ def test_a_folder_that_is_open_to_others_is_refused_with_the_command_that_mends_
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o755)
     with pytest.raises(StateFolderError, match=f"chmod 700 '{tmp_path / 'open'}'"):
-        folders.make_private(tmp_path / "open")
+        paths.make_private(tmp_path / "open")
 
 
 def test_a_link_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with pytest.raises(StateFolderError, match="not a folder"):
-        folders.check_private(tmp_path / "link")
+        paths.check_private(tmp_path / "link")
 
 
 def test_a_folder_of_somebody_else_is_refused(
@@ -72,29 +72,35 @@ def test_a_folder_of_somebody_else_is_refused(
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     tmp_path.chmod(0o700)
     with pytest.raises(StateFolderError, match="belongs to user"):
-        folders.check_private(tmp_path)
+        paths.check_private(tmp_path)
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateFolderError, match="EMBERD_HOME"):
-        folders.make_private(tmp_path / "file" / "home")
+        paths.make_private(tmp_path / "file" / "home")
 
 
 def test_slots_are_the_folders_of_one_identity_the_first_one_first(tmp_path: Path) -> None:
     home = Home(tmp_path)
-    for folder in (home.slot("k"), home.slot("k", 2), home.slot("other")):
+    for folder in (
+        home.server_folder("k"),
+        home.server_folder("k", 2),
+        home.server_folder("other"),
+    ):
         folder.mkdir(parents=True)
-    assert home.slots("k") == [home.slot("k"), home.slot("k", 2)]
-    assert home.free_slot("k", taken=[home.slot("k")]) == home.slot("k", 2)
-    assert home.free_slot("k", taken=[]) == home.slot("k")
+    assert home.server_folders("k") == [home.server_folder("k"), home.server_folder("k", 2)]
+    assert home.free_server_folder("k", taken=[home.server_folder("k")]) == home.server_folder(
+        "k", 2
+    )
+    assert home.free_server_folder("k", taken=[]) == home.server_folder("k")
 
 
 def test_each_start_has_a_log_of_its_own_that_names_it_and_old_ones_are_kept(
     tmp_path: Path,
 ) -> None:
     for number in range(6):
-        folders.rotate_log(tmp_path, f"start_id{number}")
+        paths.rotate_log(tmp_path, f"start_id{number}")
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == ["server.log", "server.log.1", "server.log.2", "server.log.3"]
     assert (tmp_path / "server.log").read_text() == "emberd: start start_id5\n"

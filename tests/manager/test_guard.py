@@ -13,7 +13,7 @@ import pytest
 
 import leftovers
 import waiting
-from emberd.manager import guard
+from emberd.manager import orphan_reaper
 from emberd.verified_manager import Manager
 from homes import Stub
 
@@ -47,18 +47,18 @@ def test_a_killed_supervisor_takes_all_that_its_server_started_with_it(
 
 
 def test_a_killed_guard_is_replaced(server: None, home: Path) -> None:
-    (first,) = running(home, "guard.py")
+    (first,) = running(home, "orphan_reaper.py")
     first.kill()
-    waiting.until(lambda: [p for p in running(home, "guard.py") if p.pid != first.pid])
+    waiting.until(lambda: [p for p in running(home, "orphan_reaper.py") if p.pid != first.pid])
     running(home, "emberd.verified_manager")[0].send_signal(signal.SIGKILL)
     waiting.until(lambda: not leftovers.find([str(home)]))
 
 
 def test_a_guard_goes_with_a_stop(server: None, manager: Manager, home: Path) -> None:
-    assert running(home, "guard.py")
+    assert running(home, "orphan_reaper.py")
     manager.stop()
     waiting.until(lambda: not leftovers.find([str(home)]))
 
 
 def test_a_guard_ends_nothing_that_bears_another_mark() -> None:
-    assert guard._kill(b"EMBERD_MARK=nobody's", os.devnull) == 0
+    assert orphan_reaper._kill(b"EMBERD_MARK=nobody's", os.devnull) == 0

@@ -20,10 +20,10 @@ class Clock:
         return self.now
 
 
-def watched(folder: Path) -> tuple[idle.Idleness, Clock]:
-    idle.begin(folder, 60)
+def watched(folder: Path) -> tuple[idle.IdleMonitor, Clock]:
+    idle.reset(folder, 60)
     clock = Clock()
-    return idle.Idleness(folder, clock), clock
+    return idle.IdleMonitor(folder, clock), clock
 
 
 def test_counters_that_stand_still_are_no_use(tmp_path: Path) -> None:
@@ -74,18 +74,18 @@ def test_a_server_that_never_showed_counters_is_judged_by_its_clients(tmp_path: 
 
 
 def test_the_longest_idle_time_that_anybody_asked_for_counts(tmp_path: Path) -> None:
-    idle.begin(tmp_path, 60)
-    idle.ask(tmp_path, 20)
-    assert idle.asked_for(tmp_path) == 60
-    idle.ask(tmp_path, 600)
-    assert idle.asked_for(tmp_path) == 600
+    idle.reset(tmp_path, 60)
+    idle.request(tmp_path, 20)
+    assert idle.requested_s(tmp_path) == 60
+    idle.request(tmp_path, 600)
+    assert idle.requested_s(tmp_path) == 600
 
 
 def test_never_wins_over_any_time(tmp_path: Path) -> None:
-    idle.begin(tmp_path, 60)
-    idle.ask(tmp_path, None)
-    idle.ask(tmp_path, 90)
-    assert idle.asked_for(tmp_path) is None
+    idle.reset(tmp_path, 60)
+    idle.request(tmp_path, None)
+    idle.request(tmp_path, 90)
+    assert idle.requested_s(tmp_path) is None
 
 
 @pytest.mark.parametrize("content", [None, "", "what\n"])
@@ -94,18 +94,18 @@ def test_a_file_that_is_gone_or_garbled_does_not_end_a_server_early(
 ) -> None:
     if content is not None:
         (tmp_path / "last-used").write_text(content)
-    assert idle.asked_for(tmp_path) == 1800
+    assert idle.requested_s(tmp_path) == 1800
 
 
 def test_asking_for_less_writes_nothing(tmp_path: Path) -> None:
-    idle.begin(tmp_path, 60)
+    idle.reset(tmp_path, 60)
     before = (tmp_path / "last-used").read_text()
-    idle.ask(tmp_path, 60)
+    idle.request(tmp_path, 60)
     assert (tmp_path / "last-used").read_text() == before
 
 
 def test_touches_come_at_most_once_a_second(tmp_path: Path) -> None:
-    idle.begin(tmp_path, 60)
+    idle.reset(tmp_path, 60)
     idle.touch(str(tmp_path))
     os.utime(tmp_path / "last-used", ns=(1, 1))
     idle.touch(str(tmp_path))

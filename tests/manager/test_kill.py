@@ -25,7 +25,7 @@ from emberd.errors import StartError
 from emberd.manager import State
 from emberd.settings import ServerSpec
 from emberd.verified_manager import Manager
-from homes import QUICK, Starts, Stub, server_of
+from homes import QUICK, Starts, Stub, begin, server_of
 from plain_client import embed, in_flight
 
 
@@ -40,7 +40,7 @@ def engine_of(manager: Manager) -> psutil.Process:
     supervisor = supervisor_of(manager)
     server = waiting.until(lambda: server_of(supervisor))
     assert server is not None
-    waiting.until(lambda: "shim.py" not in " ".join(server.cmdline()))
+    waiting.until(lambda: "pdeathsig.py" not in " ".join(server.cmdline()))
     return server
 
 
@@ -61,7 +61,7 @@ def assert_works(manager: Manager, spec: ServerSpec) -> None:
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_killed_while_the_server_starts(manager: Manager, stub: Stub, victim: str) -> None:
     spec = stub(start=1)
-    manager.warm_up(spec)
+    begin(manager, spec)
     kill(VICTIMS[victim](manager))
     waiting.until(lambda: manager.status()[0].state is not State.STARTING)
     assert_works(manager, spec)
@@ -132,8 +132,8 @@ def test_killed_with_children_that_outlive_it(
 def test_stop_ends_what_a_killed_supervisor_left(manager: Manager, home: Path, stub: Stub) -> None:
     manager.ensure(stub(faults="leaves-children"))
     supervisor = supervisor_of(manager)
-    supervisor.suspend()  # or it would start another guard
-    kill(next(p for p in supervisor.children() if "guard.py" in " ".join(p.cmdline())))
+    supervisor.suspend()  # or it would start another orphan reaper
+    kill(next(p for p in supervisor.children() if "orphan_reaper.py" in " ".join(p.cmdline())))
     kill(supervisor)
     assert leftovers.find([str(home)]), "the orphans of this case are there"
     manager.stop()
@@ -154,9 +154,9 @@ def test_a_start_sweeps_what_was_left_of_other_models(
 
 MOMENTS = {
     "holding the lock": "locks.start_lock",
-    "holding the proof of life": "record.write",
-    "before it runs the supervisor": "launch.start_supervisor",
-    "before it sees the supervisor": "starter._await_takeover",
+    "holding the liveness lock": "state.write_record",
+    "before it runs the supervisor": "spawn.run_supervisor",
+    "before it sees the supervisor": "spawn._await_takeover",
 }
 
 
@@ -198,7 +198,7 @@ def test_a_start_whose_supervisor_is_killed_each_time_is_held_back_in_the_end(
 ) -> None:
     spec = stub(start=60)
     for _ in range(3):
-        manager.warm_up(spec)
+        begin(manager, spec)
         kill(supervisor_of(manager))
         waiting.until(lambda: manager.status()[0].state is not State.STARTING)
     with pytest.raises(StartError, match="3 starts in a row were killed"):
@@ -211,7 +211,7 @@ def test_a_server_that_is_killed_each_time_is_held_back_in_the_end(
 ) -> None:
     spec = stub(start=60)
     for _ in range(3):
-        manager.warm_up(spec)
+        begin(manager, spec)
         kill(engine_of(manager))
         waiting.until(lambda: manager.status()[0].state is State.FAILED)
     with pytest.raises(StartError, match="The stub was killed"):

@@ -16,7 +16,7 @@ import pytest
 
 import leftovers
 import waiting
-from emberd.manager import leavings, record
+from emberd.manager import cleanup, state
 from emberd.verified_manager import Manager
 from homes import Stub
 
@@ -28,13 +28,13 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm is Lin
 
 def traces(pid: int) -> set[Path]:
     """Return the shared memory of a stub server, and of its semaphores."""
-    inodes = set(leavings.mapped(pid))
+    inodes = set(cleanup.shared_memory_inodes(pid))
     return {path for path in _SHARED_MEMORY.iterdir() if path.stat().st_ino in inodes}
 
 
 def scratch_of(home: Path) -> Path:
     """Return the server's folder for temporary files: other runs of the tests have theirs too."""
-    (file,) = home.glob(f"*/servers/*/{record.NAME}")
+    (file,) = home.glob(f"*/servers/*/{state.RECORD_NAME}")
     return Path(json.loads(file.read_text())["scratch"])
 
 
@@ -67,8 +67,8 @@ def test_nothing_is_left_outside_of_the_state_folder(
     waiting.until(lambda: len(list(scratch.iterdir())) == 1)
     left = waiting.until(lambda: found if len(found := traces(server.pid)) >= 2 else set())
     # The supervisor looks once a second: what it has not seen yet it could not remove.
-    note = next(home.rglob(leavings.NOTE), None) or waiting.until(
-        lambda: next(home.rglob(leavings.NOTE), None)
+    note = next(home.rglob(cleanup.INODES_NAME), None) or waiting.until(
+        lambda: next(home.rglob(cleanup.INODES_NAME), None)
     )
     assert note is not None
     waiting.until(lambda: len(note.read_text().split()) >= 2)
@@ -82,31 +82,31 @@ def test_shared_memory_of_others_is_left_alone(tmp_path: Path) -> None:
     mine = _SHARED_MEMORY / f"test_leavings_{os.getpid()}"
     mine.write_bytes(b"somebody's")
     try:
-        (tmp_path / leavings.NOTE).write_text(f"{mine.stat().st_ino + 1}\n")
-        leavings.remove(tmp_path, "")
+        (tmp_path / cleanup.INODES_NAME).write_text(f"{mine.stat().st_ino + 1}\n")
+        cleanup.remove_files(tmp_path, "")
         assert mine.exists()
-        (tmp_path / leavings.NOTE).write_text(f"{mine.stat().st_ino}\n")
-        leavings.remove(tmp_path, "")
+        (tmp_path / cleanup.INODES_NAME).write_text(f"{mine.stat().st_ino}\n")
+        cleanup.remove_files(tmp_path, "")
         assert not mine.exists()
     finally:
         mine.unlink(missing_ok=True)
 
 
 def test_shared_memory_that_was_there_before_or_is_in_use_is_left_alone(tmp_path: Path) -> None:
-    memory = leavings.SharedMemory(tmp_path)
+    memory = cleanup.SharedMemory(tmp_path)
     older = _SHARED_MEMORY / f"test_older_{os.getpid()}"
     used = _SHARED_MEMORY / f"test_used_{os.getpid()}"
     older.write_bytes(bytes(4096))
-    memory.begin()
+    memory.exclude_existing()
     used.write_bytes(bytes(4096))
     try:
         with older.open("r+b") as first, used.open("r+b") as second:
             with mmap.mmap(first.fileno(), 0), mmap.mmap(second.fileno(), 0):
-                memory.look(lambda: [os.getpid()], at_once=True)
+                memory.update(lambda: [os.getpid()], at_once=True)
                 assert memory.known == {used.stat().st_ino}
-                leavings.remove(tmp_path, "", memory.known)
+                cleanup.remove_files(tmp_path, "", memory.known)
                 assert used.exists()
-        leavings.remove(tmp_path, "", memory.known)
+        cleanup.remove_files(tmp_path, "", memory.known)
         assert (older.exists(), used.exists()) == (True, False)
     finally:
         older.unlink(missing_ok=True)
@@ -114,13 +114,13 @@ def test_shared_memory_that_was_there_before_or_is_in_use_is_left_alone(tmp_path
 
 
 def test_a_full_disk_does_not_end_a_server_that_has_something_to_note(tmp_path: Path) -> None:
-    (tmp_path / leavings.NOTE).mkdir()  # the same refusal: nothing can be written there
-    memory = leavings.SharedMemory(tmp_path)
+    (tmp_path / cleanup.INODES_NAME).mkdir()  # the same refusal: nothing can be written there
+    memory = cleanup.SharedMemory(tmp_path)
     seen = _SHARED_MEMORY / f"test_full_{os.getpid()}"
     seen.write_bytes(bytes(4096))
     try:
         with seen.open("r+b") as file, mmap.mmap(file.fileno(), 0):
-            memory.look(lambda: [os.getpid()], at_once=True)
+            memory.update(lambda: [os.getpid()], at_once=True)
         assert seen.stat().st_ino in memory.known
     finally:
         seen.unlink()
@@ -129,7 +129,7 @@ def test_a_full_disk_does_not_end_a_server_that_has_something_to_note(tmp_path: 
 def test_a_folder_that_emberd_did_not_name_is_not_removed(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
-    leavings.remove(tmp_path, str(precious))
+    cleanup.remove_files(tmp_path, str(precious))
     assert precious.is_dir()
 
 
@@ -138,5 +138,5 @@ def test_a_scratch_folder_of_somebody_else_is_refused(
 ) -> None:
     taken = tmp_path / "emberd-x"
     taken.symlink_to(tmp_path)
-    with pytest.raises(OSError, match=r"belongs to somebody else|File exists"):
-        leavings.make(str(taken))
+    with pytest.raises(OSError, match=r"belongs to another user|File exists"):
+        cleanup.make_scratch(str(taken))

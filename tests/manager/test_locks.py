@@ -20,9 +20,9 @@ def test_the_file_of_a_lock_stays_when_it_is_let_go(tmp_path: Path) -> None:
 
 def test_claims_of_the_same_name_wait_for_each_other(tmp_path: Path) -> None:
     with (
-        locks.claims(tmp_path, ["gpu-a", "gpu-b"], timeout_s=1),
+        locks.gpu_locks(tmp_path, ["gpu-a", "gpu-b"], timeout_s=1),
         pytest.raises(LockTimeoutError, match=r"gpu-b\.lock"),
-        locks.claims(tmp_path, ["gpu-b"], timeout_s=0.1),
+        locks.gpu_locks(tmp_path, ["gpu-b"], timeout_s=0.1),
     ):
         pass
 
@@ -32,7 +32,7 @@ def test_claims_in_opposite_orders_cannot_block_each_other(tmp_path: Path) -> No
 
     def claim(*names: str) -> None:
         for _ in range(20):
-            with locks.claims(tmp_path, names, timeout_s=20):
+            with locks.gpu_locks(tmp_path, names, timeout_s=20):
                 done.append(names[0])
 
     threads = [threading.Thread(target=claim, args=names) for names in (("a", "b"), ("b", "a"))]

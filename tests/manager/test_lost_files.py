@@ -17,14 +17,14 @@ import damage
 import waiting
 from emberd.endpoint import Endpoint
 from emberd.errors import StateFolderError
-from emberd.manager import State, alive, folders, idle, leavings, locks, record
-from emberd.manager.child import ServerProcess
-from emberd.manager.record import Record
-from emberd.manager.statefiles import StateFiles
-from emberd.manager.timing import Timing
+from emberd.manager import State, cleanup, idle, liveness, paths, state
+from emberd.manager.process_tree import ServerProcess
+from emberd.manager.state import Record, Timing
+from emberd.manager.state_repair import StateFiles
 from emberd.settings import ServerSpec
+from emberd.system import file_lock
 from emberd.verified_manager import Manager
-from homes import Stub, server_of
+from homes import Stub, begin, server_of
 
 OWN = Record(State.READY, "abc", ServerSpec(model="m"), Timing(), since_s=1.0)
 
@@ -43,7 +43,7 @@ def test_idle_time_that_was_asked_for_survives_the_loss_of_its_file(
 ) -> None:
     folder = folder_of(manager, stub(), idle_timeout=None)
     damage.OF_ANY_FILE[kind](folder / "last-used")
-    waiting.until(lambda: (folder / "last-used").is_file() and idle.asked_for(folder) is None)
+    waiting.until(lambda: (folder / "last-used").is_file() and idle.requested_s(folder) is None)
     (status,) = manager.status()
     assert (status.state, status.idle_timeout) == (State.READY, None)
 
@@ -53,27 +53,27 @@ def test_idle_time_that_is_asked_for_while_the_file_is_lost_is_not_lost(
 ) -> None:
     folder = folder_of(manager, stub(), idle_timeout=600)
     (folder / "last-used").unlink()
-    idle.ask(folder, 700)
+    idle.request(folder, 700)
     (folder / "last-used").unlink()
-    idle.ask(folder, 5)
-    waiting.until(lambda: idle.asked_for(folder) in (600, 700))
+    idle.request(folder, 5)
+    waiting.until(lambda: idle.requested_s(folder) in (600, 700))
 
 
 @pytest.mark.parametrize("kind", damage.OF_ANY_FILE)
 def test_idle_time_can_be_asked_for_whatever_has_the_files_name(tmp_path: Path, kind: str) -> None:
     (tmp_path / "home").mkdir(mode=0o700)
     folder = tmp_path / "home"
-    idle.begin(folder, 60)
+    idle.reset(folder, 60)
     damage.OF_ANY_FILE[kind](folder / "last-used")
-    idle.ask(folder, 600)
-    assert idle.asked_for(folder) == 600
+    idle.request(folder, 600)
+    assert idle.requested_s(folder) == 600
 
 
 def test_idle_times_that_cannot_be_read_now_are_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    idle.begin(tmp_path, 600)
-    asked = idle.Asked(tmp_path)
+    idle.reset(tmp_path, 600)
+    asked = idle.RequestedTimeout(tmp_path)
 
     def fail(*args: object) -> int:
         raise OSError(errno.EMFILE, "Too many open files")
@@ -82,32 +82,32 @@ def test_idle_times_that_cannot_be_read_now_are_remembered(
         patch.setattr(os, "open", fail)
         assert asked.seconds() == 600
     asked.restore()
-    assert idle.asked_for(tmp_path) == 600
+    assert idle.requested_s(tmp_path) == 600
 
 
 def test_oversized_file_of_idle_times_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "last-used").write_bytes(b"x" * 5_000_000)
-    idle.ask(tmp_path, 600)
-    assert idle.asked_for(tmp_path) == 600
+    idle.request(tmp_path, 600)
+    assert idle.requested_s(tmp_path) == 600
     assert (tmp_path / "last-used").stat().st_size < 100
 
 
 def test_oversized_record_is_damaged(tmp_path: Path) -> None:
-    record.write(tmp_path, OWN)
-    with (tmp_path / record.NAME).open("ab") as file:
+    state.write_record(tmp_path, OWN)
+    with (tmp_path / state.RECORD_NAME).open("ab") as file:
         file.write(b" " * 5_000_000)
-    assert record.read(tmp_path) is None
+    assert state.read_record(tmp_path) is None
 
 
 def test_idle_time_that_cannot_be_written_is_a_state_folder_error(tmp_path: Path) -> None:
     with pytest.raises(StateFolderError, match="gone"):
-        idle.ask(tmp_path / "gone", 600)
+        idle.request(tmp_path / "gone", 600)
 
 
 @pytest.mark.parametrize("line", ["nan", "-5", "0", "\xff"])
 def test_line_that_is_no_idle_time_is_ignored(tmp_path: Path, line: str) -> None:
     (tmp_path / "last-used").write_text(f"{line}\n60\n")
-    assert idle.asked_for(tmp_path) == 60
+    assert idle.requested_s(tmp_path) == 60
 
 
 # ---------------------------------------------------------------- the log
@@ -116,7 +116,7 @@ def test_line_that_is_no_idle_time_is_ignored(tmp_path: Path, line: str) -> None
 @pytest.mark.parametrize("kind", ["missing", "directory", "fifo"])
 def test_start_goes_on_if_its_log_is_lost(manager: Manager, stub: Stub, kind: str) -> None:
     spec = stub(start=1)
-    manager.warm_up(spec)
+    begin(manager, spec)
     status = waiting.until(
         lambda: next((s for s in manager.status() if s.detail == "loading"), None)
     )
@@ -130,7 +130,7 @@ def test_death_of_a_server_is_explained_although_its_log_was_lost(
     manager: Manager, stub: Stub, kind: str
 ) -> None:
     folder = folder_of(manager, stub())
-    damage.OF_ANY_FILE[kind](folder / folders.LOG_NAME)
+    damage.OF_ANY_FILE[kind](folder / paths.LOG_NAME)
     server = server_of(psutil.Process(manager.status()[0].supervisor_pid))
     assert server is not None
     server.kill()
@@ -184,21 +184,21 @@ def test_supervisor_restores_the_permissions_of_its_liveness_lock(
     manager: Manager, stub: Stub
 ) -> None:
     folder = folder_of(manager, stub())
-    alive.path(folder).chmod(0)
-    waiting.until(lambda: stat.S_IMODE(alive.path(folder).stat().st_mode) == 0o600)
+    liveness.path(folder).chmod(0)
+    waiting.until(lambda: stat.S_IMODE(liveness.path(folder).stat().st_mode) == 0o600)
     assert manager.status()[0].state is State.READY
 
 
 def test_readers_of_a_garbled_note_of_shared_memory_and_lock_go_on(tmp_path: Path) -> None:
-    (tmp_path / leavings.NOTE).write_bytes(b"\xff\xfe \xb2 12x\n")
-    leavings.remove(tmp_path, "")
-    assert not (tmp_path / leavings.NOTE).exists()
+    (tmp_path / cleanup.INODES_NAME).write_bytes(b"\xff\xfe \xb2 12x\n")
+    cleanup.remove_files(tmp_path, "")
+    assert not (tmp_path / cleanup.INODES_NAME).exists()
     (tmp_path / "lock").write_bytes(b"\xff\xfe")
-    assert locks._holder(tmp_path / "lock")
+    assert file_lock.holder(tmp_path / "lock")
 
 
 _NAMES = [
-    *("record.json", "record.json.new", "last-used", "server.log", "server.log.1"),
+    *("record.json", ".record.json.0.unfinished", "last-used", "server.log", "server.log.1"),
     *("server.log.3", "suspect", "secret.yaml", "shared-memory"),
 ]
 
@@ -236,9 +236,9 @@ def test_start_replaces_what_has_the_name_of_a_state_file(
 def test_damaged_record_reads_as_none_and_not_as_another_error(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "folder"
     folder.mkdir(mode=0o700)
-    record.write(folder, OWN)
-    damage.OF_RECORD[kind](folder / record.NAME)
-    read = record.read(folder)
+    state.write_record(folder, OWN)
+    damage.OF_RECORD[kind](folder / state.RECORD_NAME)
+    read = state.read_record(folder)
     if kind == "other-start_id":
         assert read == replace(OWN, start_id="another")
     elif kind == "open-to-others" or (kind == "unreadable" and os.geteuid() == 0):
@@ -258,23 +258,23 @@ def test_damaged_record_reads_as_none_and_not_as_another_error(tmp_path: Path, k
 def test_record_with_a_field_of_another_type_is_damaged(
     tmp_path: Path, change: dict[str, object]
 ) -> None:
-    record.write(tmp_path, OWN)
-    damage.change(**change)(tmp_path / record.NAME)
-    assert record.read(tmp_path) is None
+    state.write_record(tmp_path, OWN)
+    damage.change(**change)(tmp_path / state.RECORD_NAME)
+    assert state.read_record(tmp_path) is None
 
 
 def test_record_with_whole_seconds_is_sound(tmp_path: Path) -> None:
     endpoint = Endpoint("http://127.0.0.1:1", "m", 8)
     own = replace(OWN, since_s=12, timing=Timing(tick_s=1), endpoint=endpoint)
-    record.write(tmp_path, own)
-    assert record.read(tmp_path) == own
+    state.write_record(tmp_path, own)
+    assert state.read_record(tmp_path) == own
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO])
 def test_record_that_may_be_sound_and_cannot_be_read_now_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    record.write(tmp_path, OWN)
+    state.write_record(tmp_path, OWN)
 
     def fail(*args: object) -> int:
         raise OSError(number, os.strerror(number))
@@ -282,22 +282,22 @@ def test_record_that_may_be_sound_and_cannot_be_read_now_is_an_error(
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", fail)
         with pytest.raises(StateFolderError, match="record.json"):
-            record.read(tmp_path)
-    assert record.read(tmp_path) == OWN
+            state.read_record(tmp_path)
+    assert state.read_record(tmp_path) == OWN
 
 
 def test_record_that_its_owner_may_not_read_is_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Root may read all, so the refusal is simulated."""
-    record.write(tmp_path, OWN)
+    state.write_record(tmp_path, OWN)
 
     def refuse(*args: object) -> int:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", refuse)
-        assert record.read(tmp_path) is None
+        assert state.read_record(tmp_path) is None
 
 
 def test_only_what_lies_in_a_private_folder_is_removed(tmp_path: Path) -> None:
@@ -305,49 +305,49 @@ def test_only_what_lies_in_a_private_folder_is_removed(tmp_path: Path) -> None:
     (tmp_path / "open").chmod(0o755)
     (tmp_path / "open" / "precious").mkdir()
     with pytest.raises(StateFolderError):
-        folders.remove(tmp_path / "open" / "precious")
+        paths.remove(tmp_path / "open" / "precious")
     assert (tmp_path / "open" / "precious").exists()
 
 
 def test_removing_a_link_leaves_what_it_leads_to(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "link").symlink_to("kept")
-    folders.remove(tmp_path / "link")
+    paths.remove(tmp_path / "link")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
 def test_failure_to_rewrite_is_reported_once_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    descriptor = alive.take(tmp_path)
+    descriptor = liveness.take(tmp_path)
     assert descriptor is not None
     files = StateFiles(tmp_path, descriptor)
     files.publish(OWN)
-    (tmp_path / record.NAME).unlink()
+    (tmp_path / state.RECORD_NAME).unlink()
 
     def fail(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(record, "write_content", fail)
+        patch.setattr(state, "write_serialized", fail)
         for _ in range(3):
             files.restore()
     assert capsys.readouterr().err.count("No space left") == 1
     files.restore()
-    assert record.read(tmp_path) == OWN
-    alive.release(descriptor)
+    assert state.read_record(tmp_path) == OWN
+    liveness.release(descriptor)
 
 
 def test_unchanged_record_is_not_read_or_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    descriptor = alive.take(tmp_path)
+    descriptor = liveness.take(tmp_path)
     assert descriptor is not None
     files = StateFiles(tmp_path, descriptor)
     files.publish(OWN)
     files.restore()
-    before = (tmp_path / record.NAME).stat()
-    monkeypatch.setattr(StateFiles, "_is_ours", lambda self: pytest.fail("it was read again"))
+    before = (tmp_path / state.RECORD_NAME).stat()
+    monkeypatch.setattr(StateFiles, "_is_unchanged", lambda self: pytest.fail("it was read again"))
     files.restore()
-    assert (tmp_path / record.NAME).stat().st_ino == before.st_ino
-    alive.release(descriptor)
+    assert (tmp_path / state.RECORD_NAME).stat().st_ino == before.st_ino
+    liveness.release(descriptor)

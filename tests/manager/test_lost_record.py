@@ -24,12 +24,12 @@ import damage
 import leftovers
 import waiting
 from emberd.errors import StartTimeoutError, StateFolderError
-from emberd.manager import State, alive, leavings, lost_records, record, stopping
-from emberd.manager.server import Server, ServerStatus
+from emberd.manager import State, cleanup, liveness, lost_records, state, stopping
+from emberd.manager.state import Server, ServerStatus
 from emberd.settings import ServerSpec
 from emberd.system import processes
 from emberd.verified_manager import Manager
-from homes import QUICK, Starts, Stub
+from homes import QUICK, Starts, Stub, begin
 from plain_client import embed, in_flight
 
 SHORT_WAIT = replace(QUICK, record_s=0.5)
@@ -37,12 +37,12 @@ SHORT_WAIT = replace(QUICK, record_s=0.5)
 
 def record_of(server: Server) -> Path:
     """Return the file of a server's record."""
-    return Path(server.folder or "") / record.NAME
+    return Path(server.folder or "") / state.RECORD_NAME
 
 
 def starting(manager: Manager, spec: ServerSpec) -> tuple[Path, ServerStatus]:
     """Start a server, and return its record's file and status while it loads."""
-    manager.warm_up(spec)
+    begin(manager, spec)
 
     def loading() -> ServerStatus | None:
         (status,) = manager.status()
@@ -50,7 +50,7 @@ def starting(manager: Manager, spec: ServerSpec) -> tuple[Path, ServerStatus]:
 
     status = waiting.until(loading)
     assert status is not None
-    return Path(status.log_path).with_name(record.NAME), status
+    return Path(status.log_path).with_name(state.RECORD_NAME), status
 
 
 @contextmanager
@@ -116,14 +116,14 @@ def test_supervisor_that_waits_for_a_claim_rewrites_its_record(
     manager: Manager, stub: Stub, kind: str
 ) -> None:
     starting(manager, stub("first", claims="card", start=600))
-    manager.warm_up(stub("second", claims="card"))
+    begin(manager, stub("second", claims="card"))
     status = waiting.until(
         lambda: next((s for s in manager.status() if s.detail == "waiting for card"), None)
     )
     assert status is not None
-    file = Path(status.log_path).with_name(record.NAME)
+    file = Path(status.log_path).with_name(state.RECORD_NAME)
     damage.OF_RECORD[kind](file)
-    waiting.until(lambda: file.is_file() and record.read(file.parent))
+    waiting.until(lambda: file.is_file() and state.read_record(file.parent))
     assert {s.start_id for s in manager.status()} >= {status.start_id}
 
 
@@ -146,12 +146,12 @@ def test_record_that_is_lost_while_the_server_drains_is_rewritten(
     stopper.start()
     waiting.until(lambda: manager.status()[0].state is State.STOPPING)
     record_of(server).unlink()
-    waiting.until(lambda: record.read(Path(server.folder or "")))
+    waiting.until(lambda: state.read_record(Path(server.folder or "")))
     assert manager.status()[0].state is State.STOPPING
     slow.join()
     stopper.join()
     (status,) = manager.status()
-    assert (status.state, status.detail) == (State.ABSENT, "a person stopped it")
+    assert (status.state, status.detail) == (State.ABSENT, "stopped on request")
 
 
 # ---------------------------------------------------------------- who asks meanwhile
@@ -180,7 +180,7 @@ def test_caller_that_began_a_start_gets_it_although_its_record_was_lost(
     waiter.start()
     status = waiting.until(lambda: next((s for s in manager.status() if s.supervisor_pid), None))
     assert status is not None
-    Path(status.log_path).with_name(record.NAME).unlink()
+    Path(status.log_path).with_name(state.RECORD_NAME).unlink()
     waiter.join(timeout=30)
     assert [(server.start_id, server.started) for server in got] == [(status.start_id, True)]
     assert starts() == 1
@@ -217,7 +217,7 @@ def test_caller_gets_an_error_soon_if_the_supervisor_does_not_rewrite_the_record
     asking = Manager(home, timing=SHORT_WAIT)
     with frozen(supervisor_pid(manager)) as supervisor:
         record_of(server).unlink()
-        for ask in (asking.find, asking.warm_up, lambda s: asking.ensure(s, start_timeout=10)):
+        for ask in (asking.find, lambda s: asking.ensure(s, start_timeout=10)):
             with pytest.raises(StateFolderError, match="emberd stop") as error:
                 ask(stub())
             assert str(server.folder) in str(error.value)
@@ -308,7 +308,7 @@ def test_stop_ends_a_frozen_supervisor_whose_record_is_lost_in_an_orderly_way(
     assert (was.state, was.start_id) == ("unknown", server.start_id)
     assert leftovers.find([str(home)]) == []
     (status,) = manager.status()
-    assert (status.state, status.detail) == (State.ABSENT, "a person stopped it")
+    assert (status.state, status.detail) == (State.ABSENT, "stopped on request")
     assert manager.ensure(stub(faults="leaves-children")).started
 
 
@@ -378,20 +378,20 @@ def test_supervisor_is_told_from_processes_that_look_like_one(
     # The command line of the supervisor, but its descriptor is open on something else.
     named = subprocess.Popen([*sleep, *words[2:-1], "0"], stdin=subprocess.PIPE)
     # The file of the liveness lock is open, but it is not a supervisor.
-    descriptor = os.open(alive.path(folder), os.O_RDWR)
+    descriptor = os.open(liveness.path(folder), os.O_RDWR)
     opened = subprocess.Popen(
         [*sleep, str(descriptor)], stdin=subprocess.PIPE, pass_fds=[descriptor]
     )
     try:
-        (found,) = lost_records.supervisors(folder)
+        (found,) = lost_records.find_supervisors(folder)
         assert (found.identity.pid, found.start_id) == (pid, server.start_id)
         for other in (named, opened):
             identity = processes.identify(other.pid)
             assert identity is not None
-            assert lost_records.supervisor(identity, folder) is None
-        assert lost_records.supervisor(found.identity, folder) == found
-        assert lost_records.supervisor(replace(found.identity, start="1"), folder) is None
-        assert lost_records.supervisors(tmp_path) == []
+            assert lost_records.prove_supervisor(identity, folder) is None
+        assert lost_records.prove_supervisor(found.identity, folder) == found
+        assert lost_records.prove_supervisor(replace(found.identity, start="1"), folder) is None
+        assert lost_records.find_supervisors(tmp_path) == []
     finally:
         os.close(descriptor)
         for other in (named, opened):
@@ -406,7 +406,7 @@ def test_lock_held_by_a_process_that_is_no_supervisor_is_an_error_and_no_signal(
     manager.stop()
     record_of(server).unlink()
     asking = Manager(home, timing=SHORT_WAIT)
-    descriptor = alive.take(Path(server.folder or ""))
+    descriptor = liveness.take(Path(server.folder or ""))
     assert descriptor is not None
     marked = marked_child(str(server.folder))
     try:
@@ -418,7 +418,7 @@ def test_lock_held_by_a_process_that_is_no_supervisor_is_an_error_and_no_signal(
             asking.stop()
         assert marked.poll() is None
     finally:
-        alive.release(descriptor)
+        liveness.release(descriptor)
         marked.kill()
         marked.communicate()
     assert manager.ensure(stub()).started
@@ -429,13 +429,15 @@ def test_lock_held_by_a_process_that_is_no_supervisor_is_an_error_and_no_signal(
 
 @contextmanager
 def orphans(manager: Manager, home: Path, stub: Stub, kind: str) -> Iterator[list[psutil.Process]]:
-    """Kill supervisor and guard of a server, and damage its record: its orphans go on running."""
+    """Kill supervisor and orphan reaper, and damage the record: the orphans go on running."""
     server = manager.ensure(stub(faults="leaves-children,leaves-files"))
-    with frozen(supervisor_pid(manager)) as supervisor:  # or it would start another guard
-        guard = next(p for p in supervisor.children() if "guard.py" in " ".join(p.cmdline()))
+    with frozen(supervisor_pid(manager)) as supervisor:  # or it would start another orphan reaper
+        guard = next(
+            p for p in supervisor.children() if "orphan_reaper.py" in " ".join(p.cmdline())
+        )
         for victim in (guard, supervisor):
             victim.kill()
-        waiting.until(lambda: not alive.is_held(Path(server.folder or "")))
+        waiting.until(lambda: not liveness.is_held(Path(server.folder or "")))
     damage.OF_RECORD[kind](record_of(server))
     left = waiting.until(lambda: leftovers.find([str(home)]))
     yield [orphan for orphan in left if orphan.is_running()]
@@ -453,7 +455,7 @@ def test_stop_ends_orphans_whose_record_is_damaged(
         assert (status.state, status.supervisor_pid) == ("unknown", None)
         assert manager.stop()[0].start_id == status.start_id
     assert leftovers.end_all([str(home)]) == []
-    assert not Path(leavings.scratch(status.start_id)).exists()
+    assert not Path(cleanup.scratch_path(status.start_id)).exists()
     assert manager.status() == []
 
 

@@ -94,7 +94,7 @@ def test_a_folder_that_changed_while_its_server_started_is_not_served_under_its_
     manager: Manager, stub: Stub
 ) -> None:
     spec = replace(stub(), content="what it was when it was asked for")
-    with pytest.raises(StartError, match="The files of .* changed meanwhile"):
+    with pytest.raises(StartError, match="The files of .* changed during the start"):
         manager.ensure(spec)
 
 

@@ -7,21 +7,18 @@ from pathlib import Path
 import pytest
 
 from emberd.errors import StartError
-from emberd.manager.core import _outcome
-from emberd.manager.record import Failure, Record, State
-from emberd.manager.slot import View
-from emberd.manager.timing import Timing
-from emberd.manager.wish import Joined
+from emberd.manager.manager import PendingStart, _outcome
+from emberd.manager.state import Failure, Record, ServerSnapshot, State, Timing
 from emberd.settings import ServerSpec
 
 SPEC = ServerSpec(model="test/model")
-JOINED = Joined(Path("folder"), "start_id", started=False)
+JOINED = PendingStart(Path("folder"), "start_id", started=False)
 
 
-def _failed(*, starting: bool) -> View:
+def _failed(*, starting: bool) -> ServerSnapshot:
     failure = Failure("It was killed.", "", at_s=1.0, starting=starting)
     record = Record(State.FAILED, "start_id", SPEC, Timing(), since_s=0.0, failure=failure)
-    return View(Path("folder"), record, alive=False)
+    return ServerSnapshot(Path("folder"), record, alive=False)
 
 
 def test_a_start_that_failed_is_every_waiters_error() -> None:

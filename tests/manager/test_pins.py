@@ -14,7 +14,7 @@ import checkpoints_made
 from emberd import checkpoints
 from emberd.endpoint import Endpoint
 from emberd.errors import NoEngineError
-from emberd.manager import pins
+from emberd.manager import discovery
 from emberd.settings import ServerSpec
 from emberd.verified_manager import Manager
 from foreign import Foreign
@@ -119,15 +119,15 @@ def test_a_path_that_is_none_here_is_not_adopted_and_may_be_given(
 ) -> None:
     """A container's path: its last name is right, and proves nothing of the files."""
     url, _ = foreign(model="/models/model")
-    with pytest.raises(NoEngineError, match="Give it as base_url to use it all the same"):
+    with pytest.raises(NoEngineError, match="Pass it as base_url"):
         manager.ensure(_wanted(folder))
     assert manager.ensure(_wanted(folder), base_url=url).endpoint.url == url
 
 
 def test_a_server_elsewhere_shows_no_files(folder: Path) -> None:
-    said = pins.contradiction(Endpoint("http://embeddings.invalid", "?", 0), _wanted(folder))
+    said = discovery.pinned_mismatch(Endpoint("http://embeddings.invalid", "?", 0), _wanted(folder))
     assert said is not None
-    assert "does not show that it serves the files" in said
+    assert "does not prove that it serves the files" in said
 
 
 def test_a_name_on_the_hub_pins_no_files(home: Path, foreign: Foreign) -> None:

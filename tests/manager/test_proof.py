@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from emberd.engines.base import Launch
-from emberd.manager import starting
+from emberd.manager import readiness
 from emberd.settings import StartOptions
 from emberd.system import listeners
 from emberd.system.log_rules import Diagnosis
@@ -31,23 +31,26 @@ class Server:
         return None
 
 
-@dataclass
-class Supervisor:
-    server: Server
-
-
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A port at which this process listens."""
-    monkeypatch.setattr(starting, "_UNSEEN_S", 0.0)
+    monkeypatch.setattr(readiness, "_UNSEEN_S", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as opened:
         yield opened.getsockname()[1]
 
 
-def prove(port: int, seen: list[int]) -> tuple[starting.Start, Diagnosis | None]:
-    supervisor: Any = Supervisor(Server(seen))
-    start = starting.Start(supervisor, Launch(port, None, "", "", StartOptions()))
-    return start, start._prove()
+def prove(port: int, seen: list[int]) -> tuple[readiness.StartMonitor, Diagnosis | None]:
+    server: Any = Server(seen)
+    unused: Any = None
+    start = readiness.StartMonitor(
+        server,
+        unused,
+        Launch(port, None, "", "", StartOptions()),
+        unused,
+        spec=unused,
+        verify=unused,
+    )
+    return start, start._prove_listener()
 
 
 def test_socket_that_a_descendant_holds_is_the_servers(port: int) -> None:
@@ -85,6 +88,6 @@ def test_unreadable_descriptors_do_not_mean_that_the_port_was_taken(
 def test_descendants_that_are_not_seen_for_a_moment_fail_no_start(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(starting, "_UNSEEN_S", 60.0)
+    monkeypatch.setattr(readiness, "_UNSEEN_S", 60.0)
     start, diagnosis = prove(port, [])
     assert (diagnosis, start._listener) == (None, None)

@@ -88,7 +88,6 @@ def test_an_engine_that_is_still_missing_once_installed_is_an_error(
     monkeypatch.setattr(StubEngine, "why_unavailable", lambda self, spec: "not installed")
     monkeypatch.setattr(StubEngine, "installable_environment", lambda self, spec: "stub")
     manager = Manager(home, timing=QUICK)
-    for start in (manager.warm_up, manager.ensure):
-        with pytest.raises(NoEngineError, match="not installed"):
-            start(stub())
-    assert asked == ["stub", "stub"]
+    with pytest.raises(NoEngineError, match="not installed"):
+        manager.ensure(stub())
+    assert asked == ["stub"]

@@ -6,14 +6,14 @@ import threading
 
 import examined
 import waiting
-from emberd.manager.readiness import Readiness
+from emberd.manager.readiness import ReadinessProbe
 from emberd.system import listeners
 
 
-def _watch(url: str) -> Readiness:
+def _watch(url: str) -> ReadinessProbe:
     listener = listeners.find(url)
     assert listener is not None
-    return Readiness(url, listener)
+    return ReadinessProbe(url, listener)
 
 
 def test_a_slow_health_route_does_not_block_and_is_requested_once_at_a_time() -> None:

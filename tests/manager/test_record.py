@@ -11,11 +11,10 @@ import pytest
 
 from emberd.endpoint import Endpoint
 from emberd.errors import StartError, StateFolderError
-from emberd.manager import record
-from emberd.manager.record import Failure, Record, State
-from emberd.manager.timing import Timing
+from emberd.manager import state
+from emberd.manager.state import Failure, Record, State, Timing
 from emberd.settings import ServerSpec
-from emberd.system import processes
+from emberd.system import atomic_file, processes
 from emberd.system.listeners import Listener
 
 FULL = Record(
@@ -31,65 +30,71 @@ FULL = Record(
     endpoint=Endpoint(
         "http://127.0.0.1:1", "m", 8, 512, "secret", "demo", listener=Listener(1000, inode=7)
     ),
-    failure=Failure("It broke", "Mend it.", 12.0, starting=True),
+    failure=Failure("It broke", "Fix it.", 12.0, starting=True),
     log_path="/x/server.log",
 )
 
 
 def test_what_was_written_is_what_is_read(tmp_path: Path) -> None:
-    record.write(tmp_path, FULL)
-    assert record.read(tmp_path) == FULL
+    state.write_record(tmp_path, FULL)
+    assert state.read_record(tmp_path) == FULL
 
 
 def test_a_record_is_for_its_owner_alone(tmp_path: Path) -> None:
-    record.write(tmp_path, FULL)
-    assert stat.S_IMODE((tmp_path / record.NAME).stat().st_mode) == 0o600
+    state.write_record(tmp_path, FULL)
+    assert stat.S_IMODE((tmp_path / state.RECORD_NAME).stat().st_mode) == 0o600
 
 
 def test_the_key_is_in_the_file_and_not_in_the_text_of_the_record(tmp_path: Path) -> None:
-    record.write(tmp_path, FULL)
-    assert "secret" in (tmp_path / record.NAME).read_text()
+    state.write_record(tmp_path, FULL)
+    assert "secret" in (tmp_path / state.RECORD_NAME).read_text()
     assert "secret" not in repr(FULL)
 
 
 def test_there_is_no_record_where_none_was_written(tmp_path: Path) -> None:
-    assert record.read(tmp_path) is None
+    assert state.read_record(tmp_path) is None
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 2}', '{"schema": 2, "state": "x"}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 3}', '{"schema": 3, "state": "x"}'])
 def test_a_record_that_cannot_be_understood_is_none(tmp_path: Path, content: str) -> None:
-    (tmp_path / record.NAME).write_text(content)
-    assert record.read(tmp_path) is None
+    (tmp_path / state.RECORD_NAME).write_text(content)
+    assert state.read_record(tmp_path) is None
 
 
 def test_a_record_of_another_schema_is_left_to_the_version_that_wrote_it(tmp_path: Path) -> None:
-    record.write(tmp_path, replace(FULL, schema=99))
+    state.write_record(tmp_path, replace(FULL, schema=99))
     with pytest.raises(StateFolderError, match="schema 99.*emberd stop"):
-        record.read(tmp_path)
+        state.read_record(tmp_path)
 
 
 def test_a_field_that_a_later_version_added_does_no_harm(tmp_path: Path) -> None:
-    record.write(tmp_path, FULL)
-    content = json.loads((tmp_path / record.NAME).read_text())
+    state.write_record(tmp_path, FULL)
+    content = json.loads((tmp_path / state.RECORD_NAME).read_text())
     content["timing"]["colour"] = content["spec"]["colour"] = content["endpoint"]["colour"] = "red"
-    (tmp_path / record.NAME).write_text(json.dumps({**content, "colour": "red"}))
-    assert record.read(tmp_path) == FULL
+    (tmp_path / state.RECORD_NAME).write_text(json.dumps({**content, "colour": "red"}))
+    assert state.read_record(tmp_path) == FULL
 
 
-def test_what_a_killed_writer_left_half_written_is_not_seen_and_not_in_the_way(
-    tmp_path: Path,
-) -> None:
-    record.write(tmp_path, FULL)
-    (tmp_path / f"{record.NAME}.new").write_text('{"schema": 1, "sta')
-    assert record.read(tmp_path) == FULL
-    record.write(tmp_path, replace(FULL, attempts=7))
-    assert [path.name for path in tmp_path.iterdir()] == [record.NAME]
+def test_unfinished_file_of_a_killed_writer_is_ignored(tmp_path: Path) -> None:
+    state.write_record(tmp_path, FULL)
+    (tmp_path / f".{state.RECORD_NAME}.0{atomic_file.UNFINISHED}").write_text('{"schema": 3, "sta')
+    assert state.read_record(tmp_path) == FULL
+    state.write_record(tmp_path, replace(FULL, attempts=7))
+    assert state.read_record(tmp_path) == replace(FULL, attempts=7)
+
+
+def test_link_with_the_name_of_a_record_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text("kept")
+    (tmp_path / state.RECORD_NAME).symlink_to("elsewhere")
+    state.write_record(tmp_path, FULL)
+    assert state.read_record(tmp_path) == FULL
+    assert (tmp_path / "elsewhere").read_text() == "kept"
 
 
 def test_a_recorded_failure_is_the_same_error_for_everybody(tmp_path: Path) -> None:
-    record.write(tmp_path, FULL)
-    read = record.read(tmp_path)
+    state.write_record(tmp_path, FULL)
+    read = state.read_record(tmp_path)
     assert read is not None
     error = read.start_error()
     assert isinstance(error, StartError)
-    assert str(error) == "It broke. Mend it. Log: /x/server.log"
+    assert str(error) == "It broke. Fix it. Log: /x/server.log"

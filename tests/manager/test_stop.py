@@ -16,7 +16,7 @@ import leftovers
 import waiting
 from emberd import probe
 from emberd.errors import ServerStoppedError
-from emberd.manager import State, alive, idle
+from emberd.manager import State, idle, liveness
 from emberd.verified_manager import Manager
 from homes import QUICK, Starts, Stub, server_of
 from plain_client import embed, in_flight
@@ -31,7 +31,7 @@ def test_stop_ends_supervisor_and_server_and_tells_what_they_were(
     assert leftovers.find([str(home)]) == []
     (now,) = manager.status()
     assert now.state is State.ABSENT
-    assert now.detail == "a person stopped it"
+    assert now.detail == "stopped on request"
 
 
 def test_stop_with_nothing_running_stops_nothing(manager: Manager) -> None:
@@ -70,7 +70,7 @@ def test_what_a_server_started_goes_with_it_in_its_group_and_out_of_it(
 ) -> None:
     manager.ensure(stub(faults="leaves-children"))
     supervisor = psutil.Process(manager.status()[0].supervisor_pid)
-    assert len(supervisor.children(recursive=True)) == 4  # the server, its two, and the guard
+    assert len(supervisor.children(recursive=True)) == 4  # server, its two, orphan reaper
     manager.stop()
     assert leftovers.find([str(home)]) == []
 
@@ -96,7 +96,7 @@ def test_ensure_while_a_server_stops_waits_and_starts_the_next(
 def test_a_stop_by_a_person_is_not_undone_by_a_healing_client(manager: Manager, stub: Stub) -> None:
     server = manager.ensure(stub())
     manager.stop()
-    with pytest.raises(ServerStoppedError, match="stopped by a person"):
+    with pytest.raises(ServerStoppedError, match="stopped on request"):
         manager.ensure(stub(), lost=server)
 
 
@@ -109,7 +109,7 @@ def test_a_new_job_starts_what_a_person_stopped(manager: Manager, stub: Stub) ->
 def test_an_idle_server_goes_and_says_why(manager: Manager, stub: Stub, home: Path) -> None:
     manager.ensure(stub(), idle_timeout=0.5)
     waiting.until(lambda: manager.status()[0].state is State.ABSENT)
-    assert "nobody used it for" in manager.status()[0].detail
+    assert "not used for" in manager.status()[0].detail
     assert leftovers.end_all([str(home)]) == []
 
 
@@ -189,7 +189,7 @@ def test_a_supervisor_whose_folder_is_gone_or_replaced_goes_and_writes_nothing(
     assert not (folder / "record.json").exists()
 
 
-def test_a_wedged_server_is_ended_once_clients_report_it(manager: Manager, stub: Stub) -> None:
+def test_hung_server_is_ended_once_clients_report_it(manager: Manager, stub: Stub) -> None:
     server = manager.ensure(stub())
 
     def wedge() -> None:
@@ -199,7 +199,7 @@ def test_a_wedged_server_is_ended_once_clients_report_it(manager: Manager, stub:
     wedging = threading.Thread(target=wedge)
     wedging.start()
     waiting.until(lambda: not probe.is_healthy(server.endpoint.url))
-    manager.suspect(server)
+    manager.report_unresponsive(server)
     waiting.until(lambda: manager.status()[0].state is State.FAILED)
     wedging.join()
     assert "stopped answering" in manager.status()[0].detail
@@ -208,9 +208,9 @@ def test_a_wedged_server_is_ended_once_clients_report_it(manager: Manager, stub:
 
 def test_a_suspected_server_that_answers_is_kept(manager: Manager, stub: Stub) -> None:
     server = manager.ensure(stub())
-    manager.suspect(server)
+    manager.report_unresponsive(server)
     waiting.until(lambda: not (Path(server.folder or "") / "suspect").exists())
-    assert alive.is_held(Path(server.folder or ""))
+    assert liveness.is_held(Path(server.folder or ""))
     assert manager.ensure(stub()).endpoint == server.endpoint
 
 
@@ -265,7 +265,7 @@ def test_a_person_stopping_one_server_does_not_end_jobs_on_another(
     assert manager.ensure(replace(spec, device="cuda"), lost=other).start_id != other.start_id
 
 
-def test_warm_up_while_a_server_stops_starts_none_beside_it(
+def test_start_while_a_server_stops_creates_no_second_folder(
     manager: Manager, stub: Stub, home: Path
 ) -> None:
     spec = stub()
@@ -276,7 +276,7 @@ def test_warm_up_while_a_server_stops_starts_none_beside_it(
     stopper = threading.Thread(target=manager.stop)
     stopper.start()
     waiting.until(lambda: manager.status()[0].state is State.STOPPING)
-    manager.warm_up(spec)
+    manager.ensure(spec)
     slow.join()
     stopper.join()
     assert len(list(home.glob("*/servers/*"))) == 1

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import waiting
-from emberd.manager import suspicion
-from emberd.manager.suspicion import Suspicion
+from emberd.manager import health
+from emberd.manager.health import HealthMonitor
 from emberd.probe import Activity
 
 STILL = Activity(1, 1, 0)
@@ -25,33 +25,33 @@ def failing(probes: list[int]) -> Callable[[], bool]:
 
 def test_nothing_is_probed_that_nobody_suspects(tmp_path: Path) -> None:
     probes: list[int] = []
-    watch = Suspicion(tmp_path, failing(probes), 1, 0)
-    assert not any(watch.is_wedged(STILL) for _ in range(5))
+    watch = HealthMonitor(tmp_path, failing(probes), 1, 0)
+    assert not any(watch.is_hung(STILL) for _ in range(5))
     assert probes == []
 
 
 def test_a_server_that_fails_every_probe_without_moving_is_wedged(tmp_path: Path) -> None:
     probes: list[int] = []
-    watch = Suspicion(tmp_path, failing(probes), 3, 0)
-    suspicion.report(str(tmp_path))
-    waiting.until(lambda: watch.is_wedged(STILL))
+    watch = HealthMonitor(tmp_path, failing(probes), 3, 0)
+    health.report_unresponsive(str(tmp_path))
+    waiting.until(lambda: watch.is_hung(STILL))
     assert len(probes) == 3
 
 
 def test_a_server_that_answers_is_suspected_no_more(tmp_path: Path) -> None:
-    watch = Suspicion(tmp_path, lambda: True, 1, 0)
-    suspicion.report(str(tmp_path))
-    waiting.until(lambda: not watch.is_wedged(STILL) and not (tmp_path / "suspect").exists())
+    watch = HealthMonitor(tmp_path, lambda: True, 1, 0)
+    health.report_unresponsive(str(tmp_path))
+    waiting.until(lambda: not watch.is_hung(STILL) and not (tmp_path / "suspect").exists())
 
 
 def test_a_server_whose_counters_move_is_busy_and_not_wedged(tmp_path: Path) -> None:
-    watch = Suspicion(tmp_path, lambda: False, 1, 0)
-    suspicion.report(str(tmp_path))
+    watch = HealthMonitor(tmp_path, lambda: False, 1, 0)
+    health.report_unresponsive(str(tmp_path))
     moving = (Activity(number, 0, 1) for number in range(10_000))
-    waiting.until(lambda: not watch.is_wedged(next(moving)) and not (tmp_path / "suspect").exists())
+    waiting.until(lambda: not watch.is_hung(next(moving)) and not (tmp_path / "suspect").exists())
 
 
 def test_a_server_that_refuses_at_once_gets_as_long_to_move(tmp_path: Path) -> None:
-    watch = Suspicion(tmp_path, lambda: False, 1, 3600)
-    suspicion.report(str(tmp_path))
-    assert not any(watch.is_wedged(STILL) for _ in range(100))
+    watch = HealthMonitor(tmp_path, lambda: False, 1, 3600)
+    health.report_unresponsive(str(tmp_path))
+    assert not any(watch.is_hung(STILL) for _ in range(100))

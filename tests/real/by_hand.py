@@ -17,7 +17,7 @@ import psutil
 import waiting
 from emberd import probe
 from emberd.engines import sglang
-from emberd.manager import leavings
+from emberd.manager import cleanup
 
 START_S: Final = 240.0
 _END_S: Final = 60.0
@@ -68,15 +68,15 @@ def server(
             command, stdout=output, stderr=output, env=_environment(), start_new_session=True
         )
     running = ByHand(f"http://127.0.0.1:{port}", process, log)
-    memory = leavings.SharedMemory(folder)
+    memory = cleanup.SharedMemory(folder)
     try:
         waiting.until(lambda: process.poll() is not None or probe.is_ready(running.url), START_S)
         assert process.poll() is None, log.read_text()[-2000:]
         yield running
     finally:
-        memory.look(lambda: _family(process.pid), at_once=True)
+        memory.update(lambda: _family(process.pid), at_once=True)
         _end(process)
-        leavings.remove(folder, "")
+        cleanup.remove_files(folder, "")
 
 
 def _environment() -> dict[str, str]:

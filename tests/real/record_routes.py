@@ -28,7 +28,7 @@ import psutil
 from emberd import probe
 from emberd.engines.base import Launch
 from emberd.engines.sglang import ENGINE
-from emberd.manager import leavings
+from emberd.manager import cleanup
 from emberd.settings import ServerSpec, StartOptions
 
 KEY: Final = "recorded-key"
@@ -177,7 +177,7 @@ def server(
             plan.command, env=dict(plan.environment), stdout=log, stderr=log, start_new_session=True
         )
     url = f"http://127.0.0.1:{port}"
-    memory = leavings.SharedMemory(folder)
+    memory = cleanup.SharedMemory(folder)
 
     def children() -> list[psutil.Process]:
         return psutil.Process(process.pid).children(recursive=True)
@@ -191,14 +191,14 @@ def server(
         yield url, scheduler
     finally:
         with contextlib.suppress(psutil.Error):
-            memory.look(lambda: [process.pid, *(own.pid for own in children())], at_once=True)
+            memory.update(lambda: [process.pid, *(own.pid for own in children())], at_once=True)
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(60)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(60)
-        leavings.remove(folder, "", memory.known)
+        cleanup.remove_files(folder, "", memory.known)
 
 
 def wait_until(condition: Callable[[], object]) -> None:

@@ -13,7 +13,7 @@ import psutil
 
 import leftovers
 import waiting
-from emberd.manager import leavings
+from emberd.manager import cleanup
 
 _SHARED_MEMORY: Final = Path("/dev/shm")
 _GONE_S: Final = 20.0
@@ -34,7 +34,7 @@ def all_gone(home: Path) -> Iterator[None]:
 
 def _left(before: set[str]) -> set[str]:
     # What a living process has mapped is another server's, of another test or another program.
-    inodes = {inode for pid in psutil.pids() for inode in leavings.mapped(pid)}
+    inodes = {inode for pid in psutil.pids() for inode in cleanup.shared_memory_inodes(pid)}
     return {
         path
         for path in files() - before

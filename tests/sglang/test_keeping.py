@@ -22,6 +22,7 @@ from emberd import Embedder
 from emberd.errors import ServerStoppedError, StartError
 from emberd.manager import Server
 from emberd.verified_manager import Manager
+from homes import begin
 from real.engines import embedder_for
 from real.traces import all_gone
 
@@ -139,7 +140,7 @@ def test_a_supervisor_killed_while_loading_leaves_nothing_and_is_replaced(
 ) -> None:
     home = tmp_path / "home"
     with all_gone(home):
-        Manager(home).warm_up(embedder_for(tiny, Manager(home)).settings.spec)
+        begin(Manager(home), embedder_for(tiny, Manager(home)).settings.spec)
         waiting.until(lambda: part(home, SCHEDULER) or part(home, "spawn_main"), 60.0)
         supervisor = part(home, SUPERVISOR)
         assert supervisor is not None
@@ -159,7 +160,7 @@ def test_an_idle_server_rests_answers_and_stops_after_its_time(tmp_path: Path, t
         waiting.until(lambda: _rests(home, shares), _REST_S)
         print(f"\nidle, % of a core in {_MEASURED_S:.0f} s, supervisor included: {shares}")
         waiting.until(lambda: Manager(home).status()[0].state == "absent", _IDLE_S + 30.0)
-        assert Manager(home).status()[0].detail.startswith("nobody used it for")
+        assert Manager(home).status()[0].detail.startswith("not used for")
         assert server.endpoint.url.startswith("http://127.0.0.1:")
 
 

@@ -178,7 +178,7 @@ def test_a_server_on_the_default_port_is_used_only_if_it_wants_no_key(
 ) -> None:
     closed, opened = serve(version, KEY), serve(version, None)
     monkeypatch.setattr(discovery, "DEFAULT_PORT", closed.port)
-    with pytest.raises(NoEngineError, match="wants a key"):
+    with pytest.raises(NoEngineError, match="requires a key"):
         manager.ensure(SPEC)
     monkeypatch.setattr(discovery, "DEFAULT_PORT", opened.port)
     assert manager.ensure(SPEC).endpoint.url == opened.url

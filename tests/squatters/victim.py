@@ -98,7 +98,7 @@ class Victim:
         for status in Manager().status():
             if status.supervisor_pid is not None:
                 for child in psutil.Process(status.supervisor_pid).children():
-                    if "guard.py" not in " ".join(child.cmdline()):
+                    if "orphan_reaper.py" not in " ".join(child.cmdline()):
                         child.send_signal(signal.SIGKILL)
 
     def external(self, _: int) -> dict[str, Any]:

@@ -160,7 +160,7 @@ class Attachment(ForkAware):
         """Have the server probed: it did not answer in time."""
         server = self._server
         if server is not None and server.origin != "given":
-            self._manager().suspect(server)
+            self._manager().report_unresponsive(server)
 
     def warn_of_cut(self, settings: Settings) -> None:
         """Warn, once a length, of vectors cut that no training has made fit for it."""

@@ -13,7 +13,7 @@ from emberd.manager import Server
 
 if TYPE_CHECKING:
     from emberd.manager import ServerStatus
-    from emberd.manager.wish import Joined
+    from emberd.manager.manager import PendingStart
     from emberd.settings import Settings
 
 _IDLE_VARIABLE: Final = "EMBERD_IDLE_TIMEOUT"
@@ -36,7 +36,7 @@ def refuse_beside_base_url(base_url: str | None, given: Mapping[str, Any]) -> No
         )
 
 
-def refuse_unmet(found: Server | Joined, given: Mapping[str, Any], model: str) -> None:
+def refuse_unmet(found: Server | PendingStart, given: Mapping[str, Any], model: str) -> None:
     """Do nothing if the server is started as the command line asks.
 
     Args:

@@ -11,7 +11,7 @@ from emberd import probe
 from emberd.cli import options, output, words
 from emberd.cli.codes import Code
 from emberd.errors import EmberdError, ServerMismatchError
-from emberd.manager import ServerStatus, State, adoption
+from emberd.manager import ServerStatus, State, discovery
 from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _seen(own: ServerStatus) -> ServerStatus:
         return own
     detail = f"{own.url} does not answer"
     try:
-        if probe.is_ready(own.url, listener=adoption.to_ask(own)):
+        if probe.is_ready(own.url, listener=discovery.listener_to_probe(own)):
             return own
     except ServerMismatchError as error:
         detail = str(error)

@@ -12,7 +12,7 @@ from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:
     from emberd.manager import Progress, Server
-    from emberd.manager.wish import Check
+    from emberd.manager.manager import Check
 
 _LINE_EVERY_S: Final = 10.0
 

@@ -32,7 +32,8 @@ from emberd.doctor.findings import Finding, Part, note, problem
 from emberd.doctor.verdict import Verdict, judge
 from emberd.doctor.wanted import Wanted
 from emberd.errors import StateFolderError
-from emberd.manager import folders, record
+from emberd.manager import paths
+from emberd.manager.state import read_record
 from emberd.system.redaction import Redact, redactor, secrets, shortener
 
 Check = Callable[[Wanted], Iterable[Finding]]
@@ -158,11 +159,11 @@ def _keys(asked: Wanted) -> Iterator[str]:
 
 
 def _recorded(home: Path) -> list[str]:
-    own = folders.Home(Path(os.path.realpath(home)))
+    own = paths.Home(Path(os.path.realpath(home)))
     keys = []
-    for folder in own.all():
+    for folder in own.all_server_folders():
         with suppress(StateFolderError):  # one folder that cannot be read hides no other's key
-            kept = record.read(folder)
+            kept = read_record(folder)
             if kept is not None and kept.endpoint is not None and kept.endpoint.api_key:
                 keys.append(kept.endpoint.api_key)
     return keys

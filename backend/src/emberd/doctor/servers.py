@@ -18,10 +18,9 @@ from emberd.doctor.start import up
 from emberd.doctor.wanted import Wanted
 from emberd.endpoint import Endpoint
 from emberd.errors import AuthenticationError, EmberdError, StateFolderError
-from emberd.manager import State, Timing, adoption, discovery, folders, lost_records, slot
+from emberd.manager import State, Timing, discovery, lost_records, paths, state
 from emberd.manager.discovery import Candidate
-from emberd.manager.server import ServerStatus
-from emberd.manager.slot import View
+from emberd.manager.state import ServerSnapshot, ServerStatus
 from emberd.system import processes
 
 _REQUEST_S: Final = 3.5
@@ -38,7 +37,7 @@ def look(wanted: Wanted) -> Iterator[Finding]:
     jobs = [partial(_asked, wanted, candidate) for candidate in candidates]
     outcomes = gather(jobs, _SERVER_S)
     found = [_other(wanted, *pair) for pair in zip(candidates, outcomes, strict=True)]
-    marks = lost_records.Marks()
+    marks = lost_records.MarkedProcesses()
     for view in _views(wanted, deadline_s):
         found += _own(wanted, view, marks)
     yield from found or [ok("servers", "none runs")]
@@ -57,7 +56,9 @@ def _asked(wanted: Wanted, candidate: Candidate) -> Endpoint:
     if candidate.why == _GIVEN:
         return asks(candidate.url, candidate.api_key, wanted.spec)
     # As ``ensure`` does it, so that nothing is sent to a server that it would not ask.
-    return adoption.examine(candidate, wanted.spec, asks, first_answer_s=_REQUEST_S).endpoint
+    return discovery.verify_candidate(
+        candidate, wanted.spec, asks, first_answer_s=_REQUEST_S
+    ).endpoint
 
 
 def _other(wanted: Wanted, candidate: Candidate, outcome: Outcome[Endpoint]) -> Finding:
@@ -82,14 +83,16 @@ def _given(wanted: Wanted, url: str, outcome: Outcome[Endpoint]) -> Finding:
     return ok("base_url", fact, gives=f"{fact}. It is used, and nothing is ever started")
 
 
-def _views(wanted: Wanted, deadline_s: float) -> Iterator[View]:
-    for folder in folders.Home(Path(os.path.realpath(wanted.home))).all():
+def _views(wanted: Wanted, deadline_s: float) -> Iterator[ServerSnapshot]:
+    for folder in paths.Home(Path(os.path.realpath(wanted.home))).all_server_folders():
         with suppress(StateFolderError):  # told where the state folder is looked at
-            yield slot.settled(folder, deadline_s, Timing().poll_s)
+            yield state.settled_snapshot(folder, deadline_s, Timing().poll_s)
 
 
-def _own(wanted: Wanted, view: View, marks: lost_records.Marks) -> Iterator[Finding]:
-    status = lost_records.status(view, marks)
+def _own(
+    wanted: Wanted, view: ServerSnapshot, marks: lost_records.MarkedProcesses
+) -> Iterator[Finding]:
+    status = lost_records.server_status(view, marks)
     if status is None:
         return
     if status.state is State.UNKNOWN:
@@ -112,7 +115,7 @@ def _own(wanted: Wanted, view: View, marks: lost_records.Marks) -> Iterator[Find
 
 def _answers(status: ServerStatus) -> bool:
     try:
-        listener = adoption.to_ask(status)
+        listener = discovery.listener_to_probe(status)
     except EmberdError:
         return False
     reply = probe.get(status.url or "", "/ready", timeout_s=_REQUEST_S, listener=listener)
@@ -128,7 +131,7 @@ def _log(status: ServerStatus) -> str:
     return f"Look at its log: {status.log_path}" if status.log_path else "emberd stop"
 
 
-def _leftover(view: View) -> Iterator[Finding]:
+def _leftover(view: ServerSnapshot) -> Iterator[Finding]:
     left = [] if view.alive else [str(own.pid) for own in processes.marked(str(view.folder))]
     if left:
         yield note(

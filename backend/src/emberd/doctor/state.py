@@ -17,7 +17,7 @@ from emberd.doctor.filesystems import Ground, existing, ground
 from emberd.doctor.findings import Finding, note, ok, problem, split
 from emberd.doctor.wanted import Wanted
 from emberd.errors import StateFolderError
-from emberd.manager import folders
+from emberd.manager import paths
 
 _ELSEWHERE: Final = "Set EMBERD_HOME to a folder of your own on a local disk."
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
@@ -41,9 +41,9 @@ def look(wanted: Wanted) -> Iterator[Finding]:
         yield problem("home", f"{under.path} may not be written by this user", _ELSEWHERE)
         return
     yield from _tried(under)
-    own = folders.Home(Path(os.path.realpath(wanted.home)))
-    needed = {own.machine, own.servers, *own.slots(wanted.spec.key)}
-    for folder in sorted({*needed, *own.all()}):
+    own = paths.Home(Path(os.path.realpath(wanted.home)))
+    needed = {own.machine, own.servers, *own.server_folders(wanted.spec.key)}
+    for folder in sorted({*needed, *own.all_server_folders()}):
         yield from _private(folder, problem if folder in needed else note)
 
 
@@ -63,7 +63,7 @@ def _home(home: Path) -> Finding:
 
 def _private(folder: Path, told: Callable[..., Finding]) -> Iterator[Finding]:
     try:
-        folders.check_private(folder)
+        paths.check_private(folder)
     except FileNotFoundError:
         return
     except StateFolderError as error:

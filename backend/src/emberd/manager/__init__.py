@@ -1,16 +1,16 @@
-"""Find a server, start exactly one, watch it, stop it: one mechanism a module.
+"""Finds a server, starts exactly one, watches it and stops it.
 
-A server's folder is the meeting point of all processes; ``folders`` draws it, ``record`` and
-``alive`` say what may be read and who may write, ``core`` is where to begin reading.
+All processes meet in the state folder of a server. ``paths`` describes its layout, ``state`` its
+record, ``liveness`` the lock that shows whether its supervisor runs. Start reading at ``manager``.
 """
 
-from emberd.manager.core import ServerManager
-from emberd.manager.record import State
-from emberd.manager.server import OnProgress, Progress, Server, ServerStatus, Verify
-from emberd.manager.timing import Timing
+from emberd.manager.manager import Check, PendingStart, ServerManager
+from emberd.manager.state import OnProgress, Progress, Server, ServerStatus, State, Timing, Verify
 
 __all__ = [
+    "Check",
     "OnProgress",
+    "PendingStart",
     "Progress",
     "Server",
     "ServerManager",

@@ -1,40 +1,71 @@
-"""Servers that somebody else started on this machine, or that the user listed.
+"""Finds and uses external servers: running on this machine, or listed in ``EMBERD_DISCOVER``.
 
-Candidates only: whether one serves the wanted model is seen by asking it. None of them is ever
-stopped, and none is given a key of ours.
+Each candidate is verified before it is used. An external server is never stopped and never gets a
+key of emberd's. What a spec pins must be visible: revision and number format in ``/server_info``,
+the files of a model folder by the path that the server has loaded and by the time of its start.
 """
 
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
-from emberd import engines
+from emberd import checkpoints, engines, probe
+from emberd.endpoint import Endpoint
+from emberd.errors import (
+    AuthenticationError,
+    EmberdError,
+    ServerMismatchError,
+    ServerUnavailableError,
+    SettingError,
+    StartError,
+)
+from emberd.manager import cleanup, liveness, state
+from emberd.manager.state import (
+    Record,
+    Server,
+    ServerSnapshot,
+    ServerStatus,
+    State,
+    Timing,
+    Verify,
+)
+from emberd.settings import ServerSpec
 from emberd.system import listeners, processes
+from emberd.system.listeners import Listener
 
 if TYPE_CHECKING:
     import psutil
 
 DEFAULT_PORT: Final = 30_000
-"""Where SGLang listens when nobody says otherwise."""
+"""The port of SGLang if none is set."""
 
 _LOOPBACK: Final = "127.0.0.1"
 _IPV4: Final = 4
+_FIRST_ANSWER_S: Final = 10.0
+"""How long a listener may take to list its models: it may be no such server at all."""
+# A server reads its files some seconds after its start, and the start time is precise to about a
+# second: the kernel counts it from the boot, whose time it stores in whole seconds.
+_READS_AFTER_S: Final = 2.0
+_USE_BASE_URL: Final = "Pass it as base_url to use it anyway"
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A place where a server may be.
+    """An address where a server may be.
 
     Attributes:
         url: Its root.
-        why: How it came to be looked at, for people.
-        api_key: A key of the user's that may be shown to it.
-        engine: Name of the kind of server, where its process told it.
-        listed: The user named it.
+        why: Why it is considered, for messages.
+        api_key: A key of the user's that may be sent to it.
+        engine: Name of its engine, if its command line shows it.
+        listed: Whether it is listed in ``EMBERD_DISCOVER``.
     """
 
     url: str
@@ -44,60 +75,412 @@ class Candidate:
     listed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class ExternalServer:
+    """A verified server that emberd did not start.
+
+    Attributes:
+        candidate: Where it was found, and why it was considered.
+        endpoint: The verified endpoint.
+    """
+
+    candidate: Candidate
+    endpoint: Endpoint
+
+    @property
+    def engine(self) -> str | None:
+        """Name of its engine; None if it is not one that emberd can start."""
+        name = self.candidate.engine or self.endpoint.server
+        return name if name in engines.NAMES else None
+
+    @property
+    def reason(self) -> str:
+        """Why it is used, in one sentence."""
+        return f"{self.endpoint.url} was found ({self.candidate.why}) and verified"
+
+    def server(self) -> Server:
+        """Return it as a server to use, without a record."""
+        return Server(self.endpoint, "found", self.reason, engine=self.engine)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """The result of a search.
+
+    Attributes:
+        found: The first server that fits; None if there is none.
+        refusals: Why each of the others does not fit.
+    """
+
+    found: ExternalServer | None
+    refusals: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------- candidates
+
+
 def candidates(listed: tuple[str, ...], api_key: str | None) -> Iterator[Candidate]:
-    """Yield where to look, each URL once: what was listed, processes, the default port.
+    """Yield the candidates, each URL once: listed ones, processes, the default port.
 
     Args:
         listed: URLs of ``EMBERD_DISCOVER``.
-        api_key: The user's key; shown to listed servers only, since those were named by hand.
+        api_key: The user's key; sent only to listed servers, which the user has named.
     """
     seen: set[str] = set()
-    for candidate in _all(listed, api_key):
+    for candidate in _all_candidates(listed, api_key):
         if candidate.url not in seen:
             seen.add(candidate.url)
             yield candidate
 
 
-def _all(listed: tuple[str, ...], api_key: str | None) -> Iterator[Candidate]:
+def _all_candidates(listed: tuple[str, ...], api_key: str | None) -> Iterator[Candidate]:
     for url in listed:
         yield Candidate(url, "EMBERD_DISCOVER lists it", api_key, listed=True)
     yield from _processes()
     url = f"http://{_LOOPBACK}:{DEFAULT_PORT}"
-    # Where the listening sockets cannot be read, nothing is known of the port, and nothing is sent.
+    # If the listening sockets cannot be read, nothing is known about the port and nothing is sent.
     with suppress(OSError):
-        if (open_here := listeners.find(url)) is not None and open_here.is_trusted:
+        if (listener := listeners.find(url)) is not None and listener.is_trusted:
             yield Candidate(url, f"port {DEFAULT_PORT} is open")
 
 
 def _processes() -> Iterator[Candidate]:
     import psutil
 
-    kinds = [engines.load(name) for name in engines.NAMES]
-    for found in psutil.process_iter(["cmdline"]):
-        command = found.info["cmdline"] or []
-        kind = next((engine for engine in kinds if engine.recognises(command)), None)
-        if kind is not None and _is_strangers(found):
-            for url in _urls(found):
-                yield Candidate(
-                    url,
-                    f"process {found.pid} is a {kind.name} server",
-                    engine=kind.name,
-                )
+    for process in psutil.process_iter(["cmdline"]):
+        engine = _engine_of(process.info["cmdline"] or [])
+        if engine is None or not _is_external(process):
+            continue
+        for address, port in listeners.listening(process):
+            at = str(address) if address.version == _IPV4 else f"[{address}]"
+            url = f"http://{_LOOPBACK if address.is_unspecified else at}:{port}"
+            yield Candidate(url, f"process {process.pid} is a {engine} server", engine=engine)
 
 
-def _is_strangers(found: psutil.Process) -> bool:
+def _engine_of(command: list[str]) -> str | None:
+    return next((name for name in engines.NAMES if engines.load(name).recognises(command)), None)
+
+
+def _is_external(process: psutil.Process) -> bool:
     import psutil
 
     try:
-        # A server that bears our mark has a supervisor and a key; its record is the way to it.
-        return found.uids().real == os.getuid() and processes.MARK not in found.environ()
+        # A server with our mark has a supervisor and a key, and is used through its record.
+        return process.uids().real == os.getuid() and processes.MARK not in process.environ()
     except (psutil.Error, OSError):
         return False
 
 
-def _urls(found: psutil.Process) -> list[str]:
-    urls = []
-    for address, port in listeners.listening(found):
-        at = str(address) if address.version == _IPV4 else f"[{address}]"
-        urls.append(f"http://{_LOOPBACK if address.is_unspecified else at}:{port}")
-    return urls
+# ---------------------------------------------------------------- search and reuse
+
+
+def search(
+    spec: ServerSpec,
+    listed: tuple[str, ...],
+    api_key: str | None,
+    verify: Verify,
+) -> SearchResult:
+    """Search for a running server that serves ``spec`` and meets its constraints.
+
+    Args:
+        spec: What is requested.
+        listed: URLs of ``EMBERD_DISCOVER``.
+        api_key: The user's key, for these URLs.
+        verify: See ``Verify``.
+    """
+    refusals: list[str] = []
+    for candidate in candidates(listed, api_key):
+        result = _try_candidate(candidate, spec, verify)
+        if isinstance(result, ExternalServer):
+            return SearchResult(result, tuple(refusals))
+        refusals.append(f"{candidate.url} ({candidate.why}): {result}")
+    return SearchResult(None, tuple(refusals))
+
+
+def adopt(folder: Path, spec: ServerSpec, found: ExternalServer, timing: Timing) -> Server:
+    """Store ``found`` in the record of ``folder``, so that other processes find it at once.
+
+    The caller holds the start lock.
+
+    Raises:
+        StartError: A supervisor runs in that folder.
+    """
+    record = Record(
+        state=State.READY,
+        start_id=processes.new_start_id(),
+        spec=spec,
+        timing=timing,
+        since_s=time.monotonic(),
+        engine=found.engine,
+        device=spec.device,
+        # The user's key is not stored: the user passes it each time.
+        endpoint=replace(found.endpoint, api_key=None, canary=()),
+        reason=found.reason,
+        found=True,
+    )
+    with liveness.held(folder) as is_free:
+        if not is_free:
+            raise StartError(f"Another process started a server in {folder}", advice="Try again.")
+        # Before the record is replaced: it names the files of a dead supervisor's server.
+        cleanup.clean_up(folder, timing)
+        state.write_record(folder, record)
+    server = state.snapshot(folder).server() or found.server()
+    return replace(server, endpoint=found.endpoint)
+
+
+def reverify(
+    seen: ServerSnapshot,
+    spec: ServerSpec,
+    listed: tuple[str, ...],
+    api_key: str | None,
+    verify: Verify,
+) -> Server | None:
+    """Return the external server of a record if it is still what it was; else None.
+
+    It is verified again: another server with the same name may have taken its place.
+
+    Args:
+        seen: Snapshot of the record's folder.
+        spec: What is requested.
+        listed: URLs of ``EMBERD_DISCOVER``.
+        api_key: The user's key, for these URLs.
+        verify: See ``Verify``.
+    """
+    server = seen.server()
+    if server is None:
+        return None
+    url = server.endpoint.url
+    key = api_key if url in listed else None
+    candidate = Candidate(url, server.reason, key, server.engine, url in listed)
+    result = _try_candidate(candidate, spec, verify)
+    return replace(server, endpoint=result.endpoint) if isinstance(result, ExternalServer) else None
+
+
+# ---------------------------------------------------------------- verification
+
+
+def verify_candidate(
+    candidate: Candidate, spec: ServerSpec, verify: Verify, *, first_answer_s: float
+) -> ExternalServer:
+    """Return a candidate with its verified endpoint.
+
+    Args:
+        candidate: Where the server may be.
+        spec: What is requested.
+        verify: See ``Verify``.
+        first_answer_s: How long it may take to list its models, in seconds.
+
+    Raises:
+        ServerMismatchError: It cannot be used; nothing was sent to a server of another user.
+        ServerUnavailableError: There is no response.
+        AuthenticationError: It requires a key, or another one.
+    """
+    # Taken first, so that everything that is requested below, and later, goes to this one server.
+    listener = trusted_listener(candidate.url)
+    if listener is None and not candidate.listed:
+        raise ServerUnavailableError(f"{candidate.url} is not an address of this machine.")
+    first = probe.get(
+        candidate.url, probe.MODELS, candidate.api_key, first_answer_s, listener=listener
+    )
+    if first is None:
+        raise ServerUnavailableError(
+            f"No response from {candidate.url}, or not in HTTP within {first_answer_s:g} s. Start "
+            f"the server there, or correct the address."
+        )
+    found = ExternalServer(candidate, verify(candidate.url, candidate.api_key, spec, listener))
+    if (reason := _mismatch(found, spec)) is not None:
+        raise ServerMismatchError(reason)
+    return found
+
+
+def _try_candidate(candidate: Candidate, spec: ServerSpec, verify: Verify) -> ExternalServer | str:
+    """Return a candidate with its verified endpoint, or why it is not used."""
+    try:
+        return verify_candidate(candidate, spec, verify, first_answer_s=_FIRST_ANSWER_S)
+    except AuthenticationError as error:
+        if candidate.listed:
+            return str(error)
+        return (
+            f"it requires a key, which is sent only to servers that EMBERD_DISCOVER lists: {error}"
+        )
+    except EmberdError as error:
+        return str(error)
+
+
+def _mismatch(found: ExternalServer, spec: ServerSpec) -> str | None:
+    context_tokens = found.endpoint.context_tokens
+    # A server whose engine is unknown does not meet a request for one.
+    if not spec.accepts(found.engine or "", spec.device, context_tokens):
+        return f"it does not meet engine={spec.engine}, context_tokens={spec.context_tokens}"
+    # A path that is not on this machine may be the model name of a remote server.
+    is_known = checkpoints.is_folder(spec.model) or not checkpoints.is_path(spec.model)
+    if found.engine and is_known and (problem := engines.load(found.engine).why_unsupported(spec)):
+        return f"it is a server of the engine {found.engine}: {problem}"
+    return pinned_mismatch(found.endpoint, spec, listed=found.candidate.listed)
+
+
+# ---------------------------------------------------------------- listeners
+
+
+def trusted_listener(url: str) -> Listener | None:
+    """Return the listener to which a request for an external server may be sent.
+
+    ``EMBERD_DISCOVER`` names an address and no user. Once the server has ended, any user may
+    listen there and would get the key and the texts. So on this machine only this user and root
+    are trusted.
+
+    Returns:
+        None for an address that is not one of this machine.
+
+    Raises:
+        ServerUnavailableError: No process listens there, or that cannot be determined.
+        ServerMismatchError: The listening socket belongs to another user.
+    """
+    try:
+        listener = listeners.find(url)
+        is_missing = listener is None and listeners.is_here(url)
+    except OSError as error:
+        raise _unreadable(url, error) from error
+    if is_missing:
+        raise _not_listening(url)
+    if listener is not None and not listener.is_trusted:
+        raise ServerMismatchError(
+            f"{url} belongs to user {listener.uid}, who is not known to be you or root, so nothing "
+            f"was sent there. If you trust that user, pass the URL as base_url or EMBERD_BASE_URL."
+        )
+    return listener
+
+
+def restarted_listener(before: Endpoint) -> Listener | None:
+    """Return the current listener at the address of a given server that was lost.
+
+    Returns:
+        None for a server that is not on this machine.
+
+    Raises:
+        ServerUnavailableError: No process listens there, or that cannot be determined.
+        ServerMismatchError: The address now belongs to another user.
+    """
+    if before.listener is None:
+        return None
+    try:
+        now = listeners.find(before.url)
+    except OSError as error:
+        raise _unreadable(before.url, error) from error
+    if now is None:
+        raise _not_listening(before.url)
+    if not now.has_owner_of(before.listener):
+        raise ServerMismatchError(
+            f"{before.url} belonged to user {before.listener.uid} and now belongs to user "
+            f"{now.uid}. Nothing was sent there. Create a new object to use that server."
+        )
+    return now
+
+
+def listener_to_probe(status: ServerStatus) -> Listener | None:
+    """Return the listener that may be asked whether the server of a record still responds.
+
+    Returns:
+        None for an external server that is not on this machine.
+
+    Raises:
+        ServerUnavailableError: No process listens there.
+        ServerMismatchError: The address of an external server now belongs to another user.
+    """
+    if status.origin != "own":
+        # It may have been restarted: it is verified again before it is used.
+        return trusted_listener(status.url or "")
+    if status.listener is None:
+        raise ServerUnavailableError(f"The record of {status.url} contains no listening socket.")
+    return status.listener
+
+
+def _unreadable(url: str, error: OSError) -> ServerUnavailableError:
+    return ServerUnavailableError(
+        f"Cannot determine which process listens at {url}: the listening sockets of this machine "
+        f"cannot be read ({error}). Nothing was sent. Try again later."
+    )
+
+
+def _not_listening(url: str) -> ServerUnavailableError:
+    return ServerUnavailableError(
+        f"No response from {url}: no process listens there. Start the server there."
+    )
+
+
+# ---------------------------------------------------------------- what a spec pins
+
+
+def pinned_mismatch(endpoint: Endpoint, spec: ServerSpec, *, listed: bool = False) -> str | None:
+    """Return which pinned property a server is not known to have; None if it has them all.
+
+    Args:
+        endpoint: The verified server.
+        spec: What is requested.
+        listed: The user named the server, and so vouches for what is between it and its files.
+    """
+    return _format_mismatch(endpoint, spec) or _files_mismatch(endpoint, spec, listed=listed)
+
+
+def _format_mismatch(endpoint: Endpoint, spec: ServerSpec) -> str | None:
+    reply = probe.get(endpoint.url, "/server_info", endpoint.api_key, listener=endpoint.listener)
+    answer: Any = reply.json() if reply is not None else None
+    reported = answer if isinstance(answer, dict) else {}
+    pinned = {"revision": spec.revision, "dtype": spec.dtype, "quantization": spec.quantization}
+    for name, value in pinned.items():
+        actual = reported.get(name)
+        if value is not None and actual != value:
+            return f"{name} {value} is required, but the server reports {actual or 'none'}"
+    # None accepts the engine's own number format, but no quantisation.
+    if spec.quantization is None and reported.get("quantization"):
+        return f"it serves the model quantised ({reported['quantization']}), which is not requested"
+    return None
+
+
+def _files_mismatch(endpoint: Endpoint, spec: ServerSpec, *, listed: bool) -> str | None:
+    if spec.content is None:
+        return None
+    url = endpoint.url
+    path = probe.model_path(url, endpoint.api_key, listener=endpoint.listener)
+    is_here = path is not None and os.path.isabs(path) and os.path.isdir(path)
+    if path is None or not is_here or not probe.is_loopback(url):
+        return (
+            f"it does not prove that it serves the files of {spec.model}: it reports "
+            f"{path or 'no path'}, which is not a folder of this machine. {_USE_BASE_URL}"
+        )
+    try:
+        loaded, changed_s = checkpoints.content(path), checkpoints.changed_s(path)
+    except SettingError as error:
+        return f"the files that it serves cannot be read: {error} {_USE_BASE_URL}"
+    if loaded != spec.content:
+        return f"the files of {path}, which it serves, differ from those of {spec.model}"
+    return _process_mismatch(url, path, changed_s, listed=listed)
+
+
+def _process_mismatch(url: str, path: str, changed_s: float, *, listed: bool) -> str | None:
+    process = listeners.process_at(url)
+    if not listed and (process is None or not _reads_our_files(process)):
+        return (
+            f"the process that listens there is not a server that this process can inspect (a "
+            f"container, a tunnel, a router), so whether it has loaded the files of {path} is "
+            f"unknown. {_USE_BASE_URL}"
+        )
+    if process is not None and process.create_time() + _READS_AFTER_S < changed_s:
+        return f"it was started before the files of {path} changed; restart it"
+    return None
+
+
+def _reads_our_files(process: psutil.Process) -> bool:
+    """Return whether it is a server process that sees the same files under the same paths.
+
+    A process that forwards to another machine, or has another mount namespace, proves nothing.
+    """
+    import psutil  # late: most processes use no external server
+
+    with suppress(psutil.Error, OSError):
+        if sys.platform == "linux":
+            mounts = (os.stat(f"/proc/{pid}/ns/mnt").st_ino for pid in (process.pid, "self"))
+            if len(set(mounts)) != 1:
+                return False
+        return _engine_of(process.cmdline()) is not None
+    return False

@@ -1,4 +1,4 @@
-"""When nobody has used a server for long enough."""
+"""Decides when a server is idle: use by clients, and the idle timeouts that they requested."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from emberd.errors import StateFolderError
-from emberd.manager import folders
+from emberd.manager import paths
 from emberd.probe import Activity
 from emberd.settings import IDLE_TIMEOUT_S
 
@@ -21,7 +21,7 @@ _NAME: Final = "last-used"
 _NEVER: Final = "never"
 _TOUCH_EVERY_S: Final = 1.0
 _LINE_MODE: Final = 0o600
-_MOST_BYTES: Final = 64 * 1024  # of a sound file: a client adds a line only for a longer time
+_MAX_BYTES: Final = 64 * 1024  # of an intact file: a client adds a line only for a longer timeout
 
 _touched: dict[str, float] = {}
 
@@ -30,62 +30,62 @@ def touch(folder: str) -> bool:
     """Tell the supervisor of ``folder`` that its server is in use; at most once a second.
 
     Returns:
-        Whether a second had passed, and it was told.
+        Whether a second had passed, and the supervisor was told.
     """
     now = time.monotonic()
     if now - _touched.get(folder, -_TOUCH_EVERY_S) < _TOUCH_EVERY_S:
         return False
     _touched[folder] = now
-    # A server whose folder is gone is on its way out; the request itself will tell.
+    # A server whose folder is gone is about to end; the request itself will fail.
     with suppress(OSError):
         os.utime(Path(folder) / _NAME)
     return True
 
 
-def begin(folder: Path, idle_timeout_s: float | None) -> None:
-    """Begin the life of a server with the starter's idle time as the only one asked for."""
-    folders.create(folder / _NAME, _line(idle_timeout_s))
+def reset(folder: Path, idle_timeout_s: float | None) -> None:
+    """Write the first idle timeout of a new server, in seconds; None for never."""
+    paths.create_file(folder / _NAME, _line(idle_timeout_s))
 
 
-def ask(folder: Path, idle_timeout_s: float | None) -> None:
-    """Ask for an idle time; the longest that any client asked for counts.
+def request(folder: Path, idle_timeout_s: float | None) -> None:
+    """Request an idle timeout; the longest that any client requested is used.
 
     Args:
         folder: The server's state folder.
         idle_timeout_s: Seconds; None for never.
 
     Raises:
-        StateFolderError: The request cannot be written down.
+        StateFolderError: The request cannot be written.
     """
     wanted_s = math.inf if idle_timeout_s is None else idle_timeout_s
-    # Written too if the file is lost: the supervisor then restores the longest of all.
-    if (asked_s := _longest(folder)) is not None and wanted_s <= asked_s:
+    # Also written if the file is lost: the supervisor then restores the longest of all.
+    if (longest_s := _longest(folder)) is not None and wanted_s <= longest_s:
         return
     try:
         _append(folder, idle_timeout_s)
     except OSError as error:
         raise StateFolderError(
             f"The idle timeout of {folder.name} cannot be written to {folder / _NAME} "
-            f"({error.strerror or error}). Correct that, then try again."
+            f"({error.strerror or error}). Fix the cause, then try again."
         ) from error
 
 
-def asked_for(folder: Path) -> float | None:
-    """Return the longest idle time that a client asked for, in seconds; None for never."""
+def requested_s(folder: Path) -> float | None:
+    """Return the longest idle timeout that a client requested, in seconds; None for never."""
     return _or_never(_longest(folder))
 
 
 def _longest(folder: Path) -> float | None:
-    """Return the longest idle time in the file, in seconds; None if it holds none."""
+    """Return the longest idle timeout in the file, in seconds; None if it contains none."""
     content = b""
     # A file that cannot be read now (disk, descriptor limit) does not end a server either.
     with suppress(StateFolderError):
-        content = folders.read_file(folder / _NAME, truncate=True) or b""
+        content = paths.read_file(folder / _NAME, truncate=True) or b""
     return max(filter(None, map(_seconds, content.split())), default=None)
 
 
 def _or_never(longest_s: float | None) -> float | None:
-    # A file that is lost or damaged must not end a server before its time.
+    # A lost or damaged file must not end a server early.
     longest_s = IDLE_TIMEOUT_S if longest_s is None else longest_s
     return None if math.isinf(longest_s) else longest_s
 
@@ -107,12 +107,12 @@ def _append(folder: Path, idle_timeout_s: float | None) -> None:
     file = folder / _NAME
     try:
         facts = file.lstat()
-        is_usable = stat.S_ISREG(facts.st_mode) and facts.st_size < _MOST_BYTES
+        is_usable = stat.S_ISREG(facts.st_mode) and facts.st_size < _MAX_BYTES
         is_usable = is_usable and os.access(file, os.R_OK | os.W_OK)
     except FileNotFoundError:
         is_usable = True
     if not is_usable:
-        folders.remove(file)
+        paths.remove(file)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     # One write at the end of the file: the kernel keeps lines of several clients apart. It begins
     # with a line end, because a damaged file may end in the middle of a line.
@@ -120,23 +120,23 @@ def _append(folder: Path, idle_timeout_s: float | None) -> None:
         opened.write(b"\n" + _line(idle_timeout_s))
 
 
-class Asked:
-    """The longest idle time asked for, as a supervisor remembers it if the file loses it."""
+class RequestedTimeout:
+    """The longest requested idle timeout, which a supervisor remembers if the file is lost."""
 
     def __init__(self, folder: Path) -> None:
-        """Read what was asked for in ``folder`` so far."""
+        """Read what was requested in ``folder`` so far."""
         self._folder = folder
         self._lock = threading.Lock()
         self._longest_s = _longest(folder)
 
     def seconds(self) -> float | None:
-        """Return the longest idle time that was ever asked for, in seconds; None for never."""
+        """Return the longest idle timeout ever requested, in seconds; None for never."""
         with self._lock:
             self._read()
             return _or_never(self._longest_s)
 
     def restore(self) -> None:
-        """Write the longest idle time down again if the file does not hold it any more.
+        """Write the longest idle timeout again if the file no longer contains it.
 
         Raises:
             OSError: It cannot be written.
@@ -153,35 +153,36 @@ class Asked:
         return in_file_s
 
 
-class Idleness:
-    """How long a server has not been used, on a monotonic clock.
+class IdleMonitor:
+    """Measures how long a server has not been used, on a monotonic clock.
 
-    Use is a touch by a client, a change of the server's own counters, or a request in flight:
-    a server may have clients that know nothing of emberd.
+    Use is a touch by a client, a change of the server's own counters, or a request in flight: a
+    server may also have clients that do not use emberd.
     """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin to watch ``folder``; it counts as used now."""
+        """Start watching ``folder``; it counts as used now."""
         self._file = folder / _NAME
         self._clock = clock
         self._used_at_s = clock()
         self._touched_ns = self._mtime_ns()
         self._activity: Activity | None = None
-        self._looked_at_s = clock()
+        self._read_at_s = clock()
 
-    def must_look(self, asked_for_s: float | None, look_s: float) -> bool:
-        """Return whether a reading is due: the last one is old, or would decide about the end.
+    def is_reading_due(self, idle_timeout_s: float | None, max_age_s: float) -> bool:
+        """Return whether a reading is due: the last one is old, or the timeout has expired.
 
         Args:
-            asked_for_s: Idle time after which the server stops, in seconds; None for never.
-            look_s: How old a reading may be, in seconds.
+            idle_timeout_s: Idle time after which the server stops, in seconds; None for never.
+            max_age_s: How old a reading may be, in seconds.
         """
-        since_s = self._clock() - self._looked_at_s
-        return since_s >= look_s or (asked_for_s is not None and self.seconds() >= asked_for_s)
+        age_s = self._clock() - self._read_at_s
+        has_expired = idle_timeout_s is not None and self.seconds() >= idle_timeout_s
+        return age_s >= max_age_s or has_expired
 
     def observe(self, activity: Activity | None) -> None:
-        """Take a reading of the server's counters; None when they could not be read."""
-        self._looked_at_s = self._clock()
+        """Take a reading of the server's counters; None if they could not be read."""
+        self._read_at_s = self._clock()
         touched_ns = self._mtime_ns()
         if touched_ns != self._touched_ns or self._is_use(activity):
             self._used_at_s = self._clock()
@@ -189,13 +190,13 @@ class Idleness:
         self._activity = activity or self._activity
 
     def seconds(self) -> float:
-        """Return for how long nobody has used the server."""
+        """Return for how long the server has not been used."""
         return self._clock() - self._used_at_s
 
     def _is_use(self, activity: Activity | None) -> bool:
         if activity is None:
-            # Counters that were there and are not: the server is too busy to show them, or
-            # wedged, which is not for this watch to judge.
+            # Counters that were available and are not: the server is too busy to show them, or
+            # hung, which ``health`` decides.
             return self._activity is not None
         return activity.in_flight > 0 or activity != self._activity
 

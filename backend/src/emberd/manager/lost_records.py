@@ -1,8 +1,8 @@
-"""Servers whose record is lost: found by their liveness lock and by the mark of their processes.
+"""Finds servers whose record is lost, by their liveness lock and the mark of their processes.
 
-A living supervisor rewrites a record that is missing or damaged within a tick or two. If it does
-not (it is stopped by a signal, or its disk is full), what remains is the lock that it holds, its
-command line, and the mark in the environment of every process that it started.
+A running supervisor rewrites a missing or damaged record within a tick or two. If it does not (it
+was suspended by a signal, or its disk is full), it can still be found by the lock that it holds, by
+its command line, and by the mark in the environment of every process that it started.
 """
 
 from __future__ import annotations
@@ -21,12 +21,9 @@ from typing import TYPE_CHECKING, Final
 
 from emberd.catalog import MODELS
 from emberd.errors import StartTimeoutError, StateFolderError
-from emberd.manager import alive, folders, record
-from emberd.manager.launch import SUPERVISOR_MODULE
-from emberd.manager.record import State
-from emberd.manager.server import ServerStatus
-from emberd.manager.slot import View, settled
-from emberd.manager.timing import Timing
+from emberd.manager import liveness, paths, state
+from emberd.manager.spawn import SUPERVISOR_MODULE
+from emberd.manager.state import ServerSnapshot, ServerStatus, State, Timing, settled_snapshot
 from emberd.settings import ServerSpec
 from emberd.system import processes
 from emberd.system.processes import ProcessIdentity
@@ -35,7 +32,7 @@ if TYPE_CHECKING:
     import psutil
 
 NO_MODEL: Final = "?"
-"""What stands for the model of a server if nothing tells which one it serves."""
+"""Model name of a server whose model is unknown."""
 
 _LOG: Final = logging.getLogger("emberd")
 _ARGUMENTS: Final = 3  # folder, start_id, descriptor
@@ -43,19 +40,19 @@ _ARGUMENTS: Final = 3  # folder, start_id, descriptor
 
 @dataclass(frozen=True, slots=True)
 class SupervisorProcess:
-    """A process that proved to be the supervisor of a state folder.
+    """A process that is proven to be the supervisor of a state folder.
 
     Attributes:
         identity: The process.
-        start_id: The name of its start.
+        start_id: The id of its start.
     """
 
     identity: ProcessIdentity
     start_id: str
 
 
-class Marks:
-    """The marked processes of this user, read once, when they are first asked for."""
+class MarkedProcesses:
+    """The marked processes of this user, read once, at the first use."""
 
     @cached_property
     def _by_folder(self) -> dict[str, list[tuple[ProcessIdentity, str]]]:
@@ -69,15 +66,15 @@ class Marks:
         return [identity.pid for identity, _ in self._by_folder.get(str(folder), [])]
 
     def start_ids(self, folder: Path) -> set[str]:
-        """Return the starts to which they belong."""
+        """Return the ids of the starts to which these processes belong."""
         return {start_id for _, start_id in self._by_folder.get(str(folder), [])}
 
 
-def supervisors(folder: Path) -> list[SupervisorProcess]:
-    """Return the processes that are proven to supervise ``folder``: almost always one or none.
+def find_supervisors(folder: Path) -> list[SupervisorProcess]:
+    """Return the processes that are proven to supervise ``folder``: usually one or none.
 
-    Proven means: it belongs to this user, its command line is that of a supervisor, and the
-    descriptor named there is open on the very file whose lock shows that a supervisor lives.
+    Proven means: the process belongs to this user, its command line is that of a supervisor, and
+    the descriptor named there is open on the liveness lock file of this folder.
     """
     import psutil
 
@@ -85,7 +82,7 @@ def supervisors(folder: Path) -> list[SupervisorProcess]:
     return [each for each in found if each is not None]
 
 
-def supervisor(identity: ProcessIdentity, folder: Path) -> SupervisorProcess | None:
+def prove_supervisor(identity: ProcessIdentity, folder: Path) -> SupervisorProcess | None:
     """Return the process as the supervisor of ``folder``; None if that cannot be proven."""
     import psutil
 
@@ -97,74 +94,74 @@ def supervisor(identity: ProcessIdentity, folder: Path) -> SupervisorProcess | N
 
 
 def await_records(chosen: Iterable[Path], timing: Timing, deadline_s: float = math.inf) -> None:
-    """Wait until the supervisors of these folders have rewritten records that are lost.
+    """Wait until the supervisors of these folders have rewritten lost records.
 
     Args:
         chosen: State folders.
         timing: How long a supervisor may take.
-        deadline_s: When to give up in any case, on the monotonic clock, in seconds.
+        deadline_s: Latest time to wait until, on the monotonic clock, in seconds.
 
     Raises:
         StateFolderError: A supervisor did not rewrite its record, or none was found.
-        StartTimeoutError: The wait ended at ``deadline_s``, sooner than a supervisor may take.
+        StartTimeoutError: The wait ended at ``deadline_s``, before the supervisor's time was over.
     """
     for folder in chosen:
         await_record(folder, timing, deadline_s)
 
 
-def await_record(folder: Path, timing: Timing, deadline_s: float = math.inf) -> View:
-    """Do as ``await_records`` for one folder, and return what it holds then."""
+def await_record(folder: Path, timing: Timing, deadline_s: float = math.inf) -> ServerSnapshot:
+    """Do the same as ``await_records`` for one folder, and return its snapshot."""
     until_s = time.monotonic() + timing.record_s
-    view = settled(folder, min(deadline_s, until_s), timing.poll_s)
+    view = settled_snapshot(folder, min(deadline_s, until_s), timing.poll_s)
     if view.state is not State.UNKNOWN:
         return view
-    lost = f"{folder / record.NAME} is missing or damaged"
+    lost = f"{folder / state.RECORD_NAME} is missing or damaged"
     if deadline_s < until_s:
         raise StartTimeoutError(
-            f"{lost}, and start_timeout ended the wait for its supervisor to rewrite it. Give a "
-            f"longer start_timeout."
+            f"{lost}, and start_timeout expired before its supervisor rewrote it. Pass a longer "
+            f"start_timeout."
         )
-    pids = ", ".join(str(each.identity.pid) for each in supervisors(folder))
+    pids = ", ".join(str(each.identity.pid) for each in find_supervisors(folder))
     if not pids:
-        lock = alive.path(folder)
+        lock = liveness.path(folder)
         raise StateFolderError(
-            f"{lost}, and {lock} is locked by a process that is not proven to be emberd's. "
-            f"`fuser {lock}` names it: end it, then try again."
+            f"{lost}, and {lock} is locked by a process that is not proven to be a supervisor. "
+            f"Find it with `fuser {lock}` and end it, then try again."
         )
     raise StateFolderError(
-        f"A server runs whose record is lost: {lost}, and its supervisor (process {pids}) has not "
-        f"rewritten it within {timing.record_s:.0f} s. Run `emberd stop` to end that server, then "
-        f"try again."
+        f"The record of a running server is lost: {lost}, and its supervisor (process {pids}) has "
+        f"not rewritten it within {timing.record_s:.0f} s. Run `emberd stop` to end that server, "
+        f"then try again."
     )
 
 
-def statuses(chosen: Iterable[Path], timing: Timing) -> list[ServerStatus]:
-    """Return what is known of the servers of these folders; a folder that is not ours is skipped.
+def server_statuses(chosen: Iterable[Path], timing: Timing) -> list[ServerStatus]:
+    """Return what is known about the servers of these folders; skip folders of other users.
 
-    Records that are lost are waited for, ``timing.record_s`` seconds for all of them together.
+    Lost records are awaited for ``timing.record_s`` seconds, for all folders together.
     """
-    known, marks = [], Marks()
+    known, marks = [], MarkedProcesses()
     deadline_s = time.monotonic() + timing.record_s
     for folder in chosen:
         try:
-            known.append(status(settled(folder, deadline_s, timing.poll_s), marks))
+            known.append(server_status(settled_snapshot(folder, deadline_s, timing.poll_s), marks))
         except StateFolderError as error:
-            _LOG.warning("%s", error)  # one odd folder does not hide the others
+            _LOG.warning("%s", error)  # one unusable folder does not hide the others
     return [each for each in known if each is not None]
 
 
-def status(view: View, marks: Marks) -> ServerStatus | None:
-    """Return what is known of a server; None when nothing ever started in its folder.
+def server_status(view: ServerSnapshot, marks: MarkedProcesses) -> ServerStatus | None:
+    """Return what is known about a server; None if no server was ever started in its folder.
 
-    Without a record: a supervisor that lives, or processes that a dead one left.
+    Without a record, it is a running supervisor, or orphans of a dead one.
     """
     if view.record is not None:
         return view.status()
     left = marks.pids(view.folder) if view.alive or _was_used(view.folder) else []
     if not view.alive and not left:
         return None
-    pids = [each.identity.pid for each in supervisors(view.folder)] if view.alive else []
-    log = view.folder / folders.LOG_NAME
+    pids = [each.identity.pid for each in find_supervisors(view.folder)] if view.alive else []
+    log = view.folder / paths.LOG_NAME
     return ServerStatus(
         key=view.folder.name,
         spec=_spec(view.folder),
@@ -178,20 +175,21 @@ def status(view: View, marks: Marks) -> ServerStatus | None:
         idle_timeout=None,
         detail=_detail(view, pids, left),
         log_path=str(log) if log.exists() else "",
-        start_id=folders.log_start_id(view.folder) or "",
+        start_id=paths.log_start_id(view.folder) or "",
     )
 
 
-def _detail(view: View, supervising: list[int], marked: list[int]) -> str:
-    who = "its supervisor does not rewrite it" if view.alive else "its supervisor is dead"
+def _detail(view: ServerSnapshot, supervising: list[int], marked: list[int]) -> str:
+    why = "its supervisor does not rewrite it" if view.alive else "its supervisor is dead"
     pids = ", ".join(map(str, chain(supervising, marked)))
     if not pids:
-        return f"its record is lost, and `fuser {alive.path(view.folder)}` names who holds its lock"
-    return f"its record is lost and {who}; processes: {pids}; run `emberd stop`"
+        lock = liveness.path(view.folder)
+        return f"its record is lost; `fuser {lock}` shows which process holds its lock"
+    return f"its record is lost and {why}; processes: {pids}; run `emberd stop`"
 
 
 def _spec(folder: Path) -> ServerSpec:
-    # The folder's name stands for the model and its revision; it can be compared, not read.
+    # The folder's name is a hash of the model and its revision; it can only be compared.
     key = folder.name.partition("-")[0]
     specs = (ServerSpec(model=model.name) for model in MODELS)
     return next((spec for spec in specs if spec.key == key), ServerSpec(model=NO_MODEL))
@@ -207,15 +205,15 @@ def _age_s(pids: list[int]) -> float:
 
 
 def _was_used(folder: Path) -> bool:
-    # A folder in which nothing was ever started is not worth a look at all processes.
-    return alive.path(folder).exists()
+    # All processes are read only for a folder in which a server was started once.
+    return liveness.path(folder).exists()
 
 
 def _supervisor(candidate: psutil.Process, folder: Path) -> SupervisorProcess | None:
     import psutil
 
-    # Identified before its command line is read: if the pid changes hands in between, a signal to
-    # this identity reaches no process at all.
+    # Identified before its command line is read: if the pid is reused in between, a signal to this
+    # identity reaches no process at all.
     identity = processes.identify(candidate.pid)
     try:
         if identity is None or candidate.uids().real != os.getuid():
@@ -224,7 +222,7 @@ def _supervisor(candidate: psutil.Process, folder: Path) -> SupervisorProcess | 
         *start, _, start_id, descriptor = words if len(words) > _ARGUMENTS else [""] * _ARGUMENTS
         if start[-2:] != ["-m", SUPERVISOR_MODULE] or not descriptor.isdigit():
             return None
-        holds = _has_open(candidate, int(descriptor), alive.path(folder))
+        holds = _has_open(candidate, int(descriptor), liveness.path(folder))
     except (psutil.Error, OSError):
         return None
     return SupervisorProcess(identity, start_id) if holds else None

@@ -1,14 +1,14 @@
-"""The port of a server that is to be started.
+"""Chooses the port of a server that is to be started.
 
 A server that can take an open descriptor gets a socket that already listens, so no other process
 can take the port. It is bound without ``SO_REUSEADDR`` where possible: with that option a port can
 be bound that another process has bound already, which lets that process take connections (see
 ``emberd.system.listeners``).
 
-A server that opens its own socket gets a free port that nothing announces before the server
-listens: it is not bound in advance (which any user could list, and which would not keep the port
-from a process that sets ``SO_REUSEADDR`` too), and it lies outside the range from which the kernel
-gives ports to others.
+A server that opens its own socket gets a free port that is not visible before the server listens:
+it is not bound in advance (any user could list that, and it would not reserve the port against a
+process that sets ``SO_REUSEADDR`` too), and it is outside the range from which the kernel assigns
+ports to other processes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HOST: Final = "127.0.0.1"
 
 _EPHEMERAL: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _USUAL_EPHEMERAL: Final = (32_768, 65_535)
-_FIRST: Final = 10_000  # below are the ports of well-known programs
+_FIRST: Final = 10_000  # lower ports belong to well-known programs
 _END: Final = 65_536
 _TRIES: Final = 100
 
@@ -35,7 +35,7 @@ def listening(wanted: int | None) -> socket.socket:
     """Return a socket that listens on ``wanted``, or on any free port.
 
     Raises:
-        StartError: The port is in use, or may not be used.
+        StartError: The port is in use, or this user may not use it.
     """
     opened = _bound(wanted)
     try:
@@ -49,10 +49,10 @@ def listening(wanted: int | None) -> socket.socket:
 
 
 def choose(wanted: int | None) -> int:
-    """Return ``wanted`` if it is free, or any free port that other programs are not given.
+    """Return ``wanted`` if it is free, or any free port that the kernel does not assign itself.
 
     Raises:
-        StartError: The port is in use, or may not be used.
+        StartError: The port is in use, or this user may not use it.
     """
     if wanted is not None:
         with _bound(wanted):
@@ -107,5 +107,5 @@ def _unavailable(wanted: int | None, error: OSError) -> StartError:
     which = "A free port" if wanted is None else f"Port {wanted}"
     return StartError(
         f"{which} of {HOST} is not available: {error.strerror}",
-        advice="End what listens there, or give another port, or none for any that is free.",
+        advice="End the process that uses it, choose another port, or choose none.",
     )

@@ -1,15 +1,31 @@
-"""Readiness of a starting server, found out without blocking the supervisor."""
+"""Watches a starting server until it is ready and verified, or has failed."""
 
 from __future__ import annotations
 
-import threading
+import time
+from concurrent.futures import Future
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Final
 
 from emberd import probe
+from emberd.endpoint import Endpoint
+from emberd.engines.base import Engine, Launch, Plan
+from emberd.errors import EmberdError
+from emberd.manager.ports import HOST
+from emberd.manager.process_tree import ServerProcess
+from emberd.manager.state import Verify
+from emberd.settings import ServerSpec
+from emberd.system import background, listeners, processes
 from emberd.system.listeners import Listener
+from emberd.system.log_rules import Diagnosis
+
+_ADDRESS: Final = ip_address(HOST)
+_UNSEEN_S: Final = 2.0
 
 
-class Readiness:
-    """Polls one starting server until it is ready.
+class ReadinessProbe:
+    """Polls one starting server until it is ready, without blocking the supervisor.
 
     ``/ready`` answers at once. SGLang before 0.5.20 has only ``/health``, which takes 1 to 20 s, so
     it is requested in a thread: the supervisor must still react to a stop or a dead server.
@@ -19,20 +35,155 @@ class Readiness:
         """Watch the server at ``url``, whose listening socket is ``listener``."""
         self._url = url
         self._listener = listener
-        self._is_healthy = False
-        self._thread: threading.Thread | None = None
+        self._health: Future[bool] | None = None
 
     def is_ready(self) -> bool:
-        """Return whether the server takes requests; call it again while it does not."""
-        if self._is_healthy:
-            return True
-        if self._thread is not None and self._thread.is_alive():
-            return False
+        """Return whether the server accepts requests; call it again while it does not."""
+        if self._health is not None:
+            if not self._health.done():
+                return False
+            if self._health.result():
+                return True
         ready = probe.readiness(self._url, listener=self._listener)
         if ready is None:
-            self._thread = threading.Thread(target=self._ask, daemon=True, name="emberd-health")
-            self._thread.start()
+            self._health = background.run(
+                lambda: probe.is_healthy(self._url, listener=self._listener), "health"
+            )
         return bool(ready)
 
-    def _ask(self) -> None:
-        self._is_healthy = probe.is_healthy(self._url, listener=self._listener)
+
+class StartMonitor:
+    """Watches one start of one server.
+
+    Attributes:
+        progress: What the server is doing.
+    """
+
+    def __init__(
+        self,
+        server: ServerProcess,
+        engine: Engine,
+        launch: Launch,
+        plan: Plan,
+        *,
+        spec: ServerSpec,
+        verify: Verify,
+    ) -> None:
+        """Watch ``server``, which was just started on the port of ``launch``."""
+        self.progress = ""
+        self._server = server
+        self._engine = engine
+        self._launch = launch
+        self._plan = plan
+        self._spec = spec
+        self._verify = verify
+        self._url = f"http://{HOST}:{launch.port}"
+        self._listener: Listener | None = None
+        self._moved_at_s = time.monotonic()
+        self._log_bytes = 0
+        self._unseen_since_s: float | None = None
+        self._readiness: ReadinessProbe | None = None
+        self._verification: Future[Endpoint] | None = None
+
+    def check(self) -> Endpoint | Diagnosis | None:
+        """Return the verified endpoint, or why the start failed; None while it continues."""
+        code = self._server.reap()
+        log = self._server.log()
+        if code is not None:
+            return self._engine.diagnose(code, log)
+        if self._engine.has_failed(log):
+            return self._engine.diagnose(None, log)
+        if self._has_stalled(log):
+            return self._engine.diagnose(None, log)
+        if self._listener is None or self._readiness is None:
+            return self._prove_listener()
+        if self._verification is not None:
+            return self._outcome(self._verification)
+        if self._readiness.is_ready():
+            # In a thread: the first embedding of a cold model may take long, and a stop must not
+            # wait for it.
+            arguments = (self._url, self._launch.api_key, self._spec, self._listener)
+            self._verification = background.run(lambda: self._verify(*arguments), "verify")
+        return None
+
+    def _has_stalled(self, log: str) -> bool:
+        progress, log_bytes = self._engine.progress(log), self._server.log_bytes
+        if (progress, log_bytes) != (self.progress, self._log_bytes):
+            self.progress, self._log_bytes = progress, log_bytes
+            self._moved_at_s = time.monotonic()
+        return time.monotonic() - self._moved_at_s > self._plan.silence_s
+
+    def _outcome(self, verification: Future[Endpoint]) -> Endpoint | Diagnosis | None:
+        if not verification.done():
+            return None
+        try:
+            return verification.result()
+        except EmberdError as error:
+            return Diagnosis(f"The server started but failed verification: {error}")
+        except Exception as error:  # noqa: BLE001 - waiting callers must get an error
+            return Diagnosis(f"The first embedding failed: {error!r}", "Report this bug.")
+
+    def _prove_listener(self) -> Diagnosis | None:
+        """Check whether the listener on the port belongs to the server that was started.
+
+        Until it does, nothing is sent there. Names, versions and command lines can be read and
+        imitated by every user of the machine; a listening socket cannot be copied.
+        """
+        port = self._launch.port
+        try:
+            found = listeners.find_at(_ADDRESS, port, self._server.members)
+            if found is None or self._accepts(found):
+                return None
+            again = listeners.find_at(_ADDRESS, port, self._server.members)
+        except _UnseenError as error:
+            return self._diagnose_unseen(error)
+        except OSError as error:
+            return Diagnosis(
+                f"The listening sockets of this machine cannot be read ({error}), so it is unknown "
+                f"which server listens on port {port}",
+                "Mount /proc, or allow netlink sockets (NETLINK_SOCK_DIAG).",
+            )
+        self._unseen_since_s = None
+        if again != found or self._server.reap() is not None:
+            return None  # it ended between the two checks
+        return Diagnosis(
+            f"Port {port} of {HOST} was taken by another process of user {found.uid} before the "
+            f"server could listen there",
+            "Run it again, or choose another port.",
+            port_taken=True,
+        )
+
+    def _accepts(self, found: Listener) -> bool:
+        """Return whether a descendant of the supervisor holds the listening socket; if so, keep it.
+
+        Raises:
+            _UnseenError: No visible descendant holds it, and not all are visible.
+        """
+        members = self._server.members()
+        try:
+            # The kernel shows the descriptors of a zombie only to root, and it has none.
+            is_held = listeners.is_held(found, [pid for pid in members if processes.identify(pid)])
+        except PermissionError as error:
+            raise _UnseenError(f"not all of its processes can be read ({error})") from error
+        if is_held:
+            self._listener = replace(found, owner_accepts=True)
+            self._readiness = ReadinessProbe(self._url, self._listener)
+        elif self._server.pid not in members and self._server.reap() is None:
+            raise _UnseenError(f"its process {self._server.pid} is not visible in /proc")
+        return is_held
+
+    def _diagnose_unseen(self, error: _UnseenError) -> Diagnosis | None:
+        # A process that is ending cannot be read either, so this is retried for a moment.
+        self._unseen_since_s = self._unseen_since_s or time.monotonic()
+        if time.monotonic() - self._unseen_since_s < _UNSEEN_S:
+            return None
+        return Diagnosis(
+            f"Cannot prove that the server is the one listening on port {self._launch.port}: "
+            f"{error}",
+            "Let this user read /proc/PID of the processes that it starts. A Python with file "
+            "capabilities hides them, and so do some mounts of /proc.",
+        )
+
+
+class _UnseenError(Exception):
+    """It cannot be seen whether the server holds a socket, which does not mean that it does not."""

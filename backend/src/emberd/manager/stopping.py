@@ -1,7 +1,7 @@
-"""Stopping a server on request.
+"""Stops a server on request.
 
-A signal goes only to a process that is proven to be this folder's: a record may be damaged, or a
-copy of another one, so what it says is compared with the process itself.
+A signal is sent only to a process that is proven to supervise this folder: a record may be damaged,
+or a copy of another one, so its content is compared with the process itself.
 """
 
 from __future__ import annotations
@@ -13,39 +13,48 @@ from typing import Final
 
 from emberd.engines.base import DRAIN_S
 from emberd.errors import StartError, StateFolderError
-from emberd.manager import alive, lost_records, record
-from emberd.manager.lost_records import Marks, SupervisorProcess
-from emberd.manager.record import State
-from emberd.manager.server import ServerStatus
-from emberd.manager.slot import View, look, settled
-from emberd.manager.timing import Timing
+from emberd.manager import liveness, lost_records, state
+from emberd.manager.lost_records import MarkedProcesses, SupervisorProcess
+from emberd.manager.state import (
+    ServerSnapshot,
+    ServerStatus,
+    State,
+    Timing,
+    settled_snapshot,
+    snapshot,
+)
 from emberd.system import processes
 from emberd.system.processes import ProcessIdentity
 
 _MARGIN_S: Final = 10.0
-_UNKNOWN_DRAIN_S: Final = 2 * DRAIN_S  # as long as any engine asks for
+_UNKNOWN_DRAIN_S: Final = 2 * DRAIN_S  # the longest of all engines
 
 
-def stop(folder: Path, timing: Timing, marks: Marks, deadline_s: float) -> ServerStatus | None:
-    """Stop the server of ``folder``, wait until it is gone; return what it was, if anything.
+def stop(
+    folder: Path, timing: Timing, marks: MarkedProcesses, deadline_s: float
+) -> ServerStatus | None:
+    """Stop the server of ``folder``, wait until it has ended, and return its last status.
 
-    An external server is forgotten, never stopped. A supervisor that does not end is killed, and
-    its server with it. If its record is lost, or is one of another version, it is found by the lock
-    that it holds. What a dead supervisor left is only reported here; the sweep that follows a stop
-    ends it.
+    The record of an external server is deleted; the server itself is never stopped. A supervisor
+    that does not end is killed, and its server with it. If its record is lost, or was written by
+    another version, it is found by the lock that it holds. Orphans of a dead supervisor are only
+    reported here; the sweep that follows a stop ends them.
 
     Args:
         folder: The server's state folder.
         timing: How long each step may take.
         marks: The marked processes, read when they are first needed.
-        deadline_s: Until when a lost record is waited for, on the monotonic clock, in seconds.
+        deadline_s: How long to wait for a lost record, on the monotonic clock, in seconds.
+
+    Returns:
+        None if there was no server.
 
     Raises:
-        StartError: Processes of the server are left that cannot be ended.
-        StateFolderError: A process holds the liveness lock and is not proven to be ours.
+        StartError: Processes of the server cannot be ended.
+        StateFolderError: A process holds the liveness lock and is not proven to be a supervisor.
     """
     view = _settled(folder, deadline_s, timing)
-    was = lost_records.status(view, marks)
+    was = lost_records.server_status(view, marks)
     if was is None:
         return None
     if view.record is not None and view.record.found:
@@ -65,37 +74,37 @@ def stop(folder: Path, timing: Timing, marks: Marks, deadline_s: float) -> Serve
     return was
 
 
-def end_supervisor(view: View) -> None:
-    """Kill a supervisor whose server refuses connections, and which has not noticed that."""
+def end_supervisor(view: ServerSnapshot) -> None:
+    """Kill a supervisor that has not noticed that its server refuses connections."""
     named = view.record.supervisor if view.record is not None else None
-    if named is not None and lost_records.supervisor(named, view.folder) is not None:
+    if named is not None and lost_records.prove_supervisor(named, view.folder) is not None:
         processes.send(named, SIGKILL)
 
 
-def _settled(folder: Path, deadline_s: float, timing: Timing) -> View:
+def _settled(folder: Path, deadline_s: float, timing: Timing) -> ServerSnapshot:
     try:
-        return settled(folder, deadline_s, timing.poll_s)
-    except record.OtherVersionError:
-        return View(folder, None, alive=True)  # what it says counts as lost: only the proof counts
+        return settled_snapshot(folder, deadline_s, timing.poll_s)
+    except state.OtherVersionError:
+        return ServerSnapshot(folder, None, alive=True)  # treated as a lost record
 
 
-def _supervisors(view: View, timing: Timing) -> list[SupervisorProcess]:
-    # In the first moments the record is the starter's, and names no supervisor yet.
+def _supervisors(view: ServerSnapshot, timing: Timing) -> list[SupervisorProcess]:
+    # At first the record is written by the starting process and names no supervisor yet.
     deadline = time.monotonic() + timing.takeover_s
     while view.alive and view.record is not None and time.monotonic() < deadline:
         if view.record.supervisor is not None:
-            named = lost_records.supervisor(view.record.supervisor, view.folder)
+            named = lost_records.prove_supervisor(view.record.supervisor, view.folder)
             if named is not None:
                 return [named]
             break
         time.sleep(timing.poll_s)
-        view = look(view.folder)
-    return lost_records.supervisors(view.folder)
+        view = snapshot(view.folder)
+    return lost_records.find_supervisors(view.folder)
 
 
 def _end(supervisor: ProcessIdentity, drain_s: float, timing: Timing) -> None:
     processes.send(supervisor, SIGTERM)
-    # A process that SIGSTOP holds acts on the signal only once it continues.
+    # A process that SIGSTOP has suspended handles the signal only once it continues.
     processes.send(supervisor, SIGCONT)
     if not _ended(supervisor, drain_s + timing.kill_s + _MARGIN_S, timing):
         processes.send(supervisor, SIGKILL)
@@ -103,8 +112,8 @@ def _end(supervisor: ProcessIdentity, drain_s: float, timing: Timing) -> None:
 
 
 def _check_released(folder: Path, was: ServerStatus, timing: Timing) -> None:
-    # A supervisor that is ending has no command line any more, which would prove it, and holds the
-    # lock for some milliseconds longer. Another one may have begun since.
+    # A supervisor that is ending no longer has the command line that would prove it, and holds the
+    # lock for some milliseconds longer. Another one may have started since.
     deadline = time.monotonic() + timing.kill_s
     while True:
         view = _settled(folder, deadline, timing)
@@ -114,20 +123,20 @@ def _check_released(folder: Path, was: ServerStatus, timing: Timing) -> None:
             break
         time.sleep(timing.poll_s)
     raise StateFolderError(
-        f"{alive.path(folder)} is locked by a process that is not proven to be emberd's, so "
-        f"nothing was stopped. `fuser {alive.path(folder)}` names it: end it, or wait."
+        f"{liveness.path(folder)} is locked by a process that is not proven to be a supervisor, so "
+        f"nothing was stopped. Find it with `fuser {liveness.path(folder)}` and end it, or wait."
     )
 
 
 def _forget(folder: Path) -> None:
-    with alive.held(folder) as free:
+    with liveness.held(folder) as free:
         if free:
-            (folder / record.NAME).unlink(missing_ok=True)
+            (folder / state.RECORD_NAME).unlink(missing_ok=True)
 
 
 def _ended(supervisor: ProcessIdentity, seconds: float, timing: Timing) -> bool:
-    # The supervisor's own end, and not that of the proof of life: the next one may hold that
-    # already.
+    # The end of this process, not the release of the liveness lock: the next supervisor may
+    # already hold that.
     deadline = time.monotonic() + seconds
     while supervisor.is_running():
         if time.monotonic() > deadline:
@@ -140,6 +149,6 @@ def _end_marked(folder: Path, start_id: str, timing: Timing) -> None:
     left = processes.end_marked(str(folder), timing.kill_s, start_id)
     if left:
         raise StartError(
-            f"Processes of the server are left that cannot be ended: {', '.join(map(str, left))}",
-            advice="They wait for the kernel (a hung disk or GPU driver); look at dmesg.",
+            f"Some processes of the server cannot be ended: {', '.join(map(str, left))}",
+            advice="They are blocked in the kernel (a hung disk or GPU driver); check dmesg.",
         )

@@ -16,7 +16,14 @@ UNFINISHED: Final = ".unfinished"
 """Suffix of the names of files that are being written."""
 
 
-def write(path: Path, content: bytes, *, mode: int = 0o600, durable: bool = False) -> None:
+def write(
+    path: Path,
+    content: bytes,
+    *,
+    mode: int = 0o600,
+    durable: bool = False,
+    follow_links: bool = True,
+) -> None:
     """Replace the content of ``path`` in one step.
 
     Args:
@@ -24,11 +31,12 @@ def write(path: Path, content: bytes, *, mode: int = 0o600, durable: bool = Fals
         content: All of the new content.
         mode: Permissions of the new file, before the umask.
         durable: Wait until the disk has it.
+        follow_links: If ``path`` is a symbolic link, replace its target; else the link itself.
 
     Raises:
         OSError: The file cannot be written; ``path`` keeps its content.
     """
-    with replacing(path, mode=mode, durable=durable) as file:
+    with replacing(path, mode=mode, durable=durable, follow_links=follow_links) as file:
         file.write(content)
 
 
@@ -38,15 +46,17 @@ def replacing(
     *,
     mode: int = 0o666,
     durable: bool = True,
+    follow_links: bool = True,
     before_rename: Callable[[], None] | None = None,
     unnamed: bool = False,
 ) -> Iterator[BinaryIO]:
     """Yield a file that replaces ``path`` when the block ends without an error.
 
     Args:
-        path: The file; its folder must exist. If it is a symbolic link, its target is replaced.
+        path: The file; its folder must exist.
         mode: Permissions of the new file, before the umask.
         durable: Wait until the disk has the content and the name.
+        follow_links: If ``path`` is a symbolic link, replace its target; else the link itself.
         before_rename: Called right before the rename; if it raises, ``path`` keeps its content.
         unnamed: Give the file no name before it is complete, where the system can (Linux): then a
             killed process leaves no unfinished file behind.
@@ -54,7 +64,7 @@ def replacing(
     Raises:
         OSError: The file cannot be written; ``path`` keeps its content.
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(path)) if follow_links else path
     # Unique, so that two writers of one file do not write into each other's.
     fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}{UNFINISHED}")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)

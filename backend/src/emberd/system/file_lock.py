@@ -17,6 +17,8 @@ from typing import Final
 
 _POLL_S: Final = 0.02
 _MODE: Final = 0o600
+# The note is written into the file, so a link with its name is an error and not followed.
+_FLAGS: Final = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
 class LockHeldError(TimeoutError):
@@ -51,7 +53,7 @@ def held(
         OSError: The file cannot be opened, or its file system has no locks.
     """
     path = Path(path)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), _MODE)
+    descriptor = os.open(path, os.O_CREAT | _FLAGS, _MODE)
     try:
         deadline_s = time.monotonic() + timeout_s
         while not try_lock(descriptor, shared=shared):
@@ -62,7 +64,10 @@ def held(
             with suppress(OSError):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, note.encode(), 0)
-        yield
+        try:
+            yield
+        finally:
+            _unlock(descriptor)
     finally:
         os.close(descriptor)
 
@@ -81,7 +86,7 @@ def is_held(path: str | os.PathLike[str]) -> bool:
     The probe uses a shared lock: two exclusive probes would each report the other as a holder.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+        descriptor = os.open(path, _FLAGS)
     except FileNotFoundError:
         return False
     try:
@@ -106,6 +111,9 @@ if sys.platform == "win32":
             return False
         return True
 
+    def _unlock(descriptor: int) -> None:
+        """Do nothing: closing the file releases the lock."""
+
 else:
     import errno
     import fcntl
@@ -124,3 +132,9 @@ else:
                 return False
             raise
         return True
+
+    def _unlock(descriptor: int) -> None:
+        # Closing is not enough: a process that was forked meanwhile has a copy of the descriptor
+        # and would keep the lock.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)

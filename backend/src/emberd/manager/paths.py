@@ -1,15 +1,15 @@
-"""Where the state of servers lies: private folders, checked at every opening.
+"""Paths of the state folders and their files, with checks that only this user can write there.
 
 ::
 
     <home>/<machine>/servers/<key>/      the first server of an identity, and its start lock
     <home>/<machine>/servers/<key>-2/    a second one, for constraints that the first fails
-    <home>/<pids>/claims/                locks on what only one starting server may take
+    <home>/<pids>/claims/                locks on GPUs, which only one starting server may take
 
-``<machine>`` stands for this boot of this machine, for the container and for the network namespace:
-a home may be shared, and a pid of another machine, or a port of another network namespace, means
-nothing here. ``<pids>`` is the same without the network namespace: a GPU is there in all of them.
-It is not the host's name, which a laptop changes with the network.
+``<machine>`` names this boot of this machine, the container (pid namespace) and the network
+namespace: a home may be shared, and a pid of another machine or a port of another network namespace
+is not valid here. ``<pids>`` is the same without the network namespace, because GPUs are common to
+all of them. The host's name is not used: on a laptop it changes with the network.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Home:
     """The state folders of this user on this machine since it booted.
 
     Attributes:
-        root: ``EMBERD_HOME`` or what stands for it.
+        root: ``EMBERD_HOME`` or its default.
     """
 
     root: Path
 
     @property
     def machine(self) -> Path:
-        """The part of this boot, this container and this network namespace."""
+        """The folder of this boot, this container and this network namespace."""
         return self.root / processes.network()
 
     @property
@@ -61,31 +61,32 @@ class Home:
         return self.machine / "servers"
 
     @property
-    def claims(self) -> Path:
-        """The folder of the locks on what only one starting server may take."""
+    def gpu_locks(self) -> Path:
+        """The folder of the GPU locks."""
         return self.root / processes.namespace() / "claims"
 
-    def slot(self, key: str, number: int = 1) -> Path:
-        """Return the folder of the ``number``-th server of an identity, from 1."""
+    def server_folder(self, key: str, number: int = 1) -> Path:
+        """Return the folder of the ``number``-th server of an identity, counted from 1."""
         return self.servers / (key if number == 1 else f"{key}-{number}")
 
-    def slots(self, key: str) -> list[Path]:
-        """Return the folders that exist for an identity, the first one first."""
-        return [folder for folder in self.all() if self.first_slot(folder) == self.slot(key)]
+    def server_folders(self, key: str) -> list[Path]:
+        """Return the existing folders of an identity, the first one first."""
+        first = self.server_folder(key)
+        return [each for each in self.all_server_folders() if self.start_lock_folder(each) == first]
 
-    def free_slot(self, key: str, taken: list[Path]) -> Path:
+    def free_server_folder(self, key: str, taken: list[Path]) -> Path:
         """Return the first folder of an identity that is not among ``taken``."""
         number = 1
-        while (folder := self.slot(key, number)) in taken:
+        while (folder := self.server_folder(key, number)) in taken:
             number += 1
         return folder
 
-    def first_slot(self, folder: Path) -> Path:
-        """Return the folder that has the start lock for ``folder``."""
-        return self.slot(folder.name.partition("-")[0])
+    def start_lock_folder(self, folder: Path) -> Path:
+        """Return the folder that contains the start lock for ``folder``."""
+        return self.server_folder(folder.name.partition("-")[0])
 
-    def all(self) -> list[Path]:
-        """Return the folders of all servers, in a lasting order."""
+    def all_server_folders(self) -> list[Path]:
+        """Return the folders of all servers, in a stable order."""
         try:
             with os.scandir(self.servers) as entries:
                 return sorted(Path(e.path) for e in entries if e.is_dir(follow_symlinks=False))
@@ -94,17 +95,17 @@ class Home:
 
 
 def make_private(folder: Path) -> Path:
-    """Make ``folder`` and what is missing above it, and check that it is ours alone.
+    """Create ``folder`` and missing parents, and check that it is private to this user.
 
     Raises:
-        StateFolderError: It cannot be made, is somebody else's, or is open to others.
+        StateFolderError: It cannot be created, belongs to another user, or is open to others.
     """
     try:
         folder.parent.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
         folder.mkdir(mode=_PRIVATE, exist_ok=True)
     except OSError as error:
         raise StateFolderError(
-            f"{folder} cannot be made ({error.strerror}). "
+            f"{folder} cannot be created ({error.strerror}). "
             f"Set EMBERD_HOME to a folder that you may write to."
         ) from error
     check_private(folder)
@@ -112,17 +113,17 @@ def make_private(folder: Path) -> Path:
 
 
 def check_private(folder: Path) -> None:
-    """Check that ``folder`` is a real folder, ours, and closed to others.
+    """Check that ``folder`` is a real folder that belongs to this user and is closed to others.
 
     Raises:
-        StateFolderError: It is not; what lies in it could have been written by anybody.
+        StateFolderError: It is not: any user could have written its files.
         FileNotFoundError: There is no such folder.
     """
     try:
         facts = folder.lstat()
     except NotADirectoryError as error:
         raise StateFolderError(
-            f"{folder} cannot be there: a part of its path is a file. "
+            f"{folder} cannot exist: a part of its path is a file. "
             f"Set EMBERD_HOME to a folder that you may write to."
         ) from error
     if not stat.S_ISDIR(facts.st_mode):
@@ -140,7 +141,7 @@ def check_private(folder: Path) -> None:
 
 
 def rotate_log(folder: Path, start_id: str) -> Path:
-    """Put the last start's log aside, open a new one with a line that holds ``start_id``."""
+    """Rename the last start's log and create a new one whose first line contains ``start_id``."""
     log = folder / LOG_NAME
     for number in range(_LOGS_KEPT, 0, -1):
         older = log.with_suffix(f".log.{number}")
@@ -148,7 +149,7 @@ def rotate_log(folder: Path, start_id: str) -> Path:
         if os.path.lexists(newer):
             remove(older)
             newer.replace(older)
-    create(log, f"{_LOG_START}{start_id}\n".encode())
+    create_file(log, f"{_LOG_START}{start_id}\n".encode())
     return log
 
 
@@ -160,33 +161,24 @@ def log_start_id(folder: Path) -> str | None:
 
 
 def write_private(folder: Path, files: Mapping[str, str]) -> None:
-    """Write files into ``folder`` that only this user may read; they may hold secrets."""
+    """Write files into ``folder`` that only this user may read; they may contain secrets."""
     for name, content in files.items():
-        create(folder / name, content.encode())
+        create_file(folder / name, content.encode())
 
 
-def create(path: Path, content: bytes, *, sync: bool = False) -> None:
-    """Write a new file of mode 0600, in place of whatever has its name.
-
-    Args:
-        path: The file, in a private folder.
-        content: What it will hold.
-        sync: Wait until the disk has it.
-    """
+def create_file(path: Path, content: bytes) -> None:
+    """Write a new file of mode 0600 in a private folder, in place of anything with its name."""
     remove(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     with os.fdopen(os.open(path, flags, _FILE_MODE), "wb") as file:
         file.write(content)
-        file.flush()
-        if sync:
-            os.fsync(file.fileno())
 
 
 def remove(path: Path) -> None:
     """Remove a file, a link, or a directory with its content; links are not followed.
 
     Raises:
-        StateFolderError: ``path`` is not in a private folder: nothing there is ours to remove.
+        StateFolderError: ``path`` is not in a private folder, so it may not be emberd's.
         OSError: It cannot be removed.
     """
     try:
@@ -201,7 +193,7 @@ def remove(path: Path) -> None:
 
 
 def read_file(path: Path, *, truncate: bool = False) -> bytes | None:
-    """Return the content of a state file; None if there is no regular file that can be read.
+    """Return the content of a state file; None if there is no readable regular file.
 
     A link is not followed, and a FIFO or a device does not block the caller.
 
@@ -211,7 +203,7 @@ def read_file(path: Path, *, truncate: bool = False) -> bytes | None:
             None is returned.
 
     Raises:
-        StateFolderError: The file may be sound, but reading it failed (disk, descriptor limit).
+        StateFolderError: Reading failed although the file may be intact (disk, descriptor limit).
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -228,5 +220,5 @@ def read_file(path: Path, *, truncate: bool = False) -> bytes | None:
         if error.errno in _NO_FILE:
             return None
         raise StateFolderError(
-            f"{path} cannot be read ({error.strerror}). Correct that, then try again."
+            f"{path} cannot be read ({error.strerror}). Fix the cause, then try again."
         ) from error

@@ -1,4 +1,4 @@
-"""The server's process as its supervisor holds it: started, reaped, drained, and nothing left."""
+"""The server's process and its descendants: started, reaped, drained, and ended completely."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from typing import Final
 
 import psutil
 
-from emberd.manager import leavings
+from emberd.manager import cleanup
 from emberd.system import pdeathsig, processes
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_SHIM: Final = pdeathsig.__file__
-_GUARD: Final = str(Path(__file__).with_name("guard.py"))
+_REAPER: Final = str(Path(__file__).with_name("orphan_reaper.py"))
 _REAP_POLL_S: Final = 0.02
 _RESTARTS: Final = 5
 _NO_PIPE: Final = -1
@@ -36,37 +35,37 @@ def become_subreaper() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
 
 
-class Guard:
-    """A process that ends what bears a mark when this one is killed (Linux; elsewhere nothing)."""
+class OrphanReaper:
+    """A process that ends all marked processes if this one is killed (Linux; elsewhere nothing)."""
 
-    def __init__(self, marked: str, note: Path) -> None:
+    def __init__(self, marked: str, inodes_file: Path) -> None:
         """Start it.
 
         Args:
-            marked: Name, equals sign, value of the variable that is the mark.
-            note: File in which it notes shared memory.
+            marked: Name, equals sign and value of the environment variable that is the mark.
+            inodes_file: File in which it records shared memory.
         """
         self.pid: int | None = None
-        self._words = [sys.executable, "-I", "-S", _GUARD, marked, str(note)]
+        self._command = [sys.executable, "-I", "-S", _REAPER, marked, str(inodes_file)]
         self._pipe = -1
         self._restarts_left = _RESTARTS
         self._start()
 
     def was_reaped(self, pid: int) -> None:
-        """Start another if it is the guard that has ended: somebody killed it."""
+        """Start another one if ``pid`` is the orphan reaper, which was killed."""
         if pid != self.pid or self._pipe < 0:
             return
         os.close(self._pipe)
         self._pipe = -1
         self._restarts_left -= 1
-        # One that ends at once would end again and again; and a server that is well is not to
-        # be lost because its guard cannot be had.
+        # Limited, because one that ends at once would do so each time; a working server does not
+        # depend on its orphan reaper.
         if self._restarts_left > 0:
             with suppress(OSError):
                 self._start()
 
-    def dismiss(self) -> None:
-        """End it: there is nothing left for it to end."""
+    def stop(self) -> None:
+        """End it: no process is left for it to end."""
         if self.pid is None or self._pipe < 0:
             return
         os.close(self._pipe)
@@ -81,22 +80,22 @@ class Guard:
         read, write = os.pipe()
         try:
             popen = subprocess.Popen(  # noqa: S603 - our own file
-                self._words, stdin=read, start_new_session=True
+                self._command, stdin=read, start_new_session=True
             )
         except OSError:
-            os.close(write)  # or its pid, which is the last one's, would be ended in its place
+            os.close(write)  # else ``stop`` would signal ``pid``, which is of the last one
             raise
         finally:
             os.close(read)
         self._pipe = write
         self.pid = popen.pid
-        popen.returncode = 0  # reaped as the server is
+        popen.returncode = 0  # reaped by ``ServerProcess.reap``
 
 
 class _Log:
-    """What one server writes, read through the descriptor that it writes to.
+    """The output of one server, read through the descriptor that it writes to.
 
-    The name may be deleted or given to another file while the server runs.
+    The file may be deleted or replaced while the server runs.
     """
 
     def __init__(self, path: Path) -> None:
@@ -106,7 +105,7 @@ class _Log:
 
     def size(self) -> int:
         size = os.fstat(self.descriptor).st_size
-        if size < self._start:  # truncated by somebody: what is there now came later
+        if size < self._start:  # the file was truncated: its content is newer
             self._start = 0
         return size - self._start
 
@@ -117,9 +116,10 @@ class _Log:
 
 
 class ServerProcess:
-    """A server and all that it starts, in a session and process group of its own.
+    """A server and its descendants, in a session and process group of its own.
 
-    Only the supervisor's main thread may make one: the kernel's death signal follows the thread.
+    Only the supervisor's main thread may create one: the kernel's parent-death signal follows the
+    thread.
     """
 
     def __init__(
@@ -134,16 +134,16 @@ class ServerProcess:
 
         Args:
             command: Program and arguments.
-            environment: The whole environment, to which the mark is added.
-            mark: Folder, colon, start_id: by it leftovers are known as ours.
-            log: File that takes the standard output and error.
+            environment: Its complete environment, to which the mark is added.
+            mark: Folder, colon, start_id; identifies orphans as those of this start.
+            log: File for its standard output and error.
             inherited: Descriptors that the command keeps, under the same numbers.
         """
         self.exit_code: int | None = None
         self._pipe: tuple[int, int] | None = None if sys.platform == "linux" else os.pipe()
         pipe = self._pipe[0] if self._pipe else _NO_PIPE
-        prefix = [sys.executable, "-I", "-S", _SHIM, str(os.getpid()), str(pipe)]
-        self._guard = Guard(f"{processes.MARK}={mark}", log.with_name(leavings.NOTE))
+        prefix = [sys.executable, "-I", "-S", pdeathsig.__file__, str(os.getpid()), str(pipe)]
+        self._reaper = OrphanReaper(f"{processes.MARK}={mark}", log.with_name(cleanup.INODES_NAME))
         self._log = _Log(log)
         popen = subprocess.Popen(  # noqa: S603 - the command is the engine's
             [*prefix, *command],
@@ -156,13 +156,13 @@ class ServerProcess:
             pass_fds=[*inherited, *([pipe] if self._pipe else [])],
         )
         self.pid = popen.pid
-        # This process reaps every child itself (it also gets orphans that Popen knows nothing
-        # of), so Popen must neither wait nor complain.
+        # This process reaps every child itself (also orphans, which Popen does not know), so Popen
+        # must neither wait nor warn.
         popen.returncode = 0
 
     @property
     def log_bytes(self) -> int:
-        """How much the server has written."""
+        """How many bytes the server has written."""
         return self._log.size()
 
     def log(self) -> str:
@@ -175,20 +175,20 @@ class ServerProcess:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 if ended[0] == self.pid:
                     self.exit_code = os.waitstatus_to_exitcode(ended[1])
-                self._guard.was_reaped(ended[0])
+                self._reaper.was_reaped(ended[0])
         return self.exit_code
 
     def members(self) -> list[int]:
-        """Return the pids of the server and of all that it started and that still runs.
+        """Return the pids of the server and its running descendants.
 
-        Empty where they cannot be listed; without the server's own pid where it cannot be seen.
+        Empty if they cannot be listed; without the server's own pid if that is not visible.
         """
         with suppress(psutil.Error, OSError):
             return processes.descendants()
         return []
 
     def terminate(self) -> None:
-        """Ask the server to drain and go."""
+        """Ask the server to drain and exit."""
         if self.reap() is None:
             os.kill(self.pid, signal.SIGTERM)
 
@@ -197,7 +197,7 @@ class ServerProcess:
         deadline = time.monotonic() + timeout_s
         while True:
             if self.exit_code is None:
-                # Only while the leader is not reaped: afterwards its id may be a stranger's.
+                # Only while the leader is not reaped: afterwards its id may be of another process.
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(self.pid, signal.SIGKILL)
             left = self._left()
@@ -206,15 +206,15 @@ class ServerProcess:
                     psutil.Process(pid).kill()
             self.reap()
             if not left:
-                # Last: until here the supervisor may be killed, and leave its work to the guard.
-                self._guard.dismiss()
+                # Last: if the supervisor is killed before this, the orphan reaper does its work.
+                self._reaper.stop()
             if not left or time.monotonic() > deadline:
                 return not left
             time.sleep(_REAP_POLL_S)
 
     def _left(self) -> list[int]:
         try:
-            return [pid for pid in processes.descendants() if pid != self._guard.pid]
+            return [pid for pid in processes.descendants() if pid != self._reaper.pid]
         except (psutil.Error, OSError):
-            # Its end is waited for, whatever else cannot be listed.
+            # The server's own end is awaited even if its descendants cannot be listed.
             return [self.pid] if self.exit_code is None else []

@@ -1,0 +1,158 @@
+"""Removes what a server writes outside of its state folder: temporary files and shared memory.
+
+Each start gets a folder of its own for temporary files. POSIX shared memory has names that the
+server chooses: they are read from the kernel's maps of its processes while those run, and recorded
+by inode in the state folder, because a killed server removes nothing itself.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from emberd.errors import StateFolderError
+from emberd.manager import paths, state
+from emberd.manager.state import Timing
+from emberd.system import processes
+
+INODES_NAME: Final = "shared-memory"
+_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps it; nothing is made there
+_PREFIX: Final = "emberd-"
+_UPDATE_EVERY_S: Final = 1.0
+_PRIVATE: Final = 0o600
+_COLUMNS: Final = 6
+
+
+def scratch_path(start_id: str) -> str:
+    """Return the folder for the temporary files of a start; it is not created.
+
+    It is not in the state folder: it contains sockets, whose paths are limited to about a hundred
+    characters.
+    """
+    return os.path.join(tempfile.gettempdir(), f"{_PREFIX}{start_id}")
+
+
+def make_scratch(scratch_folder: str) -> None:
+    """Create the folder, private to this user.
+
+    Raises:
+        PermissionError: Another user has created it.
+    """
+    os.makedirs(scratch_folder, mode=0o700, exist_ok=True)
+    found = os.lstat(scratch_folder)
+    if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode):
+        raise PermissionError(f"{scratch_folder} belongs to another user")
+
+
+class SharedMemory:
+    """The shared memory of one server, recorded while it runs."""
+
+    def __init__(self, folder: Path) -> None:
+        """Record inodes in the state folder ``folder``."""
+        self._file = folder / INODES_NAME
+        self._others: set[int] = set()
+        self.known: set[int] = set()
+        self._updated_at_s = -_UPDATE_EVERY_S
+
+    def exclude_existing(self) -> None:
+        """Treat all that exists now as not the server's: it may only have attached to it."""
+        self._others |= _existing()
+
+    def update(self, pids: Callable[[], Iterable[int]], *, at_once: bool = False) -> None:
+        """Record the shared memory that the processes have now; at most once a second.
+
+        Args:
+            pids: Returns them; a call takes some milliseconds.
+            at_once: Do it now in any case: the processes are about to end.
+        """
+        now = time.monotonic()
+        if not at_once and now - self._updated_at_s < _UPDATE_EVERY_S:
+            return
+        self._updated_at_s = now
+        new = {inode for pid in pids() for inode in shared_memory_inodes(pid)}
+        new -= self.known | self._others
+        if not new:
+            return
+        self.known |= new
+        # A full disk, or a deleted folder, does not end a server: they stay known in memory.
+        with suppress(OSError):
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            with os.fdopen(os.open(self._file, flags, _PRIVATE), "w") as opened:
+                opened.write("".join(f"{inode}\n" for inode in sorted(new)))
+
+
+def remove_files(folder: Path, scratch_folder: str, known: Iterable[int] = ()) -> None:
+    """Remove the files and shared memory of a server whose processes have ended.
+
+    Args:
+        folder: Its state folder.
+        scratch_folder: Its folder of temporary files; empty for none.
+        known: Inodes of shared memory in addition to the recorded ones.
+    """
+    # The name is checked too: the record is a file that may be damaged, and only folders that
+    # emberd made may be removed.
+    if scratch_folder and Path(scratch_folder).name.startswith(_PREFIX):
+        shutil.rmtree(scratch_folder, ignore_errors=True)
+    inodes = {*known, *_recorded(folder / INODES_NAME)}
+    if inodes & _existing():
+        # Imported late: it takes longer than everything else in a process that finds its server.
+        import psutil
+
+        # Memory that a process still has is in use, whoever made it.
+        inodes -= {inode for pid in psutil.pids() for inode in shared_memory_inodes(pid)}
+        _unlink(inodes)
+    with suppress(OSError):
+        paths.remove(folder / INODES_NAME)
+
+
+def clean_up(folder: Path, timing: Timing) -> None:
+    """End the processes and remove the files of a dead supervisor's server.
+
+    The caller knows that no supervisor of ``folder`` runs.
+    """
+    processes.end_marked(str(folder), timing.kill_s)
+    own = state.read_last_record(folder)
+    if own is None:
+        # The record is lost; the first line of the log contains the last start_id too.
+        start_id = paths.log_start_id(folder)
+        remove_files(folder, scratch_path(start_id) if start_id else "")
+    elif not own.found:
+        remove_files(folder, own.scratch)
+
+
+def shared_memory_inodes(pid: int) -> Iterator[int]:
+    """Yield the inodes of the shared memory of a process; none if it cannot be read."""
+    # Columns of the kernel's table: 3 device, 4 inode, 5 path. By inode, because a semaphore is
+    # created under one name and linked under another.
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            columns = line.split(maxsplit=_COLUMNS - 1)
+            if len(columns) == _COLUMNS and columns[5].startswith(f"{_SHARED_MEMORY}/"):
+                yield int(columns[4])
+
+
+def _recorded(file: Path) -> set[int]:
+    with suppress(StateFolderError):
+        content = paths.read_file(file, truncate=True) or b""
+        return {int(line) for line in content.split() if line.isdigit()}
+    return set()
+
+
+def _existing() -> set[int]:
+    with suppress(OSError):
+        return {entry.inode() for entry in os.scandir(_SHARED_MEMORY)}
+    return set()
+
+
+def _unlink(inodes: set[int]) -> None:
+    for entry in os.scandir(_SHARED_MEMORY):
+        with suppress(OSError):
+            if entry.inode() in inodes and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                os.unlink(entry.path)

@@ -1,0 +1,504 @@
+"""The manager: finds the requested server, or starts exactly one.
+
+This module contains no mechanism; it decides the order of the steps:
+
+1. A base URL was given: verify it and use it; no server is started.
+2. A record shows a running server that fits: use it, or join its start. No lock is taken.
+3. Take the start lock, read the records again, then search for external servers.
+4. Start a supervisor, hand the liveness lock over to it, and release the start lock.
+5. Wait for ``ready`` outside the lock, so that the wait can end without ending the start.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from emberd import durations, engines
+from emberd.env import Places
+from emberd.errors import EmberdError, NoEngineError, ServerStoppedError, StartTimeoutError
+from emberd.manager import (
+    discovery,
+    health,
+    idle,
+    locks,
+    lost_records,
+    paths,
+    spawn,
+    state,
+    stopping,
+)
+from emberd.manager.state import (
+    OnProgress,
+    Progress,
+    Record,
+    Server,
+    ServerSnapshot,
+    ServerStatus,
+    State,
+    Timing,
+    Verify,
+    is_listening,
+)
+from emberd.settings import IDLE_TIMEOUT_S, START_TIMEOUT_S, ServerSpec, StartOptions
+
+_PROGRESS_EVERY_S: Final = 1.0
+_DYING_S: Final = 0.5  # a killed process may break a connection before its port is closed
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureRequest:
+    """The arguments of one call of ``ensure``.
+
+    Attributes:
+        spec: Which model, and the constraints that the server must meet.
+        options: How to start a server if there is none.
+        api_key: The user's key, for servers that the user has listed.
+        idle_timeout: Idle seconds, or a text such as ``"5m"``, after which the server may stop;
+            None for never.
+        lost: The server that ended during the caller's job.
+        retry_failed: Start again although the last start has just failed.
+        may_install: Whether a missing engine may be installed, if the user has enabled that.
+    """
+
+    spec: ServerSpec
+    options: StartOptions
+    api_key: str | None = None
+    idle_timeout: float | str | None = None
+    lost: Server | None = None
+    retry_failed: bool = False
+    may_install: bool = True
+
+    def __post_init__(self) -> None:
+        # An invalid value is an error before any search.
+        _ = self.idle_s
+
+    @property
+    def idle_s(self) -> float | None:
+        """Idle seconds after which the server may stop; None for never."""
+        return durations.check_or_never("idle_timeout", self.idle_timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class PendingStart:
+    """A start in progress that a caller waits for.
+
+    Attributes:
+        folder: The server's state folder.
+        start_id: The id of the start.
+        started: Whether this call began it.
+        options: How the server is started.
+    """
+
+    folder: Path
+    start_id: str
+    started: bool
+    options: StartOptions = field(default_factory=StartOptions)
+
+    def unmet(self, asked: Mapping[str, Any]) -> list[str]:
+        """Return the names of the start options in ``asked`` that the server will not have.
+
+        Args:
+            asked: Values by field name of ``StartOptions``.
+        """
+        # A port that emberd chooses is known once the server is ready.
+        known = [name for name in asked if name != "port" or self.options.port is not None]
+        return [name for name in known if asked[name] != getattr(self.options, name)]
+
+
+@dataclass(frozen=True, slots=True)
+class _MissingEngine:
+    """An engine that must be installed before a server can be started.
+
+    Attributes:
+        name: Name of its environment.
+    """
+
+    name: str
+
+
+Check = Callable[[Server | PendingStart], None]
+"""Called with the server or the start that a call would use, before anything is changed for it;
+raises to refuse it."""
+
+
+class ServerManager:
+    """Finds, starts, watches and stops servers of this user on this machine."""
+
+    def __init__(
+        self, home: str | Path | None = None, *, verify: Verify, timing: Timing | None = None
+    ) -> None:
+        """Create a manager; no file is read or written yet.
+
+        Args:
+            home: Folder of all state; None for ``EMBERD_HOME`` or the platform's default.
+            verify: Requests a real embedding from a server and returns its endpoint, or raises.
+            timing: Periods and deadlines, also of the supervisors that it starts.
+        """
+        self._places = Places.resolve(home)
+        # The real path: marks and records of one home must not differ because of a symbolic link.
+        self._home = paths.Home(Path(os.path.realpath(self._places.home)))
+        self._verify = verify
+        self._timing = timing or Timing()
+
+    # -- finding and starting -----------------------------------------------------------
+
+    def ensure(
+        self,
+        spec: ServerSpec,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        start_timeout: float | str = START_TIMEOUT_S,
+        idle_timeout: float | str | None = IDLE_TIMEOUT_S,
+        lost: Server | None = None,
+        retry_failed: bool = False,
+        options: StartOptions | None = None,
+        check: Check | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Server:
+        """Return a verified server for ``spec``: the given one, a running one, or a new one.
+
+        Args:
+            spec: Which model, and the constraints that the server must meet.
+            base_url: A server to use as it is; then none is searched for or started.
+            api_key: The user's key, for ``base_url`` and for servers that ``EMBERD_DISCOVER``
+                lists.
+            start_timeout: Seconds, or "15m", to wait for a start, which continues afterwards.
+            idle_timeout: Idle seconds, or "5m", after which the server may stop; None for never.
+            lost: The server that ended during the caller's job.
+            retry_failed: Start again although the last start has just failed.
+            options: How to start a server if there is none; None for the environment's values.
+            check: Called with the server or the start that would be used; raises to refuse it.
+            on_progress: Called about once a second while a server starts.
+
+        Raises:
+            ServerMismatchError: ``base_url`` serves something else, or belongs to another user
+                than the server that was ``lost`` there.
+            NoEngineError: No engine can serve the model on this machine.
+            StartError: The server was started and failed; all callers that wait for it get this.
+            StartTimeoutError: ``start_timeout`` expired.
+            LockTimeoutError: Another process holds the start lock for too long.
+            ServerStoppedError: ``lost`` was stopped on request.
+            StateFolderError: The home cannot be used.
+        """
+        if base_url is not None:
+            listener = None if lost is None else discovery.restarted_listener(lost.endpoint)
+            endpoint = self._verify(base_url, api_key, spec, listener)
+            given = Server(endpoint, "given", f"{endpoint.url} was given")
+            return given if options else given.noting_unmet()
+        deadline = time.monotonic() + durations.check("start_timeout", start_timeout)
+        how = options or StartOptions.resolve()
+        request = EnsureRequest(spec, how, api_key, idle_timeout, lost, retry_failed)
+        if lost is not None and lost.origin == "own":
+            self._await_death_notice(lost)
+        while True:
+            found = self._running(request) or self._begin(request, deadline)
+            if check and isinstance(found, PendingStart):
+                check(found)
+            if isinstance(found, _MissingEngine):
+                # Once: an engine that is still missing then is an error. The time that this takes
+                # does not count as start time.
+                deadline += _install(found, on_progress)
+                request, server = replace(request, may_install=False), None
+            elif isinstance(found, PendingStart):
+                # One start of this call's own overrides a failure; a second would be a loop.
+                retry = request.retry_failed and not found.started
+                request = replace(request, retry_failed=retry)
+                server = self._await(found, spec, deadline, on_progress)
+            else:
+                server = found
+            if server is not None:
+                if check:
+                    check(server)
+                if server.origin == "own" and server.folder is not None:
+                    idle.request(Path(server.folder), request.idle_s)
+                return server if options else server.noting_unmet()
+
+    def find(self, spec: ServerSpec, *, api_key: str | None = None) -> Server | None:
+        """Return a running server for ``spec``, emberd's own or an external one; start none."""
+        request = EnsureRequest(spec, StartOptions(), api_key)
+        lost_records.await_records(self._home.server_folders(spec.key), self._timing)
+        for seen in self._snapshots(spec):
+            if seen.serves(spec):
+                found = self._use_or_join(seen, request)
+                if isinstance(found, Server):
+                    return found
+        result = discovery.search(spec, self._places.discover, api_key, self._verify)
+        return result.found.server() if result.found else None
+
+    # -- status and stop ----------------------------------------------------------------
+
+    def status(self) -> list[ServerStatus]:
+        """Return what is known about every server since the machine booted."""
+        return lost_records.server_statuses(self._home.all_server_folders(), self._timing)
+
+    def stop(
+        self, spec: ServerSpec | None = None, *, deadline_s: float = math.inf
+    ) -> list[ServerStatus]:
+        """Stop the servers of ``spec``, or all that emberd started; return their last statuses.
+
+        The record of an external server is deleted; the server itself is never stopped.
+
+        Args:
+            spec: Which servers; None for all.
+            deadline_s: How long to wait for lost records, on the monotonic clock; never longer
+                than a supervisor takes to rewrite one.
+
+        Raises:
+            StartError: Some processes cannot be ended.
+            StateFolderError: A folder cannot be read; the other servers are stopped by then.
+        """
+        home = self._home
+        chosen = home.all_server_folders() if spec is None else home.server_folders(spec.key)
+        stopped, errors, marks = [], [], lost_records.MarkedProcesses()
+        deadline_s = min(deadline_s, time.monotonic() + self._timing.record_s)
+        for folder in chosen:
+            try:
+                was = stopping.stop(folder, self._timing, marks, deadline_s)
+            except EmberdError as error:
+                errors.append(error)  # the other servers are stopped anyway
+            else:
+                stopped += [was] if was else []
+        spawn.sweep(home, self._timing)
+        if errors:
+            raise errors[0]
+        return stopped
+
+    def is_current(self, server: Server) -> bool:
+        """Return whether a server that was returned earlier still runs; takes less than 1 ms.
+
+        Call it before a new job: a server that has stopped since, because it was idle or on
+        request, is then started again. External servers are not asked: each new connection to them
+        is checked instead, see ``emberd.system.listeners``.
+        """
+        if server.origin != "own" or server.folder is None:
+            return True
+        seen = state.snapshot(Path(server.folder))
+        if seen.state is State.UNKNOWN:  # its supervisor runs, and rewrites the lost record
+            return True
+        is_same = seen.record is not None and seen.record.start_id == server.start_id
+        return is_same and seen.state is State.READY
+
+    def used(self, server: Server) -> None:
+        """Tell the supervisor that the server is in use; acts at most once a second.
+
+        Raises:
+            ServerStoppedError: It was stopped on request. SGLang accepts requests as long as they
+                come, so a job that went on sending them would prevent its orderly end.
+        """
+        if server.folder is not None and idle.touch(server.folder):
+            own = state.snapshot(Path(server.folder)).record
+            if own is not None and own.start_id == server.start_id and own.stopped_by_user:
+                raise _stopped(own.spec)
+
+    def report_unresponsive(self, server: Server) -> None:
+        """Have the supervisor probe the server, which did not answer in time."""
+        if server.origin == "own" and server.folder is not None:
+            health.report_unresponsive(server.folder)
+
+    # -- the steps of ensure ------------------------------------------------------------
+
+    def _snapshots(self, spec: ServerSpec) -> list[ServerSnapshot]:
+        first = state.snapshot(self._home.server_folder(spec.key))
+        if first.origin == "own" and first.serves(spec):  # the usual case: one file, one probe
+            return [first]
+        return [state.snapshot(folder) for folder in self._home.server_folders(spec.key)]
+
+    def _running(self, request: EnsureRequest) -> Server | PendingStart | None:
+        seen = self._snapshots(request.spec)
+        for each in seen:
+            if each.serves(request.spec) and (found := self._use_or_join(each, request)):
+                return found
+        if request.lost is not None:
+            _raise_if_stopped(seen, request.lost)
+        if not request.retry_failed:
+            for each in seen:
+                if error := each.recent_failure(
+                    request.spec, request.options, self._timing.cool_down_s
+                ):
+                    raise error
+        return None
+
+    def _use_or_join(
+        self, seen: ServerSnapshot, request: EnsureRequest
+    ) -> Server | PendingStart | None:
+        if seen.record is not None and seen.state is State.STARTING:
+            return PendingStart(
+                seen.folder, seen.record.start_id, started=False, options=seen.record.options
+            )
+        if seen.origin == "found":
+            return discovery.reverify(
+                seen, request.spec, self._places.discover, request.api_key, self._verify
+            )
+        server = seen.server()
+        if server is None or is_listening(server.endpoint):
+            return server
+        # It has died and its supervisor is about to record that; then there is no server here.
+        self._await_death_notice(server)
+        if is_listening(server.endpoint):
+            return server
+        now = state.snapshot(seen.folder)
+        is_same = now.record is not None and now.record.start_id == server.start_id
+        if is_same and now.serves(request.spec):
+            stopping.end_supervisor(now)
+        return None
+
+    def _begin(
+        self, request: EnsureRequest, deadline: float
+    ) -> Server | PendingStart | _MissingEngine | None:
+        """Return a server, a start to wait for, or an engine to install; None to look again."""
+        spec = request.spec
+        self._await_ending(spec, deadline)
+        paths.make_private(self._home.machine)
+        paths.make_private(self._home.servers)
+        first = paths.make_private(self._home.server_folder(spec.key))
+        patience_s = max(0.0, min(self._timing.lock_s, deadline - time.monotonic()))
+        with locks.start_lock(first, patience_s):
+            if again := self._running(request):
+                return again
+            seen = [state.snapshot(folder) for folder in self._home.server_folders(spec.key)]
+            if any(each.is_ending for each in seen):
+                return None
+            taken = [each.folder for each in seen if each.alive]
+            folder = paths.make_private(self._home.free_server_folder(spec.key, taken))
+            result = discovery.search(spec, self._places.discover, request.api_key, self._verify)
+            if result.found is not None:
+                return discovery.adopt(folder, spec, result.found, self._timing)
+            # Installed outside the lock: no process may wait for it during a large download.
+            may_install = self._places.auto_install and request.may_install
+            if may_install and (name := engines.explain(spec).installable):
+                return _MissingEngine(name)
+            engine = _choose_engine(spec, result.refusals)
+            spawn.sweep(self._home, self._timing, locked=first)
+            start_id = spawn.start_supervisor(
+                folder,
+                spec,
+                engine.name,
+                self._timing,
+                idle_timeout_s=request.idle_s,
+                options=request.options,
+            )
+            return PendingStart(folder, start_id, started=True, options=request.options)
+
+    def _await(
+        self,
+        pending: PendingStart,
+        spec: ServerSpec,
+        deadline: float,
+        on_progress: OnProgress | None,
+    ) -> Server | None:
+        """Return the server once it is ready; None if there is none, or one that does not fit."""
+        last_reported = 0.0
+        while True:
+            seen = lost_records.await_record(pending.folder, self._timing, deadline)
+            if seen.record is None or seen.record.start_id != pending.start_id:
+                return None
+            if seen.state is not State.STARTING:
+                return _outcome(seen, pending, spec)
+            now = time.monotonic()
+            progress = Progress(
+                seen.record.progress, now - seen.record.since_s, seen.record.log_path
+            )
+            if now > deadline:
+                raise progress.timed_out()
+            if on_progress and now - last_reported >= _PROGRESS_EVERY_S:
+                last_reported = now
+                on_progress(progress)
+            time.sleep(self._timing.poll_s)
+
+    def _await_ending(self, spec: ServerSpec, deadline: float) -> None:
+        """Wait for servers of ``spec`` that are ending, so that two never overlap."""
+        while any(seen.is_ending for seen in self._snapshots(spec)):
+            lost_records.await_records(self._home.server_folders(spec.key), self._timing, deadline)
+            if time.monotonic() > deadline:
+                raise StartTimeoutError(
+                    f"start_timeout expired while the last server of {spec.model} finishes its "
+                    f"requests. Try again later; `emberd status` shows its state."
+                )
+            time.sleep(self._timing.poll_s)
+
+    def _await_death_notice(self, lost: Server) -> None:
+        """Wait briefly until the supervisor of a lost server has noticed its death too."""
+        began = time.monotonic()
+        while self.is_current(lost) and (waited := time.monotonic() - began) < self._timing.lost_s:
+            # A broken connection does not mean that the server ended: it may still listen.
+            if waited > _DYING_S and is_listening(lost.endpoint):
+                return
+            time.sleep(self._timing.poll_s)
+
+
+def _choose_engine(spec: ServerSpec, refusals: Sequence[str]) -> engines.Engine:
+    """Return the engine that is to serve ``spec``.
+
+    Args:
+        spec: What is requested.
+        refusals: Why none of the running servers fits.
+
+    Raises:
+        NoEngineError: None can serve it on this machine.
+    """
+    try:
+        return engines.choose(spec)
+    except NoEngineError as error:
+        if not refusals:
+            raise
+        seen = "\n".join(f"  {refusal}" for refusal in refusals)
+        raise NoEngineError(f"{error}\nRunning servers that do not fit:\n{seen}") from None
+
+
+def _install(missing: _MissingEngine, on_progress: OnProgress | None) -> float:
+    """Install an engine's environment; return how long it took, in seconds.
+
+    Processes that do this at the same time wait for one installation.
+
+    Raises:
+        InstallError: It cannot be installed.
+    """
+    began_s = time.monotonic()
+
+    def report(text: str) -> None:
+        if on_progress is not None:
+            on_progress(Progress(text, time.monotonic() - began_s, log_path=""))
+
+    # Imported late: most processes never install an engine.
+    from emberd import installs
+
+    installs.install(missing.name, Places.resolve(), report)
+    return time.monotonic() - began_s
+
+
+def _outcome(seen: ServerSnapshot, pending: PendingStart, spec: ServerSpec) -> Server | None:
+    own = seen.record
+    if seen.state is State.READY:
+        # If another process began the start, device and context are known only now.
+        return seen.server(started=pending.started) if seen.serves(spec) else None
+    if own is not None and own.stopped_by_user:
+        raise _stopped(spec)
+    if own is not None and seen.state is State.FAILED and not _was_ready(own):
+        raise own.start_error()
+    return None
+
+
+def _was_ready(own: Record) -> bool:
+    """Return whether it failed after it had been ready: then another start is worth trying."""
+    return own.failure is not None and not own.failure.starting
+
+
+def _raise_if_stopped(seen: list[ServerSnapshot], lost: Server) -> None:
+    for each in seen:
+        own = each.record
+        if own is not None and own.stopped_by_user and str(each.folder) == lost.folder:
+            raise _stopped(own.spec)
+
+
+def _stopped(spec: ServerSpec) -> ServerStoppedError:
+    return ServerStoppedError(
+        f"The server of {spec.model} was stopped on request during this job. Run the job again to "
+        f"start a new server."
+    )

@@ -1,0 +1,124 @@
+"""Repairs the state files of a running supervisor when they are lost or damaged.
+
+Other processes may delete, truncate or replace a file in the state folder; readers would then see
+no server although one runs. A thread checks the files every tick, whatever the supervisor itself is
+waiting for, and rewrites from memory what differs from what was last published.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from emberd.manager import idle, liveness, paths, state
+from emberd.manager.state import Record
+from emberd.system import background
+
+_MODE: Final = 0o600
+
+_Facts = tuple[int, ...]
+
+
+class StateFiles:
+    """The record and the requested idle timeout of one server, as its supervisor keeps them."""
+
+    def __init__(self, folder: Path, alive_fd: int) -> None:
+        """Start with nothing published.
+
+        Args:
+            folder: The server's state folder.
+            alive_fd: Descriptor that holds the liveness lock.
+        """
+        self.idle_timeout = idle.RequestedTimeout(folder)
+        self._folder = folder
+        self._file = folder / state.RECORD_NAME
+        self._alive_fd = alive_fd
+        self._lock = threading.Lock()
+        self._content: bytes | None = None
+        self._facts: _Facts | None = None
+        self._has_reported = False
+
+    def publish(self, own: Record) -> None:
+        """Replace the record; a failed write is retried at each tick of ``watch``.
+
+        Raises:
+            OSError: The disk is full, for example.
+        """
+        with self._lock:
+            self._content = state.serialize_record(own)
+            self._write(self._content)
+
+    def watch(self, every_s: float) -> None:
+        """Restore lost files in a thread, every ``every_s`` seconds, until the folder is gone."""
+
+        def work() -> None:
+            while liveness.is_same_file(self._alive_fd, self._folder):
+                self.restore()
+                time.sleep(every_s)
+
+        background.run(work, "state-files")
+
+    def restore(self) -> None:
+        """Rewrite what is missing, damaged or changed by others; report a failure once."""
+        failed: OSError | None = None
+        for step in (self._restore_permissions, self._restore_record, self.idle_timeout.restore):
+            try:
+                step()
+            except OSError as error:
+                failed = failed or error
+        if failed is not None and not self._has_reported:
+            report(f"cannot rewrite a lost or damaged state file in {self._folder}: {failed}")
+        self._has_reported = failed is not None
+
+    def _restore_permissions(self) -> None:
+        # Readers must be able to open the file to see that its lock is held.
+        if stat.S_IMODE(os.fstat(self._alive_fd).st_mode) != _MODE:
+            os.fchmod(self._alive_fd, _MODE)
+
+    def _restore_record(self) -> None:
+        with self._lock:
+            if self._content is None:
+                return
+            # Usually this one call is enough: the content is read only if the file changed.
+            facts = _facts(self._file)
+            if facts is not None and facts == self._facts:
+                return
+            if self._is_unchanged():
+                self._facts = facts
+            else:
+                self._write(self._content)
+
+    def _is_unchanged(self) -> bool:
+        if paths.read_file(self._file) != self._content:
+            return False
+        return stat.S_IMODE(self._file.lstat().st_mode) == _MODE
+
+    def _write(self, content: bytes) -> None:
+        # The next tick compares the content once, which also covers a change right after this.
+        self._facts = None
+        state.write_serialized(self._folder, content)
+
+
+def report(text: str) -> None:
+    """Write a line to the server's log; a full disk does not stop the supervisor."""
+    with suppress(OSError):
+        sys.stderr.write(f"emberd: {text}\n")
+        sys.stderr.flush()
+
+
+def _facts(file: Path) -> _Facts | None:
+    try:
+        facts = os.lstat(file)
+    except OSError:
+        return None
+    # The change time too: content and permissions can change while the modification time stays.
+    return (
+        *(facts.st_dev, facts.st_ino, facts.st_mode, facts.st_size),
+        *(facts.st_mtime_ns, facts.st_ctime_ns),
+    )
