@@ -21,8 +21,8 @@ from source_tree import PACKAGES, ROOT, Module
 # ---------------------------------------------------------------- arrows run one way
 
 _BASE: Final = {
-    *("catalog", "checkpoints", "durations", "endpoint", "env", "errors", "pipeline", "probe"),
-    *("prompts", "settings", "system"),
+    *("catalog", "durations", "endpoint", "env", "errors", "hub_cache", "model_card"),
+    *("model_files", "probe", "prompts", "settings", "system"),
 }
 _ENGINES: Final = _BASE | {"engines", "installs", "serving"}
 _JOINED: Final = _ENGINES | {"manager", "client", "cache"}
@@ -34,12 +34,14 @@ ARROWS: Final[dict[str, set[str]]] = {
     "catalog": {"errors"},
     "prompts": {"errors", "catalog"},
     "durations": {"errors"},
-    "pipeline": set(),
-    "checkpoints": {"errors", "catalog", "pipeline"},
+    "model_files": {"errors"},
+    "model_card": {"errors", "catalog", "model_files"},
+    "hub_cache": {"model_files"},
     "endpoint": {"errors", "system"},
     "env": {"durations", "endpoint", "errors"},
     "settings": {
-        *("errors", "catalog", "checkpoints", "durations", "endpoint", "env", "prompts", "system"),
+        *("errors", "catalog", "durations", "endpoint", "env", "model_card", "model_files"),
+        *("prompts", "system"),
     },
     "lists": {"client"},
     "index_identity": {"errors", "prompts", "settings"},

@@ -340,11 +340,11 @@ def _caused(error: Exception, cause: Exception) -> Exception:
         ),
     ],
 )
-def test_each_refusal_of_the_hub_is_explained(error: Exception, offline: bool, cause: str) -> None:
-    library = SimpleNamespace(
-        errors=Kinds,
-        constants=SimpleNamespace(HF_HUB_OFFLINE=offline, HF_HUB_CACHE="/cache"),
-    )
+def test_each_refusal_of_the_hub_is_explained(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, offline: bool, cause: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", "/cache")
+    library = SimpleNamespace(errors=Kinds, constants=SimpleNamespace(HF_HUB_OFFLINE=offline))
     told = hub._explained(library, Checkpoint("a/b", revision="main"), error)
     assert cause in told.cause
     assert told.advice

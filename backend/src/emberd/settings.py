@@ -17,7 +17,7 @@ from enum import Enum
 from functools import partial
 from typing import Any, Final
 
-from emberd import checkpoints, durations, endpoint, env
+from emberd import durations, endpoint, env, model_card, model_files
 from emberd.catalog import DEMO_MODEL, Model
 from emberd.errors import SettingError
 from emberd.prompts import Templates, templates
@@ -172,7 +172,7 @@ class Settings:
             if name in values:
                 values[name] = read(values[name])
         if "dimensions" not in values and isinstance(values.get("model"), str):
-            values["dimensions"] = checkpoints.describe(values["model"]).cut_to
+            values["dimensions"] = model_card.describe(values["model"]).cut_to
         settings = cls(**values)
         settings._check()
         return settings
@@ -196,13 +196,13 @@ class Settings:
             engine=self.engine,
             device=self.device,
             context_tokens=self.context_tokens,
-            content=checkpoints.content(self.model),
+            content=model_files.content_hash(self.model),
         )
 
     @property
     def known(self) -> Model:
         """What is known of the model, from the catalog or from its folder."""
-        return checkpoints.describe(self.model)
+        return model_card.describe(self.model)
 
     @property
     def query_template(self) -> str:
@@ -258,7 +258,7 @@ def _rebuild(values: dict[str, Any]) -> Settings:
 
 def _read_path(given: Any) -> Any:
     name = os.fspath(given) if isinstance(given, os.PathLike) else given
-    return checkpoints.absolute(name) if isinstance(name, str) else name
+    return model_files.absolute(name) if isinstance(name, str) else name
 
 
 # What is given in several forms, and how it is brought into one.

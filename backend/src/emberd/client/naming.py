@@ -6,7 +6,7 @@ import os
 import re
 from typing import Final
 
-from emberd import catalog, checkpoints
+from emberd import catalog, model_files
 from emberd.errors import SettingError
 
 # Where the hub's libraries keep what they fetched: a path that names the model after all.
@@ -34,8 +34,8 @@ def holds_model(wanted: str, path: object) -> bool | None:
     if not isinstance(path, str) or not os.path.isabs(path):
         return None
     try:
-        served = checkpoints.content(path)
-        mine = checkpoints.content(wanted)
+        served = model_files.content_hash(path)
+        mine = model_files.content_hash(wanted)
     except SettingError:
         return None
     return None if served is None or mine is None else served == mine

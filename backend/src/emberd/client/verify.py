@@ -16,7 +16,7 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final
 
-from emberd import checkpoints, probe
+from emberd import model_card, probe
 from emberd.catalog import Model
 from emberd.client import naming, protocol, replies, tokens
 from emberd.client.protocol import Ask, Reply, Trouble
@@ -96,7 +96,7 @@ def examination(url: str, api_key: str | None, spec: ServerSpec, timeout_s: floa
 
 
 def _examination(url: str, api_key: str | None, spec: ServerSpec) -> Examination:
-    model = checkpoints.describe(spec.model)
+    model = model_card.describe(spec.model)
     entries = probe.entries(_object(_body(url, MODELS, (yield Ask(MODELS)))))
     # Where the server lists its models, the other routes are optional: a gateway may close them.
     optional = bool(entries)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from emberd import checkpoints, env
+from emberd import env, model_files
 from emberd.env import Places
 from emberd.errors import SettingError
 from emberd.settings import DEFAULT_MODEL, ServerSpec, Settings, StartOptions
@@ -147,9 +147,9 @@ def _spec(given: Mapping[str, str], environ: Mapping[str, str], problems: list[s
         for name in ("revision", "engine", "device")
     }
     named = given.get("model") or environ.get("EMBERD_MODEL") or DEFAULT_MODEL
-    model = checkpoints.absolute(named)
+    model = model_files.absolute(named)
     try:
-        return ServerSpec(model=model, content=checkpoints.content(model), **wishes)
+        return ServerSpec(model=model, content=model_files.content_hash(model), **wishes)
     except SettingError as error:
         problems.append(str(error))
         return ServerSpec(model=model, **wishes)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from emberd import checkpoints, engines, probe
+from emberd import engines, model_files, probe
 from emberd.endpoint import Endpoint
 from emberd.errors import (
     AuthenticationError,
@@ -227,7 +227,7 @@ def _unfit(found: Found, spec: ServerSpec) -> str | None:
     if not spec.accepts(found.engine or "", spec.device, context_tokens):
         return f"it does not meet engine={spec.engine}, context_tokens={spec.context_tokens}"
     # A path that is not on this machine may be the name that a server elsewhere goes by.
-    is_known = checkpoints.is_folder(spec.model) or not checkpoints.is_path(spec.model)
+    is_known = model_files.is_folder(spec.model) or not model_files.is_path(spec.model)
     if found.engine and is_known and (problem := engines.load(found.engine).unfit(spec)):
         return f"it is a server of the engine {found.engine}: {problem}"
     return pins.contradiction(found.endpoint, spec, listed=found.candidate.listed)

@@ -12,7 +12,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from emberd import checkpoints, engines, probe
+from emberd import engines, model_files, probe
 from emberd.endpoint import Endpoint
 from emberd.errors import SettingError
 from emberd.settings import ServerSpec
@@ -64,7 +64,7 @@ def _in_files(endpoint: Endpoint, spec: ServerSpec, *, listed: bool) -> str | No
             f"{path or 'nothing of them'}, which is no folder here. {_GIVE_IT}"
         )
     try:
-        loaded, changed_s = checkpoints.content(path), checkpoints.changed_s(path)
+        loaded, changed_s = model_files.content_hash(path), model_files.changed_s(path)
     except SettingError as error:
         return f"what it serves cannot be read: {error} {_GIVE_IT}"
     if loaded != spec.content:

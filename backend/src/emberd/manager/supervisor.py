@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from emberd import checkpoints, engines, probe
+from emberd import engines, model_files, probe
 from emberd.endpoint import Endpoint
 from emberd.engines.base import Diagnosis, Launch, Plan
 from emberd.errors import EmberdError, LockTimeoutError, StartError
@@ -195,7 +195,7 @@ class Supervisor:
             return outcome
         if outcome is not None:
             spec, engine = self.record.spec, self.record.engine or ""
-            if checkpoints.content(spec.model) != spec.content and spec.content is not None:
+            if model_files.content_hash(spec.model) != spec.content and spec.content is not None:
                 return Diagnosis(f"The files of {spec.model} changed meanwhile", "Run it again.")
             # Asked again: of a model on the hub, most files are here only since the download.
             if problem := self.engine.unfit(spec):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from emberd import checkpoints
+from emberd import hub_cache, model_files
 from emberd.errors import StartError
 from emberd.serving.encoder import Checkpoint
 from emberd.serving.watching import telling
@@ -32,7 +32,7 @@ def folder_of(checkpoint: Checkpoint) -> Path:
     path = Path(os.path.expanduser(checkpoint.model))
     if path.is_dir():
         return path
-    if checkpoints.is_path(checkpoint.model):
+    if model_files.is_path(checkpoint.model):
         raise StartError(
             f"there is no folder {checkpoint.model}",
             advice="Correct the path (model= or EMBERD_MODEL): the folder that holds config.json.",
@@ -46,7 +46,7 @@ def _downloaded(checkpoint: Checkpoint) -> Path:
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
     hub.utils.disable_progress_bars()
-    kept = Path(hub.constants.HF_HUB_CACHE) / f"models--{checkpoint.model.replace('/', '--')}"
+    kept = hub_cache.model_folder(checkpoint.model)
     try:
         with telling("downloading", lambda: _bytes_in(kept / "blobs"), None):
             return Path(
@@ -74,7 +74,7 @@ def _explained(hub: Any, checkpoint: Checkpoint, error: Exception) -> StartError
             return StartError(cause, advice=advice)
     if is_disk_full(error):
         return StartError(
-            f"the disk is full: there is no room for {model} in {hub.constants.HF_HUB_CACHE}",
+            f"the disk is full: there is no room for {model} in {hub_cache.root()}",
             advice="Free some space there, or let HF_HOME name a folder on another disk.",
         )
     if isinstance(error, hub.errors.LocalEntryNotFoundError) and hub.constants.HF_HUB_OFFLINE:

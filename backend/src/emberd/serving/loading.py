@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from emberd import checkpoints, pipeline
+from emberd import model_card, model_files
 from emberd.errors import StartError
 from emberd.serving import devices, hub, packing
 from emberd.serving.devices import Place
@@ -20,9 +18,6 @@ from emberd.serving.watching import telling
 ARCHITECTURES: Final = ("Qwen3ForCausalLM", "Qwen3Model")
 """What is served: causal, full attention, the last token's state is the vector."""
 
-_WEIGHTS: Final = "*.safetensors"
-_HEADER_BYTES: Final = 8  # a safetensors file opens with its header's length, little-endian
-_MAX_HEADER_BYTES: Final = 100_000_000
 _RSS_BYTES: Final = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss
 _ROOM: Final = 1.05  # activations and torch itself, beside the weights
 _GIB: Final = 1024**3
@@ -68,7 +63,7 @@ def load(folder: Path, place: Place, end_of_text_id: int | None) -> Loaded:
     Raises:
         StartError: It is not of a kind that is served, is damaged, or does not fit.
     """
-    config = checkpoints.read_json(folder / checkpoints.CONFIG)
+    config = model_files.read_json(folder / model_files.CONFIG)
     _check_kind(folder, config)
     size = _weights_bytes(folder, place.dtype)
     _check_room(folder, place, size)
@@ -87,7 +82,7 @@ def load(folder: Path, place: Place, end_of_text_id: int | None) -> Loaded:
 def _check_kind(folder: Path, config: dict[str, Any]) -> None:
     if not config:
         raise StartError(
-            f"{folder} holds no {checkpoints.CONFIG} that can be read", advice=_COPY_AGAIN
+            f"{folder} holds no {model_files.CONFIG} that can be read", advice=_COPY_AGAIN
         )
     architecture = (config.get("architectures") or ["no architecture at all"])[0]
     if architecture not in ARCHITECTURES:
@@ -102,45 +97,37 @@ def _check_kind(folder: Path, config: dict[str, Any]) -> None:
             advice=_OTHER_MODEL,
         )
     # Asked before the start as well, but for a model of the hub its files are known only here.
-    problem = pipeline.unservable(folder)
+    problem = model_card.why_unsupported(folder)
     if problem is not None:
         raise StartError(problem.cause, advice=problem.advice)
 
 
 def _weights_bytes(folder: Path, dtype: str) -> int:
     """Return what the weights take in ``dtype``, from the headers of their files."""
-    files = sorted(folder.glob(_WEIGHTS))
+    files = sorted(folder.glob(model_files.SAFETENSORS))
     if not files:
-        raise StartError(f"{folder} holds no weights ({_WEIGHTS})", advice=_COPY_AGAIN)
+        raise StartError(
+            f"{folder} holds no weights ({model_files.SAFETENSORS})", advice=_COPY_AGAIN
+        )
     return sum(_numbers(path) for path in files) * devices.ITEM_BYTES[dtype]
 
 
 def _numbers(path: Path) -> int:
     """Return how many numbers a file of weights holds, without the head of a language model."""
     try:
-        start, header = _header(path)
-        tensors = {name: tensor for name, tensor in header.items() if "shape" in tensor}
-        end = start + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+        header = model_files.read_safetensors_header(path)
         size = path.stat().st_size
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise StartError(
             f"the weights in {path} are damaged: they have no header that can be read",
             advice=_COPY_AGAIN,
         ) from error
-    if size < end:
+    if size < header.file_bytes:
         raise StartError(
-            f"the weights in {path} are incomplete: {size} of {end} bytes", advice=_COPY_AGAIN
+            f"the weights in {path} are incomplete: {size} of {header.file_bytes} bytes",
+            advice=_COPY_AGAIN,
         )
-    return sum(math.prod(tensor["shape"]) for name, tensor in tensors.items() if _HEAD not in name)
-
-
-def _header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Return where the numbers begin in a file of weights, and what it says of them."""
-    with pipeline.open_regular(path) as file:
-        length = int.from_bytes(file.read(_HEADER_BYTES), "little")
-        if length > _MAX_HEADER_BYTES:
-            raise ValueError(path)
-        return _HEADER_BYTES + length, json.loads(file.read(length))
+    return sum(count for name, count in header.elements.items() if _HEAD not in name)
 
 
 def _check_room(folder: Path, place: Place, size: int) -> None:
@@ -212,7 +199,7 @@ def _check_report(folder: Path, report: dict[str, Any]) -> None:
         names = sorted(map(str, report.get(kind) or ()))
         if names:
             raise StartError(
-                f"the weights in {folder} are not those of its {checkpoints.CONFIG}: "
+                f"the weights in {folder} are not those of its {model_files.CONFIG}: "
                 f"{kind.replace('_', ' ')} {', '.join(names[:3])} ({len(names)} in all)",
                 advice=_COPY_AGAIN,
             )

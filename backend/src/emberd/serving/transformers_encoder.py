@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from emberd import checkpoints
+from emberd import model_card
 from emberd.errors import BadReplyError, StartError
 from emberd.serving import devices, hub, loading, packing, processor
 from emberd.serving.devices import CPU, Place
@@ -50,7 +50,7 @@ class TransformersEncoder:
         Args:
             checkpoint: The model, and how it is to be run.
         """
-        known = checkpoints.describe(checkpoint.model)
+        known = model_card.describe(checkpoint.model)
         self.name = checkpoint.model
         self.matryoshka = known.matryoshka
         self.dimensions = known.dimensions or 0
@@ -72,7 +72,7 @@ class TransformersEncoder:
         folder = hub.folder_of(self._checkpoint)
         place = devices.choose(self._torch, self._checkpoint.device, self._checkpoint.dtype)
         _log.info("device %s, %s: %s", place.device, place.dtype, place.why)
-        loaded = loading.load(folder, place, checkpoints.describe(self.name).end_of_text_id)
+        loaded = loading.load(folder, place, model_card.describe(self.name).end_of_text_id)
         self._settle(place, loaded)
         self._loaded = loaded
 

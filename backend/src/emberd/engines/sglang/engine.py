@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from emberd import checkpoints, installs
+from emberd import hub_cache, installs, model_files
 from emberd.catalog import DEMO_MODEL
 from emberd.engines import gpus, surroundings
 from emberd.engines.base import Diagnosis, Launch, Plan, Reason
@@ -235,7 +235,7 @@ def _variables(chosen: Sequence[Gpu], *, on_cpu: bool) -> dict[str, tuple[str, s
 
 
 def _silence_s(spec: ServerSpec, *, on_cpu: bool) -> float:
-    if not (checkpoints.is_folder(spec.model) or models.is_downloaded(spec.model)):
+    if not (model_files.is_folder(spec.model) or hub_cache.is_downloaded(spec.model)):
         return _DOWNLOAD_SILENCE_S
     return _CPU_SILENCE_S if on_cpu else _GPU_SILENCE_S
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from emberd import catalog
-from emberd.checkpoints import CONFIG, is_folder, read_json
-from emberd.pipeline import open_regular
+from emberd.model_files import (
+    CONFIG,
+    SAFETENSORS,
+    is_folder,
+    read_json,
+    read_safetensors_header,
+)
 
 _BF16_BYTES: Final = 2
 _DTYPE_BYTES: Final = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 _FP8: Final = "fp8"
 _FP8_BYTES: Final = 1
 _KEY_AND_VALUE: Final = 2
-_HEADER_BYTES: Final = 8  # a safetensors file opens with its header's length, little-endian
-_MAX_HEADER_BYTES: Final = 100_000_000
-_SAFETENSORS: Final = "*.safetensors"
 _OLD_WEIGHTS: Final = "*.bin"
 _HEAD: Final = "lm_head.weight"
 _CAUSAL: Final = "ForCausalLM"
@@ -160,8 +160,10 @@ def _from_folder(folder: Path) -> Geometry | None:
     try:
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
         architecture = str(config["architectures"][0])
-        shapes = dict(_tensors(folder))
-        parameters = sum(shapes.values()) or _by_size(folder, config)
+        elements: dict[str, int] = {}
+        for path in folder.glob(SAFETENSORS):
+            elements |= read_safetensors_header(path).elements
+        parameters = sum(elements.values()) or _by_size(folder, config)
         vocabulary = int(config["vocab_size"])
         return Geometry(
             architecture=architecture,
@@ -172,7 +174,7 @@ def _from_folder(folder: Path) -> Geometry | None:
             head_dim=int(config.get("head_dim") or hidden // heads),
             vocabulary=vocabulary,
             parameters=parameters
-            + _unstored_head(architecture, config, _HEAD in shapes, vocabulary * hidden),
+            + _unstored_head(architecture, config, _HEAD in elements, vocabulary * hidden),
             context_tokens=_context(config),
             stored_bytes=_stored_bytes(folder) if "quantization_config" in config else None,
             verified=True,
@@ -188,26 +190,13 @@ def _unstored_head(architecture: str, config: Mapping[str, Any], stored: bool, s
     return 0 if stored or tied or not architecture.endswith(_CAUSAL) else size
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, int]]:
-    """Yield name and number of elements of each tensor, from the headers of the files alone."""
-    for path in sorted(folder.glob(_SAFETENSORS)):
-        with open_regular(path) as file:
-            length = int.from_bytes(file.read(_HEADER_BYTES), "little")
-            if length > _MAX_HEADER_BYTES:
-                raise ValueError(f"{path} is no safetensors file")
-            header = json.loads(file.read(length))
-        for name, tensor in header.items():
-            if "shape" in tensor:
-                yield name, math.prod(tensor["shape"])
-
-
 def _by_size(folder: Path, config: Mapping[str, Any]) -> int:
     dtype = config.get("dtype") or config.get("torch_dtype")
     return _stored_bytes(folder) // element_bytes(str(dtype))
 
 
 def _stored_bytes(folder: Path) -> int:
-    files = list(folder.glob(_SAFETENSORS)) or list(folder.glob(_OLD_WEIGHTS))
+    files = list(folder.glob(SAFETENSORS)) or list(folder.glob(_OLD_WEIGHTS))
     if not files:
         raise ValueError(f"{folder} holds no weights")
     return sum(file.stat().st_size for file in files)

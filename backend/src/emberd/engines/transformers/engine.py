@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import emberd.serving
-from emberd import checkpoints, installs, pipeline
+from emberd import installs, model_card, model_files
 from emberd.engines import gpus, surroundings
 from emberd.engines.base import Diagnosis, Launch, Plan, Reason
 from emberd.engines.gpus import Gpu, Survey
@@ -88,7 +88,7 @@ class TransformersEngine:
             | {name: value for name, (value, _) in added.items()}
             | secret,
             device=where,
-            silence_s=_SILENCE_S if checkpoints.is_folder(spec.model) else _DOWNLOAD_SILENCE_S,
+            silence_s=_SILENCE_S if model_files.is_folder(spec.model) else _DOWNLOAD_SILENCE_S,
             drain_s=_DRAIN_S,
             reasons=[
                 *(Reason(" ".join(part.words), part.why) for part in words),
@@ -178,7 +178,7 @@ def _words(spec: ServerSpec, launch: Launch, python: Interpreter, where: str) ->
         _Word((python.python,), f"has transformers {python.version}: {python.why}"),
         _Word((_BOOTSTRAP,), "our server, for an interpreter that has no emberd"),
         _Word(("--encoder", NAME), "the kind of model"),
-        _Word(("--model-path", checkpoints.absolute(spec.model)), "the model that was asked for"),
+        _Word(("--model-path", model_files.absolute(spec.model)), "the model that was asked for"),
         _Word(("--served-model-name", spec.model), "clients ask for it by this name"),
         _Word(address(launch), "a socket of this machine's loopback, which listens already"),
         _Word(("--weight-version", launch.fingerprint), "the name of this start"),
@@ -207,7 +207,7 @@ def _variables(gpu: Gpu | None) -> dict[str, tuple[str, str]]:
 
 
 def _notes(spec: ServerSpec, python: Interpreter, where: str, gpu: Gpu | None) -> list[str]:
-    notes = pipeline.unused_prompts(Path(spec.model)) if checkpoints.is_folder(spec.model) else []
+    notes = model_card.unused_prompts(Path(spec.model)) if model_files.is_folder(spec.model) else []
     tried = installs.RECIPES[NAME].version
     if python.version != tried:
         notes.append(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from emberd import checkpoints, pipeline
+from emberd import hub_cache, model_card, model_files
 from emberd.catalog import DEMO_MODEL
 from emberd.engines.gpus import Gpu, Survey
 from emberd.engines.sglang.geometry import element_bytes, geometry_of
@@ -144,21 +144,21 @@ def short_of_memory(spec: ServerSpec, where: str, gpu: Gpu | None = None) -> str
 
 
 def _unfit_files(model: str, revision: str | None) -> str | None:
-    if not checkpoints.is_folder(model):
-        if checkpoints.is_path(model):
+    if not model_files.is_folder(model):
+        if model_files.is_path(model):
             return f"there is no folder {model}"
-        kept = checkpoints.snapshot(model, revision)
-        problem = pipeline.unservable(kept, partial=True) if kept else None
+        kept = hub_cache.snapshot(model, revision)
+        problem = model_card.why_unsupported(kept, partial=True) if kept else None
         return str(problem) if problem else None
-    if not (Path(model) / checkpoints.CONFIG).is_file():
-        return f"the folder {model} holds no {checkpoints.CONFIG}: it is no checkpoint"
-    architecture = checkpoints.architecture(model)
+    if not (Path(model) / model_files.CONFIG).is_file():
+        return f"the folder {model} holds no {model_files.CONFIG}: it is no checkpoint"
+    architecture = model_card.architecture(Path(model))
     if architecture not in _ARCHITECTURES:
         return (
             f"serves {' and '.join(_ARCHITECTURES)} with last-token pooling, and {model} is of the "
             f"architecture {architecture}"
         )
-    problem = pipeline.unservable(Path(model))
+    problem = model_card.why_unsupported(Path(model))
     return str(problem) if problem else None
 
 
