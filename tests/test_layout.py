@@ -38,7 +38,7 @@ ARROWS: Final[dict[str, set[str]]] = {
     "model_card": {"errors", "catalog", "model_files"},
     "hub_cache": {"model_files"},
     "endpoint": {"errors", "system"},
-    "env": {"durations", "endpoint", "errors"},
+    "env": {"durations", "endpoint", "errors", "system"},
     "settings": {
         *("errors", "catalog", "durations", "endpoint", "env", "model_card", "model_files"),
         *("prompts", "system"),

@@ -19,9 +19,10 @@ from emberd import installs
 from emberd.engines import Launch, gpus
 from emberd.engines.gpus import Gpu, Survey
 from emberd.engines.transformers import ENGINE, suiting
+from emberd.env import SERVER_KEY
 from emberd.errors import NoEngineError, StartError
 from emberd.installs import Interpreter
-from emberd.serving import KEY_VARIABLE, processor
+from emberd.serving import processor
 from emberd.settings import ServerSpec, StartOptions
 
 GIB = 1024**3
@@ -284,7 +285,7 @@ def test_the_command_has_every_wish_and_no_key(machine: Machine) -> None:
     ):
         assert part in words
     assert "made-up-key" not in words
-    assert plan.environment[KEY_VARIABLE] == "made-up-key"
+    assert plan.environment[SERVER_KEY] == "made-up-key"
     assert ENGINE.recognises(plan.command)
 
 
@@ -299,9 +300,9 @@ def test_each_word_of_the_command_has_a_reason(machine: Machine) -> None:
 def test_no_key_is_asked_for_where_there_is_none(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(KEY_VARIABLE, "of another server")
+    monkeypatch.setenv(SERVER_KEY, "of another server")
     launch = Launch(7, None, "stamp", "unused")
-    assert KEY_VARIABLE not in ENGINE.plan(spec(device="cpu"), launch).environment
+    assert SERVER_KEY not in ENGINE.plan(spec(device="cpu"), launch).environment
 
 
 def test_the_environment_is_the_callers_without_its_packages_and_keys(

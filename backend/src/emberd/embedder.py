@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from emberd import handed, index_identity, progress
+from emberd import env, handed, index_identity, progress
 from emberd.endpoint import Endpoint, Secret, read_key
 from emberd.errors import SettingError
-from emberd.server_handle import KEY_VARIABLE, Attachment
+from emberd.server_handle import Attachment
 from emberd.settings import UNSET, Settings, Unset
 from emberd.streams import Streams
 
@@ -284,7 +284,7 @@ class Embedder(Streams):
         return {"settings": replace(self._settings, api_key=None), "needs_key": needs_key}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        api_key = read_key(os.environ.get(KEY_VARIABLE, ""))
+        api_key = read_key(env.text(env.API_KEY) or "")
         self._build(replace(state["settings"], api_key=api_key))
         self._attachment.key_is_missing = state["needs_key"] and api_key is None
 

@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from emberd import env
 from emberd.endpoint import Endpoint
 from emberd.errors import MissingKeyError, ServerMismatchError, ServerUnavailableError, SettingError
 from emberd.settings import ServerSpec, Settings
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-
-KEY_VARIABLE: Final = "EMBERD_API_KEY"
 
 _LOG: Final = logging.getLogger("emberd")
 
@@ -262,7 +261,7 @@ class Attachment(ForkAware):
         if self.key_is_missing:
             raise MissingKeyError(
                 f"This Embedder was unpickled and needs the key of {self._settings.base_url}, "
-                f"which no pickle carries. Set {KEY_VARIABLE} where it is unpickled."
+                f"which no pickle carries. Set {env.API_KEY} where it is unpickled."
             )
         self.warn_of_cut(self._settings)
 

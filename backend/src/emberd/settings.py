@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
@@ -162,7 +161,7 @@ class Settings:
             SettingError: An unknown field, or a value that cannot be used; it is named.
         """
         _refuse_unknown(given)
-        values = env.read(os.environ)
+        values = env.setting_values()
         values |= {
             name: value
             for name, value in given.items()
@@ -327,47 +326,8 @@ class StartOptions:
         Raises:
             SettingError: A value cannot be used; it is named.
         """
-        values = in_environment(environ)
+        values = env.start_option_values(environ)
         return replace(cls(**values), **{n: v for n, v in given.items() if v is not None})
-
-
-def in_environment(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Return the options that the environment gives, by the fields of ``StartOptions``.
-
-    Raises:
-        SettingError: A variable cannot be read; it is named.
-    """
-    return {
-        name: _read(variable, environ[variable], read)
-        for name, (variable, read) in _VARIABLES.items()
-        if environ.get(variable)
-    }
-
-
-def variable(name: str) -> str:
-    """Return the environment variable of an option that has one."""
-    return _VARIABLES[name][0]
-
-
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(shlex.split(text))
-
-
-_VARIABLES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
-    "port": ("EMBERD_PORT", int),
-    "tp_size": ("EMBERD_TP_SIZE", int),
-    "dp_size": ("EMBERD_DP_SIZE", int),
-    "arguments": ("EMBERD_ENGINE_ARGS", _split),
-}
-
-
-def _read(variable: str, text: str, read: Callable[[str], Any]) -> Any:
-    try:
-        return read(text)
-    except ValueError as error:
-        # Arguments may hold secrets, and are not repeated; numbers are.
-        shown = variable if read is _split else f"{variable}={text!r}"
-        raise SettingError(f"{shown} cannot be read: {error}. Correct it.") from error
 
 
 # ------------------------------------------------------------ validation

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from emberd.cache.urls import PASSWORD_VARIABLE, USER_VARIABLE, Place
+from emberd import env
+from emberd.cache.urls import Place
 from emberd.errors import SettingError
 
 
@@ -38,8 +38,8 @@ class RedisStore:
             host=host,
             port=port,
             db=place.database,
-            username=os.environ.get(USER_VARIABLE) or None,
-            password=os.environ.get(PASSWORD_VARIABLE) or None,
+            username=env.text(env.CACHE_USER),
+            password=env.text(env.CACHE_PASSWORD),
             ssl=place.scheme == "rediss",
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,

@@ -9,11 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from emberd import durations
+from emberd import durations, env
 from emberd.errors import SettingError
-
-PASSWORD_VARIABLE: Final = "EMBERD_CACHE_PASSWORD"  # noqa: S105 - the name, not the password
-USER_VARIABLE: Final = "EMBERD_CACHE_USER"
 
 SQLITE: Final = "sqlite"
 MEMCACHED: Final = "memcached"
@@ -79,7 +76,7 @@ def parse(url: str) -> Place:
         # First of all, for the other errors repeat the URL.
         raise SettingError(
             f"The cache's URL holds a user or a password, which would show in logs and pickles. "
-            f"Leave out what stands before the @, and set {USER_VARIABLE} and {PASSWORD_VARIABLE}."
+            f"Leave out the part before the @, and set {env.CACHE_USER} and {env.CACHE_PASSWORD}."
         )
     parts = _split(url)
     if parts.scheme == SQLITE:

@@ -18,8 +18,9 @@ from emberd.catalog import DEMO_MODEL, lookup
 from emberd.engines import surroundings
 from emberd.engines.base import Diagnosis, Launch, Plan
 from emberd.engines.own_server import address, encoder_of
+from emberd.env import SERVER_KEY
 from emberd.errors import StartError
-from emberd.serving import KEY_VARIABLE, MODULE
+from emberd.serving import MODULE
 from emberd.settings import ServerSpec, StartOptions
 
 _DEVICE: Final = "cpu"
@@ -161,7 +162,7 @@ def _wrong_machine() -> str | None:
 
 def _environment(key: str | None) -> dict[str, str]:
     kept = surroundings.same_interpreter()
-    secret = {KEY_VARIABLE: key} if key else {}
+    secret = {SERVER_KEY: key} if key else {}
     # "-m" would put the working folder in front of all, and a numpy.py there be taken for numpy.
     return kept | secret | {"PYTHONSAFEPATH": "1"} | _import_path(kept)
 

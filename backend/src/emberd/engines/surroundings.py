@@ -6,12 +6,13 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
-from emberd.serving import KEY_VARIABLE
+from emberd import env
+from emberd.env import SERVER_KEY
 
 # Keys of other services, and what would change how an interpreter runs the server:
 # PYTHONWARNINGS=error ends it at some library's import, PYTHONINSPECT keeps it from exiting.
 _PRIVATE: Final = (
-    *("EMBERD_API_KEY", KEY_VARIABLE),
+    *(env.API_KEY, SERVER_KEY),
     *("PYTHONINSPECT", "PYTHONSTARTUP", "PYTHONWARNINGS"),
     # A web application's metrics lie there; a server's would mix with them, and outlive it.
     "PROMETHEUS_MULTIPROC_DIR",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from emberd import env
 from emberd.env import Places
 from emberd.errors import SettingError
 from emberd.installs import environments, probe
@@ -61,7 +62,7 @@ def locate(name: str, places: Places | None = None) -> Interpreter | None:
 
 
 def _named(recipe: Recipe) -> Interpreter | None:
-    given = os.environ.get(recipe.variable)
+    given = env.text(recipe.variable)
     if not given:
         return None
     path = Path(os.path.abspath(os.path.expanduser(given)))

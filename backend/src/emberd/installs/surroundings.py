@@ -7,8 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-MARK: Final = "EMBERD_INSTALL"
-"""Variable in the environment of all that an installation starts: the folder that it fills."""
+from emberd import env
 
 # What names another Python or another place, or turns an installation into something else. Where
 # packages come from (PIP_INDEX_URL, UV_INDEX_URL, constraints, proxies) is the user's to say.
@@ -39,7 +38,7 @@ def of_installer(
     """
     return {
         **clean(environ),
-        MARK: folder,
+        env.INSTALL_MARK: folder,
         "TMPDIR": scratch,
         # A pip.conf may ask for --user, which pip refuses in an environment.
         "PIP_USER": "0",

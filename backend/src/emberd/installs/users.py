@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from emberd import env
 from emberd.errors import InstallError
-from emberd.installs import surroundings
 
 if TYPE_CHECKING:
     import psutil
@@ -63,7 +63,7 @@ def _is_marked(process: psutil.Process, folder: Path) -> bool:
     try:
         if process.uids().real != os.getuid() or process.status() == psutil.STATUS_ZOMBIE:
             return False
-        return process.environ().get(surroundings.MARK) == os.fspath(folder)
+        return process.environ().get(env.INSTALL_MARK) == os.fspath(folder)
     except (psutil.Error, OSError):
         return False
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from emberd import settings
+from emberd import env
 from emberd.endpoint import Endpoint
 from emberd.errors import StartTimeoutError
 from emberd.manager.record import State
@@ -65,13 +65,13 @@ class Server:
         Raises:
             SettingError: A variable cannot be read; it is named.
         """
-        asked = settings.in_environment()
+        asked = env.start_option_values()
         names = [name for name in self.unmet(asked) if name not in overridden]
         return replace(self, notes=(*self.notes, *map(self._unmet_note, names)))
 
     def _unmet_note(self, name: str) -> str:
         # Without the value: arguments may hold secrets.
-        variable, url = settings.variable(name), self.endpoint.url
+        variable, url = env.start_option_variable(name), self.endpoint.url
         if self.origin == "given":
             return f"{variable} has no effect: the server at {url} was given, and none is started."
         if self.origin == "found":

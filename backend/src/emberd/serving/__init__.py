@@ -35,8 +35,6 @@ from typing import Final
 MODULE: Final = "emberd.serving"
 """What ``python -m`` runs."""
 
-KEY_VARIABLE: Final = "EMBERD_SERVER_KEY"
-"""The environment variable in which the server is given the key that clients must send."""
 
 BOOTSTRAP: Final = "bootstrap.py"
 """The file in this folder that an interpreter without emberd runs instead."""

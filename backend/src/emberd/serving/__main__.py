@@ -30,7 +30,8 @@ from typing import Final
 import uvicorn
 
 from emberd.catalog import DEMO_MODEL
-from emberd.serving import KEY_VARIABLE, MODULE, encoders, logs
+from emberd.env import SERVER_KEY
+from emberd.serving import MODULE, encoders, logs
 from emberd.serving.app import create_app
 from emberd.serving.encoder import Checkpoint
 from emberd.serving.service import Identity, Phase, Service
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (given.encoder == encoders.DEMO) != (given.model_path is None):
         parser.error(f"--model-path goes with --encoder {encoders.TRANSFORMERS}, which needs it")
     # Taken out, so that no child of this process and no dump of os.environ has it.
-    key = os.environ.pop(KEY_VARIABLE, None)
+    key = os.environ.pop(SERVER_KEY, None)
     logs.configure()
     listener = _listen(given.host, given.port) if given.fd is None else _inherit(given.fd)
     if listener is None:
@@ -161,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m {MODULE}",
         description="Serve an embedding model over HTTP, as SGLang does.",
-        epilog=f"The key that clients must send is read from {KEY_VARIABLE}.",
+        epilog=f"The key that clients must send is read from {SERVER_KEY}.",
         allow_abbrev=False,
     )
     parser.add_argument("--encoder", choices=encoders.NAMES, required=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
-from emberd import engines
+from emberd import engines, env
 from emberd.catalog import DEMO_MODEL
 from emberd.cli import options
 from emberd.errors import NoEngineError
@@ -34,7 +33,7 @@ def choose(model: str | None, engine: str | None) -> Choice:
         SettingError: A value cannot be used; it is named.
     """
     settings = options.settings(model=model, engine=engine)
-    if model or os.environ.get("EMBERD_MODEL") or settings.base_url:
+    if model or env.text("EMBERD_MODEL") or settings.base_url:
         return Choice(settings)
     try:
         engines.choose(settings.spec)

@@ -15,9 +15,10 @@ from emberd.engines.gpus import Gpu, Survey
 from emberd.engines.own_server import address, encoder_of
 from emberd.engines.transformers import diagnosis, suiting
 from emberd.engines.transformers.suiting import CPU, CUDA, NAME
+from emberd.env import SERVER_KEY
 from emberd.errors import StartError
 from emberd.installs import Interpreter, probe
-from emberd.serving import BOOTSTRAP, KEY_VARIABLE
+from emberd.serving import BOOTSTRAP
 from emberd.settings import ServerSpec, StartOptions
 
 _SILENCE_S: Final = 300.0
@@ -81,7 +82,7 @@ class TransformersEngine:
             )
         words = _words(spec, launch, python, where)
         added = _variables(gpu)
-        secret = {KEY_VARIABLE: launch.api_key} if launch.api_key else {}
+        secret = {SERVER_KEY: launch.api_key} if launch.api_key else {}
         return Plan(
             command=[word for part in words for word in part.words],
             environment=surroundings.other_interpreter(python.python)
