@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from emberd import catalog
+from emberd.catalog import Model
 from emberd.model_files import (
     CONFIG,
     SAFETENSORS,
@@ -48,7 +49,6 @@ class Geometry:
         parameters: Numbers that the server keeps on the device.
         context_tokens: Longest text that the model's own configuration allows.
         stored_bytes: Size of weights that are quantised on disk; None for others.
-        verified: Whether the figures were read from files of this machine.
     """
 
     architecture: str
@@ -61,7 +61,6 @@ class Geometry:
     parameters: int
     context_tokens: int
     stored_bytes: int | None = None
-    verified: bool = False
 
     @property
     def is_encoder(self) -> bool:
@@ -95,48 +94,18 @@ class Geometry:
         return (2 * self.hidden + 3 * self.intermediate) * element_bytes(dtype)
 
 
-KNOWN: Final[Mapping[str, Geometry]] = {
-    "Qwen/Qwen3-Embedding-0.6B": Geometry(
-        architecture="Qwen3ForCausalLM",
-        layers=28,
-        hidden=1024,
-        intermediate=3072,
-        kv_heads=8,
-        head_dim=128,
-        vocabulary=151_669,
-        parameters=595_776_512,
-        context_tokens=32_768,
-    ),
-    "Qwen/Qwen3-Embedding-4B": Geometry(
-        architecture="Qwen3ForCausalLM",
-        layers=36,
-        hidden=2560,
-        intermediate=9728,
-        kv_heads=8,
-        head_dim=128,
-        vocabulary=151_665,
-        parameters=4_021_774_336,
-        context_tokens=32_768,
-    ),
-    "Qwen/Qwen3-Embedding-8B": Geometry(
-        architecture="Qwen3ForCausalLM",
-        layers=36,
-        hidden=4096,
-        intermediate=12_288,
-        kv_heads=8,
-        head_dim=128,
-        vocabulary=151_665,
-        parameters=8_188_515_328,
-        context_tokens=32_768,
-    ),
-}
-"""Shapes of the catalog's models, for when their files are not on this machine.
+def _from_catalog(model: Model) -> Geometry | None:
+    if model.shape is None or model.context_tokens is None:
+        return None
+    return Geometry(**asdict(model.shape), context_tokens=model.context_tokens)
 
-No file of theirs could be read here: the shapes are those that public code states for them. The
-parameters of 0.6B and 4B follow from the shapes; those of 8B count a head of its own besides (its
-configuration is taken as not tied, as Qwen3-8B's is), which is 1.2 GiB to spare if it is tied. The
-context is the model card's; the configurations of 4B and 8B are said to allow 40,960.
-"""
+
+KNOWN: Final[Mapping[str, Geometry]] = {
+    model.name: geometry
+    for model in catalog.MODELS
+    if (geometry := _from_catalog(model)) is not None
+}
+"""Shapes of the catalog's models, for when their files are not on this machine."""
 
 
 def element_bytes(dtype: str | None) -> int:
@@ -152,7 +121,7 @@ def geometry_of(model: str) -> Geometry | None:
     """
     if is_folder(model):
         return _from_folder(Path(model))
-    return KNOWN.get(catalog.lookup(model).name)
+    return _from_catalog(catalog.lookup(model))
 
 
 def _from_folder(folder: Path) -> Geometry | None:
@@ -177,7 +146,6 @@ def _from_folder(folder: Path) -> Geometry | None:
             + _unstored_head(architecture, config, _HEAD in elements, vocabulary * hidden),
             context_tokens=_context(config),
             stored_bytes=_stored_bytes(folder) if "quantization_config" in config else None,
-            verified=True,
         )
     except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError, OSError):
         return None
