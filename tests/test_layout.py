@@ -43,30 +43,23 @@ ARROWS: Final[dict[str, set[str]]] = {
         *("errors", "catalog", "durations", "endpoint", "env", "model_card", "model_files"),
         *("prompts", "system"),
     },
-    "lists": {"client"},
     "index_identity": {"errors", "prompts", "settings"},
-    "handed": {"endpoint", "errors", "settings"},
-    "progress": {"client", "settings"},
-    "streams": {"errors", "client"},
-    "recollection": {"cache", "client"},
     "probe": _BASE - {"probe"},
     "serving": _BASE,
     "installs": {"errors", "env", "system"},
     "engines": _BASE | {"serving", "installs"},
     "manager": _BASE | {"engines", "installs"},
     "client": _BASE,
-    "cache": _BASE,
+    "cache": _BASE | {"client"},
     "verified_manager": _JOINED,
     "server_handle": _JOINED | {"verified_manager"},
-    "embedder": _JOINED
-    | {"verified_manager", "server_handle", "handed", "index_identity", "progress"}
-    | {"recollection", "streams"},
+    "embedder": _JOINED | {"verified_manager", "server_handle", "index_identity"},
     "doctor": _JOINED | {"verified_manager"},
     "bulk": {"errors"},
     "ray": _BASE | {"engines", "client", "verified_manager", "embedder", "bulk"},
     "cli": _JOINED | {"verified_manager", "embedder", "doctor", "bulk", "ray"},
     "__main__": {"cli"},
-    "": _JOINED | {"verified_manager", "embedder", "lists"},
+    "": _JOINED | {"verified_manager", "embedder"},
 }
 
 

@@ -39,8 +39,8 @@ from emberd.settings import DEFAULT_MODEL, UNSET, ServerSpec, Settings, Unset
 
 if TYPE_CHECKING:
     from emberd.client.texts import check_texts
+    from emberd.client.vectors import ato_lists, to_lists
     from emberd.embedder import Embedder
-    from emberd.lists import ato_lists, to_lists
     from emberd.manager import Progress, Server, ServerStatus
     from emberd.verified_manager import Manager
 
@@ -95,9 +95,9 @@ _LATE: Final = {
     "Progress": "emberd.manager",
     "Server": "emberd.manager",
     "ServerStatus": "emberd.manager",
-    "ato_lists": "emberd.lists",
+    "ato_lists": "emberd.client.vectors",
     "check_texts": "emberd.client.texts",
-    "to_lists": "emberd.lists",
+    "to_lists": "emberd.client.vectors",
 }
 
 

@@ -22,7 +22,6 @@ from emberd.client.job import Job, Work
 from emberd.client.learnt import Learnt
 from emberd.client.line import Line, Window, awindows
 from emberd.client.loops import PerLoop
-from emberd.client.memory import Memory
 from emberd.client.merging import Kind
 from emberd.client.merging_tasks import TaskMerger
 from emberd.client.protocol import Ask, Gone, Outcome, Reply, Trouble
@@ -32,7 +31,7 @@ from emberd.client.rows import Embedded
 from emberd.client.slots import loop_slots
 from emberd.client.tokens import Counting
 from emberd.client.transport import AsyncTransport
-from emberd.client.vectors import Floats
+from emberd.client.vectors import Floats, KnownVectors
 from emberd.endpoint import Endpoint
 from emberd.settings import ServerSpec, Settings
 
@@ -70,7 +69,7 @@ class AsyncClient:
         on_timeout: Callable[[Endpoint], None] | None = None,
         sdk_client: Any = None,
         policy: RetryPolicy | None = None,
-        memory: Memory | None = None,
+        memory: KnownVectors | None = None,
     ) -> None:
         self._resolve = resolve
         self._settings = settings

@@ -25,13 +25,12 @@ from emberd.client import protocol, refusals, replies, tokens, vectors
 from emberd.client.batches import Batch, lay_out
 from emberd.client.learnt import Learnt
 from emberd.client.lengths import Lengths
-from emberd.client.memory import Memory
 from emberd.client.protocol import Ask, Failure, Gone, Outcome, TooLong
 from emberd.client.replies import Answer
 from emberd.client.rows import Embedded, Rows
 from emberd.client.texts import Prepared, listed, prepare
 from emberd.client.tokens import Counting
-from emberd.client.vectors import Floats
+from emberd.client.vectors import Floats, KnownVectors
 from emberd.endpoint import Endpoint
 from emberd.errors import (
     RejectedError,
@@ -79,7 +78,7 @@ class Job:
         *,
         can_heal: bool,
         learnt: Learnt | None = None,
-        memory: Memory | None = None,
+        memory: KnownVectors | None = None,
         offset: int = 0,
         set_aside: bool = False,
     ) -> None:

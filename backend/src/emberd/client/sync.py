@@ -16,7 +16,6 @@ from emberd.client.gate import ThreadGate
 from emberd.client.job import Job, Work
 from emberd.client.learnt import Learnt
 from emberd.client.line import Line, Window, windows
-from emberd.client.memory import Memory
 from emberd.client.merging import Kind
 from emberd.client.merging_threads import ThreadMerger
 from emberd.client.protocol import Ask, Gone, Outcome, Reply, Trouble
@@ -25,7 +24,7 @@ from emberd.client.retry import Pause, RetryPolicy, exchange
 from emberd.client.rows import Embedded
 from emberd.client.slots import PROCESS_SLOTS, AbandonedError, Lease
 from emberd.client.transport import Transport
-from emberd.client.vectors import Floats
+from emberd.client.vectors import Floats, KnownVectors
 from emberd.endpoint import Endpoint
 from emberd.settings import ServerSpec, Settings
 
@@ -59,7 +58,7 @@ class Client:
         on_timeout: Callable[[Endpoint], None] | None = None,
         sdk_client: Any = None,
         policy: RetryPolicy | None = None,
-        memory: Memory | None = None,
+        memory: KnownVectors | None = None,
     ) -> None:
         self._resolve = resolve
         self._settings = settings
