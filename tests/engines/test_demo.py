@@ -43,7 +43,6 @@ def test_it_can_serve_its_model_here() -> None:
         ({"model": "demo"}, "ask for it by name: model='emberd/demo'"),
         ({"device": "cuda"}, "runs on the CPU only; leave device='cuda' out"),
         ({"revision": "abc"}, "revision='abc' cannot be met; leave revision out"),
-        ({"dtype": "float16"}, "dtype='float16' cannot be met; leave dtype out"),
         ({"quantization": "fp8"}, "quantization='fp8' cannot be met; leave quantization out"),
         ({"context_tokens": 513}, "up to 512 tokens, not 513; split longer texts"),
     ],

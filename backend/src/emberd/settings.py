@@ -47,7 +47,6 @@ class ServerSpec:
     Attributes:
         model: Name on the hub, or a folder.
         revision: Commit on the hub; None for whatever is there.
-        dtype: Number format of the weights; None for the engine's own choice.
         quantization: Quantisation of the weights; None for none.
         content: For a folder, what stands for the files in it; None for a name on the hub.
 
@@ -61,7 +60,6 @@ class ServerSpec:
 
     model: str = DEFAULT_MODEL
     revision: str | None = None
-    dtype: str | None = None
     quantization: str | None = None
     engine: str | None = None
     device: str | None = None
@@ -74,7 +72,6 @@ class ServerSpec:
         return {
             "model": self.model,
             "revision": self.revision,
-            "dtype": self.dtype,
             "quantization": self.quantization,
             # Left out where there is none, so that the keys of hub models stay what they were.
             **({"content": self.content} if self.content else {}),

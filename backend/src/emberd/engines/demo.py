@@ -120,7 +120,7 @@ class DemoEngine:
 
 
 def _refused_wish(spec: ServerSpec) -> str | None:
-    for name in ("revision", "dtype", "quantization"):
+    for name in ("revision", "quantization"):
         value = getattr(spec, name)
         if value is not None:
             return f"has one bundled model, so {name}={value!r} cannot be met; leave {name} out"

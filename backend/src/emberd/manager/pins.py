@@ -42,12 +42,12 @@ def _in_numbers(endpoint: Endpoint, spec: ServerSpec) -> str | None:
     reply = probe.get(endpoint.url, "/server_info", endpoint.api_key, listener=endpoint.listener)
     answer: Any = reply.json() if reply is not None else None
     told = answer if isinstance(answer, dict) else {}
-    pinned = {"revision": spec.revision, "dtype": spec.dtype, "quantization": spec.quantization}
+    pinned = {"revision": spec.revision, "quantization": spec.quantization}
     for name, value in pinned.items():
         have = told.get(name)
         if value is not None and have != value:
             return f"{name} {value} is wanted, and the server says {have or 'nothing about it'}"
-    # None asks for the engine's own format of numbers, but for no quantisation at all.
+    # Without a wanted quantisation, none is accepted.
     if spec.quantization is None and told.get("quantization"):
         return f"it serves the model quantised ({told['quantization']}), which was not asked for"
     return None

@@ -201,7 +201,6 @@ def _figures(spec: ServerSpec, options: StartOptions, chosen: Sequence[Gpu]) -> 
         spec.context_tokens,
         tp_size=options.tp_size,
         quantization=spec.quantization,
-        dtype=spec.dtype,
     )
 
 
@@ -213,7 +212,6 @@ def _target(spec: ServerSpec, launch: Launch, figures: MemoryPlan | None) -> Tar
         device=flags.CPU if spec.device == flags.CPU else flags.GPU,
         memory=figures,
         revision=spec.revision,
-        dtype=spec.dtype,
         quantization=spec.quantization,
         context_tokens=spec.context_tokens,
         cuttable=True,

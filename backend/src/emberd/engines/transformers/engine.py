@@ -185,9 +185,8 @@ def _words(spec: ServerSpec, launch: Launch, python: Interpreter, where: str) ->
         _Word(("--weight-version", launch.fingerprint), "the name of this start"),
         _Word(("--device", where), "the best that torch can use here, or what was asked for"),
     ]
-    for option, value in (("--revision", spec.revision), ("--dtype", spec.dtype)):
-        if value is not None:
-            words.append(_Word((option, value), "it was asked for"))
+    if spec.revision is not None:
+        words.append(_Word(("--revision", spec.revision), "it was asked for"))
     if spec.context_tokens is not None:
         longest = str(spec.context_tokens)
         words.append(_Word(("--context-tokens", longest), "the longest text that must fit"))

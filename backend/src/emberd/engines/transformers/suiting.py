@@ -22,7 +22,6 @@ CUDA: Final = "cuda"
 MPS: Final = "mps"
 
 _ARCHITECTURES: Final = ("Qwen3ForCausalLM", "Qwen3Model")
-_DTYPES: Final = (None, "bfloat16", "float32")
 _BFLOAT16: Final = "bfloat16"
 _FLOAT32: Final = "float32"
 _NATIVE_BFLOAT16: Final = (8, 0)  # compute capability
@@ -50,11 +49,6 @@ def unfit(spec: ServerSpec) -> str | None:
         return f"does not serve {DEMO_MODEL}, which is bundled with another engine"
     if spec.quantization is not None:
         return f"serves no quantised weights; leave quantization={spec.quantization!r} out"
-    if spec.dtype not in _DTYPES:
-        return (
-            f"serves bfloat16 and float32, and dtype={spec.dtype!r} was given: Qwen3-Embedding "
-            f"overflows in float16"
-        )
     return _unfit_files(spec.model, spec.revision) or _too_long(spec)
 
 
@@ -107,10 +101,8 @@ def torch_cuda(packages: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def number_format(spec: ServerSpec, where: str, gpu: Gpu | None) -> str:
+def number_format(where: str, gpu: Gpu | None) -> str:
     """Return the format that the server will choose, by the rules of ``emberd.serving.devices``."""
-    if spec.dtype is not None:
-        return spec.dtype
     if gpu is not None:
         return _BFLOAT16 if gpu.capability >= _NATIVE_BFLOAT16 else _FLOAT32
     return _BFLOAT16 if where == MPS or processor.multiplies_bfloat16() else _FLOAT32
@@ -127,7 +119,7 @@ def short_of_memory(spec: ServerSpec, where: str, gpu: Gpu | None = None) -> str
     geometry = geometry_of(spec.model)
     if geometry is None:
         return None
-    dtype = number_format(spec, where, gpu)
+    dtype = number_format(where, gpu)
     need = round(geometry.parameters * element_bytes(dtype) * _ROOM)
     if gpu is not None:
         need, free, name = need + _GPU_CONTEXT_BYTES, gpu.free_bytes, gpu.name
