@@ -24,7 +24,7 @@ DEMO_MODEL: Final = "emberd/demo"
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class DecoderShape:
     """The shape of a decoder, from which the memory of weights and tokens follows.
 
     Attributes:
@@ -86,7 +86,7 @@ class Model:
     end_of_text_id: int | None = None
     matryoshka: bool = False
     min_dimensions: int = 1
-    shape: Shape | None = None
+    shape: DecoderShape | None = None
 
 
 def _qwen3(
@@ -101,7 +101,7 @@ def _qwen3(
         end_of_text_id=_QWEN_END_OF_TEXT_ID,
         matryoshka=True,
         min_dimensions=_QWEN_MIN_DIMENSIONS,
-        shape=Shape(
+        shape=DecoderShape(
             architecture="Qwen3ForCausalLM",
             layers=layers,
             hidden=hidden,
