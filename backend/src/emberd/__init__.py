@@ -1,6 +1,6 @@
 """Embeddings that bring their own server.
 
-``Embedder`` is all that most callers need; ``Manager`` finds, starts and stops servers.
+Most callers need only ``Embedder``. ``Manager`` finds, starts and stops servers.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ __all__ = [
     "to_lists",
 ]
 
-# Imported at first use: a program that imports emberd may never embed anything.
+# Imported at first use, so that ``import emberd`` stays cheap.
 _LATE: Final = {
     "Embedder": "emberd.embedder",
     "Manager": "emberd.verified_manager",

@@ -163,7 +163,7 @@ def _size(text: str) -> int:
 
 
 def _ttl(text: str) -> int | None:
-    seconds = durations.check_or_never("ttl", text)
+    seconds = durations.validate_or_never("ttl", text)
     # Redis and Memcached count whole seconds.
     if seconds is not None and (seconds < 1 or seconds % 1):
         raise ValueError(text)

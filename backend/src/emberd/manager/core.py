@@ -112,7 +112,7 @@ class ServerManager:
             endpoint = self._verify(base_url, api_key, spec, listener)
             given = Server(endpoint, "given", f"{endpoint.url} was given")
             return given if options else given.noting_unmet()
-        deadline = time.monotonic() + durations.check("start_timeout", start_timeout)
+        deadline = time.monotonic() + durations.validate("start_timeout", start_timeout)
         how = options or StartOptions.resolve()
         wish = Wish(spec, how, api_key, idle_timeout, lost, retry_failed)
         if lost is not None and lost.origin == "own":

@@ -42,7 +42,7 @@ class Wish:
     @property
     def idle_s(self) -> float | None:
         """Idle seconds after which the server may stop; None for never."""
-        return durations.check_or_never("idle_timeout", self.idle_timeout)
+        return durations.validate_or_never("idle_timeout", self.idle_timeout)
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ class Listener:
     def has_owner_of(self, other: Listener) -> bool:
         """Return whether both belong to one user.
 
-        In a user namespace all users without a number of their own share one, which proves nothing.
+        In a user namespace all unmapped users share one number, which proves nothing.
         """
         return self.uid == other.uid and self.uid != _overflow_uid()
 
@@ -103,7 +103,7 @@ def find(url: str) -> Listener | None:
     """Return the listener that connections to ``url`` reach.
 
     Returns:
-        None when nothing listens, when the address is not one of this machine, or when the
+        None if nothing listens, if the address is not one of this machine, or if the
         listening sockets cannot be read.
     """
     with suppress(OSError):
@@ -121,10 +121,10 @@ def find_at(
     Args:
         address: An address of this machine.
         port: The port.
-        pids: Gives the processes that are looked at off Linux; None for all of this user's.
+        pids: Returns the processes to look at on macOS; None for all of this user's.
 
     Returns:
-        None when nothing listens there.
+        None if nothing listens there.
 
     Raises:
         OSError: The listening sockets cannot be read.
@@ -138,7 +138,7 @@ def find_at(
 
 
 def is_there(url: str, expected: Listener) -> bool:
-    """Return whether ``expected`` still listens at ``url``; also when that cannot be read."""
+    """Return whether ``expected`` still listens at ``url``; True if that cannot be read."""
     try:
         for address, port in _places(url):
             if find_at(address, port, lambda: [expected.pid]) == expected:
@@ -152,7 +152,7 @@ def check(connection: socket.socket, expected: Listener) -> None:
     """Check that a connection leads to ``expected``; call it before anything is sent.
 
     Raises:
-        ListenerChangedError: It does not, or the peer is gone.
+        ListenerChangedError: It leads elsewhere, or the peer is gone.
         OSError: The listening sockets cannot be read.
     """
     try:
@@ -163,9 +163,7 @@ def check(connection: socket.socket, expected: Listener) -> None:
     found = find_at(address, port, lambda: [expected.pid]) if _is_here(address) else None
     if found != expected:
         holder = "nothing listens" if found is None else f"a socket of user {found.uid} listens"
-        raise ListenerChangedError(
-            f"{holder} on port {port} now, and not the server that was verified"
-        )
+        raise ListenerChangedError(f"{holder} on port {port} now, not the verified server")
     is_known = expected.owner_accepts or expected.uid != _ROOT
     if sys.platform == "linux" and is_known and _has_netlink():
         _check_other_end(address, port, here, expected)
@@ -178,8 +176,8 @@ def _check_other_end(
     other_end = _ask_kernel(address, port, (_address(here[0]), here[1]))
     if other_end is not None and other_end.inode and other_end.uid != expected.uid:
         raise ListenerChangedError(
-            f"the connection to port {port} was taken by a socket of user {other_end.uid}, and not "
-            f"accepted by the server that was verified"
+            f"the connection to port {port} was taken by a socket of user {other_end.uid}, not "
+            f"accepted by the verified server"
         )
 
 
@@ -192,7 +190,7 @@ def is_held(listener: Listener, pids: Collection[int]) -> bool:
 
 
 def listening(process: psutil.Process) -> list[tuple[Address, int]]:
-    """Return the addresses and ports at which a process listens; empty when not visible."""
+    """Return the addresses and ports at which a process listens; empty if not visible."""
     import psutil
 
     try:
@@ -204,7 +202,7 @@ def listening(process: psutil.Process) -> list[tuple[Address, int]]:
 
 
 def process_at(url: str) -> psutil.Process | None:
-    """Return the process that listens at a URL of this machine; None when it is not visible.
+    """Return the process that listens at a URL of this machine; None if it is not visible.
 
     Processes of other users are not, such as the one through which Docker publishes a port.
     """
@@ -341,7 +339,7 @@ def _ask_kernel(
 
 
 def _look_up(address: Address, port: int) -> Listener | None:
-    """Do as ``_ask_kernel``, in the kernel's tables.
+    """Like ``_ask_kernel``, from the kernel's tables.
 
     Raises:
         OSError: There are none.
