@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,13 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     if tensors is not None:
-        header = {name: {"dtype": "BF16", "shape": list(shape)} for name, shape in tensors.items()}
-        text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name, shape in tensors.items():
+            start, end = end, end + 2 * math.prod(shape)
+            offsets = [start, end]
+            header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": offsets}
+        text = json.dumps(header).encode()
         content = len(text).to_bytes(8, "little") + text
         (folder / "model.safetensors").write_bytes(content)
     return str(folder)

@@ -1,6 +1,6 @@
 """Variants of a model folder, and what emberd decides about each.
 
-``tests/test_pipeline.py`` checks the decisions, ``tests/sglang/test_sentence_transformers.py``
+``tests/test_model_pooling.py`` checks the decisions, ``tests/sglang/test_sentence_transformers.py``
 compares them with the real library.
 """
 

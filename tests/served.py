@@ -21,7 +21,8 @@ import emberd
 import waiting
 from emberd import probe
 from emberd.catalog import DEMO_MODEL
-from emberd.serving import KEY_VARIABLE, MODULE
+from emberd.env import SERVER_KEY
+from emberd.serving import MODULE
 
 KEY = "made-up-key-of-the-tests"
 GRACE_S = 10.0
@@ -119,5 +120,5 @@ def command() -> list[str]:
 def environment(key: str | None) -> dict[str, str]:
     """Return the environment of a server that imports this very source tree."""
     roots = [Path(emberd.__file__).parents[1], Path(__file__).parent]
-    given = {KEY_VARIABLE: key} if key else {}
+    given = {SERVER_KEY: key} if key else {}
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.fspath, roots)), **given}

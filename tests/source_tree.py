@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +23,6 @@ PACKAGES: Final = {
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = Function | ast.ClassDef
 
-_NOT_OURS: Final = {"__pycache__", "build", "dist", "node_modules", "venv"}
-
 
 @dataclass(frozen=True)
 class Module:
@@ -41,7 +38,7 @@ class Module:
         return ".".join(part for part in parts if part != "__init__")
 
     @property
-    def room(self) -> str:
+    def part(self) -> str:
         """The first name below the package; empty for the package itself."""
         return self.name.removeprefix(self.package).lstrip(".").partition(".")[0]
 
@@ -108,23 +105,6 @@ def all_modules() -> list[Module]:
     return [module for package in PACKAGES for module in modules(package)]
 
 
-def own_lines(function: Function) -> int:
-    """Return how long a function is, less its docstring."""
-    lines = _span(function)
-    first = function.body[0]
-    return lines - (_span(first) if ast.get_docstring(function, clean=False) is not None else 0)
-
-
-def text_files() -> Iterator[Path]:
-    """Yield every text file of the repository that git would carry."""
-    for folder, inner, names in os.walk(ROOT):
-        inner[:] = [name for name in inner if not _ignored(name)]
-        for name in names:
-            path = Path(folder, name)
-            if b"\0" not in path.read_bytes():
-                yield path
-
-
 def _public(body: ast.Module | ast.ClassDef) -> Iterator[Definition]:
     for node in body.body:
         if isinstance(node, Definition) and not node.name.startswith("_"):
@@ -140,18 +120,8 @@ def _is_overload(node: Definition) -> bool:
     return bool(names & {"overload", "setter", "deleter"})
 
 
-def _span(node: ast.stmt) -> int:
-    return (node.end_lineno or node.lineno) - node.lineno + 1
-
-
 def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, bytes):
         yield value.decode("latin-1")
-
-
-def _ignored(name: str) -> bool:
-    # Of the hidden folders, only CI's is ours.
-    hidden = name.startswith(".") and name not in {".ci", ".github"}
-    return hidden or name in _NOT_OURS or name.endswith(".egg-info")

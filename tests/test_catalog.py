@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from emberd import catalog
 from emberd.catalog import DEMO_MODEL, MODELS, Model, lookup
+from emberd.engines.model_shape import shape_of
+from emberd.settings import Settings
 
 
 @pytest.mark.parametrize(("size", "dimensions"), [("0.6B", 1024), ("4B", 2560), ("8B", 4096)])
@@ -54,3 +58,15 @@ def test_of_an_unknown_model_only_its_name_is_known() -> None:
 def test_no_two_models_answer_to_one_name() -> None:
     names = [model.name.rsplit("/", 1)[-1].casefold() for model in MODELS]
     assert len(set(names)) == len(names)
+
+
+def test_an_entry_is_all_that_a_new_model_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Templates, dimensions and the memory plan of one model follow from its entry."""
+    known = lookup("Qwen/Qwen3-Embedding-0.6B")
+    new = replace(known, name="somebody/new", query_template="q: {text}", query_task=None)
+    monkeypatch.setattr(catalog, "MODELS", (*MODELS, new))
+    settings = Settings.resolve(model="somebody/new", dimensions=64)
+    assert settings.known.dimensions == 1024
+    assert settings.query_template == "q: {text}"
+    assert shape_of("somebody/new") == shape_of("Qwen/Qwen3-Embedding-0.6B")
+    assert shape_of("emberd/demo") is None

@@ -317,10 +317,10 @@ def test_an_event_loop_never_waits_for_a_start_of_another_thread(server: FakeSer
         for _ in range(5):
             await asyncio.sleep(0)
             turns += 1
-        embedder._attachment._lock.release()
+        embedder._handle._lock.release()
         await waiter
 
-    assert embedder._attachment._lock.acquire()
+    assert embedder._handle._lock.acquire()
     asyncio.run(use())
     assert turns == 5
     assert len(manager.asked) == 2
@@ -421,7 +421,7 @@ def test_a_handed_in_client_decides_where_the_server_is(server: FakeServer) -> N
         embedder = Embedder(MODEL, client=client)
         assert (embedder.embed_query("a") == vector_of("a")).all()
         assert embedder.ensure().endpoint.dimensions == 16
-        assert "client handed in" in embedder.ensure().reason
+        assert "given client" in embedder.ensure().reason
         with pytest.raises(SettingError, match="needs async_client="):
             asyncio.run(embedder.aembed_query("a"))
 
@@ -442,7 +442,7 @@ def test_clients_that_lead_to_different_servers_are_refused(server: FakeServer) 
         {"client": here, "async_client": there},
         {"client": here, "base_url": "http://127.0.0.1:9"},
     ):
-        with pytest.raises(SettingError, match="lead to different servers: http"):
+        with pytest.raises(SettingError, match="different addresses: http"):
             Embedder(MODEL, **settings)  # type: ignore[arg-type]
     assert Embedder(MODEL, client=here, base_url=server.url).settings.base_url == server.url
     here.close()
@@ -525,7 +525,7 @@ def test_a_pickle_of_one_with_a_client_names_the_missing_key(server: FakeServer)
 def test_a_managed_pickle_needs_no_key() -> None:
     again = _again(Embedder(MODEL, api_key="secret"))
     assert again.settings.base_url is None
-    assert not again._attachment.key_is_missing
+    assert not again._handle.key_is_missing
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
@@ -586,7 +586,7 @@ def test_progress_is_shown_where_it_is_wanted(
 def test_a_forked_child_does_not_wait_for_its_parents_lock(server: FakeServer) -> None:
     """As under gunicorn's preload, when another thread asks for the server at the fork."""
     embedder, _ = _managed(server)
-    with embedder._attachment._lock:
+    with embedder._handle._lock:
         pid = os.fork()
         if pid == 0:
             try:

@@ -119,7 +119,7 @@ def test_a_replaced_embedder_leaves_a_client_behind_where_it_is_to_use_another_s
 ) -> None:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="k") as client:
         embedder = Embedder(MODEL, client=client)
-        assert embedder.replace(batch_size=3)._handed is client
+        assert embedder.replace(batch_size=3)._given_client is client
         with FakeServer() as elsewhere:
             other = embedder.replace(base_url=elsewhere.url)
             assert (other.embed_query("a") == vector_of("a")).all()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import examined
-from emberd import checkpoints
+from emberd import model_files
 from emberd.cli import doctor as command
 from emberd.doctor import examination, examine, variables
 from emberd.doctor.findings import Finding, Level, Part, note, ok
@@ -108,8 +108,9 @@ def test_a_models_folder_that_hangs_is_told_and_the_rest_examined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, never: threading.Event
 ) -> None:
     # A read does not return, as on a network disk whose server is away.
-    real = checkpoints.read_json
-    monkeypatch.setattr(checkpoints, "read_json", lambda path: real(path) if never.wait() else {})
+    real = model_files.read_json
+    hangs = "emberd.model_card.read_json"
+    monkeypatch.setattr(hangs, lambda path: real(path) if never.wait() else {})
     monkeypatch.setattr(examination, "READING_S", SHORT_S)
     checks = {Part.SETTINGS: (variables.look,), Part.ENGINE: (one,)}
     report = examine({"model": str(tmp_path)}, checks)

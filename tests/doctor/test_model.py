@@ -185,21 +185,6 @@ def test_a_hub_with_a_fault_of_its_own_is_a_note(
 
 
 @pytest.mark.parametrize(
-    ("environ", "expected"),
-    [
-        ({"HF_HUB_CACHE": "/a/b", "HF_HOME": "/c"}, "/a/b"),
-        ({"HF_HOME": "/c", "XDG_CACHE_HOME": "/d"}, "/c/hub"),
-        ({"XDG_CACHE_HOME": "/d"}, "/d/huggingface/hub"),
-        ({}, str(Path.home() / ".cache/huggingface/hub")),
-    ],
-)
-def test_the_cache_is_where_the_hubs_own_library_has_it(
-    environ: dict[str, str], expected: str
-) -> None:
-    assert str(hub.cache(environ)) == expected
-
-
-@pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("Qwen/Qwen3-Embedding-4B", 8_000_000_000),

@@ -16,8 +16,8 @@ import pytest
 import emberd.engines
 from emberd.engines import Launch, demo
 from emberd.engines.demo import ENGINE
+from emberd.env import SERVER_KEY
 from emberd.errors import StartError
-from emberd.serving import KEY_VARIABLE
 from emberd.settings import ServerSpec, StartOptions
 from served import GRACE_S
 from waiting import until
@@ -84,7 +84,7 @@ def test_command_has_port_and_start_id_and_no_key() -> None:
         "--port 1 --served-model-name emberd/demo --weight-version stamp"
     )
     assert "made-up-key" not in " ".join(plan.command)
-    assert plan.environment[KEY_VARIABLE] == "made-up-key"
+    assert plan.environment[SERVER_KEY] == "made-up-key"
 
 
 @pytest.mark.parametrize("options", [StartOptions(tp_size=2), StartOptions(dp_size=2)])

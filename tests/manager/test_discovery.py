@@ -152,12 +152,11 @@ def test_only_listed_servers_are_shown_the_users_key(foreign: Foreign) -> None:
     assert set(shown.values()) == {None}
 
 
-def test_a_pinned_revision_or_dtype_must_be_seen(manager: Manager, foreign: Foreign) -> None:
-    url, _ = foreign()  # the stub says revision r1 and dtype bfloat16
-    assert manager.ensure(replace(SPEC, revision="r1", dtype="bfloat16")).endpoint.url == url
+def test_a_pinned_revision_must_match(manager: Manager, foreign: Foreign) -> None:
+    url, _ = foreign()  # the stub says revision r1
+    assert manager.ensure(replace(SPEC, revision="r1")).endpoint.url == url
     for other in (
         replace(SPEC, revision="r2"),
-        replace(SPEC, dtype="float16"),
         replace(SPEC, quantization="fp8"),
     ):
         with pytest.raises(NoEngineError, match="is required, but the server reports"):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import checkpoints_made
-from emberd import checkpoints
+from emberd import model_files
 from emberd.endpoint import Endpoint
 from emberd.errors import NoEngineError
 from emberd.manager import discovery
@@ -33,9 +33,9 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def changed_later() -> Iterator[pytest.MonkeyPatch]:
     """Files that changed a minute from now: nobody can set the time that the kernel keeps."""
-    real = checkpoints.changed_s
+    real = model_files.changed_s
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints, "changed_s", lambda name: real(name) + 60)
+        patch.setattr(model_files, "changed_s", lambda name: real(name) + 60)
         yield patch
 
 
@@ -47,7 +47,7 @@ def _write(folder: Path, about: str) -> Path:
 
 
 def _wanted(folder: Path) -> ServerSpec:
-    return ServerSpec(model=os.fspath(folder), content=checkpoints.content(os.fspath(folder)))
+    return ServerSpec(model=os.fspath(folder), content=model_files.content_hash(os.fspath(folder)))
 
 
 def test_a_server_of_the_same_folder_is_adopted(
@@ -136,6 +136,6 @@ def test_a_name_on_the_hub_pins_no_files(home: Path, foreign: Foreign) -> None:
 
 
 def test_a_file_whose_time_was_set_back_has_changed_all_the_same(folder: Path) -> None:
-    before = checkpoints.changed_s(os.fspath(folder))
+    before = model_files.changed_s(os.fspath(folder))
     os.utime(folder / "config.json", (0, 0))
-    assert checkpoints.changed_s(os.fspath(folder)) >= before > 0
+    assert model_files.changed_s(os.fspath(folder)) >= before > 0

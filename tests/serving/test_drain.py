@@ -127,8 +127,9 @@ def test_a_port_that_is_taken_ends_it_before_the_model_is_loaded() -> None:
 
 def test_the_key_is_taken_out_of_the_environment() -> None:
     code = (
-        "import os, sys; from emberd.serving import KEY_VARIABLE, __main__ as process\n"
-        "process.create_app = lambda _, key: sys.exit(print(key, KEY_VARIABLE in os.environ))\n"
+        "import os, sys; from emberd.env import SERVER_KEY\n"
+        "from emberd.serving import __main__ as process\n"
+        "process.create_app = lambda _, key: sys.exit(print(key, SERVER_KEY in os.environ))\n"
         "process.main(['--encoder', 'demo', '--port', '0'])"
     )
     ended = subprocess.run(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import folder_variants
-from emberd import Embedder, installs, pipeline
+from emberd import Embedder, installs, model_card
 from emberd.env import Places
 from emberd.errors import InstructionError
 from emberd.settings import Settings
@@ -81,7 +81,7 @@ def test_what_is_served_is_what_the_library_computes(
     ask: Ask, variant: Callable[[Change], Path], reference: np.ndarray[Any, Any]
 ) -> None:
     folders = [variant(change) for change in folder_variants.SERVED.values()]
-    assert [pipeline.unservable(folder) for folder in folders] == [None] * len(folders)
+    assert [model_card.why_unsupported(folder) for folder in folders] == [None] * len(folders)
     answers = ask([{"folder": str(folder), "text": _TEXT} for folder in folders])
     for name, answer in zip(folder_variants.SERVED, answers, strict=True):
         assert "error" not in answer, (name, answer["error"])
@@ -92,7 +92,7 @@ def test_what_is_refused_is_what_the_library_computes_otherwise(
     ask: Ask, variant: Callable[[Change], Path], reference: np.ndarray[Any, Any]
 ) -> None:
     folders = [variant(change) for change, _, _ in folder_variants.REFUSED.values()]
-    assert all(pipeline.unservable(folder) for folder in folders)
+    assert all(model_card.why_unsupported(folder) for folder in folders)
     answers = ask([{"folder": str(folder), "text": _TEXT} for folder in folders])
     for name, answer in zip(folder_variants.REFUSED, answers, strict=True):
         if "error" in answer:  # modules that do not fit together, or without weights

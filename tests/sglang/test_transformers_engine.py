@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from emberd import Embedder, StartError, checkpoints, probe
+from emberd import Embedder, StartError, model_files, probe
 from emberd.engines import Diagnosis, Launch
 from emberd.engines.transformers import ENGINE
 from emberd.settings import ServerSpec
@@ -111,7 +111,7 @@ def test_sglang_gives_the_same_vectors(
     embedder: Embedder,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert checkpoints.content(str(small)) == checkpoints.content(str(tiny))
+    assert model_files.content_hash(str(small)) == model_files.content_hash(str(tiny))
     cosines = np.sum(vectors * embedder.embed_documents(TEXTS), axis=1)
     with capsys.disabled():
         print(f"\ncosine between the engines, 50 texts: least {cosines.min():.6f}")

@@ -1,6 +1,6 @@
 """Embeddings that bring their own server.
 
-``Embedder`` is all that most callers need; ``Manager`` finds, starts and stops servers.
+Most callers need only ``Embedder``. ``Manager`` finds, starts and stops servers.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from emberd.settings import DEFAULT_MODEL, UNSET, ServerSpec, Settings, Unset
 
 if TYPE_CHECKING:
     from emberd.client.inputs import check_texts
+    from emberd.client.vectors import ato_lists, to_lists
     from emberd.embedder import Embedder
-    from emberd.lists import ato_lists, to_lists
     from emberd.manager import Progress, Server, ServerStatus
     from emberd.verified_manager import Manager
 
@@ -88,16 +88,16 @@ __all__ = [
     "to_lists",
 ]
 
-# Imported at first use: a program that imports emberd may never embed anything.
+# Imported at first use, so that ``import emberd`` stays cheap.
 _LATE: Final = {
     "Embedder": "emberd.embedder",
     "Manager": "emberd.verified_manager",
     "Progress": "emberd.manager",
     "Server": "emberd.manager",
     "ServerStatus": "emberd.manager",
-    "ato_lists": "emberd.lists",
+    "ato_lists": "emberd.client.vectors",
     "check_texts": "emberd.client.inputs",
-    "to_lists": "emberd.lists",
+    "to_lists": "emberd.client.vectors",
 }
 
 

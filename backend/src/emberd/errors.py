@@ -6,28 +6,28 @@
     ├── SettingError (ValueError)          an argument or EMBERD_ variable cannot be used
     │   ├── InstructionError               an instruction in a form that would be misread
     │   ├── IdentityError                  an index was made with other settings
-    │   └── MissingKeyError                a key was lost on the way (pickles carry none)
+    │   └── MissingKeyError                a key is missing (pickles do not contain keys)
     ├── ServerError
     │   ├── NoEngineError                  nothing on this machine can serve the model
     │   ├── InstallError                   an engine could not be installed or removed
     │   ├── StartError                     the server was started and failed
-    │   ├── StartTimeoutError (TimeoutError)  the caller stopped waiting; the start goes on
-    │   ├── LockTimeoutError (TimeoutError)   somebody else holds the start lock
-    │   ├── ServerStoppedError             a person stopped it in the middle of a job
-    │   ├── ServerMismatchError            what answers is not what was asked for
-    │   └── StateFolderError (OSError)     EMBERD_HOME is not ours, or cannot hold locks
+    │   ├── StartTimeoutError (TimeoutError)  the caller stopped waiting; startup continues
+    │   ├── LockTimeoutError (TimeoutError)   another process holds the start lock
+    │   ├── ServerStoppedError             a user stopped it during a job
+    │   ├── ServerMismatchError            the server serves something else
+    │   └── StateFolderError (OSError)     EMBERD_HOME is unsafe, or has no locks
     └── RequestError
-        ├── TextError (ValueError)         one text cannot be embedded; it is named
+        ├── TextError (ValueError)         one text cannot be embedded; see index
         │   ├── TextTooLongError           more tokens than the model's context
-        │   └── PoisonTextError            the server dies of it
-        ├── BadReplyError                  the answer is not what was asked: no vector leaves
+        │   └── PoisonTextError            the text crashes the server
+        ├── BadReplyError                  the reply is invalid; no vector is returned
         ├── RejectedError                  the server refused the request (400, 404, 413, ...)
-        ├── AuthenticationError            the server wants another key (401, 403)
+        ├── AuthenticationError            the server requires another key (401, 403)
         ├── RequestTimeoutError (TimeoutError)   no answer in time, after the retries
         └── ServerUnavailableError (ConnectionError)  no response, after the retries
 
-The text of an error is the fact, the values, and what to do next. All of them pickle: they
-cross process pools.
+The text of an error states the fact, the values, and what to do next. All errors can be pickled,
+because they cross process pools.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class EmberdError(Exception):
     """Base of all errors that emberd raises."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The default re-calls __init__ with args, which loses keyword-only fields.
+        # The default calls __init__ with args, which loses keyword-only fields.
         return _rebuild, (type(self), self.args, self.__dict__)
 
 
@@ -50,7 +50,7 @@ def _rebuild(kind: type[EmberdError], args: tuple[Any, ...], fields: dict[str, A
     return error
 
 
-def _told(cause: str, advice: str, log_path: str | None) -> str:
+def _message(cause: str, advice: str, log_path: str | None) -> str:
     parts = [cause.rstrip(".") + ".", advice, f"Log: {log_path}" if log_path else ""]
     return " ".join(part for part in parts if part)
 
@@ -60,15 +60,15 @@ class SettingError(EmberdError, ValueError):
 
 
 class InstructionError(SettingError):
-    """An instruction is written in a form that would give wrong vectors."""
+    """An instruction has a form that would be misread and give wrong vectors."""
 
 
 class IdentityError(SettingError):
     """An index was made with another model, revision, length or instruction.
 
     Attributes:
-        kept: The identity that was kept beside the index.
-        now: The identity of the object that was to be used with it.
+        kept: The identity that was stored with the index.
+        now: The identity of the object that was used with it.
     """
 
     def __init__(self, message: str, *, kept: str, now: str) -> None:
@@ -78,28 +78,28 @@ class IdentityError(SettingError):
 
 
 class MissingKeyError(SettingError):
-    """The server's key is needed again: an unpickled object carries none."""
+    """The server's key is needed again, because an unpickled object has none."""
 
 
 class ServerError(EmberdError):
-    """Base of errors about finding, starting and keeping a server."""
+    """Base of errors about finding, starting and running a server."""
 
 
 class NoEngineError(ServerError, RuntimeError):
-    """No engine can serve the model on this machine; the text says why for each."""
+    """No engine can serve the model on this machine; the text gives the reason for each."""
 
 
 class InstallError(ServerError, RuntimeError):
-    """An engine could not be installed, or not be removed.
+    """An engine could not be installed or removed.
 
     Attributes:
         cause: What happened, in one sentence.
         advice: What to do about it.
-        log_path: What the installer said, or None when it never ran.
+        log_path: The output of the installer; None if it did not run.
     """
 
     def __init__(self, cause: str, *, advice: str = "", log_path: str | None = None) -> None:
-        super().__init__(_told(cause, advice, log_path))
+        super().__init__(_message(cause, advice, log_path))
         self.cause = cause
         self.advice = advice
         self.log_path = log_path
@@ -111,34 +111,34 @@ class StartError(ServerError, RuntimeError):
     Attributes:
         cause: What happened, in one sentence.
         advice: What to do about it.
-        log_path: The server's log, or None when it never had one.
+        log_path: The server's log; None if there is none.
     """
 
     def __init__(self, cause: str, *, advice: str = "", log_path: str | None = None) -> None:
-        super().__init__(_told(cause, advice, log_path))
+        super().__init__(_message(cause, advice, log_path))
         self.cause = cause
         self.advice = advice
         self.log_path = log_path
 
 
 class StartTimeoutError(ServerError, TimeoutError):
-    """The caller's ``start_timeout`` ended its waiting; the start itself goes on."""
+    """The caller's ``start_timeout`` expired; startup continues in the background."""
 
 
 class LockTimeoutError(ServerError, TimeoutError):
-    """The start lock was not to be had in time; the text says who holds it."""
+    """The start lock could not be acquired in time; the text names its holder."""
 
 
 class ServerStoppedError(ServerError):
-    """The server was stopped by a person while a job was using it."""
+    """A user stopped the server while a job was using it."""
 
 
 class ServerMismatchError(ServerError):
-    """What answers at the URL does not serve what was asked for; the text says what it is."""
+    """The server at the URL does not serve what was requested; the text says what it serves."""
 
 
 class StateFolderError(ServerError, OSError):
-    """The state folder belongs to somebody else, is open to others, or cannot hold locks."""
+    """The state folder belongs to another user, is open to others, or does not support locks."""
 
 
 class RequestError(EmberdError):
@@ -149,7 +149,7 @@ class TextError(RequestError, ValueError):
     """One text cannot be embedded.
 
     Attributes:
-        index: Its place in the list that the caller gave, from 0.
+        index: Its place in the list of the caller, from 0.
     """
 
     def __init__(self, message: str, *, index: int) -> None:
@@ -158,12 +158,12 @@ class TextError(RequestError, ValueError):
 
 
 class TextTooLongError(TextError):
-    """A text has more tokens than the model takes.
+    """A text has more tokens than the model accepts.
 
     Attributes:
-        index: Its place in the list that the caller gave, from 0.
-        tokens: Its length in tokens, the end-of-text token included; None when not known.
-        limit: How many the server takes; None when not known.
+        index: Its place in the list of the caller, from 0.
+        tokens: Its length in tokens, including the end-of-text token; None if not known.
+        limit: The maximum that the server accepts; None if not known.
     """
 
     def __init__(self, message: str, *, index: int, tokens: int | None, limit: int | None) -> None:
@@ -173,15 +173,15 @@ class TextTooLongError(TextError):
 
 
 class PoisonTextError(TextError):
-    """The server dies each time when it is given this text."""
+    """The server crashes each time it is given this text."""
 
 
 class BadReplyError(RequestError):
-    """A reply is not what was asked for: vectors missing, doubled, misshapen, not finite."""
+    """A reply is invalid: vectors are missing, duplicated, of a wrong length, or not finite."""
 
 
 class RejectedError(RequestError):
-    """The server refused the request, and would refuse it again.
+    """The server refused the request and would refuse it again.
 
     Attributes:
         status: The HTTP status.
@@ -193,12 +193,12 @@ class RejectedError(RequestError):
 
 
 class AuthenticationError(RequestError):
-    """The server wants a key, or another one."""
+    """The server requires a key, or another one."""
 
 
 class RequestTimeoutError(RequestError, TimeoutError):
-    """The server took the request and did not answer in time."""
+    """The server accepted the request but did not answer in time."""
 
 
 class ServerUnavailableError(RequestError, ConnectionError):
-    """There is no response from the server's address, or it kept saying that it is busy."""
+    """The server's address does not respond, or the server stays busy."""

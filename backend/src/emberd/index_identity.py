@@ -1,11 +1,11 @@
-"""What an index was made with, as a short text to keep beside it.
+"""What an index was made with, as a short text to store with it.
 
 The form is that of a URI::
 
     emberd:Qwen/Qwen3-Embedding-4B?dimensions=1024&query=1f0c2d3e4a5b6978&document=bare
 
-A pinned revision, or for a folder what stands for its files, comes in between. A template is its
-hash, or ``bare`` where texts stay as they are.
+A pinned revision, or the content hash of a folder, comes before the dimensions. A template is
+shown as its hash, or as ``bare`` if texts are embedded unchanged.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _MODEL: Final = "model"
 
 
 def identity(settings: Settings, spec: ServerSpec) -> str:
-    """Return what decides the vectors of a text: model, revision, dimensions, instructions.
+    """Return what determines the vectors of a text: model, revision, dimensions, templates.
 
     Args:
         settings: The settings of an embedder.
-        spec: The server that it wants.
+        spec: The server that it uses.
 
     Returns:
-        A text in the form above. Two objects with the same one give vectors that belong into one
-        index, whatever server they use, on whatever machine.
+        A text in the form above. Vectors of two objects with equal identities can share an index,
+        on any server and machine.
     """
-    # A folder is known by its files: where it lies differs from machine to machine.
+    # A folder is identified by its files, because its path differs between machines.
     model = PurePath(spec.model).name if spec.content else settings.known.name
     parts = {
         "revision": spec.revision,
@@ -44,32 +44,32 @@ def identity(settings: Settings, spec: ServerSpec) -> str:
         "query": _short(settings.query_template),
         "document": _short(settings.document_template),
     }
-    told = urlencode({name: part for name, part in parts.items() if part is not None})
-    return f"{_SCHEME}{quote(model)}?{told}"
+    query = urlencode({name: part for name, part in parts.items() if part is not None})
+    return f"{_SCHEME}{quote(model)}?{query}"
 
 
 def native(settings: Settings, spec: ServerSpec) -> str:
-    """Return what decides the native vector of a text in its template, as a text for caches."""
-    # As above: a folder is known by its files, and the same model on the hub by any spelling.
+    """Return what determines the native vector of a text in its template, for keys of caches."""
+    # As above for a folder; and every spelling of a name on the hub is one model.
     model = PurePath(spec.model).name if spec.content else settings.known.name
     return urlencode({**spec.identity, _MODEL: model})
 
 
 def check(kept: str, now: str, settings: Settings) -> None:
-    """Do nothing if an index with the identity ``kept`` goes with the object of ``settings``.
+    """Raise unless an index with the identity ``kept`` fits an object with ``settings``.
 
     Args:
-        kept: What was kept beside the index; white space around it does not count.
+        kept: The identity stored with the index; surrounding white space is ignored.
         now: The identity of the object.
         settings: Its settings, for the error.
 
     Raises:
-        IdentityError: It does not, or ``kept`` is no identity.
+        IdentityError: It does not fit, or ``kept`` is not an identity.
     """
     if not isinstance(kept, str) or not kept.strip().startswith(_SCHEME):
         raise IdentityError(
-            f"{kept!r} is no identity of emberd, which would look like {now!r}. Keep that of the "
-            f"object that made the index, and give it here.",
+            f"{kept!r} is not an identity of emberd, such as {now!r}. Store the identity of the "
+            f"object that makes the index, and pass it here.",
             kept=str(kept),
             now=now,
         )
@@ -77,12 +77,13 @@ def check(kept: str, now: str, settings: Settings) -> None:
     if before == after:
         return
     names = [name for name in before | after if before.get(name) != after.get(name)]
-    # Of a template only the hash was kept; of this side's there is more to tell.
+    # The index has only hashes of its templates; of this object the templates can be shown.
     shown = after | {"query": repr(settings.query_template)}
     shown |= {"document": repr(settings.document_template)}
-    told = "; ".join(f"{name} {before.get(name)} there, {shown.get(name)} here" for name in names)
+    differences = "; ".join(f"{n} {before.get(n)} there, {shown.get(n)} here" for n in names)
     raise IdentityError(
-        f"The index was made with {kept!r}, and this object is {now!r}: {told}. {_advice(names)}",
+        f"The index was made with {kept!r}, but this object is {now!r}: {differences}. "
+        f"{_advice(names)}",
         kept=kept,
         now=now,
     )
@@ -100,10 +101,10 @@ def _parts(identity: str) -> dict[str, str]:
 
 
 def _advice(names: list[str]) -> str:
-    advice = "Make the object with the settings of the index, or embed all texts again."
+    advice = "Use the settings of the index, or embed all texts again."
     if names != ["query"]:
         return advice
     return (
-        f"{advice} Only queries differ: if you mean to ask this index another kind of question, "
-        f"keep the identity of this object beside it."
+        f"{advice} Only queries differ: to use this index with another query instruction, "
+        f"store the identity of this object with it."
     )

@@ -1,7 +1,7 @@
-"""What every server answers besides embeddings: readiness, names, counters.
+"""Questions to a server besides embeddings: readiness, models, metrics.
 
-The routes are SGLang's; our own servers speak them too, and others speak some. Nothing here
-raises for a server that is away, slow or of another kind: the answer is then None or False.
+The routes are SGLang's; emberd's own servers have them too, and others have some. Except for
+``fetch``, a function returns None or False if the server is away, slow or of another kind.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from emberd.system import listeners
 from emberd.system.listeners import Listener
 
 PROBE_TIMEOUT_S: Final = 2.0
-HEALTH_TIMEOUT_S: Final = 25.0  # SGLang's /health waits for a token from the model, up to 20 s
+HEALTH_TIMEOUT_S: Final = 25.0  # SGLang's /health runs one token through the model, up to 20 s
 _MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 
 MODELS: Final = "/v1/models"
 MODEL_INFO: Final = "/model_info"
 OLD_MODEL_INFO: Final = "/get_model_info"
-"""What SGLang's router answers to this day, and SGLang did before 0.5."""
+"""The route of SGLang's router, and of SGLang before 0.5."""
 
 _NO_ROUTE: Final = frozenset(
     {
@@ -39,21 +39,21 @@ _NO_ROUTE: Final = frozenset(
         HTTPStatus.NOT_IMPLEMENTED,
     }
 )
-"""Statuses of a server that has no such route, or does not tell callers without a key."""
+"""Statuses of a server without such a route, or that requires a key for it."""
 
 NO_ANSWER: Final = (OSError, http.client.HTTPException, ValueError)
-"""What ``fetch`` raises when there is no answer."""
+"""What ``fetch`` raises if there is no answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Status and body of an answer."""
+    """Status and body of a response."""
 
     status: int
     body: bytes
 
     def json(self) -> Any:
-        """Return the body as JSON, or None when it is none."""
+        """Return the parsed body; None if it is not JSON."""
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError):
@@ -62,12 +62,12 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """A server's own counters: any difference between two readings is use.
+    """A server's own counters; a difference between two readings means that it was used.
 
     Attributes:
-        requests: Requests it has answered since its start.
-        tokens: Tokens it has read since its start.
-        in_flight: Requests that it is working on, or that wait in it.
+        requests: Requests answered since its start.
+        tokens: Tokens read since its start.
+        in_flight: Requests in progress or queued.
     """
 
     requests: float
@@ -83,7 +83,7 @@ def get(
     *,
     listener: Listener | None = None,
 ) -> Reply | None:
-    """Return the reply to ``GET url + path``, whatever its status; None when there is none."""
+    """Return the reply to ``GET url + path``, with any status; None if there is none."""
     try:
         return fetch(url, path, None, api_key, timeout_s, listener=listener)
     except NO_ANSWER:
@@ -99,27 +99,27 @@ def fetch(
     *,
     listener: Listener | None = None,
 ) -> Reply:
-    """Return the reply to a GET, or to a POST of a JSON body, whatever its status.
+    """Return the reply to a GET, or to a POST of a JSON body, with any status.
 
     Args:
         url: Root of the server.
         path: The route.
         body: JSON to POST; None for a GET.
         api_key: The key to send, or None.
-        timeout_s: How long each step may take, in seconds.
-        listener: The listener that the connection must lead to before anything is sent; None
-            where none is known.
+        timeout_s: Time limit of each step, in seconds.
+        listener: The listener that the connection must reach before anything is sent; None if
+            not known.
 
     Raises:
-        OSError: There is no answer, or another listener is there; also the other errors of
-            ``NO_ANSWER``.
+        OSError: There is no answer, or another socket listens there; the other errors of
+            ``NO_ANSWER`` are raised too.
     """
     request = urllib.request.Request(url + path, body)  # noqa: S310 - root_url lets only http(s) in
     if body is not None:
         request.add_header("Content-Type", "application/json")
     if api_key:
         request.add_header("Authorization", f"Bearer {api_key}")
-    handlers: list[urllib.request.BaseHandler] = [_Stay()]
+    handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
     if listener is not None:
         handlers.append(_Pinned(listener))
     if is_loopback(url) or listener is not None:
@@ -134,12 +134,12 @@ def fetch(
 
 
 def is_loopback(url: str) -> bool:
-    """Return whether ``url`` names this machine, where no proxy belongs in between."""
+    """Return whether ``url`` names this machine, for which no proxy is used."""
     host = (urlsplit(url).hostname or "").rstrip(".")
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
-        # Systems take 127.1 and 0 for addresses too; ip_address does not.
+        # Systems accept 127.1 and 0 as addresses too; ip_address does not.
         address = ip_address(host if ":" in host else socket.inet_aton(host))
     except (ValueError, OSError):
         return False
@@ -148,7 +148,7 @@ def is_loopback(url: str) -> bool:
 
 
 class _Connection(http.client.HTTPConnection):
-    """A connection that leads to the expected listener, or is not used."""
+    """A connection that is used only if it reaches the expected listener."""
 
     expected: Listener
 
@@ -158,7 +158,7 @@ class _Connection(http.client.HTTPConnection):
 
 
 class _TlsConnection(http.client.HTTPSConnection, _Connection):
-    """Likewise; the order of the bases puts the check before the TLS handshake."""
+    """The same for TLS; the order of the bases puts the check before the handshake."""
 
 
 class _Pinned(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
@@ -178,25 +178,25 @@ class _Pinned(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
         return connection
 
 
-class _Stay(urllib.request.HTTPRedirectHandler):
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
-        """Follow no redirect: the key would be sent to the address that the server names."""
+        """Follow no redirect, because the key would be sent to another address."""
 
 
 def models(
     url: str, api_key: str | None = None, *, listener: Listener | None = None
 ) -> list[dict[str, Any]]:
-    """Return what the server lists as its models; empty when it lists none."""
-    return entries(_good(get(url, MODELS, api_key, listener=listener)))
+    """Return the models that the server lists; empty if it lists none."""
+    return entries(_json(get(url, MODELS, api_key, listener=listener)))
 
 
 def model_path(
     url: str, api_key: str | None = None, *, listener: Listener | None = None
 ) -> str | None:
-    """Return the path or name from which the server loaded its model; None when it does not say."""
+    """Return the path or name from which the server loaded its model; None if it does not say."""
     for route in (MODEL_INFO, OLD_MODEL_INFO):
-        told = _good(get(url, route, api_key, listener=listener))
-        path = told.get("model_path") if isinstance(told, dict) else None
+        info = _json(get(url, route, api_key, listener=listener))
+        path = info.get("model_path") if isinstance(info, dict) else None
         if isinstance(path, str):
             return path
     first = next(iter(models(url, api_key, listener=listener)), {})
@@ -205,18 +205,18 @@ def model_path(
 
 
 def entries(listed: Any) -> list[dict[str, Any]]:
-    """Return the models in the parsed answer to ``MODELS``; empty when there are none."""
+    """Return the models in the parsed reply to ``MODELS``; empty if there are none."""
     data = listed.get("data") if isinstance(listed, dict) else None
     found = data if isinstance(data, list) else []
     return [entry for entry in found if isinstance(entry, dict) and entry.get("id")]
 
 
-def _good(reply: Reply | None) -> Any:
+def _json(reply: Reply | None) -> Any:
     return reply.json() if reply is not None and reply.status == http.client.OK else None
 
 
 def readiness(url: str, *, listener: Listener | None = None) -> bool | None:
-    """Return what ``/ready`` says; None where the server has no such route, so that it is unknown.
+    """Return what ``/ready`` says; None, that is unknown, if the server has no such route.
 
     SGLang has the route since 0.5.20. An earlier version that was started with a key answers a
     request for an unknown route with 401, as other servers do with 403, 404, 405 or 501. No key is
@@ -229,17 +229,17 @@ def readiness(url: str, *, listener: Listener | None = None) -> bool | None:
 
 
 def is_ready(url: str, *, listener: Listener | None = None) -> bool:
-    """Return whether the server takes requests.
+    """Return whether the server accepts requests.
 
-    A server without ``/ready`` is asked for ``/health``, which takes SGLang 1 to 20 s: callers that
-    must not wait use ``readiness``.
+    Without ``/ready``, ``/health`` is used, which takes SGLang 1 to 20 s; callers that must not
+    wait use ``readiness``.
     """
     ready = readiness(url, listener=listener)
     return is_healthy(url, listener=listener) if ready is None else ready
 
 
 def is_healthy(url: str, *, listener: Listener | None = None) -> bool:
-    """Return whether the model answers: the server runs one token through it for this.
+    """Return whether the model works; the server runs one token through it.
 
     The route is open on all versions of SGLang, so no key is sent.
     """
@@ -248,7 +248,7 @@ def is_healthy(url: str, *, listener: Listener | None = None) -> bool:
 
 
 def activity(url: str, api_key: str | None, *, listener: Listener | None = None) -> Activity | None:
-    """Return the server's counters, or None when it has none to show."""
+    """Return the server's counters; None if it shows none."""
     reply = get(url, "/metrics", api_key, listener=listener)
     if reply is None or reply.status != http.client.OK:
         return None

@@ -1,4 +1,4 @@
-"""How a text becomes what the model reads: the templates of queries and of documents."""
+"""Prompts: the templates of queries and documents, and the named tasks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from emberd.errors import InstructionError
 Role = Literal["query", "document"]
 
 BARE: Final = "{text}"
-"""The template that leaves a text as it is."""
+"""The template that leaves a text unchanged."""
 
-# The wording is that of QwenLM/Qwen3-Embedding, evaluation/task_prompts.json, to the letter
-# ("retrieval code" too): the models were trained and measured with it.
+# The exact wording of QwenLM/Qwen3-Embedding, evaluation/task_prompts.json ("retrieval code" too),
+# with which the models were trained and measured.
 TASKS: Final[dict[str, str]] = {
     "bitext": "Retrieve parallel sentences",
     "classification": "Given a text, classify its topic",
@@ -32,13 +32,13 @@ TASKS: Final[dict[str, str]] = {
     "similarity": "Retrieve semantically similar text",
     "web": "Given a web search query, retrieve relevant passages that answer the query",
 }
-# Qwen's own evaluation (qwen3_embedding_model.py) puts these before both sides, and the others
-# before queries alone.
-_FOR_BOTH_SIDES: Final = frozenset(
+# Qwen's evaluation (qwen3_embedding_model.py) puts these before queries and documents, and the
+# others only before queries.
+_SYMMETRIC_TASKS: Final = frozenset(
     TASKS[name] for name in ("bitext", "classification", "clustering", "similarity")
 )
 
-# How prefixes of other classes look: a label before the text, several lines, a slot of theirs.
+# Marks of prefixes written for other classes: a label before the text, several lines, another slot.
 _LABELS: Final = re.compile(r"^\s*instruct\w*:|query:", re.IGNORECASE)
 _COLONS: Final = ":\N{FULLWIDTH COLON}"
 _FOREIGN_SLOT: Final = re.compile(r"\{\w*\}|%s")
@@ -47,7 +47,7 @@ _ONE_WORD: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclass(frozen=True, slots=True)
 class Templates:
-    """What texts are put into, with ``{text}`` in it.
+    """The templates of both roles; each contains ``{text}``.
 
     Attributes:
         query: The template of queries.
@@ -64,54 +64,54 @@ def templates(
     """Return the templates of both roles.
 
     Args:
-        model: What the catalog knows of the model.
-        query: The instruction of queries, as ``template`` takes it.
+        model: What is known of the model.
+        query: The instruction of queries, in a form of ``template``.
         document: The instruction of documents.
-        symmetric: Both roles get one template: that of the instruction which is given, else
-            that of the model's documents.
+        symmetric: Both roles get one template: that of the given instruction, else that of the
+            model's documents.
 
     Raises:
-        InstructionError: An instruction that would be misread; a task for both sides that one
-            side alone would get; two different ones where ``symmetric`` wants one.
+        InstructionError: An instruction would be misread; a symmetric task is given for one role
+            only; or two different instructions are given with ``symmetric``.
     """
     if symmetric:
-        return _one_for_both(model, query, document)
+        return _common_template(model, query, document)
     both = Templates(template(model, "query", query), template(model, "document", document))
-    _refuse_one_sided(query=query, document=document)
+    _check_symmetric_tasks(query=query, document=document)
     return both
 
 
 def template(model: Model, role: Role, instruction: str | None) -> str:
-    """Return the template, with ``{text}`` in it, that texts of ``role`` are put into.
+    """Return the template of ``role``, which contains ``{text}``.
 
     Args:
-        model: What the catalog knows of the model.
+        model: What is known of the model.
         role: ``"query"`` or ``"document"``.
-        instruction: None for the model's own default; ``""`` for the bare text; the name of a
-            task in ``TASKS``; a task in words; or a whole template with ``{text}`` in it.
+        instruction: None for the model's default; ``""`` for the bare text; the name of a task in
+            ``TASKS``; a task in words; or a whole template that contains ``{text}``.
 
     Raises:
-        InstructionError: A hand-written prefix without ``{text}``, a task for a model that has
-            no known form for tasks, or no instruction for a model whose own is not known.
+        InstructionError: The instruction is a prefix without ``{text}``, or a task for a model
+            whose form of tasks is not known; or it is None and the model's default is not known.
     """
     if instruction is None:
         return _default(model, role)
     if instruction == "":
         return BARE
-    _refuse_foreign_slot(role, instruction)
+    _check_slots(role, instruction)
     if BARE in instruction:
         return instruction
-    _refuse_prefix(model, role, instruction)
-    _refuse_unknown_name(role, instruction)
+    _check_not_prefix(model, role, instruction)
+    _check_name(role, instruction)
     return _with_task(model, role, TASKS.get(instruction, instruction))
 
 
 def apply(template: str, text: str) -> str:
-    """Return ``text`` put into ``template``; braces inside the text stay as they are."""
+    """Return ``template`` with ``text`` in it; braces inside the text are not replaced."""
     return template.replace(BARE, text)
 
 
-def _one_for_both(model: Model, query: str | None, document: str | None) -> Templates:
+def _common_template(model: Model, query: str | None, document: str | None) -> Templates:
     found = set()
     if query is not None:
         found.add(template(model, "query", query))
@@ -119,23 +119,23 @@ def _one_for_both(model: Model, query: str | None, document: str | None) -> Temp
         found.add(template(model, "document", document))
     if len(found) > 1:
         raise InstructionError(
-            f"symmetric=True embeds queries and documents alike, and query_instruction={query!r} "
-            f"and document_instruction={document!r} differ. Give one of them, or leave out "
-            f"symmetric."
+            f"symmetric=True embeds queries and documents with one template, but "
+            f"query_instruction={query!r} and document_instruction={document!r} differ. Give one "
+            f"of them, or leave out symmetric."
         )
     one = found.pop() if found else _default(model, "document")
     return Templates(one, one)
 
 
-def _refuse_one_sided(**given: str | None) -> None:
-    # Half of it would go unnoticed: each side has vectors, and they do not belong together.
+def _check_symmetric_tasks(**given: str | None) -> None:
+    # The mistake would go unnoticed: both roles get vectors, but these do not fit together.
     for role, other in (("query", "document"), ("document", "query")):
         task = TASKS.get(given[role] or "", given[role])
-        if task in _FOR_BOTH_SIDES and given[other] is None:
+        if task in _SYMMETRIC_TASKS and given[other] is None:
             raise InstructionError(
-                f"{role}_instruction={given[role]!r} is a task for queries and documents alike, "
-                f"and would be put before one of them alone. Give symmetric=True as well, and "
-                f"both get it; or say what the others get: {other}_instruction=''."
+                f"{role}_instruction={given[role]!r} is a task for queries and documents, but "
+                f"only {role} texts would get it. Pass symmetric=True to apply it to both, or set "
+                f"{other}_instruction='' to leave the others bare."
             )
 
 
@@ -143,8 +143,8 @@ def _default(model: Model, role: Role) -> str:
     problem = model.query_problem if role == "query" else model.document_problem
     if problem is not None:
         raise InstructionError(
-            f"{problem}. Say what comes before a {role}: give {role}_instruction='...{BARE}', a "
-            f"whole template, or {role}_instruction='' for the bare text."
+            f"{problem}. Say what comes before a {role}: pass a whole template, "
+            f"{role}_instruction='...{BARE}', or {role}_instruction='' for the bare text."
         )
     if role == "document":
         return model.document_template
@@ -156,56 +156,56 @@ def _default(model: Model, role: Role) -> str:
 def _with_task(model: Model, role: Role, task: str) -> str:
     if model.instruction_form is None:
         raise InstructionError(
-            f"{role}_instruction={task!r}: emberd does not know how {model.name} takes a task. "
-            f"Leave it out, which is {_default(model, role)!r}; give '' for none; or give a whole "
-            f"template, with {BARE} in it."
+            f"{role}_instruction={task!r}: emberd does not know in which form {model.name} "
+            f"takes a task. Leave it out for the default, {_default(model, role)!r}; pass '' for "
+            f"none; or pass a whole template that contains {BARE}."
         )
     return model.instruction_form.replace("{task}", task)
 
 
-def _refuse_foreign_slot(role: Role, instruction: str) -> None:
-    # The model would read the braces, and nothing would stand in their place.
+def _check_slots(role: Role, instruction: str) -> None:
+    # The model would read the braces, because nothing replaces them.
     slots = [slot for slot in _FOREIGN_SLOT.findall(instruction) if slot != BARE]
     if slots:
         raise InstructionError(
-            f"{role}_instruction={instruction!r} holds {slots[0]}, and nothing is put into that. "
-            f"Give a task in words, or a template in which the text's place is {BARE}."
+            f"{role}_instruction={instruction!r} contains {slots[0]}, which is not replaced. "
+            f"Give a task in words, or a template with {BARE} as the placeholder of the text."
         )
 
 
-def _refuse_prefix(model: Model, role: Role, instruction: str) -> None:
-    # In other classes the field of this name is a raw prefix; taken as a task it would come
-    # out as "Instruct: Instruct: ...", and nobody would see it.
+def _check_not_prefix(model: Model, role: Role, instruction: str) -> None:
+    # In other classes the field of this name is a raw prefix. As a task it would become
+    # "Instruct: Instruct: ...", and nothing would show it.
     bare = instruction.strip()
     labelled = _LABELS.search(bare) is not None
     several_lines = "\n" in bare
     if not (labelled or several_lines or bare.endswith(tuple(_COLONS)) or bare != instruction):
         return
     raise InstructionError(
-        f"{role}_instruction={instruction!r} looks like a prefix, as other classes take it. Give "
+        f"{role}_instruction={instruction!r} looks like a prefix for another class. Give "
         f"{' or '.join(_right_forms(model, role, instruction))}."
     )
 
 
 def _right_forms(model: Model, role: Role, instruction: str) -> list[str]:
-    """Return what a prefix may be meant as."""
-    as_it_stands = f"a whole template, {role}_instruction={instruction + BARE!r}"
+    """Return the instructions that a prefix may stand for."""
+    whole = f"a whole template, {role}_instruction={instruction + BARE!r}"
     task = " ".join(_LABELS.sub(" ", instruction).split()).rstrip(_COLONS + " ")
     if model.instruction_form is None or not task:
-        return [as_it_stands]
-    # One word alone would be refused as the name of a task, unless it is one.
+        return [whole]
+    # A single word would be refused, unless it is the name of a task.
     known = task in TASKS or _ONE_WORD.fullmatch(task) is None
-    alone = [f"the task alone, {role}_instruction={task!r}"] if known else []
+    task_only = [f"only the task, {role}_instruction={task!r}"] if known else []
     if "Instruct:" in instruction or "Query:" in instruction:
         formed = model.instruction_form.replace("{task}", task)
-        return [*alone, f"a whole template, {role}_instruction={formed!r}"]
-    return [as_it_stands, *alone]
+        return [*task_only, f"a whole template, {role}_instruction={formed!r}"]
+    return [whole, *task_only]
 
 
-def _refuse_unknown_name(role: Role, instruction: str) -> None:
-    # "Web", or a name of another release: as a task in words it would mean nothing, and be taken.
+def _check_name(role: Role, instruction: str) -> None:
+    # "Web", or a name of another release: accepted as a task in words, it would mean nothing.
     if _ONE_WORD.fullmatch(instruction) and instruction not in TASKS:
         raise InstructionError(
-            f"{role}_instruction={instruction!r} is not the name of a ready-made task, which are "
+            f"{role}_instruction={instruction!r} is not the name of a task; the names are "
             f"{', '.join(sorted(TASKS))}. Give one of them, a task in a sentence, or a template."
         )

@@ -1,9 +1,8 @@
-"""The server of one embedder: found at first use, watched, and replaced after a loss."""
+"""The server of one embedder: found or started at first use, and again after a loss."""
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import logging
 import math
@@ -16,10 +15,11 @@ from concurrent.futures import Future
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from emberd import env
 from emberd.endpoint import Endpoint
 from emberd.errors import MissingKeyError, ServerMismatchError, ServerUnavailableError, SettingError
 from emberd.settings import ServerSpec, Settings
-from emberd.system import fork, listeners
+from emberd.system import background, fork, listeners
 from emberd.system.fork import ForkAware
 
 if TYPE_CHECKING:
@@ -29,60 +29,45 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-KEY_VARIABLE: Final = "EMBERD_API_KEY"
-
 _LOG: Final = logging.getLogger("emberd")
 
 _READY_POLL_S: Final = 0.25
 _SAME_VECTOR: Final = 0.995
-"""Least cosine of one text's vectors before and after a restart: bfloat16 is not exact."""
+"""Minimum cosine of one text's vectors before and after a restart; bfloat16 is not exact."""
 
 
-class _Errands:
-    """Long waits in threads of their own; who asks for one that is under way waits for it too.
+class SingleFlight:
+    """Runs blocking calls in daemon threads; concurrent callers of one key share one run.
 
-    Not in the loop's executor: its threads are the application's, and the end of the process, or
-    of ``asyncio.run``, waits for them. These are daemons.
+    Not in the event loop's executor: its threads are the application's, and exiting the process or
+    ``asyncio.run`` would wait for them.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # never held while something is waited for
-        self._under_way: dict[Hashable, Future[Any]] = {}
+        self._lock = threading.Lock()  # never held during a call
+        self._running: dict[Hashable, Future[Any]] = {}
 
-    async def wait_for(self, name: Hashable, work: Callable[[], T]) -> T:
-        """Return what ``work`` returns. Cancelling ends the wait, and not the work."""
+    async def run(self, key: Hashable, call: Callable[[], T]) -> T:
+        """Return what ``call`` returns. Cancelling ends the wait, but not the call."""
         with self._lock:
-            future = self._under_way.get(name)
+            future = self._running.get(key)
             if future is None:
-                future = Future()
-                future.set_running_or_notify_cancel()  # from now on nobody can cancel it
-                run = functools.partial(self._run, name, work, future)
-                context = contextvars.copy_context()
-                threading.Thread(
-                    target=context.run, args=(run,), daemon=True, name="emberd-attach"
-                ).start()
-                self._under_way[name] = future
+                future = background.run(functools.partial(self._call, key, call), "attach")
+                self._running[key] = future
         result: T = await asyncio.wrap_future(future)
         return result
 
-    def _run(self, name: Hashable, work: Callable[[], T], future: Future[T]) -> None:
+    def _call(self, key: Hashable, call: Callable[[], T]) -> T:
         try:
-            result = work()
-        except BaseException as error:  # noqa: BLE001 - raised again by who waits
-            self._forget(name)
-            future.set_exception(error)
-        else:
-            self._forget(name)
-            future.set_result(result)
-
-    def _forget(self, name: Hashable) -> None:
-        # Before anybody is told: who asks after that is to get an answer of its own.
-        with self._lock:
-            self._under_way.pop(name, None)
+            return call()
+        finally:
+            # Before the result is set, so that later callers start a new run.
+            with self._lock:
+                self._running.pop(key, None)
 
 
-class Attachment(ForkAware):
-    """The server of one embedder in this process: asked for once, and again when it is lost."""
+class ServerHandle(ForkAware):
+    """The server of one embedder in this process: found once, and again when it is lost."""
 
     def __init__(self, settings: Settings, manager: Manager | None) -> None:
         self._settings = settings
@@ -91,86 +76,88 @@ class Attachment(ForkAware):
         self._before: Server | None = None
         self._dimensions: int | None = None  # of all servers of this object
         self._lock = threading.Lock()
-        self._errands = _Errands()
+        self._flights = SingleFlight()
         self._warned: set[int | None] = set()
         self.key_is_missing = False
         fork.register(self)
 
     def after_fork_in_child(self) -> None:
-        """Take a new lock: a thread that does not exist in the child may hold the old one."""
+        """Replace the lock: a thread that does not exist in the child may hold the old one."""
         self._lock = threading.Lock()
-        self._errands = _Errands()
+        self._flights = SingleFlight()
 
     def server(self, inspect: Callable[[], Endpoint] | None = None) -> Server:
-        """Return the server, asked for now if this is the first use.
+        """Return the server; find or start it if there is none yet.
 
         Args:
-            inspect: Asks the server of a client that was handed in what it is; None where the
-                manager finds or starts one.
+            inspect: Inspects the server of a given client; None if the manager provides one.
+
+        Raises:
+            ServerError: No server is available.
         """
         if (server := self._current()) is not None:
             return server
         with self._lock:
             if self._server is None:
                 self._check()
-                self._server = _by_hand(inspect()) if inspect else self._again(self._external)
+                self._server = _given_server(inspect()) if inspect else self._again(self._external)
             return self._server
 
     async def aserver(self, inspect: Callable[[], Awaitable[Endpoint]] | None = None) -> Server:
-        """Do as ``server``, from the running event loop."""
+        """Like ``server``, on the running event loop."""
         if (server := self._current()) is not None:
             return server
         if inspect is None:
-            return await self._errands.wait_for(None, self.server)
+            return await self._flights.run(None, self.server)
         self._check()
-        self._server = _by_hand(await inspect())
+        self._server = _given_server(await inspect())
         return self._server
 
     async def aload(self) -> None:
-        """Import what the client needs, in half a second of another thread than the loop's."""
-        await self._errands.wait_for(_load, _load)
+        """Import what the client needs, which takes half a second, in another thread."""
+        await self._flights.run(_load, _load)
 
-    def heal(self, endpoint: Endpoint) -> Endpoint:
-        """Return a server in place of ``endpoint``, which went away in the middle of a job.
+    def reconnect(self, endpoint: Endpoint) -> Endpoint:
+        """Return a server in place of ``endpoint``, which was lost during a job.
 
         Raises:
-            ServerMismatchError: Another user's server, or one with other weights, is there now; so
-                do all later calls.
+            ServerMismatchError: Another user's server, or one with other weights, has taken its
+                place; later calls raise it too.
         """
         with self._lock:
             if self._server is not None and self._server.endpoint != endpoint:
-                return self._server.endpoint  # another thread has been here before
-            # Forgotten first: when a person stopped it this raises, and a later job is to start
-            # it again instead of healing.
+                return self._server.endpoint  # another thread has reconnected
+            # Cleared first: this raises if a user stopped the server, and then a later job must
+            # start a new one instead of reconnecting.
             self._before, self._server = self._server or self._before, None
             self._server = self._again(self._before)
             return self._server.endpoint
 
-    async def aheal(self, endpoint: Endpoint) -> Endpoint:
-        """Do as ``heal``, from the running event loop."""
-        return await self._errands.wait_for(endpoint, lambda: self.heal(endpoint))
+    async def areconnect(self, endpoint: Endpoint) -> Endpoint:
+        """Like ``reconnect``, on the running event loop."""
+        return await self._flights.run(endpoint, lambda: self.reconnect(endpoint))
 
     def used(self, _endpoint: Endpoint) -> None:
-        """Keep the server from being taken for idle."""
-        server = self._server  # read once: a heal may forget it at any moment
+        """Record that the server is in use, so that it does not stop as idle."""
+        server = self._server  # read once: reconnecting may clear it at any time
         if server is not None and server.origin != "given":
             self._manager().used(server)
 
-    def suspect(self, _endpoint: Endpoint) -> None:
-        """Have the server probed: it did not answer in time."""
+    def report_unresponsive(self, _endpoint: Endpoint) -> None:
+        """Have the supervisor probe the server, which did not answer in time."""
         server = self._server
         if server is not None and server.origin != "given":
             self._manager().report_unresponsive(server)
 
     def warn_of_cut(self, settings: Settings) -> None:
-        """Warn, once a length, of vectors cut that no training has made fit for it."""
+        """Warn, once for each length, if the model was not trained to have its vectors cut."""
         model, dimensions = settings.known, settings.dimensions
         is_cut = dimensions not in (None, model.dimensions, model.cut_to)
         if is_cut and not model.matryoshka and dimensions not in self._warned:
             self._warned.add(dimensions)
             warnings.warn(
                 f"dimensions={dimensions}: as far as emberd knows, {model.name} was not trained so "
-                f"that its vectors can be cut; they lose more than they should. Measure, or leave "
+                f"that its vectors can be cut, so quality may suffer. Measure it, or leave "
                 f"dimensions out.",
                 UserWarning,
                 stacklevel=2,
@@ -178,14 +165,14 @@ class Attachment(ForkAware):
 
     @property
     def manager(self) -> Manager | None:
-        """What finds and starts servers; None while nothing has."""
+        """The manager that finds and starts servers; None before the first use."""
         return self._manager_in_use
 
     @functools.cached_property
     def spec(self) -> ServerSpec:
-        """The server that is wanted; of a model in a folder, with the files that it has now.
+        """The wanted server; for a model in a folder, with the hash of its present files.
 
-        Looked at once, so that the vectors and what they are said to be made with belong together.
+        Read once, so that vectors and index identity refer to the same files.
         """
         return self._settings.spec
 
@@ -194,24 +181,24 @@ class Attachment(ForkAware):
         server = self._server
         if server is None or server.origin != "own":
             return server
-        # A server that stopped between two jobs, for idleness or by a person, was not lost in
-        # the middle of one: this job asks for a new one as the first job did.
+        # A server that stopped between two jobs, idle or by the user, was not lost during a job:
+        # this job gets a new one as the first job did.
         if self._manager().is_current(server):
             return server
-        # Without the lock, which a start may hold for minutes: this runs on event loops too. At
-        # worst the server of a heal that ends right now is asked for once more.
+        # Without the lock, which a start may hold for minutes, because this also runs on event
+        # loops. At worst, a server that another thread just found is looked up once more.
         if self._server is server:
             self._server = None
         return None
 
     @property
     def _external(self) -> Server | None:
-        """The server of others that was used last; what follows it is compared with it."""
+        """The external server that was used last, with which its successor is compared."""
         before = self._before
         return before if before is not None and before.origin != "own" else None
 
     def _again(self, lost: Server | None) -> Server:
-        """Do as ``_ensure``, and give a given server that restarts time to be ready."""
+        """Like ``_ensure``, but wait for a given server that is restarting."""
         deadline = time.monotonic() + self._settings.timeout
         while True:
             try:
@@ -234,8 +221,8 @@ class Attachment(ForkAware):
     def _ensure(self, lost: Server | None) -> Server:
         if self.spec != self._settings.spec:
             raise SettingError(
-                f"The files in {self.spec.model} have changed since this object was made: it holds "
-                f"another model now. Make a new object, and embed all texts again with it."
+                f"The files in {self.spec.model} have changed since this object was made, so it "
+                f"contains another model now. Make a new object, and embed all texts again."
             )
         server = self._manager().ensure(
             self.spec,
@@ -257,7 +244,7 @@ class Attachment(ForkAware):
 
     def _manager(self) -> Manager:
         if self._manager_in_use is None:
-            # Imported at first use: it takes the libraries for locks and processes with it.
+            # Imported at first use: it imports the libraries for locks and processes.
             with fork.no_fork():
                 from emberd.verified_manager import Manager
 
@@ -268,7 +255,7 @@ class Attachment(ForkAware):
         if self.key_is_missing:
             raise MissingKeyError(
                 f"This Embedder was unpickled and needs the key of {self._settings.base_url}, "
-                f"which no pickle carries. Set {KEY_VARIABLE} where it is unpickled."
+                f"which pickles do not contain. Set {env.API_KEY} where it is unpickled."
             )
         self.warn_of_cut(self._settings)
 
@@ -298,19 +285,19 @@ def _check_dimensions(before: int | None, now: Endpoint) -> None:
 
 
 def _check_same(before: Endpoint, now: Endpoint) -> None:
-    """Check that an external server that came back gives the vectors that it gave before.
+    """Check that an external server returns the same vectors after a restart.
 
     Raises:
-        ServerMismatchError: It does not.
+        ServerMismatchError: The vectors differ.
     """
     if before.url == now.url and before.canary and now.canary:
         norms = math.hypot(*before.canary) * math.hypot(*now.canary)
-        likeness = sum(map(operator.mul, before.canary, now.canary)) / norms
-        if not likeness >= _SAME_VECTOR:  # so that NaN fails too
+        similarity = sum(map(operator.mul, before.canary, now.canary)) / norms
+        if not similarity >= _SAME_VECTOR:  # so that NaN fails too
             raise ServerMismatchError(
-                f"{now.url} was restarted and gives other vectors than before (cosine "
-                f"{likeness:.3f} for the same text): it holds other weights. Make a new object, "
-                f"and embed all texts again with it."
+                f"{now.url} was restarted and returns other vectors than before (cosine "
+                f"{similarity:.3f} for the same text), so it has other weights. Make a new object, "
+                f"and embed all texts again."
             )
 
 
@@ -319,10 +306,10 @@ def _warn_once(note: str) -> None:
     warnings.warn(note, UserWarning, stacklevel=2)
 
 
-def _by_hand(endpoint: Endpoint) -> Server:
-    from emberd.manager import Server  # imported late, as the manager is
+def _given_server(endpoint: Endpoint) -> Server:
+    from emberd.manager import Server  # imported late, like the manager
 
-    return Server(endpoint, "given", f"{endpoint.url} is the server of the client handed in")
+    return Server(endpoint, "given", f"{endpoint.url} is the server of the given client")
 
 
 def _log_progress(progress: Progress) -> None:

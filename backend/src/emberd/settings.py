@@ -1,4 +1,4 @@
-"""What a caller may ask for, and how it is validated.
+"""What a caller may request, and its validation.
 
 ``ServerSpec`` is identity and constraints of a server; ``StartOptions`` says how one is started;
 ``Settings`` is all that an ``Embedder`` takes. The environment is read once, when an object is
@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from functools import partial
 from typing import Any, Final
 
-from emberd import checkpoints, durations, endpoint, env
+from emberd import durations, endpoint, env, model_card, model_files
 from emberd.catalog import DEMO_MODEL, Model
 from emberd.errors import SettingError
 from emberd.prompts import Templates, templates
@@ -31,7 +30,7 @@ CONCURRENT_REQUESTS: Final = 8
 
 
 class Unset(Enum):
-    """Tells "not given" from None, where None has a meaning of its own."""
+    """Distinguishes "not given" from None, where None is a value."""
 
     UNSET = "unset"
 
@@ -41,28 +40,27 @@ UNSET: Final = Unset.UNSET
 
 @dataclass(frozen=True, slots=True)
 class ServerSpec:
-    """What makes two servers interchangeable, and what a caller needs besides.
+    """Which server is wanted: its identity, and constraints that it must meet.
 
-    Identity (it makes vectors what they are, and keys the folder of the server's state):
+    Identity (determines the vectors, and the folder of the server's state):
 
     Attributes:
         model: Name on the hub, or a folder.
-        revision: Commit on the hub; None for whatever is there.
-        dtype: Number format of the weights; None for the engine's own choice.
+        revision: Commit, branch or tag on the hub; None for the default.
         quantization: Quantisation of the weights; None for none.
-        content: For a folder, what stands for the files in it; None for a name on the hub.
+        content: Content hash of a folder; None for a name on the hub.
 
-    Constraints (any running server of the same identity that meets them will do):
+    Constraints (any running server of the same identity that meets them is used):
 
     Attributes:
-        engine: ``"sglang"``, ``"demo"``, or a module's dotted name; None for any.
+        engine: ``"sglang"``, ``"transformers"``, ``"demo"``, or the dotted name of a module; None
+            for any.
         device: ``"cuda"``, ``"cpu"``; None for any.
         context_tokens: Longest text that must fit, in tokens; None for any.
     """
 
     model: str = DEFAULT_MODEL
     revision: str | None = None
-    dtype: str | None = None
     quantization: str | None = None
     engine: str | None = None
     device: str | None = None
@@ -71,24 +69,23 @@ class ServerSpec:
 
     @property
     def identity(self) -> dict[str, str | None]:
-        """The fields that decide what a vector is, as they were asked for."""
+        """The fields that determine a vector, as requested."""
         return {
             "model": self.model,
             "revision": self.revision,
-            "dtype": self.dtype,
             "quantization": self.quantization,
-            # Left out where there is none, so that the keys of hub models stay what they were.
+            # Left out if None, so that the keys of models on the hub do not depend on it.
             **({"content": self.content} if self.content else {}),
         }
 
     @property
     def key(self) -> str:
-        """16 hexadecimal digits that stand for the identity."""
+        """Hash of the identity, 16 hexadecimal digits."""
         canonical = json.dumps(self.identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def accepts(self, engine: str, device: str | None, context_tokens: int | None) -> bool:
-        """Return whether a server with these facts meets the constraints."""
+        """Return whether a server with these properties meets the constraints."""
         return (
             self.engine in (None, engine)
             and self.device in (None, device)
@@ -102,30 +99,31 @@ class ServerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All that an embedder can be told; made by ``Settings.resolve``.
+    """All settings of an embedder; made by ``Settings.resolve``.
 
     Attributes:
         model: Name on the hub, or a folder.
-        dimensions: Length of the vectors that leave; None for native. Where neither the caller nor
-            the environment says, it is the ``truncate_dim`` of the model's folder.
+        dimensions: Length of the returned vectors; None for native. The default is the
+            ``truncate_dim`` of the model's folder.
         query_instruction: See ``emberd.prompts.template``.
         document_instruction: See ``emberd.prompts.template``.
-        symmetric: Queries are embedded as documents are; see ``emberd.prompts.templates``.
-        base_url: A server to use as it is; nothing is ever started then.
+        symmetric: Embed queries as documents; see ``emberd.prompts.templates``.
+        base_url: A server to use; emberd then starts none.
         api_key: Its key. Never printed, never pickled.
-        revision: Commit on the hub; None for whatever is there.
+        revision: Commit, branch or tag on the hub; None for the default.
         engine: Which engine may serve; None for any.
         device: ``"cuda"`` or ``"cpu"``; None for any.
         context_tokens: Longest text that must fit, in tokens; None for any.
-        batch_size: Most texts in one request.
-        max_concurrency: Most requests in flight, over the whole process.
-        timeout: Seconds that one request may take.
+        batch_size: Maximum number of texts in one request.
+        max_concurrency: Maximum number of requests in flight in this process.
+        timeout: Time limit of one request, in seconds.
         start_timeout: Seconds to wait for a server to start.
-        idle_timeout: Seconds without use after which a started server stops; None for never.
-        truncate: Cut over-long texts instead of refusing them.
+        idle_timeout: Time without use after which a started server stops, in seconds; None for
+            never.
+        truncate: Cut texts that are too long instead of refusing them.
         server_dimensions: Let the server cut vectors to ``dimensions``: less to transfer.
         show_progress: Show a progress bar while documents are embedded.
-        cache: URL of the cache that is asked before a server is; None for none.
+        cache: URL of the cache of vectors; None for none.
     """
 
     model: str = DEFAULT_MODEL
@@ -151,18 +149,17 @@ class Settings:
 
     @classmethod
     def resolve(cls, **given: Any) -> Settings:
-        """Return settings: what was given, else the environment, else the default.
+        """Return settings: what is given, else the environment, else the default.
 
         Args:
-            **given: Fields of this class; one that is None or ``UNSET`` counts as not given,
-                except that ``idle_timeout=None`` means never. Durations may be texts, such as
-                ``"5m"``.
+            **given: Fields of this class. None and ``UNSET`` count as not given, except that
+                ``idle_timeout=None`` means never. Durations may be texts, such as ``"5m"``.
 
         Raises:
-            SettingError: An unknown field, or a value that cannot be used; it is named.
+            SettingError: A field is unknown, or a value is invalid; the text names it.
         """
-        _refuse_unknown(given)
-        values = env.read(os.environ)
+        _check_names(given)
+        values = env.setting_values()
         values |= {
             name: value
             for name, value in given.items()
@@ -172,9 +169,9 @@ class Settings:
             if name in values:
                 values[name] = read(values[name])
         if "dimensions" not in values and isinstance(values.get("model"), str):
-            values["dimensions"] = checkpoints.describe(values["model"]).cut_to
+            values["dimensions"] = model_card.describe(values["model"]).cut_to
         settings = cls(**values)
-        settings._check()
+        settings._validate()
         return settings
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -182,51 +179,51 @@ class Settings:
         return _rebuild, ({**values, "api_key": None},)
 
     def __copy__(self) -> Settings:
-        return self  # nothing of it changes, and a copy by way of a pickle would lose the key
+        return self  # immutable, and a copy through a pickle would lose the key
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Settings:
         return self
 
     @property
     def spec(self) -> ServerSpec:
-        """The part that says which server is wanted."""
+        """Which server is wanted."""
         return ServerSpec(
             model=self.model,
             revision=self.revision,
             engine=self.engine,
             device=self.device,
             context_tokens=self.context_tokens,
-            content=checkpoints.content(self.model),
+            content=model_files.content_hash(self.model),
         )
 
     @property
     def known(self) -> Model:
         """What is known of the model, from the catalog or from its folder."""
-        return checkpoints.describe(self.model)
+        return model_card.describe(self.model)
 
     @property
     def query_template(self) -> str:
-        """The template of queries, with ``{text}`` in it."""
+        """The template of queries, which contains ``{text}``."""
         return self._templates.query
 
     @property
     def document_template(self) -> str:
-        """The template of documents, with ``{text}`` in it."""
+        """The template of documents, which contains ``{text}``."""
         return self._templates.document
 
     def changed(self, **changes: Any) -> Settings:
-        """Return a copy with some fields changed, which the environment has no say in.
+        """Return a copy with some fields changed; the environment is not read.
 
         Raises:
-            SettingError: A value cannot be used; it is named.
+            SettingError: A field is unknown, or a value is invalid; the text names it.
         """
-        _refuse_unknown(changes)
+        _check_names(changes)
         read = {
             name: _READ[name](value) if name in _READ and value is not None else value
             for name, value in changes.items()
         }
         settings = replace(self, **read)
-        settings._check()
+        settings._validate()
         return settings
 
     @property
@@ -238,13 +235,13 @@ class Settings:
             symmetric=self.symmetric,
         )
 
-    def _check(self) -> None:
-        check(self)
-        # Raises for an instruction that would be misread: at construction, not at first use.
+    def _validate(self) -> None:
+        validate(self)
+        # Refuses an instruction that would be misread at construction, not at first use.
         _ = self._templates
 
 
-def _refuse_unknown(given: Iterable[str]) -> None:
+def _check_names(given: Iterable[str]) -> None:
     known = {each.name for each in fields(Settings)}
     if unknown := sorted(set(given) - known):
         raise SettingError(
@@ -258,22 +255,22 @@ def _rebuild(values: dict[str, Any]) -> Settings:
 
 def _read_path(given: Any) -> Any:
     name = os.fspath(given) if isinstance(given, os.PathLike) else given
-    return checkpoints.absolute(name) if isinstance(name, str) else name
+    return model_files.absolute(name) if isinstance(name, str) else name
 
 
-# What is given in several forms, and how it is brought into one.
+# Fields that accept several forms, and how each is converted.
 _READ: Final[dict[str, Callable[[Any], Any]]] = {
     "api_key": endpoint.read_key,
     "base_url": endpoint.read_url,
     "model": _read_path,
-    "timeout": partial(durations.check, "timeout"),
-    "start_timeout": partial(durations.check, "start_timeout"),
-    "idle_timeout": partial(durations.check_or_never, "idle_timeout"),
+    "timeout": partial(durations.validate, "timeout"),
+    "start_timeout": partial(durations.validate, "start_timeout"),
+    "idle_timeout": partial(durations.validate_or_never, "idle_timeout"),
 }
 
 
 def is_demo(model: str) -> bool:
-    """Return whether ``model`` is the bundled one, whose vectors are not Qwen3's."""
+    """Return whether ``model`` is the bundled demo, whose vectors are not Qwen3's."""
     return model == DEMO_MODEL
 
 
@@ -287,11 +284,12 @@ class StartOptions:
     """How to start a server.
 
     Attributes:
-        port: The loopback port that it is to listen on; None for any that is free.
-        no_auth: It asks for no key: every user and every web page of this machine may use it.
-        tp_size: GPUs over which one copy of the model is spread.
-        dp_size: Copies of the model, each on GPUs of its own.
-        arguments: Put behind the engine's own, as they are; the last of two that clash wins.
+        port: Loopback port to listen on; None for any free one.
+        no_auth: Require no key, so that every user and every web page on this machine can use it.
+        tp_size: GPUs per copy of the model.
+        dp_size: Copies of the model, each on its own GPUs.
+        arguments: Added after emberd's arguments for the engine; the last of two conflicting
+            ones takes effect.
     """
 
     port: int | None = None
@@ -301,73 +299,32 @@ class StartOptions:
     arguments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        # A record keeps them as JSON, which knows lists alone.
+        # A record stores them as JSON, which has only lists.
         object.__setattr__(self, "arguments", tuple(self.arguments))
         if self.port is not None and self.port not in _PORTS:
-            raise SettingError(f"port={self.port} is no port: give one from 1 to 65535.")
+            raise SettingError(f"port={self.port} is not a port: use 1 to 65535.")
         for name in ("tp_size", "dp_size"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name}={getattr(self, name)} must be at least 1.")
 
     @property
     def gpus(self) -> int:
-        """How many GPUs a server started like this takes."""
+        """Number of GPUs that a server with these options uses."""
         return self.tp_size * self.dp_size
 
     @classmethod
     def resolve(cls, environ: Mapping[str, str] = os.environ, **given: Any) -> StartOptions:
-        """Return what was given, else what the environment says, else the defaults.
+        """Return options: what is given, else the environment, else the default.
 
         Args:
-            environ: Where ``EMBERD_PORT``, ``EMBERD_TP_SIZE``, ``EMBERD_DP_SIZE`` and
-                ``EMBERD_ENGINE_ARGS`` (words as a shell would split them) are looked for. An
-                open server is never asked for by the environment.
+            environ: The environment. It cannot set ``no_auth``.
             **given: Fields of this class; None counts as not given.
 
         Raises:
-            SettingError: A value cannot be used; it is named.
+            SettingError: A value is invalid; the text names it.
         """
-        values = in_environment(environ)
+        values = env.start_option_values(environ)
         return replace(cls(**values), **{n: v for n, v in given.items() if v is not None})
-
-
-def in_environment(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Return the options that the environment gives, by the fields of ``StartOptions``.
-
-    Raises:
-        SettingError: A variable cannot be read; it is named.
-    """
-    return {
-        name: _read(variable, environ[variable], read)
-        for name, (variable, read) in _VARIABLES.items()
-        if environ.get(variable)
-    }
-
-
-def variable(name: str) -> str:
-    """Return the environment variable of an option that has one."""
-    return _VARIABLES[name][0]
-
-
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(shlex.split(text))
-
-
-_VARIABLES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
-    "port": ("EMBERD_PORT", int),
-    "tp_size": ("EMBERD_TP_SIZE", int),
-    "dp_size": ("EMBERD_DP_SIZE", int),
-    "arguments": ("EMBERD_ENGINE_ARGS", _split),
-}
-
-
-def _read(variable: str, text: str, read: Callable[[str], Any]) -> Any:
-    try:
-        return read(text)
-    except ValueError as error:
-        # Arguments may hold secrets, and are not repeated; numbers are.
-        shown = variable if read is _split else f"{variable}={text!r}"
-        raise SettingError(f"{shown} cannot be read: {error}. Correct it.") from error
 
 
 # ------------------------------------------------------------ validation
@@ -379,37 +336,37 @@ _DURATIONS: Final = ("timeout", "start_timeout")
 _SWITCHES: Final = ("symmetric", "truncate", "server_dimensions", "show_progress")
 
 
-def check(settings: Any) -> None:
-    """Check every field of ``settings`` that stands for itself.
+def validate(settings: Any) -> None:
+    """Check every field of ``settings`` on its own.
 
     Args:
         settings: An ``emberd.settings.Settings``.
 
     Raises:
-        SettingError: A value cannot be used; it is named.
+        SettingError: A value is invalid; the text names it.
     """
-    for names, refuse in _CHECKS:
+    for names, check in _CHECKS:
         for name in names:
-            refuse(name, getattr(settings, name))
+            check(name, getattr(settings, name))
     if settings.dimensions is not None:
         _check_dimensions(settings.known, settings.dimensions)
 
 
 def _check_text(name: str, value: object) -> None:
     if value is not None and not (isinstance(value, str) and value.strip()):
-        raise SettingError(f"{name}={value!r} must be a text that is not blank.")
+        raise SettingError(f"{name}={value!r} must be a string that is not blank.")
 
 
 def _check_instruction(name: str, value: object) -> None:
     if value is not None and not isinstance(value, str):
-        raise SettingError(f"{name}={value!r} must be a text: a task, its name, or a template.")
+        raise SettingError(f"{name}={value!r} must be a string: a task, its name, or a template.")
 
 
 def _check_count(name: str, value: object) -> None:
     if value is None and name == "context_tokens":
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SettingError(f"{name}={value!r} must be a whole number, at least 1.")
+        raise SettingError(f"{name}={value!r} must be an integer of at least 1.")
 
 
 def _check_switch(name: str, value: object) -> None:
@@ -421,7 +378,7 @@ def _check_dimensions(model: Model, dimensions: int) -> None:
     longest = model.dimensions
     source = f" (the truncate_dim of {model.name})" if dimensions == model.cut_to else ""
     if isinstance(dimensions, bool) or not isinstance(dimensions, int):
-        raise SettingError(f"dimensions={dimensions!r}{source} must be a whole number.")
+        raise SettingError(f"dimensions={dimensions!r}{source} must be an integer.")
     if dimensions < model.min_dimensions or (longest is not None and dimensions > longest):
         upper = f" and at most {longest}" if longest else ""
         raise SettingError(
@@ -434,7 +391,7 @@ _CHECKS: Final = (
     (_TEXTS, _check_text),
     (_INSTRUCTIONS, _check_instruction),
     (_COUNTS, _check_count),
-    (_DURATIONS, durations.check),
-    (("idle_timeout",), durations.check_or_never),
+    (_DURATIONS, durations.validate),
+    (("idle_timeout",), durations.validate_or_never),
     (_SWITCHES, _check_switch),
 )

@@ -26,14 +26,14 @@ class Manager(manager.ServerManager):
         """Make a manager; nothing is read or written yet.
 
         Args:
-            home: Folder of all state; None for ``EMBERD_HOME`` or the platform's own.
-            timing: Periods and deadlines; supervisors started from here live by them too.
+            home: Folder of all state; None for ``EMBERD_HOME``, else the platform's.
+            timing: Periods and deadlines; supervisors that it starts use them too.
         """
         super().__init__(home, verify=_verify, timing=timing)
 
 
 def _verify(url: str, api_key: str | None, spec: ServerSpec, listener: Listener | None) -> Endpoint:
-    # Imported late: a managed server was verified by its supervisor already.
+    # Imported late: the supervisor has already verified a managed server.
     from emberd.client.verify import verify
 
     return verify(url, api_key, spec, listener)
@@ -43,7 +43,7 @@ if __name__ == "__main__":
     from emberd.client.verify import verify
     from emberd.manager import supervisor
 
-    # No interpreter shutdown: a thread of a probe may still wait for a server that is gone.
+    # No interpreter shutdown: a thread may still wait for a server that has ended.
     code = supervisor.main(sys.argv[1:], verify)
     sys.stderr.flush()
     os._exit(code)

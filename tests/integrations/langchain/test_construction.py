@@ -68,11 +68,11 @@ def test_an_argument_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) 
         ({"model_name": "x"}, "no field 'model_name'; it is called model here. It has: api_key"),
         ({"skip_empty": True}, "no field 'skip_empty'. It has: api_key, base_url"),
         ({"dimensions": 31}, "at least 32 and at most 2560"),
-        ({"query_instruction": "Instruct: Find x\nQuery:"}, "Give the task alone"),
+        ({"query_instruction": "Instruct: Find x\nQuery:"}, "Give only the task"),
         ({"base_url": "localhost:30000"}, "http://127.0.0.1:30000/v1"),
         ({"truncate": "no"}, "must be True or False"),
         ({"timeout": 0}, "greater than 0"),
-        ({"query_instruction": 5}, "must be a text: a task, its name, or a template"),
+        ({"query_instruction": 5}, "must be a string: a task, its name, or a template"),
     ],
 )
 def test_what_cannot_be_used_is_refused_at_construction(given: dict[str, Any], told: str) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from emberd import env
 from emberd.cache.base import Cache, CircuitBreaker
-from emberd.cache.urls import MEMCACHED, PASSWORD_VARIABLE, USER_VARIABLE, CacheUrl
+from emberd.cache.urls import MEMCACHED, CacheUrl
 from emberd.errors import SettingError
 from emberd.system import fork
 
@@ -164,8 +164,8 @@ class _RedisServer(_Server):
             host=self._host,
             port=self._port,
             db=self._location.database,
-            username=os.environ.get(USER_VARIABLE) or None,
-            password=os.environ.get(PASSWORD_VARIABLE) or None,
+            username=env.text(env.CACHE_USER),
+            password=env.text(env.CACHE_PASSWORD),
             ssl=self._location.scheme == "rediss",
             socket_timeout=TIMEOUT_S,
             socket_connect_timeout=TIMEOUT_S,

@@ -9,11 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from emberd import durations
+from emberd import durations, env
 from emberd.errors import SettingError
-
-PASSWORD_VARIABLE: Final = "EMBERD_CACHE_PASSWORD"  # noqa: S105 - the name, not the password
-USER_VARIABLE: Final = "EMBERD_CACHE_USER"
 
 SQLITE: Final = "sqlite"
 MEMCACHED: Final = "memcached"
@@ -78,7 +75,7 @@ def parse(url: str) -> CacheUrl:
         # Checked first, because the other messages repeat the URL.
         raise SettingError(
             f"The cache URL contains a user or a password, which would appear in logs and pickles. "
-            f"Remove the part before the @, and set {USER_VARIABLE} and {PASSWORD_VARIABLE}."
+            f"Remove the part before the @, and set {env.CACHE_USER} and {env.CACHE_PASSWORD}."
         )
     parts = _split(url)
     if parts.scheme == SQLITE:
@@ -165,7 +162,7 @@ def _size(text: str) -> int:
 
 
 def _ttl(text: str) -> int | None:
-    seconds = durations.check_or_never("ttl", text)
+    seconds = durations.validate_or_never("ttl", text)
     # Redis and Memcached count whole seconds.
     if seconds is not None and (seconds < 1 or seconds % 1):
         raise ValueError(text)

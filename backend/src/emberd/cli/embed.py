@@ -200,7 +200,7 @@ def embed(
     """
     output_file = None if output_file == _STDOUT else output_file
     every = SAVE_EVERY_S if save_every is None else save_every
-    save_every_s = durations.check("save_every", every, zero=True)
+    save_every_s = durations.validate("save_every", every, zero=True)
     settings = options.settings(model=model, engine=engine, device=device, revision=revision)
     sizes = {"batch_size": batch_size, "max_concurrency": max_concurrency}
     embedder = _embedder(settings, dimensions, truncate=truncate, **sizes)

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from emberd import checkpoints
+from emberd import model_files
 from emberd.cli import reuse, words
 from emberd.errors import SettingError
 from emberd.settings import DEFAULT_MODEL, IDLE_TIMEOUT_S, START_TIMEOUT_S, UNSET, Settings
@@ -198,7 +198,7 @@ def one_model(positional: str | None, option: str | None) -> str | None:
     Raises:
         SettingError: The two differ, or one is not the name of a model.
     """
-    names = [checkpoints.absolute(name) for name in (positional, option) if name is not None]
+    names = [model_files.absolute(name) for name in (positional, option) if name is not None]
     if len(set(names)) > 1:
         raise SettingError(
             f"Two models are named: {positional!r}, and --model {option!r}. Give one of them."

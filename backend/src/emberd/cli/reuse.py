@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from emberd import env
 from emberd.cli import words
 from emberd.errors import SettingError
 from emberd.manager import Server
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from emberd.manager import ServerStatus
     from emberd.manager.manager import PendingStart
     from emberd.settings import Settings
-
-_IDLE_VARIABLE: Final = "EMBERD_IDLE_TIMEOUT"
 
 
 def refuse_beside_base_url(base_url: str | None, given: Mapping[str, Any]) -> None:
@@ -76,9 +74,9 @@ def idle_notes(server: Server, wanted_s: float | None, given: str | None) -> Ite
         wanted_s: The idle timeout in the settings, in seconds; None for never.
         given: ``--idle-timeout`` as it was written; None if it was left out.
     """
-    if given is None and not os.environ.get(_IDLE_VARIABLE):
+    if given is None and not env.text(env.IDLE_TIMEOUT):
         return
-    asked = _IDLE_VARIABLE if given is None else f"--idle-timeout {given}"
+    asked = env.IDLE_TIMEOUT if given is None else f"--idle-timeout {given}"
     if server.origin != "own":
         yield f"{asked} has no effect: emberd did not start the server and does not stop it."
         return

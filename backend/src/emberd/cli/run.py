@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from emberd import env as environment
 from emberd.cli import env, options, output
 from emberd.cli.app import app
 from emberd.cli.codes import Code, of
@@ -65,7 +66,7 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _fail(error: Exception, *, as_json: bool) -> int:
-    if os.environ.get("EMBERD_DEBUG"):
+    if environment.text("EMBERD_DEBUG"):
         traceback.print_exception(error)
     code = Code.USAGE if isinstance(error, _ParserError) else of(error)
     kind = "UsageError" if isinstance(error, _ParserError) else type(error).__name__

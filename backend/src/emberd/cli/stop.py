@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from emberd import checkpoints
+from emberd import model_files
 from emberd.cli import options, output
 from emberd.cli.status import as_content
 from emberd.errors import SettingError
@@ -86,7 +86,7 @@ def _stop(
 
 def _content(model: str) -> str | None:
     with suppress(SettingError):  # servers of a folder that cannot be read are stopped all the same
-        return checkpoints.content(model)
+        return model_files.content_hash(model)
     return None
 
 

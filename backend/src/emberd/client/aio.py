@@ -23,7 +23,7 @@ from emberd.client.lengths import EndpointFacts
 from emberd.client.limits import LOOP_LIMITERS, LoopLocal, Slot
 from emberd.client.retry import Pause, RetryPolicy, exchange
 from emberd.client.transport import AsyncTransport
-from emberd.client.vectors import Floats, VectorCache
+from emberd.client.vectors import Floats, KnownVectors
 from emberd.client.windows import Batch, JobWindow, TextWindow, awindows
 from emberd.client.wire import Embeddings, Outcome, Reply, Request, ServerLost, TransportError
 from emberd.endpoint import Endpoint
@@ -65,7 +65,7 @@ class AsyncClient:
         on_timeout: Callable[[Endpoint], None] | None = None,
         sdk_client: Any = None,
         policy: RetryPolicy | None = None,
-        cache: VectorCache | None = None,
+        cache: KnownVectors | None = None,
     ) -> None:
         self._resolve = resolve
         self._settings = settings

@@ -29,7 +29,7 @@ import numpy as np
 from emberd.client import lengths, wire
 from emberd.client.inputs import PreparedTexts, as_list, excerpt, prepare
 from emberd.client.lengths import EndpointFacts, Lengths, TokenCount
-from emberd.client.vectors import Floats, VectorCache, cut, decode
+from emberd.client.vectors import Floats, KnownVectors, cut, decode
 from emberd.client.windows import Batch, make_batches
 from emberd.client.wire import Embeddings, Failure, Outcome, Request, ServerLost, TooLong
 from emberd.endpoint import Endpoint
@@ -140,7 +140,7 @@ class Job:
         *,
         can_reconnect: bool,
         facts: EndpointFacts | None = None,
-        cache: VectorCache | None = None,
+        cache: KnownVectors | None = None,
         offset: int = 0,
         set_aside: bool = False,
     ) -> None:

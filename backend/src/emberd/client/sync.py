@@ -14,7 +14,7 @@ from emberd.client.lengths import EndpointFacts
 from emberd.client.limits import PROCESS_LIMITER, CallSlots, Slot, Workers
 from emberd.client.retry import Pause, RetryPolicy, exchange
 from emberd.client.transport import Transport
-from emberd.client.vectors import Floats, VectorCache
+from emberd.client.vectors import Floats, KnownVectors
 from emberd.client.windows import Batch, JobWindow, TextWindow, windows
 from emberd.client.wire import Embeddings, Outcome, Reply, Request, ServerLost, TransportError
 from emberd.endpoint import Endpoint
@@ -52,7 +52,7 @@ class Client:
         on_timeout: Callable[[Endpoint], None] | None = None,
         sdk_client: Any = None,
         policy: RetryPolicy | None = None,
-        cache: VectorCache | None = None,
+        cache: KnownVectors | None = None,
     ) -> None:
         self._resolve = resolve
         self._settings = settings

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import ctypes
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -16,9 +18,16 @@ Floats = npt.NDArray[np.float32]
 
 _FLOAT_BYTES: Final = 4
 _ADVICE: Final = "No vector of this reply is used. The server computes wrongly: restart it."
+# Converting a number takes about 20 ns, so one turn of the event loop takes 1 to 2 ms.
+_NUMBERS_A_TURN: Final = 65_536
+
+# CPython's own function, which it uses for tuples and dictionaries of plain values.
+_untrack = getattr(getattr(ctypes, "pythonapi", None), "PyObject_GC_UnTrack", None)
+if _untrack is not None:
+    _untrack.argtypes, _untrack.restype = [ctypes.py_object], None
 
 
-class VectorCache(Protocol):
+class KnownVectors(Protocol):
     """Native vectors of texts that were embedded before; used by several threads at once."""
 
     def recall(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.bool_], Floats]:
@@ -125,3 +134,32 @@ def _numbers(raw: RawVector, index: int) -> Floats:
     if row.ndim != 1:
         raise BadReplyError(f"Vector {index} of the reply is not a list of numbers. {_ADVICE}")
     return row
+
+
+def to_lists(vectors: Floats) -> list[list[float]]:
+    """Return ``vectors``, ``(n, dimensions)``, as lists.
+
+    The garbage collector does not track them: numbers form no cycles, and every collection of the
+    process would otherwise visit each number of each list.
+    """
+    lists: list[list[float]] = []
+    for row in vectors:
+        numbers: list[float] = row.tolist()
+        if _untrack is not None:
+            _untrack(numbers)
+        lists.append(numbers)
+    return lists
+
+
+async def ato_lists(vectors: Floats) -> list[list[float]]:
+    """Return ``vectors``, ``(n, dimensions)``, as lists, and let the event loop run in between.
+
+    Converting 5,000 vectors of 2,560 numbers at once would block the loop for a third of a second.
+    """
+    rows_a_turn = max(1, _NUMBERS_A_TURN // max(1, vectors.shape[1]))
+    lists: list[list[float]] = []
+    for start in range(0, len(vectors), rows_a_turn):
+        if start:
+            await asyncio.sleep(0)
+        lists.extend(to_lists(vectors[start : start + rows_a_turn]))
+    return lists

@@ -19,7 +19,7 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final
 
-from emberd import catalog, checkpoints, probe
+from emberd import catalog, model_card, model_files, probe
 from emberd.catalog import Model
 from emberd.client import lengths, wire
 from emberd.client.wire import Embeddings, RawVector, Reply, Request, TransportError
@@ -122,7 +122,7 @@ def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> 
 
 
 def _steps(url: str, api_key: str | None, spec: ServerSpec) -> Verification:
-    model = checkpoints.describe(spec.model)
+    model = model_card.describe(spec.model)
     entries = probe.entries(_object(_body(url, MODELS, (yield Request(MODELS)))))
     # Where the server lists its models, the other routes are optional: a gateway may close them.
     optional = bool(entries)
@@ -381,8 +381,8 @@ def holds_model(wanted: str, path: object) -> bool | None:
     if not isinstance(path, str) or not os.path.isabs(path):
         return None
     try:
-        served = checkpoints.content(path)
-        mine = checkpoints.content(wanted)
+        served = model_files.content_hash(path)
+        mine = model_files.content_hash(wanted)
     except SettingError:
         return None
     return None if served is None or mine is None else served == mine

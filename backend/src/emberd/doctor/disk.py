@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from emberd import checkpoints, engines
+from emberd import engines, hub_cache, model_files
 from emberd.catalog import DEMO_MODEL
 from emberd.doctor import hub
 from emberd.doctor.bounded import Outcome, gather
@@ -90,12 +90,12 @@ def _to_install(wanted: Wanted) -> str | None:
 
 def _weights(wanted: Wanted) -> Place:
     model = wanted.spec.model
-    return Place("hub's cache", hub.cache(), _to_download(wanted), model, "HF_HOME")
+    return Place("hub's cache", hub_cache.root(), _to_download(wanted), model, "HF_HOME")
 
 
 def _to_download(wanted: Wanted) -> int:
     spec = wanted.spec
-    if spec.model == DEMO_MODEL or checkpoints.is_path(spec.model) or wanted.is_given:
+    if spec.model == DEMO_MODEL or model_files.is_path(spec.model) or wanted.is_given:
         return 0
     if hub.cached(spec.model, spec.revision).is_whole:
         return 0

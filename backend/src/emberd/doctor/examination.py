@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from emberd import env
 from emberd.doctor import (
     compilers,
     disk,
@@ -144,8 +145,8 @@ def _redactor(asked: Wanted) -> Redact:
 
 def _urls(asked: Wanted) -> list[str]:
     """Return URLs whose paths may be secrets, as they were written and as they are used."""
-    listed = os.environ.get("EMBERD_DISCOVER", "").replace(",", " ").split()
-    given = (os.environ.get("EMBERD_BASE_URL", "").strip(), asked.base_url)
+    listed = (env.text("EMBERD_DISCOVER") or "").replace(",", " ").split()
+    given = ((env.text("EMBERD_BASE_URL") or "").strip(), asked.base_url)
     return [url for url in (*given, *listed, *asked.places.discover) if url]
 
 

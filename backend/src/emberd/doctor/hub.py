@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from emberd import checkpoints, probe
+from emberd import hub_cache, probe
 from emberd.doctor import weights
 from emberd.system.redaction import host
 
@@ -70,18 +70,13 @@ class Answer:
         return self.status == HTTPStatus.OK or self.status in _REDIRECTS
 
 
-def cache(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder of the hub's cache, as huggingface_hub finds it."""
-    return checkpoints.hub_cache(environ)
-
-
 def cached(model: str, revision: str | None) -> Cached:
     """Return what the cache holds of a model.
 
     Raises:
         OSError: The cache cannot be read.
     """
-    folder = checkpoints.snapshot(model, revision)
+    folder = hub_cache.snapshot(model, revision)
     if folder is None:
         return Cached(None)
     return Cached(folder, tuple(weights.lacking(folder)))
@@ -116,8 +111,7 @@ def has_token(environ: Mapping[str, str] = os.environ) -> bool:
     """Return whether a token for the hub is there; what it is, is nobody's business."""
     if any(environ.get(name) for name in _TOKENS):
         return True
-    named = environ.get("HF_TOKEN_PATH")
-    return (_expanded(named) if named else _home(environ) / "token").is_file()
+    return hub_cache.token_path(environ).is_file()
 
 
 def weights_bytes(model: str) -> int | None:
@@ -140,12 +134,3 @@ def _sizes(siblings: Any) -> int | None:
         and isinstance(entry.get("size"), int)
     ]
     return sum(sizes) or None
-
-
-def _home(environ: Mapping[str, str]) -> Path:
-    base = environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return _expanded(environ.get("HF_HOME") or os.path.join(base, "huggingface"))
-
-
-def _expanded(path: str) -> Path:
-    return Path(os.path.expanduser(os.path.expandvars(path)))

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
-from emberd import catalog, checkpoints
+from emberd import catalog, hub_cache, model_card, model_files
 from emberd.catalog import DEMO_MODEL
 from emberd.doctor import hub, weights
 from emberd.doctor.bounded import gather
@@ -31,7 +31,7 @@ def look(wanted: Wanted) -> Iterator[Finding]:
     model = wanted.spec.model
     if model == DEMO_MODEL or _MODULE in (wanted.spec.engine or ""):
         yield ok("model", f"{model} is its engine's own to find")
-    elif checkpoints.is_path(model) or checkpoints.is_folder(model):
+    elif model_files.is_path(model) or model_files.is_folder(model):
         yield from _folder(model)
     else:
         yield from _on_hub(wanted.spec)
@@ -55,9 +55,9 @@ def _folder(model: str) -> Iterator[Finding]:
 
 
 def _end_of_text(folder: Path) -> Iterator[Finding]:
-    if checkpoints.architecture(str(folder)) not in _APPENDING:
+    if model_card.architecture(folder) not in _APPENDING:
         return
-    added = checkpoints.end_of_text_id(str(folder))
+    added = model_card.end_of_text_id(folder)
     if added is None:
         yield problem(
             "tokenizer",
@@ -94,7 +94,8 @@ def _absent(what: str, kept: hub.Cached) -> Finding:
     if kept.folder is not None:
         return note("cache", f"{what} is not whole in {kept.folder}: {', '.join(kept.lacking)}")
     return note(
-        "cache", f"{what} is not in the hub's cache ({hub.cache()}): the first start downloads it"
+        "cache",
+        f"{what} is not in the hub's cache ({hub_cache.root()}): the first start downloads it",
     )
 
 

@@ -8,15 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from emberd import checkpoints, env
+from emberd import env, model_files
 from emberd.env import Places
 from emberd.errors import SettingError
 from emberd.settings import DEFAULT_MODEL, ServerSpec, Settings, StartOptions
 from emberd.system.redaction import HIDDEN, origin
 
-_PREFIX: Final = "EMBERD_"
-_URLS: Final = ("EMBERD_BASE_URL", "EMBERD_DISCOVER")
-_ARGUMENTS: Final = "EMBERD_ENGINE_ARGS"
 _SLIP_CHARACTERS: Final = 8
 
 
@@ -76,7 +73,7 @@ def read(given: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> W
 
 def unread(given: Mapping[str, str], problem: str) -> Wanted:
     """Return what can be said without looking at any file."""
-    wishes: dict[str, Any] = {"model": os.environ.get("EMBERD_MODEL") or DEFAULT_MODEL, **given}
+    wishes: dict[str, Any] = {"model": env.text("EMBERD_MODEL") or DEFAULT_MODEL, **given}
     spec = ServerSpec(**wishes)
     problems: list[str] = [problem]
     places = _places(os.environ, problems)
@@ -100,9 +97,9 @@ def _places(environ: Mapping[str, str], problems: list[str]) -> Places:
         problems.append(str(error))
     from platformdirs import user_state_path
 
-    given = environ.get("EMBERD_HOME") or str(user_state_path("emberd", appauthor=False))
+    given = env.text("EMBERD_HOME", environ) or str(user_state_path("emberd", appauthor=False))
     home = os.path.abspath(os.path.expanduser(given))
-    return Places(home, environ.get("EMBERD_ENGINES") or os.path.join(home, "engines"))
+    return Places(home, env.text("EMBERD_ENGINES", environ) or os.path.join(home, "engines"))
 
 
 def _options(problems: list[str]) -> StartOptions:
@@ -118,7 +115,7 @@ def _others(environ: Mapping[str, str]) -> list[str]:
     found = []
     for name, text in environ.items():
         try:
-            env.read({name: text})
+            env.setting_values({name: text})
             StartOptions.resolve({name: text})
         except SettingError as error:
             found.append(str(error))
@@ -128,28 +125,29 @@ def _others(environ: Mapping[str, str]) -> list[str]:
 def _quiet(text: str, environ: Mapping[str, str]) -> str:
     """Return a sentence on a variable without its value, where that may be a secret."""
     for name, value in environ.items():
-        if name.startswith(_PREFIX) and text.startswith(f"{name}={value!r}"):
+        if name in env.VARIABLES and text.startswith(f"{name}={value!r}"):
             return text.replace(repr(value), _spoken(name, value))
     return text
 
 
 def _spoken(name: str, value: str) -> str:
-    if name in _URLS:
+    variable = env.VARIABLES[name]
+    if variable.display == "origin":
         return repr(" ".join(map(origin, value.replace(",", " ").split())))
     # Slips are short; what is long was perhaps meant for another variable, and arguments hold keys.
-    is_slip = len(value) <= _SLIP_CHARACTERS and name != _ARGUMENTS
+    is_slip = len(value) <= _SLIP_CHARACTERS and variable.repeats
     return repr(value) if is_slip else HIDDEN
 
 
 def _spec(given: Mapping[str, str], environ: Mapping[str, str], problems: list[str]) -> ServerSpec:
     wishes: dict[str, Any] = {
-        name: given.get(name) or environ.get(f"EMBERD_{name.upper()}") or None
+        name: given.get(name) or env.text(f"EMBERD_{name.upper()}", environ)
         for name in ("revision", "engine", "device")
     }
-    named = given.get("model") or environ.get("EMBERD_MODEL") or DEFAULT_MODEL
-    model = checkpoints.absolute(named)
+    named = given.get("model") or env.text("EMBERD_MODEL", environ) or DEFAULT_MODEL
+    model = model_files.absolute(named)
     try:
-        return ServerSpec(model=model, content=checkpoints.content(model), **wishes)
+        return ServerSpec(model=model, content=model_files.content_hash(model), **wishes)
     except SettingError as error:
         problems.append(str(error))
         return ServerSpec(model=model, **wishes)

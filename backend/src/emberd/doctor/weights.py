@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from emberd import checkpoints, pipeline
+from emberd import model_files
 
 TOKENIZERS: Final = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 _INDEX: Final = "model.safetensors.index.json"
-_SAFETENSORS: Final = "*.safetensors"
 _OLD: Final = ("*.bin", "*.pt")
-_LENGTH_BYTES: Final = 8  # a safetensors file opens with its header's length, little-endian
-_MOST_HEADER_BYTES: Final = 100_000_000
-_OFFSETS: Final = "data_offsets"
-_DAMAGED: Final = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    OSError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-"""What reading and using a header of any content raises."""
 
 
 def lacking(folder: Path) -> list[str]:
@@ -33,7 +18,7 @@ def lacking(folder: Path) -> list[str]:
 
     Of the weights the headers are read: a file that was cut short is seen, a flipped bit is not.
     """
-    found = [checkpoints.CONFIG] if not (folder / checkpoints.CONFIG).is_file() else []
+    found = [model_files.CONFIG] if not (folder / model_files.CONFIG).is_file() else []
     found = [f"no {name}" for name in found]
     if not any((folder / name).is_file() for name in TOKENIZERS):
         found.append("no tokenizer.json")
@@ -42,12 +27,12 @@ def lacking(folder: Path) -> list[str]:
 
 def size_bytes(folder: Path) -> int:
     """Return what the weights take."""
-    files = [*folder.glob(_SAFETENSORS), *(f for old in _OLD for f in folder.glob(old))]
+    files = [*folder.glob(model_files.SAFETENSORS), *(f for old in _OLD for f in folder.glob(old))]
     return sum(file.stat().st_size for file in files)
 
 
 def _weights(folder: Path) -> Iterator[str]:
-    present = {file.name: file for file in sorted(folder.glob(_SAFETENSORS))}
+    present = {file.name: file for file in sorted(folder.glob(model_files.SAFETENSORS))}
     named = set(_weight_map(folder).values())
     for name in sorted(named - set(present)):
         yield f"{name} is missing, which {_INDEX} names"
@@ -55,31 +40,21 @@ def _weights(folder: Path) -> Iterator[str]:
         if trouble := _trouble(file):
             yield f"{name} {trouble}"
     if not present and not named and not any(any(folder.glob(old)) for old in _OLD):
-        yield f"no weights ({_SAFETENSORS})"
+        yield f"no weights ({model_files.SAFETENSORS})"
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    found = checkpoints.read_json(folder / _INDEX).get("weight_map")
+    found = model_files.read_json(folder / _INDEX).get("weight_map")
     names = found.items() if isinstance(found, dict) else ()
     return {tensor: name for tensor, name in names if isinstance(name, str)}
 
 
 def _trouble(file: Path) -> str | None:
     try:
-        wanted, there = _length(file), file.stat().st_size
-    except _DAMAGED as error:
+        wanted = model_files.read_safetensors_header(file).file_bytes
+        there = file.stat().st_size
+    except (OSError, ValueError) as error:
         return f"cannot be read as safetensors ({type(error).__name__})"
     if there != wanted:
         return f"has {there:,} bytes of {wanted:,}: its download was cut short"
     return None
-
-
-def _length(file: Path) -> int:
-    """Return how long the file must be, by its own header."""
-    with pipeline.open_regular(file) as opened:
-        length = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
-        if length > _MOST_HEADER_BYTES:
-            raise ValueError("no header")
-        header: dict[str, Any] = json.loads(opened.read(length))
-    ends = [entry[_OFFSETS][1] for entry in header.values() if _OFFSETS in entry]
-    return _LENGTH_BYTES + length + int(max(ends, default=0))

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from emberd import env
 from emberd.catalog import DEMO_MODEL, lookup
 from emberd.engines import own_server
 from emberd.engines.base import Launch, Plan
 from emberd.errors import StartError
-from emberd.serving import KEY_VARIABLE, MODULE
+from emberd.serving import MODULE
 from emberd.settings import ServerSpec, StartOptions
 from emberd.system import process_env
 from emberd.system.log_rules import Diagnosis
@@ -135,7 +136,7 @@ def _why_not_here() -> str | None:
 def _environment(key: str | None) -> dict[str, str]:
     environment = process_env.for_server()
     if key:
-        environment[KEY_VARIABLE] = key
+        environment[env.SERVER_KEY] = key
     # "-m" would put the working folder first on the path, and a numpy.py there would be imported.
     environment["PYTHONSAFEPATH"] = "1"
     # If emberd was found only through sys.path, as in a test run, the child would not find it.

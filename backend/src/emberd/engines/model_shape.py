@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from emberd import catalog
-from emberd.checkpoints import CONFIG, is_folder, read_json
-from emberd.pipeline import open_regular
+from emberd.catalog import Model
+from emberd.model_files import CONFIG, SAFETENSORS, is_folder, read_json, read_safetensors_header
 
 _BF16_BYTES: Final = 2
 _DTYPE_BYTES: Final = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 _FP8: Final = "fp8"
 _FP8_BYTES: Final = 1
 _KEY_AND_VALUE: Final = 2
-_HEADER_BYTES: Final = 8  # a safetensors file begins with its header's length, little-endian
-_MAX_HEADER_BYTES: Final = 100_000_000
-_SAFETENSORS: Final = "*.safetensors"
 _OLD_WEIGHTS: Final = "*.bin"
 _HEAD: Final = "lm_head.weight"
 _CAUSAL: Final = "ForCausalLM"
@@ -105,48 +100,16 @@ class ModelShape:
         return (2 * self.hidden + 3 * self.intermediate) * element_bytes(dtype)
 
 
-KNOWN: Final[Mapping[str, ModelShape]] = {
-    "Qwen/Qwen3-Embedding-0.6B": ModelShape(
-        architecture="Qwen3ForCausalLM",
-        layers=28,
-        hidden=1024,
-        intermediate=3072,
-        kv_heads=8,
-        head_dim=128,
-        vocabulary=151_669,
-        parameters=595_776_512,
-        context_tokens=32_768,
-    ),
-    "Qwen/Qwen3-Embedding-4B": ModelShape(
-        architecture="Qwen3ForCausalLM",
-        layers=36,
-        hidden=2560,
-        intermediate=9728,
-        kv_heads=8,
-        head_dim=128,
-        vocabulary=151_665,
-        parameters=4_021_774_336,
-        context_tokens=32_768,
-    ),
-    "Qwen/Qwen3-Embedding-8B": ModelShape(
-        architecture="Qwen3ForCausalLM",
-        layers=36,
-        hidden=4096,
-        intermediate=12_288,
-        kv_heads=8,
-        head_dim=128,
-        vocabulary=151_665,
-        parameters=8_188_515_328,
-        context_tokens=32_768,
-    ),
-}
-"""Shapes of the catalog's models, for when their files are not on this machine.
+def _from_catalog(model: Model) -> ModelShape | None:
+    if model.shape is None or model.context_tokens is None:
+        return None
+    return ModelShape(**asdict(model.shape), context_tokens=model.context_tokens)
 
-No file of theirs could be read here: the shapes are those that public code states for them. The
-parameters of 0.6B and 4B follow from the shapes; those of 8B count a head of its own besides (its
-configuration is taken as not tied, as Qwen3-8B's is), which is 1.2 GiB to spare if it is tied. The
-context is the model card's; the configurations of 4B and 8B are said to allow 40,960.
-"""
+
+KNOWN: Final[Mapping[str, ModelShape]] = {
+    model.name: shape for model in catalog.MODELS if (shape := _from_catalog(model)) is not None
+}
+"""Shapes of the catalog's models, used if their files are not on this machine."""
 
 
 def element_bytes(dtype: str | None) -> int:
@@ -155,14 +118,14 @@ def element_bytes(dtype: str | None) -> int:
 
 
 def shape_of(model: str) -> ModelShape | None:
-    """Return the shape of a model: from its folder, else from the known shapes.
+    """Return the shape of a model: from its folder, else from the catalog.
 
     Returns:
         None for an unknown name on the hub, or a folder without a usable config.json or weights.
     """
     if is_folder(model):
         return _from_folder(Path(model))
-    return KNOWN.get(catalog.lookup(model).name)
+    return _from_catalog(catalog.lookup(model))
 
 
 def _from_folder(folder: Path) -> ModelShape | None:
@@ -170,8 +133,10 @@ def _from_folder(folder: Path) -> ModelShape | None:
     try:
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
         architecture = str(config["architectures"][0])
-        shapes = dict(_tensors(folder))
-        parameters = sum(shapes.values()) or _by_size(folder, config)
+        elements: dict[str, int] = {}
+        for path in folder.glob(SAFETENSORS):
+            elements |= read_safetensors_header(path).elements
+        parameters = sum(elements.values()) or _by_size(folder, config)
         vocabulary = int(config["vocab_size"])
         return ModelShape(
             architecture=architecture,
@@ -182,7 +147,7 @@ def _from_folder(folder: Path) -> ModelShape | None:
             head_dim=int(config.get("head_dim") or hidden // heads),
             vocabulary=vocabulary,
             parameters=parameters
-            + _unstored_head(architecture, config, _HEAD in shapes, vocabulary * hidden),
+            + _unstored_head(architecture, config, _HEAD in elements, vocabulary * hidden),
             context_tokens=_context(config),
             stored_bytes=_stored_bytes(folder) if "quantization_config" in config else None,
         )
@@ -197,26 +162,13 @@ def _unstored_head(architecture: str, config: Mapping[str, Any], stored: bool, s
     return 0 if stored or tied or not architecture.endswith(_CAUSAL) else size
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, int]]:
-    """Yield name and number of elements of each tensor, read from the headers of the files."""
-    for path in sorted(folder.glob(_SAFETENSORS)):
-        with open_regular(path) as file:
-            length = int.from_bytes(file.read(_HEADER_BYTES), "little")
-            if length > _MAX_HEADER_BYTES:
-                raise ValueError(f"{path} is not a safetensors file")
-            header = json.loads(file.read(length))
-        for name, tensor in header.items():
-            if "shape" in tensor:
-                yield name, math.prod(tensor["shape"])
-
-
 def _by_size(folder: Path, config: Mapping[str, Any]) -> int:
     dtype = config.get("dtype") or config.get("torch_dtype")
     return _stored_bytes(folder) // element_bytes(str(dtype))
 
 
 def _stored_bytes(folder: Path) -> int:
-    files = list(folder.glob(_SAFETENSORS)) or list(folder.glob(_OLD_WEIGHTS))
+    files = list(folder.glob(SAFETENSORS)) or list(folder.glob(_OLD_WEIGHTS))
     if not files:
         raise ValueError(f"{folder} contains no weights")
     return sum(file.stat().st_size for file in files)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from emberd import env
 from emberd.env import Places
 from emberd.errors import SettingError
 from emberd.installs import environments
@@ -65,7 +66,7 @@ def locate(name: str, places: Places | None = None) -> Interpreter | None:
 
 
 def _from_variable(recipe: Recipe) -> Interpreter | None:
-    given = os.environ.get(recipe.variable)
+    given = env.text(recipe.variable)
     if not given:
         return None
     path = Path(os.path.abspath(os.path.expanduser(given)))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from emberd import checkpoints, engines, probe
+from emberd import engines, model_files, probe
 from emberd.endpoint import Endpoint
 from emberd.errors import (
     AuthenticationError,
@@ -313,7 +313,7 @@ def _mismatch(found: ExternalServer, spec: ServerSpec) -> str | None:
     if not spec.accepts(found.engine or "", spec.device, context_tokens):
         return f"it does not meet engine={spec.engine}, context_tokens={spec.context_tokens}"
     # A path that is not on this machine may be the model name of a remote server.
-    is_known = checkpoints.is_folder(spec.model) or not checkpoints.is_path(spec.model)
+    is_known = model_files.is_folder(spec.model) or not model_files.is_path(spec.model)
     if found.engine and is_known and (problem := engines.load(found.engine).why_unsupported(spec)):
         return f"it is a server of the engine {found.engine}: {problem}"
     return pinned_mismatch(found.endpoint, spec, listed=found.candidate.listed)
@@ -426,7 +426,7 @@ def _format_mismatch(endpoint: Endpoint, spec: ServerSpec) -> str | None:
     reply = probe.get(endpoint.url, "/server_info", endpoint.api_key, listener=endpoint.listener)
     answer: Any = reply.json() if reply is not None else None
     reported = answer if isinstance(answer, dict) else {}
-    pinned = {"revision": spec.revision, "dtype": spec.dtype, "quantization": spec.quantization}
+    pinned = {"revision": spec.revision, "quantization": spec.quantization}
     for name, value in pinned.items():
         actual = reported.get(name)
         if value is not None and actual != value:
@@ -449,7 +449,7 @@ def _files_mismatch(endpoint: Endpoint, spec: ServerSpec, *, listed: bool) -> st
             f"{path or 'no path'}, which is not a folder of this machine. {_USE_BASE_URL}"
         )
     try:
-        loaded, changed_s = checkpoints.content(path), checkpoints.changed_s(path)
+        loaded, changed_s = model_files.content_hash(path), model_files.changed_s(path)
     except SettingError as error:
         return f"the files that it serves cannot be read: {error} {_USE_BASE_URL}"
     if loaded != spec.content:

@@ -81,7 +81,7 @@ class EnsureRequest:
     @property
     def idle_s(self) -> float | None:
         """Idle seconds after which the server may stop; None for never."""
-        return durations.check_or_never("idle_timeout", self.idle_timeout)
+        return durations.validate_or_never("idle_timeout", self.idle_timeout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ class ServerManager:
             endpoint = self._verify(base_url, api_key, spec, listener)
             given = Server(endpoint, "given", f"{endpoint.url} was given")
             return given if options else given.noting_unmet()
-        deadline = time.monotonic() + durations.check("start_timeout", start_timeout)
+        deadline = time.monotonic() + durations.validate("start_timeout", start_timeout)
         how = options or StartOptions.resolve()
         request = EnsureRequest(spec, how, api_key, idle_timeout, lost, retry_failed)
         if lost is not None and lost.origin == "own":

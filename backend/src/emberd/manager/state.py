@@ -19,7 +19,7 @@ from types import UnionType
 from typing import Any, Final, Literal, TypeVar, get_args, get_type_hints
 from urllib.parse import urlsplit
 
-from emberd import settings
+from emberd import env
 from emberd.endpoint import Endpoint
 from emberd.engines.base import DRAIN_S
 from emberd.errors import StartError, StartTimeoutError, StateFolderError
@@ -147,13 +147,13 @@ class Server:
         Raises:
             SettingError: A variable cannot be parsed; the message names it.
         """
-        asked = settings.in_environment()
+        asked = env.start_option_values()
         names = [name for name in self.unmet(asked) if name not in overridden]
         return replace(self, notes=(*self.notes, *map(self._unmet_note, names)))
 
     def _unmet_note(self, name: str) -> str:
         # Without the value: arguments may contain secrets.
-        variable, url = settings.variable(name), self.endpoint.url
+        variable, url = env.start_option_variable(name), self.endpoint.url
         if self.origin == "given":
             return f"{variable} has no effect: the server at {url} was given, and none is started."
         if self.origin == "found":

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from emberd import checkpoints, engines, probe
+from emberd import engines, model_files, probe
 from emberd.endpoint import Endpoint
 from emberd.engines.base import Launch, Plan
 from emberd.errors import EmberdError, LockTimeoutError, StartError
@@ -215,7 +215,7 @@ class Supervisor:
     def _problem(self, plan: Plan, endpoint: Endpoint) -> Diagnosis | None:
         """Return why a verified server must not be used for the spec; None if it may."""
         spec, engine = self.record.spec, self.record.engine or ""
-        if checkpoints.content(spec.model) != spec.content and spec.content is not None:
+        if model_files.content_hash(spec.model) != spec.content and spec.content is not None:
             return Diagnosis(f"The files of {spec.model} changed during the start", "Run it again.")
         # Checked again: most files of a model on the hub are known only after the download.
         if problem := self.engine.why_unsupported(spec):

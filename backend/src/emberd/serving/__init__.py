@@ -30,8 +30,6 @@ from typing import Final
 MODULE: Final = "emberd.serving"
 """The module that ``python -m`` runs."""
 
-KEY_VARIABLE: Final = "EMBERD_SERVER_KEY"
-"""The environment variable with the key that clients must send."""
 
 BOOTSTRAP: Final = "bootstrap.py"
 """The file in this folder that an interpreter without emberd runs instead."""

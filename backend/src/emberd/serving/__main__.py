@@ -29,8 +29,9 @@ from typing import Final
 import uvicorn
 
 from emberd.catalog import DEMO_MODEL
+from emberd.env import SERVER_KEY
 from emberd.errors import SettingError
-from emberd.serving import KEY_VARIABLE, MODULE, telemetry
+from emberd.serving import MODULE, telemetry
 from emberd.serving.app import create_app
 from emberd.serving.encoder import Encoder, LoadOptions
 from emberd.serving.service import Phase, ServedModel, Service
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (given.encoder == DEMO) != (given.model_path is None):
         parser.error(f"--model-path goes with --encoder {TRANSFORMERS}, which needs it")
     # Removed, so that neither child processes nor a dump of os.environ contain it.
-    key = os.environ.pop(KEY_VARIABLE, None)
+    key = os.environ.pop(SERVER_KEY, None)
     telemetry.configure_logging()
     listener = _listen(given.host, given.port) if given.fd is None else _inherit(given.fd)
     if listener is None:
@@ -183,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m {MODULE}",
         description="Serve an embedding model over HTTP, with the API of SGLang.",
-        epilog=f"The key that clients must send is read from {KEY_VARIABLE}.",
+        epilog=f"The key that clients must send is read from {SERVER_KEY}.",
         allow_abbrev=False,
     )
     parser.add_argument("--encoder", choices=ENCODERS, required=True)

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import errno
 import importlib
-import json
 import logging
-import math
 import os
 import resource
 import sys
@@ -27,7 +25,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from emberd import checkpoints, pipeline
+from emberd import model_card, model_files
 from emberd.errors import StartError
 from emberd.serving import hardware
 from emberd.serving.encoder import LoadOptions
@@ -56,7 +54,7 @@ def model_folder(options: LoadOptions) -> Path:
     path = Path(os.path.expanduser(options.model))
     if path.is_dir():
         return path
-    if checkpoints.is_path(options.model):
+    if model_files.is_path(options.model):
         raise StartError(
             f"there is no folder {options.model}",
             advice="Correct the path (model= or EMBERD_MODEL): the folder that holds config.json.",
@@ -151,9 +149,6 @@ _CAUSES: Final[dict[tuple[str, ...], Callable[[LoadOptions], tuple[str, str]]]] 
 ARCHITECTURES: Final = ("Qwen3ForCausalLM", "Qwen3Model")
 """Supported architectures: causal, full attention, last-token pooling."""
 
-_WEIGHTS: Final = "*.safetensors"
-_HEADER_BYTES: Final = 8  # a safetensors file starts with the length of its header, little-endian
-_MAX_HEADER_BYTES: Final = 100_000_000
 _RSS_BYTES: Final = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss
 _MEMORY_FACTOR: Final = 1.05  # the weights, activations and torch itself
 _GIB: Final = 1024**3
@@ -197,7 +192,7 @@ def load(folder: Path, choice: DeviceChoice, end_of_text_id: int | None) -> Load
     Raises:
         StartError: The model is of an unsupported kind, is damaged, or does not fit.
     """
-    config = checkpoints.read_json(folder / checkpoints.CONFIG)
+    config = model_files.read_json(folder / model_files.CONFIG)
     _check_kind(folder, config)
     size = _weights_bytes(folder, choice.dtype)
     need = round(size * _MEMORY_FACTOR)
@@ -220,7 +215,7 @@ def load(folder: Path, choice: DeviceChoice, end_of_text_id: int | None) -> Load
 
 def _check_kind(folder: Path, config: dict[str, Any]) -> None:
     if not config:
-        raise StartError(f"{folder} has no readable {checkpoints.CONFIG}", advice=_COPY_AGAIN)
+        raise StartError(f"{folder} has no readable {model_files.CONFIG}", advice=_COPY_AGAIN)
     architecture = (config.get("architectures") or ["none"])[0]
     if architecture not in ARCHITECTURES:
         raise StartError(
@@ -234,48 +229,34 @@ def _check_kind(folder: Path, config: dict[str, Any]) -> None:
             advice=_OTHER_MODEL,
         )
     # Checked before the start as well, but the files of a hub model may be known only here.
-    problem = pipeline.unservable(folder)
+    problem = model_card.why_unsupported(folder)
     if problem is not None:
         raise StartError(problem.cause, advice=problem.advice)
 
 
 def _weights_bytes(folder: Path, dtype: str) -> int:
     """Return the size of the weights in ``dtype``, from the headers of their files."""
-    files = sorted(folder.glob(_WEIGHTS))
+    files = sorted(folder.glob(model_files.SAFETENSORS))
     if not files:
-        raise StartError(f"{folder} has no weights ({_WEIGHTS})", advice=_COPY_AGAIN)
+        raise StartError(f"{folder} has no weights ({model_files.SAFETENSORS})", advice=_COPY_AGAIN)
     return sum(_numbers(path) for path in files) * hardware.ITEM_BYTES[dtype]
 
 
 def _numbers(path: Path) -> int:
     """Return how many numbers a file of weights has, without the head of a language model."""
     try:
-        start, header = _header(path)
-        tensors = {name: tensor for name, tensor in header.items() if "shape" in tensor}
-        end = start + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-        numbers: int = sum(
-            math.prod(t["shape"]) for name, t in tensors.items() if _HEAD not in name
-        )
+        header = model_files.read_safetensors_header(path)
         size = path.stat().st_size
-        is_cut_short = size < end
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise StartError(
             f"the weights in {path} are damaged: they have no readable header", advice=_COPY_AGAIN
         ) from error
-    if is_cut_short:
+    if size < header.file_bytes:
         raise StartError(
-            f"the weights in {path} are incomplete: {size} of {end} bytes", advice=_COPY_AGAIN
+            f"the weights in {path} are incomplete: {size} of {header.file_bytes} bytes",
+            advice=_COPY_AGAIN,
         )
-    return numbers
-
-
-def _header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Return the offset of the numbers in a safetensors file, and its header."""
-    with pipeline.open_regular(path) as file:
-        length = int.from_bytes(file.read(_HEADER_BYTES), "little")
-        if length > _MAX_HEADER_BYTES:
-            raise ValueError(path)
-        return _HEADER_BYTES + length, json.loads(file.read(length))
+    return sum(count for name, count in header.elements.items() if _HEAD not in name)
 
 
 def _tokenizer(folder: Path, end_of_text_id: int | None) -> Any:
@@ -341,7 +322,7 @@ def _check_report(folder: Path, report: dict[str, Any]) -> None:
         names = sorted(map(str, report.get(kind) or ()))
         if names:
             raise StartError(
-                f"the weights in {folder} do not match its {checkpoints.CONFIG}: "
+                f"the weights in {folder} do not match its {model_files.CONFIG}: "
                 f"{kind.replace('_', ' ')} {', '.join(names[:3])} ({len(names)} in all)",
                 advice=_COPY_AGAIN,
             )

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from emberd import checkpoints
+from emberd import model_card
 from emberd.errors import BadReplyError, StartError
 from emberd.serving import hardware, loading
 from emberd.serving.encoder import LoadOptions, PreparedText
@@ -50,7 +50,7 @@ class TransformersEncoder:
     pooling = "last"
 
     def __init__(self, options: LoadOptions) -> None:
-        known = checkpoints.describe(options.model)
+        known = model_card.describe(options.model)
         self.name = options.model
         self.matryoshka = known.matryoshka
         self.dimensions = known.dimensions or 0
@@ -72,7 +72,7 @@ class TransformersEncoder:
         folder = loading.model_folder(self._options)
         choice = hardware.choose_device(self._torch, self._options.device, self._options.dtype)
         _log.info("device %s, %s: %s", choice.device, choice.dtype, choice.why)
-        loaded = loading.load(folder, choice, checkpoints.describe(self.name).end_of_text_id)
+        loaded = loading.load(folder, choice, model_card.describe(self.name).end_of_text_id)
         limit, wanted = loaded.context_tokens, self._options.context_tokens
         if wanted is not None and wanted > limit:
             raise StartError(

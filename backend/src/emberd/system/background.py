@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -11,20 +12,19 @@ T = TypeVar("T")
 
 
 def run(call: Callable[[], T], name: str) -> Future[T]:
-    """Run ``call`` in a daemon thread and return its future.
+    """Run ``call`` in a daemon thread, in a copy of the caller's context, and return its future.
 
     Not an executor: the interpreter joins the threads of executors at exit, so one that hangs
-    would keep the process from ending.
+    would keep the process from ending. The future cannot be cancelled.
 
     Args:
         call: Called once.
         name: Name of the thread, shown by debuggers, with ``emberd-`` before it.
     """
     future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # so that one waiter cannot cancel it for the others
 
     def work() -> None:
-        if not future.set_running_or_notify_cancel():
-            return
         try:
             result = call()
         except BaseException as error:  # noqa: BLE001 - raised again by result()
@@ -32,5 +32,6 @@ def run(call: Callable[[], T], name: str) -> Future[T]:
         else:
             future.set_result(result)
 
-    threading.Thread(target=work, name=f"emberd-{name}", daemon=True).start()
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(work,), name=f"emberd-{name}", daemon=True).start()
     return future

@@ -1,4 +1,4 @@
-"""Forks of the user's process: the one registry of what must not be shared with a child.
+"""The registry of what must not be shared with a forked child.
 
 A child that wrote to an inherited connection would mix its replies with the parent's. A lock that
 another thread held at the fork is never released in the child. An SQLite file that is open at a
@@ -43,11 +43,11 @@ _INHERITED: Final[list[object]] = []
 
 _importing = threading.RLock()
 _waited = False
-_told: list[ForkAware] = []
+_notified: list[ForkAware] = []
 
 
 def register(thing: ForkAware) -> None:
-    """Call the methods of ``thing`` at every fork of this process, for as long as it lives."""
+    """Call the methods of ``thing`` at every fork of this process, while ``thing`` exists."""
     _REGISTERED.add(thing)
 
 
@@ -64,15 +64,15 @@ def no_fork() -> Iterator[None]:
 
 
 def _before() -> None:
-    global _waited, _told  # noqa: PLW0603 - read on the other side of the fork
+    global _waited, _notified  # noqa: PLW0603 - read on the other side of the fork
     _waited = _importing.acquire(timeout=_LONGEST_IMPORT_S)
-    _told = list(_REGISTERED)
-    for thing in _told:
+    _notified = list(_REGISTERED)
+    for thing in _notified:
         thing.before_fork()
 
 
 def _after_in_parent() -> None:
-    for thing in reversed(_told):
+    for thing in reversed(_notified):
         thing.after_fork_in_parent()
     if _waited:
         _importing.release()
@@ -81,7 +81,7 @@ def _after_in_parent() -> None:
 def _after_in_child() -> None:
     global _importing  # noqa: PLW0603 - another thread of the parent may hold the old one
     _importing = threading.RLock()
-    for thing in reversed(_told):
+    for thing in reversed(_notified):
         thing.after_fork_in_child()
 
 

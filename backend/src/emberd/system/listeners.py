@@ -144,10 +144,10 @@ def find_at(
     Args:
         address: An address of this machine.
         port: The port.
-        pids: Gives the processes that are looked at off Linux; None for all of this user's.
+        pids: Returns the processes to look at on macOS; None for all of this user's.
 
     Returns:
-        None when nothing listens there.
+        None if nothing listens there.
 
     Raises:
         OSError: The listening sockets cannot be read.
@@ -166,7 +166,7 @@ def is_here(url: str) -> bool:
 
 
 def is_there(url: str, expected: Listener) -> bool:
-    """Return whether ``expected`` still listens at ``url``; also when that cannot be read."""
+    """Return whether ``expected`` still listens at ``url``; True if that cannot be read."""
     try:
         for address, port in _places(url):
             if find_at(address, port, lambda: [expected.pid]) == expected:
@@ -180,7 +180,7 @@ def check(connection: socket.socket, expected: Listener) -> None:
     """Check that a connection leads to ``expected``; call it before anything is sent.
 
     Raises:
-        ListenerChangedError: It does not, or the peer is gone.
+        ListenerChangedError: It leads elsewhere, or the peer is gone.
         OSError: The listening sockets cannot be read.
     """
     try:
@@ -191,9 +191,7 @@ def check(connection: socket.socket, expected: Listener) -> None:
     found = find_at(address, port, lambda: [expected.pid]) if _is_here(address) else None
     if found != expected:
         holder = "nothing listens" if found is None else f"a socket of user {found.uid} listens"
-        raise ListenerChangedError(
-            f"{holder} on port {port} now, and not the server that was verified"
-        )
+        raise ListenerChangedError(f"{holder} on port {port} now, not the verified server")
     is_known = expected.owner_accepts or expected.uid != _ROOT
     if sys.platform == "linux" and is_known:
         _check_other_end(address, port, (_address(here[0]), here[1]), expected)
@@ -237,7 +235,7 @@ def is_held(listener: Listener, pids: Collection[int]) -> bool:
 
 
 def listening(process: psutil.Process) -> list[tuple[Address, int]]:
-    """Return the addresses and ports at which a process listens; empty when not visible."""
+    """Return the addresses and ports at which a process listens; empty if not visible."""
     import psutil
 
     try:
@@ -249,7 +247,7 @@ def listening(process: psutil.Process) -> list[tuple[Address, int]]:
 
 
 def process_at(url: str) -> psutil.Process | None:
-    """Return the process that listens at a URL of this machine; None when it is not visible.
+    """Return the process that listens at a URL of this machine; None if it is not visible.
 
     Processes of other users are not, such as the one through which Docker publishes a port.
     """
@@ -444,7 +442,7 @@ class _Row(NamedTuple):
 
 
 def _look_up(address: Address, port: int) -> Listener | None:
-    """Do as ``_ask_kernel``, in the kernel's tables.
+    """Like ``_ask_kernel``, from the kernel's tables.
 
     Raises:
         OSError: There are none.

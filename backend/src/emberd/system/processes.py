@@ -1,7 +1,7 @@
-"""Who a process is: a pid alone is not proof, since pids are used again.
+"""Identity of processes, which a pid does not prove because pids are reused.
 
-A process is its pid, its start time by the kernel's count, and the boot in which both were read.
-A zombie has ended: whoever should reap it may never do so, and nobody must wait for that.
+A process is identified by its pid, its start time as counted by the kernel, and the boot in which
+both were read. A zombie counts as ended, because its parent may never reap it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MARK: Final = "EMBERD_MARK"
 """Variable of every process that a supervisor or an installation starts: folder, colon, and what
 started it (a supervisor's start_id, or ``install``)."""
 
-# Places in /proc/<pid>/stat behind the name in parentheses, which may itself hold anything.
+# Positions in /proc/<pid>/stat after the name in parentheses, which may contain anything.
 _STAT_STATE: Final = 0
 _STAT_PARENT: Final = 1
 _STAT_START: Final = 19
@@ -35,11 +35,11 @@ _END_POLL_S: Final = 0.02
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """One process, for as long as this boot lasts.
+    """One process of this boot.
 
     Attributes:
         pid: Process id.
-        start: Start time as the kernel counts it, in its own units.
+        start: Start time in the kernel's units.
         boot: The boot in which it runs.
     """
 
@@ -48,16 +48,16 @@ class ProcessIdentity:
     boot: str
 
     def is_running(self) -> bool:
-        """Return whether this very process still runs; a zombie does not."""
+        """Return whether this process still runs; a zombie does not."""
         return identify(self.pid) == self
 
 
 @cache
 def boot_id() -> str:
-    """Return what tells this boot of the machine from all others.
+    """Return the unique id of this boot of the machine.
 
     Raises:
-        StateFolderError: The platform has none that we know of.
+        StateFolderError: The platform has no known one.
     """
     try:
         if sys.platform == "linux":
@@ -66,7 +66,7 @@ def boot_id() -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603 - constant
     except (OSError, subprocess.CalledProcessError) as error:
         raise StateFolderError(
-            f"emberd starts servers on Linux and macOS only, and this system names no boot "
+            f"emberd starts servers only on Linux and macOS, and this system has no boot id "
             f"({error}). Give base_url= or EMBERD_BASE_URL of a running server."
         ) from error
 
@@ -92,7 +92,7 @@ def _inode(of: str) -> list[str]:
 
 
 def identify(pid: int) -> ProcessIdentity | None:
-    """Return the identity of the running process ``pid``; None when there is none, or a zombie."""
+    """Return the identity of the running process ``pid``; None if there is none, or a zombie."""
     start = _start_on_linux(pid) if sys.platform == "linux" else _start_elsewhere(pid)
     return None if start is None else ProcessIdentity(pid, start, boot_id())
 
@@ -101,7 +101,7 @@ def current() -> ProcessIdentity:
     """Return the identity of this process."""
     me = identify(os.getpid())
     if me is None:
-        raise StateFolderError("This process is not to be seen in /proc: mount /proc, then retry.")
+        raise StateFolderError("This process is not visible in /proc: is /proc mounted?")
     return me
 
 
@@ -132,12 +132,12 @@ def descendants() -> list[int]:
 
 
 def new_start_id() -> str:
-    """Return a random name for one start of one server."""
+    """Return a random id for one start of one server."""
     return secrets.token_hex(_START_ID_BYTES)
 
 
 def send(identity: ProcessIdentity, signum: signal.Signals) -> bool:
-    """Send a signal to exactly this process; return False when it has ended."""
+    """Send a signal to exactly this process; return False if it has ended."""
     if not hasattr(os, "pidfd_open"):
         if identity.is_running():
             os.kill(identity.pid, signum)
@@ -148,7 +148,7 @@ def send(identity: ProcessIdentity, signum: signal.Signals) -> bool:
     except ProcessLookupError:
         return False
     try:
-        # Checked after opening: from here on the descriptor means this process and no later one.
+        # Checked after opening: from now on the descriptor refers to this process and no later one.
         if not identity.is_running():
             return False
         signal.pidfd_send_signal(fd, signum)
@@ -160,11 +160,11 @@ def send(identity: ProcessIdentity, signum: signal.Signals) -> bool:
 
 
 def marked(folder: str, start_id: str | None = None) -> Iterator[ProcessIdentity]:
-    """Yield the running processes of this user whose mark names the state folder ``folder``.
+    """Yield the running processes of this user that are marked with the state folder ``folder``.
 
     Args:
         folder: The state folder of a server.
-        start_id: Only those of this start; None for those of any.
+        start_id: Only those of this start; None for all starts.
     """
     for found, mark_folder, mark_start_id in marks():
         if mark_folder == folder and start_id in (None, mark_start_id):
@@ -173,12 +173,12 @@ def marked(folder: str, start_id: str | None = None) -> Iterator[ProcessIdentity
 
 def marks() -> Iterator[tuple[ProcessIdentity, str, str]]:
     """Yield the marked processes of this user, each with the folder and start id of its mark."""
-    # Imported late: attaching to a running server needs none of it.
+    # Imported late: using a running server does not need it.
     import psutil
 
     for process in psutil.process_iter():
         # Identified before its environment is read: if the pid changes hands in between, the
-        # identity is of the one that has ended, and a signal to it reaches nobody.
+        # identity is that of the ended one, and a signal to it reaches no process.
         found = identify(process.pid)
         try:
             if found is None or process.uids().real != os.getuid():
@@ -191,7 +191,7 @@ def marks() -> Iterator[tuple[ProcessIdentity, str, str]]:
 
 
 def end_marked(folder: str, seconds: float, start_id: str | None = None) -> list[int]:
-    """Kill what ``marked`` finds and wait until it is gone; return the pids that stay."""
+    """Kill what ``marked`` finds and wait until it is gone; return the pids that remain."""
     deadline = time.monotonic() + seconds
     while left := list(marked(folder, start_id)):
         for process in left:

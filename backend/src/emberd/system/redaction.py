@@ -1,7 +1,7 @@
-"""No secret leaves: keys, tokens and passwords are taken out of every text.
+"""Removes keys, tokens and passwords from texts.
 
-No check prints one. This is for texts that others wrote: a server that repeats the key it was
-given, a log line that holds a command, a URL with a password.
+emberd itself prints none. This is for texts from elsewhere: a server that repeats the key it was
+given, a log line that contains a command, a URL with a password.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HIDDEN: Final = "***"
 _NAMES: Final = re.compile(
     r"(^|_)(API_?KEY|AUTH|AUTHORIZATION|CREDENTIALS?|KEY|PASS|PASSWD|PASSWORD|PAT|SECRET|TOKEN)S?$"
 )
-_LEAST_CHARACTERS: Final = 5  # shorter ones guard nothing, and are pieces of ordinary words
+_LEAST_CHARACTERS: Final = 5  # shorter ones are no secrets, and occur in ordinary words
 _IN_URL: Final = re.compile(r"(\w://)[^/@\s]*@")
 _QUERY: Final = re.compile(r"(?i)([?&][\w-]*(?:auth|key|pass|secret|sig|token)[\w-]*=)[^&\s'\"]+")
 _WORDED: Final = re.compile(
@@ -36,15 +36,15 @@ _SHAPED: Final = re.compile(r"\b(?:sk|hf|ghp|glpat|xox[a-z])[-_][A-Za-z0-9_-]{8,
 
 
 def redactor(environ: Mapping[str, str] = os.environ, more: Iterable[str] = ()) -> Redact:
-    """Return what takes secrets out of a text.
+    """Return a function that removes secrets from a text.
 
     Args:
-        environ: Variables that are named like secrets hold some, and URLs may.
-        more: Secrets that are known besides.
+        environ: Its secrets are the values of variables named like one, and passwords in URLs.
+        more: Further secrets.
     """
     secrets = {*more, *_named(environ), *_passwords(environ)}
     known = [re.escape(text) for text in secrets if len(text) >= _LEAST_CHARACTERS]
-    # The longest first: one secret may begin like another.
+    # The longest first: one secret may be the beginning of another.
     values = re.compile("|".join(sorted(known, key=len, reverse=True)) or r"(?!)")
 
     def redact(text: str) -> str:
@@ -61,9 +61,9 @@ Redact = Callable[[str], str]
 
 
 def shortener(urls: Iterable[str]) -> Redact:
-    """Return what leaves scheme, host and port of each of these URLs: its path may be a secret."""
+    """Return a function that cuts each of these URLs to its origin: the path may be a secret."""
     shown = {url: origin(url) for url in urls if len(url) >= _LEAST_CHARACTERS}
-    # The longest first, and with what others put behind it: one may begin like another.
+    # The longest first, with what may follow it: one may be the beginning of another.
     pairs = [
         (re.compile(re.escape(url) + _REST), shown[url])
         for url in sorted(shown, key=len, reverse=True)
@@ -82,13 +82,13 @@ def origin(url: str) -> str:
     """Return ``scheme://host:port`` of a URL, or as much of it as there is."""
     found = _ORIGIN.match(url)
     if found is None or not (found["scheme"] or found["port"]):
-        return HIDDEN  # no URL at all: it may be a key in the wrong place
+        return HIDDEN  # not a URL: it may be a key in the wrong place
     scheme = f"{found['scheme']}://" if found["scheme"] else ""
     return f"{scheme}{found['host']}{found['port'] or ''}"
 
 
 def words(command: Sequence[str], redact: Redact) -> list[str]:
-    """Return the words of a command without its secrets."""
+    """Return the words of a command with its secrets hidden."""
     hidden = set(secrets(command))
     return [_word(word, hidden, redact) for word in command]
 
@@ -112,7 +112,7 @@ def _word(word: str, hidden: set[str], redact: Redact) -> str:
 
 
 def host(url: str) -> str:
-    """Return host and port of a URL, without the user and password that it may hold."""
+    """Return host and port of a URL, without user and password."""
     whole = url if "://" in url else f"//{url}"
     try:
         return urlsplit(whole).netloc.rpartition("@")[2] or HIDDEN

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Final
 
-from emberd import checkpoints
+from emberd import hub_cache, model_files
 from emberd.catalog import DEMO_MODEL
 from emberd.engines import gpus
 from emberd.engines.base import EnvironmentEngine, Launch, Plan, Reason
@@ -87,7 +87,6 @@ class SglangEngine(EnvironmentEngine):
             device=device,
             memory=figures,
             revision=spec.revision,
-            dtype=spec.dtype,
             quantization=spec.quantization,
             context_tokens=spec.context_tokens,
             cuttable=True,
@@ -199,7 +198,6 @@ def _plan_memory(
         spec.context_tokens,
         tp_size=options.tp_size,
         quantization=spec.quantization,
-        dtype=spec.dtype,
     )
 
 
@@ -215,7 +213,7 @@ def _variables(chosen: Sequence[Gpu], device: str) -> Mapping[str, tuple[str, st
 
 
 def _silence_s(model: str, *, on_cpu: bool) -> float:
-    if not (checkpoints.is_folder(model) or support.is_downloaded(model)):
+    if not (model_files.is_folder(model) or hub_cache.is_downloaded(model)):
         return _DOWNLOAD_SILENCE_S
     return _CPU_SILENCE_S if on_cpu else _GPU_SILENCE_S
 

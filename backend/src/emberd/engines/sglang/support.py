@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from emberd import catalog, checkpoints, pipeline
+from emberd import catalog, hub_cache, model_card, model_files
 from emberd.catalog import Model
 from emberd.engines import gpus as all_gpus
 from emberd.engines.gpus import VISIBLE, Gpu, Survey
@@ -157,55 +157,48 @@ _IN_WORDS: Final = {"cls": "the first token", "mean": "the mean of the tokens"}
 
 def why_unsupported(model: str, revision: str | None = None) -> str | None:
     """Return why SGLang's vectors are not the model's, on any machine; None if they may be."""
-    if not checkpoints.is_folder(model):
-        if checkpoints.is_path(model):
+    if not model_files.is_folder(model):
+        if model_files.is_path(model):
             return f"there is no folder {model}"
-        kept = checkpoints.snapshot(model, revision)
+        kept = hub_cache.snapshot(model, revision)
         return _unservable(kept, partial=True) if kept else None
-    if not (Path(model) / checkpoints.CONFIG).is_file():
-        return f"the folder {model} contains no {checkpoints.CONFIG}, so it is not a checkpoint"
+    if not (Path(model) / model_files.CONFIG).is_file():
+        return f"the folder {model} contains no {model_files.CONFIG}, so it is not a checkpoint"
     return _unservable(Path(model))
-
-
-def is_downloaded(model: str) -> bool:
-    """Return whether the hub's cache on this machine seems to contain a whole model."""
-    kept = checkpoints.hub_cache() / f"models--{model.replace('/', '--')}"
-    whole = any(kept.glob(f"snapshots/*/{checkpoints.CONFIG}"))
-    return whole and not any(kept.glob("blobs/*.incomplete"))
 
 
 def notes(model: str, revision: str | None = None) -> list[str]:
     """Return what users of the model's vectors should know, one sentence each."""
-    if not checkpoints.is_folder(model):
+    if not model_files.is_folder(model):
         if catalog.lookup(model) != Model(model):
             return []
-        kept = checkpoints.snapshot(model, revision)
+        kept = hub_cache.snapshot(model, revision)
         # SGLang downloads configuration, tokenizer and weights, but not these files.
-        is_checked = kept is not None and pipeline.names_pooling(kept)
+        is_checked = kept is not None and model_card.names_pooling(kept)
         return [_unverified(model, "it"), *([] if is_checked else [_unchecked(model)])]
-    architecture = checkpoints.architecture(model) or "an unnamed architecture"
+    architecture = model_card.architecture(Path(model)) or "an unnamed architecture"
     pooling = [] if architecture in _VERIFIED else [_unverified(model, architecture)]
-    return [*pooling, *pipeline.unused_prompts(Path(model))]
+    return [*pooling, *model_card.unused_prompts(Path(model))]
 
 
 def _unservable(folder: Path, *, partial: bool = False) -> str | None:
-    architecture = checkpoints.architecture(str(folder))
+    architecture = model_card.architecture(folder)
     if partial and architecture is None:
         return None  # without config.json it is not known how SGLang pools the model
     pooling = _pooling(folder)
-    if architecture and pooling is None and pipeline.names_pooling(folder):
+    if architecture and pooling is None and model_card.names_pooling(folder):
         return (
             f"{folder} declares a pooling, and how SGLang pools a {architecture} is unknown. "
-            f"{pipeline.OTHER_SERVER}"
+            f"{model_card.OTHER_SERVER}"
         )
-    problem = pipeline.unservable(folder, pooling=pooling or _LAST_TOKEN, partial=partial)
+    problem = model_card.why_unsupported(folder, pooling=pooling or _LAST_TOKEN, partial=partial)
     return str(problem) if problem else None
 
 
 def _pooling(folder: Path) -> str | None:
-    """Return how SGLang pools a folder's model, as ``pipeline.unservable`` takes it, or None."""
-    architecture = checkpoints.architecture(str(folder)) or ""
-    config = checkpoints.read_json(folder / checkpoints.CONFIG)
+    """Return how SGLang pools a folder's model, for ``model_card``; None if unknown."""
+    architecture = model_card.architecture(folder) or ""
+    config = model_files.read_json(folder / model_files.CONFIG)
     if architecture == _GEMMA and config.get(_BIDIRECTIONAL) is True:
         return "mean"
     if architecture in _POOLING:
@@ -224,7 +217,7 @@ def _unchecked(model: str) -> str:
 
 
 def _unverified(model: str, what: str) -> str:
-    pooling = _pooling(Path(model)) if checkpoints.is_folder(model) else None
+    pooling = _pooling(Path(model)) if model_files.is_folder(model) else None
     taken = _IN_WORDS.get(pooling or "")
     return (
         f"emberd has not verified how SGLang pools {what} ({model})"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from emberd import checkpoints, pipeline
+from emberd import hub_cache, model_card, model_files
 from emberd.catalog import DEMO_MODEL
 from emberd.engines.gpus import Gpu, Survey
 from emberd.engines.model_shape import element_bytes, shape_of
@@ -22,7 +22,6 @@ CUDA: Final = "cuda"
 MPS: Final = "mps"
 
 _ARCHITECTURES: Final = ("Qwen3ForCausalLM", "Qwen3Model")
-_DTYPES: Final = (None, "bfloat16", "float32")
 _BFLOAT16: Final = "bfloat16"
 _FLOAT32: Final = "float32"
 _NATIVE_BFLOAT16: Final = (8, 0)  # compute capability
@@ -50,11 +49,6 @@ def why_unsupported(spec: ServerSpec) -> str | None:
         return f"does not serve {DEMO_MODEL}, which is bundled with another engine"
     if spec.quantization is not None:
         return f"serves no quantised weights; leave quantization={spec.quantization!r} out"
-    if spec.dtype not in _DTYPES:
-        return (
-            f"serves bfloat16 and float32, not dtype={spec.dtype!r}: Qwen3-Embedding overflows in "
-            f"float16"
-        )
     if problem := _unsupported_files(spec.model, spec.revision):
         return problem
     shape = shape_of(spec.model)
@@ -128,7 +122,7 @@ def short_of_memory(spec: ServerSpec, device: str, gpu: Gpu | None = None) -> st
     shape = shape_of(spec.model)
     if shape is None:
         return None
-    dtype = _dtype(spec, device, gpu)
+    dtype = _dtype(device, gpu)
     need = round(shape.parameters * element_bytes(dtype) * _OVERHEAD)
     if gpu is not None:
         need, free, name = need + _GPU_CONTEXT_BYTES, gpu.free_bytes, gpu.name
@@ -144,31 +138,29 @@ def short_of_memory(spec: ServerSpec, device: str, gpu: Gpu | None = None) -> st
     )
 
 
-def _dtype(spec: ServerSpec, device: str, gpu: Gpu | None) -> str:
+def _dtype(device: str, gpu: Gpu | None) -> str:
     """Return the number format that the server will choose, by the rules of our own server."""
-    if spec.dtype is not None:
-        return spec.dtype
     if gpu is not None:
         return _BFLOAT16 if gpu.capability >= _NATIVE_BFLOAT16 else _FLOAT32
     return _BFLOAT16 if device == MPS or hardware.multiplies_bfloat16() else _FLOAT32
 
 
 def _unsupported_files(model: str, revision: str | None) -> str | None:
-    if not checkpoints.is_folder(model):
-        if checkpoints.is_path(model):
+    if not model_files.is_folder(model):
+        if model_files.is_path(model):
             return f"there is no folder {model}"
-        kept = checkpoints.snapshot(model, revision)
-        problem = pipeline.unservable(kept, partial=True) if kept else None
+        kept = hub_cache.snapshot(model, revision)
+        problem = model_card.why_unsupported(kept, partial=True) if kept else None
         return str(problem) if problem else None
-    if not (Path(model) / checkpoints.CONFIG).is_file():
-        return f"the folder {model} contains no {checkpoints.CONFIG}, so it is not a checkpoint"
-    architecture = checkpoints.architecture(model)
+    if not (Path(model) / model_files.CONFIG).is_file():
+        return f"the folder {model} contains no {model_files.CONFIG}, so it is not a checkpoint"
+    architecture = model_card.architecture(Path(model))
     if architecture not in _ARCHITECTURES:
         return (
             f"serves {' and '.join(_ARCHITECTURES)} with last-token pooling, and {model} has the "
             f"architecture {architecture}"
         )
-    problem = pipeline.unservable(Path(model))
+    problem = model_card.why_unsupported(Path(model))
     return str(problem) if problem else None
 
 

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Final
 
 import emberd.serving
-from emberd import checkpoints, installs, pipeline
+from emberd import installs, model_card, model_files
 from emberd.engines import gpus, own_server
 from emberd.engines.base import EnvironmentEngine, Launch, Plan, Reason
 from emberd.engines.gpus import Gpu, Survey
 from emberd.engines.transformers import compat
 from emberd.engines.transformers.compat import CPU, CUDA, NAME
+from emberd.env import SERVER_KEY
 from emberd.errors import StartError
 from emberd.installs import Interpreter, interpreters
-from emberd.serving import BOOTSTRAP, KEY_VARIABLE
+from emberd.serving import BOOTSTRAP
 from emberd.settings import ServerSpec, StartOptions
 from emberd.system import process_env
 from emberd.system.log_rules import Diagnosis
@@ -72,14 +73,14 @@ class TransformersEngine(EnvironmentEngine):
             )
         words = _words(spec, launch, python, device)
         variables = _variables(gpu)
-        secret = {KEY_VARIABLE: launch.api_key} if launch.api_key else {}
+        secret = {SERVER_KEY: launch.api_key} if launch.api_key else {}
         return Plan(
             command=[word for part, _ in words for word in part],
             environment=process_env.for_server_of(python.python)
             | {name: value for name, (value, _) in variables.items()}
             | secret,
             device=device,
-            silence_s=_SILENCE_S if checkpoints.is_folder(spec.model) else _DOWNLOAD_SILENCE_S,
+            silence_s=_SILENCE_S if model_files.is_folder(spec.model) else _DOWNLOAD_SILENCE_S,
             drain_s=_DRAIN_S,
             reasons=[
                 *(Reason(" ".join(part), why) for part, why in words),
@@ -121,8 +122,8 @@ class TransformersEngine(EnvironmentEngine):
     def _notes(
         self, spec: ServerSpec, python: Interpreter, device: str, gpu: Gpu | None
     ) -> list[str]:
-        is_folder = checkpoints.is_folder(spec.model)
-        notes = pipeline.unused_prompts(Path(spec.model)) if is_folder else []
+        is_folder = model_files.is_folder(spec.model)
+        notes = model_card.unused_prompts(Path(spec.model)) if is_folder else []
         if not self._is_pinned(python.version):
             tested = installs.RECIPES[NAME].version
             notes.append(
@@ -165,13 +166,13 @@ def _words(spec: ServerSpec, launch: Launch, python: Interpreter, device: str) -
         ((python.python,), f"has transformers {python.version}: {python.why}"),
         ((_BOOTSTRAP,), "our server, for an interpreter without emberd"),
         (("--encoder", NAME), "the kind of model"),
-        (("--model-path", checkpoints.absolute(spec.model)), "the requested model"),
+        (("--model-path", model_files.absolute(spec.model)), "the requested model"),
         (("--served-model-name", spec.model), "the name by which clients request it"),
         (own_server.address(launch), "a loopback socket that is already listening"),
         (("--weight-version", launch.start_id), "the id of this start"),
         (("--device", device), "the best one that torch can use here, or the requested one"),
     ]
-    for option, value in (("--revision", spec.revision), ("--dtype", spec.dtype)):
+    for option, value in (("--revision", spec.revision),):
         if value is not None:
             words.append(((option, value), "requested"))
     if spec.context_tokens is not None:

@@ -1,4 +1,4 @@
-"""The cache of one embedder, asked by texts: under keys that hold what their vectors depend on."""
+"""The cache of one embedder, looked up by text, as its client uses it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from emberd.client.vectors import Floats
 
 
-class Recollection:
-    """What a client asks for vectors before it asks a server; see ``emberd.client.vectors``.
+class VectorCache:
+    """Stores native vectors under keys made of the text and of all else that determines them.
+
+    Implements ``emberd.client.vectors.KnownVectors``.
 
     Args:
         url: Which cache.
-        made_with: What decides the vector of a text besides the text.
-        dimensions: Length of native vectors; None where it is not known.
+        made_with: What determines the vector of a text, besides the text.
+        dimensions: Length of native vectors; None if not known.
     """
 
     def __init__(self, url: str, made_with: str, dimensions: int | None) -> None:
@@ -29,10 +31,10 @@ class Recollection:
         self._dimensions = dimensions
 
     def recall(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.bool_], Floats]:
-        """Return which of ``texts``, in their templates, are known, and the vectors of those."""
+        """Return which of ``texts``, in their templates, are cached, and the vectors of those."""
         found = self.cache.get_many(cache.keys(self._made_with, texts), self._dimensions)
         return found.mask, found.vectors
 
     def keep(self, texts: Sequence[str], vectors: Floats) -> None:
-        """Keep native vectors, ``(len(texts), native)``."""
+        """Store native vectors, ``(len(texts), native)``."""
         self.cache.put_many(cache.keys(self._made_with, texts), vectors)

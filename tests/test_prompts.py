@@ -93,10 +93,10 @@ def test_a_handwritten_prefix_is_refused_with_both_right_forms(prefix: str) -> N
 
 @pytest.mark.parametrize("model", [DEMO, UNKNOWN])
 def test_a_task_for_a_model_without_a_form_is_refused_with_a_way_out(model: Model) -> None:
-    with pytest.raises(InstructionError, match="Leave it out, which is") as caught:
+    with pytest.raises(InstructionError, match="Leave it out for the default") as caught:
         template(model, "document", "Find it")
     assert "document_instruction" in str(caught.value)
-    assert f"which is {template(model, 'document', None)!r}; give '' for none" in str(caught.value)
+    assert f"default, {template(model, 'document', None)!r}; pass '' for none" in str(caught.value)
 
 
 def test_braces_and_newlines_in_a_text_stay() -> None:
@@ -179,7 +179,7 @@ def test_a_raw_prefix_of_another_class_is_refused_and_never_doubled(
     with pytest.raises(InstructionError, match="looks like a prefix") as caught:
         template(QWEN, "query", prefix)
     assert f"query_instruction={prefix + '{text}'!r}" in str(caught.value)
-    assert ("the task alone" in str(caught.value)) is (task is not None)
+    assert ("only the task" in str(caught.value)) is (task is not None)
     if task is not None:
         assert f"query_instruction={task!r}" in str(caught.value)
         assert template(QWEN, "query", task) == f"Instruct: {task}\nQuery:{{text}}"
@@ -198,7 +198,7 @@ def test_a_raw_prefix_of_another_class_is_refused_and_never_doubled(
 def test_a_slot_that_nothing_is_put_into_is_refused(instruction: str, slot: str) -> None:
     with pytest.raises(InstructionError) as caught:
         template(QWEN, "query", instruction)
-    assert f"holds {slot}, and nothing is put into that" in str(caught.value)
+    assert f"contains {slot}, which is not replaced" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["translation", "Web", "similarty", "search_document"])
@@ -213,7 +213,7 @@ def test_the_wording_of_a_task_for_both_sides_counts_as_its_name() -> None:
 
 
 def test_a_model_that_takes_no_task_is_not_told_of_symmetric() -> None:
-    with pytest.raises(InstructionError, match="does not know how emberd/demo takes a task"):
+    with pytest.raises(InstructionError, match="in which form emberd/demo takes"):
         templates(DEMO, "similarity", None)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import checkpoints_made
 import folder_variants
-from emberd import engines, pipeline
+from emberd import engines, model_card
 from emberd.engines.sglang import ENGINE as SGLANG
 from emberd.engines.sglang import support
 from emberd.engines.transformers import ENGINE as TRANSFORMERS
@@ -186,6 +186,6 @@ def test_a_prompt_that_applies_to_neither_role_is_said_at_the_start(
 ) -> None:
     checkpoints_made.write_json(folder / PROMPTS, folder_variants.PROMPT_FILES[variant])
     notes = support.notes(str(folder))
-    assert notes == pipeline.unused_prompts(folder)
+    assert notes == model_card.unused_prompts(folder)
     assert len(notes) == len(unused)
     assert all(prompt in note for prompt, note in zip(unused, notes, strict=True))

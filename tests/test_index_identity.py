@@ -138,7 +138,7 @@ def test_an_object_keeps_its_identity_and_never_serves_what_a_folder_holds_later
 
 @pytest.mark.parametrize("kept", ["", "text-embedding-3-small", None, 1024])
 def test_what_is_no_identity_is_refused(kept: Any) -> None:
-    with pytest.raises(IdentityError, match="is no identity of emberd, which would look like"):
+    with pytest.raises(IdentityError, match="is not an identity of emberd"):
         Embedder(QWEN).check_identity(kept)
 
 

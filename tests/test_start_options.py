@@ -21,7 +21,7 @@ def test_an_open_server_cannot_be_asked_for_by_the_environment() -> None:
     ("environ", "message"),
     [
         ({"EMBERD_PORT": "many"}, "EMBERD_PORT='many' cannot be read"),
-        ({"EMBERD_PORT": "70000"}, "port=70000 is no port"),
+        ({"EMBERD_PORT": "70000"}, "port=70000 is not a port"),
         ({"EMBERD_TP_SIZE": "0"}, "tp_size=0 must be at least 1"),
         ({"EMBERD_ENGINE_ARGS": "--a 'b"}, "EMBERD_ENGINE_ARGS cannot be read"),
     ],

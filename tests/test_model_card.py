@@ -1,4 +1,4 @@
-"""What a model folder says of itself, and when it is another model."""
+"""What a model folder says of itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from emberd import checkpoints, pipeline
+from emberd import hub_cache, model_card
 from emberd.catalog import QWEN_FORM, Model, lookup
 from emberd.engines import model_shape
 from emberd.errors import InstructionError, SettingError
@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_tells_dimensions_context_templates_and_end_of_text(folder: Path) -> None:
-    assert checkpoints.describe(str(folder)) == Model(
+    assert model_card.describe(str(folder)) == Model(
         name=str(folder),
         dimensions=128,
         context_tokens=8192,
@@ -61,20 +61,20 @@ def test_a_folder_tells_dimensions_context_templates_and_end_of_text(folder: Pat
         query_task=_TASK,
         end_of_text_id=7,
     )
-    assert checkpoints.architecture(str(folder)) == "Qwen3ForCausalLM"
+    assert model_card.architecture(folder) == "Qwen3ForCausalLM"
 
 
 def test_a_prompt_of_another_form_is_a_template_as_it_stands(folder: Path) -> None:
     prompts = {"query": "search: ", "document": "passage: "}
     write(folder / "config_sentence_transformers.json", {"prompts": prompts})
-    told = checkpoints.describe(str(folder))
+    told = model_card.describe(str(folder))
     assert (told.query_template, told.document_template) == ("search: {text}", "passage: {text}")
     assert told.query_task is None
 
 
 def test_a_tokenizer_that_appends_nothing_has_no_end_of_text(folder: Path) -> None:
     write(folder / "tokenizer.json", {"post_processor": {"type": "ByteLevel"}})
-    assert checkpoints.describe(str(folder)).end_of_text_id is None
+    assert model_card.describe(str(folder)).end_of_text_id is None
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_damaged_post_processor_names_no_end_of_text_and_raises_nothing(
     folder: Path, damage: dict[str, Any]
 ) -> None:
     write(folder / "tokenizer.json", {"post_processor": damage})
-    assert checkpoints.end_of_text_id(str(folder)) is None
+    assert model_card.end_of_text_id(folder) is None
 
 
 @pytest.mark.parametrize("content", [b"a\0b", b"\xff\xfe"])
@@ -109,7 +109,7 @@ def test_a_damaged_reference_in_the_hubs_cache_finds_no_snapshot(
     refs = tmp_path / "models--owner--model" / "refs"
     refs.mkdir(parents=True)
     (refs / "main").write_bytes(content)
-    assert checkpoints.snapshot("owner/model", None) is None
+    assert hub_cache.snapshot("owner/model", None) is None
 
 
 @pytest.mark.parametrize(
@@ -122,13 +122,13 @@ def test_a_damaged_configuration_describes_nothing_and_raises_nothing(
     for name in ("config.json", "tokenizer.json"):
         (folder / name).write_text(damage)
     (folder / "config_sentence_transformers.json").unlink()
-    assert checkpoints.describe(str(folder)) == Model(str(folder))
+    assert model_card.describe(str(folder)) == Model(str(folder))
 
 
 def test_files_win_over_the_catalog_in_a_folder_named_like_its_model(folder: Path) -> None:
     """A fine-tuned model often keeps the name of the folder that it was trained from."""
     named = folder.rename(folder.with_name("Qwen3-Embedding-0.6B"))
-    told = checkpoints.describe(str(named))
+    told = model_card.describe(str(named))
     assert (told.dimensions, told.context_tokens, told.end_of_text_id) == (128, 8192, 7)
     assert told.query_task == _TASK
     write(named / "config_sentence_transformers.json", {"prompts": {"query": "q: "}})
@@ -149,17 +149,17 @@ def test_the_catalog_fills_in_what_the_files_do_not_say(folder: Path) -> None:
     for name in ("config.json", "tokenizer.json", "config_sentence_transformers.json"):
         (named / name).unlink()
     known = lookup("Qwen/Qwen3-Embedding-0.6B")
-    assert checkpoints.describe(str(named)) == replace(known, name=str(named))
+    assert model_card.describe(str(named)) == replace(known, name=str(named))
 
 
 def test_a_folder_named_like_the_catalogs_is_matryoshka_when_its_files_do_not_say(
     folder: Path,
 ) -> None:
-    assert not checkpoints.describe(str(folder)).matryoshka
+    assert not model_card.describe(str(folder)).matryoshka
     named = folder.rename(folder.with_name("Qwen3-Embedding-0.6B"))
-    assert checkpoints.describe(str(named)).matryoshka
+    assert model_card.describe(str(named)).matryoshka
     write(named / "config.json", {**_CONFIG, "is_matryoshka": False})
-    assert not checkpoints.describe(str(named)).matryoshka
+    assert not model_card.describe(str(named)).matryoshka
 
 
 def test_changed_prompts_are_read_again(folder: Path) -> None:
@@ -190,85 +190,6 @@ def test_prompts_that_cannot_be_read_are_refused_until_the_caller_gives_both(fol
 
 
 @pytest.mark.parametrize(
-    ("environ", "place"),
-    [
-        ({"HF_HUB_CACHE": "{}"}, "."),
-        ({"HUGGINGFACE_HUB_CACHE": "{}"}, "."),
-        ({"HF_HOME": "{}"}, "hub"),
-        ({"XDG_CACHE_HOME": "{}"}, "huggingface/hub"),
-    ],
-    ids=lambda value: "".join(value) if isinstance(value, dict) else None,
-)
-def test_a_snapshot_is_found_where_the_hubs_client_keeps_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], place: str
-) -> None:
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value.format(tmp_path))
-    kept = tmp_path / place / "models--owner--model"
-    write(kept / "snapshots" / "abc" / "config.json", _CONFIG)
-    (kept / "refs").mkdir()
-    (kept / "refs" / "main").write_text("abc\n")
-    assert checkpoints.snapshot("owner/model", None) == kept / "snapshots" / "abc"
-    assert checkpoints.snapshot("owner/model", "abc") == kept / "snapshots" / "abc"
-    assert checkpoints.snapshot("owner/model", "def") is None
-    assert checkpoints.snapshot("owner/other", None) is None
-
-
-def test_a_name_on_the_hub_has_no_content_and_no_key_of_its_own() -> None:
-    assert checkpoints.content("Qwen/Qwen3-Embedding-4B") is None
-    assert "content" not in Settings.resolve().spec.identity
-
-
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "1_Pooling/config.json"])
-def test_another_configuration_is_another_model(folder: Path, name: str) -> None:
-    before = Settings.resolve(model=str(folder)).spec
-    write(folder / name, {"changed": True})
-    after = Settings.resolve(model=str(folder)).spec
-    assert before.key != after.key
-    assert before.content != after.content
-
-
-def test_other_weights_of_the_same_size_are_another_model(folder: Path) -> None:
-    before = checkpoints.content(str(folder))
-    weights = folder / "model.safetensors"
-    weights.write_bytes(bytes(range(256)) * 4096)
-    assert weights.stat().st_size == 1 << 20
-    assert checkpoints.content(str(folder)) != before
-
-
-def test_a_copy_elsewhere_has_the_same_content(folder: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy" / "named-otherwise"
-    for path in folder.iterdir():
-        copy.mkdir(parents=True, exist_ok=True)
-        (copy / path.name).write_bytes(path.read_bytes())
-    assert checkpoints.content(str(copy)) == checkpoints.content(str(folder))
-
-
-def test_a_folder_has_one_name_from_everywhere(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "link").symlink_to(folder)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    names = ["fine-tuned", "./fine-tuned/", "link", "~/fine-tuned", str(folder)]
-    assert {Settings.resolve(model=name).model for name in names} == {str(folder)}
-
-
-def test_a_hub_name_stays_as_it_is_where_no_such_folder_is(tmp_path: Path) -> None:
-    assert checkpoints.absolute("Qwen/Qwen3-Embedding-4B") == "Qwen/Qwen3-Embedding-4B"
-    assert checkpoints.absolute("/nowhere/../model") == "/model"
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_cannot_be_read_is_an_error_that_names_it(folder: Path) -> None:
-    (folder / "model.safetensors").chmod(0)
-    with pytest.raises(SettingError, match="fine-tuned.* cannot be read"):
-        checkpoints.content(str(folder))
-
-
-@pytest.mark.parametrize(
     "name", ["config.json", "tokenizer.json", "config_sentence_transformers.json", "m.safetensors"]
 )
 def test_a_named_pipe_in_a_folder_is_an_error_and_is_not_waited_for(
@@ -294,7 +215,7 @@ def test_a_model_with_a_named_pipe_for_a_file_is_not_served(folder: Path, name: 
     (folder / "1_Pooling").mkdir()
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
-    problem = pipeline.unservable(folder)
+    problem = model_card.why_unsupported(folder)
     assert problem is not None
     assert name in problem.cause
 

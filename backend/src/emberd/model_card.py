@@ -1,0 +1,562 @@
+"""What a model says of itself: dimensions, context, prompts, modules and pooling.
+
+A model folder is described by the files that sentence-transformers and Transformers write:
+``config.json``, ``tokenizer.json``, ``modules.json``, the ``config.json`` of each module,
+``sentence_bert_config.json`` and ``config_sentence_transformers.json``. The formats and rules are
+those of sentence-transformers 5.0 to 6.2, tested with 6.2.0; neither library is imported. What the
+files do not say comes from the catalog, if the folder is named like one of its models.
+
+The servers that emberd starts pool the token states in one way and normalise the result.
+``why_unsupported`` says what a folder asks for that such a server does differently;
+``read_prompts`` says what comes before each text.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from emberd import catalog
+from emberd.catalog import Model
+from emberd.model_files import (
+    CONFIG,
+    ModelFileError,
+    Problem,
+    as_object,
+    is_folder,
+    load_json,
+    read_json,
+    read_text,
+)
+
+OTHER_SERVER: Final = (
+    "Serve this model with a server that computes its vectors as it was trained, and give its "
+    "address (base_url=); or use a model with last-token pooling, such as "
+    "Qwen/Qwen3-Embedding-0.6B."
+)
+"""What to do about a model whose vectors the servers of emberd do not compute."""
+
+LAST_TOKEN: Final = "lasttoken"  # noqa: S105 - not a password
+
+_PROMPTS_FILE: Final = "config_sentence_transformers.json"
+_TOKENIZER: Final = "tokenizer.json"
+_DESCRIBING: Final = (CONFIG, _PROMPTS_FILE, _TOKENIZER)
+_MODULES: Final = "modules.json"
+_ADAPTER: Final = "adapter_config.json"
+_TRANSFORMER_FILE: Final = "sentence_bert_config.json"
+_POOLING_FOLDER: Final = "1_Pooling"
+_LIBRARY: Final = "sentence_transformers."
+_SENTENCE_TRANSFORMER: Final = "SentenceTransformer"
+_SERVED: Final = ("Transformer", "Pooling", "Normalize")
+
+_MEAN: Final = "mean"
+# What a server can do: name in sentence-transformers 6.x -> plain words.
+_POOLING_WORDS: Final = {
+    LAST_TOKEN: "the last token",
+    "cls": "the first token",
+    _MEAN: "the mean of the tokens",
+}
+_MODE: Final = "pooling_mode"
+# Up to 5.x each mode had its own boolean. The names on the right are those of 6.x.
+_OLD_MODES: Final = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": _MEAN,
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": LAST_TOKEN,
+}
+_INCLUDE_PROMPT: Final = "include_prompt"
+_SIZES: Final = ("embedding_dimension", "word_embedding_dimension")
+
+# Settings of the Transformer module that change tokens or vectors -> the values that do not.
+_NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
+    "transformer_task": (None, "feature-extraction"),
+    "module_output_name": (None, "token_embeddings"),
+    "processing_kwargs": (None, {}),
+    "do_lower_case": (None, False),
+    "query_length": (None,),
+    "document_length": (None,),
+    "query_expansion": (None,),
+}
+_TEXT_MODALITY: Final = {"method": "forward", "method_output_name": "last_hidden_state"}
+_SENTENCE: Final = "sentence_embedding"
+
+_TEXT_SLOT: Final = "{text}"
+_QUERY: Final = "query"
+_DOCUMENT: Final = "document"
+# The names that encode_document of sentence-transformers tries, in order. It always stops at the
+# first, which it sets to "" if the file has none (5.0 to 6.2).
+_DOCUMENT_NAMES: Final = (_DOCUMENT, "passage", "corpus")
+
+
+# ------------------------------------------------------------ the model as a whole
+
+
+def describe(name: str) -> Model:
+    """Return what is known of a model: from the files of its folder, else from the catalog.
+
+    The files win, because a folder named like a model of the catalog may hold a fine-tuned one.
+    The catalog fills in what the files do not say.
+    """
+    if not is_folder(name):
+        return catalog.lookup(name)
+    return _described(name, *(_changed_ns(Path(name) / file) for file in _DESCRIBING))
+
+
+@functools.lru_cache(maxsize=32)
+def _described(name: str, *_changed: int) -> Model:
+    # Called for each query; the files are read again only when one of them has changed.
+    folder = Path(name)
+    config = read_json(folder / CONFIG)
+    stated: dict[str, Any] = {
+        "dimensions": _integer(config.get("hidden_size")),
+        "context_tokens": _integer(config.get("max_position_embeddings")),
+        "end_of_text_id": end_of_text_id(folder),
+        "matryoshka": _matryoshka(config),
+        "cut_to": truncate_dim(folder),
+    }
+    facts = {field: value for field, value in stated.items() if value is not None}
+    known = replace(catalog.lookup(name), name=name, **facts)
+    prompts = read_prompts(folder)
+    return known if prompts is None else replace(known, **_templates(prompts))
+
+
+def architecture(folder: Path) -> str | None:
+    """Return the class that a folder's configuration names, such as ``Qwen3ForCausalLM``."""
+    listed = read_json(folder / CONFIG).get("architectures")
+    return str(listed[0]) if isinstance(listed, list) and listed else None
+
+
+def end_of_text_id(folder: Path) -> int | None:
+    """Return the token that a folder's tokenizer appends to each text; None if it appends none.
+
+    The format is that of the tokenizers library: one template, or a sequence that holds one.
+    """
+    processor = _post_processor(folder / _TOKENIZER)
+    for part in map(_object, _list(processor.get("processors")) or [processor]):
+        last = _object((_list(part.get("single")) or [None])[-1])
+        token = _object(last.get("SpecialToken")).get("id")
+        special = _object(part.get("special_tokens"))
+        ids = _list(_object(special.get(token)).get("ids")) if isinstance(token, str) else []
+        if len(ids) == 1:
+            return _integer(ids[0])
+    return None
+
+
+def _object(found: object) -> dict[str, Any]:
+    return found if isinstance(found, dict) else {}
+
+
+def _list(found: object) -> list[Any]:
+    return found if isinstance(found, list) else []
+
+
+def _post_processor(tokenizer: Path) -> dict[str, Any]:
+    # Not parsed whole: Qwen's has 11 MB of vocabulary, and the post-processor comes before it.
+    key = '"post_processor":'
+    try:
+        text = read_text(tokenizer)
+        found, _ = json.JSONDecoder().raw_decode(text[text.index(key) + len(key) :].lstrip())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return _object(found)
+
+
+def _changed_ns(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _integer(value: object) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _matryoshka(config: dict[str, Any]) -> bool | None:
+    keys = ("is_matryoshka", "matryoshka_dimensions")
+    given = [config[key] for key in keys if config.get(key) is not None]
+    return any(given) if given else None
+
+
+def _templates(prompts: Prompts) -> dict[str, Any]:
+    found = {
+        "query_task": None,
+        "query_template": f"{prompts.query or ''}{{text}}",
+        "document_template": f"{prompts.document or ''}{{text}}",
+        "query_problem": prompts.problem.get(_QUERY),
+        "document_problem": prompts.problem.get(_DOCUMENT),
+    }
+    if prompts.query == "":
+        return found  # how the model takes a task, if the catalog knows it, still holds
+    task = catalog.task_of(prompts.query or "")
+    if task is None:
+        return found | {"instruction_form": None}
+    # A fine-tuned Qwen3-Embedding: the caller's tasks are applied in the same form.
+    own = {"query_template": "{text}", "query_task": task, "instruction_form": catalog.QWEN_FORM}
+    return found | own
+
+
+# ------------------------------------------------------------ modules and pooling
+
+
+def why_unsupported(
+    folder: Path, *, pooling: str = LAST_TOKEN, partial: bool = False
+) -> Problem | None:
+    """Return why a server with this pooling cannot compute this model's vectors.
+
+    Args:
+        folder: The model's files. A folder without ``modules.json`` is a plain checkpoint of
+            Transformers, which says nothing about pooling; its ``1_Pooling`` is read if present.
+        pooling: What the server does with this model: ``"lasttoken"``, ``"cls"`` or ``"mean"``.
+        partial: Accept missing files: a snapshot in the hub's cache may be incomplete.
+
+    Returns:
+        None if the files ask for nothing that such a server does differently.
+    """
+    try:
+        _check_attention_and_adapter(folder)
+        listed = load_json(folder / _MODULES)
+        if listed is not None:
+            _check_modules(folder, listed, pooling, partial=partial)
+        elif (declared := load_json(folder / _POOLING_FOLDER / CONFIG)) is not None:
+            _check_pooling(folder / _POOLING_FOLDER / CONFIG, declared, pooling)
+    except ModelFileError as error:
+        return error.problem
+    return None
+
+
+def names_pooling(folder: Path) -> bool:
+    """Return whether the folder says how token states become one vector."""
+    return any(os.path.exists(folder / name) for name in (_MODULES, f"{_POOLING_FOLDER}/{CONFIG}"))
+
+
+def _check_attention_and_adapter(folder: Path) -> None:
+    config = load_json(folder / CONFIG)
+    if isinstance(config, dict) and config.get("is_causal") is False:
+        raise ModelFileError(
+            f"{folder / CONFIG} has is_causal=false, that is bidirectional attention; the server "
+            f"computes causal attention",
+            OTHER_SERVER,
+        )
+    if os.path.exists(folder / _ADAPTER):
+        raise ModelFileError(
+            f"{folder} contains {_ADAPTER}: the model is an adapter for a base model, and the "
+            f"server does not load adapters",
+            "Merge the adapter into the weights (merge_and_unload of PEFT) and save the whole "
+            "model.",
+        )
+
+
+def _check_modules(folder: Path, listed: object, pooling: str, *, partial: bool) -> None:
+    path = folder / _MODULES
+    _check_kind_of_model(folder)
+    if not isinstance(listed, list) or not all(_is_entry(entry) for entry in listed):
+        raise ModelFileError(f"{path} is not a list of modules with a type and a path")
+    kinds = [_kind(path, str(entry["type"])) for entry in listed]
+    if kinds == list(_SERVED[:2]):
+        raise ModelFileError(
+            f"{path} lists no Normalize module: the model's vectors are not normalised, and the "
+            f"server's have length one",
+            "If you want vectors of length one, add the module with "
+            "sentence-transformers: model = SentenceTransformer(FOLDER), "
+            "model.append(Normalize()), model.save(FOLDER).",
+        )
+    if kinds != list(_SERVED):
+        raise ModelFileError(
+            f"{path} lists {', '.join(kinds) or 'no modules'}; the server computes "
+            f"{', '.join(_SERVED)}",
+            OTHER_SERVER,
+        )
+    folders = [_module_folder(folder, str(entry["path"])) for entry in listed]
+    if folders[0] != folder:
+        raise ModelFileError(
+            f"{path} has the Transformer module in {listed[0]['path']!r}; the server reads the "
+            f"model from {folder} itself",
+            "Load the model with sentence-transformers 5 or newer and save it to a new folder.",
+        )
+    _check_transformer(folder / _TRANSFORMER_FILE)
+    _check_normalize(folders[2] / CONFIG)
+    declared = load_json(folders[1] / CONFIG)
+    if declared is not None or not partial:
+        _check_pooling(folders[1] / CONFIG, declared, pooling)
+
+
+def _check_kind_of_model(folder: Path) -> None:
+    described = load_json(folder / _PROMPTS_FILE)
+    kind = described.get("model_type") if isinstance(described, dict) else None
+    if kind not in (None, _SENTENCE_TRANSFORMER):
+        raise ModelFileError(
+            f"{folder / _PROMPTS_FILE} has model_type={kind!r}; the server computes the vectors of "
+            f"a {_SENTENCE_TRANSFORMER}",
+            OTHER_SERVER,
+        )
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(k), str) for k in ("type", "path"))
+
+
+def _kind(path: Path, name: str) -> str:
+    # Only the library's own classes are known: a "custom.Pooling" may compute anything.
+    if name.startswith(_LIBRARY):
+        return name.rpartition(".")[2]
+    raise ModelFileError(
+        f"{path} lists {name}, the model's own code, which the server does not run", OTHER_SERVER
+    )
+
+
+def _module_folder(folder: Path, path: str) -> Path:
+    if not _is_file_name(path):
+        raise ModelFileError(
+            f"{folder / _MODULES} has the path {path!r}, which no file of this machine can have"
+        )
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts:
+        raise ModelFileError(
+            f"{folder / _MODULES} has the path {path!r}, which is outside the model's folder"
+        )
+    return folder / parts
+
+
+def _is_file_name(path: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeError:
+        return False
+
+
+def _check_transformer(path: Path) -> None:
+    given = load_json(path)
+    if given is None:
+        return
+    settings = as_object(path, given)
+    for name, value in settings.items():
+        if name in _NEUTRAL and value not in _NEUTRAL[name]:
+            raise ModelFileError(
+                f"{path} has {name}={json.dumps(value)}, which the server does not apply",
+                OTHER_SERVER,
+            )
+    # Without an entry for texts, the library would apply the chat template.
+    modalities = settings.get("modality_config")
+    if modalities is not None and as_object(path, modalities).get("text") != _TEXT_MODALITY:
+        raise ModelFileError(
+            f"{path} has modality_config={json.dumps(modalities)}; the server embeds texts with "
+            f"{json.dumps(_TEXT_MODALITY)}",
+            OTHER_SERVER,
+        )
+
+
+def _check_normalize(path: Path) -> None:
+    given = load_json(path)
+    if given is None:  # releases before 6.x do not save settings of this module
+        return
+    names = as_object(path, given)
+    for name in ("module_input_name", "module_output_name"):
+        if names.get(name) not in (None, _SENTENCE):
+            raise ModelFileError(
+                f"{path} has {name}={names[name]!r}; the server normalises {_SENTENCE}",
+                OTHER_SERVER,
+            )
+
+
+def _check_pooling(path: Path, given: object, pooling: str) -> None:
+    config = as_object(path, given)
+    unknown = sorted(set(config) - {_MODE, *_OLD_MODES, *_SIZES, _INCLUDE_PROMPT})
+    if unknown:
+        raise ModelFileError(
+            f"{path} has {unknown[0]}={json.dumps(config[unknown[0]])}, which is unsupported",
+            OTHER_SERVER,
+        )
+    modes = _modes(path, config)
+    if not modes and pooling != _MEAN:
+        raise ModelFileError(
+            f"{path} names no pooling mode, so sentence-transformers takes the mean; the server "
+            f"takes {_POOLING_WORDS[pooling]}",
+            OTHER_SERVER,
+        )
+    if modes not in ([], [pooling]):
+        raise ModelFileError(
+            f"{path} pools by {', '.join(modes)}; the server takes {_POOLING_WORDS[pooling]}",
+            OTHER_SERVER,
+        )
+    # False excludes the prompt's tokens from pooling. The last token is never one of them (the
+    # text and the end-of-text token come after the prompt), and the first token is used in any
+    # case, so this changes only a mean (last token: tested with 6.2.0).
+    if pooling == _MEAN and config.get(_INCLUDE_PROMPT, True) is not True:
+        raise ModelFileError(
+            f"{path} has {_INCLUDE_PROMPT}={json.dumps(config[_INCLUDE_PROMPT])}; the server takes "
+            f"the mean of all tokens",
+            OTHER_SERVER,
+        )
+
+
+def _modes(path: Path, config: Mapping[str, Any]) -> list[str]:
+    """Return the pooling modes by their names in sentence-transformers 6.x.
+
+    Returns:
+        An empty list if none is named; sentence-transformers takes the mean then.
+    """
+    if _MODE in config:  # takes precedence over the old booleans, as in 6.x
+        given = config[_MODE]
+        modes = [given] if isinstance(given, str) else given
+        if isinstance(modes, list) and modes and all(isinstance(mode, str) for mode in modes):
+            return modes
+        raise ModelFileError(
+            f"{path} has {_MODE}={json.dumps(given)}, which is not the name of a pooling mode"
+        )
+    old = {name: config[name] for name in _OLD_MODES if name in config}
+    for name, value in old.items():
+        if not isinstance(value, bool):
+            raise ModelFileError(
+                f"{path} has {name}={json.dumps(value)}, which is not true or false"
+            )
+    return [_OLD_MODES[name] for name, on in old.items() if on]
+
+
+# ------------------------------------------------------------ prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The prompts that a folder puts before the texts of each role.
+
+    Attributes:
+        query: The prompt of queries; None if ``problem`` has an entry for them.
+        document: The prompt of documents; None if ``problem`` has an entry for them.
+        problem: Role -> why its prompt is not known.
+        unused: Prompts of the folder that apply to neither role, as ``name='text'``.
+    """
+
+    query: str | None
+    document: str | None
+    problem: Mapping[str, str]
+    unused: tuple[str, ...] = ()
+
+
+def read_prompts(folder: Path) -> Prompts | None:
+    """Return the prompts that sentence-transformers' encode_query and encode_document put first.
+
+    Returns:
+        None if the folder has no file of prompts, or the file has no ``prompts``.
+    """
+    path = folder / _PROMPTS_FILE
+    try:
+        found = load_json(path)
+        if found is None:
+            return None
+        described = as_object(path, found)
+        _check_suffix(path, described)
+        if "prompts" not in described:
+            return None
+        named = as_object(path, described["prompts"], "prompts")
+        default = _default_name(path, described, named)
+    except ModelFileError as error:
+        why = error.problem.cause
+        return Prompts(None, None, {_QUERY: why, _DOCUMENT: why})
+    return _by_role(path, named, default)
+
+
+def truncate_dim(folder: Path) -> Any:
+    """Return the length to which sentence-transformers cuts this model's vectors, unchecked.
+
+    Returns:
+        None if the folder has no ``truncate_dim``, or its file cannot be read.
+    """
+    try:
+        found = load_json(folder / _PROMPTS_FILE)
+    except ModelFileError:
+        return None  # read_prompts reports the file
+    return found.get("truncate_dim") if isinstance(found, dict) else None
+
+
+def unused_prompts(folder: Path) -> list[str]:
+    """Return a sentence for each prompt of the folder that applies to neither role."""
+    prompts = read_prompts(folder)
+    return [
+        f"{folder / _PROMPTS_FILE} has the prompt {prompt}, which neither emberd nor encode_query "
+        f"and encode_document of sentence-transformers use. To use it, pass it as "
+        f"query_instruction= or document_instruction=."
+        for prompt in (prompts.unused if prompts else ())
+    ]
+
+
+def _check_suffix(path: Path, described: Mapping[str, Any]) -> None:
+    if described.get("suffix"):
+        raise ModelFileError(
+            f"{path} has suffix={json.dumps(described['suffix'])}, which sentence-transformers "
+            f"does not apply, so what belongs after a text is unknown"
+        )
+
+
+def _default_name(path: Path, described: Mapping[str, Any], named: Mapping[str, Any]) -> str | None:
+    # The default applies to ``encode`` only: ``encode_query`` and ``encode_document`` always have
+    # their own prompt, "" if the file has none. sentence-transformers does not load a model whose
+    # default names no prompt.
+    default = described.get("default_prompt_name")
+    if default is None:
+        return None
+    if isinstance(default, str) and default in (_QUERY, _DOCUMENT, *named):
+        return default
+    raise ModelFileError(
+        f"{path} has default_prompt_name={json.dumps(default)}, but no prompt of that name"
+    )
+
+
+def _by_role(path: Path, named: Mapping[str, Any], default: str | None) -> Prompts:
+    found: dict[str, str] = {}
+    problem: dict[str, str] = {}
+    for role in (_QUERY, _DOCUMENT):
+        try:
+            found[role] = _prompt(path, role, named)
+        except ModelFileError as error:
+            problem[role] = error.problem.cause
+    # Prompts of other names are for tasks that the caller names. The author of the model expects
+    # that these apply without being named.
+    expected = [name for name in (*_DOCUMENT_NAMES[1:], default) if name and named.get(name)]
+    return Prompts(
+        query=found.get(_QUERY),
+        document=found.get(_DOCUMENT),
+        problem=problem,
+        unused=tuple(
+            f"{name}={named[name]!r}"
+            for name in dict.fromkeys(expected)
+            if name not in (_QUERY, _DOCUMENT)
+        ),
+    )
+
+
+def _prompt(path: Path, role: str, named: Mapping[str, Any]) -> str:
+    text = named.get(role)
+    if text is None:
+        if role == _DOCUMENT:
+            _check_unambiguous(path, named)
+        return ""
+    if not isinstance(text, str):
+        raise ModelFileError(
+            f"{path} has the prompt {role}={json.dumps(text)}, which is not a string"
+        )
+    if _TEXT_SLOT in text:
+        raise ModelFileError(
+            f"{path} has the prompt {role}={text!r}: {_TEXT_SLOT} in it is plain text for "
+            f"sentence-transformers, but the placeholder of the text for emberd"
+        )
+    return text
+
+
+def _check_unambiguous(path: Path, named: Mapping[str, Any]) -> None:
+    # The documentation of encode_document says that "passage" is tried after "document"; the code
+    # never does so. Following either would be a guess about what the model was trained with.
+    for name in _DOCUMENT_NAMES[1:]:
+        if named.get(name):
+            raise ModelFileError(
+                f"{path} has a prompt {name}={named[name]!r} and none called {_DOCUMENT}: "
+                f"encode_document of sentence-transformers is documented to use {name}, but uses "
+                f"no prompt"
+            )

@@ -1,0 +1,289 @@
+"""Reads the files of a model folder: JSON, safetensors headers, and a hash of the content.
+
+Files are opened without blocking, so that a named pipe in a folder is an error and not a hang.
+The module needs the standard library only: engines' own interpreters import it too.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import json
+import math
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final, NamedTuple
+
+from emberd.errors import SettingError
+
+CONFIG: Final = "config.json"
+"""Configuration of Transformers; a folder without it is not a checkpoint."""
+
+SAFETENSORS: Final = "*.safetensors"
+"""Pattern of the files that hold weights."""
+
+_PATH_PREFIXES: Final = ("/", "./", "../", "~")
+_COPY_AGAIN: Final = "Compare the file with the original and copy it again."
+_HASHED: Final = (
+    *("*.json", "*.txt", "*.model", "*/config.json"),
+    *(SAFETENSORS, "*.bin", "*.gguf"),
+)
+_SAMPLES: Final = 64
+_SAMPLE_BYTES: Final = 4096
+_HASH_DIGITS: Final = 16
+_LENGTH_BYTES: Final = 8  # a safetensors file begins with the length of its header, little-endian
+_MAX_HEADER_BYTES: Final = 100_000_000
+_METADATA: Final = "__metadata__"
+_DAMAGED: Final = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What reading a header of any content raises."""
+
+
+# ------------------------------------------------------------ names of models
+
+
+def is_folder(name: str) -> bool:
+    """Return whether the model ``name`` is a folder on this machine, not a name on the hub."""
+    return os.path.isdir(name)
+
+
+def is_path(name: str) -> bool:
+    """Return whether ``name`` can only mean a folder, whether or not it exists."""
+    return name.startswith(_PATH_PREFIXES)
+
+
+def absolute(name: str) -> str:
+    """Return the real path of a folder, so that it has one name; other names unchanged."""
+    path = os.path.expanduser(name)
+    return os.path.realpath(path) if is_path(name) or is_folder(path) else name
+
+
+# ------------------------------------------------------------ JSON
+
+
+class Problem(NamedTuple):
+    """Why a model folder cannot be used.
+
+    Attributes:
+        cause: The fact, with file and value, without a full stop.
+        advice: What to do, in sentences.
+    """
+
+    cause: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.cause}. {self.advice}"
+
+
+class ModelFileError(Exception):
+    """A file of a model folder cannot be used; ``model_card`` returns it as a ``Problem``.
+
+    Attributes:
+        problem: The reason.
+    """
+
+    def __init__(self, cause: str, advice: str = _COPY_AGAIN) -> None:
+        super().__init__(cause)
+        self.problem = Problem(cause, advice)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading, without waiting for a named pipe or a device.
+
+    Raises:
+        OSError: The file cannot be opened, or is not a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a regular file in UTF-8.
+
+    Raises:
+        OSError: The file cannot be opened, or is not a regular file.
+        UnicodeError: The file is not UTF-8.
+    """
+    with open_regular(path) as file:
+        return file.read().decode("utf-8")
+
+
+def load_json(path: Path) -> object | None:
+    """Return the content of a JSON file; None if the file does not exist.
+
+    Raises:
+        ModelFileError: The file cannot be read, is not JSON, or holds null.
+    """
+    try:
+        text = read_text(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
+        raise ModelFileError(f"{path} cannot be read ({error})") from error
+    try:
+        found: object = json.loads(text)
+    except ValueError as error:
+        raise ModelFileError(f"{path} is not JSON ({error})") from error
+    except RecursionError as error:
+        raise ModelFileError(f"{path} is JSON that is nested too deeply") from error
+    if found is None:  # must differ from a missing file
+        raise ModelFileError(f"{path} contains null")
+    return found
+
+
+def as_object(path: Path, found: object, key: str = "") -> dict[str, Any]:
+    """Return ``found`` if it is a JSON object.
+
+    Args:
+        path: The file that ``found`` was read from.
+        found: What ``load_json`` returned, or a part of it.
+        key: The key of the part; empty for the whole file.
+
+    Raises:
+        ModelFileError: ``found`` is not an object, or the file does not exist.
+    """
+    if isinstance(found, dict):
+        return found
+    if found is None and not key:
+        raise ModelFileError(f"there is no {path}")
+    raise ModelFileError(f"{path} does not contain a JSON object{f' under {key}' if key else ''}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; empty if there is none to read."""
+    try:
+        found = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+# ------------------------------------------------------------ safetensors
+
+
+@dataclass(frozen=True, slots=True)
+class SafetensorsHeader:
+    """The header of one file of weights.
+
+    Attributes:
+        shapes: Name -> shape of each tensor.
+        file_bytes: Size that the file must have; a smaller one was cut short.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    file_bytes: int
+
+    @property
+    def elements(self) -> dict[str, int]:
+        """Name -> number of elements of each tensor."""
+        return {name: math.prod(shape) for name, shape in self.shapes.items()}
+
+
+def read_safetensors_header(path: Path) -> SafetensorsHeader:
+    """Return the header of a safetensors file; the tensors themselves are not read.
+
+    Raises:
+        OSError: The file cannot be opened.
+        ValueError: The file does not begin with a valid header.
+    """
+    with open_regular(path) as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        if length > _MAX_HEADER_BYTES:
+            raise ValueError(f"{path} is not a safetensors file")
+        content = file.read(length)
+    try:
+        header = json.loads(content)
+        tensors = {name: entry for name, entry in header.items() if name != _METADATA}
+        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in tensors.items()}
+        end = max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
+    except _DAMAGED as error:
+        raise ValueError(f"{path} has a damaged safetensors header") from error
+    return SafetensorsHeader(shapes, _LENGTH_BYTES + length + end)
+
+
+# ------------------------------------------------------------ content
+
+
+def content_hash(name: str) -> str | None:
+    """Return 16 hexadecimal digits that identify the content of a model's folder.
+
+    The hash changes with any change of the configuration or the tokenizer. Of weights, it covers
+    the size and 64 samples of each file, so any training changes it.
+
+    Returns:
+        None for a name on the hub, or a folder that does not exist.
+
+    Raises:
+        SettingError: The folder cannot be read.
+    """
+    folder = Path(name)
+    if not is_folder(name):
+        return None
+    try:
+        stats = [(file, file.stat()) for file in _hashed_files(folder)]
+        return _hash(tuple((os.fspath(f), s.st_size, s.st_mtime_ns, s.st_ino) for f, s in stats))
+    except OSError as error:
+        raise _unreadable_folder(name, error) from error
+
+
+def changed_s(name: str) -> float:
+    """Return when a file of a model's folder last changed, in seconds of the wall clock.
+
+    Uses the inode's ctime, because copying tools set the mtime back.
+
+    Raises:
+        SettingError: The folder cannot be read.
+    """
+    try:
+        return max((file.stat().st_ctime for file in _hashed_files(Path(name))), default=0.0)
+    except OSError as error:
+        raise _unreadable_folder(name, error) from error
+
+
+def _unreadable_folder(name: str, error: OSError) -> SettingError:
+    return SettingError(
+        f"The folder model={name!r} cannot be read: {error}. Correct its permissions."
+    )
+
+
+def _hashed_files(folder: Path) -> Iterator[Path]:
+    for pattern in _HASHED:
+        yield from sorted(folder.glob(pattern))
+
+
+@functools.lru_cache(maxsize=32)
+def _hash(files: tuple[tuple[str, int, int, int], ...]) -> str:
+    # Unchanged files are read once a process: any change shows in the arguments.
+    whole = hashlib.sha256()
+    root = Path(files[0][0]).parent if files else Path()
+    for name, size, _, _ in files:
+        path = Path(name)
+        # Relative to the folder: the same files elsewhere are the same model.
+        whole.update(f"{os.path.relpath(path, root)} {size}\n".encode())
+        for sample in _samples(path, size):
+            whole.update(sample)
+    return whole.hexdigest()[:_HASH_DIGITS]
+
+
+def _samples(path: Path, size: int) -> Iterator[bytes]:
+    with open_regular(path) as file:
+        if path.match("*.json") or size <= _SAMPLES * _SAMPLE_BYTES:
+            yield file.read()
+            return
+        for number in range(_SAMPLES):
+            file.seek(number * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+            yield file.read(_SAMPLE_BYTES)
