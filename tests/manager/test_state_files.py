@@ -1,4 +1,4 @@
-"""Lost or damaged state files other than the record: with a running supervisor, and before a start."""
+"""State files other than the record, lost or damaged: under a supervisor, and before a start."""
 
 from __future__ import annotations
 
