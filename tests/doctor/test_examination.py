@@ -210,7 +210,7 @@ def test_a_failure_that_quotes_a_log_shows_no_key(
     with pytest.raises(StartError):
         manager.ensure(spec)
     monkeypatch.setattr(
-        "emberd.manager.state.ServerSnapshot._detail", lambda _: f"ServerArgs(api_key='{SECRET}')"
+        "emberd.manager.state.ServerSnapshot._detail", lambda *_: f"ServerArgs(api_key='{SECRET}')"
     )
     text = written({"model": spec.model, "engine": "stubs.engine"})
     assert "ServerArgs(api_key=***)" in text

@@ -1,4 +1,4 @@
-"""A server does not go with whoever asked for it."""
+"""A server does not end with its caller."""
 
 from __future__ import annotations
 

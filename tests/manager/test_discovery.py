@@ -1,4 +1,4 @@
-"""Servers that somebody else started: found, verified, used, remembered, never stopped."""
+"""External servers: found, verified, used, recorded, never stopped."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_what_was_found_is_remembered_and_not_searched_for_again(
     assert (status.state, status.origin, status.url) == (State.READY, "found", url)
 
 
-def test_a_found_server_is_forgotten_by_stop_and_goes_on(
+def test_stop_deletes_the_record_of_an_external_server_which_continues_to_run(
     manager: Manager, foreign: Foreign
 ) -> None:
     url, process = foreign()
@@ -92,7 +92,7 @@ def test_a_server_of_another_model_is_refused_and_the_error_says_what_it_serves(
     assert "stub/other" in str(caught.value)
 
 
-def test_a_server_that_emberd_keeps_is_not_adopted_from_another_home(
+def test_server_that_emberd_started_is_not_adopted_from_another_home(
     manager: Manager, stub: Stub, tmp_path: Path
 ) -> None:
     spec = stub()
@@ -120,7 +120,7 @@ def test_the_default_port_is_looked_at_when_its_socket_is_ours(
     assert manager.ensure(SPEC).endpoint.url == url
 
 
-def test_the_default_port_of_another_user_is_left_alone(
+def test_default_port_of_another_user_is_not_contacted(
     manager: Manager, foreign: Foreign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "site" / "something.py").write_text(Path(stubs.server.__file__).read_text())
@@ -170,7 +170,7 @@ def test_a_given_url_is_taken_without_seeing_the_pinned_revision(
     assert manager.ensure(replace(SPEC, revision="r2"), base_url=url).endpoint.url == url
 
 
-def test_a_wish_for_another_engine_is_not_met_by_what_was_found(
+def test_external_server_of_another_engine_does_not_meet_the_request(
     manager: Manager, foreign: Foreign
 ) -> None:
     foreign()
@@ -178,7 +178,7 @@ def test_a_wish_for_another_engine_is_not_met_by_what_was_found(
         manager.ensure(replace(SPEC, engine="demo"))
 
 
-def test_find_sees_a_server_of_others_and_writes_nothing(
+def test_find_returns_an_external_server_and_writes_no_file(
     manager: Manager, foreign: Foreign, home: Path
 ) -> None:
     url, _ = foreign()
@@ -196,7 +196,7 @@ def test_a_found_server_gets_no_process_of_ours(
     assert leftovers.find([str(home)]) == []
 
 
-def test_counters_are_read_where_a_server_shows_them_and_none_where_nobody_answers(
+def test_activity_is_read_from_the_metrics_and_is_none_without_a_server(
     foreign: Foreign,
 ) -> None:
     url, _ = foreign()
@@ -204,7 +204,7 @@ def test_counters_are_read_where_a_server_shows_them_and_none_where_nobody_answe
     assert probe.activity("http://127.0.0.1:1", None) is None
 
 
-def test_the_users_key_is_in_no_record_and_goes_to_nobody_who_does_not_give_it(
+def test_users_key_is_not_stored_in_the_record(
     home: Path, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, _ = foreign(key="the user's")
@@ -217,7 +217,7 @@ def test_the_users_key_is_in_no_record_and_goes_to_nobody_who_does_not_give_it(
         manager.ensure(SPEC)
 
 
-def test_a_remembered_server_whose_socket_is_somebody_elses_now_is_not_used(
+def test_recorded_server_whose_socket_belongs_to_another_user_is_not_used(
     manager: Manager, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     foreign()
@@ -329,7 +329,9 @@ def test_a_remembered_server_must_still_have_what_is_pinned(
     pinned = replace(SPEC, revision="r1")
     url, _ = foreign()
     assert manager.ensure(pinned).endpoint.url == url
-    monkeypatch.setattr(discovery, "contradiction", lambda *_, **__: "it has another revision now")
+    monkeypatch.setattr(
+        discovery, "pinned_mismatch", lambda *_, **__: "it has another revision now"
+    )
     with pytest.raises(NoEngineError, match="another revision now"):
         manager.ensure(pinned)
 
@@ -342,7 +344,7 @@ def test_a_server_that_wants_a_key_is_refused_with_where_to_list_it(
         manager.ensure(SPEC, api_key="the user's")
 
 
-def test_a_listed_server_of_sglang_meets_a_wish_for_sglang(
+def test_listed_sglang_server_meets_a_request_for_sglang(
     home: Path, foreign: Foreign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = (

@@ -55,7 +55,7 @@ def test_a_running_server_is_used_without_the_start_lock(manager: Manager, stub:
         assert manager.ensure(stub()).endpoint == server.endpoint
 
 
-def test_another_wish_about_the_same_identity_gets_the_same_server(
+def test_request_with_other_constraints_gets_the_same_server(
     manager: Manager, stub: Stub, starts: Starts
 ) -> None:
     spec = stub()
@@ -65,7 +65,7 @@ def test_another_wish_about_the_same_identity_gets_the_same_server(
     assert starts() == 1
 
 
-def test_a_server_that_does_not_fit_is_left_alone_and_another_is_started(
+def test_server_that_does_not_fit_continues_and_another_is_started(
     manager: Manager, stub: Stub, starts: Starts
 ) -> None:
     spec = stub()
@@ -108,7 +108,7 @@ def test_threads_of_one_process_share_one_start(
     assert starts() == 1
 
 
-def test_progress_tells_what_the_server_does_and_for_how_long(manager: Manager, stub: Stub) -> None:
+def test_progress_has_text_seconds_and_log(manager: Manager, stub: Stub) -> None:
     told: list[Progress] = []
     manager.ensure(stub(start=1.5), on_progress=told.append)
     assert told[-1].text == "loading"
@@ -147,7 +147,7 @@ def test_a_server_is_current_until_it_stops_and_its_successor_is_another(
     assert not manager.is_current(first)
 
 
-def test_a_failed_start_is_told_with_cause_advice_and_log(manager: Manager, stub: Stub) -> None:
+def test_failed_start_has_cause_advice_and_log(manager: Manager, stub: Stub) -> None:
     with pytest.raises(StartError) as caught:
         manager.ensure(stub(faults="dies-at-start"))
     assert "no memory left for the model" in caught.value.cause
@@ -185,7 +185,7 @@ def test_after_the_cool_down_the_start_is_tried_again(
     assert starts() == 2
 
 
-def test_a_server_on_which_nothing_moves_is_given_up(manager: Manager, stub: Stub) -> None:
+def test_start_without_progress_fails(manager: Manager, stub: Stub) -> None:
     with pytest.raises(StartError, match="silent for too long"):
         manager.ensure(stub(faults="never-ready", silence=0.5))
 
@@ -252,9 +252,7 @@ def test_a_base_url_is_verified_and_used_and_nothing_is_started(
     assert starts() == 1
 
 
-def test_a_held_start_lock_is_told_with_its_holder(
-    home: Path, manager: Manager, stub: Stub
-) -> None:
+def test_lock_timeout_names_the_holder(home: Path, manager: Manager, stub: Stub) -> None:
     spec = stub()
     manager.ensure(spec)
     manager.stop()
@@ -277,7 +275,7 @@ def test_a_home_open_to_others_is_refused(home: Path, manager: Manager, stub: St
     folder.chmod(0o700)
 
 
-def test_the_proof_of_life_is_not_in_the_server(manager: Manager, stub: Stub) -> None:
+def test_server_does_not_inherit_the_liveness_lock(manager: Manager, stub: Stub) -> None:
     server = manager.ensure(stub())
     supervisor = psutil.Process(manager.status()[0].supervisor_pid)
     proof = str(Path(server.folder or "") / "alive")
@@ -287,7 +285,7 @@ def test_the_proof_of_life_is_not_in_the_server(manager: Manager, stub: Stub) ->
     assert liveness.is_held(Path(server.folder or ""))
 
 
-def test_the_supervisor_is_nobodys_child_and_holds_no_stream_of_the_caller(
+def test_supervisor_is_detached_and_holds_no_stream_of_the_caller(
     manager: Manager, stub: Stub
 ) -> None:
     server = manager.ensure(stub())
@@ -308,7 +306,7 @@ def test_no_secret_is_on_a_command_line_or_in_the_log(manager: Manager, stub: St
     assert key not in (Path(server.folder or "") / "server.log").read_text()
 
 
-def test_status_tells_state_url_supervisor_and_idle_time(manager: Manager, stub: Stub) -> None:
+def test_status_has_state_url_supervisor_and_idle_timeout(manager: Manager, stub: Stub) -> None:
     server = manager.ensure(stub(), idle_timeout=77)
     assert server.endpoint.api_key
     manager.ensure(stub(), idle_timeout=99)
@@ -320,8 +318,13 @@ def test_status_tells_state_url_supervisor_and_idle_time(manager: Manager, stub:
     assert server.endpoint.api_key not in repr(status)
 
 
+<<<<<<< HEAD
 def test_two_servers_that_claim_the_same_thing_load_one_after_the_other(
     manager: Manager, stub: Stub, tmp_path: Path
+=======
+def test_two_servers_with_the_same_gpu_load_one_after_the_other(
+    manager: Manager, stub: Stub
+>>>>>>> i12-c
 ) -> None:
     loaded = tmp_path / "loaded"
     first = stub("a", claims="gpu-1", start_when=loaded, silence=60)
@@ -346,7 +349,7 @@ def test_a_relative_home_means_the_same_folder_to_supervisor_and_client(
         manager.stop()
 
 
-def test_a_start_that_others_began_is_not_used_when_it_does_not_fit(
+def test_start_of_another_caller_that_does_not_fit_is_not_used(
     manager: Manager, stub: Stub, starts: Starts
 ) -> None:
     spec = stub(start=1)
@@ -385,7 +388,7 @@ def test_a_model_whose_files_are_known_only_after_its_download_is_checked_then(
     assert starts() == 1
 
 
-def test_the_failure_of_one_wish_does_not_hold_back_another(manager: Manager, stub: Stub) -> None:
+def test_failure_of_one_request_does_not_affect_another(manager: Manager, stub: Stub) -> None:
     spec = stub(device="cpu")
     with pytest.raises(StartError):
         manager.ensure(replace(spec, device="cuda"))
@@ -404,7 +407,7 @@ def test_start_timeout_ends_the_wait_for_the_lock_too(
         manager.ensure(stub(), start_timeout=0.2)
 
 
-def test_one_odd_folder_hides_and_stops_no_other(
+def test_unusable_folder_does_not_affect_other_servers(
     manager: Manager, stub: Stub, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     odd, server = manager.ensure(stub("a")), manager.ensure(stub("b"))

@@ -1,6 +1,6 @@
-"""kill -9 of each party in each state: the next ensure works, and nothing is left.
+"""kill -9 of each process in each state: the next ensure works, and no process is left.
 
-That nothing is left is checked at the end of every test, by the ``manager`` fixture.
+This is checked at the end of every test, by the ``manager`` fixture.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def test_killed_while_the_server_starts(manager: Manager, stub: Stub, victim: st
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
-def test_killed_while_somebody_waits_for_the_start(
+def test_killed_while_a_caller_waits_for_the_start(
     manager: Manager, home: Path, stub: Stub, victim: str
 ) -> None:
     spec = stub(start=1)
@@ -91,7 +91,7 @@ def test_killed_while_the_server_is_ready(manager: Manager, stub: Stub, victim: 
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
-def test_killed_while_a_client_heals(manager: Manager, stub: Stub, victim: str) -> None:
+def test_killed_while_a_client_reconnects(manager: Manager, stub: Stub, victim: str) -> None:
     lost = manager.ensure(stub())
     VICTIMS[victim](manager).kill()
     healed = manager.ensure(stub(), lost=lost)
@@ -129,7 +129,7 @@ def test_killed_with_children_that_outlive_it(
     assert leftovers.find([str(home)]) == []
 
 
-def test_stop_ends_what_a_killed_supervisor_left(manager: Manager, home: Path, stub: Stub) -> None:
+def test_stop_ends_orphans_of_a_killed_supervisor(manager: Manager, home: Path, stub: Stub) -> None:
     manager.ensure(stub(faults="leaves-children"))
     supervisor = supervisor_of(manager)
     supervisor.suspend()  # or it would start another orphan reaper
@@ -140,9 +140,7 @@ def test_stop_ends_what_a_killed_supervisor_left(manager: Manager, home: Path, s
     assert leftovers.end_all([str(home)]) == []
 
 
-def test_a_start_sweeps_what_was_left_of_other_models(
-    manager: Manager, home: Path, stub: Stub
-) -> None:
+def test_start_sweeps_orphans_of_other_models(manager: Manager, home: Path, stub: Stub) -> None:
     manager.ensure(stub("a", faults="leaves-children"))
     kill(supervisor_of(manager))
     server = manager.ensure(stub("b"))
@@ -161,7 +159,9 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_the_starter_is_killed(manager: Manager, home: Path, stub: Stub, moment: str) -> None:
+def test_caller_is_killed_during_the_start(
+    manager: Manager, home: Path, stub: Stub, moment: str
+) -> None:
     spec = stub()
     module, _, function = MOMENTS[moment].rpartition(".")
     code = (
@@ -179,7 +179,7 @@ def test_the_starter_is_killed(manager: Manager, home: Path, stub: Stub, moment:
     assert_works(manager, spec)
 
 
-def test_the_starter_is_killed_while_it_waits_and_the_start_goes_on(
+def test_start_continues_if_its_caller_is_killed_while_it_waits(
     manager: Manager, home: Path, stub: Stub, starts: Starts
 ) -> None:
     spec = stub(start=1)
@@ -193,7 +193,7 @@ def test_the_starter_is_killed_while_it_waits_and_the_start_goes_on(
     assert starts() == 1
 
 
-def test_a_start_whose_supervisor_is_killed_each_time_is_held_back_in_the_end(
+def test_start_whose_supervisor_is_killed_three_times_is_refused(
     manager: Manager, stub: Stub, starts: Starts
 ) -> None:
     spec = stub(start=60)
@@ -206,7 +206,7 @@ def test_a_start_whose_supervisor_is_killed_each_time_is_held_back_in_the_end(
     assert starts() <= 3
 
 
-def test_a_server_that_is_killed_each_time_is_held_back_in_the_end(
+def test_start_whose_server_is_killed_three_times_is_refused(
     manager: Manager, stub: Stub, starts: Starts
 ) -> None:
     spec = stub(start=60)

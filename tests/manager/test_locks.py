@@ -11,14 +11,14 @@ from emberd.errors import LockTimeoutError, StateFolderError
 from emberd.manager import locks
 
 
-def test_the_file_of_a_lock_stays_when_it_is_let_go(tmp_path: Path) -> None:
+def test_lock_file_is_kept_after_release(tmp_path: Path) -> None:
     for _ in range(2):
         with locks.start_lock(tmp_path, timeout_s=1):
             pass
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
-def test_claims_of_the_same_name_wait_for_each_other(tmp_path: Path) -> None:
+def test_gpu_locks_of_the_same_name_exclude_each_other(tmp_path: Path) -> None:
     with (
         locks.gpu_locks(tmp_path, ["gpu-a", "gpu-b"], timeout_s=1),
         pytest.raises(LockTimeoutError, match=r"gpu-b\.lock"),
@@ -27,7 +27,7 @@ def test_claims_of_the_same_name_wait_for_each_other(tmp_path: Path) -> None:
         pass
 
 
-def test_claims_in_opposite_orders_cannot_block_each_other(tmp_path: Path) -> None:
+def test_gpu_locks_in_opposite_orders_do_not_deadlock(tmp_path: Path) -> None:
     done: list[str] = []
 
     def claim(*names: str) -> None:
@@ -43,7 +43,7 @@ def test_claims_in_opposite_orders_cannot_block_each_other(tmp_path: Path) -> No
     assert len(done) == 40
 
 
-def test_a_folder_that_cannot_be_locked_is_told_with_the_way_out(tmp_path: Path) -> None:
+def test_error_names_the_variable_if_the_file_cannot_be_locked(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
     with (
         pytest.raises(StateFolderError, match="EMBERD_HOME"),

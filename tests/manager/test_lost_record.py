@@ -112,7 +112,7 @@ def test_starting_supervisor_rewrites_its_record(manager: Manager, stub: Stub, k
 
 
 @pytest.mark.parametrize("kind", ["missing", "directory"])
-def test_supervisor_that_waits_for_a_claim_rewrites_its_record(
+def test_supervisor_that_waits_for_a_gpu_rewrites_its_record(
     manager: Manager, stub: Stub, kind: str
 ) -> None:
     starting(manager, stub("first", claims="card", start=600))
@@ -235,9 +235,7 @@ def test_caller_whose_start_timeout_ends_the_wait_for_a_lost_record_is_told_so(
             Manager(home, timing=replace(QUICK, record_s=3600)).ensure(stub(), start_timeout=0.5)
 
 
-def test_stop_ends_a_server_that_another_version_keeps(
-    manager: Manager, home: Path, stub: Stub
-) -> None:
+def test_stop_ends_a_server_of_another_version(manager: Manager, home: Path, stub: Stub) -> None:
     server = manager.ensure(stub())
     with frozen(
         supervisor_pid(manager)
@@ -367,7 +365,7 @@ def test_stop_does_not_signal_a_process_that_only_the_record_names(
     assert embed(other, "hello").status_code == 200
 
 
-def test_supervisor_is_told_from_processes_that_look_like_one(
+def test_supervisor_is_distinguished_from_processes_that_imitate_one(
     manager: Manager, stub: Stub, tmp_path: Path
 ) -> None:
     server = manager.ensure(stub())

@@ -24,7 +24,7 @@ def _without_flock(patch: pytest.MonkeyPatch, refusal: int = errno.ENOLCK) -> No
 
 
 @refusals
-def test_no_soft_lock_takes_the_place_of_one_that_the_kernel_refuses(
+def test_lock_that_the_kernel_refuses_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
 ) -> None:
     """A killed process would leave it behind."""
@@ -46,7 +46,7 @@ def test_without_locks_nothing_is_started(
     assert starts() == 0
 
 
-def test_a_proof_of_life_that_cannot_be_asked_for_is_an_error(
+def test_liveness_lock_that_cannot_be_probed_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     descriptor = liveness.take(tmp_path)

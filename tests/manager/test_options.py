@@ -69,14 +69,14 @@ def test_a_server_asks_for_a_key_unless_told_otherwise(manager: Manager, stub: S
         manager.ensure(stub(), base_url=server.endpoint.url)
 
 
-def test_a_key_is_made_of_letters_and_digits_alone(manager: Manager, stub: Stub) -> None:
+def test_key_is_alphanumeric(manager: Manager, stub: Stub) -> None:
     """One that began with a dash was taken for an option by SGLang's parser."""
     key = manager.ensure(stub()).endpoint.api_key
     assert key is not None
     assert key.isalnum()
 
 
-def test_the_files_of_a_plan_are_for_this_user_alone(manager: Manager, stub: Stub) -> None:
+def test_files_of_a_plan_are_private(manager: Manager, stub: Stub) -> None:
     server = manager.ensure(stub())
     assert server.folder is not None
     file = Path(server.folder) / "secret.yaml"

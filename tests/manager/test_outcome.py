@@ -1,4 +1,4 @@
-"""What a waiter makes of the end of a start that it has joined."""
+"""What a caller gets at the end of a start that it has joined."""
 
 from __future__ import annotations
 

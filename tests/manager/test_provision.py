@@ -1,4 +1,4 @@
-"""An engine is installed by a start only when that was asked for, and by nobody twice."""
+"""A start installs an engine only if the user enabled that, and only once."""
 
 from __future__ import annotations
 

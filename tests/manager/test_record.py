@@ -40,7 +40,7 @@ def test_what_was_written_is_what_is_read(tmp_path: Path) -> None:
     assert state.read_record(tmp_path) == FULL
 
 
-def test_a_record_is_for_its_owner_alone(tmp_path: Path) -> None:
+def test_record_is_private(tmp_path: Path) -> None:
     state.write_record(tmp_path, FULL)
     assert stat.S_IMODE((tmp_path / state.RECORD_NAME).stat().st_mode) == 0o600
 

@@ -1,4 +1,4 @@
-"""The end of a server: asked for, idle, refused to go, or without a folder."""
+"""The end of a server: on request, idle, killed after its drain, or without a folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from homes import QUICK, Starts, Stub, server_of
 from plain_client import embed, in_flight
 
 
-def test_stop_ends_supervisor_and_server_and_tells_what_they_were(
+def test_stop_ends_supervisor_and_server_and_returns_their_status(
     manager: Manager, stub: Stub, home: Path
 ) -> None:
     url = manager.ensure(stub()).endpoint.url
@@ -65,7 +65,7 @@ def test_a_server_that_will_not_go_is_killed_after_its_drain(
     assert leftovers.find([str(home)]) == []
 
 
-def test_what_a_server_started_goes_with_it_in_its_group_and_out_of_it(
+def test_descendants_end_with_the_server_in_its_group_and_outside(
     manager: Manager, stub: Stub, home: Path
 ) -> None:
     manager.ensure(stub(faults="leaves-children"))
@@ -93,27 +93,29 @@ def test_ensure_while_a_server_stops_waits_and_starts_the_next(
     assert second.folder == first.folder, "the two never ran side by side"
 
 
-def test_a_stop_by_a_person_is_not_undone_by_a_healing_client(manager: Manager, stub: Stub) -> None:
+def test_requested_stop_is_not_undone_by_a_reconnecting_client(
+    manager: Manager, stub: Stub
+) -> None:
     server = manager.ensure(stub())
     manager.stop()
     with pytest.raises(ServerStoppedError, match="stopped on request"):
         manager.ensure(stub(), lost=server)
 
 
-def test_a_new_job_starts_what_a_person_stopped(manager: Manager, stub: Stub) -> None:
+def test_new_job_starts_a_server_that_was_stopped(manager: Manager, stub: Stub) -> None:
     manager.ensure(stub())
     manager.stop()
     assert manager.ensure(stub()).started
 
 
-def test_an_idle_server_goes_and_says_why(manager: Manager, stub: Stub, home: Path) -> None:
+def test_idle_server_stops_and_records_the_reason(manager: Manager, stub: Stub, home: Path) -> None:
     manager.ensure(stub(), idle_timeout=0.5)
     waiting.until(lambda: manager.status()[0].state is State.ABSENT)
     assert "not used for" in manager.status()[0].detail
     assert leftovers.end_all([str(home)]) == []
 
 
-def test_a_server_that_went_idle_is_started_again_by_a_healing_client(
+def test_server_that_stopped_idle_is_restarted_by_a_reconnecting_client(
     manager: Manager, stub: Stub
 ) -> None:
     server = manager.ensure(stub(), idle_timeout=0.5)
@@ -145,7 +147,7 @@ def test_a_server_busy_with_one_long_request_is_not_idle_until_it_is_done(
     waiting.until(lambda: manager.status()[0].state is State.ABSENT)
 
 
-def test_a_job_that_goes_on_is_told_of_the_stop(
+def test_running_job_gets_an_error_after_a_stop(
     manager: Manager, stub: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or it would go on sending, and a server that refuses nothing would never have drained."""
@@ -176,7 +178,7 @@ def test_used_keeps_a_server_from_going_idle(manager: Manager, stub: Stub) -> No
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-def test_a_supervisor_whose_folder_is_gone_or_replaced_goes_and_writes_nothing(
+def test_supervisor_ends_without_writing_if_its_folder_is_deleted_or_replaced(
     manager: Manager, stub: Stub, home: Path, replaced: bool
 ) -> None:
     server = manager.ensure(stub())
@@ -206,7 +208,7 @@ def test_hung_server_is_ended_once_clients_report_it(manager: Manager, stub: Stu
     assert manager.ensure(stub(), lost=server).started
 
 
-def test_a_suspected_server_that_answers_is_kept(manager: Manager, stub: Stub) -> None:
+def test_reported_server_that_answers_is_kept(manager: Manager, stub: Stub) -> None:
     server = manager.ensure(stub())
     manager.report_unresponsive(server)
     waiting.until(lambda: not (Path(server.folder or "") / "suspect").exists())
@@ -214,7 +216,7 @@ def test_a_suspected_server_that_answers_is_kept(manager: Manager, stub: Stub) -
     assert manager.ensure(stub()).endpoint == server.endpoint
 
 
-def test_who_waits_for_a_start_that_a_person_stops_does_not_start_it_again(
+def test_caller_waiting_for_a_start_that_is_stopped_gets_an_error(
     manager: Manager, stub: Stub, starts: Starts
 ) -> None:
     spec = stub(start=30)
@@ -251,9 +253,7 @@ def test_a_stop_ends_the_server_that_it_met_and_not_the_next_one(
     assert manager.is_current(next_one)
 
 
-def test_a_person_stopping_one_server_does_not_end_jobs_on_another(
-    manager: Manager, stub: Stub
-) -> None:
+def test_stop_of_one_server_does_not_end_jobs_on_another(manager: Manager, stub: Stub) -> None:
     spec = stub()
     manager.ensure(replace(spec, device="cpu"))
     other = manager.ensure(replace(spec, device="cuda"))
@@ -282,7 +282,7 @@ def test_start_while_a_server_stops_creates_no_second_folder(
     assert len(list(home.glob("*/servers/*"))) == 1
 
 
-def test_a_supervisor_that_keeps_nothing_any_more_is_ended_by_the_next_call(
+def test_supervisor_without_a_server_is_ended_by_the_next_call(
     manager: Manager, stub: Stub
 ) -> None:
     lost = manager.ensure(stub())

@@ -12,8 +12,7 @@ from emberd.errors import SettingError
 from emberd.manager import Server
 
 if TYPE_CHECKING:
-    from emberd.manager import ServerStatus
-    from emberd.manager.manager import PendingStart
+    from emberd.manager import PendingStart, ServerStatus
     from emberd.settings import Settings
 
 

@@ -11,8 +11,7 @@ from emberd.settings import Settings, StartOptions
 from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:
-    from emberd.manager import Progress, Server
-    from emberd.manager.manager import Check
+    from emberd.manager import Check, Progress, Server
 
 _LINE_EVERY_S: Final = 10.0
 

@@ -112,9 +112,9 @@ def await_records(chosen: Iterable[Path], timing: Timing, deadline_s: float = ma
 def await_record(folder: Path, timing: Timing, deadline_s: float = math.inf) -> ServerSnapshot:
     """Do the same as ``await_records`` for one folder, and return its snapshot."""
     until_s = time.monotonic() + timing.record_s
-    view = settled_snapshot(folder, min(deadline_s, until_s), timing.poll_s)
-    if view.state is not State.UNKNOWN:
-        return view
+    seen = settled_snapshot(folder, min(deadline_s, until_s), timing.poll_s)
+    if seen.state is not State.UNKNOWN:
+        return seen
     lost = f"{folder / state.RECORD_NAME} is missing or damaged"
     if deadline_s < until_s:
         raise StartTimeoutError(
@@ -150,21 +150,21 @@ def server_statuses(chosen: Iterable[Path], timing: Timing) -> list[ServerStatus
     return [each for each in known if each is not None]
 
 
-def server_status(view: ServerSnapshot, marks: MarkedProcesses) -> ServerStatus | None:
+def server_status(seen: ServerSnapshot, marks: MarkedProcesses) -> ServerStatus | None:
     """Return what is known about a server; None if no server was ever started in its folder.
 
     Without a record, it is a running supervisor, or orphans of a dead one.
     """
-    if view.record is not None:
-        return view.status()
-    left = marks.pids(view.folder) if view.alive or _was_used(view.folder) else []
-    if not view.alive and not left:
+    if seen.record is not None:
+        return seen.status()
+    left = marks.pids(seen.folder) if seen.alive or _was_used(seen.folder) else []
+    if not seen.alive and not left:
         return None
-    pids = [each.identity.pid for each in find_supervisors(view.folder)] if view.alive else []
-    log = view.folder / paths.LOG_NAME
+    pids = [each.identity.pid for each in find_supervisors(seen.folder)] if seen.alive else []
+    log = seen.folder / paths.LOG_NAME
     return ServerStatus(
-        key=view.folder.name,
-        spec=_spec(view.folder),
+        key=seen.folder.name,
+        spec=_spec(seen.folder),
         state=State.UNKNOWN,
         seconds=_age_s(pids),
         url=None,
@@ -173,17 +173,17 @@ def server_status(view: ServerSnapshot, marks: MarkedProcesses) -> ServerStatus 
         origin="own",
         supervisor_pid=pids[0] if pids else None,
         idle_timeout=None,
-        detail=_detail(view, pids, left),
+        detail=_detail(seen, pids, left),
         log_path=str(log) if log.exists() else "",
-        start_id=paths.log_start_id(view.folder) or "",
+        start_id=paths.log_start_id(seen.folder) or "",
     )
 
 
-def _detail(view: ServerSnapshot, supervising: list[int], marked: list[int]) -> str:
-    why = "its supervisor does not rewrite it" if view.alive else "its supervisor is dead"
+def _detail(seen: ServerSnapshot, supervising: list[int], marked: list[int]) -> str:
+    why = "its supervisor does not rewrite it" if seen.alive else "its supervisor is dead"
     pids = ", ".join(map(str, chain(supervising, marked)))
     if not pids:
-        lock = liveness.path(view.folder)
+        lock = liveness.path(seen.folder)
         return f"its record is lost; `fuser {lock}` shows which process holds its lock"
     return f"its record is lost and {why}; processes: {pids}; run `emberd stop`"
 

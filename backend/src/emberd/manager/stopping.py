@@ -53,31 +53,31 @@ def stop(
         StartError: Processes of the server cannot be ended.
         StateFolderError: A process holds the liveness lock and is not proven to be a supervisor.
     """
-    view = _settled(folder, deadline_s, timing)
-    was = lost_records.server_status(view, marks)
+    seen = _settled(folder, deadline_s, timing)
+    was = lost_records.server_status(seen, marks)
     if was is None:
         return None
-    if view.record is not None and view.record.found:
+    if seen.record is not None and seen.record.found:
         _forget(folder)
         return was
-    if not view.alive:
+    if not seen.alive:
         return was if was.state is State.UNKNOWN else None
-    drain_s = view.record.drain_s if view.record is not None else _UNKNOWN_DRAIN_S
-    found = _supervisors(view, timing)
+    drain_s = seen.record.drain_s if seen.record is not None else _UNKNOWN_DRAIN_S
+    found = _supervisors(seen, timing)
     if not found:  # before anything is killed: the lock may be held by an unproven process
         _check_released(folder, was, timing)
     for each in found:
         _end(each.identity, drain_s, timing)
-    recorded = marks.start_ids(folder) if view.record is None else {was.start_id}
+    recorded = marks.start_ids(folder) if seen.record is None else {was.start_id}
     for start_id in {each.start_id for each in found} or recorded:
         _end_marked(folder, start_id, timing)
     return was
 
 
-def end_supervisor(view: ServerSnapshot) -> None:
+def end_supervisor(seen: ServerSnapshot) -> None:
     """Kill a supervisor that has not noticed that its server refuses connections."""
-    named = view.record.supervisor if view.record is not None else None
-    if named is not None and lost_records.prove_supervisor(named, view.folder) is not None:
+    named = seen.record.supervisor if seen.record is not None else None
+    if named is not None and lost_records.prove_supervisor(named, seen.folder) is not None:
         processes.send(named, SIGKILL)
 
 
@@ -88,18 +88,18 @@ def _settled(folder: Path, deadline_s: float, timing: Timing) -> ServerSnapshot:
         return ServerSnapshot(folder, None, alive=True)  # treated as a lost record
 
 
-def _supervisors(view: ServerSnapshot, timing: Timing) -> list[SupervisorProcess]:
+def _supervisors(seen: ServerSnapshot, timing: Timing) -> list[SupervisorProcess]:
     # At first the record is written by the starting process and names no supervisor yet.
     deadline = time.monotonic() + timing.takeover_s
-    while view.alive and view.record is not None and time.monotonic() < deadline:
-        if view.record.supervisor is not None:
-            named = lost_records.prove_supervisor(view.record.supervisor, view.folder)
+    while seen.alive and seen.record is not None and time.monotonic() < deadline:
+        if seen.record.supervisor is not None:
+            named = lost_records.prove_supervisor(seen.record.supervisor, seen.folder)
             if named is not None:
                 return [named]
             break
         time.sleep(timing.poll_s)
-        view = snapshot(view.folder)
-    return lost_records.find_supervisors(view.folder)
+        seen = snapshot(seen.folder)
+    return lost_records.find_supervisors(seen.folder)
 
 
 def _end(supervisor: ProcessIdentity, drain_s: float, timing: Timing) -> None:
@@ -116,8 +116,8 @@ def _check_released(folder: Path, was: ServerStatus, timing: Timing) -> None:
     # lock for some milliseconds longer. Another one may have started since.
     deadline = time.monotonic() + timing.kill_s
     while True:
-        view = _settled(folder, deadline, timing)
-        if not view.alive or (view.record is not None and view.record.start_id != was.start_id):
+        seen = _settled(folder, deadline, timing)
+        if not seen.alive or (seen.record is not None and seen.record.start_id != was.start_id):
             return
         if time.monotonic() > deadline:
             break

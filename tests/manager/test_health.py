@@ -1,4 +1,4 @@
-"""When a server that runs is given up."""
+"""When a running server counts as hung."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def failing(probes: list[int]) -> Callable[[], bool]:
     return probe
 
 
-def test_nothing_is_probed_that_nobody_suspects(tmp_path: Path) -> None:
+def test_server_that_was_not_reported_is_not_probed(tmp_path: Path) -> None:
     probes: list[int] = []
     watch = HealthMonitor(tmp_path, failing(probes), 1, 0)
     assert not any(watch.is_hung(STILL) for _ in range(5))
     assert probes == []
 
 
-def test_a_server_that_fails_every_probe_without_moving_is_wedged(tmp_path: Path) -> None:
+def test_server_that_fails_every_probe_without_progress_is_hung(tmp_path: Path) -> None:
     probes: list[int] = []
     watch = HealthMonitor(tmp_path, failing(probes), 3, 0)
     health.report_unresponsive(str(tmp_path))
@@ -38,20 +38,20 @@ def test_a_server_that_fails_every_probe_without_moving_is_wedged(tmp_path: Path
     assert len(probes) == 3
 
 
-def test_a_server_that_answers_is_suspected_no_more(tmp_path: Path) -> None:
+def test_report_is_cleared_when_the_server_answers(tmp_path: Path) -> None:
     watch = HealthMonitor(tmp_path, lambda: True, 1, 0)
     health.report_unresponsive(str(tmp_path))
     waiting.until(lambda: not watch.is_hung(STILL) and not (tmp_path / "suspect").exists())
 
 
-def test_a_server_whose_counters_move_is_busy_and_not_wedged(tmp_path: Path) -> None:
+def test_server_whose_counters_move_is_not_hung(tmp_path: Path) -> None:
     watch = HealthMonitor(tmp_path, lambda: False, 1, 0)
     health.report_unresponsive(str(tmp_path))
     moving = (Activity(number, 0, 1) for number in range(10_000))
     waiting.until(lambda: not watch.is_hung(next(moving)) and not (tmp_path / "suspect").exists())
 
 
-def test_a_server_that_refuses_at_once_gets_as_long_to_move(tmp_path: Path) -> None:
+def test_server_that_refuses_at_once_gets_the_same_time(tmp_path: Path) -> None:
     watch = HealthMonitor(tmp_path, lambda: False, 1, 3600)
     health.report_unresponsive(str(tmp_path))
     assert not any(watch.is_hung(STILL) for _ in range(100))

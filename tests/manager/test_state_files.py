@@ -1,4 +1,4 @@
-"""The other state files, lost or damaged: under a living supervisor, and before a start."""
+"""State files other than the record, lost or damaged: under a supervisor, and before a start."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def _check_log(log: Path) -> None:
 # ---------------------------------------------------------------- the others
 
 
-def test_directory_in_place_of_a_suspicion_does_not_end_the_server(
+def test_directory_in_place_of_a_report_does_not_end_the_server(
     manager: Manager, stub: Stub
 ) -> None:
     folder = folder_of(manager, stub())
@@ -189,7 +189,7 @@ def test_supervisor_restores_the_permissions_of_its_liveness_lock(
     assert manager.status()[0].state is State.READY
 
 
-def test_readers_of_a_garbled_note_of_shared_memory_and_lock_go_on(tmp_path: Path) -> None:
+def test_garbled_inode_file_and_lock_note_are_tolerated(tmp_path: Path) -> None:
     (tmp_path / cleanup.INODES_NAME).write_bytes(b"\xff\xfe \xb2 12x\n")
     cleanup.remove_files(tmp_path, "")
     assert not (tmp_path / cleanup.INODES_NAME).exists()

@@ -1,4 +1,4 @@
-"""The server's process as its supervisor holds it."""
+"""The server's process and its descendants."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import waiting
 from emberd.manager import process_tree
 
 
-def test_an_orphan_that_left_the_session_is_reaped_by_the_supervisors_process() -> None:
+def test_orphan_that_left_the_session_is_reaped_by_the_supervisor() -> None:
     pid = os.fork()
     if pid == 0:
         os._exit(0 if _supervisor_leaves_nothing() else 1)

@@ -1,4 +1,4 @@
-"""What is pinned must be seen of a server that somebody else started, the files of a folder too."""
+"""An external server must be known to have what a spec pins, including the files of a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The proof of life."""
+"""The liveness lock."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import waiting
 from emberd.manager import liveness
 
 
-def test_nobody_holds_what_was_never_taken(tmp_path: Path) -> None:
+def test_lock_that_was_never_taken_is_not_held(tmp_path: Path) -> None:
     assert not liveness.is_held(tmp_path)
 
 
-def test_a_taken_proof_is_seen_until_it_is_released(tmp_path: Path) -> None:
+def test_lock_is_held_until_it_is_released(tmp_path: Path) -> None:
     descriptor = liveness.take(tmp_path)
     assert descriptor is not None
     assert liveness.is_held(tmp_path)
@@ -24,7 +24,7 @@ def test_a_taken_proof_is_seen_until_it_is_released(tmp_path: Path) -> None:
     assert not liveness.is_held(tmp_path)
 
 
-def test_many_readers_at_once_never_take_each_other_for_a_supervisor(tmp_path: Path) -> None:
+def test_concurrent_readers_never_see_each_other_as_the_holder(tmp_path: Path) -> None:
     (tmp_path / "alive").touch()
     seen: list[bool] = []
 
@@ -40,7 +40,7 @@ def test_many_readers_at_once_never_take_each_other_for_a_supervisor(tmp_path: P
     assert not any(seen)
 
 
-def test_a_taker_gets_through_the_probes_of_many_readers(tmp_path: Path) -> None:
+def test_lock_can_be_taken_while_many_readers_probe_it(tmp_path: Path) -> None:
     (tmp_path / "alive").touch()
     stop = threading.Event()
 
@@ -59,7 +59,7 @@ def test_a_taker_gets_through_the_probes_of_many_readers(tmp_path: Path) -> None
     liveness.release(descriptor)
 
 
-def test_a_fork_of_the_holder_does_not_go_on_living_for_it(tmp_path: Path) -> None:
+def test_forked_child_of_the_holder_does_not_keep_the_lock(tmp_path: Path) -> None:
     descriptor = liveness.take(tmp_path)
     assert descriptor is not None
     pid = os.fork()
@@ -73,7 +73,7 @@ def test_a_fork_of_the_holder_does_not_go_on_living_for_it(tmp_path: Path) -> No
         os.waitpid(pid, 0)
 
 
-def test_a_replaced_folder_is_not_the_one_that_was_locked(tmp_path: Path) -> None:
+def test_replaced_folder_is_not_the_locked_one(tmp_path: Path) -> None:
     folder = tmp_path / "server"
     folder.mkdir()
     descriptor = liveness.take(folder)

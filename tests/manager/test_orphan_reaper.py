@@ -1,4 +1,4 @@
-"""What a server has started dies with the supervisor, whatever it asked the kernel for."""
+"""Descendants of a server end with its supervisor, also without a parent-death signal."""
 
 from __future__ import annotations
 
@@ -39,14 +39,12 @@ def server(manager: Manager, stub: Stub, home: Path) -> None:
     assert len(children(home)) == 2
 
 
-def test_a_killed_supervisor_takes_all_that_its_server_started_with_it(
-    server: None, home: Path
-) -> None:
+def test_descendants_of_a_server_end_with_a_killed_supervisor(server: None, home: Path) -> None:
     running(home, "emberd.verified_manager")[0].send_signal(signal.SIGKILL)
     waiting.until(lambda: not leftovers.find([str(home)]))
 
 
-def test_a_killed_guard_is_replaced(server: None, home: Path) -> None:
+def test_killed_orphan_reaper_is_replaced(server: None, home: Path) -> None:
     (first,) = running(home, "orphan_reaper.py")
     first.kill()
     waiting.until(lambda: [p for p in running(home, "orphan_reaper.py") if p.pid != first.pid])
@@ -54,11 +52,11 @@ def test_a_killed_guard_is_replaced(server: None, home: Path) -> None:
     waiting.until(lambda: not leftovers.find([str(home)]))
 
 
-def test_a_guard_goes_with_a_stop(server: None, manager: Manager, home: Path) -> None:
+def test_stop_ends_the_orphan_reaper(server: None, manager: Manager, home: Path) -> None:
     assert running(home, "orphan_reaper.py")
     manager.stop()
     waiting.until(lambda: not leftovers.find([str(home)]))
 
 
-def test_a_guard_ends_nothing_that_bears_another_mark() -> None:
+def test_orphan_reaper_ends_no_process_with_another_mark() -> None:
     assert orphan_reaper._kill(b"EMBERD_MARK=nobody's", os.devnull) == 0

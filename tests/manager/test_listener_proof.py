@@ -1,4 +1,4 @@
-"""The proof that the socket on a server's port is held by the server that was started."""
+"""The proof that the listening socket on a port belongs to the server that was started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Temporary files and shared memory go with the server, however it goes."""
+"""Temporary files and shared memory are removed, however the server ends."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def supervisor_of(server: psutil.Process) -> psutil.Process:
         pytest.param(lambda manager, server: kill(supervisor_of(server)), id="supervisor-killed"),
     ],
 )
-def test_nothing_is_left_outside_of_the_state_folder(
+def test_files_outside_of_the_state_folder_are_removed(
     manager: Manager, stub: Stub, home: Path, end: Callable[[Manager, psutil.Process], None]
 ) -> None:
     manager.ensure(stub(**_LEAVER))
@@ -78,7 +78,7 @@ def test_nothing_is_left_outside_of_the_state_folder(
     waiting.until(lambda: not any(path.exists() for path in (*left, scratch)))
 
 
-def test_shared_memory_of_others_is_left_alone(tmp_path: Path) -> None:
+def test_shared_memory_of_other_processes_is_kept(tmp_path: Path) -> None:
     mine = _SHARED_MEMORY / f"test_leavings_{os.getpid()}"
     mine.write_bytes(b"somebody's")
     try:
@@ -92,7 +92,7 @@ def test_shared_memory_of_others_is_left_alone(tmp_path: Path) -> None:
         mine.unlink(missing_ok=True)
 
 
-def test_shared_memory_that_was_there_before_or_is_in_use_is_left_alone(tmp_path: Path) -> None:
+def test_shared_memory_that_existed_before_or_is_in_use_is_kept(tmp_path: Path) -> None:
     memory = cleanup.SharedMemory(tmp_path)
     older = _SHARED_MEMORY / f"test_older_{os.getpid()}"
     used = _SHARED_MEMORY / f"test_used_{os.getpid()}"
@@ -133,7 +133,7 @@ def test_a_folder_that_emberd_did_not_name_is_not_removed(tmp_path: Path) -> Non
     assert precious.is_dir()
 
 
-def test_a_scratch_folder_of_somebody_else_is_refused(
+def test_scratch_folder_of_another_user_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = tmp_path / "emberd-x"

@@ -25,7 +25,7 @@ def test_path_names_boot_and_namespaces_of_pids_and_network_and_not_the_host(
     assert Path("/proc/self/ns/net").readlink().name == f"net:[{network}]"
 
 
-def test_claims_are_shared_by_all_network_namespaces(tmp_path: Path) -> None:
+def test_gpu_locks_are_shared_by_all_network_namespaces(tmp_path: Path) -> None:
     """They are locks on GPUs, which are the same in all of them."""
     assert Home(tmp_path).gpu_locks == tmp_path / processes.namespace() / "claims"
 
@@ -40,7 +40,7 @@ def test_path_of_a_kernel_without_namespaces_names_the_boot(
     assert processes.boot_id().replace("-", "").startswith(Home(tmp_path).machine.name)
 
 
-def test_folders_are_made_for_the_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
+def test_folders_are_private_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         made = paths.make_private(tmp_path / "a" / "b")
@@ -50,7 +50,7 @@ def test_folders_are_made_for_the_owner_alone_whatever_the_umask(tmp_path: Path)
     assert stat.S_IMODE(made.parent.stat().st_mode) == 0o700
 
 
-def test_a_folder_that_is_open_to_others_is_refused_with_the_command_that_mends_it(
+def test_folder_open_to_others_is_refused_with_the_command_to_fix_it(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "open").mkdir()
@@ -66,22 +66,20 @@ def test_a_link_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
         paths.check_private(tmp_path / "link")
 
 
-def test_a_folder_of_somebody_else_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     tmp_path.chmod(0o700)
     with pytest.raises(StateFolderError, match="belongs to user"):
         paths.check_private(tmp_path)
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_error_names_the_variable_if_the_folder_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateFolderError, match="EMBERD_HOME"):
         paths.make_private(tmp_path / "file" / "home")
 
 
-def test_slots_are_the_folders_of_one_identity_the_first_one_first(tmp_path: Path) -> None:
+def test_server_folders_of_an_identity_are_sorted(tmp_path: Path) -> None:
     home = Home(tmp_path)
     for folder in (
         home.server_folder("k"),
