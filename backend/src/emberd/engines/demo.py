@@ -47,7 +47,7 @@ class DemoEngine:
         """Return why it cannot serve ``spec`` on any machine; None if it can."""
         if spec.model != DEMO_MODEL:
             return f"serves only {DEMO_MODEL}, and only if asked for it: model={DEMO_MODEL!r}"
-        for name in ("revision", "dtype", "quantization"):
+        for name in ("revision", "quantization"):
             value = getattr(spec, name)
             if value is not None:
                 return f"has one bundled model and no {name}={value!r}; leave {name} out"
