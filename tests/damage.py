@@ -27,8 +27,10 @@ def _replace_by_link(file: Path) -> None:
 
 
 def _replace_by_fifo(file: Path) -> None:
-    file.unlink()
-    os.mkfifo(file)
+    # In one step: a supervisor may write the file again in between.
+    fresh = file.with_name(f"{file.name}.fifo")
+    os.mkfifo(fresh)
+    os.replace(fresh, file)
 
 
 def _halve(file: Path) -> None:

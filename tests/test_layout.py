@@ -39,13 +39,14 @@ _MODEL: Final = {"catalog", "hub_cache", "model_card", "model_files"}
 _SETTINGS: Final = _MODEL | {
     *("durations", "endpoint", "env", "errors", "prompts", "settings", "system"),
 }
-_BASE: Final = _SETTINGS | {"probe"}
+_BASE: Final = _SETTINGS | {"norms", "probe"}
 _ENGINES: Final = _BASE | {"engines", "installs", "serving"}
 _JOINED: Final = _ENGINES | {"manager", "client", "cache"}
 
 # Package or module directly below emberd -> what it may import of the others.
 ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "errors": set(),
+    "norms": set(),
     "system": {"errors"},
     "catalog": set(),
     "durations": {"errors"},

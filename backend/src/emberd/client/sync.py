@@ -213,28 +213,31 @@ class Client:
         *,
         exclusive: bool = False,
     ) -> Outcome:
-        """Send a request, again if need be; ``slot`` is for the first try."""
+        """Send a request, again if need be, in ``slot`` or in one of its own.
+
+        The slot is held until the last try: between two tries of a request that may crash the
+        server, no other request of this client may be in flight either.
+        """
         session = self._transport.session(endpoint)
         steps = exchange(request, self._policy)
         answer: Reply | TransportError | None = None
-        while True:
-            try:
-                step = steps.send(answer)
-            except StopIteration as finished:
-                outcome: Outcome = finished.value
-                return outcome
-            if isinstance(step, Pause):
-                answer = None
-                slots.sleep(step.seconds)
-                continue
-            slot = slot or slots.acquire(exclusive=exclusive)
-            try:
+        slot = slot or slots.acquire(exclusive=exclusive)
+        try:
+            while True:
+                try:
+                    step = steps.send(answer)
+                except StopIteration as finished:
+                    outcome: Outcome = finished.value
+                    return outcome
+                if isinstance(step, Pause):
+                    answer = None
+                    slots.sleep(step.seconds)
+                    continue
                 answer = session.send(step)
-            finally:
-                slot.release()
-                slot = None
-            if isinstance(answer, Reply):
-                if self._on_use is not None:
-                    self._on_use(endpoint)
-            elif answer.kind == "timeout" and self._on_timeout is not None:
-                self._on_timeout(endpoint)
+                if isinstance(answer, Reply):
+                    if self._on_use is not None:
+                        self._on_use(endpoint)
+                elif answer.kind == "timeout" and self._on_timeout is not None:
+                    self._on_timeout(endpoint)
+        finally:
+            slot.release()
