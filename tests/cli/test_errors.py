@@ -10,8 +10,8 @@ import pytest
 import checkpoints_made
 from command import Command, stub
 from emberd import errors
-from emberd.cli import codes, options, run
-from emberd.cli.codes import Code
+from emberd.cli import app, options, output
+from emberd.cli.output import Code
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_advice_names_options_and_variables(python: str, command: str | None) ->
 
 def test_what_a_server_said_is_left_as_it_is() -> None:
     error = errors.StartError("its last line: Args(device='cuda')")
-    assert run._told(error) == str(error)
+    assert app._told(error) == str(error)
 
 
 @pytest.mark.parametrize("verb", [("up", "--tp-size", "x"), ("logs", "-n", "-1"), ("fly",)])
@@ -121,10 +121,10 @@ def test_the_traceback_is_there_for_whoever_asks(emberd: Command) -> None:
 def test_help_tells_every_exit_code(emberd: Command) -> None:
     shown = emberd("--help")
     assert shown.code == 0
-    assert codes.table() in shown.out.replace("\n  ", "\n")
-    assert "| head" in codes.MEANINGS[Code.ERROR]
+    assert output.table() in shown.out.replace("\n  ", "\n")
+    assert "| head" in output.MEANINGS[Code.ERROR]
     assert emberd("-h").out == shown.out
-    assert [int(line.split()[0]) for line in codes.table().splitlines()] == [
+    assert [int(line.split()[0]) for line in output.table().splitlines()] == [
         code.value for code in Code
     ]
 
@@ -148,7 +148,7 @@ def test_the_version_is_the_packages(emberd: Command) -> None:
     ],
 )
 def test_errors_have_their_code(error: Exception, code: Code) -> None:
-    assert codes.of(error) is code
+    assert output.exit_code(error) is code
 
 
 def test_colour_is_for_terminals_and_no_color_is_obeyed(running: Command) -> None:

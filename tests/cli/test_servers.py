@@ -15,7 +15,7 @@ import pytest
 from command import Command, stub
 from emberd import Manager, probe
 from emberd.cli import output, status
-from emberd.cli.waiting import Waiting
+from emberd.cli.up import Waiting
 
 
 def test_a_server_is_started_seen_used_again_and_stopped(emberd: Command) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import examined
-from emberd.doctor import compilers
+from emberd.doctor import gpu
 from emberd.doctor.findings import Finding, Level
 from emberd.settings import DEFAULT_MODEL
 from fake_nvml import Card, Nvml
@@ -20,7 +20,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setitem(sys.modules, "pynvml", Nvml([Card()]))
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_HOME", "CUDA_PATH", "CXX"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(compilers, "_DEFAULT", tmp_path / "cuda")
+    monkeypatch.setattr(gpu, "_DEFAULT", tmp_path / "cuda")
     monkeypatch.setenv("PATH", str(tmp_path))
     return tmp_path
 
@@ -33,7 +33,7 @@ def program(path: Path) -> str:
 
 
 def look(home: Path, **more: str) -> list[Finding]:
-    return list(compilers.look(examined.wanted(home, DEFAULT_MODEL, **more)))
+    return list(gpu.check_compilers(examined.wanted(home, DEFAULT_MODEL, **more)))
 
 
 def test_without_compilers_there_is_a_note_with_what_to_install(bare: Path) -> None:

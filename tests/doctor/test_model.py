@@ -13,20 +13,20 @@ import pytest
 import checkpoints_made
 import examined
 from doctor_models import whole
-from emberd.doctor import hub, model
+from emberd.doctor import model
 from emberd.doctor.findings import Finding, Level
 
 NAME = "somebody/Model-4B"
 
 
 def look(tmp_path: Path, name: str, **more: Any) -> list[Finding]:
-    return list(model.look(examined.wanted(tmp_path, name, **more)))
+    return list(model.check_model(examined.wanted(tmp_path, name, **more)))
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of the hub's, and no hub."""
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH", *hub._TOKENS):
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH", *model._TOKENS):
         monkeypatch.delenv(name, raising=False)
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
@@ -136,7 +136,7 @@ def test_a_hub_that_nobody_reaches_is_a_problem(tmp_path: Path, cache: Path) -> 
 def test_a_hub_that_hangs_is_not_waited_for(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(model, "TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert examined.named(look(tmp_path, NAME), "hub").level is Level.PROBLEM
@@ -194,4 +194,4 @@ def test_a_hub_with_a_fault_of_its_own_is_a_note(
     ],
 )
 def test_a_models_size_is_guessed_by_its_name(name: str, expected: int | None) -> None:
-    assert hub.weights_bytes(name) == expected
+    assert model.weights_bytes(name) == expected

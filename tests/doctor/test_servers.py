@@ -41,7 +41,7 @@ def _nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def look(home: Path, model: str = MODEL, **more: Any) -> list[Finding]:
-    return list(servers.look(examined.wanted(home, model, **more)))
+    return list(servers.check_servers(examined.wanted(home, model, **more)))
 
 
 def test_where_none_runs_nothing_is_wrong(home: Path) -> None:

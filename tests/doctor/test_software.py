@@ -11,12 +11,12 @@ import pytest
 
 import emberd
 import examined
-from emberd.doctor import software
+from emberd.doctor import host
 from emberd.doctor.findings import Finding, Level
 
 
 def look(tmp_path: Path, **more: Any) -> list[Finding]:
-    return list(software.look(examined.wanted(tmp_path, **more)))
+    return list(host.check_software(examined.wanted(tmp_path, **more)))
 
 
 def versions(monkeypatch: pytest.MonkeyPatch, **installed: str) -> None:

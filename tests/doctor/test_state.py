@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 import examined
-from emberd.doctor import state
-from emberd.doctor.filesystems import Ground
+from emberd.doctor import servers
 from emberd.doctor.findings import Finding, Level
+from emberd.doctor.host import Ground
 from emberd.manager.paths import Home
 
 
 def look(home: Path) -> list[Finding]:
-    return list(state.look(examined.wanted(home)))
+    return list(servers.check_state(examined.wanted(home)))
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_locks_that_everybody_gets_are_a_problem(
 
 def test_a_network_disk_is_noted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = Ground(path=home, kind="nfs4", free_bytes=1, inodes=None, writable=True)
-    monkeypatch.setattr(state, "ground", lambda _: there)
+    monkeypatch.setattr(servers, "ground", lambda _: there)
     found = examined.named(look(home), "file system")
     assert found.level is Level.NOTE
     assert "is on nfs4" in found.fact
@@ -102,7 +102,7 @@ def test_a_home_that_cannot_be_written_is_a_problem(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = Ground(path=home, kind="ext4", free_bytes=1, inodes=None, writable=False)
-    monkeypatch.setattr(state, "ground", lambda _: there)
+    monkeypatch.setattr(servers, "ground", lambda _: there)
     assert "may not be written by this user" in examined.worse(look(home))[0].fact
 
 

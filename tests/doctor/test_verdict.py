@@ -7,7 +7,7 @@ from pathlib import Path
 
 import examined
 from emberd.doctor.findings import Finding, Level, Part, ok, problem
-from emberd.doctor.verdict import judge
+from emberd.doctor.report import judge
 
 WANTED = examined.wanted(Path("home"), "some/model")
 RUNS = replace(ok("found", "one runs", gives="it runs"), part=Part.SERVERS)

@@ -8,6 +8,6 @@ __all__ = ["main"]
 def main() -> int:
     """Run the command with the arguments of this process and return its exit code."""
     # Imported late: whoever imports this package for its exit codes needs no parser.
-    from emberd.cli import run
+    from emberd.cli import app
 
-    return run.run()
+    return app.run()

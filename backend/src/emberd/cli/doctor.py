@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 
 from emberd.cli import options, output
-from emberd.cli.codes import Code
+from emberd.cli.output import Code
 
 if TYPE_CHECKING:
     from rich.text import Text

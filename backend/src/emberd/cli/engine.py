@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from emberd.cli import options, output, words
+from emberd.cli import options, output
 from emberd.env import Places
 from emberd.errors import SettingError
 from emberd.installs import (
@@ -62,7 +62,7 @@ def engine_install(name: Name, as_json: options.AsJson = False) -> None:
     if done in before:
         output.say(f"{what} is installed already ({in_words(done.bytes)}): nothing to do.")
     else:
-        output.say(f"Installed {what}: {in_words(done.bytes)} in {words.duration(seconds)}.")
+        output.say(f"Installed {what}: {in_words(done.bytes)} in {output.duration(seconds)}.")
     output.say(f"It lies in {done.folder}")
     output.say(f"Next: emberd up --engine {done.name}")
 

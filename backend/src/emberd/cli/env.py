@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Final
 
-from emberd.cli import options, output, reuse, waiting
+from emberd.cli import options, output, up
 
 if TYPE_CHECKING:
     from emberd.manager import Server
@@ -49,9 +49,9 @@ def env(
         start_timeout=start_timeout,
         embeds=False,
     )
-    server = waiting.ensure(settings)
-    idle = reuse.idle_notes(server, settings.idle_timeout, idle_timeout)
-    for note in (*server.notes, *idle, *reuse.given_notes(server, settings)):
+    server = up.ensure(settings)
+    idle = up.idle_notes(server, settings.idle_timeout, idle_timeout)
+    for note in (*server.notes, *idle, *up.given_notes(server, settings)):
         output.note(f"note: {note}")
     variables = _variables(server)
     if as_json:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
 import typer
 
 from emberd.cli import options, output
-from emberd.cli.codes import Code
+from emberd.cli.output import Code
 from emberd.cli.status import RUNNING
 from emberd.cli.stop import Model
 from emberd.verified_manager import Manager

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final
+import shlex
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperCommand
 
 from emberd import model_files
-from emberd.cli import reuse, words
+from emberd.cli import output
 from emberd.errors import SettingError
 from emberd.settings import DEFAULT_MODEL, IDLE_TIMEOUT_S, START_TIMEOUT_S, UNSET, Settings
 
@@ -79,7 +82,7 @@ IdleTimeout = Annotated[
         "--idle-timeout",
         metavar="DURATION|never",
         help="A server stops after this time without use: 900, 90s, 5m, 1h30m, 2d. "
-        f"Else {words.duration(IDLE_TIMEOUT_S)}.",
+        f"Else {output.duration(IDLE_TIMEOUT_S)}.",
         show_default=False,
     ),
 ]
@@ -89,7 +92,7 @@ StartTimeout = Annotated[
         "--start-timeout",
         metavar="DURATION",
         help="How long to wait for a start, which itself goes on: 900, 90s, 5m. "
-        f"Else {words.duration(START_TIMEOUT_S)}.",
+        f"Else {output.duration(START_TIMEOUT_S)}.",
         show_default=False,
     ),
 ]
@@ -185,8 +188,42 @@ def settings(
     )
     chosen = {"engine": engine, "device": device, "context_tokens": context_tokens}
     given = {name: value for name, value in chosen.items() if value is not None}
-    reuse.refuse_beside_base_url(resolved.base_url, given)
+    refuse_beside_base_url(resolved.base_url, given)
     return resolved
+
+
+def refuse_beside_base_url(base_url: str | None, given: Mapping[str, Any]) -> None:
+    """Do nothing unless options that choose or start a server are given beside one to use.
+
+    Args:
+        base_url: The server to use as it is; None when one may be started.
+        given: Options of the command line, by the fields of ``Settings`` or ``StartOptions``.
+
+    Raises:
+        SettingError: They are; the text names them.
+    """
+    if base_url is not None and given:
+        raise SettingError(
+            f"{as_typed(given)} cannot be given: EMBERD_BASE_URL is set to {base_url}, so no "
+            f"server is started. Leave the options out, or unset EMBERD_BASE_URL."
+        )
+
+
+def as_typed(options: Mapping[str, Any]) -> str:
+    """Return options as they are written on the command line, without secrets."""
+    return ", ".join(_option(name, value) for name, value in options.items())
+
+
+def _option(name: str, value: Any) -> str:
+    if name == "arguments":
+        # Imported late: only an error needs it.
+        from emberd.system.redaction import redactor, secrets
+        from emberd.system.redaction import words as without_secrets
+
+        shown = without_secrets(value, redactor(more=secrets(value)))
+        return f"-- {shlex.join(shown)}"
+    option = f"--{name.replace('_', '-')}"
+    return option if value is True else f"{option} {value}"
 
 
 def one_model(positional: str | None, option: str | None) -> str | None:
@@ -225,3 +262,35 @@ def spelt(text: str) -> str:
 def _as_variable(found: re.Match[str]) -> str:
     name, value = found.groups()
     return f"EMBERD_{name.upper()}" + (f"={value}" if value else "")
+
+
+MARK: Final = "--"
+PARAMETER: Final = "arguments"
+"""The parameter of the verb that gets them."""
+
+# Recent versions of typer carry a click of their own, older ones use the package.
+_UsageError: Final[Any] = typer.BadParameter.__base__
+
+
+class WithEngineArguments(TyperCommand):
+    """A verb that passes what follows the first ``--`` on to the engine.
+
+    The parser drops the ``--`` itself, and could not tell these arguments from a model.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse what stands before the ``--``; keep the rest as it is.
+
+        Raises:
+            UsageError: More than one positional argument stands before it.
+        """
+        end = args.index(MARK) if MARK in args else len(args)
+        rest = super().parse_args(ctx, args[:end])
+        if extra := ctx.params.get(PARAMETER):
+            raise _UsageError(
+                f"Unexpected argument {extra[0]!r}: only one model can be given. Arguments for "
+                f"the engine go after {MARK}: {ctx.command_path} MODEL {MARK} --flag value",
+                ctx,
+            )
+        ctx.params[PARAMETER] = args[end + 1 :] or None
+        return rest

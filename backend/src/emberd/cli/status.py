@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from emberd import probe
-from emberd.cli import options, output, words
-from emberd.cli.codes import Code
+from emberd.cli import options, output
+from emberd.cli.output import Code
 from emberd.errors import EmberdError, ServerMismatchError
 from emberd.manager import ServerStatus, State, discovery
 from emberd.verified_manager import Manager
@@ -128,11 +128,11 @@ def _row(own: ServerStatus) -> dict[str, Text]:
     from rich.text import Text
 
     found = own.origin == "found"
-    stops = "not by emberd" if found else words.idle(own.idle_timeout)
+    stops = "not by emberd" if found else output.idle(own.idle_timeout)
     cells = (
         Text(own.spec.model),
         Text(own.state, style=_COLOURS.get(own.state, "dim")),
-        Text(words.duration(own.seconds)),
+        Text(output.duration(own.seconds)),
         Text(own.engine or "?"),
         Text(own.url or "-"),
         Text(stops if own.state in RUNNING and own.state is not State.UNKNOWN else "-"),

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from emberd.cli import dry, options, output, reuse, waiting, words
-from emberd.settings import ServerSpec, StartOptions, is_demo
+from emberd import engines, env
+from emberd.cli import options, output
+from emberd.engines import Plan
+from emberd.engines.base import DRY_RUN_FOLDER, DRY_RUN_KEY, DRY_RUN_PORT, dry_run
+from emberd.env import Places
+from emberd.errors import SettingError
+from emberd.manager import Server
+from emberd.settings import ServerSpec, Settings, StartOptions, is_demo
+from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:
-    from emberd.manager import Server
+    from emberd.manager import Check, PendingStart, Progress, ServerStatus
 
 NOT_QWEN: Final = (
     "The vectors of emberd/demo are those of multilingual-e5-small: they are NOT Qwen3 vectors, "
@@ -69,15 +80,15 @@ def up(
         start_timeout=start_timeout,
         embeds=False,
     )
-    reuse.refuse_beside_base_url(settings.base_url, given)
+    options.refuse_beside_base_url(settings.base_url, given)
     if dry_run:
-        dry.show(settings.spec, wanted, as_json=as_json)
+        show(settings.spec, wanted, as_json=as_json)
         return
-    check = partial(reuse.refuse_unmet, given=given, model=settings.model)
-    server = waiting.ensure(settings, retry_failed=True, options=wanted, check=check)
+    check = partial(refuse_unmet, given=given, model=settings.model)
+    server = ensure(settings, retry_failed=True, options=wanted, check=check)
     server = server.noting_unmet(overridden=given)
-    idle = reuse.idle_notes(server, settings.idle_timeout, idle_timeout)
-    unchecked = reuse.given_notes(server, settings)
+    idle = idle_notes(server, settings.idle_timeout, idle_timeout)
+    unchecked = given_notes(server, settings)
     server = replace(server, notes=(*server.notes, *idle, *unchecked))
     if as_json:
         output.dump(as_content(server))
@@ -109,10 +120,10 @@ def stay(server: Server) -> str:
     """Return how long a server stays, in one sentence."""
     if server.origin != "own":
         return "emberd did not start it and will not stop it."
-    status = reuse.status_of(server)
+    status = status_of(server)
     if status is None or status.idle_timeout is None:
         return "It stays until `emberd stop`."
-    idle = words.duration(status.idle_timeout)
+    idle = output.duration(status.idle_timeout)
     return f"It stops {idle} after its last use, or by `emberd stop`."
 
 
@@ -176,3 +187,263 @@ def _usage(server: Server, spec: ServerSpec) -> list[str]:
         f'  OpenAI SDK   eval "$({prefix}emberd env{flags})"',
         *([_KEY_OF_GIVEN] if variable and server.endpoint.api_key else []),
     ]
+
+
+_INDENT: Final = "    "
+_USED_INSTEAD: Final = "A running server that serves the model would be used instead."
+
+Redact = Callable[[str], str]
+
+
+def show(spec: ServerSpec, options: StartOptions, *, as_json: bool) -> None:
+    """Print how a server for ``spec`` would be started; nothing is written or started.
+
+    Raises:
+        NoEngineError: No engine can serve the model on this machine.
+        StartError: The machine has not got what the plan needs.
+    """
+    # Imported late: the other verbs must not pay for it.
+    from emberd.system.redaction import redactor, secrets, words
+
+    engine = engines.choose(spec)
+    plan = dry_run(engine, spec, options, Places.resolve().home)
+    redact = redactor(more=secrets(options.arguments))
+    command = words(plan.command, redact)
+    if as_json:
+        output.dump(_content(engine.name, plan, command, redact))
+        return
+    for line in _dry_lines(engine.name, plan, command, redact, any_port=options.port is None):
+        output.say(line)
+
+
+def _content(engine: str, plan: Plan, command: list[str], redact: Redact) -> dict[str, object]:
+    return {
+        "engine": engine,
+        "device": plan.device,
+        "command": command,
+        "environment": _added(plan, redact),
+        "removed": _removed(plan),
+        "files": sorted(plan.files),
+        "reasons": [
+            {"what": redact(reason.what), "why": redact(reason.why)} for reason in plan.reasons
+        ],
+        "notes": [redact(note) for note in plan.notes],
+    }
+
+
+def _dry_lines(
+    engine: str, plan: Plan, command: list[str], redact: Redact, *, any_port: bool
+) -> list[str]:
+    return [
+        _USED_INSTEAD,
+        f"The engine {engine} would run on {plan.device}:",
+        "",
+        *_prefix(plan),
+        *(f"{name}={shlex.quote(text)} \\" for name, text in sorted(_added(plan, redact).items())),
+        shlex.join(command),
+        "",
+        *_reasons(plan, redact),
+        *([f"The port stands for any that is free: {DRY_RUN_PORT}."] if any_port else []),
+        *(_written(name) for name in sorted(plan.files)),
+        *(f"Note: {redact(note)}" for note in plan.notes),
+    ]
+
+
+def _prefix(plan: Plan) -> list[str]:
+    removed = _removed(plan)
+    options = " ".join(f"-u {shlex.quote(name)}" for name in removed)
+    return [f"env {options} \\"] if removed else []
+
+
+def _written(name: str) -> str:
+    place = os.path.join(DRY_RUN_FOLDER, name)
+    return f"The file {place} is written at the start. Only you can read it; it may hold the key."
+
+
+def _reasons(plan: Plan, redact: Redact) -> list[str]:
+    if not plan.reasons:
+        return []
+    lines = ["Why:"]
+    for reason in plan.reasons:
+        lines += [f"  {redact(reason.what)}", f"{_INDENT}{_INDENT}{redact(reason.why)}"]
+    return [*lines, ""]
+
+
+def _added(plan: Plan, redact: Redact) -> dict[str, str]:
+    # Only what the plan changes, and never a secret: the caller's environment is the caller's.
+    return {
+        name: redact(value)
+        for name, value in plan.environment.items()
+        if os.environ.get(name) != value and DRY_RUN_KEY not in value
+    }
+
+
+def _removed(plan: Plan) -> list[str]:
+    # A command that is tried by hand must not see them either.
+    return sorted(name for name in os.environ if name not in plan.environment)
+
+
+def refuse_unmet(found: Server | PendingStart, given: Mapping[str, Any], model: str) -> None:
+    """Do nothing if the server is started as the command line asks.
+
+    Args:
+        found: The server that would be used, or the start in progress that would be joined.
+        given: Start options of the command line, by the fields of ``StartOptions``.
+        model: What it serves, for the error.
+
+    Raises:
+        SettingError: It is not; the text names the options and the server.
+    """
+    unmet = {name: given[name] for name in found.unmet(given)}
+    if not unmet:
+        return
+    stop = f"run `emberd stop {shlex.quote(model)}` first, which ends it for all its users"
+    if not isinstance(found, Server):
+        fact, step = f"a server of {model} is starting already, without that", stop
+    elif found.origin == "own":
+        key = "with" if found.endpoint.api_key else "without"
+        fact = f"{model} is served already at {found.endpoint.url} ({key} a key), by a server "
+        fact, step = f"{fact}started without that", stop
+    else:
+        fact = f"{model} is served already at {found.endpoint.url}, by a server that emberd did "
+        fact, step = f"{fact}not start", "stop that server where it was started"
+    raise SettingError(
+        f"{options.as_typed(unmet)} cannot be applied: {fact}. To use it as it is, leave the "
+        f"options out; otherwise {step}."
+    )
+
+
+def idle_notes(server: Server, wanted_s: float | None, given: str | None) -> Iterator[str]:
+    """Yield a note if the idle timeout that was asked for is not the one of ``server``.
+
+    The longest one that any client asked for counts, so that none loses its server too early.
+
+    Args:
+        server: The server that is used.
+        wanted_s: The idle timeout in the settings, in seconds; None for never.
+        given: ``--idle-timeout`` as it was written; None if it was left out.
+    """
+    if given is None and not env.text(env.IDLE_TIMEOUT):
+        return
+    asked = env.IDLE_TIMEOUT if given is None else f"--idle-timeout {given}"
+    if server.origin != "own":
+        yield f"{asked} has no effect: emberd did not start the server and does not stop it."
+        return
+    status = status_of(server)
+    if status is None or wanted_s is None:
+        return
+    longest_s = status.idle_timeout
+    if longest_s is None or longest_s > wanted_s:
+        longest = "never" if longest_s is None else output.duration(longest_s)
+        yield (
+            f"{asked} has no effect: the idle timeout in force is {longest}; the longest one that "
+            f"was asked for counts."
+        )
+
+
+def given_notes(server: Server, settings: Settings) -> Iterator[str]:
+    """Yield a note for each setting that chooses a server and is not checked on one given by URL.
+
+    Args:
+        server: The server that is used.
+        settings: What was asked for. Of the settings that are an error on the command line, only
+            the environment can have given a value.
+    """
+    if server.origin != "given":
+        return
+    for name in ("engine", "device", "context_tokens"):
+        if getattr(settings, name) is not None:
+            variable, url = f"EMBERD_{name.upper()}", server.endpoint.url
+            yield f"{variable} has no effect: the server at {url} was given, and none is started."
+    if settings.revision is not None:
+        yield (
+            f"Revision {settings.revision} was asked for. It is not checked on a server that was "
+            f"given: {server.endpoint.url} may serve another one."
+        )
+
+
+def status_of(server: Server) -> ServerStatus | None:
+    """Return the status of a server that emberd started; None when it is gone."""
+    from emberd.verified_manager import Manager
+
+    return next((s for s in Manager().status() if s.start_id == server.start_id), None)
+
+
+_LINE_EVERY_S: Final = 10.0
+
+
+class Waiting:
+    """One line that changes on a terminal; elsewhere a line for each change and each 10 s."""
+
+    def __init__(self, model: str) -> None:
+        """Wait for a server of ``model``; nothing is written before there is something to say."""
+        self._model = model
+        self._status: Any = None
+        self._last = ("", -_LINE_EVERY_S)
+
+    def __enter__(self) -> Waiting:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the changing line away."""
+        if self._status is not None:
+            self._status.stop()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            # Also when nothing was said yet: a start may have been begun all the same.
+            output.note(
+                "A start that was begun goes on: `emberd status` shows it, `emberd stop` ends it."
+            )
+
+    def show(self, progress: Progress) -> None:
+        """Say how far the start is."""
+        if sys.stderr.isatty():
+            self._spin(self._line(progress))
+            return
+        text, at_s = self._last
+        if progress.text != text or progress.seconds - at_s >= _LINE_EVERY_S:
+            self._last = (progress.text, progress.seconds)
+            output.note(self._line(progress))
+
+    def _spin(self, line: str) -> None:
+        from rich.markup import escape
+
+        if self._status is None:
+            self._status = output.console(stderr=True).status(escape(line))
+            self._status.start()
+        self._status.update(escape(line))
+
+    def _line(self, progress: Progress) -> str:
+        doing = progress.text or "starting"
+        return f"{self._model}: {doing} ({output.duration(progress.seconds)})"
+
+
+def ensure(
+    settings: Settings,
+    *,
+    retry_failed: bool = False,
+    options: StartOptions | None = None,
+    check: Check | None = None,
+) -> Server:
+    """Return a server for ``settings``, found or started.
+
+    Raises:
+        EmberdError: What ``Manager.ensure`` or ``check`` raises.
+    """
+    with Waiting(settings.model) as waiting:
+        return Manager().ensure(
+            settings.spec,
+            base_url=settings.base_url,
+            api_key=settings.api_key,
+            start_timeout=settings.start_timeout,
+            idle_timeout=settings.idle_timeout,
+            retry_failed=retry_failed,
+            options=options,
+            check=check,
+            on_progress=waiting.show,
+        )

@@ -16,8 +16,7 @@ the others         one subject each
 
 from __future__ import annotations
 
-from emberd.doctor.examination import Report, examine
 from emberd.doctor.findings import Finding, Level
-from emberd.doctor.verdict import Verdict
+from emberd.doctor.report import Report, Verdict, examine
 
 __all__ = ["Finding", "Level", "Report", "Verdict", "examine"]

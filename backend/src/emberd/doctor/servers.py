@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import os
+import stat
+import tempfile
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import IO, Any, Final
+from urllib.parse import urlsplit
 
 from emberd import probe
 from emberd.client.verify import verify
-from emberd.doctor.bounded import Outcome, gather
-from emberd.doctor.findings import Finding, note, ok, problem, split
-from emberd.doctor.start import up
+from emberd.doctor.engines import up
+from emberd.doctor.findings import Finding, Outcome, gather, note, ok, problem, split
+from emberd.doctor.host import Ground, existing, ground
 from emberd.doctor.wanted import Wanted
 from emberd.endpoint import Endpoint
 from emberd.errors import AuthenticationError, EmberdError, StateFolderError
 from emberd.manager import State, Timing, discovery, lost_records, paths, state
-from emberd.manager.discovery import Candidate
+from emberd.manager.discovery import DEFAULT_PORT, Candidate
 from emberd.manager.state import ServerSnapshot, ServerStatus
-from emberd.system import processes
+from emberd.system import listeners, processes
+from emberd.system.redaction import host
 
 _REQUEST_S: Final = 3.5
 _SERVER_S: Final = 4.0
@@ -29,7 +37,7 @@ _SHOW_KEY: Final = "If you know its key: export EMBERD_API_KEY=KEY EMBERD_DISCOV
 _GIVEN: Final = "base_url is given"
 
 
-def look(wanted: Wanted) -> Iterator[Finding]:
+def check_servers(wanted: Wanted) -> Iterator[Finding]:
     """Yield which servers there are, and which of them serves what is wanted."""
     deadline_s = time.monotonic() + _SERVER_S
     candidates = list(_candidates(wanted))
@@ -152,3 +160,193 @@ def _why(outcome: Outcome[Endpoint], url: str) -> str:
 def _size(endpoint: Endpoint) -> str:
     context = f", {endpoint.context_tokens} tokens" if endpoint.context_tokens else ""
     return f"{endpoint.dimensions} dimensions{context}"
+
+
+_ELSEWHERE: Final = "Set EMBERD_HOME to a folder of your own on a local disk."
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+_MOST_SKEW_S: Final = 2.0
+_OPEN_AGAIN: Final = "/proc/self/fd/{}"
+_EARLIEST_S: Final = 1_735_689_600  # 1 January 2025: no emberd was there before
+
+
+def check_state(wanted: Wanted) -> Iterator[Finding]:
+    """Yield whether servers' state can be kept in the home."""
+    under = ground(wanted.home)
+    yield _home(wanted.home)
+    if under.is_shared:
+        yield note(
+            "file system",
+            f"{wanted.home} is on {under.kind}, another machine's disk: whether its locks hold is "
+            f"that machine's matter",
+            _ELSEWHERE,
+        )
+    if not under.writable:
+        yield problem("home", f"{under.path} may not be written by this user", _ELSEWHERE)
+        return
+    yield from _tried(under)
+    own = paths.Home(Path(os.path.realpath(wanted.home)))
+    needed = {own.machine, own.servers, *own.server_folders(wanted.spec.key)}
+    for folder in sorted({*needed, *own.all_server_folders()}):
+        yield from _private(folder, problem if folder in needed else note)
+
+
+def _home(home: Path) -> Finding:
+    if not home.exists():
+        return ok("home", f"{home} is not there yet; the first start makes it")
+    if not home.is_dir():
+        return problem("home", f"{home} is not a folder", _ELSEWHERE)
+    facts = home.stat()
+    mode = stat.S_IMODE(facts.st_mode)
+    if facts.st_uid != os.geteuid():
+        return note("home", f"{home} belongs to user {facts.st_uid} (mode {mode:o})", _ELSEWHERE)
+    if mode & _OTHERS_WRITE:
+        return note("home", f"{home} may be written by others (mode {mode:o})", f"chmod 700 {home}")
+    return ok("home", f"{home} (mode {mode:o})")
+
+
+def _private(folder: Path, told: Callable[..., Finding]) -> Iterator[Finding]:
+    try:
+        paths.check_private(folder)
+    except FileNotFoundError:
+        return
+    except StateFolderError as error:
+        yield told("state folder", *split(str(error)))
+
+
+def _tried(under: Ground) -> Iterator[Finding]:
+    """Write to a file that has no name and look what locks and times it has."""
+    try:
+        with tempfile.TemporaryFile(dir=existing(under.path)) as probe:
+            yield _locks(probe)
+            yield _clock(probe)
+    except OSError as error:
+        yield problem("home", f"{under.path} cannot be written ({error.strerror})", _ELSEWHERE)
+
+
+def _locks(probe: IO[bytes]) -> Finding:
+    try:
+        fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_free_again(probe):
+            return problem("locks", "two processes can hold the same lock there", _ELSEWHERE)
+    except OSError as error:
+        return problem("locks", f"locks do not work there ({error.strerror})", _ELSEWHERE)
+    return ok("locks", "locks work there")
+
+
+def _is_free_again(probe: IO[bytes]) -> bool:
+    """Return whether the lock can be taken a second time, by another opening of the file."""
+    with contextlib.suppress(FileNotFoundError), _opened_again(probe) as again:
+        try:
+            fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+        return True
+    return False
+
+
+def _opened_again(probe: IO[bytes]) -> Any:
+    # Linux alone opens the file anew here; elsewhere the path is not there.
+    return open(_OPEN_AGAIN.format(probe.fileno()), "rb")
+
+
+def _clock(probe: IO[bytes]) -> Finding:
+    probe.write(b"what time is it?")
+    probe.flush()
+    os.fsync(probe.fileno())
+    now = time.time()
+    skew = os.fstat(probe.fileno()).st_mtime - now
+    if now < _EARLIEST_S:
+        return note(
+            "clock",
+            f"this machine's clock says {time.strftime('%Y-%m-%d', time.gmtime(now))}: "
+            f"certificates of the hub are refused",
+            "Set the clock (timedatectl set-ntp true).",
+        )
+    if abs(skew) > _MOST_SKEW_S:
+        return note(
+            "clock",
+            f"files there are stamped {skew:+.0f} s from this machine's clock",
+            "Set the clocks of both machines (timedatectl set-ntp true).",
+        )
+    return ok("clock", "files there are stamped with this machine's time")
+
+
+_PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+_EXCEPT: Final = "NO_PROXY"
+
+
+def check_network(wanted: Wanted) -> Iterator[Finding]:
+    """Yield what is sent through a proxy, and who has the ports that matter."""
+    yield from _proxies(wanted)
+    yield from _ports(wanted)
+
+
+def _proxies(wanted: Wanted) -> Iterator[Finding]:
+    # Host and port alone: a proxy's URL may hold a user's name and password.
+    shown = [f"{name}={host(text)}" for name in _PROXIES if (text := _value(name))]
+    if not shown:
+        yield ok("proxy", "none is set")
+        return
+    if excepted := _value(_EXCEPT):
+        shown.append(f"{_EXCEPT}={excepted}")
+    yield ok("proxy", f"{', '.join(shown)} (never used for this machine itself)")
+    for url in filter(None, (wanted.base_url, *wanted.places.discover)):
+        yield from _between(url)
+
+
+def _between(url: str) -> Iterator[Finding]:
+    parts = urlsplit(url)
+    name = parts.hostname or ""
+    proxy = _value(f"{parts.scheme.upper()}_PROXY") or _value("ALL_PROXY")
+    if proxy and not probe.is_loopback(url) and not _is_excepted(name):
+        yield note(
+            "proxy",
+            f"requests to {host(url)} go through the proxy {host(proxy)}",
+            f"If it is in your own network: export NO_PROXY={name}",
+        )
+
+
+def _ports(wanted: Wanted) -> Iterator[Finding]:
+    for port in dict.fromkeys((wanted.options.port, DEFAULT_PORT)):
+        if port is not None:
+            yield _port(wanted, port)
+
+
+def _port(wanted: Wanted, port: int) -> Finding:
+    name, url = f"port {port}", f"http://127.0.0.1:{port}"
+    try:
+        listener = listeners.find(url)
+    except OSError as error:
+        return note(
+            name,
+            f"it cannot be seen what listens there: the listening sockets cannot be read ({error})",
+            "Allow sock_diag (netlink) or /proc/net/tcp in this sandbox: no server of this "
+            "machine is used without.",
+        )
+    if listener is None:
+        return ok(name, "nothing listens there")
+    fact = f"a process of user {listener.uid} listens there"
+    if port == wanted.options.port:
+        return problem(
+            name,
+            f"{fact}, and a server of ours is to have it (EMBERD_PORT)",
+            "Give another one, or none: then any that is free is taken.",
+        )
+    if listener.is_trusted:
+        return ok(name, f"{fact}; what answers is among the servers")
+    return note(
+        name,
+        f"{fact}: it is not used, because that user is neither you nor root",
+        f"If you trust it: export EMBERD_BASE_URL={url}",
+    )
+
+
+def _is_excepted(name: str) -> bool:
+    # Missing in the types: the proxies are an argument of the environment's own form.
+    excepted = {"no": _value(_EXCEPT)}
+    bypass = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]
+    return bool(bypass(name, excepted))
+
+
+def _value(name: str) -> str:
+    return os.environ.get(name.lower()) or os.environ.get(name, "")

@@ -16,7 +16,7 @@ from emberd.system.redaction import origin
 _OTHERS: Final = "OPENAI_"
 
 
-def look(wanted: Wanted) -> Iterator[Finding]:
+def check_variables(wanted: Wanted) -> Iterator[Finding]:
     """Yield which variables are set, invalid or unknown."""
     for text in wanted.problems:
         fact, advice = split(text)

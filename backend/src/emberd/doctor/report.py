@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,24 +13,8 @@ from types import MappingProxyType
 from typing import Final
 
 from emberd import env
-from emberd.doctor import (
-    compilers,
-    disk,
-    gpu,
-    installed,
-    machine,
-    model,
-    network,
-    servers,
-    software,
-    start,
-    state,
-    variables,
-    wanted,
-)
-from emberd.doctor.bounded import Outcome, gather
-from emberd.doctor.findings import Finding, Part, note, problem
-from emberd.doctor.verdict import Verdict, judge
+from emberd.doctor import engines, environment, gpu, host, model, servers, wanted
+from emberd.doctor.findings import Finding, Level, Outcome, Part, gather, note, problem
 from emberd.doctor.wanted import Wanted
 from emberd.errors import StateFolderError
 from emberd.manager import paths
@@ -46,16 +30,16 @@ KEYS_S: Final = 1.5
 
 CHECKS: Final[Mapping[Part, tuple[Check, ...]]] = MappingProxyType(
     {
-        Part.SOFTWARE: (software.look,),
-        Part.SETTINGS: (variables.look,),
-        Part.SERVERS: (servers.look,),
-        Part.ENGINE: (start.look, installed.look),
-        Part.GPU: (gpu.look, gpu.room, compilers.look),
-        Part.MODEL: (model.look,),
-        Part.MEMORY: (machine.look,),
-        Part.DISK: (disk.look,),
-        Part.STATE: (state.look,),
-        Part.NETWORK: (network.look,),
+        Part.SOFTWARE: (host.check_software,),
+        Part.SETTINGS: (environment.check_variables,),
+        Part.SERVERS: (servers.check_servers,),
+        Part.ENGINE: (engines.check_engine, engines.check_installs),
+        Part.GPU: (gpu.check_gpus, gpu.check_gpu_memory, gpu.check_compilers),
+        Part.MODEL: (model.check_model,),
+        Part.MEMORY: (host.check_limits,),
+        Part.DISK: (host.check_disks,),
+        Part.STATE: (servers.check_state,),
+        Part.NETWORK: (servers.check_network,),
     }
 )
 """What is looked at -> the checks of it. Each part is shown in this order."""
@@ -190,3 +174,62 @@ def _cleaned(finding: Finding, redact: Redact) -> Finding:
         advice=redact(finding.advice),
         gives=redact(finding.gives),
     )
+
+
+# What stops everything, a server that runs included.
+_ALWAYS: Final = (Part.SETTINGS, Part.SERVERS)
+# Whose problem is to be mended first: without a disk no engine, without an engine no model.
+_ORDER: Final = (
+    *(*_ALWAYS, Part.STATE, Part.DISK, Part.GPU, Part.ENGINE, Part.MODEL, Part.MEMORY),
+    *(Part.NETWORK, Part.SOFTWARE),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The outcome of an examination.
+
+    Attributes:
+        good: Whether a server of the wanted model can be had here.
+        text: By what, or what is in the way.
+        next: What to type or to do; empty when nothing is needed.
+    """
+
+    good: bool
+    text: str
+    next: str = ""
+
+
+def judge(wanted: Wanted, findings: Sequence[Finding]) -> tuple[Verdict, list[Finding]]:
+    """Return the verdict, and the findings as they are to be seen in its light.
+
+    Where a server runs or is given, none has to be started: what would keep one from that is
+    then a note.
+    """
+    problems = sorted(
+        (f for f in findings if f.level is Level.PROBLEM), key=lambda f: _ORDER.index(f.part)
+    )
+    running = next((f.gives for f in findings if f.gives and f.part is Part.SERVERS), None)
+    if problems and problems[0].part in _ALWAYS:
+        return _bad(wanted, problems[0]), list(findings)
+    if running is not None:
+        return Verdict(True, running), [_eased(finding) for finding in findings]
+    if problems:
+        return _bad(wanted, problems[0]), list(findings)
+    started = next((f.gives for f in findings if f.gives), None)
+    if started is None:
+        return Verdict(False, f"No server of {wanted.spec.model} is sure to be had here"), [
+            *findings
+        ]
+    return Verdict(True, started), list(findings)
+
+
+def _bad(wanted: Wanted, first: Finding) -> Verdict:
+    text = f"No server of {wanted.spec.model} can be had here yet: {first.fact}"
+    return Verdict(False, text, first.advice)
+
+
+def _eased(finding: Finding) -> Finding:
+    if finding.level is not Level.PROBLEM or finding.part in _ALWAYS:
+        return finding
+    return replace(finding, level=Level.NOTE)
