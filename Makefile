@@ -50,7 +50,7 @@ demo: $(VENV)/.demo
 # Tests wait more than they compute, so there are two workers for each core. What needs the machine
 # for itself comes second. Exit code 5: ARGS selects no test of that part.
 test: $(VENV)/.tools
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not serial' $(ARGS); first=$$?; \
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m 'not serial' $(ARGS); first=$$?; \
 	$(BIN)/python -m pytest -m serial $(or $(ARGS),$(SERIAL)); second=$$?; \
 	case $$first,$$second in 0,0 | 0,5 | 5,0) ;; *) exit 1 ;; esac
 

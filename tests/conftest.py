@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,19 +61,27 @@ def pytest_testnodedown(node: Any) -> None:
         node.config.stash[_ROOTS].append(root)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep tests that share a fixture of their module in one worker; spread all others."""
-    if config.getoption("dist", "no") == "loadgroup":
-        for item in items:
-            if _shares_a_fixture(item):
-                item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep tests that share a fixture of their module in one worker; spread all others.
+
+    xdist's own ``loadgroup`` does nothing with pytest 9.2, whose node ids cannot be changed.
+    """
+    if config.getoption("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if _has_fixture_of_module(config.rootpath / file) else nodeid
+
+    return Scheduling(config, log)
 
 
-def _shares_a_fixture(item: pytest.Item) -> bool:
-    info = getattr(item, "_fixtureinfo", None)
-    found = info.name2fixturedefs.values() if info else ()
-    return any(each[-1].scope in {"class", "module", "package"} for each in found)
+@cache
+def _has_fixture_of_module(file: Path) -> bool:
+    return 'scope="module"' in file.read_text(encoding="utf-8")
 
 
 @pytest.hookimpl(trylast=True)

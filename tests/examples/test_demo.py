@@ -80,7 +80,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env=managed.environment(PYTHONIOENCODING="utf-8"),
-        timeout=100,
+        timeout=110,
     )
 
 

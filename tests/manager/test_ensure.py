@@ -318,13 +318,8 @@ def test_status_has_state_url_supervisor_and_idle_timeout(manager: Manager, stub
     assert server.endpoint.api_key not in repr(status)
 
 
-<<<<<<< HEAD
-def test_two_servers_that_claim_the_same_thing_load_one_after_the_other(
-    manager: Manager, stub: Stub, tmp_path: Path
-=======
 def test_two_servers_with_the_same_gpu_load_one_after_the_other(
-    manager: Manager, stub: Stub
->>>>>>> i12-c
+    manager: Manager, stub: Stub, tmp_path: Path
 ) -> None:
     loaded = tmp_path / "loaded"
     first = stub("a", claims="gpu-1", start_when=loaded, silence=60)
