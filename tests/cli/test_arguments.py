@@ -78,7 +78,7 @@ def test_the_arguments_of_a_start_are_kept_with_the_server(emberd: Command) -> N
         (("engine", "remove", "demo", "more"), "unexpected"),
         (("engine", "install", "no-such-engine"), "no-such-engine"),
         (("engine", "remove", "no-such-engine"), "no-such-engine"),
-        (("embed", "emberd/demo"), "emberd/demo is no file"),
+        (("embed", "emberd/demo"), "emberd/demo does not exist"),
     ],
 )
 def test_an_argument_that_cannot_be_used_is_wrong_usage(

@@ -39,7 +39,7 @@ def look(home: Path, **more: str) -> list[Finding]:
 def test_without_compilers_there_is_a_note_with_what_to_install(bare: Path) -> None:
     [found] = look(bare)
     assert found.level is Level.NOTE
-    assert found.fact.startswith("no nvcc and no C++ compiler here")
+    assert found.fact.startswith("no nvcc and no C++ compiler found")
     assert "CUDA 13 toolkit" in found.advice
     assert "build-essential" in found.advice
 
@@ -58,7 +58,7 @@ def test_a_folder_that_is_named_decides(bare: Path, monkeypatch: pytest.MonkeyPa
     program(bare / "nvcc")
     program(bare / "c++")
     monkeypatch.setenv("CUDA_HOME", str(bare / "own"))
-    assert look(bare)[0].fact.startswith("no nvcc here")
+    assert look(bare)[0].fact.startswith("no nvcc found")
     program(bare / "own/bin/nvcc")
     assert look(bare)[0].level is Level.OK
 
@@ -69,7 +69,7 @@ def test_a_compiler_that_is_named_and_not_there_is_missing(
     program(bare / "nvcc")
     program(bare / "c++")
     monkeypatch.setenv("CXX", "clang++ -O2")
-    assert look(bare)[0].fact.startswith("no C++ compiler here")
+    assert look(bare)[0].fact.startswith("no C++ compiler found")
 
 
 def test_where_none_will_be_used_none_is_looked_for(

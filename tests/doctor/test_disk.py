@@ -15,7 +15,7 @@ import examined
 from emberd import engines
 from emberd.doctor import host
 from emberd.doctor.findings import Level
-from emberd.doctor.host import Ground
+from emberd.doctor.host import Filesystem
 
 GB = 1_000_000_000
 MODEL = "somebody/Model-4B"
@@ -30,7 +30,9 @@ def _no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def grounds(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> None:
     """Let every path lie on the same disk."""
     usual = {"kind": "ext4", "free_bytes": 100 * GB, "inodes": 9, "writable": True}
-    monkeypatch.setattr(host, "ground", lambda path: Ground(path=path, **{**usual, **fields}))
+    monkeypatch.setattr(
+        host, "filesystem_of", lambda path: Filesystem(path=path, **{**usual, **fields})
+    )
 
 
 def test_with_room_everywhere_nothing_is_wrong(
@@ -75,8 +77,8 @@ def test_an_engine_that_is_to_be_installed_needs_its_room(
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"inodes": 0}, "can hold no more files"),
-        ({"writable": False}, "may not be written by this user"),
+        ({"inodes": 0}, "has no free inodes"),
+        ({"writable": False}, "is not writable"),
     ],
 )
 def test_a_disk_that_takes_no_files_is_a_problem(
@@ -92,14 +94,15 @@ def test_a_disk_that_takes_no_files_is_a_problem(
 def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The disk of the hub's cache is away."""
     away = threading.Event()
+    real = host.filesystem_of
 
-    def look(path: Path) -> Ground:
+    def look(path: Path) -> Filesystem:
         if path.name == "hub":
             away.wait()
-        return host.ground(path)
+        return real(path)
 
     monkeypatch.setattr(host, "_SECONDS", 0.3)
-    monkeypatch.setattr(host, "ground", look)
+    monkeypatch.setattr(host, "filesystem_of", look)
     yield
     away.set()
 
@@ -107,7 +110,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_disk_that_hangs_does_not_hide_the_others(hanging: None, tmp_path: Path) -> None:
     found = list(host.check_disks(examined.wanted(tmp_path)))
     assert len(found) == 4
-    assert "does not answer" in examined.named(found, "hub's cache").fact
+    assert "does not respond" in examined.named(found, "hub's cache").fact
     assert examined.named(found, "home").level is Level.OK
 
 
@@ -120,7 +123,7 @@ def test_a_long_path_for_temporary_files_is_noted(
 
 
 def test_what_is_not_there_lies_on_what_is_above_it(tmp_path: Path) -> None:
-    found = host.ground(tmp_path / "a" / "b")
+    found = host.filesystem_of(tmp_path / "a" / "b")
     assert (found.path, found.writable) == (tmp_path, True)
     assert found.free_bytes > 0
 
@@ -136,6 +139,6 @@ def test_the_file_system_is_that_of_the_nearest_mount_and_the_last_on_it(
     ]
     listed = [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in mounts]
     monkeypatch.setattr(psutil, "disk_partitions", lambda **_: listed)
-    assert host.ground(tmp_path).kind == "nfs4"
-    assert host.ground(tmp_path).is_shared
-    assert host.ground(tmp_path.parent).kind == "ext4"
+    assert host.filesystem_of(tmp_path).kind == "nfs4"
+    assert host.filesystem_of(tmp_path).is_shared
+    assert host.filesystem_of(tmp_path.parent).kind == "ext4"

@@ -53,7 +53,7 @@ def test_a_good_card_is_described(nvml: Holding, tmp_path: Path) -> None:
 def test_an_old_driver_is_noted_with_the_one_that_is_needed(nvml: Holding, tmp_path: Path) -> None:
     nvml.cuda, nvml.driver = 12_040, "550.54.15"
     found = examined.named(gpu.check_gpus(examined.wanted(tmp_path)), "driver")
-    assert found.fact == "NVIDIA 550.54.15, runs CUDA up to 12.4, and SGLang needs 13.0"
+    assert found.fact == "NVIDIA 550.54.15, runs CUDA up to 12.4, but SGLang needs 13.0"
     assert found.advice == "install driver 580 or newer"
 
 
@@ -82,7 +82,7 @@ def test_whoever_holds_a_cards_memory_is_named_without_a_command_line(
         ]
     }
     *_, found = gpu.check_gpus(examined.wanted(tmp_path))
-    assert found.fact.startswith("20.0 GiB are taken: ")
+    assert found.fact.startswith("20.0 GiB are used: ")
     assert f"(process {os.getpid()} of " in found.fact
     assert f"19.0 GiB, process {2**22 + 1} 0.0 GiB" in found.fact
     assert sys.argv[0] not in found.fact
@@ -91,7 +91,7 @@ def test_whoever_holds_a_cards_memory_is_named_without_a_command_line(
 def test_holders_outside_of_the_container_cannot_be_named(nvml: Holding, tmp_path: Path) -> None:
     nvml.cards = [Card(free=4 * GIB)]
     *_, found = gpu.check_gpus(examined.wanted(tmp_path))
-    assert found.fact == "20.0 GiB are taken, by processes not to be seen from here"
+    assert found.fact == "20.0 GiB are used by processes not visible here"
 
 
 def test_a_model_that_fits_is_said_to_fit(nvml: Holding, tmp_path: Path) -> None:

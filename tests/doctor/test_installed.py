@@ -49,7 +49,7 @@ def test_an_environment_whose_python_is_gone_is_noted(folder: Path) -> None:
     made = tiny_engine.make(folder)
     os.unlink(made.python)
     first, *_ = look(folder)
-    assert first.fact == f"the Python of {made.folder} is gone"
+    assert first.fact == f"the Python interpreter of {made.folder} no longer exists"
     assert first.advice == "emberd engine remove tiny && emberd engine install tiny"
 
 
@@ -60,7 +60,7 @@ def test_another_version_than_the_tried_one_is_noted(
     newer = {"tiny": tiny_engine.recipe(version="2.0")}
     monkeypatch.setattr(recipes, "RECIPES", newer)
     monkeypatch.setattr(engines, "RECIPES", newer)
-    assert look(folder)[0].fact.endswith("this emberd was tried with 2.0")
+    assert look(folder)[0].fact.endswith("this version of emberd was tested with 2.0")
 
 
 def test_an_interpreter_that_is_named_is_shown_with_the_reason(

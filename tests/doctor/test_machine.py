@@ -54,7 +54,7 @@ def test_the_tightest_limit_above_this_process_counts(
     (cgroup.parent / "memory.current").write_text(f"{2 * GIB}\n")
     found = examined.named(look(tmp_path), "memory limit")
     assert found.level is level
-    assert f"{(limit - 2) * GIB / 1e9:.1f} GB are left" in found.fact
+    assert f"{(limit - 2) * GIB / 1e9:.1f} GB left" in found.fact
 
 
 def test_a_limit_of_processes_that_is_nearly_reached_is_noted(tmp_path: Path, cgroup: Path) -> None:

@@ -68,7 +68,10 @@ def test_a_whole_folder_is_good(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
     [found] = look(tmp_path, str(tmp_path / "gone"))
-    assert (found.level, found.fact) == (Level.PROBLEM, f"there is no folder {tmp_path / 'gone'}")
+    assert (found.level, found.fact) == (
+        Level.PROBLEM,
+        f"the folder {tmp_path / 'gone'} does not exist",
+    )
 
 
 def test_a_folder_that_is_not_whole_is_a_problem(tmp_path: Path) -> None:
@@ -130,7 +133,7 @@ def test_offline_and_not_in_the_cache_is_a_problem(
 def test_a_hub_that_nobody_reaches_is_a_problem(tmp_path: Path, cache: Path) -> None:
     found = examined.named(look(tmp_path, NAME), "hub")
     assert found.level is Level.PROBLEM
-    assert found.fact == f"127.0.0.1:9 does not answer within 3 s, and {NAME} is not here"
+    assert found.fact == f"127.0.0.1:9 did not respond within 3 s, and {NAME} is not in the cache"
 
 
 def test_a_hub_that_hangs_is_not_waited_for(
@@ -194,4 +197,4 @@ def test_a_hub_with_a_fault_of_its_own_is_a_note(
     ],
 )
 def test_a_models_size_is_guessed_by_its_name(name: str, expected: int | None) -> None:
-    assert model.weights_bytes(name) == expected
+    assert model.estimated_weight_bytes(name) == expected

@@ -43,7 +43,7 @@ def proxies(tmp_path: Path, **more: Any) -> list[Finding]:
 
 
 def test_without_a_proxy_nothing_is_wrong(tmp_path: Path) -> None:
-    assert examined.told(proxies(tmp_path, base_url=FAR)) == [(Level.OK, "none is set", "")]
+    assert examined.told(proxies(tmp_path, base_url=FAR)) == [(Level.OK, "no proxy is set", "")]
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])

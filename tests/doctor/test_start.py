@@ -42,7 +42,10 @@ def test_without_any_engine_there_is_one_problem_and_each_reason(
     made = Nvml(init_error=12)
     monkeypatch.setitem(sys.modules, "pynvml", made)
     first, *reasons = engines.check_engine(examined.wanted(tmp_path, DEFAULT_MODEL))
-    assert (first.level, first.fact) == (Level.PROBLEM, "none can serve the model on this machine")
+    assert (first.level, first.fact) == (
+        Level.PROBLEM,
+        "no engine can serve the model on this machine",
+    )
     assert "EMBERD_BASE_URL=http://HOST:30000/v1" in first.advice
     assert [reason.level for reason in reasons] == [Level.NOTE] * len(reasons)
     assert {"sglang", "demo"} <= {reason.name for reason in reasons}
@@ -53,7 +56,7 @@ def test_where_the_engine_alone_is_missing_its_installation_is_advised(
 ) -> None:
     first, *_ = engines.check_engine(examined.wanted(tmp_path, DEFAULT_MODEL))
     assert first.level is Level.PROBLEM
-    assert first.fact == "sglang can serve the model on this machine, and is not installed"
+    assert first.fact == "sglang can serve the model on this machine, but is not installed"
     assert first.advice == "emberd engine install sglang"
 
 
@@ -62,7 +65,7 @@ def test_an_engine_that_is_installed_when_needed_is_as_good_as_there(
 ) -> None:
     first, *_ = engines.check_engine(examined.wanted(tmp_path, DEFAULT_MODEL, auto_install=True))
     assert first.level is Level.OK
-    assert "once it has installed the engine sglang: emberd up" in first.gives
+    assert "after the engine sglang is installed automatically: emberd up" in first.gives
 
 
 def test_the_plan_for_memory_is_shown(

@@ -36,7 +36,7 @@ def write(file: Path, size: int, there: int | None = None) -> None:
 
 def test_a_whole_model_lacks_nothing(folder: Path) -> None:
     assert model.missing_files(folder) == []
-    assert model.size_bytes(folder) == (folder / "model.safetensors").stat().st_size
+    assert model.weight_file_bytes(folder) == (folder / "model.safetensors").stat().st_size
 
 
 def test_an_empty_folder_lacks_everything(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_file_that_was_cut_short_is_seen(folder: Path) -> None:
     write(folder / "model.safetensors", 2048, there=1000)
     [trouble] = model.missing_files(folder)
     assert trouble.startswith("model.safetensors has 1,")
-    assert trouble.endswith("its download was cut short")
+    assert trouble.endswith("its download was interrupted")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_part_that_the_index_names_and_that_is_not_there_is_seen(folder: Path)
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert model.missing_files(folder) == [
-        "model-00002-of-00002.safetensors is missing, which model.safetensors.index.json names"
+        "model-00002-of-00002.safetensors is missing (model.safetensors.index.json lists it)"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Which engine would serve the model here, with how much memory, and why the others would not."""
+"""Engines: which one would serve the model, why others would not, and which are installed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from emberd.installs import (
 )
 
 ELSEWHERE: Final = (
-    "Name a server on another machine: export EMBERD_BASE_URL=http://HOST:30000/v1 "
+    "Use a server on another machine: export EMBERD_BASE_URL=http://HOST:30000/v1 "
     "(or, to try emberd here: emberd up emberd/demo)"
 )
 
@@ -33,12 +33,12 @@ _QUANTITY: Final = re.compile(r"[A-Za-z][A-Za-z ]* \d+(\.\d+)? (GiB|MiB)")
 
 
 def check_engine(wanted: Wanted) -> Iterator[Finding]:
-    """Yield which engine would serve, and what of it is missing."""
+    """Yield which engine would serve the model, and what is missing for it."""
     try:
         found = engines.explain(wanted.spec)
     except EmberdError as error:
         fact, advice = split(str(error))
-        yield problem("engine", fact, advice or "Correct it, or unset it.")
+        yield problem("engine", fact, advice or "Correct or unset it.")
         return
     if found.engine is not None:
         yield from _planned(wanted, found.engine)
@@ -48,26 +48,26 @@ def check_engine(wanted: Wanted) -> Iterator[Finding]:
         yield note(name, reason.rstrip("."))
 
 
-def up(wanted: Wanted) -> str:
-    """Return the command that starts a server for what is wanted."""
+def up_command(wanted: Wanted) -> str:
+    """Return the command that starts the requested server."""
     options = (f"--{name} {shlex.quote(text)}" for name, text in wanted.given.items())
     return " ".join(("emberd up", *options))
 
 
 def _none(wanted: Wanted, found: engines.Choice) -> Finding:
     if found.installable is None:
-        return problem("engine", "none can serve the model on this machine", ELSEWHERE)
+        return problem("engine", "no engine can serve the model on this machine", ELSEWHERE)
     name = found.installable
     if wanted.places.auto_install:
         return ok(
             "engine",
-            f"{name} is not installed, and EMBERD_AUTO_INSTALL has that done when it is needed",
-            gives=f"emberd can serve {wanted.spec.model} here once it has installed the engine "
-            f"{name}: {up(wanted)}",
+            f"{name} is not installed; EMBERD_AUTO_INSTALL installs it at the first start",
+            gives=f"{wanted.spec.model} can be served on this machine after the engine {name} is "
+            f"installed automatically: {up_command(wanted)}",
         )
     return problem(
         "engine",
-        f"{name} can serve the model on this machine, and is not installed",
+        f"{name} can serve the model on this machine, but is not installed",
         f"emberd engine install {name}",
     )
 
@@ -82,7 +82,8 @@ def _planned(wanted: Wanted, engine: Engine) -> Iterator[Finding]:
     yield ok(
         engine.name,
         f"{_program(plan)} would serve {model} on {plan.device}",
-        gives=f"emberd can serve {model} here with the engine {engine.name}: {up(wanted)}",
+        gives=f"{model} can be served on this machine with the engine {engine.name}: "
+        f"{up_command(wanted)}",
     )
     for reason in plan.reasons:
         if _QUANTITY.fullmatch(reason.what):
@@ -92,12 +93,12 @@ def _planned(wanted: Wanted, engine: Engine) -> Iterator[Finding]:
 
 
 def _program(plan: Plan) -> str:
-    # The rest of the command may hold arguments of the user's, and they a key.
+    # The user's arguments follow in the command, and may contain a key.
     return plan.command[0]
 
 
 def check_installs(wanted: Wanted) -> Iterator[Finding]:
-    """Yield what is installed of each engine that has an environment of its own."""
+    """Yield the state of each engine's environment."""
     for recipe in RECIPES.values():
         try:
             yield from _recipe(recipe, wanted)
@@ -122,10 +123,12 @@ def _recipe(recipe: Recipe, wanted: Wanted) -> Iterator[Finding]:
 def _own(recipe: Recipe, own: Installed) -> Finding:
     again = f"emberd engine remove {own.name} && emberd engine install {own.name}"
     if not own.is_usable:
-        return note(own.name, f"the Python of {own.folder} is gone", again)
+        return note(own.name, f"the Python interpreter of {own.folder} no longer exists", again)
     fact = f"{own.version} in {own.folder} ({in_words(own.bytes)})"
     if own.version != recipe.version:
-        return note(own.name, f"{fact}; this emberd was tried with {recipe.version}", again)
+        return note(
+            own.name, f"{fact}; this version of emberd was tested with {recipe.version}", again
+        )
     return ok(own.name, fact)
 
 
@@ -135,6 +138,6 @@ def _half_made(recipe: Recipe, folder: str, wanted: Wanted) -> Finding:
         return note(recipe.name, f"{by} is installing it into {folder}", "Wait for it.")
     return note(
         recipe.name,
-        f"{folder} is what an interrupted installation left",
+        f"{folder} is left over from an interrupted installation",
         f"emberd engine install {recipe.name}",
     )

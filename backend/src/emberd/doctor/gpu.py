@@ -1,4 +1,4 @@
-"""The GPUs, their driver, and who holds their memory."""
+"""GPUs: driver, free memory and its users, whether the model fits, and compilers for kernels."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _CUDA: Final = "cuda"
 _GIB: Final = 1 << 30
 _WORTH_NAMING_BYTES: Final = _GIB // 2  # the driver itself holds some hundred megabytes
 _NAMED: Final = 3
-_NVIDIA_SMI: Final = "nvidia-smi names who holds GPUs, also outside of a container"
+_NVIDIA_SMI: Final = "nvidia-smi on the host lists the processes outside this container, too"
 
 
 def check_gpus(_wanted: Wanted) -> Iterator[Finding]:
-    """Yield what GPUs there are; what an engine makes of them is the engine's to say."""
+    """Yield the driver and the GPUs. Whether an engine can use them is checked elsewhere."""
     seen = gpus.survey()
     yield _driver(seen)
     for gpu in seen.gpus:
@@ -38,7 +38,7 @@ def check_gpus(_wanted: Wanted) -> Iterator[Finding]:
 
 
 def check_gpu_memory(wanted: Wanted) -> Iterator[Finding]:
-    """Yield whether the model fits: to be known before an engine of ten gigabytes is installed."""
+    """Yield whether the model fits, before an engine of ten gigabytes is installed for it."""
     spec, options = wanted.spec, wanted.options
     shape = model_shape.shape_of(spec.model)
     seen = gpus.survey()
@@ -49,10 +49,10 @@ def check_gpu_memory(wanted: Wanted) -> Iterator[Finding]:
     try:
         plan = memory.plan_memory(gpu, shape, spec.context_tokens, tp_size=options.tp_size)
     except StartError as error:
-        yield problem("room", error.cause.rstrip("."), error.advice)
+        yield problem("memory", error.cause.rstrip("."), error.advice)
         return
     need, free = _gib(plan.need_bytes), _gib(plan.free_bytes)
-    yield ok("room", f"{spec.model} takes about {need} of {free} GiB free on {plan.device}")
+    yield ok("memory", f"{spec.model} needs about {need} of {free} GiB free on {plan.device}")
 
 
 def _driver(seen: Survey) -> Finding:
@@ -65,13 +65,13 @@ def _driver(seen: Survey) -> Finding:
     fact += f", runs CUDA up to {_dotted(seen.cuda)}"
     if seen.cuda < support.NEEDS_CUDA:
         return note(
-            "driver", f"{fact}, and SGLang needs {_dotted(support.NEEDS_CUDA)}", _newer(seen)
+            "driver", f"{fact}, but SGLang needs {_dotted(support.NEEDS_CUDA)}", _newer(seen)
         )
     return ok("driver", fact)
 
 
 def _newer(seen: Survey) -> str:
-    # The engine's own sentence names the driver that is needed.
+    # The engine's message names the driver version that is needed.
     return (support.why_unsuitable(seen) or "").partition(": ")[2]
 
 
@@ -90,13 +90,13 @@ def _held(gpu: Gpu) -> Finding:
     name, taken = f"gpu {gpu.index} memory", _gib(gpu.total_bytes - gpu.free_bytes)
     holders = _holders(gpu)
     if not holders:
-        return note(name, f"{taken} GiB are taken, by processes not to be seen from here")
+        return note(name, f"{taken} GiB are used by processes not visible here")
     named = ", ".join(f"{_who(pid)} {_gib(size)} GiB" for size, pid in holders[:_NAMED])
-    return note(name, f"{taken} GiB are taken: {named}", _NVIDIA_SMI)
+    return note(name, f"{taken} GiB are used: {named}", _NVIDIA_SMI)
 
 
 def _holders(gpu: Gpu) -> list[tuple[int, int]]:
-    """Return size in bytes and pid of the processes on a GPU, the largest first."""
+    """Return the size in bytes and the pid of each process on a GPU, largest first."""
     nvml = importlib.import_module(_BINDING)
     try:
         nvml.nvmlInit()
@@ -110,7 +110,7 @@ def _holders(gpu: Gpu) -> list[tuple[int, int]]:
     finally:
         with contextlib.suppress(nvml.NVMLError):
             nvml.nvmlShutdown()
-    # In a container, and on some cards, NVML does not say how much a process has.
+    # In a container, and on some GPUs, NVML does not report the memory of a process.
     return sorted(((_whole(p.usedGpuMemory), int(p.pid)) for p in running), reverse=True)
 
 
@@ -119,7 +119,7 @@ def _who(pid: int) -> str:
 
     try:
         process = psutil.Process(pid)
-        # Not its command line, which may hold a key.
+        # Not the command line, which may contain a key.
         return f"{process.name()} (process {pid} of {process.username()})"
     except psutil.Error:
         return f"process {pid}"
@@ -138,7 +138,7 @@ def _dotted(numbers: tuple[int, int]) -> str:
 
 
 _NAME: Final = "compilers"
-# As SGLang and flashinfer look for it: a folder that is named decides, then the path.
+# The order of SGLang and flashinfer: a configured folder, else the PATH, else the default folder.
 _HOMES: Final = ("CUDA_HOME", "CUDA_PATH")
 _DEFAULT: Final = Path("/usr/local/cuda")
 _NVCC: Final = Path("bin/nvcc")
@@ -149,9 +149,9 @@ _CPP: Final = "a C++ compiler (Debian: apt install build-essential)"
 
 
 def check_compilers(wanted: Wanted) -> Iterator[Finding]:
-    """Yield whether kernels can be compiled here, on a machine with a GPU that SGLang would use.
+    """Yield whether kernels can be compiled, if there is a GPU that SGLang would use.
 
-    A note at most: that a start fails without them is known from the sources, and was not seen.
+    At most a note: the sources say that a start fails without compilers, but that was not tested.
     """
     spec = wanted.spec
     is_asked = spec.engine in (None, ENGINE.name) and spec.device in (None, _CUDA)
@@ -166,9 +166,9 @@ def _finding(nvcc: str | None, host: str | None) -> Finding:
     missing = [name for name, (path, _) in named.items() if not path]
     return note(
         _NAME,
-        f"no {' and no '.join(missing)} here, and SGLang compiles kernels at the first start on "
-        f"a GPU (not tried without)",
-        f"If a start fails for it, install {' and '.join(named[name][1] for name in missing)}",
+        f"no {' and no '.join(missing)} found; SGLang compiles kernels at the first start on a "
+        f"GPU (a start without them was not tested)",
+        f"If a start fails, install {' and '.join(named[name][1] for name in missing)}",
     )
 
 
@@ -183,6 +183,6 @@ def _nvcc(environ: Mapping[str, str]) -> str | None:
 def _host(environ: Mapping[str, str]) -> str | None:
     path = environ.get("PATH")
     names = [environ[_CXX]] if environ.get(_CXX) else _HOSTS
-    # CXX may hold arguments, or a launcher before the compiler.
+    # CXX may contain arguments, or a launcher before the compiler.
     words = (name.split()[0] for name in names if name.split())
     return next(filter(None, (shutil.which(word, path=path) for word in words)), None)

@@ -1,4 +1,4 @@
-"""emberd itself, the Python that runs it, the frameworks beside it, and the platform."""
+"""The machine: installed software, platform, memory, limits, file systems and free disk space."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Final
 from emberd import __version__, engines, hub_cache, model_files
 from emberd.catalog import DEMO_MODEL
 from emberd.doctor import model
-from emberd.doctor.findings import Finding, Outcome, gather, note, ok, problem
+from emberd.doctor.findings import BoundedResult, Finding, gather, note, ok, problem
 from emberd.doctor.wanted import Wanted
 from emberd.errors import EmberdError
 from emberd.installs import RECIPES, in_words
@@ -33,7 +33,7 @@ _POD: Final = "KUBERNETES_SERVICE_HOST"
 
 
 def check_software(wanted: Wanted) -> Iterator[Finding]:
-    """Yield what runs here, in which versions."""
+    """Yield the versions of emberd, Python and the frameworks, and the platform."""
     yield ok("emberd", f"emberd {__version__} in {Path(__file__).parents[1]}")
     yield ok(
         "python",
@@ -54,7 +54,7 @@ def _platform(wanted: Wanted) -> Finding:
     return note(
         "platform",
         f"{fact}: servers are started on Linux and macOS only",
-        "Name a server that runs elsewhere: EMBERD_BASE_URL=http://HOST:30000/v1",
+        "Use a server on another machine: EMBERD_BASE_URL=http://HOST:30000/v1",
     )
 
 
@@ -76,15 +76,15 @@ def _integration(name: str, framework: str) -> Finding:
     if version is None and beside is not None:
         return note(
             framework,
-            f"{framework} {beside} is here, and {name} is not",
-            f"To use emberd from it: pip install {name}",
+            f"{framework} {beside} is installed, but {name} is not",
+            f"To use emberd with it: pip install {name}",
         )
     if version is None:
         return ok(framework, f"neither {framework} nor {name} is installed")
     if version != __version__:
         return note(
             name,
-            f"{name} {version} beside emberd {__version__}: they are released together",
+            f"{name} {version} is installed with emberd {__version__}: the versions must be equal",
             f"pip install --upgrade emberd {name}",
         )
     return ok(name, f"{name} {version} with {framework} {beside or 'absent'}")
@@ -97,19 +97,19 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-_SHARED: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps it; nothing is made there
+_SHARED: Final = Path("/dev/shm")  # noqa: S108 - mounted there by Linux; no file is created
 _LEAST_SHARED_BYTES: Final = 64 * 1024 * 1024
 _LEAST_SHARED_SPREAD_BYTES: Final = 1024 * 1024 * 1024
-_LEAST_MEMORY_BYTES: Final = 4_000_000_000  # four Python processes, three of them with torch
+_LEAST_MEMORY_BYTES: Final = 4_000_000_000  # four Python processes, three of which import torch
 _LEAST_FILES: Final = 1024
-_LEAST_TASKS: Final = 1024  # processes and threads; torch makes some for each core
+_LEAST_TASKS: Final = 1024  # processes and threads; torch creates some per core
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _OWN_CGROUP: Final = Path("/proc/self/cgroup")
 _SHM_ADVICE: Final = "In a container: docker run --shm-size 1g (or --ipc=host)"
 
 
 def check_limits(wanted: Wanted) -> Iterator[Finding]:
-    """Yield what memory there is, and which limits hold."""
+    """Yield the available memory and the limits of this machine or container."""
     yield _memory()
     if sys.platform == "linux":
         yield _shared(wanted)
@@ -125,9 +125,9 @@ def _memory() -> Finding:
     if seen.available < _LEAST_MEMORY_BYTES:
         return note(
             "memory",
-            f"{fact}: a server's processes take about {in_words(_LEAST_MEMORY_BYTES)} besides "
-            f"what the model takes on its device",
-            "Free some memory, or the kernel may kill the server while it loads.",
+            f"{fact}: a server's processes need about {in_words(_LEAST_MEMORY_BYTES)} in addition "
+            f"to the model's memory on its device",
+            "Free some memory; otherwise the kernel may kill the server while it loads.",
         )
     return ok("memory", fact)
 
@@ -141,9 +141,9 @@ def _shared(wanted: Wanted) -> Finding:
     needed = _LEAST_SHARED_SPREAD_BYTES if wanted.options.gpus > 1 else _LEAST_SHARED_BYTES
     fact = f"{in_words(free)} free in {_SHARED}"
     if not os.access(_SHARED, os.W_OK):
-        return problem("shared memory", f"{_SHARED} may not be written by this user", _SHM_ADVICE)
+        return problem("shared memory", f"{_SHARED} is not writable", _SHM_ADVICE)
     if free < needed:
-        return note("shared memory", f"{fact}, and a server wants {in_words(needed)}", _SHM_ADVICE)
+        return note("shared memory", f"{fact}; a server needs {in_words(needed)}", _SHM_ADVICE)
     return ok("shared memory", fact)
 
 
@@ -152,7 +152,7 @@ def _cgroup() -> Iterator[Finding]:
     if memory is not None:
         limit, used = memory
         left = max(0, limit - used)
-        fact = f"this container or session may take {in_words(limit)}; {in_words(left)} are left"
+        fact = f"this container or session is limited to {in_words(limit)}; {in_words(left)} left"
         if left < _LEAST_MEMORY_BYTES:
             yield note("memory limit", fact, "Raise it (docker run --memory, MemoryMax=).")
         else:
@@ -161,13 +161,13 @@ def _cgroup() -> Iterator[Finding]:
     if tasks is not None and tasks[0] - tasks[1] < _LEAST_TASKS:
         yield note(
             "task limit",
-            f"{tasks[1]} of {tasks[0]} processes and threads are there already",
-            "Raise it (docker run --pids-limit, TasksMax=): a server makes some hundreds.",
+            f"{tasks[1]} of {tasks[0]} processes and threads are in use",
+            "Raise it (docker run --pids-limit, TasksMax=): a server needs some hundreds.",
         )
 
 
 def _cgroup_figures(limit_file: str, used_file: str) -> tuple[int, int] | None:
-    """Return the tightest limit above this process, and what is used of it; None for none."""
+    """Return the tightest limit on this process and its usage; None if there is no limit."""
     found = []
     for folder in _cgroup_folders():
         try:
@@ -183,7 +183,7 @@ def _cgroup_folders() -> list[Path]:
         lines = _OWN_CGROUP.read_text().splitlines()
     except OSError:
         return []
-    # Of version 2 alone: one hierarchy, its line begins with 0.
+    # cgroup v2 only: it has one hierarchy, whose line begins with 0.
     own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
     folder = _CGROUPS / own
     return [at for at in (folder, *folder.parents) if at.is_relative_to(_CGROUPS)]
@@ -192,7 +192,7 @@ def _cgroup_folders() -> list[Path]:
 def _limits() -> Iterator[Finding]:
     try:
         import resource
-    except ImportError:  # Windows has none
+    except ImportError:  # not available on Windows
         return
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     tasks = resource.getrlimit(resource.RLIMIT_NPROC)[0]
@@ -205,7 +205,7 @@ def _limits() -> Iterator[Finding]:
         raised = [f"ulimit {word.split()[1]} {_LEAST_FILES}" for word in low]
         yield note(
             "limits",
-            f"{' and '.join(low)}: little for a server with its threads and connections",
+            f"{' and '.join(low)}: low for a server with its threads and connections",
             "; ".join(raised),
         )
         return
@@ -224,15 +224,15 @@ _NETWORK: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
-    """What a path lies on.
+class Filesystem:
+    """The file system of a path.
 
     Attributes:
-        path: The path itself, or the nearest folder above it that exists.
-        kind: The file system's name; empty when not known.
-        free_bytes: What this user may still write there.
-        inodes: How many files may still be made; None where there is no such limit.
-        writable: Whether this user may make files there.
+        path: The path itself, or its nearest existing parent.
+        kind: Type of the file system, such as ``ext4``; empty if unknown.
+        free_bytes: Free space for this user, in bytes.
+        inodes: Number of files that can still be created; None if not limited.
+        writable: Whether this user may create files there.
     """
 
     path: Path
@@ -243,19 +243,19 @@ class Ground:
 
     @property
     def is_shared(self) -> bool:
-        """Whether it is another machine's."""
+        """Whether it is a network file system."""
         return self.kind in _NETWORK
 
 
-def ground(path: str | Path) -> Ground:
-    """Return what ``path`` lies on, whether it exists or not.
+def filesystem_of(path: str | Path) -> Filesystem:
+    """Return the file system of ``path``, which need not exist.
 
     Raises:
-        OSError: It cannot be looked at.
+        OSError: It cannot be examined.
     """
-    place = existing(Path(path))
+    place = nearest_existing(Path(path))
     facts = os.statvfs(place)
-    return Ground(
+    return Filesystem(
         path=place,
         kind=_kind(os.path.realpath(place)),
         free_bytes=shutil.disk_usage(place).free,
@@ -264,8 +264,8 @@ def ground(path: str | Path) -> Ground:
     )
 
 
-def existing(path: Path) -> Path:
-    """Return ``path``, or the nearest folder above it that exists."""
+def nearest_existing(path: Path) -> Path:
+    """Return ``path``, or its nearest existing parent."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
@@ -274,9 +274,9 @@ def existing(path: Path) -> Path:
 def _kind(path: str) -> str:
     import psutil
 
-    # The table of mounts alone is read: a mount whose server is away would hang.
+    # Only the mount table is read: a call on a mount whose server is down would hang.
     mounts = [m for m in psutil.disk_partitions(all=True) if _holds(m.mountpoint, path)]
-    # Of two on one place the later lies on top.
+    # Of two mounts at one path the later one hides the earlier.
     return max(enumerate(mounts), key=_depth)[1].fstype if mounts else ""
 
 
@@ -298,15 +298,15 @@ _LONGEST_TEMPORARY_CHARACTERS: Final = 70
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A folder that something has to fit into.
+class DiskNeed:
+    """A folder with the disk space that it needs.
 
     Attributes:
-        name: What it is, for people.
-        path: Where it is.
-        needs_bytes: What has to fit.
-        why: What that is for.
-        variable: What moves it to another disk.
+        name: Name of the folder in the report.
+        path: Path of the folder.
+        needs_bytes: Space that will be needed, in bytes.
+        why: Purpose of the space.
+        variable: Environment variable that moves the folder.
     """
 
     name: str
@@ -317,64 +317,64 @@ class Place:
 
 
 def check_disks(wanted: Wanted) -> Iterator[Finding]:
-    """Yield whether each disk has room for what is still to be written."""
+    """Yield whether each disk has enough space for logs, engines, weights and temporary files."""
     places = list(_places(wanted, os.environ))
-    # Each by itself: one network disk that is away must not hide the others.
+    # Separately: a network disk that hangs must not hide the others.
     for place, seen in zip(
-        places, gather([partial(ground, p.path) for p in places], _SECONDS), strict=True
+        places, gather([partial(filesystem_of, p.path) for p in places], _SECONDS), strict=True
     ):
         yield _finding(place, seen)
     if len(tempfile.gettempdir()) > _LONGEST_TEMPORARY_CHARACTERS:
         yield note(
             "temporary files",
-            f"the path {tempfile.gettempdir()} is long, and a socket's may have 107 characters",
+            f"the path {tempfile.gettempdir()} is long; a socket path has at most 107 characters",
             "export TMPDIR=/tmp",
         )
 
 
-def _places(wanted: Wanted, environ: Mapping[str, str]) -> Iterator[Place]:
-    yield Place("home", wanted.home, _STATE_BYTES, "state and logs", "EMBERD_HOME")
+def _places(wanted: Wanted, environ: Mapping[str, str]) -> Iterator[DiskNeed]:
+    yield DiskNeed("home", wanted.home, _STATE_BYTES, "state and logs", "EMBERD_HOME")
     yield _engines(wanted)
     yield _weights(wanted)
     temporary = Path(environ.get("TMPDIR") or tempfile.gettempdir())
-    yield Place("temporary files", temporary, _SCRATCH_BYTES, "temporary files", "TMPDIR")
+    yield DiskNeed("temporary files", temporary, _SCRATCH_BYTES, "temporary files", "TMPDIR")
 
 
-def _engines(wanted: Wanted) -> Place:
+def _engines(wanted: Wanted) -> DiskNeed:
     path = Path(os.path.expanduser(wanted.places.engines))
     name = _to_install(wanted)
     if name is None:
-        return Place("engines", path, 0, "", "EMBERD_ENGINES")
+        return DiskNeed("engines", path, 0, "", "EMBERD_ENGINES")
     recipe = RECIPES[name]
     needed = round(recipe.bytes * _INSTALL_SPARE) + recipe.download_bytes
-    return Place("engines", path, needed, f"the engine {name}", "EMBERD_ENGINES")
+    return DiskNeed("engines", path, needed, f"the engine {name}", "EMBERD_ENGINES")
 
 
 def _to_install(wanted: Wanted) -> str | None:
     try:
         return None if wanted.is_given else engines.explain(wanted.spec).installable
     except EmberdError:
-        return None  # which is told where engines are
+        return None  # reported by check_engine
 
 
-def _weights(wanted: Wanted) -> Place:
+def _weights(wanted: Wanted) -> DiskNeed:
     model = wanted.spec.model
-    return Place("hub's cache", hub_cache.root(), _to_download(wanted), model, "HF_HOME")
+    return DiskNeed("hub's cache", hub_cache.root(), _to_download(wanted), model, "HF_HOME")
 
 
 def _to_download(wanted: Wanted) -> int:
     spec = wanted.spec
     if spec.model == DEMO_MODEL or model_files.is_path(spec.model) or wanted.is_given:
         return 0
-    if model.cached(spec.model, spec.revision).is_whole:
+    if model.cached_model(spec.model, spec.revision).is_complete:
         return 0
-    return model.weights_bytes(spec.model) or 0
+    return model.estimated_weight_bytes(spec.model) or 0
 
 
-def _finding(place: Place, seen: Outcome[Ground]) -> Finding:
+def _finding(place: DiskNeed, seen: BoundedResult[Filesystem]) -> Finding:
     if seen.value is None:
-        why = "does not answer" if seen.late else str(seen.error)
-        advice = f"Is it on a network disk that is away? Set {place.variable} to a local folder."
+        why = "does not respond" if seen.late else str(seen.error)
+        advice = f"If it is on a network disk, set {place.variable} to a local folder."
         return problem(place.name, f"{place.path}: {why}", advice)
     found = seen.value
     where = f"{place.path} ({found.kind})" if found.kind else f"{place.path}"
@@ -382,9 +382,10 @@ def _finding(place: Place, seen: Outcome[Ground]) -> Finding:
     elsewhere = f"Set {place.variable} to a folder on another disk"
     if found.free_bytes < place.needs_bytes:
         needed = f"{in_words(place.needs_bytes)} needed for {place.why}"
-        return problem(place.name, f"{fact}, and about {needed}", f"{elsewhere}, or make room.")
+        advice = f"{elsewhere}, or free some space."
+        return problem(place.name, f"{fact}, but about {needed}", advice)
     if found.inodes == 0:
-        return problem(place.name, f"{where} can hold no more files", f"{elsewhere}.")
+        return problem(place.name, f"{where} has no free inodes", f"{elsewhere}.")
     if not found.writable and place.needs_bytes:
-        return problem(place.name, f"{found.path} may not be written by this user", f"{elsewhere}.")
+        return problem(place.name, f"{found.path} is not writable", f"{elsewhere}.")
     return ok(place.name, fact)

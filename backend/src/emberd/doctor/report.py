@@ -1,4 +1,4 @@
-"""The checks, in their order: run at once, for a bounded time, and freed of secrets."""
+"""Runs all checks concurrently, removes secrets from their findings, and draws the verdict."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Final
 
 from emberd import env
 from emberd.doctor import engines, environment, gpu, host, model, servers, wanted
-from emberd.doctor.findings import Finding, Level, Outcome, Part, gather, note, problem
+from emberd.doctor.findings import BoundedResult, Finding, Level, Part, gather, note, problem
 from emberd.doctor.wanted import Wanted
 from emberd.errors import StateFolderError
 from emberd.manager import paths
@@ -26,7 +26,7 @@ Check = Callable[[Wanted], Iterable[Finding]]
 READING_S: Final = 2.0
 CHECKS_S: Final = 5.5
 KEYS_S: Final = 1.5
-"""Together they stay below ten seconds, whatever hangs."""
+"""The three limits add up to less than ten seconds."""
 
 CHECKS: Final[Mapping[Part, tuple[Check, ...]]] = MappingProxyType(
     {
@@ -42,18 +42,18 @@ CHECKS: Final[Mapping[Part, tuple[Check, ...]]] = MappingProxyType(
         Part.NETWORK: (servers.check_network,),
     }
 )
-"""What is looked at -> the checks of it. Each part is shown in this order."""
+"""Part -> its checks, in the order of the report."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What an examination found; no secret stands in it.
+    """The result of a diagnosis. It contains no secret.
 
     Attributes:
-        wanted: Fields of the server that was asked for, and where emberd keeps things.
-        findings: What was looked at, by part.
-        verdict: Whether a server can be had, and what to type next.
-        seconds: How long it took.
+        wanted: The requested server and emberd's folders, by field name.
+        findings: All findings, in the order of their parts.
+        verdict: Whether the model can be served, and what to do next.
+        seconds: Duration of the diagnosis.
     """
 
     wanted: Mapping[str, str | None]
@@ -66,13 +66,13 @@ def examine(
     given: Mapping[str, str] = MappingProxyType({}),
     checks: Mapping[Part, tuple[Check, ...]] = CHECKS,
 ) -> Report:
-    """Look at this machine, and return what is wrong with it and what to type.
+    """Diagnose this machine: report problems and the next command to type.
 
-    Starts nothing, and returns in less than ten seconds.
+    Starts nothing and returns in less than ten seconds.
 
     Args:
-        given: Options of the command line: model, revision, engine, device.
-        checks: What is looked at, by part.
+        given: Command-line options by name: model, revision, engine, device.
+        checks: The checks to run, by part.
     """
     begun_s = time.monotonic()
     asked = _read(given)
@@ -92,15 +92,15 @@ def examine(
 
 
 def _read(given: Mapping[str, str]) -> Wanted:
-    # The model's folder is looked at: it may be on a disk that is away.
+    # Reads the model's folder, which may be on a network disk that does not answer.
     [outcome] = gather([partial(wanted.read, given)], READING_S)
     if outcome.value is not None:
         return outcome.value
-    why = f"what is asked for cannot be read ({outcome.error!r})"
+    why = f"the settings could not be read ({outcome.error!r})"
     if outcome.late:
         why = (
-            f"The model's folder was not read within {READING_S:g} s. Is it on a disk that is "
-            f"away? Give a copy on a local one: --model PATH"
+            f"The model's folder could not be read within {READING_S:g} s. Is it on a network disk "
+            f"that does not answer? Use a copy on a local disk: --model PATH"
         )
     return wanted.unread(given, why)
 
@@ -109,16 +109,16 @@ def _run(check: Check, asked: Wanted) -> list[Finding]:
     return list(check(asked))
 
 
-def _findings(check: Check, outcome: Outcome[list[Finding]]) -> Iterator[Finding]:
+def _findings(check: Check, outcome: BoundedResult[list[Finding]]) -> Iterator[Finding]:
     name = check.__module__.rpartition(".")[2]
     if outcome.late:
         yield problem(
             name,
-            f"nothing was learnt within {CHECKS_S:g} s: something that it looks at hangs",
-            "Is a network disk away, or a driver stuck? (dmesg)",
+            f"the check did not finish within {CHECKS_S:g} s",
+            "Look for a network disk or a driver that does not respond (dmesg).",
         )
     elif outcome.error is not None:
-        yield note(name, f"the check failed: {outcome.error!r}", "This is a bug of emberd.")
+        yield note(name, f"the check failed: {outcome.error!r}", "This is a bug in emberd.")
     yield from outcome.value or ()
 
 
@@ -128,14 +128,14 @@ def _redactor(asked: Wanted) -> Redact:
 
 
 def _urls(asked: Wanted) -> list[str]:
-    """Return URLs whose paths may be secrets, as they were written and as they are used."""
+    """Return URLs whose paths may be secrets, both as given and as normalised."""
     listed = (env.text("EMBERD_DISCOVER") or "").replace(",", " ").split()
     given = ((env.text("EMBERD_BASE_URL") or "").strip(), asked.base_url)
     return [url for url in (*given, *listed, *asked.places.discover) if url]
 
 
 def _keys(asked: Wanted) -> Iterator[str]:
-    """Yield keys that must not be seen: the user's, and those of running servers."""
+    """Yield the keys to hide: the user's, and those of running servers."""
     yield from secrets(asked.options.arguments)
     if asked.api_key:
         yield asked.api_key
@@ -147,7 +147,7 @@ def _recorded(home: Path) -> list[str]:
     own = paths.Home(Path(os.path.realpath(home)))
     keys = []
     for folder in own.all_server_folders():
-        with suppress(StateFolderError):  # one folder that cannot be read hides no other's key
+        with suppress(StateFolderError):  # the keys of the other folders are still read
             kept = read_record(folder)
             if kept is not None and kept.endpoint is not None and kept.endpoint.api_key:
                 keys.append(kept.endpoint.api_key)
@@ -176,9 +176,9 @@ def _cleaned(finding: Finding, redact: Redact) -> Finding:
     )
 
 
-# What stops everything, a server that runs included.
+# Problems that prevent even the use of a running server.
 _ALWAYS: Final = (Part.SETTINGS, Part.SERVERS)
-# Whose problem is to be mended first: without a disk no engine, without an engine no model.
+# The order in which problems must be fixed: an engine needs disk space, a model needs an engine.
 _ORDER: Final = (
     *(*_ALWAYS, Part.STATE, Part.DISK, Part.GPU, Part.ENGINE, Part.MODEL, Part.MEMORY),
     *(Part.NETWORK, Part.SOFTWARE),
@@ -187,12 +187,12 @@ _ORDER: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The outcome of an examination.
+    """The conclusion of a diagnosis.
 
     Attributes:
-        good: Whether a server of the wanted model can be had here.
-        text: By what, or what is in the way.
-        next: What to type or to do; empty when nothing is needed.
+        good: Whether the requested model can be served on this machine.
+        text: How it is served, or the first problem that prevents it.
+        next: Next command or step; empty if none is needed.
     """
 
     good: bool
@@ -201,10 +201,10 @@ class Verdict:
 
 
 def judge(wanted: Wanted, findings: Sequence[Finding]) -> tuple[Verdict, list[Finding]]:
-    """Return the verdict, and the findings as they are to be seen in its light.
+    """Return the verdict, and the findings with their levels adjusted to it.
 
-    Where a server runs or is given, none has to be started: what would keep one from that is
-    then a note.
+    If a server is running or given, none has to be started, so problems that would prevent a
+    start become notes.
     """
     problems = sorted(
         (f for f in findings if f.level is Level.PROBLEM), key=lambda f: _ORDER.index(f.part)
@@ -218,14 +218,14 @@ def judge(wanted: Wanted, findings: Sequence[Finding]) -> tuple[Verdict, list[Fi
         return _bad(wanted, problems[0]), list(findings)
     started = next((f.gives for f in findings if f.gives), None)
     if started is None:
-        return Verdict(False, f"No server of {wanted.spec.model} is sure to be had here"), [
-            *findings
-        ]
+        return Verdict(
+            False, f"Cannot tell whether {wanted.spec.model} can be served on this machine"
+        ), [*findings]
     return Verdict(True, started), list(findings)
 
 
 def _bad(wanted: Wanted, first: Finding) -> Verdict:
-    text = f"No server of {wanted.spec.model} can be had here yet: {first.fact}"
+    text = f"{wanted.spec.model} cannot be served on this machine yet: {first.fact}"
     return Verdict(False, text, first.advice)
 
 

@@ -1,4 +1,4 @@
-"""Servers: the one that was given, those that emberd keeps, and those of others."""
+"""Servers: given, started by emberd and external ones; the state folder, proxies and ports."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 
 from emberd import probe
 from emberd.client.verify import verify
-from emberd.doctor.engines import up
-from emberd.doctor.findings import Finding, Outcome, gather, note, ok, problem, split
-from emberd.doctor.host import Ground, existing, ground
+from emberd.doctor.engines import up_command
+from emberd.doctor.findings import BoundedResult, Finding, gather, note, ok, problem, split
+from emberd.doctor.host import Filesystem, filesystem_of, nearest_existing
 from emberd.doctor.wanted import Wanted
 from emberd.endpoint import Endpoint
 from emberd.errors import AuthenticationError, EmberdError, StateFolderError
@@ -33,22 +33,22 @@ from emberd.system.redaction import host
 
 _REQUEST_S: Final = 3.5
 _SERVER_S: Final = 4.0
-_SHOW_KEY: Final = "If you know its key: export EMBERD_API_KEY=KEY EMBERD_DISCOVER={}"
+_SHOW_KEY: Final = "With its key: export EMBERD_API_KEY=KEY EMBERD_DISCOVER={}"
 _GIVEN: Final = "base_url is given"
 
 
 def check_servers(wanted: Wanted) -> Iterator[Finding]:
-    """Yield which servers there are, and which of them serves what is wanted."""
+    """Yield the known servers and which of them serves the requested model."""
     deadline_s = time.monotonic() + _SERVER_S
     candidates = list(_candidates(wanted))
-    # All are asked at once: one that hangs must not use up the time of the others.
+    # Concurrently: a server that hangs must not use up the time of the others.
     jobs = [partial(_asked, wanted, candidate) for candidate in candidates]
     outcomes = gather(jobs, _SERVER_S)
     found = [_other(wanted, *pair) for pair in zip(candidates, outcomes, strict=True)]
     marks = lost_records.MarkedProcesses()
     for view in _views(wanted, deadline_s):
         found += _own(wanted, view, marks)
-    yield from found or [ok("servers", "none runs")]
+    yield from found or [ok("servers", "no server is running")]
 
 
 def _candidates(wanted: Wanted) -> Iterator[Candidate]:
@@ -63,13 +63,13 @@ def _asked(wanted: Wanted, candidate: Candidate) -> Endpoint:
     asks = partial(verify, timeout_s=_REQUEST_S)
     if candidate.why == _GIVEN:
         return asks(candidate.url, candidate.api_key, wanted.spec)
-    # As ``ensure`` does it, so that nothing is sent to a server that it would not ask.
+    # The same function as in ``ensure``, so that nothing is sent to a server that it would skip.
     return discovery.verify_candidate(
         candidate, wanted.spec, asks, first_answer_s=_REQUEST_S
     ).endpoint
 
 
-def _other(wanted: Wanted, candidate: Candidate, outcome: Outcome[Endpoint]) -> Finding:
+def _other(wanted: Wanted, candidate: Candidate, outcome: BoundedResult[Endpoint]) -> Finding:
     if candidate.why == _GIVEN:
         return _given(wanted, candidate.url, outcome)
     name = f"{candidate.url} ({candidate.why})"
@@ -79,21 +79,21 @@ def _other(wanted: Wanted, candidate: Candidate, outcome: Outcome[Endpoint]) -> 
         advice = _SHOW_KEY.format(candidate.url) if wants_key else advice
         return note("found", f"{name} is not used: {fact}", advice)
     fact = f"{name} serves {wanted.spec.model}: {_size(outcome.value)}"
-    return ok("found", fact, gives=f"{fact}. It is found and used; emberd will not stop it")
+    return ok("found", fact, gives=f"{fact}. emberd uses it and does not stop it")
 
 
-def _given(wanted: Wanted, url: str, outcome: Outcome[Endpoint]) -> Finding:
+def _given(wanted: Wanted, url: str, outcome: BoundedResult[Endpoint]) -> Finding:
     if outcome.value is None:
         fact, advice = split(_why(outcome, url))
         advice = advice or "Correct EMBERD_BASE_URL, or unset it: emberd then finds or starts one."
         return problem("base_url", fact, advice)
     fact = f"{url} serves {wanted.spec.model}: {_size(outcome.value)}"
-    return ok("base_url", fact, gives=f"{fact}. It is used, and nothing is ever started")
+    return ok("base_url", fact, gives=f"{fact}. emberd uses it and starts no server")
 
 
 def _views(wanted: Wanted, deadline_s: float) -> Iterator[ServerSnapshot]:
     for folder in paths.Home(Path(os.path.realpath(wanted.home))).all_server_folders():
-        with suppress(StateFolderError):  # told where the state folder is looked at
+        with suppress(StateFolderError):  # reported by check_state
             yield state.settled_snapshot(folder, deadline_s, Timing().poll_s)
 
 
@@ -112,12 +112,12 @@ def _own(
     if status.state is State.FAILED:
         yield note("own", fact, _after_failure(wanted, status))
     elif status.state is State.READY and not _answers(status):
-        yield note("own", f"{fact}, and does not answer", _log(status))
+        yield note("own", f"{fact}, but does not respond", _log(status))
     elif status.state is not State.ABSENT:
         serves = status.spec.key == wanted.spec.key and view.serves(wanted.spec)
-        # An external one is only recorded here: it was asked itself, above.
+        # An external server is only recorded here; it was verified above.
         serves = serves and status.origin == "own"
-        yield ok("own", fact, gives=f"{fact}: it is used" if serves else "")
+        yield ok("own", fact, gives=f"{fact}; emberd uses it" if serves else "")
     yield from _leftover(view)
 
 
@@ -131,12 +131,12 @@ def _answers(status: ServerStatus) -> bool:
 
 
 def _after_failure(wanted: Wanted, status: ServerStatus) -> str:
-    again = f"; then: {up(wanted)}" if status.spec.key == wanted.spec.key else ""
+    again = f"; then: {up_command(wanted)}" if status.spec.key == wanted.spec.key else ""
     return _log(status) + again
 
 
 def _log(status: ServerStatus) -> str:
-    return f"Look at its log: {status.log_path}" if status.log_path else "emberd stop"
+    return f"Read its log: {status.log_path}" if status.log_path else "emberd stop"
 
 
 def _leftover(view: ServerSnapshot) -> Iterator[Finding]:
@@ -144,17 +144,17 @@ def _leftover(view: ServerSnapshot) -> Iterator[Finding]:
     if left:
         yield note(
             "leftover",
-            f"processes of a server that is gone still run: {', '.join(left)}",
-            "emberd stop  (ends what is left; the next start does so too)",
+            f"processes of a stopped server are still running: {', '.join(left)}",
+            "emberd stop  (ends them; so does the next start)",
         )
 
 
-def _why(outcome: Outcome[Endpoint], url: str) -> str:
+def _why(outcome: BoundedResult[Endpoint], url: str) -> str:
     if outcome.late:
-        return f"{url} did not answer within {_SERVER_S:g} s."
+        return f"{url} did not respond within {_SERVER_S:g} s."
     if isinstance(outcome.error, EmberdError):
         return str(outcome.error)
-    return f"{url} cannot be asked: {type(outcome.error).__name__}."
+    return f"{url} could not be verified: {type(outcome.error).__name__}."
 
 
 def _size(endpoint: Endpoint) -> str:
@@ -162,26 +162,26 @@ def _size(endpoint: Endpoint) -> str:
     return f"{endpoint.dimensions} dimensions{context}"
 
 
-_ELSEWHERE: Final = "Set EMBERD_HOME to a folder of your own on a local disk."
+_ELSEWHERE: Final = "Set EMBERD_HOME to your own folder on a local disk."
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _MOST_SKEW_S: Final = 2.0
 _OPEN_AGAIN: Final = "/proc/self/fd/{}"
-_EARLIEST_S: Final = 1_735_689_600  # 1 January 2025: no emberd was there before
+_EARLIEST_S: Final = 1_735_689_600  # 1 January 2025, before the first release of emberd
 
 
 def check_state(wanted: Wanted) -> Iterator[Finding]:
-    """Yield whether servers' state can be kept in the home."""
-    under = ground(wanted.home)
+    """Yield whether EMBERD_HOME can hold the state of servers."""
+    under = filesystem_of(wanted.home)
     yield _home(wanted.home)
     if under.is_shared:
         yield note(
             "file system",
-            f"{wanted.home} is on {under.kind}, another machine's disk: whether its locks hold is "
-            f"that machine's matter",
+            f"{wanted.home} is on {under.kind}, a network file system: whether its locks work "
+            f"depends on the file server",
             _ELSEWHERE,
         )
     if not under.writable:
-        yield problem("home", f"{under.path} may not be written by this user", _ELSEWHERE)
+        yield problem("home", f"{under.path} is not writable", _ELSEWHERE)
         return
     yield from _tried(under)
     own = paths.Home(Path(os.path.realpath(wanted.home)))
@@ -192,7 +192,7 @@ def check_state(wanted: Wanted) -> Iterator[Finding]:
 
 def _home(home: Path) -> Finding:
     if not home.exists():
-        return ok("home", f"{home} is not there yet; the first start makes it")
+        return ok("home", f"{home} does not exist yet; the first start creates it")
     if not home.is_dir():
         return problem("home", f"{home} is not a folder", _ELSEWHERE)
     facts = home.stat()
@@ -200,7 +200,7 @@ def _home(home: Path) -> Finding:
     if facts.st_uid != os.geteuid():
         return note("home", f"{home} belongs to user {facts.st_uid} (mode {mode:o})", _ELSEWHERE)
     if mode & _OTHERS_WRITE:
-        return note("home", f"{home} may be written by others (mode {mode:o})", f"chmod 700 {home}")
+        return note("home", f"{home} is writable by others (mode {mode:o})", f"chmod 700 {home}")
     return ok("home", f"{home} (mode {mode:o})")
 
 
@@ -213,10 +213,10 @@ def _private(folder: Path, told: Callable[..., Finding]) -> Iterator[Finding]:
         yield told("state folder", *split(str(error)))
 
 
-def _tried(under: Ground) -> Iterator[Finding]:
-    """Write to a file that has no name and look what locks and times it has."""
+def _tried(under: Filesystem) -> Iterator[Finding]:
+    """Test locks and timestamps with an unnamed temporary file."""
     try:
-        with tempfile.TemporaryFile(dir=existing(under.path)) as probe:
+        with tempfile.TemporaryFile(dir=nearest_existing(under.path)) as probe:
             yield _locks(probe)
             yield _clock(probe)
     except OSError as error:
@@ -227,14 +227,14 @@ def _locks(probe: IO[bytes]) -> Finding:
     try:
         fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if _is_free_again(probe):
-            return problem("locks", "two processes can hold the same lock there", _ELSEWHERE)
+            return problem("locks", "two processes can hold the same file lock", _ELSEWHERE)
     except OSError as error:
-        return problem("locks", f"locks do not work there ({error.strerror})", _ELSEWHERE)
-    return ok("locks", "locks work there")
+        return problem("locks", f"file locks do not work ({error.strerror})", _ELSEWHERE)
+    return ok("locks", "file locks work")
 
 
 def _is_free_again(probe: IO[bytes]) -> bool:
-    """Return whether the lock can be taken a second time, by another opening of the file."""
+    """Return whether a second open file description can take the lock too."""
     with contextlib.suppress(FileNotFoundError), _opened_again(probe) as again:
         try:
             fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -245,7 +245,7 @@ def _is_free_again(probe: IO[bytes]) -> bool:
 
 
 def _opened_again(probe: IO[bytes]) -> Any:
-    # Linux alone opens the file anew here; elsewhere the path is not there.
+    # Only Linux has this path, which opens the file a second time.
     return open(_OPEN_AGAIN.format(probe.fileno()), "rb")
 
 
@@ -259,16 +259,16 @@ def _clock(probe: IO[bytes]) -> Finding:
         return note(
             "clock",
             f"this machine's clock says {time.strftime('%Y-%m-%d', time.gmtime(now))}: "
-            f"certificates of the hub are refused",
+            f"the hub's certificates are rejected",
             "Set the clock (timedatectl set-ntp true).",
         )
     if abs(skew) > _MOST_SKEW_S:
         return note(
             "clock",
-            f"files there are stamped {skew:+.0f} s from this machine's clock",
+            f"timestamps of new files differ by {skew:+.0f} s from this machine's clock",
             "Set the clocks of both machines (timedatectl set-ntp true).",
         )
-    return ok("clock", "files there are stamped with this machine's time")
+    return ok("clock", "timestamps of new files agree with this machine's clock")
 
 
 _PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
@@ -276,20 +276,20 @@ _EXCEPT: Final = "NO_PROXY"
 
 
 def check_network(wanted: Wanted) -> Iterator[Finding]:
-    """Yield what is sent through a proxy, and who has the ports that matter."""
+    """Yield which proxies apply, and which processes listen on the ports that emberd uses."""
     yield from _proxies(wanted)
     yield from _ports(wanted)
 
 
 def _proxies(wanted: Wanted) -> Iterator[Finding]:
-    # Host and port alone: a proxy's URL may hold a user's name and password.
+    # Only host and port: the URL of a proxy may contain a user name and a password.
     shown = [f"{name}={host(text)}" for name in _PROXIES if (text := _value(name))]
     if not shown:
-        yield ok("proxy", "none is set")
+        yield ok("proxy", "no proxy is set")
         return
     if excepted := _value(_EXCEPT):
         shown.append(f"{_EXCEPT}={excepted}")
-    yield ok("proxy", f"{', '.join(shown)} (never used for this machine itself)")
+    yield ok("proxy", f"{', '.join(shown)} (not used for loopback)")
     for url in filter(None, (wanted.base_url, *wanted.places.discover)):
         yield from _between(url)
 
@@ -302,7 +302,7 @@ def _between(url: str) -> Iterator[Finding]:
         yield note(
             "proxy",
             f"requests to {host(url)} go through the proxy {host(proxy)}",
-            f"If it is in your own network: export NO_PROXY={name}",
+            f"If it is in your network: export NO_PROXY={name}",
         )
 
 
@@ -319,9 +319,9 @@ def _port(wanted: Wanted, port: int) -> Finding:
     except OSError as error:
         return note(
             name,
-            f"it cannot be seen what listens there: the listening sockets cannot be read ({error})",
-            "Allow sock_diag (netlink) or /proc/net/tcp in this sandbox: no server of this "
-            "machine is used without.",
+            f"cannot tell what listens there: the listening sockets cannot be read ({error})",
+            "Allow sock_diag (netlink) or /proc/net/tcp in this sandbox: without it, emberd uses "
+            "no server on this machine.",
         )
     if listener is None:
         return ok(name, "nothing listens there")
@@ -329,20 +329,20 @@ def _port(wanted: Wanted, port: int) -> Finding:
     if port == wanted.options.port:
         return problem(
             name,
-            f"{fact}, and a server of ours is to have it (EMBERD_PORT)",
-            "Give another one, or none: then any that is free is taken.",
+            f"{fact}, but EMBERD_PORT assigns the port to emberd's server",
+            "Set another port, or unset EMBERD_PORT to use any free port.",
         )
     if listener.is_trusted:
-        return ok(name, f"{fact}; what answers is among the servers")
+        return ok(name, f"{fact}; see servers")
     return note(
         name,
-        f"{fact}: it is not used, because that user is neither you nor root",
+        f"{fact}; ignored, because the listener belongs to another user",
         f"If you trust it: export EMBERD_BASE_URL={url}",
     )
 
 
 def _is_excepted(name: str) -> bool:
-    # Missing in the types: the proxies are an argument of the environment's own form.
+    # The type stubs lack the second parameter, a mapping of proxies.
     excepted = {"no": _value(_EXCEPT)}
     bypass = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]
     return bool(bypass(name, excepted))

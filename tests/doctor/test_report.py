@@ -62,7 +62,8 @@ def test_the_demo_can_be_had_here(
     report = examine(DEMO)
     assert report.verdict.good
     assert report.verdict.text == (
-        "emberd can serve emberd/demo here with the engine demo: emberd up --model emberd/demo"
+        "emberd/demo can be served on this machine with the engine demo: "
+        "emberd up --model emberd/demo"
     )
     assert {finding.part for finding in report.findings} == set(doctor_report.CHECKS)
     assert [f for f in report.findings if f.level is Level.PROBLEM] == []
