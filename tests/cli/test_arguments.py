@@ -97,7 +97,7 @@ def test_the_same_model_may_be_named_twice(emberd: Command, tmp_path: Path) -> N
     folder = tmp_path / "model"
     folder.mkdir()
     spelt = emberd("stop", str(folder), "-m", str(folder / ".." / "model"))
-    assert (spelt.code, spelt.out) == (0, f"No server of {folder} runs: nothing to stop.\n")
+    assert (spelt.code, spelt.out) == (0, f"No server of {folder} is running.\n")
 
 
 def test_the_argument_of_env_stop_and_logs_is_the_model(emberd: Command) -> None:

@@ -57,19 +57,19 @@ def test_an_engine_is_installed_listed_and_removed(
     shown = capsys.readouterr()
     first, place, following = shown.out.splitlines()
     assert first.startswith("Installed tiny 1.5: 0 MB in ")
-    assert place == f"It lies in {engines / 'tiny-1.5'}"
+    assert place == f"Folder: {engines / 'tiny-1.5'}"
     assert following == "Next: emberd up --engine tiny"
 
     assert app.run(["engine", "install", "tiny"]) == 0
-    assert "is installed already (0 MB): nothing to do." in capsys.readouterr().out
+    assert "is already installed (0 MB)." in capsys.readouterr().out
     assert state(capsys) == [("1.5", "installed")]
     assert app.run(["engine", "list"]) == 0
     assert str(engines / "tiny-1.5" / "bin" / "python") in capsys.readouterr().out
 
     assert app.run(["engine", "remove", "tiny"]) == 0
-    assert capsys.readouterr().out == "Removed tiny 1.5: 0 MB are free again.\n"
+    assert capsys.readouterr().out == "Removed tiny 1.5 (0 MB).\n"
     assert app.run(["engine", "remove", "tiny"]) == 0
-    assert capsys.readouterr().out == "tiny is not installed: nothing to remove.\n"
+    assert capsys.readouterr().out == "tiny is not installed.\n"
 
 
 def test_the_list_tells_what_is_half_made_broken_old_or_elsewhere(
@@ -81,13 +81,13 @@ def test_the_list_tells_what_is_half_made_broken_old_or_elsewhere(
     (engines / "tiny-1.5").mkdir(parents=True)
     assert state(capsys) == [("1.5", "unfinished")]
     assert app.run(["engine", "remove", "tiny"]) == 0
-    assert "what an interrupted installation of tiny had left" in capsys.readouterr().out
+    assert "the remains of an interrupted installation of tiny" in capsys.readouterr().out
 
     own = tiny_engine.make(engines)
     monkeypatch.setattr(recipes, "RECIPES", {"tiny": replace(tiny_engine.recipe(), version="2.0")})
     monkeypatch.setenv("COLUMNS", "300")
     assert app.run(["engine", "list"]) == 0
-    assert "this emberd wants 2.0" in capsys.readouterr().out
+    assert "this version of emberd needs 2.0" in capsys.readouterr().out
     monkeypatch.setenv("EMBERD_TINY_PYTHON", own.python)
     assert state(capsys) == [("1.5", "installed")]
     monkeypatch.setenv("EMBERD_TINY_PYTHON", str(tmp_path / "no"))

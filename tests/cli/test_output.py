@@ -26,7 +26,7 @@ def test_a_duration_has_at_most_two_units(seconds: float, text: str) -> None:
 
 
 def test_one_is_singular() -> None:
-    assert [output.counted(n, "text") for n in (0, 1, 2)] == ["0 texts", "1 text", "2 texts"]
+    assert [output.pluralize(n, "text") for n in (0, 1, 2)] == ["0 texts", "1 text", "2 texts"]
 
 
 def test_never_is_a_duration_too() -> None:

@@ -1,4 +1,4 @@
-"""What the command writes: results on stdout, everything else on stderr."""
+"""Output of the command: results on stdout, the rest on stderr; exit codes; readable numbers."""
 
 from __future__ import annotations
 
@@ -16,31 +16,53 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-# A table that is read by a program, or by a pager, is not folded to a width nobody has.
+# Output to a file or a pager is not wrapped to the width of a terminal.
 _PIPED_COLUMNS: Final = 240
 
 
-def say(text: str = "") -> None:
+def write_line(text: str = "") -> None:
     """Write a line of the result."""
     typer.echo(text)
 
 
 def note(text: str) -> None:
-    """Write a line for people, which is no part of the result."""
+    """Write a message to stderr; it is not part of the result."""
     typer.echo(text, err=True)
 
 
-def dump(content: Any) -> None:
+def write_json(content: Any) -> None:
     """Write the result as JSON."""
     typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
 
 
+class Spinner:
+    """A line on stderr that is redrawn in place. It appears at the first update."""
+
+    def __init__(self) -> None:
+        """Prepare a line without writing it."""
+        self._status: Any = None
+
+    def update(self, line: str) -> None:
+        """Show ``line``."""
+        from rich.markup import escape
+
+        if self._status is None:
+            self._status = console(stderr=True).status(escape(line))
+            self._status.start()
+        self._status.update(escape(line))
+
+    def stop(self) -> None:
+        """Remove the line."""
+        if self._status is not None:
+            self._status.stop()
+
+
 def console(*, stderr: bool = False, piped_columns: int = _PIPED_COLUMNS) -> Console:
-    """Return a console that has colours on a terminal alone, and no style with NO_COLOR.
+    """Return a console with colours only on a terminal, and without styles if NO_COLOR is set.
 
     Args:
         stderr: Whether it writes to stderr.
-        piped_columns: How wide it writes where there is no terminal.
+        piped_columns: Width of the output without a terminal.
     """
     # Imported late: `emberd env` must not pay for it.
     from rich.console import Console
@@ -56,8 +78,8 @@ def console(*, stderr: bool = False, piped_columns: int = _PIPED_COLUMNS) -> Con
     )
 
 
-class Code(IntEnum):
-    """Exit codes of every verb."""
+class ExitCode(IntEnum):
+    """Exit codes of all subcommands."""
 
     OK = 0
     ERROR = 1
@@ -65,40 +87,40 @@ class Code(IntEnum):
     NOTHING_RUNNING = 3
     NO_ENGINE = 4
     START_FAILED = 5
-    SOME_SET_ASIDE = 6
+    ROWS_REJECTED = 6
     INTERRUPTED = 130
 
 
-MEANINGS: Final[dict[Code, str]] = {
-    Code.OK: "it worked",
-    Code.ERROR: "it failed: the reason is on stderr; or its reader left (| head), which is silent",
-    Code.USAGE: "wrong usage: an option, or an EMBERD_ variable, has a value that cannot be used",
-    Code.NOTHING_RUNNING: "there is no server (status, logs)",
-    Code.NO_ENGINE: "no engine can serve the model on this machine",
-    Code.START_FAILED: "a server did not start, or not in time",
-    Code.SOME_SET_ASIDE: "embed: the output is whole but for rows that were set aside",
-    Code.INTERRUPTED: "interrupted; a server that is starting goes on starting",
+MEANINGS: Final[dict[ExitCode, str]] = {
+    ExitCode.OK: "success",
+    ExitCode.ERROR: "failure: the reason is on stderr; or the output pipe was closed",
+    ExitCode.USAGE: "usage error: an option or an EMBERD_ variable is invalid",
+    ExitCode.NOTHING_RUNNING: "no server is running (status, logs)",
+    ExitCode.NO_ENGINE: "no engine can serve the model on this machine",
+    ExitCode.START_FAILED: "a server did not start, or not in time",
+    ExitCode.ROWS_REJECTED: "embed: complete, except for rows that were set aside",
+    ExitCode.INTERRUPTED: "interrupted; a server that is starting continues to start",
 }
 
-_OF_ERRORS: Final[tuple[tuple[type[errors.EmberdError], Code], ...]] = (
-    (errors.SettingError, Code.USAGE),
-    (errors.NoEngineError, Code.NO_ENGINE),
-    (errors.StartError, Code.START_FAILED),
-    (errors.StartTimeoutError, Code.START_FAILED),
-    (errors.LockTimeoutError, Code.START_FAILED),
+_OF_ERRORS: Final[tuple[tuple[type[errors.EmberdError], ExitCode], ...]] = (
+    (errors.SettingError, ExitCode.USAGE),
+    (errors.NoEngineError, ExitCode.NO_ENGINE),
+    (errors.StartError, ExitCode.START_FAILED),
+    (errors.StartTimeoutError, ExitCode.START_FAILED),
+    (errors.LockTimeoutError, ExitCode.START_FAILED),
 )
 
 
-def exit_code(error: BaseException) -> Code:
+def exit_code(error: BaseException) -> ExitCode:
     """Return the exit code for ``error``."""
     for kind, code in _OF_ERRORS:
         if isinstance(error, kind):
             return code
-    return Code.ERROR
+    return ExitCode.ERROR
 
 
-def table() -> str:
-    """Return the codes and their meanings, one a line, as ``emberd --help`` shows them."""
+def exit_code_table() -> str:
+    """Return the codes with their meanings, one per line, as ``emberd --help`` shows them."""
     return "\n".join(f"  {code:>3}  {meaning}" for code, meaning in MEANINGS.items())
 
 
@@ -121,12 +143,12 @@ def duration(seconds: float) -> str:
 
 
 def idle(seconds: float | None) -> str:
-    """Return when a server stops that is asked to stay for ``seconds`` after its last use."""
+    """Return the idle timeout in words; None is ``never``."""
     return "never" if seconds is None else f"after {duration(seconds)}"
 
 
-def counted(count: int, noun: str) -> str:
-    """Return ``count`` with its noun: ``1 text``, ``2 texts``."""
+def pluralize(count: int, noun: str) -> str:
+    """Return ``count`` with its noun in the right number: ``1 text``, ``2 texts``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 

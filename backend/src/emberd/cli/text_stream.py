@@ -321,4 +321,4 @@ def _summary() -> Iterator[Callable[[int], None]]:
     yield counts.append
     seconds = time.monotonic() - begin_s
     speed = f"{sum(counts) / seconds:.0f} texts/s"
-    output.note(f"{output.counted(sum(counts), 'text')} in {seconds:.1f} s ({speed})")
+    output.note(f"{output.pluralize(sum(counts), 'text')} in {seconds:.1f} s ({speed})")

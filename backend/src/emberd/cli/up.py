@@ -1,4 +1,4 @@
-"""``emberd up``."""
+"""``emberd up``: find or start a server, or show how one would be started."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from emberd.manager import Check, PendingStart, Progress, ServerStatus
 
 NOT_QWEN: Final = (
-    "The vectors of emberd/demo are those of multilingual-e5-small: they are NOT Qwen3 vectors, "
-    "and an index made of them is of no use to another model."
+    "The vectors of emberd/demo are those of multilingual-e5-small: they are NOT Qwen3 vectors. "
+    "An index of them cannot be used with another model."
 )
 
 OPEN: Final = (
-    "It asks for no key: every user of this machine can use it, read its figures and fill its "
-    "queue, and so can a web page in a browser here. It listens on loopback only; never forward "
-    "the port."
+    "It requires no key: every user of this machine, and every web page in a browser on it, can "
+    "use it, read its metrics and fill its queue. It listens only on loopback; never forward the "
+    "port."
 )
 
 _KEY_OF_GIVEN: Final = (
-    "  Each of them needs EMBERD_API_KEY set: the key of a given server is kept nowhere."
+    "  Set EMBERD_API_KEY for each of them: emberd does not store the key of a given server."
 )
 
 
@@ -59,19 +59,18 @@ def up(
 ) -> None:
     """Find or start a server and wait for it.
 
-    A running server that serves the model is used, also one that emberd did not start; a start in
-    progress is joined. An option that says how to start a server is then an error if that server
-    was started differently. A start that failed a moment ago is tried again, which programs would
-    not do.
+    Uses a running server of the model, including an external one, or joins a start in progress. An
+    option that says how to start a server is an error if that server was started differently. A
+    start that failed recently is retried, unlike in programs.
 
     Arguments for the engine go after --, for example: emberd up MODEL -- --flag value
 
-    Says which server it is and why, and how to use it.
+    Prints the server, why it was chosen, and how to use it.
     """
     given = _given(port, tp_size, dp_size, arguments, no_auth=no_auth)
     wanted = StartOptions.resolve(**given)
     settings = options.settings(
-        model=options.one_model(name, model),
+        model=options.resolve_model(name, model),
         engine=engine,
         device=device,
         context_tokens=context_tokens,
@@ -80,25 +79,25 @@ def up(
         start_timeout=start_timeout,
         embeds=False,
     )
-    options.refuse_beside_base_url(settings.base_url, given)
+    options.validate_with_base_url(settings.base_url, given)
     if dry_run:
-        show(settings.spec, wanted, as_json=as_json)
+        show_dry_run(settings.spec, wanted, as_json=as_json)
         return
-    check = partial(refuse_unmet, given=given, model=settings.model)
+    check = partial(validate_running, given=given, model=settings.model)
     server = ensure(settings, retry_failed=True, options=wanted, check=check)
     server = server.noting_unmet(overridden=given)
     idle = idle_notes(server, settings.idle_timeout, idle_timeout)
     unchecked = given_notes(server, settings)
     server = replace(server, notes=(*server.notes, *idle, *unchecked))
     if as_json:
-        output.dump(as_content(server))
+        output.write_json(as_content(server))
     else:
         for line in _lines(server, settings.spec):
-            output.say(line)
+            output.write_line(line)
 
 
 def as_content(server: Server) -> dict[str, Any]:
-    """Return a server as JSON shows it: everything but its key."""
+    """Return the JSON form of a server, without its key."""
     endpoint = server.endpoint
     return {
         "url": endpoint.url,
@@ -116,13 +115,13 @@ def as_content(server: Server) -> dict[str, Any]:
     }
 
 
-def stay(server: Server) -> str:
-    """Return how long a server stays, in one sentence."""
+def _lifetime(server: Server) -> str:
+    """Return in one sentence when a server stops."""
     if server.origin != "own":
         return "emberd did not start it and will not stop it."
     status = status_of(server)
     if status is None or status.idle_timeout is None:
-        return "It stays until `emberd stop`."
+        return "It runs until `emberd stop`."
     idle = output.duration(status.idle_timeout)
     return f"It stops {idle} after its last use, or by `emberd stop`."
 
@@ -135,7 +134,7 @@ def _given(
     *,
     no_auth: bool,
 ) -> dict[str, Any]:
-    """Return the start options of the command line, by the fields of ``StartOptions``."""
+    """Return the command-line options by field of ``StartOptions``."""
     values = {
         "port": port,
         "no_auth": no_auth or None,
@@ -152,7 +151,7 @@ def _lines(server: Server, spec: ServerSpec) -> list[str]:
     size = f"{endpoint.dimensions} dimensions{context}"
     return [
         f"{spec.model} is served at {endpoint.base_url} ({size})",
-        f"  {server.reason}. {stay(server)}",
+        f"  {server.reason}. {_lifetime(server)}",
         *([f"  {NOT_QWEN}"] if is_demo(spec.model) else []),
         *([f"  {OPEN}"] if server.origin == "own" and endpoint.api_key is None else []),
         *(f"  Note: {note}" for note in server.notes),
@@ -166,10 +165,10 @@ def _usage(server: Server, spec: ServerSpec) -> list[str]:
     wishes = {
         "model": spec.model if spec.model != ServerSpec().model else None,
         "revision": spec.revision,
-        # They choose a server, and this one is chosen by its URL.
+        # Options that choose a server; this one is chosen by its URL.
         "engine": None if is_given else spec.engine,
         "device": None if is_given else spec.device,
-        # A given server is not to be found by others: they must be given it too.
+        # Other programs cannot find a given server, so they need its URL too.
         "base_url": server.endpoint.base_url if is_given else None,
     }
     given = {name: value for name, value in wishes.items() if value is not None}
@@ -190,19 +189,19 @@ def _usage(server: Server, spec: ServerSpec) -> list[str]:
 
 
 _INDENT: Final = "    "
-_USED_INSTEAD: Final = "A running server that serves the model would be used instead."
+_USED_INSTEAD: Final = "A running server of the model would be used instead."
 
 Redact = Callable[[str], str]
 
 
-def show(spec: ServerSpec, options: StartOptions, *, as_json: bool) -> None:
-    """Print how a server for ``spec`` would be started; nothing is written or started.
+def show_dry_run(spec: ServerSpec, options: StartOptions, *, as_json: bool) -> None:
+    """Print how a server for ``spec`` would be started, without starting it or writing a file.
 
     Raises:
         NoEngineError: No engine can serve the model on this machine.
-        StartError: The machine has not got what the plan needs.
+        StartError: The machine does not meet the requirements.
     """
-    # Imported late: the other verbs must not pay for it.
+    # Imported late, to keep the other subcommands fast.
     from emberd.system.redaction import redactor, secrets, words
 
     engine = engines.choose(spec)
@@ -210,10 +209,10 @@ def show(spec: ServerSpec, options: StartOptions, *, as_json: bool) -> None:
     redact = redactor(more=secrets(options.arguments))
     command = words(plan.command, redact)
     if as_json:
-        output.dump(_content(engine.name, plan, command, redact))
+        output.write_json(_content(engine.name, plan, command, redact))
         return
-    for line in _dry_lines(engine.name, plan, command, redact, any_port=options.port is None):
-        output.say(line)
+    for line in _dry_run_lines(engine.name, plan, command, redact, any_port=options.port is None):
+        output.write_line(line)
 
 
 def _content(engine: str, plan: Plan, command: list[str], redact: Redact) -> dict[str, object]:
@@ -231,7 +230,7 @@ def _content(engine: str, plan: Plan, command: list[str], redact: Redact) -> dic
     }
 
 
-def _dry_lines(
+def _dry_run_lines(
     engine: str, plan: Plan, command: list[str], redact: Redact, *, any_port: bool
 ) -> list[str]:
     return [
@@ -243,7 +242,7 @@ def _dry_lines(
         shlex.join(command),
         "",
         *_reasons(plan, redact),
-        *([f"The port stands for any that is free: {DRY_RUN_PORT}."] if any_port else []),
+        *([f"The port {DRY_RUN_PORT} is a placeholder for any free port."] if any_port else []),
         *(_written(name) for name in sorted(plan.files)),
         *(f"Note: {redact(note)}" for note in plan.notes),
     ]
@@ -257,7 +256,7 @@ def _prefix(plan: Plan) -> list[str]:
 
 def _written(name: str) -> str:
     place = os.path.join(DRY_RUN_FOLDER, name)
-    return f"The file {place} is written at the start. Only you can read it; it may hold the key."
+    return f"The file {place} is written at the start with mode 0600. It may contain the key."
 
 
 def _reasons(plan: Plan, redact: Redact) -> list[str]:
@@ -270,7 +269,7 @@ def _reasons(plan: Plan, redact: Redact) -> list[str]:
 
 
 def _added(plan: Plan, redact: Redact) -> dict[str, str]:
-    # Only what the plan changes, and never a secret: the caller's environment is the caller's.
+    # Only what the plan changes: the rest of the environment may contain secrets.
     return {
         name: redact(value)
         for name, value in plan.environment.items()
@@ -279,33 +278,33 @@ def _added(plan: Plan, redact: Redact) -> dict[str, str]:
 
 
 def _removed(plan: Plan) -> list[str]:
-    # A command that is tried by hand must not see them either.
+    # Also removed for a command that is run by hand.
     return sorted(name for name in os.environ if name not in plan.environment)
 
 
-def refuse_unmet(found: Server | PendingStart, given: Mapping[str, Any], model: str) -> None:
-    """Do nothing if the server is started as the command line asks.
+def validate_running(found: Server | PendingStart, given: Mapping[str, Any], model: str) -> None:
+    """Raise if the server was started differently than the command line requires.
 
     Args:
-        found: The server that would be used, or the start in progress that would be joined.
-        given: Start options of the command line, by the fields of ``StartOptions``.
-        model: What it serves, for the error.
+        found: The running server, or the start in progress.
+        given: Command-line options by field of ``StartOptions``.
+        model: Model of the server, for the message.
 
     Raises:
-        SettingError: It is not; the text names the options and the server.
+        SettingError: It was; the message names the options and the server.
     """
     unmet = {name: given[name] for name in found.unmet(given)}
     if not unmet:
         return
-    stop = f"run `emberd stop {shlex.quote(model)}` first, which ends it for all its users"
+    stop = f"run `emberd stop {shlex.quote(model)}` first, which stops it for all its users"
     if not isinstance(found, Server):
-        fact, step = f"a server of {model} is starting already, without that", stop
+        fact, step = f"a server of {model} is already starting without them", stop
     elif found.origin == "own":
         key = "with" if found.endpoint.api_key else "without"
-        fact = f"{model} is served already at {found.endpoint.url} ({key} a key), by a server "
-        fact, step = f"{fact}started without that", stop
+        fact = f"{model} is already served at {found.endpoint.url} ({key} a key) by a server "
+        fact, step = f"{fact}started without them", stop
     else:
-        fact = f"{model} is served already at {found.endpoint.url}, by a server that emberd did "
+        fact = f"{model} is already served at {found.endpoint.url} by a server that emberd did "
         fact, step = f"{fact}not start", "stop that server where it was started"
     raise SettingError(
         f"{options.as_typed(unmet)} cannot be applied: {fact}. To use it as it is, leave the "
@@ -314,14 +313,14 @@ def refuse_unmet(found: Server | PendingStart, given: Mapping[str, Any], model: 
 
 
 def idle_notes(server: Server, wanted_s: float | None, given: str | None) -> Iterator[str]:
-    """Yield a note if the idle timeout that was asked for is not the one of ``server``.
+    """Yield a note if the requested idle timeout is not the one of ``server``.
 
-    The longest one that any client asked for counts, so that none loses its server too early.
+    The longest timeout that any client requested applies.
 
     Args:
-        server: The server that is used.
+        server: The server in use.
         wanted_s: The idle timeout in the settings, in seconds; None for never.
-        given: ``--idle-timeout`` as it was written; None if it was left out.
+        given: ``--idle-timeout`` as typed; None if it was left out.
     """
     if given is None and not env.text(env.IDLE_TIMEOUT):
         return
@@ -336,34 +335,34 @@ def idle_notes(server: Server, wanted_s: float | None, given: str | None) -> Ite
     if longest_s is None or longest_s > wanted_s:
         longest = "never" if longest_s is None else output.duration(longest_s)
         yield (
-            f"{asked} has no effect: the idle timeout in force is {longest}; the longest one that "
-            f"was asked for counts."
+            f"{asked} has no effect: the idle timeout is {longest}, the longest one that was "
+            f"requested."
         )
 
 
 def given_notes(server: Server, settings: Settings) -> Iterator[str]:
-    """Yield a note for each setting that chooses a server and is not checked on one given by URL.
+    """Yield a note for each setting that is not checked on a server given by its URL.
 
     Args:
-        server: The server that is used.
-        settings: What was asked for. Of the settings that are an error on the command line, only
-            the environment can have given a value.
+        server: The server in use.
+        settings: The settings. Those that are an error on the command line come from the
+            environment.
     """
     if server.origin != "given":
         return
     for name in ("engine", "device", "context_tokens"):
         if getattr(settings, name) is not None:
             variable, url = f"EMBERD_{name.upper()}", server.endpoint.url
-            yield f"{variable} has no effect: the server at {url} was given, and none is started."
+            yield f"{variable} has no effect: the server at {url} is given by EMBERD_BASE_URL."
     if settings.revision is not None:
         yield (
-            f"Revision {settings.revision} was asked for. It is not checked on a server that was "
-            f"given: {server.endpoint.url} may serve another one."
+            f"The revision of a given server is not checked: {server.endpoint.url} may serve "
+            f"another one than {settings.revision}."
         )
 
 
 def status_of(server: Server) -> ServerStatus | None:
-    """Return the status of a server that emberd started; None when it is gone."""
+    """Return the status of a server that emberd started; None if it has stopped."""
     from emberd.verified_manager import Manager
 
     return next((s for s in Manager().status() if s.start_id == server.start_id), None)
@@ -372,16 +371,16 @@ def status_of(server: Server) -> ServerStatus | None:
 _LINE_EVERY_S: Final = 10.0
 
 
-class Waiting:
-    """One line that changes on a terminal; elsewhere a line for each change and each 10 s."""
+class StartProgress:
+    """Progress of a start on stderr: one line on a terminal, else one per change and per 10 s."""
 
     def __init__(self, model: str) -> None:
-        """Wait for a server of ``model``; nothing is written before there is something to say."""
+        """Report the start of a server of ``model``. Writes nothing before the first progress."""
         self._model = model
-        self._status: Any = None
+        self._spinner = output.Spinner()
         self._last = ("", -_LINE_EVERY_S)
 
-    def __enter__(self) -> Waiting:
+    def __enter__(self) -> StartProgress:
         """Return itself."""
         return self
 
@@ -391,32 +390,23 @@ class Waiting:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Take the changing line away."""
-        if self._status is not None:
-            self._status.stop()
+        """Remove the line."""
+        self._spinner.stop()
         if kind is not None and issubclass(kind, KeyboardInterrupt):
-            # Also when nothing was said yet: a start may have been begun all the same.
+            # Also before the first progress: a start may already be running.
             output.note(
-                "A start that was begun goes on: `emberd status` shows it, `emberd stop` ends it."
+                "A running start continues: `emberd status` shows it, `emberd stop` stops it."
             )
 
     def show(self, progress: Progress) -> None:
-        """Say how far the start is."""
+        """Show ``progress``."""
         if sys.stderr.isatty():
-            self._spin(self._line(progress))
+            self._spinner.update(self._line(progress))
             return
         text, at_s = self._last
         if progress.text != text or progress.seconds - at_s >= _LINE_EVERY_S:
             self._last = (progress.text, progress.seconds)
             output.note(self._line(progress))
-
-    def _spin(self, line: str) -> None:
-        from rich.markup import escape
-
-        if self._status is None:
-            self._status = output.console(stderr=True).status(escape(line))
-            self._status.start()
-        self._status.update(escape(line))
 
     def _line(self, progress: Progress) -> str:
         doing = progress.text or "starting"
@@ -435,7 +425,7 @@ def ensure(
     Raises:
         EmberdError: What ``Manager.ensure`` or ``check`` raises.
     """
-    with Waiting(settings.model) as waiting:
+    with StartProgress(settings.model) as waiting:
         return Manager().ensure(
             settings.spec,
             base_url=settings.base_url,
