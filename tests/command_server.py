@@ -134,7 +134,7 @@ def _serve(path: str) -> NoReturn:
     _shorten_periods()
     # The first command imports what the others need, and makes the parser.
     os.environ["EMBERD_HOME"] = str(Path(path).parent / "home")
-    run = importlib.import_module("emberd.cli.run").run
+    run = importlib.import_module("emberd.cli.app").run
     with open(os.devnull, "w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
         for command in _REHEARSED:
             run(command)

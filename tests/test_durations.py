@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from emberd import Embedder, SettingError, durations
 from emberd.cache.urls import parse
-from emberd.cli import words
+from emberd.cli import output
 from langchain_emberd import EmberdEmbeddings
 from llama_index.embeddings.emberd import EmberdEmbedding
 
@@ -67,7 +67,7 @@ def test_a_text_that_is_no_duration_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("seconds", [1, 90, 119, 120, 1800, 3600, 11_100, 86_400, 187_200])
 def test_durations_that_emberd_shows_can_be_given_back(seconds: int) -> None:
-    assert durations.seconds(words.duration(seconds)) == seconds
+    assert durations.seconds(output.duration(seconds)) == seconds
 
 
 def _environment(text: str, monkeypatch: pytest.MonkeyPatch) -> float | None:

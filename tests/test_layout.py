@@ -23,15 +23,9 @@ from source_tree import PACKAGES, ROOT, Module
 # Names that several files or classes of the backend share. Take out what has become unique, and add
 # nothing but a pair that is the same thing in two packages.
 SHARED_FILE_NAMES: Final = {
-    *("__init__.py", "__main__.py", "app.py", "base.py", "batches.py", "diagnosis.py", "engine.py"),
-    *("env.py", "folders.py", "guard.py", "hub.py", "inputs.py", "job.py", "locks.py", "logs.py"),
-    *("options.py", "parts.py", "probe.py", "rows.py", "surroundings.py"),
+    *("__init__.py", "__main__.py", "app.py", "base.py", "engine.py", "env.py", "wire.py"),
 }
-SHARED_CLASS_NAMES: Final = {
-    *("Answer", "Asked", "BadRows", "Failure", "Found", "Kind", "Line", "Order", "Outcome", "Part"),
-    *("Place", "Prepared", "Progress", "Reader", "Reply", "Role", "Rows", "Summary", "Waiting"),
-    *("Writer", "_Connection", "_Part", "_Server", "_Waiting"),
-}
+SHARED_CLASS_NAMES: Final = {"Reply", "_Connection", "_Entry", "_Server"}
 
 # ---------------------------------------------------------------- imports
 

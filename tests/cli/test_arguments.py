@@ -78,7 +78,7 @@ def test_the_arguments_of_a_start_are_kept_with_the_server(emberd: Command) -> N
         (("engine", "remove", "demo", "more"), "unexpected"),
         (("engine", "install", "no-such-engine"), "no-such-engine"),
         (("engine", "remove", "no-such-engine"), "no-such-engine"),
-        (("embed", "emberd/demo"), "emberd/demo is no file"),
+        (("embed", "emberd/demo"), "emberd/demo does not exist"),
     ],
 )
 def test_an_argument_that_cannot_be_used_is_wrong_usage(
@@ -97,7 +97,7 @@ def test_the_same_model_may_be_named_twice(emberd: Command, tmp_path: Path) -> N
     folder = tmp_path / "model"
     folder.mkdir()
     spelt = emberd("stop", str(folder), "-m", str(folder / ".." / "model"))
-    assert (spelt.code, spelt.out) == (0, f"No server of {folder} runs: nothing to stop.\n")
+    assert (spelt.code, spelt.out) == (0, f"No server of {folder} is running.\n")
 
 
 def test_the_argument_of_env_stop_and_logs_is_the_model(emberd: Command) -> None:

@@ -18,14 +18,15 @@ def test_where_a_server_can_be_had_it_is_0_and_says_how(emberd: Command) -> None
     *_, blank, verdict = done.out.splitlines()
     assert blank == ""
     assert verdict == (
-        "emberd can serve emberd/demo here with the engine demo: emberd up --model emberd/demo"
+        "emberd/demo can be served on this machine with the engine demo: "
+        "emberd up --model emberd/demo"
     )
 
 
 def test_where_none_can_be_had_it_is_1_and_ends_with_what_to_type(emberd: Command) -> None:
     done = emberd("doctor", "--model", "./no-such-folder", "--device", "cpu")
     assert (done.code, done.err) == (1, "")
-    assert "\n  PROBLEM  folder: there is no folder " in done.out
+    assert "\n  PROBLEM  folder: the folder " in done.out
     assert "\n           Correct the path: --model PATH, or EMBERD_MODEL=PATH\n" in done.out
     assert done.out.splitlines()[-1].startswith("Next: ")
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from emberd import engines
-from emberd.cli import dry
+from emberd.cli import up
 from emberd.engines.base import Launch, Plan, Reason
 from emberd.settings import ServerSpec, StartOptions
 
@@ -46,7 +46,7 @@ def _chosen() -> Iterator[None]:
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str, as_json: bool = False) -> str:
     with _chosen():
-        dry.show(ServerSpec("stub/ok"), StartOptions(arguments=arguments), as_json=as_json)
+        up.show_dry_run(ServerSpec("stub/ok"), StartOptions(arguments=arguments), as_json=as_json)
     return capsys.readouterr().out
 
 
@@ -62,7 +62,7 @@ def test_before_the_command_stands_once_that_a_running_server_would_be_used(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = shown(capsys)
-    assert out.startswith("A running server that serves the model would be used instead.\n")
+    assert out.startswith("A running server of the model would be used instead.\n")
     assert out.count("used instead") == 1
 
 

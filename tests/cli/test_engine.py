@@ -11,7 +11,7 @@ import pytest
 import tiny_engine
 import tiny_wheels
 from command import Command
-from emberd.cli import run
+from emberd.cli import app
 from emberd.installs import recipes
 
 pytestmark = pytest.mark.usefixtures("engines")
@@ -40,7 +40,7 @@ def state(capsys: pytest.CaptureFixture[str]) -> list[tuple[str, str]]:
     import json
 
     capsys.readouterr()
-    assert run.run(["engine", "list", "--json"]) == 0
+    assert app.run(["engine", "list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["engines"]
     return [(row["version"], row["state"]) for row in rows]
 
@@ -48,28 +48,28 @@ def state(capsys: pytest.CaptureFixture[str]) -> list[tuple[str, str]]:
 def test_an_engine_is_installed_listed_and_removed(
     engines: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run.run(["engine", "list"]) == 0
+    assert app.run(["engine", "list"]) == 0
     shown = capsys.readouterr()
     assert "not installed" in shown.out
     assert shown.err == "To install one: emberd engine install tiny\n"
 
-    assert run.run(["engine", "install", "tiny"]) == 0
+    assert app.run(["engine", "install", "tiny"]) == 0
     shown = capsys.readouterr()
     first, place, following = shown.out.splitlines()
     assert first.startswith("Installed tiny 1.5: 0 MB in ")
-    assert place == f"It lies in {engines / 'tiny-1.5'}"
+    assert place == f"Folder: {engines / 'tiny-1.5'}"
     assert following == "Next: emberd up --engine tiny"
 
-    assert run.run(["engine", "install", "tiny"]) == 0
-    assert "is installed already (0 MB): nothing to do." in capsys.readouterr().out
+    assert app.run(["engine", "install", "tiny"]) == 0
+    assert "is already installed (0 MB)." in capsys.readouterr().out
     assert state(capsys) == [("1.5", "installed")]
-    assert run.run(["engine", "list"]) == 0
+    assert app.run(["engine", "list"]) == 0
     assert str(engines / "tiny-1.5" / "bin" / "python") in capsys.readouterr().out
 
-    assert run.run(["engine", "remove", "tiny"]) == 0
-    assert capsys.readouterr().out == "Removed tiny 1.5: 0 MB are free again.\n"
-    assert run.run(["engine", "remove", "tiny"]) == 0
-    assert capsys.readouterr().out == "tiny is not installed: nothing to remove.\n"
+    assert app.run(["engine", "remove", "tiny"]) == 0
+    assert capsys.readouterr().out == "Removed tiny 1.5 (0 MB).\n"
+    assert app.run(["engine", "remove", "tiny"]) == 0
+    assert capsys.readouterr().out == "tiny is not installed.\n"
 
 
 def test_the_list_tells_what_is_half_made_broken_old_or_elsewhere(
@@ -80,14 +80,14 @@ def test_the_list_tells_what_is_half_made_broken_old_or_elsewhere(
 ) -> None:
     (engines / "tiny-1.5").mkdir(parents=True)
     assert state(capsys) == [("1.5", "unfinished")]
-    assert run.run(["engine", "remove", "tiny"]) == 0
-    assert "what an interrupted installation of tiny had left" in capsys.readouterr().out
+    assert app.run(["engine", "remove", "tiny"]) == 0
+    assert "the remains of an interrupted installation of tiny" in capsys.readouterr().out
 
     own = tiny_engine.make(engines)
     monkeypatch.setattr(recipes, "RECIPES", {"tiny": replace(tiny_engine.recipe(), version="2.0")})
     monkeypatch.setenv("COLUMNS", "300")
-    assert run.run(["engine", "list"]) == 0
-    assert "this emberd wants 2.0" in capsys.readouterr().out
+    assert app.run(["engine", "list"]) == 0
+    assert "this version of emberd needs 2.0" in capsys.readouterr().out
     monkeypatch.setenv("EMBERD_TINY_PYTHON", own.python)
     assert state(capsys) == [("1.5", "installed")]
     monkeypatch.setenv("EMBERD_TINY_PYTHON", str(tmp_path / "no"))
@@ -105,7 +105,7 @@ def test_a_failed_installation_quotes_the_installer_as_it_is_and_exits_with_one(
 ) -> None:
     failing = '#!/bin/sh\necho "model=x: No space left on device"\nexit 2\n'
     monkeypatch.setenv("PATH", tiny_engine.path_with_uv(tmp_path / "failing", failing))
-    assert run.run(["engine", "install", "tiny", "--json"]) == 1
+    assert app.run(["engine", "install", "tiny", "--json"]) == 1
     shown = capsys.readouterr()
     assert '"kind": "InstallError"' in shown.out
     assert "error: tiny 1.5 could not be installed: the disk is full. " in shown.err

@@ -63,7 +63,7 @@ def test_a_failure_as_json_is_json_alone(emberd: Command) -> None:
 def test_its_help_tells_of_failures_and_of_other_ports(emberd: Command) -> None:
     told = " ".join(emberd("env", "--help").out.split())
     assert "the eval fails too" in told
-    assert "Port and key are others when the server has been stopped and started" in told
+    assert "The port and the key change when the server is restarted" in told
 
 
 def test_exactly_two_lines_are_printed(running: Command) -> None:

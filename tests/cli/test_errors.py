@@ -10,8 +10,8 @@ import pytest
 import checkpoints_made
 from command import Command, stub
 from emberd import errors
-from emberd.cli import codes, options, run
-from emberd.cli.codes import Code
+from emberd.cli import app, options, output
+from emberd.cli.output import ExitCode
 
 
 @pytest.mark.parametrize(
@@ -62,15 +62,15 @@ def test_an_error_is_a_line_on_stderr_and_a_code(
 )
 def test_advice_names_options_and_variables(python: str, command: str | None) -> None:
     if command is None:
-        assert "EMBERD_" in options.spelt(python)
-        assert "=" not in options.spelt(python)
+        assert "EMBERD_" in options.to_cli_names(python)
+        assert "=" not in options.to_cli_names(python)
     else:
-        assert options.spelt(python) == command
+        assert options.to_cli_names(python) == command
 
 
 def test_what_a_server_said_is_left_as_it_is() -> None:
     error = errors.StartError("its last line: Args(device='cuda')")
-    assert run._told(error) == str(error)
+    assert app._message(error) == str(error)
 
 
 @pytest.mark.parametrize("verb", [("up", "--tp-size", "x"), ("logs", "-n", "-1"), ("fly",)])
@@ -121,11 +121,11 @@ def test_the_traceback_is_there_for_whoever_asks(emberd: Command) -> None:
 def test_help_tells_every_exit_code(emberd: Command) -> None:
     shown = emberd("--help")
     assert shown.code == 0
-    assert codes.table() in shown.out.replace("\n  ", "\n")
-    assert "| head" in codes.MEANINGS[Code.ERROR]
+    assert output.exit_code_table() in shown.out.replace("\n  ", "\n")
+    assert "pipe was closed" in output.MEANINGS[ExitCode.ERROR]
     assert emberd("-h").out == shown.out
-    assert [int(line.split()[0]) for line in codes.table().splitlines()] == [
-        code.value for code in Code
+    assert [int(line.split()[0]) for line in output.exit_code_table().splitlines()] == [
+        code.value for code in ExitCode
     ]
 
 
@@ -138,17 +138,17 @@ def test_the_version_is_the_packages(emberd: Command) -> None:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (errors.InstructionError("x"), Code.USAGE),
-        (errors.NoEngineError("x"), Code.NO_ENGINE),
-        (errors.StartError("x"), Code.START_FAILED),
-        (errors.StartTimeoutError("x"), Code.START_FAILED),
-        (errors.LockTimeoutError("x"), Code.START_FAILED),
-        (errors.ServerMismatchError("x"), Code.ERROR),
-        (KeyError("x"), Code.ERROR),
+        (errors.InstructionError("x"), ExitCode.USAGE),
+        (errors.NoEngineError("x"), ExitCode.NO_ENGINE),
+        (errors.StartError("x"), ExitCode.START_FAILED),
+        (errors.StartTimeoutError("x"), ExitCode.START_FAILED),
+        (errors.LockTimeoutError("x"), ExitCode.START_FAILED),
+        (errors.ServerMismatchError("x"), ExitCode.ERROR),
+        (KeyError("x"), ExitCode.ERROR),
     ],
 )
-def test_errors_have_their_code(error: Exception, code: Code) -> None:
-    assert codes.of(error) is code
+def test_errors_have_their_code(error: Exception, code: ExitCode) -> None:
+    assert output.exit_code(error) is code
 
 
 def test_colour_is_for_terminals_and_no_color_is_obeyed(running: Command) -> None:

@@ -15,7 +15,7 @@ import pytest
 from command import Command, stub
 from emberd import Manager, probe
 from emberd.cli import output, status
-from emberd.cli.waiting import Waiting
+from emberd.cli.up import StartProgress
 
 
 def test_a_server_is_started_seen_used_again_and_stopped(emberd: Command) -> None:
@@ -40,7 +40,7 @@ def test_a_server_is_started_seen_used_again_and_stopped(emberd: Command) -> Non
     assert (stopped.code, stopped.out) == (0, f"Stopped stub/ok at {url} (it was ready).\n")
     assert not probe.is_ready(url)
     assert emberd("status").code == 3
-    assert emberd("stop").out == "No server runs: nothing to stop.\n"
+    assert emberd("stop").out == "No server is running.\n"
 
 
 def test_what_up_says_to_use_is_true(emberd: Command) -> None:
@@ -122,7 +122,7 @@ def test_servers_that_are_gone_stop_at_no_time(emberd: Command) -> None:
 
 def test_idle_timeout_never_is_told(emberd: Command) -> None:
     said = emberd("up", *stub(), "--idle-timeout", "never")
-    assert "It stays until `emberd stop`." in said.out
+    assert "It runs until `emberd stop`." in said.out
     assert "never" in emberd("status").out
 
 
@@ -133,7 +133,7 @@ def test_stop_ends_the_servers_of_one_model_alone(emberd: Command) -> None:
     assert [was["spec"]["model"] for was in stopped] == ["stub/one"]
     left = emberd("status", "--json").json["servers"]
     assert [server["spec"]["model"] for server in left] == ["stub/two"]
-    assert emberd("stop", "-m", "stub/one").out == "No server of stub/one runs: nothing to stop.\n"
+    assert emberd("stop", "-m", "stub/one").out == "No server of stub/one is running.\n"
 
 
 def test_a_server_of_somebody_elses_is_adopted_and_forgotten_and_goes_on(
@@ -158,7 +158,7 @@ def test_a_given_server_is_named_in_what_up_says_to_use(emberd: Command, strange
     assert said.out.count(f"base_url='{stranger}/v1'") == 3
     assert "EMBERD_API_KEY" not in said.out
     with_key = replace(given, more=given.more | {"EMBERD_API_KEY": "made-up"})
-    assert "needs EMBERD_API_KEY set" in with_key("up", "--model", "stub/theirs").out
+    assert "Set EMBERD_API_KEY" in with_key("up", "--model", "stub/theirs").out
 
     # Another shell, without the variable.
     line = next(line for line in said.out.splitlines() if "emberd env" in line)
@@ -211,9 +211,9 @@ def test_start_timeout_ends_the_wait_and_not_the_start(emberd: Command) -> None:
 def test_an_interrupt_before_the_first_word_tells_of_the_start_too(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(KeyboardInterrupt), Waiting("stub/ok"):
+    with pytest.raises(KeyboardInterrupt), StartProgress("stub/ok"):
         raise KeyboardInterrupt
-    assert capsys.readouterr().err.startswith("A start that was begun goes on: `emberd status`")
+    assert capsys.readouterr().err.startswith("A running start continues: `emberd status`")
 
 
 def test_an_interrupt_ends_the_wait_and_not_the_start(emberd: Command) -> None:
@@ -224,7 +224,7 @@ def test_an_interrupt_ends_the_wait_and_not_the_start(emberd: Command) -> None:
         _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert err.decode().splitlines()[-2:] == [
-        "A start that was begun goes on: `emberd status` shows it, `emberd stop` ends it.",
+        "A running start continues: `emberd status` shows it, `emberd stop` stops it.",
         "interrupted",
     ]
     assert emberd("status").out.splitlines()[1].split()[1] == "starting"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import examined
-from emberd.doctor import compilers
+from emberd.doctor import gpu
 from emberd.doctor.findings import Finding, Level
 from emberd.settings import DEFAULT_MODEL
 from fake_nvml import Card, Nvml
@@ -20,7 +20,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setitem(sys.modules, "pynvml", Nvml([Card()]))
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_HOME", "CUDA_PATH", "CXX"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(compilers, "_DEFAULT", tmp_path / "cuda")
+    monkeypatch.setattr(gpu, "_DEFAULT", tmp_path / "cuda")
     monkeypatch.setenv("PATH", str(tmp_path))
     return tmp_path
 
@@ -33,13 +33,13 @@ def program(path: Path) -> str:
 
 
 def look(home: Path, **more: str) -> list[Finding]:
-    return list(compilers.look(examined.wanted(home, DEFAULT_MODEL, **more)))
+    return list(gpu.check_compilers(examined.wanted(home, DEFAULT_MODEL, **more)))
 
 
 def test_without_compilers_there_is_a_note_with_what_to_install(bare: Path) -> None:
     [found] = look(bare)
     assert found.level is Level.NOTE
-    assert found.fact.startswith("no nvcc and no C++ compiler here")
+    assert found.fact.startswith("no nvcc and no C++ compiler found")
     assert "CUDA 13 toolkit" in found.advice
     assert "build-essential" in found.advice
 
@@ -58,7 +58,7 @@ def test_a_folder_that_is_named_decides(bare: Path, monkeypatch: pytest.MonkeyPa
     program(bare / "nvcc")
     program(bare / "c++")
     monkeypatch.setenv("CUDA_HOME", str(bare / "own"))
-    assert look(bare)[0].fact.startswith("no nvcc here")
+    assert look(bare)[0].fact.startswith("no nvcc found")
     program(bare / "own/bin/nvcc")
     assert look(bare)[0].level is Level.OK
 
@@ -69,7 +69,7 @@ def test_a_compiler_that_is_named_and_not_there_is_missing(
     program(bare / "nvcc")
     program(bare / "c++")
     monkeypatch.setenv("CXX", "clang++ -O2")
-    assert look(bare)[0].fact.startswith("no C++ compiler here")
+    assert look(bare)[0].fact.startswith("no C++ compiler found")
 
 
 def test_where_none_will_be_used_none_is_looked_for(

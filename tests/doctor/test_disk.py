@@ -13,9 +13,9 @@ import pytest
 
 import examined
 from emberd import engines
-from emberd.doctor import disk, filesystems
-from emberd.doctor.filesystems import Ground
+from emberd.doctor import host
 from emberd.doctor.findings import Level
+from emberd.doctor.host import Filesystem
 
 GB = 1_000_000_000
 MODEL = "somebody/Model-4B"
@@ -30,14 +30,16 @@ def _no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def grounds(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> None:
     """Let every path lie on the same disk."""
     usual = {"kind": "ext4", "free_bytes": 100 * GB, "inodes": 9, "writable": True}
-    monkeypatch.setattr(disk, "ground", lambda path: Ground(path=path, **{**usual, **fields}))
+    monkeypatch.setattr(
+        host, "filesystem_of", lambda path: Filesystem(path=path, **{**usual, **fields})
+    )
 
 
 def test_with_room_everywhere_nothing_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grounds(monkeypatch)
-    found = list(disk.look(examined.wanted(tmp_path, MODEL)))
+    found = list(host.check_disks(examined.wanted(tmp_path, MODEL)))
     assert examined.worse(found) == []
     assert [f.name for f in found] == ["home", "engines", "hub's cache", "temporary files"]
 
@@ -46,7 +48,7 @@ def test_weights_that_do_not_fit_are_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grounds(monkeypatch, free_bytes=5 * GB)
-    [found] = examined.worse(disk.look(examined.wanted(tmp_path, MODEL)))
+    [found] = examined.worse(host.check_disks(examined.wanted(tmp_path, MODEL)))
     assert (found.level, found.name) == (Level.PROBLEM, "hub's cache")
     assert f"about 8.0 GB needed for {MODEL}" in found.fact
     assert "HF_HOME" in found.advice
@@ -57,7 +59,7 @@ def test_nothing_is_downloaded_beside_a_server_that_was_given(
 ) -> None:
     grounds(monkeypatch, free_bytes=5 * GB)
     asked = examined.wanted(tmp_path, MODEL, base_url="http://127.0.0.1:9")
-    assert examined.worse(disk.look(asked)) == []
+    assert examined.worse(host.check_disks(asked)) == []
 
 
 def test_an_engine_that_is_to_be_installed_needs_its_room(
@@ -66,7 +68,7 @@ def test_an_engine_that_is_to_be_installed_needs_its_room(
     grounds(monkeypatch, free_bytes=10 * GB)
     choice = engines.Choice(None, "sglang", {})
     monkeypatch.setattr(engines, "explain", lambda _: choice)
-    [lacks] = examined.worse(disk.look(examined.wanted(tmp_path)))
+    [lacks] = examined.worse(host.check_disks(examined.wanted(tmp_path)))
     assert lacks.name == "engines"
     assert "about 17.4 GB needed for the engine sglang" in lacks.fact
     assert "EMBERD_ENGINES" in lacks.advice
@@ -75,15 +77,15 @@ def test_an_engine_that_is_to_be_installed_needs_its_room(
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"inodes": 0}, "can hold no more files"),
-        ({"writable": False}, "may not be written by this user"),
+        ({"inodes": 0}, "has no free inodes"),
+        ({"writable": False}, "is not writable"),
     ],
 )
 def test_a_disk_that_takes_no_files_is_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], says: str
 ) -> None:
     grounds(monkeypatch, **fields)
-    found = examined.worse(disk.look(examined.wanted(tmp_path)))
+    found = examined.worse(host.check_disks(examined.wanted(tmp_path)))
     assert "home" in {f.name for f in found}
     assert all(says in f.fact for f in found)
 
@@ -92,35 +94,36 @@ def test_a_disk_that_takes_no_files_is_a_problem(
 def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The disk of the hub's cache is away."""
     away = threading.Event()
+    real = host.filesystem_of
 
-    def look(path: Path) -> Ground:
+    def look(path: Path) -> Filesystem:
         if path.name == "hub":
             away.wait()
-        return filesystems.ground(path)
+        return real(path)
 
-    monkeypatch.setattr(disk, "_SECONDS", 0.3)
-    monkeypatch.setattr(disk, "ground", look)
+    monkeypatch.setattr(host, "_SECONDS", 0.3)
+    monkeypatch.setattr(host, "filesystem_of", look)
     yield
     away.set()
 
 
 def test_a_disk_that_hangs_does_not_hide_the_others(hanging: None, tmp_path: Path) -> None:
-    found = list(disk.look(examined.wanted(tmp_path)))
+    found = list(host.check_disks(examined.wanted(tmp_path)))
     assert len(found) == 4
-    assert "does not answer" in examined.named(found, "hub's cache").fact
+    assert "does not respond" in examined.named(found, "hub's cache").fact
     assert examined.named(found, "home").level is Level.OK
 
 
 def test_a_long_path_for_temporary_files_is_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk.tempfile, "gettempdir", lambda: "/tmp" + "/long" * 20)  # type: ignore[attr-defined]
-    *_, found = disk.look(examined.wanted(tmp_path))
+    monkeypatch.setattr(host.tempfile, "gettempdir", lambda: "/tmp" + "/long" * 20)  # type: ignore[attr-defined]
+    *_, found = host.check_disks(examined.wanted(tmp_path))
     assert found.advice == "export TMPDIR=/tmp"
 
 
 def test_what_is_not_there_lies_on_what_is_above_it(tmp_path: Path) -> None:
-    found = filesystems.ground(tmp_path / "a" / "b")
+    found = host.filesystem_of(tmp_path / "a" / "b")
     assert (found.path, found.writable) == (tmp_path, True)
     assert found.free_bytes > 0
 
@@ -136,6 +139,6 @@ def test_the_file_system_is_that_of_the_nearest_mount_and_the_last_on_it(
     ]
     listed = [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in mounts]
     monkeypatch.setattr(psutil, "disk_partitions", lambda **_: listed)
-    assert filesystems.ground(tmp_path).kind == "nfs4"
-    assert filesystems.ground(tmp_path).is_shared
-    assert filesystems.ground(tmp_path.parent).kind == "ext4"
+    assert host.filesystem_of(tmp_path).kind == "nfs4"
+    assert host.filesystem_of(tmp_path).is_shared
+    assert host.filesystem_of(tmp_path.parent).kind == "ext4"

@@ -42,7 +42,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Holding:
 
 
 def test_a_good_card_is_described(nvml: Holding, tmp_path: Path) -> None:
-    found = examined.told(gpu.look(examined.wanted(tmp_path)))
+    found = examined.told(gpu.check_gpus(examined.wanted(tmp_path)))
     assert found == [
         (Level.OK, "NVIDIA 580.95.05, runs CUDA up to 13.0", ""),
         (Level.OK, "NVIDIA A10G (8.6, Ampere), 24.0 of 24.0 GiB free", ""),
@@ -52,21 +52,21 @@ def test_a_good_card_is_described(nvml: Holding, tmp_path: Path) -> None:
 
 def test_an_old_driver_is_noted_with_the_one_that_is_needed(nvml: Holding, tmp_path: Path) -> None:
     nvml.cuda, nvml.driver = 12_040, "550.54.15"
-    found = examined.named(gpu.look(examined.wanted(tmp_path)), "driver")
-    assert found.fact == "NVIDIA 550.54.15, runs CUDA up to 12.4, and SGLang needs 13.0"
+    found = examined.named(gpu.check_gpus(examined.wanted(tmp_path)), "driver")
+    assert found.fact == "NVIDIA 550.54.15, runs CUDA up to 12.4, but SGLang needs 13.0"
     assert found.advice == "install driver 580 or newer"
 
 
 def test_an_old_card_is_noted(nvml: Holding, tmp_path: Path) -> None:
     nvml.cards = [Card(name="Tesla V100", capability=(7, 0))]
-    found = examined.named(gpu.look(examined.wanted(tmp_path)), "gpu 0")
+    found = examined.named(gpu.check_gpus(examined.wanted(tmp_path)), "gpu 0")
     assert found.level is Level.NOTE
     assert "too old for SGLang, which needs capability 8.0" in found.fact
 
 
 def test_without_a_driver_there_is_a_note_that_says_so(nvml: Holding, tmp_path: Path) -> None:
     nvml.init_error = 9
-    [found] = gpu.look(examined.wanted(tmp_path))
+    [found] = gpu.check_gpus(examined.wanted(tmp_path))
     assert found.fact == "the NVIDIA driver is installed but not loaded"
     assert found.advice == "modprobe nvidia, or reboot"
 
@@ -81,8 +81,8 @@ def test_whoever_holds_a_cards_memory_is_named_without_a_command_line(
             SimpleNamespace(pid=2**22 + 1, usedGpuMemory=None),
         ]
     }
-    *_, found = gpu.look(examined.wanted(tmp_path))
-    assert found.fact.startswith("20.0 GiB are taken: ")
+    *_, found = gpu.check_gpus(examined.wanted(tmp_path))
+    assert found.fact.startswith("20.0 GiB are used: ")
     assert f"(process {os.getpid()} of " in found.fact
     assert f"19.0 GiB, process {2**22 + 1} 0.0 GiB" in found.fact
     assert sys.argv[0] not in found.fact
@@ -90,19 +90,19 @@ def test_whoever_holds_a_cards_memory_is_named_without_a_command_line(
 
 def test_holders_outside_of_the_container_cannot_be_named(nvml: Holding, tmp_path: Path) -> None:
     nvml.cards = [Card(free=4 * GIB)]
-    *_, found = gpu.look(examined.wanted(tmp_path))
-    assert found.fact == "20.0 GiB are taken, by processes not to be seen from here"
+    *_, found = gpu.check_gpus(examined.wanted(tmp_path))
+    assert found.fact == "20.0 GiB are used by processes not visible here"
 
 
 def test_a_model_that_fits_is_said_to_fit(nvml: Holding, tmp_path: Path) -> None:
-    [found] = gpu.room(examined.wanted(tmp_path, QWEN))
+    [found] = gpu.check_gpu_memory(examined.wanted(tmp_path, QWEN))
     assert found.level is Level.OK
     assert "of 24.0 GiB free on NVIDIA A10G" in found.fact
 
 
 def test_a_model_that_does_not_fit_is_a_problem_with_its_sum(nvml: Holding, tmp_path: Path) -> None:
     nvml.cards = [Card(free=6 * GIB)]
-    [found] = gpu.room(examined.wanted(tmp_path, QWEN))
+    [found] = gpu.check_gpu_memory(examined.wanted(tmp_path, QWEN))
     assert found.level is Level.PROBLEM
     assert "6.0 GiB of 24.0 GiB is free on NVIDIA A10G" in found.fact
     assert "Qwen/Qwen3-Embedding-0.6B, which fits" in found.advice
@@ -120,4 +120,4 @@ def test_a_model_that_does_not_fit_is_a_problem_with_its_sum(nvml: Holding, tmp_
 def test_room_is_not_counted_where_no_card_is_to_be_used(
     nvml: Holding, tmp_path: Path, more: dict[str, Any]
 ) -> None:
-    assert list(gpu.room(examined.wanted(tmp_path, **{"model": QWEN, **more}))) == []
+    assert list(gpu.check_gpu_memory(examined.wanted(tmp_path, **{"model": QWEN, **more}))) == []

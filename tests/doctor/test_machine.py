@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 import examined
-from emberd.doctor import machine
+from emberd.doctor import host
 from emberd.doctor.findings import Finding, Level
 from emberd.settings import StartOptions
 
@@ -21,7 +21,7 @@ GIB = 1 << 30
 
 
 def look(tmp_path: Path, **more: Any) -> list[Finding]:
-    return list(machine.look(examined.wanted(tmp_path, **more)))
+    return list(host.check_limits(examined.wanted(tmp_path, **more)))
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "own").write_text("0::/outer/inner\n")
     inner = tmp_path / "groups" / "outer" / "inner"
     inner.mkdir(parents=True)
-    monkeypatch.setattr(machine, "_OWN_CGROUP", tmp_path / "own")
-    monkeypatch.setattr(machine, "_CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr(host, "_OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr(host, "_CGROUPS", tmp_path / "groups")
     return inner
 
 
@@ -54,7 +54,7 @@ def test_the_tightest_limit_above_this_process_counts(
     (cgroup.parent / "memory.current").write_text(f"{2 * GIB}\n")
     found = examined.named(look(tmp_path), "memory limit")
     assert found.level is level
-    assert f"{(limit - 2) * GIB / 1e9:.1f} GB are left" in found.fact
+    assert f"{(limit - 2) * GIB / 1e9:.1f} GB left" in found.fact
 
 
 def test_a_limit_of_processes_that_is_nearly_reached_is_noted(tmp_path: Path, cgroup: Path) -> None:

@@ -13,20 +13,20 @@ import pytest
 import checkpoints_made
 import examined
 from doctor_models import whole
-from emberd.doctor import hub, model
+from emberd.doctor import model
 from emberd.doctor.findings import Finding, Level
 
 NAME = "somebody/Model-4B"
 
 
 def look(tmp_path: Path, name: str, **more: Any) -> list[Finding]:
-    return list(model.look(examined.wanted(tmp_path, name, **more)))
+    return list(model.check_model(examined.wanted(tmp_path, name, **more)))
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of the hub's, and no hub."""
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH", *hub._TOKENS):
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH", *model._TOKENS):
         monkeypatch.delenv(name, raising=False)
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
@@ -68,7 +68,10 @@ def test_a_whole_folder_is_good(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
     [found] = look(tmp_path, str(tmp_path / "gone"))
-    assert (found.level, found.fact) == (Level.PROBLEM, f"there is no folder {tmp_path / 'gone'}")
+    assert (found.level, found.fact) == (
+        Level.PROBLEM,
+        f"the folder {tmp_path / 'gone'} does not exist",
+    )
 
 
 def test_a_folder_that_is_not_whole_is_a_problem(tmp_path: Path) -> None:
@@ -130,13 +133,13 @@ def test_offline_and_not_in_the_cache_is_a_problem(
 def test_a_hub_that_nobody_reaches_is_a_problem(tmp_path: Path, cache: Path) -> None:
     found = examined.named(look(tmp_path, NAME), "hub")
     assert found.level is Level.PROBLEM
-    assert found.fact == f"127.0.0.1:9 does not answer within 3 s, and {NAME} is not here"
+    assert found.fact == f"127.0.0.1:9 did not respond within 3 s, and {NAME} is not in the cache"
 
 
 def test_a_hub_that_hangs_is_not_waited_for(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(model, "TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert examined.named(look(tmp_path, NAME), "hub").level is Level.PROBLEM
@@ -194,4 +197,4 @@ def test_a_hub_with_a_fault_of_its_own_is_a_note(
     ],
 )
 def test_a_models_size_is_guessed_by_its_name(name: str, expected: int | None) -> None:
-    assert hub.weights_bytes(name) == expected
+    assert model.estimated_weight_bytes(name) == expected

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import examined
-from emberd.doctor import network
+from emberd.doctor import servers
 from emberd.doctor.findings import Finding, Level
 from emberd.settings import StartOptions
 from emberd.system import listeners
@@ -35,7 +35,7 @@ def port() -> Iterator[int]:
 
 
 def look(tmp_path: Path, **more: Any) -> list[Finding]:
-    return list(network.look(examined.wanted(tmp_path, **more)))
+    return list(servers.check_network(examined.wanted(tmp_path, **more)))
 
 
 def proxies(tmp_path: Path, **more: Any) -> list[Finding]:
@@ -43,7 +43,7 @@ def proxies(tmp_path: Path, **more: Any) -> list[Finding]:
 
 
 def test_without_a_proxy_nothing_is_wrong(tmp_path: Path) -> None:
-    assert examined.told(proxies(tmp_path, base_url=FAR)) == [(Level.OK, "none is set", "")]
+    assert examined.told(proxies(tmp_path, base_url=FAR)) == [(Level.OK, "no proxy is set", "")]
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])

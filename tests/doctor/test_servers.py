@@ -41,11 +41,11 @@ def _nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def look(home: Path, model: str = MODEL, **more: Any) -> list[Finding]:
-    return list(servers.look(examined.wanted(home, model, **more)))
+    return list(servers.check_servers(examined.wanted(home, model, **more)))
 
 
 def test_where_none_runs_nothing_is_wrong(home: Path) -> None:
-    assert examined.told(look(home)) == [(Level.OK, "none runs", "")]
+    assert examined.told(look(home)) == [(Level.OK, "no server is running", "")]
 
 
 def test_a_server_that_was_given_and_serves_the_model_is_used(
@@ -53,7 +53,7 @@ def test_a_server_that_was_given_and_serves_the_model_is_used(
 ) -> None:
     [found] = look(home, base_url=server.url)
     assert found.fact == f"{server.url} serves {MODEL}: 16 dimensions, 1000 tokens"
-    assert found.gives.endswith("It is used, and nothing is ever started")
+    assert found.gives.endswith("emberd uses it and starts no server")
 
 
 def test_a_server_that_was_given_and_serves_another_model_is_a_problem(
@@ -92,7 +92,7 @@ def test_servers_that_hang_are_left_all_at_once(
         places = tuple(f"http://127.0.0.1:{port}/{name}" for name in "abc")
         found = look(home, base_url=places[0], discover=places[1:])
     assert [f.level for f in found] == [Level.PROBLEM, Level.NOTE, Level.NOTE]
-    assert all(f"did not answer within {0.3} s" in f.fact for f in found)
+    assert all(f"did not respond within {0.3} s" in f.fact for f in found)
 
 
 def test_a_listed_server_that_fits_is_found(home: Path, server: FakeServer) -> None:
@@ -253,5 +253,5 @@ def test_processes_of_a_server_that_is_gone_are_named(home: Path, manager: Manag
         left.stdout.readline()
         found = examined.named(look(home, "stub/ok"), "leftover")
         left.kill()
-    assert found.fact.endswith(f"still run: {left.pid}")
+    assert found.fact.endswith(f"still running: {left.pid}")
     assert found.advice.startswith("emberd stop")

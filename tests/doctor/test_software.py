@@ -11,12 +11,12 @@ import pytest
 
 import emberd
 import examined
-from emberd.doctor import software
+from emberd.doctor import host
 from emberd.doctor.findings import Finding, Level
 
 
 def look(tmp_path: Path, **more: Any) -> list[Finding]:
-    return list(software.look(examined.wanted(tmp_path, **more)))
+    return list(host.check_software(examined.wanted(tmp_path, **more)))
 
 
 def versions(monkeypatch: pytest.MonkeyPatch, **installed: str) -> None:
@@ -43,7 +43,9 @@ def test_an_integration_of_another_version_is_noted(
 ) -> None:
     versions(monkeypatch, langchain_emberd="0.0.1", langchain_core="1.0")
     [found] = examined.worse(look(tmp_path))
-    assert found.fact.startswith(f"langchain-emberd 0.0.1 beside emberd {emberd.__version__}")
+    assert found.fact.startswith(
+        f"langchain-emberd 0.0.1 is installed with emberd {emberd.__version__}"
+    )
     assert found.advice == "pip install --upgrade emberd langchain-emberd"
 
 

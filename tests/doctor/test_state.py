@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 import examined
-from emberd.doctor import state
-from emberd.doctor.filesystems import Ground
+from emberd.doctor import servers
 from emberd.doctor.findings import Finding, Level
+from emberd.doctor.host import Filesystem
 from emberd.manager.paths import Home
 
 
 def look(home: Path) -> list[Finding]:
-    return list(state.look(examined.wanted(home)))
+    return list(servers.check_state(examined.wanted(home)))
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_good_home_is_left_as_it_was(home: Path) -> None:
 def test_a_home_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     found = look(tmp_path / "none" / "home")
     assert examined.worse(found) == []
-    assert "is not there yet" in examined.named(found, "home").fact
+    assert "does not exist yet" in examined.named(found, "home").fact
     assert list(tmp_path.iterdir()) == []
 
 
@@ -79,7 +79,7 @@ def test_a_file_system_without_locks_is_a_problem(
     found = examined.named(look(home), "locks")
     assert (found.level, found.fact) == (
         Level.PROBLEM,
-        "locks do not work there (No locks available)",
+        "file locks do not work (No locks available)",
     )
 
 
@@ -91,8 +91,8 @@ def test_locks_that_everybody_gets_are_a_problem(
 
 
 def test_a_network_disk_is_noted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    there = Ground(path=home, kind="nfs4", free_bytes=1, inodes=None, writable=True)
-    monkeypatch.setattr(state, "ground", lambda _: there)
+    there = Filesystem(path=home, kind="nfs4", free_bytes=1, inodes=None, writable=True)
+    monkeypatch.setattr(servers, "filesystem_of", lambda _: there)
     found = examined.named(look(home), "file system")
     assert found.level is Level.NOTE
     assert "is on nfs4" in found.fact
@@ -101,9 +101,9 @@ def test_a_network_disk_is_noted(home: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_home_that_cannot_be_written_is_a_problem(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = Ground(path=home, kind="ext4", free_bytes=1, inodes=None, writable=False)
-    monkeypatch.setattr(state, "ground", lambda _: there)
-    assert "may not be written by this user" in examined.worse(look(home))[0].fact
+    there = Filesystem(path=home, kind="ext4", free_bytes=1, inodes=None, writable=False)
+    monkeypatch.setattr(servers, "filesystem_of", lambda _: there)
+    assert "is not writable" in examined.worse(look(home))[0].fact
 
 
 @pytest.mark.parametrize(("off_s", "level"), [(90, Level.NOTE), (-90, Level.NOTE), (0, Level.OK)])

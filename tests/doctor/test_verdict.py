@@ -1,4 +1,4 @@
-"""What the findings amount to, and which problem is to be mended first."""
+"""The verdict, and which problem has to be fixed first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import examined
 from emberd.doctor.findings import Finding, Level, Part, ok, problem
-from emberd.doctor.verdict import judge
+from emberd.doctor.report import judge
 
 WANTED = examined.wanted(Path("home"), "some/model")
 RUNS = replace(ok("found", "one runs", gives="it runs"), part=Part.SERVERS)
@@ -15,7 +15,7 @@ STARTS = replace(ok("sglang", "it would", gives="it starts"), part=Part.ENGINE)
 
 
 def trouble(part: Part) -> Finding:
-    return replace(problem(part.value, f"trouble of {part.value}", f"mend {part.value}"), part=part)
+    return replace(problem(part.value, f"trouble of {part.value}", f"fix {part.value}"), part=part)
 
 
 def test_an_engine_gives_a_server() -> None:
@@ -36,8 +36,10 @@ def test_beside_a_server_that_runs_what_keeps_one_from_starting_is_a_note() -> N
 def test_a_setting_that_cannot_be_read_stops_even_the_use_of_a_server_that_runs() -> None:
     verdict, findings = judge(WANTED, [trouble(Part.SETTINGS), RUNS])
     assert not verdict.good
-    assert verdict.text.endswith("some/model can be had here yet: trouble of settings")
-    assert verdict.next == "mend settings"
+    assert verdict.text.endswith(
+        "some/model cannot be served on this machine yet: trouble of settings"
+    )
+    assert verdict.next == "fix settings"
     assert findings[0].level is Level.PROBLEM
 
 
@@ -50,7 +52,7 @@ def test_the_problem_that_comes_first_is_told_whatever_their_order() -> None:
     parts = [Part.MODEL, Part.ENGINE, Part.GPU, Part.DISK, Part.STATE]
     for last in range(len(parts), 0, -1):
         verdict, _ = judge(WANTED, [trouble(part) for part in parts[:last]])
-        assert verdict.next == f"mend {parts[last - 1].value}"
+        assert verdict.next == f"fix {parts[last - 1].value}"
 
 
 def test_without_any_word_of_an_engine_nothing_is_promised() -> None:

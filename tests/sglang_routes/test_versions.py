@@ -194,7 +194,7 @@ def test_the_doctor_sees_a_found_server_and_one_that_wants_a_key(
 
     def look(key: str | None) -> list[Any]:
         wanted = examined.wanted(home, QWEN, discover=(server.url,), api_key=key)
-        return list(servers.look(wanted))
+        return list(servers.check_servers(wanted))
 
     found, remembered = look(KEY)
     assert (found.level, remembered.level) == (Level.OK, Level.OK)

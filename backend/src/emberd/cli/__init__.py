@@ -1,4 +1,4 @@
-"""The command ``emberd``: one function a verb, one module a verb."""
+"""The command ``emberd``: one module per subcommand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ __all__ = ["main"]
 
 def main() -> int:
     """Run the command with the arguments of this process and return its exit code."""
-    # Imported late: whoever imports this package for its exit codes needs no parser.
-    from emberd.cli import run
+    # Imported late: users of the exit codes do not need the parser.
+    from emberd.cli import app
 
-    return run.run()
+    return app.run()

@@ -1,36 +1,44 @@
-"""The verbs, and what belongs to none of them."""
+"""The command line application: subcommands, error messages and exit codes."""
 
 from __future__ import annotations
 
+import os
+import sys
+import traceback
+import warnings
+from contextlib import suppress
 from typing import Annotated, Any, Final
 
 import typer
 
-from emberd.cli import codes, output
+from emberd import env as environment
+from emberd.cli import options, output
 from emberd.cli.doctor import doctor
 from emberd.cli.embed import embed
 from emberd.cli.engine import VERBS as ENGINE_VERBS
-from emberd.cli.engine_arguments import WithEngineArguments
-from emberd.cli.env import env
+from emberd.cli.env import FAILED, env
 from emberd.cli.logs import logs
+from emberd.cli.options import EngineArgumentsCommand
+from emberd.cli.output import ExitCode, exit_code
 from emberd.cli.status import status
 from emberd.cli.stop import stop
 from emberd.cli.up import up
+from emberd.errors import EmberdError, InstallError, RejectedError, StartError
 
-# A mark of the parser's: the paragraph after it keeps its line breaks.
+# Marker for the parser: the paragraph after it keeps its line breaks.
 _AS_IT_IS: Final = "\b\n"
 _CONTEXT: Final[dict[str, Any]] = {"help_option_names": ["-h", "--help"]}
 _EPILOG: Final = f"""{_AS_IT_IS}Exit codes:
-{codes.table()}
+{output.exit_code_table()}
 
 {_AS_IT_IS}Environment:
-  EMBERD_HOME       where the state of servers is kept
-  EMBERD_MODEL      the model, where none is named; likewise EMBERD_ENGINE,
+  EMBERD_HOME       folder of the servers' state
+  EMBERD_MODEL      default for --model; likewise EMBERD_ENGINE,
                     EMBERD_DEVICE, EMBERD_IDLE_TIMEOUT, EMBERD_START_TIMEOUT, ...
-  EMBERD_BASE_URL   a server to use as it is; nothing is ever started then
+  EMBERD_BASE_URL   use this server; none is started
   EMBERD_API_KEY    its key
-  EMBERD_DEBUG=1    errors with their traceback
-  NO_COLOR=1        no colours, and nothing bold
+  EMBERD_DEBUG=1    print tracebacks of errors
+  NO_COLOR=1        no colours and no bold text
 """
 
 
@@ -38,7 +46,7 @@ def _version(asked: bool) -> None:
     if asked:
         from emberd import __version__
 
-        output.say(f"emberd {__version__}")
+        output.write_line(f"emberd {__version__}")
         raise typer.Exit
 
 
@@ -47,7 +55,7 @@ Version = Annotated[
     typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
 ]
 
-# Plain help: rich's costs a tenth of a second, and folds the table of exit codes.
+# Plain help: rich costs 0.1 s and wraps the table of exit codes.
 app: Final = typer.Typer(
     name="emberd",
     add_completion=False,
@@ -63,11 +71,11 @@ def emberd(version: Version = False) -> None:
     """Embeddings that bring their own server.
 
     Finds a server for an embedding model on this machine, or starts exactly one, and stops it
-    when nobody uses it any more.
+    when it is idle.
     """
 
 
-app.command(cls=WithEngineArguments, context_settings=_CONTEXT)(up)
+app.command(cls=EngineArgumentsCommand, context_settings=_CONTEXT)(up)
 for verb in (status, stop, logs, env, embed, doctor):
     app.command(context_settings=_CONTEXT)(verb)
 
@@ -79,3 +87,104 @@ _engine: Final = typer.Typer(
 for name, function in ENGINE_VERBS.items():
     _engine.command(name, context_settings=_CONTEXT)(function)
 app.add_typer(_engine, name="engine")
+
+
+# Recent versions of typer carry a click of their own, older ones use the package: the base
+# class of all usage errors is the one that both have in common.
+_ParserError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code.
+
+    Args:
+        arguments: Arguments without the name of the command; None for those of this process.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    warnings.showwarning = _warn
+    try:
+        code = _handled(given)
+        if code != ExitCode.OK and _is_for_eval(given):
+            output.write_line(FAILED)
+        sys.stdout.flush()
+    except OSError:
+        # The output pipe was closed, or the disk is full.
+        code = _discard_output()
+    return int(code)
+
+
+def _handled(arguments: list[str]) -> int:
+    try:
+        return _run(arguments)
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - every error becomes a message and an exit code
+        return _fail(error, as_json=_wants_json(arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        outcome = app(args=arguments or ["--help"], prog_name="emberd", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        outcome = ExitCode.INTERRUPTED
+    if outcome == ExitCode.INTERRUPTED:
+        output.note("interrupted")
+    return outcome if isinstance(outcome, int) else ExitCode.OK
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    # Without the file and line of the warning, which do not help the user of a command.
+    output.note(f"warning: {options.to_cli_names(str(message))}")
+
+
+def _fail(error: Exception, *, as_json: bool) -> int:
+    if environment.text("EMBERD_DEBUG"):
+        traceback.print_exception(error)
+    code = ExitCode.USAGE if isinstance(error, _ParserError) else exit_code(error)
+    kind = "UsageError" if isinstance(error, _ParserError) else type(error).__name__
+    if as_json:
+        content = {"kind": kind, "message": _message(error), "exit_code": int(code)}
+        output.write_json({"error": content})
+    output.note(f"error: {_message(error)}")
+    return code
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, _ParserError):
+        return _usage(error)
+    if isinstance(error, StartError | RejectedError | InstallError):
+        return str(error)  # quotes a server or an installer, whose output is not changed
+    if isinstance(error, EmberdError):
+        return options.to_cli_names("\n".join([str(error), *getattr(error, "__notes__", ())]))
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename is not None else ""
+        return f"{place}{error.strerror}"
+    return f"unexpected {error!r}. This is a bug in emberd: EMBERD_DEBUG=1 prints the traceback."
+
+
+def _usage(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    hint = f" Try: {context.command_path} --help" if context is not None else ""
+    message = error.format_message().rstrip(".")
+    # Typer's own validation has the value only in the cause.
+    if details := getattr(error.__cause__, "errors", None):
+        value = details()[0].get("input")
+        message = message.replace("Invalid value", f"Invalid value {value!r}", 1)
+    return f"{message}.{hint}"
+
+
+def _wants_json(arguments: list[str]) -> bool:
+    # Not from the parsed options: a usage error occurs before they are available.
+    return "--json" in arguments[: arguments.index("--") if "--" in arguments else None]
+
+
+def _is_for_eval(arguments: list[str]) -> bool:
+    verb = next((word for word in arguments if not word.startswith("-")), None)
+    return verb == "env" and not _wants_json(arguments)
+
+
+def _discard_output() -> int:
+    # The rest of the buffer would raise again when Python exits.
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ExitCode.ERROR

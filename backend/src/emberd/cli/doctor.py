@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 
 from emberd.cli import options, output
-from emberd.cli.codes import Code
+from emberd.cli.output import ExitCode
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -28,40 +28,40 @@ def doctor(
     revision: options.Revision = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Look what is wrong with this machine, and say what to type.
+    """Diagnose this machine and suggest the next command.
 
-    Takes a few seconds, starts nothing and changes nothing. What --json writes is for a bug
-    report: no key, token or password stands in it. The exit code is 1 when no server of the
-    model can be had here.
+    Takes a few seconds, starts nothing and changes nothing. The output of --json is meant for
+    bug reports: it contains no key, token or password. The exit code is 1 if the model cannot be
+    served on this machine.
     """
-    # Imported late: the other verbs must not pay for it.
+    # Imported late, to keep the other subcommands fast.
     from emberd.doctor import examine
 
-    model = options.one_model(name, model)
+    model = options.resolve_model(name, model)
     wishes = {"model": model, "engine": engine, "device": device, "revision": revision}
     report = examine({name: text for name, text in wishes.items() if text is not None})
     if as_json:
-        output.dump(as_content(report))
+        output.write_json(as_content(report))
     else:
         _print(report)
     if not report.verdict.good:
-        raise typer.Exit(Code.ERROR)
+        raise typer.Exit(ExitCode.ERROR)
 
 
 def as_content(report: Report) -> dict[str, Any]:
-    """Return a report as JSON shows it."""
+    """Return the JSON form of a report."""
     return {
         "ok": report.verdict.good,
-        "verdict": options.spelt(report.verdict.text),
-        "next": options.spelt(report.verdict.next),
+        "verdict": options.to_cli_names(report.verdict.text),
+        "next": options.to_cli_names(report.verdict.next),
         "wanted": dict(report.wanted),
         "findings": [
             {
                 "part": finding.part,
                 "name": finding.name,
                 "level": finding.level,
-                "fact": options.spelt(finding.fact),
-                "advice": options.spelt(finding.advice),
+                "fact": options.to_cli_names(finding.fact),
+                "advice": options.to_cli_names(finding.advice),
             }
             for finding in report.findings
         ],
@@ -74,7 +74,7 @@ def _print(report: Report) -> None:
     for part, findings in groupby(report.findings, key=lambda finding: finding.part):
         console.print(part, markup=False)
         for finding in findings:
-            # Folded by the terminal alone: paths and commands are there to be copied.
+            # Wrapped only by the terminal, so that paths and commands can be copied.
             console.print(_line(finding), soft_wrap=True)
     console.print()
     for line in _verdict(report):
@@ -85,14 +85,14 @@ def _line(finding: Finding) -> Text:
     from rich.text import Text
 
     mark = f"  {_MARKS[finding.level]:<{_MARK_COLUMNS}}"
-    fact = f"{finding.name}: {options.spelt(finding.fact)}"
+    fact = f"{finding.name}: {options.to_cli_names(finding.fact)}"
     line = Text.assemble((mark, _COLOURS[finding.level]), fact)
     if finding.advice:
-        line.append(f"\n{' ' * len(mark)}{options.spelt(finding.advice)}")
+        line.append(f"\n{' ' * len(mark)}{options.to_cli_names(finding.advice)}")
     return line
 
 
 def _verdict(report: Report) -> list[str]:
     verdict = report.verdict
     lines = [verdict.text, *([f"Next: {verdict.next}"] if verdict.next else [])]
-    return [options.spelt(line) for line in lines]
+    return [options.to_cli_names(line) for line in lines]

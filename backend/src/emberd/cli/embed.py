@@ -28,8 +28,8 @@ from emberd.bulk.pipeline import (
     LocalExecutor,
     Role,
 )
-from emberd.cli import options, output, text_stream, waiting, words
-from emberd.cli.codes import Code
+from emberd.cli import options, output, text_stream, up
+from emberd.cli.output import ExitCode
 from emberd.cli.text_stream import FileFormat
 from emberd.errors import EmberdError, SettingError
 
@@ -88,7 +88,7 @@ SaveEvery = Annotated[
         "--save-every",
         metavar="DURATION",
         help="How often finished work is saved, which limits what a kill can lose: 90, 90s, 5m. "
-        f"Default: {words.duration(SAVE_EVERY_S)}.",
+        f"Default: {output.duration(SAVE_EVERY_S)}.",
         show_default=False,
     ),
 ]
@@ -274,7 +274,7 @@ def embed_data(
         output.note(pipeline.RESUME_HINT)
         raise
     _report(request, summary, time.monotonic() - begin_s)
-    return Code.SOME_SET_ASIDE if summary.rejected else 0
+    return ExitCode.ROWS_REJECTED if summary.rejected else 0
 
 
 def _refuse_data_options(*values: str | None, restart: bool) -> None:
@@ -342,7 +342,7 @@ def _check_output(request: BulkRequest, names: Sequence[str]) -> None:
 
 def _local_executor(embedder: Embedder, role: str) -> Executor:
     def connect() -> tuple[Embed, int]:
-        native = waiting.ensure(embedder.settings).endpoint.dimensions
+        native = up.ensure(embedder.settings).endpoint.dimensions
         iterate = embedder.iter_queries if role == Role.QUERY else embedder.iter_documents
         # EMBERD_DIMENSIONS may have set those of the embedder.
         return partial(iterate, set_aside=True), embedder.settings.dimensions or native
@@ -416,16 +416,16 @@ def _shown() -> Iterator[Callable[[BulkProgress], None] | None]:
 
 def _report(request: BulkRequest, summary: BulkSummary, seconds: float) -> None:
     fresh = summary.embedded + summary.rejected - summary.before
-    rows = words.counted(summary.embedded, "row")
+    rows = output.pluralize(summary.embedded, "row")
     speed = f"{fresh / seconds:.0f} rows/s" if seconds else "at once"
     before = f", {summary.before} of them done before" if summary.before else ""
     output.note(f"{request.output}: {rows}{before}; {seconds:.1f} s ({speed})")
     if summary.rejected:
         are = "is" if summary.rejected == 1 else "are"
         output.note(
-            f"{words.counted(summary.rejected, 'row')} could not be embedded and {are} not in it: "
-            f"see {request.rejects_path}"
+            f"{output.pluralize(summary.rejected, 'row')} could not be embedded and {are} not in "
+            f"it: see {request.rejects_path}"
         )
     if skipped := request.inputs.skipped:
         were = "was" if skipped == 1 else "were"
-        output.note(f"{words.counted(skipped, 'file')} of another kind {were} not read")
+        output.note(f"{output.pluralize(skipped, 'file')} of another kind {were} not read")

@@ -1,4 +1,4 @@
-"""``emberd engine``: the environments of engines."""
+"""``emberd engine``: install, list and remove the environments of engines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from emberd.cli import options, output, words
+from emberd.cli import options, output
 from emberd.env import Places
 from emberd.errors import SettingError
 from emberd.installs import (
@@ -44,10 +44,10 @@ Name = Annotated[
 
 
 def engine_install(name: Name, as_json: options.AsJson = False) -> None:
-    """Install an engine into an environment of its own.
+    """Install an engine into its own environment.
 
-    Under EMBERD_ENGINES, else in EMBERD_HOME; with uv where it is there, else with venv and pip.
-    It takes minutes and gigabytes. What was interrupted is begun anew.
+    The environment is in EMBERD_ENGINES, else in EMBERD_HOME. Uses uv if available, else venv and
+    pip. Takes minutes and gigabytes. An interrupted installation starts again from the beginning.
     """
     places = Places.resolve()
     before = installed(places)
@@ -56,23 +56,25 @@ def engine_install(name: Name, as_json: options.AsJson = False) -> None:
         done = install(name, places, line.show)
     seconds = time.monotonic() - begun_s
     if as_json:
-        output.dump({"installed": asdict(done), "seconds": round(seconds, 1)})
+        output.write_json({"installed": asdict(done), "seconds": round(seconds, 1)})
         return
     what = f"{done.name} {done.version}"
     if done in before:
-        output.say(f"{what} is installed already ({in_words(done.bytes)}): nothing to do.")
+        output.write_line(f"{what} is already installed ({in_words(done.bytes)}).")
     else:
-        output.say(f"Installed {what}: {in_words(done.bytes)} in {words.duration(seconds)}.")
-    output.say(f"It lies in {done.folder}")
-    output.say(f"Next: emberd up --engine {done.name}")
+        output.write_line(
+            f"Installed {what}: {in_words(done.bytes)} in {output.duration(seconds)}."
+        )
+    output.write_line(f"Folder: {done.folder}")
+    output.write_line(f"Next: emberd up --engine {done.name}")
 
 
 def engine_list(as_json: options.AsJson = False) -> None:
-    """Show which engines are installed, and which interpreter each would run in."""
+    """List the engines with their state and Python interpreter."""
     places = Places.resolve()
     rows = [row for recipe in recipes.RECIPES.values() for row in _rows(recipe, places)]
     if as_json:
-        output.dump({"engines": rows, "folder": str(engines_folder(places))})
+        output.write_json({"engines": rows, "folder": str(engines_folder(places))})
         return
     output.console().print(_table(rows))
     if missing := [row["engine"] for row in rows if row["state"] == "not installed"]:
@@ -80,18 +82,18 @@ def engine_list(as_json: options.AsJson = False) -> None:
 
 
 def engine_remove(name: Name, as_json: options.AsJson = False) -> None:
-    """Remove an engine's environment, unless a server runs from it."""
+    """Remove an engine's environment, unless a server is running from it."""
     places = Places.resolve()
     was_there = bool(sites(places, name))
     gone = remove(name, places)
     if as_json:
-        output.dump({"removed": asdict(gone) if gone else None})
+        output.write_json({"removed": asdict(gone) if gone else None})
     elif gone:
-        output.say(f"Removed {gone.name} {gone.version}: {in_words(gone.bytes)} are free again.")
+        output.write_line(f"Removed {gone.name} {gone.version} ({in_words(gone.bytes)}).")
     elif was_there:
-        output.say(f"Removed what an interrupted installation of {name} had left.")
+        output.write_line(f"Removed the remains of an interrupted installation of {name}.")
     else:
-        output.say(f"{name} is not installed: nothing to remove.")
+        output.write_line(f"{name} is not installed.")
 
 
 def _rows(recipe: Recipe, places: Places) -> list[dict[str, Any]]:
@@ -112,7 +114,11 @@ def _own(recipe: Recipe, own: Installed) -> dict[str, Any]:
     shown = {name: facts[name] for name in ("python", "folder", "bytes", "installed_at")}
     if not own.is_usable:
         return _row(
-            own.name, own.version, "broken", "its Python is gone: install it again", **shown
+            own.name,
+            own.version,
+            "broken",
+            "its Python interpreter no longer exists: install it again",
+            **shown,
         )
     return _row(own.name, own.version, "installed", _wanted(recipe, own.version), **shown)
 
@@ -135,7 +141,7 @@ def _elsewhere(recipe: Recipe, places: Places, own: set[str]) -> list[dict[str, 
 
 
 def _wanted(recipe: Recipe, version: str) -> str:
-    return "" if version == recipe.version else f"this emberd wants {recipe.version}"
+    return "" if version == recipe.version else f"this version of emberd needs {recipe.version}"
 
 
 def _row(engine: str, version: str, state: str, detail: str = "", **more: Any) -> dict[str, Any]:
@@ -149,7 +155,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in _COLUMNS:
-        # Paths are there to be copied: they are folded, not cut.
+        # Wrapped, not cut, so that paths can be copied.
         table.add_column(column, overflow="fold", no_wrap=column in _WHOLE)
     for row in rows:
         size = in_words(row["bytes"]) if row["bytes"] else ""
@@ -163,30 +169,21 @@ class _Line:
     """One line that changes on a terminal; elsewhere a line every 10 s."""
 
     def __init__(self) -> None:
-        self._status: Any = None
+        self._spinner = output.Spinner()
         self._next_s = 0.0
 
     def __enter__(self) -> _Line:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._status is not None:
-            self._status.stop()
+        self._spinner.stop()
 
     def show(self, text: str) -> None:
         if sys.stderr.isatty():
-            self._spin(text)
+            self._spinner.update(text)
         elif time.monotonic() >= self._next_s:
             self._next_s = time.monotonic() + _LINE_EVERY_S
             output.note(text)
-
-    def _spin(self, text: str) -> None:
-        from rich.markup import escape
-
-        if self._status is None:
-            self._status = output.console(stderr=True).status(escape(text))
-            self._status.start()
-        self._status.update(escape(text))
 
 
 VERBS: Final[dict[str, Callable[..., None]]] = {

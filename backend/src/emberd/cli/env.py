@@ -5,17 +5,17 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Final
 
-from emberd.cli import options, output, reuse, waiting
+from emberd.cli import options, output, up
 
 if TYPE_CHECKING:
     from emberd.manager import Server
 
-# The SDK refuses to start without a key; servers that want none take any.
+# The SDK requires a key; servers without one accept any.
 _NO_KEY: Final = "EMPTY"
 
 FAILED: Final = "unset OPENAI_BASE_URL OPENAI_API_KEY; false"
-"""What a shell gets when there is no server: ``eval`` of nothing at all would succeed, and what
-was set before would be used."""
+"""Printed if there is no server. ``eval`` of an empty output would succeed, and clients would use
+the previous values."""
 
 
 def env(
@@ -32,16 +32,16 @@ def env(
 
     Use it as:  eval "$(emberd env)"
 
-    Finds or starts the server first; returns at once when it runs. Port and key are others when
-    the server has been stopped and started: use it again then.
+    Finds or starts the server first; returns at once if it is running. The port and the key
+    change when the server is restarted: repeat the command then.
 
-    When it fails, the eval fails too: the line unsets both variables and ends with false.
+    If it fails, the eval fails too: the printed line unsets both variables and ends with false.
 
-    This is the only verb that prints the server's key. Roles are the client's business then: an
-    OpenAI client sends texts as they are, without the instruction that queries need.
+    This is the only subcommand that prints the server's key. OpenAI clients send texts unchanged,
+    so the client must add the instruction that queries need.
     """
     settings = options.settings(
-        model=options.one_model(name, model),
+        model=options.resolve_model(name, model),
         engine=engine,
         device=device,
         revision=revision,
@@ -49,16 +49,16 @@ def env(
         start_timeout=start_timeout,
         embeds=False,
     )
-    server = waiting.ensure(settings)
-    idle = reuse.idle_notes(server, settings.idle_timeout, idle_timeout)
-    for note in (*server.notes, *idle, *reuse.given_notes(server, settings)):
+    server = up.ensure(settings)
+    idle = up.idle_notes(server, settings.idle_timeout, idle_timeout)
+    for note in (*server.notes, *idle, *up.given_notes(server, settings)):
         output.note(f"note: {note}")
     variables = _variables(server)
     if as_json:
-        output.dump(variables)
+        output.write_json(variables)
     else:
         for variable, value in variables.items():
-            output.say(f"export {variable}={shlex.quote(value)}")
+            output.write_line(f"export {variable}={shlex.quote(value)}")
 
 
 def _variables(server: Server) -> dict[str, str]:

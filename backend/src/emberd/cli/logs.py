@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
 import typer
 
 from emberd.cli import options, output
-from emberd.cli.codes import Code
+from emberd.cli.output import ExitCode
 from emberd.cli.status import RUNNING
 from emberd.cli.stop import Model
 from emberd.verified_manager import Manager
@@ -25,10 +25,10 @@ _BLOCK_BYTES: Final = 64 * 1024
 _POLL_S: Final = 0.2
 
 Follow = Annotated[
-    bool, typer.Option("--follow", "-f", help="Go on with what is written, until the server ends.")
+    bool, typer.Option("--follow", "-f", help="Print new lines until the server stops.")
 ]
-Lines = Annotated[int, typer.Option("-n", "--lines", min=0, metavar="N", help="How many lines.")]
-Place = Annotated[bool, typer.Option("--path", help="Print the log's path instead.")]
+Lines = Annotated[int, typer.Option("-n", "--lines", min=0, metavar="N", help="Number of lines.")]
+Place = Annotated[bool, typer.Option("--path", help="Print the path of the log instead.")]
 
 
 def logs(
@@ -38,15 +38,15 @@ def logs(
     follow: Follow = False,
     path: Place = False,
 ) -> None:
-    """Show the last lines of the server's log.
+    """Show the last lines of a server's log.
 
-    Of several servers the one that runs is shown, and of several that run the newest. The log of
-    a start that failed is kept. The exit code is 3 when there is no log.
+    If there are several logs, shows that of the running server, or of the newest one running.
+    Logs of failed starts are kept. The exit code is 3 if there is no log.
     """
-    own = _choose(options.one_model(name, model))
+    own = _choose(options.resolve_model(name, model))
     log = Path(own.log_path)
     if path:
-        output.say(str(log))
+        output.write_line(str(log))
         return
     with log.open("rb") as file:
         _write(_tail(file, lines))
@@ -59,10 +59,10 @@ def _choose(model: str | None) -> ServerStatus:
     known = [own for own in Manager().status() if model in (None, own.spec.model)]
     logged = [own for own in known if own.log_path and Path(own.log_path).exists()]
     if not logged:
-        strangers = " (one that emberd did not start has its log elsewhere)" if known else ""
+        external = " (logs of external servers are elsewhere)" if known else ""
         of_model = f" of {model}" if model else ""
-        output.note(f"No server{of_model} has a log here{strangers}. `emberd up` starts one.")
-        raise typer.Exit(Code.NOTHING_RUNNING)
+        output.note(f"No server{of_model} has a log here{external}. `emberd up` starts one.")
+        raise typer.Exit(ExitCode.NOTHING_RUNNING)
     chosen = min(logged, key=lambda own: (own.state not in RUNNING, own.seconds))
     if len(logged) > 1:
         output.note(f"{chosen.spec.model} ({chosen.state}); --model shows another")
@@ -77,7 +77,7 @@ def _tail(file: BinaryIO, lines: int) -> bytes:
     """Return the last ``lines`` lines of ``file``, and leave it at its end."""
     end = start = file.seek(0, os.SEEK_END)
     found = b""
-    # One more line end than lines: the one before the first of them.
+    # One more line end than lines: the one before the first line.
     while start > 0 and found.count(b"\n") <= lines:
         start = max(0, start - _BLOCK_BYTES)
         file.seek(start)
@@ -88,7 +88,7 @@ def _tail(file: BinaryIO, lines: int) -> bytes:
 
 def _follow(file: BinaryIO, runs: Callable[[], bool]) -> Iterator[bytes]:
     while True:
-        # Asked before reading: what the server wrote last is read after it was seen to be gone.
+        # Before reading, so that the last output is read after the server has stopped.
         running = runs()
         if piece := file.read():
             yield piece

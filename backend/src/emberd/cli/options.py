@@ -1,19 +1,22 @@
-"""The options that several verbs share, and the settings that they make."""
+"""Options shared by several subcommands, and their validation."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final
+import shlex
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperCommand
 
 from emberd import model_files
-from emberd.cli import reuse, words
+from emberd.cli import output
 from emberd.errors import SettingError
 from emberd.settings import DEFAULT_MODEL, IDLE_TIMEOUT_S, START_TIMEOUT_S, UNSET, Settings
 
-# Errors name arguments of Python's. First whole phrases, then what is a variable here, then what
-# is an option. What has a slash or a question mark before it is a piece of somebody's name.
+# Errors name Python arguments. Replaced in this order: phrases, arguments that are variables here,
+# arguments that are options. After a slash or a question mark the name is part of a path or a URL.
 _PHRASES: Final = {
     "Give api_key=, or set EMBERD_API_KEY": "Set EMBERD_API_KEY",
     "Give base_url= or EMBERD_BASE_URL": "Give EMBERD_BASE_URL",
@@ -32,7 +35,7 @@ _OPTION: Final = re.compile(
 
 ModelName = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="The same as --model.", show_default=False),
+    typer.Argument(metavar="MODEL", help="Same as --model.", show_default=False),
 ]
 
 Model = Annotated[
@@ -41,7 +44,7 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="NAME",
-        help=f"Name on the hub, or a folder. Else EMBERD_MODEL, else {DEFAULT_MODEL}.",
+        help=f"Name on the hub, or a folder. Default: EMBERD_MODEL, else {DEFAULT_MODEL}.",
         show_default=False,
     ),
 ]
@@ -50,7 +53,7 @@ Engine = Annotated[
     typer.Option(
         "--engine",
         metavar="NAME",
-        help="Only this engine may serve: sglang, transformers, demo, or a module's dotted name.",
+        help="Use only this engine: sglang, transformers, demo, or the dotted name of a module.",
         show_default=False,
     ),
 ]
@@ -63,7 +66,7 @@ ContextTokens = Annotated[
     typer.Option(
         "--context-tokens",
         metavar="NUMBER",
-        help="Longest text that must fit, in tokens; a server takes memory for no more.",
+        help="Longest text in tokens; a started server reserves memory for this length.",
         show_default=False,
     ),
 ]
@@ -78,8 +81,8 @@ IdleTimeout = Annotated[
     typer.Option(
         "--idle-timeout",
         metavar="DURATION|never",
-        help="A server stops after this time without use: 900, 90s, 5m, 1h30m, 2d. "
-        f"Else {words.duration(IDLE_TIMEOUT_S)}.",
+        help="Stop the server after this time without use: 900, 90s, 5m, 1h30m, 2d. "
+        f"Default: {output.duration(IDLE_TIMEOUT_S)}.",
         show_default=False,
     ),
 ]
@@ -88,8 +91,8 @@ StartTimeout = Annotated[
     typer.Option(
         "--start-timeout",
         metavar="DURATION",
-        help="How long to wait for a start, which itself goes on: 900, 90s, 5m. "
-        f"Else {words.duration(START_TIMEOUT_S)}.",
+        help="How long to wait for a start, which continues afterwards: 900, 90s, 5m. "
+        f"Default: {output.duration(START_TIMEOUT_S)}.",
         show_default=False,
     ),
 ]
@@ -98,7 +101,7 @@ Port = Annotated[
     typer.Option(
         "--port",
         metavar="NUMBER",
-        help="Loopback port of the server. Else EMBERD_PORT, else any that is free.",
+        help="Loopback port of the server. Default: EMBERD_PORT, else any free port.",
         show_default=False,
     ),
 ]
@@ -106,7 +109,7 @@ NoAuth = Annotated[
     bool,
     typer.Option(
         "--no-auth",
-        help="The server asks for no key: every user and web page of this machine may use it.",
+        help="Require no key: every user and web page on this machine can use the server.",
     ),
 ]
 TpSize = Annotated[
@@ -114,7 +117,7 @@ TpSize = Annotated[
     typer.Option(
         "--tp-size",
         metavar="NUMBER",
-        help="Spread the model over so many GPUs. Else EMBERD_TP_SIZE, else 1.",
+        help="Number of GPUs to split the model across. Default: EMBERD_TP_SIZE, else 1.",
         show_default=False,
     ),
 ]
@@ -123,7 +126,7 @@ DpSize = Annotated[
     typer.Option(
         "--dp-size",
         metavar="NUMBER",
-        help="Run so many copies of the model on GPUs of their own. Else EMBERD_DP_SIZE, else 1.",
+        help="Number of model replicas, each on its own GPUs. Default: EMBERD_DP_SIZE, else 1.",
         show_default=False,
     ),
 ]
@@ -131,14 +134,15 @@ Arguments = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="-- ARGUMENT",
-        help="Arguments for the engine, after its own. Else EMBERD_ENGINE_ARGS.",
+        help="Arguments for the engine, after those of emberd. Default: EMBERD_ENGINE_ARGS.",
         show_default=False,
     ),
 ]
 DryRun = Annotated[
     bool,
     typer.Option(
-        "--dry-run", help="Start nothing: print the engine's command, and why each word is there."
+        "--dry-run",
+        help="Print the engine's command and the reason for each argument; start nothing.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
@@ -155,18 +159,18 @@ def settings(
     start_timeout: str | None = None,
     embeds: bool = True,
 ) -> Settings:
-    """Return what was asked for on the command line, else in the environment.
+    """Return the settings from the command line, else from the environment.
 
     Args:
         model: See ``Settings``, as for the others.
         engine: Which engine may serve.
-        device: Where it is to run.
+        device: Device of the server.
         context_tokens: Longest text that must fit, in tokens.
         revision: Commit on the hub.
-        idle_timeout: Time without use after which the server stops, as it was typed.
+        idle_timeout: Time without use after which the server stops, as typed.
         start_timeout: Seconds to wait for a start.
-        embeds: Whether texts are embedded. A verb that only starts a server needs no prompts, and
-            a model whose own prompts are not known is no reason to refuse it.
+        embeds: Whether texts are embedded. A subcommand that only starts a server needs no
+            prompts, so a model without known prompts is accepted.
 
     Raises:
         SettingError: A value cannot be used, or says which server to start although EMBERD_BASE_URL
@@ -185,23 +189,57 @@ def settings(
     )
     chosen = {"engine": engine, "device": device, "context_tokens": context_tokens}
     given = {name: value for name, value in chosen.items() if value is not None}
-    reuse.refuse_beside_base_url(resolved.base_url, given)
+    validate_with_base_url(resolved.base_url, given)
     return resolved
 
 
-def one_model(positional: str | None, option: str | None) -> str | None:
-    """Return the model that a command line names, by its argument, by ``--model`` or by both.
+def validate_with_base_url(base_url: str | None, given: Mapping[str, Any]) -> None:
+    """Raise if a server is given by URL together with options that choose or start one.
 
-    Returns:
-        The name, of a folder its real path; None when neither is given.
+    Args:
+        base_url: The given server; None if one may be started.
+        given: Command-line options by field of ``Settings`` or ``StartOptions``.
 
     Raises:
-        SettingError: The two differ, or one is not the name of a model.
+        SettingError: Both are given; the message names the options.
+    """
+    if base_url is not None and given:
+        raise SettingError(
+            f"{as_typed(given)} cannot be given: EMBERD_BASE_URL is set to {base_url}, so no "
+            f"server is started. Leave the options out, or unset EMBERD_BASE_URL."
+        )
+
+
+def as_typed(options: Mapping[str, Any]) -> str:
+    """Return options as they are written on the command line, without secrets."""
+    return ", ".join(_option(name, value) for name, value in options.items())
+
+
+def _option(name: str, value: Any) -> str:
+    if name == "arguments":
+        # Imported late: only an error needs it.
+        from emberd.system.redaction import redactor, secrets
+        from emberd.system.redaction import words as without_secrets
+
+        shown = without_secrets(value, redactor(more=secrets(value)))
+        return f"-- {shlex.join(shown)}"
+    option = f"--{name.replace('_', '-')}"
+    return option if value is True else f"{option} {value}"
+
+
+def resolve_model(positional: str | None, option: str | None) -> str | None:
+    """Return the model given as an argument, as ``--model``, or as both.
+
+    Returns:
+        The name, or the real path of a folder; None if neither is given.
+
+    Raises:
+        SettingError: The two differ, or one cannot be the name of a model.
     """
     names = [model_files.absolute(name) for name in (positional, option) if name is not None]
     if len(set(names)) > 1:
         raise SettingError(
-            f"Two models are named: {positional!r}, and --model {option!r}. Give one of them."
+            f"Two models are given: {positional!r} and --model {option!r}. Give only one."
         )
     name = names[0] if names else None
     if name is not None and not name.strip():
@@ -214,8 +252,8 @@ def one_model(positional: str | None, option: str | None) -> str | None:
     return name
 
 
-def spelt(text: str) -> str:
-    """Return the text of an error with arguments of Python's as the command line spells them."""
+def to_cli_names(text: str) -> str:
+    """Replace Python arguments in an error message by options and variables."""
     for python, command in _PHRASES.items():
         text = text.replace(python, command)
     text = _VARIABLE.sub(_as_variable, text)
@@ -225,3 +263,35 @@ def spelt(text: str) -> str:
 def _as_variable(found: re.Match[str]) -> str:
     name, value = found.groups()
     return f"EMBERD_{name.upper()}" + (f"={value}" if value else "")
+
+
+MARK: Final = "--"
+PARAMETER: Final = "arguments"
+"""The parameter of the verb that gets them."""
+
+# Recent versions of typer carry a click of their own, older ones use the package.
+_UsageError: Final[Any] = typer.BadParameter.__base__
+
+
+class EngineArgumentsCommand(TyperCommand):
+    """A subcommand that passes the arguments after the first ``--`` to the engine.
+
+    The parser itself drops the ``--`` and could not distinguish these arguments from a model.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments before the ``--`` and keep the rest unchanged.
+
+        Raises:
+            UsageError: There is more than one positional argument before it.
+        """
+        end = args.index(MARK) if MARK in args else len(args)
+        rest = super().parse_args(ctx, args[:end])
+        if extra := ctx.params.get(PARAMETER):
+            raise _UsageError(
+                f"Unexpected argument {extra[0]!r}: only one model can be given. Arguments for "
+                f"the engine go after {MARK}: {ctx.command_path} MODEL {MARK} --flag value",
+                ctx,
+            )
+        ctx.params[PARAMETER] = args[end + 1 :] or None
+        return rest

@@ -15,7 +15,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from emberd.cli import words
+from emberd.cli import output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,7 +48,7 @@ class _TimeLeft(ProgressColumn):
         done = task.completed - task.fields.get("before", 0)
         if not task.elapsed or done <= 0 or task.total is None:
             return Text("")
-        return Text(f"{words.duration((task.total - task.completed) * task.elapsed / done)} left")
+        return Text(f"{output.duration((task.total - task.completed) * task.elapsed / done)} left")
 
 
 def bulk_progress(console: Console) -> Progress:

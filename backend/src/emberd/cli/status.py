@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from emberd import probe
-from emberd.cli import options, output, words
-from emberd.cli.codes import Code
+from emberd.cli import options, output
+from emberd.cli.output import ExitCode
 from emberd.errors import EmberdError, ServerMismatchError
 from emberd.manager import ServerStatus, State, discovery
 from emberd.verified_manager import Manager
@@ -37,44 +37,44 @@ _COLUMNS: Final = (
     "detail",
 )
 _LEAST_DETAIL_COLUMNS: Final = 24
-_GAPS_COLUMNS: Final = (2, 1)  # between two columns: the wider one where there is room
+_GAPS_COLUMNS: Final = (2, 1)  # between two columns: the wider one if it fits
 _NAME_COLUMNS: Final = 17
 
-All = Annotated[bool, typer.Option("--all", "-a", help="Show servers that are gone, too.")]
+All = Annotated[bool, typer.Option("--all", "-a", help="Include stopped servers.")]
 
 
 def status(show_all: All = False, as_json: options.AsJson = False) -> None:
-    """Show servers: what they do, and where.
+    """Show servers, their state and their URL.
 
-    Those that emberd keeps, and external ones that it uses. Failed starts are shown with
-    their cause. A server whose record is lost and not rewritten is shown as unknown. The exit
-    code is 3 when no server runs.
+    Shows servers that emberd started and external servers that it uses. Failed starts are shown
+    with their cause. A server whose record is lost is shown as unknown. The exit code is 3 if no
+    server is running.
     """
     known = [_seen(own) for own in Manager().status()]
     shown = [own for own in known if show_all or own.state is not State.ABSENT]
     if as_json:
-        output.dump({"servers": [as_content(own) for own in shown]})
+        output.write_json({"servers": [as_content(own) for own in shown]})
     elif shown:
         _print(shown)
     if not any(own.state in RUNNING for own in known):
-        output.note("No server runs. `emberd up` starts one.")
-        raise typer.Exit(Code.NOTHING_RUNNING)
+        output.note("No server is running. Start one with `emberd up`.")
+        raise typer.Exit(ExitCode.NOTHING_RUNNING)
 
 
 def as_content(own: ServerStatus) -> dict[str, Any]:
-    """Return a server's status as JSON shows it, without its key and its listening socket."""
+    """Return the JSON form of a server's status, without its key and listening socket."""
     content = asdict(own)
     del content["api_key"], content["listener"]
     return content
 
 
 def _seen(own: ServerStatus) -> ServerStatus:
-    # No supervisor updates the record of an external server, so the server is asked.
+    # An external server has no supervisor that updates its record, so it is probed here.
     from dataclasses import replace
 
     if own.origin != "found" or own.url is None:
         return own
-    detail = f"{own.url} does not answer"
+    detail = f"{own.url} does not respond"
     try:
         if probe.is_ready(own.url, listener=discovery.listener_to_probe(own)):
             return own
@@ -93,7 +93,7 @@ def _print(shown: list[ServerStatus]) -> None:
         if _width(names, rows, gap) <= console.width:
             console.print(_table(names, rows, gap))
             return
-    # A table that does not fit would cut names and URLs, which are there to be copied.
+    # A table that is too wide would cut names and URLs, which users copy.
     for row in rows:
         console.print(_card(names, row), soft_wrap=True)
 
@@ -128,11 +128,11 @@ def _row(own: ServerStatus) -> dict[str, Text]:
     from rich.text import Text
 
     found = own.origin == "found"
-    stops = "not by emberd" if found else words.idle(own.idle_timeout)
+    stops = "not by emberd" if found else output.idle(own.idle_timeout)
     cells = (
         Text(own.spec.model),
         Text(own.state, style=_COLOURS.get(own.state, "dim")),
-        Text(words.duration(own.seconds)),
+        Text(output.duration(own.seconds)),
         Text(own.engine or "?"),
         Text(own.url or "-"),
         Text(stops if own.state in RUNNING and own.state is not State.UNKNOWN else "-"),

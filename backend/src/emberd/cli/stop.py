@@ -35,39 +35,39 @@ def stop(
     revision: options.Revision = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Stop servers and wait until they are gone.
+    """Stop servers and wait until they have stopped.
 
-    All servers that emberd started, or those of one model. Requests in flight are finished first.
-    A server that emberd did not start is forgotten and goes on running. Jobs that use a stopped
-    server get an error and do not start it again.
+    Stops all servers that emberd started, or those of one model, after their requests in flight.
+    An external server is only forgotten and continues to run. Jobs that use a stopped server get
+    an error and do not restart it.
     """
-    model = options.one_model(name, model)
+    model = options.resolve_model(name, model)
     manager = Manager()
     with _spinner():
         stopped, unnamed = _stop(manager, model, revision)
     for left in unnamed:
         output.note(
-            f"note: the record of the server in the state folder {left.key} is lost, so which "
-            f"model it serves is not known. `emberd stop` without a model stops it too."
+            f"note: the record of the server in the state folder {left.key} is lost, so its model "
+            f"is unknown. `emberd stop` without a model stops it too."
         )
     if as_json:
-        output.dump({"stopped": [as_content(was) for was in stopped]})
+        output.write_json({"stopped": [as_content(was) for was in stopped]})
         return
     for was in stopped:
-        output.say(_line(was))
+        output.write_line(_line(was))
     if not stopped:
-        output.say(f"No server{f' of {model}' if model else ''} runs: nothing to stop.")
+        output.write_line(f"No server{f' of {model}' if model else ''} is running.")
 
 
 def _stop(
     manager: Manager, model: str | None, revision: str | None
 ) -> tuple[list[ServerStatus], list[ServerStatus]]:
-    """Return what was stopped, and the servers that run and whose model is not known."""
+    """Stop servers; return them, and the running servers whose model is unknown."""
     if model is None and revision is None:
         return manager.stop(), []
-    # Lost records are waited for once, not again by each stop.
+    # One deadline for lost records, not one per stop.
     deadline_s = time.monotonic() + Timing().record_s
-    # One model may be kept at several revisions, each with a folder of its own.
+    # Each revision of a model has its own state folder.
     everything = manager.status()
     chosen = {
         known.spec.key: known.spec
@@ -75,7 +75,7 @@ def _stop(
         if model in (None, known.spec.model) and revision in (None, known.spec.revision)
     }
     if model is not None:
-        # A record that is lost names no model; the folder can still be found by its key.
+        # Without a record the model is unknown, but its state folder can be found by the key.
         spec = ServerSpec(model, revision=revision, content=_content(model))
         chosen.setdefault(spec.key, spec)
     stopped = [was for spec in chosen.values() for was in manager.stop(spec, deadline_s=deadline_s)]
@@ -85,7 +85,7 @@ def _stop(
 
 
 def _content(model: str) -> str | None:
-    with suppress(SettingError):  # servers of a folder that cannot be read are stopped all the same
+    with suppress(SettingError):  # also stop servers of a model folder that cannot be read
         return model_files.content_hash(model)
     return None
 
@@ -94,7 +94,7 @@ def _line(was: ServerStatus) -> str:
     place = f" at {was.url}" if was.url else ""
     if was.origin == "found":
         return (
-            f"Forgot {was.spec.model}{place}: emberd did not start it, so it goes on running. "
+            f"Forgot {was.spec.model}{place}: emberd did not start it, so it continues to run. "
             f"Stop it where it was started."
         )
     if was.state is State.UNKNOWN:
@@ -106,4 +106,4 @@ def _line(was: ServerStatus) -> str:
 def _spinner() -> AbstractContextManager[Any]:
     if not sys.stderr.isatty():
         return nullcontext()
-    return output.console(stderr=True).status("stopping; requests in flight are finished first")
+    return output.console(stderr=True).status("stopping after the requests in flight")

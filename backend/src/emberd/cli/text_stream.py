@@ -29,7 +29,7 @@ from emberd.bulk.tables import (
     vector_array,
     with_metadata,
 )
-from emberd.cli import output, waiting, words
+from emberd.cli import output, up
 from emberd.errors import EmberdError, SettingError, TextError
 from emberd.system import atomic_file
 
@@ -145,7 +145,7 @@ def embed_texts(
         _open_output(target, seeks=chosen is FileFormat.NPY) as file,
         _progress(quiet=target is None and sys.stdout.isatty()) as advance,
     ):
-        native = waiting.ensure(embedder.settings).endpoint.dimensions
+        native = up.ensure(embedder.settings).endpoint.dimensions
         # EMBERD_DIMENSIONS may have set those of the embedder.
         dimensions = embedder.settings.dimensions or native
         embed = embedder.embed_queries if role == "query" else embedder.embed_documents
@@ -321,4 +321,4 @@ def _summary() -> Iterator[Callable[[int], None]]:
     yield counts.append
     seconds = time.monotonic() - begin_s
     speed = f"{sum(counts) / seconds:.0f} texts/s"
-    output.note(f"{words.counted(sum(counts), 'text')} in {seconds:.1f} s ({speed})")
+    output.note(f"{output.pluralize(sum(counts), 'text')} in {seconds:.1f} s ({speed})")

@@ -1,23 +1,25 @@
-"""What is wrong with a machine, and what to type: every check of ``emberd doctor``.
+"""Diagnosis of a machine: every check of ``emberd doctor``.
 
-Nothing is started, and nothing is written but a nameless file in the home. Each check runs by
-itself and for a bounded time: what hangs or crashes is a finding, not the end of the examination.
+The checks start no server and write only to an unnamed temporary file in EMBERD_HOME. Each runs
+concurrently with a time limit: a check that hangs or crashes becomes a finding, and the others go
+on.
 
-=================  ========================================================
-``examination``    the checks in their order, run at once; where to begin reading
-``findings``       what a check returns
-``verdict``        whether a server can be had, and what to type next
-``wanted``         what the user asks for, as far as it can be read
-``bounded``        running what may hang
-``redaction``      no secret leaves
-the others         one subject each
-=================  ========================================================
+===============  ==========================================================
+``report``       the list of checks, running them, and the verdict
+``findings``     what a check returns; calls with a time limit
+``wanted``       the requested server, as far as the settings can be read
+``host``         software, memory, limits and disks
+``gpu``          GPUs, their memory, and the compilers for kernels
+``model``        model folders, the hub and its cache
+``engines``      which engine would serve the model; engine environments
+``servers``      running servers, the state folder, proxies and ports
+``environment``  environment variables
+===============  ==========================================================
 """
 
 from __future__ import annotations
 
-from emberd.doctor.examination import Report, examine
 from emberd.doctor.findings import Finding, Level
-from emberd.doctor.verdict import Verdict
+from emberd.doctor.report import Report, Verdict, examine
 
 __all__ = ["Finding", "Level", "Report", "Verdict", "examine"]

@@ -1,15 +1,22 @@
-"""What a check returns."""
+"""Findings, the results of checks; and running calls that may hang with a time limit."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Generic, TypeVar
+
+from emberd.system import background
+
+T = TypeVar("T")
 
 
 class Level(StrEnum):
-    """How bad it is.
+    """Severity of a finding.
 
-    A problem keeps a server from being had; a note is worth knowing, or matters to others only.
+    A problem prevents serving the model. A note is worth knowing, or concerns other servers only.
     """
 
     OK = "ok"
@@ -18,7 +25,7 @@ class Level(StrEnum):
 
 
 class Part(StrEnum):
-    """What a check looks at; findings are shown in this order."""
+    """Subject of a check. Reports list the findings in this order."""
 
     SOFTWARE = "emberd"
     SETTINGS = "settings"
@@ -34,15 +41,16 @@ class Part(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """One fact that a check found.
 
     Attributes:
-        name: What it is, in a word or two.
-        level: How bad it is.
-        fact: What was found, in one sentence without a full stop.
-        advice: What to do about it, best a line to type; empty where there is nothing to do.
-        gives: How a server can be had by this, for the verdict; empty where it gives none.
-        part: What the check looked at.
+        name: Subject, in one or two words.
+        level: Severity.
+        fact: What was found: one sentence without a full stop.
+        advice: What to do, preferably a command to type; empty if nothing needs to be done.
+        gives: Sentence for the verdict if this finding means that the model can be served; else
+            empty.
+        part: Subject of the check.
     """
 
     name: str
@@ -54,13 +62,13 @@ class Finding:
 
 
 def split(text: str) -> tuple[str, str]:
-    """Return the fact and the advice of an error of emberd's, which are sentences in this order."""
+    """Split the text of an ``EmberdError`` into the fact, its first sentence, and the advice."""
     fact, _, advice = text.strip().partition(". ")
     return fact.rstrip("."), advice
 
 
 def ok(name: str, fact: str, *, gives: str = "") -> Finding:
-    """Return a finding of what is as it should be."""
+    """Return a finding without a problem."""
     return Finding(name, Level.OK, fact, gives=gives)
 
 
@@ -70,5 +78,38 @@ def note(name: str, fact: str, advice: str = "") -> Finding:
 
 
 def problem(name: str, fact: str, advice: str = "") -> Finding:
-    """Return a finding that keeps a server from being had."""
+    """Return a finding that prevents serving the model."""
     return Finding(name, Level.PROBLEM, fact, advice)
+
+
+@dataclass(frozen=True, slots=True)
+class BoundedResult(Generic[T]):
+    """How a call ended.
+
+    Attributes:
+        value: What it returned; None if it did not return.
+        error: What it raised; None if it raised nothing.
+        late: Whether it was still running at the deadline.
+    """
+
+    value: T | None = None
+    error: BaseException | None = None
+    late: bool = False
+
+
+def gather(calls: Sequence[Callable[[], T]], seconds: float) -> list[BoundedResult[T]]:
+    """Run ``calls`` concurrently and return their results in order, within ``seconds``.
+
+    A call that hangs goes on in its daemon thread, which does not keep the process from ending.
+    """
+    futures = [background.run(call, f"doctor-{index}") for index, call in enumerate(calls)]
+    wait(futures, timeout=seconds)
+    return [_result(future) for future in futures]
+
+
+def _result(future: Future[T]) -> BoundedResult[T]:
+    if not future.done():
+        return BoundedResult(late=True)
+    if (error := future.exception()) is not None:
+        return BoundedResult(error=error)
+    return BoundedResult(value=future.result())

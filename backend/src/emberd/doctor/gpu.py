@@ -1,10 +1,13 @@
-"""The GPUs, their driver, and who holds their memory."""
+"""GPUs: driver, free memory and its users, whether the model fits, and compilers for kernels."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from emberd.doctor.findings import Finding, note, ok, problem
@@ -19,11 +22,11 @@ _CUDA: Final = "cuda"
 _GIB: Final = 1 << 30
 _WORTH_NAMING_BYTES: Final = _GIB // 2  # the driver itself holds some hundred megabytes
 _NAMED: Final = 3
-_NVIDIA_SMI: Final = "nvidia-smi names who holds GPUs, also outside of a container"
+_NVIDIA_SMI: Final = "nvidia-smi on the host lists the processes outside this container, too"
 
 
-def look(_wanted: Wanted) -> Iterator[Finding]:
-    """Yield what GPUs there are; what an engine makes of them is the engine's to say."""
+def check_gpus(_wanted: Wanted) -> Iterator[Finding]:
+    """Yield the driver and the GPUs. Whether an engine can use them is checked elsewhere."""
     seen = gpus.survey()
     yield _driver(seen)
     for gpu in seen.gpus:
@@ -34,8 +37,8 @@ def look(_wanted: Wanted) -> Iterator[Finding]:
         yield note("gpus", text)
 
 
-def room(wanted: Wanted) -> Iterator[Finding]:
-    """Yield whether the model fits: to be known before an engine of ten gigabytes is installed."""
+def check_gpu_memory(wanted: Wanted) -> Iterator[Finding]:
+    """Yield whether the model fits, before an engine of ten gigabytes is installed for it."""
     spec, options = wanted.spec, wanted.options
     shape = model_shape.shape_of(spec.model)
     seen = gpus.survey()
@@ -46,10 +49,10 @@ def room(wanted: Wanted) -> Iterator[Finding]:
     try:
         plan = memory.plan_memory(gpu, shape, spec.context_tokens, tp_size=options.tp_size)
     except StartError as error:
-        yield problem("room", error.cause.rstrip("."), error.advice)
+        yield problem("memory", error.cause.rstrip("."), error.advice)
         return
     need, free = _gib(plan.need_bytes), _gib(plan.free_bytes)
-    yield ok("room", f"{spec.model} takes about {need} of {free} GiB free on {plan.device}")
+    yield ok("memory", f"{spec.model} needs about {need} of {free} GiB free on {plan.device}")
 
 
 def _driver(seen: Survey) -> Finding:
@@ -62,13 +65,13 @@ def _driver(seen: Survey) -> Finding:
     fact += f", runs CUDA up to {_dotted(seen.cuda)}"
     if seen.cuda < support.NEEDS_CUDA:
         return note(
-            "driver", f"{fact}, and SGLang needs {_dotted(support.NEEDS_CUDA)}", _newer(seen)
+            "driver", f"{fact}, but SGLang needs {_dotted(support.NEEDS_CUDA)}", _newer(seen)
         )
     return ok("driver", fact)
 
 
 def _newer(seen: Survey) -> str:
-    # The engine's own sentence names the driver that is needed.
+    # The engine's message names the driver version that is needed.
     return (support.why_unsuitable(seen) or "").partition(": ")[2]
 
 
@@ -87,13 +90,13 @@ def _held(gpu: Gpu) -> Finding:
     name, taken = f"gpu {gpu.index} memory", _gib(gpu.total_bytes - gpu.free_bytes)
     holders = _holders(gpu)
     if not holders:
-        return note(name, f"{taken} GiB are taken, by processes not to be seen from here")
+        return note(name, f"{taken} GiB are used by processes not visible here")
     named = ", ".join(f"{_who(pid)} {_gib(size)} GiB" for size, pid in holders[:_NAMED])
-    return note(name, f"{taken} GiB are taken: {named}", _NVIDIA_SMI)
+    return note(name, f"{taken} GiB are used: {named}", _NVIDIA_SMI)
 
 
 def _holders(gpu: Gpu) -> list[tuple[int, int]]:
-    """Return size in bytes and pid of the processes on a GPU, the largest first."""
+    """Return the size in bytes and the pid of each process on a GPU, largest first."""
     nvml = importlib.import_module(_BINDING)
     try:
         nvml.nvmlInit()
@@ -107,7 +110,7 @@ def _holders(gpu: Gpu) -> list[tuple[int, int]]:
     finally:
         with contextlib.suppress(nvml.NVMLError):
             nvml.nvmlShutdown()
-    # In a container, and on some cards, NVML does not say how much a process has.
+    # In a container, and on some GPUs, NVML does not report the memory of a process.
     return sorted(((_whole(p.usedGpuMemory), int(p.pid)) for p in running), reverse=True)
 
 
@@ -116,7 +119,7 @@ def _who(pid: int) -> str:
 
     try:
         process = psutil.Process(pid)
-        # Not its command line, which may hold a key.
+        # Not the command line, which may contain a key.
         return f"{process.name()} (process {pid} of {process.username()})"
     except psutil.Error:
         return f"process {pid}"
@@ -132,3 +135,54 @@ def _gib(size_bytes: int) -> str:
 
 def _dotted(numbers: tuple[int, int]) -> str:
     return ".".join(map(str, numbers))
+
+
+_NAME: Final = "compilers"
+# The order of SGLang and flashinfer: a configured folder, else the PATH, else the default folder.
+_HOMES: Final = ("CUDA_HOME", "CUDA_PATH")
+_DEFAULT: Final = Path("/usr/local/cuda")
+_NVCC: Final = Path("bin/nvcc")
+_CXX: Final = "CXX"
+_HOSTS: Final = ("c++", "g++")
+_TOOLKIT: Final = "the CUDA 13 toolkit (or set CUDA_HOME to the folder that has bin/nvcc)"
+_CPP: Final = "a C++ compiler (Debian: apt install build-essential)"
+
+
+def check_compilers(wanted: Wanted) -> Iterator[Finding]:
+    """Yield whether kernels can be compiled, if there is a GPU that SGLang would use.
+
+    At most a note: the sources say that a start fails without compilers, but that was not tested.
+    """
+    spec = wanted.spec
+    is_asked = spec.engine in (None, ENGINE.name) and spec.device in (None, _CUDA)
+    if is_asked and not wanted.is_given and gpus.survey().gpus:
+        yield _finding(_nvcc(os.environ), _host(os.environ))
+
+
+def _finding(nvcc: str | None, host: str | None) -> Finding:
+    if nvcc and host:
+        return ok(_NAME, f"{nvcc}, {host}")
+    named = {"nvcc": (nvcc, _TOOLKIT), "C++ compiler": (host, _CPP)}
+    missing = [name for name, (path, _) in named.items() if not path]
+    return note(
+        _NAME,
+        f"no {' and no '.join(missing)} found; SGLang compiles kernels at the first start on a "
+        f"GPU (a start without them was not tested)",
+        f"If a start fails, install {' and '.join(named[name][1] for name in missing)}",
+    )
+
+
+def _nvcc(environ: Mapping[str, str]) -> str | None:
+    home = next(filter(None, map(environ.get, _HOMES)), None)
+    if home is None and (found := shutil.which("nvcc", path=environ.get("PATH"))):
+        return found
+    place = (Path(home) if home else _DEFAULT) / _NVCC
+    return str(place) if place.is_file() else None
+
+
+def _host(environ: Mapping[str, str]) -> str | None:
+    path = environ.get("PATH")
+    names = [environ[_CXX]] if environ.get(_CXX) else _HOSTS
+    # CXX may contain arguments, or a launcher before the compiler.
+    words = (name.split()[0] for name in names if name.split())
+    return next(filter(None, (shutil.which(word, path=path) for word in words)), None)

@@ -1,4 +1,4 @@
-"""What the user asks for, as far as it can be read: a doctor goes on where others give up."""
+"""The requested server, read as far as possible: invalid settings are collected, not raised."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _SLIP_CHARACTERS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the user asks for.
+    """The requested server, and settings that could not be used.
 
     Attributes:
-        spec: Which server.
-        places: Where emberd keeps things.
-        options: How a server is to be started.
-        base_url: Root of a server that is to be used as it is; None for none.
-        api_key: The key for it, and for servers that were listed. Never printed.
-        problems: What cannot be used, a sentence each.
-        given: Options of the command line, for the command that is advised.
+        spec: The requested server.
+        places: Folders and discovery settings.
+        options: How to start a server.
+        base_url: Root URL of a given server; None if none is given.
+        api_key: The key of the given server and of EMBERD_DISCOVER. Never printed.
+        problems: Settings that cannot be used, one sentence each.
+        given: Command-line options, to repeat in suggested commands.
     """
 
     spec: ServerSpec
@@ -41,19 +41,19 @@ class Wanted:
 
     @property
     def home(self) -> Path:
-        """The folder of all state."""
+        """The folder of all state, EMBERD_HOME."""
         return Path(self.places.home)
 
     @property
     def is_given(self) -> bool:
-        """Whether a server is given, so that none is ever started."""
+        """Whether a server is given by its URL, so that none is started."""
         return self.base_url is not None
 
 
 def read(given: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Wanted:
-    """Return what is asked for on the command line, else in the environment.
+    """Return the server requested on the command line, else in the environment.
 
-    What cannot be used is left out and told in ``problems``. Reads a model's folder.
+    Settings that cannot be used are left out and listed in ``problems``. Reads the model's folder.
     """
     problems: list[str] = []
     settings = _settings(given, problems)
@@ -72,7 +72,7 @@ def read(given: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> W
 
 
 def unread(given: Mapping[str, str], problem: str) -> Wanted:
-    """Return what can be said without looking at any file."""
+    """Return the requested server without reading any file."""
     wishes: dict[str, Any] = {"model": env.text("EMBERD_MODEL") or DEFAULT_MODEL, **given}
     spec = ServerSpec(**wishes)
     problems: list[str] = [problem]
@@ -111,7 +111,7 @@ def _options(problems: list[str]) -> StartOptions:
 
 
 def _others(environ: Mapping[str, str]) -> list[str]:
-    """Return what is wrong with each variable: whoever reads them all stops at the first."""
+    """Return the error of each variable. Reading them together stops at the first error."""
     found = []
     for name, text in environ.items():
         try:
@@ -123,7 +123,7 @@ def _others(environ: Mapping[str, str]) -> list[str]:
 
 
 def _quiet(text: str, environ: Mapping[str, str]) -> str:
-    """Return a sentence on a variable without its value, where that may be a secret."""
+    """Return ``text`` without the value of its variable if that may be a secret."""
     for name, value in environ.items():
         if name in env.VARIABLES and text.startswith(f"{name}={value!r}"):
             return text.replace(repr(value), _spoken(name, value))
@@ -134,7 +134,7 @@ def _spoken(name: str, value: str) -> str:
     variable = env.VARIABLES[name]
     if variable.display == "origin":
         return repr(" ".join(map(origin, value.replace(",", " ").split())))
-    # Slips are short; what is long was perhaps meant for another variable, and arguments hold keys.
+    # Typing errors are short. A long value may be a key meant for another variable.
     is_slip = len(value) <= _SLIP_CHARACTERS and variable.repeats
     return repr(value) if is_slip else HIDDEN
 

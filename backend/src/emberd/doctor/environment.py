@@ -16,11 +16,11 @@ from emberd.system.redaction import origin
 _OTHERS: Final = "OPENAI_"
 
 
-def look(wanted: Wanted) -> Iterator[Finding]:
+def check_variables(wanted: Wanted) -> Iterator[Finding]:
     """Yield which variables are set, invalid or unknown."""
     for text in wanted.problems:
         fact, advice = split(text)
-        yield problem("setting", fact, advice or "Correct it, or unset it.")
+        yield problem("setting", fact, advice or "Correct or unset it.")
     for name in sorted(os.environ):
         if name.startswith(env.PREFIX) and name not in (*env.VARIABLES, *env.INTERNAL):
             yield _unknown(name)
@@ -39,7 +39,7 @@ def _unknown(name: str) -> Finding:
 def _given(environ: Mapping[str, str]) -> Finding:
     given = sorted(name for name in env.VARIABLES if environ.get(name))
     shown = [_shown(env.VARIABLES[name], environ[name]) for name in given]
-    return ok("variables", f"set: {', '.join(shown)}" if shown else "none of emberd's is set")
+    return ok("variables", f"set: {', '.join(shown)}" if shown else "no EMBERD_ variable is set")
 
 
 def _shown(variable: Variable, text: str) -> str:

@@ -14,7 +14,8 @@ import pytest
 import examined
 from emberd import model_files
 from emberd.cli import doctor as command
-from emberd.doctor import examination, examine, variables
+from emberd.doctor import environment, examine
+from emberd.doctor import report as doctor_report
 from emberd.doctor.findings import Finding, Level, Part, note, ok
 from emberd.doctor.wanted import Wanted
 from emberd.errors import StartError
@@ -50,8 +51,8 @@ def one(_wanted: Wanted) -> Iterable[Finding]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time enough for a machine that runs other tests beside."""
-    monkeypatch.setattr(examination, "CHECKS_S", 60.0)
-    monkeypatch.setattr(examination, "READING_S", 60.0)
+    monkeypatch.setattr(doctor_report, "CHECKS_S", 60.0)
+    monkeypatch.setattr(doctor_report, "READING_S", 60.0)
 
 
 def test_the_demo_can_be_had_here(
@@ -61,9 +62,10 @@ def test_the_demo_can_be_had_here(
     report = examine(DEMO)
     assert report.verdict.good
     assert report.verdict.text == (
-        "emberd can serve emberd/demo here with the engine demo: emberd up --model emberd/demo"
+        "emberd/demo can be served on this machine with the engine demo: "
+        "emberd up --model emberd/demo"
     )
-    assert {finding.part for finding in report.findings} == set(examination.CHECKS)
+    assert {finding.part for finding in report.findings} == set(doctor_report.CHECKS)
     assert [f for f in report.findings if f.level is Level.PROBLEM] == []
 
 
@@ -91,7 +93,7 @@ def test_a_check_that_hangs_is_a_problem_after_a_bounded_time(
         never.wait()
         return []
 
-    monkeypatch.setattr(examination, "CHECKS_S", SHORT_S)
+    monkeypatch.setattr(doctor_report, "CHECKS_S", SHORT_S)
     begun_s = time.monotonic()
     report = examine(DEMO, {Part.STATE: (hang,), Part.ENGINE: (one,)})
     assert time.monotonic() - begun_s < SHORT_S + 20
@@ -101,7 +103,7 @@ def test_a_check_that_hangs_is_a_problem_after_a_bounded_time(
 
 
 def test_all_bounds_together_are_below_ten_seconds() -> None:
-    assert examination.READING_S + examination.CHECKS_S + examination.KEYS_S < 10
+    assert doctor_report.READING_S + doctor_report.CHECKS_S + doctor_report.KEYS_S < 10
 
 
 def test_a_models_folder_that_hangs_is_told_and_the_rest_examined(
@@ -111,8 +113,8 @@ def test_a_models_folder_that_hangs_is_told_and_the_rest_examined(
     real = model_files.read_json
     hangs = "emberd.model_card.read_json"
     monkeypatch.setattr(hangs, lambda path: real(path) if never.wait() else {})
-    monkeypatch.setattr(examination, "READING_S", SHORT_S)
-    checks = {Part.SETTINGS: (variables.look,), Part.ENGINE: (one,)}
+    monkeypatch.setattr(doctor_report, "READING_S", SHORT_S)
+    checks = {Part.SETTINGS: (environment.check_variables,), Part.ENGINE: (one,)}
     report = examine({"model": str(tmp_path)}, checks)
     assert report.wanted["model"] == str(tmp_path)
     assert not report.verdict.good
@@ -121,8 +123,8 @@ def test_a_models_folder_that_hangs_is_told_and_the_rest_examined(
 def test_a_home_that_hangs_does_not_keep_the_report(
     monkeypatch: pytest.MonkeyPatch, never: threading.Event
 ) -> None:
-    monkeypatch.setattr(examination, "_recorded", lambda _: never.wait() and [])
-    monkeypatch.setattr(examination, "KEYS_S", SHORT_S)
+    monkeypatch.setattr(doctor_report, "_recorded", lambda _: never.wait() and [])
+    monkeypatch.setattr(doctor_report, "KEYS_S", SHORT_S)
     assert examine(DEMO, {Part.ENGINE: (one,)}).verdict.good
 
 
@@ -195,7 +197,7 @@ def test_no_key_of_a_server_that_emberd_keeps_is_written(
         yield note("log", f"it says {key}", f"say {key}")
         yield ok("server", "runs", gives=f"with {key}")
 
-    checks = {**examination.CHECKS, Part.NETWORK: (repeat,)}
+    checks = {**doctor_report.CHECKS, Part.NETWORK: (repeat,)}
     report = examine({"model": "stub/ok", "engine": "stubs.engine"}, checks)
     assert report.verdict.good
     assert examined.named(report.findings, "log").fact == "it says ***"

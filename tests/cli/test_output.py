@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emberd.cli import words
+from emberd.cli import output
 
 
 @pytest.mark.parametrize(
@@ -22,12 +22,12 @@ from emberd.cli import words
     ],
 )
 def test_a_duration_has_at_most_two_units(seconds: float, text: str) -> None:
-    assert words.duration(seconds) == text
+    assert output.duration(seconds) == text
 
 
 def test_one_is_singular() -> None:
-    assert [words.counted(n, "text") for n in (0, 1, 2)] == ["0 texts", "1 text", "2 texts"]
+    assert [output.pluralize(n, "text") for n in (0, 1, 2)] == ["0 texts", "1 text", "2 texts"]
 
 
 def test_never_is_a_duration_too() -> None:
-    assert (words.idle(None), words.idle(60)) == ("never", "after 60 s")
+    assert (output.idle(None), output.idle(60)) == ("never", "after 60 s")

@@ -8,7 +8,7 @@ import textwrap
 import threading
 import time
 
-from emberd.doctor.bounded import gather
+from emberd.doctor.findings import gather
 
 SHORT_S = 0.2
 
@@ -41,7 +41,7 @@ def test_jobs_run_at_once() -> None:
 def test_a_job_that_hangs_does_not_keep_the_process_from_ending() -> None:
     program = """
         import threading
-        from emberd.doctor.bounded import gather
+        from emberd.doctor.findings import gather
         [late] = gather([threading.Event().wait], 0.1)
         print(late.late)
     """
