@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from emberd import Embedder, TextError, TextTooLongError
-from emberd.client.windows import WINDOW_TEXTS
+from emberd.client.batches import WINDOW_TEXTS
 from fake_server import FakeServer, vector_of, vectors_of
 
 MODEL = "test/model"

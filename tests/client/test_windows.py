@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+from emberd.client.batches import BATCH_TOKENS, WINDOW_TEXTS, Batch, make_batches
 from emberd.client.inputs import Input, PreparedTexts
-from emberd.client.windows import BATCH_TOKENS, WINDOW_TEXTS, Batch, make_batches
 
 
 def _prepared(*inputs: Input) -> PreparedTexts:

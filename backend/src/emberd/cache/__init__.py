@@ -9,7 +9,8 @@ checks is removed and counts as a miss.
 from __future__ import annotations
 
 from emberd.cache import urls
-from emberd.cache.base import Cache, CachedVectors, CacheStats, keys
+from emberd.cache.base import Cache, CacheStats, keys
+from emberd.cache.records import CachedVectors
 from emberd.cache.urls import check
 
 __all__ = ["Cache", "CacheStats", "CachedVectors", "check", "keys", "open_cache"]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from emberd.cache.records import Reader
+    from emberd.cache.records import CachedVectors, Reader
 
     Floats = npt.NDArray[np.float32]
 
@@ -62,20 +62,6 @@ def _framed(text: str) -> bytes:
 
 
 # ---------------------------------------------------------------- caches
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CachedVectors:
-    """The result of a lookup.
-
-    Attributes:
-        mask: Which keys were found, ``(len(keys),)``.
-        vectors: Their unit vectors in the order of the keys, ``(mask.sum(), native)``; ``(0, 0)``
-            if no key was found.
-    """
-
-    mask: npt.NDArray[np.bool_]
-    vectors: Floats
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,15 +13,30 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from emberd.cache.base import CachedVectors
 from emberd.norms import is_unit
 
 Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CachedVectors:
+    """The result of a lookup.
+
+    Attributes:
+        mask: Which keys were found, ``(len(keys),)``.
+        vectors: Their unit vectors in the order of the keys, ``(mask.sum(), native)``; ``(0, 0)``
+            if no key was found.
+    """
+
+    mask: npt.NDArray[np.bool_]
+    vectors: Floats
+
 
 VERSION: Final = 1
 

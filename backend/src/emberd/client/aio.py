@@ -17,6 +17,7 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from emberd.client import verify
+from emberd.client.batches import Batch
 from emberd.client.coalesce import MergeKey, TaskMerger
 from emberd.client.job import Embedded, Job, Work
 from emberd.client.lengths import EndpointFacts
@@ -24,7 +25,7 @@ from emberd.client.limits import LOOP_LIMITERS, LoopLocal, Slot
 from emberd.client.retry import Pause, RetryPolicy, exchange
 from emberd.client.transport import AsyncTransport
 from emberd.client.vectors import Floats, KnownVectors
-from emberd.client.windows import Batch, JobWindow, TextWindow, awindows
+from emberd.client.windows import JobWindow, TextWindow, awindows
 from emberd.client.wire import Embeddings, Outcome, Reply, Request, ServerLost, TransportError
 from emberd.endpoint import Endpoint
 from emberd.settings import ServerSpec, Settings

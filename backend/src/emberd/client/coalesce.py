@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
 
 from emberd.client import wire
+from emberd.client.batches import BATCH_TOKENS
 from emberd.client.limits import CallSlots, Slot
-from emberd.client.windows import BATCH_TOKENS
 from emberd.client.wire import Embeddings, Outcome, Request, ServerLost, TooLong
 from emberd.endpoint import Endpoint
 from emberd.errors import BadReplyError, RejectedError, RequestTimeoutError

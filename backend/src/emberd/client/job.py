@@ -27,10 +27,10 @@ from typing import Final
 import numpy as np
 
 from emberd.client import lengths, wire
+from emberd.client.batches import Batch, make_batches
 from emberd.client.inputs import PreparedTexts, as_list, excerpt, prepare
 from emberd.client.lengths import EndpointFacts, Lengths, TokenCount
 from emberd.client.vectors import Floats, KnownVectors, cut, decode
-from emberd.client.windows import Batch, make_batches
 from emberd.client.wire import Embeddings, Failure, Outcome, Request, ServerLost, TooLong
 from emberd.endpoint import Endpoint
 from emberd.errors import (

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from emberd.client import verify
+from emberd.client.batches import Batch
 from emberd.client.coalesce import MergeKey, ThreadMerger
 from emberd.client.job import Embedded, Job, Work
 from emberd.client.lengths import EndpointFacts
@@ -15,7 +16,7 @@ from emberd.client.limits import PROCESS_LIMITER, CallSlots, Slot, Workers
 from emberd.client.retry import Pause, RetryPolicy, exchange
 from emberd.client.transport import Transport
 from emberd.client.vectors import Floats, KnownVectors
-from emberd.client.windows import Batch, JobWindow, TextWindow, windows
+from emberd.client.windows import JobWindow, TextWindow, windows
 from emberd.client.wire import Embeddings, Outcome, Reply, Request, ServerLost, TransportError
 from emberd.endpoint import Endpoint
 from emberd.settings import ServerSpec, Settings

@@ -184,13 +184,13 @@ def merge(requests: list[Request]) -> Request:
 # ---------------------------------------------------------------- good replies
 
 
-class _Entry(msgspec.Struct):
+class _DataItem(msgspec.Struct):
     embedding: str | list[float]
     index: int
 
 
 class _Body(msgspec.Struct):
-    data: list[_Entry]
+    data: list[_DataItem]
     model: Any = None
 
 

@@ -1,0 +1,85 @@
+"""Which texts are sent in one request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from emberd.client.inputs import PreparedTexts
+
+# One server-side prefill: a longer request would only wait inside the server, and time out there.
+BATCH_TOKENS: Final = 16_384
+
+WINDOW_TEXTS: Final = 1024
+"""Texts are sorted by length within this many: enough to fill batches with texts of one length, and
+few enough that progress goes through the caller's texts from front to back. Two windows fill as
+many requests as are in flight by default."""
+
+_BYTES_PER_TOKEN: Final = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Texts of one request.
+
+    Attributes:
+        indices: Their places in the caller's list.
+        tokens: About how many tokens they have together.
+        crash_count: How often the server crashed while it worked on them.
+        exclusive: They may have crashed it, so nothing else is in flight with them.
+    """
+
+    indices: tuple[int, ...]
+    tokens: int = 0
+    crash_count: int = 0
+    exclusive: bool = False
+
+    def halves(self, *, exclusive: bool) -> tuple[Batch, Batch]:
+        """Return the two halves of a batch of at least two texts."""
+        middle = len(self.indices) // 2
+        half = replace(self, tokens=self.tokens // 2, exclusive=exclusive)
+        return (
+            replace(half, indices=self.indices[:middle]),
+            replace(half, indices=self.indices[middle:]),
+        )
+
+
+def make_batches(prepared: PreparedTexts, batch_texts: int) -> Iterator[Batch]:
+    """Yield batches that hold every text once.
+
+    Args:
+        prepared: The texts.
+        batch_texts: Most texts in a batch.
+    """
+    window = max(batch_texts, WINDOW_TEXTS)
+    for start in range(0, len(prepared.inputs), window):
+        indices = range(start, min(start + window, len(prepared.inputs)))
+        # Strings and token ids cannot be in one request.
+        for kind in (str, list):
+            of_kind = [
+                (_tokens(prepared, index), index)
+                for index in indices
+                if isinstance(prepared.inputs[index], kind)
+            ]
+            # The longest first, so that no long one is left over at the end of the window.
+            of_kind.sort(key=lambda entry: -entry[0])
+            yield from _fill(of_kind, batch_texts)
+
+
+def _fill(texts: list[tuple[int, int]], batch_texts: int) -> Iterator[Batch]:
+    batch: list[int] = []
+    tokens = 0
+    for more, index in texts:
+        if batch and (len(batch) == batch_texts or tokens + more > BATCH_TOKENS):
+            yield Batch(tuple(batch), tokens)
+            batch, tokens = [], 0
+        batch.append(index)
+        tokens += more
+    if batch:
+        yield Batch(tuple(batch), tokens)
+
+
+def _tokens(prepared: PreparedTexts, index: int) -> int:
+    given = prepared.inputs[index]
+    return len(given) if isinstance(given, list) else prepared.sizes[index] // _BYTES_PER_TOKEN + 1
