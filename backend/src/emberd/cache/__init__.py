@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from emberd.cache import urls
 from emberd.cache.base import Cache, CacheStats, keys
-from emberd.cache.records import CachedVectors
 from emberd.cache.urls import check
 
-__all__ = ["Cache", "CacheStats", "CachedVectors", "check", "keys", "open_cache"]
+__all__ = ["Cache", "CacheStats", "check", "keys", "open_cache"]
 
 
 def open_cache(url: str) -> Cache:
