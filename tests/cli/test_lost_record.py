@@ -64,7 +64,7 @@ def test_stop_of_a_model_finds_its_server_although_no_record_names_the_model(
     file, supervisor = record_and_supervisor(emberd)
     supervisor.suspend()
     file.unlink()
-    assert emberd("stop", "--model", "stub/other").out.startswith("No server of stub/other runs")
+    assert emberd("stop", "--model", "stub/other").out.startswith("No server of stub/other is running")
     assert file.parent.name in emberd("stop", "--model", "stub/ok").out
     assert processes.identify(supervisor.pid) is None
 
@@ -87,7 +87,7 @@ def test_stop_of_a_model_tells_of_servers_whose_model_is_not_known(emberd: Comma
     supervisor.suspend()
     file.unlink()
     done = emberd("stop", "--model", "stub/ok")
-    assert done.out.startswith("No server of stub/ok runs")
+    assert done.out.startswith("No server of stub/ok is running")
     assert file.parent.name in done.err
     assert "emberd stop" in done.err
     assert file.parent.name in emberd("stop").out

@@ -45,7 +45,6 @@ def test_it_can_serve_its_model_here() -> None:
         ({"model": "demo"}, "model='emberd/demo'"),
         ({"device": "cuda"}, "runs on the CPU only; leave device='cuda' out"),
         ({"revision": "abc"}, "no revision='abc'; leave revision out"),
-        ({"dtype": "float16"}, "no dtype='float16'; leave dtype out"),
         ({"quantization": "fp8"}, "no quantization='fp8'; leave quantization out"),
         ({"context_tokens": 513}, "up to 512 tokens, not 513; split longer texts"),
     ],

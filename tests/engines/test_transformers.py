@@ -273,7 +273,7 @@ def test_several_gpus_are_refused(machine: Machine) -> None:
 
 
 def test_command_has_every_option_and_no_key(machine: Machine) -> None:
-    wanted = spec(device="cpu", revision="abc", dtype="float32", context_tokens=1000)
+    wanted = spec(device="cpu", revision="abc", context_tokens=1000)
     launch = Launch(7, "made-up-key", "stamp", "unused", StartOptions(arguments=("--x", "y")))
     plan = ENGINE.plan(wanted, launch)
     words = " ".join(plan.command)
