@@ -64,7 +64,9 @@ def test_stop_of_a_model_finds_its_server_although_no_record_names_the_model(
     file, supervisor = record_and_supervisor(emberd)
     supervisor.suspend()
     file.unlink()
-    assert emberd("stop", "--model", "stub/other").out.startswith("No server of stub/other is running")
+    assert emberd("stop", "--model", "stub/other").out.startswith(
+        "No server of stub/other is running"
+    )
     assert file.parent.name in emberd("stop", "--model", "stub/ok").out
     assert processes.identify(supervisor.pid) is None
 

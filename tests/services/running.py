@@ -57,6 +57,9 @@ class Service:
         """Let it take connections, and answer nothing."""
         assert self._process
         self._process.send_signal(signal.SIGSTOP)
+        # The kernel stops each thread in its turn, and one may still answer.
+        tasks = Path(f"/proc/{self._process.pid}/task")
+        waiting.until(lambda: all(_is_stopped(task) for task in tasks.iterdir()))
 
     def thaw(self) -> None:
         """Let it go on."""
@@ -83,3 +86,7 @@ def _command(scheme: str, port: int, folder: Path, options: Sequence[str]) -> li
     )
     keeping = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder)]
     return [program("redis-server"), *listening, *keeping, *options]
+
+
+def _is_stopped(task: Path) -> bool:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
