@@ -26,10 +26,7 @@ IDLE_TIMEOUT: Final = "EMBERD_IDLE_TIMEOUT"
 SERVER_KEY: Final = "EMBERD_SERVER_KEY"
 """Gives a server process the key that its clients must send."""
 
-INSTALL_MARK: Final = "EMBERD_INSTALL"
-"""Marks every process of an installation with the folder that it fills."""
-
-INTERNAL: Final = (processes.MARK, SERVER_KEY, INSTALL_MARK)
+INTERNAL: Final = (processes.MARK, SERVER_KEY)
 """Variables that emberd's own processes pass to each other; users do not set them."""
 
 
