@@ -126,16 +126,9 @@ def test_no_engine_imports_another_engine() -> None:
             f"{module.name} imports {full}"
             for source, what in module.imports()
             for full in (f"{source}.{what}",)
-            if any(_is_in(full, other) for other in others) and (own, full) not in _BETWEEN_ENGINES
+            if any(_is_in(full, other) for other in others)
         ]
     assert found == []
-
-
-_BETWEEN_ENGINES: Final = {
-    # Moves out of the engine's folder with engines/model_shape.py.
-    ("transformers", "emberd.engines.sglang.geometry.element_bytes"),
-    ("transformers", "emberd.engines.sglang.geometry.geometry_of"),
-}
 
 
 def _is_in(name: str, engine: str) -> bool:
@@ -148,12 +141,9 @@ def test_the_backend_imports_no_integration() -> None:
         f"{module.name} imports {source}"
         for module in source_tree.modules("emberd")
         for source, _ in module.imports()
-        if source.startswith(integrations) and module.name not in _IMPORT_INTEGRATIONS
+        if source.startswith(integrations)
     ]
     assert found == []
-
-
-_IMPORT_INTEGRATIONS: Final = {"emberd.cli.demo.frameworks"}  # leaves the backend with the demo
 
 
 @pytest.mark.parametrize("package", [name for name in PACKAGES if name != "emberd"])
