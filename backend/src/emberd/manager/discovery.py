@@ -1,8 +1,9 @@
 """Finds and uses external servers: running on this machine, or listed in ``EMBERD_DISCOVER``.
 
 Each candidate is verified before it is used. An external server is never stopped and never gets a
-key of emberd's. What a spec pins must be visible: revision and number format in ``/server_info``,
-the files of a model folder by the path that the server has loaded and by the time of its start.
+key of emberd's. What a spec pins must be visible: the revision and the quantisation in
+``/server_info``, the files of a model folder by the path that the server has loaded and by the time
+of its start.
 """
 
 from __future__ import annotations
@@ -431,7 +432,7 @@ def _format_mismatch(endpoint: Endpoint, spec: ServerSpec) -> str | None:
         actual = reported.get(name)
         if value is not None and actual != value:
             return f"{name} {value} is required, but the server reports {actual or 'none'}"
-    # None accepts the engine's own number format, but no quantisation.
+    # Without a quantisation in the spec, only unquantised weights give the right vectors.
     if spec.quantization is None and reported.get("quantization"):
         return f"it serves the model quantised ({reported['quantization']}), which is not requested"
     return None
