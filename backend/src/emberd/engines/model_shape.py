@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from emberd import catalog
-from emberd.catalog import Model
+from emberd.catalog import DecoderShape, Model
 from emberd.model_files import CONFIG, SAFETENSORS, is_folder, read_json, read_safetensors_header
 
 _BF16_BYTES: Final = 2
@@ -41,30 +41,14 @@ _DAMAGED: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class ModelShape:
-    """The shape of one model.
+class ModelShape(DecoderShape):
+    """The shape of one model, and how long its texts may be.
 
     Attributes:
-        architecture: The class that its configuration names.
-        layers: Number of transformer layers.
-        hidden: Length of a token's vector between layers.
-        intermediate: Width of the feed-forward part.
-        kv_heads: Number of key and value heads.
-        head_dim: Length of one head.
-        vocabulary: Rows of the token embedding table.
-        parameters: Number of values that the server keeps on the device.
         context_tokens: Longest text that the model's own configuration allows.
         stored_bytes: Size in bytes of weights that are quantised on disk; None for others.
     """
 
-    architecture: str
-    layers: int
-    hidden: int
-    intermediate: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    parameters: int
     context_tokens: int
     stored_bytes: int | None = None
 
