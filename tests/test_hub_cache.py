@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -34,9 +33,6 @@ def test_the_cache_is_found_by_the_hubs_own_variables_in_their_order(
     assert str(hub_cache.root()) == expected.format(home=Path.home())
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("huggingface_hub") is None, reason="huggingface_hub is not installed"
-)
 @pytest.mark.parametrize("environ", [environ for environ, _ in ENVIRONMENTS])
 def test_the_cache_is_where_huggingface_hub_says(
     monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
