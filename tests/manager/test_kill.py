@@ -5,6 +5,7 @@ This is checked at the end of every test, by the ``manager`` fixture.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -30,27 +31,48 @@ from plain_client import embed, in_flight
 
 
 def supervisor_of(manager: Manager) -> psutil.Process:
-    """Return the only supervisor, once its record names it."""
-    pid = waiting.until(lambda: next((s.supervisor_pid for s in manager.status()), None))
-    return psutil.Process(pid)
+    """Return the only running supervisor, once its record names it."""
+
+    def find() -> psutil.Process | None:
+        # Until a new supervisor writes its record, the last one's names a process that is ending.
+        for server in manager.status():
+            if server.supervisor_pid and server.state not in (State.ABSENT, State.FAILED):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    return psutil.Process(server.supervisor_pid)
+        return None
+
+    found = waiting.until(find)
+    assert found is not None
+    return found
 
 
 def engine_of(manager: Manager) -> psutil.Process:
     """Return the only server's process, once it runs its own program."""
-    supervisor = supervisor_of(manager)
-    server = waiting.until(lambda: server_of(supervisor))
-    assert server is not None
-    waiting.until(lambda: "pdeathsig.py" not in " ".join(server.cmdline()))
-    return server
+
+    def find() -> psutil.Process | None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            server = server_of(supervisor_of(manager))
+            if server is not None and "pdeathsig.py" not in " ".join(server.cmdline()):
+                return server
+        return None
+
+    found = waiting.until(find)
+    assert found is not None
+    return found
 
 
 VICTIMS = {"supervisor": supervisor_of, "engine": engine_of}
 
 
-def kill(process: psutil.Process) -> None:
-    """Kill it and wait until it is gone, or a zombie of somebody else's."""
-    process.kill()
+def wait_until_gone(process: psutil.Process) -> None:
+    """Wait until a process has ended, reaped by its parent or not."""
     waiting.until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+
+
+def kill(process: psutil.Process) -> None:
+    """Kill a process and wait until it has ended."""
+    process.kill()
+    wait_until_gone(process)
 
 
 def assert_works(manager: Manager, spec: ServerSpec) -> None:
@@ -212,8 +234,11 @@ def test_start_whose_server_is_killed_three_times_is_refused(
     spec = stub(start=60)
     for _ in range(3):
         begin(manager, spec)
+        supervisor = supervisor_of(manager)
         kill(engine_of(manager))
-        waiting.until(lambda: manager.status()[0].state is State.FAILED)
+        # While it runs, the next caller joins the failed start instead of making a new one.
+        wait_until_gone(supervisor)
+        assert manager.status()[0].state is State.FAILED
     with pytest.raises(StartError, match="The stub was killed"):
         manager.ensure(spec)
     assert starts() == 3
@@ -224,8 +249,6 @@ def _mark(process: psutil.Process) -> str:
 
 
 def _ignoring_errors(call: Callable[[], object]) -> None:
-    import contextlib
-
     import httpx
 
     with contextlib.suppress(httpx.HTTPError):
