@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 import leftovers
+import waiting
 from emberd.errors import StartTimeoutError
-from emberd.manager import Timing
+from emberd.manager import State, Timing
 from emberd.settings import ServerSpec
 from emberd.verified_manager import Manager
 
@@ -64,8 +65,17 @@ def starts(tmp_path: Path) -> Callable[[], int]:
 
 def begin(manager: Manager, spec: ServerSpec) -> None:
     """Start a server, or join its start, and do not wait until it is ready."""
-    with suppress(StartTimeoutError):
-        manager.ensure(spec, start_timeout=0.01)
+
+    def begun() -> bool:
+        # On a loaded machine so short a wait may end before anything is started.
+        with suppress(StartTimeoutError):
+            manager.ensure(spec, start_timeout=0.01)
+        return any(
+            server.spec == spec and server.state in {State.STARTING, State.READY}
+            for server in manager.status()
+        )
+
+    waiting.until(begun)
 
 
 def server_of(supervisor: psutil.Process) -> psutil.Process | None:
