@@ -124,14 +124,15 @@ $(VENV)/.tools: $(VENV)/.demo
 	@$(call install,-c constraints.txt $(TOOLS))
 	@touch $@
 
-# An environment for packages whose pins clash with ours, or with each other's. What its own list
-# names counts before constraints.txt.
+# An environment for packages whose pins conflict with ours, or with each other's. The versions of
+# its own list override constraints.txt. setuptools: some of them have no wheel and are built here.
 define own_environment
 	@echo "Installing what $< lists into $(@D) (a minute or two the first time)"
 	@$(BIN)/python -m venv --clear $(@D)
 	@awk -F== 'NR == FNR { own[tolower($$1)]; next } !(tolower($$1) in own)' $< constraints.txt \
 		> $(@D)/constraints.txt
-	@$(@D)/bin/python -m pip install -qq --disable-pip-version-check -c $(@D)/constraints.txt hatchling
+	@$(@D)/bin/python -m pip install -qq --disable-pip-version-check -c $(@D)/constraints.txt \
+		hatchling setuptools
 	@$(@D)/bin/python -m pip install -qq --disable-pip-version-check --no-build-isolation \
 		-c $(@D)/constraints.txt -r $< $(TEST_TOOLS) \
 		-e 'backend[demo]' -e $(LANGCHAIN) -e $(LLAMA_INDEX)
