@@ -1,14 +1,14 @@
-"""What shorter vectors cost and save: recall@k and the size of an index, against dimensions.
+"""Recall@k and index size for several numbers of dimensions.
 
     python choose_dimensions.py
     python choose_dimensions.py --model Qwen/Qwen3-Embedding-4B --data mine.json --plot recall.png
 
-Qwen3-Embedding was trained so that the head of a vector, from 32 numbers on, is a vector too. E5,
-behind emberd/demo, was not: its figures show how to measure, and say nothing about Qwen3.
+Qwen3-Embedding was trained so that its vectors can be cut to 32 numbers or more. E5, the model of
+emberd/demo, was not: its figures show how to measure, and do not apply to Qwen3.
 
 The file for --data is {"passages": [{"id", "text"}, ...], "queries": [{"text", "answer"}, ...]}; an
-answer is the id of a passage. Take some hundred questions of your own: without --data it is the set
-of examples/demo, which has 30, so each of them is 3 % of the recall.
+answer is the id of a passage. Use a few hundred questions of your own: without --data the script
+uses the set of examples/demo, which has 30 questions, so each of them is 3 % of the recall.
 """
 
 from __future__ import annotations

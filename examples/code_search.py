@@ -1,12 +1,12 @@
-"""Find a function by what it does: the functions of a few modules of Python, without docstrings.
+"""Find functions of a few Python modules by what they do; their docstrings are removed.
 
     python code_search.py
     python code_search.py Qwen/Qwen3-Embedding-4B
 
-The model decides what stands before a query. Qwen3-Embedding takes a task in words, and was trained
-with one for code: ``query_instruction="code"`` (all such names: ``emberd.TASKS``). E5, behind
-emberd/demo, was trained with ``query: `` and nothing else, so it gets no instruction; giving it one
-is an error that says so.
+The instruction of queries depends on the model. Qwen3-Embedding takes a task in words, and was
+trained with one for code: ``query_instruction="code"`` (``emberd.TASKS`` contains all names). E5,
+the model of emberd/demo, was trained only with the prefix ``query: ``. An instruction for it would
+be an error, so it gets none.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Ask in one language, find what is written in another: ``Embedder`` and NumPy, no framework.
+"""Search across languages with ``Embedder`` and NumPy, without a framework.
 
-Nothing is translated. The model puts texts that mean the same close together, whatever language
-they are in, so one index serves them all. The small model of emberd/demo does lean towards the
-language of the question: ask for dough in Chinese, and the Chinese passage on bees comes first.
+No text is translated. Texts with the same meaning have similar vectors in all languages, so one
+index is sufficient. The small model of emberd/demo prefers texts in the language of the question:
+for a question about dough in Chinese, the Chinese passage about bees comes first.
 """
 
 from emberd import Embedder

@@ -1,7 +1,7 @@
-"""An agent that looks things up: retrieval as a tool, and the agent's loop written out.
+"""Retrieval as a tool of an agent, with an explicit agent loop.
 
-No language model runs here: ``StandIn`` calls the tool once for each part of the question, and
-repeats what the tool says. Put a chat model of yours in its place; the loop stays as it is.
+This example needs no language model: ``StandIn`` calls the tool once for each part of the question
+and repeats its results. Replace it with your chat model; the loop does not change.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class StandIn(BaseChatModel):
         return "stand-in"
 
     def bind_tools(self, *_: Any, **__: Any) -> Runnable[LanguageModelInput, AIMessage]:
-        return self  # a real model learns here what it may call
+        return self  # a real model receives the available tools here
 
     def _generate(self, messages: list[BaseMessage], *_: Any, **__: Any) -> ChatResult:
         told = [message.text for message in messages if isinstance(message, ToolMessage)]

@@ -1,7 +1,7 @@
-"""A LangChain chain that looks passages up and answers from them.
+"""A LangChain chain that retrieves passages and answers from them.
 
-No language model runs here: ``stand_in`` answers with the first passage that the prompt gives it,
-so what is printed is what was retrieved. Put a chat model of yours in its place.
+This example needs no language model: ``stand_in`` answers with the first passage in the prompt, so
+the output is what was retrieved. Replace it with your chat model.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A LangChain store in a folder, with what it was made with in a file beside it.
+"""A LangChain store in a folder, with its index identity in a file next to it.
 
-Vectors made another way fit into the store as long as they are as long, and then searches go wrong
-without a word. ``identity`` is a short text that says how vectors are made; ``check_identity``
-refuses an index that has another.
+A store accepts vectors that were made with other settings if they have the same length, and
+searches then return wrong results without an error. ``identity`` is a short string that describes
+how vectors are made; ``check_identity`` rejects an index with a different one.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ with tempfile.TemporaryDirectory() as name:
     save(InMemoryVectorStore.from_texts(PASSAGES, embeddings), folder, embeddings)
     print("saved  ", embeddings.identity)
 
-    # Another process, another day: the same settings, so the same vectors.
+    # A later process with the same settings gets the same vectors.
     [found] = load(folder, EmberdEmbeddings(model="emberd/demo")).similarity_search(
         "¿Quién ganó el Nobel en dos ciencias?", k=1
     )
     print("found  ", found.page_content)
 
-    # Documents embedded as E5's queries are: vectors of the same length, and other ones.
+    # Documents with E5's query prefix: vectors of the same length, but different ones.
     other = EmberdEmbeddings(model="emberd/demo", document_instruction="query: {text}")
     try:
         load(folder, other)

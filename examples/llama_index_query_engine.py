@@ -1,7 +1,7 @@
-"""A LlamaIndex query engine: it finds passages, writes the prompt, and names its sources.
+"""A LlamaIndex query engine: retrieves passages, creates the prompt, and returns its sources.
 
-No language model runs here: ``StandIn`` answers with the first passage that the prompt gives it,
-so what is printed is what was retrieved. Put a language model of yours in its place.
+This example needs no language model: ``StandIn`` answers with the first passage in the prompt, so
+the output is what was retrieved. Replace it with your language model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class StandIn(CustomLLM):
 
     @llm_completion_callback()
     def complete(self, prompt: str, *_: Any, **__: Any) -> CompletionResponse:
-        passages = prompt.split("---------------------\n")[1]  # as the engine's prompt sets them
+        passages = prompt.split("---------------------\n")[1]  # the format of the engine's prompt
         body = passages.strip().split("\n\n")[1]  # the first block is the file's name
         return CompletionResponse(text=body)
 

@@ -1,9 +1,9 @@
-"""A LlamaIndex index in a folder, which knows what it was made with.
+"""A LlamaIndex index in a folder, which contains its index identity.
 
-Vectors made another way fit into the index as long as they are as long, and then searches go wrong
-without a word. ``identity`` is a short text that says how vectors are made; ``check_identity``
-refuses an index that has another. Here it is the index's ``summary``, which is kept and loaded with
-it; where a vector store of its own keeps the index, a file or a label of the collection does.
+An index accepts vectors that were made with other settings if they have the same length, and
+searches then return wrong results without an error. ``identity`` is a short string that describes
+how vectors are made; ``check_identity`` rejects an index with a different one. Here it is stored as
+the ``summary`` of the index. With a separate vector store, use a file or the collection's metadata.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ with tempfile.TemporaryDirectory() as folder:
     save([TextNode(text=passage) for passage in PASSAGES], folder, embed_model)
     print("saved  ", embed_model.identity)
 
-    # Another process, another day: the same settings, so the same vectors.
+    # A later process with the same settings gets the same vectors.
     index = load(folder, EmberdEmbedding(model_name="emberd/demo"))
     [found] = index.as_retriever(similarity_top_k=1).retrieve(
         "¿Quién ganó el Nobel en dos ciencias?"
     )
     print("found  ", found.text)
 
-    # Documents embedded as E5's queries are: vectors of the same length, and other ones.
+    # Documents with E5's query prefix: vectors of the same length, but different ones.
     other = EmberdEmbedding(model_name="emberd/demo", text_instruction="query: {text}")
     try:
         load(folder, other)

@@ -1,8 +1,7 @@
-"""A LlamaIndex index over emberd: index a few passages, ask in another language.
+"""A LlamaIndex index with emberd: index a few passages and query them in another language.
 
-emberd/demo is a small bundled model that runs anywhere. Leave ``model_name`` out for
-Qwen3-Embedding-4B: a server of it that runs on this machine is found, or one is started if its
-engine is installed.
+emberd/demo is a small bundled model for a CPU. Omit ``model_name`` to use Qwen3-Embedding-4B:
+emberd then finds a server for it on this machine, or starts one if its engine is installed.
 """
 
 from llama_index.core import VectorStoreIndex

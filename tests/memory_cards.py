@@ -76,7 +76,6 @@ def flags_table() -> str:
         start_id="START-ID",
         memory=plan_memory(card(24), geometry, None),
         revision="COMMIT",
-        quantization="fp8",
         cuttable=True,
         config="FILE",
         tp_size=2,
