@@ -16,7 +16,7 @@ JOINED = PendingStart(Path("folder"), "start_id", started=False)
 
 
 def _failed(*, starting: bool) -> ServerSnapshot:
-    failure = Failure("It was killed.", "", at_s=1.0, starting=starting)
+    failure = Failure("It was killed.", "", starting=starting)
     record = Record(State.FAILED, "start_id", SPEC, Timing(), since_s=0.0, failure=failure)
     return ServerSnapshot(Path("folder"), record, alive=False)
 

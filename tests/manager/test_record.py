@@ -30,7 +30,7 @@ FULL = Record(
     endpoint=Endpoint(
         "http://127.0.0.1:1", "m", 8, 512, "secret", "demo", listener=Listener(1000, inode=7)
     ),
-    failure=Failure("It broke", "Fix it.", 12.0, starting=True),
+    failure=Failure("It broke", "Fix it.", starting=True),
     log_path="/x/server.log",
 )
 

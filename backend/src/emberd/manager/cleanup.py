@@ -26,7 +26,6 @@ INODES_NAME: Final = "shared-memory"
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps it; nothing is made there
 _PREFIX: Final = "emberd-"
 _UPDATE_EVERY_S: Final = 1.0
-_PRIVATE: Final = 0o600
 _COLUMNS: Final = 6
 
 
@@ -84,7 +83,7 @@ class SharedMemory:
         # A full disk, or a deleted folder, does not end a server: they stay known in memory.
         with suppress(OSError):
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-            with os.fdopen(os.open(self._file, flags, _PRIVATE), "w") as opened:
+            with os.fdopen(os.open(self._file, flags, 0o600), "w") as opened:
                 opened.write("".join(f"{inode}\n" for inode in sorted(new)))
 
 
@@ -100,14 +99,21 @@ def remove_files(folder: Path, scratch_folder: str, known: Iterable[int] = ()) -
     # emberd made may be removed.
     if scratch_folder and Path(scratch_folder).name.startswith(_PREFIX):
         shutil.rmtree(scratch_folder, ignore_errors=True)
-    inodes = {*known, *_recorded(folder / INODES_NAME)}
+    inodes = set(known)
+    with suppress(StateFolderError):
+        content = paths.read_file(folder / INODES_NAME, truncate=True) or b""
+        inodes |= {int(line) for line in content.split() if line.isdigit()}
     if inodes & _existing():
         # Imported late: it takes longer than everything else in a process that finds its server.
         import psutil
 
         # Memory that a process still has is in use, whoever made it.
         inodes -= {inode for pid in psutil.pids() for inode in shared_memory_inodes(pid)}
-        _unlink(inodes)
+        for entry in os.scandir(_SHARED_MEMORY):
+            with suppress(OSError):
+                owner = entry.stat(follow_symlinks=False).st_uid
+                if entry.inode() in inodes and owner == os.geteuid():
+                    os.unlink(entry.path)
     with suppress(OSError):
         paths.remove(folder / INODES_NAME)
 
@@ -138,21 +144,7 @@ def shared_memory_inodes(pid: int) -> Iterator[int]:
                 yield int(columns[4])
 
 
-def _recorded(file: Path) -> set[int]:
-    with suppress(StateFolderError):
-        content = paths.read_file(file, truncate=True) or b""
-        return {int(line) for line in content.split() if line.isdigit()}
-    return set()
-
-
 def _existing() -> set[int]:
     with suppress(OSError):
         return {entry.inode() for entry in os.scandir(_SHARED_MEMORY)}
     return set()
-
-
-def _unlink(inodes: set[int]) -> None:
-    for entry in os.scandir(_SHARED_MEMORY):
-        with suppress(OSError):
-            if entry.inode() in inodes and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
-                os.unlink(entry.path)
