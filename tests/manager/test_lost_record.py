@@ -386,9 +386,9 @@ def test_supervisor_is_distinguished_from_processes_that_imitate_one(
         for other in (named, opened):
             identity = processes.identify(other.pid)
             assert identity is not None
-            assert lost_records.proven_start_id(identity, folder) is None
-        assert lost_records.proven_start_id(found, folder) == start_id
-        assert lost_records.proven_start_id(replace(found, start="1"), folder) is None
+            assert lost_records.find_supervisors(folder, identity.pid) == {}
+        assert lost_records.find_supervisors(folder, pid) == {found: start_id}
+        assert replace(found, start="1") not in lost_records.find_supervisors(folder, pid)
         assert lost_records.find_supervisors(tmp_path) == {}
     finally:
         os.close(descriptor)

@@ -8,8 +8,8 @@ by inode in the state folder, because a killed server removes nothing itself.
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +26,8 @@ INODES_NAME: Final = "shared-memory"
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps it; nothing is made there
 _PREFIX: Final = "emberd-"
 _UPDATE_EVERY_S: Final = 1.0
-_COLUMNS: Final = 6
+# A line of the kernel's table: addresses, permissions, offset, device, inode, path.
+_MAPPING: Final = re.compile(rb"^(?:\S+ ){4}(\d+) +/dev/shm/", re.MULTILINE)
 
 
 def scratch_path(start_id: str) -> str:
@@ -36,18 +37,6 @@ def scratch_path(start_id: str) -> str:
     characters.
     """
     return os.path.join(tempfile.gettempdir(), f"{_PREFIX}{start_id}")
-
-
-def make_scratch(scratch_folder: str) -> None:
-    """Create the folder, private to this user.
-
-    Raises:
-        PermissionError: Another user has created it.
-    """
-    os.makedirs(scratch_folder, mode=0o700, exist_ok=True)
-    found = os.lstat(scratch_folder)
-    if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode):
-        raise PermissionError(f"{scratch_folder} belongs to another user")
 
 
 class SharedMemory:
@@ -135,13 +124,9 @@ def clean_up(folder: Path, timing: Timing) -> None:
 
 def shared_memory_inodes(pid: int) -> Iterator[int]:
     """Yield the inodes of the shared memory of a process; none if it cannot be read."""
-    # Columns of the kernel's table: 3 device, 4 inode, 5 path. By inode, because a semaphore is
-    # created under one name and linked under another.
+    # By inode, because a semaphore is created under one name and linked under another.
     with suppress(OSError):
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            columns = line.split(maxsplit=_COLUMNS - 1)
-            if len(columns) == _COLUMNS and columns[5].startswith(f"{_SHARED_MEMORY}/"):
-                yield int(columns[4])
+        yield from map(int, _MAPPING.findall(Path(f"/proc/{pid}/maps").read_bytes()))
 
 
 def _existing() -> set[int]:

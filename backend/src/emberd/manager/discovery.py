@@ -28,15 +28,7 @@ from emberd.errors import (
     StartError,
 )
 from emberd.manager import cleanup, locks, state
-from emberd.manager.state import (
-    Record,
-    Server,
-    ServerSnapshot,
-    ServerStatus,
-    State,
-    Timing,
-    Verify,
-)
+from emberd.manager.state import Record, Server, ServerSnapshot, ServerStatus, State, Timing, Verify
 from emberd.settings import ServerSpec
 from emberd.system import listeners, processes
 from emberd.system.listeners import Listener

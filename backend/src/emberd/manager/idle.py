@@ -54,7 +54,7 @@ def request(folder: Path, idle_timeout_s: float) -> None:
         StateFolderError: The request cannot be written.
     """
     # Also written if the file is lost: the supervisor then restores the longest of all.
-    if (longest_s := _longest(folder)) is not None and idle_timeout_s <= longest_s:
+    if idle_timeout_s <= _longest(folder):
         return
     try:
         _append(folder, idle_timeout_s)
@@ -71,17 +71,17 @@ def requested_s(folder: Path) -> float:
     return _longest(folder) or IDLE_TIMEOUT_S
 
 
-def _longest(folder: Path) -> float | None:
-    """Return the longest idle timeout in the file, in seconds; None if it contains none."""
+def _longest(folder: Path) -> float:
+    """Return the longest idle timeout in the file, in seconds; 0 if it contains none."""
     content = b""
     # A file that cannot be read now (disk, descriptor limit) does not end a server either.
     with suppress(StateFolderError):
         content = paths.read_file(folder / _NAME, truncate=True) or b""
-    found = []
+    longest_s = 0.0
     for line in content.split():
         with suppress(ValueError):
-            found.append(float(line))
-    return max((seconds for seconds in found if seconds > 0), default=None)
+            longest_s = max(longest_s, float(line))
+    return longest_s
 
 
 def _append(folder: Path, idle_timeout_s: float) -> None:
@@ -112,7 +112,7 @@ class RequestedTimeout:
     def seconds(self) -> float:
         """Return the longest idle timeout ever requested, in seconds."""
         with self._lock:
-            self._read()
+            self._longest_s = max(self._longest_s, _longest(self._folder))
             return self._longest_s or IDLE_TIMEOUT_S
 
     def restore(self) -> None:
@@ -122,15 +122,10 @@ class RequestedTimeout:
             OSError: It cannot be written.
         """
         with self._lock:
-            in_file_s = self._read()
-            if self._longest_s is not None and in_file_s != self._longest_s:
+            in_file_s = _longest(self._folder)
+            self._longest_s = max(self._longest_s, in_file_s)
+            if in_file_s < self._longest_s:
                 _append(self._folder, self._longest_s)
-
-    def _read(self) -> float | None:
-        in_file_s = _longest(self._folder)
-        if in_file_s is not None:
-            self._longest_s = max(in_file_s, self._longest_s or 0.0)
-        return in_file_s
 
 
 class IdleMonitor:
@@ -150,12 +145,7 @@ class IdleMonitor:
         self._read_at_s = clock()
 
     def is_reading_due(self, idle_timeout_s: float, max_age_s: float) -> bool:
-        """Return whether a reading is due: the last one is old, or the timeout has expired.
-
-        Args:
-            idle_timeout_s: Idle time after which the server stops, in seconds.
-            max_age_s: How old a reading may be, in seconds.
-        """
+        """Return whether the last reading is older than ``max_age_s``, or the timeout expired."""
         return self._clock() - self._read_at_s >= max_age_s or self.seconds() >= idle_timeout_s
 
     def observe(self, activity: Activity | None) -> None:

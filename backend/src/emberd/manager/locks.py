@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -24,8 +24,7 @@ _PROBES_PASS_S: Final = 1.0
 _RETRY_S: Final = 0.005
 
 
-@contextmanager
-def start_lock(folder: Path, timeout_s: float) -> Iterator[None]:
+def start_lock(folder: Path, timeout_s: float) -> AbstractContextManager[None]:
     """Hold the start lock of ``folder``: at most one process decides and starts a server.
 
     Raises:
@@ -33,13 +32,10 @@ def start_lock(folder: Path, timeout_s: float) -> Iterator[None]:
         StateFolderError: The file system has no locks.
     """
     note = f"pid {os.getpid()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    with ExitStack() as stack:
-        _acquire(stack, folder / "lock", timeout_s, note)
-        yield
+    return _all_held([folder / "lock"], timeout_s, note)
 
 
-@contextmanager
-def gpu_locks(folder: Path, names: Sequence[str], timeout_s: float) -> Iterator[None]:
+def gpu_locks(folder: Path, names: Sequence[str], timeout_s: float) -> AbstractContextManager[None]:
     """Hold the locks on ``names``, such as GPU UUIDs, from measuring until ready.
 
     Two servers that measured free memory at the same time would both take it. The locks are
@@ -50,23 +46,24 @@ def gpu_locks(folder: Path, names: Sequence[str], timeout_s: float) -> Iterator[
         LockTimeoutError: Another process held one of them for ``timeout_s`` seconds.
         StateFolderError: The file system has no locks.
     """
+    return _all_held([folder / f"{name}.lock" for name in sorted(set(names))], timeout_s)
+
+
+@contextmanager
+def _all_held(paths: Sequence[Path], timeout_s: float, note: str = "") -> Iterator[None]:
     with ExitStack() as stack:
-        for name in sorted(set(names)):
-            _acquire(stack, folder / f"{name}.lock", timeout_s)
+        for path in paths:
+            try:
+                stack.enter_context(file_lock.held(path, timeout_s, note=note))
+            except file_lock.LockHeldError as error:
+                raise LockTimeoutError(
+                    f"Could not acquire the lock {path} within {timeout_s:g} s: it is held by "
+                    f"{error.holder or 'an unknown process'}. Wait for that process, or end it if "
+                    f"it hangs, then try again."
+                ) from error
+            except OSError as error:
+                raise _unlockable(path, error) from error
         yield
-
-
-def _acquire(stack: ExitStack, path: Path, timeout_s: float, note: str = "") -> None:
-    try:
-        stack.enter_context(file_lock.held(path, timeout_s, note=note))
-    except file_lock.LockHeldError as error:
-        raise LockTimeoutError(
-            f"Could not acquire the lock {path} within {timeout_s:g} s: it is held by "
-            f"{error.holder or 'an unknown process'}. Wait for that process, or end it if it "
-            f"hangs, then try again."
-        ) from error
-    except OSError as error:
-        raise _unlockable(path, error) from error
 
 
 def _unlockable(path: Path, error: OSError) -> StateFolderError:

@@ -32,30 +32,27 @@ NO_MODEL: Final = "?"
 _ARGUMENTS: Final = 3  # folder, start_id, descriptor
 
 
-def find_supervisors(folder: Path) -> dict[ProcessIdentity, str]:
+def find_supervisors(folder: Path, pid: int | None = None) -> dict[ProcessIdentity, str]:
     """Return the processes that are proven to supervise ``folder``: usually one or none.
 
     Proven means: the process belongs to this user, its command line is that of a supervisor, and
     the descriptor named there is open on the liveness lock file of this folder.
+
+    Args:
+        folder: The server's state folder.
+        pid: The only process to look at; None for all.
 
     Returns:
         Process -> the start_id of its start.
     """
     import psutil
 
-    found = (_supervisor(candidate, folder) for candidate in psutil.process_iter())
-    return dict(each for each in found if each is not None)
-
-
-def proven_start_id(identity: ProcessIdentity, folder: Path) -> str | None:
-    """Return the start_id of a process that is proven to supervise ``folder``; else None."""
-    import psutil
-
     try:
-        found = _supervisor(psutil.Process(identity.pid), folder)
+        candidates = psutil.process_iter() if pid is None else [psutil.Process(pid)]
     except psutil.Error:
-        return None
-    return found[1] if found is not None and found[0] == identity else None
+        return {}
+    found = (_supervisor(candidate, folder) for candidate in candidates)
+    return dict(each for each in found if each is not None)
 
 
 def await_record(folder: Path, timing: Timing, deadline_s: float = math.inf) -> ServerSnapshot:
@@ -116,12 +113,7 @@ def server_status(seen: ServerSnapshot) -> ServerStatus | None:
         spec=_spec(seen.folder),
         state=State.UNKNOWN,
         seconds=_age_s(supervising),
-        url=None,
-        engine=None,
-        device=None,
-        origin="own",
         supervisor_pid=supervising[0] if supervising else None,
-        idle_timeout=None,
         detail=(
             f"its record is lost and {why}; processes: {pids}; run `emberd stop`"
             if pids

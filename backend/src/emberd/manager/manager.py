@@ -49,7 +49,6 @@ from emberd.manager.state import (
     State,
     Timing,
     Verify,
-    is_listening,
 )
 from emberd.settings import IDLE_TIMEOUT_S, START_TIMEOUT_S, ServerSpec, StartOptions
 
@@ -336,11 +335,11 @@ class ServerManager:
                 seen, request.spec, self._places.discover, request.api_key, self._verify
             )
         server = seen.server()
-        if server is None or is_listening(server.endpoint):
+        if server is None or state.is_listening(server.endpoint):
             return server
         # It has died and its supervisor is about to record that; then there is no server here.
         self._await_death_notice(server)
-        if is_listening(server.endpoint):
+        if state.is_listening(server.endpoint):
             return server
         now = state.snapshot(seen.folder)
         is_same = now.record is not None and now.record.start_id == server.start_id
@@ -430,7 +429,7 @@ class ServerManager:
         began = time.monotonic()
         while self.is_current(lost) and (waited := time.monotonic() - began) < self._timing.lost_s:
             # A broken connection does not mean that the server ended: it may still listen.
-            if waited > _DYING_S and is_listening(lost.endpoint):
+            if waited > _DYING_S and state.is_listening(lost.endpoint):
                 return
             time.sleep(self._timing.poll_s)
 
@@ -475,8 +474,7 @@ def _outcome(seen: ServerSnapshot, pending: PendingStart, spec: ServerSpec) -> S
     if own is not None and own.stopped_by_user:
         raise _stopped(spec)
     # If it failed after it had been ready, another start is worth trying.
-    was_ready = own is not None and own.failure is not None and not own.failure.starting
-    if own is not None and seen.state is State.FAILED and not was_ready:
+    if own is not None and seen.state is State.FAILED and not own.was_ready:
         raise own.start_error()
     return None
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import psutil
 
@@ -46,16 +46,16 @@ class OrphanReaper:
         """
         self.pid: int | None = None
         self._command = [sys.executable, "-I", "-S", _REAPER, marked, str(inodes_file)]
-        self._pipe = -1
+        self._pipe: IO[bytes] | None = None
         self._restarts_left = _RESTARTS
         self._start()
 
     def was_reaped(self, pid: int) -> None:
         """Start another one if ``pid`` is the orphan reaper, which was killed."""
-        if pid != self.pid or self._pipe < 0:
+        if pid != self.pid or self._pipe is None:
             return
-        os.close(self._pipe)
-        self._pipe = -1
+        self._pipe.close()
+        self._pipe = None
         self._restarts_left -= 1
         # Limited, because one that ends at once would do so each time; a working server does not
         # depend on its orphan reaper.
@@ -65,10 +65,10 @@ class OrphanReaper:
 
     def stop(self) -> None:
         """End it: no process is left for it to end."""
-        if self.pid is None or self._pipe < 0:
+        if self.pid is None or self._pipe is None:
             return
-        os.close(self._pipe)
-        self._pipe = -1
+        self._pipe.close()
+        self._pipe = None
         with suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
@@ -76,18 +76,11 @@ class OrphanReaper:
     def _start(self) -> None:
         if sys.platform != "linux":
             return
-        read, write = os.pipe()
-        try:
-            popen = subprocess.Popen(  # noqa: S603 - our own file
-                self._command, stdin=read, start_new_session=True
-            )
-        except OSError:
-            os.close(write)  # else ``stop`` would signal ``pid``, which is of the last one
-            raise
-        finally:
-            os.close(read)
-        self._pipe = write
-        self.pid = popen.pid
+        popen = subprocess.Popen(  # noqa: S603 - our own file
+            self._command, stdin=subprocess.PIPE, start_new_session=True
+        )
+        # If it cannot be started, ``pid`` is that of an ended one, which ``stop`` must not signal.
+        self.pid, self._pipe = popen.pid, popen.stdin
         popen.returncode = 0  # reaped by ``ServerProcess.reap``
 
 

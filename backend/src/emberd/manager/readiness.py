@@ -66,14 +66,14 @@ class StartMonitor:
         silence_s: float,
         verify: Callable[[str, Listener], Endpoint],
     ) -> None:
-        """Watch a server that was just started.
+        """Watch ``server``, which was just started and is to listen on ``port``.
 
         Args:
             server: Its processes.
             engine: Its engine.
-            port: The port on which it is to listen.
+            port: A port of ``HOST``.
             silence_s: The start has failed if it makes no progress for this many seconds.
-            verify: Requests an embedding from the URL and the proven listener; see ``Verify``.
+            verify: Called with the URL and the proven listener; see ``Verify``.
         """
         self.progress = ""
         self._server = server

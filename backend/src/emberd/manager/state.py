@@ -28,6 +28,7 @@ from emberd.manager import idle, locks, paths
 from emberd.settings import ServerSpec, StartOptions
 from emberd.system import atomic_file, listeners
 from emberd.system.listeners import Listener
+from emberd.system.log_rules import Diagnosis
 from emberd.system.processes import ProcessIdentity
 
 SCHEMA: Final = 3
@@ -221,37 +222,20 @@ class ServerStatus:
     spec: ServerSpec
     state: State
     seconds: float
-    url: str | None
-    engine: str | None
-    device: str | None
-    origin: Origin
-    supervisor_pid: int | None
-    idle_timeout: float | None
-    detail: str
-    log_path: str
-    start_id: str
+    url: str | None = None
+    engine: str | None = None
+    device: str | None = None
+    origin: Origin = "own"
+    supervisor_pid: int | None = None
+    idle_timeout: float | None = None
+    detail: str = ""
+    log_path: str = ""
+    start_id: str = ""
     api_key: str | None = field(default=None, repr=False)
     listener: Listener | None = None
 
 
 # ---------------------------------------------------------------- the record
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a server failed.
-
-    Attributes:
-        cause: What happened, in one sentence.
-        advice: What to do about it.
-        starting: Whether it had not been ready yet; only such a failure delays the next start.
-        killed: Whether it was killed from outside; then the start is retried a few times.
-    """
-
-    cause: str
-    advice: str
-    starting: bool
-    killed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +255,8 @@ class Record:
         endpoint: Its address, once verified.
         progress: What it is doing while it starts.
         failure: Why it failed.
+        was_ready: Whether it failed after it had been ready; an earlier failure delays the next
+            start.
         reason: Why it is absent, or why an external server is used.
         stopped_by_user: The stop was requested; clients must not restart it when they reconnect.
         found: An external server: emberd never stops it, and it has no supervisor.
@@ -292,7 +278,8 @@ class Record:
     device: str | None = None
     endpoint: Endpoint | None = None
     progress: str = ""
-    failure: Failure | None = None
+    failure: Diagnosis | None = None
+    was_ready: bool = False
     reason: str = ""
     stopped_by_user: bool = False
     found: bool = False
@@ -305,7 +292,7 @@ class Record:
 
     def start_error(self) -> StartError:
         """Return the recorded failure as the error that all waiting callers get."""
-        failure = self.failure or Failure("The server did not start", "", starting=True)
+        failure = self.failure or Diagnosis("The server did not start")
         return StartError(failure.cause, advice=failure.advice, log_path=self.log_path or None)
 
 
@@ -345,13 +332,11 @@ def write_record(folder: Path, record: Record) -> None:
     Raises:
         OSError: The file cannot be written; the old record is unchanged.
     """
-    file, content = folder / RECORD_NAME, serialize_record(record)
-    # A link with the name of the record is replaced, not followed out of the private folder.
-    try:
-        atomic_file.write(file, content, durable=True, follow_links=False)
-    except IsADirectoryError:
+    file = folder / RECORD_NAME
+    if file.is_dir():
         paths.remove(file)
-        atomic_file.write(file, content, durable=True, follow_links=False)
+    # A link with the name of the record is replaced, not followed out of the private folder.
+    atomic_file.write(file, serialize_record(record), durable=True, follow_links=False)
 
 
 def serialize_record(record: Record) -> bytes:
@@ -464,7 +449,7 @@ class ServerSnapshot:
             return None
         if time.monotonic() - own.since_s > cool_down_s:
             return None
-        if self.state is State.FAILED and own.failure is not None and own.failure.starting:
+        if self.state is State.FAILED and own.failure is not None and not own.was_ready:
             may_retry = own.failure.killed and own.attempts < MAX_KILLED_STARTS
             return None if may_retry else own.start_error()
         # A supervisor that was killed wrote no failure; the count was written before the start.

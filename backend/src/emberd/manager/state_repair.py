@@ -39,7 +39,6 @@ class StateFiles:
         self._alive_fd = alive_fd
         self._lock = threading.Lock()
         self._own: Record | None = None
-        self._facts: tuple[int, ...] | None = None
         self._has_reported = False
 
     def publish(self, own: Record) -> None:
@@ -50,7 +49,7 @@ class StateFiles:
         """
         with self._lock:
             self._own = own
-            self._write(own)
+            state.write_record(self._folder, own)
 
     def watch(self, every_s: float) -> None:
         """Restore lost files in a thread, every ``every_s`` seconds, until the folder is gone."""
@@ -83,24 +82,9 @@ class StateFiles:
         with self._lock:
             if self._own is None:
                 return
-            # Usually this one call is enough: the content is read only if the file changed.
-            facts = _facts(self._file)
-            if facts is not None and facts == self._facts:
-                return
-            if self._is_unchanged(self._own):
-                self._facts = facts
-            else:
-                self._write(self._own)
-
-    def _is_unchanged(self, own: Record) -> bool:
-        if paths.read_file(self._file) != state.serialize_record(own):
-            return False
-        return stat.S_IMODE(self._file.lstat().st_mode) == _MODE
-
-    def _write(self, own: Record) -> None:
-        # The next tick compares the content once, which also covers a change right after this.
-        self._facts = None
-        state.write_record(self._folder, own)
+            is_intact = paths.read_file(self._file) == state.serialize_record(self._own)
+            if not is_intact or stat.S_IMODE(self._file.lstat().st_mode) != _MODE:
+                state.write_record(self._folder, self._own)
 
 
 def report(text: str) -> None:
@@ -108,15 +92,3 @@ def report(text: str) -> None:
     with suppress(OSError):
         sys.stderr.write(f"emberd: {text}\n")
         sys.stderr.flush()
-
-
-def _facts(file: Path) -> tuple[int, ...] | None:
-    try:
-        facts = os.lstat(file)
-    except OSError:
-        return None
-    # The change time too: content and permissions can change while the modification time stays.
-    return (
-        *(facts.st_dev, facts.st_ino, facts.st_mode, facts.st_size),
-        *(facts.st_mtime_ns, facts.st_ctime_ns),
-    )

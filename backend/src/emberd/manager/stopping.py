@@ -14,14 +14,7 @@ from typing import Final
 from emberd.engines.base import DRAIN_S
 from emberd.errors import StartError, StateFolderError
 from emberd.manager import locks, lost_records, state
-from emberd.manager.state import (
-    ServerSnapshot,
-    ServerStatus,
-    State,
-    Timing,
-    settled_snapshot,
-    snapshot,
-)
+from emberd.manager.state import ServerSnapshot, ServerStatus, State, Timing
 from emberd.system import processes
 from emberd.system.processes import ProcessIdentity
 
@@ -84,13 +77,13 @@ def stop(folder: Path, timing: Timing, deadline_s: float) -> ServerStatus | None
 def end_supervisor(seen: ServerSnapshot) -> None:
     """Kill a supervisor that has not noticed that its server refuses connections."""
     named = seen.record.supervisor if seen.record is not None else None
-    if named is not None and lost_records.proven_start_id(named, seen.folder) is not None:
+    if named is not None and named in lost_records.find_supervisors(seen.folder, named.pid):
         processes.send(named, SIGKILL)
 
 
 def _settled(folder: Path, deadline_s: float, timing: Timing) -> ServerSnapshot:
     try:
-        return settled_snapshot(folder, deadline_s, timing.poll_s)
+        return state.settled_snapshot(folder, deadline_s, timing.poll_s)
     except state.OtherVersionError:
         return ServerSnapshot(folder, None, alive=True)  # treated as a lost record
 
@@ -100,33 +93,26 @@ def _supervisors(seen: ServerSnapshot, timing: Timing) -> dict[ProcessIdentity, 
     deadline = time.monotonic() + timing.takeover_s
     while seen.alive and seen.record is not None and time.monotonic() < deadline:
         if (named := seen.record.supervisor) is not None:
-            start_id = lost_records.proven_start_id(named, seen.folder)
-            if start_id is not None:
-                return {named: start_id}
+            found = lost_records.find_supervisors(seen.folder, named.pid)
+            if named in found:
+                return {named: found[named]}
             break
         time.sleep(timing.poll_s)
-        seen = snapshot(seen.folder)
+        seen = state.snapshot(seen.folder)
     return lost_records.find_supervisors(seen.folder)
 
 
 def _end(supervisor: ProcessIdentity, drain_s: float, timing: Timing) -> None:
-    processes.send(supervisor, SIGTERM)
-    # A process that SIGSTOP has suspended handles the signal only once it continues.
-    processes.send(supervisor, SIGCONT)
-    if not _ended(supervisor, drain_s + timing.kill_s + _MARGIN_S, timing):
-        processes.send(supervisor, SIGKILL)
-        _ended(supervisor, timing.kill_s, timing)
-
-
-def _ended(supervisor: ProcessIdentity, seconds: float, timing: Timing) -> bool:
-    # The end of this process, not the release of the liveness lock: the next supervisor may
-    # already hold that.
-    deadline = time.monotonic() + seconds
-    while supervisor.is_running():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(timing.poll_s)
-    return True
+    # A process that SIGSTOP has suspended handles SIGTERM only once SIGCONT continues it.
+    orderly = (SIGTERM, SIGCONT), drain_s + timing.kill_s + _MARGIN_S
+    for signals, seconds in (orderly, ((SIGKILL,), timing.kill_s)):
+        for signum in signals:
+            processes.send(supervisor, signum)
+        deadline = time.monotonic() + seconds
+        # The end of this process, not the release of the liveness lock: the next supervisor may
+        # already hold that.
+        while supervisor.is_running() and time.monotonic() < deadline:
+            time.sleep(timing.poll_s)
 
 
 def _check_released(folder: Path, was: ServerStatus, timing: Timing) -> None:

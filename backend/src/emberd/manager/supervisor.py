@@ -32,7 +32,7 @@ from emberd.manager import cleanup, locks, paths, ports, process_tree, state
 from emberd.manager.health import HealthMonitor
 from emberd.manager.idle import IdleMonitor
 from emberd.manager.readiness import StartMonitor
-from emberd.manager.state import Failure, Record, State, Verify
+from emberd.manager.state import Record, State, Verify
 from emberd.manager.state_repair import StateFiles, report
 from emberd.system import processes
 from emberd.system.log_rules import Diagnosis
@@ -151,7 +151,7 @@ class Supervisor:
             # A bug; the server must not outlive it.
             self._fail(
                 Diagnosis(f"The supervisor failed: {error!r}", "Please report this as a bug."),
-                starting=self.record.state is State.STARTING,
+                was_ready=self.record.state is not State.STARTING,
             )
             raise
 
@@ -256,15 +256,16 @@ class Supervisor:
             )
             plan = self.engine.plan(self.record.spec, launch)
             # Recorded before it is made: a folder that no record names is never removed.
-            scratch = cleanup.scratch_path(self.record.start_id)
-            self._publish(drain_s=plan.drain_s, notes=tuple(plan.notes), scratch=scratch)
-            cleanup.make_scratch(scratch)
+            scratch = Path(cleanup.scratch_path(self.record.start_id))
+            self._publish(drain_s=plan.drain_s, notes=tuple(plan.notes), scratch=str(scratch))
+            scratch.mkdir(mode=0o700, exist_ok=True)
+            paths.check_private(scratch)
             self._shared_memory.exclude_existing()
             for name, content in plan.files.items():
                 paths.create_file(self.folder / name, content.encode())
             self._server = server = process_tree.ServerProcess(
                 plan.command,
-                {**plan.environment, "TMPDIR": scratch},
+                {**plan.environment, "TMPDIR": str(scratch)},
                 f"{self.folder}:{self.record.start_id}",
                 self.folder / paths.LOG_NAME,
                 inherited=() if launch.descriptor is None else (launch.descriptor,),
@@ -306,7 +307,7 @@ class Supervisor:
                 self._stop("stopped on request", by_user=True)
                 return
             if (code := server.reap()) is not None:
-                self._fail(self.engine.diagnose(code, server.log()), starting=False)
+                self._fail(self.engine.diagnose(code, server.log()), was_ready=True)
                 return
             idle_timeout_s = self._files.idle_timeout.seconds()
             if not (health.is_active or idle.is_reading_due(idle_timeout_s, timing.look_s)):
@@ -315,7 +316,7 @@ class Supervisor:
             activity = probe.activity(endpoint.url, endpoint.api_key, listener=endpoint.listener)
             idle.observe(activity)
             if health.is_hung(activity):
-                self._fail(_HUNG, starting=False)
+                self._fail(_HUNG, was_ready=True)
                 return
             if idle.seconds() >= idle_timeout_s:
                 self._stop(f"not used for {idle.seconds():.0f} s", by_user=False)
@@ -336,13 +337,14 @@ class Supervisor:
         self._end_server()
         self._publish_if_possible(state=State.ABSENT, endpoint=None)
 
-    def _fail(self, diagnosis: Diagnosis, *, starting: bool = True) -> None:
-        if not starting:
+    def _fail(self, diagnosis: Diagnosis, *, was_ready: bool = False) -> None:
+        if was_ready:
             # No client may be sent to it while its processes are ended.
             self._publish_if_possible(state=State.STOPPING, reason=diagnosis.cause)
         self._end_server()
-        failure = Failure(diagnosis.cause, diagnosis.advice, starting, diagnosis.killed)
-        self._publish_if_possible(state=State.FAILED, failure=failure, endpoint=None, progress="")
+        self._publish_if_possible(
+            state=State.FAILED, failure=diagnosis, was_ready=was_ready, endpoint=None, progress=""
+        )
 
     def _end_server(self) -> None:
         if self._server is not None:
