@@ -66,13 +66,11 @@ class SharedMemory:
         self._updated_at_s = now
         new = {inode for pid in pids() for inode in shared_memory_inodes(pid)}
         new -= self.known | self._others
-        if not new:
-            return
-        self.known |= new
-        # A full disk, or a deleted folder, does not end a server: they stay known in memory.
-        with suppress(OSError):
+        if new:
+            self.known |= new
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-            with os.fdopen(os.open(self._file, flags, 0o600), "w") as opened:
+            # A full disk, or a deleted folder, does not end a server: they stay known in memory.
+            with suppress(OSError), os.fdopen(os.open(self._file, flags, 0o600), "w") as opened:
                 opened.write("".join(f"{inode}\n" for inode in sorted(new)))
 
 

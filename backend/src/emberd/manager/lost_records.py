@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -104,7 +105,12 @@ def server_status(seen: ServerSnapshot) -> ServerStatus | None:
     marked = [each.pid for each in processes.marked(str(seen.folder))] if is_used else []
     if not seen.alive and not marked:
         return None
+    import psutil
+
     supervising = [each.pid for each in find_supervisors(seen.folder)] if seen.alive else []
+    seconds = 0.0
+    with suppress(IndexError, psutil.Error):
+        seconds = max(0.0, time.time() - psutil.Process(supervising[0]).create_time())
     why = "its supervisor does not rewrite it" if seen.alive else "its supervisor is dead"
     pids = ", ".join(map(str, [*supervising, *marked]))
     log = seen.folder / paths.LOG_NAME
@@ -112,7 +118,7 @@ def server_status(seen: ServerSnapshot) -> ServerStatus | None:
         key=seen.folder.name,
         spec=_spec(seen.folder),
         state=State.UNKNOWN,
-        seconds=_age_s(supervising),
+        seconds=seconds,
         supervisor_pid=supervising[0] if supervising else None,
         detail=(
             f"its record is lost and {why}; processes: {pids}; run `emberd stop`"
@@ -129,15 +135,6 @@ def _spec(folder: Path) -> ServerSpec:
     key = folder.name.partition("-")[0]
     specs = (ServerSpec(model=model.name) for model in MODELS)
     return next((spec for spec in specs if spec.key == key), ServerSpec(model=NO_MODEL))
-
-
-def _age_s(pids: list[int]) -> float:
-    import psutil
-
-    try:
-        return max(0.0, time.time() - psutil.Process(pids[0]).create_time())
-    except (IndexError, psutil.Error):
-        return 0.0
 
 
 def _supervisor(candidate: psutil.Process, folder: Path) -> tuple[ProcessIdentity, str] | None:

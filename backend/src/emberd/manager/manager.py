@@ -212,12 +212,10 @@ class ServerManager:
         """Return a running server for ``spec``, emberd's own or an external one; start none."""
         request = _Request(spec, StartOptions(), api_key)
         for folder in self._home.server_folders(spec.key):
-            lost_records.await_record(folder, self._timing)
-        for seen in self._snapshots(spec):
-            if seen.serves(spec):
-                found = self._use_or_join(seen, request)
-                if isinstance(found, Server):
-                    return found
+            seen = lost_records.await_record(folder, self._timing)
+            found = self._use_or_join(seen, request) if seen.serves(spec) else None
+            if isinstance(found, Server):
+                return found
         return discovery.search(spec, self._places.discover, api_key, self._verify)[0]
 
     # -- status and stop ----------------------------------------------------------------
@@ -414,9 +412,10 @@ class ServerManager:
 
     def _await_ending(self, spec: ServerSpec, deadline: float) -> None:
         """Wait for servers of ``spec`` that are ending, so that two never overlap."""
-        while any(seen.is_ending for seen in self._snapshots(spec)):
-            for folder in self._home.server_folders(spec.key):
-                lost_records.await_record(folder, self._timing, deadline)
+        while any(
+            lost_records.await_record(folder, self._timing, deadline).is_ending
+            for folder in self._home.server_folders(spec.key)
+        ):
             if time.monotonic() > deadline:
                 raise StartTimeoutError(
                     f"start_timeout expired while the last server of {spec.model} finishes its "

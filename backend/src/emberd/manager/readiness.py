@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from ipaddress import ip_address
@@ -23,32 +23,20 @@ _ADDRESS: Final = ip_address(HOST)
 _UNSEEN_S: Final = 2.0
 
 
-class ReadinessProbe:
-    """Polls one starting server until it is ready, without blocking the supervisor.
+def poll_readiness(url: str, listener: Listener) -> Iterator[bool]:
+    """Yield whether the server at ``url`` accepts requests, without blocking the supervisor.
 
     ``/ready`` answers at once. SGLang before 0.5.20 has only ``/health``, which takes 1 to 20 s, so
     it is requested in a thread: the supervisor must still react to a stop or a dead server.
     """
-
-    def __init__(self, url: str, listener: Listener) -> None:
-        """Watch the server at ``url``, whose listening socket is ``listener``."""
-        self._url = url
-        self._listener = listener
-        self._health: Future[bool] | None = None
-
-    def is_ready(self) -> bool:
-        """Return whether the server accepts requests; call it again while it does not."""
-        if self._health is not None:
-            if not self._health.done():
-                return False
-            if self._health.result():
-                return True
-        ready = probe.readiness(self._url, listener=self._listener)
+    while True:
+        ready = probe.readiness(url, listener=listener)
         if ready is None:
-            self._health = background.run(
-                lambda: probe.is_healthy(self._url, listener=self._listener), "health"
-            )
-        return bool(ready)
+            health = background.run(lambda: probe.is_healthy(url, listener=listener), "health")
+            while not health.done():
+                yield False
+            ready = health.result()
+        yield ready
 
 
 class StartMonitor:
@@ -71,7 +59,7 @@ class StartMonitor:
         Args:
             server: Its processes.
             engine: Its engine.
-            port: A port of ``HOST``.
+            port: Its port on the loopback address.
             silence_s: The start has failed if it makes no progress for this many seconds.
             verify: Called with the URL and the proven listener; see ``Verify``.
         """
@@ -86,7 +74,7 @@ class StartMonitor:
         self._log_bytes = 0
         self._unseen_since_s: float | None = None
         self._listener: Listener | None = None
-        self._readiness: ReadinessProbe | None = None
+        self._readiness: Iterator[bool] | None = None
         self._verification: Future[Endpoint] | None = None
 
     def check(self) -> Endpoint | Diagnosis | None:
@@ -98,7 +86,7 @@ class StartMonitor:
         if (listener := self._listener) is None or self._readiness is None:
             return self._prove_listener()
         if self._verification is None:
-            if self._readiness.is_ready():
+            if next(self._readiness):
                 # In a thread: the first embedding of a cold model may take long, and a stop must
                 # not wait for it.
                 self._verification = background.run(
@@ -134,7 +122,7 @@ class StartMonitor:
             is_held, unseen = self._holds(found)
             if is_held:
                 self._listener = replace(found, owner_accepts=True)
-                self._readiness = ReadinessProbe(self._url, self._listener)
+                self._readiness = poll_readiness(self._url, self._listener)
                 return None
             if unseen:
                 return self._diagnose_unseen(unseen)
