@@ -21,7 +21,7 @@ from emberd.errors import (
     StartTimeoutError,
     StateFolderError,
 )
-from emberd.manager import Progress, State, liveness, locks
+from emberd.manager import Progress, State, locks
 from emberd.settings import ServerSpec
 from emberd.verified_manager import Manager
 from homes import QUICK, Starts, Stub, begin
@@ -282,7 +282,7 @@ def test_server_does_not_inherit_the_liveness_lock(manager: Manager, stub: Stub)
     held = {p.pid: [f.path for f in p.open_files()] for p in supervisor.children(recursive=True)}
     assert held
     assert all(proof not in files for files in held.values())
-    assert liveness.is_held(Path(server.folder or ""))
+    assert locks.is_alive(Path(server.folder or ""))
 
 
 def test_supervisor_is_detached_and_holds_no_stream_of_the_caller(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -83,9 +84,9 @@ def test_the_longest_idle_time_that_anybody_asked_for_counts(tmp_path: Path) -> 
 
 def test_never_wins_over_any_time(tmp_path: Path) -> None:
     idle.reset(tmp_path, 60)
-    idle.request(tmp_path, None)
+    idle.request(tmp_path, math.inf)
     idle.request(tmp_path, 90)
-    assert idle.requested_s(tmp_path) is None
+    assert idle.requested_s(tmp_path) == math.inf
 
 
 @pytest.mark.parametrize("content", [None, "", "what\n"])

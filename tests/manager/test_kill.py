@@ -66,7 +66,14 @@ VICTIMS = {"supervisor": supervisor_of, "engine": engine_of}
 
 def wait_until_gone(process: psutil.Process) -> None:
     """Wait until a process has ended, reaped by its parent or not."""
-    waiting.until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+
+    def is_gone() -> bool:
+        try:
+            return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:  # it was reaped between the two calls
+            return True
+
+    waiting.until(is_gone)
 
 
 def kill(process: psutil.Process) -> None:

@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 
-from emberd.engines.base import Launch
 from emberd.manager import readiness
-from emberd.settings import StartOptions
 from emberd.system import listeners
 from emberd.system.log_rules import Diagnosis
 
@@ -42,14 +40,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 def prove(port: int, seen: list[int]) -> tuple[readiness.StartMonitor, Diagnosis | None]:
     server: Any = Server(seen)
     unused: Any = None
-    start = readiness.StartMonitor(
-        server,
-        unused,
-        Launch(port, None, "", "", StartOptions()),
-        unused,
-        spec=unused,
-        verify=unused,
-    )
+    start = readiness.StartMonitor(server, unused, port, 0.0, unused)
     return start, start._prove_listener()
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from pathlib import Path
 
 import pytest
 
+import waiting
 from emberd.errors import LockTimeoutError, StateFolderError
 from emberd.manager import locks
 
@@ -50,3 +53,82 @@ def test_error_names_the_variable_if_the_file_cannot_be_locked(tmp_path: Path) -
         locks.start_lock(tmp_path, timeout_s=0.2),
     ):
         pass
+
+
+# ---------------------------------------------------------------- the liveness lock
+
+
+def test_lock_that_was_never_taken_is_not_held(tmp_path: Path) -> None:
+    assert not locks.is_alive(tmp_path)
+
+
+def test_lock_is_held_until_it_is_released(tmp_path: Path) -> None:
+    descriptor = locks.take_liveness(tmp_path)
+    assert descriptor is not None
+    assert locks.is_alive(tmp_path)
+    assert locks.take_liveness(tmp_path) is None
+    locks.release(descriptor)
+    assert not locks.is_alive(tmp_path)
+
+
+def test_concurrent_readers_never_see_each_other_as_the_holder(tmp_path: Path) -> None:
+    (tmp_path / "alive").touch()
+    seen: list[bool] = []
+
+    def probe() -> None:
+        seen.extend(locks.is_alive(tmp_path) for _ in range(300))
+
+    threads = [threading.Thread(target=probe) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 2400
+    assert not any(seen)
+
+
+def test_lock_can_be_taken_while_many_readers_probe_it(tmp_path: Path) -> None:
+    (tmp_path / "alive").touch()
+    stop = threading.Event()
+
+    def probe() -> None:
+        while not stop.is_set():
+            locks.is_alive(tmp_path)
+
+    threads = [threading.Thread(target=probe) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    descriptor = locks.take_liveness(tmp_path)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert descriptor is not None
+    locks.release(descriptor)
+
+
+def test_forked_child_of_the_holder_does_not_keep_the_lock(tmp_path: Path) -> None:
+    descriptor = locks.take_liveness(tmp_path)
+    assert descriptor is not None
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    locks.release(descriptor)
+    try:
+        waiting.until(lambda: not locks.is_alive(tmp_path))
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_replaced_folder_is_not_the_locked_one(tmp_path: Path) -> None:
+    folder = tmp_path / "server"
+    folder.mkdir()
+    descriptor = locks.take_liveness(folder)
+    assert descriptor is not None
+    assert locks.is_same_file(descriptor, folder)
+    folder.rename(tmp_path / "elsewhere")
+    assert not locks.is_same_file(descriptor, folder)
+    folder.mkdir()
+    (folder / "alive").touch()
+    assert not locks.is_same_file(descriptor, folder)
+    locks.release(descriptor)

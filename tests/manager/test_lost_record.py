@@ -24,7 +24,7 @@ import damage
 import leftovers
 import waiting
 from emberd.errors import StartTimeoutError, StateFolderError
-from emberd.manager import State, cleanup, liveness, lost_records, state, stopping
+from emberd.manager import State, cleanup, locks, lost_records, state, stopping
 from emberd.manager.state import Server, ServerStatus
 from emberd.settings import ServerSpec
 from emberd.system import processes
@@ -376,20 +376,20 @@ def test_supervisor_is_distinguished_from_processes_that_imitate_one(
     # The command line of the supervisor, but its descriptor is open on something else.
     named = subprocess.Popen([*sleep, *words[2:-1], "0"], stdin=subprocess.PIPE)
     # The file of the liveness lock is open, but it is not a supervisor.
-    descriptor = os.open(liveness.path(folder), os.O_RDWR)
+    descriptor = os.open(locks.liveness_path(folder), os.O_RDWR)
     opened = subprocess.Popen(
         [*sleep, str(descriptor)], stdin=subprocess.PIPE, pass_fds=[descriptor]
     )
     try:
-        (found,) = lost_records.find_supervisors(folder)
-        assert (found.identity.pid, found.start_id) == (pid, server.start_id)
+        ((found, start_id),) = lost_records.find_supervisors(folder).items()
+        assert (found.pid, start_id) == (pid, server.start_id)
         for other in (named, opened):
             identity = processes.identify(other.pid)
             assert identity is not None
-            assert lost_records.prove_supervisor(identity, folder) is None
-        assert lost_records.prove_supervisor(found.identity, folder) == found
-        assert lost_records.prove_supervisor(replace(found.identity, start="1"), folder) is None
-        assert lost_records.find_supervisors(tmp_path) == []
+            assert lost_records.find_supervisors(folder, identity.pid) == {}
+        assert lost_records.find_supervisors(folder, pid) == {found: start_id}
+        assert replace(found, start="1") not in lost_records.find_supervisors(folder, pid)
+        assert lost_records.find_supervisors(tmp_path) == {}
     finally:
         os.close(descriptor)
         for other in (named, opened):
@@ -404,7 +404,7 @@ def test_lock_held_by_a_process_that_is_no_supervisor_is_an_error_and_no_signal(
     manager.stop()
     record_of(server).unlink()
     asking = Manager(home, timing=SHORT_WAIT)
-    descriptor = liveness.take(Path(server.folder or ""))
+    descriptor = locks.take_liveness(Path(server.folder or ""))
     assert descriptor is not None
     marked = marked_child(str(server.folder))
     try:
@@ -416,7 +416,7 @@ def test_lock_held_by_a_process_that_is_no_supervisor_is_an_error_and_no_signal(
             asking.stop()
         assert marked.poll() is None
     finally:
-        liveness.release(descriptor)
+        locks.release(descriptor)
         marked.kill()
         marked.communicate()
     assert manager.ensure(stub()).started
@@ -435,7 +435,7 @@ def orphans(manager: Manager, home: Path, stub: Stub, kind: str) -> Iterator[lis
         )
         for victim in (guard, supervisor):
             victim.kill()
-        waiting.until(lambda: not liveness.is_held(Path(server.folder or "")))
+        waiting.until(lambda: not locks.is_alive(Path(server.folder or "")))
     damage.OF_RECORD[kind](record_of(server))
     left = waiting.until(lambda: leftovers.find([str(home)]))
     yield [orphan for orphan in left if orphan.is_running()]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from emberd.errors import StateFolderError
-from emberd.manager import liveness, locks
+from emberd.manager import locks
 from emberd.verified_manager import Manager
 from homes import Starts, Stub
 
@@ -49,10 +49,10 @@ def test_without_locks_nothing_is_started(
 def test_liveness_lock_that_cannot_be_probed_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    descriptor = liveness.take(tmp_path)
+    descriptor = locks.take_liveness(tmp_path)
     assert descriptor is not None
     with monkeypatch.context() as patch:
         _without_flock(patch)
         with pytest.raises(StateFolderError):
-            liveness.is_held(tmp_path)
-    liveness.release(descriptor)
+            locks.is_alive(tmp_path)
+    locks.release(descriptor)

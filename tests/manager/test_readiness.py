@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 import examined
 import waiting
-from emberd.manager.readiness import ReadinessProbe
+from emberd.manager.readiness import poll_readiness
 from emberd.system import listeners
 
 
-def _watch(url: str) -> ReadinessProbe:
+def _watch(url: str) -> Iterator[bool]:
     listener = listeners.find(url)
     assert listener is not None
-    return ReadinessProbe(url, listener)
+    return poll_readiness(url, listener)
 
 
 def test_a_slow_health_route_does_not_block_and_is_requested_once_at_a_time() -> None:
@@ -31,14 +32,14 @@ def test_a_slow_health_route_does_not_block_and_is_requested_once_at_a_time() ->
     with examined.answering(reply) as url:
         readiness = _watch(url)
         try:
-            assert not readiness.is_ready()
+            assert not next(readiness)
             asked.acquire()
             # The request for /health has no answer yet.
-            assert not any(readiness.is_ready() for _ in range(5))
+            assert not any(next(readiness) for _ in range(5))
             assert paths == ["/ready", "/health"]
         finally:
             answer.set()
-        waiting.until(readiness.is_ready)
+        waiting.until(lambda: next(readiness))
         assert paths.count("/health") == 1
 
 
@@ -47,9 +48,9 @@ def test_a_server_that_gets_healthy_later_is_ready_then() -> None:
     with examined.answering(lambda path: (statuses[path], b"")) as url:
         readiness = _watch(url)
         for _ in range(3):
-            assert not readiness.is_ready()
+            assert not next(readiness)
         statuses["/health"] = 200
-        waiting.until(readiness.is_ready)
+        waiting.until(lambda: next(readiness))
 
 
 def test_a_server_with_a_ready_route_is_not_asked_for_its_health() -> None:
@@ -62,12 +63,12 @@ def test_a_server_with_a_ready_route_is_not_asked_for_its_health() -> None:
 
     with examined.answering(reply) as url:
         readiness = _watch(url)
-        assert [readiness.is_ready(), readiness.is_ready()] == [False, True]
+        assert [next(readiness), next(readiness)] == [False, True]
     assert paths == ["/ready", "/ready"]
 
 
 def test_a_server_that_is_gone_is_not_ready() -> None:
     with examined.answering(lambda path: (200, b"")) as url:
         readiness = _watch(url)
-        assert readiness.is_ready()
-    assert not readiness.is_ready()
+        assert next(readiness)
+    assert not next(readiness)

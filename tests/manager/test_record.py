@@ -12,10 +12,11 @@ import pytest
 from emberd.endpoint import Endpoint
 from emberd.errors import StartError, StateFolderError
 from emberd.manager import state
-from emberd.manager.state import Failure, Record, State, Timing
+from emberd.manager.state import Record, State, Timing
 from emberd.settings import ServerSpec
 from emberd.system import atomic_file, processes
 from emberd.system.listeners import Listener
+from emberd.system.log_rules import Diagnosis
 
 FULL = Record(
     state=State.FAILED,
@@ -30,7 +31,7 @@ FULL = Record(
     endpoint=Endpoint(
         "http://127.0.0.1:1", "m", 8, 512, "secret", "demo", listener=Listener(1000, inode=7)
     ),
-    failure=Failure("It broke", "Fix it.", 12.0, starting=True),
+    failure=Diagnosis("It broke", "Fix it."),
     log_path="/x/server.log",
 )
 

@@ -16,7 +16,7 @@ import leftovers
 import waiting
 from emberd import probe
 from emberd.errors import ServerStoppedError
-from emberd.manager import State, idle, liveness
+from emberd.manager import State, idle, locks
 from emberd.verified_manager import Manager
 from homes import QUICK, Starts, Stub, server_of
 from plain_client import embed, in_flight
@@ -212,7 +212,7 @@ def test_reported_server_that_answers_is_kept(manager: Manager, stub: Stub) -> N
     server = manager.ensure(stub())
     manager.report_unresponsive(server)
     waiting.until(lambda: not (Path(server.folder or "") / "suspect").exists())
-    assert liveness.is_held(Path(server.folder or ""))
+    assert locks.is_alive(Path(server.folder or ""))
     assert manager.ensure(stub()).endpoint == server.endpoint
 
 

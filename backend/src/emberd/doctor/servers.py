@@ -45,9 +45,8 @@ def check_servers(wanted: Wanted) -> Iterator[Finding]:
     jobs = [partial(_asked, wanted, candidate) for candidate in candidates]
     outcomes = gather(jobs, _SERVER_S)
     found = [_other(wanted, *pair) for pair in zip(candidates, outcomes, strict=True)]
-    marks = lost_records.MarkedProcesses()
     for view in _views(wanted, deadline_s):
-        found += _own(wanted, view, marks)
+        found += _own(wanted, view)
     yield from found or [ok("servers", "no server is running")]
 
 
@@ -97,10 +96,8 @@ def _views(wanted: Wanted, deadline_s: float) -> Iterator[ServerSnapshot]:
             yield state.settled_snapshot(folder, deadline_s, Timing().poll_s)
 
 
-def _own(
-    wanted: Wanted, view: ServerSnapshot, marks: lost_records.MarkedProcesses
-) -> Iterator[Finding]:
-    status = lost_records.server_status(view, marks)
+def _own(wanted: Wanted, view: ServerSnapshot) -> Iterator[Finding]:
+    status = lost_records.server_status(view)
     if status is None:
         return
     if status.state is State.UNKNOWN:

@@ -1,7 +1,7 @@
 """Finds a server, starts exactly one, watches it and stops it.
 
 All processes meet in the state folder of a server. ``paths`` describes its layout, ``state`` its
-record, ``liveness`` the lock that shows whether its supervisor runs. Start reading at ``manager``.
+record, ``locks`` the lock that shows whether its supervisor runs. Start reading at ``manager``.
 """
 
 from emberd.manager.manager import Check, PendingStart, ServerManager

@@ -8,8 +8,8 @@ by inode in the state folder, because a killed server removes nothing itself.
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,8 +26,8 @@ INODES_NAME: Final = "shared-memory"
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps it; nothing is made there
 _PREFIX: Final = "emberd-"
 _UPDATE_EVERY_S: Final = 1.0
-_PRIVATE: Final = 0o600
-_COLUMNS: Final = 6
+# A line of the kernel's table: addresses, permissions, offset, device, inode, path.
+_MAPPING: Final = re.compile(rb"^(?:\S+ ){4}(\d+) +/dev/shm/", re.MULTILINE)
 
 
 def scratch_path(start_id: str) -> str:
@@ -37,18 +37,6 @@ def scratch_path(start_id: str) -> str:
     characters.
     """
     return os.path.join(tempfile.gettempdir(), f"{_PREFIX}{start_id}")
-
-
-def make_scratch(scratch_folder: str) -> None:
-    """Create the folder, private to this user.
-
-    Raises:
-        PermissionError: Another user has created it.
-    """
-    os.makedirs(scratch_folder, mode=0o700, exist_ok=True)
-    found = os.lstat(scratch_folder)
-    if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode):
-        raise PermissionError(f"{scratch_folder} belongs to another user")
 
 
 class SharedMemory:
@@ -78,13 +66,11 @@ class SharedMemory:
         self._updated_at_s = now
         new = {inode for pid in pids() for inode in shared_memory_inodes(pid)}
         new -= self.known | self._others
-        if not new:
-            return
-        self.known |= new
-        # A full disk, or a deleted folder, does not end a server: they stay known in memory.
-        with suppress(OSError):
+        if new:
+            self.known |= new
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-            with os.fdopen(os.open(self._file, flags, _PRIVATE), "w") as opened:
+            # A full disk, or a deleted folder, does not end a server: they stay known in memory.
+            with suppress(OSError), os.fdopen(os.open(self._file, flags, 0o600), "w") as opened:
                 opened.write("".join(f"{inode}\n" for inode in sorted(new)))
 
 
@@ -100,14 +86,21 @@ def remove_files(folder: Path, scratch_folder: str, known: Iterable[int] = ()) -
     # emberd made may be removed.
     if scratch_folder and Path(scratch_folder).name.startswith(_PREFIX):
         shutil.rmtree(scratch_folder, ignore_errors=True)
-    inodes = {*known, *_recorded(folder / INODES_NAME)}
+    inodes = set(known)
+    with suppress(StateFolderError):
+        content = paths.read_file(folder / INODES_NAME, truncate=True) or b""
+        inodes |= {int(line) for line in content.split() if line.isdigit()}
     if inodes & _existing():
         # Imported late: it takes longer than everything else in a process that finds its server.
         import psutil
 
         # Memory that a process still has is in use, whoever made it.
         inodes -= {inode for pid in psutil.pids() for inode in shared_memory_inodes(pid)}
-        _unlink(inodes)
+        for entry in os.scandir(_SHARED_MEMORY):
+            with suppress(OSError):
+                owner = entry.stat(follow_symlinks=False).st_uid
+                if entry.inode() in inodes and owner == os.geteuid():
+                    os.unlink(entry.path)
     with suppress(OSError):
         paths.remove(folder / INODES_NAME)
 
@@ -129,30 +122,12 @@ def clean_up(folder: Path, timing: Timing) -> None:
 
 def shared_memory_inodes(pid: int) -> Iterator[int]:
     """Yield the inodes of the shared memory of a process; none if it cannot be read."""
-    # Columns of the kernel's table: 3 device, 4 inode, 5 path. By inode, because a semaphore is
-    # created under one name and linked under another.
+    # By inode, because a semaphore is created under one name and linked under another.
     with suppress(OSError):
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            columns = line.split(maxsplit=_COLUMNS - 1)
-            if len(columns) == _COLUMNS and columns[5].startswith(f"{_SHARED_MEMORY}/"):
-                yield int(columns[4])
-
-
-def _recorded(file: Path) -> set[int]:
-    with suppress(StateFolderError):
-        content = paths.read_file(file, truncate=True) or b""
-        return {int(line) for line in content.split() if line.isdigit()}
-    return set()
+        yield from map(int, _MAPPING.findall(Path(f"/proc/{pid}/maps").read_bytes()))
 
 
 def _existing() -> set[int]:
     with suppress(OSError):
         return {entry.inode() for entry in os.scandir(_SHARED_MEMORY)}
     return set()
-
-
-def _unlink(inodes: set[int]) -> None:
-    for entry in os.scandir(_SHARED_MEMORY):
-        with suppress(OSError):
-            if entry.inode() in inodes and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
-                os.unlink(entry.path)

@@ -27,16 +27,8 @@ from emberd.errors import (
     SettingError,
     StartError,
 )
-from emberd.manager import cleanup, liveness, state
-from emberd.manager.state import (
-    Record,
-    Server,
-    ServerSnapshot,
-    ServerStatus,
-    State,
-    Timing,
-    Verify,
-)
+from emberd.manager import cleanup, locks, state
+from emberd.manager.state import Record, Server, ServerSnapshot, ServerStatus, State, Timing, Verify
 from emberd.settings import ServerSpec
 from emberd.system import listeners, processes
 from emberd.system.listeners import Listener
@@ -76,47 +68,6 @@ class Candidate:
     listed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ExternalServer:
-    """A verified server that emberd did not start.
-
-    Attributes:
-        candidate: Where it was found, and why it was considered.
-        endpoint: The verified endpoint.
-    """
-
-    candidate: Candidate
-    endpoint: Endpoint
-
-    @property
-    def engine(self) -> str | None:
-        """Name of its engine; None if it is not one that emberd can start."""
-        name = self.candidate.engine or self.endpoint.server
-        return name if name in engines.NAMES else None
-
-    @property
-    def reason(self) -> str:
-        """Why it is used, in one sentence."""
-        return f"{self.endpoint.url} was found ({self.candidate.why}) and verified"
-
-    def server(self) -> Server:
-        """Return it as a server to use, without a record."""
-        return Server(self.endpoint, "found", self.reason, engine=self.engine)
-
-
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """The result of a search.
-
-    Attributes:
-        found: The first server that fits; None if there is none.
-        refusals: Why each of the others does not fit.
-    """
-
-    found: ExternalServer | None
-    refusals: tuple[str, ...] = ()
-
-
 # ---------------------------------------------------------------- candidates
 
 
@@ -150,7 +101,13 @@ def _processes() -> Iterator[Candidate]:
 
     for process in psutil.process_iter(["cmdline"]):
         engine = _engine_of(process.info["cmdline"] or [])
-        if engine is None or not _is_external(process):
+        if engine is None:
+            continue
+        try:
+            # A server with our mark has a supervisor and a key, and is used through its record.
+            if process.uids().real != os.getuid() or processes.MARK in process.environ():
+                continue
+        except (psutil.Error, OSError):
             continue
         for address, port in listeners.listening(process):
             at = str(address) if address.version == _IPV4 else f"[{address}]"
@@ -162,25 +119,12 @@ def _engine_of(command: list[str]) -> str | None:
     return next((name for name in engines.NAMES if engines.load(name).recognises(command)), None)
 
 
-def _is_external(process: psutil.Process) -> bool:
-    import psutil
-
-    try:
-        # A server with our mark has a supervisor and a key, and is used through its record.
-        return process.uids().real == os.getuid() and processes.MARK not in process.environ()
-    except (psutil.Error, OSError):
-        return False
-
-
 # ---------------------------------------------------------------- search and reuse
 
 
 def search(
-    spec: ServerSpec,
-    listed: tuple[str, ...],
-    api_key: str | None,
-    verify: Verify,
-) -> SearchResult:
+    spec: ServerSpec, listed: tuple[str, ...], api_key: str | None, verify: Verify
+) -> tuple[Server | None, list[str]]:
     """Search for a running server that serves ``spec`` and meets its constraints.
 
     Args:
@@ -188,17 +132,21 @@ def search(
         listed: URLs of ``EMBERD_DISCOVER``.
         api_key: The user's key, for these URLs.
         verify: See ``Verify``.
+
+    Returns:
+        The first server that fits, without a record, or None; and why each of those before it
+        does not fit.
     """
     refusals: list[str] = []
     for candidate in candidates(listed, api_key):
         result = _try_candidate(candidate, spec, verify)
-        if isinstance(result, ExternalServer):
-            return SearchResult(result, tuple(refusals))
+        if isinstance(result, Server):
+            return result, refusals
         refusals.append(f"{candidate.url} ({candidate.why}): {result}")
-    return SearchResult(None, tuple(refusals))
+    return None, refusals
 
 
-def adopt(folder: Path, spec: ServerSpec, found: ExternalServer, timing: Timing) -> Server:
+def adopt(folder: Path, spec: ServerSpec, found: Server, timing: Timing) -> Server:
     """Store ``found`` in the record of ``folder``, so that other processes find it at once.
 
     The caller holds the start lock.
@@ -219,14 +167,13 @@ def adopt(folder: Path, spec: ServerSpec, found: ExternalServer, timing: Timing)
         reason=found.reason,
         found=True,
     )
-    with liveness.held(folder) as is_free:
+    with locks.liveness_lock(folder) as is_free:
         if not is_free:
             raise StartError(f"Another process started a server in {folder}", advice="Try again.")
         # Before the record is replaced: it names the files of a dead supervisor's server.
         cleanup.clean_up(folder, timing)
         state.write_record(folder, record)
-    server = state.snapshot(folder).server() or found.server()
-    return replace(server, endpoint=found.endpoint)
+    return replace(found, start_id=record.start_id, folder=str(folder))
 
 
 def reverify(
@@ -238,14 +185,8 @@ def reverify(
 ) -> Server | None:
     """Return the external server of a record if it is still what it was; else None.
 
-    It is verified again: another server with the same name may have taken its place.
-
-    Args:
-        seen: Snapshot of the record's folder.
-        spec: What is requested.
-        listed: URLs of ``EMBERD_DISCOVER``.
-        api_key: The user's key, for these URLs.
-        verify: See ``Verify``.
+    It is verified again: another server with the same name may have taken its place. The arguments
+    after ``seen``, a snapshot of the record's folder, are those of ``search``.
     """
     server = seen.server()
     if server is None:
@@ -254,7 +195,7 @@ def reverify(
     key = api_key if url in listed else None
     candidate = Candidate(url, server.reason, key, server.engine, url in listed)
     result = _try_candidate(candidate, spec, verify)
-    return replace(server, endpoint=result.endpoint) if isinstance(result, ExternalServer) else None
+    return replace(server, endpoint=result.endpoint) if isinstance(result, Server) else None
 
 
 # ---------------------------------------------------------------- verification
@@ -262,8 +203,8 @@ def reverify(
 
 def verify_candidate(
     candidate: Candidate, spec: ServerSpec, verify: Verify, *, first_answer_s: float
-) -> ExternalServer:
-    """Return a candidate with its verified endpoint.
+) -> Server:
+    """Return the verified server of a candidate.
 
     Args:
         candidate: Where the server may be.
@@ -276,26 +217,28 @@ def verify_candidate(
         ServerUnavailableError: There is no response.
         AuthenticationError: It requires a key, or another one.
     """
+    url, api_key = candidate.url, candidate.api_key
     # Taken first, so that everything that is requested below, and later, goes to this one server.
-    listener = trusted_listener(candidate.url)
+    listener = trusted_listener(url)
     if listener is None and not candidate.listed:
-        raise ServerUnavailableError(f"{candidate.url} is not an address of this machine.")
-    first = probe.get(
-        candidate.url, probe.MODELS, candidate.api_key, first_answer_s, listener=listener
-    )
-    if first is None:
+        raise ServerUnavailableError(f"{url} is not an address of this machine.")
+    if probe.get(url, probe.MODELS, api_key, first_answer_s, listener=listener) is None:
         raise ServerUnavailableError(
-            f"No response from {candidate.url}, or not in HTTP within {first_answer_s:g} s. Start "
-            f"the server there, or correct the address."
+            f"No response from {url}, or not in HTTP within {first_answer_s:g} s. Start the server "
+            f"there, or correct the address."
         )
-    found = ExternalServer(candidate, verify(candidate.url, candidate.api_key, spec, listener))
-    if (reason := _mismatch(found, spec)) is not None:
+    endpoint = verify(url, api_key, spec, listener)
+    name = candidate.engine or endpoint.server
+    # An engine that emberd cannot start is unknown here, and does not meet a request for one.
+    engine = name if name in engines.NAMES else None
+    if (reason := _mismatch(endpoint, engine, spec, listed=candidate.listed)) is not None:
         raise ServerMismatchError(reason)
-    return found
+    reason = f"{endpoint.url} was found ({candidate.why}) and verified"
+    return Server(endpoint, "found", reason, engine=engine)
 
 
-def _try_candidate(candidate: Candidate, spec: ServerSpec, verify: Verify) -> ExternalServer | str:
-    """Return a candidate with its verified endpoint, or why it is not used."""
+def _try_candidate(candidate: Candidate, spec: ServerSpec, verify: Verify) -> Server | str:
+    """Return the verified server of a candidate, or why it is not used."""
     try:
         return verify_candidate(candidate, spec, verify, first_answer_s=_FIRST_ANSWER_S)
     except AuthenticationError as error:
@@ -308,16 +251,16 @@ def _try_candidate(candidate: Candidate, spec: ServerSpec, verify: Verify) -> Ex
         return str(error)
 
 
-def _mismatch(found: ExternalServer, spec: ServerSpec) -> str | None:
-    context_tokens = found.endpoint.context_tokens
-    # A server whose engine is unknown does not meet a request for one.
-    if not spec.accepts(found.engine or "", spec.device, context_tokens):
+def _mismatch(
+    endpoint: Endpoint, engine: str | None, spec: ServerSpec, *, listed: bool
+) -> str | None:
+    if not spec.accepts(engine or "", spec.device, endpoint.context_tokens):
         return f"it does not meet engine={spec.engine}, context_tokens={spec.context_tokens}"
     # A path that is not on this machine may be the model name of a remote server.
     is_known = model_files.is_folder(spec.model) or not model_files.is_path(spec.model)
-    if found.engine and is_known and (problem := engines.load(found.engine).why_unsupported(spec)):
-        return f"it is a server of the engine {found.engine}: {problem}"
-    return pinned_mismatch(found.endpoint, spec, listed=found.candidate.listed)
+    if engine and is_known and (problem := engines.load(engine).why_unsupported(spec)):
+        return f"it is a server of the engine {engine}: {problem}"
+    return pinned_mismatch(endpoint, spec, listed=listed)
 
 
 # ---------------------------------------------------------------- listeners
@@ -337,13 +280,7 @@ def trusted_listener(url: str) -> Listener | None:
         ServerUnavailableError: No process listens there, or that cannot be determined.
         ServerMismatchError: The listening socket belongs to another user.
     """
-    try:
-        listener = listeners.find(url)
-        is_missing = listener is None and listeners.is_here(url)
-    except OSError as error:
-        raise _unreadable(url, error) from error
-    if is_missing:
-        raise _not_listening(url)
+    listener = _find_listener(url)
     if listener is not None and not listener.is_trusted:
         raise ServerMismatchError(
             f"{url} belongs to user {listener.uid}, who is not known to be you or root, so nothing "
@@ -364,10 +301,7 @@ def restarted_listener(before: Endpoint) -> Listener | None:
     """
     if before.listener is None:
         return None
-    try:
-        now = listeners.find(before.url)
-    except OSError as error:
-        raise _unreadable(before.url, error) from error
+    now = _find_listener(before.url)
     if now is None:
         raise _not_listening(before.url)
     if not now.has_owner_of(before.listener):
@@ -396,11 +330,18 @@ def listener_to_probe(status: ServerStatus) -> Listener | None:
     return status.listener
 
 
-def _unreadable(url: str, error: OSError) -> ServerUnavailableError:
-    return ServerUnavailableError(
-        f"Cannot determine which process listens at {url}: the listening sockets of this machine "
-        f"cannot be read ({error}). Nothing was sent. Try again later."
-    )
+def _find_listener(url: str) -> Listener | None:
+    try:
+        listener = listeners.find(url)
+        is_missing = listener is None and listeners.is_here(url)
+    except OSError as error:
+        raise ServerUnavailableError(
+            f"Cannot determine which process listens at {url}: the listening sockets of this "
+            f"machine cannot be read ({error}). Nothing was sent. Try again later."
+        ) from error
+    if is_missing:
+        raise _not_listening(url)
+    return listener
 
 
 def _not_listening(url: str) -> ServerUnavailableError:
@@ -420,10 +361,6 @@ def pinned_mismatch(endpoint: Endpoint, spec: ServerSpec, *, listed: bool = Fals
         spec: What is requested.
         listed: The user named the server, and so vouches for what is between it and its files.
     """
-    return _format_mismatch(endpoint, spec) or _files_mismatch(endpoint, spec, listed=listed)
-
-
-def _format_mismatch(endpoint: Endpoint, spec: ServerSpec) -> str | None:
     reply = probe.get(endpoint.url, "/server_info", endpoint.api_key, listener=endpoint.listener)
     answer: Any = reply.json() if reply is not None else None
     reported = answer if isinstance(answer, dict) else {}
@@ -435,12 +372,10 @@ def _format_mismatch(endpoint: Endpoint, spec: ServerSpec) -> str | None:
     # Without a quantisation in the spec, only unquantised weights give the right vectors.
     if spec.quantization is None and reported.get("quantization"):
         return f"it serves the model quantised ({reported['quantization']}), which is not requested"
-    return None
+    return None if spec.content is None else _files_mismatch(endpoint, spec, listed=listed)
 
 
 def _files_mismatch(endpoint: Endpoint, spec: ServerSpec, *, listed: bool) -> str | None:
-    if spec.content is None:
-        return None
     url = endpoint.url
     path = probe.model_path(url, endpoint.api_key, listener=endpoint.listener)
     is_here = path is not None and os.path.isabs(path) and os.path.isdir(path)
@@ -455,10 +390,6 @@ def _files_mismatch(endpoint: Endpoint, spec: ServerSpec, *, listed: bool) -> st
         return f"the files that it serves cannot be read: {error} {_USE_BASE_URL}"
     if loaded != spec.content:
         return f"the files of {path}, which it serves, differ from those of {spec.model}"
-    return _process_mismatch(url, path, changed_s, listed=listed)
-
-
-def _process_mismatch(url: str, path: str, changed_s: float, *, listed: bool) -> str | None:
     process = listeners.process_at(url)
     if not listed and (process is None or not _reads_our_files(process)):
         return (

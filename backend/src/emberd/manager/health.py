@@ -65,22 +65,19 @@ class HealthMonitor:
                 self._began_s = time.monotonic()
                 self._running = background.run(self._probe, "health-probe")
         elif self._running.done() and time.monotonic() - self._began_s >= self._probe_s:
-            self._evaluate(self._running, activity)
+            before = self._before
+            has_moved = (
+                activity is not None
+                and before is not None
+                and (activity.requests, activity.tokens) != (before.requests, before.tokens)
+            )
+            if has_moved or (self._running.exception() is None and self._running.result()):
+                self._failures = 0
+                self._clear()
+            else:
+                self._failures += 1
             self._running = None
         return self._failures >= self._failures_needed
-
-    def _evaluate(self, probe: Future[bool], activity: Activity | None) -> None:
-        before = self._before
-        has_moved = (
-            activity is not None
-            and before is not None
-            and (activity.requests, activity.tokens) != (before.requests, before.tokens)
-        )
-        if has_moved or (probe.exception() is None and probe.result()):
-            self._failures = 0
-            self._clear()
-        else:
-            self._failures += 1
 
     def _clear(self) -> None:
         # Whatever has the name: a directory there must not end the supervisor.

@@ -1,8 +1,10 @@
-"""Decides when a server is idle: use by clients, and the idle timeouts that they requested."""
+"""Decides when a server is idle: use by clients, and the idle timeouts that they requested.
+
+A timeout is a number of seconds; ``math.inf`` means that the server never stops.
+"""
 
 from __future__ import annotations
 
-import math
 import os
 import stat
 import threading
@@ -18,9 +20,7 @@ from emberd.probe import Activity
 from emberd.settings import IDLE_TIMEOUT_S
 
 _NAME: Final = "last-used"
-_NEVER: Final = "never"
 _TOUCH_EVERY_S: Final = 1.0
-_LINE_MODE: Final = 0o600
 _MAX_BYTES: Final = 64 * 1024  # of an intact file: a client adds a line only for a longer timeout
 
 _touched: dict[str, float] = {}
@@ -42,24 +42,19 @@ def touch(folder: str) -> bool:
     return True
 
 
-def reset(folder: Path, idle_timeout_s: float | None) -> None:
-    """Write the first idle timeout of a new server, in seconds; None for never."""
-    paths.create_file(folder / _NAME, _line(idle_timeout_s))
+def reset(folder: Path, idle_timeout_s: float) -> None:
+    """Write the first idle timeout of a new server, in seconds."""
+    paths.create_file(folder / _NAME, f"{idle_timeout_s}\n".encode())
 
 
-def request(folder: Path, idle_timeout_s: float | None) -> None:
-    """Request an idle timeout; the longest that any client requested is used.
-
-    Args:
-        folder: The server's state folder.
-        idle_timeout_s: Seconds; None for never.
+def request(folder: Path, idle_timeout_s: float) -> None:
+    """Request an idle timeout, in seconds; the longest that any client requested is used.
 
     Raises:
         StateFolderError: The request cannot be written.
     """
-    wanted_s = math.inf if idle_timeout_s is None else idle_timeout_s
     # Also written if the file is lost: the supervisor then restores the longest of all.
-    if (longest_s := _longest(folder)) is not None and wanted_s <= longest_s:
+    if idle_timeout_s <= _longest(folder):
         return
     try:
         _append(folder, idle_timeout_s)
@@ -70,54 +65,39 @@ def request(folder: Path, idle_timeout_s: float | None) -> None:
         ) from error
 
 
-def requested_s(folder: Path) -> float | None:
-    """Return the longest idle timeout that a client requested, in seconds; None for never."""
-    return _or_never(_longest(folder))
+def requested_s(folder: Path) -> float:
+    """Return the longest idle timeout that a client requested, in seconds."""
+    # A lost or damaged file must not end a server early.
+    return _longest(folder) or IDLE_TIMEOUT_S
 
 
-def _longest(folder: Path) -> float | None:
-    """Return the longest idle timeout in the file, in seconds; None if it contains none."""
+def _longest(folder: Path) -> float:
+    """Return the longest idle timeout in the file, in seconds; 0 if it contains none."""
     content = b""
     # A file that cannot be read now (disk, descriptor limit) does not end a server either.
     with suppress(StateFolderError):
         content = paths.read_file(folder / _NAME, truncate=True) or b""
-    return max(filter(None, map(_seconds, content.split())), default=None)
+    longest_s = 0.0
+    for line in content.split():
+        with suppress(ValueError):
+            longest_s = max(longest_s, float(line))
+    return longest_s
 
 
-def _or_never(longest_s: float | None) -> float | None:
-    # A lost or damaged file must not end a server early.
-    longest_s = IDLE_TIMEOUT_S if longest_s is None else longest_s
-    return None if math.isinf(longest_s) else longest_s
-
-
-def _seconds(line: bytes) -> float | None:
-    if line == _NEVER.encode():
-        return math.inf
-    with suppress(ValueError):
-        seconds = float(line)
-        return seconds if seconds > 0 else None
-    return None
-
-
-def _line(idle_timeout_s: float | None) -> bytes:
-    return f"{_NEVER if idle_timeout_s is None else idle_timeout_s}\n".encode()
-
-
-def _append(folder: Path, idle_timeout_s: float | None) -> None:
+def _append(folder: Path, idle_timeout_s: float) -> None:
     file = folder / _NAME
     try:
         facts = file.lstat()
         is_usable = stat.S_ISREG(facts.st_mode) and facts.st_size < _MAX_BYTES
-        is_usable = is_usable and os.access(file, os.R_OK | os.W_OK)
+        if not (is_usable and os.access(file, os.R_OK | os.W_OK)):
+            paths.remove(file)
     except FileNotFoundError:
-        is_usable = True
-    if not is_usable:
-        paths.remove(file)
+        pass
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     # One write at the end of the file: the kernel keeps lines of several clients apart. It begins
     # with a line end, because a damaged file may end in the middle of a line.
-    with os.fdopen(os.open(file, flags, _LINE_MODE), "wb") as opened:
-        opened.write(b"\n" + _line(idle_timeout_s))
+    with os.fdopen(os.open(file, flags, 0o600), "wb") as opened:
+        opened.write(f"\n{idle_timeout_s}\n".encode())
 
 
 class RequestedTimeout:
@@ -129,11 +109,11 @@ class RequestedTimeout:
         self._lock = threading.Lock()
         self._longest_s = _longest(folder)
 
-    def seconds(self) -> float | None:
-        """Return the longest idle timeout ever requested, in seconds; None for never."""
+    def seconds(self) -> float:
+        """Return the longest idle timeout ever requested, in seconds."""
         with self._lock:
-            self._read()
-            return _or_never(self._longest_s)
+            self._longest_s = max(self._longest_s, _longest(self._folder))
+            return self._longest_s or IDLE_TIMEOUT_S
 
     def restore(self) -> None:
         """Write the longest idle timeout again if the file no longer contains it.
@@ -142,15 +122,10 @@ class RequestedTimeout:
             OSError: It cannot be written.
         """
         with self._lock:
-            in_file_s = self._read()
-            if self._longest_s is not None and in_file_s != self._longest_s:
-                _append(self._folder, _or_never(self._longest_s))
-
-    def _read(self) -> float | None:
-        in_file_s = _longest(self._folder)
-        if in_file_s is not None:
-            self._longest_s = max(in_file_s, self._longest_s or 0.0)
-        return in_file_s
+            in_file_s = _longest(self._folder)
+            self._longest_s = max(self._longest_s, in_file_s)
+            if in_file_s < self._longest_s:
+                _append(self._folder, self._longest_s)
 
 
 class IdleMonitor:
@@ -169,16 +144,9 @@ class IdleMonitor:
         self._activity: Activity | None = None
         self._read_at_s = clock()
 
-    def is_reading_due(self, idle_timeout_s: float | None, max_age_s: float) -> bool:
-        """Return whether a reading is due: the last one is old, or the timeout has expired.
-
-        Args:
-            idle_timeout_s: Idle time after which the server stops, in seconds; None for never.
-            max_age_s: How old a reading may be, in seconds.
-        """
-        age_s = self._clock() - self._read_at_s
-        has_expired = idle_timeout_s is not None and self.seconds() >= idle_timeout_s
-        return age_s >= max_age_s or has_expired
+    def is_reading_due(self, idle_timeout_s: float, max_age_s: float) -> bool:
+        """Return whether the last reading is older than ``max_age_s``, or the timeout expired."""
+        return self._clock() - self._read_at_s >= max_age_s or self.seconds() >= idle_timeout_s
 
     def observe(self, activity: Activity | None) -> None:
         """Take a reading of the server's counters; None if they could not be read."""

@@ -11,6 +11,7 @@ This module contains no mechanism; it decides the order of the steps:
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -21,7 +22,13 @@ from typing import Any, Final
 
 from emberd import durations, engines
 from emberd.env import Places
-from emberd.errors import EmberdError, NoEngineError, ServerStoppedError, StartTimeoutError
+from emberd.errors import (
+    EmberdError,
+    NoEngineError,
+    ServerStoppedError,
+    StartTimeoutError,
+    StateFolderError,
+)
 from emberd.manager import (
     discovery,
     health,
@@ -36,52 +43,31 @@ from emberd.manager import (
 from emberd.manager.state import (
     OnProgress,
     Progress,
-    Record,
     Server,
     ServerSnapshot,
     ServerStatus,
     State,
     Timing,
     Verify,
-    is_listening,
 )
 from emberd.settings import IDLE_TIMEOUT_S, START_TIMEOUT_S, ServerSpec, StartOptions
 
+_LOG: Final = logging.getLogger("emberd")
 _PROGRESS_EVERY_S: Final = 1.0
 _DYING_S: Final = 0.5  # a killed process may break a connection before its port is closed
 
 
 @dataclass(frozen=True, slots=True)
-class EnsureRequest:
-    """The arguments of one call of ``ensure``.
-
-    Attributes:
-        spec: Which model, and the constraints that the server must meet.
-        options: How to start a server if there is none.
-        api_key: The user's key, for servers that the user has listed.
-        idle_timeout: Idle seconds, or a text such as ``"5m"``, after which the server may stop;
-            None for never.
-        lost: The server that ended during the caller's job.
-        retry_failed: Start again although the last start has just failed.
-        may_install: Whether a missing engine may be installed, if the user has enabled that.
-    """
+class _Request:
+    """What one call of ``ensure`` or ``find`` requests; see the arguments of ``ensure``."""
 
     spec: ServerSpec
     options: StartOptions
     api_key: str | None = None
-    idle_timeout: float | str | None = None
+    idle_timeout_s: float = math.inf
     lost: Server | None = None
     retry_failed: bool = False
     may_install: bool = True
-
-    def __post_init__(self) -> None:
-        # An invalid value is an error before any search.
-        _ = self.idle_s
-
-    @property
-    def idle_s(self) -> float | None:
-        """Idle seconds after which the server may stop; None for never."""
-        return durations.validate_or_never("idle_timeout", self.idle_timeout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +99,7 @@ class PendingStart:
 
 @dataclass(frozen=True, slots=True)
 class _MissingEngine:
-    """An engine that must be installed before a server can be started.
-
-    Attributes:
-        name: Name of its environment.
-    """
+    """An engine whose environment ``name`` must be installed before a server can be started."""
 
     name: str
 
@@ -193,50 +175,63 @@ class ServerManager:
             given = Server(endpoint, "given", f"{endpoint.url} was given")
             return given if options else given.noting_unmet()
         deadline = time.monotonic() + durations.validate("start_timeout", start_timeout)
-        how = options or StartOptions.resolve()
-        request = EnsureRequest(spec, how, api_key, idle_timeout, lost, retry_failed)
+        idle_timeout_s = durations.validate_or_never("idle_timeout", idle_timeout)
+        request = _Request(
+            spec,
+            options or StartOptions.resolve(),
+            api_key,
+            math.inf if idle_timeout_s is None else idle_timeout_s,
+            lost,
+            retry_failed,
+        )
         if lost is not None and lost.origin == "own":
             self._await_death_notice(lost)
         while True:
             found = self._running(request) or self._begin(request, deadline)
-            if check and isinstance(found, PendingStart):
-                check(found)
             if isinstance(found, _MissingEngine):
                 # Once: an engine that is still missing then is an error. The time that this takes
                 # does not count as start time.
                 deadline += _install(found, on_progress)
-                request, server = replace(request, may_install=False), None
-            elif isinstance(found, PendingStart):
+                request = replace(request, may_install=False)
+                continue
+            if isinstance(found, PendingStart):
+                if check:
+                    check(found)
                 # One start of this call's own overrides a failure; a second would be a loop.
                 retry = request.retry_failed and not found.started
                 request = replace(request, retry_failed=retry)
-                server = self._await(found, spec, deadline, on_progress)
-            else:
-                server = found
-            if server is not None:
+                found = self._await(found, spec, deadline, on_progress)
+            if found is not None:
                 if check:
-                    check(server)
-                if server.origin == "own" and server.folder is not None:
-                    idle.request(Path(server.folder), request.idle_s)
-                return server if options else server.noting_unmet()
+                    check(found)
+                if found.origin == "own" and found.folder is not None:
+                    idle.request(Path(found.folder), request.idle_timeout_s)
+                return found if options else found.noting_unmet()
 
     def find(self, spec: ServerSpec, *, api_key: str | None = None) -> Server | None:
         """Return a running server for ``spec``, emberd's own or an external one; start none."""
-        request = EnsureRequest(spec, StartOptions(), api_key)
-        lost_records.await_records(self._home.server_folders(spec.key), self._timing)
-        for seen in self._snapshots(spec):
-            if seen.serves(spec):
-                found = self._use_or_join(seen, request)
-                if isinstance(found, Server):
-                    return found
-        result = discovery.search(spec, self._places.discover, api_key, self._verify)
-        return result.found.server() if result.found else None
+        request = _Request(spec, StartOptions(), api_key)
+        for folder in self._home.server_folders(spec.key):
+            seen = lost_records.await_record(folder, self._timing)
+            found = self._use_or_join(seen, request) if seen.serves(spec) else None
+            if isinstance(found, Server):
+                return found
+        return discovery.search(spec, self._places.discover, api_key, self._verify)[0]
 
     # -- status and stop ----------------------------------------------------------------
 
     def status(self) -> list[ServerStatus]:
         """Return what is known about every server since the machine booted."""
-        return lost_records.server_statuses(self._home.all_server_folders(), self._timing)
+        known = []
+        # Lost records are awaited for all folders together.
+        deadline_s = time.monotonic() + self._timing.record_s
+        for folder in self._home.all_server_folders():
+            try:
+                seen = state.settled_snapshot(folder, deadline_s, self._timing.poll_s)
+                known.append(lost_records.server_status(seen))
+            except StateFolderError as error:
+                _LOG.warning("%s", error)  # one unusable folder does not hide the others
+        return [each for each in known if each is not None]
 
     def stop(
         self, spec: ServerSpec | None = None, *, deadline_s: float = math.inf
@@ -256,11 +251,11 @@ class ServerManager:
         """
         home = self._home
         chosen = home.all_server_folders() if spec is None else home.server_folders(spec.key)
-        stopped, errors, marks = [], [], lost_records.MarkedProcesses()
+        stopped, errors = [], []
         deadline_s = min(deadline_s, time.monotonic() + self._timing.record_s)
         for folder in chosen:
             try:
-                was = stopping.stop(folder, self._timing, marks, deadline_s)
+                was = stopping.stop(folder, self._timing, deadline_s)
             except EmberdError as error:
                 errors.append(error)  # the other servers are stopped anyway
             else:
@@ -310,13 +305,16 @@ class ServerManager:
             return [first]
         return [state.snapshot(folder) for folder in self._home.server_folders(spec.key)]
 
-    def _running(self, request: EnsureRequest) -> Server | PendingStart | None:
+    def _running(self, request: _Request) -> Server | PendingStart | None:
         seen = self._snapshots(request.spec)
         for each in seen:
             if each.serves(request.spec) and (found := self._use_or_join(each, request)):
                 return found
         if request.lost is not None:
-            _raise_if_stopped(seen, request.lost)
+            for each in seen:
+                own = each.record
+                if own and own.stopped_by_user and str(each.folder) == request.lost.folder:
+                    raise _stopped(own.spec)
         if not request.retry_failed:
             for each in seen:
                 if error := each.recent_failure(
@@ -325,9 +323,7 @@ class ServerManager:
                     raise error
         return None
 
-    def _use_or_join(
-        self, seen: ServerSnapshot, request: EnsureRequest
-    ) -> Server | PendingStart | None:
+    def _use_or_join(self, seen: ServerSnapshot, request: _Request) -> Server | PendingStart | None:
         if seen.record is not None and seen.state is State.STARTING:
             return PendingStart(
                 seen.folder, seen.record.start_id, started=False, options=seen.record.options
@@ -337,11 +333,11 @@ class ServerManager:
                 seen, request.spec, self._places.discover, request.api_key, self._verify
             )
         server = seen.server()
-        if server is None or is_listening(server.endpoint):
+        if server is None or state.is_listening(server.endpoint):
             return server
         # It has died and its supervisor is about to record that; then there is no server here.
         self._await_death_notice(server)
-        if is_listening(server.endpoint):
+        if state.is_listening(server.endpoint):
             return server
         now = state.snapshot(seen.folder)
         is_same = now.record is not None and now.record.start_id == server.start_id
@@ -350,7 +346,7 @@ class ServerManager:
         return None
 
     def _begin(
-        self, request: EnsureRequest, deadline: float
+        self, request: _Request, deadline: float
     ) -> Server | PendingStart | _MissingEngine | None:
         """Return a server, a start to wait for, or an engine to install; None to look again."""
         spec = request.spec
@@ -367,21 +363,23 @@ class ServerManager:
                 return None
             taken = [each.folder for each in seen if each.alive]
             folder = paths.make_private(self._home.free_server_folder(spec.key, taken))
-            result = discovery.search(spec, self._places.discover, request.api_key, self._verify)
-            if result.found is not None:
-                return discovery.adopt(folder, spec, result.found, self._timing)
+            found, refusals = discovery.search(
+                spec, self._places.discover, request.api_key, self._verify
+            )
+            if found is not None:
+                return discovery.adopt(folder, spec, found, self._timing)
             # Installed outside the lock: no process may wait for it during a large download.
             may_install = self._places.auto_install and request.may_install
             if may_install and (name := engines.explain(spec).installable):
                 return _MissingEngine(name)
-            engine = _choose_engine(spec, result.refusals)
+            engine = _choose_engine(spec, refusals)
             spawn.sweep(self._home, self._timing, locked=first)
             start_id = spawn.start_supervisor(
                 folder,
                 spec,
                 engine.name,
                 self._timing,
-                idle_timeout_s=request.idle_s,
+                idle_timeout_s=request.idle_timeout_s,
                 options=request.options,
             )
             return PendingStart(folder, start_id, started=True, options=request.options)
@@ -414,8 +412,10 @@ class ServerManager:
 
     def _await_ending(self, spec: ServerSpec, deadline: float) -> None:
         """Wait for servers of ``spec`` that are ending, so that two never overlap."""
-        while any(seen.is_ending for seen in self._snapshots(spec)):
-            lost_records.await_records(self._home.server_folders(spec.key), self._timing, deadline)
+        while any(
+            lost_records.await_record(folder, self._timing, deadline).is_ending
+            for folder in self._home.server_folders(spec.key)
+        ):
             if time.monotonic() > deadline:
                 raise StartTimeoutError(
                     f"start_timeout expired while the last server of {spec.model} finishes its "
@@ -428,21 +428,13 @@ class ServerManager:
         began = time.monotonic()
         while self.is_current(lost) and (waited := time.monotonic() - began) < self._timing.lost_s:
             # A broken connection does not mean that the server ended: it may still listen.
-            if waited > _DYING_S and is_listening(lost.endpoint):
+            if waited > _DYING_S and state.is_listening(lost.endpoint):
                 return
             time.sleep(self._timing.poll_s)
 
 
 def _choose_engine(spec: ServerSpec, refusals: Sequence[str]) -> engines.Engine:
-    """Return the engine that is to serve ``spec``.
-
-    Args:
-        spec: What is requested.
-        refusals: Why none of the running servers fits.
-
-    Raises:
-        NoEngineError: None can serve it on this machine.
-    """
+    """Return ``engines.choose``; its error also says why running servers do not fit."""
     try:
         return engines.choose(spec)
     except NoEngineError as error:
@@ -480,21 +472,10 @@ def _outcome(seen: ServerSnapshot, pending: PendingStart, spec: ServerSpec) -> S
         return seen.server(started=pending.started) if seen.serves(spec) else None
     if own is not None and own.stopped_by_user:
         raise _stopped(spec)
-    if own is not None and seen.state is State.FAILED and not _was_ready(own):
+    # If it failed after it had been ready, another start is worth trying.
+    if own is not None and seen.state is State.FAILED and not own.was_ready:
         raise own.start_error()
     return None
-
-
-def _was_ready(own: Record) -> bool:
-    """Return whether it failed after it had been ready: then another start is worth trying."""
-    return own.failure is not None and not own.failure.starting
-
-
-def _raise_if_stopped(seen: list[ServerSnapshot], lost: Server) -> None:
-    for each in seen:
-        own = each.record
-        if own is not None and own.stopped_by_user and str(each.folder) == lost.folder:
-            raise _stopped(own.spec)
 
 
 def _stopped(spec: ServerSpec) -> ServerStoppedError:

@@ -56,7 +56,10 @@ def _kill_if_marked(pid: str, wanted: bytes, inodes_file: str) -> bool:
                 marked = wanted in file.read().split(b"\0")
             if marked:
                 _record_memory(pid, inodes_file)
-                _end(int(pid), process)
+                if process is None:
+                    os.kill(int(pid), signal.SIGKILL)
+                else:
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
             return marked
         finally:
             if process is not None:
@@ -71,13 +74,6 @@ def _descriptor(pid: int) -> int | None:
         if error.errno in (errno.ENOSYS, errno.EPERM):
             return None  # an old kernel, or a sandbox without this call
         raise
-
-
-def _end(pid: int, descriptor: int | None) -> None:
-    if descriptor is None:
-        os.kill(pid, signal.SIGKILL)
-    else:
-        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
 
 
 def _record_memory(pid: str, inodes_file: str) -> None:

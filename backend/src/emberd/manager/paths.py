@@ -18,8 +18,8 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -28,11 +28,9 @@ from emberd.system import processes
 
 _PRIVATE: Final = 0o700
 _OTHERS: Final = 0o077
-_FIRST_EXTRA: Final = 2
 LOG_NAME: Final = "server.log"
 _LOGS_KEPT: Final = 3
 _LOG_START: Final = "emberd: start "
-_FILE_MODE: Final = 0o600
 _MOST_BYTES: Final = 4 * 1024 * 1024
 _NO_FILE: Final = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
@@ -76,10 +74,8 @@ class Home:
 
     def free_server_folder(self, key: str, taken: list[Path]) -> Path:
         """Return the first folder of an identity that is not among ``taken``."""
-        number = 1
-        while (folder := self.server_folder(key, number)) in taken:
-            number += 1
-        return folder
+        folders = (self.server_folder(key, number) for number in count(1))
+        return next(folder for folder in folders if folder not in taken)
 
     def start_lock_folder(self, folder: Path) -> Path:
         """Return the folder that contains the start lock for ``folder``."""
@@ -155,22 +151,20 @@ def rotate_log(folder: Path, start_id: str) -> Path:
 
 def log_start_id(folder: Path) -> str | None:
     """Return the start_id in the first line of the log in ``folder``; None if there is none."""
-    first = (read_file(folder / LOG_NAME, truncate=True) or b"").partition(b"\n")[0]
-    start_id = first.removeprefix(_LOG_START.encode()).decode("ascii", "replace")
-    return start_id if first.startswith(_LOG_START.encode()) and start_id.isalnum() else None
-
-
-def write_private(folder: Path, files: Mapping[str, str]) -> None:
-    """Write files into ``folder`` that only this user may read; they may contain secrets."""
-    for name, content in files.items():
-        create_file(folder / name, content.encode())
+    content = read_file(folder / LOG_NAME, truncate=True) or b""
+    first = content.partition(b"\n")[0].decode("ascii", "replace")
+    start_id = first.removeprefix(_LOG_START)
+    return start_id if start_id != first and start_id.isalnum() else None
 
 
 def create_file(path: Path, content: bytes) -> None:
-    """Write a new file of mode 0600 in a private folder, in place of anything with its name."""
+    """Write a new file of mode 0600 in a private folder, in place of anything with its name.
+
+    Only this user can read it, so it may contain secrets.
+    """
     remove(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with os.fdopen(os.open(path, flags, _FILE_MODE), "wb") as file:
+    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
         file.write(content)
 
 

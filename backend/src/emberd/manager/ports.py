@@ -61,9 +61,9 @@ def choose(wanted: int | None) -> int:
     candidates = [*range(_FIRST, first), *range(last + 1, _END)]
     for _ in range(_TRIES if candidates else 0):
         with suppress(OSError), _bind(secrets.choice(candidates), reuse=False) as found:
-            return _port_of(found)
+            return int(found.getsockname()[1])
     with _bound(None) as found:
-        return _port_of(found)
+        return int(found.getsockname()[1])
 
 
 def _bound(wanted: int | None) -> socket.socket:
@@ -89,11 +89,6 @@ def _bind(port: int, *, reuse: bool) -> socket.socket:
         opened.close()
         raise
     return opened
-
-
-def _port_of(opened: socket.socket) -> int:
-    port: int = opened.getsockname()[1]
-    return port
 
 
 def _ephemeral() -> tuple[int, int]:

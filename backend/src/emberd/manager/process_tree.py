@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import psutil
 
@@ -21,7 +21,6 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _REAPER: Final = str(Path(__file__).with_name("orphan_reaper.py"))
 _REAP_POLL_S: Final = 0.02
 _RESTARTS: Final = 5
-_NO_PIPE: Final = -1
 _LOG_TAIL_BYTES: Final = 256 * 1024
 
 
@@ -47,16 +46,16 @@ class OrphanReaper:
         """
         self.pid: int | None = None
         self._command = [sys.executable, "-I", "-S", _REAPER, marked, str(inodes_file)]
-        self._pipe = -1
+        self._pipe: IO[bytes] | None = None
         self._restarts_left = _RESTARTS
         self._start()
 
     def was_reaped(self, pid: int) -> None:
         """Start another one if ``pid`` is the orphan reaper, which was killed."""
-        if pid != self.pid or self._pipe < 0:
+        if pid != self.pid or self._pipe is None:
             return
-        os.close(self._pipe)
-        self._pipe = -1
+        self._pipe.close()
+        self._pipe = None
         self._restarts_left -= 1
         # Limited, because one that ends at once would do so each time; a working server does not
         # depend on its orphan reaper.
@@ -66,10 +65,10 @@ class OrphanReaper:
 
     def stop(self) -> None:
         """End it: no process is left for it to end."""
-        if self.pid is None or self._pipe < 0:
+        if self.pid is None or self._pipe is None:
             return
-        os.close(self._pipe)
-        self._pipe = -1
+        self._pipe.close()
+        self._pipe = None
         with suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
@@ -77,42 +76,12 @@ class OrphanReaper:
     def _start(self) -> None:
         if sys.platform != "linux":
             return
-        read, write = os.pipe()
-        try:
-            popen = subprocess.Popen(  # noqa: S603 - our own file
-                self._command, stdin=read, start_new_session=True
-            )
-        except OSError:
-            os.close(write)  # else ``stop`` would signal ``pid``, which is of the last one
-            raise
-        finally:
-            os.close(read)
-        self._pipe = write
-        self.pid = popen.pid
+        popen = subprocess.Popen(  # noqa: S603 - our own file
+            self._command, stdin=subprocess.PIPE, start_new_session=True
+        )
+        # If it cannot be started, ``pid`` is that of an ended one, which ``stop`` must not signal.
+        self.pid, self._pipe = popen.pid, popen.stdin
         popen.returncode = 0  # reaped by ``ServerProcess.reap``
-
-
-class _Log:
-    """The output of one server, read through the descriptor that it writes to.
-
-    The file may be deleted or replaced while the server runs.
-    """
-
-    def __init__(self, path: Path) -> None:
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-        self.descriptor = os.open(path, flags, 0o600)
-        self._start = os.fstat(self.descriptor).st_size
-
-    def size(self) -> int:
-        size = os.fstat(self.descriptor).st_size
-        if size < self._start:  # the file was truncated: its content is newer
-            self._start = 0
-        return size - self._start
-
-    def tail(self) -> str:
-        count = min(self.size(), _LOG_TAIL_BYTES)
-        end = os.fstat(self.descriptor).st_size
-        return os.pread(self.descriptor, count, max(0, end - count)).decode("utf-8", "replace")
 
 
 class ServerProcess:
@@ -140,17 +109,21 @@ class ServerProcess:
             inherited: Descriptors that the command keeps, under the same numbers.
         """
         self.exit_code: int | None = None
-        self._pipe: tuple[int, int] | None = None if sys.platform == "linux" else os.pipe()
-        pipe = self._pipe[0] if self._pipe else _NO_PIPE
+        # The other end closes with this process; see ``pdeathsig``.
+        self._pipe = None if sys.platform == "linux" else os.pipe()
+        pipe = self._pipe[0] if self._pipe else -1
         prefix = [sys.executable, "-I", "-S", pdeathsig.__file__, str(os.getpid()), str(pipe)]
         self._reaper = OrphanReaper(f"{processes.MARK}={mark}", log.with_name(cleanup.INODES_NAME))
-        self._log = _Log(log)
+        # Read through the same descriptor: the file may be deleted or replaced meanwhile.
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        self._log = os.open(log, flags, 0o600)
+        self._log_start = os.fstat(self._log).st_size
         popen = subprocess.Popen(  # noqa: S603 - the command is the engine's
             [*prefix, *command],
             # SPT_NOENV: processes that rename themselves keep a readable environment.
             env={**environment, processes.MARK: mark, "SPT_NOENV": "1"},
             stdin=subprocess.DEVNULL,
-            stdout=self._log.descriptor,
+            stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             pass_fds=[*inherited, *([pipe] if self._pipe else [])],
@@ -163,11 +136,16 @@ class ServerProcess:
     @property
     def log_bytes(self) -> int:
         """How many bytes the server has written."""
-        return self._log.size()
+        size = os.fstat(self._log).st_size
+        if size < self._log_start:  # the file was truncated: its content is newer
+            self._log_start = 0
+        return size - self._log_start
 
     def log(self) -> str:
         """Return the end of what the server has written, also if the file was deleted."""
-        return self._log.tail()
+        count = min(self.log_bytes, _LOG_TAIL_BYTES)
+        end = os.fstat(self._log).st_size
+        return os.pread(self._log, count, max(0, end - count)).decode("utf-8", "replace")
 
     def reap(self) -> int | None:
         """Collect ended children; return the server's exit code once it has ended."""

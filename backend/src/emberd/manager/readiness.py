@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from ipaddress import ip_address
@@ -10,12 +11,10 @@ from typing import Final
 
 from emberd import probe
 from emberd.endpoint import Endpoint
-from emberd.engines.base import Engine, Launch, Plan
+from emberd.engines.base import Engine
 from emberd.errors import EmberdError
 from emberd.manager.ports import HOST
 from emberd.manager.process_tree import ServerProcess
-from emberd.manager.state import Verify
-from emberd.settings import ServerSpec
 from emberd.system import background, listeners, processes
 from emberd.system.listeners import Listener
 from emberd.system.log_rules import Diagnosis
@@ -24,32 +23,20 @@ _ADDRESS: Final = ip_address(HOST)
 _UNSEEN_S: Final = 2.0
 
 
-class ReadinessProbe:
-    """Polls one starting server until it is ready, without blocking the supervisor.
+def poll_readiness(url: str, listener: Listener) -> Iterator[bool]:
+    """Yield whether the server at ``url`` accepts requests, without blocking the supervisor.
 
     ``/ready`` answers at once. SGLang before 0.5.20 has only ``/health``, which takes 1 to 20 s, so
     it is requested in a thread: the supervisor must still react to a stop or a dead server.
     """
-
-    def __init__(self, url: str, listener: Listener) -> None:
-        """Watch the server at ``url``, whose listening socket is ``listener``."""
-        self._url = url
-        self._listener = listener
-        self._health: Future[bool] | None = None
-
-    def is_ready(self) -> bool:
-        """Return whether the server accepts requests; call it again while it does not."""
-        if self._health is not None:
-            if not self._health.done():
-                return False
-            if self._health.result():
-                return True
-        ready = probe.readiness(self._url, listener=self._listener)
+    while True:
+        ready = probe.readiness(url, listener=listener)
         if ready is None:
-            self._health = background.run(
-                lambda: probe.is_healthy(self._url, listener=self._listener), "health"
-            )
-        return bool(ready)
+            health = background.run(lambda: probe.is_healthy(url, listener=listener), "health")
+            while not health.done():
+                yield False
+            ready = health.result()
+        yield ready
 
 
 class StartMonitor:
@@ -63,65 +50,64 @@ class StartMonitor:
         self,
         server: ServerProcess,
         engine: Engine,
-        launch: Launch,
-        plan: Plan,
-        *,
-        spec: ServerSpec,
-        verify: Verify,
+        port: int,
+        silence_s: float,
+        verify: Callable[[str, Listener], Endpoint],
     ) -> None:
-        """Watch ``server``, which was just started on the port of ``launch``."""
+        """Watch ``server``, which was just started and is to listen on ``port``.
+
+        Args:
+            server: Its processes.
+            engine: Its engine.
+            port: Its port on the loopback address.
+            silence_s: The start has failed if it makes no progress for this many seconds.
+            verify: Called with the URL and the proven listener; see ``Verify``.
+        """
         self.progress = ""
         self._server = server
         self._engine = engine
-        self._launch = launch
-        self._plan = plan
-        self._spec = spec
+        self._port = port
+        self._silence_s = silence_s
         self._verify = verify
-        self._url = f"http://{HOST}:{launch.port}"
-        self._listener: Listener | None = None
+        self._url = f"http://{HOST}:{port}"
         self._moved_at_s = time.monotonic()
         self._log_bytes = 0
         self._unseen_since_s: float | None = None
-        self._readiness: ReadinessProbe | None = None
+        self._listener: Listener | None = None
+        self._readiness: Iterator[bool] | None = None
         self._verification: Future[Endpoint] | None = None
 
     def check(self) -> Endpoint | Diagnosis | None:
         """Return the verified endpoint, or why the start failed; None while it continues."""
         code = self._server.reap()
         log = self._server.log()
-        if code is not None:
+        if code is not None or self._engine.has_failed(log) or self._has_stalled(log):
             return self._engine.diagnose(code, log)
-        if self._engine.has_failed(log):
-            return self._engine.diagnose(None, log)
-        if self._has_stalled(log):
-            return self._engine.diagnose(None, log)
-        if self._listener is None or self._readiness is None:
+        if (listener := self._listener) is None or self._readiness is None:
             return self._prove_listener()
-        if self._verification is not None:
-            return self._outcome(self._verification)
-        if self._readiness.is_ready():
-            # In a thread: the first embedding of a cold model may take long, and a stop must not
-            # wait for it.
-            arguments = (self._url, self._launch.api_key, self._spec, self._listener)
-            self._verification = background.run(lambda: self._verify(*arguments), "verify")
-        return None
+        if self._verification is None:
+            if next(self._readiness):
+                # In a thread: the first embedding of a cold model may take long, and a stop must
+                # not wait for it.
+                self._verification = background.run(
+                    lambda: self._verify(self._url, listener), "verify"
+                )
+            return None
+        if not self._verification.done():
+            return None
+        try:
+            return self._verification.result()
+        except EmberdError as error:
+            return Diagnosis(f"The server started but failed verification: {error}")
+        except Exception as error:  # noqa: BLE001 - waiting callers must get an error
+            return Diagnosis(f"The first embedding failed: {error!r}", "Report this bug.")
 
     def _has_stalled(self, log: str) -> bool:
         progress, log_bytes = self._engine.progress(log), self._server.log_bytes
         if (progress, log_bytes) != (self.progress, self._log_bytes):
             self.progress, self._log_bytes = progress, log_bytes
             self._moved_at_s = time.monotonic()
-        return time.monotonic() - self._moved_at_s > self._plan.silence_s
-
-    def _outcome(self, verification: Future[Endpoint]) -> Endpoint | Diagnosis | None:
-        if not verification.done():
-            return None
-        try:
-            return verification.result()
-        except EmberdError as error:
-            return Diagnosis(f"The server started but failed verification: {error}")
-        except Exception as error:  # noqa: BLE001 - waiting callers must get an error
-            return Diagnosis(f"The first embedding failed: {error!r}", "Report this bug.")
+        return time.monotonic() - self._moved_at_s > self._silence_s
 
     def _prove_listener(self) -> Diagnosis | None:
         """Check whether the listener on the port belongs to the server that was started.
@@ -129,61 +115,57 @@ class StartMonitor:
         Until it does, nothing is sent there. Names, versions and command lines can be read and
         imitated by every user of the machine; a listening socket cannot be copied.
         """
-        port = self._launch.port
         try:
-            found = listeners.find_at(_ADDRESS, port, self._server.members)
-            if found is None or self._accepts(found):
+            found = listeners.find_at(_ADDRESS, self._port, self._server.members)
+            if found is None:
                 return None
-            again = listeners.find_at(_ADDRESS, port, self._server.members)
-        except _UnseenError as error:
-            return self._diagnose_unseen(error)
+            is_held, unseen = self._holds(found)
+            if is_held:
+                self._listener = replace(found, owner_accepts=True)
+                self._readiness = poll_readiness(self._url, self._listener)
+                return None
+            if unseen:
+                return self._diagnose_unseen(unseen)
+            again = listeners.find_at(_ADDRESS, self._port, self._server.members)
         except OSError as error:
             return Diagnosis(
                 f"The listening sockets of this machine cannot be read ({error}), so it is unknown "
-                f"which server listens on port {port}",
+                f"which server listens on port {self._port}",
                 "Mount /proc, or allow netlink sockets (NETLINK_SOCK_DIAG).",
             )
         self._unseen_since_s = None
         if again != found or self._server.reap() is not None:
             return None  # it ended between the two checks
         return Diagnosis(
-            f"Port {port} of {HOST} was taken by another process of user {found.uid} before the "
-            f"server could listen there",
+            f"Port {self._port} of {HOST} was taken by another process of user {found.uid} before "
+            f"the server could listen there",
             "Run it again, or choose another port.",
             port_taken=True,
         )
 
-    def _accepts(self, found: Listener) -> bool:
-        """Return whether a descendant of the supervisor holds the listening socket; if so, keep it.
+    def _holds(self, found: Listener) -> tuple[bool, str]:
+        """Return whether a descendant of the supervisor holds the listening socket.
 
-        Raises:
-            _UnseenError: No visible descendant holds it, and not all are visible.
+        If no visible one does and not all are visible, it may; then the text says what is not.
         """
         members = self._server.members()
         try:
             # The kernel shows the descriptors of a zombie only to root, and it has none.
-            is_held = listeners.is_held(found, [pid for pid in members if processes.identify(pid)])
+            if listeners.is_held(found, [pid for pid in members if processes.identify(pid)]):
+                return True, ""
         except PermissionError as error:
-            raise _UnseenError(f"not all of its processes can be read ({error})") from error
-        if is_held:
-            self._listener = replace(found, owner_accepts=True)
-            self._readiness = ReadinessProbe(self._url, self._listener)
-        elif self._server.pid not in members and self._server.reap() is None:
-            raise _UnseenError(f"its process {self._server.pid} is not visible in /proc")
-        return is_held
+            return False, f"not all of its processes can be read ({error})"
+        if self._server.pid not in members and self._server.reap() is None:
+            return False, f"its process {self._server.pid} is not visible in /proc"
+        return False, ""
 
-    def _diagnose_unseen(self, error: _UnseenError) -> Diagnosis | None:
+    def _diagnose_unseen(self, unseen: str) -> Diagnosis | None:
         # A process that is ending cannot be read either, so this is retried for a moment.
         self._unseen_since_s = self._unseen_since_s or time.monotonic()
         if time.monotonic() - self._unseen_since_s < _UNSEEN_S:
             return None
         return Diagnosis(
-            f"Cannot prove that the server is the one listening on port {self._launch.port}: "
-            f"{error}",
+            f"Cannot prove that the server is the one listening on port {self._port}: {unseen}",
             "Let this user read /proc/PID of the processes that it starts. A Python with file "
             "capabilities hides them, and so do some mounts of /proc.",
         )
-
-
-class _UnseenError(Exception):
-    """It cannot be seen whether the server holds a socket, which does not mean that it does not."""

@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 
 from emberd.errors import LockTimeoutError, StartError, StateFolderError
-from emberd.manager import cleanup, idle, liveness, locks, paths, state
+from emberd.manager import cleanup, idle, locks, paths, state
 from emberd.manager.paths import Home
 from emberd.manager.state import Record, State, Timing
 from emberd.settings import ServerSpec, StartOptions
@@ -27,7 +28,7 @@ def start_supervisor(
     engine: str,
     timing: Timing,
     *,
-    idle_timeout_s: float | None,
+    idle_timeout_s: float,
     options: StartOptions,
 ) -> str:
     """Start a supervisor in ``folder`` and return the start_id of this start.
@@ -38,7 +39,7 @@ def start_supervisor(
     Raises:
         StartError: The supervisor could not be run, or another one runs in that folder.
     """
-    descriptor = liveness.take(folder)
+    descriptor = locks.take_liveness(folder)
     if descriptor is None:
         raise StartError(f"Another process started a server in {folder}", advice="Try again.")
     try:
@@ -49,8 +50,15 @@ def start_supervisor(
         log = paths.rotate_log(folder, start_id)
         idle.reset(folder, idle_timeout_s)
         before = state.read_last_record(folder)
-        # Counted before the attempt: a supervisor that is killed writes nothing any more.
-        attempts = 1 + (before.attempts if before is not None and _has_just_failed(before) else 0)
+        # Counted before the attempt: a supervisor that is killed writes nothing any more. Attempts
+        # that were stopped on request, or are long past, do not count.
+        attempts = 1
+        if (
+            before is not None
+            and before.state in (State.STARTING, State.FAILED)
+            and time.monotonic() - before.since_s <= before.timing.cool_down_s
+        ):
+            attempts += before.attempts
         first = Record(
             state=State.STARTING,
             start_id=start_id,
@@ -66,7 +74,7 @@ def start_supervisor(
         run_supervisor(folder, start_id, descriptor, log)
     finally:
         # The supervisor has the same open file; from here on it is the only holder.
-        liveness.release(descriptor)
+        locks.release(descriptor)
     _await_takeover(folder, start_id, timing)
     return start_id
 
@@ -133,26 +141,16 @@ def sweep(home: Home, timing: Timing, *, locked: Path | None = None) -> None:
     """
     for folder in home.all_server_folders():
         lock_folder = home.start_lock_folder(folder)
-        if lock_folder == locked:
-            _clean_up_if_dead(folder, timing)
-            continue
+        is_locked = lock_folder == locked
         try:
-            with locks.start_lock(paths.make_private(lock_folder), timeout_s=0):
-                _clean_up_if_dead(folder, timing)
+            paths.make_private(lock_folder)
+            with nullcontext() if is_locked else locks.start_lock(lock_folder, timeout_s=0):
+                if not locks.is_alive(folder):
+                    cleanup.clean_up(folder, timing)
         except (LockTimeoutError, StateFolderError):
             # Another process is starting a server there, and sweeps it; or the folder is not ours.
-            continue
-
-
-def _clean_up_if_dead(folder: Path, timing: Timing) -> None:
-    if not liveness.is_held(folder):
-        cleanup.clean_up(folder, timing)
-
-
-def _has_just_failed(before: Record) -> bool:
-    # Attempts that were stopped on request, or are long past, are not counted.
-    is_recent = time.monotonic() - before.since_s <= before.timing.cool_down_s
-    return is_recent and before.state in (State.STARTING, State.FAILED)
+            if is_locked:
+                raise
 
 
 def _await_takeover(folder: Path, start_id: str, timing: Timing) -> None:
@@ -161,6 +159,6 @@ def _await_takeover(folder: Path, start_id: str, timing: Timing) -> None:
         own = state.read_record(folder)
         if own is None or own.start_id != start_id or own.supervisor is not None:
             return
-        if not liveness.is_held(folder):
+        if not locks.is_alive(folder):
             return  # the supervisor has already ended; callers that wait for it see that too
         time.sleep(_TAKEOVER_POLL_S)

@@ -9,32 +9,32 @@ treat a damaged record as a missing one.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Container, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import Any, Final, Literal, TypeVar, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 from emberd import env
 from emberd.endpoint import Endpoint
 from emberd.engines.base import DRAIN_S
 from emberd.errors import StartError, StartTimeoutError, StateFolderError
-from emberd.manager import idle, liveness, paths
+from emberd.manager import idle, locks, paths
 from emberd.settings import ServerSpec, StartOptions
 from emberd.system import atomic_file, listeners
 from emberd.system.listeners import Listener
+from emberd.system.log_rules import Diagnosis
 from emberd.system.processes import ProcessIdentity
 
 SCHEMA: Final = 3
 RECORD_NAME: Final = "record.json"
 MAX_KILLED_STARTS: Final = 3
 """Starts in a row that may be killed from outside before the next one is refused."""
-
-_T = TypeVar("_T")
 
 Origin = Literal["given", "own", "found"]
 
@@ -222,39 +222,20 @@ class ServerStatus:
     spec: ServerSpec
     state: State
     seconds: float
-    url: str | None
-    engine: str | None
-    device: str | None
-    origin: Origin
-    supervisor_pid: int | None
-    idle_timeout: float | None
-    detail: str
-    log_path: str
-    start_id: str
+    url: str | None = None
+    engine: str | None = None
+    device: str | None = None
+    origin: Origin = "own"
+    supervisor_pid: int | None = None
+    idle_timeout: float | None = None
+    detail: str = ""
+    log_path: str = ""
+    start_id: str = ""
     api_key: str | None = field(default=None, repr=False)
     listener: Listener | None = None
 
 
 # ---------------------------------------------------------------- the record
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a server failed.
-
-    Attributes:
-        cause: What happened, in one sentence.
-        advice: What to do about it.
-        at_s: When, on the monotonic clock of this boot, in seconds.
-        starting: Whether it had not been ready yet; only such a failure delays the next start.
-        killed: Whether it was killed from outside; then the start is retried a few times.
-    """
-
-    cause: str
-    advice: str
-    at_s: float
-    starting: bool
-    killed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +255,8 @@ class Record:
         endpoint: Its address, once verified.
         progress: What it is doing while it starts.
         failure: Why it failed.
+        was_ready: Whether it failed after it had been ready; an earlier failure delays the next
+            start.
         reason: Why it is absent, or why an external server is used.
         stopped_by_user: The stop was requested; clients must not restart it when they reconnect.
         found: An external server: emberd never stops it, and it has no supervisor.
@@ -295,7 +278,8 @@ class Record:
     device: str | None = None
     endpoint: Endpoint | None = None
     progress: str = ""
-    failure: Failure | None = None
+    failure: Diagnosis | None = None
+    was_ready: bool = False
     reason: str = ""
     stopped_by_user: bool = False
     found: bool = False
@@ -308,7 +292,7 @@ class Record:
 
     def start_error(self) -> StartError:
         """Return the recorded failure as the error that all waiting callers get."""
-        failure = self.failure or Failure("The server did not start", "", self.since_s, True)
+        failure = self.failure or Diagnosis("The server did not start")
         return StartError(failure.cause, advice=failure.advice, log_path=self.log_path or None)
 
 
@@ -322,20 +306,16 @@ def read_record(folder: Path) -> Record | None:
     try:
         content = json.loads(paths.read_file(folder / RECORD_NAME) or b"")
         schema = content["schema"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        if type(schema) is int and schema != SCHEMA:
+            raise OtherVersionError(
+                f"{folder / RECORD_NAME} has schema {schema}, but this version of emberd uses "
+                f"{SCHEMA}: the server was started by another version. Run `emberd stop` to end "
+                f"it, or use that version."
+            )
+        own: Record = _decode(Record, content)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    if type(schema) is not int:
-        return None
-    if schema != SCHEMA:
-        raise OtherVersionError(
-            f"{folder / RECORD_NAME} has schema {schema}, but this version of emberd uses "
-            f"{SCHEMA}: the server was started by another version. Run `emberd stop` to end it, "
-            f"or use that version."
-        )
-    try:
-        return _from_json(content)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
+    return None if own.state is State.UNKNOWN else own  # a record never has that state
 
 
 def read_last_record(folder: Path) -> Record | None:
@@ -347,8 +327,16 @@ def read_last_record(folder: Path) -> Record | None:
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Replace the record in ``folder``; only the holder of the liveness lock may call this."""
-    write_serialized(folder, serialize_record(record))
+    """Replace the record in ``folder``; only the holder of the liveness lock may call this.
+
+    Raises:
+        OSError: The file cannot be written; the old record is unchanged.
+    """
+    file = folder / RECORD_NAME
+    if file.is_dir():
+        paths.remove(file)
+    # A link with the name of the record is replaced, not followed out of the private folder.
+    atomic_file.write(file, serialize_record(record), durable=True, follow_links=False)
 
 
 def serialize_record(record: Record) -> bytes:
@@ -356,68 +344,31 @@ def serialize_record(record: Record) -> bytes:
     return json.dumps(asdict(record), indent=1).encode()
 
 
-def write_serialized(folder: Path, content: bytes) -> None:
-    """Replace the record in ``folder`` by the output of ``serialize_record``.
+def _decode(hint: Any, value: Any) -> Any:
+    """Return what ``asdict`` and JSON have made ``value`` of; ``hint`` is its type.
 
     Raises:
-        OSError: The file cannot be written; the old record is unchanged.
+        AttributeError, TypeError, ValueError: ``value`` cannot come from an object of that type.
     """
-    file = folder / RECORD_NAME
-    # A link with the name of the record is replaced, not followed out of the private folder.
-    try:
-        atomic_file.write(file, content, durable=True, follow_links=False)
-    except IsADirectoryError:
-        paths.remove(file)
-        atomic_file.write(file, content, durable=True, follow_links=False)
+    kind, *others = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if value is None and NoneType in others:
+        return None
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = _field_types(kind)
+        # A later version may have added fields to the same schema; they are ignored.
+        known = {name: item for name, item in value.items() if name in hints}
+        return kind(**{name: _decode(hints[name], item) for name, item in known.items()})
+    if get_origin(kind) is tuple:
+        return tuple(_decode(get_args(kind)[0], item) for item in value)
+    if issubclass(kind, StrEnum):
+        return kind(value)
+    # JSON writes a whole number of seconds without a fraction.
+    if not isinstance(value, (float, int) if kind is float else kind):
+        raise TypeError(f"{value!r} is not of the type {kind}")
+    return value
 
 
-def _from_json(content: dict[str, Any]) -> Record:
-    state = State(content["state"])
-    if state is State.UNKNOWN:
-        raise ValueError("a record never has the state unknown")
-    endpoint = _optional(Endpoint, content["endpoint"])
-    if endpoint is not None:
-        listener = _optional(Listener, content["endpoint"]["listener"])
-        endpoint = replace(endpoint, listener=listener, canary=())
-    return replace(
-        _known(Record, content),
-        state=state,
-        spec=_known(ServerSpec, content["spec"]),
-        timing=_known(Timing, content["timing"]),
-        supervisor=_optional(ProcessIdentity, content["supervisor"]),
-        endpoint=endpoint,
-        failure=_optional(Failure, content["failure"]),
-        options=_known(StartOptions, content.get("options", {})),
-        notes=tuple(content.get("notes", ())),
-    )
-
-
-def _known(kind: type[_T], content: dict[str, Any]) -> _T:
-    # A later version may have added fields to the same schema; they are ignored.
-    scalars = _scalars(kind)  # type: ignore[arg-type]
-    known = {name: value for name, value in content.items() if name in scalars}
-    for name, value in known.items():
-        if (allowed := scalars[name]) and not isinstance(value, allowed):
-            raise TypeError(f"{name} is {value!r}")
-    return kind(**known)
-
-
-@cache
-def _scalars(kind: Any) -> dict[str, tuple[type[Any], ...]]:
-    """Return the types that each field may have in JSON; empty for fields that are objects."""
-    hints = get_type_hints(kind)
-    allowed: dict[str, tuple[type[Any], ...]] = {}
-    for name in (f.name for f in fields(kind)):
-        hint = hints[name]
-        types = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-        simple = all(each in (str, int, float, bool, type(None)) for each in types)
-        # JSON writes a whole number of seconds without a fraction.
-        allowed[name] = (*types, *([int] if float in types else [])) if simple else ()
-    return allowed
-
-
-def _optional(kind: type[_T], content: dict[str, Any] | None) -> _T | None:
-    return None if content is None else _known(kind, content)
+_field_types: Final = cache(get_type_hints)
 
 
 # ---------------------------------------------------------------- a folder as a reader sees it
@@ -498,7 +449,7 @@ class ServerSnapshot:
             return None
         if time.monotonic() - own.since_s > cool_down_s:
             return None
-        if self.state is State.FAILED and own.failure is not None and own.failure.starting:
+        if self.state is State.FAILED and own.failure is not None and not own.was_ready:
             may_retry = own.failure.killed and own.attempts < MAX_KILLED_STARTS
             return None if may_retry else own.start_error()
         # A supervisor that was killed wrote no failure; the count was written before the start.
@@ -517,7 +468,13 @@ class ServerSnapshot:
         own = self.record
         if own is None:
             return None
-        running = self.state in _RUNNING
+        running, idle_s = self.state in _RUNNING, idle.requested_s(self.folder)
+        if self.state is State.FAILED and own.failure:
+            detail = own.failure.cause
+        elif self.state is State.ABSENT and own.state in _RUNNING:
+            detail = f"its supervisor ended while the server was {own.state}"
+        else:
+            detail = own.progress or own.reason
         return ServerStatus(
             key=self.folder.name,
             spec=own.spec,
@@ -528,20 +485,13 @@ class ServerSnapshot:
             device=own.device,
             origin=self.origin,
             supervisor_pid=own.supervisor.pid if own.supervisor and self.alive else None,
-            idle_timeout=None if own.found else idle.requested_s(self.folder),
-            detail=self._detail(own),
+            idle_timeout=None if own.found or math.isinf(idle_s) else idle_s,
+            detail=detail,
             log_path=own.log_path,
             start_id=own.start_id,
             api_key=own.endpoint.api_key if own.endpoint else None,
             listener=own.endpoint.listener if own.endpoint else None,
         )
-
-    def _detail(self, own: Record) -> str:
-        if self.state is State.FAILED and own.failure:
-            return own.failure.cause
-        if self.state is State.ABSENT and own.state in _RUNNING:
-            return f"its supervisor ended while the server was {own.state}"
-        return own.progress or own.reason
 
 
 def snapshot(folder: Path) -> ServerSnapshot:
@@ -559,10 +509,10 @@ def snapshot(folder: Path) -> ServerSnapshot:
     try:
         own = read_record(folder)
     except StateFolderError:
-        if liveness.is_held(folder):
+        if locks.is_alive(folder):
             raise
         own = None
-    return ServerSnapshot(folder, own, alive=liveness.is_held(folder))
+    return ServerSnapshot(folder, own, alive=locks.is_alive(folder))
 
 
 def settled_snapshot(folder: Path, deadline_s: float, poll_s: float) -> ServerSnapshot:

@@ -16,13 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from emberd.manager import idle, liveness, paths, state
+from emberd.manager import idle, locks, paths, state
 from emberd.manager.state import Record
 from emberd.system import background
 
 _MODE: Final = 0o600
-
-_Facts = tuple[int, ...]
 
 
 class StateFiles:
@@ -40,8 +38,7 @@ class StateFiles:
         self._file = folder / state.RECORD_NAME
         self._alive_fd = alive_fd
         self._lock = threading.Lock()
-        self._content: bytes | None = None
-        self._facts: _Facts | None = None
+        self._own: Record | None = None
         self._has_reported = False
 
     def publish(self, own: Record) -> None:
@@ -51,14 +48,14 @@ class StateFiles:
             OSError: The disk is full, for example.
         """
         with self._lock:
-            self._content = state.serialize_record(own)
-            self._write(self._content)
+            self._own = own
+            state.write_record(self._folder, own)
 
     def watch(self, every_s: float) -> None:
         """Restore lost files in a thread, every ``every_s`` seconds, until the folder is gone."""
 
         def work() -> None:
-            while liveness.is_same_file(self._alive_fd, self._folder):
+            while locks.is_same_file(self._alive_fd, self._folder):
                 self.restore()
                 time.sleep(every_s)
 
@@ -83,26 +80,11 @@ class StateFiles:
 
     def _restore_record(self) -> None:
         with self._lock:
-            if self._content is None:
+            if self._own is None:
                 return
-            # Usually this one call is enough: the content is read only if the file changed.
-            facts = _facts(self._file)
-            if facts is not None and facts == self._facts:
-                return
-            if self._is_unchanged():
-                self._facts = facts
-            else:
-                self._write(self._content)
-
-    def _is_unchanged(self) -> bool:
-        if paths.read_file(self._file) != self._content:
-            return False
-        return stat.S_IMODE(self._file.lstat().st_mode) == _MODE
-
-    def _write(self, content: bytes) -> None:
-        # The next tick compares the content once, which also covers a change right after this.
-        self._facts = None
-        state.write_serialized(self._folder, content)
+            is_intact = paths.read_file(self._file) == state.serialize_record(self._own)
+            if not is_intact or stat.S_IMODE(self._file.lstat().st_mode) != _MODE:
+                state.write_record(self._folder, self._own)
 
 
 def report(text: str) -> None:
@@ -110,15 +92,3 @@ def report(text: str) -> None:
     with suppress(OSError):
         sys.stderr.write(f"emberd: {text}\n")
         sys.stderr.flush()
-
-
-def _facts(file: Path) -> _Facts | None:
-    try:
-        facts = os.lstat(file)
-    except OSError:
-        return None
-    # The change time too: content and permissions can change while the modification time stays.
-    return (
-        *(facts.st_dev, facts.st_ino, facts.st_mode, facts.st_size),
-        *(facts.st_mtime_ns, facts.st_ctime_ns),
-    )

@@ -13,16 +13,8 @@ from typing import Final
 
 from emberd.engines.base import DRAIN_S
 from emberd.errors import StartError, StateFolderError
-from emberd.manager import liveness, lost_records, state
-from emberd.manager.lost_records import MarkedProcesses, SupervisorProcess
-from emberd.manager.state import (
-    ServerSnapshot,
-    ServerStatus,
-    State,
-    Timing,
-    settled_snapshot,
-    snapshot,
-)
+from emberd.manager import locks, lost_records, state
+from emberd.manager.state import ServerSnapshot, ServerStatus, State, Timing
 from emberd.system import processes
 from emberd.system.processes import ProcessIdentity
 
@@ -30,9 +22,7 @@ _MARGIN_S: Final = 10.0
 _UNKNOWN_DRAIN_S: Final = 2 * DRAIN_S  # the longest of all engines
 
 
-def stop(
-    folder: Path, timing: Timing, marks: MarkedProcesses, deadline_s: float
-) -> ServerStatus | None:
+def stop(folder: Path, timing: Timing, deadline_s: float) -> ServerStatus | None:
     """Stop the server of ``folder``, wait until it has ended, and return its last status.
 
     The record of an external server is deleted; the server itself is never stopped. A supervisor
@@ -43,7 +33,6 @@ def stop(
     Args:
         folder: The server's state folder.
         timing: How long each step may take.
-        marks: The marked processes, read when they are first needed.
         deadline_s: How long to wait for a lost record, on the monotonic clock, in seconds.
 
     Returns:
@@ -54,61 +43,76 @@ def stop(
         StateFolderError: A process holds the liveness lock and is not proven to be a supervisor.
     """
     seen = _settled(folder, deadline_s, timing)
-    was = lost_records.server_status(seen, marks)
+    was = lost_records.server_status(seen)
     if was is None:
         return None
     if seen.record is not None and seen.record.found:
-        _forget(folder)
+        with locks.liveness_lock(folder) as is_free:
+            if is_free:
+                (folder / state.RECORD_NAME).unlink(missing_ok=True)
         return was
     if not seen.alive:
         return was if was.state is State.UNKNOWN else None
-    drain_s = seen.record.drain_s if seen.record is not None else _UNKNOWN_DRAIN_S
+    if seen.record is not None:
+        drain_s, start_ids = seen.record.drain_s, {was.start_id}
+    else:
+        # Read now: once the lock is free, another start may begin in this folder.
+        marks = processes.marks()
+        start_ids = {start_id for _, marked, start_id in marks if marked == str(folder)}
+        drain_s = _UNKNOWN_DRAIN_S
     found = _supervisors(seen, timing)
     if not found:  # before anything is killed: the lock may be held by an unproven process
         _check_released(folder, was, timing)
-    for each in found:
-        _end(each.identity, drain_s, timing)
-    recorded = marks.start_ids(folder) if seen.record is None else {was.start_id}
-    for start_id in {each.start_id for each in found} or recorded:
-        _end_marked(folder, start_id, timing)
+    for supervisor in found:
+        _end(supervisor, drain_s, timing)
+    for start_id in set(found.values()) or start_ids:
+        if left := processes.end_marked(str(folder), timing.kill_s, start_id):
+            raise StartError(
+                f"Some processes of the server cannot be ended: {', '.join(map(str, left))}",
+                advice="They are blocked in the kernel (a hung disk or GPU driver); check dmesg.",
+            )
     return was
 
 
 def end_supervisor(seen: ServerSnapshot) -> None:
     """Kill a supervisor that has not noticed that its server refuses connections."""
     named = seen.record.supervisor if seen.record is not None else None
-    if named is not None and lost_records.prove_supervisor(named, seen.folder) is not None:
+    if named is not None and named in lost_records.find_supervisors(seen.folder, named.pid):
         processes.send(named, SIGKILL)
 
 
 def _settled(folder: Path, deadline_s: float, timing: Timing) -> ServerSnapshot:
     try:
-        return settled_snapshot(folder, deadline_s, timing.poll_s)
+        return state.settled_snapshot(folder, deadline_s, timing.poll_s)
     except state.OtherVersionError:
         return ServerSnapshot(folder, None, alive=True)  # treated as a lost record
 
 
-def _supervisors(seen: ServerSnapshot, timing: Timing) -> list[SupervisorProcess]:
+def _supervisors(seen: ServerSnapshot, timing: Timing) -> dict[ProcessIdentity, str]:
     # At first the record is written by the starting process and names no supervisor yet.
     deadline = time.monotonic() + timing.takeover_s
     while seen.alive and seen.record is not None and time.monotonic() < deadline:
-        if seen.record.supervisor is not None:
-            named = lost_records.prove_supervisor(seen.record.supervisor, seen.folder)
-            if named is not None:
-                return [named]
+        if (named := seen.record.supervisor) is not None:
+            found = lost_records.find_supervisors(seen.folder, named.pid)
+            if named in found:
+                return {named: found[named]}
             break
         time.sleep(timing.poll_s)
-        seen = snapshot(seen.folder)
+        seen = state.snapshot(seen.folder)
     return lost_records.find_supervisors(seen.folder)
 
 
 def _end(supervisor: ProcessIdentity, drain_s: float, timing: Timing) -> None:
-    processes.send(supervisor, SIGTERM)
-    # A process that SIGSTOP has suspended handles the signal only once it continues.
-    processes.send(supervisor, SIGCONT)
-    if not _ended(supervisor, drain_s + timing.kill_s + _MARGIN_S, timing):
-        processes.send(supervisor, SIGKILL)
-        _ended(supervisor, timing.kill_s, timing)
+    # A process that SIGSTOP has suspended handles SIGTERM only once SIGCONT continues it.
+    orderly = (SIGTERM, SIGCONT), drain_s + timing.kill_s + _MARGIN_S
+    for signals, seconds in (orderly, ((SIGKILL,), timing.kill_s)):
+        for signum in signals:
+            processes.send(supervisor, signum)
+        deadline = time.monotonic() + seconds
+        # The end of this process, not the release of the liveness lock: the next supervisor may
+        # already hold that.
+        while supervisor.is_running() and time.monotonic() < deadline:
+            time.sleep(timing.poll_s)
 
 
 def _check_released(folder: Path, was: ServerStatus, timing: Timing) -> None:
@@ -122,33 +126,8 @@ def _check_released(folder: Path, was: ServerStatus, timing: Timing) -> None:
         if time.monotonic() > deadline:
             break
         time.sleep(timing.poll_s)
+    lock = locks.liveness_path(folder)
     raise StateFolderError(
-        f"{liveness.path(folder)} is locked by a process that is not proven to be a supervisor, so "
-        f"nothing was stopped. Find it with `fuser {liveness.path(folder)}` and end it, or wait."
+        f"{lock} is locked by a process that is not proven to be a supervisor, so nothing was "
+        f"stopped. Find it with `fuser {lock}` and end it, or wait."
     )
-
-
-def _forget(folder: Path) -> None:
-    with liveness.held(folder) as free:
-        if free:
-            (folder / state.RECORD_NAME).unlink(missing_ok=True)
-
-
-def _ended(supervisor: ProcessIdentity, seconds: float, timing: Timing) -> bool:
-    # The end of this process, not the release of the liveness lock: the next supervisor may
-    # already hold that.
-    deadline = time.monotonic() + seconds
-    while supervisor.is_running():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(timing.poll_s)
-    return True
-
-
-def _end_marked(folder: Path, start_id: str, timing: Timing) -> None:
-    left = processes.end_marked(str(folder), timing.kill_s, start_id)
-    if left:
-        raise StartError(
-            f"Some processes of the server cannot be ended: {', '.join(map(str, left))}",
-            advice="They are blocked in the kernel (a hung disk or GPU driver); check dmesg.",
-        )

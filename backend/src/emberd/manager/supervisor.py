@@ -28,11 +28,11 @@ from emberd import engines, model_files, probe
 from emberd.endpoint import Endpoint
 from emberd.engines.base import Launch, Plan
 from emberd.errors import EmberdError, LockTimeoutError, StartError
-from emberd.manager import cleanup, liveness, locks, paths, ports, process_tree, state
+from emberd.manager import cleanup, locks, paths, ports, process_tree, state
 from emberd.manager.health import HealthMonitor
 from emberd.manager.idle import IdleMonitor
 from emberd.manager.readiness import StartMonitor
-from emberd.manager.state import Failure, Record, State, Verify
+from emberd.manager.state import Record, State, Verify
 from emberd.manager.state_repair import StateFiles, report
 from emberd.system import processes
 from emberd.system.log_rules import Diagnosis
@@ -72,7 +72,6 @@ class Supervisor:
         self.record = replace(own, supervisor=processes.current())
         self._verify = verify
         self._server: process_tree.ServerProcess | None = None
-        self._plan: Plan | None = None
         self._alive_fd = alive_fd
         # Imported now: an environment may be upgraded or removed while the supervisor runs.
         importlib.import_module("prometheus_client.parser")
@@ -110,7 +109,7 @@ class Supervisor:
             os.read(self._wake_read, select.PIPE_BUF)
         if self._server is not None and self.record.state is State.STARTING:
             self._shared_memory.update(self._server.members)
-        if not liveness.is_same_file(self._alive_fd, self.folder):
+        if not locks.is_same_file(self._alive_fd, self.folder):
             raise FolderGone
 
     # -- the record ---------------------------------------------------------------------
@@ -122,7 +121,7 @@ class Supervisor:
             FolderGone: The current folder belongs to another supervisor.
             OSError: The disk is full, for example.
         """
-        if not liveness.is_same_file(self._alive_fd, self.folder):
+        if not locks.is_same_file(self._alive_fd, self.folder):
             raise FolderGone
         if changes.get("state", self.record.state) != self.record.state:
             changes["since_s"] = time.monotonic()
@@ -152,55 +151,62 @@ class Supervisor:
             # A bug; the server must not outlive it.
             self._fail(
                 Diagnosis(f"The supervisor failed: {error!r}", "Please report this as a bug."),
-                starting=self.record.state is State.STARTING,
+                was_ready=self.record.state is not State.STARTING,
             )
             raise
 
     def _start(self) -> bool:
         """Start the server; return whether it is ready."""
-        lock_folder = paths.make_private(paths.Home(self.folder.parents[2]).gpu_locks)
-        diagnosis: Diagnosis | None = None
-        for _ in range(_PORT_TRIES):
+        for tries_left in reversed(range(_PORT_TRIES)):
             try:
-                diagnosis = self._start_once(lock_folder)
+                diagnosis = self._start_once()
+            except StartError as error:
+                diagnosis = Diagnosis(error.cause, error.advice)
             except (EmberdError, OSError) as error:
-                diagnosis = _diagnose_error(error)
+                number = error.errno if isinstance(error, OSError) else None
+                diagnosis = Diagnosis(str(error), _ADVICE.get(number or 0, ""))
             if diagnosis is None:
-                if not self._stop_requested:
-                    return True
-                self._stop("stopped on request", by_user=True)
-                return False
-            if not diagnosis.port_taken or self.record.options.port is not None:
                 break
+            may_retry = diagnosis.port_taken and self.record.options.port is None
+            if not (may_retry and tries_left):
+                self._fail(diagnosis)
+                return False
             self._end_server()
-        if diagnosis is not None:
-            self._fail(diagnosis)
+        if not self._stop_requested:
+            return True
+        self._stop("stopped on request", by_user=True)
         return False
 
-    def _start_once(self, lock_folder: Path) -> Diagnosis | None:
+    def _start_once(self) -> Diagnosis | None:
         with ExitStack() as held:
             # Locked before the plan is made, because the plan measures the free memory.
-            gpus = self._lock_gpus(held, lock_folder)
+            gpus = self._lock_gpus(held)
             if self._stop_requested:
                 return None
             launch, plan, server = self._launch(gpus)
             outcome = self._await_ready(
                 StartMonitor(
-                    server, self.engine, launch, plan, spec=self.record.spec, verify=self._verify
+                    server,
+                    self.engine,
+                    launch.port,
+                    plan.silence_s,
+                    lambda url, listener: self._verify(
+                        url, launch.api_key, self.record.spec, listener
+                    ),
                 )
             )
-        if isinstance(outcome, Endpoint):
-            if problem := self._problem(plan, outcome):
-                return problem
-            self._publish(
-                state=State.READY,
-                endpoint=replace(outcome, canary=()),
-                device=plan.device,
-                attempts=0,
-                progress="",
-            )
-            return None
-        return outcome
+        if not isinstance(outcome, Endpoint):
+            return outcome
+        if problem := self._problem(plan, outcome):
+            return problem
+        self._publish(
+            state=State.READY,
+            endpoint=replace(outcome, canary=()),
+            device=plan.device,
+            attempts=0,
+            progress="",
+        )
+        return None
 
     def _await_ready(self, start: StartMonitor) -> Endpoint | Diagnosis | None:
         """Return the verified endpoint, or why the start failed; None if a stop was requested."""
@@ -248,23 +254,26 @@ class Supervisor:
                 exclusive_resources=gpus,
                 descriptor=opened.fileno() if opened else None,
             )
-            self._plan = plan = self.engine.plan(self.record.spec, launch)
+            plan = self.engine.plan(self.record.spec, launch)
             # Recorded before it is made: a folder that no record names is never removed.
-            scratch = cleanup.scratch_path(self.record.start_id)
-            self._publish(drain_s=plan.drain_s, notes=tuple(plan.notes), scratch=scratch)
-            cleanup.make_scratch(scratch)
+            scratch = Path(cleanup.scratch_path(self.record.start_id))
+            self._publish(drain_s=plan.drain_s, notes=tuple(plan.notes), scratch=str(scratch))
+            scratch.mkdir(mode=0o700, exist_ok=True)
+            paths.check_private(scratch)
             self._shared_memory.exclude_existing()
-            paths.write_private(self.folder, plan.files)
+            for name, content in plan.files.items():
+                paths.create_file(self.folder / name, content.encode())
             self._server = server = process_tree.ServerProcess(
                 plan.command,
-                {**plan.environment, "TMPDIR": scratch},
+                {**plan.environment, "TMPDIR": str(scratch)},
                 f"{self.folder}:{self.record.start_id}",
                 self.folder / paths.LOG_NAME,
                 inherited=() if launch.descriptor is None else (launch.descriptor,),
             )
         return launch, plan, server
 
-    def _lock_gpus(self, held: ExitStack, lock_folder: Path) -> tuple[str, ...]:
+    def _lock_gpus(self, held: ExitStack) -> tuple[str, ...]:
+        lock_folder = paths.make_private(paths.Home(self.folder.parents[2]).gpu_locks)
         while not self._stop_requested:
             # Chosen anew each time: the best GPU may have become full during the wait.
             names = self.engine.exclusive_resources(self.record.spec, self.record.options)
@@ -298,7 +307,7 @@ class Supervisor:
                 self._stop("stopped on request", by_user=True)
                 return
             if (code := server.reap()) is not None:
-                self._fail(self.engine.diagnose(code, server.log()), starting=False)
+                self._fail(self.engine.diagnose(code, server.log()), was_ready=True)
                 return
             idle_timeout_s = self._files.idle_timeout.seconds()
             if not (health.is_active or idle.is_reading_due(idle_timeout_s, timing.look_s)):
@@ -307,9 +316,9 @@ class Supervisor:
             activity = probe.activity(endpoint.url, endpoint.api_key, listener=endpoint.listener)
             idle.observe(activity)
             if health.is_hung(activity):
-                self._fail(_HUNG, starting=False)
+                self._fail(_HUNG, was_ready=True)
                 return
-            if idle_timeout_s is not None and idle.seconds() >= idle_timeout_s:
+            if idle.seconds() >= idle_timeout_s:
                 self._stop(f"not used for {idle.seconds():.0f} s", by_user=False)
                 return
 
@@ -320,27 +329,22 @@ class Supervisor:
         self._publish_if_possible(
             state=State.STOPPING, reason=reason, stopped_by_user=by_user, progress=""
         )
-        self._drain()
+        if self._server is not None:
+            self._server.terminate()
+            deadline = time.monotonic() + self.record.drain_s
+            while self._server.reap() is None and (left := deadline - time.monotonic()) > 0:
+                self._wait(min(left, self.record.timing.tick_s))
         self._end_server()
         self._publish_if_possible(state=State.ABSENT, endpoint=None)
 
-    def _drain(self) -> None:
-        if self._server is None or self._plan is None:
-            return
-        self._server.terminate()
-        deadline = time.monotonic() + self._plan.drain_s
-        while self._server.reap() is None and (left := deadline - time.monotonic()) > 0:
-            self._wait(min(left, self.record.timing.tick_s))
-
-    def _fail(self, diagnosis: Diagnosis, *, starting: bool = True) -> None:
-        if not starting:
+    def _fail(self, diagnosis: Diagnosis, *, was_ready: bool = False) -> None:
+        if was_ready:
             # No client may be sent to it while its processes are ended.
             self._publish_if_possible(state=State.STOPPING, reason=diagnosis.cause)
         self._end_server()
-        failure = Failure(
-            diagnosis.cause, diagnosis.advice, time.monotonic(), starting, diagnosis.killed
+        self._publish_if_possible(
+            state=State.FAILED, failure=diagnosis, was_ready=was_ready, endpoint=None, progress=""
         )
-        self._publish_if_possible(state=State.FAILED, failure=failure, endpoint=None, progress="")
 
     def _end_server(self) -> None:
         if self._server is not None:
@@ -376,10 +380,3 @@ def main(arguments: list[str], verify: Verify) -> int:
     supervisor.install_signal_handlers()
     supervisor.run()
     return 0
-
-
-def _diagnose_error(error: Exception) -> Diagnosis:
-    if isinstance(error, StartError):
-        return Diagnosis(error.cause, error.advice)
-    number = error.errno if isinstance(error, OSError) else None
-    return Diagnosis(str(error), _ADVICE.get(number or 0, ""))
