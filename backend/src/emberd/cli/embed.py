@@ -15,18 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from emberd import durations
-from emberd.bulk import input_files, pipeline
-from emberd.bulk.assembly import OutputFormat
-from emberd.bulk.feed import Embed
-from emberd.bulk.pipeline import (
+from emberd.bulk.formats import require_pyarrow
+from emberd.bulk.request import (
     SAVE_EVERY_S,
     BadRows,
-    BulkProgress,
     BulkRequest,
-    BulkSummary,
-    Executor,
-    LocalExecutor,
+    OutputFormat,
     Role,
+    find_inputs,
+    is_data,
 )
 from emberd.cli import options, output, text_stream, up
 from emberd.cli.output import ExitCode
@@ -34,6 +31,7 @@ from emberd.cli.text_stream import FileFormat
 from emberd.errors import EmberdError, SettingError
 
 if TYPE_CHECKING:
+    from emberd.bulk.pipeline import BulkProgress, BulkSummary, Embed, Executor
     from emberd.embedder import Embedder
     from emberd.settings import Settings
 
@@ -205,7 +203,7 @@ def embed(
     sizes = {"batch_size": batch_size, "max_concurrency": max_concurrency}
     embedder = _embedder(settings, dimensions, truncate=truncate, **sizes)
     uses_ray = ray or ray_address is not None
-    if not uses_ray and not any(input_files.is_data(name) for name in files or ()):
+    if not uses_ray and not any(is_data(name) for name in files or ()):
         _refuse_data_options(column, embedding_column, bad_rows, save_every, restart=restart)
         arguments = (files or (), texts or (), output_file, format_name, embedder)
         text_stream.embed_texts(*arguments, role=role)
@@ -256,16 +254,18 @@ def embed_data(
         SettingError: An argument cannot be used, or another job was begun for this output.
         EmberdError: The run ended early; finished work is kept.
     """
-    found = input_files.find(names)
+    require_pyarrow()
+    from emberd.bulk import pipeline, readers  # not at import: they need PyArrow
+
     request = BulkRequest(
-        found,
+        find_inputs(names),
         *_destination(target, format_name),
         identity=embedder.identity,
         truncate=embedder.settings.truncate,
         **parameters,
     )
     _check_output(request, names)
-    reader = pipeline.open_reader(request)
+    reader = readers.open_reader(request)
     begin_s = time.monotonic()
     try:
         with connected, _shown() as watch:
@@ -341,6 +341,8 @@ def _check_output(request: BulkRequest, names: Sequence[str]) -> None:
 
 
 def _local_executor(embedder: Embedder, role: str) -> Executor:
+    from emberd.bulk.pipeline import LocalExecutor
+
     def connect() -> tuple[Embed, int]:
         native = up.ensure(embedder.settings).endpoint.dimensions
         iterate = embedder.iter_queries if role == Role.QUERY else embedder.iter_documents
@@ -361,7 +363,7 @@ def _check_ray(names: Sequence[str], save_every: str | None) -> None:
         raise SettingError(
             f"--ray needs {missing[0]}, which is not installed. Run: pip install 'emberd[ray]'"
         )
-    if not any(input_files.is_data(name) for name in names):
+    if not any(is_data(name) for name in names):
         raise SettingError("--ray embeds Parquet, JSON lines and folders. Name one of them.")
     if save_every is not None:
         raise SettingError("--ray saves whole units of work. Leave --save-every out.")

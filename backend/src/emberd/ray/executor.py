@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from emberd.bulk.pipeline import OnRows, Role, UnitTask
+from emberd.bulk.pipeline import Embed, OnRows, UnitTask
+from emberd.bulk.request import Role
 from emberd.errors import EmberdError
 from emberd.ray import placement
 from emberd.settings import Settings
@@ -100,13 +101,16 @@ class UnitWorker:
             counts[ROWS] += rows
             counts[SIZE] += size
 
+        failure = b""
         try:
-            self._embed(int(row[UNIT]), on_rows)
+            embed, dimensions = self._connect()
+            # Parts are not cut by time: two workers that embed one unit write the same parts.
+            self._task.embed([int(row[UNIT])], embed, dimensions, math.inf, on_rows)
         except (EmberdError, OSError) as error:
-            return {**counts, FAILURE: pickle.dumps(error)}
-        return {**counts, FAILURE: b""}
+            failure = pickle.dumps(error)
+        return {**counts, FAILURE: failure}
 
-    def _embed(self, unit: int, on_rows: OnRows) -> None:
+    def _connect(self) -> tuple[Embed, int]:
         placement.free_threads()
         if self._embedder is None:
             self._embedder = placement.embedder_for(self._settings)
@@ -114,5 +118,4 @@ class UnitWorker:
         is_query = self._task.request.role == Role.QUERY
         iterate = embedder.iter_queries if is_query else embedder.iter_documents
         dimensions = embedder.settings.dimensions or embedder.endpoint().dimensions
-        # Parts are not cut by time: two workers that embed the same unit write the same parts.
-        self._task.embed([unit], partial(iterate, set_aside=True), dimensions, math.inf, on_rows)
+        return partial(iterate, set_aside=True), dimensions
