@@ -23,7 +23,7 @@ import numpy as np
 from pyarrow import parquet
 
 from emberd.bulk import pipeline, readers
-from emberd.bulk.pipeline import BulkSummary, Embed, LocalExecutor
+from emberd.bulk.pipeline import BulkSummary, Embed, local_executor
 from emberd.bulk.request import BulkRequest, OutputFormat, find_inputs
 from emberd.errors import ServerUnavailableError, TextError
 
@@ -79,7 +79,7 @@ def run_request(
 ) -> BulkSummary:
     """Run ``wanted`` with ``by``, which returns vectors of ``dimensions``."""
     reader = readers.open_reader(wanted)
-    return pipeline.run(wanted, reader, LocalExecutor(lambda: (by, dimensions)), watch)
+    return pipeline.run(wanted, reader, local_executor(lambda: (by, dimensions)), watch)
 
 
 def rejects(output: Path) -> list[dict[str, Any]]:

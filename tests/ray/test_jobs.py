@@ -24,7 +24,7 @@ from emberd.bulk.pipeline import BulkSummary, UnitTask
 from emberd.bulk.request import BulkRequest, OutputFormat, find_inputs
 from emberd.cli import embed as embed_command
 from emberd.errors import EmberdError, SettingError
-from emberd.ray.executor import RayExecutor
+from emberd.ray.executor import ray_executor
 from emberd.settings import Settings
 from managed import MODEL, environment, same
 from ray_cluster import Nodes
@@ -38,7 +38,7 @@ from pathlib import Path
 import ray
 from emberd.bulk import pipeline, readers, units
 from emberd.bulk.request import BulkRequest, OutputFormat, find_inputs
-from emberd.ray.executor import RayExecutor
+from emberd.ray.executor import ray_executor
 from emberd.settings import Settings
 units.UNIT_ROWS = {group}
 ray.init(sys.argv[3], log_to_driver=False)
@@ -46,7 +46,7 @@ settings = Settings(model={model!r})
 request = BulkRequest(
     find_inputs([sys.argv[1]]), Path(sys.argv[2]), OutputFormat.FOLDER, identity="test"
 )
-pipeline.run(request, readers.open_reader(request), RayExecutor(settings))
+pipeline.run(request, readers.open_reader(request), ray_executor(settings))
 """
 
 
@@ -70,7 +70,7 @@ def request(source: Path, output: Path, **parameters: Any) -> BulkRequest:
 
 def run(source: Path, output: Path, base_url: str | None = None, **parameters: Any) -> BulkSummary:
     wanted = request(source, output, **parameters)
-    executor = RayExecutor(Settings(model=MODEL, base_url=base_url))
+    executor = ray_executor(Settings(model=MODEL, base_url=base_url))
     return pipeline.run(wanted, readers.open_reader(wanted), executor)
 
 

@@ -90,13 +90,14 @@ def write_row_numbers(parts: Sequence[UnitPart], target: Path) -> None:
 
 def write_rejects(parts: Sequence[UnitPart], target: Path) -> int:
     """Write ``target`` if there are rows without vectors, and return their number."""
-    rejects = (reject for part in parts for reject in part.rejects())
-    if (first := next(rejects, None)) is None:
-        return 0
     count = 0
     with atomic_file.replacing(target) as file:
-        for count, reject in enumerate(chain([first], rejects), start=1):  # noqa: B007 - counted
-            file.write(dump_line(reject))
+        for part in parts:
+            for reject in part.rejects():
+                file.write(dump_line(reject))
+                count += 1
+    if not count:
+        target.unlink()
     return count
 
 

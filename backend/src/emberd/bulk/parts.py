@@ -161,36 +161,11 @@ class PartStore:
 
     def mark(self, unit: int, done: UnitDone) -> None:
         """Mark a unit as done."""
-        with self._replacing(self.folder / f"unit-{unit:06d}.json") as file:
+        with self.replacing(self.folder / f"unit-{unit:06d}.json") as file:
             file.write(json.dumps(asdict(done)).encode())
 
-    def write(
-        self,
-        unit: int,
-        rows: range,
-        table: Any,
-        after: Cursor,
-        rejects: Sequence[dict[str, Any]],
-    ) -> UnitPart:
-        """Write a part, and return it when it is on the disk.
-
-        Args:
-            unit: Index of the unit.
-            rows: Numbers of the rows of the part in the unit.
-            table: The rows with vectors, which are the last column.
-            after: Where reading continues.
-            rejects: What is known of the rows without vectors.
-        """
-        name = f"part-{unit:06d}-{rows.start:010d}-{rows.stop:010d}.parquet"
-        part = UnitPart(self.folder / name, unit, rows.start, rows.stop)
-        with self._replacing(part.notes_path) as file:
-            file.write(json.dumps({"after": asdict(after)}).encode() + b"\n")
-            file.writelines(dump_line(reject) for reject in rejects)
-        with self._replacing(part.path) as file, parquet_writer(file, table.schema) as writer:
-            writer.write_table(table)
-        return part
-
-    def _replacing(self, path: Path) -> Any:
+    def replacing(self, path: Path) -> Any:
+        """Return a context whose file becomes ``path`` at its end."""
         return atomic_file.replacing(path, before_rename=self.before_rename)
 
     def _marks(self) -> dict[int, UnitDone]:
@@ -274,16 +249,16 @@ class PartWriter:
         """Write the rows since the last part as a part."""
         tables, vectors = [self.empty], []
         rejects: list[dict[str, Any]] = []
+        content = _line_content if self.request.is_jsonl else _content
         stop, after = self.start, self.after
         for chunk, outcomes in self._chunks:
             good = [row for row, each in enumerate(outcomes) if not isinstance(each, RowError)]
             tables += [chunk.rows.slice(*run) for run in _runs(good)]
             vectors += [outcomes[row] for row in good]
-            rejects += [
-                self._reject(chunk, row, stop + row, outcome.reason)
-                for row, outcome in enumerate(outcomes)
-                if isinstance(outcome, RowError)
-            ]
+            for row, outcome in enumerate(outcomes):
+                if isinstance(outcome, RowError):
+                    reject = {"row": stop + row, **chunk.location(row), "reason": outcome.reason}
+                    rejects.append({**reject, "content": content(chunk, row)})
             stop, after = stop + len(outcomes), chunk.after
         column, array = self.request.embedding_column, vector_array(vectors, self.dimensions)
         if self.request.output_format.keeps_rows:
@@ -291,7 +266,13 @@ class PartWriter:
         else:
             table = pyarrow.table([array], names=[column])
         table = with_identity(table, self.request.identity)
-        self.store.write(self.unit, range(self.start, stop), table, after, rejects)
+        name = f"part-{self.unit:06d}-{self.start:010d}-{stop:010d}.parquet"
+        part = UnitPart(self.store.folder / name, self.unit, self.start, stop)
+        with self.store.replacing(part.notes_path) as file:
+            file.write(json.dumps({"after": asdict(after)}).encode() + b"\n")
+            file.writelines(dump_line(reject) for reject in rejects)
+        with self.store.replacing(part.path) as file, parquet_writer(file, table.schema) as writer:
+            writer.write_table(table)
         self.start, self.after, self._chunks, self._bytes = stop, after, [], 0
         self._since_s = time.monotonic()
 
@@ -302,19 +283,9 @@ class PartWriter:
             self.save()
         self.store.mark(self.unit, UnitDone(self.start, after.line))
 
-    def _reject(self, chunk: Chunk, index: int, row: int, reason: str) -> dict[str, Any]:
-        content = _line_content if self.request.is_jsonl else _content
-        known = {"row": row, **chunk.location(index), "reason": reason}
-        return {**known, "content": content(chunk, index)}
-
 
 def place_parts(store: PartStore, units: Sequence[Unit]) -> list[UnitPart]:
-    """Return all parts in the order of the input, with the rows and lines before their units.
-
-    Args:
-        store: Where every unit is done.
-        units: All units.
-    """
+    """Return all parts in the order of the input, with the rows and lines before their units."""
     done, parts = store.done(), store.parts()
     placed: list[UnitPart] = []
     rows = lines = 0

@@ -1,7 +1,7 @@
 """A bulk job: cut the input into units, read, embed, write parts, mark units, assemble the output.
 
-An executor embeds the units: ``LocalExecutor`` in this process, one unit after another, or
-``emberd.ray.executor.RayExecutor`` on a cluster. Everything else is the same for both, and so is
+An executor embeds the units: ``local_executor`` in this process, one unit after another, or
+``emberd.ray.executor.ray_executor`` on a cluster. Everything else is the same for both, and so is
 the output. A job that ends early is continued by the same request, with either executor.
 """
 
@@ -19,8 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
-from emberd.bulk import assembly, checkpoint
-from emberd.bulk import units as work_units
+from emberd.bulk import assembly, checkpoint, units
 from emberd.bulk.checkpoint import Manifest
 from emberd.bulk.parts import PartStore, PartWriter, place_parts
 from emberd.bulk.request import NO_SPACE, BadRows, BulkRequest, OutputFormat
@@ -145,23 +144,32 @@ class _Job:
 
     def embed(self, executor: Executor) -> None:
         """Embed the units that are not done."""
-        units, done = self._reader.units, self._store.done()
-        missing = [unit for unit in range(len(units)) if unit not in done]
+        all_units, done = self._reader.units, self._store.done()
+        missing = [unit for unit in range(len(all_units)) if unit not in done]
         if missing:
             parts = self._store.parts()
             for part in chain.from_iterable(parts.values()):
                 part.schema()  # a damaged one is reported now, and not after hours
-            before = sum(units[unit].size for unit in done)
+            total = sum(unit.size for unit in all_units)
+            before = sum(all_units[unit].size for unit in done)
             before += sum(parts[unit][-1].after().size for unit in missing if parts.get(unit))
+            size_done = before
+
+            def on_rows(rows: int, size: int) -> None:
+                nonlocal size_done
+                size_done += size
+                self._rows += rows
+                self._watch(BulkProgress("embedding", size_done, total, self._rows, before))
+
             task = UnitTask(self._request, self._reader, self._folder.absolute(), self.manifest.run)
             try:
-                executor(task, missing, self._progress(before))
+                executor(task, missing, on_rows)
             except (EmberdError, KeyboardInterrupt) as error:
                 error.add_note(RESUME_HINT)
                 raise
             done = self._store.done()
-        if len(done) < len(units):
-            raise EmberdError(f"{len(done)} of {len(units)} units are done. {RESUME_HINT}")
+        if len(done) < len(all_units):
+            raise EmberdError(f"{len(done)} of {len(all_units)} units are done. {RESUME_HINT}")
         self.manifest.check_unchanged(self._request.inputs.stamps())
         self.manifest.rows = sum(each.rows for each in done.values())
 
@@ -197,17 +205,6 @@ class _Job:
         checkpoint.remove(self._folder)
         return BulkSummary(self.manifest.rows - rejected, rejected, self._before)
 
-    def _progress(self, before: int) -> OnRows:
-        total, done = sum(unit.size for unit in self._reader.units), before
-
-        def on_rows(rows: int, size: int) -> None:
-            nonlocal done
-            done += size
-            self._rows += rows
-            self._watch(BulkProgress("embedding", done, total, self._rows, before))
-
-        return on_rows
-
     def _start_or_continue(self) -> Manifest:
         """Return the manifest of the job in the work folder, or of a new one."""
         request, folder = self._request, self._folder
@@ -218,7 +215,7 @@ class _Job:
             "embedding column": request.embedding_column,
             "output": str(request.output_format),
             "truncate": request.truncate,
-            "units": work_units.unit_rule(),
+            "units": [units.CUT_VERSION, units.UNIT_ROWS, units.UNIT_BYTES, units.UNIT_FILES],
         }
         wanted = Manifest(parameters, request.inputs.stamps())
         found = None if request.restart else checkpoint.load_manifest(folder)
@@ -273,16 +270,16 @@ class UnitTask:
 
     def embed(
         self,
-        units: Sequence[int],
+        missing: Sequence[int],
         embed: Embed,
         dimensions: int,
         save_every_s: float,
         on_rows: OnRows,
     ) -> None:
-        """Embed what is missing of ``units`` and mark them as done.
+        """Embed what is missing of the units ``missing`` and mark them as done.
 
         Args:
-            units: Indices of the units.
+            missing: Indices of the units.
             embed: What embeds.
             dimensions: Length of its vectors.
             save_every_s: How often to save a part.
@@ -305,10 +302,10 @@ class UnitTask:
             unit: (found[-1].stop, found[-1].after())
             if (found := parts.get(unit))
             else (0, Cursor())
-            for unit in units
+            for unit in missing
         }
         chunks = chain.from_iterable(
-            work_units.unit_chunks(self.reader, unit, starts[unit][1]) for unit in units
+            units.unit_chunks(self.reader, unit, starts[unit][1]) for unit in missing
         )
         size = 0
         empty = self.reader.empty()
@@ -330,9 +327,8 @@ class UnitTask:
                     finished.finish()
                 elif writer.is_due:
                     writer.save()
-                size_now = self.reader.units[unit].size if chunk.is_last else chunk.after.size
-                on_rows(len(outcomes), size_now - size)
-                size = size_now
+                on_rows(len(outcomes), chunk.after.size - size)
+                size = chunk.after.size
         except (EmberdError, KeyboardInterrupt):
             if writer is not None and writer.rows:
                 writer.save()
@@ -345,7 +341,7 @@ class UnitTask:
             location = chunk.location(index)
             if "line" in location:
                 first = self.reader.units[chunk.unit].slices[0]
-                location["line"] += work_units.lines_before(first)
+                location["line"] += units.lines_before(first)
             place = ", ".join(f"{name} {value}" for name, value in location.items())
             raise EmberdError(
                 f"A row cannot be embedded ({place}): {outcome.reason} Fix the row, or pass "
@@ -360,21 +356,15 @@ It may raise ``EmberdError``: a unit could not be embedded, and what is finished
 """
 
 
-@dataclass(frozen=True, slots=True)
-class LocalExecutor:
-    """Embeds units in this process, one after another.
+def local_executor(connect: Connect) -> Executor:
+    """Return an executor that embeds units in this process, one after another."""
 
-    Attributes:
-        connect: Returns what embeds.
-    """
-
-    connect: Connect
-
-    def __call__(self, task: UnitTask, units: Sequence[int], on_rows: OnRows) -> None:
-        """Embed ``units``; raises as ``UnitTask.embed``."""
-        embed, dimensions = self.connect()
+    def embed_units(task: UnitTask, units: Sequence[int], on_rows: OnRows) -> None:
+        embed, dimensions = connect()
         on_rows(0, 0)  # the time until here is not the time of the first rows
         task.embed(units, embed, dimensions, task.request.save_every_s, on_rows)
+
+    return embed_units
 
 
 # ---------------------------------------------------------------- chunks through what embeds
@@ -442,7 +432,7 @@ class _WaitingChunks:
         for outcome in outcomes:
             yield from self._complete()
             is_error = isinstance(outcome, TextError)
-            self._outcomes.append(work_units.text_row_error(outcome) if is_error else outcome)
+            self._outcomes.append(units.text_row_error(outcome) if is_error else outcome)
             yield from self._complete()
         yield from self._complete()
         if self._waiting:

@@ -11,9 +11,9 @@ import gzip
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
 
 import pyarrow
 from pyarrow import parquet
@@ -276,10 +276,7 @@ class JsonLinesReader:
     def _slice_chunks(self, piece: FileSlice, cursor: Cursor, before: int) -> Iterator[Chunk]:
         """Yield the lines that begin in ``piece`` after ``cursor``.
 
-        Args:
-            piece: A slice of the unit.
-            cursor: A position in it.
-            before: Size of the slices before it.
+        ``before`` is the size of the slices of the unit before it.
         """
         numbers: list[int] = []
         lines: list[bytes] = []
@@ -381,18 +378,17 @@ def _is_packed(path: Path) -> bool:
 @contextmanager
 def _open_lines(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """Yield the file of lines, and the file whose position is the progress."""
-    with ExitStack() as stack:
-        raw = stack.enter_context(path.open("rb"))
+    with path.open("rb") as raw:
         if not _is_packed(path):
             yield raw, raw
             return
-        packed: Any = stack.enter_context(gzip.GzipFile(fileobj=raw))
-        try:
-            yield packed, raw
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise EmberdError(
-                f"{path} cannot be unpacked: {error}. Fetch or pack it again."
-            ) from error
+        with gzip.GzipFile(fileobj=raw) as packed:
+            try:
+                yield cast("BinaryIO", packed), raw
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise EmberdError(
+                    f"{path} cannot be unpacked: {error}. Fetch or pack it again."
+                ) from error
 
 
 class TextFilesReader:

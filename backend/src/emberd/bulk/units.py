@@ -20,7 +20,7 @@ UNIT_ROWS = 20_000
 UNIT_BYTES = 16 << 20
 UNIT_FILES = 1000
 
-_RULE_VERSION: Final = 2
+CUT_VERSION: Final = 2
 """Increased whenever units are cut in another way."""
 
 CHUNK_ROWS: Final = 256
@@ -32,11 +32,7 @@ CHUNK_BYTES: Final = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """Why a row cannot be embedded.
-
-    Attributes:
-        reason: One or two sentences.
-    """
+    """Why a row cannot be embedded, in one or two sentences."""
 
     reason: str
 
@@ -172,11 +168,6 @@ class InputReader(Protocol):
         """Return a table like those of the chunks, without rows."""
 
 
-def unit_rule() -> list[int]:
-    """Return the parameters by which units are cut: a run only continues one with the same."""
-    return [_RULE_VERSION, UNIT_ROWS, UNIT_BYTES, UNIT_FILES]
-
-
 def unit_chunks(reader: InputReader, unit: int, start: Cursor) -> Iterator[Chunk]:
     """Yield the chunks of unit number ``unit`` after ``start``; the last one has no rows.
 
@@ -187,6 +178,7 @@ def unit_chunks(reader: InputReader, unit: int, start: Cursor) -> Iterator[Chunk
     for chunk in reader.chunks(reader.units[unit], start):
         after = chunk.after
         yield replace(chunk, unit=unit)
+    after = replace(after, size=reader.units[unit].size)
     yield Chunk([], reader.empty(), lambda _: {}, after, unit, is_last=True)
 
 

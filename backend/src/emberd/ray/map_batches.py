@@ -143,9 +143,8 @@ class EmbedBatches:
         """Return the vectors of all rows, zeros for bad ones; and why those are bad, by index."""
         import numpy as np
 
-        placement.free_threads()
-        length = self.embedder.settings.dimensions or self.embedder.endpoint().dimensions
-        vectors = np.zeros((len(values), length), np.float32)
+        embed, dimensions = placement.connect(self.embedder, self._role)
+        vectors = np.zeros((len(values), dimensions), np.float32)
         reasons: dict[int, str] = {}
         texts: dict[int, str] = {}
         for row, value in enumerate(values):
@@ -155,10 +154,7 @@ class EmbedBatches:
                 self._fail(TextError(text.reason, index=row), value)
             else:
                 texts[row] = text
-        is_query = self._role is Role.QUERY
-        iterate = self.embedder.iter_queries if is_query else self.embedder.iter_documents
-        outcomes = iterate(texts.values(), set_aside=True)
-        for row, outcome in zip(texts, outcomes, strict=True):
+        for row, outcome in zip(texts, embed(texts.values()), strict=True):
             if isinstance(outcome, TextError):
                 reasons[row] = text_row_error(outcome).reason
                 outcome.index = row  # it counted only the good rows
