@@ -69,8 +69,7 @@ def test_without_pyarrow_the_command_says_what_to_install(tmp_path: Path) -> Non
     """And lines of text are embedded without it: importing the command does not import it."""
     source = _lines(tmp_path / "in.jsonl", ["one"])
     program = (
-        "import sys; sys.modules['pyarrow'] = None; from emberd import cli; "
-        "sys.exit(cli.main())"
+        "import sys; sys.modules['pyarrow'] = None; from emberd import cli; sys.exit(cli.main())"
     )
     for target in ("out.npy", "out.jsonl", "out"):
         command = [sys.executable, "-c", program, "embed", str(source), "-o", target]
