@@ -22,10 +22,9 @@ from typing import Any, Final
 import numpy as np
 from pyarrow import parquet
 
-from emberd.bulk import input_files, pipeline
-from emberd.bulk.assembly import OutputFormat
-from emberd.bulk.feed import Embed
-from emberd.bulk.pipeline import BulkRequest, BulkSummary, LocalExecutor
+from emberd.bulk import pipeline, readers
+from emberd.bulk.pipeline import BulkSummary, Embed, local_executor
+from emberd.bulk.request import BulkRequest, OutputFormat, find_inputs
 from emberd.errors import ServerUnavailableError, TextError
 
 DIMENSIONS: Final = 4
@@ -66,7 +65,7 @@ def request(source: Path | list[Path], output: Path, **options: Any) -> BulkRequ
         "embedding_column": "embedding",
         "save_every_s": 0.0,
     }
-    found = input_files.find([str(name) for name in names])
+    found = find_inputs([str(name) for name in names])
     return BulkRequest(found, output, **{**usual, **options})
 
 
@@ -79,8 +78,8 @@ def run_request(
     wanted: BulkRequest, by: Embed = embed, dimensions: int = DIMENSIONS, watch: Any = None
 ) -> BulkSummary:
     """Run ``wanted`` with ``by``, which returns vectors of ``dimensions``."""
-    reader = pipeline.open_reader(wanted)
-    return pipeline.run(wanted, reader, LocalExecutor(lambda: (by, dimensions)), watch)
+    reader = readers.open_reader(wanted)
+    return pipeline.run(wanted, reader, local_executor(lambda: (by, dimensions)), watch)
 
 
 def rejects(output: Path) -> list[dict[str, Any]]:

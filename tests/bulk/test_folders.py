@@ -10,7 +10,7 @@ import pytest
 from pyarrow import dataset, parquet
 
 from bulk_standin import is_right, rejects, run
-from emberd.bulk import input_files
+from emberd.bulk.request import find_inputs, is_data
 from emberd.errors import SettingError
 
 
@@ -45,7 +45,7 @@ def test_each_file_of_a_folder_of_texts_is_a_row(tmp_path: Path) -> None:
     blank, wrong = rejects(tmp_path / "out.parquet")
     assert blank["file"] == f"{folder}/a/blank.txt"
     assert wrong["reason"] == "The file is not UTF-8 at byte 3."
-    assert input_files.find([str(folder)]).skipped == 1
+    assert find_inputs([str(folder)]).skipped == 1
 
 
 def test_a_folder_of_parts_is_a_data_set_for_all_who_read_parquet(tmp_path: Path) -> None:
@@ -107,23 +107,23 @@ def test_a_folder_that_cannot_be_read_is_refused(
     (tmp_path / "in").mkdir()
     _texts(tmp_path / "in", **files)
     with pytest.raises(SettingError) as raised:
-        input_files.find([str(tmp_path / "in")])
+        find_inputs([str(tmp_path / "in")])
     assert says in str(raised.value)
 
 
 def test_what_other_programs_leave_is_passed_over(tmp_path: Path) -> None:
     for name in ("_SUCCESS", ".part.parquet", "_metadata.parquet", "b.parquet", "a.parquet"):
         (tmp_path / name).touch()
-    found = input_files.find([str(tmp_path)])
+    found = find_inputs([str(tmp_path)])
     assert ([path.name for path in found.files], found.skipped) == (["a.parquet", "b.parquet"], 0)
 
 
 @pytest.mark.parametrize(
-    ("name", "is_data"),
+    ("name", "expected"),
     [("x.PARQUET", True), ("x.jsonl.gz", True), ("x.ndjson", True), (".", True), ("x.md", False)],
 )
-def test_what_is_data_is_told_by_its_ending(name: str, is_data: bool) -> None:
-    assert input_files.is_data(name) is is_data
+def test_what_is_data_is_told_by_its_ending(name: str, expected: bool) -> None:
+    assert is_data(name) is expected
 
 
 def test_a_folder_inside_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
@@ -137,16 +137,16 @@ def test_a_folder_inside_that_cannot_be_read_is_an_error(tmp_path: Path) -> None
         place = inner
     os.close(place)
     with pytest.raises(SettingError, match="cannot be read: File name too long"):
-        input_files.find([str(tmp_path)])
+        find_inputs([str(tmp_path)])
 
 
 def test_a_file_is_read_once(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").touch()
     for names in (["a.jsonl", "./a.jsonl"], [".", "a.jsonl"], [".", "."]):
         with pytest.raises(SettingError, match="is in the input twice"):
-            input_files.find([f"{tmp_path}/{name}" for name in names])
+            find_inputs([f"{tmp_path}/{name}" for name in names])
 
 
 def test_a_name_that_is_empty_is_not_the_folder_here() -> None:
     with pytest.raises(SettingError, match="is empty"):
-        input_files.find([""])
+        find_inputs([""])

@@ -19,10 +19,9 @@ from pyarrow import parquet
 
 import bulk_standin
 from bulk_standin import is_right, request, run, run_request
-from emberd.bulk import checkpoint, feed, pipeline
-from emberd.bulk.assembly import OutputFormat
-from emberd.bulk.checkpoint import JobState
+from emberd.bulk import checkpoint, pipeline
 from emberd.bulk.parts import PartWriter
+from emberd.bulk.request import OutputFormat
 from emberd.bulk.units import Chunk, Cursor, RowError
 from emberd.errors import EmberdError, ServerUnavailableError, SettingError
 
@@ -275,7 +274,7 @@ def _most_waiting(chunks: list[Chunk]) -> int:
             taken += 1
             yield chunk
 
-    for _ in feed.embed_chunks(told(), bulk_standin.embed, 3600.0):
+    for _ in pipeline.embed_chunks(told(), bulk_standin.embed, 3600.0):
         most = max(most, taken - given)
         given += 1
     assert given == len(chunks)
@@ -287,14 +286,14 @@ def _chunk(texts: list[str | RowError], kept: Any) -> Chunk:
 
 
 def test_many_rows_without_a_text_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emberd.bulk.feed._MAX_WAITING_ERRORS", 300)
+    monkeypatch.setattr("emberd.bulk.pipeline._MAX_WAITING_ERRORS", 300)
     kept, nulls = pa.table({}), [RowError("The text is null.")] * 100
     chunks = [_chunk(["a", *nulls], kept), *[_chunk([*nulls], kept)] * 20, _chunk(["b"], kept)]
     assert _most_waiting(chunks) <= 4
 
 
 def test_large_rows_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emberd.bulk.feed._MAX_WAITING_BYTES", 30_000)
+    monkeypatch.setattr("emberd.bulk.pipeline._MAX_WAITING_BYTES", 30_000)
     kept = pa.table({"picture": [b"x" * 10_000]})
     assert _most_waiting([_chunk([f"{n}"], kept) for n in range(30)]) <= 4
 
@@ -336,7 +335,8 @@ def test_an_output_moved_before_cleanup_is_made_again(source: Path, output: Path
     left = checkpoint.load_manifest(folder)
     assert left is not None
     left.rows = 1000
-    left.save(folder, JobState.ASSEMBLED)
+    left.is_assembled = True
+    left.save(folder)
     assert run(source, output).embedded == 1000
     assert is_right(output)
 

@@ -14,7 +14,8 @@ import pytest
 from pyarrow import parquet
 
 from bulk_standin import is_right, rejects, run
-from emberd.bulk import input_files, readers, units
+from emberd.bulk import readers, units
+from emberd.bulk.request import BulkRequest, OutputFormat, find_inputs
 from emberd.bulk.units import Cursor, InputReader
 from emberd.errors import EmberdError
 
@@ -24,8 +25,8 @@ ROWS: list[dict[str, Any]] = [
 
 
 def open_files(*paths: Path) -> InputReader:
-    found = input_files.find([str(path) for path in paths])
-    return readers.open_inputs(found, "text", "embedding", keeps_rows=True)
+    found = find_inputs([str(path) for path in paths])
+    return readers.open_reader(BulkRequest(found, Path("out"), OutputFormat.FOLDER, "test"))
 
 
 def read(reader: InputReader) -> tuple[list[Any], list[dict[str, Any]]]:

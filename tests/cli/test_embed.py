@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 import waiting
 from command import Command, stub
-from emberd.bulk.tables import IDENTITY_KEY
+from emberd.bulk.formats import IDENTITY_KEY
 from emberd.cli.text_stream import _next_size
 from stubs import server
 

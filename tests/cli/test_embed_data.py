@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,19 @@ def test_bad_rows_are_set_aside_and_the_exit_code_tells(emberd: Command, tmp_pat
     assert blank.startswith("The text is blank")
     assert "lone surrogate" in half
     assert "crashed" in poison
+
+
+def test_without_pyarrow_the_command_says_what_to_install(tmp_path: Path) -> None:
+    """And lines of text are embedded without it: importing the command does not import it."""
+    source = _lines(tmp_path / "in.jsonl", ["one"])
+    program = (
+        "import sys; sys.modules['pyarrow'] = None; from emberd import cli; sys.exit(cli.main())"
+    )
+    for target in ("out.npy", "out.jsonl", "out"):
+        command = [sys.executable, "-c", program, "embed", str(source), "-o", target]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "pip install 'emberd[parquet]'" in done.stderr
 
 
 def test_a_bad_row_can_be_an_error(running: Command, tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ from pyarrow import dataset, parquet
 import emberd
 import waiting
 from bulk_standin import embed as embed_by_standin
-from emberd.bulk import checkpoint, input_files, pipeline, units
-from emberd.bulk.assembly import OutputFormat
-from emberd.bulk.pipeline import BulkRequest, BulkSummary, UnitTask
+from emberd.bulk import checkpoint, pipeline, readers, units
+from emberd.bulk.pipeline import BulkSummary, UnitTask
+from emberd.bulk.request import BulkRequest, OutputFormat, find_inputs
 from emberd.cli import embed as embed_command
 from emberd.errors import EmberdError, SettingError
-from emberd.ray.executor import RayExecutor
+from emberd.ray.executor import ray_executor
 from emberd.settings import Settings
 from managed import MODEL, environment, same
 from ray_cluster import Nodes
@@ -36,18 +36,17 @@ DRIVER = """
 import sys
 from pathlib import Path
 import ray
-from emberd.bulk import input_files, pipeline, units
-from emberd.bulk.assembly import OutputFormat
-from emberd.bulk.pipeline import BulkRequest
-from emberd.ray.executor import RayExecutor
+from emberd.bulk import pipeline, readers, units
+from emberd.bulk.request import BulkRequest, OutputFormat, find_inputs
+from emberd.ray.executor import ray_executor
 from emberd.settings import Settings
 units.UNIT_ROWS = {group}
 ray.init(sys.argv[3], log_to_driver=False)
 settings = Settings(model={model!r})
 request = BulkRequest(
-    input_files.find([sys.argv[1]]), Path(sys.argv[2]), OutputFormat.FOLDER, identity="test"
+    find_inputs([sys.argv[1]]), Path(sys.argv[2]), OutputFormat.FOLDER, identity="test"
 )
-pipeline.run(request, pipeline.open_reader(request), RayExecutor(settings))
+pipeline.run(request, readers.open_reader(request), ray_executor(settings))
 """
 
 
@@ -65,14 +64,14 @@ def source(tmp_path: Path) -> Path:
 
 
 def request(source: Path, output: Path, **parameters: Any) -> BulkRequest:
-    found = input_files.find([str(source)])
+    found = find_inputs([str(source)])
     return BulkRequest(found, output, OutputFormat.FOLDER, identity="test", **parameters)
 
 
 def run(source: Path, output: Path, base_url: str | None = None, **parameters: Any) -> BulkSummary:
     wanted = request(source, output, **parameters)
-    executor = RayExecutor(Settings(model=MODEL, base_url=base_url))
-    return pipeline.run(wanted, pipeline.open_reader(wanted), executor)
+    executor = ray_executor(Settings(model=MODEL, base_url=base_url))
+    return pipeline.run(wanted, readers.open_reader(wanted), executor)
 
 
 def check(output: Path, rows: list[dict[str, Any]] = ROWS) -> None:
@@ -106,7 +105,7 @@ def test_a_job_whose_driver_was_killed_is_continued(
 def test_a_job_begun_on_a_cluster_is_continued_locally(source: Path, tmp_path: Path) -> None:
     """And workers of the earlier run write nothing more."""
     wanted = request(source, tmp_path / "out")
-    reader = pipeline.open_reader(wanted)
+    reader = readers.open_reader(wanted)
     late: list[UnitTask] = []
 
     def begin(task: UnitTask, missing: Any, on_rows: Any) -> None:
@@ -131,7 +130,7 @@ def test_a_job_begun_on_a_cluster_is_continued_locally(source: Path, tmp_path: P
 
 def test_overlapping_parts_of_two_workers_count_once(source: Path, tmp_path: Path) -> None:
     wanted = request(source, tmp_path / "out")
-    reader = pipeline.open_reader(wanted)
+    reader = readers.open_reader(wanted)
 
     def twice(task: UnitTask, missing: Any, on_rows: Any) -> None:
         task.embed(missing, embed_by_standin, 4, math.inf, on_rows)

@@ -19,6 +19,7 @@ from emberd import Embedder
 from emberd.bulk import units
 from emberd.cli import embed as embed_command
 from emberd.cli import output
+from emberd.ray.executor import ray_executor
 from fake_server import FakeServer
 from ray_cluster import Nodes
 
@@ -95,7 +96,7 @@ def _embed(
 ) -> tuple[Any, ...]:
     embedder = Embedder("test/model", base_url=url)
     if on_ray:
-        executor = embed_command._ray_executor(embedder)
+        executor = ray_executor(embedder.settings)
     else:
         executor = embed_command._local_executor(embedder, "document")
     code = embed_command.embed_data(

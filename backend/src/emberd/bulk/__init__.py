@@ -2,14 +2,16 @@
 
 ::
 
-    input_files  which files are read
-    readers      the files as units of work, and a unit as chunks of rows
+    request      a job as requested: input files, output, bad rows
+    formats      rows and vectors in Parquet, JSON lines and npy
+    units        units of work, cut from the input files, and their rows as chunks
+    readers      the input files as units, and a unit as chunks
     parts        embedded rows of a unit in OUTPUT.parts/, and the mark that the unit is done
-    assembly     the output, put together from the parts
     checkpoint   OUTPUT.parts/ itself: its lock and its manifest
-    tables       helpers for PyArrow and JSON
+    assembly     the output, put together from the parts
     pipeline     a job: cut, read, embed, write parts, mark, assemble
 
 What embeds is passed in, so nothing here depends on servers. The units depend only on the input
-files, so the output is the same whichever executor embeds them.
+files, so the output is the same whichever executor embeds them. Without PyArrow, only ``request``,
+``formats`` and ``units`` can be imported.
 """

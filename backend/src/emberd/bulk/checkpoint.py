@@ -14,34 +14,21 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from emberd.bulk.request import Stamps
 from emberd.errors import EmberdError, SettingError
 from emberd.system import atomic_file, file_lock
 
 STAGED: Final = "staged"
 """Subfolder in which the output is assembled."""
 
-_SUFFIX: Final = ".parts"
 _LOCK: Final = "lock"
 _MANIFEST: Final = "manifest.json"
-_VERSION: Final = 2
+_VERSION: Final = 3
 _ATTEMPTS: Final = 10
 _SHOWN_CHANGES: Final = 3
-
-
-class JobState(StrEnum):
-    """Progress of a job.
-
-    ``EMBEDDED``: every unit is done. ``ASSEMBLED``: the output is complete, and is being moved to
-    its place.
-    """
-
-    STARTED = "started"
-    EMBEDDED = "embedded"
-    ASSEMBLED = "assembled"
 
 
 @dataclass(slots=True)
@@ -52,21 +39,20 @@ class Manifest:
         request: Parameters that must be the same when a run continues the job.
         inputs: Size and time of change of each input file.
         run: Random id of the latest run. Workers of earlier runs stop writing.
-        state: Progress of the job.
-        rows: Number of rows of the input; set when all units are done.
+        is_assembled: Whether the output is complete, and is being moved to its place.
+        rows: Number of rows of the input; set when the output is assembled.
         rejected: Number of rows without vectors; set when the output is assembled.
     """
 
     request: dict[str, Any]
-    inputs: list[dict[str, Any]]
+    inputs: Stamps
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
-    state: JobState = JobState.STARTED
+    is_assembled: bool = False
     rows: int = 0
     rejected: int = 0
 
-    def save(self, folder: Path, state: JobState) -> None:
-        """Write the manifest into ``folder`` with ``state``."""
-        self.state = state
+    def save(self, folder: Path) -> None:
+        """Write the manifest into ``folder``."""
         content = {"version": _VERSION, **asdict(self)}
         with atomic_file.replacing(folder / _MANIFEST) as file:
             file.write(json.dumps(content, indent=1).encode())
@@ -77,7 +63,7 @@ class Manifest:
         found = [f"{n} {self.request.get(n)!r} then, {wanted.request[n]!r} now" for n in names]
         return found + _changed_files(self.inputs, wanted.inputs)
 
-    def check_unchanged(self, inputs: list[dict[str, Any]]) -> None:
+    def check_unchanged(self, inputs: Stamps) -> None:
         """Check that the input is still what it was when the job began.
 
         Raises:
@@ -105,7 +91,7 @@ def load_manifest(folder: Path) -> Manifest | None:
             f"{folder} was written by another version of emberd. Continue with that version, or "
             f"pass --restart to start again."
         )
-    return Manifest(**{**content, "state": JobState(content["state"])})
+    return Manifest(**content)
 
 
 def has_manifest(folder: Path) -> bool:
@@ -113,34 +99,22 @@ def has_manifest(folder: Path) -> bool:
     return (folder / _MANIFEST).exists()
 
 
-@dataclass(frozen=True, slots=True)
-class RunCheck:
-    """Checks in a worker that no later run has taken over the work folder; can be pickled.
+def check_run(folder: Path, run: str) -> None:
+    """Check in a worker of ``run`` that no later run has taken over ``folder``.
 
-    Attributes:
-        folder: The work folder.
-        run: Id of the run that the worker belongs to.
+    Raises:
+        EmberdError: A later run has taken over.
     """
-
-    folder: Path
-    run: str
-
-    def __call__(self) -> None:
-        """Raise if a later run has taken over.
-
-        Raises:
-            EmberdError: It has.
-        """
-        manifest = load_manifest(self.folder)
-        if manifest is None or manifest.run != self.run:
-            raise EmberdError(
-                f"Another run has taken over {self.folder}; this worker stops. Wait for that run."
-            )
+    manifest = load_manifest(folder)
+    if manifest is None or manifest.run != run:
+        raise EmberdError(
+            f"Another run has taken over {folder}; this worker stops. Wait for that run."
+        )
 
 
 def folder_of(output: Path) -> Path:
     """Return the work folder of ``output``: beside it, on the same disk, for renames."""
-    return output.with_name(output.name + _SUFFIX)
+    return output.with_name(output.name + ".parts")
 
 
 @contextmanager
@@ -180,16 +154,8 @@ def clear(folder: Path) -> None:
     """Delete the content of the work folder; the manifest last, in case of a kill in between."""
     for path in list(folder.iterdir()):
         if path.name not in (_LOCK, _MANIFEST):
-            delete(path)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     (folder / _MANIFEST).unlink(missing_ok=True)
-
-
-def delete(path: Path) -> None:
-    """Delete a file, or a folder with its content, if it exists."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def remove(folder: Path) -> None:
@@ -214,21 +180,16 @@ def _check_own(folder: Path) -> None:
         )
 
 
-def _changed_files(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
-    old, new = _by_path(before), _by_path(now)
+def _changed_files(old: Stamps, new: Stamps) -> list[str]:
     if list(old) != list(new):
         gone = [f"{path} is gone" for path in old if path not in new][:_SHOWN_CHANGES]
         more = [f"{path} is new" for path in new if path not in old][:_SHOWN_CHANGES]
         named = ", ".join(gone + more) or "in another order"
         return [f"the input was {len(old)} files and is {len(new)} ({named})"]
     return [
-        f"{path} had {old[path]['bytes']} bytes and has {new[path]['bytes']}"
-        if old[path]["bytes"] != new[path]["bytes"]
+        f"{path} had {old[path][0]} bytes and has {new[path][0]}"
+        if old[path][0] != new[path][0]
         else f"{path} was written again"
         for path in old
         if old[path] != new[path]
     ][:_SHOWN_CHANGES]
-
-
-def _by_path(stamps: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {stamp["path"]: stamp for stamp in stamps}

@@ -18,23 +18,18 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
-from emberd.bulk.feed import Outcome
-from emberd.bulk.readers import LINE
-from emberd.bulk.tables import (
-    IDENTITY_KEY,
-    JsonFields,
-    arrow_modules,
-    dump_json,
-    parquet_writer,
-    vector_array,
-    with_metadata,
-)
-from emberd.bulk.units import Chunk, Cursor, RowError
+import pyarrow
+from pyarrow import parquet
+
+from emberd.bulk.formats import dump_json, parquet_writer, vector_array, with_identity
+from emberd.bulk.request import BulkRequest
+from emberd.bulk.units import Chunk, Cursor, Outcome, RowError, Unit
 from emberd.errors import EmberdError
 from emberd.system import atomic_file
 
@@ -74,15 +69,10 @@ class UnitPart:
         """File of what is not in the table: a line of facts, then a line per rejected row."""
         return self.path.with_suffix(".jsonl")
 
-    def facts(self) -> dict[str, Any]:
-        """Return the first line of the notes."""
-        with self.notes_path.open("rb") as file:
-            facts: dict[str, Any] = json.loads(file.readline())
-        return facts
-
     def after(self) -> Cursor:
         """Return where reading continues after the part."""
-        return Cursor(**self.facts()["after"])
+        with self.notes_path.open("rb") as file:
+            return Cursor(**json.loads(file.readline())["after"])
 
     def rejects(self) -> Iterator[dict[str, Any]]:
         """Yield what is known of the rows without vectors, numbered as in the whole input."""
@@ -95,37 +85,34 @@ class UnitPart:
                     reject["line"] += self.lines_before
                 yield reject
 
-    def table(self) -> Any:
-        """Return the rows.
+    def table(self, columns: list[str] | None = None) -> Any:
+        """Return the rows, with all columns or with ``columns``.
 
         Raises:
             EmberdError: The file is damaged.
         """
-        arrow, parquet = arrow_modules()
-        try:
-            with parquet.ParquetFile(self.path) as file:
-                return file.read()
-        except (arrow.ArrowException, OSError) as error:
-            raise self._damaged(error) from error
+        with self._damage_errors(), parquet.ParquetFile(self.path) as file:
+            return file.read(columns)
 
     def schema(self) -> Any:
         """Return the schema; raises as ``table``."""
-        arrow, parquet = arrow_modules()
-        try:
+        with self._damage_errors():
             return parquet.read_schema(self.path)
-        except (arrow.ArrowException, OSError) as error:
-            raise self._damaged(error) from error
 
     def dimensions(self) -> int:
         """Return the length of the vectors; raises as ``table``."""
         length: int = self.schema().field(-1).type.list_size
         return length
 
-    def _damaged(self, error: Exception) -> EmberdError:
-        return EmberdError(
-            f"{self.path} is damaged: {error}. Delete it, and run the same command again: its rows "
-            f"will be embedded again."
-        )
+    @contextmanager
+    def _damage_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (pyarrow.ArrowException, OSError) as error:
+            raise EmberdError(
+                f"{self.path} is damaged: {error}. Delete it, and run the same command again: its "
+                f"rows will be embedded again."
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,16 +140,15 @@ class PartStore:
     folder: Path
     before_rename: Callable[[], None] | None = None
 
-    def parts(self, unit: int | None = None) -> dict[int, list[UnitPart]]:
-        """Return the parts of each unit, or of one, from its first row without a gap."""
+    def parts(self) -> dict[int, list[UnitPart]]:
+        """Return the parts of each unit, from its first row without a gap."""
         found: dict[int, list[UnitPart]] = {}
         for path in self.folder.iterdir():
             if (match := _PART_NAME.fullmatch(path.name)) is not None:
                 part = UnitPart(path, *map(int, match.groups()))
-                if unit in (None, part.unit):
-                    found.setdefault(part.unit, []).append(part)
+                found.setdefault(part.unit, []).append(part)
         marks = self._marks()
-        return {key: _chain(found[key], marks.get(key)) for key in sorted(found)}
+        return {unit: _chain(found[unit], marks.get(unit)) for unit in sorted(found)}
 
     def done(self) -> dict[int, UnitDone]:
         """Return the units that are done: those with a mark and all of their parts."""
@@ -175,36 +161,11 @@ class PartStore:
 
     def mark(self, unit: int, done: UnitDone) -> None:
         """Mark a unit as done."""
-        with self._replacing(self.folder / f"unit-{unit:06d}.json") as file:
+        with self.replacing(self.folder / f"unit-{unit:06d}.json") as file:
             file.write(json.dumps(asdict(done)).encode())
 
-    def write(
-        self,
-        unit: int,
-        rows: range,
-        table: Any,
-        facts: dict[str, Any],
-        rejects: Sequence[dict[str, Any]],
-    ) -> UnitPart:
-        """Write a part, and return it when it is on the disk.
-
-        Args:
-            unit: Index of the unit.
-            rows: Numbers of the rows of the part in the unit.
-            table: The rows with vectors, which are the last column.
-            facts: First line of its notes.
-            rejects: What is known of the rows without vectors.
-        """
-        name = f"part-{unit:06d}-{rows.start:010d}-{rows.stop:010d}.parquet"
-        part = UnitPart(self.folder / name, unit, rows.start, rows.stop)
-        with self._replacing(part.notes_path) as file:
-            file.write(json.dumps(facts).encode() + b"\n")
-            file.writelines(dump_line(reject) for reject in rejects)
-        with self._replacing(part.path) as file, parquet_writer(file, table.schema) as writer:
-            writer.write_table(table)
-        return part
-
-    def _replacing(self, path: Path) -> Any:
+    def replacing(self, path: Path) -> Any:
+        """Return a context whose file becomes ``path`` at its end."""
         return atomic_file.replacing(path, before_rename=self.before_rename)
 
     def _marks(self) -> dict[int, UnitDone]:
@@ -237,155 +198,103 @@ def dump_line(reject: dict[str, Any]) -> bytes:
         return json.dumps(reject, default=str).encode() + b"\n"
 
 
-@dataclass(frozen=True, slots=True)
-class _EmbeddedChunk:
-    """What a chunk adds to a part, and the totals of the part with it."""
-
-    tables: list[Any]
-    vectors: list[Outcome]
-    rejects: list[dict[str, Any]]
-    stop: int
-    size: int
-    after: Cursor
-
-
 @dataclass(slots=True)
 class PartWriter:
     """Collects embedded rows of a unit and writes them as parts.
 
     Attributes:
         store: Where to write.
+        request: The job.
+        empty: A table like those of the chunks, without rows.
         unit: Index of the unit.
         start: Number of the first row of the next part in the unit.
         after: Where reading continues before the first chunk.
-        empty: A table like those that are kept; None if rows are not kept.
-        embedding_column: Column of the vectors.
         dimensions: Length of the vectors.
-        identity: What the vectors are made with.
-        is_jsonl: Whether rows are JSON lines, and the types of their fields are recorded.
         save_every_s: A part is due after this time.
-        on_reject: Called with the location of a row that cannot be embedded and the reason; may
-            raise.
     """
 
     store: PartStore
+    request: BulkRequest
+    empty: Any
     unit: int
     start: int
     after: Cursor
-    empty: Any
-    embedding_column: str
     dimensions: int
-    identity: str
-    is_jsonl: bool
     save_every_s: float
-    on_reject: Callable[[dict[str, Any], str], None]
-    _chunks: list[_EmbeddedChunk] = field(default_factory=list)
+    _chunks: list[tuple[Chunk, list[Outcome]]] = field(default_factory=list)
+    _bytes: int = 0
     _since_s: float = field(default_factory=time.monotonic)
 
     @property
-    def is_empty(self) -> bool:
-        """Whether there are no rows since the last part."""
-        return self._stop == self.start
+    def rows(self) -> int:
+        """Number of rows since the last part."""
+        return sum(len(outcomes) for _, outcomes in self._chunks)
 
     @property
     def is_due(self) -> bool:
         """Whether the next part is large enough, or the last one long enough ago."""
-        size = self._chunks[-1].size if self._chunks else 0
-        return not self.is_empty and (
-            size >= _PART_BYTES
-            or self._stop - self.start >= _PART_ROWS
+        return self.rows > 0 and (
+            self._bytes >= _PART_BYTES
+            or self.rows >= _PART_ROWS
             or time.monotonic() - self._since_s >= self.save_every_s
         )
 
-    @property
-    def _stop(self) -> int:
-        return self._chunks[-1].stop if self._chunks else self.start
-
     def add(self, chunk: Chunk, outcomes: list[Outcome]) -> None:
-        """Add the rows of ``chunk`` with their outcomes.
-
-        Raises:
-            EmberdError: ``on_reject`` raised.
-        """
-        good = [index for index, each in enumerate(outcomes) if not isinstance(each, RowError)]
-        rejects = self._rejects(chunk, outcomes) if len(good) < len(outcomes) else []
-        tables = [] if self.empty is None else [chunk.rows.slice(*run) for run in _runs(good)]
-        size = sum(table.nbytes for table in tables) + len(good) * self.dimensions * _FLOAT_BYTES
-        size += self._chunks[-1].size if self._chunks else 0
-        vectors = [outcomes[index] for index in good]
-        stop = self._stop + len(outcomes)
+        """Add the rows of ``chunk`` with their outcomes."""
+        self._bytes += chunk.rows.nbytes + len(outcomes) * self.dimensions * _FLOAT_BYTES
         # In one step: Ctrl-C may come at any moment, and then this list is saved.
-        self._chunks.append(_EmbeddedChunk(tables, vectors, rejects, stop, size, chunk.after))
+        self._chunks.append((chunk, outcomes))
 
-    def save(self) -> UnitPart:
+    def save(self) -> None:
         """Write the rows since the last part as a part."""
-        rejects = list(chain.from_iterable(each.rejects for each in self._chunks))
-        after = self._chunks[-1].after if self._chunks else self.after
-        rows = range(self.start, self._stop)
-        facts = {"after": asdict(after), "fields": self._fields()}
-        part = self.store.write(self.unit, rows, self._table(), facts, rejects)
-        self.start, self.after, self._chunks = rows.stop, after, []
+        tables, vectors = [self.empty], []
+        rejects: list[dict[str, Any]] = []
+        content = _line_content if self.request.is_jsonl else _content
+        stop, after = self.start, self.after
+        for chunk, outcomes in self._chunks:
+            good = [row for row, each in enumerate(outcomes) if not isinstance(each, RowError)]
+            tables += [chunk.rows.slice(*run) for run in _runs(good)]
+            vectors += [outcomes[row] for row in good]
+            for row, outcome in enumerate(outcomes):
+                if isinstance(outcome, RowError):
+                    reject = {"row": stop + row, **chunk.location(row), "reason": outcome.reason}
+                    rejects.append({**reject, "content": content(chunk, row)})
+            stop, after = stop + len(outcomes), chunk.after
+        column, array = self.request.embedding_column, vector_array(vectors, self.dimensions)
+        if self.request.output_format.keeps_rows:
+            table = pyarrow.concat_tables(tables).append_column(column, array)
+        else:
+            table = pyarrow.table([array], names=[column])
+        table = with_identity(table, self.request.identity)
+        name = f"part-{self.unit:06d}-{self.start:010d}-{stop:010d}.parquet"
+        part = UnitPart(self.store.folder / name, self.unit, self.start, stop)
+        with self.store.replacing(part.notes_path) as file:
+            file.write(json.dumps({"after": asdict(after)}).encode() + b"\n")
+            file.writelines(dump_line(reject) for reject in rejects)
+        with self.store.replacing(part.path) as file, parquet_writer(file, table.schema) as writer:
+            writer.write_table(table)
+        self.start, self.after, self._chunks, self._bytes = stop, after, [], 0
         self._since_s = time.monotonic()
-        return part
 
     def finish(self) -> None:
         """Write the remaining rows and mark the unit as done; a unit has at least one part."""
-        if not self.is_empty or self.start == 0:
+        after = self._chunks[-1][0].after if self._chunks else self.after
+        if self.rows or self.start == 0:
             self.save()
-        after = self._chunks[-1].after if self._chunks else self.after
         self.store.mark(self.unit, UnitDone(self.start, after.line))
 
-    def _table(self) -> Any:
-        arrow, _ = arrow_modules()
-        rows = list(chain.from_iterable(each.vectors for each in self._chunks))
-        vectors = vector_array(rows, self.dimensions)
-        if self.empty is None:
-            table = arrow.table([vectors], names=[self.embedding_column])
-        else:
-            tables = list(chain.from_iterable(each.tables for each in self._chunks))
-            kept = arrow.concat_tables([self.empty, *tables])
-            table = kept.append_column(self.embedding_column, vectors)
-        return with_metadata(table, {IDENTITY_KEY: self.identity.encode()})
 
-    def _fields(self) -> dict[str, Any] | None:
-        if not self.is_jsonl or self.empty is None:
-            return None
-        fields = JsonFields()
-        for each in self._chunks:
-            # By chunks, which are the same in every run: so the types are the same too.
-            fields.add_lines(line for table in each.tables for line in table[LINE].to_pylist())
-        return fields.to_json()
-
-    def _rejects(self, chunk: Chunk, outcomes: list[Outcome]) -> list[dict[str, Any]]:
-        rejects: list[dict[str, Any]] = []
-        for index, outcome in enumerate(outcomes):
-            if isinstance(outcome, RowError):
-                location = chunk.location(index)
-                self.on_reject(location, outcome.reason)
-                content = _line_content(chunk, index) if self.is_jsonl else _content(chunk, index)
-                row = {"row": self._stop + index, **location, "reason": outcome.reason}
-                rejects.append({**row, "content": content})
-        return rejects
-
-
-def place_parts(
-    store: PartStore, units: int, is_continued: Callable[[int], bool]
-) -> list[UnitPart]:
-    """Return all parts in the order of the input, with the rows and lines before their units.
-
-    Args:
-        store: Where every unit is done.
-        units: Number of units.
-        is_continued: Whether a unit continues the file with which the one before it ends.
-    """
+def place_parts(store: PartStore, units: Sequence[Unit]) -> list[UnitPart]:
+    """Return all parts in the order of the input, with the rows and lines before their units."""
     done, parts = store.done(), store.parts()
     placed: list[UnitPart] = []
     rows = lines = 0
-    for unit in range(units):
-        lines = lines if is_continued(unit) else 0
-        placed += [replace(p, rows_before=rows, lines_before=lines) for p in parts[unit]]
-        rows += done[unit].rows
-        lines += done[unit].lines
+    for index, unit in enumerate(units):
+        if unit.slices[0].start == 0:
+            lines = 0  # else the unit continues the file with which the one before it ends
+        placed += [replace(p, rows_before=rows, lines_before=lines) for p in parts[index]]
+        rows += done[index].rows
+        lines += done[index].lines
     return placed
 
 

@@ -10,27 +10,29 @@ import difflib
 import gzip
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
+
+import pyarrow
+from pyarrow import parquet
 
 from emberd.bulk import units
-from emberd.bulk.input_files import InputKind, Inputs
-from emberd.bulk.tables import InvalidLineError, arrow_modules, parse_object
+from emberd.bulk.formats import InvalidLineError, parse_object
+from emberd.bulk.request import BulkRequest, InputKind
 from emberd.bulk.units import (
     CHUNK_BYTES,
     CHUNK_ROWS,
-    NULL_TEXT,
     Chunk,
     Cursor,
     FileSlice,
     InputReader,
     RowError,
     Unit,
-    column_texts,
+    checked_text,
+    column_values,
     group_slices,
-    type_error,
 )
 from emberd.errors import EmberdError, SettingError
 
@@ -44,26 +46,21 @@ _ENDLESS: Final = sys.maxsize  # the unpacked size of a gzip file is not known
 _TEXT_FILE_COLUMNS: Final = ("path", "text")
 
 
-def open_inputs(
-    inputs: Inputs, column: str, embedding_column: str, *, keeps_rows: bool
-) -> InputReader:
-    """Return the reader for ``inputs``.
-
-    Args:
-        inputs: The files.
-        column: Column or field of the texts.
-        embedding_column: Column or field that will be added.
-        keeps_rows: Whether the output contains the rows of the input.
+def open_reader(request: BulkRequest) -> InputReader:
+    """Return the reader of the input, which checks it.
 
     Raises:
         SettingError: A column does not exist or cannot be used.
         EmberdError: A file cannot be read.
     """
-    if inputs.kind is InputKind.PARQUET:
-        return ParquetReader(inputs.files, column, embedding_column, keeps_rows=keeps_rows)
-    if inputs.kind is InputKind.JSONL:
-        return JsonLinesReader(inputs.files, column, embedding_column if keeps_rows else None)
-    return TextFilesReader(inputs.files, embedding_column)
+    files, column = request.inputs.files, request.column
+    keeps_rows = request.output_format.keeps_rows
+    added = request.embedding_column if keeps_rows else None
+    if request.inputs.kind is InputKind.PARQUET:
+        return ParquetReader(files, column, added)
+    if request.inputs.kind is InputKind.JSONL:
+        return JsonLinesReader(files, column, added)
+    return TextFilesReader(files, request.embedding_column)
 
 
 class ParquetReader:
@@ -72,31 +69,38 @@ class ParquetReader:
     Args:
         files: The files in reading order.
         column: Column of the texts.
-        embedding_column: Column that will be added.
-        keeps_rows: Whether all columns are read, or only the texts.
+        embedding_column: Column that will be added; None if the rows are not kept, and only the
+            texts are read.
 
     Raises:
         SettingError: A file has no such column, or it does not contain texts;
             ``embedding_column`` exists; or the files have no common schema.
     """
 
-    measure = "rows"
-
-    def __init__(
-        self, files: Sequence[Path], column: str, embedding_column: str, *, keeps_rows: bool
-    ) -> None:
+    def __init__(self, files: Sequence[Path], column: str, embedding_column: str | None) -> None:
         self._column = column
-        metadata = [_read_metadata(path) for path in files]
+        metadata = []
+        for path in files:
+            with _parquet_errors(path):
+                metadata.append(parquet.read_metadata(path))
         schemas = [each.schema.to_arrow_schema() for each in metadata]
         for path, schema in zip(files, schemas, strict=True):
             _check_name(path, schema, column)
         schema = _common_schema(files, schemas)
-        _check_schema(files[0], schema, column, embedding_column if keeps_rows else None)
-        if not keeps_rows:
-            arrow, _ = arrow_modules()
-            schema = arrow.schema([schema.field(column)])
+        kind = schema.field(column).type
+        if not _is_text(kind):
+            raise SettingError(
+                f"The column {column!r} of {files[0]} holds {kind}, not texts. Name another "
+                f"--column, or cast it to string."
+            )
+        if embedding_column in schema.names:
+            raise SettingError(
+                f"{files[0]} has a column {embedding_column!r} already. Name the new one: "
+                f"--embedding-column NAME"
+            )
+        keeps_rows = embedding_column is not None
         self._columns = None if keeps_rows else [column]
-        self._schema = schema
+        self._schema = schema if keeps_rows else pyarrow.schema([schema.field(column)])
         pairs = zip(files, metadata, strict=True)
         slices = (each for path, facts in pairs for each in _row_group_slices(path, facts))
         self.units: Sequence[Unit] = group_slices(slices, units.UNIT_ROWS)
@@ -122,46 +126,40 @@ class ParquetReader:
                 yield self._chunk(table, piece.path, first, Cursor(index, row, size=size))
 
     def _tables(self, piece: FileSlice, skip: int) -> Iterator[Any]:
-        arrow, parquet = arrow_modules()
-        try:
-            with parquet.ParquetFile(piece.path, buffer_size=_BUFFER_BYTES) as file:
-                groups, skip = _groups_after(file.metadata, piece, skip)
-                for batch in file.iter_batches(
-                    _batch_rows(file.metadata), row_groups=groups, columns=self._columns
-                ):
-                    rest = batch.slice(skip)
-                    skip -= batch.num_rows - rest.num_rows
-                    if rest.num_rows:
-                        yield self._unified(arrow.Table.from_batches([rest]))
-        except (arrow.ArrowException, OSError) as error:
-            raise _unreadable(piece.path, error) from error
-
-    def _unified(self, table: Any) -> Any:
-        if not table.schema.equals(self._schema):
-            arrow, _ = arrow_modules()
-            # Adds missing columns and casts the others.
-            table = arrow.concat_tables([self.empty(), table], promote_options="permissive")
-        return table.replace_schema_metadata(self._schema.metadata)
+        with (
+            _parquet_errors(piece.path),
+            parquet.ParquetFile(piece.path, buffer_size=_BUFFER_BYTES) as file,
+        ):
+            groups, skip = _groups_after(file.metadata, piece, skip)
+            for batch in file.iter_batches(
+                _batch_rows(file.metadata), row_groups=groups, columns=self._columns
+            ):
+                rest = batch.slice(skip)
+                skip -= batch.num_rows - rest.num_rows
+                if not rest.num_rows:
+                    continue
+                table = pyarrow.Table.from_batches([rest])
+                if not table.schema.equals(self._schema):
+                    # Adds missing columns and casts the others.
+                    both = [self.empty(), table]
+                    table = pyarrow.concat_tables(both, promote_options="permissive")
+                yield table.replace_schema_metadata(self._schema.metadata)
 
     def _chunk(self, table: Any, path: Path, first: int, after: Cursor) -> Chunk:
-        texts = [NULL_TEXT if text is None else text for text in column_texts(table[self._column])]
+        texts = [checked_text(value) for value in column_values(table[self._column])]
         return Chunk(
             texts, table, lambda index: {"file": str(path), "file_row": first + index}, after
         )
 
 
-def _read_metadata(path: Path) -> Any:
-    arrow, parquet = arrow_modules()
+@contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
     try:
-        return parquet.read_metadata(path)
-    except (arrow.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> EmberdError:
-    return EmberdError(
-        f"{path} cannot be read as Parquet: {error}. Write it again, or leave it out."
-    )
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        raise EmberdError(
+            f"{path} cannot be read as Parquet: {error}. Write it again, or leave it out."
+        ) from error
 
 
 def _row_group_slices(path: Path, metadata: Any) -> list[FileSlice]:
@@ -188,14 +186,13 @@ def _groups_after(metadata: Any, piece: FileSlice, skip: int) -> tuple[list[int]
 
 
 def _common_schema(files: Sequence[Path], schemas: Sequence[Any]) -> Any:
-    arrow, _ = arrow_modules()
     common = schemas[0]
     for path, schema in zip(files[1:], schemas[1:], strict=True):
         if schema.equals(schemas[0]):
             continue
         try:
-            common = arrow.unify_schemas([common, schema], promote_options="permissive")
-        except arrow.ArrowException as error:
+            common = pyarrow.unify_schemas([common, schema], promote_options="permissive")
+        except pyarrow.ArrowException as error:
             raise SettingError(
                 f"{path} has other columns than {files[0]}: {error}. Embed the files in separate "
                 f"runs, or give their columns the same types."
@@ -220,23 +217,8 @@ def _suggestion(column: str, names: Sequence[str]) -> str:
     return f"Did you mean --column {near[0]!r}?" if near else "Name one: --column NAME"
 
 
-def _check_schema(path: Path, schema: Any, column: str, embedding_column: str | None) -> None:
-    kind = schema.field(column).type
-    if not _is_text(kind):
-        raise SettingError(
-            f"The column {column!r} of {path} holds {kind}, not texts. Name another --column, or "
-            f"cast it to string."
-        )
-    if embedding_column in schema.names:
-        raise SettingError(
-            f"{path} has a column {embedding_column!r} already. Name the new one: "
-            f"--embedding-column NAME"
-        )
-
-
 def _is_text(kind: Any) -> bool:
-    arrow, _ = arrow_modules()
-    types = arrow.types
+    types = pyarrow.types
     if types.is_dictionary(kind):
         return _is_text(kind.value_type)
     is_view = getattr(types, "is_string_view", lambda _: False)
@@ -265,8 +247,6 @@ class JsonLinesReader:
             ``embedding_column``.
     """
 
-    measure = "bytes"
-
     def __init__(self, files: Sequence[Path], column: str, embedding_column: str | None) -> None:
         self._column = column
         self._embedding_column = embedding_column
@@ -289,14 +269,47 @@ class JsonLinesReader:
         """
         before = sum(each.size for each in unit.slices[: start.index])
         for index in range(start.index, len(unit.slices)):
-            piece = unit.slices[index]
             cursor = start if index == start.index else Cursor(index)
-            row = cursor.row
-            for numbers, lines, line, offset, done in _line_groups(piece, cursor):
-                row += len(lines)
-                after = Cursor(index, row, line, offset, before + done)
-                yield self._chunk(piece.path, numbers, lines, after)
-            before += piece.size
+            yield from self._slice_chunks(unit.slices[index], cursor, before)
+            before += unit.slices[index].size
+
+    def _slice_chunks(self, piece: FileSlice, cursor: Cursor, before: int) -> Iterator[Chunk]:
+        """Yield the lines that begin in ``piece`` after ``cursor``.
+
+        ``before`` is the size of the slices of the unit before it.
+        """
+        numbers: list[int] = []
+        lines: list[bytes] = []
+        size, row, number = 0, cursor.row, cursor.line
+        with _open_lines(piece.path) as (file, raw):
+            at = cursor.offset or piece.start
+            if piece.start and not cursor.offset:
+                # The byte before the start tells whether a line begins there.
+                file.seek(at - 1)
+                at += len(file.readline()) - 1
+            else:
+                file.seek(at)
+            begin = at
+            while True:
+                line = file.readline() if at < piece.stop else b""
+                bare = (line.removeprefix(_BYTE_ORDER_MARK) if at == 0 else line).strip()
+                at += len(line)
+                number += bool(line)
+                if bare:
+                    numbers.append(number)
+                    lines.append(bare)
+                    size += len(bare)
+                is_full = len(lines) == CHUNK_ROWS or size >= CHUNK_BYTES
+                if is_full or (not line and at > begin):
+                    row += len(lines)
+                    # Of a packed file only the packed size is known.
+                    done = raw.tell() if raw is not file else at - piece.start
+                    done = before + min(done, piece.size)
+                    after = Cursor(cursor.index, row, number, at, done)
+                    yield self._chunk(piece.path, numbers, lines, after)
+                    numbers, lines, size, begin = [], [], 0, at
+                if not line:
+                    break
 
     def _chunk(self, path: Path, numbers: list[int], lines: list[bytes], after: Cursor) -> Chunk:
         return Chunk(
@@ -318,12 +331,7 @@ class JsonLinesReader:
                 f"The object has a field {self._embedding_column!r} already. "
                 f"Name the new one: --embedding-column NAME"
             )
-        text = row[self._column]
-        if text is None:
-            return NULL_TEXT
-        if not isinstance(text, str):
-            return type_error(text)
-        return text
+        return checked_text(row[self._column])
 
     def _check_first_objects(self) -> None:
         """Raise for a wrong field name now, and not when all rows have been rejected."""
@@ -331,7 +339,10 @@ class JsonLinesReader:
         first = next(found, None)
         if first is None:
             return
-        objects = list(_valid_objects(first.rows[LINE].to_pylist()))
+        objects = []
+        for line in first.rows[LINE].to_pylist():
+            with suppress(InvalidLineError):
+                objects.append(parse_object(line))
         names = list(dict.fromkeys(name for row in objects for name in row))
         path = first.location(0)["file"]
         if objects and all(self._embedding_column in row for row in objects):
@@ -346,17 +357,8 @@ class JsonLinesReader:
             )
 
 
-def _valid_objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        try:
-            yield parse_object(line)
-        except InvalidLineError:
-            continue
-
-
 def _line_table(lines: list[bytes]) -> Any:
-    arrow, _ = arrow_modules()
-    return arrow.table({LINE: arrow.array(lines, arrow.large_binary())})
+    return pyarrow.table({LINE: pyarrow.array(lines, pyarrow.large_binary())})
 
 
 def _byte_slices(path: Path) -> Iterator[FileSlice]:
@@ -373,67 +375,20 @@ def _is_packed(path: Path) -> bool:
     return path.suffix.casefold() == ".gz"
 
 
-def _line_groups(
-    piece: FileSlice, cursor: Cursor
-) -> Iterator[tuple[list[int], list[bytes], int, int, int]]:
-    """Yield the lines that begin in ``piece`` after ``cursor``, a chunk at a time.
-
-    Yields:
-        Numbers and bytes of the lines that are not blank; then how many lines of the slice, how
-        many bytes of the file and how much of the slice have been read.
-    """
-    numbers: list[int] = []
-    lines: list[bytes] = []
-    size = 0
-    with _open_lines(piece.path) as (file, raw):
-        at = _seek_line(file, cursor.offset or piece.start, is_line_start=cursor.offset > 0)
-        begin, number = at, cursor.line
-
-        def group() -> tuple[list[int], list[bytes], int, int, int]:
-            # Of a packed file only the packed size is known.
-            done = raw.tell() if raw is not file else at - piece.start
-            return numbers, lines, number, at, min(done, piece.size)
-
-        while at < piece.stop and (line := file.readline()):
-            bare = (line.removeprefix(_BYTE_ORDER_MARK) if at == 0 else line).strip()
-            at += len(line)
-            number += 1
-            if bare:
-                numbers.append(number)
-                lines.append(bare)
-                size += len(bare)
-            if len(lines) == CHUNK_ROWS or size >= CHUNK_BYTES:
-                yield group()
-                numbers, lines, size, begin = [], [], 0, at
-        if at > begin:
-            yield group()
-
-
-def _seek_line(file: BinaryIO, offset: int, *, is_line_start: bool) -> int:
-    """Go to the first line that begins at ``offset`` or after it, and return where it begins."""
-    if is_line_start or not offset:
-        file.seek(offset)
-        return offset
-    # The byte before the offset tells whether a line begins there.
-    file.seek(offset - 1)
-    return offset - 1 + len(file.readline())
-
-
 @contextmanager
 def _open_lines(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """Yield the file of lines, and the file whose position is the progress."""
-    with ExitStack() as stack:
-        raw = stack.enter_context(path.open("rb"))
+    with path.open("rb") as raw:
         if not _is_packed(path):
             yield raw, raw
             return
-        packed: Any = stack.enter_context(gzip.GzipFile(fileobj=raw))
-        try:
-            yield packed, raw
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise EmberdError(
-                f"{path} cannot be unpacked: {error}. Fetch or pack it again."
-            ) from error
+        with gzip.GzipFile(fileobj=raw) as packed:
+            try:
+                yield cast("BinaryIO", packed), raw
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise EmberdError(
+                    f"{path} cannot be unpacked: {error}. Fetch or pack it again."
+                ) from error
 
 
 class TextFilesReader:
@@ -446,8 +401,6 @@ class TextFilesReader:
     Raises:
         SettingError: ``embedding_column`` is one of those columns.
     """
-
-    measure = "files"
 
     def __init__(self, files: Sequence[Path], embedding_column: str) -> None:
         if embedding_column in _TEXT_FILE_COLUMNS:
@@ -484,11 +437,10 @@ def _file_chunk(paths: list[Path], texts: list[str | RowError], after: Cursor) -
 
 
 def _file_table(paths: list[Path], texts: list[str | RowError]) -> Any:
-    arrow, _ = arrow_modules()
     shown = [path.as_posix().encode(errors="replace").decode() for path in paths]
     kept = ["" if isinstance(text, RowError) else text for text in texts]
-    columns = [arrow.array(shown, arrow.string()), arrow.array(kept, arrow.large_string())]
-    return arrow.table(dict(zip(_TEXT_FILE_COLUMNS, columns, strict=True)))
+    columns = [pyarrow.array(shown, pyarrow.string()), pyarrow.array(kept, pyarrow.large_string())]
+    return pyarrow.table(dict(zip(_TEXT_FILE_COLUMNS, columns, strict=True)))
 
 
 def _file_text(path: Path) -> str | RowError:

@@ -7,17 +7,20 @@ or several small files.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
+
+from emberd.errors import TextError
 
 # A unit is embedded again when its worker dies, so it is some seconds of work of a GPU.
 UNIT_ROWS = 20_000
 UNIT_BYTES = 16 << 20
 UNIT_FILES = 1000
 
-_RULE_VERSION: Final = 2
+CUT_VERSION: Final = 2
 """Increased whenever units are cut in another way."""
 
 CHUNK_ROWS: Final = 256
@@ -29,41 +32,46 @@ CHUNK_BYTES: Final = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """Why a row cannot be embedded.
-
-    Attributes:
-        reason: One or two sentences.
-    """
+    """Why a row cannot be embedded, in one or two sentences."""
 
     reason: str
 
 
-NULL_TEXT: Final = RowError("The text is null.")
-_NOT_UTF8: Final = RowError("The text is not UTF-8.")
+Outcome = Any
+"""What became of a row: its vector, ``(dimensions,)`` float32, or a ``RowError``."""
+
+_NUMBERED_TEXT: Final = re.compile(r"\b([Tt])ext \d+\b")
 
 
-def column_texts(column: Any) -> list[Any]:
-    """Return the values of a column of texts: strings, None, ``RowError`` if not UTF-8, or others.
+def text_row_error(error: TextError) -> RowError:
+    """Return ``error`` without the number of the text, which counts those of one call."""
+    return RowError(_NUMBERED_TEXT.sub(r"\1he text", str(error)))
+
+
+def checked_text(value: Any) -> str | RowError:
+    """Return ``value`` if it is a string, else why it cannot be embedded."""
+    if value is None:
+        return RowError("The text is null.")
+    if isinstance(value, str | RowError):
+        return value
+    return RowError(f"The text is of type {type(value).__name__}, not a string.")
+
+
+def column_values(column: Any) -> list[Any]:
+    """Return the values of a PyArrow column of texts; a ``RowError`` for those that are not UTF-8.
 
     PyArrow does not check strings when it writes them.
     """
     try:
-        texts: list[Any] = column.to_pylist()
+        values: list[Any] = column.to_pylist()
     except UnicodeDecodeError:
-        texts = [_value_text(value) for value in column]
-    return texts
-
-
-def _value_text(value: Any) -> Any:
-    try:
-        return value.as_py()
-    except UnicodeDecodeError:
-        return _NOT_UTF8
-
-
-def type_error(text: Any) -> RowError:
-    """Return why a value that is not a string cannot be embedded."""
-    return RowError(f"The text is of type {type(text).__name__}, not a string.")
+        values = []
+        for value in column:
+            try:
+                values.append(value.as_py())
+            except UnicodeDecodeError:
+                values.append(RowError("The text is not UTF-8."))
+    return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +82,7 @@ class FileSlice:
         path: The file as the user named it.
         start: First row group or byte.
         stop: Row group or byte after the last one.
-        size: Size in the unit of measure of the reader.
+        size: Number of rows, bytes or files.
         rows_before: Number of rows of the file before ``start``; Parquet only.
         is_whole: Whether it is the whole file.
     """
@@ -95,7 +103,7 @@ class Unit:
 
     @property
     def size(self) -> int:
-        """Size in the unit of measure of the reader."""
+        """Number of rows, bytes or files."""
         return sum(each.size for each in self.slices)
 
 
@@ -108,7 +116,7 @@ class Cursor:
         row: Number of rows of the slice before the position.
         line: Number of lines of the slice before it; JSON lines only.
         offset: Number of bytes of the file before it; JSON lines only.
-        size: How much of the unit is before it, in the unit of measure of the reader.
+        size: Number of rows, bytes or files of the unit before it.
     """
 
     index: int = 0
@@ -144,11 +152,9 @@ class InputReader(Protocol):
     """Reads one kind of input. The constructor reads only what is needed to check the input.
 
     Attributes:
-        measure: What sizes count: ``"rows"``, ``"bytes"`` or ``"files"``.
-        units: All units, in the order of the input.
+        units: All units, in the order of the input. Their sizes count rows, bytes or files.
     """
 
-    measure: str
     units: Sequence[Unit]
 
     def chunks(self, unit: Unit, start: Cursor) -> Iterator[Chunk]:
@@ -162,11 +168,6 @@ class InputReader(Protocol):
         """Return a table like those of the chunks, without rows."""
 
 
-def unit_rule() -> list[int]:
-    """Return the parameters by which units are cut: a run only continues one with the same."""
-    return [_RULE_VERSION, UNIT_ROWS, UNIT_BYTES, UNIT_FILES]
-
-
 def unit_chunks(reader: InputReader, unit: int, start: Cursor) -> Iterator[Chunk]:
     """Yield the chunks of unit number ``unit`` after ``start``; the last one has no rows.
 
@@ -177,11 +178,8 @@ def unit_chunks(reader: InputReader, unit: int, start: Cursor) -> Iterator[Chunk
     for chunk in reader.chunks(reader.units[unit], start):
         after = chunk.after
         yield replace(chunk, unit=unit)
-    yield Chunk([], reader.empty(), _no_location, after, unit, is_last=True)
-
-
-def _no_location(_: int) -> dict[str, Any]:
-    return {}
+    after = replace(after, size=reader.units[unit].size)
+    yield Chunk([], reader.empty(), lambda _: {}, after, unit, is_last=True)
 
 
 def lines_before(piece: FileSlice) -> int:

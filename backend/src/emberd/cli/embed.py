@@ -15,18 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from emberd import durations
-from emberd.bulk import input_files, pipeline
-from emberd.bulk.assembly import OutputFormat
-from emberd.bulk.feed import Embed
-from emberd.bulk.pipeline import (
+from emberd.bulk.formats import require_pyarrow
+from emberd.bulk.request import (
     SAVE_EVERY_S,
     BadRows,
-    BulkProgress,
     BulkRequest,
-    BulkSummary,
-    Executor,
-    LocalExecutor,
+    OutputFormat,
     Role,
+    find_inputs,
+    is_data,
 )
 from emberd.cli import options, output, text_stream, up
 from emberd.cli.output import ExitCode
@@ -34,14 +31,11 @@ from emberd.cli.text_stream import FileFormat
 from emberd.errors import EmberdError, SettingError
 
 if TYPE_CHECKING:
+    from emberd.bulk.pipeline import BulkProgress, BulkSummary, Embed, Executor
     from emberd.embedder import Embedder
     from emberd.settings import Settings
 
 _STDOUT: Final = Path("-")
-_COLUMN: Final = "text"
-_EMBEDDING_COLUMN: Final = "embedding"
-
-_RAY_PACKAGES: Final = ("ray", "pyarrow")
 _RAY_STATISTICS: Final = "RAY_USAGE_STATS_ENABLED"
 
 Files = Annotated[
@@ -199,34 +193,50 @@ def embed(
     changed. Parquet, and data of any kind, needs emberd[parquet].
     """
     output_file = None if output_file == _STDOUT else output_file
-    every = SAVE_EVERY_S if save_every is None else save_every
-    save_every_s = durations.validate("save_every", every, zero=True)
+    saves = None if save_every is None else durations.validate("save_every", save_every, zero=True)
+    data_options = {
+        "column": column,
+        "embedding_column": embedding_column,
+        "bad_rows": bad_rows,
+        "restart": restart or None,
+        "save_every_s": saves,
+    }
+    data_options = {name: value for name, value in data_options.items() if value is not None}
     settings = options.settings(model=model, engine=engine, device=device, revision=revision)
     sizes = {"batch_size": batch_size, "max_concurrency": max_concurrency}
     embedder = _embedder(settings, dimensions, truncate=truncate, **sizes)
+    names = files or []
     uses_ray = ray or ray_address is not None
-    if not uses_ray and not any(input_files.is_data(name) for name in files or ()):
-        _refuse_data_options(column, embedding_column, bad_rows, save_every, restart=restart)
-        arguments = (files or (), texts or (), output_file, format_name, embedder)
+    if not uses_ray and not any(is_data(name) for name in names):
+        if data_options:
+            raise SettingError(
+                "--column, --embedding-column, --bad-rows, --restart and --save-every are for "
+                "Parquet, JSON lines and folders. Leave them out: each line is a text."
+            )
+        arguments = (names, texts or (), output_file, format_name, embedder)
         text_stream.embed_texts(*arguments, role=role)
         return
     if texts:
         raise SettingError("--text cannot be combined with Parquet, JSON lines or folders.")
     if uses_ray:
-        _check_ray(files or (), save_every)
+        _check_ray(names, save_every)
+    require_pyarrow()
+    connected: AbstractContextManager[Any] = nullcontext()
+    if uses_ray:
+        from emberd.ray.executor import ray_executor
+
+        executor, connected = ray_executor(embedder.settings), _ray_cluster(ray_address)
+    else:
+        executor = _local_executor(embedder, role)
     code = embed_data(
-        files or (),
+        names,
         output_file,
         format_name,
         embedder,
-        executor=_ray_executor(embedder) if uses_ray else _local_executor(embedder, role),
-        connected=_ray_cluster(ray_address) if uses_ray else nullcontext(),
+        executor=executor,
+        connected=connected,
         role=role,
-        bad_rows=bad_rows or BadRows.SET_ASIDE,
-        column=column or _COLUMN,
-        embedding_column=embedding_column or _EMBEDDING_COLUMN,
-        restart=restart,
-        save_every_s=save_every_s,
+        **data_options,
     )
     raise typer.Exit(code)
 
@@ -256,16 +266,17 @@ def embed_data(
         SettingError: An argument cannot be used, or another job was begun for this output.
         EmberdError: The run ended early; finished work is kept.
     """
-    found = input_files.find(names)
+    from emberd.bulk import pipeline, readers  # not at import: they need PyArrow
+
     request = BulkRequest(
-        found,
+        find_inputs(names),
         *_destination(target, format_name),
         identity=embedder.identity,
         truncate=embedder.settings.truncate,
         **parameters,
     )
     _check_output(request, names)
-    reader = pipeline.open_reader(request)
+    reader = readers.open_reader(request)
     begin_s = time.monotonic()
     try:
         with connected, _shown() as watch:
@@ -275,14 +286,6 @@ def embed_data(
         raise
     _report(request, summary, time.monotonic() - begin_s)
     return ExitCode.ROWS_REJECTED if summary.rejected else 0
-
-
-def _refuse_data_options(*values: str | None, restart: bool) -> None:
-    if restart or any(value is not None for value in values):
-        raise SettingError(
-            "--column, --embedding-column, --bad-rows, --restart and --save-every are for Parquet, "
-            "JSON lines and folders. Leave them out: each line is a text."
-        )
 
 
 def _embedder(
@@ -341,27 +344,23 @@ def _check_output(request: BulkRequest, names: Sequence[str]) -> None:
 
 
 def _local_executor(embedder: Embedder, role: str) -> Executor:
+    from emberd.bulk.pipeline import local_executor
+
     def connect() -> tuple[Embed, int]:
         native = up.ensure(embedder.settings).endpoint.dimensions
         iterate = embedder.iter_queries if role == Role.QUERY else embedder.iter_documents
         # EMBERD_DIMENSIONS may have set those of the embedder.
         return partial(iterate, set_aside=True), embedder.settings.dimensions or native
 
-    return LocalExecutor(connect)
-
-
-def _ray_executor(embedder: Embedder) -> Executor:
-    from emberd.ray.executor import RayExecutor
-
-    return RayExecutor(embedder.settings)
+    return local_executor(connect)
 
 
 def _check_ray(names: Sequence[str], save_every: str | None) -> None:
-    if missing := [name for name in _RAY_PACKAGES if find_spec(name) is None]:
+    if find_spec("ray") is None:
         raise SettingError(
-            f"--ray needs {missing[0]}, which is not installed. Run: pip install 'emberd[ray]'"
+            "--ray needs ray, which is not installed. Run: pip install 'emberd[ray]'"
         )
-    if not any(input_files.is_data(name) for name in names):
+    if not any(is_data(name) for name in names):
         raise SettingError("--ray embeds Parquet, JSON lines and folders. Name one of them.")
     if save_every is not None:
         raise SettingError("--ray saves whole units of work. Leave --save-every out.")

@@ -20,15 +20,15 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, TextIO
 
-from emberd.bulk.assembly import NpyWriter, json_lines
-from emberd.bulk.pipeline import NO_SPACE
-from emberd.bulk.tables import (
-    IDENTITY_KEY,
-    arrow_modules,
+from emberd.bulk.formats import (
+    NpyWriter,
+    json_lines,
     parquet_writer,
+    require_pyarrow,
     vector_array,
-    with_metadata,
+    with_identity,
 )
+from emberd.bulk.request import NO_SPACE
 from emberd.cli import output, up
 from emberd.errors import EmberdError, SettingError, TextError
 from emberd.system import atomic_file
@@ -94,7 +94,7 @@ def choose_format(name: FileFormat | None, target: Path | None) -> FileFormat:
             )
         name = endings[ending]
     if name is FileFormat.PARQUET:
-        arrow_modules()
+        require_pyarrow()
     return name
 
 
@@ -235,12 +235,11 @@ def _writer(
         yield lambda texts, vectors: npy.write(vectors)  # noqa: ARG005 - an array has no texts
         npy.close()
     elif chosen is FileFormat.PARQUET:
-        arrow, _ = arrow_modules()
+        import pyarrow
 
         def table(texts: Sequence[str], vectors: Any) -> Any:
-            columns = [arrow.array(texts, arrow.string()), vector_array(vectors, dimensions)]
-            made = arrow.table(columns, names=[_TEXT, _EMBEDDING])
-            return with_metadata(made, {IDENTITY_KEY: identity.encode()})
+            columns = [pyarrow.array(texts, pyarrow.string()), vector_array(vectors, dimensions)]
+            return with_identity(pyarrow.table(columns, names=[_TEXT, _EMBEDDING]), identity)
 
         with parquet_writer(file, table([], []).schema) as writer:
             yield lambda texts, vectors: writer.write_table(table(texts, vectors))

@@ -11,12 +11,10 @@ import os
 import pickle
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from emberd.bulk.pipeline import OnRows, Role, UnitTask
+from emberd.bulk.pipeline import Executor, OnRows, UnitTask
 from emberd.errors import EmberdError
 from emberd.ray import placement
 from emberd.settings import Settings
@@ -24,52 +22,45 @@ from emberd.settings import Settings
 if TYPE_CHECKING:
     from emberd.embedder import Embedder
 
-UNIT: Final = "unit"
-"""Column of the index of a unit."""
-ROWS: Final = "rows"
-SIZE: Final = "size"
-FAILURE: Final = "failure"
+_UNIT: Final = "unit"
+_ROWS: Final = "rows"
+_SIZE: Final = "size"
+_FAILURE: Final = "failure"
 """Column of the pickled error of a unit; empty if the unit is done."""
 
 # A block costs Ray some milliseconds, and more blocks do not spread the work better.
 _MAX_BLOCKS: Final = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class RayExecutor:
-    """Embeds units on the cluster that Ray is connected to.
+def ray_executor(settings: Settings) -> Executor:
+    """Return an executor that embeds units on the cluster that Ray is connected to.
 
-    Attributes:
+    Args:
         settings: Settings of the embedder. The key stays here: nodes have their own, or none.
     """
 
-    settings: Settings
-
-    def __call__(self, task: UnitTask, units: Sequence[int], on_rows: OnRows) -> None:
-        """Embed ``units``.
-
-        Raises:
-            EmberdError: A unit could not be embedded; what is finished is kept.
-        """
+    def embed_units(task: UnitTask, units: Sequence[int], on_rows: OnRows) -> None:
         import ray
 
         blocks = min(len(units), _MAX_BLOCKS)
-        dataset = ray.data.from_items([{UNIT: unit} for unit in units], override_num_blocks=blocks)
+        dataset = ray.data.from_items([{_UNIT: unit} for unit in units], override_num_blocks=blocks)
         worker: Any = UnitWorker  # Ray accepts classes too, but its types do not
         done = dataset.map(
             worker,
             fn_constructor_kwargs={
                 "task": task,
                 "folder": Path.cwd(),
-                "settings": placement.portable_settings(self.settings),
+                "settings": placement.portable_settings(settings),
             },
-            **placement.actor_arguments(self.settings, max_actors=len(units)),
+            **placement.actor_arguments(settings, max_actors=len(units)),
         )
         for row in done.iter_rows():
-            on_rows(row[ROWS], row[SIZE])
-            if row[FAILURE]:
-                error: Exception = pickle.loads(row[FAILURE])  # noqa: S301 - from our own workers
+            on_rows(row[_ROWS], row[_SIZE])
+            if row[_FAILURE]:
+                error: Exception = pickle.loads(row[_FAILURE])  # noqa: S301 - from our own workers
                 raise error
+
+    return embed_units
 
 
 class UnitWorker:
@@ -94,25 +85,19 @@ class UnitWorker:
         An error is returned, pickled: of an error that is raised, Ray keeps only the text and adds
         pages of its own.
         """
-        counts = {ROWS: 0, SIZE: 0}
+        counts = {_ROWS: 0, _SIZE: 0}
 
         def on_rows(rows: int, size: int) -> None:
-            counts[ROWS] += rows
-            counts[SIZE] += size
+            counts[_ROWS] += rows
+            counts[_SIZE] += size
 
+        failure = b""
         try:
-            self._embed(int(row[UNIT]), on_rows)
+            if self._embedder is None:
+                self._embedder = placement.embedder_for(self._settings)
+            connection = placement.connect(self._embedder, self._task.request.role)
+            # Parts are not cut by time: two workers that embed one unit write the same parts.
+            self._task.embed([int(row[_UNIT])], *connection, math.inf, on_rows)
         except (EmberdError, OSError) as error:
-            return {**counts, FAILURE: pickle.dumps(error)}
-        return {**counts, FAILURE: b""}
-
-    def _embed(self, unit: int, on_rows: OnRows) -> None:
-        placement.free_threads()
-        if self._embedder is None:
-            self._embedder = placement.embedder_for(self._settings)
-        embedder = self._embedder
-        is_query = self._task.request.role == Role.QUERY
-        iterate = embedder.iter_queries if is_query else embedder.iter_documents
-        dimensions = embedder.settings.dimensions or embedder.endpoint().dimensions
-        # Parts are not cut by time: two workers that embed the same unit write the same parts.
-        self._task.embed([unit], partial(iterate, set_aside=True), dimensions, math.inf, on_rows)
+            failure = pickle.dumps(error)
+        return {**counts, _FAILURE: failure}

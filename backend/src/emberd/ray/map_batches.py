@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
-from emberd.bulk.pipeline import BadRows, Role
-from emberd.bulk.units import NULL_TEXT, RowError, column_texts, type_error
+from emberd.bulk.request import BadRows, Role
+from emberd.bulk.units import RowError, checked_text, column_values, text_row_error
 from emberd.client.inputs import check_texts
 from emberd.errors import SettingError, TextError
 from emberd.ray import placement
@@ -27,8 +26,6 @@ BATCH_ROWS: Final = 1024
 """Enough for several requests in flight; a batch that fails is repeated as a whole."""
 
 _EXCERPT_CHARACTERS: Final = 60
-# The embedder numbers the texts that it was given, which the user does not know.
-_NUMBERED_TEXT: Final = re.compile(r"\bText \d+\b")
 _FORMER_NAMES: Final = {"raise": "fail"}
 
 
@@ -117,7 +114,7 @@ class EmbedBatches:
         import pyarrow
 
         names = batch.column_names
-        vectors, reasons = self._embed(column_texts(self._texts(batch, names)))
+        vectors, reasons = self._embed(column_values(self._texts(batch, names)))
         missing = np.zeros(len(vectors), bool)
         missing[list(reasons)] = True
         column = pyarrow.FixedSizeListArray.from_arrays(
@@ -142,25 +139,24 @@ class EmbedBatches:
             )
         return batch[self._column]
 
-    def _embed(self, texts: Sequence[Any]) -> tuple[Floats, dict[int, str]]:
+    def _embed(self, values: Sequence[Any]) -> tuple[Floats, dict[int, str]]:
         """Return the vectors of all rows, zeros for bad ones; and why those are bad, by index."""
         import numpy as np
 
-        placement.free_threads()
-        length = self.embedder.settings.dimensions or self.embedder.endpoint().dimensions
-        vectors = np.zeros((len(texts), length), np.float32)
-        reasons = {
-            row: _reason(text) for row, text in enumerate(texts) if not isinstance(text, str)
-        }
-        for row, reason in reasons.items():
-            self._fail(TextError(reason, index=row), texts[row])
-        good = [row for row in range(len(texts)) if row not in reasons]
-        is_query = self._role is Role.QUERY
-        iterate = self.embedder.iter_queries if is_query else self.embedder.iter_documents
-        outcomes = iterate((texts[row] for row in good), set_aside=True)
-        for row, outcome in zip(good, outcomes, strict=True):
+        embed, dimensions = placement.connect(self.embedder, self._role)
+        vectors = np.zeros((len(values), dimensions), np.float32)
+        reasons: dict[int, str] = {}
+        texts: dict[int, str] = {}
+        for row, value in enumerate(values):
+            text = checked_text(value)
+            if isinstance(text, RowError):
+                reasons[row] = text.reason
+                self._fail(TextError(text.reason, index=row), value)
+            else:
+                texts[row] = text
+        for row, outcome in zip(texts, embed(texts.values()), strict=True):
             if isinstance(outcome, TextError):
-                reasons[row] = _NUMBERED_TEXT.sub("The text", str(outcome))
+                reasons[row] = text_row_error(outcome).reason
                 outcome.index = row  # it counted only the good rows
                 self._fail(outcome, texts[row])
             else:
@@ -231,11 +227,6 @@ def _check_portable(settings: Mapping[str, Any]) -> None:
             "api_key would be readable in what Ray sends to the nodes. Leave it out, and set "
             "EMBERD_API_KEY in the environment of each node."
         )
-
-
-def _reason(text: Any) -> str:
-    error = NULL_TEXT if text is None else text
-    return (error if isinstance(error, RowError) else type_error(text)).reason
 
 
 def _member(kind: type[StrEnum], value: str, name: str) -> Any:

@@ -15,22 +15,21 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from emberd.bulk.request import Role
 from emberd.catalog import DEMO_MODEL
 from emberd.engines import gpus
-from emberd.engines.gpus import Gpu
 from emberd.env import Places
 from emberd.settings import Settings
 
 if TYPE_CHECKING:
+    from emberd.bulk.pipeline import Embed
     from emberd.embedder import Embedder
-    from emberd.verified_manager import Manager
 
-_GPU_HOMES: Final = "gpus"
 _HASH_DIGITS: Final = 16
 _THREADS: Final = "OMP_NUM_THREADS"
 _ENVIRONMENT_AT_START: Final = Path("/proc/self/environ")
@@ -50,27 +49,34 @@ _GPU: Final = "GPU"
 
 def embedder_for(settings: dict[str, Any]) -> Embedder:
     """Return an embedder with ``settings`` on the server of this actor."""
-    from emberd.embedder import Embedder  # not at import: this module is imported on the driver
-
-    return Embedder(manager=manager()).replace(**settings)
-
-
-def manager() -> Manager:
-    """Return the manager of the server of this actor; only the visible GPUs are looked up."""
-    from emberd.verified_manager import Manager  # not at import: it prepares locks and processes
+    # Not at import: this module is imported on the driver, and the manager prepares locks.
+    from emberd.embedder import Embedder
+    from emberd.verified_manager import Manager
 
     free_threads()
-    return Manager(home())
+    return Embedder(manager=Manager(home())).replace(**settings)
+
+
+def connect(embedder: Embedder, role: str) -> tuple[Embed, int]:
+    """Return what embeds texts of ``role``, and the length of its vectors."""
+    free_threads()
+    iterate = embedder.iter_queries if role == Role.QUERY else embedder.iter_documents
+    dimensions = embedder.settings.dimensions or embedder.endpoint().dimensions
+    return partial(iterate, set_aside=True), dimensions
 
 
 def home() -> str:
-    """Return the home of the server of this actor."""
+    """Return the home of the server of this actor; only the visible GPUs are looked up."""
     own = Places.resolve().home
     environment = {name: value for name, value in os.environ.items() if name != gpus.VISIBLE}
     visible, existing = gpus.survey().gpus, gpus.survey(environment).gpus
     if not visible or len(visible) == len(existing):
         return own
-    return os.path.join(own, _GPU_HOMES, _name(visible))
+    # With an old driver, the name of a MIG instance contains slashes.
+    names = sorted(gpu.uuid.replace("/", "_") for gpu in visible)
+    if len(names) > 1:  # eight names are too long for a file name
+        names = [hashlib.sha256("+".join(names).encode()).hexdigest()[:_HASH_DIGITS]]
+    return os.path.join(own, "gpus", names[0])
 
 
 def free_threads() -> None:
@@ -78,25 +84,12 @@ def free_threads() -> None:
 
     The server computes for all actors of a node; one actor has a fraction of a core.
     """
-    if not _was_set_at_start():
-        os.environ.pop(_THREADS, None)
-
-
-def _was_set_at_start() -> bool:
     # Ray sets the variable in a running process, where the kernel does not show it.
-    if sys.platform != "linux":
-        return False
-    variables = _ENVIRONMENT_AT_START.read_bytes().split(b"\0")
-    return any(each.startswith(f"{_THREADS}=".encode()) for each in variables)
-
-
-def _name(visible: Sequence[Gpu]) -> str:
-    # With an old driver, the name of a MIG instance contains slashes.
-    names = sorted(gpu.uuid.replace("/", "_") for gpu in visible)
-    if len(names) == 1:
-        return names[0]
-    # Eight names are too long for a file name.
-    return hashlib.sha256("+".join(names).encode()).hexdigest()[:_HASH_DIGITS]
+    if sys.platform == "linux":
+        variables = _ENVIRONMENT_AT_START.read_bytes().split(b"\0")
+        if any(each.startswith(f"{_THREADS}=".encode()) for each in variables):
+            return  # the user set it
+    os.environ.pop(_THREADS, None)
 
 
 # ---------------------------------------------------------------- on the driver
@@ -129,40 +122,27 @@ def actor_arguments(
         actors: Number of actors; None for two per server.
         max_actors: More actors than this would have nothing to do.
     """
-    from ray.data import ActorPoolStrategy
-
-    per_server = _gpus_per_server(settings) if num_gpus is None else num_gpus
-    servers = _servers_with_gpus(per_server) if per_server else _cpu_nodes()
-    # Ray gives only whole GPUs to an actor that gets more than one.
-    per_server_actors = 1 if per_server > 1 else _ACTORS_PER_SERVER
-    size = actors or max(1, servers * per_server_actors)
-    # Not a core per actor, which is Ray's default: on a node with few cores the actors of the first
-    # GPU would take them all, and the other GPUs would stay idle.
-    resources = (
-        {"num_gpus": per_server / per_server_actors, "num_cpus": 0}
-        if per_server
-        else {"num_cpus": _ACTOR_CORES}
-    )
-    return {"compute": ActorPoolStrategy(size=min(size, max_actors or size)), **resources}
-
-
-def _gpus_per_server(settings: Settings) -> float:
-    elsewhere = settings.base_url is not None or settings.device not in (None, "cuda")
-    if elsewhere or settings.model == DEMO_MODEL:
-        return 0
-    return 1 if any(node.get(_GPU, 0) >= 1 for node in _resources()) else 0
-
-
-def _servers_with_gpus(per_server: float) -> int:
-    return sum(int(node.get(_GPU, 0) // per_server) for node in _resources())
-
-
-def _cpu_nodes() -> int:
-    return sum(node.get(_CPU, 0) > 0 for node in _resources())
-
-
-def _resources() -> list[dict[str, float]]:
     import ray
 
     nodes = ray.nodes()  # type: ignore[no-untyped-call] # Ray has no types for it
-    return [node["Resources"] for node in nodes if node["Alive"]]
+    resources = [node["Resources"] for node in nodes if node["Alive"]]
+    if num_gpus is None:
+        elsewhere = settings.base_url is not None or settings.device not in (None, "cuda")
+        needs_gpu = not elsewhere and settings.model != DEMO_MODEL
+        num_gpus = int(needs_gpu and any(node.get(_GPU, 0) >= 1 for node in resources))
+    if num_gpus:
+        servers = sum(int(node.get(_GPU, 0) // num_gpus) for node in resources)
+    else:
+        servers = sum(node.get(_CPU, 0) > 0 for node in resources)
+    # Ray gives only whole GPUs to an actor that gets more than one.
+    per_server = 1 if num_gpus > 1 else _ACTORS_PER_SERVER
+    size = actors or max(1, servers * per_server)
+    # Not a core per actor, which is Ray's default: on a node with few cores the actors of the first
+    # GPU would take them all, and the other GPUs would stay idle.
+    shares = (
+        {"num_gpus": num_gpus / per_server, "num_cpus": 0}
+        if num_gpus
+        else {"num_cpus": _ACTOR_CORES}
+    )
+    pool = ray.data.ActorPoolStrategy(size=min(size, max_actors or size))
+    return {"compute": pool, **shares}
