@@ -31,7 +31,7 @@ from emberd.system.listeners import Listener
 from emberd.system.log_rules import Diagnosis
 from emberd.system.processes import ProcessIdentity
 
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 RECORD_NAME: Final = "record.json"
 MAX_KILLED_STARTS: Final = 3
 """Starts in a row that may be killed from outside before the next one is refused."""
