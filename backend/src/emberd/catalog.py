@@ -1,7 +1,8 @@
 """Known models: the only place where a model is added.
 
 An entry gives everything that emberd needs to know of a model: dimensions, context, templates, the
-end-of-text token, and the shape from which memory is planned.
+end-of-text token, and the shape from which memory is planned. The vectors of all models have norm
+one: this is also the one check of that.
 """
 
 from __future__ import annotations
@@ -10,17 +11,22 @@ import functools
 import os
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, overload
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 # Sentence and form are those of Qwen3-Embedding's model card. There is no space after "Query:"; a
 # space would be another token, and so another vector.
 _QWEN_TASK: Final = "Given a web search query, retrieve relevant passages that answer the query"
 QWEN_FORM: Final = "Instruct: {task}\nQuery:{text}"
-_QWEN_END_OF_TEXT_ID: Final = 151643  # <|endoftext|>, which last-token pooling reads
-_QWEN_CONTEXT_TOKENS: Final = 32_768
-_QWEN_MIN_DIMENSIONS: Final = 32
 
 DEMO_MODEL: Final = "emberd/demo"
+
+NORM_TOLERANCE: Final = 1e-2
+"""How far from one a norm may be: normalising in bfloat16 is off by up to 6e-4, rounding to float16
+by 5e-4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +101,12 @@ def _qwen3(
     return Model(
         name=f"Qwen/Qwen3-Embedding-{size}",
         dimensions=hidden,
-        context_tokens=_QWEN_CONTEXT_TOKENS,
+        context_tokens=32_768,
         instruction_form=QWEN_FORM,
         query_task=_QWEN_TASK,
-        end_of_text_id=_QWEN_END_OF_TEXT_ID,
+        end_of_text_id=151643,  # <|endoftext|>, which last-token pooling reads
         matryoshka=True,
-        min_dimensions=_QWEN_MIN_DIMENSIONS,
+        min_dimensions=32,
         shape=DecoderShape(
             architecture="Qwen3ForCausalLM",
             layers=layers,
@@ -193,3 +199,13 @@ def _may_be_folder(name: str) -> bool:
 @functools.lru_cache(maxsize=64)  # called for each query
 def _basename(name: str) -> str:
     return PurePath(name).name.casefold()
+
+
+@overload
+def is_unit(norms: float) -> bool: ...
+@overload
+def is_unit(norms: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]: ...
+def is_unit(norms: float | npt.NDArray[np.floating]) -> bool | npt.NDArray[np.bool_]:
+    """Return whether a norm, or each of an array of norms, is one; NaN is not."""
+    distance: Any = abs(norms - 1)
+    return distance <= NORM_TOLERANCE  # type: ignore[no-any-return]

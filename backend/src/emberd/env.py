@@ -1,6 +1,7 @@
 """Every ``EMBERD_`` variable that emberd reads, in one table, and the paths derived from them.
 
-No other module reads one of them. The variables of the Hugging Face hub are read in ``hub_cache``.
+No other module reads one of them. The variables of the Hugging Face hub are read in
+``model_files``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
-"""Reads the files of a model folder: JSON, safetensors headers, and a hash of the content.
+"""The files of a model: where they are on this machine, and readers for them.
 
-Files are opened without blocking, so that a named pipe in a folder is an error and not a hang.
-The module needs the standard library only: engines' own interpreters import it too.
+A model is a folder, or a name on the hub. This is the only reader of the hub's cache. The layout
+and the variables are those of huggingface_hub, which is not imported: it is installed in the
+engines' environments only. Files are opened without blocking, so that a named pipe in a folder is
+an error and not a hang. The module needs the standard library only: engines' own interpreters
+import it too.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final
 
 from emberd.errors import SettingError
 
@@ -27,26 +30,21 @@ SAFETENSORS: Final = "*.safetensors"
 """Pattern of the files that hold weights."""
 
 _PATH_PREFIXES: Final = ("/", "./", "../", "~")
-_COPY_AGAIN: Final = "Compare the file with the original and copy it again."
 _HASHED: Final = (
     *("*.json", "*.txt", "*.model", "*/config.json"),
     *(SAFETENSORS, "*.bin", "*.gguf"),
 )
 _SAMPLES: Final = 64
 _SAMPLE_BYTES: Final = 4096
-_HASH_DIGITS: Final = 16
 _LENGTH_BYTES: Final = 8  # a safetensors file begins with the length of its header, little-endian
 _MAX_HEADER_BYTES: Final = 100_000_000
-_METADATA: Final = "__metadata__"
+# What reading a header of any content raises.
 _DAMAGED: Final = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
+    *(ArithmeticError, AttributeError, LookupError),
     RecursionError,
     TypeError,
     ValueError,
 )
-"""What reading a header of any content raises."""
 
 
 # ------------------------------------------------------------ names of models
@@ -68,34 +66,81 @@ def absolute(name: str) -> str:
     return os.path.realpath(path) if is_path(name) or is_folder(path) else name
 
 
+# ------------------------------------------------------------ the hub's cache
+
+
+def hub_cache() -> Path:
+    """Return the folder of the hub's cache.
+
+    As in ``huggingface_hub.constants``: HF_HUB_CACHE, else HUGGINGFACE_HUB_CACHE, else ``hub``
+    in the hub's home. A variable that is empty counts as unset, unlike there.
+    """
+    given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return _expanded(given) if given else _hub_home(os.environ) / "hub"
+
+
+def hub_token_path(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the file in which the hub's client keeps the user's token."""
+    given = environ.get("HF_TOKEN_PATH")
+    return _expanded(given) if given else _hub_home(environ) / "token"
+
+
+def _hub_home(environ: Mapping[str, str]) -> Path:
+    base = environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return _expanded(environ.get("HF_HOME") or os.path.join(base, "huggingface"))
+
+
+def _expanded(path: str) -> Path:
+    return Path(os.path.expandvars(os.path.expanduser(path)))
+
+
+def hub_folder(model: str) -> Path:
+    """Return the folder of the cache for all revisions of a model; it need not exist."""
+    return hub_cache() / f"models--{model.replace('/', '--')}"
+
+
+def hub_snapshot(model: str, revision: str | None) -> Path | None:
+    """Return the folder that holds one revision of a model; None if there is none.
+
+    Files may be missing there: libraries download only what they read.
+
+    Args:
+        model: Its name on the hub.
+        revision: Commit, branch or tag; None for the default branch.
+    """
+    folder, revision = hub_folder(model), revision or "main"
+    try:
+        commit = (folder / "refs" / revision).read_text("utf-8").strip()
+    except (OSError, ValueError):
+        commit = revision  # a commit has no reference file
+    found = folder / "snapshots" / commit
+    return found if os.path.isdir(found) else None
+
+
+def is_downloaded(model: str) -> bool:
+    """Return whether some revision of a model appears to be in the cache, with no download open."""
+    folder = hub_folder(model)
+    has_config = any(folder.glob(f"snapshots/*/{CONFIG}"))
+    return has_config and not any(folder.glob("blobs/*.incomplete"))
+
+
 # ------------------------------------------------------------ JSON
 
 
-class Problem(NamedTuple):
-    """Why a model folder cannot be used.
+class ModelFileError(Exception):
+    """A file of a model folder cannot be used.
 
     Attributes:
         cause: The fact, with file and value, without a full stop.
         advice: What to do, in sentences.
     """
 
-    cause: str
-    advice: str
-
-    def __str__(self) -> str:
-        return f"{self.cause}. {self.advice}"
-
-
-class ModelFileError(Exception):
-    """A file of a model folder cannot be used; ``model_card`` returns it as a ``Problem``.
-
-    Attributes:
-        problem: The reason.
-    """
-
-    def __init__(self, cause: str, advice: str = _COPY_AGAIN) -> None:
-        super().__init__(cause)
-        self.problem = Problem(cause, advice)
+    def __init__(
+        self, cause: str, advice: str = "Compare the file with the original and copy it again."
+    ) -> None:
+        super().__init__(f"{cause}. {advice}")
+        self.cause = cause
+        self.advice = advice
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -207,7 +252,7 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
         content = file.read(length)
     try:
         header = json.loads(content)
-        tensors = {name: entry for name, entry in header.items() if name != _METADATA}
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         shapes = {name: tuple(map(int, entry["shape"])) for name, entry in tensors.items()}
         end = max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
     except _DAMAGED as error:
@@ -276,7 +321,7 @@ def _hash(files: tuple[tuple[str, int, int, int], ...]) -> str:
         whole.update(f"{os.path.relpath(path, root)} {size}\n".encode())
         for sample in _samples(path, size):
             whole.update(sample)
-    return whole.hexdigest()[:_HASH_DIGITS]
+    return whole.hexdigest()[:16]
 
 
 def _samples(path: Path, size: int) -> Iterator[bytes]:
