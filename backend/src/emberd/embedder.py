@@ -431,15 +431,11 @@ class Embedder:
 
     async def _aclient(self) -> AsyncClient:
         if self._base is not None:
-            await self._base._aclient()
+            base = await self._base._aclient()
+            self._async = self._async or base.using(self._settings)
         elif self._async is None:
             await self._handle.aload()
-        return self._async_client()
-
-    def _async_client(self) -> AsyncClient:
-        if self._async is None and self._base is not None:
-            self._async = self._base._async_client().using(self._settings)
-        if self._async is None:
+        if self._async is None:  # nor has another task made it meanwhile
             _check_client("async_client", self._given_async_client, self._given_client)
             from emberd.client.aio import AsyncClient
 

@@ -239,8 +239,12 @@ class Places:
         Raises:
             SettingError: A value cannot be parsed.
         """
-        root = os.fspath(home) if home else text("EMBERD_HOME") or _default_home()
-        root = os.path.abspath(os.path.expanduser(root))
+        if not (home := home or text("EMBERD_HOME")):
+            # Imported late: not needed where EMBERD_HOME is set.
+            from platformdirs import user_state_path
+
+            home = user_state_path("emberd", appauthor=False)
+        root = os.path.abspath(os.path.expanduser(home))
         engines = text("EMBERD_ENGINES") or os.path.join(root, "engines")
         return cls(
             home=root,
@@ -249,10 +253,3 @@ class Places:
             discover=value("EMBERD_DISCOVER") or (),
             auto_install=value("EMBERD_AUTO_INSTALL") or False,
         )
-
-
-def _default_home() -> str:
-    # Imported late: not needed where EMBERD_HOME is set.
-    from platformdirs import user_state_path
-
-    return str(user_state_path("emberd", appauthor=False))

@@ -98,11 +98,29 @@ def template(model: Model, role: Role, instruction: str | None) -> str:
         return _default(model, role)
     if instruction == "":
         return BARE
-    _check_slots(role, instruction)
+    # The model would read other braces, because nothing replaces them.
+    if slots := [slot for slot in _FOREIGN_SLOT.findall(instruction) if slot != BARE]:
+        raise InstructionError(
+            f"{role}_instruction={instruction!r} contains {slots[0]}, which is not replaced. "
+            f"Give a task in words, or a template with {BARE} as the placeholder of the text."
+        )
     if BARE in instruction:
         return instruction
-    _check_not_prefix(model, role, instruction)
-    _check_name(role, instruction)
+    # In other classes the field of this name is a raw prefix. As a task it would become
+    # "Instruct: Instruct: ...", and nothing would show it.
+    bare = instruction.strip()
+    is_labelled = _LABELS.search(bare) or bare.endswith(tuple(_COLONS))
+    if is_labelled or "\n" in bare or bare != instruction:
+        raise InstructionError(
+            f"{role}_instruction={instruction!r} looks like a prefix for another class. Give "
+            f"{' or '.join(_right_forms(model, role, instruction))}."
+        )
+    # "Web", or a name of another release: accepted as a task in words, it would mean nothing.
+    if _ONE_WORD.fullmatch(instruction) and instruction not in TASKS:
+        raise InstructionError(
+            f"{role}_instruction={instruction!r} is not the name of a task; the names are "
+            f"{', '.join(sorted(TASKS))}. Give one of them, a task in a sentence, or a template."
+        )
     return _with_task(model, role, TASKS.get(instruction, instruction))
 
 
@@ -163,30 +181,6 @@ def _with_task(model: Model, role: Role, task: str) -> str:
     return model.instruction_form.replace("{task}", task)
 
 
-def _check_slots(role: Role, instruction: str) -> None:
-    # The model would read the braces, because nothing replaces them.
-    slots = [slot for slot in _FOREIGN_SLOT.findall(instruction) if slot != BARE]
-    if slots:
-        raise InstructionError(
-            f"{role}_instruction={instruction!r} contains {slots[0]}, which is not replaced. "
-            f"Give a task in words, or a template with {BARE} as the placeholder of the text."
-        )
-
-
-def _check_not_prefix(model: Model, role: Role, instruction: str) -> None:
-    # In other classes the field of this name is a raw prefix. As a task it would become
-    # "Instruct: Instruct: ...", and nothing would show it.
-    bare = instruction.strip()
-    labelled = _LABELS.search(bare) is not None
-    several_lines = "\n" in bare
-    if not (labelled or several_lines or bare.endswith(tuple(_COLONS)) or bare != instruction):
-        return
-    raise InstructionError(
-        f"{role}_instruction={instruction!r} looks like a prefix for another class. Give "
-        f"{' or '.join(_right_forms(model, role, instruction))}."
-    )
-
-
 def _right_forms(model: Model, role: Role, instruction: str) -> list[str]:
     """Return the instructions that a prefix may stand for."""
     whole = f"a whole template, {role}_instruction={instruction + BARE!r}"
@@ -200,12 +194,3 @@ def _right_forms(model: Model, role: Role, instruction: str) -> list[str]:
         formed = model.instruction_form.replace("{task}", task)
         return [*task_only, f"a whole template, {role}_instruction={formed!r}"]
     return [whole, *task_only]
-
-
-def _check_name(role: Role, instruction: str) -> None:
-    # "Web", or a name of another release: accepted as a task in words, it would mean nothing.
-    if _ONE_WORD.fullmatch(instruction) and instruction not in TASKS:
-        raise InstructionError(
-            f"{role}_instruction={instruction!r} is not the name of a task; the names are "
-            f"{', '.join(sorted(TASKS))}. Give one of them, a task in a sentence, or a template."
-        )

@@ -100,7 +100,10 @@ class ServerHandle(ForkAware):
         with self._lock:
             if self._server is None:
                 self._check()
-                self._server = _given_server(inspect()) if inspect else self._again(self._external)
+                # The external server that was used last: its successor is compared with it.
+                before = self._before
+                external = before if before is not None and before.origin != "own" else None
+                self._server = _given_server(inspect()) if inspect else self._again(external)
             return self._server
 
     async def aserver(self, inspect: Callable[[], Awaitable[Endpoint]] | None = None) -> Server:
@@ -191,12 +194,6 @@ class ServerHandle(ForkAware):
             self._server = None
         return None
 
-    @property
-    def _external(self) -> Server | None:
-        """The external server that was used last, with which its successor is compared."""
-        before = self._before
-        return before if before is not None and before.origin != "own" else None
-
     def _again(self, lost: Server | None) -> Server:
         """Like ``_ensure``, but wait for a given server that is restarting."""
         deadline = time.monotonic() + self._settings.timeout
@@ -205,18 +202,18 @@ class ServerHandle(ForkAware):
                 server = self._ensure(lost)
             except ServerUnavailableError:
                 given = lost is not None and lost.origin == "given"
-                if not given or time.monotonic() > deadline or not self._is_listening():
+                if not given or time.monotonic() > deadline:
+                    raise
+                try:
+                    is_listening = listeners.find(self._settings.base_url or "") is not None
+                except OSError:
+                    is_listening = True  # it may be, and the next try sees
+                if not is_listening:
                     raise
             else:
                 self._before = None
                 return server
             time.sleep(_READY_POLL_S)
-
-    def _is_listening(self) -> bool:
-        try:
-            return listeners.find(self._settings.base_url or "") is not None
-        except OSError:
-            return True  # it may be, and the next try sees
 
     def _ensure(self, lost: Server | None) -> Server:
         if self.spec != self._settings.spec:
@@ -233,10 +230,16 @@ class ServerHandle(ForkAware):
             lost=lost,
             on_progress=_log_progress,
         )
-        _check_dimensions(self._dimensions, server.endpoint)
+        endpoint = server.endpoint
+        if self._dimensions not in (None, endpoint.dimensions):
+            raise ServerMismatchError(
+                f"{endpoint.url} gives vectors of {endpoint.dimensions} dimensions, and this "
+                f"object has used a server with {self._dimensions} so far: another model answers "
+                f"there. Make a new object, and embed all texts again with it."
+            )
         if lost is not None and lost.origin != "own" and server.origin != "own":
-            _check_same(lost.endpoint, server.endpoint)
-        self._dimensions = server.endpoint.dimensions
+            _check_same(lost.endpoint, endpoint)
+        self._dimensions = endpoint.dimensions
         _LOG.info("%s", server.reason)
         for note in server.notes:
             _warn_once(note)
@@ -264,24 +267,6 @@ def _load() -> None:
     with fork.no_fork():
         import_module("emberd.client.aio")
         import_module("emberd.client.transport").load_sdk()
-
-
-def _check_dimensions(before: int | None, now: Endpoint) -> None:
-    """Check that a server gives vectors as long as those that this object has had so far.
-
-    Args:
-        before: The native dimensions of the servers so far; None where there was none.
-        now: The server that is to be used.
-
-    Raises:
-        ServerMismatchError: It does not.
-    """
-    if before not in (None, now.dimensions):
-        raise ServerMismatchError(
-            f"{now.url} gives vectors of {now.dimensions} dimensions, and this object has used a "
-            f"server with {before} so far: another model answers there. Make a new object, and "
-            f"embed all texts again with it."
-        )
 
 
 def _check_same(before: Endpoint, now: Endpoint) -> None:

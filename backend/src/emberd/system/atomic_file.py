@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -24,18 +24,7 @@ def write(
     durable: bool = False,
     follow_links: bool = True,
 ) -> None:
-    """Replace the content of ``path`` in one step.
-
-    Args:
-        path: The file; its folder must exist.
-        content: All of the new content.
-        mode: Permissions of the new file, before the umask.
-        durable: Wait until the disk has it.
-        follow_links: If ``path`` is a symbolic link, replace its target; else the link itself.
-
-    Raises:
-        OSError: The file cannot be written; ``path`` keeps its content.
-    """
+    """Replace the content of ``path`` in one step; see ``replacing`` for arguments and errors."""
     with replacing(path, mode=mode, durable=durable, follow_links=follow_links) as file:
         file.write(content)
 
@@ -67,8 +56,11 @@ def replacing(
     target = Path(os.path.realpath(path)) if follow_links else path
     # Unique, so that two writers of one file do not write into each other's.
     fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}{UNFINISHED}")
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-    hidden = _open_unnamed(target.parent, mode) if unnamed else None
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    hidden = None
+    if unnamed:
+        with suppress(AttributeError, OSError):  # not Linux, or a file system without such files
+            hidden = os.open(target.parent, os.O_TMPFILE | os.O_RDWR, mode)
     try:
         descriptor = os.open(fresh, flags, mode) if hidden is None else hidden
         with os.fdopen(descriptor, "w+b") as file:
@@ -86,13 +78,6 @@ def replacing(
         raise
     if durable:
         sync_folder(target.parent)
-
-
-def _open_unnamed(folder: Path, mode: int) -> int | None:
-    try:
-        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode)
-    except (AttributeError, OSError):
-        return None  # not Linux, or a file system without such files
 
 
 def _name(descriptor: int, path: Path) -> None:
@@ -116,7 +101,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names in ``folder``; does nothing where folders cannot be opened.
+    """Wait until the disk has the names in ``folder``; does nothing if it may not be opened.
 
     Raises:
         OSError: The disk reported an error.
@@ -124,7 +109,7 @@ def sync_folder(folder: Path) -> None:
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
-        return  # Windows
+        return
     try:
         os.fsync(descriptor)
     finally:

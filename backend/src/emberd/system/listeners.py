@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -37,12 +37,10 @@ Address = IPv4Address | IPv6Address
 
 TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
-_LOOPBACK: Final = IPv4Address("127.0.0.1")
 _ROOT: Final = 0
 _OVERFLOW: Final = Path("/proc/sys/kernel/overflowuid")
 _USUAL_OVERFLOW: Final = 65_534
 _UID_MAP: Final = Path("/proc/self/uid_map")
-_ALL_UIDS: Final = ["0", "0", "4294967295"]
 _HTTP_PORTS: Final = {"http": 80, "https": 443}
 
 # <linux/netlink.h>, <linux/sock_diag.h>, <linux/inet_diag.h>
@@ -75,9 +73,9 @@ _NO_NETLINK: Final = (
     errno.ESOCKTNOSUPPORT,
 )
 
-_IPV6: Final = 6
-_LISTENING: Final = "0A"
+_IPV4: Final = 4
 _WORD_DIGITS: Final = 8
+_LISTENING: Final = "0A"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +151,12 @@ def find_at(
         OSError: The listening sockets cannot be read.
     """
     if sys.platform == "linux":
-        return _ask_kernel(address, port) if _has_netlink() else _look_up(address, port)
-    for pid in pids() if pids is not None else _own_pids():
-        if (found := _listener_of(pid, address, port)) is not None:
-            return found
+        return _look_up(address, port)
+    import psutil
+
+    process = _process_at(address, port, pids() if pids is not None else None)
+    with suppress(psutil.Error):
+        return Listener(process.uids().real, pid=process.pid) if process is not None else None
     return None
 
 
@@ -194,23 +194,14 @@ def check(connection: socket.socket, expected: Listener) -> None:
         raise ListenerChangedError(f"{holder} on port {port} now, not the verified server")
     is_known = expected.owner_accepts or expected.uid != _ROOT
     if sys.platform == "linux" and is_known:
-        _check_other_end(address, port, (_address(here[0]), here[1]), expected)
-
-
-def _check_other_end(
-    address: Address, port: int, here: tuple[Address, int], expected: Listener
-) -> None:
-    if _has_netlink():
-        other_end = _ask_kernel(address, port, here)
-    else:
-        other_end = _look_up_other_end(address, port, here)
-    # Before it is accepted a connection has no inode.
-    if other_end is not None and other_end.inode and other_end.uid != expected.uid:
-        raise ListenerChangedError(
-            f"the server on port {port} belongs to user {expected.uid}, and the connection was "
-            f"taken by a socket of user {other_end.uid}. If the server accepts connections in "
-            f"processes of another user, let them run as user {expected.uid}"
-        )
+        other_end = _look_up(address, port, (_address(here[0]), here[1]))
+        # Before it is accepted a connection has no inode.
+        if other_end is not None and other_end.inode and other_end.uid != expected.uid:
+            raise ListenerChangedError(
+                f"the server on port {port} belongs to user {expected.uid}, and the connection was "
+                f"taken by a socket of user {other_end.uid}. If the server accepts connections in "
+                f"processes of another user, let them run as user {expected.uid}"
+            )
 
 
 def is_held(listener: Listener, pids: Collection[int]) -> bool:
@@ -251,16 +242,27 @@ def process_at(url: str) -> psutil.Process | None:
 
     Processes of other users are not, such as the one through which Docker publishes a port.
     """
-    import psutil
-
     try:
         places = list(_places(url))
     except OSError:
         return None
-    for address, port in places:
-        for process in psutil.process_iter():
-            with suppress(psutil.Error, OSError):
-                if process.uids().real == os.getuid() and _listens(process, address, port):
+    found = (_process_at(address, port) for address, port in places)
+    return next((process for process in found if process is not None), None)
+
+
+def _process_at(
+    address: Address, port: int, pids: Iterable[int] | None = None
+) -> psutil.Process | None:
+    """Return the one of ``pids`` (None for all of this user's) that listens there."""
+    import psutil
+
+    for pid in psutil.pids() if pids is None else pids:
+        with suppress(psutil.Error, OSError):
+            process = psutil.Process(pid)
+            if pids is None and process.uids().real != os.getuid():
+                continue
+            for here, at in listening(process):
+                if at == port and (here == address or here.is_unspecified):
                     return process
     return None
 
@@ -284,7 +286,8 @@ def _places(url: str) -> Iterator[tuple[Address, int]]:
     for address in _addresses(parts.hostname or ""):
         if _is_here(address):
             # Connecting to the unspecified address reaches this machine's loopback.
-            yield (_loopback(address) if address.is_unspecified else address), port
+            loopback = ip_address("127.0.0.1" if address.version == _IPV4 else "::1")
+            yield (loopback if address.is_unspecified else address), port
 
 
 def _addresses(host: str) -> list[Address]:
@@ -319,11 +322,7 @@ def _is_here(address: Address) -> bool:
 
 
 def _family(address: Address) -> socket.AddressFamily:
-    return socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
-
-
-def _loopback(address: Address) -> Address:
-    return ip_address("127.0.0.1" if isinstance(address, IPv4Address) else "::1")
+    return socket.AF_INET if address.version == _IPV4 else socket.AF_INET6
 
 
 def _plain(address: Address) -> Address:
@@ -352,7 +351,8 @@ def _answers_netlink() -> bool:
     """
     with socket.create_server(("127.0.0.1", 0)) as listening_here:
         try:
-            return _ask_kernel(_LOOPBACK, listening_here.getsockname()[1]) is not None
+            here, port = listening_here.getsockname()
+            return _ask_kernel(_address(here), port) is not None
         except OSError as error:
             if error.errno in _NO_NETLINK:
                 return False
@@ -372,20 +372,18 @@ def _is_shared(uid: int) -> bool:
     In a user namespace, the kernel reports all users that the namespace does not map under one
     number. Where each user has a number of its own, that number is an ordinary user (``nobody``).
     """
-    return sys.platform == "linux" and uid == _overflow_uid() and not _maps_all_users()
-
-
-def _maps_all_users() -> bool:
+    if sys.platform != "linux" or uid != _overflow_uid():
+        return False
     # A namespace can map no user that the one above it does not map: only the full map is complete.
     try:
-        return _UID_MAP.read_text().split() == _ALL_UIDS
+        return _UID_MAP.read_text().split() != ["0", "0", "4294967295"]
     except FileNotFoundError:
-        return _UID_MAP.parent.exists()  # /proc is there: a kernel without user namespaces
+        return not _UID_MAP.parent.exists()  # with /proc: a kernel without user namespaces
     except OSError:
-        return False
+        return True
 
 
-def _ask_kernel(
+def _look_up(
     address: Address, port: int, client: tuple[Address, int] | None = None
 ) -> Listener | None:
     """Return the socket to which the kernel would give a packet.
@@ -395,6 +393,30 @@ def _ask_kernel(
         port: The server's port.
         client: Where the packet comes from: then the server's end of that connection is returned,
             with inode 0 before it is accepted. None for the socket that listens.
+
+    Raises:
+        OSError: Neither netlink nor the kernel's tables can be read.
+    """
+    if _has_netlink():
+        return _ask_kernel(address, port, client)
+    best: Listener | None = None
+    for at, peer, is_listening, found in _read_tables(port):
+        if client is not None:
+            if not is_listening and at == address and peer == client:
+                return found
+        elif is_listening and at == address:
+            return found
+        elif is_listening and at.is_unspecified:
+            # "::" takes IPv4 as well, unless IPv4 has a listener of its own.
+            is_mapped = at.version != _IPV4 and best is None
+            best = found if at.version == address.version or is_mapped else best
+    return best
+
+
+def _ask_kernel(
+    address: Address, port: int, client: tuple[Address, int] | None = None
+) -> Listener | None:
+    """Like ``_look_up``, through netlink.
 
     Raises:
         OSError: Netlink is not available, or refuses.
@@ -432,49 +454,8 @@ def _ask_kernel(
     return Listener(uid, inode) if client is not None or state == _TCP_LISTEN else None
 
 
-class _Row(NamedTuple):
-    """A line of the kernel's tables."""
-
-    address: Address
-    peer: tuple[Address, int]
-    is_listening: bool
-    listener: Listener
-
-
-def _look_up(address: Address, port: int) -> Listener | None:
-    """Like ``_ask_kernel``, from the kernel's tables.
-
-    Raises:
-        OSError: There are none.
-    """
-    best: Listener | None = None
-    for row in _read_tables(port):
-        if not row.is_listening:
-            continue
-        at = row.address
-        if at == address:
-            return row.listener
-        # "::" takes IPv4 as well, unless IPv4 has a listener of its own.
-        is_closest = at.version == address.version or (at.version == _IPV6 and best is None)
-        if at.is_unspecified and is_closest:
-            best = row.listener
-    return best
-
-
-def _look_up_other_end(address: Address, port: int, client: tuple[Address, int]) -> Listener | None:
-    """Return the server's end of a connection from ``client``, from the kernel's tables.
-
-    Raises:
-        OSError: There are none.
-    """
-    for row in _read_tables(port):
-        if not row.is_listening and row.address == address and row.peer == client:
-            return row.listener
-    return None
-
-
-def _read_tables(port: int) -> Iterator[_Row]:
-    """Yield the sockets whose own port is ``port``, those of IPv4 first."""
+def _read_tables(port: int) -> Iterator[tuple[Address, tuple[Address, int], bool, Listener]]:
+    """Yield address, peer, whether it listens, and owner of each socket on a port, IPv4 first."""
     for table in TABLES:
         # The second is missing where there is no IPv6.
         missing = (FileNotFoundError,) if table != TABLES[0] else ()
@@ -483,22 +464,18 @@ def _read_tables(port: int) -> Iterator[_Row]:
             for line in file:
                 # Columns: 1 local address and port, 2 the peer's, 3 state, 7 user id, 9 inode.
                 columns = line.split()
-                at, _, own_port = columns[1].partition(":")
-                if int(own_port, 16) == port:
-                    peer, _, peer_port = columns[2].partition(":")
-                    yield _Row(
-                        _read_address(at),
-                        (_read_address(peer), int(peer_port, 16)),
-                        columns[3] == _LISTENING,
-                        Listener(int(columns[7]), int(columns[9])),
-                    )
+                at, own_port = _read_place(columns[1])
+                if own_port == port:
+                    owner = Listener(int(columns[7]), int(columns[9]))
+                    yield at, _read_place(columns[2]), columns[3] == _LISTENING, owner
 
 
-def _read_address(digits: str) -> Address:
+def _read_place(text: str) -> tuple[Address, int]:
+    digits, _, port = text.partition(":")
     # Words of 32 bits, each in the machine's own byte order; the words in the network's.
     words = (digits[at : at + _WORD_DIGITS] for at in range(0, len(digits), _WORD_DIGITS))
     packed = b"".join(int(word, 16).to_bytes(4, sys.byteorder) for word in words)
-    return _plain(ip_address(packed))
+    return _plain(ip_address(packed)), int(port, 16)
 
 
 def _descriptors(pid: int) -> set[str]:
@@ -509,40 +486,8 @@ def _descriptors(pid: int) -> set[str]:
     """
     folder = f"/proc/{pid}/fd"
     found = set()
-    try:
+    with suppress(FileNotFoundError, ProcessLookupError):
         for name in os.listdir(folder):
             with suppress(FileNotFoundError):
                 found.add(os.readlink(f"{folder}/{name}"))
-    except PermissionError:
-        raise
-    except OSError:
-        return found
     return found
-
-
-# ---------------------------------------------------------------- macOS
-
-
-def _own_pids() -> Iterator[int]:
-    import psutil
-
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.uids().real == os.getuid():
-                yield process.pid
-
-
-def _listener_of(pid: int, address: Address, port: int) -> Listener | None:
-    import psutil
-
-    with suppress(psutil.Error, OSError):
-        process = psutil.Process(pid)
-        if _listens(process, address, port):
-            return Listener(process.uids().real, pid=pid)
-    return None
-
-
-def _listens(process: psutil.Process, address: Address, port: int) -> bool:
-    return any(
-        at == port and (here == address or here.is_unspecified) for here, at in listening(process)
-    )

@@ -28,8 +28,6 @@ started it (a supervisor's start_id, or ``install``)."""
 _STAT_STATE: Final = 0
 _STAT_PARENT: Final = 1
 _STAT_START: Final = 19
-_START_ID_BYTES: Final = 8
-_BOOT_DIGITS: Final = 12
 _END_POLL_S: Final = 0.02
 
 
@@ -73,7 +71,7 @@ def boot_id() -> str:
 
 def namespace() -> str:
     """Return a name for all processes that this one can tell apart by their pids."""
-    return "-".join((boot_id().replace("-", "")[:_BOOT_DIGITS], *_inode("/proc/self/ns/pid")))
+    return "-".join((boot_id().replace("-", "")[:12], *_inode("/proc/self/ns/pid")))
 
 
 def network() -> str:
@@ -93,8 +91,20 @@ def _inode(of: str) -> list[str]:
 
 def identify(pid: int) -> ProcessIdentity | None:
     """Return the identity of the running process ``pid``; None if there is none, or a zombie."""
-    start = _start_on_linux(pid) if sys.platform == "linux" else _start_elsewhere(pid)
-    return None if start is None else ProcessIdentity(pid, start, boot_id())
+    if sys.platform == "linux":
+        values = _stat(pid)
+        if values is None or values[_STAT_STATE] in "ZX":
+            return None
+        return ProcessIdentity(pid, values[_STAT_START], boot_id())
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return ProcessIdentity(pid, repr(process.create_time()), boot_id())
+    except psutil.Error:
+        return None
 
 
 def current() -> ProcessIdentity:
@@ -133,7 +143,7 @@ def descendants() -> list[int]:
 
 def new_start_id() -> str:
     """Return a random id for one start of one server."""
-    return secrets.token_hex(_START_ID_BYTES)
+    return secrets.token_hex(8)
 
 
 def send(identity: ProcessIdentity, signum: signal.Signals) -> bool:
@@ -202,27 +212,10 @@ def end_marked(folder: str, seconds: float, start_id: str | None = None) -> list
     return [process.pid for process in left]
 
 
-def _start_on_linux(pid: int) -> str | None:
-    values = _stat(pid)
-    return None if values is None or values[_STAT_STATE] in "ZX" else values[_STAT_START]
-
-
 def _stat(pid: int) -> list[str] | None:
     """Return the fields of ``/proc/<pid>/stat`` behind the name; None if it cannot be read."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return None  # with hidepid, processes of others are not to be seen either
+        return None  # with hidepid, processes of other users are invisible
     return stat.rpartition(")")[2].split()
-
-
-def _start_elsewhere(pid: int) -> str | None:
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return None
-        return repr(process.create_time())
-    except psutil.Error:
-        return None
