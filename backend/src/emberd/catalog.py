@@ -96,8 +96,8 @@ class Model:
 
 
 # Size -> layers, hidden, intermediate, vocabulary, parameters, as public code states them. The
-# parameters of 0.6B and 4B follow from the others; those of 8B include a language-model head (its
-# embeddings are taken as not tied, as Qwen3-8B's are), which leaves 1.2 GiB unused if they are tied.
+# parameters of 0.6B and 4B follow from the others. Those of 8B include a language-model head (its
+# embeddings are taken as not tied, as Qwen3-8B's are): 1.2 GiB are left unused if they are tied.
 _QWEN3: Final = {
     "0.6B": (28, 1024, 3072, 151_669, 595_776_512),
     "4B": (36, 2560, 9728, 151_665, 4_021_774_336),
@@ -170,12 +170,10 @@ def names(given: str, model: str) -> bool:
         return given == model
     if given.casefold() == model.casefold():  # as on the hub
         return True
-    return _basename(given) == _basename(model) and _may_be_folder(given)
-
-
-def _may_be_folder(name: str) -> bool:
-    names_owner = name.rstrip("/").count("/") == 1 and not name.startswith(("/", ".", "~"))
-    return not names_owner or os.path.isdir(name)
+    if _basename(given) != _basename(model):
+        return False
+    names_owner = given.rstrip("/").count("/") == 1 and not given.startswith(("/", ".", "~"))
+    return not names_owner or os.path.isdir(given)
 
 
 @functools.lru_cache(maxsize=64)  # called for each query

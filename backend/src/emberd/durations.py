@@ -50,11 +50,7 @@ def seconds(text: str) -> float:
 
 
 def seconds_or_never(text: str) -> float | None:
-    """Return a duration in seconds as ``seconds`` does, or None for ``never``.
-
-    Raises:
-        ValueError: ``text`` has another form.
-    """
+    """Return what ``seconds`` does, or None for ``never``; raises as ``seconds``."""
     return None if text.strip().casefold() == NEVER else seconds(text)
 
 
@@ -83,11 +79,7 @@ def validate(name: str, value: object, *, zero: bool = False, forms: str = FORMS
 
 
 def validate_or_never(name: str, value: object) -> float | None:
-    """Return the duration as ``validate`` does, or None for None and ``never``.
-
-    Raises:
-        SettingError: As ``validate``.
-    """
+    """Return what ``validate`` does, or None for None and ``never``; raises as ``validate``."""
     if value is None or (isinstance(value, str) and value.strip().casefold() == NEVER):
         return None
     return validate(name, value, forms=FORMS_OR_NEVER)

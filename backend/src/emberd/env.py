@@ -175,7 +175,6 @@ def value(name: str, environ: Mapping[str, str] = os.environ) -> Any:
     """Return the parsed value of a variable; None if it is not set or empty.
 
     Raises:
-        KeyError: The table has no such variable.
         SettingError: The value cannot be parsed.
     """
     found = text(name, environ)
@@ -183,20 +182,12 @@ def value(name: str, environ: Mapping[str, str] = os.environ) -> Any:
 
 
 def setting_values(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Return the fields of ``Settings`` that the environment sets.
-
-    Raises:
-        SettingError: A value cannot be parsed.
-    """
+    """Return the fields of ``Settings`` that the environment sets; raises as ``value``."""
     return _fields(_SETTINGS, environ)
 
 
 def start_option_values(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Return the fields of ``StartOptions`` that the environment sets.
-
-    Raises:
-        SettingError: A value cannot be parsed.
-    """
+    """Return the fields of ``StartOptions`` that the environment sets; raises as ``value``."""
     return _fields(_START_OPTIONS, environ)
 
 

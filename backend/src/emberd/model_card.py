@@ -44,10 +44,8 @@ LAST_TOKEN: Final = "lasttoken"  # noqa: S105 - not a password
 
 _PROMPTS_FILE: Final = "config_sentence_transformers.json"
 _TOKENIZER: Final = "tokenizer.json"
-_DESCRIBING: Final = (CONFIG, _PROMPTS_FILE, _TOKENIZER)
 _MODULES: Final = "modules.json"
 _ADAPTER: Final = "adapter_config.json"
-_TRANSFORMER_FILE: Final = "sentence_bert_config.json"
 _POOLING_FOLDER: Final = "1_Pooling"
 _SERVED: Final = ("Transformer", "Pooling", "Normalize")
 
@@ -69,7 +67,6 @@ _OLD_MODES: Final = {
     "pooling_mode_lasttoken": LAST_TOKEN,
 }
 _INCLUDE_PROMPT: Final = "include_prompt"
-_SIZES: Final = ("embedding_dimension", "word_embedding_dimension")
 
 # Settings of the Transformer module that change tokens or vectors -> the values that do not.
 _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
@@ -101,7 +98,8 @@ def describe(name: str) -> Model:
     """
     if not is_folder(name):
         return catalog.lookup(name)
-    return _described(name, *(_changed_ns(Path(name) / file) for file in _DESCRIBING))
+    files = (CONFIG, _PROMPTS_FILE, _TOKENIZER)
+    return _described(name, *(_changed_ns(Path(name) / file) for file in files))
 
 
 @functools.lru_cache(maxsize=32)
@@ -109,11 +107,13 @@ def _described(name: str, *_changed: int) -> Model:
     # Called for each query; the files are read again only when one of them has changed.
     folder = Path(name)
     config = read_json(folder / CONFIG)
+    keys = ("is_matryoshka", "matryoshka_dimensions")
+    matryoshka = [config[key] for key in keys if config.get(key) is not None]
     stated: dict[str, Any] = {
         "dimensions": _integer(config.get("hidden_size")),
         "context_tokens": _integer(config.get("max_position_embeddings")),
         "end_of_text_id": end_of_text_id(folder),
-        "matryoshka": _matryoshka(config),
+        "matryoshka": any(matryoshka) if matryoshka else None,
         "cut_to": read_json(folder / _PROMPTS_FILE).get("truncate_dim"),
     }
     facts = {field: value for field, value in stated.items() if value is not None}
@@ -162,12 +162,6 @@ def _integer(value: object) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _matryoshka(config: dict[str, Any]) -> bool | None:
-    keys = ("is_matryoshka", "matryoshka_dimensions")
-    given = [config[key] for key in keys if config.get(key) is not None]
-    return any(given) if given else None
-
-
 def _templates(prompts: Prompts) -> dict[str, Any]:
     found = {
         "query_task": None,
@@ -204,7 +198,17 @@ def why_unsupported(
         None if the files ask for nothing that such a server does differently.
     """
     try:
-        _check_attention_and_adapter(folder)
+        config = load_json(folder / CONFIG)
+        if isinstance(config, dict) and config.get("is_causal") is False:
+            why = "that is bidirectional attention; the server computes causal attention"
+            _refuse(folder / CONFIG, "is_causal", False, why)
+        if os.path.exists(folder / _ADAPTER):
+            raise ModelFileError(
+                f"{folder} contains {_ADAPTER}: the model is an adapter for a base model, and the "
+                f"server does not load adapters",
+                "Merge the adapter into the weights (merge_and_unload of PEFT) and save the whole "
+                "model.",
+            )
         listed = load_json(folder / _MODULES)
         if listed is not None:
             _check_modules(folder, listed, pooling, partial=partial)
@@ -218,20 +222,6 @@ def why_unsupported(
 def names_pooling(folder: Path) -> bool:
     """Return whether the folder says how token states become one vector."""
     return any(os.path.exists(folder / name) for name in (_MODULES, f"{_POOLING_FOLDER}/{CONFIG}"))
-
-
-def _check_attention_and_adapter(folder: Path) -> None:
-    config = load_json(folder / CONFIG)
-    if isinstance(config, dict) and config.get("is_causal") is False:
-        why = "that is bidirectional attention; the server computes causal attention"
-        _refuse(folder / CONFIG, "is_causal", False, why)
-    if os.path.exists(folder / _ADAPTER):
-        raise ModelFileError(
-            f"{folder} contains {_ADAPTER}: the model is an adapter for a base model, and the "
-            f"server does not load adapters",
-            "Merge the adapter into the weights (merge_and_unload of PEFT) and save the whole "
-            "model.",
-        )
 
 
 def _refuse(path: Path, name: str, value: object, why: str) -> NoReturn:
@@ -275,8 +265,13 @@ def _check_modules(folder: Path, listed: object, pooling: str, *, partial: bool)
             f"model from {folder} itself",
             "Load the model with sentence-transformers 5 or newer and save it to a new folder.",
         )
-    _check_transformer(folder / _TRANSFORMER_FILE)
-    _check_normalize(folders[2] / CONFIG)
+    _check_transformer(folder / "sentence_bert_config.json")
+    # Releases before 6.x do not save settings of Normalize.
+    normalize = _object_or_empty(folders[2] / CONFIG)
+    for name in ("module_input_name", "module_output_name"):
+        if normalize.get(name) not in (None, "sentence_embedding"):
+            why = "and the server normalises sentence_embedding"
+            _refuse(folders[2] / CONFIG, name, normalize[name], why)
     declared = load_json(folders[1] / CONFIG)
     if declared is not None or not partial:
         _check_pooling(folders[1] / CONFIG, declared, pooling)
@@ -297,10 +292,7 @@ def _module_folder(folder: Path, path: str) -> Path:
 
 
 def _check_transformer(path: Path) -> None:
-    given = load_json(path)
-    if given is None:
-        return
-    settings = as_object(path, given)
+    settings = _object_or_empty(path)
     for name, value in settings.items():
         if name in _NEUTRAL and value not in _NEUTRAL[name]:
             _refuse(path, name, value, "which the server does not apply")
@@ -311,20 +303,15 @@ def _check_transformer(path: Path) -> None:
         _refuse(path, "modality_config", modalities, why)
 
 
-def _check_normalize(path: Path) -> None:
-    given = load_json(path)
-    if given is None:  # releases before 6.x do not save settings of this module
-        return
-    names = as_object(path, given)
-    for name in ("module_input_name", "module_output_name"):
-        if names.get(name) not in (None, "sentence_embedding"):
-            _refuse(path, name, names[name], "and the server normalises sentence_embedding")
+def _object_or_empty(path: Path) -> dict[str, Any]:
+    found = load_json(path)
+    return {} if found is None else as_object(path, found)
 
 
 def _check_pooling(path: Path, given: object, pooling: str) -> None:
     config = as_object(path, given)
-    unknown = sorted(set(config) - {_MODE, *_OLD_MODES, *_SIZES, _INCLUDE_PROMPT})
-    if unknown:
+    sizes = ("embedding_dimension", "word_embedding_dimension")
+    if unknown := sorted(set(config) - {_MODE, *_OLD_MODES, *sizes, _INCLUDE_PROMPT}):
         _refuse(path, unknown[0], config[unknown[0]], "which is unsupported")
     modes = _modes(path, config)
     if not modes and pooling != _MEAN:
@@ -347,11 +334,7 @@ def _check_pooling(path: Path, given: object, pooling: str) -> None:
 
 
 def _modes(path: Path, config: Mapping[str, Any]) -> list[str]:
-    """Return the pooling modes by their names in sentence-transformers 6.x.
-
-    Returns:
-        An empty list if none is named; sentence-transformers takes the mean then.
-    """
+    """Return the pooling modes by their names in sentence-transformers 6.x; it may be none."""
     if _MODE in config:  # takes precedence over the old booleans, as in 6.x
         given = config[_MODE]
         modes = [given] if isinstance(given, str) else given

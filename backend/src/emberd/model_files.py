@@ -16,7 +16,8 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -41,9 +42,7 @@ _MAX_HEADER_BYTES: Final = 100_000_000
 # What reading a header of any content raises.
 _DAMAGED: Final = (
     *(ArithmeticError, AttributeError, LookupError),
-    RecursionError,
-    TypeError,
-    ValueError,
+    *(RecursionError, TypeError, ValueError),
 )
 
 
@@ -157,12 +156,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a regular file in UTF-8.
-
-    Raises:
-        OSError: The file cannot be opened, or is not a regular file.
-        UnicodeError: The file is not UTF-8.
-    """
+    """Return the text of a regular file in UTF-8; raises as ``open_regular``, and UnicodeError."""
     with open_regular(path) as file:
         return file.read().decode("utf-8")
 
@@ -191,15 +185,10 @@ def load_json(path: Path) -> object | None:
 
 
 def as_object(path: Path, found: object, key: str = "") -> dict[str, Any]:
-    """Return ``found`` if it is a JSON object.
-
-    Args:
-        path: The file that ``found`` was read from.
-        found: What ``load_json`` returned, or a part of it.
-        key: The key of the part; empty for the whole file.
+    """Return ``found``, which ``load_json`` read, or its part under ``key``, if it is an object.
 
     Raises:
-        ModelFileError: ``found`` is not an object, or the file does not exist.
+        ModelFileError: It is not an object, or the file does not exist.
     """
     if isinstance(found, dict):
         return found
@@ -225,17 +214,12 @@ class SafetensorsHeader:
     """The header of one file of weights.
 
     Attributes:
-        shapes: Name -> shape of each tensor.
+        elements: Name -> number of elements of each tensor.
         file_bytes: Size that the file must have; a smaller one was cut short.
     """
 
-    shapes: Mapping[str, tuple[int, ...]]
+    elements: Mapping[str, int]
     file_bytes: int
-
-    @property
-    def elements(self) -> dict[str, int]:
-        """Name -> number of elements of each tensor."""
-        return {name: math.prod(shape) for name, shape in self.shapes.items()}
 
 
 def read_safetensors_header(path: Path) -> SafetensorsHeader:
@@ -253,11 +237,11 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
     try:
         header = json.loads(content)
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in tensors.items()}
+        elements = {name: math.prod(map(int, e["shape"])) for name, e in tensors.items()}
         end = max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
     except _DAMAGED as error:
         raise ValueError(f"{path} has a damaged safetensors header") from error
-    return SafetensorsHeader(shapes, _LENGTH_BYTES + length + end)
+    return SafetensorsHeader(elements, _LENGTH_BYTES + length + end)
 
 
 # ------------------------------------------------------------ content
@@ -278,11 +262,9 @@ def content_hash(name: str) -> str | None:
     folder = Path(name)
     if not is_folder(name):
         return None
-    try:
+    with _readable(name):
         stats = [(file, file.stat()) for file in _hashed_files(folder)]
         return _hash(tuple((os.fspath(f), s.st_size, s.st_mtime_ns, s.st_ino) for f, s in stats))
-    except OSError as error:
-        raise _unreadable_folder(name, error) from error
 
 
 def changed_s(name: str) -> float:
@@ -293,16 +275,18 @@ def changed_s(name: str) -> float:
     Raises:
         SettingError: The folder cannot be read.
     """
-    try:
+    with _readable(name):
         return max((file.stat().st_ctime for file in _hashed_files(Path(name))), default=0.0)
+
+
+@contextmanager
+def _readable(name: str) -> Generator[None]:
+    try:
+        yield
     except OSError as error:
-        raise _unreadable_folder(name, error) from error
-
-
-def _unreadable_folder(name: str, error: OSError) -> SettingError:
-    return SettingError(
-        f"The folder model={name!r} cannot be read: {error}. Correct its permissions."
-    )
+        raise SettingError(
+            f"The folder model={name!r} cannot be read: {error}. Correct its permissions."
+        ) from error
 
 
 def _hashed_files(folder: Path) -> Iterator[Path]:
@@ -319,16 +303,11 @@ def _hash(files: tuple[tuple[str, int, int, int], ...]) -> str:
         path = Path(name)
         # Relative to the folder: the same files elsewhere are the same model.
         whole.update(f"{os.path.relpath(path, root)} {size}\n".encode())
-        for sample in _samples(path, size):
-            whole.update(sample)
+        with open_regular(path) as file:
+            if path.match("*.json") or size <= _SAMPLES * _SAMPLE_BYTES:
+                whole.update(file.read())
+                continue
+            for number in range(_SAMPLES):
+                file.seek(number * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+                whole.update(file.read(_SAMPLE_BYTES))
     return whole.hexdigest()[:16]
-
-
-def _samples(path: Path, size: int) -> Iterator[bytes]:
-    with open_regular(path) as file:
-        if path.match("*.json") or size <= _SAMPLES * _SAMPLE_BYTES:
-            yield file.read()
-            return
-        for number in range(_SAMPLES):
-            file.seek(number * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
-            yield file.read(_SAMPLE_BYTES)

@@ -220,20 +220,16 @@ def is_healthy(url: str, *, listener: Listener | None = None) -> bool:
     return reply is not None and reply.status == http.client.OK
 
 
+_IN_FLIGHT: Final = ("sglang:num_running_reqs", "sglang:num_queue_reqs")
+_REQUESTS: Final = "sglang:num_requests_total"
+
+
 def activity(url: str, api_key: str | None, *, listener: Listener | None = None) -> Activity | None:
     """Return the server's counters; None if it shows none."""
     reply = get(url, "/metrics", api_key, listener=listener)
     if reply is None or reply.status != http.client.OK:
         return None
-    return _parse_metrics(reply.body.decode("utf-8", "replace"))
-
-
-_IN_FLIGHT: Final = ("sglang:num_running_reqs", "sglang:num_queue_reqs")
-_REQUESTS: Final = "sglang:num_requests_total"
-_TOKENS: Final = "sglang:prompt_tokens_total"
-
-
-def _parse_metrics(text: str) -> Activity | None:
+    text = reply.body.decode("utf-8", "replace")
     # Imported late: clients, which import this module, never read metrics.
     from prometheus_client.parser import text_string_to_metric_families
 
@@ -248,6 +244,6 @@ def _parse_metrics(text: str) -> Activity | None:
         return None
     return Activity(
         requests=sums.get(_REQUESTS, 0.0),
-        tokens=sums.get(_TOKENS, 0.0),
+        tokens=sums.get("sglang:prompt_tokens_total", 0.0),
         in_flight=sum(sums.get(name, 0.0) for name in _IN_FLIGHT),
     )

@@ -47,12 +47,7 @@ _ONE_WORD: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclass(frozen=True, slots=True)
 class Templates:
-    """The templates of both roles; each contains ``{text}``.
-
-    Attributes:
-        query: The template of queries.
-        document: The template of documents.
-    """
+    """The templates of both roles; each contains ``{text}``."""
 
     query: str
     document: str
@@ -74,10 +69,28 @@ def templates(
         InstructionError: An instruction would be misread; a symmetric task is given for one role
             only; or two different instructions are given with ``symmetric``.
     """
+    given: dict[Role, str | None] = {"query": query, "document": document}
     if symmetric:
-        return _common_template(model, query, document)
+        found = {template(model, role, text) for role, text in given.items() if text is not None}
+        if len(found) > 1:
+            raise InstructionError(
+                f"symmetric=True embeds queries and documents with one template, but "
+                f"query_instruction={query!r} and document_instruction={document!r} differ. Give "
+                f"one of them, or leave out symmetric."
+            )
+        common = found.pop() if found else _default(model, "document")
+        return Templates(common, common)
     both = Templates(template(model, "query", query), template(model, "document", document))
-    _check_symmetric_tasks(query=query, document=document)
+    # The mistake would go unnoticed: both roles get vectors, but these do not fit together.
+    for role, own in given.items():
+        other: Role = "document" if role == "query" else "query"
+        task = TASKS.get(own or "", own)
+        if task in _SYMMETRIC_TASKS and given[other] is None:
+            raise InstructionError(
+                f"{role}_instruction={own!r} is a task for queries and documents, but only {role} "
+                f"texts would get it. Pass symmetric=True to apply it to both, or set "
+                f"{other}_instruction='' to leave the others bare."
+            )
     return both
 
 
@@ -127,34 +140,6 @@ def template(model: Model, role: Role, instruction: str | None) -> str:
 def apply(template: str, text: str) -> str:
     """Return ``template`` with ``text`` in it; braces inside the text are not replaced."""
     return template.replace(BARE, text)
-
-
-def _common_template(model: Model, query: str | None, document: str | None) -> Templates:
-    found = set()
-    if query is not None:
-        found.add(template(model, "query", query))
-    if document is not None:
-        found.add(template(model, "document", document))
-    if len(found) > 1:
-        raise InstructionError(
-            f"symmetric=True embeds queries and documents with one template, but "
-            f"query_instruction={query!r} and document_instruction={document!r} differ. Give one "
-            f"of them, or leave out symmetric."
-        )
-    one = found.pop() if found else _default(model, "document")
-    return Templates(one, one)
-
-
-def _check_symmetric_tasks(**given: str | None) -> None:
-    # The mistake would go unnoticed: both roles get vectors, but these do not fit together.
-    for role, other in (("query", "document"), ("document", "query")):
-        task = TASKS.get(given[role] or "", given[role])
-        if task in _SYMMETRIC_TASKS and given[other] is None:
-            raise InstructionError(
-                f"{role}_instruction={given[role]!r} is a task for queries and documents, but "
-                f"only {role} texts would get it. Pass symmetric=True to apply it to both, or set "
-                f"{other}_instruction='' to leave the others bare."
-            )
 
 
 def _default(model: Model, role: Role) -> str:

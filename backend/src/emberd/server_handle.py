@@ -23,7 +23,7 @@ from emberd.system import background, fork, listeners
 from emberd.system.fork import ForkAware
 
 if TYPE_CHECKING:
-    from emberd.manager import Progress, Server
+    from emberd.manager import Server
     from emberd.verified_manager import Manager
 
 
@@ -49,21 +49,21 @@ class SingleFlight:
 
     async def run(self, key: Hashable, call: Callable[[], T]) -> T:
         """Return what ``call`` returns. Cancelling ends the wait, but not the call."""
+
+        def work() -> T:
+            try:
+                return call()
+            finally:
+                # Before the result is set, so that later callers start a new run.
+                with self._lock:
+                    self._running.pop(key, None)
+
         with self._lock:
             future = self._running.get(key)
             if future is None:
-                future = background.run(functools.partial(self._call, key, call), "attach")
-                self._running[key] = future
+                future = self._running[key] = background.run(work, "attach")
         result: T = await asyncio.wrap_future(future)
         return result
-
-    def _call(self, key: Hashable, call: Callable[[], T]) -> T:
-        try:
-            return call()
-        finally:
-            # Before the result is set, so that later callers start a new run.
-            with self._lock:
-                self._running.pop(key, None)
 
 
 class ServerHandle(ForkAware):
@@ -71,7 +71,7 @@ class ServerHandle(ForkAware):
 
     def __init__(self, settings: Settings, manager: Manager | None) -> None:
         self._settings = settings
-        self._manager_in_use = manager
+        self.manager = manager  # None before the first use
         self._server: Server | None = None
         self._before: Server | None = None
         self._dimensions: int | None = None  # of all servers of this object
@@ -166,11 +166,6 @@ class ServerHandle(ForkAware):
                 stacklevel=2,
             )
 
-    @property
-    def manager(self) -> Manager | None:
-        """The manager that finds and starts servers; None before the first use."""
-        return self._manager_in_use
-
     @functools.cached_property
     def spec(self) -> ServerSpec:
         """The wanted server; for a model in a folder, with the hash of its present files.
@@ -228,7 +223,9 @@ class ServerHandle(ForkAware):
             start_timeout=self._settings.start_timeout,
             idle_timeout=self._settings.idle_timeout,
             lost=lost,
-            on_progress=_log_progress,
+            on_progress=lambda progress: _LOG.info(
+                "%s (%.0f s, log: %s)", progress.text, progress.seconds, progress.log_path
+            ),
         )
         endpoint = server.endpoint
         if self._dimensions not in (None, endpoint.dimensions):
@@ -246,13 +243,13 @@ class ServerHandle(ForkAware):
         return server
 
     def _manager(self) -> Manager:
-        if self._manager_in_use is None:
+        if self.manager is None:
             # Imported at first use: it imports the libraries for locks and processes.
             with fork.no_fork():
                 from emberd.verified_manager import Manager
 
-            self._manager_in_use = Manager()
-        return self._manager_in_use
+            self.manager = Manager()
+        return self.manager
 
     def _check(self) -> None:
         if self.key_is_missing:
@@ -270,11 +267,7 @@ def _load() -> None:
 
 
 def _check_same(before: Endpoint, now: Endpoint) -> None:
-    """Check that an external server returns the same vectors after a restart.
-
-    Raises:
-        ServerMismatchError: The vectors differ.
-    """
+    """Raise unless an external server returns the same vectors after a restart."""
     if before.url == now.url and before.canary and now.canary:
         norms = math.hypot(*before.canary) * math.hypot(*now.canary)
         similarity = sum(map(operator.mul, before.canary, now.canary)) / norms
@@ -295,7 +288,3 @@ def _given_server(endpoint: Endpoint) -> Server:
     from emberd.manager import Server  # imported late, like the manager
 
     return Server(endpoint, "given", f"{endpoint.url} is the server of the given client")
-
-
-def _log_progress(progress: Progress) -> None:
-    _LOG.info("%s (%.0f s, log: %s)", progress.text, progress.seconds, progress.log_path)

@@ -98,29 +98,8 @@ class ServerSpec:
 class Settings:
     """All settings of an embedder; made by ``Settings.resolve``.
 
-    Attributes:
-        model: Name on the hub, or a folder.
-        dimensions: Length of the returned vectors; None for native. The default is the
-            ``truncate_dim`` of the model's folder.
-        query_instruction: See ``emberd.prompts.template``.
-        document_instruction: See ``emberd.prompts.template``.
-        symmetric: Embed queries as documents; see ``emberd.prompts.templates``.
-        base_url: A server to use; emberd then starts none.
-        api_key: Its key. Never printed, never pickled.
-        revision: Commit, branch or tag on the hub; None for the default.
-        engine: Which engine may serve; None for any.
-        device: ``"cuda"`` or ``"cpu"``; None for any.
-        context_tokens: Longest text that must fit, in tokens; None for any.
-        batch_size: Maximum number of texts in one request.
-        max_concurrency: Maximum number of requests in flight in this process.
-        timeout: Time limit of one request, in seconds.
-        start_timeout: Seconds to wait for a server to start.
-        idle_timeout: Time without use after which a started server stops, in seconds; None for
-            never.
-        truncate: Cut texts that are too long instead of refusing them.
-        server_dimensions: Let the server cut vectors to ``dimensions``: less to transfer.
-        show_progress: Show a progress bar while documents are embedded.
-        cache: URL of the cache of vectors; None for none.
+    The attributes are the arguments of ``emberd.Embedder`` of these names, where each is described,
+    as they were resolved: durations are in seconds. The key is never printed and never pickled.
     """
 
     model: str = DEFAULT_MODEL
@@ -155,12 +134,12 @@ class Settings:
         Raises:
             SettingError: A field is unknown, or a value is invalid; the text names it.
         """
-        given = {
-            name: value
-            for name, value in given.items()
-            if value is not UNSET and (value is not None or name == "idle_timeout")
-        }
-        values = _read(env.setting_values() | given)
+        _check_names(given)
+        values = env.setting_values()
+        for name, value in given.items():
+            if value is not UNSET and (value is not None or name == "idle_timeout"):
+                values[name] = value
+        values = _read(values)
         if "dimensions" not in values and isinstance(values.get("model"), str):
             values["dimensions"] = model_card.describe(values["model"]).cut_to
         settings = cls(**values)
@@ -209,6 +188,7 @@ class Settings:
         Raises:
             SettingError: A field is unknown, or a value is invalid; the text names it.
         """
+        _check_names(changes)
         settings = replace(self, **_read(changes))
         settings._validate()
         return settings
@@ -223,11 +203,7 @@ class Settings:
         )
 
     def _validate(self) -> None:
-        """Check the fields that ``_read`` does not check.
-
-        Raises:
-            SettingError: A value is invalid; the text names it.
-        """
+        """Check the fields that ``_read`` does not check."""
         for name in (*_TEXTS, *_INSTRUCTIONS, *_COUNTS, *_SWITCHES):
             value = getattr(self, name)
             if why := _why_invalid(name, value):
@@ -241,17 +217,16 @@ class Settings:
 _DEFAULT: Final = Settings()
 
 
-def _read(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields of ``Settings`` with what accepts several forms converted to one.
-
-    Raises:
-        SettingError: A field is unknown, or its value has none of the forms.
-    """
+def _check_names(given: Mapping[str, Any]) -> None:
     known = {each.name for each in fields(Settings)}
     if unknown := sorted(set(given) - known):
         raise SettingError(
             f"Unknown setting {unknown[0]!r}. Known are: {', '.join(sorted(known))}."
         )
+
+
+def _read(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields of ``Settings`` with what accepts several forms converted to one."""
     return {n: _READERS[n](value) if n in _READERS else value for n, value in given.items()}
 
 
@@ -268,7 +243,6 @@ _READERS: Final[dict[str, Callable[[Any], Any]]] = {
     "start_timeout": partial(durations.validate, "start_timeout"),
     "idle_timeout": partial(durations.validate_or_never, "idle_timeout"),
 }
-
 
 _TEXTS: Final = ("model", "revision", "engine", "device")
 _INSTRUCTIONS: Final = ("query_instruction", "document_instruction")

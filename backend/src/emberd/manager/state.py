@@ -365,10 +365,10 @@ def write_serialized(folder: Path, content: bytes) -> None:
     file = folder / RECORD_NAME
     # A link with the name of the record is replaced, not followed out of the private folder.
     try:
-        atomic_file.write(file, content, durable=True, follow_links=False)
+        atomic_file.write(file, content, follow_links=False)
     except IsADirectoryError:
         paths.remove(file)
-        atomic_file.write(file, content, durable=True, follow_links=False)
+        atomic_file.write(file, content, follow_links=False)
 
 
 def _from_json(content: dict[str, Any]) -> Record:

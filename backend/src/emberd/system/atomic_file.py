@@ -16,16 +16,9 @@ UNFINISHED: Final = ".unfinished"
 """Suffix of the names of files that are being written."""
 
 
-def write(
-    path: Path,
-    content: bytes,
-    *,
-    mode: int = 0o600,
-    durable: bool = False,
-    follow_links: bool = True,
-) -> None:
+def write(path: Path, content: bytes, *, mode: int = 0o600, follow_links: bool = True) -> None:
     """Replace the content of ``path`` in one step; see ``replacing`` for arguments and errors."""
-    with replacing(path, mode=mode, durable=durable, follow_links=follow_links) as file:
+    with replacing(path, mode=mode, follow_links=follow_links) as file:
         file.write(content)
 
 
@@ -34,17 +27,17 @@ def replacing(
     path: Path,
     *,
     mode: int = 0o666,
-    durable: bool = True,
     follow_links: bool = True,
     before_rename: Callable[[], None] | None = None,
     unnamed: bool = False,
 ) -> Iterator[BinaryIO]:
     """Yield a file that replaces ``path`` when the block ends without an error.
 
+    It ends once the disk has the content and the name.
+
     Args:
         path: The file; its folder must exist.
         mode: Permissions of the new file, before the umask.
-        durable: Wait until the disk has the content and the name.
         follow_links: If ``path`` is a symbolic link, replace its target; else the link itself.
         before_rename: Called right before the rename; if it raises, ``path`` keeps its content.
         unnamed: Give the file no name before it is complete, where the system can (Linux): then a
@@ -66,8 +59,7 @@ def replacing(
         with os.fdopen(descriptor, "w+b") as file:
             yield file
             file.flush()
-            if durable:
-                os.fsync(file.fileno())
+            os.fsync(file.fileno())
             if hidden is not None:
                 _name(file.fileno(), fresh)
         if before_rename is not None:
@@ -76,8 +68,7 @@ def replacing(
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
-    if durable:
-        sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def _name(descriptor: int, path: Path) -> None:
@@ -91,11 +82,7 @@ def _name(descriptor: int, path: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename ``source`` to ``target`` and wait until the disk has the name.
-
-    Raises:
-        OSError: The rename failed; nothing has changed.
-    """
+    """Rename ``source`` to ``target`` and wait until the disk has the name."""
     os.replace(source, target)
     sync_folder(target.parent)
 

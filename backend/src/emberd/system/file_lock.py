@@ -25,13 +25,11 @@ class LockHeldError(TimeoutError):
     """The lock is held by another process.
 
     Attributes:
-        path: The file.
         holder: What the holder wrote into the file, such as ``"process 4711"``; may be empty.
     """
 
     def __init__(self, path: Path, holder: str) -> None:
         super().__init__(f"{path} is locked by {holder or 'an unknown process'}")
-        self.path = path
         self.holder = holder
 
 

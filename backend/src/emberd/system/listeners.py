@@ -51,10 +51,9 @@ _NLMSG_ERROR: Final = 2
 _TCP_LISTEN: Final = 10
 _NO_COOKIE: Final = 0xFFFFFFFF
 _HEADER: Final = struct.Struct("=IHHII")
-_REQUEST: Final = struct.Struct("=BBBBI2s2s16s16sIII")
+_REQUEST: Final = struct.Struct("=BBBBI4s16s16sIII")
 _REPLY: Final = struct.Struct("=BBBB48sIIIII")
 _ERROR: Final = struct.Struct("=i")
-_ADDRESS_BYTES: Final = 16
 _REPLY_BYTES: Final = 4096
 _NETLINK_S: Final = 1.0
 
@@ -62,15 +61,8 @@ _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS
 # What a kernel or a sandbox without netlink answers each time. Other errors, such as a lack of
 # descriptors or no answer in time, say nothing about the next question.
 _NO_NETLINK: Final = (
-    errno.EACCES,
-    errno.EAFNOSUPPORT,
-    errno.ECONNREFUSED,
-    errno.EINVAL,
-    errno.ENOSYS,
-    errno.EOPNOTSUPP,
-    errno.EPERM,
-    errno.EPROTONOSUPPORT,
-    errno.ESOCKTNOSUPPORT,
+    *(errno.EACCES, errno.EAFNOSUPPORT, errno.ECONNREFUSED, errno.EINVAL, errno.ENOSYS),
+    *(errno.EOPNOTSUPP, errno.EPERM, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT),
 )
 
 _IPV4: Final = 4
@@ -273,8 +265,7 @@ def _process_at(
 def _places(url: str) -> Iterator[tuple[Address, int]]:
     """Yield the addresses of this machine that ``url`` names, in the order of connecting.
 
-    Raises:
-        OSError: They cannot be looked up for now.
+    It raises OSError if they cannot be looked up for now.
     """
     parts = urlsplit(url)
     try:
@@ -283,25 +274,21 @@ def _places(url: str) -> Iterator[tuple[Address, int]]:
         return
     if port is None:
         return
-    for address in _addresses(parts.hostname or ""):
-        if _is_here(address):
-            # Connecting to the unspecified address reaches this machine's loopback.
-            loopback = ip_address("127.0.0.1" if address.version == _IPV4 else "::1")
-            yield (loopback if address.is_unspecified else address), port
-
-
-def _addresses(host: str) -> list[Address]:
-    # Names too: that of this machine is often one of its loopback addresses.
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        # Names too: that of this machine is often one of its loopback addresses.
+        found = socket.getaddrinfo(parts.hostname or "", None, type=socket.SOCK_STREAM)
     except UnicodeError:
-        return []
+        return
     except socket.gaierror:
         # It may be known to a proxy. Without descriptors no name is known at all (glibc), and this
         # raises.
         socket.socket().close()
-        return []
-    return [_address(str(each[4][0])) for each in found]
+        return
+    for address in [_address(str(each[4][0])) for each in found]:
+        if _is_here(address):
+            # Connecting to the unspecified address reaches this machine's loopback.
+            loopback = ip_address("127.0.0.1" if address.version == _IPV4 else "::1")
+            yield (loopback if address.is_unspecified else address), port
 
 
 def _address(text: str) -> Address:
@@ -344,10 +331,8 @@ def _has_netlink() -> bool:
 def _answers_netlink() -> bool:
     """Return whether the kernel answers for a socket of our own that listens.
 
-    A kernel without the module says "no such socket", and a sandbox may refuse the question.
-
-    Raises:
-        OSError: There is no definite answer, so nothing is kept.
+    A kernel without the module says "no such socket", and a sandbox may refuse the question. Where
+    there is no definite answer, the OSError is raised, so that none is cached.
     """
     with socket.create_server(("127.0.0.1", 0)) as listening_here:
         try:
@@ -416,25 +401,13 @@ def _look_up(
 def _ask_kernel(
     address: Address, port: int, client: tuple[Address, int] | None = None
 ) -> Listener | None:
-    """Like ``_look_up``, through netlink.
-
-    Raises:
-        OSError: Netlink is not available, or refuses.
-    """
+    """Like ``_look_up``, through netlink; raises OSError if that is not available, or refuses."""
     sender, from_port = client or (None, 0)
     body = _REQUEST.pack(
-        _family(address),
-        socket.IPPROTO_TCP,
-        0,
-        0,
-        0,
-        port.to_bytes(2, "big"),
-        from_port.to_bytes(2, "big"),
-        address.packed.ljust(_ADDRESS_BYTES, b"\0"),
-        (sender.packed if sender else b"").ljust(_ADDRESS_BYTES, b"\0"),
-        0,
-        _NO_COOKIE,
-        _NO_COOKIE,
+        *(_family(address), socket.IPPROTO_TCP, 0, 0, 0),
+        struct.pack("!HH", port, from_port),
+        *(address.packed, sender.packed if sender else b""),  # null bytes are added
+        *(0, _NO_COOKIE, _NO_COOKIE),
     )
     header = _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0)
     kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
@@ -479,11 +452,7 @@ def _read_place(text: str) -> tuple[Address, int]:
 
 
 def _descriptors(pid: int) -> set[str]:
-    """Return what a process has open; empty once it has ended.
-
-    Raises:
-        PermissionError: They may not be read.
-    """
+    """Return what a process has open; empty once it has ended. May raise PermissionError."""
     folder = f"/proc/{pid}/fd"
     found = set()
     with suppress(FileNotFoundError, ProcessLookupError):

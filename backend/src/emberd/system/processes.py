@@ -33,13 +33,7 @@ _END_POLL_S: Final = 0.02
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """One process of this boot.
-
-    Attributes:
-        pid: Process id.
-        start: Start time in the kernel's units.
-        boot: The boot in which it runs.
-    """
+    """One process: its pid, its start time in the kernel's units, and the boot in which it runs."""
 
     pid: int
     start: str
@@ -170,11 +164,9 @@ def send(identity: ProcessIdentity, signum: signal.Signals) -> bool:
 
 
 def marked(folder: str, start_id: str | None = None) -> Iterator[ProcessIdentity]:
-    """Yield the running processes of this user that are marked with the state folder ``folder``.
+    """Yield this user's running processes that are marked with a state folder and a start id.
 
-    Args:
-        folder: The state folder of a server.
-        start_id: Only those of this start; None for all starts.
+    None stands for all starts.
     """
     for found, mark_folder, mark_start_id in marks():
         if mark_folder == folder and start_id in (None, mark_start_id):
