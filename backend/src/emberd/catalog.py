@@ -146,10 +146,7 @@ def lookup(name: str) -> Model:
 
     A name that is not in the catalog gives a ``Model`` with only that name.
     """
-    for model in MODELS:
-        if names(name, model.name):
-            return model
-    return Model(name=name)
+    return next((model for model in MODELS if names(name, model.name)), Model(name))
 
 
 def task_of(prompt: str) -> str | None:

@@ -204,9 +204,6 @@ def _fields(variables: tuple[Variable, ...], environ: Mapping[str, str]) -> dict
     }
 
 
-# ------------------------------------------------------------ paths
-
-
 @dataclass(frozen=True, slots=True)
 class Places:
     """Where emberd keeps its files, and which servers and installations the environment allows.

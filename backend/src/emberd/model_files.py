@@ -46,9 +46,6 @@ _DAMAGED: Final = (
 )
 
 
-# ------------------------------------------------------------ names of models
-
-
 def is_folder(name: str) -> bool:
     """Return whether the model ``name`` is a folder on this machine, not a name on the hub."""
     return os.path.isdir(name)
@@ -99,13 +96,12 @@ def hub_folder(model: str) -> Path:
 
 
 def hub_snapshot(model: str, revision: str | None) -> Path | None:
-    """Return the folder that holds one revision of a model; None if there is none.
+    """Return the folder with a commit, branch or tag (None: the default) of a model on the hub.
 
     Files may be missing there: libraries download only what they read.
 
-    Args:
-        model: Its name on the hub.
-        revision: Commit, branch or tag; None for the default branch.
+    Returns:
+        None if there is no such folder.
     """
     folder, revision = hub_folder(model), revision or "main"
     try:

@@ -36,36 +36,6 @@ _SAME_VECTOR: Final = 0.995
 """Minimum cosine of one text's vectors before and after a restart; bfloat16 is not exact."""
 
 
-class SingleFlight:
-    """Runs blocking calls in daemon threads; concurrent callers of one key share one run.
-
-    Not in the event loop's executor: its threads are the application's, and exiting the process or
-    ``asyncio.run`` would wait for them.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # never held during a call
-        self._running: dict[Hashable, Future[Any]] = {}
-
-    async def run(self, key: Hashable, call: Callable[[], T]) -> T:
-        """Return what ``call`` returns. Cancelling ends the wait, but not the call."""
-
-        def work() -> T:
-            try:
-                return call()
-            finally:
-                # Before the result is set, so that later callers start a new run.
-                with self._lock:
-                    self._running.pop(key, None)
-
-        with self._lock:
-            future = self._running.get(key)
-            if future is None:
-                future = self._running[key] = background.run(work, "attach")
-        result: T = await asyncio.wrap_future(future)
-        return result
-
-
 class ServerHandle(ForkAware):
     """The server of one embedder in this process: found once, and again when it is lost."""
 
@@ -75,16 +45,16 @@ class ServerHandle(ForkAware):
         self._server: Server | None = None
         self._before: Server | None = None
         self._dimensions: int | None = None  # of all servers of this object
-        self._lock = threading.Lock()
-        self._flights = SingleFlight()
         self._warned: set[int | None] = set()
         self.key_is_missing = False
+        self.after_fork_in_child()
         fork.register(self)
 
     def after_fork_in_child(self) -> None:
-        """Replace the lock: a thread that does not exist in the child may hold the old one."""
+        """Replace the locks: a thread that does not exist in the child may hold the old ones."""
         self._lock = threading.Lock()
-        self._flights = SingleFlight()
+        self._running_lock = threading.Lock()  # never held during a call
+        self._running: dict[Hashable, Future[Any]] = {}
 
     def server(self, inspect: Callable[[], Endpoint] | None = None) -> Server:
         """Return the server; find or start it if there is none yet.
@@ -111,14 +81,14 @@ class ServerHandle(ForkAware):
         if (server := self._current()) is not None:
             return server
         if inspect is None:
-            return await self._flights.run(None, self.server)
+            return await self._run(None, self.server)
         self._check()
         self._server = _given_server(await inspect())
         return self._server
 
     async def aload(self) -> None:
         """Import what the client needs, which takes half a second, in another thread."""
-        await self._flights.run(_load, _load)
+        await self._run(_load, _load)
 
     def reconnect(self, endpoint: Endpoint) -> Endpoint:
         """Return a server in place of ``endpoint``, which was lost during a job.
@@ -138,7 +108,7 @@ class ServerHandle(ForkAware):
 
     async def areconnect(self, endpoint: Endpoint) -> Endpoint:
         """Like ``reconnect``, on the running event loop."""
-        return await self._flights.run(endpoint, lambda: self.reconnect(endpoint))
+        return await self._run(endpoint, lambda: self.reconnect(endpoint))
 
     def used(self, _endpoint: Endpoint) -> None:
         """Record that the server is in use, so that it does not stop as idle."""
@@ -173,6 +143,28 @@ class ServerHandle(ForkAware):
         Read once, so that vectors and index identity refer to the same files.
         """
         return self._settings.spec
+
+    async def _run(self, key: Hashable, call: Callable[[], T]) -> T:
+        """Return what ``call`` returns, run in a daemon thread that callers of one key share.
+
+        Cancelling ends the wait, but not the call. Not in the event loop's executor: its threads
+        are the application's, and exiting the process or ``asyncio.run`` would wait for them.
+        """
+
+        def work() -> T:
+            try:
+                return call()
+            finally:
+                # Before the result is set, so that later callers start a new run.
+                with self._running_lock:
+                    self._running.pop(key, None)
+
+        with self._running_lock:
+            future = self._running.get(key)
+            if future is None:
+                future = self._running[key] = background.run(work, "attach")
+        result: T = await asyncio.wrap_future(future)
+        return result
 
     def _current(self) -> Server | None:
         """Return the server unless it has stopped since the last job."""
@@ -235,7 +227,7 @@ class ServerHandle(ForkAware):
                 f"there. Make a new object, and embed all texts again with it."
             )
         if lost is not None and lost.origin != "own" and server.origin != "own":
-            _check_same(lost.endpoint, endpoint)
+            _check_weights(lost.endpoint, endpoint)
         self._dimensions = endpoint.dimensions
         _LOG.info("%s", server.reason)
         for note in server.notes:
@@ -266,17 +258,18 @@ def _load() -> None:
         import_module("emberd.client.transport").load_sdk()
 
 
-def _check_same(before: Endpoint, now: Endpoint) -> None:
-    """Raise unless an external server returns the same vectors after a restart."""
-    if before.url == now.url and before.canary and now.canary:
-        norms = math.hypot(*before.canary) * math.hypot(*now.canary)
-        similarity = sum(map(operator.mul, before.canary, now.canary)) / norms
-        if not similarity >= _SAME_VECTOR:  # so that NaN fails too
-            raise ServerMismatchError(
-                f"{now.url} was restarted and returns other vectors than before (cosine "
-                f"{similarity:.3f} for the same text), so it has other weights. Make a new object, "
-                f"and embed all texts again."
-            )
+def _check_weights(before: Endpoint, now: Endpoint) -> None:
+    # An external server must return the same vectors after a restart.
+    if before.url != now.url or not before.canary or not now.canary:
+        return
+    norms = math.hypot(*before.canary) * math.hypot(*now.canary)
+    similarity = sum(map(operator.mul, before.canary, now.canary)) / norms
+    if not similarity >= _SAME_VECTOR:  # so that NaN fails too
+        raise ServerMismatchError(
+            f"{now.url} was restarted and returns other vectors than before (cosine "
+            f"{similarity:.3f} for the same text), so it has other weights. Make a new object, and "
+            f"embed all texts again."
+        )
 
 
 @functools.cache

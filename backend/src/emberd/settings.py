@@ -277,9 +277,6 @@ def _check_dimensions(model: Model, dimensions: object) -> None:
         )
 
 
-# ------------------------------------------------------------ how a server is started
-
-
 @dataclass(frozen=True, slots=True)
 class StartOptions:
     """How to start a server.

@@ -38,8 +38,6 @@ Address = IPv4Address | IPv6Address
 TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
 _ROOT: Final = 0
-_OVERFLOW: Final = Path("/proc/sys/kernel/overflowuid")
-_USUAL_OVERFLOW: Final = 65_534
 _UID_MAP: Final = Path("/proc/self/uid_map")
 _HTTP_PORTS: Final = {"http": 80, "https": 443}
 
@@ -53,9 +51,6 @@ _NO_COOKIE: Final = 0xFFFFFFFF
 _HEADER: Final = struct.Struct("=IHHII")
 _REQUEST: Final = struct.Struct("=BBBBI4s16s16sIII")
 _REPLY: Final = struct.Struct("=BBBB48sIIIII")
-_ERROR: Final = struct.Struct("=i")
-_REPLY_BYTES: Final = 4096
-_NETLINK_S: Final = 1.0
 
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 # What a kernel or a sandbox without netlink answers each time. Other errors, such as a lack of
@@ -129,15 +124,12 @@ def find(url: str) -> Listener | None:
 def find_at(
     address: Address, port: int, pids: Callable[[], Iterable[int]] | None = None
 ) -> Listener | None:
-    """Return the listener that connections to an address of this machine reach.
+    """Return the listener that connections to an address of this machine reach; None if none is.
 
     Args:
         address: An address of this machine.
         port: The port.
         pids: Returns the processes to look at on macOS; None for all of this user's.
-
-    Returns:
-        None if nothing listens there.
 
     Raises:
         OSError: The listening sockets cannot be read.
@@ -347,8 +339,8 @@ def _answers_netlink() -> bool:
 @cache
 def _overflow_uid() -> int:
     with suppress(OSError, ValueError):
-        return int(_OVERFLOW.read_text())
-    return _USUAL_OVERFLOW
+        return int(Path("/proc/sys/kernel/overflowuid").read_text())
+    return 65_534  # Linux' default
 
 
 def _is_shared(uid: int) -> bool:
@@ -412,14 +404,14 @@ def _ask_kernel(
     header = _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0)
     kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
     with socket.socket(socket.AF_NETLINK, kind, _NETLINK_SOCK_DIAG) as asked:
-        asked.settimeout(_NETLINK_S)
+        asked.settimeout(1.0)
         asked.sendto(header + body, (0, 0))
-        reply, (answered_by, _) = asked.recvfrom(_REPLY_BYTES)
+        reply, (answered_by, _) = asked.recvfrom(4096)
     if answered_by != 0:
         raise OSError(errno.EPROTO, "a netlink message that is not the kernel's")
     message = _HEADER.unpack_from(reply)[1]
     if message == _NLMSG_ERROR:
-        (code,) = _ERROR.unpack_from(reply, _HEADER.size)
+        (code,) = struct.unpack_from("=i", reply, _HEADER.size)
         if -code == errno.ENOENT:
             return None
         raise OSError(-code, os.strerror(-code))
@@ -437,10 +429,10 @@ def _read_tables(port: int) -> Iterator[tuple[Address, tuple[Address, int], bool
             for line in file:
                 # Columns: 1 local address and port, 2 the peer's, 3 state, 7 user id, 9 inode.
                 columns = line.split()
-                at, own_port = _read_place(columns[1])
-                if own_port == port:
+                if int(columns[1].partition(":")[2], 16) == port:
+                    (at, _), peer = map(_read_place, columns[1:3])
                     owner = Listener(int(columns[7]), int(columns[9]))
-                    yield at, _read_place(columns[2]), columns[3] == _LISTENING, owner
+                    yield at, peer, columns[3] == _LISTENING, owner
 
 
 def _read_place(text: str) -> tuple[Address, int]:
