@@ -25,7 +25,7 @@ from source_tree import PACKAGES, ROOT, Module
 SHARED_FILE_NAMES: Final = {
     *("__init__.py", "__main__.py", "app.py", "base.py", "engine.py", "env.py", "wire.py"),
 }
-SHARED_CLASS_NAMES: Final = {"Reply", "_Connection", "_Entry", "_Server"}
+SHARED_CLASS_NAMES: Final = {"Reply", "_Entry", "_Server"}
 
 # ---------------------------------------------------------------- imports
 

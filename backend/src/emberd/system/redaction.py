@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Final
-from urllib.parse import urlsplit
 
 Redact = Callable[[str], str]
 
@@ -117,8 +116,5 @@ def secrets(command: Sequence[str]) -> Iterator[str]:
 
 def host(url: str) -> str:
     """Return host and port of a URL, without user and password."""
-    whole = url if "://" in url else f"//{url}"
-    try:
-        return urlsplit(whole).netloc.rpartition("@")[2] or HIDDEN
-    except ValueError:
-        return HIDDEN
+    whole = url if "://" in url else f"http://{url}"
+    return origin(whole).partition("://")[2] or HIDDEN
