@@ -39,15 +39,13 @@ class _Form:
     expected: str
 
 
-_YES: Final = ("1", "true", "yes", "on")
-_NO: Final = ("0", "false", "no", "off")
-
-
 def _switch(text: str) -> bool:
     word = text.strip().casefold()
-    if word not in _YES + _NO:
-        raise ValueError(text)
-    return word in _YES
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(text)
 
 
 def _urls(text: str) -> tuple[str, ...]:

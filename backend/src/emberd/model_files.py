@@ -30,7 +30,6 @@ CONFIG: Final = "config.json"
 SAFETENSORS: Final = "*.safetensors"
 """Pattern of the files that hold weights."""
 
-_PATH_PREFIXES: Final = ("/", "./", "../", "~")
 _HASHED: Final = (
     *("*.json", "*.txt", "*.model", "*/config.json"),
     *(SAFETENSORS, "*.bin", "*.gguf"),
@@ -53,7 +52,7 @@ def is_folder(name: str) -> bool:
 
 def is_path(name: str) -> bool:
     """Return whether ``name`` can only mean a folder, whether or not it exists."""
-    return name.startswith(_PATH_PREFIXES)
+    return name.startswith(("/", "./", "../", "~"))
 
 
 def absolute(name: str) -> str:

@@ -83,23 +83,36 @@ class ServerSpec:
 
     def accepts(self, engine: str, device: str | None, context_tokens: int | None) -> bool:
         """Return whether a server with these properties meets the constraints."""
-        return (
-            self.engine in (None, engine)
-            and self.device in (None, device)
-            and (
-                self.context_tokens is None
-                or context_tokens is None
-                or context_tokens >= self.context_tokens
-            )
-        )
+        wanted = self.context_tokens
+        is_long_enough = wanted is None or context_tokens is None or context_tokens >= wanted
+        return self.engine in (None, engine) and self.device in (None, device) and is_long_enough
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings of an embedder; made by ``Settings.resolve``.
 
-    The attributes are the arguments of ``emberd.Embedder`` of these names, where each is described,
-    as they were resolved: durations are in seconds. The key is never printed and never pickled.
+    Attributes:
+        model: Name on the hub, or a folder.
+        dimensions: Length of the returned vectors; None for native. The default is the
+            ``truncate_dim`` of the model's folder.
+        query_instruction, document_instruction: See ``emberd.prompts.template``.
+        symmetric: Embed queries as documents; see ``emberd.prompts.templates``.
+        base_url: A server to use; emberd then starts none.
+        api_key: Its key. Never printed, never pickled.
+        revision: Commit, branch or tag on the hub; None for the default.
+        engine: Which engine may serve; None for any.
+        device: ``"cuda"`` or ``"cpu"``; None for any.
+        context_tokens: Longest text that must fit, in tokens; None for any.
+        batch_size: Maximum number of texts in one request.
+        max_concurrency: Maximum number of requests in flight in this process.
+        timeout: Time limit of one request, in seconds.
+        start_timeout: Seconds to wait for a server to start.
+        idle_timeout: Seconds without use after which a started server stops; None for never.
+        truncate: Cut texts that are too long instead of refusing them.
+        server_dimensions: Let the server cut vectors to ``dimensions``: less to transfer.
+        show_progress: Show a progress bar while documents are embedded.
+        cache: URL of the cache of vectors; None for none.
     """
 
     model: str = DEFAULT_MODEL

@@ -61,7 +61,14 @@ def replacing(
             file.flush()
             os.fsync(file.fileno())
             if hidden is not None:
-                _name(file.fileno(), fresh)
+                # Through /proc, as open(2) says of O_TMPFILE. Python follows the link only in the
+                # form of the call that takes the descriptor of a folder; it is ignored for
+                # absolute paths.
+                link, root = f"/proc/self/fd/{hidden}", os.open("/", os.O_RDONLY)
+                try:
+                    os.link(link, fresh, src_dir_fd=root, follow_symlinks=True)
+                finally:
+                    os.close(root)
         if before_rename is not None:
             before_rename()
         os.replace(fresh, target)
@@ -69,16 +76,6 @@ def replacing(
         fresh.unlink(missing_ok=True)
         raise
     sync_folder(target.parent)
-
-
-def _name(descriptor: int, path: Path) -> None:
-    # Through /proc, as open(2) says of O_TMPFILE. Python follows the link only in the form of the
-    # call that takes the descriptor of a folder, which is ignored for absolute paths.
-    root = os.open("/", os.O_RDONLY)
-    try:
-        os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=root, follow_symlinks=True)
-    finally:
-        os.close(root)
 
 
 def move(source: Path, target: Path) -> None:

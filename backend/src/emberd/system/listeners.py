@@ -109,13 +109,11 @@ def find(url: str) -> Listener | None:
     unread: OSError | None = None
     for address, port in _places(url):
         try:
-            found = find_at(address, port)
+            if (found := find_at(address, port)) is not None:
+                return found
         except OSError as error:
             # A name may have two addresses, of which only one can be asked for.
             unread = unread or error
-        else:
-            if found is not None:
-                return found
     if unread is not None:
         raise unread
     return None
@@ -152,12 +150,10 @@ def is_here(url: str) -> bool:
 def is_there(url: str, expected: Listener) -> bool:
     """Return whether ``expected`` still listens at ``url``; True if that cannot be read."""
     try:
-        for address, port in _places(url):
-            if find_at(address, port, lambda: [expected.pid]) == expected:
-                return True
+        found = (find_at(address, port, lambda: [expected.pid]) for address, port in _places(url))
+        return expected in found
     except OSError:
         return True
-    return False
 
 
 def check(connection: socket.socket, expected: Listener) -> None:

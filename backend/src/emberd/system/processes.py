@@ -143,10 +143,9 @@ def new_start_id() -> str:
 def send(identity: ProcessIdentity, signum: signal.Signals) -> bool:
     """Send a signal to exactly this process; return False if it has ended."""
     if not hasattr(os, "pidfd_open"):
-        if identity.is_running():
+        if is_running := identity.is_running():
             os.kill(identity.pid, signum)
-            return True
-        return False
+        return is_running
     try:
         fd = os.pidfd_open(identity.pid)
     except ProcessLookupError:

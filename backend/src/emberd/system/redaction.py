@@ -96,10 +96,8 @@ def words(command: Sequence[str], redact: Redact) -> list[str]:
     hidden, shown = set(secrets(command)), []
     for word in command:
         name, equals, value = word.partition("=")
-        if word and word in hidden:
-            shown.append(HIDDEN)
-        else:
-            shown.append(f"{name}={HIDDEN}" if equals and value in hidden else redact(word))
+        option = f"{name}={HIDDEN}" if equals and value in hidden else redact(word)
+        shown.append(HIDDEN if word and word in hidden else option)
     return shown
 
 
