@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from emberd import catalog
-from emberd.catalog import DEMO_MODEL, MODELS, Model, lookup
+from emberd.catalog import DEMO_MODEL, MODELS, Model, is_unit, lookup
 from emberd.engines.model_shape import shape_of
 from emberd.settings import Settings
 
@@ -70,3 +74,25 @@ def test_an_entry_is_all_that_a_new_model_needs(monkeypatch: pytest.MonkeyPatch)
     assert settings.query_template == "q: {text}"
     assert shape_of("somebody/new") == shape_of("Qwen/Qwen3-Embedding-0.6B")
     assert shape_of("emberd/demo") is None
+
+
+@pytest.mark.parametrize(
+    ("norm", "expected"),
+    [(1.0, True), (0.995, True), (1.005, True), (0.98, False), (1.02, False), (0.0, False)],
+)
+def test_norms_close_to_one_are_accepted(norm: float, expected: bool) -> None:
+    assert is_unit(norm) is expected
+    assert is_unit(np.array([norm, 1.0])).tolist() == [expected, True]
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_norms_that_are_not_finite_are_refused(norm: float) -> None:
+    assert not is_unit(norm)
+    assert not is_unit(np.array([norm])).any()
+
+
+def test_the_catalog_imports_no_numpy() -> None:
+    """A supervisor uses it."""
+    program = "import emberd.catalog, sys; print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("False\n", "")

@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 import checkpoints_made
-from emberd import hub_cache
+from emberd import model_files
 
 VARIABLES: Final = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
 ENVIRONMENTS: Final = [
@@ -30,7 +30,7 @@ def test_the_cache_is_found_by_the_hubs_own_variables_in_their_order(
     monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], expected: str
 ) -> None:
     _set(monkeypatch, environ)
-    assert str(hub_cache.root()) == expected.format(home=Path.home())
+    assert str(model_files.hub_cache()) == expected.format(home=Path.home())
 
 
 @pytest.mark.parametrize("environ", [environ for environ, _ in ENVIRONMENTS])
@@ -43,20 +43,22 @@ def test_the_cache_is_where_huggingface_hub_says(
         "print(constants.HF_HUB_CACHE, constants.HF_TOKEN_PATH, sep='|')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.strip() == f"{hub_cache.root()}|{hub_cache.token_path()}", done.stderr
+    assert done.stdout.strip() == f"{model_files.hub_cache()}|{model_files.hub_token_path()}", (
+        done.stderr
+    )
 
 
 def test_a_model_is_downloaded_once_no_file_is_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    assert not hub_cache.is_downloaded("owner/model")
-    kept = hub_cache.model_folder("owner/model")
+    assert not model_files.is_downloaded("owner/model")
+    kept = model_files.hub_folder("owner/model")
     checkpoints_made.write(kept / "snapshots" / "abc")
-    assert hub_cache.is_downloaded("owner/model")
+    assert model_files.is_downloaded("owner/model")
     (kept / "blobs").mkdir()
     (kept / "blobs" / "123.incomplete").touch()
-    assert not hub_cache.is_downloaded("owner/model")
+    assert not model_files.is_downloaded("owner/model")
 
 
 @pytest.mark.parametrize(
@@ -80,10 +82,10 @@ def test_a_snapshot_is_found_where_the_hubs_client_keeps_it(
     checkpoints_made.write_json(kept / "snapshots" / "abc" / "config.json", {})
     (kept / "refs").mkdir()
     (kept / "refs" / "main").write_text("abc\n")
-    assert hub_cache.snapshot("owner/model", None) == kept / "snapshots" / "abc"
-    assert hub_cache.snapshot("owner/model", "abc") == kept / "snapshots" / "abc"
-    assert hub_cache.snapshot("owner/model", "def") is None
-    assert hub_cache.snapshot("owner/other", None) is None
+    assert model_files.hub_snapshot("owner/model", None) == kept / "snapshots" / "abc"
+    assert model_files.hub_snapshot("owner/model", "abc") == kept / "snapshots" / "abc"
+    assert model_files.hub_snapshot("owner/model", "def") is None
+    assert model_files.hub_snapshot("owner/other", None) is None
 
 
 def _set(monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]) -> None:

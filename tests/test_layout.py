@@ -25,32 +25,30 @@ from source_tree import PACKAGES, ROOT, Module
 SHARED_FILE_NAMES: Final = {
     *("__init__.py", "__main__.py", "app.py", "base.py", "engine.py", "env.py", "wire.py"),
 }
-SHARED_CLASS_NAMES: Final = {"Reply", "_Connection", "_Entry", "_Server"}
+SHARED_CLASS_NAMES: Final = {"Reply", "_Entry", "_Server"}
 
 # ---------------------------------------------------------------- imports
 
-_MODEL: Final = {"catalog", "hub_cache", "model_card", "model_files"}
+_MODEL: Final = {"catalog", "model_card", "model_files"}
 _SETTINGS: Final = _MODEL | {
     *("durations", "endpoint", "env", "errors", "prompts", "settings", "system"),
 }
-_BASE: Final = _SETTINGS | {"norms", "probe"}
+_BASE: Final = _SETTINGS | {"probe"}
 _ENGINES: Final = _BASE | {"engines", "installs", "serving"}
 _JOINED: Final = _ENGINES | {"manager", "client", "cache"}
 
 # Package or module directly below emberd -> what it may import of the others.
 ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "errors": set(),
-    "norms": set(),
     "system": {"errors"},
     "catalog": set(),
     "durations": {"errors"},
     "model_files": {"errors"},
-    "hub_cache": {"model_files"},
     "model_card": {"errors", "catalog", "model_files"},
     "prompts": {"errors", "catalog"},
     "endpoint": {"errors", "system"},
     "env": {"durations", "endpoint", "errors", "system"},
-    "settings": _SETTINGS - {"hub_cache", "settings"},
+    "settings": _SETTINGS - {"settings"},
     "index_identity": {"errors", "prompts", "settings"},
     "probe": {"system"},
     "client": _BASE,

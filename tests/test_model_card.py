@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from emberd import hub_cache, model_card
+from emberd import model_card, model_files
 from emberd.catalog import QWEN_FORM, Model, lookup
 from emberd.engines import model_shape
 from emberd.errors import InstructionError, SettingError
@@ -109,7 +109,7 @@ def test_a_damaged_reference_in_the_hubs_cache_finds_no_snapshot(
     refs = tmp_path / "models--owner--model" / "refs"
     refs.mkdir(parents=True)
     (refs / "main").write_bytes(content)
-    assert hub_cache.snapshot("owner/model", None) is None
+    assert model_files.hub_snapshot("owner/model", None) is None
 
 
 @pytest.mark.parametrize(

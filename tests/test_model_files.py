@@ -106,7 +106,7 @@ def test_engines_interpreters_can_import_the_module_without_dependencies() -> No
     source = Path(model_files.__file__).parents[1]
     program = (
         f"import sys; sys.path.insert(0, {str(source)!r}); "
-        "from emberd import hub_cache, model_card, model_files; "
+        "from emberd import model_card, model_files; "
         "print(sorted(m for m in sys.modules if m.partition('.')[0] in "
         "('numpy', 'psutil', 'filelock', 'pydantic')))"
     )

@@ -38,7 +38,7 @@ async def test_a_changed_setting_counts_asynchronously_too(server: FakeServer) -
     changed = embedder.using(document_instruction="d: {text}", symmetric=True)
     assert (await changed.aembed_query("a") == vector_of("d: a")).all()
     assert (await embedder.aembed_query("a") == vector_of("a")).all()
-    assert changed._async_client()._transport is embedder._async_client()._transport
+    assert (await changed._aclient())._transport is (await embedder._aclient())._transport
     await embedder.aclose()
 
 

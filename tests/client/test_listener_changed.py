@@ -111,7 +111,7 @@ def test_probes_and_verification_send_nothing_to_another_listener(
     assert not probe.is_ready(was.url, listener=was.listener)
     assert not probe.is_healthy(was.url, listener=was.listener)
     assert probe.activity(was.url, KEY, listener=was.listener) is None
-    assert probe.models(was.url, KEY, listener=was.listener) == []
+    assert probe.get(was.url, probe.MODELS, KEY, listener=was.listener) is None
     assert probe.model_path(was.url, KEY, listener=was.listener) is None
     with pytest.raises(ServerUnavailableError):
         verify(was.url, KEY, ServerSpec(MODEL), was.listener)

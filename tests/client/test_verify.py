@@ -111,8 +111,8 @@ def test_a_server_whose_connections_another_user_accepts_is_refused_with_both_us
         of_user = replace(here, uid=64_201)
         ends = iter(range(10))
 
-        def ask(*place: object) -> Listener:
-            return of_user if len(place) < 3 else replace(of_user, uid=64_202, inode=next(ends) + 1)
+        def ask(_address: object, _port: int, client: object = None) -> Listener:
+            return of_user if client is None else replace(of_user, uid=64_202, inode=next(ends) + 1)
 
         monkeypatch.setattr(listeners, "_has_netlink", lambda: True)
         monkeypatch.setattr(listeners, "_ask_kernel", ask)

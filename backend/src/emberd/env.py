@@ -1,6 +1,7 @@
 """Every ``EMBERD_`` variable that emberd reads, in one table, and the paths derived from them.
 
-No other module reads one of them. The variables of the Hugging Face hub are read in ``hub_cache``.
+No other module reads one of them. The variables of the Hugging Face hub are read in
+``model_files``.
 """
 
 from __future__ import annotations
@@ -38,15 +39,13 @@ class _Form:
     expected: str
 
 
-_YES: Final = ("1", "true", "yes", "on")
-_NO: Final = ("0", "false", "no", "off")
-
-
 def _switch(text: str) -> bool:
     word = text.strip().casefold()
-    if word not in _YES + _NO:
-        raise ValueError(text)
-    return word in _YES
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(text)
 
 
 def _urls(text: str) -> tuple[str, ...]:
@@ -174,7 +173,6 @@ def value(name: str, environ: Mapping[str, str] = os.environ) -> Any:
     """Return the parsed value of a variable; None if it is not set or empty.
 
     Raises:
-        KeyError: The table has no such variable.
         SettingError: The value cannot be parsed.
     """
     found = text(name, environ)
@@ -182,20 +180,12 @@ def value(name: str, environ: Mapping[str, str] = os.environ) -> Any:
 
 
 def setting_values(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Return the fields of ``Settings`` that the environment sets.
-
-    Raises:
-        SettingError: A value cannot be parsed.
-    """
+    """Return the fields of ``Settings`` that the environment sets; raises as ``value``."""
     return _fields(_SETTINGS, environ)
 
 
 def start_option_values(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Return the fields of ``StartOptions`` that the environment sets.
-
-    Raises:
-        SettingError: A value cannot be parsed.
-    """
+    """Return the fields of ``StartOptions`` that the environment sets; raises as ``value``."""
     return _fields(_START_OPTIONS, environ)
 
 
@@ -210,9 +200,6 @@ def _fields(variables: tuple[Variable, ...], environ: Mapping[str, str]) -> dict
         for each in variables
         if environ.get(each.name) or (each.allows_empty and each.name in environ)
     }
-
-
-# ------------------------------------------------------------ paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +225,12 @@ class Places:
         Raises:
             SettingError: A value cannot be parsed.
         """
-        root = os.fspath(home) if home else text("EMBERD_HOME") or _default_home()
-        root = os.path.abspath(os.path.expanduser(root))
+        if not (home := home or text("EMBERD_HOME")):
+            # Imported late: not needed where EMBERD_HOME is set.
+            from platformdirs import user_state_path
+
+            home = user_state_path("emberd", appauthor=False)
+        root = os.path.abspath(os.path.expanduser(home))
         engines = text("EMBERD_ENGINES") or os.path.join(root, "engines")
         return cls(
             home=root,
@@ -248,10 +239,3 @@ class Places:
             discover=value("EMBERD_DISCOVER") or (),
             auto_install=value("EMBERD_AUTO_INSTALL") or False,
         )
-
-
-def _default_home() -> str:
-    # Imported late: not needed where EMBERD_HOME is set.
-    from platformdirs import user_state_path
-
-    return str(user_state_path("emberd", appauthor=False))

@@ -40,19 +40,11 @@ class EmberdError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The default calls __init__ with args, which loses keyword-only fields.
-        return _rebuild, (type(self), self.args, self.__dict__)
+        return _new, (type(self), *self.args), self.__dict__
 
 
-def _rebuild(kind: type[EmberdError], args: tuple[Any, ...], fields: dict[str, Any]) -> EmberdError:
-    error = kind.__new__(kind, *args)
-    error.args = args
-    error.__dict__.update(fields)
-    return error
-
-
-def _message(cause: str, advice: str, log_path: str | None) -> str:
-    parts = [cause.rstrip(".") + ".", advice, f"Log: {log_path}" if log_path else ""]
-    return " ".join(part for part in parts if part)
+def _new(kind: type[EmberdError], *args: Any) -> EmberdError:
+    return kind.__new__(kind, *args)
 
 
 class SettingError(EmberdError, ValueError):
@@ -89,36 +81,29 @@ class NoEngineError(ServerError, RuntimeError):
     """No engine can serve the model on this machine; the text gives the reason for each."""
 
 
-class InstallError(ServerError, RuntimeError):
-    """An engine could not be installed or removed.
+class _FailedProgramError(RuntimeError):
+    """A program failed that emberd ran.
 
     Attributes:
         cause: What happened, in one sentence.
         advice: What to do about it.
-        log_path: The output of the installer; None if it did not run.
+        log_path: The log of the program; None if there is none.
     """
 
     def __init__(self, cause: str, *, advice: str = "", log_path: str | None = None) -> None:
-        super().__init__(_message(cause, advice, log_path))
+        parts = [cause.rstrip(".") + ".", advice, f"Log: {log_path}" if log_path else ""]
+        super().__init__(" ".join(part for part in parts if part))
         self.cause = cause
         self.advice = advice
         self.log_path = log_path
 
 
-class StartError(ServerError, RuntimeError):
-    """A server was started and did not become ready.
+class InstallError(ServerError, _FailedProgramError):
+    """An engine could not be installed or removed; ``log_path`` is the installer's output."""
 
-    Attributes:
-        cause: What happened, in one sentence.
-        advice: What to do about it.
-        log_path: The server's log; None if there is none.
-    """
 
-    def __init__(self, cause: str, *, advice: str = "", log_path: str | None = None) -> None:
-        super().__init__(_message(cause, advice, log_path))
-        self.cause = cause
-        self.advice = advice
-        self.log_path = log_path
+class StartError(ServerError, _FailedProgramError):
+    """A server was started and did not become ready; ``log_path`` is the server's log."""
 
 
 class StartTimeoutError(ServerError, TimeoutError):

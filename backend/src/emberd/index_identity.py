@@ -20,7 +20,6 @@ from emberd.prompts import BARE
 from emberd.settings import ServerSpec, Settings
 
 _SCHEME: Final = "emberd:"
-_SHOWN_DIGITS: Final = 16
 _MODEL: Final = "model"
 
 
@@ -81,9 +80,14 @@ def check(kept: str, now: str, settings: Settings) -> None:
     shown = after | {"query": repr(settings.query_template)}
     shown |= {"document": repr(settings.document_template)}
     differences = "; ".join(f"{n} {before.get(n)} there, {shown.get(n)} here" for n in names)
+    advice = "Use the settings of the index, or embed all texts again."
+    if names == ["query"]:
+        advice += (
+            " Only queries differ: to use this index with another query instruction, store the "
+            "identity of this object with it."
+        )
     raise IdentityError(
-        f"The index was made with {kept!r}, but this object is {now!r}: {differences}. "
-        f"{_advice(names)}",
+        f"The index was made with {kept!r}, but this object is {now!r}: {differences}. {advice}",
         kept=kept,
         now=now,
     )
@@ -92,19 +96,9 @@ def check(kept: str, now: str, settings: Settings) -> None:
 def _short(template: str) -> str:
     if template == BARE:
         return "bare"
-    return hashlib.sha256(template.encode()).hexdigest()[:_SHOWN_DIGITS]
+    return hashlib.sha256(template.encode()).hexdigest()[:16]
 
 
 def _parts(identity: str) -> dict[str, str]:
     model, _, rest = identity.removeprefix(_SCHEME).partition("?")
     return {_MODEL: model, **dict(parse_qsl(rest))}
-
-
-def _advice(names: list[str]) -> str:
-    advice = "Use the settings of the index, or embed all texts again."
-    if names != ["query"]:
-        return advice
-    return (
-        f"{advice} Only queries differ: to use this index with another query instruction, "
-        f"store the identity of this object with it."
-    )

@@ -19,14 +19,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from emberd import catalog
 from emberd.catalog import Model
 from emberd.model_files import (
     CONFIG,
     ModelFileError,
-    Problem,
     as_object,
     is_folder,
     load_json,
@@ -45,13 +44,9 @@ LAST_TOKEN: Final = "lasttoken"  # noqa: S105 - not a password
 
 _PROMPTS_FILE: Final = "config_sentence_transformers.json"
 _TOKENIZER: Final = "tokenizer.json"
-_DESCRIBING: Final = (CONFIG, _PROMPTS_FILE, _TOKENIZER)
 _MODULES: Final = "modules.json"
 _ADAPTER: Final = "adapter_config.json"
-_TRANSFORMER_FILE: Final = "sentence_bert_config.json"
 _POOLING_FOLDER: Final = "1_Pooling"
-_LIBRARY: Final = "sentence_transformers."
-_SENTENCE_TRANSFORMER: Final = "SentenceTransformer"
 _SERVED: Final = ("Transformer", "Pooling", "Normalize")
 
 _MEAN: Final = "mean"
@@ -72,7 +67,6 @@ _OLD_MODES: Final = {
     "pooling_mode_lasttoken": LAST_TOKEN,
 }
 _INCLUDE_PROMPT: Final = "include_prompt"
-_SIZES: Final = ("embedding_dimension", "word_embedding_dimension")
 
 # Settings of the Transformer module that change tokens or vectors -> the values that do not.
 _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
@@ -85,9 +79,7 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "query_expansion": (None,),
 }
 _TEXT_MODALITY: Final = {"method": "forward", "method_output_name": "last_hidden_state"}
-_SENTENCE: Final = "sentence_embedding"
 
-_TEXT_SLOT: Final = "{text}"
 _QUERY: Final = "query"
 _DOCUMENT: Final = "document"
 # The names that encode_document of sentence-transformers tries, in order. It always stops at the
@@ -106,7 +98,8 @@ def describe(name: str) -> Model:
     """
     if not is_folder(name):
         return catalog.lookup(name)
-    return _described(name, *(_changed_ns(Path(name) / file) for file in _DESCRIBING))
+    files = (CONFIG, _PROMPTS_FILE, _TOKENIZER)
+    return _described(name, *(_changed_ns(Path(name) / file) for file in files))
 
 
 @functools.lru_cache(maxsize=32)
@@ -114,12 +107,14 @@ def _described(name: str, *_changed: int) -> Model:
     # Called for each query; the files are read again only when one of them has changed.
     folder = Path(name)
     config = read_json(folder / CONFIG)
+    keys = ("is_matryoshka", "matryoshka_dimensions")
+    matryoshka = [config[key] for key in keys if config.get(key) is not None]
     stated: dict[str, Any] = {
         "dimensions": _integer(config.get("hidden_size")),
         "context_tokens": _integer(config.get("max_position_embeddings")),
         "end_of_text_id": end_of_text_id(folder),
-        "matryoshka": _matryoshka(config),
-        "cut_to": truncate_dim(folder),
+        "matryoshka": any(matryoshka) if matryoshka else None,
+        "cut_to": read_json(folder / _PROMPTS_FILE).get("truncate_dim"),
     }
     facts = {field: value for field, value in stated.items() if value is not None}
     known = replace(catalog.lookup(name), name=name, **facts)
@@ -138,34 +133,22 @@ def end_of_text_id(folder: Path) -> int | None:
 
     The format is that of the tokenizers library: one template, or a sequence that holds one.
     """
-    processor = _post_processor(folder / _TOKENIZER)
-    for part in map(_object, _list(processor.get("processors")) or [processor]):
-        last = _object((_list(part.get("single")) or [None])[-1])
-        token = _object(last.get("SpecialToken")).get("id")
-        special = _object(part.get("special_tokens"))
-        ids = _list(_object(special.get(token)).get("ids")) if isinstance(token, str) else []
-        if len(ids) == 1:
-            return _integer(ids[0])
-    return None
-
-
-def _object(found: object) -> dict[str, Any]:
-    return found if isinstance(found, dict) else {}
-
-
-def _list(found: object) -> list[Any]:
-    return found if isinstance(found, list) else []
-
-
-def _post_processor(tokenizer: Path) -> dict[str, Any]:
     # Not parsed whole: Qwen's has 11 MB of vocabulary, and the post-processor comes before it.
     key = '"post_processor":'
     try:
-        text = read_text(tokenizer)
-        found, _ = json.JSONDecoder().raw_decode(text[text.index(key) + len(key) :].lstrip())
+        text = read_text(folder / _TOKENIZER)
+        processor, _ = json.JSONDecoder().raw_decode(text[text.index(key) + len(key) :].lstrip())
     except (OSError, ValueError, RecursionError):
-        return {}
-    return _object(found)
+        return None
+    parts = processor.get("processors") if isinstance(processor, dict) else None
+    for part in parts if isinstance(parts, list) else [processor]:
+        try:
+            token = part["single"][-1]["SpecialToken"]["id"]
+            (number,) = part["special_tokens"][token]["ids"]
+        except (LookupError, TypeError, ValueError):
+            continue  # it appends no token, or its form is another
+        return _integer(number)
+    return None
 
 
 def _changed_ns(file: Path) -> int:
@@ -177,12 +160,6 @@ def _changed_ns(file: Path) -> int:
 
 def _integer(value: object) -> int | None:
     return value if isinstance(value, int) else None
-
-
-def _matryoshka(config: dict[str, Any]) -> bool | None:
-    keys = ("is_matryoshka", "matryoshka_dimensions")
-    given = [config[key] for key in keys if config.get(key) is not None]
-    return any(given) if given else None
 
 
 def _templates(prompts: Prompts) -> dict[str, Any]:
@@ -208,7 +185,7 @@ def _templates(prompts: Prompts) -> dict[str, Any]:
 
 def why_unsupported(
     folder: Path, *, pooling: str = LAST_TOKEN, partial: bool = False
-) -> Problem | None:
+) -> ModelFileError | None:
     """Return why a server with this pooling cannot compute this model's vectors.
 
     Args:
@@ -221,14 +198,24 @@ def why_unsupported(
         None if the files ask for nothing that such a server does differently.
     """
     try:
-        _check_attention_and_adapter(folder)
+        config = load_json(folder / CONFIG)
+        if isinstance(config, dict) and config.get("is_causal") is False:
+            why = "that is bidirectional attention; the server computes causal attention"
+            _refuse(folder / CONFIG, "is_causal", False, why)
+        if os.path.exists(folder / _ADAPTER):
+            raise ModelFileError(
+                f"{folder} contains {_ADAPTER}: the model is an adapter for a base model, and the "
+                f"server does not load adapters",
+                "Merge the adapter into the weights (merge_and_unload of PEFT) and save the whole "
+                "model.",
+            )
         listed = load_json(folder / _MODULES)
         if listed is not None:
             _check_modules(folder, listed, pooling, partial=partial)
         elif (declared := load_json(folder / _POOLING_FOLDER / CONFIG)) is not None:
             _check_pooling(folder / _POOLING_FOLDER / CONFIG, declared, pooling)
     except ModelFileError as error:
-        return error.problem
+        return error
     return None
 
 
@@ -237,29 +224,26 @@ def names_pooling(folder: Path) -> bool:
     return any(os.path.exists(folder / name) for name in (_MODULES, f"{_POOLING_FOLDER}/{CONFIG}"))
 
 
-def _check_attention_and_adapter(folder: Path) -> None:
-    config = load_json(folder / CONFIG)
-    if isinstance(config, dict) and config.get("is_causal") is False:
-        raise ModelFileError(
-            f"{folder / CONFIG} has is_causal=false, that is bidirectional attention; the server "
-            f"computes causal attention",
-            OTHER_SERVER,
-        )
-    if os.path.exists(folder / _ADAPTER):
-        raise ModelFileError(
-            f"{folder} contains {_ADAPTER}: the model is an adapter for a base model, and the "
-            f"server does not load adapters",
-            "Merge the adapter into the weights (merge_and_unload of PEFT) and save the whole "
-            "model.",
-        )
+def _refuse(path: Path, name: str, value: object, why: str) -> NoReturn:
+    raise ModelFileError(f"{path} has {name}={json.dumps(value)}, {why}", OTHER_SERVER)
 
 
 def _check_modules(folder: Path, listed: object, pooling: str, *, partial: bool) -> None:
     path = folder / _MODULES
-    _check_kind_of_model(folder)
+    described = load_json(folder / _PROMPTS_FILE)
+    kind = described.get("model_type") if isinstance(described, dict) else None
+    if kind not in (None, "SentenceTransformer"):
+        why = "and the server computes the vectors of a SentenceTransformer"
+        _refuse(folder / _PROMPTS_FILE, "model_type", kind, why)
     if not isinstance(listed, list) or not all(_is_entry(entry) for entry in listed):
         raise ModelFileError(f"{path} is not a list of modules with a type and a path")
-    kinds = [_kind(path, str(entry["type"])) for entry in listed]
+    # Only the library's own classes are known: a "custom.Pooling" may compute anything.
+    if own := [e["type"] for e in listed if not e["type"].startswith("sentence_transformers.")]:
+        raise ModelFileError(
+            f"{path} lists {own[0]}, the model's own code, which the server does not run",
+            OTHER_SERVER,
+        )
+    kinds = [entry["type"].rpartition(".")[2] for entry in listed]
     if kinds == list(_SERVED[:2]):
         raise ModelFileError(
             f"{path} lists no Normalize module: the model's vectors are not normalised, and the "
@@ -274,106 +258,61 @@ def _check_modules(folder: Path, listed: object, pooling: str, *, partial: bool)
             f"{', '.join(_SERVED)}",
             OTHER_SERVER,
         )
-    folders = [_module_folder(folder, str(entry["path"])) for entry in listed]
+    folders = [_module_folder(folder, entry["path"]) for entry in listed]
     if folders[0] != folder:
         raise ModelFileError(
             f"{path} has the Transformer module in {listed[0]['path']!r}; the server reads the "
             f"model from {folder} itself",
             "Load the model with sentence-transformers 5 or newer and save it to a new folder.",
         )
-    _check_transformer(folder / _TRANSFORMER_FILE)
-    _check_normalize(folders[2] / CONFIG)
+    _check_transformer(folder / "sentence_bert_config.json")
+    # Releases before 6.x do not save settings of Normalize.
+    normalize = _object_or_empty(folders[2] / CONFIG)
+    for name in ("module_input_name", "module_output_name"):
+        if normalize.get(name) not in (None, "sentence_embedding"):
+            why = "and the server normalises sentence_embedding"
+            _refuse(folders[2] / CONFIG, name, normalize[name], why)
     declared = load_json(folders[1] / CONFIG)
     if declared is not None or not partial:
         _check_pooling(folders[1] / CONFIG, declared, pooling)
-
-
-def _check_kind_of_model(folder: Path) -> None:
-    described = load_json(folder / _PROMPTS_FILE)
-    kind = described.get("model_type") if isinstance(described, dict) else None
-    if kind not in (None, _SENTENCE_TRANSFORMER):
-        raise ModelFileError(
-            f"{folder / _PROMPTS_FILE} has model_type={kind!r}; the server computes the vectors of "
-            f"a {_SENTENCE_TRANSFORMER}",
-            OTHER_SERVER,
-        )
 
 
 def _is_entry(entry: object) -> bool:
     return isinstance(entry, dict) and all(isinstance(entry.get(k), str) for k in ("type", "path"))
 
 
-def _kind(path: Path, name: str) -> str:
-    # Only the library's own classes are known: a "custom.Pooling" may compute anything.
-    if name.startswith(_LIBRARY):
-        return name.rpartition(".")[2]
-    raise ModelFileError(
-        f"{path} lists {name}, the model's own code, which the server does not run", OTHER_SERVER
-    )
-
-
 def _module_folder(folder: Path, path: str) -> Path:
-    if not _is_file_name(path):
-        raise ModelFileError(
-            f"{folder / _MODULES} has the path {path!r}, which no file of this machine can have"
-        )
     parts = PurePosixPath(path)
-    if parts.is_absolute() or ".." in parts.parts:
+    # A null byte or half a character is not printable, and no file of a machine has it in its name.
+    if not path.isprintable() or parts.is_absolute() or ".." in parts.parts:
         raise ModelFileError(
-            f"{folder / _MODULES} has the path {path!r}, which is outside the model's folder"
+            f"{folder / _MODULES} has the path {path!r}, which is not one in the model's folder"
         )
     return folder / parts
 
 
-def _is_file_name(path: str) -> bool:
-    try:
-        return b"\0" not in os.fsencode(path)
-    except UnicodeError:
-        return False
-
-
 def _check_transformer(path: Path) -> None:
-    given = load_json(path)
-    if given is None:
-        return
-    settings = as_object(path, given)
+    settings = _object_or_empty(path)
     for name, value in settings.items():
         if name in _NEUTRAL and value not in _NEUTRAL[name]:
-            raise ModelFileError(
-                f"{path} has {name}={json.dumps(value)}, which the server does not apply",
-                OTHER_SERVER,
-            )
+            _refuse(path, name, value, "which the server does not apply")
     # Without an entry for texts, the library would apply the chat template.
     modalities = settings.get("modality_config")
     if modalities is not None and as_object(path, modalities).get("text") != _TEXT_MODALITY:
-        raise ModelFileError(
-            f"{path} has modality_config={json.dumps(modalities)}; the server embeds texts with "
-            f"{json.dumps(_TEXT_MODALITY)}",
-            OTHER_SERVER,
-        )
+        why = f"and the server embeds texts with {json.dumps(_TEXT_MODALITY)}"
+        _refuse(path, "modality_config", modalities, why)
 
 
-def _check_normalize(path: Path) -> None:
-    given = load_json(path)
-    if given is None:  # releases before 6.x do not save settings of this module
-        return
-    names = as_object(path, given)
-    for name in ("module_input_name", "module_output_name"):
-        if names.get(name) not in (None, _SENTENCE):
-            raise ModelFileError(
-                f"{path} has {name}={names[name]!r}; the server normalises {_SENTENCE}",
-                OTHER_SERVER,
-            )
+def _object_or_empty(path: Path) -> dict[str, Any]:
+    found = load_json(path)
+    return {} if found is None else as_object(path, found)
 
 
 def _check_pooling(path: Path, given: object, pooling: str) -> None:
     config = as_object(path, given)
-    unknown = sorted(set(config) - {_MODE, *_OLD_MODES, *_SIZES, _INCLUDE_PROMPT})
-    if unknown:
-        raise ModelFileError(
-            f"{path} has {unknown[0]}={json.dumps(config[unknown[0]])}, which is unsupported",
-            OTHER_SERVER,
-        )
+    sizes = ("embedding_dimension", "word_embedding_dimension")
+    if unknown := sorted(set(config) - {_MODE, *_OLD_MODES, *sizes, _INCLUDE_PROMPT}):
+        _refuse(path, unknown[0], config[unknown[0]], "which is unsupported")
     modes = _modes(path, config)
     if not modes and pooling != _MEAN:
         raise ModelFileError(
@@ -390,19 +329,12 @@ def _check_pooling(path: Path, given: object, pooling: str) -> None:
     # text and the end-of-text token come after the prompt), and the first token is used in any
     # case, so this changes only a mean (last token: tested with 6.2.0).
     if pooling == _MEAN and config.get(_INCLUDE_PROMPT, True) is not True:
-        raise ModelFileError(
-            f"{path} has {_INCLUDE_PROMPT}={json.dumps(config[_INCLUDE_PROMPT])}; the server takes "
-            f"the mean of all tokens",
-            OTHER_SERVER,
-        )
+        why = "and the server takes the mean of all tokens"
+        _refuse(path, _INCLUDE_PROMPT, config[_INCLUDE_PROMPT], why)
 
 
 def _modes(path: Path, config: Mapping[str, Any]) -> list[str]:
-    """Return the pooling modes by their names in sentence-transformers 6.x.
-
-    Returns:
-        An empty list if none is named; sentence-transformers takes the mean then.
-    """
+    """Return the pooling modes by their names in sentence-transformers 6.x; it may be none."""
     if _MODE in config:  # takes precedence over the old booleans, as in 6.x
         given = config[_MODE]
         modes = [given] if isinstance(given, str) else given
@@ -452,28 +384,40 @@ def read_prompts(folder: Path) -> Prompts | None:
         if found is None:
             return None
         described = as_object(path, found)
-        _check_suffix(path, described)
+        if described.get("suffix"):
+            raise ModelFileError(
+                f"{path} has suffix={json.dumps(described['suffix'])}, which sentence-transformers "
+                f"does not apply, so what belongs after a text is unknown"
+            )
         if "prompts" not in described:
             return None
         named = as_object(path, described["prompts"], "prompts")
-        default = _default_name(path, described, named)
+        default = described.get("default_prompt_name")
+        # sentence-transformers does not load a model whose default names no prompt.
+        if default is not None and default not in [_QUERY, _DOCUMENT, *named]:
+            raise ModelFileError(
+                f"{path} has default_prompt_name={json.dumps(default)}, but no prompt of that name"
+            )
     except ModelFileError as error:
-        why = error.problem.cause
-        return Prompts(None, None, {_QUERY: why, _DOCUMENT: why})
-    return _by_role(path, named, default)
-
-
-def truncate_dim(folder: Path) -> Any:
-    """Return the length to which sentence-transformers cuts this model's vectors, unchecked.
-
-    Returns:
-        None if the folder has no ``truncate_dim``, or its file cannot be read.
-    """
-    try:
-        found = load_json(folder / _PROMPTS_FILE)
-    except ModelFileError:
-        return None  # read_prompts reports the file
-    return found.get("truncate_dim") if isinstance(found, dict) else None
+        return Prompts(None, None, {_QUERY: error.cause, _DOCUMENT: error.cause})
+    prompts: dict[str, str] = {}
+    problem: dict[str, str] = {}
+    for role in (_QUERY, _DOCUMENT):
+        try:
+            prompts[role] = _prompt(path, role, named)
+        except ModelFileError as error:
+            problem[role] = error.cause
+    # Prompts of other names are for tasks that the caller names. The author of the model expects
+    # that these apply without being named; but the default applies to ``encode`` only, and
+    # ``encode_query`` and ``encode_document`` always have their own prompt, "" if there is none.
+    expected = [name for name in (*_DOCUMENT_NAMES[1:], default) if name and named.get(name)]
+    unused = [name for name in dict.fromkeys(expected) if name not in (_QUERY, _DOCUMENT)]
+    return Prompts(
+        query=prompts.get(_QUERY),
+        document=prompts.get(_DOCUMENT),
+        problem=problem,
+        unused=tuple(f"{name}={named[name]!r}" for name in unused),
+    )
 
 
 def unused_prompts(folder: Path) -> list[str]:
@@ -487,76 +431,26 @@ def unused_prompts(folder: Path) -> list[str]:
     ]
 
 
-def _check_suffix(path: Path, described: Mapping[str, Any]) -> None:
-    if described.get("suffix"):
-        raise ModelFileError(
-            f"{path} has suffix={json.dumps(described['suffix'])}, which sentence-transformers "
-            f"does not apply, so what belongs after a text is unknown"
-        )
-
-
-def _default_name(path: Path, described: Mapping[str, Any], named: Mapping[str, Any]) -> str | None:
-    # The default applies to ``encode`` only: ``encode_query`` and ``encode_document`` always have
-    # their own prompt, "" if the file has none. sentence-transformers does not load a model whose
-    # default names no prompt.
-    default = described.get("default_prompt_name")
-    if default is None:
-        return None
-    if isinstance(default, str) and default in (_QUERY, _DOCUMENT, *named):
-        return default
-    raise ModelFileError(
-        f"{path} has default_prompt_name={json.dumps(default)}, but no prompt of that name"
-    )
-
-
-def _by_role(path: Path, named: Mapping[str, Any], default: str | None) -> Prompts:
-    found: dict[str, str] = {}
-    problem: dict[str, str] = {}
-    for role in (_QUERY, _DOCUMENT):
-        try:
-            found[role] = _prompt(path, role, named)
-        except ModelFileError as error:
-            problem[role] = error.problem.cause
-    # Prompts of other names are for tasks that the caller names. The author of the model expects
-    # that these apply without being named.
-    expected = [name for name in (*_DOCUMENT_NAMES[1:], default) if name and named.get(name)]
-    return Prompts(
-        query=found.get(_QUERY),
-        document=found.get(_DOCUMENT),
-        problem=problem,
-        unused=tuple(
-            f"{name}={named[name]!r}"
-            for name in dict.fromkeys(expected)
-            if name not in (_QUERY, _DOCUMENT)
-        ),
-    )
-
-
 def _prompt(path: Path, role: str, named: Mapping[str, Any]) -> str:
     text = named.get(role)
     if text is None:
-        if role == _DOCUMENT:
-            _check_unambiguous(path, named)
+        # The documentation of encode_document says that "passage" is tried after "document"; the
+        # code never does so. Following either would be a guess about the model's training.
+        for name in _DOCUMENT_NAMES[1:] if role == _DOCUMENT else ():
+            if named.get(name):
+                raise ModelFileError(
+                    f"{path} has a prompt {name}={named[name]!r} and none called {_DOCUMENT}: "
+                    f"encode_document of sentence-transformers is documented to use {name}, but "
+                    f"uses no prompt"
+                )
         return ""
     if not isinstance(text, str):
         raise ModelFileError(
             f"{path} has the prompt {role}={json.dumps(text)}, which is not a string"
         )
-    if _TEXT_SLOT in text:
+    if "{text}" in text:
         raise ModelFileError(
-            f"{path} has the prompt {role}={text!r}: {_TEXT_SLOT} in it is plain text for "
+            f"{path} has the prompt {role}={text!r}: {{text}} in it is plain text for "
             f"sentence-transformers, but the placeholder of the text for emberd"
         )
     return text
-
-
-def _check_unambiguous(path: Path, named: Mapping[str, Any]) -> None:
-    # The documentation of encode_document says that "passage" is tried after "document"; the code
-    # never does so. Following either would be a guess about what the model was trained with.
-    for name in _DOCUMENT_NAMES[1:]:
-        if named.get(name):
-            raise ModelFileError(
-                f"{path} has a prompt {name}={named[name]!r} and none called {_DOCUMENT}: "
-                f"encode_document of sentence-transformers is documented to use {name}, but uses "
-                f"no prompt"
-            )

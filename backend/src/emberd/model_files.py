@@ -1,7 +1,10 @@
-"""Reads the files of a model folder: JSON, safetensors headers, and a hash of the content.
+"""The files of a model: where they are on this machine, and readers for them.
 
-Files are opened without blocking, so that a named pipe in a folder is an error and not a hang.
-The module needs the standard library only: engines' own interpreters import it too.
+A model is a folder, or a name on the hub. This is the only reader of the hub's cache. The layout
+and the variables are those of huggingface_hub, which is not imported: it is installed in the
+engines' environments only. Files are opened without blocking, so that a named pipe in a folder is
+an error and not a hang. The module needs the standard library only: engines' own interpreters
+import it too.
 """
 
 from __future__ import annotations
@@ -13,10 +16,11 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final
 
 from emberd.errors import SettingError
 
@@ -26,30 +30,19 @@ CONFIG: Final = "config.json"
 SAFETENSORS: Final = "*.safetensors"
 """Pattern of the files that hold weights."""
 
-_PATH_PREFIXES: Final = ("/", "./", "../", "~")
-_COPY_AGAIN: Final = "Compare the file with the original and copy it again."
 _HASHED: Final = (
     *("*.json", "*.txt", "*.model", "*/config.json"),
     *(SAFETENSORS, "*.bin", "*.gguf"),
 )
 _SAMPLES: Final = 64
 _SAMPLE_BYTES: Final = 4096
-_HASH_DIGITS: Final = 16
 _LENGTH_BYTES: Final = 8  # a safetensors file begins with the length of its header, little-endian
 _MAX_HEADER_BYTES: Final = 100_000_000
-_METADATA: Final = "__metadata__"
+# What reading a header of any content raises.
 _DAMAGED: Final = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
+    *(ArithmeticError, AttributeError, LookupError),
+    *(RecursionError, TypeError, ValueError),
 )
-"""What reading a header of any content raises."""
-
-
-# ------------------------------------------------------------ names of models
 
 
 def is_folder(name: str) -> bool:
@@ -59,7 +52,7 @@ def is_folder(name: str) -> bool:
 
 def is_path(name: str) -> bool:
     """Return whether ``name`` can only mean a folder, whether or not it exists."""
-    return name.startswith(_PATH_PREFIXES)
+    return name.startswith(("/", "./", "../", "~"))
 
 
 def absolute(name: str) -> str:
@@ -68,34 +61,80 @@ def absolute(name: str) -> str:
     return os.path.realpath(path) if is_path(name) or is_folder(path) else name
 
 
+# ------------------------------------------------------------ the hub's cache
+
+
+def hub_cache() -> Path:
+    """Return the folder of the hub's cache.
+
+    As in ``huggingface_hub.constants``: HF_HUB_CACHE, else HUGGINGFACE_HUB_CACHE, else ``hub``
+    in the hub's home. A variable that is empty counts as unset, unlike there.
+    """
+    given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return _expanded(given) if given else _hub_home(os.environ) / "hub"
+
+
+def hub_token_path(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the file in which the hub's client keeps the user's token."""
+    given = environ.get("HF_TOKEN_PATH")
+    return _expanded(given) if given else _hub_home(environ) / "token"
+
+
+def _hub_home(environ: Mapping[str, str]) -> Path:
+    base = environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return _expanded(environ.get("HF_HOME") or os.path.join(base, "huggingface"))
+
+
+def _expanded(path: str) -> Path:
+    return Path(os.path.expandvars(os.path.expanduser(path)))
+
+
+def hub_folder(model: str) -> Path:
+    """Return the folder of the cache for all revisions of a model; it need not exist."""
+    return hub_cache() / f"models--{model.replace('/', '--')}"
+
+
+def hub_snapshot(model: str, revision: str | None) -> Path | None:
+    """Return the folder with a commit, branch or tag (None: the default) of a model on the hub.
+
+    Files may be missing there: libraries download only what they read.
+
+    Returns:
+        None if there is no such folder.
+    """
+    folder, revision = hub_folder(model), revision or "main"
+    try:
+        commit = (folder / "refs" / revision).read_text("utf-8").strip()
+    except (OSError, ValueError):
+        commit = revision  # a commit has no reference file
+    found = folder / "snapshots" / commit
+    return found if os.path.isdir(found) else None
+
+
+def is_downloaded(model: str) -> bool:
+    """Return whether some revision of a model appears to be in the cache, with no download open."""
+    folder = hub_folder(model)
+    has_config = any(folder.glob(f"snapshots/*/{CONFIG}"))
+    return has_config and not any(folder.glob("blobs/*.incomplete"))
+
+
 # ------------------------------------------------------------ JSON
 
 
-class Problem(NamedTuple):
-    """Why a model folder cannot be used.
+class ModelFileError(Exception):
+    """A file of a model folder cannot be used.
 
     Attributes:
         cause: The fact, with file and value, without a full stop.
         advice: What to do, in sentences.
     """
 
-    cause: str
-    advice: str
-
-    def __str__(self) -> str:
-        return f"{self.cause}. {self.advice}"
-
-
-class ModelFileError(Exception):
-    """A file of a model folder cannot be used; ``model_card`` returns it as a ``Problem``.
-
-    Attributes:
-        problem: The reason.
-    """
-
-    def __init__(self, cause: str, advice: str = _COPY_AGAIN) -> None:
-        super().__init__(cause)
-        self.problem = Problem(cause, advice)
+    def __init__(
+        self, cause: str, advice: str = "Compare the file with the original and copy it again."
+    ) -> None:
+        super().__init__(f"{cause}. {advice}")
+        self.cause = cause
+        self.advice = advice
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -104,7 +143,7 @@ def open_regular(path: Path) -> BinaryIO:
     Raises:
         OSError: The file cannot be opened, or is not a regular file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
@@ -112,12 +151,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a regular file in UTF-8.
-
-    Raises:
-        OSError: The file cannot be opened, or is not a regular file.
-        UnicodeError: The file is not UTF-8.
-    """
+    """Return the text of a regular file in UTF-8; raises as ``open_regular``, and UnicodeError."""
     with open_regular(path) as file:
         return file.read().decode("utf-8")
 
@@ -146,15 +180,10 @@ def load_json(path: Path) -> object | None:
 
 
 def as_object(path: Path, found: object, key: str = "") -> dict[str, Any]:
-    """Return ``found`` if it is a JSON object.
-
-    Args:
-        path: The file that ``found`` was read from.
-        found: What ``load_json`` returned, or a part of it.
-        key: The key of the part; empty for the whole file.
+    """Return ``found``, which ``load_json`` read, or its part under ``key``, if it is an object.
 
     Raises:
-        ModelFileError: ``found`` is not an object, or the file does not exist.
+        ModelFileError: It is not an object, or the file does not exist.
     """
     if isinstance(found, dict):
         return found
@@ -180,17 +209,12 @@ class SafetensorsHeader:
     """The header of one file of weights.
 
     Attributes:
-        shapes: Name -> shape of each tensor.
+        elements: Name -> number of elements of each tensor.
         file_bytes: Size that the file must have; a smaller one was cut short.
     """
 
-    shapes: Mapping[str, tuple[int, ...]]
+    elements: Mapping[str, int]
     file_bytes: int
-
-    @property
-    def elements(self) -> dict[str, int]:
-        """Name -> number of elements of each tensor."""
-        return {name: math.prod(shape) for name, shape in self.shapes.items()}
 
 
 def read_safetensors_header(path: Path) -> SafetensorsHeader:
@@ -207,12 +231,12 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
         content = file.read(length)
     try:
         header = json.loads(content)
-        tensors = {name: entry for name, entry in header.items() if name != _METADATA}
-        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in tensors.items()}
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        elements = {name: math.prod(map(int, e["shape"])) for name, e in tensors.items()}
         end = max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
     except _DAMAGED as error:
         raise ValueError(f"{path} has a damaged safetensors header") from error
-    return SafetensorsHeader(shapes, _LENGTH_BYTES + length + end)
+    return SafetensorsHeader(elements, _LENGTH_BYTES + length + end)
 
 
 # ------------------------------------------------------------ content
@@ -233,11 +257,9 @@ def content_hash(name: str) -> str | None:
     folder = Path(name)
     if not is_folder(name):
         return None
-    try:
+    with _readable(name):
         stats = [(file, file.stat()) for file in _hashed_files(folder)]
         return _hash(tuple((os.fspath(f), s.st_size, s.st_mtime_ns, s.st_ino) for f, s in stats))
-    except OSError as error:
-        raise _unreadable_folder(name, error) from error
 
 
 def changed_s(name: str) -> float:
@@ -248,16 +270,18 @@ def changed_s(name: str) -> float:
     Raises:
         SettingError: The folder cannot be read.
     """
-    try:
+    with _readable(name):
         return max((file.stat().st_ctime for file in _hashed_files(Path(name))), default=0.0)
+
+
+@contextmanager
+def _readable(name: str) -> Generator[None]:
+    try:
+        yield
     except OSError as error:
-        raise _unreadable_folder(name, error) from error
-
-
-def _unreadable_folder(name: str, error: OSError) -> SettingError:
-    return SettingError(
-        f"The folder model={name!r} cannot be read: {error}. Correct its permissions."
-    )
+        raise SettingError(
+            f"The folder model={name!r} cannot be read: {error}. Correct its permissions."
+        ) from error
 
 
 def _hashed_files(folder: Path) -> Iterator[Path]:
@@ -274,16 +298,11 @@ def _hash(files: tuple[tuple[str, int, int, int], ...]) -> str:
         path = Path(name)
         # Relative to the folder: the same files elsewhere are the same model.
         whole.update(f"{os.path.relpath(path, root)} {size}\n".encode())
-        for sample in _samples(path, size):
-            whole.update(sample)
-    return whole.hexdigest()[:_HASH_DIGITS]
-
-
-def _samples(path: Path, size: int) -> Iterator[bytes]:
-    with open_regular(path) as file:
-        if path.match("*.json") or size <= _SAMPLES * _SAMPLE_BYTES:
-            yield file.read()
-            return
-        for number in range(_SAMPLES):
-            file.seek(number * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
-            yield file.read(_SAMPLE_BYTES)
+        with open_regular(path) as file:
+            if path.match("*.json") or size <= _SAMPLES * _SAMPLE_BYTES:
+                whole.update(file.read())
+                continue
+            for number in range(_SAMPLES):
+                file.seek(number * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+                whole.update(file.read(_SAMPLE_BYTES))
+    return whole.hexdigest()[:16]

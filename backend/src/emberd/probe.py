@@ -6,14 +6,12 @@ The routes are SGLang's; emberd's own servers have them too, and others have som
 
 from __future__ import annotations
 
-import functools
 import http.client
 import json
 import socket
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -30,15 +28,7 @@ MODEL_INFO: Final = "/model_info"
 OLD_MODEL_INFO: Final = "/get_model_info"
 """The route of SGLang's router, and of SGLang before 0.5."""
 
-_NO_ROUTE: Final = frozenset(
-    {
-        HTTPStatus.UNAUTHORIZED,
-        HTTPStatus.FORBIDDEN,
-        HTTPStatus.NOT_FOUND,
-        HTTPStatus.METHOD_NOT_ALLOWED,
-        HTTPStatus.NOT_IMPLEMENTED,
-    }
-)
+_NO_ROUTE: Final = (401, 403, 404, 405, 501)
 """Statuses of a server without such a route, or that requires a key for it."""
 
 NO_ANSWER: Final = (OSError, http.client.HTTPException, ValueError)
@@ -121,7 +111,7 @@ def fetch(
         request.add_header("Authorization", f"Bearer {api_key}")
     handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
     if listener is not None:
-        handlers.append(_Pinned(listener))
+        handlers.append(_pinned(listener))
     if is_loopback(url) or listener is not None:
         handlers.append(urllib.request.ProxyHandler({}))
     opener = urllib.request.build_opener(*handlers)
@@ -147,47 +137,30 @@ def is_loopback(url: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-class _Connection(http.client.HTTPConnection):
-    """A connection that is used only if it reaches the expected listener."""
+def _pinned(listener: Listener) -> urllib.request.BaseHandler:
+    """Return a handler whose connections are used only if they reach ``listener``."""
 
-    expected: Listener
+    class Connection(http.client.HTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            listeners.check(self.sock, listener)
 
-    def connect(self) -> None:
-        super().connect()
-        listeners.check(self.sock, self.expected)
+    class TlsConnection(http.client.HTTPSConnection, Connection):
+        """The order of the bases puts the check before the handshake."""
 
+    class Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+        def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+            return self.do_open(Connection, req)
 
-class _TlsConnection(http.client.HTTPSConnection, _Connection):
-    """The same for TLS; the order of the bases puts the check before the handshake."""
+        def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+            return self.do_open(TlsConnection, req)
 
-
-class _Pinned(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    def __init__(self, listener: Listener) -> None:
-        super().__init__()
-        self._listener = listener
-
-    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(functools.partial(self._opened, _Connection), req)
-
-    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(functools.partial(self._opened, _TlsConnection), req)
-
-    def _opened(self, kind: type[_Connection], host: str, **options: Any) -> _Connection:
-        connection = kind(host, **options)
-        connection.expected = self._listener
-        return connection
+    return Handler()
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
         """Follow no redirect, because the key would be sent to another address."""
-
-
-def models(
-    url: str, api_key: str | None = None, *, listener: Listener | None = None
-) -> list[dict[str, Any]]:
-    """Return the models that the server lists; empty if it lists none."""
-    return entries(_json(get(url, MODELS, api_key, listener=listener)))
 
 
 def model_path(
@@ -199,8 +172,8 @@ def model_path(
         path = info.get("model_path") if isinstance(info, dict) else None
         if isinstance(path, str):
             return path
-    first = next(iter(models(url, api_key, listener=listener)), {})
-    root = first.get("root")
+    listed = entries(_json(get(url, MODELS, api_key, listener=listener)))
+    root = listed[0].get("root") if listed else None
     return root if isinstance(root, str) else None
 
 
@@ -247,20 +220,16 @@ def is_healthy(url: str, *, listener: Listener | None = None) -> bool:
     return reply is not None and reply.status == http.client.OK
 
 
+_IN_FLIGHT: Final = ("sglang:num_running_reqs", "sglang:num_queue_reqs")
+_REQUESTS: Final = "sglang:num_requests_total"
+
+
 def activity(url: str, api_key: str | None, *, listener: Listener | None = None) -> Activity | None:
     """Return the server's counters; None if it shows none."""
     reply = get(url, "/metrics", api_key, listener=listener)
     if reply is None or reply.status != http.client.OK:
         return None
-    return _parse_metrics(reply.body.decode("utf-8", "replace"))
-
-
-_IN_FLIGHT: Final = ("sglang:num_running_reqs", "sglang:num_queue_reqs")
-_REQUESTS: Final = "sglang:num_requests_total"
-_TOKENS: Final = "sglang:prompt_tokens_total"
-
-
-def _parse_metrics(text: str) -> Activity | None:
+    text = reply.body.decode("utf-8", "replace")
     # Imported late: clients, which import this module, never read metrics.
     from prometheus_client.parser import text_string_to_metric_families
 
@@ -275,6 +244,6 @@ def _parse_metrics(text: str) -> Activity | None:
         return None
     return Activity(
         requests=sums.get(_REQUESTS, 0.0),
-        tokens=sums.get(_TOKENS, 0.0),
+        tokens=sums.get("sglang:prompt_tokens_total", 0.0),
         in_flight=sum(sums.get(name, 0.0) for name in _IN_FLIGHT),
     )

@@ -47,12 +47,7 @@ _ONE_WORD: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclass(frozen=True, slots=True)
 class Templates:
-    """The templates of both roles; each contains ``{text}``.
-
-    Attributes:
-        query: The template of queries.
-        document: The template of documents.
-    """
+    """The templates of both roles; each contains ``{text}``."""
 
     query: str
     document: str
@@ -74,10 +69,28 @@ def templates(
         InstructionError: An instruction would be misread; a symmetric task is given for one role
             only; or two different instructions are given with ``symmetric``.
     """
+    given: dict[Role, str | None] = {"query": query, "document": document}
     if symmetric:
-        return _common_template(model, query, document)
+        found = {template(model, role, text) for role, text in given.items() if text is not None}
+        if len(found) > 1:
+            raise InstructionError(
+                f"symmetric=True embeds queries and documents with one template, but "
+                f"query_instruction={query!r} and document_instruction={document!r} differ. Give "
+                f"one of them, or leave out symmetric."
+            )
+        common = found.pop() if found else _default(model, "document")
+        return Templates(common, common)
     both = Templates(template(model, "query", query), template(model, "document", document))
-    _check_symmetric_tasks(query=query, document=document)
+    # The mistake would go unnoticed: both roles get vectors, but these do not fit together.
+    for role, own in given.items():
+        other: Role = "document" if role == "query" else "query"
+        task = TASKS.get(own or "", own)
+        if task in _SYMMETRIC_TASKS and given[other] is None:
+            raise InstructionError(
+                f"{role}_instruction={own!r} is a task for queries and documents, but only {role} "
+                f"texts would get it. Pass symmetric=True to apply it to both, or set "
+                f"{other}_instruction='' to leave the others bare."
+            )
     return both
 
 
@@ -98,45 +111,35 @@ def template(model: Model, role: Role, instruction: str | None) -> str:
         return _default(model, role)
     if instruction == "":
         return BARE
-    _check_slots(role, instruction)
+    # The model would read other braces, because nothing replaces them.
+    if slots := [slot for slot in _FOREIGN_SLOT.findall(instruction) if slot != BARE]:
+        raise InstructionError(
+            f"{role}_instruction={instruction!r} contains {slots[0]}, which is not replaced. "
+            f"Give a task in words, or a template with {BARE} as the placeholder of the text."
+        )
     if BARE in instruction:
         return instruction
-    _check_not_prefix(model, role, instruction)
-    _check_name(role, instruction)
+    # In other classes the field of this name is a raw prefix. As a task it would become
+    # "Instruct: Instruct: ...", and nothing would show it.
+    bare = instruction.strip()
+    is_labelled = _LABELS.search(bare) or bare.endswith(tuple(_COLONS))
+    if is_labelled or "\n" in bare or bare != instruction:
+        raise InstructionError(
+            f"{role}_instruction={instruction!r} looks like a prefix for another class. Give "
+            f"{' or '.join(_right_forms(model, role, instruction))}."
+        )
+    # "Web", or a name of another release: accepted as a task in words, it would mean nothing.
+    if _ONE_WORD.fullmatch(instruction) and instruction not in TASKS:
+        raise InstructionError(
+            f"{role}_instruction={instruction!r} is not the name of a task; the names are "
+            f"{', '.join(sorted(TASKS))}. Give one of them, a task in a sentence, or a template."
+        )
     return _with_task(model, role, TASKS.get(instruction, instruction))
 
 
 def apply(template: str, text: str) -> str:
     """Return ``template`` with ``text`` in it; braces inside the text are not replaced."""
     return template.replace(BARE, text)
-
-
-def _common_template(model: Model, query: str | None, document: str | None) -> Templates:
-    found = set()
-    if query is not None:
-        found.add(template(model, "query", query))
-    if document is not None:
-        found.add(template(model, "document", document))
-    if len(found) > 1:
-        raise InstructionError(
-            f"symmetric=True embeds queries and documents with one template, but "
-            f"query_instruction={query!r} and document_instruction={document!r} differ. Give one "
-            f"of them, or leave out symmetric."
-        )
-    one = found.pop() if found else _default(model, "document")
-    return Templates(one, one)
-
-
-def _check_symmetric_tasks(**given: str | None) -> None:
-    # The mistake would go unnoticed: both roles get vectors, but these do not fit together.
-    for role, other in (("query", "document"), ("document", "query")):
-        task = TASKS.get(given[role] or "", given[role])
-        if task in _SYMMETRIC_TASKS and given[other] is None:
-            raise InstructionError(
-                f"{role}_instruction={given[role]!r} is a task for queries and documents, but "
-                f"only {role} texts would get it. Pass symmetric=True to apply it to both, or set "
-                f"{other}_instruction='' to leave the others bare."
-            )
 
 
 def _default(model: Model, role: Role) -> str:
@@ -163,30 +166,6 @@ def _with_task(model: Model, role: Role, task: str) -> str:
     return model.instruction_form.replace("{task}", task)
 
 
-def _check_slots(role: Role, instruction: str) -> None:
-    # The model would read the braces, because nothing replaces them.
-    slots = [slot for slot in _FOREIGN_SLOT.findall(instruction) if slot != BARE]
-    if slots:
-        raise InstructionError(
-            f"{role}_instruction={instruction!r} contains {slots[0]}, which is not replaced. "
-            f"Give a task in words, or a template with {BARE} as the placeholder of the text."
-        )
-
-
-def _check_not_prefix(model: Model, role: Role, instruction: str) -> None:
-    # In other classes the field of this name is a raw prefix. As a task it would become
-    # "Instruct: Instruct: ...", and nothing would show it.
-    bare = instruction.strip()
-    labelled = _LABELS.search(bare) is not None
-    several_lines = "\n" in bare
-    if not (labelled or several_lines or bare.endswith(tuple(_COLONS)) or bare != instruction):
-        return
-    raise InstructionError(
-        f"{role}_instruction={instruction!r} looks like a prefix for another class. Give "
-        f"{' or '.join(_right_forms(model, role, instruction))}."
-    )
-
-
 def _right_forms(model: Model, role: Role, instruction: str) -> list[str]:
     """Return the instructions that a prefix may stand for."""
     whole = f"a whole template, {role}_instruction={instruction + BARE!r}"
@@ -200,12 +179,3 @@ def _right_forms(model: Model, role: Role, instruction: str) -> list[str]:
         formed = model.instruction_form.replace("{task}", task)
         return [*task_only, f"a whole template, {role}_instruction={formed!r}"]
     return [whole, *task_only]
-
-
-def _check_name(role: Role, instruction: str) -> None:
-    # "Web", or a name of another release: accepted as a task in words, it would mean nothing.
-    if _ONE_WORD.fullmatch(instruction) and instruction not in TASKS:
-        raise InstructionError(
-            f"{role}_instruction={instruction!r} is not the name of a task; the names are "
-            f"{', '.join(sorted(TASKS))}. Give one of them, a task in a sentence, or a template."
-        )

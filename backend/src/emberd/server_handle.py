@@ -23,7 +23,7 @@ from emberd.system import background, fork, listeners
 from emberd.system.fork import ForkAware
 
 if TYPE_CHECKING:
-    from emberd.manager import Progress, Server
+    from emberd.manager import Server
     from emberd.verified_manager import Manager
 
 
@@ -36,55 +36,25 @@ _SAME_VECTOR: Final = 0.995
 """Minimum cosine of one text's vectors before and after a restart; bfloat16 is not exact."""
 
 
-class SingleFlight:
-    """Runs blocking calls in daemon threads; concurrent callers of one key share one run.
-
-    Not in the event loop's executor: its threads are the application's, and exiting the process or
-    ``asyncio.run`` would wait for them.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # never held during a call
-        self._running: dict[Hashable, Future[Any]] = {}
-
-    async def run(self, key: Hashable, call: Callable[[], T]) -> T:
-        """Return what ``call`` returns. Cancelling ends the wait, but not the call."""
-        with self._lock:
-            future = self._running.get(key)
-            if future is None:
-                future = background.run(functools.partial(self._call, key, call), "attach")
-                self._running[key] = future
-        result: T = await asyncio.wrap_future(future)
-        return result
-
-    def _call(self, key: Hashable, call: Callable[[], T]) -> T:
-        try:
-            return call()
-        finally:
-            # Before the result is set, so that later callers start a new run.
-            with self._lock:
-                self._running.pop(key, None)
-
-
 class ServerHandle(ForkAware):
     """The server of one embedder in this process: found once, and again when it is lost."""
 
     def __init__(self, settings: Settings, manager: Manager | None) -> None:
         self._settings = settings
-        self._manager_in_use = manager
+        self.manager = manager  # None before the first use
         self._server: Server | None = None
         self._before: Server | None = None
         self._dimensions: int | None = None  # of all servers of this object
-        self._lock = threading.Lock()
-        self._flights = SingleFlight()
         self._warned: set[int | None] = set()
         self.key_is_missing = False
+        self.after_fork_in_child()
         fork.register(self)
 
     def after_fork_in_child(self) -> None:
-        """Replace the lock: a thread that does not exist in the child may hold the old one."""
+        """Replace the locks: a thread that does not exist in the child may hold the old ones."""
         self._lock = threading.Lock()
-        self._flights = SingleFlight()
+        self._running_lock = threading.Lock()  # never held during a call
+        self._running: dict[Hashable, Future[Any]] = {}
 
     def server(self, inspect: Callable[[], Endpoint] | None = None) -> Server:
         """Return the server; find or start it if there is none yet.
@@ -100,7 +70,10 @@ class ServerHandle(ForkAware):
         with self._lock:
             if self._server is None:
                 self._check()
-                self._server = _given_server(inspect()) if inspect else self._again(self._external)
+                # The external server that was used last: its successor is compared with it.
+                before = self._before
+                external = before if before is not None and before.origin != "own" else None
+                self._server = _given_server(inspect()) if inspect else self._again(external)
             return self._server
 
     async def aserver(self, inspect: Callable[[], Awaitable[Endpoint]] | None = None) -> Server:
@@ -108,14 +81,14 @@ class ServerHandle(ForkAware):
         if (server := self._current()) is not None:
             return server
         if inspect is None:
-            return await self._flights.run(None, self.server)
+            return await self._run(None, self.server)
         self._check()
         self._server = _given_server(await inspect())
         return self._server
 
     async def aload(self) -> None:
         """Import what the client needs, which takes half a second, in another thread."""
-        await self._flights.run(_load, _load)
+        await self._run(_load, _load)
 
     def reconnect(self, endpoint: Endpoint) -> Endpoint:
         """Return a server in place of ``endpoint``, which was lost during a job.
@@ -135,7 +108,7 @@ class ServerHandle(ForkAware):
 
     async def areconnect(self, endpoint: Endpoint) -> Endpoint:
         """Like ``reconnect``, on the running event loop."""
-        return await self._flights.run(endpoint, lambda: self.reconnect(endpoint))
+        return await self._run(endpoint, lambda: self.reconnect(endpoint))
 
     def used(self, _endpoint: Endpoint) -> None:
         """Record that the server is in use, so that it does not stop as idle."""
@@ -163,11 +136,6 @@ class ServerHandle(ForkAware):
                 stacklevel=2,
             )
 
-    @property
-    def manager(self) -> Manager | None:
-        """The manager that finds and starts servers; None before the first use."""
-        return self._manager_in_use
-
     @functools.cached_property
     def spec(self) -> ServerSpec:
         """The wanted server; for a model in a folder, with the hash of its present files.
@@ -175,6 +143,28 @@ class ServerHandle(ForkAware):
         Read once, so that vectors and index identity refer to the same files.
         """
         return self._settings.spec
+
+    async def _run(self, key: Hashable, call: Callable[[], T]) -> T:
+        """Return what ``call`` returns, run in a daemon thread that callers of one key share.
+
+        Cancelling ends the wait, but not the call. Not in the event loop's executor: its threads
+        are the application's, and exiting the process or ``asyncio.run`` would wait for them.
+        """
+
+        def work() -> T:
+            try:
+                return call()
+            finally:
+                # Before the result is set, so that later callers start a new run.
+                with self._running_lock:
+                    self._running.pop(key, None)
+
+        with self._running_lock:
+            future = self._running.get(key)
+            if future is None:
+                future = self._running[key] = background.run(work, "attach")
+        result: T = await asyncio.wrap_future(future)
+        return result
 
     def _current(self) -> Server | None:
         """Return the server unless it has stopped since the last job."""
@@ -191,12 +181,6 @@ class ServerHandle(ForkAware):
             self._server = None
         return None
 
-    @property
-    def _external(self) -> Server | None:
-        """The external server that was used last, with which its successor is compared."""
-        before = self._before
-        return before if before is not None and before.origin != "own" else None
-
     def _again(self, lost: Server | None) -> Server:
         """Like ``_ensure``, but wait for a given server that is restarting."""
         deadline = time.monotonic() + self._settings.timeout
@@ -205,18 +189,18 @@ class ServerHandle(ForkAware):
                 server = self._ensure(lost)
             except ServerUnavailableError:
                 given = lost is not None and lost.origin == "given"
-                if not given or time.monotonic() > deadline or not self._is_listening():
+                if not given or time.monotonic() > deadline:
+                    raise
+                try:
+                    is_listening = listeners.find(self._settings.base_url or "") is not None
+                except OSError:
+                    is_listening = True  # it may be, and the next try sees
+                if not is_listening:
                     raise
             else:
                 self._before = None
                 return server
             time.sleep(_READY_POLL_S)
-
-    def _is_listening(self) -> bool:
-        try:
-            return listeners.find(self._settings.base_url or "") is not None
-        except OSError:
-            return True  # it may be, and the next try sees
 
     def _ensure(self, lost: Server | None) -> Server:
         if self.spec != self._settings.spec:
@@ -231,25 +215,33 @@ class ServerHandle(ForkAware):
             start_timeout=self._settings.start_timeout,
             idle_timeout=self._settings.idle_timeout,
             lost=lost,
-            on_progress=_log_progress,
+            on_progress=lambda progress: _LOG.info(
+                "%s (%.0f s, log: %s)", progress.text, progress.seconds, progress.log_path
+            ),
         )
-        _check_dimensions(self._dimensions, server.endpoint)
+        endpoint = server.endpoint
+        if self._dimensions not in (None, endpoint.dimensions):
+            raise ServerMismatchError(
+                f"{endpoint.url} gives vectors of {endpoint.dimensions} dimensions, and this "
+                f"object has used a server with {self._dimensions} so far: another model answers "
+                f"there. Make a new object, and embed all texts again with it."
+            )
         if lost is not None and lost.origin != "own" and server.origin != "own":
-            _check_same(lost.endpoint, server.endpoint)
-        self._dimensions = server.endpoint.dimensions
+            _check_weights(lost.endpoint, endpoint)
+        self._dimensions = endpoint.dimensions
         _LOG.info("%s", server.reason)
         for note in server.notes:
             _warn_once(note)
         return server
 
     def _manager(self) -> Manager:
-        if self._manager_in_use is None:
+        if self.manager is None:
             # Imported at first use: it imports the libraries for locks and processes.
             with fork.no_fork():
                 from emberd.verified_manager import Manager
 
-            self._manager_in_use = Manager()
-        return self._manager_in_use
+            self.manager = Manager()
+        return self.manager
 
     def _check(self) -> None:
         if self.key_is_missing:
@@ -266,39 +258,18 @@ def _load() -> None:
         import_module("emberd.client.transport").load_sdk()
 
 
-def _check_dimensions(before: int | None, now: Endpoint) -> None:
-    """Check that a server gives vectors as long as those that this object has had so far.
-
-    Args:
-        before: The native dimensions of the servers so far; None where there was none.
-        now: The server that is to be used.
-
-    Raises:
-        ServerMismatchError: It does not.
-    """
-    if before not in (None, now.dimensions):
+def _check_weights(before: Endpoint, now: Endpoint) -> None:
+    # An external server must return the same vectors after a restart.
+    if before.url != now.url or not before.canary or not now.canary:
+        return
+    norms = math.hypot(*before.canary) * math.hypot(*now.canary)
+    similarity = sum(map(operator.mul, before.canary, now.canary)) / norms
+    if not similarity >= _SAME_VECTOR:  # so that NaN fails too
         raise ServerMismatchError(
-            f"{now.url} gives vectors of {now.dimensions} dimensions, and this object has used a "
-            f"server with {before} so far: another model answers there. Make a new object, and "
-            f"embed all texts again with it."
+            f"{now.url} was restarted and returns other vectors than before (cosine "
+            f"{similarity:.3f} for the same text), so it has other weights. Make a new object, and "
+            f"embed all texts again."
         )
-
-
-def _check_same(before: Endpoint, now: Endpoint) -> None:
-    """Check that an external server returns the same vectors after a restart.
-
-    Raises:
-        ServerMismatchError: The vectors differ.
-    """
-    if before.url == now.url and before.canary and now.canary:
-        norms = math.hypot(*before.canary) * math.hypot(*now.canary)
-        similarity = sum(map(operator.mul, before.canary, now.canary)) / norms
-        if not similarity >= _SAME_VECTOR:  # so that NaN fails too
-            raise ServerMismatchError(
-                f"{now.url} was restarted and returns other vectors than before (cosine "
-                f"{similarity:.3f} for the same text), so it has other weights. Make a new object, "
-                f"and embed all texts again."
-            )
 
 
 @functools.cache
@@ -310,7 +281,3 @@ def _given_server(endpoint: Endpoint) -> Server:
     from emberd.manager import Server  # imported late, like the manager
 
     return Server(endpoint, "given", f"{endpoint.url} is the server of the given client")
-
-
-def _log_progress(progress: Progress) -> None:
-    _LOG.info("%s (%.0f s, log: %s)", progress.text, progress.seconds, progress.log_path)

@@ -10,23 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from functools import partial
 from typing import Any, Final
 
 from emberd import durations, endpoint, env, model_card, model_files
-from emberd.catalog import DEMO_MODEL, Model
+from emberd.catalog import Model
 from emberd.errors import SettingError
 from emberd.prompts import Templates, templates
 
 DEFAULT_MODEL: Final = "Qwen/Qwen3-Embedding-4B"
 IDLE_TIMEOUT_S: Final = 1800.0
 START_TIMEOUT_S: Final = 900.0
-REQUEST_TIMEOUT_S: Final = 120.0
-BATCH_TEXTS: Final = 256
-CONCURRENT_REQUESTS: Final = 8
 
 
 class Unset(Enum):
@@ -86,15 +83,9 @@ class ServerSpec:
 
     def accepts(self, engine: str, device: str | None, context_tokens: int | None) -> bool:
         """Return whether a server with these properties meets the constraints."""
-        return (
-            self.engine in (None, engine)
-            and self.device in (None, device)
-            and (
-                self.context_tokens is None
-                or context_tokens is None
-                or context_tokens >= self.context_tokens
-            )
-        )
+        wanted = self.context_tokens
+        is_long_enough = wanted is None or context_tokens is None or context_tokens >= wanted
+        return self.engine in (None, engine) and self.device in (None, device) and is_long_enough
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +96,7 @@ class Settings:
         model: Name on the hub, or a folder.
         dimensions: Length of the returned vectors; None for native. The default is the
             ``truncate_dim`` of the model's folder.
-        query_instruction: See ``emberd.prompts.template``.
-        document_instruction: See ``emberd.prompts.template``.
+        query_instruction, document_instruction: See ``emberd.prompts.template``.
         symmetric: Embed queries as documents; see ``emberd.prompts.templates``.
         base_url: A server to use; emberd then starts none.
         api_key: Its key. Never printed, never pickled.
@@ -118,8 +108,7 @@ class Settings:
         max_concurrency: Maximum number of requests in flight in this process.
         timeout: Time limit of one request, in seconds.
         start_timeout: Seconds to wait for a server to start.
-        idle_timeout: Time without use after which a started server stops, in seconds; None for
-            never.
+        idle_timeout: Seconds without use after which a started server stops; None for never.
         truncate: Cut texts that are too long instead of refusing them.
         server_dimensions: Let the server cut vectors to ``dimensions``: less to transfer.
         show_progress: Show a progress bar while documents are embedded.
@@ -137,9 +126,9 @@ class Settings:
     engine: str | None = None
     device: str | None = None
     context_tokens: int | None = None
-    batch_size: int = BATCH_TEXTS
-    max_concurrency: int = CONCURRENT_REQUESTS
-    timeout: float = REQUEST_TIMEOUT_S
+    batch_size: int = 256
+    max_concurrency: int = 8
+    timeout: float = 120.0
     start_timeout: float = START_TIMEOUT_S
     idle_timeout: float | None = IDLE_TIMEOUT_S
     truncate: bool = False
@@ -160,14 +149,10 @@ class Settings:
         """
         _check_names(given)
         values = env.setting_values()
-        values |= {
-            name: value
-            for name, value in given.items()
-            if value is not UNSET and (value is not None or name == "idle_timeout")
-        }
-        for name, read in _READ.items():
-            if name in values:
-                values[name] = read(values[name])
+        for name, value in given.items():
+            if value is not UNSET and (value is not None or name == "idle_timeout"):
+                values[name] = value
+        values = _read(values)
         if "dimensions" not in values and isinstance(values.get("model"), str):
             values["dimensions"] = model_card.describe(values["model"]).cut_to
         settings = cls(**values)
@@ -175,8 +160,7 @@ class Settings:
         return settings
 
     def __reduce__(self) -> tuple[Any, ...]:
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return _rebuild, ({**values, "api_key": None},)
+        return partial(Settings, **{**asdict(self), "api_key": None}), ()
 
     def __copy__(self) -> Settings:
         return self  # immutable, and a copy through a pickle would lose the key
@@ -218,11 +202,7 @@ class Settings:
             SettingError: A field is unknown, or a value is invalid; the text names it.
         """
         _check_names(changes)
-        read = {
-            name: _READ[name](value) if name in _READ and value is not None else value
-            for name, value in changes.items()
-        }
-        settings = replace(self, **read)
+        settings = replace(self, **_read(changes))
         settings._validate()
         return settings
 
@@ -236,12 +216,21 @@ class Settings:
         )
 
     def _validate(self) -> None:
-        validate(self)
+        """Check the fields that ``_read`` does not check."""
+        for name in (*_TEXTS, *_INSTRUCTIONS, *_COUNTS, *_SWITCHES):
+            value = getattr(self, name)
+            if why := _why_invalid(name, value):
+                raise SettingError(f"{name}={value!r} must be {why}.")
+        if self.dimensions is not None:
+            _check_dimensions(self.known, self.dimensions)
         # Refuses an instruction that would be misread at construction, not at first use.
         _ = self._templates
 
 
-def _check_names(given: Iterable[str]) -> None:
+_DEFAULT: Final = Settings()
+
+
+def _check_names(given: Mapping[str, Any]) -> None:
     known = {each.name for each in fields(Settings)}
     if unknown := sorted(set(given) - known):
         raise SettingError(
@@ -249,8 +238,9 @@ def _check_names(given: Iterable[str]) -> None:
         )
 
 
-def _rebuild(values: dict[str, Any]) -> Settings:
-    return Settings(**values)
+def _read(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields of ``Settings`` with what accepts several forms converted to one."""
+    return {n: _READERS[n](value) if n in _READERS else value for n, value in given.items()}
 
 
 def _read_path(given: Any) -> Any:
@@ -258,25 +248,46 @@ def _read_path(given: Any) -> Any:
     return model_files.absolute(name) if isinstance(name, str) else name
 
 
-# Fields that accept several forms, and how each is converted.
-_READ: Final[dict[str, Callable[[Any], Any]]] = {
-    "api_key": endpoint.read_key,
-    "base_url": endpoint.read_url,
+_READERS: Final[dict[str, Callable[[Any], Any]]] = {
+    "api_key": lambda given: None if given is None else endpoint.read_key(given),
+    "base_url": lambda given: None if given is None else endpoint.root_url(given),
     "model": _read_path,
     "timeout": partial(durations.validate, "timeout"),
     "start_timeout": partial(durations.validate, "start_timeout"),
     "idle_timeout": partial(durations.validate_or_never, "idle_timeout"),
 }
 
+_TEXTS: Final = ("model", "revision", "engine", "device")
+_INSTRUCTIONS: Final = ("query_instruction", "document_instruction")
+_COUNTS: Final = ("batch_size", "max_concurrency", "context_tokens")
+_SWITCHES: Final = ("symmetric", "truncate", "server_dimensions", "show_progress")
 
-def is_demo(model: str) -> bool:
-    """Return whether ``model`` is the bundled demo, whose vectors are not Qwen3's."""
-    return model == DEMO_MODEL
+
+def _why_invalid(name: str, value: object) -> str | None:
+    """Return what a field must be; None if ``value`` is that."""
+    if value is None and getattr(_DEFAULT, name) is None:
+        return None
+    if name in _TEXTS and not (isinstance(value, str) and value.strip()):
+        return "a string that is not blank"
+    if name in _INSTRUCTIONS and not isinstance(value, str):
+        return "a string: a task, its name, or a template"
+    if name in _SWITCHES and not isinstance(value, bool):
+        return "True or False"
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return "an integer of at least 1" if name in _COUNTS and not is_count else None
 
 
-# ------------------------------------------------------------ how a server is started
-
-_PORTS: Final = range(1, 65_536)
+def _check_dimensions(model: Model, dimensions: object) -> None:
+    source = f" (the truncate_dim of {model.name})" if dimensions == model.cut_to else ""
+    if isinstance(dimensions, bool) or not isinstance(dimensions, int):
+        raise SettingError(f"dimensions={dimensions!r}{source} must be an integer.")
+    longest = model.dimensions
+    if dimensions < model.min_dimensions or (longest is not None and dimensions > longest):
+        upper = f" and at most {longest}" if longest else ""
+        raise SettingError(
+            f"dimensions={dimensions}{source} does not suit {model.name}: "
+            f"it must be at least {model.min_dimensions}{upper}."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +312,7 @@ class StartOptions:
     def __post_init__(self) -> None:
         # A record stores them as JSON, which has only lists.
         object.__setattr__(self, "arguments", tuple(self.arguments))
-        if self.port is not None and self.port not in _PORTS:
+        if self.port is not None and self.port not in range(1, 65_536):
             raise SettingError(f"port={self.port} is not a port: use 1 to 65535.")
         for name in ("tp_size", "dp_size"):
             if getattr(self, name) < 1:
@@ -325,73 +336,3 @@ class StartOptions:
         """
         values = env.start_option_values(environ)
         return replace(cls(**values), **{n: v for n, v in given.items() if v is not None})
-
-
-# ------------------------------------------------------------ validation
-
-_TEXTS: Final = ("model", "revision", "engine", "device")
-_INSTRUCTIONS: Final = ("query_instruction", "document_instruction")
-_COUNTS: Final = ("batch_size", "max_concurrency", "context_tokens")
-_DURATIONS: Final = ("timeout", "start_timeout")
-_SWITCHES: Final = ("symmetric", "truncate", "server_dimensions", "show_progress")
-
-
-def validate(settings: Any) -> None:
-    """Check every field of ``settings`` on its own.
-
-    Args:
-        settings: An ``emberd.settings.Settings``.
-
-    Raises:
-        SettingError: A value is invalid; the text names it.
-    """
-    for names, check in _CHECKS:
-        for name in names:
-            check(name, getattr(settings, name))
-    if settings.dimensions is not None:
-        _check_dimensions(settings.known, settings.dimensions)
-
-
-def _check_text(name: str, value: object) -> None:
-    if value is not None and not (isinstance(value, str) and value.strip()):
-        raise SettingError(f"{name}={value!r} must be a string that is not blank.")
-
-
-def _check_instruction(name: str, value: object) -> None:
-    if value is not None and not isinstance(value, str):
-        raise SettingError(f"{name}={value!r} must be a string: a task, its name, or a template.")
-
-
-def _check_count(name: str, value: object) -> None:
-    if value is None and name == "context_tokens":
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SettingError(f"{name}={value!r} must be an integer of at least 1.")
-
-
-def _check_switch(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise SettingError(f"{name}={value!r} must be True or False.")
-
-
-def _check_dimensions(model: Model, dimensions: int) -> None:
-    longest = model.dimensions
-    source = f" (the truncate_dim of {model.name})" if dimensions == model.cut_to else ""
-    if isinstance(dimensions, bool) or not isinstance(dimensions, int):
-        raise SettingError(f"dimensions={dimensions!r}{source} must be an integer.")
-    if dimensions < model.min_dimensions or (longest is not None and dimensions > longest):
-        upper = f" and at most {longest}" if longest else ""
-        raise SettingError(
-            f"dimensions={dimensions}{source} does not suit {model.name}: "
-            f"it must be at least {model.min_dimensions}{upper}."
-        )
-
-
-_CHECKS: Final = (
-    (_TEXTS, _check_text),
-    (_INSTRUCTIONS, _check_instruction),
-    (_COUNTS, _check_count),
-    (_DURATIONS, durations.validate),
-    (("idle_timeout",), durations.validate_or_never),
-    (_SWITCHES, _check_switch),
-)

@@ -22,9 +22,9 @@ from pydantic_core import InitErrorDetails
 
 from emberd import Embedder, Endpoint, SettingError, Settings, ato_lists, to_lists
 
-_DEFAULT: Final = Settings()  # nothing of the environment is in it
+_DEFAULT: Final = Settings()  # does not read the environment
 
-# What fields of other classes are called here.
+# Field of another class -> field of this one.
 _ELSEWHERE: Final = {
     "chunk_size": "batch_size",
     "model_name": "model",
@@ -33,9 +33,9 @@ _ELSEWHERE: Final = {
     "request_timeout": "timeout",
     "show_progress": "show_progress_bar",
 }
-_MADE: Final = "embedder"  # what stands in for all settings, see from_embedder
+_EMBEDDER: Final = "embedder"  # replaces all settings, see from_embedder
 
-# Field -> setting of emberd that it stands for.
+# Field -> setting of emberd.
 _SETTING_OF: Final = {
     "show_progress_bar" if setting.name == "show_progress" else setting.name: setting.name
     for setting in fields(Settings)
@@ -45,45 +45,44 @@ _SETTING_OF: Final = {
 class EmberdEmbeddings(BaseModel, Embeddings):
     """Embeddings from a server that is found on this machine, or started by the first call.
 
-    Construction reads no network and starts nothing. What is not given comes from the
-    environment (``EMBERD_MODEL``, ``EMBERD_BASE_URL``, ``EMBERD_API_KEY``, ...), and then from
-    the defaults; the fields show what came out, the instructions in force included. They are
-    fixed from then on: ``model_copy(update={...})`` makes another object. Pickles hold no key:
-    on the other side it comes from ``EMBERD_API_KEY``.
+    Construction opens no connection and starts nothing. A setting that is not given is taken from
+    the environment (``EMBERD_MODEL``, ``EMBERD_BASE_URL``, ``EMBERD_API_KEY``, ...), else it is the
+    default; the fields show the resolved values, with the templates of the instructions. Objects
+    are immutable: ``model_copy(update={...})`` returns another one. Pickles contain no key; it is
+    taken from ``EMBERD_API_KEY`` where an object is unpickled.
 
     Setup:
         .. code-block:: bash
 
             pip install langchain-emberd
 
-        ``emberd up`` tells what is missing before Qwen3-Embedding can be served here. With the
-        extra ``emberd[demo]`` the small model ``emberd/demo`` runs anywhere, without a GPU.
+        ``emberd doctor`` reports what Qwen3-Embedding needs and this machine lacks. With the extra
+        ``emberd[demo]``, the small model ``emberd/demo`` runs on any machine, without a GPU.
 
     Key init args:
         model: str
-            Name on the hub, or a folder. ``Qwen/Qwen3-Embedding-4B`` unless given.
+            Name on the hub, or a folder; by default ``Qwen/Qwen3-Embedding-4B``.
         dimensions: int | None
-            Length of the vectors; native unless given. Qwen3 takes 32 up to its native length.
+            Length of the vectors; by default native. Qwen3 accepts 32 up to its native length.
         query_instruction: str | None
-            The task that queries are embedded for, in words; the name of a ready-made task, such
-            as ``"code"``; a whole template with ``{text}`` in it; ``""`` for none. The model's
-            default task unless given.
+            The task of the queries in words, the name of a task such as ``"code"``, or a template
+            that contains ``{text}``; ``""`` for none. By default the model's own task.
         document_instruction: str | None
-            The same for documents; the model's default, which for Qwen3 is none, unless given.
+            The same for documents; by default the model's own, which for Qwen3 is none.
         symmetric: bool
-            Embed queries as documents are embedded, with the one instruction that is given or the
-            model's for documents: for tasks that compare like with like (``"similarity"``), and
-            for frameworks that call ``embed_query`` for everything.
+            Embed queries as documents, with the one instruction that is given, or the model's for
+            documents: for tasks that compare texts of one kind (``"similarity"``), and for
+            frameworks that call ``embed_query`` for all texts.
         base_url: str | None
-            A server to use as it is. Nothing is ever started then.
+            A server to use; emberd then starts none.
         api_key: SecretStr | None
             The key of that server.
         engine: str | None
-            Which kind of server may be used: ``"sglang"``, ``"demo"``; any unless given.
+            Which engine may serve, such as ``"sglang"`` or ``"demo"``; by default any.
         device: str | None
-            ``"cuda"`` or ``"cpu"``; any unless given.
+            ``"cuda"`` or ``"cpu"``; by default any.
         context_tokens: int | None
-            The longest text that must fit, in tokens; any unless given.
+            Longest text that must fit, in tokens; by default any.
 
     Instantiate:
         .. code-block:: python
@@ -109,11 +108,11 @@ class EmberdEmbeddings(BaseModel, Embeddings):
             vectors = await embeddings.aembed_documents(["Vitamin D ...", "Zinc ..."])
 
     Raises:
-        pydantic.ValidationError: A field that does not exist, or a value that cannot be used.
+        pydantic.ValidationError: A field does not exist, or a value is invalid.
     """
 
-    # strict: a value that pydantic would reinterpret must not differ from what the Embedder got.
-    # hide_input_in_errors: the input holds the key.
+    # strict: a value that pydantic converts would differ from the one that the Embedder got.
+    # hide_input_in_errors: the input contains the key.
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
@@ -125,19 +124,19 @@ class EmberdEmbeddings(BaseModel, Embeddings):
     model: str = _DEFAULT.model
     """Name on the hub, or a folder."""
     revision: str | None = _DEFAULT.revision
-    """Commit on the hub; None for whatever is there."""
+    """Commit, branch or tag on the hub; None for the default."""
     dimensions: int | None = _DEFAULT.dimensions
     """Length of the vectors; None for native."""
     query_instruction: str | None = _DEFAULT.query_instruction
-    """As given; otherwise the template that the model's queries are put into."""
+    """As given; else the template of the model's queries."""
     document_instruction: str | None = _DEFAULT.document_instruction
-    """As given; otherwise the template that the model's documents are put into."""
+    """As given; else the template of the model's documents."""
     symmetric: bool = _DEFAULT.symmetric
-    """Queries are embedded as documents are."""
+    """Embed queries as documents."""
     base_url: str | None = _DEFAULT.base_url
-    """A server to use as it is."""
+    """A server to use; emberd then starts none."""
     api_key: SecretStr | None = Field(default=None, exclude=True)
-    """Its key: not in dumps, pickles, ``repr``."""
+    """Its key; left out of dumps, pickles and ``repr``."""
     engine: str | None = _DEFAULT.engine
     """Which engine may serve; None for any."""
     device: str | None = _DEFAULT.device
@@ -145,23 +144,23 @@ class EmberdEmbeddings(BaseModel, Embeddings):
     context_tokens: int | None = _DEFAULT.context_tokens
     """Longest text that must fit, in tokens; None for any."""
     batch_size: int = _DEFAULT.batch_size
-    """Most texts in one request."""
+    """Maximum number of texts in one request."""
     max_concurrency: int = _DEFAULT.max_concurrency
-    """Most requests in flight, over the whole process."""
+    """Maximum number of requests in flight in this process."""
     timeout: float = _DEFAULT.timeout
-    """How long one request may take, in seconds; a text such as ``"90s"`` is accepted."""
+    """Time limit of one request, in seconds; a text such as ``"90s"`` is accepted."""
     start_timeout: float = _DEFAULT.start_timeout
     """How long to wait for a server to start, in seconds; ``"15m"`` is accepted."""
     idle_timeout: float | None = _DEFAULT.idle_timeout
-    """How long a started server stays without use, in seconds, or ``"5m"``; None for ever."""
+    """Time without use after which a started server stops, in the same form; None for never."""
     truncate: bool = _DEFAULT.truncate
-    """Cut over-long texts instead of refusing them."""
+    """Cut texts that are too long instead of refusing them."""
     server_dimensions: bool = _DEFAULT.server_dimensions
     """Let the server cut vectors to ``dimensions``: less to transfer."""
     show_progress_bar: bool = _DEFAULT.show_progress
     """Show a progress bar while documents are embedded."""
     cache: str | None = _DEFAULT.cache
-    """Where vectors are kept and looked for first: ``"sqlite"``, or a URL; see docs/caching.md."""
+    """Where vectors are cached: ``"sqlite"``, or a URL; see docs/caching.md."""
 
     _embedder: Embedder = PrivateAttr()
 
@@ -171,10 +170,10 @@ class EmberdEmbeddings(BaseModel, Embeddings):
         if not isinstance(data, dict):
             return handler(data)
         data = dict(data)
-        embedder = data.pop(_MADE, None)
+        given = data.pop(_EMBEDDER, None)
         try:
-            _refuse(data, owner=cls)
-            embedder = _made(embedder, data) or Embedder(**_given(cls, data))
+            _check_names(cls, data)
+            embedder = _checked(given, data) if given is not None else _made(cls, data)
         except SettingError as error:
             raise _invalid(cls, data, error) from None
         made = handler(data | _shown(embedder.settings))
@@ -182,41 +181,41 @@ class EmberdEmbeddings(BaseModel, Embeddings):
         return made
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Return a copy; with ``update``, a new object that has the other settings of this one.
+        """Return a copy, or, with ``update``, an object that has the other settings of this one.
 
         Args:
-            update: Fields to change; they are checked as those of a new object are.
-            deep: Without effect: what the copies share never changes.
+            update: Fields to change, checked like those of a new object.
+            deep: Has no effect, because what the copies share never changes.
         """
         if not update:
             return super().model_copy(deep=deep)
         known = type(self).model_fields
         changes = {_SETTING_OF[name]: update[name] for name in update if name in _SETTING_OF}
-        theirs = {name: getattr(self, name) for name in known if name not in _SETTING_OF}
-        theirs |= {name: update[name] for name in update if name not in _SETTING_OF}
+        others = {name: getattr(self, name) for name in known if name not in _SETTING_OF}
+        others |= {name: update[name] for name in update if name not in _SETTING_OF}
         try:
             embedder = self._embedder.replace(**changes)
         except SettingError as error:
             raise _invalid(type(self), update, error) from None
-        return self.from_embedder(embedder, **theirs)
+        return self.from_embedder(embedder, **others)
 
     @classmethod
-    def from_embedder(cls, embedder: Embedder, **theirs: Any) -> Self:
-        """Return an object over an ``Embedder``, which may have a client or a manager of yours.
+    def from_embedder(cls, embedder: Embedder, **others: Any) -> Self:
+        """Return an object that uses an ``Embedder``, which may have your own client or manager.
 
         Args:
-            embedder: Has all the settings; the environment is not looked at again.
-            **theirs: Fields that are none of its settings.
+            embedder: Provides all settings; the environment is not read again.
+            **others: Fields that are not settings.
 
         Raises:
-            pydantic.ValidationError: It is no ``Embedder``, or a setting is given beside it.
+            pydantic.ValidationError: It is not an ``Embedder``, or a setting is given as well.
         """
-        return cls(**{**theirs, _MADE: embedder})
+        return cls(**{**others, _EMBEDDER: embedder})
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return NotImplemented
-        return self.__dict__ == other.__dict__  # the fields, and not the connections
+        return self.__dict__ == other.__dict__  # the fields, without the connections
 
     def __hash__(self) -> int:
         return hash((type(self), self.model, self.dimensions))
@@ -229,47 +228,48 @@ class EmberdEmbeddings(BaseModel, Embeddings):
         return {**state, "__dict__": {**state["__dict__"], "api_key": None}}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
-        # The embedder has looked for a key in this process's environment.
+        # The embedder has read the key from this process's environment.
         api_key = _secret(state["__pydantic_private__"]["_embedder"].settings.api_key)
         super().__setstate__({**state, "__dict__": {**state["__dict__"], "api_key": api_key}})
 
     @property
     def embedder(self) -> Embedder:
-        """The framework-free object that does the work; its vectors are NumPy arrays."""
+        """The framework-free embedder that this object uses; its vectors are NumPy arrays."""
         return self._embedder
 
     def endpoint(self) -> Endpoint:
-        """Return the server that is used, found or started now if it has to be.
+        """Return the server in use; find or start it now if there is none yet.
 
-        Its ``base_url`` and ``api_key`` suit every client that speaks OpenAI's protocol.
+        Any OpenAI client can use its ``base_url`` and ``api_key``.
         """
         return self._embedder.endpoint()
 
     @property
     def identity(self) -> str:
-        """What decides the vectors (model, revision, dimensions, instructions), in a short text.
+        """What determines the vectors (model, revision, dimensions, instructions), as a short text.
 
-        Keep it beside an index that was made with this object, for ``check_identity``.
+        Store it with an index that is made with this object, for ``check_identity``.
         """
         return self._embedder.identity
 
     def check_identity(self, kept: str) -> None:
-        """Do nothing if the index with the identity ``kept`` goes with this object.
+        """Raise unless the index with the identity ``kept`` was made with equal settings.
 
         Raises:
-            emberd.IdentityError: It was made with other settings; the text names both.
+            emberd.IdentityError: The settings differ; the text names both and the differences.
         """
         self._embedder.check_identity(kept)
 
     def embed_documents(
         self, texts: list[str], chunk_size: int | None = None, **overrides: Any
     ) -> list[list[float]]:
-        """Return one vector of norm 1 for each document, in their order.
+        """Return one vector of norm one for each document, in order.
 
         Args:
-            texts: The documents; any number of them, batched here.
-            chunk_size: Most texts in one request, for this call; the name is OpenAIEmbeddings'.
-            **overrides: Settings for this call alone, such as ``dimensions`` or
+            texts: Any number of documents; they are sent in batches.
+            chunk_size: Maximum number of texts in one request of this call; the name is that of
+                OpenAIEmbeddings.
+            **overrides: Settings for this call only, such as ``dimensions`` or
                 ``document_instruction``; see ``emberd.Embedder.using``.
 
         Raises:
@@ -278,11 +278,11 @@ class EmberdEmbeddings(BaseModel, Embeddings):
         return to_lists(self._using(chunk_size, overrides).embed_documents(texts))
 
     def embed_query(self, text: str, **overrides: Any) -> list[float]:
-        """Return the vector of a query, of norm 1.
+        """Return the vector of a query, of norm one.
 
         Args:
             text: The query, without an instruction.
-            **overrides: As for ``embed_documents``; for example ``query_instruction``.
+            **overrides: Settings for this call only, such as ``query_instruction``.
 
         Raises:
             emberd.EmberdError: The embedding failed; the text says why and what to do.
@@ -309,54 +309,46 @@ class EmberdEmbeddings(BaseModel, Embeddings):
         return self._embedder.using(**changes) if changes else self._embedder
 
 
-def _refuse(data: Mapping[str, Any], owner: type[BaseModel]) -> None:
-    known = owner.model_fields
-    if unknown := sorted(set(data) - set(known)):
+def _check_names(owner: type[BaseModel], data: Mapping[str, Any]) -> None:
+    if unknown := sorted(set(data) - set(owner.model_fields)):
+        name = unknown[0]
+        hint = f"; it is called {_ELSEWHERE[name]} here" if name in _ELSEWHERE else ""
         raise SettingError(
-            f"{owner.__name__} has no field {unknown[0]!r}{_called(unknown[0])}. "
-            f"It has: {', '.join(sorted(known))}."
+            f"{owner.__name__} has no field {name!r}{hint}. "
+            f"It has: {', '.join(sorted(owner.model_fields))}."
         )
 
 
-def _made(embedder: Any, data: Mapping[str, Any]) -> Embedder | None:
-    if embedder is None:
-        return None
+def _checked(embedder: Any, data: Mapping[str, Any]) -> Embedder:
     if not isinstance(embedder, Embedder):
-        raise SettingError(f"{embedder!r} is no emberd.Embedder.")
-    if beside := sorted(name for name in data if name in _SETTING_OF):
+        raise SettingError(f"{embedder!r} is not an emberd.Embedder.")
+    if settings := sorted(name for name in data if name in _SETTING_OF):
         raise SettingError(
-            f"{beside[0]} is given beside an Embedder, which has all settings. Give it to the "
-            f"Embedder, or use model_copy(update=...) afterwards."
+            f"{settings[0]} is given together with an Embedder, which has all settings. Give it to "
+            f"the Embedder, or use model_copy(update=...) afterwards."
         )
     return embedder
 
 
-def _called(name: str) -> str:
-    return f"; it is called {_ELSEWHERE[name]} here" if name in _ELSEWHERE else ""
-
-
-def _given(owner: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that were given; what was not comes from a subclass's own defaults."""
-    declared = {
-        name
+def _made(owner: type[BaseModel], data: Mapping[str, Any]) -> Embedder:
+    """Return an embedder with the given settings, and defaults that a subclass declares."""
+    values = {
+        name: owner.model_fields[name].get_default(call_default_factory=True)
         for kind in owner.__mro__[: owner.__mro__.index(EmberdEmbeddings)]
         for name in inspect.get_annotations(kind)
         if name in _SETTING_OF and not owner.model_fields[name].is_required()
     }
-    defaults = {
-        name: owner.model_fields[name].get_default(call_default_factory=True) for name in declared
-    }
-    # None counts as not given; but an idle timeout of None means never.
-    given = {
+    # None counts as not given, except that an idle timeout of None means never.
+    values |= {
         name: value
         for name, value in data.items()
         if name in _SETTING_OF and (value is not None or name == "idle_timeout")
     }
-    return {_SETTING_OF[name]: value for name, value in (defaults | given).items()}
+    return Embedder(**{_SETTING_OF[name]: value for name, value in values.items()})
 
 
 def _invalid(owner: type[BaseModel], data: Mapping[str, Any], error: SettingError) -> Exception:
-    """Return ``error`` as pydantic's, which holds the names of what was given and no value."""
+    """Return ``error`` as pydantic's, with the names of the given fields and without values."""
     detail = InitErrorDetails(type="value_error", loc=(), input=sorted(data), ctx={"error": error})
     return ValidationError.from_exception_data(owner.__name__, [detail], hide_input=True)
 
@@ -366,7 +358,7 @@ def _secret(value: str | None) -> SecretStr | None:
 
 
 def _shown(settings: Settings) -> dict[str, Any]:
-    """Return the fields' values; an instruction that was left out shows as its template."""
+    """Return the values of the fields; an instruction that was not given shows as its template."""
     values = asdict(settings)
     values["api_key"] = _secret(settings.api_key)
     if settings.query_instruction is None:

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from emberd.norms import is_unit
+from emberd.catalog import is_unit
 
 Floats = npt.NDArray[np.float32]
 

@@ -12,13 +12,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from emberd import engines, env
+from emberd.catalog import DEMO_MODEL
 from emberd.cli import options, output
 from emberd.engines import Plan
 from emberd.engines.base import DRY_RUN_FOLDER, DRY_RUN_KEY, DRY_RUN_PORT, dry_run
 from emberd.env import Places
 from emberd.errors import SettingError
 from emberd.manager import Server
-from emberd.settings import ServerSpec, Settings, StartOptions, is_demo
+from emberd.settings import ServerSpec, Settings, StartOptions
 from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def _lines(server: Server, spec: ServerSpec) -> list[str]:
     return [
         f"{spec.model} is served at {endpoint.base_url} ({size})",
         f"  {server.reason}. {_lifetime(server)}",
-        *([f"  {NOT_QWEN}"] if is_demo(spec.model) else []),
+        *([f"  {NOT_QWEN}"] if spec.model == DEMO_MODEL else []),
         *([f"  {OPEN}"] if server.origin == "own" and endpoint.api_key is None else []),
         *(f"  Note: {note}" for note in server.notes),
         "",

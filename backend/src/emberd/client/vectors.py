@@ -10,9 +10,9 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from emberd.catalog import is_unit
 from emberd.client.wire import RawVector
 from emberd.errors import BadReplyError
-from emberd.norms import is_unit
 
 Floats = npt.NDArray[np.float32]
 

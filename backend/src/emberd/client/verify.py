@@ -20,12 +20,11 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from emberd import catalog, model_card, model_files, probe
-from emberd.catalog import Model
+from emberd.catalog import Model, is_unit
 from emberd.client import lengths, wire
 from emberd.client.wire import Embeddings, RawVector, Reply, Request, TransportError
 from emberd.endpoint import Endpoint
 from emberd.errors import BadReplyError, ServerMismatchError, ServerUnavailableError, SettingError
-from emberd.norms import is_unit
 from emberd.probe import MODEL_INFO, MODELS, OLD_MODEL_INFO
 from emberd.settings import ServerSpec
 from emberd.system import listeners

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from emberd import __version__, engines, hub_cache, model_files
+from emberd import __version__, engines, model_files
 from emberd.catalog import DEMO_MODEL
 from emberd.doctor import model
 from emberd.doctor.findings import BoundedResult, Finding, gather, note, ok, problem
@@ -359,7 +359,7 @@ def _to_install(wanted: Wanted) -> str | None:
 
 def _weights(wanted: Wanted) -> DiskNeed:
     model = wanted.spec.model
-    return DiskNeed("hub's cache", hub_cache.root(), _to_download(wanted), model, "HF_HOME")
+    return DiskNeed("hub's cache", model_files.hub_cache(), _to_download(wanted), model, "HF_HOME")
 
 
 def _to_download(wanted: Wanted) -> int:

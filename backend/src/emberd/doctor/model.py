@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from emberd import catalog, hub_cache, model_card, model_files, probe
+from emberd import catalog, model_card, model_files, probe
 from emberd.catalog import DEMO_MODEL
 from emberd.doctor.findings import Finding, gather, note, ok, problem
 from emberd.doctor.wanted import Wanted
@@ -99,7 +99,8 @@ def _absent(what: str, kept: CachedModel) -> Finding:
         return note("cache", f"{what} is incomplete in {kept.folder}: {', '.join(kept.missing)}")
     return note(
         "cache",
-        f"{what} is not in the hub's cache ({hub_cache.root()}): the first start downloads it",
+        f"{what} is not in the hub's cache ({model_files.hub_cache()}): the first start "
+        f"downloads it",
     )
 
 
@@ -189,7 +190,7 @@ def cached_model(model: str, revision: str | None) -> CachedModel:
     Raises:
         OSError: The cache cannot be read.
     """
-    folder = hub_cache.snapshot(model, revision)
+    folder = model_files.hub_snapshot(model, revision)
     if folder is None:
         return CachedModel(None)
     return CachedModel(folder, tuple(missing_files(folder)))
@@ -224,7 +225,7 @@ def has_token(environ: Mapping[str, str] = os.environ) -> bool:
     """Return whether a token for the hub is set, without reading it."""
     if any(environ.get(name) for name in _TOKENS):
         return True
-    return hub_cache.token_path(environ).is_file()
+    return model_files.hub_token_path(environ).is_file()
 
 
 def estimated_weight_bytes(model: str) -> int | None:

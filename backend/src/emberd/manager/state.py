@@ -336,7 +336,7 @@ def write_record(folder: Path, record: Record) -> None:
     if file.is_dir():
         paths.remove(file)
     # A link with the name of the record is replaced, not followed out of the private folder.
-    atomic_file.write(file, serialize_record(record), durable=True, follow_links=False)
+    atomic_file.write(file, serialize_record(record), follow_links=False)
 
 
 def serialize_record(record: Record) -> bytes:

@@ -26,8 +26,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from emberd.catalog import is_unit
 from emberd.errors import BadReplyError
-from emberd.norms import is_unit
 from emberd.serving import wire
 from emberd.serving.encoder import Encoder, PreparedText
 from emberd.serving.telemetry import Metrics, describe_error

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -16,27 +16,9 @@ UNFINISHED: Final = ".unfinished"
 """Suffix of the names of files that are being written."""
 
 
-def write(
-    path: Path,
-    content: bytes,
-    *,
-    mode: int = 0o600,
-    durable: bool = False,
-    follow_links: bool = True,
-) -> None:
-    """Replace the content of ``path`` in one step.
-
-    Args:
-        path: The file; its folder must exist.
-        content: All of the new content.
-        mode: Permissions of the new file, before the umask.
-        durable: Wait until the disk has it.
-        follow_links: If ``path`` is a symbolic link, replace its target; else the link itself.
-
-    Raises:
-        OSError: The file cannot be written; ``path`` keeps its content.
-    """
-    with replacing(path, mode=mode, durable=durable, follow_links=follow_links) as file:
+def write(path: Path, content: bytes, *, mode: int = 0o600, follow_links: bool = True) -> None:
+    """Replace the content of ``path`` in one step; see ``replacing`` for arguments and errors."""
+    with replacing(path, mode=mode, follow_links=follow_links) as file:
         file.write(content)
 
 
@@ -45,17 +27,17 @@ def replacing(
     path: Path,
     *,
     mode: int = 0o666,
-    durable: bool = True,
     follow_links: bool = True,
     before_rename: Callable[[], None] | None = None,
     unnamed: bool = False,
 ) -> Iterator[BinaryIO]:
     """Yield a file that replaces ``path`` when the block ends without an error.
 
+    It ends once the disk has the content and the name.
+
     Args:
         path: The file; its folder must exist.
         mode: Permissions of the new file, before the umask.
-        durable: Wait until the disk has the content and the name.
         follow_links: If ``path`` is a symbolic link, replace its target; else the link itself.
         before_rename: Called right before the rename; if it raises, ``path`` keeps its content.
         unnamed: Give the file no name before it is complete, where the system can (Linux): then a
@@ -67,56 +49,43 @@ def replacing(
     target = Path(os.path.realpath(path)) if follow_links else path
     # Unique, so that two writers of one file do not write into each other's.
     fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}{UNFINISHED}")
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-    hidden = _open_unnamed(target.parent, mode) if unnamed else None
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    hidden = None
+    if unnamed:
+        with suppress(AttributeError, OSError):  # not Linux, or a file system without such files
+            hidden = os.open(target.parent, os.O_TMPFILE | os.O_RDWR, mode)
     try:
         descriptor = os.open(fresh, flags, mode) if hidden is None else hidden
         with os.fdopen(descriptor, "w+b") as file:
             yield file
             file.flush()
-            if durable:
-                os.fsync(file.fileno())
+            os.fsync(file.fileno())
             if hidden is not None:
-                _name(file.fileno(), fresh)
+                # Through /proc, as open(2) says of O_TMPFILE. Python follows the link only in the
+                # form of the call that takes the descriptor of a folder; it is ignored for
+                # absolute paths.
+                link, root = f"/proc/self/fd/{hidden}", os.open("/", os.O_RDONLY)
+                try:
+                    os.link(link, fresh, src_dir_fd=root, follow_symlinks=True)
+                finally:
+                    os.close(root)
         if before_rename is not None:
             before_rename()
         os.replace(fresh, target)
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
-    if durable:
-        sync_folder(target.parent)
-
-
-def _open_unnamed(folder: Path, mode: int) -> int | None:
-    try:
-        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode)
-    except (AttributeError, OSError):
-        return None  # not Linux, or a file system without such files
-
-
-def _name(descriptor: int, path: Path) -> None:
-    # Through /proc, as open(2) says of O_TMPFILE. Python follows the link only in the form of the
-    # call that takes the descriptor of a folder, which is ignored for absolute paths.
-    root = os.open("/", os.O_RDONLY)
-    try:
-        os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=root, follow_symlinks=True)
-    finally:
-        os.close(root)
+    sync_folder(target.parent)
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename ``source`` to ``target`` and wait until the disk has the name.
-
-    Raises:
-        OSError: The rename failed; nothing has changed.
-    """
+    """Rename ``source`` to ``target`` and wait until the disk has the name."""
     os.replace(source, target)
     sync_folder(target.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names in ``folder``; does nothing where folders cannot be opened.
+    """Wait until the disk has the names in ``folder``; does nothing if it may not be opened.
 
     Raises:
         OSError: The disk reported an error.
@@ -124,7 +93,7 @@ def sync_folder(folder: Path) -> None:
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
-        return  # Windows
+        return
     try:
         os.fsync(descriptor)
     finally:

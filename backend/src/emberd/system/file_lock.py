@@ -7,8 +7,9 @@ processes over two files.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,22 +17,19 @@ from pathlib import Path
 from typing import Final
 
 _POLL_S: Final = 0.02
-_MODE: Final = 0o600
 # The note is written into the file, so a link with its name is an error and not followed.
-_FLAGS: Final = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+_FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW
 
 
 class LockHeldError(TimeoutError):
     """The lock is held by another process.
 
     Attributes:
-        path: The file.
         holder: What the holder wrote into the file, such as ``"process 4711"``; may be empty.
     """
 
     def __init__(self, path: Path, holder: str) -> None:
         super().__init__(f"{path} is locked by {holder or 'an unknown process'}")
-        self.path = path
         self.holder = holder
 
 
@@ -53,7 +51,7 @@ def held(
         OSError: The file cannot be opened, or its file system has no locks.
     """
     path = Path(path)
-    descriptor = os.open(path, os.O_CREAT | _FLAGS, _MODE)
+    descriptor = os.open(path, os.O_CREAT | _FLAGS, 0o600)
     try:
         deadline_s = time.monotonic() + timeout_s
         while not try_lock(descriptor, shared=shared):
@@ -67,7 +65,10 @@ def held(
         try:
             yield
         finally:
-            _unlock(descriptor)
+            # Closing is not enough: a process that was forked meanwhile has a copy of the
+            # descriptor and would keep the lock.
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
 
@@ -95,46 +96,17 @@ def is_held(path: str | os.PathLike[str]) -> bool:
         os.close(descriptor)
 
 
-if sys.platform == "win32":
-    import msvcrt
+def try_lock(descriptor: int, *, shared: bool = False) -> bool:
+    """Try once to lock an open file; return whether that succeeded.
 
-    def try_lock(descriptor: int, *, shared: bool = False) -> bool:  # noqa: ARG001
-        """Try once to lock an open file; return whether that succeeded. All locks are exclusive.
-
-        Raises:
-            OSError: The file system has no locks.
-        """
-        try:
-            os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # behind the note, which stays readable
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except PermissionError:
+    Raises:
+        OSError: The file system has no locks.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False
-        return True
-
-    def _unlock(descriptor: int) -> None:
-        """Do nothing: closing the file releases the lock."""
-
-else:
-    import errno
-    import fcntl
-
-    def try_lock(descriptor: int, *, shared: bool = False) -> bool:
-        """Try once to lock an open file; return whether that succeeded.
-
-        Raises:
-            OSError: The file system has no locks.
-        """
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                return False
-            raise
-        return True
-
-    def _unlock(descriptor: int) -> None:
-        # Closing is not enough: a process that was forked meanwhile has a copy of the descriptor
-        # and would keep the lock.
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        raise
+    return True

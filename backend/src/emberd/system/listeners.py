@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -37,12 +37,8 @@ Address = IPv4Address | IPv6Address
 
 TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
-_LOOPBACK: Final = IPv4Address("127.0.0.1")
 _ROOT: Final = 0
-_OVERFLOW: Final = Path("/proc/sys/kernel/overflowuid")
-_USUAL_OVERFLOW: Final = 65_534
 _UID_MAP: Final = Path("/proc/self/uid_map")
-_ALL_UIDS: Final = ["0", "0", "4294967295"]
 _HTTP_PORTS: Final = {"http": 80, "https": 443}
 
 # <linux/netlink.h>, <linux/sock_diag.h>, <linux/inet_diag.h>
@@ -53,31 +49,20 @@ _NLMSG_ERROR: Final = 2
 _TCP_LISTEN: Final = 10
 _NO_COOKIE: Final = 0xFFFFFFFF
 _HEADER: Final = struct.Struct("=IHHII")
-_REQUEST: Final = struct.Struct("=BBBBI2s2s16s16sIII")
+_REQUEST: Final = struct.Struct("=BBBBI4s16s16sIII")
 _REPLY: Final = struct.Struct("=BBBB48sIIIII")
-_ERROR: Final = struct.Struct("=i")
-_ADDRESS_BYTES: Final = 16
-_REPLY_BYTES: Final = 4096
-_NETLINK_S: Final = 1.0
 
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 # What a kernel or a sandbox without netlink answers each time. Other errors, such as a lack of
 # descriptors or no answer in time, say nothing about the next question.
 _NO_NETLINK: Final = (
-    errno.EACCES,
-    errno.EAFNOSUPPORT,
-    errno.ECONNREFUSED,
-    errno.EINVAL,
-    errno.ENOSYS,
-    errno.EOPNOTSUPP,
-    errno.EPERM,
-    errno.EPROTONOSUPPORT,
-    errno.ESOCKTNOSUPPORT,
+    *(errno.EACCES, errno.EAFNOSUPPORT, errno.ECONNREFUSED, errno.EINVAL, errno.ENOSYS),
+    *(errno.EOPNOTSUPP, errno.EPERM, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT),
 )
 
-_IPV6: Final = 6
-_LISTENING: Final = "0A"
+_IPV4: Final = 4
 _WORD_DIGITS: Final = 8
+_LISTENING: Final = "0A"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +109,11 @@ def find(url: str) -> Listener | None:
     unread: OSError | None = None
     for address, port in _places(url):
         try:
-            found = find_at(address, port)
+            if (found := find_at(address, port)) is not None:
+                return found
         except OSError as error:
             # A name may have two addresses, of which only one can be asked for.
             unread = unread or error
-        else:
-            if found is not None:
-                return found
     if unread is not None:
         raise unread
     return None
@@ -139,24 +122,23 @@ def find(url: str) -> Listener | None:
 def find_at(
     address: Address, port: int, pids: Callable[[], Iterable[int]] | None = None
 ) -> Listener | None:
-    """Return the listener that connections to an address of this machine reach.
+    """Return the listener that connections to an address of this machine reach; None if none is.
 
     Args:
         address: An address of this machine.
         port: The port.
         pids: Returns the processes to look at on macOS; None for all of this user's.
 
-    Returns:
-        None if nothing listens there.
-
     Raises:
         OSError: The listening sockets cannot be read.
     """
     if sys.platform == "linux":
-        return _ask_kernel(address, port) if _has_netlink() else _look_up(address, port)
-    for pid in pids() if pids is not None else _own_pids():
-        if (found := _listener_of(pid, address, port)) is not None:
-            return found
+        return _look_up(address, port)
+    import psutil
+
+    process = _process_at(address, port, pids() if pids is not None else None)
+    with suppress(psutil.Error):
+        return Listener(process.uids().real, pid=process.pid) if process is not None else None
     return None
 
 
@@ -168,12 +150,10 @@ def is_here(url: str) -> bool:
 def is_there(url: str, expected: Listener) -> bool:
     """Return whether ``expected`` still listens at ``url``; True if that cannot be read."""
     try:
-        for address, port in _places(url):
-            if find_at(address, port, lambda: [expected.pid]) == expected:
-                return True
+        found = (find_at(address, port, lambda: [expected.pid]) for address, port in _places(url))
+        return expected in found
     except OSError:
         return True
-    return False
 
 
 def check(connection: socket.socket, expected: Listener) -> None:
@@ -194,23 +174,14 @@ def check(connection: socket.socket, expected: Listener) -> None:
         raise ListenerChangedError(f"{holder} on port {port} now, not the verified server")
     is_known = expected.owner_accepts or expected.uid != _ROOT
     if sys.platform == "linux" and is_known:
-        _check_other_end(address, port, (_address(here[0]), here[1]), expected)
-
-
-def _check_other_end(
-    address: Address, port: int, here: tuple[Address, int], expected: Listener
-) -> None:
-    if _has_netlink():
-        other_end = _ask_kernel(address, port, here)
-    else:
-        other_end = _look_up_other_end(address, port, here)
-    # Before it is accepted a connection has no inode.
-    if other_end is not None and other_end.inode and other_end.uid != expected.uid:
-        raise ListenerChangedError(
-            f"the server on port {port} belongs to user {expected.uid}, and the connection was "
-            f"taken by a socket of user {other_end.uid}. If the server accepts connections in "
-            f"processes of another user, let them run as user {expected.uid}"
-        )
+        other_end = _look_up(address, port, (_address(here[0]), here[1]))
+        # Before it is accepted a connection has no inode.
+        if other_end is not None and other_end.inode and other_end.uid != expected.uid:
+            raise ListenerChangedError(
+                f"the server on port {port} belongs to user {expected.uid}, and the connection was "
+                f"taken by a socket of user {other_end.uid}. If the server accepts connections in "
+                f"processes of another user, let them run as user {expected.uid}"
+            )
 
 
 def is_held(listener: Listener, pids: Collection[int]) -> bool:
@@ -251,16 +222,27 @@ def process_at(url: str) -> psutil.Process | None:
 
     Processes of other users are not, such as the one through which Docker publishes a port.
     """
-    import psutil
-
     try:
         places = list(_places(url))
     except OSError:
         return None
-    for address, port in places:
-        for process in psutil.process_iter():
-            with suppress(psutil.Error, OSError):
-                if process.uids().real == os.getuid() and _listens(process, address, port):
+    found = (_process_at(address, port) for address, port in places)
+    return next((process for process in found if process is not None), None)
+
+
+def _process_at(
+    address: Address, port: int, pids: Iterable[int] | None = None
+) -> psutil.Process | None:
+    """Return the one of ``pids`` (None for all of this user's) that listens there."""
+    import psutil
+
+    for pid in psutil.pids() if pids is None else pids:
+        with suppress(psutil.Error, OSError):
+            process = psutil.Process(pid)
+            if pids is None and process.uids().real != os.getuid():
+                continue
+            for here, at in listening(process):
+                if at == port and (here == address or here.is_unspecified):
                     return process
     return None
 
@@ -271,8 +253,7 @@ def process_at(url: str) -> psutil.Process | None:
 def _places(url: str) -> Iterator[tuple[Address, int]]:
     """Yield the addresses of this machine that ``url`` names, in the order of connecting.
 
-    Raises:
-        OSError: They cannot be looked up for now.
+    It raises OSError if they cannot be looked up for now.
     """
     parts = urlsplit(url)
     try:
@@ -281,24 +262,21 @@ def _places(url: str) -> Iterator[tuple[Address, int]]:
         return
     if port is None:
         return
-    for address in _addresses(parts.hostname or ""):
-        if _is_here(address):
-            # Connecting to the unspecified address reaches this machine's loopback.
-            yield (_loopback(address) if address.is_unspecified else address), port
-
-
-def _addresses(host: str) -> list[Address]:
-    # Names too: that of this machine is often one of its loopback addresses.
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        # Names too: that of this machine is often one of its loopback addresses.
+        found = socket.getaddrinfo(parts.hostname or "", None, type=socket.SOCK_STREAM)
     except UnicodeError:
-        return []
+        return
     except socket.gaierror:
         # It may be known to a proxy. Without descriptors no name is known at all (glibc), and this
         # raises.
         socket.socket().close()
-        return []
-    return [_address(str(each[4][0])) for each in found]
+        return
+    for address in [_address(str(each[4][0])) for each in found]:
+        if _is_here(address):
+            # Connecting to the unspecified address reaches this machine's loopback.
+            loopback = ip_address("127.0.0.1" if address.version == _IPV4 else "::1")
+            yield (loopback if address.is_unspecified else address), port
 
 
 def _address(text: str) -> Address:
@@ -319,11 +297,7 @@ def _is_here(address: Address) -> bool:
 
 
 def _family(address: Address) -> socket.AddressFamily:
-    return socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
-
-
-def _loopback(address: Address) -> Address:
-    return ip_address("127.0.0.1" if isinstance(address, IPv4Address) else "::1")
+    return socket.AF_INET if address.version == _IPV4 else socket.AF_INET6
 
 
 def _plain(address: Address) -> Address:
@@ -345,14 +319,13 @@ def _has_netlink() -> bool:
 def _answers_netlink() -> bool:
     """Return whether the kernel answers for a socket of our own that listens.
 
-    A kernel without the module says "no such socket", and a sandbox may refuse the question.
-
-    Raises:
-        OSError: There is no definite answer, so nothing is kept.
+    A kernel without the module says "no such socket", and a sandbox may refuse the question. Where
+    there is no definite answer, the OSError is raised, so that none is cached.
     """
     with socket.create_server(("127.0.0.1", 0)) as listening_here:
         try:
-            return _ask_kernel(_LOOPBACK, listening_here.getsockname()[1]) is not None
+            here, port = listening_here.getsockname()
+            return _ask_kernel(_address(here), port) is not None
         except OSError as error:
             if error.errno in _NO_NETLINK:
                 return False
@@ -362,8 +335,8 @@ def _answers_netlink() -> bool:
 @cache
 def _overflow_uid() -> int:
     with suppress(OSError, ValueError):
-        return int(_OVERFLOW.read_text())
-    return _USUAL_OVERFLOW
+        return int(Path("/proc/sys/kernel/overflowuid").read_text())
+    return 65_534  # Linux' default
 
 
 def _is_shared(uid: int) -> bool:
@@ -372,20 +345,18 @@ def _is_shared(uid: int) -> bool:
     In a user namespace, the kernel reports all users that the namespace does not map under one
     number. Where each user has a number of its own, that number is an ordinary user (``nobody``).
     """
-    return sys.platform == "linux" and uid == _overflow_uid() and not _maps_all_users()
-
-
-def _maps_all_users() -> bool:
+    if sys.platform != "linux" or uid != _overflow_uid():
+        return False
     # A namespace can map no user that the one above it does not map: only the full map is complete.
     try:
-        return _UID_MAP.read_text().split() == _ALL_UIDS
+        return _UID_MAP.read_text().split() != ["0", "0", "4294967295"]
     except FileNotFoundError:
-        return _UID_MAP.parent.exists()  # /proc is there: a kernel without user namespaces
+        return not _UID_MAP.parent.exists()  # with /proc: a kernel without user namespaces
     except OSError:
-        return False
+        return True
 
 
-def _ask_kernel(
+def _look_up(
     address: Address, port: int, client: tuple[Address, int] | None = None
 ) -> Listener | None:
     """Return the socket to which the kernel would give a packet.
@@ -397,34 +368,46 @@ def _ask_kernel(
             with inode 0 before it is accepted. None for the socket that listens.
 
     Raises:
-        OSError: Netlink is not available, or refuses.
+        OSError: Neither netlink nor the kernel's tables can be read.
     """
+    if _has_netlink():
+        return _ask_kernel(address, port, client)
+    best: Listener | None = None
+    for at, peer, is_listening, found in _read_tables(port):
+        if client is not None:
+            if not is_listening and at == address and peer == client:
+                return found
+        elif is_listening and at == address:
+            return found
+        elif is_listening and at.is_unspecified:
+            # "::" takes IPv4 as well, unless IPv4 has a listener of its own.
+            is_mapped = at.version != _IPV4 and best is None
+            best = found if at.version == address.version or is_mapped else best
+    return best
+
+
+def _ask_kernel(
+    address: Address, port: int, client: tuple[Address, int] | None = None
+) -> Listener | None:
+    """Like ``_look_up``, through netlink; raises OSError if that is not available, or refuses."""
     sender, from_port = client or (None, 0)
     body = _REQUEST.pack(
-        _family(address),
-        socket.IPPROTO_TCP,
-        0,
-        0,
-        0,
-        port.to_bytes(2, "big"),
-        from_port.to_bytes(2, "big"),
-        address.packed.ljust(_ADDRESS_BYTES, b"\0"),
-        (sender.packed if sender else b"").ljust(_ADDRESS_BYTES, b"\0"),
-        0,
-        _NO_COOKIE,
-        _NO_COOKIE,
+        *(_family(address), socket.IPPROTO_TCP, 0, 0, 0),
+        struct.pack("!HH", port, from_port),
+        *(address.packed, sender.packed if sender else b""),  # null bytes are added
+        *(0, _NO_COOKIE, _NO_COOKIE),
     )
     header = _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0)
     kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
     with socket.socket(socket.AF_NETLINK, kind, _NETLINK_SOCK_DIAG) as asked:
-        asked.settimeout(_NETLINK_S)
+        asked.settimeout(1.0)
         asked.sendto(header + body, (0, 0))
-        reply, (answered_by, _) = asked.recvfrom(_REPLY_BYTES)
+        reply, (answered_by, _) = asked.recvfrom(4096)
     if answered_by != 0:
         raise OSError(errno.EPROTO, "a netlink message that is not the kernel's")
     message = _HEADER.unpack_from(reply)[1]
     if message == _NLMSG_ERROR:
-        (code,) = _ERROR.unpack_from(reply, _HEADER.size)
+        (code,) = struct.unpack_from("=i", reply, _HEADER.size)
         if -code == errno.ENOENT:
             return None
         raise OSError(-code, os.strerror(-code))
@@ -432,49 +415,8 @@ def _ask_kernel(
     return Listener(uid, inode) if client is not None or state == _TCP_LISTEN else None
 
 
-class _Row(NamedTuple):
-    """A line of the kernel's tables."""
-
-    address: Address
-    peer: tuple[Address, int]
-    is_listening: bool
-    listener: Listener
-
-
-def _look_up(address: Address, port: int) -> Listener | None:
-    """Like ``_ask_kernel``, from the kernel's tables.
-
-    Raises:
-        OSError: There are none.
-    """
-    best: Listener | None = None
-    for row in _read_tables(port):
-        if not row.is_listening:
-            continue
-        at = row.address
-        if at == address:
-            return row.listener
-        # "::" takes IPv4 as well, unless IPv4 has a listener of its own.
-        is_closest = at.version == address.version or (at.version == _IPV6 and best is None)
-        if at.is_unspecified and is_closest:
-            best = row.listener
-    return best
-
-
-def _look_up_other_end(address: Address, port: int, client: tuple[Address, int]) -> Listener | None:
-    """Return the server's end of a connection from ``client``, from the kernel's tables.
-
-    Raises:
-        OSError: There are none.
-    """
-    for row in _read_tables(port):
-        if not row.is_listening and row.address == address and row.peer == client:
-            return row.listener
-    return None
-
-
-def _read_tables(port: int) -> Iterator[_Row]:
-    """Yield the sockets whose own port is ``port``, those of IPv4 first."""
+def _read_tables(port: int) -> Iterator[tuple[Address, tuple[Address, int], bool, Listener]]:
+    """Yield address, peer, whether it listens, and owner of each socket on a port, IPv4 first."""
     for table in TABLES:
         # The second is missing where there is no IPv6.
         missing = (FileNotFoundError,) if table != TABLES[0] else ()
@@ -483,66 +425,26 @@ def _read_tables(port: int) -> Iterator[_Row]:
             for line in file:
                 # Columns: 1 local address and port, 2 the peer's, 3 state, 7 user id, 9 inode.
                 columns = line.split()
-                at, _, own_port = columns[1].partition(":")
-                if int(own_port, 16) == port:
-                    peer, _, peer_port = columns[2].partition(":")
-                    yield _Row(
-                        _read_address(at),
-                        (_read_address(peer), int(peer_port, 16)),
-                        columns[3] == _LISTENING,
-                        Listener(int(columns[7]), int(columns[9])),
-                    )
+                if int(columns[1].partition(":")[2], 16) == port:
+                    (at, _), peer = map(_read_place, columns[1:3])
+                    owner = Listener(int(columns[7]), int(columns[9]))
+                    yield at, peer, columns[3] == _LISTENING, owner
 
 
-def _read_address(digits: str) -> Address:
+def _read_place(text: str) -> tuple[Address, int]:
+    digits, _, port = text.partition(":")
     # Words of 32 bits, each in the machine's own byte order; the words in the network's.
     words = (digits[at : at + _WORD_DIGITS] for at in range(0, len(digits), _WORD_DIGITS))
     packed = b"".join(int(word, 16).to_bytes(4, sys.byteorder) for word in words)
-    return _plain(ip_address(packed))
+    return _plain(ip_address(packed)), int(port, 16)
 
 
 def _descriptors(pid: int) -> set[str]:
-    """Return what a process has open; empty once it has ended.
-
-    Raises:
-        PermissionError: They may not be read.
-    """
+    """Return what a process has open; empty once it has ended. May raise PermissionError."""
     folder = f"/proc/{pid}/fd"
     found = set()
-    try:
+    with suppress(FileNotFoundError, ProcessLookupError):
         for name in os.listdir(folder):
             with suppress(FileNotFoundError):
                 found.add(os.readlink(f"{folder}/{name}"))
-    except PermissionError:
-        raise
-    except OSError:
-        return found
     return found
-
-
-# ---------------------------------------------------------------- macOS
-
-
-def _own_pids() -> Iterator[int]:
-    import psutil
-
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.uids().real == os.getuid():
-                yield process.pid
-
-
-def _listener_of(pid: int, address: Address, port: int) -> Listener | None:
-    import psutil
-
-    with suppress(psutil.Error, OSError):
-        process = psutil.Process(pid)
-        if _listens(process, address, port):
-            return Listener(process.uids().real, pid=pid)
-    return None
-
-
-def _listens(process: psutil.Process, address: Address, port: int) -> bool:
-    return any(
-        at == port and (here == address or here.is_unspecified) for here, at in listening(process)
-    )

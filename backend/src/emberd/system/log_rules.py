@@ -20,7 +20,6 @@ from emberd.system.redaction import redactor
 READ_LOG: Final = "Read its log; `emberd doctor` checks the machine."
 
 _OPTIONS: Final = "options"
-_NO_OPTION: Final = "given in the arguments"
 _QUOTED_CHARS: Final = 300
 
 # Only the patterns: values of this process's environment are not in another program's log.
@@ -61,9 +60,7 @@ class LogRule:
         advice: What to do about it, with the same values.
         source: Where the wording comes from, as file and line below the packages' root, if no
             recorded log shows the failure; None if one does.
-        port_taken: As in ``Diagnosis``.
-        killed: As in ``Diagnosis``.
-        final: As in ``Diagnosis``.
+        port_taken, killed, final: As in ``Diagnosis``.
     """
 
     name: str
@@ -110,15 +107,12 @@ def match(
             continue
         groups = {name: value for name, value in found.groupdict().items() if value}
         if _OPTIONS in groups:
-            groups[_OPTIONS] = _option_names(groups[_OPTIONS]) or _NO_OPTION
+            words = groups[_OPTIONS].split()
+            names = [word.partition("=")[0] for word in words if word.startswith("--")]
+            groups[_OPTIONS] = " ".join(names) or "given in the arguments"
         values = {name: excerpt(value) for name, value in {**(facts or {}), **groups}.items()}
-        return Diagnosis(
-            rule.cause.format_map(values),
-            rule.advice.format_map(values),
-            port_taken=rule.port_taken,
-            killed=rule.killed,
-            final=rule.final,
-        )
+        cause, advice = rule.cause.format_map(values), rule.advice.format_map(values)
+        return Diagnosis(cause, advice, rule.port_taken, rule.killed, rule.final)
     return None
 
 
@@ -138,7 +132,3 @@ def signal_name(exit_code: int) -> str:
     """Return the name of the signal of a negative exit code, such as ``SIGSEGV``."""
     known = -exit_code in set(signal.Signals)
     return signal.Signals(-exit_code).name if known else f"signal {-exit_code}"
-
-
-def _option_names(words: str) -> str:
-    return " ".join(word.partition("=")[0] for word in words.split() if word.startswith("--"))

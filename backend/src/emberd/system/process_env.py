@@ -34,25 +34,24 @@ _NOT_FOR_INSTALLERS: Final = re.compile(
 )
 
 
-def for_server(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+def for_server() -> dict[str, str]:
     """Return the environment for a server that runs in this interpreter."""
-    return _without(_NOT_FOR_SERVERS, environ)
+    return _without(_NOT_FOR_SERVERS, os.environ)
 
 
-def for_server_of(python: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+def for_server_of(python: str) -> dict[str, str]:
     """Return the environment for a server that runs in another interpreter.
 
     Args:
         python: That interpreter. The programs beside it come first on the ``PATH``: kernels are
             compiled with a ``ninja`` that is called by its bare name.
-        environ: The environment of this process.
     """
-    path = os.pathsep.join(filter(None, [os.path.dirname(python), environ.get("PATH")]))
+    path = os.pathsep.join(filter(None, [os.path.dirname(python), os.environ.get("PATH")]))
     # On some clusters the driver's library is only in a folder of LD_LIBRARY_PATH.
-    folders = environ.get(_LIBRARIES, "").split(os.pathsep)
+    folders = os.environ.get(_LIBRARIES, "").split(os.pathsep)
     drivers = [each for each in folders if each and os.path.exists(os.path.join(each, _DRIVER))]
     return {
-        **_without(_PACKAGES, for_server(environ)),
+        **_without(_PACKAGES, for_server()),
         "PATH": path,
         # Packages in the user's home would come before those of the environment.
         "PYTHONNOUSERSITE": "1",

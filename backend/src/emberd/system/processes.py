@@ -28,20 +28,12 @@ started it (a supervisor's start_id, or ``install``)."""
 _STAT_STATE: Final = 0
 _STAT_PARENT: Final = 1
 _STAT_START: Final = 19
-_START_ID_BYTES: Final = 8
-_BOOT_DIGITS: Final = 12
 _END_POLL_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """One process of this boot.
-
-    Attributes:
-        pid: Process id.
-        start: Start time in the kernel's units.
-        boot: The boot in which it runs.
-    """
+    """One process: its pid, its start time in the kernel's units, and the boot in which it runs."""
 
     pid: int
     start: str
@@ -73,7 +65,7 @@ def boot_id() -> str:
 
 def namespace() -> str:
     """Return a name for all processes that this one can tell apart by their pids."""
-    return "-".join((boot_id().replace("-", "")[:_BOOT_DIGITS], *_inode("/proc/self/ns/pid")))
+    return "-".join((boot_id().replace("-", "")[:12], *_inode("/proc/self/ns/pid")))
 
 
 def network() -> str:
@@ -93,8 +85,20 @@ def _inode(of: str) -> list[str]:
 
 def identify(pid: int) -> ProcessIdentity | None:
     """Return the identity of the running process ``pid``; None if there is none, or a zombie."""
-    start = _start_on_linux(pid) if sys.platform == "linux" else _start_elsewhere(pid)
-    return None if start is None else ProcessIdentity(pid, start, boot_id())
+    if sys.platform == "linux":
+        values = _stat(pid)
+        if values is None or values[_STAT_STATE] in "ZX":
+            return None
+        return ProcessIdentity(pid, values[_STAT_START], boot_id())
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return ProcessIdentity(pid, repr(process.create_time()), boot_id())
+    except psutil.Error:
+        return None
 
 
 def current() -> ProcessIdentity:
@@ -133,16 +137,15 @@ def descendants() -> list[int]:
 
 def new_start_id() -> str:
     """Return a random id for one start of one server."""
-    return secrets.token_hex(_START_ID_BYTES)
+    return secrets.token_hex(8)
 
 
 def send(identity: ProcessIdentity, signum: signal.Signals) -> bool:
     """Send a signal to exactly this process; return False if it has ended."""
     if not hasattr(os, "pidfd_open"):
-        if identity.is_running():
+        if is_running := identity.is_running():
             os.kill(identity.pid, signum)
-            return True
-        return False
+        return is_running
     try:
         fd = os.pidfd_open(identity.pid)
     except ProcessLookupError:
@@ -160,11 +163,9 @@ def send(identity: ProcessIdentity, signum: signal.Signals) -> bool:
 
 
 def marked(folder: str, start_id: str | None = None) -> Iterator[ProcessIdentity]:
-    """Yield the running processes of this user that are marked with the state folder ``folder``.
+    """Yield this user's running processes that are marked with a state folder and a start id.
 
-    Args:
-        folder: The state folder of a server.
-        start_id: Only those of this start; None for all starts.
+    None stands for all starts.
     """
     for found, mark_folder, mark_start_id in marks():
         if mark_folder == folder and start_id in (None, mark_start_id):
@@ -202,27 +203,10 @@ def end_marked(folder: str, seconds: float, start_id: str | None = None) -> list
     return [process.pid for process in left]
 
 
-def _start_on_linux(pid: int) -> str | None:
-    values = _stat(pid)
-    return None if values is None or values[_STAT_STATE] in "ZX" else values[_STAT_START]
-
-
 def _stat(pid: int) -> list[str] | None:
     """Return the fields of ``/proc/<pid>/stat`` behind the name; None if it cannot be read."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return None  # with hidepid, processes of others are not to be seen either
+        return None  # with hidepid, processes of other users are invisible
     return stat.rpartition(")")[2].split()
-
-
-def _start_elsewhere(pid: int) -> str | None:
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return None
-        return repr(process.create_time())
-    except psutil.Error:
-        return None

@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Final
-from urllib.parse import urlsplit
+
+Redact = Callable[[str], str]
 
 HIDDEN: Final = "***"
 
@@ -42,7 +43,13 @@ def redactor(environ: Mapping[str, str] = os.environ, more: Iterable[str] = ()) 
         environ: Its secrets are the values of variables named like one, and passwords in URLs.
         more: Further secrets.
     """
-    secrets = {*more, *_named(environ), *_passwords(environ)}
+    secrets = {*more}
+    for name, text in environ.items():
+        if _NAMES.search(name.upper()):
+            secrets.add(text.strip())
+        for match in _IN_URL.finditer(text):
+            user_and_password = match[0].partition("://")[2].rstrip("@")
+            secrets.add(user_and_password.partition(":")[2])
     known = [re.escape(text) for text in secrets if len(text) >= _LEAST_CHARACTERS]
     # The longest first: one secret may be the beginning of another.
     values = re.compile("|".join(sorted(known, key=len, reverse=True)) or r"(?!)")
@@ -55,9 +62,6 @@ def redactor(environ: Mapping[str, str] = os.environ, more: Iterable[str] = ()) 
         return _SHAPED.sub(HIDDEN, text)
 
     return redact
-
-
-Redact = Callable[[str], str]
 
 
 def shortener(urls: Iterable[str]) -> Redact:
@@ -89,8 +93,12 @@ def origin(url: str) -> str:
 
 def words(command: Sequence[str], redact: Redact) -> list[str]:
     """Return the words of a command with its secrets hidden."""
-    hidden = set(secrets(command))
-    return [_word(word, hidden, redact) for word in command]
+    hidden, shown = set(secrets(command)), []
+    for word in command:
+        name, equals, value = word.partition("=")
+        option = f"{name}={HIDDEN}" if equals and value in hidden else redact(word)
+        shown.append(HIDDEN if word and word in hidden else option)
+    return shown
 
 
 def secrets(command: Sequence[str]) -> Iterator[str]:
@@ -104,30 +112,7 @@ def secrets(command: Sequence[str]) -> Iterator[str]:
             yield found
 
 
-def _word(word: str, hidden: set[str], redact: Redact) -> str:
-    name, equals, value = word.partition("=")
-    if word and word in hidden:
-        return HIDDEN
-    return f"{name}={HIDDEN}" if equals and value in hidden else redact(word)
-
-
 def host(url: str) -> str:
     """Return host and port of a URL, without user and password."""
-    whole = url if "://" in url else f"//{url}"
-    try:
-        return urlsplit(whole).netloc.rpartition("@")[2] or HIDDEN
-    except ValueError:
-        return HIDDEN
-
-
-def _named(environ: Mapping[str, str]) -> list[str]:
-    return [text.strip() for name, text in environ.items() if _NAMES.search(name.upper())]
-
-
-def _passwords(environ: Mapping[str, str]) -> list[str]:
-    found = []
-    for text in environ.values():
-        for match in _IN_URL.finditer(text):
-            _, _, password = match[0].partition("://")[2].rstrip("@").partition(":")
-            found.append(password)
-    return found
+    whole = url if "://" in url else f"http://{url}"
+    return origin(whole).partition("://")[2] or HIDDEN

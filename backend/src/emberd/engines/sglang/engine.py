@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Final
 
-from emberd import hub_cache, model_files
+from emberd import model_files
 from emberd.catalog import DEMO_MODEL
 from emberd.engines import gpus
 from emberd.engines.base import EnvironmentEngine, Launch, Plan, Reason
@@ -213,7 +213,7 @@ def _variables(chosen: Sequence[Gpu], device: str) -> Mapping[str, tuple[str, st
 
 
 def _silence_s(model: str, *, on_cpu: bool) -> float:
-    if not (model_files.is_folder(model) or hub_cache.is_downloaded(model)):
+    if not (model_files.is_folder(model) or model_files.is_downloaded(model)):
         return _DOWNLOAD_SILENCE_S
     return _CPU_SILENCE_S if on_cpu else _GPU_SILENCE_S
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from emberd import catalog, hub_cache, model_card, model_files
+from emberd import catalog, model_card, model_files
 from emberd.catalog import Model
 from emberd.engines import gpus as all_gpus
 from emberd.engines.gpus import VISIBLE, Gpu, Survey
@@ -160,7 +160,7 @@ def why_unsupported(model: str, revision: str | None = None) -> str | None:
     if not model_files.is_folder(model):
         if model_files.is_path(model):
             return f"there is no folder {model}"
-        kept = hub_cache.snapshot(model, revision)
+        kept = model_files.hub_snapshot(model, revision)
         return _unservable(kept, partial=True) if kept else None
     if not (Path(model) / model_files.CONFIG).is_file():
         return f"the folder {model} contains no {model_files.CONFIG}, so it is not a checkpoint"
@@ -172,7 +172,7 @@ def notes(model: str, revision: str | None = None) -> list[str]:
     if not model_files.is_folder(model):
         if catalog.lookup(model) != Model(model):
             return []
-        kept = hub_cache.snapshot(model, revision)
+        kept = model_files.hub_snapshot(model, revision)
         # SGLang downloads configuration, tokenizer and weights, but not these files.
         is_checked = kept is not None and model_card.names_pooling(kept)
         return [_unverified(model, "it"), *([] if is_checked else [_unchecked(model)])]

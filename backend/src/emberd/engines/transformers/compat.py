@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from emberd import hub_cache, model_card, model_files
+from emberd import model_card, model_files
 from emberd.catalog import DEMO_MODEL
 from emberd.engines.gpus import Gpu, Survey
 from emberd.engines.model_shape import element_bytes, shape_of
@@ -149,7 +149,7 @@ def _unsupported_files(model: str, revision: str | None) -> str | None:
     if not model_files.is_folder(model):
         if model_files.is_path(model):
             return f"there is no folder {model}"
-        kept = hub_cache.snapshot(model, revision)
+        kept = model_files.hub_snapshot(model, revision)
         problem = model_card.why_unsupported(kept, partial=True) if kept else None
         return str(problem) if problem else None
     if not (Path(model) / model_files.CONFIG).is_file():

@@ -1,8 +1,7 @@
-"""LlamaIndex's ``embeddings_cache`` under keys that cannot be mistaken for each other.
+"""LlamaIndex's ``embeddings_cache`` with keys that contain the embedder's identity and the role.
 
-``BaseEmbedding`` asks its cache for the bare text, whatever the role, the model or the length:
-a query would get the vector of a document with the same words. Here each key holds the identity
-of the embedder and the role as well.
+``BaseEmbedding`` uses the bare text as the key, whatever the role, the model or the dimensions are:
+a query would get the vector of a document with the same words.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from llama_index.core.storage.kvstore.types import DEFAULT_COLLECTION, BaseKVSto
 
 _DOCUMENT: Final = "document"
 _QUERY: Final = "query"
-# BaseEmbedding asks within the call, or in tasks that the call makes, and these see the same.
+# BaseEmbedding uses the cache within the call or in tasks of the call, which inherit the value.
 _role: ContextVar[str] = ContextVar("emberd_role", default=_DOCUMENT)
 
 
 def queries() -> AbstractContextManager[None]:
-    """Have what the cache is asked for in this block count as queries."""
+    """Look up and store texts as queries in this block."""
     return _in_role(_QUERY)
 
 
 def documents() -> AbstractContextManager[None]:
-    """Have it count as documents, also where a callback asks in the middle of a query."""
+    """Look up and store texts as documents, also if a callback embeds them during a query."""
     return _in_role(_DOCUMENT)
 
 
@@ -40,15 +39,15 @@ def _in_role(role: str) -> Iterator[None]:
 
 
 class RoleKeyedStore(BaseKVStore):
-    """A store of the user's, asked under keys of emberd's.
+    """A user's store, with keys that contain what the vectors are made with and the role.
 
     Args:
-        store: Where the vectors are kept; persisting it is its owner's to do.
+        store: Where the vectors are kept; its owner persists it.
         made_with: What the vectors are made with, without a line break.
     """
 
     def __init__(self, store: BaseKVStore, made_with: str) -> None:
-        # One that comes from another object is not wrapped twice.
+        # The store of another object is not wrapped twice.
         self.store: BaseKVStore = store.store if isinstance(store, RoleKeyedStore) else store
         self._made_with = made_with
 
@@ -61,41 +60,41 @@ class RoleKeyedStore(BaseKVStore):
         return hash((id(self.store), self._made_with))
 
     def get(self, key: str, collection: str = DEFAULT_COLLECTION) -> dict[str, Any] | None:
-        """Return what is kept for the text ``key`` in the role at hand."""
+        """Return what is stored for the text ``key`` in the current role."""
         found: dict[str, Any] | None = self.store.get(self._key(key), collection)
         return found
 
     async def aget(self, key: str, collection: str = DEFAULT_COLLECTION) -> dict[str, Any] | None:
-        """Do as ``get``."""
+        """Like ``get``, on the running event loop."""
         found: dict[str, Any] | None = await self.store.aget(self._key(key), collection)
         return found
 
     def put(self, key: str, val: dict[str, Any], collection: str = DEFAULT_COLLECTION) -> None:
-        """Keep ``val`` for the text ``key`` in the role at hand."""
+        """Store ``val`` for the text ``key`` in the current role."""
         self.store.put(self._key(key), val, collection)
 
     async def aput(
         self, key: str, val: dict[str, Any], collection: str = DEFAULT_COLLECTION
     ) -> None:
-        """Do as ``put``."""
+        """Like ``put``, on the running event loop."""
         await self.store.aput(self._key(key), val, collection)
 
     def delete(self, key: str, collection: str = DEFAULT_COLLECTION) -> bool:
-        """Forget the text ``key`` in the role at hand."""
+        """Delete what is stored for the text ``key`` in the current role."""
         return self.store.delete(self._key(key), collection)
 
     async def adelete(self, key: str, collection: str = DEFAULT_COLLECTION) -> bool:
-        """Do as ``delete``."""
+        """Like ``delete``, on the running event loop."""
         return await self.store.adelete(self._key(key), collection)
 
     def get_all(self, collection: str = DEFAULT_COLLECTION) -> dict[str, dict[str, Any]]:
-        """Return all that the store holds, under its own keys."""
+        """Return all entries, with the keys of the store."""
         return self.store.get_all(collection)
 
     async def aget_all(self, collection: str = DEFAULT_COLLECTION) -> dict[str, dict[str, Any]]:
-        """Do as ``get_all``."""
+        """Like ``get_all``, on the running event loop."""
         return await self.store.aget_all(collection)
 
     def _key(self, text: str) -> str:
-        # Neither of the first two has a line break in it, so no two keys run into each other.
+        # The first two contain no line break, so different texts or roles have different keys.
         return f"{self._made_with}\n{_role.get()}\n{text}"

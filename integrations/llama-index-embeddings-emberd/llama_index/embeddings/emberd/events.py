@@ -1,7 +1,7 @@
-"""What LlamaIndex's callbacks and instrumentation are told of an embedded slice of texts.
+"""Events for LlamaIndex's callbacks and instrumentation about a slice of embedded texts.
 
-``BaseEmbedding`` tells it too, but has pydantic check, and copy, every number of every vector for
-the event: a quarter of the time of a call.
+``BaseEmbedding`` sends them too, but lets pydantic check and copy each number of each vector for an
+event, which takes a quarter of the time of a call.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ def slices(texts: Iterable[str], size: int) -> Iterator[list[str]]:
 
 
 @contextmanager
-def told(embedding: BaseEmbedding, texts: list[str]) -> Iterator[Callable[[Vectors], Vectors]]:
-    """Tell that ``texts`` are embedded in this block.
+def embedding_events(
+    embedding: BaseEmbedding, texts: list[str]
+) -> Iterator[Callable[[Vectors], Vectors]]:
+    """Send the events of embedding ``texts`` in this block.
 
     Yields:
-        A function that tells their vectors and returns them.
+        A function to call with their vectors, which it returns.
     """
     payload: dict[str, Any] = embedding.to_payload()
     _dispatcher.event(EmbeddingStartEvent(model_dict=payload))
@@ -45,11 +47,11 @@ def told(embedding: BaseEmbedding, texts: list[str]) -> Iterator[Callable[[Vecto
         CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: payload}
     ) as event:
 
-        def tell(vectors: Vectors) -> Vectors:
+        def on_vectors(vectors: Vectors) -> Vectors:
             made.append(vectors)
             event.on_end({EventPayload.CHUNKS: texts, EventPayload.EMBEDDINGS: vectors})
             return vectors
 
-        yield tell
+        yield on_vectors
     for vectors in made:
         _dispatcher.event(EmbeddingEndEvent.model_construct(chunks=texts, embeddings=vectors))
