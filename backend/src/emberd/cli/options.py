@@ -35,7 +35,7 @@ _OPTION: Final = re.compile(
 
 ModelName = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="Same as --model.", show_default=False),
+    typer.Argument(metavar="MODEL", help="Same as --model."),
 ]
 
 Model = Annotated[
@@ -45,7 +45,6 @@ Model = Annotated[
         "-m",
         metavar="NAME",
         help=f"Name on the hub, or a folder. Default: EMBERD_MODEL, else {DEFAULT_MODEL}.",
-        show_default=False,
     ),
 ]
 Engine = Annotated[
@@ -54,12 +53,11 @@ Engine = Annotated[
         "--engine",
         metavar="NAME",
         help="Use only this engine: sglang, transformers, demo, or the dotted name of a module.",
-        show_default=False,
     ),
 ]
 Device = Annotated[
     str | None,
-    typer.Option("--device", metavar="NAME", help="cuda or cpu.", show_default=False),
+    typer.Option("--device", metavar="NAME", help="cuda or cpu."),
 ]
 ContextTokens = Annotated[
     int | None,
@@ -67,14 +65,11 @@ ContextTokens = Annotated[
         "--context-tokens",
         metavar="NUMBER",
         help="Longest text in tokens; a started server reserves memory for this length.",
-        show_default=False,
     ),
 ]
 Revision = Annotated[
     str | None,
-    typer.Option(
-        "--revision", metavar="COMMIT", help="Commit of the model on the hub.", show_default=False
-    ),
+    typer.Option("--revision", metavar="COMMIT", help="Commit of the model on the hub."),
 ]
 IdleTimeout = Annotated[
     str | None,
@@ -83,7 +78,6 @@ IdleTimeout = Annotated[
         metavar="DURATION|never",
         help="Stop the server after this time without use: 900, 90s, 5m, 1h30m, 2d. "
         f"Default: {output.duration(IDLE_TIMEOUT_S)}.",
-        show_default=False,
     ),
 ]
 StartTimeout = Annotated[
@@ -93,7 +87,6 @@ StartTimeout = Annotated[
         metavar="DURATION",
         help="How long to wait for a start, which continues afterwards: 900, 90s, 5m. "
         f"Default: {output.duration(START_TIMEOUT_S)}.",
-        show_default=False,
     ),
 ]
 Port = Annotated[
@@ -102,7 +95,6 @@ Port = Annotated[
         "--port",
         metavar="NUMBER",
         help="Loopback port of the server. Default: EMBERD_PORT, else any free port.",
-        show_default=False,
     ),
 ]
 NoAuth = Annotated[
@@ -118,7 +110,6 @@ TpSize = Annotated[
         "--tp-size",
         metavar="NUMBER",
         help="Number of GPUs to split the model across. Default: EMBERD_TP_SIZE, else 1.",
-        show_default=False,
     ),
 ]
 DpSize = Annotated[
@@ -127,7 +118,6 @@ DpSize = Annotated[
         "--dp-size",
         metavar="NUMBER",
         help="Number of model replicas, each on its own GPUs. Default: EMBERD_DP_SIZE, else 1.",
-        show_default=False,
     ),
 ]
 Arguments = Annotated[
@@ -135,7 +125,6 @@ Arguments = Annotated[
     typer.Argument(
         metavar="-- ARGUMENT",
         help="Arguments for the engine, after those of emberd. Default: EMBERD_ENGINE_ARGS.",
-        show_default=False,
     ),
 ]
 DryRun = Annotated[

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str | None,
-    typer.Option(
-        "--model", "-m", metavar="NAME", help="Only servers of this model.", show_default=False
-    ),
+    typer.Option("--model", "-m", metavar="NAME", help="Only servers of this model."),
 ]
 
 
