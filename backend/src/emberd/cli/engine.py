@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,9 +17,7 @@ from emberd.installs.environments import engines_folder
 if TYPE_CHECKING:
     from rich.table import Table
 
-_LINE_EVERY_S: Final = 10.0
 _COLUMNS: Final = ("engine", "version", "state", "size", "python", "detail")
-_WHOLE: Final = _COLUMNS[:4]
 
 Name = Annotated[
     str,
@@ -37,7 +34,7 @@ def engine_install(name: Name, as_json: options.AsJson = False) -> None:
     places = Places.resolve()
     before = installed(places)
     begun_s = time.monotonic()
-    with _Line() as line:
+    with output.ProgressLine() as line:
         done = install(name, places, line.show)
     seconds = time.monotonic() - begun_s
     if as_json:
@@ -95,34 +92,13 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in _COLUMNS:
         # Wrapped, not cut, so that paths can be copied.
-        table.add_column(column, overflow="fold", no_wrap=column in _WHOLE)
+        table.add_column(column, overflow="fold", no_wrap=column in _COLUMNS[:4])
     for row in rows:
         size = in_words(row["bytes"]) if row["bytes"] else ""
         place = row["python"] or row["folder"] or ""
         cells = (row["engine"], row["version"], row["state"], size, place, row["detail"])
         table.add_row(*(Text(cell) for cell in cells))
     return table
-
-
-class _Line:
-    """One line that changes on a terminal; elsewhere a line every 10 s."""
-
-    def __init__(self) -> None:
-        self._spinner = output.Spinner()
-        self._next_s = 0.0
-
-    def __enter__(self) -> _Line:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._spinner.stop()
-
-    def show(self, text: str) -> None:
-        if sys.stderr.isatty():
-            self._spinner.update(text)
-        elif time.monotonic() >= self._next_s:
-            self._next_s = time.monotonic() + _LINE_EVERY_S
-            output.note(text)
 
 
 VERBS: Final[dict[str, Callable[..., None]]] = {

@@ -87,12 +87,8 @@ def examine(
         found += [replace(finding, part=part) for finding in _findings(check, outcome)]
     verdict, findings = judge(asked, found)
     redact = _redactor(asked)
-    spec = asked.spec
     about = {
-        "model": spec.model,
-        "revision": spec.revision,
-        "engine": spec.engine,
-        "device": spec.device,
+        **{name: getattr(asked.spec, name) for name in ("model", "revision", "engine", "device")},
         "base_url": asked.base_url,
         "home": asked.places.home,
         "engines": asked.places.engines,
