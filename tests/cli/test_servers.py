@@ -14,8 +14,8 @@ import pytest
 
 from command import Command, stub
 from emberd import Manager, probe
-from emberd.cli import output, status
-from emberd.cli.up import StartProgress
+from emberd.cli import output, status, up
+from emberd.settings import Settings
 
 
 def test_a_server_is_started_seen_used_again_and_stopped(emberd: Command) -> None:
@@ -209,10 +209,14 @@ def test_start_timeout_ends_the_wait_and_not_the_start(emberd: Command) -> None:
 
 
 def test_an_interrupt_before_the_first_word_tells_of_the_start_too(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(KeyboardInterrupt), StartProgress("stub/ok"):
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
+
+    monkeypatch.setattr(Manager, "ensure", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        up.ensure(Settings.resolve(model="emberd/demo"))
     assert capsys.readouterr().err.startswith("A running start continues: `emberd status`")
 
 

@@ -20,7 +20,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setitem(sys.modules, "pynvml", Nvml([Card()]))
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_HOME", "CUDA_PATH", "CXX"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(gpu, "_DEFAULT", tmp_path / "cuda")
+    monkeypatch.setattr(gpu, "_DEFAULT_CUDA", tmp_path / "cuda")
     monkeypatch.setenv("PATH", str(tmp_path))
     return tmp_path
 

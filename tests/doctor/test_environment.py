@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import examined
-from emberd.doctor import environment, wanted
+from emberd.doctor import wanted
 from emberd.doctor.findings import Level
 
 
@@ -15,7 +15,7 @@ def test_a_misspelt_variable_is_noted_with_the_right_name_and_without_its_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EMBERD_APIKEY", "a key in the wrong place")
-    found = examined.named(environment.check_variables(examined.wanted(tmp_path)), "unknown")
+    found = examined.named(wanted.check_variables(examined.wanted(tmp_path)), "unknown")
     assert found.fact == "EMBERD_APIKEY is set, but emberd reads no such variable"
     assert found.advice == "Did you mean EMBERD_API_KEY? Rename it, or unset it."
 
@@ -24,7 +24,7 @@ def test_a_variable_like_no_other_is_to_be_unset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EMBERD_XYZZY_PLUGH_QUUX", "1")
-    found = examined.named(environment.check_variables(examined.wanted(tmp_path)), "unknown")
+    found = examined.named(wanted.check_variables(examined.wanted(tmp_path)), "unknown")
     assert found.advice == "unset EMBERD_XYZZY_PLUGH_QUUX"
 
 
@@ -40,7 +40,7 @@ def test_all_variables_that_cannot_be_read_are_told_at_once(
     }.items():
         monkeypatch.setenv(name, text)
     asked = wanted.read({"device": "cpu"})
-    found = [f for f in environment.check_variables(asked) if f.level is Level.PROBLEM]
+    found = [f for f in wanted.check_variables(asked) if f.level is Level.PROBLEM]
     words = " ".join(finding.fact for finding in found)
     assert all(f"{name}=" in words for name in ("EMBERD_TIMEOUT", "EMBERD_PORT", "EMBERD_TRUNCATE"))
     assert "EMBERD_DISCOVER='ftp://somewhere'" in words
@@ -53,7 +53,7 @@ def test_keys_of_openai_are_named_and_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "not ours")
-    found = examined.named(environment.check_variables(examined.wanted(tmp_path)), "openai")
+    found = examined.named(wanted.check_variables(examined.wanted(tmp_path)), "openai")
     assert (found.level, found.fact) == (Level.OK, "OPENAI_API_KEY set: emberd reads none of them")
 
 
@@ -62,7 +62,7 @@ def test_what_is_set_is_shown_and_no_key_is(
 ) -> None:
     monkeypatch.setenv("EMBERD_HOME", "there")
     monkeypatch.setenv("EMBERD_API_KEY", "guess")
-    fact = examined.named(environment.check_variables(examined.wanted(tmp_path)), "variables").fact
+    fact = examined.named(wanted.check_variables(examined.wanted(tmp_path)), "variables").fact
     assert fact == "set: EMBERD_API_KEY, EMBERD_HOME=there"
 
 
@@ -71,7 +71,7 @@ def test_of_given_servers_scheme_host_and_port_are_shown(
 ) -> None:
     monkeypatch.setenv("EMBERD_BASE_URL", "http://me:pass@host:1/secret/v1")
     monkeypatch.setenv("EMBERD_DISCOVER", "http://a:1/secret, http://b/v1")
-    fact = examined.named(environment.check_variables(examined.wanted(tmp_path)), "variables").fact
+    fact = examined.named(wanted.check_variables(examined.wanted(tmp_path)), "variables").fact
     assert "EMBERD_BASE_URL=http://host:1, EMBERD_DISCOVER=http://a:1,http://b, " in fact
 
 

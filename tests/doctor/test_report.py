@@ -14,7 +14,7 @@ import pytest
 import examined
 from emberd import model_files
 from emberd.cli import doctor as command
-from emberd.doctor import environment, examine
+from emberd.doctor import examine, wanted
 from emberd.doctor import report as doctor_report
 from emberd.doctor.findings import Finding, Level, Part, note, ok
 from emberd.doctor.wanted import Wanted
@@ -114,7 +114,7 @@ def test_a_models_folder_that_hangs_is_told_and_the_rest_examined(
     hangs = "emberd.model_card.read_json"
     monkeypatch.setattr(hangs, lambda path: real(path) if never.wait() else {})
     monkeypatch.setattr(doctor_report, "READING_S", SHORT_S)
-    checks = {Part.SETTINGS: (environment.check_variables,), Part.ENGINE: (one,)}
+    checks = {Part.SETTINGS: (wanted.check_variables,), Part.ENGINE: (one,)}
     report = examine({"model": str(tmp_path)}, checks)
     assert report.wanted["model"] == str(tmp_path)
     assert not report.verdict.good

@@ -16,22 +16,22 @@ from emberd.cli import options, output
 from emberd.cli.doctor import doctor
 from emberd.cli.embed import embed
 from emberd.cli.engine import VERBS as ENGINE_VERBS
-from emberd.cli.env import FAILED, env
 from emberd.cli.logs import logs
 from emberd.cli.options import EngineArgumentsCommand
 from emberd.cli.output import ExitCode, exit_code
 from emberd.cli.status import status
 from emberd.cli.stop import stop
-from emberd.cli.up import up
+from emberd.cli.up import FAILED, env, up
 from emberd.errors import EmberdError, InstallError, RejectedError, StartError
 
-# Marker for the parser: the paragraph after it keeps its line breaks.
-_AS_IT_IS: Final = "\b\n"
 _CONTEXT: Final[dict[str, Any]] = {"help_option_names": ["-h", "--help"]}
-_EPILOG: Final = f"""{_AS_IT_IS}Exit codes:
+# \b tells the parser that the paragraph after it keeps its line breaks.
+_EPILOG: Final = f"""\b
+Exit codes:
 {output.exit_code_table()}
 
-{_AS_IT_IS}Environment:
+\b
+Environment:
   EMBERD_HOME       folder of the servers' state
   EMBERD_MODEL      default for --model; likewise EMBERD_ENGINE,
                     EMBERD_DEVICE, EMBERD_IDLE_TIMEOUT, EMBERD_START_TIMEOUT, ...
@@ -101,32 +101,33 @@ def run(arguments: list[str] | None = None) -> int:
         arguments: Arguments without the name of the command; None for those of this process.
     """
     given = sys.argv[1:] if arguments is None else arguments
+    # Not from the parsed options: a usage error occurs before they are available.
+    as_json = "--json" in given[: given.index("--") if "--" in given else None]
     warnings.showwarning = _warn
     try:
-        code = _handled(given)
-        if code != ExitCode.OK and _is_for_eval(given):
+        code = _run(given, as_json=as_json)
+        verb = next((word for word in given if not word.startswith("-")), None)
+        if code != ExitCode.OK and verb == "env" and not as_json:
             output.write_line(FAILED)
         sys.stdout.flush()
     except OSError:
-        # The output pipe was closed, or the disk is full.
-        code = _discard_output()
+        # The output pipe was closed, or the disk is full. The rest of the buffer would raise again
+        # when Python exits.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = ExitCode.ERROR
     return int(code)
 
 
-def _handled(arguments: list[str]) -> int:
-    try:
-        return _run(arguments)
-    except BrokenPipeError:
-        raise
-    except Exception as error:  # noqa: BLE001 - every error becomes a message and an exit code
-        return _fail(error, as_json=_wants_json(arguments))
-
-
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], *, as_json: bool) -> int:
     try:
         outcome = app(args=arguments or ["--help"], prog_name="emberd", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         outcome = ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - every error becomes a message and an exit code
+        return _fail(error, as_json=as_json)
     if outcome == ExitCode.INTERRUPTED:
         output.note("interrupted")
     return outcome if isinstance(outcome, int) else ExitCode.OK
@@ -140,12 +141,13 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
 def _fail(error: Exception, *, as_json: bool) -> int:
     if environment.text("EMBERD_DEBUG"):
         traceback.print_exception(error)
-    code = ExitCode.USAGE if isinstance(error, _ParserError) else exit_code(error)
-    kind = "UsageError" if isinstance(error, _ParserError) else type(error).__name__
+    kind, code, message = type(error).__name__, exit_code(error), _message(error)
+    if isinstance(error, _ParserError):
+        kind, code = "UsageError", ExitCode.USAGE
     if as_json:
-        content = {"kind": kind, "message": _message(error), "exit_code": int(code)}
+        content = {"kind": kind, "message": message, "exit_code": int(code)}
         output.write_json({"error": content})
-    output.note(f"error: {_message(error)}")
+    output.note(f"error: {message}")
     return code
 
 
@@ -171,20 +173,3 @@ def _usage(error: Any) -> str:
         value = details()[0].get("input")
         message = message.replace("Invalid value", f"Invalid value {value!r}", 1)
     return f"{message}.{hint}"
-
-
-def _wants_json(arguments: list[str]) -> bool:
-    # Not from the parsed options: a usage error occurs before they are available.
-    return "--json" in arguments[: arguments.index("--") if "--" in arguments else None]
-
-
-def _is_for_eval(arguments: list[str]) -> bool:
-    verb = next((word for word in arguments if not word.startswith("-")), None)
-    return verb == "env" and not _wants_json(arguments)
-
-
-def _discard_output() -> int:
-    # The rest of the buffer would raise again when Python exits.
-    with suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return ExitCode.ERROR

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
@@ -11,13 +12,15 @@ from emberd.cli import options, output
 from emberd.cli.output import ExitCode
 
 if TYPE_CHECKING:
-    from rich.text import Text
+    from emberd.doctor import Report
 
-    from emberd.doctor import Finding, Report
-
-_MARKS: Final = {"ok": "ok", "note": "note", "problem": "PROBLEM"}
-_COLOURS: Final = {"ok": "green", "note": "yellow", "problem": "bold red"}
-_MARK_COLUMNS: Final = 9
+_MARKS: Final = {
+    "ok": ("ok", "green"),
+    "note": ("note", "yellow"),
+    "problem": ("PROBLEM", "bold red"),
+}
+_INDENT: Final = 11
+_SHOWN: Final = ("part", "name", "level", "fact", "advice")
 
 
 def doctor(
@@ -40,59 +43,45 @@ def doctor(
     model = options.resolve_model(name, model)
     wishes = {"model": model, "engine": engine, "device": device, "revision": revision}
     report = examine({name: text for name, text in wishes.items() if text is not None})
+    content = as_content(report)
     if as_json:
-        output.write_json(as_content(report))
+        output.write_json(content)
     else:
-        _print(report)
+        _print(content)
     if not report.verdict.good:
         raise typer.Exit(ExitCode.ERROR)
 
 
 def as_content(report: Report) -> dict[str, Any]:
     """Return the JSON form of a report."""
+    cli = options.to_cli_names
     return {
         "ok": report.verdict.good,
-        "verdict": options.to_cli_names(report.verdict.text),
-        "next": options.to_cli_names(report.verdict.next),
+        "verdict": cli(report.verdict.text),
+        "next": cli(report.verdict.next),
         "wanted": dict(report.wanted),
         "findings": [
-            {
-                "part": finding.part,
-                "name": finding.name,
-                "level": finding.level,
-                "fact": options.to_cli_names(finding.fact),
-                "advice": options.to_cli_names(finding.advice),
-            }
-            for finding in report.findings
+            {name: cli(getattr(finding, name)) for name in _SHOWN} for finding in report.findings
         ],
         "seconds": round(report.seconds, 2),
     }
 
 
-def _print(report: Report) -> None:
-    console = output.console()
-    for part, findings in groupby(report.findings, key=lambda finding: finding.part):
-        console.print(part, markup=False)
-        for finding in findings:
-            # Wrapped only by the terminal, so that paths and commands can be copied.
-            console.print(_line(finding), soft_wrap=True)
-    console.print()
-    for line in _verdict(report):
-        console.print(line, markup=False, soft_wrap=True)
-
-
-def _line(finding: Finding) -> Text:
+def _print(content: dict[str, Any]) -> None:
     from rich.text import Text
 
-    mark = f"  {_MARKS[finding.level]:<{_MARK_COLUMNS}}"
-    fact = f"{finding.name}: {options.to_cli_names(finding.fact)}"
-    line = Text.assemble((mark, _COLOURS[finding.level]), fact)
-    if finding.advice:
-        line.append(f"\n{' ' * len(mark)}{options.to_cli_names(finding.advice)}")
-    return line
-
-
-def _verdict(report: Report) -> list[str]:
-    verdict = report.verdict
-    lines = [verdict.text, *([f"Next: {verdict.next}"] if verdict.next else [])]
-    return [options.to_cli_names(line) for line in lines]
+    console = output.console()
+    for part, findings in groupby(content["findings"], key=itemgetter("part")):
+        console.print(part, markup=False)
+        for finding in findings:
+            mark, colour = _MARKS[finding["level"]]
+            text = f"{finding['name']}: {finding['fact']}"
+            line = Text.assemble((f"  {mark}".ljust(_INDENT), colour), text)
+            if finding["advice"]:
+                line.append(f"\n{' ' * _INDENT}{finding['advice']}")
+            # Wrapped only by the terminal, so that paths and commands can be copied.
+            console.print(line, soft_wrap=True)
+    console.print()
+    console.print(content["verdict"], markup=False, soft_wrap=True)
+    if content["next"]:
+        console.print(f"Next: {content['next']}", markup=False, soft_wrap=True)

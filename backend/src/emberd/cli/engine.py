@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,34 +11,17 @@ import typer
 
 from emberd.cli import options, output
 from emberd.env import Places
-from emberd.errors import SettingError
-from emberd.installs import (
-    Installed,
-    Recipe,
-    Site,
-    in_words,
-    install,
-    installed,
-    locate,
-    lock_holder,
-    recipes,
-    remove,
-    sites,
-)
+from emberd.installs import in_words, install, installed, recipes, remove, sites
 from emberd.installs.environments import engines_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_LINE_EVERY_S: Final = 10.0
 _COLUMNS: Final = ("engine", "version", "state", "size", "python", "detail")
-_WHOLE: Final = _COLUMNS[:4]
 
 Name = Annotated[
     str,
-    typer.Argument(
-        metavar="NAME", help=f"One of: {', '.join(recipes.RECIPES)}.", show_default=False
-    ),
+    typer.Argument(metavar="NAME", help=f"One of: {', '.join(recipes.RECIPES)}."),
 ]
 
 
@@ -52,7 +34,7 @@ def engine_install(name: Name, as_json: options.AsJson = False) -> None:
     places = Places.resolve()
     before = installed(places)
     begun_s = time.monotonic()
-    with _Line() as line:
+    with output.ProgressLine() as line:
         done = install(name, places, line.show)
     seconds = time.monotonic() - begun_s
     if as_json:
@@ -71,8 +53,15 @@ def engine_install(name: Name, as_json: options.AsJson = False) -> None:
 
 def engine_list(as_json: options.AsJson = False) -> None:
     """List the engines with their state and Python interpreter."""
+    # Imported late, to keep the other subcommands fast.
+    from emberd.doctor.engines import environments
+
     places = Places.resolve()
-    rows = [row for recipe in recipes.RECIPES.values() for row in _rows(recipe, places)]
+    rows = [
+        asdict(found)
+        for recipe in recipes.RECIPES.values()
+        for found in environments(recipe, places)
+    ]
     if as_json:
         output.write_json({"engines": rows, "folder": str(engines_folder(places))})
         return
@@ -96,59 +85,6 @@ def engine_remove(name: Name, as_json: options.AsJson = False) -> None:
         output.write_line(f"{name} is not installed.")
 
 
-def _rows(recipe: Recipe, places: Places) -> list[dict[str, Any]]:
-    whole = [own for own in installed(places) if own.name == recipe.name]
-    folders = {own.folder for own in whole}
-    rows = [_own(recipe, own) for own in whole]
-    rows += [
-        _half_made(place, places)
-        for place in sites(places, recipe.name)
-        if str(place.folder) not in folders
-    ]
-    rows += _elsewhere(recipe, places, {own.python for own in whole})
-    return rows or [_row(recipe.name, recipe.version, "not installed")]
-
-
-def _own(recipe: Recipe, own: Installed) -> dict[str, Any]:
-    facts = asdict(own)
-    shown = {name: facts[name] for name in ("python", "folder", "bytes", "installed_at")}
-    if not own.is_usable:
-        return _row(
-            own.name,
-            own.version,
-            "broken",
-            "its Python interpreter no longer exists: install it again",
-            **shown,
-        )
-    return _row(own.name, own.version, "installed", _wanted(recipe, own.version), **shown)
-
-
-def _half_made(place: Site, places: Places) -> dict[str, Any]:
-    by = lock_holder(places, place.name)
-    state, detail = ("installing", f"by {by}") if by else ("unfinished", "install it again")
-    return _row(place.name, place.version, state, detail, folder=str(place.folder))
-
-
-def _elsewhere(recipe: Recipe, places: Places, own: set[str]) -> list[dict[str, Any]]:
-    try:
-        found = locate(recipe.name, places)
-    except SettingError as error:
-        return [_row(recipe.name, "", "unusable", str(error))]
-    if found is None or found.python in own:
-        return []
-    detail = "; ".join(filter(None, (found.why, _wanted(recipe, found.version))))
-    return [_row(recipe.name, found.version, "found", detail, python=found.python)]
-
-
-def _wanted(recipe: Recipe, version: str) -> str:
-    return "" if version == recipe.version else f"this version of emberd needs {recipe.version}"
-
-
-def _row(engine: str, version: str, state: str, detail: str = "", **more: Any) -> dict[str, Any]:
-    row = {"engine": engine, "version": version, "state": state, "detail": detail}
-    return {**row, **dict.fromkeys(("python", "folder", "bytes", "installed_at")), **more}
-
-
 def _table(rows: list[dict[str, Any]]) -> Table:
     from rich.table import Table
     from rich.text import Text
@@ -156,34 +92,13 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in _COLUMNS:
         # Wrapped, not cut, so that paths can be copied.
-        table.add_column(column, overflow="fold", no_wrap=column in _WHOLE)
+        table.add_column(column, overflow="fold", no_wrap=column in _COLUMNS[:4])
     for row in rows:
         size = in_words(row["bytes"]) if row["bytes"] else ""
         place = row["python"] or row["folder"] or ""
         cells = (row["engine"], row["version"], row["state"], size, place, row["detail"])
         table.add_row(*(Text(cell) for cell in cells))
     return table
-
-
-class _Line:
-    """One line that changes on a terminal; elsewhere a line every 10 s."""
-
-    def __init__(self) -> None:
-        self._spinner = output.Spinner()
-        self._next_s = 0.0
-
-    def __enter__(self) -> _Line:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._spinner.stop()
-
-    def show(self, text: str) -> None:
-        if sys.stderr.isatty():
-            self._spinner.update(text)
-        elif time.monotonic() >= self._next_s:
-            self._next_s = time.monotonic() + _LINE_EVERY_S
-            output.note(text)
 
 
 VERBS: Final[dict[str, Callable[..., None]]] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
 
@@ -50,9 +49,14 @@ def logs(
         return
     with log.open("rb") as file:
         _write(_tail(file, lines))
-        if follow:
-            for piece in _follow(file, lambda: _runs(own)):
-                _write(piece)
+        runs = follow
+        while runs:
+            # Before reading, so that the last output is read after the server has stopped.
+            now = next((s for s in Manager().status() if s.start_id == own.start_id), None)
+            runs = now is not None and now.state in RUNNING
+            _write(file.read())
+            if runs:
+                time.sleep(_POLL_S)
 
 
 def _choose(model: str | None) -> ServerStatus:
@@ -69,10 +73,6 @@ def _choose(model: str | None) -> ServerStatus:
     return chosen
 
 
-def _runs(own: ServerStatus) -> bool:
-    return any(s.start_id == own.start_id and s.state in RUNNING for s in Manager().status())
-
-
 def _tail(file: BinaryIO, lines: int) -> bytes:
     """Return the last ``lines`` lines of ``file``, and leave it at its end."""
     end = start = file.seek(0, os.SEEK_END)
@@ -84,17 +84,6 @@ def _tail(file: BinaryIO, lines: int) -> bytes:
         found = file.read(end - start)
     file.seek(end)
     return b"".join(found.splitlines(keepends=True)[-lines:]) if lines else b""
-
-
-def _follow(file: BinaryIO, runs: Callable[[], bool]) -> Iterator[bytes]:
-    while True:
-        # Before reading, so that the last output is read after the server has stopped.
-        running = runs()
-        if piece := file.read():
-            yield piece
-        if not running:
-            return
-        time.sleep(_POLL_S)
 
 
 def _write(piece: bytes) -> None:

@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 from emberd import model_files
 from emberd.cli import output
 from emberd.errors import SettingError
-from emberd.settings import DEFAULT_MODEL, IDLE_TIMEOUT_S, START_TIMEOUT_S, UNSET, Settings
+from emberd.settings import DEFAULT_MODEL, IDLE_TIMEOUT_S, START_TIMEOUT_S, Settings
 
 # Errors name Python arguments. Replaced in this order: phrases, arguments that are variables here,
 # arguments that are options. After a slash or a question mark the name is part of a path or a URL.
@@ -35,7 +35,7 @@ _OPTION: Final = re.compile(
 
 ModelName = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="Same as --model.", show_default=False),
+    typer.Argument(metavar="MODEL", help="Same as --model."),
 ]
 
 Model = Annotated[
@@ -45,7 +45,6 @@ Model = Annotated[
         "-m",
         metavar="NAME",
         help=f"Name on the hub, or a folder. Default: EMBERD_MODEL, else {DEFAULT_MODEL}.",
-        show_default=False,
     ),
 ]
 Engine = Annotated[
@@ -54,12 +53,11 @@ Engine = Annotated[
         "--engine",
         metavar="NAME",
         help="Use only this engine: sglang, transformers, demo, or the dotted name of a module.",
-        show_default=False,
     ),
 ]
 Device = Annotated[
     str | None,
-    typer.Option("--device", metavar="NAME", help="cuda or cpu.", show_default=False),
+    typer.Option("--device", metavar="NAME", help="cuda or cpu."),
 ]
 ContextTokens = Annotated[
     int | None,
@@ -67,14 +65,11 @@ ContextTokens = Annotated[
         "--context-tokens",
         metavar="NUMBER",
         help="Longest text in tokens; a started server reserves memory for this length.",
-        show_default=False,
     ),
 ]
 Revision = Annotated[
     str | None,
-    typer.Option(
-        "--revision", metavar="COMMIT", help="Commit of the model on the hub.", show_default=False
-    ),
+    typer.Option("--revision", metavar="COMMIT", help="Commit of the model on the hub."),
 ]
 IdleTimeout = Annotated[
     str | None,
@@ -83,7 +78,6 @@ IdleTimeout = Annotated[
         metavar="DURATION|never",
         help="Stop the server after this time without use: 900, 90s, 5m, 1h30m, 2d. "
         f"Default: {output.duration(IDLE_TIMEOUT_S)}.",
-        show_default=False,
     ),
 ]
 StartTimeout = Annotated[
@@ -93,7 +87,6 @@ StartTimeout = Annotated[
         metavar="DURATION",
         help="How long to wait for a start, which continues afterwards: 900, 90s, 5m. "
         f"Default: {output.duration(START_TIMEOUT_S)}.",
-        show_default=False,
     ),
 ]
 Port = Annotated[
@@ -102,7 +95,6 @@ Port = Annotated[
         "--port",
         metavar="NUMBER",
         help="Loopback port of the server. Default: EMBERD_PORT, else any free port.",
-        show_default=False,
     ),
 ]
 NoAuth = Annotated[
@@ -118,7 +110,6 @@ TpSize = Annotated[
         "--tp-size",
         metavar="NUMBER",
         help="Number of GPUs to split the model across. Default: EMBERD_TP_SIZE, else 1.",
-        show_default=False,
     ),
 ]
 DpSize = Annotated[
@@ -127,7 +118,6 @@ DpSize = Annotated[
         "--dp-size",
         metavar="NUMBER",
         help="Number of model replicas, each on its own GPUs. Default: EMBERD_DP_SIZE, else 1.",
-        show_default=False,
     ),
 ]
 Arguments = Annotated[
@@ -135,7 +125,6 @@ Arguments = Annotated[
     typer.Argument(
         metavar="-- ARGUMENT",
         help="Arguments for the engine, after those of emberd. Default: EMBERD_ENGINE_ARGS.",
-        show_default=False,
     ),
 ]
 DryRun = Annotated[
@@ -148,48 +137,25 @@ DryRun = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 
-def settings(
-    *,
-    model: str | None = None,
-    engine: str | None = None,
-    device: str | None = None,
-    context_tokens: int | None = None,
-    revision: str | None = None,
-    idle_timeout: str | None = None,
-    start_timeout: str | None = None,
-    embeds: bool = True,
-) -> Settings:
+def settings(*, embeds: bool = True, **given: Any) -> Settings:
     """Return the settings from the command line, else from the environment.
 
     Args:
-        model: See ``Settings``, as for the others.
-        engine: Which engine may serve.
-        device: Device of the server.
-        context_tokens: Longest text that must fit, in tokens.
-        revision: Commit on the hub.
-        idle_timeout: Time without use after which the server stops, as typed.
-        start_timeout: Seconds to wait for a start.
         embeds: Whether texts are embedded. A subcommand that only starts a server needs no
             prompts, so a model without known prompts is accepted.
+        **given: Fields of ``Settings`` as typed; None for an option that was left out.
 
     Raises:
         SettingError: A value cannot be used, or says which server to start although EMBERD_BASE_URL
             gives one; it is named.
     """
+    given = {name: value for name, value in given.items() if value is not None}
     bare = {} if embeds else {"query_instruction": "", "document_instruction": ""}
-    resolved = Settings.resolve(
-        **bare,
-        model=model,
-        engine=engine,
-        device=device,
-        context_tokens=context_tokens,
-        revision=revision,
-        idle_timeout=UNSET if idle_timeout is None else idle_timeout,
-        start_timeout=start_timeout,
-    )
-    chosen = {"engine": engine, "device": device, "context_tokens": context_tokens}
-    given = {name: value for name, value in chosen.items() if value is not None}
-    validate_with_base_url(resolved.base_url, given)
+    resolved = Settings.resolve(**bare, **given)
+    chosen: dict[str, Any] = {
+        name: given[name] for name in ("engine", "device", "context_tokens") if name in given
+    }
+    validate_with_base_url(resolved.base_url, chosen)
     return resolved
 
 
@@ -256,18 +222,11 @@ def to_cli_names(text: str) -> str:
     """Replace Python arguments in an error message by options and variables."""
     for python, command in _PHRASES.items():
         text = text.replace(python, command)
-    text = _VARIABLE.sub(_as_variable, text)
+    text = _VARIABLE.sub(
+        lambda found: f"EMBERD_{found[1].upper()}" + (f"={found[2]}" if found[2] else ""), text
+    )
     return _OPTION.sub(lambda found: f"--{found[1].replace('_', '-')} ", text)
 
-
-def _as_variable(found: re.Match[str]) -> str:
-    name, value = found.groups()
-    return f"EMBERD_{name.upper()}" + (f"={value}" if value else "")
-
-
-MARK: Final = "--"
-PARAMETER: Final = "arguments"
-"""The parameter of the verb that gets them."""
 
 # Recent versions of typer carry a click of their own, older ones use the package.
 _UsageError: Final[Any] = typer.BadParameter.__base__
@@ -285,13 +244,13 @@ class EngineArgumentsCommand(TyperCommand):
         Raises:
             UsageError: There is more than one positional argument before it.
         """
-        end = args.index(MARK) if MARK in args else len(args)
+        end = args.index("--") if "--" in args else len(args)
         rest = super().parse_args(ctx, args[:end])
-        if extra := ctx.params.get(PARAMETER):
+        if extra := ctx.params.get("arguments"):
             raise _UsageError(
                 f"Unexpected argument {extra[0]!r}: only one model can be given. Arguments for "
-                f"the engine go after {MARK}: {ctx.command_path} MODEL {MARK} --flag value",
+                f"the engine go after --: {ctx.command_path} MODEL -- --flag value",
                 ctx,
             )
-        ctx.params[PARAMETER] = args[end + 1 :] or None
+        ctx.params["arguments"] = args[end + 1 :] or None
         return rest

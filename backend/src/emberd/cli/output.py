@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 # Output to a file or a pager is not wrapped to the width of a terminal.
 _PIPED_COLUMNS: Final = 240
+_LINE_EVERY_S: Final = 10.0
 
 
 def write_line(text: str = "") -> None:
@@ -35,26 +37,36 @@ def write_json(content: Any) -> None:
     typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
 
 
-class Spinner:
-    """A line on stderr that is redrawn in place. It appears at the first update."""
+class ProgressLine:
+    """A line on stderr that changes: redrawn in place on a terminal, else written at times."""
 
     def __init__(self) -> None:
-        """Prepare a line without writing it."""
+        """Prepare the line. It appears at the first ``show``."""
         self._status: Any = None
+        self._topic: str | None = None
+        self._written_s = 0.0
 
-    def update(self, line: str) -> None:
-        """Show ``line``."""
-        from rich.markup import escape
+    def __enter__(self) -> ProgressLine:
+        """Return itself."""
+        return self
 
-        if self._status is None:
-            self._status = console(stderr=True).status(escape(line))
-            self._status.start()
-        self._status.update(escape(line))
-
-    def stop(self) -> None:
-        """Remove the line."""
+    def __exit__(self, *_: object) -> None:
+        """Remove the line from the terminal."""
         if self._status is not None:
             self._status.stop()
+
+    def show(self, line: str, topic: str = "") -> None:
+        """Show ``line``; without a terminal only if ``topic`` changed, or every 10 s."""
+        if sys.stderr.isatty():
+            from rich.markup import escape
+
+            if self._status is None:
+                self._status = console(stderr=True).status(escape(line))
+                self._status.start()
+            self._status.update(escape(line))
+        elif topic != self._topic or time.monotonic() - self._written_s >= _LINE_EVERY_S:
+            self._topic, self._written_s = topic, time.monotonic()
+            note(line)
 
 
 def console(*, stderr: bool = False, piped_columns: int = _PIPED_COLUMNS) -> Console:
@@ -102,6 +114,7 @@ MEANINGS: Final[dict[ExitCode, str]] = {
     ExitCode.INTERRUPTED: "interrupted; a server that is starting continues to start",
 }
 
+_EXACT_BELOW_S: Final = 120
 _OF_ERRORS: Final[tuple[tuple[type[errors.EmberdError], ExitCode], ...]] = (
     (errors.SettingError, ExitCode.USAGE),
     (errors.NoEngineError, ExitCode.NO_ENGINE),
@@ -124,22 +137,14 @@ def exit_code_table() -> str:
     return "\n".join(f"  {code:>3}  {meaning}" for code, meaning in MEANINGS.items())
 
 
-_MINUTE_S: Final = 60
-_HOUR_S: Final = 3600
-_DAY_S: Final = 86_400
-_EXACT_BELOW_S: Final = 120
-
-
 def duration(seconds: float) -> str:
     """Return ``seconds`` in words: ``45 s``, ``12 min``, ``3 h 5 min``, ``2 d 4 h``."""
     whole = max(0, round(seconds))
     if whole < _EXACT_BELOW_S:
         return f"{whole} s"
-    if whole < _HOUR_S:
-        return f"{whole // _MINUTE_S} min"
-    if whole < _DAY_S:
-        return _two(whole // _HOUR_S, "h", whole % _HOUR_S // _MINUTE_S, "min")
-    return _two(whole // _DAY_S, "d", whole % _DAY_S // _HOUR_S, "h")
+    minutes, hours, days = whole // 60 % 60, whole // 3600 % 24, whole // 86_400
+    parts = ((days, "d"), (hours, "h")) if days else ((hours, "h"), (minutes, "min"))
+    return " ".join(f"{count} {unit}" for count, unit in parts if count)
 
 
 def idle(seconds: float | None) -> str:
@@ -150,7 +155,3 @@ def idle(seconds: float | None) -> str:
 def pluralize(count: int, noun: str) -> str:
     """Return ``count`` with its noun in the right number: ``1 text``, ``2 texts``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _two(first: int, first_unit: str, second: int, second_unit: str) -> str:
-    return f"{first} {first_unit}" + (f" {second} {second_unit}" if second else "")

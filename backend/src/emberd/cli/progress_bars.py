@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from rich.progress import (
     BarColumn,
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Task
 
-_BAR_COLUMNS: Final = 24
-
 
 class _Speed(ProgressColumn):
     """Speed since the start of the task: updates are too rare for the estimate of rich."""
@@ -35,9 +33,7 @@ class _Speed(ProgressColumn):
         if not seconds or not count:
             return Text("")
         speed = f"{count / seconds:.0f}"
-        if rows is None:
-            return Text(f"{speed} {task.fields.get('unit', 'texts')}/s")
-        return Text(f"{rows:,} rows, {speed}/s")
+        return Text(f"{speed} texts/s" if rows is None else f"{rows:,} rows, {speed}/s")
 
 
 class _TimeLeft(ProgressColumn):
@@ -52,37 +48,18 @@ class _TimeLeft(ProgressColumn):
 
 
 def bulk_progress(console: Console) -> Progress:
-    """Return a progress display for jobs that an earlier run may have begun.
+    """Return a progress display on ``console`` for jobs that an earlier run may have begun.
 
     Tasks have the fields ``rows``, done by this run, and ``before``, done by earlier runs.
-
-    Args:
-        console: Where to write.
     """
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=_BAR_COLUMNS),
-        TaskProgressColumn(),
-        _Speed(),
-        _TimeLeft(),
-        TimeElapsedColumn(),
-        console=console,
-    )
+    return _progress(console, TaskProgressColumn(), _Speed(), _TimeLeft())
 
 
-def text_progress(console: Console, *, shown: bool = True) -> Progress:
-    """Return a progress display for texts; tasks may have a field ``unit``.
+def text_progress(console: Console) -> Progress:
+    """Return a progress display on ``console`` for texts."""
+    return _progress(console, MofNCompleteColumn(), _Speed())
 
-    Args:
-        console: Where to write.
-        shown: Whether to write anything.
-    """
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=_BAR_COLUMNS),
-        MofNCompleteColumn(),
-        _Speed(),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not shown,
-    )
+
+def _progress(console: Console, *columns: ProgressColumn) -> Progress:
+    bar = (TextColumn("{task.description}"), BarColumn(bar_width=24))
+    return Progress(*bar, *columns, TimeElapsedColumn(), console=console)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -15,7 +15,6 @@ from emberd.manager import ServerStatus, State, discovery
 from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from rich.text import Text
 
 RUNNING: Final = (State.STARTING, State.READY, State.STOPPING, State.UNKNOWN)
@@ -26,19 +25,8 @@ _COLOURS: Final = {
     State.FAILED: "red",
     State.UNKNOWN: "red",
 }
-_COLUMNS: Final = (
-    "model",
-    "state",
-    "for",
-    "engine",
-    "url",
-    "stops when idle",
-    "supervisor",
-    "detail",
-)
 _LEAST_DETAIL_COLUMNS: Final = 24
 _GAPS_COLUMNS: Final = (2, 1)  # between two columns: the wider one if it fits
-_NAME_COLUMNS: Final = 17
 
 All = Annotated[bool, typer.Option("--all", "-a", help="Include stopped servers.")]
 
@@ -70,8 +58,6 @@ def as_content(own: ServerStatus) -> dict[str, Any]:
 
 def _seen(own: ServerStatus) -> ServerStatus:
     # An external server has no supervisor that updates its record, so it is probed here.
-    from dataclasses import replace
-
     if own.origin != "found" or own.url is None:
         return own
     detail = f"{own.url} does not respond"
@@ -86,16 +72,27 @@ def _seen(own: ServerStatus) -> ServerStatus:
 
 
 def _print(shown: list[ServerStatus]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
     console = output.console()
     rows = [_row(own) for own in shown]
-    names = [name for name in _COLUMNS if any(row[name].plain for row in rows)]
+    names = [name for name in rows[0] if any(row[name].plain for row in rows)]
     for gap in _GAPS_COLUMNS:
         if _width(names, rows, gap) <= console.width:
-            console.print(_table(names, rows, gap))
+            table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
+            for name in names:
+                table.add_column(name, no_wrap=name != "detail")
+            for row in rows:
+                table.add_row(*(row[name] for name in names))
+            console.print(table)
             return
     # A table that is too wide would cut names and URLs, which users copy.
     for row in rows:
-        console.print(_card(names, row), soft_wrap=True)
+        title, *facts = (name for name in names if row[name].plain)
+        console.print(row[title], soft_wrap=True)
+        for name in facts:
+            console.print(Text.assemble(f"  {name:<17}", row[name]), soft_wrap=True)
 
 
 def _width(names: list[str], rows: list[dict[str, Text]], gap: int) -> int:
@@ -105,38 +102,21 @@ def _width(names: list[str], rows: list[dict[str, Text]], gap: int) -> int:
     return sum(widths.values()) + gap * (len(names) - 1)
 
 
-def _table(names: list[str], rows: list[dict[str, Text]], gap: int) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
-    for name in names:
-        table.add_column(name, no_wrap=name != "detail")
-    for row in rows:
-        table.add_row(*(row[name] for name in names))
-    return table
-
-
-def _card(names: list[str], row: dict[str, Text]) -> Text:
-    from rich.text import Text
-
-    title, *facts = (name for name in names if row[name].plain)
-    lines = [Text.assemble(f"  {name:<{_NAME_COLUMNS}}", row[name]) for name in facts]
-    return Text("\n").join([row[title], *lines])
-
-
 def _row(own: ServerStatus) -> dict[str, Text]:
+    """Return the cells by column."""
     from rich.text import Text
 
     found = own.origin == "found"
     stops = "not by emberd" if found else output.idle(own.idle_timeout)
-    cells = (
-        Text(own.spec.model),
-        Text(own.state, style=_COLOURS.get(own.state, "dim")),
-        Text(output.duration(own.seconds)),
-        Text(own.engine or "?"),
-        Text(own.url or "-"),
-        Text(stops if own.state in RUNNING and own.state is not State.UNKNOWN else "-"),
-        Text("external" if found else str(own.supervisor_pid or "-")),
-        Text(own.detail),
-    )
-    return dict(zip(_COLUMNS, cells, strict=True))
+    return {
+        "model": Text(own.spec.model),
+        "state": Text(own.state, style=_COLOURS.get(own.state, "dim")),
+        "for": Text(output.duration(own.seconds)),
+        "engine": Text(own.engine or "?"),
+        "url": Text(own.url or "-"),
+        "stops when idle": Text(
+            stops if own.state in RUNNING and own.state is not State.UNKNOWN else "-"
+        ),
+        "supervisor": Text("external" if found else str(own.supervisor_pid or "-")),
+        "detail": Text(own.detail),
+    }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str | None,
-    typer.Option(
-        "--model", "-m", metavar="NAME", help="Only servers of this model.", show_default=False
-    ),
+    typer.Option("--model", "-m", metavar="NAME", help="Only servers of this model."),
 ]
 
 
@@ -43,7 +41,9 @@ def stop(
     """
     model = options.resolve_model(name, model)
     manager = Manager()
-    with _spinner():
+    with output.ProgressLine() as line:
+        if sys.stderr.isatty():
+            line.show("stopping after the requests in flight")
         stopped, unnamed = _stop(manager, model, revision)
     for left in unnamed:
         output.note(
@@ -75,19 +75,16 @@ def _stop(
         if model in (None, known.spec.model) and revision in (None, known.spec.revision)
     }
     if model is not None:
+        content = None
+        with suppress(SettingError):  # also stop servers of a model folder that cannot be read
+            content = model_files.content_hash(model)
         # Without a record the model is unknown, but its state folder can be found by the key.
-        spec = ServerSpec(model, revision=revision, content=_content(model))
+        spec = ServerSpec(model, revision=revision, content=content)
         chosen.setdefault(spec.key, spec)
     stopped = [was for spec in chosen.values() for was in manager.stop(spec, deadline_s=deadline_s)]
     ended = {was.key for was in stopped}
     lost = [known for known in everything if known.spec.model == NO_MODEL]
     return stopped, [known for known in lost if known.key not in ended]
-
-
-def _content(model: str) -> str | None:
-    with suppress(SettingError):  # also stop servers of a model folder that cannot be read
-        return model_files.content_hash(model)
-    return None
 
 
 def _line(was: ServerStatus) -> str:
@@ -101,9 +98,3 @@ def _line(was: ServerStatus) -> str:
         model = "the server" if was.spec.model == NO_MODEL else was.spec.model
         return f"Stopped {model} in the state folder {was.key}, whose record could not be read."
     return f"Stopped {was.spec.model}{place} (it was {was.state})."
-
-
-def _spinner() -> AbstractContextManager[Any]:
-    if not sys.stderr.isatty():
-        return nullcontext()
-    return output.console(stderr=True).status("stopping after the requests in flight")

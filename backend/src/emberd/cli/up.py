@@ -1,20 +1,18 @@
-"""``emberd up``: find or start a server, or show how one would be started."""
+"""``emberd up`` and ``emberd env``: find or start a server, or show how one would be started."""
 
 from __future__ import annotations
 
 import os
 import shlex
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from emberd import engines, env
+from emberd import engines
+from emberd import env as environment
 from emberd.catalog import DEMO_MODEL
 from emberd.cli import options, output
-from emberd.engines import Plan
 from emberd.engines.base import DRY_RUN_FOLDER, DRY_RUN_KEY, DRY_RUN_PORT, dry_run
 from emberd.env import Places
 from emberd.errors import SettingError
@@ -25,12 +23,19 @@ from emberd.verified_manager import Manager
 if TYPE_CHECKING:
     from emberd.manager import Check, PendingStart, Progress, ServerStatus
 
-NOT_QWEN: Final = (
+FAILED: Final = "unset OPENAI_BASE_URL OPENAI_API_KEY; false"
+"""What ``emberd env`` prints if there is no server. ``eval`` of an empty output would succeed, and
+clients would use the previous values."""
+
+# The SDK requires a key; servers without one accept any.
+_NO_KEY: Final = "EMPTY"
+
+_NOT_QWEN: Final = (
     "The vectors of emberd/demo are those of multilingual-e5-small: they are NOT Qwen3 vectors. "
     "An index of them cannot be used with another model."
 )
 
-OPEN: Final = (
+_OPEN: Final = (
     "It requires no key: every user of this machine, and every web page in a browser on it, can "
     "use it, read its metrics and fill its queue. It listens only on loopback; never forward the "
     "port."
@@ -68,7 +73,14 @@ def up(
 
     Prints the server, why it was chosen, and how to use it.
     """
-    given = _given(port, tp_size, dp_size, arguments, no_auth=no_auth)
+    values: dict[str, Any] = {
+        "port": port,
+        "no_auth": no_auth or None,
+        "tp_size": tp_size,
+        "dp_size": dp_size,
+        "arguments": tuple(arguments) if arguments else None,
+    }
+    given = {name: value for name, value in values.items() if value is not None}
     wanted = StartOptions.resolve(**given)
     settings = options.settings(
         model=options.resolve_model(name, model),
@@ -84,34 +96,107 @@ def up(
     if dry_run:
         show_dry_run(settings.spec, wanted, as_json=as_json)
         return
-    check = partial(validate_running, given=given, model=settings.model)
+    check = partial(_validate_running, given=given, model=settings.model)
     server = ensure(settings, retry_failed=True, options=wanted, check=check)
     server = server.noting_unmet(overridden=given)
-    idle = idle_notes(server, settings.idle_timeout, idle_timeout)
-    unchecked = given_notes(server, settings)
-    server = replace(server, notes=(*server.notes, *idle, *unchecked))
+    server = replace(server, notes=(*server.notes, *_notes(server, settings, idle_timeout)))
     if as_json:
-        output.write_json(as_content(server))
+        output.write_json(_as_content(server))
     else:
         for line in _lines(server, settings.spec):
             output.write_line(line)
 
 
-def as_content(server: Server) -> dict[str, Any]:
+def env(
+    name: options.ModelName = None,
+    model: options.Model = None,
+    engine: options.Engine = None,
+    device: options.Device = None,
+    revision: options.Revision = None,
+    idle_timeout: options.IdleTimeout = None,
+    start_timeout: options.StartTimeout = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Print shell lines for OpenAI clients.
+
+    Use it as:  eval "$(emberd env)"
+
+    Finds or starts the server first; returns at once if it is running. The port and the key
+    change when the server is restarted: repeat the command then.
+
+    If it fails, the eval fails too: the printed line unsets both variables and ends with false.
+
+    This is the only subcommand that prints the server's key. OpenAI clients send texts unchanged,
+    so the client must add the instruction that queries need.
+    """
+    settings = options.settings(
+        model=options.resolve_model(name, model),
+        engine=engine,
+        device=device,
+        revision=revision,
+        idle_timeout=idle_timeout,
+        start_timeout=start_timeout,
+        embeds=False,
+    )
+    server = ensure(settings)
+    for note in (*server.notes, *_notes(server, settings, idle_timeout)):
+        output.note(f"note: {note}")
+    variables = {
+        "OPENAI_BASE_URL": server.endpoint.base_url,
+        "OPENAI_API_KEY": server.endpoint.api_key or _NO_KEY,
+    }
+    if as_json:
+        output.write_json(variables)
+    else:
+        for variable, value in variables.items():
+            output.write_line(f"export {variable}={shlex.quote(value)}")
+
+
+def ensure(
+    settings: Settings,
+    *,
+    retry_failed: bool = False,
+    options: StartOptions | None = None,
+    check: Check | None = None,
+) -> Server:
+    """Return a server for ``settings``, found or started, and show progress on stderr.
+
+    Raises:
+        EmberdError: What ``Manager.ensure`` or ``check`` raises.
+    """
+    line = output.ProgressLine()
+
+    def show(progress: Progress) -> None:
+        doing = progress.text or "starting"
+        text = f"{settings.model}: {doing} ({output.duration(progress.seconds)})"
+        line.show(text, topic=progress.text)
+
+    try:
+        with line:
+            return Manager().ensure(
+                settings.spec,
+                base_url=settings.base_url,
+                api_key=settings.api_key,
+                start_timeout=settings.start_timeout,
+                idle_timeout=settings.idle_timeout,
+                retry_failed=retry_failed,
+                options=options,
+                check=check,
+                on_progress=show,
+            )
+    except KeyboardInterrupt:
+        # Also before the first progress: a start may already be running.
+        output.note("A running start continues: `emberd status` shows it, `emberd stop` stops it.")
+        raise
+
+
+def _as_content(server: Server) -> dict[str, Any]:
     """Return the JSON form of a server, without its key."""
-    endpoint = server.endpoint
+    of_endpoint = ("url", "base_url", "model", "dimensions", "context_tokens")
+    of_server = ("origin", "reason", "started", "engine", "start_id", "folder")
     return {
-        "url": endpoint.url,
-        "base_url": endpoint.base_url,
-        "model": endpoint.model,
-        "dimensions": endpoint.dimensions,
-        "context_tokens": endpoint.context_tokens,
-        "origin": server.origin,
-        "reason": server.reason,
-        "started": server.started,
-        "engine": server.engine,
-        "start_id": server.start_id,
-        "folder": server.folder,
+        **{name: getattr(server.endpoint, name) for name in of_endpoint},
+        **{name: getattr(server, name) for name in of_server},
         "notes": list(server.notes),
     }
 
@@ -120,30 +205,11 @@ def _lifetime(server: Server) -> str:
     """Return in one sentence when a server stops."""
     if server.origin != "own":
         return "emberd did not start it and will not stop it."
-    status = status_of(server)
+    status = _status_of(server)
     if status is None or status.idle_timeout is None:
         return "It runs until `emberd stop`."
     idle = output.duration(status.idle_timeout)
     return f"It stops {idle} after its last use, or by `emberd stop`."
-
-
-def _given(
-    port: int | None,
-    tp_size: int | None,
-    dp_size: int | None,
-    arguments: list[str] | None,
-    *,
-    no_auth: bool,
-) -> dict[str, Any]:
-    """Return the command-line options by field of ``StartOptions``."""
-    values = {
-        "port": port,
-        "no_auth": no_auth or None,
-        "tp_size": tp_size,
-        "dp_size": dp_size,
-        "arguments": tuple(arguments) if arguments else None,
-    }
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _lines(server: Server, spec: ServerSpec) -> list[str]:
@@ -153,8 +219,8 @@ def _lines(server: Server, spec: ServerSpec) -> list[str]:
     return [
         f"{spec.model} is served at {endpoint.base_url} ({size})",
         f"  {server.reason}. {_lifetime(server)}",
-        *([f"  {NOT_QWEN}"] if spec.model == DEMO_MODEL else []),
-        *([f"  {OPEN}"] if server.origin == "own" and endpoint.api_key is None else []),
+        *([f"  {_NOT_QWEN}"] if spec.model == DEMO_MODEL else []),
+        *([f"  {_OPEN}"] if server.origin == "own" and endpoint.api_key is None else []),
         *(f"  Note: {note}" for note in server.notes),
         "",
         *_usage(server, spec),
@@ -189,12 +255,6 @@ def _usage(server: Server, spec: ServerSpec) -> list[str]:
     ]
 
 
-_INDENT: Final = "    "
-_USED_INSTEAD: Final = "A running server of the model would be used instead."
-
-Redact = Callable[[str], str]
-
-
 def show_dry_run(spec: ServerSpec, options: StartOptions, *, as_json: bool) -> None:
     """Print how a server for ``spec`` would be started, without starting it or writing a file.
 
@@ -208,82 +268,56 @@ def show_dry_run(spec: ServerSpec, options: StartOptions, *, as_json: bool) -> N
     engine = engines.choose(spec)
     plan = dry_run(engine, spec, options, Places.resolve().home)
     redact = redactor(more=secrets(options.arguments))
-    command = words(plan.command, redact)
-    if as_json:
-        output.write_json(_content(engine.name, plan, command, redact))
-        return
-    for line in _dry_run_lines(engine.name, plan, command, redact, any_port=options.port is None):
-        output.write_line(line)
-
-
-def _content(engine: str, plan: Plan, command: list[str], redact: Redact) -> dict[str, object]:
-    return {
-        "engine": engine,
+    content = {
+        "engine": engine.name,
         "device": plan.device,
-        "command": command,
-        "environment": _added(plan, redact),
-        "removed": _removed(plan),
+        "command": words(plan.command, redact),
+        # Only what the plan changes: the rest of the environment may contain secrets.
+        "environment": {
+            name: redact(value)
+            for name, value in plan.environment.items()
+            if os.environ.get(name) != value and DRY_RUN_KEY not in value
+        },
+        "removed": sorted(name for name in os.environ if name not in plan.environment),
         "files": sorted(plan.files),
         "reasons": [
             {"what": redact(reason.what), "why": redact(reason.why)} for reason in plan.reasons
         ],
         "notes": [redact(note) for note in plan.notes],
     }
+    if as_json:
+        output.write_json(content)
+        return
+    for line in _dry_run_lines(content, any_port=options.port is None):
+        output.write_line(line)
 
 
-def _dry_run_lines(
-    engine: str, plan: Plan, command: list[str], redact: Redact, *, any_port: bool
-) -> list[str]:
-    return [
-        _USED_INSTEAD,
-        f"The engine {engine} would run on {plan.device}:",
-        "",
-        *_prefix(plan),
-        *(f"{name}={shlex.quote(text)} \\" for name, text in sorted(_added(plan, redact).items())),
-        shlex.join(command),
-        "",
-        *_reasons(plan, redact),
-        *([f"The port {DRY_RUN_PORT} is a placeholder for any free port."] if any_port else []),
-        *(_written(name) for name in sorted(plan.files)),
-        *(f"Note: {redact(note)}" for note in plan.notes),
-    ]
+def _dry_run_lines(content: Mapping[str, Any], *, any_port: bool) -> Iterator[str]:
+    yield "A running server of the model would be used instead."
+    yield f"The engine {content['engine']} would run on {content['device']}:"
+    yield ""
+    if removed := content["removed"]:
+        yield f"env {' '.join(f'-u {shlex.quote(name)}' for name in removed)} \\"
+    for name, text in sorted(content["environment"].items()):
+        yield f"{name}={shlex.quote(text)} \\"
+    yield shlex.join(content["command"])
+    yield ""
+    if content["reasons"]:
+        yield "Why:"
+        for reason in content["reasons"]:
+            yield f"  {reason['what']}"
+            yield f"        {reason['why']}"
+        yield ""
+    if any_port:
+        yield f"The port {DRY_RUN_PORT} is a placeholder for any free port."
+    for name in content["files"]:
+        path = os.path.join(DRY_RUN_FOLDER, name)
+        yield f"The file {path} is written at the start with mode 0600. It may contain the key."
+    for note in content["notes"]:
+        yield f"Note: {note}"
 
 
-def _prefix(plan: Plan) -> list[str]:
-    removed = _removed(plan)
-    options = " ".join(f"-u {shlex.quote(name)}" for name in removed)
-    return [f"env {options} \\"] if removed else []
-
-
-def _written(name: str) -> str:
-    place = os.path.join(DRY_RUN_FOLDER, name)
-    return f"The file {place} is written at the start with mode 0600. It may contain the key."
-
-
-def _reasons(plan: Plan, redact: Redact) -> list[str]:
-    if not plan.reasons:
-        return []
-    lines = ["Why:"]
-    for reason in plan.reasons:
-        lines += [f"  {redact(reason.what)}", f"{_INDENT}{_INDENT}{redact(reason.why)}"]
-    return [*lines, ""]
-
-
-def _added(plan: Plan, redact: Redact) -> dict[str, str]:
-    # Only what the plan changes: the rest of the environment may contain secrets.
-    return {
-        name: redact(value)
-        for name, value in plan.environment.items()
-        if os.environ.get(name) != value and DRY_RUN_KEY not in value
-    }
-
-
-def _removed(plan: Plan) -> list[str]:
-    # Also removed for a command that is run by hand.
-    return sorted(name for name in os.environ if name not in plan.environment)
-
-
-def validate_running(found: Server | PendingStart, given: Mapping[str, Any], model: str) -> None:
+def _validate_running(found: Server | PendingStart, given: Mapping[str, Any], model: str) -> None:
     """Raise if the server was started differently than the command line requires.
 
     Args:
@@ -313,128 +347,42 @@ def validate_running(found: Server | PendingStart, given: Mapping[str, Any], mod
     )
 
 
-def idle_notes(server: Server, wanted_s: float | None, given: str | None) -> Iterator[str]:
-    """Yield a note if the requested idle timeout is not the one of ``server``.
-
-    The longest timeout that any client requested applies.
-
-    Args:
-        server: The server in use.
-        wanted_s: The idle timeout in the settings, in seconds; None for never.
-        given: ``--idle-timeout`` as typed; None if it was left out.
-    """
-    if given is None and not env.text(env.IDLE_TIMEOUT):
-        return
-    asked = env.IDLE_TIMEOUT if given is None else f"--idle-timeout {given}"
-    if server.origin != "own":
-        yield f"{asked} has no effect: emberd did not start the server and does not stop it."
-        return
-    status = status_of(server)
-    if status is None or wanted_s is None:
-        return
-    longest_s = status.idle_timeout
-    if longest_s is None or longest_s > wanted_s:
-        longest = "never" if longest_s is None else output.duration(longest_s)
-        yield (
-            f"{asked} has no effect: the idle timeout is {longest}, the longest one that was "
-            f"requested."
-        )
-
-
-def given_notes(server: Server, settings: Settings) -> Iterator[str]:
-    """Yield a note for each setting that is not checked on a server given by its URL.
+def _notes(server: Server, settings: Settings, idle_timeout: str | None) -> Iterator[str]:
+    """Yield a note for each setting that does not apply to ``server``, or is not checked on it.
 
     Args:
         server: The server in use.
         settings: The settings. Those that are an error on the command line come from the
             environment.
+        idle_timeout: ``--idle-timeout`` as typed; None if it was left out.
     """
+    if idle_timeout is not None or environment.text(environment.IDLE_TIMEOUT):
+        given = idle_timeout is not None
+        asked = f"--idle-timeout {idle_timeout}" if given else environment.IDLE_TIMEOUT
+        if server.origin != "own":
+            yield f"{asked} has no effect: emberd did not start the server and does not stop it."
+        elif settings.idle_timeout is not None and (status := _status_of(server)) is not None:
+            longest_s = status.idle_timeout
+            if longest_s is None or longest_s > settings.idle_timeout:
+                longest = "never" if longest_s is None else output.duration(longest_s)
+                yield (
+                    f"{asked} has no effect: the idle timeout is {longest}, the longest one that "
+                    f"was requested."
+                )
     if server.origin != "given":
         return
+    url = server.endpoint.url
     for name in ("engine", "device", "context_tokens"):
         if getattr(settings, name) is not None:
-            variable, url = f"EMBERD_{name.upper()}", server.endpoint.url
+            variable = f"EMBERD_{name.upper()}"
             yield f"{variable} has no effect: the server at {url} is given by EMBERD_BASE_URL."
     if settings.revision is not None:
         yield (
-            f"The revision of a given server is not checked: {server.endpoint.url} may serve "
-            f"another one than {settings.revision}."
+            f"The revision of a given server is not checked: {url} may serve another one than "
+            f"{settings.revision}."
         )
 
 
-def status_of(server: Server) -> ServerStatus | None:
+def _status_of(server: Server) -> ServerStatus | None:
     """Return the status of a server that emberd started; None if it has stopped."""
-    from emberd.verified_manager import Manager
-
     return next((s for s in Manager().status() if s.start_id == server.start_id), None)
-
-
-_LINE_EVERY_S: Final = 10.0
-
-
-class StartProgress:
-    """Progress of a start on stderr: one line on a terminal, else one per change and per 10 s."""
-
-    def __init__(self, model: str) -> None:
-        """Report the start of a server of ``model``. Writes nothing before the first progress."""
-        self._model = model
-        self._spinner = output.Spinner()
-        self._last = ("", -_LINE_EVERY_S)
-
-    def __enter__(self) -> StartProgress:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Remove the line."""
-        self._spinner.stop()
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
-            # Also before the first progress: a start may already be running.
-            output.note(
-                "A running start continues: `emberd status` shows it, `emberd stop` stops it."
-            )
-
-    def show(self, progress: Progress) -> None:
-        """Show ``progress``."""
-        if sys.stderr.isatty():
-            self._spinner.update(self._line(progress))
-            return
-        text, at_s = self._last
-        if progress.text != text or progress.seconds - at_s >= _LINE_EVERY_S:
-            self._last = (progress.text, progress.seconds)
-            output.note(self._line(progress))
-
-    def _line(self, progress: Progress) -> str:
-        doing = progress.text or "starting"
-        return f"{self._model}: {doing} ({output.duration(progress.seconds)})"
-
-
-def ensure(
-    settings: Settings,
-    *,
-    retry_failed: bool = False,
-    options: StartOptions | None = None,
-    check: Check | None = None,
-) -> Server:
-    """Return a server for ``settings``, found or started.
-
-    Raises:
-        EmberdError: What ``Manager.ensure`` or ``check`` raises.
-    """
-    with StartProgress(settings.model) as waiting:
-        return Manager().ensure(
-            settings.spec,
-            base_url=settings.base_url,
-            api_key=settings.api_key,
-            start_timeout=settings.start_timeout,
-            idle_timeout=settings.idle_timeout,
-            retry_failed=retry_failed,
-            options=options,
-            check=check,
-            on_progress=waiting.show,
-        )

@@ -7,13 +7,12 @@ on.
 ===============  ==========================================================
 ``report``       the list of checks, running them, and the verdict
 ``findings``     what a check returns; calls with a time limit
-``wanted``       the requested server, as far as the settings can be read
+``wanted``       the requested server, settings and environment variables
 ``host``         software, memory, limits and disks
 ``gpu``          GPUs, their memory, and the compilers for kernels
 ``model``        model folders, the hub and its cache
 ``engines``      which engine would serve the model; engine environments
 ``servers``      running servers, the state folder, proxies and ports
-``environment``  environment variables
 ===============  ==========================================================
 """
 

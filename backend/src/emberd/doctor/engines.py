@@ -5,24 +5,18 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from emberd import engines
 from emberd.doctor.findings import Finding, note, ok, problem, split
 from emberd.doctor.wanted import Wanted
-from emberd.engines import Engine, Plan
+from emberd.engines import Engine
 from emberd.engines.base import dry_run
-from emberd.errors import EmberdError, StartError
-from emberd.installs import (
-    RECIPES,
-    Installed,
-    Recipe,
-    in_words,
-    installed,
-    locate,
-    lock_holder,
-    sites,
-)
+from emberd.env import Places
+from emberd.errors import EmberdError, SettingError, StartError
+from emberd.installs import Recipe, in_words, installed, locate, lock_holder, recipes, sites
 
 ELSEWHERE: Final = (
     "Use a server on another machine: export EMBERD_BASE_URL=http://HOST:30000/v1 "
@@ -40,36 +34,29 @@ def check_engine(wanted: Wanted) -> Iterator[Finding]:
         fact, advice = split(str(error))
         yield problem("engine", fact, advice or "Correct or unset it.")
         return
+    name = found.installable
     if found.engine is not None:
         yield from _planned(wanted, found.engine)
+    elif name is None:
+        yield problem("engine", "no engine can serve the model on this machine", ELSEWHERE)
+    elif wanted.places.auto_install:
+        yield ok(
+            "engine",
+            f"{name} is not installed; EMBERD_AUTO_INSTALL installs it at the first start",
+            gives=f"{wanted.spec.model} can be served on this machine after the engine {name} is "
+            f"installed automatically: {up_command(wanted)}",
+        )
     else:
-        yield _none(wanted, found)
-    for name, reason in found.refusals.items():
-        yield note(name, reason.rstrip("."))
+        fact = f"{name} can serve the model on this machine, but is not installed"
+        yield problem("engine", fact, f"emberd engine install {name}")
+    for refused, reason in found.refusals.items():
+        yield note(refused, reason.rstrip("."))
 
 
 def up_command(wanted: Wanted) -> str:
     """Return the command that starts the requested server."""
     options = (f"--{name} {shlex.quote(text)}" for name, text in wanted.given.items())
     return " ".join(("emberd up", *options))
-
-
-def _none(wanted: Wanted, found: engines.Choice) -> Finding:
-    if found.installable is None:
-        return problem("engine", "no engine can serve the model on this machine", ELSEWHERE)
-    name = found.installable
-    if wanted.places.auto_install:
-        return ok(
-            "engine",
-            f"{name} is not installed; EMBERD_AUTO_INSTALL installs it at the first start",
-            gives=f"{wanted.spec.model} can be served on this machine after the engine {name} is "
-            f"installed automatically: {up_command(wanted)}",
-        )
-    return problem(
-        "engine",
-        f"{name} can serve the model on this machine, but is not installed",
-        f"emberd engine install {name}",
-    )
 
 
 def _planned(wanted: Wanted, engine: Engine) -> Iterator[Finding]:
@@ -81,7 +68,8 @@ def _planned(wanted: Wanted, engine: Engine) -> Iterator[Finding]:
     model = wanted.spec.model
     yield ok(
         engine.name,
-        f"{_program(plan)} would serve {model} on {plan.device}",
+        # Only the program: the user's arguments are in the command too, and may contain a key.
+        f"{plan.command[0]} would serve {model} on {plan.device}",
         gives=f"{model} can be served on this machine with the engine {engine.name}: "
         f"{up_command(wanted)}",
     )
@@ -92,52 +80,95 @@ def _planned(wanted: Wanted, engine: Engine) -> Iterator[Finding]:
         yield note("plan", text.rstrip("."))
 
 
-def _program(plan: Plan) -> str:
-    # The user's arguments follow in the command, and may contain a key.
-    return plan.command[0]
+@dataclass(frozen=True, slots=True)
+class EngineEnvironment:
+    """The state of one environment of an engine, as ``emberd engine list`` shows it.
+
+    Attributes:
+        engine: Name of the engine.
+        version: Version of its distribution; empty if unknown.
+        state: ``"installed"``, ``"broken"``, ``"installing"``, ``"unfinished"``, ``"found"`` (not
+            installed by emberd), ``"unusable"``, or ``"not installed"``.
+        detail: Why, or what to do; may be empty.
+        python: Its interpreter.
+        folder: Its folder.
+        bytes: Its size on disk.
+        installed_at: When it was finished, in UTC (ISO 8601).
+    """
+
+    engine: str
+    version: str
+    state: str
+    detail: str = ""
+    python: str | None = None
+    folder: str | None = None
+    bytes: int | None = None
+    installed_at: str | None = None
+
+
+def environments(recipe: Recipe, places: Places) -> Iterator[EngineEnvironment]:
+    """Yield the environments of an engine; if there is none, one that is not installed.
+
+    Raises:
+        EmberdError: The folder of the environments cannot be used.
+    """
+
+    def other(version: str) -> str:
+        needed = f"this version of emberd needs {recipe.version}"
+        return "" if version == recipe.version else needed
+
+    made = partial(EngineEnvironment, recipe.name)
+    own = [each for each in installed(places) if each.name == recipe.name]
+    for each in own:
+        state, detail = "installed", other(each.version)
+        if not each.is_usable:
+            state, detail = "broken", "its Python interpreter no longer exists: install it again"
+        yield made(
+            each.version, state, detail, each.python, each.folder, each.bytes, each.installed_at
+        )
+    partly = [site for site in sites(places, recipe.name) if site.read() is None]
+    for site in partly:
+        by = lock_holder(places, recipe.name)
+        state, detail = ("installing", f"by {by}") if by else ("unfinished", "install it again")
+        yield made(site.version, state, detail, folder=str(site.folder))
+    try:
+        found = locate(recipe.name, places)
+    except SettingError as error:
+        yield made("", "unusable", str(error))
+        return
+    if found is not None and found.python not in {each.python for each in own}:
+        detail = "; ".join(filter(None, (found.why, other(found.version))))
+        yield made(found.version, "found", detail, found.python)
+    elif not own and not partly:
+        yield made(recipe.version, "not installed")
 
 
 def check_installs(wanted: Wanted) -> Iterator[Finding]:
-    """Yield the state of each engine's environment."""
-    for recipe in RECIPES.values():
+    """Yield the state of each engine's environments."""
+    for recipe in recipes.RECIPES.values():
         try:
-            yield from _recipe(recipe, wanted)
+            for found in environments(recipe, wanted.places):
+                yield _environment(found)
         except EmberdError as error:
             yield note(recipe.name, *split(str(error)))
 
 
-def _recipe(recipe: Recipe, wanted: Wanted) -> Iterator[Finding]:
-    whole = {own.folder: own for own in installed(wanted.places) if own.name == recipe.name}
-    for own in whole.values():
-        yield _own(recipe, own)
-    for place in sites(wanted.places, recipe.name):
-        if str(place.folder) not in whole:
-            yield _half_made(recipe, str(place.folder), wanted)
-    found = locate(recipe.name, wanted.places)
-    if found is not None and found.python not in {own.python for own in whole.values()}:
-        yield ok(recipe.name, f"{found.version} by {found.python} ({found.why})")
-    if found is None and not whole:
-        yield ok(recipe.name, "not installed")
-
-
-def _own(recipe: Recipe, own: Installed) -> Finding:
-    again = f"emberd engine remove {own.name} && emberd engine install {own.name}"
-    if not own.is_usable:
-        return note(own.name, f"the Python interpreter of {own.folder} no longer exists", again)
-    fact = f"{own.version} in {own.folder} ({in_words(own.bytes)})"
-    if own.version != recipe.version:
-        return note(
-            own.name, f"{fact}; this version of emberd was tested with {recipe.version}", again
-        )
-    return ok(own.name, fact)
-
-
-def _half_made(recipe: Recipe, folder: str, wanted: Wanted) -> Finding:
-    by = lock_holder(wanted.places, recipe.name)
-    if by is not None:
-        return note(recipe.name, f"{by} is installing it into {folder}", "Wait for it.")
-    return note(
-        recipe.name,
-        f"{folder} is left over from an interrupted installation",
-        f"emberd engine install {recipe.name}",
-    )
+def _environment(found: EngineEnvironment) -> Finding:
+    name, folder, install = found.engine, found.folder, f"emberd engine install {found.engine}"
+    again = f"emberd engine remove {name} && {install}"
+    match found.state:
+        case "installed":
+            fact = f"{found.version} in {folder} ({in_words(found.bytes or 0)})"
+            return note(name, f"{fact}; {found.detail}", again) if found.detail else ok(name, fact)
+        case "broken":
+            return note(name, f"the Python interpreter of {folder} no longer exists", again)
+        case "installing":
+            return note(name, f"is being installed {found.detail} into {folder}", "Wait for it.")
+        case "unfinished":
+            return note(name, f"{folder} is left over from an interrupted installation", install)
+        case "found":
+            return ok(name, f"{found.version} by {found.python} ({found.detail})")
+        case "unusable":
+            return note(name, *split(found.detail))
+        case _:
+            return ok(name, found.state)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from emberd.system import background
 
@@ -82,34 +82,19 @@ def problem(name: str, fact: str, advice: str = "") -> Finding:
     return Finding(name, Level.PROBLEM, fact, advice)
 
 
-@dataclass(frozen=True, slots=True)
-class BoundedResult(Generic[T]):
-    """How a call ended.
-
-    Attributes:
-        value: What it returned; None if it did not return.
-        error: What it raised; None if it raised nothing.
-        late: Whether it was still running at the deadline.
-    """
-
-    value: T | None = None
-    error: BaseException | None = None
-    late: bool = False
+class LateError(Exception):
+    """A call was still running at the deadline."""
 
 
-def gather(calls: Sequence[Callable[[], T]], seconds: float) -> list[BoundedResult[T]]:
-    """Run ``calls`` concurrently and return their results in order, within ``seconds``.
+def gather(calls: Sequence[Callable[[], T]], seconds: float) -> list[T | BaseException]:
+    """Run ``calls`` concurrently and return the result or the exception of each, in order.
 
-    A call that hangs goes on in its daemon thread, which does not keep the process from ending.
+    A call that still runs after ``seconds`` counts as a ``LateError``. It goes on in its daemon
+    thread, which does not keep the process from ending.
     """
     futures = [background.run(call, f"doctor-{index}") for index, call in enumerate(calls)]
     wait(futures, timeout=seconds)
-    return [_result(future) for future in futures]
-
-
-def _result(future: Future[T]) -> BoundedResult[T]:
-    if not future.done():
-        return BoundedResult(late=True)
-    if (error := future.exception()) is not None:
-        return BoundedResult(error=error)
-    return BoundedResult(value=future.result())
+    return [
+        (future.exception() or future.result()) if future.done() else LateError()
+        for future in futures
+    ]

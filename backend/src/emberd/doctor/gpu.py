@@ -6,9 +6,9 @@ import contextlib
 import importlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from emberd.doctor.findings import Finding, note, ok, problem
 from emberd.doctor.wanted import Wanted
@@ -17,8 +17,6 @@ from emberd.engines.gpus import Gpu, Survey
 from emberd.engines.sglang import ENGINE, memory, support
 from emberd.errors import StartError
 
-_BINDING: Final = "pynvml"
-_CUDA: Final = "cuda"
 _GIB: Final = 1 << 30
 _WORTH_NAMING_BYTES: Final = _GIB // 2  # the driver itself holds some hundred megabytes
 _NAMED: Final = 3
@@ -42,8 +40,7 @@ def check_gpu_memory(wanted: Wanted) -> Iterator[Finding]:
     spec, options = wanted.spec, wanted.options
     shape = model_shape.shape_of(spec.model)
     seen = gpus.survey()
-    is_asked = spec.engine in (None, ENGINE.name) and spec.device in (None, _CUDA)
-    if shape is None or not is_asked or support.why_unsuitable(seen, options.gpus):
+    if shape is None or not _may_use_gpu(wanted) or support.why_unsuitable(seen, options.gpus):
         return
     gpu = support.freest(seen.gpus, options.gpus)[-1]
     try:
@@ -55,6 +52,11 @@ def check_gpu_memory(wanted: Wanted) -> Iterator[Finding]:
     yield ok("memory", f"{spec.model} needs about {need} of {free} GiB free on {plan.device}")
 
 
+def _may_use_gpu(wanted: Wanted) -> bool:
+    """Return whether the request allows SGLang on a GPU."""
+    return wanted.spec.engine in (None, ENGINE.name) and wanted.spec.device in (None, "cuda")
+
+
 def _driver(seen: Survey) -> Finding:
     if seen.problem:
         fact, _, advice = seen.problem.partition("; ")
@@ -64,15 +66,10 @@ def _driver(seen: Survey) -> Finding:
         return ok("driver", fact)
     fact += f", runs CUDA up to {_dotted(seen.cuda)}"
     if seen.cuda < support.NEEDS_CUDA:
-        return note(
-            "driver", f"{fact}, but SGLang needs {_dotted(support.NEEDS_CUDA)}", _newer(seen)
-        )
+        # The engine's message names the driver version that is needed.
+        advice = (support.why_unsuitable(seen) or "").partition(": ")[2]
+        return note("driver", f"{fact}, but SGLang needs {_dotted(support.NEEDS_CUDA)}", advice)
     return ok("driver", fact)
-
-
-def _newer(seen: Survey) -> str:
-    # The engine's message names the driver version that is needed.
-    return (support.why_unsuitable(seen) or "").partition(": ")[2]
 
 
 def _card(gpu: Gpu) -> Finding:
@@ -97,21 +94,17 @@ def _held(gpu: Gpu) -> Finding:
 
 def _holders(gpu: Gpu) -> list[tuple[int, int]]:
     """Return the size in bytes and the pid of each process on a GPU, largest first."""
-    nvml = importlib.import_module(_BINDING)
-    try:
+    nvml = importlib.import_module("pynvml")
+    found = []
+    with contextlib.suppress(nvml.NVMLError):
         nvml.nvmlInit()
-    except nvml.NVMLError:
-        return []
-    try:
-        handle = nvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
-        running = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    except nvml.NVMLError:
-        return []
-    finally:
-        with contextlib.suppress(nvml.NVMLError):
+        try:
+            handle = nvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+            found = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        finally:
             nvml.nvmlShutdown()
     # In a container, and on some GPUs, NVML does not report the memory of a process.
-    return sorted(((_whole(p.usedGpuMemory), int(p.pid)) for p in running), reverse=True)
+    return sorted(((process.usedGpuMemory or 0, process.pid) for process in found), reverse=True)
 
 
 def _who(pid: int) -> str:
@@ -125,10 +118,6 @@ def _who(pid: int) -> str:
         return f"process {pid}"
 
 
-def _whole(value: Any) -> int:
-    return value if isinstance(value, int) else 0
-
-
 def _gib(size_bytes: int) -> str:
     return f"{size_bytes / _GIB:.1f}"
 
@@ -137,13 +126,7 @@ def _dotted(numbers: tuple[int, int]) -> str:
     return ".".join(map(str, numbers))
 
 
-_NAME: Final = "compilers"
-# The order of SGLang and flashinfer: a configured folder, else the PATH, else the default folder.
-_HOMES: Final = ("CUDA_HOME", "CUDA_PATH")
-_DEFAULT: Final = Path("/usr/local/cuda")
-_NVCC: Final = Path("bin/nvcc")
-_CXX: Final = "CXX"
-_HOSTS: Final = ("c++", "g++")
+_DEFAULT_CUDA: Final = Path("/usr/local/cuda")
 _TOOLKIT: Final = "the CUDA 13 toolkit (or set CUDA_HOME to the folder that has bin/nvcc)"
 _CPP: Final = "a C++ compiler (Debian: apt install build-essential)"
 
@@ -153,36 +136,32 @@ def check_compilers(wanted: Wanted) -> Iterator[Finding]:
 
     At most a note: the sources say that a start fails without compilers, but that was not tested.
     """
-    spec = wanted.spec
-    is_asked = spec.engine in (None, ENGINE.name) and spec.device in (None, _CUDA)
-    if is_asked and not wanted.is_given and gpus.survey().gpus:
-        yield _finding(_nvcc(os.environ), _host(os.environ))
-
-
-def _finding(nvcc: str | None, host: str | None) -> Finding:
+    if not _may_use_gpu(wanted) or wanted.base_url is not None or not gpus.survey().gpus:
+        return
+    nvcc, host = _nvcc(), _host()
     if nvcc and host:
-        return ok(_NAME, f"{nvcc}, {host}")
-    named = {"nvcc": (nvcc, _TOOLKIT), "C++ compiler": (host, _CPP)}
-    missing = [name for name, (path, _) in named.items() if not path]
-    return note(
-        _NAME,
+        yield ok("compilers", f"{nvcc}, {host}")
+        return
+    needed = {"nvcc": (nvcc, _TOOLKIT), "C++ compiler": (host, _CPP)}
+    missing = {name: advice for name, (path, advice) in needed.items() if not path}
+    yield note(
+        "compilers",
         f"no {' and no '.join(missing)} found; SGLang compiles kernels at the first start on a "
         f"GPU (a start without them was not tested)",
-        f"If a start fails, install {' and '.join(named[name][1] for name in missing)}",
+        f"If a start fails, install {' and '.join(missing.values())}",
     )
 
 
-def _nvcc(environ: Mapping[str, str]) -> str | None:
-    home = next(filter(None, map(environ.get, _HOMES)), None)
-    if home is None and (found := shutil.which("nvcc", path=environ.get("PATH"))):
+def _nvcc() -> str | None:
+    # The order of SGLang and flashinfer: a configured folder, else the PATH, else the default.
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if not home and (found := shutil.which("nvcc")):
         return found
-    place = (Path(home) if home else _DEFAULT) / _NVCC
+    place = (Path(home) if home else _DEFAULT_CUDA) / "bin" / "nvcc"
     return str(place) if place.is_file() else None
 
 
-def _host(environ: Mapping[str, str]) -> str | None:
-    path = environ.get("PATH")
-    names = [environ[_CXX]] if environ.get(_CXX) else _HOSTS
+def _host() -> str | None:
     # CXX may contain arguments, or a launcher before the compiler.
-    words = (name.split()[0] for name in names if name.split())
-    return next(filter(None, (shutil.which(word, path=path) for word in words)), None)
+    given = os.environ.get("CXX", "").split()[:1]
+    return next(filter(None, map(shutil.which, given or ("c++", "g++"))), None)

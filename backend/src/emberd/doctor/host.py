@@ -8,7 +8,8 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Final
 from emberd import __version__, engines, model_files
 from emberd.catalog import DEMO_MODEL
 from emberd.doctor import model
-from emberd.doctor.findings import BoundedResult, Finding, gather, note, ok, problem
+from emberd.doctor.findings import Finding, LateError, gather, note, ok, problem
 from emberd.doctor.wanted import Wanted
 from emberd.errors import EmberdError
 from emberd.installs import RECIPES, in_words
@@ -26,10 +27,6 @@ _INTEGRATIONS: Final = {
     "langchain-emberd": "langchain-core",
     "llama-index-embeddings-emberd": "llama-index-core",
 }
-_SHOWN: Final = ("openai", "numpy")
-_SERVER_SYSTEMS: Final = ("Linux", "Darwin")
-_CONTAINERS: Final = ("/.dockerenv", "/run/.containerenv")
-_POD: Final = "KUBERNETES_SERVICE_HOST"
 
 
 def check_software(wanted: Wanted) -> Iterator[Finding]:
@@ -41,34 +38,28 @@ def check_software(wanted: Wanted) -> Iterator[Finding]:
         f"({sys.executable or 'embedded in another program'})",
     )
     yield _platform(wanted)
-    yield ok("packages", ", ".join(f"{name} {_version(name) or 'absent'}" for name in _SHOWN))
+    shown = (f"{name} {_version(name) or 'absent'}" for name in ("openai", "numpy"))
+    yield ok("packages", ", ".join(shown))
     for integration, framework in _INTEGRATIONS.items():
         yield _integration(integration, framework)
 
 
 def _platform(wanted: Wanted) -> Finding:
-    words = [platform.system(), platform.release(), platform.machine(), _libc(), _container()]
+    container = ""
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        container = "(in a Kubernetes pod)"
+    elif any(map(os.path.exists, ("/.dockerenv", "/run/.containerenv"))):
+        container = "(in a container)"
+    system = platform.system()
+    words = [system, platform.release(), platform.machine(), *platform.libc_ver(), container]
     fact = " ".join(filter(None, words))
-    if platform.system() in _SERVER_SYSTEMS or wanted.is_given:
+    if system in ("Linux", "Darwin") or wanted.base_url is not None:
         return ok("platform", fact)
     return note(
         "platform",
         f"{fact}: servers are started on Linux and macOS only",
         "Use a server on another machine: EMBERD_BASE_URL=http://HOST:30000/v1",
     )
-
-
-def _libc() -> str:
-    try:
-        return os.confstr("CS_GNU_LIBC_VERSION") or ""
-    except (AttributeError, ValueError, OSError):
-        return ""
-
-
-def _container() -> str:
-    if _POD in os.environ:
-        return "(in a Kubernetes pod)"
-    return "(in a container)" if any(map(os.path.exists, _CONTAINERS)) else ""
 
 
 def _integration(name: str, framework: str) -> Finding:
@@ -168,25 +159,20 @@ def _cgroup() -> Iterator[Finding]:
 
 def _cgroup_figures(limit_file: str, used_file: str) -> tuple[int, int] | None:
     """Return the tightest limit on this process and its usage; None if there is no limit."""
-    found = []
-    for folder in _cgroup_folders():
-        try:
-            limit = (folder / limit_file).read_text().strip()
-            found.append((int(limit), int((folder / used_file).read_text())))
-        except (OSError, ValueError):  # "max": no limit here
-            continue
-    return min(found, key=lambda pair: pair[0] - pair[1]) if found else None
-
-
-def _cgroup_folders() -> list[Path]:
     try:
         lines = _OWN_CGROUP.read_text().splitlines()
     except OSError:
-        return []
+        return None
     # cgroup v2 only: it has one hierarchy, whose line begins with 0.
     own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
     folder = _CGROUPS / own
-    return [at for at in (folder, *folder.parents) if at.is_relative_to(_CGROUPS)]
+    found = []
+    for at in (folder, *folder.parents):
+        if at.is_relative_to(_CGROUPS):
+            with suppress(OSError, ValueError):  # "max": no limit here
+                limit = int((at / limit_file).read_text())
+                found.append((limit, int((at / used_file).read_text())))
+    return min(found, key=lambda pair: pair[0] - pair[1]) if found else None
 
 
 def _limits() -> Iterator[Finding]:
@@ -209,12 +195,9 @@ def _limits() -> Iterator[Finding]:
             "; ".join(raised),
         )
         return
-    shown = (_shown(limit, resource.RLIM_INFINITY) for limit in (files, tasks))
-    yield ok("limits", "open files {}, processes {}".format(*shown))
-
-
-def _shown(limit: int, unlimited: int) -> str:
-    return "unlimited" if limit == unlimited else str(limit)
+    infinite = {resource.RLIM_INFINITY: "unlimited"}
+    shown = [infinite.get(limit, limit) for limit in (files, tasks)]
+    yield ok("limits", f"open files {shown[0]}, processes {shown[1]}")
 
 
 _NETWORK: Final = (
@@ -274,19 +257,14 @@ def nearest_existing(path: Path) -> Path:
 def _kind(path: str) -> str:
     import psutil
 
+    kind, longest = "", 0
     # Only the mount table is read: a call on a mount whose server is down would hang.
-    mounts = [m for m in psutil.disk_partitions(all=True) if _holds(m.mountpoint, path)]
-    # Of two mounts at one path the later one hides the earlier.
-    return max(enumerate(mounts), key=_depth)[1].fstype if mounts else ""
-
-
-def _holds(mount: str, path: str) -> bool:
-    return path == mount or path.startswith(mount.rstrip("/") + "/")
-
-
-def _depth(numbered: tuple[int, object]) -> tuple[int, int]:
-    place, mount = numbered
-    return len(str(getattr(mount, "mountpoint", ""))), place
+    for mount in psutil.disk_partitions(all=True):
+        root = mount.mountpoint.rstrip("/") + "/"
+        # Of two mounts at one path the later one hides the earlier.
+        if f"{path}/".startswith(root) and len(root) >= longest:
+            kind, longest = mount.fstype, len(root)
+    return kind
 
 
 _SECONDS: Final = 2.0
@@ -318,12 +296,23 @@ class DiskNeed:
 
 def check_disks(wanted: Wanted) -> Iterator[Finding]:
     """Yield whether each disk has enough space for logs, engines, weights and temporary files."""
-    places = list(_places(wanted, os.environ))
+    temporary = Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
+    needs = (
+        DiskNeed("home", wanted.home, _STATE_BYTES, "state and logs", "EMBERD_HOME"),
+        _engine_need(wanted),
+        DiskNeed(
+            "hub's cache",
+            model_files.hub_cache(),
+            _download_bytes(wanted),
+            wanted.spec.model,
+            "HF_HOME",
+        ),
+        DiskNeed("temporary files", temporary, _SCRATCH_BYTES, "temporary files", "TMPDIR"),
+    )
     # Separately: a network disk that hangs must not hide the others.
-    for place, seen in zip(
-        places, gather([partial(filesystem_of, p.path) for p in places], _SECONDS), strict=True
-    ):
-        yield _finding(place, seen)
+    outcomes = gather([partial(filesystem_of, need.path) for need in needs], _SECONDS)
+    for need, outcome in zip(needs, outcomes, strict=True):
+        yield _disk(need, outcome)
     if len(tempfile.gettempdir()) > _LONGEST_TEMPORARY_CHARACTERS:
         yield note(
             "temporary files",
@@ -332,60 +321,41 @@ def check_disks(wanted: Wanted) -> Iterator[Finding]:
         )
 
 
-def _places(wanted: Wanted, environ: Mapping[str, str]) -> Iterator[DiskNeed]:
-    yield DiskNeed("home", wanted.home, _STATE_BYTES, "state and logs", "EMBERD_HOME")
-    yield _engines(wanted)
-    yield _weights(wanted)
-    temporary = Path(environ.get("TMPDIR") or tempfile.gettempdir())
-    yield DiskNeed("temporary files", temporary, _SCRATCH_BYTES, "temporary files", "TMPDIR")
-
-
-def _engines(wanted: Wanted) -> DiskNeed:
+def _engine_need(wanted: Wanted) -> DiskNeed:
+    needed, name = 0, None
+    with suppress(EmberdError):  # reported by check_engine
+        if wanted.base_url is None:
+            name = engines.explain(wanted.spec).installable
+    if name is not None:
+        recipe = RECIPES[name]
+        needed = round(recipe.bytes * _INSTALL_SPARE) + recipe.download_bytes
     path = Path(os.path.expanduser(wanted.places.engines))
-    name = _to_install(wanted)
-    if name is None:
-        return DiskNeed("engines", path, 0, "", "EMBERD_ENGINES")
-    recipe = RECIPES[name]
-    needed = round(recipe.bytes * _INSTALL_SPARE) + recipe.download_bytes
     return DiskNeed("engines", path, needed, f"the engine {name}", "EMBERD_ENGINES")
 
 
-def _to_install(wanted: Wanted) -> str | None:
-    try:
-        return None if wanted.is_given else engines.explain(wanted.spec).installable
-    except EmberdError:
-        return None  # reported by check_engine
-
-
-def _weights(wanted: Wanted) -> DiskNeed:
-    model = wanted.spec.model
-    return DiskNeed("hub's cache", model_files.hub_cache(), _to_download(wanted), model, "HF_HOME")
-
-
-def _to_download(wanted: Wanted) -> int:
+def _download_bytes(wanted: Wanted) -> int:
     spec = wanted.spec
-    if spec.model == DEMO_MODEL or model_files.is_path(spec.model) or wanted.is_given:
+    if spec.model == DEMO_MODEL or model_files.is_path(spec.model) or wanted.base_url is not None:
         return 0
-    if model.cached_model(spec.model, spec.revision).is_complete:
-        return 0
-    return model.estimated_weight_bytes(spec.model) or 0
+    folder = model_files.hub_snapshot(spec.model, spec.revision)
+    is_complete = folder is not None and not model.missing_files(folder)
+    return 0 if is_complete else model.estimated_weight_bytes(spec.model)
 
 
-def _finding(place: DiskNeed, seen: BoundedResult[Filesystem]) -> Finding:
-    if seen.value is None:
-        why = "does not respond" if seen.late else str(seen.error)
-        advice = f"If it is on a network disk, set {place.variable} to a local folder."
-        return problem(place.name, f"{place.path}: {why}", advice)
-    found = seen.value
-    where = f"{place.path} ({found.kind})" if found.kind else f"{place.path}"
+def _disk(need: DiskNeed, found: Filesystem | BaseException) -> Finding:
+    if isinstance(found, BaseException):
+        why = "does not respond" if isinstance(found, LateError) else str(found)
+        advice = f"If it is on a network disk, set {need.variable} to a local folder."
+        return problem(need.name, f"{need.path}: {why}", advice)
+    where = f"{need.path} ({found.kind})" if found.kind else f"{need.path}"
     fact = f"{in_words(found.free_bytes)} free for {where}"
-    elsewhere = f"Set {place.variable} to a folder on another disk"
-    if found.free_bytes < place.needs_bytes:
-        needed = f"{in_words(place.needs_bytes)} needed for {place.why}"
+    elsewhere = f"Set {need.variable} to a folder on another disk"
+    if found.free_bytes < need.needs_bytes:
+        needed = f"{in_words(need.needs_bytes)} needed for {need.why}"
         advice = f"{elsewhere}, or free some space."
-        return problem(place.name, f"{fact}, but about {needed}", advice)
+        return problem(need.name, f"{fact}, but about {needed}", advice)
     if found.inodes == 0:
-        return problem(place.name, f"{where} has no free inodes", f"{elsewhere}.")
-    if not found.writable and place.needs_bytes:
-        return problem(place.name, f"{found.path} is not writable", f"{elsewhere}.")
-    return ok(place.name, fact)
+        return problem(need.name, f"{where} has no free inodes", f"{elsewhere}.")
+    if not found.writable and need.needs_bytes:
+        return problem(need.name, f"{found.path} is not writable", f"{elsewhere}.")
+    return ok(need.name, fact)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import partial
 from http import HTTPStatus
@@ -22,12 +21,18 @@ from emberd.catalog import DEMO_MODEL
 from emberd.doctor.findings import Finding, gather, note, ok, problem
 from emberd.doctor.wanted import Wanted
 from emberd.installs import in_words
+from emberd.probe import Reply
 from emberd.settings import ServerSpec
 from emberd.system.redaction import host
 
+TIMEOUT_S: Final = 3.0
+TOKENS: Final = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _APPENDING: Final = ("Qwen3ForCausalLM", "Qwen3Model")  # pool the end-of-text token
-_REFUSED: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _MODULE: Final = "."  # a custom engine is the dotted name of its module
+_OFFLINE: Final = "HF_HUB_OFFLINE"
+_YES: Final = ("1", "ON", "TRUE", "YES")
+_REFUSED: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+_REDIRECTS: Final = range(300, 400)  # to the model's new name
 _LOG_IN: Final = "hf auth login (or set HF_TOKEN to a token that may read it)"
 
 
@@ -37,25 +42,24 @@ def check_model(wanted: Wanted) -> Iterator[Finding]:
     if model == DEMO_MODEL or _MODULE in (wanted.spec.engine or ""):
         yield ok("model", f"the engine resolves {model} itself")
     elif model_files.is_path(model) or model_files.is_folder(model):
-        yield from _folder(model)
+        yield from _folder(Path(model))
     else:
         yield from _on_hub(wanted.spec)
 
 
-def _folder(model: str) -> Iterator[Finding]:
-    folder = Path(model)
+def _folder(folder: Path) -> Iterator[Finding]:
     if not folder.is_dir():
         yield problem(
             "folder",
-            f"the folder {model} does not exist",
+            f"the folder {folder} does not exist",
             "Correct the path: --model PATH, or EMBERD_MODEL=PATH",
         )
-        return
-    if missing := missing_files(folder):
-        yield problem("folder", f"{model}: {', '.join(missing)}", "Download the model again.")
-        return
-    yield ok("folder", f"{model}: complete, {in_words(weight_file_bytes(folder))} of weights")
-    yield from _end_of_text(folder)
+    elif missing := missing_files(folder):
+        yield problem("folder", f"{folder}: {', '.join(missing)}", "Download the model again.")
+    else:
+        size = in_words(weight_file_bytes(folder))
+        yield ok("folder", f"{folder}: complete, {size} of weights")
+        yield from _end_of_text(folder)
 
 
 def _end_of_text(folder: Path) -> Iterator[Finding]:
@@ -74,55 +78,76 @@ def _end_of_text(folder: Path) -> Iterator[Finding]:
 
 
 def _on_hub(spec: ServerSpec) -> Iterator[Finding]:
-    kept = cached_model(spec.model, spec.revision)
-    if kept.is_complete and kept.folder is not None:
-        size = in_words(weight_file_bytes(kept.folder))
-        yield ok("cache", f"{spec.model} is in the hub's cache: {size} in {kept.folder}")
-        yield from _end_of_text(kept.folder)
-        return
+    folder = model_files.hub_snapshot(spec.model, spec.revision)
+    missing = missing_files(folder) if folder else []
     what = spec.model + (f" at {spec.revision}" if spec.revision else "")
-    yield _absent(what, kept)
-    if is_offline():
+    if folder is None:
+        place = model_files.hub_cache()
+        fact = f"{what} is not in the hub's cache ({place}): the first start downloads it"
+        yield note("cache", fact)
+    elif missing:
+        yield note("cache", f"{what} is incomplete in {folder}: {', '.join(missing)}")
+    else:
+        size = in_words(weight_file_bytes(folder))
+        yield ok("cache", f"{spec.model} is in the hub's cache: {size} in {folder}")
+        yield from _end_of_text(folder)
+        return
+    if any(os.environ.get(name, "").upper() in _YES for name in (_OFFLINE, "TRANSFORMERS_OFFLINE")):
         yield problem(
             "hub",
-            f"{OFFLINE} disables the download of {what}",
-            f"unset {OFFLINE}, or use a folder: --model PATH",
+            f"{_OFFLINE} disables the download of {what}",
+            f"unset {_OFFLINE}, or use a folder: --model PATH",
         )
         return
-    [outcome] = gather([partial(ask_hub, spec.model, spec.revision)], TIMEOUT_S)
-    yield _told(spec, what, outcome.value or HubReply(None))
-    yield ok("token", f"a token for the hub is {'set' if has_token() else 'not set'}")
+    has_token = any(map(os.environ.get, TOKENS)) or model_files.hub_token_path().is_file()
+    revision = quote(spec.revision or "main", safe="")
+    path = f"/api/models/{quote(spec.model)}/revision/{revision}?blobs=true"
+    # With a limit on the whole: the timeout of a request is one of each step.
+    ask = partial(probe.get, _hub_url(), path, timeout_s=TIMEOUT_S)
+    [reply] = gather([ask], TIMEOUT_S)
+    yield _replied(spec, what, reply if isinstance(reply, Reply) else None, has_token=has_token)
+    yield ok("token", f"a token for the hub is {'set' if has_token else 'not set'}")
 
 
-def _absent(what: str, kept: CachedModel) -> Finding:
-    if kept.folder is not None:
-        return note("cache", f"{what} is incomplete in {kept.folder}: {', '.join(kept.missing)}")
-    return note(
-        "cache",
-        f"{what} is not in the hub's cache ({model_files.hub_cache()}): the first start "
-        f"downloads it",
-    )
+def _hub_url() -> str:
+    """Return the URL of the hub without a user name and password."""
+    given = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    scheme, separator, _ = given.partition("://")
+    return f"{scheme}://{host(given)}" if separator else "https://huggingface.co"
 
 
-def _told(spec: ServerSpec, what: str, answer: HubReply) -> Finding:
-    place = host(hub_url())
-    if answer.status is None:
+def _replied(spec: ServerSpec, what: str, reply: Reply | None, *, has_token: bool) -> Finding:
+    place = host(_hub_url())
+    if reply is None:
         return problem(
             "hub",
             f"{place} did not respond within {TIMEOUT_S:g} s, and {what} is not in the cache",
             "Check the network, HTTPS_PROXY and HF_ENDPOINT; or copy the model to this machine and "
             "use its folder: --model PATH",
         )
-    if answer.gated and not has_token():
+    content: Any = reply.json()
+    about = content if isinstance(content, dict) else {}
+    if about.get("gated") and not has_token:
         return problem("hub", f"{what} is gated", f"Request access on the hub, then: {_LOG_IN}")
-    if answer.is_there:
-        size = f", {in_words(answer.bytes)}" if answer.bytes else ""
-        return ok("hub", f"{place} has {what}{size}")
-    if answer.status in _REFUSED and has_token():
+    if reply.status == HTTPStatus.OK or reply.status in _REDIRECTS:
+        size = _download_bytes(about.get("siblings"))
+        return ok("hub", f"{place} has {what}{f', {in_words(size)}' if size else ''}")
+    if reply.status in _REFUSED and has_token:
         return note("hub", f"{place} requires a login for {what}; the token was not tested")
-    if answer.status in (*_REFUSED, HTTPStatus.NOT_FOUND):
+    if reply.status in (*_REFUSED, HTTPStatus.NOT_FOUND):
         return problem("hub", f"{place} has no {what} that you can access", _correction(spec))
-    return note("hub", f"{place} responded with status {answer.status}", "Try again later.")
+    return note("hub", f"{place} responded with status {reply.status}", "Try again later.")
+
+
+def _download_bytes(siblings: Any) -> int:
+    """Return the size of the files that are downloaded, in bytes; 0 if it is unknown."""
+    return sum(
+        entry["size"]
+        for entry in (siblings if isinstance(siblings, list) else ())
+        if isinstance(entry, dict)
+        and str(entry.get("rfilename", "")).endswith((".json", ".safetensors", ".txt", ".model"))
+        and isinstance(entry.get("size"), int)
+    )
 
 
 def _correction(spec: ServerSpec) -> str:
@@ -133,126 +158,33 @@ def _correction(spec: ServerSpec) -> str:
     return f"Check the name and the revision; if the model is private: {_LOG_IN}"
 
 
-TIMEOUT_S: Final = 3.0
-OFFLINE: Final = "HF_HUB_OFFLINE"
-_ENDPOINT: Final = "https://huggingface.co"
-_YES: Final = ("1", "ON", "TRUE", "YES")
-_TOKENS: Final = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_MAIN: Final = "main"
+# ------------------------------------------------------------ sizes and missing files
+
 _NAMED_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)([BM])(?![A-Za-z])")
 _BF16_BYTES: Final = 2
 _UNITS: Final = {"B": 1_000_000_000, "M": 1_000_000}
-_WANTED: Final = (".json", ".safetensors", ".txt", ".model")
-_REDIRECTS: Final = range(300, 400)
+_TOKENIZERS: Final = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer.model",
+)
+_INDEX: Final = "model.safetensors.index.json"
+_OLD: Final = ("*.bin", "*.pt")
 
 
-@dataclass(frozen=True, slots=True)
-class CachedModel:
-    """A model in the hub's cache.
-
-    Attributes:
-        folder: The snapshot; None if the cache has none of the requested revision.
-        missing: What is missing in the snapshot; empty if it is complete.
-    """
-
-    folder: Path | None
-    missing: tuple[str, ...] = ()
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing has to be downloaded."""
-        return self.folder is not None and not self.missing
-
-
-@dataclass(frozen=True, slots=True)
-class HubReply:
-    """The hub's reply about a model.
-
-    Attributes:
-        status: The HTTP status; None if the hub did not respond.
-        gated: Whether access must be requested.
-        bytes: Size of the download; None if unknown.
-    """
-
-    status: int | None
-    gated: bool = False
-    bytes: int | None = None
-
-    @property
-    def is_there(self) -> bool:
-        """Whether the hub has the model, also under a new name."""
-        return self.status == HTTPStatus.OK or self.status in _REDIRECTS
-
-
-def cached_model(model: str, revision: str | None) -> CachedModel:
-    """Return the state of a model in the hub's cache.
-
-    Raises:
-        OSError: The cache cannot be read.
-    """
-    folder = model_files.hub_snapshot(model, revision)
-    if folder is None:
-        return CachedModel(None)
-    return CachedModel(folder, tuple(missing_files(folder)))
-
-
-def ask_hub(model: str, revision: str | None) -> HubReply:
-    """Ask the hub about a model, within ``TIMEOUT_S``."""
-    path = f"/api/models/{quote(model)}/revision/{quote(revision or _MAIN, safe='')}?blobs=true"
-    try:
-        reply = probe.fetch(hub_url(), path, None, None, TIMEOUT_S)
-    except probe.NO_ANSWER:
-        return HubReply(None)
-    told: Any = reply.json()
-    if not isinstance(told, dict):
-        return HubReply(reply.status)
-    return HubReply(reply.status, bool(told.get("gated")), _sizes(told.get("siblings")))
-
-
-def hub_url(environ: Mapping[str, str] = os.environ) -> str:
-    """Return the URL of the hub without a user name and password."""
-    given = environ.get("HF_ENDPOINT", "").rstrip("/")
-    scheme, separator, _ = given.partition("://")
-    return f"{scheme}://{host(given)}" if separator else _ENDPOINT
-
-
-def is_offline(environ: Mapping[str, str] = os.environ) -> bool:
-    """Return whether downloads are disabled."""
-    return any(environ.get(n, "").upper() in _YES for n in (OFFLINE, "TRANSFORMERS_OFFLINE"))
-
-
-def has_token(environ: Mapping[str, str] = os.environ) -> bool:
-    """Return whether a token for the hub is set, without reading it."""
-    if any(environ.get(name) for name in _TOKENS):
-        return True
-    return model_files.hub_token_path(environ).is_file()
-
-
-def estimated_weight_bytes(model: str) -> int | None:
-    """Estimate the size of the weights from the size in the model's name; None if it has none."""
+def estimated_weight_bytes(model: str) -> int:
+    """Estimate the size of the weights from the size in the model's name; 0 if it has none."""
     found = _NAMED_SIZE.findall(model)
-    if not found:
-        return None
-    number, unit = found[-1]
+    number, unit = found[-1] if found else ("0", "B")
     return int(float(number) * _UNITS[unit] * _BF16_BYTES)
 
 
-def _sizes(siblings: Any) -> int | None:
-    if not isinstance(siblings, list):
-        return None
-    sizes = [
-        entry["size"]
-        for entry in siblings
-        if isinstance(entry, dict)
-        and str(entry.get("rfilename", "")).endswith(_WANTED)
-        and isinstance(entry.get("size"), int)
-    ]
-    return sum(sizes) or None
-
-
-TOKENIZERS: Final = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
-_INDEX: Final = "model.safetensors.index.json"
-_OLD: Final = ("*.bin", "*.pt")
+def weight_file_bytes(folder: Path) -> int:
+    """Return the size of the weights in bytes."""
+    files = (file for pattern in (model_files.SAFETENSORS, *_OLD) for file in folder.glob(pattern))
+    return sum(file.stat().st_size for file in files)
 
 
 def missing_files(folder: Path) -> list[str]:
@@ -260,43 +192,25 @@ def missing_files(folder: Path) -> list[str]:
 
     Only the headers of the weights are read, so a truncated file is found but not a changed bit.
     """
-    found = [model_files.CONFIG] if not (folder / model_files.CONFIG).is_file() else []
-    found = [f"no {name}" for name in found]
-    if not any((folder / name).is_file() for name in TOKENIZERS):
+    has_config = (folder / model_files.CONFIG).is_file()
+    found = [] if has_config else [f"no {model_files.CONFIG}"]
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
         found.append("no tokenizer.json")
-    return [*found, *_weights(folder)]
-
-
-def weight_file_bytes(folder: Path) -> int:
-    """Return the size of the weights in bytes."""
-    files = [*folder.glob(model_files.SAFETENSORS), *(f for old in _OLD for f in folder.glob(old))]
-    return sum(file.stat().st_size for file in files)
-
-
-def _weights(folder: Path) -> Iterator[str]:
     present = {file.name: file for file in sorted(folder.glob(model_files.SAFETENSORS))}
-    named = set(_weight_map(folder).values())
-    for name in sorted(named - set(present)):
-        yield f"{name} is missing ({_INDEX} lists it)"
+    listed = model_files.read_json(folder / _INDEX).get("weight_map")
+    values = listed.values() if isinstance(listed, dict) else ()
+    named = {name for name in values if isinstance(name, str)}
+    found += [f"{name} is missing ({_INDEX} lists it)" for name in sorted(named - set(present))]
     for name, file in present.items():
-        if trouble := _trouble(file):
-            yield f"{name} {trouble}"
+        try:
+            wanted = model_files.read_safetensors_header(file).file_bytes
+            there = file.stat().st_size
+        except (OSError, ValueError) as error:
+            found.append(f"{name} cannot be read as safetensors ({type(error).__name__})")
+            continue
+        if there != wanted:
+            size = f"{there:,} bytes of {wanted:,}"
+            found.append(f"{name} has {size}: its download was interrupted")
     if not present and not named and not any(any(folder.glob(old)) for old in _OLD):
-        yield f"no weights ({model_files.SAFETENSORS})"
-
-
-def _weight_map(folder: Path) -> dict[str, str]:
-    found = model_files.read_json(folder / _INDEX).get("weight_map")
-    names = found.items() if isinstance(found, dict) else ()
-    return {tensor: name for tensor, name in names if isinstance(name, str)}
-
-
-def _trouble(file: Path) -> str | None:
-    try:
-        wanted = model_files.read_safetensors_header(file).file_bytes
-        there = file.stat().st_size
-    except (OSError, ValueError) as error:
-        return f"cannot be read as safetensors ({type(error).__name__})"
-    if there != wanted:
-        return f"has {there:,} bytes of {wanted:,}: its download was interrupted"
-    return None
+        found.append(f"no weights ({model_files.SAFETENSORS})")
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,8 +13,8 @@ from types import MappingProxyType
 from typing import Final
 
 from emberd import env
-from emberd.doctor import engines, environment, gpu, host, model, servers, wanted
-from emberd.doctor.findings import BoundedResult, Finding, Level, Part, gather, note, problem
+from emberd.doctor import engines, gpu, host, model, servers, wanted
+from emberd.doctor.findings import Finding, LateError, Level, Part, gather, note, problem
 from emberd.doctor.wanted import Wanted
 from emberd.errors import StateFolderError
 from emberd.manager import paths
@@ -31,7 +31,7 @@ KEYS_S: Final = 1.5
 CHECKS: Final[Mapping[Part, tuple[Check, ...]]] = MappingProxyType(
     {
         Part.SOFTWARE: (host.check_software,),
-        Part.SETTINGS: (environment.check_variables,),
+        Part.SETTINGS: (wanted.check_variables,),
         Part.SERVERS: (servers.check_servers,),
         Part.ENGINE: (engines.check_engine, engines.check_installs),
         Part.GPU: (gpu.check_gpus, gpu.check_gpu_memory, gpu.check_compilers),
@@ -76,16 +76,34 @@ def examine(
     """
     begun_s = time.monotonic()
     asked = _read(given)
+
+    def run(check: Check) -> list[Finding]:
+        return list(check(asked))
+
     jobs = [(part, check) for part, several in checks.items() for check in several]
-    outcomes = gather([partial(_run, check, asked) for _, check in jobs], CHECKS_S)
+    outcomes = gather([partial(run, check) for _, check in jobs], CHECKS_S)
     found: list[Finding] = []
     for (part, check), outcome in zip(jobs, outcomes, strict=True):
         found += [replace(finding, part=part) for finding in _findings(check, outcome)]
     verdict, findings = judge(asked, found)
     redact = _redactor(asked)
+    about = {
+        **{name: getattr(asked.spec, name) for name in ("model", "revision", "engine", "device")},
+        "base_url": asked.base_url,
+        "home": asked.places.home,
+        "engines": asked.places.engines,
+    }
     return Report(
-        wanted={name: text and redact(text) for name, text in _asked(asked).items()},
-        findings=tuple(_cleaned(finding, redact) for finding in findings),
+        wanted={name: text and redact(text) for name, text in about.items()},
+        findings=tuple(
+            replace(
+                finding,
+                fact=redact(finding.fact),
+                advice=redact(finding.advice),
+                gives=redact(finding.gives),
+            )
+            for finding in findings
+        ),
         verdict=Verdict(verdict.good, redact(verdict.text), redact(verdict.next)),
         seconds=time.monotonic() - begun_s,
     )
@@ -94,10 +112,10 @@ def examine(
 def _read(given: Mapping[str, str]) -> Wanted:
     # Reads the model's folder, which may be on a network disk that does not answer.
     [outcome] = gather([partial(wanted.read, given)], READING_S)
-    if outcome.value is not None:
-        return outcome.value
-    why = f"the settings could not be read ({outcome.error!r})"
-    if outcome.late:
+    if isinstance(outcome, Wanted):
+        return outcome
+    why = f"the settings could not be read ({outcome!r})"
+    if isinstance(outcome, LateError):
         why = (
             f"The model's folder could not be read within {READING_S:g} s. Is it on a network disk "
             f"that does not answer? Use a copy on a local disk: --model PATH"
@@ -105,45 +123,30 @@ def _read(given: Mapping[str, str]) -> Wanted:
     return wanted.unread(given, why)
 
 
-def _run(check: Check, asked: Wanted) -> list[Finding]:
-    return list(check(asked))
-
-
-def _findings(check: Check, outcome: BoundedResult[list[Finding]]) -> Iterator[Finding]:
+def _findings(check: Check, outcome: list[Finding] | BaseException) -> list[Finding]:
+    if isinstance(outcome, list):
+        return outcome
     name = check.__module__.rpartition(".")[2]
-    if outcome.late:
-        yield problem(
-            name,
-            f"the check did not finish within {CHECKS_S:g} s",
-            "Look for a network disk or a driver that does not respond (dmesg).",
-        )
-    elif outcome.error is not None:
-        yield note(name, f"the check failed: {outcome.error!r}", "This is a bug in emberd.")
-    yield from outcome.value or ()
+    if isinstance(outcome, LateError):
+        fact = f"the check did not finish within {CHECKS_S:g} s"
+        advice = "Look for a network disk or a driver that does not respond (dmesg)."
+        return [problem(name, fact, advice)]
+    return [note(name, f"the check failed: {outcome!r}", "This is a bug in emberd.")]
 
 
 def _redactor(asked: Wanted) -> Redact:
-    hide, shorten = redactor(more=_keys(asked)), shortener(_urls(asked))
+    [recorded] = gather([partial(_recorded, asked.home)], KEYS_S)
+    keys = recorded if isinstance(recorded, list) else []
+    keys += [*secrets(asked.options.arguments), *([asked.api_key] if asked.api_key else [])]
+    # The paths of URLs may be secrets too; the URLs as given, and as normalised.
+    urls = [env.text("EMBERD_BASE_URL"), asked.base_url, *asked.places.discover]
+    urls += (env.text("EMBERD_DISCOVER") or "").replace(",", " ").split()
+    hide, shorten = redactor(more=keys), shortener(url.strip() for url in urls if url)
     return lambda text: hide(shorten(text))
 
 
-def _urls(asked: Wanted) -> list[str]:
-    """Return URLs whose paths may be secrets, both as given and as normalised."""
-    listed = (env.text("EMBERD_DISCOVER") or "").replace(",", " ").split()
-    given = ((env.text("EMBERD_BASE_URL") or "").strip(), asked.base_url)
-    return [url for url in (*given, *listed, *asked.places.discover) if url]
-
-
-def _keys(asked: Wanted) -> Iterator[str]:
-    """Yield the keys to hide: the user's, and those of running servers."""
-    yield from secrets(asked.options.arguments)
-    if asked.api_key:
-        yield asked.api_key
-    [outcome] = gather([partial(_recorded, asked.home)], KEYS_S)
-    yield from outcome.value or ()
-
-
 def _recorded(home: Path) -> list[str]:
+    """Return the keys of running servers."""
     own = paths.Home(Path(os.path.realpath(home)))
     keys = []
     for folder in own.all_server_folders():
@@ -152,28 +155,6 @@ def _recorded(home: Path) -> list[str]:
             if kept is not None and kept.endpoint is not None and kept.endpoint.api_key:
                 keys.append(kept.endpoint.api_key)
     return keys
-
-
-def _asked(asked: Wanted) -> dict[str, str | None]:
-    spec = asked.spec
-    return {
-        "model": spec.model,
-        "revision": spec.revision,
-        "engine": spec.engine,
-        "device": spec.device,
-        "base_url": asked.base_url,
-        "home": asked.places.home,
-        "engines": asked.places.engines,
-    }
-
-
-def _cleaned(finding: Finding, redact: Redact) -> Finding:
-    return replace(
-        finding,
-        fact=redact(finding.fact),
-        advice=redact(finding.advice),
-        gives=redact(finding.gives),
-    )
 
 
 # Problems that prevent even the use of a running server.
@@ -210,26 +191,15 @@ def judge(wanted: Wanted, findings: Sequence[Finding]) -> tuple[Verdict, list[Fi
         (f for f in findings if f.level is Level.PROBLEM), key=lambda f: _ORDER.index(f.part)
     )
     running = next((f.gives for f in findings if f.gives and f.part is Part.SERVERS), None)
-    if problems and problems[0].part in _ALWAYS:
-        return _bad(wanted, problems[0]), list(findings)
-    if running is not None:
-        return Verdict(True, running), [_eased(finding) for finding in findings]
+    if running is not None and not (problems and problems[0].part in _ALWAYS):
+        eased = [replace(f, level=Level.NOTE) if f in problems else f for f in findings]
+        return Verdict(True, running), eased
+    model = wanted.spec.model
     if problems:
-        return _bad(wanted, problems[0]), list(findings)
+        text = f"{model} cannot be served on this machine yet: {problems[0].fact}"
+        return Verdict(False, text, problems[0].advice), list(findings)
     started = next((f.gives for f in findings if f.gives), None)
     if started is None:
-        return Verdict(
-            False, f"Cannot tell whether {wanted.spec.model} can be served on this machine"
-        ), [*findings]
+        text = f"Cannot tell whether {model} can be served on this machine"
+        return Verdict(False, text), list(findings)
     return Verdict(True, started), list(findings)
-
-
-def _bad(wanted: Wanted, first: Finding) -> Verdict:
-    text = f"{wanted.spec.model} cannot be served on this machine yet: {first.fact}"
-    return Verdict(False, text, first.advice)
-
-
-def _eased(finding: Finding) -> Finding:
-    if finding.level is not Level.PROBLEM or finding.part in _ALWAYS:
-        return finding
-    return replace(finding, level=Level.NOTE)

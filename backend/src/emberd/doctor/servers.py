@@ -2,63 +2,55 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import os
 import stat
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Final
 from urllib.parse import urlsplit
 
 from emberd import probe
 from emberd.client.verify import verify
 from emberd.doctor.engines import up_command
-from emberd.doctor.findings import BoundedResult, Finding, gather, note, ok, problem, split
-from emberd.doctor.host import Filesystem, filesystem_of, nearest_existing
+from emberd.doctor.findings import Finding, LateError, gather, note, ok, problem, split
+from emberd.doctor.host import filesystem_of, nearest_existing
 from emberd.doctor.wanted import Wanted
 from emberd.endpoint import Endpoint
 from emberd.errors import AuthenticationError, EmberdError, StateFolderError
 from emberd.manager import State, Timing, discovery, lost_records, paths, state
 from emberd.manager.discovery import DEFAULT_PORT, Candidate
 from emberd.manager.state import ServerSnapshot, ServerStatus
-from emberd.system import listeners, processes
+from emberd.system import file_lock, listeners, processes
 from emberd.system.redaction import host
 
 _REQUEST_S: Final = 3.5
 _SERVER_S: Final = 4.0
-_SHOW_KEY: Final = "With its key: export EMBERD_API_KEY=KEY EMBERD_DISCOVER={}"
 _GIVEN: Final = "base_url is given"
 
 
 def check_servers(wanted: Wanted) -> Iterator[Finding]:
     """Yield the known servers and which of them serves the requested model."""
     deadline_s = time.monotonic() + _SERVER_S
-    candidates = list(_candidates(wanted))
+    listed = discovery.candidates(wanted.places.discover, wanted.api_key)
+    candidates = [candidate for candidate in listed if candidate.url != wanted.base_url]
+    if wanted.base_url is not None:
+        candidates.insert(0, Candidate(wanted.base_url, _GIVEN, wanted.api_key))
     # Concurrently: a server that hangs must not use up the time of the others.
-    jobs = [partial(_asked, wanted, candidate) for candidate in candidates]
-    outcomes = gather(jobs, _SERVER_S)
+    outcomes = gather([partial(_verified, wanted, each) for each in candidates], _SERVER_S)
     found = [_other(wanted, *pair) for pair in zip(candidates, outcomes, strict=True)]
-    for view in _views(wanted, deadline_s):
-        found += _own(wanted, view)
+    for folder in paths.Home(Path(os.path.realpath(wanted.home))).all_server_folders():
+        with suppress(StateFolderError):  # reported by check_state
+            view = state.settled_snapshot(folder, deadline_s, Timing().poll_s)
+            found += _own(wanted, view)
     yield from found or [ok("servers", "no server is running")]
 
 
-def _candidates(wanted: Wanted) -> Iterator[Candidate]:
-    if wanted.base_url is not None:
-        yield Candidate(wanted.base_url, _GIVEN, wanted.api_key)
-    for candidate in discovery.candidates(wanted.places.discover, wanted.api_key):
-        if candidate.url != wanted.base_url:
-            yield candidate
-
-
-def _asked(wanted: Wanted, candidate: Candidate) -> Endpoint:
+def _verified(wanted: Wanted, candidate: Candidate) -> Endpoint:
     asks = partial(verify, timeout_s=_REQUEST_S)
     if candidate.why == _GIVEN:
         return asks(candidate.url, candidate.api_key, wanted.spec)
@@ -68,32 +60,29 @@ def _asked(wanted: Wanted, candidate: Candidate) -> Endpoint:
     ).endpoint
 
 
-def _other(wanted: Wanted, candidate: Candidate, outcome: BoundedResult[Endpoint]) -> Finding:
-    if candidate.why == _GIVEN:
-        return _given(wanted, candidate.url, outcome)
-    name = f"{candidate.url} ({candidate.why})"
-    if outcome.value is None:
-        wants_key = isinstance(outcome.error, AuthenticationError) and not candidate.api_key
-        fact, advice = split(_why(outcome, candidate.url))
-        advice = _SHOW_KEY.format(candidate.url) if wants_key else advice
-        return note("found", f"{name} is not used: {fact}", advice)
-    fact = f"{name} serves {wanted.spec.model}: {_size(outcome.value)}"
-    return ok("found", fact, gives=f"{fact}. emberd uses it and does not stop it")
-
-
-def _given(wanted: Wanted, url: str, outcome: BoundedResult[Endpoint]) -> Finding:
-    if outcome.value is None:
-        fact, advice = split(_why(outcome, url))
-        advice = advice or "Correct EMBERD_BASE_URL, or unset it: emberd then finds or starts one."
-        return problem("base_url", fact, advice)
-    fact = f"{url} serves {wanted.spec.model}: {_size(outcome.value)}"
-    return ok("base_url", fact, gives=f"{fact}. emberd uses it and starts no server")
-
-
-def _views(wanted: Wanted, deadline_s: float) -> Iterator[ServerSnapshot]:
-    for folder in paths.Home(Path(os.path.realpath(wanted.home))).all_server_folders():
-        with suppress(StateFolderError):  # reported by check_state
-            yield state.settled_snapshot(folder, deadline_s, Timing().poll_s)
+def _other(wanted: Wanted, candidate: Candidate, found: Endpoint | BaseException) -> Finding:
+    """Return the finding about a server that emberd did not start."""
+    url, is_given = candidate.url, candidate.why == _GIVEN
+    subject = "base_url" if is_given else "found"
+    name = url if is_given else f"{url} ({candidate.why})"
+    if isinstance(found, Endpoint):
+        context = f", {found.context_tokens} tokens" if found.context_tokens else ""
+        fact = f"{name} serves {wanted.spec.model}: {found.dimensions} dimensions{context}"
+        rest = "starts no server" if is_given else "does not stop it"
+        return ok(subject, fact, gives=f"{fact}. emberd uses it and {rest}")
+    if isinstance(found, LateError):
+        why = f"{url} did not respond within {_SERVER_S:g} s."
+    elif isinstance(found, EmberdError):
+        why = str(found)
+    else:
+        why = f"{url} could not be verified: {type(found).__name__}."
+    fact, advice = split(why)
+    if is_given:
+        correct = "Correct EMBERD_BASE_URL, or unset it: emberd then finds or starts one."
+        return problem(subject, fact, advice or correct)
+    if isinstance(found, AuthenticationError) and not candidate.api_key:
+        advice = f"With its key: export EMBERD_API_KEY=KEY EMBERD_DISCOVER={url}"
+    return note(subject, f"{name} is not used: {fact}", advice)
 
 
 def _own(wanted: Wanted, view: ServerSnapshot) -> Iterator[Finding]:
@@ -106,37 +95,16 @@ def _own(wanted: Wanted, view: ServerSnapshot) -> Iterator[Finding]:
     where = f" at {status.url}" if status.url else ""
     detail = f" ({status.detail})" if status.detail else ""
     fact = f"{status.spec.model} is {status.state}{where}{detail}"
+    log = f"Read its log: {status.log_path}" if status.log_path else "emberd stop"
+    is_wanted = status.spec.key == wanted.spec.key
     if status.state is State.FAILED:
-        yield note("own", fact, _after_failure(wanted, status))
+        yield note("own", fact, f"{log}; then: {up_command(wanted)}" if is_wanted else log)
     elif status.state is State.READY and not _answers(status):
-        yield note("own", f"{fact}, but does not respond", _log(status))
+        yield note("own", f"{fact}, but does not respond", log)
     elif status.state is not State.ABSENT:
-        serves = status.spec.key == wanted.spec.key and view.serves(wanted.spec)
         # An external server is only recorded here; it was verified above.
-        serves = serves and status.origin == "own"
+        serves = is_wanted and view.serves(wanted.spec) and status.origin == "own"
         yield ok("own", fact, gives=f"{fact}; emberd uses it" if serves else "")
-    yield from _leftover(view)
-
-
-def _answers(status: ServerStatus) -> bool:
-    try:
-        listener = discovery.listener_to_probe(status)
-    except EmberdError:
-        return False
-    reply = probe.get(status.url or "", "/ready", timeout_s=_REQUEST_S, listener=listener)
-    return reply is not None
-
-
-def _after_failure(wanted: Wanted, status: ServerStatus) -> str:
-    again = f"; then: {up_command(wanted)}" if status.spec.key == wanted.spec.key else ""
-    return _log(status) + again
-
-
-def _log(status: ServerStatus) -> str:
-    return f"Read its log: {status.log_path}" if status.log_path else "emberd stop"
-
-
-def _leftover(view: ServerSnapshot) -> Iterator[Finding]:
     left = [] if view.alive else [str(own.pid) for own in processes.marked(str(view.folder))]
     if left:
         yield note(
@@ -146,23 +114,19 @@ def _leftover(view: ServerSnapshot) -> Iterator[Finding]:
         )
 
 
-def _why(outcome: BoundedResult[Endpoint], url: str) -> str:
-    if outcome.late:
-        return f"{url} did not respond within {_SERVER_S:g} s."
-    if isinstance(outcome.error, EmberdError):
-        return str(outcome.error)
-    return f"{url} could not be verified: {type(outcome.error).__name__}."
-
-
-def _size(endpoint: Endpoint) -> str:
-    context = f", {endpoint.context_tokens} tokens" if endpoint.context_tokens else ""
-    return f"{endpoint.dimensions} dimensions{context}"
+def _answers(status: ServerStatus) -> bool:
+    try:
+        listener = discovery.listener_to_probe(status)
+    except EmberdError:
+        return False
+    return (
+        probe.get(status.url or "", "/ready", timeout_s=_REQUEST_S, listener=listener) is not None
+    )
 
 
 _ELSEWHERE: Final = "Set EMBERD_HOME to your own folder on a local disk."
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _MOST_SKEW_S: Final = 2.0
-_OPEN_AGAIN: Final = "/proc/self/fd/{}"
 _EARLIEST_S: Final = 1_735_689_600  # 1 January 2025, before the first release of emberd
 
 
@@ -180,11 +144,23 @@ def check_state(wanted: Wanted) -> Iterator[Finding]:
     if not under.writable:
         yield problem("home", f"{under.path} is not writable", _ELSEWHERE)
         return
-    yield from _tried(under)
+    try:
+        # Unnamed, so that nothing is left behind.
+        with tempfile.TemporaryFile(dir=nearest_existing(under.path)) as file:
+            yield _locks(file.fileno())
+            yield _clock(file)
+    except OSError as error:
+        yield problem("home", f"{under.path} cannot be written ({error.strerror})", _ELSEWHERE)
     own = paths.Home(Path(os.path.realpath(wanted.home)))
     needed = {own.machine, own.servers, *own.server_folders(wanted.spec.key)}
     for folder in sorted({*needed, *own.all_server_folders()}):
-        yield from _private(folder, problem if folder in needed else note)
+        try:
+            paths.check_private(folder)
+        except FileNotFoundError:
+            continue
+        except StateFolderError as error:
+            make = problem if folder in needed else note
+            yield make("state folder", *split(str(error)))
 
 
 def _home(home: Path) -> Finding:
@@ -201,57 +177,24 @@ def _home(home: Path) -> Finding:
     return ok("home", f"{home} (mode {mode:o})")
 
 
-def _private(folder: Path, told: Callable[..., Finding]) -> Iterator[Finding]:
+def _locks(descriptor: int) -> Finding:
     try:
-        paths.check_private(folder)
-    except FileNotFoundError:
-        return
-    except StateFolderError as error:
-        yield told("state folder", *split(str(error)))
-
-
-def _tried(under: Filesystem) -> Iterator[Finding]:
-    """Test locks and timestamps with an unnamed temporary file."""
-    try:
-        with tempfile.TemporaryFile(dir=nearest_existing(under.path)) as probe:
-            yield _locks(probe)
-            yield _clock(probe)
-    except OSError as error:
-        yield problem("home", f"{under.path} cannot be written ({error.strerror})", _ELSEWHERE)
-
-
-def _locks(probe: IO[bytes]) -> Finding:
-    try:
-        fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_free_again(probe):
-            return problem("locks", "two processes can hold the same file lock", _ELSEWHERE)
+        locked = file_lock.try_lock(descriptor)
+        # Only Linux has this path, which opens the file a second time.
+        with suppress(FileNotFoundError), open(f"/proc/self/fd/{descriptor}", "r+b") as again:
+            if locked and file_lock.try_lock(again.fileno()):
+                return problem("locks", "two processes can hold the same file lock", _ELSEWHERE)
     except OSError as error:
         return problem("locks", f"file locks do not work ({error.strerror})", _ELSEWHERE)
     return ok("locks", "file locks work")
 
 
-def _is_free_again(probe: IO[bytes]) -> bool:
-    """Return whether a second open file description can take the lock too."""
-    with contextlib.suppress(FileNotFoundError), _opened_again(probe) as again:
-        try:
-            fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
-        return True
-    return False
-
-
-def _opened_again(probe: IO[bytes]) -> Any:
-    # Only Linux has this path, which opens the file a second time.
-    return open(_OPEN_AGAIN.format(probe.fileno()), "rb")
-
-
-def _clock(probe: IO[bytes]) -> Finding:
-    probe.write(b"what time is it?")
-    probe.flush()
-    os.fsync(probe.fileno())
+def _clock(file: IO[bytes]) -> Finding:
+    file.write(b"what time is it?")
+    file.flush()
+    os.fsync(file.fileno())
     now = time.time()
-    skew = os.fstat(probe.fileno()).st_mtime - now
+    skew = os.fstat(file.fileno()).st_mtime - now
     if now < _EARLIEST_S:
         return note(
             "clock",
@@ -268,45 +211,38 @@ def _clock(probe: IO[bytes]) -> Finding:
     return ok("clock", "timestamps of new files agree with this machine's clock")
 
 
-_PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-_EXCEPT: Final = "NO_PROXY"
-
-
 def check_network(wanted: Wanted) -> Iterator[Finding]:
     """Yield which proxies apply, and which processes listen on the ports that emberd uses."""
     yield from _proxies(wanted)
-    yield from _ports(wanted)
-
-
-def _proxies(wanted: Wanted) -> Iterator[Finding]:
-    # Only host and port: the URL of a proxy may contain a user name and a password.
-    shown = [f"{name}={host(text)}" for name in _PROXIES if (text := _value(name))]
-    if not shown:
-        yield ok("proxy", "no proxy is set")
-        return
-    if excepted := _value(_EXCEPT):
-        shown.append(f"{_EXCEPT}={excepted}")
-    yield ok("proxy", f"{', '.join(shown)} (not used for loopback)")
-    for url in filter(None, (wanted.base_url, *wanted.places.discover)):
-        yield from _between(url)
-
-
-def _between(url: str) -> Iterator[Finding]:
-    parts = urlsplit(url)
-    name = parts.hostname or ""
-    proxy = _value(f"{parts.scheme.upper()}_PROXY") or _value("ALL_PROXY")
-    if proxy and not probe.is_loopback(url) and not _is_excepted(name):
-        yield note(
-            "proxy",
-            f"requests to {host(url)} go through the proxy {host(proxy)}",
-            f"If it is in your network: export NO_PROXY={name}",
-        )
-
-
-def _ports(wanted: Wanted) -> Iterator[Finding]:
     for port in dict.fromkeys((wanted.options.port, DEFAULT_PORT)):
         if port is not None:
             yield _port(wanted, port)
+
+
+def _proxies(wanted: Wanted) -> Iterator[Finding]:
+    set_ones = urllib.request.getproxies_environment()
+    # Only host and port: the URL of a proxy may contain a user name and a password.
+    shown = [
+        f"{scheme.upper()}_PROXY={host(set_ones[scheme])}"
+        for scheme in ("http", "https", "all")
+        if scheme in set_ones
+    ]
+    if not shown:
+        yield ok("proxy", "no proxy is set")
+        return
+    if "no" in set_ones:
+        shown.append(f"NO_PROXY={set_ones['no']}")
+    yield ok("proxy", f"{', '.join(shown)} (not used for loopback)")
+    for url in filter(None, (wanted.base_url, *wanted.places.discover)):
+        parts = urlsplit(url)
+        name = parts.hostname or ""
+        proxy = set_ones.get(parts.scheme) or set_ones.get("all")
+        if proxy and not probe.is_loopback(url) and not urllib.request.proxy_bypass(name):
+            yield note(
+                "proxy",
+                f"requests to {host(url)} go through the proxy {host(proxy)}",
+                f"If it is in your network: export NO_PROXY={name}",
+            )
 
 
 def _port(wanted: Wanted, port: int) -> Finding:
@@ -336,14 +272,3 @@ def _port(wanted: Wanted, port: int) -> Finding:
         f"{fact}; ignored, because the listener belongs to another user",
         f"If you trust it: export EMBERD_BASE_URL={url}",
     )
-
-
-def _is_excepted(name: str) -> bool:
-    # The type stubs lack the second parameter, a mapping of proxies.
-    excepted = {"no": _value(_EXCEPT)}
-    bypass = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]
-    return bool(bypass(name, excepted))
-
-
-def _value(name: str) -> str:
-    return os.environ.get(name.lower()) or os.environ.get(name, "")

@@ -1,18 +1,22 @@
-"""The requested server, read as far as possible: invalid settings are collected, not raised."""
+"""The requested server, and the settings that say so: invalid ones are collected, not raised."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from emberd import env, model_files
+from emberd.doctor.findings import Finding, note, ok, problem, split
 from emberd.env import Places
 from emberd.errors import SettingError
 from emberd.settings import DEFAULT_MODEL, ServerSpec, Settings, StartOptions
 from emberd.system.redaction import HIDDEN, origin
+
+T = TypeVar("T")
 
 _SLIP_CHARACTERS: Final = 8
 
@@ -25,7 +29,7 @@ class Wanted:
         spec: The requested server.
         places: Folders and discovery settings.
         options: How to start a server.
-        base_url: Root URL of a given server; None if none is given.
+        base_url: Root URL of a given server, so that none is started; None if none is given.
         api_key: The key of the given server and of EMBERD_DISCOVER. Never printed.
         problems: Settings that cannot be used, one sentence each.
         given: Command-line options, to repeat in suggested commands.
@@ -44,110 +48,105 @@ class Wanted:
         """The folder of all state, EMBERD_HOME."""
         return Path(self.places.home)
 
-    @property
-    def is_given(self) -> bool:
-        """Whether a server is given by its URL, so that none is started."""
-        return self.base_url is not None
 
-
-def read(given: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Wanted:
+def read(given: Mapping[str, str]) -> Wanted:
     """Return the server requested on the command line, else in the environment.
 
     Settings that cannot be used are left out and listed in ``problems``. Reads the model's folder.
     """
     problems: list[str] = []
-    settings = _settings(given, problems)
-    places = _places(environ, problems)
-    options = _options(problems)
-    problems += _others(environ)
+
+    def tried(call: Callable[[], T]) -> T | None:
+        try:
+            return call()
+        except SettingError as error:
+            problems.append(str(error))
+            return None
+
+    settings = tried(lambda: Settings.resolve(**given))
+    spec = tried(lambda: settings.spec) if settings else None
+    places = _places(problems)
+    options = tried(StartOptions.resolve)
+    # Each variable separately: reading them together stops at the first error.
+    for name, text in os.environ.items():
+        tried(lambda: env.setting_values({name: text}))  # noqa: B023 - called at once
+        tried(lambda: StartOptions.resolve({name: text}))  # noqa: B023
+    fields = {name: _requested(name, given) for name in ("revision", "engine", "device")}
+    model = model_files.absolute(_requested("model", given) or DEFAULT_MODEL)
     return Wanted(
-        spec=settings.spec if settings else _spec(given, environ, problems),
+        spec=spec
+        or tried(lambda: ServerSpec(model, content=model_files.content_hash(model), **fields))
+        or ServerSpec(model, **fields),
         places=places,
-        options=options,
+        options=options or StartOptions(),
         base_url=settings.base_url if settings else None,
         api_key=settings.api_key if settings else None,
-        problems=tuple(dict.fromkeys(_quiet(text, environ) for text in problems)),
+        problems=tuple(dict.fromkeys(map(_without_secret, problems))),
         given=given,
     )
 
 
 def unread(given: Mapping[str, str], problem: str) -> Wanted:
     """Return the requested server without reading any file."""
-    wishes: dict[str, Any] = {"model": env.text("EMBERD_MODEL") or DEFAULT_MODEL, **given}
-    spec = ServerSpec(**wishes)
-    problems: list[str] = [problem]
-    places = _places(os.environ, problems)
-    return Wanted(spec, places, problems=tuple(problems), given=given)
+    fields: dict[str, Any] = {"model": env.text("EMBERD_MODEL") or DEFAULT_MODEL, **given}
+    problems = [problem]
+    return Wanted(ServerSpec(**fields), _places(problems), problems=tuple(problems), given=given)
 
 
-def _settings(given: Mapping[str, str], problems: list[str]) -> Settings | None:
-    try:
-        settings = Settings.resolve(**given)
-        _ = settings.spec  # reads the model's folder
-        return settings
-    except SettingError as error:
-        problems.append(str(error))
-        return None
+def check_variables(wanted: Wanted) -> Iterator[Finding]:
+    """Yield which settings are invalid, and which variables are set or unknown."""
+    for text in wanted.problems:
+        fact, advice = split(text)
+        yield problem("setting", fact, advice or "Correct or unset it.")
+    for name in sorted(os.environ):
+        if name.startswith(env.PREFIX) and name not in (*env.VARIABLES, *env.INTERNAL):
+            # The value is not shown: it may be a key under a wrong name.
+            close = get_close_matches(name, sorted(env.VARIABLES), n=1)
+            advice = f"Did you mean {close[0]}? Rename it, or unset it." if close else ""
+            fact = f"{name} is set, but emberd reads no such variable"
+            yield note("unknown", fact, advice or f"unset {name}")
+    shown = ", ".join(_shown(name) for name in sorted(env.VARIABLES) if os.environ.get(name))
+    yield ok("variables", f"set: {shown}" if shown else "no EMBERD_ variable is set")
+    if others := sorted(name for name in os.environ if name.startswith("OPENAI_")):
+        yield ok("openai", f"{', '.join(others)} set: emberd reads none of them")
 
 
-def _places(environ: Mapping[str, str], problems: list[str]) -> Places:
+def _requested(name: str, given: Mapping[str, str]) -> Any:
+    return given.get(name) or env.text(f"EMBERD_{name.upper()}")
+
+
+def _places(problems: list[str]) -> Places:
     try:
         return Places.resolve()
     except SettingError as error:
         problems.append(str(error))
     from platformdirs import user_state_path
 
-    given = env.text("EMBERD_HOME", environ) or str(user_state_path("emberd", appauthor=False))
+    given = env.text("EMBERD_HOME") or str(user_state_path("emberd", appauthor=False))
     home = os.path.abspath(os.path.expanduser(given))
-    return Places(home, env.text("EMBERD_ENGINES", environ) or os.path.join(home, "engines"))
+    return Places(home, env.text("EMBERD_ENGINES") or os.path.join(home, "engines"))
 
 
-def _options(problems: list[str]) -> StartOptions:
-    try:
-        return StartOptions.resolve()
-    except SettingError as error:
-        problems.append(str(error))
-        return StartOptions()
-
-
-def _others(environ: Mapping[str, str]) -> list[str]:
-    """Return the error of each variable. Reading them together stops at the first error."""
-    found = []
-    for name, text in environ.items():
-        try:
-            env.setting_values({name: text})
-            StartOptions.resolve({name: text})
-        except SettingError as error:
-            found.append(str(error))
-    return found
-
-
-def _quiet(text: str, environ: Mapping[str, str]) -> str:
-    """Return ``text`` without the value of its variable if that may be a secret."""
-    for name, value in environ.items():
-        if name in env.VARIABLES and text.startswith(f"{name}={value!r}"):
-            return text.replace(repr(value), _spoken(name, value))
+def _without_secret(text: str) -> str:
+    """Return the text of an error without the value of its variable if that may be a secret."""
+    for name, variable in env.VARIABLES.items():
+        value = os.environ.get(name, "")
+        if not text.startswith(f"{name}={value!r}"):
+            continue
+        if variable.display == "origin":
+            return text.replace(repr(value), repr(" ".join(_origins(value))))
+        # Typing errors are short. A long value may be a key meant for another variable.
+        is_slip = len(value) <= _SLIP_CHARACTERS and variable.repeats
+        return text if is_slip else text.replace(repr(value), HIDDEN)
     return text
 
 
-def _spoken(name: str, value: str) -> str:
-    variable = env.VARIABLES[name]
-    if variable.display == "origin":
-        return repr(" ".join(map(origin, value.replace(",", " ").split())))
-    # Typing errors are short. A long value may be a key meant for another variable.
-    is_slip = len(value) <= _SLIP_CHARACTERS and variable.repeats
-    return repr(value) if is_slip else HIDDEN
+def _shown(name: str) -> str:
+    value, display = os.environ[name], env.VARIABLES[name].display
+    if display == "origin":
+        return f"{name}={','.join(_origins(value))}"
+    return f"{name}={value}" if display == "value" else name
 
 
-def _spec(given: Mapping[str, str], environ: Mapping[str, str], problems: list[str]) -> ServerSpec:
-    wishes: dict[str, Any] = {
-        name: given.get(name) or env.text(f"EMBERD_{name.upper()}", environ)
-        for name in ("revision", "engine", "device")
-    }
-    named = given.get("model") or env.text("EMBERD_MODEL", environ) or DEFAULT_MODEL
-    model = model_files.absolute(named)
-    try:
-        return ServerSpec(model=model, content=model_files.content_hash(model), **wishes)
-    except SettingError as error:
-        problems.append(str(error))
-        return ServerSpec(model=model, **wishes)
+def _origins(urls: str) -> list[str]:
+    return [origin(url) for url in urls.replace(",", " ").split()]
