@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from emberd import env
 from emberd.cache.base import Cache, CircuitBreaker
@@ -14,15 +14,10 @@ from emberd.cache.urls import MEMCACHED, CacheUrl
 from emberd.errors import SettingError
 from emberd.system import fork
 
-if TYPE_CHECKING:
-    from emberd.cache.records import Reader
-
 TIMEOUT_S: Final = 1.0
 """Limit for connecting to a server, and for each read of its answer."""
 
 _PREFIX: Final = b"emberd:"
-_REQUEST_KEYS: Final = 500
-"""Keys in one request; their records are some megabytes."""
 _LONGEST_TTL_S: Final = 30 * 86400
 """Memcached takes larger numbers for a time of day."""
 _MEMCACHED_ATTEMPTS: Final = 3
@@ -42,30 +37,27 @@ class RemoteCache(Cache):
         for server in self._servers:
             server.close()
 
-    def _read(self, keys: Sequence[bytes], reader: Reader) -> None:
-        for first in range(0, len(keys), _REQUEST_KEYS):
-            some = keys[first : first + _REQUEST_KEYS]
-            found: dict[bytes, Any] = {}
-            for server, share in self._shares(some):
-                found.update(zip(share, server.fetch(share), strict=False))
-            reader.take(first, map(found.get, some))
+    def _read(self, keys: Sequence[bytes]) -> Mapping[bytes, Any]:
+        found: dict[bytes, Any] = {}
+        for server, share in self._shares(keys):
+            found.update(server.fetch(share))
+        return found
 
     def _write(self, records: Mapping[bytes, bytes]) -> None:
-        keys = list(records)
-        for first in range(0, len(keys), _REQUEST_KEYS):
-            for server, share in self._shares(keys[first : first + _REQUEST_KEYS]):
-                server.save({key: records[key] for key in share})
+        for server, share in self._shares(records):
+            server.save({key: records[key] for key in share})
 
     def _remove(self, keys: Sequence[bytes]) -> None:
         for server, share in self._shares(keys):
             server.remove(share)
 
-    def _shares(self, keys: Sequence[bytes]) -> list[tuple[_Server, list[bytes]]]:
+    def _shares(self, keys: Iterable[bytes]) -> Iterable[tuple[_Server, list[bytes]]]:
         # A key is a hash, so its first bytes are evenly distributed.
-        shares: list[list[bytes]] = [[] for _ in self._servers]
+        shares: dict[_Server, list[bytes]] = {}
         for key in keys:
-            shares[int.from_bytes(key[:8], "big") % len(shares)].append(key)
-        return [pair for pair in zip(self._servers, shares, strict=True) if pair[1]]
+            server = self._servers[int.from_bytes(key[:8], "big") % len(self._servers)]
+            shares.setdefault(server, []).append(key)
+        return shares.items()
 
     def after_fork_in_child(self) -> None:
         """Leave the connections to the parent."""
@@ -85,15 +77,17 @@ class _Server:
         self._lock = threading.Lock()
         self._client: Any = None
 
-    def fetch(self, keys: Sequence[bytes]) -> Sequence[Any]:
-        """Return the records of ``keys``, None for a missing one; empty if the server is down."""
-        found: list[Any] = []
-        self._use(self._reading, lambda client: found.extend(self._get(client, _names(keys))))
-        return found
+    def fetch(self, keys: Sequence[bytes]) -> Mapping[bytes, Any]:
+        """Return the records of ``keys``; empty if the server is down."""
+
+        def get(client: Any) -> dict[bytes, Any]:
+            return dict(zip(keys, self._get(client, _names(keys)), strict=False))
+
+        return self._use(self._reading, get) or {}
 
     def save(self, records: Mapping[bytes, bytes]) -> None:
         """Store records."""
-        named = dict(zip(_names(list(records)), records.values(), strict=True))
+        named = dict(zip(_names(records), records.values(), strict=True))
         self._use(self._writing, lambda client: self._set(client, named))
 
     def remove(self, keys: Sequence[bytes]) -> None:
@@ -114,21 +108,23 @@ class _Server:
             fork.keep_inherited(self._client)
         self._client, self._lock = None, threading.Lock()
 
-    def _use(self, breaker: CircuitBreaker, work: Callable[[Any], object]) -> None:
+    def _use(self, breaker: CircuitBreaker, work: Callable[[Any], Any]) -> Any:
+        """Return what ``work`` returns, called with the client; None if the server fails."""
         if breaker.is_open:
-            return
+            return None
         with self._lock:
             if self._client is None:
                 self._client = self._connect()
                 self._close_client = weakref.finalize(self, self._client.close)
             client = self._client
         try:
-            work(client)
+            result = work(client)
         # If the port belongs to another kind of server, clients raise anything (AttributeError).
         except Exception as error:  # noqa: BLE001
             breaker.record_failure(f"{type(error).__name__}: {error}")
-        else:
-            breaker.record_success()
+            return None
+        breaker.record_success()
+        return result
 
     # By kind of server; each method raises what its client library raises.
 
@@ -233,6 +229,6 @@ def _expiry(ttl_s: int | None) -> int:
     return int(time.time()) + ttl_s
 
 
-def _names(keys: Sequence[bytes]) -> list[bytes]:
+def _names(keys: Iterable[bytes]) -> list[bytes]:
     # Memcached takes printable names only; hexadecimal ones can be typed in both.
     return [_PREFIX + key.hex().encode() for key in keys]

@@ -14,7 +14,6 @@ from emberd.errors import SettingError
 
 SQLITE: Final = "sqlite"
 MEMCACHED: Final = "memcached"
-REDIS: Final = ("redis", "rediss")
 
 _PORTS: Final = {"redis": 6379, "rediss": 6379, MEMCACHED: 11211}
 _FORMS: Final = (
@@ -54,15 +53,6 @@ class CacheUrl:
     ttl_s: int | None = None
 
 
-def check(url: str) -> None:
-    """Raise if ``url`` is not a valid cache URL.
-
-    Raises:
-        SettingError: It is invalid; the message says why, and what is valid.
-    """
-    parse(url)
-
-
 def parse(url: str) -> CacheUrl:
     """Return a cache URL in its parts.
 
@@ -77,30 +67,35 @@ def parse(url: str) -> CacheUrl:
             f"The cache URL contains a user or a password, which would appear in logs and pickles. "
             f"Remove the part before the @, and set {env.CACHE_USER} and {env.CACHE_PASSWORD}."
         )
-    parts = _split(url)
+    bare, mark, query = url.strip().partition("?")
+    try:
+        # Without the slashes, urlsplit would take "sqlite" for a path.
+        parts = urlsplit(f"{bare}://{mark}{query}" if bare == SQLITE else url.strip())
+    except ValueError as error:
+        raise SettingError(f"{_shown(url)} is not a valid URL ({error}): use {_FORMS}.") from error
     if parts.scheme == SQLITE:
         return CacheUrl(url, SQLITE, path=_path(parts, url), **_options(parts, url, _FILE_OPTIONS))
     if parts.scheme not in _PORTS:
         raise SettingError(f"{_shown(url)} is not a known kind of cache: use {_FORMS}.")
-    options = _options(parts, url, _SERVER_OPTIONS)
-    if parts.scheme in REDIS:
-        options["database"] = _database(parts, url)
-    return CacheUrl(url, parts.scheme, servers=_servers(parts, url), **options)
+    servers, database = parts.netloc.split(","), parts.path.strip("/")
+    if parts.scheme == MEMCACHED and database:
+        raise SettingError(f"{_shown(url)}: Memcached has no databases; remove {parts.path!r}.")
+    if not database.isascii() or not (database or "0").isdigit():
+        raise SettingError(f"{_shown(url)}: {database!r} is not a database number (use /0).")
+    if parts.scheme != MEMCACHED and len(servers) > 1:
+        raise SettingError(f"{_shown(url)} has {len(servers)} servers: use one for Redis.")
+    return CacheUrl(
+        url,
+        parts.scheme,
+        servers=tuple(_server(name, _PORTS[parts.scheme], url) for name in servers),
+        database=int(database or 0),
+        **_options(parts, url, _SERVER_OPTIONS),
+    )
 
 
 def _shown(url: str) -> str:
     """Return a URL for messages, without its options, which may contain a secret."""
     return f"cache={re.split('[?#]', url, maxsplit=1)[0]!r}"
-
-
-def _split(url: str) -> SplitResult:
-    bare, mark, query = url.strip().partition("?")
-    if bare == SQLITE:
-        url = f"{SQLITE}://{mark}{query}"
-    try:
-        return urlsplit(url.strip())
-    except ValueError as error:
-        raise SettingError(f"{_shown(url)} is not a valid URL ({error}): use {_FORMS}.") from error
 
 
 def _path(parts: SplitResult, url: str) -> str:
@@ -113,23 +108,6 @@ def _path(parts: SplitResult, url: str) -> str:
             f"with three slashes, or just sqlite for the file in emberd's home."
         )
     return path
-
-
-def _database(parts: SplitResult, url: str) -> int:
-    number = parts.path.strip("/") or "0"
-    if not number.isascii() or not number.isdigit():
-        raise SettingError(f"{_shown(url)}: {number!r} is not a database number (use /0).")
-    return int(number)
-
-
-def _servers(parts: SplitResult, url: str) -> tuple[tuple[str, int], ...]:
-    is_memcached = parts.scheme == MEMCACHED
-    if is_memcached and parts.path.strip("/"):
-        raise SettingError(f"{_shown(url)}: Memcached has no databases; remove {parts.path!r}.")
-    names = parts.netloc.split(",")
-    if len(names) > 1 and not is_memcached:
-        raise SettingError(f"{_shown(url)} has {len(names)} servers: use one for Redis.")
-    return tuple(_server(name, _PORTS[parts.scheme], url) for name in names)
 
 
 def _server(name: str, default_port: int, url: str) -> tuple[str, int]:
