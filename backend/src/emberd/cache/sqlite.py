@@ -90,6 +90,7 @@ SELECT key, record, id, CAST(used AS INTEGER) FROM entries JOIN vectors USING (i
 WHERE key IN ({})"""
 _IDS: Final = "SELECT key, id FROM entries WHERE key IN ({})"
 _COUNT: Final = "SELECT count(*) FROM entries"
+_OLDEST: Final = "SELECT id FROM entries ORDER BY used, id LIMIT ?"
 
 _ADVICE: Final = (
     "Delete the file if it is corrupt; otherwise fix the cause, or set another file: "
@@ -138,7 +139,7 @@ class Database:
     def read(self, keys: Sequence[bytes]) -> dict[bytes, Any]:
         """Return the records of ``keys``, and mark them as used if that matters."""
         mark = self._mark()
-        rows = self._rows(_LOOKUP.format(_placeholders(keys)), keys)
+        rows = self._rows(_LOOKUP, keys)
         if stale := [row[2] for row in rows if row[3] < mark]:
             with self._transaction():
                 newest = self._newest()
@@ -151,7 +152,7 @@ class Database:
         """Store records, replacing those of the same keys; evict old ones above the limit."""
         with self._transaction():
             self._evict(_space(records))
-            ids = self._ids(list(records))
+            ids = dict(self._rows(_IDS, list(records)))
             newest = self._newest()
             for key in records:
                 if key not in ids:
@@ -170,14 +171,11 @@ class Database:
     def remove(self, keys: Sequence[bytes]) -> None:
         """Remove the records of ``keys``."""
         with self._transaction():
-            self._delete(list(self._ids(keys).values()))
+            self._delete([(id_,) for _, id_ in self._rows(_IDS, keys)])
 
     def size(self) -> tuple[int, int]:
         """Return the number of entries and the bytes that they take."""
         return self._number(_COUNT), self._used_bytes()
-
-    def _ids(self, keys: Sequence[bytes]) -> dict[bytes, int]:
-        return dict(self._rows(_IDS.format(_placeholders(keys)), keys))
 
     def _truncate_log(self) -> None:
         # SQLite restarts the log only when no process uses it, which is rare with several writers.
@@ -195,13 +193,12 @@ class Database:
         wanted = max(0, int(self._max_bytes * _KEPT_SHARE) - needed)
         while (used := self._used_bytes()) > wanted and (count := self._number(_COUNT)):
             surplus = max(1, math.ceil(count * (used - wanted) / used))
-            oldest = self._rows("SELECT id FROM entries ORDER BY used, id LIMIT ?", (surplus,))
-            self._delete([row[0] for row in oldest])
+            oldest = self._connection.execute(_OLDEST, (surplus,))
+            self._delete(oldest.fetchall())
 
-    def _delete(self, ids: Sequence[int]) -> None:
-        rows = [(id_,) for id_ in ids]
-        self._connection.executemany("DELETE FROM vectors WHERE id = ?", rows)
-        self._connection.executemany("DELETE FROM entries WHERE id = ?", rows)
+    def _delete(self, ids: Sequence[tuple[int]]) -> None:
+        self._connection.executemany("DELETE FROM vectors WHERE id = ?", ids)
+        self._connection.executemany("DELETE FROM entries WHERE id = ?", ids)
 
     def _used_bytes(self) -> int:
         pages = self._number("PRAGMA page_count") - self._number("PRAGMA freelist_count")
@@ -220,8 +217,9 @@ class Database:
         newest, oldest = self._newest(), self._number("SELECT ifnull(min(id), 0) FROM entries")
         return newest - (newest - oldest) // _MARK_EVERY
 
-    def _rows(self, query: str, values: Sequence[Any]) -> list[Any]:
-        return self._connection.execute(query, values).fetchall()
+    def _rows(self, query: str, keys: Sequence[bytes]) -> list[Any]:
+        placeholders = ",".join("?" * len(keys))
+        return self._connection.execute(query.format(placeholders), keys).fetchall()
 
     def _number(self, query: str) -> int:
         return int(self._connection.execute(query).fetchone()[0])
@@ -237,10 +235,6 @@ class Database:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
-
-
-def _placeholders(keys: Sequence[bytes]) -> str:
-    return ",".join("?" * len(keys))
 
 
 def _space(records: Mapping[bytes, bytes]) -> int:
