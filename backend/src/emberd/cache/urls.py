@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -74,7 +74,8 @@ def parse(url: str) -> CacheUrl:
     except ValueError as error:
         raise SettingError(f"{_shown(url)} is not a valid URL ({error}): use {_FORMS}.") from error
     if parts.scheme == SQLITE:
-        return CacheUrl(url, SQLITE, path=_path(parts, url), **_options(parts, url, _FILE_OPTIONS))
+        options = _options(parts, url, "dtype", "max_bytes")
+        return CacheUrl(url, SQLITE, path=_path(parts, url), **options)
     if parts.scheme not in _PORTS:
         raise SettingError(f"{_shown(url)} is not a known kind of cache: use {_FORMS}.")
     servers, database = parts.netloc.split(","), parts.path.strip("/")
@@ -84,12 +85,14 @@ def parse(url: str) -> CacheUrl:
         raise SettingError(f"{_shown(url)}: {database!r} is not a database number (use /0).")
     if parts.scheme != MEMCACHED and len(servers) > 1:
         raise SettingError(f"{_shown(url)} has {len(servers)} servers: use one for Redis.")
+    options = _options(parts, url, "dtype", "ttl")
     return CacheUrl(
         url,
         parts.scheme,
         servers=tuple(_server(name, _PORTS[parts.scheme], url) for name in servers),
         database=int(database or 0),
-        **_options(parts, url, _SERVER_OPTIONS),
+        ttl_s=options.pop("ttl", None),
+        **options,
     )
 
 
@@ -153,39 +156,27 @@ def _dtype(text: str) -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True)
-class _UrlOption:
-    field: str
-    read: Callable[[str], Any]
-    wanted: str
-
-
-_DTYPE: Final = _UrlOption("dtype", _dtype, " or ".join(DTYPES))
-_FILE_OPTIONS: Final = {
-    "dtype": _DTYPE,
-    "max_bytes": _UrlOption("max_bytes", _size, "a size of at least 64MB, such as 20GB"),
-}
-_SERVER_OPTIONS: Final = {
-    "dtype": _DTYPE,
-    "ttl": _UrlOption(
-        "ttl_s", _ttl, f"a whole number of seconds, at least 1 s: {durations.FORMS_OR_NEVER}"
-    ),
+# Name -> how its value is read, and what is valid.
+_OPTIONS: Final[dict[str, tuple[Callable[[str], Any], str]]] = {
+    "dtype": (_dtype, " or ".join(DTYPES)),
+    "max_bytes": (_size, "a size of at least 64MB, such as 20GB"),
+    "ttl": (_ttl, f"a whole number of seconds, at least 1 s: {durations.FORMS_OR_NEVER}"),
 }
 
 
-def _options(parts: SplitResult, url: str, known: Mapping[str, _UrlOption]) -> dict[str, Any]:
+def _options(parts: SplitResult, url: str, *known: str) -> dict[str, Any]:
     if parts.fragment:
         raise SettingError(f"{_shown(url)} contains a #, which must be written as %23.")
     values: dict[str, Any] = {}
     for name, text in parse_qsl(parts.query, keep_blank_values=True):
-        option = known.get(name)
-        if option is None or option.field in values:
-            wrong = "is given twice" if option else "is not an option of this kind of cache"
+        if name not in known or name in values:
+            wrong = "is given twice" if name in known else "is not an option of this kind of cache"
             raise SettingError(f"{_shown(url)}: {name} {wrong}; it takes {' and '.join(known)}.")
+        read, wanted = _OPTIONS[name]
         try:
-            values[option.field] = option.read(text)
+            values[name] = read(text)
         except ValueError as error:
             raise SettingError(
-                f"{_shown(url)}: {name}={text!r} is invalid; use {option.wanted}."
+                f"{_shown(url)}: {name}={text!r} is invalid; use {wanted}."
             ) from error
     return values

@@ -159,9 +159,9 @@ def _read_input(given: Any) -> tuple[Sequence[str], Sequence[Sequence[int]]]:
         raise schema_error("input", "Input should be a string, a list of strings, or token ids")
     if not given:
         raise RefusedError("Input cannot be empty")
-    texts = [given] if isinstance(given, str) else given
-    if all(isinstance(item, str) for item in texts):
-        for i, text in enumerate(texts):
+    items: list[Any] = [given] if isinstance(given, str) else given
+    if all(isinstance(item, str) for item in items):
+        for i, text in enumerate(items):
             if not text.strip():
                 where = "Input" if isinstance(given, str) else f"Input at index {i}"
                 raise RefusedError(f"{where} cannot be empty or whitespace only")
@@ -171,23 +171,18 @@ def _read_input(given: Any) -> tuple[Sequence[str], Sequence[Sequence[int]]]:
             except UnicodeEncodeError as error:
                 message = "Input should be a valid Unicode string"
                 raise schema_error(f"input.{i}", message) from error
-        return texts, ()
-    if all(type(item) is int for item in given):
-        return (), [_checked_ids(given)]
-    if all(isinstance(item, list) for item in given):
-        return (), [_checked_ids(item) for item in given]
-    raise schema_error("input", "All items in input list must be strings, or all token ids")
-
-
-def _checked_ids(ids: Sequence[Any]) -> Sequence[int]:
-    if not ids:
-        raise RefusedError("Input cannot be empty")
-    for i, token in enumerate(ids):
-        if type(token) is not int:
-            raise schema_error("input", "All items in input list must be integers")
-        if token < 0:
-            raise RefusedError(f"Token ID at index {i} must be non-negative")
-    return ids
+        return items, ()
+    lists = items if all(isinstance(item, list) for item in items) else [items]
+    for ids in lists:
+        if not ids:
+            raise RefusedError("Input cannot be empty")
+        for i, token in enumerate(ids):
+            if type(token) is not int:
+                message = "All items in input list must be strings, or all token ids"
+                raise schema_error("input", message)
+            if token < 0:
+                raise RefusedError(f"Token ID at index {i} must be non-negative")
+    return (), lists
 
 
 # ---------------------------------------------------------------- requests and the served model
