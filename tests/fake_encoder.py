@@ -29,7 +29,6 @@ class FakeEncoder:
     name = "test/fake"
     dimensions = 8
     context_tokens = 100
-    matryoshka = False
     batch_texts = 4
     batch_tokens = 40
     pooling = "mean"

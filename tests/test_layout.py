@@ -52,7 +52,7 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "index_identity": {"errors", "prompts", "settings"},
     "probe": {"system"},
     "client": _BASE,
-    "cache": _BASE | {"client"},
+    "cache": _BASE,
     "serving": _BASE,
     "installs": _BASE,
     "engines": _BASE | {"serving", "installs"},

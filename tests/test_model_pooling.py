@@ -16,7 +16,7 @@ from emberd.engines.sglang import support
 from emberd.engines.transformers import ENGINE as TRANSFORMERS
 from emberd.engines.transformers import compat
 from emberd.errors import InstructionError, NoEngineError, StartError
-from emberd.serving import loading
+from emberd.serving import transformers_encoder
 from emberd.serving.hardware import DeviceChoice
 from emberd.settings import ServerSpec, Settings
 from folder_variants import PROMPTS
@@ -135,7 +135,7 @@ def test_the_server_refuses_what_was_only_known_after_a_download(
     change, file, value = folder_variants.REFUSED[variant]
     change(folder)
     with pytest.raises(StartError) as raised:
-        loading.load(folder, DeviceChoice("cpu", "float32", ""), None)
+        transformers_encoder.load_checkpoint(folder, DeviceChoice("cpu", "float32", ""), None)
     assert str(folder / file) in raised.value.cause
     assert value in raised.value.cause
     assert raised.value.advice

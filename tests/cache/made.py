@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-import emberd.cache
-from emberd.cache import Cache
+from emberd.cache import base, open_cache
+from emberd.cache.base import Cache
 
 Floats = npt.NDArray[np.float32]
 
@@ -27,12 +27,12 @@ def units(numbers: Iterable[int], dimensions: int = DIMENSIONS) -> Floats:
 
 def keys(numbers: Iterable[int]) -> list[bytes]:
     """Return the keys of these numbers."""
-    return emberd.cache.keys(IDENTITY, map(str, numbers))
+    return base.keys(IDENTITY, map(str, numbers))
 
 
 def filled(url: str, numbers: Iterable[int], dimensions: int = DIMENSIONS) -> Cache:
     """Return a cache that has the vectors of these numbers, and no open file."""
-    cache = emberd.cache.open_cache(url)
+    cache = open_cache(url)
     numbers = list(numbers)
     cache.put_many(keys(numbers), units(numbers, dimensions))
     cache.close()

@@ -13,7 +13,8 @@ import pytest
 
 from cache.made import filled, keys, right, units
 from cache.processes import process
-from emberd.cache import Cache, open_cache
+from emberd.cache import open_cache
+from emberd.cache.base import Cache
 
 # Puts ten at a time, and says how far it came.
 WRITER = """
@@ -43,7 +44,9 @@ def go(*pipes: IO[str] | None) -> None:
         pipe.flush()
 
 
-def test_two_processes_that_write_at_once_lose_nothing(url: str) -> None:
+def test_two_processes_that_write_at_once_lose_nothing(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with process(WRITER, url, "0", "4000") as one, process(WRITER, url, "2000", "6000") as other:
         go(one.stdin, other.stdin)
         assert (one.communicate()[0].split()[-1], other.communicate()[0].split()[-1]) == (
@@ -53,9 +56,12 @@ def test_two_processes_that_write_at_once_lose_nothing(url: str) -> None:
     cache = open_cache(url)
     assert right(cache, range(6000)) == 6000
     assert (cache.stats().entries, cache.stats().recovered) == (6000, 0)
+    assert caplog.messages == []
 
 
-def test_killing_writers_at_any_moment_loses_nothing_that_was_put(url: str) -> None:
+def test_killing_writers_at_any_moment_loses_nothing_that_was_put(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     moments = random.Random(5)
     for killed in range(KILLS):
         first = killed * 1000
@@ -71,9 +77,12 @@ def test_killing_writers_at_any_moment_loses_nothing_that_was_put(url: str) -> N
         right(cache, range(first + 1000))
         assert cache.stats().recovered == 0
         cache.close()
+    assert caplog.messages == []
 
 
-def test_a_fork_after_use_leaves_both_sides_a_cache(url: str) -> None:
+def test_a_fork_after_use_leaves_both_sides_a_cache(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     cache = filled(url, range(100))
     assert right(cache, range(100)) == 100
     context = multiprocessing.get_context("fork")
@@ -86,6 +95,7 @@ def test_a_fork_after_use_leaves_both_sides_a_cache(url: str) -> None:
     assert [child.exitcode for child in children] == [0, 0, 0]
     assert right(cache, [*range(300), *range(1000, 1300), *range(3000, 3300)]) == 900
     assert cache.stats().recovered == 0
+    assert caplog.messages == []
 
 
 def _use(cache: Cache, first: int) -> None:
@@ -94,7 +104,9 @@ def _use(cache: Cache, first: int) -> None:
         assert right(cache, range(at, at + 20)) == 20
 
 
-def test_a_fork_while_a_thread_uses_the_cache_waits_for_it(url: str) -> None:
+def test_a_fork_while_a_thread_uses_the_cache_waits_for_it(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     cache = filled(url, range(100))
     stop = threading.Event()
 
@@ -113,6 +125,7 @@ def test_a_fork_while_a_thread_uses_the_cache_waits_for_it(url: str) -> None:
     assert codes == [0] * 20
     assert right(cache, range(100)) == 100
     assert cache.stats().recovered == 0
+    assert caplog.messages == []
 
 
 def _forked(cache: Cache) -> int:

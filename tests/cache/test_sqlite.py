@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from cache.made import filled, keys, right, units
-from emberd.cache import Cache, open_cache
+from emberd.cache import open_cache
+from emberd.cache.base import Cache
 from emberd.cache.sqlite import Database
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from emberd.cache import check, open_cache
+from emberd.cache import open_cache
 from emberd.cache.urls import DEFAULT_MAX_BYTES, parse
 from emberd.errors import SettingError
 
@@ -113,7 +113,7 @@ def test_times_to_live(text: str, seconds: int | None) -> None:
 )
 def test_invalid_url_is_refused_with_what_is_valid(url: str, says: str) -> None:
     with pytest.raises(SettingError, match=says):
-        check(url)
+        parse(url)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_invalid_url_is_refused_with_what_is_valid(url: str, says: str) -> None:
 )
 def test_a_password_in_the_url_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(SettingError, match="EMBERD_CACHE_PASSWORD") as refused:
-        check(url)
+        parse(url)
     assert "geheim" not in str(refused.value)
 
 
@@ -140,9 +140,9 @@ def test_a_password_in_the_url_is_refused_and_not_repeated(url: str) -> None:
 )
 def test_no_error_repeats_what_may_be_a_password(url: str) -> None:
     with pytest.raises(SettingError) as caught:
-        check(url)
+        parse(url)
     assert "hunter2" not in str(caught.value)
 
 
 def test_a_path_may_have_an_at_sign_in_it() -> None:
-    check("sqlite:///srv/a@b.db")
+    parse("sqlite:///srv/a@b.db")

@@ -16,7 +16,8 @@ import pytest
 
 from cache.made import filled, keys, right, units
 from cache.processes import process
-from emberd.cache import Cache, open_cache
+from emberd.cache import open_cache
+from emberd.cache.base import Cache
 from emberd.cache.remote import TIMEOUT_S
 from services.conftest import Start
 from services.running import Service, free_port

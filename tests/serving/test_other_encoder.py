@@ -19,9 +19,9 @@ from fake_encoder import FakeEncoder, FakeTokenEncoder
 
 
 @contextlib.asynccontextmanager
-async def asking(encoder: FakeEncoder, cut_any: bool = True) -> AsyncIterator[httpx.AsyncClient]:
+async def asking(encoder: FakeEncoder) -> AsyncIterator[httpx.AsyncClient]:
     """Serve ``encoder`` without a socket."""
-    service = Service(encoder, ServedModel("test/fake", cut_any=cut_any))
+    service = Service(encoder, ServedModel("test/fake"))
     transport = httpx.ASGITransport(create_app(service, None))
     async with (
         service.running(),
@@ -104,13 +104,9 @@ async def test_model_with_an_invalid_first_vector_never_becomes_ready() -> None:
     assert (ready.status_code, reply.status_code) == (503, 503)
 
 
-async def test_dimensions_of_an_untrained_model_are_served_only_with_the_override() -> None:
-    async with asking(FakeEncoder(), cut_any=False) as client:
-        refused = await client.post("/v1/embeddings", json={"input": "a", "dimensions": 4})
+async def test_dimensions_are_cut() -> None:
     async with asking(FakeEncoder()) as client:
         served = await client.post("/v1/embeddings", json={"input": "a", "dimensions": 4})
-    assert refused.status_code == 400
-    assert "'test/fake' does not support matryoshka" in refused.json()["message"]
     assert len(served.json()["data"][0]["embedding"]) == 4
 
 

@@ -58,17 +58,6 @@ def test_without_a_key_nothing_asks_for_one(tmp_path: Path) -> None:
         assert len(server.vectors("a")[0]) == 384
 
 
-def test_dimensions_can_be_refused_as_sglang_does_without_its_override(tmp_path: Path) -> None:
-    with serving(tmp_path, "--refuse-untrained-dimensions") as server:
-        reply = server.embed("a", dimensions=64)
-        assert server.embed("a").status_code == 200
-    assert reply.status_code == 400
-    assert reply.json()["message"] == (
-        "Model 'emberd/demo' does not support matryoshka representation, "
-        "changing output dimensions will lead to poor results."
-    )
-
-
 def test_the_log_holds_neither_the_key_nor_a_text(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         server.vectors("a secret sentence")

@@ -17,8 +17,7 @@ from emberd.server_handle import ServerHandle
 from emberd.settings import UNSET, Settings, Unset
 
 if TYPE_CHECKING:
-    from emberd.cache import Cache
-    from emberd.cache.adapter import VectorCache
+    from emberd.cache.base import Cache, VectorCache
     from emberd.client.aio import AsyncClient
     from emberd.client.sync import Client
     from emberd.client.vectors import Floats
@@ -394,9 +393,9 @@ class Embedder:
         self._base: Embedder | None = None
         self._vector_cache: VectorCache | None = None
         if settings.cache is not None:
-            from emberd.cache import check
+            from emberd.cache import urls
 
-            check(settings.cache)
+            urls.parse(settings.cache)  # an invalid one is refused here, not at first use
         self._handle = ServerHandle(settings, manager)
 
     def _client(self) -> Client:
@@ -423,10 +422,11 @@ class Embedder:
         if self._base is not None:
             return self._base._cache_adapter()
         if self._vector_cache is None and self._settings.cache is not None:
-            from emberd.cache.adapter import VectorCache
+            from emberd.cache import open_cache
+            from emberd.cache.base import VectorCache
 
             self._vector_cache = VectorCache(
-                self._settings.cache,
+                open_cache(self._settings.cache),
                 index_identity.native(self._settings, self._handle.spec),
                 self._settings.known.dimensions,
             )

@@ -8,11 +8,13 @@ checks is removed and counts as a miss.
 
 from __future__ import annotations
 
-from emberd.cache import urls
-from emberd.cache.base import Cache, CacheStats, keys
-from emberd.cache.urls import check
+from typing import TYPE_CHECKING
 
-__all__ = ["Cache", "CacheStats", "check", "keys", "open_cache"]
+from emberd.cache import urls
+
+if TYPE_CHECKING:
+    # Imported for types only: an embedder that checks a URL needs no NumPy.
+    from emberd.cache.base import Cache
 
 
 def open_cache(url: str) -> Cache:

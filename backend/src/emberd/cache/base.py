@@ -1,4 +1,4 @@
-"""What all caches share: lookup and storage of checked records, keys, counters, circuit breaker."""
+"""What all caches share: keys, lookup and storage of checked records, counters, circuit breaker."""
 
 from __future__ import annotations
 
@@ -9,19 +9,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+import numpy as np
+
+from emberd.cache.records import CachedVectors, Floats, decode, encode
 from emberd.cache.urls import CacheUrl
 from emberd.system.fork import ForkAware
-
-if TYPE_CHECKING:
-    # Imported for types only: a constructor that checks a URL needs no NumPy.
-    import numpy as np
-    import numpy.typing as npt
-
-    from emberd.cache.records import CachedVectors, Reader
-
-    Floats = npt.NDArray[np.float32]
 
 RETRY_AFTER_S: Final = 10.0
 """Pause after a failure of a store: a shorter one would add its timeout to every call."""
@@ -32,10 +26,11 @@ KEY_BYTES: Final = 32
 _KEY_FORMAT: Final = b"emberd cache 1"
 """Changed with the format of keys or records, so that entries of two formats never mix."""
 
+_KEYS_AT_ONCE: Final = 500
+"""Keys in one call of a store: their records are some megabytes, for which other processes wait,
+and older versions of SQLite take up to 999 values in a statement."""
+
 _LOG: Final = logging.getLogger("emberd")
-
-
-# ---------------------------------------------------------------- keys
 
 
 def keys(identity: str, texts: Iterable[str]) -> list[bytes]:
@@ -61,9 +56,6 @@ def _framed(text: str) -> bytes:
     return len(raw).to_bytes(8, "little") + raw
 
 
-# ---------------------------------------------------------------- caches
-
-
 @dataclass(frozen=True, slots=True)
 class CacheStats:
     """What one cache object has counted, and the size of its store.
@@ -71,7 +63,7 @@ class CacheStats:
     Attributes:
         hits: Keys that were found.
         misses: Keys that were not found.
-        recovered: Corrupt records, or whole files, that were removed.
+        recovered: Corrupt records that were removed.
         entries: Records in the store; None if the store does not report it.
         bytes: Size of the records; None if the store does not report it.
     """
@@ -94,7 +86,7 @@ class Cache(ForkAware, ABC):
 
     def __init__(self, location: CacheUrl) -> None:
         self._location = location
-        self._counts: dict[str, int] = {"hits": 0, "misses": 0, "recovered": 0}
+        self._hits = self._misses = self._recovered = 0
         self._count_lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -107,23 +99,32 @@ class Cache(ForkAware, ABC):
         """Return the vectors that are stored under ``keys``.
 
         Args:
-            keys: From ``emberd.cache.keys``; may contain a key twice.
+            keys: From ``emberd.cache.base.keys``; may contain a key twice.
             dimensions: Length of a native vector; records of another length are removed. If None,
                 the first valid record decides.
 
         Raises:
             SettingError: The store's client library is not installed.
         """
-        from emberd.cache.records import Reader
-
-        reader = Reader(keys, self._location.dtype, dimensions)
-        self._read(keys, reader)
-        found = reader.found()
-        hits = int(found.mask.sum())
-        self._count(hits=hits, misses=len(keys) - hits, recovered=len(reader.corrupt))
-        if reader.corrupt:
-            self._remove(reader.corrupt)
-        return found
+        mask = np.zeros(len(keys), np.bool_)
+        parts = []
+        for first in range(0, len(keys), _KEYS_AT_ONCE):
+            some = keys[first : first + _KEYS_AT_ONCE]
+            found, corrupt = decode(some, self._read(some), self._location.dtype, dimensions)
+            mask[first : first + _KEYS_AT_ONCE] = found.mask
+            hits = len(found.vectors)
+            if hits:
+                parts.append(found.vectors)
+                dimensions = found.vectors.shape[1]
+            with self._count_lock:
+                self._hits += hits
+                self._misses += len(some) - hits
+                self._recovered += len(corrupt)
+            if corrupt:
+                self._remove(corrupt)
+        if len(parts) > 1:
+            parts = [np.concatenate(parts)]
+        return CachedVectors(mask, parts[0] if parts else np.empty((0, 0), np.float32))
 
     def put_many(self, keys: Sequence[bytes], vectors: Floats) -> None:
         """Store vectors; those that are not unit vectors are skipped.
@@ -136,24 +137,28 @@ class Cache(ForkAware, ABC):
             ValueError: ``vectors`` has another shape.
             SettingError: The store's client library is not installed.
         """
-        from emberd.cache.records import encode
-
-        records = encode(keys, vectors, self._location.dtype)
-        if records:
-            self._write(records)
+        if vectors.ndim != 2 or len(keys) != len(vectors):  # noqa: PLR2004 - texts by dimensions
+            raise ValueError(
+                f"expected vectors of shape ({len(keys)}, native) for {len(keys)} keys, "
+                f"got {vectors.shape}"
+            )
+        for first in range(0, len(keys), _KEYS_AT_ONCE):
+            some = slice(first, first + _KEYS_AT_ONCE)
+            if records := encode(keys[some], vectors[some], self._location.dtype):
+                self._write(records)
 
     def stats(self) -> CacheStats:
         """Return the counts of this object, and the size of the store if it is known."""
         with self._count_lock:
-            return CacheStats(**self._counts)
+            return CacheStats(self._hits, self._misses, self._recovered)
 
     @abstractmethod
     def close(self) -> None:
         """Close files and connections; the next use opens them again."""
 
     @abstractmethod
-    def _read(self, keys: Sequence[bytes], reader: Reader) -> None:
-        """Pass the stored records of ``keys`` to ``reader``."""
+    def _read(self, keys: Sequence[bytes]) -> Mapping[bytes, Any]:
+        """Return the stored records of ``keys``; a missing one is absent or None."""
 
     @abstractmethod
     def _write(self, records: Mapping[bytes, bytes]) -> None:
@@ -163,14 +168,34 @@ class Cache(ForkAware, ABC):
     def _remove(self, keys: Sequence[bytes]) -> None:
         """Remove the records of ``keys``."""
 
-    def _count(self, **counted: int) -> None:
-        with self._count_lock:
-            for name, number in counted.items():
-                self._counts[name] += number
-
     def after_fork_in_child(self) -> None:
         """Replace the lock: another thread of the parent may have held it."""
         self._count_lock = threading.Lock()
+
+
+class VectorCache:
+    """The cache of one embedder: vectors by text, under keys that cover all that determines them.
+
+    Implements ``emberd.client.vectors.KnownVectors``.
+
+    Args:
+        cache: Where the vectors are stored.
+        identity: What determines the vector of a text, besides the text.
+        dimensions: Length of native vectors; None if not known.
+    """
+
+    def __init__(self, cache: Cache, identity: str, dimensions: int | None) -> None:
+        self.cache = cache
+        self._identity = identity
+        self._dimensions = dimensions
+
+    def recall(self, texts: Sequence[str]) -> CachedVectors:
+        """Return which of ``texts``, in their templates, are cached, and the vectors of those."""
+        return self.cache.get_many(keys(self._identity, texts), self._dimensions)
+
+    def keep(self, texts: Sequence[str], vectors: Floats) -> None:
+        """Store native vectors, ``(len(texts), native)``."""
+        self.cache.put_many(keys(self._identity, texts), vectors)
 
 
 class CircuitBreaker:

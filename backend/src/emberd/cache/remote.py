@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from emberd import env
 from emberd.cache.base import Cache, CircuitBreaker
@@ -14,15 +14,10 @@ from emberd.cache.urls import MEMCACHED, CacheUrl
 from emberd.errors import SettingError
 from emberd.system import fork
 
-if TYPE_CHECKING:
-    from emberd.cache.records import Reader
-
 TIMEOUT_S: Final = 1.0
 """Limit for connecting to a server, and for each read of its answer."""
 
 _PREFIX: Final = b"emberd:"
-_REQUEST_KEYS: Final = 500
-"""Keys in one request; their records are some megabytes."""
 _LONGEST_TTL_S: Final = 30 * 86400
 """Memcached takes larger numbers for a time of day."""
 _MEMCACHED_ATTEMPTS: Final = 3
@@ -33,8 +28,7 @@ class RemoteCache(Cache):
 
     def __init__(self, location: CacheUrl) -> None:
         super().__init__(location)
-        kind = _MemcachedServer if location.scheme == MEMCACHED else _RedisServer
-        self._servers = [kind(location, host, port) for host, port in location.servers]
+        self._servers = [_Server(location, host, port) for host, port in location.servers]
         fork.register(self)
 
     def close(self) -> None:
@@ -42,30 +36,27 @@ class RemoteCache(Cache):
         for server in self._servers:
             server.close()
 
-    def _read(self, keys: Sequence[bytes], reader: Reader) -> None:
-        for first in range(0, len(keys), _REQUEST_KEYS):
-            some = keys[first : first + _REQUEST_KEYS]
-            found: dict[bytes, Any] = {}
-            for server, share in self._shares(some):
-                found.update(zip(share, server.fetch(share), strict=False))
-            reader.take(first, map(found.get, some))
+    def _read(self, keys: Sequence[bytes]) -> Mapping[bytes, Any]:
+        found: dict[bytes, Any] = {}
+        for server, share in self._shares(keys):
+            found.update(server.fetch(share))
+        return found
 
     def _write(self, records: Mapping[bytes, bytes]) -> None:
-        keys = list(records)
-        for first in range(0, len(keys), _REQUEST_KEYS):
-            for server, share in self._shares(keys[first : first + _REQUEST_KEYS]):
-                server.save({key: records[key] for key in share})
+        for server, share in self._shares(records):
+            server.save({key: records[key] for key in share})
 
     def _remove(self, keys: Sequence[bytes]) -> None:
         for server, share in self._shares(keys):
             server.remove(share)
 
-    def _shares(self, keys: Sequence[bytes]) -> list[tuple[_Server, list[bytes]]]:
+    def _shares(self, keys: Iterable[bytes]) -> Iterable[tuple[_Server, list[bytes]]]:
         # A key is a hash, so its first bytes are evenly distributed.
-        shares: list[list[bytes]] = [[] for _ in self._servers]
+        shares: dict[_Server, list[bytes]] = {}
         for key in keys:
-            shares[int.from_bytes(key[:8], "big") % len(shares)].append(key)
-        return [pair for pair in zip(self._servers, shares, strict=True) if pair[1]]
+            server = self._servers[int.from_bytes(key[:8], "big") % len(self._servers)]
+            shares.setdefault(server, []).append(key)
+        return shares.items()
 
     def after_fork_in_child(self) -> None:
         """Leave the connections to the parent."""
@@ -85,20 +76,26 @@ class _Server:
         self._lock = threading.Lock()
         self._client: Any = None
 
-    def fetch(self, keys: Sequence[bytes]) -> Sequence[Any]:
-        """Return the records of ``keys``, None for a missing one; empty if the server is down."""
-        found: list[Any] = []
-        self._use(self._reading, lambda client: found.extend(self._get(client, _names(keys))))
-        return found
+    def fetch(self, keys: Sequence[bytes]) -> Mapping[bytes, Any]:
+        """Return the records of ``keys``; empty if the server is down."""
+        names = _names(keys)
+
+        def get(client: Any) -> dict[bytes, Any]:
+            found = client.get_many(names)
+            return {key: found.get(name) for key, name in zip(keys, names, strict=True)}
+
+        return self._use(self._reading, get) or {}
 
     def save(self, records: Mapping[bytes, bytes]) -> None:
         """Store records."""
-        named = dict(zip(_names(list(records)), records.values(), strict=True))
-        self._use(self._writing, lambda client: self._set(client, named))
+        named = dict(zip(_names(records), records.values(), strict=True))
+        ttl_s = self._location.ttl_s
+        expire = _expiry(ttl_s) if self._location.scheme == MEMCACHED else ttl_s
+        self._use(self._writing, lambda client: client.set_many(named, expire))
 
     def remove(self, keys: Sequence[bytes]) -> None:
         """Remove the records of ``keys``."""
-        self._use(self._writing, lambda client: self._delete(client, _names(keys)))
+        self._use(self._writing, lambda client: client.delete_many(_names(keys)))
 
     def close(self) -> None:
         """Close the connections."""
@@ -114,110 +111,89 @@ class _Server:
             fork.keep_inherited(self._client)
         self._client, self._lock = None, threading.Lock()
 
-    def _use(self, breaker: CircuitBreaker, work: Callable[[Any], object]) -> None:
+    def _use(self, breaker: CircuitBreaker, work: Callable[[Any], Any]) -> Any:
+        """Return what ``work`` returns, called with the client; None if the server fails."""
         if breaker.is_open:
-            return
+            return None
         with self._lock:
             if self._client is None:
-                self._client = self._connect()
+                connect = _memcached if self._location.scheme == MEMCACHED else _RedisClient
+                self._client = connect(self._location, self._host, self._port)
                 self._close_client = weakref.finalize(self, self._client.close)
             client = self._client
         try:
-            work(client)
+            result = work(client)
         # If the port belongs to another kind of server, clients raise anything (AttributeError).
         except Exception as error:  # noqa: BLE001
             breaker.record_failure(f"{type(error).__name__}: {error}")
-        else:
-            breaker.record_success()
-
-    # By kind of server; each method raises what its client library raises.
-
-    def _connect(self) -> Any:
-        """Return a client with a pool of connections that threads share.
-
-        Raises:
-            SettingError: The client library is not installed.
-        """
-        raise NotImplementedError
-
-    def _get(self, client: Any, names: Sequence[bytes]) -> Sequence[Any]:
-        raise NotImplementedError
-
-    def _set(self, client: Any, records: Mapping[bytes, bytes]) -> None:
-        raise NotImplementedError
-
-    def _delete(self, client: Any, names: Sequence[bytes]) -> None:
-        raise NotImplementedError
+            return None
+        breaker.record_success()
+        return result
 
 
-class _RedisServer(_Server):
-    """A server that speaks the protocol of Redis, through redis-py."""
+class _RedisClient:
+    """A pool of connections to Redis, with those methods of a pymemcache client that are used."""
 
-    def _connect(self) -> Any:
+    def __init__(self, location: CacheUrl, host: str, port: int) -> None:
         try:
             from redis import Redis
             from redis.backoff import NoBackoff
             from redis.retry import Retry
         except ImportError as error:
             raise _not_installed("redis", "redis-py") from error
-        return Redis(
-            host=self._host,
-            port=self._port,
-            db=self._location.database,
+        self._redis = Redis(
+            host=host,
+            port=port,
+            db=location.database,
             username=env.text(env.CACHE_USER),
             password=env.text(env.CACHE_PASSWORD),
-            ssl=self._location.scheme == "rediss",
+            ssl=location.scheme == "rediss",
             socket_timeout=TIMEOUT_S,
             socket_connect_timeout=TIMEOUT_S,
             # One retry: a server that was restarted has closed the connections of the pool.
             retry=Retry(NoBackoff(), 1),
         )
 
-    def _get(self, client: Any, names: Sequence[bytes]) -> Sequence[Any]:
-        found: Sequence[Any] = client.mget(names)
-        return found
+    def get_many(self, names: Sequence[bytes]) -> dict[bytes, Any]:
+        """Return the values of ``names``; None for a missing one."""
+        values: Any = self._redis.mget(names)
+        return dict(zip(names, values, strict=True))
 
-    def _set(self, client: Any, records: Mapping[bytes, bytes]) -> None:
-        pipeline = client.pipeline(transaction=False)
-        for name, record in records.items():
-            pipeline.set(name, record, ex=self._location.ttl_s)
+    def set_many(self, values: Mapping[bytes, bytes], expire: int | None) -> None:
+        """Store values for ``expire`` seconds."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for name, value in values.items():
+            pipeline.set(name, value, ex=expire)
         pipeline.execute()
 
-    def _delete(self, client: Any, names: Sequence[bytes]) -> None:
-        client.delete(*names)
+    def delete_many(self, names: Sequence[bytes]) -> None:
+        """Remove the values of ``names``."""
+        self._redis.delete(*names)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
 
 
-class _MemcachedServer(_Server):
-    """A Memcached server, through pymemcache."""
-
-    def _connect(self) -> Any:
-        try:
-            from pymemcache.client.base import PooledClient
-            from pymemcache.client.retrying import RetryingClient
-            from pymemcache.exceptions import MemcacheUnexpectedCloseError
-        except ImportError as error:
-            raise _not_installed("memcached", "pymemcache") from error
-        client = PooledClient(
-            (self._host, self._port),
-            connect_timeout=TIMEOUT_S,
-            timeout=TIMEOUT_S,
-            no_delay=True,
-            # Without waiting for replies, an unread error would be taken for the next reply.
-            default_noreply=False,
-        )
-        # A server that was restarted has closed the connections of the pool.
-        closed = [MemcacheUnexpectedCloseError, ConnectionError]
-        return RetryingClient(client, attempts=_MEMCACHED_ATTEMPTS, retry_for=closed)
-
-    def _get(self, client: Any, names: Sequence[bytes]) -> Sequence[Any]:
-        found: dict[bytes, Any] = client.get_many(names)
-        return [found.get(name) for name in names]
-
-    def _set(self, client: Any, records: Mapping[bytes, bytes]) -> None:
-        client.set_many(records, expire=_expiry(self._location.ttl_s))
-
-    def _delete(self, client: Any, names: Sequence[bytes]) -> None:
-        client.delete_many(names)
+def _memcached(_: CacheUrl, host: str, port: int) -> Any:
+    """Return a pool of connections to Memcached."""
+    try:
+        from pymemcache.client.base import PooledClient
+        from pymemcache.client.retrying import RetryingClient
+        from pymemcache.exceptions import MemcacheUnexpectedCloseError
+    except ImportError as error:
+        raise _not_installed("memcached", "pymemcache") from error
+    client = PooledClient(
+        (host, port),
+        connect_timeout=TIMEOUT_S,
+        timeout=TIMEOUT_S,
+        no_delay=True,
+        # Without waiting for replies, an unread error would be taken for the next reply.
+        default_noreply=False,
+    )
+    # A server that was restarted has closed the connections of the pool.
+    closed = [MemcacheUnexpectedCloseError, ConnectionError]
+    return RetryingClient(client, attempts=_MEMCACHED_ATTEMPTS, retry_for=closed)
 
 
 def _not_installed(kind: str, library: str) -> SettingError:
@@ -233,6 +209,6 @@ def _expiry(ttl_s: int | None) -> int:
     return int(time.time()) + ttl_s
 
 
-def _names(keys: Sequence[bytes]) -> list[bytes]:
+def _names(keys: Iterable[bytes]) -> list[bytes]:
     # Memcached takes printable names only; hexadecimal ones can be typed in both.
     return [_PREFIX + key.hex().encode() for key in keys]

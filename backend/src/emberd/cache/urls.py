@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -14,7 +14,6 @@ from emberd.errors import SettingError
 
 SQLITE: Final = "sqlite"
 MEMCACHED: Final = "memcached"
-REDIS: Final = ("redis", "rediss")
 
 _PORTS: Final = {"redis": 6379, "rediss": 6379, MEMCACHED: 11211}
 _FORMS: Final = (
@@ -54,15 +53,6 @@ class CacheUrl:
     ttl_s: int | None = None
 
 
-def check(url: str) -> None:
-    """Raise if ``url`` is not a valid cache URL.
-
-    Raises:
-        SettingError: It is invalid; the message says why, and what is valid.
-    """
-    parse(url)
-
-
 def parse(url: str) -> CacheUrl:
     """Return a cache URL in its parts.
 
@@ -77,30 +67,38 @@ def parse(url: str) -> CacheUrl:
             f"The cache URL contains a user or a password, which would appear in logs and pickles. "
             f"Remove the part before the @, and set {env.CACHE_USER} and {env.CACHE_PASSWORD}."
         )
-    parts = _split(url)
+    bare, mark, query = url.strip().partition("?")
+    try:
+        # Without the slashes, urlsplit would take "sqlite" for a path.
+        parts = urlsplit(f"{bare}://{mark}{query}" if bare == SQLITE else url.strip())
+    except ValueError as error:
+        raise SettingError(f"{_shown(url)} is not a valid URL ({error}): use {_FORMS}.") from error
     if parts.scheme == SQLITE:
-        return CacheUrl(url, SQLITE, path=_path(parts, url), **_options(parts, url, _FILE_OPTIONS))
+        options = _options(parts, url, "dtype", "max_bytes")
+        return CacheUrl(url, SQLITE, path=_path(parts, url), **options)
     if parts.scheme not in _PORTS:
         raise SettingError(f"{_shown(url)} is not a known kind of cache: use {_FORMS}.")
-    options = _options(parts, url, _SERVER_OPTIONS)
-    if parts.scheme in REDIS:
-        options["database"] = _database(parts, url)
-    return CacheUrl(url, parts.scheme, servers=_servers(parts, url), **options)
+    servers, database = parts.netloc.split(","), parts.path.strip("/")
+    if parts.scheme == MEMCACHED and database:
+        raise SettingError(f"{_shown(url)}: Memcached has no databases; remove {parts.path!r}.")
+    if not database.isascii() or not (database or "0").isdigit():
+        raise SettingError(f"{_shown(url)}: {database!r} is not a database number (use /0).")
+    if parts.scheme != MEMCACHED and len(servers) > 1:
+        raise SettingError(f"{_shown(url)} has {len(servers)} servers: use one for Redis.")
+    options = _options(parts, url, "dtype", "ttl")
+    return CacheUrl(
+        url,
+        parts.scheme,
+        servers=tuple(_server(name, _PORTS[parts.scheme], url) for name in servers),
+        database=int(database or 0),
+        ttl_s=options.pop("ttl", None),
+        **options,
+    )
 
 
 def _shown(url: str) -> str:
     """Return a URL for messages, without its options, which may contain a secret."""
     return f"cache={re.split('[?#]', url, maxsplit=1)[0]!r}"
-
-
-def _split(url: str) -> SplitResult:
-    bare, mark, query = url.strip().partition("?")
-    if bare == SQLITE:
-        url = f"{SQLITE}://{mark}{query}"
-    try:
-        return urlsplit(url.strip())
-    except ValueError as error:
-        raise SettingError(f"{_shown(url)} is not a valid URL ({error}): use {_FORMS}.") from error
 
 
 def _path(parts: SplitResult, url: str) -> str:
@@ -113,23 +111,6 @@ def _path(parts: SplitResult, url: str) -> str:
             f"with three slashes, or just sqlite for the file in emberd's home."
         )
     return path
-
-
-def _database(parts: SplitResult, url: str) -> int:
-    number = parts.path.strip("/") or "0"
-    if not number.isascii() or not number.isdigit():
-        raise SettingError(f"{_shown(url)}: {number!r} is not a database number (use /0).")
-    return int(number)
-
-
-def _servers(parts: SplitResult, url: str) -> tuple[tuple[str, int], ...]:
-    is_memcached = parts.scheme == MEMCACHED
-    if is_memcached and parts.path.strip("/"):
-        raise SettingError(f"{_shown(url)}: Memcached has no databases; remove {parts.path!r}.")
-    names = parts.netloc.split(",")
-    if len(names) > 1 and not is_memcached:
-        raise SettingError(f"{_shown(url)} has {len(names)} servers: use one for Redis.")
-    return tuple(_server(name, _PORTS[parts.scheme], url) for name in names)
 
 
 def _server(name: str, default_port: int, url: str) -> tuple[str, int]:
@@ -175,39 +156,27 @@ def _dtype(text: str) -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True)
-class _UrlOption:
-    field: str
-    read: Callable[[str], Any]
-    wanted: str
-
-
-_DTYPE: Final = _UrlOption("dtype", _dtype, " or ".join(DTYPES))
-_FILE_OPTIONS: Final = {
-    "dtype": _DTYPE,
-    "max_bytes": _UrlOption("max_bytes", _size, "a size of at least 64MB, such as 20GB"),
-}
-_SERVER_OPTIONS: Final = {
-    "dtype": _DTYPE,
-    "ttl": _UrlOption(
-        "ttl_s", _ttl, f"a whole number of seconds, at least 1 s: {durations.FORMS_OR_NEVER}"
-    ),
+# Name -> how its value is read, and what is valid.
+_OPTIONS: Final[dict[str, tuple[Callable[[str], Any], str]]] = {
+    "dtype": (_dtype, " or ".join(DTYPES)),
+    "max_bytes": (_size, "a size of at least 64MB, such as 20GB"),
+    "ttl": (_ttl, f"a whole number of seconds, at least 1 s: {durations.FORMS_OR_NEVER}"),
 }
 
 
-def _options(parts: SplitResult, url: str, known: Mapping[str, _UrlOption]) -> dict[str, Any]:
+def _options(parts: SplitResult, url: str, *known: str) -> dict[str, Any]:
     if parts.fragment:
         raise SettingError(f"{_shown(url)} contains a #, which must be written as %23.")
     values: dict[str, Any] = {}
     for name, text in parse_qsl(parts.query, keep_blank_values=True):
-        option = known.get(name)
-        if option is None or option.field in values:
-            wrong = "is given twice" if option else "is not an option of this kind of cache"
+        if name not in known or name in values:
+            wrong = "is given twice" if name in known else "is not an option of this kind of cache"
             raise SettingError(f"{_shown(url)}: {name} {wrong}; it takes {' and '.join(known)}.")
+        read, wanted = _OPTIONS[name]
         try:
-            values[option.field] = option.read(text)
+            values[name] = read(text)
         except ValueError as error:
             raise SettingError(
-                f"{_shown(url)}: {name}={text!r} is invalid; use {option.wanted}."
+                f"{_shown(url)}: {name}={text!r} is invalid; use {wanted}."
             ) from error
     return values

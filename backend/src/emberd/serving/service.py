@@ -154,7 +154,11 @@ class Scheduler:
             expected = (len(items), self._encoder.dimensions)
             if vectors.shape != expected:
                 raise BadReplyError(f"the encoder returned shape {vectors.shape}, not {expected}")
-            self._deliver(batch, vectors)
+            at = 0
+            for part in batch:
+                end = at + part.stop - part.start
+                self._deliver(part, vectors[at:end])
+                at = end
         except Exception as error:  # noqa: BLE001 - every error must reach the waiting requests
             _log.error("the encoder failed on %d texts: %s", len(items), describe_error(error))
             for part in batch:
@@ -162,23 +166,17 @@ class Scheduler:
         finally:
             self.running = 0
 
-    def _deliver(self, batch: Sequence[_BatchPart], vectors: NDArray[np.float32]) -> None:
-        at = 0
-        for part in batch:
-            rows = vectors[at : at + part.stop - part.start]
-            at += len(rows)
-            request = part.request
-            if request.counted:
-                self._metrics.tokens.inc(sum(item.tokens for item in part.items))
-            request.vectors[part.start : part.stop] = rows
-            request.encoded += len(rows)
-            # A comparison with NaN is false, so this covers numbers that are not finite too.
-            if not is_unit(np.linalg.norm(rows, axis=1)).all():
-                request.fail(
-                    BadReplyError("the encoder returned a vector that is not finite and unit")
-                )
-            elif request.encoded == len(request.items) and not request.answer.done():
-                request.answer.set_result(request.vectors)
+    def _deliver(self, part: _BatchPart, rows: NDArray[np.float32]) -> None:
+        request = part.request
+        if request.counted:
+            self._metrics.tokens.inc(sum(item.tokens for item in part.items))
+        request.vectors[part.start : part.stop] = rows
+        request.encoded += len(rows)
+        # A comparison with NaN is false, so this covers numbers that are not finite too.
+        if not is_unit(np.linalg.norm(rows, axis=1)).all():
+            request.fail(BadReplyError("the encoder returned a vector that is not finite and unit"))
+        elif request.encoded == len(request.items) and not request.answer.done():
+            request.answer.set_result(request.vectors)
 
 
 # ---------------------------------------------------------------- the service
@@ -200,18 +198,20 @@ class ServedModel:
     Attributes:
         name: The name of the model in requests.
         weight_version: Any text, by which the process that started the server recognises it.
-        cut_any: Support ``dimensions`` also for a model that was not trained for it.
         revision: The requested revision; None if none was requested.
     """
 
     name: str
     weight_version: str = "default"
-    cut_any: bool = True
     revision: str | None = None
 
 
 class Service:
-    """One served model. Lives on one event loop."""
+    """One served model. Lives on one event loop.
+
+    Attributes:
+        on_done: Called when the server has drained, or could not load its model.
+    """
 
     def __init__(self, encoder: Encoder, model: ServedModel) -> None:
         self.encoder = encoder
@@ -220,13 +220,9 @@ class Service:
         self.phase = Phase.LOADING
         self._scheduler = Scheduler(encoder, self.metrics)
         self._in_flight = 0
-        self._on_done: Callable[[], None] = lambda: None
+        self.on_done: Callable[[], None] = lambda: None
         self.metrics.running.set_function(lambda: self._scheduler.running)
         self.metrics.queued.set_function(lambda: self._in_flight - self._scheduler.running)
-
-    def when_done(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` when the server has drained, or could not load its model."""
-        self._on_done = callback
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -244,7 +240,7 @@ class Service:
         self.phase = Phase.DRAINING
         _log.info("draining: %d requests in flight", self._in_flight)
         if self._in_flight == 0:
-            self._on_done()
+            self.on_done()
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
@@ -263,7 +259,7 @@ class Service:
         finally:
             self._in_flight -= 1
             if self.phase is Phase.DRAINING and self._in_flight == 0:
-                self._on_done()
+                self.on_done()
 
     def require_ready(self) -> None:
         """Raise while the server takes no requests.
@@ -272,10 +268,8 @@ class Service:
             RefusedError: The server is loading or draining; 503, which clients retry.
         """
         if self.phase is not Phase.READY:
-            status = HTTPStatus.SERVICE_UNAVAILABLE
-            raise wire.RefusedError(
-                f"The server is {self.phase.value}. Try again.", status=status, kind=f"{status:d}"
-            )
+            message = f"The server is {self.phase.value}. Try again."
+            raise wire.RefusedError(message, status=HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def embed(self, request: wire.EmbeddingRequest) -> bytes:
         """Return the body of the reply to ``request``. Cancelling it drops the request.
@@ -286,8 +280,7 @@ class Service:
             BadReplyError: The encoder failed.
         """
         encoder, model = self.encoder, self.model
-        wire.check_model(request.model, model.name)
-        wire.check_dimensions(request.dimensions, encoder, model.name, cut_any=model.cut_any)
+        wire.check_served(request, encoder, model.name)
         items = await asyncio.to_thread(wire.prepare, request, encoder, model.name)
         vectors = await self._scheduler.embed(items)
         tokens = sum(item.tokens for item in items)
@@ -311,7 +304,7 @@ class Service:
         except Exception as error:  # noqa: BLE001 - the log must contain the reason
             self.phase = Phase.FAILED
             _log.error("cannot serve %s: %s", self.model.name, describe_error(error))
-            self._on_done()
+            self.on_done()
         else:
             self.phase = Phase.READY
             _log.info("ready: %s after %.1f s", self.model.name, time.monotonic() - began)

@@ -11,11 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from emberd.errors import EmberdError
-
-CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 _LABELS: Final = ("model_name",)
 _LATENCY_BUCKETS_S: Final = (

@@ -1,26 +1,42 @@
 """The encoder of Qwen3-Embedding checkpoints: Hugging Face transformers, last-token pooling.
 
 The vectors are those of the reference: tokenizer, weights and layers are transformers' own, and the
-state of the last token is normalised in float32. Only the batching without padding is ours
-(``loading.last_states``).
+state of the last token is normalised in float32. The folder of the model is one on this machine, or
+is downloaded from the Hugging Face hub. Its kind, tokenizer and weights are checked before anything
+is embedded.
+
+Only the batching is ours. Texts go through the model without padding: the tokens of a batch form
+one row, each token has its position in its own text, and attention is computed text by text. All
+other layers see as many rows as there are tokens: nothing is computed for padding, and the vector
+of a text hardly depends on the other texts. Measured on a CPU in bfloat16, 40 texts of 8 to 400
+tokens: 4,130 tokens/s (padded on the left, with a mask: 3,260 in batches of similar length, 1,030
+in batches of 32), and a cosine of 1.000000 with each text encoded alone (0.9999 with padding).
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
-from collections.abc import Sequence
+import os
+import resource
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emberd import model_card
+from emberd import model_card, model_files
 from emberd.errors import BadReplyError, StartError
-from emberd.serving import hardware, loading
+from emberd.serving import hardware
 from emberd.serving.encoder import LoadOptions, PreparedText
-from emberd.serving.hardware import CPU
-from emberd.serving.loading import LoadedModel
+from emberd.serving.hardware import CPU, DeviceChoice
+from emberd.serving.telemetry import log_progress
+
+_log = logging.getLogger("emberd.serving")
 
 _CONTEXT_TOKENS: Final = 32_768
 """The limit of Qwen3-Embedding's model card; the configuration allows more."""
@@ -32,9 +48,21 @@ _CPU_BATCH_TOKENS: Final = 1024
 _GPU_BATCH_TEXTS: Final = 256
 _GPU_BATCH_TOKENS: Final = 16_384
 
-_INSTALL: Final = "emberd engine install transformers"
+ARCHITECTURES: Final = ("Qwen3ForCausalLM", "Qwen3Model")
+"""Supported architectures: causal, full attention, last-token pooling."""
 
-_log = logging.getLogger("emberd.serving")
+_RSS_BYTES: Final = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss
+_MEMORY_FACTOR: Final = 1.05  # the weights, activations and torch itself
+_GIB: Final = 1024**3
+_WORD: Final = "ready"
+_HEAD: Final = "lm_head."
+
+_INSTALL: Final = "emberd engine install transformers"
+_COPY_AGAIN: Final = (
+    "Compare its files with the original and copy it again; for a model of the hub, remove it from "
+    "the cache (`hf cache rm`) and start again."
+)
+_OTHER_MODEL: Final = "Use a Qwen3-Embedding checkpoint, such as Qwen/Qwen3-Embedding-0.6B."
 
 
 class TransformersEncoder:
@@ -50,17 +78,17 @@ class TransformersEncoder:
     pooling = "last"
 
     def __init__(self, options: LoadOptions) -> None:
-        known = model_card.describe(options.model)
         self.name = options.model
-        self.matryoshka = known.matryoshka
-        self.dimensions = known.dimensions or 0
+        self.dimensions = model_card.describe(options.model).dimensions or 0
         self.context_tokens = _CONTEXT_TOKENS
         self.device = options.device or CPU
         self.dtype = options.dtype or hardware.BFLOAT16
         self.batch_texts, self.batch_tokens = _CPU_BATCH_TEXTS, _CPU_BATCH_TOKENS
         self._options = options
         self._torch: Any = None
-        self._loaded: LoadedModel | None = None
+        self._model: Any = None
+        self._tokenizer: Any = None
+        self._vocabulary = 0
 
     def load(self) -> None:
         """Find, check and load the checkpoint.
@@ -69,11 +97,12 @@ class TransformersEncoder:
             StartError: It cannot be loaded; the message says why and what to do.
         """
         self._torch = _import_torch()
-        folder = loading.model_folder(self._options)
+        folder = model_folder(self._options)
         choice = hardware.choose_device(self._torch, self._options.device, self._options.dtype)
         _log.info("device %s, %s: %s", choice.device, choice.dtype, choice.why)
-        loaded = loading.load(folder, choice, model_card.describe(self.name).end_of_text_id)
-        limit, wanted = loaded.context_tokens, self._options.context_tokens
+        end_of_text_id = model_card.describe(self.name).end_of_text_id
+        config, self._tokenizer, self._model = load_checkpoint(folder, choice, end_of_text_id)
+        limit, wanted = int(config["max_position_embeddings"]), self._options.context_tokens
         if wanted is not None and wanted > limit:
             raise StartError(
                 f"texts of {wanted} tokens were requested, but {self.name} takes at most {limit}",
@@ -82,15 +111,14 @@ class TransformersEncoder:
         # A text must have fewer tokens than this, as with SGLang; one more, so that a text of
         # exactly the requested length fits.
         self.context_tokens = min(limit, wanted + 1 if wanted else _CONTEXT_TOKENS)
-        self.dimensions = loaded.dimensions
+        self.dimensions, self._vocabulary = int(config["hidden_size"]), int(config["vocab_size"])
         self.device, self.dtype = choice.device, choice.dtype
         if choice.device != CPU:
             self.batch_texts, self.batch_tokens = _GPU_BATCH_TEXTS, _GPU_BATCH_TOKENS
-        self._loaded = loaded
 
     def prepare(self, texts: Sequence[str]) -> list[PreparedText]:
         """Return the token ids of ``texts``, each with the end-of-text token at its end."""
-        found = self._get().tokenizer.encode_batch(list(texts))
+        found = self._tokenizer.encode_batch(list(texts))
         return [PreparedText(len(each.ids), each.ids) for each in found]
 
     def encode(self, batch: Sequence[PreparedText]) -> NDArray[np.float32]:
@@ -119,8 +147,7 @@ class TransformersEncoder:
 
     def tokenize(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Return the token ids of ``text``."""
-        found = self._get().tokenizer.encode(text, add_special_tokens=special_tokens)
-        return list(found.ids)
+        return list(self._tokenizer.encode(text, add_special_tokens=special_tokens).ids)
 
     def prepare_ids(self, ids: Sequence[int]) -> PreparedText:
         """Return token ids in the form that ``encode`` takes.
@@ -128,24 +155,17 @@ class TransformersEncoder:
         Raises:
             ValueError: An id is not in the vocabulary.
         """
-        vocabulary = self._get().vocabulary
         for token in ids:
-            if not 0 <= token < vocabulary:
+            if not 0 <= token < self._vocabulary:
                 raise ValueError(f"Token ID {token} is not in the vocabulary")
         return PreparedText(len(ids), list(ids))
 
     def _encode(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        torch = self._torch
-        with torch.inference_mode():
-            states = loading.last_states(torch, self._get().model, texts)
-            unit = torch.nn.functional.normalize(states.float(), dim=1)
+        with self._torch.inference_mode():
+            states = last_states(self._torch, self._model, texts)
+            unit = self._torch.nn.functional.normalize(states.float(), dim=1)
             vectors: NDArray[np.float32] = unit.cpu().numpy()
         return vectors
-
-    def _get(self) -> LoadedModel:
-        if self._loaded is None:
-            raise StartError("the model is not loaded", advice="Call load() first.")
-        return self._loaded
 
 
 def _import_torch() -> Any:
@@ -163,3 +183,336 @@ def _import_torch() -> Any:
             f"torch or transformers cannot be imported ({error})", advice=f"Run: {_INSTALL}"
         ) from error
     return torch
+
+
+# ---------------------------------------------------------------- the folder of a model
+
+_FILES: Final = ("*.json", "*.safetensors", "*.txt")
+_CHATTY: Final = ("filelock", "httpcore", "httpcore2", "httpx", "httpx2", "huggingface_hub")
+_LOG_IN: Final = "log in with `hf auth login`, or set HF_TOKEN to a token that may read it"
+
+
+def model_folder(options: LoadOptions) -> Path:
+    """Return the folder with the files of a model; those of the hub are downloaded.
+
+    The hub's own variables ``HF_HUB_OFFLINE``, ``HF_HOME``, ``HF_ENDPOINT`` and ``HF_TOKEN`` apply.
+
+    Raises:
+        StartError: The folder or model does not exist, or the hub refused the download.
+    """
+    path = Path(os.path.expanduser(options.model))
+    if path.is_dir():
+        return path
+    if model_files.is_path(options.model):
+        raise StartError(
+            f"there is no folder {options.model}",
+            advice="Correct the path (model= or EMBERD_MODEL): the folder that holds config.json.",
+        )
+    hub: Any = importlib.import_module("huggingface_hub")
+    importlib.import_module("huggingface_hub.errors")
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    hub.utils.disable_progress_bars()
+    cached = Path(hub.constants.HF_HUB_CACHE) / f"models--{options.model.replace('/', '--')}"
+    try:
+        with log_progress("downloading", lambda: _bytes_in(cached / "blobs"), None):
+            return Path(
+                hub.snapshot_download(
+                    options.model, revision=options.revision, allow_patterns=list(_FILES)
+                )
+            )
+    except Exception as error:
+        cause, advice = _explain_download(hub, options, error)
+        raise StartError(cause, advice=advice) from error
+
+
+def _bytes_in(folder: Path) -> int:
+    try:
+        with os.scandir(folder) as entries:
+            return sum(entry.stat().st_size for entry in entries if entry.is_file())
+    except OSError:
+        return 0
+
+
+def _explain_download(hub: Any, options: LoadOptions, error: Exception) -> tuple[str, str]:
+    """Return why a download failed, and what to do."""
+    model, errors = options.model, hub.errors
+    hub_cache = "the hub's cache on this machine"
+    elsewhere = f"download it elsewhere with `hf download {model}` and give the folder as model="
+    responses = [found.response for found in _chain(error) if hasattr(found, "response")]
+    if isinstance(error, errors.GatedRepoError):  # a RepositoryNotFoundError too
+        return (
+            f"{model} is gated, and this account has no access to it",
+            f"Request access on the model's page, then {_LOG_IN}.",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return (
+            f"{model} has no revision {options.revision} on the hub",
+            "Set revision= to a commit, branch or tag from the model's page, or leave it out.",
+        )
+    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
+        return (
+            f"{model} is neither a folder here nor a model on the hub that you can access",
+            f"Check the name, which has the form owner/name; if it is private, {_LOG_IN}.",
+        )
+    if _is_disk_full(error):
+        return (
+            f"the disk is full: there is no space for {model} in {hub.constants.HF_HUB_CACHE}",
+            "Free some space there, or set HF_HOME to a folder on another disk.",
+        )
+    if isinstance(error, errors.LocalEntryNotFoundError) and hub.constants.HF_HUB_OFFLINE:
+        return (
+            f"{model} is not in {hub_cache}, and HF_HUB_OFFLINE forbids a download",
+            f"Unset HF_HUB_OFFLINE, or {elsewhere}.",
+        )
+    if responses:
+        return (
+            f"the hub refused the download of {model} with status {responses[0].status_code}",
+            "Try again later; `hf auth login` raises the limit of requests.",
+        )
+    return (
+        f"the hub could not be reached ({type(error).__name__}), and {model} is not in {hub_cache}",
+        f"Check the network (HTTPS_PROXY, HF_ENDPOINT), or {elsewhere}.",
+    )
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    return any(
+        isinstance(found, OSError) and found.errno == errno.ENOSPC for found in _chain(error)
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and its causes."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+# ---------------------------------------------------------------- tokenizer and weights
+
+
+def load_checkpoint(
+    folder: Path, choice: DeviceChoice, end_of_text_id: int | None
+) -> tuple[dict[str, Any], Any, Any]:
+    """Check and load a checkpoint.
+
+    Args:
+        folder: Its files.
+        choice: The device and number format to run it with.
+        end_of_text_id: The token that must end each text; None if only the tokenizer knows it.
+
+    Returns:
+        Its configuration, its tokenizer (of the tokenizers library; thread-safe), and the torch
+        module.
+
+    Raises:
+        StartError: The model is of an unsupported kind, is damaged, or does not fit.
+    """
+    config = model_files.read_json(folder / model_files.CONFIG)
+    _check_kind(folder, config)
+    size = _weights_bytes(folder, choice.dtype)
+    if choice.free_bytes is not None and choice.free_bytes < round(size * _MEMORY_FACTOR):
+        raise StartError(
+            f"the weights of {folder} take {size / _GIB:.1f} GiB in {choice.dtype}, but only "
+            f"{choice.free_bytes / _GIB:.1f} GiB is free on the {choice.device}",
+            advice=hardware.LESS_MEMORY,
+        )
+    _log.info("loading the tokenizer")
+    tokenizer = _tokenizer(folder, end_of_text_id)
+    return config, tokenizer, _load_model(folder, choice, size)
+
+
+def _check_kind(folder: Path, config: dict[str, Any]) -> None:
+    if not config:
+        raise StartError(f"{folder} has no readable {model_files.CONFIG}", advice=_COPY_AGAIN)
+    architecture = (config.get("architectures") or ["none"])[0]
+    if architecture not in ARCHITECTURES:
+        raise StartError(
+            f"the architecture of {folder} is {architecture}, and this engine supports only "
+            f"{' and '.join(ARCHITECTURES)}",
+            advice=_OTHER_MODEL,
+        )
+    if config.get("use_sliding_window"):
+        raise StartError(
+            f"{folder} uses sliding-window attention, which this engine does not support",
+            advice=_OTHER_MODEL,
+        )
+    # Checked before the start as well, but the files of a hub model may be known only here.
+    problem = model_card.why_unsupported(folder)
+    if problem is not None:
+        raise StartError(problem.cause, advice=problem.advice)
+
+
+def _weights_bytes(folder: Path, dtype: str) -> int:
+    """Return the size of the weights in ``dtype``, without the head of a language model."""
+    files = sorted(folder.glob(model_files.SAFETENSORS))
+    if not files:
+        raise StartError(f"{folder} has no weights ({model_files.SAFETENSORS})", advice=_COPY_AGAIN)
+    numbers = 0
+    for path in files:
+        try:
+            header = model_files.read_safetensors_header(path)
+            size = path.stat().st_size
+        except (OSError, ValueError) as error:
+            raise StartError(
+                f"the weights in {path} are damaged: they have no readable header",
+                advice=_COPY_AGAIN,
+            ) from error
+        if size < header.file_bytes:
+            raise StartError(
+                f"the weights in {path} are incomplete: {size} of {header.file_bytes} bytes",
+                advice=_COPY_AGAIN,
+            )
+        numbers += sum(count for name, count in header.elements.items() if _HEAD not in name)
+    return numbers * hardware.ITEM_BYTES[dtype]
+
+
+def _tokenizer(folder: Path, end_of_text_id: int | None) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        wrapped = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise StartError(
+            f"the tokenizer in {folder} cannot be read ({_first_line(error)})", advice=_COPY_AGAIN
+        ) from error
+    tokenizer = getattr(wrapped, "backend_tokenizer", None)
+    if tokenizer is None:
+        raise StartError(f"{folder} has no tokenizer.json", advice=_COPY_AGAIN)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    empty, word = tokenizer.encode("").ids, tokenizer.encode(_WORD).ids
+    expected = empty[-1:] if end_of_text_id is None else [end_of_text_id]
+    if len(empty) != 1 or empty != expected or word[-1:] != expected:
+        raise StartError(
+            f"the tokenizer in {folder} is out of date: it does not end each text with the "
+            f"end-of-text token, from which the vector is read",
+            advice="Download tokenizer.json and tokenizer_config.json again; Qwen's files since "
+            "June 2025 add the token. A model that was not made for embeddings has no such "
+            "tokenizer.",
+        )
+    return tokenizer
+
+
+def _load_model(folder: Path, choice: DeviceChoice, size: int) -> Any:
+    import torch
+    import transformers
+
+    transformers.AttentionInterface.register(_ATTENTION, _attend)
+    transformers.utils.logging.disable_progress_bar()
+
+    def used_bytes() -> int:
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_BYTES
+        on_gpu = choice.device == hardware.CUDA
+        return used + (int(torch.cuda.memory_allocated()) if on_gpu else 0)
+
+    try:
+        with log_progress("loading the weights", used_bytes, size):
+            model, report = transformers.AutoModel.from_pretrained(
+                folder,
+                dtype=getattr(torch, choice.dtype),
+                attn_implementation=_ATTENTION,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+            _check_report(folder, report)
+            return model.eval().to(choice.device)
+    except StartError:
+        raise
+    except Exception as error:
+        raise _explain_load(folder, choice, error) from error
+
+
+def _check_report(folder: Path, report: dict[str, Any]) -> None:
+    # transformers replaces missing weights by random numbers, and only logs a warning.
+    for kind in ("missing_keys", "mismatched_keys"):
+        names = sorted(map(str, report.get(kind) or ()))
+        if names:
+            raise StartError(
+                f"the weights in {folder} do not match its {model_files.CONFIG}: "
+                f"{kind.replace('_', ' ')} {', '.join(names[:3])} ({len(names)} in all)",
+                advice=_COPY_AGAIN,
+            )
+
+
+def _explain_load(folder: Path, choice: DeviceChoice, error: Exception) -> StartError:
+    if hardware.is_out_of_memory(error):
+        return StartError(
+            f"out of memory on the {choice.device} while the weights of {folder} were loaded",
+            advice=hardware.LESS_MEMORY,
+        )
+    if _is_disk_full(error):
+        return StartError(
+            f"a disk is full: there was no space for a file of {folder}",
+            advice="`df -h` shows which; HF_HOME moves the hub's cache, TMPDIR temporary files.",
+        )
+    _log.error("the weights could not be loaded", exc_info=error)
+    return StartError(
+        f"the weights in {folder} cannot be read ({_first_line(error)})", advice=_COPY_AGAIN
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines() or [""]
+    # One sentence: the reader of the log takes what follows the first full stop for advice.
+    return f"{type(error).__name__}: {text[0]}".rstrip(".: ").replace(". ", "; ")
+
+
+# ---------------------------------------------------------------- attention without padding
+
+_ATTENTION: Final = "emberd_packed"  # the name in transformers' registry
+_SPANS: Final = "emberd_spans"
+_TOKENS: Final = 2  # tensors are (batch, heads, tokens, numbers of a head)
+_HEADS: Final = 1
+
+
+def last_states(torch: Any, model: Any, texts: Sequence[Sequence[int]]) -> Any:
+    """Return the last token's state of each text: a tensor of shape (texts, dimensions).
+
+    Args:
+        torch: The module.
+        model: A model that ``load`` returned.
+        texts: Token ids; none is empty.
+    """
+    ends = list(accumulate(len(text) for text in texts))
+    spans = list(pairwise([0, *ends]))
+    device = model.device
+    ids = torch.tensor([[token for text in texts for token in text]], device=device)
+    positions = torch.cat([torch.arange(len(text)) for text in texts]).unsqueeze(0).to(device)
+    states = model(
+        input_ids=ids, position_ids=positions, use_cache=False, **{_SPANS: spans}
+    ).last_hidden_state[0]
+    return states[torch.tensor(ends, device=device) - 1]
+
+
+def _attend(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    _mask: Any,
+    *,
+    scaling: float | None = None,
+    **given: Any,
+) -> tuple[Any, None]:
+    """Compute causal attention within each text; the signature is that of transformers."""
+    import torch
+
+    shares_heads = query.device.type == hardware.CPU
+    if not shares_heads:
+        # Elsewhere shared heads may select a kernel that stores all scores of a long text.
+        groups = module.num_key_value_groups
+        key = key.repeat_interleave(groups, _HEADS)
+        value = value.repeat_interleave(groups, _HEADS)
+    parts = [
+        torch.nn.functional.scaled_dot_product_attention(
+            *(tensor.narrow(_TOKENS, start, stop - start) for tensor in (query, key, value)),
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=shares_heads,
+        )
+        for start, stop in given[_SPANS]
+    ]
+    return torch.cat(parts, _TOKENS).transpose(_HEADS, _TOKENS), None
