@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from emberd.engines import Launch
 from emberd.engines.gpus import Gpu
 from emberd.engines.model_shape import KNOWN
-from emberd.engines.sglang.command import CPU, Target, flags
+from emberd.engines.sglang.command import CPU, flags
 from emberd.engines.sglang.memory import GIB, MemoryPlan, plan_memory
 from emberd.engines.sglang.support import GENERATIONS
 from emberd.errors import StartError
+from emberd.settings import ServerSpec, StartOptions
 
 SIZES_GIB = (16, 24, 40, 48, 80)
 # What an empty card has of its nominal size: an A10G or L4 of 24 GB says 22.5 GiB.
@@ -70,22 +72,16 @@ def _gib(size: int) -> str:
 def flags_table() -> str:
     """Return every word that can be said, with its reason, as Markdown."""
     name, geometry = list(KNOWN.items())[1]
-    everything = Target(
-        model=name,
-        port=30_000,
-        start_id="START-ID",
-        memory=plan_memory(card(24), geometry, None),
-        revision="COMMIT",
-        quantization="fp8",
-        cuttable=True,
-        config="FILE",
-        tp_size=2,
-        dp_size=2,
-    )
-    on_cpu = [flag for flag in flags(replace(everything, device=CPU)) if flag.words[0] in _CPU_ONLY]
+    spec = ServerSpec(name, revision="COMMIT", quantization="fp8")
+    options = StartOptions(tp_size=2, dp_size=2)
+    launch = Launch(30_000, "KEY", "START-ID", "FOLDER", options)
+    memory = plan_memory(card(24), geometry, None)
+    on_gpu = flags(spec, launch, memory, "FILE")
+    on_cpu = flags(replace(spec, device=CPU), launch, memory, "FILE")
+    everything = (*on_gpu, *(flag for flag in on_cpu if flag.words[0] in _CPU_ONLY))
     rows = [
         f"| `{' '.join(flag.words)}` | {flag.why}{'; optional' if flag.optional else ''} |"
-        for flag in (*flags(everything), *on_cpu)
+        for flag in everything
     ]
     return "\n".join(("| words | why |", "| --- | --- |", *rows))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Final
 
 from emberd import hub_cache, model_files
@@ -16,17 +16,13 @@ from emberd.engines.base import EnvironmentEngine, Launch, Plan, Reason
 from emberd.engines.gpus import Gpu
 from emberd.engines.model_shape import shape_of
 from emberd.engines.sglang import command, log_reader, memory, support
-from emberd.engines.sglang.command import Target
 from emberd.engines.sglang.memory import MemoryPlan
-from emberd.env import Places
 from emberd.errors import StartError
 from emberd.settings import ServerSpec, StartOptions
 from emberd.system import process_env
-from emberd.system.log_rules import Diagnosis
 
 _MODULE: Final = "sglang.launch_server"
 _CONFIG: Final = "sglang.yaml"
-_CPU_KERNELS: Final = str(Path(__file__).with_name("cpu"))
 
 # Command lines of its main process.
 _MODULES: Final = (_MODULE, "sglang.cli.main", "sglang")
@@ -71,7 +67,6 @@ class SglangEngine(EnvironmentEngine):
             SettingError: ``EMBERD_SGLANG_PYTHON`` names no interpreter that has it.
         """
         on_cpu = spec.device == command.CPU
-        device = command.CPU if on_cpu else command.GPU
         own = launch.options.arguments
         command.check_arguments(launch.options, on_cpu=on_cpu)
         chosen = () if on_cpu else _choose_gpus(launch)
@@ -80,50 +75,39 @@ class SglangEngine(EnvironmentEngine):
         # The options of any other version than the tested one are read from its source.
         is_tested = self._is_pinned(python.version)
         known = None if is_tested else support.known_options(python.packages)
-        target = Target(
-            model=spec.model,
-            port=launch.port,
-            start_id=launch.start_id,
-            device=device,
-            memory=figures,
-            revision=spec.revision,
-            quantization=spec.quantization,
-            context_tokens=spec.context_tokens,
-            cuttable=True,
-            config=os.path.join(launch.folder, _CONFIG),
-            tp_size=launch.options.tp_size,
-            dp_size=launch.options.dp_size,
-        )
-        flags = command.adapt(command.flags(target), known)
-        variables = _variables(chosen, device)
+        config = os.path.join(launch.folder, _CONFIG)
+        flags = command.adapt(command.flags(spec, launch, figures, config), known)
+        variables = command.variables(os.environ, chosen)
+        if not (model_files.is_folder(spec.model) or hub_cache.is_downloaded(spec.model)):
+            silence_s = _DOWNLOAD_SILENCE_S
+        else:
+            silence_s = _CPU_SILENCE_S if on_cpu else _GPU_SILENCE_S
         return Plan(
-            command=(python.python, "-m", _MODULE, *command.words(flags, own)),
+            # Of two options that clash the last wins, so the user's come last.
+            command=(
+                *(python.python, "-m", _MODULE),
+                *(word for flag in flags for word in flag.words),
+                *own,
+            ),
             environment=process_env.for_server_of(python.python)
             | {name: value for name, (value, _) in variables.items()},
-            device=device,
-            silence_s=_silence_s(spec.model, on_cpu=on_cpu),
+            device=command.CPU if on_cpu else command.GPU,
+            silence_s=silence_s,
             drain_s=_DRAIN_S,
             files={_CONFIG: command.config_text(launch.port, launch.api_key)},
             reasons=[
                 Reason(python.python, f"has SGLang {python.version}: {python.why}"),
-                *command.reasons(flags, own),
+                *(Reason(" ".join(flag.words), flag.why) for flag in flags),
+                *([Reason(" ".join(own), "your own arguments")] if own else ()),
                 *(Reason(f"{name}={value}", why) for name, (value, why) in variables.items()),
                 *(figures.reasons() if figures else ()),
             ],
             notes=[*support.notes(spec.model, spec.revision), *(figures.notes if figures else ())],
         )
 
-    def progress(self, log: str) -> str:
-        """Return what the starting server is doing, in a few words, from its log so far."""
-        return log_reader.progress(log)
-
-    def diagnose(self, exit_code: int | None, log: str) -> Diagnosis:
-        """Return why the server failed; see ``Engine.diagnose``."""
-        return log_reader.diagnose(exit_code, log)
-
-    def has_failed(self, log: str) -> bool:
-        """Return whether it has lost its port, which it notices two minutes later."""
-        return log_reader.has_failed(log)
+    progress = staticmethod(log_reader.progress)
+    diagnose = staticmethod(log_reader.diagnose)
+    has_failed = staticmethod(log_reader.has_failed)
 
     def recognises(self, words: Sequence[str]) -> bool:
         """Return whether a process with this command line is the main process of a server.
@@ -199,23 +183,6 @@ def _plan_memory(
         tp_size=options.tp_size,
         quantization=spec.quantization,
     )
-
-
-def _variables(chosen: Sequence[Gpu], device: str) -> Mapping[str, tuple[str, str]]:
-    variables = command.variables(os.environ, device, chosen)
-    if device == command.CPU:
-        variables["PYTHONPATH"] = (_CPU_KERNELS, "a stand-in for kernels that exist only for GPUs")
-    elif "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-        kept = os.path.join(Places.resolve().home, "torchinductor")
-        why = "keeps compiled kernels; the folder for temporary files is new at each start"
-        variables["TORCHINDUCTOR_CACHE_DIR"] = (kept, why)
-    return variables
-
-
-def _silence_s(model: str, *, on_cpu: bool) -> float:
-    if not (model_files.is_folder(model) or hub_cache.is_downloaded(model)):
-        return _DOWNLOAD_SILENCE_S
-    return _CPU_SILENCE_S if on_cpu else _GPU_SILENCE_S
 
 
 ENGINE: Final = SglangEngine()
