@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import PurePath
 from typing import Final
 
-from emberd.engines.base import Launch
+from emberd.engines.base import Engine, Launch
 from emberd.serving import BOOTSTRAP, MODULE
 from emberd.system import log_rules
 from emberd.system.log_rules import READ_LOG, Diagnosis, LogRule
@@ -26,23 +26,6 @@ def address(launch: Launch) -> tuple[str, ...]:
     if launch.descriptor is not None:
         return ("--fd", str(launch.descriptor))
     return ("--host", _HOST, "--port", str(launch.port))
-
-
-def encoder_of(command: Sequence[str]) -> str | None:
-    """Return which encoder a process with this command line serves.
-
-    Returns:
-        The empty text if the command names none; None if it is not our server.
-    """
-    # Python leaves "-m" and the module in the command line, whatever options surround them.
-    as_module = any(option == "-m" and module == MODULE for option, module in pairwise(command))
-    if not as_module and not any(PurePath(word).parts[-3:] == _SCRIPT for word in command[1:]):
-        return None
-    for option, value in pairwise(command):
-        if option == _ENCODER:
-            return value
-    joined = f"{_ENCODER}="
-    return next((word.removeprefix(joined) for word in command if word.startswith(joined)), "")
 
 
 # ------------------------------------------------------------ the log
@@ -96,58 +79,72 @@ _RULES: Final = (
 )
 
 
-def progress(log: str) -> str:
-    """Return what the starting server is doing, in a few words, from its log so far."""
-    for line in reversed(log[-_TAIL_CHARS:].splitlines()):
-        if (found := _STEP.search(line)) is not None:
-            step = found["step"]
-            if step.startswith(_OWN_WORDS):
-                return step
-            return _IN_WORDS.get(step, "loading the model")  # "loading", and the model's name
-    return "starting"
+class OwnServerEngine(Engine):
+    """Base class of engines whose server is our own.
 
-
-def diagnose(
-    exit_code: int | None, log: str, *, library: str, reinstall: str, free_memory: str
-) -> Diagnosis:
-    """Return why a server failed; see ``Engine.diagnose``.
-
-    Args:
-        exit_code: As ``subprocess`` gives it; None if it was ended because it made no progress.
-        log: What it wrote since its start.
+    Attributes:
         library: The compiled library that computes the vectors.
         reinstall: What to do if the installation is incomplete.
         free_memory: What to do if memory is short.
     """
-    if exit_code is None:
-        return Diagnosis(
-            f"the server wrote nothing for too long while {progress(log)}, and was ended",
-            "Check the disk, the network and the load of the machine, and start it again.",
-        )
-    if _PORT_TAKEN in log:
-        return Diagnosis(
-            "another program took the port first",
-            "Try again; a fixed port (EMBERD_PORT) must not be used by another program: "
-            "`ss -ltnp`.",
-            port_taken=True,
-        )
-    if known := _from_log(log, {"reinstall": reinstall, "free_memory": free_memory}):
-        return known
-    if exit_code == -signal.SIGKILL:
-        return Diagnosis(
-            "the server was killed, most likely because memory ran out",
-            f"Check `dmesg -T | grep -i oom`. {free_memory}",
-            killed=True,
-        )
-    if exit_code == -signal.SIGILL:
-        return Diagnosis(
-            f"this processor lacks an instruction that {library} is compiled for (SIGILL)",
-            "Use a server on another machine: EMBERD_BASE_URL=http://HOST:30000/v1.",
-        )
-    how = f"exited with code {exit_code}; its last line: {log_rules.last_line(log)}"
-    if exit_code < 0:
-        how = f"was ended by {log_rules.signal_name(exit_code)}"
-    return Diagnosis(f"the server {how}", READ_LOG)
+
+    takes_descriptor = True
+    library: str
+    reinstall: str
+    free_memory: str
+
+    def progress(self, log: str) -> str:
+        """Return what the starting server is doing, in a few words, from its log so far."""
+        for line in reversed(log[-_TAIL_CHARS:].splitlines()):
+            if (found := _STEP.search(line)) is not None:
+                step = found["step"]
+                if step.startswith(_OWN_WORDS):
+                    return step
+                return _IN_WORDS.get(step, "loading the model")  # "loading", and the model's name
+        return "starting"
+
+    def diagnose(self, exit_code: int | None, log: str) -> Diagnosis:
+        """Return why the server failed; see ``Engine.diagnose``."""
+        if exit_code is None:
+            return Diagnosis(
+                f"the server wrote nothing for too long while {self.progress(log)}, and was ended",
+                "Check the disk, the network and the load of the machine, and start it again.",
+            )
+        if _PORT_TAKEN in log:
+            return Diagnosis(
+                "another program took the port first",
+                "Try again; a fixed port (EMBERD_PORT) must not be used by another program: "
+                "`ss -ltnp`.",
+                port_taken=True,
+            )
+        facts = {"reinstall": self.reinstall, "free_memory": self.free_memory}
+        if known := _from_log(log, facts):
+            return known
+        if exit_code == -signal.SIGKILL:
+            return Diagnosis(
+                "the server was killed, most likely because memory ran out",
+                f"Check `dmesg -T | grep -i oom`. {self.free_memory}",
+                killed=True,
+            )
+        if exit_code == -signal.SIGILL:
+            return Diagnosis(
+                f"this processor lacks an instruction that {self.library} is compiled for (SIGILL)",
+                "Use a server on another machine: EMBERD_BASE_URL=http://HOST:30000/v1.",
+            )
+        how = f"exited with code {exit_code}; its last line: {log_rules.last_line(log)}"
+        if exit_code < 0:
+            how = f"was ended by {log_rules.signal_name(exit_code)}"
+        return Diagnosis(f"the server {how}", READ_LOG)
+
+    def recognises(self, command: Sequence[str]) -> bool:
+        """Return whether a process with this command line is a server of this kind."""
+        # Python leaves "-m" and the module in the command line, whatever options surround them.
+        as_module = any(option == "-m" and module == MODULE for option, module in pairwise(command))
+        as_script = any(PurePath(word).parts[-3:] == _SCRIPT for word in command[1:])
+        if not as_module and not as_script:
+            return False
+        named = (_ENCODER, self.name)
+        return named in pairwise(command) or "=".join(named) in command
 
 
 def _from_log(log: str, facts: dict[str, str]) -> Diagnosis | None:

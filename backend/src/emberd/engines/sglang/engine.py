@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Final
 
 from emberd import hub_cache, model_files
@@ -46,12 +46,6 @@ class SglangEngine(EnvironmentEngine):
     product = "SGLang"
     oldest_version = support.OLDEST_VERSION
     takes_descriptor = False  # it opens its port itself, after the model is loaded
-
-    def why_unsupported(self, spec: ServerSpec) -> str | None:
-        """Return why it cannot serve ``spec`` on any machine; None if it can."""
-        if spec.model == DEMO_MODEL:
-            return f"does not serve {DEMO_MODEL}, which is bundled with another engine"
-        return support.why_unsupported(spec.model, spec.revision)
 
     def exclusive_resources(self, spec: ServerSpec, options: StartOptions) -> Sequence[str]:
         """Return the UUIDs of the GPUs with the most free memory; nothing on a CPU."""
@@ -133,6 +127,9 @@ class SglangEngine(EnvironmentEngine):
 
     def _why_not_here(self, spec: ServerSpec) -> str | None:
         return self.why_unsupported(spec) or _why_no_device(spec.device)
+
+    def _why_unsupported_files(self, folder: Path, *, partial: bool) -> str | None:
+        return support.why_unservable(folder, partial=partial)
 
 
 def _why_no_device(device: str | None) -> str | None:

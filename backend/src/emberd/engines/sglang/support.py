@@ -155,18 +155,6 @@ _CONFIGURED: Final = "pooling_type"
 _IN_WORDS: Final = {"cls": "the first token", "mean": "the mean of the tokens"}
 
 
-def why_unsupported(model: str, revision: str | None = None) -> str | None:
-    """Return why SGLang's vectors are not the model's, on any machine; None if they may be."""
-    if not model_files.is_folder(model):
-        if model_files.is_path(model):
-            return f"there is no folder {model}"
-        kept = hub_cache.snapshot(model, revision)
-        return _unservable(kept, partial=True) if kept else None
-    if not (Path(model) / model_files.CONFIG).is_file():
-        return f"the folder {model} contains no {model_files.CONFIG}, so it is not a checkpoint"
-    return _unservable(Path(model))
-
-
 def notes(model: str, revision: str | None = None) -> list[str]:
     """Return what users of the model's vectors should know, one sentence each."""
     if not model_files.is_folder(model):
@@ -181,7 +169,13 @@ def notes(model: str, revision: str | None = None) -> list[str]:
     return [*pooling, *model_card.unused_prompts(Path(model))]
 
 
-def _unservable(folder: Path, *, partial: bool = False) -> str | None:
+def why_unservable(folder: Path, *, partial: bool) -> str | None:
+    """Return why SGLang's vectors of a folder's model would not be the model's; None if they may.
+
+    Args:
+        folder: The model, or the hub's cache of it.
+        partial: Files may be missing, because it is a cache.
+    """
     architecture = model_card.architecture(folder)
     if partial and architecture is None:
         return None  # without config.json it is not known how SGLang pools the model
