@@ -19,6 +19,26 @@ SIZES_GIB = (16, 24, 40, 48, 80)
 EMPTY = 0.93
 _CPU_ONLY = ("--attention-backend", "--watchdog-timeout")
 
+# Of each generation: the attention kernels that SGLang chooses, from
+# srt/arg_groups/model_override_base.py, and why emberd keeps that choice. None was tested on a GPU.
+KERNELS = {
+    (12, 0): (
+        "flashinfer or triton",
+        "SGLang's choice for compute capability 12; the datacentre kernels do not run there",
+    ),
+    (10, 0): (
+        "trtllm_mha",
+        "SGLang's choice; it raises the page size, of which the figures are multiples",
+    ),
+    (9, 0): (
+        "fa3",
+        "SGLang's choice; the path without a KV cache, for which chunked prefill must be off, is "
+        "not used: it returned NaN for short texts up to 0.5.12 and is untested here",
+    ),
+    (8, 9): ("flashinfer, else triton", "SGLang's choice"),
+    (8, 0): ("flashinfer, else triton", "SGLang's choice"),
+}
+
 HEAD = (
     (
         "| card | model | weights | KV cache | activations | overhead | needed | fraction | "
@@ -89,9 +109,8 @@ def flags_table() -> str:
 def generations_table() -> str:
     """Return what is particular to each generation of GPUs, as Markdown."""
     rows = [
-        f"| {known.name} | {'.'.join(map(str, known.capability))} | {known.attention} | "
-        f"{known.why} |"
-        for known in GENERATIONS
+        f"| {name} | {'.'.join(map(str, capability))} | {' | '.join(KERNELS[capability])} |"
+        for capability, name in GENERATIONS.items()
     ]
     head = ("| generation | from | kernels that SGLang chooses | why it is left so |",)
     return "\n".join((*head, "| --- | --- | --- | --- |", *rows))

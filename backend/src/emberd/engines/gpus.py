@@ -21,29 +21,13 @@ _LOADED: Final = Path("/proc/driver/nvidia/version")
 _UUIDS: Final = ("GPU-", "MIG-")
 _NUMBER: Final = re.compile(r"\d+")
 _MIG_ENABLED: Final = 1  # NVML_DEVICE_MIG_ENABLE
-_CUDA_MAJOR: Final = 1000  # 13020 is CUDA 13.2
-_CUDA_MINOR: Final = 10
 
 # nvmlReturn_t, as nvml.h numbers them.
-_NO_PERMISSION: Final = 4
-_DRIVER_NOT_LOADED: Final = 9
 _LIBRARY_NOT_FOUND: Final = 12
-_RM_MISMATCH: Final = 18
-
-_NO_BINDING: Final = (
-    "nvidia-ml-py is not installed, so GPUs cannot be detected; pip install nvidia-ml-py"
-)
-_NO_DRIVER: Final = (
-    "no NVIDIA driver: its management library (libnvidia-ml.so.1) is not on this machine"
-)
-_HIDDEN_DRIVER: Final = (
-    "an NVIDIA driver is loaded, but its management library (libnvidia-ml.so.1) was not "
-    "found; start a container with --gpus all and NVIDIA_DRIVER_CAPABILITIES=compute,utility"
-)
 _CAUSES: Final = {
-    _NO_PERMISSION: "this user has no access to the GPUs; check the owner of /dev/nvidia*",
-    _DRIVER_NOT_LOADED: "the NVIDIA driver is installed but not loaded; modprobe nvidia, or reboot",
-    _RM_MISMATCH: (
+    4: "this user has no access to the GPUs; check the owner of /dev/nvidia*",
+    9: "the NVIDIA driver is installed but not loaded; modprobe nvidia, or reboot",
+    18: (
         "the NVIDIA driver in the kernel and its libraries have different versions, as after an "
         "update; reboot"
     ),
@@ -101,7 +85,10 @@ def survey(environ: Mapping[str, str] = os.environ) -> Survey:
     try:
         nvml = importlib.import_module(_BINDING)
     except ImportError:
-        return Survey(problem=_NO_BINDING)
+        return Survey(
+            problem="nvidia-ml-py is not installed, so GPUs cannot be detected; pip install "
+            "nvidia-ml-py"
+        )
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
@@ -121,58 +108,66 @@ def freest(gpus: Sequence[Gpu], count: int = 1) -> tuple[Gpu, ...]:
 
 
 def _look(nvml: Any, environ: Mapping[str, str]) -> Survey:
-    driver = _text(nvml.nvmlSystemGetDriverVersion())
-    cuda = _cuda(nvml)
+    driver = str(nvml.nvmlSystemGetDriverVersion())
+    try:
+        version = int(nvml.nvmlSystemGetCudaDriverVersion_v2())  # 13020 is CUDA 13.2
+        cuda = (version // 1000, version % 1000 // 10)
+    except nvml.NVMLError:
+        cuda = None
     present, notes = _present(nvml)
     named = environ.get(VISIBLE)
     gpus = _visible(present, named)
-    if named and any(_NUMBER.match(word.strip()) for word in named.split(",")):
-        notes += _doubt(present, environ.get(_ORDER))
-    return Survey(gpus, driver, cuda, None if gpus else _none_left(present, named, notes), notes)
+    has_numbers = named and any(_NUMBER.match(word.strip()) for word in named.split(","))
+    kinds = {gpu.name for card in present for gpu in card}
+    if has_numbers and len(kinds) > 1 and environ.get(_ORDER) != _BY_BUS:
+        notes.append(
+            f"the GPUs differ in kind, and CUDA numbers them by speed unless {_ORDER}={_BY_BUS}: "
+            f"use UUIDs in {VISIBLE}"
+        )
+    problem = None if gpus else _none_left(present, named, notes)
+    return Survey(gpus, driver, cuda, problem, tuple(notes))
 
 
-def _present(nvml: Any) -> tuple[list[tuple[Gpu, ...]], tuple[str, ...]]:
+def _present(nvml: Any) -> tuple[list[tuple[Gpu, ...]], list[str]]:
     """Return each card's GPU, or its MIG instances, and notes on cards that cannot be read."""
-    cards, notes = [], []
+    cards: list[tuple[Gpu, ...]] = []
+    notes: list[str] = []
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
             cards.append(tuple(_card(nvml, index)))
         except nvml.NVMLError as error:
             # CUDA does not number a card without access (in a container, or on a batch system).
             notes.append(f"GPU {index} cannot be read: {error}")
-    return cards, tuple(notes)
+    return cards, notes
 
 
 def _card(nvml: Any, index: int) -> Iterator[Gpu]:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-    # With MIG enabled, CUDA runs only on instances, never on the whole card.
-    for part in _instances(nvml, handle) if _has_mig(nvml, handle) else [handle]:
+    for part in _parts(nvml, handle):
         memory = nvml.nvmlDeviceGetMemoryInfo(part)
         yield Gpu(
             index=index,
-            uuid=_text(nvml.nvmlDeviceGetUUID(part)),
-            name=_text(nvml.nvmlDeviceGetName(part)),
+            uuid=str(nvml.nvmlDeviceGetUUID(part)),
+            name=str(nvml.nvmlDeviceGetName(part)),
             total_bytes=int(memory.total),
             free_bytes=int(memory.free),
             capability=(int(major), int(minor)),
         )
 
 
-def _has_mig(nvml: Any, handle: Any) -> bool:
+def _parts(nvml: Any, handle: Any) -> Iterator[Any]:
+    """Yield the card, or its instances: with MIG enabled, CUDA never runs on the whole card."""
     try:
-        current, _ = nvml.nvmlDeviceGetMigMode(handle)
+        has_mig = nvml.nvmlDeviceGetMigMode(handle)[0] == _MIG_ENABLED
     except nvml.NVMLError:  # not supported: most cards
-        return False
-    return bool(current == _MIG_ENABLED)
-
-
-def _instances(nvml: Any, handle: Any) -> Iterator[Any]:
+        has_mig = False
+    if not has_mig:
+        yield handle
+        return
     for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-        try:
+        with contextlib.suppress(nvml.NVMLError):  # not every index has an instance
             yield nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
-        except nvml.NVMLError:  # not every index has an instance
-            continue
 
 
 def _visible(cards: Sequence[tuple[Gpu, ...]], named: str | None) -> tuple[Gpu, ...]:
@@ -199,14 +194,6 @@ def _named(cards: Sequence[tuple[Gpu, ...]], word: str) -> Gpu | None:
     return next(iter(cards[int(number[0])]), None)
 
 
-def _doubt(cards: Sequence[tuple[Gpu, ...]], order: str | None) -> tuple[str, ...]:
-    alike = len({gpu.name for card in cards for gpu in card}) <= 1
-    if alike or order == _BY_BUS:
-        return ()
-    text = f"the GPUs differ in kind, and CUDA numbers them by speed unless {_ORDER}={_BY_BUS}"
-    return (f"{text}: use UUIDs in {VISIBLE}",)
-
-
 def _none_left(
     cards: Sequence[tuple[Gpu, ...]], named: str | None, notes: Sequence[str]
 ) -> str | None:
@@ -222,18 +209,12 @@ def _none_left(
 
 
 def _explain(error: Any) -> str:
-    if error.value == _LIBRARY_NOT_FOUND:
-        return _HIDDEN_DRIVER if _LOADED.exists() else _NO_DRIVER
-    return _CAUSES.get(error.value, f"the NVIDIA driver returned an error: {error}")
-
-
-def _cuda(nvml: Any) -> tuple[int, int] | None:
-    try:
-        version = int(nvml.nvmlSystemGetCudaDriverVersion_v2())
-    except nvml.NVMLError:
-        return None
-    return version // _CUDA_MAJOR, version % _CUDA_MAJOR // _CUDA_MINOR
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
+    if error.value != _LIBRARY_NOT_FOUND:
+        return _CAUSES.get(error.value, f"the NVIDIA driver returned an error: {error}")
+    if _LOADED.exists():
+        return (
+            "an NVIDIA driver is loaded, but its management library (libnvidia-ml.so.1) was not "
+            "found; start a container with --gpus all and "
+            "NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+        )
+    return "no NVIDIA driver: its management library (libnvidia-ml.so.1) is not on this machine"

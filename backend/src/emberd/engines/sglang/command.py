@@ -144,8 +144,7 @@ def variables(environ: Mapping[str, str], gpus: Sequence[Gpu]) -> dict[str, tupl
         needed["SGLANG_USE_CPU_ENGINE"] = ("1", "otherwise SGLang requires a GPU")
         needed["PYTHONPATH"] = (_CPU_KERNELS, "a stand-in for kernels that exist only for GPUs")
         return needed
-    known = ((gpu.name, generation(gpu.capability)) for gpu in gpus)
-    names = ", ".join(f"{name}, {kind.name if kind else 'unknown'}" for name, kind in known)
+    names = ", ".join(f"{gpu.name}, {generation(gpu.capability) or 'unknown'}" for gpu in gpus)
     needed[VISIBLE] = (
         ",".join(gpu.uuid for gpu in gpus),
         f"chosen for their free memory: {names}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -28,52 +27,19 @@ _NEEDS_DRIVER: Final = 580
 _MIG: Final = "MIG-"
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """One generation of GPUs.
-
-    Attributes:
-        name: NVIDIA's name for it.
-        capability: The lowest compute capability that belongs to it.
-        attention: The attention kernels that SGLang chooses there.
-        why: Why emberd keeps that choice, and what it leaves off.
-    """
-
-    name: str
-    capability: tuple[int, int]
-    attention: str
-    why: str
+GENERATIONS: Final = {
+    (12, 0): "Blackwell (consumer)",
+    (10, 0): "Blackwell",
+    (9, 0): "Hopper",
+    (8, 9): "Ada",
+    (8, 0): "Ampere",
+}
+"""Lowest compute capability of each generation of GPUs -> NVIDIA's name for it, newest first."""
 
 
-GENERATIONS: Final = (
-    Generation(
-        "Blackwell (consumer)",
-        (12, 0),
-        "flashinfer or triton",
-        "SGLang's choice for compute capability 12; the datacentre kernels do not run there",
-    ),
-    Generation(
-        "Blackwell",
-        (10, 0),
-        "trtllm_mha",
-        "SGLang's choice; it raises the page size, of which the figures are multiples",
-    ),
-    Generation(
-        "Hopper",
-        (9, 0),
-        "fa3",
-        "SGLang's choice; the path without a KV cache, for which chunked prefill must be off, is "
-        "not used: it returned NaN for short texts up to 0.5.12 and is untested here",
-    ),
-    Generation("Ada", (8, 9), "flashinfer, else triton", "SGLang's choice"),
-    Generation("Ampere", (8, 0), "flashinfer, else triton", "SGLang's choice"),
-)
-"""Newest first; from srt/arg_groups/model_override_base.py. None has been tested on a GPU."""
-
-
-def generation(capability: tuple[int, int]) -> Generation | None:
-    """Return the generation of a compute capability; None if it is too old."""
-    return next((known for known in GENERATIONS if capability >= known.capability), None)
+def generation(capability: tuple[int, int]) -> str | None:
+    """Return the name of the generation of a compute capability; None if it is too old."""
+    return next((name for least, name in GENERATIONS.items() if capability >= least), None)
 
 
 def why_unsuitable(seen: Survey, count: int = 1) -> str | None:
@@ -110,8 +76,8 @@ def freest(gpus: Sequence[Gpu], count: int = 1) -> tuple[Gpu, ...]:
     return all_gpus.freest(_suitable(gpus), count)
 
 
-def _suitable(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
-    return tuple(gpu for gpu in gpus if gpu.capability >= MIN_CAPABILITY)
+def _suitable(gpus: Sequence[Gpu]) -> list[Gpu]:
+    return [gpu for gpu in gpus if gpu.capability >= MIN_CAPABILITY]
 
 
 def _version(numbers: tuple[int, int]) -> str:
@@ -161,9 +127,14 @@ def notes(model: str, revision: str | None = None) -> list[str]:
         if catalog.lookup(model) != Model(model):
             return []
         kept = hub_cache.snapshot(model, revision)
+        if kept is not None and model_card.names_pooling(kept):
+            return [_unverified(model, "it")]
         # SGLang downloads configuration, tokenizer and weights, but not these files.
-        is_checked = kept is not None and model_card.names_pooling(kept)
-        return [_unverified(model, "it"), *([] if is_checked else [_unchecked(model)])]
+        unchecked = (
+            f"the files that say how {model} pools may not be on this machine, and SGLang does not "
+            f"download them: run `hf download {model}` before the start, and emberd checks them."
+        )
+        return [_unverified(model, "it"), unchecked]
     architecture = model_card.architecture(Path(model)) or "an unnamed architecture"
     pooling = [] if architecture in _VERIFIED else [_unverified(model, architecture)]
     return [*pooling, *model_card.unused_prompts(Path(model))]
@@ -203,13 +174,6 @@ def _pooling(folder: Path) -> str | None:
     return _LAST_TOKEN
 
 
-def _unchecked(model: str) -> str:
-    return (
-        f"the files that say how {model} pools may not be on this machine, and SGLang does not "
-        f"download them: run `hf download {model}` before the start, and emberd checks them."
-    )
-
-
 def _unverified(model: str, what: str) -> str:
     pooling = _pooling(Path(model)) if model_files.is_folder(model) else None
     taken = _IN_WORDS.get(pooling or "")
@@ -238,35 +202,37 @@ def known_options(packages: str) -> frozenset[str] | None:
     """
     root = Path(packages, "sglang", "srt")
     files = [root / "server_args.py", *sorted((root / "arg_groups").rglob("*.py"))]
+    names: set[str] = set()
     try:
-        trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in files}
+        for file in files:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            names.update(_options(tree, all_classes=file.parent.name == "fields"))
     except (OSError, SyntaxError, ValueError):
         return None
-    names = {name for file, tree in trees.items() for name in _options(file, tree)}
     return frozenset(names) or None
 
 
-def _options(file: Path, tree: ast.Module) -> Iterator[str]:
+def _options(tree: ast.Module, *, all_classes: bool) -> Iterator[str]:
     for node in ast.walk(tree):
         match node:
             case ast.Call(func=ast.Attribute(attr="add_argument")):
                 yield from _option_names(node.args)
-            case ast.ClassDef() if node.name == "ServerArgs" or file.parent.name == "fields":
+            case ast.ClassDef() if node.name == "ServerArgs" or all_classes:
                 for field in node.body:
-                    if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                        yield from _options_of_field(field.target.id, field.annotation)
+                    match field:
+                        case ast.AnnAssign(
+                            target=ast.Name(id=name),
+                            annotation=ast.Subscript(
+                                value=ast.Name(id="A" | "Annotated"), slice=described
+                            ),
+                        ):
+                            yield from _options_of_field(name, described)
 
 
-def _options_of_field(name: str, annotation: ast.expr) -> Iterator[str]:
-    if not (
-        isinstance(annotation, ast.Subscript)
-        and isinstance(annotation.value, ast.Name)
-        and annotation.value.id in ("A", "Annotated")
-    ):
-        return
+def _options_of_field(name: str, described: ast.expr) -> Iterator[str]:
     words = {
         word.arg: word.value
-        for node in ast.walk(annotation.slice)
+        for node in ast.walk(described)
         if isinstance(node, ast.Call)
         for word in node.keywords
     }
@@ -282,6 +248,6 @@ def _options_of_field(name: str, annotation: ast.expr) -> Iterator[str]:
 
 def _option_names(nodes: Iterable[ast.AST]) -> Iterator[str]:
     for node in nodes:
-        value = node.value if isinstance(node, ast.Constant) else None
-        if isinstance(value, str) and value.startswith("--"):
-            yield value
+        match node:
+            case ast.Constant(value=str(text)) if text.startswith("--"):
+                yield text
