@@ -32,8 +32,10 @@ KERNELS = {
     ),
     (9, 0): (
         "fa3",
-        "SGLang's choice; the path without a KV cache, for which chunked prefill must be off, is "
-        "not used: it returned NaN for short texts up to 0.5.12 and is untested here",
+        (
+            "SGLang's choice; the path without a KV cache, for which chunked prefill must be off, "
+            "is not used: it returned NaN for short texts up to 0.5.12 and is untested here"
+        ),
     ),
     (8, 9): ("flashinfer, else triton", "SGLang's choice"),
     (8, 0): ("flashinfer, else triton", "SGLang's choice"),

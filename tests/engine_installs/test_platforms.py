@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from emberd.errors import InstallError
-from emberd.installs import RECIPES, Recipe, recipes
+from emberd.installs import RECIPES, Recipe, interpreters, recipes
 
 SGLANG = RECIPES["sglang"]
 
@@ -60,7 +60,7 @@ def test_sglang_is_refused_on_an_old_libc(
 
 
 def test_running_python_is_used_if_it_has_wheels() -> None:
-    assert recipes.find_python(SGLANG) == sys.executable
+    assert interpreters.find_python(SGLANG) == sys.executable
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=str)
@@ -70,9 +70,9 @@ def test_a_python_that_is_too_new_looks_for_another_on_the_path(
     monkeypatch.setattr(sys, "version_info", (3, 15, 0))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InstallError, match=r"wheels for CPython 3\.11, 3\.12, .*this is 3\.15"):
-        recipes.find_python(recipe)
+        interpreters.find_python(recipe)
     # pyenv leaves programs of versions that are not there.
     python_of("3.13", tmp_path, says="")
     twelve = python_of("3.12", tmp_path)
     python_of("3.11", tmp_path)
-    assert recipes.find_python(recipe) == twelve
+    assert interpreters.find_python(recipe) == twelve

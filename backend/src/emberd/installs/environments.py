@@ -59,8 +59,8 @@ class Installed:
     folder: str
     bytes: int
     installed_at: str
-    packages: str = ""
-    requirements: tuple[str, ...] = ()
+    packages: str
+    requirements: tuple[str, ...]
 
     @property
     def is_usable(self) -> bool:
@@ -223,23 +223,21 @@ def check_unused(place: Site) -> None:
     Raises:
         InstallError: Some do; they are named.
     """
-    if users := list(_processes_in(place.folder)):
+    import psutil
+
+    users = []
+    for process in psutil.process_iter():
+        try:
+            if _runs_from(process, os.fspath(place.folder) + os.sep):
+                words = " ".join(process.cmdline()) or process.name()
+                users.append(f"{process.pid} ({words[:_SHOWN_CHARACTERS]})")
+        except (psutil.Error, OSError):
+            continue  # it has ended, or belongs to another user
+    if users:
         raise InstallError(
             f"{place.folder} is in use by process {', '.join(users)}",
             advice="Stop it (`emberd stop` stops all servers that emberd started), then try again.",
         )
-
-
-def _processes_in(folder: Path) -> Iterator[str]:
-    import psutil
-
-    for process in psutil.process_iter():
-        try:
-            if _runs_from(process, os.fspath(folder) + os.sep):
-                words = " ".join(process.cmdline()) or process.name()
-                yield f"{process.pid} ({words[:_SHOWN_CHARACTERS]})"
-        except (psutil.Error, OSError):
-            continue  # it has ended, or belongs to another user
 
 
 def _runs_from(process: psutil.Process, inside: str) -> bool:
