@@ -102,9 +102,17 @@ def survey(environ: Mapping[str, str] = os.environ) -> Survey:
             nvml.nvmlShutdown()
 
 
-def freest(gpus: Sequence[Gpu], count: int = 1) -> tuple[Gpu, ...]:
-    """Return up to ``count`` GPUs, those with the most free memory first."""
-    return tuple(sorted(gpus, key=lambda gpu: (-gpu.free_bytes, gpu.index))[:count])
+def freest(gpus: Sequence[Gpu], count: int = 1, locked: Sequence[str] = ()) -> tuple[Gpu, ...]:
+    """Return up to ``count`` GPUs, those with the most free memory first.
+
+    Args:
+        gpus: What to choose from.
+        count: How many are needed.
+        locked: UUIDs of those that are locked for this start, which are used if there are any; a
+            dry run locks none.
+    """
+    own = [gpu for gpu in gpus if gpu.uuid in locked] or gpus
+    return tuple(sorted(own, key=lambda gpu: (-gpu.free_bytes, gpu.index))[:count])
 
 
 def _look(nvml: Any, environ: Mapping[str, str]) -> Survey:

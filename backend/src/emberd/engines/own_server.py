@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Final
 
 from emberd.engines.base import Engine, Launch
@@ -14,21 +15,16 @@ from emberd.serving import BOOTSTRAP, MODULE
 from emberd.system import log_rules
 from emberd.system.log_rules import READ_LOG, Diagnosis, LogRule
 
-_HOST: Final = "127.0.0.1"
 _ENCODER: Final = "--encoder"
 _SCRIPT: Final = (*MODULE.split("."), BOOTSTRAP)
-
-# ------------------------------------------------------------ the command
 
 
 def address(launch: Launch) -> tuple[str, ...]:
     """Return the words that tell our server where to listen."""
     if launch.descriptor is not None:
         return ("--fd", str(launch.descriptor))
-    return ("--host", _HOST, "--port", str(launch.port))
+    return ("--host", "127.0.0.1", "--port", str(launch.port))
 
-
-# ------------------------------------------------------------ the log
 
 _TAIL_CHARS: Final = 64 * 1024
 _STEP: Final = re.compile(r" INFO (?P<step>ready:|listening|(?:down)?loading\b.*$)")
@@ -42,41 +38,10 @@ _REPORTED: Final = re.compile(
 )
 _FOREIGN: Final = re.compile(r"^(?P<type>[A-Za-z_][\w.]*), raised at$")
 
-# Failures that the server cannot report by itself.
-_RULES: Final = (
-    LogRule(
-        "unknown option",
-        re.compile(r"error: unrecognized arguments: (?P<options>[^\n]+)"),
-        "the server does not know the option {options}",
-        "Remove it from EMBERD_ENGINE_ARGS (or from the arguments of `emberd up`).",
-    ),
-    LogRule(
-        "bad value of an option",
-        re.compile(r": error: (?P<what>argument [^\n]+)"),
-        "the server rejects an option: {what}",
-        "Correct it in EMBERD_ENGINE_ARGS (or in the arguments of `emberd up`).",
-    ),
-    LogRule(
-        "incomplete installation",
-        re.compile(r"^(?:ModuleNotFoundError|ImportError): (?P<what>[^\n]+)", re.MULTILINE),
-        "the server's environment is incomplete: {what}",
-        "{reinstall}",
-    ),
-    LogRule(
-        "disk full",
-        re.compile(r"No space left on device"),
-        "a disk is full",
-        "`df -h` shows which; HF_HOME moves the hub's cache, TMPDIR the temporary files.",
-    ),
-    LogRule(
-        "memory",
-        re.compile(
-            r"out of memory|can't allocate memory|not enough memory|^MemoryError", re.MULTILINE
-        ),
-        "the server ran out of memory",
-        "{free_memory}",
-    ),
-)
+
+@cache
+def _rules() -> tuple[LogRule, ...]:
+    return log_rules.load(Path(__file__).with_name("own_server_failures.toml"))
 
 
 class OwnServerEngine(Engine):
@@ -117,8 +82,15 @@ class OwnServerEngine(Engine):
                 "`ss -ltnp`.",
                 port_taken=True,
             )
+        if reported := list(_REPORTED.finditer(log)):
+            cause, advice = reported[-1]["cause"].rstrip("."), reported[-1]["advice"]
+            if foreign := _FOREIGN.match(cause):
+                return Diagnosis(f"the model could not be loaded ({foreign['type']})", READ_LOG)
+            return Diagnosis(log_rules.excerpt(cause), advice or READ_LOG)
+        # The log of a server that has answered may hold failures of requests, which did not end it.
+        end = log[max(0, log.rfind(_READY)) :]
         facts = {"reinstall": self.reinstall, "free_memory": self.free_memory}
-        if known := _from_log(log, facts):
+        if known := log_rules.match(_rules(), end, facts):
             return known
         if exit_code == -signal.SIGKILL:
             return Diagnosis(
@@ -145,13 +117,3 @@ class OwnServerEngine(Engine):
             return False
         named = (_ENCODER, self.name)
         return named in pairwise(command) or "=".join(named) in command
-
-
-def _from_log(log: str, facts: dict[str, str]) -> Diagnosis | None:
-    if not (reported := list(_REPORTED.finditer(log))):
-        # The log of a server that has answered may hold failures of requests, which did not end it.
-        return log_rules.match(_RULES, log[max(0, log.rfind(_READY)) :], facts)
-    cause, advice = reported[-1]["cause"].rstrip("."), reported[-1]["advice"]
-    if foreign := _FOREIGN.match(cause):
-        return Diagnosis(f"the model could not be loaded ({foreign['type']})", READ_LOG)
-    return Diagnosis(log_rules.excerpt(cause), advice or READ_LOG)

@@ -25,6 +25,7 @@ from emberd.engines.own_server import OwnServerEngine
 from emberd.env import SERVER_KEY
 from emberd.errors import StartError
 from emberd.installs import Interpreter, interpreters
+from emberd.installs.recipes import dotted
 from emberd.serving import BOOTSTRAP, hardware
 from emberd.settings import ServerSpec, StartOptions
 from emberd.system import process_env
@@ -230,9 +231,7 @@ def _suitable(seen: Survey, cuda: tuple[int, int]) -> list[Gpu]:
 
 
 def _freest(seen: Survey, cuda: tuple[int, int] | None, locked: Sequence[str]) -> tuple[Gpu, ...]:
-    fit = _suitable(seen, cuda or _PINNED_CUDA)
-    # Those that are locked for this start; a dry run locks none.
-    return gpus.freest([gpu for gpu in fit if gpu.uuid in locked] or fit)
+    return gpus.freest(_suitable(seen, cuda or _PINNED_CUDA), locked=locked)
 
 
 def _choose_device(
@@ -305,18 +304,14 @@ def _why_no_cuda(cuda: tuple[int, int] | None, seen: Survey) -> str | None:
         return "the installed torch is built without CUDA"
     if seen.cuda is not None and seen.cuda[0] < cuda[0]:
         return (
-            f"the NVIDIA driver {seen.driver} runs CUDA up to {_dotted(seen.cuda)}, and the "
-            f"installed torch needs {_dotted(cuda)}: install a newer driver"
+            f"the NVIDIA driver {seen.driver} runs CUDA up to {dotted(seen.cuda)}, and the "
+            f"installed torch needs {dotted(cuda)}: install a newer driver"
         )
     if _suitable(seen, cuda):
         return None
-    found = ", ".join(f"{gpu.name} ({_dotted(gpu.capability)})" for gpu in seen.gpus)
-    least = _dotted(_NEEDS_CAPABILITY[cuda[0]])
-    return f"torch for CUDA {_dotted(cuda)} needs compute capability {least}; found {found}"
-
-
-def _dotted(numbers: Sequence[int]) -> str:
-    return ".".join(map(str, numbers))
+    found = ", ".join(f"{gpu.name} ({dotted(gpu.capability)})" for gpu in seen.gpus)
+    least = dotted(_NEEDS_CAPABILITY[cuda[0]])
+    return f"torch for CUDA {dotted(cuda)} needs compute capability {least}; found {found}"
 
 
 ENGINE: Final = TransformersEngine()

@@ -21,16 +21,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from emberd.env import Places
 from emberd.errors import InstallError, StateFolderError
 from emberd.installs import recipes
 from emberd.installs.recipes import Recipe
 from emberd.system import atomic_file, file_lock
-
-if TYPE_CHECKING:
-    import psutil
 
 _MARKER: Final = "emberd.json"
 _SCRATCH: Final = ".tmp"
@@ -225,12 +222,17 @@ def check_unused(place: Site) -> None:
     """
     import psutil
 
-    users = []
+    users, inside = [], os.fspath(place.folder) + os.sep
     for process in psutil.process_iter():
         try:
-            if _runs_from(process, os.fspath(place.folder) + os.sep):
-                words = " ".join(process.cmdline()) or process.name()
-                users.append(f"{process.pid} ({words[:_SHOWN_CHARACTERS]})")
+            words = process.cmdline()
+            if (
+                any(word.startswith(inside) for word in words[:_COMMAND_WORDS])
+                or process.exe().startswith(inside)
+                or _has_loaded(process.pid, inside)
+            ):
+                shown = " ".join(words) or process.name()
+                users.append(f"{process.pid} ({shown[:_SHOWN_CHARACTERS]})")
         except (psutil.Error, OSError):
             continue  # it has ended, or belongs to another user
     if users:
@@ -240,16 +242,12 @@ def check_unused(place: Site) -> None:
         )
 
 
-def _runs_from(process: psutil.Process, inside: str) -> bool:
-    if any(word.startswith(inside) for word in process.cmdline()[:_COMMAND_WORDS]):
-        return True
-    if process.exe().startswith(inside):
-        return True
+def _has_loaded(pid: int, inside: str) -> bool:
     if sys.platform != "linux":
         return False
     # Parts of a server rename themselves, and their program is the Python that the environment was
     # made from; but the libraries that they have loaded are the environment's.
-    with open(f"/proc/{process.pid}/maps", encoding="utf-8", errors="surrogateescape") as maps:
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps:
         return inside in maps.read()
 
 
@@ -259,11 +257,11 @@ _REPORT_EVERY_S: Final = 10.0
 
 
 @contextmanager
-def locked(engines: Path, name: str, report: Callable[[str], None] | None) -> Iterator[None]:
+def locked(places: Places, name: str, report: Callable[[str], None] | None) -> Iterator[None]:
     """Hold the lock of an engine, which is installed or removed by one process at a time.
 
     Args:
-        engines: The folder of all environments.
+        places: Where environments are.
         name: The engine.
         report: Gets a line at intervals while another process holds the lock; None to fail then.
 
@@ -271,13 +269,13 @@ def locked(engines: Path, name: str, report: Callable[[str], None] | None) -> It
         InstallError: Another process holds the lock and ``report`` is None; or the folder cannot
             be created or written, or has no locks.
     """
-    path = engines / f"{name}.lock"
+    path = engines_folder(places) / f"{name}.lock"
     note = f"process {os.getpid()}"
     timeout_s = 0.0
     with ExitStack() as stack:
         while True:
             try:
-                engines.mkdir(mode=0o755, parents=True, exist_ok=True)
+                path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
                 stack.enter_context(file_lock.held(path, timeout_s, note=note))
                 break
             except file_lock.LockHeldError as error:

@@ -33,9 +33,7 @@ _TAIL_CHARACTERS: Final = 60
 Report = Callable[[str], None]
 
 
-def install(
-    name: str, places: Places, on_progress: Callable[[str], None] | None = None
-) -> Installed:
+def install(name: str, places: Places, on_progress: Report | None = None) -> Installed:
     """Return the environment of an engine, and install it if it is missing.
 
     Takes minutes and gigabytes. While another process installs the same engine, this one waits and
@@ -59,7 +57,7 @@ def install(
         return found
     recipes.check_platform(recipe)
     python = interpreters.find_python(recipe)
-    with environments.locked(environments.engines_folder(places), name, report):
+    with environments.locked(places, name, report):
         return _complete(place, recipe) or _make(recipe, place, python, report)
 
 
@@ -77,7 +75,7 @@ def remove(name: str, places: Places) -> Installed | None:
     recipe_of(name)
     if not environments.sites(places, name):
         return None
-    with environments.locked(environments.engines_folder(places), name, report=None):
+    with environments.locked(places, name, report=None):
         complete = [own for own in environments.installed(places) if own.name == name]
         found = environments.sites(places, name)
         for place in found:
@@ -106,7 +104,7 @@ def _make(recipe: Recipe, place: Site, python: str, report: Report) -> Installed
     keep = recipes.check_disk_space(recipe, place.folder.parent)
     report(f"installing {recipe}: {in_words(recipe.bytes)} into {place.folder}")
     try:
-        packages = Builder(recipe, place, python, report, keep_downloads=keep).build()
+        packages = _Builder(recipe, place, python, report, keep_downloads=keep).build()
         return place.finish(recipe, packages, recipes.used_bytes(place.folder))
     except BaseException as error:
         # Useless gigabytes; if the process is killed, the next installation removes them.
@@ -169,21 +167,12 @@ def _kill_installers(place: Site) -> None:
         )
 
 
-class Builder:
+class _Builder:
     """Fills the environment of a recipe, with uv if it is available, else with venv and pip."""
 
     def __init__(
         self, recipe: Recipe, site: Site, python: str, report: Report, *, keep_downloads: bool
     ) -> None:
-        """Start the clock.
-
-        Args:
-            recipe: What to install.
-            site: Where; nothing is there yet.
-            python: The interpreter that the environment is made from.
-            report: Gets lines for display.
-            keep_downloads: Whether the installer may keep them in its own cache.
-        """
         self._recipe = recipe
         self._site = site
         self._python = python

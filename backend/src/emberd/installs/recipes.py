@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -144,7 +144,7 @@ def check_platform(recipe: Recipe) -> None:
     )
 
 
-def dotted(version: Version) -> str:
+def dotted(version: Sequence[int]) -> str:
     """Return a version as text: ``3.13``."""
     return ".".join(map(str, version))
 

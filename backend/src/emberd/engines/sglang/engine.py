@@ -154,9 +154,7 @@ def _choose_gpus(launch: Launch) -> tuple[Gpu, ...]:
     survey = gpus.survey()
     if problem := support.why_unsuitable(survey, launch.options.gpus):
         raise StartError(f"SGLang cannot run here: {problem}")
-    # Those that are locked for this start; a dry run locks none.
-    locked = [gpu for gpu in survey.gpus if gpu.uuid in launch.exclusive_resources]
-    return support.freest(locked or survey.gpus, launch.options.gpus)
+    return support.freest(survey.gpus, launch.options.gpus, launch.exclusive_resources)
 
 
 def _plan_memory(

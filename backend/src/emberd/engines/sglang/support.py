@@ -11,6 +11,7 @@ from emberd import catalog, hub_cache, model_card, model_files
 from emberd.catalog import Model
 from emberd.engines import gpus as all_gpus
 from emberd.engines.gpus import VISIBLE, Gpu, Survey
+from emberd.installs.recipes import dotted
 
 OLDEST_VERSION: Final = (0, 5, 17)
 """The first version whose embeddings come as base64."""
@@ -48,14 +49,14 @@ def why_unsuitable(seen: Survey, count: int = 1) -> str | None:
         return seen.problem
     if seen.cuda is not None and seen.cuda < NEEDS_CUDA:
         return (
-            f"the NVIDIA driver {seen.driver} runs CUDA up to {_version(seen.cuda)}, and SGLang "
-            f"needs {_version(NEEDS_CUDA)}: install driver {_NEEDS_DRIVER} or newer"
+            f"the NVIDIA driver {seen.driver} runs CUDA up to {dotted(seen.cuda)}, and SGLang "
+            f"needs {dotted(NEEDS_CUDA)}: install driver {_NEEDS_DRIVER} or newer"
         )
     fit = _suitable(seen.gpus)
     if not fit:
-        found = ", ".join(f"{gpu.name} ({_version(gpu.capability)})" for gpu in seen.gpus)
+        found = ", ".join(f"{gpu.name} ({dotted(gpu.capability)})" for gpu in seen.gpus)
         return (
-            f"SGLang needs a GPU of compute capability {_version(MIN_CAPABILITY)} or more "
+            f"SGLang needs a GPU of compute capability {dotted(MIN_CAPABILITY)} or more "
             f"(Ampere and newer); found {found}"
         )
     if count > 1 and any(gpu.uuid.startswith(_MIG) for gpu in fit):
@@ -71,17 +72,13 @@ def why_unsuitable(seen: Survey, count: int = 1) -> str | None:
     return None
 
 
-def freest(gpus: Sequence[Gpu], count: int = 1) -> tuple[Gpu, ...]:
-    """Return the ``count`` suitable GPUs with the most free memory, in that order."""
-    return all_gpus.freest(_suitable(gpus), count)
+def freest(gpus: Sequence[Gpu], count: int = 1, locked: Sequence[str] = ()) -> tuple[Gpu, ...]:
+    """Return the ``count`` suitable GPUs with the most free memory, as ``gpus.freest`` does."""
+    return all_gpus.freest(_suitable(gpus), count, locked)
 
 
 def _suitable(gpus: Sequence[Gpu]) -> list[Gpu]:
     return [gpu for gpu in gpus if gpu.capability >= MIN_CAPABILITY]
-
-
-def _version(numbers: tuple[int, int]) -> str:
-    return ".".join(map(str, numbers))
 
 
 # ------------------------------------------------------------ models
