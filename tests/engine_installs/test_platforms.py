@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from pathlib import Path
@@ -40,18 +39,18 @@ def test_sglang_is_refused_where_it_has_no_wheels(
 @pytest.mark.parametrize(
     ("libc", "said"),
     [
-        ("glibc 2.31", "needs glibc 2.34 or newer, and this system has glibc 2.31"),
-        (None, "this system has no GNU libc"),
-        ("glibc 2.34", None),
-        ("glibc 2.36", None),
+        (("glibc", "2.31"), "needs glibc 2.34 or newer, and this system has glibc 2.31"),
+        (("", ""), "this system has no GNU libc"),
+        (("glibc", "2.34"), None),
+        (("glibc", "2.36"), None),
     ],
 )
 def test_sglang_is_refused_on_an_old_libc(
-    monkeypatch: pytest.MonkeyPatch, libc: str | None, said: str | None
+    monkeypatch: pytest.MonkeyPatch, libc: tuple[str, str], said: str | None
 ) -> None:
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(os, "confstr", lambda name: libc)
+    monkeypatch.setattr(platform, "libc_ver", lambda: libc)
     if said is None:
         recipes.check_platform(SGLANG)
     else:

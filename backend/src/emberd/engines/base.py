@@ -17,13 +17,11 @@ from emberd.system.log_rules import Diagnosis
 if TYPE_CHECKING:
     from emberd.installs import Interpreter
 
-START_SILENCE_S: Final = 300.0
 DRAIN_S: Final = 30.0
 
 DRY_RUN_PORT: Final = 30_000
 DRY_RUN_KEY: Final = "a-random-key-of-this-start"
 DRY_RUN_FOLDER: Final = "FOLDER-OF-THE-SERVER"
-_DRY_RUN_START_ID: Final = "a-random-id-of-this-start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ class Plan:
     command: Sequence[str]
     environment: Mapping[str, str] = field(repr=False)
     device: str
-    silence_s: float = START_SILENCE_S
+    silence_s: float = 300.0
     drain_s: float = DRAIN_S
     files: Mapping[str, str] = field(default_factory=dict, repr=False)
     reasons: Sequence[Reason] = ()
@@ -207,16 +205,9 @@ class EnvironmentEngine(Engine):
 
         found = installs.locate(self.name)
         if found is None:
-            raise StartError(
-                f"{self.product} is no longer installed", advice=f"Run: {self._install}"
-            )
+            cause = f"{self.product} is no longer installed"
+            raise StartError(cause, advice=f"Run: {self._install}")
         return found
-
-    def _is_pinned(self, version: str) -> bool:
-        """Return whether ``version`` is the one that emberd installs and is tested with."""
-        from emberd import installs
-
-        return version == installs.RECIPES[self.name].version
 
     def _why_not_installed(self) -> str | None:
         from emberd import installs
@@ -257,7 +248,7 @@ def dry_run(engine: Engine, spec: ServerSpec, options: StartOptions, home: str) 
     launch = Launch(
         port=options.port or DRY_RUN_PORT,
         api_key=None if options.no_auth else DRY_RUN_KEY,
-        start_id=_DRY_RUN_START_ID,
+        start_id="a-random-id-of-this-start",
         folder=os.path.join(home, DRY_RUN_FOLDER),
         options=options,
         exclusive_resources=tuple(engine.exclusive_resources(spec, options)),

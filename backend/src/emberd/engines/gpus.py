@@ -16,9 +16,7 @@ VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 
 _ORDER: Final = "CUDA_DEVICE_ORDER"
 _BY_BUS: Final = "PCI_BUS_ID"
-_BINDING: Final = "pynvml"  # what the distribution nvidia-ml-py is imported as
 _LOADED: Final = Path("/proc/driver/nvidia/version")
-_UUIDS: Final = ("GPU-", "MIG-")
 _NUMBER: Final = re.compile(r"\d+")
 _MIG_ENABLED: Final = 1  # NVML_DEVICE_MIG_ENABLE
 
@@ -83,7 +81,7 @@ def survey(environ: Mapping[str, str] = os.environ) -> Survey:
     all GPUs are of one kind; if it may differ, a note says so.
     """
     try:
-        nvml = importlib.import_module(_BINDING)
+        nvml = importlib.import_module("pynvml")  # of the distribution nvidia-ml-py
     except ImportError:
         return Survey(
             problem="nvidia-ml-py is not installed, so GPUs cannot be detected; pip install "
@@ -122,31 +120,25 @@ def _look(nvml: Any, environ: Mapping[str, str]) -> Survey:
         cuda = (version // 1000, version % 1000 // 10)
     except nvml.NVMLError:
         cuda = None
-    present, notes = _present(nvml)
-    named = environ.get(VISIBLE)
-    gpus = _visible(present, named)
-    has_numbers = named and any(_NUMBER.match(word.strip()) for word in named.split(","))
-    kinds = {gpu.name for card in present for gpu in card}
-    if has_numbers and len(kinds) > 1 and environ.get(_ORDER) != _BY_BUS:
-        notes.append(
-            f"the GPUs differ in kind, and CUDA numbers them by speed unless {_ORDER}={_BY_BUS}: "
-            f"use UUIDs in {VISIBLE}"
-        )
-    problem = None if gpus else _none_left(present, named, notes)
-    return Survey(gpus, driver, cuda, problem, tuple(notes))
-
-
-def _present(nvml: Any) -> tuple[list[tuple[Gpu, ...]], list[str]]:
-    """Return each card's GPU, or its MIG instances, and notes on cards that cannot be read."""
-    cards: list[tuple[Gpu, ...]] = []
-    notes: list[str] = []
+    cards: list[tuple[Gpu, ...]] = []  # of each card its GPU, or its MIG instances
+    notes = []
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
             cards.append(tuple(_card(nvml, index)))
         except nvml.NVMLError as error:
             # CUDA does not number a card without access (in a container, or on a batch system).
             notes.append(f"GPU {index} cannot be read: {error}")
-    return cards, notes
+    named = environ.get(VISIBLE)
+    gpus = _visible(cards, named)
+    has_numbers = named and any(_NUMBER.match(word.strip()) for word in named.split(","))
+    kinds = {gpu.name for card in cards for gpu in card}
+    if has_numbers and len(kinds) > 1 and environ.get(_ORDER) != _BY_BUS:
+        notes.append(
+            f"the GPUs differ in kind, and CUDA numbers them by speed unless {_ORDER}={_BY_BUS}: "
+            f"use UUIDs in {VISIBLE}"
+        )
+    problem = None if gpus else _none_left(cards, named, notes)
+    return Survey(gpus, driver, cuda, problem, tuple(notes))
 
 
 def _card(nvml: Any, index: int) -> Iterator[Gpu]:
@@ -193,7 +185,7 @@ def _visible(cards: Sequence[tuple[Gpu, ...]], named: str | None) -> tuple[Gpu, 
 
 
 def _named(cards: Sequence[tuple[Gpu, ...]], word: str) -> Gpu | None:
-    if word.startswith(_UUIDS):
+    if word.startswith(("GPU-", "MIG-")):
         found = [gpu for card in cards for gpu in card if gpu.uuid.startswith(word)]
         return found[0] if len(found) == 1 else None
     number = _NUMBER.match(word)

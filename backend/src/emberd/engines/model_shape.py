@@ -12,13 +12,8 @@ from emberd.catalog import DecoderShape, Model
 from emberd.model_files import CONFIG, SAFETENSORS, is_folder, read_json, read_safetensors_header
 
 _BF16_BYTES: Final = 2
-_DTYPE_BYTES: Final = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
-_FP8: Final = "fp8"
 _FP8_BYTES: Final = 1
-_KEY_AND_VALUE: Final = 2
-_OLD_WEIGHTS: Final = "*.bin"
-_HEAD: Final = "lm_head.weight"
-_CAUSAL: Final = "ForCausalLM"
+_DTYPE_BYTES: Final = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 # Parts of the names of architectures in which each token sees the whole text.
 _ENCODERS: Final = ("Bert", "Roberta", "Contriever", "Bidirectional", "EmbeddingGemma")
 # SGLang's order of preference (srt/utils/hf_transformers/common.py, CONTEXT_LENGTH_KEYS).
@@ -26,16 +21,9 @@ _CONTEXT_KEYS: Final = (
     *("max_sequence_length", "seq_length", "max_seq_len", "model_max_length"),
     "max_position_embeddings",
 )
-_ORIGINAL_CONTEXT: Final = "original_max_position_embeddings"
 _DAMAGED: Final = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    OSError,
-    RecursionError,
-    StopIteration,
-    TypeError,
-    ValueError,
+    *(ArithmeticError, AttributeError, LookupError, OSError, RecursionError, StopIteration),
+    *(TypeError, ValueError),
 )
 """What reading and using a configuration or a header of any content raises."""
 
@@ -61,7 +49,7 @@ class ModelShape(DecoderShape):
         """Return the bytes that the weights take on the device, in bfloat16 if not quantised."""
         if self.stored_bytes is not None:
             return self.stored_bytes
-        if quantization != _FP8:
+        if quantization != "fp8":
             return self.parameters * _BF16_BYTES
         table = self.vocabulary * self.hidden  # the token table is never quantised
         return (self.parameters - table) * _FP8_BYTES + table * _BF16_BYTES
@@ -73,7 +61,8 @@ class ModelShape(DecoderShape):
         and each device has at least one.
         """
         heads = max(1, self.kv_heads // tp_size)
-        return self.layers * heads * self.head_dim * _KEY_AND_VALUE * _BF16_BYTES
+        keys = self.layers * heads * self.head_dim * _BF16_BYTES
+        return 2 * keys  # as large as the values
 
     def layer_bytes_per_token(self) -> int:
         """Return the bytes that one token takes at the widest point of one layer.
@@ -127,8 +116,8 @@ def _from_folder(folder: Path) -> ModelShape | None:
         vocabulary = int(config["vocab_size"])
         # SGLang creates the head of a language model whether or not the checkpoint has one,
         # although an embedding never uses it (srt/models/qwen3.py, Qwen3ForCausalLM.__init__).
-        has_head = _HEAD in elements or config.get("tie_word_embeddings")
-        if architecture.endswith(_CAUSAL) and not has_head:
+        has_head = "lm_head.weight" in elements or config.get("tie_word_embeddings")
+        if architecture.endswith("ForCausalLM") and not has_head:
             parameters += vocabulary * hidden
         return ModelShape(
             architecture=architecture,
@@ -147,7 +136,7 @@ def _from_folder(folder: Path) -> ModelShape | None:
 
 
 def _stored_bytes(folder: Path) -> int:
-    files = list(folder.glob(SAFETENSORS)) or list(folder.glob(_OLD_WEIGHTS))
+    files = list(folder.glob(SAFETENSORS)) or list(folder.glob("*.bin"))
     if not files:
         raise ValueError(f"{folder} contains no weights")
     return sum(file.stat().st_size for file in files)
@@ -156,7 +145,9 @@ def _stored_bytes(folder: Path) -> int:
 def _context(config: Mapping[str, Any]) -> int:
     """Return the context length as SGLang derives it, scaled by the rotary embedding's factor."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    is_scaled = _ORIGINAL_CONTEXT in scaling or scaling.get("rope_type") == "llama3"
+    is_scaled = (
+        "original_max_position_embeddings" in scaling or scaling.get("rope_type") == "llama3"
+    )
     factor = 1 if is_scaled else scaling.get("factor", 1)
     limit = next(config[key] for key in _CONTEXT_KEYS if config.get(key))
     return int(factor * limit)

@@ -15,7 +15,6 @@ from emberd.serving import BOOTSTRAP, MODULE
 from emberd.system import log_rules
 from emberd.system.log_rules import READ_LOG, Diagnosis, LogRule
 
-_ENCODER: Final = "--encoder"
 _SCRIPT: Final = (*MODULE.split("."), BOOTSTRAP)
 
 
@@ -29,9 +28,6 @@ def address(launch: Launch) -> tuple[str, ...]:
 _TAIL_CHARS: Final = 64 * 1024
 _STEP: Final = re.compile(r" INFO (?P<step>ready:|listening|(?:down)?loading\b.*$)")
 _IN_WORDS: Final = {"ready:": "answering", "listening": "starting"}
-_OWN_WORDS: Final = ("loading the ", "loading torch", "downloading")
-_READY: Final = " INFO ready:"
-_PORT_TAKEN: Final = "address already in use"
 # "cannot serve NAME: CAUSE. ADVICE", as emberd.serving writes it and its bootstrap.
 _REPORTED: Final = re.compile(
     r"\bcannot serve(?: [^\n]*?)?: (?P<cause>[^\n]+?)(?:\. (?P<advice>[^\n]+))?$", re.MULTILINE
@@ -63,7 +59,7 @@ class OwnServerEngine(Engine):
         for line in reversed(log[-_TAIL_CHARS:].splitlines()):
             if (found := _STEP.search(line)) is not None:
                 step = found["step"]
-                if step.startswith(_OWN_WORDS):
+                if step.startswith(("loading the ", "loading torch", "downloading")):
                     return step
                 return _IN_WORDS.get(step, "loading the model")  # "loading", and the model's name
         return "starting"
@@ -75,7 +71,7 @@ class OwnServerEngine(Engine):
                 f"the server wrote nothing for too long while {self.progress(log)}, and was ended",
                 "Check the disk, the network and the load of the machine, and start it again.",
             )
-        if _PORT_TAKEN in log:
+        if "address already in use" in log:
             return Diagnosis(
                 "another program took the port first",
                 "Try again; a fixed port (EMBERD_PORT) must not be used by another program: "
@@ -88,7 +84,7 @@ class OwnServerEngine(Engine):
                 return Diagnosis(f"the model could not be loaded ({foreign['type']})", READ_LOG)
             return Diagnosis(log_rules.excerpt(cause), advice or READ_LOG)
         # The log of a server that has answered may hold failures of requests, which did not end it.
-        end = log[max(0, log.rfind(_READY)) :]
+        end = log[max(0, log.rfind(" INFO ready:")) :]
         facts = {"reinstall": self.reinstall, "free_memory": self.free_memory}
         if known := log_rules.match(_rules(), end, facts):
             return known
@@ -115,5 +111,5 @@ class OwnServerEngine(Engine):
         as_script = any(PurePath(word).parts[-3:] == _SCRIPT for word in command[1:])
         if not as_module and not as_script:
             return False
-        named = (_ENCODER, self.name)
+        named = ("--encoder", self.name)
         return named in pairwise(command) or "=".join(named) in command

@@ -19,7 +19,7 @@ import emberd.serving
 from emberd import installs, model_card, model_files
 from emberd.engines import gpus, own_server
 from emberd.engines.base import EnvironmentEngine, Launch, Plan, Reason
-from emberd.engines.gpus import VISIBLE, Gpu, Survey
+from emberd.engines.gpus import VISIBLE, Gpu
 from emberd.engines.model_shape import element_bytes, shape_of
 from emberd.engines.own_server import OwnServerEngine
 from emberd.env import SERVER_KEY
@@ -61,9 +61,6 @@ _SGLANG_CAPABILITY: Final = (8, 0)
 
 _BOOTSTRAP: Final = os.fspath(Path(emberd.serving.__file__).with_name(BOOTSTRAP))
 
-_Word = tuple[tuple[str, ...], str]
-"""A part of the command, and why it is there."""
-
 
 class TransformersEngine(OwnServerEngine, EnvironmentEngine):
     """Serves Qwen3-Embedding checkpoints through Hugging Face transformers."""
@@ -94,9 +91,8 @@ class TransformersEngine(OwnServerEngine, EnvironmentEngine):
 
     def exclusive_resources(self, spec: ServerSpec, _options: StartOptions) -> Sequence[str]:
         """Return the UUID of the GPU with the most free memory; nothing unless CUDA is used."""
-        seen, cuda = gpus.survey(), _cuda()
-        device, _ = _choose_device(spec, cuda, seen)
-        return [gpu.uuid for gpu in _freest(seen, cuda, ())] if device == _CUDA else ()
+        _, gpu, _ = _choose_device(spec)
+        return [gpu.uuid] if gpu else ()
 
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
         """Return how to start a server for ``spec``.
@@ -105,11 +101,8 @@ class TransformersEngine(OwnServerEngine, EnvironmentEngine):
             StartError: Memory is short, the engine was removed, or several GPUs were requested.
             SettingError: ``EMBERD_TRANSFORMERS_PYTHON`` names no interpreter that has it.
         """
-        python, seen, cuda = self._interpreter(), gpus.survey(), _cuda()
-        device, problem = _choose_device(spec, cuda, seen)
-        gpu = None
-        if device == _CUDA:
-            gpu = next(iter(_freest(seen, cuda, launch.exclusive_resources)), None)
+        python = self._interpreter()
+        device, gpu, problem = _choose_device(spec, launch.exclusive_resources)
         problem = problem or _short_of_memory(spec, device, gpu)
         if problem is not None:
             raise StartError(f"The {_NAME} engine cannot serve here: {problem}")
@@ -145,7 +138,7 @@ class TransformersEngine(OwnServerEngine, EnvironmentEngine):
     def _why_not_here(self, spec: ServerSpec) -> str | None:
         if problem := self.why_unsupported(spec):
             return problem
-        device, problem = _choose_device(spec, _cuda(), gpus.survey())
+        device, _, problem = _choose_device(spec)
         # For a GPU the plan checks the memory: only then it is known which one is used.
         return problem or (None if device == _CUDA else _short_of_memory(spec, device))
 
@@ -164,8 +157,8 @@ class TransformersEngine(OwnServerEngine, EnvironmentEngine):
     ) -> list[str]:
         is_folder = model_files.is_folder(spec.model)
         notes = model_card.unused_prompts(Path(spec.model)) if is_folder else []
-        if not self._is_pinned(python.version):
-            tested = installs.RECIPES[_NAME].version
+        tested = installs.RECIPES[_NAME].version
+        if python.version != tested:
             notes.append(
                 f"emberd is tested with transformers {tested}, and {python.python} has "
                 f"{python.version}"
@@ -177,8 +170,11 @@ class TransformersEngine(OwnServerEngine, EnvironmentEngine):
         return notes
 
 
-def _words(spec: ServerSpec, launch: Launch, python: Interpreter, device: str) -> list[_Word]:
-    words: list[_Word] = [
+def _words(
+    spec: ServerSpec, launch: Launch, python: Interpreter, device: str
+) -> list[tuple[tuple[str, ...], str]]:
+    """Return the parts of the command, and why each is there."""
+    words: list[tuple[tuple[str, ...], str]] = [
         ((python.python,), f"has transformers {python.version}: {python.why}"),
         ((_BOOTSTRAP,), "our server, for an interpreter without emberd"),
         (("--encoder", _NAME), "the kind of model"),
@@ -224,94 +220,72 @@ def _cuda() -> tuple[int, int] | None:
     return torch_cuda(packages)
 
 
-def _suitable(seen: Survey, cuda: tuple[int, int]) -> list[Gpu]:
-    """Return the GPUs for which a torch that is built for ``cuda`` has code."""
-    least = _NEEDS_CAPABILITY.get(cuda[0], (0, 0))
-    return [gpu for gpu in seen.gpus if gpu.capability >= least]
-
-
-def _freest(seen: Survey, cuda: tuple[int, int] | None, locked: Sequence[str]) -> tuple[Gpu, ...]:
-    return gpus.freest(_suitable(seen, cuda or _PINNED_CUDA), locked=locked)
-
-
 def _choose_device(
-    spec: ServerSpec, cuda: tuple[int, int] | None, seen: Survey
-) -> tuple[str, str | None]:
-    """Return where the model would run, and why it cannot run there (None if it can).
+    spec: ServerSpec, locked: Sequence[str] = ()
+) -> tuple[str, Gpu | None, str | None]:
+    """Return the device for the model, its GPU for CUDA, and why it cannot be used; None if it can.
 
     The CPU is used only if it, or this engine, was requested by name, so that nobody waits a
     minute for a vector without having been warned.
-
-    Args:
-        spec: The request.
-        cuda: The CUDA that the installed torch is built for; None if it is built without.
-        seen: The GPUs of this machine.
     """
-    problem = _why_no_cuda(cuda, seen)
+    seen, cuda = gpus.survey(), _cuda()
+    least = _NEEDS_CAPABILITY.get((cuda or _PINNED_CUDA)[0], (0, 0))
+    fit = [gpu for gpu in seen.gpus if gpu.capability >= least]
+    problem = None
+    if seen.problem:
+        problem = seen.problem
+    elif cuda is None:
+        problem = "the installed torch is built without CUDA"
+    elif seen.cuda is not None and seen.cuda[0] < cuda[0]:
+        problem = (
+            f"the NVIDIA driver {seen.driver} runs CUDA up to {dotted(seen.cuda)}, and the "
+            f"installed torch needs {dotted(cuda)}: install a newer driver"
+        )
+    elif not fit:
+        found = ", ".join(f"{gpu.name} ({dotted(gpu.capability)})" for gpu in seen.gpus)
+        problem = (
+            f"torch for CUDA {dotted(cuda)} needs compute capability {dotted(least)}; found {found}"
+        )
     if spec.device == _CUDA or (spec.device is None and problem is None):
-        return _CUDA, problem
+        return _CUDA, next(iter(gpus.freest(fit, locked=locked)), None), problem
     has_mps = sys.platform == "darwin" and platform.machine() == "arm64"
     if spec.device == _MPS and not has_mps:
-        return _MPS, "device='mps' is Apple's GPU, and this is not a Mac with Apple silicon"
+        return _MPS, None, "device='mps' is Apple's GPU, and this is not a Mac with Apple silicon"
     if spec.device == _MPS or (spec.device is None and has_mps):
-        return _MPS, None
+        return _MPS, None, None
     if spec.device not in (None, _CPU):
-        return spec.device or _CPU, f"device={spec.device!r} is unknown: use cuda, mps or cpu"
+        return spec.device or _CPU, None, f"device={spec.device!r} is unknown: use cuda, mps or cpu"
     if spec.device is None and spec.engine != _NAME:
-        return _CPU, (
+        problem = (
             f"{problem}. On the CPU it serves only if requested, and slowly: engine={_NAME!r} or "
             f"device='cpu'. Alternatively, {_ELSEWHERE}"
         )
-    return _CPU, None
+        return _CPU, None, problem
+    return _CPU, None, None
 
 
 def _short_of_memory(spec: ServerSpec, device: str, gpu: Gpu | None = None) -> str | None:
-    """Return why the weights do not fit and what to do; None if they do, or it is unknown.
-
-    Args:
-        spec: The request.
-        device: Where the model runs.
-        gpu: The GPU that is used; None on other devices than CUDA.
-    """
+    """Return why the weights do not fit and what to do; None if they do, or it is unknown."""
     shape = shape_of(spec.model)
     if shape is None:
         return None
-    # The number format that the server will choose, by the rules of our own server.
+    # Whether the server will choose bfloat16, by the rules of our own server.
     if gpu is not None:
-        is_fast = gpu.capability >= _NATIVE_BFLOAT16
-    else:
-        is_fast = device == _MPS or hardware.multiplies_bfloat16()
-    dtype = "bfloat16" if is_fast else "float32"
-    need = round(shape.parameters * element_bytes(dtype) * _OVERHEAD)
-    if gpu is not None:
-        need, free, name = need + _GPU_CONTEXT_BYTES, gpu.free_bytes, gpu.name
+        is_half = gpu.capability >= _NATIVE_BFLOAT16
+        context_bytes, free, name = _GPU_CONTEXT_BYTES, gpu.free_bytes, gpu.name
     else:
         import psutil
 
-        free, name = psutil.virtual_memory().available, "this machine"
+        is_half = device == _MPS or hardware.multiplies_bfloat16()
+        context_bytes, free, name = 0, psutil.virtual_memory().available, "this machine"
+    dtype = "bfloat16" if is_half else "float32"
+    need = round(shape.parameters * element_bytes(dtype) * _OVERHEAD) + context_bytes
     if free >= need:
         return None
     return (
         f"{spec.model} needs {need / _GIB:.1f} GiB in {dtype}, and {free / _GIB:.1f} GiB is free "
         f"on {name}; free some, {_SMALLER}, or {_ELSEWHERE}"
     )
-
-
-def _why_no_cuda(cuda: tuple[int, int] | None, seen: Survey) -> str | None:
-    if seen.problem:
-        return seen.problem
-    if cuda is None:
-        return "the installed torch is built without CUDA"
-    if seen.cuda is not None and seen.cuda[0] < cuda[0]:
-        return (
-            f"the NVIDIA driver {seen.driver} runs CUDA up to {dotted(seen.cuda)}, and the "
-            f"installed torch needs {dotted(cuda)}: install a newer driver"
-        )
-    if _suitable(seen, cuda):
-        return None
-    found = ", ".join(f"{gpu.name} ({dotted(gpu.capability)})" for gpu in seen.gpus)
-    least = dotted(_NEEDS_CAPABILITY[cuda[0]])
-    return f"torch for CUDA {dotted(cuda)} needs compute capability {least}; found {found}"
 
 
 ENGINE: Final = TransformersEngine()

@@ -87,17 +87,17 @@ class Site:
     @property
     def log(self) -> Path:
         """Output of the installer."""
-        return self._beside(".log")
+        return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
     def scratch(self) -> Path:
         """Downloads and temporary files of the installer."""
-        return self._beside(_SCRATCH)
+        return self.folder.with_name(f"{self.folder.name}{_SCRATCH}")
 
     @property
     def removed(self) -> Path:
         """Where the environment is moved before it is removed."""
-        return self._beside(_REMOVED)
+        return self.folder.with_name(f"{self.folder.name}{_REMOVED}")
 
     @property
     def leftovers(self) -> list[Path]:
@@ -126,9 +126,6 @@ class Site:
         text = json.dumps(content, indent=2)
         atomic_file.write(self.folder / _MARKER, text.encode(), mode=0o666)
         return self._installed(content)
-
-    def _beside(self, ending: str) -> Path:
-        return self.folder.with_name(self.folder.name + ending)
 
     def _installed(self, content: dict[str, Any]) -> Installed:
         return Installed(
@@ -164,14 +161,13 @@ def sites(places: Places, name: str | None = None) -> list[Site]:
     if not engines.is_dir():
         return []
     check_owner(engines)
-    with os.scandir(engines) as entries:
-        folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     found = {}
-    for folder in folders:
-        base = folder.removesuffix(_SCRATCH).removesuffix(_REMOVED)
-        engine, dash, version = base.partition("-")
-        if dash and engine in recipes.RECIPES and name in (None, engine):
-            found[base] = Site(engine, version, engines / base)
+    with os.scandir(engines) as entries:
+        for entry in (each for each in entries if each.is_dir(follow_symlinks=False)):
+            base = entry.name.removesuffix(_SCRATCH).removesuffix(_REMOVED)
+            engine, dash, version = base.partition("-")
+            if dash and engine in recipes.RECIPES and name in (None, engine):
+                found[base] = Site(engine, version, engines / base)
     return [found[base] for base in sorted(found)]
 
 

@@ -91,9 +91,8 @@ def _complete(place: Site, recipe: Recipe) -> Installed | None:
     if place.folder.parent.is_dir():
         environments.check_owner(place.folder.parent)
     found = place.read()
-    if found is None or not found.is_usable or found.requirements != recipe.requirements:
-        return None
-    return found
+    is_current = found and found.is_usable and found.requirements == recipe.requirements
+    return found if is_current else None
 
 
 def _make(recipe: Recipe, place: Site, python: str, report: Report) -> Installed:
@@ -194,31 +193,27 @@ class _Builder:
         log.chmod(_LOG_MODE)
         self._site.scratch.mkdir(mode=0o700)
         uv = shutil.which("uv")
-        failure = self._run_uv(uv) if uv else None
-        if failure is not None and not failure.final:
+        failure = self._fill(uv)
+        if uv and failure is not None and not failure.final:
             self._report(f"uv could not install {self._recipe} ({failure.cause}); trying pip")
-        if uv is None or (failure is not None and not failure.final):
-            failure = self._run_pip()
+            failure = self._fill(None)
         if failure is not None:
             advice = f"{failure.advice} The last lines: {last_lines(self._output(0))}."
             raise _failed(self._recipe, self._site, failure.cause, advice)
         return self._checked()
 
-    def _run_uv(self, uv: str) -> Diagnosis | None:
-        kept = () if self._keep_downloads else ("--no-cache",)
+    def _fill(self, uv: str | None) -> Diagnosis | None:
         folder, python = os.fspath(self._site.folder), os.fspath(self._site.python)
-        # SGLang's kernels depend on pre-releases: without the option uv installs an old SGLang.
-        # Bytecode is compiled now, so that the first start of a server need not do it.
-        return self._run(
-            uv, "venv", *kept, "--no-project", "--python", self._python, folder
-        ) or self._run(
-            *(uv, "pip", "install", *kept, "--python", python, "--prerelease=allow"),
-            *("--compile-bytecode", *self._recipe.requirements),
-        )
-
-    def _run_pip(self) -> Diagnosis | None:
+        if uv is not None:
+            kept = () if self._keep_downloads else ("--no-cache",)
+            venv = ("venv", *kept, "--no-project", "--python", self._python, folder)
+            # SGLang's kernels depend on pre-releases: without the option uv installs an old SGLang.
+            # Bytecode is compiled now, so that the first start of a server need not do it.
+            return self._run(uv, *venv) or self._run(
+                *(uv, "pip", "install", *kept, "--python", python, "--prerelease=allow"),
+                *("--compile-bytecode", *self._recipe.requirements),
+            )
         kept = () if self._keep_downloads else ("--no-cache-dir",)
-        folder, python = os.fspath(self._site.folder), os.fspath(self._site.python)
         return self._run(self._python, "-I", "-m", "venv", "--clear", folder) or self._run(
             *(python, "-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-input"),
             *("--progress-bar", "off", "--no-warn-script-location", *kept),
@@ -322,12 +317,7 @@ def _rules() -> tuple[LogRule, ...]:
 
 
 def diagnose(exit_code: int, output: str) -> Diagnosis:
-    """Return why an installer failed.
-
-    Args:
-        exit_code: As ``subprocess`` gives it.
-        output: What it wrote.
-    """
+    """Return why an installer failed, from its exit code and its output."""
     unknown = Diagnosis(f"the installer ended with code {exit_code}", "Read its log.")
     return log_rules.match(_rules(), output) or unknown
 

@@ -22,7 +22,6 @@ from emberd.installs import environments
 from emberd.installs.recipes import Recipe, dotted, recipe_of
 from emberd.system import process_env
 
-_SHEBANG_BYTES: Final = 4096
 # A path that is too long for a shebang is in a line of its own that the shell runs.
 _INTERPRETER: Final = re.compile(
     rb"\A#!\s*(/\S+)(?:[ \t]+(\S+))?|^'''exec' \"?'?([^\"'\n]+)", re.MULTILINE
@@ -111,22 +110,18 @@ def _running(recipe: Recipe) -> Interpreter | None:
 
 def _on_path(recipe: Recipe) -> Interpreter | None:
     script = shutil.which(recipe.script) if recipe.script else None
-    python = _interpreter_of(script) if script else None
-    if python is None:
-        return None
-    try:
-        found = query_cached(python, recipe.distribution)
-    except OSError:
-        return None
-    if found is None:
-        return None
-    return Interpreter(python, found.version, found.packages, f"used by {script} on the PATH")
+    if script and (python := _interpreter_of(script)):
+        with suppress(OSError):
+            if found := query_cached(python, recipe.distribution):
+                why = f"used by {script} on the PATH"
+                return Interpreter(python, found.version, found.packages, why)
+    return None
 
 
 def _interpreter_of(script: str) -> str | None:
     try:
         with open(script, "rb") as file:
-            head = file.read(_SHEBANG_BYTES)
+            head = file.read(4096)
     except OSError:
         return None
     for match in _INTERPRETER.finditer(head):

@@ -131,10 +131,7 @@ def check_platform(recipe: Recipe) -> None:
         )
     if recipe.glibc is None or platform.system() != "Linux":
         return
-    try:
-        name, _, found = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
-    except (ValueError, OSError):  # musl does not know the name
-        name, found = "", ""
+    name, found = platform.libc_ver()
     if name == "glibc" and tuple(map(int, found.split(".")[:2])) >= recipe.glibc:
         return
     known = f"glibc {found}" if name == "glibc" else "no GNU libc"
@@ -214,7 +211,6 @@ class FolderMeter:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Measure ``folder``."""
         self._folder = folder
         self._bytes = 0
         self._next_s = 0.0

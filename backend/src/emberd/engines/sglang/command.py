@@ -25,7 +25,6 @@ GPU: Final = "cuda"
 
 _CPU_KERNELS: Final = str(Path(__file__).with_name("cpu"))
 _LOOPBACK: Final = ("127.0.0.1", "localhost")
-_DUMPS: Final = ("SGLANG_PYSPY_DUMP_BEFORE_CRASH", "SGLANG_CUDA_COREDUMP_BEFORE_CRASH")
 _COMPILED: Final = "TORCHINDUCTOR_CACHE_DIR"
 
 
@@ -138,7 +137,7 @@ def variables(environ: Mapping[str, str], gpus: Sequence[Gpu]) -> dict[str, tupl
         hosts += [host for host in _LOOPBACK if host not in hosts]
         why = "SGLang's warm-up sends HTTP requests to itself, which must not go through a proxy"
         needed[name] = (",".join(hosts), why)
-    for name in _DUMPS:
+    for name in ("SGLANG_PYSPY_DUMP_BEFORE_CRASH", "SGLANG_CUDA_COREDUMP_BEFORE_CRASH"):
         needed[name] = ("0", "a dump would delay the end by a minute")
     if not gpus:
         needed["SGLANG_USE_CPU_ENGINE"] = ("1", "otherwise SGLang requires a GPU")
@@ -245,11 +244,9 @@ _SERVICE_FLAGS: Final = (
 
 # ------------------------------------------------------------ the user's own arguments
 
-_PORT: Final = "use `emberd up --port`, or EMBERD_PORT"
 _KEY: Final = "emberd makes a key for each start; `emberd up --no-auth` starts without one"
 _OURS: Final = "emberd identifies the server by it"
 _VECTORS: Final = "it changes the vectors, and every user of this model would get them"
-_PLACE: Final = "emberd's servers listen on loopback only; start one yourself and use base_url="
 _SIZE: Final = "use context_tokens=, or `emberd up --context-tokens`"
 _GPUS: Final = "emberd chooses the GPUs; use `emberd up --tp-size` or `--dp-size`"
 
@@ -266,12 +263,12 @@ _RESERVED: Final[Mapping[str, str]] = {
     "--device": "use device=, or `emberd up --device`",
     "--dp-size": _GPUS,
     "--dtype": _VECTORS,
-    "--host": _PLACE,
+    "--host": "emberd's servers listen on loopback only; start one yourself and use base_url=",
     "--json-model-override-args": _VECTORS,
     "--load-format": _VECTORS,
     "--max-total-tokens": f"a longer text would wait forever; {_SIZE}",
     "--model-path": "use model=, or `emberd up --model`",
-    "--port": _PORT,
+    "--port": "use `emberd up --port`, or EMBERD_PORT",
     "--quantization": _VECTORS,
     "--revision": "use revision=, or `emberd up --revision`",
     "--served-model-name": _OURS,

@@ -6,10 +6,10 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Final
 
-from emberd import hub_cache, model_files
+from emberd import hub_cache, installs, model_files
 from emberd.catalog import DEMO_MODEL
 from emberd.engines import gpus
 from emberd.engines.base import EnvironmentEngine, Launch, Plan, Reason
@@ -28,9 +28,7 @@ _CONFIG: Final = "sglang.yaml"
 _MODULES: Final = (_MODULE, "sglang.cli.main", "sglang")
 _SCRIPT: Final = "sglang"
 _VERB: Final = "serve"
-_LAUNCHER: Final = ("sglang", "launch_server.py")
 _ENDS_OPTIONS: Final = ("-m", "-c")
-_TAKES_VALUE: Final = ("-W", "-X")
 
 # Kernels are compiled at the first start on a GPU, and a download shows no progress.
 _CPU_SILENCE_S: Final = 300.0
@@ -63,11 +61,17 @@ class SglangEngine(EnvironmentEngine):
         on_cpu = spec.device == command.CPU
         own = launch.options.arguments
         command.check_arguments(launch.options, on_cpu=on_cpu)
-        chosen = () if on_cpu else _choose_gpus(launch)
+        chosen: tuple[Gpu, ...] = ()
+        if not on_cpu:
+            survey = gpus.survey()
+            if problem := support.why_unsuitable(survey, launch.options.gpus):
+                raise StartError(f"SGLang cannot run here: {problem}")
+            locked = launch.exclusive_resources
+            chosen = support.freest(survey.gpus, launch.options.gpus, locked)
         figures = _plan_memory(spec, launch.options, chosen)
         python = self._interpreter()
         # The options of any other version than the tested one are read from its source.
-        is_tested = self._is_pinned(python.version)
+        is_tested = python.version == installs.RECIPES[self.name].version
         known = None if is_tested else support.known_options(python.packages)
         config = os.path.join(launch.folder, _CONFIG)
         flags = command.adapt(command.flags(spec, launch, figures, config), known)
@@ -102,6 +106,7 @@ class SglangEngine(EnvironmentEngine):
     progress = staticmethod(log_reader.progress)
     diagnose = staticmethod(log_reader.diagnose)
     has_failed = staticmethod(log_reader.has_failed)
+    _why_unsupported_files = staticmethod(support.why_unservable)
 
     def recognises(self, words: Sequence[str]) -> bool:
         """Return whether a process with this command line is the main process of a server.
@@ -117,19 +122,19 @@ class SglangEngine(EnvironmentEngine):
             return False
         i = 1
         while i < len(words) and words[i].startswith("-") and words[i] not in _ENDS_OPTIONS:
-            i += 2 if words[i] in _TAKES_VALUE else 1
+            i += 2 if words[i] in ("-W", "-X") else 1
         word, rest = (words[i] if i < len(words) else ""), words[i + 1 :]
         if word in _ENDS_OPTIONS:
             module = rest[0] if word == "-m" and rest else ""
             return module == _MODULE or (module in _MODULES and _VERB in rest[1:2])
         script = PurePath(word)
-        return (script.name == _SCRIPT and _VERB in rest[:1]) or script.parts[-2:] == _LAUNCHER
+        return (script.name == _SCRIPT and _VERB in rest[:1]) or script.parts[-2:] == (
+            "sglang",
+            "launch_server.py",
+        )
 
     def _why_not_here(self, spec: ServerSpec) -> str | None:
         return self.why_unsupported(spec) or _why_no_device(spec.device)
-
-    def _why_unsupported_files(self, folder: Path, *, partial: bool) -> str | None:
-        return support.why_unservable(folder, partial=partial)
 
 
 def _why_no_device(device: str | None) -> str | None:
@@ -140,21 +145,13 @@ def _why_no_device(device: str | None) -> str | None:
         return f"runs on the CPU only on x86-64 Linux, for development, and this is {here}"
     if device not in (None, command.GPU):
         return f"runs on a CUDA GPU or, for development, on a CPU, not on device={device!r}"
-    problem = support.why_unsuitable(gpus.survey())
-    if problem is None:
+    if (problem := support.why_unsuitable(gpus.survey())) is None:
         return None
     return (
         f"{problem}. Alternatively, point EMBERD_BASE_URL=http://HOST:30000/v1 at another machine; "
         f"to try emberd without a GPU, use model={DEMO_MODEL!r}; "
         f"device='cpu' runs SGLang on the CPU, slowly, for development"
     )
-
-
-def _choose_gpus(launch: Launch) -> tuple[Gpu, ...]:
-    survey = gpus.survey()
-    if problem := support.why_unsuitable(survey, launch.options.gpus):
-        raise StartError(f"SGLang cannot run here: {problem}")
-    return support.freest(survey.gpus, launch.options.gpus, launch.exclusive_resources)
 
 
 def _plan_memory(

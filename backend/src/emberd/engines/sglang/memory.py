@@ -295,12 +295,11 @@ def plan_memory(
 
 def on_gpu(gpu: Gpu, tp_size: int = 1) -> Device:
     """Return the memory of a GPU."""
-    links = _LINKS_BYTES if tp_size > 1 else 0
     return Device(
         name=gpu.name,
         total_bytes=gpu.total_bytes,
         free_bytes=gpu.free_bytes,
-        context_bytes=_CUDA_BYTES + links,
+        context_bytes=_CUDA_BYTES + (_LINKS_BYTES if tp_size > 1 else 0),
         fixed_bytes=_WORKSPACE_BYTES + _GRAPHS_BYTES,
     )
 

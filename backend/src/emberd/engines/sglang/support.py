@@ -24,9 +24,6 @@ MIN_CAPABILITY: Final = (8, 0)
 NEEDS_CUDA: Final = (13, 0)
 """What the torch that SGLang 0.5.23 pins is built for; driver 580 and newer run it."""
 
-_NEEDS_DRIVER: Final = 580
-_MIG: Final = "MIG-"
-
 
 GENERATIONS: Final = {
     (12, 0): "Blackwell (consumer)",
@@ -50,7 +47,7 @@ def why_unsuitable(seen: Survey, count: int = 1) -> str | None:
     if seen.cuda is not None and seen.cuda < NEEDS_CUDA:
         return (
             f"the NVIDIA driver {seen.driver} runs CUDA up to {dotted(seen.cuda)}, and SGLang "
-            f"needs {dotted(NEEDS_CUDA)}: install driver {_NEEDS_DRIVER} or newer"
+            f"needs {dotted(NEEDS_CUDA)}: install driver 580 or newer"
         )
     fit = _suitable(seen.gpus)
     if not fit:
@@ -59,7 +56,7 @@ def why_unsuitable(seen: Survey, count: int = 1) -> str | None:
             f"SGLang needs a GPU of compute capability {dotted(MIN_CAPABILITY)} or more "
             f"(Ampere and newer); found {found}"
         )
-    if count > 1 and any(gpu.uuid.startswith(_MIG) for gpu in fit):
+    if count > 1 and any(gpu.uuid.startswith("MIG-") for gpu in fit):
         return (
             f"{count} GPUs were requested, and CUDA gives a process only one MIG instance; "
             f"leave tp_size and dp_size out"
@@ -101,8 +98,6 @@ _POOLING: Final = {
     "Qwen3Model": _LAST_TOKEN,
     "Qwen3ForCausalLM": _LAST_TOKEN,
 }
-_GEMMA: Final = "Gemma3TextModel"
-_BIDIRECTIONAL: Final = "use_bidirectional_attention"
 # The other decoders get the last token, from code of SGLang's own or through Transformers. For an
 # encoder that is not named above, SGLang has no code: how, and whether, it runs is not known.
 _DECODERS: Final = ("ForCausalLM", "ForConditionalGeneration")
@@ -112,9 +107,6 @@ _BARE_DECODERS: Final = (
     *("OPTModel", "PhiModel", "Phi3Model", "Qwen2Model", "Qwen2MoeModel", "Qwen3MoeModel"),
     *("SmolLM3Model", "Starcoder2Model"),
 )
-# Read by SGLang's way through Transformers (srt/models/transformers.py): "cls" in any case of the
-# letters is the first token there, and everything else the last one.
-_CONFIGURED: Final = "pooling_type"
 _IN_WORDS: Final = {"cls": "the first token", "mean": "the mean of the tokens"}
 
 
@@ -138,11 +130,9 @@ def notes(model: str, revision: str | None = None) -> list[str]:
 
 
 def why_unservable(folder: Path, *, partial: bool) -> str | None:
-    """Return why SGLang's vectors of a folder's model would not be the model's; None if they may.
+    """Return why SGLang's vectors would not be those of a folder's model; None if they may be.
 
-    Args:
-        folder: The model, or the hub's cache of it.
-        partial: Files may be missing, because it is a cache.
+    With ``partial`` the folder is the hub's cache, in which files may be missing.
     """
     architecture = model_card.architecture(folder)
     if partial and architecture is None:
@@ -161,14 +151,16 @@ def _pooling(folder: Path) -> str | None:
     """Return how SGLang pools a folder's model, for ``model_card``; None if unknown."""
     architecture = model_card.architecture(folder) or ""
     config = model_files.read_json(folder / model_files.CONFIG)
-    if architecture == _GEMMA and config.get(_BIDIRECTIONAL) is True:
+    if architecture == "Gemma3TextModel" and config.get("use_bidirectional_attention") is True:
         return "mean"
     if architecture in _POOLING:
         return _POOLING[architecture]
     is_decoder = architecture.endswith(_DECODERS) or architecture in _BARE_DECODERS
-    if not is_decoder or config.get(_CONFIGURED) is not None:
-        return None
-    return _LAST_TOKEN
+    # SGLang reads pooling_type where it runs a model through Transformers
+    # (srt/models/transformers.py): "cls" in any case is the first token there, and everything else
+    # the last one.
+    is_configured = config.get("pooling_type") is not None
+    return _LAST_TOKEN if is_decoder and not is_configured else None
 
 
 def _unverified(model: str, what: str) -> str:
