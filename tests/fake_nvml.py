@@ -33,7 +33,7 @@ class Nvml:
 
     cards: Sequence[Card] = ()
     init_error: int | None = None
-    driver: str | bytes = "580.95.05"
+    driver: str = "580.95.05"
     cuda: int = 13_000
     open: int = 0
     NVMLError: type[NVMLError] = field(default=NVMLError, init=False)
@@ -46,7 +46,7 @@ class Nvml:
     def nvmlShutdown(self) -> None:  # noqa: N802
         self.open -= 1
 
-    def nvmlSystemGetDriverVersion(self) -> str | bytes:  # noqa: N802
+    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
         return self.driver
 
     def nvmlSystemGetCudaDriverVersion_v2(self) -> int:  # noqa: N802

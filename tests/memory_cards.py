@@ -5,17 +5,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from emberd.engines import Launch
 from emberd.engines.gpus import Gpu
 from emberd.engines.model_shape import KNOWN
-from emberd.engines.sglang.command import CPU, Target, flags
+from emberd.engines.sglang.command import CPU, flags
 from emberd.engines.sglang.memory import GIB, MemoryPlan, plan_memory
 from emberd.engines.sglang.support import GENERATIONS
 from emberd.errors import StartError
+from emberd.settings import ServerSpec, StartOptions
 
 SIZES_GIB = (16, 24, 40, 48, 80)
 # What an empty card has of its nominal size: an A10G or L4 of 24 GB says 22.5 GiB.
 EMPTY = 0.93
 _CPU_ONLY = ("--attention-backend", "--watchdog-timeout")
+
+# Of each generation: the attention kernels that SGLang chooses, from
+# srt/arg_groups/model_override_base.py, and why emberd keeps that choice. None was tested on a GPU.
+KERNELS = {
+    (12, 0): (
+        "flashinfer or triton",
+        "SGLang's choice for compute capability 12; the datacentre kernels do not run there",
+    ),
+    (10, 0): (
+        "trtllm_mha",
+        "SGLang's choice; it raises the page size, of which the figures are multiples",
+    ),
+    (9, 0): (
+        "fa3",
+        (
+            "SGLang's choice; the path without a KV cache, for which chunked prefill must be off, "
+            "is not used: it returned NaN for short texts up to 0.5.12 and is untested here"
+        ),
+    ),
+    (8, 9): ("flashinfer, else triton", "SGLang's choice"),
+    (8, 0): ("flashinfer, else triton", "SGLang's choice"),
+}
 
 HEAD = (
     (
@@ -70,21 +94,16 @@ def _gib(size: int) -> str:
 def flags_table() -> str:
     """Return every word that can be said, with its reason, as Markdown."""
     name, geometry = list(KNOWN.items())[1]
-    everything = Target(
-        model=name,
-        port=30_000,
-        start_id="START-ID",
-        memory=plan_memory(card(24), geometry, None),
-        revision="COMMIT",
-        cuttable=True,
-        config="FILE",
-        tp_size=2,
-        dp_size=2,
-    )
-    on_cpu = [flag for flag in flags(replace(everything, device=CPU)) if flag.words[0] in _CPU_ONLY]
+    spec = ServerSpec(name, revision="COMMIT")
+    options = StartOptions(tp_size=2, dp_size=2)
+    launch = Launch(30_000, "KEY", "START-ID", "FOLDER", options)
+    memory = plan_memory(card(24), geometry, None)
+    on_gpu = flags(spec, launch, memory, "FILE")
+    on_cpu = flags(replace(spec, device=CPU), launch, memory, "FILE")
+    everything = (*on_gpu, *(flag for flag in on_cpu if flag.words[0] in _CPU_ONLY))
     rows = [
         f"| `{' '.join(flag.words)}` | {flag.why}{'; optional' if flag.optional else ''} |"
-        for flag in (*flags(everything), *on_cpu)
+        for flag in everything
     ]
     return "\n".join(("| words | why |", "| --- | --- |", *rows))
 
@@ -92,9 +111,8 @@ def flags_table() -> str:
 def generations_table() -> str:
     """Return what is particular to each generation of GPUs, as Markdown."""
     rows = [
-        f"| {known.name} | {'.'.join(map(str, known.capability))} | {known.attention} | "
-        f"{known.why} |"
-        for known in GENERATIONS
+        f"| {name} | {'.'.join(map(str, capability))} | {' | '.join(KERNELS[capability])} |"
+        for capability, name in GENERATIONS.items()
     ]
     head = ("| generation | from | kernels that SGLang chooses | why it is left so |",)
     return "\n".join((*head, "| --- | --- | --- | --- |", *rows))

@@ -14,7 +14,6 @@ from emberd import engines, model_card
 from emberd.engines.sglang import ENGINE as SGLANG
 from emberd.engines.sglang import support
 from emberd.engines.transformers import ENGINE as TRANSFORMERS
-from emberd.engines.transformers import compat
 from emberd.errors import InstructionError, NoEngineError, StartError
 from emberd.serving import transformers_encoder
 from emberd.serving.hardware import DeviceChoice
@@ -23,8 +22,8 @@ from folder_variants import PROMPTS
 
 # As each engine asks, whatever this machine has.
 UNFIT: dict[str, Callable[[str], str | None]] = {
-    "sglang": support.why_unsupported,
-    "transformers": lambda model: compat.why_unsupported(ServerSpec(model)),
+    "sglang": lambda model: SGLANG.why_unsupported(ServerSpec(model)),
+    "transformers": lambda model: TRANSFORMERS.why_unsupported(ServerSpec(model)),
 }
 
 

@@ -96,7 +96,7 @@ def _stand(*_: object, **__: object) -> Any:
 def _main(verb: str, engines: Path) -> None:
     setattr(recipes, "RECIPES", {"tiny": recipe()})  # noqa: B010 - it is Final
     if verb == "stand-before-the-mark":
-        installer.Builder._checked = _stand  # type: ignore[method-assign]
+        installer._Builder._checked = _stand  # type: ignore[method-assign]
     if verb == "stand-while-removing":
         shutil.rmtree = _stand  # type: ignore[assignment]
     if verb == "stand-while-removing":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emberd.installs import installer_errors
+from emberd.installs import installer
 from emberd.system import process_env
 
 RETRYING = (
@@ -42,7 +42,7 @@ RETRYING = (
     ],
 )  # fmt: skip
 def test_installer_output_is_diagnosed(said: str, cause: str, final: bool) -> None:
-    found = installer_errors.diagnose(-9, said)
+    found = installer.diagnose(-9, said)
     assert (found.cause, found.final) == (cause, final)
     assert found.advice
 
@@ -53,7 +53,7 @@ def test_last_lines_contain_no_password_and_no_noise() -> None:
         "WARNING: Location 'file:///x' is ignored\n$ uv pip install\n"
         "[notice] A new release of pip\nlast\n"
     )
-    assert installer_errors.last_lines(said, 2) == (
+    assert installer.last_lines(said, 2) == (
         "Looking in indexes: https://***@index.example/simple / last"
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from emberd.errors import InstallError
-from emberd.installs import RECIPES, Recipe, recipes
+from emberd.installs import RECIPES, Recipe, interpreters, recipes
 
 SGLANG = RECIPES["sglang"]
 
@@ -40,18 +39,18 @@ def test_sglang_is_refused_where_it_has_no_wheels(
 @pytest.mark.parametrize(
     ("libc", "said"),
     [
-        ("glibc 2.31", "needs glibc 2.34 or newer, and this system has glibc 2.31"),
-        (None, "this system has no GNU libc"),
-        ("glibc 2.34", None),
-        ("glibc 2.36", None),
+        (("glibc", "2.31"), "needs glibc 2.34 or newer, and this system has glibc 2.31"),
+        (("", ""), "this system has no GNU libc"),
+        (("glibc", "2.34"), None),
+        (("glibc", "2.36"), None),
     ],
 )
 def test_sglang_is_refused_on_an_old_libc(
-    monkeypatch: pytest.MonkeyPatch, libc: str | None, said: str | None
+    monkeypatch: pytest.MonkeyPatch, libc: tuple[str, str], said: str | None
 ) -> None:
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(os, "confstr", lambda name: libc)
+    monkeypatch.setattr(platform, "libc_ver", lambda: libc)
     if said is None:
         recipes.check_platform(SGLANG)
     else:
@@ -60,7 +59,7 @@ def test_sglang_is_refused_on_an_old_libc(
 
 
 def test_running_python_is_used_if_it_has_wheels() -> None:
-    assert recipes.find_python(SGLANG) == sys.executable
+    assert interpreters.find_python(SGLANG) == sys.executable
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=str)
@@ -70,9 +69,9 @@ def test_a_python_that_is_too_new_looks_for_another_on_the_path(
     monkeypatch.setattr(sys, "version_info", (3, 15, 0))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InstallError, match=r"wheels for CPython 3\.11, 3\.12, .*this is 3\.15"):
-        recipes.find_python(recipe)
+        interpreters.find_python(recipe)
     # pyenv leaves programs of versions that are not there.
     python_of("3.13", tmp_path, says="")
     twelve = python_of("3.12", tmp_path)
     python_of("3.11", tmp_path)
-    assert recipes.find_python(recipe) == twelve
+    assert interpreters.find_python(recipe) == twelve

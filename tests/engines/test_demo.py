@@ -180,7 +180,7 @@ def test_exit_is_diagnosed(exit_code: int | None, log: str, cause: str, advice: 
     ("command", "recognised"),
     [
         (["/usr/bin/python3", "-m", "emberd.serving", "--encoder", "demo"], True),
-        (["python", "-X", "dev", "-m", "emberd.serving"], True),
+        (["python", "-X", "dev", "-m", "emberd.serving", "--encoder=demo"], True),
         (["python", "-m", "emberd.serving", "--encoder", "transformers"], False),
         (["python", "-m", "emberd.serving_other"], False),
         (["python", "-m", "emberd"], False),

@@ -143,7 +143,7 @@ def test_a_driver_without_its_library_points_at_the_container(
 
 def test_every_initialisation_is_closed(nvml: Nvml) -> None:
     survey({})
-    nvml.driver = b"580.1"
+    nvml.driver = "580.1"
     assert survey({}).driver == "580.1"
     nvml.cards = (Card(error=15),)
     assert "GPU 0 cannot be read" in (survey({}).problem or "")

@@ -28,7 +28,6 @@ def test_shape_of_a_folder_is_read_from_file_headers(tmp_path: Path) -> None:
         context_tokens=4096,
     )
     assert found.weights_bytes() == 2 * STORED
-    assert found.weights_bytes("float32") == 4 * STORED
 
 
 def test_a_head_that_the_checkpoint_lacks_is_counted_unless_it_is_tied(tmp_path: Path) -> None:
@@ -61,7 +60,7 @@ def test_weights_quantised_on_disk_keep_their_size(tmp_path: Path) -> None:
 def test_fp8_halves_all_but_the_token_table() -> None:
     model = KNOWN["Qwen/Qwen3-Embedding-4B"]
     table = model.vocabulary * model.hidden
-    assert model.weights_bytes(None, "fp8") == model.parameters + table
+    assert model.weights_bytes("fp8") == model.parameters + table
 
 
 @pytest.mark.parametrize(

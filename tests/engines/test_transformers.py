@@ -18,7 +18,7 @@ import emberd.engines
 from emberd import installs
 from emberd.engines import Launch, gpus
 from emberd.engines.gpus import Gpu, Survey
-from emberd.engines.transformers import ENGINE, compat
+from emberd.engines.transformers import ENGINE, torch_cuda
 from emberd.env import SERVER_KEY
 from emberd.errors import NoEngineError, StartError
 from emberd.installs import Interpreter
@@ -318,10 +318,10 @@ def test_environment_is_inherited_without_packages_and_keys(
 
 
 def test_torchs_own_cuda_is_read_from_its_files(tmp_path: Path) -> None:
-    assert compat.torch_cuda(str(tmp_path)) is None
+    assert torch_cuda(str(tmp_path)) is None
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "version.py").write_text("cuda: Optional[str] = '12.8'\n")
-    assert compat.torch_cuda(str(tmp_path)) == (12, 8)
+    assert torch_cuda(str(tmp_path)) == (12, 8)
 
 
 def test_torch_is_found_in_another_folder_of_the_interpreters_path(

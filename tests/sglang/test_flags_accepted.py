@@ -12,37 +12,47 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from checkpoints_made import write
+from emberd.engines import Launch
 from emberd.engines.model_shape import KNOWN, ModelShape
 from emberd.engines.sglang import cpu
-from emberd.engines.sglang.command import CPU, Target, config_text, flags, words
+from emberd.engines.sglang.command import CPU, Flag, config_text, flags
 from emberd.engines.sglang.memory import MemoryPlan, on_gpu, on_host, plan_memory
 from emberd.engines.sglang.support import GENERATIONS, known_options
-from memory_cards import card, plans
+from emberd.settings import ServerSpec, StartOptions
+from memory_cards import KERNELS, card, plans
 from real.engines import HERE
 
 GIB: Final = 1 << 30
 QUERY_HEADS: Final = {1024: 16}
 PROGRAM: Final = HERE / "arithmetic.py"
 STAND_INS: Final = Path(cpu.__path__[0])
-CAPABILITIES: Final = [known.capability for known in GENERATIONS]
+CAPABILITIES: Final = list(GENERATIONS)
 PORT = 31_234
+SPEC: Final = {"revision", "quantization", "context_tokens", "device"}
 KEY: Final = "made-up: key 'with' \"quotes\" #1"
 
 
 @dataclass(frozen=True)
 class Case:
     name: str
-    target: Target
+    spec: ServerSpec
+    memory: MemoryPlan | None
     geometry: ModelShape
+    config: str
+    options: StartOptions = field(default_factory=StartOptions)
     capability: tuple[int, int] = (8, 6)
     sized: bool = False
+
+    def flags(self) -> tuple[Flag, ...]:
+        launch = Launch(PORT, KEY, "stamp-1", "unused", self.options)
+        return flags(self.spec, launch, self.memory, self.config)
 
 
 def config(geometry: ModelShape) -> dict[str, Any]:
@@ -63,9 +73,11 @@ def config(geometry: ModelShape) -> dict[str, Any]:
     }
 
 
-def target(folder: Path, name: str, **given: Any) -> Target:
-    fields: dict[str, Any] = {"port": PORT, "start_id": "stamp-1", "cuttable": True}
-    return Target(str(folder / name.rpartition("/")[2]), **fields | given)
+def case_of(folder: Path, model: str, memory: MemoryPlan | None, **given: Any) -> Case:
+    wishes = {name: given.pop(name) for name in SPEC & set(given)}
+    spec = ServerSpec(str(folder / model.rpartition("/")[2]), **wishes)
+    fields = {"name": model, "geometry": KNOWN.get(model), "config": str(folder / "key.yaml")}
+    return Case(spec=spec, memory=memory, **fields | given)
 
 
 def planned(folder: Path) -> Iterator[Case]:
@@ -73,8 +85,8 @@ def planned(folder: Path) -> Iterator[Case]:
     capabilities = itertools.cycle(CAPABILITIES)
     for size, name, plan in plans():
         if plan is not None:
-            aim, capability = target(folder, name, memory=plan), next(capabilities)
-            yield Case(f"{size} GB, {name}", aim, KNOWN[name], capability, sized=True)
+            about = {"name": f"{size} GB, {name}", "capability": next(capabilities)}
+            yield case_of(folder, name, plan, sized=True, **about)
 
 
 def wished(folder: Path) -> Iterator[Case]:
@@ -84,22 +96,18 @@ def wished(folder: Path) -> Iterator[Case]:
     wishes: list[dict[str, Any]] = [
         {"revision": "0123abc"},
         {"quantization": "fp8"},
-        {"dtype": "float32"},
-        {"tp_size": 2},
-        {"dp_size": 2},
-        {"cuttable": False},
-        {"config": str(folder / "key.yaml")},
+        {"options": StartOptions(tp_size=2)},
+        {"options": StartOptions(dp_size=2)},
         {"memory": None, "context_tokens": 4096},
     ]
     for wish in wishes:
-        aim = replace(target(folder, name, memory=plan), **wish)
-        yield Case(f"{wish}", aim, geometry)
+        yield case_of(folder, name, **{"memory": plan, **wish, "name": f"{wish}"})
     for known, shape in KNOWN.items():
         host = plan_memory(on_host(64 * GIB, 60 * GIB), shape, None)
-        yield Case(f"CPU, {known}", target(folder, known, memory=host, device=CPU), shape)
+        yield case_of(folder, known, host, device=CPU, name=f"CPU, {known}")
     encoder = replace(geometry, architecture="BertModel", context_tokens=512)
     one_piece = plan_memory(on_host(64 * GIB, 60 * GIB), encoder, None)
-    yield Case("encoder", target(folder, "bert", memory=one_piece, device=CPU), encoder)
+    yield case_of(folder, "bert", one_piece, device=CPU, geometry=encoder)
 
 
 @dataclass(frozen=True)
@@ -109,8 +117,8 @@ class Said:
 
     def planned(self) -> Iterator[tuple[Case, MemoryPlan, dict[str, Any]]]:
         for case, answer in self.answers:
-            if case.sized and case.target.memory:
-                yield case, case.target.memory, answer
+            if case.sized and case.memory:
+                yield case, case.memory, answer
 
 
 @pytest.fixture(scope="module")
@@ -145,10 +153,10 @@ BERT: Final = {
 
 
 def question(case: Case) -> dict[str, Any]:
-    plan = case.target.memory
+    plan = case.memory
     room = on_gpu(card(24, capability=case.capability))
     return {
-        "argv": list(words(flags(case.target))),
+        "argv": [word for flag in case.flags() for word in flag.words],
         "total_bytes": 24 * GIB,
         "free_bytes": plan.free_bytes if plan else 0,
         "context_bytes": room.context_bytes,
@@ -160,7 +168,7 @@ def question(case: Case) -> dict[str, Any]:
 
 def test_every_word_is_an_option_in_full(said: Said) -> None:
     """argparse takes beginnings as well, and refuses them when another option begins alike."""
-    ours = {flag.words[0] for case, _ in said.answers for flag in flags(case.target)}
+    ours = {flag.words[0] for case, _ in said.answers for flag in case.flags()}
     assert ours - said.options == set()
 
 
@@ -182,8 +190,7 @@ def test_what_we_say_is_what_is_in_effect(said: Said) -> None:
 
 
 def test_the_key_arrives_through_its_file(said: Said) -> None:
-    keys = {bool(case.target.config): answer["api_key"] for case, answer in said.answers}
-    assert keys == {True: KEY, False: None}
+    assert {answer["api_key"] for _, answer in said.answers} == {KEY}
 
 
 def test_a_token_takes_what_we_count_for_it(said: Said) -> None:
@@ -207,9 +214,8 @@ def test_the_overhead_holds_what_it_is_an_upper_bound_of(said: Said) -> None:
 
 
 def test_each_generation_chooses_the_kernels_that_we_name(said: Said) -> None:
-    named = {known.capability: known.attention for known in GENERATIONS}
     for case, _, answer in said.planned():
-        assert answer["attention"] in named[case.capability], case.name
+        assert answer["attention"] in KERNELS[case.capability][0], case.name
 
 
 def test_the_options_are_read_from_the_source_as_the_parser_has_them(

@@ -26,7 +26,7 @@ from emberd.engines.sglang import ENGINE, command
 from emberd.engines.sglang.support import known_options
 from emberd.env import Places
 from emberd.installs import Installed, install, recipes
-from emberd.settings import ServerSpec
+from emberd.settings import ServerSpec, StartOptions
 from emberd.verified_manager import Manager
 from real import by_hand
 from real.engines import HERE, embedder_for, run
@@ -127,7 +127,9 @@ def test_it_knows_every_option_that_emberd_gives(
     known = known_options(installed.packages)
     assert known is not None
     spec = ServerSpec(model=os.fspath(model), device="cpu")
-    words = ENGINE.plan(spec, Launch(31_234, "key", "stamp", os.fspath(tmp_path))).command
-    on_gpu = command.flags(command.Target(os.fspath(model), 31_234, "stamp", tp_size=2, dp_size=2))
+    launch = Launch(31_234, "key", "stamp", os.fspath(tmp_path))
+    words = ENGINE.plan(spec, launch).command
+    two = replace(launch, options=StartOptions(tp_size=2, dp_size=2))
+    on_gpu = command.flags(replace(spec, device=None), two, None, "config")
     ours = {word for word in words if word.startswith("--")}
     assert ours | {flag.words[0] for flag in on_gpu} <= known

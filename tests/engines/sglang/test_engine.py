@@ -209,7 +209,7 @@ def test_pooling_that_is_not_verified_is_said(
     tmp_path: Path, architecture: str, said: list[str]
 ) -> None:
     folder = checkpoints_made.write(tmp_path / "m", {"architectures": [architecture]})
-    assert support.why_unsupported(folder) is None
+    assert ENGINE.why_unsupported(ServerSpec(folder)) is None
     notes = support.notes(folder)
     assert len(notes) == len(said)
     assert all(part in note for part, note in zip(said, notes, strict=True))
@@ -232,7 +232,7 @@ def test_a_model_with_the_pooling_that_sglang_computes_for_its_architecture_is_s
 ) -> None:
     checkpoints_made.write(tmp_path, config)
     checkpoints_made.write_modules(tmp_path, pooling={"pooling_mode": pooling})
-    assert support.why_unsupported(str(tmp_path)) is None
+    assert ENGINE.why_unsupported(ServerSpec(str(tmp_path))) is None
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_a_refusal_names_the_pooling_that_sglang_computes(
 ) -> None:
     checkpoints_made.write(tmp_path, config)
     checkpoints_made.write_modules(tmp_path, pooling={"pooling_mode": declared})
-    reason = support.why_unsupported(str(tmp_path)) or ""
+    reason = ENGINE.why_unsupported(ServerSpec(str(tmp_path))) or ""
     assert f"pools by {declared}" in reason
     assert {"cls": "first token", "mean": "mean of the tokens"}[pooling] in reason
 
@@ -271,9 +271,9 @@ def test_a_declared_pooling_is_refused_where_the_pooling_of_sglang_is_not_known(
 ) -> None:
     [architecture] = config["architectures"]
     checkpoints_made.write(tmp_path, config)
-    assert support.why_unsupported(str(tmp_path)) is None
+    assert ENGINE.why_unsupported(ServerSpec(str(tmp_path))) is None
     checkpoints_made.write_modules(tmp_path, pooling={"pooling_mode": declared})
-    assert architecture in (support.why_unsupported(str(tmp_path)) or "")
+    assert architecture in (ENGINE.why_unsupported(ServerSpec(str(tmp_path))) or "")
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_a_decoder_that_declares_the_last_token_is_served(
 ) -> None:
     checkpoints_made.write(tmp_path, config)
     checkpoints_made.write_modules(tmp_path)
-    assert support.why_unsupported(str(tmp_path)) is None
+    assert ENGINE.why_unsupported(ServerSpec(str(tmp_path))) is None
 
 
 def test_a_mean_without_the_prompt_is_refused(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_a_mean_without_the_prompt_is_refused(tmp_path: Path) -> None:
     checkpoints_made.write(tmp_path, config)
     declared = {"pooling_mode": "mean", "include_prompt": False}
     checkpoints_made.write_modules(tmp_path, pooling=declared)
-    assert "include_prompt=false" in (support.why_unsupported(str(tmp_path)) or "")
+    assert "include_prompt=false" in (ENGINE.why_unsupported(ServerSpec(str(tmp_path))) or "")
 
 
 def test_a_snapshot_is_not_refused_for_a_pooling_file_that_it_lacks(
@@ -308,11 +308,11 @@ def test_a_snapshot_is_not_refused_for_a_pooling_file_that_it_lacks(
     snapshot = tmp_path / "models--owner--model" / "snapshots" / "main"
     checkpoints_made.write(snapshot, {"architectures": ["BertModel"]})
     checkpoints_made.write_modules(snapshot, pooling=None)
-    assert support.why_unsupported("owner/model") is None
+    assert ENGINE.why_unsupported(ServerSpec("owner/model")) is None
     checkpoints_made.write_modules(snapshot, pooling={"pooling_mode": "cls"})
-    assert support.why_unsupported("owner/model") is None
+    assert ENGINE.why_unsupported(ServerSpec("owner/model")) is None
     (snapshot / "config.json").unlink()  # how SGLang pools it is not known then
-    assert support.why_unsupported("owner/model") is None
+    assert ENGINE.why_unsupported(ServerSpec("owner/model")) is None
 
 
 def test_models_of_the_catalog_need_no_note() -> None:

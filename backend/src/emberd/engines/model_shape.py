@@ -12,13 +12,8 @@ from emberd.catalog import DecoderShape, Model
 from emberd.model_files import CONFIG, SAFETENSORS, is_folder, read_json, read_safetensors_header
 
 _BF16_BYTES: Final = 2
-_DTYPE_BYTES: Final = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
-_FP8: Final = "fp8"
 _FP8_BYTES: Final = 1
-_KEY_AND_VALUE: Final = 2
-_OLD_WEIGHTS: Final = "*.bin"
-_HEAD: Final = "lm_head.weight"
-_CAUSAL: Final = "ForCausalLM"
+_DTYPE_BYTES: Final = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 # Parts of the names of architectures in which each token sees the whole text.
 _ENCODERS: Final = ("Bert", "Roberta", "Contriever", "Bidirectional", "EmbeddingGemma")
 # SGLang's order of preference (srt/utils/hf_transformers/common.py, CONTEXT_LENGTH_KEYS).
@@ -26,16 +21,9 @@ _CONTEXT_KEYS: Final = (
     *("max_sequence_length", "seq_length", "max_seq_len", "model_max_length"),
     "max_position_embeddings",
 )
-_ORIGINAL_CONTEXT: Final = "original_max_position_embeddings"
 _DAMAGED: Final = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    OSError,
-    RecursionError,
-    StopIteration,
-    TypeError,
-    ValueError,
+    *(ArithmeticError, AttributeError, LookupError, OSError, RecursionError, StopIteration),
+    *(TypeError, ValueError),
 )
 """What reading and using a configuration or a header of any content raises."""
 
@@ -57,31 +45,32 @@ class ModelShape(DecoderShape):
         """Whether each token attends to the whole text, which rules out chunked prefill."""
         return any(name in self.architecture for name in _ENCODERS)
 
-    def weights_bytes(self, dtype: str | None = None, quantization: str | None = None) -> int:
-        """Return the bytes that the weights take on the device; ``dtype`` None is bfloat16."""
+    def weights_bytes(self, quantization: str | None = None) -> int:
+        """Return the bytes that the weights take on the device, in bfloat16 if not quantised."""
         if self.stored_bytes is not None:
             return self.stored_bytes
-        if quantization != _FP8:
-            return self.parameters * element_bytes(dtype)
+        if quantization != "fp8":
+            return self.parameters * _BF16_BYTES
         table = self.vocabulary * self.hidden  # the token table is never quantised
-        return (self.parameters - table) * _FP8_BYTES + table * element_bytes(dtype)
+        return (self.parameters - table) * _FP8_BYTES + table * _BF16_BYTES
 
-    def kv_bytes_per_token(self, dtype: str | None = None, tp_size: int = 1) -> int:
+    def kv_bytes_per_token(self, tp_size: int = 1) -> int:
         """Return the bytes that one token's keys and values take on each of ``tp_size`` devices.
 
         As ``get_num_kv_heads`` in SGLang's srt/configs/model_config.py: the heads are distributed,
         and each device has at least one.
         """
         heads = max(1, self.kv_heads // tp_size)
-        return self.layers * heads * self.head_dim * _KEY_AND_VALUE * element_bytes(dtype)
+        keys = self.layers * heads * self.head_dim * _BF16_BYTES
+        return 2 * keys  # as large as the values
 
-    def layer_bytes_per_token(self, dtype: str | None = None) -> int:
+    def layer_bytes_per_token(self) -> int:
         """Return the bytes that one token takes at the widest point of one layer.
 
         There the residual, its normalised copy, both projections of the feed-forward part and their
         product exist at the same time.
         """
-        return (2 * self.hidden + 3 * self.intermediate) * element_bytes(dtype)
+        return (2 * self.hidden + 3 * self.intermediate) * _BF16_BYTES
 
 
 def _from_catalog(model: Model) -> ModelShape | None:
@@ -120,8 +109,16 @@ def _from_folder(folder: Path) -> ModelShape | None:
         elements: dict[str, int] = {}
         for path in folder.glob(SAFETENSORS):
             elements |= read_safetensors_header(path).elements
-        parameters = sum(elements.values()) or _by_size(folder, config)
+        parameters = sum(elements.values())
+        if not parameters:
+            stored_as = str(config.get("dtype") or config.get("torch_dtype"))
+            parameters = _stored_bytes(folder) // element_bytes(stored_as)
         vocabulary = int(config["vocab_size"])
+        # SGLang creates the head of a language model whether or not the checkpoint has one,
+        # although an embedding never uses it (srt/models/qwen3.py, Qwen3ForCausalLM.__init__).
+        has_head = "lm_head.weight" in elements or config.get("tie_word_embeddings")
+        if architecture.endswith("ForCausalLM") and not has_head:
+            parameters += vocabulary * hidden
         return ModelShape(
             architecture=architecture,
             layers=int(config["num_hidden_layers"]),
@@ -130,8 +127,7 @@ def _from_folder(folder: Path) -> ModelShape | None:
             kv_heads=int(config.get("num_key_value_heads") or heads),
             head_dim=int(config.get("head_dim") or hidden // heads),
             vocabulary=vocabulary,
-            parameters=parameters
-            + _unstored_head(architecture, config, _HEAD in elements, vocabulary * hidden),
+            parameters=parameters,
             context_tokens=_context(config),
             stored_bytes=_stored_bytes(folder) if "quantization_config" in config else None,
         )
@@ -139,20 +135,8 @@ def _from_folder(folder: Path) -> ModelShape | None:
         return None
 
 
-def _unstored_head(architecture: str, config: Mapping[str, Any], stored: bool, size: int) -> int:
-    # SGLang creates the head of a language model whether or not the checkpoint has one, although
-    # an embedding never uses it (srt/models/qwen3.py, Qwen3ForCausalLM.__init__).
-    tied = bool(config.get("tie_word_embeddings"))
-    return 0 if stored or tied or not architecture.endswith(_CAUSAL) else size
-
-
-def _by_size(folder: Path, config: Mapping[str, Any]) -> int:
-    dtype = config.get("dtype") or config.get("torch_dtype")
-    return _stored_bytes(folder) // element_bytes(str(dtype))
-
-
 def _stored_bytes(folder: Path) -> int:
-    files = list(folder.glob(SAFETENSORS)) or list(folder.glob(_OLD_WEIGHTS))
+    files = list(folder.glob(SAFETENSORS)) or list(folder.glob("*.bin"))
     if not files:
         raise ValueError(f"{folder} contains no weights")
     return sum(file.stat().st_size for file in files)
@@ -161,7 +145,9 @@ def _stored_bytes(folder: Path) -> int:
 def _context(config: Mapping[str, Any]) -> int:
     """Return the context length as SGLang derives it, scaled by the rotary embedding's factor."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    is_scaled = _ORIGINAL_CONTEXT in scaling or scaling.get("rope_type") == "llama3"
+    is_scaled = (
+        "original_max_position_embeddings" in scaling or scaling.get("rope_type") == "llama3"
+    )
     factor = 1 if is_scaled else scaling.get("factor", 1)
     limit = next(config[key] for key in _CONTEXT_KEYS if config.get(key))
     return int(factor * limit)

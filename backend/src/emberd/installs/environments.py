@@ -21,16 +21,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from emberd.env import Places
 from emberd.errors import InstallError, StateFolderError
 from emberd.installs import recipes
 from emberd.installs.recipes import Recipe
 from emberd.system import atomic_file, file_lock
-
-if TYPE_CHECKING:
-    import psutil
 
 _MARKER: Final = "emberd.json"
 _SCRATCH: Final = ".tmp"
@@ -59,8 +56,8 @@ class Installed:
     folder: str
     bytes: int
     installed_at: str
-    packages: str = ""
-    requirements: tuple[str, ...] = ()
+    packages: str
+    requirements: tuple[str, ...]
 
     @property
     def is_usable(self) -> bool:
@@ -90,17 +87,17 @@ class Site:
     @property
     def log(self) -> Path:
         """Output of the installer."""
-        return self._beside(".log")
+        return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
     def scratch(self) -> Path:
         """Downloads and temporary files of the installer."""
-        return self._beside(_SCRATCH)
+        return self.folder.with_name(f"{self.folder.name}{_SCRATCH}")
 
     @property
     def removed(self) -> Path:
         """Where the environment is moved before it is removed."""
-        return self._beside(_REMOVED)
+        return self.folder.with_name(f"{self.folder.name}{_REMOVED}")
 
     @property
     def leftovers(self) -> list[Path]:
@@ -129,9 +126,6 @@ class Site:
         text = json.dumps(content, indent=2)
         atomic_file.write(self.folder / _MARKER, text.encode(), mode=0o666)
         return self._installed(content)
-
-    def _beside(self, ending: str) -> Path:
-        return self.folder.with_name(self.folder.name + ending)
 
     def _installed(self, content: dict[str, Any]) -> Installed:
         return Installed(
@@ -167,14 +161,13 @@ def sites(places: Places, name: str | None = None) -> list[Site]:
     if not engines.is_dir():
         return []
     check_owner(engines)
-    with os.scandir(engines) as entries:
-        folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     found = {}
-    for folder in folders:
-        base = folder.removesuffix(_SCRATCH).removesuffix(_REMOVED)
-        engine, dash, version = base.partition("-")
-        if dash and engine in recipes.RECIPES and name in (None, engine):
-            found[base] = Site(engine, version, engines / base)
+    with os.scandir(engines) as entries:
+        for entry in (each for each in entries if each.is_dir(follow_symlinks=False)):
+            base = entry.name.removesuffix(_SCRATCH).removesuffix(_REMOVED)
+            engine, dash, version = base.partition("-")
+            if dash and engine in recipes.RECIPES and name in (None, engine):
+                found[base] = Site(engine, version, engines / base)
     return [found[base] for base in sorted(found)]
 
 
@@ -223,35 +216,34 @@ def check_unused(place: Site) -> None:
     Raises:
         InstallError: Some do; they are named.
     """
-    if users := list(_processes_in(place.folder)):
+    import psutil
+
+    users, inside = [], os.fspath(place.folder) + os.sep
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+            if (
+                any(word.startswith(inside) for word in words[:_COMMAND_WORDS])
+                or process.exe().startswith(inside)
+                or _has_loaded(process.pid, inside)
+            ):
+                shown = " ".join(words) or process.name()
+                users.append(f"{process.pid} ({shown[:_SHOWN_CHARACTERS]})")
+        except (psutil.Error, OSError):
+            continue  # it has ended, or belongs to another user
+    if users:
         raise InstallError(
             f"{place.folder} is in use by process {', '.join(users)}",
             advice="Stop it (`emberd stop` stops all servers that emberd started), then try again.",
         )
 
 
-def _processes_in(folder: Path) -> Iterator[str]:
-    import psutil
-
-    for process in psutil.process_iter():
-        try:
-            if _runs_from(process, os.fspath(folder) + os.sep):
-                words = " ".join(process.cmdline()) or process.name()
-                yield f"{process.pid} ({words[:_SHOWN_CHARACTERS]})"
-        except (psutil.Error, OSError):
-            continue  # it has ended, or belongs to another user
-
-
-def _runs_from(process: psutil.Process, inside: str) -> bool:
-    if any(word.startswith(inside) for word in process.cmdline()[:_COMMAND_WORDS]):
-        return True
-    if process.exe().startswith(inside):
-        return True
+def _has_loaded(pid: int, inside: str) -> bool:
     if sys.platform != "linux":
         return False
     # Parts of a server rename themselves, and their program is the Python that the environment was
     # made from; but the libraries that they have loaded are the environment's.
-    with open(f"/proc/{process.pid}/maps", encoding="utf-8", errors="surrogateescape") as maps:
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps:
         return inside in maps.read()
 
 
@@ -261,11 +253,11 @@ _REPORT_EVERY_S: Final = 10.0
 
 
 @contextmanager
-def locked(engines: Path, name: str, report: Callable[[str], None] | None) -> Iterator[None]:
+def locked(places: Places, name: str, report: Callable[[str], None] | None) -> Iterator[None]:
     """Hold the lock of an engine, which is installed or removed by one process at a time.
 
     Args:
-        engines: The folder of all environments.
+        places: Where environments are.
         name: The engine.
         report: Gets a line at intervals while another process holds the lock; None to fail then.
 
@@ -273,13 +265,13 @@ def locked(engines: Path, name: str, report: Callable[[str], None] | None) -> It
         InstallError: Another process holds the lock and ``report`` is None; or the folder cannot
             be created or written, or has no locks.
     """
-    path = engines / f"{name}.lock"
+    path = engines_folder(places) / f"{name}.lock"
     note = f"process {os.getpid()}"
     timeout_s = 0.0
     with ExitStack() as stack:
         while True:
             try:
-                engines.mkdir(mode=0o755, parents=True, exist_ok=True)
+                path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
                 stack.enter_context(file_lock.held(path, timeout_s, note=note))
                 break
             except file_lock.LockHeldError as error:

@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Final
 
 from emberd.env import Places
 from emberd.errors import InstallError
-from emberd.installs import environments, installer_errors, interpreters, recipes
+from emberd.installs import environments, interpreters, recipes
 from emberd.installs.environments import Installed, Site
 from emberd.installs.recipes import FolderMeter, Recipe, in_words, recipe_of
-from emberd.system import pdeathsig, process_env, processes
-from emberd.system.log_rules import Diagnosis
+from emberd.system import log_rules, pdeathsig, process_env, processes
+from emberd.system.log_rules import Diagnosis, LogRule
 
-_UV: Final = "uv"
-_PIP: Final = (
-    *("-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-input"),
-    *("--progress-bar", "off", "--no-warn-script-location"),
-)
 _LOG_MODE: Final = 0o600  # it may quote addresses in the user's network
 _TICK_S: Final = 1.0
 _KILL_S: Final = 10.0
+_NOISE: Final = re.compile(r"WARNING: (Location|Retrying)|\[notice\]|^\$ |^\s*$")
+_TAIL_LINES: Final = 3
 _TAIL_BYTES: Final = 4096
 _TAIL_CHARACTERS: Final = 60
 
 Report = Callable[[str], None]
 
 
-def install(
-    name: str, places: Places, on_progress: Callable[[str], None] | None = None
-) -> Installed:
+def install(name: str, places: Places, on_progress: Report | None = None) -> Installed:
     """Return the environment of an engine, and install it if it is missing.
 
     Takes minutes and gigabytes. While another process installs the same engine, this one waits and
@@ -59,8 +56,8 @@ def install(
     if (found := _complete(place, recipe)) is not None:
         return found
     recipes.check_platform(recipe)
-    python = recipes.find_python(recipe)
-    with environments.locked(environments.engines_folder(places), name, report):
+    python = interpreters.find_python(recipe)
+    with environments.locked(places, name, report):
         return _complete(place, recipe) or _make(recipe, place, python, report)
 
 
@@ -78,7 +75,7 @@ def remove(name: str, places: Places) -> Installed | None:
     recipe_of(name)
     if not environments.sites(places, name):
         return None
-    with environments.locked(environments.engines_folder(places), name, report=None):
+    with environments.locked(places, name, report=None):
         complete = [own for own in environments.installed(places) if own.name == name]
         found = environments.sites(places, name)
         for place in found:
@@ -94,9 +91,8 @@ def _complete(place: Site, recipe: Recipe) -> Installed | None:
     if place.folder.parent.is_dir():
         environments.check_owner(place.folder.parent)
     found = place.read()
-    if found is None or not found.is_usable or found.requirements != recipe.requirements:
-        return None
-    return found
+    is_current = found and found.is_usable and found.requirements == recipe.requirements
+    return found if is_current else None
 
 
 def _make(recipe: Recipe, place: Site, python: str, report: Report) -> Installed:
@@ -107,21 +103,29 @@ def _make(recipe: Recipe, place: Site, python: str, report: Report) -> Installed
     keep = recipes.check_disk_space(recipe, place.folder.parent)
     report(f"installing {recipe}: {in_words(recipe.bytes)} into {place.folder}")
     try:
-        packages = Builder(recipe, place, python, keep, report).build()
+        packages = _Builder(recipe, place, python, report, keep_downloads=keep).build()
         return place.finish(recipe, packages, recipes.used_bytes(place.folder))
     except BaseException as error:
         # Useless gigabytes; if the process is killed, the next installation removes them.
         shutil.rmtree(place.folder, ignore_errors=True)
         if isinstance(error, OSError):
-            raise InstallError(
-                f"{recipe} could not be installed: {error.filename or place.folder}: "
-                f"{error.strerror or error}",
-                advice="Free some space, or set EMBERD_ENGINES to a folder that you can write to.",
-                log_path=os.fspath(place.log),
+            raise _failed(
+                recipe,
+                place,
+                f"{error.filename or place.folder}: {error.strerror or error}",
+                "Free some space, or set EMBERD_ENGINES to a folder that you can write to.",
             ) from error
         raise
     finally:
         shutil.rmtree(place.scratch, ignore_errors=True)
+
+
+def _failed(recipe: Recipe, place: Site, cause: str, advice: str) -> InstallError:
+    return InstallError(
+        f"{recipe} could not be installed: {cause}",
+        advice=advice,
+        log_path=os.fspath(place.log),
+    )
 
 
 def _clear(place: Site) -> None:
@@ -162,31 +166,20 @@ def _kill_installers(place: Site) -> None:
         )
 
 
-@dataclass
-class Builder:
-    """Fills the environment of a recipe, with uv if it is available, else with venv and pip.
+class _Builder:
+    """Fills the environment of a recipe, with uv if it is available, else with venv and pip."""
 
-    Attributes:
-        recipe: What to install.
-        site: Where; nothing is there yet.
-        python: The interpreter that the environment is made from.
-        keep_downloads: Whether the installer may keep them in its own cache.
-        report: Gets lines for display.
-        uv: The program uv; None if there is none.
-    """
-
-    recipe: Recipe
-    site: Site
-    python: str
-    keep_downloads: bool
-    report: Report
-    uv: str | None = field(default_factory=lambda: shutil.which(_UV))
-
-    def __post_init__(self) -> None:
-        """Start the clock."""
+    def __init__(
+        self, recipe: Recipe, site: Site, python: str, report: Report, *, keep_downloads: bool
+    ) -> None:
+        self._recipe = recipe
+        self._site = site
+        self._python = python
+        self._report = report
+        self._keep_downloads = keep_downloads
         self._begun_s = time.monotonic()
-        self._installed = FolderMeter(self.site.folder)
-        self._downloaded = FolderMeter(self.site.scratch)
+        self._installed = FolderMeter(site.folder)
+        self._downloaded = FolderMeter(site.scratch)
 
     def build(self) -> str:
         """Fill the environment and return the folder that contains its distributions.
@@ -194,49 +187,49 @@ class Builder:
         Raises:
             InstallError: An installer failed, or installed something else than requested.
         """
+        log = self._site.log
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        os.close(os.open(self.site.log, flags, _LOG_MODE))
-        self.site.log.chmod(_LOG_MODE)
-        self.site.scratch.mkdir(mode=0o700)
-        if not (self.uv and self._with_uv(self.uv)):
-            self._with_pip()
+        os.close(os.open(log, flags, _LOG_MODE))
+        log.chmod(_LOG_MODE)
+        self._site.scratch.mkdir(mode=0o700)
+        uv = shutil.which("uv")
+        failure = self._fill(uv)
+        if uv and failure is not None and not failure.final:
+            self._report(f"uv could not install {self._recipe} ({failure.cause}); trying pip")
+            failure = self._fill(None)
+        if failure is not None:
+            advice = f"{failure.advice} The last lines: {last_lines(self._output(0))}."
+            raise _failed(self._recipe, self._site, failure.cause, advice)
         return self._checked()
 
-    def _with_uv(self, uv: str) -> bool:
-        kept = () if self.keep_downloads else ("--no-cache",)
-        folder, python = os.fspath(self.site.folder), os.fspath(self.site.python)
-        failure = self._run(uv, "venv", *kept, "--no-project", "--python", self.python, folder)
-        # SGLang's kernels depend on pre-releases: without the option uv installs an old SGLang.
-        # Bytecode is compiled now, so that the first start of a server need not do it.
-        failure = failure or self._run(
-            *(uv, "pip", "install", *kept, "--python", python, "--prerelease=allow"),
-            *("--compile-bytecode", *self.recipe.requirements),
+    def _fill(self, uv: str | None) -> Diagnosis | None:
+        folder, python = os.fspath(self._site.folder), os.fspath(self._site.python)
+        if uv is not None:
+            kept = () if self._keep_downloads else ("--no-cache",)
+            venv = ("venv", *kept, "--no-project", "--python", self._python, folder)
+            # SGLang's kernels depend on pre-releases: without the option uv installs an old SGLang.
+            # Bytecode is compiled now, so that the first start of a server need not do it.
+            return self._run(uv, *venv) or self._run(
+                *(uv, "pip", "install", *kept, "--python", python, "--prerelease=allow"),
+                *("--compile-bytecode", *self._recipe.requirements),
+            )
+        kept = () if self._keep_downloads else ("--no-cache-dir",)
+        return self._run(self._python, "-I", "-m", "venv", "--clear", folder) or self._run(
+            *(python, "-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-input"),
+            *("--progress-bar", "off", "--no-warn-script-location", *kept),
+            *self._recipe.requirements,
         )
-        if failure is None:
-            return True
-        if failure.final:
-            raise self._error(failure)
-        self.report(f"uv could not install {self.recipe} ({failure.cause}); trying pip")
-        return False
-
-    def _with_pip(self) -> None:
-        kept = () if self.keep_downloads else ("--no-cache-dir",)
-        folder, python = os.fspath(self.site.folder), os.fspath(self.site.python)
-        failure = self._run(self.python, "-I", "-m", "venv", "--clear", folder)
-        failure = failure or self._run(python, *_PIP, *kept, *self.recipe.requirements)
-        if failure is not None:
-            raise self._error(failure)
 
     def _run(self, *command: str) -> Diagnosis | None:
-        begin = self.site.log.stat().st_size
-        with self.site.log.open("a", encoding="utf-8") as log:
+        begin = self._site.log.stat().st_size
+        with self._site.log.open("a", encoding="utf-8") as log:
             log.write(f"\n$ {' '.join(command)}\n")
         code = self._wait(*command)
         if code == 0:
             return None
         # If the shim was killed, the installer still runs, and nothing may write beside it.
-        _kill_installers(self.site)
-        return installer_errors.diagnose(code, self._output(begin))
+        _kill_installers(self._site)
+        return diagnose(code, self._output(begin))
 
     def _wait(self, *command: str) -> int:
         """Run a program to its end, which comes with this process's at the latest.
@@ -245,15 +238,15 @@ class Builder:
         So a shim ends the whole group when this process is gone.
         """
         read, write = os.pipe()
-        shim = (self.python, "-I", "-S", pdeathsig.__file__, str(os.getpid()), str(read))
-        scratch = self.site.scratch
+        shim = (self._python, "-I", "-S", pdeathsig.__file__, str(os.getpid()), str(read))
+        scratch = self._site.scratch
         try:
-            with self.site.log.open("ab") as output:
+            with self._site.log.open("ab") as output:
                 popen = subprocess.Popen(  # noqa: S603 - the command is ours
                     [*shim, *command],
                     # Not the caller's folder, which may contain a project's settings.
                     cwd=scratch,
-                    env=process_env.for_installer(os.fspath(self.site.folder), os.fspath(scratch)),
+                    env=process_env.for_installer(os.fspath(self._site.folder), os.fspath(scratch)),
                     pass_fds=[read],
                     start_new_session=True,
                     stdin=subprocess.DEVNULL,
@@ -277,21 +270,21 @@ class Builder:
             os.close(write)
 
     def _report_progress(self) -> None:
-        have, whole = self._installed.read(), self.recipe.bytes
+        have, whole = self._installed.read(), self._recipe.bytes
         seconds = time.monotonic() - self._begun_s
         parts = [f"{in_words(have)} of {in_words(whole)}", f"{seconds:.0f} s"]
         if downloaded := self._downloaded.read():
             parts.insert(1, f"{in_words(downloaded)} downloaded")
-        begin = max(0, self.site.log.stat().st_size - _TAIL_BYTES)
+        begin = max(0, self._site.log.stat().st_size - _TAIL_BYTES)
         tail = self._output(begin)
         if begin:
             # Without the first line, which may be cut inside a URL: its password would be shown.
             tail = tail.partition("\n")[2]
-        doing = installer_errors.last_lines(tail, 1)[:_TAIL_CHARACTERS]
-        self.report(f"installing {self.recipe}: {', '.join(parts)}: {doing}".rstrip(": "))
+        doing = last_lines(tail, 1)[:_TAIL_CHARACTERS]
+        self._report(f"installing {self._recipe}: {', '.join(parts)}: {doing}".rstrip(": "))
 
     def _checked(self) -> str:
-        recipe, python = self.recipe, os.fspath(self.site.python)
+        recipe, python = self._recipe, os.fspath(self._site.python)
         try:
             found = interpreters.query(python, recipe.distribution, recipe.modules)
         except OSError as error:
@@ -305,22 +298,31 @@ class Builder:
             raise self._wrong(f"{', '.join(found.missing)} cannot be imported afterwards")
         return found.packages
 
-    def _error(self, failure: Diagnosis) -> InstallError:
-        last = installer_errors.last_lines(self._output(0))
-        return InstallError(
-            f"{self.recipe} could not be installed: {failure.cause}",
-            advice=f"{failure.advice} The last lines: {last}.",
-            log_path=os.fspath(self.site.log),
-        )
-
     def _wrong(self, cause: str) -> InstallError:
-        return InstallError(
-            f"{self.recipe} could not be installed: {cause}",
-            advice="Check the package index and its constraints (`pip config list`).",
-            log_path=os.fspath(self.site.log),
-        )
+        advice = "Check the package index and its constraints (`pip config list`)."
+        return _failed(self._recipe, self._site, cause, advice)
 
     def _output(self, begin: int) -> str:
-        with self.site.log.open("rb") as file:
+        with self._site.log.open("rb") as file:
             file.seek(begin)
             return file.read().decode("utf-8", "replace")
+
+
+# ------------------------------------------------------------ why an installer failed
+
+
+@cache
+def _rules() -> tuple[LogRule, ...]:
+    return log_rules.load(Path(__file__).with_name("known_failures.toml"))
+
+
+def diagnose(exit_code: int, output: str) -> Diagnosis:
+    """Return why an installer failed, from its exit code and its output."""
+    unknown = Diagnosis(f"the installer ended with code {exit_code}", "Read its log.")
+    return log_rules.match(_rules(), output) or unknown
+
+
+def last_lines(output: str, count: int = _TAIL_LINES) -> str:
+    """Return the last meaningful lines, joined to one and without passwords."""
+    lines = [line for line in output.splitlines() if not _NOISE.search(line)]
+    return " / ".join(log_rules.excerpt(line) for line in lines[-count:])

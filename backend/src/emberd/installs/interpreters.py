@@ -10,18 +10,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from emberd import env
 from emberd.env import Places
-from emberd.errors import SettingError
+from emberd.errors import InstallError, SettingError
 from emberd.installs import environments
-from emberd.installs.recipes import Recipe, recipe_of
+from emberd.installs.recipes import Recipe, dotted, recipe_of
 from emberd.system import process_env
 
-_SHEBANG_BYTES: Final = 4096
 # A path that is too long for a shebang is in a line of its own that the shell runs.
 _INTERPRETER: Final = re.compile(
     rb"\A#!\s*(/\S+)(?:[ \t]+(\S+))?|^'''exec' \"?'?([^\"'\n]+)", re.MULTILINE
@@ -110,22 +110,18 @@ def _running(recipe: Recipe) -> Interpreter | None:
 
 def _on_path(recipe: Recipe) -> Interpreter | None:
     script = shutil.which(recipe.script) if recipe.script else None
-    python = _interpreter_of(script) if script else None
-    if python is None:
-        return None
-    try:
-        found = query_cached(python, recipe.distribution)
-    except OSError:
-        return None
-    if found is None:
-        return None
-    return Interpreter(python, found.version, found.packages, f"used by {script} on the PATH")
+    if script and (python := _interpreter_of(script)):
+        with suppress(OSError):
+            if found := query_cached(python, recipe.distribution):
+                why = f"used by {script} on the PATH"
+                return Interpreter(python, found.version, found.packages, why)
+    return None
 
 
 def _interpreter_of(script: str) -> str | None:
     try:
         with open(script, "rb") as file:
-            head = file.read(_SHEBANG_BYTES)
+            head = file.read(4096)
     except OSError:
         return None
     for match in _INTERPRETER.finditer(head):
@@ -171,7 +167,7 @@ class Distribution:
 
     version: str
     packages: str
-    missing: tuple[str, ...] = ()
+    missing: Sequence[str] = ()
 
 
 def query(python: str, distribution: str, modules: Sequence[str] = ()) -> Distribution | None:
@@ -180,9 +176,19 @@ def query(python: str, distribution: str, modules: Sequence[str] = ()) -> Distri
     Raises:
         OSError: It cannot be run, or is not Python; the message says how it failed.
     """
+    output = _run(python, _SCRIPT, distribution, *modules)
+    try:
+        answer = json.loads(output)
+    except ValueError as error:
+        raise OSError("it is not Python") from error
+    return None if answer is None else Distribution(**answer)
+
+
+def _run(python: str, script: str, *arguments: str) -> str:
+    """Return the output of a script of ours; raises ``OSError`` if it fails."""
     try:
         done = subprocess.run(  # noqa: S603 - the interpreter is the user's, or ours
-            [python, "-I", "-c", _SCRIPT, distribution, *modules],
+            [python, "-I", "-c", script, *arguments],
             capture_output=True,
             check=True,
             env=process_env.for_interpreter(),
@@ -190,20 +196,17 @@ def query(python: str, distribution: str, modules: Sequence[str] = ()) -> Distri
             text=True,
             timeout=_TIMEOUT_S,
         )
-        answer = json.loads(done.stdout)
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
         raise OSError(last) from error
     except subprocess.TimeoutExpired as error:
         raise OSError(f"no answer in {_TIMEOUT_S:g} s") from error
-    except ValueError as error:
+    except ValueError as error:  # the output is not text
         raise OSError("it is not Python") from error
-    if answer is None:
-        return None
-    return Distribution(answer["version"], answer["packages"], tuple(answer["missing"]))
+    return done.stdout
 
 
-_cache: Final[dict[tuple[str, str], tuple[tuple[int, int], Distribution]]] = {}
+_cache: Final[dict[tuple[str, str], tuple[tuple[int, ...], Distribution]]] = {}
 
 
 def query_cached(python: str, distribution: str) -> Distribution | None:
@@ -221,13 +224,41 @@ def query_cached(python: str, distribution: str) -> Distribution | None:
     return found
 
 
-def _changed_ns(python: str, found: Distribution) -> tuple[int, int]:
+def _changed_ns(python: str, found: Distribution) -> tuple[int, ...]:
     # Installing or removing a distribution changes the folder that contains it.
-    return _mtime_ns(python), _mtime_ns(found.packages)
+    times = []
+    for path in (python, found.packages):
+        try:
+            times.append(os.stat(path).st_mtime_ns)
+        except OSError:
+            times.append(0)
+    return tuple(times)
 
 
-def _mtime_ns(path: str) -> int:
-    try:
-        return os.stat(path).st_mtime_ns
-    except OSError:
-        return 0
+# ------------------------------------------------------------ the one to make an environment from
+
+_PRINT_VERSION: Final = "import sys, venv; print('%d.%d' % sys.version_info[:2])"
+
+
+def find_python(recipe: Recipe) -> str:
+    """Return an interpreter that the recipe has wheels for: the running one if possible.
+
+    Raises:
+        InstallError: There is none on the PATH either.
+    """
+    running = sys.version_info[:2]
+    if sys.implementation.name == "cpython" and sys.executable and running in recipe.pythons:
+        return sys.executable
+    for version in map(dotted, recipe.pythons):
+        if python := shutil.which(f"python{version}"):
+            # It must be run: pyenv leaves programs for missing versions, and Debian leaves out
+            # venv.
+            with suppress(OSError):
+                if _run(python, _PRINT_VERSION).strip() == version:
+                    return python
+    wanted = ", ".join(map(dotted, sorted(recipe.pythons)))
+    raise InstallError(
+        f"{recipe} has wheels for CPython {wanted}, this is {dotted(running)}, and none of those "
+        f"is on the PATH",
+        advice=f"Install one, for example: uv python install {dotted(recipe.pythons[0])}",
+    )

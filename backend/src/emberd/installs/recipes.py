@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 from emberd.errors import InstallError, SettingError
-from emberd.system import process_env
 
 Version = tuple[int, int]
 
@@ -116,8 +114,6 @@ def recipe_of(name: str) -> Recipe:
 
 # ------------------------------------------------------------ the platform
 
-_PYTHON_TIMEOUT_S: Final = 20.0
-_PRINT_VERSION: Final = "import sys, venv; print('%d.%d' % sys.version_info[:2])"
 _ELSEWHERE: Final = "use a server on another machine (EMBERD_BASE_URL=http://HOST:30000/v1)"
 
 
@@ -135,57 +131,18 @@ def check_platform(recipe: Recipe) -> None:
         )
     if recipe.glibc is None or platform.system() != "Linux":
         return
-    try:
-        name, _, found = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
-    except (ValueError, OSError):  # musl does not know the name
-        name, found = "", ""
+    name, found = platform.libc_ver()
     if name == "glibc" and tuple(map(int, found.split(".")[:2])) >= recipe.glibc:
         return
     known = f"glibc {found}" if name == "glibc" else "no GNU libc"
     raise InstallError(
-        f"{recipe} needs glibc {_dotted(recipe.glibc)} or newer, and this system has {known}",
+        f"{recipe} needs glibc {dotted(recipe.glibc)} or newer, and this system has {known}",
         advice=f"Use a newer system (a container is enough), or {_ELSEWHERE}.",
     )
 
 
-def find_python(recipe: Recipe) -> str:
-    """Return an interpreter that the recipe has wheels for: the running one if possible.
-
-    Raises:
-        InstallError: There is none on the PATH either.
-    """
-    running = sys.version_info[:2]
-    if sys.implementation.name == "cpython" and sys.executable and running in recipe.pythons:
-        return sys.executable
-    for version in recipe.pythons:
-        python = shutil.which(f"python{_dotted(version)}")
-        if python is not None and _version_of(python) == _dotted(version):
-            return python
-    wanted = ", ".join(map(_dotted, sorted(recipe.pythons)))
-    raise InstallError(
-        f"{recipe} has wheels for CPython {wanted}, this is {_dotted(running)}, and none of those "
-        f"is on the PATH",
-        advice=f"Install one, for example: uv python install {_dotted(recipe.pythons[0])}",
-    )
-
-
-def _version_of(python: str) -> str | None:
-    # It must be run: pyenv leaves programs for missing versions, and Debian leaves out venv.
-    try:
-        done = subprocess.run(  # noqa: S603 - it is the user's Python
-            [python, "-I", "-c", _PRINT_VERSION],
-            capture_output=True,
-            check=True,
-            env=process_env.for_interpreter(),
-            text=True,
-            timeout=_PYTHON_TIMEOUT_S,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _dotted(version: Version) -> str:
+def dotted(version: Sequence[int]) -> str:
+    """Return a version as text: ``3.13``."""
     return ".".join(map(str, version))
 
 
@@ -254,7 +211,6 @@ class FolderMeter:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Measure ``folder``."""
         self._folder = folder
         self._bytes = 0
         self._next_s = 0.0

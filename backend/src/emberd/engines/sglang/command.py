@@ -6,26 +6,26 @@ SGLang's own choice of kernels is kept, so no word here depends on the generatio
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from emberd.engines.base import Reason
+from emberd.engines.base import Launch
 from emberd.engines.gpus import VISIBLE, Gpu
 from emberd.engines.sglang.memory import NO_CHUNKS, MemoryPlan
 from emberd.engines.sglang.support import generation
+from emberd.env import Places
 from emberd.errors import StartError
-from emberd.settings import StartOptions
+from emberd.settings import ServerSpec, StartOptions
 
-HOST: Final = "127.0.0.1"
 CPU: Final = "cpu"
 GPU: Final = "cuda"
 
-_CUTTABLE: Final = json.dumps({"is_matryoshka": True})
-_CPU_WATCHDOG_S: Final = 3600
+_CPU_KERNELS: Final = str(Path(__file__).with_name("cpu"))
 _LOOPBACK: Final = ("127.0.0.1", "localhost")
-_NO_PROXY: Final = ("no_proxy", "NO_PROXY")
-_DUMPS: Final = ("SGLANG_PYSPY_DUMP_BEFORE_CRASH", "SGLANG_CUDA_COREDUMP_BEFORE_CRASH")
+_COMPILED: Final = "TORCHINDUCTOR_CACHE_DIR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,63 +43,51 @@ class Flag:
     optional: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What to serve, where, and under which name.
+def flags(
+    spec: ServerSpec, launch: Launch, memory: MemoryPlan | None, config: str
+) -> tuple[Flag, ...]:
+    """Return the words that start a server for ``spec``, without the user's own.
 
-    Attributes:
-        model: Name on the hub, or a folder.
-        port: The loopback port.
-        start_id: What the server reports as its weight version.
-        device: ``GPU`` or ``CPU``.
-        memory: The figures for that device; None if the shape of the model is unknown.
-        revision: Commit on the hub; None for the default, and for folders.
-        dtype: Number format; None for bfloat16.
-        quantization: Quantisation of the weights; None for none.
-        context_tokens: Used if ``memory`` is None.
-        cuttable: The server may be asked for shorter vectors.
-        config: The file that holds the port and the key; None to write the port on the command
-            line, as a dry run does.
-        tp_size: GPUs over which one copy of the model is spread.
-        dp_size: Copies of the model.
+    Args:
+        spec: What to serve.
+        launch: Where, and over how many GPUs.
+        memory: The figures for the device; None if the shape of the model is unknown.
+        config: The file with the content ``config_text``.
     """
-
-    model: str
-    port: int
-    start_id: str
-    device: str = GPU
-    memory: MemoryPlan | None = None
-    revision: str | None = None
-    dtype: str | None = None
-    quantization: str | None = None
-    context_tokens: int | None = None
-    cuttable: bool = False
-    config: str | None = None
-    tp_size: int = 1
-    dp_size: int = 1
-
-
-def flags(target: Target) -> tuple[Flag, ...]:
-    """Return the words that start a server for ``target``, without the user's own."""
+    requested = {
+        "--revision": (spec.revision, "the requested commit"),
+        "--quantization": (spec.quantization, "requested, and part of the identity"),
+    }
     return (
-        *_model_flags(target),
-        *_address_flags(target),
-        *_embedding_flags(target),
-        *_size_flags(target),
-        *_device_flags(target),
+        Flag(("--model-path", spec.model), "the requested model"),
+        Flag(
+            ("--dtype", "bfloat16"),
+            "the models' own format; in float16 Qwen3-Embedding can return NaN",
+        ),
+        *(
+            Flag((name, value), why)
+            for name, (value, why) in requested.items()
+            if value is not None
+        ),
+        Flag(("--host", "127.0.0.1"), "other machines cannot reach it"),
+        # SGLang reads "a:b" in a request as adapter b of model a.
+        Flag(
+            ("--served-model-name", spec.model.replace(":", "_")),
+            "what /v1/models reports; by default SGLang reports the path",
+        ),
+        Flag(
+            ("--weight-version", launch.start_id),
+            "the id of this start, which /model_info reports",
+        ),
+        Flag(
+            ("--config", config),
+            "holds the port and the key, which ps would show on a command line",
+        ),
+        *_EMBEDDING_FLAGS,
+        *_size_flags(spec.context_tokens, memory),
+        *(_CPU_FLAGS if spec.device == CPU else _gpu_flags(launch.options)),
         *_SERVICE_FLAGS,
     )
-
-
-def words(chosen: Sequence[Flag], arguments: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the command's words; of two that clash the last wins, so the user's come last."""
-    return (*(word for flag in chosen for word in flag.words), *arguments)
-
-
-def reasons(chosen: Sequence[Flag], arguments: Sequence[str] = ()) -> tuple[Reason, ...]:
-    """Return the words with their reasons, for display."""
-    ours = tuple(Reason(" ".join(flag.words), flag.why) for flag in chosen)
-    return (*ours, Reason(" ".join(arguments), "your own arguments")) if arguments else ours
 
 
 def adapt(chosen: Sequence[Flag], known: frozenset[str] | None) -> tuple[Flag, ...]:
@@ -124,14 +112,6 @@ def adapt(chosen: Sequence[Flag], known: frozenset[str] | None) -> tuple[Flag, .
     return tuple(flag for flag in chosen if flag not in missing)
 
 
-def served_name(model: str) -> str:
-    """Return the name under which a server for ``model`` is requested.
-
-    SGLang reads ``a:b`` in a request as adapter ``b`` of model ``a``.
-    """
-    return model.replace(":", "_")
-
-
 def config_text(port: int, api_key: str | None) -> str:
     """Return the content of the file that ``--config`` names; JSON strings are valid YAML.
 
@@ -141,27 +121,29 @@ def config_text(port: int, api_key: str | None) -> str:
     return f"port: {port}\n{key}"
 
 
-def variables(
-    environ: Mapping[str, str], device: str, gpus: Sequence[Gpu] = ()
-) -> dict[str, tuple[str, str]]:
+def variables(environ: Mapping[str, str], gpus: Sequence[Gpu]) -> dict[str, tuple[str, str]]:
     """Return the variables that the server needs besides ``environ``: name -> value and reason.
 
     ``SGL_FORCE_SHUTDOWN`` is left out on purpose: with it SGLang drops all requests at a stop.
     Without it the drain has no limit of its own, and the supervisor sets one.
+
+    Args:
+        environ: The environment of this process.
+        gpus: Where the model will run; empty for the CPU.
     """
-    needed = {
-        name: (
-            _with_loopback(environ.get(name, "")),
-            "SGLang's warm-up sends HTTP requests to itself, which must not go through a proxy",
-        )
-        for name in _NO_PROXY
-    }
-    for name in _DUMPS:
+    needed = {}
+    for name in ("no_proxy", "NO_PROXY"):
+        hosts = [host.strip() for host in environ.get(name, "").split(",") if host.strip()]
+        hosts += [host for host in _LOOPBACK if host not in hosts]
+        why = "SGLang's warm-up sends HTTP requests to itself, which must not go through a proxy"
+        needed[name] = (",".join(hosts), why)
+    for name in ("SGLANG_PYSPY_DUMP_BEFORE_CRASH", "SGLANG_CUDA_COREDUMP_BEFORE_CRASH"):
         needed[name] = ("0", "a dump would delay the end by a minute")
-    if device == CPU:
+    if not gpus:
         needed["SGLANG_USE_CPU_ENGINE"] = ("1", "otherwise SGLang requires a GPU")
+        needed["PYTHONPATH"] = (_CPU_KERNELS, "a stand-in for kernels that exist only for GPUs")
         return needed
-    names = ", ".join(f"{gpu.name}, {_generation_name(gpu)}" for gpu in gpus)
+    names = ", ".join(f"{gpu.name}, {generation(gpu.capability) or 'unknown'}" for gpu in gpus)
     needed[VISIBLE] = (
         ",".join(gpu.uuid for gpu in gpus),
         f"chosen for their free memory: {names}",
@@ -171,80 +153,39 @@ def variables(
             "0",
             "shared GPUs differ in free memory, and the figures are for the one with the least",
         )
+    if _COMPILED not in environ:
+        needed[_COMPILED] = (
+            os.path.join(Places.resolve().home, "torchinductor"),
+            "keeps compiled kernels; the folder for temporary files is new at each start",
+        )
     return needed
 
 
-def _model_flags(target: Target) -> list[Flag]:
-    why_dtype = "requested, and part of the identity"
-    if target.dtype is None:
-        why_dtype = "the models' own format; in float16 Qwen3-Embedding can return NaN"
-    given = [
-        Flag(("--model-path", target.model), "the requested model"),
-        Flag(("--dtype", target.dtype or "bfloat16"), why_dtype),
-    ]
-    if target.revision is not None:
-        given.append(Flag(("--revision", target.revision), "the requested commit"))
-    if target.quantization is not None:
-        why = "requested, and part of the identity"
-        given.append(Flag(("--quantization", target.quantization), why))
-    return given
+_EMBEDDING_FLAGS: Final = (
+    Flag(("--is-embedding",), "without it a Qwen3 model is served for generation"),
+    Flag(
+        ("--disable-radix-cache",),
+        "a hit changes the numbers slightly, and texts of an index rarely share a long prefix",
+    ),
+    Flag(
+        ("--enable-tokenizer-batch-encode",),
+        "a list of texts is tokenised in one call and scheduled together",
+        optional=True,
+    ),
+    Flag(
+        ("--json-model-override-args", json.dumps({"is_matryoshka": True})),
+        "without it a request with dimensions is refused; the configuration on the hub does not "
+        "declare it",
+    ),
+)
 
 
-def _address_flags(target: Target) -> list[Flag]:
-    given = [
-        Flag(("--host", HOST), "other machines cannot reach it"),
-        Flag(
-            ("--served-model-name", served_name(target.model)),
-            "what /v1/models reports; by default SGLang reports the path",
-        ),
-        Flag(
-            ("--weight-version", target.start_id),
-            "the id of this start, which /model_info reports",
-        ),
-    ]
-    if target.config is None:
-        given.append(Flag(("--port", str(target.port)), "a free port"))
-    else:
-        given.append(
-            Flag(
-                ("--config", target.config),
-                "holds the port and the key, which ps would show on a command line",
-            )
-        )
-    return given
-
-
-def _embedding_flags(target: Target) -> list[Flag]:
-    given = [
-        Flag(("--is-embedding",), "without it a Qwen3 model is served for generation"),
-        Flag(
-            ("--disable-radix-cache",),
-            "a hit changes the numbers slightly, and texts of an index rarely share a long prefix",
-        ),
-        Flag(
-            ("--enable-tokenizer-batch-encode",),
-            "a list of texts is tokenised in one call and scheduled together",
-            optional=True,
-        ),
-    ]
-    if target.cuttable:
-        given.append(
-            Flag(
-                ("--json-model-override-args", _CUTTABLE),
-                "without it a request with dimensions is refused; the configuration on the hub "
-                "does not declare it",
-            )
-        )
-    return given
-
-
-def _size_flags(target: Target) -> list[Flag]:
-    plan = target.memory
+def _size_flags(context_tokens: int | None, plan: MemoryPlan | None) -> list[Flag]:
     if plan is None:
-        if not target.context_tokens:
+        if not context_tokens:
             return []
         why = "the requested length; the size of the model is unknown"
-        return [Flag(("--context-length", str(target.context_tokens)), why)]
+        return [Flag(("--context-length", str(context_tokens)), why)]
     return [
         Flag(
             ("--context-length", str(plan.context_tokens)),
@@ -271,21 +212,22 @@ def _size_flags(target: Target) -> list[Flag]:
     ]
 
 
-def _device_flags(target: Target) -> list[Flag]:
-    if target.device == CPU:
-        return [
-            Flag(("--device", CPU), "requested, or there is no GPU"),
-            Flag(("--attention-backend", "torch_native"), "needs none of SGLang's kernels"),
-            Flag(
-                ("--watchdog-timeout", str(_CPU_WATCHDOG_S)),
-                "a long batch takes minutes on a CPU, and SGLang ends itself after 300 s",
-            ),
-        ]
-    given = [Flag(("--device", GPU), "SGLang must not choose another device")]
-    for name, size in (("--tp-size", target.tp_size), ("--dp-size", target.dp_size)):
-        if size > 1:
-            given.append(Flag((name, str(size)), "requested"))
-    return given
+_CPU_FLAGS: Final = (
+    Flag(("--device", CPU), "requested, or there is no GPU"),
+    Flag(("--attention-backend", "torch_native"), "needs none of SGLang's kernels"),
+    Flag(
+        ("--watchdog-timeout", "3600"),
+        "a long batch takes minutes on a CPU, and SGLang ends itself after 300 s",
+    ),
+)
+
+
+def _gpu_flags(options: StartOptions) -> list[Flag]:
+    sizes = {"--tp-size": options.tp_size, "--dp-size": options.dp_size}
+    return [
+        Flag(("--device", GPU), "SGLang must not choose another device"),
+        *(Flag((name, str(size)), "requested") for name, size in sizes.items() if size > 1),
+    ]
 
 
 _SERVICE_FLAGS: Final = (
@@ -300,23 +242,11 @@ _SERVICE_FLAGS: Final = (
 )
 
 
-def _with_loopback(listed: str) -> str:
-    hosts = [host.strip() for host in listed.split(",") if host.strip()]
-    return ",".join([*hosts, *(host for host in _LOOPBACK if host not in hosts)])
-
-
-def _generation_name(gpu: Gpu) -> str:
-    known = generation(gpu.capability)
-    return known.name if known else "unknown"
-
-
 # ------------------------------------------------------------ the user's own arguments
 
-_PORT: Final = "use `emberd up --port`, or EMBERD_PORT"
 _KEY: Final = "emberd makes a key for each start; `emberd up --no-auth` starts without one"
 _OURS: Final = "emberd identifies the server by it"
 _VECTORS: Final = "it changes the vectors, and every user of this model would get them"
-_PLACE: Final = "emberd's servers listen on loopback only; start one yourself and use base_url="
 _SIZE: Final = "use context_tokens=, or `emberd up --context-tokens`"
 _GPUS: Final = "emberd chooses the GPUs; use `emberd up --tp-size` or `--dp-size`"
 
@@ -333,12 +263,12 @@ _RESERVED: Final[Mapping[str, str]] = {
     "--device": "use device=, or `emberd up --device`",
     "--dp-size": _GPUS,
     "--dtype": _VECTORS,
-    "--host": _PLACE,
+    "--host": "emberd's servers listen on loopback only; start one yourself and use base_url=",
     "--json-model-override-args": _VECTORS,
     "--load-format": _VECTORS,
     "--max-total-tokens": f"a longer text would wait forever; {_SIZE}",
     "--model-path": "use model=, or `emberd up --model`",
-    "--port": _PORT,
+    "--port": "use `emberd up --port`, or EMBERD_PORT",
     "--quantization": _VECTORS,
     "--revision": "use revision=, or `emberd up --revision`",
     "--served-model-name": _OURS,

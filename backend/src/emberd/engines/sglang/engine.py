@@ -5,36 +5,30 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Final
 
-from emberd import model_files
+from emberd import installs, model_files
 from emberd.catalog import DEMO_MODEL
 from emberd.engines import gpus
 from emberd.engines.base import EnvironmentEngine, Launch, Plan, Reason
 from emberd.engines.gpus import Gpu
 from emberd.engines.model_shape import shape_of
 from emberd.engines.sglang import command, log_reader, memory, support
-from emberd.engines.sglang.command import Target
 from emberd.engines.sglang.memory import MemoryPlan
-from emberd.env import Places
 from emberd.errors import StartError
 from emberd.settings import ServerSpec, StartOptions
 from emberd.system import process_env
-from emberd.system.log_rules import Diagnosis
 
 _MODULE: Final = "sglang.launch_server"
 _CONFIG: Final = "sglang.yaml"
-_CPU_KERNELS: Final = str(Path(__file__).with_name("cpu"))
 
 # Command lines of its main process.
 _MODULES: Final = (_MODULE, "sglang.cli.main", "sglang")
 _SCRIPT: Final = "sglang"
 _VERB: Final = "serve"
-_LAUNCHER: Final = ("sglang", "launch_server.py")
 _ENDS_OPTIONS: Final = ("-m", "-c")
-_TAKES_VALUE: Final = ("-W", "-X")
 
 # Kernels are compiled at the first start on a GPU, and a download shows no progress.
 _CPU_SILENCE_S: Final = 300.0
@@ -51,12 +45,6 @@ class SglangEngine(EnvironmentEngine):
     oldest_version = support.OLDEST_VERSION
     takes_descriptor = False  # it opens its port itself, after the model is loaded
 
-    def why_unsupported(self, spec: ServerSpec) -> str | None:
-        """Return why it cannot serve ``spec`` on any machine; None if it can."""
-        if spec.model == DEMO_MODEL:
-            return f"does not serve {DEMO_MODEL}, which is bundled with another engine"
-        return support.why_unsupported(spec.model, spec.revision)
-
     def exclusive_resources(self, spec: ServerSpec, options: StartOptions) -> Sequence[str]:
         """Return the UUIDs of the GPUs with the most free memory; nothing on a CPU."""
         if spec.device == command.CPU:
@@ -71,59 +59,54 @@ class SglangEngine(EnvironmentEngine):
             SettingError: ``EMBERD_SGLANG_PYTHON`` names no interpreter that has it.
         """
         on_cpu = spec.device == command.CPU
-        device = command.CPU if on_cpu else command.GPU
         own = launch.options.arguments
         command.check_arguments(launch.options, on_cpu=on_cpu)
-        chosen = () if on_cpu else _choose_gpus(launch)
+        chosen: tuple[Gpu, ...] = ()
+        if not on_cpu:
+            survey = gpus.survey()
+            if problem := support.why_unsuitable(survey, launch.options.gpus):
+                raise StartError(f"SGLang cannot run here: {problem}")
+            locked = launch.exclusive_resources
+            chosen = support.freest(survey.gpus, launch.options.gpus, locked)
         figures = _plan_memory(spec, launch.options, chosen)
         python = self._interpreter()
         # The options of any other version than the tested one are read from its source.
-        is_tested = self._is_pinned(python.version)
+        is_tested = python.version == installs.RECIPES[self.name].version
         known = None if is_tested else support.known_options(python.packages)
-        target = Target(
-            model=spec.model,
-            port=launch.port,
-            start_id=launch.start_id,
-            device=device,
-            memory=figures,
-            revision=spec.revision,
-            quantization=spec.quantization,
-            context_tokens=spec.context_tokens,
-            cuttable=True,
-            config=os.path.join(launch.folder, _CONFIG),
-            tp_size=launch.options.tp_size,
-            dp_size=launch.options.dp_size,
-        )
-        flags = command.adapt(command.flags(target), known)
-        variables = _variables(chosen, device)
+        config = os.path.join(launch.folder, _CONFIG)
+        flags = command.adapt(command.flags(spec, launch, figures, config), known)
+        variables = command.variables(os.environ, chosen)
+        if not (model_files.is_folder(spec.model) or model_files.is_downloaded(spec.model)):
+            silence_s = _DOWNLOAD_SILENCE_S
+        else:
+            silence_s = _CPU_SILENCE_S if on_cpu else _GPU_SILENCE_S
         return Plan(
-            command=(python.python, "-m", _MODULE, *command.words(flags, own)),
+            # Of two options that clash the last wins, so the user's come last.
+            command=(
+                *(python.python, "-m", _MODULE),
+                *(word for flag in flags for word in flag.words),
+                *own,
+            ),
             environment=process_env.for_server_of(python.python)
             | {name: value for name, (value, _) in variables.items()},
-            device=device,
-            silence_s=_silence_s(spec.model, on_cpu=on_cpu),
+            device=command.CPU if on_cpu else command.GPU,
+            silence_s=silence_s,
             drain_s=_DRAIN_S,
             files={_CONFIG: command.config_text(launch.port, launch.api_key)},
             reasons=[
                 Reason(python.python, f"has SGLang {python.version}: {python.why}"),
-                *command.reasons(flags, own),
+                *(Reason(" ".join(flag.words), flag.why) for flag in flags),
+                *([Reason(" ".join(own), "your own arguments")] if own else ()),
                 *(Reason(f"{name}={value}", why) for name, (value, why) in variables.items()),
                 *(figures.reasons() if figures else ()),
             ],
             notes=[*support.notes(spec.model, spec.revision), *(figures.notes if figures else ())],
         )
 
-    def progress(self, log: str) -> str:
-        """Return what the starting server is doing, in a few words, from its log so far."""
-        return log_reader.progress(log)
-
-    def diagnose(self, exit_code: int | None, log: str) -> Diagnosis:
-        """Return why the server failed; see ``Engine.diagnose``."""
-        return log_reader.diagnose(exit_code, log)
-
-    def has_failed(self, log: str) -> bool:
-        """Return whether it has lost its port, which it notices two minutes later."""
-        return log_reader.has_failed(log)
+    progress = staticmethod(log_reader.progress)
+    diagnose = staticmethod(log_reader.diagnose)
+    has_failed = staticmethod(log_reader.has_failed)
+    _why_unsupported_files = staticmethod(support.why_unservable)
 
     def recognises(self, words: Sequence[str]) -> bool:
         """Return whether a process with this command line is the main process of a server.
@@ -139,13 +122,16 @@ class SglangEngine(EnvironmentEngine):
             return False
         i = 1
         while i < len(words) and words[i].startswith("-") and words[i] not in _ENDS_OPTIONS:
-            i += 2 if words[i] in _TAKES_VALUE else 1
+            i += 2 if words[i] in ("-W", "-X") else 1
         word, rest = (words[i] if i < len(words) else ""), words[i + 1 :]
         if word in _ENDS_OPTIONS:
             module = rest[0] if word == "-m" and rest else ""
             return module == _MODULE or (module in _MODULES and _VERB in rest[1:2])
         script = PurePath(word)
-        return (script.name == _SCRIPT and _VERB in rest[:1]) or script.parts[-2:] == _LAUNCHER
+        return (script.name == _SCRIPT and _VERB in rest[:1]) or script.parts[-2:] == (
+            "sglang",
+            "launch_server.py",
+        )
 
     def _why_not_here(self, spec: ServerSpec) -> str | None:
         return self.why_unsupported(spec) or _why_no_device(spec.device)
@@ -159,23 +145,13 @@ def _why_no_device(device: str | None) -> str | None:
         return f"runs on the CPU only on x86-64 Linux, for development, and this is {here}"
     if device not in (None, command.GPU):
         return f"runs on a CUDA GPU or, for development, on a CPU, not on device={device!r}"
-    problem = support.why_unsuitable(gpus.survey())
-    if problem is None:
+    if (problem := support.why_unsuitable(gpus.survey())) is None:
         return None
     return (
         f"{problem}. Alternatively, point EMBERD_BASE_URL=http://HOST:30000/v1 at another machine; "
         f"to try emberd without a GPU, use model={DEMO_MODEL!r}; "
         f"device='cpu' runs SGLang on the CPU, slowly, for development"
     )
-
-
-def _choose_gpus(launch: Launch) -> tuple[Gpu, ...]:
-    survey = gpus.survey()
-    if problem := support.why_unsuitable(survey, launch.options.gpus):
-        raise StartError(f"SGLang cannot run here: {problem}")
-    # Those that are locked for this start; a dry run locks none.
-    locked = [gpu for gpu in survey.gpus if gpu.uuid in launch.exclusive_resources]
-    return support.freest(locked or survey.gpus, launch.options.gpus)
 
 
 def _plan_memory(
@@ -199,23 +175,6 @@ def _plan_memory(
         tp_size=options.tp_size,
         quantization=spec.quantization,
     )
-
-
-def _variables(chosen: Sequence[Gpu], device: str) -> Mapping[str, tuple[str, str]]:
-    variables = command.variables(os.environ, device, chosen)
-    if device == command.CPU:
-        variables["PYTHONPATH"] = (_CPU_KERNELS, "a stand-in for kernels that exist only for GPUs")
-    elif "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-        kept = os.path.join(Places.resolve().home, "torchinductor")
-        why = "keeps compiled kernels; the folder for temporary files is new at each start"
-        variables["TORCHINDUCTOR_CACHE_DIR"] = (kept, why)
-    return variables
-
-
-def _silence_s(model: str, *, on_cpu: bool) -> float:
-    if not (model_files.is_folder(model) or model_files.is_downloaded(model)):
-        return _DOWNLOAD_SILENCE_S
-    return _CPU_SILENCE_S if on_cpu else _GPU_SILENCE_S
 
 
 ENGINE: Final = SglangEngine()

@@ -19,7 +19,6 @@ from emberd.system.log_rules import READ_LOG, Diagnosis, LogRule
 # ------------------------------------------------------------ progress
 
 _TAIL_CHARS: Final = 64 * 1024  # the line with all settings is 20 KB long
-_FIRST_STEP: Final = "importing SGLang"
 
 _COMPLETED: Final = r" *\d+% Completed \| (?P<file>\d+)/(?P<files>\d+)"
 # In the order in which a start writes them. SGLang switches the hub's progress bars off, so the
@@ -63,9 +62,7 @@ _FIGURES: Final = {
 def progress(log: str) -> str:
     """Return what a starting server is doing, in a few words.
 
-    Args:
-        log: What it wrote since its start, or the end of that. Only the last 64 Ki characters are
-            searched, because the function is called many times a second.
+    Only the end of the log is searched, because the function is called many times a second.
     """
     for line in reversed(log[-_TAIL_CHARS:].splitlines()):
         # From the last step: if a line matches two, the later one counts.
@@ -76,7 +73,7 @@ def progress(log: str) -> str:
                     form.format(**known) for name, form in _FIGURES.items() if known.get(name)
                 ]
                 return " ".join([step, *figures])
-    return _FIRST_STEP
+    return "importing SGLang"
 
 
 # ------------------------------------------------------------ the part that gives the reason
@@ -102,7 +99,6 @@ _CONTINUES: Final = re.compile(
 _EXCEPTION: Final = re.compile(
     r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit)\b.*", re.MULTILINE
 )
-_SETTINGS: Final = "server_args="
 _SETTING: Final = r"['\"]?{name}['\"]?[=:] ?(?:'(?P<text>[^']*)'|(?P<bare>[^,\s)}}]+))"
 
 
@@ -137,7 +133,7 @@ def _setting(log: str, name: str) -> str | None:
 
     Never used for a key: the value may be quoted.
     """
-    begin = log.find(_SETTINGS)
+    begin = log.find("server_args=")
     line = log[begin:].partition("\n")[0] if begin >= 0 else ""
     found = re.search(_SETTING.format(name=name), line)
     return (found["text"] or found["bare"]) if found else None
@@ -145,12 +141,12 @@ def _setting(log: str, name: str) -> str | None:
 
 # ------------------------------------------------------------ diagnosis
 
-_MEMORY: Final = (
-    "Check `dmesg -T | grep -i oom`; if memory ran out, free some or serve a smaller model."
-)
 _FROM_OUTSIDE: Final = (-signal.SIGKILL, -signal.SIGTERM)
 _BY_SIGNAL: Final = {
-    -signal.SIGKILL: ("was killed, most likely because memory ran out", _MEMORY),
+    -signal.SIGKILL: (
+        "was killed, most likely because memory ran out",
+        "Check `dmesg -T | grep -i oom`; if memory ran out, free some or serve a smaller model.",
+    ),
     -signal.SIGTERM: ("was terminated from outside (SIGTERM)", "Start it again."),
     -signal.SIGINT: ("was interrupted from outside (SIGINT)", "Start it again."),
     -signal.SIGILL: (
@@ -173,14 +169,7 @@ def known_failures() -> tuple[LogRule, ...]:
 
 
 def diagnose(exit_code: int | None, log: str) -> Diagnosis:
-    """Return why a server failed.
-
-    Args:
-        exit_code: As ``subprocess`` gives it, negative for a signal; None if the supervisor ended
-            the server because it made no progress.
-        log: What it wrote since its start, or the end of that. It may hold keys; the diagnosis
-            holds none.
-    """
+    """Return why a server failed; see ``Engine.diagnose``."""
     words = last_words(log, killed=exit_code in _FROM_OUTSIDE)
     facts = {
         "model": _setting(log, "model_path") or "the model",

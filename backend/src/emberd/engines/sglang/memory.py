@@ -148,23 +148,28 @@ class MemoryPlan:
         )
 
 
-@dataclass(frozen=True, slots=True)
 class _Load:
     """What a model takes on one device, in all and per token."""
 
-    shape: ModelShape
-    weights_bytes: int
-    loading_bytes: int
-    kv_bytes: int
-    layer_bytes: int
+    def __init__(
+        self, device: Device, shape: ModelShape, tp_size: int = 1, quantization: str | None = None
+    ) -> None:
+        share = _WEIGHTS_SLACK / tp_size
+        self.device = device
+        self.shape = shape
+        self.weights_bytes = math.ceil(shape.weights_bytes(quantization) * share)
+        # Weights are quantised on the device, after all of them are loaded.
+        self.loading_bytes = math.ceil(shape.weights_bytes() * share)
+        self.kv_bytes_per_token = shape.kv_bytes_per_token(tp_size)
 
-    def plan(self, device: Device, context: int, batch: int, kv_tokens: int) -> MemoryPlan | None:
-        """Return the plan with these figures; None if it does not fit."""
-        kv_tokens = -(-kv_tokens // _PAGE_TOKENS) * _PAGE_TOKENS
-        kv_bytes = kv_tokens * self.kv_bytes
+    def plan(self, context: int, batch: int, batches: int = 1) -> MemoryPlan | None:
+        """Return the plan for a context and so many batches; None if it does not fit."""
+        device = self.device
+        kv_tokens = -(-(context + batches * batch) // _PAGE_TOKENS) * _PAGE_TOKENS
+        kv_bytes = kv_tokens * self.kv_bytes_per_token
         activation = self.activation_bytes(batch, context)
-        overhead = device.context_bytes + device.fixed_bytes + _table_bytes(context, kv_tokens)
-        need = self.need(device, context, batch, kv_tokens)
+        overhead = self.overhead_bytes(context, kv_tokens)
+        need = self.need_bytes(context, batch, kv_tokens)
         # SGLang measures the free memory after it has made its CUDA context, and uses a fraction of
         # that for weights and KV cache, rounded down here. The rest must hold everything else.
         measured = device.free_bytes - device.context_bytes
@@ -190,21 +195,45 @@ class _Load:
             context_tokens=context,
         )
 
-    def need(self, device: Device, context: int, batch: int, kv_tokens: int) -> int:
-        """Return the largest amount that is taken at any time, in bytes."""
-        serving = (
-            self.weights_bytes
-            + kv_tokens * self.kv_bytes
-            + self.activation_bytes(batch, context)
-            + device.fixed_bytes
-            + _table_bytes(context, kv_tokens)
-        )
-        return device.context_bytes + max(serving, self.loading_bytes)
+    def need_bytes(self, context: int, batch: int, kv_tokens: int) -> int:
+        """Return the largest amount that is taken at any time."""
+        kv_bytes = kv_tokens * self.kv_bytes_per_token
+        overhead = self.overhead_bytes(context, kv_tokens)
+        serving = self.weights_bytes + kv_bytes + self.activation_bytes(batch, context) + overhead
+        return max(serving, self.loading_bytes + self.device.context_bytes)
 
     def activation_bytes(self, batch: int, context: int) -> int:
         # Without chunks a text that is longer than a batch runs in one piece.
         tokens = max(batch, context) if self.shape.is_encoder else batch
-        return tokens * self.layer_bytes * _LAYERS_ALIVE
+        return tokens * self.shape.layer_bytes_per_token() * _LAYERS_ALIVE
+
+    def overhead_bytes(self, context: int, kv_tokens: int) -> int:
+        rows = max(context, kv_tokens // _TABLE_KV_SHARE) + _PAGE_TOKENS
+        return self.device.context_bytes + self.device.fixed_bytes + _TABLE_ROW_BYTES * rows
+
+    def refusal(self, full: int, batch: int, shorter: MemoryPlan | None) -> StartError:
+        """Return the error for a context that does not fit, with the sum and what would fit."""
+        device = self.device
+        context = full if shorter else min(full, MIN_CONTEXT_TOKENS)
+        kv_tokens = context + batch
+        loading = self.loading_bytes
+        more = f", {_gib(loading)} while they load" if loading > self.weights_bytes else ""
+        cause = (
+            f"texts of {context:,} tokens need {_gib(self.need_bytes(context, batch, kv_tokens))} "
+            f"(weights {_gib(self.weights_bytes)}{more}, "
+            f"KV cache {_gib(kv_tokens * self.kv_bytes_per_token)}, "
+            f"activations {_gib(self.activation_bytes(batch, context))}, "
+            f"the rest {_gib(self.overhead_bytes(context, kv_tokens))}), and "
+            f"{_gib(device.free_bytes)} of {_gib(device.total_bytes)} is free on {device.name}"
+        )
+        ways = list(device.remedies)
+        if shorter:
+            ways.append(f"request a context of at most {shorter.longest_text_tokens:,} tokens")
+        for name, other in KNOWN.items():
+            fits = _Load(device, other).plan(MIN_CONTEXT_TOKENS, _BATCHES[-1])
+            if fits and other.parameters < self.shape.parameters:
+                ways.append(f"use {name}, which fits (it needs its own index)")
+        return StartError(cause, advice=", or ".join(ways) + ".")
 
 
 def plan_memory(
@@ -214,7 +243,6 @@ def plan_memory(
     *,
     tp_size: int = 1,
     quantization: str | None = None,
-    dtype: str | None = None,
 ) -> MemoryPlan:
     """Return what a server takes on a device; with several GPUs, on the one with the least free.
 
@@ -225,33 +253,53 @@ def plan_memory(
             less if that does not fit.
         tp_size: GPUs over which one copy of the model is spread.
         quantization: Quantisation of the weights; None for none.
-        dtype: Number format; None for bfloat16.
 
     Raises:
         StartError: It does not fit; the message has the sum, and the advice says what would fit.
     """
+    limit = shape.context_tokens
+    if wanted_context is None:
+        full = min(limit, _DEFAULT_CONTEXT_TOKENS)
+    elif wanted_context > limit:
+        raise StartError(
+            f"a context of {wanted_context:,} tokens was requested, and the model's limit is "
+            f"{limit:,}",
+            advice="Request at most that.",
+        )
+    else:
+        # So that a text of exactly that length is accepted. The model's limit must not be exceeded.
+        full = min(limit, wanted_context + _REFUSED_TAIL_TOKENS)
     if isinstance(device, Gpu):
         device = on_gpu(device, tp_size)
-    load = _load(shape, tp_size, quantization, dtype)
-    context = _context(shape, wanted_context)
+    load = _Load(device, shape, tp_size, quantization)
     batches = _LARGE_BATCHES if device.total_bytes >= _LARGE_CARD_BYTES else _BATCHES
     for batch in batches:
-        if plan := load.plan(device, context, batch, context + _BATCHES_HELD * batch):
+        if plan := load.plan(full, batch, _BATCHES_HELD):
             return plan
-    smallest = batches[-1]
-    if plan := load.plan(device, context, smallest, context + smallest):
+    batch = batches[-1]
+    if plan := load.plan(full, batch):
         return plan
-    return _shortened(load, device, wanted_context, smallest)
+    context = full // _STEP_TOKENS * _STEP_TOKENS
+    while plan is None and context >= MIN_CONTEXT_TOKENS:
+        plan = load.plan(context, batch)
+        context -= _STEP_TOKENS
+    if plan is None or wanted_context is not None:
+        raise load.refusal(full, batch, plan)
+    note = (
+        f"texts of up to {plan.longest_text_tokens:,} tokens fit on {device.name}, not the model's "
+        f"{full:,}: {_gib(device.free_bytes)} is free, and "
+        f"{_gib(load.need_bytes(full, batch, full + batch))} would be needed"
+    )
+    return replace(plan, notes=(note,))
 
 
 def on_gpu(gpu: Gpu, tp_size: int = 1) -> Device:
     """Return the memory of a GPU."""
-    links = _LINKS_BYTES if tp_size > 1 else 0
     return Device(
         name=gpu.name,
         total_bytes=gpu.total_bytes,
         free_bytes=gpu.free_bytes,
-        context_bytes=_CUDA_BYTES + links,
+        context_bytes=_CUDA_BYTES + (_LINKS_BYTES if tp_size > 1 else 0),
         fixed_bytes=_WORKSPACE_BYTES + _GRAPHS_BYTES,
     )
 
@@ -267,78 +315,6 @@ def on_host(total_bytes: int, free_bytes: int) -> Device:
         max_fraction=_MAX_HOST_FRACTION,
         remedies=("Free some of it",),
     )
-
-
-def _load(shape: ModelShape, tp_size: int, quantization: str | None, dtype: str | None) -> _Load:
-    share = _WEIGHTS_SLACK / tp_size
-    return _Load(
-        shape=shape,
-        weights_bytes=math.ceil(shape.weights_bytes(dtype, quantization) * share),
-        # Weights are quantised on the device, after all of them are loaded.
-        loading_bytes=math.ceil(shape.weights_bytes(dtype) * share),
-        kv_bytes=shape.kv_bytes_per_token(dtype, tp_size),
-        layer_bytes=shape.layer_bytes_per_token(dtype),
-    )
-
-
-def _context(shape: ModelShape, wanted: int | None) -> int:
-    limit = shape.context_tokens
-    if wanted is None:
-        return min(limit, _DEFAULT_CONTEXT_TOKENS)
-    if wanted > limit:
-        raise StartError(
-            f"a context of {wanted:,} tokens was requested, and the model's limit is {limit:,}",
-            advice="Request at most that.",
-        )
-    # So that a text of exactly that length is accepted. The model's limit must not be exceeded.
-    return min(limit, wanted + _REFUSED_TAIL_TOKENS)
-
-
-def _table_bytes(context: int, kv_tokens: int) -> int:
-    return _TABLE_ROW_BYTES * (max(context, kv_tokens // _TABLE_KV_SHARE) + _PAGE_TOKENS)
-
-
-def _shortened(load: _Load, device: Device, wanted: int | None, batch: int) -> MemoryPlan:
-    full = _context(load.shape, wanted)
-    context = full // _STEP_TOKENS * _STEP_TOKENS
-    plan = None
-    while plan is None and context >= MIN_CONTEXT_TOKENS:
-        plan = load.plan(device, context, batch, context + batch)
-        context -= _STEP_TOKENS
-    if plan is None or wanted is not None:
-        raise _does_not_fit(load, device, (full, batch), plan)
-    note = (
-        f"texts of up to {plan.longest_text_tokens:,} tokens fit on {device.name}, not the model's "
-        f"{full:,}: {_gib(device.free_bytes)} is free, and "
-        f"{_gib(load.need(device, full, batch, full + batch))} would be needed"
-    )
-    return replace(plan, notes=(note,))
-
-
-def _does_not_fit(
-    load: _Load, device: Device, figures: tuple[int, int], shorter: MemoryPlan | None
-) -> StartError:
-    full, batch = figures
-    context = full if shorter else min(full, MIN_CONTEXT_TOKENS)
-    kv_tokens = context + batch
-    rest = device.context_bytes + device.fixed_bytes + _table_bytes(context, kv_tokens)
-    loading = load.loading_bytes
-    more = f", {_gib(loading)} while they load" if loading > load.weights_bytes else ""
-    cause = (
-        f"texts of {context:,} tokens need {_gib(load.need(device, context, batch, kv_tokens))} "
-        f"(weights {_gib(load.weights_bytes)}{more}, KV cache {_gib(kv_tokens * load.kv_bytes)}, "
-        f"activations {_gib(load.activation_bytes(batch, context))}, the rest {_gib(rest)}), and "
-        f"{_gib(device.free_bytes)} of {_gib(device.total_bytes)} is free on {device.name}"
-    )
-    ways = list(device.remedies)
-    if shorter:
-        ways.append(f"request a context of at most {shorter.longest_text_tokens:,} tokens")
-    for name, other in KNOWN.items():
-        kv_tokens = MIN_CONTEXT_TOKENS + _BATCHES[-1]
-        fits = _load(other, 1, None, None).plan(device, MIN_CONTEXT_TOKENS, _BATCHES[-1], kv_tokens)
-        if fits and other.parameters < load.shape.parameters:
-            ways.append(f"use {name}, which fits (it needs its own index)")
-    return StartError(cause, advice=", or ".join(ways) + ".")
 
 
 def _gib(size: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +11,7 @@ from emberd import catalog, model_card, model_files
 from emberd.catalog import Model
 from emberd.engines import gpus as all_gpus
 from emberd.engines.gpus import VISIBLE, Gpu, Survey
+from emberd.installs.recipes import dotted
 
 OLDEST_VERSION: Final = (0, 5, 17)
 """The first version whose embeddings come as base64."""
@@ -24,56 +24,20 @@ MIN_CAPABILITY: Final = (8, 0)
 NEEDS_CUDA: Final = (13, 0)
 """What the torch that SGLang 0.5.23 pins is built for; driver 580 and newer run it."""
 
-_NEEDS_DRIVER: Final = 580
-_MIG: Final = "MIG-"
+
+GENERATIONS: Final = {
+    (12, 0): "Blackwell (consumer)",
+    (10, 0): "Blackwell",
+    (9, 0): "Hopper",
+    (8, 9): "Ada",
+    (8, 0): "Ampere",
+}
+"""Lowest compute capability of each generation of GPUs -> NVIDIA's name for it, newest first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """One generation of GPUs.
-
-    Attributes:
-        name: NVIDIA's name for it.
-        capability: The lowest compute capability that belongs to it.
-        attention: The attention kernels that SGLang chooses there.
-        why: Why emberd keeps that choice, and what it leaves off.
-    """
-
-    name: str
-    capability: tuple[int, int]
-    attention: str
-    why: str
-
-
-GENERATIONS: Final = (
-    Generation(
-        "Blackwell (consumer)",
-        (12, 0),
-        "flashinfer or triton",
-        "SGLang's choice for compute capability 12; the datacentre kernels do not run there",
-    ),
-    Generation(
-        "Blackwell",
-        (10, 0),
-        "trtllm_mha",
-        "SGLang's choice; it raises the page size, of which the figures are multiples",
-    ),
-    Generation(
-        "Hopper",
-        (9, 0),
-        "fa3",
-        "SGLang's choice; the path without a KV cache, for which chunked prefill must be off, is "
-        "not used: it returned NaN for short texts up to 0.5.12 and is untested here",
-    ),
-    Generation("Ada", (8, 9), "flashinfer, else triton", "SGLang's choice"),
-    Generation("Ampere", (8, 0), "flashinfer, else triton", "SGLang's choice"),
-)
-"""Newest first; from srt/arg_groups/model_override_base.py. None has been tested on a GPU."""
-
-
-def generation(capability: tuple[int, int]) -> Generation | None:
-    """Return the generation of a compute capability; None if it is too old."""
-    return next((known for known in GENERATIONS if capability >= known.capability), None)
+def generation(capability: tuple[int, int]) -> str | None:
+    """Return the name of the generation of a compute capability; None if it is too old."""
+    return next((name for least, name in GENERATIONS.items() if capability >= least), None)
 
 
 def why_unsuitable(seen: Survey, count: int = 1) -> str | None:
@@ -82,17 +46,17 @@ def why_unsuitable(seen: Survey, count: int = 1) -> str | None:
         return seen.problem
     if seen.cuda is not None and seen.cuda < NEEDS_CUDA:
         return (
-            f"the NVIDIA driver {seen.driver} runs CUDA up to {_version(seen.cuda)}, and SGLang "
-            f"needs {_version(NEEDS_CUDA)}: install driver {_NEEDS_DRIVER} or newer"
+            f"the NVIDIA driver {seen.driver} runs CUDA up to {dotted(seen.cuda)}, and SGLang "
+            f"needs {dotted(NEEDS_CUDA)}: install driver 580 or newer"
         )
     fit = _suitable(seen.gpus)
     if not fit:
-        found = ", ".join(f"{gpu.name} ({_version(gpu.capability)})" for gpu in seen.gpus)
+        found = ", ".join(f"{gpu.name} ({dotted(gpu.capability)})" for gpu in seen.gpus)
         return (
-            f"SGLang needs a GPU of compute capability {_version(MIN_CAPABILITY)} or more "
+            f"SGLang needs a GPU of compute capability {dotted(MIN_CAPABILITY)} or more "
             f"(Ampere and newer); found {found}"
         )
-    if count > 1 and any(gpu.uuid.startswith(_MIG) for gpu in fit):
+    if count > 1 and any(gpu.uuid.startswith("MIG-") for gpu in fit):
         return (
             f"{count} GPUs were requested, and CUDA gives a process only one MIG instance; "
             f"leave tp_size and dp_size out"
@@ -105,17 +69,13 @@ def why_unsuitable(seen: Survey, count: int = 1) -> str | None:
     return None
 
 
-def freest(gpus: Sequence[Gpu], count: int = 1) -> tuple[Gpu, ...]:
-    """Return the ``count`` suitable GPUs with the most free memory, in that order."""
-    return all_gpus.freest(_suitable(gpus), count)
+def freest(gpus: Sequence[Gpu], count: int = 1, locked: Sequence[str] = ()) -> tuple[Gpu, ...]:
+    """Return the ``count`` suitable GPUs with the most free memory, as ``gpus.freest`` does."""
+    return all_gpus.freest(_suitable(gpus), count, locked)
 
 
-def _suitable(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
-    return tuple(gpu for gpu in gpus if gpu.capability >= MIN_CAPABILITY)
-
-
-def _version(numbers: tuple[int, int]) -> str:
-    return ".".join(map(str, numbers))
+def _suitable(gpus: Sequence[Gpu]) -> list[Gpu]:
+    return [gpu for gpu in gpus if gpu.capability >= MIN_CAPABILITY]
 
 
 # ------------------------------------------------------------ models
@@ -138,8 +98,6 @@ _POOLING: Final = {
     "Qwen3Model": _LAST_TOKEN,
     "Qwen3ForCausalLM": _LAST_TOKEN,
 }
-_GEMMA: Final = "Gemma3TextModel"
-_BIDIRECTIONAL: Final = "use_bidirectional_attention"
 # The other decoders get the last token, from code of SGLang's own or through Transformers. For an
 # encoder that is not named above, SGLang has no code: how, and whether, it runs is not known.
 _DECODERS: Final = ("ForCausalLM", "ForConditionalGeneration")
@@ -149,22 +107,7 @@ _BARE_DECODERS: Final = (
     *("OPTModel", "PhiModel", "Phi3Model", "Qwen2Model", "Qwen2MoeModel", "Qwen3MoeModel"),
     *("SmolLM3Model", "Starcoder2Model"),
 )
-# Read by SGLang's way through Transformers (srt/models/transformers.py): "cls" in any case of the
-# letters is the first token there, and everything else the last one.
-_CONFIGURED: Final = "pooling_type"
 _IN_WORDS: Final = {"cls": "the first token", "mean": "the mean of the tokens"}
-
-
-def why_unsupported(model: str, revision: str | None = None) -> str | None:
-    """Return why SGLang's vectors are not the model's, on any machine; None if they may be."""
-    if not model_files.is_folder(model):
-        if model_files.is_path(model):
-            return f"there is no folder {model}"
-        kept = model_files.hub_snapshot(model, revision)
-        return _unservable(kept, partial=True) if kept else None
-    if not (Path(model) / model_files.CONFIG).is_file():
-        return f"the folder {model} contains no {model_files.CONFIG}, so it is not a checkpoint"
-    return _unservable(Path(model))
 
 
 def notes(model: str, revision: str | None = None) -> list[str]:
@@ -173,15 +116,24 @@ def notes(model: str, revision: str | None = None) -> list[str]:
         if catalog.lookup(model) != Model(model):
             return []
         kept = model_files.hub_snapshot(model, revision)
+        if kept is not None and model_card.names_pooling(kept):
+            return [_unverified(model, "it")]
         # SGLang downloads configuration, tokenizer and weights, but not these files.
-        is_checked = kept is not None and model_card.names_pooling(kept)
-        return [_unverified(model, "it"), *([] if is_checked else [_unchecked(model)])]
+        unchecked = (
+            f"the files that say how {model} pools may not be on this machine, and SGLang does not "
+            f"download them: run `hf download {model}` before the start, and emberd checks them."
+        )
+        return [_unverified(model, "it"), unchecked]
     architecture = model_card.architecture(Path(model)) or "an unnamed architecture"
     pooling = [] if architecture in _VERIFIED else [_unverified(model, architecture)]
     return [*pooling, *model_card.unused_prompts(Path(model))]
 
 
-def _unservable(folder: Path, *, partial: bool = False) -> str | None:
+def why_unservable(folder: Path, *, partial: bool) -> str | None:
+    """Return why SGLang's vectors would not be those of a folder's model; None if they may be.
+
+    With ``partial`` the folder is the hub's cache, in which files may be missing.
+    """
     architecture = model_card.architecture(folder)
     if partial and architecture is None:
         return None  # without config.json it is not known how SGLang pools the model
@@ -199,21 +151,16 @@ def _pooling(folder: Path) -> str | None:
     """Return how SGLang pools a folder's model, for ``model_card``; None if unknown."""
     architecture = model_card.architecture(folder) or ""
     config = model_files.read_json(folder / model_files.CONFIG)
-    if architecture == _GEMMA and config.get(_BIDIRECTIONAL) is True:
+    if architecture == "Gemma3TextModel" and config.get("use_bidirectional_attention") is True:
         return "mean"
     if architecture in _POOLING:
         return _POOLING[architecture]
     is_decoder = architecture.endswith(_DECODERS) or architecture in _BARE_DECODERS
-    if not is_decoder or config.get(_CONFIGURED) is not None:
-        return None
-    return _LAST_TOKEN
-
-
-def _unchecked(model: str) -> str:
-    return (
-        f"the files that say how {model} pools may not be on this machine, and SGLang does not "
-        f"download them: run `hf download {model}` before the start, and emberd checks them."
-    )
+    # SGLang reads pooling_type where it runs a model through Transformers
+    # (srt/models/transformers.py): "cls" in any case is the first token there, and everything else
+    # the last one.
+    is_configured = config.get("pooling_type") is not None
+    return _LAST_TOKEN if is_decoder and not is_configured else None
 
 
 def _unverified(model: str, what: str) -> str:
@@ -244,35 +191,37 @@ def known_options(packages: str) -> frozenset[str] | None:
     """
     root = Path(packages, "sglang", "srt")
     files = [root / "server_args.py", *sorted((root / "arg_groups").rglob("*.py"))]
+    names: set[str] = set()
     try:
-        trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in files}
+        for file in files:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            names.update(_options(tree, all_classes=file.parent.name == "fields"))
     except (OSError, SyntaxError, ValueError):
         return None
-    names = {name for file, tree in trees.items() for name in _options(file, tree)}
     return frozenset(names) or None
 
 
-def _options(file: Path, tree: ast.Module) -> Iterator[str]:
+def _options(tree: ast.Module, *, all_classes: bool) -> Iterator[str]:
     for node in ast.walk(tree):
         match node:
             case ast.Call(func=ast.Attribute(attr="add_argument")):
                 yield from _option_names(node.args)
-            case ast.ClassDef() if node.name == "ServerArgs" or file.parent.name == "fields":
+            case ast.ClassDef() if node.name == "ServerArgs" or all_classes:
                 for field in node.body:
-                    if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                        yield from _options_of_field(field.target.id, field.annotation)
+                    match field:
+                        case ast.AnnAssign(
+                            target=ast.Name(id=name),
+                            annotation=ast.Subscript(
+                                value=ast.Name(id="A" | "Annotated"), slice=described
+                            ),
+                        ):
+                            yield from _options_of_field(name, described)
 
 
-def _options_of_field(name: str, annotation: ast.expr) -> Iterator[str]:
-    if not (
-        isinstance(annotation, ast.Subscript)
-        and isinstance(annotation.value, ast.Name)
-        and annotation.value.id in ("A", "Annotated")
-    ):
-        return
+def _options_of_field(name: str, described: ast.expr) -> Iterator[str]:
     words = {
         word.arg: word.value
-        for node in ast.walk(annotation.slice)
+        for node in ast.walk(described)
         if isinstance(node, ast.Call)
         for word in node.keywords
     }
@@ -288,6 +237,6 @@ def _options_of_field(name: str, annotation: ast.expr) -> Iterator[str]:
 
 def _option_names(nodes: Iterable[ast.AST]) -> Iterator[str]:
     for node in nodes:
-        value = node.value if isinstance(node, ast.Constant) else None
-        if isinstance(value, str) and value.startswith("--"):
-            yield value
+        match node:
+            case ast.Constant(value=str(text)) if text.startswith("--"):
+                yield text

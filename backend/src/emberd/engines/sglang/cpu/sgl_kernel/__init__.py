@@ -1,11 +1,11 @@
 """Stands in for SGLang's compiled kernels on a machine without a GPU.
 
-SGLang imports names of ``sgl_kernel`` also where it computes in plain PyTorch, and the real
-package needs a driver to be imported at all. Here every name is there, and none can be used:
-a kernel that is called after all raises, so that no wrong number leaves.
+SGLang imports names of ``sgl_kernel`` even where it computes in plain PyTorch, and the real package
+cannot be imported without a driver. Every name exists here, and calling one raises an error, so a
+server never returns a wrong vector.
 
-It is put on the path of servers on the CPU alone, and it is loaded by SGLang's interpreter: it
-imports nothing of emberd.
+Only servers on the CPU have it on their path. SGLang's interpreter loads it, so it imports nothing
+of emberd.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ class _Missing:
 
 
 def __getattr__(name: str) -> Any:
-    # Special names are asked for by the import system and by inspect, which take any answer for
-    # the truth.
+    # The import system and inspect query special names, and would use whatever is returned.
     if name.startswith("__"):
         raise AttributeError(name)
     return _Missing(name)
