@@ -14,11 +14,10 @@ import pytest
 
 import waiting
 from embedding import QUICK
-from emberd.client.aio import AsyncClient
+from emberd.client.clients import AsyncClient, Client
 from emberd.client.coalesce import MergeKey, ThreadMerger
 from emberd.client.limits import CallSlots, ConcurrencyLimiter, Slot
 from emberd.client.loopback import LoopbackSession
-from emberd.client.sync import Client
 from emberd.client.vectors import Floats
 from emberd.client.wire import Outcome, Request, embed_request
 from emberd.endpoint import Endpoint

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import pytest
 
 import waiting
+from emberd.client.clients import Client
 from emberd.client.limits import CallEndedError, CallSlots, ConcurrencyLimiter, Slot, TaskLimiter
-from emberd.client.sync import Client
 from emberd.settings import Settings
 from fake_server import MODEL, FakeServer
 
@@ -243,7 +243,7 @@ def test_several_clients_share_the_slots_of_the_process(server: FakeServer) -> N
 _INTERRUPTED = """
 import sys, threading, time
 from emberd.client import limits
-from emberd.client.sync import Client
+from emberd.client.clients import Client
 from emberd.endpoint import Endpoint
 from emberd.settings import Settings
 client = Client(lambda: Endpoint({url!r}, "m", 16), Settings.resolve(batch_size=1, timeout=300))

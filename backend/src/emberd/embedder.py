@@ -19,8 +19,7 @@ from emberd.settings import UNSET, Settings, Unset
 if TYPE_CHECKING:
     from emberd.cache import Cache
     from emberd.cache.adapter import VectorCache
-    from emberd.client.aio import AsyncClient
-    from emberd.client.sync import Client
+    from emberd.client.clients import AsyncClient, Client
     from emberd.client.vectors import Floats
     from emberd.manager import Server
     from emberd.verified_manager import Manager
@@ -402,7 +401,7 @@ class Embedder:
         if self._sync is None:
             _check_client("client", self._given_client, self._given_async_client)
             # Imported at first use: it imports NumPy.
-            from emberd.client.sync import Client
+            from emberd.client.clients import Client
 
             self._sync = Client(
                 self.endpoint,
@@ -441,7 +440,7 @@ class Embedder:
             self._async = self._base._async_client().using(self._settings)
         if self._async is None:
             _check_client("async_client", self._given_async_client, self._given_client)
-            from emberd.client.aio import AsyncClient
+            from emberd.client.clients import AsyncClient
 
             self._async = AsyncClient(
                 self._aresolve,

@@ -1,12 +1,16 @@
-"""Which texts are sent in one request."""
+"""How texts are divided: a stream into windows, and a window into batches.
+
+A list is one window. A stream is read in windows of ``WINDOW_TEXTS``, each of which is a job.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from itertools import islice
+from typing import Final, NamedTuple
 
-from emberd.client.inputs import PreparedTexts
+from emberd.client.inputs import PreparedTexts, check_texts
 
 # One server-side prefill: a longer request would only wait inside the server, and time out there.
 BATCH_TOKENS: Final = 16_384
@@ -17,6 +21,53 @@ few enough that progress goes through the caller's texts from front to back. Two
 many requests as are in flight by default."""
 
 _BYTES_PER_TOKEN: Final = 4
+
+
+class TextWindow(NamedTuple):
+    """Texts of one job, and how many texts of the caller precede them."""
+
+    texts: Iterable[str]
+    offset: int
+
+
+def windows(texts: Iterable[str]) -> Iterator[TextWindow]:
+    """Yield ``texts`` in windows, taken as they are needed.
+
+    Raises:
+        TextError: They cannot be several texts; see ``check_texts``.
+    """
+    check_texts(texts)
+    return _windows(iter(texts))
+
+
+def _windows(texts: Iterator[str]) -> Iterator[TextWindow]:
+    offset = 0
+    while window := list(islice(texts, WINDOW_TEXTS)):
+        yield TextWindow(window, offset)
+        offset += len(window)
+
+
+def awindows(texts: Iterable[str] | AsyncIterable[str]) -> AsyncIterator[TextWindow]:
+    """Do as ``windows``, also for texts from an asynchronous iterable."""
+    check_texts(texts)
+    return _awindows(texts)
+
+
+async def _awindows(texts: Iterable[str] | AsyncIterable[str]) -> AsyncIterator[TextWindow]:
+    if not isinstance(texts, AsyncIterable):
+        for window in windows(texts):
+            yield window
+        return
+    gathered: list[str] = []
+    offset = 0
+    async for text in texts:
+        gathered.append(text)
+        if len(gathered) == WINDOW_TEXTS:
+            yield TextWindow(gathered, offset)
+            offset += len(gathered)
+            gathered = []
+    if gathered:
+        yield TextWindow(gathered, offset)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,7 @@ from typing import Any, Final
 from emberd.catalog import Model
 from emberd.client import wire
 from emberd.client.inputs import PreparedTexts
-from emberd.client.wire import Request, ServerLost, TooLong
+from emberd.client.wire import Request, ServerLost
 from emberd.endpoint import Endpoint
 from emberd.errors import (
     AuthenticationError,
@@ -125,7 +125,7 @@ class Lengths:
             raise result
         elif isinstance(result, list) and limit is not None and len(result) > limit:
             if not self._truncate:
-                raise too_long(self._offset + index, len(result), limit)
+                raise self.error(index, len(result), limit)
             self._cut(index, result, limit)
 
     def count_again(self, endpoint: Endpoint, indices: Sequence[int], limit: int | None) -> bool:
@@ -153,14 +153,30 @@ class Lengths:
                 again = True
         return again
 
-    def error(self, index: int, refused: TooLong) -> TextTooLongError:
-        """Return the error for a text that the server refused by itself."""
-        return too_long(
-            self._offset + index,
-            refused.tokens,
-            refused.limit,
-            truncate=self._truncate,
-            can_cut=self._can_count,
+    def error(self, index: int, tokens: int | None, limit: int | None) -> TextTooLongError:
+        """Return the error for a text that is too long.
+
+        Args:
+            index: Its place in the job.
+            tokens: Its length; None when not known.
+            limit: Most tokens that are accepted; None when not known.
+        """
+        index += self._offset
+        length = "is longer than the server accepts" if tokens is None else f"has {tokens} tokens"
+        allowed = f", {limit} are allowed" if limit is not None else ""
+        if self._truncate and not self._can_count:
+            advice = (
+                f"truncate=True cannot cut it, because this server has no {PATH} route; split the "
+                f"text."
+            )
+        elif not self._can_count:
+            advice = "Split it."
+        elif self._truncate:
+            advice = "Split it: this server accepts less than the context that it states."
+        else:
+            advice = "Split it, or set truncate=True to cut it."
+        return TextTooLongError(
+            f"Text {index} {length}{allowed}. {advice}", index=index, tokens=tokens, limit=limit
         )
 
     def _limit(self, endpoint: Endpoint) -> int | None:
@@ -171,7 +187,20 @@ class Lengths:
         return context - 1 if context else None
 
     def _cut(self, index: int, ids: list[int], limit: int) -> None:
-        self._prepared.inputs[index] = cut_ids(self._offset + index, ids, limit, self._model)
+        """Replace a text by its first token ids, and the end-of-text token.
+
+        Last-token pooling reads that token: a server that cuts the tail loses it.
+        """
+        end, place = self._model.end_of_text_id, self._offset + index
+        if end is None:
+            raise TextTooLongError(
+                f"Text {place} has {len(ids)} tokens, {limit} are allowed, and emberd cannot cut "
+                f"it: the end-of-text token of {self._model.name} is not known. Split the text.",
+                index=place,
+                tokens=len(ids),
+                limit=limit,
+            )
+        self._prepared.inputs[index] = [*ids[: limit - 1], end]
         self.shortened.add(index)
 
 
@@ -216,56 +245,3 @@ def with_end(ids: list[int], model: Model) -> list[int]:
     """
     end = model.end_of_text_id
     return ids if end is None or ids[-1] == end else [*ids, end]
-
-
-def cut_ids(index: int, ids: list[int], limit: int, model: Model) -> list[int]:
-    """Return ``ids`` cut to ``limit``, ending with the end-of-text token.
-
-    Last-token pooling reads that token: a server that cuts the tail loses it.
-
-    Raises:
-        TextTooLongError: The model's end-of-text token is not known.
-    """
-    if model.end_of_text_id is None:
-        raise TextTooLongError(
-            f"Text {index} has {len(ids)} tokens, {limit} are allowed, and emberd cannot cut "
-            f"it: the end-of-text token of {model.name} is not known. Split the text.",
-            index=index,
-            tokens=len(ids),
-            limit=limit,
-        )
-    return [*ids[: limit - 1], model.end_of_text_id]
-
-
-def too_long(
-    index: int,
-    tokens: int | None,
-    limit: int | None,
-    *,
-    truncate: bool = False,
-    can_cut: bool = True,
-) -> TextTooLongError:
-    """Return the error for a text that is too long.
-
-    Args:
-        index: Its place in the caller's list.
-        tokens: Its length; None when not known.
-        limit: Most tokens that are accepted; None when not known.
-        truncate: The caller wants over-long texts cut.
-        can_cut: The server has a tokenizer route to cut them with.
-    """
-    length = f"has {tokens} tokens" if tokens is not None else "is longer than the server accepts"
-    allowed = f", {limit} are allowed" if limit is not None else ""
-    if truncate and not can_cut:
-        advice = (
-            f"truncate=True cannot cut it, because this server has no {PATH} route; split the text."
-        )
-    elif not can_cut:
-        advice = "Split it."
-    elif truncate:
-        advice = "Split it: this server accepts less than the context that it states."
-    else:
-        advice = "Split it, or set truncate=True to cut it."
-    return TextTooLongError(
-        f"Text {index} {length}{allowed}. {advice}", index=index, tokens=tokens, limit=limit
-    )

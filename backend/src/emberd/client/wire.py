@@ -6,8 +6,6 @@ Any other is parsed again by hand, for an error that says what is wrong with it.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
 from dataclasses import dataclass
@@ -223,41 +221,32 @@ def _read_by_hand(body: bytes, count: int) -> Embeddings:
     try:
         reply = parse(body)
     except ValueError:
-        raise BadReplyError(f"{_describe(body)} {_ADVICE}") from None
+        start = body.lstrip()[:_SHOWN_BYTES].decode("utf-8", "replace")
+        what = f"The reply of {len(body)} bytes is not JSON: {start!r}."
+        if start.startswith("<"):
+            what = f"The reply is a page of HTML or XML, not JSON: {start!r}."
+        elif start.startswith("{"):
+            what = f"The reply is JSON that breaks off after {len(body)} bytes."
+        raise BadReplyError(f"{what} {_ADVICE}") from None
     entries = reply.get("data") if isinstance(reply, dict) else None
     if not isinstance(entries, list):
         raise BadReplyError(f"The reply is JSON without a list of vectors ('data'). {_ADVICE}")
     if len(entries) != count:
         raise BadReplyError(f"The reply has {len(entries)} vectors for {count} texts. {_ADVICE}")
-    ordered: list[RawVector | None] = [None] * count
+    vectors: dict[int, RawVector] = {}
     for entry in entries:
-        index = _index(entry, count)
-        if ordered[index] is not None:
+        index = entry.get("index") if isinstance(entry, dict) else None
+        if type(index) is not int or not 0 <= index < count:
+            raise BadReplyError(
+                f"The reply has a vector with index {index!r} where 0 to {count - 1} are possible. "
+                f"{_ADVICE}"
+            )
+        if index in vectors:
             raise BadReplyError(f"The reply has two vectors for text {index}. {_ADVICE}")
-        ordered[index] = _raw_vector(entry.get("embedding"), index)
+        vectors[index] = _raw_vector(entry.get("embedding"), index)
     model = reply.get("model")
-    return Embeddings(
-        [raw for raw in ordered if raw is not None], model if isinstance(model, str) else None
-    )
-
-
-def _describe(body: bytes) -> str:
-    start = body.lstrip()[:_SHOWN_BYTES].decode("utf-8", "replace")
-    if start.startswith("<"):
-        return f"The reply is a page of HTML or XML, not JSON: {start!r}."
-    if start.startswith("{"):
-        return f"The reply is JSON that breaks off after {len(body)} bytes."
-    return f"The reply of {len(body)} bytes is not JSON: {start!r}."
-
-
-def _index(entry: Any, count: int) -> int:
-    index = entry.get("index") if isinstance(entry, dict) else None
-    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < count:
-        raise BadReplyError(
-            f"The reply has a vector with index {index!r} where 0 to {count - 1} are possible. "
-            f"{_ADVICE}"
-        )
-    return index
+    ordered = [vectors[index] for index in range(count)]
+    return Embeddings(ordered, model if isinstance(model, str) else None)
 
 
 def _raw_vector(embedding: Any, index: int) -> RawVector:
@@ -265,8 +254,8 @@ def _raw_vector(embedding: Any, index: int) -> RawVector:
         return embedding  # NumPy would read "1" and True as numbers too
     if isinstance(embedding, str):
         try:
-            packed = base64.b64decode(embedding, validate=True)
-        except (binascii.Error, ValueError):
+            packed = pybase64.b64decode(embedding, validate=True)
+        except ValueError:
             packed = b"?"  # fails the length check below
         if len(packed) % _FLOAT_BYTES == 0:
             return packed
