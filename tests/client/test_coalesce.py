@@ -368,7 +368,7 @@ def test_a_thread_that_is_interrupted_takes_nothing_along(server: FakeServer) ->
     before.release()
     for thread in threads:
         thread.join(10)
-    assert limiter.in_flight == 0
+    assert len(limiter.queue.held) == 0
     assert [type(end) for end in ends if isinstance(end, BaseException)] == [KeyboardInterrupt]
     assert server.embedded == [["second"]]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final, NamedTuple
 
-from emberd.client.inputs import PreparedTexts, check_texts
+from emberd.client.inputs import PreparedTexts
 
 # One server-side prefill: a longer request would only wait inside the server, and time out there.
 BATCH_TOKENS: Final = 16_384
@@ -31,29 +31,15 @@ class TextWindow(NamedTuple):
 
 
 def windows(texts: Iterable[str]) -> Iterator[TextWindow]:
-    """Yield ``texts`` in windows, taken as they are needed.
-
-    Raises:
-        TextError: They cannot be several texts; see ``check_texts``.
-    """
-    check_texts(texts)
-    return _windows(iter(texts))
-
-
-def _windows(texts: Iterator[str]) -> Iterator[TextWindow]:
-    offset = 0
-    while window := list(islice(texts, WINDOW_TEXTS)):
+    """Yield ``texts`` in windows, taken as they are needed."""
+    offset, remaining = 0, iter(texts)
+    while window := list(islice(remaining, WINDOW_TEXTS)):
         yield TextWindow(window, offset)
         offset += len(window)
 
 
-def awindows(texts: Iterable[str] | AsyncIterable[str]) -> AsyncIterator[TextWindow]:
+async def awindows(texts: Iterable[str] | AsyncIterable[str]) -> AsyncIterator[TextWindow]:
     """Do as ``windows``, also for texts from an asynchronous iterable."""
-    check_texts(texts)
-    return _awindows(texts)
-
-
-async def _awindows(texts: Iterable[str] | AsyncIterable[str]) -> AsyncIterator[TextWindow]:
     if not isinstance(texts, AsyncIterable):
         for window in windows(texts):
             yield window
@@ -115,20 +101,16 @@ def make_batches(prepared: PreparedTexts, batch_texts: int) -> Iterator[Batch]:
             ]
             # The longest first, so that no long one is left over at the end of the window.
             of_kind.sort(key=lambda entry: -entry[0])
-            yield from _fill(of_kind, batch_texts)
-
-
-def _fill(texts: list[tuple[int, int]], batch_texts: int) -> Iterator[Batch]:
-    batch: list[int] = []
-    tokens = 0
-    for more, index in texts:
-        if batch and (len(batch) == batch_texts or tokens + more > BATCH_TOKENS):
-            yield Batch(tuple(batch), tokens)
-            batch, tokens = [], 0
-        batch.append(index)
-        tokens += more
-    if batch:
-        yield Batch(tuple(batch), tokens)
+            batch: list[int] = []
+            tokens = 0
+            for more, index in of_kind:
+                if batch and (len(batch) == batch_texts or tokens + more > BATCH_TOKENS):
+                    yield Batch(tuple(batch), tokens)
+                    batch, tokens = [], 0
+                batch.append(index)
+                tokens += more
+            if batch:
+                yield Batch(tuple(batch), tokens)
 
 
 def _tokens(prepared: PreparedTexts, index: int) -> int:

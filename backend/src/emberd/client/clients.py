@@ -23,7 +23,8 @@ from typing import Any, Final, Generic, Self, TypeVar
 from emberd.client import verify
 from emberd.client.batches import Batch, TextWindow, awindows, windows
 from emberd.client.coalesce import MergeKey, TaskMerger, ThreadMerger
-from emberd.client.job import Embedded, Job, JobWindow, Work
+from emberd.client.inputs import check_texts
+from emberd.client.job import MOST_OPEN, Embedded, Job, JobWindow, Work
 from emberd.client.lengths import EndpointFacts
 from emberd.client.limits import LOOP_LIMITERS, PROCESS_LIMITER, CallSlots, LoopLocal, Slot
 from emberd.client.retry import Retries, RetryPolicy
@@ -35,6 +36,9 @@ from emberd.settings import ServerSpec, Settings
 from emberd.system import background
 
 R = TypeVar("R", Endpoint, Awaitable[Endpoint])
+OnDone = Callable[[int], None]
+"""Called with how many texts have their vector so far."""
+
 _Done = tuple[Job, Work, Outcome | Embeddings]
 
 _BEGINNING: Final[LoopLocal[asyncio.Lock]] = LoopLocal(asyncio.Lock)
@@ -96,8 +100,11 @@ class _ClientBase(Generic[R]):
         twin._settings = settings
         return twin
 
-    def _job(self, window: TextWindow, template: str, *, set_aside: bool) -> Job:
-        return Job(
+    def _jobs(
+        self, template: str, on_done: OnDone | None = None, *, set_aside: bool = False
+    ) -> Callable[[TextWindow], Job]:
+        """Return what makes the job of a window."""
+        return lambda window: Job(
             window.texts,
             template,
             self._settings,
@@ -106,6 +113,7 @@ class _ClientBase(Generic[R]):
             facts=self._facts,
             cache=self._cache,
             offset=window.offset,
+            on_done=on_done,
             set_aside=set_aside,
         )
 
@@ -130,12 +138,7 @@ class Client(_ClientBase[Endpoint]):
         self._merger = ThreadMerger(can_reconnect=self._restarts)
         self._transport = Transport(settings.max_concurrency, settings.timeout, sdk_client)
 
-    def embed(
-        self,
-        texts: Iterable[str],
-        template: str,
-        on_done: Callable[[int], None] | None = None,
-    ) -> Floats:
+    def embed(self, texts: Iterable[str], template: str, on_done: OnDone | None = None) -> Floats:
         """Return the vectors of ``texts``, ``(n, dimensions)``, float32, each of norm one.
 
         Args:
@@ -147,7 +150,7 @@ class Client(_ClientBase[Endpoint]):
             TextError: A text cannot be embedded; it has the index.
             RequestError: The server refused, failed, or gave a wrong answer.
         """
-        (embedded,) = self._run(iter([TextWindow(texts, 0)]), template, on_done)
+        (embedded,) = self._run(iter([TextWindow(texts, 0)]), self._jobs(template, on_done))
         return embedded.matrix
 
     def stream(
@@ -164,7 +167,8 @@ class Client(_ClientBase[Endpoint]):
             TextError: A text cannot be embedded; it has the index.
             RequestError: As for ``embed``.
         """
-        return self._run(windows(texts), template, set_aside=set_aside)
+        check_texts(texts)
+        return self._run(windows(texts), self._jobs(template, set_aside=set_aside))
 
     def inspect(self, endpoint: Endpoint, spec: ServerSpec) -> Endpoint:
         """Verify the server at ``endpoint`` through this client's own connections.
@@ -181,46 +185,35 @@ class Client(_ClientBase[Endpoint]):
         self._transport.close()
 
     def _run(
-        self,
-        source: Iterator[TextWindow],
-        template: str,
-        on_done: Callable[[int], None] | None = None,
-        *,
-        set_aside: bool = False,
+        self, source: Iterator[TextWindow], job_of: Callable[[TextWindow], Job]
     ) -> Generator[Embedded]:
         jobs = JobWindow(self._settings.max_concurrency)
         slots = CallSlots(PROCESS_LIMITER, self._settings.max_concurrency, group=self._merger)
         finished: SimpleQueue[Future[_Done]] = SimpleQueue()
         try:
             while True:
-                while not jobs.is_full and (window := next(source, None)) is not None:
-                    job = self._job(window, template, set_aside=set_aside)
+                while len(jobs) < MOST_OPEN and (window := next(source, None)) is not None:
+                    job = job_of(window)
                     if self._cache is not None:
                         job.read_cache()
                     if not job.done:
                         job.attach(self._resolve())
                     jobs.append(job)
-                if (done := jobs.pop_done()) is not None:
-                    if on_done is not None:
-                        on_done(done.finished)
-                    yield done.result()
+                if jobs and jobs[0].done:
+                    yield jobs.popleft().result()
                 elif not jobs:
                     return
                 else:
-                    self._step(jobs, slots, finished, on_done)
+                    self._step(jobs, slots, finished)
         finally:
             slots.abandon()
 
     def _step(
-        self,
-        jobs: JobWindow,
-        slots: CallSlots,
-        finished: SimpleQueue[Future[_Done]],
-        on_done: Callable[[int], None] | None,
+        self, jobs: JobWindow, slots: CallSlots, finished: SimpleQueue[Future[_Done]]
     ) -> None:
         """Send what may be sent, and wait for one result."""
-        for job in jobs.lost:
-            if self._reconnect is not None:
+        for job in jobs:
+            if job.lost and self._reconnect is not None:
                 job.attach(self._reconnect(job.endpoint))
         taken = list(iter(jobs.take, None))
         if taken and jobs.in_flight == 1:
@@ -237,8 +230,6 @@ class Client(_ClientBase[Endpoint]):
         result = job.settle(work, outcome)
         if self._cache is not None:
             job.write_cache(work, result)
-        if on_done is not None:
-            on_done(job.finished)
 
     def _perform(self, job: Job, work: Work, slots: CallSlots) -> _Done:
         request = job.request(work)
@@ -303,7 +294,7 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
         on_done: Callable[[int], None] | None = None,
     ) -> Floats:
         """Do as ``Client.embed``."""
-        run = self._run(_one(TextWindow(texts, 0)), template, on_done)
+        run = self._run(_one(TextWindow(texts, 0)), self._jobs(template, on_done))
         async with aclosing(run):
             return (await anext(run)).matrix
 
@@ -315,7 +306,8 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
         set_aside: bool = False,
     ) -> AsyncGenerator[Embedded]:
         """Do as ``Client.stream``, also for texts from an asynchronous iterable."""
-        return self._run(awindows(texts), template, set_aside=set_aside)
+        check_texts(texts)
+        return self._run(awindows(texts), self._jobs(template, set_aside=set_aside))
 
     async def inspect(self, endpoint: Endpoint, spec: ServerSpec) -> Endpoint:
         """Do as ``Client.inspect``."""
@@ -335,47 +327,35 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
         await self._transport.close()
 
     async def _run(
-        self,
-        source: AsyncIterator[TextWindow],
-        template: str,
-        on_done: Callable[[int], None] | None = None,
-        *,
-        set_aside: bool = False,
+        self, source: AsyncIterator[TextWindow], job_of: Callable[[TextWindow], Job]
     ) -> AsyncGenerator[Embedded]:
         jobs = JobWindow(self._settings.max_concurrency)
         tasks: set[asyncio.Task[_Done]] = set()
         try:
             while True:
-                while not jobs.is_full and (window := await anext(source, None)) is not None:
+                while len(jobs) < MOST_OPEN and (window := await anext(source, None)) is not None:
                     await _turn()
-                    job = self._job(window, template, set_aside=set_aside)
+                    job = job_of(window)
                     if self._cache is not None:
                         await asyncio.to_thread(job.read_cache)
                     if not job.done:
                         job.attach(await self._resolve())
                     jobs.append(job)
-                if (done := jobs.pop_done()) is not None:
-                    if on_done is not None:
-                        on_done(done.finished)
-                    yield done.result()
+                if jobs and jobs[0].done:
+                    yield jobs.popleft().result()
                 elif not jobs:
                     return
                 else:
-                    await self._step(jobs, tasks, on_done)
+                    await self._step(jobs, tasks)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _step(
-        self,
-        jobs: JobWindow,
-        tasks: set[asyncio.Task[_Done]],
-        on_done: Callable[[int], None] | None,
-    ) -> None:
+    async def _step(self, jobs: JobWindow, tasks: set[asyncio.Task[_Done]]) -> None:
         """Send what may be sent, and wait for at least one result."""
-        for job in jobs.lost:
-            if self._reconnect is not None:
+        for job in jobs:
+            if job.lost and self._reconnect is not None:
                 job.attach(await self._reconnect(job.endpoint))
         while (taken := jobs.take()) is not None:
             tasks.add(asyncio.create_task(self._perform(*taken)))
@@ -386,8 +366,6 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
             result = job.settle(work, outcome)
             if self._cache is not None:
                 await asyncio.to_thread(job.write_cache, work, result)
-            if on_done is not None:
-                on_done(job.finished)
 
     async def _perform(self, job: Job, work: Work) -> _Done:
         request = job.request(work)

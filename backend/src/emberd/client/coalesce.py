@@ -26,7 +26,6 @@ from emberd.client.wire import Embeddings, Outcome, Request, ServerLost, TooLong
 from emberd.endpoint import Endpoint
 from emberd.errors import BadReplyError, RejectedError, RequestTimeoutError
 from emberd.system import fork
-from emberd.system.fork import ForkAware
 
 # Calls that are made at once begin in every second turn of the loop (``clients._turn``): this many
 # turns without a new one mean that all have begun.
@@ -139,11 +138,11 @@ def _distribute(
 
 # ---------------------------------------------------------------- threads
 
-ThreadExchange = Callable[[Request, Slot | None], Outcome]
+Exchange = Callable[[Request, Slot | None], Outcome]
 """Sends a request and releases the slot; without one it waits for one."""
 
 
-class ThreadMerger(ForkAware):
+class ThreadMerger(fork.ForkAware):
     """The requests of one client, from all its threads.
 
     The thread that gets a slot first sends for all that wait, and gives each its part.
@@ -163,12 +162,7 @@ class ThreadMerger(ForkAware):
         self._queues: dict[MergeKey, deque[_Entry]] = {}
 
     def send(
-        self,
-        key: MergeKey,
-        request: Request,
-        tokens: int,
-        slots: CallSlots,
-        exchange: ThreadExchange,
+        self, key: MergeKey, request: Request, tokens: int, slots: CallSlots, exchange: Exchange
     ) -> Outcome | Embeddings:
         """Return the part of an answer that is for ``request``, or the outcome of its request.
 
@@ -198,7 +192,7 @@ class ThreadMerger(ForkAware):
         queue: deque[_Entry],
         mine: _Entry,
         slots: CallSlots,
-        exchange: ThreadExchange,
+        exchange: Exchange,
     ) -> None:
         slot = slots.acquire_unless(lambda: bool(mine.sent_with))
         if slot is None:
@@ -225,7 +219,7 @@ class ThreadMerger(ForkAware):
 
 # ---------------------------------------------------------------- tasks
 
-TaskExchange = Callable[[Request, Slot | None], Awaitable[Outcome]]
+AsyncExchange = Callable[[Request, Slot | None], Awaitable[Outcome]]
 """Sends a request and releases the slot; without one it waits for one."""
 
 Acquire = Callable[[], Awaitable[Slot]]
@@ -256,7 +250,7 @@ class TaskMerger:
         request: Request,
         tokens: int,
         acquire: Acquire,
-        exchange: TaskExchange,
+        exchange: AsyncExchange,
     ) -> Outcome | Embeddings:
         """Do as ``ThreadMerger.send``, with slots from ``acquire``."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -276,7 +270,7 @@ class TaskMerger:
         return await exchange(request, None) if answer is None else answer
 
     def _start(
-        self, key: MergeKey, queue: _TaskQueue, acquire: Acquire, exchange: TaskExchange
+        self, key: MergeKey, queue: _TaskQueue, acquire: Acquire, exchange: AsyncExchange
     ) -> None:
         """Have one task wait for a slot, if a batch waits and no task does."""
         if queue.task is None and not all(entry.answer.done() for entry in queue.waiting):
@@ -285,7 +279,7 @@ class TaskMerger:
             queue.task.add_done_callback(self._tasks.discard)
 
     async def _send_first(
-        self, key: MergeKey, queue: _TaskQueue, acquire: Acquire, exchange: TaskExchange
+        self, key: MergeKey, queue: _TaskQueue, acquire: Acquire, exchange: AsyncExchange
     ) -> None:
         entries: list[_Entry] = []
         task = asyncio.current_task()

@@ -22,7 +22,7 @@ time, with nothing else in flight, until the text that crashes the server is fou
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final
@@ -54,8 +54,10 @@ Result = Floats | list[int] | Failure
 MAX_RECOVERIES_WITHOUT_PROGRESS: Final = 3
 """How often in a row a server may be lost without anything having been embedded in between."""
 
+MOST_OPEN: Final = 2
+"""How many jobs of one call are open at a time."""
+
 _SUSPECT_CRASHES: Final = 2
-_MOST_OPEN_JOBS: Final = 2
 _REFUSES: Final = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY})
 
 
@@ -89,6 +91,7 @@ class Job:
         facts: What other jobs of the same client learned of its servers.
         cache: Asked for vectors before the server is; then native ones are requested.
         offset: How many texts of the caller precede these.
+        on_done: Called with how many texts have their vector so far.
         set_aside: A text that cannot be embedded gets its error instead of a vector, and the
             others are embedded.
 
@@ -107,6 +110,7 @@ class Job:
         facts: EndpointFacts | None = None,
         cache: KnownVectors | None = None,
         offset: int = 0,
+        on_done: Callable[[int], None] | None = None,
         set_aside: bool = False,
     ) -> None:
         self._wanted = settings.dimensions
@@ -119,6 +123,7 @@ class Job:
         self._facts = facts or EndpointFacts()
         self._cache = cache
         self._offset = offset
+        self._on_done = on_done or (lambda _: None)
         self._sets_aside = set_aside
         self._template = template
         self._texts = list(as_list(texts))  # the caller may change the original
@@ -136,9 +141,7 @@ class Job:
         self._endpoint: Endpoint | None = None
         self._lost: ServerUnavailableError | ServerMismatchError | None = None
         self._recoveries_without_progress = 0
-        self._lengths = Lengths(
-            self._prepared, self._model, self._facts, truncate=settings.truncate, offset=offset
-        )
+        self._lengths = Lengths(self._prepared, self._model, self._facts, settings.truncate, offset)
         self._in_flight: set[Work] = set()
         self._cut_by_server: set[Work] = set()
         self._suspects: deque[Batch] = deque()
@@ -177,6 +180,7 @@ class Job:
 
     def result(self) -> Embedded:
         """Return one row per text, in the caller's order, once the job is done."""
+        self._on_done(self.finished)  # all may have come from the cache
         matrix = self._matrix
         if matrix is None:
             width = self._wanted or self._model.dimensions or 0
@@ -265,11 +269,11 @@ class Job:
             text = str(self._prepared.inputs[work.index])
             return lengths.tokenize_request(endpoint.server, endpoint.model, text)
         inputs = [self._prepared.inputs[index] for index in work.indices]
+        given = [one for one in inputs if one is not None]
         dimensions = None
         if self._settings.server_dimensions and endpoint not in self._facts.uncut:
             dimensions = self._settings.dimensions
         (self._cut_by_server.discard if dimensions is None else self._cut_by_server.add)(work)
-        given = [one for one in inputs if one is not None]
         return wire.embed_request(endpoint.model, given, dimensions)
 
     def settle(self, work: Work, outcome: Outcome | Embeddings) -> Result:
@@ -291,6 +295,7 @@ class Job:
         else:
             self._put(work.indices, result)  # type: ignore[arg-type]
             self._recoveries_without_progress = 0
+        self._on_done(self.finished)
         return result
 
     def _read(self, work: Work, outcome: Outcome | Embeddings) -> Result:
@@ -401,10 +406,8 @@ class Job:
         if again:
             self._again.appendleft(batch)
         elif len(batch.indices) == 1:
-            self._skip(
-                batch.indices[0],
-                self._lengths.error(batch.indices[0], refused.tokens, refused.limit),
-            )
+            (index,) = batch.indices
+            self._skip(index, self._lengths.error(index, refused.tokens, refused.limit))
         else:
             # The server does not say which text it means. In front, so that the error comes soon.
             self._again.extendleft(batch.halves(exclusive=batch.exclusive))
@@ -447,7 +450,7 @@ class Job:
             self._skip(index, error)
 
 
-class JobWindow:
+class JobWindow(deque[Job]):
     """The open jobs of one call, in the order of their texts.
 
     Args:
@@ -455,42 +458,21 @@ class JobWindow:
     """
 
     def __init__(self, max_concurrency: int) -> None:
+        super().__init__()
         self._max_concurrency = max_concurrency
-        self._open: deque[Job] = deque()
-
-    def __len__(self) -> int:
-        return len(self._open)
 
     @property
     def in_flight(self) -> int:
         """How many pieces of work were taken and not settled, over all jobs."""
-        return sum([job.in_flight for job in self._open])
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no other job may be opened yet."""
-        return len(self._open) >= _MOST_OPEN_JOBS
-
-    def append(self, job: Job) -> None:
-        """Add a job at the end."""
-        self._open.append(job)
-
-    def pop_done(self) -> Job | None:
-        """Remove and return the first job if it is done."""
-        return self._open.popleft() if self._open and self._open[0].done else None
-
-    @property
-    def lost(self) -> list[Job]:
-        """The jobs whose server is gone."""
-        return [job for job in self._open if job.lost]
+        return sum([job.in_flight for job in self])
 
     def take(self) -> tuple[Job, Work] | None:
         """Return what to send now; None while nothing may be sent."""
         in_flight = self.in_flight
         if in_flight >= self._max_concurrency:
             return None
-        jobs: Iterable[Job] = self._open
-        for job in self._open:
+        jobs: Iterable[Job] = self
+        for job in self:
             if job.is_bisecting:
                 # A suspect batch is in flight by itself, in all jobs of the call.
                 jobs = () if in_flight > job.in_flight else (job,)

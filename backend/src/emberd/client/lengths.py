@@ -71,40 +71,34 @@ class EndpointFacts:
         return ServerLost(error, reached=False)
 
 
+@dataclass(slots=True)
 class Lengths:
     """The lengths of the texts of one job.
 
-    Args:
+    Attributes:
         prepared: Its texts; those that are cut become token ids in it.
         model: What is known of the model.
         facts: What other jobs have shown of the servers.
         truncate: Whether texts that are too long are cut.
         offset: How many texts of the caller precede these.
+        to_count: The texts that are to be counted next.
+        shortened: The texts that were cut.
     """
 
-    def __init__(
-        self,
-        prepared: PreparedTexts,
-        model: Model,
-        facts: EndpointFacts,
-        *,
-        truncate: bool,
-        offset: int = 0,
-    ) -> None:
-        self._prepared = prepared
-        self._model = model
-        self._truncate = truncate
-        self._facts = facts
-        self._offset = offset
-        self._can_count = True
-        self.to_count: deque[TokenCount] = deque()
-        self.shortened: set[int] = set()
-        self._asked: set[tuple[int, int]] = set()  # texts, and the limits they were counted for
+    prepared: PreparedTexts
+    model: Model
+    facts: EndpointFacts
+    truncate: bool
+    offset: int
+    to_count: deque[TokenCount] = field(default_factory=deque)
+    shortened: set[int] = field(default_factory=set)
+    _asked: set[tuple[int, int]] = field(default_factory=set)  # texts, and limits counted for
+    _can_count: bool = True
 
     def begin(self, endpoint: Endpoint) -> None:
         """Find the texts that may be too long for ``endpoint``."""
-        for index in self._prepared.to_count(self._limit(endpoint)):
-            if isinstance(self._prepared.inputs[index], str):
+        for index in self.prepared.to_count(self._limit(endpoint)):
+            if isinstance(self.prepared.inputs[index], str):
                 self.to_count.append(TokenCount(index))
 
     def record(self, endpoint: Endpoint, index: int, result: object) -> None:
@@ -124,7 +118,7 @@ class Lengths:
         elif isinstance(result, RequestError):
             raise result
         elif isinstance(result, list) and limit is not None and len(result) > limit:
-            if not self._truncate:
+            if not self.truncate:
                 raise self.error(index, len(result), limit)
             self._cut(index, result, limit)
 
@@ -141,9 +135,9 @@ class Lengths:
         known = self._limit(endpoint)
         again = known is None or limit < known
         if again:
-            self._facts.limits[endpoint] = limit
-        for index in sorted(set(self._prepared.to_count(limit)) & set(indices)):
-            given = self._prepared.inputs[index]
+            self.facts.limits[endpoint] = limit
+        for index in sorted(set(self.prepared.to_count(limit)) & set(indices)):
+            given = self.prepared.inputs[index]
             if isinstance(given, str) and (index, limit) not in self._asked:
                 self._asked.add((index, limit))
                 self.to_count.append(TokenCount(index))
@@ -161,17 +155,17 @@ class Lengths:
             tokens: Its length; None when not known.
             limit: Most tokens that are accepted; None when not known.
         """
-        index += self._offset
+        index += self.offset
         length = "is longer than the server accepts" if tokens is None else f"has {tokens} tokens"
         allowed = f", {limit} are allowed" if limit is not None else ""
-        if self._truncate and not self._can_count:
+        if self.truncate and not self._can_count:
             advice = (
                 f"truncate=True cannot cut it, because this server has no {PATH} route; split the "
                 f"text."
             )
         elif not self._can_count:
             advice = "Split it."
-        elif self._truncate:
+        elif self.truncate:
             advice = "Split it: this server accepts less than the context that it states."
         else:
             advice = "Split it, or set truncate=True to cut it."
@@ -180,9 +174,9 @@ class Lengths:
         )
 
     def _limit(self, endpoint: Endpoint) -> int | None:
-        if (known := self._facts.limits.get(endpoint)) is not None:
+        if (known := self.facts.limits.get(endpoint)) is not None:
             return known
-        context = endpoint.context_tokens or self._model.context_tokens
+        context = endpoint.context_tokens or self.model.context_tokens
         # SGLang refuses a text of exactly as many tokens as its context.
         return context - 1 if context else None
 
@@ -191,16 +185,16 @@ class Lengths:
 
         Last-token pooling reads that token: a server that cuts the tail loses it.
         """
-        end, place = self._model.end_of_text_id, self._offset + index
+        end, place = self.model.end_of_text_id, self.offset + index
         if end is None:
             raise TextTooLongError(
                 f"Text {place} has {len(ids)} tokens, {limit} are allowed, and emberd cannot cut "
-                f"it: the end-of-text token of {self._model.name} is not known. Split the text.",
+                f"it: the end-of-text token of {self.model.name} is not known. Split the text.",
                 index=place,
                 tokens=len(ids),
                 limit=limit,
             )
-        self._prepared.inputs[index] = [*ids[: limit - 1], end]
+        self.prepared.inputs[index] = [*ids[: limit - 1], end]
         self.shortened.add(index)
 
 
@@ -225,11 +219,7 @@ def read_ids(body: bytes) -> list[int]:
     Raises:
         BadReplyError: It has none.
     """
-    try:
-        reply = wire.parse(body)
-    except ValueError:
-        reply = None
-    ids = reply.get("tokens") if isinstance(reply, dict) else None
+    ids = wire.parse_object(body).get("tokens")
     if not isinstance(ids, list) or not ids or not all(type(token) is int for token in ids):
         raise BadReplyError(
             "A request to tokenize was answered without a list of token ids. Check whether a "

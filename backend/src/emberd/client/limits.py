@@ -11,12 +11,11 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from emberd.system import fork
-from emberd.system.fork import ForkAware
 
 T = TypeVar("T")
 
@@ -99,7 +98,7 @@ class _SlotQueue:
         return None
 
 
-class ConcurrencyLimiter(ForkAware):
+class ConcurrencyLimiter(fork.ForkAware):
     """Bounds the requests of all threads of the process."""
 
     def __init__(self) -> None:
@@ -111,29 +110,24 @@ class ConcurrencyLimiter(ForkAware):
         self.changed = threading.Condition()
         self.queue = _SlotQueue()
 
-    @property
-    def in_flight(self) -> int:
-        """How many slots are held."""
-        return len(self.queue.held)
 
-
+@dataclass(slots=True, eq=False)
 class CallSlots:
     """The slots of one call, from any of its threads, which can be released all at once.
 
     A call that is interrupted leaves requests behind that only their timeout ends; they must not
     delay the next call for that long.
 
-    Args:
+    Attributes:
         limiter: Whose slots they are.
         limit: How many requests of this limit may be in flight.
         group: The client that makes the call; its exclusive requests exclude the others.
     """
 
-    def __init__(self, limiter: ConcurrencyLimiter, limit: int, group: object = None) -> None:
-        self._limiter = limiter
-        self._limit = limit
-        self._group = group
-        self._has_ended = False
+    limiter: ConcurrencyLimiter
+    limit: int
+    group: object = None
+    _has_ended: bool = field(default=False, init=False)
 
     def acquire(self, *, exclusive: bool = False) -> Slot:
         """Wait for a slot and return it.
@@ -155,10 +149,10 @@ class CallSlots:
             is_unwanted: Checked while waiting; ``recheck`` has it checked again.
             exclusive: As for ``acquire``.
         """
-        changed = self._limiter.changed
-        slot = Slot(self, self._limit, self._group, exclusive, changed.notify_all)
+        changed = self.limiter.changed
+        slot = Slot(self, self.limit, self.group, exclusive, changed.notify_all)
         with changed:
-            slots = self._limiter.queue
+            slots = self.limiter.queue
             is_granted = False
             slots.add(slot)
             try:
@@ -174,21 +168,21 @@ class CallSlots:
 
     def release(self, slot: Slot) -> None:
         """Release a slot of this call; it may have been released before."""
-        with self._limiter.changed:
-            self._limiter.queue.release(slot)
+        with self.limiter.changed:
+            self.limiter.queue.release(slot)
 
     def recheck(self) -> None:
         """Have the threads that wait for a slot check whether it is still wanted."""
-        with self._limiter.changed:
-            self._limiter.changed.notify_all()
+        with self.limiter.changed:
+            self.limiter.changed.notify_all()
 
     def abandon(self) -> None:
         """Release all slots, and end the waiting for others with ``CallEndedError``."""
-        with self._limiter.changed:
+        with self.limiter.changed:
             self._has_ended = True
-            mine = [slot for slot in self._limiter.queue.held if slot.owner is self]
-            self._limiter.queue.release(*mine)
-            self._limiter.changed.notify_all()
+            mine = [slot for slot in self.limiter.queue.held if slot.owner is self]
+            self.limiter.queue.release(*mine)
+            self.limiter.changed.notify_all()
 
     def sleep(self, seconds: float) -> None:
         """Wait between two tries of a request.
@@ -196,8 +190,8 @@ class CallSlots:
         Raises:
             CallEndedError: ``abandon`` was called.
         """
-        with self._limiter.changed:
-            if self._limiter.changed.wait_for(lambda: self._has_ended, seconds):
+        with self.limiter.changed:
+            if self.limiter.changed.wait_for(lambda: self._has_ended, seconds):
                 raise CallEndedError
 
 
@@ -228,17 +222,15 @@ class TaskLimiter(_SlotQueue):
 # ---------------------------------------------------------------- storage per event loop
 
 
-class LoopLocal(ForkAware, Generic[T]):
+class LoopLocal(fork.ForkAware, Generic[T]):
     """One ``T`` for each event loop: connections and semaphores belong to one loop.
 
     Args:
         make: Makes one.
-        leave: Called with each in a forked child, before it is forgotten there.
     """
 
-    def __init__(self, make: Callable[[], T], leave: Callable[[T], None] | None = None) -> None:
+    def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
-        self._leave = leave
         self._lock = threading.Lock()
         self._of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, T] = WeakKeyDictionary()
         fork.register(self)
@@ -254,16 +246,8 @@ class LoopLocal(ForkAware, Generic[T]):
                 self._of_loop[loop] = self._make()
             return self._of_loop[loop]
 
-    def pop(self) -> T | None:
-        """Remove and return that of the running loop."""
-        with self._lock:
-            return self._of_loop.pop(asyncio.get_running_loop(), None)
-
     def after_fork_in_child(self) -> None:
         """Forget all: no loop of the parent runs in the child."""
-        if self._leave is not None:
-            for value in list(self._of_loop.values()):
-                self._leave(value)
         fork.keep_inherited(self._of_loop)
         self._of_loop = WeakKeyDictionary()
         self._lock = threading.Lock()

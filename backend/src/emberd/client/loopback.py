@@ -31,7 +31,6 @@ from emberd.endpoint import Endpoint
 from emberd.errors import BadReplyError
 from emberd.probe import is_loopback
 from emberd.system import fork, listeners
-from emberd.system.listeners import ListenerChangedError
 
 KEEP_IDLE_S: Final = 4.0
 """Servers on uvicorn close an idle connection after 5 s. Ours is closed before that, or a request
@@ -76,7 +75,7 @@ def suits(endpoint: Endpoint) -> bool:
     return endpoint.url.startswith("http://") and here
 
 
-class LoopbackSession:
+class LoopbackSession(fork.ForkAware):
     """Connections to one endpoint, for any number of threads; as ``transport.Session``.
 
     Args:
@@ -100,6 +99,7 @@ class LoopbackSession:
         self._idle: deque[_Connection] = deque()  # the latest used at the right
         self._all: weakref.WeakSet[_Connection] = weakref.WeakSet()
         weakref.finalize(self, _close_all, self._idle)
+        fork.register(self)
 
     def send(self, request: Request) -> Reply | TransportError:
         """Send ``request`` once and return what came of it.
@@ -110,7 +110,7 @@ class LoopbackSession:
         with deadline(self._timeout_s):
             try:
                 connection = self._connection()
-            except ListenerChangedError as error:
+            except listeners.ListenerChangedError as error:
                 return TransportError("changed", _text(error))
             except OSError as error:
                 return TransportError("refused", _text(error))
@@ -124,11 +124,10 @@ class LoopbackSession:
                     return TransportError("broken", _text(error))
                 raise
 
-    def leave_to_parent(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Close the child's copies of the connections, and touch nothing else."""
         for connection in list(self._all):
             connection.leave()
-        fork.keep_inherited(self)
 
     def _connection(self) -> _Connection:
         with self._lock:

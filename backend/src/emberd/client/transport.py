@@ -22,7 +22,6 @@ import weakref
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, closing
 from typing import Any, Final
-from weakref import WeakSet
 
 from emberd.client import loopback
 from emberd.client.limits import LoopLocal
@@ -32,7 +31,6 @@ from emberd.endpoint import Endpoint, root_url
 from emberd.errors import BadReplyError, SettingError
 from emberd.probe import is_loopback
 from emberd.system import fork, listeners
-from emberd.system.fork import ForkAware
 from emberd.system.listeners import Listener, ListenerChangedError
 
 READ_BYTES: Final = 128 * 1024
@@ -71,7 +69,7 @@ _CONNECTED: Final = (_TCP, "connection.start_tls.complete")
 # ---------------------------------------------------------------- connections
 
 
-class Sockets:
+class Sockets(fork.ForkAware):
     """The connections of one HTTP client: checked when they are made, closed in a forked child.
 
     They are seen through httpx's trace of each request.
@@ -84,7 +82,8 @@ class Sockets:
     def __init__(self, listener: Listener | None = None) -> None:
         self._listener = listener
         self._has_checked = False
-        self._streams: WeakSet[Any] = WeakSet()
+        self._streams: weakref.WeakSet[Any] = weakref.WeakSet()
+        fork.register(self)
 
     def note(self, event: str, info: dict[str, Any]) -> None:
         """Take note of a new connection; other events are ignored.
@@ -125,7 +124,7 @@ class Sockets:
         stream.read = functools.partial(read, weakref.ref(stream))
         return None
 
-    def close_in_child(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Close the child's copies of the connections; the parent's stay open."""
         for stream in list(self._streams):
             # Through the socket itself: the client's own close() takes its lock, which another
@@ -305,18 +304,13 @@ class _SessionBase:
     Args:
         client: A client of the SDK.
         timeout_s: How long one request may take, in seconds.
-        sockets: Its connections; empty for a client that was passed in.
+        sockets: Its connections; None for a client that was passed in.
     """
 
     def __init__(self, client: Any, timeout_s: float, sockets: Sockets | None = None) -> None:
         self._client = client
         self._timeout_s = timeout_s
-        self._sockets = sockets or Sockets()
-
-    def leave_to_parent(self) -> None:
-        """Close the child's copies of the connections, and touch nothing else."""
-        self._sockets.close_in_child()
-        fork.keep_inherited(self)
+        self._sockets = sockets
 
 
 # ---------------------------------------------------------------- threads
@@ -324,8 +318,6 @@ class _SessionBase:
 
 class Session(_SessionBase):
     """Connections to one endpoint, for any number of threads, through an ``openai.OpenAI``."""
-
-    _closing: weakref.finalize[Any, Any] | None = None
 
     @classmethod
     def open(cls, endpoint: Endpoint, connections: int, timeout_s: float) -> Session:
@@ -340,7 +332,7 @@ class Session(_SessionBase):
         kinds = openai.OpenAI, openai.DefaultHttpxClient
         client, http = _open_sdk(endpoint, connections, *kinds, prepare)
         session = cls(client, timeout_s, sockets)
-        session._closing = weakref.finalize(session, http.close)
+        weakref.finalize(session, _close_own, http, os.getpid())
         return session
 
     def send(self, request: Request) -> Reply | TransportError:
@@ -356,14 +348,13 @@ class Session(_SessionBase):
         except Exception as error:  # noqa: BLE001 - what is not of the network is raised again
             return _answer_of(error)
 
-    def leave_to_parent(self) -> None:
-        """Close the child's copies of the connections, and touch nothing else."""
-        if self._closing is not None:
-            self._closing.detach()
-        super().leave_to_parent()
+
+def _close_own(http: Any, pid: int) -> None:
+    if os.getpid() == pid:  # a forked child leaves the connections, and their locks, to the parent
+        http.close()
 
 
-class Transport(ForkAware):
+class Transport(fork.ForkAware):
     """The session of one client: kept while its endpoint stays the same.
 
     Args:
@@ -408,10 +399,9 @@ class Transport(ForkAware):
 
     def after_fork_in_child(self) -> None:
         """Leave the connections to the parent."""
-        session, self._session = self._session, None
+        fork.keep_inherited(self._session)
+        self._session = None
         self._lock = threading.Lock()
-        if session is not None:
-            session.leave_to_parent()
 
 
 # ---------------------------------------------------------------- tasks
@@ -495,44 +485,30 @@ async def _keep_closer(session: AsyncSession, http: Any) -> AsyncGenerator[None]
     return closer
 
 
-class _Current:
-    """The current session of a loop."""
-
-    session: AsyncSession | None = None
-    endpoint: Endpoint | None = None
-
-    def leave_to_parent(self) -> None:
-        if self.session is not None:
-            self.session.leave_to_parent()
-
-
 class AsyncTransport:
-    """The sessions of one client, one for each running loop; otherwise as ``Transport``.
-
-    Args:
-        connections: How many idle connections are kept.
-        timeout_s: How long one request may take, in seconds.
-        client: The user's own ``openai.AsyncOpenAI``, used as it is.
-    """
+    """The sessions of one client, one for each running loop; otherwise as ``Transport``."""
 
     def __init__(self, connections: int, timeout_s: float, client: Any = None) -> None:
         self._connections = connections
         self._timeout_s = timeout_s
         self._given = AsyncSession(client, timeout_s) if client is not None else None
-        self._current: LoopLocal[_Current] = LoopLocal(_Current, _Current.leave_to_parent)
+        self._sessions: LoopLocal[dict[Endpoint, AsyncSession]] = LoopLocal(dict)
 
     async def session(self, endpoint: Endpoint) -> AsyncSession:
         """Return the running loop's session for ``endpoint``."""
         if self._given is not None:
             return self._given
-        current = self._current.get()
-        if current.session is None or current.endpoint != endpoint:
-            current.session = await AsyncSession.open(endpoint, self._connections, self._timeout_s)
-            current.endpoint = endpoint
-        return current.session
+        sessions = self._sessions.get()
+        if endpoint not in sessions:
+            opened = await AsyncSession.open(endpoint, self._connections, self._timeout_s)
+            sessions.clear()
+            sessions[endpoint] = opened
+        return sessions[endpoint]
 
     async def close(self) -> None:
         """Close what the running loop has open; the next use opens it again."""
-        current = self._current.pop()
-        if current is not None and current.session is not None:
-            await current.session.close()
+        sessions = self._sessions.get()
+        closing = list(sessions.values())
+        sessions.clear()
+        for session in closing:
+            await session.close()

@@ -74,12 +74,14 @@ def verify(
             sockets of this machine cannot be read.
     """
     pinned = listener or _listener(url)
-    found = _verify(url, api_key, spec, pinned, timeout_s)
-    # It may have begun to listen only after the first look-up. Then it is not known whether all
-    # responses came from the listener that is there now.
-    if pinned is None and (pinned := _listener(url)) is not None:
-        found = _verify(url, api_key, spec, pinned, timeout_s)
-    return replace(found, listener=pinned)
+    while True:
+        send = functools.partial(_send, url, api_key, timeout_s, pinned)
+        found = drive(steps(url, api_key, spec, timeout_s), send)
+        # It may have begun to listen only after the first look-up. Then it is not known whether all
+        # responses came from the listener that is there now, and it is verified again.
+        if pinned is not None or (now := _listener(url)) is None:
+            return replace(found, listener=pinned)
+        pinned = now
 
 
 def _listener(url: str) -> Listener | None:
@@ -92,13 +94,6 @@ def _listener(url: str) -> Listener | None:
             f"open files, raise the limit (ulimit -n); in a sandbox, allow sock_diag (netlink) or "
             f"/proc/net/tcp."
         ) from error
-
-
-def _verify(
-    url: str, api_key: str | None, spec: ServerSpec, pinned: Listener | None, timeout_s: float
-) -> Endpoint:
-    send = functools.partial(_send, url, api_key, timeout_s, pinned)
-    return drive(steps(url, api_key, spec, timeout_s), send)
 
 
 def drive(verification: Verification, send: Callable[[Request], Answer]) -> Endpoint:
@@ -117,12 +112,12 @@ def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> 
     """Do as ``verify``, for a driver that sends, and gives each request ``timeout_s``."""
     model = model_card.describe(spec.model)
     ask = functools.partial(_ask, url, timeout_s)
-    entries = probe.entries(_object((yield from ask(Request(MODELS)))))
+    entries = probe.entries(wire.parse_object((yield from ask(Request(MODELS)))))
     # Where the server lists its models, the other routes are optional: a gateway may close them.
     optional = bool(entries)
-    info = _object((yield from ask(Request(MODEL_INFO), optional=optional)))
+    info = wire.parse_object((yield from ask(Request(MODEL_INFO), optional=optional)))
     if not info:
-        info = _object((yield from ask(Request(OLD_MODEL_INFO), optional=optional)))
+        info = wire.parse_object((yield from ask(Request(OLD_MODEL_INFO), optional=optional)))
     _check_kind(url, info)
     entry = _serving(url, spec.model, entries, info)
     name, server = str(entry["id"]), str(entry.get("owned_by") or "unknown")
@@ -139,7 +134,7 @@ def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> 
     if server == _SGLANG:
         # A text with more tokens than the server can hold is not refused, but waits forever
         # (0.5.23, tried).
-        info = _object((yield from ask(Request(_SERVER_INFO), best_effort=True)))
+        info = wire.parse_object((yield from ask(Request(_SERVER_INFO), best_effort=True)))
         capacity = info.get("max_total_num_tokens")
     described = entry.get("meta")  # llama.cpp's
     n_ctx = described.get("n_ctx") if isinstance(described, dict) else None
@@ -204,14 +199,6 @@ def _ask(
         f"{where} answered {reply.status}: {said}. Start the server as an embedding server, or "
         f"give the base_url of one."
     )
-
-
-def _object(body: bytes | None) -> dict[str, Any]:
-    try:
-        found = wire.parse(body) if body is not None else None
-    except ValueError:
-        found = None
-    return found if isinstance(found, dict) else {}
 
 
 def _check_kind(url: str, info: dict[str, Any]) -> None:
@@ -296,8 +283,8 @@ def _vector(url: str, model: Model, name: str, bodies: list[bytes]) -> tuple[flo
         if isinstance(raw, bytes):
             vector = struct.unpack(f"<{len(raw) // _FLOAT_BYTES}f", raw)
         else:
-            vector = tuple(map(float, raw))
-    except (BadReplyError, OverflowError) as error:
+            vector = tuple(raw)
+    except BadReplyError as error:
         raise ServerMismatchError(f"{url} returned an invalid embedding: {error}") from error
     models = {str(reply.model) for reply in replies}
     if len(models) > 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final, Literal
@@ -49,6 +50,7 @@ _SHOWN_CHARACTERS: Final = 300
 _SHOWN_BYTES: Final = 60
 _FLOAT_BYTES: Final = 4
 _NUMBERS: Final = frozenset({int, float})
+_NOT_JSON: Final = (ValueError, RecursionError)  # the second from deeply nested brackets
 _ADVICE: Final = "No vector of this reply is used. Check which server answers at this address."
 
 
@@ -219,8 +221,8 @@ def read_embeddings(body: bytes, count: int) -> Embeddings:
 
 def _read_by_hand(body: bytes, count: int) -> Embeddings:
     try:
-        reply = parse(body)
-    except ValueError:
+        reply = json.loads(body)
+    except _NOT_JSON:
         start = body.lstrip()[:_SHOWN_BYTES].decode("utf-8", "replace")
         what = f"The reply of {len(body)} bytes is not JSON: {start!r}."
         if start.startswith("<"):
@@ -250,8 +252,10 @@ def _read_by_hand(body: bytes, count: int) -> Embeddings:
 
 
 def _raw_vector(embedding: Any, index: int) -> RawVector:
+    # By their types, because float would accept "1" and True too.
     if isinstance(embedding, list) and _NUMBERS.issuperset(map(type, embedding)):
-        return embedding  # NumPy would read "1" and True as numbers too
+        with suppress(OverflowError):  # an integer beyond any float
+            return [float(number) for number in embedding]
     if isinstance(embedding, str):
         try:
             packed = pybase64.b64decode(embedding, validate=True)
@@ -266,22 +270,18 @@ def _raw_vector(embedding: Any, index: int) -> RawVector:
 
 def prompt_tokens(body: bytes) -> int | None:
     """Return how many tokens the server says it read; None when it does not say."""
-    reply = parse(body)
-    usage = reply.get("usage") if isinstance(reply, dict) else None
+    usage = parse_object(body).get("usage")
     tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     return tokens if type(tokens) is int else None
 
 
-def parse(body: bytes) -> Any:
-    """Return ``body`` as JSON.
-
-    Raises:
-        ValueError: It is not JSON, or is nested more deeply than any reply is.
-    """
+def parse_object(body: bytes | None) -> dict[str, Any]:
+    """Return the JSON object in ``body``; an empty one if there is none."""
     try:
-        return json.loads(body)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+        found = json.loads(body or b"null")
+    except _NOT_JSON:
+        found = None
+    return found if isinstance(found, dict) else {}
 
 
 # ---------------------------------------------------------------- failures
@@ -295,7 +295,7 @@ def body_or_failure(outcome: Outcome, url: str) -> bytes | Failure:
         url: Root of the server, for the text of the error.
     """
     if isinstance(outcome.answer, TransportError):
-        return _transport_failure(outcome.answer, outcome, url)
+        return _transport_failure(outcome, outcome.answer, url)
     reply = outcome.answer
     if reply.status == HTTPStatus.OK:
         return reply.body
@@ -326,8 +326,8 @@ def unauthorized(status: int, said: str, url: str) -> AuthenticationError:
 def message(body: bytes) -> str:
     """Return the message in the body of an error, in any of the forms that servers use."""
     try:
-        said = parse(body)
-    except ValueError:
+        said = json.loads(body)
+    except _NOT_JSON:
         said = body.decode("utf-8", "replace")
     if isinstance(said, dict):  # SGLang is flat, OpenAI and vLLM nest; a wrong key is a bare text
         said = said.get("error") or said.get("message") or said.get("detail") or said
@@ -336,7 +336,7 @@ def message(body: bytes) -> str:
     return " ".join(str(said).split())[:_SHOWN_CHARACTERS].rstrip(". ") or "no reason given"
 
 
-def _transport_failure(error: TransportError, outcome: Outcome, url: str) -> Failure:
+def _transport_failure(outcome: Outcome, error: TransportError, url: str) -> Failure:
     tries = "one try" if outcome.tries == 1 else f"{outcome.tries} tries"
     if error.kind == "timeout":
         return RequestTimeoutError(
