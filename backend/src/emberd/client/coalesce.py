@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent import futures
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 from emberd.client import wire
@@ -117,18 +118,16 @@ def _distribute(
         entries[0].give(outcome)
         return
     answer = wire.body_or_failure(outcome, url)
-    if isinstance(answer, bytes):
-        try:
+    try:
+        if isinstance(answer, bytes):
             found = wire.read_embeddings(answer, _count(entries))
-        except BadReplyError as error:
-            answer = error
-        else:
-            start = 0
+            vectors = iter(found.vectors)
             for entry in entries:
-                end = start + len(entry.request.inputs)
-                entry.give(Embeddings(found.vectors[start:end], found.model))
-                start = end
+                part = list(islice(vectors, len(entry.request.inputs)))
+                entry.give(Embeddings(part, found.model))
             return
+    except BadReplyError as error:
+        answer = error
     # One of the batches may be the cause, such as one with a text that is too long.
     by_itself = isinstance(answer, TooLong | RejectedError | BadReplyError | RequestTimeoutError)
     by_itself |= isinstance(answer, ServerLost) and answer.reached and not can_reconnect
@@ -184,6 +183,7 @@ class ThreadMerger(fork.ForkAware):
             given = answer.result()
         finally:
             answer.cancel()  # whatever ended the waiting
+            mine.sent_with = ()  # no reference cycle: it would keep the reply until a collection
         return exchange(request, None) if given is None else given
 
     def _send_first(
@@ -267,6 +267,8 @@ class TaskMerger:
                 task.cancel()
                 await asyncio.wait([task])
             raise
+        finally:
+            entry.sent_with = ()  # as above
         return await exchange(request, None) if answer is None else answer
 
     def _start(

@@ -6,7 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Final
@@ -81,29 +81,26 @@ class RetryPolicy:
         return pause
 
 
+@dataclass(slots=True)
 class Retries:
     """The tries of one request; made when it is about to be sent for the first time.
 
-    Args:
+    Attributes:
         policy: When it is sent again.
         clock: Returns seconds.
         jitter: Returns random numbers from 0 to 1.
     """
 
-    def __init__(
-        self,
-        policy: RetryPolicy,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        jitter: Callable[[], float] = random.random,
-    ) -> None:
-        self._policy = policy
-        self._clock = clock
-        self._jitter = jitter
-        self._began = clock()
-        self._reached = False
-        # Counted by kind: a server that was busy a few times may still drop one connection.
-        self._tries: Counter[str] = Counter()
+    policy: RetryPolicy
+    clock: Callable[[], float] = time.monotonic
+    jitter: Callable[[], float] = random.random
+    _began: float = field(init=False)
+    _reached: bool = False
+    # Counted by kind: a server that was busy a few times may still drop one connection.
+    _tries: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._began = self.clock()
 
     def after(self, answer: Reply | TransportError) -> float | Outcome:
         """Return how long to wait before the next try, or the outcome if there is none.
@@ -117,8 +114,8 @@ class Retries:
             kind = answer.kind if answer.kind in {"timeout", "changed"} else "connection"
             self._reached |= answer.kind == "broken"
         self._tries[kind] += 1
-        seconds = self._clock() - self._began
-        pause = self._policy.pause(answer, self._tries[kind], seconds, self._jitter())
+        seconds = self.clock() - self._began
+        pause = self.policy.pause(answer, self._tries[kind], seconds, self.jitter())
         if pause is None:
             return Outcome(answer, self._tries.total(), seconds, self._reached)
         return pause
