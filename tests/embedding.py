@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
-from emberd.client.aio import AsyncClient
+from emberd.client.clients import AsyncClient, Client
 from emberd.client.retry import RetryPolicy
-from emberd.client.sync import Client
 from emberd.client.vectors import Floats
 from emberd.endpoint import Endpoint
 from emberd.settings import Settings

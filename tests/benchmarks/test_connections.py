@@ -25,8 +25,8 @@ import managed
 from benchmarks.record import Ratio, Row, Table, in_turn, publish
 from canned_server import DIMENSIONS, MODEL, canned_server
 from emberd import Embedder
+from emberd.client.clients import Client
 from emberd.client.loopback import LoopbackSession
-from emberd.client.sync import Client
 from emberd.client.wire import Reply, Request
 from emberd.endpoint import Endpoint
 from emberd.settings import Settings

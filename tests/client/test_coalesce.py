@@ -14,11 +14,10 @@ import pytest
 
 import waiting
 from embedding import QUICK
-from emberd.client.aio import AsyncClient
+from emberd.client.clients import AsyncClient, Client
 from emberd.client.coalesce import MergeKey, ThreadMerger
 from emberd.client.limits import CallSlots, ConcurrencyLimiter, Slot
 from emberd.client.loopback import LoopbackSession
-from emberd.client.sync import Client
 from emberd.client.vectors import Floats
 from emberd.client.wire import Outcome, Request, embed_request
 from emberd.endpoint import Endpoint
@@ -369,7 +368,7 @@ def test_a_thread_that_is_interrupted_takes_nothing_along(server: FakeServer) ->
     before.release()
     for thread in threads:
         thread.join(10)
-    assert limiter.in_flight == 0
+    assert len(limiter.queue.held) == 0
     assert [type(end) for end in ends if isinstance(end, BaseException)] == [KeyboardInterrupt]
     assert server.embedded == [["second"]]
 

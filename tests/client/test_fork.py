@@ -18,9 +18,8 @@ import pytest
 
 import managed
 from emberd.client import limits
-from emberd.client.aio import AsyncClient
+from emberd.client.clients import AsyncClient, Client
 from emberd.client.limits import CallSlots
-from emberd.client.sync import Client
 from emberd.endpoint import Endpoint
 from emberd.settings import Settings
 from fake_server import MODEL, FakeServer, vectors_of

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import pytest
 
 import waiting
+from emberd.client.clients import Client
 from emberd.client.limits import CallEndedError, CallSlots, ConcurrencyLimiter, Slot, TaskLimiter
-from emberd.client.sync import Client
 from emberd.settings import Settings
 from fake_server import MODEL, FakeServer
 
@@ -50,7 +50,7 @@ def test_slots_are_bounded_over_all_calls() -> None:
             assert not entered.wait(0.05)
         thread.join()
         assert entered.is_set()
-    assert limiter.in_flight == 0
+    assert len(limiter.queue.held) == 0
 
 
 def test_a_call_that_has_ended_releases_its_slots_once() -> None:
@@ -58,12 +58,12 @@ def test_a_call_that_has_ended_releases_its_slots_once() -> None:
     call = CallSlots(limiter, 5)
     slots = [call.acquire(), call.acquire()]
     call.abandon()
-    assert limiter.in_flight == 0
+    assert len(limiter.queue.held) == 0
     with _held(limiter, 1):
         for slot in slots:
             slot.release()
-        assert limiter.in_flight == 1
-    assert limiter.in_flight == 0
+        assert len(limiter.queue.held) == 1
+    assert len(limiter.queue.held) == 0
 
 
 @pytest.mark.parametrize("wait", [lambda call: call.acquire(), lambda call: call.sleep(60)])
@@ -84,7 +84,7 @@ def test_waiting_ends_with_the_call(wait: Callable[[CallSlots], object]) -> None
         call.abandon()
         thread.join()
     assert errors == [CallEndedError]
-    assert limiter.in_flight == 0
+    assert len(limiter.queue.held) == 0
 
 
 def test_a_slot_that_is_not_wanted_any_more_is_not_waited_for() -> None:
@@ -100,7 +100,7 @@ def test_a_slot_that_is_not_wanted_any_more_is_not_waited_for() -> None:
         call.recheck()
         thread.join()
     assert found == [None]
-    assert limiter.in_flight == 0
+    assert len(limiter.queue.held) == 0
 
 
 def test_a_small_limit_does_not_starve_beside_a_large_one() -> None:
@@ -128,7 +128,7 @@ def test_a_small_limit_does_not_starve_beside_a_large_one() -> None:
     for thread in (*threads, asking):
         thread.join()
     assert came
-    assert limiter.in_flight == 0
+    assert len(limiter.queue.held) == 0
 
 
 def _are_waiting(limiter: ConcurrencyLimiter, count: int) -> Callable[[], bool]:
@@ -243,7 +243,7 @@ def test_several_clients_share_the_slots_of_the_process(server: FakeServer) -> N
 _INTERRUPTED = """
 import sys, threading, time
 from emberd.client import limits
-from emberd.client.sync import Client
+from emberd.client.clients import Client
 from emberd.endpoint import Endpoint
 from emberd.settings import Settings
 client = Client(lambda: Endpoint({url!r}, "m", 16), Settings.resolve(batch_size=1, timeout=300))
@@ -251,7 +251,7 @@ try:
     print("begins", flush=True)
     client.embed([str(i) for i in range({count})], "{{text}}")
 except KeyboardInterrupt:
-    print("interrupted", limits.PROCESS_LIMITER.in_flight, flush=True)
+    print("interrupted", len(limits.PROCESS_LIMITER.queue.held), flush=True)
 """
 
 

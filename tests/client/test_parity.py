@@ -3,8 +3,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from emberd.client.aio import AsyncClient
-from emberd.client.sync import Client
+from emberd.client.clients import AsyncClient, Client
 from emberd.client.transport import AsyncSession, AsyncTransport, Session, Transport
 
 

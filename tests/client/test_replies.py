@@ -48,6 +48,7 @@ def test_base64_is_unpacked_to_its_bytes() -> None:
         (_body(_entry(0), _entry(1, [True])), "neither base64"),
         (_body(_entry(0), _entry(1, [1.0, None])), "neither base64"),
         (_body(_entry(0), _entry(1, [[1.0]])), "neither base64"),
+        (_body(_entry(0), _entry(1, [10**400])), "neither base64"),
         (b"[" * 100_000, "is not JSON"),
         (b'{"data": ' + b"[" * 100_000, "breaks off"),
         (b'{"error": "no"}', "without a list of vectors"),

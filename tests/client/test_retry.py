@@ -6,10 +6,9 @@ from email.utils import format_datetime
 
 import pytest
 
-from emberd.client.retry import Pause, RetryPolicy, exchange, retry_after_s
-from emberd.client.wire import Outcome, Reply, Request, TransportError
+from emberd.client.retry import Retries, RetryPolicy, retry_after_s
+from emberd.client.wire import Outcome, Reply, TransportError
 
-ASK = Request("/v1/embeddings", {})
 OK = Reply(200, b"")
 
 
@@ -18,20 +17,14 @@ def _run(
 ) -> tuple[Outcome, list[float]]:
     """Give the answers in turn, the last one for ever; return the outcome and the pauses."""
     ticks = itertools.count(0, step_s) if step_s else itertools.repeat(0.0)
-    steps = exchange(ASK, policy, clock=lambda: next(ticks), jitter=lambda: 1.0)
-    remaining = itertools.chain(answers, itertools.repeat(answers[-1]))
-    pauses = []
-    step = next(steps)
-    while True:
-        try:
-            if isinstance(step, Pause):
-                pauses.append(step.seconds)
-                step = steps.send(None)
-            else:
-                assert step is ASK
-                step = steps.send(next(remaining))
-        except StopIteration as finished:
-            return finished.value, pauses
+    retries = Retries(policy, clock=lambda: next(ticks), jitter=lambda: 1.0)
+    pauses: list[float] = []
+    for answer in itertools.chain(answers, itertools.repeat(answers[-1])):
+        step = retries.after(answer)
+        if isinstance(step, Outcome):
+            return step, pauses
+        pauses.append(step)
+    raise AssertionError("the answers never end")
 
 
 @pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 413, 422])

@@ -18,9 +18,8 @@ import pytest
 from embedding import KINDS, QUICK, Kind, embed
 from emberd import probe
 from emberd.client import loopback
-from emberd.client.aio import AsyncClient
+from emberd.client.clients import AsyncClient, Client
 from emberd.client.retry import RetryPolicy
-from emberd.client.sync import Client
 from emberd.endpoint import Endpoint
 from emberd.errors import (
     BadReplyError,
@@ -421,7 +420,7 @@ async def test_a_cancelled_call_leaves_nothing_behind(server: FakeServer) -> Non
 # ---- imports
 
 _LIGHT = "from emberd.client import verify; import sys; print({'numpy', 'openai'} & {*sys.modules})"
-_LAZY = "from emberd.client import sync, aio; import sys; print('openai' in sys.modules)"
+_LAZY = "from emberd.client import clients; import sys; print('openai' in sys.modules)"
 
 
 @pytest.mark.parametrize(("program", "printed"), [(_LIGHT, "set()"), (_LAZY, "False")])

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from emberd.client.aio import AsyncClient
-from emberd.client.sync import Client
+from emberd.client.clients import AsyncClient, Client
 from emberd.client.verify import verify
 from emberd.endpoint import Endpoint
 from emberd.errors import AuthenticationError, ServerMismatchError, ServerUnavailableError

@@ -49,7 +49,7 @@ def test_constructing_copying_and_pickling_do_no_work(imports: str, tmp_path: Pa
         made = Class(**named, dimensions=64, api_key="made-up-key")
         copy.deepcopy(made), pickle.loads(pickle.dumps(made)), repr(made)
         made.model_copy(update={"dimensions": 32}).model_dump()
-        late = {"emberd.client.sync", "emberd.manager", "filelock", "httpx", "httpx2", "numpy",
+        late = {"emberd.client.clients", "emberd.manager", "filelock", "httpx", "httpx2", "numpy",
                 "openai", "psutil", "rich", "sglang", "torch"}
         print(sorted(late & (set(sys.modules) - before)), events)
     """

@@ -14,7 +14,7 @@ import pytest
 
 import managed
 from emberd import Embedder, ato_lists
-from emberd.client import aio
+from emberd.client import clients
 from emberd.client.job import Job
 from fake_server import MODEL, FakeServer
 
@@ -52,7 +52,7 @@ async def test_calls_that_are_made_at_once_begin_in_turns_of_their_own(
             begun.append(turns[0])
             return Job(*given, **named)
 
-        monkeypatch.setattr(aio, "Job", noted)
+        monkeypatch.setattr(clients, "Job", noted)
         await asyncio.gather(*(embedder.aembed_query(f"text {n}") for n in range(50)))
     assert len(begun) == len(set(begun)) == 50
     await embedder.aclose()

@@ -18,8 +18,7 @@ from emberd.settings import UNSET, Settings, Unset
 
 if TYPE_CHECKING:
     from emberd.cache.base import Cache, VectorCache
-    from emberd.client.aio import AsyncClient
-    from emberd.client.sync import Client
+    from emberd.client.clients import AsyncClient, Client
     from emberd.client.vectors import Floats
     from emberd.manager import Server
     from emberd.verified_manager import Manager
@@ -404,7 +403,7 @@ class Embedder:
         if self._sync is None:
             _check_client("client", self._given_client, self._given_async_client)
             # Imported at first use: it imports NumPy.
-            from emberd.client.sync import Client
+            from emberd.client.clients import Client
 
             self._sync = Client(
                 self.endpoint,
@@ -438,9 +437,9 @@ class Embedder:
             self._async = self._async or base.using(self._settings)
         elif self._async is None:
             await self._handle.aload()
-        if self._async is None:  # nor has another task made it meanwhile
+        if self._async is None:  # no other task has created it either
             _check_client("async_client", self._given_async_client, self._given_client)
-            from emberd.client.aio import AsyncClient
+            from emberd.client.clients import AsyncClient
 
             self._async = AsyncClient(
                 self._aresolve,

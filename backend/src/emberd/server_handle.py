@@ -254,7 +254,7 @@ class ServerHandle(ForkAware):
 
 def _load() -> None:
     with fork.no_fork():
-        import_module("emberd.client.aio")
+        import_module("emberd.client.clients")
         import_module("emberd.client.transport").load_sdk()
 
 

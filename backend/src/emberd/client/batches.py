@@ -1,10 +1,14 @@
-"""Which texts are sent in one request."""
+"""How texts are divided: a stream into windows, and a window into batches.
+
+A list is one window. A stream is read in windows of ``WINDOW_TEXTS``, each of which is a job.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from itertools import islice
+from typing import Final, NamedTuple
 
 from emberd.client.inputs import PreparedTexts
 
@@ -17,6 +21,39 @@ few enough that progress goes through the caller's texts from front to back. Two
 many requests as are in flight by default."""
 
 _BYTES_PER_TOKEN: Final = 4
+
+
+class TextWindow(NamedTuple):
+    """Texts of one job, and how many texts of the caller precede them."""
+
+    texts: Iterable[str]
+    offset: int
+
+
+def windows(texts: Iterable[str]) -> Iterator[TextWindow]:
+    """Yield ``texts`` in windows, taken as they are needed."""
+    offset, remaining = 0, iter(texts)
+    while window := list(islice(remaining, WINDOW_TEXTS)):
+        yield TextWindow(window, offset)
+        offset += len(window)
+
+
+async def awindows(texts: Iterable[str] | AsyncIterable[str]) -> AsyncIterator[TextWindow]:
+    """Do as ``windows``, also for texts from an asynchronous iterable."""
+    if not isinstance(texts, AsyncIterable):
+        for window in windows(texts):
+            yield window
+        return
+    gathered: list[str] = []
+    offset = 0
+    async for text in texts:
+        gathered.append(text)
+        if len(gathered) == WINDOW_TEXTS:
+            yield TextWindow(gathered, offset)
+            offset += len(gathered)
+            gathered = []
+    if gathered:
+        yield TextWindow(gathered, offset)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,20 +101,16 @@ def make_batches(prepared: PreparedTexts, batch_texts: int) -> Iterator[Batch]:
             ]
             # The longest first, so that no long one is left over at the end of the window.
             of_kind.sort(key=lambda entry: -entry[0])
-            yield from _fill(of_kind, batch_texts)
-
-
-def _fill(texts: list[tuple[int, int]], batch_texts: int) -> Iterator[Batch]:
-    batch: list[int] = []
-    tokens = 0
-    for more, index in texts:
-        if batch and (len(batch) == batch_texts or tokens + more > BATCH_TOKENS):
-            yield Batch(tuple(batch), tokens)
-            batch, tokens = [], 0
-        batch.append(index)
-        tokens += more
-    if batch:
-        yield Batch(tuple(batch), tokens)
+            batch: list[int] = []
+            tokens = 0
+            for more, index in of_kind:
+                if batch and (len(batch) == batch_texts or tokens + more > BATCH_TOKENS):
+                    yield Batch(tuple(batch), tokens)
+                    batch, tokens = [], 0
+                batch.append(index)
+                tokens += more
+            if batch:
+                yield Batch(tuple(batch), tokens)
 
 
 def _tokens(prepared: PreparedTexts, index: int) -> int:

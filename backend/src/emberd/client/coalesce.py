@@ -14,8 +14,11 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent import futures
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeVar
+from itertools import islice
+from typing import Final
 
 from emberd.client import wire
 from emberd.client.batches import BATCH_TOKENS
@@ -24,10 +27,9 @@ from emberd.client.wire import Embeddings, Outcome, Request, ServerLost, TooLong
 from emberd.endpoint import Endpoint
 from emberd.errors import BadReplyError, RejectedError, RequestTimeoutError
 from emberd.system import fork
-from emberd.system.fork import ForkAware
 
-# Calls that are made at once begin in every second turn of the loop, see ``aio``: this many turns
-# without a new one mean that all have begun.
+# Calls that are made at once begin in every second turn of the loop (``clients._turn``): this many
+# turns without a new one mean that all have begun.
 _TURNS: Final = 3
 
 
@@ -53,26 +55,32 @@ class MergeKey:
         return cls(endpoint, request.dimensions, isinstance(request.inputs[0], list), most_texts)
 
 
-class _Entry(Protocol):
-    """A batch that waits: for a request, and then for its part of the answer."""
-
-    @property
-    def request(self) -> Request:
-        """The request that would embed it by itself."""
-
-    @property
-    def tokens(self) -> int:
-        """About how many tokens its texts have."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has its answer, or its caller waits no more."""
-
-    def answer(self, answer: Outcome | Embeddings | None) -> None:
-        """Answer it, unless it is over; with None it is sent by itself."""
+Answer = Outcome | Embeddings | None
+"""A part of an answer, or the outcome of a request; None if the batch is to be sent by itself."""
 
 
-E = TypeVar("E", bound=_Entry)
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """A batch that waits: for a request, and then for its part of the answer.
+
+    Attributes:
+        request: The request that would embed it by itself.
+        tokens: About how many tokens its texts have.
+        answer: Done once it has its answer, or its caller waits no more.
+        sent_with: All batches of its request, itself included; empty while it waits for one.
+        task: The task that sends the request.
+    """
+
+    request: Request
+    tokens: int
+    answer: futures.Future[Answer] | asyncio.Future[Answer]
+    sent_with: Sequence[_Entry] = ()
+    task: asyncio.Task[None] | None = None
+
+    def give(self, answer: Answer) -> None:
+        """Answer it, unless it is over."""
+        with suppress(futures.InvalidStateError, asyncio.InvalidStateError):
+            self.answer.set_result(answer)
 
 
 def _count(entries: Iterable[_Entry]) -> int:
@@ -80,19 +88,19 @@ def _count(entries: Iterable[_Entry]) -> int:
     return sum(len(entry.request.inputs) for entry in entries)
 
 
-def _take(waiting: deque[E], most_texts: int) -> list[E]:
-    """Remove and return the first of ``waiting``, as many as one request holds."""
-    taken: list[E] = []
+def _take(waiting: deque[_Entry], most_texts: int, taken: list[_Entry]) -> None:
+    """Move the first of ``waiting`` to ``taken``, which is empty: as many as one request holds."""
     count = tokens = 0
     while waiting:
         entry = waiting[0]
         count, tokens = count + len(entry.request.inputs), tokens + entry.tokens
         if taken and (count > most_texts or tokens > BATCH_TOKENS):
-            break
-        waiting.popleft()
-        if not entry.is_over:
+            return
+        if not entry.answer.done():
+            # In this order: after an interrupt, each is answered that was taken.
             taken.append(entry)
-    return taken
+            entry.sent_with = taken
+        waiting.popleft()
 
 
 def _distribute(
@@ -107,49 +115,33 @@ def _distribute(
         can_reconnect: A lost server is replaced, and each batch then sent by itself.
     """
     if len(entries) == 1:
-        entries[0].answer(outcome)
+        entries[0].give(outcome)
         return
     answer = wire.body_or_failure(outcome, url)
-    if isinstance(answer, bytes):
-        try:
+    try:
+        if isinstance(answer, bytes):
             found = wire.read_embeddings(answer, _count(entries))
-        except BadReplyError as error:
-            answer = error
-        else:
-            start = 0
+            vectors = iter(found.vectors)
             for entry in entries:
-                end = start + len(entry.request.inputs)
-                entry.answer(Embeddings(found.vectors[start:end], found.model))
-                start = end
+                part = list(islice(vectors, len(entry.request.inputs)))
+                entry.give(Embeddings(part, found.model))
             return
+    except BadReplyError as error:
+        answer = error
     # One of the batches may be the cause, such as one with a text that is too long.
     by_itself = isinstance(answer, TooLong | RejectedError | BadReplyError | RequestTimeoutError)
     by_itself |= isinstance(answer, ServerLost) and answer.reached and not can_reconnect
     for entry in entries:
-        entry.answer(None if by_itself else outcome)
+        entry.give(None if by_itself else outcome)
 
 
 # ---------------------------------------------------------------- threads
 
-ThreadExchange = Callable[[Request, Slot | None], Outcome]
+Exchange = Callable[[Request, Slot | None], Outcome]
 """Sends a request and releases the slot; without one it waits for one."""
 
 
-@dataclass(slots=True, eq=False)
-class _ThreadEntry:
-    request: Request
-    tokens: int
-    is_taken: bool = False
-    is_over: bool = False
-    given: Outcome | Embeddings | None = None
-    answered: threading.Event = field(default_factory=threading.Event)
-
-    def answer(self, answer: Outcome | Embeddings | None) -> None:
-        self.given, self.is_over = answer, True
-        self.answered.set()
-
-
-class ThreadMerger(ForkAware):
+class ThreadMerger(fork.ForkAware):
     """The requests of one client, from all its threads.
 
     The thread that gets a slot first sends for all that wait, and gives each its part.
@@ -166,15 +158,10 @@ class ThreadMerger(ForkAware):
     def after_fork_in_child(self) -> None:
         """Start empty: the threads that waited do not exist in the child."""
         self._lock = threading.Lock()
-        self._queues: dict[MergeKey, deque[_ThreadEntry]] = {}
+        self._queues: dict[MergeKey, deque[_Entry]] = {}
 
     def send(
-        self,
-        key: MergeKey,
-        request: Request,
-        tokens: int,
-        slots: CallSlots,
-        exchange: ThreadExchange,
+        self, key: MergeKey, request: Request, tokens: int, slots: CallSlots, exchange: Exchange
     ) -> Outcome | Embeddings:
         """Return the part of an answer that is for ``request``, or the outcome of its request.
 
@@ -185,35 +172,35 @@ class ThreadMerger(ForkAware):
             slots: The slots of the call.
             exchange: Sends a request, in this thread.
         """
-        mine = _ThreadEntry(request, tokens)
+        answer: futures.Future[Answer] = futures.Future()
+        mine = _Entry(request, tokens, answer)
         with self._lock:
             queue = self._queues.setdefault(key, deque())
             queue.append(mine)
         try:
-            while not mine.is_taken:
+            while not mine.sent_with:
                 self._send_first(key, queue, mine, slots, exchange)
-            mine.answered.wait()
+            given = answer.result()
         finally:
-            mine.is_over = True  # whatever ended the waiting
-        return exchange(request, None) if mine.given is None else mine.given
+            answer.cancel()  # whatever ended the waiting
+            mine.sent_with = ()  # no reference cycle: it would keep the reply until a collection
+        return exchange(request, None) if given is None else given
 
     def _send_first(
         self,
         key: MergeKey,
-        queue: deque[_ThreadEntry],
-        mine: _ThreadEntry,
+        queue: deque[_Entry],
+        mine: _Entry,
         slots: CallSlots,
-        exchange: ThreadExchange,
+        exchange: Exchange,
     ) -> None:
-        slot = slots.acquire_unless(lambda: mine.is_taken)
+        slot = slots.acquire_unless(lambda: bool(mine.sent_with))
         if slot is None:
             return
-        entries: list[_ThreadEntry] = []
+        entries: list[_Entry] = []
         try:
             with self._lock:
-                entries += _take(queue, key.most_texts)
-                for entry in entries:
-                    entry.is_taken = True
+                _take(queue, key.most_texts, entries)
             if not entries:
                 slot.release()
                 return
@@ -226,39 +213,22 @@ class ThreadMerger(ForkAware):
             # It concerns the call of this thread; the batches of the others are sent again.
             slot.release()
             for entry in entries:
-                entry.answer(None)
+                entry.give(None)
             raise
 
 
 # ---------------------------------------------------------------- tasks
 
-TaskExchange = Callable[[Request, Slot | None], Awaitable[Outcome]]
+AsyncExchange = Callable[[Request, Slot | None], Awaitable[Outcome]]
 """Sends a request and releases the slot; without one it waits for one."""
 
 Acquire = Callable[[], Awaitable[Slot]]
 """Waits for a slot."""
 
 
-@dataclass(slots=True, eq=False)
-class _TaskEntry:
-    request: Request
-    tokens: int
-    future: asyncio.Future[Outcome | Embeddings | None]
-    task: asyncio.Task[None] | None = None  # sends it, together with ``others``
-    others: Sequence[_TaskEntry] = ()
-
-    @property
-    def is_over(self) -> bool:
-        return self.future.done()
-
-    def answer(self, answer: Outcome | Embeddings | None) -> None:
-        if not self.future.done():
-            self.future.set_result(answer)
-
-
 @dataclass(slots=True)
 class _TaskQueue:
-    waiting: deque[_TaskEntry] = field(default_factory=deque)
+    waiting: deque[_Entry] = field(default_factory=deque)
     task: asyncio.Task[None] | None = None  # waits for a slot to send the first of them
 
 
@@ -280,82 +250,73 @@ class TaskMerger:
         request: Request,
         tokens: int,
         acquire: Acquire,
-        exchange: TaskExchange,
+        exchange: AsyncExchange,
     ) -> Outcome | Embeddings:
-        """Return the part of an answer that is for ``request``, or the outcome of its request.
-
-        Args:
-            key: What it has in common with the batches that it may be sent with.
-            request: The request that would embed the batch by itself.
-            tokens: About how many tokens its texts have.
-            acquire: Waits for a slot.
-            exchange: Sends a request.
-        """
-        entry = _TaskEntry(request, tokens, asyncio.get_running_loop().create_future())
+        """Do as ``ThreadMerger.send``, with slots from ``acquire``."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        entry = _Entry(request, tokens, future)
         queue = self._queues.setdefault(key, _TaskQueue())
         queue.waiting.append(entry)
         self._start(key, queue, acquire, exchange)
         try:
-            answer = await entry.future
+            answer = await future
         except asyncio.CancelledError:
-            await _cancel(entry, queue)
+            # The request is cancelled if no other caller wants it. Its connection is closed then.
+            task, others = entry.task or queue.task, entry.sent_with or queue.waiting
+            if task is not None and all(other.answer.done() for other in others):
+                task.cancel()
+                await asyncio.wait([task])
             raise
+        finally:
+            entry.sent_with = ()  # as above
         return await exchange(request, None) if answer is None else answer
 
     def _start(
-        self, key: MergeKey, queue: _TaskQueue, acquire: Acquire, exchange: TaskExchange
+        self, key: MergeKey, queue: _TaskQueue, acquire: Acquire, exchange: AsyncExchange
     ) -> None:
         """Have one task wait for a slot, if a batch waits and no task does."""
-        if queue.task is None and not all(entry.is_over for entry in queue.waiting):
+        if queue.task is None and not all(entry.answer.done() for entry in queue.waiting):
             queue.task = asyncio.create_task(self._send_first(key, queue, acquire, exchange))
             self._tasks.add(queue.task)
             queue.task.add_done_callback(self._tasks.discard)
 
     async def _send_first(
-        self, key: MergeKey, queue: _TaskQueue, acquire: Acquire, exchange: TaskExchange
+        self, key: MergeKey, queue: _TaskQueue, acquire: Acquire, exchange: AsyncExchange
     ) -> None:
-        entries: list[_TaskEntry] = []
+        entries: list[_Entry] = []
         task = asyncio.current_task()
         try:
             await _until_begun(queue.waiting, key.most_texts)
             slot = await acquire()
-            entries += _take(queue.waiting, key.most_texts)
+            _take(queue.waiting, key.most_texts, entries)
             queue.task = None
             self._start(key, queue, acquire, exchange)  # the rest, with the next slot
             if not entries:
                 slot.release()
                 return
             for entry in entries:
-                entry.task, entry.others = task, entries
+                entry.task = task
             outcome = await exchange(wire.merge([entry.request for entry in entries]), slot)
             url = key.endpoint.url
             _distribute(entries, outcome, url, can_reconnect=self._can_reconnect)
         except asyncio.CancelledError:
             for entry in entries:
-                entry.future.cancel()
+                entry.answer.cancel()
             raise
         except Exception as error:  # noqa: BLE001 - raised again by the callers
-            if len(entries) == 1 and not entries[0].is_over:
-                entries[0].future.set_exception(error)
+            if len(entries) == 1 and not entries[0].answer.done():
+                entries[0].answer.set_exception(error)
             for entry in entries:
-                entry.answer(None)
+                entry.give(None)
         finally:
             if queue.task is task:
                 queue.task = None
                 self._start(key, queue, acquire, exchange)
 
 
-async def _until_begun(waiting: deque[_TaskEntry], most_texts: int) -> None:
+async def _until_begun(waiting: deque[_Entry], most_texts: int) -> None:
     """Return when no more calls are about to begin: counted in turns of the loop, not in time."""
     turns, seen = 0, 0
     while turns < _TURNS and _count(waiting) < most_texts:
         turns, seen = (0, len(waiting)) if len(waiting) > seen else (turns + 1, seen)
         await asyncio.sleep(0)
-
-
-async def _cancel(entry: _TaskEntry, queue: _TaskQueue) -> None:
-    """Cancel the request if no other caller wants it, and wait until its connection is closed."""
-    task, others = entry.task or queue.task, entry.others or queue.waiting
-    if task is not None and all(other.is_over for other in others):
-        task.cancel()
-        await asyncio.wait([task])

@@ -96,10 +96,27 @@ def _prepare_one(index: int, text: object, template: str, model: Model) -> tuple
     try:
         size = len(templated.encode())
     except UnicodeEncodeError as error:
-        raise _encoding_error(index, text, templated[error.start]) from None
+        surrogate = templated[error.start]
+        where = text.find(surrogate)
+        what = f"Text {index}" if where >= 0 else "The instruction"
+        at = f" at character {where}" if where >= 0 else ""
+        raise TextError(
+            f"{what} holds the lone surrogate {surrogate!r}{at} and cannot be encoded. Read the "
+            f"source with its real encoding, or replace it: "
+            f"text.encode('utf-8', 'replace').decode().",
+            index=index,
+        ) from None
+    if templated.strip():
+        return templated, size
     # The server refuses a whole batch for one blank text, so a blank one is sent as the token that
     # the reference implementation sees for "".
-    return (templated if templated.strip() else [_end_of_text(index, model)]), size
+    if model.end_of_text_id is None:
+        raise TextError(
+            f"Text {index} is blank, and emberd does not know the end-of-text token of "
+            f"{model.name}, which would replace it. Leave blank texts out.",
+            index=index,
+        )
+    return [model.end_of_text_id], size
 
 
 def as_list(texts: Iterable[str]) -> list[str]:
@@ -141,25 +158,3 @@ def excerpt(text: object) -> str:
     shown = str(text)
     cut = shown[:_EXCERPT_CHARACTERS]
     return repr(cut) + ("..." if len(shown) > len(cut) else "")
-
-
-def _encoding_error(index: int, text: str, surrogate: str) -> TextError:
-    where = text.find(surrogate)
-    holder = "The instruction" if where < 0 else f"Text {index}"
-    at = "" if where < 0 else f" at character {where}"
-    return TextError(
-        f"{holder} holds the lone surrogate {surrogate!r}{at} and cannot be encoded. Read the "
-        f"source with its real encoding, or replace it: "
-        f"text.encode('utf-8', 'replace').decode().",
-        index=index,
-    )
-
-
-def _end_of_text(index: int, model: Model) -> int:
-    if model.end_of_text_id is None:
-        raise TextError(
-            f"Text {index} is blank, and emberd does not know the end-of-text token of "
-            f"{model.name}, which would replace it. Leave blank texts out.",
-            index=index,
-        )
-    return model.end_of_text_id

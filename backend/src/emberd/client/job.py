@@ -1,6 +1,6 @@
 """One call of ``embed``: what to send next, and what each answer changes. It sends nothing itself.
 
-The driver takes work while there is some, sends it, and settles each result::
+The driver takes work while there is some, sends it, and settles each outcome::
 
     while not job.done:
         if job.lost:                     # the server is gone, and nothing is in flight
@@ -8,6 +8,9 @@ The driver takes work while there is some, sends it, and settles each result::
         while (work := job.take()) is not None:
             send(job.request(work))
         job.settle(*receive())
+
+A stream has a job for each window; two are open at a time, so that the server is busy at the end
+of a window too.
 
 Texts that may be too long are counted first, so that the error for one comes before any other text
 was embedded for nothing.
@@ -19,7 +22,7 @@ time, with nothing else in flight, until the text that crashes the server is fou
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final
@@ -51,6 +54,9 @@ Result = Floats | list[int] | Failure
 MAX_RECOVERIES_WITHOUT_PROGRESS: Final = 3
 """How often in a row a server may be lost without anything having been embedded in between."""
 
+MOST_OPEN: Final = 2
+"""How many jobs of one call are open at a time."""
+
 _SUSPECT_CRASHES: Final = 2
 _REFUSES: Final = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY})
 
@@ -72,48 +78,6 @@ class Embedded:
             yield self.set_aside.get(index, row)
 
 
-class Rows:
-    """The vectors of one call, filled in as they come.
-
-    Args:
-        size: How many texts there are.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.finished = 0
-        self.set_aside: dict[int, TextError] = {}
-        self.matrix: Floats | None = None
-
-    def allocate(self, width: int) -> None:
-        """Allocate the matrix, for vectors of ``width`` numbers."""
-        self.matrix = np.empty((self.size, width), np.float32)
-
-    def put(self, indices: Sequence[int], vectors: Floats) -> None:
-        """Store the vectors of the texts at ``indices``."""
-        if self.matrix is None:
-            raise RuntimeError("allocate was not called")
-        self.matrix[list(indices)] = vectors
-        self.finished += len(indices)
-
-    def skip(self, index: int, error: TextError) -> None:
-        """Set a text aside: it gets no vector."""
-        self.set_aside[index] = error
-        self.finished += 1
-
-    def result(self, width: int) -> Embedded:
-        """Return all vectors, cut to ``width``, which is the width of an empty matrix too."""
-        matrix = self.matrix
-        if matrix is None:
-            matrix = np.empty((self.size, width), np.float32)
-        if self.set_aside:
-            matrix[list(self.set_aside)] = 1  # so that they can be cut
-        matrix = cut(matrix, min(width, matrix.shape[1]))
-        if self.set_aside:
-            matrix[list(self.set_aside)] = np.nan
-        return Embedded(matrix, self.set_aside)
-
-
 class Job:
     """The state of one call.
 
@@ -122,9 +86,12 @@ class Job:
         template: The template, with ``{text}`` in it.
         settings: The caller's.
         can_reconnect: Whether a lost server can be replaced.
+        restarts: Whether that brings a server back, and not only verifies what listens at its
+            address if that has changed.
         facts: What other jobs of the same client learned of its servers.
         cache: Asked for vectors before the server is; then native ones are requested.
         offset: How many texts of the caller precede these.
+        on_done: Called with how many texts have their vector so far.
         set_aside: A text that cannot be embedded gets its error instead of a vector, and the
             others are embedded.
 
@@ -139,9 +106,11 @@ class Job:
         settings: Settings,
         *,
         can_reconnect: bool,
+        restarts: bool = True,
         facts: EndpointFacts | None = None,
         cache: KnownVectors | None = None,
         offset: int = 0,
+        on_done: Callable[[int], None] | None = None,
         set_aside: bool = False,
     ) -> None:
         self._wanted = settings.dimensions
@@ -150,26 +119,29 @@ class Job:
         self._settings = settings
         self._model = settings.known
         self._can_reconnect = can_reconnect
+        self._restarts = restarts
         self._facts = facts or EndpointFacts()
         self._cache = cache
         self._offset = offset
+        self._on_done = on_done or (lambda _: None)
         self._sets_aside = set_aside
         self._template = template
         self._texts = list(as_list(texts))  # the caller may change the original
-        self._rows = Rows(len(self._texts))
+        self._errors: dict[int, TextError] = {}
         self._prepared: PreparedTexts = prepare(
             self._texts,
             template,
             self._model,
             offset=offset,
-            on_error=self._rows.skip if set_aside else None,
+            on_error=self._errors.__setitem__ if set_aside else None,
         )
+        self._matrix: Floats | None = None
+        self.finished = len(self._errors)
+        """How many texts have their vector, or will have none."""
         self._endpoint: Endpoint | None = None
         self._lost: ServerUnavailableError | ServerMismatchError | None = None
         self._recoveries_without_progress = 0
-        self._lengths = Lengths(
-            self._prepared, self._model, self._facts, truncate=settings.truncate, offset=offset
-        )
+        self._lengths = Lengths(self._prepared, self._model, self._facts, settings.truncate, offset)
         self._in_flight: set[Work] = set()
         self._cut_by_server: set[Work] = set()
         self._suspects: deque[Batch] = deque()
@@ -177,14 +149,9 @@ class Job:
         self._fresh: Iterator[Batch] = iter(())
 
     @property
-    def finished(self) -> int:
-        """How many texts have their vector, or will have none."""
-        return self._rows.finished
-
-    @property
     def done(self) -> bool:
         """Whether all texts are finished."""
-        return self._rows.finished == self._rows.size
+        return self.finished == len(self._texts)
 
     @property
     def in_flight(self) -> int:
@@ -213,10 +180,18 @@ class Job:
 
     def result(self) -> Embedded:
         """Return one row per text, in the caller's order, once the job is done."""
-        width = self._model.dimensions or 0
-        if self._rows.matrix is not None:
-            width = self._rows.matrix.shape[1]
-        return self._rows.result(self._wanted or width)
+        self._on_done(self.finished)  # all may have come from the cache
+        matrix = self._matrix
+        if matrix is None:
+            width = self._wanted or self._model.dimensions or 0
+            matrix = np.empty((len(self._texts), width), np.float32)
+        aside = list(self._errors)
+        if aside:
+            matrix[aside] = 1  # so that they can be cut
+        matrix = cut(matrix, min(self._wanted or matrix.shape[1], matrix.shape[1]))
+        if aside:
+            matrix[aside] = np.nan
+        return Embedded(matrix, self._errors)
 
     def read_cache(self) -> None:
         """Take the vectors that the cache has. May read a disk, or ask a server of its own."""
@@ -228,8 +203,8 @@ class Job:
         if not found:
             return
         self._check_dimensions(vectors.shape[1])
-        self._rows.allocate(vectors.shape[1])
-        self._rows.put(found, vectors)
+        self._matrix = np.empty((len(self._texts), vectors.shape[1]), np.float32)
+        self._put(found, vectors)
         for index in found:
             self._prepared.skip(index)
 
@@ -255,13 +230,25 @@ class Job:
                 before.
         """
         before, self._endpoint = self._endpoint, endpoint
-        if before is None:
-            self._begin(endpoint)
-        elif before.dimensions != endpoint.dimensions:
+        if before is not None and before.dimensions != endpoint.dimensions:
             raise ServerMismatchError(
                 f"The server at {endpoint.url} gives {endpoint.dimensions} dimensions, the one "
                 f"before it gave {before.dimensions}. Embed all texts again with one of them."
             )
+        if before is None:
+            self._check_dimensions(endpoint.dimensions)
+            if self._matrix is None:
+                width = self._settings.dimensions or endpoint.dimensions
+                self._matrix = np.empty((len(self._texts), width), np.float32)
+            elif (cached := self._matrix.shape[1]) != endpoint.dimensions:
+                raise ServerMismatchError(
+                    f"The cache has vectors of {cached} dimensions for this model, and "
+                    f"{endpoint.model} at {endpoint.url} gives {endpoint.dimensions}. Check which "
+                    f"of them is of another model, or use another cache."
+                )
+            self._lengths.begin(endpoint)
+            # Batches are made as they are taken, so not before the over-long texts are cut.
+            self._fresh = make_batches(self._prepared, self._settings.batch_size)
         if self._lost is not None:
             self._lost = None
             self._recoveries_without_progress += 1
@@ -282,15 +269,36 @@ class Job:
             text = str(self._prepared.inputs[work.index])
             return lengths.tokenize_request(endpoint.server, endpoint.model, text)
         inputs = [self._prepared.inputs[index] for index in work.indices]
+        given = [one for one in inputs if one is not None]
         dimensions = None
         if self._settings.server_dimensions and endpoint not in self._facts.uncut:
             dimensions = self._settings.dimensions
         (self._cut_by_server.discard if dimensions is None else self._cut_by_server.add)(work)
-        given = [one for one in inputs if one is not None]
         return wire.embed_request(endpoint.model, given, dimensions)
 
-    def read(self, work: Work, outcome: Outcome | Embeddings) -> Result:
-        """Return what ``outcome`` means for ``work``; changes nothing, in any thread."""
+    def settle(self, work: Work, outcome: Outcome | Embeddings) -> Result:
+        """Record the outcome of ``work``, and return what it means.
+
+        Raises:
+            RequestError: The job cannot be done; what is in flight is not waited for.
+        """
+        result = self._read(work, outcome)
+        self._in_flight.remove(work)
+        if isinstance(result, ServerLost):
+            self._on_server_lost(work, result)
+        elif isinstance(work, TokenCount):
+            self._on_count(work.index, result)
+        elif isinstance(result, TooLong):
+            self._on_too_long(work, result)
+        elif isinstance(result, RequestError):
+            self._on_refusal(work, result)
+        else:
+            self._put(work.indices, result)  # type: ignore[arg-type]
+            self._recoveries_without_progress = 0
+        self._on_done(self.finished)
+        return result
+
+    def _read(self, work: Work, outcome: Outcome | Embeddings) -> Result:
         endpoint = self.endpoint
         try:
             if isinstance(outcome, Outcome):
@@ -311,24 +319,11 @@ class Job:
         except RequestError as error:
             return error
 
-    def settle(self, work: Work, result: Result) -> None:
-        """Record the result of ``work``.
-
-        Raises:
-            RequestError: The job cannot be done; what is in flight is not waited for.
-        """
-        self._in_flight.remove(work)
-        if isinstance(result, ServerLost):
-            self._on_server_lost(work, result)
-        elif isinstance(work, TokenCount):
-            self._on_count(work.index, result)
-        elif isinstance(result, TooLong):
-            self._on_too_long(work, result)
-        elif isinstance(result, RequestError):
-            self._on_refusal(work, result)
-        else:
-            self._rows.put(work.indices, result)  # type: ignore[arg-type]
-            self._recoveries_without_progress = 0
+    def _put(self, indices: Sequence[int], vectors: Floats) -> None:
+        if self._matrix is None:
+            raise RuntimeError("attach was not called")
+        self._matrix[list(indices)] = vectors
+        self.finished += len(indices)
 
     def _templated(self, index: int) -> str:
         given = self._prepared.inputs[index]
@@ -341,20 +336,6 @@ class Job:
                 f"Ask for at most {native}."
             )
 
-    def _begin(self, endpoint: Endpoint) -> None:
-        self._check_dimensions(endpoint.dimensions)
-        if self._rows.matrix is None:
-            self._rows.allocate(self._settings.dimensions or endpoint.dimensions)
-        elif (cached := self._rows.matrix.shape[1]) != endpoint.dimensions:
-            raise ServerMismatchError(
-                f"The cache has vectors of {cached} dimensions for this model, and "
-                f"{endpoint.model} at {endpoint.url} gives {endpoint.dimensions}. Check which of "
-                f"them is of another model, or use another cache."
-            )
-        self._lengths.begin(endpoint)
-        # Batches are made as they are taken, so not before the over-long texts are cut.
-        self._fresh = make_batches(self._prepared, self._settings.batch_size)
-
     def _next(self) -> Work | None:
         if self._lengths.to_count:
             return self._lengths.to_count.popleft()
@@ -363,7 +344,7 @@ class Job:
         if self._suspects:
             return self._suspects.popleft() if not self._in_flight else None
         batch = self._next_again() or next(self._fresh, None)
-        if batch is not None and self._rows.size == 1:
+        if batch is not None and len(self._texts) == 1:
             return replace(batch, exclusive=True)
         return batch
 
@@ -385,7 +366,8 @@ class Job:
         if not self._sets_aside:
             raise error
         self._prepared.skip(index)
-        self._rows.skip(index, error)
+        self._errors[index] = error
+        self.finished += 1
 
     def _skip_refused(self, index: int, error: RejectedError) -> None:
         place = self._offset + index
@@ -424,13 +406,14 @@ class Job:
         if again:
             self._again.appendleft(batch)
         elif len(batch.indices) == 1:
-            self._skip(batch.indices[0], self._lengths.error(batch.indices[0], refused))
+            (index,) = batch.indices
+            self._skip(index, self._lengths.error(index, refused.tokens, refused.limit))
         else:
             # The server does not say which text it means. In front, so that the error comes soon.
             self._again.extendleft(batch.halves(exclusive=batch.exclusive))
 
     def _on_server_lost(self, work: Work, lost: ServerLost) -> None:
-        if not self._can_reconnect:
+        if not self._can_reconnect or not (self._restarts or lost.changed):
             raise lost.error
         if self._recoveries_without_progress >= MAX_RECOVERIES_WITHOUT_PROGRESS:
             raise ServerUnavailableError(
@@ -442,7 +425,7 @@ class Job:
             self._lengths.to_count.append(work)
         elif not lost.reached:
             # The server never saw these texts, so they did not crash it.
-            is_suspect = work.exclusive and self._rows.size > 1
+            is_suspect = work.exclusive and len(self._texts) > 1
             (self._suspects if is_suspect else self._again).append(work)
         else:
             self._on_crash(replace(work, crash_count=work.crash_count + 1))
@@ -465,3 +448,36 @@ class Job:
                 index=place,
             )
             self._skip(index, error)
+
+
+class JobWindow(deque[Job]):
+    """The open jobs of one call, in the order of their texts.
+
+    Args:
+        max_concurrency: How many requests may be in flight.
+    """
+
+    def __init__(self, max_concurrency: int) -> None:
+        super().__init__()
+        self._max_concurrency = max_concurrency
+
+    @property
+    def in_flight(self) -> int:
+        """How many pieces of work were taken and not settled, over all jobs."""
+        return sum([job.in_flight for job in self])
+
+    def take(self) -> tuple[Job, Work] | None:
+        """Return what to send now; None while nothing may be sent."""
+        in_flight = self.in_flight
+        if in_flight >= self._max_concurrency:
+            return None
+        jobs: Iterable[Job] = self
+        for job in self:
+            if job.is_bisecting:
+                # A suspect batch is in flight by itself, in all jobs of the call.
+                jobs = () if in_flight > job.in_flight else (job,)
+                break
+        for job in jobs:
+            if (work := job.take()) is not None:
+                return job, work
+        return None

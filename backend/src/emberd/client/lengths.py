@@ -13,7 +13,7 @@ from typing import Any, Final
 from emberd.catalog import Model
 from emberd.client import wire
 from emberd.client.inputs import PreparedTexts
-from emberd.client.wire import Request, ServerLost, TooLong
+from emberd.client.wire import Request, ServerLost
 from emberd.endpoint import Endpoint
 from emberd.errors import (
     AuthenticationError,
@@ -71,40 +71,34 @@ class EndpointFacts:
         return ServerLost(error, reached=False)
 
 
+@dataclass(slots=True)
 class Lengths:
     """The lengths of the texts of one job.
 
-    Args:
+    Attributes:
         prepared: Its texts; those that are cut become token ids in it.
         model: What is known of the model.
         facts: What other jobs have shown of the servers.
         truncate: Whether texts that are too long are cut.
         offset: How many texts of the caller precede these.
+        to_count: The texts that are to be counted next.
+        shortened: The texts that were cut.
     """
 
-    def __init__(
-        self,
-        prepared: PreparedTexts,
-        model: Model,
-        facts: EndpointFacts,
-        *,
-        truncate: bool,
-        offset: int = 0,
-    ) -> None:
-        self._prepared = prepared
-        self._model = model
-        self._truncate = truncate
-        self._facts = facts
-        self._offset = offset
-        self._can_count = True
-        self.to_count: deque[TokenCount] = deque()
-        self.shortened: set[int] = set()
-        self._asked: set[tuple[int, int]] = set()  # texts, and the limits they were counted for
+    prepared: PreparedTexts
+    model: Model
+    facts: EndpointFacts
+    truncate: bool
+    offset: int
+    to_count: deque[TokenCount] = field(default_factory=deque)
+    shortened: set[int] = field(default_factory=set)
+    _asked: set[tuple[int, int]] = field(default_factory=set)  # texts, and limits counted for
+    _can_count: bool = True
 
     def begin(self, endpoint: Endpoint) -> None:
         """Find the texts that may be too long for ``endpoint``."""
-        for index in self._prepared.to_count(self._limit(endpoint)):
-            if isinstance(self._prepared.inputs[index], str):
+        for index in self.prepared.to_count(self._limit(endpoint)):
+            if isinstance(self.prepared.inputs[index], str):
                 self.to_count.append(TokenCount(index))
 
     def record(self, endpoint: Endpoint, index: int, result: object) -> None:
@@ -124,8 +118,8 @@ class Lengths:
         elif isinstance(result, RequestError):
             raise result
         elif isinstance(result, list) and limit is not None and len(result) > limit:
-            if not self._truncate:
-                raise too_long(self._offset + index, len(result), limit)
+            if not self.truncate:
+                raise self.error(index, len(result), limit)
             self._cut(index, result, limit)
 
     def count_again(self, endpoint: Endpoint, indices: Sequence[int], limit: int | None) -> bool:
@@ -141,9 +135,9 @@ class Lengths:
         known = self._limit(endpoint)
         again = known is None or limit < known
         if again:
-            self._facts.limits[endpoint] = limit
-        for index in sorted(set(self._prepared.to_count(limit)) & set(indices)):
-            given = self._prepared.inputs[index]
+            self.facts.limits[endpoint] = limit
+        for index in sorted(set(self.prepared.to_count(limit)) & set(indices)):
+            given = self.prepared.inputs[index]
             if isinstance(given, str) and (index, limit) not in self._asked:
                 self._asked.add((index, limit))
                 self.to_count.append(TokenCount(index))
@@ -153,25 +147,54 @@ class Lengths:
                 again = True
         return again
 
-    def error(self, index: int, refused: TooLong) -> TextTooLongError:
-        """Return the error for a text that the server refused by itself."""
-        return too_long(
-            self._offset + index,
-            refused.tokens,
-            refused.limit,
-            truncate=self._truncate,
-            can_cut=self._can_count,
+    def error(self, index: int, tokens: int | None, limit: int | None) -> TextTooLongError:
+        """Return the error for a text that is too long.
+
+        Args:
+            index: Its place in the job.
+            tokens: Its length; None when not known.
+            limit: Most tokens that are accepted; None when not known.
+        """
+        index += self.offset
+        length = "is longer than the server accepts" if tokens is None else f"has {tokens} tokens"
+        allowed = f", {limit} are allowed" if limit is not None else ""
+        if self.truncate and not self._can_count:
+            advice = (
+                f"truncate=True cannot cut it, because this server has no {PATH} route; split the "
+                f"text."
+            )
+        elif not self._can_count:
+            advice = "Split it."
+        elif self.truncate:
+            advice = "Split it: this server accepts less than the context that it states."
+        else:
+            advice = "Split it, or set truncate=True to cut it."
+        return TextTooLongError(
+            f"Text {index} {length}{allowed}. {advice}", index=index, tokens=tokens, limit=limit
         )
 
     def _limit(self, endpoint: Endpoint) -> int | None:
-        if (known := self._facts.limits.get(endpoint)) is not None:
+        if (known := self.facts.limits.get(endpoint)) is not None:
             return known
-        context = endpoint.context_tokens or self._model.context_tokens
+        context = endpoint.context_tokens or self.model.context_tokens
         # SGLang refuses a text of exactly as many tokens as its context.
         return context - 1 if context else None
 
     def _cut(self, index: int, ids: list[int], limit: int) -> None:
-        self._prepared.inputs[index] = cut_ids(self._offset + index, ids, limit, self._model)
+        """Replace a text by its first token ids, and the end-of-text token.
+
+        Last-token pooling reads that token: a server that cuts the tail loses it.
+        """
+        end, place = self.model.end_of_text_id, self.offset + index
+        if end is None:
+            raise TextTooLongError(
+                f"Text {place} has {len(ids)} tokens, {limit} are allowed, and emberd cannot cut "
+                f"it: the end-of-text token of {self.model.name} is not known. Split the text.",
+                index=place,
+                tokens=len(ids),
+                limit=limit,
+            )
+        self.prepared.inputs[index] = [*ids[: limit - 1], end]
         self.shortened.add(index)
 
 
@@ -196,11 +219,7 @@ def read_ids(body: bytes) -> list[int]:
     Raises:
         BadReplyError: It has none.
     """
-    try:
-        reply = wire.parse(body)
-    except ValueError:
-        reply = None
-    ids = reply.get("tokens") if isinstance(reply, dict) else None
+    ids = wire.parse_object(body).get("tokens")
     if not isinstance(ids, list) or not ids or not all(type(token) is int for token in ids):
         raise BadReplyError(
             "A request to tokenize was answered without a list of token ids. Check whether a "
@@ -216,56 +235,3 @@ def with_end(ids: list[int], model: Model) -> list[int]:
     """
     end = model.end_of_text_id
     return ids if end is None or ids[-1] == end else [*ids, end]
-
-
-def cut_ids(index: int, ids: list[int], limit: int, model: Model) -> list[int]:
-    """Return ``ids`` cut to ``limit``, ending with the end-of-text token.
-
-    Last-token pooling reads that token: a server that cuts the tail loses it.
-
-    Raises:
-        TextTooLongError: The model's end-of-text token is not known.
-    """
-    if model.end_of_text_id is None:
-        raise TextTooLongError(
-            f"Text {index} has {len(ids)} tokens, {limit} are allowed, and emberd cannot cut "
-            f"it: the end-of-text token of {model.name} is not known. Split the text.",
-            index=index,
-            tokens=len(ids),
-            limit=limit,
-        )
-    return [*ids[: limit - 1], model.end_of_text_id]
-
-
-def too_long(
-    index: int,
-    tokens: int | None,
-    limit: int | None,
-    *,
-    truncate: bool = False,
-    can_cut: bool = True,
-) -> TextTooLongError:
-    """Return the error for a text that is too long.
-
-    Args:
-        index: Its place in the caller's list.
-        tokens: Its length; None when not known.
-        limit: Most tokens that are accepted; None when not known.
-        truncate: The caller wants over-long texts cut.
-        can_cut: The server has a tokenizer route to cut them with.
-    """
-    length = f"has {tokens} tokens" if tokens is not None else "is longer than the server accepts"
-    allowed = f", {limit} are allowed" if limit is not None else ""
-    if truncate and not can_cut:
-        advice = (
-            f"truncate=True cannot cut it, because this server has no {PATH} route; split the text."
-        )
-    elif not can_cut:
-        advice = "Split it."
-    elif truncate:
-        advice = "Split it: this server accepts less than the context that it states."
-    else:
-        advice = "Split it, or set truncate=True to cut it."
-    return TextTooLongError(
-        f"Text {index} {length}{allowed}. {advice}", index=index, tokens=tokens, limit=limit
-    )

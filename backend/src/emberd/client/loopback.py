@@ -31,7 +31,6 @@ from emberd.endpoint import Endpoint
 from emberd.errors import BadReplyError
 from emberd.probe import is_loopback
 from emberd.system import fork, listeners
-from emberd.system.listeners import ListenerChangedError
 
 KEEP_IDLE_S: Final = 4.0
 """Servers on uvicorn close an idle connection after 5 s. Ours is closed before that, or a request
@@ -76,7 +75,7 @@ def suits(endpoint: Endpoint) -> bool:
     return endpoint.url.startswith("http://") and here
 
 
-class LoopbackSession:
+class LoopbackSession(fork.ForkAware):
     """Connections to one endpoint, for any number of threads; as ``transport.Session``.
 
     Args:
@@ -100,6 +99,7 @@ class LoopbackSession:
         self._idle: deque[_Connection] = deque()  # the latest used at the right
         self._all: weakref.WeakSet[_Connection] = weakref.WeakSet()
         weakref.finalize(self, _close_all, self._idle)
+        fork.register(self)
 
     def send(self, request: Request) -> Reply | TransportError:
         """Send ``request`` once and return what came of it.
@@ -110,27 +110,24 @@ class LoopbackSession:
         with deadline(self._timeout_s):
             try:
                 connection = self._connection()
-            except ListenerChangedError as error:
+            except listeners.ListenerChangedError as error:
                 return TransportError("changed", _text(error))
             except OSError as error:
                 return TransportError("refused", _text(error))
             try:
                 return self._exchange(connection, request)
-            except TimeoutError as error:
+            except BaseException as error:
                 connection.close()
-                return TransportError("timeout", _text(error))
-            except (OSError, http.client.HTTPException) as error:
-                connection.close()
-                return TransportError("broken", _text(error))
-            except BaseException:
-                connection.close()
+                if isinstance(error, TimeoutError):
+                    return TransportError("timeout", _text(error))
+                if isinstance(error, OSError | http.client.HTTPException):
+                    return TransportError("broken", _text(error))
                 raise
 
-    def leave_to_parent(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Close the child's copies of the connections, and touch nothing else."""
         for connection in list(self._all):
             connection.leave()
-        fork.keep_inherited(self)
 
     def _connection(self) -> _Connection:
         with self._lock:
@@ -167,15 +164,12 @@ class LoopbackSession:
         if response.will_close:
             connection.close()
         else:
-            self._put_back(connection)
+            connection.used_s = time.monotonic()
+            with self._lock:
+                self._idle.append(connection)
+                while self._idle and self._idle[0].is_old():
+                    self._idle.popleft().close()
         return Reply(response.status, content, response.headers.get("retry-after"))
-
-    def _put_back(self, connection: _Connection) -> None:
-        connection.used_s = time.monotonic()
-        with self._lock:
-            self._idle.append(connection)
-            while self._idle and self._idle[0].is_old():
-                self._idle.popleft().close()
 
 
 class _Connection(http.client.HTTPConnection):
@@ -195,8 +189,14 @@ class _Connection(http.client.HTTPConnection):
 
     def is_usable(self) -> bool:
         """Return whether it seems to be open still."""
+        if self.sock is None or self.is_old():
+            return False
         # Data that was not requested can only be the end of the connection.
-        return self.sock is not None and not self.is_old() and not _is_readable(self.sock)
+        if not hasattr(select, "poll"):  # Windows, where select accepts any number
+            return not select.select([self.sock], (), (), 0)[0]
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return not poll.poll(0)
 
     def leave(self) -> None:
         """Close this process's copy of the socket, also while a reply is read from it."""
@@ -208,14 +208,6 @@ class _DeadlineSocket(socket.socket):
     def recv_into(self, *given: Any, **named: Any) -> int:
         self.settimeout(left_s())
         return super().recv_into(*given, **named)
-
-
-def _is_readable(stream: socket.socket) -> bool:
-    if not hasattr(select, "poll"):  # Windows, where select accepts any number
-        return bool(select.select([stream], (), (), 0)[0])
-    poll = select.poll()
-    poll.register(stream, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _text(error: BaseException) -> str:

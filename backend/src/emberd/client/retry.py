@@ -5,24 +5,17 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Final
 
-from emberd.client.wire import BUSY, Outcome, Reply, Request, TransportError
+from emberd.client.wire import BUSY, Outcome, Reply, TransportError
 
 # An exponent at which no double overflows; the longest pause is reached long before.
 _MAX_DOUBLINGS: Final = 30
 _TRIES_BEFORE_RECONNECT: Final = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """Wait for this long before the next step."""
-
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +47,8 @@ class RetryPolicy:
         If a lost server is replaced, more tries at a dead address only delay that; one more try
         covers a connection that was closed for being idle.
         """
-        if can_reconnect:
-            return cls(busy_s=timeout_s, connect_tries=_TRIES_BEFORE_RECONNECT)
-        return cls(busy_s=timeout_s)
+        policy = cls(busy_s=timeout_s)
+        return replace(policy, connect_tries=_TRIES_BEFORE_RECONNECT) if can_reconnect else policy
 
     def pause(
         self, answer: Reply | TransportError, tries: int, seconds: float, jitter: float
@@ -71,7 +63,14 @@ class RetryPolicy:
                 at the same moment.
         """
         is_busy = isinstance(answer, Reply) and answer.status in BUSY
-        if not is_busy and tries >= self._most_tries(answer):
+        if isinstance(answer, Reply):
+            failed = answer.status == HTTPStatus.INTERNAL_SERVER_ERROR
+            most_tries = self.failure_tries if failed else 1
+        elif answer.kind == "changed":
+            most_tries = 1  # the server that was verified is gone; a retry would not bring it back
+        else:
+            most_tries = self.timeout_tries if answer.kind == "timeout" else self.connect_tries
+        if not is_busy and tries >= most_tries:
             return None
         doublings = min(tries - 1, _MAX_DOUBLINGS)
         pause = jitter * min(self.longest_s, self.first_s * 2.0**doublings)
@@ -81,52 +80,45 @@ class RetryPolicy:
             return pause if seconds + pause <= self.busy_s else None
         return pause
 
-    def _most_tries(self, answer: Reply | TransportError) -> int:
-        if isinstance(answer, Reply):
-            failed = answer.status == HTTPStatus.INTERNAL_SERVER_ERROR
-            return self.failure_tries if failed else 1
-        if answer.kind == "changed":
-            return 1  # the server that was verified is gone; a retry would not bring it back
-        return self.timeout_tries if answer.kind == "timeout" else self.connect_tries
 
+@dataclass(slots=True)
+class Retries:
+    """The tries of one request; made when it is about to be sent for the first time.
 
-Exchange = Generator[Request | Pause, Reply | TransportError | None, Outcome]
-"""Steps of one request. A ``Request`` is answered by sending its answer in, a ``Pause`` by None."""
-
-
-def exchange(
-    request: Request,
-    policy: RetryPolicy,
-    *,
-    clock: Callable[[], float] = time.monotonic,
-    jitter: Callable[[], float] = random.random,
-) -> Exchange:
-    """Send ``request`` until there is an answer that another try would not change.
-
-    The driver sends each request that is yielded and waits for each pause, in a thread or a task.
+    Attributes:
+        policy: When it is sent again.
+        clock: Returns seconds.
+        jitter: Returns random numbers from 0 to 1.
     """
-    began = clock()
-    reached = False
+
+    policy: RetryPolicy
+    clock: Callable[[], float] = time.monotonic
+    jitter: Callable[[], float] = random.random
+    _began: float = field(init=False)
+    _reached: bool = False
     # Counted by kind: a server that was busy a few times may still drop one connection.
-    tries: Counter[str] = Counter()
-    while True:
-        answer = yield request
-        if answer is None:
-            raise RuntimeError("a Request must be answered")
-        kind = _kind(answer)
-        tries[kind] += 1
-        reached |= isinstance(answer, TransportError) and answer.kind == "broken"
-        seconds = clock() - began
-        pause = policy.pause(answer, tries[kind], seconds, jitter())
+    _tries: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._began = self.clock()
+
+    def after(self, answer: Reply | TransportError) -> float | Outcome:
+        """Return how long to wait before the next try, or the outcome if there is none.
+
+        Args:
+            answer: The answer to the last try.
+        """
+        if isinstance(answer, Reply):
+            kind = "busy" if answer.status in BUSY else "status"
+        else:
+            kind = answer.kind if answer.kind in {"timeout", "changed"} else "connection"
+            self._reached |= answer.kind == "broken"
+        self._tries[kind] += 1
+        seconds = self.clock() - self._began
+        pause = self.policy.pause(answer, self._tries[kind], seconds, self.jitter())
         if pause is None:
-            return Outcome(answer, tries.total(), seconds, reached)
-        yield Pause(pause)
-
-
-def _kind(answer: Reply | TransportError) -> str:
-    if isinstance(answer, Reply):
-        return "busy" if answer.status in BUSY else "status"
-    return answer.kind if answer.kind in {"timeout", "changed"} else "connection"
+            return Outcome(answer, self._tries.total(), seconds, self._reached)
+        return pause
 
 
 def retry_after_s(header: str | None) -> float:

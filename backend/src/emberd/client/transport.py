@@ -22,7 +22,6 @@ import weakref
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, closing
 from typing import Any, Final
-from weakref import WeakSet
 
 from emberd.client import loopback
 from emberd.client.limits import LoopLocal
@@ -32,7 +31,6 @@ from emberd.endpoint import Endpoint, root_url
 from emberd.errors import BadReplyError, SettingError
 from emberd.probe import is_loopback
 from emberd.system import fork, listeners
-from emberd.system.fork import ForkAware
 from emberd.system.listeners import Listener, ListenerChangedError
 
 READ_BYTES: Final = 128 * 1024
@@ -71,7 +69,7 @@ _CONNECTED: Final = (_TCP, "connection.start_tls.complete")
 # ---------------------------------------------------------------- connections
 
 
-class Sockets:
+class Sockets(fork.ForkAware):
     """The connections of one HTTP client: checked when they are made, closed in a forked child.
 
     They are seen through httpx's trace of each request.
@@ -84,7 +82,8 @@ class Sockets:
     def __init__(self, listener: Listener | None = None) -> None:
         self._listener = listener
         self._has_checked = False
-        self._streams: WeakSet[Any] = WeakSet()
+        self._streams: weakref.WeakSet[Any] = weakref.WeakSet()
+        fork.register(self)
 
     def note(self, event: str, info: dict[str, Any]) -> None:
         """Take note of a new connection; other events are ignored.
@@ -93,63 +92,54 @@ class Sockets:
             ListenerChangedError: It leads to another listener and is closed; or a request is about
                 to be sent although no connection was ever checked.
         """
-        self._refuse_unchecked(event)
-        if event in _CONNECTED:
-            stream = info["return_value"]
-            try:
-                self._check(event, stream)
-            except OSError:
-                stream.close()
-                raise
-            self._streams.add(stream)
-            stream.read = functools.partial(_read, weakref.ref(stream))
+        if (error := self._note(event, info, _read)) is not None:
+            info["return_value"].close()
+            raise error
 
     async def anote(self, event: str, info: dict[str, Any]) -> None:
         """Do as ``note``, for an asynchronous client, whose deadlines are the loop's."""
-        self._refuse_unchecked(event)
-        if event in _CONNECTED:
-            stream = info["return_value"]
-            try:
-                self._check(event, stream)
-            except OSError:
-                await stream.aclose()
-                raise
-            self._streams.add(stream)
-            stream.read = functools.partial(_aread, weakref.ref(stream))
+        if (error := self._note(event, info, _aread)) is not None:
+            await info["return_value"].aclose()
+            raise error
 
-    def _check(self, event: str, stream: Any) -> None:
-        # Before the TLS handshake, which is on the same connection.
-        if self._listener is not None and event == _TCP:
-            listeners.check(stream.get_extra_info("socket"), self._listener)
-            self._has_checked = True
-
-    def _refuse_unchecked(self, event: str) -> None:
+    def _note(self, event: str, info: dict[str, Any], read: Callable[..., Any]) -> OSError | None:
+        """Take note of a new connection; return an error if it must be closed."""
         # The check depends on the name of an event, which another version of httpx may change.
         if self._listener is not None and not self._has_checked and _SENDS in event:
             raise ListenerChangedError(
                 "the connection could not be checked, because this version of httpx does not "
                 "report new connections as the tested versions do. Install an earlier version"
             )
+        if event not in _CONNECTED:
+            return None
+        stream = info["return_value"]
+        # Before the TLS handshake, which is on the same connection.
+        if self._listener is not None and event == _TCP:
+            try:
+                listeners.check(stream.get_extra_info("socket"), self._listener)
+            except OSError as error:
+                return error
+            self._has_checked = True
+        self._streams.add(stream)
+        stream.read = functools.partial(read, weakref.ref(stream))
+        return None
 
-    def close_in_child(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Close the child's copies of the connections; the parent's stay open."""
         for stream in list(self._streams):
             # Through the socket itself: the client's own close() takes its lock, which another
             # thread of the parent may have held.
             inherited = stream.get_extra_info("socket")
-            if inherited is not None and inherited.fileno() >= 0:
-                _close(inherited)
-
-
-def _close(inherited: Any) -> None:
-    if isinstance(inherited, socket.socket):
-        inherited.close()
-        return
-    # A loop's socket cannot be closed from outside. Another file under its number ends the
-    # child's share in the connection, and leaves the number to its owner.
-    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    os.dup2(nothing, inherited.fileno(), inheritable=False)
-    os.close(nothing)
+            if inherited is None or inherited.fileno() < 0:
+                continue
+            if isinstance(inherited, socket.socket):
+                inherited.close()
+                continue
+            # A loop's socket cannot be closed from outside. Another file under its number ends the
+            # child's share in the connection, and leaves the number to its owner.
+            nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(nothing, inherited.fileno(), inheritable=False)
+            os.close(nothing)
 
 
 # Both replace the ``read`` of a network stream of httpcore's. By a weak reference: the stream holds
@@ -212,31 +202,38 @@ def _without_headers(kind: Any) -> Any:
     return type(kind.__name__, (kind,), {"default_headers": property(lambda _: dict(headers))})
 
 
-def _http_options(endpoint: Endpoint, connections: int, prepare: Any) -> dict[str, Any]:
+def _open_sdk(
+    endpoint: Endpoint, connections: int, sdk: Any, httpx_client: Any, prepare: Callable[..., Any]
+) -> tuple[Any, Any]:
+    """Return a client of the SDK, and the HTTP client that it uses.
+
+    Args:
+        endpoint: Where it sends.
+        connections: How many idle connections it keeps.
+        sdk: ``OpenAI`` or ``AsyncOpenAI``.
+        httpx_client: The kind of HTTP client that it uses.
+        prepare: Called, or awaited, with each request before it is sent.
+    """
     own_machine = is_loopback(endpoint.url)
     direct = {"mounts": _NO_PROXIES} if endpoint.listener is not None and not own_machine else {}
-    return {
+    http = httpx_client(
         **direct,
-        "trust_env": not own_machine,
+        trust_env=not own_machine,
         # Without TLS no certificate is verified; reading the certificate authorities takes longer
         # than a query does.
-        "verify": not (own_machine and endpoint.url.startswith("http://")),
+        verify=not (own_machine and endpoint.url.startswith("http://")),
         # A redirect would carry the key to wherever the answer points.
-        "follow_redirects": False,
-        "limits": _httpx().Limits(
-            max_keepalive_connections=connections, keepalive_expiry=KEEP_IDLE_S
-        ),
-        "event_hooks": {"request": [prepare]},
-    }
-
-
-def _sdk_options(endpoint: Endpoint, http: Any) -> dict[str, Any]:
-    return {
-        "api_key": endpoint.api_key or NO_KEY,
-        "base_url": endpoint.base_url,
-        "http_client": http,
-        "max_retries": 0,
-    }
+        follow_redirects=False,
+        limits=_httpx().Limits(max_keepalive_connections=connections, keepalive_expiry=KEEP_IDLE_S),
+        event_hooks={"request": [prepare]},
+    )
+    client = _without_headers(sdk)(
+        api_key=endpoint.api_key or NO_KEY,
+        base_url=endpoint.base_url,
+        http_client=http,
+        max_retries=0,
+    )
+    return client, http
 
 
 def _sdk_call(client: Any, request: Request, timeout_s: float) -> Callable[[], Any]:
@@ -301,23 +298,26 @@ def _answer_of(error: Exception) -> Reply | TransportError:
     raise error
 
 
-# ---------------------------------------------------------------- threads
-
-
-class Session:
-    """Connections to one endpoint, for any number of threads.
+class _SessionBase:
+    """Connections to one endpoint.
 
     Args:
-        client: An ``openai.OpenAI``.
+        client: A client of the SDK.
         timeout_s: How long one request may take, in seconds.
-        sockets: Its connections; empty for a client that was passed in.
+        sockets: Its connections; None for a client that was passed in.
     """
 
     def __init__(self, client: Any, timeout_s: float, sockets: Sockets | None = None) -> None:
         self._client = client
         self._timeout_s = timeout_s
-        self._sockets = sockets or Sockets()
-        self._closing: weakref.finalize[Any, Any] | None = None
+        self._sockets = sockets
+
+
+# ---------------------------------------------------------------- threads
+
+
+class Session(_SessionBase):
+    """Connections to one endpoint, for any number of threads, through an ``openai.OpenAI``."""
 
     @classmethod
     def open(cls, endpoint: Endpoint, connections: int, timeout_s: float) -> Session:
@@ -329,10 +329,10 @@ class Session:
             request.extensions["trace"] = sockets.note
 
         openai = _openai()
-        http = openai.DefaultHttpxClient(**_http_options(endpoint, connections, prepare))
-        client = _without_headers(openai.OpenAI)(**_sdk_options(endpoint, http))
+        kinds = openai.OpenAI, openai.DefaultHttpxClient
+        client, http = _open_sdk(endpoint, connections, *kinds, prepare)
         session = cls(client, timeout_s, sockets)
-        session._closing = weakref.finalize(session, http.close)
+        weakref.finalize(session, _close_own, http, os.getpid())
         return session
 
     def send(self, request: Request) -> Reply | TransportError:
@@ -348,15 +348,13 @@ class Session:
         except Exception as error:  # noqa: BLE001 - what is not of the network is raised again
             return _answer_of(error)
 
-    def leave_to_parent(self) -> None:
-        """Close the child's copies of the connections, and touch nothing else."""
-        if self._closing is not None:
-            self._closing.detach()
-        self._sockets.close_in_child()
-        fork.keep_inherited(self)
+
+def _close_own(http: Any, pid: int) -> None:
+    if os.getpid() == pid:  # a forked child leaves the connections, and their locks, to the parent
+        http.close()
 
 
-class Transport(ForkAware):
+class Transport(fork.ForkAware):
     """The session of one client: kept while its endpoint stays the same.
 
     Args:
@@ -401,37 +399,24 @@ class Transport(ForkAware):
 
     def after_fork_in_child(self) -> None:
         """Leave the connections to the parent."""
-        session, self._session = self._session, None
+        fork.keep_inherited(self._session)
+        self._session = None
         self._lock = threading.Lock()
-        if session is not None:
-            session.leave_to_parent()
 
 
 # ---------------------------------------------------------------- tasks
 
 
-class AsyncSession:
-    """Connections to one endpoint, for the tasks of one event loop.
+class AsyncSession(_SessionBase):
+    """Connections to one endpoint, for the tasks of one loop, through an ``AsyncOpenAI``."""
 
-    Args:
-        client: An ``openai.AsyncOpenAI``.
-        timeout_s: How long one request may take, in seconds.
-        sockets: Its connections; empty for a client that was passed in.
-    """
-
-    def __init__(self, client: Any, timeout_s: float, sockets: Sockets | None = None) -> None:
-        self._client = client
-        self._timeout_s = timeout_s
-        self._sockets = sockets or Sockets()
-        self._closer: AsyncGenerator[None] | None = None
-        self._in_flight = 0
-        self._is_closing = False
+    _closer: AsyncGenerator[None] | None = None
+    _in_flight = 0
+    _is_closing = False
 
     @classmethod
     async def open(cls, endpoint: Endpoint, connections: int, timeout_s: float) -> AsyncSession:
         """Return a session of our own, closed with its loop at the latest."""
-        closers = _CLOSERS.get()
-        await closers.sweep()
         sockets = Sockets(endpoint.listener)
 
         async def prepare(request: Any) -> None:
@@ -439,10 +424,10 @@ class AsyncSession:
             request.extensions["trace"] = sockets.anote
 
         openai = _openai()
-        http = openai.DefaultAsyncHttpxClient(**_http_options(endpoint, connections, prepare))
-        client = _without_headers(openai.AsyncOpenAI)(**_sdk_options(endpoint, http))
+        kinds = openai.AsyncOpenAI, openai.DefaultAsyncHttpxClient
+        client, http = _open_sdk(endpoint, connections, *kinds, prepare)
         session = cls(client, timeout_s, sockets)
-        session._closer = await closers.add(session, http)
+        session._closer = await _keep_closer(session, http)
         return session
 
     async def send(self, request: Request) -> Reply | TransportError:
@@ -470,11 +455,6 @@ class AsyncSession:
         if self._closer is not None and self._in_flight == 0:
             await self._closer.aclose()
 
-    def leave_to_parent(self) -> None:
-        """Close the child's copies of the connections, and touch nothing else."""
-        self._sockets.close_in_child()
-        fork.keep_inherited(self)
-
 
 async def _close_at_end(http: Any) -> AsyncGenerator[None]:
     # A loop ends its asynchronous generators before it closes; nothing else shows in time that a
@@ -485,72 +465,50 @@ async def _close_at_end(http: Any) -> AsyncGenerator[None]:
         await http.aclose()
 
 
-class _Closers:
-    """Close the sessions of one loop.
-
-    A session that is collected cannot close itself: that takes several turns of a loop which may
-    be at its last. So its closer is kept here, until another session is opened or the loop ends.
-    """
-
-    def __init__(self) -> None:
-        self._closers: list[tuple[weakref.ref[AsyncSession], AsyncGenerator[None]]] = []
-
-    async def add(self, session: AsyncSession, http: Any) -> AsyncGenerator[None]:
-        """Return what closes ``http``, which ``session`` uses."""
-        closer = _close_at_end(http)
-        await anext(closer)
-        self._closers.append((weakref.ref(session), closer))
-        return closer
-
-    async def sweep(self) -> None:
-        """Close the connections of the sessions that were collected."""
-        unused = [closer for session, closer in self._closers if session() is None]
-        self._closers = [entry for entry in self._closers if entry[1] not in unused]
-        for closer in unused:
-            await closer.aclose()
+# A session that is collected cannot close itself: that takes several turns of a loop which may be
+# at its last. So its closer is kept here, until another session is opened or the loop ends.
+_CLOSERS: Final[LoopLocal[list[tuple[weakref.ref[AsyncSession], AsyncGenerator[None]]]]] = (
+    LoopLocal(list)
+)
 
 
-_CLOSERS: Final[LoopLocal[_Closers]] = LoopLocal(_Closers)
-
-
-class _Current:
-    """The current session of a loop."""
-
-    session: AsyncSession | None = None
-    endpoint: Endpoint | None = None
-
-    def leave_to_parent(self) -> None:
-        if self.session is not None:
-            self.session.leave_to_parent()
+async def _keep_closer(session: AsyncSession, http: Any) -> AsyncGenerator[None]:
+    """Return what closes ``http``, which ``session`` uses; close what is not used any more."""
+    closer = _close_at_end(http)
+    await anext(closer)
+    closers = _CLOSERS.get()
+    unused = [old for user, old in closers if user() is None]
+    closers[:] = [entry for entry in closers if entry[1] not in unused]
+    closers.append((weakref.ref(session), closer))
+    for old in unused:
+        await old.aclose()
+    return closer
 
 
 class AsyncTransport:
-    """The sessions of one client, one for each running loop; otherwise as ``Transport``.
-
-    Args:
-        connections: How many idle connections are kept.
-        timeout_s: How long one request may take, in seconds.
-        client: The user's own ``openai.AsyncOpenAI``, used as it is.
-    """
+    """The sessions of one client, one for each running loop; otherwise as ``Transport``."""
 
     def __init__(self, connections: int, timeout_s: float, client: Any = None) -> None:
         self._connections = connections
         self._timeout_s = timeout_s
         self._given = AsyncSession(client, timeout_s) if client is not None else None
-        self._current: LoopLocal[_Current] = LoopLocal(_Current, _Current.leave_to_parent)
+        self._sessions: LoopLocal[dict[Endpoint, AsyncSession]] = LoopLocal(dict)
 
     async def session(self, endpoint: Endpoint) -> AsyncSession:
         """Return the running loop's session for ``endpoint``."""
         if self._given is not None:
             return self._given
-        current = self._current.get()
-        if current.session is None or current.endpoint != endpoint:
-            current.session = await AsyncSession.open(endpoint, self._connections, self._timeout_s)
-            current.endpoint = endpoint
-        return current.session
+        sessions = self._sessions.get()
+        if endpoint not in sessions:
+            opened = await AsyncSession.open(endpoint, self._connections, self._timeout_s)
+            sessions.clear()
+            sessions[endpoint] = opened
+        return sessions[endpoint]
 
     async def close(self) -> None:
         """Close what the running loop has open; the next use opens it again."""
-        current = self._current.pop()
-        if current is not None and current.session is not None:
-            await current.session.close()
+        sessions = self._sessions.get()
+        closing = list(sessions.values())
+        sessions.clear()
+        for session in closing:
+            await session.close()

@@ -120,20 +120,13 @@ def _rows(raws: list[RawVector], native: int, shorter: int | None) -> Floats:
         )
     if all(isinstance(raw, bytes) for raw in raws):
         return np.frombuffer(b"".join(raws), "<f4").reshape(len(raws), -1)  # type: ignore[arg-type]
-    return np.stack([_numbers(raw, index) for index, raw in enumerate(raws)])
-
-
-def _numbers(raw: RawVector, index: int) -> Floats:
-    if isinstance(raw, bytes):
-        return np.frombuffer(raw, "<f4")
-    try:
-        with np.errstate(over="ignore"):  # to infinity, which is refused later
-            row = np.asarray(raw, np.float64).astype(np.float32)
-    except (TypeError, ValueError, OverflowError):
-        row = np.empty((0, 0), np.float32)
-    if row.ndim != 1:
-        raise BadReplyError(f"Vector {index} of the reply is not a list of numbers. {_ADVICE}")
-    return row
+    with np.errstate(over="ignore"):  # to infinity, which is refused later
+        return np.stack(
+            [
+                np.frombuffer(raw, "<f4") if isinstance(raw, bytes) else np.array(raw, np.float32)
+                for raw in raws
+            ]
+        )
 
 
 def to_lists(vectors: Floats) -> list[list[float]]:

@@ -8,13 +8,14 @@ neither the openai SDK nor numpy.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import re
 import struct
 import urllib.error
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final
@@ -22,7 +23,7 @@ from typing import Any, Final
 from emberd import catalog, model_card, model_files, probe
 from emberd.catalog import Model, is_unit
 from emberd.client import lengths, wire
-from emberd.client.wire import Embeddings, RawVector, Reply, Request, TransportError
+from emberd.client.wire import Reply, Request, TransportError
 from emberd.endpoint import Endpoint
 from emberd.errors import BadReplyError, ServerMismatchError, ServerUnavailableError, SettingError
 from emberd.probe import MODEL_INFO, MODELS, OLD_MODEL_INFO
@@ -38,8 +39,12 @@ _PROBE: Final = "emberd asks: is this the right model?"
 _FLOAT_BYTES: Final = 4
 _MOST_PROBES: Final = 4
 _NO_TASKS: Final = (None, "none", "embed")
+# Where the hub's libraries keep downloads: a path that names the model after all.
+_FETCHED: Final = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[^/]+/?$")
 
-Verification = Generator[Request, Reply | TransportError | None, Endpoint]
+Answer = Reply | TransportError
+
+Verification = Generator[Request, Answer | None, Endpoint]
 """Requests one after another; the answer to each is sent in (None only to begin)."""
 
 
@@ -68,12 +73,14 @@ def verify(
             sockets of this machine cannot be read.
     """
     pinned = listener or _listener(url)
-    found = _verify(url, api_key, spec, pinned, timeout_s)
-    # It may have begun to listen only after the first look-up. Then it is not known whether all
-    # responses came from the listener that is there now.
-    if pinned is None and (pinned := _listener(url)) is not None:
-        found = _verify(url, api_key, spec, pinned, timeout_s)
-    return replace(found, listener=pinned)
+    while True:
+        send = functools.partial(_send, url, api_key, timeout_s, pinned)
+        found = drive(steps(url, api_key, spec, timeout_s), send)
+        # It may have begun to listen only after the first look-up. Then it is not known whether all
+        # responses came from the listener that is there now, and it is verified again.
+        if pinned is not None or (now := _listener(url)) is None:
+            return replace(found, listener=pinned)
+        pinned = now
 
 
 def _listener(url: str) -> Listener | None:
@@ -88,116 +95,94 @@ def _listener(url: str) -> Listener | None:
         ) from error
 
 
-def _verify(
-    url: str, api_key: str | None, spec: ServerSpec, pinned: Listener | None, timeout_s: float
-) -> Endpoint:
-    verification = steps(url, api_key, spec, timeout_s)
-    answer: Reply | TransportError | None = None
+def drive(verification: Verification, send: Callable[[Request], Answer]) -> Endpoint:
+    """Return the verified endpoint; ``send`` sends each request of ``verification``."""
+    answer: Answer | None = None
     while True:
         try:
             request = verification.send(answer)
         except StopIteration as finished:
             found: Endpoint = finished.value
             return found
-        answer = _send(url, api_key, request, timeout_s, pinned)
+        answer = send(request)
 
 
 def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> Verification:
     """Do as ``verify``, for a driver that sends, and gives each request ``timeout_s``."""
-    verification = _steps(url, api_key, spec)
-    answer: Reply | TransportError | None = None
-    while True:
-        try:
-            request = verification.send(answer)
-        except StopIteration as finished:
-            found: Endpoint = finished.value
-            return found
-        answer = yield request
-        if isinstance(answer, TransportError) and answer.kind == "timeout":
-            raise ServerUnavailableError(
-                f"{url}{request.path} did not answer within {timeout_s:g} s. The server is busy, "
-                f"still loading or stuck: see its log, and try again later."
-            )
-
-
-def _steps(url: str, api_key: str | None, spec: ServerSpec) -> Verification:
     model = model_card.describe(spec.model)
-    entries = probe.entries(_object(_body(url, MODELS, (yield Request(MODELS)))))
+    ask = functools.partial(_ask, url, timeout_s)
+    entries = probe.entries(wire.parse_object((yield from ask(Request(MODELS)))))
     # Where the server lists its models, the other routes are optional: a gateway may close them.
     optional = bool(entries)
-    info = _object(_body(url, MODEL_INFO, (yield Request(MODEL_INFO)), optional=optional))
+    info = wire.parse_object((yield from ask(Request(MODEL_INFO), optional=optional)))
     if not info:
-        reply = yield Request(OLD_MODEL_INFO)
-        info = _object(_body(url, OLD_MODEL_INFO, reply, optional=optional))
+        info = wire.parse_object((yield from ask(Request(OLD_MODEL_INFO), optional=optional)))
     _check_kind(url, info)
     entry = _serving(url, spec.model, entries, info)
     name, server = str(entry["id"]), str(entry.get("owned_by") or "unknown")
-    body = yield from _embed(url, name, entries)
-    vector = _check_vector(url, model, body)
+    # Once per listed model, for a router may send each request to another server.
+    bodies: list[bytes] = []
+    while len(bodies) < (min(len(entries), _MOST_PROBES) or 1):
+        bodies.append((yield from ask(wire.embed_request(name, [_PROBE], None))) or b"")
+    vector = _vector(url, model, name, bodies)
     if model.end_of_text_id is not None:
         request = lengths.tokenize_request(server, name, _PROBE)
-        counted = _body(url, request.path, (yield request), optional=True)
-        _check_tokens(url, model, counted, body)
-    capacity = _capacity((yield Request(_SERVER_INFO))) if server == _SGLANG else None
-    context = _context_tokens(entry)
+        counted = yield from ask(request, optional=True)
+        _check_tokens(url, model, counted, bodies[-1])
+    capacity = None
+    if server == _SGLANG:
+        # A text with more tokens than the server can hold is not refused, but waits forever
+        # (0.5.23, tried).
+        info = wire.parse_object((yield from ask(Request(_SERVER_INFO), best_effort=True)))
+        capacity = info.get("max_total_num_tokens")
+    described = entry.get("meta")  # llama.cpp's
+    n_ctx = described.get("n_ctx") if isinstance(described, dict) else None
+    limits = (entry.get("max_model_len", n_ctx), capacity)
     return Endpoint(
         url=url,
         model=name,
         dimensions=len(vector),
-        context_tokens=min(filter(None, (context, capacity)), default=None),
+        context_tokens=min((n for n in limits if isinstance(n, int) and n), default=None),
         api_key=api_key,
         server=server,
         canary=vector,
     )
 
 
-def _capacity(reply: Reply | TransportError | None) -> int | None:
-    """Return how many tokens an SGLang server can hold; None when it does not say.
-
-    It does not refuse a longer text, but lets it wait forever (0.5.23, tried).
-    """
-    info = _object(reply.body if isinstance(reply, Reply) else None)
-    capacity = info.get("max_total_num_tokens")
-    return capacity if isinstance(capacity, int) else None
-
-
-def _embed(
-    url: str, name: str, entries: list[dict[str, Any]]
-) -> Generator[Request, Reply | TransportError | None, bytes]:
-    """Have the probe embedded: once per listed model, for a router may send each to another."""
-    request = wire.embed_request(name, [_PROBE], None)
-    bodies: list[bytes] = []
-    while len(bodies) < (min(len(entries), _MOST_PROBES) or 1):
-        bodies += [_body(url, request.path, (yield request)) or b""]
-    models = {_reply(url, body).model for body in bodies}
-    if len(models) > 1:
-        raise ServerMismatchError(
-            f"{url} lets several models answer for {name}: {', '.join(sorted(map(str, models)))}. "
-            f"Put servers of one model behind it, or give the base_url of one of them."
-        )
-    return bodies[-1]
-
-
-def _body(
-    url: str, path: str, reply: Reply | TransportError | None, *, optional: bool = False
-) -> bytes | None:
+def _ask(
+    url: str,
+    timeout_s: float,
+    request: Request,
+    *,
+    optional: bool = False,
+    best_effort: bool = False,
+) -> Generator[Request, Answer | None, bytes | None]:
     """Return the body of a good reply; None where the server has no such route.
 
     An ``optional`` route that is closed to this key (401 or 403) counts as missing: servers and
     gateways answer that for routes that they do not have, and the embedding itself proves the key.
+    With ``best_effort``, anything but a timeout counts as missing.
     """
+    reply = yield request
+    where = f"{url}{request.path}"
+    if isinstance(reply, TransportError) and reply.kind == "timeout":
+        raise ServerUnavailableError(
+            f"{where} did not answer within {timeout_s:g} s. The server is busy, still loading or "
+            f"stuck: see its log, and try again later."
+        )
+    if isinstance(reply, Reply) and reply.status == HTTPStatus.OK:
+        return reply.body
+    if best_effort:
+        return None
     if isinstance(reply, TransportError) and reply.kind == "changed":
         raise ServerUnavailableError(
-            f"Nothing was sent to {url}{path}: {reply.text}. Look at what listens there, and try "
-            f"again."
+            f"Nothing was sent to {where}: {reply.text}. Look at what listens there, and try again."
         )
     if not isinstance(reply, Reply):
         why = f" ({reply.text})" if reply is not None else ""
         raise ServerUnavailableError(
-            f"No response from {url}{path}{why}. Start the server there, or correct base_url."
+            f"No response from {where}{why}. Start the server there, or correct base_url."
         )
-    if reply.status == HTTPStatus.OK:
-        return reply.body
     said = wire.message(reply.body)
     if reply.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         if optional:
@@ -205,22 +190,14 @@ def _body(
         raise wire.unauthorized(reply.status, said, url)
     if reply.status in wire.BUSY:
         raise ServerUnavailableError(
-            f"{url}{path} answered {reply.status} ({said}): it is not ready. Try again later."
+            f"{where} answered {reply.status} ({said}): it is not ready. Try again later."
         )
-    if reply.status in wire.NO_ROUTE and path != wire.PATH:
+    if reply.status in wire.NO_ROUTE and request.path != wire.PATH:
         return None  # vLLM and llama.cpp have no /model_info, and a router only the old one
     raise ServerMismatchError(
-        f"{url}{path} answered {reply.status}: {said}. Start the server as an embedding server, "
-        f"or give the base_url of one."
+        f"{where} answered {reply.status}: {said}. Start the server as an embedding server, or "
+        f"give the base_url of one."
     )
-
-
-def _object(body: bytes | None) -> dict[str, Any]:
-    try:
-        found = wire.parse(body) if body is not None else None
-    except ValueError:
-        found = None
-    return found if isinstance(found, dict) else {}
 
 
 def _check_kind(url: str, info: dict[str, Any]) -> None:
@@ -266,33 +243,54 @@ def _serving(
 
 
 def _is_wanted(url: str, wanted: str, said: list[Any]) -> bool:
+    """Return whether one of ``said``, names and paths of a model, is the wanted model."""
+    said = [name for name in said if isinstance(name, str)]
     if probe.is_loopback(url):
         # Files say more than names, if both folders can be read.
-        seen = {holds_model(wanted, path) for path in said} - {None}
+        seen = {_holds_model(wanted, path) for path in said} - {None}
         if seen:
             return True in seen
-    return any(is_model(wanted, name) for name in said)
+    names = [
+        "/".join(found.groups()) if (found := _FETCHED.search(name)) else name for name in said
+    ]
+    return any(catalog.names(wanted, name) or catalog.names(name, wanted) for name in names)
 
 
-def _context_tokens(entry: dict[str, Any]) -> int | None:
-    described = entry.get("meta")  # llama.cpp's
-    n_ctx = described.get("n_ctx") if isinstance(described, dict) else None
-    context = entry.get("max_model_len", n_ctx)
-    return context if isinstance(context, int) else None
+def _holds_model(wanted: str, path: str) -> bool | None:
+    """Return whether the folder ``path`` of this machine holds the files of the folder ``wanted``.
 
+    Names of folders prove little: every training run writes one called ``checkpoint-500``, and a
+    link called ``current`` may lead to any of them.
 
-def _reply(url: str, body: bytes) -> Embeddings:
+    Returns:
+        None if one of them is not a folder here, or cannot be read.
+    """
+    if not os.path.isabs(path):
+        return None
     try:
-        return wire.read_embeddings(body, 1)
+        served, mine = model_files.content_hash(path), model_files.content_hash(wanted)
+    except SettingError:
+        return None
+    return None if served is None or mine is None else served == mine
+
+
+def _vector(url: str, model: Model, name: str, bodies: list[bytes]) -> tuple[float, ...]:
+    """Return the embedding of the last of ``bodies``, once all of them are checked."""
+    try:
+        replies = [wire.read_embeddings(body, 1) for body in bodies]
+        raw = replies[-1].vectors[0]
+        if isinstance(raw, bytes):
+            vector = struct.unpack(f"<{len(raw) // _FLOAT_BYTES}f", raw)
+        else:
+            vector = tuple(raw)
     except BadReplyError as error:
         raise ServerMismatchError(f"{url} returned an invalid embedding: {error}") from error
-
-
-def _check_vector(url: str, model: Model, body: bytes) -> tuple[float, ...]:
-    try:
-        vector = _numbers(_reply(url, body).vectors[0])
-    except OverflowError as error:
-        raise ServerMismatchError(f"{url} returned an invalid embedding: {error}") from error
+    models = {str(reply.model) for reply in replies}
+    if len(models) > 1:
+        raise ServerMismatchError(
+            f"{url} lets several models answer for {name}: {', '.join(sorted(models))}. Put "
+            f"servers of one model behind it, or give the base_url of one of them."
+        )
     if model.dimensions not in (None, len(vector)):
         raise ServerMismatchError(
             f"{url} gives vectors of {len(vector)} dimensions; {model.name} has "
@@ -305,12 +303,6 @@ def _check_vector(url: str, model: Model, body: bytes) -> tuple[float, ...]:
             f"computed wrongly, as in float16. Serve the model in bfloat16 or float32."
         )
     return vector
-
-
-def _numbers(raw: RawVector) -> tuple[float, ...]:
-    if isinstance(raw, bytes):
-        return struct.unpack(f"<{len(raw) // _FLOAT_BYTES}f", raw)
-    return tuple(float(number) for number in raw)
 
 
 def _check_tokens(url: str, model: Model, counted: bytes | None, embedded: bytes) -> None:
@@ -337,8 +329,8 @@ def _check_tokens(url: str, model: Model, counted: bytes | None, embedded: bytes
 
 
 def _send(
-    url: str, api_key: str | None, request: Request, timeout_s: float, listener: Listener | None
-) -> Reply | TransportError:
+    url: str, api_key: str | None, timeout_s: float, listener: Listener | None, request: Request
+) -> Answer:
     body = None if request.body is None else json.dumps(request.body).encode()
     try:
         found = probe.fetch(url, request.path, body, api_key, timeout_s, listener=listener)
@@ -349,39 +341,6 @@ def _send(
         if isinstance(reason, ValueError):
             # The message of urllib for a header that HTTP does not allow repeats the key.
             return TransportError("refused", "the request cannot be sent")
-        return TransportError(
-            "timeout" if isinstance(reason, TimeoutError) else "broken", str(reason)
-        )
+        late = isinstance(reason, TimeoutError)
+        return TransportError("timeout" if late else "broken", str(reason))
     return Reply(found.status, found.body)
-
-
-# Where the hub's libraries keep downloads: a path that names the model after all.
-_FETCHED: Final = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[^/]+/?$")
-
-
-def is_model(wanted: str, served: object) -> bool:
-    """Return whether ``served`` names ``wanted``: on the hub, or as a folder named like it."""
-    if not isinstance(served, str):
-        return False
-    fetched = _FETCHED.search(served)
-    name = "/".join(fetched.groups()) if fetched else served
-    return catalog.names(wanted, name) or catalog.names(name, wanted)
-
-
-def holds_model(wanted: str, path: object) -> bool | None:
-    """Return whether the folder ``path`` of this machine holds the files of the folder ``wanted``.
-
-    Names of folders prove little: every training run writes one called ``checkpoint-500``, and a
-    link called ``current`` may lead to any of them.
-
-    Returns:
-        None if one of them is not a folder here, or cannot be read.
-    """
-    if not isinstance(path, str) or not os.path.isabs(path):
-        return None
-    try:
-        served = model_files.content_hash(path)
-        mine = model_files.content_hash(wanted)
-    except SettingError:
-        return None
-    return None if served is None or mine is None else served == mine

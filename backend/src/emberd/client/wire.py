@@ -6,10 +6,9 @@ Any other is parsed again by hand, for an error that says what is wrong with it.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final, Literal
@@ -51,6 +50,7 @@ _SHOWN_CHARACTERS: Final = 300
 _SHOWN_BYTES: Final = 60
 _FLOAT_BYTES: Final = 4
 _NUMBERS: Final = frozenset({int, float})
+_NOT_JSON: Final = (ValueError, RecursionError)  # the second from deeply nested brackets
 _ADVICE: Final = "No vector of this reply is used. Check which server answers at this address."
 
 
@@ -221,52 +221,45 @@ def read_embeddings(body: bytes, count: int) -> Embeddings:
 
 def _read_by_hand(body: bytes, count: int) -> Embeddings:
     try:
-        reply = parse(body)
-    except ValueError:
-        raise BadReplyError(f"{_describe(body)} {_ADVICE}") from None
+        reply = json.loads(body)
+    except _NOT_JSON:
+        start = body.lstrip()[:_SHOWN_BYTES].decode("utf-8", "replace")
+        what = f"The reply of {len(body)} bytes is not JSON: {start!r}."
+        if start.startswith("<"):
+            what = f"The reply is a page of HTML or XML, not JSON: {start!r}."
+        elif start.startswith("{"):
+            what = f"The reply is JSON that breaks off after {len(body)} bytes."
+        raise BadReplyError(f"{what} {_ADVICE}") from None
     entries = reply.get("data") if isinstance(reply, dict) else None
     if not isinstance(entries, list):
         raise BadReplyError(f"The reply is JSON without a list of vectors ('data'). {_ADVICE}")
     if len(entries) != count:
         raise BadReplyError(f"The reply has {len(entries)} vectors for {count} texts. {_ADVICE}")
-    ordered: list[RawVector | None] = [None] * count
+    vectors: dict[int, RawVector] = {}
     for entry in entries:
-        index = _index(entry, count)
-        if ordered[index] is not None:
+        index = entry.get("index") if isinstance(entry, dict) else None
+        if type(index) is not int or not 0 <= index < count:
+            raise BadReplyError(
+                f"The reply has a vector with index {index!r} where 0 to {count - 1} are possible. "
+                f"{_ADVICE}"
+            )
+        if index in vectors:
             raise BadReplyError(f"The reply has two vectors for text {index}. {_ADVICE}")
-        ordered[index] = _raw_vector(entry.get("embedding"), index)
+        vectors[index] = _raw_vector(entry.get("embedding"), index)
     model = reply.get("model")
-    return Embeddings(
-        [raw for raw in ordered if raw is not None], model if isinstance(model, str) else None
-    )
-
-
-def _describe(body: bytes) -> str:
-    start = body.lstrip()[:_SHOWN_BYTES].decode("utf-8", "replace")
-    if start.startswith("<"):
-        return f"The reply is a page of HTML or XML, not JSON: {start!r}."
-    if start.startswith("{"):
-        return f"The reply is JSON that breaks off after {len(body)} bytes."
-    return f"The reply of {len(body)} bytes is not JSON: {start!r}."
-
-
-def _index(entry: Any, count: int) -> int:
-    index = entry.get("index") if isinstance(entry, dict) else None
-    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < count:
-        raise BadReplyError(
-            f"The reply has a vector with index {index!r} where 0 to {count - 1} are possible. "
-            f"{_ADVICE}"
-        )
-    return index
+    ordered = [vectors[index] for index in range(count)]
+    return Embeddings(ordered, model if isinstance(model, str) else None)
 
 
 def _raw_vector(embedding: Any, index: int) -> RawVector:
+    # By their types, because float would accept "1" and True too.
     if isinstance(embedding, list) and _NUMBERS.issuperset(map(type, embedding)):
-        return embedding  # NumPy would read "1" and True as numbers too
+        with suppress(OverflowError):  # an integer beyond any float
+            return [float(number) for number in embedding]
     if isinstance(embedding, str):
         try:
-            packed = base64.b64decode(embedding, validate=True)
-        except (binascii.Error, ValueError):
+            packed = pybase64.b64decode(embedding, validate=True)
+        except ValueError:
             packed = b"?"  # fails the length check below
         if len(packed) % _FLOAT_BYTES == 0:
             return packed
@@ -277,22 +270,18 @@ def _raw_vector(embedding: Any, index: int) -> RawVector:
 
 def prompt_tokens(body: bytes) -> int | None:
     """Return how many tokens the server says it read; None when it does not say."""
-    reply = parse(body)
-    usage = reply.get("usage") if isinstance(reply, dict) else None
+    usage = parse_object(body).get("usage")
     tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     return tokens if type(tokens) is int else None
 
 
-def parse(body: bytes) -> Any:
-    """Return ``body`` as JSON.
-
-    Raises:
-        ValueError: It is not JSON, or is nested more deeply than any reply is.
-    """
+def parse_object(body: bytes | None) -> dict[str, Any]:
+    """Return the JSON object in ``body``; an empty one if there is none."""
     try:
-        return json.loads(body)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+        found = json.loads(body or b"null")
+    except _NOT_JSON:
+        found = None
+    return found if isinstance(found, dict) else {}
 
 
 # ---------------------------------------------------------------- failures
@@ -306,7 +295,7 @@ def body_or_failure(outcome: Outcome, url: str) -> bytes | Failure:
         url: Root of the server, for the text of the error.
     """
     if isinstance(outcome.answer, TransportError):
-        return _transport_failure(outcome.answer, outcome, url)
+        return _transport_failure(outcome, outcome.answer, url)
     reply = outcome.answer
     if reply.status == HTTPStatus.OK:
         return reply.body
@@ -337,8 +326,8 @@ def unauthorized(status: int, said: str, url: str) -> AuthenticationError:
 def message(body: bytes) -> str:
     """Return the message in the body of an error, in any of the forms that servers use."""
     try:
-        said = parse(body)
-    except ValueError:
+        said = json.loads(body)
+    except _NOT_JSON:
         said = body.decode("utf-8", "replace")
     if isinstance(said, dict):  # SGLang is flat, OpenAI and vLLM nest; a wrong key is a bare text
         said = said.get("error") or said.get("message") or said.get("detail") or said
@@ -347,7 +336,7 @@ def message(body: bytes) -> str:
     return " ".join(str(said).split())[:_SHOWN_CHARACTERS].rstrip(". ") or "no reason given"
 
 
-def _transport_failure(error: TransportError, outcome: Outcome, url: str) -> Failure:
+def _transport_failure(outcome: Outcome, error: TransportError, url: str) -> Failure:
     tries = "one try" if outcome.tries == 1 else f"{outcome.tries} tries"
     if error.kind == "timeout":
         return RequestTimeoutError(

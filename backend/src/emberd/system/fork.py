@@ -74,6 +74,7 @@ def _before() -> None:
 def _after_in_parent() -> None:
     for thing in reversed(_notified):
         thing.after_fork_in_parent()
+    _notified.clear()  # or they would be kept until the next fork
     if _waited:
         _importing.release()
 

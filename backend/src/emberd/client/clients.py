@@ -1,0 +1,416 @@
+"""The clients for threads and for tasks. What to send next is decided by their ``job``."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+)
+from concurrent.futures import Future
+from contextlib import aclosing
+from queue import SimpleQueue
+from typing import Any, Final, Generic, Self, TypeVar
+
+from emberd.client import verify
+from emberd.client.batches import Batch, TextWindow, awindows, windows
+from emberd.client.coalesce import MergeKey, TaskMerger, ThreadMerger
+from emberd.client.inputs import check_texts
+from emberd.client.job import MOST_OPEN, Embedded, Job, JobWindow, Work
+from emberd.client.lengths import EndpointFacts
+from emberd.client.limits import LOOP_LIMITERS, PROCESS_LIMITER, CallSlots, LoopLocal, Slot
+from emberd.client.retry import Retries, RetryPolicy
+from emberd.client.transport import AsyncTransport, Transport
+from emberd.client.vectors import Floats, KnownVectors
+from emberd.client.wire import Embeddings, Outcome, Reply, Request, TransportError
+from emberd.endpoint import Endpoint
+from emberd.settings import ServerSpec, Settings
+from emberd.system import background
+
+R = TypeVar("R", Endpoint, Awaitable[Endpoint])
+OnDone = Callable[[int], None]
+"""Called with how many texts have their vector so far."""
+
+_Done = tuple[Job, Work, Outcome | Embeddings]
+
+_BEGINNING: Final[LoopLocal[asyncio.Lock]] = LoopLocal(asyncio.Lock)
+
+
+def _ignore(endpoint: Endpoint) -> None:
+    """Do nothing."""
+
+
+class _ClientBase(Generic[R]):
+    """What both clients have in common.
+
+    Args:
+        resolve: Returns where to send; called once a call.
+        settings: The caller's.
+        reconnect: Takes an endpoint that was lost and returns one to continue with, or raises;
+            None if a lost server cannot be replaced.
+        restarts: Whether ``reconnect`` brings a server back. Otherwise it only verifies what
+            listens at the address now, and is called if that is not what was verified before.
+        on_use: Called with the endpoint after each reply; from threads of the client too.
+        on_timeout: Called likewise when there was no answer in time.
+        sdk_client: The user's own ``openai.OpenAI`` or ``AsyncOpenAI``, used instead of one of
+            ours. Its sockets are the user's responsibility, across a fork too.
+        policy: When a request is sent again; by default fewer tries if a lost server is replaced.
+        cache: Asked for vectors before a server is.
+    """
+
+    def __init__(
+        self,
+        resolve: Callable[[], R],
+        settings: Settings,
+        *,
+        reconnect: Callable[[Endpoint], R] | None = None,
+        restarts: bool = True,
+        on_use: Callable[[Endpoint], None] = _ignore,
+        on_timeout: Callable[[Endpoint], None] = _ignore,
+        sdk_client: Any = None,
+        policy: RetryPolicy | None = None,
+        cache: KnownVectors | None = None,
+    ) -> None:
+        self._resolve: Callable[[], R] = resolve
+        self._settings = settings
+        self._reconnect: Callable[[Endpoint], R] | None = reconnect
+        self._restarts = restarts and reconnect is not None
+        self._on_use = on_use
+        self._on_timeout = on_timeout
+        self._cache = cache
+        self._policy = policy or RetryPolicy.usual(settings.timeout, can_reconnect=self._restarts)
+        self._facts = EndpointFacts()
+        self._set_up(sdk_client)
+
+    def _set_up(self, sdk_client: Any) -> None:
+        """Make what ``using`` shares between clients; no connection is opened."""
+        raise NotImplementedError
+
+    def using(self, settings: Settings) -> Self:
+        """Return a client with other settings that shares the connections of this one."""
+        twin = copy.copy(self)
+        twin._settings = settings
+        return twin
+
+    def _jobs(
+        self, template: str, on_done: OnDone | None = None, *, set_aside: bool = False
+    ) -> Callable[[TextWindow], Job]:
+        """Return what makes the job of a window."""
+        return lambda window: Job(
+            window.texts,
+            template,
+            self._settings,
+            can_reconnect=self._reconnect is not None,
+            restarts=self._restarts,
+            facts=self._facts,
+            cache=self._cache,
+            offset=window.offset,
+            on_done=on_done,
+            set_aside=set_aside,
+        )
+
+    def _report(self, endpoint: Endpoint, answer: Reply | TransportError) -> None:
+        if isinstance(answer, Reply):
+            self._on_use(endpoint)
+        elif answer.kind == "timeout":
+            self._on_timeout(endpoint)
+
+
+# ---------------------------------------------------------------- threads
+
+
+class Client(_ClientBase[Endpoint]):
+    """Embeds texts through an endpoint, from any number of threads.
+
+    Requests in flight are bounded over all clients of the process.
+    """
+
+    def _set_up(self, sdk_client: Any) -> None:
+        settings = self._settings
+        self._merger = ThreadMerger(can_reconnect=self._restarts)
+        self._transport = Transport(settings.max_concurrency, settings.timeout, sdk_client)
+
+    def embed(self, texts: Iterable[str], template: str, on_done: OnDone | None = None) -> Floats:
+        """Return the vectors of ``texts``, ``(n, dimensions)``, float32, each of norm one.
+
+        Args:
+            texts: Any number of texts.
+            template: The template, with ``{text}`` in it.
+            on_done: Called in this thread with how many texts have their vector so far.
+
+        Raises:
+            TextError: A text cannot be embedded; it has the index.
+            RequestError: The server refused, failed, or gave a wrong answer.
+        """
+        (embedded,) = self._run(iter([TextWindow(texts, 0)]), self._jobs(template, on_done))
+        return embedded.matrix
+
+    def stream(
+        self, texts: Iterable[str], template: str, *, set_aside: bool = False
+    ) -> Generator[Embedded]:
+        """Yield the vectors of ``texts`` in windows, a few of which are in memory at a time.
+
+        Args:
+            texts: Any number of texts, taken as they are needed.
+            template: The template, with ``{text}`` in it.
+            set_aside: A text that cannot be embedded gets its error instead of a vector.
+
+        Raises:
+            TextError: A text cannot be embedded; it has the index.
+            RequestError: As for ``embed``.
+        """
+        check_texts(texts)
+        return self._run(windows(texts), self._jobs(template, set_aside=set_aside))
+
+    def inspect(self, endpoint: Endpoint, spec: ServerSpec) -> Endpoint:
+        """Verify the server at ``endpoint`` through this client's own connections.
+
+        Raises:
+            ServerMismatchError: It does not serve ``spec``.
+            RequestError: It does not answer, or requires another key.
+        """
+        steps = verify.steps(endpoint.url, endpoint.api_key, spec, self._settings.timeout)
+        return verify.drive(steps, self._transport.session(endpoint).send)
+
+    def close(self) -> None:
+        """Close the connections; the next use opens them again."""
+        self._transport.close()
+
+    def _run(
+        self, source: Iterator[TextWindow], job_of: Callable[[TextWindow], Job]
+    ) -> Generator[Embedded]:
+        jobs = JobWindow(self._settings.max_concurrency)
+        slots = CallSlots(PROCESS_LIMITER, self._settings.max_concurrency, group=self._merger)
+        finished: SimpleQueue[Future[_Done]] = SimpleQueue()
+        try:
+            while True:
+                while len(jobs) < MOST_OPEN and (window := next(source, None)) is not None:
+                    job = job_of(window)
+                    if self._cache is not None:
+                        job.read_cache()
+                    if not job.done:
+                        job.attach(self._resolve())
+                    jobs.append(job)
+                if jobs and jobs[0].done:
+                    yield jobs.popleft().result()
+                elif not jobs:
+                    return
+                else:
+                    self._step(jobs, slots, finished)
+        finally:
+            slots.abandon()
+
+    def _step(
+        self, jobs: JobWindow, slots: CallSlots, finished: SimpleQueue[Future[_Done]]
+    ) -> None:
+        """Send what may be sent, and wait for one result."""
+        for job in jobs:
+            if job.lost and self._reconnect is not None:
+                job.attach(self._reconnect(job.endpoint))
+        taken = list(iter(jobs.take, None))
+        if taken and jobs.in_flight == 1:
+            job, work, outcome = self._perform(*taken[0], slots)
+        else:
+            # In daemon threads: a request that an error or Ctrl-C leaves behind delays neither the
+            # caller nor the end of the process.
+            for job, work in taken:
+                call = functools.partial(self._perform, job, work, slots)
+                background.run(call, "embed").add_done_callback(finished.put)
+            job, work, outcome = finished.get().result()
+        # Decoded here and not in the threads of the workers: these would only wait for each other's
+        # turn to run, and each would hold memory of its own for it.
+        result = job.settle(work, outcome)
+        if self._cache is not None:
+            job.write_cache(work, result)
+
+    def _perform(self, job: Job, work: Work, slots: CallSlots) -> _Done:
+        request = job.request(work)
+        exchange = functools.partial(self._exchange, job.endpoint, slots)
+        if isinstance(work, Batch) and not work.crash_count:
+            key = MergeKey.of(job.endpoint, request, self._settings.batch_size)
+            return job, work, self._merger.send(key, request, work.tokens, slots, exchange)
+        # The server may have crashed on it: batches that are in flight with it would be suspected
+        # too.
+        return job, work, exchange(request, None, exclusive=isinstance(work, Batch))
+
+    def _exchange(
+        self,
+        endpoint: Endpoint,
+        slots: CallSlots,
+        request: Request,
+        slot: Slot | None,
+        *,
+        exclusive: bool = False,
+    ) -> Outcome:
+        """Send a request, again if need be, in ``slot`` or in one of its own.
+
+        The slot is held until the last try: between two tries of a request that may crash the
+        server, no other request of this client may be in flight either.
+        """
+        session = self._transport.session(endpoint)
+        slot = slot or slots.acquire(exclusive=exclusive)
+        try:
+            retries = Retries(self._policy)
+            while True:
+                answer = session.send(request)
+                self._report(endpoint, answer)
+                step = retries.after(answer)
+                if isinstance(step, Outcome):
+                    return step
+                slots.sleep(step)
+        finally:
+            slot.release()
+
+
+# ---------------------------------------------------------------- tasks
+
+
+class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
+    """Embeds texts through an endpoint, from any event loop.
+
+    Each loop has its own connections. Requests in flight are bounded for each loop, over all
+    clients.
+    """
+
+    def _set_up(self, sdk_client: Any) -> None:
+        settings = self._settings
+        self._mergers: LoopLocal[TaskMerger] = LoopLocal(
+            functools.partial(TaskMerger, can_reconnect=self._restarts)
+        )
+        self._transport = AsyncTransport(settings.max_concurrency, settings.timeout, sdk_client)
+
+    async def embed(
+        self,
+        texts: Iterable[str],
+        template: str,
+        on_done: Callable[[int], None] | None = None,
+    ) -> Floats:
+        """Do as ``Client.embed``."""
+        run = self._run(_one(TextWindow(texts, 0)), self._jobs(template, on_done))
+        async with aclosing(run):
+            return (await anext(run)).matrix
+
+    def stream(
+        self,
+        texts: Iterable[str] | AsyncIterable[str],
+        template: str,
+        *,
+        set_aside: bool = False,
+    ) -> AsyncGenerator[Embedded]:
+        """Do as ``Client.stream``, also for texts from an asynchronous iterable."""
+        check_texts(texts)
+        return self._run(awindows(texts), self._jobs(template, set_aside=set_aside))
+
+    async def inspect(self, endpoint: Endpoint, spec: ServerSpec) -> Endpoint:
+        """Do as ``Client.inspect``."""
+        session = await self._transport.session(endpoint)
+        steps = verify.steps(endpoint.url, endpoint.api_key, spec, self._settings.timeout)
+        answer: Reply | TransportError | None = None
+        while True:
+            try:
+                request = steps.send(answer)
+            except StopIteration as finished:
+                found: Endpoint = finished.value
+                return found
+            answer = await session.send(request)
+
+    async def close(self) -> None:
+        """Close the connections of this loop; the next use opens them again."""
+        await self._transport.close()
+
+    async def _run(
+        self, source: AsyncIterator[TextWindow], job_of: Callable[[TextWindow], Job]
+    ) -> AsyncGenerator[Embedded]:
+        jobs = JobWindow(self._settings.max_concurrency)
+        tasks: set[asyncio.Task[_Done]] = set()
+        try:
+            while True:
+                while len(jobs) < MOST_OPEN and (window := await anext(source, None)) is not None:
+                    await _turn()
+                    job = job_of(window)
+                    if self._cache is not None:
+                        await asyncio.to_thread(job.read_cache)
+                    if not job.done:
+                        job.attach(await self._resolve())
+                    jobs.append(job)
+                if jobs and jobs[0].done:
+                    yield jobs.popleft().result()
+                elif not jobs:
+                    return
+                else:
+                    await self._step(jobs, tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _step(self, jobs: JobWindow, tasks: set[asyncio.Task[_Done]]) -> None:
+        """Send what may be sent, and wait for at least one result."""
+        for job in jobs:
+            if job.lost and self._reconnect is not None:
+                job.attach(await self._reconnect(job.endpoint))
+        while (taken := jobs.take()) is not None:
+            tasks.add(asyncio.create_task(self._perform(*taken)))
+        finished, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in finished:
+            tasks.remove(task)
+            job, work, outcome = task.result()
+            result = job.settle(work, outcome)
+            if self._cache is not None:
+                await asyncio.to_thread(job.write_cache, work, result)
+
+    async def _perform(self, job: Job, work: Work) -> _Done:
+        request = job.request(work)
+        exchange = functools.partial(self._exchange, job.endpoint)
+        if isinstance(work, Batch) and not work.crash_count:
+            key = MergeKey.of(job.endpoint, request, self._settings.batch_size)
+            merger = self._mergers.get()
+            answer = await merger.send(key, request, work.tokens, self._acquire, exchange)
+            return job, work, answer
+        # As in ``Client``.
+        return job, work, await exchange(request, None, exclusive=isinstance(work, Batch))
+
+    async def _exchange(
+        self, endpoint: Endpoint, request: Request, slot: Slot | None, *, exclusive: bool = False
+    ) -> Outcome:
+        """Do as ``Client._exchange``."""
+        slot = slot or await self._acquire(exclusive=exclusive)
+        try:
+            retries = Retries(self._policy)
+            while True:
+                # Looked up each time: between two tries the session may be closed.
+                session = await self._transport.session(endpoint)
+                answer = await session.send(request)
+                self._report(endpoint, answer)
+                step = retries.after(answer)
+                if isinstance(step, Outcome):
+                    return step
+                await asyncio.sleep(step)
+        finally:
+            slot.release()
+
+    def _acquire(self, *, exclusive: bool = False) -> Awaitable[Slot]:
+        limit = self._settings.max_concurrency
+        return LOOP_LIMITERS.get().acquire(limit, self._mergers, exclusive=exclusive)
+
+
+async def _turn() -> None:
+    """Wait until no other call has begun in this turn of the loop.
+
+    LlamaIndex makes hundreds of calls at once, and together they would delay all other tasks.
+    """
+    beginning = _BEGINNING.get()
+    await beginning.acquire()
+    asyncio.get_running_loop().call_soon(beginning.release)  # so it is free in the next turn
+
+
+async def _one(window: TextWindow) -> AsyncGenerator[TextWindow]:
+    yield window
