@@ -46,6 +46,9 @@ def pytest_configure(config: pytest.Config) -> None:
     root = Path(tempfile.mkdtemp(prefix="emb-"))
     config.stash[_ROOT] = root
     config.stash[_ROOTS].append(str(root))
+    # Servers keep a folder there, and a test may look at all of them.
+    (root / "tmp").mkdir()
+    os.environ["TMPDIR"] = tempfile.tempdir = str(root / "tmp")
     if is_worker:
         # For the controller, which says where the logs are.
         config.workeroutput["root"] = str(root)  # type: ignore[attr-defined]

@@ -173,7 +173,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 @contextmanager
 def opened(python: str, user: int = VICTIM) -> Iterator[Field]:
     """Give each of the two users a private folder; at the end both are gone."""
-    folder = Path(tempfile.mkdtemp(prefix="squatters-"))
+    folder = Path(tempfile.mkdtemp(prefix="squatters-", dir="/tmp"))
     folder.chmod(0o711)
     for name, owner in (("victim", user), ("attacker", ATTACKER)):
         (folder / name).mkdir(mode=0o700)
