@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from emberd.doctor.findings import Finding, Level, Part, note, ok
 from emberd.doctor.wanted import Wanted
 from emberd.errors import StartError
 from emberd.manager import discovery
+from emberd.manager.state import ServerSnapshot, ServerStatus
 from emberd.settings import ServerSpec
 from emberd.system import listeners
 from emberd.verified_manager import Manager
@@ -211,9 +213,13 @@ def test_a_failure_that_quotes_a_log_shows_no_key(
     spec = ServerSpec("stub/x?faults=dies-at-start", engine="stubs.engine")
     with pytest.raises(StartError):
         manager.ensure(spec)
-    monkeypatch.setattr(
-        "emberd.manager.state.ServerSnapshot._detail", lambda *_: f"ServerArgs(api_key='{SECRET}')"
-    )
+    status = ServerSnapshot.status
+
+    def quoting(seen: ServerSnapshot) -> ServerStatus | None:
+        was = status(seen)
+        return was and replace(was, detail=f"ServerArgs(api_key='{SECRET}')")
+
+    monkeypatch.setattr(ServerSnapshot, "status", quoting)
     text = written({"model": spec.model, "engine": "stubs.engine"})
     assert "ServerArgs(api_key=***)" in text
     assert SECRET not in text
