@@ -23,7 +23,7 @@ from source_tree import PACKAGES, ROOT, Module
 # Names that several files or classes of the backend share. Take out what has become unique, and add
 # nothing but a pair that is the same thing in two packages.
 SHARED_FILE_NAMES: Final = {
-    *("__init__.py", "__main__.py", "app.py", "base.py", "engine.py", "env.py", "wire.py"),
+    *("__init__.py", "__main__.py", "app.py", "base.py", "engine.py", "wire.py"),
 }
 SHARED_CLASS_NAMES: Final = {"Reply", "_Entry", "_Server"}
 

@@ -20,8 +20,8 @@ from emberd.doctor import report as doctor_report
 from emberd.doctor.findings import Finding, Level, Part, note, ok
 from emberd.doctor.wanted import Wanted
 from emberd.errors import StartError
-from emberd.manager import ServerStatus, discovery
-from emberd.manager.state import ServerSnapshot
+from emberd.manager import discovery
+from emberd.manager.state import ServerSnapshot, ServerStatus
 from emberd.settings import ServerSpec
 from emberd.system import listeners
 from emberd.verified_manager import Manager
@@ -215,9 +215,9 @@ def test_a_failure_that_quotes_a_log_shows_no_key(
         manager.ensure(spec)
     status = ServerSnapshot.status
 
-    def quoting(snapshot: ServerSnapshot) -> ServerStatus | None:
-        told = status(snapshot)
-        return told and replace(told, detail=f"ServerArgs(api_key='{SECRET}')")
+    def quoting(seen: ServerSnapshot) -> ServerStatus | None:
+        was = status(seen)
+        return was and replace(was, detail=f"ServerArgs(api_key='{SECRET}')")
 
     monkeypatch.setattr(ServerSnapshot, "status", quoting)
     text = written({"model": spec.model, "engine": "stubs.engine"})
