@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from embedding import KINDS, QUICK, Kind, embed
 from emberd.client.retry import RetryPolicy
+from emberd.client.vectors import Floats
 from emberd.endpoint import Endpoint
 from emberd.errors import (
     AuthenticationError,
@@ -119,6 +121,34 @@ def test_an_error_of_the_progress_callback_is_raised(kind: Kind, server: FakeSer
 
     with pytest.raises(LookupError):
         embed(kind, server.endpoint, _texts(50), batch_size=8, on_done=fail)
+
+
+class _Kept:
+    """A cache that is empty and records what it is given."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def recall(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.bool_], Floats]:
+        return np.zeros(len(texts), bool), np.empty((0, 16), np.float32)
+
+    def keep(self, texts: Sequence[str], vectors: Floats) -> None:
+        self.texts += texts
+
+
+def test_vectors_are_cached_before_progress_is_reported(kind: Kind, server: FakeServer) -> None:
+    kept = _Kept()
+
+    def fail(finished: int) -> None:
+        if finished:
+            raise LookupError(finished)
+
+    with pytest.raises(LookupError) as raised:
+        embed(
+            kind, server.endpoint, _texts(8), batch_size=8, on_done=fail, callbacks={"cache": kept}
+        )
+    assert raised.value.args == (8,)
+    assert len(kept.texts) == 8
 
 
 def test_use_is_reported_after_each_answer(kind: Kind, server: FakeServer) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import waiting
 from embedding import QUICK
+from emberd.client import coalesce
 from emberd.client.clients import AsyncClient, Client
 from emberd.client.coalesce import MergeKey, ThreadMerger
 from emberd.client.limits import CallSlots, ConcurrencyLimiter, Slot
@@ -371,6 +372,29 @@ def test_a_thread_that_is_interrupted_takes_nothing_along(server: FakeServer) ->
     assert len(limiter.queue.held) == 0
     assert [type(end) for end in ends if isinstance(end, BaseException)] == [KeyboardInterrupt]
     assert server.embedded == [["second"]]
+
+
+class _Interrupted(threading.Event):
+    """An event of which the first ``set`` is interrupted before it wakes those who wait."""
+
+    def set(self) -> None:
+        if not self.is_set():
+            self._flag = True
+            raise KeyboardInterrupt
+        super().set()
+
+
+def test_thread_gets_its_answer_although_the_first_one_was_interrupted() -> None:
+    answer = coalesce._ThreadAnswer()
+    answer._is_done = _Interrupted()
+    waiting_thread = threading.Thread(target=answer.result, daemon=True)
+    waiting_thread.start()
+    waiting.until(lambda: answer._is_done._cond._waiters)  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt):
+        answer.set_result(None)
+    answer.set_result(None)
+    waiting_thread.join(30)
+    assert not waiting_thread.is_alive()
 
 
 def test_threads_get_errors_of_a_reply_that_is_no_text_at_all(server: FakeServer) -> None:

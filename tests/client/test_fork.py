@@ -22,6 +22,7 @@ from emberd.client.clients import AsyncClient, Client
 from emberd.client.limits import CallSlots
 from emberd.endpoint import Endpoint
 from emberd.settings import Settings
+from emberd.system import fork
 from fake_server import MODEL, FakeServer, vectors_of
 
 pytestmark = [
@@ -105,6 +106,43 @@ def test_a_child_may_have_children(server: FakeServer) -> None:
 
     assert _in_child(child) is True
     client.close()
+
+
+class _Counted(fork.ForkAware):
+    calls = 0
+
+    def after_fork_in_child(self) -> None:
+        self.calls += 1
+
+
+def test_every_object_is_called_at_each_fork_of_a_forked_child(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[object] = []
+    monkeypatch.setattr(fork._LOG, "exception", lambda *args: errors.append(args))
+    client = Client(lambda: server.endpoint, SETTINGS)
+    client.embed(["first use"], "{text}")
+    counted = [_Counted() for _ in range(50)]
+    for each in counted:
+        fork.register(each)
+
+    def grandchild() -> list[Any]:
+        return [len(errors), *{each.calls for each in counted}]
+
+    assert _in_child(lambda: _in_child(grandchild)) == [0, 2]
+    client.close()
+
+
+class _Failing(fork.ForkAware):
+    def after_fork_in_child(self) -> None:
+        raise OSError("closed")
+
+
+def test_an_object_that_fails_after_a_fork_does_not_keep_others_from_being_called() -> None:
+    things = [_Failing(), *(_Counted() for _ in range(50)), _Failing()]
+    for each in things:
+        fork.register(each)
+    assert _in_child(lambda: [each.calls for each in things[1:-1]]) == [1] * 50  # type: ignore[attr-defined]
 
 
 def test_a_child_holds_none_of_its_parents_connections(server: FakeServer) -> None:

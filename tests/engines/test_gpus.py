@@ -69,6 +69,15 @@ def test_the_visible_gpus_are_those_that_cuda_would_show(
     assert uuids({} if named is None else {"CUDA_VISIBLE_DEVICES": named}) == expected
 
 
+def test_old_binding_that_returns_bytes_gives_the_same_names(nvml: Nvml) -> None:
+    # The distribution pynvml before 11.5 hides that of nvidia-ml-py where both are installed.
+    nvml.driver = b"580.1"  # type: ignore[assignment]
+    nvml.cards = [Card(b"GPU-aaaa", b"NVIDIA A10G")]  # type: ignore[arg-type]
+    found = survey({"CUDA_VISIBLE_DEVICES": "GPU-aaaa"})
+    assert found.driver == "580.1"
+    assert [(gpu.uuid, gpu.name) for gpu in found.gpus] == [("GPU-aaaa", "NVIDIA A10G")]
+
+
 @pytest.mark.parametrize("named", ["", "-1", "9"])
 def test_hidden_gpus_are_a_problem_that_names_the_variable(nvml: Nvml, named: str) -> None:
     problem = survey({"CUDA_VISIBLE_DEVICES": named}).problem or ""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 
 import leftovers
 import waiting
-from emberd.manager import orphan_reaper
+from emberd.manager import orphan_reaper, process_tree
 from emberd.verified_manager import Manager
 from homes import Stub
 
@@ -50,6 +52,26 @@ def test_killed_orphan_reaper_is_replaced(server: None, home: Path) -> None:
     waiting.until(lambda: [p for p in running(home, "orphan_reaper.py") if p.pid != first.pid])
     running(home, "emberd.verified_manager")[0].send_signal(signal.SIGKILL)
     waiting.until(lambda: not leftovers.find([str(home)]))
+
+
+def test_collected_reaper_object_ends_no_process(tmp_path: Path) -> None:
+    mark = "TESTED_MARK"
+    environment = {**os.environ, mark: "value"}
+    sleeper = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)"], env=environment
+    )
+    reaper = process_tree.OrphanReaper(f"{mark}=value", tmp_path / "inodes")
+    pid = reaper.pid
+    assert pid is not None
+    pipe = reaper._pipe
+    assert pipe is not None
+    del reaper
+    gc.collect()
+    with pytest.raises(subprocess.TimeoutExpired):
+        sleeper.wait(1)
+    os.close(pipe)  # as if this process had ended
+    sleeper.wait(30)
+    os.waitpid(pid, 0)
 
 
 def test_stop_ends_the_orphan_reaper(server: None, manager: Manager, home: Path) -> None:

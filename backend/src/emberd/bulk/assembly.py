@@ -63,6 +63,7 @@ def assemble(
     if not request.is_jsonl:
         write(parts, target, None, on_part)
         return
+    on_part(0)  # the types are found first, which takes a while for many parts
     tables = (part.table([LINE]) for part in parts)
     lines = chain.from_iterable(table.column(0).to_pylist() for table in tables)
     columns = _JsonColumns(lines, request.column)

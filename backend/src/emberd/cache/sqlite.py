@@ -93,8 +93,8 @@ _COUNT: Final = "SELECT count(*) FROM entries"
 _OLDEST: Final = "SELECT id FROM entries ORDER BY used, id LIMIT ?"
 
 _ADVICE: Final = (
-    "Delete the file if it is corrupt; otherwise fix the cause, or set another file: "
-    "sqlite:///absolute/path.db"
+    "If the file is corrupt, delete it together with its -wal and -shm files; otherwise fix the "
+    "cause, or set another file: sqlite:///absolute/path.db"
 )
 
 T = TypeVar("T")

@@ -230,6 +230,7 @@ class Client(_ClientBase[Endpoint]):
         result = job.settle(work, outcome)
         if self._cache is not None:
             job.write_cache(work, result)
+        job.report()
 
     def _perform(self, job: Job, work: Work, slots: CallSlots) -> _Done:
         request = job.request(work)
@@ -366,6 +367,7 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
             result = job.settle(work, outcome)
             if self._cache is not None:
                 await asyncio.to_thread(job.write_cache, work, result)
+            job.report()
 
     async def _perform(self, job: Job, work: Work) -> _Done:
         request = job.request(work)

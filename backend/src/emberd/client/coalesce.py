@@ -14,7 +14,6 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from concurrent import futures
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -59,6 +58,32 @@ Answer = Outcome | Embeddings | None
 """A part of an answer, or the outcome of a request; None if the batch is to be sent by itself."""
 
 
+class _ThreadAnswer:
+    """What a thread waits for.
+
+    Unlike with a ``Future``, a call that was interrupted may be repeated, and wakes the thread.
+    """
+
+    def __init__(self) -> None:
+        self._is_done = threading.Event()
+        self._answer: Answer = None
+
+    def done(self) -> bool:
+        return self._is_done.is_set()
+
+    def set_result(self, answer: Answer) -> None:
+        if not self._is_done.is_set():
+            self._answer = answer
+        self._is_done.set()
+
+    def cancel(self) -> None:
+        self._is_done.set()
+
+    def result(self) -> Answer:
+        self._is_done.wait()
+        return self._answer
+
+
 @dataclass(slots=True, eq=False)
 class _Entry:
     """A batch that waits: for a request, and then for its part of the answer.
@@ -73,13 +98,13 @@ class _Entry:
 
     request: Request
     tokens: int
-    answer: futures.Future[Answer] | asyncio.Future[Answer]
+    answer: _ThreadAnswer | asyncio.Future[Answer]
     sent_with: Sequence[_Entry] = ()
     task: asyncio.Task[None] | None = None
 
     def give(self, answer: Answer) -> None:
         """Answer it, unless it is over."""
-        with suppress(futures.InvalidStateError, asyncio.InvalidStateError):
+        with suppress(asyncio.InvalidStateError):
             self.answer.set_result(answer)
 
 
@@ -172,13 +197,13 @@ class ThreadMerger(fork.ForkAware):
             slots: The slots of the call.
             exchange: Sends a request, in this thread.
         """
-        answer: futures.Future[Answer] = futures.Future()
+        answer = _ThreadAnswer()
         mine = _Entry(request, tokens, answer)
         with self._lock:
             queue = self._queues.setdefault(key, deque())
             queue.append(mine)
         try:
-            while not mine.sent_with:
+            while not (mine.sent_with or answer.done()):
                 self._send_first(key, queue, mine, slots, exchange)
             given = answer.result()
         finally:
@@ -194,7 +219,7 @@ class ThreadMerger(fork.ForkAware):
         slots: CallSlots,
         exchange: Exchange,
     ) -> None:
-        slot = slots.acquire_unless(lambda: bool(mine.sent_with))
+        slot = slots.acquire_unless(lambda: bool(mine.sent_with) or mine.answer.done())
         if slot is None:
             return
         entries: list[_Entry] = []
@@ -305,7 +330,7 @@ class TaskMerger:
             raise
         except Exception as error:  # noqa: BLE001 - raised again by the callers
             if len(entries) == 1 and not entries[0].answer.done():
-                entries[0].answer.set_exception(error)
+                entries[0].answer.set_exception(error)  # type: ignore[union-attr]  # a task's
             for entry in entries:
                 entry.give(None)
         finally:

@@ -8,6 +8,7 @@ The driver takes work while there is some, sends it, and settles each outcome::
         while (work := job.take()) is not None:
             send(job.request(work))
         job.settle(*receive())
+        job.report()
 
 A stream has a job for each window; two are open at a time, so that the server is busy at the end
 of a window too.
@@ -295,8 +296,11 @@ class Job:
         else:
             self._put(work.indices, result)  # type: ignore[arg-type]
             self._recoveries_without_progress = 0
-        self._on_done(self.finished)
         return result
+
+    def report(self) -> None:
+        """Report how many texts are finished, after their vectors were stored."""
+        self._on_done(self.finished)
 
     def _read(self, work: Work, outcome: Outcome | Embeddings) -> Result:
         endpoint = self.endpoint

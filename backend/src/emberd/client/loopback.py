@@ -128,6 +128,9 @@ class LoopbackSession(fork.ForkAware):
         """Close the child's copies of the connections, and touch nothing else."""
         for connection in list(self._all):
             connection.leave()
+        # Descriptors with these numbers may be others at the next fork.
+        self._all = weakref.WeakSet()
+        self._idle.clear()
 
     def _connection(self) -> _Connection:
         with self._lock:
@@ -200,8 +203,9 @@ class _Connection(http.client.HTTPConnection):
 
     def leave(self) -> None:
         """Close this process's copy of the socket, also while a reply is read from it."""
-        if self.sock is not None:
-            os.close(self.sock.detach())
+        inherited, self.sock = self.sock, None
+        if inherited is not None:
+            os.close(inherited.detach())
 
 
 class _DeadlineSocket(socket.socket):

@@ -140,6 +140,8 @@ class Sockets(fork.ForkAware):
             nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             os.dup2(nothing, inherited.fileno(), inheritable=False)
             os.close(nothing)
+        # Descriptors with these numbers may be others at the next fork.
+        self._streams = weakref.WeakSet()
 
 
 # Both replace the ``read`` of a network stream of httpcore's. By a weak reference: the stream holds

@@ -179,10 +179,11 @@ def _home(home: Path) -> Finding:
 
 def _locks(descriptor: int) -> Finding:
     try:
-        locked = file_lock.try_lock(descriptor)
+        if not file_lock.try_lock(descriptor):  # no other process has this file
+            return problem("locks", "file locks do not work", _ELSEWHERE)
         # Only Linux has this path, which opens the file a second time.
         with suppress(FileNotFoundError), open(f"/proc/self/fd/{descriptor}", "r+b") as again:
-            if locked and file_lock.try_lock(again.fileno()):
+            if file_lock.try_lock(again.fileno()):
                 return problem("locks", "two processes can hold the same file lock", _ELSEWHERE)
     except OSError as error:
         return problem("locks", f"file locks do not work ({error.strerror})", _ELSEWHERE)

@@ -114,7 +114,7 @@ def freest(gpus: Sequence[Gpu], count: int = 1, locked: Sequence[str] = ()) -> t
 
 
 def _look(nvml: Any, environ: Mapping[str, str]) -> Survey:
-    driver = str(nvml.nvmlSystemGetDriverVersion())
+    driver = _text(nvml.nvmlSystemGetDriverVersion())
     try:
         version = int(nvml.nvmlSystemGetCudaDriverVersion_v2())  # 13020 is CUDA 13.2
         cuda = (version // 1000, version % 1000 // 10)
@@ -148,8 +148,8 @@ def _card(nvml: Any, index: int) -> Iterator[Gpu]:
         memory = nvml.nvmlDeviceGetMemoryInfo(part)
         yield Gpu(
             index=index,
-            uuid=str(nvml.nvmlDeviceGetUUID(part)),
-            name=str(nvml.nvmlDeviceGetName(part)),
+            uuid=_text(nvml.nvmlDeviceGetUUID(part)),
+            name=_text(nvml.nvmlDeviceGetName(part)),
             total_bytes=int(memory.total),
             free_bytes=int(memory.free),
             capability=(int(major), int(minor)),
@@ -218,3 +218,8 @@ def _explain(error: Any) -> str:
             "NVIDIA_DRIVER_CAPABILITIES=compute,utility"
         )
     return "no NVIDIA driver: its management library (libnvidia-ml.so.1) is not on this machine"
+
+
+def _text(value: str | bytes) -> str:
+    # The distribution pynvml before 11.5 has the same import name and returns bytes.
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

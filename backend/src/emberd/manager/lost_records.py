@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -92,17 +93,24 @@ def await_record(folder: Path, timing: Timing, deadline_s: float = math.inf) -> 
     )
 
 
-def server_status(seen: ServerSnapshot) -> ServerStatus | None:
+def server_status(
+    seen: ServerSnapshot, marks: Callable[[], Iterable[processes.Mark]] = processes.marks
+) -> ServerStatus | None:
     """Return what is known about a server; None if no server was ever started in its folder.
 
     Without a record, it is a running supervisor, or orphans of a dead one.
+
+    Args:
+        seen: The folder of the server.
+        marks: Reads the marked processes, which takes some milliseconds.
     """
     if seen.record is not None:
         return seen.status()
     lock = locks.liveness_path(seen.folder)
     # All processes are read only for a folder in which a server was started once.
     is_used = seen.alive or lock.exists()
-    marked = [each.pid for each in processes.marked(str(seen.folder))] if is_used else []
+    folder = str(seen.folder)
+    marked = [found.pid for found, marked, _ in marks() if marked == folder] if is_used else []
     if not seen.alive and not marked:
         return None
     import psutil

@@ -11,6 +11,7 @@ This module contains no mechanism; it decides the order of the steps:
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -51,6 +52,7 @@ from emberd.manager.state import (
     Verify,
 )
 from emberd.settings import IDLE_TIMEOUT_S, START_TIMEOUT_S, ServerSpec, StartOptions
+from emberd.system import processes
 
 _LOG: Final = logging.getLogger("emberd")
 _PROGRESS_EVERY_S: Final = 1.0
@@ -223,12 +225,13 @@ class ServerManager:
     def status(self) -> list[ServerStatus]:
         """Return what is known about every server since the machine booted."""
         known = []
-        # Lost records are awaited for all folders together.
+        # Lost records are awaited for all folders together, and processes read at most once.
         deadline_s = time.monotonic() + self._timing.record_s
+        marks = functools.cache(lambda: list(processes.marks()))
         for folder in self._home.all_server_folders():
             try:
                 seen = state.settled_snapshot(folder, deadline_s, self._timing.poll_s)
-                known.append(lost_records.server_status(seen))
+                known.append(lost_records.server_status(seen, marks))
             except StateFolderError as error:
                 _LOG.warning("%s", error)  # one unusable folder does not hide the others
         return [each for each in known if each is not None]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 import psutil
 
@@ -46,7 +46,9 @@ class OrphanReaper:
         """
         self.pid: int | None = None
         self._command = [sys.executable, "-I", "-S", _REAPER, marked, str(inodes_file)]
-        self._pipe: IO[bytes] | None = None
+        # A descriptor and not a file object: the garbage collector would close that, and the
+        # orphan reaper then ends all processes with the mark.
+        self._pipe: int | None = None
         self._restarts_left = _RESTARTS
         self._start()
 
@@ -54,7 +56,7 @@ class OrphanReaper:
         """Start another one if ``pid`` is the orphan reaper, which was killed."""
         if pid != self.pid or self._pipe is None:
             return
-        self._pipe.close()
+        os.close(self._pipe)
         self._pipe = None
         self._restarts_left -= 1
         # Limited, because one that ends at once would do so each time; a working server does not
@@ -67,7 +69,7 @@ class OrphanReaper:
         """End it: no process is left for it to end."""
         if self.pid is None or self._pipe is None:
             return
-        self._pipe.close()
+        os.close(self._pipe)
         self._pipe = None
         with suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.pid, signal.SIGKILL)
@@ -76,11 +78,19 @@ class OrphanReaper:
     def _start(self) -> None:
         if sys.platform != "linux":
             return
-        popen = subprocess.Popen(  # noqa: S603 - our own file
-            self._command, stdin=subprocess.PIPE, start_new_session=True
-        )
+        reading, self._pipe = os.pipe()
+        try:
+            popen = subprocess.Popen(  # noqa: S603 - our own file
+                self._command, stdin=reading, start_new_session=True
+            )
+        except BaseException:
+            os.close(self._pipe)
+            self._pipe = None
+            raise
+        finally:
+            os.close(reading)
         # If it cannot be started, ``pid`` is that of an ended one, which ``stop`` must not signal.
-        self.pid, self._pipe = popen.pid, popen.stdin
+        self.pid = popen.pid
         popen.returncode = 0  # reaped by ``ServerProcess.reap``
 
 

@@ -8,6 +8,7 @@ system cannot be replaced, so a fork waits until imports of ours have ended.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from typing import Final
 from weakref import WeakSet
 
+_LOG: Final = logging.getLogger(__name__)
 _LONGEST_IMPORT_S: Final = 10.0
 
 
@@ -63,10 +65,18 @@ def no_fork() -> Iterator[None]:
         yield
 
 
+def _registered() -> list[ForkAware]:
+    while True:
+        try:
+            return list(_REGISTERED)
+        except RuntimeError:  # another thread registered something meanwhile
+            continue
+
+
 def _before() -> None:
     global _waited, _notified  # noqa: PLW0603 - read on the other side of the fork
     _waited = _importing.acquire(timeout=_LONGEST_IMPORT_S)
-    _notified = list(_REGISTERED)
+    _notified = _registered()
     for thing in _notified:
         thing.before_fork()
 
@@ -83,7 +93,10 @@ def _after_in_child() -> None:
     global _importing  # noqa: PLW0603 - another thread of the parent may hold the old one
     _importing = threading.RLock()
     for thing in reversed(_notified):
-        thing.after_fork_in_child()
+        try:
+            thing.after_fork_in_child()
+        except Exception:  # noqa: BLE001 - the others must be called too
+            _LOG.exception("%s could not be prepared for this forked process", type(thing).__name__)
 
 
 os.register_at_fork(

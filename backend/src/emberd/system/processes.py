@@ -172,7 +172,11 @@ def marked(folder: str, start_id: str | None = None) -> Iterator[ProcessIdentity
             yield found
 
 
-def marks() -> Iterator[tuple[ProcessIdentity, str, str]]:
+Mark = tuple[ProcessIdentity, str, str]
+"""A marked process, with the folder and the start id of its mark."""
+
+
+def marks() -> Iterator[Mark]:
     """Yield the marked processes of this user, each with the folder and start id of its mark."""
     # Imported late: using a running server does not need it.
     import psutil
