@@ -56,7 +56,7 @@ def test_there_is_no_record_where_none_was_written(tmp_path: Path) -> None:
     assert state.read_record(tmp_path) is None
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 3}', '{"schema": 3, "state": "x"}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 4}', '{"schema": 4, "state": "x"}'])
 def test_a_record_that_cannot_be_understood_is_none(tmp_path: Path, content: str) -> None:
     (tmp_path / state.RECORD_NAME).write_text(content)
     assert state.read_record(tmp_path) is None
@@ -78,7 +78,7 @@ def test_a_field_that_a_later_version_added_does_no_harm(tmp_path: Path) -> None
 
 def test_unfinished_file_of_a_killed_writer_is_ignored(tmp_path: Path) -> None:
     state.write_record(tmp_path, FULL)
-    (tmp_path / f".{state.RECORD_NAME}.0{atomic_file.UNFINISHED}").write_text('{"schema": 3, "sta')
+    (tmp_path / f".{state.RECORD_NAME}.0{atomic_file.UNFINISHED}").write_text('{"schema": 4, "sta')
     assert state.read_record(tmp_path) == FULL
     state.write_record(tmp_path, replace(FULL, attempts=7))
     assert state.read_record(tmp_path) == replace(FULL, attempts=7)
