@@ -66,6 +66,7 @@ def _remove(output: Path) -> None:
         ("jsonl", "out", 1),
         # The same steps, in other formats.
         ("parquet", "out.parquet", 5),
+        ("parquet", "out", 5),
         ("jsonl", "out.jsonl", 5),
     ],
 )
