@@ -165,9 +165,12 @@ def test_a_name_that_no_object_has_is_refused_at_once(tmp_path: Path) -> None:
         run(source, tmp_path / "out.parquet")
 
 
-def test_an_empty_file_and_a_first_object_without_a_text_are_not_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_an_empty_file_and_a_first_object_without_a_text_are_not_refused(
+    tmp_path: Path, content: str
+) -> None:
     (tmp_path / "in").mkdir()
-    (tmp_path / "in/a.jsonl").touch()
+    (tmp_path / "in/a.jsonl").write_text(content)
     _write(tmp_path / "in/b.jsonl", [{"id": 1}, {"text": "b"}])
     summary = run(tmp_path / "in", tmp_path / "out.parquet")
     assert (summary.embedded, summary.rejected) == (1, 1)
