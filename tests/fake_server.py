@@ -231,10 +231,11 @@ class FakeServer:
             return
         self._in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self._in_flight)
-        if self._in_flight >= self.overlap:
+        if self._in_flight >= self.overlap > 0:
             self._has_overlapped.set()
         try:
-            await self._has_overlapped.wait()
+            if self.overlap:
+                await self._has_overlapped.wait()
             await asyncio.sleep(self.latency_s)
             await self.routes().get(request.path, _not_found)(request, writer)
         finally:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from pyarrow import dataset, parquet
 
-from bulk_standin import is_right, rejects, run
+from bulk_standin import is_right, rejects, request, run, run_request
+from emberd.bulk.pipeline import BulkProgress
 from emberd.bulk.request import find_inputs, is_data
 from emberd.errors import SettingError
 
@@ -48,12 +49,35 @@ def test_each_file_of_a_folder_of_texts_is_a_row(tmp_path: Path) -> None:
     assert find_inputs([str(folder)]).skipped == 1
 
 
+@pytest.mark.parametrize("name", ["path", "text"])
+def test_vectors_cannot_have_the_name_of_a_column_of_text_files(tmp_path: Path, name: str) -> None:
+    folder = _texts(tmp_path / "in", a_one__md=b"one")
+    with pytest.raises(SettingError, match=f"--embedding-column '{name}' is taken"):
+        run(folder, tmp_path / "out.parquet", embedding_column=name)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_a_folder_of_parts_is_a_data_set_for_all_who_read_parquet(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text("".join(f'{{"text": "{n}"}}\n' for n in range(600)))
     run(tmp_path / "in.jsonl", tmp_path / "out")
     assert len(list((tmp_path / "out").iterdir())) == 3
     expected = [str(n) for n in range(600)]
     assert dataset.dataset(tmp_path / "out").to_table()["text"].to_pylist() == expected
+    assert is_right(tmp_path / "out")
+
+
+def test_parts_of_a_folder_are_linked_and_not_copied(tmp_path: Path) -> None:
+    """While the output is assembled, each part has a second name in it."""
+    folder = _texts(tmp_path / "in", **{f"a_{n}__md": b"text" for n in range(600)})
+    links: set[int] = set()
+
+    def watch(progress: BulkProgress) -> None:
+        if progress.phase == "assembling":
+            parts = (tmp_path / "out.parts").rglob("part-*.parquet")
+            links.update(part.stat().st_nlink for part in parts)
+
+    run_request(request(folder, tmp_path / "out"), watch=watch)
+    assert max(links) == 2
     assert is_right(tmp_path / "out")
 
 

@@ -165,6 +165,28 @@ def test_a_name_that_no_object_has_is_refused_at_once(tmp_path: Path) -> None:
         run(source, tmp_path / "out.parquet")
 
 
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_an_empty_file_and_a_first_object_without_a_text_are_not_refused(
+    tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jsonl").write_text(content)
+    _write(tmp_path / "in/b.jsonl", [{"id": 1}, {"text": "b"}])
+    summary = run(tmp_path / "in", tmp_path / "out.parquet")
+    assert (summary.embedded, summary.rejected) == (1, 1)
+    (reject,) = rejects(tmp_path / "out.parquet")
+    assert (Path(reject["file"]).name, reject["line"]) == ("b.jsonl", 1)
+    assert is_right(tmp_path / "out.parquet")
+
+
+def test_a_name_that_no_object_of_the_first_file_with_rows_has_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jsonl").touch()
+    _write(tmp_path / "in/b.jsonl", [{"id": 1}])
+    with pytest.raises(SettingError, match="b.jsonl has no field 'text'"):
+        run(tmp_path / "in", tmp_path / "out.parquet")
+
+
 def test_a_huge_row_goes_through(tmp_path: Path) -> None:
     source = _write(tmp_path / "in.jsonl", [{"text": "x" * 20_000_000}, {"text": "y"}])
     run(source, tmp_path / "out.parquet")

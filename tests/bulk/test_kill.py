@@ -64,6 +64,8 @@ def _remove(output: Path) -> None:
     [
         ("parquet", "out.npy", 1),
         ("jsonl", "out", 1),
+        # Its parts become the output by links, two steps in succession: one of them is tried.
+        ("parquet", "out", 2),
         # The same steps, in other formats.
         ("parquet", "out.parquet", 5),
         ("jsonl", "out.jsonl", 5),

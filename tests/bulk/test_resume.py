@@ -19,7 +19,7 @@ from pyarrow import parquet
 
 import bulk_standin
 from bulk_standin import is_right, request, run, run_request
-from emberd.bulk import checkpoint, pipeline
+from emberd.bulk import checkpoint, pipeline, units
 from emberd.bulk.parts import PartWriter
 from emberd.bulk.request import OutputFormat
 from emberd.bulk.units import Chunk, Cursor, RowError
@@ -133,6 +133,17 @@ def test_other_parameters_are_refused(
     assert "--restart" in str(raised.value)
     run(source, output, restart=True, **options)
     assert output.exists()
+
+
+@pytest.mark.parametrize("name", ["CUT_VERSION", "UNIT_ROWS", "UNIT_BYTES", "UNIT_FILES"])
+def test_parts_of_units_that_were_cut_otherwise_are_refused(
+    source: Path, output: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    _begin(source, output)
+    monkeypatch.setattr(units, name, getattr(units, name) + 1)
+    with pytest.raises(SettingError, match=r"units \[.*\] then, \[.*\] now.* --restart"):
+        run(source, output)
+    assert run(source, output, restart=True).embedded == 1000
 
 
 def test_without_parts_other_parameters_are_accepted(source: Path, output: Path) -> None:

@@ -88,6 +88,15 @@ def test_packed_lines_are_one_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert read(reader)[0] == [row["text"] for row in ROWS]
 
 
+def test_a_parquet_file_cut_off_after_it_was_opened_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    reader = open_files(path)
+    os.truncate(path, path.stat().st_size - 12)
+    with pytest.raises(EmberdError, match=r"rows\.parquet cannot be read as Parquet"):
+        read(reader)
+
+
 def test_row_groups_are_read_once_and_rows_are_numbered_in_their_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import mmap
 import os
 import signal
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 import leftovers
 import waiting
+from emberd.errors import StateFolderError
 from emberd.manager import cleanup, state
 from emberd.verified_manager import Manager
 from homes import Stub
@@ -131,3 +133,39 @@ def test_a_folder_that_emberd_did_not_name_is_not_removed(tmp_path: Path) -> Non
     precious.mkdir()
     cleanup.remove_files(tmp_path, str(precious))
     assert precious.is_dir()
+
+
+def test_folder_for_temporary_files_is_private_and_may_exist_already(tmp_path: Path) -> None:
+    folder = tmp_path / "emberd-x"
+    cleanup.make_scratch(str(folder))
+    (folder / "file").touch()
+    cleanup.make_scratch(str(folder))
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert (folder / "file").exists()
+
+
+@pytest.mark.parametrize("target", ["private", "missing"])
+def test_a_link_in_place_of_the_folder_for_temporary_files_is_refused(
+    tmp_path: Path, target: str
+) -> None:
+    (tmp_path / "private").mkdir(mode=0o700)
+    (tmp_path / "emberd-x").symlink_to(tmp_path / target)
+    with pytest.raises(StateFolderError, match="emberd-x is not a folder"):
+        cleanup.make_scratch(str(tmp_path / "emberd-x"))
+    assert not (tmp_path / "missing").exists()
+
+
+def test_a_folder_for_temporary_files_that_is_open_to_others_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "emberd-x").mkdir()
+    (tmp_path / "emberd-x").chmod(0o777)
+    with pytest.raises(StateFolderError, match="open to other users"):
+        cleanup.make_scratch(str(tmp_path / "emberd-x"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_a_folder_for_temporary_files_of_another_user_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "emberd-x").mkdir(mode=0o700)
+    os.chown(tmp_path / "emberd-x", 64_202, 64_202)
+    with pytest.raises(StateFolderError, match=r"belongs to user 64202.* Set TMPDIR to") as raised:
+        cleanup.make_scratch(str(tmp_path / "emberd-x"))
+    assert "EMBERD_HOME" not in str(raised.value)

@@ -74,7 +74,7 @@ class ParquetReader:
 
     Raises:
         SettingError: A file has no such column, or it does not contain texts;
-            ``embedding_column`` exists; or the files have no common schema.
+            a file has ``embedding_column``; or the files have no common schema.
     """
 
     def __init__(self, files: Sequence[Path], column: str, embedding_column: str | None) -> None:
@@ -86,17 +86,17 @@ class ParquetReader:
         schemas = [each.schema.to_arrow_schema() for each in metadata]
         for path, schema in zip(files, schemas, strict=True):
             _check_name(path, schema, column)
+            if embedding_column in schema.names:
+                raise SettingError(
+                    f"{path} has a column {embedding_column!r} already. Name the new one: "
+                    f"--embedding-column NAME"
+                )
         schema = _common_schema(files, schemas)
         kind = schema.field(column).type
         if not _is_text(kind):
             raise SettingError(
                 f"The column {column!r} of {files[0]} holds {kind}, not texts. Name another "
                 f"--column, or cast it to string."
-            )
-        if embedding_column in schema.names:
-            raise SettingError(
-                f"{files[0]} has a column {embedding_column!r} already. Name the new one: "
-                f"--embedding-column NAME"
             )
         keeps_rows = embedding_column is not None
         self._columns = None if keeps_rows else [column]

@@ -39,6 +39,20 @@ def scratch_path(start_id: str) -> str:
     return os.path.join(tempfile.gettempdir(), f"{_PREFIX}{start_id}")
 
 
+def make_scratch(path: str) -> None:
+    """Create the folder for the temporary files of a start; it may exist from an earlier try.
+
+    Raises:
+        StateFolderError: It is a link, belongs to another user, or is open to others: in a folder
+            that all may write to, anybody could have made it.
+        OSError: It cannot be created.
+    """
+    folder = Path(path)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    paths.check_private(folder, "TMPDIR")
+
+
 class SharedMemory:
     """The shared memory of one server, recorded while it runs."""
 

@@ -108,8 +108,12 @@ def make_private(folder: Path) -> Path:
     return folder
 
 
-def check_private(folder: Path) -> None:
+def check_private(folder: Path, variable: str = "EMBERD_HOME") -> None:
     """Check that ``folder`` is a real folder that belongs to this user and is closed to others.
+
+    Args:
+        folder: The folder.
+        variable: The environment variable that decides where it is; named in errors.
 
     Raises:
         StateFolderError: It is not: any user could have written its files.
@@ -120,14 +124,14 @@ def check_private(folder: Path) -> None:
     except NotADirectoryError as error:
         raise StateFolderError(
             f"{folder} cannot exist: a part of its path is a file. "
-            f"Set EMBERD_HOME to a folder that you may write to."
+            f"Set {variable} to a folder that you may write to."
         ) from error
     if not stat.S_ISDIR(facts.st_mode):
         raise StateFolderError(f"{folder} is not a folder (a link?). Remove it, then try again.")
     if facts.st_uid != os.geteuid():
         raise StateFolderError(
             f"{folder} belongs to user {facts.st_uid}, not to {os.geteuid()}. "
-            f"Set EMBERD_HOME to a folder of your own."
+            f"Set {variable} to a folder of your own."
         )
     if facts.st_mode & _OTHERS:
         raise StateFolderError(

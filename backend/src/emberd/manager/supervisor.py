@@ -256,16 +256,15 @@ class Supervisor:
             )
             plan = self.engine.plan(self.record.spec, launch)
             # Recorded before it is made: a folder that no record names is never removed.
-            scratch = Path(cleanup.scratch_path(self.record.start_id))
-            self._publish(drain_s=plan.drain_s, notes=tuple(plan.notes), scratch=str(scratch))
-            scratch.mkdir(mode=0o700, exist_ok=True)
-            paths.check_private(scratch)
+            scratch = cleanup.scratch_path(self.record.start_id)
+            self._publish(drain_s=plan.drain_s, notes=tuple(plan.notes), scratch=scratch)
+            cleanup.make_scratch(scratch)
             self._shared_memory.exclude_existing()
             for name, content in plan.files.items():
                 paths.create_file(self.folder / name, content.encode())
             self._server = server = process_tree.ServerProcess(
                 plan.command,
-                {**plan.environment, "TMPDIR": str(scratch)},
+                {**plan.environment, "TMPDIR": scratch},
                 f"{self.folder}:{self.record.start_id}",
                 self.folder / paths.LOG_NAME,
                 inherited=() if launch.descriptor is None else (launch.descriptor,),
