@@ -86,7 +86,7 @@ def test_more_dimensions_than_there_are_is_an_error(kind: Kind, server: FakeServ
         embed(kind, server.endpoint, ["a"], dimensions=17)
 
 
-def test_a_server_that_answers_floats_will_do(kind: Kind, server: FakeServer) -> None:
+def test_server_that_ignores_base64_is_supported(kind: Kind, server: FakeServer) -> None:
     server.floats = True
     assert embed(kind, server.endpoint, ["a"]) == pytest.approx(vectors_of(["a"]), abs=1e-7)
     assert server.to("/v1/embeddings")[0].body["encoding_format"] == "base64"
