@@ -69,7 +69,7 @@ def why_unsuitable(seen: Survey, count: int = 1) -> str | None:
     return None
 
 
-def freest(gpus: Sequence[Gpu], count: int = 1, locked: Sequence[str] = ()) -> tuple[Gpu, ...]:
+def freest_supported(gpus: Sequence[Gpu], count: int = 1, locked: Sequence[str] = ()) -> tuple[Gpu, ...]:
     """Return the ``count`` suitable GPUs with the most free memory, as ``gpus.freest`` does."""
     return all_gpus.freest(_suitable(gpus), count, locked)
 
