@@ -93,7 +93,7 @@ def test_a_handwritten_prefix_is_refused_with_both_right_forms(prefix: str) -> N
 
 @pytest.mark.parametrize("model", [DEMO, UNKNOWN])
 def test_a_task_for_a_model_without_a_form_is_refused_with_a_way_out(model: Model) -> None:
-    with pytest.raises(InstructionError, match="Leave it out for the default") as caught:
+    with pytest.raises(InstructionError, match="Omit it for the default") as caught:
         template(model, "document", "Find it")
     assert "document_instruction" in str(caught.value)
     assert f"default, {template(model, 'document', None)!r}; pass '' for none" in str(caught.value)

@@ -119,7 +119,7 @@ def check_private(folder: Path) -> None:
         facts = folder.lstat()
     except NotADirectoryError as error:
         raise StateFolderError(
-            f"{folder} cannot exist: a part of its path is a file. "
+            f"{folder} cannot be created: a component of its path is a file. "
             f"Set EMBERD_HOME to a folder that you may write to."
         ) from error
     if not stat.S_ISDIR(facts.st_mode):

@@ -142,7 +142,7 @@ def _why_no_device(device: str | None) -> str | None:
         if sys.platform == "linux" and platform.machine() == "x86_64":
             return None
         here = f"{platform.system()} {platform.machine()}"
-        return f"runs on the CPU only on x86-64 Linux, for development, and this is {here}"
+        return f"runs on the CPU only on x86-64 Linux, for development, but this is {here}"
     if device not in (None, command.GPU):
         return f"runs on a CUDA GPU or, for development, on a CPU, not on device={device!r}"
     if (problem := support.why_unsuitable(gpus.survey())) is None:
