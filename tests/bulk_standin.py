@@ -50,7 +50,7 @@ def embed(texts: Iterable[str]) -> Iterator[Any]:
             if text.strip():
                 yield vector(text)
             else:
-                yield TextError(f"Text {index} is blank. Leave blank texts out.", index=index)
+                yield TextError(f"Text {index} is blank. Omit blank texts.", index=index)
             index += 1
 
 

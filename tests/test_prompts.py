@@ -65,7 +65,7 @@ def test_a_ready_made_task_has_the_official_wording(name: str, wording: str) -> 
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
-def test_a_ready_made_task_goes_by_its_name(name: str) -> None:
+def test_task_name_selects_its_template(name: str) -> None:
     assert template(QWEN, "query", name) == f"Instruct: {TASKS[name]}\nQuery:{{text}}"
 
 
@@ -93,7 +93,7 @@ def test_a_handwritten_prefix_is_refused_with_both_right_forms(prefix: str) -> N
 
 @pytest.mark.parametrize("model", [DEMO, UNKNOWN])
 def test_a_task_for_a_model_without_a_form_is_refused_with_a_way_out(model: Model) -> None:
-    with pytest.raises(InstructionError, match="Leave it out for the default") as caught:
+    with pytest.raises(InstructionError, match="Omit it for the default") as caught:
         template(model, "document", "Find it")
     assert "document_instruction" in str(caught.value)
     assert f"default, {template(model, 'document', None)!r}; pass '' for none" in str(caught.value)
@@ -145,7 +145,7 @@ def test_symmetric_refuses_two_instructions_that_differ() -> None:
 
 @pytest.mark.parametrize("name", ["bitext", "classification", "clustering", "similarity"])
 @pytest.mark.parametrize("role", ["query", "document"])
-def test_a_task_for_both_sides_is_not_given_to_one_by_oversight(role: Role, name: str) -> None:
+def test_task_for_both_roles_is_rejected_for_one_role(role: Role, name: str) -> None:
     given: dict[Role, str | None] = {"query": None, "document": None, role: name}
     with pytest.raises(InstructionError, match=f"{role}_instruction='{name}'.*symmetric=True"):
         templates(QWEN, given["query"], given["document"])

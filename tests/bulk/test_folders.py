@@ -122,7 +122,7 @@ def test_an_array_says_which_rows_it_has(tmp_path: Path) -> None:
     [
         ({}, "contains no files. Files that can be read: .parquet"),
         ({"x_a__png": b"", "x_b__csv": b""}, "contains only .csv, .png. Files that can be read"),
-        ({"x_a__md": b"", "x_b__jsonl": b""}, "several kinds of files: 1 .jsonl and 1 .md."),
+        ({"x_a__md": b"", "x_b__jsonl": b""}, "several types of files: 1 .jsonl and 1 .md."),
     ],
 )
 def test_a_folder_that_cannot_be_read_is_refused(

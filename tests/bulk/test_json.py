@@ -108,7 +108,7 @@ def test_lines_that_cannot_be_rows_are_set_aside(tmp_path: Path, name: str) -> N
             "The line contains the lone surrogate '\\ud800'.",
             "The line is not UTF-8 at byte 13 (0xe9).",
             "The line is not JSON: maximum recursion",
-            "The text is blank. Leave blank texts out.",
+            "The text is blank. Omit blank texts.",
         ],
         strict=True,
     ):

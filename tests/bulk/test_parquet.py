@@ -88,7 +88,7 @@ def test_bad_rows_are_set_aside_with_what_was_wrong(tmp_path: Path) -> None:
         "content": {"text": None, "id": 11},
     }
     assert (wrong["row"], wrong["reason"]) == (2, "The text is not UTF-8.")
-    assert (blank["row"], blank["reason"]) == (3, "The text is blank. Leave blank texts out.")
+    assert (blank["row"], blank["reason"]) == (3, "The text is blank. Omit blank texts.")
 
 
 def test_files_are_one_table_in_their_order(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_files_of_types_that_do_not_go_together_are_refused(tmp_path: Path) -> N
     (tmp_path / "in").mkdir()
     _write(tmp_path / "in/1.parquet", {"text": ["a"], "n": [1]})
     _write(tmp_path / "in/2.parquet", {"text": ["a"], "n": ["one"]})
-    with pytest.raises(SettingError, match=r"2.parquet has other columns than .*1.parquet: .*n"):
+    with pytest.raises(SettingError, match=r"columns of .*2.parquet differ from .*1.parquet: .*n"):
         run(tmp_path / "in", tmp_path / "out.parquet")
 
 

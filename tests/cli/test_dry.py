@@ -62,8 +62,8 @@ def test_before_the_command_stands_once_that_a_running_server_would_be_used(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = shown(capsys)
-    assert out.startswith("A running server of the model would be used instead.\n")
-    assert out.count("used instead") == 1
+    assert out.startswith("If a server for this model is running, emberd uses it instead.\n")
+    assert out.count("instead") == 1
 
 
 def test_a_file_that_does_not_exist_yet_is_said_to_be_written_at_the_start(

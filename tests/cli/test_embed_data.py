@@ -136,7 +136,7 @@ def test_what_an_ended_run_has_done_is_not_done_again(
     assert (b"run the same command again to continue" in err) == (signum == signal.SIGINT)
     done = emberd(*command, "--dimensions", "4")
     assert done.code == 2
-    assert "was begun with other parameters: identity " in done.err
+    assert "was started with different parameters: identity " in done.err
     assert not target.exists()
     done = emberd(*command)
     assert done.code == 0, done.err
@@ -172,10 +172,10 @@ def test_a_terminal_sees_rate_and_time_left(running: Command, tmp_path: Path) ->
         (("out.rejects.jsonl", "-o", "out"), "out.rejects.jsonl is among the input"),
         (("", "-o", "out"), "The name of an input is empty"),
         (("in.txt", "--save-every", "5"), "--save-every are for Parquet"),
-        (("in.txt", "-o", "out", "--ray"), "--ray embeds Parquet"),
+        (("in.txt", "-o", "out", "--ray"), "--ray requires Parquet"),
         (
             ("in.jsonl", "-o", "out", "--ray", "--save-every", "5"),
-            "Leave --save-every out",
+            "--save-every cannot be combined with --ray",
         ),
         (("data", "-o", "data/out.parquet"), "out.parquet is among the input"),
         (("in.jsonl", "in.txt", "-o", "out"), "in.txt contains one text per line"),

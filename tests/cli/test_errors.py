@@ -25,7 +25,7 @@ from emberd.cli.output import ExitCode
         (("up", "--tp-size", "x"), 2, "Invalid value 'x' for '--tp-size'"),
         (("embed", "--save-every", "x", "-t", "x"), 2, "--save-every 'x' must be a duration"),
         (("up", "--engine", "steam"), 2, "--engine 'steam' is not known"),
-        (("env", "--device", "cuda", "-m", "emberd/demo"), 4, "leave --device 'cuda' out"),
+        (("env", "--device", "cuda", "-m", "emberd/demo"), 4, "omit --device 'cuda'"),
         (("embed", "--dimensions", "9", "-t", "x"), 2, "--dimensions 9 does not suit"),
         (("embed", "--dimensions", "abc", "-t", "x"), 2, "Invalid value 'abc' for '--dimensions'"),
         (("embed", "-o", "out.xyz", "-t", "x"), 2, "Endings are .jsonl, .npy, .parquet; for"),
@@ -48,7 +48,7 @@ def test_an_error_is_a_line_on_stderr_and_a_code(
     [
         ("Give api_key=, or set EMBERD_API_KEY.", "Set EMBERD_API_KEY."),
         ("(x). Give base_url= or EMBERD_BASE_URL of", "(x). Give EMBERD_BASE_URL of"),
-        ("Leave tp_size and dp_size out.", "Leave --tp-size and --dp-size out."),
+        ("Omit tp_size and dp_size.", "Omit --tp-size and --dp-size."),
         ("tp_size=0 must be at least 1.", "--tp-size 0 must be at least 1."),
         ("base_url='x' is not an http(s) URL.", "EMBERD_BASE_URL='x' is not an http(s) URL."),
         ("base_url= has a user name, and give api_key=,", None),

@@ -52,7 +52,7 @@ def test_of_several_servers_the_running_one_is_shown(emberd: Command) -> None:
     emberd("up", *stub("fails", faults="dies-at-start"))
     shown = emberd("logs")
     assert "no memory left" not in shown.out
-    assert shown.err == "stub/runs (ready); --model shows another\n"
+    assert shown.err == "Showing the log of stub/runs (ready). Pass --model to show another.\n"
     other = emberd("logs", "--model", "stub/fails?faults=dies-at-start")
     assert "no memory left" in other.out
 

@@ -88,7 +88,7 @@ def test_more_dimensions_than_there_are_is_an_error(kind: Kind, server: FakeServ
         embed(kind, server.endpoint, ["a"], dimensions=17)
 
 
-def test_a_server_that_answers_floats_will_do(kind: Kind, server: FakeServer) -> None:
+def test_server_that_ignores_base64_is_supported(kind: Kind, server: FakeServer) -> None:
     server.floats = True
     assert embed(kind, server.endpoint, ["a"]) == pytest.approx(vectors_of(["a"]), abs=1e-7)
     assert server.to("/v1/embeddings")[0].body["encoding_format"] == "base64"
@@ -271,10 +271,10 @@ def test_a_redirect_is_not_followed(kind: Kind, server: FakeServer) -> None:
 def test_a_wrong_key_is_an_authentication_error(kind: Kind, server: FakeServer) -> None:
     server.api_key = "right"
     assert embed(kind, server.endpoint, ["a"]).shape == (1, 16)
-    wrong = Endpoint(server.url, server.model, 16, api_key="wrong")
+    wrong = Endpoint(server.url, server.model, 16, api_key="mistyped")
     with pytest.raises(AuthenticationError, match="EMBERD_API_KEY") as caught:
         embed(kind, wrong, ["a"])
-    assert "wrong" not in str(caught.value)
+    assert "mistyped" not in str(caught.value)
 
 
 def test_the_first_error_ends_the_call_and_cancels_what_has_not_begun(

@@ -33,7 +33,7 @@ def test_a_blank_text_in_a_template_with_words_is_not_blank() -> None:
 
 
 def test_a_blank_text_without_a_known_end_of_text_token_is_named() -> None:
-    with pytest.raises(TextError, match=r"Text 1 is blank.*test/model.*Leave blank") as caught:
+    with pytest.raises(TextError, match=r"Text 1 is blank.*test/model.*Omit blank") as caught:
         prepare(["a", " "], "{text}", PLAIN)
     assert caught.value.index == 1
 

@@ -172,7 +172,7 @@ def test_a_router_without_servers_is_not_ready(serve: Serve) -> None:
 
 
 def test_a_router_of_several_models_is_refused(serve: Serve) -> None:
-    with pytest.raises(ServerMismatchError, match="several models answer") as caught:
+    with pytest.raises(ServerMismatchError, match="to several models") as caught:
         found_at(serve(Mixed))
     assert "/models/another" in str(caught.value)
     assert QWEN in str(caught.value)
@@ -183,10 +183,10 @@ def test_a_router_of_several_models_is_refused(serve: Serve) -> None:
     [
         (Generator, {}, f"generates text with {QWEN}; it is not an embedding server"),
         (Router, {"is_generation": True}, f"generates text with {QWEN}"),
-        (Reranker, {}, rf"serves {QWEN} \(BertForSequenceClassification\) to classify"),
-        (Vllm, {"model": "BAAI/bge-m3"}, f"serves BAAI/bge-m3, and {QWEN} was asked for"),
-        (LlamaCpp, {"model": "/models/a.gguf"}, "serves /models/a.gguf, and"),
-        (Vllm, {"end_of_text": 2}, "ends a text with token 2"),
+        (Reranker, {}, rf"serves {QWEN} \(BertForSequenceClassification\) for the task classify"),
+        (Vllm, {"model": "BAAI/bge-m3"}, f"serves BAAI/bge-m3, but {QWEN} was requested"),
+        (LlamaCpp, {"model": "/models/a.gguf"}, "serves /models/a.gguf, but"),
+        (Vllm, {"end_of_text": 2}, "appends token 2"),
         (LlamaCpp, {"end_of_text": None}, "out of date|may be missing"),
     ],
 )
@@ -240,7 +240,7 @@ def test_a_folder_elsewhere_is_known_by_its_files(
         assert found_at(server, os.fspath(mine)).model == os.fspath(served)
     others = _folder(tmp_path / "others" / "checkpoint-500", "of another training")
     server = serve(kind, model=os.fspath(others), dimensions=16)
-    with pytest.raises(ServerMismatchError, match=f"serves {others}, and {mine} was asked for"):
+    with pytest.raises(ServerMismatchError, match=f"serves {others}, but {mine} was requested"):
         found_at(server, os.fspath(mine))
 
 

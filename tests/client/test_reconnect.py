@@ -79,7 +79,7 @@ def test_the_text_that_kills_the_server_is_named(kind: Kind, server: FakeServer)
             max_concurrency=4,
         )
     assert caught.value.index == 77
-    assert "Leave this text out" in str(caught.value)
+    assert "Omit this text" in str(caught.value)
     assert server.deaths <= 2 + 4 + 1, "two to be suspected, one a halving of 16 texts"
 
 
@@ -123,7 +123,7 @@ def test_a_successor_with_other_dimensions_is_refused(kind: Kind, server: FakeSe
         server.dimensions = 8
         return server.revive()
 
-    with pytest.raises(ServerMismatchError, match="8 dimensions, the one before it gave 16"):
+    with pytest.raises(ServerMismatchError, match="8 dimensions, but the one before it gave 16"):
         embed(kind, server.endpoint, TEXTS, reconnect=reconnect)
 
 

@@ -143,10 +143,10 @@ def test_a_right_server_is_described(ask: Verifier) -> None:
         ({"fault": "html"}, "page of HTML"),
         ({"fault": "missing"}, "0 vectors for 1 texts"),
         ({"fault": "words"}, "returned an invalid embedding"),
-        ({"model": "BAAI/bge-m3"}, "serves BAAI/bge-m3, and Qwen/Qwen3-Embedding-0.6B was asked"),
+        ({"model": "BAAI/bge-m3"}, "serves BAAI/bge-m3, but Qwen/Qwen3-Embedding-0.6B was"),
         ({"is_generation": True}, "generates text with Qwen/Qwen3-Embedding-0.6B"),
         ({"has_models": False, "has_model_info": False}, "does not say which model it serves"),
-        ({"end_of_text": 2}, "ends a text with token 2 instead of 151643"),
+        ({"end_of_text": 2}, "appends token 2 instead of the end-of-text token 151643"),
         ({"end_of_text": None}, "Its tokenizer is out of date"),
         ({"usage_off_by": -1}, "the end-of-text token may be missing"),
     ],
@@ -333,7 +333,7 @@ def test_a_model_of_somebody_else_with_the_same_last_name_is_another(
     wanted: str, served: str
 ) -> None:
     with FakeServer(model=served, dimensions=1024) as server:
-        with pytest.raises(ServerMismatchError, match=f"{wanted} was asked for"):
+        with pytest.raises(ServerMismatchError, match=f"{wanted} was requested"):
             _by_urllib(server, ServerSpec(model=wanted))
 
 

@@ -63,10 +63,10 @@ def test_a_servers_reason_is_found_in_whichever_form(body: Any, said: str) -> No
 @pytest.mark.parametrize(
     ("status", "kind", "advice"),
     [
-        (400, RejectedError, "refuse the same request again"),
+        (400, RejectedError, "same request would fail again"),
         (404, RejectedError, "Correct base_url"),
         (413, RejectedError, "Lower batch_size"),
-        (422, RejectedError, "refuse the same request again"),
+        (422, RejectedError, "same request would fail again"),
         (307, RejectedError, "Redirects are not followed"),
         (500, RejectedError, "server's log"),
         (401, AuthenticationError, "EMBERD_API_KEY"),

@@ -61,7 +61,7 @@ def test_a_server_that_was_given_and_serves_another_model_is_a_problem(
 ) -> None:
     [found] = look(home, "some/other", base_url=server.url)
     assert found.level is Level.PROBLEM
-    assert found.fact == f"{server.url} serves {MODEL}, and some/other was asked for"
+    assert found.fact == f"{server.url} serves {MODEL}, but some/other was requested"
     assert "for some/other" in found.advice
 
 
@@ -115,7 +115,7 @@ def test_a_server_that_wants_a_key_is_noted_with_how_to_show_it_one(
     [
         ({"engine": "demo"}, "engine=demo"),
         ({"revision": "c0ffee"}, "revision c0ffee is required, but the server reports none"),
-        ({"model": "some/other"}, "some/other was asked for"),
+        ({"model": "some/other"}, "some/other was requested"),
     ],
 )
 def test_a_listed_server_that_does_not_fit_is_noted_with_the_reason(

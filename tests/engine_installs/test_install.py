@@ -74,7 +74,7 @@ def test_other_version_than_the_pinned_one_is_refused(
     loose = replace(tiny, requirements=("tinydist<1.5",))
     monkeypatch.setattr(recipes, "RECIPES", {"tiny": loose})
     with pytest.raises(
-        InstallError, match=r"tinydist 1\.5 was requested, and 1\.4 was installed"
+        InstallError, match=r"tinydist 1\.5 was requested, but 1\.4 was installed"
     ) as info:
         install("tiny", places)
     assert info.value.log_path == f"{places.engines}/tiny-1.5.log"

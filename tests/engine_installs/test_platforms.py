@@ -39,7 +39,7 @@ def test_sglang_is_refused_where_it_has_no_wheels(
 @pytest.mark.parametrize(
     ("libc", "said"),
     [
-        (("glibc", "2.31"), "needs glibc 2.34 or newer, and this system has glibc 2.31"),
+        (("glibc", "2.31"), "needs glibc 2.34 or newer, but this system has glibc 2.31"),
         (("", ""), "this system has no GNU libc"),
         (("glibc", "2.34"), None),
         (("glibc", "2.36"), None),

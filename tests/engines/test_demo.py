@@ -43,9 +43,9 @@ def test_it_can_serve_its_model_here() -> None:
     [
         ({"model": "Qwen/Qwen3-Embedding-4B"}, "model='emberd/demo'"),
         ({"model": "demo"}, "model='emberd/demo'"),
-        ({"device": "cuda"}, "runs on the CPU only; leave device='cuda' out"),
-        ({"revision": "abc"}, "no revision='abc'; leave revision out"),
-        ({"quantization": "fp8"}, "no quantization='fp8'; leave quantization out"),
+        ({"device": "cuda"}, "runs on the CPU only; omit device='cuda'"),
+        ({"revision": "abc"}, "not support revision='abc'; omit revision"),
+        ({"quantization": "fp8"}, "not support quantization='fp8'; omit quantization"),
         ({"context_tokens": 513}, "up to 512 tokens, not 513; split longer texts"),
     ],
 )

@@ -141,7 +141,7 @@ def test_apple_gpu_is_used_by_default(machine: Machine) -> None:
     ("wish", "reason"),
     [
         ({"model": "emberd/demo"}, "does not serve emberd/demo"),
-        ({"quantization": "fp8"}, "quantization='fp8' out"),
+        ({"quantization": "fp8"}, "omit quantization='fp8'"),
         ({"device": "cuda"}, "no NVIDIA driver"),
         ({"device": "mps"}, "not a Mac with Apple silicon"),
         ({"device": "tpu"}, "device='tpu' is unknown: use cuda, mps or cpu"),
@@ -176,7 +176,7 @@ def test_a_folder_without_a_configuration_is_no_checkpoint(
 
 def test_a_driver_that_is_too_old_for_torch_is_refused(machine: Machine) -> None:
     machine.sees(A100, cuda=(12, 4))
-    assert "runs CUDA up to 12.4, and the installed torch needs 13.0" in (
+    assert "runs CUDA up to 12.4, but the installed torch needs 13.0" in (
         ENGINE.why_unavailable(spec()) or ""
     )
 
@@ -219,7 +219,7 @@ def test_a_version_that_is_too_old_is_named(machine: Machine) -> None:
 def test_untested_version_gets_a_note(machine: Machine) -> None:
     machine.installed("5.23.0")
     (note,) = ENGINE.plan(spec(device="cpu"), LAUNCH).notes
-    assert note == "emberd is tested with transformers 5.19.0, and /opt/t/bin/python has 5.23.0"
+    assert note == "emberd is tested with transformers 5.19.0, but /opt/t/bin/python has 5.23.0"
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_weights_that_do_not_fit_into_memory_are_refused(
     if fits:
         assert refused is None
     else:
-        assert f"and {free_gib}.0 GiB is free on this machine" in (refused or "")
+        assert f"but {free_gib}.0 GiB is free on this machine" in (refused or "")
         assert "Qwen/Qwen3-Embedding-0.6B" in (refused or "")
 
 
@@ -243,7 +243,7 @@ def test_weights_that_do_not_fit_on_the_gpu_end_the_start(machine: Machine) -> N
     """8B in float32, which a T4 gets, takes twice what it has."""
     machine.sees(T4)
     assert ENGINE.why_unavailable(spec("Qwen/Qwen3-Embedding-8B")) is None
-    with pytest.raises(StartError, match=r"GiB in float32, and 15.0 GiB is free on Tesla T4"):
+    with pytest.raises(StartError, match=r"GiB in float32, but 15.0 GiB is free on Tesla T4"):
         ENGINE.plan(spec("Qwen/Qwen3-Embedding-8B"), LAUNCH)
 
 

@@ -89,7 +89,7 @@ def test_a_server_of_another_folder_with_the_same_last_name_is_not_adopted(
     (tmp_path / "other").mkdir()
     other = _write(tmp_path / "other" / "model", "another training")
     foreign(model=os.fspath(other))
-    with pytest.raises(NoEngineError, match=f"serves {other}, and {folder} was asked for"):
+    with pytest.raises(NoEngineError, match=f"serves {other}, but {folder} was requested"):
         manager.ensure(_wanted(folder))
 
 

@@ -162,9 +162,9 @@ def test_a_bad_row_is_an_error_with_its_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "save_every", "message"),
     [
-        ((), None, "Name one of them"),
-        (("rows.txt",), None, "Name one of them"),
-        (("in",), "5", "Leave --save-every out"),
+        ((), None, "--ray requires Parquet"),
+        (("rows.txt",), None, "--ray requires Parquet"),
+        (("in",), "5", "--save-every cannot be combined"),
     ],
 )
 def test_the_command_refuses_what_it_cannot_do(

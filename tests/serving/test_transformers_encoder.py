@@ -168,7 +168,7 @@ def test_batch_without_memory_is_split_and_keeps_its_order() -> None:
 
 
 def test_text_without_memory_is_an_error_with_its_length() -> None:
-    with pytest.raises(BadReplyError, match="does not suffice for a text of 6 tokens"):
+    with pytest.raises(BadReplyError, match="not enough memory on the cpu for a text of 6 tokens"):
         ShortOfMemory().encode(prepared(6))
 
 
@@ -362,7 +362,7 @@ def test_the_demo_takes_no_model_and_transformers_needs_one(
     for words in (["--encoder", "transformers"], ["--encoder", "demo", "--model-path", "a/b"]):
         with pytest.raises(SystemExit):
             main([*words, "--port", "0"])
-        assert "--model-path goes with --encoder transformers" in capsys.readouterr().err
+        assert "--model-path is required with --encoder transformers" in capsys.readouterr().err
 
 
 def test_encoder_is_made_from_the_arguments() -> None:

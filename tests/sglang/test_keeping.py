@@ -92,7 +92,7 @@ def test_sixteen_processes_at_once_get_one_server(home: Path, tiny: Path) -> Non
 
 @pytest.mark.full  # tests/gpu does the same, which test_gpu_script.py runs
 @pytest.mark.parametrize("name", [MAIN, SCHEDULER, SUPERVISOR])
-def test_a_killed_part_costs_an_ingest_no_text_and_doubles_none(
+def test_killed_process_loses_and_duplicates_no_text(
     home: Path, embedder: Embedder, name: str
 ) -> None:
     texts = [f"passage {i} of the ingest, number {i * 7919 % 104729}" for i in range(_TEXTS)]

@@ -41,7 +41,7 @@ def test_a_store_that_is_opened_again_finds_the_same(store: LangChainStore) -> N
 
 
 @every_store
-def test_an_identity_that_is_kept_beside_it_tells_another_object(store: LangChainStore) -> None:
+def test_stored_identity_detects_an_object_with_other_settings(store: LangChainStore) -> None:
     embeddings = embeddings_of(LONG)
     store.fill(embeddings)
     store.keep(embeddings.identity)

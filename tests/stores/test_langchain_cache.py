@@ -28,7 +28,7 @@ def cached(embeddings: EmberdEmbeddings, store: Any, **more: Any) -> CacheBacked
     )
 
 
-def test_vectors_of_other_settings_do_not_meet_in_one_store(tmp_path: Path) -> None:
+def test_cache_keys_differ_between_settings(tmp_path: Path) -> None:
     store = LocalFileStore(tmp_path)
     usual = EmberdEmbeddings(model=MODEL)
     for other in ({}, {"dimensions": 64}, {"document_instruction": "body: {text}"}):
@@ -39,7 +39,7 @@ def test_vectors_of_other_settings_do_not_meet_in_one_store(tmp_path: Path) -> N
     assert len(list(store.yield_keys())) == 3
 
 
-def test_without_a_namespace_they_do() -> None:
+def test_without_namespace_cache_keys_collide() -> None:
     store = InMemoryByteStore()
     for dimensions in (384, 64):
         embeddings = EmberdEmbeddings(model=MODEL, dimensions=dimensions)

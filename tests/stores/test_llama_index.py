@@ -42,7 +42,7 @@ def test_a_store_that_is_opened_again_finds_the_same(store: LlamaIndexStore) -> 
 
 
 @every_store
-def test_an_identity_that_is_kept_beside_it_tells_another_object(store: LlamaIndexStore) -> None:
+def test_stored_identity_detects_an_object_with_other_settings(store: LlamaIndexStore) -> None:
     embed_model = embed_model_of(LONG)
     store.fill(embed_model)
     store.keep(embed_model.identity)

@@ -131,7 +131,7 @@ class LlamaIndexSuite:
         found = await asyncio.gather(*(retriever.aretrieve(query) for query in QUERIES))
         assert [_scores(hits) for hits in found] == [_expected(embedding, each) for each in QUERIES]
 
-    def test_hyde_finds_what_was_imagined(
+    def test_hyde_retrieves_the_passage_like_its_generated_document(
         self, embedding_params: dict[str, Any], nodes: list[TextNode]
     ) -> None:
         """HyDE has imagined documents embedded as queries: roles must not differ."""

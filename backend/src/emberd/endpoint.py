@@ -65,7 +65,7 @@ def root_url(url: object, name: str = "base_url") -> str:
     # Checked first, because the other errors repeat the URL.
     if "@" in url:
         raise SettingError(
-            f"{name} contains a user name or password. Leave them out, and pass api_key=, or "
+            f"{name} contains a user name or password. Omit them, and pass api_key=, or "
             f"your own client (client=) for another way to log in."
         )
     if "?" in url or "#" in url:

@@ -450,7 +450,7 @@ def _prompt(path: Path, role: str, named: Mapping[str, Any]) -> str:
         )
     if "{text}" in text:
         raise ModelFileError(
-            f"{path} has the prompt {role}={text!r}: {{text}} in it is plain text for "
-            f"sentence-transformers, but the placeholder of the text for emberd"
+            f"{path} has the prompt {role}={text!r}: it contains {{text}}, which "
+            f"sentence-transformers treats literally and emberd as a placeholder"
         )
     return text

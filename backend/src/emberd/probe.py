@@ -1,7 +1,8 @@
 """Questions to a server besides embeddings: readiness, models, metrics.
 
-The routes are SGLang's; emberd's own servers have them too, and others have some. Except for
-``fetch``, a function returns None or False if the server is away, slow or of another kind.
+The routes are SGLang's. emberd's own servers have all of them, other servers have some. Except for
+``fetch``, the functions return None or False if the server cannot be reached, does not answer in
+time, or does not have the route.
 """
 
 from __future__ import annotations

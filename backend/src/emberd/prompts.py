@@ -76,7 +76,7 @@ def templates(
             raise InstructionError(
                 f"symmetric=True embeds queries and documents with one template, but "
                 f"query_instruction={query!r} and document_instruction={document!r} differ. Give "
-                f"one of them, or leave out symmetric."
+                f"one of them, or omit symmetric."
             )
         common = found.pop() if found else _default(model, "document")
         return Templates(common, common)
@@ -146,7 +146,7 @@ def _default(model: Model, role: Role) -> str:
     problem = model.query_problem if role == "query" else model.document_problem
     if problem is not None:
         raise InstructionError(
-            f"{problem}. Say what comes before a {role}: pass a whole template, "
+            f"{problem}. Give the template for the {role}: pass a whole template, "
             f"{role}_instruction='...{BARE}', or {role}_instruction='' for the bare text."
         )
     if role == "document":
@@ -160,7 +160,7 @@ def _with_task(model: Model, role: Role, task: str) -> str:
     if model.instruction_form is None:
         raise InstructionError(
             f"{role}_instruction={task!r}: emberd does not know in which form {model.name} "
-            f"takes a task. Leave it out for the default, {_default(model, role)!r}; pass '' for "
+            f"takes a task. Omit it for the default, {_default(model, role)!r}; pass '' for "
             f"none; or pass a whole template that contains {BARE}."
         )
     return model.instruction_form.replace("{task}", task)

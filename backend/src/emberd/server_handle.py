@@ -222,7 +222,7 @@ class ServerHandle(ForkAware):
         endpoint = server.endpoint
         if self._dimensions not in (None, endpoint.dimensions):
             raise ServerMismatchError(
-                f"{endpoint.url} gives vectors of {endpoint.dimensions} dimensions, and this "
+                f"{endpoint.url} gives vectors of {endpoint.dimensions} dimensions, but this "
                 f"object has used a server with {self._dimensions} so far: another model answers "
                 f"there. Make a new object, and embed all texts again with it."
             )

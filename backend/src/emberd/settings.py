@@ -52,7 +52,7 @@ class ServerSpec:
     Attributes:
         engine: ``"sglang"``, ``"transformers"``, ``"demo"``, or the dotted name of a module; None
             for any.
-        device: ``"cuda"``, ``"cpu"``; None for any.
+        device: ``"cuda"``, ``"mps"`` or ``"cpu"``; None for any.
         context_tokens: Longest text that must fit, in tokens; None for any.
     """
 
@@ -102,7 +102,7 @@ class Settings:
         api_key: Its key. Never printed, never pickled.
         revision: Commit, branch or tag on the hub; None for the default.
         engine: Which engine may serve; None for any.
-        device: ``"cuda"`` or ``"cpu"``; None for any.
+        device: ``"cuda"``, ``"mps"`` or ``"cpu"``; None for any.
         context_tokens: Longest text that must fit, in tokens; None for any.
         batch_size: Maximum number of texts in one request.
         max_concurrency: Maximum number of requests in flight in this process.

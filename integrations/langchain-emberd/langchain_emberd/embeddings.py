@@ -80,7 +80,7 @@ class EmberdEmbeddings(BaseModel, Embeddings):
         engine: str | None
             Which engine may serve, such as ``"sglang"`` or ``"demo"``; by default any.
         device: str | None
-            ``"cuda"`` or ``"cpu"``; by default any.
+            ``"cuda"``, ``"mps"`` or ``"cpu"``; by default any.
         context_tokens: int | None
             Longest text that must fit, in tokens; by default any.
 
@@ -140,7 +140,7 @@ class EmberdEmbeddings(BaseModel, Embeddings):
     engine: str | None = _DEFAULT.engine
     """Which engine may serve; None for any."""
     device: str | None = _DEFAULT.device
-    """``"cuda"`` or ``"cpu"``; None for any."""
+    """``"cuda"``, ``"mps"`` or ``"cpu"``; None for any."""
     context_tokens: int | None = _DEFAULT.context_tokens
     """Longest text that must fit, in tokens; None for any."""
     batch_size: int = _DEFAULT.batch_size

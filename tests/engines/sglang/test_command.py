@@ -117,7 +117,7 @@ def test_optional_word_is_left_out_for_a_version_without_it() -> None:
 
 
 def test_version_without_a_required_word_is_refused() -> None:
-    with pytest.raises(StartError, match="does not know --is-embedding") as refused:
+    with pytest.raises(StartError, match="does not support --is-embedding") as refused:
         adapt(chosen(), frozenset(said()) - {"--is-embedding"})
     assert "emberd engine install sglang" in refused.value.advice
 

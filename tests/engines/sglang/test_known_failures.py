@@ -122,7 +122,10 @@ def test_docs_contain_each_rule(failure: LogRule) -> None:
         (signal.SIGILL, "SGLang used an instruction that this processor lacks (SIGILL)"),
         (
             signal.SIGBUS,
-            "SGLang lost memory that it had mapped (SIGBUS): a disk or /dev/shm is full",
+            (
+                "SGLang was killed by SIGBUS: a memory-mapped file could not grow, most likely "
+                "because a disk or /dev/shm is full"
+            ),
         ),
         (signal.SIGSEGV, "SGLang crashed (SIGSEGV)"),
     ],

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from emberd.engines.gpus import Survey
-from emberd.engines.sglang.support import freest, generation, why_unsuitable
+from emberd.engines.sglang.support import freest_supported, generation, why_unsuitable
 from memory_cards import card
 
 A10G = replace(card(24), uuid="GPU-a", name="NVIDIA A10G")
@@ -65,5 +65,5 @@ def test_more_gpus_than_there_are_is_refused() -> None:
 
 def test_the_suitable_gpu_with_the_most_free_memory_is_chosen() -> None:
     roomy = replace(V100, free_bytes=1 << 50)
-    assert freest((BUSY, roomy, A10G)) == (A10G,)
-    assert freest((BUSY, roomy, A10G), 2) == (A10G, BUSY)
+    assert freest_supported((BUSY, roomy, A10G)) == (A10G,)
+    assert freest_supported((BUSY, roomy, A10G), 2) == (A10G, BUSY)

@@ -38,7 +38,7 @@ def test_the_defaults_are_those_of_emberd() -> None:
     assert isinstance(embeddings, Embeddings)
 
 
-def test_the_instructions_in_force_are_visible() -> None:
+def test_instruction_fields_show_the_templates_in_use() -> None:
     embeddings = EmberdEmbeddings()
     assert embeddings.query_instruction == f"Instruct: {TASK}\nQuery:{{text}}"
     assert embeddings.document_instruction == "{text}"

@@ -58,7 +58,7 @@ def test_llama_index_takes_it_for_an_embedding_of_its_own() -> None:
     assert EmberdEmbedding.class_name() == "EmberdEmbedding"
 
 
-def test_the_instructions_in_force_are_visible() -> None:
+def test_instruction_fields_show_the_templates_in_use() -> None:
     embedding = EmberdEmbedding()
     assert embedding.query_instruction == f"Instruct: {TASK}\nQuery:{{text}}"
     assert embedding.text_instruction == "{text}"

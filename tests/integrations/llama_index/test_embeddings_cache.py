@@ -97,7 +97,7 @@ async def test_what_is_in_the_cache_is_not_asked_for_again(
     ],
     ids=lambda given: next(iter(given)),
 )
-def test_vectors_of_other_settings_do_not_meet_in_one_store(
+def test_cache_keys_differ_between_settings(
     server: FakeServer, store: SimpleKVStore, other: dict[str, Any]
 ) -> None:
     one, another = _made(server, store), _made(server, store, **other)

@@ -175,7 +175,7 @@ def _json_objects(table: Any) -> Iterator[dict[str, Any]]:
         except ValueError as error:  # not UTF-8, or nanoseconds where pandas is not installed
             raise EmberdError(
                 f"The column {name!r} cannot be written as JSON: {error}. Write Parquet "
-                f"(--output NAME.parquet), or leave the column out of the input."
+                f"(--output NAME.parquet), or remove the column from the input."
             ) from error
     for row in range(table.num_rows):
         yield {name: values[row] for name, values in zip(names, columns, strict=True)}

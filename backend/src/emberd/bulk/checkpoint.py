@@ -138,15 +138,18 @@ def work_folder(output: Path) -> Iterator[Path]:
             except file_lock.LockHeldError as error:
                 raise EmberdError(
                     f"{output} is being written by another run "
-                    f"({error.holder or 'just started'}). Wait for it, or stop it; its work is "
-                    f"kept."
+                    f"({error.holder or 'just started'}). Wait for it to finish, or "
+                    f"stop it: finished work is kept."
                 ) from None
             # A run that ended may have deleted the file between our opening and locking it.
             if file_lock.holder(folder / _LOCK) == note:
                 break
             lock.close()
         else:
-            raise EmberdError(f"{folder} could not be locked: other runs keep deleting it.")
+            raise EmberdError(
+                f"{folder} could not be locked: other runs keep deleting it. Wait for the other "
+                f"runs, then try again."
+            )
         yield folder
 
 
@@ -175,8 +178,8 @@ def _check_own(folder: Path) -> None:
     others = {n for n in names if n != _LOCK and not n.endswith(atomic_file.UNFINISHED)}
     if others and _MANIFEST not in names:
         raise SettingError(
-            f"{folder} is needed for the work, and exists with other files. Move it away, or pass "
-            f"another --output."
+            f"The work folder {folder} exists and contains files that emberd did not create. "
+            f"Move it, or pass another --output."
         )
 
 
@@ -185,11 +188,11 @@ def _changed_files(old: Stamps, new: Stamps) -> list[str]:
         gone = [f"{path} is gone" for path in old if path not in new][:_SHOWN_CHANGES]
         more = [f"{path} is new" for path in new if path not in old][:_SHOWN_CHANGES]
         named = ", ".join(gone + more) or "in another order"
-        return [f"the input was {len(old)} files and is {len(new)} ({named})"]
+        return [f"the number of input files changed from {len(old)} to {len(new)} ({named})"]
     return [
-        f"{path} had {old[path][0]} bytes and has {new[path][0]}"
+        f"the size of {path} changed from {old[path][0]} to {new[path][0]} bytes"
         if old[path][0] != new[path][0]
-        else f"{path} was written again"
+        else f"{path} was modified"
         for path in old
         if old[path] != new[path]
     ][:_SHOWN_CHANGES]

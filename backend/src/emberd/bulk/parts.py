@@ -141,7 +141,7 @@ class PartStore:
     before_rename: Callable[[], None] | None = None
 
     def parts(self) -> dict[int, list[UnitPart]]:
-        """Return the parts of each unit, from its first row without a gap."""
+        """Return the parts of each unit in order, up to the first missing row."""
         found: dict[int, list[UnitPart]] = {}
         for path in self.folder.iterdir():
             if (match := _PART_NAME.fullmatch(path.name)) is not None:

@@ -240,9 +240,9 @@ class _Job:
             return wanted
         if differences:
             raise SettingError(
-                f"{output} was begun with other parameters: {'; '.join(differences)}. Run the "
-                f"command with those to continue, or pass --restart to start again and lose what "
-                f"was done."
+                f"{output} was started with different parameters: {'; '.join(differences)}. Run "
+                f"the command with the original parameters to continue, or pass --restart to "
+                f"discard the finished work."
             )
         found.run = wanted.run
         found.save(folder)
@@ -295,7 +295,7 @@ class UnitTask:
         first = next((found[0] for found in parts.values() if found), None)
         if first and (before := first.dimensions()) != dimensions:
             raise SettingError(
-                f"{self.request.output} was begun with vectors of {before} dimensions, and the "
+                f"{self.request.output} was started with vectors of {before} dimensions, but the "
                 f"server returns {dimensions} now. Pass --restart to start again."
             )
         starts = {

@@ -158,7 +158,7 @@ def _parquet_errors(path: Path) -> Iterator[None]:
         yield
     except (pyarrow.ArrowException, OSError) as error:
         raise EmberdError(
-            f"{path} cannot be read as Parquet: {error}. Write it again, or leave it out."
+            f"{path} cannot be read as Parquet: {error}. Write it again, or omit it."
         ) from error
 
 
@@ -194,8 +194,8 @@ def _common_schema(files: Sequence[Path], schemas: Sequence[Any]) -> Any:
             common = pyarrow.unify_schemas([common, schema], promote_options="permissive")
         except pyarrow.ArrowException as error:
             raise SettingError(
-                f"{path} has other columns than {files[0]}: {error}. Embed the files in separate "
-                f"runs, or give their columns the same types."
+                f"The columns of {path} differ from those of {files[0]}: {error}. Embed the files "
+                f"in separate runs, or give their columns the same types."
             ) from None
     return common.with_metadata(schemas[0].metadata)
 
@@ -405,8 +405,8 @@ class TextFilesReader:
     def __init__(self, files: Sequence[Path], embedding_column: str) -> None:
         if embedding_column in _TEXT_FILE_COLUMNS:
             raise SettingError(
-                f"--embedding-column {embedding_column!r} is taken: rows of text files have the "
-                f"columns {' and '.join(_TEXT_FILE_COLUMNS)}. Pass another name."
+                f"--embedding-column {embedding_column!r} conflicts with a column of text files "
+                f"({' and '.join(_TEXT_FILE_COLUMNS)}). Pass another name."
             )
         self.units: Sequence[Unit] = group_slices(
             (FileSlice(path, 0, 1, 1) for path in files), units.UNIT_FILES

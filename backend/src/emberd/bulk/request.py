@@ -229,7 +229,7 @@ def _common_kind(files: Sequence[Path]) -> InputKind:
         counts = Counter("".join(p.suffixes[-2:]) if packed[p] else p.suffix for p in files)
         listed = " and ".join(f"{count} {ending}" for ending, count in sorted(counts.items()))
         raise SettingError(
-            f"The input has several kinds of files: {listed}. Name the files of one kind, such as "
+            f"The input has several types of files: {listed}. Name the files of one type, such as "
             f"FOLDER/*.parquet, and embed the others in another run."
         )
     return kinds.pop()

@@ -2,16 +2,17 @@
 
 ::
 
-    entries   id | key | used      small rows: lookups and marks of use never touch a vector
+    entries   id | key | used      small rows, for lookups and for the order of eviction
     vectors   id | record
 
-``used`` is not a time but the highest id when the entry was last used: it advances with what is
-stored, and only storing evicts anything.
+``used`` is the highest id that existed when the entry was last used. It orders the entries for
+eviction and grows only when entries are stored, which is also the only time when entries are
+evicted.
 
 SQLite's locks belong to a process, so the file is closed before a fork. A lock file beside it is
 held while the database is opened, so that only one process creates the tables. A file that is
-deleted or replaced while it is open is noticed at the next use. A corrupt one is not repaired: it
-is warned of, and works again when it was deleted.
+deleted or replaced while it is open is noticed at the next use. A corrupt file is not repaired:
+there is a warning, and the cache is not used until the file is deleted.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ Files = Annotated[
     typer.Argument(
         metavar="[INPUT]...",
         help="Parquet, JSON lines (.jsonl, .ndjson, also .gz), or a folder of these or of text "
-        "files; otherwise text files, one text per line; - is stdin.",
+        "files. Other files are read as one text per line. - reads stdin.",
     ),
 ]
 Column = Annotated[
@@ -143,7 +143,8 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="FILE|FOLDER",
-        help="Default, and -: stdout. For data, a name without an ending is a folder.",
+        help="Default or -: stdout. For Parquet and JSON lines input, a name without an extension "
+        "is a folder.",
         show_default=False,
     ),
 ]
@@ -211,7 +212,7 @@ def embed(
         if data_options:
             raise SettingError(
                 "--column, --embedding-column, --bad-rows, --restart and --save-every are for "
-                "Parquet, JSON lines and folders. Leave them out: each line is a text."
+                "Parquet, JSON lines and folders. Omit them: each line is a text."
             )
         arguments = (names, texts or (), output_file, format_name, embedder)
         text_stream.embed_texts(*arguments, role=role)
@@ -361,9 +362,11 @@ def _check_ray(names: Sequence[str], save_every: str | None) -> None:
             "--ray needs ray, which is not installed. Run: pip install 'emberd[ray]'"
         )
     if not any(is_data(name) for name in names):
-        raise SettingError("--ray embeds Parquet, JSON lines and folders. Name one of them.")
+        raise SettingError("--ray requires Parquet, JSON lines or a folder as input.")
     if save_every is not None:
-        raise SettingError("--ray saves whole units of work. Leave --save-every out.")
+        raise SettingError(
+            "--save-every cannot be combined with --ray, which saves only complete units of work."
+        )
 
 
 @contextmanager
@@ -427,4 +430,4 @@ def _report(request: BulkRequest, summary: BulkSummary, seconds: float) -> None:
         )
     if skipped := request.inputs.skipped:
         were = "was" if skipped == 1 else "were"
-        output.note(f"{output.pluralize(skipped, 'file')} of another kind {were} not read")
+        output.note(f"{output.pluralize(skipped, 'file')} of an unsupported type {were} skipped")

@@ -69,7 +69,10 @@ def _choose(model: str | None) -> ServerStatus:
         raise typer.Exit(ExitCode.NOTHING_RUNNING)
     chosen = min(logged, key=lambda own: (own.state not in RUNNING, own.seconds))
     if len(logged) > 1:
-        output.note(f"{chosen.spec.model} ({chosen.state}); --model shows another")
+        output.note(
+            f"Showing the log of {chosen.spec.model} ({chosen.state}). "
+            f"Pass --model to show another."
+        )
     return chosen
 
 

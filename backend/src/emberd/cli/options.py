@@ -57,7 +57,7 @@ Engine = Annotated[
 ]
 Device = Annotated[
     str | None,
-    typer.Option("--device", metavar="NAME", help="cuda or cpu."),
+    typer.Option("--device", metavar="NAME", help="cuda, mps or cpu."),
 ]
 ContextTokens = Annotated[
     int | None,
@@ -85,8 +85,8 @@ StartTimeout = Annotated[
     typer.Option(
         "--start-timeout",
         metavar="DURATION",
-        help="How long to wait for a start, which continues afterwards: 900, 90s, 5m. "
-        f"Default: {output.duration(START_TIMEOUT_S)}.",
+        help="How long to wait for a server to start: 900, 90s, 5m. It continues to start after "
+        f"this time. Default: {output.duration(START_TIMEOUT_S)}.",
     ),
 ]
 Port = Annotated[
@@ -172,7 +172,7 @@ def validate_with_base_url(base_url: str | None, given: Mapping[str, Any]) -> No
     if base_url is not None and given:
         raise SettingError(
             f"{as_typed(given)} cannot be given: EMBERD_BASE_URL is set to {base_url}, so no "
-            f"server is started. Leave the options out, or unset EMBERD_BASE_URL."
+            f"server is started. Omit the options, or unset EMBERD_BASE_URL."
         )
 
 
@@ -209,7 +209,7 @@ def resolve_model(positional: str | None, option: str | None) -> str | None:
         )
     name = names[0] if names else None
     if name is not None and not name.strip():
-        raise SettingError("The name of the model is blank. Give one, or leave it out.")
+        raise SettingError("The name of the model is blank. Give one, or omit it.")
     if name is not None and name.startswith("-"):
         raise SettingError(
             f"{name!r} is not the name of a model. If it is an argument for the engine, use "

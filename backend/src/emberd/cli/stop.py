@@ -91,8 +91,8 @@ def _line(was: ServerStatus) -> str:
     place = f" at {was.url}" if was.url else ""
     if was.origin == "found":
         return (
-            f"Forgot {was.spec.model}{place}: emberd did not start it, so it continues to run. "
-            f"Stop it where it was started."
+            f"Removed the record of {was.spec.model}{place}. emberd did not start this server, so "
+            f"it continues to run. Stop it where it was started."
         )
     if was.state is State.UNKNOWN:
         model = "the server" if was.spec.model == NO_MODEL else was.spec.model

@@ -66,8 +66,9 @@ def up(
     """Find or start a server and wait for it.
 
     Uses a running server of the model, including an external one, or joins a start in progress. An
-    option that says how to start a server is an error if that server was started differently. A
-    start that failed recently is retried, unlike in programs.
+    option that applies to the start of a server is an error if the running server was started
+    with other options. If the last start failed, another one is tried; the Python classes instead
+    raise the error of a start that failed recently.
 
     Arguments for the engine go after --, for example: emberd up MODEL -- --flag value
 
@@ -293,7 +294,7 @@ def show_dry_run(spec: ServerSpec, options: StartOptions, *, as_json: bool) -> N
 
 
 def _dry_run_lines(content: Mapping[str, Any], *, any_port: bool) -> Iterator[str]:
-    yield "A running server of the model would be used instead."
+    yield "If a server for this model is running, emberd uses it instead."
     yield f"The engine {content['engine']} would run on {content['device']}:"
     yield ""
     if removed := content["removed"]:
@@ -333,17 +334,17 @@ def _validate_running(found: Server | PendingStart, given: Mapping[str, Any], mo
         return
     stop = f"run `emberd stop {shlex.quote(model)}` first, which stops it for all its users"
     if not isinstance(found, Server):
-        fact, step = f"a server of {model} is already starting without them", stop
+        fact, step = f"a server of {model} is already starting without these options", stop
     elif found.origin == "own":
         key = "with" if found.endpoint.api_key else "without"
         fact = f"{model} is already served at {found.endpoint.url} ({key} a key) by a server "
-        fact, step = f"{fact}started without them", stop
+        fact, step = f"{fact}started without these options", stop
     else:
         fact = f"{model} is already served at {found.endpoint.url} by a server that emberd did "
         fact, step = f"{fact}not start", "stop that server where it was started"
     raise SettingError(
-        f"{options.as_typed(unmet)} cannot be applied: {fact}. To use it as it is, leave the "
-        f"options out; otherwise {step}."
+        f"{options.as_typed(unmet)} cannot be applied: {fact}. To use it as it is, omit the "
+        f"options; otherwise {step}."
     )
 
 

@@ -88,7 +88,7 @@ def _prepare_one(index: int, text: object, template: str, model: Model) -> tuple
     if not isinstance(text, str):
         raise TextError(
             f"Text {index} is of type {type(text).__name__}, not str: {excerpt(text)}. "
-            f"Convert it, or leave it out.",
+            f"Convert it, or omit it.",
             index=index,
         )
     # The bare template is the usual one for documents: no copy of each text for it.
@@ -113,7 +113,7 @@ def _prepare_one(index: int, text: object, template: str, model: Model) -> tuple
     if model.end_of_text_id is None:
         raise TextError(
             f"Text {index} is blank, and emberd does not know the end-of-text token of "
-            f"{model.name}, which would replace it. Leave blank texts out.",
+            f"{model.name}, which would replace it. Omit blank texts.",
             index=index,
         )
     return [model.end_of_text_id], size

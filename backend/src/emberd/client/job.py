@@ -233,8 +233,9 @@ class Job:
         before, self._endpoint = self._endpoint, endpoint
         if before is not None and before.dimensions != endpoint.dimensions:
             raise ServerMismatchError(
-                f"The server at {endpoint.url} gives {endpoint.dimensions} dimensions, the one "
-                f"before it gave {before.dimensions}. Embed all texts again with one of them."
+                f"The server at {endpoint.url} gives {endpoint.dimensions} dimensions, "
+                f"but the one before it gave {before.dimensions}. Embed all texts again with one "
+                f"of them."
             )
         if before is None:
             self._check_dimensions(endpoint.dimensions)
@@ -243,7 +244,7 @@ class Job:
                 self._matrix = np.empty((len(self._texts), width), np.float32)
             elif (cached := self._matrix.shape[1]) != endpoint.dimensions:
                 raise ServerMismatchError(
-                    f"The cache has vectors of {cached} dimensions for this model, and "
+                    f"The cache has vectors of {cached} dimensions for this model, but "
                     f"{endpoint.model} at {endpoint.url} gives {endpoint.dimensions}. Check which "
                     f"of them is of another model, or use another cache."
                 )
@@ -447,8 +448,8 @@ class Job:
             place = self._offset + index
             error = PoisonTextError(
                 f"The server crashed {batch.crash_count} times while it embedded text {place} "
-                f"({excerpt(self._texts[index])}), the last time with nothing else in flight. "
-                f"Leave this text out, and report it with the server's log (emberd logs).",
+                f"({excerpt(self._texts[index])}), the last time as the only request. "
+                f"Omit this text, and report it with the server's log (emberd logs).",
                 index=place,
             )
             self._skip(index, error)
@@ -467,7 +468,7 @@ class JobWindow(deque[Job]):
 
     @property
     def in_flight(self) -> int:
-        """How many pieces of work were taken and not settled, over all jobs."""
+        """How many pieces of work, over all jobs, were taken and are not finished."""
         return sum([job.in_flight for job in self])
 
     def take(self) -> tuple[Job, Work] | None:

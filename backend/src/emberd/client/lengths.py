@@ -166,7 +166,7 @@ class Lengths:
         elif not self._can_count:
             advice = "Split it."
         elif self.truncate:
-            advice = "Split it: this server accepts less than the context that it states."
+            advice = "Split it: this server accepts fewer tokens than it reports."
         else:
             advice = "Split it, or set truncate=True to cut it."
         return TextTooLongError(

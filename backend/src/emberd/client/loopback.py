@@ -58,7 +58,7 @@ def left_s() -> float | None:
     """Return the seconds that this thread has left; None without a deadline.
 
     Raises:
-        TimeoutError: There are none.
+        TimeoutError: The deadline has passed.
     """
     end = getattr(_THREAD, "end", None)
     if end is None:

@@ -212,8 +212,8 @@ def _check_kind(url: str, info: dict[str, Any]) -> None:
     if task not in _NO_TASKS:
         kind = ", ".join(map(str, info.get("architectures") or ()))
         raise ServerMismatchError(
-            f"{url} serves {info.get('model_path')} ({kind}) to {task}, as a reranker does, not an "
-            f"embedding model. {advice}"
+            f"{url} serves {info.get('model_path')} ({kind}) for the task {task} (for example "
+            f"reranking); it is not an embedding server. {advice}"
         )
 
 
@@ -236,7 +236,7 @@ def _serving(
     served = [str(entry["id"]) for entry in listed]
     loaded = f" (it has loaded {names[-1]})" if names and names[-1] not in served else ""
     raise ServerMismatchError(
-        f"{url} serves {', '.join(served)}, and {wanted} was asked for{loaded}. Give the base_url "
+        f"{url} serves {', '.join(served)}, but {wanted} was requested{loaded}. Give the base_url "
         f"of a server for {wanted}, or ask for model={served[0]!r}. If that is another name for "
         f"the same model, have the server list it as {wanted}."
     )
@@ -288,8 +288,8 @@ def _vector(url: str, model: Model, name: str, bodies: list[bytes]) -> tuple[flo
     models = {str(reply.model) for reply in replies}
     if len(models) > 1:
         raise ServerMismatchError(
-            f"{url} lets several models answer for {name}: {', '.join(sorted(models))}. Put "
-            f"servers of one model behind it, or give the base_url of one of them."
+            f"{url} routes requests for {name} to several models: {', '.join(sorted(models))}. "
+            f"Put servers of one model behind it, or give the base_url of one of them."
         )
     if model.dimensions not in (None, len(vector)):
         raise ServerMismatchError(
@@ -318,13 +318,15 @@ def _check_tokens(url: str, model: Model, counted: bytes | None, embedded: bytes
         return  # sglang-router counts with a tokenizer of its own, which appends no end
     if ids != ended:
         raise ServerMismatchError(
-            f"{url} ends a text with token {ids[-1]} instead of {model.end_of_text_id}, which "
-            f"{model.name} pools. Its tokenizer is out of date: fetch the model again."
+            f"{url} appends token {ids[-1]} instead of the end-of-text token "
+            f"{model.end_of_text_id} that {model.name} pools. Its tokenizer is out of date: fetch "
+            f"the model again."
         )
     if read is not None:
         raise ServerMismatchError(
-            f"{url} read {read} tokens where its tokenizer makes {len(ids)}: the end-of-text token "
-            f"may be missing. Use a server whose embeddings read what its tokenizer makes."
+            f"{url} counted {read} tokens for a text for which its tokenizer returns {len(ids)}: "
+            f"the end-of-text token may be missing. Use a server that embeds exactly the tokens of "
+            f"its tokenizer."
         )
 
 

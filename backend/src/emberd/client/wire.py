@@ -240,7 +240,7 @@ def _read_by_hand(body: bytes, count: int) -> Embeddings:
         index = entry.get("index") if isinstance(entry, dict) else None
         if type(index) is not int or not 0 <= index < count:
             raise BadReplyError(
-                f"The reply has a vector with index {index!r} where 0 to {count - 1} are possible. "
+                f"The reply has a vector with index {index!r}; valid indices are 0 to {count - 1}. "
                 f"{_ADVICE}"
             )
         if index in vectors:
@@ -316,9 +316,9 @@ def body_or_failure(outcome: Outcome, url: str) -> bytes | Failure:
 
 
 def unauthorized(status: int, said: str, url: str) -> AuthenticationError:
-    """Return the error for a server that requires a key, or another one."""
+    """Return the error for a missing or wrong API key."""
     return AuthenticationError(
-        f"{url} answered {status} ({said}): it requires a key, or another one. "
+        f"{url} answered {status} ({said}): the API key is missing or wrong. "
         f"Give api_key=, or set EMBERD_API_KEY."
     )
 
@@ -351,7 +351,7 @@ def _transport_failure(outcome: Outcome, error: TransportError, url: str) -> Fai
         return ServerLost(changed, reached=outcome.reached, changed=True)
     unavailable = ServerUnavailableError(
         f"No response from {url} after {tries}: {error.text}. "
-        f"Start the server there, correct base_url, or leave base_url out and let emberd start one."
+        f"Start the server there, correct base_url, or omit base_url to let emberd start one."
     )
     return ServerLost(unavailable, reached=outcome.reached)
 
@@ -365,7 +365,7 @@ def _advice(status: int) -> str:
         return "Redirects are not followed: give the final address as base_url."
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return "See the server's log (for a server that emberd started: emberd logs)."
-    return "Correct the setting that it names; it would refuse the same request again."
+    return "Correct the setting that the message names. Retrying the same request would fail again."
 
 
 # What SGLang (twice), vLLM and llama.cpp say of a text that is too long.

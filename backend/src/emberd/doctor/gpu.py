@@ -42,7 +42,7 @@ def check_gpu_memory(wanted: Wanted) -> Iterator[Finding]:
     seen = gpus.survey()
     if shape is None or not _may_use_gpu(wanted) or support.why_unsuitable(seen, options.gpus):
         return
-    gpu = support.freest(seen.gpus, options.gpus)[-1]
+    gpu = support.freest_supported(seen.gpus, options.gpus)[-1]
     try:
         plan = memory.plan_memory(gpu, shape, spec.context_tokens, tp_size=options.tp_size)
     except StartError as error:

@@ -91,6 +91,8 @@ class Plan:
 class Engine(Protocol):
     """One kind of server. A module under ``emberd.engines`` offers one as ``ENGINE``.
 
+    docs/architecture.md, section 'Add an engine', says how to write one.
+
     Attributes:
         name: The name that ``engine=`` takes.
         takes_descriptor: Whether its server can serve on a listening socket that it inherits.

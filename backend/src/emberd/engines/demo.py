@@ -51,9 +51,9 @@ class DemoEngine(OwnServerEngine):
         for name in ("revision", "quantization"):
             value = getattr(spec, name)
             if value is not None:
-                return f"has one bundled model and no {name}={value!r}; leave {name} out"
+                return f"has one bundled model and does not support {name}={value!r}; omit {name}"
         if spec.device not in (None, _DEVICE):
-            return f"runs on the CPU only; leave device={spec.device!r} out, or use device='cpu'"
+            return f"runs on the CPU only; omit device={spec.device!r}, or use device='cpu'"
         longest = lookup(DEMO_MODEL).context_tokens
         if longest and spec.context_tokens and spec.context_tokens > longest:
             return (
@@ -70,8 +70,8 @@ class DemoEngine(OwnServerEngine):
         """
         if launch.options.gpus > 1:
             raise StartError(
-                f"{launch.options.gpus} GPUs were requested, and the {self.name} engine uses none",
-                advice="Leave tp_size and dp_size out.",
+                f"{launch.options.gpus} GPUs were requested, but the {self.name} engine uses none",
+                advice="Omit tp_size and dp_size.",
             )
         command = (
             *(sys.executable, "-m", MODULE, "--encoder", self.name),

@@ -80,7 +80,7 @@ class TransformersEngine(OwnServerEngine, EnvironmentEngine):
         if problem := super().why_unsupported(spec):
             return problem
         if spec.quantization is not None:
-            return f"serves no quantised weights; leave quantization={spec.quantization!r} out"
+            return f"serves no quantised weights; omit quantization={spec.quantization!r}"
         shape = shape_of(spec.model)
         if shape and spec.context_tokens and spec.context_tokens > shape.context_tokens:
             return (
@@ -108,8 +108,8 @@ class TransformersEngine(OwnServerEngine, EnvironmentEngine):
             raise StartError(f"The {_NAME} engine cannot serve here: {problem}")
         if launch.options.gpus > 1:
             raise StartError(
-                f"{launch.options.gpus} GPUs were requested, and the {_NAME} engine uses one",
-                advice="Leave tp_size and dp_size out, or use engine='sglang'.",
+                f"{launch.options.gpus} GPUs were requested, but the {_NAME} engine uses one",
+                advice="Omit tp_size and dp_size, or use engine='sglang'.",
             )
         words = _words(spec, launch, python, device)
         variables = {
@@ -146,7 +146,7 @@ class TransformersEngine(OwnServerEngine, EnvironmentEngine):
         architecture = model_card.architecture(folder)
         if not partial and architecture not in _ARCHITECTURES:
             return (
-                f"serves {' and '.join(_ARCHITECTURES)} with last-token pooling, and {folder} has "
+                f"serves {' and '.join(_ARCHITECTURES)} with last-token pooling, but {folder} has "
                 f"the architecture {architecture}"
             )
         problem = model_card.why_unsupported(folder, partial=partial)
@@ -160,7 +160,7 @@ class TransformersEngine(OwnServerEngine, EnvironmentEngine):
         tested = installs.RECIPES[_NAME].version
         if python.version != tested:
             notes.append(
-                f"emberd is tested with transformers {tested}, and {python.python} has "
+                f"emberd is tested with transformers {tested}, but {python.python} has "
                 f"{python.version}"
             )
         if device == _CPU and spec.device is None:
@@ -238,7 +238,7 @@ def _choose_device(
         problem = "the installed torch is built without CUDA"
     elif seen.cuda is not None and seen.cuda[0] < cuda[0]:
         problem = (
-            f"the NVIDIA driver {seen.driver} runs CUDA up to {dotted(seen.cuda)}, and the "
+            f"the NVIDIA driver {seen.driver} runs CUDA up to {dotted(seen.cuda)}, but the "
             f"installed torch needs {dotted(cuda)}: install a newer driver"
         )
     elif not fit:
@@ -250,7 +250,7 @@ def _choose_device(
         return _CUDA, next(iter(gpus.freest(fit, locked=locked)), None), problem
     has_mps = sys.platform == "darwin" and platform.machine() == "arm64"
     if spec.device == _MPS and not has_mps:
-        return _MPS, None, "device='mps' is Apple's GPU, and this is not a Mac with Apple silicon"
+        return _MPS, None, "device='mps' is Apple's GPU, but this is not a Mac with Apple silicon"
     if spec.device == _MPS or (spec.device is None and has_mps):
         return _MPS, None, None
     if spec.device not in (None, _CPU):
@@ -283,7 +283,7 @@ def _short_of_memory(spec: ServerSpec, device: str, gpu: Gpu | None = None) -> s
     if free >= need:
         return None
     return (
-        f"{spec.model} needs {need / _GIB:.1f} GiB in {dtype}, and {free / _GIB:.1f} GiB is free "
+        f"{spec.model} needs {need / _GIB:.1f} GiB in {dtype}, but {free / _GIB:.1f} GiB is free "
         f"on {name}; free some, {_SMALLER}, or {_ELSEWHERE}"
     )
 

@@ -61,7 +61,7 @@ class Installed:
 
     @property
     def is_usable(self) -> bool:
-        """Whether its interpreter exists: the Python that it was made from may be gone."""
+        """Whether its interpreter exists; the Python that it was created from may be removed."""
         return os.access(self.python, os.X_OK)
 
 

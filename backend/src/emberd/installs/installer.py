@@ -292,7 +292,7 @@ class _Builder:
         if found is None or found.version != recipe.version:
             version = "none" if found is None else found.version
             raise self._wrong(
-                f"{recipe.distribution} {recipe.version} was requested, and {version} was installed"
+                f"{recipe.distribution} {recipe.version} was requested, but {version} was installed"
             )
         if found.missing:
             raise self._wrong(f"{', '.join(found.missing)} cannot be imported afterwards")

@@ -258,7 +258,7 @@ def find_python(recipe: Recipe) -> str:
                     return python
     wanted = ", ".join(map(dotted, sorted(recipe.pythons)))
     raise InstallError(
-        f"{recipe} has wheels for CPython {wanted}, this is {dotted(running)}, and none of those "
-        f"is on the PATH",
+        f"{recipe} has wheels for CPython {wanted}, but this is {dotted(running)}, and none of "
+        f"those versions is on the PATH",
         advice=f"Install one, for example: uv python install {dotted(recipe.pythons[0])}",
     )

@@ -136,7 +136,7 @@ def check_platform(recipe: Recipe) -> None:
         return
     known = f"glibc {found}" if name == "glibc" else "no GNU libc"
     raise InstallError(
-        f"{recipe} needs glibc {dotted(recipe.glibc)} or newer, and this system has {known}",
+        f"{recipe} needs glibc {dotted(recipe.glibc)} or newer, but this system has {known}",
         advice=f"Use a newer system (a container is enough), or {_ELSEWHERE}.",
     )
 
@@ -174,7 +174,7 @@ def check_disk_space(recipe: Recipe, engines: Path) -> bool:
     if free < needed:
         raise InstallError(
             f"{recipe} needs {in_words(needed)} on the disk of {engines} "
-            f"({in_words(recipe.bytes)} installed, the rest during the installation), and "
+            f"({in_words(recipe.bytes)} installed, the rest during the installation), but only "
             f"{in_words(free)} are free",
             advice="Free some space, or set EMBERD_ENGINES to a folder on another disk.",
         )

@@ -71,8 +71,9 @@ class SharedMemory:
         """Record the shared memory that the processes have now; at most once a second.
 
         Args:
-            pids: Returns them; a call takes some milliseconds.
-            at_once: Do it now in any case: the processes are about to end.
+            pids: Returns the processes; a call takes some milliseconds.
+            at_once: Update even if the last update was less than a second ago, because the
+                processes are about to end.
         """
         now = time.monotonic()
         if not at_once and now - self._updated_at_s < _UPDATE_EVERY_S:

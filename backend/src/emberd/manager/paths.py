@@ -123,7 +123,7 @@ def check_private(folder: Path, variable: str = "EMBERD_HOME") -> None:
         facts = folder.lstat()
     except NotADirectoryError as error:
         raise StateFolderError(
-            f"{folder} cannot exist: a part of its path is a file. "
+            f"{folder} cannot be created: a component of its path is a file. "
             f"Set {variable} to a folder that you may write to."
         ) from error
     if not stat.S_ISDIR(facts.st_mode):

@@ -1,4 +1,4 @@
-"""Spawns a supervisor under the start lock, as a process that outlives its caller."""
+"""Spawns a supervisor as a process that outlives its caller, which holds the start lock."""
 
 from __future__ import annotations
 

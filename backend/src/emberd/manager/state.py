@@ -182,8 +182,8 @@ class Progress:
         """Return the error for a caller whose ``start_timeout`` has expired."""
         doing = self.text or "no progress reported yet"
         return StartTimeoutError(
-            f"start_timeout expired after the server has been starting for {self.seconds:.0f} s "
-            f"({doing}). Startup continues in the background: call again to wait for it, or pass "
+            f"The server is still starting after {self.seconds:.0f} s ({doing}), and start_timeout "
+            f"expired. Startup continues in the background: call again to wait for it, or pass "
             f"a longer start_timeout. Log: {self.log_path}"
         )
 
@@ -533,5 +533,5 @@ def settled_snapshot(folder: Path, deadline_s: float, poll_s: float) -> ServerSn
 
 
 def is_listening(endpoint: Endpoint) -> bool:
-    """Return whether the verified listener of a managed server still listens, or may."""
+    """Return whether the verified listener of ``endpoint`` still listens, as far as is known."""
     return endpoint.listener is not None and listeners.is_there(endpoint.url, endpoint.listener)

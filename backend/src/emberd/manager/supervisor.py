@@ -232,7 +232,7 @@ class Supervisor:
                 f"The server runs on {plan.device} with texts of up to {endpoint.context_tokens} "
                 f"tokens, but device={spec.device}, context_tokens={spec.context_tokens} were "
                 f"requested",
-                "Request less, or another engine.",
+                "Request a shorter context or another device, or use another engine.",
             )
         return None
 

@@ -224,7 +224,7 @@ def embed(
 def _check_portable(settings: Mapping[str, Any]) -> None:
     if settings.get("api_key") is not None:
         raise SettingError(
-            "api_key would be readable in what Ray sends to the nodes. Leave it out, and set "
+            "api_key would be readable in what Ray sends to the nodes. Omit it, and set "
             "EMBERD_API_KEY in the environment of each node."
         )
 

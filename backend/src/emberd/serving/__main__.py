@@ -81,7 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     given = parser.parse_args(arguments)
     if (given.encoder == _DEMO) != (given.model_path is None):
-        parser.error(f"--model-path goes with --encoder {_TRANSFORMERS}, which needs it")
+        parser.error(
+            f"--model-path is required with --encoder {_TRANSFORMERS}, and not allowed with other "
+            f"encoders"
+        )
     # Removed, so that neither child processes nor a dump of os.environ contain it.
     key = os.environ.pop(SERVER_KEY, None)
     telemetry.configure_logging()

@@ -124,10 +124,10 @@ class TransformersEncoder:
     def encode(self, batch: Sequence[PreparedText]) -> NDArray[np.float32]:
         """Return unit vectors of shape (len(batch), dimensions).
 
-        If memory does not suffice, the batch is split.
+        If there is not enough memory, the batch is split.
 
         Raises:
-            BadReplyError: Memory does not suffice for a single text.
+            BadReplyError: There is not enough memory for a single text.
         """
         try:
             return self._encode([item.payload for item in batch])
@@ -140,7 +140,7 @@ class TransformersEncoder:
             self._torch.cuda.empty_cache()
         if len(batch) == 1:
             raise BadReplyError(
-                f"memory on the {self.device} does not suffice for a text of {longest} tokens."
+                f"there is not enough memory on the {self.device} for a text of {longest} tokens."
             )
         middle = len(batch) // 2
         return np.concatenate([self.encode(batch[:middle]), self.encode(batch[middle:])])
@@ -248,7 +248,7 @@ def _explain_download(hub: Any, options: LoadOptions, error: Exception) -> tuple
     if isinstance(error, errors.RevisionNotFoundError):
         return (
             f"{model} has no revision {options.revision} on the hub",
-            "Set revision= to a commit, branch or tag from the model's page, or leave it out.",
+            "Set revision= to a commit, branch or tag from the model's page, or omit it.",
         )
     if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
         return (
@@ -329,7 +329,7 @@ def _check_kind(folder: Path, config: dict[str, Any]) -> None:
     architecture = (config.get("architectures") or ["none"])[0]
     if architecture not in ARCHITECTURES:
         raise StartError(
-            f"the architecture of {folder} is {architecture}, and this engine supports only "
+            f"the architecture of {folder} is {architecture}, but this engine supports only "
             f"{' and '.join(ARCHITECTURES)}",
             advice=_OTHER_MODEL,
         )

@@ -60,7 +60,7 @@ def keep_inherited(thing: object) -> None:
 
 @contextmanager
 def no_fork() -> Iterator[None]:
-    """Delay forks by other threads during the block, in which modules are imported."""
+    """Delay forks by other threads during the block, which imports modules."""
     with _importing:
         yield
 

@@ -170,8 +170,10 @@ def check(connection: socket.socket, expected: Listener) -> None:
     address, port = _address(there[0]), there[1]
     found = find_at(address, port, lambda: [expected.pid]) if _is_here(address) else None
     if found != expected:
-        holder = "nothing listens" if found is None else f"a socket of user {found.uid} listens"
-        raise ListenerChangedError(f"{holder} on port {port} now, not the verified server")
+        holder = "nothing" if found is None else f"a socket of user {found.uid}"
+        raise ListenerChangedError(
+            f"port {port} is no longer held by the verified server: {holder} listens there now"
+        )
     is_known = expected.owner_accepts or expected.uid != _ROOT
     if sys.platform == "linux" and is_known:
         other_end = _look_up(address, port, (_address(here[0]), here[1]))

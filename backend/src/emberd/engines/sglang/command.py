@@ -105,7 +105,7 @@ def adapt(chosen: Sequence[Flag], known: frozenset[str] | None) -> tuple[Flag, .
     missing = [flag for flag in chosen if flag.words[0] not in known]
     if needed := [flag for flag in missing if not flag.optional]:
         raise StartError(
-            f"the installed SGLang does not know {needed[0].words[0]}, which is there because "
+            f"the installed SGLang does not support {needed[0].words[0]}, which emberd needs: "
             f"{needed[0].why}",
             advice="Install the version that emberd is made for: emberd engine install sglang",
         )
@@ -165,7 +165,8 @@ _EMBEDDING_FLAGS: Final = (
     Flag(("--is-embedding",), "without it a Qwen3 model is served for generation"),
     Flag(
         ("--disable-radix-cache",),
-        "a hit changes the numbers slightly, and texts of an index rarely share a long prefix",
+        "a cache hit changes the vectors slightly, and texts of an index rarely share a long "
+        "prefix",
     ),
     Flag(
         ("--enable-tokenizer-batch-encode",),
@@ -214,7 +215,7 @@ def _size_flags(context_tokens: int | None, plan: MemoryPlan | None) -> list[Fla
 
 _CPU_FLAGS: Final = (
     Flag(("--device", CPU), "requested, or there is no GPU"),
-    Flag(("--attention-backend", "torch_native"), "needs none of SGLang's kernels"),
+    Flag(("--attention-backend", "torch_native"), "this backend needs none of SGLang's kernels"),
     Flag(
         ("--watchdog-timeout", "3600"),
         "a long batch takes minutes on a CPU, and SGLang ends itself after 300 s",
@@ -245,7 +246,7 @@ _SERVICE_FLAGS: Final = (
 # ------------------------------------------------------------ the user's own arguments
 
 _KEY: Final = "emberd makes a key for each start; `emberd up --no-auth` starts without one"
-_OURS: Final = "emberd identifies the server by it"
+_OURS: Final = "emberd sets this option to identify the server"
 _VECTORS: Final = "it changes the vectors, and every user of this model would get them"
 _SIZE: Final = "use context_tokens=, or `emberd up --context-tokens`"
 _GPUS: Final = "emberd chooses the GPUs; use `emberd up --tp-size` or `--dp-size`"
@@ -266,7 +267,7 @@ _RESERVED: Final[Mapping[str, str]] = {
     "--host": "emberd's servers listen on loopback only; start one yourself and use base_url=",
     "--json-model-override-args": _VECTORS,
     "--load-format": _VECTORS,
-    "--max-total-tokens": f"a longer text would wait forever; {_SIZE}",
+    "--max-total-tokens": f"a text that does not fit into the KV cache would wait forever; {_SIZE}",
     "--model-path": "use model=, or `emberd up --model`",
     "--port": "use `emberd up --port`, or EMBERD_PORT",
     "--quantization": _VECTORS,
@@ -296,7 +297,7 @@ def check_arguments(options: StartOptions, *, on_cpu: bool) -> None:
             )
     if on_cpu and options.gpus > 1:
         raise StartError(
-            f"tp_size={options.tp_size}, dp_size={options.dp_size} count GPUs, and device='cpu' "
+            f"tp_size={options.tp_size}, dp_size={options.dp_size} count GPUs, but device='cpu' "
             f"was requested",
-            advice="Leave them out.",
+            advice="Omit them.",
         )

@@ -49,7 +49,7 @@ class SglangEngine(EnvironmentEngine):
         """Return the UUIDs of the GPUs with the most free memory; nothing on a CPU."""
         if spec.device == command.CPU:
             return ()
-        return [gpu.uuid for gpu in support.freest(gpus.survey().gpus, options.gpus)]
+        return [gpu.uuid for gpu in support.freest_supported(gpus.survey().gpus, options.gpus)]
 
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
         """Return how to start a server for ``spec``.
@@ -67,7 +67,7 @@ class SglangEngine(EnvironmentEngine):
             if problem := support.why_unsuitable(survey, launch.options.gpus):
                 raise StartError(f"SGLang cannot run here: {problem}")
             locked = launch.exclusive_resources
-            chosen = support.freest(survey.gpus, launch.options.gpus, locked)
+            chosen = support.freest_supported(survey.gpus, launch.options.gpus, locked)
         figures = _plan_memory(spec, launch.options, chosen)
         python = self._interpreter()
         # The options of any other version than the tested one are read from its source.
@@ -142,7 +142,7 @@ def _why_no_device(device: str | None) -> str | None:
         if sys.platform == "linux" and platform.machine() == "x86_64":
             return None
         here = f"{platform.system()} {platform.machine()}"
-        return f"runs on the CPU only on x86-64 Linux, for development, and this is {here}"
+        return f"runs on the CPU only on x86-64 Linux, for development, but this is {here}"
     if device not in (None, command.GPU):
         return f"runs on a CUDA GPU or, for development, on a CPU, not on device={device!r}"
     if (problem := support.why_unsuitable(gpus.survey())) is None:

@@ -154,7 +154,10 @@ _BY_SIGNAL: Final = {
         "Serve the model on another machine: EMBERD_BASE_URL=http://HOST:30000/v1.",
     ),
     -signal.SIGBUS: (
-        "lost memory that it had mapped (SIGBUS): a disk or /dev/shm is full",
+        (
+            "was killed by SIGBUS: a memory-mapped file could not grow, most likely because a disk "
+            "or /dev/shm is full"
+        ),
         "Free space there: `df -h /dev/shm` and `df -h`; a container needs --shm-size 2g.",
     ),
     -signal.SIGSEGV: ("crashed (SIGSEGV)", READ_LOG),

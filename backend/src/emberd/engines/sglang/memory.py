@@ -223,7 +223,7 @@ class _Load:
             f"(weights {_gib(self.weights_bytes)}{more}, "
             f"KV cache {_gib(kv_tokens * self.kv_bytes_per_token)}, "
             f"activations {_gib(self.activation_bytes(batch, context))}, "
-            f"the rest {_gib(self.overhead_bytes(context, kv_tokens))}), and "
+            f"the rest {_gib(self.overhead_bytes(context, kv_tokens))}), but only "
             f"{_gib(device.free_bytes)} of {_gib(device.total_bytes)} is free on {device.name}"
         )
         ways = list(device.remedies)
@@ -262,9 +262,9 @@ def plan_memory(
         full = min(limit, _DEFAULT_CONTEXT_TOKENS)
     elif wanted_context > limit:
         raise StartError(
-            f"a context of {wanted_context:,} tokens was requested, and the model's limit is "
+            f"a context of {wanted_context:,} tokens was requested, but the model's limit is "
             f"{limit:,}",
-            advice="Request at most that.",
+            advice=f"Request a context of at most {limit:,} tokens.",
         )
     else:
         # So that a text of exactly that length is accepted. The model's limit must not be exceeded.
@@ -287,7 +287,7 @@ def plan_memory(
         raise load.refusal(full, batch, plan)
     note = (
         f"texts of up to {plan.longest_text_tokens:,} tokens fit on {device.name}, not the model's "
-        f"{full:,}: {_gib(device.free_bytes)} is free, and "
+        f"{full:,}: {_gib(device.free_bytes)} is free, but "
         f"{_gib(load.need_bytes(full, batch, full + batch))} would be needed"
     )
     return replace(plan, notes=(note,))

@@ -46,7 +46,7 @@ def why_unsuitable(seen: Survey, count: int = 1) -> str | None:
         return seen.problem
     if seen.cuda is not None and seen.cuda < NEEDS_CUDA:
         return (
-            f"the NVIDIA driver {seen.driver} runs CUDA up to {dotted(seen.cuda)}, and SGLang "
+            f"the NVIDIA driver {seen.driver} runs CUDA up to {dotted(seen.cuda)}, but SGLang "
             f"needs {dotted(NEEDS_CUDA)}: install driver 580 or newer"
         )
     fit = _suitable(seen.gpus)
@@ -58,18 +58,20 @@ def why_unsuitable(seen: Survey, count: int = 1) -> str | None:
         )
     if count > 1 and any(gpu.uuid.startswith("MIG-") for gpu in fit):
         return (
-            f"{count} GPUs were requested, and CUDA gives a process only one MIG instance; "
-            f"leave tp_size and dp_size out"
+            f"{count} GPUs were requested, but CUDA gives a process only one MIG instance; "
+            f"omit tp_size and dp_size"
         )
     if len(fit) < count:
         return (
-            f"{count} GPUs were requested (tp_size times dp_size), and {len(fit)} can be used; "
+            f"{count} GPUs were requested (tp_size times dp_size), but {len(fit)} can be used; "
             f"request fewer, or list more of them in {VISIBLE}"
         )
     return None
 
 
-def freest(gpus: Sequence[Gpu], count: int = 1, locked: Sequence[str] = ()) -> tuple[Gpu, ...]:
+def freest_supported(
+    gpus: Sequence[Gpu], count: int = 1, locked: Sequence[str] = ()
+) -> tuple[Gpu, ...]:
     """Return the ``count`` suitable GPUs with the most free memory, as ``gpus.freest`` does."""
     return all_gpus.freest(_suitable(gpus), count, locked)
 

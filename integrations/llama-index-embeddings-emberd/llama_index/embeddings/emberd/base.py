@@ -108,7 +108,7 @@ class EmberdEmbedding(BaseEmbedding):
     base_url: str | None = _option("base_url", "A server to use; emberd then starts none.")
     api_key: SecretStr | None = _option("api_key", "The key of that server.")
     engine: str | None = _option("engine", "Which engine may serve; None for any.")
-    device: str | None = _option("device", "'cuda' or 'cpu'; None for any.")
+    device: str | None = _option("device", "'cuda', 'mps' or 'cpu'; None for any.")
     context_tokens: int | None = _option(
         "context_tokens", "Longest text that must fit, in tokens; None for any."
     )
