@@ -203,7 +203,7 @@ def test_the_first_use_verifies_once_and_construction_does_nothing(server: FakeS
 
 
 def test_another_model_at_the_base_url_is_a_mismatch(server: FakeServer) -> None:
-    with pytest.raises(ServerMismatchError, match="serves test/model, and Qwen"):
+    with pytest.raises(ServerMismatchError, match="serves test/model, but Qwen"):
         Embedder(QWEN, base_url=server.url).embed_query("a")
 
 

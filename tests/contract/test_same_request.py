@@ -96,8 +96,8 @@ async def test_many_texts_at_once_stay_within_the_bound(
     made: type[Framework], slices: dict[str, int], server: FakeServer
 ) -> None:
     """LlamaIndex begins all slices of an asynchronous call at once."""
-    server.latency_s, server.overlap = 0.2, 2
     framework = _attached(made, server, max_concurrency=3, **slices)
+    server.most_in_flight, server.latency_s, server.overlap = 0, 0.2, 2
     texts = [f"text {number}" for number in range(400)]
     assert same(await framework.adocuments(texts), vectors_of(texts, _DIMENSIONS))
     assert 1 < server.most_in_flight <= 3
