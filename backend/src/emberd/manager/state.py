@@ -12,13 +12,13 @@ import json
 import math
 import time
 from collections.abc import Callable, Container, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from functools import cache
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
+
+import msgspec
 
 from emberd import env
 from emberd.endpoint import Endpoint
@@ -312,8 +312,9 @@ def read_record(folder: Path) -> Record | None:
                 f"{SCHEMA}: the server was started by another version. Run `emberd stop` to end "
                 f"it, or use that version."
             )
-        own: Record = _decode(Record, content)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        # Fields that a later version added to the same schema are ignored.
+        own = msgspec.convert(content, Record)
+    except (ValueError, KeyError, TypeError, RecursionError, msgspec.ValidationError):
         return None
     return None if own.state is State.UNKNOWN else own  # a record never has that state
 
@@ -342,33 +343,6 @@ def write_record(folder: Path, record: Record) -> None:
 def serialize_record(record: Record) -> bytes:
     """Return the content of the file for ``record``."""
     return json.dumps(asdict(record), indent=1).encode()
-
-
-def _decode(hint: Any, value: Any) -> Any:
-    """Return what ``asdict`` and JSON have made ``value`` of; ``hint`` is its type.
-
-    Raises:
-        AttributeError, TypeError, ValueError: ``value`` cannot come from an object of that type.
-    """
-    kind, *others = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    if value is None and NoneType in others:
-        return None
-    if isinstance(kind, type) and is_dataclass(kind):
-        hints = _field_types(kind)
-        # A later version may have added fields to the same schema; they are ignored.
-        known = {name: item for name, item in value.items() if name in hints}
-        return kind(**{name: _decode(hints[name], item) for name, item in known.items()})
-    if get_origin(kind) is tuple:
-        return tuple(_decode(get_args(kind)[0], item) for item in value)
-    if issubclass(kind, StrEnum):
-        return kind(value)
-    # JSON writes a whole number of seconds without a fraction.
-    if not isinstance(value, (float, int) if kind is float else kind):
-        raise TypeError(f"{value!r} is not of the type {kind}")
-    return value
-
-
-_field_types: Final = cache(get_type_hints)
 
 
 # ---------------------------------------------------------------- a folder as a reader sees it
