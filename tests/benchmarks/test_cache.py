@@ -27,7 +27,7 @@ from langchain_core.embeddings import Embeddings
 from benchmarks.record import Ratio, Row, Table, publish
 from emberd import to_lists
 from emberd.cache import open_cache
-from emberd.cache.base import Cache, keys
+from emberd.cache.cache import Cache, keys
 
 VECTORS: Final = 20_000
 DIMENSIONS: Final = 2560

@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from emberd.cache import base, open_cache
-from emberd.cache.base import Cache
+from emberd.cache import cache, open_cache
+from emberd.cache.cache import Cache
 
 Floats = npt.NDArray[np.float32]
 
@@ -27,7 +27,7 @@ def units(numbers: Iterable[int], dimensions: int = DIMENSIONS) -> Floats:
 
 def keys(numbers: Iterable[int]) -> list[bytes]:
     """Return the keys of these numbers."""
-    return base.keys(IDENTITY, map(str, numbers))
+    return cache.keys(IDENTITY, map(str, numbers))
 
 
 def filled(url: str, numbers: Iterable[int], dimensions: int = DIMENSIONS) -> Cache:

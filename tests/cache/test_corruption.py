@@ -11,7 +11,7 @@ import pytest
 from cache.made import filled, keys, right, units
 from cache.processes import process
 from emberd.cache import open_cache
-from emberd.cache.base import Cache
+from emberd.cache.cache import Cache
 
 COUNT = 60  # a few pages of 32 KiB
 PAGE = 32768
@@ -52,7 +52,7 @@ def works_after_deletion(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     use(path)
     assert path.read_bytes() == before
     assert caplog.messages[0].startswith(f"Reading the cache {path} failed (")
-    assert "Delete the file if it is corrupt" in caplog.messages[0]
+    assert "delete it together with its -wal and -shm files" in caplog.messages[0]
     for file in path.parent.glob("v.db*"):
         file.unlink()
     is_new(path)

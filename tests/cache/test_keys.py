@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from emberd.cache.base import keys
+from emberd.cache.cache import keys
 from managed import environment
 
 
@@ -39,7 +39,7 @@ def test_half_a_surrogate_pair_has_a_key_of_its_own() -> None:
 
 
 def test_a_key_is_the_same_in_another_process() -> None:
-    program = "from emberd.cache.base import keys; print(keys('m', ['Grüße'])[0].hex())"
+    program = "from emberd.cache.cache import keys; print(keys('m', ['Grüße'])[0].hex())"
     ended = subprocess.run(
         [sys.executable, "-c", program], env=environment(), capture_output=True, text=True
     )

@@ -14,7 +14,7 @@ import pytest
 from cache.made import filled, keys, right, units
 from cache.processes import process
 from emberd.cache import open_cache
-from emberd.cache.base import Cache
+from emberd.cache.cache import Cache
 
 # Puts ten at a time, and says how far it came.
 WRITER = """

@@ -12,7 +12,7 @@ import pytest
 
 from cache.made import filled, keys, right, units
 from emberd.cache import open_cache
-from emberd.cache.base import Cache
+from emberd.cache.cache import Cache
 from emberd.cache.sqlite import Database
 
 

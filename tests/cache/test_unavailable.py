@@ -12,7 +12,7 @@ import pytest
 
 from cache.made import filled, keys, right, units
 from emberd.cache import open_cache
-from emberd.cache.base import CircuitBreaker
+from emberd.cache.cache import CircuitBreaker
 from managed import environment
 
 # As a user who may not write there, whoever runs the tests.
@@ -91,7 +91,7 @@ def test_path_through_a_file_causes_one_warning(
 def test_circuit_breaker_warns_once_per_outage_and_once_at_its_end(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("emberd.cache.base.RETRY_AFTER_S", 0.0)
+    monkeypatch.setattr("emberd.cache.cache.RETRY_AFTER_S", 0.0)
     caplog.set_level(logging.WARNING, "emberd")
     breaker = CircuitBreaker("Reading it")
     breaker.record_success()
@@ -104,6 +104,6 @@ def test_circuit_breaker_warns_once_per_outage_and_once_at_its_end(
         "Reading it failed",
         "Reading it works again.",
     ]
-    monkeypatch.setattr("emberd.cache.base.RETRY_AFTER_S", 1000.0)
+    monkeypatch.setattr("emberd.cache.cache.RETRY_AFTER_S", 1000.0)
     breaker.record_failure("gone")
     assert breaker.is_open

@@ -130,7 +130,7 @@ def merged(by_key: dict[str, Any]) -> dict[str, Any]:
     return by_key if any(other != first for other in others) else {"any": first}
 
 
-def told(path: str, reply: probe.Reply, model: str, name: str) -> Any:
+def told(path: str, reply: probe.ProbeReply, model: str, name: str) -> Any:
     """Return a body without what belongs to this machine or this run."""
     text = reply.body.decode("utf-8", "replace")
     if path == "/metrics" and reply.status == 200:

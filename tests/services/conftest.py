@@ -37,7 +37,7 @@ def service(request: pytest.FixtureRequest, start: Start) -> Service:
 @pytest.fixture
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a server that failed be tried again at once."""
-    monkeypatch.setattr("emberd.cache.base.RETRY_AFTER_S", 0.0)
+    monkeypatch.setattr("emberd.cache.cache.RETRY_AFTER_S", 0.0)
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ import pytest
 from cache.made import filled, keys, right, units
 from cache.processes import process
 from emberd.cache import open_cache
-from emberd.cache.base import Cache
+from emberd.cache.cache import Cache
 from emberd.cache.remote import TIMEOUT_S
 from services.conftest import Start
 from services.running import Service, free_port
@@ -120,7 +120,7 @@ def test_the_keys_of_another_version_are_never_read(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as other:
-        other.setattr("emberd.cache.base._KEY_FORMAT", b"emberd cache 2")
+        other.setattr("emberd.cache.cache._KEY_FORMAT", b"emberd cache 2")
         filled(service.url, range(10))
     cache = open_cache(service.url)
     assert right(cache, range(10)) == 0

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import waiting
-from emberd.serving.app import create_app
+from emberd.serving.routes import create_app
 from emberd.serving.service import Phase, ServedModel, Service
 from fake_encoder import FakeEncoder, FakeTokenEncoder
 

@@ -17,7 +17,7 @@ from emberd.server_handle import ServerHandle
 from emberd.settings import UNSET, Settings, Unset
 
 if TYPE_CHECKING:
-    from emberd.cache.base import Cache, VectorCache
+    from emberd.cache.cache import Cache, VectorCache
     from emberd.client.clients import AsyncClient, Client
     from emberd.client.vectors import Floats
     from emberd.manager import Server
@@ -422,7 +422,7 @@ class Embedder:
             return self._base._cache_adapter()
         if self._vector_cache is None and self._settings.cache is not None:
             from emberd.cache import open_cache
-            from emberd.cache.base import VectorCache
+            from emberd.cache.cache import VectorCache
 
             self._vector_cache = VectorCache(
                 open_cache(self._settings.cache),

@@ -37,7 +37,7 @@ NO_ANSWER: Final = (OSError, http.client.HTTPException, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class ProbeReply:
     """Status and body of a response."""
 
     status: int
@@ -73,7 +73,7 @@ def get(
     timeout_s: float = PROBE_TIMEOUT_S,
     *,
     listener: Listener | None = None,
-) -> Reply | None:
+) -> ProbeReply | None:
     """Return the reply to ``GET url + path``, with any status; None if there is none."""
     try:
         return fetch(url, path, None, api_key, timeout_s, listener=listener)
@@ -89,7 +89,7 @@ def fetch(
     timeout_s: float,
     *,
     listener: Listener | None = None,
-) -> Reply:
+) -> ProbeReply:
     """Return the reply to a GET, or to a POST of a JSON body, with any status.
 
     Args:
@@ -118,10 +118,10 @@ def fetch(
     opener = urllib.request.build_opener(*handlers)
     try:
         with opener.open(request, timeout=timeout_s) as response:
-            return Reply(response.status, response.read(_MAX_BODY_BYTES))
+            return ProbeReply(response.status, response.read(_MAX_BODY_BYTES))
     except urllib.error.HTTPError as error:
         with error:
-            return Reply(error.code, error.read(_MAX_BODY_BYTES))
+            return ProbeReply(error.code, error.read(_MAX_BODY_BYTES))
 
 
 def is_loopback(url: str) -> bool:
@@ -185,7 +185,7 @@ def entries(listed: Any) -> list[dict[str, Any]]:
     return [entry for entry in found if isinstance(entry, dict) and entry.get("id")]
 
 
-def _json(reply: Reply | None) -> Any:
+def _json(reply: ProbeReply | None) -> Any:
     return reply.json() if reply is not None and reply.status == http.client.OK else None
 
 

@@ -14,7 +14,7 @@ from emberd.cache import urls
 
 if TYPE_CHECKING:
     # Imported for types only: an embedder that checks a URL needs no NumPy.
-    from emberd.cache.base import Cache
+    from emberd.cache.cache import Cache
 
 
 def open_cache(url: str) -> Cache:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from emberd import env
-from emberd.cache.base import Cache, CircuitBreaker
+from emberd.cache.cache import Cache, CircuitBreaker
 from emberd.cache.urls import MEMCACHED, CacheUrl
 from emberd.errors import SettingError
 from emberd.system import fork

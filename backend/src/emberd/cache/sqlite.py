@@ -28,7 +28,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-from emberd.cache.base import Cache, CacheStats, CircuitBreaker
+from emberd.cache.cache import Cache, CacheStats, CircuitBreaker
 from emberd.cache.urls import CacheUrl
 from emberd.env import Places
 from emberd.system import file_lock, fork

@@ -21,7 +21,7 @@ from emberd.catalog import DEMO_MODEL
 from emberd.doctor.findings import Finding, gather, note, ok, problem
 from emberd.doctor.wanted import Wanted
 from emberd.installs import in_words
-from emberd.probe import Reply
+from emberd.probe import ProbeReply
 from emberd.settings import ServerSpec
 from emberd.system.redaction import host
 
@@ -105,7 +105,9 @@ def _on_hub(spec: ServerSpec) -> Iterator[Finding]:
     # With a limit on the whole: the timeout of a request is one of each step.
     ask = partial(probe.get, _hub_url(), path, timeout_s=TIMEOUT_S)
     [reply] = gather([ask], TIMEOUT_S)
-    yield _replied(spec, what, reply if isinstance(reply, Reply) else None, has_token=has_token)
+    yield _replied(
+        spec, what, reply if isinstance(reply, ProbeReply) else None, has_token=has_token
+    )
     yield ok("token", f"a token for the hub is {'set' if has_token else 'not set'}")
 
 
@@ -116,7 +118,7 @@ def _hub_url() -> str:
     return f"{scheme}://{host(given)}" if separator else "https://huggingface.co"
 
 
-def _replied(spec: ServerSpec, what: str, reply: Reply | None, *, has_token: bool) -> Finding:
+def _replied(spec: ServerSpec, what: str, reply: ProbeReply | None, *, has_token: bool) -> Finding:
     place = host(_hub_url())
     if reply is None:
         return problem(

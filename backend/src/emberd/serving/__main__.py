@@ -31,8 +31,8 @@ import uvicorn
 from emberd.catalog import DEMO_MODEL
 from emberd.env import SERVER_KEY
 from emberd.serving import MODULE, telemetry
-from emberd.serving.app import create_app
 from emberd.serving.encoder import Encoder, LoadOptions
+from emberd.serving.routes import create_app
 from emberd.serving.service import Phase, ServedModel, Service
 
 _DEMO: Final = "demo"
@@ -50,7 +50,7 @@ _FLUSH_S: Final = 10
 _log = logging.getLogger("emberd.serving")
 
 
-class _Server(uvicorn.Server):
+class _UvicornServer(uvicorn.Server):
     """uvicorn, but a signal first drains the service while the port stays open for probes."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_FLUSH_S,
     )
-    server = _Server(config, service)
+    server = _UvicornServer(config, service)
     service.on_done = server.stop
     server.run(sockets=[listener])
     return EXIT_FAILED if service.phase is Phase.FAILED else os.EX_OK

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from emberd.catalog import is_unit
 from emberd.errors import BadReplyError
-from emberd.serving import wire
+from emberd.serving import bodies
 from emberd.serving.encoder import Encoder, PreparedText
 from emberd.serving.telemetry import Metrics, describe_error
 
@@ -269,9 +269,9 @@ class Service:
         """
         if self.phase is not Phase.READY:
             message = f"The server is {self.phase.value}. Try again."
-            raise wire.RefusedError(message, status=HTTPStatus.SERVICE_UNAVAILABLE)
+            raise bodies.RefusedError(message, status=HTTPStatus.SERVICE_UNAVAILABLE)
 
-    async def embed(self, request: wire.EmbeddingRequest) -> bytes:
+    async def embed(self, request: bodies.EmbeddingRequest) -> bytes:
         """Return the body of the reply to ``request``. Cancelling it drops the request.
 
         Raises:
@@ -280,11 +280,13 @@ class Service:
             BadReplyError: The encoder failed.
         """
         encoder, model = self.encoder, self.model
-        wire.check_served(request, encoder, model.name)
-        items = await asyncio.to_thread(wire.prepare, request, encoder, model.name)
+        bodies.check_served(request, encoder, model.name)
+        items = await asyncio.to_thread(bodies.prepare, request, encoder, model.name)
         vectors = await self._scheduler.embed(items)
         tokens = sum(item.tokens for item in items)
-        return await asyncio.to_thread(wire.render_embeddings, model.name, vectors, tokens, request)
+        return await asyncio.to_thread(
+            bodies.render_embeddings, model.name, vectors, tokens, request
+        )
 
     async def check_health(self) -> None:
         """Encode one text, without counting it in the metrics.

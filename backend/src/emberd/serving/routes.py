@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from emberd import __version__
-from emberd.serving import wire
+from emberd.serving import bodies
 from emberd.serving.encoder import TokenEncoder
 from emberd.serving.service import Phase, Service
 from emberd.serving.telemetry import describe_error
@@ -90,12 +90,12 @@ def _handled(handler: _Handler) -> _Handler:
             return await handler(request)
         except ClientDisconnect:
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
-        except wire.RefusedError as error:
+        except bodies.RefusedError as error:
             refusal = error
         except Exception as error:  # noqa: BLE001 - every request gets a reply
             _log.error("a request failed: %s", describe_error(error))
             status = HTTPStatus.INTERNAL_SERVER_ERROR
-            refusal = wire.RefusedError(
+            refusal = bodies.RefusedError(
                 "Internal server error", status=status, kind="InternalServerError"
             )
         return _json(refusal.body, refusal.status)
@@ -112,23 +112,23 @@ class _Routes:
     async def embeddings(self, request: Request) -> Response:
         with self._service.request():
             body = await _read_body(request)
-            parsed = wire.parse_embeddings(request.headers.get("content-type", ""), body)
+            parsed = bodies.parse_embeddings(request.headers.get("content-type", ""), body)
             content = await _unless_disconnected(request, self._service.embed(parsed))
             if content is None:
                 self._service.metrics.aborted.inc()
                 raise ClientDisconnect
-        return Response(content, media_type=wire.JSON)
+        return Response(content, media_type=bodies.JSON)
 
     async def tokenize(self, request: Request) -> Response:
         self._service.require_ready()
         encoder = self._service.encoder
         if not isinstance(encoder, TokenEncoder):
-            raise wire.RefusedError(
+            raise bodies.RefusedError(
                 f"Model '{self._service.model.name}' has no tokenizer to ask.",
                 status=HTTPStatus.NOT_FOUND,
             )
         body = await _read_body(request)
-        prompt, special = wire.parse_tokenize(request.headers.get("content-type", ""), body)
+        prompt, special = bodies.parse_tokenize(request.headers.get("content-type", ""), body)
         texts = [prompt] if isinstance(prompt, str) else prompt
         ids = await asyncio.to_thread(
             lambda: [encoder.tokenize(text, special_tokens=special) for text in texts]
@@ -149,7 +149,7 @@ class _Routes:
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name != self._service.model.name:
-            raise wire.UnknownModelError(name)
+            raise bodies.UnknownModelError(name)
         return _json(self._entry())
 
     def _entry(self) -> dict[str, Any]:
@@ -219,8 +219,8 @@ class _Routes:
 
 
 async def _no_route(_: Request, error: HTTPException) -> Response:
-    content = wire.to_json({"detail": error.detail})
-    return Response(content, error.status_code, error.headers, wire.JSON)
+    content = bodies.to_json({"detail": error.detail})
+    return Response(content, error.status_code, error.headers, bodies.JSON)
 
 
 async def _read_body(request: Request) -> bytes:
@@ -228,7 +228,7 @@ async def _read_body(request: Request) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > _MAX_BODY_BYTES:
-            raise wire.RefusedError(
+            raise bodies.RefusedError(
                 f"The body is larger than {_MAX_BODY_BYTES} bytes. Send fewer texts at a time.",
                 status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             )
@@ -253,4 +253,4 @@ async def _disconnect(request: Request) -> None:
 
 
 def _json(value: Any, status: int = HTTPStatus.OK) -> Response:
-    return Response(wire.to_json(value), status, media_type=wire.JSON)
+    return Response(bodies.to_json(value), status, media_type=bodies.JSON)

@@ -99,7 +99,7 @@ class Cache(ForkAware, ABC):
         """Return the vectors that are stored under ``keys``.
 
         Args:
-            keys: From ``emberd.cache.base.keys``; may contain a key twice.
+            keys: From ``emberd.cache.cache.keys``; may contain a key twice.
             dimensions: Length of a native vector; records of another length are removed. If None,
                 the first valid record decides.
 
