@@ -52,7 +52,7 @@ def test_each_file_of_a_folder_of_texts_is_a_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["path", "text"])
 def test_vectors_cannot_have_the_name_of_a_column_of_text_files(tmp_path: Path, name: str) -> None:
     folder = _texts(tmp_path / "in", a_one__md=b"one")
-    with pytest.raises(SettingError, match=f"--embedding-column '{name}' is taken"):
+    with pytest.raises(SettingError, match=f"--embedding-column '{name}' conflicts with a column"):
         run(folder, tmp_path / "out.parquet", embedding_column=name)
     assert list(tmp_path.iterdir()) == [folder]
 

@@ -35,7 +35,7 @@ def test_base64_is_unpacked_to_its_bytes() -> None:
         (_body(_entry(0)), "1 vectors for 2 texts"),
         (_body(_entry(0), _entry(1), _entry(2)), "3 vectors for 2 texts"),
         (_body(_entry(0), _entry(0)), "two vectors for text 0"),
-        (_body(_entry(0), _entry(2)), "index 2 where 0 to 1"),
+        (_body(_entry(0), _entry(2)), "index 2; valid indices are 0 to 1"),
         (_body(_entry(0), _entry(-1)), "index -1"),
         (_body(_entry(0), _entry(None)), "index None"),
         (_body(_entry(0), _entry(True)), "index True"),
