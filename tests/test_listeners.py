@@ -140,7 +140,8 @@ def test_where_the_listening_sockets_cannot_be_read_none_is_taken_for_gone(
     monkeypatch.setattr(listeners, "TABLES", (tmp_path / "none", tmp_path / "none"))
     with pytest.raises(FileNotFoundError):
         listeners.find(URL)
-    assert listeners.process_at(URL) is None
+    # Another port: a test of SGLang that runs beside this one listens on 30000.
+    assert listeners.process_at("http://127.0.0.1:1") is None
     assert listeners.is_there(URL, Listener(ME, inode=7))
     with pytest.raises(FileNotFoundError):
         listeners.find_at(ip_address("127.0.0.1"), 30_000)
