@@ -100,7 +100,7 @@ def test_a_server_of_another_model_is_refused_with_what_it_serves(
     elsewhere: ByHand, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = Embedder(tiny, base_url=elsewhere.url, api_key=_KEY)
-    with pytest.raises(ServerMismatchError, match=r"serves house/embedder, and .*tiny-qwen3"):
+    with pytest.raises(ServerMismatchError, match=r"serves house/embedder, but .*tiny-qwen3"):
         there.embed_query("a")
     monkeypatch.setenv("EMBERD_DISCOVER", elsewhere.url)
     assert elsewhere.is_alive

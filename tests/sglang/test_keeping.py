@@ -168,7 +168,7 @@ def test_an_idle_server_rests_answers_and_stops_after_its_time(tmp_path: Path, t
 def test_a_stop_under_load_drains_what_was_sent(home: Path, embedder: Embedder) -> None:
     server = embedder.ensure()
     outcome: list[Any] = []
-    texts = [f"text {i} " + "and more " * 40 for i in range(50_000)]
+    texts = [f"text {i} " + "and more " * 8 for i in range(50_000)]
     job = threading.Thread(
         target=lambda: outcome.append(_outcome(lambda: embedder.embed_documents(texts)))
     )
