@@ -134,15 +134,33 @@ def test_every_object_is_called_at_each_fork_of_a_forked_child(
 
 
 class _Failing(fork.ForkAware):
-    def after_fork_in_child(self) -> None:
+    def before_fork(self) -> None:
         raise OSError("closed")
 
+    after_fork_in_parent = after_fork_in_child = before_fork
 
-def test_an_object_that_fails_after_a_fork_does_not_keep_others_from_being_called() -> None:
-    things = [_Failing(), *(_Counted() for _ in range(50)), _Failing()]
-    for each in things:
+
+class _Recording(fork.ForkAware):
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def before_fork(self) -> None:
+        self.calls.append("before")
+
+    def after_fork_in_parent(self) -> None:
+        self.calls.append("parent")
+
+    def after_fork_in_child(self) -> None:
+        self.calls.append("child")
+
+
+def test_an_object_that_fails_at_a_fork_does_not_keep_others_from_being_called() -> None:
+    recording = [_Recording() for _ in range(50)]
+    failing = [_Failing(), _Failing()]
+    for each in (failing[0], *recording, failing[1]):
         fork.register(each)
-    assert _in_child(lambda: [each.calls for each in things[1:-1]]) == [1] * 50  # type: ignore[attr-defined]
+    assert _in_child(lambda: [each.calls for each in recording]) == [["before", "child"]] * 50
+    assert [each.calls for each in recording] == [["before", "parent"]] * 50
 
 
 def test_a_child_holds_none_of_its_parents_connections(server: FakeServer) -> None:

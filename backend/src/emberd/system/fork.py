@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 from weakref import WeakSet
@@ -77,13 +77,11 @@ def _before() -> None:
     global _waited, _notified  # noqa: PLW0603 - read on the other side of the fork
     _waited = _importing.acquire(timeout=_LONGEST_IMPORT_S)
     _notified = _registered()
-    for thing in _notified:
-        thing.before_fork()
+    _call_all(_notified, "before_fork")
 
 
 def _after_in_parent() -> None:
-    for thing in reversed(_notified):
-        thing.after_fork_in_parent()
+    _call_all(reversed(_notified), "after_fork_in_parent")
     _notified.clear()  # or they would be kept until the next fork
     if _waited:
         _importing.release()
@@ -92,11 +90,15 @@ def _after_in_parent() -> None:
 def _after_in_child() -> None:
     global _importing  # noqa: PLW0603 - another thread of the parent may hold the old one
     _importing = threading.RLock()
-    for thing in reversed(_notified):
+    _call_all(reversed(_notified), "after_fork_in_child")
+
+
+def _call_all(things: Iterable[ForkAware], method: str) -> None:
+    for thing in things:
         try:
-            thing.after_fork_in_child()
+            getattr(thing, method)()
         except Exception:  # noqa: BLE001 - the others must be called too
-            _LOG.exception("%s could not be prepared for this forked process", type(thing).__name__)
+            _LOG.exception("%s of %s failed at a fork", method, type(thing).__name__)
 
 
 os.register_at_fork(
