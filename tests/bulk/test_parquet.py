@@ -160,6 +160,14 @@ def test_a_later_file_that_has_the_embedding_column_already_is_named(tmp_path: P
         run(tmp_path / "in", tmp_path / "out.parquet")
 
 
+def test_a_later_file_whose_column_holds_no_texts_is_named(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    _write(tmp_path / "in/1.parquet", {"text": [None]})
+    _write(tmp_path / "in/2.parquet", {"text": [1]})
+    with pytest.raises(SettingError, match="2.parquet holds int64, not texts"):
+        run(tmp_path / "in", tmp_path / "out.parquet")
+
+
 def test_other_names_of_columns_can_be_given(tmp_path: Path) -> None:
     source = _write(tmp_path / "in.parquet", {"body": ["a"], "embedding": [1], "text": [None]})
     run(source, tmp_path / "out.parquet", column="body", embedding_column="vector")

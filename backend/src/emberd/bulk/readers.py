@@ -94,8 +94,11 @@ class ParquetReader:
         schema = _common_schema(files, schemas)
         kind = schema.field(column).type
         if not _is_text(kind):
+            # In an earlier file the column may hold only nulls.
+            kinds = (each.field(column).type for each in schemas)
+            path = next(path for path, own in zip(files, kinds, strict=True) if not _is_text(own))
             raise SettingError(
-                f"The column {column!r} of {files[0]} holds {kind}, not texts. Name another "
+                f"The column {column!r} of {path} holds {kind}, not texts. Name another "
                 f"--column, or cast it to string."
             )
         keeps_rows = embedding_column is not None
