@@ -56,22 +56,22 @@ def test_killed_orphan_reaper_is_replaced(server: None, home: Path) -> None:
 
 def test_collected_reaper_object_ends_no_process(tmp_path: Path) -> None:
     mark = "TESTED_MARK"
-    environment = {**os.environ, mark: "value"}
-    sleeper = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(600)"], env=environment
-    )
-    reaper = process_tree.OrphanReaper(f"{mark}=value", tmp_path / "inodes")
-    pid = reaper.pid
-    assert pid is not None
-    pipe = reaper._pipe
-    assert pipe is not None
-    del reaper
-    gc.collect()
-    with pytest.raises(subprocess.TimeoutExpired):
-        sleeper.wait(1)
-    os.close(pipe)  # as if this process had ended
-    sleeper.wait(30)
-    os.waitpid(pid, 0)
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with subprocess.Popen(command, env={**os.environ, mark: "value"}) as sleeper:
+        try:
+            reaper = process_tree.OrphanReaper(f"{mark}=value", tmp_path / "inodes")
+            pid, pipe = reaper.pid, reaper._pipe
+            assert pid is not None
+            assert pipe is not None
+            del reaper
+            gc.collect()
+            with pytest.raises(subprocess.TimeoutExpired):
+                sleeper.wait(1)
+            os.close(pipe)  # as if this process had ended
+            sleeper.wait(30)
+            os.waitpid(pid, 0)
+        finally:
+            sleeper.kill()
 
 
 def test_stop_ends_the_orphan_reaper(server: None, manager: Manager, home: Path) -> None:
