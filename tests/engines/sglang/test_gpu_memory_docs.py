@@ -29,5 +29,5 @@ def test_the_figures_for_a_shared_card_are_those_of_the_plan(
     assert words in PAGE.replace("\n", " ")
 
 
-def test_the_page_says_that_nothing_ran_on_a_gpu() -> None:
-    assert "**Nothing on this page was run on a GPU.**" in PAGE
+def test_page_says_that_its_figures_are_computed() -> None:
+    assert "The figures on this page are computed." in PAGE
