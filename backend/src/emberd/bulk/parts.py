@@ -242,8 +242,11 @@ class PartWriter:
     def add(self, chunk: Chunk, outcomes: list[Outcome]) -> None:
         """Add the rows of ``chunk`` with their outcomes."""
         self._bytes += chunk.rows.nbytes + len(outcomes) * self.dimensions * _FLOAT_BYTES
+        # Later only the texts of rejected rows are quoted; the others would double the memory.
+        pairs = zip(chunk.texts, outcomes, strict=True)
+        texts = [text if isinstance(outcome, RowError) else "" for text, outcome in pairs]
         # In one step: Ctrl-C may come at any moment, and then this list is saved.
-        self._chunks.append((chunk, outcomes))
+        self._chunks.append((replace(chunk, texts=texts), outcomes))
 
     def save(self) -> None:
         """Write the rows since the last part as a part."""
