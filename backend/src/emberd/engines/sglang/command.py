@@ -121,7 +121,9 @@ def config_text(port: int, api_key: str | None) -> str:
     return f"port: {port}\n{key}"
 
 
-def variables(environ: Mapping[str, str], gpus: Sequence[Gpu]) -> dict[str, tuple[str, str]]:
+def variables(
+    environ: Mapping[str, str], gpus: Sequence[Gpu], store: str
+) -> dict[str, tuple[str, str]]:
     """Return the variables that the server needs besides ``environ``: name -> value and reason.
 
     ``SGL_FORCE_SHUTDOWN`` is left out on purpose: with it SGLang drops all requests at a stop.
@@ -130,8 +132,16 @@ def variables(environ: Mapping[str, str], gpus: Sequence[Gpu]) -> dict[str, tupl
     Args:
         environ: The environment of this process.
         gpus: Where the model will run; empty for the CPU.
+        store: Path of an empty file, private to this start.
     """
     needed = {}
+    # The path becomes part of a URL that is parsed but not unquoted. Several GPUs have several
+    # groups of processes, and FileStore was not tried with them.
+    if len(gpus) <= 1 and not {"?", "#"} & set(store):
+        needed["SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE"] = (
+            f"file://{store}",
+            "otherwise torch.distributed opens a port on all network interfaces",
+        )
     for name in ("no_proxy", "NO_PROXY"):
         hosts = [host.strip() for host in environ.get(name, "").split(",") if host.strip()]
         hosts += [host for host in _LOOPBACK if host not in hosts]

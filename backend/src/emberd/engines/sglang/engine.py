@@ -23,6 +23,7 @@ from emberd.system import process_env
 
 _MODULE: Final = "sglang.launch_server"
 _CONFIG: Final = "sglang.yaml"
+_STORE: Final = "torch-store"
 
 # Command lines of its main process.
 _MODULES: Final = (_MODULE, "sglang.cli.main", "sglang")
@@ -75,7 +76,8 @@ class SglangEngine(EnvironmentEngine):
         known = None if is_tested else support.known_options(python.packages)
         config = os.path.join(launch.folder, _CONFIG)
         flags = command.adapt(command.flags(spec, launch, figures, config), known)
-        variables = command.variables(os.environ, chosen)
+        store = os.path.join(launch.folder, _STORE)
+        variables = command.variables(os.environ, chosen, store)
         if not (model_files.is_folder(spec.model) or model_files.is_downloaded(spec.model)):
             silence_s = _DOWNLOAD_SILENCE_S
         else:
@@ -92,7 +94,7 @@ class SglangEngine(EnvironmentEngine):
             device=command.CPU if on_cpu else command.GPU,
             silence_s=silence_s,
             drain_s=_DRAIN_S,
-            files={_CONFIG: command.config_text(launch.port, launch.api_key)},
+            files={_CONFIG: command.config_text(launch.port, launch.api_key), _STORE: ""},
             reasons=[
                 Reason(python.python, f"has SGLang {python.version}: {python.why}"),
                 *(Reason(" ".join(flag.words), flag.why) for flag in flags),
