@@ -28,8 +28,6 @@ _ADVICE: Final = {
     errno.EAGAIN: "Too many processes: check `ulimit -u`, or the container's limit.",
     errno.ENOMEM: "Free some memory.",
 }
-
-
 _OF_WRITING: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
