@@ -33,6 +33,17 @@ def _replace_by_fifo(file: Path) -> None:
     os.replace(fresh, file)
 
 
+def make_socket(path: Path) -> None:
+    """Make a socket on which nobody listens; ``bind`` has a limit for the length of its path."""
+    os.mknod(path, 0o600 | stat.S_IFSOCK)
+
+
+def _replace_by_socket(file: Path) -> None:
+    fresh = file.with_name(f"{file.name}.socket")
+    make_socket(fresh)
+    os.replace(fresh, file)
+
+
 def _halve(file: Path) -> None:
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
@@ -52,6 +63,7 @@ OF_ANY_FILE: Final[dict[str, Damage]] = {
     "directory": _replace_by_directory,
     "link": _replace_by_link,
     "fifo": _replace_by_fifo,
+    "socket": _replace_by_socket,
     "unreadable": lambda file: file.chmod(0),
 }
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pyarrow import dataset, parquet
 
+import damage
 from bulk_standin import is_right, rejects, request, run, run_request
 from emberd.bulk.pipeline import BulkProgress
 from emberd.bulk.request import find_inputs, is_data
@@ -174,3 +175,29 @@ def test_a_file_is_read_once(tmp_path: Path) -> None:
 def test_a_name_that_is_empty_is_not_the_folder_here() -> None:
     with pytest.raises(SettingError, match="is empty"):
         find_inputs([""])
+
+
+def test_what_is_no_file_in_a_folder_is_named_and_not_read(tmp_path: Path) -> None:
+    folder = _texts(tmp_path / "in", a_one__md=b"one", a_two__md=b"two")
+    os.mkfifo(folder / "a" / "pipe.md")
+    (folder / "a" / "device.md").symlink_to("/dev/zero")
+    damage.make_socket(folder / "a" / "socket.md")
+    (folder / "a" / "up").symlink_to("..")  # a loop
+    (folder / "a" / "loop.md").symlink_to("loop.md")
+    found = find_inputs([str(folder)])
+    assert [path.name for path in found.special] == ["device.md", "pipe.md", "socket.md"]
+    summary = run(folder, tmp_path / "out.parquet")
+    assert (summary.embedded, summary.rejected) == (2, 1)
+    assert [row["file"] for row in rejects(tmp_path / "out.parquet")] == [f"{folder}/a/loop.md"]
+
+
+@pytest.mark.parametrize("name", ["b.jsonl", "b.parquet"])
+@pytest.mark.parametrize("target", ["nowhere", "itself"])
+def test_link_of_data_that_leads_to_no_file_is_refused(
+    tmp_path: Path, name: str, target: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    link = tmp_path / "in" / name
+    link.symlink_to(name if target == "itself" else "nowhere")
+    with pytest.raises(SettingError, match=name):
+        find_inputs([str(tmp_path / "in")])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+import damage
 import waiting
 from command import Command, stub
 
@@ -26,6 +29,18 @@ def test_the_last_lines_of_the_log_are_shown(emberd: Command) -> None:
     for lines in (4681, 4682, 9000):
         assert emberd("logs", "-n", str(lines)).out == long[-lines * len("line 00000000\n") :]
     assert emberd("logs", "-n", "0").out == ""
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "directory", "socket", "unsafe"])
+def test_what_has_the_name_of_the_log_is_refused_and_not_waited_for(
+    emberd: Command, kind: str
+) -> None:
+    emberd("up", *stub())
+    path = Path(emberd("logs", "--path").out.strip())
+    path.chmod(0o666) if kind == "unsafe" else damage.OF_ANY_FILE[kind](path)
+    done = emberd("logs")
+    assert done.code == 1
+    assert str(path) in done.err
 
 
 def test_the_log_of_a_failed_start_is_kept(emberd: Command) -> None:

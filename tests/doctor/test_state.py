@@ -57,7 +57,7 @@ def test_a_state_folder_that_is_open_to_others_is_a_problem(home: Path) -> None:
     Home(home).machine.chmod(0o755)
     found = examined.named(look(home), "state folder")
     assert found.level is Level.PROBLEM
-    assert found.advice == f"Run: chmod 700 '{Home(home).machine}'"
+    assert found.advice == f"Run: chmod 700 {Home(home).machine}"
 
 
 def test_the_folder_of_another_models_server_is_no_problem_of_this_one(home: Path) -> None:

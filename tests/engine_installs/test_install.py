@@ -183,7 +183,7 @@ def test_folder_writable_by_everyone_is_refused(places: Places) -> None:
     engines.mkdir()
     engines.chmod(0o777)
     for use in (install, locate, remove):
-        with pytest.raises(StateFolderError, match="chmod o-w"):
+        with pytest.raises(StateFolderError, match="chmod go-w"):
             use("tiny", places)
 
 

@@ -115,8 +115,13 @@ def test_shared_memory_that_existed_before_or_is_in_use_is_kept(tmp_path: Path) 
         used.unlink(missing_ok=True)
 
 
-def test_a_full_disk_does_not_end_a_server_that_has_something_to_note(tmp_path: Path) -> None:
-    (tmp_path / cleanup.INODES_NAME).mkdir()  # the same refusal: nothing can be written there
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["directory", "fifo"])
+def test_shared_memory_that_cannot_be_recorded_in_the_file_is_remembered(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    """As on a full disk. Opening a named pipe would wait for a reader."""
+    make(tmp_path / cleanup.INODES_NAME)
     memory = cleanup.SharedMemory(tmp_path)
     seen = _SHARED_MEMORY / f"test_full_{os.getpid()}"
     seen.write_bytes(bytes(4096))

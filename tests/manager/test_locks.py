@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import damage
 import waiting
 from emberd.errors import LockTimeoutError, StateFolderError
 from emberd.manager import locks
+from emberd.system import file_lock
 
 
 def test_lock_file_is_kept_after_release(tmp_path: Path) -> None:
@@ -46,16 +48,34 @@ def test_gpu_locks_in_opposite_orders_do_not_deadlock(tmp_path: Path) -> None:
     assert len(done) == 40
 
 
-def test_error_names_the_variable_if_the_file_cannot_be_locked(tmp_path: Path) -> None:
+def test_lock_that_is_no_file_is_refused_with_the_command_that_removes_it(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
     with (
-        pytest.raises(StateFolderError, match="EMBERD_HOME"),
+        pytest.raises(StateFolderError, match=f"rm -r {tmp_path / 'lock'}"),
         locks.start_lock(tmp_path, timeout_s=0.2),
     ):
         pass
 
 
+def test_note_of_a_pipe_in_place_of_a_lock_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lock")
+    assert file_lock.holder(tmp_path / "lock") == ""
+    with pytest.raises(OSError, match="not a regular file"):
+        file_lock.is_held(tmp_path / "lock")
+
+
 # ---------------------------------------------------------------- the liveness lock
+
+
+@pytest.mark.parametrize("kind", ["garbage", "directory", "fifo", "link", "socket", "unreadable"])
+def test_liveness_lock_is_taken_whatever_has_its_name(tmp_path: Path, kind: str) -> None:
+    locks.liveness_path(tmp_path).touch(mode=0o600)
+    damage.OF_ANY_FILE[kind](locks.liveness_path(tmp_path))
+    assert not locks.is_alive(tmp_path)
+    descriptor = locks.take_liveness(tmp_path)
+    assert descriptor is not None
+    assert locks.is_alive(tmp_path)
+    locks.release(descriptor)
 
 
 def test_lock_that_was_never_taken_is_not_held(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+import damage
 import leftovers
 import waiting
-from emberd.manager import orphan_reaper, process_tree
+from emberd.manager import cleanup, orphan_reaper, process_tree
 from emberd.verified_manager import Manager
 from homes import Stub
 
@@ -42,6 +43,15 @@ def server(manager: Manager, stub: Stub, home: Path) -> None:
 
 
 def test_descendants_of_a_server_end_with_a_killed_supervisor(server: None, home: Path) -> None:
+    running(home, "emberd.verified_manager")[0].send_signal(signal.SIGKILL)
+    waiting.until(lambda: not leftovers.find([str(home)]))
+
+
+def test_orphans_end_although_their_shared_memory_cannot_be_recorded(
+    manager: Manager, stub: Stub, home: Path
+) -> None:
+    started = manager.ensure(stub(faults="leaves-children,leaves-files"))
+    damage.OF_ANY_FILE["fifo"](Path(started.folder or "") / cleanup.INODES_NAME)
     running(home, "emberd.verified_manager")[0].send_signal(signal.SIGKILL)
     waiting.until(lambda: not leftovers.find([str(home)]))
 

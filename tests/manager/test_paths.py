@@ -11,7 +11,7 @@ import pytest
 from emberd.errors import StateFolderError
 from emberd.manager import paths
 from emberd.manager.paths import Home
-from emberd.system import processes
+from emberd.system import ownership, processes
 
 
 def test_path_names_boot_and_namespaces_of_pids_and_network_and_not_the_host(
@@ -55,7 +55,7 @@ def test_folder_open_to_others_is_refused_with_the_command_to_fix_it(
 ) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o755)
-    with pytest.raises(StateFolderError, match=f"chmod 700 '{tmp_path / 'open'}'"):
+    with pytest.raises(StateFolderError, match=f"chmod 700 {tmp_path / 'open'}"):
         paths.make_private(tmp_path / "open")
 
 
@@ -63,14 +63,14 @@ def test_a_link_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with pytest.raises(StateFolderError, match="not a folder"):
-        paths.check_private(tmp_path / "link")
+        ownership.check_private(tmp_path / "link")
 
 
 def test_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     tmp_path.chmod(0o700)
     with pytest.raises(StateFolderError, match="belongs to user"):
-        paths.check_private(tmp_path)
+        ownership.check_private(tmp_path)
 
 
 def test_error_names_the_variable_if_the_folder_cannot_be_created(tmp_path: Path) -> None:

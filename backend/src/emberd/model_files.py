@@ -80,6 +80,12 @@ def hub_token_path(environ: Mapping[str, str] = os.environ) -> Path:
     return _expanded(given) if given else _hub_home(environ) / "token"
 
 
+def hub_modules() -> Path:
+    """Return the folder into which Transformers copies code of models before it imports it."""
+    given = os.environ.get("HF_MODULES_CACHE")
+    return _expanded(given) if given else _hub_home(os.environ) / "modules"
+
+
 def _hub_home(environ: Mapping[str, str]) -> Path:
     base = environ.get("XDG_CACHE_HOME") or "~/.cache"
     return _expanded(environ.get("HF_HOME") or os.path.join(base, "huggingface"))

@@ -132,7 +132,7 @@ def work_folder(output: Path) -> Iterator[Path]:
         for _ in range(_ATTEMPTS):
             folder.mkdir(exist_ok=True)
             try:
-                lock.enter_context(file_lock.held(folder / _LOCK, 0, note=note))
+                descriptor = lock.enter_context(file_lock.held(folder / _LOCK, 0, note=note))
             except FileNotFoundError:
                 continue  # a run that ended deleted the folder in between
             except file_lock.LockHeldError as error:
@@ -142,8 +142,9 @@ def work_folder(output: Path) -> Iterator[Path]:
                     f"stop it: finished work is kept."
                 ) from None
             # A run that ended may have deleted the file between our opening and locking it.
-            if file_lock.holder(folder / _LOCK) == note:
-                break
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), (folder / _LOCK).stat()):
+                    break
             lock.close()
         else:
             raise EmberdError(

@@ -22,10 +22,10 @@ from typing import Any, Final
 from emberd.bulk import assembly, checkpoint, units
 from emberd.bulk.checkpoint import Manifest
 from emberd.bulk.parts import PartStore, PartWriter, place_parts
-from emberd.bulk.request import NO_SPACE, BadRows, BulkRequest, OutputFormat
+from emberd.bulk.request import BadRows, BulkRequest, OutputFormat
 from emberd.bulk.units import CHUNK_ROWS, Chunk, Cursor, InputReader, Outcome, RowError
 from emberd.errors import EmberdError, SettingError, TextError
-from emberd.system import atomic_file
+from emberd.system import atomic_file, os_errors
 
 RESUME_HINT: Final = "Finished work was kept: run the same command again to continue."
 """Advice when a run ends early."""
@@ -117,12 +117,15 @@ def run(
                 job.embed(executor)
                 job.assemble()
             return job.publish()
+    except EmberdError:
+        raise
     except OSError as error:
-        if error.errno not in NO_SPACE:
+        if not (advice := os_errors.advice(error)):
             raise
+        where = "" if error.filename is None else f" ({error.filename})"
         raise EmberdError(
-            f"{request.output} could not be written: {error.strerror}. Finished work was kept: "
-            f"free some space, and run the same command again to continue."
+            f"{request.output} could not be written: {error.strerror}{where}. {advice} Finished "
+            f"work was kept: run the same command again to continue."
         ) from error
 
 

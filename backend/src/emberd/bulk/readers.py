@@ -35,6 +35,7 @@ from emberd.bulk.units import (
     group_slices,
 )
 from emberd.errors import EmberdError, SettingError
+from emberd.system import os_errors
 
 LINE: Final = "line"
 """Column of the tables of JSON lines: each line as it is in the file, stripped."""
@@ -46,6 +47,7 @@ _ENDLESS: Final = sys.maxsize  # the unpacked size of a gzip file is not known
 _TEXT_FILE_COLUMNS: Final = ("path", "text")
 
 
+@os_errors.raised_as(SettingError)
 def open_reader(request: BulkRequest) -> InputReader:
     """Return the reader of the input, which checks it.
 

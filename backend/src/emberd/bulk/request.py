@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -12,12 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from emberd.errors import SettingError
+from emberd.system import os_errors
 
 SAVE_EVERY_S: Final = 30.0
 """How often a local run saves a part: at most this much work is lost when it is killed."""
-
-NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Error numbers of a full disk."""
 
 Stamps = dict[str, list[int | None]]
 """Size and time of change of each file by its path; None for a file that cannot be examined."""
@@ -75,11 +72,13 @@ class Inputs:
         kind: Kind of all files.
         files: The files in reading order.
         skipped: Number of files in the folders that have another kind.
+        special: Pipes, devices and sockets in the folders, which are not read.
     """
 
     kind: InputKind
     files: tuple[Path, ...]
     skipped: int = 0
+    special: tuple[Path, ...] = ()
 
     def stamps(self) -> Stamps:
         """Return the stamps of the files, to detect changes."""
@@ -153,6 +152,7 @@ def find_inputs(names: Sequence[str]) -> Inputs:
             several kinds; a folder contains no input or cannot be read.
     """
     files: list[Path] = []
+    special: list[Path] = []
     skipped = 0
     for name in names:
         if not name:
@@ -160,7 +160,8 @@ def find_inputs(names: Sequence[str]) -> Inputs:
         if not Path(name).is_dir():
             files.append(_named_file(name))
             continue
-        inside = _inside(Path(name))
+        inside, others = _inside(Path(name))
+        special += others
         known = [path for path in inside if _kind(path) is not None]
         if not known:
             seen = sorted({path.suffix or path.name for path in inside})[:5]
@@ -170,7 +171,7 @@ def find_inputs(names: Sequence[str]) -> Inputs:
                 f"{', '.join(_ENDINGS)}; names that begin with . or _ are skipped."
             )
         skipped += len(inside) - len(known)
-        files += known
+        files += map(_existing, known)
     places: set[Path] = set()
     for path in files:
         # Different names that link to one file are allowed: download folders contain such links.
@@ -181,7 +182,7 @@ def find_inputs(names: Sequence[str]) -> Inputs:
                 f"Name it once."
             )
         places.add(place)
-    return Inputs(_common_kind(files), tuple(files), skipped)
+    return Inputs(_common_kind(files), tuple(files), skipped, tuple(special))
 
 
 def _kind(path: Path) -> InputKind | None:
@@ -202,11 +203,27 @@ def _named_file(name: str) -> Path:
         )
     if not path.is_file():
         raise SettingError(f"{name} is a device or a pipe; data is read from regular files only.")
-    with path.open("rb"):
-        return path
+    try:
+        with path.open("rb"):
+            return path
+    except OSError as error:
+        raise SettingError(
+            f"{name} cannot be read: {error.strerror}. {os_errors.advice(error)}"
+        ) from error
 
 
-def _inside(folder: Path) -> list[Path]:
+def _existing(path: Path) -> Path:
+    # A text file that cannot be read becomes a row with an error.
+    if _kind(path) is not InputKind.TEXTS and not path.exists():
+        raise SettingError(
+            f"{path} is a link that leads to no file. Remove it, or name the files to read."
+        )
+    return path
+
+
+def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files in ``folder``, and what is neither a file nor a folder."""
+
     def refuse(error: OSError) -> None:
         raise SettingError(
             f"The folder {error.filename} cannot be read: {error.strerror}. Make it readable, or "
@@ -214,12 +231,14 @@ def _inside(folder: Path) -> list[Path]:
         )
 
     found: list[Path] = []
+    special: list[Path] = []
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(_HIDDEN)]
         paths = [Path(place, name) for name in names if not name.startswith(_HIDDEN)]
-        # Opening a pipe would wait for a writer; a broken link becomes a row with an error.
-        found += [path for path in paths if path.is_file() or not path.exists()]
-    return sorted(found, key=lambda path: path.parts)
+        for path in paths:
+            # Opening a pipe would wait for a writer.
+            (found if path.is_file() or not path.exists() else special).append(path)
+    return sorted(found, key=lambda path: path.parts), sorted(special)
 
 
 def _common_kind(files: Sequence[Path]) -> InputKind:

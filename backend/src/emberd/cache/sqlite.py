@@ -9,6 +9,9 @@
 eviction and grows only when entries are stored, which is also the only time when entries are
 evicted.
 
+A vector that another user has written would be believed. So the file, those that SQLite keeps
+beside it, and their folder are used only if no other user can have written them.
+
 SQLite's locks belong to a process, so the file is closed before a fork. A lock file beside it is
 held while the database is opened, so that only one process creates the tables. A file that is
 deleted or replaced while it is open is noticed at the next use. A corrupt file is not repaired:
@@ -20,6 +23,7 @@ from __future__ import annotations
 import math
 import os
 import sqlite3
+import stat
 import threading
 import time
 import weakref
@@ -31,7 +35,8 @@ from typing import Any, Final, TypeVar
 from emberd.cache.cache import Cache, CacheStats, CircuitBreaker
 from emberd.cache.urls import CacheUrl
 from emberd.env import Places
-from emberd.system import file_lock, fork
+from emberd.errors import StateFolderError
+from emberd.system import file_lock, fork, ownership
 
 APPLICATION_ID: Final = 0x454D4231
 """Marks a database as a cache of emberd."""
@@ -92,6 +97,11 @@ WHERE key IN ({})"""
 _IDS: Final = "SELECT key, id FROM entries WHERE key IN ({})"
 _COUNT: Final = "SELECT count(*) FROM entries"
 _OLDEST: Final = "SELECT id FROM entries ORDER BY used, id LIMIT ?"
+
+_BESIDE: Final = ("-wal", "-shm", "-journal")
+"""Suffixes of the files beside the database that SQLite reads."""
+
+_UNUSED: Final = "so its vectors are not used"
 
 _ADVICE: Final = (
     "If the file is corrupt, delete it together with its -wal and -shm files; otherwise fix the "
@@ -254,10 +264,31 @@ def _inode(path: str) -> tuple[int, int] | None:
     The file is not opened: closing it again would release the locks that SQLite has on it.
     """
     try:
-        status = os.stat(path)
+        facts = os.lstat(path)
     except OSError:
         return None
-    return status.st_dev, status.st_ino
+    return facts.st_dev, facts.st_ino
+
+
+def _check_files(path: str) -> None:
+    """Check that no other user can have written the cache ``path``, in a folder that was checked.
+
+    The files are not opened, see ``_inode``; in that folder, no other user can replace them.
+
+    Raises:
+        StateFolderError: Another user can, or it is not a regular file.
+    """
+    for file in (path, *(f"{path}{suffix}" for suffix in _BESIDE)):
+        with suppress(FileNotFoundError):
+            facts = os.lstat(file)
+            if stat.S_ISLNK(facts.st_mode):
+                raise StateFolderError(
+                    f"{file} is a symbolic link. Set the cache to the file itself: "
+                    f"sqlite://{os.path.realpath(file)}"
+                )
+            if not stat.S_ISREG(facts.st_mode):
+                raise StateFolderError(f"{file} is not a regular file. Remove it.")
+            ownership.check(file, facts, so=_UNUSED)
 
 
 class SqliteCache(Cache):
@@ -312,6 +343,10 @@ class SqliteCache(Cache):
         with self._lock:
             try:
                 result = work(self._opened())
+            except StateFolderError as error:  # says itself what to do
+                self._close()
+                breaker.record_failure(str(error).rstrip("."))
+                return None
             except (sqlite3.Error, OSError) as error:
                 self._close()
                 breaker.record_failure(error, _ADVICE)
@@ -327,13 +362,17 @@ class SqliteCache(Cache):
         if self._database is not None and self._opened_inode == _inode(self.path):
             return self._database
         self._close()
-        os.makedirs(os.path.dirname(self.path), _PRIVATE_FOLDER, exist_ok=True)
+        folder = os.path.dirname(self.path)
+        os.makedirs(folder, _PRIVATE_FOLDER, exist_ok=True)
+        # Root may own it: a volume, for example, in which the files belong to this user.
+        ownership.check_folder(os.path.realpath(folder), by_root=True, so=_UNUSED)
         with file_lock.held(f"{self.path}.lock", _LOCK_WAIT_S):
             # SQLite would create it readable by others. An existing one is not opened: closing it
             # again would release the locks that SQLite has on it in this process.
             with suppress(FileExistsError):
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
                 os.close(os.open(self.path, flags, _PRIVATE_FILE))
+            _check_files(self.path)
             self._opened_inode = _inode(self.path)
             self._database = Database(self.path, self._location.max_bytes)
             self._close_database = weakref.finalize(self, self._database.close)

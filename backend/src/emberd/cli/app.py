@@ -23,6 +23,7 @@ from emberd.cli.status import status
 from emberd.cli.stop import stop
 from emberd.cli.up import FAILED, env, up
 from emberd.errors import EmberdError, InstallError, RejectedError, StartError
+from emberd.system import os_errors
 
 _CONTEXT: Final[dict[str, Any]] = {"help_option_names": ["-h", "--help"]}
 # \b tells the parser that the paragraph after it keeps its line breaks.
@@ -160,7 +161,7 @@ def _message(error: Exception) -> str:
         return options.to_cli_names("\n".join([str(error), *getattr(error, "__notes__", ())]))
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename is not None else ""
-        return f"{place}{error.strerror}"
+        return f"{place}{error.strerror}. {os_errors.advice(error)}".rstrip(" ")
     return f"unexpected {error!r}. This is a bug in emberd: EMBERD_DEBUG=1 prints the traceback."
 
 

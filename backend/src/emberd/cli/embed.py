@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from emberd.settings import Settings
 
 _STDOUT: Final = Path("-")
+_SHOWN: Final = 3
 _RAY_STATISTICS: Final = "RAY_USAGE_STATS_ENABLED"
 
 Files = Annotated[
@@ -431,3 +432,6 @@ def _report(request: BulkRequest, summary: BulkSummary, seconds: float) -> None:
     if skipped := request.inputs.skipped:
         were = "was" if skipped == 1 else "were"
         output.note(f"{output.pluralize(skipped, 'file')} of an unsupported type {were} skipped")
+    if special := request.inputs.special:
+        shown = ", ".join(map(str, special[:_SHOWN])) + ("" if len(special) <= _SHOWN else ", ...")
+        output.note(f"not read, because only regular files are: {shown}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
 
@@ -14,6 +16,8 @@ from emberd.cli import options, output
 from emberd.cli.output import ExitCode
 from emberd.cli.status import RUNNING
 from emberd.cli.stop import Model
+from emberd.errors import StateFolderError
+from emberd.system import ownership
 from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:
@@ -47,7 +51,7 @@ def logs(
     if path:
         output.write_line(str(log))
         return
-    with log.open("rb") as file:
+    with _opened(log) as file:
         _write(_tail(file, lines))
         runs = follow
         while runs:
@@ -74,6 +78,24 @@ def _choose(model: str | None) -> ServerStatus:
             f"Pass --model to show another."
         )
     return chosen
+
+
+@contextmanager
+def _opened(log: Path) -> Iterator[BinaryIO]:
+    """Open a log; anything but a file of this user is neither waited for nor shown.
+
+    Raises:
+        StateFolderError: It is something else, or it cannot be opened.
+    """
+    try:
+        descriptor = ownership.open_file(log)
+    except OSError as error:
+        raise StateFolderError(
+            f"{log} cannot be read ({error.strerror}). `emberd up` starts a server with a new log."
+        ) from error
+    with os.fdopen(descriptor, "rb") as file:
+        ownership.check(log, os.fstat(descriptor))
+        yield file
 
 
 def _tail(file: BinaryIO, lines: int) -> bytes:

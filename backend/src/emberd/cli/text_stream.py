@@ -7,9 +7,11 @@ matter. The formats are written by the writers of bulk jobs.
 from __future__ import annotations
 
 import io
+import os
 import re
 import shlex
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -28,10 +30,9 @@ from emberd.bulk.formats import (
     vector_array,
     with_identity,
 )
-from emberd.bulk.request import NO_SPACE
 from emberd.cli import output, up
 from emberd.errors import EmberdError, SettingError, TextError
-from emberd.system import atomic_file
+from emberd.system import atomic_file, os_errors
 
 if TYPE_CHECKING:
     from emberd.client.vectors import Floats
@@ -181,9 +182,31 @@ def _check_sources(files: Sequence[str], texts: Sequence[str]) -> Sequence[str]:
                 f"The file {name} does not exist. To embed a text of the command line, use --text: "
                 f"emberd embed --text {name!r}"
             )
-        with Path(name).open("rb"):
-            pass
+        _check_source(name)
     return files
+
+
+def _check_source(name: str) -> None:
+    kind = os.stat(name).st_mode
+    try:
+        # A pipe is opened only once: its writer would end when it is closed.
+        if stat.S_ISFIFO(kind):
+            if stat.S_ISFIFO(os.lstat(name).st_mode):
+                output.note(f"{name} is a named pipe: waiting until a program writes to it")
+            return
+        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        raise SettingError(
+            f"{name} cannot be read: {error.strerror}. "
+            f"{os_errors.advice(error) or 'Pass a file, or - for stdin.'}"
+        ) from error
+    try:
+        # Other devices have no end, such as /dev/zero.
+        is_text = stat.S_ISREG(kind) or os.isatty(descriptor) or os.path.samefile(name, os.devnull)
+    finally:
+        os.close(descriptor)
+    if not is_text:
+        raise SettingError(f"{name} is a device. Pass a file, or - for stdin.")
 
 
 def _lines(files: Iterable[str], texts: Iterable[str]) -> Iterator[TextLine]:
@@ -277,12 +300,13 @@ def _open_output(target: Path | None, *, seeks: bool) -> Iterator[BinaryIO]:
             with _open_stream(target) as stream:
                 yield stream
     except OSError as error:
-        # An error of opening names its file, one of writing does not.
-        if error.errno not in NO_SPACE or error.filename is not None:
+        # An error of another file, such as an input, names that file.
+        is_of_output = error.filename in (None, target and os.fspath(target))
+        if isinstance(error, EmberdError) or not is_of_output or not os_errors.advice(error):
             raise
         raise EmberdError(
-            f"{target or 'stdout'} could not be written: {error.strerror}. Free some space, or "
-            f"pass another --output."
+            f"{target or 'stdout'} could not be written: {error.strerror}. "
+            f"{os_errors.advice(error)} Or pass another --output."
         ) from error
 
 

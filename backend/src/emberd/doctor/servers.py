@@ -25,7 +25,7 @@ from emberd.errors import AuthenticationError, EmberdError, StateFolderError
 from emberd.manager import State, Timing, discovery, lost_records, paths, state
 from emberd.manager.discovery import DEFAULT_PORT, Candidate
 from emberd.manager.state import ServerSnapshot, ServerStatus
-from emberd.system import file_lock, listeners, processes
+from emberd.system import file_lock, listeners, ownership
 from emberd.system.redaction import host
 
 _REQUEST_S: Final = 3.5
@@ -43,10 +43,11 @@ def check_servers(wanted: Wanted) -> Iterator[Finding]:
     # Concurrently: a server that hangs must not use up the time of the others.
     outcomes = gather([partial(_verified, wanted, each) for each in candidates], _SERVER_S)
     found = [_other(wanted, *pair) for pair in zip(candidates, outcomes, strict=True)]
+    marks = lost_records.marks_read_once()
     for folder in paths.Home(Path(os.path.realpath(wanted.home))).all_server_folders():
         with suppress(StateFolderError):  # reported by check_state
             view = state.settled_snapshot(folder, deadline_s, Timing().poll_s)
-            found += _own(wanted, view)
+            found += _own(wanted, view, marks)
     yield from found or [ok("servers", "no server is running")]
 
 
@@ -85,8 +86,8 @@ def _other(wanted: Wanted, candidate: Candidate, found: Endpoint | BaseException
     return note(subject, f"{name} is not used: {fact}", advice)
 
 
-def _own(wanted: Wanted, view: ServerSnapshot) -> Iterator[Finding]:
-    status = lost_records.server_status(view)
+def _own(wanted: Wanted, view: ServerSnapshot, marks: lost_records.Marks) -> Iterator[Finding]:
+    status = lost_records.server_status(view, marks)
     if status is None:
         return
     if status.state is State.UNKNOWN:
@@ -105,7 +106,8 @@ def _own(wanted: Wanted, view: ServerSnapshot) -> Iterator[Finding]:
         # An external server is only recorded here; it was verified above.
         serves = is_wanted and view.serves(wanted.spec) and status.origin == "own"
         yield ok("own", fact, gives=f"{fact}; emberd uses it" if serves else "")
-    left = [] if view.alive else [str(own.pid) for own in processes.marked(str(view.folder))]
+    folder = str(view.folder)
+    left = [] if view.alive else [str(own.pid) for own, marked, _ in marks() if marked == folder]
     if left:
         yield note(
             "leftover",
@@ -155,7 +157,7 @@ def check_state(wanted: Wanted) -> Iterator[Finding]:
     needed = {own.machine, own.servers, *own.server_folders(wanted.spec.key)}
     for folder in sorted({*needed, *own.all_server_folders()}):
         try:
-            paths.check_private(folder)
+            ownership.check_private(folder)
         except FileNotFoundError:
             continue
         except StateFolderError as error:

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,12 +26,15 @@ from emberd.env import Places
 from emberd.errors import InstallError, StateFolderError
 from emberd.installs import recipes
 from emberd.installs.recipes import Recipe
-from emberd.system import atomic_file, file_lock
+from emberd.system import atomic_file, file_lock, ownership
 
 _MARKER: Final = "emberd.json"
 _SCRATCH: Final = ".tmp"
 _REMOVED: Final = ".removed"
 _SCHEMA: Final = 1
+_MOST_BYTES: Final = 1024 * 1024
+_NOT_RUN: Final = "so its programs are not run"
+_ELSEWHERE: Final = "Set EMBERD_ENGINES to a folder of your own."
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +107,21 @@ class Site:
         return [path for path in (self.folder, self.scratch, self.removed) if path.exists()]
 
     def read(self) -> Installed | None:
-        """Return the environment if it is complete."""
+        """Return the environment if it is complete.
+
+        Raises:
+            StateFolderError: Another user can have changed it.
+        """
         try:
-            content = json.loads((self.folder / _MARKER).read_text("utf-8"))
-            return self._installed(content) if content["schema"] == _SCHEMA else None
+            content = json.loads(_read_own(self.folder / _MARKER))
+            own = self._installed(content) if content["schema"] == _SCHEMA else None
+        except StateFolderError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
+        if own is not None:
+            _check_programs(own)
+        return own
 
     def finish(self, recipe: Recipe, packages: str, size_bytes: int) -> Installed:
         """Mark the environment as complete, in one step, and return it."""
@@ -124,7 +135,7 @@ class Site:
             "requirements": recipe.requirements,
         }
         text = json.dumps(content, indent=2)
-        atomic_file.write(self.folder / _MARKER, text.encode(), mode=0o666)
+        atomic_file.write(self.folder / _MARKER, text.encode(), mode=0o644)
         return self._installed(content)
 
     def _installed(self, content: dict[str, Any]) -> Installed:
@@ -155,7 +166,7 @@ def sites(places: Places, name: str | None = None) -> list[Site]:
     """Return the places of environments, complete or not: all, or those of one engine.
 
     Raises:
-        StateFolderError: Their folder belongs to another user, or everyone can write to it.
+        StateFolderError: Their folder belongs to another user, or others can write to it.
     """
     engines = engines_folder(places)
     if not engines.is_dir():
@@ -175,7 +186,7 @@ def installed(places: Places) -> list[Installed]:
     """Return the complete environments by name, the version of the recipe first.
 
     Raises:
-        StateFolderError: Their folder belongs to another user, or everyone can write to it.
+        StateFolderError: Their folder belongs to another user, or others can write to it.
     """
     complete = [own for each in sites(places) if (own := each.read()) is not None]
     return sorted(
@@ -184,24 +195,48 @@ def installed(places: Places) -> list[Installed]:
     )
 
 
-def check_owner(folder: Path) -> None:
-    """Check that no other user can have put programs into ``folder``, which emberd would run.
+def check_owner(engines: Path) -> None:
+    """Check that no other user can have put programs into the folder of all environments.
 
     Raises:
-        StateFolderError: It belongs to a user other than this one or root, or everyone can write
+        StateFolderError: It belongs to a user other than this one or root, or others can write
             to it.
     """
-    facts = folder.stat()
-    if facts.st_uid not in (os.geteuid(), 0):
-        raise StateFolderError(
-            f"{folder} belongs to user {facts.st_uid}, not to {os.geteuid()} or root, so its "
-            f"programs are not run. Set EMBERD_ENGINES to a folder of your own."
-        )
-    if facts.st_mode & stat.S_IWOTH:
-        raise StateFolderError(
-            f"{folder} can be written by everyone (mode {stat.S_IMODE(facts.st_mode):o}), so its "
-            f"programs are not run. Run: chmod o-w '{folder}'"
-        )
+    # Where a link leads: an administrator may have moved the folder to another disk.
+    ownership.check_folder(os.path.realpath(engines), by_root=True, so=_NOT_RUN, instead=_ELSEWHERE)
+
+
+def _read_own(file: Path) -> bytes:
+    descriptor = ownership.open_file(file)
+    with os.fdopen(descriptor, "rb") as opened:
+        _check(file, os.fstat(descriptor), file.parent)
+        return opened.read(_MOST_BYTES)
+
+
+def _check_programs(own: Installed) -> None:
+    """Check the folders of an environment, its interpreter, and what tells that its packages.
+
+    All of its files are too many to be checked; no other user can add or replace any in folders
+    that only this user or root can write.
+    """
+    folder = Path(own.folder)
+    for inner in (folder, folder / "bin", Path(own.packages)):
+        with suppress(FileNotFoundError):
+            _check(inner, inner.stat(), folder)
+    program = os.path.realpath(own.python)
+    # The one that runs this program is trusted already, whoever owns it.
+    files = [folder / "pyvenv.cfg", *([] if program == _running() else [Path(program)])]
+    for file in files:
+        with suppress(FileNotFoundError):
+            _check(file, file.stat(), folder if file.is_relative_to(folder) else None)
+
+
+def _check(path: Path, facts: os.stat_result, folder: Path | None) -> None:
+    ownership.check(path, facts, by_root=True, so=_NOT_RUN, instead=_ELSEWHERE, within=folder)
+
+
+def _running() -> str:
+    return os.path.realpath(sys.executable) if sys.executable else ""
 
 
 # ------------------------------------------------------------ processes that use one

@@ -23,6 +23,7 @@ from emberd.system import log_rules, pdeathsig, process_env, processes
 from emberd.system.log_rules import Diagnosis, LogRule
 
 _LOG_MODE: Final = 0o600  # it may quote addresses in the user's network
+_UMASK: Final = 0o022
 _TICK_S: Final = 1.0
 _KILL_S: Final = 10.0
 _NOISE: Final = re.compile(r"WARNING: (Location|Retrying)|\[notice\]|^\$ |^\s*$")
@@ -48,7 +49,7 @@ def install(name: str, places: Places, on_progress: Report | None = None) -> Ins
     Raises:
         SettingError: The engine is unknown.
         InstallError: The installation failed; the cause, what to do, and the log are named.
-        StateFolderError: The folder belongs to another user, or everyone can write to it.
+        StateFolderError: The folder belongs to another user, or others can write to it.
     """
     recipe = recipe_of(name)
     report = on_progress or (lambda _text: None)
@@ -70,7 +71,7 @@ def remove(name: str, places: Places) -> Installed | None:
     Raises:
         SettingError: The engine is unknown.
         InstallError: A process runs from it, or it is being installed; nothing is removed then.
-        StateFolderError: The folder belongs to another user, or everyone can write to it.
+        StateFolderError: The folder belongs to another user, or others can write to it.
     """
     recipe_of(name)
     if not environments.sites(places, name):
@@ -249,6 +250,8 @@ class _Builder:
                     env=process_env.for_installer(os.fspath(self._site.folder), os.fspath(scratch)),
                     pass_fds=[read],
                     start_new_session=True,
+                    # Programs that others of a shared group could write would not be run.
+                    umask=_UMASK,
                     stdin=subprocess.DEVNULL,
                     stderr=subprocess.STDOUT,
                     stdout=output,

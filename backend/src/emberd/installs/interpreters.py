@@ -54,7 +54,7 @@ def locate(name: str, places: Places | None = None) -> Interpreter | None:
 
     Raises:
         SettingError: The engine is unknown, or the variable names no interpreter that has it.
-        StateFolderError: Everyone can write to emberd's folder of environments.
+        StateFolderError: Other users can write to emberd's environments.
     """
     recipe = recipe_of(name)
     return (

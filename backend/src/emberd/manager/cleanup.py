@@ -20,7 +20,7 @@ from typing import Final
 from emberd.errors import StateFolderError
 from emberd.manager import paths, state
 from emberd.manager.state import Timing
-from emberd.system import processes
+from emberd.system import ownership, processes
 
 INODES_NAME: Final = "shared-memory"
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps it; nothing is made there
@@ -50,7 +50,7 @@ def make_scratch(path: str) -> None:
     folder = Path(path)
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    paths.check_private(folder, "TMPDIR")
+    ownership.check_private(folder, "TMPDIR")
 
 
 class SharedMemory:
@@ -83,7 +83,8 @@ class SharedMemory:
         new -= self.known | self._others
         if new:
             self.known |= new
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            # Neither a link nor a named pipe: opening one would wait for a reader.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
             # A full disk, or a deleted folder, does not end a server: they stay known in memory.
             with suppress(OSError), os.fdopen(os.open(self._file, flags, 0o600), "w") as opened:
                 opened.write("".join(f"{inode}\n" for inode in sorted(new)))
@@ -105,7 +106,7 @@ def remove_files(folder: Path, scratch_folder: str, known: Iterable[int] = ()) -
     with suppress(StateFolderError):
         content = paths.read_file(folder / INODES_NAME, truncate=True) or b""
         inodes |= {int(line) for line in content.split() if line.isdigit()}
-    if inodes & _existing():
+    if inodes and inodes & _existing():
         # Imported late: it takes longer than everything else in a process that finds its server.
         import psutil
 
@@ -120,12 +121,18 @@ def remove_files(folder: Path, scratch_folder: str, known: Iterable[int] = ()) -
         paths.remove(folder / INODES_NAME)
 
 
-def clean_up(folder: Path, timing: Timing) -> None:
+def clean_up(folder: Path, timing: Timing, *, may_run: bool = True) -> None:
     """End the processes and remove the files of a dead supervisor's server.
 
     The caller knows that no supervisor of ``folder`` runs.
+
+    Args:
+        folder: Its state folder.
+        timing: How long killed processes may take to end.
+        may_run: Whether some of its processes may run; to find them, all processes are read.
     """
-    processes.end_marked(str(folder), timing.kill_s)
+    if may_run:
+        processes.end_marked(str(folder), timing.kill_s)
     own = state.read_last_record(folder)
     if own is None:
         # The record is lost; the first line of the log contains the last start_id too.

@@ -18,6 +18,7 @@ from emberd.errors import StateFolderError
 from emberd.manager import paths
 from emberd.probe import Activity
 from emberd.settings import IDLE_TIMEOUT_S
+from emberd.system import os_errors
 
 _NAME: Final = "last-used"
 _TOUCH_EVERY_S: Final = 1.0
@@ -38,7 +39,7 @@ def touch(folder: str) -> bool:
     _touched[folder] = now
     # A server whose folder is gone is about to end; the request itself will fail.
     with suppress(OSError):
-        os.utime(Path(folder) / _NAME)
+        os.utime(Path(folder) / _NAME, follow_symlinks=False)
     return True
 
 
@@ -61,7 +62,8 @@ def request(folder: Path, idle_timeout_s: float) -> None:
     except OSError as error:
         raise StateFolderError(
             f"The idle timeout of {folder.name} cannot be written to {folder / _NAME} "
-            f"({error.strerror or error}). Fix the cause, then try again."
+            f"({error.strerror or error}). "
+            f"{os_errors.advice(error) or 'Fix the cause, then try again.'}"
         ) from error
 
 
@@ -170,6 +172,6 @@ class IdleMonitor:
 
     def _mtime_ns(self) -> int:
         try:
-            return self._file.stat().st_mtime_ns
+            return self._file.lstat().st_mtime_ns
         except OSError:
             return 0

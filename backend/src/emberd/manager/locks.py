@@ -9,6 +9,8 @@ would each take the other for a running supervisor.
 from __future__ import annotations
 
 import os
+import shlex
+import stat
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +20,8 @@ from pathlib import Path
 from typing import Final
 
 from emberd.errors import LockTimeoutError, StateFolderError
-from emberd.system import file_lock, fork
+from emberd.manager import paths
+from emberd.system import file_lock, fork, os_errors
 
 _PROBES_PASS_S: Final = 1.0
 _RETRY_S: Final = 0.005
@@ -66,10 +69,22 @@ def _all_held(paths: Sequence[Path], timeout_s: float, note: str = "") -> Iterat
         yield
 
 
+def _is_other_kind(path: Path) -> bool:
+    try:
+        return not stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
 def _unlockable(path: Path, error: OSError) -> StateFolderError:
+    if _is_other_kind(path):
+        # Not replaced here: two processes that did so at once could each lock a file of its own.
+        return StateFolderError(
+            f"{path} is not a regular file. Run: rm -r {shlex.quote(os.fspath(path))}"
+        )
     return StateFolderError(
-        f"{path} cannot be locked ({error.strerror or error}). "
-        f"Set EMBERD_HOME to a folder on a local disk that you may write to."
+        f"{path} cannot be locked ({error.strerror or error}). {os_errors.advice(error)} "
+        f"EMBERD_HOME must be a folder on a local disk that you may write to."
     )
 
 
@@ -120,7 +135,12 @@ def take_liveness(folder: Path) -> int | None:
     Raises:
         StateFolderError: The file cannot be opened, or its file system has no locks.
     """
-    descriptor = _open(folder, os.O_CREAT)
+    try:
+        descriptor = _open(folder, os.O_RDWR | os.O_CREAT)
+    except FileNotFoundError:
+        # What has its name is no lock file, and no supervisor keeps running without one.
+        paths.remove(liveness_path(folder))
+        descriptor = _open(folder, os.O_RDWR | os.O_CREAT)
     deadline = time.monotonic() + _PROBES_PASS_S
     while not _try_lock(descriptor, folder, shared=False):
         if time.monotonic() > deadline:
@@ -139,7 +159,7 @@ def is_alive(folder: Path) -> bool:
         StateFolderError: The file cannot be opened, or its file system has no locks.
     """
     try:
-        descriptor = _open(folder)
+        descriptor = _open(folder, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:
@@ -178,18 +198,21 @@ def liveness_lock(folder: Path) -> Iterator[bool]:
             release(descriptor)
 
 
-def _open(folder: Path, create: int = 0) -> int:
+def _open(folder: Path, flags: int) -> int:
+    """Open the liveness lock file; raises ``FileNotFoundError`` if there is no regular file."""
     path = liveness_path(folder)
     try:
         with _DESCRIPTORS.lock:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | create, 0o600)
+            descriptor = file_lock.open_file(path, flags)
             _DESCRIPTORS.open.add(descriptor)
     except FileNotFoundError:
         raise
     except OSError as error:
+        if _is_other_kind(path):
+            raise FileNotFoundError(error.errno, "not a regular file", os.fspath(path)) from error
         raise StateFolderError(
             f"{path} cannot be opened ({error.strerror}). "
-            f"Set EMBERD_HOME to a folder that you may write to."
+            f"{os_errors.advice(error) or 'Set EMBERD_HOME to a folder that you may write to.'}"
         ) from error
     return descriptor
 

@@ -7,6 +7,7 @@ its command line, and by the mark in the environment of every process that it st
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import sys
@@ -93,16 +94,23 @@ def await_record(folder: Path, timing: Timing, deadline_s: float = math.inf) -> 
     )
 
 
-def server_status(
-    seen: ServerSnapshot, marks: Callable[[], Iterable[processes.Mark]] = processes.marks
-) -> ServerStatus | None:
+Marks = Callable[[], Iterable[processes.Mark]]
+"""Reads the marked processes, which takes some milliseconds: it reads all processes."""
+
+
+def marks_read_once() -> Marks:
+    """Return what reads the marked processes at its first call, for a loop over many folders."""
+    return functools.cache(lambda: list(processes.marks()))
+
+
+def server_status(seen: ServerSnapshot, marks: Marks) -> ServerStatus | None:
     """Return what is known about a server; None if no server was ever started in its folder.
 
     Without a record, it is a running supervisor, or orphans of a dead one.
 
     Args:
         seen: The folder of the server.
-        marks: Reads the marked processes, which takes some milliseconds.
+        marks: Reads the marked processes.
     """
     if seen.record is not None:
         return seen.status()

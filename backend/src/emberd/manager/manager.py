@@ -11,7 +11,6 @@ This module contains no mechanism; it decides the order of the steps:
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import os
@@ -52,9 +51,12 @@ from emberd.manager.state import (
     Verify,
 )
 from emberd.settings import IDLE_TIMEOUT_S, START_TIMEOUT_S, ServerSpec, StartOptions
-from emberd.system import processes
+from emberd.system import os_errors
 
 _LOG: Final = logging.getLogger("emberd")
+_typed: Final = os_errors.raised_as(
+    StateFolderError, "EMBERD_HOME sets the folder of emberd's files."
+)
 _PROGRESS_EVERY_S: Final = 1.0
 _DYING_S: Final = 0.5  # a killed process may break a connection before its port is closed
 
@@ -132,6 +134,7 @@ class ServerManager:
 
     # -- finding and starting -----------------------------------------------------------
 
+    @_typed
     def ensure(
         self,
         spec: ServerSpec,
@@ -210,6 +213,7 @@ class ServerManager:
                     idle.request(Path(found.folder), request.idle_timeout_s)
                 return found if options else found.noting_unmet()
 
+    @_typed
     def find(self, spec: ServerSpec, *, api_key: str | None = None) -> Server | None:
         """Return a running server for ``spec``, emberd's own or an external one; start none."""
         request = _Request(spec, StartOptions(), api_key)
@@ -222,12 +226,13 @@ class ServerManager:
 
     # -- status and stop ----------------------------------------------------------------
 
+    @_typed
     def status(self) -> list[ServerStatus]:
         """Return what is known about every server since the machine booted."""
         known = []
         # Lost records are awaited for all folders together, and processes read at most once.
         deadline_s = time.monotonic() + self._timing.record_s
-        marks = functools.cache(lambda: list(processes.marks()))
+        marks = lost_records.marks_read_once()
         for folder in self._home.all_server_folders():
             try:
                 seen = state.settled_snapshot(folder, deadline_s, self._timing.poll_s)
@@ -236,6 +241,7 @@ class ServerManager:
                 _LOG.warning("%s", error)  # one unusable folder does not hide the others
         return [each for each in known if each is not None]
 
+    @_typed
     def stop(
         self, spec: ServerSpec | None = None, *, deadline_s: float = math.inf
     ) -> list[ServerStatus]:
@@ -256,9 +262,10 @@ class ServerManager:
         chosen = home.all_server_folders() if spec is None else home.server_folders(spec.key)
         stopped, errors = [], []
         deadline_s = min(deadline_s, time.monotonic() + self._timing.record_s)
+        marks = lost_records.marks_read_once()
         for folder in chosen:
             try:
-                was = stopping.stop(folder, self._timing, deadline_s)
+                was = stopping.stop(folder, self._timing, deadline_s, marks)
             except EmberdError as error:
                 errors.append(error)  # the other servers are stopped anyway
             else:
@@ -268,6 +275,7 @@ class ServerManager:
             raise errors[0]
         return stopped
 
+    @_typed
     def is_current(self, server: Server) -> bool:
         """Return whether a server that was returned earlier still runs; takes less than 1 ms.
 
@@ -283,6 +291,7 @@ class ServerManager:
         is_same = seen.record is not None and seen.record.start_id == server.start_id
         return is_same and seen.state is State.READY
 
+    @_typed
     def used(self, server: Server) -> None:
         """Tell the supervisor that the server is in use; acts at most once a second.
 
@@ -295,6 +304,7 @@ class ServerManager:
             if own is not None and own.start_id == server.start_id and own.stopped_by_user:
                 raise _stopped(own.spec)
 
+    @_typed
     def report_unresponsive(self, server: Server) -> None:
         """Have the supervisor probe the server, which did not answer in time."""
         if server.origin == "own" and server.folder is not None:

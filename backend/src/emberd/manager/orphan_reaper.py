@@ -78,10 +78,19 @@ def _descriptor(pid: int) -> int | None:
 
 def _record_memory(pid: str, inodes_file: str) -> None:
     # As the supervisor does, whose last update may be older than the newest memory.
-    with suppress(OSError), open(f"/proc/{pid}/maps", "rb") as maps, open(inodes_file, "ab") as out:
+    with (
+        suppress(OSError),
+        open(f"/proc/{pid}/maps", "rb") as maps,
+        open(inodes_file, "ab", opener=_open) as out,
+    ):
         for line in maps:
             if _SHARED_MEMORY in line:
                 out.write(line.split()[_INODE] + b"\n")
+
+
+def _open(path: str, flags: int) -> int:
+    # A named pipe in its place is not waited for, and a link not followed.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
 
 
 if __name__ == "__main__":

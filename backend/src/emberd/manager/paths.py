@@ -24,16 +24,15 @@ from pathlib import Path
 from typing import Final
 
 from emberd.errors import StateFolderError
-from emberd.system import processes
+from emberd.system import os_errors, ownership, processes
 
 _PRIVATE: Final = 0o700
-_OTHERS: Final = 0o077
 LOG_NAME: Final = "server.log"
 _LOGS_KEPT: Final = 3
 _LOG_START: Final = "emberd: start "
 _MOST_BYTES: Final = 4 * 1024 * 1024
 _NO_FILE: Final = (
-    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL),
     *(errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV),
 )
 
@@ -79,7 +78,7 @@ class Home:
 
     def start_lock_folder(self, folder: Path) -> Path:
         """Return the folder that contains the start lock for ``folder``."""
-        return self.server_folder(folder.name.partition("-")[0])
+        return folder.with_name(folder.name.partition("-")[0])
 
     def all_server_folders(self) -> list[Path]:
         """Return the folders of all servers, in a stable order."""
@@ -101,43 +100,11 @@ def make_private(folder: Path) -> Path:
         folder.mkdir(mode=_PRIVATE, exist_ok=True)
     except OSError as error:
         raise StateFolderError(
-            f"{folder} cannot be created ({error.strerror}). "
-            f"Set EMBERD_HOME to a folder that you may write to."
+            f"{folder} cannot be created ({error.strerror}). {os_errors.advice(error)} "
+            f"EMBERD_HOME sets the folder of emberd's files."
         ) from error
-    check_private(folder)
+    ownership.check_private(folder)
     return folder
-
-
-def check_private(folder: Path, variable: str = "EMBERD_HOME") -> None:
-    """Check that ``folder`` is a real folder that belongs to this user and is closed to others.
-
-    Args:
-        folder: The folder.
-        variable: The environment variable that decides where it is; named in errors.
-
-    Raises:
-        StateFolderError: It is not: any user could have written its files.
-        FileNotFoundError: There is no such folder.
-    """
-    try:
-        facts = folder.lstat()
-    except NotADirectoryError as error:
-        raise StateFolderError(
-            f"{folder} cannot be created: a component of its path is a file. "
-            f"Set {variable} to a folder that you may write to."
-        ) from error
-    if not stat.S_ISDIR(facts.st_mode):
-        raise StateFolderError(f"{folder} is not a folder (a link?). Remove it, then try again.")
-    if facts.st_uid != os.geteuid():
-        raise StateFolderError(
-            f"{folder} belongs to user {facts.st_uid}, not to {os.geteuid()}. "
-            f"Set {variable} to a folder of your own."
-        )
-    if facts.st_mode & _OTHERS:
-        raise StateFolderError(
-            f"{folder} is open to other users (mode {stat.S_IMODE(facts.st_mode):o}). "
-            f"Run: chmod 700 '{folder}'"
-        )
 
 
 def rotate_log(folder: Path, start_id: str) -> Path:
@@ -168,7 +135,7 @@ def create_file(path: Path, content: bytes) -> None:
     """
     remove(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+    with os_errors.named(path), os.fdopen(os.open(path, flags, 0o600), "wb") as file:
         file.write(content)
 
 
@@ -183,7 +150,7 @@ def remove(path: Path) -> None:
         facts = path.lstat()
     except FileNotFoundError:
         return
-    check_private(path.parent)
+    ownership.check_private(path.parent)
     if stat.S_ISDIR(facts.st_mode):
         shutil.rmtree(path)
     else:
@@ -193,7 +160,8 @@ def remove(path: Path) -> None:
 def read_file(path: Path, *, truncate: bool = False) -> bytes | None:
     """Return the content of a state file; None if there is no readable regular file.
 
-    A link is not followed, and a FIFO or a device does not block the caller.
+    A link is not followed, a FIFO or a device does not block the caller, and a file that another
+    user can have written counts as missing.
 
     Args:
         path: The file.
@@ -204,11 +172,11 @@ def read_file(path: Path, *, truncate: bool = False) -> bytes | None:
         StateFolderError: Reading failed although the file may be intact (disk, descriptor limit).
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = ownership.open_file(path)
         try:
             facts = os.fstat(descriptor)
             is_whole = facts.st_size <= _MOST_BYTES
-            if not stat.S_ISREG(facts.st_mode) or not (is_whole or truncate):
+            if not ownership.is_own(facts) or not (is_whole or truncate):
                 return None
             with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
                 return file.read(min(facts.st_size, _MOST_BYTES))
@@ -218,5 +186,6 @@ def read_file(path: Path, *, truncate: bool = False) -> bytes | None:
         if error.errno in _NO_FILE:
             return None
         raise StateFolderError(
-            f"{path} cannot be read ({error.strerror}). Fix the cause, then try again."
+            f"{path} cannot be read ({error.strerror}). "
+            f"{os_errors.advice(error) or 'Fix the cause, then try again.'}"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from emberd.manager import cleanup, idle, locks, paths, state
 from emberd.manager.paths import Home
 from emberd.manager.state import Record, State, Timing
 from emberd.settings import ServerSpec, StartOptions
-from emberd.system import atomic_file, processes
+from emberd.system import atomic_file, os_errors, processes
 
 SUPERVISOR_MODULE: Final = "emberd.verified_manager"
 
@@ -71,7 +72,12 @@ def start_supervisor(
             options=options,
         )
         state.write_record(folder, first)
-        run_supervisor(folder, start_id, descriptor, log)
+        try:
+            run_supervisor(folder, start_id, descriptor, log)
+        except OSError as error:
+            raise StartError(
+                f"The supervisor could not be run: {error}", advice=os_errors.advice(error)
+            ) from error
     finally:
         # The supervisor has the same open file; from here on it is the only holder.
         locks.release(descriptor)
@@ -139,6 +145,9 @@ def sweep(home: Home, timing: Timing, *, locked: Path | None = None) -> None:
             that would count theirs as in use.
         locked: The folder whose start lock the caller already holds.
     """
+    # All processes are read once, however many folders there are, and again only for a folder that
+    # had some then. What a supervisor has started since has an orphan reaper of its own.
+    marked = functools.cache(lambda: {folder for _, folder, _ in processes.marks()})
     for folder in home.all_server_folders():
         lock_folder = home.start_lock_folder(folder)
         is_locked = lock_folder == locked
@@ -146,7 +155,8 @@ def sweep(home: Home, timing: Timing, *, locked: Path | None = None) -> None:
             paths.make_private(lock_folder)
             with nullcontext() if is_locked else locks.start_lock(lock_folder, timeout_s=0):
                 if not locks.is_alive(folder):
-                    cleanup.clean_up(folder, timing)
+                    may_run = folder == locked or str(folder) in marked()
+                    cleanup.clean_up(folder, timing, may_run=may_run)
         except (LockTimeoutError, StateFolderError):
             # Another process is starting a server there, and sweeps it; or the folder is not ours.
             if is_locked:

@@ -26,7 +26,7 @@ from emberd.engines.base import DRAIN_S
 from emberd.errors import StartError, StartTimeoutError, StateFolderError
 from emberd.manager import idle, locks, paths
 from emberd.settings import ServerSpec, StartOptions
-from emberd.system import atomic_file, listeners
+from emberd.system import atomic_file, listeners, ownership
 from emberd.system.listeners import Listener
 from emberd.system.log_rules import Diagnosis
 from emberd.system.processes import ProcessIdentity
@@ -475,7 +475,7 @@ def snapshot(folder: Path) -> ServerSnapshot:
         StateFolderError: It is not private to this user, or was written by another version.
     """
     try:
-        paths.check_private(folder)
+        ownership.check_private(folder)
     except FileNotFoundError:
         return ServerSnapshot(folder, None, alive=False)
     # The lock is probed second: a supervisor that ends in between has already written its last

@@ -22,7 +22,9 @@ _MARGIN_S: Final = 10.0
 _UNKNOWN_DRAIN_S: Final = 2 * DRAIN_S  # the longest of all engines
 
 
-def stop(folder: Path, timing: Timing, deadline_s: float) -> ServerStatus | None:
+def stop(
+    folder: Path, timing: Timing, deadline_s: float, marks: lost_records.Marks
+) -> ServerStatus | None:
     """Stop the server of ``folder``, wait until it has ended, and return its last status.
 
     The record of an external server is deleted; the server itself is never stopped. A supervisor
@@ -34,6 +36,7 @@ def stop(folder: Path, timing: Timing, deadline_s: float) -> ServerStatus | None
         folder: The server's state folder.
         timing: How long each step may take.
         deadline_s: How long to wait for a lost record, on the monotonic clock, in seconds.
+        marks: Reads the marked processes, for a folder without a record.
 
     Returns:
         None if there was no server.
@@ -43,7 +46,7 @@ def stop(folder: Path, timing: Timing, deadline_s: float) -> ServerStatus | None
         StateFolderError: A process holds the liveness lock and is not proven to be a supervisor.
     """
     seen = _settled(folder, deadline_s, timing)
-    was = lost_records.server_status(seen)
+    was = lost_records.server_status(seen, marks)
     if was is None:
         return None
     if seen.record is not None and seen.record.found:
@@ -57,8 +60,8 @@ def stop(folder: Path, timing: Timing, deadline_s: float) -> ServerStatus | None
         drain_s, start_ids = seen.record.drain_s, {was.start_id}
     else:
         # Read now: once the lock is free, another start may begin in this folder.
-        marks = processes.marks()
-        start_ids = {start_id for _, marked, start_id in marks if marked == str(folder)}
+        now = processes.marks()
+        start_ids = {start_id for _, marked, start_id in now if marked == str(folder)}
         drain_s = _UNKNOWN_DRAIN_S
     found = _supervisors(seen, timing)
     if not found:  # before anything is killed: the lock may be held by an unproven process

@@ -11,7 +11,6 @@ ended. It must leave no process and no file of its server behind.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import secrets
@@ -34,18 +33,11 @@ from emberd.manager.idle import IdleMonitor
 from emberd.manager.readiness import StartMonitor
 from emberd.manager.state import Record, State, Verify
 from emberd.manager.state_repair import StateFiles, report
-from emberd.system import processes
+from emberd.system import os_errors, processes
 from emberd.system.log_rules import Diagnosis
 
 _PORT_TRIES: Final = 5
 _KEY_BYTES: Final = 24
-_ADVICE: Final = {
-    errno.ENOSPC: "Free space on that disk: `df -h`.",
-    errno.EDQUOT: "The quota of that disk is used up: free space.",
-    errno.EAGAIN: "Too many processes: check `ulimit -u`, or the container's limit.",
-    errno.ENOMEM: "Free some memory.",
-    errno.EACCES: "Check the owner and the mode of the named file.",
-}
 _HUNG: Final = Diagnosis(
     "The server stopped answering while its process was running, and was ended",
     "The next request starts a new one.",
@@ -148,9 +140,10 @@ class Supervisor:
             # The record is not written: a folder that exists now belongs to another supervisor.
             self._end_server()
         except Exception as error:
-            # A bug; the server must not outlive it.
+            # A bug, unless the system refuses something; the server must not outlive it.
+            advice = os_errors.advice(error) or "Please report this as a bug."
             self._fail(
-                Diagnosis(f"The supervisor failed: {error!r}", "Please report this as a bug."),
+                Diagnosis(f"The supervisor failed: {error!r}", advice),
                 was_ready=self.record.state is not State.STARTING,
             )
             raise
@@ -163,8 +156,7 @@ class Supervisor:
             except StartError as error:
                 diagnosis = Diagnosis(error.cause, error.advice)
             except (EmberdError, OSError) as error:
-                number = error.errno if isinstance(error, OSError) else None
-                diagnosis = Diagnosis(str(error), _ADVICE.get(number or 0, ""))
+                diagnosis = Diagnosis(str(error), os_errors.advice(error))
             if diagnosis is None:
                 break
             may_retry = diagnosis.port_taken and self.record.options.port is None

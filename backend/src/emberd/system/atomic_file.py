@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from emberd.system import os_errors
+
 UNFINISHED: Final = ".unfinished"
 """Suffix of the names of files that are being written."""
 
@@ -56,7 +58,7 @@ def replacing(
             hidden = os.open(target.parent, os.O_TMPFILE | os.O_RDWR, mode)
     try:
         descriptor = os.open(fresh, flags, mode) if hidden is None else hidden
-        with os.fdopen(descriptor, "w+b") as file:
+        with os_errors.named(path), os.fdopen(descriptor, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -72,8 +74,11 @@ def replacing(
         if before_rename is not None:
             before_rename()
         os.replace(fresh, target)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename == os.fspath(fresh):
+            error.filename = os.fspath(path)
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
         raise
     sync_folder(target.parent)
 

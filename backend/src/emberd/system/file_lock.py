@@ -10,15 +10,20 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from emberd.system import ownership
+
 _POLL_S: Final = 0.02
+_MODE: Final = 0o600
+_MOST_BYTES: Final = 4096  # of a note
 # The note is written into the file, so a link with its name is an error and not followed.
-_FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW
+_FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class LockHeldError(TimeoutError):
@@ -36,8 +41,8 @@ class LockHeldError(TimeoutError):
 @contextmanager
 def held(
     path: str | os.PathLike[str], timeout_s: float, *, shared: bool = False, note: str = ""
-) -> Iterator[None]:
-    """Hold the lock on ``path`` for the duration of the block.
+) -> Iterator[int]:
+    """Hold the lock on ``path`` for the duration of the block, and yield its descriptor.
 
     Args:
         path: The lock file; created if it is missing, in a folder that exists.
@@ -48,10 +53,10 @@ def held(
 
     Raises:
         LockHeldError: Another process holds the lock.
-        OSError: The file cannot be opened, or its file system has no locks.
+        OSError: The file cannot be opened, is not a regular file, or its file system has no locks.
     """
     path = Path(path)
-    descriptor = os.open(path, os.O_CREAT | _FLAGS, 0o600)
+    descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
     try:
         deadline_s = time.monotonic() + timeout_s
         while not try_lock(descriptor, shared=shared):
@@ -63,7 +68,7 @@ def held(
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, note.encode(), 0)
         try:
-            yield
+            yield descriptor
         finally:
             # Closing is not enough: a process that was forked meanwhile has a copy of the
             # descriptor and would keep the lock.
@@ -76,7 +81,8 @@ def held(
 def holder(path: str | os.PathLike[str]) -> str:
     """Return the note of the last holder; empty if there is none."""
     try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+        with os.fdopen(ownership.open_file(path), "rb") as file:
+            return file.read(_MOST_BYTES).decode(errors="replace").strip()
     except OSError:
         return ""
 
@@ -87,13 +93,44 @@ def is_held(path: str | os.PathLike[str]) -> bool:
     The probe uses a shared lock: two exclusive probes would each report the other as a holder.
     """
     try:
-        descriptor = os.open(path, _FLAGS)
+        descriptor = open_file(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:
         return not try_lock(descriptor, shared=True)
     finally:
         os.close(descriptor)
+
+
+def open_file(path: str | os.PathLike[str], flags: int) -> int:
+    """Open a lock file and return its descriptor.
+
+    Args:
+        path: The file; if its permissions were taken from this user, they are restored.
+        flags: How to open it; ``os.O_RDONLY``, to probe, works on a read-only disk too.
+
+    Raises:
+        OSError: It cannot be opened, or is not a regular file (``EINVAL``).
+    """
+    try:
+        descriptor = os.open(path, _FLAGS | flags, _MODE)
+    except PermissionError:
+        if not _is_own_file(path):
+            raise
+        os.chmod(path, _MODE)
+        descriptor = os.open(path, _FLAGS | flags, _MODE)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+
+
+def _is_own_file(path: str | os.PathLike[str]) -> bool:
+    try:
+        facts = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid()
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool:

@@ -258,6 +258,7 @@ _SERVICE_FLAGS: Final = (
 _KEY: Final = "emberd makes a key for each start; `emberd up --no-auth` starts without one"
 _OURS: Final = "emberd sets this option to identify the server"
 _VECTORS: Final = "it changes the vectors, and every user of this model would get them"
+_TRUST: Final = "--trust-remote-code"
 _SIZE: Final = "use context_tokens=, or `emberd up --context-tokens`"
 _GPUS: Final = "emberd chooses the GPUs; use `emberd up --tp-size` or `--dp-size`"
 
@@ -288,6 +289,13 @@ _RESERVED: Final[Mapping[str, str]] = {
     "--tp-size": _GPUS,
     "--weight-version": _OURS,
 }
+
+
+def runs_code_of_models(options: StartOptions) -> bool:
+    """Return whether the user's options let SGLang run Python code that belongs to a model."""
+    # SGLang's parser completes a prefix; the shortest that no other option shares is not known.
+    names = (word.partition("=")[0] for word in options.arguments)
+    return any(name.startswith("--t") and _TRUST.startswith(name) for name in names)
 
 
 def check_arguments(options: StartOptions, *, on_cpu: bool) -> None:

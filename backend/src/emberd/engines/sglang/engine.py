@@ -58,10 +58,13 @@ class SglangEngine(EnvironmentEngine):
         Raises:
             StartError: Memory is short, or the installed version lacks an option.
             SettingError: ``EMBERD_SGLANG_PYTHON`` names no interpreter that has it.
+            StateFolderError: Another user can have written code of the model that would be run.
         """
         on_cpu = spec.device == command.CPU
         own = launch.options.arguments
         command.check_arguments(launch.options, on_cpu=on_cpu)
+        if command.runs_code_of_models(launch.options):
+            support.check_code(spec.model, spec.revision)
         chosen: tuple[Gpu, ...] = ()
         if not on_cpu:
             survey = gpus.survey()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,7 @@ from emberd.catalog import Model
 from emberd.engines import gpus as all_gpus
 from emberd.engines.gpus import VISIBLE, Gpu, Survey
 from emberd.installs.recipes import dotted
+from emberd.system import ownership
 
 OLDEST_VERSION: Final = (0, 5, 17)
 """The first version whose embeddings come as base64."""
@@ -172,6 +174,45 @@ def _unverified(model: str, what: str) -> str:
         f"emberd has not verified how SGLang pools {what} ({model})"
         f"{f'; it takes {taken}' if taken else ''}: compare some vectors with those of the "
         f"model's own library before you build an index."
+    )
+
+
+_CODE: Final = (".py", ".pyc", ".so")
+
+
+def check_code(model: str, revision: str | None) -> None:
+    """Check that no other user can have written the code of a model that is run when it is loaded.
+
+    That is what ``--trust-remote-code`` allows: Python files of the model, and the copies of them
+    that Transformers makes and imports.
+
+    Raises:
+        StateFolderError: Another user can have written some of it.
+    """
+    if model_files.is_folder(model):
+        roots = [Path(model).resolve()]
+    else:
+        snapshot = model_files.hub_snapshot(model, revision)
+        # The commit of a branch, and the files of all commits, are beside the snapshot.
+        roots = [model_files.hub_folder(model)] if snapshot else []
+    for root in (*roots, model_files.hub_modules()):
+        for place, _, names in os.walk(root):
+            _check_code(Path(place), os.lstat(place), root)
+            for name in names:
+                file = Path(place, name)
+                if name.endswith(_CODE) and file.is_file():
+                    # The content: the hub's cache consists of links to files inside of it.
+                    _check_code(file.resolve(), file.stat(), root)
+
+
+def _check_code(path: Path, facts: os.stat_result, root: Path) -> None:
+    ownership.check(
+        path,
+        facts,
+        by_root=True,
+        so="so its code is not run",
+        instead="Omit --trust-remote-code, or use a copy of your own.",
+        within=root,
     )
 
 

@@ -1,0 +1,75 @@
+"""A job on a full or read-only disk ends with an error that says what to do, and can go on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import other_user
+from bulk_standin import is_right, run
+from emberd.errors import EmberdError, SettingError
+from other_user import needs_root
+from small_disk import Disk, disk
+
+__all__ = ["disk"]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Lines on a disk with space."""
+    file = tmp_path / "in.jsonl"
+    file.write_text("".join(f'{{"text": "{n}"}}\n' for n in range(300)))
+    return file
+
+
+@pytest.mark.parametrize("free", [0, 4096, 16_384, 40_960])
+def test_job_on_a_full_disk_is_an_error_and_continues_when_there_is_space(
+    disk: Disk, source: Path, free: int
+) -> None:
+    disk.fill()
+    filler = disk.folder / "filler"
+    os.truncate(filler, filler.stat().st_size - free)
+    with pytest.raises(EmberdError, match="No space left") as raised:
+        run(source, disk.folder / "out.parquet")
+    assert str(disk.folder / "out.parquet") in str(raised.value)
+    disk.free()
+    run(source, disk.folder / "out.parquet")
+    assert is_right(disk.folder / "out.parquet")
+
+
+def test_job_on_a_read_only_disk_is_an_error(disk: Disk, source: Path) -> None:
+    disk.remount("ro")
+    with pytest.raises(EmberdError, match="Read-only") as raised:
+        run(source, disk.folder / "out.parquet")
+    assert str(disk.folder) in str(raised.value)
+
+
+def test_output_whose_name_is_too_long_is_an_error(tmp_path: Path, source: Path) -> None:
+    with pytest.raises(EmberdError, match="too long"):
+        run(source, tmp_path / f"{'x' * 252}.parquet"[-255:])
+
+
+@needs_root
+def test_files_that_this_user_may_not_read_or_write_are_errors(tmp_path: Path) -> None:
+    folder = other_user.reachable(tmp_path)
+    (folder / "secret.jsonl").write_text('{"text": "a"}\n')
+    (folder / "secret.jsonl").chmod(0o600)
+    (folder / "in.jsonl").write_text('{"text": "a"}\n')
+    (folder / "in.jsonl").chmod(0o644)
+
+    def as_other() -> list[str]:
+        found = []
+        for source in ("secret.jsonl", "in.jsonl"):
+            try:
+                run(folder / source, folder / "out.jsonl")
+            except EmberdError as error:
+                found.append(f"{isinstance(error, SettingError)} {error}")
+        return found
+
+    folder.chmod(0o755)
+    unreadable, unwritable = other_user.run_as(other_user.OTHER, as_other)
+    assert unreadable.startswith("True")
+    assert "secret.jsonl" in unreadable
+    assert "out.jsonl" in unwritable
