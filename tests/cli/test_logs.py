@@ -62,6 +62,31 @@ def test_following_goes_on_until_the_server_ends(emberd: Command) -> None:
         assert process.wait(timeout=20) == 0
 
 
+def test_following_survives_that_the_log_is_shortened(emberd: Command) -> None:
+    emberd("up", *stub())
+    path = Path(emberd("logs", "--path").out.strip())
+    flood = "".join(f"line {number:08} {'x' * 100}\n" for number in range(100_000))
+    with path.open("a") as log:
+        log.write("the last known line\n")
+    with emberd.begin("logs", "--follow", "-n", "1") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"the last known line\n"
+        with path.open("a") as log:
+            log.write(flood)
+            log.write("before\n")
+        while process.stdout.readline() != b"before\n":
+            pass
+        try:
+            waiting.until(lambda: path.stat().st_size < 10 << 20)  # the supervisor did
+        except AssertionError:
+            process.kill()
+            raise
+        with path.open("a") as log:
+            log.write("after\n")
+        assert process.stdout.readline() == b"after\n"
+        emberd("stop")
+
+
 def test_of_several_servers_the_running_one_is_shown(emberd: Command) -> None:
     emberd("up", *stub("runs"))
     emberd("up", *stub("fails", faults="dies-at-start"))

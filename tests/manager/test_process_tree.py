@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -28,3 +29,47 @@ def _supervisor_leaves_nothing() -> bool:
     waiting.until(lambda: server.reap() is not None)
     there = psutil.Process().children(recursive=True)
     return bool(there) and server.kill_all(5.0) and not psutil.Process().children(recursive=True)
+
+
+LINES = 300_000
+FLOOD = f"""
+import sys
+print("a message of the start", flush=True)
+for number in range({LINES}):
+    sys.stdout.write(f"line {{number:08}} {{'x' * 50}}\\n")
+    sys.stdout.flush()
+print("the reason of the crash", flush=True)
+"""
+
+
+def test_log_is_bounded_while_the_server_writes_it(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    log.write_text("start_id abc\n")
+    server = process_tree.ServerProcess([sys.executable, "-c", FLOOD], dict(os.environ), "m", log)
+    most = 0
+
+    def has_ended() -> bool:
+        nonlocal most
+        ended = server.reap() is not None
+        most = max(most, log.stat().st_size)
+        server.bound_log()
+        return ended
+
+    try:
+        waiting.until(has_ended, 120)
+    finally:
+        server.kill_all(5.0)
+    content = log.read_text()
+    assert len(content) < 10 << 20
+    assert most < 15 << 20  # about 20 MB were written
+    assert content.startswith("start_id abc\na message of the start\nline 00000000 x")
+    assert content.endswith("\nthe reason of the crash\n")
+    assert server.log().endswith("\nthe reason of the crash\n")
+    # What remains is in order, and says where it has a gap. A server that never pauses may lose a
+    # line that it writes in the instant of the cut.
+    head, *rest = re.split(r"\nemberd: \d+ bytes [^\n]*\n", content)
+    assert rest
+    numbers = [int(found) for found in re.findall(r"^line (\d{8}) ", content, re.MULTILINE)]
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] == LINES - 1
+    assert numbers[: head.count("line ")] == list(range(head.count("line ")))

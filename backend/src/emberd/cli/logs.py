@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _LINES: Final = 50
 _BLOCK_BYTES: Final = 64 * 1024
 _POLL_S: Final = 0.2
+_MARK_BYTES: Final = 4096
 
 Follow = Annotated[
     bool, typer.Option("--follow", "-f", help="Print new lines until the server stops.")
@@ -52,13 +53,16 @@ def logs(
         output.write_line(str(log))
         return
     with _opened(log) as file:
-        _write(_tail(file, lines))
+        written = _tail(file, lines)
+        _write(written)
         runs = follow
         while runs:
             # Before reading, so that the last output is read after the server has stopped.
             now = next((s for s in Manager().status() if s.start_id == own.start_id), None)
             runs = now is not None and now.state in RUNNING
-            _write(file.read())
+            new = _unread(file, written)
+            _write(new)
+            written = (written + new)[-_BLOCK_BYTES:]
             if runs:
                 time.sleep(_POLL_S)
 
@@ -109,6 +113,21 @@ def _tail(file: BinaryIO, lines: int) -> bytes:
         found = file.read(end - start)
     file.seek(end)
     return b"".join(found.splitlines(keepends=True)[-lines:]) if lines else b""
+
+
+def _unread(file: BinaryIO, written: bytes) -> bytes:
+    """Return what is new in ``file``, whose last known content is ``written``.
+
+    The supervisor removes the middle of a log that becomes too large, so that the content which is
+    known already has another place.
+    """
+    if os.fstat(file.fileno()).st_size < file.tell():
+        file.seek(0)
+        content = file.read()
+        known = written[-_MARK_BYTES:]
+        at = content.rfind(known) if known else -1
+        return content[at + len(known) :] if at >= 0 else content[-_BLOCK_BYTES:]
+    return file.read()
 
 
 def _write(piece: bytes) -> None:

@@ -22,6 +22,12 @@ _REAPER: Final = str(Path(__file__).with_name("orphan_reaper.py"))
 _REAP_POLL_S: Final = 0.02
 _RESTARTS: Final = 5
 _LOG_TAIL_BYTES: Final = 256 * 1024
+_LOG_MOST_BYTES: Final = 8 * 1024 * 1024
+# What remains of a log that became too large: its first bytes, with the start_id and the messages
+# of the start, and its last ones, with the reason of a crash.
+_LOG_HEAD_BYTES: Final = 512 * 1024
+_LOG_KEPT_BYTES: Final = 2 * 1024 * 1024
+_LOG_BLOCK_BYTES: Final = 64 * 1024
 
 
 def become_subreaper() -> None:
@@ -127,6 +133,8 @@ class ServerProcess:
         # Read through the same descriptor: the file may be deleted or replaced meanwhile.
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         self._log = os.open(log, flags, 0o600)
+        # Every write through the other one goes to the end of the file.
+        self._log_editor = os.open(log, flags & ~os.O_APPEND)
         self._log_start = os.fstat(self._log).st_size
         popen = subprocess.Popen(  # noqa: S603 - the command is the engine's
             [*prefix, *command],
@@ -156,6 +164,28 @@ class ServerProcess:
         count = min(self.log_bytes, _LOG_TAIL_BYTES)
         end = os.fstat(self._log).st_size
         return os.pread(self._log, count, max(0, end - count)).decode("utf-8", "replace")
+
+    def bound_log(self) -> None:
+        """Remove the middle of a log that became too large; the server need not cooperate.
+
+        The file is edited in place, because the server holds an open descriptor on it. At any
+        moment it contains both ends: the last bytes are copied to their new place first, also
+        those that the server writes meanwhile, and then the file is cut after them. Only what is
+        written between the last read and the cut is lost.
+        """
+        facts = os.fstat(self._log)
+        is_same = os.path.samestat(facts, os.fstat(self._log_editor))
+        if facts.st_size <= _LOG_MOST_BYTES or not is_same:
+            return
+        start = facts.st_size - _LOG_KEPT_BYTES
+        head = os.pread(self._log, _LOG_HEAD_BYTES, 0)
+        end = head.rfind(b"\n") + 1
+        notice = f"\nemberd: {start - end} bytes of this log were removed here\n"
+        end += os.pwrite(self._log_editor, notice.encode(), end)
+        while block := os.pread(self._log, _LOG_BLOCK_BYTES, start):
+            start += len(block)
+            end += os.pwrite(self._log_editor, block, end)
+        os.ftruncate(self._log_editor, end)
 
     def reap(self) -> int | None:
         """Collect ended children; return the server's exit code once it has ended."""

@@ -17,7 +17,7 @@ import secrets
 import select
 import signal
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -99,6 +99,9 @@ class Supervisor:
         """
         if select.select([self._wake_read], [], [], seconds)[0]:
             os.read(self._wake_read, select.PIPE_BUF)
+        if self._server is not None:
+            with suppress(OSError):  # tried again at the next wait
+                self._server.bound_log()
         if self._server is not None and self.record.state is State.STARTING:
             self._shared_memory.update(self._server.members)
         if not locks.is_same_file(self._alive_fd, self.folder):

@@ -31,6 +31,7 @@ import uvicorn
 from emberd.catalog import DEMO_MODEL
 from emberd.env import SERVER_KEY
 from emberd.serving import MODULE, telemetry
+from emberd.serving.connections import BoundedProtocol, Connections
 from emberd.serving.encoder import Encoder, LoadOptions
 from emberd.serving.routes import create_app
 from emberd.serving.service import Phase, ServedModel, Service
@@ -103,8 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         revision=given.revision,
     )
     service = Service(create_encoder(given), model)
+    connections = Connections()
     config = uvicorn.Config(
         app=create_app(service, key),
+        http=type("Protocol", (BoundedProtocol,), {"connections_of_server": connections}),
+        ws="none",
+        backlog=connections.backlog,
         log_config=None,
         access_log=False,
         lifespan="on",

@@ -20,6 +20,8 @@ from emberd.serving.encoder import Encoder, PreparedText, TokenEncoder
 
 JSON: Final = "application/json"
 
+# The reply takes up to 20 bytes of memory for each number of each vector.
+_MAX_INPUTS: Final = 16_384
 _FORMATS: Final = ("float", "base64")
 _ANY_MODEL: Final = ("", "default")
 
@@ -160,6 +162,12 @@ def _read_input(given: Any) -> tuple[Sequence[str], Sequence[Sequence[int]]]:
     if not given:
         raise RefusedError("Input cannot be empty")
     items: list[Any] = [given] if isinstance(given, str) else given
+    # Token ids of one text are numbers; their count is checked against the context.
+    if len(items) > _MAX_INPUTS and not isinstance(items[0], int):
+        raise RefusedError(
+            f"{len(items)} inputs are more than {_MAX_INPUTS}. Send fewer texts at a time.",
+            status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        )
     if all(isinstance(item, str) for item in items):
         for i, text in enumerate(items):
             if not text.strip():

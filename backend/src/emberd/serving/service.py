@@ -220,6 +220,7 @@ class Service:
         self.phase = Phase.LOADING
         self._scheduler = Scheduler(encoder, self.metrics)
         self._in_flight = 0
+        self._health_check: asyncio.Task[None] | None = None
         self.on_done: Callable[[], None] = lambda: None
         self.metrics.running.set_function(lambda: self._scheduler.running)
         self.metrics.queued.set_function(lambda: self._in_flight - self._scheduler.running)
@@ -289,11 +290,18 @@ class Service:
         )
 
     async def check_health(self) -> None:
-        """Encode one text, without counting it in the metrics.
+        """Encode one text, without counting it in the metrics; concurrent calls share it.
+
+        Anyone may call it, so it must not queue more than one text.
 
         Raises:
             BadReplyError: The encoder failed.
         """
+        if self._health_check is None or self._health_check.done():
+            self._health_check = asyncio.create_task(self._encode_probe())
+        await asyncio.shield(self._health_check)
+
+    async def _encode_probe(self) -> None:
         items = self.encoder.prepare([_PROBE_TEXT])
         await self._scheduler.embed(items, counted=False)
 

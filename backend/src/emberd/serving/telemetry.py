@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import sys
 import threading
 import traceback
+from collections import Counter as Counts
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -22,6 +24,8 @@ _LATENCY_BUCKETS_S: Final = (
 _FORMAT: Final = "%(asctime)s %(levelname)s %(message)s"
 _PROGRESS_EVERY_S: Final = 2.0
 _GB: Final = 1e9
+_WINDOW_S: Final = 60.0
+_PER_WINDOW: Final = 10
 
 _log = logging.getLogger("emberd.serving")
 
@@ -67,9 +71,38 @@ class Metrics:
         return generate_latest(self._registry)
 
 
+class RepetitionFilter(logging.Filter):
+    """Passes a few warnings of each kind a minute, and counts the others.
+
+    A client without the key can cause as many as it likes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._window_s = -math.inf
+        self._counts: Counts[str] = Counts()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether ``record`` is to be written; the first of a minute tells the count."""
+        if record.levelno < logging.WARNING:
+            return True
+        if record.created - self._window_s >= _WINDOW_S:
+            left_out = sum(max(0, count - _PER_WINDOW) for count in self._counts.values())
+            self._window_s, self._counts = record.created, Counts()
+            if left_out:
+                record.msg = f"{record.getMessage()} ({left_out} warnings were not written)"
+                record.args = ()
+        # By its place in the code, because the text may contain anything.
+        kind = f"{record.pathname}:{record.lineno}"
+        self._counts[kind] += 1
+        return self._counts[kind] <= _PER_WINDOW
+
+
 def configure_logging() -> None:
     """Send this package's log lines, and the web server's warnings, to standard error."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=_FORMAT)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RepetitionFilter())
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 

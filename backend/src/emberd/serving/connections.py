@@ -1,0 +1,154 @@
+"""The connections of a server, bounded in number and in time.
+
+Any user of the machine can connect. Until a connection has sent the key it is a stranger: strangers
+have places of their own, of which the oldest is closed for a new one, and little time. So clients
+with the key always find a place, and the descriptors of the process suffice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import time
+from collections.abc import MutableMapping
+from typing import Any, Final
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+# The name in the state of a request under which its connection is found.
+STATE: Final = "connection"
+
+_MOST_DESCRIPTORS: Final = 8192
+_OTHER_DESCRIPTORS: Final = 128  # the encoder's files, the event loop, the listening socket
+_MOST_PLACES: Final = 2048  # of strangers, and again of clients
+_MOST_BACKLOG: Final = 512
+_STRANGER_S: Final = 30.0  # longer than a health probe takes
+_CLIENT_S: Final = 105.0  # longer than idle connections are kept
+_SWEEP_S: Final = 1.0
+
+
+class Connections:
+    """All open connections of one server. Lives on one event loop.
+
+    Attributes:
+        backlog: How many connections the event loop may accept before it handles one of them.
+        places: How many strangers there may be, and how many clients.
+    """
+
+    def __init__(self) -> None:
+        soft = _raise_descriptor_limit()
+        # asyncio accepts as many connections as this at a time, before it calls any of ours.
+        self.backlog = min(_MOST_BACKLOG, soft // 4)
+        self.places = max(1, min(_MOST_PLACES, (soft - self.backlog - _OTHER_DESCRIPTORS) // 2))
+        # In the order of their last requests.
+        self._strangers: dict[BoundedProtocol, None] = {}
+        self._clients: dict[BoundedProtocol, None] = {}
+        self._sweep: asyncio.TimerHandle | None = None
+
+    def add(self, connection: BoundedProtocol) -> None:
+        """Count a new connection; the oldest stranger makes room for it."""
+        self._strangers[connection] = None
+        if len(self._strangers) > self.places:
+            next(iter(self._strangers)).abort()
+        if self._sweep is None:
+            self._sweep = connection.loop.call_later(_SWEEP_S, self._close_late)
+
+    def admit(self, connection: BoundedProtocol) -> None:
+        """Count a connection that has sent the key as a client; the idle one makes room for it."""
+        if connection not in self._strangers and connection not in self._clients:
+            return  # it is closed already
+        self._strangers.pop(connection, None)
+        self._clients.pop(connection, None)
+        self._clients[connection] = None
+        if len(self._clients) > self.places:
+            idle = (other for other in self._clients if not other.is_busy)
+            next(idle, connection).abort()
+
+    def remove(self, connection: BoundedProtocol) -> None:
+        """Forget a connection that is closed."""
+        self._strangers.pop(connection, None)
+        self._clients.pop(connection, None)
+
+    def _close_late(self) -> None:
+        now = time.monotonic()
+        for connection in [*self._strangers]:
+            if now - connection.since_s > _STRANGER_S:
+                connection.abort()
+        for connection in [*self._clients]:
+            if not connection.is_busy and now - connection.active_s(now) > _CLIENT_S:
+                connection.abort()
+        self._sweep = None
+        if self._strangers or self._clients:
+            self._sweep = asyncio.get_running_loop().call_later(_SWEEP_S, self._close_late)
+
+
+class BoundedProtocol(H11Protocol):
+    """A connection that counts among ``connections``, which a subclass sets.
+
+    Attributes:
+        since_s: When it was opened, or its last request was answered.
+    """
+
+    connections_of_server: Connections
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, {**app_state, STATE: self}, _loop)
+        self.since_s = time.monotonic()
+        self._unsent = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def active_s(self, now: float) -> float:
+        """Return when it was last active; a client that reads a long reply is."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent != self._unsent:
+            self._unsent, self.since_s = unsent, now
+        return self.since_s
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Count it."""
+        super().connection_made(transport)
+        self.connections_of_server.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it."""
+        self.connections_of_server.remove(self)
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """Begin to wait for the next request."""
+        self.since_s = time.monotonic()
+        super().on_response_complete()
+
+    def abort(self) -> None:
+        """Close it at once, whatever is being received or sent."""
+        self.connections_of_server.remove(self)
+        self.transport.abort()
+
+
+def admit(scope: MutableMapping[str, Any]) -> None:
+    """Note that the request of ``scope`` had the key."""
+    connection = scope.get("state", {}).get(STATE)
+    if isinstance(connection, BoundedProtocol):
+        connection.connections_of_server.admit(connection)
+
+
+def _raise_descriptor_limit() -> int:
+    """Return the limit of open descriptors, raised as far as is useful and allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft = most
+    return _MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft

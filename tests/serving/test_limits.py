@@ -1,0 +1,131 @@
+"""What one client can take from the server, with the key and without it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import waiting
+from emberd import probe
+from emberd.serving.service import ServedModel, Service
+from fake_encoder import FakeEncoder
+from served import KEY, Served, command, serving, started
+
+HUGE = 10_000_000_000
+POST = "POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+WITH_KEY = f"Authorization: Bearer {KEY}\r\n"
+FEW_DESCRIPTORS = ["sh", "-c", 'ulimit -n 400; exec "$@"', "sh"]
+IMPATIENT = """
+import sys
+from emberd.serving import __main__ as process, connections
+connections._STRANGER_S = 1.0
+sys.exit(process.main())
+"""
+
+
+def _connect(server: Served, sent: str = "") -> socket.socket:
+    opened = socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), 20)
+    opened.sendall(sent.encode())
+    return opened
+
+
+def _is_closed(opened: socket.socket) -> bool:
+    with contextlib.suppress(ConnectionError):
+        while opened.recv(65_536):
+            pass
+    return True
+
+
+def _descriptors(server: Served) -> int:
+    return psutil.Process(server.process.pid).num_fds()
+
+
+def test_connections_without_the_key_leave_room_for_those_with_it(tmp_path: Path) -> None:
+    with (
+        started(tmp_path, program=[*FEW_DESCRIPTORS, *command()]) as server,
+        contextlib.ExitStack() as held,
+    ):
+        waiting.until(lambda: probe.is_ready(server.url))
+        before = _descriptors(server)
+        client = held.enter_context(server.client(timeout=20))
+        assert client.get("/v1/models").status_code == 200
+        for number in range(1000):
+            sent = ("", "GET /v1/mod", POST, POST + "Content-Length: 99\r\n\r\n{")[number % 4]
+            held.enter_context(_connect(server, sent))
+            if number % 100 == 99:
+                assert len(server.vectors("a")[0]) == 384
+        # Not one of the 1,000 took the place of the one that has shown the key.
+        (connection,) = client._transport._pool.connections  # type: ignore[attr-defined]
+        assert client.get("/v1/models").status_code == 200
+        assert client._transport._pool.connections == [connection]  # type: ignore[attr-defined]
+        assert _descriptors(server) < 400
+        held.close()
+        waiting.until(lambda: _descriptors(server) <= before + 2)
+        assert server.log.stat().st_size < 20_000
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "",
+        "G",
+        POST,
+        POST + f"Content-Length: {HUGE}\r\n\r\n{{",
+        "GET /ready HTTP/1.1\r\nHost: a\r\n\r\n",
+    ],
+)
+def test_connection_without_the_key_has_little_time(impatient: Served, sent: str) -> None:
+    with impatient.client() as client:
+        assert client.get("/v1/models").status_code == 200
+        with _connect(impatient, sent) as opened:
+            assert _is_closed(opened)
+        assert client.get("/v1/models").status_code == 200
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    program = [sys.executable, "-c", IMPATIENT, "--encoder", "demo"]
+    with started(tmp_path_factory.mktemp("impatient"), program=program) as server:
+        waiting.until(lambda: probe.is_ready(server.url))
+        yield server
+
+
+@pytest.mark.parametrize(("key", "status"), [("", b"401"), (WITH_KEY, b"413")])
+def test_huge_body_is_refused_before_it_is_sent(server: Served, key: str, status: bytes) -> None:
+    with _connect(server, f"{POST}{key}Content-Length: {HUGE}\r\n\r\n") as opened:
+        assert opened.recv(12) == b"HTTP/1.1 " + status
+
+
+def test_too_many_texts_are_refused(server: Served) -> None:
+    reply = server.embed(["a"] * 16_385)
+    assert (reply.status_code, reply.json()["type"]) == (413, "413")
+
+
+def test_warnings_that_anyone_can_cause_are_counted_and_not_all_written(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        for _ in range(100):
+            with _connect(server, "nonsense\r\n\r\n") as opened:
+                assert opened.recv(12) == b"HTTP/1.1 400"
+            with _connect(server, POST + "Content-Length: 0\r\n\r\n") as opened:
+                assert opened.recv(12) == b"HTTP/1.1 401"
+        lines = server.log.read_text().splitlines()
+        assert 2 <= sum("WARNING" in line for line in lines) <= 40
+
+
+def test_health_probes_share_one_text() -> None:
+    fake = FakeEncoder()
+
+    async def probed() -> int:
+        service = Service(fake, ServedModel("test/fake"))
+        async with service.running():
+            await asyncio.gather(*[service.check_health() for _ in range(1000)])
+        return sum(map(len, fake.batches))
+
+    assert asyncio.run(probed()) <= 2  # and one that the server sends when it has loaded
