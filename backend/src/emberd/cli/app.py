@@ -168,8 +168,10 @@ def _usage(error: Any) -> str:
     context = getattr(error, "ctx", None)
     hint = f" Try: {context.command_path} --help" if context is not None else ""
     message = error.format_message().rstrip(".")
+    if not message.endswith("?"):  # as in: Did you mean 'status'?
+        message += "."
     # Typer's own validation has the value only in the cause.
     if details := getattr(error.__cause__, "errors", None):
         value = details()[0].get("input")
         message = message.replace("Invalid value", f"Invalid value {value!r}", 1)
-    return f"{message}.{hint}"
+    return f"{message}{hint}"
