@@ -103,6 +103,7 @@ def run(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     # Not from the parsed options: a usage error occurs before they are available.
     as_json = "--json" in given[: given.index("--") if "--" in given else None]
+    _prepare_streams()
     warnings.showwarning = _warn
     try:
         code = _run(given, as_json=as_json)
@@ -117,6 +118,16 @@ def run(arguments: list[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = ExitCode.ERROR
     return int(code)
+
+
+def _prepare_streams() -> None:
+    """Make writing possible if a stream is closed, or if its encoding lacks a character."""
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open until the end
+        elif getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(arguments: list[str], *, as_json: bool) -> int:

@@ -131,7 +131,7 @@ class SharedMemory:
             self.known |= new
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
             # A full disk, or a deleted folder, does not end a server: they stay known in memory.
-            with suppress(OSError), os.fdopen(os.open(self._file, flags, 0o600), "w") as opened:
+            with suppress(OSError), open(os.open(self._file, flags, 0o600), "w") as opened:
                 opened.write("".join(f"{inode}\n" for inode in sorted(new)))
 
 

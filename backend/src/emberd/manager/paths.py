@@ -121,9 +121,11 @@ def check_private(folder: Path, variable: str = "EMBERD_HOME") -> None:
     """
     try:
         facts = folder.lstat()
-    except NotADirectoryError as error:
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # part of its path is a file, too long, or closed to this user
         raise StateFolderError(
-            f"{folder} cannot be created: a component of its path is a file. "
+            f"{folder} cannot be used ({error.strerror}). "
             f"Set {variable} to a folder that you may write to."
         ) from error
     if not stat.S_ISDIR(facts.st_mode):
@@ -168,7 +170,7 @@ def create_file(path: Path, content: bytes) -> None:
     """
     remove(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+    with open(os.open(path, flags, 0o600), "wb") as file:
         file.write(content)
 
 
@@ -210,7 +212,8 @@ def read_file(path: Path, *, truncate: bool = False) -> bytes | None:
             is_whole = facts.st_size <= _MOST_BYTES
             if not stat.S_ISREG(facts.st_mode) or not (is_whole or truncate):
                 return None
-            with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
+            # Not os.fdopen: eventlet replaces it by one that closes the descriptor in any case.
+            with open(descriptor, "rb", buffering=0, closefd=False) as file:
                 return file.read(min(facts.st_size, _MOST_BYTES))
         finally:
             os.close(descriptor)
