@@ -73,11 +73,26 @@ def test_what_a_server_said_is_left_as_it_is() -> None:
     assert app._message(error) == str(error)
 
 
-@pytest.mark.parametrize("verb", [("up", "--tp-size", "x"), ("logs", "-n", "-1"), ("fly",)])
+# Each kind of message that the library of the command composes.
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(("fly",), ("statsu",), ("sto",), ("engine", "instal"), ("engine", "fly")),
+        *(("--wrong",), ("status", "--jsno"), ("up", "--devcie", "cpu"), ("up", "-x")),
+        *(("status", "--json=x"), ("up", "--model"), ("logs", "-n"), ("engine", "install")),
+        *(("up", "--tp-size", "x"), ("logs", "-n", "-1"), ("status", "a"), ("up", "a", "b")),
+    ],
+    ids=" ".join,
+)
 def test_a_usage_error_ends_its_sentence_before_the_hint(
-    emberd: Command, verb: tuple[str, ...]
+    emberd: Command, arguments: tuple[str, ...]
 ) -> None:
-    assert re.search(r"[^.]\. Try: emberd [\w ]*--help$", emberd(*verb).err.strip())
+    done = emberd(*arguments)
+    assert done.code == 2
+    # The library does not know of all which subcommand they concern.
+    assert re.fullmatch(
+        r"error: [^\n]*[^.?!:,\s](\.|\?)( Try: emberd [\w ]*--help)?", done.err.strip()
+    )
 
 
 def test_no_verb_at_all_gets_the_help(emberd: Command) -> None:

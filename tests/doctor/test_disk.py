@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from emberd import engines
 from emberd.doctor import host
 from emberd.doctor.findings import Level
 from emberd.doctor.host import Filesystem
+from emberd.manager import cleanup
 
 GB = 1_000_000_000
 MODEL = "somebody/Model-4B"
@@ -114,12 +117,31 @@ def test_a_disk_that_hangs_does_not_hide_the_others(hanging: None, tmp_path: Pat
     assert examined.named(found, "home").level is Level.OK
 
 
-def test_a_long_path_for_temporary_files_is_noted(
+LONG = "/tmp" + "/long" * 20
+
+
+def _use_long_tmpdir(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", LONG)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: LONG)
+
+
+def test_a_long_path_for_temporary_files_is_noted_with_the_folder_that_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host.tempfile, "gettempdir", lambda: "/tmp" + "/long" * 20)  # type: ignore[attr-defined]
+    _use_long_tmpdir(monkeypatch)
     *_, found = host.check_disks(examined.wanted(tmp_path))
     assert found.advice == "export TMPDIR=/tmp"
+    assert cleanup.temporary_folder() == "/tmp"
+
+
+def test_a_long_path_without_another_folder_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _use_long_tmpdir(monkeypatch)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    *_, found = host.check_disks(examined.wanted(tmp_path))
+    assert found.level is Level.PROBLEM
+    assert LONG in found.fact
 
 
 def test_what_is_not_there_lies_on_what_is_above_it(tmp_path: Path) -> None:

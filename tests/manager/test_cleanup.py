@@ -8,6 +8,7 @@ import os
 import signal
 import stat
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -18,9 +19,9 @@ import pytest
 import leftovers
 import waiting
 from emberd.errors import StateFolderError
-from emberd.manager import cleanup, state
+from emberd.manager import cleanup, paths, state
 from emberd.verified_manager import Manager
-from homes import Stub
+from homes import QUICK, Stub
 
 _SHARED_MEMORY: Final = Path("/dev/shm")
 _LEAVER: Final = {"faults": "leaves-files"}
@@ -174,3 +175,58 @@ def test_a_folder_for_temporary_files_of_another_user_is_refused(tmp_path: Path)
     with pytest.raises(StateFolderError, match=r"belongs to user 64202.* Set TMPDIR to") as raised:
         cleanup.make_scratch(str(tmp_path / "emberd-x"))
     assert "EMBERD_HOME" not in str(raised.value)
+
+
+@pytest.fixture
+def long_folder(tmp_path: Path) -> Path:
+    """A folder whose path is too long for any socket in it."""
+    folder = tmp_path.joinpath(*(["long" * 8] * 5))
+    folder.mkdir(parents=True, mode=0o700)
+    return folder
+
+
+def test_sockets_of_a_server_fit_whatever_the_folder_for_temporary_files_is(
+    manager: Manager,
+    home: Path,
+    stub: Stub,
+    long_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(long_folder))
+    manager.ensure(stub(faults="makes-socket"))
+    scratch = scratch_of(home)
+    assert any(scratch.glob("*/listener-*"))
+    manager.stop()
+    assert not scratch.exists()
+
+
+def test_home_may_have_a_long_path(long_folder: Path, stub: Stub) -> None:
+    manager = Manager(long_folder / "home", timing=QUICK)
+    try:
+        assert manager.ensure(stub(faults="makes-socket")).started
+    finally:
+        manager.stop()
+
+
+def test_temporary_files_are_not_put_where_others_may_replace_them(
+    long_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(long_folder))
+    facts = Path("/tmp").stat()
+    opened = os.stat_result((0o40777, *facts[1:]))
+    monkeypatch.setattr(os, "stat", lambda *_, **__: opened)
+    with pytest.raises(StateFolderError, match="TMPDIR"):
+        cleanup.temporary_folder()
+
+
+def test_temporary_files_of_a_lost_record_are_found_wherever_they_were_put(
+    home: Path, long_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = cleanup.scratch_path("0123456789abcdef")
+    monkeypatch.setattr(cleanup, "_temporary_folders", lambda: [str(long_folder), home.parent])
+    folder = paths.make_private(home / "boot" / "servers" / "key")
+    paths.rotate_log(folder, "0123456789abcdef")
+    left = home.parent / Path(short).name
+    cleanup.make_scratch(str(left))
+    cleanup.clean_up(folder, QUICK)
+    assert not left.exists()

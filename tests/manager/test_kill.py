@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posix
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -22,9 +25,10 @@ import clients
 import leftovers
 import waiting
 from emberd import probe
-from emberd.errors import StartError
-from emberd.manager import State
+from emberd.errors import StartError, StartTimeoutError
+from emberd.manager import State, spawn, state
 from emberd.settings import ServerSpec
+from emberd.system import background
 from emberd.verified_manager import Manager
 from homes import QUICK, Starts, Stub, begin, server_of
 from plain_client import embed, in_flight
@@ -96,19 +100,118 @@ def test_killed_while_the_server_starts(manager: Manager, stub: Stub, victim: st
     assert_works(manager, spec)
 
 
-@pytest.mark.parametrize("victim", VICTIMS)
-def test_killed_while_a_caller_waits_for_the_start(
-    manager: Manager, home: Path, stub: Stub, victim: str
+# What a start waits for in each phase, and what its log says then.
+PHASES = {
+    "loading": ("start_when", "loading"),
+    "warming up": ("ready_when", "ready is held"),
+    "verification": ("answer_when", "answer is held"),
+}
+
+
+@pytest.mark.parametrize("victims", [["supervisor"], ["engine"], ["supervisor", "engine"]])
+@pytest.mark.parametrize("phase", PHASES)
+def test_killed_start_is_repeated_for_all_who_wait(
+    manager: Manager, home: Path, stub: Stub, starts: Starts, phase: str, victims: list[str]
 ) -> None:
-    spec = stub(start=1)
-    waiter = clients.begin(home, spec, QUICK)
-    clients.wait_until_loaded(waiter)
-    clients.let_go(waiter)
-    waiting.until(manager.status)
-    kill(VICTIMS[victim](manager))
-    answer = clients.answer(waiter)
-    assert answer.get("url") or "killed" in answer["text"], "neither hangs nor lies"
-    assert_works(manager, spec)
+    step, shown = PHASES[phase]
+    go = home.parent / "go"
+    spec = stub(**{step: go})
+    waiters = [background.run(lambda: manager.ensure(spec), "waiter") for _ in range(3)]
+    waiting.until(lambda: any(shown in _log(each.log_path) for each in manager.status()))
+    processes = [VICTIMS[victim](manager) for victim in victims]
+    go.touch()
+    for process in processes:
+        process.kill()
+    servers = [waiter.result(60) for waiter in waiters]
+    assert len({server.start_id for server in servers}) == 1
+    assert embed(servers[0], "hello").status_code == 200
+    assert starts() == 2
+
+
+def test_killed_start_is_repeated_for_processes_that_wait(
+    manager: Manager, home: Path, stub: Stub, starts: Starts
+) -> None:
+    go = home.parent / "go"
+    spec = stub(start_when=go)
+    waiters = [clients.begin(home, spec, QUICK) for _ in range(3)]
+    for waiter in waiters:
+        clients.wait_until_loaded(waiter)
+        clients.let_go(waiter)
+    kill(engine_of(manager))
+    go.touch()
+    answers = [clients.answer(waiter) for waiter in waiters]
+    assert len({answer["start_id"] for answer in answers}) == 1
+    assert starts() == 2
+
+
+@pytest.mark.parametrize("moment", ["while it imports", "before its record"])
+def test_supervisor_killed_before_its_first_record_is_started_again(
+    manager: Manager,
+    stub: Stub,
+    starts: Starts,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    victims: list[int] = []
+    run, await_takeover = posix.posix_spawn, spawn._await_takeover
+
+    def run_and_kill(*args: Any, **more: Any) -> int:
+        pid: int = run(*args, **more)
+        if not victims and moment == "while it imports":
+            os.kill(pid, signal.SIGKILL)
+        victims.append(pid)
+        return pid
+
+    def kill_and_await(*args: Any, **more: Any) -> Any:
+        if len(victims) == 1:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(victims[0], signal.SIGKILL)
+        return await_takeover(*args, **more)
+
+    monkeypatch.setattr(posix, "posix_spawn", run_and_kill)
+    monkeypatch.setattr(spawn, "_await_takeover", kill_and_await)
+    assert_works(manager, stub())
+    assert len(victims) == 2
+    assert starts() <= 2
+
+
+def test_start_that_is_killed_again_and_again_is_an_error_for_all_who_wait(
+    manager: Manager, home: Path, stub: Stub, starts: Starts
+) -> None:
+    # Each is killed when it is older than the cool-down, as in a load that takes minutes.
+    quick = Manager(home, timing=replace(QUICK, cool_down_s=0.5))
+    spec = stub(start=60)
+    waiters = [background.run(lambda: quick.ensure(spec), "waiter") for _ in range(3)]
+    killed: list[int] = []
+    while not all(waiter.done() for waiter in waiters):
+        for each in quick.status():
+            if each.supervisor_pid and each.state is State.STARTING and each.seconds > 0.6:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(each.supervisor_pid, signal.SIGKILL)
+                    killed.append(each.supervisor_pid)
+        time.sleep(QUICK.poll_s)
+    errors = [waiter.exception() for waiter in waiters]
+    assert {type(error) for error in errors} == {StartError}
+    assert {"3 starts in a row were killed" in str(error) for error in errors} == {True}
+    # A waiter that the machine kept from running may have missed one, and begins to count anew.
+    assert len(set(killed)) >= 3
+
+
+def test_repeated_starts_end_at_the_callers_deadline(
+    manager: Manager, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "MAX_KILLED_STARTS", 1000)
+    spec = stub(start=60)
+    waiter = background.run(lambda: manager.ensure(spec, start_timeout=3), "waiter")
+    began = time.monotonic()
+    while not waiter.done():
+        for each in manager.status():
+            if each.supervisor_pid and each.state is State.STARTING:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(each.supervisor_pid, signal.SIGKILL)
+        time.sleep(QUICK.poll_s)
+        assert time.monotonic() - began < 30
+    assert isinstance(waiter.exception(), StartTimeoutError)
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
@@ -249,6 +352,12 @@ def test_start_whose_server_is_killed_three_times_is_refused(
     with pytest.raises(StartError, match="The stub was killed"):
         manager.ensure(spec)
     assert starts() == 3
+
+
+def _log(path: str) -> str:
+    with contextlib.suppress(FileNotFoundError):  # between two starts it is renamed
+        return Path(path).read_text() if path else ""
+    return ""
 
 
 def _mark(process: psutil.Process) -> str:

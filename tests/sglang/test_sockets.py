@@ -29,5 +29,5 @@ def test_all_sockets_of_a_server_are_on_loopback_or_in_a_private_folder(
     assert all(ip_address(ip).is_loopback for _, ip, _ in tcp)
     assert unix
     for path in unix:
-        folder = os.stat(Path(path).parent)
+        folder = os.stat(Path(str(path)).parent)
         assert (folder.st_uid, folder.st_mode & 0o077) == (os.geteuid(), 0)

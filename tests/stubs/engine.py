@@ -53,7 +53,12 @@ class StubEngine:
                 *(("--port", str(launch.port)) if "shows_port" in wishes else ()),
                 *("--model", wishes.get("serves", spec.model)),
                 *("--faults", faults, "--start-s", wishes.get("start", "0")),
-                *(("--start-when", wishes["start_when"]) if "start_when" in wishes else ()),
+                *(
+                    word
+                    for step in ("start_when", "ready_when", "answer_when")
+                    if step in wishes
+                    for word in (f"--{step.replace('_', '-')}", wishes[step])
+                ),
             ],
             environment={
                 **os.environ,

@@ -11,6 +11,7 @@ import hashlib
 import json
 import mmap
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import subprocess
@@ -30,9 +31,12 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, port: int, model: str, key: str, faults: set[str]) -> None:
+    def __init__(
+        self, port: int, model: str, key: str, faults: set[str], held: dict[str, Path] | None = None
+    ) -> None:
         super().__init__(("127.0.0.1", port), Handler)
         self.model, self.key, self.faults = model, key, faults
+        self.held = held or {}
         self.requests = 0
         self.in_flight = 0
         self.wedged = False
@@ -55,7 +59,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(self.metrics())
         has_route = self.path == "/health" or "no-ready-route" not in self.server.faults
         if self.path in ("/ready", "/health") and has_route:
-            return self.reply({}, 503 if "never-ready" in self.server.faults else 200)
+            is_ready = "never-ready" not in self.server.faults and not self.is_held("ready")
+            return self.reply({}, 200 if is_ready else 503)
         if not self.may():
             return self.reply({"error": "Unauthorized"}, 401)
         if self.path == "/v1/models":
@@ -74,6 +79,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path != "/v1/embeddings":
             return self.reply({}, 404)
         self.server.in_flight += 1
+        while self.is_held("answer"):
+            time.sleep(0.02)
         texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
         self.misbehave(" ".join(map(str, texts)))
         data = [
@@ -87,6 +94,16 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             # Last: a server that drains ends when nothing is in flight; the reply must be out.
             self.server.in_flight -= 1
+
+    def is_held(self, step: str) -> bool:
+        """Return whether the step waits for its file; the log says so the first time."""
+        file = self.server.held.get(step)
+        if file is None or file.exists():
+            return False
+        if step not in self.server.faults:
+            self.server.faults.add(step)
+            sys.stderr.write(f"stub: {step} is held\n")
+        return True
 
     def misbehave(self, text: str) -> None:
         if "SLOW" in text:
@@ -148,6 +165,9 @@ def _misbehave_at_start(faults: set[str]) -> None:
             )
     if "leaves-files" in faults:
         _leave_files()
+    if "makes-socket" in faults:
+        # As torch does, to share tensors between processes.
+        kept.append(multiprocessing.connection.Listener(family="AF_UNIX"))
     sys.stderr.write("stub: loading\n")
     if "talks-much" in faults:
         sys.stderr.write("stub: and so on\n" * 200_000)
@@ -164,6 +184,8 @@ def main() -> None:
     parser.add_argument("--faults", default="")
     parser.add_argument("--start-s", type=float, default=0.0)
     parser.add_argument("--start-when", help="wait until this file exists")
+    parser.add_argument("--ready-when", help="answer that it is not ready until this file exists")
+    parser.add_argument("--answer-when", help="answer no request for vectors until then")
     given = parser.parse_args()
     faults = set(given.faults.split(","))
     _misbehave_at_start(faults)
@@ -174,7 +196,9 @@ def main() -> None:
         sys.exit("stub: no memory left for the model")
     if "loses-port" in faults:
         sys.exit("OSError: Address already in use")
-    server = Server(given.port, given.model, os.environ.get("STUB_KEY", ""), faults)
+    files = {"ready": given.ready_when, "answer": given.answer_when}
+    held = {step: Path(file) for step, file in files.items() if file}
+    server = Server(given.port, given.model, os.environ.get("STUB_KEY", ""), faults, held)
     if "ignores-term" not in faults:
         stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda signum, frame: stop.set())

@@ -202,6 +202,45 @@ def _fields(variables: tuple[Variable, ...], environ: Mapping[str, str]) -> dict
     }
 
 
+def home_folder(given: str | os.PathLike[str] | None = None) -> str:
+    """Return the absolute path of the folder of all state.
+
+    Args:
+        given: The folder that a caller named; None for ``EMBERD_HOME``, else the platform's.
+
+    Raises:
+        SettingError: It is unknown, or not a path; the message names the variable to set.
+    """
+    if home := os.fspath(given or "") or text("EMBERD_HOME"):
+        return _absolute(home, "EMBERD_HOME")
+    # Imported late: not needed where EMBERD_HOME is set.
+    from platformdirs import user_state_path
+
+    try:
+        home = str(user_state_path("emberd", appauthor=False))
+    except RuntimeError:  # HOME is not set, and the user is not in the password database
+        home = "~"
+    if os.path.isabs(home):
+        return home
+    raise SettingError(
+        f"The folder of emberd's state is unknown: HOME={os.environ.get('HOME', '')!r} and "
+        f"XDG_STATE_HOME={os.environ.get('XDG_STATE_HOME', '')!r} give no absolute path for user "
+        f"{os.geteuid()}. Set EMBERD_HOME to a folder that you may write to."
+    )
+
+
+def _absolute(path: str, variable: str) -> str:
+    # A supervisor runs in the root folder and must find the same place.
+    expanded = os.path.expanduser(path)
+    try:
+        if not expanded.startswith("~") and "\0" not in expanded:
+            return os.path.abspath(expanded)
+        why = "it is not a path, or that user has no home folder"
+    except OSError as error:
+        why = f"it is relative, and the working folder cannot be read ({error.strerror})"
+    raise SettingError(f"{variable}={path!r} cannot be used: {why}. Give an absolute path.")
+
+
 @dataclass(frozen=True, slots=True)
 class Places:
     """Where emberd keeps its files, and which servers and installations the environment allows.
@@ -225,17 +264,11 @@ class Places:
         Raises:
             SettingError: A value cannot be parsed.
         """
-        if not (home := home or text("EMBERD_HOME")):
-            # Imported late: not needed where EMBERD_HOME is set.
-            from platformdirs import user_state_path
-
-            home = user_state_path("emberd", appauthor=False)
-        root = os.path.abspath(os.path.expanduser(home))
-        engines = text("EMBERD_ENGINES") or os.path.join(root, "engines")
+        root = home_folder(home)
+        engines = text("EMBERD_ENGINES")
         return cls(
             home=root,
-            # Absolute: a supervisor runs in the root folder and must find the same place.
-            engines=os.path.abspath(os.path.expanduser(engines)),
+            engines=_absolute(engines, "EMBERD_ENGINES") if engines else f"{root}/engines",
             discover=value("EMBERD_DISCOVER") or (),
             auto_install=value("EMBERD_AUTO_INSTALL") or False,
         )

@@ -104,6 +104,7 @@ def run(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     # Not from the parsed options: a usage error occurs before they are available.
     as_json = "--json" in given[: given.index("--") if "--" in given else None]
+    _prepare_streams()
     warnings.showwarning = _warn
     try:
         code = _run(given, as_json=as_json)
@@ -118,6 +119,16 @@ def run(arguments: list[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = ExitCode.ERROR
     return int(code)
+
+
+def _prepare_streams() -> None:
+    """Make writing possible if a stream is closed, or if its encoding lacks a character."""
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open until the end
+        elif getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(arguments: list[str], *, as_json: bool) -> int:
@@ -169,8 +180,10 @@ def _usage(error: Any) -> str:
     context = getattr(error, "ctx", None)
     hint = f" Try: {context.command_path} --help" if context is not None else ""
     message = error.format_message().rstrip(".")
+    if not message.endswith("?"):  # as in: Did you mean 'status'?
+        message += "."
     # Typer's own validation has the value only in the cause.
     if details := getattr(error.__cause__, "errors", None):
         value = details()[0].get("input")
         message = message.replace("Invalid value", f"Invalid value {value!r}", 1)
-    return f"{message}.{hint}"
+    return f"{message}{hint}"

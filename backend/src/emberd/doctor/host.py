@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,10 +17,11 @@ from typing import Final
 from emberd import __version__, engines, model_files
 from emberd.catalog import DEMO_MODEL
 from emberd.doctor import model
-from emberd.doctor.findings import Finding, LateError, gather, note, ok, problem
+from emberd.doctor.findings import Finding, LateError, gather, note, ok, problem, split
 from emberd.doctor.wanted import Wanted
-from emberd.errors import EmberdError
+from emberd.errors import EmberdError, StateFolderError
 from emberd.installs import RECIPES, in_words
+from emberd.manager import cleanup
 
 _INTEGRATIONS: Final = {
     "langchain-emberd": "langchain-core",
@@ -271,8 +271,6 @@ _SECONDS: Final = 2.0
 _STATE_BYTES: Final = 100_000_000  # logs, mostly
 _SCRATCH_BYTES: Final = 500_000_000
 _INSTALL_SPARE: Final = 1.15
-# Sockets of a server lie in a folder of its own in TMPDIR, and the kernel allows 107 characters.
-_LONGEST_TEMPORARY_CHARACTERS: Final = 70
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +294,10 @@ class DiskNeed:
 
 def check_disks(wanted: Wanted) -> Iterator[Finding]:
     """Yield whether each disk has enough space for logs, engines, weights and temporary files."""
-    temporary = Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
+    try:
+        temporary, unusable = Path(cleanup.temporary_folder()), None
+    except StateFolderError as error:
+        temporary, unusable = Path(os.environ.get("TMPDIR") or "/"), str(error)
     needs = (
         DiskNeed("home", wanted.home, _STATE_BYTES, "state and logs", "EMBERD_HOME"),
         _engine_need(wanted),
@@ -313,11 +314,13 @@ def check_disks(wanted: Wanted) -> Iterator[Finding]:
     outcomes = gather([partial(filesystem_of, need.path) for need in needs], _SECONDS)
     for need, outcome in zip(needs, outcomes, strict=True):
         yield _disk(need, outcome)
-    if len(tempfile.gettempdir()) > _LONGEST_TEMPORARY_CHARACTERS:
+    if unusable is not None:
+        yield problem("temporary files", *split(unusable))
+    elif (given := os.environ.get("TMPDIR")) and os.path.abspath(given) != str(temporary):
         yield note(
             "temporary files",
-            f"the path {tempfile.gettempdir()} is long; a socket path has at most 107 characters",
-            "export TMPDIR=/tmp",
+            f"servers use {temporary}: TMPDIR={given} is not usable, or longer than sockets allow",
+            f"export TMPDIR={temporary}",
         )
 
 

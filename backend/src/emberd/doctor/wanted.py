@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -120,10 +121,11 @@ def _places(problems: list[str]) -> Places:
         return Places.resolve()
     except SettingError as error:
         problems.append(str(error))
-    from platformdirs import user_state_path
-
-    given = env.text("EMBERD_HOME") or str(user_state_path("emberd", appauthor=False))
-    home = os.path.abspath(os.path.expanduser(given))
+    try:
+        home = env.home_folder()
+    except SettingError as error:
+        problems.append(str(error))
+        home = os.path.join(tempfile.gettempdir(), "emberd-home-is-unknown")
     return Places(home, env.text("EMBERD_ENGINES") or os.path.join(home, "engines"))
 
 

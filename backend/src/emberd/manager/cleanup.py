@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,9 @@ from emberd.system import ownership, processes
 INODES_NAME: Final = "shared-memory"
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps it; nothing is made there
 _PREFIX: Final = "emberd-"
+# The path of a socket may have 107 bytes. The longest name that a server gives one is that of
+# multiprocessing: /emberd-0123456789abcdef/pymp-01234567/listener-01234567.
+_LONGEST_TEMPORARY_BYTES: Final = 107 - 24 - 14 - 18
 _UPDATE_EVERY_S: Final = 1.0
 # A line of the kernel's table: addresses, permissions, offset, device, inode, path.
 _MAPPING: Final = re.compile(rb"^(?:\S+ ){4}(\d+) +/dev/shm/", re.MULTILINE)
@@ -33,10 +37,52 @@ _MAPPING: Final = re.compile(rb"^(?:\S+ ){4}(\d+) +/dev/shm/", re.MULTILINE)
 def scratch_path(start_id: str) -> str:
     """Return the folder for the temporary files of a start; it is not created.
 
-    It is not in the state folder: it contains sockets, whose paths are limited to about a hundred
-    characters.
+    It is not in the state folder, whose path may be longer than sockets allow.
+
+    Raises:
+        StateFolderError: There is no folder for it.
     """
-    return os.path.join(tempfile.gettempdir(), f"{_PREFIX}{start_id}")
+    return os.path.join(temporary_folder(), f"{_PREFIX}{start_id}")
+
+
+def temporary_folder() -> str:
+    """Return the folder for servers' folders of temporary files.
+
+    ``TMPDIR``, unless the paths of sockets there would be longer than the kernel allows.
+
+    Raises:
+        StateFolderError: That is so, and no other folder can be used.
+    """
+    given, *others = _temporary_folders()
+    if len(os.fsencode(given)) <= _LONGEST_TEMPORARY_BYTES:
+        return given
+    for folder in others:
+        with suppress(OSError):
+            facts = os.stat(folder)
+            # Nobody else may rename or replace what is made there.
+            is_closed = not facts.st_mode & 0o022 or facts.st_mode & stat.S_ISVTX
+            is_trusted = facts.st_uid in (0, os.geteuid()) and is_closed
+            is_short = len(os.fsencode(folder)) <= _LONGEST_TEMPORARY_BYTES
+            if is_short and is_trusted and os.access(folder, os.W_OK | os.X_OK):
+                return folder
+    raise StateFolderError(
+        f"The path of the folder for temporary files, {given}, has {len(os.fsencode(given))} "
+        f"bytes. A server makes sockets in it, whose paths are limited by the kernel, so it may "
+        f"have {_LONGEST_TEMPORARY_BYTES}. Set TMPDIR to a folder with a shorter path."
+    )
+
+
+def _temporary_folders() -> list[str]:
+    """Return the folders in which the temporary files of servers may be, the preferred first."""
+    try:
+        given = tempfile.gettempdir()
+    except OSError as error:
+        raise StateFolderError(
+            f"There is no folder for temporary files ({error.strerror}). Set TMPDIR to a folder "
+            f"that you may write to."
+        ) from error
+    others = ("/tmp", "/var/tmp", os.environ.get("XDG_RUNTIME_DIR", ""))  # noqa: S108 - checked
+    return [given, *(each for each in others if os.path.isabs(each))]
 
 
 def make_scratch(path: str) -> None:
@@ -86,7 +132,7 @@ class SharedMemory:
             # Neither a link nor a named pipe: opening one would wait for a reader.
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
             # A full disk, or a deleted folder, does not end a server: they stay known in memory.
-            with suppress(OSError), os.fdopen(os.open(self._file, flags, 0o600), "w") as opened:
+            with suppress(OSError), open(os.open(self._file, flags, 0o600), "w") as opened:
                 opened.write("".join(f"{inode}\n" for inode in sorted(new)))
 
 
@@ -137,7 +183,8 @@ def clean_up(folder: Path, timing: Timing, *, may_run: bool = True) -> None:
     if own is None:
         # The record is lost; the first line of the log contains the last start_id too.
         start_id = paths.log_start_id(folder)
-        remove_files(folder, scratch_path(start_id) if start_id else "")
+        for place in _temporary_folders():
+            remove_files(folder, os.path.join(place, f"{_PREFIX}{start_id}") if start_id else "")
     elif not own.found:
         remove_files(folder, own.scratch)
 

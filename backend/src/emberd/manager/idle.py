@@ -98,7 +98,7 @@ def _append(folder: Path, idle_timeout_s: float) -> None:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     # One write at the end of the file: the kernel keeps lines of several clients apart. It begins
     # with a line end, because a damaged file may end in the middle of a line.
-    with os.fdopen(os.open(file, flags, 0o600), "wb") as opened:
+    with open(os.open(file, flags, 0o600), "wb") as opened:
         opened.write(f"\n{idle_timeout_s}\n".encode())
 
 

@@ -63,7 +63,12 @@ _DYING_S: Final = 0.5  # a killed process may break a connection before its port
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What one call of ``ensure`` or ``find`` requests; see the arguments of ``ensure``."""
+    """What one call of ``ensure`` or ``find`` requests; see the arguments of ``ensure``.
+
+    Attributes:
+        may_install: Whether a missing engine may be installed.
+        awaited: The start_id of the last start that this call waited for.
+    """
 
     spec: ServerSpec
     options: StartOptions
@@ -72,6 +77,7 @@ class _Request:
     lost: Server | None = None
     retry_failed: bool = False
     may_install: bool = True
+    awaited: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +210,7 @@ class ServerManager:
                     check(found)
                 # One start of this call's own overrides a failure; a second would be a loop.
                 retry = request.retry_failed and not found.started
-                request = replace(request, retry_failed=retry)
+                request = replace(request, retry_failed=retry, awaited=found.start_id)
                 found = self._await(found, spec, deadline, on_progress)
             if found is not None:
                 if check:
@@ -394,6 +400,7 @@ class ServerManager:
                 self._timing,
                 idle_timeout_s=request.idle_timeout_s,
                 options=request.options,
+                repeated=request.awaited,
             )
             return PendingStart(folder, start_id, started=True, options=request.options)
 
@@ -485,9 +492,9 @@ def _outcome(seen: ServerSnapshot, pending: PendingStart, spec: ServerSpec) -> S
         return seen.server(started=pending.started) if seen.serves(spec) else None
     if own is not None and own.stopped_by_user:
         raise _stopped(spec)
-    # If it failed after it had been ready, another start is worth trying.
-    if own is not None and seen.state is State.FAILED and not own.was_ready:
-        raise own.start_error()
+    # If it was killed, or failed after it had been ready, another start is worth trying.
+    if error := seen.start_failure():
+        raise error
     return None
 
 

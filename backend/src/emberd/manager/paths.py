@@ -135,7 +135,7 @@ def create_file(path: Path, content: bytes) -> None:
     """
     remove(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with os_errors.named(path), os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+    with os_errors.named(path), open(os.open(path, flags, 0o600), "wb") as file:
         file.write(content)
 
 
@@ -178,7 +178,8 @@ def read_file(path: Path, *, truncate: bool = False) -> bytes | None:
             is_whole = facts.st_size <= _MOST_BYTES
             if not ownership.is_own(facts) or not (is_whole or truncate):
                 return None
-            with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
+            # Not os.fdopen: eventlet replaces it by one that closes the descriptor in any case.
+            with open(descriptor, "rb", buffering=0, closefd=False) as file:
                 return file.read(min(facts.st_size, _MOST_BYTES))
         finally:
             os.close(descriptor)

@@ -12,7 +12,7 @@ from typing import Final
 from emberd import probe
 from emberd.endpoint import Endpoint
 from emberd.engines.base import Engine
-from emberd.errors import EmberdError
+from emberd.errors import EmberdError, ServerUnavailableError
 from emberd.manager.ports import HOST
 from emberd.manager.process_tree import ServerProcess
 from emberd.system import background, listeners, processes
@@ -21,6 +21,7 @@ from emberd.system.log_rules import Diagnosis
 
 _ADDRESS: Final = ip_address(HOST)
 _UNSEEN_S: Final = 2.0
+_ENDING_S: Final = 1.0
 
 
 def poll_readiness(url: str, listener: Listener) -> Iterator[bool]:
@@ -73,6 +74,7 @@ class StartMonitor:
         self._moved_at_s = time.monotonic()
         self._log_bytes = 0
         self._unseen_since_s: float | None = None
+        self._unavailable_since_s: float | None = None
         self._listener: Listener | None = None
         self._readiness: Iterator[bool] | None = None
         self._verification: Future[Endpoint] | None = None
@@ -98,9 +100,16 @@ class StartMonitor:
         try:
             return self._verification.result()
         except EmberdError as error:
+            if isinstance(error, ServerUnavailableError) and self._may_be_ending():
+                return None
             return Diagnosis(f"The server started but failed verification: {error}")
         except Exception as error:  # noqa: BLE001 - waiting callers must get an error
             return Diagnosis(f"The first embedding failed: {error!r}", "Report this bug.")
+
+    def _may_be_ending(self) -> bool:
+        """Return whether the server may have been killed: its connections break before it ends."""
+        self._unavailable_since_s = self._unavailable_since_s or time.monotonic()
+        return time.monotonic() - self._unavailable_since_s < _ENDING_S
 
     def _has_stalled(self, log: str) -> bool:
         progress, log_bytes = self._engine.progress(log), self._server.log_bytes

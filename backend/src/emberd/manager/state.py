@@ -35,6 +35,11 @@ SCHEMA: Final = 4
 RECORD_NAME: Final = "record.json"
 MAX_KILLED_STARTS: Final = 3
 """Starts in a row that may be killed from outside before the next one is refused."""
+_LOST: Final = Diagnosis(
+    "its supervisor was killed",
+    "The machine may be out of memory: check the kernel log, then run `emberd up`.",
+    killed=True,
+)
 
 Origin = Literal["given", "own", "found"]
 
@@ -248,7 +253,8 @@ class Record:
         spec: What was requested.
         timing: The periods that its supervisor uses.
         since_s: When this state began, on the monotonic clock of this boot, in seconds.
-        attempts: Starts in a row that did not reach ``READY``, this one included.
+        attempts: 1, and the number of starts in a row before this one that were killed before they
+            reached ``READY``.
         supervisor: Its supervisor; None before that has taken over, and for external servers.
         engine: Name of the engine that serves.
         device: Where the model runs; None if not known.
@@ -289,6 +295,13 @@ class Record:
     notes: tuple[str, ...] = ()
     scratch: str = ""
     schema: int = field(default=SCHEMA)
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether the start was killed from outside, provided that its supervisor has ended."""
+        if self.state is State.FAILED and self.failure is not None:
+            return self.failure.killed
+        return self.state is State.STARTING
 
     def start_error(self) -> StartError:
         """Return the recorded failure as the error that all waiting callers get."""
@@ -423,19 +436,26 @@ class ServerSnapshot:
             return None
         if time.monotonic() - own.since_s > cool_down_s:
             return None
-        if self.state is State.FAILED and own.failure is not None and not own.was_ready:
-            may_retry = own.failure.killed and own.attempts < MAX_KILLED_STARTS
-            return None if may_retry else own.start_error()
-        # A supervisor that was killed wrote no failure; the count was written before the start.
-        is_killed = own.state is State.STARTING and not self.alive
-        if is_killed and own.attempts >= MAX_KILLED_STARTS:
-            return StartError(
-                f"{own.attempts} starts in a row were killed before the server was ready",
-                advice="The machine may be out of memory: check the kernel log, then run "
-                "`emberd up`.",
-                log_path=own.log_path,
-            )
-        return None
+        return self.start_failure()
+
+    def start_failure(self) -> StartError | None:
+        """Return why a start failed; None if it did not, or was killed and is worth repeating."""
+        own = self.record
+        # The count of attempts was written before the start: a killed supervisor writes nothing.
+        is_lost = own is not None and own.state is State.STARTING and not self.alive
+        if own is None or own.was_ready or not (is_lost or self.state is State.FAILED):
+            return None
+        if not own.was_killed:
+            return own.start_error()
+        if own.attempts < MAX_KILLED_STARTS:
+            return None
+        last = own.failure or _LOST
+        return StartError(
+            f"{own.attempts} starts in a row were killed before the server was ready, the last "
+            f"time: {last.cause}",
+            advice=last.advice,
+            log_path=own.log_path,
+        )
 
     def status(self) -> ServerStatus | None:
         """Return the status by the record; None without one (``lost_records.server_status``)."""

@@ -358,9 +358,7 @@ def main(arguments: list[str], verify: Verify) -> int:
     Returns:
         The exit code.
     """
-    # Signals that the caller blocks or ignores are inherited; a supervisor must get them all.
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    os.chdir("/")  # it must not keep the caller's folder in use
     folder, start_id, alive_fd = Path(arguments[0]), arguments[1], int(arguments[2])
     if os.fork():
         os._exit(0)

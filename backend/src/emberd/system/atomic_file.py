@@ -58,7 +58,7 @@ def replacing(
             hidden = os.open(target.parent, os.O_TMPFILE | os.O_RDWR, mode)
     try:
         descriptor = os.open(fresh, flags, mode) if hidden is None else hidden
-        with os_errors.named(path), os.fdopen(descriptor, "w+b") as file:
+        with os_errors.named(path), open(descriptor, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

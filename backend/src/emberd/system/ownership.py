@@ -103,9 +103,11 @@ def check_private(folder: Path, variable: str = "EMBERD_HOME") -> None:
         instead += " A file server may give root's files to another user: run emberd as a user."
     try:
         facts = _folder(folder)
-    except NotADirectoryError as error:
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # part of its path is a file, too long, or closed to this user
         raise StateFolderError(
-            f"{folder} cannot be created: a component of its path is a file. "
+            f"{folder} cannot be used ({error.strerror}). "
             f"Set {variable} to a folder that you may write to."
         ) from error
     _check_owner(folder, facts, instead=instead)
