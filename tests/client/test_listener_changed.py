@@ -14,7 +14,7 @@ import pytest
 
 import waiting
 from emberd import Embedder, probe
-from emberd.client import transport, wire
+from emberd.client import sockets, wire
 from emberd.client.transport import AsyncSession, Session, Transport
 from emberd.client.verify import verify
 from emberd.client.wire import Reply, Request, TransportError
@@ -123,8 +123,8 @@ def test_nothing_is_sent_if_the_http_client_does_not_report_its_connections(
     send: Callable[[Endpoint], Reply | TransportError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another version of httpx may call the event differently, on which the check depends."""
-    monkeypatch.setattr(transport, "_TCP", "connection.connect_socket.complete")
-    monkeypatch.setattr(transport, "_CONNECTED", ("connection.connect_socket.complete",))
+    monkeypatch.setattr(sockets, "_TCP", "connection.connect_socket.complete")
+    monkeypatch.setattr(sockets, "_CONNECTED", ("connection.connect_socket.complete",))
     with FakeServer(api_key=KEY) as server:
         here = replace(server.endpoint, listener=listeners.find(server.url))
         answer = send(here)

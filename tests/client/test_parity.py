@@ -30,7 +30,10 @@ def test_both_transports_have_the_same_interface() -> None:
     assert threads == _signatures(AsyncTransport)
     tasks = _signatures(AsyncSession)
     del tasks["close"]  # a session of threads closes itself when nobody refers to it
-    assert _signatures(Session) == tasks
+    session = _signatures(Session)
+    # A thread is given what can end its request from another one; a task is cancelled.
+    assert session.pop("send")[:2] == tasks.pop("send")[:2]
+    assert session == tasks
 
 
 def test_all_that_the_asynchronous_client_does_is_awaited() -> None:

@@ -18,6 +18,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from emberd.system import listeners
+from emberd.system.bounded_http import BoundedConnection, bounded, read_body, tls_context
 from emberd.system.listeners import Listener
 
 PROBE_TIMEOUT_S: Final = 2.0
@@ -97,7 +98,7 @@ def fetch(
         path: The route.
         body: JSON to POST; None for a GET.
         api_key: The key to send, or None.
-        timeout_s: Time limit of each step, in seconds.
+        timeout_s: Time limit of all steps together, in seconds.
         listener: The listener that the connection must reach before anything is sent; None if
             not known.
 
@@ -110,18 +111,18 @@ def fetch(
         request.add_header("Content-Type", "application/json")
     if api_key:
         request.add_header("Authorization", f"Bearer {api_key}")
-    handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
-    if listener is not None:
-        handlers.append(_pinned(listener))
+    handlers: list[urllib.request.BaseHandler] = [_NoRedirect(), _bounded(listener)]
     if is_loopback(url) or listener is not None:
         handlers.append(urllib.request.ProxyHandler({}))
     opener = urllib.request.build_opener(*handlers)
-    try:
-        with opener.open(request, timeout=timeout_s) as response:
-            return ProbeReply(response.status, response.read(_MAX_BODY_BYTES))
-    except urllib.error.HTTPError as error:
-        with error:
-            return ProbeReply(error.code, error.read(_MAX_BODY_BYTES))
+    with bounded(timeout_s):
+        try:
+            with opener.open(request, timeout=timeout_s) as response:
+                return ProbeReply(response.status, read_body(response, _MAX_BODY_BYTES))
+        except urllib.error.HTTPError as error:
+            with error:
+                failed: Any = error.fp  # the same, with another status
+                return ProbeReply(error.code, read_body(failed, _MAX_BODY_BYTES))
 
 
 def is_loopback(url: str) -> bool:
@@ -138,13 +139,14 @@ def is_loopback(url: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def _pinned(listener: Listener) -> urllib.request.BaseHandler:
-    """Return a handler whose connections are used only if they reach ``listener``."""
+def _bounded(listener: Listener | None) -> urllib.request.BaseHandler:
+    """Return a handler whose connections are bounded, and used only if they reach ``listener``."""
 
-    class Connection(http.client.HTTPConnection):
+    class Connection(BoundedConnection):
         def connect(self) -> None:
             super().connect()
-            listeners.check(self.sock, listener)
+            if listener is not None:
+                listeners.check(self.sock, listener)
 
     class TlsConnection(http.client.HTTPSConnection, Connection):
         """The order of the bases puts the check before the handshake."""
@@ -154,7 +156,7 @@ def _pinned(listener: Listener) -> urllib.request.BaseHandler:
             return self.do_open(Connection, req)
 
         def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-            return self.do_open(TlsConnection, req)
+            return self.do_open(TlsConnection, req, context=tls_context())
 
     return Handler()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
+import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -17,6 +18,7 @@ from collections.abc import (
 )
 from concurrent.futures import Future
 from contextlib import aclosing
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any, Final, Generic, Self, TypeVar
 
@@ -34,6 +36,7 @@ from emberd.client.wire import Embeddings, Outcome, Reply, Request, TransportErr
 from emberd.endpoint import Endpoint
 from emberd.settings import ServerSpec, Settings
 from emberd.system import background
+from emberd.system.bounded_http import bounded
 
 R = TypeVar("R", Endpoint, Awaitable[Endpoint])
 OnDone = Callable[[int], None]
@@ -117,6 +120,13 @@ class _ClientBase(Generic[R]):
             set_aside=set_aside,
         )
 
+    def _retries(self, request: Request) -> Retries:
+        policy = self._policy
+        if request.is_long_text:
+            # It takes as long the next time, and the server may still work on the first try.
+            policy = replace(policy, timeout_tries=1)
+        return Retries(policy)
+
     def _report(self, endpoint: Endpoint, answer: Reply | TransportError) -> None:
         if isinstance(answer, Reply):
             self._on_use(endpoint)
@@ -178,7 +188,8 @@ class Client(_ClientBase[Endpoint]):
             RequestError: It does not answer, or requires another key.
         """
         steps = verify.steps(endpoint.url, endpoint.api_key, spec, self._settings.timeout)
-        return verify.drive(steps, self._transport.session(endpoint).send)
+        with bounded(self._settings.timeout):
+            return verify.drive(steps, self._transport.session(endpoint).send)
 
     def close(self) -> None:
         """Close the connections; the next use opens them again."""
@@ -259,9 +270,11 @@ class Client(_ClientBase[Endpoint]):
         session = self._transport.session(endpoint)
         slot = slot or slots.acquire(exclusive=exclusive)
         try:
-            retries = Retries(self._policy)
+            retries = self._retries(request)
             while True:
-                answer = session.send(request)
+                exchange = slots.begin(slot, self._settings.timeout)
+                answer = session.send(request, exchange)
+                slots.check()  # it may be the reason for the answer
                 self._report(endpoint, answer)
                 step = retries.after(answer)
                 if isinstance(step, Outcome):
@@ -314,6 +327,7 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
         """Do as ``Client.inspect``."""
         session = await self._transport.session(endpoint)
         steps = verify.steps(endpoint.url, endpoint.api_key, spec, self._settings.timeout)
+        end_s = time.monotonic() + self._settings.timeout
         answer: Reply | TransportError | None = None
         while True:
             try:
@@ -321,7 +335,7 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
             except StopIteration as finished:
                 found: Endpoint = finished.value
                 return found
-            answer = await session.send(request)
+            answer = await session.send(request, end_s - time.monotonic())
 
     async def close(self) -> None:
         """Close the connections of this loop; the next use opens them again."""
@@ -386,7 +400,7 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
         """Do as ``Client._exchange``."""
         slot = slot or await self._acquire(exclusive=exclusive)
         try:
-            retries = Retries(self._policy)
+            retries = self._retries(request)
             while True:
                 # Looked up each time: between two tries the session may be closed.
                 session = await self._transport.session(endpoint)

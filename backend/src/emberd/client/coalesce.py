@@ -129,23 +129,23 @@ def _take(waiting: deque[_Entry], most_texts: int, taken: list[_Entry]) -> None:
 
 
 def _distribute(
-    entries: Sequence[_Entry], outcome: Outcome, url: str, *, can_reconnect: bool
+    entries: Sequence[_Entry], outcome: Outcome, endpoint: Endpoint, *, can_reconnect: bool
 ) -> None:
     """Give each entry its part of the outcome of their request.
 
     Args:
         entries: What was sent in the request.
         outcome: What became of it.
-        url: Where it was sent, for errors.
+        endpoint: Where it was sent.
         can_reconnect: A lost server is replaced, and each batch then sent by itself.
     """
     if len(entries) == 1:
         entries[0].give(outcome)
         return
-    answer = wire.body_or_failure(outcome, url)
+    answer = wire.body_or_failure(outcome, endpoint.url)
     try:
         if isinstance(answer, bytes):
-            found = wire.read_embeddings(answer, _count(entries))
+            found = wire.read_embeddings(answer, _count(entries), endpoint.dimensions)
             vectors = iter(found.vectors)
             for entry in entries:
                 part = list(islice(vectors, len(entry.request.inputs)))
@@ -232,8 +232,7 @@ class ThreadMerger(fork.ForkAware):
             if entries != [mine]:
                 slots.recheck()  # the threads whose batches are taken need no slot
             outcome = exchange(wire.merge([entry.request for entry in entries]), slot)
-            url = key.endpoint.url
-            _distribute(entries, outcome, url, can_reconnect=self._can_reconnect)
+            _distribute(entries, outcome, key.endpoint, can_reconnect=self._can_reconnect)
         except BaseException:
             # It concerns the call of this thread; the batches of the others are sent again.
             slot.release()
@@ -322,8 +321,7 @@ class TaskMerger:
             for entry in entries:
                 entry.task = task
             outcome = await exchange(wire.merge([entry.request for entry in entries]), slot)
-            url = key.endpoint.url
-            _distribute(entries, outcome, url, can_reconnect=self._can_reconnect)
+            _distribute(entries, outcome, key.endpoint, can_reconnect=self._can_reconnect)
         except asyncio.CancelledError:
             for entry in entries:
                 entry.answer.cancel()

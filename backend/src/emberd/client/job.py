@@ -41,6 +41,7 @@ from emberd.errors import (
     PoisonTextError,
     RejectedError,
     RequestError,
+    RequestTimeoutError,
     ServerMismatchError,
     ServerUnavailableError,
     SettingError,
@@ -276,7 +277,7 @@ class Job:
         if self._settings.server_dimensions and endpoint not in self._facts.uncut:
             dimensions = self._settings.dimensions
         (self._cut_by_server.discard if dimensions is None else self._cut_by_server.add)(work)
-        return wire.embed_request(endpoint.model, given, dimensions)
+        return wire.embed_request(endpoint.model, given, dimensions, native=endpoint.dimensions)
 
     def settle(self, work: Work, outcome: Outcome | Embeddings) -> Result:
         """Record the outcome of ``work``, and return what it means.
@@ -312,7 +313,7 @@ class Job:
                     return body
                 if isinstance(work, TokenCount):
                     return lengths.with_end(lengths.read_ids(body), self._model)
-                outcome = wire.read_embeddings(body, len(work.indices))
+                outcome = wire.read_embeddings(body, len(work.indices), endpoint.dimensions)
             if (failure := self._facts.check_model(endpoint, outcome.model)) is not None:
                 return failure
             return decode(
@@ -389,6 +390,14 @@ class Job:
             self._skip_refused(index, error)
 
     def _on_refusal(self, batch: Batch, error: RequestError) -> None:
+        if isinstance(error, RequestTimeoutError) and len(batch.indices) == 1:
+            (index,) = batch.indices
+            size = len(self._prepared.inputs[index] or "")
+            unit = "characters" if isinstance(self._prepared.inputs[index], str) else "tokens"
+            raise RequestTimeoutError(
+                f"{error} The request had one text, text {self._offset + index} of {size} {unit} "
+                f"({excerpt(self._texts[index])}). If it is too much for the device, split it."
+            ) from error
         if not isinstance(error, RejectedError) or error.status not in _REFUSES:
             raise error
         if batch in self._cut_by_server:

@@ -26,6 +26,9 @@ from emberd.errors import (
 
 PATH: Final = "/v1/tokenize"
 
+# In the reply, for each character of the text: four tokens, each with a number of eight digits.
+_TOKEN_BYTES: Final = 40
+
 # The tokenizer routes of other servers than SGLang; llama.cpp's omits the end of text by default.
 _OTHER_ROUTES: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
     "vllm": ("/tokenize", "prompt", {}),
@@ -210,7 +213,8 @@ def tokenize_request(server: str, model: str, text: str) -> Request:
         text: The text, in its template.
     """
     path, field_name, more = _OTHER_ROUTES.get(server, (PATH, "prompt", {}))
-    return Request(path, {"model": model, field_name: text, **more})
+    most_bytes = wire.MOST_BYTES + len(text) * _TOKEN_BYTES
+    return Request(path, {"model": model, field_name: text, **more}, most_bytes)
 
 
 def read_ids(body: bytes) -> list[int]:

@@ -16,6 +16,7 @@ from typing import Final, Generic, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from emberd.system import fork
+from emberd.system.bounded_http import Exchange
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ class Slot:
         group: The client that sends.
         exclusive: Nothing else of the group may be in flight.
         granted: Called when the slot is granted.
+        exchange: The request that a thread sends in it.
     """
 
     owner: CallSlots | TaskLimiter
@@ -44,6 +46,7 @@ class Slot:
     group: object
     exclusive: bool
     granted: Callable[[], None]
+    exchange: Exchange | None = None
 
     def release(self) -> None:
         """Let another request be sent; does nothing the second time."""
@@ -115,8 +118,8 @@ class ConcurrencyLimiter(fork.ForkAware):
 class CallSlots:
     """The slots of one call, from any of its threads, which can be released all at once.
 
-    A call that is interrupted leaves requests behind that only their timeout ends; they must not
-    delay the next call for that long.
+    A call that is interrupted ends its requests: the server may work on them for long, and they
+    would delay the next call.
 
     Attributes:
         limiter: Whose slots they are.
@@ -162,8 +165,7 @@ class CallSlots:
             finally:
                 if not is_granted:
                     slots.release(slot)
-        if self._has_ended:
-            raise CallEndedError
+        self.check()
         return slot if is_granted else None
 
     def release(self, slot: Slot) -> None:
@@ -171,18 +173,41 @@ class CallSlots:
         with self.limiter.changed:
             self.limiter.queue.release(slot)
 
+    def begin(self, slot: Slot, seconds: float) -> Exchange:
+        """Return the exchange of a request that is about to be sent in ``slot``.
+
+        Raises:
+            CallEndedError: ``abandon`` was called.
+        """
+        with self.limiter.changed:
+            self.check()
+            slot.exchange = Exchange(seconds)
+            return slot.exchange
+
+    def check(self) -> None:
+        """Raise if ``abandon`` was called.
+
+        Raises:
+            CallEndedError: It was.
+        """
+        if self._has_ended:
+            raise CallEndedError
+
     def recheck(self) -> None:
         """Have the threads that wait for a slot check whether it is still wanted."""
         with self.limiter.changed:
             self.limiter.changed.notify_all()
 
     def abandon(self) -> None:
-        """Release all slots, and end the waiting for others with ``CallEndedError``."""
+        """Release all slots, end their requests, and the waiting with ``CallEndedError``."""
         with self.limiter.changed:
             self._has_ended = True
             mine = [slot for slot in self.limiter.queue.held if slot.owner is self]
             self.limiter.queue.release(*mine)
             self.limiter.changed.notify_all()
+        for slot in mine:
+            if slot.exchange is not None:
+                slot.exchange.cancel()
 
     def sleep(self, seconds: float) -> None:
         """Wait between two tries of a request.

@@ -1,11 +1,7 @@
 """Sending from threads to a server of this machine, without TLS and without a proxy.
 
-That is the usual case. ``http.client`` reads a large reply in one piece, where the openai SDK and
+That is the usual case. ``http.client`` reads a large reply in few pieces, where the openai SDK and
 httpx pass it through five layers in many.
-
-The deadline of a request is kept here, for ``transport`` too. The timeout of a socket is that of a
-single read: a server that sends a byte a second never exceeds it. So each read gets no more than
-what is left of the deadline of its thread.
 """
 
 from __future__ import annotations
@@ -13,24 +9,26 @@ from __future__ import annotations
 import http.client
 import os
 import select
-import socket
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
 
-from emberd.client.wire import Reply, Request, TransportError
+from emberd.client.wire import Reply, Request, TransportError, check_encoding, too_large
 from emberd.endpoint import Endpoint
-from emberd.errors import BadReplyError
 from emberd.probe import is_loopback
 from emberd.system import fork, listeners
+from emberd.system.bounded_http import (
+    BoundedConnection,
+    Exchange,
+    ReplyTooLargeError,
+    bounded,
+    read_body,
+)
 
 KEEP_IDLE_S: Final = 4.0
 """Servers on uvicorn close an idle connection after 5 s. Ours is closed before that, or a request
@@ -39,34 +37,6 @@ would meet a connection that is being closed."""
 CONNECT_S: Final = 10.0
 NO_KEY: Final = "EMPTY"
 """What clients of servers without a key send by convention; the SDK requires one."""
-
-_BARE: Final = ("", "identity")
-_THREAD: Final = threading.local()
-
-
-@contextmanager
-def deadline(seconds: float) -> Iterator[None]:
-    """End the reads of this thread after ``seconds`` in total."""
-    _THREAD.end = time.monotonic() + seconds
-    try:
-        yield
-    finally:
-        _THREAD.end = None
-
-
-def left_s() -> float | None:
-    """Return the seconds that this thread has left; None without a deadline.
-
-    Raises:
-        TimeoutError: The deadline has passed.
-    """
-    end = getattr(_THREAD, "end", None)
-    if end is None:
-        return None
-    left: float = end - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("the answer came too slowly")
-    return left
 
 
 def suits(endpoint: Endpoint) -> bool:
@@ -101,13 +71,17 @@ class LoopbackSession(fork.ForkAware):
         weakref.finalize(self, _close_all, self._idle)
         fork.register(self)
 
-    def send(self, request: Request) -> Reply | TransportError:
+    def send(self, request: Request, exchange: Exchange | None = None) -> Reply | TransportError:
         """Send ``request`` once and return what came of it.
 
+        Args:
+            request: The request.
+            exchange: Bounds it, and can end it; None for one of the session's own.
+
         Raises:
-            BadReplyError: The reply is compressed, which was not requested.
+            BadReplyError: The reply is too large, or compressed, which was not requested.
         """
-        with deadline(self._timeout_s):
+        with bounded(exchange or self._timeout_s) as bound:
             try:
                 connection = self._connection()
             except listeners.ListenerChangedError as error:
@@ -115,9 +89,11 @@ class LoopbackSession(fork.ForkAware):
             except OSError as error:
                 return TransportError("refused", _text(error))
             try:
-                return self._exchange(connection, request)
+                return self._exchange(connection, request, bound)
             except BaseException as error:
                 connection.close()
+                if isinstance(error, ReplyTooLargeError):
+                    raise too_large(error) from None
                 if isinstance(error, TimeoutError):
                     return TransportError("timeout", _text(error))
                 if isinstance(error, OSError | http.client.HTTPException):
@@ -150,24 +126,19 @@ class LoopbackSession(fork.ForkAware):
         self._all.add(connection)
         return connection
 
-    def _exchange(self, connection: _Connection, request: Request) -> Reply:
+    def _exchange(self, connection: _Connection, request: Request, exchange: Exchange) -> Reply:
         method, body = "GET", None
         if request.body is not None:
             method, body = "POST", msgspec.json.encode(request.body)
-        connection.sock.settimeout(left_s())  # of the writes; reads set their own
         connection.request(method, self._prefix + request.path, body, self._headers)
         response = connection.getresponse()
-        content = response.read()
-        packed = response.headers.get("content-encoding", "")
-        if packed.casefold() not in _BARE and response.status == HTTPStatus.OK:
-            raise BadReplyError(
-                f"The reply cannot be unpacked ({packed} was not asked for). No vector of it is "
-                f"used. Check which server, or which proxy, answers at this address."
-            )
-        if response.will_close:
+        check_encoding(response.status, response.headers.get("content-encoding"))
+        content = read_body(response, request.most_bytes)
+        if response.will_close or not response.isclosed():
             connection.close()
         else:
             connection.used_s = time.monotonic()
+            exchange.use(None)  # if it is cancelled from now on, the connection is another's
             with self._lock:
                 self._idle.append(connection)
                 while self._idle and self._idle[0].is_old():
@@ -175,16 +146,8 @@ class LoopbackSession(fork.ForkAware):
         return Reply(response.status, content, response.headers.get("retry-after"))
 
 
-class _Connection(http.client.HTTPConnection):
-    """A connection whose reads keep to the deadline of the thread."""
-
+class _Connection(BoundedConnection):
     used_s = 0.0
-
-    def connect(self) -> None:
-        """Connect, with a socket that checks the deadline before each read."""
-        super().connect()
-        given = self.sock
-        self.sock = _DeadlineSocket(given.family, given.type, given.proto, fileno=given.detach())
 
     def is_old(self) -> bool:
         """Return whether it was idle for so long that the server may be closing it."""
@@ -206,12 +169,6 @@ class _Connection(http.client.HTTPConnection):
         inherited, self.sock = self.sock, None
         if inherited is not None:
             os.close(inherited.detach())
-
-
-class _DeadlineSocket(socket.socket):
-    def recv_into(self, *given: Any, **named: Any) -> int:
-        self.settimeout(left_s())
-        return super().recv_into(*given, **named)
 
 
 def _text(error: BaseException) -> str:

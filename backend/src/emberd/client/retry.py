@@ -27,6 +27,7 @@ class RetryPolicy:
         timeout_tries: Tries when there is no answer in time: each costs a whole timeout.
         failure_tries: Tries when the server fails with status 500.
         busy_s: How long to retry while the server says it is busy, in seconds.
+        total_s: No try begins later than this after the first, in seconds.
         first_s: Longest pause before the second try, in seconds; it doubles from try to try.
         longest_s: Longest pause of all, in seconds.
         longest_retry_after_s: Longest pause that a server may ask for, in seconds.
@@ -36,6 +37,7 @@ class RetryPolicy:
     timeout_tries: int = 2
     failure_tries: int = 2
     busy_s: float = 120.0
+    total_s: float = 240.0
     first_s: float = 0.25
     longest_s: float = 8.0
     longest_retry_after_s: float = 30.0
@@ -47,7 +49,7 @@ class RetryPolicy:
         If a lost server is replaced, more tries at a dead address only delay that; one more try
         covers a connection that was closed for being idle.
         """
-        policy = cls(busy_s=timeout_s)
+        policy = cls(busy_s=timeout_s, total_s=2 * timeout_s)
         return replace(policy, connect_tries=_TRIES_BEFORE_RECONNECT) if can_reconnect else policy
 
     def pause(
@@ -70,7 +72,8 @@ class RetryPolicy:
             most_tries = 1  # the server that was verified is gone; a retry would not bring it back
         else:
             most_tries = self.timeout_tries if answer.kind == "timeout" else self.connect_tries
-        if not is_busy and tries >= most_tries:
+        # A server may break a connection off just before the timeout, again and again.
+        if (not is_busy and tries >= most_tries) or seconds > self.total_s:
             return None
         doublings = min(tries - 1, _MAX_DOUBLINGS)
         pause = jitter * min(self.longest_s, self.first_s * 2.0**doublings)
@@ -132,5 +135,5 @@ def retry_after_s(header: str | None) -> float:
     try:
         # A date on the server's wall clock can only be compared with ours.
         return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, OSError):
         return 0.0

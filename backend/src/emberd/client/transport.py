@@ -16,31 +16,42 @@ import asyncio
 import functools
 import importlib
 import os
-import socket
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, suppress
+from http import HTTPStatus
 from typing import Any, Final
 
 from emberd.client import loopback
 from emberd.client.limits import LoopLocal
 from emberd.client.loopback import CONNECT_S, KEEP_IDLE_S, NO_KEY, LoopbackSession
-from emberd.client.wire import Reply, Request, TransportError
+from emberd.client.sockets import Sockets
+from emberd.client.wire import (
+    MOST_BYTES,
+    Reply,
+    Request,
+    TransportError,
+    check_encoding,
+    too_large,
+)
 from emberd.endpoint import Endpoint, root_url
-from emberd.errors import BadReplyError, SettingError
+from emberd.errors import EmberdError, SettingError
 from emberd.probe import is_loopback
-from emberd.system import fork, listeners
-from emberd.system.listeners import Listener, ListenerChangedError
-
-READ_BYTES: Final = 128 * 1024
-"""Most that is read from a connection at a time. httpcore asks for 64 KiB, and each read goes
-through five layers of it and of httpx; twice as much halves that. Reads from 256 KiB on are slower
-again, because the allocator takes them from the kernel each time and gives them back
-(docs/performance.md has the figures)."""
+from emberd.system import background, fork
+from emberd.system.bounded_http import (
+    ERROR_BYTES,
+    Body,
+    Exchange,
+    ReplyTooLargeError,
+    bounded,
+    current,
+)
+from emberd.system.listeners import ListenerChangedError
 
 _AGENT: Final = "emberd"
 _JSON: Final = "application/json"
+_PLAIN: Final = "identity"
 _NEEDED_HEADERS: Final = frozenset(
     {
         "accept",
@@ -61,108 +72,6 @@ _NOT_CONNECTED: Final = {"ConnectError", "ConnectTimeout", "ProxyError", "Unsupp
 _TOO_SLOW: Final = {"TimeoutException", "TimeoutError"}
 _BROKEN_OFF: Final = {"RequestError", "APIConnectionError", "OSError"}
 
-_TCP: Final = "connection.connect_tcp.complete"
-_SENDS: Final = ".send_"  # of http11 and http2: request headers, bodies, settings
-_CONNECTED: Final = (_TCP, "connection.start_tls.complete")
-
-
-# ---------------------------------------------------------------- connections
-
-
-class Sockets(fork.ForkAware):
-    """The connections of one HTTP client: checked when they are made, closed in a forked child.
-
-    They are seen through httpx's trace of each request.
-
-    Args:
-        listener: The listener that each connection must lead to before anything is sent; None
-            if it is not known.
-    """
-
-    def __init__(self, listener: Listener | None = None) -> None:
-        self._listener = listener
-        self._has_checked = False
-        self._streams: weakref.WeakSet[Any] = weakref.WeakSet()
-        fork.register(self)
-
-    def note(self, event: str, info: dict[str, Any]) -> None:
-        """Take note of a new connection; other events are ignored.
-
-        Raises:
-            ListenerChangedError: It leads to another listener and is closed; or a request is about
-                to be sent although no connection was ever checked.
-        """
-        if (error := self._note(event, info, _read)) is not None:
-            info["return_value"].close()
-            raise error
-
-    async def anote(self, event: str, info: dict[str, Any]) -> None:
-        """Do as ``note``, for an asynchronous client, whose deadlines are the loop's."""
-        if (error := self._note(event, info, _aread)) is not None:
-            await info["return_value"].aclose()
-            raise error
-
-    def _note(self, event: str, info: dict[str, Any], read: Callable[..., Any]) -> OSError | None:
-        """Take note of a new connection; return an error if it must be closed."""
-        # The check depends on the name of an event, which another version of httpx may change.
-        if self._listener is not None and not self._has_checked and _SENDS in event:
-            raise ListenerChangedError(
-                "the connection could not be checked, because this version of httpx does not "
-                "report new connections as the tested versions do. Install an earlier version"
-            )
-        if event not in _CONNECTED:
-            return None
-        stream = info["return_value"]
-        # Before the TLS handshake, which is on the same connection.
-        if self._listener is not None and event == _TCP:
-            try:
-                listeners.check(stream.get_extra_info("socket"), self._listener)
-            except OSError as error:
-                return error
-            self._has_checked = True
-        self._streams.add(stream)
-        stream.read = functools.partial(read, weakref.ref(stream))
-        return None
-
-    def after_fork_in_child(self) -> None:
-        """Close the child's copies of the connections; the parent's stay open."""
-        for stream in list(self._streams):
-            # Through the socket itself: the client's own close() takes its lock, which another
-            # thread of the parent may have held.
-            inherited = stream.get_extra_info("socket")
-            if inherited is None or inherited.fileno() < 0:
-                continue
-            if isinstance(inherited, socket.socket):
-                inherited.close()
-                continue
-            # A loop's socket cannot be closed from outside. Another file under its number ends the
-            # child's share in the connection, and leaves the number to its owner.
-            nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-            os.dup2(nothing, inherited.fileno(), inheritable=False)
-            os.close(nothing)
-        # Descriptors with these numbers may be others at the next fork.
-        self._streams = weakref.WeakSet()
-
-
-# Both replace the ``read`` of a network stream of httpcore's. By a weak reference: the stream holds
-# the function, and is to be freed without a collection.
-
-
-def _read(of: weakref.ref[Any], max_bytes: int, timeout: float | None = None) -> Any:
-    """Read a large piece, within the deadline of the thread."""
-    stream: Any = of()
-    left = loopback.left_s()
-    if left is not None:
-        timeout = left if timeout is None else min(timeout, left)
-    return type(stream).read(stream, max(max_bytes, READ_BYTES), timeout)
-
-
-async def _aread(of: weakref.ref[Any], max_bytes: int, *more: Any, **named: Any) -> Any:
-    """Read a large piece."""
-    stream: Any = of()
-    return await type(stream).read(stream, max(max_bytes, READ_BYTES), *more, **named)
-
-
 # ---------------------------------------------------------------- the openai SDK
 
 
@@ -177,6 +86,7 @@ def clean(headers: Any, api_key: str | None) -> None:
     for name in set(headers) - _NEEDED_HEADERS:
         del headers[name]
     headers["user-agent"] = _AGENT
+    headers["accept-encoding"] = _PLAIN
     headers["authorization"] = f"Bearer {api_key or NO_KEY}"
 
 
@@ -205,7 +115,11 @@ def _without_headers(kind: Any) -> Any:
 
 
 def _open_sdk(
-    endpoint: Endpoint, connections: int, sdk: Any, httpx_client: Any, prepare: Callable[..., Any]
+    endpoint: Endpoint,
+    connections: int,
+    sdk: Any,
+    httpx_client: Any,
+    hooks: tuple[Callable[..., Any], Callable[..., Any]],
 ) -> tuple[Any, Any]:
     """Return a client of the SDK, and the HTTP client that it uses.
 
@@ -214,7 +128,8 @@ def _open_sdk(
         connections: How many idle connections it keeps.
         sdk: ``OpenAI`` or ``AsyncOpenAI``.
         httpx_client: The kind of HTTP client that it uses.
-        prepare: Called, or awaited, with each request before it is sent.
+        hooks: Called, or awaited, with each request before it is sent, and with each response
+            before its body is read.
     """
     own_machine = is_loopback(endpoint.url)
     direct = {"mounts": _NO_PROXIES} if endpoint.listener is not None and not own_machine else {}
@@ -227,7 +142,7 @@ def _open_sdk(
         # A redirect would carry the key to wherever the answer points.
         follow_redirects=False,
         limits=_httpx().Limits(max_keepalive_connections=connections, keepalive_expiry=KEEP_IDLE_S),
-        event_hooks={"request": [prepare]},
+        event_hooks={"request": [hooks[0]], "response": [hooks[1]]},
     )
     client = _without_headers(sdk)(
         api_key=endpoint.api_key or NO_KEY,
@@ -247,7 +162,11 @@ def _sdk_call(client: Any, request: Request, timeout_s: float) -> Callable[[], A
         timeout_s: How long each of its steps may take, in seconds.
     """
     timeout = _httpx().Timeout(timeout_s, connect=min(timeout_s, CONNECT_S))
-    options: dict[str, Any] = {"timeout": timeout, "max_retries": 0}
+    options: dict[str, Any] = {
+        "timeout": timeout,
+        "max_retries": 0,
+        "headers": {"Accept-Encoding": _PLAIN},
+    }
     if request.path.startswith(f"{_API}/"):
         path = request.path.removeprefix(_API)
     else:
@@ -263,28 +182,77 @@ def _reply(response: Any, body: bytes) -> Reply:
     return Reply(response.status_code, body, response.headers.get("retry-after"))
 
 
+class _FailedError(Exception):
+    """A reply with another status than 200, whose body was read."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply.status)
+        self.reply = reply
+
+
+# The SDK reads the whole body of a reply that reports an error, however large, and unpacks it.
+
+
+def _check_status(response: Any) -> None:
+    if response.status_code != HTTPStatus.OK:
+        raise _FailedError(_read_reply(response, MOST_BYTES))
+
+
+async def _acheck_status(response: Any) -> None:
+    if response.status_code != HTTPStatus.OK:
+        raise _FailedError(await _aread_reply(response, MOST_BYTES))
+
+
+def _read_reply(response: Any, most_bytes: int) -> Reply:
+    """Return the reply of a response that was not read, as it came: nothing is unpacked."""
+    body, exchange = _empty_body(response, most_bytes), current()
+    for piece in response.iter_raw():
+        if exchange is not None:
+            exchange.left_s()  # the streams of a client passed in know no deadline
+        if not body.add(piece):
+            break
+    return _reply(response, b"".join(body))
+
+
+async def _aread_reply(response: Any, most_bytes: int) -> Reply:
+    """Do as ``_read_reply``."""
+    # Not aread(): the response would hold the body, and is only freed by a garbage collection,
+    # which may come late.
+    body = _empty_body(response, most_bytes)
+    async for piece in response.aiter_raw():
+        if not body.add(piece):
+            break
+    return _reply(response, b"".join(body))
+
+
+def _empty_body(response: Any, most_bytes: int) -> Body:
+    check_encoding(response.status_code, response.headers.get("content-encoding"))
+    return Body(most_bytes, response.status_code)
+
+
 def _answer_of(error: Exception) -> Reply | TransportError:
     """Return what an exception of the SDK, or of httpx below it, means.
 
     Raises:
-        BadReplyError: The reply cannot be unpacked.
+        BadReplyError: The reply is too large or compressed.
         SettingError: A header of a client that was passed in is not allowed in HTTP.
         Exception: ``error`` itself, when it is not about the network.
     """
     openai = _openai()
-    if isinstance(error, openai.APIStatusError):
-        return _reply(error.response, error.response.content)
+    if isinstance(error, openai.APIStatusError):  # of a client passed in
+        return _reply(error.response, error.response.content[:ERROR_BYTES])
     cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else None
     root = cause or error
+    if isinstance(root, _FailedError):
+        return root.reply
+    if isinstance(root, EmberdError):
+        raise root  # of our own hooks
     if isinstance(root, ListenerChangedError):
         return TransportError("changed", str(root))
+    if isinstance(root, ReplyTooLargeError):
+        raise too_large(root) from None
     names = {kind.__name__ for kind in type(root).__mro__}
     text = str(root) or type(root).__name__
-    if "DecodingError" in names:
-        raise BadReplyError(
-            f"The reply cannot be unpacked ({text}). No vector of it is used. Check which server, "
-            f"or which proxy, answers at this address."
-        ) from error
     if "Illegal header" in text or "UnicodeEncodeError" in names:
         # The message of such an error repeats the header, which may be the key. Nothing was sent.
         raise SettingError(
@@ -332,21 +300,31 @@ class Session(_SessionBase):
 
         openai = _openai()
         kinds = openai.OpenAI, openai.DefaultHttpxClient
-        client, http = _open_sdk(endpoint, connections, *kinds, prepare)
+        client, http = _open_sdk(endpoint, connections, *kinds, (prepare, _check_status))
         session = cls(client, timeout_s, sockets)
         weakref.finalize(session, _close_own, http, os.getpid())
         return session
 
-    def send(self, request: Request) -> Reply | TransportError:
-        """Send ``request`` once and return what came of it."""
+    def send(self, request: Request, exchange: Exchange | None = None) -> Reply | TransportError:
+        """Send ``request`` once and return what came of it; as ``LoopbackSession.send``.
+
+        In a thread of its own: neither the look-up of a name, nor connecting to one address after
+        another, nor a client that was passed in keeps to a deadline.
+        """
+        exchange = exchange or Exchange(self._timeout_s)
+        sending = background.run(functools.partial(self._send, request, exchange), "request")
         try:
-            call = _sdk_call(self._client, request, self._timeout_s)
-            with loopback.deadline(self._timeout_s), closing(call()) as response:
-                pieces = []
-                for piece in response.iter_bytes():
-                    pieces.append(piece)
-                    loopback.left_s()  # the streams of a client passed in know no deadline
-                return _reply(response, b"".join(pieces))
+            with suppress(TimeoutError):
+                return sending.result(exchange.left_s())
+            return TransportError("timeout", "the answer came too slowly")
+        finally:
+            exchange.cancel()
+
+    def _send(self, request: Request, exchange: Exchange) -> Reply | TransportError:
+        try:
+            call = _sdk_call(self._client, request, exchange.left_s())
+            with bounded(exchange), closing(call()) as response:
+                return _read_reply(response, request.most_bytes)
         except Exception as error:  # noqa: BLE001 - what is not of the network is raised again
             return _answer_of(error)
 
@@ -427,23 +405,28 @@ class AsyncSession(_SessionBase):
 
         openai = _openai()
         kinds = openai.AsyncOpenAI, openai.DefaultAsyncHttpxClient
-        client, http = _open_sdk(endpoint, connections, *kinds, prepare)
+        client, http = _open_sdk(endpoint, connections, *kinds, (prepare, _acheck_status))
         session = cls(client, timeout_s, sockets)
         session._closer = await _keep_closer(session, http)
         return session
 
-    async def send(self, request: Request) -> Reply | TransportError:
-        """Send ``request`` once and return what came of it."""
+    async def send(
+        self, request: Request, timeout_s: float | None = None
+    ) -> Reply | TransportError:
+        """Send ``request`` once and return what came of it.
+
+        Args:
+            request: The request.
+            timeout_s: How long it may take, in seconds; None for the time of the session.
+        """
         self._in_flight += 1
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
         try:
-            async with asyncio.timeout(self._timeout_s):
-                call = _sdk_call(self._client, request, self._timeout_s)
+            async with asyncio.timeout(timeout_s):
+                call = _sdk_call(self._client, request, timeout_s)
                 response = await call()
                 async with aclosing(response):
-                    # Not aread(): the response would hold the body, and is only freed by a
-                    # garbage collection, which may come late.
-                    body = b"".join([piece async for piece in response.aiter_bytes()])
-                    return _reply(response, body)
+                    return await _aread_reply(response, request.most_bytes)
         except Exception as error:  # noqa: BLE001 - what is not of the network is raised again
             return _answer_of(error)
         finally:

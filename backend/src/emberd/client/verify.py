@@ -29,6 +29,7 @@ from emberd.errors import BadReplyError, ServerMismatchError, ServerUnavailableE
 from emberd.probe import MODEL_INFO, MODELS, OLD_MODEL_INFO
 from emberd.settings import ServerSpec
 from emberd.system import listeners
+from emberd.system.bounded_http import bounded
 from emberd.system.listeners import Listener, ListenerChangedError
 
 TIMEOUT_S: Final = 60.0
@@ -64,7 +65,7 @@ def verify(
         spec: What is wanted.
         listener: The listener to verify; None for the one that is there, if the server is on
             this machine.
-        timeout_s: How long each request may take, in seconds.
+        timeout_s: How long all requests together may take, in seconds.
 
     Raises:
         ServerMismatchError: It serves something else, or not correctly; the text says what.
@@ -73,14 +74,15 @@ def verify(
             sockets of this machine cannot be read.
     """
     pinned = listener or _listener(url)
-    while True:
-        send = functools.partial(_send, url, api_key, timeout_s, pinned)
-        found = drive(steps(url, api_key, spec, timeout_s), send)
-        # It may have begun to listen only after the first look-up. Then it is not known whether all
-        # responses came from the listener that is there now, and it is verified again.
-        if pinned is not None or (now := _listener(url)) is None:
-            return replace(found, listener=pinned)
-        pinned = now
+    with bounded(timeout_s):
+        while True:
+            send = functools.partial(_send, url, api_key, timeout_s, pinned)
+            found = drive(steps(url, api_key, spec, timeout_s), send)
+            # It may have begun to listen only after the first look-up. Then it is not known whether
+            # all responses came from the listener that is there now, and it is verified again.
+            if pinned is not None or (now := _listener(url)) is None:
+                return replace(found, listener=pinned)
+            pinned = now
 
 
 def _listener(url: str) -> Listener | None:
@@ -108,7 +110,7 @@ def drive(verification: Verification, send: Callable[[Request], Answer]) -> Endp
 
 
 def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> Verification:
-    """Do as ``verify``, for a driver that sends, and gives each request ``timeout_s``."""
+    """Do as ``verify``, for a driver that sends, and gives all requests together ``timeout_s``."""
     model = model_card.describe(spec.model)
     ask = functools.partial(_ask, url, timeout_s)
     entries = probe.entries(wire.parse_object((yield from ask(Request(MODELS)))))

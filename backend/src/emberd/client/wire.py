@@ -44,6 +44,24 @@ NO_ROUTE: Final = frozenset(
 )
 """Statuses of a server that does not have the route."""
 
+MOST_BYTES: Final = 4 * 1024 * 1024
+"""Most bytes of a reply without vectors, or whose vectors have an unknown length."""
+
+LONG_TEXT: Final = 2048
+"""From so many characters on, a request with one text is not sent again after a timeout."""
+
+LONG_IDS: Final = 512
+"""From so many token ids on, likewise."""
+
+# Of a reply with vectors. A number takes 5.4 bytes in base64, up to 25 in digits, and more with the
+# blanks of some servers; the rest is for the names of fields.
+_NUMBER_BYTES: Final = 32
+_VECTOR_BYTES: Final = 1024
+_VECTOR_VALUES: Final = 64  # besides its numbers
+_REPLY_BYTES: Final = 64 * 1024
+_REPLY_VALUES: Final = 4096
+
+_BARE: Final = ("", "identity")
 _INPUT: Final = "input"
 _DIMENSIONS: Final = "dimensions"
 _SHOWN_CHARACTERS: Final = 300
@@ -56,16 +74,31 @@ _ADVICE: Final = "No vector of this reply is used. Check which server answers at
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request: POST of a JSON body, or GET without one."""
+    """A request: POST of a JSON body, or GET without one.
+
+    Attributes:
+        path: The route.
+        body: What is posted; None for a GET.
+        most_bytes: Most bytes that a right reply can have.
+    """
 
     path: str
     body: dict[str, Any] | None = None
+    most_bytes: int = MOST_BYTES
 
     @property
     def inputs(self) -> list[Input]:
         """The texts, or token ids, to embed."""
         given: list[Input] = (self.body or {})[_INPUT]
         return given
+
+    @property
+    def is_long_text(self) -> bool:
+        """Whether it embeds one text, and that alone may take longer than the timeout."""
+        given = (self.body or {}).get(_INPUT)
+        if not isinstance(given, list) or len(given) != 1:
+            return False
+        return len(given[0]) > (LONG_TEXT if isinstance(given[0], str) else LONG_IDS)
 
     @property
     def dimensions(self) -> int | None:
@@ -165,12 +198,24 @@ class Embeddings:
 # ---------------------------------------------------------------- requests
 
 
-def embed_request(model: str, inputs: list[Input], dimensions: int | None) -> Request:
-    """Return the request that embeds ``inputs``, which are all strings or all token ids."""
+def embed_request(
+    model: str, inputs: list[Input], dimensions: int | None, *, native: int | None = None
+) -> Request:
+    """Return the request that embeds ``inputs``, which are all strings or all token ids.
+
+    Args:
+        model: The name under which the server serves the model.
+        inputs: What is embedded.
+        dimensions: Length to which the server is asked to cut the vectors; None for native.
+        native: Length of a native vector, which bounds the reply; None if not known.
+    """
     body: dict[str, Any] = {"model": model, _INPUT: inputs, "encoding_format": "base64"}
     if dimensions is not None:
         body[_DIMENSIONS] = dimensions
-    return Request(PATH, body)
+    if native is None:
+        return Request(PATH, body)
+    vector_bytes = native * _NUMBER_BYTES + _VECTOR_BYTES
+    return Request(PATH, body, _REPLY_BYTES + len(inputs) * vector_bytes)
 
 
 def merge(requests: list[Request]) -> Request:
@@ -178,7 +223,31 @@ def merge(requests: list[Request]) -> Request:
     if len(requests) == 1:
         return requests[0]
     inputs = [given for request in requests for given in request.inputs]
-    return Request(PATH, {**(requests[0].body or {}), _INPUT: inputs})
+    most_bytes = sum(request.most_bytes for request in requests)
+    return Request(PATH, {**(requests[0].body or {}), _INPUT: inputs}, most_bytes)
+
+
+# ---------------------------------------------------------------- replies that are not read
+
+
+def check_encoding(status: int, encoding: str | None) -> None:
+    """Raise if a reply with vectors is compressed: a small one may unpack to gigabytes.
+
+    Compression is never requested; vectors in base64 become hardly smaller by it.
+
+    Raises:
+        BadReplyError: It is.
+    """
+    if status == HTTPStatus.OK and (encoding or "").strip().casefold() not in _BARE:
+        raise BadReplyError(
+            f"The reply cannot be unpacked ({str(encoding)[:_SHOWN_BYTES]} was not asked for). "
+            f"No vector of it is used. Check which server, or which proxy, answers at this address."
+        )
+
+
+def too_large(error: Exception) -> BadReplyError:
+    """Return the error for a reply that is larger than any right one."""
+    return BadReplyError(f"The reply is not read to its end: {error}. {_ADVICE}")
 
 
 # ---------------------------------------------------------------- good replies
@@ -197,12 +266,25 @@ class _Body(msgspec.Struct):
 _DECODER: Final = msgspec.json.Decoder(_Body)
 
 
-def read_embeddings(body: bytes, count: int) -> Embeddings:
+def read_embeddings(body: bytes, count: int, native: int | None = None) -> Embeddings:
     """Return the ``count`` embeddings of a reply, and the model that it names.
+
+    Args:
+        body: The body of the reply.
+        count: How many texts were sent.
+        native: Length of a native vector; None if not known.
 
     Raises:
         BadReplyError: It is not JSON, or an embedding is missing, duplicated or malformed.
     """
+    if native is not None:
+        # Two bytes of a body may become a Python object of thirty-two.
+        most_values = count * (native + _VECTOR_VALUES) + _REPLY_VALUES
+        if (values := body.count(b",")) > most_values:
+            raise BadReplyError(
+                f"The reply has {values} values, more than {count} vectors of {native} dimensions "
+                f"can have. {_ADVICE}"
+            )
     try:
         reply = _DECODER.decode(body)
         raws: list[RawVector] = [

@@ -52,6 +52,7 @@ from emberd.manager.state import (
 )
 from emberd.settings import IDLE_TIMEOUT_S, START_TIMEOUT_S, ServerSpec, StartOptions
 from emberd.system import os_errors
+from emberd.system.bounded_http import bounded
 
 _LOG: Final = logging.getLogger("emberd")
 _typed: Final = os_errors.raised_as(
@@ -198,7 +199,9 @@ class ServerManager:
         if lost is not None and lost.origin == "own":
             self._await_death_notice(lost)
         while True:
-            found = self._running(request) or self._begin(request, deadline)
+            with bounded(max(0.0, deadline - time.monotonic())):
+                running = self._running(request)
+            found = running or self._begin(request, deadline)
             if isinstance(found, _MissingEngine):
                 # Once: an engine that is still missing then is an error. The time that this takes
                 # does not count as start time.
@@ -374,7 +377,9 @@ class ServerManager:
         paths.make_private(self._home.servers)
         first = paths.make_private(self._home.server_folder(spec.key))
         patience_s = max(0.0, min(self._timing.lock_s, deadline - time.monotonic()))
-        with locks.start_lock(first, patience_s):
+        # Another process waits for the lock; a server that answers slowly must not delay it so long
+        # that it gives up.
+        with locks.start_lock(first, patience_s), bounded(min(patience_s, self._timing.lock_s / 4)):
             if again := self._running(request):
                 return again
             seen = [state.snapshot(folder) for folder in self._home.server_folders(spec.key)]

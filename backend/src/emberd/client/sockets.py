@@ -1,0 +1,138 @@
+"""The connections of an HTTP client of httpx, whose own interface shows them only in traces.
+
+Each is checked when it is made, reads in large pieces, keeps to the exchange of its thread, and is
+closed in a forked child.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+import weakref
+from collections.abc import Callable
+from typing import Any, Final
+
+from emberd.system import fork, listeners
+from emberd.system.bounded_http import current
+from emberd.system.listeners import Listener, ListenerChangedError
+
+READ_BYTES: Final = 128 * 1024
+"""Most that is read from a connection at a time. httpcore asks for 64 KiB, and each read goes
+through five layers of it and of httpx; twice as much halves that. Reads from 256 KiB on are slower
+again, because the allocator takes them from the kernel each time and gives them back
+(docs/performance.md has the figures)."""
+
+_TCP: Final = "connection.connect_tcp.complete"
+_SENDS: Final = ".send_"  # of http11 and http2: request headers, bodies, settings
+_CONNECTED: Final = (_TCP, "connection.start_tls.complete")
+
+
+class Sockets(fork.ForkAware):
+    """The connections of one HTTP client: checked when they are made, closed in a forked child.
+
+    They are seen through httpx's trace of each request.
+
+    Args:
+        listener: The listener that each connection must lead to before anything is sent; None
+            if it is not known.
+    """
+
+    def __init__(self, listener: Listener | None = None) -> None:
+        self._listener = listener
+        self._has_checked = False
+        self._streams: weakref.WeakSet[Any] = weakref.WeakSet()
+        fork.register(self)
+
+    def note(self, event: str, info: dict[str, Any]) -> None:
+        """Take note of a new connection; other events are ignored.
+
+        Raises:
+            ListenerChangedError: It leads to another listener and is closed; or a request is about
+                to be sent although no connection was ever checked.
+        """
+        if (error := self._note(event, info, _read)) is not None:
+            info["return_value"].close()
+            raise error
+        if event in _CONNECTED:
+            stream = info["return_value"]
+            stream.write = functools.partial(_write, weakref.ref(stream))
+
+    async def anote(self, event: str, info: dict[str, Any]) -> None:
+        """Do as ``note``, for an asynchronous client, whose deadlines are the loop's."""
+        if (error := self._note(event, info, _aread)) is not None:
+            await info["return_value"].aclose()
+            raise error
+
+    def _note(self, event: str, info: dict[str, Any], read: Callable[..., Any]) -> OSError | None:
+        """Take note of a new connection; return an error if it must be closed."""
+        # The check depends on the name of an event, which another version of httpx may change.
+        if self._listener is not None and not self._has_checked and _SENDS in event:
+            raise ListenerChangedError(
+                "the connection could not be checked, because this version of httpx does not "
+                "report new connections as the tested versions do. Install an earlier version"
+            )
+        if event not in _CONNECTED:
+            return None
+        stream = info["return_value"]
+        # Before the TLS handshake, which is on the same connection.
+        if self._listener is not None and event == _TCP:
+            try:
+                listeners.check(stream.get_extra_info("socket"), self._listener)
+            except OSError as error:
+                return error
+            self._has_checked = True
+        self._streams.add(stream)
+        stream.read = functools.partial(read, weakref.ref(stream))
+        return None
+
+    def after_fork_in_child(self) -> None:
+        """Close the child's copies of the connections; the parent's stay open."""
+        for stream in list(self._streams):
+            # Through the socket itself: the client's own close() takes its lock, which another
+            # thread of the parent may have held.
+            inherited = stream.get_extra_info("socket")
+            if inherited is None or inherited.fileno() < 0:
+                continue
+            if isinstance(inherited, socket.socket):
+                inherited.close()
+                continue
+            # A loop's socket cannot be closed from outside. Another file under its number ends the
+            # child's share in the connection, and leaves the number to its owner.
+            nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(nothing, inherited.fileno(), inheritable=False)
+            os.close(nothing)
+        # Descriptors with these numbers may be others at the next fork.
+        self._streams = weakref.WeakSet()
+
+
+# These replace methods of a network stream of httpcore's. By a weak reference: the stream holds the
+# function, and is to be freed without a collection.
+
+
+def _read(of: weakref.ref[Any], max_bytes: int, timeout: float | None = None) -> Any:
+    """Read a large piece, within the exchange of the thread."""
+    stream: Any = of()
+    return type(stream).read(stream, max(max_bytes, READ_BYTES), _use(stream, timeout))
+
+
+def _write(of: weakref.ref[Any], buffer: bytes, timeout: float | None = None) -> None:
+    """Write, within the exchange of the thread."""
+    stream: Any = of()
+    type(stream).write(stream, buffer, _use(stream, timeout))
+
+
+def _use(stream: Any, timeout: float | None) -> float | None:
+    """Have the exchange of the thread use ``stream``; return the time for the next step."""
+    exchange = current()
+    if exchange is None:
+        return timeout
+    exchange.use(stream.get_extra_info("socket"))
+    left_s = exchange.left_s()
+    return left_s if timeout is None else min(timeout, left_s)
+
+
+async def _aread(of: weakref.ref[Any], max_bytes: int, *more: Any, **named: Any) -> Any:
+    """Read a large piece."""
+    stream: Any = of()
+    return await type(stream).read(stream, max(max_bytes, READ_BYTES), *more, **named)

@@ -1,0 +1,192 @@
+"""``http.client`` with one deadline for a whole exchange, and a bound on the size of a reply.
+
+The timeout of a socket is that of a single read: a server that sends a byte a second never exceeds
+it. So each read gets no more time than is left of the exchange, and an exchange inside another one
+no more than is left of that. An exchange can be ended from another thread.
+
+``http.client`` also believes the sizes that a server states: it allocates as much as the head
+announces, and takes a negative chunk for "until the end". So a body is read in pieces.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from typing import Any, Final
+
+PIECE_BYTES: Final = 1024 * 1024
+ERROR_BYTES: Final = 1024 * 1024
+"""Most that is read of a reply that reports an error; the rest would not be shown."""
+
+# Not a threading.local: greenlets of a program that gevent patched late would share it.
+_CURRENT: Final[ContextVar[Exchange | None]] = ContextVar("exchange", default=None)
+
+
+class ReplyTooLargeError(OSError):
+    """A reply is larger than any right one."""
+
+
+class Exchange:
+    """A request and its reply: when it must be over, and how to end it before that.
+
+    Args:
+        seconds: How long it may take, in seconds, from now on; never longer than what is left of
+            the exchange that this thread is in.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        outer = current()
+        self._end_s = time.monotonic() + seconds
+        if outer is not None:
+            self._end_s = min(self._end_s, outer._end_s)
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._is_cancelled = False
+
+    def left_s(self) -> float:
+        """Return the seconds that are left.
+
+        Raises:
+            TimeoutError: None are, or it was cancelled.
+        """
+        left = self._end_s - time.monotonic()
+        if left <= 0 or self._is_cancelled:
+            raise TimeoutError("the answer came too slowly")
+        return left
+
+    def use(self, connection: socket.socket | None) -> None:
+        """Set which connection it waits for now; None at its end."""
+        with self._lock:
+            self._socket = connection
+        if connection is not None:
+            self.left_s()  # cancelled in the meantime
+
+    def cancel(self) -> None:
+        """End it, from any thread: its connection is shut down, and nothing more is sent."""
+        with self._lock:
+            self._is_cancelled = True
+            if self._socket is not None:
+                # Not the method of a TLS socket, which takes the encryption away from the thread
+                # that reads.
+                with suppress(OSError):
+                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+
+@contextmanager
+def bounded(given: Exchange | float) -> Iterator[Exchange]:
+    """Bound what this thread asks of servers during the block, as ``Exchange`` does."""
+    exchange = given if isinstance(given, Exchange) else Exchange(given)
+    outer = _CURRENT.set(exchange)
+    try:
+        yield exchange
+    finally:
+        exchange.use(None)
+        _CURRENT.reset(outer)
+
+
+def current() -> Exchange | None:
+    """Return the exchange of this thread; None outside of one."""
+    return _CURRENT.get()
+
+
+class BoundedConnection(http.client.HTTPConnection):
+    """A connection that keeps to the exchange of the thread."""
+
+    sock: Any
+
+    def connect(self) -> None:
+        """Connect in the time that is left."""
+        if (exchange := current()) is not None:
+            self.timeout = min(self.timeout or exchange.left_s(), exchange.left_s())
+        super().connect()
+        given = self.sock
+        self.sock = _BoundedSocket(given.family, given.type, given.proto, fileno=given.detach())
+        _begin(self.sock)
+
+    def request(self, *given: Any, **named: Any) -> None:
+        """Send a request in the time that is left."""
+        if self.sock is not None:
+            _begin(self.sock)
+        super().request(*given, **named)
+
+
+class _BoundedSocket(socket.socket):
+    def recv_into(self, *given: Any, **named: Any) -> int:
+        _begin(self)
+        return super().recv_into(*given, **named)
+
+
+class _BoundedTlsSocket(ssl.SSLSocket):
+    def recv_into(self, *given: Any, **named: Any) -> int:
+        _begin(self)
+        return super().recv_into(*given, **named)
+
+
+def tls_context() -> ssl.SSLContext:
+    """Return a context whose connections keep to the exchange of the thread too."""
+    context = ssl.create_default_context()
+    context.sslsocket_class = _BoundedTlsSocket
+    return context
+
+
+def _begin(connection: socket.socket) -> None:
+    """Give the next step on ``connection`` no more time than is left."""
+    if (exchange := current()) is not None:
+        exchange.use(connection)
+        connection.settimeout(exchange.left_s())
+
+
+class Body(list[bytes]):
+    """The body of a reply, in pieces, as long as they are not too many.
+
+    Of a reply that reports an error, only the beginning is kept.
+
+    Args:
+        most_bytes: Most bytes of a reply without an error.
+        status: The status of the reply.
+    """
+
+    def __init__(self, most_bytes: int, status: int) -> None:
+        super().__init__()
+        self._is_error = status != http.client.OK
+        self._most_bytes = ERROR_BYTES if self._is_error else most_bytes
+        self._size = 0
+
+    def add(self, piece: bytes) -> bool:
+        """Add a piece; return whether more are wanted.
+
+        Raises:
+            ReplyTooLargeError: It is too large.
+        """
+        self._size += len(piece)
+        self.append(piece)
+        if self._size <= self._most_bytes:
+            return True
+        if self._is_error:
+            return False
+        raise ReplyTooLargeError(
+            f"the reply has more than {self._most_bytes} bytes, the most that a right one can have"
+        )
+
+
+def read_body(response: http.client.HTTPResponse, most_bytes: int) -> bytes:
+    """Return the body of ``response``, or of an error the beginning.
+
+    Raises:
+        OSError: It breaks off, comes too slowly, or is larger than ``most_bytes``.
+        HTTPException: It breaks off, or is not HTTP.
+    """
+    body = Body(most_bytes, response.status)
+    while piece := response.read1(PIECE_BYTES):
+        if not body.add(piece):
+            return b"".join(body)
+    if response.length:  # read1() takes an early end for the end
+        raise http.client.IncompleteRead(b"", response.length)
+    response.close()
+    return b"".join(body)
