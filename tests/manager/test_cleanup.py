@@ -9,6 +9,7 @@ import signal
 import stat
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -18,9 +19,9 @@ import pytest
 import leftovers
 import waiting
 from emberd.errors import StateFolderError
-from emberd.manager import cleanup, state
+from emberd.manager import State, cleanup, state
 from emberd.verified_manager import Manager
-from homes import Stub
+from homes import QUICK, Stub
 
 _SHARED_MEMORY: Final = Path("/dev/shm")
 _LEAVER: Final = {"faults": "leaves-files"}
@@ -78,6 +79,19 @@ def test_files_outside_of_the_state_folder_are_removed(
     waiting.until(lambda: not psutil.pid_exists(server.pid))
     manager.ensure(stub())  # a start sweeps what a killed supervisor left
     waiting.until(lambda: not any(path.exists() for path in (*left, scratch)))
+
+
+def test_shared_memory_of_a_server_that_is_killed_as_soon_as_it_is_ready_is_removed(
+    home: Path, stub: Stub
+) -> None:
+    # Its supervisor would next look in a minute.
+    manager = Manager(home, timing=replace(QUICK, look_s=60.0))
+    manager.ensure(stub(**_LEAVER))
+    server = server_of(home)
+    left = waiting.until(lambda: traces(server.pid))
+    kill(server)
+    waiting.until(lambda: manager.status()[0].state is State.FAILED)
+    assert not any(path.exists() for path in left)
 
 
 def test_shared_memory_of_other_processes_is_kept(tmp_path: Path) -> None:

@@ -199,6 +199,8 @@ class Supervisor:
             return outcome
         if problem := self._problem(plan, outcome):
             return problem
+        # The last time that a start is watched: a server that is killed tells nobody what it had.
+        self._shared_memory.update(server.members, at_once=True)
         self._publish(
             state=State.READY,
             endpoint=replace(outcome, canary=()),
