@@ -67,19 +67,20 @@ class _Soak:
         self._choose = random.Random(seed)
         self._world = World(folder, str(folder))
         self._traces = folder / "traces"
-        faults = "leaves-files,leaves-children"
+        wishes = f"witness={self._world.witness}&faults=leaves-files,leaves-children"
         setup = Setup(
             home=str(self._world.home),
-            model=f"stub/stormy?faults={faults}",
+            model=f"stub/stormy?{wishes}",
             engine="stubs.engine",
             timing=asdict(TIMING),
             idle_timeout=_IDLE_S,
         )
-        steady = replace(setup, model=f"stub/steady?faults={faults}", idle_timeout=None)
+        steady = replace(setup, model=f"stub/steady?{wishes}", idle_timeout=None)
         self._setup = setup
         self._steady = steady
         self._staying = [Caller(steady, self._traces) for _ in range(2)]
         self._coming: list[Caller] = []
+        self._files: set[str] = set()  # of what is never killed
 
     def run(self, seconds: float) -> pool.Result:
         try:
@@ -99,7 +100,7 @@ class _Soak:
             os.getpid(),
         ]
         before = {pid: _Size.of(pid) for pid in steady}
-        files = self._files()
+        self._files = self._world.left_in_memory_and_temporary()
         until = time.monotonic() + seconds
         next_kill = time.monotonic()
         while time.monotonic() < until and not self.broken:
@@ -119,7 +120,7 @@ class _Soak:
             except FileNotFoundError:
                 grown = ["has ended"]
             self.broken += [f"process {pid}: {each}" for each in grown]
-        if more := self._world.settled(lambda: sorted(self._files() - files), 10.0):
+        if more := self._world.settled(self._more_files, 10.0):
             self.broken.append(f"files: {more}")
         self._judge(self._staying[0].answer("stop", BOUND_S), set())
         for caller in self._staying:
@@ -180,7 +181,7 @@ class _Soak:
             return
         for pid in self._processes("stormy", victim):
             if victim == "engine":
-                self._world.forgive()
+                self._world.forgive(self._files)
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -200,10 +201,8 @@ class _Soak:
     def _processes_left(self) -> list[str]:
         return [f"process {pid}" for pid in self._processes("stormy")]
 
-    def _files(self) -> set[str]:
-        return {f"tmp/{each}" for each in os.listdir(self._world.temporary)} | {
-            f"shm/{each}" for each in os.listdir("/dev/shm")
-        }
+    def _more_files(self) -> list[str]:
+        return sorted(self._world.left_in_memory_and_temporary() - self._files)
 
     def _judge(self, reply: dict[str, Any] | None, permitted: set[str]) -> None:
         if reply is None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -101,7 +100,6 @@ class Strace:
         return {name: sorted(numbers) for name, numbers in sorted(chosen.items())}
 
 
-@cache
 def why_not() -> str:
     """Return why this process may not trace another one; empty if it may."""
     if sys.platform != "linux" or shutil.which("strace") is None:

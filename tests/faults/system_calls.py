@@ -15,6 +15,8 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -88,7 +90,7 @@ class Point:
         return f"{self.call}:{how}:when={self.number}" if self.call else ""
 
     def __str__(self) -> str:
-        return f"{self.run}: {self.inject}"
+        return f"{self.run}:{self.call}:{self.number}:{self.fault}"
 
 
 class _Run:
@@ -236,15 +238,14 @@ def work(folder: Path, point: Point) -> pool.Result:
     return _Run(folder, point).result()
 
 
-def counted(root: Path, width: int) -> list[Point]:
+def counted(root: Path, runs: Sequence[str], width: int) -> list[Point]:
     """Return every point: each call that was counted, with each of its faults."""
     points = []
-    jobs = [Point(run, has_paths) for run in RUNS for has_paths in (True, False)]
+    jobs = [Point(run, has_paths) for run in runs for has_paths in (True, False)]
     for job, result in pool.run(root, jobs, work, width=width):
         if result["broken"]:
             raise RuntimeError(f"{job} without a fault: {result['broken'][0]}")
         for call, numbers in result["calls"].items():
-            print(f"  {job.run}: {call} {len(numbers)}")
             points += [
                 Point(job.run, job.has_paths, call, number, fault)
                 for number in numbers
@@ -256,11 +257,12 @@ def counted(root: Path, width: int) -> list[Point]:
 def main() -> int:
     """Run the campaign; return how many points broke something."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", choices=RUNS, action="append", help="only the points of this run")
     parser.add_argument("--sample", type=int, help="only so many of the points")
     parser.add_argument("--seed", type=int, default=0, help="which sample, and the order")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no run after so long")
     parser.add_argument("--skip", type=int, default=0, help="so many points were tried before")
-    parser.add_argument("--only", help="one point, such as 'client openat 3 EIO paths'")
+    parser.add_argument("--only", help="one point, as it is printed: client:openat:3:EIO")
     parser.add_argument("--width", type=int, default=2, help="runs at once")
     given = parser.parse_args()
     if reason := why_not():
@@ -270,15 +272,22 @@ def main() -> int:
     began = time.monotonic()
     for part in ("count", "inject"):
         (root / part).mkdir()
-    points = counted(root / "count", given.width)
+    if given.only:
+        run, call, number, fault = given.only.split(":")
+        points = [Point(run, call in _WITH_PATHS, call, int(number), fault)]
+    else:
+        points = counted(root / "count", given.run or RUNS, given.width)
     random.Random(given.seed).shuffle(points)
     chosen = points[given.skip :][: given.sample]
     done = failed = hit = 0
+    table: dict[tuple[str, str], Counter[str]] = {}
     for point, result in pool.run(
         root / "inject", chosen, work, width=given.width, seconds=given.seconds
     ):
         done += 1
         hit += bool(result.get("injected"))
+        row = table.setdefault((point.run, point.call), Counter())
+        row.update(["tried", *(["broke"] if result["broken"] else [])])
         if result["broken"]:
             failed += 1
             print(f"{point} at {result.get('injected')}: {result['broken']}", flush=True)
@@ -288,6 +297,8 @@ def main() -> int:
         f"system calls: {len(points)} points, {done} tried, {hit} hit, {failed} broke something, "
         f"{seconds:.0f} s at width {given.width}"
     )
+    for (run, call), row in sorted(table.items()):
+        print(f"  {run}: {call}: {row['tried']} tried, {row['broke']} broke something")
     shutil.rmtree(root, ignore_errors=True) if not failed else print(f"  state and logs: {root}")
     return failed
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,13 +125,16 @@ class World:
         """Free the disk."""
         (self.home.parent / "filler").unlink(missing_ok=True)
 
-    def forgive(self) -> None:
+    def forgive(self, known: Set[str] = frozenset()) -> None:
         """Let the memory and the temporary files that are there now be left behind.
 
         Nobody knows whose they are if the only file that says so is lost, or if a server is killed
         before its supervisor, which looks once a second while it starts, has seen its memory.
+
+        Args:
+            known: What must not be left behind all the same.
         """
-        self._forgiven |= self._shared_memory() | set(os.listdir(self.temporary))
+        self._forgiven |= self.left_in_memory_and_temporary() - known
 
     # -- invariants ---------------------------------------------------------------------
 
@@ -158,21 +161,21 @@ class World:
     def left_behind(self) -> list[str]:
         """Return what is left although nothing runs: processes, files, memory, locks held."""
         left = [f"process {each.pid}: {each.command}" for each in self.processes()]
-        temporary = set(os.listdir(self.temporary)) - self._forgiven
-        left += [f"temporary file {name}" for name in sorted(temporary)]
-        left += [f"shared memory {name}" for name in sorted(self._shared_memory())]
+        left += [f"file or memory {name}" for name in sorted(self.left_in_memory_and_temporary())]
         for folder in self.folders():
             left += [f"unfinished {file}" for file in folder.glob(f".*{atomic_file.UNFINISHED}")]
             left += [f"locked {folder / name}" for name in ("lock", "alive") if _held(folder, name)]
         return left
 
-    def _shared_memory(self) -> set[str]:
-        """Return the shared memory that servers of this world have made, and that is still there.
+    def left_in_memory_and_temporary(self) -> set[str]:
+        """Return the temporary files, and the shared memory that servers of this world have made.
 
-        It is shared with other worlds: inodes, by which emberd knows it, are unique in one only.
+        The folder of the shared memory is common to all worlds: inodes, by which emberd knows what
+        is a server's, are unique in one folder only.
         """
         made = self.witness.read_text().split() if self.witness.exists() else []
-        return set(os.listdir("/dev/shm")).intersection(made) - self._forgiven
+        memory = set(os.listdir("/dev/shm")).intersection(made)
+        return (memory | set(os.listdir(self.temporary))) - self._forgiven
 
     def settled(self, look: Callable[[], list[str]], seconds: float = SETTLE_S) -> list[str]:
         """Return what ``look`` still finds when it has found something for so long."""
