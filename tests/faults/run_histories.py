@@ -85,6 +85,8 @@ def _history(
         model=_DEMO if known else model,
         engine="demo" if known else "stubs.engine",
         timing=asdict(TIMING),
+        # A model on a busy machine takes its time; a hundred texts at once take seconds.
+        timeout=20.0 if known else 3.0,
         idle_timeout=_IDLE_S if made.is_idle else 600.0,
         known=known,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Final
 
 import pytest
@@ -13,7 +14,10 @@ from faults.scale import scale
 _SEED: Final = os.environ.get("FAULTS_SEED")
 _PART: Final = scale(1, 50)
 
-pytestmark = pytest.mark.timeout(7200)
+pytestmark = [
+    pytest.mark.timeout(7200),
+    pytest.mark.skipif(sys.platform != "linux", reason="the campaign reads Linux's /proc"),
+]
 
 
 @pytest.mark.skipif(_SEED is not None, reason="FAULTS_SEED names one history")
