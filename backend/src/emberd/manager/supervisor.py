@@ -331,6 +331,7 @@ class Supervisor:
             state=State.STOPPING, reason=reason, stopped_by_user=by_user, progress=""
         )
         if self._server is not None:
+            self._shared_memory.update(self._server.members, at_once=True)
             self._server.terminate()
             deadline = time.monotonic() + self.record.drain_s
             while self._server.reap() is None and (left := deadline - time.monotonic()) > 0:
