@@ -7,6 +7,8 @@
 # make test-ray           Ray Data, on a cluster of two nodes on this machine
 # make test-agents        the agent frameworks, in an environment each
 # make test-gpu           what only a GPU can show, in at most ten minutes on one (CONTRIBUTING.md)
+# make faults             the whole fault campaign, of which `make test` runs a part (hours)
+# make soak               clients that come and go, kills and idle stops, for SOAK_MINUTES (20)
 #
 # Needs Python 3.11 or newer with venv, and a package registry. uv is used when it is there.
 # Options: PYTHON=/path/to/python3.11   ARGS='arguments of examples/demo/demo.py, of pytest, or
@@ -43,7 +45,7 @@ AGENTS := langgraph mem0 haystack pydantic_ai
 TEST_TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout
 
 .PHONY: demo test test-installs test-services test-ray test-stores test-agents $(AGENTS:%=test-agents-%) test-sglang \
-	test-sglang-full test-gpu engines check bench venv clean
+	test-sglang-full test-gpu faults soak engines check bench venv clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python examples/demo/demo.py $(ARGS)
@@ -93,6 +95,14 @@ test-sglang-full: engines
 # without a GPU the run says so and does nothing.
 test-gpu: $(VENV)/.tools
 	$(BIN)/python tests/gpu/run.py $(ARGS)
+
+# -s shows the seeds, the counts and the minutes. As root, also what needs another user, or a disk
+# that can be filled; with strace, also what fails at each system call.
+faults: $(VENV)/.tools
+	FAULTS_SCALE=full $(BIN)/python -m pytest tests/faults -p no:randomly -s $(ARGS)
+
+soak: $(VENV)/.tools
+	PYTHONPATH=tests $(BIN)/python -m faults.soak $(ARGS)
 
 # In the order of the files: a benchmark is read from top to bottom, and -s shows its figures.
 bench: $(VENV)/.tools

@@ -10,6 +10,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -19,9 +20,9 @@ import pytest
 import leftovers
 import waiting
 from emberd.errors import StateFolderError
-from emberd.manager import cleanup, paths, state
+from emberd.manager import State, cleanup, paths, state
 from emberd.verified_manager import Manager
-from homes import QUICK, Stub
+from homes import QUICK, Stub, begin
 
 _SHARED_MEMORY: Final = Path("/dev/shm")
 _LEAVER: Final = {"faults": "leaves-files"}
@@ -42,7 +43,13 @@ def scratch_of(home: Path) -> Path:
 
 
 def server_of(home: Path) -> psutil.Process:
-    return next(p for p in leftovers.find([str(home)]) if "server.py" in " ".join(p.cmdline()))
+    def find() -> psutil.Process | None:
+        there = leftovers.find([str(home)])
+        return next((p for p in there if "server.py" in " ".join(p.cmdline())), None)
+
+    found = waiting.until(find)
+    assert found is not None
+    return found
 
 
 def kill(process: psutil.Process) -> None:
@@ -79,6 +86,29 @@ def test_files_outside_of_the_state_folder_are_removed(
     waiting.until(lambda: not psutil.pid_exists(server.pid))
     manager.ensure(stub())  # a start sweeps what a killed supervisor left
     waiting.until(lambda: not any(path.exists() for path in (*left, scratch)))
+
+
+def test_shared_memory_of_a_server_that_is_killed_as_soon_as_it_is_ready_is_removed(
+    home: Path, stub: Stub
+) -> None:
+    # Its supervisor would next look in a minute.
+    manager = Manager(home, timing=replace(QUICK, look_s=60.0))
+    manager.ensure(stub(**_LEAVER))
+    server = server_of(home)
+    left = waiting.until(lambda: traces(server.pid))
+    kill(server)
+    waiting.until(lambda: manager.status()[0].state is State.FAILED)
+    assert not any(path.exists() for path in left)
+
+
+def test_shared_memory_of_a_server_that_is_stopped_while_it_starts_is_removed(
+    manager: Manager, stub: Stub, home: Path
+) -> None:
+    begin(manager, stub(**_LEAVER, start=60))
+    server = server_of(home)
+    left = waiting.until(lambda: found if len(found := traces(server.pid)) >= 2 else set())
+    manager.stop()
+    assert not any(path.exists() for path in left)
 
 
 def test_shared_memory_of_other_processes_is_kept(tmp_path: Path) -> None:

@@ -50,6 +50,13 @@ def test_folders_are_private_whatever_the_umask(tmp_path: Path) -> None:
     assert stat.S_IMODE(made.parent.stat().st_mode) == 0o700
 
 
+def test_missing_parents_are_private_too(tmp_path: Path) -> None:
+    # Also one that another process has removed since this one made it.
+    made = paths.make_private(tmp_path / "machine" / "servers" / "key")
+    for each in (made, *made.parents[:2]):
+        paths.make_private(each)
+
+
 def test_folder_open_to_others_is_refused_with_the_command_to_fix_it(
     tmp_path: Path,
 ) -> None:

@@ -51,6 +51,7 @@ class StubEngine:
             command=[
                 *(sys.executable, "-S", str(Path(__file__).with_name("server.py"))),
                 *(("--port", str(launch.port)) if "shows_port" in wishes else ()),
+                *(("--witness", wishes["witness"]) if "witness" in wishes else ()),
                 *("--model", wishes.get("serves", spec.model)),
                 *("--faults", faults, "--start-s", wishes.get("start", "0")),
                 *(

@@ -7,12 +7,14 @@ real server can be asked for are tried on the real one; this one is for the rest
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import json
 import mmap
 import multiprocessing
 import multiprocessing.connection
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -144,13 +146,29 @@ def _leave_files() -> None:
     """Write what SGLang leaves when it is killed: shared memory, a semaphore, a temporary file."""
     tempfile.mkstemp()
     kept.append(multiprocessing.get_context("spawn").Semaphore())
-    path = Path(f"/dev/shm/stub_loads_{os.getpid()}")
+    path = Path(f"/dev/shm/stub_loads_{secrets.token_hex(8)}")
     path.write_bytes(bytes(4096))
     with path.open("r+b") as file:
         kept.append(mmap.mmap(file.fileno(), 4096))
+    left.extend([path.name, f"sem.{kept[0]._semlock.name[1:]}"])
 
 
 kept: list[Any] = []
+left: list[str] = []
+
+
+def _witness(path: str) -> None:
+    """Write down what this process will leave, and whether another one runs that does so too."""
+    file = open(path, "a")  # noqa: SIM115 - locked for as long as this process runs
+    file.write("".join(f"{name}\n" for name in left))
+    file.flush()
+    kept.append(file)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with open(f"{path}.overlaps", "a") as overlaps:
+            overlaps.write(f"{os.getpid()} at {time.monotonic()}\n")
+        threading.Thread(target=fcntl.flock, args=(file, fcntl.LOCK_EX), daemon=True).start()
 
 
 def _misbehave_at_start(faults: set[str]) -> None:
@@ -180,6 +198,7 @@ def main() -> None:
     """Serve until told to stop."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=int(os.environ.get("STUB_PORT", "0")))
+    parser.add_argument("--witness", help="file for what servers of one key leave, and overlap")
     parser.add_argument("--model", required=True)
     parser.add_argument("--faults", default="")
     parser.add_argument("--start-s", type=float, default=0.0)
@@ -189,6 +208,8 @@ def main() -> None:
     given = parser.parse_args()
     faults = set(given.faults.split(","))
     _misbehave_at_start(faults)
+    if given.witness:
+        _witness(given.witness)
     time.sleep(given.start_s)
     while given.start_when and not Path(given.start_when).exists():
         time.sleep(0.02)

@@ -96,8 +96,11 @@ def make_private(folder: Path) -> Path:
         StateFolderError: It cannot be created, belongs to another user, or is open to others.
     """
     try:
-        folder.parent.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
-        folder.mkdir(mode=_PRIVATE, exist_ok=True)
+        # One by one: ``parents=True`` would open missing parents to others, and one of them may be
+        # a folder of ours that another process has just removed.
+        missing = [each for each in (folder, *folder.parents) if not each.exists()]
+        for each in reversed(missing):
+            each.mkdir(mode=_PRIVATE, exist_ok=True)
     except OSError as error:
         raise StateFolderError(
             f"{folder} cannot be created ({error.strerror}). {os_errors.advice(error)} "

@@ -194,6 +194,8 @@ class Supervisor:
             return outcome
         if problem := self._problem(plan, outcome):
             return problem
+        # The last time that a start is watched: a server that is killed tells nobody what it had.
+        self._shared_memory.update(server.members, at_once=True)
         self._publish(
             state=State.READY,
             endpoint=replace(outcome, canary=()),
@@ -324,6 +326,7 @@ class Supervisor:
             state=State.STOPPING, reason=reason, stopped_by_user=by_user, progress=""
         )
         if self._server is not None:
+            self._shared_memory.update(self._server.members, at_once=True)
             self._server.terminate()
             deadline = time.monotonic() + self.record.drain_s
             while self._server.reap() is None and (left := deadline - time.monotonic()) > 0:
