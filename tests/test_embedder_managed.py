@@ -15,7 +15,7 @@ import stubs.server
 import waiting
 from emberd import Embedder, Manager
 from emberd.errors import PoisonTextError, ServerStoppedError
-from emberd.manager import State
+from emberd.manager import State, idle
 from homes import Stub, home, manager, stub
 
 __all__ = ["home", "manager", "stub"]
@@ -71,6 +71,37 @@ def test_what_a_person_stopped_between_two_jobs_is_started_by_the_next(
     manager.stop()
     query()
     assert embedder.ensure().start_id != before.start_id
+
+
+def test_use_on_an_event_loop_is_recorded_by_another_thread(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder.ensure()
+    threads: list[str] = []
+
+    def touch(_: str) -> bool:
+        threads.append(threading.current_thread().name)
+        return False
+
+    monkeypatch.setattr(idle, "touch", touch)
+    asyncio.run(embedder.aembed_query("hello"))
+    waiting.until(lambda: threads)
+    assert "MainThread" not in threads
+
+
+def test_job_on_an_event_loop_gets_an_error_after_a_stop(
+    embedder: Embedder, manager: Manager
+) -> None:
+    async def ingest() -> None:
+        await embedder.aembed_query("first")
+        slow = [f"{text} SLOW 0.05" for text in TEXTS]
+        job = asyncio.create_task(embedder.aembed_documents(slow))
+        await asyncio.to_thread(waiting.until, lambda: _served(embedder) > 10)
+        await asyncio.to_thread(manager.stop)
+        await job
+
+    with pytest.raises(ServerStoppedError):
+        asyncio.run(ingest())
 
 
 def test_what_a_person_stops_in_the_middle_of_a_job_stays_stopped(

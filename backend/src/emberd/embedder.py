@@ -446,8 +446,8 @@ class Embedder:
                 self._settings,
                 reconnect=self._handle.areconnect if self._given_async_client is None else None,
                 restarts=self._settings.base_url is None,
-                on_use=self._handle.used,
-                on_timeout=self._handle.report_unresponsive,
+                on_use=self._handle.aused,
+                on_timeout=self._handle.areport_unresponsive,
                 sdk_client=self._given_async_client,
                 cache=self._cache_adapter(),
             )

@@ -32,6 +32,7 @@ T = TypeVar("T")
 _LOG: Final = logging.getLogger("emberd")
 
 _READY_POLL_S: Final = 0.25
+_NOTE_EVERY_S: Final = 0.5
 _SAME_VECTOR: Final = 0.995
 """Minimum cosine of one text's vectors before and after a restart; bfloat16 is not exact."""
 
@@ -55,6 +56,8 @@ class ServerHandle(ForkAware):
         self._lock = threading.Lock()
         self._running_lock = threading.Lock()  # never held during a call
         self._running: dict[Hashable, Future[Any]] = {}
+        self._note: tuple[Endpoint, Future[None]] | None = None
+        self._noted_s = -math.inf
 
     def server(self, inspect: Callable[[], Endpoint] | None = None) -> Server:
         """Return the server; find or start it if there is none yet.
@@ -121,6 +124,23 @@ class ServerHandle(ForkAware):
         server = self._server
         if server is not None and server.origin != "given":
             self._manager().report_unresponsive(server)
+
+    def aused(self, endpoint: Endpoint) -> None:
+        """Like ``used``, on an event loop, which must not wait for files.
+
+        A thread does it, and an error of it is raised by a later call for the same server.
+        """
+        now = time.monotonic()
+        if now - self._noted_s < _NOTE_EVERY_S:
+            return
+        before, self._noted_s = self._note, now
+        self._note = endpoint, background.run(functools.partial(self.used, endpoint), "used")
+        if before is not None and before[0] == endpoint and before[1].done():
+            before[1].result()
+
+    def areport_unresponsive(self, endpoint: Endpoint) -> None:
+        """Like ``report_unresponsive``, on an event loop, which must not wait for files."""
+        background.run(functools.partial(self.report_unresponsive, endpoint), "report")
 
     def warn_of_cut(self, settings: Settings) -> None:
         """Warn, once for each length, if the model was not trained to have its vectors cut."""

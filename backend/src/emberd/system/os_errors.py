@@ -56,7 +56,8 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
 def raised_as(kind: type[EmberdError], hint: str = "") -> Iterator[None]:
     """Raise an error about a file as ``kind``, with what to do; also a decorator.
 
-    Only errors whose advice is known: a closed pipe or a refused connection is of another kind.
+    Only errors that name a file, or whose advice is known: a closed pipe or a refused connection is
+    of another kind.
 
     Args:
         kind: What to raise.
@@ -67,7 +68,7 @@ def raised_as(kind: type[EmberdError], hint: str = "") -> Iterator[None]:
     except EmberdError:
         raise
     except OSError as error:
-        if not advice(error):
+        if error.filename is None and not advice(error):
             raise
         path = error.filename if error.filename is not None else "A file or a connection"
         parts = f"{os.fsdecode(path)} cannot be used ({error.strerror}).", advice(error), hint
