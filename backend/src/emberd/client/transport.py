@@ -235,6 +235,7 @@ def _answer_of(error: Exception) -> Reply | TransportError:
 
     Raises:
         BadReplyError: The reply is too large or compressed.
+        EmberdError: The interpreter exits.
         SettingError: A header of a client that was passed in is not allowed in HTTP.
         Exception: ``error`` itself, when it is not about the network.
     """
@@ -259,6 +260,11 @@ def _answer_of(error: Exception) -> Reply | TransportError:
             "The request cannot be sent: a header, or the key in one, has characters that HTTP "
             "does not allow. Correct the api_key or the headers of the client passed in."
         ) from None
+    if "RuntimeError" in names and "shutdown" in text:
+        raise EmberdError(
+            f"An event loop cannot send requests while the interpreter exits ({text}). Embed "
+            f"before that, or call the synchronous method."
+        ) from error
     if names & _NOT_CONNECTED:
         return TransportError("refused", text)
     if names & _TOO_SLOW:

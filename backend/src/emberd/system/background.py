@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from emberd.errors import EmberdError
+
 T = TypeVar("T")
 
 
@@ -20,6 +22,9 @@ def run(call: Callable[[], T], name: str) -> Future[T]:
     Args:
         call: Called once.
         name: Name of the thread, shown by debuggers, with ``emberd-`` before it.
+
+    Raises:
+        EmberdError: No thread can be started.
     """
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()  # so that one waiter cannot cancel it for the others
@@ -33,5 +38,12 @@ def run(call: Callable[[], T], name: str) -> Future[T]:
             future.set_result(result)
 
     context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(work,), name=f"emberd-{name}", daemon=True).start()
+    thread = threading.Thread(target=context.run, args=(work,), name=f"emberd-{name}", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:  # Python 3.12 and newer start none while they exit
+        raise EmberdError(
+            f"No thread can be started ({error}). Embed before the program exits, or raise the "
+            f"limit of processes (`ulimit -u`)."
+        ) from error
     return future
