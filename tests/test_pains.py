@@ -1,4 +1,4 @@
-"""``docs/pains.md`` names tests that exist."""
+"""``docs/pains.md`` and ``docs/robustness.md`` name tests that exist."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import pytest
 
 from source_tree import ROOT, Function
 
-_PAGE: Final = (ROOT / "docs" / "pains.md").read_text(encoding="utf-8")
+_PAGES: Final = "\n".join(
+    (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("pains.md", "robustness.md")
+)
 # All that looks like the name of a test, so that a slip of the pen is found as well.
-_NAMES: Final = sorted(set(re.findall(r"`([^`\s]*::[^`]*)`", _PAGE)))
+_NAMES: Final = sorted(set(re.findall(r"`([^`\s]*\.py::[^`\s]*)`", _PAGES)))
 
 
 @cache
