@@ -15,8 +15,10 @@ import waiting
 
 _CALL: Final = re.compile(r"^(?:(\d+) +)?(\w+)\(")
 _INJECTED: Final = re.compile(r"^(.*)\(INJECTED", re.MULTILINE)
+_KILLED: Final = re.compile(r"^(.*\)) += \?$", re.MULTILINE)
 _ATTACHED: Final = "attached"
 _ALIKE: Final = 2
+_LETS_GO_S: Final = 3.0
 
 
 class Strace:
@@ -42,6 +44,8 @@ class Strace:
             inject: What strace's option is given, such as ``openat:error=EIO:when=3``.
             follow: Trace what it starts, and its threads, too.
         """
+        # A call that kills its process has no result.
+        self._pattern = _KILLED if "signal=KILL" in inject else _INJECTED
         self._log = folder / "strace.log"
         self._messages = folder / "strace.messages"
         command = ["strace", "-y", "-o", str(self._log), "-e", f"trace={','.join(calls)}"]
@@ -63,18 +67,28 @@ class Strace:
     def injected(self) -> str:
         """The call that was changed; empty if none was yet."""
         text = self._log.read_text(errors="replace") if self._log.exists() else ""
-        found = _INJECTED.search(text)
+        found = self._pattern.search(text)
         return found[1].strip() if found else ""
 
-    def let_go_if_injected(self) -> None:
-        """Let go of all processes once a call was changed: no second one shall be."""
-        if not self._ended() and self.injected:
+    def let_go_if_injected(self) -> bool:
+        """Let go of all processes once a call was changed: no second one shall be.
+
+        Returns:
+            Whether it let go now.
+        """
+        is_due = not self._ended() and bool(self.injected)
+        if is_due:
             self.let_go()
+        return is_due
 
     def let_go(self) -> None:
         """Let go of all processes; they continue."""
         self._process.terminate()
-        self._process.wait()
+        try:
+            self._process.wait(_LETS_GO_S)
+        except subprocess.TimeoutExpired:  # the kernel then lets go
+            self._process.kill()
+            self._process.wait()
 
     def calls(self, pid: int | None = None) -> dict[str, list[int]]:
         """Return which of the calls are worth changing, by name, counted from 1.
