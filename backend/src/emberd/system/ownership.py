@@ -103,7 +103,7 @@ def check_private(folder: Path, variable: str = "EMBERD_HOME") -> None:
         instead += " A file server may give root's files to another user: run emberd as a user."
     try:
         facts = _folder(folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, StateFolderError):
         raise
     except OSError as error:  # part of its path is a file, too long, or closed to this user
         raise StateFolderError(
