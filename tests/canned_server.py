@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import subprocess
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -23,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from managed import environment
+from server_process import server_process
 
 MODEL: Final = "Qwen/Qwen3-Embedding-4B"
 DIMENSIONS: Final = 2560
@@ -56,17 +55,10 @@ def canned_server(
         sleep_s: How long it takes over each request of embeddings, in seconds.
         serial: It takes up one request after another.
     """
-    command = [sys.executable, __file__, "--model", model, "--dimensions", str(dimensions)]
-    command += ["--sleep", str(sleep_s), *(["--floats"] * floats), *(["--serial"] * serial)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().strip()
-        finally:
-            process.stdin.close()  # which ends it
+    options = ["--model", model, "--dimensions", str(dimensions), "--sleep", str(sleep_s)]
+    options += [*(["--floats"] * floats), *(["--serial"] * serial)]
+    with server_process(__file__, *options) as url:
+        yield url
 
 
 def expected(texts: Iterable[str], dimensions: int = DIMENSIONS) -> npt.NDArray[np.float32]:

@@ -11,9 +11,11 @@ import asyncio
 import base64
 import hashlib
 import json
+import sys
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self, cast
@@ -22,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emberd.endpoint import Endpoint
+from server_process import server_process
 
 MODEL: Final = "test/model"
 QWEN: Final = "Qwen/Qwen3-Embedding-0.6B"
@@ -153,7 +156,7 @@ class FakeServer:
         """Answer so many requests of embeddings with these statuses, in SGLang's form."""
         for status in statuses:
             shown = {name.replace("_", "-"): value for name, value in headers.items()}
-            self.first.append(Answer(status, _error(status, "try later"), shown))
+            self.first.append(Answer(status, error_body(status, "try later"), shown))
 
     def die(self) -> None:
         """Go away as a killed process does: connections are reset, new ones refused."""
@@ -224,10 +227,10 @@ class FakeServer:
 
     async def _respond(self, request: Request, writer: asyncio.StreamWriter) -> None:
         if self.api_key and request.headers.get("authorization") != f"Bearer {self.api_key}":
-            await _send(writer, Answer(401, b'{"error":"Unauthorized"}'))
+            await send(writer, Answer(401, b'{"error":"Unauthorized"}'))
             return
         if request.path in self.closed:
-            await _send(writer, Answer(self.closed[request.path], b'{"error":"Forbidden"}'))
+            await send(writer, Answer(self.closed[request.path], b'{"error":"Forbidden"}'))
             return
         self._in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self._in_flight)
@@ -276,7 +279,7 @@ class FakeServer:
 
     async def _tokenize(self, request: Request, writer: asyncio.StreamWriter) -> None:
         if not self.has_tokenizer:
-            await _send(writer, Answer(self.status_without_route, b'{"detail":"No such route"}'))
+            await send(writer, Answer(self.status_without_route, b'{"detail":"No such route"}'))
             return
         ids = self._ids(request.body["prompt"])
         await send_json(
@@ -285,7 +288,7 @@ class FakeServer:
 
     async def _embeddings(self, request: Request, writer: asyncio.StreamWriter) -> None:
         if self.first:
-            await _send(writer, self.first.popleft())
+            await send(writer, self.first.popleft())
             return
         inputs = request.body["input"]
         if _holds(inputs, self.deadly):
@@ -300,7 +303,7 @@ class FakeServer:
             return
         refusal = self._refusal(inputs)
         if refusal is not None:
-            await _send(writer, Answer(400, _error(400, refusal)))
+            await send(writer, Answer(400, error_body(400, refusal)))
             return
         await self._send_vectors(self._reply(request.body, inputs), writer)
 
@@ -386,11 +389,11 @@ class FakeServer:
         body = json.dumps(reply).encode()
         match self.fault:
             case "html":
-                await _send(writer, Answer(200, b"<!doctype html><h1>Welcome to nginx!</h1>"))
+                await send(writer, Answer(200, b"<!doctype html><h1>Welcome to nginx!</h1>"))
             case "text":
-                await _send(writer, Answer(200, b"OK"))
+                await send(writer, Answer(200, b"OK"))
             case "cut":
-                await _send(writer, Answer(200, body[: len(body) // 2]))
+                await send(writer, Answer(200, body[: len(body) // 2]))
             case "reset_late":
                 writer.write(_head(200, len(body), {}) + body[: len(body) // 2])
                 await writer.drain()
@@ -404,9 +407,9 @@ class FakeServer:
                 writer.write(_head(400, len(body), {}))
                 await _drip(writer, body)
             case "garbled":
-                await _send(writer, Answer(200, body, {"content-encoding": "gzip"}))
+                await send(writer, Answer(200, body, {"content-encoding": "gzip"}))
             case _:
-                await _send(writer, Answer(200, body))
+                await send(writer, Answer(200, body))
 
 
 class _Tracked(asyncio.StreamReaderProtocol):
@@ -434,14 +437,14 @@ def _encode(row: Vector, packed: bool) -> Any:
     return base64.b64encode(row.astype("<f4").tobytes()).decode() if packed else row.tolist()
 
 
-def _error(status: int, message: str) -> bytes:
+def error_body(status: int, message: str) -> bytes:
     return json.dumps(
         {"object": "error", "message": message, "type": "Error", "param": None, "code": status}
     ).encode()
 
 
 async def _not_found(request: Request, writer: asyncio.StreamWriter) -> None:
-    await _send(writer, Answer(404, b'{"detail":"Not Found"}'))
+    await send(writer, Answer(404, b'{"detail":"Not Found"}'))
 
 
 async def _drip(writer: asyncio.StreamWriter, data: bytes) -> None:
@@ -452,10 +455,10 @@ async def _drip(writer: asyncio.StreamWriter, data: bytes) -> None:
 
 
 async def send_json(writer: asyncio.StreamWriter, body: Any) -> None:
-    await _send(writer, Answer(200, json.dumps(body).encode()))
+    await send(writer, Answer(200, json.dumps(body).encode()))
 
 
-async def _send(writer: asyncio.StreamWriter, answer: Answer) -> None:
+async def send(writer: asyncio.StreamWriter, answer: Answer) -> None:
     writer.write(_head(answer.status, len(answer.body), answer.headers) + answer.body)
     await writer.drain()
 
@@ -477,3 +480,18 @@ async def _read(reader: asyncio.StreamReader) -> Request | None:
     headers = {name.strip().lower(): value.strip() for name, value in pairs}
     body = await reader.readexactly(int(headers.get("content-length", 0)))
     return Request(method, path, headers, json.loads(body) if body else None)
+
+
+@contextmanager
+def fake_server_process(model: str, dimensions: int) -> Iterator[str]:
+    """Run a ``FakeServer`` in a process of its own while the context lasts, and give its URL."""
+    with server_process(__file__, model, str(dimensions)) as url:
+        yield url
+
+
+if __name__ == "__main__":
+    with FakeServer(
+        model=sys.argv[1], dimensions=int(sys.argv[2]), context_tokens=32_768
+    ) as running:
+        print(running.url, flush=True)
+        sys.stdin.read()

@@ -11,7 +11,7 @@ import asyncio
 import json
 from typing import Any
 
-from fake_server import Answer, FakeServer, Request, Route, _error, _send, send_json
+from fake_server import Answer, FakeServer, Request, Route, error_body, send, send_json
 
 
 class Other(FakeServer):
@@ -102,7 +102,7 @@ class Vllm(Other):
             return
         status, message = refusal
         error = {"message": message, "type": "BadRequestError", "param": None, "code": status}
-        await _send(writer, Answer(status, json.dumps({"error": error}).encode()))
+        await send(writer, Answer(status, json.dumps({"error": error}).encode()))
 
     def _refused(self, body: dict[str, Any]) -> tuple[int, str] | None:
         if body["model"] != (self.named or self.model):
@@ -173,7 +173,7 @@ class LlamaCpp(Other):
             status, error = 400, {"message": message, "type": "exceed_context_size_error"}
         if error:
             body = {"error": {"code": status, **error}}
-            await _send(writer, Answer(status, json.dumps(body).encode()))
+            await send(writer, Answer(status, json.dumps(body).encode()))
             return
         await super()._embeddings(request, writer)
 
@@ -222,7 +222,7 @@ class Generator(FakeServer):
             "This model does not appear to be an embedding model by default. Please add "
             "`--is-embedding` when launching the server or try another model."
         )
-        await _send(writer, Answer(400, _error(400, message)))
+        await send(writer, Answer(400, error_body(400, message)))
 
 
 class ShortOfMemory(FakeServer):

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from fake_server import QWEN, Answer, FakeServer, Request, _send
+from fake_server import QWEN, Answer, FakeServer, Request, send
 
 KEY: Final = "the-right-key"
 _FOLDER: Final = Path(__file__).parent / "sglang_routes"
@@ -48,7 +48,7 @@ class RecordedSglang(FakeServer):
         if entry["status"] == 200 and route in _COMPUTED:
             await self.routes()[request.path](request, writer)
         else:
-            await _send(writer, Answer(entry["status"], self._body(entry["body"])))
+            await send(writer, Answer(entry["status"], self._body(entry["body"])))
 
     def _kind(self, request: Request) -> str:
         sent = request.headers.get("authorization")

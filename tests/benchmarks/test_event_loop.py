@@ -19,7 +19,7 @@ import pytest
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from emberd import Embedder, ato_lists
-from fake_server_process import fake_server_process
+from fake_server import fake_server_process
 from langchain_emberd import EmberdEmbeddings
 from llama_index.embeddings.emberd import EmberdEmbedding
 

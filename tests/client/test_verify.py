@@ -314,7 +314,7 @@ def test_a_model_served_under_another_name_is_known_by_its_path() -> None:
             import fake_server
 
             body = b'{"data": [{"id": "embedder", "owned_by": "sglang"}]}'
-            await fake_server._send(writer, Answer(200, body))
+            await fake_server.send(writer, Answer(200, body))
 
     with Renamed(model=QWEN, dimensions=1024) as server:
         assert _by_urllib(server, ServerSpec(model=QWEN)).model == "embedder"
