@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
+import json
 import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
+import numpy as np
 import psutil
 import pytest
 
 import waiting
 from embedding import KINDS, Kind, embed
 from emberd import probe
+from emberd.client import wire
 from emberd.client.clients import Client
-from emberd.client.transport import Session
+from emberd.client.loopback import LoopbackSession
+from emberd.client.transport import AsyncSession, Session
 from emberd.client.verify import verify
-from emberd.client.wire import Reply, Request
+from emberd.client.wire import Reply, Request, TransportError
 from emberd.endpoint import Endpoint
 from emberd.errors import EmberdError, RequestTimeoutError
 from emberd.settings import ServerSpec, Settings
-from fake_server import MODEL, FakeServer
+from fake_server import MODEL, FakeServer, vector_of
 from raw_server import Answering, Asked, drip, raw_server, reply
 
 # Generous: what is not bounded takes for ever here.
@@ -187,3 +192,46 @@ def test_long_text_that_times_out_is_named_and_not_sent_again(kind: Kind) -> Non
         with pytest.raises(RequestTimeoutError, match="text 0"):
             embed(kind, server.endpoint, [text], timeout=0.5)
         assert server.embedded == [[text]]
+
+
+def _twice(cut: int) -> Answering:
+    """Answer each request twice, the second time without the last ``cut`` bytes."""
+
+    def answer(asked: Asked, connection: socket.socket) -> None:
+        texts = asked.json()["input"]
+        entries = [
+            {"index": index, "embedding": vector_of(text).tolist()}
+            for index, text in enumerate(texts)
+        ]
+        whole = reply(json.dumps({"data": entries, "model": MODEL}).encode())
+        connection.sendall(whole + whole[: len(whole) - cut])
+
+    return answer
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20, 200])
+@pytest.mark.parametrize("kind", ["threads", "tasks", "sdk"])
+def test_second_answer_to_a_request_is_not_taken_for_that_to_the_next(kind: str, cut: int) -> None:
+    requests = [wire.embed_request(MODEL, [f"text {n}"], None, native=16) for n in range(6)]
+    with raw_server(_twice(cut)) as server:
+        endpoint = Endpoint(server.url, MODEL, 16)
+
+        async def asked() -> list[Reply | TransportError]:
+            of_loop = await AsyncSession.open(endpoint, 1, 5)
+            try:
+                return [await of_loop.send(each) for each in requests]
+            finally:
+                await of_loop.close()
+
+        if kind == "tasks":
+            answers = asyncio.run(asked())
+        else:
+            opened = Session.open(endpoint, 1, 5) if kind == "sdk" else LoopbackSession(endpoint, 5)
+            answers = [opened.send(each) for each in requests]
+    right = 0
+    for number, answer in enumerate(answers):
+        if isinstance(answer, Reply):
+            (vector,) = wire.read_embeddings(answer.body, 1, 16).vectors
+            assert np.allclose(np.array(vector, np.float32), vector_of(f"text {number}"))
+            right += 1
+    assert right >= len(requests) // 2

@@ -10,7 +10,9 @@ import functools
 import os
 import socket
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final
 
 from emberd.system import fork, listeners
@@ -26,6 +28,11 @@ again, because the allocator takes them from the kernel each time and gives them
 _TCP: Final = "connection.connect_tcp.complete"
 _SENDS: Final = ".send_"  # of http11 and http2: request headers, bodies, settings
 _CONNECTED: Final = (_TCP, "connection.start_tls.complete")
+
+_REQUESTS: Final = (b"POST ", b"GET ")
+_REPLY: Final = b"HTTP/1."
+_TWICE: Final = "the server answered an earlier request twice"
+_TURN: Final[ContextVar[Turn | None]] = ContextVar("turn", default=None)
 
 
 class Sockets(fork.ForkAware):
@@ -51,20 +58,23 @@ class Sockets(fork.ForkAware):
             ListenerChangedError: It leads to another listener and is closed; or a request is about
                 to be sent although no connection was ever checked.
         """
-        if (error := self._note(event, info, _read)) is not None:
+        if (error := self._note(event, info, _read, _write)) is not None:
             info["return_value"].close()
             raise error
-        if event in _CONNECTED:
-            stream = info["return_value"]
-            stream.write = functools.partial(_write, weakref.ref(stream))
 
     async def anote(self, event: str, info: dict[str, Any]) -> None:
         """Do as ``note``, for an asynchronous client, whose deadlines are the loop's."""
-        if (error := self._note(event, info, _aread)) is not None:
+        if (error := self._note(event, info, _aread, _awrite)) is not None:
             await info["return_value"].aclose()
             raise error
 
-    def _note(self, event: str, info: dict[str, Any], read: Callable[..., Any]) -> OSError | None:
+    def _note(
+        self,
+        event: str,
+        info: dict[str, Any],
+        read: Callable[..., Any],
+        write: Callable[..., Any],
+    ) -> OSError | None:
         """Take note of a new connection; return an error if it must be closed."""
         # The check depends on the name of an event, which another version of httpx may change.
         if self._listener is not None and not self._has_checked and _SENDS in event:
@@ -84,6 +94,7 @@ class Sockets(fork.ForkAware):
             self._has_checked = True
         self._streams.add(stream)
         stream.read = functools.partial(read, weakref.ref(stream))
+        stream.write = functools.partial(write, weakref.ref(stream))
         return None
 
     def after_fork_in_child(self) -> None:
@@ -106,6 +117,57 @@ class Sockets(fork.ForkAware):
         self._streams = weakref.WeakSet()
 
 
+class Turn:
+    """Whether the reply to a request came after the request.
+
+    A server, or a proxy, that answers a request twice leaves the second answer in httpcore's
+    buffer, and the next request on the connection would get it: vectors of other texts.
+    """
+
+    def __init__(self) -> None:
+        self._is_awaited = False
+
+    def sent(self, piece: bytes) -> None:
+        """Note what is sent; a proxy may be asked for the connection before."""
+        if piece.startswith(_REQUESTS):
+            self._is_awaited = True
+
+    def received(self, piece: bytes) -> None:
+        """Note what was read.
+
+        Raises:
+            ConnectionError: It is the rest of an earlier reply.
+        """
+        if self._is_awaited and piece and not piece.startswith(_REPLY[: len(piece)]):
+            raise ConnectionError(_TWICE)
+        self._is_awaited = self._is_awaited and not piece
+
+    def check(self) -> None:
+        """Check a reply whose head has been read.
+
+        Raises:
+            ConnectionError: It was there before the request.
+        """
+        if self._is_awaited:
+            raise ConnectionError(_TWICE)
+
+
+@contextmanager
+def turn() -> Iterator[None]:
+    """Follow the request that this thread or task sends during the block."""
+    outer = _TURN.set(Turn())
+    try:
+        yield
+    finally:
+        _TURN.reset(outer)
+
+
+def check_turn() -> None:
+    """Check the reply to the request of this thread or task, as ``Turn.check`` does."""
+    if (mine := _TURN.get()) is not None:
+        mine.check()
+
+
 # These replace methods of a network stream of httpcore's. By a weak reference: the stream holds the
 # function, and is to be freed without a collection.
 
@@ -113,12 +175,17 @@ class Sockets(fork.ForkAware):
 def _read(of: weakref.ref[Any], max_bytes: int, timeout: float | None = None) -> Any:
     """Read a large piece, within the exchange of the thread."""
     stream: Any = of()
-    return type(stream).read(stream, max(max_bytes, READ_BYTES), _use(stream, timeout))
+    piece = type(stream).read(stream, max(max_bytes, READ_BYTES), _use(stream, timeout))
+    if (mine := _TURN.get()) is not None:
+        mine.received(piece)
+    return piece
 
 
 def _write(of: weakref.ref[Any], buffer: bytes, timeout: float | None = None) -> None:
     """Write, within the exchange of the thread."""
     stream: Any = of()
+    if (mine := _TURN.get()) is not None:
+        mine.sent(buffer)
     type(stream).write(stream, buffer, _use(stream, timeout))
 
 
@@ -135,4 +202,15 @@ def _use(stream: Any, timeout: float | None) -> float | None:
 async def _aread(of: weakref.ref[Any], max_bytes: int, *more: Any, **named: Any) -> Any:
     """Read a large piece."""
     stream: Any = of()
-    return await type(stream).read(stream, max(max_bytes, READ_BYTES), *more, **named)
+    piece = await type(stream).read(stream, max(max_bytes, READ_BYTES), *more, **named)
+    if (mine := _TURN.get()) is not None:
+        mine.received(piece)
+    return piece
+
+
+async def _awrite(of: weakref.ref[Any], buffer: bytes, *more: Any, **named: Any) -> None:
+    """Write."""
+    stream: Any = of()
+    if (mine := _TURN.get()) is not None:
+        mine.sent(buffer)
+    await type(stream).write(stream, buffer, *more, **named)
