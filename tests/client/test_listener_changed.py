@@ -285,3 +285,22 @@ def test_a_stranger_at_the_address_of_a_given_server_gets_no_text(twin: str) -> 
         taken.close()
         assert b"/v1/embeddings" not in taken.received
         embedder.close()
+
+
+class _Stream:
+    """A network stream of httpcore's."""
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        raise NotImplementedError
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("of", ["connection", "proxy", "socks"])
+@pytest.mark.parametrize("step", ["connect_tcp", "start_tls"])
+def test_connections_through_a_proxy_are_followed_too(of: str, step: str) -> None:
+    """As httpcore names them; otherwise they would be neither bounded nor closed in a child."""
+    stream = _Stream()
+    sockets.Sockets().note(f"{of}.{step}.complete", {"return_value": stream})
+    assert {"read", "write"} <= set(vars(stream))

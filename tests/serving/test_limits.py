@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 import waiting
 from emberd import probe
+from emberd.serving import connections
 from emberd.serving.service import ServedModel, Service
 from fake_encoder import FakeEncoder
 from served import KEY, Served, command, serving, started
@@ -25,7 +28,7 @@ FEW_DESCRIPTORS = ["sh", "-c", 'ulimit -n 400; exec "$@"', "sh"]
 IMPATIENT = """
 import sys
 from emberd.serving import __main__ as process, connections
-connections._STRANGER_S = 1.0
+connections._WITHOUT_KEY_S = 1.0
 sys.exit(process.main())
 """
 
@@ -129,3 +132,31 @@ def test_health_probes_share_one_text() -> None:
         return sum(map(len, fake.batches))
 
     assert asyncio.run(probed()) <= 2  # and one that the server sends when it has loaded
+
+
+class _Connection:
+    """A connection as ``Connections`` sees it."""
+
+    def __init__(self, *, is_busy: bool) -> None:
+        self.is_busy = is_busy
+        self.is_closed = False
+        self.loop = asyncio.get_running_loop()
+        self.since_s = time.monotonic()
+
+    def abort(self) -> None:
+        self.is_closed = True
+
+
+@pytest.mark.parametrize("is_busy", [True, False])
+async def test_busy_clients_are_never_closed_for_another_one(
+    monkeypatch: pytest.MonkeyPatch, is_busy: bool
+) -> None:
+    monkeypatch.setattr(connections, "_MOST_CONNECTIONS", 3)
+    counted = connections.Connections()
+    clients: list[Any] = [_Connection(is_busy=is_busy) for _ in range(4)]
+    admitted = []
+    for client in clients:
+        counted.add(client)
+        admitted.append(counted.admit(client))
+    assert admitted == [True, True, True, not is_busy]
+    assert [client.is_closed for client in clients] == [not is_busy, False, False, False]

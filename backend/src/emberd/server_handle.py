@@ -12,12 +12,19 @@ import time
 import warnings
 from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import Future
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from emberd import env
 from emberd.endpoint import Endpoint
-from emberd.errors import MissingKeyError, ServerMismatchError, ServerUnavailableError, SettingError
+from emberd.errors import (
+    EmberdError,
+    MissingKeyError,
+    ServerMismatchError,
+    ServerUnavailableError,
+    SettingError,
+)
 from emberd.settings import ServerSpec, Settings
 from emberd.system import background, fork, listeners
 from emberd.system.fork import ForkAware
@@ -134,13 +141,15 @@ class ServerHandle(ForkAware):
         if now - self._noted_s < _NOTE_EVERY_S:
             return
         before, self._noted_s = self._note, now
-        self._note = endpoint, background.run(functools.partial(self.used, endpoint), "used")
+        with suppress(EmberdError):  # no thread can be started; the reply is there
+            self._note = endpoint, background.run(functools.partial(self.used, endpoint), "used")
         if before is not None and before[0] == endpoint and before[1].done():
             before[1].result()
 
     def areport_unresponsive(self, endpoint: Endpoint) -> None:
         """Like ``report_unresponsive``, on an event loop, which must not wait for files."""
-        background.run(functools.partial(self.report_unresponsive, endpoint), "report")
+        with suppress(EmberdError):
+            background.run(functools.partial(self.report_unresponsive, endpoint), "report")
 
     def warn_of_cut(self, settings: Settings) -> None:
         """Warn, once for each length, if the model was not trained to have its vectors cut."""

@@ -147,6 +147,7 @@ class LoopbackSession(fork.ForkAware):
 
 
 class _Connection(BoundedConnection):
+    auto_open = 0  # a connection that http.client opens by itself would not be checked
     used_s = 0.0
 
     def is_old(self) -> bool:

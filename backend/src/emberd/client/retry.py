@@ -27,7 +27,7 @@ class RetryPolicy:
         timeout_tries: Tries when there is no answer in time: each costs a whole timeout.
         failure_tries: Tries when the server fails with status 500.
         busy_s: How long to retry while the server says it is busy, in seconds.
-        total_s: No try begins later than this after the first, in seconds.
+        total_s: No further try is planned later than this after the first, in seconds.
         first_s: Longest pause before the second try, in seconds; it doubles from try to try.
         longest_s: Longest pause of all, in seconds.
         longest_retry_after_s: Longest pause that a server may ask for, in seconds.

@@ -27,12 +27,13 @@ again, because the allocator takes them from the kernel each time and gives them
 
 _TCP: Final = "connection.connect_tcp.complete"
 _SENDS: Final = ".send_"  # of http11 and http2: request headers, bodies, settings
-_CONNECTED: Final = (_TCP, "connection.start_tls.complete")
+# With any prefix: a proxy's connections have their own.
+_CONNECTED: Final = (".connect_tcp.complete", ".start_tls.complete")
 
 _REQUESTS: Final = (b"POST ", b"GET ")
 _REPLY: Final = b"HTTP/1."
 _TWICE: Final = "the server answered an earlier request twice"
-_TURN: Final[ContextVar[Turn | None]] = ContextVar("turn", default=None)
+_ORDER: Final[ContextVar[ReplyOrder | None]] = ContextVar("reply_order", default=None)
 
 
 class Sockets(fork.ForkAware):
@@ -82,7 +83,7 @@ class Sockets(fork.ForkAware):
                 "the connection could not be checked, because this version of httpx does not "
                 "report new connections as the tested versions do. Install an earlier version"
             )
-        if event not in _CONNECTED:
+        if not event.endswith(_CONNECTED):
             return None
         stream = info["return_value"]
         # Before the TLS handshake, which is on the same connection.
@@ -117,7 +118,7 @@ class Sockets(fork.ForkAware):
         self._streams = weakref.WeakSet()
 
 
-class Turn:
+class ReplyOrder:
     """Whether the reply to a request came after the request.
 
     A server, or a proxy, that answers a request twice leaves the second answer in httpcore's
@@ -153,18 +154,18 @@ class Turn:
 
 
 @contextmanager
-def turn() -> Iterator[None]:
+def reply_order() -> Iterator[None]:
     """Follow the request that this thread or task sends during the block."""
-    outer = _TURN.set(Turn())
+    outer = _ORDER.set(ReplyOrder())
     try:
         yield
     finally:
-        _TURN.reset(outer)
+        _ORDER.reset(outer)
 
 
-def check_turn() -> None:
-    """Check the reply to the request of this thread or task, as ``Turn.check`` does."""
-    if (mine := _TURN.get()) is not None:
+def check_order() -> None:
+    """Check the reply to the request of this thread or task, as ``ReplyOrder.check`` does."""
+    if (mine := _ORDER.get()) is not None:
         mine.check()
 
 
@@ -175,8 +176,9 @@ def check_turn() -> None:
 def _read(of: weakref.ref[Any], max_bytes: int, timeout: float | None = None) -> Any:
     """Read a large piece, within the exchange of the thread."""
     stream: Any = of()
-    piece = type(stream).read(stream, max(max_bytes, READ_BYTES), _use(stream, timeout))
-    if (mine := _TURN.get()) is not None:
+    with _using(stream, timeout) as left_s:
+        piece = type(stream).read(stream, max(max_bytes, READ_BYTES), left_s)
+    if (mine := _ORDER.get()) is not None:
         mine.received(piece)
     return piece
 
@@ -184,26 +186,33 @@ def _read(of: weakref.ref[Any], max_bytes: int, timeout: float | None = None) ->
 def _write(of: weakref.ref[Any], buffer: bytes, timeout: float | None = None) -> None:
     """Write, within the exchange of the thread."""
     stream: Any = of()
-    if (mine := _TURN.get()) is not None:
+    if (mine := _ORDER.get()) is not None:
         mine.sent(buffer)
-    type(stream).write(stream, buffer, _use(stream, timeout))
+    with _using(stream, timeout) as left_s:
+        type(stream).write(stream, buffer, left_s)
 
 
-def _use(stream: Any, timeout: float | None) -> float | None:
-    """Have the exchange of the thread use ``stream``; return the time for the next step."""
+@contextmanager
+def _using(stream: Any, timeout: float | None) -> Iterator[float | None]:
+    """Have the exchange of the thread use ``stream`` for one step, and give the time for it."""
     exchange = current()
     if exchange is None:
-        return timeout
+        yield timeout
+        return
     exchange.use(stream.get_extra_info("socket"))
-    left_s = exchange.left_s()
-    return left_s if timeout is None else min(timeout, left_s)
+    try:
+        left_s = exchange.left_s()
+        yield left_s if timeout is None else min(timeout, left_s)
+    finally:
+        # After the last step the connection may be another request's before this one has ended.
+        exchange.use(None)
 
 
 async def _aread(of: weakref.ref[Any], max_bytes: int, *more: Any, **named: Any) -> Any:
     """Read a large piece."""
     stream: Any = of()
     piece = await type(stream).read(stream, max(max_bytes, READ_BYTES), *more, **named)
-    if (mine := _TURN.get()) is not None:
+    if (mine := _ORDER.get()) is not None:
         mine.received(piece)
     return piece
 
@@ -211,6 +220,6 @@ async def _aread(of: weakref.ref[Any], max_bytes: int, *more: Any, **named: Any)
 async def _awrite(of: weakref.ref[Any], buffer: bytes, *more: Any, **named: Any) -> None:
     """Write."""
     stream: Any = of()
-    if (mine := _TURN.get()) is not None:
+    if (mine := _ORDER.get()) is not None:
         mine.sent(buffer)
     await type(stream).write(stream, buffer, *more, **named)

@@ -26,7 +26,7 @@ from typing import Any, Final
 from emberd.client import loopback
 from emberd.client.limits import LoopLocal
 from emberd.client.loopback import CONNECT_S, KEEP_IDLE_S, NO_KEY, LoopbackSession
-from emberd.client.sockets import Sockets, check_turn, turn
+from emberd.client.sockets import Sockets, check_order, reply_order
 from emberd.client.wire import (
     MOST_BYTES,
     Reply,
@@ -226,7 +226,7 @@ async def _aread_reply(response: Any, most_bytes: int) -> Reply:
 
 
 def _empty_body(response: Any, most_bytes: int) -> Body:
-    check_turn()
+    check_order()
     check_encoding(response.status_code, response.headers.get("content-encoding"))
     return Body(most_bytes, response.status_code)
 
@@ -330,7 +330,7 @@ class Session(_SessionBase):
     def _send(self, request: Request, exchange: Exchange) -> Reply | TransportError:
         try:
             call = _sdk_call(self._client, request, exchange.left_s())
-            with bounded(exchange), turn(), closing(call()) as response:
+            with bounded(exchange), reply_order(), closing(call()) as response:
                 return _read_reply(response, request.most_bytes)
         except Exception as error:  # noqa: BLE001 - what is not of the network is raised again
             return _answer_of(error)
@@ -431,7 +431,7 @@ class AsyncSession(_SessionBase):
         try:
             async with asyncio.timeout(timeout_s):
                 call = _sdk_call(self._client, request, timeout_s)
-                with turn():
+                with reply_order():
                     response = await call()
                     async with aclosing(response):
                         return await _aread_reply(response, request.most_bytes)

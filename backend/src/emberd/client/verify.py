@@ -29,7 +29,7 @@ from emberd.errors import BadReplyError, ServerMismatchError, ServerUnavailableE
 from emberd.probe import MODEL_INFO, MODELS, OLD_MODEL_INFO
 from emberd.settings import ServerSpec
 from emberd.system import listeners
-from emberd.system.bounded_http import bounded
+from emberd.system.bounded_http import ReplyTooLargeError, bounded
 from emberd.system.listeners import Listener, ListenerChangedError
 
 TIMEOUT_S: Final = 60.0
@@ -345,6 +345,8 @@ def _send(
         if isinstance(reason, ValueError):
             # The message of urllib for a header that HTTP does not allow repeats the key.
             return TransportError("refused", "the request cannot be sent")
+        if isinstance(reason, ReplyTooLargeError):
+            raise wire.too_large(reason) from None
         late = isinstance(reason, TimeoutError)
         return TransportError("timeout" if late else "broken", str(reason))
     return Reply(found.status, found.body)

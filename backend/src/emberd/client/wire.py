@@ -55,7 +55,7 @@ LONG_IDS: Final = 512
 
 # Of a reply with vectors. A number takes 5.4 bytes in base64, up to 25 in digits, and more with the
 # blanks of some servers; the rest is for the names of fields.
-_NUMBER_BYTES: Final = 32
+_NUMBER_BYTES: Final = 64
 _VECTOR_BYTES: Final = 1024
 _VECTOR_VALUES: Final = 64  # besides its numbers
 _REPLY_BYTES: Final = 64 * 1024

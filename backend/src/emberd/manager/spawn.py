@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import posix
+import resource
 import signal
 import sys
 import time
@@ -233,9 +235,12 @@ def _import_path() -> list[str]:
 def _inheritable() -> list[int]:
     """Return the descriptors besides the standard streams that a new program would inherit."""
     found = []
+    # posix_spawn fails for numbers above the limit, which may have been lowered.
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = math.inf if soft == resource.RLIM_INFINITY else soft
     for name in os.listdir(_OPEN_DESCRIPTORS):
         with suppress(OSError):  # of the listing itself, or closed meanwhile
-            if int(name) >= _STANDARD_STREAMS and os.get_inheritable(int(name)):
+            if _STANDARD_STREAMS <= int(name) < most and os.get_inheritable(int(name)):
                 found.append(int(name))
     return found
 

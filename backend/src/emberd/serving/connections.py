@@ -1,8 +1,8 @@
 """The connections of a server, bounded in number and in time.
 
-Any user of the machine can connect. Until a connection has sent the key it is a stranger: strangers
-have places of their own, of which the oldest is closed for a new one, and little time. So clients
-with the key always find a place, and the descriptors of the process suffice.
+Any user of the machine can connect. Connections that have not sent the key yet have a limit of
+their own and little time; above the limit the oldest is closed. So they never take the place of
+clients with the key, and the descriptors of the process suffice.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ STATE: Final = "connection"
 
 _MOST_DESCRIPTORS: Final = 8192
 _OTHER_DESCRIPTORS: Final = 128  # the encoder's files, the event loop, the listening socket
-_MOST_PLACES: Final = 2048  # of strangers, and again of clients
+_MOST_CONNECTIONS: Final = 2048  # without the key, and again with it
 _MOST_BACKLOG: Final = 512
-_STRANGER_S: Final = 30.0  # longer than a health probe takes
+_WITHOUT_KEY_S: Final = 30.0  # longer than a health probe takes
 _CLIENT_S: Final = 105.0  # longer than idle connections are kept
 _SWEEP_S: Final = 1.0
 
@@ -34,53 +34,62 @@ class Connections:
 
     Attributes:
         backlog: How many connections the event loop may accept before it handles one of them.
-        places: How many strangers there may be, and how many clients.
+        limit: How many there may be that have not sent the key, and how many that have.
     """
 
     def __init__(self) -> None:
         soft = _raise_descriptor_limit()
         # asyncio accepts as many connections as this at a time, before it calls any of ours.
         self.backlog = min(_MOST_BACKLOG, soft // 4)
-        self.places = max(1, min(_MOST_PLACES, (soft - self.backlog - _OTHER_DESCRIPTORS) // 2))
+        self.limit = max(1, min(_MOST_CONNECTIONS, (soft - self.backlog - _OTHER_DESCRIPTORS) // 2))
         # In the order of their last requests.
-        self._strangers: dict[BoundedProtocol, None] = {}
+        self._without_key: dict[BoundedProtocol, None] = {}
         self._clients: dict[BoundedProtocol, None] = {}
         self._sweep: asyncio.TimerHandle | None = None
 
     def add(self, connection: BoundedProtocol) -> None:
-        """Count a new connection; the oldest stranger makes room for it."""
-        self._strangers[connection] = None
-        if len(self._strangers) > self.places:
-            next(iter(self._strangers)).abort()
+        """Count a new connection; if there are too many without the key, the oldest is closed."""
+        self._without_key[connection] = None
+        if len(self._without_key) > self.limit:
+            next(iter(self._without_key)).abort()
         if self._sweep is None:
             self._sweep = connection.loop.call_later(_SWEEP_S, self._close_late)
 
-    def admit(self, connection: BoundedProtocol) -> None:
-        """Count a connection that has sent the key as a client; the idle one makes room for it."""
-        if connection not in self._strangers and connection not in self._clients:
-            return  # it is closed already
-        self._strangers.pop(connection, None)
+    def admit(self, connection: BoundedProtocol) -> bool:
+        """Count a connection that has sent the key as a client's.
+
+        If there are too many, the one that was idle for longest is closed.
+
+        Returns:
+            Whether it may be answered; not if there are too many and none is idle.
+        """
+        if connection not in self._without_key and connection not in self._clients:
+            return True  # it is closed already
+        if connection not in self._clients and len(self._clients) >= self.limit:
+            idle = next((other for other in self._clients if not other.is_busy), None)
+            if idle is None:
+                return False
+            idle.abort()
+        self._without_key.pop(connection, None)
         self._clients.pop(connection, None)
         self._clients[connection] = None
-        if len(self._clients) > self.places:
-            idle = (other for other in self._clients if not other.is_busy)
-            next(idle, connection).abort()
+        return True
 
     def remove(self, connection: BoundedProtocol) -> None:
         """Forget a connection that is closed."""
-        self._strangers.pop(connection, None)
+        self._without_key.pop(connection, None)
         self._clients.pop(connection, None)
 
     def _close_late(self) -> None:
         now = time.monotonic()
-        for connection in [*self._strangers]:
-            if now - connection.since_s > _STRANGER_S:
+        for connection in [*self._without_key]:
+            if now - connection.since_s > _WITHOUT_KEY_S:
                 connection.abort()
         for connection in [*self._clients]:
             if not connection.is_busy and now - connection.active_s(now) > _CLIENT_S:
                 connection.abort()
         self._sweep = None
-        if self._strangers or self._clients:
+        if self._without_key or self._clients:
             self._sweep = asyncio.get_running_loop().call_later(_SWEEP_S, self._close_late)
 
 
@@ -137,11 +146,12 @@ class BoundedProtocol(H11Protocol):
         self.transport.abort()
 
 
-def admit(scope: MutableMapping[str, Any]) -> None:
-    """Note that the request of ``scope`` had the key."""
+def admit(scope: MutableMapping[str, Any]) -> bool:
+    """Note that the request of ``scope`` had the key; return whether it may be answered."""
     connection = scope.get("state", {}).get(STATE)
-    if isinstance(connection, BoundedProtocol):
-        connection.connections_of_server.admit(connection)
+    if not isinstance(connection, BoundedProtocol):
+        return True
+    return connection.connections_of_server.admit(connection)
 
 
 def _raise_descriptor_limit() -> int:

@@ -83,7 +83,10 @@ class _KeyAuth:
                 _log.warning("a request without the key was refused")
                 refusal = _json({"error": "Unauthorized"}, HTTPStatus.UNAUTHORIZED)
                 return await refusal(scope, receive, send)
-            admit(scope)
+            if not admit(scope):
+                full = _json({"error": "Too many connections"}, HTTPStatus.SERVICE_UNAVAILABLE)
+                full.headers.update({"retry-after": "1", "connection": "close"})
+                return await full(scope, receive, send)
         return await self._app(scope, receive, send)
 
 

@@ -82,12 +82,14 @@ class Exchange:
 def bounded(given: Exchange | float) -> Iterator[Exchange]:
     """Bound what this thread asks of servers during the block, as ``Exchange`` does."""
     exchange = given if isinstance(given, Exchange) else Exchange(given)
-    outer = _CURRENT.set(exchange)
+    outer = _CURRENT.get()
     try:
+        _CURRENT.set(exchange)
         yield exchange
     finally:
+        # First: Ctrl-C may come at any moment, and an exchange that is left would bound all others.
+        _CURRENT.set(outer)
         exchange.use(None)
-        _CURRENT.reset(outer)
 
 
 def current() -> Exchange | None:
@@ -102,8 +104,7 @@ class BoundedConnection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         """Connect in the time that is left."""
-        if (exchange := current()) is not None:
-            self.timeout = min(self.timeout or exchange.left_s(), exchange.left_s())
+        self._create_connection = _connect_in_time
         super().connect()
         given = self.sock
         self.sock = _BoundedSocket(given.family, given.type, given.proto, fileno=given.detach())
@@ -114,6 +115,20 @@ class BoundedConnection(http.client.HTTPConnection):
         if self.sock is not None:
             _begin(self.sock)
         super().request(*given, **named)
+
+
+def _connect_in_time(address: tuple[str, int], timeout: float | None, *more: Any) -> socket.socket:
+    """Connect to one address of a host after another, all in the time that is left."""
+    error: OSError | None = None
+    for found in socket.getaddrinfo(*address, 0, socket.SOCK_STREAM):
+        if (exchange := current()) is not None:
+            left_s = exchange.left_s()
+            timeout = left_s if timeout is None else min(timeout, left_s)
+        try:
+            return socket.create_connection((str(found[4][0]), address[1]), timeout, *more)
+        except OSError as refused:
+            error = refused
+    raise error or OSError(f"{address[0]} has no address")
 
 
 class _BoundedSocket(socket.socket):
