@@ -9,6 +9,7 @@ import pytest
 import damage
 import waiting
 from command import Command, stub
+from emberd.cli import logs
 
 
 def test_without_a_server_there_is_no_log(emberd: Command) -> None:
@@ -113,3 +114,17 @@ def _write(path: Path) -> bool:
     with path.open("a") as log:
         log.write("more\n")
     return True
+
+
+def test_what_was_read_is_found_again_although_the_log_has_grown_past_it(tmp_path: Path) -> None:
+    """A reader that was blocked sees a log that was shortened and is longer again."""
+    path = tmp_path / "server.log"
+    path.write_bytes(b"".join(b"%d again\n" % (number % 2) for number in range(1000)) + b"last\n")
+    with path.open("rb") as file:
+        file.read()
+        known = logs._last_read(file)
+        with path.open("r+b") as other:
+            other.truncate(0)
+            other.write(b"head\n" + known + b"0 again\n" * 5000)
+        assert logs._unread(file, known) == b"0 again\n" * 5000
+        assert logs._unread(file, logs._last_read(file)) == b""

@@ -53,16 +53,15 @@ def logs(
         output.write_line(str(log))
         return
     with _opened(log) as file:
-        written = _tail(file, lines)
-        _write(written)
+        _write(_tail(file, lines))
+        known = _last_read(file)
         runs = follow
         while runs:
             # Before reading, so that the last output is read after the server has stopped.
             now = next((s for s in Manager().status() if s.start_id == own.start_id), None)
             runs = now is not None and now.state in RUNNING
-            new = _unread(file, written)
-            _write(new)
-            written = (written + new)[-_BLOCK_BYTES:]
+            _write(_unread(file, known))
+            known = _last_read(file)
             if runs:
                 time.sleep(_POLL_S)
 
@@ -115,19 +114,25 @@ def _tail(file: BinaryIO, lines: int) -> bytes:
     return b"".join(found.splitlines(keepends=True)[-lines:]) if lines else b""
 
 
-def _unread(file: BinaryIO, written: bytes) -> bytes:
-    """Return what is new in ``file``, whose last known content is ``written``.
+def _last_read(file: BinaryIO) -> bytes:
+    """Return the last bytes before the position of ``file``."""
+    end = file.tell()
+    start = max(0, end - _MARK_BYTES)
+    return os.pread(file.fileno(), end - start, start)
 
-    The supervisor removes the middle of a log that becomes too large, so that the content which is
-    known already has another place.
+
+def _unread(file: BinaryIO, known: bytes) -> bytes:
+    """Return what is new in ``file``, of which ``known`` was read last.
+
+    The supervisor removes the middle of a log that becomes too large, so that what was read last
+    moves to another place.
     """
-    if os.fstat(file.fileno()).st_size < file.tell():
-        file.seek(0)
-        content = file.read()
-        known = written[-_MARK_BYTES:]
-        at = content.rfind(known) if known else -1
-        return content[at + len(known) :] if at >= 0 else content[-_BLOCK_BYTES:]
-    return file.read()
+    if os.pread(file.fileno(), len(known), file.tell() - len(known)) == known:
+        return file.read()
+    file.seek(0)
+    content = file.read()
+    at = content.rfind(known)
+    return content[at + len(known) :] if at >= 0 else content[-_BLOCK_BYTES:]
 
 
 def _write(piece: bytes) -> None:
