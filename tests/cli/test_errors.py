@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -187,3 +190,16 @@ def test_a_model_whose_prompts_are_not_known_is_refused_where_texts_are_embedded
     started = emberd("up", "--model", folder, "--engine", "stubs.engine")
     assert "_INSTRUCTION" not in started.err
     assert "No engine can serve" in started.err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_is_valid_whatever_the_encoding_of_the_stream(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding, errors="backslashreplace")
+    monkeypatch.setattr(sys, "stdout", stream)
+    content = {"model": "é 模 \U0001f600"}
+    output.write_json(content)
+    stream.flush()
+    assert json.loads(written.getvalue().decode(encoding)) == content

@@ -34,7 +34,9 @@ def note(text: str) -> None:
 
 def write_json(content: Any) -> None:
     """Write the result as JSON."""
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    # What another encoding lacks would be escaped by the stream, in a way that JSON does not know.
+    is_unicode = (sys.stdout.encoding or "").lower() in ("utf-8", "utf8")
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=not is_unicode))
 
 
 class ProgressLine:
