@@ -22,8 +22,6 @@ from emberd.system import ownership
 _POLL_S: Final = 0.02
 _MODE: Final = 0o600
 _MOST_BYTES: Final = 4096  # of a note
-# The note is written into the file, so a link with its name is an error and not followed.
-_FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class LockHeldError(TimeoutError):
@@ -113,16 +111,12 @@ def open_file(path: str | os.PathLike[str], flags: int) -> int:
         OSError: It cannot be opened, or is not a regular file (``EINVAL``).
     """
     try:
-        descriptor = os.open(path, _FLAGS | flags, _MODE)
+        return ownership.open_file(path, flags)
     except PermissionError:
         if not _is_own_file(path):
             raise
         os.chmod(path, _MODE)
-        descriptor = os.open(path, _FLAGS | flags, _MODE)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor
-    os.close(descriptor)
-    raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        return ownership.open_file(path, flags)
 
 
 def _is_own_file(path: str | os.PathLike[str]) -> bool:

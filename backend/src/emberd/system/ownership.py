@@ -21,16 +21,20 @@ from emberd.errors import StateFolderError
 
 _ROOT: Final = 0
 _ACCESS_OF_OTHERS: Final = 0o077
-_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_SAFELY: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def open_file(path: str | os.PathLike[str]) -> int:
-    """Open a regular file for reading and return its descriptor; links are not followed.
+def open_file(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
+    """Open a regular file and return its descriptor; links are not followed.
+
+    Args:
+        path: The file; if ``flags`` create it, only this user can read and write it.
+        flags: How to open it.
 
     Raises:
         OSError: It cannot be opened, or is not a regular file (``EINVAL``; ``ELOOP`` for a link).
     """
-    descriptor = os.open(path, _READ)
+    descriptor = os.open(path, flags | _SAFELY, 0o600)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
