@@ -187,8 +187,8 @@ def _check_sources(files: Sequence[str], texts: Sequence[str]) -> Sequence[str]:
 
 
 def _check_source(name: str) -> None:
-    kind = os.stat(name).st_mode
     try:
+        kind = os.stat(name).st_mode
         # A pipe is opened only once: its writer would end when it is closed.
         if stat.S_ISFIFO(kind):
             if stat.S_ISFIFO(os.lstat(name).st_mode):
