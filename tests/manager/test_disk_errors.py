@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -244,33 +244,39 @@ def in_child(work: Callable[[], Any]) -> Any:
     return other_user.run_as(os.geteuid(), work, os.getegid())
 
 
+def with_few_descriptors(calls: Callable[[int], Iterable[Callable[[], object]]]) -> list[str]:
+    """Return the outcome of each call, with 0 to 11 more descriptors than are open."""
+    found = []
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for free in range(12):
+        of_this = calls(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + free, hard))
+        for call in of_this:
+            try:
+                call()
+                found.append("ok")
+            except EmberdError as error:
+                found.append("typed" if ". " in str(error) else str(error))
+            except Exception as error:  # noqa: BLE001 - it is the result
+                found.append(repr(error))
+    return found
+
+
 def test_every_number_of_descriptors_gives_a_server_or_an_error(
     manager: Manager, home: Path, stub: Stub
 ) -> None:
     spec = stub()
     manager.ensure(spec)
 
-    def outcomes() -> list[str]:
-        found = []
-        highest = max(map(int, os.listdir("/proc/self/fd")))
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        for free in range(12):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + free, hard))
-            for call in (
-                lambda: Manager(home, timing=QUICK).ensure(spec),
-                lambda: Manager(home, timing=QUICK).status(),
-                lambda: Manager(home, timing=QUICK).find(spec),
-            ):
-                try:
-                    call()
-                    found.append("ok")
-                except EmberdError as error:
-                    found.append("typed" if ". " in str(error) else str(error))
-                except Exception as error:  # noqa: BLE001 - it is the result
-                    found.append(repr(error))
-        return found
+    def calls(_: int) -> list[Callable[[], object]]:
+        return [
+            lambda: Manager(home, timing=QUICK).ensure(spec),
+            lambda: Manager(home, timing=QUICK).status(),
+            lambda: Manager(home, timing=QUICK).find(spec),
+        ]
 
-    found = in_child(outcomes)
+    found = in_child(lambda: with_few_descriptors(calls))
     assert set(found) <= {"ok", "typed"}, found
     assert found[-3:] == ["ok"] * 3
 
@@ -278,21 +284,9 @@ def test_every_number_of_descriptors_gives_a_server_or_an_error(
 def test_every_number_of_descriptors_starts_a_server_or_is_an_error(
     manager: Manager, home: Path, stub: Stub
 ) -> None:
-    def outcomes() -> list[str]:
-        found = []
-        highest = max(map(int, os.listdir("/proc/self/fd")))
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        for free in range(12):
-            spec = stub(f"m{free}")
-            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + free, hard))
-            try:
-                Manager(home, timing=QUICK).ensure(spec, start_timeout=20)
-                found.append("ok")
-            except EmberdError as error:
-                found.append("typed" if ". " in str(error) else str(error))
-            except Exception as error:  # noqa: BLE001 - it is the result
-                found.append(repr(error))
-        return found
+    def calls(free: int) -> list[Callable[[], object]]:
+        spec = stub(f"m{free}")
+        return [lambda: Manager(home, timing=QUICK).ensure(spec, start_timeout=20)]
 
-    found = in_child(outcomes)
+    found = in_child(lambda: with_few_descriptors(calls))
     assert set(found) <= {"ok", "typed"}, found
