@@ -248,7 +248,7 @@ def _answer_of(error: Exception) -> Reply | TransportError:
     if isinstance(root, _FailedError):
         return root.reply
     if isinstance(root, EmberdError):
-        raise root  # of our own hooks
+        raise root  # raised by our hooks
     if isinstance(root, ListenerChangedError):
         return TransportError("changed", str(root))
     if isinstance(root, ReplyTooLargeError):
@@ -315,7 +315,7 @@ class Session(_SessionBase):
     def send(self, request: Request, exchange: Exchange | None = None) -> Reply | TransportError:
         """Send ``request`` once and return what came of it; as ``LoopbackSession.send``.
 
-        In a thread of its own: neither the look-up of a name, nor connecting to one address after
+        In another thread: neither the look-up of a name, nor connecting to one address after
         another, nor a client that was passed in keeps to a deadline.
         """
         exchange = exchange or Exchange(self._timeout_s)

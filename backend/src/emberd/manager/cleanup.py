@@ -59,7 +59,7 @@ def temporary_folder() -> str:
     for folder in others:
         with suppress(OSError):
             facts = os.stat(folder)
-            # Nobody else may rename or replace what is made there.
+            # No other user may rename or replace what is made there.
             is_closed = not facts.st_mode & 0o022 or facts.st_mode & stat.S_ISVTX
             is_trusted = facts.st_uid in (0, os.geteuid()) and is_closed
             is_short = len(os.fsencode(folder)) <= _LONGEST_TEMPORARY_BYTES

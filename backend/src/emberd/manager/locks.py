@@ -78,7 +78,7 @@ def _is_other_kind(path: Path) -> bool:
 
 def _unlockable(path: Path, error: OSError) -> StateFolderError:
     if _is_other_kind(path):
-        # Not replaced here: two processes that did so at once could each lock a file of its own.
+        # Not replaced here: two processes that did so at once could each lock another file.
         return StateFolderError(
             f"{path} is not a regular file. Run: rm -r {shlex.quote(os.fspath(path))}"
         )
@@ -138,7 +138,7 @@ def take_liveness(folder: Path) -> int | None:
     try:
         descriptor = _open(folder, os.O_RDWR | os.O_CREAT)
     except FileNotFoundError:
-        # What has its name is no lock file, and no supervisor keeps running without one.
+        # Something else has its name, and no supervisor keeps running without a lock file.
         paths.remove(liveness_path(folder))
         descriptor = _open(folder, os.O_RDWR | os.O_CREAT)
     deadline = time.monotonic() + _PROBES_PASS_S

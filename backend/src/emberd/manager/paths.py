@@ -97,7 +97,7 @@ def make_private(folder: Path) -> Path:
     """
     try:
         # One by one: ``parents=True`` would open missing parents to others, and one of them may be
-        # a folder of ours that another process has just removed.
+        # an emberd folder that another process has just removed.
         missing = [each for each in (folder, *folder.parents) if not each.exists()]
         for each in reversed(missing):
             each.mkdir(mode=_PRIVATE, exist_ok=True)

@@ -166,12 +166,12 @@ class ServerProcess:
         return os.pread(self._log, count, max(0, end - count)).decode("utf-8", "replace")
 
     def bound_log(self) -> None:
-        """Remove the middle of a log that became too large; the server need not cooperate.
+        """Remove the middle of a log that became too large; the server does not take part.
 
         The file is edited in place, because the server holds an open descriptor on it. At any
         moment it contains both ends: the last bytes are copied to their new place first, also
-        those that the server writes meanwhile, and then the file is cut after them. Only what is
-        written between the last read and the cut is lost.
+        those that the server writes in the meantime, and then the file is cut after them. Only what
+        is written between the last read and the cut is lost.
         """
         facts = os.fstat(self._log)
         is_same = os.path.samestat(facts, os.fstat(self._log_editor))

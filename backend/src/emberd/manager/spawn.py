@@ -239,7 +239,7 @@ def _inheritable() -> list[int]:
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     most = math.inf if soft == resource.RLIM_INFINITY else soft
     for name in os.listdir(_OPEN_DESCRIPTORS):
-        with suppress(OSError):  # of the listing itself, or closed meanwhile
+        with suppress(OSError):  # of the listing itself, or closed since
             if _STANDARD_STREAMS <= int(name) < most and os.get_inheritable(int(name)):
                 found.append(int(name))
     return found
@@ -258,7 +258,7 @@ def sweep(home: Home, timing: Timing, *, locked: Path | None = None) -> None:
         locked: The folder whose start lock the caller already holds.
     """
     # All processes are read once, however many folders there are, and again only for a folder that
-    # had some then. What a supervisor has started since has an orphan reaper of its own.
+    # had some then. What a supervisor has started since has another orphan reaper.
     marked = functools.cache(lambda: {folder for _, folder, _ in processes.marks()})
     for folder in home.all_server_folders():
         lock_folder = home.start_lock_folder(folder)

@@ -194,7 +194,7 @@ class Supervisor:
             return outcome
         if problem := self._problem(plan, outcome):
             return problem
-        # The last time that a start is watched: a server that is killed tells nobody what it had.
+        # The last look of a start: after a kill, nothing else shows which memory the server had.
         self._shared_memory.update(server.members, at_once=True)
         self._publish(
             state=State.READY,

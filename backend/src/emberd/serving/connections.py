@@ -39,7 +39,7 @@ class Connections:
 
     def __init__(self) -> None:
         soft = _raise_descriptor_limit()
-        # asyncio accepts as many connections as this at a time, before it calls any of ours.
+        # asyncio accepts as many connections as this at a time, before it reports the first one.
         self.backlog = min(_MOST_BACKLOG, soft // 4)
         self.limit = max(1, min(_MOST_CONNECTIONS, (soft - self.backlog - _OTHER_DESCRIPTORS) // 2))
         # In the order of their last requests.

@@ -17,7 +17,7 @@ _ADVICE: Final = {
     errno.EROFS: "That file system is read-only: choose another folder, or remount it.",
     errno.EACCES: _PERMISSION,
     errno.EPERM: _PERMISSION,
-    errno.ENOENT: "It does not exist, or was removed meanwhile: try again.",
+    errno.ENOENT: "It does not exist, or was just removed: try again.",
     errno.ENAMETOOLONG: "Choose a shorter path.",
     errno.EMFILE: "Close files or connections of this process, or raise `ulimit -n`.",
     errno.ENFILE: "All open files of this machine are in use: end some programs.",
