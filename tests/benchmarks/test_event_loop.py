@@ -13,12 +13,17 @@ import gc
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from emberd import Embedder, ato_lists
+from canned_server import canned_server, expected
+from emberd import Embedder, TextError, ato_lists, index_identity
+from emberd.cache import open_cache
+from emberd.cache.cache import VectorCache
 from fake_server import fake_server_process
 from langchain_emberd import EmberdEmbeddings
 from llama_index.embeddings.emberd import EmberdEmbedding
@@ -28,6 +33,9 @@ DIMENSIONS = 2560
 TEXTS = [f"text {number} " + "word " * 60 for number in range(5000)]
 BATCH = 10
 QUERIES = 512
+VECTORS = 10_240
+PREPARED = 100_000
+WEIGHTS_BYTES = 1 << 30
 PROBE_S = 0.005
 ROUNDS = 5
 MS = 1000
@@ -111,3 +119,48 @@ async def _table(url: str) -> None:
     await plain.aclose()
     await langchain.embedder.aclose()
     await llama_index.embedder.aclose()
+
+
+def test_pauses_of_each_kind_of_work(tmp_path: Path) -> None:
+    """Preparing, reading, cutting and listing at the sizes at which they once blocked the loop."""
+    asyncio.run(_kinds(tmp_path))
+
+
+async def _kinds(folder: Path) -> None:
+    print(f"\nworst lateness in ms, median of {ROUNDS} rounds      gc off        gc on")
+    texts = [f"text {number}" for number in range(PREPARED)]
+    nowhere = Embedder(MODEL, base_url="http://127.0.0.1:9")
+
+    async def prepare() -> None:
+        with suppress(TextError):  # the last text; nothing is sent
+            await nowhere.aembed_queries([*texts, None])  # type: ignore[list-item]
+
+    await _row(f"{PREPARED:,} texts prepared", prepare)
+    vectors = expected(texts[:VECTORS])
+    await _row(f"{VECTORS:,} vectors as lists", lambda: ato_lists(vectors))
+    with canned_server(floats=True) as url:
+        floats = Embedder(MODEL, base_url=url)
+        await floats.aensure()
+        await _row(
+            "1,024 vectors in replies of numbers", lambda: floats.aembed_documents(TEXTS[:1024])
+        )
+        await floats.aclose()
+    url = f"sqlite://{folder}/cache.db"
+    cached = Embedder(MODEL, base_url="http://127.0.0.1:9", cache=url, dimensions=2048)
+    identity = index_identity.native(cached.settings, cached.settings.spec)
+    VectorCache(open_cache(url), identity, DIMENSIONS).keep(texts[:VECTORS], vectors)
+    await _row(f"{VECTORS:,} cache hits, cut", lambda: cached.aembed_documents(texts[:VECTORS]))
+    model = folder / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"hidden_size": 2560}')
+    with (model / "model.safetensors").open("wb") as weights:
+        weights.truncate(WEIGHTS_BYTES)
+
+    async def first() -> None:
+        given: dict[str, Any] = {"query_instruction": "", "document_instruction": ""}
+        embedder = Embedder(model, base_url="http://127.0.0.1:9", cache=url, **given)
+        (model / "model.safetensors").touch()  # so that it is hashed again
+        with suppress(Exception):  # there is no server
+            await embedder.aembed_query("a")
+
+    await _row("first use of a model folder", first)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import ipaddress
 import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -22,17 +23,21 @@ from emberd import probe
 from emberd.client import wire
 from emberd.client.clients import Client
 from emberd.client.loopback import LoopbackSession
+from emberd.client.slices import finish
 from emberd.client.transport import AsyncSession, Session
 from emberd.client.verify import verify
 from emberd.client.wire import Reply, Request, TransportError
 from emberd.endpoint import Endpoint
 from emberd.errors import EmberdError, RequestTimeoutError
 from emberd.settings import ServerSpec, Settings
+from emberd.system import listeners
+from emberd.system.bounded_http import bounded
 from fake_server import MODEL, FakeServer, vector_of
 from raw_server import Answering, Asked, drip, raw_server, reply
 
 # Generous: what is not bounded takes for ever here.
 _BOUND_S: Final = 20.0
+_STUCK_S: Final = 30.0
 _TIMEOUT_S: Final = 0.5
 _MOST_BYTES: Final = 150 << 20
 _HEAD: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
@@ -231,7 +236,37 @@ def test_second_answer_to_a_request_is_not_taken_for_that_to_the_next(kind: str,
     right = 0
     for number, answer in enumerate(answers):
         if isinstance(answer, Reply):
-            (vector,) = wire.read_embeddings(answer.body, 1, 16).vectors
-            assert np.allclose(np.array(vector, np.float32), vector_of(f"text {number}"))
+            (vector,) = finish(wire.read_embeddings(answer.body, 1, 16)).vectors
+            assert np.allclose(np.frombuffer(vector, "<f4"), vector_of(f"text {number}"))
             right += 1
     assert right >= len(requests) // 2
+
+
+@pytest.fixture
+def silent_resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Resolve addresses, and no name before the end of the test."""
+    ended = threading.Event()
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(*given: Any, **named: Any) -> Any:
+        try:
+            ipaddress.ip_address(given[0])
+        except ValueError:
+            if socket.AI_NUMERICHOST not in given:
+                ended.wait(_STUCK_S)
+            raise socket.gaierror(socket.EAI_NONAME, "no such name") from None
+        return resolve(*given, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    yield
+    ended.set()
+
+
+@pytest.mark.usefixtures("silent_resolver")
+def test_look_up_of_a_name_takes_no_longer_than_the_operation() -> None:
+    begin_s = time.monotonic()
+    with pytest.raises(OSError):  # noqa: PT011 - any of them
+        probe.fetch("http://box.invalid:1", "/v1/models", None, None, 0.3)
+    with pytest.raises(OSError), bounded(0.3):  # noqa: PT011
+        listeners.find("http://box.invalid:1")
+    assert time.monotonic() - begin_s < _STUCK_S / 2

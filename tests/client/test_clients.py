@@ -257,8 +257,16 @@ def test_a_server_that_stays_busy_is_an_error(kind: Kind, server: FakeServer) ->
 def test_a_refusal_is_never_repeated(kind: Kind, server: FakeServer, status: int) -> None:
     server.answer_first(status)
     with pytest.raises(RejectedError, match=f"status {status}: try later") as caught:
-        embed(kind, server.endpoint, ["a"])
+        embed(kind, server.endpoint, ["a", "b"])
     assert caught.value.status == status
+    assert len(server.embedded) == 1
+
+
+def test_text_that_is_too_large_for_a_request_is_named(kind: Kind, server: FakeServer) -> None:
+    server.answer_first(413)
+    with pytest.raises(TextTooLongError) as caught:
+        embed(kind, server.endpoint, ["a", "b" * 40], batch_size=1, max_concurrency=1)
+    assert caught.value.index == 1  # the longest is sent first
     assert len(server.embedded) == 1
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from embedding import KINDS, Kind, embed
 from emberd.client.job import MAX_RECOVERIES_WITHOUT_PROGRESS, Job
+from emberd.client.slices import finish
 from emberd.client.wire import Embeddings, Outcome, TransportError
 from emberd.endpoint import Endpoint
 from emberd.errors import (
@@ -152,7 +153,8 @@ def _job(count: int, **settings: int) -> Job:
     job = Job(
         TEXTS[:count], "{text}", Settings.resolve(model=MODEL, **settings), can_reconnect=True
     )
-    job.attach(ENDPOINT)
+    finish(job.prepare())
+    finish(job.attach(ENDPOINT))
     return job
 
 
@@ -166,13 +168,13 @@ def _take_all(job: Job) -> list[Any]:
 def test_nothing_is_sent_while_the_server_is_gone() -> None:
     job = _job(40, batch_size=4, max_concurrency=4)
     works = _take_all(job)
-    job.settle(works[0], CRASHED)
+    finish(job.settle(works[0], CRASHED))
     assert job.take() is None
     assert not job.lost, "three requests are still in flight"
     for work in works[1:]:
-        job.settle(work, CRASHED)
+        finish(job.settle(work, CRASHED))
     assert job.lost
-    job.attach(ENDPOINT)
+    finish(job.attach(ENDPOINT))
     assert not job.lost
     assert len(_take_all(job)) == 4
 
@@ -181,8 +183,8 @@ def test_suspects_go_alone_and_innocent_batches_wait() -> None:
     job = _job(40, batch_size=4, max_concurrency=4)
     for _ in range(2):
         for work in _take_all(job):
-            job.settle(work, CRASHED)
-        job.attach(ENDPOINT)
+            finish(job.settle(work, CRASHED))
+        finish(job.attach(ENDPOINT))
     (alone,) = _take_all(job)
     assert len(alone.indices) == 2
     assert alone.exclusive
@@ -192,25 +194,25 @@ def test_the_last_suspect_too_is_alone() -> None:
     job = _job(8, batch_size=2, max_concurrency=2)
     for _ in range(2):
         for work in _take_all(job):
-            job.settle(work, CRASHED)
-        job.attach(ENDPOINT)
+            finish(job.settle(work, CRASHED))
+        finish(job.attach(ENDPOINT))
     sizes = []
     while not job.done:
         works = _take_all(job)
         sizes.append([len(work.indices) for work in works])
         for work in works:
             vectors = vectors_of(TEXTS[index] for index in work.indices)
-            job.settle(work, Embeddings([row.tobytes() for row in vectors], MODEL))
+            finish(job.settle(work, Embeddings([row.tobytes() for row in vectors], MODEL)))
     assert sizes == [[1], [1], [1], [1], [2, 2]]
-    assert (job.result().matrix == vectors_of(TEXTS[:8])).all()
+    assert (finish(job.result()).matrix == vectors_of(TEXTS[:8])).all()
 
 
 def test_a_batch_that_the_server_never_saw_is_no_suspect() -> None:
     job = _job(8, batch_size=4, max_concurrency=4)
     for _ in range(3):
         for work in _take_all(job):
-            job.settle(work, GONE)
-        job.attach(ENDPOINT)
+            finish(job.settle(work, GONE))
+        finish(job.attach(ENDPOINT))
     works = _take_all(job)
     assert [work.crash_count for work in works] == [0, 0]
 

@@ -7,8 +7,16 @@ from typing import Any
 
 import pytest
 
-from emberd.client.wire import prompt_tokens, read_embeddings
+from emberd.client import wire
+from emberd.client.slices import finish
+from emberd.client.wire import Embeddings, prompt_tokens
 from emberd.errors import BadReplyError
+
+_WITH_A_SLASH = struct.unpack("<2f", b"\xff" * 3 + b"\x3f" * 5)
+
+
+def read_embeddings(body: bytes, count: int) -> Embeddings:
+    return finish(wire.read_embeddings(body, count))
 
 
 def _body(*entries: Any) -> bytes:
@@ -20,7 +28,8 @@ def _entry(index: Any, embedding: Any = (0.5,)) -> dict[str, Any]:
 
 
 def test_vectors_come_in_the_order_of_their_index() -> None:
-    assert read_embeddings(_body(_entry(1, [1.0]), _entry(0, [2.0])), 2).vectors == [[2.0], [1.0]]
+    found = read_embeddings(_body(_entry(1, [1.0]), _entry(0, [2.0])), 2).vectors
+    assert found == [struct.pack("<f", 2.0), struct.pack("<f", 1.0)]
 
 
 def test_base64_is_unpacked_to_its_bytes() -> None:
@@ -33,7 +42,7 @@ def test_base64_is_unpacked_to_its_bytes() -> None:
     ("body", "said"),
     [
         (_body(_entry(0)), "1 vectors for 2 texts"),
-        (_body(_entry(0), _entry(1), _entry(2)), "3 vectors for 2 texts"),
+        (_body(_entry(0), _entry(1), _entry(2)), "more than 2 vectors for 2 texts"),
         (_body(_entry(0), _entry(0)), "two vectors for text 0"),
         (_body(_entry(0), _entry(2)), "index 2; valid indices are 0 to 1"),
         (_body(_entry(0), _entry(-1)), "index -1"),
@@ -49,8 +58,12 @@ def test_base64_is_unpacked_to_its_bytes() -> None:
         (_body(_entry(0), _entry(1, [1.0, None])), "neither base64"),
         (_body(_entry(0), _entry(1, [[1.0]])), "neither base64"),
         (_body(_entry(0), _entry(1, [10**400])), "neither base64"),
-        (b"[" * 100_000, "is not JSON"),
-        (b'{"data": ' + b"[" * 100_000, "breaks off"),
+        (b"[" * 60_000, "is not JSON"),
+        (b'{"data": ' + b"[" * 60_000, "breaks off"),
+        (b"[" * 1_000_000, "more than 2 vectors in it"),
+        (_body(_entry(0), {**_entry(1), "usage": _entry(2)}), "more than 2 vectors"),
+        (_body(_entry(0), {"index": 1, "usage": _entry(2)}), "neither base64"),
+        (_body(_entry(0))[:-2] + b', {"index": 1, "embedding": "A', "breaks off"),
         (b'{"error": "no"}', "without a list of vectors"),
         (b"[]", "without a list of vectors"),
         (b"<html>Welcome", "page of HTML"),
@@ -64,6 +77,18 @@ def test_what_is_not_asked_for_is_an_error(body: bytes, said: str) -> None:
     with pytest.raises(BadReplyError, match=said) as caught:
         read_embeddings(body, 2)
     assert "No vector of this reply is used" in str(caught.value)
+
+
+def test_white_space_escapes_and_other_fields_do_not_matter() -> None:
+    packed = struct.pack("<2f", *_WITH_A_SLASH)
+    escaped = base64.b64encode(packed).decode().replace("/", "\\/")
+    assert "\\/" in escaped
+    body = (
+        '{ "object": "embedding", "note": "\\"embedding\\": [1]",\n'
+        '"data" :\t[{"object":"embedding",'
+        f'"embedding" \r\n : "{escaped}", "more": {{"embedding": {{}}}}, "index" : 0 }}]}}'
+    )
+    assert read_embeddings(body.encode(), 1).vectors == [packed]
 
 
 @pytest.mark.parametrize(

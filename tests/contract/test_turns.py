@@ -14,7 +14,7 @@ import pytest
 
 import managed
 from emberd import Embedder, ato_lists
-from emberd.client import clients
+from emberd.client import clients, slices
 from emberd.client.job import Job
 from fake_server import MODEL, FakeServer
 
@@ -40,9 +40,10 @@ async def _ticking() -> Any:
     task.cancel()
 
 
-async def test_calls_that_are_made_at_once_begin_in_turns_of_their_own(
+async def test_calls_that_are_made_at_once_share_what_they_use_of_a_turn(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(slices, "SLICE_S", 0)
     embedder = Embedder(MODEL, base_url=server.url)
     await embedder.aensure()
     begun: list[int] = []
@@ -58,7 +59,8 @@ async def test_calls_that_are_made_at_once_begin_in_turns_of_their_own(
     await embedder.aclose()
 
 
-async def test_vectors_become_lists_in_many_turns() -> None:
+async def test_vectors_become_lists_in_many_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices, "SLICE_S", 0)
     vectors = np.arange(200 * 2560, dtype=np.float32).reshape(200, 2560)
     async with _ticking() as turns:
         before = turns[0]

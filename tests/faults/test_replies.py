@@ -22,6 +22,7 @@ import pytest
 
 from emberd.client import wire
 from emberd.client.loopback import LoopbackSession
+from emberd.client.slices import finish
 from emberd.client.transport import AsyncSession, Session
 from emberd.client.vectors import decode
 from emberd.client.wire import Reply, Request, TransportError
@@ -109,8 +110,8 @@ def _mutated(chance: random.Random, content: bytes) -> bytes:
 def _check(body: bytes) -> bool:
     """Return whether ``body`` was accepted; only right vectors may be."""
     try:
-        found = wire.read_embeddings(body, len(_TEXTS), _DIMENSIONS)
-        vectors = decode(found.vectors, _DIMENSIONS, None, cut_by_server=False)
+        found = finish(wire.read_embeddings(body, len(_TEXTS), _DIMENSIONS))
+        vectors = finish(decode(found.vectors, _DIMENSIONS, None, cut_by_server=False))
     except EmberdError:
         return False
     # A changed digit of a number cannot be seen; everything that can be seen is right.
@@ -138,8 +139,8 @@ def test_mutated_bodies_give_unit_vectors_or_an_error_of_ours() -> None:
 def test_other_orders_and_more_fields_give_the_right_vectors() -> None:
     for number in range(scale(300, 20_000)):
         chance = random.Random(_SEED + number)
-        found = wire.read_embeddings(_reordered(chance), len(_TEXTS), _DIMENSIONS)
-        vectors = decode(found.vectors, _DIMENSIONS, None, cut_by_server=False)
+        found = finish(wire.read_embeddings(_reordered(chance), len(_TEXTS), _DIMENSIONS))
+        vectors = finish(decode(found.vectors, _DIMENSIONS, None, cut_by_server=False))
         assert np.array_equal(vectors, _RIGHT), _SEED + number
 
 

@@ -70,7 +70,8 @@ class Embedder:
         show_progress: Show a progress bar while documents are embedded.
         cache: Where vectors are cached: ``"sqlite"``, or a URL; see docs/caching.md.
         manager: Finds and starts servers, instead of a default ``Manager``.
-        client: An ``openai.OpenAI`` to use; emberd then uses its server and starts none.
+        client: An ``openai.OpenAI`` to use; emberd then uses its server and starts none. It reads a
+            reply that reports an error whole, however large it is: use it with servers you trust.
         async_client: The same as ``openai.AsyncOpenAI``, for the asynchronous methods.
 
     Raises:
@@ -436,7 +437,7 @@ class Embedder:
             base = await self._base._aclient()
             self._async = self._async or base.using(self._settings)
         elif self._async is None:
-            await self._handle.aload()
+            await self._handle.aload(self._cache_adapter)
         if self._async is None:  # no other task has created it either
             _check_client("async_client", self._given_async_client, self._given_client)
             from emberd.client.clients import AsyncClient

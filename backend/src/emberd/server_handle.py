@@ -87,18 +87,30 @@ class ServerHandle(ForkAware):
             return self._server
 
     async def aserver(self, inspect: Callable[[], Awaitable[Endpoint]] | None = None) -> Server:
-        """Like ``server``, on the running event loop."""
-        if (server := self._current()) is not None:
-            return server
+        """Like ``server``, on the running event loop, which must not wait for files."""
+        server = self._server
+        if server is not None and server.origin != "own":
+            return server  # nothing else is checked before a job
         if inspect is None:
             return await self._run(None, self.server)
         self._check()
         self._server = _given_server(await inspect())
         return self._server
 
-    async def aload(self) -> None:
-        """Import what the client needs, which takes half a second, in another thread."""
-        await self._run(_load, _load)
+    async def aload(self, also: Callable[[], object]) -> None:
+        """Do in another thread what the first job needs and what takes half a second or more.
+
+        Imports the client, hashes the files of a model's folder, and calls ``also``.
+        """
+
+        def load() -> None:
+            with fork.no_fork():  # a child would inherit the locks of imports and of ``spec``
+                import_module("emberd.client.clients")
+                import_module("emberd.client.transport").load_sdk()
+                _ = self.spec
+                also()
+
+        await self._run("load", load)
 
     def reconnect(self, endpoint: Endpoint) -> Endpoint:
         """Return a server in place of ``endpoint``, which was lost during a job.
@@ -204,8 +216,8 @@ class ServerHandle(ForkAware):
         # this job gets a new one as the first job did.
         if self._manager().is_current(server):
             return server
-        # Without the lock, which a start may hold for minutes, because this also runs on event
-        # loops. At worst, a server that another thread just found is looked up once more.
+        # Without the lock, which a start may hold for minutes. At worst, a server that another
+        # thread just found is looked up once more.
         if self._server is server:
             self._server = None
         return None
@@ -279,12 +291,6 @@ class ServerHandle(ForkAware):
                 f"which pickles do not contain. Set {env.API_KEY} where it is unpickled."
             )
         self.warn_of_cut(self._settings)
-
-
-def _load() -> None:
-    with fork.no_fork():
-        import_module("emberd.client.clients")
-        import_module("emberd.client.transport").load_sdk()
 
 
 def _check_weights(before: Endpoint, now: Endpoint) -> None:

@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import replace
 from queue import SimpleQueue
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from emberd.client import verify
 from emberd.client.batches import Batch, TextWindow, awindows, windows
@@ -30,6 +30,7 @@ from emberd.client.job import MOST_OPEN, Embedded, Job, JobWindow, Work
 from emberd.client.lengths import EndpointFacts
 from emberd.client.limits import LOOP_LIMITERS, PROCESS_LIMITER, CallSlots, LoopLocal, Slot
 from emberd.client.retry import Retries, RetryPolicy
+from emberd.client.slices import Steps, finish, in_slices, in_thread
 from emberd.client.transport import AsyncTransport, Transport
 from emberd.client.vectors import Floats, KnownVectors
 from emberd.client.wire import Embeddings, Outcome, Reply, Request, TransportError
@@ -43,8 +44,6 @@ OnDone = Callable[[int], None]
 """Called with how many texts have their vector so far."""
 
 _Done = tuple[Job, Work, Outcome | Embeddings]
-
-_BEGINNING: Final[LoopLocal[asyncio.Lock]] = LoopLocal(asyncio.Lock)
 
 
 def _ignore(endpoint: Endpoint) -> None:
@@ -105,20 +104,26 @@ class _ClientBase(Generic[R]):
 
     def _jobs(
         self, template: str, on_done: OnDone | None = None, *, set_aside: bool = False
-    ) -> Callable[[TextWindow], Job]:
-        """Return what makes the job of a window."""
-        return lambda window: Job(
-            window.texts,
-            template,
-            self._settings,
-            can_reconnect=self._reconnect is not None,
-            restarts=self._restarts,
-            facts=self._facts,
-            cache=self._cache,
-            offset=window.offset,
-            on_done=on_done,
-            set_aside=set_aside,
-        )
+    ) -> Callable[[TextWindow], Steps[Job]]:
+        """Return what makes the prepared job of a window."""
+
+        def begin(window: TextWindow) -> Steps[Job]:
+            job = Job(
+                window.texts,
+                template,
+                self._settings,
+                can_reconnect=self._reconnect is not None,
+                restarts=self._restarts,
+                facts=self._facts,
+                cache=self._cache,
+                offset=window.offset,
+                on_done=on_done,
+                set_aside=set_aside,
+            )
+            yield from job.prepare()
+            return job
+
+        return begin
 
     def _retries(self, request: Request) -> Retries:
         policy = self._policy
@@ -196,7 +201,7 @@ class Client(_ClientBase[Endpoint]):
         self._transport.close()
 
     def _run(
-        self, source: Iterator[TextWindow], job_of: Callable[[TextWindow], Job]
+        self, source: Iterator[TextWindow], job_of: Callable[[TextWindow], Steps[Job]]
     ) -> Generator[Embedded]:
         jobs = JobWindow(self._settings.max_concurrency)
         slots = CallSlots(PROCESS_LIMITER, self._settings.max_concurrency, group=self._merger)
@@ -204,14 +209,14 @@ class Client(_ClientBase[Endpoint]):
         try:
             while True:
                 while len(jobs) < MOST_OPEN and (window := next(source, None)) is not None:
-                    job = job_of(window)
+                    job = finish(job_of(window))
                     if self._cache is not None:
                         job.read_cache()
                     if not job.done:
-                        job.attach(self._resolve())
+                        finish(job.attach(self._resolve()))
                     jobs.append(job)
                 if jobs and jobs[0].done:
-                    yield jobs.popleft().result()
+                    yield finish(jobs.popleft().result())
                 elif not jobs:
                     return
                 else:
@@ -225,7 +230,7 @@ class Client(_ClientBase[Endpoint]):
         """Send what may be sent, and wait for one result."""
         for job in jobs:
             if job.lost and self._reconnect is not None:
-                job.attach(self._reconnect(job.endpoint))
+                finish(job.attach(self._reconnect(job.endpoint)))
         taken = list(iter(jobs.take, None))
         if taken and jobs.in_flight == 1:
             job, work, outcome = self._perform(*taken[0], slots)
@@ -238,7 +243,7 @@ class Client(_ClientBase[Endpoint]):
             job, work, outcome = finished.get().result()
         # Decoded here and not in the threads of the workers: these would only wait for each other's
         # turn to run, and each would hold memory of its own for it.
-        result = job.settle(work, outcome)
+        result = finish(job.settle(work, outcome))
         if self._cache is not None:
             job.write_cache(work, result)
         job.report()
@@ -342,22 +347,21 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
         await self._transport.close()
 
     async def _run(
-        self, source: AsyncIterator[TextWindow], job_of: Callable[[TextWindow], Job]
+        self, source: AsyncIterator[TextWindow], job_of: Callable[[TextWindow], Steps[Job]]
     ) -> AsyncGenerator[Embedded]:
         jobs = JobWindow(self._settings.max_concurrency)
         tasks: set[asyncio.Task[_Done]] = set()
         try:
             while True:
                 while len(jobs) < MOST_OPEN and (window := await anext(source, None)) is not None:
-                    await _turn()
-                    job = job_of(window)
+                    job = await in_slices(job_of(window))
                     if self._cache is not None:
-                        await asyncio.to_thread(job.read_cache)
+                        await in_thread(job.read_cache, "cache")
                     if not job.done:
-                        job.attach(await self._resolve())
+                        await in_slices(job.attach(await self._resolve()))
                     jobs.append(job)
                 if jobs and jobs[0].done:
-                    yield jobs.popleft().result()
+                    yield await in_slices(jobs.popleft().result())
                 elif not jobs:
                     return
                 else:
@@ -371,16 +375,17 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
         """Send what may be sent, and wait for at least one result."""
         for job in jobs:
             if job.lost and self._reconnect is not None:
-                job.attach(await self._reconnect(job.endpoint))
+                await in_slices(job.attach(await self._reconnect(job.endpoint)))
         while (taken := jobs.take()) is not None:
             tasks.add(asyncio.create_task(self._perform(*taken)))
         finished, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in finished:
             tasks.remove(task)
             job, work, outcome = task.result()
-            result = job.settle(work, outcome)
+            result = await in_slices(job.settle(work, outcome))
             if self._cache is not None:
-                await asyncio.to_thread(job.write_cache, work, result)
+                write = functools.partial(job.write_cache, work, result)
+                await in_thread(write, "cache")
             job.report()
 
     async def _perform(self, job: Job, work: Work) -> _Done:
@@ -416,16 +421,6 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
     def _acquire(self, *, exclusive: bool = False) -> Awaitable[Slot]:
         limit = self._settings.max_concurrency
         return LOOP_LIMITERS.get().acquire(limit, self._mergers, exclusive=exclusive)
-
-
-async def _turn() -> None:
-    """Wait until no other call has begun in this turn of the loop.
-
-    LlamaIndex makes hundreds of calls at once, and together they would delay all other tasks.
-    """
-    beginning = _BEGINNING.get()
-    await beginning.acquire()
-    asyncio.get_running_loop().call_soon(beginning.release)  # so it is free in the next turn
 
 
 async def _one(window: TextWindow) -> AsyncGenerator[TextWindow]:

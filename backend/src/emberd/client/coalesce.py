@@ -22,13 +22,14 @@ from typing import Final
 from emberd.client import wire
 from emberd.client.batches import BATCH_TOKENS
 from emberd.client.limits import CallSlots, Slot
+from emberd.client.slices import Steps, finish, in_slices
 from emberd.client.wire import Embeddings, Outcome, Request, ServerLost, TooLong
 from emberd.endpoint import Endpoint
 from emberd.errors import BadReplyError, RejectedError, RequestTimeoutError
 from emberd.system import fork
 
-# Calls that are made at once begin in every second turn of the loop (``clients._turn``): this many
-# turns without a new one mean that all have begun.
+# Of calls that are made at once, one begins at least in every second turn of the loop (see
+# ``slices``): this many turns without a new one mean that all have begun.
 _TURNS: Final = 3
 
 
@@ -130,7 +131,7 @@ def _take(waiting: deque[_Entry], most_texts: int, taken: list[_Entry]) -> None:
 
 def _distribute(
     entries: Sequence[_Entry], outcome: Outcome, endpoint: Endpoint, *, can_reconnect: bool
-) -> None:
+) -> Steps[None]:
     """Give each entry its part of the outcome of their request.
 
     Args:
@@ -145,7 +146,7 @@ def _distribute(
     answer = wire.body_or_failure(outcome, endpoint.url)
     try:
         if isinstance(answer, bytes):
-            found = wire.read_embeddings(answer, _count(entries), endpoint.dimensions)
+            found = yield from wire.read_embeddings(answer, _count(entries), endpoint.dimensions)
             vectors = iter(found.vectors)
             for entry in entries:
                 part = list(islice(vectors, len(entry.request.inputs)))
@@ -232,7 +233,8 @@ class ThreadMerger(fork.ForkAware):
             if entries != [mine]:
                 slots.recheck()  # the threads whose batches are taken need no slot
             outcome = exchange(wire.merge([entry.request for entry in entries]), slot)
-            _distribute(entries, outcome, key.endpoint, can_reconnect=self._can_reconnect)
+            can_reconnect = self._can_reconnect
+            finish(_distribute(entries, outcome, key.endpoint, can_reconnect=can_reconnect))
         except BaseException:
             # It concerns the call of this thread; the batches of the others are sent again.
             slot.release()
@@ -321,7 +323,10 @@ class TaskMerger:
             for entry in entries:
                 entry.task = task
             outcome = await exchange(wire.merge([entry.request for entry in entries]), slot)
-            _distribute(entries, outcome, key.endpoint, can_reconnect=self._can_reconnect)
+            can_reconnect = self._can_reconnect
+            await in_slices(
+                _distribute(entries, outcome, key.endpoint, can_reconnect=can_reconnect)
+            )
         except asyncio.CancelledError:
             for entry in entries:
                 entry.answer.cancel()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from emberd.catalog import Model
+from emberd.client.slices import Steps
 from emberd.errors import TextError
 from emberd.prompts import apply
 
@@ -15,6 +16,7 @@ Input = str | list[int]
 
 _BARE: Final = "{text}"
 _EXCERPT_CHARACTERS: Final = 80
+_TEXTS_A_STEP: Final = 32
 # What a tokenizer may add to the tokens of the bytes: a start, an end, a leading space.
 _ADDED_TOKENS: Final = 3
 
@@ -36,15 +38,13 @@ class PreparedTexts:
         self.inputs[index] = None
         self.sizes[index] = 0
 
-    def to_count(self, limit_tokens: int | None) -> list[int]:
-        """Return the indices of the texts that may have more than ``limit_tokens`` tokens.
+    def to_count(self, limit_tokens: int, among: Sequence[int]) -> list[int]:
+        """Return which of the texts ``among`` may have more than ``limit_tokens`` tokens.
 
         No tokenizer makes more tokens than the text has bytes, so most texts need no counting.
         """
-        if limit_tokens is None:
-            return []
-        shortest = limit_tokens - _ADDED_TOKENS
-        return [index for index, size in enumerate(self.sizes) if size > shortest]
+        shortest, sizes = limit_tokens - _ADDED_TOKENS, self.sizes
+        return [index for index in among if sizes[index] > shortest]
 
 
 def prepare(
@@ -54,7 +54,7 @@ def prepare(
     *,
     offset: int = 0,
     on_error: Callable[[int, TextError], None] | None = None,
-) -> PreparedTexts:
+) -> Steps[PreparedTexts]:
     """Return ``texts`` ready to be sent.
 
     Args:
@@ -81,6 +81,8 @@ def prepare(
             given, size = None, 0
         prepared.inputs.append(given)
         prepared.sizes.append(size)
+        if (index + 1) % _TEXTS_A_STEP == 0:
+            yield
     return prepared
 
 

@@ -2,13 +2,16 @@
 
 The driver takes work while there is some, sends it, and settles each outcome::
 
+    finish(job.prepare())                # or await in_slices(...)
+    finish(job.attach(endpoint))
     while not job.done:
         if job.lost:                     # the server is gone, and nothing is in flight
-            job.attach(reconnect(job.endpoint))
+            finish(job.attach(reconnect(job.endpoint)))
         while (work := job.take()) is not None:
             send(job.request(work))
-        job.settle(*receive())
+        finish(job.settle(*receive()))
         job.report()
+    finish(job.result())
 
 A stream has a job for each window; two are open at a time, so that the server is busy at the end
 of a window too.
@@ -34,6 +37,7 @@ from emberd.client import lengths, wire
 from emberd.client.batches import Batch, make_batches
 from emberd.client.inputs import PreparedTexts, as_list, excerpt, prepare
 from emberd.client.lengths import EndpointFacts, Lengths, TokenCount
+from emberd.client.slices import Steps
 from emberd.client.vectors import Floats, KnownVectors, cut, decode
 from emberd.client.wire import Embeddings, Failure, Outcome, Request, ServerLost, TooLong
 from emberd.endpoint import Endpoint
@@ -46,6 +50,7 @@ from emberd.errors import (
     ServerUnavailableError,
     SettingError,
     TextError,
+    TextTooLongError,
 )
 from emberd.prompts import apply
 from emberd.settings import Settings
@@ -96,9 +101,6 @@ class Job:
         on_done: Called with how many texts have their vector so far.
         set_aside: A text that cannot be embedded gets its error instead of a vector, and the
             others are embedded.
-
-    Raises:
-        TextError: A text cannot be sent; then nothing has been sent.
     """
 
     def __init__(
@@ -130,20 +132,13 @@ class Job:
         self._template = template
         self._texts = list(as_list(texts))  # the caller may change the original
         self._errors: dict[int, TextError] = {}
-        self._prepared: PreparedTexts = prepare(
-            self._texts,
-            template,
-            self._model,
-            offset=offset,
-            on_error=self._errors.__setitem__ if set_aside else None,
-        )
+        self._prepared = PreparedTexts([], [])
         self._matrix: Floats | None = None
-        self.finished = len(self._errors)
+        self.finished = 0
         """How many texts have their vector, or will have none."""
         self._endpoint: Endpoint | None = None
         self._lost: ServerUnavailableError | ServerMismatchError | None = None
         self._recoveries_without_progress = 0
-        self._lengths = Lengths(self._prepared, self._model, self._facts, settings.truncate, offset)
         self._in_flight: set[Work] = set()
         self._cut_by_server: set[Work] = set()
         self._suspects: deque[Batch] = deque()
@@ -180,7 +175,25 @@ class Job:
             raise RuntimeError("attach was not called")
         return self._endpoint
 
-    def result(self) -> Embedded:
+    def prepare(self) -> Steps[None]:
+        """Prepare the texts; called once, before anything else.
+
+        Raises:
+            TextError: A text cannot be sent.
+        """
+        self._prepared = yield from prepare(
+            self._texts,
+            self._template,
+            self._model,
+            offset=self._offset,
+            on_error=self._errors.__setitem__ if self._sets_aside else None,
+        )
+        self.finished = len(self._errors)
+        self._lengths = Lengths(
+            self._prepared, self._model, self._facts, self._settings.truncate, self._offset
+        )
+
+    def result(self) -> Steps[Embedded]:
         """Return one row per text, in the caller's order, once the job is done."""
         self._on_done(self.finished)  # all may have come from the cache
         matrix = self._matrix
@@ -190,7 +203,7 @@ class Job:
         aside = list(self._errors)
         if aside:
             matrix[aside] = 1  # so that they can be cut
-        matrix = cut(matrix, min(self._wanted or matrix.shape[1], matrix.shape[1]))
+        matrix = yield from cut(matrix, min(self._wanted or matrix.shape[1], matrix.shape[1]))
         if aside:
             matrix[aside] = np.nan
         return Embedded(matrix, self._errors)
@@ -223,7 +236,7 @@ class Job:
         texts = [self._templated(work.indices[place]) for place in places]
         self._cache.keep(texts, result[places])
 
-    def attach(self, endpoint: Endpoint) -> None:
+    def attach(self, endpoint: Endpoint) -> Steps[None]:
         """Send to ``endpoint`` from now on.
 
         Raises:
@@ -249,7 +262,7 @@ class Job:
                     f"{endpoint.model} at {endpoint.url} gives {endpoint.dimensions}. Check which "
                     f"of them is of another model, or use another cache."
                 )
-            self._lengths.begin(endpoint)
+            yield from self._lengths.begin(endpoint)
             # Batches are made as they are taken, so not before the over-long texts are cut.
             self._fresh = make_batches(self._prepared, self._settings.batch_size)
         if self._lost is not None:
@@ -279,13 +292,13 @@ class Job:
         (self._cut_by_server.discard if dimensions is None else self._cut_by_server.add)(work)
         return wire.embed_request(endpoint.model, given, dimensions, native=endpoint.dimensions)
 
-    def settle(self, work: Work, outcome: Outcome | Embeddings) -> Result:
+    def settle(self, work: Work, outcome: Outcome | Embeddings) -> Steps[Result]:
         """Record the outcome of ``work``, and return what it means.
 
         Raises:
             RequestError: The job cannot be done; what is in flight is not waited for.
         """
-        result = self._read(work, outcome)
+        result = yield from self._read(work, outcome)
         self._in_flight.remove(work)
         if isinstance(result, ServerLost):
             self._on_server_lost(work, result)
@@ -304,7 +317,7 @@ class Job:
         """Report how many texts are finished, after their vectors were stored."""
         self._on_done(self.finished)
 
-    def _read(self, work: Work, outcome: Outcome | Embeddings) -> Result:
+    def _read(self, work: Work, outcome: Outcome | Embeddings) -> Steps[Result]:
         endpoint = self.endpoint
         try:
             if isinstance(outcome, Outcome):
@@ -313,14 +326,17 @@ class Job:
                     return body
                 if isinstance(work, TokenCount):
                     return lengths.with_end(lengths.read_ids(body), self._model)
-                outcome = wire.read_embeddings(body, len(work.indices), endpoint.dimensions)
+                count = len(work.indices)
+                outcome = yield from wire.read_embeddings(body, count, endpoint.dimensions)
             if (failure := self._facts.check_model(endpoint, outcome.model)) is not None:
                 return failure
-            return decode(
-                outcome.vectors,
-                endpoint.dimensions,
-                self._settings.dimensions,
-                cut_by_server=self._settings.server_dimensions,
+            return (
+                yield from decode(
+                    outcome.vectors,
+                    endpoint.dimensions,
+                    self._settings.dimensions,
+                    cut_by_server=self._settings.server_dimensions,
+                )
             )
         except RequestError as error:
             return error
@@ -379,15 +395,31 @@ class Job:
         place = self._offset + index
         self._skip(index, TextError(f"Text {place} was refused: {error}", index=place))
 
+    def _skip_too_large(self, index: int) -> None:
+        place, size = self._offset + index, len(self._texts[index])
+        self._skip(
+            index,
+            TextTooLongError(
+                f"Text {place} has {size} characters, and the server refused a request with no "
+                f"other text as too large (status 413). Split the text.",
+                index=place,
+                tokens=None,
+                limit=None,
+            ),
+        )
+
     def _on_count(self, index: int, result: Result) -> None:
         try:
             self._lengths.record(self.endpoint, index, result)
         except TextError as error:
             self._skip(index, error)
         except RejectedError as error:
-            if error.status not in _REFUSES or not self._sets_aside:
+            if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+                self._skip_too_large(index)
+            elif error.status in _REFUSES and self._sets_aside:
+                self._skip_refused(index, error)
+            else:
                 raise
-            self._skip_refused(index, error)
 
     def _on_refusal(self, batch: Batch, error: RequestError) -> None:
         if isinstance(error, RequestTimeoutError) and len(batch.indices) == 1:
@@ -398,7 +430,12 @@ class Job:
                 f"{error} The request had one text, text {self._offset + index} of {size} {unit} "
                 f"({excerpt(self._texts[index])}). If it is too much for the device, split it."
             ) from error
-        if not isinstance(error, RejectedError) or error.status not in _REFUSES:
+        if not isinstance(error, RejectedError):
+            raise error
+        if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and len(batch.indices) == 1:
+            self._skip_too_large(batch.indices[0])
+            return
+        if error.status not in _REFUSES:
             raise error
         if batch in self._cut_by_server:
             # Native vectors are requested then, and cut here.

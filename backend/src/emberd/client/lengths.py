@@ -13,6 +13,7 @@ from typing import Any, Final
 from emberd.catalog import Model
 from emberd.client import wire
 from emberd.client.inputs import PreparedTexts
+from emberd.client.slices import Steps
 from emberd.client.wire import Request, ServerLost
 from emberd.endpoint import Endpoint
 from emberd.errors import (
@@ -25,6 +26,8 @@ from emberd.errors import (
 )
 
 PATH: Final = "/v1/tokenize"
+
+_TEXTS_A_STEP: Final = 1024
 
 # In the reply, for each character of the text: four tokens, each with a number of eight digits.
 _TOKEN_BYTES: Final = 40
@@ -98,11 +101,17 @@ class Lengths:
     _asked: set[tuple[int, int]] = field(default_factory=set)  # texts, and limits counted for
     _can_count: bool = True
 
-    def begin(self, endpoint: Endpoint) -> None:
+    def begin(self, endpoint: Endpoint) -> Steps[None]:
         """Find the texts that may be too long for ``endpoint``."""
-        for index in self.prepared.to_count(self._limit(endpoint)):
-            if isinstance(self.prepared.inputs[index], str):
-                self.to_count.append(TokenCount(index))
+        limit, count = self._limit(endpoint), len(self.prepared.inputs)
+        if limit is None:
+            return
+        for start in range(0, count, _TEXTS_A_STEP):
+            texts = range(start, min(start + _TEXTS_A_STEP, count))
+            for index in self.prepared.to_count(limit, texts):
+                if isinstance(self.prepared.inputs[index], str):
+                    self.to_count.append(TokenCount(index))
+            yield
 
     def record(self, endpoint: Endpoint, index: int, result: object) -> None:
         """Record the tokens of a text.
@@ -139,7 +148,7 @@ class Lengths:
         again = known is None or limit < known
         if again:
             self.facts.limits[endpoint] = limit
-        for index in sorted(set(self.prepared.to_count(limit)) & set(indices)):
+        for index in sorted(self.prepared.to_count(limit, indices)):
             given = self.prepared.inputs[index]
             if isinstance(given, str) and (index, limit) not in self._asked:
                 self._asked.add((index, limit))

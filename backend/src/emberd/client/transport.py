@@ -26,6 +26,7 @@ from typing import Any, Final
 from emberd.client import loopback
 from emberd.client.limits import LoopLocal
 from emberd.client.loopback import CONNECT_S, KEEP_IDLE_S, NO_KEY, LoopbackSession
+from emberd.client.slices import in_thread
 from emberd.client.sockets import Sockets, check_order, reply_order
 from emberd.client.wire import (
     MOST_BYTES,
@@ -412,7 +413,10 @@ class AsyncSession(_SessionBase):
 
         openai = _openai()
         kinds = openai.AsyncOpenAI, openai.DefaultAsyncHttpxClient
-        client, http = _open_sdk(endpoint, connections, *kinds, (prepare, _acheck_status))
+        hooks = prepare, _acheck_status
+        # Reading the certificate authorities takes longer than a loop may be blocked.
+        opening = functools.partial(_open_sdk, endpoint, connections, *kinds, hooks)
+        client, http = await in_thread(fork.no_fork()(opening), "open")
         session = cls(client, timeout_s, sockets)
         session._closer = await _keep_closer(session, http)
         return session
@@ -486,6 +490,7 @@ class AsyncTransport:
         self._timeout_s = timeout_s
         self._given = AsyncSession(client, timeout_s) if client is not None else None
         self._sessions: LoopLocal[dict[Endpoint, AsyncSession]] = LoopLocal(dict)
+        self._opening: LoopLocal[asyncio.Lock] = LoopLocal(asyncio.Lock)
 
     async def session(self, endpoint: Endpoint) -> AsyncSession:
         """Return the running loop's session for ``endpoint``."""
@@ -493,9 +498,11 @@ class AsyncTransport:
             return self._given
         sessions = self._sessions.get()
         if endpoint not in sessions:
-            opened = await AsyncSession.open(endpoint, self._connections, self._timeout_s)
-            sessions.clear()
-            sessions[endpoint] = opened
+            async with self._opening.get():
+                if endpoint not in sessions:
+                    opened = await AsyncSession.open(endpoint, self._connections, self._timeout_s)
+                    sessions.clear()
+                    sessions[endpoint] = opened
         return sessions[endpoint]
 
     async def close(self) -> None:

@@ -23,6 +23,7 @@ from typing import Any, Final
 from emberd import catalog, model_card, model_files, probe
 from emberd.catalog import Model, is_unit
 from emberd.client import lengths, wire
+from emberd.client.slices import finish
 from emberd.client.wire import Reply, Request, TransportError
 from emberd.endpoint import Endpoint
 from emberd.errors import BadReplyError, ServerMismatchError, ServerUnavailableError, SettingError
@@ -279,12 +280,9 @@ def _holds_model(wanted: str, path: str) -> bool | None:
 def _vector(url: str, model: Model, name: str, bodies: list[bytes]) -> tuple[float, ...]:
     """Return the embedding of the last of ``bodies``, once all of them are checked."""
     try:
-        replies = [wire.read_embeddings(body, 1) for body in bodies]
+        replies = [finish(wire.read_embeddings(body, 1)) for body in bodies]
         raw = replies[-1].vectors[0]
-        if isinstance(raw, bytes):
-            vector = struct.unpack(f"<{len(raw) // _FLOAT_BYTES}f", raw)
-        else:
-            vector = tuple(raw)
+        vector = struct.unpack(f"<{len(raw) // _FLOAT_BYTES}f", raw)
     except BadReplyError as error:
         raise ServerMismatchError(f"{url} returned an invalid embedding: {error}") from error
     models = {str(reply.model) for reply in replies}

@@ -1,14 +1,13 @@
 """The embeddings wire format: requests, replies, and what a reply without vectors means.
 
-Nothing here sends anything. A reply in the expected form is decoded in one step, base64 included.
-Any other is parsed again by hand, for an error that says what is wrong with it.
+Nothing here sends anything.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from contextlib import suppress
+import struct
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final, Literal
@@ -17,6 +16,7 @@ import msgspec
 import pybase64
 
 from emberd.client.inputs import Input
+from emberd.client.slices import Steps
 from emberd.errors import (
     AuthenticationError,
     BadReplyError,
@@ -59,7 +59,6 @@ _NUMBER_BYTES: Final = 64
 _VECTOR_BYTES: Final = 1024
 _VECTOR_VALUES: Final = 64  # besides its numbers
 _REPLY_BYTES: Final = 64 * 1024
-_REPLY_VALUES: Final = 4096
 
 _BARE: Final = ("", "identity")
 _INPUT: Final = "input"
@@ -67,7 +66,6 @@ _DIMENSIONS: Final = "dimensions"
 _SHOWN_CHARACTERS: Final = 300
 _SHOWN_BYTES: Final = 60
 _FLOAT_BYTES: Final = 4
-_NUMBERS: Final = frozenset({int, float})
 _NOT_JSON: Final = (ValueError, RecursionError)  # the second from deeply nested brackets
 _ADVICE: Final = "No vector of this reply is used. Check which server answers at this address."
 
@@ -178,20 +176,17 @@ class TooLong:
 
 Failure = ServerLost | TooLong | RequestError
 
-RawVector = bytes | list[float]
-"""One embedding as it came: little-endian float32, or numbers."""
-
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
     """The content of a good reply.
 
     Attributes:
-        vectors: The embeddings, in the order of their ``index`` fields.
+        vectors: The embeddings, in the order of their ``index`` fields: little-endian float32.
         model: The name that the server gives for the model; None when it gives none.
     """
 
-    vectors: list[RawVector]
+    vectors: list[bytes]
     model: str | None
 
 
@@ -253,6 +248,11 @@ def too_large(error: Exception) -> BadReplyError:
 # ---------------------------------------------------------------- good replies
 
 
+# The key and the first character of an embedding. In a string, the quotes would be escaped.
+_EMBEDDING: Final = b'"embedding"'
+_EMBEDDING_VALUE: Final = re.compile(rb'"embedding"[ \t\r\n]*:[ \t\r\n]*(?:(")|\[)')
+
+
 class _DataItem(msgspec.Struct):
     embedding: str | list[float]
     index: int
@@ -264,10 +264,15 @@ class _Body(msgspec.Struct):
 
 
 _DECODER: Final = msgspec.json.Decoder(_Body)
+_NUMBERS: Final = msgspec.json.Decoder(list[float])
+_NOT_DECODED: Final = (msgspec.DecodeError, *_NOT_JSON)
 
 
-def read_embeddings(body: bytes, count: int, native: int | None = None) -> Embeddings:
+def read_embeddings(body: bytes, count: int, native: int | None = None) -> Steps[Embeddings]:
     """Return the ``count`` embeddings of a reply, and the model that it names.
+
+    The embeddings are taken out of the body one by one, and only the rest is parsed at once: a
+    reply of numbers takes a parser a tenth of a second, and becomes as many Python objects.
 
     Args:
         body: The body of the reply.
@@ -277,77 +282,119 @@ def read_embeddings(body: bytes, count: int, native: int | None = None) -> Embed
     Raises:
         BadReplyError: It is not JSON, or an embedding is missing, duplicated or malformed.
     """
-    if native is not None:
-        # Two bytes of a body may become a Python object of thirty-two.
-        most_values = count * (native + _VECTOR_VALUES) + _REPLY_VALUES
-        if (values := body.count(b",")) > most_values:
+    found: list[bytes] = []
+    rest: list[bytes] = []
+    start = place = 0
+    while (place := body.find(_EMBEDDING, place)) >= 0:
+        if (match := _EMBEDDING_VALUE.match(body, place)) is None:
+            place += len(_EMBEDDING)
+            continue
+        first = match.end()
+        end = body.find(b'"' if match[1] else b"]", first)
+        if len(found) == count:
             raise BadReplyError(
-                f"The reply has {values} values, more than {count} vectors of {native} dimensions "
-                f"can have. {_ADVICE}"
+                f"The reply has more than {count} vectors for {count} texts. {_ADVICE}"
             )
+        if end < 0:
+            raise _malformed(body, b"", count)
+        read = _read_base64 if match[1] else _read_numbers
+        found.append(read(body[first - 1 : end + 1], len(found), native))
+        rest.append(body[start:first])
+        start = place = end
+        yield
+    rest.append(body[start:])
+    others = b"".join(rest)
+    # Two bytes of it may become a Python object of thirty-two.
+    if len(others) > _REPLY_BYTES + count * _VECTOR_BYTES:
+        raise _malformed(body, others, count)
     try:
-        reply = _DECODER.decode(body)
-        raws: list[RawVector] = [
-            pybase64.b64decode(entry.embedding, validate=True)
-            if isinstance(entry.embedding, str)
-            else entry.embedding
-            for entry in reply.data
-        ]
-    except (msgspec.DecodeError, RecursionError, ValueError):
-        return _read_by_hand(body, count)
-    in_order = [entry.index for entry in reply.data] == list(range(count))
-    if not in_order or any(type(raw) is bytes and len(raw) % _FLOAT_BYTES for raw in raws):
-        return _read_by_hand(body, count)
-    return Embeddings(raws, reply.model if isinstance(reply.model, str) else None)
+        reply = _DECODER.decode(others)
+    except _NOT_DECODED:
+        raise _malformed(body, others, count) from None
+    vectors = {
+        item.index: vector
+        for item, vector in zip(reply.data, found, strict=False)
+        if not item.embedding  # taken out above
+    }
+    if not len(reply.data) == len(found) == len(vectors) == count:
+        raise _malformed(body, others, count)
+    try:
+        in_order = [vectors[index] for index in range(count)]
+    except KeyError:
+        raise _malformed(body, others, count) from None
+    return Embeddings(in_order, reply.model if isinstance(reply.model, str) else None)
 
 
-def _read_by_hand(body: bytes, count: int) -> Embeddings:
+def _read_base64(quoted: bytes, place: int, _native: int | None) -> bytes:
     try:
-        reply = json.loads(body)
+        text = msgspec.json.decode(quoted) if b"\\" in quoted else memoryview(quoted)[1:-1]
+        packed = pybase64.b64decode(text, validate=True)
+    except _NOT_DECODED:
+        packed = b"?"  # fails the length check
+    if len(packed) % _FLOAT_BYTES:
+        raise _not_a_vector(place)
+    return packed
+
+
+def _read_numbers(listed: bytes, place: int, native: int | None) -> bytes:
+    if native is not None and (commas := listed.count(b",")) > native + _VECTOR_VALUES:
+        raise BadReplyError(
+            f"Vector {place} of the reply has {commas + 1} values instead of {native}. {_ADVICE}"
+        )
+    try:
+        numbers = _NUMBERS.decode(listed)
+        return struct.pack(f"<{len(numbers)}f", *numbers)
+    except (*_NOT_DECODED, OverflowError):  # the last for a number beyond those of float32
+        raise _not_a_vector(place) from None
+
+
+def _not_a_vector(place: int) -> BadReplyError:
+    return BadReplyError(
+        f"Vector {place} of the reply is neither base64 of float32 nor a list of numbers. {_ADVICE}"
+    )
+
+
+def _malformed(body: bytes, others: bytes, count: int) -> BadReplyError:
+    """Return the error for a reply that is not as expected.
+
+    Args:
+        body: The whole reply.
+        others: What is left of it without the values of its embeddings.
+        count: How many texts were sent.
+    """
+    most = _REPLY_BYTES + count * _VECTOR_BYTES
+    start = body[:_SHOWN_BYTES].lstrip().decode("utf-8", "replace")
+    reply: Any = None
+    try:
+        reply = json.loads(others[: most + 1])
     except _NOT_JSON:
-        start = body.lstrip()[:_SHOWN_BYTES].decode("utf-8", "replace")
         what = f"The reply of {len(body)} bytes is not JSON: {start!r}."
         if start.startswith("<"):
             what = f"The reply is a page of HTML or XML, not JSON: {start!r}."
+        elif len(others) > most:
+            what = f"The reply of {len(body)} bytes has more than {count} vectors in it: {start!r}."
         elif start.startswith("{"):
             what = f"The reply is JSON that breaks off after {len(body)} bytes."
-        raise BadReplyError(f"{what} {_ADVICE}") from None
+        return BadReplyError(f"{what} {_ADVICE}")
     entries = reply.get("data") if isinstance(reply, dict) else None
     if not isinstance(entries, list):
-        raise BadReplyError(f"The reply is JSON without a list of vectors ('data'). {_ADVICE}")
+        return BadReplyError(f"The reply is JSON without a list of vectors ('data'). {_ADVICE}")
     if len(entries) != count:
-        raise BadReplyError(f"The reply has {len(entries)} vectors for {count} texts. {_ADVICE}")
-    vectors: dict[int, RawVector] = {}
+        return BadReplyError(f"The reply has {len(entries)} vectors for {count} texts. {_ADVICE}")
+    seen = set[int]()
     for entry in entries:
         index = entry.get("index") if isinstance(entry, dict) else None
         if type(index) is not int or not 0 <= index < count:
-            raise BadReplyError(
+            return BadReplyError(
                 f"The reply has a vector with index {index!r}; valid indices are 0 to {count - 1}. "
                 f"{_ADVICE}"
             )
-        if index in vectors:
-            raise BadReplyError(f"The reply has two vectors for text {index}. {_ADVICE}")
-        vectors[index] = _raw_vector(entry.get("embedding"), index)
-    model = reply.get("model")
-    ordered = [vectors[index] for index in range(count)]
-    return Embeddings(ordered, model if isinstance(model, str) else None)
-
-
-def _raw_vector(embedding: Any, index: int) -> RawVector:
-    # By their types, because float would accept "1" and True too.
-    if isinstance(embedding, list) and _NUMBERS.issuperset(map(type, embedding)):
-        with suppress(OverflowError):  # an integer beyond any float
-            return [float(number) for number in embedding]
-    if isinstance(embedding, str):
-        try:
-            packed = pybase64.b64decode(embedding, validate=True)
-        except ValueError:
-            packed = b"?"  # fails the length check below
-        if len(packed) % _FLOAT_BYTES == 0:
-            return packed
-    raise BadReplyError(
-        f"Vector {index} of the reply is neither base64 of float32 nor a list of numbers. {_ADVICE}"
-    )
+        if index in seen:
+            return BadReplyError(f"The reply has two vectors for text {index}. {_ADVICE}")
+        seen.add(index)
+        if entry.get("embedding") not in ("", []):
+            return _not_a_vector(index)
+    return BadReplyError(f"The reply has other embeddings than those of 'data'. {_ADVICE}")
 
 
 def prompt_tokens(body: bytes) -> int | None:

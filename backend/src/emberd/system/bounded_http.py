@@ -10,6 +10,7 @@ announces, and takes a negative chunk for "until the end". So a body is read in 
 
 from __future__ import annotations
 
+import functools
 import http.client
 import socket
 import ssl
@@ -20,9 +21,13 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Final
 
+from emberd.system import background
+
 PIECE_BYTES: Final = 1024 * 1024
 ERROR_BYTES: Final = 1024 * 1024
 """Most that is read of a reply that reports an error; the rest would not be shown."""
+
+_LOOK_UP_S: Final = 10.0
 
 # Not a threading.local: greenlets of a program that gevent patched late would share it.
 _CURRENT: Final[ContextVar[Exchange | None]] = ContextVar("exchange", default=None)
@@ -120,7 +125,7 @@ class BoundedConnection(http.client.HTTPConnection):
 def _connect_in_time(address: tuple[str, int], timeout: float | None, *more: Any) -> socket.socket:
     """Connect to one address of a host after another, all in the time that is left."""
     error: OSError | None = None
-    for found in socket.getaddrinfo(*address, 0, socket.SOCK_STREAM):
+    for found in look_up(*address):
         if (exchange := current()) is not None:
             left_s = exchange.left_s()
             timeout = left_s if timeout is None else min(timeout, left_s)
@@ -129,6 +134,25 @@ def _connect_in_time(address: tuple[str, int], timeout: float | None, *more: Any
         except OSError as refused:
             error = refused
     raise error or OSError(f"{address[0]} has no address")
+
+
+def look_up(host: str, port: int | None) -> list[Any]:
+    """Return what ``socket.getaddrinfo`` returns, in the time that is left.
+
+    A resolver waits for its servers for as long as it is configured to, and cannot be interrupted.
+
+    Raises:
+        OSError: There is no such name, or no answer in time.
+    """
+    with suppress(socket.gaierror):  # an address needs no other thread
+        return socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)
+    exchange = current()
+    call = functools.partial(socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM)
+    finding = background.run(call, "look-up")
+    try:
+        return finding.result(_LOOK_UP_S if exchange is None else exchange.left_s())
+    except TimeoutError:
+        raise TimeoutError(f"the name {host} was not resolved in time") from None
 
 
 class _BoundedSocket(socket.socket):
