@@ -24,7 +24,7 @@ import other_user
 import waiting
 from emberd.doctor import servers
 from emberd.errors import EmberdError
-from emberd.manager import cleanup, discovery, locks, state
+from emberd.manager import discovery, locks, state
 from emberd.manager.paths import LOG_NAME
 from emberd.manager.state import Server
 from emberd.settings import ServerSpec
@@ -54,8 +54,7 @@ DAMAGES: Final[dict[str, damage.Damage]] = {
     "of-another-user": _give,
 }
 FILES: Final = (
-    *(state.RECORD_NAME, "alive", "lock", "last-used", LOG_NAME, "secret.yaml"),
-    *(cleanup.INODES_NAME, "suspect"),
+    *(state.RECORD_NAME, "alive", "lock", "last-used", LOG_NAME, "secret.yaml", "suspect"),
 )
 MOMENTS: Final = {
     "running": tuple(DAMAGES),

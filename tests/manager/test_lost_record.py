@@ -483,3 +483,21 @@ def test_supervisor_ends_with_its_server_if_the_whole_home_is_deleted(
     shutil.rmtree(home)
     assert leftovers.end_all([str(home)]) == []
     assert not home.exists()
+
+
+def test_start_timeout_bounds_the_wait_for_a_supervisor_that_does_not_run(
+    home: Path, stub: Stub
+) -> None:
+    manager = Manager(home, timing=replace(QUICK, lost_s=60.0))
+    server = manager.ensure(stub())
+    with frozen(supervisor_pid(manager)) as supervisor:
+        for child in supervisor.children():
+            if "orphan_reaper.py" not in " ".join(child.cmdline()):
+                child.kill()
+        began_s = time.monotonic()
+        for lost in (server, None):
+            with pytest.raises(StartTimeoutError):
+                manager.ensure(stub(), start_timeout=0.5, lost=lost)
+        assert time.monotonic() - began_s < 30
+    assert manager.ensure(stub()).start_id != server.start_id
+    manager.stop()

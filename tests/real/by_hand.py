@@ -68,7 +68,7 @@ def server(
             command, stdout=output, stderr=output, env=_environment(), start_new_session=True
         )
     running = ByHand(f"http://127.0.0.1:{port}", process, log)
-    memory = cleanup.SharedMemory(folder)
+    memory = cleanup.SharedMemory(f"emberd-{process.pid}")
     try:
         waiting.until(lambda: process.poll() is not None or probe.is_ready(running.url), START_S)
         assert process.poll() is None, log.read_text()[-2000:]
@@ -76,7 +76,7 @@ def server(
     finally:
         memory.update(lambda: _family(process.pid), at_once=True)
         _end(process)
-        cleanup.remove_files(folder, "")
+        cleanup.remove_files(f"emberd-{process.pid}", memory.known)
 
 
 def _environment() -> dict[str, str]:

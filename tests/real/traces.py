@@ -13,7 +13,7 @@ import psutil
 
 import leftovers
 import waiting
-from emberd.manager import cleanup
+from emberd.manager import orphan_reaper
 
 _SHARED_MEMORY: Final = Path("/dev/shm")
 _GONE_S: Final = 20.0
@@ -35,7 +35,7 @@ def all_gone(home: Path) -> Iterator[None]:
 
 def _left(before: set[str]) -> set[str]:
     # What a living process has mapped is another server's, of another test or another program.
-    inodes = {inode for pid in psutil.pids() for inode in cleanup.shared_memory_inodes(pid)}
+    inodes = {inode for pid in psutil.pids() for inode in orphan_reaper.shared_memory_inodes(pid)}
     return {
         path
         for path in files() - before

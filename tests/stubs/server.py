@@ -150,7 +150,8 @@ def _leave_files() -> None:
     path.write_bytes(bytes(4096))
     with path.open("r+b") as file:
         kept.append(mmap.mmap(file.fileno(), 4096))
-    left.extend([path.name, f"sem.{kept[0]._semlock.name[1:]}"])
+    list_of_memory = os.path.basename(os.environ.get("TMPDIR", ""))
+    left.extend([path.name, f"sem.{kept[0]._semlock.name[1:]}", list_of_memory])
 
 
 kept: list[Any] = []

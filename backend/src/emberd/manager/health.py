@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from emberd.errors import EmberdError
 from emberd.manager import paths
 from emberd.probe import Activity
 from emberd.system import background
@@ -63,7 +64,8 @@ class HealthMonitor:
             if self._file.exists():
                 self._before = activity
                 self._began_s = time.monotonic()
-                self._running = background.run(self._probe, "health-probe")
+                with suppress(EmberdError):  # no thread is free: tried again at the next reading
+                    self._running = background.run(self._probe, "health-probe")
         elif self._running.done() and time.monotonic() - self._began_s >= self._probe_s:
             before = self._before
             has_moved = (

@@ -65,10 +65,10 @@ class Supervisor:
         self._verify = verify
         self._server: process_tree.ServerProcess | None = None
         self._alive_fd = alive_fd
-        # Imported now: an environment may be upgraded or removed while the supervisor runs.
+        # Read now: an environment may be upgraded or removed while the supervisor runs.
         importlib.import_module("prometheus_client.parser")
+        self.engine.diagnose(None, "")
         self._stop_requested = False
-        self._shared_memory = cleanup.SharedMemory(folder)
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         self._files = StateFiles(folder, alive_fd)
@@ -103,7 +103,7 @@ class Supervisor:
             with suppress(OSError):  # tried again at the next wait
                 self._server.bound_log()
         if self._server is not None and self.record.state is State.STARTING:
-            self._shared_memory.update(self._server.members)
+            self._server.update_memory()
         if not locks.is_same_file(self._alive_fd, self.folder):
             raise FolderGone
 
@@ -124,9 +124,11 @@ class Supervisor:
         self._files.publish(self.record)
 
     def _publish_if_possible(self, **changes: object) -> None:
-        """Publish, but let a full disk not prevent an orderly end of the server."""
+        """Publish; neither a full disk nor a lost folder keeps the supervisor from going on."""
         try:
             self._publish(**changes)
+        except FolderGone:
+            pass  # the next wait raises it
         except OSError as error:
             report(f"the record cannot be written: {error}")
 
@@ -143,12 +145,12 @@ class Supervisor:
             # The record is not written: a folder that exists now belongs to another supervisor.
             self._end_server()
         except Exception as error:
-            # A bug, unless the system refuses something; the server must not outlive it.
+            # The server must not outlive it.
             advice = os_errors.advice(error) or "Please report this as a bug."
-            self._fail(
-                Diagnosis(f"The supervisor failed: {error!r}", advice),
-                was_ready=self.record.state is not State.STARTING,
-            )
+            failure = Diagnosis(f"The supervisor failed: {error!r}", advice)
+            if isinstance(error, EmberdError):
+                failure = Diagnosis(str(error), "")
+            self._fail(failure, was_ready=self.record.state is not State.STARTING)
             raise
 
     def _start(self) -> bool:
@@ -195,7 +197,7 @@ class Supervisor:
         if problem := self._problem(plan, outcome):
             return problem
         # The last look of a start: after a kill, nothing else shows which memory the server had.
-        self._shared_memory.update(server.members, at_once=True)
+        server.update_memory(at_once=True)
         self._publish(
             state=State.READY,
             endpoint=replace(outcome, canary=()),
@@ -212,7 +214,7 @@ class Supervisor:
             if (outcome := start.check()) is not None:
                 return outcome
             if start.progress != self.record.progress:
-                self._publish(progress=start.progress)
+                self._publish_if_possible(progress=start.progress)
         return None
 
     def _problem(self, plan: Plan, endpoint: Endpoint) -> Diagnosis | None:
@@ -256,14 +258,14 @@ class Supervisor:
             scratch = cleanup.scratch_path(self.record.start_id)
             self._publish(drain_s=plan.drain_s, notes=tuple(plan.notes), scratch=scratch)
             cleanup.make_scratch(scratch)
-            self._shared_memory.exclude_existing()
             for name, content in plan.files.items():
                 paths.create_file(self.folder / name, content.encode())
             self._server = server = process_tree.ServerProcess(
                 plan.command,
-                {**plan.environment, "TMPDIR": scratch},
+                plan.environment,
                 f"{self.folder}:{self.record.start_id}",
                 self.folder / paths.LOG_NAME,
+                scratch,
                 inherited=() if launch.descriptor is None else (launch.descriptor,),
             )
         return launch, plan, server
@@ -278,7 +280,7 @@ class Supervisor:
             try:
                 held.enter_context(locks.gpu_locks(lock_folder, names, self.record.timing.tick_s))
             except LockTimeoutError:
-                self._publish(progress=f"waiting for {', '.join(names)}")
+                self._publish_if_possible(progress=f"waiting for {', '.join(names)}")
                 self._wait(0)
             else:
                 return tuple(names)
@@ -308,7 +310,7 @@ class Supervisor:
             idle_timeout_s = self._files.idle_timeout.seconds()
             if not (health.is_active or idle.is_reading_due(idle_timeout_s, timing.look_s)):
                 continue
-            self._shared_memory.update(server.members)
+            server.update_memory()
             activity = probe.activity(endpoint.url, endpoint.api_key, listener=endpoint.listener)
             idle.observe(activity)
             if health.is_hung(activity):
@@ -326,7 +328,6 @@ class Supervisor:
             state=State.STOPPING, reason=reason, stopped_by_user=by_user, progress=""
         )
         if self._server is not None:
-            self._shared_memory.update(self._server.members, at_once=True)
             self._server.terminate()
             deadline = time.monotonic() + self.record.drain_s
             while self._server.reap() is None and (left := deadline - time.monotonic()) > 0:
@@ -344,11 +345,17 @@ class Supervisor:
         )
 
     def _end_server(self) -> None:
-        if self._server is not None:
-            self._shared_memory.update(self._server.members, at_once=True)
-            if not self._server.kill_all(self.record.timing.kill_s):
-                report("some processes of the server cannot be killed")
-        cleanup.remove_files(self.folder, self.record.scratch, self._shared_memory.known)
+        server = self._server
+        if server is None:
+            cleanup.remove_files(self.record.scratch)
+            return
+        has_ended = server.kill_all(self.record.timing.kill_s)
+        cleanup.remove_files(self.record.scratch, server.memory.known)
+        # Last: if the supervisor is killed before this, the orphan reaper does its work.
+        if has_ended:
+            server.close()
+        else:
+            report("some processes of the server cannot be killed")
 
 
 def main(arguments: list[str], verify: Verify) -> int:
