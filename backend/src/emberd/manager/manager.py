@@ -458,8 +458,8 @@ class ServerManager:
                 return
             if began + waited > deadline:
                 raise StartTimeoutError(
-                    f"start_timeout expired while the supervisor of {lost.endpoint.url} records that this "
-                    f"server has ended. Try again later; `emberd status` shows its state."
+                    f"start_timeout expired while the supervisor of {lost.endpoint.url} records "
+                    f"that this server has ended. Try again later; `emberd status` shows its state."
                 )
             time.sleep(self._timing.poll_s)
 
