@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
 POLL_S = 0.02
 # Only a failing test waits so long; a machine with other work may need most of it.
 DEADLINE_S = 30.0
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder in which a supervisor may restore a file at the same moment."""
+
+    def is_gone() -> bool:
+        shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
+
+    until(is_gone)
 
 
 def until(condition: Callable[[], T], seconds: float = DEADLINE_S) -> T:

@@ -6,7 +6,6 @@ That no process is left is checked at the end of every test, by the ``manager`` 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -480,7 +479,7 @@ def test_supervisor_ends_with_its_server_if_the_whole_home_is_deleted(
     manager: Manager, home: Path, stub: Stub
 ) -> None:
     manager.ensure(stub(faults="leaves-children"))
-    shutil.rmtree(home)
+    waiting.remove(home)
     assert leftovers.end_all([str(home)]) == []
     assert not home.exists()
 

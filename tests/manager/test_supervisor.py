@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+import waiting
 from emberd.client.verify import verify
 from emberd.errors import EmberdError
 from emberd.manager import idle, locks, paths, process_tree, state
@@ -76,7 +77,7 @@ def test_failure_while_the_folder_is_removed_leaves_nothing(
     supervise: Callable[[Callable[[Supervisor], None]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: Supervisor) -> None:
-        shutil.rmtree(self.folder)
+        waiting.remove(self.folder)
         raise ValueError("any bug")
 
     def check(supervisor: Supervisor) -> None:
@@ -94,11 +95,11 @@ def test_progress_that_cannot_be_written_ends_no_start(
     write = state.write_record
     refused: list[str] = []
 
-    def write_no_progress(folder: Path, record: Record) -> None:
+    def write_no_progress(folder: Path, record: Record, *others: Any) -> None:
         if record.progress and not refused:
             refused.append(record.progress)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-        write(folder, record)
+        write(folder, record, *others)
 
     def check(supervisor: Supervisor) -> None:
         supervisor.run()

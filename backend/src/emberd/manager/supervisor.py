@@ -32,7 +32,7 @@ from emberd.manager.health import HealthMonitor
 from emberd.manager.idle import IdleMonitor
 from emberd.manager.readiness import StartMonitor
 from emberd.manager.state import Record, State, Verify
-from emberd.manager.state_repair import StateFiles, report
+from emberd.manager.state_repair import FolderGone, StateFiles, report
 from emberd.system import os_errors, processes
 from emberd.system.log_rules import Diagnosis
 
@@ -42,10 +42,6 @@ _HUNG: Final = Diagnosis(
     "The server stopped answering while its process was running, and was ended",
     "The next request starts a new one.",
 )
-
-
-class FolderGone(Exception):  # noqa: N818 - not an error: another process removed the folder
-    """The state folder was removed or replaced, so no client can use the server any more."""
 
 
 class Supervisor:
@@ -64,7 +60,6 @@ class Supervisor:
         self.record = replace(own, supervisor=processes.current())
         self._verify = verify
         self._server: process_tree.ServerProcess | None = None
-        self._alive_fd = alive_fd
         # Read now: an environment may be upgraded or removed while the supervisor runs.
         importlib.import_module("prometheus_client.parser")
         self.engine.diagnose(None, "")
@@ -104,8 +99,7 @@ class Supervisor:
                 self._server.bound_log()
         if self._server is not None and self.record.state is State.STARTING:
             self._server.update_memory()
-        if not locks.is_same_file(self._alive_fd, self.folder):
-            raise FolderGone
+        self._files.check()
 
     # -- the record ---------------------------------------------------------------------
 
@@ -116,8 +110,7 @@ class Supervisor:
             FolderGone: The current folder belongs to another supervisor.
             OSError: The disk is full, for example.
         """
-        if not locks.is_same_file(self._alive_fd, self.folder):
-            raise FolderGone
+        self._files.check()
         if changes.get("state", self.record.state) != self.record.state:
             changes["since_s"] = time.monotonic()
         self.record = replace(self.record, **changes)  # type: ignore[arg-type]
