@@ -204,6 +204,34 @@ def test_activity_is_read_from_the_metrics_and_is_none_without_a_server(
     assert probe.activity("http://127.0.0.1:1", None) is None
 
 
+@pytest.mark.parametrize(
+    ("metrics", "activity"),
+    [
+        pytest.param(
+            "# TYPE sglang:num_requests_total counter\n"
+            'sglang:num_requests_total{model="a b}",rank="\\"0"} 3.0\n'
+            'sglang:num_requests_total{model="a",rank="1",} 4 1700000000000\n'
+            "sglang:num_requests_total_created 1.7e9\n"
+            "other_sglang:num_requests_total 100\n"
+            "sglang:prompt_tokens_total 1.5e+03\n"
+            "sglang:num_running_reqs{}2\nsglang:num_queue_reqs\t1",
+            probe.Activity(requests=7, tokens=1500, in_flight=3),
+            id="all",
+        ),
+        pytest.param("sglang:num_queue_reqs 0\n", probe.Activity(0, 0, 0), id="one"),
+        pytest.param("sglang:num_queue_reqs many\n", None, id="not-a-number"),
+        pytest.param("sglang:prompt_tokens_total 5\n", None, id="no-requests"),
+        pytest.param("<html>", None, id="not-metrics"),
+    ],
+)
+def test_activity_is_the_sum_of_the_samples(
+    metrics: str, activity: probe.Activity | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reply = probe.ProbeReply(200, metrics.encode())
+    monkeypatch.setattr(probe, "get", lambda *_, **__: reply)
+    assert probe.activity("http://127.0.0.1:1", None) == activity
+
+
 def test_users_key_is_not_stored_in_the_record(
     home: Path, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 import waiting
 from emberd.system import processes
+from other_user import OTHER, needs_root
 
 
 def test_a_running_process_is_itself() -> None:
@@ -63,6 +62,33 @@ def test_only_processes_with_the_mark_of_the_very_folder_are_found() -> None:
         child.kill()
 
 
+@needs_root
+def test_processes_of_another_user_are_not_found_by_their_mark() -> None:
+    environment = {**os.environ, processes.MARK: "/a/folder:start_id"}
+    with subprocess.Popen(["sleep", "60"], env=environment, user=OTHER) as child:
+        waiting.until(lambda: processes.variable(child.pid, processes.MARK))
+        assert not processes.is_own(child.pid)
+        assert list(processes.marked("/a/folder")) == []
+        child.kill()
+
+
+def test_command_line_and_variables_are_those_of_the_start_of_a_process() -> None:
+    command = [sys.executable, "-c", "input()", "", "two words", "\udcff"]
+    environment = {"FIRST": "a=b", "OTHER_FIRST": "c", "EMPTY": "", "BYTES": "\udcff"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as child:
+        assert child.pid in processes.pids()
+        assert processes.command_line(child.pid) == command
+        for name, value in environment.items():
+            assert processes.variable(child.pid, name) == value
+        assert processes.variable(child.pid, "IRST") is None
+        assert processes.is_own(child.pid)
+        child.kill()
+        waiting.until(lambda: processes.identify(child.pid) is None)
+        assert processes.command_line(child.pid) == []  # of a zombie
+    with pytest.raises(processes.UNREADABLE):
+        processes.variable(child.pid, "FIRST")
+
+
 _FAMILY = """
 import subprocess, sys
 with subprocess.Popen([sys.executable, "-c", "input()"]) as child:
@@ -74,14 +100,14 @@ def test_descendants_are_found_although_other_processes_are_unreadable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As with ``hidepid``: psutil's own walk fails there."""
-    read = Path.read_text
+    read = processes._read
 
-    def read_text(path: Path, *more: Any) -> str:
-        if str(path) == "/proc/1/stat":
+    def read_own(pid: int, name: str) -> bytes:
+        if pid == 1:
             raise PermissionError(13, "Operation not permitted")
-        return read(path, *more)
+        return read(pid, name)
 
-    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(processes, "_read", read_own)
     with subprocess.Popen(
         [sys.executable, "-c", _FAMILY], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as child:

@@ -25,7 +25,7 @@ from plain_client import embed
 # The standard library, what the supervisor itself needs, and what it imports late.
 HIDDEN = (
     *("types", "logging", "random", "json", "enum", "signal", "select", "secrets", "ipaddress"),
-    *("msgspec", "psutil", "prometheus_client", "numpy"),
+    *("msgspec", "pybase64", "psutil", "numpy"),
 )
 
 
@@ -127,7 +127,7 @@ def test_working_folder_that_was_deleted_does_not_matter(
 
 
 # Imported before the supervisor detaches itself, and afterwards.
-IMPORTED = {"at once": "emberd.manager.supervisor", "later": "prometheus_client.parser"}
+IMPORTED = {"at once": "emberd.manager.supervisor", "later": "ctypes"}
 REAPED = {
     "by us": "",
     "by the application": "signal.signal(signal.SIGCHLD, lambda *_: os.waitpid(-1, 0))",

@@ -12,8 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 from emberd.manager import cleanup
 from emberd.system import pdeathsig, processes
 
@@ -208,7 +206,7 @@ class ServerProcess:
 
         Empty if they cannot be listed; without the server's own pid if that is not visible.
         """
-        with suppress(psutil.Error, OSError):
+        with suppress(OSError):
             return processes.descendants()
         return []
 
@@ -233,8 +231,8 @@ class ServerProcess:
                     os.killpg(self.pid, signal.SIGKILL)
             left = self._left()
             for pid in left:
-                with suppress(psutil.Error):
-                    psutil.Process(pid).kill()
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
             self.reap()
             if not left or time.monotonic() > deadline:
                 return not left
@@ -247,6 +245,6 @@ class ServerProcess:
     def _left(self) -> list[int]:
         try:
             return [pid for pid in processes.descendants() if pid != self._reaper.pid]
-        except (psutil.Error, OSError):
+        except OSError:
             # The server's own end is awaited even if its descendants cannot be listed.
             return [self.pid] if self.exit_code is None else []

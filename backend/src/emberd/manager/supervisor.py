@@ -11,7 +11,6 @@ ended. It must leave no process and no file of its server behind.
 
 from __future__ import annotations
 
-import importlib
 import os
 import secrets
 import select
@@ -61,7 +60,6 @@ class Supervisor:
         self._verify = verify
         self._server: process_tree.ServerProcess | None = None
         # Read now: an environment may be upgraded or removed while the supervisor runs.
-        importlib.import_module("prometheus_client.parser")
         self.engine.diagnose(None, "")
         self._stop_requested = False
         self._wake_read, self._wake_write = os.pipe()

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from emberd.errors import StateFolderError
 
@@ -29,6 +29,9 @@ _STAT_STATE: Final = 0
 _STAT_PARENT: Final = 1
 _STAT_START: Final = 19
 _END_POLL_S: Final = 0.02
+
+UNREADABLE: Final = (FileNotFoundError, ProcessLookupError, PermissionError)
+"""What is raised for a process that has ended, or that this user may not look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,63 @@ def current() -> ProcessIdentity:
     return me
 
 
+def pids() -> list[int]:
+    """Return the pids of all visible processes."""
+    if sys.platform == "linux":
+        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    import psutil
+
+    return psutil.pids()
+
+
+def command_line(pid: int) -> list[str]:
+    """Return the words of a process's command line; none for a zombie.
+
+    Raises:
+        OSError: It cannot be read; see ``UNREADABLE``.
+    """
+    if sys.platform != "linux":
+        return list(_ask_psutil(pid, "cmdline"))
+    words = _read(pid, "cmdline").removesuffix(b"\0").split(b"\0")
+    # A process that has renamed itself may have put everything into one word.
+    words = words if len(words) > 1 else words[0].split()
+    return [os.fsdecode(word) for word in words]
+
+
+def environment(pid: int) -> bytes:
+    """Return the variables with which a process was started, each with a null byte behind it.
+
+    Raises:
+        OSError: They cannot be read; see ``UNREADABLE``.
+    """
+    if sys.platform == "linux":
+        return _read(pid, "environ")
+    variables = _ask_psutil(pid, "environ").items()
+    return b"".join(os.fsencode(f"{name}={value}\0") for name, value in variables)
+
+
+def variable(pid: int, name: str) -> str | None:
+    """Return an environment variable with which a process was started; None if it has none.
+
+    Raises:
+        OSError: The variables cannot be read; see ``UNREADABLE``.
+    """
+    _, found, rest = (b"\0" + environment(pid)).partition(b"\0%b=" % os.fsencode(name))
+    return os.fsdecode(rest.partition(b"\0")[0]) if found else None
+
+
+def is_own(pid: int) -> bool:
+    """Return whether a process runs for this user (its real user id).
+
+    Raises:
+        OSError: That cannot be read; see ``UNREADABLE``.
+    """
+    if sys.platform != "linux":
+        return bool(_ask_psutil(pid, "uids").real == os.getuid())
+    status = _read(pid, "status")
+    return int(status[status.index(b"\nUid:") :].split(maxsplit=2)[1]) == os.getuid()
+
+
 def descendants() -> list[int]:
     """Return the pids of what this process started and of what those started, zombies included.
 
@@ -116,9 +176,7 @@ def descendants() -> list[int]:
     ``hidepid``, is left out with what it started.
     """
     if sys.platform != "linux":
-        import psutil
-
-        return [child.pid for child in psutil.Process().children(recursive=True)]
+        return [child.pid for child in _ask_psutil(os.getpid(), "children", recursive=True)]
     # Not psutil's ``children``: it fails as soon as one process of the machine is unreadable.
     children: dict[int, list[tuple[int, int]]] = {}
     for name in os.listdir("/proc"):
@@ -178,21 +236,19 @@ Mark = tuple[ProcessIdentity, str, str]
 
 def marks() -> Iterator[Mark]:
     """Yield the marked processes of this user, each with the folder and start id of its mark."""
-    # Imported late: using a running server does not need it.
-    import psutil
-
-    for process in psutil.process_iter():
-        # Identified before its environment is read: if the pid changes hands in between, the
-        # identity is that of the ended one, and a signal to it reaches no process.
-        found = identify(process.pid)
+    for pid in pids():
         try:
-            if found is None or process.uids().real != os.getuid():
+            if not variable(pid, MARK):
+                continue  # before anything else is read: most processes have none
+            # Identified before its environment is read again: if the pid changes hands in between,
+            # the identity is that of the ended one, and a signal to it reaches no process.
+            found = identify(pid)
+            mark_folder, _, mark_start_id = (variable(pid, MARK) or "").rpartition(":")
+            if found is None or not mark_folder or not is_own(pid):
                 continue
-            mark_folder, _, mark_start_id = process.environ().get(MARK, "").rpartition(":")
-        except (psutil.Error, OSError):
+        except UNREADABLE:
             continue
-        if mark_folder:
-            yield found, mark_folder, mark_start_id
+        yield found, mark_folder, mark_start_id
 
 
 def end_marked(folder: str, seconds: float, start_id: str | None = None) -> list[int]:
@@ -210,7 +266,23 @@ def end_marked(folder: str, seconds: float, start_id: str | None = None) -> list
 def _stat(pid: int) -> list[str] | None:
     """Return the fields of ``/proc/<pid>/stat`` behind the name; None if it cannot be read."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        stat = _read(pid, "stat")
+    except UNREADABLE:
         return None  # with hidepid, processes of other users are invisible
-    return stat.rpartition(")")[2].split()
+    return stat.rpartition(b")")[2].decode().split()
+
+
+def _read(pid: int, name: str) -> bytes:
+    # Not through Path, which takes longer than the kernel: these files are read for all processes.
+    with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
+        return file.read()
+
+
+def _ask_psutil(pid: int, question: str, **more: Any) -> Any:
+    """Return what a method of ``psutil.Process`` returns, where there is no ``/proc``."""
+    import psutil
+
+    try:
+        return getattr(psutil.Process(pid), question)(**more)
+    except psutil.Error as error:
+        raise ProcessLookupError(str(error)) from error
