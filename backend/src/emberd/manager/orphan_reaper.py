@@ -1,4 +1,4 @@
-"""Ends the processes of a server whose supervisor was killed; sleeps until then.
+"""Ends the processes of a server when its supervisor has died; sleeps until then.
 
 Run as a file: ``orphan_reaper.py MARK INODES_FILE``. It reads its standard input, whose other end
 only the supervisor has. At end of file it kills every process with the mark in its environment,
