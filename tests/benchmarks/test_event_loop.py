@@ -19,9 +19,10 @@ import pytest
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from emberd import Embedder, ato_lists
-from fake_server import fake_server_process
+from fake_server import FakeServer
 from langchain_emberd import EmberdEmbeddings
 from llama_index.embeddings.emberd import EmberdEmbedding
+from server_process import in_own_process
 
 MODEL = "Qwen/Qwen3-Embedding-4B"
 DIMENSIONS = 2560
@@ -52,7 +53,8 @@ class Idle(BaseEmbedding):
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with fake_server_process(MODEL, DIMENSIONS) as at:
+    fields = {"model": MODEL, "dimensions": DIMENSIONS, "context_tokens": 32_768}
+    with in_own_process(FakeServer, **fields) as at:
         yield at
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
+import stub_server
 import waiting
 from command import Command, stub
 from emberd import Embedder
-from stubs import server
 
 DEMO = ("--engine", "demo", "--model", "emberd/demo")
 
@@ -40,7 +40,7 @@ def test_rows_keep_their_fields_and_get_their_vectors(running: Command, tmp_path
     assert re.search(r"out.parquet: 700 rows; \d+\.\d s \(\d+ rows/s\)", done.err)
     table = parquet.read_table(tmp_path / "out.parquet")
     assert table["id"].to_pylist() == list(range(700))
-    expected = np.array([server.vector(text) for text in texts], np.float32)
+    expected = np.array([stub_server.vector(text) for text in texts], np.float32)
     assert np.allclose(_vectors(tmp_path / "out.parquet"), expected, atol=1e-6)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.parquet"]
 
@@ -150,7 +150,7 @@ def test_queries_get_the_query_template(running: Command, tmp_path: Path) -> Non
     target = tmp_path / "out.npy"
     done = running("embed", *stub(), str(source), "-o", str(target), "--as", "query")
     assert done.code == 0, done.err
-    assert np.allclose(np.load(target), [server.vector("one")], atol=1e-6)
+    assert np.allclose(np.load(target), [stub_server.vector("one")], atol=1e-6)
     assert np.load(tmp_path / "out.rows.npy").tolist() == [0]
 
 

@@ -11,7 +11,8 @@ from llama_index.core.schema import MetadataMode, TextNode
 
 from contract.frameworks import BOTH, Framework, LangChain, LlamaIndex
 from emberd import RejectedError
-from fake_server import END_OF_TEXT, QWEN, Answer, FakeServer, vector_of, vectors_of
+from fake_server import END_OF_TEXT, QWEN, FakeServer, vector_of, vectors_of
+from http_server import reply
 from llama_index.embeddings.emberd import EmberdEmbedding
 from managed import same
 
@@ -138,6 +139,6 @@ def test_a_refusal_reaches_the_caller_as_an_error_of_emberd(
     made: type[Framework], server: FakeServer
 ) -> None:
     framework = _attached(made, server)
-    server.first.append(Answer(400, b'{"object":"error","message":"no such thing"}'))
+    server.first.append(reply(400, b'{"object":"error","message":"no such thing"}'))
     with pytest.raises(RejectedError, match="no such thing"):
         framework.query("x")

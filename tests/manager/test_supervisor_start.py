@@ -100,8 +100,8 @@ def test_engine_beside_the_script_is_found(manager: Manager, home: Path, tmp_pat
     (folder / "mine").mkdir(parents=True)
     source = Path(__file__).parents[1] / "stubs" / "engine.py"
     text = source.read_text().replace('name = "stubs.engine"', 'name = "mine.engine"')
-    server_file = repr(str(source.with_name("server.py")))
-    text = text.replace('str(Path(__file__).with_name("server.py"))', server_file)
+    server_file = repr(str(source.parents[1] / "stub_server.py"))
+    text = text.replace('str(Path(__file__).parents[1] / "stub_server.py")', server_file)
     (folder / "mine" / "engine.py").write_text(text)
     script = folder / "script.py"
     script.write_text(

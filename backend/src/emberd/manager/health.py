@@ -1,4 +1,6 @@
-"""Detects a server that still runs but has stopped working.
+"""Decides whether a server hangs: its process runs, but does not answer.
+
+A server whose process has ended is noticed by ``supervisor``, its parent.
 
 Clients report a request that timed out; the supervisor then asks the model for a token. A server
 counts as hung only after several such probes in a row have failed while its own counters stood

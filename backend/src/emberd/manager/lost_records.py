@@ -1,4 +1,4 @@
-"""Finds servers whose record is lost, by their liveness lock and the mark of their processes.
+"""Finds running servers without a readable record, by liveness lock and mark of their processes.
 
 A running supervisor rewrites a missing or damaged record within a tick or two. If it does not (it
 was suspended by a signal, or its disk is full), it can still be found by the lock that it holds, by

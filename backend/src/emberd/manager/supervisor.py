@@ -1,12 +1,13 @@
-"""The supervisor: parent of one server and only writer of its record; it ends after the server.
+"""The supervisor of one server: starts it, notices that it died, hangs or is idle, and ends it.
 
 ::
 
     STARTING ──ready and verified──▶ READY ──idle, or asked to──▶ STOPPING ──▶ ABSENT
         └── died, silent ──▶ FAILED ◀── died, hung ──┘
 
-It holds the liveness lock for its whole life, so if that lock is free, the author of the record has
-ended. It must leave no process and no file of its server behind.
+It is the server's parent and the only writer of its record. It holds the liveness lock for its
+whole life, so if that lock is free, the author of the record has ended. It must leave no process
+and no file of its server behind.
 """
 
 from __future__ import annotations
