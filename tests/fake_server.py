@@ -211,7 +211,8 @@ class FakeServer(HttpServer):
             connection.sendall(at_once)
             drip(connection, (bytes([byte]) for byte in slowly))
             raise ConnectionError
-        return _REPLIES.get(self.fault or "", lambda body: reply(200, body))(body)
+        answer = _REPLIES.get(self.fault or "")
+        return reply(200, body) if answer is None else answer(body)
 
     # ---- its answers
 

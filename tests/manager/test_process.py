@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +62,57 @@ def test_only_processes_with_the_mark_of_the_very_folder_are_found() -> None:
         assert list(processes.marked("/a/folder-2", start_id="another")) == []
         assert list(processes.marked("/a/folder-2", start_id="start_id")) == found
         child.kill()
+
+
+@needs_root
+def test_processes_that_have_another_folder_at_the_same_path_are_not_found(tmp_path: Path) -> None:
+    """As in a job with a private /tmp: what runs there is not ours, whatever its mark says."""
+    (tmp_path / "folder").mkdir()
+    environment = {**os.environ, processes.MARK: f"{tmp_path}/folder:start_id"}
+    program = f"mount -t tmpfs none {tmp_path} && mkdir {tmp_path}/folder && exec sleep 60"
+    command = ["unshare", "--mount", "sh", "-c", program]
+    with subprocess.Popen(command, env=environment) as other:
+        waiting.until(lambda: processes.command_line(other.pid)[:1] == ["sleep"])
+        with subprocess.Popen(["sleep", "60"], env=environment) as child:
+            found = waiting.until(lambda: list(processes.marked(f"{tmp_path}/folder")))
+            assert [identity.pid for identity in found] == [child.pid]
+            child.kill()
+        other.kill()
+
+
+def test_name_of_a_process_may_be_any_bytes() -> None:
+    """The kernel cuts names at 15 bytes, in the middle of a letter where it has two."""
+    program = (
+        "import ctypes; ctypes.CDLL(None).prctl(15, 'программа) x'.encode()); print(flush=True);"
+        "input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert child.pid in processes.descendants()
+        identity = processes.identify(child.pid)
+        assert identity is not None
+        assert identity.is_running()
+        child.kill()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM])
+def test_signal_is_sent_where_the_kernel_refuses_descriptors_of_processes(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    with subprocess.Popen(["sleep", "60"]) as child:
+        identity = processes.identify(child.pid)
+        assert identity is not None
+        assert not processes.send(replace(identity, start="1"), signal.SIGKILL)
+        assert processes.send(identity, signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+        assert not processes.send(identity, signal.SIGKILL)
 
 
 @needs_root

@@ -6,6 +6,7 @@ both were read. A zombie counts as ended, because its parent may never reap it.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import signal
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -200,14 +202,18 @@ def new_start_id() -> str:
 
 def send(identity: ProcessIdentity, signum: signal.Signals) -> bool:
     """Send a signal to exactly this process; return False if it has ended."""
-    if not hasattr(os, "pidfd_open"):
+    try:
+        fd = os.pidfd_open(identity.pid) if hasattr(os, "pidfd_open") else None
+    except ProcessLookupError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
+        fd = None  # an old kernel, or a sandbox without this call
+    if fd is None:
         if is_running := identity.is_running():
             os.kill(identity.pid, signum)
         return is_running
-    try:
-        fd = os.pidfd_open(identity.pid)
-    except ProcessLookupError:
-        return False
     try:
         # Checked after opening: from now on the descriptor refers to this process and no later one.
         if not identity.is_running():
@@ -230,6 +236,25 @@ def marked(folder: str, start_id: str | None = None) -> Iterator[ProcessIdentity
             yield found
 
 
+def _has_same(folder: str, pid: int) -> bool:
+    """Return whether ``folder`` is the same one for a process, unless that cannot be read.
+
+    A job or a service may have a file system of its own at that path, such as a private ``/tmp``.
+    """
+
+    def identity(path: str) -> tuple[int, int] | None:
+        try:
+            facts = os.stat(path)
+        except FileNotFoundError:
+            return None  # it was removed, and then it is missing for both
+        return facts.st_dev, facts.st_ino
+
+    if sys.platform == "linux":
+        with suppress(OSError):
+            return identity(f"/proc/{pid}/root{folder}") == identity(folder)
+    return True
+
+
 Mark = tuple[ProcessIdentity, str, str]
 """A marked process, with the folder and the start id of its mark."""
 
@@ -245,6 +270,8 @@ def marks() -> Iterator[Mark]:
             found = identify(pid)
             mark_folder, _, mark_start_id = (variable(pid, MARK) or "").rpartition(":")
             if found is None or not mark_folder or not is_own(pid):
+                continue
+            if not _has_same(mark_folder, pid):
                 continue
         except UNREADABLE:
             continue
