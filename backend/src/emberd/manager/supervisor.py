@@ -362,8 +362,6 @@ def main(arguments: list[str], verify: Verify) -> int:
     """
     os.chdir("/")  # it must not keep the caller's folder in use
     folder, start_id, alive_fd = Path(arguments[0]), arguments[1], int(arguments[2])
-    if os.fork():
-        os._exit(0)
     # The server must not inherit it: it would hold the liveness lock longer than its supervisor.
     os.set_inheritable(alive_fd, False)
     own = state.read_record(folder)
