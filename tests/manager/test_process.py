@@ -63,6 +63,25 @@ def test_only_processes_with_the_mark_of_the_very_folder_are_found() -> None:
         child.kill()
 
 
+_RENAMED = """
+with open("/proc/self/comm", "wb") as name:
+    name.write(b"caf\\xe9 (x")
+input()
+"""
+
+
+def test_a_process_whose_name_is_not_utf_8_is_identified() -> None:
+    """The kernel cuts a name after fifteen bytes, also in the middle of a character."""
+    with subprocess.Popen([sys.executable, "-c", _RENAMED], stdin=subprocess.PIPE) as child:
+        name = Path(f"/proc/{child.pid}/comm")
+        waiting.until(lambda: name.read_bytes() == b"caf\xe9 (x\n")
+        identity = processes.identify(child.pid)
+        assert identity is not None
+        assert identity.is_running()
+        assert child.pid in processes.descendants()
+        child.kill()
+
+
 _FAMILY = """
 import subprocess, sys
 with subprocess.Popen([sys.executable, "-c", "input()"]) as child:
@@ -76,10 +95,10 @@ def test_descendants_are_found_although_other_processes_are_unreadable(
     """As with ``hidepid``: psutil's own walk fails there."""
     read = Path.read_text
 
-    def read_text(path: Path, *more: Any) -> str:
+    def read_text(path: Path, **more: Any) -> str:
         if str(path) == "/proc/1/stat":
             raise PermissionError(13, "Operation not permitted")
-        return read(path, *more)
+        return read(path, **more)
 
     monkeypatch.setattr(Path, "read_text", read_text)
     with subprocess.Popen(

@@ -210,7 +210,8 @@ def end_marked(folder: str, seconds: float, start_id: str | None = None) -> list
 def _stat(pid: int) -> list[str] | None:
     """Return the fields of ``/proc/<pid>/stat`` behind the name; None if it cannot be read."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        # The kernel cuts a name after 15 bytes, also in the middle of a character.
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None  # with hidepid, processes of other users are invisible
     return stat.rpartition(")")[2].split()
