@@ -65,7 +65,7 @@ check: $(VENV)/.tools
 
 # Each distribution alone in a new environment: some minutes, most of them the registry's.
 test-installs: $(VENV)/.tools
-	$(BIN)/python -m pytest -n 2 --dist load tests/installs $(ARGS)
+	$(BIN)/python -m pytest tests/installs $(ARGS)
 
 test-services: $(VENV)/.tools
 	$(BIN)/python -m pytest tests/services $(ARGS)

@@ -12,11 +12,11 @@ POLL_S = 0.02
 DEADLINE_S = 30.0
 
 
-def until(condition: Callable[[], T], seconds: float = DEADLINE_S) -> T:
+def until(condition: Callable[[], T], seconds: float = DEADLINE_S, *, poll_s: float = POLL_S) -> T:
     """Return the first true value of ``condition``; fail when none comes in time."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:
             raise AssertionError(f"still {value!r} after {seconds} s")
-        time.sleep(POLL_S)
+        time.sleep(poll_s)
     return value
