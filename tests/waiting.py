@@ -24,11 +24,11 @@ def remove(folder: Path) -> None:
     until(is_gone)
 
 
-def until(condition: Callable[[], T], seconds: float = DEADLINE_S) -> T:
+def until(condition: Callable[[], T], seconds: float = DEADLINE_S, *, poll_s: float = POLL_S) -> T:
     """Return the first true value of ``condition``; fail when none comes in time."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:
             raise AssertionError(f"still {value!r} after {seconds} s")
-        time.sleep(POLL_S)
+        time.sleep(poll_s)
     return value

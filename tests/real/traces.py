@@ -16,7 +16,8 @@ import waiting
 from emberd.manager import orphan_reaper
 
 _SHARED_MEMORY: Final = Path("/dev/shm")
-_GONE_S: Final = 20.0
+_GONE_S: Final = 60.0  # what another worker's killed server left goes with its next start
+_LOOK_S: Final = 0.5
 _PREFIX: Final = "emberd-"
 
 
@@ -28,7 +29,7 @@ def all_gone(home: Path) -> Iterator[None]:
     processes = leftovers.end_all([str(home)])
     assert not processes, "processes left behind:\n" + "\n".join(processes)
     with suppress(AssertionError):
-        waiting.until(lambda: not _left(before), _GONE_S)
+        waiting.until(lambda: not _left(before), _GONE_S, poll_s=_LOOK_S)
     remaining = _left(before)
     assert not remaining, "files left behind:\n" + "\n".join(sorted(remaining))
 
