@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -23,6 +23,18 @@ import command
 import isolation
 import leftovers
 
+# The tests of these paths run in one worker for each name, because they share a server of the real
+# model, a process that has imported both frameworks, or the sources that were parsed.
+_TOGETHER: Final = {
+    "tests/examples/": "examples",
+    "tests/contract/": "frameworks",
+    "tests/integrations/": "frameworks",
+    "tests/cli/test_embed_with_demo_model.py": "frameworks",
+    "tests/serving/": "serving",
+    **dict.fromkeys(
+        ("tests/test_layout.py", "tests/test_messages.py", "tests/test_env.py"), "sources"
+    ),
+}
 _ROOT = pytest.StashKey[Path]()
 _ROOTS = pytest.StashKey[list[str]]()
 
@@ -39,6 +51,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Without bytecode on the disk each of a thousand child processes compiles emberd again.
     sys.dont_write_bytecode = False
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    # The tests fill all cores: more threads of one server only wait for each other, and spin.
+    os.environ["OMP_NUM_THREADS"] = "1"
     config.stash[_ROOTS] = []
     is_worker = hasattr(config, "workerinput")
     if not is_worker and config.getoption("dist", "no") != "no":
@@ -66,7 +80,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep tests that share a fixture of their module in one worker; spread all others.
+    """Keep tests that share something costly in one worker; spread all others.
 
     xdist's own ``loadgroup`` does nothing with pytest 9.2, whose node ids cannot be changed.
     """
@@ -77,6 +91,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
+            if together := next(filter(file.startswith, _TOGETHER), None):
+                return _TOGETHER[together]
             return file if _has_fixture_of_module(config.rootpath / file) else nodeid
 
     return Scheduling(config, log)
@@ -132,7 +148,7 @@ def _no_process_left(
 ) -> Iterator[None]:
     # Set up before every other fixture of the session, so torn down after them all.
     yield
-    command.stop_server()
+    command.stop_servers()
     places = (pytestconfig.stash[_ROOT], tmp_path_factory.getbasetemp())
     left = leftovers.end_all(str(place) for place in places)
     if left:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import signal
 import subprocess
@@ -17,10 +16,7 @@ from pyarrow import parquet
 
 import waiting
 from command import Command, stub
-from emberd import Embedder
 from stubs import server
-
-DEMO = ("--engine", "demo", "--model", "emberd/demo")
 
 
 def _lines(path: Path, texts: list[Any]) -> Path:
@@ -87,16 +83,14 @@ def test_a_bad_row_can_be_an_error(running: Command, tmp_path: Path) -> None:
     assert running(*command).code == 6
 
 
-def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(
-    emberd: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dice = random.Random(7)
-    texts = [f"passage {n} on {dice.choice(['rivers', 'yeast', 'locks'])}" for n in range(500)]
+def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(emberd: Command, tmp_path: Path) -> None:
+    # Its request takes so many seconds, so that each part is written a while after the one before.
+    texts = [f"passage {n:04} SLOW{0.4 * (n // 256 + 1):.1f}" for n in range(1000)]
     source = _lines(tmp_path / "in.jsonl", texts)
     target = tmp_path / "out.parquet"
     parts = tmp_path / "out.parquet.parts"
-    command = ("embed", *DEMO, str(source), "-o", str(target), "--save-every", "0")
-    assert emberd("up", *DEMO).code == 0
+    command = ("embed", *stub(drain=0.1), str(source), "-o", str(target), "--save-every", "0")
+    assert emberd("up", *stub(drain=0.1)).code == 0
     while not target.exists():
         with emberd.begin(*command) as process:
             # Killed when it has done more than the one before it, at a time that nobody chose.
@@ -105,10 +99,8 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(
             process.communicate()
     assert emberd(*command).code == 0
     assert parquet.read_table(target)["text"].to_pylist() == texts
-    monkeypatch.setenv("EMBERD_HOME", str(emberd.home))
-    expected = Embedder("emberd/demo").embed_documents(texts)
-    # The encoder sums in another order when a batch is of another size.
-    assert np.allclose(_vectors(target), expected, rtol=0, atol=1e-6)
+    expected = np.array([server.vector(text) for text in texts], np.float32)
+    assert np.allclose(_vectors(target), expected, atol=1e-6)
 
 
 def _wait_for_more(folder: Path, process: subprocess.Popen[bytes]) -> None:
