@@ -7,6 +7,7 @@ only one on the machine is marked ``serial``; those run afterwards, one by one.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -69,6 +70,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if is_worker or config.option.basetemp is None:
         config.option.basetemp = str(root / "t")
     isolation.begin(str(root))
+    gc.disable()  # what is imported from now on stays
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector look only at what the tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -168,18 +168,17 @@ ENVIRONMENTS: Final = {
 }
 
 
-def _by_interpreter(
-    program: str, given: dict[str, str], prepare: Callable[[], Any] | None
-) -> bytes | None:
+def _by_interpreter(program: str, given: dict[str, str], prepare: Callable[[], Any] | None) -> str:
     streams: Any = {} if prepare else {"stdin": subprocess.DEVNULL, "capture_output": True}
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", program],
         env=given,
         preexec_fn=prepare,
         timeout=_PATIENCE_S,
         check=False,
         **streams,
-    ).stderr
+    )
+    return str(done.stderr)
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
