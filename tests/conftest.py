@@ -27,6 +27,9 @@ import leftovers
 # The tests of these paths run in one worker for each name, because they share a server of the real
 # model, a process that has imported both frameworks, or the sources that were parsed.
 _TOGETHER: Final = {
+    **dict.fromkeys(
+        ("tests/contract/test_processes.py", "tests/contract/test_swap.py"), "examples"
+    ),
     "tests/examples/": "examples",
     "tests/contract/": "frameworks",
     "tests/integrations/": "frameworks",

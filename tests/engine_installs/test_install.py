@@ -21,7 +21,7 @@ from emberd.installs import install, installed, locate, recipes, remove, sites
 pytestmark = pytest.mark.usefixtures("index")
 
 
-def test_an_engine_is_installed_once_by_pip_because_uv_fails_and_then_removed(
+def test_an_engine_is_installed_once_and_then_removed(
     places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing = '#!/bin/sh\necho "error: dns error" >&2\nexit 2\n'
