@@ -35,8 +35,9 @@ TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout pytest-xdist 
 # uv reads no pip.conf: where the registry is named only there, pip does the work after all.
 # An environment of uv's making has no pip, so venv makes it.
 UV := $(shell command -v uv 2>/dev/null)
+PIP_INSTALL = -m pip install -qq --disable-pip-version-check $(PIP_OPTIONS)
 install = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python $(1) ||) \
-	$(BIN)/python -m pip install -qq --disable-pip-version-check $(1)
+	$(BIN)/python $(PIP_INSTALL) $(1)
 
 # Named, so that the second part of the tests collects no others.
 SERIAL = $(shell grep -rl --include='test_*.py' 'mark[.]serial' tests integrations)
@@ -85,8 +86,9 @@ engines: $(VENV)/.tools
 	@$(BIN)/emberd engine install sglang
 	@$(BIN)/emberd engine install transformers
 
+# A server that starts takes one core at first, and others wait: two workers for two cores.
 test-sglang: engines
-	$(BIN)/python -m pytest tests/sglang -m 'not full' $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope tests/sglang -m 'not full' $(ARGS)
 
 test-sglang-full: engines
 	$(BIN)/python -m pytest tests/sglang $(ARGS)
@@ -142,14 +144,15 @@ define own_environment
 	@$(BIN)/python -m venv --clear $(@D)
 	@awk -F== 'NR == FNR { own[tolower($$1)]; next } !(tolower($$1) in own)' $< constraints.txt \
 		> $(@D)/constraints.txt
-	@$(@D)/bin/python -m pip install -qq --disable-pip-version-check -c $(@D)/constraints.txt \
-		hatchling setuptools
-	@$(@D)/bin/python -m pip install -qq --disable-pip-version-check --no-build-isolation \
+	@$(@D)/bin/python $(PIP_INSTALL) -c $(@D)/constraints.txt hatchling setuptools
+	@$(@D)/bin/python $(PIP_INSTALL) --no-build-isolation \
 		-c $(@D)/constraints.txt -r $< $(TEST_TOOLS) \
 		-e 'backend[demo]' -e $(LANGCHAIN) -e $(LLAMA_INDEX)
 	@touch $@
 endef
 
+# Most of what the stores need is never imported, and compiling it takes pip a third of its time.
+$(VENV)/stores/.made: PIP_OPTIONS := --no-compile
 $(VENV)/stores/.made: tests/stores/requirements.txt $(VENV)/.made $(MANIFESTS)
 	$(own_environment)
 

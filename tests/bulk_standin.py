@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import json
@@ -134,6 +135,7 @@ def _main() -> None:
     for name in ("filelock", "pyarrow.compute", "pyarrow.pandas_compat", "pandas"):
         with suppress(ImportError):  # pandas is imported by pyarrow where it is installed
             importlib.import_module(name)
+    gc.freeze()  # or each child would copy what it only looks at
     for line in iter(sys.stdin.readline, ""):
         source, output, kill_at = json.loads(line)
         if (child := os.fork()) == 0:

@@ -6,6 +6,7 @@ let go at the same instant.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -92,6 +93,7 @@ def _ask(manager: Manager, asked: dict[str, Any]) -> dict[str, Any]:
 
 def _asked_by_forks(asked: dict[str, Any], count: int) -> list[Any]:
     gate, opener = os.pipe()
+    gc.freeze()  # or each fork would copy what it only looks at
     answers = []
     for _ in range(count):
         answer, answering = os.pipe()

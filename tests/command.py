@@ -19,13 +19,23 @@ ENGINE: Final = "stubs.engine"
 TIMEOUT_S: Final = 60.0
 _READ_BYTES: Final = 65536
 
-_servers: Final[list[CommandServer]] = []
+_FRAMEWORKS: Final = (
+    *("langchain_emberd", "langchain_openai", "langchain_text_splitters"),
+    *("llama_index.embeddings.emberd", "llama_index.embeddings.openai_like"),
+)
+_servers: Final[dict[tuple[str, ...], CommandServer]] = {}
 
 
-def stop_server() -> None:
-    """End the process that commands are forked from, if there is one."""
+def stop_servers() -> None:
+    """End the processes that commands and programs are forked from, if there are any."""
     while _servers:
-        _servers.pop().stop()
+        _servers.popitem()[1].stop()
+
+
+def _server(*modules: str) -> CommandServer:
+    if modules not in _servers:
+        _servers[modules] = CommandServer(modules)
+    return _servers[modules]
 
 
 @dataclass(frozen=True)
@@ -65,11 +75,7 @@ class Command:
 
         ``begin`` and ``on_terminal`` start a new interpreter, as a user's shell does.
         """
-        if not _servers:
-            _servers.append(CommandServer())
-        code, out, err = _servers[0].run(
-            list(arguments), self.environment, stdin.encode(), TIMEOUT_S
-        )
+        code, out, err = _server().run(list(arguments), self.environment, stdin.encode(), TIMEOUT_S)
         return Outcome(code, out.decode(), err.decode())
 
     def begin(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
@@ -89,6 +95,29 @@ class Command:
                     shown += piece
             os.close(ours)
         return Outcome(process.returncode, shown.decode(), "")
+
+
+def run_program(
+    *arguments: str,
+    environment: dict[str, str],
+    stdin: str = "",
+    timeout_s: float = TIMEOUT_S,
+    with_frameworks: bool = True,
+) -> Outcome:
+    """Run a Python program to its end, in a fork of a process that has imported emberd.
+
+    Args:
+        arguments: What an interpreter is given: ``-c`` and code, or a file; then the program's.
+        environment: The environment that it runs in.
+        stdin: What it can read.
+        timeout_s: How long it may take.
+        with_frameworks: Whether LangChain and LlamaIndex are imported too.
+    """
+    server = _server(*(_FRAMEWORKS if with_frameworks else ()))
+    code, out, err = server.run(
+        list(arguments), environment, stdin.encode(), timeout_s, is_program=True
+    )
+    return Outcome(code, out.decode(), err.decode())
 
 
 def stub(name: str = "ok", **wishes: object) -> Sequence[str]:

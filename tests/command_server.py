@@ -1,9 +1,9 @@
-"""Runs the command in forks of a process that has imported it already.
+"""Runs the command, or a Python program, in forks of a process that has imported it already.
 
 A new interpreter spends most of a short command on imports, and the tests run hundreds of them.
-``python -m command_server SOCKET`` imports emberd once, listens, and leaves a process behind that
-ends when its standard input does. Each command is still a process of its own, with its own
-environment, folder and streams.
+``python -m command_server SOCKET [MODULE...]`` imports emberd and the modules once, listens, and
+leaves a process behind that ends when its standard input does. Each command is still a process of
+its own, with its own environment, folder and streams.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import importlib
 import io
 import json
 import os
+import runpy
 import select
 import shutil
 import signal
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import types
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -44,15 +46,19 @@ _LISTENER_BACKLOG: Final = 64
 class CommandServer:
     """The process, as those see it who want a command run."""
 
-    def __init__(self) -> None:
-        """Start it, with a folder for its socket."""
+    def __init__(self, modules: tuple[str, ...] = ()) -> None:
+        """Start it, with a folder for its socket.
+
+        Args:
+            modules: What it imports besides emberd.
+        """
         self._folder = tempfile.mkdtemp(prefix="emb-command-")
         self._path = f"{self._folder}/socket"
         path = os.pathsep.join(entry for entry in sys.path if entry)
         kept = {k: v for k, v in os.environ.items() if not k.startswith("EMBERD_")}
         # Not a child of this process, whose children some tests reap.
         self._launcher = subprocess.Popen(
-            [sys.executable, "-m", "command_server", self._path],
+            [sys.executable, "-m", "command_server", self._path, *modules],
             stdin=subprocess.PIPE,
             cwd=self._folder,
             env={**kept, "PYTHONPATH": path},
@@ -67,9 +73,23 @@ class CommandServer:
         shutil.rmtree(self._folder)
 
     def run(
-        self, arguments: list[str], environment: dict[str, str], stdin: bytes, timeout_s: float
+        self,
+        arguments: list[str],
+        environment: dict[str, str],
+        stdin: bytes,
+        timeout_s: float,
+        *,
+        is_program: bool = False,
     ) -> tuple[int, bytes, bytes]:
         """Run the command to its end, with pipes for all streams.
+
+        Args:
+            arguments: Those of emberd's command.
+            environment: The environment that it runs in.
+            stdin: What it can read.
+            timeout_s: How long it may take.
+            is_program: Whether ``arguments`` are those of an interpreter, which begin with ``-c``
+                or a file.
 
         Returns:
             Its exit code, and what it wrote to stdout and to stderr.
@@ -79,7 +99,12 @@ class CommandServer:
         """
         pipes = [os.pipe() for _ in range(_STREAMS)]
         (their_in, our_in), (our_out, their_out), (our_err, their_err) = pipes
-        request = {"arguments": arguments, "environment": environment, "cwd": str(Path.cwd())}
+        request = {
+            "arguments": arguments,
+            "environment": environment,
+            "cwd": str(Path.cwd()),
+            "is_program": is_program,
+        }
         content = json.dumps(request).encode()
         connection = socket.socket(socket.AF_UNIX)
         with connection, open(our_out, "rb") as out, open(our_err, "rb") as err:
@@ -123,10 +148,10 @@ class _Reader:
 # ---------------------------------------------------------------- in the process itself
 
 
-def _serve(path: str) -> NoReturn:
+def _serve(path: str, *modules: str) -> NoReturn:
     """Listen, and fork for each request."""
     isolation.hide_other_sessions()
-    for name in _PRELOADED:
+    for name in (*_PRELOADED, *modules):
         importlib.import_module(name)
     emberd = importlib.import_module("emberd")
     for name in _PUBLIC:
@@ -168,7 +193,7 @@ def _shorten_periods() -> None:
 
 
 def _run(connection: socket.socket) -> NoReturn:
-    """Run one command in a fork, report its exit code, and end."""
+    """Run one command or program in a fork, report its exit code, and end."""
     size, descriptors, _, _ = socket.recv_fds(connection, _SIZE_BYTES, _STREAMS)
     content = connection.makefile("rb").read(int.from_bytes(size, "big"))
     request: dict[str, Any] = json.loads(content)
@@ -194,9 +219,9 @@ def _run(connection: socket.socket) -> NoReturn:
     os.chdir(request["cwd"])
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:0] = [entry for entry in path if entry not in sys.path]
-    sys.argv = ["emberd", *request["arguments"]]
     try:
-        code = importlib.import_module("emberd.cli").main()
+        run = _run_program if request["is_program"] else _run_command
+        code = run(request["arguments"])
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -207,9 +232,34 @@ def _run(connection: socket.socket) -> NoReturn:
     os._exit(code)
 
 
+def _run_command(arguments: list[str]) -> int:
+    sys.argv = ["emberd", *arguments]
+    return int(importlib.import_module("emberd.cli").main())
+
+
+def _run_program(arguments: list[str]) -> int:
+    """Do as an interpreter with these arguments; return its exit code."""
+    try:
+        if arguments[0] == "-c":
+            _, code, *rest = arguments
+            sys.argv, sys.modules["__main__"] = ["-c", *rest], types.ModuleType("__main__")
+            exec(code, sys.modules["__main__"].__dict__)
+        else:
+            sys.argv = arguments
+            sys.path.insert(0, os.path.dirname(arguments[0]))
+            runpy.run_path(arguments[0], run_name="__main__")
+    except SystemExit as ended:
+        if isinstance(ended.code, str):
+            sys.stderr.write(f"{ended.code}\n")
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    finally:
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as at every end
+    return 0
+
+
 def _writing(descriptor: int) -> io.FileIO:
     return io.FileIO(descriptor, "w", closefd=False)
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve(*sys.argv[1:])

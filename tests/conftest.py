@@ -7,6 +7,7 @@ only one on the machine is marked ``serial``; those run afterwards, one by one.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -23,6 +24,21 @@ import command
 import isolation
 import leftovers
 
+# The tests of these paths run in one worker for each name, because they share a server of the real
+# model, a process that has imported both frameworks, or the sources that were parsed.
+_TOGETHER: Final = {
+    **dict.fromkeys(
+        ("tests/contract/test_processes.py", "tests/contract/test_swap.py"), "examples"
+    ),
+    "tests/examples/": "examples",
+    "tests/contract/": "frameworks",
+    "tests/integrations/": "frameworks",
+    "tests/cli/test_embed_with_demo_model.py": "frameworks",
+    "tests/serving/": "serving",
+    **dict.fromkeys(
+        ("tests/test_layout.py", "tests/test_messages.py", "tests/test_env.py"), "sources"
+    ),
+}
 _ROOT = pytest.StashKey[Path]()
 _ROOTS = pytest.StashKey[list[str]]()
 
@@ -39,6 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Without bytecode on the disk each of a thousand child processes compiles emberd again.
     sys.dont_write_bytecode = False
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    # The tests fill all cores: more threads of one server only wait for each other, and spin.
+    os.environ["OMP_NUM_THREADS"] = "1"
     config.stash[_ROOTS] = []
     is_worker = hasattr(config, "workerinput")
     if not is_worker and config.getoption("dist", "no") != "no":
@@ -55,6 +73,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if is_worker or config.option.basetemp is None:
         config.option.basetemp = str(root / "t")
     isolation.begin(str(root))
+    gc.disable()  # what is imported from now on stays
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector look only at what the tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -66,7 +91,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep tests that share a fixture of their module in one worker; spread all others.
+    """Keep tests that share something costly in one worker; spread all others.
 
     xdist's own ``loadgroup`` does nothing with pytest 9.2, whose node ids cannot be changed.
     """
@@ -77,6 +102,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
+            if together := next(filter(file.startswith, _TOGETHER), None):
+                return _TOGETHER[together]
             return file if _has_fixture_of_module(config.rootpath / file) else nodeid
 
     return Scheduling(config, log)
@@ -132,7 +159,7 @@ def _no_process_left(
 ) -> Iterator[None]:
     # Set up before every other fixture of the session, so torn down after them all.
     yield
-    command.stop_server()
+    command.stop_servers()
     places = (pytestconfig.stash[_ROOT], tmp_path_factory.getbasetemp())
     left = leftovers.end_all(str(place) for place in places)
     if left:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,7 @@ from emberd.doctor.findings import Finding, Level
 from emberd.doctor.wanted import Wanted
 from emberd.env import Places
 from emberd.settings import ServerSpec
-
-_POLL_S = 0.02
+from http_server import HttpServer, reply
 
 Told = list[tuple[str, str, str]]
 
@@ -48,22 +45,5 @@ def worse(findings: Iterable[Finding]) -> list[Finding]:
 def answering(answer: Callable[[str], tuple[int, bytes]]) -> Iterator[str]:
     """Yield the URL of a server that answers each GET, by its path, with a status and a body."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, body = answer(self.path)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args: Any) -> None:
-            """Keep the output of the tests clean."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(_POLL_S,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with HttpServer(lambda request, _: reply(*answer(request.path))) as server:
+        yield server.url

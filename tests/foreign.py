@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-import stubs.server
 import waiting
 from emberd import probe
 from emberd.manager import discovery
@@ -29,19 +28,24 @@ def foreign(tmp_path: Path) -> Iterator[Foreign]:
     package = tmp_path / "site" / "sglang"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
-    (package / "launch_server.py").write_text(Path(stubs.server.__file__).read_text())
+    path = os.pathsep.join((os.fspath(package.parent), os.fspath(Path(__file__).parent)))
+    for program in (package / "launch_server.py", package.parent / "something.py"):
+        program.write_text("import stub_server\n\nstub_server.main()\n")
 
     with ExitStack() as started:
 
         def start(
-            model: str = SPEC.model, key: str = "", module: str = "sglang.launch_server"
+            model: str = SPEC.model,
+            key: str = "",
+            module: str = "sglang.launch_server",
+            owner: str = "stub",
         ) -> tuple[str, subprocess.Popen[bytes]]:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
             command = [sys.executable, "-m", module, "--port", str(port), "--model", model]
-            environment = {**os.environ, "STUB_KEY": key, "PYTHONPATH": str(package.parent)}
-            server = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+            told = {**os.environ, "STUB_KEY": key, "STUB_OWNER": owner, "PYTHONPATH": path}
+            server = subprocess.Popen(command, env=told, stderr=subprocess.DEVNULL)
             started.callback(server.wait)
             started.callback(server.kill)
             url = f"http://127.0.0.1:{port}"

@@ -11,6 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 LIBRARY, SCENARIO = sys.argv[1:3]
+SETTINGS: dict[str, Any] = {
+    "model": "stub/ok",
+    "engine": "stubs.engine",
+    "query_instruction": "",
+    "document_instruction": "",
+}
 COUNT = 40
 TEXT = "The Baltic Sea has little salt."
 
@@ -45,14 +51,14 @@ def together(calls: Sequence[Callable[[], Any]]) -> list[Any]:
 
 def embed() -> Any:
     """Return the vector of the text, from an embedder of its own."""
-    return emberd.Embedder("emberd/demo").embed_documents([TEXT])[0]
+    return emberd.Embedder(**SETTINGS).embed_documents([TEXT])[0]
 
 
 def embed_async() -> Any:
     """Return the same through an event loop."""
 
     async def work() -> Any:
-        embedder = emberd.Embedder("emberd/demo")
+        embedder = emberd.Embedder(**SETTINGS)
         try:
             return (await embedder.aembed_documents([TEXT]))[0]
         finally:
@@ -65,12 +71,12 @@ def embed_langchain() -> Any:
     """Return the same through LangChain."""
     from langchain_emberd import EmberdEmbeddings
 
-    return EmberdEmbeddings(model="emberd/demo").embed_documents([TEXT])[0]
+    return EmberdEmbeddings(**SETTINGS).embed_documents([TEXT])[0]
 
 
 def embed_after_a_loss() -> Any:
     """Return the vector from a second server, after the first was killed."""
-    embedder = emberd.Embedder("emberd/demo")
+    embedder = emberd.Embedder(**SETTINGS)
     embedder.embed_documents([TEXT])
     (server,) = emberd.Manager().status()
     os.kill(server.supervisor_pid or 0, signal.SIGKILL)
@@ -86,7 +92,7 @@ def embed_in_a_thread() -> Any:
 
 def embed_many() -> Any:
     """Return the vector of the first of many texts, sent in several requests."""
-    embedder = emberd.Embedder("emberd/demo", batch_size=8)
+    embedder = emberd.Embedder(**SETTINGS, batch_size=8)
     vectors = embedder.embed_documents([TEXT, *(f"text {number}" for number in range(200))])
     assert len(vectors) == 201
     return vectors[0]

@@ -7,14 +7,13 @@ session's name in its environment, and is not seen by the code under test of ano
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
-import psutil
+from emberd.system import processes
 
 VARIABLE: Final = "TESTS_OF"
 
-_all_processes: Final = psutil.process_iter
+_all_pids: Final = processes.pids
 
 
 def begin(name: str) -> None:
@@ -28,16 +27,17 @@ def begin(name: str) -> None:
 
 
 def hide_other_sessions() -> None:
-    """Hide the processes of other sessions from ``psutil.process_iter`` in this process."""
-    psutil.process_iter = _visible  # type: ignore[assignment]
+    """Hide the processes of other sessions from ``processes.pids`` in this process."""
+    processes.pids = _visible
 
 
-def _visible(*args: Any, **more: Any) -> Iterator[psutil.Process]:
+def _visible() -> list[int]:
     own = os.environ.get(VARIABLE)
-    for process in _all_processes(*args, **more):
-        try:
-            owner = process.environ().get(VARIABLE)
-        except (psutil.Error, OSError):
-            owner = None  # of another user, or it has ended
-        if owner is None or own is None or owner == own:
-            yield process
+    return [pid for pid in _all_pids() if own is None or _owner(pid) in (own, None)]
+
+
+def _owner(pid: int) -> str | None:
+    try:
+        return processes.variable(pid, VARIABLE)
+    except processes.UNREADABLE:
+        return None  # of another user, or it has ended

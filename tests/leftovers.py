@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 
 import psutil
+
+from emberd.system import processes
 
 GRACE_S = 5.0
 
@@ -15,13 +18,14 @@ def find(marks: Iterable[str]) -> list[psutil.Process]:
 
     This process and its ancestors do not count: a runner may name the folder too.
     """
-    wanted = tuple(marks)
+    wanted = [os.fsencode(mark) for mark in marks]
+    found = [pid for pid in processes.pids() if any(mark in _text(pid) for mark in wanted)]
     own = {process.pid for process in (psutil.Process(), *psutil.Process().parents())}
-    return [
-        process
-        for process in psutil.process_iter()
-        if process.pid not in own and any(mark in _text(process) for mark in wanted)
-    ]
+    left = []
+    for pid in {*found} - own:
+        with suppress(psutil.NoSuchProcess):
+            left.append(psutil.Process(pid))
+    return left
 
 
 def end_all(marks: Iterable[str]) -> list[str]:
@@ -35,13 +39,12 @@ def end_all(marks: Iterable[str]) -> list[str]:
     return left
 
 
-def _text(process: psutil.Process) -> str:
-    words: list[str] = []
+def _text(pid: int) -> bytes:
     # Somebody else's process, or one that ends while it is read: not ours in either case.
-    with suppress(psutil.Error, OSError):
-        words += process.cmdline()
-        words += process.environ().values()
-    return "\n".join(words)
+    with suppress(*processes.UNREADABLE):
+        words = os.fsencode("\n".join(processes.command_line(pid)))
+        return words + b"\n" + processes.environment(pid)
+    return b""
 
 
 def _described(process: psutil.Process) -> str:

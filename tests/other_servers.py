@@ -7,11 +7,11 @@ how they were started.
 
 from __future__ import annotations
 
-import asyncio
-import json
+import socket
 from typing import Any
 
-from fake_server import Answer, FakeServer, Request, Route, error_body, send, send_json
+from fake_server import FakeServer, refusal
+from http_server import Answer, Request, model_info, reply
 
 
 class Other(FakeServer):
@@ -23,16 +23,13 @@ class Other(FakeServer):
         """What it answers to a GET, besides the routes: a body, or a status with one."""
         return {}
 
-    def routes(self) -> dict[str, Route]:
+    def routes(self) -> dict[str, Answer]:
         """Only those of embeddings and models; everything else is not there."""
         kept = {"/v1/embeddings": self._embeddings}
         return {**kept, **{path: self._static(body) for path, body in self.answers().items()}}
 
-    def _static(self, body: Any) -> Route:
-        async def route(_: Request, writer: asyncio.StreamWriter) -> None:
-            await send_json(writer, body)
-
-        return route
+    def _static(self, body: Any) -> Answer:
+        return lambda request, connection: reply(200, body)
 
 
 class Router(Other):
@@ -42,20 +39,16 @@ class Router(Other):
         entry = {"id": self.model, "object": "model", "owned_by": "local"}
         return {
             "/v1/models": {"object": "list", "data": [entry]},
-            "/get_model_info": {
-                "model_path": self.model,
-                "served_model_name": self.model,
-                "is_generation": self.is_generation,
-            },
+            "/get_model_info": model_info(self.model, is_generation=self.is_generation),
         }
 
-    def routes(self) -> dict[str, Route]:
+    def routes(self) -> dict[str, Answer]:
         return {**super().routes(), "/v1/tokenize": self._tokenize}
 
-    async def _tokenize(self, request: Request, writer: asyncio.StreamWriter) -> None:
+    def _tokenize(self, request: Request, connection: socket.socket) -> bytes:
         text = request.body["prompt"]
         tokens = list(text.encode())
-        await send_json(writer, {"tokens": tokens, "count": len(tokens), "char_count": len(text)})
+        return reply(200, {"tokens": tokens, "count": len(tokens), "char_count": len(text)})
 
 
 class Mixed(Router):
@@ -87,22 +80,21 @@ class Vllm(Other):
         }
         return {"/v1/models": {"object": "list", "data": [entry]}}
 
-    def routes(self) -> dict[str, Route]:
+    def routes(self) -> dict[str, Answer]:
         return {**super().routes(), "/tokenize": self._tokenize}
 
-    async def _tokenize(self, request: Request, writer: asyncio.StreamWriter) -> None:
+    def _tokenize(self, request: Request, connection: socket.socket) -> bytes:
         ids = self._ids(request.body["prompt"])
-        reply = {"count": len(ids), "max_model_len": self.context_tokens, "tokens": ids}
-        await send_json(writer, {**reply, "token_strs": None})
+        read = {"count": len(ids), "max_model_len": self.context_tokens, "tokens": ids}
+        return reply(200, {**read, "token_strs": None})
 
-    async def _embeddings(self, request: Request, writer: asyncio.StreamWriter) -> None:
-        refusal = self._refused(request.body)
-        if refusal is None:
-            await super()._embeddings(request, writer)
-            return
-        status, message = refusal
+    def _embeddings(self, request: Request, connection: socket.socket) -> bytes:
+        refused = self._refused(request.body)
+        if refused is None:
+            return super()._embeddings(request, connection)
+        status, message = refused
         error = {"message": message, "type": "BadRequestError", "param": None, "code": status}
-        await send(writer, Answer(status, json.dumps({"error": error}).encode()))
+        return reply(status, {"error": error})
 
     def _refused(self, body: dict[str, Any]) -> tuple[int, str] | None:
         if body["model"] != (self.named or self.model):
@@ -150,16 +142,16 @@ class LlamaCpp(Other):
         models = [{"name": self.model, "model": self.model, "type": "model"}]
         return {"/v1/models": {"models": models, "object": "list", "data": [entry]}}
 
-    def routes(self) -> dict[str, Route]:
+    def routes(self) -> dict[str, Answer]:
         return {**super().routes(), "/tokenize": self._tokenize}
 
-    async def _tokenize(self, request: Request, writer: asyncio.StreamWriter) -> None:
+    def _tokenize(self, request: Request, connection: socket.socket) -> bytes:
         ids = list(request.body["content"].encode())
         if request.body.get("add_special") and self.end_of_text is not None:
             ids.append(self.end_of_text)
-        await send_json(writer, {"tokens": ids})
+        return reply(200, {"tokens": ids})
 
-    async def _embeddings(self, request: Request, writer: asyncio.StreamWriter) -> None:
+    def _embeddings(self, request: Request, connection: socket.socket) -> bytes:
         status, error = 200, {}
         longest = max(len(self._ids(given)) for given in request.body["input"])
         if not self.embeds:
@@ -172,10 +164,8 @@ class LlamaCpp(Other):
             )
             status, error = 400, {"message": message, "type": "exceed_context_size_error"}
         if error:
-            body = {"error": {"code": status, **error}}
-            await send(writer, Answer(status, json.dumps(body).encode()))
-            return
-        await super()._embeddings(request, writer)
+            return reply(status, {"error": {"code": status, **error}})
+        return super()._embeddings(request, connection)
 
     def _refusal(self, inputs: list[str | list[int]]) -> str | None:
         return None
@@ -188,41 +178,32 @@ class LlamaCpp(Other):
 class Reranker(FakeServer):
     """SGLang with a cross-encoder: one number a text, which its own reply cannot hold."""
 
-    async def _model_info(self, request: Request, writer: asyncio.StreamWriter) -> None:
-        await send_json(
-            writer,
-            {
-                "model_path": self.model,
-                "served_model_name": self.model,
-                "is_generation": False,
-                "model_type": "bert",
-                "architectures": ["BertForSequenceClassification"],
-                "embedding": {"family": "sequence_classification", "task": "classify"},
-            },
-        )
+    def _model_info(self, request: Request, connection: socket.socket) -> bytes:
+        more = {
+            "model_type": "bert",
+            "architectures": ["BertForSequenceClassification"],
+            "embedding": {"family": "sequence_classification", "task": "classify"},
+        }
+        return reply(200, model_info(self.model, **more))
 
 
 class Generator(FakeServer):
     """SGLang with a language model."""
 
-    async def _model_info(self, request: Request, writer: asyncio.StreamWriter) -> None:
-        await send_json(
-            writer,
-            {
-                "model_path": self.model,
-                "served_model_name": self.model,
-                "is_generation": True,
-                "architectures": ["Qwen3ForCausalLM"],
-                "embedding": {"family": "none", "task": "none"},
-            },
-        )
+    def _model_info(self, request: Request, connection: socket.socket) -> bytes:
+        more = {
+            "is_generation": True,
+            "architectures": ["Qwen3ForCausalLM"],
+            "embedding": {"family": "none", "task": "none"},
+        }
+        return reply(200, model_info(self.model, **more))
 
-    async def _embeddings(self, request: Request, writer: asyncio.StreamWriter) -> None:
+    def _embeddings(self, request: Request, connection: socket.socket) -> bytes:
         message = (
             "This model does not appear to be an embedding model by default. Please add "
             "`--is-embedding` when launching the server or try another model."
         )
-        await send(writer, Answer(400, error_body(400, message)))
+        return refusal(400, message)
 
 
 class ShortOfMemory(FakeServer):

@@ -6,14 +6,15 @@ Vectors and token ids of good answers are computed as ``FakeServer`` does.
 
 from __future__ import annotations
 
-import asyncio
 import json
+import socket
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from fake_server import QWEN, Answer, FakeServer, Request, send
+from fake_server import QWEN, FakeServer
+from http_server import Request, reply
 
 KEY: Final = "the-right-key"
 _FOLDER: Final = Path(__file__).parent / "sglang_routes"
@@ -39,16 +40,15 @@ class RecordedSglang(FakeServer):
     version: str = "0.5.23"
     phase: str = "ready"
 
-    async def _respond(self, request: Request, writer: asyncio.StreamWriter) -> None:
+    def _respond(self, request: Request, connection: socket.socket) -> bytes:
         server = recording(self.version)["with_key" if self.api_key else "without_key"]
         routes = server[self.phase]
         route = f"{request.method} {request.path}"
         by_key = routes.get(route) or routes["GET /no-such-route"]
         entry = by_key.get("any") or by_key[self._kind(request)]
         if entry["status"] == 200 and route in _COMPUTED:
-            await self.routes()[request.path](request, writer)
-        else:
-            await send(writer, Answer(entry["status"], self._body(entry["body"])))
+            return self.routes()[request.path](request, connection)
+        return reply(entry["status"], self._body(entry["body"]))
 
     def _kind(self, request: Request) -> str:
         sent = request.headers.get("authorization")

@@ -6,20 +6,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from http_server import HttpServer
 from managed import environment
 
 
 @contextmanager
-def server_process(file: str, *arguments: str) -> Iterator[str]:
-    """Run a server while the context lasts, and give its URL.
-
-    Args:
-        file: A program that prints its URL when it listens, and ends with its standard input.
-        arguments: Arguments of the program.
-    """
+def in_own_process(kind: type[HttpServer], **fields: Any) -> Iterator[str]:
+    """Run a server of a kind, made with these fields, while the context lasts; give its URL."""
+    program = (
+        f"import sys; from {kind.__module__} import {kind.__name__} as Kind\n"
+        f"with Kind(**{fields!r}) as server: print(server.url, flush=True); sys.stdin.read()"
+    )
     with subprocess.Popen(
-        [sys.executable, file, *arguments],
+        [sys.executable, "-c", program],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Final
 
@@ -94,10 +94,11 @@ class Module:
         return ".".join([*above, *([node.module] if node.module else [])])
 
 
-def modules(package: str) -> list[Module]:
+@cache  # each file is read and parsed once
+def modules(package: str) -> tuple[Module, ...]:
     """Return the modules of one of ``PACKAGES``."""
     paths = sorted(PACKAGES[package].rglob("*.py"))
-    return [Module(package, path) for path in paths if "__pycache__" not in path.parts]
+    return tuple(Module(package, path) for path in paths if "__pycache__" not in path.parts)
 
 
 def all_modules() -> list[Module]:

@@ -73,7 +73,7 @@ class FakeManager:
         self.asked.append({"spec": spec, **options})
         if options["lost"] is not None and self.on_lost is not None:
             raise self.on_lost
-        if self.server._listener is None:
+        if not self.server.is_listening:
             self.server.revive()
         found = verify(self.server.url, None, spec, timeout_s=5)
         return Server(found, "own", "it runs", start_id="n", folder="f")

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-import stubs.server
+import stub_server
 import waiting
 from emberd import Embedder, Manager
 from emberd.errors import PoisonTextError, ServerStoppedError
@@ -34,7 +34,7 @@ def embedder(manager: Manager, stub: Stub) -> Iterator[Embedder]:
 
 def right(texts: list[str]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     """Return the vectors that the stub has for these texts."""
-    return np.array([stubs.server.vector(text) for text in texts])
+    return np.array([stub_server.vector(text) for text in texts])
 
 
 def server_process(manager: Manager) -> psutil.Process:

@@ -16,7 +16,6 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from emberd.system import listeners
@@ -483,7 +482,7 @@ def test_the_process_that_listens_is_found() -> None:
         process = listeners.process_at(f"http://127.0.0.1:{port}")
         assert process is not None
         assert process.pid == os.getpid()
-        assert (ip_address("127.0.0.1"), port) in listeners.listening(psutil.Process())
+        assert (ip_address("127.0.0.1"), port) in listeners.listening(os.getpid())
     assert listeners.process_at(f"http://127.0.0.1:{port}") is None
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -12,11 +14,21 @@ POLL_S = 0.02
 DEADLINE_S = 30.0
 
 
-def until(condition: Callable[[], T], seconds: float = DEADLINE_S) -> T:
+def remove(folder: Path) -> None:
+    """Remove a folder in which a supervisor may restore a file at the same moment."""
+
+    def is_gone() -> bool:
+        shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
+
+    until(is_gone)
+
+
+def until(condition: Callable[[], T], seconds: float = DEADLINE_S, *, poll_s: float = POLL_S) -> T:
     """Return the first true value of ``condition``; fail when none comes in time."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:
             raise AssertionError(f"still {value!r} after {seconds} s")
-        time.sleep(POLL_S)
+        time.sleep(poll_s)
     return value

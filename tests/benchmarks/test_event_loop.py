@@ -24,9 +24,10 @@ from canned_server import canned_server, expected
 from emberd import Embedder, TextError, ato_lists, index_identity
 from emberd.cache import open_cache
 from emberd.cache.cache import VectorCache
-from fake_server import fake_server_process
+from fake_server import FakeServer
 from langchain_emberd import EmberdEmbeddings
 from llama_index.embeddings.emberd import EmberdEmbedding
+from server_process import in_own_process
 
 MODEL = "Qwen/Qwen3-Embedding-4B"
 DIMENSIONS = 2560
@@ -60,7 +61,8 @@ class Idle(BaseEmbedding):
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with fake_server_process(MODEL, DIMENSIONS) as at:
+    fields = {"model": MODEL, "dimensions": DIMENSIONS, "context_tokens": 32_768}
+    with in_own_process(FakeServer, **fields) as at:
         yield at
 
 

@@ -45,7 +45,7 @@ def stranger() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    program = Path(__file__).parents[1] / "stubs" / "server.py"
+    program = Path(__file__).parents[1] / "stub_server.py"
     command = [sys.executable, str(program), "--port", str(port), "--model", "stub/theirs"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         url = f"http://127.0.0.1:{port}"

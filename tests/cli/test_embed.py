@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
+import stub_server
 import waiting
 from command import Command, stub
 from emberd.bulk.formats import IDENTITY_KEY
 from emberd.cli.text_stream import _next_size
-from stubs import server
 
 LINES = ["one", "two", "drei", "四"]
 
 
 def _expected(texts: list[str]) -> Any:
-    return np.array([server.vector(text) for text in texts], np.float32)
+    return np.array([stub_server.vector(text) for text in texts], np.float32)
 
 
 def _close(found: Any, texts: list[str]) -> bool:
@@ -105,7 +105,7 @@ def test_many_windows_make_one_file_in_order(running: Command, tmp_path: Path) -
 def test_dimensions_cut_and_a_warning_is_words(running: Command) -> None:
     done = running("embed", *stub(), "--dimensions", "4", "-t", "one")
     (row,) = (json.loads(line) for line in done.out.splitlines())
-    head = np.array(server.vector("one")[:4])
+    head = np.array(stub_server.vector("one")[:4])
     assert np.allclose(row["embedding"], head / np.linalg.norm(head), atol=1e-6)
     assert "warning: --dimensions 4" in done.err
     assert "UserWarning" not in done.err

@@ -32,7 +32,8 @@ from emberd.errors import (
     TextTooLongError,
 )
 from emberd.settings import Settings
-from fake_server import MODEL, Answer, FakeServer, vectors_of
+from fake_server import MODEL, FakeServer, vectors_of
+from http_server import reply
 
 
 @pytest.fixture
@@ -154,7 +155,7 @@ async def test_a_wrong_reply_is_asked_for_again_one_by_one(server: FakeServer) -
 
 async def test_a_reply_that_is_no_text_at_all_leaves_nobody_waiting(server: FakeServer) -> None:
     body = b'{"data": [{"index": 0, "embedding": "\xff\xfe"}]}'
-    server.first.extend([Answer(200, body)] * 9)
+    server.first.extend([reply(200, body)] * 9)
     outcomes = await asyncio.wait_for(_outcomes(_client(server), ["a", "b", "c"]), 10)
     assert [type(outcome) for outcome in outcomes] == [BadReplyError] * 3
 
@@ -399,7 +400,7 @@ def test_thread_gets_its_answer_although_the_first_one_was_interrupted() -> None
 
 def test_threads_get_errors_of_a_reply_that_is_no_text_at_all(server: FakeServer) -> None:
     server.latency_s = 0.02
-    server.first.extend([Answer(200, b'{"data": "\xff"}')] * 40)
+    server.first.extend([reply(200, b'{"data": "\xff"}')] * 40)
     outcomes = _from_threads(_thread_client(server, max_concurrency=1), list("abcdef"))
     assert [type(outcome) for outcome in outcomes] == [BadReplyError] * 6
 

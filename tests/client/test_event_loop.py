@@ -32,19 +32,24 @@ DIMENSIONS = 2560
 @asynccontextmanager
 async def _longest_turn() -> AsyncIterator[Callable[[], float]]:
     """Give what returns the longest time that the loop's thread computed in one turn."""
-    longest_s = 0.0
+    longest_s, before_s = 0.0, time.thread_time()
+
+    def turn() -> float:
+        nonlocal longest_s, before_s
+        now_s = time.thread_time()
+        longest_s, before_s = max(longest_s, now_s - before_s), now_s
+        return longest_s
 
     async def beat() -> None:
-        nonlocal longest_s
-        before_s = time.thread_time()
         while True:
             await asyncio.sleep(0)
-            now_s = time.thread_time()
-            longest_s, before_s = max(longest_s, now_s - before_s), now_s
+            turn()
 
     task = asyncio.create_task(beat())
     await asyncio.sleep(0)
-    yield lambda: longest_s
+    turn()
+    longest_s = 0.0
+    yield turn
     task.cancel()
 
 

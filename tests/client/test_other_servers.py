@@ -21,7 +21,8 @@ from emberd.errors import (
     TextTooLongError,
 )
 from emberd.settings import ServerSpec
-from fake_server import END_OF_TEXT, QWEN, Answer, FakeServer, vectors_of
+from fake_server import END_OF_TEXT, QWEN, FakeServer, vectors_of
+from http_server import reply
 from other_servers import (
     Generator,
     LlamaCpp,
@@ -166,7 +167,7 @@ def test_the_text_that_is_too_long_for_less_than_it_states_is_named(serve: Serve
 def test_a_router_without_servers_is_not_ready(serve: Serve) -> None:
     server = serve(Router)
     said = b'{"error":{"type":"Service Unavailable","code":"no_available_workers","message":"No'
-    server.first.append(Answer(503, said + b' available workers"}}'))
+    server.first.append(reply(503, said + b' available workers"}}'))
     with pytest.raises(ServerUnavailableError, match="503 .No available workers.: it is not ready"):
         found_at(server)
 

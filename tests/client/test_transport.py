@@ -29,6 +29,7 @@ from emberd.errors import (
 )
 from emberd.settings import Settings
 from fake_server import MODEL, FakeServer, vectors_of
+from http_server import THREAD_NAME
 
 both = pytest.mark.parametrize("kind", KINDS)
 
@@ -270,8 +271,11 @@ def test_threads_have_names_and_are_gone_after_the_call(server: FakeServer) -> N
 
 
 def test_one_request_needs_no_thread(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: threading.Thread) -> None:
-        raise AssertionError
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        assert thread.name == THREAD_NAME
+        start(thread)
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
@@ -295,7 +299,7 @@ def test_closing_a_client_leaves_requests_in_flight_to_finish(server: FakeServer
     job = threading.Thread(target=lambda: vectors.append(client.embed(texts, "{text}")))
     job.start()
     for _ in range(5):
-        _wait_for(lambda: server._in_flight > 0)
+        _wait_for(lambda: server.in_flight > 0)
         client.close()
     job.join()
     assert (vectors[0] == vectors_of(texts)).all()
@@ -311,7 +315,7 @@ async def test_closing_an_asynchronous_client_leaves_requests_in_flight_to_finis
     texts = [f"{i}" for i in range(20)]
     job = asyncio.create_task(client.embed(texts, "{text}"))
     for _ in range(5):
-        await asyncio.to_thread(_wait_for, lambda: server._in_flight > 0)
+        await asyncio.to_thread(_wait_for, lambda: server.in_flight > 0)
         await client.close()
     assert (await job == vectors_of(texts)).all()
     await client.close()

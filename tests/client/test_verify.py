@@ -18,7 +18,8 @@ from emberd.errors import AuthenticationError, ServerMismatchError, ServerUnavai
 from emberd.settings import ServerSpec, Settings
 from emberd.system import listeners
 from emberd.system.listeners import Listener
-from fake_server import MODEL, QWEN, Answer, FakeServer
+from fake_server import MODEL, QWEN, FakeServer
+from http_server import reply
 
 
 def _by_urllib(
@@ -225,7 +226,7 @@ def test_a_key_that_no_header_carries_is_not_printed() -> None:
 @pytest.mark.parametrize("body", [b"[" * 100_000, b'{"data": [{"index": 0, "embedding": [1%s]}]}'])
 def test_what_cannot_be_read_is_a_mismatch(ask: Verifier, body: bytes) -> None:
     with _qwen() as server:
-        server.first.append(Answer(200, body.replace(b"%s", b"0" * 400)))
+        server.first.append(reply(200, body.replace(b"%s", b"0" * 400)))
         with pytest.raises(ServerMismatchError, match="returned an invalid embedding"):
             ask(server, ServerSpec(model=QWEN))
 
@@ -310,11 +311,8 @@ def test_floats_are_accepted() -> None:
 
 def test_a_model_served_under_another_name_is_known_by_its_path() -> None:
     class Renamed(FakeServer):
-        async def _models(self, request: Any, writer: Any) -> None:
-            import fake_server
-
-            body = b'{"data": [{"id": "embedder", "owned_by": "sglang"}]}'
-            await fake_server.send(writer, Answer(200, body))
+        def _models(self, request: Any, connection: Any) -> bytes:
+            return reply(200, {"data": [{"id": "embedder", "owned_by": "sglang"}]})
 
     with Renamed(model=QWEN, dimensions=1024) as server:
         assert _by_urllib(server, ServerSpec(model=QWEN)).model == "embedder"

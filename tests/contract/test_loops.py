@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 
 import waiting
 from contract.frameworks import BOTH, Framework
-from fake_server import QWEN, FakeServer, Request, Route, vector_of, vectors_of
+from fake_server import QWEN, FakeServer, vector_of, vectors_of
+from http_server import Request
 from managed import same
 
 _DIMENSIONS = 1024  # of Qwen3-Embedding-0.6B
@@ -30,12 +32,9 @@ class Gated(FakeServer):
         self.gate = threading.Event()
         self.let_go: list[bool] = []
 
-    def routes(self) -> dict[str, Route]:
-        async def gated(request: Request, writer: asyncio.StreamWriter) -> None:
-            self.let_go.append(await asyncio.to_thread(self.gate.wait, _PATIENCE_S))
-            await self._embeddings(request, writer)
-
-        return {**super().routes(), "/v1/embeddings": gated}
+    def _embeddings(self, request: Request, connection: socket.socket) -> bytes:
+        self.let_go.append(self.gate.wait(_PATIENCE_S))
+        return super()._embeddings(request, connection)
 
 
 @pytest.fixture

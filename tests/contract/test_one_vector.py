@@ -15,8 +15,8 @@ from llama_index.embeddings.emberd import EmberdEmbedding
 from managed import MODEL, same
 
 _TEXT = "Sourdough rises slowly:\nwild yeast needs twelve hours. 深层嵌入 🙂"
-_MANY = 1000
-_PLACE = 617
+_MANY = 300  # more than one request has
+_PLACE = 217
 
 
 @pytest.fixture(params=["made", "unpickled"])
@@ -55,7 +55,7 @@ async def test_a_document_has_one_vector(ways: Any) -> None:
         assert same(vectors[0], expected), way
 
 
-async def test_it_is_the_same_among_a_thousand() -> None:
+async def test_it_is_the_same_among_many() -> None:
     """Of either framework one way: the rest of the way they share."""
     many = [str(number) for number in range(_MANY)]
     many[_PLACE] = _TEXT

@@ -21,10 +21,11 @@ from emberd.installs import install, installed, locate, recipes, remove, sites
 pytestmark = pytest.mark.usefixtures("index")
 
 
-@pytest.mark.usefixtures("no_uv")
 def test_an_engine_is_installed_once_and_then_removed(
     places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    failing = '#!/bin/sh\necho "error: dns error" >&2\nexit 2\n'
+    monkeypatch.setenv("PATH", tiny_engine.path_with_uv(tmp_path / "failing", failing))
     # What would break pip in the environment: none of it may reach pip.
     for name, text in {
         "PYTHONPATH": str(tmp_path / "elsewhere"),
@@ -46,7 +47,9 @@ def test_an_engine_is_installed_once_and_then_removed(
     assert not (tmp_path / "elsewhere").exists()
     assert done.bytes == pytest.approx(recipes.used_bytes(Path(done.folder)), rel=0.01)
     assert any(text.startswith("installing tiny 1.5: ") for text in said)
+    assert "uv could not install tiny 1.5 (the package index does not answer); trying pip" in said
     log = Path(f"{done.folder}.log")
+    assert "venv --no-project --python" in log.read_text()
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
     assert "Successfully installed tinydist-1.5" in log.read_text()
     assert sorted(path.name for path in Path(places.engines).iterdir()) == [
@@ -148,18 +151,6 @@ def test_full_disk_is_reported(places: Places, wheels: Path, tmp_path: Path) -> 
     with pytest.raises(InstallError, match="could not be installed: the disk is full"):
         install("tiny", places)
     assert not (Path(places.engines) / "tiny-1.5.tmp").exists()
-
-
-def test_pip_is_used_if_uv_fails_and_it_is_reported(
-    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failing = '#!/bin/sh\necho "error: dns error" >&2\nexit 2\n'
-    monkeypatch.setenv("PATH", tiny_engine.path_with_uv(tmp_path / "failing", failing))
-    said: list[str] = []
-    done = install("tiny", places, said.append)
-    assert done.version == "1.5"
-    assert "uv could not install tiny 1.5 (the package index does not answer); trying pip" in said
-    assert "venv --no-project --python" in Path(f"{done.folder}.log").read_text()
 
 
 def test_pip_is_not_tried_on_a_full_disk(

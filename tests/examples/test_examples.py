@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import managed
+from command import Outcome, run_program
 from emberd import Embedder, Manager
 from fake_server import FakeServer
 from homes import home, manager
@@ -51,22 +52,32 @@ _FUNCTIONS = [
 ]
 
 
-def _ran(*command: object, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *map(str, command)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=managed.environment(PYTHONIOENCODING="utf-8", **more),
-        timeout=100,
-    )
+def _ran(*command: object, **more: str) -> Outcome:
+    """Run a program in a fork of a process that has imported both frameworks."""
+    return run_program(*map(str, command), environment=managed.environment(**more))
 
 
 def _printed(*command: object, **more: str) -> str:
     """Return what a program prints that ends well and has nothing to complain of."""
-    done = _ran(*command, **more)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+    return _good(_ran(*command, **more))
+
+
+def _printed_by_interpreter(example: Path) -> str:
+    """Return the same of an example in an interpreter of its own, which has imported nothing."""
+    done = subprocess.run(
+        [sys.executable, str(example)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=managed.environment(PYTHONIOENCODING="utf-8"),
+        timeout=100,
+    )
+    return _good(Outcome(done.returncode, done.stdout, done.stderr))
+
+
+def _good(done: Outcome) -> str:
+    assert (done.code, done.err) == (0, "")
+    return done.out
 
 
 # ---------------------------------------------------------------- search
@@ -81,7 +92,8 @@ def _printed(*command: object, **more: str) -> str:
     ],
 )
 def test_a_search_finds_the_passages(name: str, found: list[tuple[str, str]]) -> None:
-    hits = re.findall(r"^(\S.*)\n  0\.\d{3}  (.*)$", _printed(EXAMPLES / name), re.MULTILINE)
+    printed = _printed_by_interpreter(EXAMPLES / name)  # one with each framework, one with none
+    hits = re.findall(r"^(\S.*)\n  0\.\d{3}  (.*)$", printed, re.MULTILINE)
     assert [query for query, _ in hits] == [query for query, _ in found]
     assert all(hit.startswith(start) for (_, hit), (_, start) in zip(hits, found, strict=True))
 
@@ -211,9 +223,9 @@ def test_without_matplotlib_the_table_is_there_and_what_to_install(data: Path) -
     )
     asked = ("--data", data, "--plot", "nowhere.png")
     done = _ran("-c", program, EXAMPLES / "choose_dimensions.py", *asked)
-    assert done.returncode == 1
-    assert done.stderr == "--plot needs matplotlib: pip install matplotlib\n"
-    assert len(_table(done.stdout)) == 5
+    assert done.code == 1
+    assert done.err == "--plot needs matplotlib: pip install matplotlib\n"
+    assert len(_table(done.out)) == 5
 
 
 # ---------------------------------------------------------------- the notebook
@@ -253,8 +265,8 @@ print(json.dumps({cell.id: "".join(map(shown, cell.outputs)) for cell in cells})
 def test_the_notebook_runs_from_top_to_bottom(home: Path, manager: Manager, tmp_path: Path) -> None:
     """In a home of its own: its last cell stops the server."""
     done = _ran("-c", _IN_A_KERNEL, _NOTEBOOK, EMBERD_HOME=str(home), IPYTHONDIR=str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    shown: dict[str, str] = json.loads(done.stdout)
+    assert done.code == 0, done.err
+    shown: dict[str, str] = json.loads(done.out)
     assert list(shown) == list(_SHOWN)
     for cell, pattern in _SHOWN.items():
         assert re.fullmatch(pattern, shown[cell].strip()), f"{cell} shows {shown[cell]!r}"

@@ -36,7 +36,7 @@ from emberd.errors import EmberdError
 from emberd.manager import Timing
 from emberd.verified_manager import Manager
 from faults import names
-from stubs.server import vector
+from stub_server import vector
 
 __all__ = ["clients", "transport"]  # imported here, once for all forks
 

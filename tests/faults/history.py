@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from damage import OF_RECORD
-from emberd.manager import Timing, cleanup
+from emberd.manager import Timing
 from emberd.manager.paths import Home
 from faults.caller import Caller, Setup
 from faults.plan import CALLERS, TEXTS, Fault, Step
@@ -282,8 +282,6 @@ class History:
 
     def _damage(self, fault: Fault) -> Callable[[], object] | None:
         files = [folder / fault.file for folder in self._world.folders()]
-        if fault.file == cleanup.INODES_NAME:
-            self._world.forgive()
         for file in files:
             with suppress(OSError, ValueError):
                 OF_RECORD[fault.kind](file)
@@ -362,5 +360,5 @@ def _remove_others(files: Sequence[Path]) -> None:
     for file in files:
         if file.is_dir() and not file.is_symlink():
             shutil.rmtree(file)
-        elif file.is_symlink() or file.is_fifo():
-            file.unlink()
+        elif file.is_symlink() or not file.is_file():
+            file.unlink(missing_ok=True)

@@ -45,7 +45,7 @@ def of(home: Path, temporary: Path, key: str, roles: str) -> list[Path]:
     names = [
         *("lock", locks.liveness_path(folder).name, state.RECORD_NAME, idle._NAME),
         *(paths.LOG_NAME, f"{paths.LOG_NAME}.1", f"{paths.LOG_NAME}.2"),
-        *(cleanup.INODES_NAME, "suspect", "secret.yaml"),
+        *("suspect", "secret.yaml"),
     ]
     unfinished = [
         f".{state.RECORD_NAME}.{role}{number:011d}{atomic_file.UNFINISHED}"

@@ -54,7 +54,6 @@ _FILES: Final = {
     "lock": 2,
     "last-used": 2,
     "server.log": 2,
-    "shared-memory": 1,
     "secret.yaml": 1,
     "suspect": 1,
 }

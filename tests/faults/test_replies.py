@@ -30,7 +30,8 @@ from emberd.endpoint import Endpoint
 from emberd.errors import EmberdError
 from fake_server import MODEL, vectors_of
 from faults.scale import scale
-from raw_server import Asked, raw_server
+from http_server import HttpServer
+from http_server import Request as Asked
 
 _TEXTS: Final = ["a", "bc", "def"]
 _DIMENSIONS: Final = 16
@@ -219,7 +220,7 @@ def test_mutated_replies_over_a_socket_give_unit_vectors_or_an_error_of_ours(
 ) -> None:
     chance = random.Random()
 
-    def answer(asked: Asked, connection: socket.socket) -> None:
+    def answer(asked: Asked, connection: socket.socket) -> bytes:
         assert asked.path == "/v1/embeddings"
         for piece in _reply(chance):
             connection.sendall(piece)
@@ -227,7 +228,7 @@ def test_mutated_replies_over_a_socket_give_unit_vectors_or_an_error_of_ours(
 
     request = wire.embed_request(MODEL, list(_TEXTS), None, native=_DIMENSIONS)
     count, accepted, begin_s = scale(100, 10_000), 0, time.monotonic()
-    with raw_server(answer) as server:
+    with HttpServer(answer) as server:
         endpoint = Endpoint(server.url, MODEL, _DIMENSIONS, api_key="secret")
         for number in range(count):
             chance.seed(_SEED + number)
@@ -242,6 +243,6 @@ def test_mutated_replies_over_a_socket_give_unit_vectors_or_an_error_of_ours(
                 error.add_note(f"FAULTS_SEED={_SEED + number}")
                 raise
             assert time.monotonic() - started_s < _BOUND_S, _SEED + number
-        assert len(server.asked) == count  # no redirect was followed, and none was sent again
+        assert len(server.requests) == count  # no redirect was followed, and none was sent again
     seconds = time.monotonic() - begin_s
     print(f"\nseed {_SEED}: {count:,} replies in {seconds:.1f} s, {accepted:,} accepted")

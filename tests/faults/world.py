@@ -207,7 +207,7 @@ def _kind(command: str) -> str:
         "orphan_reaper.py": "reaper",
         "pdeathsig.py": "launcher",
         "emberd.verified_manager": "supervisor",
-        "stubs/server.py": "engine",
+        "stub_server.py": "engine",
         "emberd.serving": "engine",
     }
     return next((kind for word, kind in words.items() if word in command), "other")

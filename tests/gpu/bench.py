@@ -64,9 +64,9 @@ SIZES: Final = {
         long_words=3000,
     ),
     CPU: Sizes(
-        bulk={16: 64, 256: 8, 2000: 2},
+        bulk={16: 64, 256: 8, 2000: 1},
         rounds={16: 1, 256: 1, 2000: 1},
-        ingest=3072,
+        ingest=2048,  # the kill comes after the first thousand, while the next is under way
         queries=10,
         at_once=64,
         askers=4,

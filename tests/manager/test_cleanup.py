@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import secrets
 import signal
 import stat
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -20,7 +22,8 @@ import pytest
 import leftovers
 import waiting
 from emberd.errors import StateFolderError
-from emberd.manager import State, cleanup, paths, state
+from emberd.manager import State, cleanup, orphan_reaper, paths, process_tree, state
+from emberd.settings import ServerSpec
 from emberd.verified_manager import Manager
 from homes import QUICK, Stub, begin
 
@@ -32,7 +35,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm is Lin
 
 def traces(pid: int) -> set[Path]:
     """Return the shared memory of a stub server, and of its semaphores."""
-    inodes = set(cleanup.shared_memory_inodes(pid))
+    inodes = set(orphan_reaper.shared_memory_inodes(pid))
     return {path for path in _SHARED_MEMORY.iterdir() if path.stat().st_ino in inodes}
 
 
@@ -60,12 +63,24 @@ def supervisor_of(server: psutil.Process) -> psutil.Process:
     return next(p for p in server.parents() if "emberd.verified_manager" in p.cmdline())
 
 
+def kill_all(manager: Manager, server: psutil.Process) -> None:
+    """Kill the server, its supervisor and the orphan reaper, and start another server."""
+    supervisor = supervisor_of(server)
+    supervisor.suspend()  # it would start another orphan reaper
+    for child in supervisor.children():
+        kill(child)
+    kill(supervisor)
+    waiting.until(lambda: not psutil.pid_exists(server.pid))
+    manager.ensure(ServerSpec(model="stub/next", engine="stubs.engine"))
+
+
 @pytest.mark.parametrize(
     "end",
     [
         pytest.param(lambda manager, server: manager.stop(), id="stopped"),
         pytest.param(lambda manager, server: kill(server), id="server-killed"),
         pytest.param(lambda manager, server: kill(supervisor_of(server)), id="supervisor-killed"),
+        pytest.param(kill_all, id="all-killed"),
     ],
 )
 def test_files_outside_of_the_state_folder_are_removed(
@@ -77,15 +92,10 @@ def test_files_outside_of_the_state_folder_are_removed(
     waiting.until(lambda: len(list(scratch.iterdir())) == 1)
     left = waiting.until(lambda: found if len(found := traces(server.pid)) >= 2 else set())
     # The supervisor looks once a second: what it has not seen yet it could not remove.
-    note = next(home.rglob(cleanup.INODES_NAME), None) or waiting.until(
-        lambda: next(home.rglob(cleanup.INODES_NAME), None)
-    )
-    assert note is not None
-    waiting.until(lambda: len(note.read_text().split()) >= 2)
+    listed = Path(orphan_reaper.list_of_memory(str(scratch)))
+    waiting.until(lambda: listed.exists() and len(listed.read_text().split()) >= 2)
     end(manager, server)
-    waiting.until(lambda: not psutil.pid_exists(server.pid))
-    manager.ensure(stub())  # a start sweeps what a killed supervisor left
-    waiting.until(lambda: not any(path.exists() for path in (*left, scratch)))
+    waiting.until(lambda: not any(path.exists() for path in (*left, listed, scratch)))
 
 
 def test_shared_memory_of_a_server_that_is_killed_as_soon_as_it_is_ready_is_removed(
@@ -111,63 +121,122 @@ def test_shared_memory_of_a_server_that_is_stopped_while_it_starts_is_removed(
     assert not any(path.exists() for path in left)
 
 
-def test_shared_memory_of_other_processes_is_kept(tmp_path: Path) -> None:
-    mine = _SHARED_MEMORY / f"test_leavings_{os.getpid()}"
-    mine.write_bytes(b"somebody's")
-    try:
-        (tmp_path / cleanup.INODES_NAME).write_text(f"{mine.stat().st_ino + 1}\n")
-        cleanup.remove_files(tmp_path, "")
-        assert mine.exists()
-        (tmp_path / cleanup.INODES_NAME).write_text(f"{mine.stat().st_ino}\n")
-        cleanup.remove_files(tmp_path, "")
-        assert not mine.exists()
-    finally:
-        mine.unlink(missing_ok=True)
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Path]:
+    """The folder of temporary files of a start, of which there may be a list of shared memory."""
+    folder = tmp_path / f"emberd-{secrets.token_hex(8)}"
+    folder.mkdir()
+    yield folder
+    Path(orphan_reaper.list_of_memory(str(folder))).unlink(missing_ok=True)
 
 
-def test_shared_memory_that_existed_before_or_is_in_use_is_kept(tmp_path: Path) -> None:
-    memory = cleanup.SharedMemory(tmp_path)
-    older = _SHARED_MEMORY / f"test_older_{os.getpid()}"
-    used = _SHARED_MEMORY / f"test_used_{os.getpid()}"
-    older.write_bytes(bytes(4096))
-    memory.exclude_existing()
-    used.write_bytes(bytes(4096))
-    try:
-        with older.open("r+b") as first, used.open("r+b") as second:
-            with mmap.mmap(first.fileno(), 0), mmap.mmap(second.fileno(), 0):
-                memory.update(lambda: [os.getpid()], at_once=True)
-                assert memory.known == {used.stat().st_ino}
-                cleanup.remove_files(tmp_path, "", memory.known)
-                assert used.exists()
-        cleanup.remove_files(tmp_path, "", memory.known)
-        assert (older.exists(), used.exists()) == (True, False)
-    finally:
-        older.unlink(missing_ok=True)
-        used.unlink(missing_ok=True)
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Makes shared memory."""
+    made: list[Path] = []
+
+    def make(name: str) -> Path:
+        made.append(_SHARED_MEMORY / f"test_{name}_{os.getpid()}")
+        made[-1].write_bytes(bytes(4096))
+        return made[-1]
+
+    yield make
+    for path in made:
+        path.unlink(missing_ok=True)
+
+
+def test_only_listed_shared_memory_is_removed(scratch: Path, shared: Callable[[str], Path]) -> None:
+    listed, other = shared("listed"), shared("other")
+    file = Path(orphan_reaper.list_of_memory(str(scratch)))
+    file.write_bytes(b"\xff\xfe \xb2 12x\n%d\n" % listed.stat().st_ino)
+    cleanup.remove_files(str(scratch))
+    assert [path.exists() for path in (listed, other, file, scratch)] == [False, True, False, False]
+
+
+def test_list_in_another_folder_of_shared_memory_is_not_used(
+    scratch: Path, shared: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers and jobs with one home may have such folders of their own, with equal inodes."""
+    precious = shared("precious")
+    monkeypatch.setattr(orphan_reaper, "SHARED_MEMORY", str(tmp_path))
+    memory = cleanup.SharedMemory(str(scratch))
+    with precious.open("r+b") as file, mmap.mmap(file.fileno(), 0):
+        memory.update(lambda: [os.getpid()], at_once=True)
+    monkeypatch.undo()
+    cleanup.remove_files(str(scratch))
+    assert precious.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of another user")
+def test_list_of_another_user_is_not_used(scratch: Path, shared: Callable[[str], Path]) -> None:
+    precious = shared("precious")
+    file = Path(orphan_reaper.list_of_memory(str(scratch)))
+    file.write_text(f"{precious.stat().st_ino}\n")
+    os.chown(file, 12345, 12345)
+    cleanup.remove_files(str(scratch))
+    assert precious.exists()
+
+
+def test_shared_memory_that_existed_before_or_is_in_use_is_kept(
+    scratch: Path, shared: Callable[[str], Path]
+) -> None:
+    older = shared("older")
+    memory = cleanup.SharedMemory(str(scratch))
+    used = shared("used")
+    with older.open("r+b") as first, used.open("r+b") as second:
+        with mmap.mmap(first.fileno(), 0), mmap.mmap(second.fileno(), 0):
+            memory.update(lambda: [os.getpid()], at_once=True)
+            assert memory.known == {used.stat().st_ino}
+            cleanup.remove_files(str(scratch), memory.known)
+            assert used.exists()
+    cleanup.remove_files(str(scratch), memory.known)
+    assert (older.exists(), used.exists()) == (True, False)
+
+
+def test_shared_memory_from_before_a_start_survives_the_orphan_reaper(
+    scratch: Path, shared: Callable[[str], Path]
+) -> None:
+    older = shared("older")
+    mark = f"TESTED_MARK=folder:{scratch.name}"
+    reaper = process_tree.OrphanReaper(mark, str(scratch))
+    assert reaper.pid is not None
+    assert reaper._pipe is not None
+    waiting.until(lambda: "read" in Path(f"/proc/{reaper.pid}/wchan").read_text())
+    program = f"import mmap; f = open({str(older)!r}, 'r+b'); m = mmap.mmap(f.fileno(), 0); input()"
+    name, _, value = mark.partition("=")
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env={**os.environ, name: value}, stdin=subprocess.PIPE
+    ) as process:
+        waiting.until(lambda: orphan_reaper.shared_memory_inodes(process.pid))
+        os.close(reaper._pipe)  # as if this process had ended
+        os.waitpid(reaper.pid, 0)
+        assert process.wait(30) == -signal.SIGKILL
+    assert older.exists()
+    assert not scratch.exists()
 
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["directory", "fifo"])
-def test_shared_memory_that_cannot_be_recorded_in_the_file_is_remembered(
-    tmp_path: Path, make: Callable[[Path], None]
+def test_shared_memory_that_cannot_be_listed_is_remembered_and_listed_later(
+    scratch: Path, shared: Callable[[str], Path], make: Callable[[Path], None]
 ) -> None:
     """As on a full disk. Opening a named pipe would wait for a reader."""
-    make(tmp_path / cleanup.INODES_NAME)
-    memory = cleanup.SharedMemory(tmp_path)
-    seen = _SHARED_MEMORY / f"test_full_{os.getpid()}"
-    seen.write_bytes(bytes(4096))
-    try:
-        with seen.open("r+b") as file, mmap.mmap(file.fileno(), 0):
-            memory.update(lambda: [os.getpid()], at_once=True)
-        assert seen.stat().st_ino in memory.known
-    finally:
-        seen.unlink()
+    file = Path(orphan_reaper.list_of_memory(str(scratch)))
+    make(file)
+    memory = cleanup.SharedMemory(str(scratch))
+    seen = shared("full")
+    with seen.open("r+b") as opened, mmap.mmap(opened.fileno(), 0):
+        memory.update(lambda: [os.getpid()], at_once=True)
+        assert memory.known == {seen.stat().st_ino}
+        file.rmdir() if file.is_dir() else file.unlink()
+        memory.update(lambda: [os.getpid()], at_once=True)
+    assert file.read_text() == f"{seen.stat().st_ino}\n"
 
 
 def test_a_folder_that_emberd_did_not_name_is_not_removed(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
-    cleanup.remove_files(tmp_path, str(precious))
+    cleanup.remove_files(str(precious))
     assert precious.is_dir()
 
 

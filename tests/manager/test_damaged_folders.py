@@ -24,7 +24,7 @@ import other_user
 import waiting
 from emberd.doctor import servers
 from emberd.errors import EmberdError
-from emberd.manager import cleanup, discovery, locks, state
+from emberd.manager import discovery, locks, state
 from emberd.manager.paths import LOG_NAME
 from emberd.manager.state import Server
 from emberd.settings import ServerSpec
@@ -53,14 +53,23 @@ DAMAGES: Final[dict[str, damage.Damage]] = {
     "open-to-all": lambda file: file.chmod(0o666),
     "of-another-user": _give,
 }
-FILES: Final = (
-    *(state.RECORD_NAME, "alive", "lock", "last-used", LOG_NAME, "secret.yaml"),
-    *(cleanup.INODES_NAME, "suspect"),
-)
+FILES: Final = (state.RECORD_NAME, "alive", "lock")
+OTHER_FILES: Final = ("last-used", LOG_NAME, "secret.yaml", "suspect")
 MOMENTS: Final = {
     "running": tuple(DAMAGES),
     **dict.fromkeys(("starting", "killed", "stopped"), ("missing", "fifo")),
 }
+# A server that runs gets one damage after the other; at other moments each damage costs two starts,
+# so files that say nothing of one another are damaged together.
+CASES: Final = [
+    *(((name,), "running") for name in (*FILES, *OTHER_FILES)),
+    *(
+        (names, moment)
+        for moment in MOMENTS
+        if moment != "running"
+        for names in (*((name,) for name in FILES), OTHER_FILES)
+    ),
+]
 
 
 def bounded(call: Callable[[], Any]) -> Any:
@@ -140,29 +149,31 @@ def arrange(manager: Manager, spec: ServerSpec, moment: str, go: Path) -> Path:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    ("names", "moment"), CASES, ids=lambda value: value if isinstance(value, str) else value[0]
+)
 def test_damaged_file_gives_a_server_or_an_error_and_leaves_nothing(
     manager: Manager,
     stub: Stub,
     tmp_path: Path,
     calls: Callable[..., None],
-    name: str,
+    names: tuple[str, ...],
     moment: str,
 ) -> None:
     spec = stub(start_when=tmp_path / "go")
     for kind in MOMENTS[moment]:
         print(kind)  # shown if it fails
-        file = arrange(manager, spec, moment, tmp_path / "go") / name
-        if file.is_symlink() or not file.is_file():  # not there, or damaged by the last one
-            _remove(file)
-            file.touch(mode=0o600)
-        DAMAGES[kind](file)
+        folder = arrange(manager, spec, moment, tmp_path / "go")
+        for file in (folder / name for name in names):
+            if file.is_symlink() or not file.is_file():  # not there, or damaged by the last one
+                _remove(file)
+                file.touch(mode=0o600)
+            DAMAGES[kind](file)
         (tmp_path / "go").touch()
         # A server that runs survives most of it, so it gets several damages in turn.
         calls(spec, goes_on=moment == "running" and kind != MOMENTS[moment][-1])
-        if name == "lock":  # a server that runs is found without it, so it may still be damaged
-            _remove(file)
+        if "lock" in names:  # a server that runs is found without it: it may still be damaged
+            _remove(folder / "lock")
 
 
 def _replace_folder(make: Callable[[Path], object]) -> Callable[[Path], None]:

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 import leftovers
-import stubs.server
 from emberd import probe
 from emberd.cli import status
 from emberd.errors import NoEngineError, ServerMismatchError, ServerUnavailableError
@@ -102,18 +101,16 @@ def test_server_that_emberd_started_is_not_adopted_from_another_home(
 
 
 def test_a_process_that_is_no_embedding_server_is_not_asked(
-    manager: Manager, foreign: Foreign, tmp_path: Path
+    manager: Manager, foreign: Foreign
 ) -> None:
-    (tmp_path / "site" / "something.py").write_text(Path(stubs.server.__file__).read_text())
     foreign(module="something")
     with pytest.raises(NoEngineError):
         manager.ensure(SPEC)
 
 
 def test_the_default_port_is_looked_at_when_its_socket_is_ours(
-    manager: Manager, foreign: Foreign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    manager: Manager, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "site" / "something.py").write_text(Path(stubs.server.__file__).read_text())
     url, _ = foreign(module="something")
     port = int(url.rpartition(":")[2])
     monkeypatch.setattr(discovery, "DEFAULT_PORT", port)
@@ -121,9 +118,8 @@ def test_the_default_port_is_looked_at_when_its_socket_is_ours(
 
 
 def test_default_port_of_another_user_is_not_contacted(
-    manager: Manager, foreign: Foreign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    manager: Manager, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "site" / "something.py").write_text(Path(stubs.server.__file__).read_text())
     url, _ = foreign(module="something")
     monkeypatch.setattr(discovery, "DEFAULT_PORT", int(url.rpartition(":")[2]))
     monkeypatch.setattr(listeners, "find", lambda url: Listener(os.getuid() + 1, inode=1))
@@ -132,9 +128,8 @@ def test_default_port_of_another_user_is_not_contacted(
 
 
 def test_a_listed_server_is_found_and_may_see_the_users_key(
-    home: Path, foreign: Foreign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "site" / "something.py").write_text(Path(stubs.server.__file__).read_text())
     url, _ = foreign(module="something", key="the user's")
     monkeypatch.setenv("EMBERD_DISCOVER", f"http://127.0.0.1:1/v1, {url}/v1")
     server = Manager(home, timing=QUICK).ensure(SPEC, api_key="the user's")
@@ -202,6 +197,34 @@ def test_activity_is_read_from_the_metrics_and_is_none_without_a_server(
     url, _ = foreign()
     assert probe.activity(url, None) == probe.Activity(0, 0, 0)
     assert probe.activity("http://127.0.0.1:1", None) is None
+
+
+@pytest.mark.parametrize(
+    ("metrics", "activity"),
+    [
+        pytest.param(
+            "# TYPE sglang:num_requests_total counter\n"
+            'sglang:num_requests_total{model="a b}",rank="\\"0"} 3.0\n'
+            'sglang:num_requests_total{model="a",rank="1",} 4 1700000000000\n'
+            "sglang:num_requests_total_created 1.7e9\n"
+            "other_sglang:num_requests_total 100\n"
+            "sglang:prompt_tokens_total 1.5e+03\n"
+            "sglang:num_running_reqs{}2\nsglang:num_queue_reqs\t1",
+            probe.Activity(requests=7, tokens=1500, in_flight=3),
+            id="all",
+        ),
+        pytest.param("sglang:num_queue_reqs 0\n", probe.Activity(0, 0, 0), id="one"),
+        pytest.param("sglang:num_queue_reqs many\n", None, id="not-a-number"),
+        pytest.param("sglang:prompt_tokens_total 5\n", None, id="no-requests"),
+        pytest.param("<html>", None, id="not-metrics"),
+    ],
+)
+def test_activity_is_the_sum_of_the_samples(
+    metrics: str, activity: probe.Activity | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reply = probe.ProbeReply(200, metrics.encode())
+    monkeypatch.setattr(probe, "get", lambda *_, **__: reply)
+    assert probe.activity("http://127.0.0.1:1", None) == activity
 
 
 def test_users_key_is_not_stored_in_the_record(
@@ -346,15 +369,9 @@ def test_a_server_that_wants_a_key_is_refused_with_where_to_list_it(
 
 
 def test_listed_sglang_server_meets_a_request_for_sglang(
-    home: Path, foreign: Foreign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = (
-        Path(stubs.server.__file__)
-        .read_text()
-        .replace('"owned_by": "stub"', '"owned_by": "sglang"')
-    )
-    (tmp_path / "site" / "something.py").write_text(said)
-    url, _ = foreign(module="something")
+    url, _ = foreign(module="something", owner="sglang")
     monkeypatch.setenv("EMBERD_DISCOVER", url)
     server = Manager(home, timing=QUICK).ensure(replace(SPEC, engine="sglang"))
     assert (server.endpoint.url, server.engine) == (url, "sglang")

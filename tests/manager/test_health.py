@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 import waiting
+from emberd.errors import EmberdError
 from emberd.manager import health
 from emberd.manager.health import HealthMonitor
 from emberd.probe import Activity
+from emberd.system import background
 
 STILL = Activity(1, 1, 0)
 
@@ -36,6 +40,22 @@ def test_server_that_fails_every_probe_without_progress_is_hung(tmp_path: Path) 
     health.report_unresponsive(str(tmp_path))
     waiting.until(lambda: watch.is_hung(STILL))
     assert len(probes) == 3
+
+
+def test_server_is_probed_later_if_no_thread_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise EmberdError("no thread can be started")
+
+    probes: list[int] = []
+    watch = HealthMonitor(tmp_path, failing(probes), 1, 0)
+    health.report_unresponsive(str(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(background, "run", refuse)
+        assert not any(watch.is_hung(STILL) for _ in range(3))
+    assert probes == []
+    waiting.until(lambda: watch.is_hung(STILL))
 
 
 def test_report_is_cleared_when_the_server_answers(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ That no process is left is checked at the end of every test, by the ``manager`` 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -88,33 +87,32 @@ def marked_child(folder: str) -> subprocess.Popen[bytes]:
 # ---------------------------------------------------------------- it is rewritten
 
 
-@pytest.mark.parametrize("kind", damage.OF_RECORD)
-def test_ready_supervisor_rewrites_its_record(manager: Manager, stub: Stub, kind: str) -> None:
+def test_ready_supervisor_rewrites_its_record(manager: Manager, stub: Stub) -> None:
     server = manager.ensure(stub())
     file = record_of(server)
     before = file.read_bytes()
-    damage.OF_RECORD[kind](file)
-    damage.wait_until_repaired(file, before)
-    assert manager.ensure(stub()).start_id == server.start_id
+    for kind in damage.OF_RECORD:
+        print(kind)  # shown if it fails
+        damage.OF_RECORD[kind](file)
+        damage.wait_until_repaired(file, before)
+        assert manager.ensure(stub()).start_id == server.start_id
     (stopped,) = manager.stop()
     assert (stopped.start_id, stopped.state) == (server.start_id, State.READY)
 
 
-@pytest.mark.parametrize("kind", damage.USUAL)
-def test_starting_supervisor_rewrites_its_record(manager: Manager, stub: Stub, kind: str) -> None:
+def test_starting_supervisor_rewrites_its_record(manager: Manager, stub: Stub) -> None:
     file, status = starting(manager, stub(start=600))
     before = file.read_bytes()
-    damage.OF_RECORD[kind](file)
-    damage.wait_until_repaired(file, before)
-    assert [s.start_id for s in manager.status()] == [status.start_id]
+    for kind in damage.USUAL:
+        print(kind)  # shown if it fails
+        damage.OF_RECORD[kind](file)
+        damage.wait_until_repaired(file, before)
+        assert [s.start_id for s in manager.status()] == [status.start_id]
     (stopped,) = manager.stop()
     assert (stopped.start_id, stopped.state) == (status.start_id, State.STARTING)
 
 
-@pytest.mark.parametrize("kind", ["missing", "directory"])
-def test_supervisor_that_waits_for_a_gpu_rewrites_its_record(
-    manager: Manager, stub: Stub, kind: str
-) -> None:
+def test_supervisor_that_waits_for_a_gpu_rewrites_its_record(manager: Manager, stub: Stub) -> None:
     starting(manager, stub("first", claims="card", start=600))
     begin(manager, stub("second", claims="card"))
     status = waiting.until(
@@ -122,9 +120,11 @@ def test_supervisor_that_waits_for_a_gpu_rewrites_its_record(
     )
     assert status is not None
     file = Path(status.log_path).with_name(state.RECORD_NAME)
-    damage.OF_RECORD[kind](file)
-    waiting.until(lambda: file.is_file() and state.read_record(file.parent))
-    assert {s.start_id for s in manager.status()} >= {status.start_id}
+    for kind in ("missing", "directory"):
+        print(kind)  # shown if it fails
+        damage.OF_RECORD[kind](file)
+        waiting.until(lambda: file.is_file() and state.read_record(file.parent))
+        assert {s.start_id for s in manager.status()} >= {status.start_id}
 
 
 def test_record_is_rewritten_each_time_it_is_lost(manager: Manager, stub: Stub) -> None:
@@ -157,18 +157,21 @@ def test_record_that_is_lost_while_the_server_drains_is_rewritten(
 # ---------------------------------------------------------------- who asks meanwhile
 
 
-@pytest.mark.parametrize("kind", damage.USUAL)
 def test_caller_gets_the_running_server_although_its_record_was_just_lost(
-    manager: Manager, stub: Stub, starts: Starts, kind: str
+    manager: Manager, stub: Stub, starts: Starts
 ) -> None:
     server = manager.ensure(stub())
-    damage.OF_RECORD[kind](record_of(server))
-    again = manager.ensure(stub(), start_timeout=20)
-    assert (again.start_id, again.endpoint, again.started) == (
-        server.start_id,
-        server.endpoint,
-        False,
-    )
+    before = record_of(server).read_bytes()
+    for kind in damage.USUAL:
+        print(kind)  # shown if it fails
+        damage.OF_RECORD[kind](record_of(server))
+        again = manager.ensure(stub(), start_timeout=20)
+        assert (again.start_id, again.endpoint, again.started) == (
+            server.start_id,
+            server.endpoint,
+            False,
+        )
+        damage.wait_until_repaired(record_of(server), before)
     assert starts() == 1
 
 
@@ -466,20 +469,39 @@ def test_start_sweeps_orphans_whose_record_is_damaged(
         assert [orphan for orphan in left if processes.identify(orphan.pid)] == []
 
 
-@pytest.mark.parametrize("kind", damage.USUAL)
 def test_damaged_record_of_a_stopped_server_does_not_keep_the_next_from_starting(
-    manager: Manager, stub: Stub, kind: str
+    manager: Manager, stub: Stub
 ) -> None:
     server = manager.ensure(stub())
-    manager.stop()
-    damage.OF_RECORD[kind](record_of(server))
-    assert manager.ensure(stub()).started
+    for kind in damage.USUAL:
+        print(kind)  # shown if it fails
+        manager.stop()
+        damage.OF_RECORD[kind](record_of(server))
+        assert manager.ensure(stub()).started
 
 
 def test_supervisor_ends_with_its_server_if_the_whole_home_is_deleted(
     manager: Manager, home: Path, stub: Stub
 ) -> None:
     manager.ensure(stub(faults="leaves-children"))
-    shutil.rmtree(home)
+    waiting.remove(home)
     assert leftovers.end_all([str(home)]) == []
     assert not home.exists()
+
+
+def test_start_timeout_bounds_the_wait_for_a_supervisor_that_does_not_run(
+    home: Path, stub: Stub
+) -> None:
+    manager = Manager(home, timing=replace(QUICK, lost_s=60.0))
+    server = manager.ensure(stub())
+    with frozen(supervisor_pid(manager)) as supervisor:
+        for child in supervisor.children():
+            if "orphan_reaper.py" not in " ".join(child.cmdline()):
+                child.kill()
+        began_s = time.monotonic()
+        for lost in (server, None):
+            with pytest.raises(StartTimeoutError):
+                manager.ensure(stub(), start_timeout=0.5, lost=lost)
+        assert time.monotonic() - began_s < 30
+    assert manager.ensure(stub()).start_id != server.start_id
+    manager.stop()

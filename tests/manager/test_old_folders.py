@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
 import examined
@@ -15,6 +13,7 @@ from emberd.manager import State, discovery, locks, paths, state
 from emberd.manager.paths import Home
 from emberd.manager.state import Record
 from emberd.settings import ServerSpec
+from emberd.system import processes
 from emberd.verified_manager import Manager
 from homes import QUICK, Stub
 
@@ -40,15 +39,15 @@ def make_old_folders(home: Path, count: int, *, have_records: bool) -> None:
 def scans(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Returns how often all processes were read since its last call."""
     counted: list[None] = []
-    read = psutil.process_iter
+    read = processes.pids
 
-    def count(*args: Any, **more: Any) -> Iterator[psutil.Process]:
+    def count() -> list[int]:
         counted.append(None)
-        return read(*args, **more)
+        return read()
 
     # Servers that run on the machine of the tests are looked for by another scan.
     monkeypatch.setattr(discovery, "_processes", lambda: iter(()))
-    monkeypatch.setattr(psutil, "process_iter", count)
+    monkeypatch.setattr(processes, "pids", count)
 
     def since() -> int:
         found = len(counted)

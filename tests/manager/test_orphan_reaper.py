@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-import damage
 import leftovers
 import waiting
-from emberd.manager import cleanup, orphan_reaper, process_tree
+from emberd.manager import orphan_reaper, process_tree, state
 from emberd.verified_manager import Manager
 from homes import Stub
 
@@ -47,13 +48,28 @@ def test_descendants_of_a_server_end_with_a_killed_supervisor(server: None, home
     waiting.until(lambda: not leftovers.find([str(home)]))
 
 
-def test_orphans_end_although_their_shared_memory_cannot_be_recorded(
-    manager: Manager, stub: Stub, home: Path
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["first-reaper", "second-reaper"])
+def test_nothing_is_left_although_the_state_folder_was_removed_before_the_kill(
+    manager: Manager, stub: Stub, home: Path, is_replaced: bool
 ) -> None:
-    started = manager.ensure(stub(faults="leaves-children,leaves-files"))
-    damage.OF_ANY_FILE["fifo"](Path(started.folder or "") / cleanup.INODES_NAME)
-    running(home, "emberd.verified_manager")[0].send_signal(signal.SIGKILL)
+    manager.ensure(stub(faults="leaves-files"))
+    (server,) = running(home, "server.py")
+    (supervisor,) = running(home, "emberd.verified_manager")
+    inodes = orphan_reaper.shared_memory_inodes(server.pid)
+    (record,) = home.glob(f"*/servers/*/{state.RECORD_NAME}")
+    scratch = Path(json.loads(record.read_text())["scratch"])
+    assert inodes
+    assert any(scratch.iterdir())
+    if is_replaced:
+        (first,) = running(home, "orphan_reaper.py")
+        first.kill()
+        waiting.until(lambda: [p for p in running(home, "orphan_reaper.py") if p.pid != first.pid])
+    supervisor.suspend()  # it would notice that its folder is gone
+    shutil.rmtree(home)
+    supervisor.kill()
     waiting.until(lambda: not leftovers.find([str(home)]))
+    assert not scratch.exists()
+    assert inodes.isdisjoint(entry.inode() for entry in os.scandir("/dev/shm"))
 
 
 def test_killed_orphan_reaper_is_replaced(server: None, home: Path) -> None:
@@ -69,7 +85,7 @@ def test_collected_reaper_object_ends_no_process(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import time; time.sleep(600)"]
     with subprocess.Popen(command, env={**os.environ, mark: "value"}) as sleeper:
         try:
-            reaper = process_tree.OrphanReaper(f"{mark}=value", tmp_path / "inodes")
+            reaper = process_tree.OrphanReaper(f"{mark}=value", str(tmp_path / "scratch"))
             pid, pipe = reaper.pid, reaper._pipe
             assert pid is not None
             assert pipe is not None
@@ -91,4 +107,4 @@ def test_stop_ends_the_orphan_reaper(server: None, manager: Manager, home: Path)
 
 
 def test_orphan_reaper_ends_no_process_with_another_mark() -> None:
-    assert orphan_reaper._kill(b"EMBERD_MARK=nobody's", os.devnull) == 0
+    assert orphan_reaper.kill(b"EMBERD_MARK=nobody's", set()) == 0

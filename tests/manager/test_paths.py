@@ -50,6 +50,14 @@ def test_folders_are_private_whatever_the_umask(tmp_path: Path) -> None:
     assert stat.S_IMODE(made.parent.stat().st_mode) == 0o700
 
 
+def test_folders_with_other_names_are_passed_over(home: Path) -> None:
+    (Home(home).servers / "-x").mkdir(parents=True)
+    key = Home(home).server_folder("key")
+    key.mkdir()
+    assert Home(home).all_server_folders() == [key]
+    assert Home(home).server_folders("key") == [key]
+
+
 def test_missing_parents_are_private_too(tmp_path: Path) -> None:
     # Also one that another process has removed since this one made it.
     made = paths.make_private(tmp_path / "machine" / "servers" / "key")

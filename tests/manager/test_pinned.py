@@ -19,7 +19,7 @@ from emberd.settings import ServerSpec
 from emberd.verified_manager import Manager
 from foreign import Foreign
 from homes import QUICK
-from stubs.server import DIMENSIONS
+from stub_server import DIMENSIONS
 
 pytestmark = pytest.mark.usefixtures("no_default_port")
 

@@ -24,11 +24,13 @@ def _supervisor_leaves_nothing() -> bool:
     process_tree.become_subreaper()
     orphan = "import subprocess; subprocess.Popen(['sleep', '60'], start_new_session=True)"
     server = process_tree.ServerProcess(
-        [sys.executable, "-W", "ignore", "-c", orphan], dict(os.environ), "m", Path(os.devnull)
+        [sys.executable, "-W", "ignore", "-c", orphan], dict(os.environ), "m", Path(os.devnull), ""
     )
     waiting.until(lambda: server.reap() is not None)
     there = psutil.Process().children(recursive=True)
-    return bool(there) and server.kill_all(5.0) and not psutil.Process().children(recursive=True)
+    ended = server.kill_all(5.0)
+    server.close()
+    return bool(there) and ended and not psutil.Process().children(recursive=True)
 
 
 LINES = 300_000
@@ -45,7 +47,9 @@ print("the reason of the crash", flush=True)
 def test_log_is_bounded_while_the_server_writes_it(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     log.write_text("start_id abc\n")
-    server = process_tree.ServerProcess([sys.executable, "-c", FLOOD], dict(os.environ), "m", log)
+    server = process_tree.ServerProcess(
+        [sys.executable, "-c", FLOOD], dict(os.environ), "m", log, ""
+    )
     most = 0
 
     def has_ended() -> bool:
@@ -59,6 +63,7 @@ def test_log_is_bounded_while_the_server_writes_it(tmp_path: Path) -> None:
         waiting.until(has_ended, 120)
     finally:
         server.kill_all(5.0)
+        server.close()
     content = log.read_text()
     assert len(content) < 10 << 20
     assert most < 15 << 20  # about 20 MB were written

@@ -25,7 +25,7 @@ from plain_client import embed
 # The standard library, what the supervisor itself needs, and what it imports late.
 HIDDEN = (
     *("types", "logging", "random", "json", "enum", "signal", "select", "secrets", "ipaddress"),
-    *("msgspec", "psutil", "prometheus_client", "numpy"),
+    *("msgspec", "pybase64", "psutil", "numpy"),
 )
 
 
@@ -100,8 +100,8 @@ def test_engine_beside_the_script_is_found(manager: Manager, home: Path, tmp_pat
     (folder / "mine").mkdir(parents=True)
     source = Path(__file__).parents[1] / "stubs" / "engine.py"
     text = source.read_text().replace('name = "stubs.engine"', 'name = "mine.engine"')
-    server_file = repr(str(source.with_name("server.py")))
-    text = text.replace('str(Path(__file__).with_name("server.py"))', server_file)
+    server_file = repr(str(source.parents[1] / "stub_server.py"))
+    text = text.replace('str(Path(__file__).parents[1] / "stub_server.py")', server_file)
     (folder / "mine" / "engine.py").write_text(text)
     script = folder / "script.py"
     script.write_text(
@@ -127,7 +127,7 @@ def test_working_folder_that_was_deleted_does_not_matter(
 
 
 # Imported before the supervisor detaches itself, and afterwards.
-IMPORTED = {"at once": "emberd.manager.supervisor", "later": "prometheus_client.parser"}
+IMPORTED = {"at once": "emberd.manager.supervisor", "later": "ctypes"}
 REAPED = {
     "by us": "",
     "by the application": "signal.signal(signal.SIGCHLD, lambda *_: os.waitpid(-1, 0))",

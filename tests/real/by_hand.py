@@ -20,6 +20,9 @@ from emberd.engines import sglang
 from emberd.manager import cleanup
 
 START_S: Final = 240.0
+POLL_S: Final = 0.25
+"""Between two looks at what takes seconds: a look takes time from the server that starts."""
+
 _END_S: Final = 60.0
 _KERNELS: Final = Path(sglang.__file__).with_name("cpu")
 _CPU: Final = ("--device", "cpu", "--attention-backend", "torch_native")
@@ -68,15 +71,19 @@ def server(
             command, stdout=output, stderr=output, env=_environment(), start_new_session=True
         )
     running = ByHand(f"http://127.0.0.1:{port}", process, log)
-    memory = cleanup.SharedMemory(folder)
+    memory = cleanup.SharedMemory(f"emberd-{process.pid}")
     try:
-        waiting.until(lambda: process.poll() is not None or probe.is_ready(running.url), START_S)
+        waiting.until(
+            lambda: process.poll() is not None or probe.is_ready(running.url),
+            START_S,
+            poll_s=POLL_S,
+        )
         assert process.poll() is None, log.read_text()[-2000:]
         yield running
     finally:
         memory.update(lambda: _family(process.pid), at_once=True)
         _end(process)
-        cleanup.remove_files(folder, "")
+        cleanup.remove_files(f"emberd-{process.pid}", memory.known)
 
 
 def _environment() -> dict[str, str]:

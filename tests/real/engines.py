@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -91,7 +93,50 @@ def run(python: str, script: Path, *arguments: str, stdin: str = "") -> str:
         capture_output=True,
         text=True,
         timeout=_SCRIPT_S,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        env=_environment(),
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+class EngineSide:
+    """A process of an engine's interpreter, which answers what needs torch."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def make_tiny(self, folder: Path, layers: int = 2, hidden: int = 128) -> Path:
+        """Write a tiny Qwen3-Embedding checkpoint with random weights to ``folder``; return it."""
+        self._ask("make_tiny", str(folder), layers, hidden)
+        return folder
+
+    def reference(self, folder: Path, texts: list[str], dtype: str = "bfloat16") -> Reference:
+        """Return what Transformers makes of ``texts`` with the weights in ``folder``."""
+        found = self._ask("reference", str(folder), dtype, texts)
+        return Reference(found["ids"], np.array(found["vectors"], np.float32))
+
+    def _ask(self, *asked: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{json.dumps(asked)}\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, "the process has ended; what it wrote is in the output of the tests"
+        return json.loads(answer)
+
+
+@contextmanager
+def engine_side(python: str) -> Iterator[EngineSide]:
+    """Run ``engine_side.py`` by an engine's interpreter."""
+    with subprocess.Popen(
+        [python, str(HERE / "engine_side.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=_environment(),
+    ) as process:
+        yield EngineSide(process)

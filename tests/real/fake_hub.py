@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import threading
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Final
+from typing import Final
+
+from http_server import HttpServer, Request, reply
 
 GATED: Final = "somebody/gated"
 NO_REVISION: Final = "somebody/no-revision"
@@ -20,33 +21,14 @@ _ANSWERS: Final = {
 }
 
 
-class _Hub(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self) -> None:
-        repository = next((name for name in _ANSWERS if name in self.path), GONE)
-        status, code, message = _ANSWERS[repository]
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("X-Error-Message", message)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def do_GET(self) -> None:
-        self.do_HEAD()
-
-    def log_message(self, *args: Any) -> None:
-        """Keep the output of the tests clean."""
+def _answer(request: Request, _: socket.socket) -> bytes:
+    repository = next((name for name in _ANSWERS if name in request.path), GONE)
+    status, code, message = _ANSWERS[repository]
+    return reply(status, b"", {"X-Error-Code": code, "X-Error-Message": message})
 
 
 @contextmanager
 def serve_hub() -> Iterator[str]:
     """Yield the URL (for ``HF_ENDPOINT``) of a hub that lives as long as the context."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Hub) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with HttpServer(_answer) as server:
+        yield server.url

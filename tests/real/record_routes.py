@@ -177,7 +177,7 @@ def server(
             plan.command, env=dict(plan.environment), stdout=log, stderr=log, start_new_session=True
         )
     url = f"http://127.0.0.1:{port}"
-    memory = cleanup.SharedMemory(folder)
+    memory = cleanup.SharedMemory(f"emberd-{process.pid}")
 
     def children() -> list[psutil.Process]:
         return psutil.Process(process.pid).children(recursive=True)
@@ -198,7 +198,7 @@ def server(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(60)
-        cleanup.remove_files(folder, "", memory.known)
+        cleanup.remove_files(f"emberd-{process.pid}", memory.known)
 
 
 def wait_until(condition: Callable[[], object]) -> None:

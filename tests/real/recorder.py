@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import threading
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 from emberd.endpoint import Endpoint
+from http_server import HttpServer, Request, reply
 
 _PATH = "/v1/embeddings"
-_PASSED_ON = ("Authorization", "Content-Type")
+_PASSED_ON = ("authorization", "content-type")
 
 
 class Recorder:
@@ -44,43 +43,17 @@ class Recorder:
 @contextmanager
 def in_front_of(endpoint: Endpoint) -> Iterator[Recorder]:
     """Record what is sent to ``endpoint`` through the recorder's address."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(endpoint.url))
-    base_url = f"http://127.0.0.1:{server.server_port}/v1"
-    server.recorder = Recorder(base_url, endpoint.api_key or "")  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server.recorder  # type: ignore[attr-defined]
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
+    def pass_on(request: Request, _: socket.socket) -> bytes:
+        headers = {name: value for name, value in request.headers.items() if name in _PASSED_ON}
+        status, body = _ask(endpoint.url + request.path, request.content or None, headers)
+        if request.path == _PATH:
+            recorder.keep(request.content, body)
+        return reply(status, body)
 
-def _handler(root: str) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            self._pass_on(None)
-
-        def do_POST(self) -> None:
-            self._pass_on(self.rfile.read(int(self.headers["Content-Length"])))
-
-        def _pass_on(self, body: bytes | None) -> None:
-            kept = {n: self.headers[n] for n in _PASSED_ON if n in self.headers}
-            status, reply = _ask(root + self.path, body, kept)
-            if self.path == _PATH and body is not None:
-                self.server.recorder.keep(body, reply)  # type: ignore[attr-defined]
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(reply)))
-            self.end_headers()
-            self.wfile.write(reply)
-
-        def log_message(self, *arguments: Any) -> None: ...
-
-    return Handler
+    with HttpServer(pass_on) as server:
+        recorder = Recorder(f"{server.url}/v1", endpoint.api_key or "")
+        yield recorder
 
 
 def _ask(url: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:

@@ -13,10 +13,11 @@ import psutil
 
 import leftovers
 import waiting
-from emberd.manager import cleanup
+from emberd.manager import orphan_reaper
 
 _SHARED_MEMORY: Final = Path("/dev/shm")
-_GONE_S: Final = 20.0
+_GONE_S: Final = 60.0  # what another worker's killed server left goes with its next start
+_LOOK_S: Final = 0.5
 _PREFIX: Final = "emberd-"
 
 
@@ -28,14 +29,14 @@ def all_gone(home: Path) -> Iterator[None]:
     processes = leftovers.end_all([str(home)])
     assert not processes, "processes left behind:\n" + "\n".join(processes)
     with suppress(AssertionError):
-        waiting.until(lambda: not _left(before), _GONE_S)
+        waiting.until(lambda: not _left(before), _GONE_S, poll_s=_LOOK_S)
     remaining = _left(before)
     assert not remaining, "files left behind:\n" + "\n".join(sorted(remaining))
 
 
 def _left(before: set[str]) -> set[str]:
     # What a living process has mapped is another server's, of another test or another program.
-    inodes = {inode for pid in psutil.pids() for inode in cleanup.shared_memory_inodes(pid)}
+    inodes = {inode for pid in psutil.pids() for inode in orphan_reaper.shared_memory_inodes(pid)}
     return {
         path
         for path in files() - before

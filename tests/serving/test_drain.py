@@ -15,15 +15,25 @@ import pytest
 
 import waiting
 from emberd import probe
+from emberd.catalog import DEMO_MODEL
 from served import GRACE_S, Served, command, environment, serving, started
 
-# About two seconds of work for one core, in three batches.
+# Three batches: more than two seconds for the slow encoder, or of work for one core.
 LONG_REQUEST = [f"passage: sentence {n}. " + "word " * 100 for n in range(24)]
 LONGER_REQUEST = LONG_REQUEST * 3
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+def own(tmp_path: Path) -> Iterator[Served]:
+    """A server with an encoder that takes its time."""
+    with started(tmp_path, "--served-model-name", DEMO_MODEL, program=_faulty("slow")) as server:
+        waiting.until(lambda: probe.is_ready(server.url))
+        yield server
+
+
+@pytest.fixture
+def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """A server with the real encoder."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as slow on every machine
     with serving(tmp_path) as server:
         yield server
@@ -88,17 +98,18 @@ def test_disconnect_drops_the_request(own: Served) -> None:
     assert b'sglang:num_aborted_requests_total{model_name="emberd/demo"} 1.0' in reply.body
 
 
-def test_probes_answer_while_texts_are_encoded(own: Served) -> None:
-    before = own.activity().tokens
+def test_probes_answer_while_texts_are_encoded(real: Served) -> None:
+    """With the real encoder, whose computing must not hold the interpreter's lock."""
+    before = real.activity().tokens
     with ThreadPoolExecutor() as pool:
-        running = pool.submit(own.vectors, LONGER_REQUEST)
-        _wait_until_encoding(own, before)
+        running = pool.submit(real.vectors, LONGER_REQUEST)
+        _wait_until_encoding(real, before)
         # On a loaded machine a probe may exceed its timeout.
-        waiting.until(lambda: probe.is_ready(own.url))
-        waiting.until(lambda: probe.is_healthy(own.url))
-        assert own.activity().in_flight == 1
+        waiting.until(lambda: probe.is_ready(real.url))
+        waiting.until(lambda: probe.is_healthy(real.url))
+        assert real.activity().in_flight == 1
         assert not running.done()
-        own.process.kill()
+        real.process.kill()
 
 
 def test_a_small_request_does_not_wait_for_a_large_one(own: Served) -> None:
@@ -152,13 +163,13 @@ def test_a_socket_that_reserves_the_port_does_not_keep_it_from_listening(tmp_pat
             assert server.url.endswith(f":{port}")
 
 
-def _blocked(fault: str) -> list[str]:
+def _faulty(fault: str) -> list[str]:
     script = Path(__file__).parents[1] / "stubs" / "blocked_serving.py"
     return [sys.executable, str(script), fault, "--encoder", "demo"]
 
 
 def test_while_it_loads_probes_say_so_and_requests_are_refused(tmp_path: Path) -> None:
-    with started(tmp_path, program=_blocked("hangs")) as server:
+    with started(tmp_path, program=_faulty("hangs")) as server:
         for path in ("/ready", "/health"):
             reply = probe.get(server.url, path)
             assert reply is not None
@@ -169,14 +180,14 @@ def test_while_it_loads_probes_say_so_and_requests_are_refused(tmp_path: Path) -
 
 
 def test_sigterm_while_it_loads_ends_it_at_once(tmp_path: Path) -> None:
-    with started(tmp_path, program=_blocked("hangs")) as server:
+    with started(tmp_path, program=_faulty("hangs")) as server:
         waiting.until(lambda: probe.get(server.url, "/ready"))
         server.terminate()
         assert server.ended(seconds=3) == -signal.SIGTERM
 
 
 def test_a_model_that_cannot_be_loaded_ends_it_with_the_reason(tmp_path: Path) -> None:
-    with started(tmp_path, program=_blocked("fails")) as server:
+    with started(tmp_path, program=_faulty("fails")) as server:
         assert server.ended() == 1
         assert "cannot serve emberd/demo: the weights are not there. Fetch them." in (
             server.log.read_text()

@@ -2,36 +2,85 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-import numpy as np
 import pytest
 
 from emberd import Embedder
 from emberd.verified_manager import Manager
 from real import traces
 from real.engines import (
-    HERE,
+    EngineSide,
     Refer,
     Reference,
     embedder_for,
+    engine_side,
     engines_of_this_machine,
     python_of,
-    run,
 )
 
 __all__ = ["engines_of_this_machine"]
 
 _TEST_S: Final = 600
 
+# Files whose tests use one server, or one port, run in one worker, in this order; the longest come
+# first, and single tests last, so that both workers end at about the same time.
+_ONE_SERVER: Final = (
+    "test_transformers_engine.py",
+    "test_vectors.py",
+    "test_frameworks.py",
+    "test_sockets.py",
+    "test_router.py",
+    "test_keeping.py",  # it ends the server
+)
+_ONE_PORT: Final = ("test_by_hand.py", "test_quick_start.py")
+_APART: Final = ("test_failures.py",)  # each of its tests starts a server of its own
+_ORDER: Final = ("test_gpu_script.py", *_ONE_SERVER, *_ONE_PORT)
+_GROUPS: Final = {file: group[0] for group in (_ONE_SERVER, _ONE_PORT) for file in group}
 
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test the time of a start, which its first fixture may need, and a little more."""
+    """Give each test the time of a start, which its first fixture may need; put them in order.
+
+    Within a file that is the order of its text: the last test ends what the others share.
+    """
     for item in items:
         item.add_marker(pytest.mark.timeout(_TEST_S))
+    ranks = {file: rank for rank, file in enumerate(_ORDER)}
+
+    def place(item: pytest.Item) -> tuple[int, str, int]:
+        rank = ranks.get(item.path.name, len(ranks))
+        return rank, item.path.name, item.location[1] or 0
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep files that share a server in one worker; start the tests in their order."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    config.option.loadscopereorder = False
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.partition("::")[0]).name
+            return nodeid if file in _APART else _GROUPS.get(file, file)
+
+    return Scheduling(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads_sleep() -> Iterator[None]:
+    # Threads that wait for each other by spinning take the cores from what runs beside them.
+    with pytest.MonkeyPatch.context() as patch:
+        if "OMP_WAIT_POLICY" not in os.environ:
+            patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -41,21 +90,24 @@ def sglang_python() -> str:
 
 
 @pytest.fixture(scope="session")
-def tiny(sglang_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Qwen3-Embedding checkpoint; random weights, its own tokenizer."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-qwen3"
-    run(sglang_python, HERE / "make_tiny.py", str(folder))
-    return folder
+def sglang_side(sglang_python: str) -> Iterator[EngineSide]:
+    """What makes checkpoints and reference vectors by SGLang's own Transformers."""
+    with engine_side(sglang_python) as side:
+        yield side
 
 
 @pytest.fixture(scope="session")
-def refer(sglang_python: str, tiny: Path) -> Refer:
+def tiny(sglang_side: EngineSide, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen3-Embedding checkpoint; random weights, its own tokenizer."""
+    return sglang_side.make_tiny(tmp_path_factory.mktemp("models") / "tiny-qwen3")
+
+
+@pytest.fixture(scope="session")
+def refer(sglang_side: EngineSide, tiny: Path) -> Refer:
     """Texts to what Transformers makes of them, on the weights of ``tiny``."""
 
     def ask(texts: list[str]) -> Reference:
-        said = run(sglang_python, HERE / "reference.py", str(tiny), stdin=json.dumps(texts))
-        found = json.loads(said)
-        return Reference(found["ids"], np.array(found["vectors"], np.float32))
+        return sglang_side.reference(tiny, texts)
 
     return ask
 

@@ -15,7 +15,7 @@ from emberd.manager.discovery import DEFAULT_PORT
 from emberd.verified_manager import Manager
 from real import by_hand
 from real.by_hand import ByHand
-from real.engines import HERE, Refer, embedder_for, run
+from real.engines import EngineSide, Refer, embedder_for
 
 _KEY: Final = "a-key-of-the-users-own"
 _ROOM_TOKENS: Final = 1_024
@@ -33,10 +33,9 @@ def on_30000(
 
 
 @pytest.fixture(scope="module")
-def other(sglang_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def other(sglang_side: EngineSide, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("other") / "another-model"
-    run(sglang_python, HERE / "make_tiny.py", str(folder), "1", "64")
-    return folder
+    return sglang_side.make_tiny(folder, layers=1, hidden=64)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from real import fake_hub, traces
 from real.engines import START_S, embedder_for
 
 _SOON_S: Final = 5.0
-_LOOK_S: Final = 0.2
+_LOOK_S: Final = 1.0
 _SERVER: Final = "sglang.launch_server"
 _SCHEDULER: Final = "sglang::scheduler"
 _SHARD: Final = "model.safetensors"

@@ -14,7 +14,7 @@ from emberd.errors import AuthenticationError, ServerMismatchError, TextTooLongE
 from emberd.verified_manager import Manager
 from real import by_hand, router
 from real.by_hand import ByHand
-from real.engines import HERE, Refer, run
+from real.engines import EngineSide, Refer
 from real.texts import TEXTS
 
 pytestmark = pytest.mark.full
@@ -122,12 +122,13 @@ def test_a_router_of_two_models_is_refused(
     router_python: str,
     embedder: Embedder,
     sglang_python: str,
+    sglang_side: EngineSide,
     tiny: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     folder = tmp_path_factory.mktemp("mixed")
     # Another training of the same shape: nothing but the names tells them apart.
-    run(sglang_python, HERE / "make_tiny.py", str(folder / "another"), "1", "128")
+    sglang_side.make_tiny(folder / "another", layers=1)
     kept = embedder.endpoint()
     key = str(kept.api_key)
     with (

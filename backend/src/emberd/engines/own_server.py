@@ -106,10 +106,9 @@ class OwnServerEngine(Engine):
 
     def recognises(self, command: Sequence[str]) -> bool:
         """Return whether a process with this command line is a server of this kind."""
-        # Python leaves "-m" and the module in the command line, whatever options surround them.
-        as_module = any(option == "-m" and module == MODULE for option, module in pairwise(command))
-        as_script = any(PurePath(word).parts[-3:] == _SCRIPT for word in command[1:])
-        if not as_module and not as_script:
-            return False
         named = ("--encoder", self.name)
-        return named in pairwise(command) or "=".join(named) in command
+        if named not in pairwise(command) and "=".join(named) not in command:
+            return False
+        # Python leaves "-m" and the module in the command line, whatever options surround them.
+        as_script = (PurePath(word).parts[-3:] == _SCRIPT for word in command[1:])
+        return ("-m", MODULE) in pairwise(command) or any(as_script)

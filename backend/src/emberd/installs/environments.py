@@ -26,7 +26,7 @@ from emberd.env import Places
 from emberd.errors import InstallError, StateFolderError
 from emberd.installs import recipes
 from emberd.installs.recipes import Recipe
-from emberd.system import atomic_file, file_lock, ownership
+from emberd.system import atomic_file, file_lock, ownership, processes
 
 _MARKER: Final = "emberd.json"
 _SCRATCH: Final = ".tmp"
@@ -254,16 +254,17 @@ def check_unused(place: Site) -> None:
     import psutil
 
     users, inside = [], os.fspath(place.folder) + os.sep
-    for process in psutil.process_iter():
+    for pid in processes.pids():
         try:
+            process = psutil.Process(pid)
             words = process.cmdline()
             if (
                 any(word.startswith(inside) for word in words[:_COMMAND_WORDS])
                 or process.exe().startswith(inside)
-                or _has_loaded(process.pid, inside)
+                or _has_loaded(pid, inside)
             ):
                 shown = " ".join(words) or process.name()
-                users.append(f"{process.pid} ({shown[:_SHOWN_CHARACTERS]})")
+                users.append(f"{pid} ({shown[:_SHOWN_CHARACTERS]})")
         except (psutil.Error, OSError):
             continue  # it has ended, or belongs to another user
     if users:

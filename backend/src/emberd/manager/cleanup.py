@@ -1,37 +1,32 @@
 """Removes what a server writes outside of its state folder: temporary files and shared memory.
 
 Each start gets a folder of its own for temporary files. POSIX shared memory has names that the
-server chooses: they are read from the kernel's maps of its processes while those run, and recorded
-by inode in the state folder, because a killed server removes nothing itself.
+server chooses: they are read from the kernel's maps of its processes while those run, and listed by
+inode in a file beside them, because a killed server removes nothing itself. If its supervisor is
+killed too, the orphan reaper removes all that; if the orphan reaper is killed too, the next start.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from emberd.errors import StateFolderError
-from emberd.manager import paths, state
+from emberd.manager import orphan_reaper, paths, state
 from emberd.manager.state import Timing
 from emberd.system import ownership, processes
 
-INODES_NAME: Final = "shared-memory"
-_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps it; nothing is made there
 _PREFIX: Final = "emberd-"
 # The path of a socket may have 107 bytes. The longest name that a server gives one is that of
 # multiprocessing: /emberd-0123456789abcdef/pymp-01234567/listener-01234567.
 _LONGEST_TEMPORARY_BYTES: Final = 107 - 24 - 14 - 18
 _UPDATE_EVERY_S: Final = 1.0
-# A line of the kernel's table: addresses, permissions, offset, device, inode, path.
-_MAPPING: Final = re.compile(rb"^(?:\S+ ){4}(\d+) +/dev/shm/", re.MULTILINE)
 
 
 def scratch_path(start_id: str) -> str:
@@ -100,21 +95,22 @@ def make_scratch(path: str) -> None:
 
 
 class SharedMemory:
-    """The shared memory of one server, recorded while it runs."""
+    """The shared memory of one server, listed while the server runs."""
 
-    def __init__(self, folder: Path) -> None:
-        """Record inodes in the state folder ``folder``."""
-        self._file = folder / INODES_NAME
-        self._others: set[int] = set()
+    def __init__(self, scratch: str) -> None:
+        """Treat all that exists now as not the server's: it may only attach to it.
+
+        Args:
+            scratch: The server's folder for temporary files.
+        """
+        self._file = orphan_reaper.list_of_memory(scratch)
+        self._others = orphan_reaper.existing_memory()
+        self._listed: set[int] = set()
         self.known: set[int] = set()
         self._updated_at_s = -_UPDATE_EVERY_S
 
-    def exclude_existing(self) -> None:
-        """Treat all that exists now as not the server's: it may only have attached to it."""
-        self._others |= _existing()
-
     def update(self, pids: Callable[[], Iterable[int]], *, at_once: bool = False) -> None:
-        """Record the shared memory that the processes have now; at most once a second.
+        """List the shared memory that the processes have now; at most once a second.
 
         Args:
             pids: Returns the processes; a call takes some milliseconds.
@@ -125,46 +121,29 @@ class SharedMemory:
         if not at_once and now - self._updated_at_s < _UPDATE_EVERY_S:
             return
         self._updated_at_s = now
-        new = {inode for pid in pids() for inode in shared_memory_inodes(pid)}
-        new -= self.known | self._others
-        if new:
-            self.known |= new
-            # Neither a link nor a named pipe: opening one would wait for a reader.
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-            # A full disk, or a deleted folder, does not end a server: they stay known in memory.
-            with suppress(OSError), open(os.open(self._file, flags, 0o600), "w") as opened:
-                opened.write("".join(f"{inode}\n" for inode in sorted(new)))
+        for pid in pids():
+            self.known |= orphan_reaper.shared_memory_inodes(pid) - self._others
+        if new := self.known - self._listed:
+            # If there is no space, it is tried again at the next update.
+            with suppress(OSError):
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+                with open(ownership.open_file(self._file, flags), "w") as file:
+                    file.write("".join(f"{inode}\n" for inode in sorted(new)))
+                self._listed |= new
 
 
-def remove_files(folder: Path, scratch_folder: str, known: Iterable[int] = ()) -> None:
-    """Remove the files and shared memory of a server whose processes have ended.
+def remove_files(scratch: str, known: Set[int] = frozenset()) -> None:
+    """Remove the temporary files and the shared memory of a server whose processes have ended.
 
     Args:
-        folder: Its state folder.
-        scratch_folder: Its folder of temporary files; empty for none.
-        known: Inodes of shared memory in addition to the recorded ones.
+        scratch: Its folder for temporary files; empty if it has none.
+        known: Inodes of shared memory in addition to the listed one.
     """
-    # The name is checked too: the record is a file that may be damaged, and only folders that
-    # emberd made may be removed.
-    if scratch_folder and Path(scratch_folder).name.startswith(_PREFIX):
-        shutil.rmtree(scratch_folder, ignore_errors=True)
-    inodes = set(known)
-    with suppress(StateFolderError):
-        content = paths.read_file(folder / INODES_NAME, truncate=True) or b""
-        inodes |= {int(line) for line in content.split() if line.isdigit()}
-    if inodes and inodes & _existing():
-        # Imported late: it takes longer than everything else in a process that finds its server.
-        import psutil
-
-        # Memory that a process still has is in use, whoever made it.
-        inodes -= {inode for pid in psutil.pids() for inode in shared_memory_inodes(pid)}
-        for entry in os.scandir(_SHARED_MEMORY):
-            with suppress(OSError):
-                owner = entry.stat(follow_symlinks=False).st_uid
-                if entry.inode() in inodes and owner == os.geteuid():
-                    os.unlink(entry.path)
-    with suppress(OSError):
-        paths.remove(folder / INODES_NAME)
+    # The name is checked, as the record is a file that may be damaged: only what emberd made may be
+    # removed.
+    if os.path.basename(scratch).startswith(_PREFIX):
+        orphan_reaper.remove_memory(orphan_reaper.list_of_memory(scratch), set(known))
+        orphan_reaper.remove_scratch(scratch)
 
 
 def clean_up(folder: Path, timing: Timing, *, may_run: bool = True) -> None:
@@ -183,20 +162,7 @@ def clean_up(folder: Path, timing: Timing, *, may_run: bool = True) -> None:
     if own is None:
         # The record is lost; the first line of the log contains the last start_id too.
         start_id = paths.log_start_id(folder)
-        for place in _temporary_folders():
-            remove_files(folder, os.path.join(place, f"{_PREFIX}{start_id}") if start_id else "")
+        for place in _temporary_folders() if start_id else ():
+            remove_files(os.path.join(place, f"{_PREFIX}{start_id}"))
     elif not own.found:
-        remove_files(folder, own.scratch)
-
-
-def shared_memory_inodes(pid: int) -> Iterator[int]:
-    """Yield the inodes of the shared memory of a process; none if it cannot be read."""
-    # By inode, because a semaphore is created under one name and linked under another.
-    with suppress(OSError):
-        yield from map(int, _MAPPING.findall(Path(f"/proc/{pid}/maps").read_bytes()))
-
-
-def _existing() -> set[int]:
-    with suppress(OSError):
-        return {entry.inode() for entry in os.scandir(_SHARED_MEMORY)}
-    return set()
+        remove_files(own.scratch)

@@ -97,22 +97,20 @@ def _all_candidates(listed: tuple[str, ...], api_key: str | None) -> Iterator[Ca
 
 
 def _processes() -> Iterator[Candidate]:
-    import psutil
-
-    for process in psutil.process_iter(["cmdline"]):
-        engine = _engine_of(process.info["cmdline"] or [])
-        if engine is None:
-            continue
+    for pid in processes.pids():
         try:
-            # A server with our mark has a supervisor and a key, and is used through its record.
-            if process.uids().real != os.getuid() or processes.MARK in process.environ():
+            engine = _engine_of(processes.command_line(pid))
+            if engine is None or not processes.is_own(pid):
                 continue
-        except (psutil.Error, OSError):
+            # A server with our mark has a supervisor and a key, and is used through its record.
+            if processes.variable(pid, processes.MARK) is not None:
+                continue
+        except processes.UNREADABLE:
             continue
-        for address, port in listeners.listening(process):
+        for address, port in listeners.listening(pid):
             at = str(address) if address.version == _IPV4 else f"[{address}]"
             url = f"http://{_LOOPBACK if address.is_unspecified else at}:{port}"
-            yield Candidate(url, f"process {process.pid} is a {engine} server", engine=engine)
+            yield Candidate(url, f"process {pid} is a {engine} server", engine=engine)
 
 
 def _engine_of(command: list[str]) -> str | None:

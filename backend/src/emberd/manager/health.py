@@ -1,4 +1,6 @@
-"""Detects a server that still runs but has stopped working.
+"""Decides whether a server hangs: its process runs, but does not answer.
+
+A server whose process has ended is noticed by ``supervisor``, its parent.
 
 Clients report a request that timed out; the supervisor then asks the model for a token. A server
 counts as hung only after several such probes in a row have failed while its own counters stood
@@ -14,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from emberd.errors import EmberdError
 from emberd.manager import paths
 from emberd.probe import Activity
 from emberd.system import background
@@ -63,7 +66,8 @@ class HealthMonitor:
             if self._file.exists():
                 self._before = activity
                 self._began_s = time.monotonic()
-                self._running = background.run(self._probe, "health-probe")
+                with suppress(EmberdError):  # no thread is free: tried again at the next reading
+                    self._running = background.run(self._probe, "health-probe")
         elif self._running.done() and time.monotonic() - self._began_s >= self._probe_s:
             before = self._before
             has_moved = (

@@ -129,8 +129,8 @@ def liveness_path(folder: Path) -> Path:
 def take_liveness(folder: Path) -> int | None:
     """Take the liveness lock of ``folder``; return its descriptor, or None if it is held.
 
-    Only the holder may write the folder's record. The caller holds the start lock, so it competes
-    only with the probes of readers, which last microseconds.
+    Only the holder may write the folder's record. It competes with supervisors that end, and with
+    the probes of readers, which last microseconds.
 
     Raises:
         StateFolderError: The file cannot be opened, or its file system has no locks.

@@ -1,4 +1,4 @@
-"""Finds servers whose record is lost, by their liveness lock and the mark of their processes.
+"""Finds running servers without a readable record, by liveness lock and mark of their processes.
 
 A running supervisor rewrites a missing or damaged record within a tick or two. If it does not (it
 was suspended by a signal, or its disk is full), it can still be found by the lock that it holds, by
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from emberd.catalog import MODELS
 from emberd.errors import StartTimeoutError, StateFolderError
@@ -25,9 +25,6 @@ from emberd.manager.state import ServerSnapshot, ServerStatus, State, Timing, se
 from emberd.settings import ServerSpec
 from emberd.system import processes
 from emberd.system.processes import ProcessIdentity
-
-if TYPE_CHECKING:
-    import psutil
 
 NO_MODEL: Final = "?"
 """Model name of a server whose model is unknown."""
@@ -48,12 +45,7 @@ def find_supervisors(folder: Path, pid: int | None = None) -> dict[ProcessIdenti
     Returns:
         Process -> the start_id of its start.
     """
-    import psutil
-
-    try:
-        candidates = psutil.process_iter() if pid is None else [psutil.Process(pid)]
-    except psutil.Error:
-        return {}
+    candidates = processes.pids() if pid is None else [pid]
     found = (_supervisor(candidate, folder) for candidate in candidates)
     return dict(each for each in found if each is not None)
 
@@ -153,29 +145,31 @@ def _spec(folder: Path) -> ServerSpec:
     return next((spec for spec in specs if spec.key == key), ServerSpec(model=NO_MODEL))
 
 
-def _supervisor(candidate: psutil.Process, folder: Path) -> tuple[ProcessIdentity, str] | None:
-    import psutil
-
+def _supervisor(pid: int, folder: Path) -> tuple[ProcessIdentity, str] | None:
     # Identified before its command line is read: if the pid is reused in between, a signal to this
     # identity reaches no process at all.
-    identity = processes.identify(candidate.pid)
+    identity = processes.identify(pid)
     try:
-        if identity is None or candidate.uids().real != os.getuid():
+        if identity is None or not processes.is_own(pid):
             return None
-        words = candidate.cmdline()
+        words = processes.command_line(pid)
         *start, _, start_id, descriptor = words if len(words) > _ARGUMENTS else [""] * _ARGUMENTS
         if start[-2:] != ["-m", SUPERVISOR_MODULE] or not descriptor.isdigit():
             return None
-        holds = _has_open(candidate, int(descriptor), locks.liveness_path(folder))
-    except (psutil.Error, OSError):
+        holds = _has_open(pid, int(descriptor), locks.liveness_path(folder))
+    except OSError:
         return None
     return (identity, start_id) if holds else None
 
 
-def _has_open(candidate: psutil.Process, descriptor: int, file: Path) -> bool:
+def _has_open(pid: int, descriptor: int, file: Path) -> bool:
     if sys.platform == "linux":
-        return os.path.samestat(os.stat(f"/proc/{candidate.pid}/fd/{descriptor}"), file.lstat())
-    return any(
-        opened.fd == descriptor and os.path.samestat(os.stat(opened.path), file.lstat())
-        for opened in candidate.open_files()
-    )
+        return os.path.samestat(os.stat(f"/proc/{pid}/fd/{descriptor}"), file.lstat())
+    import psutil
+
+    with suppress(psutil.Error):
+        return any(
+            opened.fd == descriptor and os.path.samestat(os.stat(opened.path), file.lstat())
+            for opened in psutil.Process(pid).open_files()
+        )
+    return False

@@ -69,6 +69,7 @@ class _Request:
     Attributes:
         may_install: Whether a missing engine may be installed.
         awaited: The start_id of the last start that this call waited for.
+        deadline: When ``start_timeout`` expires, on the monotonic clock.
     """
 
     spec: ServerSpec
@@ -77,6 +78,7 @@ class _Request:
     idle_timeout_s: float = math.inf
     lost: Server | None = None
     retry_failed: bool = False
+    deadline: float = math.inf
     may_install: bool = True
     awaited: str | None = None
 
@@ -195,18 +197,19 @@ class ServerManager:
             math.inf if idle_timeout_s is None else idle_timeout_s,
             lost,
             retry_failed,
+            deadline,
         )
         if lost is not None and lost.origin == "own":
-            self._await_death_notice(lost)
+            self._await_death_notice(lost, deadline)
         while True:
             with bounded(max(0.0, deadline - time.monotonic())):
                 running = self._running(request)
-            found = running or self._begin(request, deadline)
+            found = running or self._begin(request)
             if isinstance(found, _MissingEngine):
                 # Once: an engine that is still missing then is an error. The time that this takes
                 # does not count as start time.
                 deadline += _install(found, on_progress)
-                request = replace(request, may_install=False)
+                request = replace(request, deadline=deadline, may_install=False)
                 continue
             if isinstance(found, PendingStart):
                 if check:
@@ -358,7 +361,7 @@ class ServerManager:
         if server is None or state.is_listening(server.endpoint):
             return server
         # It has died and its supervisor is about to record that; then there is no server here.
-        self._await_death_notice(server)
+        self._await_death_notice(server, request.deadline)
         if state.is_listening(server.endpoint):
             return server
         now = state.snapshot(seen.folder)
@@ -367,16 +370,14 @@ class ServerManager:
             stopping.end_supervisor(now)
         return None
 
-    def _begin(
-        self, request: _Request, deadline: float
-    ) -> Server | PendingStart | _MissingEngine | None:
+    def _begin(self, request: _Request) -> Server | PendingStart | _MissingEngine | None:
         """Return a server, a start to wait for, or an engine to install; None to look again."""
         spec = request.spec
-        self._await_ending(spec, deadline)
+        self._await_ending(spec, request.deadline)
         paths.make_private(self._home.machine)
         paths.make_private(self._home.servers)
         first = paths.make_private(self._home.server_folder(spec.key))
-        patience_s = max(0.0, min(self._timing.lock_s, deadline - time.monotonic()))
+        patience_s = max(0.0, min(self._timing.lock_s, request.deadline - time.monotonic()))
         # Another process waits for the lock; a server that answers slowly must not delay it so long
         # that it gives up.
         with locks.start_lock(first, patience_s), bounded(min(patience_s, self._timing.lock_s / 4)):
@@ -448,13 +449,18 @@ class ServerManager:
                 )
             time.sleep(self._timing.poll_s)
 
-    def _await_death_notice(self, lost: Server) -> None:
+    def _await_death_notice(self, lost: Server, deadline: float) -> None:
         """Wait briefly until the supervisor of a lost server has noticed its death too."""
         began = time.monotonic()
         while self.is_current(lost) and (waited := time.monotonic() - began) < self._timing.lost_s:
             # A broken connection does not mean that the server ended: it may still listen.
             if waited > _DYING_S and state.is_listening(lost.endpoint):
                 return
+            if began + waited > deadline:
+                raise StartTimeoutError(
+                    f"start_timeout expired while the supervisor of {lost.endpoint.url} records "
+                    f"that this server has ended. Try again later; `emberd status` shows its state."
+                )
             time.sleep(self._timing.poll_s)
 
 

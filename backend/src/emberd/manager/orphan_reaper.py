@@ -1,12 +1,16 @@
-"""Ends the processes of a server whose supervisor was killed; sleeps until then.
+"""Ends the processes of a server whose supervisor was killed, and removes what they leave.
 
-Run as a file: ``orphan_reaper.py MARK INODES_FILE``. It reads its standard input, whose other end
-only the supervisor has. At end of file it kills every process with the mark in its environment,
-until none is left, and records the shared memory of each in the file, for the next start to remove.
+Run as a file: ``orphan_reaper.py MARK SCRATCH``. It reads its standard input, whose other end only
+the supervisor has. At end of file it kills every process with the mark in its environment, until
+none is left, and then removes their shared memory and the folder for temporary files. It needs no
+file of the state folder for that: the folder may be gone.
 
 The kernel's parent-death signal reaches only one process, the server itself. Its descendants may
 request that signal too, but only once their interpreter has started: a scheduler of SGLang imports
 for ten seconds before that, and would continue to run, and use a GPU, if its parent died meanwhile.
+
+Nothing of emberd is imported here, because this process starts with every server and remains as
+small as it can be.
 """
 
 from __future__ import annotations
@@ -18,46 +22,138 @@ import sys
 import time
 from contextlib import suppress
 
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where Linux keeps it
+"""The folder of shared memory."""
+
 _POLL_S = 0.02
 _END_S = 30.0
 _PASSES = 3
-_SHARED_MEMORY = b" /dev/shm/"
+_MAPPING = b" /dev/shm/"
 _INODE = 4
 
 
-def main(mark: str, inodes_file: str) -> None:
+def main(mark: str, scratch: str) -> None:
     """Sleep until the supervisor has ended, then end all processes with ``mark``."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    # What exists before the server is not the server's, although its processes may use it.
+    others = existing_memory()
     while os.read(sys.stdin.fileno(), 1):
         pass
+    found: set[int] = set()
     wanted = os.fsencode(mark)
     deadline = time.monotonic() + _END_S
     passes = _PASSES
     # Several passes: a process may start another one, or be in the middle of an exec.
     while passes and time.monotonic() < deadline:
-        passes = _PASSES if _kill(wanted, inodes_file) else passes - 1
+        passes = _PASSES if kill(wanted, found) else passes - 1
         time.sleep(_POLL_S)
+    remove_memory(list_of_memory(scratch), found - others)
+    remove_scratch(scratch)
 
 
-def _kill(wanted: bytes, inodes_file: str) -> int:
-    """Kill the processes with the mark; return how many there were."""
-    pids = [pid for pid in os.listdir("/proc") if pid.isdigit()]
-    return sum(_kill_if_marked(pid, wanted, inodes_file) for pid in pids)
+def shared_memory_inodes(pid: int) -> set[int]:
+    """Return the inodes of the shared memory of a process; none if it cannot be read."""
+    # By inode, because a semaphore is created under one name and linked under another.
+    with suppress(OSError), open(f"/proc/{pid}/maps", "rb") as maps:
+        # A line of the kernel's table: addresses, permissions, offset, device, inode, path.
+        return {int(line.split()[_INODE]) for line in maps if _MAPPING in line}
+    return set()
 
 
-def _kill_if_marked(pid: str, wanted: bytes, inodes_file: str) -> bool:
+def existing_memory() -> set[int]:
+    """Return the inodes of all shared memory of the machine."""
+    with suppress(OSError):
+        return {entry.inode() for entry in os.scandir(SHARED_MEMORY)}
+    return set()
+
+
+def list_of_memory(scratch: str) -> str:
+    """Return the file that lists the shared memory of a start, by inode.
+
+    It is shared memory itself. An inode means nothing elsewhere: each container and each job may
+    have its own folder of shared memory, all of which count from one.
+
+    Args:
+        scratch: The start's folder for temporary files, whose name is unique.
+    """
+    return os.path.join(SHARED_MEMORY, os.path.basename(scratch))
+
+
+def remove_memory(list_file: str, inodes: set[int]) -> None:
+    """Remove the shared memory of a start whose processes have ended, and the list of it.
+
+    Args:
+        list_file: See ``list_of_memory``.
+        inodes: Of shared memory in addition to the listed one.
+    """
+    with suppress(OSError):
+        descriptor = os.open(list_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            if os.fstat(descriptor).st_uid == os.geteuid():
+                inodes = inodes.union(int(line) for line in file.read().split() if line.isdigit())
+    _remove(inodes)
+    with suppress(OSError):
+        os.unlink(list_file)
+
+
+def _remove(inodes: set[int]) -> None:
+    """Remove the shared memory of this user with these inodes, unless a process has it."""
+    with suppress(OSError):
+        there = {
+            entry.inode(): entry.path
+            for entry in os.scandir(SHARED_MEMORY)
+            if entry.inode() in inodes and _is_own(entry)
+        }
+        if not there:
+            return
+        # Memory that a process still has is in use, whoever made it.
+        used = set().union(*map(shared_memory_inodes, _pids()))
+        for inode in there.keys() - used:
+            with suppress(OSError):
+                os.unlink(there[inode])
+
+
+def remove_scratch(path: str) -> None:
+    """Remove the folder for the temporary files of a start."""
+    import shutil  # late: an orphan reaper seldom needs it
+
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_own(entry: os.DirEntry[str]) -> bool:
+    with suppress(OSError):
+        return entry.stat(follow_symlinks=False).st_uid == os.geteuid()
+    return False
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def kill(wanted: bytes, inodes: set[int]) -> int:
+    """Kill the processes with the mark; return how many there were.
+
+    Args:
+        wanted: Name, equals sign and value of the environment variable that is the mark.
+        inodes: Set to which the shared memory of each process is added.
+    """
+    return sum(_kill_if_marked(pid, wanted, inodes) for pid in _pids())
+
+
+def _kill_if_marked(pid: int, wanted: bytes, inodes: set[int]) -> bool:
     # The environment of a zombie cannot be read: it has ended. The descriptor is opened first: it
     # refers to the process that is read, and to no later one with the same pid.
     with suppress(OSError):
-        process = _descriptor(int(pid))
+        process = _descriptor(pid)
         try:
             with open(f"/proc/{pid}/environ", "rb") as file:
                 marked = wanted in file.read().split(b"\0")
             if marked:
-                _record_memory(pid, inodes_file)
+                # The supervisor's last look may be older than the newest memory.
+                inodes |= shared_memory_inodes(pid)
                 if process is None:
-                    os.kill(int(pid), signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
                 else:
                     signal.pidfd_send_signal(process, signal.SIGKILL)
             return marked
@@ -74,23 +170,6 @@ def _descriptor(pid: int) -> int | None:
         if error.errno in (errno.ENOSYS, errno.EPERM):
             return None  # an old kernel, or a sandbox without this call
         raise
-
-
-def _record_memory(pid: str, inodes_file: str) -> None:
-    # As the supervisor does, whose last update may be older than the newest memory.
-    with (
-        suppress(OSError),
-        open(f"/proc/{pid}/maps", "rb") as maps,
-        open(inodes_file, "ab", opener=_open) as out,
-    ):
-        for line in maps:
-            if _SHARED_MEMORY in line:
-                out.write(line.split()[_INODE] + b"\n")
-
-
-def _open(path: str, flags: int) -> int:
-    # A named pipe in its place is not waited for, and a link not followed.
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,12 @@ class Home:
         """Return the folders of all servers, in a stable order."""
         try:
             with os.scandir(self.servers) as entries:
-                return sorted(Path(e.path) for e in entries if e.is_dir(follow_symlinks=False))
+                # Whatever else has a name: ``start_lock_folder`` needs one with a key.
+                return sorted(
+                    Path(entry.path)
+                    for entry in entries
+                    if entry.is_dir(follow_symlinks=False) and entry.name.partition("-")[0]
+                )
         except (FileNotFoundError, NotADirectoryError):
             return []
 

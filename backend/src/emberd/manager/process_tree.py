@@ -12,8 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 from emberd.manager import cleanup
 from emberd.system import pdeathsig, processes
 
@@ -41,17 +39,20 @@ def become_subreaper() -> None:
 
 
 class OrphanReaper:
-    """A process that ends all marked processes if this one is killed (Linux; elsewhere nothing)."""
+    """A process that cleans up if this one is killed (Linux; elsewhere nothing).
 
-    def __init__(self, marked: str, inodes_file: Path) -> None:
+    It ends all marked processes, and removes their shared memory and temporary files.
+    """
+
+    def __init__(self, marked: str, scratch: str) -> None:
         """Start it.
 
         Args:
             marked: Name, equals sign and value of the environment variable that is the mark.
-            inodes_file: File in which it records shared memory.
+            scratch: The folder for temporary files.
         """
         self.pid: int | None = None
-        self._command = [sys.executable, "-I", "-S", _REAPER, marked, str(inodes_file)]
+        self._command = [sys.executable, "-I", "-S", _REAPER, marked, scratch]
         # A descriptor and not a file object: the garbage collector would close that, and the
         # orphan reaper then ends all processes with the mark.
         self._pipe: int | None = None
@@ -72,7 +73,7 @@ class OrphanReaper:
                 self._start()
 
     def stop(self) -> None:
-        """End it: no process is left for it to end."""
+        """End it: nothing is left for it to end or to remove."""
         if self.pid is None or self._pipe is None:
             return
         os.close(self._pipe)
@@ -113,6 +114,8 @@ class ServerProcess:
         environment: Mapping[str, str],
         mark: str,
         log: Path,
+        scratch: str,
+        *,
         inherited: Sequence[int] = (),
     ) -> None:
         """Start ``command`` with its output appended to ``log``.
@@ -122,6 +125,7 @@ class ServerProcess:
             environment: Its complete environment, to which the mark is added.
             mark: Folder, colon, start_id; identifies orphans as those of this start.
             log: File for its standard output and error.
+            scratch: Folder for its temporary files.
             inherited: Descriptors that the command keeps, under the same numbers.
         """
         self.exit_code: int | None = None
@@ -129,7 +133,8 @@ class ServerProcess:
         self._pipe = None if sys.platform == "linux" else os.pipe()
         pipe = self._pipe[0] if self._pipe else -1
         prefix = [sys.executable, "-I", "-S", pdeathsig.__file__, str(os.getpid()), str(pipe)]
-        self._reaper = OrphanReaper(f"{processes.MARK}={mark}", log.with_name(cleanup.INODES_NAME))
+        self._reaper = OrphanReaper(f"{processes.MARK}={mark}", scratch)
+        self.memory = cleanup.SharedMemory(scratch)
         # Read through the same descriptor: the file may be deleted or replaced meanwhile.
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         self._log = os.open(log, flags, 0o600)
@@ -139,7 +144,7 @@ class ServerProcess:
         popen = subprocess.Popen(  # noqa: S603 - the command is the engine's
             [*prefix, *command],
             # SPT_NOENV: processes that rename themselves keep a readable environment.
-            env={**environment, processes.MARK: mark, "SPT_NOENV": "1"},
+            env={**environment, "TMPDIR": scratch, processes.MARK: mark, "SPT_NOENV": "1"},
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
@@ -201,17 +206,23 @@ class ServerProcess:
 
         Empty if they cannot be listed; without the server's own pid if that is not visible.
         """
-        with suppress(psutil.Error, OSError):
+        with suppress(OSError):
             return processes.descendants()
         return []
 
+    def update_memory(self, *, at_once: bool = False) -> None:
+        """Record the shared memory of the processes; see ``cleanup.SharedMemory.update``."""
+        self.memory.update(self.members, at_once=at_once)
+
     def terminate(self) -> None:
         """Ask the server to drain and exit."""
+        self.update_memory(at_once=True)
         if self.reap() is None:
             os.kill(self.pid, signal.SIGTERM)
 
     def kill_all(self, timeout_s: float) -> bool:
         """Kill the group and every other descendant; return whether all are gone."""
+        self.update_memory(at_once=True)
         deadline = time.monotonic() + timeout_s
         while True:
             if self.exit_code is None:
@@ -220,19 +231,20 @@ class ServerProcess:
                     os.killpg(self.pid, signal.SIGKILL)
             left = self._left()
             for pid in left:
-                with suppress(psutil.Error):
-                    psutil.Process(pid).kill()
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
             self.reap()
-            if not left:
-                # Last: if the supervisor is killed before this, the orphan reaper does its work.
-                self._reaper.stop()
             if not left or time.monotonic() > deadline:
                 return not left
             time.sleep(_REAP_POLL_S)
 
+    def close(self) -> None:
+        """Stop the orphan reaper, when the processes have ended and their files are removed."""
+        self._reaper.stop()
+
     def _left(self) -> list[int]:
         try:
             return [pid for pid in processes.descendants() if pid != self._reaper.pid]
-        except (psutil.Error, OSError):
+        except OSError:
             # The server's own end is awaited even if its descendants cannot be listed.
             return [self.pid] if self.exit_code is None else []

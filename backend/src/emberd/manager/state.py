@@ -340,8 +340,15 @@ def read_last_record(folder: Path) -> Record | None:
         return None
 
 
-def write_record(folder: Path, record: Record) -> None:
+def write_record(
+    folder: Path, record: Record, before_rename: Callable[[], None] | None = None
+) -> None:
     """Replace the record in ``folder``; only the holder of the liveness lock may call this.
+
+    Args:
+        folder: The state folder.
+        record: Its new record.
+        before_rename: See ``atomic_file.replacing``.
 
     Raises:
         OSError: The file cannot be written; the old record is unchanged.
@@ -350,7 +357,10 @@ def write_record(folder: Path, record: Record) -> None:
     if file.is_dir():
         paths.remove(file)
     # A link with the name of the record is replaced, not followed out of the private folder.
-    atomic_file.write(file, serialize_record(record), follow_links=False)
+    with atomic_file.replacing(
+        file, mode=0o600, follow_links=False, before_rename=before_rename
+    ) as out:
+        out.write(serialize_record(record))
 
 
 def serialize_record(record: Record) -> bytes:

@@ -23,6 +23,10 @@ from emberd.system import background
 _MODE: Final = 0o600
 
 
+class FolderGone(Exception):  # noqa: N818 - not an error: another process removed the folder
+    """The state folder was removed or replaced, so no client can use the server any more."""
+
+
 class StateFiles:
     """The record and the requested idle timeout of one server, as its supervisor keeps them."""
 
@@ -41,23 +45,40 @@ class StateFiles:
         self._own: Record | None = None
         self._has_reported = False
 
+    def check(self) -> None:
+        """Check that the folder is still the one in which the liveness lock is held.
+
+        Raises:
+            FolderGone: It does not exist, or it is another one.
+        """
+        if not locks.is_same_file(self._alive_fd, self._folder):
+            raise FolderGone
+
     def publish(self, own: Record) -> None:
         """Replace the record; a failed write is retried at each tick of ``watch``.
 
         Raises:
+            FolderGone: The current folder belongs to another supervisor.
             OSError: The disk is full, for example.
         """
         with self._lock:
             self._own = own
-            state.write_record(self._folder, own)
+            self._write(own)
+
+    def _write(self, own: Record) -> None:
+        # Checked twice: before anything is made in the folder, and at the last moment.
+        self.check()
+        state.write_record(self._folder, own, self.check)
 
     def watch(self, every_s: float) -> None:
         """Restore lost files in a thread, every ``every_s`` seconds, until the folder is gone."""
 
         def work() -> None:
-            while locks.is_same_file(self._alive_fd, self._folder):
-                self.restore()
-                time.sleep(every_s)
+            with suppress(FolderGone):
+                while True:
+                    self.check()
+                    self.restore()
+                    time.sleep(every_s)
 
         background.run(work, "state-files")
 
@@ -84,7 +105,7 @@ class StateFiles:
                 return
             is_intact = paths.read_file(self._file) == state.serialize_record(self._own)
             if not is_intact or stat.S_IMODE(self._file.lstat().st_mode) != _MODE:
-                state.write_record(self._folder, self._own)
+                self._write(self._own)
 
 
 def report(text: str) -> None:

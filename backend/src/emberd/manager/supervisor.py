@@ -1,17 +1,17 @@
-"""The supervisor: parent of one server and only writer of its record; it ends after the server.
+"""The supervisor of one server: starts it, notices that it died, hangs or is idle, and ends it.
 
 ::
 
     STARTING ──ready and verified──▶ READY ──idle, or asked to──▶ STOPPING ──▶ ABSENT
         └── died, silent ──▶ FAILED ◀── died, hung ──┘
 
-It holds the liveness lock for its whole life, so if that lock is free, the author of the record has
-ended. It must leave no process and no file of its server behind.
+It is the server's parent and the only writer of its record. It holds the liveness lock for its
+whole life, so if that lock is free, the author of the record has ended. It must leave no process
+and no file of its server behind.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import secrets
 import select
@@ -32,7 +32,7 @@ from emberd.manager.health import HealthMonitor
 from emberd.manager.idle import IdleMonitor
 from emberd.manager.readiness import StartMonitor
 from emberd.manager.state import Record, State, Verify
-from emberd.manager.state_repair import StateFiles, report
+from emberd.manager.state_repair import FolderGone, StateFiles, report
 from emberd.system import os_errors, processes
 from emberd.system.log_rules import Diagnosis
 
@@ -42,10 +42,6 @@ _HUNG: Final = Diagnosis(
     "The server stopped answering while its process was running, and was ended",
     "The next request starts a new one.",
 )
-
-
-class FolderGone(Exception):  # noqa: N818 - not an error: another process removed the folder
-    """The state folder was removed or replaced, so no client can use the server any more."""
 
 
 class Supervisor:
@@ -64,11 +60,9 @@ class Supervisor:
         self.record = replace(own, supervisor=processes.current())
         self._verify = verify
         self._server: process_tree.ServerProcess | None = None
-        self._alive_fd = alive_fd
-        # Imported now: an environment may be upgraded or removed while the supervisor runs.
-        importlib.import_module("prometheus_client.parser")
+        # Read now: an environment may be upgraded or removed while the supervisor runs.
+        self.engine.diagnose(None, "")
         self._stop_requested = False
-        self._shared_memory = cleanup.SharedMemory(folder)
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         self._files = StateFiles(folder, alive_fd)
@@ -103,9 +97,8 @@ class Supervisor:
             with suppress(OSError):  # tried again at the next wait
                 self._server.bound_log()
         if self._server is not None and self.record.state is State.STARTING:
-            self._shared_memory.update(self._server.members)
-        if not locks.is_same_file(self._alive_fd, self.folder):
-            raise FolderGone
+            self._server.update_memory()
+        self._files.check()
 
     # -- the record ---------------------------------------------------------------------
 
@@ -116,17 +109,18 @@ class Supervisor:
             FolderGone: The current folder belongs to another supervisor.
             OSError: The disk is full, for example.
         """
-        if not locks.is_same_file(self._alive_fd, self.folder):
-            raise FolderGone
+        self._files.check()
         if changes.get("state", self.record.state) != self.record.state:
             changes["since_s"] = time.monotonic()
         self.record = replace(self.record, **changes)  # type: ignore[arg-type]
         self._files.publish(self.record)
 
     def _publish_if_possible(self, **changes: object) -> None:
-        """Publish, but let a full disk not prevent an orderly end of the server."""
+        """Publish; neither a full disk nor a lost folder keeps the supervisor from going on."""
         try:
             self._publish(**changes)
+        except FolderGone:
+            pass  # the next wait raises it
         except OSError as error:
             report(f"the record cannot be written: {error}")
 
@@ -143,12 +137,12 @@ class Supervisor:
             # The record is not written: a folder that exists now belongs to another supervisor.
             self._end_server()
         except Exception as error:
-            # A bug, unless the system refuses something; the server must not outlive it.
+            # The server must not outlive it.
             advice = os_errors.advice(error) or "Please report this as a bug."
-            self._fail(
-                Diagnosis(f"The supervisor failed: {error!r}", advice),
-                was_ready=self.record.state is not State.STARTING,
-            )
+            failure = Diagnosis(f"The supervisor failed: {error!r}", advice)
+            if isinstance(error, EmberdError):
+                failure = Diagnosis(str(error), "")
+            self._fail(failure, was_ready=self.record.state is not State.STARTING)
             raise
 
     def _start(self) -> bool:
@@ -195,7 +189,7 @@ class Supervisor:
         if problem := self._problem(plan, outcome):
             return problem
         # The last look of a start: after a kill, nothing else shows which memory the server had.
-        self._shared_memory.update(server.members, at_once=True)
+        server.update_memory(at_once=True)
         self._publish(
             state=State.READY,
             endpoint=replace(outcome, canary=()),
@@ -212,7 +206,7 @@ class Supervisor:
             if (outcome := start.check()) is not None:
                 return outcome
             if start.progress != self.record.progress:
-                self._publish(progress=start.progress)
+                self._publish_if_possible(progress=start.progress)
         return None
 
     def _problem(self, plan: Plan, endpoint: Endpoint) -> Diagnosis | None:
@@ -256,14 +250,14 @@ class Supervisor:
             scratch = cleanup.scratch_path(self.record.start_id)
             self._publish(drain_s=plan.drain_s, notes=tuple(plan.notes), scratch=scratch)
             cleanup.make_scratch(scratch)
-            self._shared_memory.exclude_existing()
             for name, content in plan.files.items():
                 paths.create_file(self.folder / name, content.encode())
             self._server = server = process_tree.ServerProcess(
                 plan.command,
-                {**plan.environment, "TMPDIR": scratch},
+                plan.environment,
                 f"{self.folder}:{self.record.start_id}",
                 self.folder / paths.LOG_NAME,
+                scratch,
                 inherited=() if launch.descriptor is None else (launch.descriptor,),
             )
         return launch, plan, server
@@ -278,7 +272,7 @@ class Supervisor:
             try:
                 held.enter_context(locks.gpu_locks(lock_folder, names, self.record.timing.tick_s))
             except LockTimeoutError:
-                self._publish(progress=f"waiting for {', '.join(names)}")
+                self._publish_if_possible(progress=f"waiting for {', '.join(names)}")
                 self._wait(0)
             else:
                 return tuple(names)
@@ -308,7 +302,7 @@ class Supervisor:
             idle_timeout_s = self._files.idle_timeout.seconds()
             if not (health.is_active or idle.is_reading_due(idle_timeout_s, timing.look_s)):
                 continue
-            self._shared_memory.update(server.members)
+            server.update_memory()
             activity = probe.activity(endpoint.url, endpoint.api_key, listener=endpoint.listener)
             idle.observe(activity)
             if health.is_hung(activity):
@@ -326,7 +320,6 @@ class Supervisor:
             state=State.STOPPING, reason=reason, stopped_by_user=by_user, progress=""
         )
         if self._server is not None:
-            self._shared_memory.update(self._server.members, at_once=True)
             self._server.terminate()
             deadline = time.monotonic() + self.record.drain_s
             while self._server.reap() is None and (left := deadline - time.monotonic()) > 0:
@@ -344,11 +337,17 @@ class Supervisor:
         )
 
     def _end_server(self) -> None:
-        if self._server is not None:
-            self._shared_memory.update(self._server.members, at_once=True)
-            if not self._server.kill_all(self.record.timing.kill_s):
-                report("some processes of the server cannot be killed")
-        cleanup.remove_files(self.folder, self.record.scratch, self._shared_memory.known)
+        server = self._server
+        if server is None:
+            cleanup.remove_files(self.record.scratch)
+            return
+        has_ended = server.kill_all(self.record.timing.kill_s)
+        cleanup.remove_files(self.record.scratch, server.memory.known)
+        # Last: if the supervisor is killed before this, the orphan reaper does its work.
+        if has_ended:
+            server.close()
+        else:
+            report("some processes of the server cannot be killed")
 
 
 def main(arguments: list[str], verify: Verify) -> int:
@@ -363,8 +362,6 @@ def main(arguments: list[str], verify: Verify) -> int:
     """
     os.chdir("/")  # it must not keep the caller's folder in use
     folder, start_id, alive_fd = Path(arguments[0]), arguments[1], int(arguments[2])
-    if os.fork():
-        os._exit(0)
     # The server must not inherit it: it would hold the liveness lock longer than its supervisor.
     os.set_inheritable(alive_fd, False)
     own = state.read_record(folder)

@@ -209,12 +209,12 @@ def is_held(listener: Listener, pids: Collection[int]) -> bool:
     return False
 
 
-def listening(process: psutil.Process) -> list[tuple[Address, int]]:
+def listening(pid: int) -> list[tuple[Address, int]]:
     """Return the addresses and ports at which a process listens; empty if not visible."""
     import psutil
 
     try:
-        connections = process.net_connections(kind="tcp")
+        connections = psutil.Process(pid).net_connections(kind="tcp")
     except (psutil.Error, OSError):
         return []
     found = {c.laddr for c in connections if c.status == psutil.CONN_LISTEN and c.laddr}
@@ -245,7 +245,7 @@ def _process_at(
             process = psutil.Process(pid)
             if pids is None and process.uids().real != os.getuid():
                 continue
-            for here, at in listening(process):
+            for here, at in listening(pid):
                 if at == port and (here == address or here.is_unspecified):
                     return process
     return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import signal
 import string
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +78,8 @@ def load(path: Path) -> tuple[LogRule, ...]:
     The table ``[phrases]`` holds texts that several rules share. A rule, or a later phrase, refers
     to one as ``$name``. The pieces of a ``pattern`` that is a list are joined.
     """
+    import tomllib  # late: only a failure needs it
+
     data = tomllib.loads(path.read_text(encoding="utf-8"))
     phrases: dict[str, str] = {}
     for name, text in data["phrases"].items():

@@ -6,6 +6,7 @@ both were read. A zombie counts as ended, because its parent may never reap it.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import signal
@@ -13,10 +14,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from emberd.errors import StateFolderError
 
@@ -29,6 +31,9 @@ _STAT_STATE: Final = 0
 _STAT_PARENT: Final = 1
 _STAT_START: Final = 19
 _END_POLL_S: Final = 0.02
+
+UNREADABLE: Final = (FileNotFoundError, ProcessLookupError, PermissionError)
+"""What is raised for a process that has ended, or that this user may not look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,63 @@ def current() -> ProcessIdentity:
     return me
 
 
+def pids() -> list[int]:
+    """Return the pids of all visible processes."""
+    if sys.platform == "linux":
+        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    import psutil
+
+    return psutil.pids()
+
+
+def command_line(pid: int) -> list[str]:
+    """Return the words of a process's command line; none for a zombie.
+
+    Raises:
+        OSError: It cannot be read; see ``UNREADABLE``.
+    """
+    if sys.platform != "linux":
+        return list(_ask_psutil(pid, "cmdline"))
+    words = _read(pid, "cmdline").removesuffix(b"\0").split(b"\0")
+    # A process that has renamed itself may have put everything into one word.
+    words = words if len(words) > 1 else words[0].split()
+    return [os.fsdecode(word) for word in words]
+
+
+def environment(pid: int) -> bytes:
+    """Return the variables with which a process was started, each with a null byte behind it.
+
+    Raises:
+        OSError: They cannot be read; see ``UNREADABLE``.
+    """
+    if sys.platform == "linux":
+        return _read(pid, "environ")
+    variables = _ask_psutil(pid, "environ").items()
+    return b"".join(os.fsencode(f"{name}={value}\0") for name, value in variables)
+
+
+def variable(pid: int, name: str) -> str | None:
+    """Return an environment variable with which a process was started; None if it has none.
+
+    Raises:
+        OSError: The variables cannot be read; see ``UNREADABLE``.
+    """
+    _, found, rest = (b"\0" + environment(pid)).partition(b"\0%b=" % os.fsencode(name))
+    return os.fsdecode(rest.partition(b"\0")[0]) if found else None
+
+
+def is_own(pid: int) -> bool:
+    """Return whether a process runs for this user (its real user id).
+
+    Raises:
+        OSError: That cannot be read; see ``UNREADABLE``.
+    """
+    if sys.platform != "linux":
+        return bool(_ask_psutil(pid, "uids").real == os.getuid())
+    status = _read(pid, "status")
+    return int(status[status.index(b"\nUid:") :].split(maxsplit=2)[1]) == os.getuid()
+
+
 def descendants() -> list[int]:
     """Return the pids of what this process started and of what those started, zombies included.
 
@@ -116,9 +178,7 @@ def descendants() -> list[int]:
     ``hidepid``, is left out with what it started.
     """
     if sys.platform != "linux":
-        import psutil
-
-        return [child.pid for child in psutil.Process().children(recursive=True)]
+        return [child.pid for child in _ask_psutil(os.getpid(), "children", recursive=True)]
     # Not psutil's ``children``: it fails as soon as one process of the machine is unreadable.
     children: dict[int, list[tuple[int, int]]] = {}
     for name in os.listdir("/proc"):
@@ -142,14 +202,18 @@ def new_start_id() -> str:
 
 def send(identity: ProcessIdentity, signum: signal.Signals) -> bool:
     """Send a signal to exactly this process; return False if it has ended."""
-    if not hasattr(os, "pidfd_open"):
+    try:
+        fd = os.pidfd_open(identity.pid) if hasattr(os, "pidfd_open") else None
+    except ProcessLookupError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
+        fd = None  # an old kernel, or a sandbox without this call
+    if fd is None:
         if is_running := identity.is_running():
             os.kill(identity.pid, signum)
         return is_running
-    try:
-        fd = os.pidfd_open(identity.pid)
-    except ProcessLookupError:
-        return False
     try:
         # Checked after opening: from now on the descriptor refers to this process and no later one.
         if not identity.is_running():
@@ -172,27 +236,46 @@ def marked(folder: str, start_id: str | None = None) -> Iterator[ProcessIdentity
             yield found
 
 
+def _has_same(folder: str, pid: int) -> bool:
+    """Return whether ``folder`` is the same one for a process, unless that cannot be read.
+
+    A job or a service may have a file system of its own at that path, such as a private ``/tmp``.
+    """
+
+    def identity(path: str) -> tuple[int, int] | None:
+        try:
+            facts = os.stat(path)
+        except FileNotFoundError:
+            return None  # it was removed, and then it is missing for both
+        return facts.st_dev, facts.st_ino
+
+    if sys.platform == "linux":
+        with suppress(OSError):
+            return identity(f"/proc/{pid}/root{folder}") == identity(folder)
+    return True
+
+
 Mark = tuple[ProcessIdentity, str, str]
 """A marked process, with the folder and the start id of its mark."""
 
 
 def marks() -> Iterator[Mark]:
     """Yield the marked processes of this user, each with the folder and start id of its mark."""
-    # Imported late: using a running server does not need it.
-    import psutil
-
-    for process in psutil.process_iter():
-        # Identified before its environment is read: if the pid changes hands in between, the
-        # identity is that of the ended one, and a signal to it reaches no process.
-        found = identify(process.pid)
+    for pid in pids():
         try:
-            if found is None or process.uids().real != os.getuid():
+            if not variable(pid, MARK):
+                continue  # before anything else is read: most processes have none
+            # Identified before its environment is read again: if the pid changes hands in between,
+            # the identity is that of the ended one, and a signal to it reaches no process.
+            found = identify(pid)
+            mark_folder, _, mark_start_id = (variable(pid, MARK) or "").rpartition(":")
+            if found is None or not mark_folder or not is_own(pid):
                 continue
-            mark_folder, _, mark_start_id = process.environ().get(MARK, "").rpartition(":")
-        except (psutil.Error, OSError):
+            if not _has_same(mark_folder, pid):
+                continue
+        except UNREADABLE:
             continue
-        if mark_folder:
-            yield found, mark_folder, mark_start_id
+        yield found, mark_folder, mark_start_id
 
 
 def end_marked(folder: str, seconds: float, start_id: str | None = None) -> list[int]:
@@ -210,7 +293,23 @@ def end_marked(folder: str, seconds: float, start_id: str | None = None) -> list
 def _stat(pid: int) -> list[str] | None:
     """Return the fields of ``/proc/<pid>/stat`` behind the name; None if it cannot be read."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        stat = _read(pid, "stat")
+    except UNREADABLE:
         return None  # with hidepid, processes of other users are invisible
-    return stat.rpartition(")")[2].split()
+    return stat.rpartition(b")")[2].decode().split()
+
+
+def _read(pid: int, name: str) -> bytes:
+    # Not through Path, which takes longer than the kernel: these files are read for all processes.
+    with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
+        return file.read()
+
+
+def _ask_psutil(pid: int, question: str, **more: Any) -> Any:
+    """Return what a method of ``psutil.Process`` returns, where there is no ``/proc``."""
+    import psutil
+
+    try:
+        return getattr(psutil.Process(pid), question)(**more)
+    except psutil.Error as error:
+        raise ProcessLookupError(str(error)) from error

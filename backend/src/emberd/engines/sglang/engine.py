@@ -120,7 +120,7 @@ class SglangEngine(EnvironmentEngine):
         """
         if not words:
             return False
-        program = PurePath(words[0]).name
+        program = os.path.basename(words[0])
         if program == _SCRIPT:
             return _VERB in words[1:2]
         if not program.startswith("python"):

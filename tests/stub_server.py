@@ -9,101 +9,85 @@ from __future__ import annotations
 import argparse
 import fcntl
 import hashlib
-import json
 import mmap
 import multiprocessing
 import multiprocessing.connection
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from http_server import (
+    HttpServer,
+    Request,
+    embeddings,
+    model_info,
+    models,
+    reply,
+)
 
 DIMENSIONS = 8
 
 
-class Server(ThreadingHTTPServer):
-    """The server and what it counts."""
+class StubServer(HttpServer):
+    """The server, its faults, and the files for which it waits at some steps."""
 
-    daemon_threads = True
+    keeps_requests = False
 
     def __init__(
-        self, port: int, model: str, key: str, faults: set[str], held: dict[str, Path] | None = None
+        self, port: int, model: str, key: str, faults: set[str], held: dict[str, Path]
     ) -> None:
-        super().__init__(("127.0.0.1", port), Handler)
-        self.model, self.key, self.faults = model, key, faults
-        self.held = held or {}
-        self.requests = 0
-        self.in_flight = 0
+        super().__init__(self.respond, port)
+        self.model, self.key, self.faults, self.held = model, key, faults, held
+        self.answered = 0
         self.wedged = False
 
-
-class Handler(BaseHTTPRequestHandler):
-    """One request."""
-
-    protocol_version = "HTTP/1.1"
-    server: Server
-
-    def log_message(self, *args: Any) -> None:
-        """Stay silent."""
-
-    def do_GET(self) -> None:
-        if self.path in ("/health", "/metrics") and self.server.wedged:
+    def respond(self, request: Request, _: socket.socket) -> bytes:
+        if request.path in ("/health", "/metrics") and self.wedged:
             time.sleep(0.2)
-            return self.reply({}, 503)
-        if self.path == "/metrics":
-            return self.reply(self.metrics())
-        has_route = self.path == "/health" or "no-ready-route" not in self.server.faults
-        if self.path in ("/ready", "/health") and has_route:
-            is_ready = "never-ready" not in self.server.faults and not self.is_held("ready")
-            return self.reply({}, 200 if is_ready else 503)
-        if not self.may():
-            return self.reply({"error": "Unauthorized"}, 401)
-        if self.path == "/v1/models":
-            entry = {"id": self.server.model, "owned_by": "stub", "max_model_len": 512}
-            return self.reply({"object": "list", "data": [entry]})
-        if self.path == "/model_info":
-            return self.reply({"model_path": self.server.model, "is_generation": False})
-        if self.path == "/server_info":
-            return self.reply({"revision": "r1", "dtype": "bfloat16"})
-        return self.reply({}, 404)
+            return reply(503, {})
+        if request.path == "/metrics":
+            return reply(200, self.metrics())
+        has_route = request.path == "/health" or "no-ready-route" not in self.faults
+        if request.path in ("/ready", "/health") and has_route:
+            is_ready = "never-ready" not in self.faults and not self.is_held("ready")
+            return reply(200 if is_ready else 503, {})
+        if not request.has_key(self.key):
+            return reply(401, {"error": "Unauthorized"})
+        match request.path:
+            case "/v1/models":
+                owner = os.environ.get("STUB_OWNER", "stub")
+                return reply(200, models(self.model, 512, owner))
+            case "/model_info":
+                return reply(200, model_info(self.model))
+            case "/server_info":
+                return reply(200, {"revision": "r1", "dtype": "bfloat16"})
+            case "/v1/embeddings":
+                return reply(200, self.embed(request.body["input"]))
+        return reply(404, {})
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if not self.may():
-            return self.reply({"error": "Unauthorized"}, 401)
-        if self.path != "/v1/embeddings":
-            return self.reply({}, 404)
-        self.server.in_flight += 1
+    def embed(self, given: str | list[str]) -> dict[str, Any]:
         while self.is_held("answer"):
             time.sleep(0.02)
-        texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
+        texts = [given] if isinstance(given, str) else given
         self.misbehave(" ".join(map(str, texts)))
-        data = [
-            {"object": "embedding", "index": i, "embedding": vector(t)} for i, t in enumerate(texts)
-        ]
-        usage = {"prompt_tokens": len(texts), "total_tokens": len(texts)}
-        self.server.requests += 1
-        content = {"object": "list", "data": data, "model": self.server.model, "usage": usage}
-        try:
-            return self.reply(content)
-        finally:
-            # Last: a server that drains ends when nothing is in flight; the reply must be out.
-            self.server.in_flight -= 1
+        self.answered += 1
+        return embeddings(self.model, map(vector, texts), len(texts))
 
     def is_held(self, step: str) -> bool:
         """Return whether the step waits for its file; the log says so the first time."""
-        file = self.server.held.get(step)
+        file = self.held.get(step)
         if file is None or file.exists():
             return False
-        if step not in self.server.faults:
-            self.server.faults.add(step)
+        if step not in self.faults:
+            self.faults.add(step)
             sys.stderr.write(f"stub: {step} is held\n")
         return True
 
@@ -111,28 +95,18 @@ class Handler(BaseHTTPRequestHandler):
         if "SLOW" in text:
             time.sleep(float(text.partition("SLOW")[2].split()[0]))
         if "WEDGE" in text:
-            self.server.wedged = True
+            self.wedged = True
             time.sleep(3600)
         if "DIE" in text:
             os._exit(3)
 
-    def may(self) -> bool:
-        return not self.server.key or self.headers["Authorization"] == f"Bearer {self.server.key}"
-
-    def metrics(self) -> str:
+    def metrics(self) -> bytes:
         return (
             "# TYPE sglang:num_running_reqs gauge\n"
-            f"sglang:num_running_reqs {self.server.in_flight}\n"
+            f"sglang:num_running_reqs {self.in_flight}\n"
             "# TYPE sglang:num_requests_total counter\n"
-            f"sglang:num_requests_total {self.server.requests}\n"
-        )
-
-    def reply(self, content: Any, status: int = 200) -> None:
-        body = (content if isinstance(content, str) else json.dumps(content)).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+            f"sglang:num_requests_total {self.answered}\n"
+        ).encode()
 
 
 def vector(text: str) -> list[float]:
@@ -150,7 +124,8 @@ def _leave_files() -> None:
     path.write_bytes(bytes(4096))
     with path.open("r+b") as file:
         kept.append(mmap.mmap(file.fileno(), 4096))
-    left.extend([path.name, f"sem.{kept[0]._semlock.name[1:]}"])
+    list_of_memory = os.path.basename(os.environ.get("TMPDIR", ""))
+    left.extend([path.name, f"sem.{kept[0]._semlock.name[1:]}", list_of_memory])
 
 
 kept: list[Any] = []
@@ -219,16 +194,15 @@ def main() -> None:
         sys.exit("OSError: Address already in use")
     files = {"ready": given.ready_when, "answer": given.answer_when}
     held = {step: Path(file) for step, file in files.items() if file}
-    server = Server(given.port, given.model, os.environ.get("STUB_KEY", ""), faults, held)
+    stop = threading.Event()
     if "ignores-term" not in faults:
-        stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda signum, frame: stop.set())
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with StubServer(
+        given.port, given.model, os.environ.get("STUB_KEY", ""), faults, held
+    ) as server:
         stop.wait()
         while server.in_flight:
             time.sleep(0.01)
-        return
-    server.serve_forever()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,130 @@
+"""What a supervisor does if something fails at the worst moment; each in a forked process."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import waiting
+from emberd.client.verify import verify
+from emberd.errors import EmberdError
+from emberd.manager import idle, locks, paths, process_tree, state
+from emberd.manager.state import Record, State
+from emberd.manager.supervisor import Supervisor
+from emberd.settings import ServerSpec
+from emberd.system import background
+from homes import QUICK, Stub
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it counts children by /proc")
+
+
+@pytest.fixture
+def supervise(home: Path, stub: Stub) -> Callable[[Callable[[Supervisor], None]], None]:
+    """Calls a check with a supervisor that has not started its server yet."""
+
+    def run(check: Callable[[Supervisor], None]) -> None:
+        # A supervisor reaps every child of its process, so it must have a process of its own.
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                check(_supervisor(home, stub(faults="leaves-files")))
+                status = 0
+            except BaseException:  # noqa: BLE001 - shown, and told by the exit code
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+    return run
+
+
+def _supervisor(home: Path, spec: ServerSpec) -> Supervisor:
+    process_tree.become_subreaper()
+    folder = paths.make_private(home / "machine" / "servers" / "key")
+    alive = locks.take_liveness(folder)
+    assert alive is not None
+    paths.rotate_log(folder, "0123456789abcdef")
+    idle.reset(folder, 600.0)
+    record = Record(
+        state=State.STARTING,
+        start_id="0123456789abcdef",
+        spec=spec,
+        timing=replace(QUICK, tick_s=0.1),
+        since_s=time.monotonic(),
+        engine=spec.engine,
+        log_path=str(folder / paths.LOG_NAME),
+    )
+    return Supervisor(folder, record, alive, verify)
+
+
+def _left(supervisor: Supervisor) -> list[object]:
+    scratch = supervisor.record.scratch
+    return [*psutil.Process().children(recursive=True), *filter(os.path.exists, [scratch])]
+
+
+def test_failure_while_the_folder_is_removed_leaves_nothing(
+    supervise: Callable[[Callable[[Supervisor], None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Supervisor) -> None:
+        waiting.remove(self.folder)
+        raise ValueError("any bug")
+
+    def check(supervisor: Supervisor) -> None:
+        with pytest.raises(ValueError, match="any bug"):
+            supervisor.run()
+        assert _left(supervisor) == []
+
+    monkeypatch.setattr(Supervisor, "_serve", fail)
+    supervise(check)
+
+
+def test_progress_that_cannot_be_written_ends_no_start(
+    supervise: Callable[[Callable[[Supervisor], None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = state.write_record
+    refused: list[str] = []
+
+    def write_no_progress(folder: Path, record: Record, *others: Any) -> None:
+        if record.progress and not refused:
+            refused.append(record.progress)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        write(folder, record, *others)
+
+    def check(supervisor: Supervisor) -> None:
+        supervisor.run()
+        assert refused
+        assert supervisor.record.state is State.READY
+        assert _left(supervisor) == []
+
+    monkeypatch.setattr(state, "write_record", write_no_progress)
+    monkeypatch.setattr(Supervisor, "_serve", Supervisor._end_server)
+    supervise(check)
+
+
+def test_start_without_a_free_thread_fails_with_its_reason(
+    supervise: Callable[[Callable[[Supervisor], None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise EmberdError("No thread can be started (tested).")
+
+    def check(supervisor: Supervisor) -> None:
+        with pytest.raises(EmberdError):
+            supervisor.run()
+        assert supervisor.record.state is State.FAILED
+        assert supervisor.record.failure is not None
+        assert supervisor.record.failure.cause == "No thread can be started (tested)."
+        assert _left(supervisor) == []
+
+    monkeypatch.setattr(background, "run", refuse)
+    supervise(check)

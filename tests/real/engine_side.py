@@ -1,0 +1,35 @@
+"""Makes checkpoints and reference vectors in one process, for as long as its input is open.
+
+Run by the interpreter of an engine, whose imports take most of the time of one answer. Each line of
+the input is a JSON list, the name of a function and its arguments; each line of the output is what
+the function returned.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import make_tiny as tiny  # type: ignore[import-not-found]  # beside this script
+import reference as by_transformers  # type: ignore[import-not-found]
+
+
+def make_tiny(folder: str, layers: int, hidden: int) -> None:
+    """Write a tiny checkpoint to ``folder``."""
+    tiny.main(Path(folder), layers, hidden)
+
+
+def reference(folder: str, dtype: str, texts: list[str]) -> Any:
+    """Return token ids and vectors of ``texts`` by the checkpoint in ``folder``."""
+    return by_transformers.main(folder, dtype, texts)
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {"make_tiny": make_tiny, "reference": reference}
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        name, *arguments = json.loads(line)
+        print(json.dumps(FUNCTIONS[name](*arguments)), flush=True)
