@@ -156,7 +156,12 @@ def test_error_names_where_a_value_was_set(
     monkeypatch: pytest.MonkeyPatch, field: str, text: str
 ) -> None:
     """The variable is named if it was set by one, else the argument, which takes precedence."""
-    invalid = {"dimensions": 7, "context_tokens": 0, "batch_size": 0, "max_concurrency": 0}
+    invalid: dict[str, Any] = {
+        "dimensions": 7,
+        "context_tokens": 0,
+        "batch_size": 0,
+        "max_concurrency": 0,
+    }
     variable = f"EMBERD_{field.upper()}"
     monkeypatch.setenv(variable, text)
     with pytest.raises(SettingError, match=f"^{variable}(=| contains)") as raised:

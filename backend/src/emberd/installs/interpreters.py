@@ -248,8 +248,8 @@ def find_python(recipe: Recipe) -> str:
     """
     running = sys.version_info[:2]
     is_usable = sys.implementation.name == "cpython" and running in recipe.pythons
-    if is_usable and (python := process_env.interpreter()):
-        return python
+    if is_usable and (own := process_env.interpreter()):
+        return own
     for version in map(dotted, recipe.pythons):
         if python := shutil.which(f"python{version}"):
             # It must be run: pyenv leaves programs for missing versions, and Debian leaves out
