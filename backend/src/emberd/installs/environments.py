@@ -26,7 +26,7 @@ from emberd.env import Places
 from emberd.errors import InstallError, StateFolderError
 from emberd.installs import recipes
 from emberd.installs.recipes import Recipe
-from emberd.system import atomic_file, file_lock, ownership, processes
+from emberd.system import atomic_file, file_lock, ownership, process_env, processes
 
 _MARKER: Final = "emberd.json"
 _SCRATCH: Final = ".tmp"
@@ -236,7 +236,8 @@ def _check(path: Path, facts: os.stat_result, folder: Path | None) -> None:
 
 
 def _running() -> str:
-    return os.path.realpath(sys.executable) if sys.executable else ""
+    python = process_env.interpreter()
+    return os.path.realpath(python) if python else ""
 
 
 # ------------------------------------------------------------ processes that use one

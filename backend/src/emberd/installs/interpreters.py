@@ -98,14 +98,14 @@ def _installed(recipe: Recipe, places: Places) -> Interpreter | None:
 
 
 def _running(recipe: Recipe) -> Interpreter | None:
-    if not sys.executable:
+    if not (python := process_env.interpreter()):
         return None  # Python is embedded in another program
     try:
         found = importlib.metadata.distribution(recipe.distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
     packages = str(found.locate_file(""))
-    return Interpreter(sys.executable, found.version, packages, "it runs this program")
+    return Interpreter(python, found.version, packages, "it runs this program")
 
 
 def _on_path(recipe: Recipe) -> Interpreter | None:
@@ -247,8 +247,9 @@ def find_python(recipe: Recipe) -> str:
         InstallError: There is none on the PATH either.
     """
     running = sys.version_info[:2]
-    if sys.implementation.name == "cpython" and sys.executable and running in recipe.pythons:
-        return sys.executable
+    is_usable = sys.implementation.name == "cpython" and running in recipe.pythons
+    if is_usable and (own := process_env.interpreter()):
+        return own
     for version in map(dotted, recipe.pythons):
         if python := shutil.which(f"python{version}"):
             # It must be run: pyenv leaves programs for missing versions, and Debian leaves out
