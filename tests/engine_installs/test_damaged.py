@@ -63,7 +63,7 @@ def _replace(path: Path, target: str | None) -> None:
         path.symlink_to(target)
 
 
-DAMAGE: dict[str, Callable[[Installed], None]] = {
+DAMAGE: dict[str, Callable[[Installed], object]] = {
     "interpreter is a link to itself": lambda own: _replace(Path(own.python), "python"),
     "interpreter is below a file": lambda own: _replace(Path(own.python), "../pyvenv.cfg/python"),
     "bin is a file": lambda own: _replace(Path(own.python).parent, None),
