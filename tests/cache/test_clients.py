@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -53,4 +54,5 @@ def test_missing_client_library_is_named_with_the_command_to_install_it(
 def test_name_in_the_certificate_of_redis_is_checked() -> None:
     """The client's default depends on its version."""
     client = remote._RedisClient(urls.parse("rediss://localhost:1"), "localhost", 1)
-    assert client._redis.connection_pool.make_connection().check_hostname
+    connection: Any = client._redis.connection_pool.make_connection()
+    assert connection.check_hostname
