@@ -5,6 +5,7 @@ A reader, and a machine that loses power, sees the old file or the new one and n
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,6 +17,9 @@ from emberd.system import os_errors
 
 UNFINISHED: Final = ".unfinished"
 """Suffix of the names of files that are being written."""
+
+# What file systems answer that cannot sync a folder.
+_NO_SYNC: Final = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
 
 
 def write(path: Path, content: bytes, *, mode: int = 0o600, follow_links: bool = True) -> None:
@@ -90,7 +94,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names in ``folder``; does nothing if it may not be opened.
+    """Wait until the disk has the names in ``folder``; does nothing where that cannot be done.
 
     Raises:
         OSError: The disk reported an error.
@@ -101,5 +105,8 @@ def sync_folder(folder: Path) -> None:
         return
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(descriptor)

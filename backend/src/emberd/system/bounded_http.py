@@ -20,6 +20,8 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Final
 
+from emberd.system import background
+
 PIECE_BYTES: Final = 1024 * 1024
 ERROR_BYTES: Final = 1024 * 1024
 """Most that is read of a reply that reports an error; the rest would not be shown."""
@@ -68,7 +70,10 @@ class Exchange:
             self.left_s()  # cancelled in the meantime
 
     def cancel(self) -> None:
-        """End it, from any thread: its connection is shut down, and nothing more is sent."""
+        """End it, from any thread: its connection is shut down, and nothing more is sent.
+
+        A look-up of a name or a connect that has begun is not ended; it keeps to the deadline.
+        """
         with self._lock:
             self._is_cancelled = True
             if self._socket is not None:
@@ -106,9 +111,6 @@ class BoundedConnection(http.client.HTTPConnection):
         """Connect in the time that is left."""
         self._create_connection = _connect_in_time
         super().connect()
-        given = self.sock
-        self.sock = _BoundedSocket(given.family, given.type, given.proto, fileno=given.detach())
-        _begin(self.sock)
 
     def request(self, *given: Any, **named: Any) -> None:
         """Send a request in the time that is left."""
@@ -120,15 +122,34 @@ class BoundedConnection(http.client.HTTPConnection):
 def _connect_in_time(address: tuple[str, int], timeout: float | None, *more: Any) -> socket.socket:
     """Connect to one address of a host after another, all in the time that is left."""
     error: OSError | None = None
-    for found in socket.getaddrinfo(*address, 0, socket.SOCK_STREAM):
+    for found in look_up(*address):
         if (exchange := current()) is not None:
             left_s = exchange.left_s()
             timeout = left_s if timeout is None else min(timeout, left_s)
         try:
-            return socket.create_connection((str(found[4][0]), address[1]), timeout, *more)
+            given = socket.create_connection((str(found[4][0]), address[1]), timeout, *more)
         except OSError as refused:
             error = refused
+            continue
+        # Before anything is read from it: a proxy answers before connect() returns.
+        sock = _BoundedSocket(given.family, given.type, given.proto, fileno=given.detach())
+        _begin(sock)
+        return sock
     raise error or OSError(f"{address[0]} has no address")
+
+
+def look_up(host: str, port: int | None) -> list[Any]:
+    """Return what ``getaddrinfo`` says of a host, in the time that is left.
+
+    Raises:
+        OSError: It has no address, or none is known in time.
+        UnicodeError: It is not a name.
+    """
+    with suppress(socket.gaierror):  # an address needs no thread, which an exiting Python refuses
+        return socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)
+    call = background.run(lambda: socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM), "look-up")
+    exchange = current()
+    return call.result(None if exchange is None else exchange.left_s())
 
 
 class _BoundedSocket(socket.socket):

@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from emberd.system import bounded_http
+
 if TYPE_CHECKING:
     import psutil
 
@@ -266,7 +268,7 @@ def _places(url: str) -> Iterator[tuple[Address, int]]:
         return
     try:
         # Names too: that of this machine is often one of its loopback addresses.
-        found = socket.getaddrinfo(parts.hostname or "", None, type=socket.SOCK_STREAM)
+        found = bounded_http.look_up(parts.hostname or "", None)
     except UnicodeError:
         return
     except socket.gaierror:

@@ -1,0 +1,61 @@
+"""One deadline for a whole exchange, with its look-up of the name and its tunnel."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import pytest
+import raw_server
+
+from emberd import probe
+from emberd.system import bounded_http, listeners
+
+_LIMIT_S = 0.5
+_PATIENCE_S = 10.0
+_LONG_S = 30.0
+
+
+def test_https_proxy_that_drips_its_answer_does_not_outlast_the_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def answer(_: raw_server.Asked, connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nX-Padding: ")
+        end_s = time.monotonic() + _LONG_S
+        while time.monotonic() < end_s:
+            connection.sendall(b"x")
+            time.sleep(raw_server.DRIP_S)
+
+    with raw_server.raw_server(answer) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        monkeypatch.setenv("https_proxy", proxy.url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        begun_s = time.monotonic()
+        with pytest.raises(OSError, match=r"."):
+            probe.fetch("https://server.invalid", "/health", None, None, _LIMIT_S)
+        assert time.monotonic() - begun_s < _PATIENCE_S
+
+
+def test_name_that_is_looked_up_for_too_long_ends_with_the_exchange(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_over = threading.Event()
+
+    def look_up(*given: object, **_: object) -> list[object]:
+        if socket.AI_NUMERICHOST in given:
+            raise socket.gaierror
+        is_over.wait(_LONG_S)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    begun_s = time.monotonic()
+    try:
+        with bounded_http.bounded(_LIMIT_S), pytest.raises(TimeoutError):
+            bounded_http.BoundedConnection("server.invalid").connect()
+        with bounded_http.bounded(_LIMIT_S), pytest.raises(TimeoutError):
+            listeners.find("http://server.invalid:80")
+        assert time.monotonic() - begun_s < _PATIENCE_S
+    finally:
+        is_over.set()
