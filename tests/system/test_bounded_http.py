@@ -7,27 +7,29 @@ import threading
 import time
 
 import pytest
-import raw_server
 
+import http_server
 from emberd import probe
 from emberd.system import bounded_http, listeners
 
 _LIMIT_S = 0.5
 _PATIENCE_S = 10.0
 _LONG_S = 30.0
+_DRIP_S = 0.05
 
 
 def test_https_proxy_that_drips_its_answer_does_not_outlast_the_deadline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def answer(_: raw_server.Asked, connection: socket.socket) -> None:
+    def answer(_: http_server.Request, connection: socket.socket) -> bytes:
         connection.sendall(b"HTTP/1.1 200 OK\r\nX-Padding: ")
         end_s = time.monotonic() + _LONG_S
         while time.monotonic() < end_s:
             connection.sendall(b"x")
-            time.sleep(raw_server.DRIP_S)
+            time.sleep(_DRIP_S)
+        raise ConnectionError
 
-    with raw_server.raw_server(answer) as proxy:
+    with http_server.HttpServer(answer) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         monkeypatch.setenv("https_proxy", proxy.url)
         monkeypatch.delenv("no_proxy", raising=False)

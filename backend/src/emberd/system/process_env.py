@@ -18,7 +18,7 @@ from emberd.system import processes
 # PROMETHEUS_MULTIPROC_DIR holds the metrics of a web application; a server's would be mixed with
 # them, and outlive it.
 _NOT_FOR_SERVERS: Final = re.compile(
-    r"EMBERD_(API|SERVER)_KEY|OPENAI_.*|PYTHONINSPECT|PYTHONSTARTUP|PYTHONWARNINGS"
+    r"EMBERD_(API|SERVER)_KEY|EMBERD_CACHE.*|OPENAI_.*|PYTHONINSPECT|PYTHONSTARTUP|PYTHONWARNINGS"
     r"|PROMETHEUS_MULTIPROC_DIR"
 )
 _LIBRARIES: Final = "LD_LIBRARY_PATH"
