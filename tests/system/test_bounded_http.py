@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -61,3 +62,22 @@ def test_name_that_is_looked_up_for_too_long_ends_with_the_exchange(
         assert time.monotonic() - begun_s < _PATIENCE_S
     finally:
         is_over.set()
+
+
+def test_connection_of_an_exchange_that_was_cancelled_meanwhile_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[socket.socket] = []
+
+    class Noted(bounded_http._BoundedSocket):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            made.append(self)
+            exchange.cancel()
+
+    monkeypatch.setattr(bounded_http, "_BoundedSocket", Noted)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        connection = bounded_http.BoundedConnection(*server.getsockname())
+        with bounded_http.bounded(_LONG_S) as exchange, pytest.raises(TimeoutError):
+            connection.connect()
+    assert [sock.fileno() for sock in made] == [-1]

@@ -110,7 +110,11 @@ class BoundedConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         """Connect in the time that is left."""
         self._create_connection = _connect_in_time
-        super().connect()
+        try:
+            super().connect()
+        except BaseException:
+            self.close()  # a proxy may have been connected to
+            raise
 
     def request(self, *given: Any, **named: Any) -> None:
         """Send a request in the time that is left."""
@@ -133,7 +137,11 @@ def _connect_in_time(address: tuple[str, int], timeout: float | None, *more: Any
             continue
         # Before anything is read from it: a proxy answers before connect() returns.
         sock = _BoundedSocket(given.family, given.type, given.proto, fileno=given.detach())
-        _begin(sock)
+        try:
+            _begin(sock)
+        except BaseException:  # the exchange was cancelled while it was connected
+            sock.close()
+            raise
         return sock
     raise error or OSError(f"{address[0]} has no address")
 
