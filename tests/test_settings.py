@@ -3,13 +3,14 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from emberd import Embedder
+from emberd import Embedder, Manager
 from emberd.endpoint import Endpoint, root_url
 from emberd.env import Places
 from emberd.errors import InstructionError, SettingError
@@ -127,6 +128,73 @@ def test_a_variable_that_cannot_be_read_is_named(
     message = rf"EMBERD_{variable}='many' cannot be read: give {wanted}\."
     with pytest.raises(SettingError, match=message):
         Settings.resolve()
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("model", " "),
+        ("dimensions", "7"),
+        ("query_instruction", "Query: "),
+        ("document_instruction", "Query: "),
+        ("base_url", "localhost"),
+        ("base_url", "http://user:password@host"),
+        ("api_key", "a b"),
+        ("revision", " "),
+        ("engine", " "),
+        ("device", " "),
+        ("context_tokens", "0"),
+        ("batch_size", "0"),
+        ("max_concurrency", "-1"),
+        ("timeout", "0"),
+        ("start_timeout", "0"),
+        ("idle_timeout", "0"),
+        ("cache", "nonsense"),
+    ],
+)
+def test_error_names_where_a_value_was_set(
+    monkeypatch: pytest.MonkeyPatch, field: str, text: str
+) -> None:
+    """The variable is named if it was set by one, else the argument, which takes precedence."""
+    invalid: dict[str, Any] = {
+        "dimensions": 7,
+        "context_tokens": 0,
+        "batch_size": 0,
+        "max_concurrency": 0,
+    }
+    variable = f"EMBERD_{field.upper()}"
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(SettingError, match=f"^{variable}(=| contains)") as raised:
+        Embedder()
+    assert not re.search(rf"\b{field}\b=", str(raised.value).partition(". ")[0])
+    with pytest.raises(SettingError, match=f"^{field}(=| contains)"):
+        Embedder(**{field: invalid.get(field, text)})
+
+
+def test_key_of_the_environment_that_is_invalid_is_named_when_unpickled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pickled = pickle.dumps(Embedder())
+    monkeypatch.setenv("EMBERD_API_KEY", "a b")
+    with pytest.raises(SettingError, match=r"^EMBERD_API_KEY contains"):
+        pickle.loads(pickled)
+
+
+def test_variable_that_an_argument_overrides_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBERD_BATCH_SIZE", "many")
+    assert Settings.resolve(batch_size=3).batch_size == 3
+
+
+@pytest.mark.parametrize("home", ["~no-such-user/x", "a\0b", 0, 5])
+def test_home_that_is_no_path_is_not_reported_as_that_of_the_environment(home: Any) -> None:
+    with pytest.raises(SettingError, match=r"^home="):
+        Manager(home)
+
+
+def test_home_of_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBERD_HOME", "~no-such-user/x")
+    with pytest.raises(SettingError, match=r"^EMBERD_HOME="):
+        Manager()
 
 
 @pytest.mark.parametrize(("word", "meant"), [("1", True), ("Yes", True), ("0", False)])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import bulk_standin
 import other_user
-from bulk_standin import is_right, run
+from bulk_standin import is_right, run, run_request
 from emberd.errors import EmberdError, SettingError
 from other_user import needs_root
 from small_disk import Disk, disk
@@ -44,6 +48,44 @@ def test_job_on_a_read_only_disk_is_an_error(disk: Disk, source: Path) -> None:
     with pytest.raises(EmberdError, match="Read-only") as raised:
         run(source, disk.folder / "out.parquet")
     assert str(disk.folder) in str(raised.value)
+
+
+def test_error_of_reading_names_the_input_and_not_the_output(tmp_path: Path, source: Path) -> None:
+    later = tmp_path / "later.jsonl.gz"
+    later.write_bytes(gzip.compress(source.read_bytes()))
+
+    def embed(texts: Iterable[str]) -> Iterator[Any]:
+        # Its first bytes cannot be read, as those of a disk with a fault.
+        later.unlink()
+        later.symlink_to("/proc/self/mem")
+        return bulk_standin.embed(texts)
+
+    with pytest.raises(EmberdError, match="later.jsonl.gz cannot be read") as raised:
+        run_request(bulk_standin.request([source, later], tmp_path / "out.jsonl"), embed)
+    assert "out.jsonl" not in str(raised.value)
+
+
+def test_file_that_disappears_is_named_and_not_the_output(tmp_path: Path, source: Path) -> None:
+    def embed(texts: Iterable[str]) -> Iterator[Any]:
+        source.unlink(missing_ok=True)
+        return bulk_standin.embed(texts)
+
+    with pytest.raises(EmberdError, match=r"in\.jsonl cannot be read") as raised:
+        run_request(bulk_standin.request(source, tmp_path / "out.jsonl"), embed)
+    assert "out.jsonl" not in str(raised.value)
+
+
+def test_part_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path, source: Path) -> None:
+    """Who deletes it, as is advised for damaged ones, would lose finished work."""
+    (tmp_path / "bad.jsonl").write_text('{"text": "SERVER DOWN"}\n')
+    with pytest.raises(EmberdError):
+        run([source, tmp_path / "bad.jsonl"], tmp_path / "out.jsonl")
+    part, *_ = (tmp_path / "out.jsonl.parts").glob("*.parquet")
+    part.rename(tmp_path / "moved")
+    part.symlink_to(part)  # opening it fails, whoever asks
+    with pytest.raises(EmberdError, match="symbolic links") as raised:
+        run([source, tmp_path / "bad.jsonl"], tmp_path / "out.jsonl")
+    assert "damaged" not in str(raised.value)
 
 
 def test_output_whose_name_is_too_long_is_an_error(tmp_path: Path, source: Path) -> None:

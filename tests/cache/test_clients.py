@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from cache.made import keys, units
-from emberd.cache import open_cache
+from emberd.cache import open_cache, remote, urls
 from emberd.errors import SettingError
 from managed import environment
 
@@ -48,3 +49,10 @@ def test_missing_client_library_is_named_with_the_command_to_install_it(
         cache.get_many(keys([1]))
     with pytest.raises(SettingError, match="not installed"):
         cache.put_many(keys([1]), units([1]))
+
+
+def test_name_in_the_certificate_of_redis_is_checked() -> None:
+    """The client's default depends on its version."""
+    client = remote._RedisClient(urls.parse("rediss://localhost:1"), "localhost", 1)
+    connection: Any = client._redis.connection_pool.make_connection()
+    assert connection.check_hostname

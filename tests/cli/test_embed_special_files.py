@@ -11,6 +11,9 @@ import pytest
 
 import damage
 from command import Command, stub
+from small_disk import Disk, disk
+
+__all__ = ["disk"]
 
 TIMEOUT_S = 50.0
 
@@ -79,6 +82,50 @@ def test_output_that_cannot_be_written_is_an_error_that_names_it(
     assert done.code not in (0, None)
     assert "out.jsonl" in done.err
     assert "bug" not in done.err
+
+
+@pytest.mark.parametrize("target", ["out.jsonl", "-"])
+@pytest.mark.parametrize("source", ["/proc/self/mem", "- 0>/dev/null"])
+def test_error_of_reading_names_the_input(
+    running: Command, tmp_path: Path, source: str, target: str
+) -> None:
+    """The first bytes of that file cannot be read, as those of a disk with a fault."""
+    done = shell(running, f"cd {tmp_path} && EMBED {source} -o {target}")
+    named, err = source.split(maxsplit=1)[0].replace("-", "stdin"), done.stderr.decode()
+    assert done.returncode == 1, err
+    assert f"{named} cannot be read" in err
+    assert "out.jsonl" not in err
+    assert "stdout" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_input_that_disappears_is_named(running: Command, tmp_path: Path) -> None:
+    """A pipe is the first input, so the second one is checked before it is opened."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "later.txt").write_text("two\n")
+    line = "{ rm later.txt; echo one; } > pipe & EMBED pipe later.txt -o out.jsonl"
+    err = shell(running, f"cd {tmp_path}; {line}").stderr.decode()
+    assert "error: later.txt cannot be read" in err
+    assert list(tmp_path.iterdir()) == [tmp_path / "pipe"]
+
+
+@pytest.mark.parametrize("source", ["", "-"])
+def test_closed_stdin_is_an_error(running: Command, source: str) -> None:
+    done = shell(running, f"EMBED {source} <&-")
+    assert done.returncode == 2
+    assert b"stdin is closed" in done.stderr
+
+
+def test_full_disk_of_the_temporary_file_is_not_reported_as_one_of_the_output(
+    running: Command, disk: Disk
+) -> None:
+    disk.fill()
+    os.truncate(disk.folder / "filler", (disk.folder / "filler").stat().st_size - 4096)
+    line = f"yes | head -n 2000 | TMPDIR={disk.folder} EMBED --format npy | cat"
+    err = shell(running, f"set -o pipefail; {line}").stderr.decode()
+    assert str(disk.folder) in err
+    assert "TMPDIR" in err
+    assert "stdout" not in err
 
 
 def test_pipes_in_a_folder_are_named_and_not_read(running: Command, tmp_path: Path) -> None:

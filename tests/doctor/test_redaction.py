@@ -23,6 +23,10 @@ from emberd.system.redaction import host, origin, redactor, secrets, shortener, 
         ("password: abc", "password: ***"),
         ("Incorrect API key provided: sk-abcdefgh1234", "Incorrect API key provided: ***"),
         ("hf_abcdefgh1234 is no token", "*** is no token"),
+        ("github_pat_11ABC_abcdef is none either", "*** is none either"),
+        ("https://bob:p@ss.w0rd@index/simple failed", "https://***@index/simple failed"),
+        ("run --password 'a b' --port 1", "run --password *** --port 1"),
+        ("Authorization: Basic YTpi", "Authorization: Basic ***"),
     ],
 )
 def test_what_looks_like_a_secret_is_hidden(text: str, expected: str) -> None:
@@ -36,6 +40,7 @@ def test_what_looks_like_a_secret_is_hidden(text: str, expected: str) -> None:
         "a token for the hub is not set",
         "puts the end-of-text token 151643 behind each text",
         "api_key=None",
+        "https://index/simple?who=a@b and basic words",
         "hf auth login (or set HF_TOKEN to a token that may read it)",
         "export EMBERD_BASE_URL=http://HOST:30000/v1",
         "/models/task-sk-1/hf_x",
@@ -47,7 +52,16 @@ def test_what_is_no_secret_is_left(text: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["EMBERD_API_KEY", "OPENAI_API_KEY", "HF_TOKEN", "DB_PASSWORD", "AWS_SECRET", "apikey"],
+    [
+        "EMBERD_API_KEY",
+        "OPENAI_API_KEY",
+        "HF_TOKEN",
+        "DB_PASSWORD",
+        "AWS_SECRET",
+        "apikey",
+        "PGPASSWORD",
+        "MYSQL_PWD",
+    ],
 )
 def test_the_value_of_a_variable_named_like_a_secret_is_hidden_wherever_it_stands(
     name: str,

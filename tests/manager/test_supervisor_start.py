@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import pytest
 
 import waiting
 from emberd.errors import StartError
+from emberd.installs import RECIPES, interpreters
 from emberd.manager import spawn
-from emberd.system import background
+from emberd.system import background, process_env
 from emberd.verified_manager import Manager
 from homes import QUICK, Starts, Stub
 from plain_client import embed
@@ -186,6 +188,37 @@ def test_interpreter_that_cannot_be_run_is_an_error(
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(StartError, match="could not be run"):
         manager.ensure(stub())
+
+
+@pytest.fixture(params=["uwsgi", None])
+def host(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[None]:
+    """Python in a program that embeds it, whose path ``sys.executable`` is; it must not be run."""
+    mark, program = tmp_path / "was-run", request.param and tmp_path / request.param
+    if program:
+        program.write_text(f"#!/bin/sh\ntouch {mark}\n")
+        program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program or ""))
+    yield
+    assert not mark.exists()
+
+
+@pytest.mark.usefixtures("host")
+def test_embedded_python_finds_its_interpreter(manager: Manager, stub: Stub) -> None:
+    assert embed(manager.ensure(stub()), "hello").status_code == 200
+    assert interpreters.find_python(RECIPES["sglang"]) == process_env.interpreter()
+
+
+@pytest.mark.usefixtures("host")
+def test_embedded_python_without_an_interpreter_is_an_error(
+    manager: Manager, stub: Stub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for prefix in ("prefix", "base_prefix"):
+        monkeypatch.setattr(sys, prefix, str(tmp_path))
+    with pytest.raises(StartError, match="emberd up") as raised:
+        manager.ensure(stub())
+    assert f"sys.executable={sys.executable!r}" in str(raised.value)
 
 
 @pytest.mark.parametrize("closed", [(0,), (0, 1), (1, 2), (0, 1, 2), (2,)])

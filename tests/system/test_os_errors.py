@@ -55,3 +55,18 @@ def test_error_of_creating_a_file_names_the_file_and_not_the_unfinished_one(
     with pytest.raises(FileNotFoundError) as raised:
         atomic_file.write(path, b"content")
     assert raised.value.filename == str(path)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EIO])
+def test_file_system_that_cannot_sync_folders_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    if number == errno.EIO:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            atomic_file.sync_folder(tmp_path)
+    else:
+        atomic_file.sync_folder(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,28 @@ def test_group_is_trusted_only_if_nobody_else_is_in_it(tmp_path: Path) -> None:
     assert str(other_user.OTHER) in others
     assert of_root
     assert not installed
+
+
+@needs_root
+def test_group_that_is_the_first_one_of_another_user_is_not_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = other_user.with_private_group()
+    file = other_user.reachable(tmp_path) / "file"
+    file.touch()
+    other_user.give(file, user.pw_uid, user.pw_gid)
+    file.chmod(0o660)
+    fields = ("another", "x", user.pw_uid + 1, user.pw_gid, "", "/", "/bin/sh")
+    monkeypatch.setattr(pwd, "getpwall", lambda: [user, pwd.struct_passwd(fields)])
+    assert other_user.run_as(user.pw_uid, lambda: refused(file), user.pw_gid)
+
+
+def test_mode_of_a_shared_folder_is_not_to_be_changed(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    for examine in (ownership.check_folder, ownership.check_private):
+        with pytest.raises(StateFolderError) as raised:
+            examine(tmp_path)
+        assert "chmod" not in str(raised.value)
 
 
 @needs_root

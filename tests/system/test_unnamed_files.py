@@ -10,10 +10,12 @@ import pytest
 from emberd.system import atomic_file
 
 
-@pytest.fixture(params=[True, False], ids=["unnamed", "named"])
+@pytest.fixture(params=["unnamed", "named", "no-proc"])
 def _files(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not request.param:
+    if request.param == "named":
         monkeypatch.delattr(os, "O_TMPFILE")
+    if request.param == "no-proc":
+        monkeypatch.setattr(atomic_file, "_OPEN_FILES", "/missing")
 
 
 @pytest.mark.usefixtures("_files")

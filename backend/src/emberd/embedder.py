@@ -108,7 +108,9 @@ class Embedder:
         arguments = locals()
         given = {field.name: arguments[field.name] for field in _FIELDS}
         given["base_url"] = _common_url(base_url, client, async_client)
-        self._build(Settings.resolve(**given), manager, client, async_client)
+        settings = Settings.resolve(**given)
+        with env.named_in_errors(["cache"] if cache is None else []):
+            self._build(settings, manager, client, async_client)
 
     def embed_documents(self, texts: Iterable[str]) -> Floats:
         """Return the vectors of documents, ``(n, dimensions)``.
@@ -358,7 +360,8 @@ class Embedder:
         return {"settings": replace(self._settings, api_key=None), "needs_key": needs_key}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        api_key = read_key(env.text(env.API_KEY) or "")
+        with env.named_in_errors(["api_key"]):
+            api_key = read_key(env.text(env.API_KEY) or "")
         self._build(replace(state["settings"], api_key=api_key))
         self._handle.key_is_missing = state["needs_key"] and api_key is None
 

@@ -7,8 +7,10 @@ No other module reads one of them. The variables of the Hugging Face hub are rea
 from __future__ import annotations
 
 import os
+import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -179,14 +181,41 @@ def value(name: str, environ: Mapping[str, str] = os.environ) -> Any:
     return None if found is None else VARIABLES[name].parse(found)
 
 
-def setting_values(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Return the fields of ``Settings`` that the environment sets; raises as ``value``."""
-    return _fields(_SETTINGS, environ)
+def setting_values(
+    environ: Mapping[str, str] = os.environ, without: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the fields of ``Settings`` that the environment sets.
+
+    Args:
+        environ: The environment.
+        without: Fields that arguments set: their variables are not read.
+
+    Raises:
+        SettingError: A value cannot be parsed.
+    """
+    return _fields(_SETTINGS, environ, without)
 
 
-def start_option_values(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Return the fields of ``StartOptions`` that the environment sets; raises as ``value``."""
-    return _fields(_START_OPTIONS, environ)
+def start_option_values(
+    environ: Mapping[str, str] = os.environ, without: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the fields of ``StartOptions`` that the environment sets; see ``setting_values``."""
+    return _fields(_START_OPTIONS, environ, without)
+
+
+@contextmanager
+def named_in_errors(fields: Iterable[str]) -> Iterator[None]:
+    """Name the variable, and not the argument, in errors about ``fields``, which variables set.
+
+    Raises:
+        SettingError: What the block raised.
+    """
+    try:
+        yield
+    except SettingError as error:
+        field = rf"\b({'|'.join(fields) or '$^'})(?==| contains )"
+        text = re.sub(field, lambda found: f"{PREFIX}{found[1].upper()}", str(error))
+        raise type(error)(text) from error.__cause__
 
 
 def start_option_variable(field: str) -> str:
@@ -194,11 +223,14 @@ def start_option_variable(field: str) -> str:
     return next(each.name for each in _START_OPTIONS if each.sets == field)
 
 
-def _fields(variables: tuple[Variable, ...], environ: Mapping[str, str]) -> dict[str, Any]:
+def _fields(
+    variables: tuple[Variable, ...], environ: Mapping[str, str], without: Collection[str]
+) -> dict[str, Any]:
     return {
         each.sets: each.parse(environ[each.name])
         for each in variables
         if environ.get(each.name) or (each.allows_empty and each.name in environ)
+        if each.sets not in without
     }
 
 
@@ -209,9 +241,11 @@ def home_folder(given: str | os.PathLike[str] | None = None) -> str:
         given: The folder that a caller named; None for ``EMBERD_HOME``, else the platform's.
 
     Raises:
-        SettingError: It is unknown, or not a path; the message names the variable to set.
+        SettingError: It is unknown, or not a path; the message names where it was given.
     """
-    if home := os.fspath(given or "") or text("EMBERD_HOME"):
+    if given not in (None, ""):
+        return _absolute(given, "home")
+    if home := text("EMBERD_HOME"):
         return _absolute(home, "EMBERD_HOME")
     # Imported late: not needed where EMBERD_HOME is set.
     from platformdirs import user_state_path
@@ -229,16 +263,18 @@ def home_folder(given: str | os.PathLike[str] | None = None) -> str:
     )
 
 
-def _absolute(path: str, variable: str) -> str:
+def _absolute(path: str | os.PathLike[str], source: str) -> str:
     # A supervisor runs in the root folder and must find the same place.
-    expanded = os.path.expanduser(path)
     try:
+        expanded = os.path.expanduser(os.fsdecode(path))
         if not expanded.startswith("~") and "\0" not in expanded:
             return os.path.abspath(expanded)
         why = "it is not a path, or that user has no home folder"
+    except TypeError:
+        why = f"it is of type {type(path).__name__}"
     except OSError as error:
         why = f"it is relative, and the working folder cannot be read ({error.strerror})"
-    raise SettingError(f"{variable}={path!r} cannot be used: {why}. Give an absolute path.")
+    raise SettingError(f"{source}={path!r} cannot be used: {why}. Give an absolute path.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,15 +148,18 @@ class Settings:
             SettingError: A field is unknown, or a value is invalid; the text names it.
         """
         _check_names(given)
-        values = env.setting_values()
-        for name, value in given.items():
-            if value is not UNSET and (value is not None or name == "idle_timeout"):
-                values[name] = value
-        values = _read(values)
-        if "dimensions" not in values and isinstance(values.get("model"), str):
-            values["dimensions"] = model_card.describe(values["model"]).cut_to
-        settings = cls(**values)
-        settings._validate()
+        chosen = {
+            name: value
+            for name, value in given.items()
+            if value is not UNSET and (value is not None or name == "idle_timeout")
+        }
+        found = env.setting_values(without=chosen)
+        with env.named_in_errors(found):
+            values = _read({**found, **chosen})
+            if "dimensions" not in values and isinstance(values.get("model"), str):
+                values["dimensions"] = model_card.describe(values["model"]).cut_to
+            settings = cls(**values)
+            settings._validate()
         return settings
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -334,5 +337,7 @@ class StartOptions:
         Raises:
             SettingError: A value is invalid; the text names it.
         """
-        values = env.start_option_values(environ)
-        return replace(cls(**values), **{n: v for n, v in given.items() if v is not None})
+        chosen = {name: value for name, value in given.items() if value is not None}
+        found = env.start_option_values(environ, without=chosen)
+        with env.named_in_errors(found):
+            return cls(**found, **chosen)

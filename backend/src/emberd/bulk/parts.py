@@ -109,6 +109,8 @@ class UnitPart:
         try:
             yield
         except (pyarrow.ArrowException, OSError) as error:
+            if getattr(error, "errno", None):
+                raise  # of the disk: the content may be right
             raise EmberdError(
                 f"{self.path} is damaged: {error}. Delete it, and run the same command again: its "
                 f"rows will be embedded again."

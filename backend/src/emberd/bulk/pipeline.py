@@ -89,6 +89,7 @@ OnRows = Callable[[int, int], None]
 """Called with how many rows, and how much of the input, have been done since the last call."""
 
 
+@os_errors.raised_as(EmberdError, RESUME_HINT)
 def run(
     request: BulkRequest, reader: InputReader, executor: Executor, watch: Watch | None = None
 ) -> BulkSummary:
@@ -105,28 +106,17 @@ def run(
         EmberdError: A row cannot be embedded and ``bad_rows`` is ``"fail"``; the disk is full; the
             server failed; or another run writes this output. Finished work is kept.
     """
-    try:
-        with checkpoint.work_folder(request.output) as folder:
-            try:
-                job = _Job(request, reader, folder, watch or (lambda _: None))
-            except SettingError:
-                if not checkpoint.has_manifest(folder):
-                    checkpoint.remove(folder)
-                raise
-            if not job.manifest.is_assembled:
-                job.embed(executor)
-                job.assemble()
-            return job.publish()
-    except EmberdError:
-        raise
-    except OSError as error:
-        if not (advice := os_errors.advice(error)):
+    with checkpoint.work_folder(request.output) as folder:
+        try:
+            job = _Job(request, reader, folder, watch or (lambda _: None))
+        except SettingError:
+            if not checkpoint.has_manifest(folder):
+                checkpoint.remove(folder)
             raise
-        where = "" if error.filename is None else f" ({error.filename})"
-        raise EmberdError(
-            f"{request.output} could not be written: {error.strerror}{where}. {advice} Finished "
-            f"work was kept: run the same command again to continue."
-        ) from error
+        if not job.manifest.is_assembled:
+            job.embed(executor)
+            job.assemble()
+        return job.publish()
 
 
 class _Job:

@@ -159,12 +159,15 @@ class ParquetReader:
 
 @contextmanager
 def _parquet_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pyarrow.ArrowException, OSError) as error:
-        raise EmberdError(
-            f"{path} cannot be read as Parquet: {error}. Write it again, or omit it."
-        ) from error
+    with os_errors.reading(path):
+        try:
+            yield
+        except (pyarrow.ArrowException, OSError) as error:
+            if getattr(error, "errno", None):
+                raise  # of the disk: the content may be right
+            raise EmberdError(
+                f"{path} cannot be read as Parquet: {error}. Write it again, or omit it."
+            ) from error
 
 
 def _row_group_slices(path: Path, metadata: Any) -> list[FileSlice]:
@@ -383,7 +386,7 @@ def _is_packed(path: Path) -> bool:
 @contextmanager
 def _open_lines(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """Yield the file of lines, and the file whose position is the progress."""
-    with path.open("rb") as raw:
+    with os_errors.reading(path), path.open("rb") as raw:
         if not _is_packed(path):
             yield raw, raw
             return

@@ -203,13 +203,8 @@ def _named_file(name: str) -> Path:
         )
     if not path.is_file():
         raise SettingError(f"{name} is a device or a pipe; data is read from regular files only.")
-    try:
-        with path.open("rb"):
-            return path
-    except OSError as error:
-        raise SettingError(
-            f"{name} cannot be read: {error.strerror}. {os_errors.advice(error)}"
-        ) from error
+    with os_errors.reading(name, SettingError), path.open("rb"):
+        return path
 
 
 def _existing(path: Path) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from emberd.errors import TextError
+from emberd.system import os_errors
 
 # A unit is embedded again when its worker dies, so it is some seconds of work of a GPU.
 UNIT_ROWS = 20_000
@@ -190,7 +191,7 @@ def lines_before(piece: FileSlice) -> int:
     if not piece.start:
         return 0
     count, left = 1, piece.start - 1
-    with piece.path.open("rb") as file:
+    with os_errors.reading(piece.path), piece.path.open("rb") as file:
         while left and (block := file.read(min(left, UNIT_BYTES))):
             count += block.count(b"\n")
             left -= len(block)

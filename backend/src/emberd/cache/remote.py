@@ -148,6 +148,7 @@ class _RedisClient:
             username=env.text(env.CACHE_USER),
             password=env.text(env.CACHE_PASSWORD),
             ssl=location.scheme == "rediss",
+            ssl_check_hostname=True,  # redis-py 5 and older do not by themselves
             socket_timeout=TIMEOUT_S,
             socket_connect_timeout=TIMEOUT_S,
             # One retry: a server that was restarted has closed the connections of the pool.

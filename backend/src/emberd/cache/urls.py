@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable
@@ -103,9 +104,8 @@ def _shown(url: str) -> str:
 
 def _path(parts: SplitResult, url: str) -> str:
     path = unquote(parts.path)
-    if os.name == "nt":
-        path = path.lstrip("/")
-    if parts.netloc or (path and (not os.path.isabs(path) or path.endswith("/"))):
+    is_file = os.path.isabs(path) and not path.endswith("/") and "\0" not in path
+    if parts.netloc or (path and not is_file):
         raise SettingError(
             f"{_shown(url)} is not the absolute path of a file: use sqlite:///absolute/path.db, "
             f"with three slashes, or just sqlite for the file in emberd's home."
@@ -136,10 +136,10 @@ def _size(text: str) -> int:
     if match is None:
         raise ValueError(text)
     number, unit, binary = match.groups(default="")
-    size = int(float(number) * (1024 if binary else 1000) ** _POWERS[unit.lower()])
-    if size < SMALLEST_MAX_BYTES:
+    size = float(number) * (1024 if binary else 1000) ** _POWERS[unit.lower()]
+    if not SMALLEST_MAX_BYTES <= size < math.inf:
         raise ValueError(text)
-    return size
+    return int(size)
 
 
 def _ttl(text: str) -> int | None:

@@ -12,7 +12,6 @@ import typer
 from emberd.cli import options, output
 from emberd.env import Places
 from emberd.installs import in_words, install, installed, recipes, remove, sites
-from emberd.installs.environments import engines_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,7 +31,7 @@ def engine_install(name: Name, as_json: options.AsJson = False) -> None:
     pip. Takes minutes and gigabytes. An interrupted installation starts again from the beginning.
     """
     places = Places.resolve()
-    before = installed(places)
+    before = installed(places, name)
     begun_s = time.monotonic()
     with output.ProgressLine() as line:
         done = install(name, places, line.show)
@@ -63,7 +62,7 @@ def engine_list(as_json: options.AsJson = False) -> None:
         for found in environments(recipe, places)
     ]
     if as_json:
-        output.write_json({"engines": rows, "folder": str(engines_folder(places))})
+        output.write_json({"engines": rows, "folder": places.engines})
         return
     output.console().print(_table(rows))
     if missing := [row["engine"] for row in rows if row["state"] == "not installed"]:

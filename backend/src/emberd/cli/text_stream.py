@@ -47,6 +47,8 @@ _ERRORS: Final = "surrogateescape"
 _INVALID: Final = re.compile("[\udc80-\udcff]")
 _INVALID_FROM: Final = 0xDC00
 
+_OTHER_OUTPUT: Final = "Or pass another --output."
+
 _TEXT: Final = "text"
 _EMBEDDING: Final = "embedding"
 
@@ -171,11 +173,13 @@ def _next_size(texts: int, seconds: float) -> int:
 
 def _check_sources(files: Sequence[str], texts: Sequence[str]) -> Sequence[str]:
     if not files and not texts:
-        if sys.stdin.isatty():
+        if sys.stdin is not None and sys.stdin.isatty():
             raise SettingError("There is no input. Pass files, --text TEXT, or lines on stdin.")
-        return [STDIN]
+        files = [STDIN]
     for name in files:
         if name == STDIN:
+            if sys.stdin is None:
+                raise SettingError("stdin is closed. Pass files, or --text TEXT.")
             continue
         if not Path(name).exists():
             raise SettingError(
@@ -187,7 +191,7 @@ def _check_sources(files: Sequence[str], texts: Sequence[str]) -> Sequence[str]:
 
 
 def _check_source(name: str) -> None:
-    try:
+    with os_errors.reading(name, SettingError):
         kind = os.stat(name).st_mode
         # A pipe is opened only once: its writer would end when it is closed.
         if stat.S_ISFIFO(kind):
@@ -195,11 +199,6 @@ def _check_source(name: str) -> None:
                 output.note(f"{name} is a named pipe: waiting until a program writes to it")
             return
         descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    except OSError as error:
-        raise SettingError(
-            f"{name} cannot be read: {error.strerror}. "
-            f"{os_errors.advice(error) or 'Pass a file, or - for stdin.'}"
-        ) from error
     try:
         # Other devices have no end, such as /dev/zero.
         is_text = stat.S_ISREG(kind) or os.isatty(descriptor) or os.path.samefile(name, os.devnull)
@@ -216,10 +215,14 @@ def _lines(files: Iterable[str], texts: Iterable[str]) -> Iterator[TextLine]:
         if name == STDIN:
             # Not closed at the end: it belongs to the process.
             stdin = io.TextIOWrapper(sys.stdin.buffer, encoding=_ENCODING, errors=_ERRORS)
-            yield from _lines_of(stdin, "stdin", "")
+            with os_errors.reading("stdin"):
+                yield from _lines_of(stdin, "stdin", "")
             stdin.detach()
         else:
-            with Path(name).open(encoding=_ENCODING, errors=_ERRORS) as file:
+            with (
+                os_errors.reading(name),
+                Path(name).open(encoding=_ENCODING, errors=_ERRORS) as file,
+            ):
                 yield from _lines_of(file, name, f" {shlex.quote(name)}")
 
 
@@ -284,41 +287,39 @@ def _open_output(target: Path | None, *, seeks: bool) -> Iterator[BinaryIO]:
         seeks: Whether the writer goes back to the beginning, which streams cannot.
 
     Raises:
-        EmberdError: The disk is full.
+        EmberdError: It, or the temporary file of a stream, cannot be written.
     """
-    try:
-        if target is not None and (target.is_file() or not target.exists()):
-            with atomic_file.replacing(target, unnamed=True) as file:
-                yield file
-        elif seeks:
-            with tempfile.TemporaryFile() as file:
-                yield file
-                file.seek(0)
-                with _open_stream(target) as stream:
-                    shutil.copyfileobj(file, stream)
-        else:
+    if target is not None and (target.is_file() or not target.exists()):
+        with (
+            os_errors.raised_as(EmberdError, _OTHER_OUTPUT),
+            atomic_file.replacing(target, unnamed=True) as file,
+        ):
+            yield file
+    elif seeks:
+        with (
+            os_errors.raised_as(EmberdError, "Or set TMPDIR to a folder on another disk."),
+            os_errors.named(tempfile.gettempdir()),
+            tempfile.TemporaryFile() as file,
+        ):
+            yield file
+            file.seek(0)
             with _open_stream(target) as stream:
-                yield stream
-    except OSError as error:
-        # An error of another file, such as an input, names that file.
-        is_of_output = error.filename in (None, target and os.fspath(target))
-        if isinstance(error, EmberdError) or not is_of_output or not os_errors.advice(error):
-            raise
-        raise EmberdError(
-            f"{target or 'stdout'} could not be written: {error.strerror}. "
-            f"{os_errors.advice(error)} Or pass another --output."
-        ) from error
+                shutil.copyfileobj(file, stream)
+    else:
+        with _open_stream(target) as stream:
+            yield stream
 
 
 @contextmanager
 def _open_stream(target: Path | None) -> Iterator[BinaryIO]:
-    # A device or a pipe that is named as output is written to, and never replaced.
-    if target is not None:
-        with target.open("wb") as file:
-            yield file
-    else:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+    with os_errors.raised_as(EmberdError, _OTHER_OUTPUT), os_errors.named(target or "stdout"):
+        # A device or a pipe that is named as output is written to, and never replaced.
+        if target is not None:
+            with target.open("wb") as file:
+                yield file
+        else:
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
 
 
 # ---------------------------------------------------------------- progress

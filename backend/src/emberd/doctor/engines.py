@@ -15,7 +15,7 @@ from emberd.doctor.wanted import Wanted
 from emberd.engines import Engine
 from emberd.engines.base import dry_run
 from emberd.env import Places
-from emberd.errors import EmberdError, SettingError, StartError
+from emberd.errors import EmberdError, StartError
 from emberd.installs import Recipe, in_words, installed, locate, lock_holder, recipes, sites
 
 ELSEWHERE: Final = (
@@ -109,20 +109,25 @@ class EngineEnvironment:
 def environments(recipe: Recipe, places: Places) -> Iterator[EngineEnvironment]:
     """Yield the environments of an engine; if there is none, one that is not installed.
 
-    Raises:
-        EmberdError: The folder of the environments cannot be used.
+    Why they cannot be read or used is in one that is ``"unusable"``.
     """
+    try:
+        yield from _environments(recipe, places)
+    except EmberdError as error:
+        yield EngineEnvironment(recipe.name, "", "unusable", str(error))
 
+
+def _environments(recipe: Recipe, places: Places) -> Iterator[EngineEnvironment]:
     def other(version: str) -> str:
         needed = f"this version of emberd needs {recipe.version}"
         return "" if version == recipe.version else needed
 
     made = partial(EngineEnvironment, recipe.name)
-    own = [each for each in installed(places) if each.name == recipe.name]
+    own = installed(places, recipe.name)
     for each in own:
         state, detail = "installed", other(each.version)
         if not each.is_usable:
-            state, detail = "broken", "its Python interpreter no longer exists: install it again"
+            state, detail = "broken", "its Python interpreter cannot be run: install it again"
         yield made(
             each.version, state, detail, each.python, each.folder, each.bytes, each.installed_at
         )
@@ -131,11 +136,7 @@ def environments(recipe: Recipe, places: Places) -> Iterator[EngineEnvironment]:
         by = lock_holder(places, recipe.name)
         state, detail = ("installing", f"by {by}") if by else ("unfinished", "install it again")
         yield made(site.version, state, detail, folder=str(site.folder))
-    try:
-        found = locate(recipe.name, places)
-    except SettingError as error:
-        yield made("", "unusable", str(error))
-        return
+    found = locate(recipe.name, places)
     if found is not None and found.python not in {each.python for each in own}:
         detail = "; ".join(filter(None, (found.why, other(found.version))))
         yield made(found.version, "found", detail, found.python)
@@ -146,11 +147,8 @@ def environments(recipe: Recipe, places: Places) -> Iterator[EngineEnvironment]:
 def check_installs(wanted: Wanted) -> Iterator[Finding]:
     """Yield the state of each engine's environments."""
     for recipe in recipes.RECIPES.values():
-        try:
-            for found in environments(recipe, wanted.places):
-                yield _environment(found)
-        except EmberdError as error:
-            yield note(recipe.name, *split(str(error)))
+        for found in environments(recipe, wanted.places):
+            yield _environment(found)
 
 
 def _environment(found: EngineEnvironment) -> Finding:
@@ -161,7 +159,7 @@ def _environment(found: EngineEnvironment) -> Finding:
             fact = f"{found.version} in {folder} ({in_words(found.bytes or 0)})"
             return note(name, f"{fact}; {found.detail}", again) if found.detail else ok(name, fact)
         case "broken":
-            return note(name, f"the Python interpreter of {folder} no longer exists", again)
+            return note(name, f"the Python interpreter of {folder} cannot be run", again)
         case "installing":
             return note(name, f"is being installed {found.detail} into {folder}", "Wait for it.")
         case "unfinished":

@@ -9,7 +9,7 @@ from typing import Final, cast
 
 from emberd.catalog import MODELS
 from emberd.engines.base import Engine, Launch, Plan
-from emberd.errors import NoEngineError, SettingError
+from emberd.errors import NoEngineError, SettingError, StateFolderError
 from emberd.settings import ServerSpec
 from emberd.system.log_rules import Diagnosis
 
@@ -69,7 +69,11 @@ def explain(spec: ServerSpec) -> Choice:
     installable = None
     for name in [spec.engine] if spec.engine else NAMES:
         engine = load(name)
-        reason = engine.why_unavailable(spec)
+        try:
+            reason = engine.why_unavailable(spec)
+        except StateFolderError as error:  # only its own environment is refused
+            refusals[engine.name] = str(error)
+            continue
         if reason is None:
             return Choice(engine, None, refusals)
         refusals[engine.name] = reason

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 from pathlib import Path
 from typing import Final
 
@@ -74,7 +73,7 @@ class DemoEngine(OwnServerEngine):
                 advice="Omit tp_size and dp_size.",
             )
         command = (
-            *(sys.executable, "-m", MODULE, "--encoder", self.name),
+            *(process_env.interpreter(), "-m", MODULE, "--encoder", self.name),
             *own_server.address(launch),
             *("--served-model-name", spec.model, "--weight-version", launch.start_id),
             *launch.options.arguments,

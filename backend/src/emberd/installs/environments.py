@@ -26,15 +26,19 @@ from emberd.env import Places
 from emberd.errors import InstallError, StateFolderError
 from emberd.installs import recipes
 from emberd.installs.recipes import Recipe
-from emberd.system import atomic_file, file_lock, ownership, processes
+from emberd.system import atomic_file, file_lock, os_errors, ownership, process_env, processes
 
 _MARKER: Final = "emberd.json"
 _SCRATCH: Final = ".tmp"
 _REMOVED: Final = ".removed"
 _SCHEMA: Final = 1
 _MOST_BYTES: Final = 1024 * 1024
-_NOT_RUN: Final = "so its programs are not run"
 _ELSEWHERE: Final = "Set EMBERD_ENGINES to a folder of your own."
+_OWNER: Final[dict[str, Any]] = {
+    "by_root": True,
+    "so": "so its programs are not run",
+    "instead": _ELSEWHERE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ class Installed:
 
     @property
     def is_usable(self) -> bool:
-        """Whether its interpreter exists; the Python that it was created from may be removed."""
+        """Whether this user can run its interpreter; the Python behind it may be removed."""
         return os.access(self.python, os.X_OK)
 
 
@@ -106,21 +110,28 @@ class Site:
         """All that exists of it, except the log."""
         return [path for path in (self.folder, self.scratch, self.removed) if path.exists()]
 
-    def read(self) -> Installed | None:
+    def read(self, *, to_run: bool = True) -> Installed | None:
         """Return the environment if it is complete.
+
+        Args:
+            to_run: Its programs may be run, so who can have changed it is checked.
 
         Raises:
             StateFolderError: Another user can have changed it.
         """
+        marker = self.folder / _MARKER
         try:
-            content = json.loads(_read_own(self.folder / _MARKER))
+            with os.fdopen(ownership.open_file(marker), "rb") as file:
+                if to_run:
+                    ownership.check(marker, os.fstat(file.fileno()), within=self.folder, **_OWNER)
+                content = json.loads(file.read(_MOST_BYTES))
             own = self._installed(content) if content["schema"] == _SCHEMA else None
+            if to_run and own is not None and own.is_usable:
+                _check_programs(own)
         except StateFolderError:
             raise
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
-        if own is not None:
-            _check_programs(own)
         return own
 
     def finish(self, recipe: Recipe, packages: str, size_bytes: int) -> Installed:
@@ -139,6 +150,9 @@ class Site:
         return self._installed(content)
 
     def _installed(self, content: dict[str, Any]) -> Installed:
+        texts = (content["version"], content["installed_at"], *content["requirements"])
+        if not (all(isinstance(each, str) for each in texts) and type(content["bytes"]) is int):
+            raise TypeError(content)
         return Installed(
             name=self.name,
             version=content["version"],
@@ -151,92 +165,72 @@ class Site:
         )
 
 
-def engines_folder(places: Places) -> Path:
-    """Return the folder of all environments."""
-    return Path(os.path.abspath(os.path.expanduser(places.engines)))
-
-
 def site(recipe: Recipe, places: Places) -> Site:
     """Return the place of a recipe's environment."""
-    folder = engines_folder(places) / f"{recipe.name}-{recipe.version}"
+    folder = Path(places.engines, f"{recipe.name}-{recipe.version}")
     return Site(recipe.name, recipe.version, folder)
 
 
+@os_errors.raised_as(StateFolderError, _ELSEWHERE)
 def sites(places: Places, name: str | None = None) -> list[Site]:
     """Return the places of environments, complete or not: all, or those of one engine.
 
     Raises:
-        StateFolderError: Their folder belongs to another user, or others can write to it.
+        StateFolderError: Their folder belongs to another user, others can write to it, or it
+            cannot be read.
     """
-    engines = engines_folder(places)
-    if not engines.is_dir():
-        return []
-    check_owner(engines)
-    found = {}
-    with os.scandir(engines) as entries:
-        for entry in (each for each in entries if each.is_dir(follow_symlinks=False)):
-            base = entry.name.removesuffix(_SCRATCH).removesuffix(_REMOVED)
-            engine, dash, version = base.partition("-")
-            if dash and engine in recipes.RECIPES and name in (None, engine):
-                found[base] = Site(engine, version, engines / base)
+    engines, found = Path(places.engines), {}
+    with suppress(FileNotFoundError, NotADirectoryError):
+        # Where a link leads: an administrator may have moved the folder to another disk.
+        ownership.check_folder(os.path.realpath(engines), **_OWNER)
+        with os.scandir(engines) as entries:
+            for entry in (each for each in entries if each.is_dir(follow_symlinks=False)):
+                base = entry.name.removesuffix(_SCRATCH).removesuffix(_REMOVED)
+                engine, dash, version = base.partition("-")
+                if dash and engine in recipes.RECIPES and name in (None, engine):
+                    found[base] = Site(engine, version, engines / base)
     return [found[base] for base in sorted(found)]
 
 
-def installed(places: Places) -> list[Installed]:
+def installed(places: Places, name: str | None = None, *, to_run: bool = True) -> list[Installed]:
     """Return the complete environments by name, the version of the recipe first.
 
+    Args:
+        places: Where environments are.
+        name: The engine; None for all.
+        to_run: See ``Site.read``.
+
     Raises:
-        StateFolderError: Their folder belongs to another user, or others can write to it.
+        StateFolderError: As for ``sites``; or another user can have changed an environment.
     """
-    complete = [own for each in sites(places) if (own := each.read()) is not None]
+    found = [own for each in sites(places, name) if (own := each.read(to_run=to_run)) is not None]
     return sorted(
-        complete,
+        found,
         key=lambda own: (own.name, own.version != recipes.RECIPES[own.name].version, own.version),
     )
 
 
-def check_owner(engines: Path) -> None:
-    """Check that no other user can have put programs into the folder of all environments.
-
-    Raises:
-        StateFolderError: It belongs to a user other than this one or root, or others can write
-            to it.
-    """
-    # Where a link leads: an administrator may have moved the folder to another disk.
-    ownership.check_folder(os.path.realpath(engines), by_root=True, so=_NOT_RUN, instead=_ELSEWHERE)
-
-
-def _read_own(file: Path) -> bytes:
-    descriptor = ownership.open_file(file)
-    with os.fdopen(descriptor, "rb") as opened:
-        _check(file, os.fstat(descriptor), file.parent)
-        return opened.read(_MOST_BYTES)
-
-
 def _check_programs(own: Installed) -> None:
-    """Check the folders of an environment, its interpreter, and what tells that its packages.
+    """Check who can write an environment's programs, its packages, and the folders above those.
 
-    All of its files are too many to be checked; no other user can add or replace any in folders
-    that only this user or root can write.
+    Not the files of the packages, which are too many: they are as the installer made them, which
+    gives others no write access.
     """
-    folder = Path(own.folder)
-    for inner in (folder, folder / "bin", Path(own.packages)):
-        with suppress(FileNotFoundError):
-            _check(inner, inner.stat(), folder)
+    folder, packages = Path(own.folder), Path(own.packages)
+    above = [each for each in packages.parents if each.is_relative_to(folder)]
+    checked = [folder, *above, packages, folder / "bin", folder / "pyvenv.cfg"]
     program = os.path.realpath(own.python)
     # The one that runs this program is trusted already, whoever owns it.
-    files = [folder / "pyvenv.cfg", *([] if program == _running() else [Path(program)])]
-    for file in files:
-        with suppress(FileNotFoundError):
-            _check(file, file.stat(), folder if file.is_relative_to(folder) else None)
-
-
-def _check(path: Path, facts: os.stat_result, folder: Path | None) -> None:
-    ownership.check(path, facts, by_root=True, so=_NOT_RUN, instead=_ELSEWHERE, within=folder)
+    if program != _running():
+        checked.append(Path(program))
+    for path in checked:
+        within = folder if path.is_relative_to(folder) else None
+        ownership.check(path, path.stat(), within=within, **_OWNER)
 
 
 def _running() -> str:
-    return os.path.realpath(sys.executable) if sys.executable else ""
+    python = process_env.interpreter()
+    return os.path.realpath(python) if python else ""
 
 
 # ------------------------------------------------------------ processes that use one
@@ -301,7 +295,7 @@ def locked(places: Places, name: str, report: Callable[[str], None] | None) -> I
         InstallError: Another process holds the lock and ``report`` is None; or the folder cannot
             be created or written, or has no locks.
     """
-    path = engines_folder(places) / f"{name}.lock"
+    path = Path(places.engines, f"{name}.lock")
     note = f"process {os.getpid()}"
     timeout_s = 0.0
     with ExitStack() as stack:
@@ -330,7 +324,7 @@ def lock_holder(places: Places, name: str) -> str | None:
     Raises:
         InstallError: The lock cannot be opened.
     """
-    path = engines_folder(places) / f"{name}.lock"
+    path = Path(places.engines, f"{name}.lock")
     try:
         is_held = file_lock.is_held(path)
     except OSError as error:

@@ -54,12 +54,12 @@ def install(name: str, places: Places, on_progress: Report | None = None) -> Ins
     recipe = recipe_of(name)
     report = on_progress or (lambda _text: None)
     place = environments.site(recipe, places)
-    if (found := _complete(place, recipe)) is not None:
+    if (found := _complete(place, recipe, places)) is not None:
         return found
     recipes.check_platform(recipe)
     python = interpreters.find_python(recipe)
     with environments.locked(places, name, report):
-        return _complete(place, recipe) or _make(recipe, place, python, report)
+        return _complete(place, recipe, places) or _make(recipe, place, python, report)
 
 
 def remove(name: str, places: Places) -> Installed | None:
@@ -77,7 +77,7 @@ def remove(name: str, places: Places) -> Installed | None:
     if not environments.sites(places, name):
         return None
     with environments.locked(places, name, report=None):
-        complete = [own for own in environments.installed(places) if own.name == name]
+        complete = environments.installed(places, name, to_run=False)
         found = environments.sites(places, name)
         for place in found:
             _kill_installers(place)
@@ -88,10 +88,8 @@ def remove(name: str, places: Places) -> Installed | None:
     return complete[0] if complete else None
 
 
-def _complete(place: Site, recipe: Recipe) -> Installed | None:
-    if place.folder.parent.is_dir():
-        environments.check_owner(place.folder.parent)
-    found = place.read()
+def _complete(place: Site, recipe: Recipe, places: Places) -> Installed | None:
+    found = place.read() if place in environments.sites(places, recipe.name) else None
     is_current = found and found.is_usable and found.requirements == recipe.requirements
     return found if is_current else None
 

@@ -54,7 +54,7 @@ def locate(name: str, places: Places | None = None) -> Interpreter | None:
 
     Raises:
         SettingError: The engine is unknown, or the variable names no interpreter that has it.
-        StateFolderError: Other users can write to emberd's environments.
+        StateFolderError: Other users can write to its environment, or to the folder of all.
     """
     recipe = recipe_of(name)
     return (
@@ -70,7 +70,7 @@ def _from_variable(recipe: Recipe) -> Interpreter | None:
     if not given:
         return None
     path = Path(os.path.abspath(os.path.expanduser(given)))
-    python = str(path / "bin" / "python" if path.is_dir() else path)
+    python = str(path / "bin" / "python" if os.path.isdir(path) else path)
     setting = f"{recipe.variable}={given!r}"
     if not (os.path.isfile(python) and os.access(python, os.X_OK)):
         raise SettingError(
@@ -90,22 +90,22 @@ def _from_variable(recipe: Recipe) -> Interpreter | None:
 
 
 def _installed(recipe: Recipe, places: Places) -> Interpreter | None:
-    for own in environments.installed(places):
-        if own.name == recipe.name and own.is_usable:
+    for own in environments.installed(places, recipe.name):
+        if own.is_usable:
             why = f"installed by `emberd engine install {recipe.name}`"
             return Interpreter(own.python, own.version, own.packages, why)
     return None
 
 
 def _running(recipe: Recipe) -> Interpreter | None:
-    if not sys.executable:
+    if not (python := process_env.interpreter()):
         return None  # Python is embedded in another program
     try:
         found = importlib.metadata.distribution(recipe.distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
     packages = str(found.locate_file(""))
-    return Interpreter(sys.executable, found.version, packages, "it runs this program")
+    return Interpreter(python, found.version, packages, "it runs this program")
 
 
 def _on_path(recipe: Recipe) -> Interpreter | None:
@@ -179,9 +179,9 @@ def query(python: str, distribution: str, modules: Sequence[str] = ()) -> Distri
     output = _run(python, _SCRIPT, distribution, *modules)
     try:
         answer = json.loads(output)
-    except ValueError as error:
+        return None if answer is None else Distribution(**answer)
+    except (ValueError, TypeError) as error:
         raise OSError("it is not Python") from error
-    return None if answer is None else Distribution(**answer)
 
 
 def _run(python: str, script: str, *arguments: str) -> str:
@@ -247,8 +247,9 @@ def find_python(recipe: Recipe) -> str:
         InstallError: There is none on the PATH either.
     """
     running = sys.version_info[:2]
-    if sys.implementation.name == "cpython" and sys.executable and running in recipe.pythons:
-        return sys.executable
+    is_usable = sys.implementation.name == "cpython" and running in recipe.pythons
+    if is_usable and (own := process_env.interpreter()):
+        return own
     for version in map(dotted, recipe.pythons):
         if python := shutil.which(f"python{version}"):
             # It must be run: pyenv leaves programs for missing versions, and Debian leaves out

@@ -122,14 +122,15 @@ def run_supervisor(
     Returns:
         Why it failed; None if it did not, or was killed.
     """
-    if not sys.executable:
+    if not (python := process_env.interpreter()):
         return Diagnosis(
-            "This Python is embedded and has no interpreter that could run a supervisor",
+            f"This Python is embedded in another program (sys.executable={sys.executable!r}), and "
+            f"{sys.prefix} has no interpreter that could run a supervisor",
             "Run `emberd up` in a terminal first, or pass base_url=.",
         )
     # Not one of the standard streams, even if the caller has closed those.
     inherited = _STANDARD_STREAMS + (alive_fd == _STANDARD_STREAMS)
-    command = [sys.executable, "-P", "-m", SUPERVISOR_MODULE, str(folder), start_id, str(inherited)]
+    command = [python, "-P", "-m", SUPERVISOR_MODULE, str(folder), start_id, str(inherited)]
     # If another server started the caller, it has that server's mark; a supervisor must have none.
     environment = {k: v for k, v in process_env.for_server().items() if k != processes.MARK}
     environment["PYTHONPATH"] = os.pathsep.join(_import_path())
@@ -137,7 +138,7 @@ def run_supervisor(
         # Neither subprocess nor os: gevent and eventlet replace these. Their child would run the
         # at-fork handlers, which close the liveness lock, and their calls fail in some threads.
         pid = posix.posix_spawn(
-            os.path.abspath(sys.executable),
+            os.path.abspath(python),
             command,
             environment,
             file_actions=[
@@ -161,7 +162,7 @@ def run_supervisor(
     except OSError as error:
         return Diagnosis(
             f"The supervisor could not be run: {error}",
-            os_errors.advice(error) or f"Check {sys.executable} and `ulimit -a`.",
+            os_errors.advice(error) or f"Check {python} and `ulimit -a`.",
         )
     try:
         code = _exit_code(pid, timeout_s)

@@ -3,6 +3,9 @@
 Any user of the machine can connect. Connections that have not sent the key yet have a limit of
 their own and little time; above the limit the oldest is closed. So they never take the place of
 clients with the key, and the descriptors of the process suffice.
+
+Nor do they take the processor from clients. They take turns: a connection is read once in its turn.
+While a request with the key is being answered, there are pauses between the turns.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
+from collections import deque
 from collections.abc import MutableMapping
 from typing import Any, Final
 
@@ -27,6 +31,8 @@ _MOST_BACKLOG: Final = 512
 _WITHOUT_KEY_S: Final = 30.0  # longer than a health probe takes
 _CLIENT_S: Final = 105.0  # longer than idle connections are kept
 _SWEEP_S: Final = 1.0
+# A turn takes 0.5 to 1.5 ms, so the others have at most a fifth of a core beside busy clients.
+_PAUSE_S: Final = 0.005
 
 
 class Connections:
@@ -45,6 +51,9 @@ class Connections:
         # In the order of their last requests.
         self._without_key: dict[BoundedProtocol, None] = {}
         self._clients: dict[BoundedProtocol, None] = {}
+        self._busy: set[BoundedProtocol] = set()
+        self._turns: deque[BoundedProtocol] = deque()
+        self._next_turn: asyncio.Handle | None = None
         self._sweep: asyncio.TimerHandle | None = None
 
     def add(self, connection: BoundedProtocol) -> None:
@@ -54,6 +63,28 @@ class Connections:
             next(iter(self._without_key)).abort()
         if self._sweep is None:
             self._sweep = connection.loop.call_later(_SWEEP_S, self._close_late)
+
+    def wait_for_turn(self, connection: BoundedProtocol) -> None:
+        """Do not read from a connection without the key before its next turn."""
+        if connection in self._without_key:
+            connection.transport.pause_reading()
+            self._turns.append(connection)
+            if self._next_turn is None:
+                self._next_turn = connection.loop.call_soon(self._give_turn)
+
+    def _give_turn(self) -> None:
+        self._next_turn = None
+        while self._turns:
+            connection = self._turns.popleft()
+            if connection in self._without_key:
+                connection.transport.resume_reading()
+                pause_s = _PAUSE_S if self._busy else 0
+                self._next_turn = connection.loop.call_later(pause_s, self._give_turn)
+                return
+
+    def answered(self, connection: BoundedProtocol) -> None:
+        """Note that no request of a connection is being answered."""
+        self._busy.discard(connection)
 
     def admit(self, connection: BoundedProtocol) -> bool:
         """Count a connection that has sent the key as a client's.
@@ -73,10 +104,13 @@ class Connections:
         self._without_key.pop(connection, None)
         self._clients.pop(connection, None)
         self._clients[connection] = None
+        self._busy.add(connection)
+        connection.transport.resume_reading()
         return True
 
     def remove(self, connection: BoundedProtocol) -> None:
         """Forget a connection that is closed."""
+        self._busy.discard(connection)
         self._without_key.pop(connection, None)
         self._clients.pop(connection, None)
 
@@ -129,6 +163,12 @@ class BoundedProtocol(H11Protocol):
         """Count it."""
         super().connection_made(transport)
         self.connections_of_server.add(self)
+        self.connections_of_server.wait_for_turn(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Handle what was read."""
+        super().data_received(data)
+        self.connections_of_server.wait_for_turn(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
@@ -138,6 +178,7 @@ class BoundedProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         """Begin to wait for the next request."""
         self.since_s = time.monotonic()
+        self.connections_of_server.answered(self)
         super().on_response_complete()
 
     def abort(self) -> None:

@@ -7,6 +7,7 @@ import hmac
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from emberd import __version__
 from emberd.serving import bodies
@@ -29,6 +30,7 @@ from emberd.serving.telemetry import describe_error
 _MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 _BODY_TIMEOUT_S: Final = 120.0
 _HEALTH_TIMEOUT_S: Final = 20.0
+_LINGER_S: Final = 5.0
 _CLIENT_CLOSED_REQUEST: Final = 499  # never sent; nginx uses this code in its log
 # By prefix, as in SGLang: orchestrators probe and scrape without secrets.
 _OPEN_PATHS: Final = ("/health", "/ready", "/metrics")
@@ -66,28 +68,61 @@ def create_app(service: Service, key: str | None) -> ASGIApp:
 
 
 class _KeyAuth:
-    """ASGI middleware that answers 401 to a request without the key, except on probe routes."""
+    """ASGI middleware that answers 401 to a request without the key, except on probe routes.
+
+    A connection without the key is closed after one answer.
+    """
 
     def __init__(self, app: ASGIApp, key: str | None) -> None:
         self._app = app
         self._key = key.encode() if key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        allowed = scope["type"] != "http" or scope["method"] == "OPTIONS"
-        if not allowed and not scope["path"].startswith(_OPEN_PATHS):
-            headers = scope["headers"]
-            given = next((value for name, value in headers if name == b"authorization"), b"")
-            scheme, _, token = given.partition(b" ")
-            is_right = scheme.lower() == _SCHEME and hmac.compare_digest(token, self._key or b"")
-            if self._key is not None and not is_right:
-                _log.warning("a request without the key was refused")
-                refusal = _json({"error": "Unauthorized"}, HTTPStatus.UNAUTHORIZED)
-                return await refusal(scope, receive, send)
-            if not admit(scope):
-                full = _json({"error": "Too many connections"}, HTTPStatus.SERVICE_UNAVAILABLE)
-                full.headers.update({"retry-after": "1", "connection": "close"})
-                return await full(scope, receive, send)
-        return await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        if self._has_key(scope):
+            if admit(scope):
+                return await self._app(scope, receive, send)
+            full = _json({"error": "Too many connections"}, HTTPStatus.SERVICE_UNAVAILABLE)
+            full.headers["retry-after"] = "1"
+            return await full(scope, receive, _closing(send))
+        if scope["method"] == "OPTIONS" or scope["path"].startswith(_OPEN_PATHS):
+            return await self._app(scope, receive, _closing(send))
+        _log.warning("a request without the key was refused")
+        refusal = _json({"error": "Unauthorized"}, HTTPStatus.UNAUTHORIZED)
+        return await refusal(scope, receive, _closing(send, receive))
+
+    def _has_key(self, scope: Scope) -> bool:
+        if self._key is None:
+            return True
+        headers = scope["headers"]
+        given = next((value for name, value in headers if name == b"authorization"), b"")
+        scheme, _, token = given.partition(b" ")
+        return scheme.lower() == _SCHEME and hmac.compare_digest(token, self._key)
+
+
+def _closing(send: Send, receive: Receive | None = None) -> Send:
+    """Return what sends a reply and then closes the connection.
+
+    Args:
+        send: Sends a part of the reply.
+        receive: Receives the rest of the request. If given, it is read for a while first: closing
+            would reset the connection, and a client that is sending would not read the reply.
+    """
+
+    async def send_part(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"connection", b"close")]
+        elif receive is not None:
+            await send({**message, "more_body": True})
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LINGER_S):
+                    while (await receive()).get("more_body"):
+                        pass
+            message = {"type": message["type"], "body": b""}
+        await send(message)
+
+    return send_part
 
 
 def _handled(handler: _Handler) -> _Handler:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -33,6 +34,7 @@ from emberd.serving.encoder import Encoder, PreparedText
 from emberd.serving.telemetry import Metrics, describe_error
 
 _PROBE_TEXT: Final = "ready"
+_HEALTH_EVERY_S: Final = 1.0
 
 _log = logging.getLogger("emberd.serving")
 
@@ -221,6 +223,7 @@ class Service:
         self._scheduler = Scheduler(encoder, self.metrics)
         self._in_flight = 0
         self._health_check: asyncio.Task[None] | None = None
+        self._health_checked_s = -math.inf
         self.on_done: Callable[[], None] = lambda: None
         self.metrics.running.set_function(lambda: self._scheduler.running)
         self.metrics.queued.set_function(lambda: self._in_flight - self._scheduler.running)
@@ -290,14 +293,16 @@ class Service:
         )
 
     async def check_health(self) -> None:
-        """Encode one text, without counting it in the metrics; concurrent calls share it.
+        """Encode one text, without counting it in the metrics; calls within a second share it.
 
         Anyone may call it, so it must not queue more than one text.
 
         Raises:
             BadReplyError: The encoder failed.
         """
-        if self._health_check is None or self._health_check.done():
+        is_recent = time.monotonic() - self._health_checked_s < _HEALTH_EVERY_S
+        if self._health_check is None or (self._health_check.done() and not is_recent):
+            self._health_checked_s = time.monotonic()
             self._health_check = asyncio.create_task(self._encode_probe())
         await asyncio.shield(self._health_check)
 
@@ -310,7 +315,7 @@ class Service:
         began = time.monotonic()
         try:
             await self._scheduler.load()
-            await self.check_health()
+            await self._encode_probe()
         except Exception as error:  # noqa: BLE001 - the log must contain the reason
             self.phase = Phase.FAILED
             _log.error("cannot serve %s: %s", self.model.name, describe_error(error))

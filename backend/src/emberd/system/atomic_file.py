@@ -5,6 +5,7 @@ A reader, and a machine that loses power, sees the old file or the new one and n
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,6 +17,12 @@ from emberd.system import os_errors
 
 UNFINISHED: Final = ".unfinished"
 """Suffix of the names of files that are being written."""
+
+# What file systems answer that cannot sync a folder.
+_NO_SYNC: Final = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
+
+
+_OPEN_FILES: Final = "/proc/self/fd"
 
 
 def write(path: Path, content: bytes, *, mode: int = 0o600, follow_links: bool = True) -> None:
@@ -43,7 +50,7 @@ def replacing(
         follow_links: If ``path`` is a symbolic link, replace its target; else the link itself.
         before_rename: Called right before the rename; if it raises, ``path`` keeps its content.
         unnamed: Give the file no name before it is complete, where the system can (Linux): then a
-            killed process leaves no unfinished file behind.
+            process that is killed before that leaves no unfinished file behind.
 
     Raises:
         OSError: The file cannot be written; ``path`` keeps its content.
@@ -53,7 +60,7 @@ def replacing(
     fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}{UNFINISHED}")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
     hidden = None
-    if unnamed:
+    if unnamed and os.path.isdir(_OPEN_FILES):
         with suppress(AttributeError, OSError):  # not Linux, or a file system without such files
             hidden = os.open(target.parent, os.O_TMPFILE | os.O_RDWR, mode)
     try:
@@ -66,7 +73,7 @@ def replacing(
                 # Through /proc, as open(2) says of O_TMPFILE. Python follows the link only in the
                 # form of the call that takes the descriptor of a folder; it is ignored for
                 # absolute paths.
-                link, root = f"/proc/self/fd/{hidden}", os.open("/", os.O_RDONLY)
+                link, root = f"{_OPEN_FILES}/{hidden}", os.open("/", os.O_RDONLY)
                 try:
                     os.link(link, fresh, src_dir_fd=root, follow_symlinks=True)
                 finally:
@@ -90,7 +97,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names in ``folder``; does nothing if it may not be opened.
+    """Wait until the disk has the names in ``folder``; does nothing where that cannot be done.
 
     Raises:
         OSError: The disk reported an error.
@@ -101,5 +108,8 @@ def sync_folder(folder: Path) -> None:
         return
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(descriptor)

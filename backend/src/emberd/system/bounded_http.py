@@ -10,7 +10,6 @@ announces, and takes a negative chunk for "until the end". So a body is read in 
 
 from __future__ import annotations
 
-import functools
 import http.client
 import socket
 import ssl
@@ -73,7 +72,10 @@ class Exchange:
             self.left_s()  # cancelled in the meantime
 
     def cancel(self) -> None:
-        """End it, from any thread: its connection is shut down, and nothing more is sent."""
+        """End it, from any thread: its connection is shut down, and nothing more is sent.
+
+        A look-up of a name or a connect that has begun is not ended; it keeps to the deadline.
+        """
         with self._lock:
             self._is_cancelled = True
             if self._socket is not None:
@@ -110,10 +112,11 @@ class BoundedConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         """Connect in the time that is left."""
         self._create_connection = _connect_in_time
-        super().connect()
-        given = self.sock
-        self.sock = _BoundedSocket(given.family, given.type, given.proto, fileno=given.detach())
-        _begin(self.sock)
+        try:
+            super().connect()
+        except BaseException:
+            self.close()  # a proxy may have been connected to
+            raise
 
     def request(self, *given: Any, **named: Any) -> None:
         """Send a request in the time that is left."""
@@ -130,9 +133,18 @@ def _connect_in_time(address: tuple[str, int], timeout: float | None, *more: Any
             left_s = exchange.left_s()
             timeout = left_s if timeout is None else min(timeout, left_s)
         try:
-            return socket.create_connection((str(found[4][0]), address[1]), timeout, *more)
+            given = socket.create_connection((str(found[4][0]), address[1]), timeout, *more)
         except OSError as refused:
             error = refused
+            continue
+        # Before anything is read from it: a proxy answers before connect() returns.
+        sock = _BoundedSocket(given.family, given.type, given.proto, fileno=given.detach())
+        try:
+            _begin(sock)
+        except BaseException:  # the exchange was cancelled while it was connected
+            sock.close()
+            raise
+        return sock
     raise error or OSError(f"{address[0]} has no address")
 
 
@@ -142,15 +154,15 @@ def look_up(host: str, port: int | None) -> list[Any]:
     A resolver waits for its servers for as long as it is configured to, and cannot be interrupted.
 
     Raises:
-        OSError: There is no such name, or no answer in time.
+        OSError: It has no address, or none is known in time.
+        UnicodeError: It is not a name.
     """
-    with suppress(socket.gaierror):  # an address needs no other thread
+    with suppress(socket.gaierror):  # an address needs no thread, which an exiting Python refuses
         return socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)
     exchange = current()
-    call = functools.partial(socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM)
-    finding = background.run(call, "look-up")
+    call = background.run(lambda: socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM), "look-up")
     try:
-        return finding.result(_LOOK_UP_S if exchange is None else exchange.left_s())
+        return call.result(_LOOK_UP_S if exchange is None else exchange.left_s())
     except TimeoutError:
         raise TimeoutError(f"the name {host} was not resolved in time") from None
 

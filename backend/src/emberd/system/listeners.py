@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from emberd.system.bounded_http import look_up
+from emberd.system import bounded_http
 
 if TYPE_CHECKING:
     import psutil
@@ -268,7 +268,7 @@ def _places(url: str) -> Iterator[tuple[Address, int]]:
         return
     try:
         # Names too: that of this machine is often one of its loopback addresses.
-        found = look_up(parts.hostname or "", None)
+        found = bounded_http.look_up(parts.hostname or "", None)
     except UnicodeError:
         return
     except socket.gaierror:

@@ -53,6 +53,24 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextmanager
+def reading(path: str | os.PathLike[str], kind: type[EmberdError] = EmberdError) -> Iterator[None]:
+    """Raise an error of opening or reading ``path`` in the block as ``kind``, with what to do.
+
+    Raises:
+        EmberdError: The file cannot be read.
+    """
+    try:
+        yield
+    except EmberdError:
+        raise
+    except OSError as error:
+        raise kind(
+            f"{os.fspath(path)} cannot be read: {error.strerror or error}. "
+            f"{advice(error) or 'Check that file, or leave it out.'}"
+        ) from error
+
+
+@contextmanager
 def raised_as(kind: type[EmberdError], hint: str = "") -> Iterator[None]:
     """Raise an error about a file as ``kind``, with what to do; also a decorator.
 

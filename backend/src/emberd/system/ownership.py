@@ -20,6 +20,7 @@ from typing import Any, Final
 from emberd.errors import StateFolderError
 
 _ROOT: Final = 0
+_OWN_FOLDER: Final = "Use a file in a folder of your own."
 _ACCESS_OF_OTHERS: Final = 0o077
 _SAFELY: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -71,9 +72,11 @@ def check(
     _check_owner(path, facts, by_root=by_root, so=so, instead=instead)
     if writers := _writers(facts, by_root=by_root):
         what = f"go-w {_quoted(path)}" if within is None else f"-R go-w {_quoted(within)}"
+        # A folder such as /tmp is open to all by intention.
+        advice = _OWN_FOLDER if facts.st_mode & stat.S_ISVTX else f"Run: chmod {what}"
         raise StateFolderError(
             f"{path} can be written by {writers} (mode {stat.S_IMODE(facts.st_mode):o})"
-            f"{_clause(so)}. Run: chmod {what}"
+            f"{_clause(so)}. {advice}"
         )
 
 
@@ -116,9 +119,10 @@ def check_private(folder: Path, variable: str = "EMBERD_HOME") -> None:
         ) from error
     _check_owner(folder, facts, instead=instead)
     if facts.st_mode & _ACCESS_OF_OTHERS:
+        is_shared = facts.st_mode & stat.S_ISVTX  # such as /tmp: open to all by intention
         raise StateFolderError(
             f"{folder} is open to other users (mode {stat.S_IMODE(facts.st_mode):o}). "
-            f"Run: chmod 700 {_quoted(folder)}"
+            f"{instead if is_shared else f'Run: chmod 700 {_quoted(folder)}'}"
         )
 
 
@@ -177,5 +181,8 @@ def _is_own_group(gid: int, *, by_root: bool) -> bool:
         user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
     except KeyError:
         return False  # who is in a group without a name is unknown
-    is_named_so = (group.gr_gid, group.gr_name) == (user.pw_gid, user.pw_name)
-    return is_named_so and set(group.gr_mem) <= {user.pw_name}
+    if (group.gr_gid, group.gr_name) != (user.pw_gid, user.pw_name):
+        return False
+    # The members of a group are those that it lists, and the users whose first group it is.
+    first = {other.pw_name for other in pwd.getpwall() if other.pw_gid == gid}
+    return first.union(group.gr_mem) <= {user.pw_name}

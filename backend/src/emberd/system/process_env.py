@@ -1,9 +1,13 @@
-"""Environment variables for child processes: this process's, without what would mislead a child."""
+"""Environment variables for child processes: this process's, without what would mislead a child.
+
+Also the interpreter of this process, for children that run Python.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from typing import Final
 
@@ -14,7 +18,7 @@ from emberd.system import processes
 # PROMETHEUS_MULTIPROC_DIR holds the metrics of a web application; a server's would be mixed with
 # them, and outlive it.
 _NOT_FOR_SERVERS: Final = re.compile(
-    r"EMBERD_(API|SERVER)_KEY|OPENAI_.*|PYTHONINSPECT|PYTHONSTARTUP|PYTHONWARNINGS"
+    r"EMBERD_(API|SERVER)_KEY|EMBERD_CACHE.*|OPENAI_.*|PYTHONINSPECT|PYTHONSTARTUP|PYTHONWARNINGS"
     r"|PROMETHEUS_MULTIPROC_DIR"
 )
 _LIBRARIES: Final = "LD_LIBRARY_PATH"
@@ -32,6 +36,22 @@ _NOT_FOR_INSTALLERS: Final = re.compile(
     r"|UV_(BREAK_SYSTEM_PACKAGES|NO_DEPS|PREFIX|PROJECT.*|PYTHON|SYSTEM_PYTHON|TARGET|VENV_.*"
     r"|WORKING_DIR.*)"
 )
+
+
+_PYTHON: Final = re.compile(r"(python|pypy)[\d.]*[a-z]?(-[\w.-]+)?", re.IGNORECASE)
+
+
+def interpreter() -> str:
+    """Return the path of the interpreter of this process; empty if there is none.
+
+    In a program that embeds Python, such as uWSGI, ``sys.executable`` is that program, or empty.
+    Then it is the interpreter of the same version that the packages belong to.
+    """
+    if _PYTHON.fullmatch(os.path.basename(sys.executable or "")):
+        return sys.executable
+    name = "python{}.{}".format(*sys.version_info)
+    places = (os.path.join(prefix, "bin", name) for prefix in (sys.prefix, sys.base_prefix))
+    return next((path for path in places if os.access(path, os.X_OK)), "")
 
 
 def for_server() -> dict[str, str]:

@@ -17,15 +17,16 @@ Redact = Callable[[str], str]
 HIDDEN: Final = "***"
 
 _NAMES: Final = re.compile(
-    r"(^|_)(API_?KEY|AUTH|AUTHORIZATION|CREDENTIALS?|KEY|PASS|PASSWD|PASSWORD|PAT|SECRET|TOKEN)S?$"
+    r"(^|_)(API_?KEY|AUTH|AUTHORIZATION|CREDENTIALS?|KEY|PASS|PASSWD|PASSWORD|PAT|SECRET|TOKEN)S?$|^(MYSQL_PWD|PGPASSWORD)$"
 )
 _LEAST_CHARACTERS: Final = 5  # shorter ones are no secrets, and occur in ordinary words
-_IN_URL: Final = re.compile(r"(\w://)[^/@\s]*@")
+_IN_URL: Final = re.compile(r"(\w://)[^/?#\s]*@")
 _QUERY: Final = re.compile(r"(?i)([?&][\w-]*(?:auth|key|pass|secret|sig|token)[\w-]*=)[^&\s'\"]+")
 _WORDED: Final = re.compile(
     r"(?i)((?:api[-_]?key|password|passwd|secret|token)['\"]?\s*[=:]\s*"
-    r"|--[\w-]*(?:api[-_]?key|password|secret|token)[= ]\s*|\bbearer\s+)"
-    r"['\"]?(?!None\b)[^\s'\",;)&]+['\"]?"
+    r"|--[\w-]*(?:api[-_]?key|password|secret|token)[= ]\s*|\bbearer\s+"
+    r"|\bauthorization['\"]?\s*[=:]\s*['\"]?basic\s+)"
+    r"(?:'(?!None\b)[^'\n]+'|\"(?!None\b)[^\"\n]+\"|['\"]?(?!None\b)[^\s'\",;)&]+['\"]?)"
 )
 _SECRET_OPTION: Final = re.compile(r"(?i)--[\w-]*(?:key|passw(?:or)?d|secret|token)")
 _ORIGIN: Final = re.compile(
@@ -33,7 +34,7 @@ _ORIGIN: Final = re.compile(
     r"(?P<host>[\w-]+(?:\.[\w-]+)*|\[[0-9a-f:]+\])(?P<port>:\d+)?(?=[/?#]|$)"
 )
 _REST: Final = r"(?:[/?#][^\s'\",;)]*(?<![:.]))?"
-_SHAPED: Final = re.compile(r"\b(?:sk|hf|ghp|glpat|xox[a-z])[-_][A-Za-z0-9_-]{8,}")
+_SHAPED: Final = re.compile(r"\b(?:sk|hf|ghp|github_pat|glpat|xox[a-z])[-_][A-Za-z0-9_-]{8,}")
 
 
 def redactor(environ: Mapping[str, str] = os.environ, more: Iterable[str] = ()) -> Redact:
