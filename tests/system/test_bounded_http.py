@@ -77,7 +77,8 @@ def test_connection_of_an_exchange_that_was_cancelled_meanwhile_is_closed(
 
     monkeypatch.setattr(bounded_http, "_BoundedSocket", Noted)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        connection = bounded_http.BoundedConnection("127.0.0.1", server.getsockname()[1], timeout=_LONG_S)
+        port = server.getsockname()[1]
+        connection = bounded_http.BoundedConnection("127.0.0.1", port, timeout=_LONG_S)
         with bounded_http.bounded(_LONG_S) as exchange, pytest.raises(TimeoutError):
             connection.connect()
     assert [sock.fileno() for sock in made] == [-1]
