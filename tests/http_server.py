@@ -71,6 +71,7 @@ class HttpServer:
         self.changed = threading.Condition()
         self._answer = answer
         self._connections: set[socket.socket] = set()
+        self._is_draining = False
 
     @property
     def url(self) -> str:
@@ -92,6 +93,13 @@ class HttpServer:
         self._listening = socket.create_server(("127.0.0.1", port), backlog=128)
         self.port = self._listening.getsockname()[1]
         self._accepting = _start(self._accept, self._listening)
+
+    def drain(self) -> None:
+        """End as a terminated server does: only requests in flight are still answered."""
+        self._is_draining = True
+        _shut_down(self._listening)
+        with self.changed:
+            self.changed.wait_for(lambda: self.in_flight == 0)
 
     def die(self) -> None:
         """Go away as a killed process does: connections end, new ones are refused."""
@@ -121,6 +129,8 @@ class HttpServer:
             with contextlib.suppress(OSError), connection:
                 for request in _requests(connection):
                     self._handle(request, connection)
+                    if self._is_draining:
+                        break
         finally:
             self._connections.discard(connection)
 

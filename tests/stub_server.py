@@ -201,8 +201,7 @@ def main() -> None:
         given.port, given.model, os.environ.get("STUB_KEY", ""), faults, held
     ) as server:
         stop.wait()
-        while server.in_flight:
-            time.sleep(0.01)
+        server.drain()
 
 
 if __name__ == "__main__":

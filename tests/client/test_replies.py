@@ -38,6 +38,14 @@ def test_base64_is_unpacked_to_its_bytes() -> None:
     assert read_embeddings(body, 1).vectors == [packed]
 
 
+def test_floats_give_the_bytes_that_base64_gives() -> None:
+    numbers = [0.6, 0.8, -1e-30, 1.0]
+    packed = struct.pack("<4f", *numbers)
+    coded = _body({"index": 0, "embedding": base64.b64encode(packed).decode()})
+    assert read_embeddings(_body(_entry(0, numbers)), 1).vectors == [packed]
+    assert read_embeddings(coded, 1).vectors == [packed]
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [

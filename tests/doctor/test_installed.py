@@ -48,7 +48,7 @@ def test_an_environment_whose_python_is_gone_is_noted(folder: Path) -> None:
     made = tiny_engine.make(folder)
     os.unlink(made.python)
     first, *_ = look(folder)
-    assert first.fact == f"the Python interpreter of {made.folder} no longer exists"
+    assert first.fact == f"the Python interpreter of {made.folder} cannot be run"
     assert first.advice == "emberd engine remove tiny && emberd engine install tiny"
 
 

@@ -165,7 +165,7 @@ def test_pip_is_not_tried_on_a_full_disk(
 
 def test_file_in_place_of_the_folder_is_reported(places: Places) -> None:
     Path(places.engines).touch()
-    with pytest.raises(InstallError, match="Set EMBERD_ENGINES"):
+    with pytest.raises(StateFolderError, match="is not a folder"):
         install("tiny", places)
 
 
