@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import struct
 from typing import Any
@@ -116,3 +117,24 @@ def test_tokens_read_are_told_where_the_server_tells(reply: Any, tokens: int | N
 def test_the_model_that_a_reply_names_is_told() -> None:
     assert read_embeddings(b'{"data": [], "model": "a/b"}', 0).model == "a/b"
     assert read_embeddings(b'{"data": [], "model": 7}', 0).model is None
+
+
+def test_vectors_from_another_place_than_the_data_are_not_used() -> None:
+    first, second = (base64.b64encode(struct.pack("<f", x)).decode() for x in (0.5, 0.25))
+    escaped = r'"\u0065mbedding":""'
+    for text in (
+        f'{{"usage":{{"embedding":"{second}"}},"data":[{{{escaped},"index":0}}]}}',
+        f'{{"data":[{{"embedding":"{first}",{escaped},"index":0}}]}}',
+        f'{{"data":[{{"embedding":"{first}","embedding":"{second}","index":0}}]}}',
+    ):
+        with pytest.raises(BadReplyError):
+            read_embeddings(text.encode(), 1)
+    two = f'{{"data":[{{"embedding":"{first}","embedding":"{second}","index":0}},'
+    with pytest.raises(BadReplyError):
+        read_embeddings(f'{two}{{{escaped},"index":1}}]}}'.encode(), 2)
+
+
+def test_reply_of_keys_without_vectors_is_refused_early() -> None:
+    steps = wire.read_embeddings(b'"embedding",' * 1_000_000, 1)
+    with pytest.raises(BadReplyError):
+        list(itertools.islice(steps, 100_000))

@@ -271,8 +271,9 @@ _NOT_DECODED: Final = (msgspec.DecodeError, *_NOT_JSON)
 def read_embeddings(body: bytes, count: int, native: int | None = None) -> Steps[Embeddings]:
     """Return the ``count`` embeddings of a reply, and the model that it names.
 
-    The embeddings are taken out of the body one by one, and only the rest is parsed at once: a
-    reply of numbers takes a parser a tenth of a second, and becomes as many Python objects.
+    The embeddings are taken out of the body one by one, each leaves its number there, and only this
+    rest is parsed at once: a reply of numbers takes a parser a tenth of a second, and becomes as
+    many Python objects.
 
     Args:
         body: The body of the reply.
@@ -284,10 +285,15 @@ def read_embeddings(body: bytes, count: int, native: int | None = None) -> Steps
     """
     found: list[bytes] = []
     rest: list[bytes] = []
-    start = place = 0
+    # Two bytes of it may become a Python object of thirty-two.
+    most = _REPLY_BYTES + count * _VECTOR_BYTES
+    start = place = kept = 0
     while (place := body.find(_EMBEDDING, place)) >= 0:
+        if kept + place - start > most:
+            break
         if (match := _EMBEDDING_VALUE.match(body, place)) is None:
             place += len(_EMBEDDING)
+            yield
             continue
         first = match.end()
         end = body.find(b'"' if match[1] else b"]", first)
@@ -298,28 +304,27 @@ def read_embeddings(body: bytes, count: int, native: int | None = None) -> Steps
         if end < 0:
             raise _malformed(body, b"", count)
         read = _read_base64 if match[1] else _read_numbers
+        rest.append(body[start:first] + b"%d" % len(found))
         found.append(read(body[first - 1 : end + 1], len(found), native))
-        rest.append(body[start:first])
+        kept += len(rest[-1])
         start = place = end
         yield
-    rest.append(body[start:])
-    others = b"".join(rest)
-    # Two bytes of it may become a Python object of thirty-two.
-    if len(others) > _REPLY_BYTES + count * _VECTOR_BYTES:
-        raise _malformed(body, others, count)
+    kept += len(body) - start
+    if kept > most:
+        raise _malformed(body, body[: most + 1], count)
+    others = b"".join([*rest, body[start:]])
     try:
         reply = _DECODER.decode(others)
     except _NOT_DECODED:
         raise _malformed(body, others, count) from None
-    vectors = {
-        item.index: vector
-        for item, vector in zip(reply.data, found, strict=False)
-        if not item.embedding  # taken out above
-    }
-    if not len(reply.data) == len(found) == len(vectors) == count:
+    numbers = [item.embedding for item in reply.data]
+    places = {item.index: place for place, item in enumerate(reply.data)}
+    if any(number not in (str(place), [place]) for place, number in enumerate(numbers)):
+        raise _malformed(body, others, count)
+    if not len(numbers) == len(found) == len(places) == count:
         raise _malformed(body, others, count)
     try:
-        in_order = [vectors[index] for index in range(count)]
+        in_order = [found[places[index]] for index in range(count)]
     except KeyError:
         raise _malformed(body, others, count) from None
     return Embeddings(in_order, reply.model if isinstance(reply.model, str) else None)
@@ -359,14 +364,14 @@ def _malformed(body: bytes, others: bytes, count: int) -> BadReplyError:
 
     Args:
         body: The whole reply.
-        others: What is left of it without the values of its embeddings.
+        others: What is left of it, with numbers in the place of embeddings.
         count: How many texts were sent.
     """
     most = _REPLY_BYTES + count * _VECTOR_BYTES
     start = body[:_SHOWN_BYTES].lstrip().decode("utf-8", "replace")
     reply: Any = None
     try:
-        reply = json.loads(others[: most + 1])
+        reply = json.loads(others[:most])
     except _NOT_JSON:
         what = f"The reply of {len(body)} bytes is not JSON: {start!r}."
         if start.startswith("<"):
@@ -382,7 +387,7 @@ def _malformed(body: bytes, others: bytes, count: int) -> BadReplyError:
     if len(entries) != count:
         return BadReplyError(f"The reply has {len(entries)} vectors for {count} texts. {_ADVICE}")
     seen = set[int]()
-    for entry in entries:
+    for place, entry in enumerate(entries):
         index = entry.get("index") if isinstance(entry, dict) else None
         if type(index) is not int or not 0 <= index < count:
             return BadReplyError(
@@ -392,7 +397,7 @@ def _malformed(body: bytes, others: bytes, count: int) -> BadReplyError:
         if index in seen:
             return BadReplyError(f"The reply has two vectors for text {index}. {_ADVICE}")
         seen.add(index)
-        if entry.get("embedding") not in ("", []):
+        if entry.get("embedding") not in (str(place), [place]):
             return _not_a_vector(index)
     return BadReplyError(f"The reply has other embeddings than those of 'data'. {_ADVICE}")
 
