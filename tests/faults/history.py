@@ -284,6 +284,8 @@ class History:
         files = [folder / fault.file for folder in self._world.folders()]
         for file in files:
             with suppress(OSError, ValueError):
+                if file.is_fifo():
+                    file.unlink()  # of an earlier step: writing to it would wait for a reader
                 OF_RECORD[fault.kind](file)
         # What has the name of the start lock is not replaced; an error says how to remove it.
         return partial(_remove_others, files) if fault.file == "lock" else None
