@@ -7,6 +7,7 @@ are generous.
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -47,10 +48,15 @@ async def _longest_turn() -> AsyncIterator[Callable[[], float]]:
 
     task = asyncio.create_task(beat())
     await asyncio.sleep(0)
-    turn()
-    longest_s = 0.0
-    yield turn
-    task.cancel()
+    gc.collect()
+    gc.disable()  # it would count the objects of all other tests
+    try:
+        turn()
+        longest_s = 0.0
+        yield turn
+    finally:
+        gc.enable()
+        task.cancel()
 
 
 async def test_many_texts_are_prepared_in_slices() -> None:

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 import managed
-from emberd import Embedder, ato_lists
-from emberd.client import clients, slices
-from emberd.client.job import Job
+from emberd import ato_lists
+from emberd.client import slices
 from fake_server import MODEL, FakeServer
 
 
@@ -40,26 +39,8 @@ async def _ticking() -> Any:
     task.cancel()
 
 
-async def test_calls_that_are_made_at_once_share_what_they_use_of_a_turn(
-    server: FakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(slices, "SLICE_S", 0)
-    embedder = Embedder(MODEL, base_url=server.url)
-    await embedder.aensure()
-    begun: list[int] = []
-    async with _ticking() as turns:
-
-        def noted(*given: Any, **named: Any) -> Job:
-            begun.append(turns[0])
-            return Job(*given, **named)
-
-        monkeypatch.setattr(clients, "Job", noted)
-        await asyncio.gather(*(embedder.aembed_query(f"text {n}") for n in range(50)))
-    assert len(begun) == len(set(begun)) == 50
-    await embedder.aclose()
-
-
 async def test_vectors_become_lists_in_many_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices, "FIRST_S", 0)
     monkeypatch.setattr(slices, "SLICE_S", 0)
     vectors = np.arange(200 * 2560, dtype=np.float32).reshape(200, 2560)
     async with _ticking() as turns:

@@ -1,8 +1,9 @@
 """Work of calls on an event loop, done so that other tasks run in between: in slices, or a thread.
 
 Work is written once, as a generator that yields between steps of about a millisecond at most.
-Threads do all steps at once. On an event loop, all calls together use up to ``SLICE_S`` of each
-turn of the loop: hundreds of small pieces would block it as much as a large one.
+Threads do all steps at once. On an event loop, what takes no longer than ``FIRST_S`` is done at
+once, so that small calls are served in their order. Of all larger work, one slice is done in each
+turn.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ T = TypeVar("T")
 
 Steps = Generator[None, None, T]
 
+FIRST_S: Final = 0.001
 SLICE_S: Final = 0.005
 
 
@@ -34,20 +36,27 @@ def finish(steps: Steps[T]) -> T:
 
 async def in_slices(steps: Steps[T]) -> T:
     """Do the steps, and let other tasks of the event loop run in between; return their result."""
-    turn = _TURNS.get()
     try:
-        while turn.has_time():
-            next(steps)
+        _slice(steps, FIRST_S)
         while True:
-            async with turn.lock:  # first come, first served; the rest of a large job queues again
-                if not turn.has_time():
-                    await asyncio.sleep(0)
-                next(steps)
-                while turn.has_time():
-                    next(steps)
+            async with _LARGE.get():
+                await asyncio.sleep(0)
+                _slice(steps, SLICE_S)
     except StopIteration as end:
         result: T = end.value
         return result
+
+
+def _slice(steps: Steps[T], seconds: float) -> None:
+    """Do steps for so long, and at least one.
+
+    Raises:
+        StopIteration: The last one is done.
+    """
+    end_s = time.monotonic() + seconds
+    next(steps)
+    while time.monotonic() < end_s:
+        next(steps)
 
 
 async def in_thread(call: Callable[[], T], name: str) -> T:
@@ -59,23 +68,4 @@ async def in_thread(call: Callable[[], T], name: str) -> T:
     return await asyncio.wrap_future(background.run(call, name))
 
 
-class _Turn:
-    """The present turn of a loop, and how long it may be used for work in slices."""
-
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self._end_s: float | None = None
-
-    def has_time(self) -> bool:
-        """Return whether one more step may be done in this turn; the first one always may."""
-        if self._end_s is None:
-            self._end_s = time.monotonic() + SLICE_S
-            asyncio.get_running_loop().call_soon(self._begin)
-            return True
-        return time.monotonic() < self._end_s
-
-    def _begin(self) -> None:
-        self._end_s = None
-
-
-_TURNS: Final[LoopLocal[_Turn]] = LoopLocal(_Turn)
+_LARGE: Final[LoopLocal[asyncio.Lock]] = LoopLocal(asyncio.Lock)
