@@ -85,7 +85,7 @@ async def test_replies_of_numbers_are_read_in_slices() -> None:
 
 
 async def test_vectors_of_the_cache_are_cut_and_listed_in_slices(tmp_path: Path) -> None:
-    texts = [f"text {number}" for number in range(6_000)]
+    texts = [f"text {number}" for number in range(16_000)]
     url = f"sqlite://{tmp_path}/cache.db"
     embedder = Embedder(MODEL, base_url=NOWHERE, cache=url, dimensions=2048)
     identity = index_identity.native(embedder.settings, embedder.settings.spec)
