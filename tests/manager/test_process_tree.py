@@ -9,18 +9,16 @@ from pathlib import Path
 
 import psutil
 
+import forked
 import waiting
 from emberd.manager import process_tree
 
 
 def test_orphan_that_left_the_session_is_reaped_by_the_supervisor() -> None:
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0 if _supervisor_leaves_nothing() else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    forked.run(_check_that_nothing_is_left)
 
 
-def _supervisor_leaves_nothing() -> bool:
+def _check_that_nothing_is_left() -> None:
     process_tree.become_subreaper()
     orphan = "import subprocess; subprocess.Popen(['sleep', '60'], start_new_session=True)"
     server = process_tree.ServerProcess(
@@ -30,7 +28,9 @@ def _supervisor_leaves_nothing() -> bool:
     there = psutil.Process().children(recursive=True)
     ended = server.kill_all(5.0)
     server.close()
-    return bool(there) and ended and not psutil.Process().children(recursive=True)
+    assert there
+    assert ended
+    assert not psutil.Process().children(recursive=True)
 
 
 LINES = 300_000

@@ -6,7 +6,6 @@ import errno
 import math
 import os
 import stat
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import psutil
 import pytest
 
 import damage
+import forked
 import waiting
 from emberd.endpoint import Endpoint
 from emberd.errors import StateFolderError
@@ -143,18 +143,7 @@ def test_death_of_a_server_is_explained_although_its_log_was_lost(
 
 
 def test_log_of_a_server_is_what_it_wrote_also_after_a_truncation(tmp_path: Path) -> None:
-    # In a child: the supervisor's process ends and reaps all of its children, and pytest has some.
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            _check_log(tmp_path / "server.log")
-            status = 0
-        except BaseException:  # noqa: BLE001 - shown, and told by the exit code
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    forked.run(lambda: _check_log(tmp_path / "server.log"))
 
 
 def _check_log(log: Path) -> None:

@@ -6,7 +6,6 @@ import errno
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+import forked
 import waiting
 from emberd.client.verify import verify
 from emberd.errors import EmberdError
@@ -33,18 +33,7 @@ def supervise(home: Path, stub: Stub) -> Callable[[Callable[[Supervisor], None]]
     """Calls a check with a supervisor that has not started its server yet."""
 
     def run(check: Callable[[Supervisor], None]) -> None:
-        # A supervisor reaps every child of its process, so it must have a process of its own.
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                check(_supervisor(home, stub(faults="leaves-files")))
-                status = 0
-            except BaseException:  # noqa: BLE001 - shown, and told by the exit code
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        forked.run(lambda: check(_supervisor(home, stub(faults="leaves-files"))))
 
     return run
 
