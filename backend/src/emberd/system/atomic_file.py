@@ -21,7 +21,6 @@ UNFINISHED: Final = ".unfinished"
 # What file systems answer that cannot sync a folder.
 _NO_SYNC: Final = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
 
-
 _OPEN_FILES: Final = "/proc/self/fd"
 
 

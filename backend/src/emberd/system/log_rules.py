@@ -78,7 +78,7 @@ def load(path: Path) -> tuple[LogRule, ...]:
     The table ``[phrases]`` holds texts that several rules share. A rule, or a later phrase, refers
     to one as ``$name``. The pieces of a ``pattern`` that is a list are joined.
     """
-    import tomllib  # late: only a failure needs it
+    import tomllib  # late: of all processes, only supervisors read rules
 
     data = tomllib.loads(path.read_text(encoding="utf-8"))
     phrases: dict[str, str] = {}
