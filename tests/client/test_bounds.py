@@ -22,8 +22,8 @@ from embedding import KINDS, Kind, embed
 from emberd import probe
 from emberd.client import wire
 from emberd.client.clients import Client
+from emberd.client.event_loops import finish
 from emberd.client.loopback import LoopbackSession
-from emberd.client.slices import finish
 from emberd.client.transport import AsyncSession, Session
 from emberd.client.verify import verify
 from emberd.client.wire import Reply, Request, TransportError

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from emberd.catalog import Model
+from emberd.client.event_loops import finish
 from emberd.client.inputs import PreparedTexts, prepare
-from emberd.client.slices import finish
 from emberd.errors import TextError
 
 PLAIN = Model("test/model")

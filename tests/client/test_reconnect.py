@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from embedding import KINDS, Kind, embed
+from emberd.client.event_loops import finish
 from emberd.client.job import MAX_RECOVERIES_WITHOUT_PROGRESS, Job
-from emberd.client.slices import finish
 from emberd.client.wire import Embeddings, Outcome, TransportError
 from emberd.endpoint import Endpoint
 from emberd.errors import (

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from emberd.client import wire
-from emberd.client.slices import finish
+from emberd.client.event_loops import finish
 from emberd.client.wire import Embeddings, prompt_tokens
 from emberd.errors import BadReplyError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from emberd.client import vectors
-from emberd.client.slices import finish
+from emberd.client.event_loops import finish
 from emberd.client.vectors import Floats
 from emberd.errors import BadReplyError
 

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 from emberd.client import wire
+from emberd.client.event_loops import finish
 from emberd.client.loopback import LoopbackSession
-from emberd.client.slices import finish
 from emberd.client.transport import AsyncSession, Session
 from emberd.client.vectors import decode
 from emberd.client.wire import Reply, Request, TransportError

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from emberd.manager import readiness
+from emberd.manager import health
 from emberd.system import listeners
 from emberd.system.log_rules import Diagnosis
 
@@ -32,15 +32,15 @@ class Server:
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A port at which this process listens."""
-    monkeypatch.setattr(readiness, "_UNSEEN_S", 0.0)
+    monkeypatch.setattr(health, "_UNSEEN_S", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as opened:
         yield opened.getsockname()[1]
 
 
-def prove(port: int, seen: list[int]) -> tuple[readiness.StartMonitor, Diagnosis | None]:
+def prove(port: int, seen: list[int]) -> tuple[health.StartMonitor, Diagnosis | None]:
     server: Any = Server(seen)
     unused: Any = None
-    start = readiness.StartMonitor(server, unused, port, 0.0, unused)
+    start = health.StartMonitor(server, unused, port, 0.0, unused)
     return start, start._prove_listener()
 
 
@@ -79,6 +79,6 @@ def test_unreadable_descriptors_do_not_mean_that_the_port_was_taken(
 def test_descendants_that_are_not_seen_for_a_moment_fail_no_start(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readiness, "_UNSEEN_S", 60.0)
+    monkeypatch.setattr(health, "_UNSEEN_S", 60.0)
     start, diagnosis = prove(port, [])
     assert (diagnosis, start._listener) == (None, None)

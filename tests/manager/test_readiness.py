@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import examined
 import waiting
-from emberd.manager.readiness import poll_readiness
+from emberd.manager.health import poll_readiness
 from emberd.system import listeners
 
 

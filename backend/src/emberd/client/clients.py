@@ -25,12 +25,12 @@ from typing import Any, Generic, Self, TypeVar
 from emberd.client import verify
 from emberd.client.batches import Batch, TextWindow, awindows, windows
 from emberd.client.coalesce import MergeKey, TaskMerger, ThreadMerger
+from emberd.client.event_loops import LoopLocal, Steps, finish, in_slices, in_thread
 from emberd.client.inputs import check_texts
 from emberd.client.job import MOST_OPEN, Embedded, Job, JobWindow, Work
 from emberd.client.lengths import EndpointFacts
-from emberd.client.limits import LOOP_LIMITERS, PROCESS_LIMITER, CallSlots, LoopLocal, Slot
+from emberd.client.limits import LOOP_LIMITERS, PROCESS_LIMITER, CallSlots, Slot
 from emberd.client.retry import Retries, RetryPolicy
-from emberd.client.slices import Steps, finish, in_slices, in_thread
 from emberd.client.transport import AsyncTransport, Transport
 from emberd.client.vectors import Floats, KnownVectors
 from emberd.client.wire import Embeddings, Outcome, Reply, Request, TransportError

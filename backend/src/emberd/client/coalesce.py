@@ -21,15 +21,15 @@ from typing import Final
 
 from emberd.client import wire
 from emberd.client.batches import BATCH_TOKENS
+from emberd.client.event_loops import Steps, finish, in_slices
 from emberd.client.limits import CallSlots, Slot
-from emberd.client.slices import Steps, finish, in_slices
 from emberd.client.wire import Embeddings, Outcome, Request, ServerLost, TooLong
 from emberd.endpoint import Endpoint
 from emberd.errors import BadReplyError, RejectedError, RequestTimeoutError
 from emberd.system import fork
 
 # Of calls that are made at once, one begins at least in every second turn of the loop (see
-# ``slices``): this many turns without a new one mean that all have begun.
+# ``event_loops``): this many turns without a new one mean that all have begun.
 _TURNS: Final = 3
 
 

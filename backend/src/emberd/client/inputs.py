@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from emberd.catalog import Model
-from emberd.client.slices import Steps
+from emberd.client.event_loops import Steps
 from emberd.errors import TextError
 from emberd.prompts import apply
 

@@ -35,9 +35,9 @@ import numpy as np
 
 from emberd.client import lengths, wire
 from emberd.client.batches import Batch, make_batches
+from emberd.client.event_loops import Steps
 from emberd.client.inputs import PreparedTexts, as_list, excerpt, prepare
 from emberd.client.lengths import EndpointFacts, Lengths, TokenCount
-from emberd.client.slices import Steps
 from emberd.client.vectors import Floats, KnownVectors, cut, decode
 from emberd.client.wire import Embeddings, Failure, Outcome, Request, ServerLost, TooLong
 from emberd.endpoint import Endpoint

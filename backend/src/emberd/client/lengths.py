@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from emberd.catalog import Model
 from emberd.client import wire
+from emberd.client.event_loops import Steps
 from emberd.client.inputs import PreparedTexts
-from emberd.client.slices import Steps
 from emberd.client.wire import Request, ServerLost
 from emberd.endpoint import Endpoint
 from emberd.errors import (

@@ -1,4 +1,4 @@
-"""Bounds on requests in flight, and storage per event loop.
+"""Bounds on requests in flight.
 
 A client may have ``max_concurrency`` requests in flight, over all clients of the process (threads)
 or of the event loop (tasks). A request of which the server may have died is sent *exclusively*:
@@ -12,20 +12,15 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar, cast
-from weakref import WeakKeyDictionary
+from typing import Final, cast
 
+from emberd.client.event_loops import LoopLocal
 from emberd.system import fork
 from emberd.system.bounded_http import Exchange
-
-T = TypeVar("T")
 
 
 class CallEndedError(Exception):
     """The call that a request belongs to has ended; no one waits for the request any more."""
-
-
-# ---------------------------------------------------------------- who may send
 
 
 @dataclass(slots=True, eq=False)
@@ -242,40 +237,6 @@ class TaskLimiter(_SlotQueue):
             self.release(slot)
             raise
         return slot
-
-
-# ---------------------------------------------------------------- storage per event loop
-
-
-class LoopLocal(fork.ForkAware, Generic[T]):
-    """One ``T`` for each event loop: connections and semaphores belong to one loop.
-
-    Args:
-        make: Makes one.
-    """
-
-    def __init__(self, make: Callable[[], T]) -> None:
-        self._make = make
-        self._lock = threading.Lock()
-        self._of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, T] = WeakKeyDictionary()
-        fork.register(self)
-
-    def get(self) -> T:
-        """Return that of the running loop, made at first use."""
-        loop = asyncio.get_running_loop()
-        with self._lock:
-            # What was used in a loop may refer to it, and so keep its own weak key alive.
-            for other in [other for other in self._of_loop if other.is_closed()]:
-                del self._of_loop[other]
-            if loop not in self._of_loop:
-                self._of_loop[loop] = self._make()
-            return self._of_loop[loop]
-
-    def after_fork_in_child(self) -> None:
-        """Forget all: no loop of the parent runs in the child."""
-        fork.keep_inherited(self._of_loop)
-        self._of_loop = WeakKeyDictionary()
-        self._lock = threading.Lock()
 
 
 LOOP_LIMITERS: Final[LoopLocal[TaskLimiter]] = LoopLocal(TaskLimiter)

@@ -24,9 +24,8 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from emberd.client import loopback
-from emberd.client.limits import LoopLocal
+from emberd.client.event_loops import LoopLocal, in_thread
 from emberd.client.loopback import CONNECT_S, KEEP_IDLE_S, NO_KEY, LoopbackSession
-from emberd.client.slices import in_thread
 from emberd.client.sockets import Sockets, check_order, reply_order
 from emberd.client.wire import (
     MOST_BYTES,

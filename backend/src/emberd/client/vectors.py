@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emberd.catalog import is_unit
-from emberd.client.slices import Steps, finish, in_slices
+from emberd.client.event_loops import Steps, finish, in_slices
 from emberd.errors import BadReplyError
 
 Floats = npt.NDArray[np.float32]

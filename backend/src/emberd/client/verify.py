@@ -23,7 +23,7 @@ from typing import Any, Final
 from emberd import catalog, model_card, model_files, probe
 from emberd.catalog import Model, is_unit
 from emberd.client import lengths, wire
-from emberd.client.slices import finish
+from emberd.client.event_loops import finish
 from emberd.client.wire import Reply, Request, TransportError
 from emberd.endpoint import Endpoint
 from emberd.errors import BadReplyError, ServerMismatchError, ServerUnavailableError, SettingError

@@ -15,8 +15,8 @@ from typing import Any, Final, Literal
 import msgspec
 import pybase64
 
+from emberd.client.event_loops import Steps
 from emberd.client.inputs import Input
-from emberd.client.slices import Steps
 from emberd.errors import (
     AuthenticationError,
     BadReplyError,

@@ -28,9 +28,8 @@ from emberd.endpoint import Endpoint
 from emberd.engines.base import Launch, Plan
 from emberd.errors import EmberdError, LockTimeoutError, StartError
 from emberd.manager import cleanup, locks, paths, ports, process_tree, state
-from emberd.manager.health import HealthMonitor
+from emberd.manager.health import HangMonitor, StartMonitor
 from emberd.manager.idle import IdleMonitor
-from emberd.manager.readiness import StartMonitor
 from emberd.manager.state import Record, State, Verify
 from emberd.manager.state_repair import FolderGone, StateFiles, report
 from emberd.system import os_errors, processes
@@ -285,7 +284,7 @@ class Supervisor:
         if endpoint is None or server is None:
             return
         idle = IdleMonitor(self.folder)
-        health = HealthMonitor(
+        health = HangMonitor(
             self.folder,
             lambda: probe.is_healthy(endpoint.url, listener=endpoint.listener),
             timing.failed_probes,
