@@ -52,6 +52,16 @@ class Outcome:
         return json.loads(self.out)
 
 
+class Child(subprocess.Popen[Any]):
+    """A process that a failing test does not wait for: a ``with`` block that raises kills it."""
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        """Kill it if the block raised, and wait for its end."""
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, *rest)
+
+
 @dataclass(frozen=True)
 class Command:
     """Runs ``emberd`` with one EMBERD_HOME."""
@@ -78,10 +88,10 @@ class Command:
         code, out, err = _server().run(list(arguments), self.environment, stdin.encode(), TIMEOUT_S)
         return Outcome(code, out.decode(), err.decode())
 
-    def begin(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    def begin(self, *arguments: str, **options: Any) -> Child:
         """Start it; its output goes into pipes unless ``options`` say otherwise."""
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-        return subprocess.Popen(self.line(*arguments), env=self.environment, **streams)
+        return Child(self.line(*arguments), env=self.environment, **streams)
 
     def on_terminal(self, *arguments: str) -> Outcome:
         """Run it to its end on a terminal of its own; ``out`` is all that it shows."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+from urllib.parse import urlsplit
+
 import httpx
 
 from emberd import probe
@@ -22,3 +25,13 @@ def in_flight(server: Server) -> bool:
     """Return whether the server says that it is working on something."""
     activity = probe.activity(server.endpoint.url, server.endpoint.api_key)
     return activity is not None and activity.in_flight > 0
+
+
+def refuses(server: Server) -> bool:
+    """Return whether the server has closed its port: its last thread is gone.
+
+    While a killed process ends, requests may fail although the kernel still accepts connections.
+    """
+    address = urlsplit(server.endpoint.url)
+    with socket.socket() as connection:
+        return connection.connect_ex((address.hostname, address.port)) != 0

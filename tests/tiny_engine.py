@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import tiny_wheels
+from command import Child
 from emberd.env import Places
 from emberd.installs import Installed, environments, install, installer, recipes, remove
 from emberd.installs.recipes import Recipe
@@ -76,10 +77,10 @@ def make(engines: Path) -> Installed:
     return place.finish(recipe(), str(packages), 1_000_000)
 
 
-def begin(verb: str, engines: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+def begin(verb: str, engines: Path, environment: dict[str, str]) -> Child:
     """Start a process that installs or removes the engine."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    return subprocess.Popen(
+    return Child(
         [sys.executable, "-m", "tiny_engine", verb, str(engines)],
         env={**os.environ, "PYTHONPATH": path, **environment},
         stdout=subprocess.PIPE,

@@ -88,6 +88,18 @@ def test_following_survives_that_the_log_is_shortened(emberd: Command) -> None:
         emberd("stop")
 
 
+def test_following_finds_its_place_in_a_log_that_was_shortened_while_it_was_read(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "server.log"
+    path.write_text("line\n" * 1000)
+    with path.open("rb") as log:
+        log.read()
+        path.write_text("the rest\n")
+        known = logs._last_read(log)
+        assert logs._unread(log, known) == b"the rest\n"
+
+
 def test_of_several_servers_the_running_one_is_shown(emberd: Command) -> None:
     emberd("up", *stub("runs"))
     emberd("up", *stub("fails", faults="dies-at-start"))

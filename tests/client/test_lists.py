@@ -36,7 +36,7 @@ def test_they_are_lists_like_any_other() -> None:
 
 
 def test_they_are_freed_when_nobody_refers_to_them() -> None:
-    numbers = np.ones((300, 5000), np.float32)
+    numbers = np.ones((60, 1000), np.float32)
     tracemalloc.start()
     try:
         for _ in range(5):

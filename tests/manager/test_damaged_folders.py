@@ -6,6 +6,7 @@ then removed, and the next call gives a server. At the end nothing is left.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Callable
@@ -148,6 +149,18 @@ def arrange(manager: Manager, spec: ServerSpec, moment: str, go: Path) -> Path:
     return folder
 
 
+def _damaged(file: Path, kind: str) -> bool:
+    """Damage a file; return False if its supervisor removed it meanwhile."""
+    if file.is_symlink() or not file.is_file():  # not there, or damaged by the last one
+        _remove(file)
+        file.touch(mode=0o600)
+    try:
+        DAMAGES[kind](file)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("names", "moment"), CASES, ids=lambda value: value if isinstance(value, str) else value[0]
@@ -165,10 +178,7 @@ def test_damaged_file_gives_a_server_or_an_error_and_leaves_nothing(
         print(kind)  # shown if it fails
         folder = arrange(manager, spec, moment, tmp_path / "go")
         for file in (folder / name for name in names):
-            if file.is_symlink() or not file.is_file():  # not there, or damaged by the last one
-                _remove(file)
-                file.touch(mode=0o600)
-            DAMAGES[kind](file)
+            waiting.until(functools.partial(_damaged, file, kind))
         (tmp_path / "go").touch()
         # A server that runs survives most of it, so it gets several damages in turn.
         calls(spec, goes_on=moment == "running" and kind != MOMENTS[moment][-1])

@@ -24,14 +24,13 @@ import pytest
 import clients
 import leftovers
 import waiting
-from emberd import probe
 from emberd.errors import StartError, StartTimeoutError
 from emberd.manager import State, spawn, state
 from emberd.settings import ServerSpec
 from emberd.system import background
 from emberd.verified_manager import Manager
 from homes import QUICK, Starts, Stub, begin, server_of
-from plain_client import embed, in_flight
+from plain_client import embed, in_flight, refuses
 
 
 def supervisor_of(manager: Manager) -> psutil.Process:
@@ -218,7 +217,7 @@ def test_repeated_starts_end_at_the_callers_deadline(
 def test_killed_while_the_server_is_ready(manager: Manager, stub: Stub, victim: str) -> None:
     lost = manager.ensure(stub())
     kill(VICTIMS[victim](manager))
-    waiting.until(lambda: not probe.is_ready(lost.endpoint.url))
+    waiting.until(lambda: refuses(lost))
     assert_works(manager, stub())
 
 
@@ -255,7 +254,7 @@ def test_killed_with_children_that_outlive_it(
     spec = stub(faults="leaves-children")
     lost = manager.ensure(spec)
     kill(VICTIMS[victim](manager))
-    waiting.until(lambda: not probe.is_ready(lost.endpoint.url))
+    waiting.until(lambda: refuses(lost))
     assert_works(manager, spec)
     manager.stop()
     assert leftovers.find([str(home)]) == []

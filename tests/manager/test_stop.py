@@ -18,7 +18,7 @@ from emberd.errors import ServerStoppedError
 from emberd.manager import State, idle, locks
 from emberd.verified_manager import Manager
 from homes import QUICK, Starts, Stub, server_of
-from plain_client import embed, in_flight
+from plain_client import embed, in_flight, refuses
 
 
 def test_stop_ends_supervisor_and_server_and_returns_their_status(
@@ -290,7 +290,7 @@ def test_supervisor_without_a_server_is_ended_by_the_next_call(
     assert server is not None
     supervisor.suspend()
     server.kill()
-    waiting.until(lambda: not probe.is_ready(lost.endpoint.url))
+    waiting.until(lambda: refuses(lost))
     assert manager.ensure(stub(), lost=lost).start_id != lost.start_id
 
 

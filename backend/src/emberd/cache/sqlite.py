@@ -42,7 +42,6 @@ APPLICATION_ID: Final = 0x454D4231
 """Marks a database as a cache of emberd."""
 
 _PRIVATE_FOLDER: Final = 0o700
-_PRIVATE_FILE: Final = 0o600
 _FORK_WAIT_S: Final = 10.0
 _LOCK_WAIT_S: Final = 10.0
 _BUSY_WAIT_S: Final = 10.0
@@ -370,8 +369,7 @@ class SqliteCache(Cache):
             # SQLite would create it readable by others. An existing one is not opened: closing it
             # again would release the locks that SQLite has on it in this process.
             with suppress(FileExistsError):
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-                os.close(os.open(self.path, flags, _PRIVATE_FILE))
+                os.close(ownership.open_file(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
             _check_files(self.path)
             self._opened_inode = _inode(self.path)
             self._database = Database(self.path, self._location.max_bytes)

@@ -60,8 +60,10 @@ def logs(
             # Before reading, so that the last output is read after the server has stopped.
             now = next((s for s in Manager().status() if s.start_id == own.start_id), None)
             runs = now is not None and now.state in RUNNING
-            _write(_unread(file, known))
-            known = _last_read(file)
+            new = _unread(file, known)
+            _write(new)
+            # Not read again from the file, which may have become shorter since.
+            known = (known + new)[-_MARK_BYTES:]
             if runs:
                 time.sleep(_POLL_S)
 
@@ -127,11 +129,12 @@ def _unread(file: BinaryIO, known: bytes) -> bytes:
     The supervisor removes the middle of a log that becomes too large, so that what was read last
     moves to another place.
     """
-    if os.pread(file.fileno(), len(known), file.tell() - len(known)) == known:
+    here = file.tell()
+    if here == 0 or (known and os.pread(file.fileno(), len(known), here - len(known)) == known):
         return file.read()
     file.seek(0)
     content = file.read()
-    at = content.rfind(known)
+    at = content.rfind(known) if known else -1
     return content[at + len(known) :] if at >= 0 else content[-_BLOCK_BYTES:]
 
 

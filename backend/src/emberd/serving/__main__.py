@@ -149,8 +149,7 @@ def _listen(host: str, port: int) -> socket.socket:
     # The protocol is given because asyncio sets TCP_NODELAY only then: otherwise the body of each
     # reply waits 40 ms for the acknowledgement of its headers.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    if os.name == "posix":
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((host, port))
     listener.listen()
     return listener
