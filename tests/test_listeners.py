@@ -482,7 +482,7 @@ def test_the_process_that_listens_is_found() -> None:
         process = listeners.process_at(f"http://127.0.0.1:{port}")
         assert process is not None
         assert process.pid == os.getpid()
-        assert (ip_address("127.0.0.1"), port) in listeners.listening(os.getpid())
+        assert (ip_address("127.0.0.1"), port) in listeners.addresses_of(os.getpid())
     assert listeners.process_at(f"http://127.0.0.1:{port}") is None
 
 

@@ -35,7 +35,7 @@ def _bind(port: int) -> None:
 
 
 def test_a_listening_port_cannot_be_taken_by_a_socket_with_the_same_options() -> None:
-    with ports.listening(None) as opened, pytest.raises(OSError, match="in use"):
+    with ports.listen(None) as opened, pytest.raises(OSError, match="in use"):
         _bind(opened.getsockname()[1])
 
 
@@ -57,15 +57,15 @@ def test_where_the_kernel_gives_every_port_to_others_one_of_them_is_chosen(
 
 
 def test_a_wanted_port_that_is_free_is_chosen(busy: int) -> None:
-    with ports.listening(None) as opened:
+    with ports.listen(None) as opened:
         free = opened.getsockname()[1]
     assert ports.choose(free) == free
-    with ports.listening(free) as opened:
+    with ports.listen(free) as opened:
         assert opened.getsockname()[1] == free
 
 
 def test_a_wanted_port_that_is_in_use_is_an_error(busy: int) -> None:
-    for get in (ports.listening, ports.choose):
+    for get in (ports.listen, ports.choose):
         with pytest.raises(StartError, match=str(busy)):
             get(busy)
 

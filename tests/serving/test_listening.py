@@ -24,7 +24,7 @@ def _on_a_port() -> socket.socket | None:
 
 
 def _inherited() -> socket.socket | None:
-    with ports.listening(None) as opened:
+    with ports.listen(None) as opened:
         return process._inherit(os.dup(opened.fileno()))
 
 
@@ -52,7 +52,7 @@ def test_small_writes_are_sent_at_once(listen: Callable[[], socket.socket | None
 
 
 def test_a_server_answers_on_a_socket_that_listened_before_it_started() -> None:
-    with ports.listening(None) as opened:
+    with ports.listen(None) as opened:
         fd = opened.fileno()
         server = subprocess.Popen([*SERVE, "--fd", str(fd)], pass_fds=[fd])
         url = f"http://127.0.0.1:{opened.getsockname()[1]}"

@@ -76,7 +76,7 @@ class Model:
             none.
         matryoshka: Whether the model was trained so that the head of a vector is a vector.
         min_dimensions: Shortest useful vector.
-        shape: The shape, for when the model's files are not on this machine; None if not known.
+        shape: The shape, from which memory is planned for a name on the hub; None if not known.
     """
 
     name: str

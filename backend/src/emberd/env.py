@@ -1,6 +1,7 @@
 """Every ``EMBERD_`` variable that emberd reads, in one table, and the paths derived from them.
 
-No other module reads one of them. The variables of the Hugging Face hub are read in
+No other module reads one of them, except for ``SERVER_KEY``, which the server process takes out of
+its environment. The variables of the Hugging Face hub are read in
 ``model_files``.
 """
 

@@ -58,7 +58,7 @@ async def awindows(texts: Iterable[str] | AsyncIterable[str]) -> AsyncIterator[T
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Texts of one request.
+    """Texts that are sent together, perhaps in one request with batches of other calls.
 
     Attributes:
         indices: Their places in the caller's list.
@@ -89,9 +89,9 @@ def make_batches(prepared: PreparedTexts, batch_texts: int) -> Iterator[Batch]:
         prepared: The texts.
         batch_texts: Most texts in a batch.
     """
-    window = max(batch_texts, WINDOW_TEXTS)
-    for start in range(0, len(prepared.inputs), window):
-        indices = range(start, min(start + window, len(prepared.inputs)))
+    sorted_texts = max(batch_texts, WINDOW_TEXTS)
+    for start in range(0, len(prepared.inputs), sorted_texts):
+        indices = range(start, min(start + sorted_texts, len(prepared.inputs)))
         # Strings and token ids cannot be in one request.
         for kind in (str, list):
             of_kind = [
@@ -99,7 +99,7 @@ def make_batches(prepared: PreparedTexts, batch_texts: int) -> Iterator[Batch]:
                 for index in indices
                 if isinstance(prepared.inputs[index], kind)
             ]
-            # The longest first, so that no long one is left over at the end of the window.
+            # The longest first, so that no long one is left over at the end.
             of_kind.sort(key=lambda entry: -entry[0])
             batch: list[int] = []
             tokens = 0

@@ -27,7 +27,7 @@ from emberd.client.batches import Batch, TextWindow, awindows, windows
 from emberd.client.coalesce import MergeKey, TaskMerger, ThreadMerger
 from emberd.client.event_loops import LoopLocal, Steps, finish, in_slices, in_thread
 from emberd.client.inputs import check_texts
-from emberd.client.job import MOST_OPEN, Embedded, Job, JobWindow, Work
+from emberd.client.job import MOST_OPEN, Embedded, Job, OpenJobs, Work
 from emberd.client.lengths import EndpointFacts
 from emberd.client.limits import LOOP_LIMITERS, PROCESS_LIMITER, CallSlots, Slot
 from emberd.client.retry import Retries, RetryPolicy
@@ -203,7 +203,7 @@ class Client(_ClientBase[Endpoint]):
     def _run(
         self, source: Iterator[TextWindow], job_of: Callable[[TextWindow], Steps[Job]]
     ) -> Generator[Embedded]:
-        jobs = JobWindow(self._settings.max_concurrency)
+        jobs = OpenJobs(self._settings.max_concurrency)
         slots = CallSlots(PROCESS_LIMITER, self._settings.max_concurrency, group=self._merger)
         finished: SimpleQueue[Future[_Done]] = SimpleQueue()
         try:
@@ -224,9 +224,7 @@ class Client(_ClientBase[Endpoint]):
         finally:
             slots.abandon()
 
-    def _step(
-        self, jobs: JobWindow, slots: CallSlots, finished: SimpleQueue[Future[_Done]]
-    ) -> None:
+    def _step(self, jobs: OpenJobs, slots: CallSlots, finished: SimpleQueue[Future[_Done]]) -> None:
         """Send what may be sent, and wait for one result."""
         for job in jobs:
             if job.lost and self._reconnect is not None:
@@ -250,13 +248,13 @@ class Client(_ClientBase[Endpoint]):
 
     def _perform(self, job: Job, work: Work, slots: CallSlots) -> _Done:
         request = job.request(work)
-        exchange = functools.partial(self._exchange, job.endpoint, slots)
+        send = functools.partial(self._exchange, job.endpoint, slots)
         if isinstance(work, Batch) and not work.crash_count:
             key = MergeKey.of(job.endpoint, request, self._settings.batch_size)
-            return job, work, self._merger.send(key, request, work.tokens, slots, exchange)
+            return job, work, self._merger.send(key, request, work.tokens, slots, send)
         # The server may have crashed on it: batches that are in flight with it would be suspected
         # too.
-        return job, work, exchange(request, None, exclusive=isinstance(work, Batch))
+        return job, work, send(request, None, exclusive=isinstance(work, Batch))
 
     def _exchange(
         self,
@@ -349,7 +347,7 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
     async def _run(
         self, source: AsyncIterator[TextWindow], job_of: Callable[[TextWindow], Steps[Job]]
     ) -> AsyncGenerator[Embedded]:
-        jobs = JobWindow(self._settings.max_concurrency)
+        jobs = OpenJobs(self._settings.max_concurrency)
         tasks: set[asyncio.Task[_Done]] = set()
         try:
             while True:
@@ -371,7 +369,7 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _step(self, jobs: JobWindow, tasks: set[asyncio.Task[_Done]]) -> None:
+    async def _step(self, jobs: OpenJobs, tasks: set[asyncio.Task[_Done]]) -> None:
         """Send what may be sent, and wait for at least one result."""
         for job in jobs:
             if job.lost and self._reconnect is not None:
@@ -390,14 +388,14 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
 
     async def _perform(self, job: Job, work: Work) -> _Done:
         request = job.request(work)
-        exchange = functools.partial(self._exchange, job.endpoint)
+        send = functools.partial(self._exchange, job.endpoint)
         if isinstance(work, Batch) and not work.crash_count:
             key = MergeKey.of(job.endpoint, request, self._settings.batch_size)
             merger = self._mergers.get()
-            answer = await merger.send(key, request, work.tokens, self._acquire, exchange)
+            answer = await merger.send(key, request, work.tokens, self._acquire, send)
             return job, work, answer
         # As in ``Client``.
-        return job, work, await exchange(request, None, exclusive=isinstance(work, Batch))
+        return job, work, await send(request, None, exclusive=isinstance(work, Batch))
 
     async def _exchange(
         self, endpoint: Endpoint, request: Request, slot: Slot | None, *, exclusive: bool = False

@@ -1,6 +1,7 @@
-"""One call of ``embed``: what to send next, and what each answer changes. It sends nothing itself.
+"""One call of ``embed``, or one window of a stream: what to send next, and what each reply changes.
 
-The driver takes work while there is some, sends it, and settles each outcome::
+It sends nothing itself. The driver takes work while there is some, sends it, and settles each
+outcome::
 
     finish(job.prepare())                # or await in_slices(...)
     finish(job.attach(endpoint))
@@ -86,15 +87,15 @@ class Embedded:
 
 
 class Job:
-    """The state of one call.
+    """The state of one call, or of one window of a stream.
 
     Args:
         texts: What the caller gave.
         template: The template, with ``{text}`` in it.
         settings: The caller's.
         can_reconnect: Whether a lost server can be replaced.
-        restarts: Whether that brings a server back, and not only verifies what listens at its
-            address if that has changed.
+        restarts: Whether replacing it starts a server. Otherwise what listens at its address now
+            is verified, if that has changed.
         facts: What other jobs of the same client learned of its servers.
         cache: Asked for vectors before the server is; then native ones are requested.
         offset: How many texts of the caller precede these.
@@ -501,7 +502,7 @@ class Job:
             self._skip(index, error)
 
 
-class JobWindow(deque[Job]):
+class OpenJobs(deque[Job]):
     """The open jobs of one call, in the order of their texts.
 
     Args:

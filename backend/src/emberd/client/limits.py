@@ -1,7 +1,7 @@
 """Bounds on requests in flight.
 
-A client may have ``max_concurrency`` requests in flight, over all clients of the process (threads)
-or of the event loop (tasks). A request of which the server may have died is sent *exclusively*:
+Requests are counted over all clients of the process (threads) or of the event loop (tasks). A
+client sends another one only while fewer than its own ``max_concurrency`` are in flight. A request of which the server may have died is sent *exclusively*:
 nothing else of its client is in flight with it, or that would be suspected too.
 """
 

@@ -82,7 +82,7 @@ def _from_catalog(model: Model) -> ModelShape | None:
 KNOWN: Final[Mapping[str, ModelShape]] = {
     model.name: shape for model in catalog.MODELS if (shape := _from_catalog(model)) is not None
 }
-"""Shapes of the catalog's models, used if their files are not on this machine."""
+"""Shapes of the catalog's models."""
 
 
 def element_bytes(dtype: str | None) -> int:
@@ -91,7 +91,7 @@ def element_bytes(dtype: str | None) -> int:
 
 
 def shape_of(model: str) -> ModelShape | None:
-    """Return the shape of a model: from its folder, else from the catalog.
+    """Return the shape of a model: of a folder by its files, of a name on the hub by the catalog.
 
     Returns:
         None for an unknown name on the hub, or a folder without a usable config.json or weights.

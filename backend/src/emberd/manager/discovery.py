@@ -107,7 +107,7 @@ def _processes() -> Iterator[Candidate]:
                 continue
         except processes.UNREADABLE:
             continue
-        for address, port in listeners.listening(pid):
+        for address, port in listeners.addresses_of(pid):
             at = str(address) if address.version == _IPV4 else f"[{address}]"
             url = f"http://{_LOOPBACK if address.is_unspecified else at}:{port}"
             yield Candidate(url, f"process {pid} is a {engine} server", engine=engine)

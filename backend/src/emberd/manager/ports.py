@@ -5,9 +5,10 @@ can take the port. It is bound without ``SO_REUSEADDR`` where possible: with tha
 be bound that another process has bound already, which lets that process take connections (see
 ``emberd.system.listeners``).
 
-A server that opens its own socket gets a free port that is not visible before the server listens:
-it is not bound in advance (any user could list that, and it would not reserve the port against a
-process that sets ``SO_REUSEADDR`` too), and it is outside the range from which the kernel assigns
+A server that opens its own socket gets the number of a free port, which other users cannot know
+before the server listens: it is chosen at random, and bound only for a moment to see that it is
+free. It is not kept bound, which any user could list, and which would not reserve the port against
+a process that sets ``SO_REUSEADDR`` too. It is outside the range from which the kernel assigns
 ports to other processes.
 """
 
@@ -31,7 +32,7 @@ _END: Final = 65_536
 _TRIES: Final = 100
 
 
-def listening(wanted: int | None) -> socket.socket:
+def listen(wanted: int | None) -> socket.socket:
     """Return a socket that listens on ``wanted``, or on any free port.
 
     Raises:

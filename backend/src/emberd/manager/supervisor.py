@@ -227,10 +227,10 @@ class Supervisor:
         return None
 
     def _launch(self, gpus: tuple[str, ...]) -> tuple[Launch, Plan, process_tree.ServerProcess]:
-        """Start the engine, on a port and with a key that no earlier start has used."""
+        """Start the engine, on a port that is free now and with a new key."""
         options, opened = self.record.options, None
         if self.engine.takes_descriptor:
-            opened = ports.listening(options.port)
+            opened = ports.listen(options.port)
         # Closed here in any case: the port must be free again as soon as the server ends.
         with opened or nullcontext():
             launch = Launch(

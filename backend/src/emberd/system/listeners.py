@@ -209,7 +209,7 @@ def is_held(listener: Listener, pids: Collection[int]) -> bool:
     return False
 
 
-def listening(pid: int) -> list[tuple[Address, int]]:
+def addresses_of(pid: int) -> list[tuple[Address, int]]:
     """Return the addresses and ports at which a process listens; empty if not visible."""
     import psutil
 
