@@ -245,7 +245,7 @@ def _process_at(
             process = psutil.Process(pid)
             if pids is None and process.uids().real != os.getuid():
                 continue
-            for here, at in listening(pid):
+            for here, at in addresses_of(pid):
                 if at == port and (here == address or here.is_unspecified):
                     return process
     return None
