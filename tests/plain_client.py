@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from urllib.parse import urlsplit
 
@@ -34,4 +35,5 @@ def refuses(server: Server) -> bool:
     """
     address = urlsplit(server.endpoint.url)
     with socket.socket() as connection:
-        return connection.connect_ex((address.hostname, address.port)) != 0
+        connection.settimeout(1)
+        return connection.connect_ex((address.hostname, address.port)) == errno.ECONNREFUSED

@@ -75,29 +75,63 @@ def test_following_survives_that_the_log_is_shortened(emberd: Command) -> None:
         with path.open("a") as log:
             log.write(flood)
             log.write("before\n")
-        while process.stdout.readline() != b"before\n":
-            pass
-        try:
-            waiting.until(lambda: path.stat().st_size < 10 << 20)  # the supervisor did
-        except AssertionError:
-            process.kill()
-            raise
+        while (line := process.stdout.readline()) != b"before\n":
+            assert line, process.stderr and process.stderr.read()
+        waiting.until(lambda: path.stat().st_size < 10 << 20)  # the supervisor did
         with path.open("a") as log:
             log.write("after\n")
         assert process.stdout.readline() == b"after\n"
         emberd("stop")
 
 
-def test_following_finds_its_place_in_a_log_that_was_shortened_while_it_was_read(
-    tmp_path: Path,
-) -> None:
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
     path = tmp_path / "server.log"
-    path.write_text("line\n" * 1000)
-    with path.open("rb") as log:
-        log.read()
-        path.write_text("the rest\n")
-        known = logs._last_read(log)
-        assert logs._unread(log, known) == b"the rest\n"
+    path.write_text("".join(f"line {number}\n" for number in range(1000)))
+    return path
+
+
+def test_log_that_becomes_shorter_between_two_readings_is_followed(log: Path) -> None:
+    with log.open("rb") as file:
+        follower = logs.Follower(file, logs._tail(file, 1)[1])
+        for rest in (b"a few lines\n", b"", b"line\n" * 2000, b"short\n"):
+            log.write_bytes(rest)
+            assert follower.read() == rest
+            with log.open("ab") as writer:
+                writer.write(b"more\n")
+            assert (follower.read(), follower.read()) == (b"more\n", b"")
+
+
+def test_log_that_becomes_shorter_while_it_is_read_is_followed(log: Path) -> None:
+    """What was read is known, although it is in the file no more."""
+    with log.open("rb") as file:
+        follower = logs.Follower(file, logs._tail(file, 1)[1])
+        with log.open("ab") as writer:
+            writer.write(b"new\n")
+        assert follower.read() == b"new\n"
+        content = log.read_bytes()
+        log.write_bytes(content[:100] + content[-5000:])
+        assert follower.read() == b""
+        with log.open("ab") as writer:
+            writer.write(b"newer\n")
+        assert follower.read() == b"newer\n"
+
+
+def test_following_shows_no_line_twice_if_the_log_becomes_shorter_at_once(log: Path) -> None:
+    with log.open("rb") as file:
+        last, mark = logs._tail(file, 3)
+        content = log.read_bytes()
+        log.write_bytes(content[:100] + content[-5000:])
+        assert logs.Follower(file, mark).read() == b""
+    assert last == b"line 997\nline 998\nline 999\n"
+
+
+def test_after_a_flood_all_that_was_kept_is_shown(log: Path) -> None:
+    with log.open("rb") as file:
+        follower = logs.Follower(file, logs._tail(file, 0)[1])
+        kept = b"emberd: 5000 bytes of this log were removed here\nkept\n"
+        log.write_bytes(b"head\n" + kept)
+        assert follower.read() == kept
 
 
 def test_of_several_servers_the_running_one_is_shown(emberd: Command) -> None:
@@ -133,10 +167,10 @@ def test_what_was_read_is_found_again_although_the_log_has_grown_past_it(tmp_pat
     path = tmp_path / "server.log"
     path.write_bytes(b"".join(b"%d again\n" % (number % 2) for number in range(1000)) + b"last\n")
     with path.open("rb") as file:
-        file.read()
-        known = logs._last_read(file)
+        mark = logs._tail(file, 0)[1]
+        follower = logs.Follower(file, mark)
         with path.open("r+b") as other:
             other.truncate(0)
-            other.write(b"head\n" + known + b"0 again\n" * 5000)
-        assert logs._unread(file, known) == b"0 again\n" * 5000
-        assert logs._unread(file, logs._last_read(file)) == b""
+            other.write(b"head\n" + mark + b"0 again\n" * 5000)
+        assert follower.read() == b"0 again\n" * 5000
+        assert follower.read() == b""

@@ -423,7 +423,10 @@ async def test_a_cancelled_call_leaves_nothing_behind(server: FakeServer) -> Non
 
 # ---- imports
 
-_LIGHT = "from emberd.client import verify; import sys; print({'numpy', 'openai'} & {*sys.modules})"
+_LIGHT = (
+    "from emberd.client import verify; import sys; "
+    "print({'asyncio', 'numpy', 'openai'} & {*sys.modules})"
+)
 _LAZY = "from emberd.client import clients; import sys; print('openai' in sys.modules)"
 
 

@@ -149,14 +149,14 @@ def arrange(manager: Manager, spec: ServerSpec, moment: str, go: Path) -> Path:
     return folder
 
 
-def _damaged(file: Path, kind: str) -> bool:
-    """Damage a file; return False if its supervisor removed it meanwhile."""
+def _damage(file: Path, kind: str) -> bool:
+    """Damage a file; return False if its supervisor removed or wrote it meanwhile."""
     if file.is_symlink() or not file.is_file():  # not there, or damaged by the last one
         _remove(file)
         file.touch(mode=0o600)
     try:
         DAMAGES[kind](file)
-    except FileNotFoundError:
+    except (FileNotFoundError, FileExistsError):
         return False
     return True
 
@@ -178,7 +178,7 @@ def test_damaged_file_gives_a_server_or_an_error_and_leaves_nothing(
         print(kind)  # shown if it fails
         folder = arrange(manager, spec, moment, tmp_path / "go")
         for file in (folder / name for name in names):
-            waiting.until(functools.partial(_damaged, file, kind))
+            waiting.until(functools.partial(_damage, file, kind))
         (tmp_path / "go").touch()
         # A server that runs survives most of it, so it gets several damages in turn.
         calls(spec, goes_on=moment == "running" and kind != MOMENTS[moment][-1])

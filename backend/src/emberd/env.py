@@ -1,7 +1,7 @@
-"""Every ``EMBERD_`` variable that emberd reads, in one table, and the paths derived from them.
+"""Every ``EMBERD_`` variable that users set, in one table, and the paths derived from them.
 
-No other module reads one of them, except for ``SERVER_KEY``, which the server process takes out of
-its environment. The variables of the Hugging Face hub are read in
+Their values are parsed only here. The two of ``INTERNAL`` are read by the processes that get them.
+The variables of the Hugging Face hub are read in
 ``model_files``.
 """
 

@@ -17,6 +17,7 @@ from emberd.cli.output import ExitCode
 from emberd.cli.status import RUNNING
 from emberd.cli.stop import Model
 from emberd.errors import StateFolderError
+from emberd.manager.process_tree import REMOVED
 from emberd.system import ownership
 from emberd.verified_manager import Manager
 
@@ -53,17 +54,15 @@ def logs(
         output.write_line(str(log))
         return
     with _opened(log) as file:
-        _write(_tail(file, lines))
-        known = _last_read(file)
+        last, mark = _tail(file, lines)
+        _write(last)
+        follower = Follower(file, mark)
         runs = follow
         while runs:
             # Before reading, so that the last output is read after the server has stopped.
             now = next((s for s in Manager().status() if s.start_id == own.start_id), None)
             runs = now is not None and now.state in RUNNING
-            new = _unread(file, known)
-            _write(new)
-            # Not read again from the file, which may have become shorter since.
-            known = (known + new)[-_MARK_BYTES:]
+            _write(follower.read())
             if runs:
                 time.sleep(_POLL_S)
 
@@ -103,8 +102,8 @@ def _opened(log: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _tail(file: BinaryIO, lines: int) -> bytes:
-    """Return the last ``lines`` lines of ``file``, and leave it at its end."""
+def _tail(file: BinaryIO, lines: int) -> tuple[bytes, bytes]:
+    """Return the last ``lines`` lines of ``file`` and its last bytes, and leave it at its end."""
     end = start = file.seek(0, os.SEEK_END)
     found = b""
     # One more line end than lines: the one before the first line.
@@ -113,29 +112,43 @@ def _tail(file: BinaryIO, lines: int) -> bytes:
         file.seek(start)
         found = file.read(end - start)
     file.seek(end)
-    return b"".join(found.splitlines(keepends=True)[-lines:]) if lines else b""
+    last = b"".join(found.splitlines(keepends=True)[-lines:]) if lines else b""
+    return last, found[-_MARK_BYTES:]
 
 
-def _last_read(file: BinaryIO) -> bytes:
-    """Return the last bytes before the position of ``file``."""
-    end = file.tell()
-    start = max(0, end - _MARK_BYTES)
-    return os.pread(file.fileno(), end - start, start)
-
-
-def _unread(file: BinaryIO, known: bytes) -> bytes:
-    """Return what is new in ``file``, of which ``known`` was read last.
+class Follower:
+    """Reads what is new in a log, which its supervisor may shorten at any moment.
 
     The supervisor removes the middle of a log that becomes too large, so that what was read last
-    moves to another place.
+    moves to another place. There it is recognized by its content.
     """
-    here = file.tell()
-    if here == 0 or (known and os.pread(file.fileno(), len(known), here - len(known)) == known):
-        return file.read()
-    file.seek(0)
-    content = file.read()
-    at = content.rfind(known) if known else -1
-    return content[at + len(known) :] if at >= 0 else content[-_BLOCK_BYTES:]
+
+    def __init__(self, file: BinaryIO, mark: bytes) -> None:
+        """Follow ``file`` from its position on.
+
+        Args:
+            file: The log.
+            mark: The last bytes that were read.
+        """
+        self._file = file
+        self._mark = mark
+
+    def read(self) -> bytes:
+        """Return what is new since the last call; all that is left if its place is not found."""
+        file, mark = self._file, self._mark
+        start = file.tell() - len(mark)
+        if start >= 0 and os.pread(file.fileno(), len(mark), start) == mark:
+            new = file.read()
+            # Not read again from the file, which may have become shorter since.
+            self._mark = (mark + new)[-_MARK_BYTES:]
+            return new
+        file.seek(0)
+        content = file.read()
+        self._mark = content[-_MARK_BYTES:]
+        if (at := content.rfind(mark) if mark else -1) >= 0:
+            return content[at + len(mark) :]
+        removed = content.rfind(REMOVED.encode())
+        return content[content.rfind(b"\n", 0, removed) + 1 :] if removed >= 0 else content
 
 
 def _write(piece: bytes) -> None:

@@ -58,7 +58,7 @@ async def awindows(texts: Iterable[str] | AsyncIterable[str]) -> AsyncIterator[T
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Texts that are sent together, perhaps in one request with batches of other calls.
+    """Texts that are sent together, perhaps in one request with other batches.
 
     Attributes:
         indices: Their places in the caller's list.
@@ -89,9 +89,9 @@ def make_batches(prepared: PreparedTexts, batch_texts: int) -> Iterator[Batch]:
         prepared: The texts.
         batch_texts: Most texts in a batch.
     """
-    sorted_texts = max(batch_texts, WINDOW_TEXTS)
-    for start in range(0, len(prepared.inputs), sorted_texts):
-        indices = range(start, min(start + sorted_texts, len(prepared.inputs)))
+    sorted_count = max(batch_texts, WINDOW_TEXTS)
+    for start in range(0, len(prepared.inputs), sorted_count):
+        indices = range(start, min(start + sorted_count, len(prepared.inputs)))
         # Strings and token ids cannot be in one request.
         for kind in (str, list):
             of_kind = [

@@ -248,15 +248,15 @@ class Client(_ClientBase[Endpoint]):
 
     def _perform(self, job: Job, work: Work, slots: CallSlots) -> _Done:
         request = job.request(work)
-        send = functools.partial(self._exchange, job.endpoint, slots)
+        post = functools.partial(self._post, job.endpoint, slots)
         if isinstance(work, Batch) and not work.crash_count:
             key = MergeKey.of(job.endpoint, request, self._settings.batch_size)
-            return job, work, self._merger.send(key, request, work.tokens, slots, send)
+            return job, work, self._merger.send(key, request, work.tokens, slots, post)
         # The server may have crashed on it: batches that are in flight with it would be suspected
         # too.
-        return job, work, send(request, None, exclusive=isinstance(work, Batch))
+        return job, work, post(request, None, exclusive=isinstance(work, Batch))
 
-    def _exchange(
+    def _post(
         self,
         endpoint: Endpoint,
         slots: CallSlots,
@@ -388,19 +388,19 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
 
     async def _perform(self, job: Job, work: Work) -> _Done:
         request = job.request(work)
-        send = functools.partial(self._exchange, job.endpoint)
+        post = functools.partial(self._post, job.endpoint)
         if isinstance(work, Batch) and not work.crash_count:
             key = MergeKey.of(job.endpoint, request, self._settings.batch_size)
             merger = self._mergers.get()
-            answer = await merger.send(key, request, work.tokens, self._acquire, send)
+            answer = await merger.send(key, request, work.tokens, self._acquire, post)
             return job, work, answer
         # As in ``Client``.
-        return job, work, await send(request, None, exclusive=isinstance(work, Batch))
+        return job, work, await post(request, None, exclusive=isinstance(work, Batch))
 
-    async def _exchange(
+    async def _post(
         self, endpoint: Endpoint, request: Request, slot: Slot | None, *, exclusive: bool = False
     ) -> Outcome:
-        """Do as ``Client._exchange``."""
+        """Do as ``Client._post``."""
         slot = slot or await self._acquire(exclusive=exclusive)
         try:
             retries = self._retries(request)

@@ -163,7 +163,7 @@ def _distribute(
 
 # ---------------------------------------------------------------- threads
 
-Send = Callable[[Request, Slot | None], Outcome]
+Post = Callable[[Request, Slot | None], Outcome]
 """Sends a request and releases the slot; without one it waits for one."""
 
 
@@ -187,7 +187,7 @@ class ThreadMerger(fork.ForkAware):
         self._queues: dict[MergeKey, deque[_Entry]] = {}
 
     def send(
-        self, key: MergeKey, request: Request, tokens: int, slots: CallSlots, send: Send
+        self, key: MergeKey, request: Request, tokens: int, slots: CallSlots, post: Post
     ) -> Outcome | Embeddings:
         """Return the part of an answer that is for ``request``, or the outcome of its request.
 
@@ -196,7 +196,7 @@ class ThreadMerger(fork.ForkAware):
             request: The request that would embed the batch by itself.
             tokens: About how many tokens its texts have.
             slots: The slots of the call.
-            send: Sends a request, in this thread.
+            post: Sends a request, in this thread.
         """
         answer = _ThreadAnswer()
         mine = _Entry(request, tokens, answer)
@@ -205,12 +205,12 @@ class ThreadMerger(fork.ForkAware):
             queue.append(mine)
         try:
             while not (mine.sent_with or answer.done()):
-                self._send_first(key, queue, mine, slots, send)
+                self._send_first(key, queue, mine, slots, post)
             given = answer.result()
         finally:
             answer.cancel()  # whatever ended the waiting
             mine.sent_with = ()  # no reference cycle: it would keep the reply until a collection
-        return send(request, None) if given is None else given
+        return post(request, None) if given is None else given
 
     def _send_first(
         self,
@@ -218,7 +218,7 @@ class ThreadMerger(fork.ForkAware):
         queue: deque[_Entry],
         mine: _Entry,
         slots: CallSlots,
-        send: Send,
+        post: Post,
     ) -> None:
         slot = slots.acquire_unless(lambda: bool(mine.sent_with) or mine.answer.done())
         if slot is None:
@@ -232,7 +232,7 @@ class ThreadMerger(fork.ForkAware):
                 return
             if entries != [mine]:
                 slots.recheck()  # the threads whose batches are taken need no slot
-            outcome = send(wire.merge([entry.request for entry in entries]), slot)
+            outcome = post(wire.merge([entry.request for entry in entries]), slot)
             can_reconnect = self._can_reconnect
             finish(_distribute(entries, outcome, key.endpoint, can_reconnect=can_reconnect))
         except BaseException:
@@ -245,7 +245,7 @@ class ThreadMerger(fork.ForkAware):
 
 # ---------------------------------------------------------------- tasks
 
-AsyncSend = Callable[[Request, Slot | None], Awaitable[Outcome]]
+AsyncPost = Callable[[Request, Slot | None], Awaitable[Outcome]]
 """Sends a request and releases the slot; without one it waits for one."""
 
 Acquire = Callable[[], Awaitable[Slot]]
@@ -276,14 +276,14 @@ class TaskMerger:
         request: Request,
         tokens: int,
         acquire: Acquire,
-        send: AsyncSend,
+        post: AsyncPost,
     ) -> Outcome | Embeddings:
         """Do as ``ThreadMerger.send``, with slots from ``acquire``."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         entry = _Entry(request, tokens, future)
         queue = self._queues.setdefault(key, _TaskQueue())
         queue.waiting.append(entry)
-        self._start(key, queue, acquire, send)
+        self._start(key, queue, acquire, post)
         try:
             answer = await future
         except asyncio.CancelledError:
@@ -295,17 +295,17 @@ class TaskMerger:
             raise
         finally:
             entry.sent_with = ()  # as above
-        return await send(request, None) if answer is None else answer
+        return await post(request, None) if answer is None else answer
 
-    def _start(self, key: MergeKey, queue: _TaskQueue, acquire: Acquire, send: AsyncSend) -> None:
+    def _start(self, key: MergeKey, queue: _TaskQueue, acquire: Acquire, post: AsyncPost) -> None:
         """Have one task wait for a slot, if a batch waits and no task does."""
         if queue.task is None and not all(entry.answer.done() for entry in queue.waiting):
-            queue.task = asyncio.create_task(self._send_first(key, queue, acquire, send))
+            queue.task = asyncio.create_task(self._send_first(key, queue, acquire, post))
             self._tasks.add(queue.task)
             queue.task.add_done_callback(self._tasks.discard)
 
     async def _send_first(
-        self, key: MergeKey, queue: _TaskQueue, acquire: Acquire, send: AsyncSend
+        self, key: MergeKey, queue: _TaskQueue, acquire: Acquire, post: AsyncPost
     ) -> None:
         entries: list[_Entry] = []
         task = asyncio.current_task()
@@ -314,13 +314,13 @@ class TaskMerger:
             slot = await acquire()
             _take(queue.waiting, key.most_texts, entries)
             queue.task = None
-            self._start(key, queue, acquire, send)  # the rest, with the next slot
+            self._start(key, queue, acquire, post)  # the rest, with the next slot
             if not entries:
                 slot.release()
                 return
             for entry in entries:
                 entry.task = task
-            outcome = await send(wire.merge([entry.request for entry in entries]), slot)
+            outcome = await post(wire.merge([entry.request for entry in entries]), slot)
             can_reconnect = self._can_reconnect
             await in_slices(
                 _distribute(entries, outcome, key.endpoint, can_reconnect=can_reconnect)
@@ -337,7 +337,7 @@ class TaskMerger:
         finally:
             if queue.task is task:
                 queue.task = None
-                self._start(key, queue, acquire, send)
+                self._start(key, queue, acquire, post)
 
 
 async def _until_begun(waiting: deque[_Entry], most_texts: int) -> None:

@@ -16,7 +16,8 @@ from weakref import WeakKeyDictionary
 
 from emberd.system import background, fork
 
-# Imported late elsewhere: a supervisor uses no event loop, and would take a tenth longer to start.
+# The functions that need it import it: a supervisor has no event loop, and would take a tenth
+# longer to start.
 if TYPE_CHECKING:
     import asyncio
 

@@ -1,9 +1,9 @@
 """Bounds on requests in flight.
 
-Requests are counted over all clients of the process (threads) or of the event loop (tasks). A
-client sends another one only while fewer than its own ``max_concurrency`` are in flight. A request
-of which the server may have died is sent *exclusively*: nothing else of its client is in flight
-with it, or that would be suspected too.
+All clients of the process (threads) or of the event loop (tasks) that have the same
+``max_concurrency`` share that many requests in flight; the largest one bounds all together. A
+request of which the server may have died is sent *exclusively*: nothing else of its client is in
+flight with it, or that would be suspected too.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def element_bytes(dtype: str | None) -> int:
 
 
 def shape_of(model: str) -> ModelShape | None:
-    """Return the shape of a model: of a folder by its files, of a name on the hub by the catalog.
+    """Return the shape of a model: a folder's from its files, that of a hub name from the catalog.
 
     Returns:
         None for an unknown name on the hub, or a folder without a usable config.json or weights.

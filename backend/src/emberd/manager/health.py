@@ -1,10 +1,11 @@
 """Whether a server that was started becomes ready, and whether one that was ready hangs.
 
-``StartMonitor`` watches a start until the server is proven to listen, accepts requests and gives a
-right embedding. ``HangMonitor`` watches it afterwards: clients report a request that timed out, and
-the supervisor then asks the model for a token. A server counts as hung only after several such
-probes in a row have failed while its own counters stood still: from outside, one long request looks
-the same as many. A process that has ended is noticed by ``supervisor``, its parent.
+``StartMonitor`` watches a start until the server is proven to hold the listening socket, accepts
+requests and gives a right embedding. ``HangMonitor`` watches it afterwards: clients report a
+request that timed out, and the supervisor then asks the model for a token. A server counts as hung
+only after several such probes in a row have failed while its own counters stood still: from
+outside, one long request looks the same as many. A process that has ended is noticed by
+``supervisor``, its parent.
 """
 
 from __future__ import annotations

@@ -31,7 +31,6 @@ from emberd.errors import (
 )
 from emberd.manager import (
     discovery,
-    health,
     idle,
     locks,
     lost_records,
@@ -320,6 +319,9 @@ class ServerManager:
     def report_unresponsive(self, server: Server) -> None:
         """Have the supervisor probe the server, which did not answer in time."""
         if server.origin == "own" and server.folder is not None:
+            # Imported here: only a supervisor watches a server.
+            from emberd.manager import health
+
             health.report_unresponsive(server.folder)
 
     # -- the steps of ensure ------------------------------------------------------------

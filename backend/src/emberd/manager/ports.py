@@ -5,11 +5,11 @@ can take the port. It is bound without ``SO_REUSEADDR`` where possible: with tha
 be bound that another process has bound already, which lets that process take connections (see
 ``emberd.system.listeners``).
 
-A server that opens its own socket gets the number of a free port, which other users cannot know
-before the server listens: it is chosen at random, and bound only for a moment to see that it is
-free. It is not kept bound, which any user could list, and which would not reserve the port against
-a process that sets ``SO_REUSEADDR`` too. It is outside the range from which the kernel assigns
-ports to other processes.
+A server that opens its own socket gets the number of a free port. Unless the user chose it, other
+users cannot know it before the server listens: it is chosen at random, and bound only for a moment
+to see that it is free. It is not kept bound, which any user could list, and which would not reserve
+the port against a process that sets ``SO_REUSEADDR`` too. Where there is one, a port outside the
+range is taken from which the kernel assigns ports to other processes.
 """
 
 from __future__ import annotations

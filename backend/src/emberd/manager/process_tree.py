@@ -26,6 +26,8 @@ _LOG_MOST_BYTES: Final = 8 * 1024 * 1024
 _LOG_HEAD_BYTES: Final = 512 * 1024
 _LOG_KEPT_BYTES: Final = 2 * 1024 * 1024
 _LOG_BLOCK_BYTES: Final = 64 * 1024
+REMOVED: Final = "bytes of this log were removed here"
+"""The end of the line that a log has in the place of its middle."""
 
 
 def become_subreaper() -> None:
@@ -185,7 +187,7 @@ class ServerProcess:
         start = facts.st_size - _LOG_KEPT_BYTES
         head = os.pread(self._log, _LOG_HEAD_BYTES, 0)
         end = head.rfind(b"\n") + 1
-        notice = f"\nemberd: {start - end} bytes of this log were removed here\n"
+        notice = f"\nemberd: {start - end} {REMOVED}\n"
         end += os.pwrite(self._log_editor, notice.encode(), end)
         while block := os.pread(self._log, _LOG_BLOCK_BYTES, start):
             start += len(block)
