@@ -14,7 +14,7 @@ import pytest
 
 import managed
 from emberd import ato_lists
-from emberd.client import slices
+from emberd.client import event_loops
 from fake_server import MODEL, FakeServer
 
 
@@ -42,8 +42,8 @@ async def _ticking() -> Any:
 async def test_conversion_to_lists_yields_to_the_event_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(slices, "FIRST_S", 0)
-    monkeypatch.setattr(slices, "SLICE_S", 0)
+    monkeypatch.setattr(event_loops, "FIRST_S", 0)
+    monkeypatch.setattr(event_loops, "SLICE_S", 0)
     vectors = np.arange(200 * 2560, dtype=np.float32).reshape(200, 2560)
     async with _ticking() as iterations:
         before = iterations[0]
