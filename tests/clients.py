@@ -1,7 +1,7 @@
-"""Processes of their own that ask for a server, and say in JSON what they got.
+"""Client processes that call ``ensure`` and print the result as JSON.
 
-``python -m clients ensure HOME SPEC`` waits for a line on its input first, so that many can be
-let go at the same instant.
+A process from ``begin`` first waits for a line on its input, so that many can be released at the
+same time.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from emberd.verified_manager import Manager
 
 
 def begin(home: Path, spec: ServerSpec, timing: Timing) -> subprocess.Popen[str]:
-    """Start a process that will ask for ``spec`` once it is let go."""
-    asked = json.dumps({"home": str(home), "spec": asdict(spec), "timing": asdict(timing)})
+    """Start a process that ensures ``spec`` once it is released."""
+    request = json.dumps({"home": str(home), "spec": asdict(spec), "timing": asdict(timing)})
     return subprocess.Popen(
-        [sys.executable, __file__, asked],
+        [sys.executable, __file__, request],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -38,70 +38,70 @@ def _environment() -> dict[str, str]:
 
 
 def wait_until_loaded(client: subprocess.Popen[str]) -> None:
-    """Wait until the process has imported all that it needs."""
+    """Wait until the process has finished its imports."""
     assert client.stdout is not None
     assert client.stdout.readline() == "loaded\n"
 
 
-def let_go(client: subprocess.Popen[str]) -> None:
-    """Let the process ask now."""
+def release(client: subprocess.Popen[str]) -> None:
+    """Let the process call ``ensure`` now."""
     assert client.stdin is not None
     client.stdin.write("go\n")
     client.stdin.flush()
 
 
 def answer(client: subprocess.Popen[str], seconds: float = 60) -> dict[str, Any]:
-    """Return what the process got."""
+    """Return the result of the process."""
     output = client.communicate(timeout=seconds)[0]
-    answered: dict[str, Any] = json.loads(output)
-    return answered
+    result: dict[str, Any] = json.loads(output)
+    return result
 
 
 def forked(home: Path, spec: ServerSpec, timing: Timing, count: int) -> list[dict[str, Any]]:
-    """Return what ``count`` processes got that asked at the same instant.
+    """Return the results of ``count`` processes that call ``ensure`` at the same time.
 
-    They are forks of one process that has imported emberd: interpreters of their own, as from
-    ``begin``, cost a third of a second of CPU time each.
+    They are forks of one process that has imported emberd: a new interpreter, as in ``begin``,
+    costs a third of a second of CPU time.
     """
-    asked = json.dumps({"home": str(home), "spec": asdict(spec), "timing": asdict(timing)})
-    command = [sys.executable, __file__, asked, str(count)]
+    request = json.dumps({"home": str(home), "spec": asdict(spec), "timing": asdict(timing)})
+    command = [sys.executable, __file__, request, str(count)]
     done = subprocess.run(command, stdout=subprocess.PIPE, env=_environment(), timeout=300)
     assert done.returncode == 0
-    answered: list[dict[str, Any]] = json.loads(done.stdout)
-    return answered
+    result: list[dict[str, Any]] = json.loads(done.stdout)
+    return result
 
 
 def main() -> None:
-    """Be such a process, or the parent of so many."""
-    asked = json.loads(sys.argv[1])
+    """Run one client, or the parent of many."""
+    request = json.loads(sys.argv[1])
     if len(sys.argv) > 2:
-        print(json.dumps(_asked_by_forks(asked, int(sys.argv[2]))))
+        print(json.dumps(_ensure_in_forks(request, int(sys.argv[2]))))
         return
-    manager = Manager(asked["home"], timing=Timing(**asked["timing"]))
+    manager = Manager(request["home"], timing=Timing(**request["timing"]))
     print("loaded", flush=True)
     sys.stdin.readline()
-    print(json.dumps(_ask(manager, asked)), flush=True)
+    print(json.dumps(_ensure(manager, request)), flush=True)
 
 
-def _ask(manager: Manager, asked: dict[str, Any]) -> dict[str, Any]:
+def _ensure(manager: Manager, request: dict[str, Any]) -> dict[str, Any]:
     try:
-        server = manager.ensure(ServerSpec(**asked["spec"]))
+        server = manager.ensure(ServerSpec(**request["spec"]))
     except EmberdError as error:
         return {"error": type(error).__name__, "text": str(error)}
     return {"url": server.endpoint.url, "start_id": server.start_id, "started": server.started}
 
 
-def _asked_by_forks(asked: dict[str, Any], count: int) -> list[Any]:
+def _ensure_in_forks(request: dict[str, Any], count: int) -> list[Any]:
     gate, opener = os.pipe()
-    gc.freeze()  # or each fork would copy what it only looks at
+    gc.freeze()  # otherwise garbage collection copies shared pages in each fork
     answers = []
     for _ in range(count):
         answer, answering = os.pipe()
         if not os.fork():
             os.close(opener)
-            os.read(gate, 1)  # the end of the pipe: all go at once
-            manager = Manager(asked["home"], timing=Timing(**asked["timing"]))
-            os.write(answering, json.dumps(_ask(manager, asked)).encode())
+            os.read(gate, 1)  # returns at the end of file: all start at once
+            manager = Manager(request["home"], timing=Timing(**request["timing"]))
+            os.write(answering, json.dumps(_ensure(manager, request)).encode())
             os._exit(0)
         os.close(answering)
         answers.append(answer)

@@ -1,4 +1,4 @@
-"""The command as a user runs it: in a process of its own, against a state folder of its own."""
+"""Runs the command as a user does: in its own process, with its own state folder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _server(*modules: str) -> CommandServer:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run of the command left."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -48,7 +48,7 @@ class Outcome:
 
     @property
     def json(self) -> Any:
-        """What it wrote to stdout."""
+        """The parsed stdout."""
         return json.loads(self.out)
 
 
@@ -94,16 +94,16 @@ class Command:
         return Child(self.line(*arguments), env=self.environment, **streams)
 
     def on_terminal(self, *arguments: str) -> Outcome:
-        """Run it to its end on a terminal of its own; ``out`` is all that it shows."""
-        ours, theirs = pty.openpty()
-        with self.begin(*arguments, stdin=theirs, stdout=theirs, stderr=theirs) as process:
-            os.close(theirs)
+        """Run it to its end on its own terminal; ``out`` is everything that it prints."""
+        parent_end, child_end = pty.openpty()
+        with self.begin(*arguments, stdin=child_end, stdout=child_end, stderr=child_end) as process:
+            os.close(child_end)
             shown = b""
-            # The kernel says "input/output error" when nobody holds the other side any more.
+            # The read fails with EIO once all descriptors of the other end are closed.
             with suppress(OSError):
-                while piece := os.read(ours, _READ_BYTES):
+                while piece := os.read(parent_end, _READ_BYTES):
                     shown += piece
-            os.close(ours)
+            os.close(parent_end)
         return Outcome(process.returncode, shown.decode(), "")
 
 
@@ -117,10 +117,10 @@ def run_program(
     """Run a Python program to its end, in a fork of a process that has imported emberd.
 
     Args:
-        arguments: What an interpreter is given: ``-c`` and code, or a file; then the program's.
+        arguments: Those of an interpreter: ``-c`` and code, or a file; then the program's.
         environment: The environment that it runs in.
-        stdin: What it can read.
-        timeout_s: How long it may take.
+        stdin: The content of its standard input.
+        timeout_s: The timeout, in seconds.
         with_frameworks: Whether LangChain and LlamaIndex are imported too.
     """
     server = _server(*(_FRAMEWORKS if with_frameworks else ()))
@@ -130,7 +130,7 @@ def run_program(
     return Outcome(code, out.decode(), err.decode())
 
 
-def stub(name: str = "ok", **wishes: object) -> Sequence[str]:
-    """Return the options that ask for a stub server with such faults."""
-    query = "&".join(f"{key}={value}" for key, value in wishes.items())
+def stub(name: str = "ok", **options: object) -> Sequence[str]:
+    """Return the command's options for a stub server with these faults."""
+    query = "&".join(f"{key}={value}" for key, value in options.items())
     return "--engine", ENGINE, "--model", f"stub/{name}" + (f"?{query}" if query else "")

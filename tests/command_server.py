@@ -2,8 +2,8 @@
 
 A new interpreter spends most of a short command on imports, and the tests run hundreds of them.
 ``python -m command_server SOCKET [MODULE...]`` imports emberd and the modules once, listens, and
-leaves a process behind that ends when its standard input does. Each command is still a process of
-its own, with its own environment, folder and streams.
+leaves a process running that exits when its standard input is closed. Each command still has its
+own process, environment, folder and streams.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ import isolation
 
 _PRELOADED: Final = ("numpy", "rich.console", "rich.table")
 _PUBLIC: Final = ("Embedder", "Manager")
-_REHEARSED: Final = (["status"], ["up", "emberd/demo", "--dry-run"])
-# The command has no option for these. Only what the tests wait for is shorter, and no deadline of a
-# start or of a stop.
+_WARM_UP: Final = (["status"], ["up", "emberd/demo", "--dry-run"])
+# The command has no options for these. Only periods that the tests wait for are shorter; the
+# deadlines of a start or a stop are unchanged.
 _PERIODS: Final = {"poll_s": 0.02, "tick_s": 0.2, "look_s": 2.0, "record_s": 2.0, "lost_s": 3.0}
 _STREAMS: Final = 3
 _SIZE_BYTES: Final = 8
@@ -44,19 +44,19 @@ _LISTENER_BACKLOG: Final = 64
 
 
 class CommandServer:
-    """The process, as those see it who want a command run."""
+    """Starts the process, and runs commands in forks of it."""
 
     def __init__(self, modules: tuple[str, ...] = ()) -> None:
         """Start it, with a folder for its socket.
 
         Args:
-            modules: What it imports besides emberd.
+            modules: Modules to import besides emberd.
         """
         self._folder = tempfile.mkdtemp(prefix="emb-command-")
         self._path = f"{self._folder}/socket"
         path = os.pathsep.join(entry for entry in sys.path if entry)
         kept = {k: v for k, v in os.environ.items() if not k.startswith("EMBERD_")}
-        # Not a child of this process, whose children some tests reap.
+        # The server is not a child of this process, because some tests reap all children.
         self._launcher = subprocess.Popen(
             [sys.executable, "-m", "command_server", self._path, *modules],
             stdin=subprocess.PIPE,
@@ -67,7 +67,7 @@ class CommandServer:
         assert self._launcher.returncode == 0
 
     def stop(self) -> None:
-        """Let it end."""
+        """Stop the process, and remove its folder."""
         assert self._launcher.stdin is not None
         self._launcher.stdin.close()
         shutil.rmtree(self._folder)
@@ -86,8 +86,8 @@ class CommandServer:
         Args:
             arguments: Those of emberd's command.
             environment: The environment that it runs in.
-            stdin: What it can read.
-            timeout_s: How long it may take.
+            stdin: The content of its standard input.
+            timeout_s: The timeout, in seconds.
             is_program: Whether ``arguments`` are those of an interpreter, which begin with ``-c``
                 or a file.
 
@@ -116,8 +116,8 @@ class CommandServer:
             connection.sendall(content)
             readers = [_Reader(out), _Reader(err)]
             # A command that does not read its input closes it, as `| head` does.
-            with suppress(BrokenPipeError), open(our_in, "wb") as given:
-                given.write(stdin)
+            with suppress(BrokenPipeError), open(our_in, "wb") as pipe:
+                pipe.write(stdin)
             replies = connection.makefile("rb")
             pid = int(replies.readline())
             connection.settimeout(timeout_s)
@@ -157,19 +157,19 @@ def _serve(path: str, *modules: str) -> NoReturn:
     for name in _PUBLIC:
         getattr(emberd, name)
     _shorten_periods()
-    # The first command imports what the others need, and makes the parser.
+    # The first command imports what the others need, and creates the parser.
     os.environ["EMBERD_HOME"] = str(Path(path).parent / "home")
     run = importlib.import_module("emberd.cli.app").run
-    with open(os.devnull, "w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
-        for command in _REHEARSED:
+    with open(os.devnull, "w") as devnull, redirect_stdout(devnull), redirect_stderr(devnull):
+        for command in _WARM_UP:
             run(command)
     gc.freeze()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen(_LISTENER_BACKLOG)
     if os.fork():
-        os._exit(0)  # whoever waits for this one may connect now
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # one in the terminal is for the commands
+        os._exit(0)  # the launcher's parent waits for its exit before it connects
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is for the commands
     while True:
         ready, _, _ = select.select([sys.stdin.fileno(), listener], [], [])
         if listener not in ready:
@@ -228,7 +228,7 @@ def _run(connection: socket.socket) -> NoReturn:
     except BaseException:  # noqa: BLE001 - a fork must not return into the server
         traceback.print_exc()
         code = 1
-    # The end of an interpreter writes to all pages that the fork shares: 0.15 s of a core.
+    # Finalizing the interpreter writes to all pages shared with the parent: 0.15 s of CPU time.
     os._exit(code)
 
 
@@ -238,7 +238,7 @@ def _run_command(arguments: list[str]) -> int:
 
 
 def _run_program(arguments: list[str]) -> int:
-    """Do as an interpreter with these arguments; return its exit code."""
+    """Run what an interpreter with these arguments would run, and return its exit code."""
     try:
         if arguments[0] == "-c":
             _, code, *rest = arguments
@@ -253,7 +253,7 @@ def _run_program(arguments: list[str]) -> int:
             sys.stderr.write(f"{ended.code}\n")
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     finally:
-        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as at every end
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as at every exit
     return 0
 
 

@@ -27,14 +27,14 @@ def _replace_by_link(file: Path) -> None:
 
 
 def _replace_by_fifo(file: Path) -> None:
-    # In one step: a supervisor may write the file again in between.
+    # Replaced atomically, because a supervisor may write the file again in between.
     fresh = file.with_name(f"{file.name}.fifo")
     os.mkfifo(fresh)
     os.replace(fresh, file)
 
 
 def make_socket(path: Path) -> None:
-    """Make a socket on which nobody listens; ``bind`` has a limit for the length of its path."""
+    """Create a socket file without a listener; ``bind`` would limit the length of its path."""
     os.mknod(path, 0o600 | stat.S_IFSOCK)
 
 
@@ -76,10 +76,10 @@ OF_RECORD: Final[dict[str, Damage]] = OF_ANY_FILE | {
     "wrong-types": change(spec=[], timing="soon"),
     "open-to-others": lambda file: file.chmod(0o644),
 }
-"""``other-start_id`` is a record of another start; ``open-to-others`` can be read all the same."""
+"""``other-start_id`` is a record of another start; ``open-to-others`` is still readable."""
 
 USUAL: Final = ("missing", "null", "half", "directory")
-"""For tests that start a server for each; all kinds are tried on a supervisor that is ready."""
+"""For tests that start a server for each kind; all kinds are tested with a ready supervisor."""
 
 
 def wait_until_repaired(record: Path, before: bytes, seconds: float = 10.0) -> None:

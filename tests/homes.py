@@ -1,4 +1,4 @@
-"""Homes of their own, managers with short periods, and specs for the stub engine."""
+"""Fixtures for a temporary home, a manager with short periods, and specs for the stub engine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def manager(home: Path) -> Iterator[Manager]:
-    """A manager with short periods; what it started is stopped, and must then be gone."""
+    """A manager with short periods; the teardown stops its servers, and no process may remain."""
     manager = Manager(home, timing=QUICK)
     yield manager
     manager.stop()
@@ -44,9 +44,9 @@ def manager(home: Path) -> Iterator[Manager]:
 def stub(tmp_path: Path) -> Callable[..., ServerSpec]:
     """Specs for the stub engine, which counts its starts in the file ``starts``."""
 
-    def make(name: str = "ok", **wishes: object) -> ServerSpec:
-        wishes = {"count": tmp_path / "starts", **wishes}
-        query = "&".join(f"{key}={value}" for key, value in wishes.items())
+    def make(name: str = "ok", **options: object) -> ServerSpec:
+        options = {"count": tmp_path / "starts", **options}
+        query = "&".join(f"{key}={value}" for key, value in options.items())
         return ServerSpec(model=f"stub/{name}?{query}", engine="stubs.engine")
 
     return make
@@ -54,7 +54,7 @@ def stub(tmp_path: Path) -> Callable[..., ServerSpec]:
 
 @pytest.fixture
 def starts(tmp_path: Path) -> Callable[[], int]:
-    """How many servers the stub engine was asked to start."""
+    """Returns how often the stub engine was started."""
 
     def count() -> int:
         file = tmp_path / "starts"
@@ -64,10 +64,10 @@ def starts(tmp_path: Path) -> Callable[[], int]:
 
 
 def begin(manager: Manager, spec: ServerSpec) -> None:
-    """Start a server, or join its start, and do not wait until it is ready."""
+    """Start a server or join its start, without waiting until it is ready."""
 
     def begun() -> bool:
-        # On a loaded machine so short a wait may end before anything is started.
+        # On a loaded machine this timeout may expire before the start begins.
         with suppress(StartTimeoutError):
             manager.ensure(spec, start_timeout=0.01)
         return any(
@@ -82,7 +82,7 @@ def server_of(supervisor: psutil.Process) -> psutil.Process | None:
     """Return the server that a supervisor is parent of, once it runs; not the orphan reaper."""
     for child in supervisor.children():
         words = child.cmdline()
-        # Between fork and exec a child has the supervisor's own, and may become either.
+        # Between fork and exec a child has the supervisor's command line and may become either.
         if words != supervisor.cmdline() and "orphan_reaper.py" not in " ".join(words):
             return child
     return None

@@ -14,9 +14,9 @@ GRACE_S = 5.0
 
 
 def find(marks: Iterable[str]) -> list[psutil.Process]:
-    """Return the processes that bear one of ``marks`` in their command line or environment.
+    """Return the processes with one of ``marks`` in their command line or environment.
 
-    This process and its ancestors do not count: a runner may name the folder too.
+    This process and its ancestors are excluded: a test runner may name the folder too.
     """
     wanted = [os.fsencode(mark) for mark in marks]
     found = [pid for pid in processes.pids() if any(mark in _text(pid) for mark in wanted)]
@@ -29,7 +29,7 @@ def find(marks: Iterable[str]) -> list[psutil.Process]:
 
 
 def end_all(marks: Iterable[str]) -> list[str]:
-    """Wait a little for such processes to end, kill what stays, and return what that was."""
+    """Wait briefly for such processes to end, kill the rest, and describe the killed ones."""
     _, alive = psutil.wait_procs(find(marks), timeout=GRACE_S)
     left = [_described(process) for process in alive]
     for process in alive:
@@ -40,7 +40,7 @@ def end_all(marks: Iterable[str]) -> list[str]:
 
 
 def _text(pid: int) -> bytes:
-    # Somebody else's process, or one that ends while it is read: not ours in either case.
+    # A process of another user, or one that ends while it is read, is not a leftover.
     with suppress(*processes.UNREADABLE):
         words = os.fsencode("\n".join(processes.command_line(pid)))
         return words + b"\n" + processes.environment(pid)

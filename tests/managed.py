@@ -1,6 +1,6 @@
-"""The session's own server of ``emberd/demo``, as users get it: found or started by the first use.
+"""The session's server of ``emberd/demo``: as for users, the first use finds or starts it.
 
-A conftest imports ``stopped_at_the_end``; what its tests construct then shares one server.
+A conftest imports ``stopped_at_the_end``; objects that its tests construct then share one server.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import emberd
 
 MODEL: Final = "emberd/demo"
 DIMENSIONS: Final = 384
-SAME: Final = 1e-6  # the encoder sums in another order when a batch is of another size
+SAME: Final = 1e-6  # the order of the encoder's sums depends on the batch size
 
-# One marker a passage, so that a test can say which one it wants back.
+# By name, so that a test can name the passage that it expects.
 PASSAGES: Final = {
     "sea": "The Baltic Sea has little salt, because many rivers flow into it.",
     "lock": "A lock file is stale when the process that is named in it no longer exists.",
@@ -45,8 +45,8 @@ def stopped_at_the_end(managed_home: Path) -> Iterator[None]:
 
 
 def stop_resource_tracker() -> None:
-    """End what multiprocessing keeps beside a process that spawned a pool, for as long as it."""
-    # Tests of the supervisor reap every child of this process, this one too if it has ended.
+    """End the resource tracker, which multiprocessing otherwise keeps until this process ends."""
+    # Tests of the supervisor reap every child of this process, including an ended tracker.
     with suppress(ChildProcessError):
         resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
@@ -57,7 +57,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def live_servers() -> list[str]:
-    """Return the start_ids of the servers that live in the session's home."""
+    """Return the start_ids of the servers that run in the session's home."""
     return [
         status.start_id for status in emberd.Manager().status() if status.supervisor_pid is not None
     ]

@@ -1,7 +1,7 @@
-"""A server that starts in a tenth of a second and has the faults it is told to have.
+"""A stub server that starts in a tenth of a second, with configurable faults.
 
-It speaks as much of SGLang's surface as the manager and the verification ask for. Faults that a
-real server can be asked for are tried on the real one; this one is for the rest.
+It implements the part of SGLang's API that the manager and the verification use. Faults that a real
+server can produce on request are tested with the real one; the stub covers the rest.
 """
 
 from __future__ import annotations
@@ -73,16 +73,16 @@ class StubServer(HttpServer):
                 return reply(200, self.embed(request.body["input"]))
         return reply(404, {})
 
-    def embed(self, given: str | list[str]) -> dict[str, Any]:
+    def embed(self, inputs: str | list[str]) -> dict[str, Any]:
         while self.is_held("answer"):
             time.sleep(0.02)
-        texts = [given] if isinstance(given, str) else given
+        texts = [inputs] if isinstance(inputs, str) else inputs
         self.misbehave(" ".join(map(str, texts)))
         self.answered += 1
         return embeddings(self.model, map(vector, texts), len(texts))
 
     def is_held(self, step: str) -> bool:
-        """Return whether the step waits for its file; the log says so the first time."""
+        """Return whether the step waits for its file; the first wait is logged."""
         file = self.held.get(step)
         if file is None or file.exists():
             return False
@@ -110,7 +110,7 @@ class StubServer(HttpServer):
 
 
 def vector(text: str) -> list[float]:
-    """Return a vector of length one that follows from the text alone."""
+    """Return a unit vector that depends only on the text."""
     raw = [byte - 127.5 for byte in hashlib.sha256(text.encode()).digest()[:DIMENSIONS]]
     norm = sum(x * x for x in raw) ** 0.5
     return [x / norm for x in raw]
@@ -133,7 +133,7 @@ left: list[str] = []
 
 
 def _witness(path: str) -> None:
-    """Write down what this process will leave, and whether another one runs that does so too."""
+    """Record what this process leaves behind, and whether it overlaps with another one."""
     file = open(path, "a")  # noqa: SIM115 - locked for as long as this process runs
     file.write("".join(f"{name}\n" for name in left))
     file.flush()
@@ -150,7 +150,7 @@ def _misbehave_at_start(faults: set[str]) -> None:
     if "ignores-term" in faults:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if "leaves-children" in faults:
-        # One in the group, one in a session of its own: both must go with the server.
+        # One in the process group, one in a new session: both must end with the server.
         for new_session in (False, True):
             subprocess.Popen(
                 [sys.executable, "-c", "import time; time.sleep(600)"],
@@ -170,35 +170,37 @@ def _misbehave_at_start(faults: set[str]) -> None:
 
 
 def main() -> None:
-    """Serve until told to stop."""
+    """Serve until SIGTERM."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=int(os.environ.get("STUB_PORT", "0")))
-    parser.add_argument("--witness", help="file for what servers of one key leave, and overlap")
+    parser.add_argument(
+        "--witness", help="file that records what servers of one key leave behind, and overlaps"
+    )
     parser.add_argument("--model", required=True)
     parser.add_argument("--faults", default="")
     parser.add_argument("--start-s", type=float, default=0.0)
     parser.add_argument("--start-when", help="wait until this file exists")
-    parser.add_argument("--ready-when", help="answer that it is not ready until this file exists")
-    parser.add_argument("--answer-when", help="answer no request for vectors until then")
-    given = parser.parse_args()
-    faults = set(given.faults.split(","))
+    parser.add_argument("--ready-when", help="report not ready until this file exists")
+    parser.add_argument("--answer-when", help="answer no embedding request until this file exists")
+    arguments = parser.parse_args()
+    faults = set(arguments.faults.split(","))
     _misbehave_at_start(faults)
-    if given.witness:
-        _witness(given.witness)
-    time.sleep(given.start_s)
-    while given.start_when and not Path(given.start_when).exists():
+    if arguments.witness:
+        _witness(arguments.witness)
+    time.sleep(arguments.start_s)
+    while arguments.start_when and not Path(arguments.start_when).exists():
         time.sleep(0.02)
     if "dies-at-start" in faults:
         sys.exit("stub: no memory left for the model")
     if "loses-port" in faults:
         sys.exit("OSError: Address already in use")
-    files = {"ready": given.ready_when, "answer": given.answer_when}
+    files = {"ready": arguments.ready_when, "answer": arguments.answer_when}
     held = {step: Path(file) for step, file in files.items() if file}
     stop = threading.Event()
     if "ignores-term" not in faults:
         signal.signal(signal.SIGTERM, lambda signum, frame: stop.set())
     with StubServer(
-        given.port, given.model, os.environ.get("STUB_KEY", ""), faults, held
+        arguments.port, arguments.model, os.environ.get("STUB_KEY", ""), faults, held
     ) as server:
         stop.wait()
         server.drain()

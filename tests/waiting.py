@@ -10,12 +10,12 @@ from typing import TypeVar
 
 T = TypeVar("T")
 POLL_S = 0.02
-# Only a failing test waits so long; a machine with other work may need most of it.
+# Only failing tests reach it; a loaded machine may need most of it.
 DEADLINE_S = 30.0
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder in which a supervisor may restore a file at the same moment."""
+    """Remove a folder, even if a supervisor restores a file in it concurrently."""
 
     def is_gone() -> bool:
         shutil.rmtree(folder, ignore_errors=True)
@@ -25,7 +25,7 @@ def remove(folder: Path) -> None:
 
 
 def until(condition: Callable[[], T], seconds: float = DEADLINE_S, *, poll_s: float = POLL_S) -> T:
-    """Return the first true value of ``condition``; fail when none comes in time."""
+    """Return the first true value of ``condition``; fail after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:

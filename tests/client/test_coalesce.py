@@ -1,4 +1,4 @@
-"""Small calls that are made at once go in few requests, and stay apart in their fate."""
+"""Concurrent small calls share requests, and a failed one does not affect the others."""
 
 from __future__ import annotations
 
@@ -65,28 +65,28 @@ def _are_vectors(rows: list[Any], texts: list[str]) -> bool:
     return bool((np.concatenate(rows) == vectors_of(texts)).all())
 
 
-async def test_calls_made_at_once_go_in_one_request(server: FakeServer) -> None:
+async def test_concurrent_calls_share_one_request(server: FakeServer) -> None:
     texts = [f"text {number}" for number in range(200)]
     rows = await _outcomes(_client(server), texts)
     assert _are_vectors(rows, texts)
     assert [len(inputs) for inputs in server.embedded] == [200]
 
 
-async def test_a_request_takes_no_more_texts_than_a_batch_has(server: FakeServer) -> None:
+async def test_request_has_at_most_batch_size_texts(server: FakeServer) -> None:
     texts = [f"text {number}" for number in range(100)]
     assert _are_vectors(await _outcomes(_client(server, batch_size=40), texts), texts)
     # Three requests are under way at once, and any of them may arrive first.
     assert sorted(len(inputs) for inputs in server.embedded) == [20, 40, 40]
 
 
-async def test_a_request_takes_no_more_tokens_than_a_batch_has(server: FakeServer) -> None:
+async def test_request_has_at_most_the_tokens_of_a_batch(server: FakeServer) -> None:
     server.context_tokens = None
     texts = [f"{number} " + "long " * 4000 for number in range(8)]  # about 5,000 tokens each
     assert _are_vectors(await _outcomes(_client(server), texts), texts)
     assert max(len(inputs) for inputs in server.embedded) == 3
 
 
-async def test_what_comes_while_all_slots_are_taken_goes_together_afterwards(
+async def test_calls_that_wait_for_a_slot_share_the_next_request(
     server: FakeServer,
 ) -> None:
     server.latency_s = 0.1
@@ -109,21 +109,21 @@ def _wait_for_requests(server: FakeServer, count: int) -> None:
         pass
 
 
-async def test_one_call_alone_goes_at_once_and_by_itself(server: FakeServer) -> None:
+async def test_single_call_is_sent_at_once_in_its_own_request(server: FakeServer) -> None:
     client = _client(server)
     for text in ("a", "b", "c"):
         await _one(client, text)
     assert server.embedded == [["a"], ["b"], ["c"]]
 
 
-async def test_first_come_first_served(server: FakeServer) -> None:
+async def test_calls_are_sent_in_order_of_arrival(server: FakeServer) -> None:
     client = _client(server, batch_size=10, max_concurrency=1)
     texts = [f"text {number:02}" for number in range(60)]
     await _outcomes(client, texts)
     assert [text for inputs in server.embedded for text in inputs] == texts
 
 
-async def test_a_long_call_does_not_keep_a_short_one_waiting_to_its_end(
+async def test_short_call_does_not_wait_for_the_end_of_a_long_one(
     server: FakeServer,
 ) -> None:
     client = _client(server, batch_size=5, max_concurrency=2)
@@ -136,16 +136,16 @@ async def test_a_long_call_does_not_keep_a_short_one_waiting_to_its_end(
     assert place < 20
 
 
-async def test_a_text_that_is_too_long_is_its_own_callers_error(server: FakeServer) -> None:
+async def test_text_too_long_fails_only_its_own_call(server: FakeServer) -> None:
     server.context_tokens = 100
     server.has_tokenizer = False  # so that the server has to refuse it
     texts = ["short", "x" * 500, "also short"]
-    first, wrong, last = await _outcomes(_client(server), texts)
-    assert isinstance(wrong, TextTooLongError)
+    first, error, last = await _outcomes(_client(server), texts)
+    assert isinstance(error, TextTooLongError)
     assert _are_vectors([first, last], ["short", "also short"])
 
 
-async def test_a_wrong_reply_is_asked_for_again_one_by_one(server: FakeServer) -> None:
+async def test_bad_reply_is_retried_with_one_request_per_call(server: FakeServer) -> None:
     server.fault = "missing"
     outcomes = await _outcomes(_client(server), ["a", "b", "c"])
     assert [type(outcome) for outcome in outcomes] == [BadReplyError] * 3
@@ -153,39 +153,39 @@ async def test_a_wrong_reply_is_asked_for_again_one_by_one(server: FakeServer) -
     assert len({id(outcome) for outcome in outcomes}) == 3
 
 
-async def test_a_reply_that_is_no_text_at_all_leaves_nobody_waiting(server: FakeServer) -> None:
+async def test_reply_that_is_not_utf8_fails_every_call(server: FakeServer) -> None:
     body = b'{"data": [{"index": 0, "embedding": "\xff\xfe"}]}'
     server.first.extend([reply(200, body)] * 9)
     outcomes = await asyncio.wait_for(_outcomes(_client(server), ["a", "b", "c"]), 10)
     assert [type(outcome) for outcome in outcomes] == [BadReplyError] * 3
 
 
-async def test_a_text_that_takes_too_long_is_its_own_callers_error(server: FakeServer) -> None:
+async def test_text_that_times_out_fails_only_its_own_call(server: FakeServer) -> None:
     server.slow = "SLOW"
     texts = ["quick", "SLOW", "quick too"]
-    first, wrong, last = await _outcomes(_client(server, timeout=0.5), texts)
-    assert isinstance(wrong, RequestTimeoutError)
+    first, error, last = await _outcomes(_client(server, timeout=0.5), texts)
+    assert isinstance(error, RequestTimeoutError)
     assert _are_vectors([first, last], ["quick", "quick too"])
 
 
-async def test_a_text_that_breaks_the_connection_is_its_own_callers_error(
+async def test_text_that_breaks_the_connection_fails_only_its_own_call(
     server: FakeServer,
 ) -> None:
     server.breaks = "BREAKS"
-    first, wrong, last = await _outcomes(_client(server), ["a", "this BREAKS", "b"])
-    assert isinstance(wrong, ServerUnavailableError)
+    first, error, last = await _outcomes(_client(server), ["a", "this BREAKS", "b"])
+    assert isinstance(error, ServerUnavailableError)
     assert _are_vectors([first, last], ["a", "b"])
 
 
-async def test_a_text_that_kills_the_server_is_its_own_callers_error(server: FakeServer) -> None:
+async def test_text_that_kills_the_server_fails_only_its_own_call(server: FakeServer) -> None:
     server.deadly = "POISON"
     texts = ["fine", "this is the POISON", "fine too", "and fine"]
-    first, wrong, *others = await _outcomes(_client(server, reconnects=True), texts)
-    assert isinstance(wrong, PoisonTextError)
+    first, error, *others = await _outcomes(_client(server, reconnects=True), texts)
+    assert isinstance(error, PoisonTextError)
     assert _are_vectors([first, *others], [texts[0], *texts[2:]])
 
 
-async def test_a_caller_that_goes_away_takes_nothing_along(server: FakeServer) -> None:
+async def test_cancelled_call_does_not_affect_the_others(server: FakeServer) -> None:
     server.latency_s = 0.1
     client = _client(server)
     calls = [asyncio.create_task(_one(client, f"text {number}")) for number in range(10)]
@@ -198,7 +198,7 @@ async def test_a_caller_that_goes_away_takes_nothing_along(server: FakeServer) -
     assert len(server.embedded) == 1
 
 
-async def test_a_caller_that_goes_away_before_its_turn_is_not_sent(server: FakeServer) -> None:
+async def test_call_cancelled_before_it_has_a_slot_is_not_sent(server: FakeServer) -> None:
     server.latency_s = 0.1
     client = _client(server, max_concurrency=1)
     first = asyncio.create_task(_one(client, "first"))
@@ -210,7 +210,7 @@ async def test_a_caller_that_goes_away_before_its_turn_is_not_sent(server: FakeS
     assert server.embedded == [["first"], ["stays"]]
 
 
-async def test_when_all_callers_go_away_the_request_does_too(server: FakeServer) -> None:
+async def test_request_is_cancelled_when_all_its_calls_are(server: FakeServer) -> None:
     server.fault = "hang"
     client = _client(server)
     calls = [asyncio.create_task(_one(client, f"{number}")) for number in range(5)]
@@ -218,22 +218,22 @@ async def test_when_all_callers_go_away_the_request_does_too(server: FakeServer)
     for call in calls:
         call.cancel()
     await asyncio.gather(*calls, return_exceptions=True)
-    async for _ in _turns_until(lambda: len(asyncio.all_tasks()) == 1):
+    async for _ in _until(lambda: len(asyncio.all_tasks()) == 1):
         pass
     server.fault = None
     assert (await _one(client, "a")).shape == (1, 16)
 
 
-async def _turns_until(is_so: Any) -> AsyncIterator[None]:
+async def _until(condition: Any) -> AsyncIterator[None]:
     for _ in range(1000):
-        if is_so():
+        if condition():
             return
         await asyncio.sleep(0.001)
         yield
-    raise AssertionError("it never came to be")
+    raise AssertionError("the condition did not become true")
 
 
-async def test_blank_texts_which_go_as_ids_are_not_mixed_with_others() -> None:
+async def test_blank_texts_sent_as_ids_get_a_separate_request() -> None:
     with FakeServer(model="Qwen/Qwen3-Embedding-0.6B") as server:
         client = _client(server, model="Qwen/Qwen3-Embedding-0.6B")
         rows = await _outcomes(client, ["a", " ", "b", ""])
@@ -242,7 +242,7 @@ async def test_blank_texts_which_go_as_ids_are_not_mixed_with_others() -> None:
         assert (rows[1] == rows[3]).all()
 
 
-async def test_callers_of_other_lengths_go_together_and_get_their_own(server: FakeServer) -> None:
+async def test_calls_with_different_dimensions_share_a_request(server: FakeServer) -> None:
     client = _client(server)
     shorter = client.using(Settings.resolve(model=MODEL, timeout=5, dimensions=8))
     whole, cut = await asyncio.gather(_one(client, "a"), _one(shorter, "a"))
@@ -250,13 +250,13 @@ async def test_callers_of_other_lengths_go_together_and_get_their_own(server: Fa
     assert server.embedded == [["a", "a"]]
 
 
-async def test_a_server_that_is_away_is_everybodys_error(server: FakeServer) -> None:
+async def test_unreachable_server_fails_every_call(server: FakeServer) -> None:
     server.die()
     outcomes = await _outcomes(_client(server), ["a", "b"])
     assert all(isinstance(outcome, EmberdError) for outcome in outcomes)
 
 
-def test_each_loop_has_requests_of_its_own(server: FakeServer) -> None:
+def test_each_event_loop_has_its_own_requests(server: FakeServer) -> None:
     client = _client(server)
     for _ in range(3):
         rows = asyncio.run(_in_new_loop(client))
@@ -274,10 +274,10 @@ async def _in_new_loop(client: AsyncClient) -> list[Any]:
 
 
 def _thread_client(server: FakeServer, *, reconnects: bool = False, **settings: Any) -> Client:
-    mending = threading.Lock()
+    revival = threading.Lock()
 
     def reconnect(lost: Endpoint) -> Endpoint:
-        with mending:
+        with revival:
             return server.revive() if lost == server.endpoint else server.endpoint
 
     resolved = Settings.resolve(**{"model": MODEL, "timeout": 5, **settings})
@@ -287,12 +287,12 @@ def _thread_client(server: FakeServer, *, reconnects: bool = False, **settings: 
 
 
 def _from_threads(client: Client, texts: list[str]) -> list[Any]:
-    """Embed each text in a thread of its own; errors in place of vectors."""
+    """Embed each text in its own thread; return an error in place of a failed vector."""
 
     def one(text: str) -> Any:
         try:
             return client.embed([text], "{text}")
-        except Exception as error:  # noqa: BLE001 - told to the test
+        except Exception as error:  # noqa: BLE001 - returned to the test
             return error
 
     with ThreadPoolExecutor(len(texts)) as pool:
@@ -308,14 +308,14 @@ def test_threads_that_wait_for_a_slot_share_the_next_request(server: FakeServer)
     assert server.most_in_flight <= 2
 
 
-def test_one_thread_alone_sends_at_once_and_by_itself(server: FakeServer) -> None:
+def test_single_thread_sends_at_once_in_its_own_request(server: FakeServer) -> None:
     client = _thread_client(server)
     for text in ("a", "b"):
         client.embed([text], "{text}")
     assert server.embedded == [["a"], ["b"]]
 
 
-def test_a_threads_bad_text_is_its_own_error(server: FakeServer) -> None:
+def test_rejected_text_fails_only_its_own_thread(server: FakeServer) -> None:
     server.latency_s = 0.05
     server.refuses = "REFUSED"
     texts = [f"text {number}" for number in range(20)]
@@ -326,7 +326,7 @@ def test_a_threads_bad_text_is_its_own_error(server: FakeServer) -> None:
     assert _are_vectors(rows, texts)
 
 
-def test_a_text_that_kills_the_server_is_its_own_threads_error(server: FakeServer) -> None:
+def test_text_that_kills_the_server_fails_only_its_own_thread(server: FakeServer) -> None:
     server.latency_s = 0.02
     server.deadly = "POISON"
     texts = [f"text {number}" for number in range(12)]
@@ -337,46 +337,46 @@ def test_a_text_that_kills_the_server_is_its_own_threads_error(server: FakeServe
     assert _are_vectors(rows, texts)
 
 
-def test_a_thread_that_is_interrupted_takes_nothing_along(server: FakeServer) -> None:
-    """The one that sends for all is stopped in the middle: the others send for themselves."""
+def test_interrupted_thread_does_not_affect_the_others(server: FakeServer) -> None:
+    """When the thread that sends for all is interrupted, the others send their own requests."""
     merger = ThreadMerger(can_reconnect=False)
     key = MergeKey(server.endpoint, None, holds_ids=False, most_texts=10)
     requests = [embed_request(MODEL, [text], None) for text in ("first", "second")]
     limiter = ConcurrencyLimiter()
-    before = CallSlots(limiter, 1).acquire()
-    ends: list[Any] = []
+    held = CallSlots(limiter, 1).acquire()
+    results: list[Any] = []
 
     def interrupt(request: Request, slot: Slot | None) -> Outcome:
         assert len(request.inputs) == 2
         raise KeyboardInterrupt
 
     def send(request: Request, slot: Slot | None) -> Outcome:
-        assert slot is None, "it goes by itself"
+        assert slot is None, "sent in its own request"
         return Outcome(LoopbackSession(server.endpoint, 5).send(request), 1, 0.0)
 
     def first() -> None:
         try:
             merger.send(key, requests[0], 1, CallSlots(limiter, 1), interrupt)
         except KeyboardInterrupt as error:
-            ends.append(error)
+            results.append(error)
 
     def second() -> None:
-        ends.append(merger.send(key, requests[1], 1, CallSlots(limiter, 1), send))
+        results.append(merger.send(key, requests[1], 1, CallSlots(limiter, 1), send))
 
     threads = [threading.Thread(target=run) for run in (first, second)]
     for number, thread in enumerate(threads, start=1):
         thread.start()
         waiting.until(partial(_are_waiting, limiter, number))
-    before.release()
+    held.release()
     for thread in threads:
         thread.join(10)
     assert len(limiter.queue.held) == 0
-    assert [type(end) for end in ends if isinstance(end, BaseException)] == [KeyboardInterrupt]
+    assert [type(one) for one in results if isinstance(one, BaseException)] == [KeyboardInterrupt]
     assert server.embedded == [["second"]]
 
 
 class _Interrupted(threading.Event):
-    """An event of which the first ``set`` is interrupted before it wakes those who wait."""
+    """An event whose first ``set`` is interrupted before it wakes the waiting threads."""
 
     def set(self) -> None:
         if not self.is_set():
@@ -385,7 +385,7 @@ class _Interrupted(threading.Event):
         super().set()
 
 
-def test_thread_gets_its_answer_although_the_first_one_was_interrupted() -> None:
+def test_thread_gets_its_result_after_an_interrupted_set_result() -> None:
     answer = coalesce._ThreadAnswer()
     answer._is_done = _Interrupted()
     waiting_thread = threading.Thread(target=answer.result, daemon=True)
@@ -398,7 +398,7 @@ def test_thread_gets_its_answer_although_the_first_one_was_interrupted() -> None
     assert not waiting_thread.is_alive()
 
 
-def test_threads_get_errors_of_a_reply_that_is_no_text_at_all(server: FakeServer) -> None:
+def test_reply_that_is_not_utf8_fails_every_thread(server: FakeServer) -> None:
     server.latency_s = 0.02
     server.first.extend([reply(200, b'{"data": "\xff"}')] * 40)
     outcomes = _from_threads(_thread_client(server, max_concurrency=1), list("abcdef"))

@@ -1,4 +1,4 @@
-"""What holds for both frameworks is tried on one server."""
+"""The tests of both frameworks share one server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both framework classes behind one face, so that a test can be told for both at once."""
+"""A common interface to both framework classes, so that one test covers both."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llama_index.embeddings.emberd import EmberdEmbedding
 
 
 class Framework(Protocol):
-    """What a test asks of a framework's class; settings have emberd's names."""
+    """The methods that tests use; settings have emberd's names."""
 
     def __init__(self, **settings: Any) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Copies with a change, and objects over an embedder: the environment has no say in them."""
+"""Modified copies, and objects from an embedder, do not depend on the environment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ both = pytest.mark.parametrize("kind", [EmberdEmbeddings, EmberdEmbedding])
 
 @both
 @pytest.mark.parametrize("unpickled", [False, True])
-def test_what_a_copy_does_not_change_stays_whatever_the_environment_says_now(
+def test_copy_keeps_other_settings_when_the_environment_changes(
     kind: Any, unpickled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = kind(dimensions=1024)
@@ -35,25 +35,25 @@ def test_what_a_copy_does_not_change_stays_whatever_the_environment_says_now(
 
 
 @both
-def test_an_object_over_an_embedder_uses_its_client_and_so_does_a_copy(kind: Any) -> None:
-    """As behind a proxy that wants headers of the user's own."""
+def test_object_from_an_embedder_and_its_copy_use_its_client(kind: Any) -> None:
+    """As with a proxy that requires custom headers."""
     with FakeServer(model=QWEN, dimensions=1024) as server:
         client = openai.OpenAI(
             base_url=f"{server.url}/v1", api_key="k", default_headers={"X-Team": "search"}
         )
         made = kind.from_embedder(Embedder(QWEN, client=client, query_instruction=""))
-        ask = getattr(made, "embed_query", None) or made.get_query_embedding
-        assert same(ask("a"), vector_of("a", 1024))
+        embed = getattr(made, "embed_query", None) or made.get_query_embedding
+        assert same(embed("a"), vector_of("a", 1024))
         assert made.query_instruction == ""
-        again = made.model_copy(update={"query_instruction": "<{text}>"})
-        ask = getattr(again, "embed_query", None) or again.get_query_embedding
-        assert same(ask("a"), vector_of("<a>", 1024))
+        copy = made.model_copy(update={"query_instruction": "<{text}>"})
+        embed = getattr(copy, "embed_query", None) or copy.get_query_embedding
+        assert same(embed("a"), vector_of("<a>", 1024))
         assert {request.headers.get("x-team") for request in server.requests} == {"search"}
         client.close()
 
 
 @both
-def test_a_setting_beside_an_embedder_is_refused_and_not_ignored(kind: Any) -> None:
+def test_setting_together_with_an_embedder_is_an_error(kind: Any) -> None:
     with pytest.raises(ValidationError, match="dimensions is given together with an Embedder"):
         kind.from_embedder(Embedder(QWEN), dimensions=64)
     with pytest.raises(ValidationError, match="'http://h' is not an emberd.Embedder"):

@@ -1,4 +1,4 @@
-"""What both frameworks' objects do to event loops, and event loops to them."""
+"""Objects of both frameworks do not block an event loop, and work in several loops."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from managed import same
 
 _DIMENSIONS = 1024  # of Qwen3-Embedding-0.6B
 _LOOPS = 4
-_PATIENCE_S = 5.0
+_GATE_TIMEOUT_S = 5.0
 
 One = Callable[[str], Coroutine[Any, Any, list[float]]]
 Batch = Callable[[list[str]], Coroutine[Any, Any, list[list[float]]]]
 
 
 class Gated(FakeServer):
-    """Embeds only when it is let: ``let_go`` says of each request whether it was in time."""
+    """Embeds while its gate is open; ``in_time`` says per request whether it opened in time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.gate = threading.Event()
-        self.let_go: list[bool] = []
+        self.in_time: list[bool] = []
 
     def _embeddings(self, request: Request, connection: socket.socket) -> bytes:
-        self.let_go.append(self.gate.wait(_PATIENCE_S))
+        self.in_time.append(self.gate.wait(_GATE_TIMEOUT_S))
         return super()._embeddings(request, connection)
 
 
@@ -45,7 +45,7 @@ def server() -> Iterator[Gated]:
 
 @pytest.fixture(params=BOTH, ids=lambda made: made.__name__)
 def framework(request: pytest.FixtureRequest, server: Gated) -> Framework:
-    """One that has found its server, and whose queries are embedded as they are."""
+    """One that has found its server, and embeds queries without an instruction."""
     made: Framework = request.param(model=QWEN, base_url=server.url, query_instruction="")
     server.gate.set()
     made.embedder.ensure()
@@ -54,18 +54,18 @@ def framework(request: pytest.FixtureRequest, server: Gated) -> Framework:
 
 
 @pytest.mark.parametrize("role", ["documents", "query"])
-async def test_other_tasks_go_on_while_a_call_waits_for_its_server(
+async def test_other_tasks_run_while_a_call_waits_for_its_server(
     framework: Framework, server: Gated, role: str
 ) -> None:
-    """The server answers once another task of the same loop lets it."""
+    """The server answers only after another task of the same loop opens its gate."""
     server.gate.clear()
-    server.let_go.clear()
+    server.in_time.clear()
     embed = framework.aquery if role == "query" else _one_of(framework.adocuments)
     call = asyncio.create_task(embed("a"))
     await asyncio.to_thread(waiting.until, lambda: server.embedded)
     server.gate.set()
     assert same(await call, vector_of("a", _DIMENSIONS))
-    assert server.let_go == [True]
+    assert server.in_time == [True]
 
 
 def _one_of(embed: Batch) -> One:
@@ -75,16 +75,16 @@ def _one_of(embed: Batch) -> One:
     return one
 
 
-def test_one_object_serves_one_loop_after_another(framework: Framework) -> None:
+def test_one_object_works_in_successive_event_loops(framework: Framework) -> None:
     for text in ("a", "b", "c"):
         documents = asyncio.run(framework.adocuments([text]))
         assert same(documents, vectors_of([text], _DIMENSIONS))
         assert same(asyncio.run(framework.aquery(text)), documents[0])
 
 
-def test_one_object_serves_several_loops_at_once(framework: Framework, server: Gated) -> None:
+def test_one_object_works_in_concurrent_event_loops(framework: Framework, server: Gated) -> None:
     server.gate.clear()
-    server.let_go.clear()
+    server.in_time.clear()
     answers: dict[str, list[list[float]]] = {}
 
     def work(text: str) -> None:
@@ -97,7 +97,7 @@ def test_one_object_serves_several_loops_at_once(framework: Framework, server: G
     server.gate.set()
     for thread in threads:
         thread.join()
-    assert server.let_go == [True] * _LOOPS
+    assert server.in_time == [True] * _LOOPS
     for text, vectors in answers.items():
         assert same(vectors, vectors_of([text], _DIMENSIONS))
     assert len(answers) == _LOOPS

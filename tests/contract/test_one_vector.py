@@ -1,4 +1,4 @@
-"""One text in one role has one vector, whichever way it is asked for."""
+"""A text in a role has the same vector through every API."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from llama_index.embeddings.emberd import EmberdEmbedding
 from managed import MODEL, same
 
 _TEXT = "Sourdough rises slowly:\nwild yeast needs twelve hours. 深层嵌入 🙂"
-_MANY = 300  # more than one request has
+_MANY = 300  # more than fit into one request
 _PLACE = 217
 
 
 @pytest.fixture(params=["made", "unpickled"])
-def ways(request: pytest.FixtureRequest) -> tuple[Embedder, EmberdEmbeddings, EmberdEmbedding]:
+def apis(request: pytest.FixtureRequest) -> tuple[Embedder, EmberdEmbeddings, EmberdEmbedding]:
     made = (Embedder(MODEL), EmberdEmbeddings(model=MODEL), EmberdEmbedding(model_name=MODEL))
     if request.param == "unpickled":
         unpickled: tuple[Embedder, EmberdEmbeddings, EmberdEmbedding]
@@ -29,8 +29,8 @@ def ways(request: pytest.FixtureRequest) -> tuple[Embedder, EmberdEmbeddings, Em
     return made
 
 
-async def _documents(ways: Any, texts: list[str]) -> AsyncIterator[tuple[str, Any]]:
-    plain, langchain, llama_index = ways
+async def _documents(apis: Any, texts: list[str]) -> AsyncIterator[tuple[str, Any]]:
+    plain, langchain, llama_index = apis
     yield "Embedder", plain.embed_documents(texts)
     yield "Embedder, async", await plain.aembed_documents(texts)
     yield "LangChain", langchain.embed_documents(texts)
@@ -39,8 +39,8 @@ async def _documents(ways: Any, texts: list[str]) -> AsyncIterator[tuple[str, An
     yield "LlamaIndex, async", await llama_index.aget_text_embedding_batch(texts)
 
 
-async def _queries(ways: Any) -> AsyncIterator[tuple[str, Any]]:
-    plain, langchain, llama_index = ways
+async def _queries(apis: Any) -> AsyncIterator[tuple[str, Any]]:
+    plain, langchain, llama_index = apis
     yield "Embedder", plain.embed_query(_TEXT)
     yield "Embedder, async", await plain.aembed_query(_TEXT)
     yield "LangChain", langchain.embed_query(_TEXT)
@@ -49,14 +49,14 @@ async def _queries(ways: Any) -> AsyncIterator[tuple[str, Any]]:
     yield "LlamaIndex, async", await llama_index.aget_query_embedding(_TEXT)
 
 
-async def test_a_document_has_one_vector(ways: Any) -> None:
+async def test_document_has_the_same_vector_in_every_api(apis: Any) -> None:
     expected = Embedder(MODEL).embed_documents([_TEXT])[0]
-    async for way, vectors in _documents(ways, [_TEXT]):
-        assert same(vectors[0], expected), way
+    async for api, vectors in _documents(apis, [_TEXT]):
+        assert same(vectors[0], expected), api
 
 
-async def test_it_is_the_same_among_many() -> None:
-    """Of either framework one way: the rest of the way they share."""
+async def test_document_has_the_same_vector_among_many() -> None:
+    """One method of each framework is enough: they share the rest of the code."""
     many = [str(number) for number in range(_MANY)]
     many[_PLACE] = _TEXT
     langchain, llama_index = EmberdEmbeddings(model=MODEL), EmberdEmbedding(model_name=MODEL)
@@ -69,9 +69,9 @@ async def test_it_is_the_same_among_many() -> None:
         assert same(vectors[_PLACE], expected)
 
 
-async def test_a_query_has_one_vector(ways: Any) -> None:
+async def test_query_has_the_same_vector_in_every_api(apis: Any) -> None:
     expected = Embedder(MODEL).embed_query(_TEXT)
-    async for way, vector in _queries(ways):
-        assert same(vector, expected), way
-    asked = np.dot(expected, Embedder(MODEL).embed_documents([_TEXT])[0])
-    assert asked < 0.999, "a comparison of equal roles would prove nothing"
+    async for api, vector in _queries(apis):
+        assert same(vector, expected), api
+    similarity = np.dot(expected, Embedder(MODEL).embed_documents([_TEXT])[0])
+    assert similarity < 0.999, "the roles need different vectors, or the test proves nothing"

@@ -1,4 +1,4 @@
-"""What constructing does to a process, and what a fork after first use does to its child."""
+"""Constructing has no side effects, and a fork after the first use works."""
 
 from __future__ import annotations
 
@@ -40,8 +40,10 @@ def _run(imports: str, code: str, **environment: str) -> str:
 
 
 @both
-def test_constructing_copying_and_pickling_do_no_work(imports: str, tmp_path: Path) -> None:
-    """Everything that works with servers and vectors is imported by the first use."""
+def test_constructing_copying_and_pickling_have_no_side_effects(
+    imports: str, tmp_path: Path
+) -> None:
+    """Modules that handle servers and vectors are imported at the first use."""
     home = tmp_path / "home"
     code = """
         import copy, pickle, sys
@@ -62,8 +64,8 @@ def test_constructing_copying_and_pickling_do_no_work(imports: str, tmp_path: Pa
 
 
 @both
-def test_a_fork_after_first_use_gets_its_own_answers(imports: str) -> None:
-    """As under gunicorn's preload: the parent has embedded when its workers are forked."""
+def test_fork_after_first_use_gets_its_own_results(imports: str) -> None:
+    """As with gunicorn's preload: the parent has embedded before it forks its workers."""
     code = """
         import multiprocessing, sys
         import numpy as np
@@ -86,6 +88,6 @@ def test_a_fork_after_first_use_gets_its_own_answers(imports: str) -> None:
         off = np.abs(np.array([own, [got[number] for number in range(6)]]) - expected).max()
         print([worker.exitcode for worker in workers], bool(off < 1e-6))
     """
-    # Imported before, by the process that this one is a fork of.
+    # The parent of this process has imported the framework already.
     done = run_program("-c", _program(imports, code), environment=managed.environment())
     assert (done.out, done.code) == ("[0, 0] True\n", 0), done.err

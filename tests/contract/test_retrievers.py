@@ -1,4 +1,4 @@
-"""What a retriever of each framework sends for a question, seen by a server that writes it down."""
+"""The requests of each framework's retriever, recorded by a fake server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llama_index.embeddings.emberd import EmberdEmbedding
 _DIMENSIONS = 1024  # of Qwen3-Embedding-0.6B
 _TEXT = "the only passage"
 _QUESTION = "What\n is it?"
-_ASKED = f"Instruct: Find the bug\nQuery:{_QUESTION}"
+_SENT = f"Instruct: Find the bug\nQuery:{_QUESTION}"
 
 
 @pytest.fixture
@@ -25,17 +25,17 @@ def server() -> Iterator[FakeServer]:
         yield running
 
 
-async def test_a_retriever_of_langchain_asks_with_the_instruction(server: FakeServer) -> None:
+async def test_langchain_retriever_sends_the_instruction(server: FakeServer) -> None:
     embeddings = EmberdEmbeddings(model=QWEN, base_url=server.url, query_instruction="Find the bug")
     embeddings.embedder.ensure()
     server.requests.clear()
     retriever = InMemoryVectorStore.from_texts([_TEXT], embeddings).as_retriever()
     found = [*retriever.invoke(_QUESTION), *await retriever.ainvoke(_QUESTION)]
     assert [document.page_content for document in found] == [_TEXT, _TEXT]
-    assert server.embedded == [[_TEXT], [_ASKED], [_ASKED]]
+    assert server.embedded == [[_TEXT], [_SENT], [_SENT]]
 
 
-async def test_a_retriever_of_llama_index_asks_with_the_instruction(server: FakeServer) -> None:
+async def test_llama_index_retriever_sends_the_instruction(server: FakeServer) -> None:
     embedding = EmberdEmbedding(
         model_name=QWEN, base_url=server.url, query_instruction="Find the bug"
     )
@@ -45,4 +45,4 @@ async def test_a_retriever_of_llama_index_asks_with_the_instruction(server: Fake
     retriever = index.as_retriever()
     found = [*retriever.retrieve(_QUESTION), *await retriever.aretrieve(_QUESTION)]
     assert [hit.text for hit in found] == [_TEXT, _TEXT]
-    assert server.embedded == [[_TEXT], [_ASKED], [_ASKED]]
+    assert server.embedded == [[_TEXT], [_SENT], [_SENT]]

@@ -1,4 +1,4 @@
-"""What both frameworks send, byte for byte, seen by a server that writes it down."""
+"""The exact requests of both frameworks, recorded by a fake server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def made(request: pytest.FixtureRequest) -> type[Framework]:
 
 
 def _attached(made: type[Framework], server: FakeServer, **settings: Any) -> Framework:
-    # The verification sends requests of its own; they are not what is looked at here.
+    # The verification sends its own requests, which these tests ignore.
     framework = made(model=QWEN, base_url=server.url, **settings)
     framework.embedder.ensure()
     server.requests.clear()
@@ -50,7 +50,7 @@ def _attached(made: type[Framework], server: FakeServer, **settings: Any) -> Fra
         ("q: {text}!", "q: what\n is it?!"),
     ],
 )
-def test_a_query_is_sent_with_its_instruction_to_the_byte(
+def test_query_is_sent_with_its_exact_instruction(
     made: type[Framework], server: FakeServer, instruction: str | None, sent: str
 ) -> None:
     """No space after ``Query:``, and newlines kept."""
@@ -59,7 +59,7 @@ def test_a_query_is_sent_with_its_instruction_to_the_byte(
     assert server.embedded == [[sent]]
 
 
-def test_documents_are_sent_as_they_are(made: type[Framework], server: FakeServer) -> None:
+def test_documents_are_sent_unmodified(made: type[Framework], server: FakeServer) -> None:
     framework = _attached(made, server)
     texts = ["file: a.txt\n\nbody ", "  indented", "{text}"]
     assert same(framework.documents(texts), vectors_of(texts, _DIMENSIONS))
@@ -69,7 +69,7 @@ def test_documents_are_sent_as_they_are(made: type[Framework], server: FakeServe
 def test_a_blank_document_is_sent_as_the_end_of_text_token(
     made: type[Framework], server: FakeServer
 ) -> None:
-    """The server refuses a whole batch for one blank text."""
+    """The server rejects a whole batch that contains one blank text."""
     framework = _attached(made, server)
     vectors = framework.documents(["a", " \n"])
     assert same(vectors, [vector_of("a", _DIMENSIONS), vector_of("", _DIMENSIONS)])
@@ -87,16 +87,16 @@ async def test_both_frameworks_send_the_same_requests(server: FakeServer) -> Non
         await framework.adocuments(texts)
         seen.append([(request.method, request.path, request.body) for request in server.requests])
     assert seen[0] == seen[1]
-    assert all("dimensions" not in body for _, _, body in seen[0]), "vectors are cut here"
+    assert all("dimensions" not in body for _, _, body in seen[0]), "the client truncates vectors"
 
 
 @pytest.mark.parametrize(
     ("made", "slices"), [(LangChain, {"batch_size": 2}), (LlamaIndex, {"embed_batch_size": 2})]
 )
-async def test_many_texts_at_once_stay_within_the_bound(
+async def test_concurrent_slices_stay_within_max_concurrency(
     made: type[Framework], slices: dict[str, int], server: FakeServer
 ) -> None:
-    """LlamaIndex begins all slices of an asynchronous call at once."""
+    """LlamaIndex starts all slices of an asynchronous call concurrently."""
     framework = _attached(made, server, max_concurrency=3, **slices)
     server.most_in_flight, server.latency_s, server.overlap = 0, 0.2, 2
     texts = [f"text {number}" for number in range(400)]
@@ -104,8 +104,8 @@ async def test_many_texts_at_once_stay_within_the_bound(
     assert 1 < server.most_in_flight <= 3
 
 
-async def test_five_hundred_batches_at_once_stay_within_the_usual_bound(server: FakeServer) -> None:
-    """With ``num_workers`` left out, LlamaIndex has no bound of its own."""
+async def test_five_hundred_batches_stay_within_the_default_concurrency(server: FakeServer) -> None:
+    """Without ``num_workers``, LlamaIndex does not limit concurrency itself."""
     embedding = EmberdEmbedding(model_name=QWEN, base_url=server.url, embed_batch_size=2)
     await embedding.embedder.aensure()
     server.most_in_flight, server.latency_s = 0, 0.01
@@ -118,7 +118,7 @@ async def test_five_hundred_batches_at_once_stay_within_the_usual_bound(server: 
 
 
 @pytest.mark.parametrize("use_async", [False, True])
-def test_the_metadata_lines_of_a_node_reach_the_server_as_llama_index_wrote_them(
+def test_metadata_lines_of_a_node_are_sent_as_llama_index_formats_them(
     server: FakeServer, use_async: bool
 ) -> None:
     embedding = EmberdEmbedding(model_name=QWEN, base_url=server.url)
@@ -135,7 +135,7 @@ def test_the_metadata_lines_of_a_node_reach_the_server_as_llama_index_wrote_them
     assert sorted(text for batch in server.embedded for text in batch) == sorted(written)
 
 
-def test_a_refusal_reaches_the_caller_as_an_error_of_emberd(
+def test_rejected_request_raises_an_error_of_emberd(
     made: type[Framework], server: FakeServer
 ) -> None:
     framework = _attached(made, server)

@@ -35,8 +35,8 @@ async def test_both_frameworks_give_the_same_vectors(settings: dict[str, Any]) -
         assert same([await framework.aquery(text) for text in _TEXTS], queries)
 
 
-def test_roles_differ_unless_their_instructions_do_not() -> None:
-    """What would go unnoticed if a framework embedded its queries as documents."""
+def test_roles_differ_unless_their_instructions_are_equal() -> None:
+    """A framework that embeds queries as documents would pass the other tests."""
     for made in BOTH:
         usual, symmetric = made(model=MODEL), made(model=MODEL, query_instruction="passage: {text}")
         text = PASSAGES["sea"]
@@ -78,10 +78,10 @@ def test_a_setting_reaches_the_embedder_from_both_frameworks(given: dict[str, An
     assert [made(**given).embedder.settings for made in BOTH] == [expected, expected]
 
 
-def test_every_setting_is_a_field_of_both_frameworks_or_has_a_reason_not_to_be() -> None:
+def test_every_setting_is_a_field_of_both_frameworks() -> None:
     names = {field.name for field in dataclasses.fields(Settings)}
     plain = Settings()
-    for name in names - {"batch_size", "show_progress"}:  # those of LlamaIndex are its own
+    for name in names - {"batch_size", "show_progress"}:  # LlamaIndex has its own
         LlamaIndex(**{name: getattr(plain, name)})
     for name in names:
         LangChain(**{name: getattr(plain, name)})

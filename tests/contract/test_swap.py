@@ -1,6 +1,6 @@
-"""A tutorial of each framework runs with the peer's class and with ours.
+"""A tutorial of each framework runs with an OpenAI-compatible class and with emberd's class.
 
-Between the two only the import and the constructor change.
+Only the import and the constructor differ.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _theirs(program: str) -> list[str]:
 
 
 def _ours(program: str) -> list[str]:
-    """Return the same of a new interpreter: no import may warn either."""
+    """Return the same from a new interpreter, in which no import may warn either."""
     done = subprocess.run(
         [sys.executable, "-W", "error", *_arguments(program)],
         input="\n".join(_QUESTIONS),

@@ -1,4 +1,4 @@
-"""Other tasks of an event loop get their turn, told by turns and not by times."""
+"""Other tasks of an event loop keep running: counted in loop iterations, not in time."""
 
 from __future__ import annotations
 
@@ -26,27 +26,29 @@ def server() -> Iterator[FakeServer]:
 
 @asynccontextmanager
 async def _ticking() -> Any:
-    """Give a list of one number, which counts the turns of the loop."""
-    turns = [0]
+    """Yield a list with one number, which counts the iterations of the loop."""
+    iterations = [0]
 
     async def tick() -> None:
         while True:
-            turns[0] += 1
+            iterations[0] += 1
             await asyncio.sleep(0)
 
     task = asyncio.create_task(tick())
-    yield turns
+    yield iterations
     task.cancel()
 
 
-async def test_vectors_become_lists_in_many_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_conversion_to_lists_yields_to_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(event_loops, "FIRST_S", 0)
     monkeypatch.setattr(event_loops, "SLICE_S", 0)
     vectors = np.arange(200 * 2560, dtype=np.float32).reshape(200, 2560)
-    async with _ticking() as turns:
-        before = turns[0]
+    async with _ticking() as iterations:
+        before = iterations[0]
         lists = await ato_lists(vectors)
-        assert turns[0] - before >= 5
+        assert iterations[0] - before >= 5
     assert lists == vectors.tolist()
 
 

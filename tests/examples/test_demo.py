@@ -31,7 +31,7 @@ def test_passages_of_python_are_real_short_and_distinct() -> None:
     assert len({passage.source.partition(".")[0] for passage in found}) > 90
 
 
-def test_paragraphs_of_a_folder_are_cut_to_what_fits(tmp_path: Path) -> None:
+def test_paragraphs_of_a_folder_are_split_at_the_limit(tmp_path: Path) -> None:
     chinese = "".join(map(chr, range(0x4E00, 0x4E64)))
     (tmp_path / "a.md").write_text(f"{'word ' * 40}\n\nshort\n\n{chinese}")
     (tmp_path / "b.bin").write_text("x" * 200)
@@ -50,7 +50,7 @@ def test_a_folder_without_text_is_an_error(tmp_path: Path) -> None:
         passages.of_folder(tmp_path, 10, 100)
 
 
-def test_the_multilingual_set_is_whole() -> None:
+def test_multilingual_set_is_complete() -> None:
     known = passages.multilingual()
     ids = {passage.id for passage in known.passages}
     assert (len(ids), len(known.questions)) == (60, 30)
@@ -76,17 +76,17 @@ def test_recall_is_measured_at_three_lengths() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (("--docs", "no-such-folder"), "no-such-folder is not a folder"),
         (("--passages", "0"), "must be at least 1"),
         (("a/model",), "unrecognized arguments"),
     ],
 )
-def test_wrong_usage_is_an_error(arguments: tuple[str, ...], says: str) -> None:
+def test_wrong_usage_is_an_error(arguments: tuple[str, ...], message: str) -> None:
     done = run_program(str(DEMO), *arguments, environment=managed.environment())
     assert done.code == 2
-    assert says in done.err
+    assert message in done.err
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def output() -> str:
     return done.stdout
 
 
-def test_the_demo_says_that_these_are_not_qwen3_vectors(output: str) -> None:
+def test_demo_warns_that_vectors_are_not_qwen3(output: str) -> None:
     assert "they are NOT Qwen3 vectors" in output
 
 
@@ -112,7 +112,7 @@ def test_the_demo_indexes_everything_with_both_frameworks(output: str) -> None:
         assert re.search(rf"{name} +64 passages in [\d.]+ s, \d+ passages/s", output)
 
 
-def test_the_demo_finds_that_both_frameworks_have_the_same_vectors(output: str) -> None:
+def test_demo_reports_the_same_vectors_in_both_frameworks(output: str) -> None:
     match = re.search(r"same vectors, of 64 passages and 7 questions: .* ([\d.e+-]+)\.", output)
     assert match is not None
     assert float(match[1]) <= managed.SAME
@@ -125,7 +125,7 @@ def test_the_demo_shows_that_eight_processes_use_one_server(output: str) -> None
     assert rows[0][2] in managed.live_servers()
 
 
-def test_the_demo_ends_with_recall_and_how_to_stop(output: str) -> None:
+def test_demo_ends_with_recall_and_how_to_stop(output: str) -> None:
     *_, table, ending = output.strip().split("\n\n")
     rows = re.findall(r"^ +(\d+)((?: +[\d.]+%){4})$", table, re.MULTILINE)
     assert [row[0] for row in rows] == ["384", "192", "96"]

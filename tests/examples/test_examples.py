@@ -1,4 +1,4 @@
-"""The examples run as they stand, and find what they are asked for."""
+"""The examples run unmodified and find the expected passages."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ _FUNCTIONS = [
 ]
 
 
-def _ran(*command: object, **more: str) -> Outcome:
+def _run(*command: object, **more: str) -> Outcome:
     """Run a program in a fork of a process that has imported both frameworks."""
     return run_program(*map(str, command), environment=managed.environment(**more))
 
 
-def _printed(*command: object, **more: str) -> str:
-    """Return what a program prints that ends well and has nothing to complain of."""
-    return _good(_ran(*command, **more))
+def _output_of(*command: object, **more: str) -> str:
+    """Run a program, check that it succeeds without messages, and return its output."""
+    return _checked_output(_run(*command, **more))
 
 
-def _printed_by_interpreter(example: Path) -> str:
-    """Return the same of an example in an interpreter of its own, which has imported nothing."""
+def _output_of_new_interpreter(example: Path) -> str:
+    """Return the same for an example in a new interpreter, which has imported nothing."""
     done = subprocess.run(
         [sys.executable, str(example)],
         capture_output=True,
@@ -72,10 +72,10 @@ def _printed_by_interpreter(example: Path) -> str:
         env=managed.environment(PYTHONIOENCODING="utf-8"),
         timeout=100,
     )
-    return _good(Outcome(done.returncode, done.stdout, done.stderr))
+    return _checked_output(Outcome(done.returncode, done.stdout, done.stderr))
 
 
-def _good(done: Outcome) -> str:
+def _checked_output(done: Outcome) -> str:
     assert (done.code, done.err) == (0, "")
     return done.out
 
@@ -92,35 +92,37 @@ def _good(done: Outcome) -> str:
     ],
 )
 def test_a_search_finds_the_passages(name: str, found: list[tuple[str, str]]) -> None:
-    printed = _printed_by_interpreter(EXAMPLES / name)  # one with each framework, one with none
-    hits = re.findall(r"^(\S.*)\n  0\.\d{3}  (.*)$", printed, re.MULTILINE)
+    output = _output_of_new_interpreter(EXAMPLES / name)  # one with each framework, one with none
+    hits = re.findall(r"^(\S.*)\n  0\.\d{3}  (.*)$", output, re.MULTILINE)
     assert [query for query, _ in hits] == [query for query, _ in found]
     assert all(hit.startswith(start) for (_, hit), (_, start) in zip(hits, found, strict=True))
 
 
-def test_code_is_found_by_what_it_does() -> None:
-    printed = _printed(EXAMPLES / "code_search.py")
-    assert "a query is sent as 'query: {text}'" in printed
-    hits = re.findall(r"^(\S.*)\n  0\.\d{3}  (\w+)\.py:\d+ (\w+)$", printed, re.MULTILINE)
+def test_code_search_finds_functions_by_description() -> None:
+    output = _output_of(EXAMPLES / "code_search.py")
+    assert "a query is sent as 'query: {text}'" in output
+    hits = re.findall(r"^(\S.*)\n  0\.\d{3}  (\w+)\.py:\d+ (\w+)$", output, re.MULTILINE)
     assert hits == _FUNCTIONS
 
 
-def test_code_is_asked_for_with_the_task_for_code_where_the_model_takes_one() -> None:
+def test_code_queries_have_the_code_task_if_the_model_takes_one() -> None:
     with FakeServer(model=QWEN, dimensions=2560, context_tokens=5000) as server:
-        _printed(EXAMPLES / "code_search.py", QWEN, EMBERD_BASE_URL=server.url)
+        _output_of(EXAMPLES / "code_search.py", QWEN, EMBERD_BASE_URL=server.url)
         sent = [text for texts in server.embedded for text in texts]
-    asked = [text for text in sent if text.startswith("Instruct: Given a question about coding,")]
-    assert {text.partition("\nQuery:")[2] for text in asked} == {query for query, *_ in _FUNCTIONS}
-    assert any(text.startswith("def dedent(") for text in sent), "documents stay as they are"
+    queries = [text for text in sent if text.startswith("Instruct: Given a question about coding,")]
+    assert {text.partition("\nQuery:")[2] for text in queries} == {
+        query for query, *_ in _FUNCTIONS
+    }
+    assert any(text.startswith("def dedent(") for text in sent), "documents are sent unmodified"
 
 
 # ---------------------------------------------------------------- answers and agents
 
 
 @pytest.mark.parametrize("name", ["langchain_rag.py", "llama_index_query_engine.py"])
-def test_an_answer_is_made_of_what_was_retrieved(name: str) -> None:
+def test_answer_comes_from_the_retrieved_passage(name: str) -> None:
     answers = re.findall(
-        r"^(\S.*)\n  (.*) \((\w+\.md)\b.*\)$", _printed(EXAMPLES / name), re.MULTILINE
+        r"^(\S.*)\n  (.*) \((\w+\.md)\b.*\)$", _output_of(EXAMPLES / name), re.MULTILINE
     )
     assert [(query, file) for query, _, file in answers] == [(q, file) for q, _, file in _ANSWERED]
     assert all(
@@ -130,7 +132,7 @@ def test_an_answer_is_made_of_what_was_retrieved(name: str) -> None:
 
 
 def test_an_agent_looks_up_each_part_of_the_question() -> None:
-    *calls, answer = _printed(EXAMPLES / "langchain_agent.py").splitlines()
+    *calls, answer = _output_of(EXAMPLES / "langchain_agent.py").splitlines()
     assert calls == [
         "tool    What do I do with a laptop that fell down?",
         "tool    When can I have lunch?",
@@ -142,8 +144,8 @@ def test_an_agent_looks_up_each_part_of_the_question() -> None:
 
 
 @pytest.mark.parametrize("name", ["langchain_saved_index.py", "llama_index_saved_index.py"])
-def test_a_saved_index_is_found_again_and_refuses_vectors_made_otherwise(name: str) -> None:
-    saved, found, refused = _printed(EXAMPLES / name).splitlines()
+def test_saved_index_can_be_reopened_and_rejects_another_identity(name: str) -> None:
+    saved, found, refused = _output_of(EXAMPLES / name).splitlines()
     own = Embedder(MODEL).identity
     other = Embedder(MODEL, document_instruction="query: {text}").identity
     assert saved == f"saved   {own}"
@@ -155,28 +157,28 @@ def test_a_saved_index_is_found_again_and_refuses_vectors_made_otherwise(name: s
 # ---------------------------------------------------------------- dimensions
 
 
-def _table(printed: str) -> dict[int, list[float]]:
+def _table(output: str) -> dict[int, list[float]]:
     """Return the rows: dimensions, then recall at 1, 5, 10, and megabytes."""
     rows = re.findall(
-        r"^ *(\d+) +(\d\.\d\d) +(\d\.\d\d) +(\d\.\d\d) +([\d,]+)$", printed, re.MULTILINE
+        r"^ *(\d+) +(\d\.\d\d) +(\d\.\d\d) +(\d\.\d\d) +([\d,]+)$", output, re.MULTILINE
     )
     return {int(n): [float(figure.replace(",", "")) for figure in row] for n, *row in rows}
 
 
 def test_recall_is_measured_at_each_length_of_vectors() -> None:
-    printed = _printed(EXAMPLES / "choose_dimensions.py")
-    rows = _table(printed)
+    output = _output_of(EXAMPLES / "choose_dimensions.py")
+    rows = _table(output)
     assert list(rows) == [32, 64, 128, 256, 384]
     assert [row[-1] for row in rows.values()] == [128, 256, 512, 1024, 1536]
     assert all(at_1 <= at_5 <= at_10 for at_1, at_5, at_10, _ in rows.values())
     assert rows[384][1] >= 0.9, "nearly all answers are among the five nearest, at native length"
     assert rows[32][1] < rows[384][1]
-    assert "E5 was not trained to be cut. Qwen3-Embedding was" in printed
+    assert "E5 was not trained to be cut. Qwen3-Embedding was" in output
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A small set, in which each query has the words of its answer."""
+    """A small data set in which each query is the text of its answer."""
     texts = managed.PASSAGES.items()
     small = {
         "passages": [{"id": name, "text": text} for name, text in texts],
@@ -187,16 +189,16 @@ def data(tmp_path: Path) -> Path:
     return file
 
 
-def test_recall_is_measured_on_data_of_the_users_own(data: Path) -> None:
+def test_recall_is_measured_on_user_data(data: Path) -> None:
     with FakeServer(model=QWEN, dimensions=2560) as server:
-        # The fake server's vectors tell nothing but that two texts are equal.
+        # The fake server's vectors only show whether two texts are equal.
         environment = {"EMBERD_BASE_URL": server.url, "EMBERD_QUERY_INSTRUCTION": "{text}"}
-        asked = ("--model", QWEN, "--data", data)
-        printed = _printed(EXAMPLES / "choose_dimensions.py", *asked, **environment)
-    assert printed.startswith(f"{QWEN}: 4 passages, 4 questions\n")
-    assert list(_table(printed)) == [32, 64, 128, 256, 512, 1024, 2000, 2560]
-    assert {tuple(row[:3]) for row in _table(printed).values()} == {(1.0, 1.0, 1.0)}
-    assert "E5" not in printed
+        arguments = ("--model", QWEN, "--data", data)
+        output = _output_of(EXAMPLES / "choose_dimensions.py", *arguments, **environment)
+    assert output.startswith(f"{QWEN}: 4 passages, 4 questions\n")
+    assert list(_table(output)) == [32, 64, 128, 256, 512, 1024, 2000, 2560]
+    assert {tuple(row[:3]) for row in _table(output).values()} == {(1.0, 1.0, 1.0)}
+    assert "E5" not in output
 
 
 def test_the_example_cuts_vectors_as_the_embedder_does() -> None:
@@ -208,21 +210,21 @@ def test_the_example_cuts_vectors_as_the_embedder_does() -> None:
     assert np.shape(short) == (4, 64)
 
 
-def test_recall_is_drawn(data: Path, tmp_path: Path) -> None:
+def test_recall_is_plotted(data: Path, tmp_path: Path) -> None:
     picture = tmp_path / "recall.svg"
-    asked = ("--data", data, "--plot", picture)
-    _printed(EXAMPLES / "choose_dimensions.py", *asked, MPLCONFIGDIR=str(tmp_path))
-    drawn = picture.read_text()
-    assert all(f"<!-- {text} -->" in drawn for text in ("recall@1", "recall@10", "1.5 GB"))
+    arguments = ("--data", data, "--plot", picture)
+    _output_of(EXAMPLES / "choose_dimensions.py", *arguments, MPLCONFIGDIR=str(tmp_path))
+    svg = picture.read_text()
+    assert all(f"<!-- {text} -->" in svg for text in ("recall@1", "recall@10", "1.5 GB"))
 
 
-def test_without_matplotlib_the_table_is_there_and_what_to_install(data: Path) -> None:
+def test_missing_matplotlib_prints_the_table_and_what_to_install(data: Path) -> None:
     program = (
         "import runpy, sys; sys.modules['matplotlib'] = None; del sys.argv[0]; "
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    asked = ("--data", data, "--plot", "nowhere.png")
-    done = _ran("-c", program, EXAMPLES / "choose_dimensions.py", *asked)
+    arguments = ("--data", data, "--plot", "nowhere.png")
+    done = _run("-c", program, EXAMPLES / "choose_dimensions.py", *arguments)
     assert done.code == 1
     assert done.err == "--plot needs matplotlib: pip install matplotlib\n"
     assert len(_table(done.out)) == 5
@@ -232,8 +234,8 @@ def test_without_matplotlib_the_table_is_there_and_what_to_install(data: Path) -
 
 _NOTEBOOK: Final = EXAMPLES / "quick_tour.ipynb"
 
-# What each cell shows, by the cell's name.
-_SHOWN: Final = {
+# The output of each cell, by the cell's name.
+_CELL_OUTPUTS: Final = {
     "connect": r"Endpoint\(url='http://127\.0\.0\.1:\d+', model='emberd/demo', dimensions=384, .*",
     "embed": r"\(\(3, 384\), dtype\('float32'\)\)",
     "search": "'Marie Curie .*'",
@@ -245,7 +247,7 @@ _SHOWN: Final = {
     "stop": r"\['emberd/demo'\]",
 }
 
-# In a process of its own: warnings are errors in this one, and its client's are not ours to mend.
+# In a separate process: warnings are errors in this one, and nbclient's cannot be fixed here.
 _IN_A_KERNEL: Final = """
 import json, sys
 import nbformat
@@ -263,19 +265,19 @@ print(json.dumps({cell.id: "".join(map(shown, cell.outputs)) for cell in cells})
 
 
 def test_the_notebook_runs_from_top_to_bottom(home: Path, manager: Manager, tmp_path: Path) -> None:
-    """In a home of its own: its last cell stops the server."""
-    done = _ran("-c", _IN_A_KERNEL, _NOTEBOOK, EMBERD_HOME=str(home), IPYTHONDIR=str(tmp_path))
+    """It has its own home, because its last cell stops the server."""
+    done = _run("-c", _IN_A_KERNEL, _NOTEBOOK, EMBERD_HOME=str(home), IPYTHONDIR=str(tmp_path))
     assert done.code == 0, done.err
     shown: dict[str, str] = json.loads(done.out)
-    assert list(shown) == list(_SHOWN)
-    for cell, pattern in _SHOWN.items():
+    assert list(shown) == list(_CELL_OUTPUTS)
+    for cell, pattern in _CELL_OUTPUTS.items():
         assert re.fullmatch(pattern, shown[cell].strip()), f"{cell} shows {shown[cell]!r}"
     assert [server.supervisor_pid for server in manager.status()] == [None], (
         "the last cell stopped it"
     )
 
 
-def test_the_notebook_is_kept_without_what_it_shows() -> None:
+def test_notebook_is_stored_without_outputs() -> None:
     notebook: dict[str, Any] = json.loads(_text(_NOTEBOOK))
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert code
@@ -285,12 +287,14 @@ def test_the_notebook_is_kept_without_what_it_shows() -> None:
 # ---------------------------------------------------------------- all of them, and the READMEs
 
 
-def test_the_list_of_examples_is_whole() -> None:
+def test_list_of_examples_is_complete() -> None:
     listed = re.findall(r"^\| \[`(.+)`\]\(\1\) \|", _text(EXAMPLES / "README.md"), re.MULTILINE)
     there = {path.name for path in EXAMPLES.iterdir() if path.suffix in {".py", ".ipynb"}}
     assert sorted(listed) == sorted({*there, "demo/"})
     tests = _text(Path(__file__))
-    assert [name for name in there if f'"{name}"' not in tests] == [], "each has its test here"
+    assert [name for name in there if f'"{name}"' not in tests] == [], (
+        "each example has a test in this file"
+    )
 
 
 def test_each_example_is_short() -> None:
@@ -299,23 +303,23 @@ def test_each_example_is_short() -> None:
 
 
 @pytest.mark.parametrize("number", range(2))
-def test_the_code_of_the_readme_runs_as_it_stands(number: int) -> None:
+def test_readme_code_runs_unmodified(number: int) -> None:
     blocks = _blocks(ROOT / "README.md")
-    assert len(blocks) == 2, "another block in the README wants its place here"
-    assert _printed("-c", blocks[number]) == "Bread rises because yeast makes gas.\n"
+    assert len(blocks) == 2, "this test expects two blocks in the README"
+    assert _output_of("-c", blocks[number]) == "Bread rises because yeast makes gas.\n"
 
 
-def test_the_code_of_the_backends_readme_runs() -> None:
+def test_backend_readme_code_runs() -> None:
     [block] = _blocks(ROOT / "backend/README.md")
-    assert _printed("-c", block) == "Bread rises because yeast makes gas.\n"
+    assert _output_of("-c", block) == "Bread rises because yeast makes gas.\n"
 
 
 @pytest.mark.parametrize("name", ["langchain-emberd", "llama-index-embeddings-emberd"])
-def test_the_code_of_an_integrations_readme_runs(name: str) -> None:
+def test_integration_readme_code_runs(name: str) -> None:
     [block] = _blocks(ROOT / "integrations" / name / "README.md")
-    printed = _printed("-c", block, EMBERD_MODEL=MODEL)  # the block names no model
-    assert "Kiwis cannot fly." in printed
-    assert "Paris" not in printed
+    output = _output_of("-c", block, EMBERD_MODEL=MODEL)  # the block names no model
+    assert "Kiwis cannot fly." in output
+    assert "Paris" not in output
 
 
 def _blocks(document: Path) -> list[str]:

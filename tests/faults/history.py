@@ -1,10 +1,10 @@
-"""Random histories: callers use one server while faults happen to it, to its files and to them.
+"""Random histories: callers use a server while faults hit it, its files and the callers.
 
-``python -m faults.history --seeds 0:100`` runs a hundred of them, and prints what each broke.
+``python -m faults.history --seeds 0:100`` runs a hundred, and prints which invariants each broke.
 
-The model is small. After every step: at most one server runs, none without a supervisor, every
+The invariants after every step: at most one server runs, no server runs without a supervisor, every
 vector was right, every error was an ``EmberdError`` of a type that the step's faults permit, and
-every call ended in time. At the end the next call works, and after a stop nothing is left.
+every call ended in time. At the end the next call works, and a stop leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from faults.plan import CALLERS, TEXTS, Fault, Step
 from faults.world import World
 
 BOUND_S: Final = 75.0
-"""No call takes longer: a start may take 20 s and a request 3 s, and there may be some of each."""
+"""The time limit of a call, which may include several starts (20 s) and requests (3 s)."""
 
 _COOL_DOWN_S: Final = 1.0
 TIMING: Final = Timing(
@@ -71,23 +71,23 @@ _PERMITTED: Final[dict[str, set[str]]] = {
 
 @dataclass
 class _Timeline:
-    """What is still to happen in a step, by time."""
+    """The pending events of a step, by time."""
 
     began: float = field(default_factory=time.monotonic)
     _events: list[tuple[float, int, Callable[[], object]]] = field(default_factory=list)
     _count: int = 0
 
     def add(self, after: float, event: Callable[[], object]) -> None:
-        """Let something happen ``after`` seconds from now."""
+        """Schedule an event ``after`` seconds from now."""
         self._count += 1
         heapq.heappush(self._events, (time.monotonic() + after, self._count, event))
 
     def pending_s(self) -> float | None:
-        """Return in how many seconds the next event happens; None if there is none."""
+        """Return the seconds until the next event; None if there is none."""
         return max(0.0, self._events[0][0] - time.monotonic()) if self._events else None
 
     def take_due(self, *, at_once: bool = False) -> None:
-        """Let happen what is due, or ``at_once`` all that is to happen."""
+        """Run the events that are due; with ``at_once``, all events."""
         while self._events and (at_once or self._events[0][0] <= time.monotonic()):
             heapq.heappop(self._events)[2]()
 
@@ -97,9 +97,9 @@ class History:
 
     Attributes:
         broken: The invariants that it broke.
-        log: What happened.
-        counts: How often each action was taken, and each error came.
-        longest_s: How long the longest call took, in seconds.
+        log: One line for each event.
+        counts: How often each action ran, and each error was raised.
+        longest_s: The duration of the longest call, in seconds.
     """
 
     def __init__(self, seed: int, world: World, setup: Setup, other: str | None = None) -> None:
@@ -128,11 +128,11 @@ class History:
         self._overlaps = 0
 
     def run(self, steps: Sequence[Step]) -> None:
-        """Take the steps, and check that it ends well; a broken step is the last."""
+        """Run the steps and the final check; stop after a step that breaks an invariant."""
         try:
             for number, step in enumerate(steps):
                 self._note(f"step {number}: {step}")
-                self._take(step)
+                self._run_step(step)
                 if self.broken:
                     return
             self._note("the end")
@@ -150,22 +150,22 @@ class History:
 
     # -- a step -------------------------------------------------------------------------
 
-    def _take(self, step: Step) -> None:
+    def _run_step(self, step: Step) -> None:
         self.counts[step.do] += 1
         if step.do == "idle":
             if left := self._world.settled(self._running):
                 self._break(f"still runs although it is idle: {left}")
             return
-        asked = [self._callers[number] for number in step.who]
+        callers = [self._callers[number] for number in step.who]
         do, more = step.do, dict(step.more)
         if "texts" in more:
             more["texts"] = [self._text(number) for number in more["texts"]]
         if do == "other":
-            do, asked = more.pop("does"), [self._other_caller()]
+            do, callers = more.pop("does"), [self._other_caller()]
             self._is_mixed = True
-        replies = self._called(asked, do, more, step.faults)
+        replies = self._call_all(callers, do, more, step.faults)
         for reply in replies:
-            self._judge(reply, step.faults)
+            self._check_reply(reply, step.faults)
         self._check_servers(step.faults)
         if not step.faults:
             self._check_outcome(do, replies)
@@ -181,70 +181,72 @@ class History:
             self._other = Caller(self._setup, self._traces, self._other_path)
         return self._other
 
-    def _called(
-        self, asked: list[Caller], do: str, more: dict[str, Any], faults: Sequence[Fault]
+    def _call_all(
+        self, callers: list[Caller], do: str, more: dict[str, Any], faults: Sequence[Fault]
     ) -> list[dict[str, Any]]:
-        """Give all of ``asked`` a command at once, let the faults happen, return the replies."""
+        """Send all ``callers`` a command at once, inject the faults, and return the replies."""
         timeline = _Timeline()
         for fault in faults:
-            strike = self._strike(fault, asked, timeline)
-            timeline.add(fault.at, strike) if fault.at else strike()
-        for each in asked:
+            inject = self._injection(fault, callers, timeline)
+            timeline.add(fault.at, inject) if fault.at else inject()
+        for each in callers:
             each.ask(do, **more)
         began, replies = time.monotonic(), []
         while True:
-            busy = [each for each in asked if each.busy]
+            busy = [each for each in callers if each.busy]
             late_s = time.monotonic() - began - BOUND_S
             pending_s = timeline.pending_s()
             if late_s > 0 and busy:
-                replies += [self._hung(each) for each in busy]
+                replies += [self._end_hung(each) for each in busy]
             elif not busy and pending_s is None:
                 break
             elif busy:
                 wait_s = min(-late_s, -late_s if pending_s is None else pending_s)
                 for each in select.select(busy, [], [], max(0.0, wait_s))[0]:
                     if (reply := each.read()) is not None:
-                        replies.append(self._noted(reply))
+                        replies.append(self._note_reply(reply))
             timeline.take_due(at_once=not busy)
         self._callers = [self._replaced(each) for each in self._callers]
         return replies
 
-    def _noted(self, reply: dict[str, Any]) -> dict[str, Any]:
+    def _note_reply(self, reply: dict[str, Any]) -> dict[str, Any]:
         shown = {name: value for name, value in reply.items() if name != "trace"}
         self._note(f"  reply: {shown}")
         self.counts[reply.get("error", "ok")] += 1
         self.longest_s = max(self.longest_s, reply.get("seconds", 0.0))
         return reply
 
-    def _hung(self, caller: Caller) -> dict[str, Any]:
+    def _end_hung(self, caller: Caller) -> dict[str, Any]:
         caller.signal(signal.SIGCONT)
         caller.signal(signal.SIGUSR1)
         time.sleep(1.0)
         caller.end()
         caller.busy, caller.ended = False, True
         traces = self._traces.read_text() if self._traces.exists() else ""
-        return self._noted({"hung": f"no answer within {BOUND_S} s\n{traces}"})
+        return self._note_reply({"hung": f"no reply within {BOUND_S} s\n{traces}"})
 
     def _replaced(self, caller: Caller) -> Caller:
         return Caller(self._setup, self._traces) if caller.ended else caller
 
     # -- faults -------------------------------------------------------------------------
 
-    def _strike(self, fault: Fault, asked: list[Caller], timeline: _Timeline) -> Callable[[], None]:
-        """Return what makes the fault happen, and lets it end later."""
+    def _injection(
+        self, fault: Fault, callers: list[Caller], timeline: _Timeline
+    ) -> Callable[[], None]:
+        """Return a function that injects the fault and schedules its end."""
 
-        def strike() -> None:
+        def inject() -> None:
             self._note(f"  fault: {fault}")
             with suppress(FileNotFoundError, NotADirectoryError, ProcessLookupError):
-                if end := self._happens(fault, asked):
+                if end := self._inject(fault, callers):
                     timeline.add(fault.lasts, end)
 
-        return strike
+        return inject
 
-    def _happens(self, fault: Fault, asked: list[Caller]) -> Callable[[], object] | None:
+    def _inject(self, fault: Fault, callers: list[Caller]) -> Callable[[], object] | None:
         verb, _, victim = fault.what.partition(" ")
         if victim == "caller":
-            chosen = self._choose.choice(asked)
+            chosen = self._choose.choice(callers)
             if verb == "kill":
                 chosen.kill()
                 return None
@@ -254,7 +256,7 @@ class History:
             victims = ["engine", "supervisor", "reaper"] if victim == "all" else [victim]
             there = [each.pid for each in self._world.processes() if each.kind in victims]
             if verb == "kill" and "engine" in victims and not self._world.is_ready():
-                self._world.forgive()
+                self._world.ignore_leftovers()
             for pid in there:
                 os.kill(pid, signal.SIGKILL if verb == "kill" else signal.SIGSTOP)
             return None if verb == "kill" else lambda: self._continue(there)
@@ -263,7 +265,7 @@ class History:
         if verb == "remove":
             home = Home(self._world.home)
             if not self._world.of("supervisor"):
-                self._world.forgive()
+                self._world.ignore_leftovers()
             for folder in self._world.folders() if victim == "folder" else [home.machine]:
                 shutil.rmtree(folder, ignore_errors=True)
             return None
@@ -285,14 +287,14 @@ class History:
         for file in files:
             with suppress(OSError, ValueError):
                 if file.is_fifo():
-                    file.unlink()  # of an earlier step: writing to it would wait for a reader
+                    file.unlink()  # from an earlier step; opening it would block
                 OF_RECORD[fault.kind](file)
-        # What has the name of the start lock is not replaced; an error says how to remove it.
+        # emberd does not replace a wrong start lock; an error says how to remove it.
         return partial(_remove_others, files) if fault.file == "lock" else None
 
-    # -- the model ----------------------------------------------------------------------
+    # -- invariants --------------------------------------------------------------------
 
-    def _judge(self, reply: dict[str, Any], faults: Sequence[Fault]) -> None:
+    def _check_reply(self, reply: dict[str, Any], faults: Sequence[Fault]) -> None:
         """Check one reply against what the faults permit."""
         if "wrong" in reply:
             self._break(f"wrong vectors: {reply['wrong']}")
@@ -301,7 +303,7 @@ class History:
         elif "error" in reply:
             permitted = set[str]().union(*(_permitted(fault) for fault in faults))
             if time.monotonic() < self._disturbed_until:
-                permitted.add("StartError")  # the start before has just failed
+                permitted.add("StartError")  # an earlier start has just failed
             if self._is_mixed:
                 permitted.add("OtherVersionError")
             if not reply["ours"] or not (reply["error"] in permitted or reply.get("starved")):
@@ -318,7 +320,7 @@ class History:
         self._overlaps = len(overlaps)
 
     def _check_outcome(self, do: str, replies: list[dict[str, Any]]) -> None:
-        """Check what must be true after calls during which nothing happened."""
+        """Check what must be true after calls without faults."""
         used = {reply["start_id"] for reply in replies if "start_id" in reply}
         if do == "ensure" and len(used) > 1:
             self._break(f"callers got different servers: {used}")
@@ -334,16 +336,16 @@ class History:
     # -- the end ------------------------------------------------------------------------
 
     def _finish(self) -> None:
-        """Check that emberd works now that nothing happens any more, and leaves nothing."""
+        """Check that emberd works without faults, and leaves nothing behind."""
         time.sleep(_COOL_DOWN_S)
         self._disturbed_until = 0.0
         if self._other is not None:
-            self._called([self._callers[0]], "stop", {}, ())
+            self._call_all([self._callers[0]], "stop", {}, ())
             self._is_mixed = False
         texts = [self._text(number) for number in range(5)]
         for do, more in (("ensure", {}), ("embed", {"texts": texts}), ("stop", {})):
-            for reply in self._called([self._callers[0]], do, more, ()):
-                self._judge(reply, ())
+            for reply in self._call_all([self._callers[0]], do, more, ()):
+                self._check_reply(reply, ())
         for each in filter(None, [*self._callers, self._other]):
             each.end()
         if left := self._world.settled(self._world.left_behind, _LEFT_S):

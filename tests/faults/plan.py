@@ -1,7 +1,7 @@
-"""What happens in a random history: steps, each a call of some callers and the faults during it.
+"""Plans a random history: steps, each a call by some callers and the faults injected during it.
 
-Everything follows from the seed. The moments at which faults strike do too; what a process is doing
-at such a moment does not.
+The seed determines the plan, including the times of the faults. It does not determine what a
+process is doing at those times.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ _WITH_TEXTS: Final = {"embed", "aembed", "threads", "forks", "starve"}
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that happens during a step.
+    """A fault that is injected during a step.
 
     Attributes:
-        what: What happens.
-        at: When, in seconds after the calls have begun; 0 for before them.
-        lasts: For how long, in seconds, if it is something that ends.
+        what: Its name.
+        at: Seconds after the start of the calls; 0 for before them.
+        lasts: Its duration in seconds, if it ends.
         file: The file that is damaged.
         kind: How it is damaged.
     """
@@ -87,14 +87,14 @@ class Fault:
 
 @dataclass(frozen=True)
 class Step:
-    """What some callers do at once, and what happens meanwhile.
+    """A command that some callers run at the same time, and the faults during it.
 
     Attributes:
         do: A command of ``caller``; ``idle`` waits for the idle stop, ``other`` is a call of
             another version of emberd.
-        who: Which callers do it.
+        who: The numbers of the callers.
         more: The command's arguments.
-        faults: What happens meanwhile.
+        faults: The faults during the command.
     """
 
     do: str
@@ -109,10 +109,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """A history that is to be run.
+    """The plan of a history.
 
     Attributes:
-        is_idle: Whether its servers stop when they are not used for half a second.
+        is_idle: Whether its servers stop after half a second without use.
         steps: Its steps.
     """
 
@@ -152,13 +152,13 @@ def _step(choose: random.Random, actions: dict[str, int], faults: dict[str, int]
         more["free"] = choose.randrange(12)
     if do == "other":
         more["does"] = choose.choice(["ensure", "find", "stop"])
-    happens = 0 if do in _UNDISTURBED else choose.choices([0, 1, 2], [4, 5, 1])[0]
-    return Step(do, who, more, tuple(_fault(choose, faults) for _ in range(happens)))
+    fault_count = 0 if do in _UNDISTURBED else choose.choices([0, 1, 2], [4, 5, 1])[0]
+    return Step(do, who, more, tuple(_fault(choose, faults) for _ in range(fault_count)))
 
 
 def _fault(choose: random.Random, faults: dict[str, int]) -> Fault:
     what = _pick(choose, faults)
-    # Most of what happens in a call happens soon after it began.
+    # Most of the work of a call happens soon after its start.
     at = 0.0 if choose.random() < 0.3 else 1.5 * choose.random() ** 3
     lasts = 2 * choose.random() ** 2
     if what != "damage":

@@ -181,7 +181,7 @@ class _Soak:
             return
         for pid in self._processes("stormy", victim):
             if victim == "engine":
-                self._world.forgive(self._files)
+                self._world.ignore_leftovers(self._files)
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""Traces one process with strace, and makes one of its system calls fail or kill it."""
+"""Traces a process with strace, and injects an error or a kill into one of its system calls."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _CALL: Final = re.compile(r"^(?:(\d+) +)?(\w+)\(")
 _INJECTED: Final = re.compile(r"^(.*)\(INJECTED", re.MULTILINE)
 _KILLED: Final = re.compile(r"^(.*\)) += \?$", re.MULTILINE)
 _ATTACHED: Final = "attached"
-_ALIKE: Final = 2
-_LETS_GO_S: Final = 3.0
+_IDENTICAL: Final = 2
+_DETACH_S: Final = 3.0
 
 
 class Strace:
-    """A tracer; it is told a process, and lets go of it as soon as one call was changed."""
+    """An strace attached to a process; ``detach_if_injected`` ends it after the first injection."""
 
     def __init__(
         self,
@@ -34,15 +34,15 @@ class Strace:
         inject: str = "",
         follow: bool = False,
     ) -> None:
-        """Attach to a process, and wait until that is done.
+        """Attach to a process, and wait until strace is attached.
 
         Args:
             pid: The process; of its threads only the main one is traced.
             folder: Where the log goes.
             calls: Names of the system calls.
-            paths: Only calls that concern these; none for all.
-            inject: What strace's option is given, such as ``openat:error=EIO:when=3``.
-            follow: Trace what it starts, and its threads, too.
+            paths: Trace only calls on these paths; all calls if empty.
+            inject: The value of strace's ``inject``, such as ``openat:error=EIO:when=3``.
+            follow: Also trace its child processes and threads.
         """
         # A call that kills its process has no result.
         self._pattern = _KILLED if "signal=KILL" in inject else _INJECTED
@@ -65,56 +65,56 @@ class Strace:
 
     @property
     def injected(self) -> str:
-        """The call that was changed; empty if none was yet."""
+        """The call with the injected fault; empty if there is none yet."""
         text = self._log.read_text(errors="replace") if self._log.exists() else ""
         found = self._pattern.search(text)
         return found[1].strip() if found else ""
 
-    def let_go_if_injected(self) -> bool:
-        """Let go of all processes once a call was changed: no second one shall be.
+    def detach_if_injected(self) -> bool:
+        """Detach from all processes after an injection, so that there is no second one.
 
         Returns:
-            Whether it let go now.
+            Whether it detached now.
         """
         is_due = not self._ended() and bool(self.injected)
         if is_due:
-            self.let_go()
+            self.detach()
         return is_due
 
-    def let_go(self) -> None:
-        """Let go of all processes; they continue."""
+    def detach(self) -> None:
+        """Detach from all processes; they continue."""
         self._process.terminate()
         try:
-            self._process.wait(_LETS_GO_S)
-        except subprocess.TimeoutExpired:  # the kernel then lets go
+            self._process.wait(_DETACH_S)
+        except subprocess.TimeoutExpired:  # the kernel then detaches
             self._process.kill()
             self._process.wait()
 
     def calls(self, pid: int | None = None) -> dict[str, list[int]]:
-        """Return which of the calls are worth changing, by name, counted from 1.
+        """Return the numbers of the calls to inject faults into, by name, counted from 1.
 
-        Of calls that are alike, such as those of a loop that waits, only the first few and the
-        last one are.
+        Of identical calls, such as those of a polling loop, it returns only the first two and the
+        last one.
 
         Args:
-            pid: The process, if several were traced.
+            pid: Only calls of this process, if several were traced.
         """
         made: Counter[str] = Counter()
-        alike: dict[str, list[tuple[str, int]]] = {}
+        identical: dict[str, list[tuple[str, int]]] = {}
         for line in self._log.read_text(errors="replace").splitlines():
             match = _CALL.match(line)
             if match and (pid is None or match[1] == str(pid)):
                 made[match[2]] += 1
                 what = line[match.start(2) :].partition(") = ")[0].partition(" <unfinished")[0]
-                alike.setdefault(what, []).append((match[2], made[match[2]]))
+                identical.setdefault(what, []).append((match[2], made[match[2]]))
         chosen: dict[str, set[int]] = {}
-        for calls in alike.values():
-            for name, number in {*calls[:_ALIKE], calls[-1]}:
+        for calls in identical.values():
+            for name, number in {*calls[:_IDENTICAL], calls[-1]}:
                 chosen.setdefault(name, set()).add(number)
         return {name: sorted(numbers) for name, numbers in sorted(chosen.items())}
 
 
-def why_not() -> str:
+def why_unavailable() -> str:
     """Return why this process may not trace another one; empty if it may."""
     if sys.platform != "linux" or shutil.which("strace") is None:
         return "strace is not installed"

@@ -1,8 +1,9 @@
-"""Every system call that matters: each is made to fail, and to kill its process, once.
+"""Injects each error, and a kill, into every relevant system call once.
 
 ``python -m faults.system_calls`` traces a client and a supervisor, counts the calls that concern
 the state folder, sockets and processes, and then repeats the run once for each of them and each
-fault. After each, every error must have been ours, the next ``ensure`` works, and nothing is left.
+fault. In each run every error must be an ``EmberdError``; afterwards the next ``ensure`` must work,
+and nothing may be left behind.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from emberd.settings import ServerSpec
 from faults import names, pool
 from faults.caller import Caller, Setup
 from faults.history import TIMING
-from faults.strace import Strace, why_not
+from faults.strace import Strace, why_unavailable
 from faults.world import World
 
 _BOUND_S: Final = 75.0
@@ -67,11 +68,11 @@ exec '{python}' "$@"
 
 @dataclass(frozen=True)
 class Point:
-    """One system call that is changed, or a run in which they are counted.
+    """One system call and the fault injected into it, or a run that counts the calls.
 
     Attributes:
         run: Which run.
-        has_paths: Whether it is one of the calls that are selected by path.
+        has_paths: Whether the call is one of those that are selected by path.
         call: Its name; empty to count.
         number: Which one, counted from 1.
         fault: An error, or ``KILL``.
@@ -85,7 +86,7 @@ class Point:
 
     @property
     def inject(self) -> str:
-        """What strace's option is given."""
+        """The value of strace's ``inject``."""
         how = "signal=KILL" if self.fault == _KILL else f"error={self.fault}"
         return f"{self.call}:{how}:when={self.number}" if self.call else ""
 
@@ -94,7 +95,7 @@ class Point:
 
 
 class _Run:
-    """One run, in a world of its own."""
+    """One run in its own world."""
 
     def __init__(self, folder: Path, point: Point) -> None:
         self.world = World(folder, str(folder))
@@ -110,15 +111,15 @@ class _Run:
             home=str(self.world.home),
             model=f"stub/m?witness={self.world.witness}&faults=leaves-files",
             engine="stubs.engine",
-            # A failed start is repeated at once: whether the next one works is the question. The
-            # fewer times a loop waits, the more often a call has the same number in two runs.
+            # No cool-down, because the next start is what is checked. With fewer iterations of
+            # polling loops a call more often has the same number in two runs.
             timing=asdict(replace(TIMING, cool_down_s=0.0, poll_s=0.3, tick_s=0.3)),
             idle_timeout=_IDLE_S if is_idle else 600.0,
             is_predictable=True,
         )
 
     def result(self) -> pool.Result:
-        """Run, check what is there afterwards, and return what was found."""
+        """Run, check the state afterwards, and return the result."""
         try:
             self._client() if self.point.run == RUNS[0] else self._supervisor()
             if not self.broken:
@@ -128,7 +129,7 @@ class _Run:
             if self._trace is not None:
                 injected = self._trace.injected
                 with suppress(ProcessLookupError):
-                    self._trace.let_go()
+                    self._trace.detach()
             self.world.end()
             if self.broken:
                 self.world.keep(self._folder / "kept")
@@ -157,10 +158,10 @@ class _Run:
         client = Caller(self._setup, self._traces)
         client.answer("find", _BOUND_S)  # all imports are done
         trace = self._attach(client.pid, follow=False)
-        if self._asked(client, "embed", texts=["one", "two"]):
+        if self._call(client, "embed", texts=["one", "two"]):
             for pid in self.world.of("engine"):
                 os.kill(pid, 9)
-            self._asked(client, "embed", texts=["three", "four"])
+            self._call(client, "embed", texts=["three", "four"])
         self.calls = trace.calls()
         client.end()
 
@@ -182,39 +183,39 @@ class _Run:
         if self.point.run == RUNS[2]:
             for pid in self.world.of("engine"):
                 os.kill(pid, 9)
-        # Whether it ends at all is checked at the end, by what is left behind.
+        # Whether it ends at all is checked at the end: nothing may be left behind.
         until = time.monotonic() + (_ENDED_S if self.point.run == RUNS[1] else 2.0)
         while self.world.of("supervisor") and time.monotonic() < until:
-            self._look()
+            self._detach_if_injected()
             time.sleep(0.02)
         if supervisors and not self.point.call:
             self.calls = trace.calls(supervisors[0])
         client.end()
 
-    def _asked(self, client: Caller, do: str, **more: Any) -> bool:
+    def _call(self, client: Caller, do: str, **more: Any) -> bool:
         client.ask(do, **more)
         return self._await(client)
 
     def _await(self, client: Caller) -> bool:
-        """Take the client's reply, and return whether it is a good one."""
+        """Wait for the client's reply, and return whether it has a result."""
         deadline = time.monotonic() + _BOUND_S
         while (left := deadline - time.monotonic()) > 0:
-            self._look()
+            self._detach_if_injected()
             is_readable = select.select([client], [], [], min(left, 0.01))[0]
             if is_readable and (reply := client.read()) is not None:
-                return self._judged(reply)
+                return self._check_reply(reply)
         self.broken.append("hangs")
         return False
 
-    def _look(self) -> None:
-        """Let go of the traced process once its call was changed."""
-        if self._trace is None or not self._trace.let_go_if_injected():
+    def _detach_if_injected(self) -> None:
+        """Detach from the traced process after the injection."""
+        if self._trace is None or not self._trace.detach_if_injected():
             return
-        # A server that dies with its supervisor while it starts tells nobody what memory it had.
+        # If a server dies with its supervisor during the start, no record lists its memory.
         if self.point.fault == _KILL and not self.world.is_ready():
-            self.world.forgive()
+            self.world.ignore_leftovers()
 
-    def _judged(self, reply: dict[str, Any]) -> bool:
+    def _check_reply(self, reply: dict[str, Any]) -> bool:
         self.notes.append(str({name: value for name, value in reply.items() if name != "trace"}))
         if "wrong" in reply:
             self.broken.append(f"wrong vectors: {reply}")
@@ -225,7 +226,7 @@ class _Run:
     def _check(self) -> None:
         """Check that the next call works, and that nothing is left after a stop."""
         if self._trace is not None:
-            self._trace.let_go()
+            self._trace.detach()
         for broken in self.world.settled(self.world.unsupervised):
             self.broken.append(broken)
         setup = replace(self._setup, is_predictable=False, idle_timeout=600.0)
@@ -247,7 +248,7 @@ def work(folder: Path, point: Point) -> pool.Result:
 
 
 def counted(root: Path, runs: Sequence[str], width: int) -> list[Point]:
-    """Return every point: each call that was counted, with each of its faults."""
+    """Return every point: each counted call with each of its faults."""
     points = []
     jobs = [Point(run, has_paths) for run in runs for has_paths in (True, False)]
     for job, result in pool.run(root, jobs, work, width=width):
@@ -268,33 +269,35 @@ def _parsed(text: str) -> Point:
 
 
 def main() -> int:
-    """Run the campaign; return how many points broke something."""
+    """Run the campaign; return the number of points that broke an invariant."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", choices=RUNS, action="append", help="only the points of this run")
-    parser.add_argument("--sample", type=int, help="only so many of the points")
+    parser.add_argument("--sample", type=int, help="run only this many of the points")
     parser.add_argument("--seed", type=int, default=0, help="which sample, and the order")
-    parser.add_argument("--seconds", type=float, default=1e9, help="begin no run after so long")
-    parser.add_argument("--skip", type=int, default=0, help="so many points were tried before")
+    parser.add_argument(
+        "--seconds", type=float, default=1e9, help="start no run after this many seconds"
+    )
+    parser.add_argument("--skip", type=int, default=0, help="skip this many points")
     parser.add_argument("--only", action="append", help="a point, such as client:openat:3:EIO")
-    parser.add_argument("--width", type=int, default=2, help="runs at once")
-    given = parser.parse_args()
-    if reason := why_not():
+    parser.add_argument("--width", type=int, default=2, help="number of concurrent runs")
+    arguments = parser.parse_args()
+    if reason := why_unavailable():
         print(f"SKIPPED: {reason}")
         return 0
     root = Path(tempfile.mkdtemp(prefix="faults-"))
     began = time.monotonic()
     for part in ("count", "inject"):
         (root / part).mkdir()
-    if given.only:
-        points = [_parsed(each) for each in given.only]
+    if arguments.only:
+        points = [_parsed(each) for each in arguments.only]
     else:
-        points = counted(root / "count", given.run or RUNS, given.width)
-    random.Random(given.seed).shuffle(points)
-    chosen = points[given.skip :][: given.sample]
+        points = counted(root / "count", arguments.run or RUNS, arguments.width)
+    random.Random(arguments.seed).shuffle(points)
+    chosen = points[arguments.skip :][: arguments.sample]
     done = failed = hit = 0
     table: dict[tuple[str, str], Counter[str]] = {}
     for point, result in pool.run(
-        root / "inject", chosen, work, width=given.width, seconds=given.seconds
+        root / "inject", chosen, work, width=arguments.width, seconds=arguments.seconds
     ):
         done += 1
         hit += bool(result.get("injected"))
@@ -307,7 +310,7 @@ def main() -> int:
     seconds = time.monotonic() - began
     print(
         f"system calls: {len(points)} points, {done} tried, {hit} hit, {failed} broke something, "
-        f"{seconds:.0f} s at width {given.width}"
+        f"{seconds:.0f} s at width {arguments.width}"
     )
     for (run, call), row in sorted(table.items()):
         print(f"  {run}: {call}: {row['tried']} tried, {row['broke']} broke something")

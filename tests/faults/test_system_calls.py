@@ -19,7 +19,7 @@ _POINTS: Final = [
 
 @pytest.mark.timeout(4 * 3600)
 def test_next_call_works_after_any_system_call_failed() -> None:
-    if reason := strace.why_not():
+    if reason := strace.why_unavailable():
         pytest.skip(reason)
     points = [word for point in _POINTS for word in ("--only", point)]
     programs.run("faults.system_calls", *(points if scale(1, 0) else []))

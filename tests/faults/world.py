@@ -1,8 +1,8 @@
-"""One home with everything around it, and what must be true there whatever has happened.
+"""A home with its processes and files, and the invariants that hold after any fault.
 
 A world has its own EMBERD_HOME, TMPDIR and session name. As root it also has its own small file
-systems for the home, the temporary files and the shared memory, in its own mount namespace: they
-can be filled, and they are gone when its last process has ended.
+systems for the home, the temporary files and the shared memory, in its own mount namespace. They
+can be filled, and they disappear when the last process of the world ends.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from emberd.manager import paths, state
 from emberd.system import atomic_file, processes
 
 SETTLE_S: Final = 20.0
-"""How long what must not last may last: a server without a supervisor, or two servers."""
+"""How long a temporary state may last: a server without a supervisor, or two servers."""
 
 _DISK: Final = "2m"
 _CLONE_NEWNS: Final = 0x00020000
@@ -51,11 +51,11 @@ class World:
     Attributes:
         home: ``EMBERD_HOME``.
         temporary: ``TMPDIR``.
-        has_disk: Whether its disk is its own, and can be filled.
+        has_disk: Whether it has its own disk, which can be filled.
     """
 
     def __init__(self, root: Path, name: str, *, own_disk: bool = True) -> None:
-        """Make one in ``root``; this process and what it starts are in it from now on."""
+        """Create a world in ``root``; this process and its future children belong to it."""
         self.root = root
         self.home, self.temporary = root / "home", root / "tmp"
         self.witness = root / "witness"
@@ -72,9 +72,9 @@ class World:
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.temporary)
         isolation.begin(name)
         self._name = f"{isolation.VARIABLE}={name}".encode()
-        self._forgiven: set[str] = set()
+        self._ignored: set[str] = set()
 
-    # -- what is there ------------------------------------------------------------------
+    # -- state -----------------------------------------------------------------
 
     def is_ready(self) -> bool:
         """Return whether a record says that its server is ready."""
@@ -125,26 +125,26 @@ class World:
         """Free the disk."""
         (self.home.parent / "filler").unlink(missing_ok=True)
 
-    def forgive(self, known: Set[str] = frozenset()) -> None:
-        """Let the memory and the temporary files that are there now be left behind.
+    def ignore_leftovers(self, known: Set[str] = frozenset()) -> None:
+        """Ignore the shared memory and the temporary files that exist now in later checks.
 
-        Nobody knows whose they are if the only file that says so is lost, or if a server is killed
-        before its supervisor, which looks once a second while it starts, has seen its memory.
+        Their owner is unknown if the only file that names it is lost, or if a server is killed
+        before its supervisor, which checks once a second during a start, has seen its memory.
 
         Args:
-            known: What must not be left behind all the same.
+            known: Names that are not ignored.
         """
-        self._forgiven |= self.left_in_memory_and_temporary() - known
+        self._ignored |= self.left_in_memory_and_temporary() - known
 
     # -- invariants ---------------------------------------------------------------------
 
     def overlaps(self) -> list[str]:
-        """Return what engines wrote that ran while another one of the same key did."""
+        """Return the lines of engines that ran while another one of the same key did."""
         file = self.witness.with_name("witness.overlaps")
         return file.read_text().splitlines() if file.exists() else []
 
     def unsupervised(self) -> list[str]:
-        """Return the engines whose parent is no supervisor."""
+        """Return the engines whose parent is not a supervisor."""
         there = self.processes()
         supervisors = {process.pid for process in there if process.kind == "supervisor"}
         return [
@@ -159,7 +159,7 @@ class World:
         return [f"two servers: {each.command}" for each in engines] if len(engines) > 1 else []
 
     def left_behind(self) -> list[str]:
-        """Return what is left although nothing runs: processes, files, memory, locks held."""
+        """Return what is left after a stop: processes, files, shared memory, held locks."""
         left = [f"process {each.pid}: {each.command}" for each in self.processes()]
         left += [f"file or memory {name}" for name in sorted(self.left_in_memory_and_temporary())]
         for folder in self.folders():
@@ -170,15 +170,15 @@ class World:
     def left_in_memory_and_temporary(self) -> set[str]:
         """Return the temporary files, and the shared memory that servers of this world have made.
 
-        The folder of the shared memory is common to all worlds: inodes, by which emberd knows what
-        is a server's, are unique in one folder only.
+        All worlds share the folder of the shared memory: emberd identifies a server's files by
+        inode, and inodes are unique only within one folder.
         """
         made = self.witness.read_text().split() if self.witness.exists() else []
         memory = set(os.listdir("/dev/shm")).intersection(made)
-        return (memory | set(os.listdir(self.temporary))) - self._forgiven
+        return (memory | set(os.listdir(self.temporary))) - self._ignored
 
     def settled(self, look: Callable[[], list[str]], seconds: float = SETTLE_S) -> list[str]:
-        """Return what ``look`` still finds when it has found something for so long."""
+        """Poll ``look`` until it finds nothing; return what it still finds after ``seconds``."""
         deadline = time.monotonic() + seconds
         while (found := look()) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
@@ -193,7 +193,7 @@ class World:
                 os.kill(process.pid, signal.SIGKILL)
 
     def keep(self, target: Path) -> None:
-        """Copy the state folders, whose file system is about to go."""
+        """Copy the state folders before their file system disappears."""
         shutil.copytree(self.home, target, dirs_exist_ok=True, ignore=_no_fifos)
 
 

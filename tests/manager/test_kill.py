@@ -135,7 +135,7 @@ def test_killed_start_is_repeated_for_processes_that_wait(
     waiters = [clients.begin(home, spec, QUICK) for _ in range(3)]
     for waiter in waiters:
         clients.wait_until_loaded(waiter)
-        clients.let_go(waiter)
+        clients.release(waiter)
     kill(engine_of(manager))
     go.touch()
     answers = [clients.answer(waiter) for waiter in waiters]
@@ -316,7 +316,7 @@ def test_start_continues_if_its_caller_is_killed_while_it_waits(
     spec = stub(start=1)
     starter = clients.begin(home, spec, QUICK)
     clients.wait_until_loaded(starter)
-    clients.let_go(starter)
+    clients.release(starter)
     supervisor_of(manager)
     starter.kill()
     starter.communicate()

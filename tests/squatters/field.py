@@ -1,6 +1,6 @@
-"""Two users of one machine: the victim and the attacker, and what each of them left in its file.
+"""Two users of one machine, the victim and the attacker, and the logs that they write.
 
-Only root can make them. Both are unprivileged where every user may run what the victim needs.
+Only root can create them. Both are unprivileged if every user may run what the victim needs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pytest
 import waiting
 from squatters.victim import MARKER
 
-# Two that no other run of the tests has.
+# Ids that no other test run uses.
 VICTIM: Final = 100_000 + 2 * os.getpid()
 ATTACKER: Final = VICTIM + 1
 ROOT: Final = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ def interpreter() -> str:
 
 @dataclass
 class Field:
-    """The two users and what each of them left in its file."""
+    """The two users and the logs that they write."""
 
     folder: Path
     python: str
@@ -132,16 +132,16 @@ class Field:
         )
 
     def leaked_keys(self) -> set[str]:
-        """Return the keys of servers in use that the attacker was sent."""
+        """Return the keys of the servers used that were sent to the attacker."""
         used = {key for line in self.rounds for key in line["keys"] if key}
         return {key for key in used if any(key in line["key"] for line in self.received)}
 
     def leaked_texts(self) -> int:
-        """Return how many requests with a text of the victim's the attacker was sent."""
+        """Return the number of requests to the attacker that contain a text of the victim."""
         return sum(MARKER in line["body"] for line in self.received)
 
     def summary(self, name: str) -> dict[str, Any]:
-        """Print and return what came of it."""
+        """Print and return the results."""
         events = Counter(line["event"] for line in self.log)
         content = {
             "outcomes": dict(Counter(line["outcome"].split(":")[0] for line in self.rounds)),
@@ -158,7 +158,7 @@ class Field:
 
 
 def _as_user(user: int, hidepid: int) -> list[str]:
-    """Return the command that runs another one as ``user``, with a ``/proc`` of its own."""
+    """Return the command that runs another one as ``user``, with its own ``/proc``."""
     become = f"exec setpriv --reuid={user} --regid={user} --clear-groups"
     mount = f"mount -t proc -o hidepid={hidepid} proc /proc && " if hidepid else ""
     return [*(["unshare", "--mount"] if hidepid else []), "sh", "-c", f'{mount}{become} "$@"', "sh"]
@@ -172,7 +172,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def opened(python: str, user: int = VICTIM) -> Iterator[Field]:
-    """Give each of the two users a private folder; at the end both are gone."""
+    """Give each of the two users a private folder; remove both at the end."""
     folder = Path(tempfile.mkdtemp(prefix="squatters-", dir="/tmp"))
     folder.chmod(0o711)
     for name, owner in (("victim", user), ("attacker", ATTACKER)):
@@ -186,33 +186,33 @@ def opened(python: str, user: int = VICTIM) -> Iterator[Field]:
 
 
 def _end_all() -> None:
-    """End whatever runs as one of the two users, who were made up for this."""
+    """Kill all processes of the two users; no other process has their ids."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.uids().real in {VICTIM, ATTACKER}:
                 process.kill()
 
 
-def ended(process: subprocess.Popen[str], seconds: float) -> str:
-    """Return what a process said, once it has ended."""
+def output_of(process: subprocess.Popen[str], seconds: float) -> str:
+    """Wait for a process to end, and return its output."""
     try:
-        said, _ = process.communicate(timeout=seconds)
+        output, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         process.kill()
-        said, _ = process.communicate()
-        pytest.fail(f"the victim did not end: {said[-2000:]}")
-    return said
+        output, _ = process.communicate()
+        pytest.fail(f"the victim did not end: {output[-2000:]}")
+    return output
 
 
-def attacked(
+def run_under_attack(
     field: Field, kind: str, count: int, model: str, *, device: str = "", round_s: float = ROUND_S
 ) -> dict[str, Any]:
-    """Have the victim do its rounds under attack, and return what came of it."""
+    """Run the victim's rounds under attack, and return the results."""
     attacker = field.attacker()
     try:
-        said = ended(field.victim(kind, count, model, device=device), round_s * count)
+        output = output_of(field.victim(kind, count, model, device=device), round_s * count)
     finally:
         attacker.kill()
         attacker.communicate()
-    assert len(field.rounds) == count, said[-3000:]
+    assert len(field.rounds) == count, output[-3000:]
     return field.summary(f"{kind} of {model}")

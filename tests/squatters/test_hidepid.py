@@ -1,4 +1,4 @@
-"""A user who may not look at the processes of others: ``/proc`` is mounted with ``hidepid``."""
+"""A user who cannot see the processes of others: ``/proc`` is mounted with ``hidepid``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from squatters.field import ROUND_S, ended, interpreter, needs_two_users, opened
+from squatters.field import ROUND_S, interpreter, needs_two_users, opened, output_of
 
 pytestmark = needs_two_users
 
@@ -17,5 +17,5 @@ def test_server_starts_and_stops_where_processes_of_others_are_hidden(hidepid: i
     if subprocess.run(["unshare", "--mount", "sh", "-c", mount], capture_output=True).returncode:
         pytest.skip("/proc cannot be mounted here")
     with opened(interpreter()) as field:
-        said = ended(field.victim("starts", 1, "stub/hidden", hidepid=hidepid), ROUND_S)
-        assert [line["outcome"] for line in field.rounds] == ["right"], said
+        output = output_of(field.victim("starts", 1, "stub/hidden", hidepid=hidepid), ROUND_S)
+        assert [line["outcome"] for line in field.rounds] == ["right"], output

@@ -1,9 +1,9 @@
 """Another user takes ports before, during and after starts, and after servers were killed.
 
-What must hold: no key that is in use, no text and no accepted vector at the attacker; nearly every
-start gives a working server; every job ends with right vectors or an `EmberdError`. The numbers of
-rounds are small here, and large with ``SQUATTERS_STARTS=200 SQUATTERS_KILLS=50``. With
-``SQUATTERS_SOURCE`` the source tree of another version is attacked.
+What must hold: the attacker receives no key that is in use and no text, and none of its vectors is
+accepted; nearly every start gives a working server; every job ends with right vectors or an
+``EmberdError``. The default numbers of rounds are small; ``SQUATTERS_STARTS=200
+SQUATTERS_KILLS=50`` runs more. ``SQUATTERS_SOURCE`` selects the source tree of another version.
 """
 
 from __future__ import annotations
@@ -16,14 +16,22 @@ from typing import Final
 import pytest
 
 import waiting
-from squatters.field import ROUND_S, Field, attacked, ended, interpreter, needs_two_users, opened
+from squatters.field import (
+    ROUND_S,
+    Field,
+    interpreter,
+    needs_two_users,
+    opened,
+    output_of,
+    run_under_attack,
+)
 
 STARTS: Final = int(os.environ.get("SQUATTERS_STARTS", "6"))
 KILLS: Final = int(os.environ.get("SQUATTERS_KILLS", "3"))
 
 pytestmark = [
     *needs_two_users,
-    pytest.mark.serial,  # the attacker takes ports of whatever server starts
+    pytest.mark.serial,  # the attacker takes the ports of any server that starts
     pytest.mark.timeout(120 + ROUND_S * max(STARTS, KILLS)),
 ]
 
@@ -42,36 +50,34 @@ def field() -> Iterator[Field]:
         pytest.param("stub/hidden", id="opens-its-port-itself"),
     ],
 )
-def test_starts_under_attack_give_working_servers_and_the_attacker_gets_nothing(
-    field: Field, model: str
-) -> None:
-    seen = attacked(field, "starts", STARTS, model)
+def test_starts_under_attack_work_and_leak_nothing(field: Field, model: str) -> None:
+    seen = run_under_attack(field, "starts", STARTS, model)
     assert (seen["leaked_keys"], seen["leaked_texts"]) == (0, 0)
     assert set(seen["outcomes"]) <= {"right", "error"}
     assert seen["outcomes"].get("right", 0) >= 0.99 * STARTS - (STARTS < 100)
 
 
-def test_a_port_that_every_user_can_read_costs_tries_and_never_a_key_or_a_text(
+def test_publicly_readable_port_costs_retries_but_leaks_nothing(
     field: Field,
 ) -> None:
-    """The attacker takes it before the server listens: what was started is not what is there."""
-    seen = attacked(field, "starts", STARTS, "stub/shown?shows_port=1&start=0.3")
+    """The attacker takes it before the server listens, so the listener is not the server."""
+    seen = run_under_attack(field, "starts", STARTS, "stub/shown?shows_port=1&start=0.3")
     assert (seen["leaked_keys"], seen["leaked_texts"], seen["requests"]) == (0, 0, 0)
     assert seen["of_the_victim"] > 0
     assert set(seen["outcomes"]) <= {"right", "error"}
 
 
 @pytest.mark.parametrize("model", ["emberd/demo", "stub/hidden"])
-def test_jobs_whose_server_is_killed_end_right_and_the_attacker_gets_nothing(
+def test_jobs_whose_server_is_killed_end_correctly_and_leak_nothing(
     field: Field, model: str
 ) -> None:
-    seen = attacked(field, "kills", KILLS, model)
+    seen = run_under_attack(field, "kills", KILLS, model)
     assert (seen["leaked_keys"], seen["leaked_texts"]) == (0, 0)
     assert set(seen["outcomes"]) <= {"right", "error"}
 
 
 @pytest.mark.parametrize("kind", ["found", "listed", "given"])
-def test_an_external_server_whose_port_changes_hands_is_not_used_again(
+def test_external_server_is_not_used_after_another_user_takes_its_port(
     field: Field, kind: str
 ) -> None:
     with socket.socket() as free:
@@ -85,7 +91,7 @@ def test_an_external_server_whose_port_changes_hands_is_not_used_again(
         listed = url if kind == "listed" else ""
         victim = field.victim(kind, 1, "emberd/demo", url, discover=listed)
         waiting.until(lambda: field.rounds or victim.poll() is not None, 60)
-        assert field.rounds, ended(victim, 1)
+        assert field.rounds, output_of(victim, 1)
         attacker = field.attacker()
         server.kill()
         server.communicate()
@@ -93,15 +99,15 @@ def test_an_external_server_whose_port_changes_hands_is_not_used_again(
         assert victim.stdin is not None
         victim.stdin.write("\n")
         victim.stdin.flush()
-        said = ended(victim, ROUND_S)
+        output = output_of(victim, ROUND_S)
     finally:
         for process in filter(None, (server, attacker)):
             process.kill()
             process.communicate()
-    first, second = field.rounds or pytest.fail(said)
+    first, second = field.rounds or pytest.fail(output)
     field.summary(kind)
     assert (first["outcome"], first["origin"]) == ("right", "given" if kind == "given" else "found")
-    # A found server is replaced by a managed one; a given one is the user's to restart.
+    # A found server is replaced by a managed one; the user must restart a given one.
     assert second["outcome"].split(":")[0] == ("error" if kind == "given" else "right")
     assert field.received == []
 

@@ -1,7 +1,7 @@
-"""The user under attack: starts servers, kills them, and embeds all the while.
+"""The user under attack: starts servers, kills them, and embeds texts meanwhile.
 
 Run as its own process and user: ``victim.py KIND COUNT MODEL OUT [URL]``. Writes to OUT a line of
-JSON for each round: what became of it, and the keys of servers that were in use.
+JSON for each round: its outcome, and the keys of the servers that it used.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def texts(count: int) -> list[str]:
 
 
 def looks_forged(vectors: Any) -> bool:
-    """Return whether one of the vectors is the attacker's, whose numbers are all alike."""
+    """Return whether one of the vectors is the attacker's, whose numbers are all equal."""
     return bool((np.ptp(vectors, axis=1) < 1e-6).any())
 
 
@@ -53,7 +53,7 @@ class Victim:
             self.model, engine=self.engine, start_timeout=300, timeout=60, batch_size=8, **more
         )
 
-    def judged(self, vectors: Any) -> str:
+    def outcome_of(self, vectors: Any) -> str:
         if looks_forged(vectors):
             return "forged"
         if self.expected is None:
@@ -66,7 +66,7 @@ class Victim:
         """Start a server, embed, stop it."""
         try:
             embedder = self.embedder()
-            outcome = self.judged(embedder.embed_documents(texts(5)))
+            outcome = self.outcome_of(embedder.embed_documents(texts(5)))
             keys = [embedder.endpoint().api_key]
         except EmberdError as error:
             outcome, keys = f"error: {error}", []
@@ -89,7 +89,7 @@ class Victim:
             vectors = embedder.embed_documents(texts(JOB_TEXTS))
             killer.join()
             keys.append(embedder.endpoint().api_key)
-            outcome = self.judged(vectors)
+            outcome = self.outcome_of(vectors)
         except EmberdError as error:
             outcome = f"error: {error}"
         return {"outcome": outcome, "keys": keys}
@@ -107,12 +107,12 @@ class Victim:
         given = {"base_url": self.url} if kind == "given" else {}
         given |= {"api_key": "the-users-key"} if kind != "found" else {}
         embedder = self.embedder(**given)
-        outcome = self.judged(embedder.embed_documents(texts(5)))
+        outcome = self.outcome_of(embedder.embed_documents(texts(5)))
         origin = embedder.ensure().origin
-        say({"outcome": outcome, "keys": ["the-users-key"], "origin": origin})
+        write_result({"outcome": outcome, "keys": ["the-users-key"], "origin": origin})
         sys.stdin.readline()  # until the attacker has the port
         try:
-            outcome = self.judged(embedder.embed_documents(texts(5)))
+            outcome = self.outcome_of(embedder.embed_documents(texts(5)))
         except EmberdError as error:
             outcome = f"error: {type(error).__name__}: {error}"
         finally:
@@ -120,7 +120,7 @@ class Victim:
         return {"outcome": outcome, "keys": []}
 
 
-def say(content: dict[str, Any]) -> None:
+def write_result(content: dict[str, Any]) -> None:
     with open(sys.argv[4], "a", buffering=1) as file:
         file.write(json.dumps({**content, "at": time.monotonic()}) + "\n")
 
@@ -138,7 +138,7 @@ def main() -> None:
     Path(os.environ["EMBERD_HOME"]).mkdir(exist_ok=True)
     try:
         for number in range(count):
-            say(rounds[kind](number))
+            write_result(rounds[kind](number))
     finally:
         Manager().stop()
 

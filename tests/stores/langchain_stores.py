@@ -1,4 +1,4 @@
-"""The vector stores of LangChain, each made and opened again as a user of it would."""
+"""The vector stores of LangChain, each created and reopened as its users do."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ NAMES: Final = [{"name": name} for name in PASSAGES]
 
 
 class LangChainStore(Store):
-    """A store that is opened by the same call whether it is there or not."""
+    """A store that the same call creates or opens."""
 
     def fill(self, embeddings: EmberdEmbeddings) -> VectorStore:
         store = self.open(embeddings)
@@ -108,33 +108,35 @@ class InChroma(LangChainStore, ChromaFolder):
 
 
 class InQdrant(LangChainStore, QdrantFolder):
-    """Looks at the length when the store is opened, unless it is told not to."""
+    """Checks the dimensions when it is opened, unless ``validates`` is false."""
 
     name = "qdrant"
     refuses_query = refuses_texts = Refusal(
         QdrantVectorStoreError,
         "configured for dense vectors with 128 dimensions. Selected embeddings are 64-dimensional",
     )
-    looks: ClassVar[bool] = True
+    validates: ClassVar[bool] = True
 
     def open(self, embeddings: EmberdEmbeddings) -> Any:
         client = self.client()
         if not client.collection_exists(NAME):
             parameters = VectorParams(size=LONG, distance=Distance.COSINE)
             client.create_collection(NAME, vectors_config=parameters)
-        return QdrantVectorStore(client, NAME, embeddings, validate_collection_config=self.looks)
+        return QdrantVectorStore(
+            client, NAME, embeddings, validate_collection_config=self.validates
+        )
 
 
-class InQdrantUnseen(InQdrant):
+class InQdrantUnvalidated(InQdrant):
     name = "qdrant-without-validation"
     refuses_query = Refusal(ValueError, r"shapes \(4,128\) and \(64,\) not aligned")
     refuses_texts = Refusal(ValueError, "Vector dimension error: expected dim: 128, got 64")
-    looks = False
+    validates = False
 
 
 class InMilvus(LangChainStore, MilvusFile):
     name = "milvus-lite"
-    # Its index decides what else the message says: nothing, or the shapes of two matrices.
+    # The rest of the message depends on the index: empty, or the shapes of two matrices.
     refuses_query = Refusal(MilvusException, "code=1, message=")
     refuses_texts = Refusal(MilvusException, "vector field 'vector' expected dim 128, got 64")
 
@@ -160,7 +162,7 @@ class InLance(LangChainStore, LanceFolder):
 
 
 class InSqliteVec(LangChainStore):
-    """Keeps the identity in a table of the same file."""
+    """Stores the identity in a table of the same file."""
 
     name = "sqlite-vec"
     refuses_query = refuses_texts = Refusal(
@@ -168,7 +170,7 @@ class InSqliteVec(LangChainStore):
     )
 
     def connection(self) -> Any:
-        # Not the standard library's: many builds of Python leave out its extensions.
+        # Many builds of Python have a sqlite3 module that cannot load extensions.
         connection = pysqlite3.connect(str(self.folder / "vectors.db"))
         self.closing.callback(connection.close)
         connection.row_factory = pysqlite3.Row
@@ -180,19 +182,19 @@ class InSqliteVec(LangChainStore):
     def open(self, embeddings: EmberdEmbeddings) -> Any:
         return SQLiteVec(NAME, self.connection(), embeddings)
 
-    def keep(self, identity: str) -> None:
+    def save_identity(self, identity: str) -> None:
         connection = self.connection()
         with connection:
             connection.execute(f"CREATE TABLE {KEY} (identity TEXT)")
             connection.execute(f"INSERT INTO {KEY} VALUES (?)", [identity])
 
-    def kept(self) -> str:
+    def load_identity(self) -> str:
         (row,) = self.connection().execute(f"SELECT identity FROM {KEY}")
         return str(row["identity"])
 
 
 class InPgVector(LangChainStore, InPostgres):
-    """Keeps the identity as metadata of the collection."""
+    """Stores the identity as metadata of the collection."""
 
     name = "pgvector"
     refuses_query = refuses_texts = Refusal(
@@ -210,13 +212,13 @@ class InPgVector(LangChainStore, InPostgres):
             collection_metadata={KEY: embeddings.identity},
         )
 
-    def keep(self, identity: str) -> None:
-        """Nothing is left to do: it is given where the collection is made."""
+    def save_identity(self, identity: str) -> None:
+        """Do nothing: the collection is created with the identity."""
 
-    def kept(self) -> str:
-        asked = f"SELECT cmetadata ->> '{KEY}' FROM langchain_pg_collection WHERE name = '{NAME}'"
-        ((found,),) = self.database.ask(asked)
-        return str(found)
+    def load_identity(self) -> str:
+        query = f"SELECT cmetadata ->> '{KEY}' FROM langchain_pg_collection WHERE name = '{NAME}'"
+        ((identity,),) = self.database.ask(query)
+        return str(identity)
 
 
 class InPgVectorStore(LangChainStore, InPostgres):
@@ -227,7 +229,7 @@ class InPgVectorStore(LangChainStore, InPostgres):
 
     def __init__(self, folder: Path, database: Database) -> None:
         super().__init__(folder, database)
-        self.made = False
+        self.has_table = False
 
     def engine(self) -> PGEngine:
         engine = PGEngine.from_connection_string(self.database.url("asyncpg"))
@@ -236,9 +238,9 @@ class InPgVectorStore(LangChainStore, InPostgres):
 
     def open(self, embeddings: EmberdEmbeddings) -> Any:
         engine = self.engine()
-        if not self.made:
+        if not self.has_table:
             engine.init_vectorstore_table(NAME, LONG)
-            self.made = True
+            self.has_table = True
         return PGVectorStore.create_sync(engine, embeddings, NAME)
 
 
@@ -248,7 +250,7 @@ STORES: Final[list[type[LangChainStore]]] = [
     AnnoyFolder,
     InChroma,
     InQdrant,
-    InQdrantUnseen,
+    InQdrantUnvalidated,
     InMilvus,
     InLance,
     InSqliteVec,

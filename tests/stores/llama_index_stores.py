@@ -1,4 +1,4 @@
-"""The vector stores of LlamaIndex, each made and opened again as a user of it would."""
+"""The vector stores of LlamaIndex, each created and reopened as its users do."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from stores.store import (
     Store,
 )
 
-# Qdrant takes UUIDs alone.
+# Qdrant accepts only UUIDs as string ids.
 NAME_OF: Final = {str(uuid.uuid5(uuid.NAMESPACE_OID, name)): name for name in PASSAGES}
 
 HNSW: Final = {"hnsw_m": 16, "hnsw_ef_construction": 64, "hnsw_ef_search": 40}
@@ -48,7 +48,7 @@ def nodes() -> list[TextNode]:
 
 
 class LlamaIndexStore(Store):
-    """A store that keeps texts and vectors alike."""
+    """A store that holds both texts and vectors."""
 
     def fill(self, embed_model: EmberdEmbedding) -> VectorStoreIndex:
         context = StorageContext.from_defaults(vector_store=self.store(embed_model))
@@ -63,7 +63,7 @@ class LlamaIndexStore(Store):
 
 
 class Persisted(LlamaIndexStore):
-    """A store that holds vectors alone, and is written when one says so."""
+    """A store that holds only vectors, and is written by an explicit ``persist``."""
 
     kind: ClassVar[Any]
 
@@ -140,7 +140,7 @@ class InMilvus(LlamaIndexStore, MilvusFile):
 
     def open(self, embed_model: EmberdEmbedding) -> VectorStoreIndex:
         store = self.store(embed_model)
-        store.client.load_collection(NAME)  # Lite does not do it, and answers no query before
+        store.client.load_collection(NAME)  # Milvus Lite requires it before a query
         return VectorStoreIndex.from_vector_store(store, embed_model=embed_model)
 
 
@@ -164,11 +164,11 @@ class InPgVector(LlamaIndexStore, InPostgres):
         return pgvector(self, self.database)
 
 
-def pgvector(closed_by: Store, database: Database, dimensions: int = LONG, **more: Any) -> Any:
-    """Return the store; ``from_params`` has no word for failing when the index cannot be made."""
+def pgvector(closed_by: Store, database: Database, dimensions: int = LONG, **options: Any) -> Any:
+    """Return the store; ``from_params`` has no option to fail when the index cannot be created."""
     engine = sqlalchemy.create_engine(database.url("psycopg2"))
     closed_by.closing.callback(engine.dispose)
-    settings = {"hnsw_kwargs": HNSW, "initialization_fail_on_error": True, **more}
+    settings = {"hnsw_kwargs": HNSW, "initialization_fail_on_error": True, **options}
     return PGVectorStore(
         table_name=NAME,
         embed_dim=dimensions,

@@ -19,22 +19,22 @@ LONG: Final = 128
 SHORT: Final = 64
 
 NAME: Final = "passages"
-KEY: Final = "emberd"  # what an identity is kept under, where there are names
+KEY: Final = "emberd"  # the metadata key or table name of the identity
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """How a store refuses a vector of another length: the error, and words of its message."""
+    """The error that a store raises for a vector of another length, and its message's pattern."""
 
     error: type[Exception]
-    words: str
+    pattern: str
 
 
 class Store:
-    """One store in a folder or a database of its own.
+    """A store in its own folder or database.
 
-    ``refuses_query`` and ``refuses_texts`` say what vectors of SHORT dimensions get, where those
-    in it have LONG; None where they are taken without a word.
+    ``refuses_query`` and ``refuses_texts`` are the errors for vectors of SHORT dimensions in a
+    store of LONG ones; None if the store accepts them without an error.
     """
 
     name: ClassVar[str]
@@ -46,18 +46,18 @@ class Store:
         self.closing = ExitStack()
 
     def close(self) -> None:
-        """Let go of everything, so that what is opened next reads what was written."""
+        """Close clients and connections, so that the next ``open`` reads what was written."""
         self.closing.close()
 
-    def keep(self, identity: str) -> None:
+    def save_identity(self, identity: str) -> None:
         (self.folder / "identity.txt").write_text(identity)
 
-    def kept(self) -> str:
+    def load_identity(self) -> str:
         return (self.folder / "identity.txt").read_text()
 
 
 class ChromaFolder(Store):
-    """Keeps the identity as metadata of the collection."""
+    """Stores the identity as metadata of the collection."""
 
     refuses_query = refuses_texts = Refusal(
         chromadb.errors.InvalidArgumentError,
@@ -69,35 +69,35 @@ class ChromaFolder(Store):
         self.closing.callback(client.close)
         return client
 
-    def keep(self, identity: str) -> None:
-        """Nothing is left to do: it is given where the collection is made."""
+    def save_identity(self, identity: str) -> None:
+        """Do nothing: the collection is created with the identity."""
 
-    def kept(self) -> str:
+    def load_identity(self) -> str:
         return str(self.client().get_collection(NAME).metadata[KEY])
 
 
 class QdrantFolder(Store):
-    """Keeps the identity as metadata of the collection."""
+    """Stores the identity as metadata of the collection."""
 
     def client(self) -> QdrantClient:
         client = QdrantClient(path=str(self.folder))
         self.closing.callback(client.close)
         return client
 
-    def keep(self, identity: str) -> None:
+    def save_identity(self, identity: str) -> None:
         self.close()
         self.client().update_collection(NAME, metadata={KEY: identity})
 
-    def kept(self) -> str:
+    def load_identity(self) -> str:
         return str((self.client().get_collection(NAME).config.metadata or {})[KEY])
 
 
 class MilvusFile(Store):
-    """Keeps the identity as a property of the collection."""
+    """Stores the identity as a property of the collection."""
 
     def uri(self) -> str:
         path = str(self.folder / "milvus.db")
-        # Lite serves a file from this process for as long as it is not told to let go.
+        # Milvus Lite serves a file from this process until the server is released.
         self.closing.callback(server_manager_instance.release_server, path)
         return path
 
@@ -106,27 +106,27 @@ class MilvusFile(Store):
         self.closing.callback(client.close)
         return client
 
-    def keep(self, identity: str) -> None:
+    def save_identity(self, identity: str) -> None:
         self.close()
         self.client().alter_collection_properties(NAME, {KEY: identity})
 
-    def kept(self) -> str:
+    def load_identity(self) -> str:
         return str(self.client().describe_collection(NAME)["properties"][KEY])
 
 
 class LanceFolder(Store):
-    """Keeps the identity in a table of its own."""
+    """Stores the identity in a separate table."""
 
-    def keep(self, identity: str) -> None:
+    def save_identity(self, identity: str) -> None:
         lancedb.connect(self.folder).create_table(KEY, [{"identity": identity}])
 
-    def kept(self) -> str:
+    def load_identity(self) -> str:
         (row,) = lancedb.connect(self.folder).open_table(KEY).to_arrow().to_pylist()
         return str(row["identity"])
 
 
 class InPostgres(Store):
-    """Keeps the identity as the comment of its table."""
+    """Stores the identity as the comment of its table."""
 
     table: ClassVar[str]
 
@@ -134,9 +134,9 @@ class InPostgres(Store):
         super().__init__(folder)
         self.database = database
 
-    def keep(self, identity: str) -> None:
+    def save_identity(self, identity: str) -> None:
         self.database.ask(f"COMMENT ON TABLE {self.table} IS '{identity}'")
 
-    def kept(self) -> str:
+    def load_identity(self) -> str:
         ((comment,),) = self.database.ask(f"SELECT obj_description('{self.table}'::regclass)")
         return str(comment)

@@ -44,9 +44,9 @@ def test_a_store_that_is_opened_again_finds_the_same(store: LangChainStore) -> N
 def test_stored_identity_detects_an_object_with_other_settings(store: LangChainStore) -> None:
     embeddings = embeddings_of(LONG)
     store.fill(embeddings)
-    store.keep(embeddings.identity)
+    store.save_identity(embeddings.identity)
     store.close()
-    kept = store.kept()
+    kept = store.load_identity()
     embeddings_of(LONG).check_identity(kept)
     with pytest.raises(emberd.IdentityError, match="dimensions 128 there, 64 here"):
         embeddings_of(SHORT).check_identity(kept)
@@ -56,7 +56,7 @@ def test_stored_identity_detects_an_object_with_other_settings(store: LangChainS
 def test_a_query_of_another_length_is_refused(store: LangChainStore) -> None:
     store.fill(embeddings_of(LONG))
     store.close()
-    with pytest.raises(store.refuses_query.error, match=store.refuses_query.words):
+    with pytest.raises(store.refuses_query.error, match=store.refuses_query.pattern):
         store.open(embeddings_of(SHORT)).similarity_search("a query", k=1)
 
 
@@ -70,7 +70,7 @@ def test_a_text_of_another_length_is_refused_and_leaves_no_trace(store: LangChai
     store.fill(embeddings_of(LONG))
     store.close()
     assert store.refuses_texts is not None
-    with pytest.raises(store.refuses_texts.error, match=store.refuses_texts.words):
+    with pytest.raises(store.refuses_texts.error, match=store.refuses_texts.pattern):
         store.open(embeddings_of(SHORT)).add_texts(["a text"], metadatas=[{"name": "new"}])
     store.close()
     assert found_in(store.open(embeddings_of(LONG))) == QUERIES

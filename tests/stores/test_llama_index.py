@@ -45,9 +45,9 @@ def test_a_store_that_is_opened_again_finds_the_same(store: LlamaIndexStore) -> 
 def test_stored_identity_detects_an_object_with_other_settings(store: LlamaIndexStore) -> None:
     embed_model = embed_model_of(LONG)
     store.fill(embed_model)
-    store.keep(embed_model.identity)
+    store.save_identity(embed_model.identity)
     store.close()
-    kept = store.kept()
+    kept = store.load_identity()
     embed_model_of(LONG).check_identity(kept)
     with pytest.raises(emberd.IdentityError, match="dimensions 128 there, 64 here"):
         embed_model_of(SHORT).check_identity(kept)
@@ -58,7 +58,7 @@ def test_a_query_of_another_length_is_refused(store: LlamaIndexStore) -> None:
     store.fill(embed_model_of(LONG))
     store.close()
     retriever = store.open(embed_model_of(SHORT)).as_retriever(similarity_top_k=1)
-    with pytest.raises(store.refuses_query.error, match=store.refuses_query.words):
+    with pytest.raises(store.refuses_query.error, match=store.refuses_query.pattern):
         retriever.retrieve("a query")
 
 
@@ -72,7 +72,7 @@ def test_a_text_of_another_length_is_refused_and_leaves_no_trace(store: LlamaInd
     store.fill(embed_model_of(LONG))
     store.close()
     assert store.refuses_texts is not None
-    with pytest.raises(store.refuses_texts.error, match=store.refuses_texts.words):
+    with pytest.raises(store.refuses_texts.error, match=store.refuses_texts.pattern):
         store.open(embed_model_of(SHORT)).insert_nodes([TextNode(text="a text")])
     store.close()
     assert found_in(store.open(embed_model_of(LONG))) == QUERIES

@@ -1,4 +1,4 @@
-"""The serving process with an encoder that loads for ever, cannot load, or takes its time."""
+"""The serving process with an encoder that never finishes loading, fails to load, or is slow."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ BATCH_S = 0.7
 
 
 class SlowEncoder(FakeEncoder):
-    """An encoder that takes as long for a batch on every machine, and no processor."""
+    """An encoder that takes the same time for a batch on every machine, and no CPU time."""
 
     context_tokens = 512
     batch_texts = 8
     batch_tokens = 1024
 
     def encode(self, batch: Sequence[PreparedText]) -> NDArray[np.float32]:
-        """Return unit vectors after a while."""
+        """Return unit vectors after a delay."""
         time.sleep(BATCH_S)
         return super().encode(batch)
 

@@ -1,6 +1,6 @@
-"""An engine over the stub server, given by its module's name: ``engine="stubs.engine"``.
+"""An engine that runs the stub server, selected by module name: ``engine="stubs.engine"``.
 
-What it is to do stands in the model's name: ``stub/<anything>?start=1&faults=never-ready``.
+The model's name contains its options: ``stub/<anything>?start=1&faults=never-ready``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from emberd.system.log_rules import Diagnosis
 
 
 class StubEngine:
-    """See the module."""
+    """See the module's docstring."""
 
     name = "stubs.engine"
-    # As SGLang: its server opens its port itself, and no other user is shown which one it will be.
+    # As with SGLang, the server opens its port itself, and other users cannot see the port before.
     takes_descriptor = False
 
     def why_unavailable(self, spec: ServerSpec) -> str | None:
@@ -28,7 +28,7 @@ class StubEngine:
         return None if fits else "serves only stub/... and folders stub-..."
 
     def why_unsupported(self, spec: ServerSpec) -> str | None:
-        # As a model of the hub: its files are there, and can be checked, once a start loaded them.
+        # As with a model of the hub, its files can be checked only after a start has fetched them.
         named = parse_qs(spec.model.partition("?")[2]).get("unfit_after", [""])[0]
         return "pools by mean. Use another." if named and Path(named).exists() else None
 
@@ -40,25 +40,25 @@ class StubEngine:
         return claimed.split(",") if claimed else ()
 
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
-        wishes = {
+        options = {
             name: values[0] for name, values in parse_qs(spec.model.partition("?")[2]).items()
         }
-        starts = _count(Path(wishes["count"]), launch) if "count" in wishes else 0
-        faults = wishes.get("faults", "")
-        if 0 < starts <= int(wishes.get("lose_port", 0)):
+        starts = _count(Path(options["count"]), launch) if "count" in options else 0
+        faults = options.get("faults", "")
+        if 0 < starts <= int(options.get("lose_port", 0)):
             faults = "loses-port"
         return Plan(
             command=[
                 *(sys.executable, "-S", str(Path(__file__).parents[1] / "stub_server.py")),
-                *(("--port", str(launch.port)) if "shows_port" in wishes else ()),
-                *(("--witness", wishes["witness"]) if "witness" in wishes else ()),
-                *("--model", wishes.get("serves", spec.model)),
-                *("--faults", faults, "--start-s", wishes.get("start", "0")),
+                *(("--port", str(launch.port)) if "shows_port" in options else ()),
+                *(("--witness", options["witness"]) if "witness" in options else ()),
+                *("--model", options.get("serves", spec.model)),
+                *("--faults", faults, "--start-s", options.get("start", "0")),
                 *(
                     word
                     for step in ("start_when", "ready_when", "answer_when")
-                    if step in wishes
-                    for word in (f"--{step.replace('_', '-')}", wishes[step])
+                    if step in options
+                    for word in (f"--{step.replace('_', '-')}", options[step])
                 ),
             ],
             environment={
@@ -66,11 +66,11 @@ class StubEngine:
                 "STUB_KEY": launch.api_key or "",
                 "STUB_PORT": str(launch.port),
             },
-            device=wishes.get("device", spec.device or "cpu"),
-            silence_s=float(wishes.get("silence", "20")),
-            drain_s=float(wishes.get("drain", "5")),
+            device=options.get("device", spec.device or "cpu"),
+            silence_s=float(options.get("silence", "20")),
+            drain_s=float(options.get("drain", "5")),
             files={"secret.yaml": f"key: {launch.api_key}"},
-            notes=[wishes["note"]] if "note" in wishes else [],
+            notes=[options["note"]] if "note" in options else [],
         )
 
     def progress(self, log: str) -> str:
