@@ -255,10 +255,13 @@ class History:
         if verb in {"kill", "suspend"}:
             victims = ["engine", "supervisor", "reaper"] if victim == "all" else [victim]
             there = [each.pid for each in self._world.processes() if each.kind in victims]
-            if verb == "kill" and "engine" in victims and not self._world.is_ready():
+            # If the record is lost too, nobody knows what a server that ends with all others left.
+            if verb == "kill" and victim == "all" and not self._world.is_ready():
                 self._world.ignore_leftovers()
             for pid in there:
                 os.kill(pid, signal.SIGKILL if verb == "kill" else signal.SIGSTOP)
+            if verb == "kill":
+                self._world.ignore_unlisted_memory()
             return None if verb == "kill" else lambda: self._continue(there)
         if verb == "damage":
             return self._damage(fault)

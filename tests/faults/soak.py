@@ -180,10 +180,9 @@ class _Soak:
                 self._choose.choice(self._coming).kill()
             return
         for pid in self._processes("stormy", victim):
-            if victim == "engine":
-                self._world.ignore_leftovers(self._files)
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        self._world.ignore_unlisted_memory()
 
     def _processes(self, model: str, kind: str = "") -> list[int]:
         """Return the processes of one of the two servers."""

@@ -211,9 +211,8 @@ class _Run:
         """Detach from the traced process after the injection."""
         if self._trace is None or not self._trace.detach_if_injected():
             return
-        # If a server dies with its supervisor during the start, no record lists its memory.
-        if self.point.fault == _KILL and not self.world.is_ready():
-            self.world.ignore_leftovers()
+        if self.point.fault == _KILL:
+            self.world.ignore_unlisted_memory()
 
     def _check_reply(self, reply: dict[str, Any]) -> bool:
         self.notes.append(str({name: value for name, value in reply.items() if name != "trace"}))

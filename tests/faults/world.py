@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ _DISK: Final = "2m"
 _CLONE_NEWNS: Final = 0x00020000
 _MARK: Final = f"{processes.MARK}="
 _POLL_S: Final = 0.05
+_SHARED_MEMORY: Final = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -125,16 +126,28 @@ class World:
         """Free the disk."""
         (self.home.parent / "filler").unlink(missing_ok=True)
 
-    def ignore_leftovers(self, known: Set[str] = frozenset()) -> None:
+    def ignore_leftovers(self) -> None:
         """Ignore the shared memory and the temporary files that exist now in later checks.
 
-        Their owner is unknown if the only file that names it is lost, or if a server is killed
-        before its supervisor, which checks once a second during a start, has seen its memory.
-
-        Args:
-            known: Names that are not ignored.
+        Their owner is unknown if the only file that names it is lost.
         """
-        self._ignored |= self.left_in_memory_and_temporary() - known
+        self._ignored |= self.left_in_memory_and_temporary()
+
+    def ignore_unlisted_memory(self) -> None:
+        """Ignore the shared memory in later checks that no supervisor has listed yet.
+
+        A server and its supervisor, which checks some times a second, may be killed before the
+        supervisor has seen new memory. Then nobody knows whose it is.
+        """
+        listed: set[str] = set()
+        memory: dict[str, str] = {}
+        for name in self._made_in_memory():
+            with suppress(FileNotFoundError):  # removed meanwhile
+                if name.startswith("emberd-"):
+                    listed.update((_SHARED_MEMORY / name).read_text().split())
+                else:
+                    memory[name] = str((_SHARED_MEMORY / name).stat().st_ino)
+        self._ignored |= {name for name, inode in memory.items() if inode not in listed}
 
     # -- invariants ---------------------------------------------------------------------
 
@@ -173,9 +186,11 @@ class World:
         All worlds share the folder of the shared memory: emberd identifies a server's files by
         inode, and inodes are unique only within one folder.
         """
+        return (self._made_in_memory() | set(os.listdir(self.temporary))) - self._ignored
+
+    def _made_in_memory(self) -> set[str]:
         made = self.witness.read_text().split() if self.witness.exists() else []
-        memory = set(os.listdir("/dev/shm")).intersection(made)
-        return (memory | set(os.listdir(self.temporary))) - self._ignored
+        return set(os.listdir(_SHARED_MEMORY)).intersection(made)
 
     def settled(self, look: Callable[[], list[str]], seconds: float = SETTLE_S) -> list[str]:
         """Poll ``look`` until it finds nothing; return what it still finds after ``seconds``."""

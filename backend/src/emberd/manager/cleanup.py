@@ -26,7 +26,8 @@ _PREFIX: Final = "emberd-"
 # The path of a socket may have 107 bytes. The longest name that a server gives one is that of
 # multiprocessing: /emberd-0123456789abcdef/pymp-01234567/listener-01234567.
 _LONGEST_TEMPORARY_BYTES: Final = 107 - 24 - 14 - 18
-_UPDATE_EVERY_S: Final = 1.0
+_EVERY_S: Final = 1.0
+_UNKNOWN_EVERY_S: Final = 0.2
 
 
 def scratch_path(start_id: str) -> str:
@@ -107,18 +108,21 @@ class SharedMemory:
         self._others = orphan_reaper.existing_memory()
         self._listed: set[int] = set()
         self.known: set[int] = set()
-        self._updated_at_s = -_UPDATE_EVERY_S
+        self._updated_at_s = -_EVERY_S
 
     def update(self, pids: Callable[[], Iterable[int]], *, at_once: bool = False) -> None:
-        """List the shared memory that the processes have now; at most once a second.
+        """List the shared memory that the processes have now.
+
+        At most once a second, or five times a second while there is memory of unknown owners: if
+        the server is killed together with this process, what is not listed remains.
 
         Args:
             pids: Returns the processes; a call takes some milliseconds.
-            at_once: Update even if the last update was less than a second ago, because the
-                processes are about to end.
+            at_once: Update now in any case, because the processes are about to end.
         """
         now = time.monotonic()
-        if not at_once and now - self._updated_at_s < _UPDATE_EVERY_S:
+        unknown = orphan_reaper.existing_memory() - self._others - self.known
+        if not at_once and now - self._updated_at_s < (_UNKNOWN_EVERY_S if unknown else _EVERY_S):
             return
         self._updated_at_s = now
         for pid in pids():
