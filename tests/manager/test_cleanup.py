@@ -167,6 +167,20 @@ def test_list_in_another_folder_of_shared_memory_is_not_used(
     assert precious.exists()
 
 
+def test_new_memory_is_listed_sooner_than_once_a_second(
+    scratch: Path, shared: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cleanup, "_EVERY_S", 1000.0)
+    memory = cleanup.SharedMemory(str(scratch))
+    memory.update(lambda: [os.getpid()], at_once=True)
+    new = shared("new")
+    with new.open("r+b") as file, mmap.mmap(file.fileno(), 0):
+        waiting.until(lambda: memory.update(lambda: [os.getpid()]) or memory.known)
+        assert memory.known == {new.stat().st_ino}
+        listed = Path(orphan_reaper.list_of_memory(str(scratch))).read_text()
+        assert listed.split() == [str(new.stat().st_ino)]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of another user")
 def test_list_of_another_user_is_not_used(scratch: Path, shared: Callable[[str], Path]) -> None:
     precious = shared("precious")
