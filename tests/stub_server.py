@@ -9,16 +9,10 @@ from __future__ import annotations
 import argparse
 import fcntl
 import hashlib
-import mmap
-import multiprocessing
-import multiprocessing.connection
 import os
-import secrets
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -118,6 +112,12 @@ def vector(text: str) -> list[float]:
 
 def _leave_files() -> None:
     """Write what SGLang leaves when it is killed: shared memory, a semaphore, a temporary file."""
+    # Imported here: of hundreds of starts, few need them.
+    import mmap
+    import multiprocessing
+    import secrets
+    import tempfile
+
     tempfile.mkstemp()
     kept.append(multiprocessing.get_context("spawn").Semaphore())
     path = Path(f"/dev/shm/stub_loads_{secrets.token_hex(8)}")
@@ -150,6 +150,8 @@ def _misbehave_at_start(faults: set[str]) -> None:
     if "ignores-term" in faults:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if "leaves-children" in faults:
+        import subprocess
+
         # One in the process group, one in a new session: both must end with the server.
         for new_session in (False, True):
             subprocess.Popen(
@@ -159,8 +161,10 @@ def _misbehave_at_start(faults: set[str]) -> None:
     if "leaves-files" in faults:
         _leave_files()
     if "makes-socket" in faults:
+        from multiprocessing.connection import Listener
+
         # As torch does, to share tensors between processes.
-        kept.append(multiprocessing.connection.Listener(family="AF_UNIX"))
+        kept.append(Listener(family="AF_UNIX"))
     sys.stderr.write("stub: loading\n")
     if "talks-much" in faults:
         sys.stderr.write("stub: and so on\n" * 200_000)
