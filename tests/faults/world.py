@@ -80,8 +80,10 @@ class World:
     def is_ready(self) -> bool:
         """Return whether a record says that its server is ready."""
         for folder in self.folders():
+            record = folder / state.RECORD_NAME
             with suppress(OSError):
-                if '"state": "ready"' in (folder / state.RECORD_NAME).read_text(errors="replace"):
+                # It may be a named pipe, which would be waited for.
+                if record.is_file() and '"state": "ready"' in record.read_text(errors="replace"):
                     return True
         return False
 
