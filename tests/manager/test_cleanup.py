@@ -175,7 +175,12 @@ def test_new_memory_is_listed_sooner_than_once_a_second(
     memory.update(lambda: [os.getpid()], at_once=True)
     new = shared("new")
     with new.open("r+b") as file, mmap.mmap(file.fileno(), 0):
-        waiting.until(lambda: memory.update(lambda: [os.getpid()]) or memory.known)
+
+        def is_known() -> bool:
+            memory.update(lambda: [os.getpid()])
+            return bool(memory.known)
+
+        waiting.until(is_known)
         assert memory.known == {new.stat().st_ino}
         listed = Path(orphan_reaper.list_of_memory(str(scratch))).read_text()
         assert listed.split() == [str(new.stat().st_ino)]
