@@ -121,9 +121,10 @@ class SharedMemory:
             at_once: Update now in any case, because the processes are about to end.
         """
         now = time.monotonic()
-        unknown = orphan_reaper.existing_memory() - self._others - self.known
-        if not at_once and now - self._updated_at_s < (_UNKNOWN_EVERY_S if unknown else _EVERY_S):
-            return
+        if not at_once:
+            unknown = orphan_reaper.existing_memory() - self._others - self.known
+            if now - self._updated_at_s < (_UNKNOWN_EVERY_S if unknown else _EVERY_S):
+                return
         self._updated_at_s = now
         for pid in pids():
             self.known |= orphan_reaper.shared_memory_inodes(pid) - self._others
