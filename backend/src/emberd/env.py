@@ -1,8 +1,7 @@
 """Every ``EMBERD_`` variable that users set, in one table, and the paths derived from them.
 
-Their values are parsed only here. The two of ``INTERNAL`` are read by the processes that get them.
-The variables of the Hugging Face hub are read in
-``model_files``.
+Their values are parsed only here. Those of ``INTERNAL`` are read by the processes that get them,
+and those of the Hugging Face hub in ``model_files``.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from weakref import WeakKeyDictionary
 
 from emberd.system import background, fork
 
-# The functions that need it import it: a supervisor has no event loop, and would take a tenth
-# longer to start.
+# The functions that need it import it: a supervisor has no event loop, and asyncio would be about
+# a tenth of what it imports.
 if TYPE_CHECKING:
     import asyncio
 
