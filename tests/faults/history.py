@@ -255,7 +255,7 @@ class History:
         if verb in {"kill", "suspend"}:
             victims = ["engine", "supervisor", "reaper"] if victim == "all" else [victim]
             there = [each.pid for each in self._world.processes() if each.kind in victims]
-            # If the record is lost too, nobody knows what a server that ends with all others left.
+            # Without a record, no process can know later which files were this server's.
             if verb == "kill" and victim == "all" and not self._world.is_ready():
                 self._world.ignore_leftovers()
             for pid in there:

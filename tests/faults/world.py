@@ -138,13 +138,13 @@ class World:
     def ignore_unlisted_memory(self) -> None:
         """Ignore the shared memory in later checks that no supervisor has listed yet.
 
-        A server and its supervisor, which checks some times a second, may be killed before the
-        supervisor has seen new memory. Then nobody knows whose it is.
+        A server and its supervisor may be killed before the supervisor has seen new memory, for
+        which it checks five times a second. Then its owner is unknown.
         """
         listed: set[str] = set()
         memory: dict[str, str] = {}
         for name in self._made_in_memory():
-            with suppress(FileNotFoundError):  # removed meanwhile
+            with suppress(FileNotFoundError):  # removed since
                 if name.startswith("emberd-"):
                     listed.update((_SHARED_MEMORY / name).read_text().split())
                 else:
