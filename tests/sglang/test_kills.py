@@ -28,10 +28,12 @@ from real.engines import embedder_for
 from real.traces import all_gone
 
 _KILLS: Final = int(os.environ.get("KILLS", "30"))
+_JOB_KILLS: Final = max(1, _KILLS // 10)
 _SEED: Final = int(os.environ.get("FAULTS_SEED", "0"))
 _PARTS: Final = ("sglang.launch_server", "sglang::scheduler", "emberd.verified_manager", "all")
 _TEXTS: Final = [f"passage {i} of the ingest, number {i * 7919 % 104729}" for i in range(5_000)]
-_SAMPLE: Final = [*range(0, len(_TEXTS), 97)]
+_SAMPLE: Final = _TEXTS[::97]
+_AWAITED: Final = " (awaited)"
 _MOST_S: Final = 300.0
 _START_S: Final = 45.0
 """About how long a start takes here, and some seconds of serving."""
@@ -48,40 +50,66 @@ def test_vectors_are_correct_and_nothing_is_left_after_kills_at_random_moments(
     outcomes: Counter[str] = Counter()
     began = time.monotonic()
     with all_gone(home):
-        manager = Manager(home)
-        embedder = embedder_for(tiny, manager)
-        undisturbed = embedder.embed_documents(_TEXTS)
+        embedder = embedder_for(tiny, Manager(home))
+        undisturbed = embedder.embed_documents(_SAMPLE)
         for number in range(1, _KILLS + 1):
-            if number % 10 == 0:
-                embedder.ensure()
-                job = background.run(lambda: embedder.embed_documents(_TEXTS), "ingest")
-                moments[_kill_after(choose.uniform(0.2, 8.0), home, choose, job)] += 1
-                assert _least_cosine(job.result(_MOST_S), undisturbed) > 0.9995
-                continue
             start = background.run(embedder.ensure, "start")
             moments[_kill_after(choose.uniform(0.5, _START_S), home, choose, start)] += 1
             outcomes[_outcome(start)] += 1
             if number % 5 == 0:  # not after each: a start that is killed early must be seen too
-                sample = embedder.embed_documents([_TEXTS[i] for i in _SAMPLE])
-                assert _least_cosine(sample, undisturbed[_SAMPLE]) > 0.9995
-        manager.stop()
-    minutes = (time.monotonic() - began) / 60
-    print(
-        f"\nkills of SGLang: {_KILLS}, seed {_SEED}, {minutes:.1f} minutes; when: {dict(moments)}; "
-        f"calls of ensure: {dict(outcomes)}"
-    )
+                assert _least_cosine(embedder.embed_documents(_SAMPLE), undisturbed) > 0.9995
+        Manager(home).stop()
+    _report(_KILLS, began, moments)
+    print(f"calls of ensure: {dict(outcomes)}")
+
+
+@pytest.mark.full
+@pytest.mark.timeout(120 * _JOB_KILLS + 600)
+def test_jobs_are_correct_and_nothing_is_left_after_kills_while_they_run(
+    tmp_path: Path, tiny: Path
+) -> None:
+    choose = random.Random(_SEED)
+    home = tmp_path / "home"
+    moments: Counter[str] = Counter()
+    began = time.monotonic()
+    with all_gone(home):
+        embedder = embedder_for(tiny, Manager(home))
+        embedder.ensure()
+        job_began = time.monotonic()
+        undisturbed = embedder.embed_documents(_TEXTS)
+        job_s = time.monotonic() - job_began
+        for _ in range(_JOB_KILLS):
+            embedder.ensure()
+            job = background.run(lambda: embedder.embed_documents(_TEXTS), "job")
+            moment = _kill_after(choose.uniform(0.1, 0.6) * job_s, home, choose, job)
+            assert moment.endswith(_AWAITED), "the job had ended before the kill"
+            moments[moment] += 1
+            assert _least_cosine(job.result(_MOST_S), undisturbed) > 0.9995
+        Manager(home).stop()
+    _report(_JOB_KILLS, began, moments)
 
 
 def _kill_after(seconds: float, home: Path, choose: random.Random, call: Future[Any]) -> str:
-    """Kill a part of the server after so long, and return what the server was doing."""
+    """Kill a part of the server after so long.
+
+    Returns:
+        What the server was doing, and whether ``call`` had not ended yet.
+    """
     time.sleep(seconds)
-    doing = [server.detail or server.state for server in Manager(home).status()]
+    doing = "; ".join(server.detail or server.state for server in Manager(home).status())
     name = choose.choice(_PARTS)
-    for process in leftovers.find([str(home)]):
+    there = leftovers.find([str(home)])
+    is_awaited = not call.done()
+    for process in there:
         with suppress(psutil.Error):
             if name == "all" or any(name in word for word in process.cmdline()):
                 process.kill()
-    return f"{'; '.join(doing) or 'nothing'}{'' if call.done() else ' (awaited)'}"
+    return f"{doing or 'nothing'}{_AWAITED if is_awaited else ''}"
+
+
+def _report(kills: int, began: float, moments: Counter[str]) -> None:
+    minutes = (time.monotonic() - began) / 60
+    print(f"\nkills of SGLang: {kills}, seed {_SEED}, {minutes:.1f} minutes; when: {dict(moments)}")
 
 
 def _outcome(start: Future[Server]) -> str:
