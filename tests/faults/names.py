@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import secrets
 import uuid
 from itertools import count
@@ -12,7 +14,7 @@ from emberd.manager import cleanup, idle, locks, paths, state
 from emberd.manager.paths import Home
 from emberd.system import atomic_file
 
-START_ID: Final = "0123456789abcdef"
+_START_ID_BYTES: Final = 8
 _WRITES: Final = 80
 
 
@@ -23,12 +25,18 @@ def make_predictable(role: str) -> None:
         role: A hexadecimal digit that no other process of the same home gives.
     """
     numbers, token_hex = count(), secrets.token_hex
+    start_id = _start_id(os.environ["TMPDIR"])
 
     def new_id(nbytes: int | None = None) -> str:
-        return START_ID if nbytes == len(START_ID) // 2 else token_hex(nbytes)
+        return start_id if nbytes == _START_ID_BYTES else token_hex(nbytes)
 
     uuid.uuid4 = lambda: uuid.UUID(f"{role}{next(numbers):011d}{0:020d}")
     secrets.token_hex = new_id
+
+
+def _start_id(temporary: str) -> str:
+    # Not the same in all worlds: it names a file in the shared memory, whose folder they share.
+    return hashlib.sha256(temporary.encode()).hexdigest()[: 2 * _START_ID_BYTES]
 
 
 def of(home: Path, temporary: Path, key: str, roles: str) -> list[Path]:
@@ -54,6 +62,6 @@ def of(home: Path, temporary: Path, key: str, roles: str) -> list[Path]:
     ]
     return [
         *(home, places.machine, places.servers, places.gpu_locks.parent, places.gpu_locks),
-        *(temporary / Path(cleanup.scratch_path(START_ID)).name, folder),
+        *(temporary / Path(cleanup.scratch_path(_start_id(str(temporary)))).name, folder),
         *(folder / name for name in (*names, *unfinished)),
     ]

@@ -1,8 +1,8 @@
 """A home with its processes and files, and the invariants that hold after any fault.
 
 A world has its own EMBERD_HOME, TMPDIR and session name. As root it also has its own small file
-systems for the home, the temporary files and the shared memory, in its own mount namespace. They
-can be filled, and they disappear when the last process of the world ends.
+system for the home and the temporary files, in its own mount namespace. It can be filled, and it
+disappears when the last process of the world ends. All worlds share the folder of shared memory.
 """
 
 from __future__ import annotations
@@ -185,8 +185,8 @@ class World:
     def left_in_memory_and_temporary(self) -> set[str]:
         """Return the temporary files, and the shared memory that servers of this world have made.
 
-        All worlds share the folder of the shared memory: emberd identifies a server's files by
-        inode, and inodes are unique only within one folder.
+        The folder of the shared memory is that of the machine: emberd identifies a server's files
+        by inode, and inodes are unique only within one folder.
         """
         return (self._made_in_memory() | set(os.listdir(self.temporary))) - self._ignored
 
