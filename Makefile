@@ -35,7 +35,8 @@ TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout pytest-xdist 
 # uv reads no pip.conf: where the registry is named only there, pip does the work after all.
 # An environment of uv's making has no pip, so venv makes it.
 UV := $(shell command -v uv 2>/dev/null)
-PIP_INSTALL = -m pip install -qq --disable-pip-version-check $(PIP_OPTIONS)
+# Most of what is installed is never imported, and compiling it takes pip a third of its time.
+PIP_INSTALL = -m pip install -qq --disable-pip-version-check --no-compile
 install = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python $(1) ||) \
 	$(BIN)/python $(PIP_INSTALL) $(1)
 
@@ -151,8 +152,6 @@ define own_environment
 	@touch $@
 endef
 
-# Most of what the stores need is never imported, and compiling it takes pip a third of its time.
-$(VENV)/stores/.made: PIP_OPTIONS := --no-compile
 $(VENV)/stores/.made: tests/stores/requirements.txt $(VENV)/.made $(MANIFESTS)
 	$(own_environment)
 
