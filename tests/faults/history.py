@@ -258,11 +258,12 @@ class History:
             # Without a record, no process can know later which files were this server's.
             if verb == "kill" and victim == "all" and not self._world.is_ready():
                 self._world.ignore_leftovers()
-            for pid in there:
-                os.kill(pid, signal.SIGKILL if verb == "kill" else signal.SIGSTOP)
             if verb == "kill":
-                self._world.ignore_unlisted_memory()
-            return None if verb == "kill" else lambda: self._continue(there)
+                self._world.kill(there)
+                return None
+            for pid in there:
+                os.kill(pid, signal.SIGSTOP)
+            return lambda: self._continue(there)
         if verb == "damage":
             return self._damage(fault)
         if verb == "remove":

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +127,17 @@ class World:
     def free(self) -> None:
         """Free the disk."""
         (self.home.parent / "filler").unlink(missing_ok=True)
+
+    def kill(self, pids: Collection[int]) -> None:
+        """Kill processes, and wait until they have ended: a busy machine takes some time for it.
+
+        Until then, a caller may find the server, and a supervisor seems to run.
+        """
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.ignore_unlisted_memory()
+        self.settled(lambda: [str(each) for each in self.processes() if each.pid in pids])
 
     def ignore_leftovers(self) -> None:
         """Ignore the shared memory and the temporary files that exist now in later checks.
