@@ -154,8 +154,9 @@ class Caller:
         os.kill(self.pid, signum)  # it is our child and not reaped: no other process has its pid
 
     def kill(self) -> None:
-        """Kill it."""
+        """Kill it; if a reply is awaited, that becomes ``{"killed": True}``."""
         self.signal(signal.SIGKILL)
+        self.ended = not self.busy
 
     def end(self) -> None:
         """Kill it, and forget it."""
