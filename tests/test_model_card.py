@@ -78,6 +78,26 @@ def test_a_tokenizer_that_appends_nothing_has_no_end_of_text(folder: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("normalizer", "expected"),
+    [
+        ({"type": "NFC"}, "NFC"),
+        ({"type": "Sequence", "normalizers": [{"type": "Prepend"}, {"type": "NFC"}]}, "NFC"),
+        ({"type": "NFKC"}, None),
+        ({"type": "Sequence", "normalizers": [{"type": "NFD"}, None]}, None),
+        ({"type": "Sequence", "normalizers": 5}, None),
+        (None, None),
+    ],
+)
+def test_a_tokenizer_tells_whether_it_converts_texts_to_nfc(
+    folder: Path, normalizer: Any, expected: str | None
+) -> None:
+    named = folder.rename(folder.with_name("Qwen3-Embedding-0.6B"))
+    assert model_card.describe(str(named)).normalization == "NFC", "the catalog's"
+    write(named / "tokenizer.json", {"normalizer": normalizer, "post_processor": _ENDS})
+    assert model_card.describe(str(named)).normalization == expected
+
+
+@pytest.mark.parametrize(
     "damage",
     [
         {"processors": [None]},

@@ -24,6 +24,9 @@ QWEN_FORM: Final = "Instruct: {task}\nQuery:{text}"
 
 DEMO_MODEL: Final = "emberd/demo"
 
+NFC: Final = "NFC"
+"""Unicode's canonical composition: ``e`` and U+0301 become one character."""
+
 NORM_TOLERANCE: Final = 1e-2
 """How far from one a norm may be: normalising in bfloat16 is off by up to 6e-4, rounding to float16
 by 5e-4."""
@@ -74,6 +77,8 @@ class Model:
             not say.
         end_of_text_id: The token that pooling reads, appended by the tokenizer; None if there is
             none.
+        normalization: ``"NFC"`` if the tokenizer converts texts to this Unicode form; None if it
+            does not, or if that is not known.
         matryoshka: Whether the model was trained so that the head of a vector is a vector.
         min_dimensions: Shortest useful vector.
         shape: The shape, from which memory is planned for a name on the hub; None if not known.
@@ -90,6 +95,7 @@ class Model:
     document_problem: str | None = None
     cut_to: int | None = None
     end_of_text_id: int | None = None
+    normalization: str | None = None
     matryoshka: bool = False
     min_dimensions: int = 1
     shape: DecoderShape | None = None
@@ -114,6 +120,7 @@ def _qwen3(size: str) -> Model:
         instruction_form=QWEN_FORM,
         query_task=_QWEN_TASK,
         end_of_text_id=151643,  # <|endoftext|>, which last-token pooling reads
+        normalization=NFC,
         matryoshka=True,
         min_dimensions=32,
         shape=DecoderShape(

@@ -117,6 +117,8 @@ def _described(name: str, *_changed: int) -> Model:
         "cut_to": read_json(folder / _PROMPTS_FILE).get("truncate_dim"),
     }
     facts = {field: value for field, value in stated.items() if value is not None}
+    if (normalizer := _tokenizer_part(folder, "normalizer")) is not None:
+        facts["normalization"] = catalog.NFC if _holds_nfc(normalizer) else None
     known = replace(catalog.lookup(name), name=name, **facts)
     prompts = read_prompts(folder)
     return known if prompts is None else replace(known, **_templates(prompts))
@@ -133,14 +135,8 @@ def end_of_text_id(folder: Path) -> int | None:
 
     The format is that of the tokenizers library: one template, or a sequence that holds one.
     """
-    # Not parsed whole: Qwen's has 11 MB of vocabulary, and the post-processor comes before it.
-    key = '"post_processor":'
-    try:
-        text = read_text(folder / _TOKENIZER)
-        processor, _ = json.JSONDecoder().raw_decode(text[text.index(key) + len(key) :].lstrip())
-    except (OSError, ValueError, RecursionError):
-        return None
-    parts = processor.get("processors") if isinstance(processor, dict) else None
+    processor = _tokenizer_part(folder, "post_processor") or {}
+    parts = processor.get("processors")
     for part in parts if isinstance(parts, list) else [processor]:
         try:
             token = part["single"][-1]["SpecialToken"]["id"]
@@ -149,6 +145,24 @@ def end_of_text_id(folder: Path) -> int | None:
             continue  # it appends no token, or its form is another
         return _integer(number)
     return None
+
+
+def _holds_nfc(normalizer: Mapping[str, Any]) -> bool:
+    parts = normalizer.get("normalizers")
+    listed = parts if isinstance(parts, list) else [normalizer]
+    return any(isinstance(part, dict) and part.get("type") == "NFC" for part in listed)
+
+
+def _tokenizer_part(folder: Path, name: str) -> dict[str, Any] | None:
+    """Return a part of a folder's tokenizer, ``{}`` for null; None if it cannot be read."""
+    # Not parsed whole: Qwen's has 11 MB of vocabulary, and these parts come before it.
+    key = f'"{name}":'
+    try:
+        text = read_text(folder / _TOKENIZER)
+        part, _ = json.JSONDecoder().raw_decode(text[text.index(key) + len(key) :].lstrip())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return part if isinstance(part, dict) else {}
 
 
 def _changed_ns(file: Path) -> int:
