@@ -399,16 +399,6 @@ class Embedder:
     def _template(self, role: Role) -> str:
         return self.query_template if role == "query" else self.document_template
 
-    def _prepare(self) -> None:
-        """Fetch what describes a model on the hub, before the first text."""
-        if not self._is_prepared:
-            self._settings.load_card()
-            self._is_prepared = True
-
-    async def _aprepare(self) -> None:
-        if not self._is_prepared:
-            await in_thread(self._prepare, "card")
-
     def _build(
         self,
         settings: Settings,
@@ -422,13 +412,23 @@ class Embedder:
         self._sync: Client | None = None
         self._async: AsyncClient | None = None
         self._base: Embedder | None = None
-        self._is_prepared: bool = settings.is_described
+        self._is_prepared = settings.is_described
         self._vector_cache: VectorCache | None = None
         if settings.cache is not None:
             from emberd.cache import urls
 
             urls.parse(settings.cache)  # an invalid one is refused here, not at first use
         self._handle = ServerHandle(settings, manager)
+
+    def _prepare(self) -> None:
+        """Fetch what describes a model on the hub, before the first text."""
+        if not self._is_prepared:
+            self._settings.load_card()
+            self._is_prepared = True
+
+    async def _aprepare(self) -> None:
+        if not self._is_prepared:
+            await in_thread(self._prepare, "card")
 
     def _client(self) -> Client:
         if self._sync is None and self._base is not None:
