@@ -49,6 +49,20 @@ def write_modules(
     return folder
 
 
+def write_cached(hub: Path, name: str, files: Mapping[str, Any]) -> Path:
+    """Write a model into a hub's cache, with only these files; return its snapshot."""
+    folder, commit = hub / f"models--{name.replace('/', '--')}", "c" * 40
+    snapshot = folder / "snapshots" / commit
+    for path in ("config.json", "modules.json", "tokenizer.json", *files):
+        if path in files:
+            write_json(snapshot / path, files[path])
+        else:  # as the hub's client notes that there is no such file
+            write_json(folder / ".no_exist" / commit / path, None)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit)
+    return snapshot
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON to a file, whose folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -75,6 +75,12 @@ class Command:
         path = os.pathsep.join(entry for entry in sys.path if entry)
         return {**os.environ, "PYTHONPATH": path, "EMBERD_HOME": str(self.home), **self.more}
 
+    def environment_of(self, *arguments: str) -> dict[str, str]:
+        """The environment for these arguments: a stub's model describes no prompts of its own."""
+        is_stub = arguments[:1] == ("embed",) and any(a.startswith("stub/") for a in arguments)
+        names = ("EMBERD_QUERY_INSTRUCTION", "EMBERD_DOCUMENT_INSTRUCTION") if is_stub else ()
+        return {**dict.fromkeys(names, ""), **self.environment}
+
     @staticmethod
     def line(*arguments: str) -> list[str]:
         """Return its command line."""
@@ -85,13 +91,15 @@ class Command:
 
         ``begin`` and ``on_terminal`` start a new interpreter, as a user's shell does.
         """
-        code, out, err = _server().run(list(arguments), self.environment, stdin.encode(), TIMEOUT_S)
+        code, out, err = _server().run(
+            list(arguments), self.environment_of(*arguments), stdin.encode(), TIMEOUT_S
+        )
         return Outcome(code, out.decode(), err.decode())
 
     def begin(self, *arguments: str, **options: Any) -> Child:
         """Start it; its output goes into pipes unless ``options`` say otherwise."""
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-        return Child(self.line(*arguments), env=self.environment, **streams)
+        return Child(self.line(*arguments), env=self.environment_of(*arguments), **streams)
 
     def on_terminal(self, *arguments: str) -> Outcome:
         """Run it to its end on its own terminal; ``out`` is everything that it prints."""

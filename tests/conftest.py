@@ -20,7 +20,9 @@ from typing import Any, Final
 
 import pytest
 
+import checkpoints_made
 import command
+import fake_server
 import isolation
 import leftovers
 
@@ -148,6 +150,13 @@ def _session_environment(managed_home: Path) -> Iterator[None]:
             if name.startswith(("EMBERD_", "OPENAI_")):
                 patch.delenv(name)
         patch.setenv("EMBERD_HOME", str(managed_home))
+        # The hub's cache holds the model of the fake server, which takes texts as they are.
+        hub = managed_home.parent / "hf" / "hub"
+        bare = {"prompts": {"query": "", "document": ""}}
+        checkpoints_made.write_cached(
+            hub, fake_server.MODEL, {"config_sentence_transformers.json": bare}
+        )
+        patch.setenv("HF_HOME", str(hub.parent))
         yield
 
 

@@ -221,8 +221,6 @@ UNREADABLE: Final[Mapping[str, tuple[Change, str, str]]] = {
 """What is refused because it cannot be followed, or because nothing may be assumed."""
 
 PROMPT_FILES: Final[Mapping[str, dict[str, Any]]] = {
-    "none": {},
-    "no entries": {"prompts": {}},
     "both": {"prompts": {"query": "query: ", "document": "doc: "}},
     "query only": {"prompts": {"query": "q: "}},
     "document only": {"prompts": {"document": "d: "}},
@@ -230,7 +228,7 @@ PROMPT_FILES: Final[Mapping[str, dict[str, Any]]] = {
     "empty document, passage": {"prompts": {"query": "q: ", "document": "", "passage": "p: "}},
     "document and passage": {"prompts": {"document": "d: ", "passage": "p: "}},
     "empty passage": {"prompts": {"query": "q: ", "passage": ""}},
-    "default": {"prompts": {"web": "w: "}, "default_prompt_name": "web"},
+    "default": {"prompts": {"query": "", "web": "w: "}, "default_prompt_name": "web"},
     "default query": {"prompts": {"query": "q: "}, "default_prompt_name": "query"},
     "default document": {"prompts": {"query": "q: "}, "default_prompt_name": "document"},
     "spaces and lines": {"prompts": {"query": " a\n\tb  ", "document": "\n"}},
@@ -243,6 +241,13 @@ PROMPT_FILES: Final[Mapping[str, dict[str, Any]]] = {
 """Prompts that must come out as ``encode_query`` and ``encode_document`` apply them."""
 
 PROMPT_FILES_REFUSED: Final[Mapping[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
+    "none": ({}, ("query", "document")),
+    "no entries": ({"prompts": {}}, ("query", "document")),
+    "tasks only": ({"prompts": {"web": "w: "}}, ("query", "document")),
+    "a task by default": (
+        {"prompts": {"web": "w: "}, "default_prompt_name": "web"},
+        ("query", "document"),
+    ),
     "passage": ({"prompts": {"query": "q: ", "passage": "p: "}}, ("document",)),
     "corpus": ({"prompts": {"query": "q: ", "corpus": "c: "}}, ("document",)),
     "null document": ({"prompts": {"document": None, "passage": "p: "}}, ("document",)),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pytest
@@ -12,7 +13,14 @@ import pytest
 from emberd import catalog
 from emberd.catalog import DEMO_MODEL, MODELS, Model, is_unit, lookup
 from emberd.engines.model_shape import shape_of
-from emberd.settings import Settings
+from emberd.engines.sglang import support
+from emberd.engines.transformers import TransformersEngine
+from emberd.settings import ServerSpec, Settings
+from source_tree import ROOT
+
+PAGE: Final = ROOT / "docs" / "models.md"
+_BEGIN: Final = "<!-- the catalog -->"
+_END: Final = "<!-- end of the catalog -->"
 
 
 @pytest.mark.parametrize(("size", "dimensions"), [("0.6B", 1024), ("4B", 2560), ("8B", 4096)])
@@ -30,6 +38,83 @@ def test_the_demo_is_e5_and_was_not_trained_to_be_cut() -> None:
     model = lookup(DEMO_MODEL)
     assert (model.dimensions, model.context_tokens, model.matryoshka) == (384, 512, False)
     assert (model.query_template, model.document_template) == ("query: {text}", "passage: {text}")
+
+
+@pytest.mark.parametrize(
+    ("name", "dimensions", "query"),
+    [
+        ("bge-small-en-v1.5", 384, "Represent this sentence for searching relevant passages: "),
+        ("bge-large-zh-v1.5", 1024, "为这个句子生成表示以用于检索相关文章："),
+        ("bge-m3", 1024, ""),
+    ],
+)
+def test_bge_takes_the_prompts_of_its_model_card(name: str, dimensions: int, query: str) -> None:
+    settings = Settings.resolve(model=f"BAAI/{name}")
+    assert settings.known.dimensions == dimensions
+    assert (settings.query_template, settings.document_template) == (f"{query}{{text}}", "{text}")
+    assert (settings.known.pooling, settings.known.end_of_text_id) == ("cls", None)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_an_engine_serves_each_model_with_the_pooling_that_it_was_trained_with(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert _engines(model)
+    assert "sglang" not in _engines(replace(model, name="emberd/another", pooling="max"))
+
+
+def test_the_table_of_models_is_made_of_the_catalog(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """To write it anew: PYTHONPATH=tests python -c 'import test_catalog as t; t.write()'."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    text = PAGE.read_text(encoding="utf-8")
+    assert _BEGIN + text.partition(_BEGIN)[2].partition(_END)[0] + _END == _table()
+
+
+def write() -> None:
+    """Write the table of the documentation; the hub's cache should not have these models."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(_BEGIN)
+    PAGE.write_text(before + _table() + rest.partition(_END)[2], encoding="utf-8")
+
+
+def _table() -> str:
+    head = (
+        "| model | query | document | dimensions | tokens | shorter vectors | pooling | engines |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
+    )
+    return f"{_BEGIN}\n{head}{''.join(map(_row, MODELS))}{_END}"
+
+
+def _row(model: Model) -> str:
+    settings = Settings.resolve(model=model.name)
+    cells = (
+        f"`{model.name}`",
+        *(_code(text) for text in (settings.query_template, settings.document_template)),
+        f"{model.dimensions:,}",
+        f"{model.context_tokens:,}",
+        f"from {model.min_dimensions}" if model.matryoshka else "no",
+        {"lasttoken": "last token", "cls": "first token", "mean": "mean"}[str(model.pooling)],
+        ", ".join(f"`{name}`" for name in _engines(model)),
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _code(template: str) -> str:
+    shown = template.replace("\n", "\\n")
+    return "the text" if shown == "{text}" else f"`{shown}`"
+
+
+def _engines(model: Model) -> list[str]:
+    if model.name == DEMO_MODEL:
+        return ["demo"]
+    served = []
+    if support.why_entry_unservable(model) is None:
+        served.append("sglang")
+    if TransformersEngine().why_unsupported(ServerSpec(model.name)) is None:
+        served.append("transformers")
+    return served
 
 
 @pytest.mark.parametrize(

@@ -550,11 +550,11 @@ def test_printing_shows_what_was_set_and_no_secret() -> None:
 
 
 def test_an_embedder_knows_its_own_index_and_no_other() -> None:
-    embedder = Embedder("a/b", dimensions=8, query_instruction="<{text}>", api_key="secret")
+    embedder = Embedder(MODEL, dimensions=8, query_instruction="<{text}>", api_key="secret")
     embedder.check_identity(embedder.identity)
-    assert Embedder("a/b", batch_size=3, timeout=9).identity == Embedder("a/b").identity
+    assert Embedder(MODEL, batch_size=3, timeout=9).identity == Embedder(MODEL).identity
     with pytest.raises(IdentityError):
-        embedder.check_identity(Embedder("a/b").identity)
+        embedder.check_identity(Embedder(MODEL).identity)
 
 
 def test_construction_checks_everything() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import psutil
@@ -20,13 +21,19 @@ from homes import Stub, home, manager, stub
 
 __all__ = ["home", "manager", "stub"]
 
+BARE: Final[dict[str, Any]] = {"query_instruction": "", "document_instruction": ""}
 TEXTS = [f"text {number}" for number in range(600)]
 
 
 @pytest.fixture
 def embedder(manager: Manager, stub: Stub) -> Iterator[Embedder]:
     made = Embedder(
-        stub().model, engine="stubs.engine", manager=manager, batch_size=8, max_concurrency=4
+        stub().model,
+        engine="stubs.engine",
+        manager=manager,
+        batch_size=8,
+        max_concurrency=4,
+        **BARE,
     )
     yield made
     made.close()
@@ -137,7 +144,9 @@ def test_the_text_that_kills_the_server_each_time_is_named(embedder: Embedder) -
 def test_a_server_that_went_idle_between_two_jobs_is_started_again(
     manager: Manager, stub: Stub, tmp_path: Path
 ) -> None:
-    embedder = Embedder(stub().model, engine="stubs.engine", manager=manager, idle_timeout=0.5)
+    embedder = Embedder(
+        stub().model, engine="stubs.engine", manager=manager, idle_timeout=0.5, **BARE
+    )
     first = embedder.embed_query("hello")
     waiting.until(lambda: manager.status()[0].state is State.ABSENT)
     assert (embedder.embed_query("hello") == first).all()
@@ -147,7 +156,7 @@ def test_a_server_that_went_idle_between_two_jobs_is_started_again(
 def test_the_warning_about_cut_vectors_comes_once_however_often_the_server_does(
     manager: Manager, stub: Stub
 ) -> None:
-    embedder = Embedder(stub().model, engine="stubs.engine", manager=manager, dimensions=4)
+    embedder = Embedder(stub().model, engine="stubs.engine", manager=manager, dimensions=4, **BARE)
     with pytest.warns(UserWarning, match="was not trained"):
         embedder.embed_query("hello")
     manager.stop()

@@ -15,6 +15,7 @@ MADE: dict[str, EmberdError] = {
     "BadReplyError": errors.BadReplyError("text"),
     "EmberdError": errors.EmberdError("text"),
     "InstallError": errors.InstallError("text", advice="Do it.", log_path="install.log"),
+    "HubError": errors.HubError("text"),
     "IdentityError": errors.IdentityError("text", kept="emberd:a", now="emberd:b"),
     "InstructionError": errors.InstructionError("text"),
     "LockTimeoutError": errors.LockTimeoutError("text"),

@@ -26,6 +26,8 @@ def _folder(place: Path, hidden_size: int = 64) -> Path:
     place.mkdir(parents=True)
     config = {"architectures": ["Qwen3ForCausalLM"], "hidden_size": hidden_size}
     (place / "config.json").write_text(json.dumps(config))
+    prompts = {"prompts": {"query": "", "document": ""}}
+    (place / "config_sentence_transformers.json").write_text(json.dumps(prompts))
     return place
 
 
@@ -82,7 +84,9 @@ def test_a_folder_is_known_by_its_files_wherever_it_lies(tmp_path: Path) -> None
 
 
 def test_an_identity_of_a_model_that_nobody_described_says_native() -> None:
-    assert "dimensions=native" in _of(model="some/model")
+    assert "dimensions=native" in _of(
+        model="some/model", query_instruction="", document_instruction=""
+    )
 
 
 def test_the_same_identity_passes_and_another_is_refused_by_both_names() -> None:

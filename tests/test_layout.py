@@ -26,7 +26,7 @@ SHARED_FILE_NAMES: Final = {"__init__.py", "__main__.py", "engine.py"}
 
 _MODEL: Final = {"catalog", "model_card", "model_files"}
 _SETTINGS: Final = _MODEL | {
-    *("durations", "endpoint", "env", "errors", "prompts", "settings", "system"),
+    *("durations", "endpoint", "env", "errors", "hub", "prompts", "settings", "system"),
 }
 _BASE: Final = _SETTINGS | {"probe"}
 _ENGINES: Final = _BASE | {"engines", "installs", "serving"}
@@ -40,11 +40,12 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "durations": {"errors"},
     "model_files": {"errors"},
     "model_card": {"errors", "catalog", "model_files"},
+    "hub": {"errors", "model_card", "model_files", "system"},
     "prompts": {"errors", "catalog"},
     "endpoint": {"errors", "system"},
     "env": {"durations", "endpoint", "errors", "system"},
     "settings": _SETTINGS - {"settings"},
-    "index_identity": {"errors", "prompts", "settings"},
+    "index_identity": {"catalog", "errors", "prompts", "settings"},
     "probe": {"system"},
     "client": _BASE,
     "cache": _BASE,

@@ -78,6 +78,26 @@ def test_a_tokenizer_that_appends_nothing_has_no_end_of_text(folder: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("normalizer", "expected"),
+    [
+        ({"type": "NFC"}, "NFC"),
+        ({"type": "Sequence", "normalizers": [{"type": "Prepend"}, {"type": "NFC"}]}, "NFC"),
+        ({"type": "NFKC"}, None),
+        ({"type": "Sequence", "normalizers": [{"type": "NFD"}, None]}, None),
+        ({"type": "Sequence", "normalizers": 5}, None),
+        (None, None),
+    ],
+)
+def test_a_tokenizer_tells_whether_it_converts_texts_to_nfc(
+    folder: Path, normalizer: Any, expected: str | None
+) -> None:
+    named = folder.rename(folder.with_name("Qwen3-Embedding-0.6B"))
+    assert model_card.describe(str(named)).normalization == "NFC", "the catalog's"
+    write(named / "tokenizer.json", {"normalizer": normalizer, "post_processor": _ENDS})
+    assert model_card.describe(str(named)).normalization == expected
+
+
+@pytest.mark.parametrize(
     "damage",
     [
         {"processors": [None]},
@@ -122,7 +142,9 @@ def test_a_damaged_configuration_describes_nothing_and_raises_nothing(
     for name in ("config.json", "tokenizer.json"):
         (folder / name).write_text(damage)
     (folder / "config_sentence_transformers.json").unlink()
-    assert model_card.describe(str(folder)) == Model(str(folder))
+    told = model_card.describe(str(folder))
+    assert replace(told, query_problem=None, document_problem=None) == Model(str(folder))
+    assert told.query_problem == told.document_problem is not None
 
 
 def test_files_win_over_the_catalog_in_a_folder_named_like_its_model(folder: Path) -> None:
@@ -138,7 +160,8 @@ def test_files_win_over_the_catalog_in_a_folder_named_like_its_model(folder: Pat
 
 def test_prompts_that_are_empty_win_over_the_catalog(folder: Path) -> None:
     named = folder.rename(folder.with_name("Qwen3-Embedding-0.6B"))
-    write(named / "config_sentence_transformers.json", {"prompts": {}})
+    prompts = {"query": "", "document": ""}
+    write(named / "config_sentence_transformers.json", {"prompts": prompts})
     assert Settings.resolve(model=str(named)).query_template == "{text}"
     task = Settings.resolve(model=str(named), query_instruction="web")
     assert task.query_template.startswith("Instruct: ")
@@ -179,6 +202,55 @@ def test_an_ambiguous_prompt_is_refused_until_the_caller_decides(folder: Path) -
         settings = Settings.resolve(model=str(folder), document_instruction=given)
         assert settings.document_template == expected
         assert settings.query_template == "query: {text}"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "there is no"),
+        ({}, "has no prompts"),
+        ({"prompts": {}}, "no prompt for queries or documents"),
+        ({"prompts": {"web_search_query": "q: "}}, "only web_search_query='q: '"),
+    ],
+)
+def test_a_model_without_prompts_of_its_own_needs_both_instructions(
+    folder: Path, content: Any, said: str
+) -> None:
+    path = folder / "config_sentence_transformers.json"
+    path.unlink() if content is None else write(path, content)
+    both = ("query_instruction=", "document_instruction=")
+    for given, asked in (((), both), (both[:1], both[1:]), (both[1:], both[:1])):
+        with pytest.raises(InstructionError, match=said) as raised:
+            Settings.resolve(model=str(folder), **{name[:-1]: "" for name in given})
+        assert str(path) in str(raised.value)
+        assert {name for name in both if name in str(raised.value)} == set(asked)
+    settings = Settings.resolve(model=str(folder), query_instruction="", document_instruction="")
+    assert settings.query_template == settings.document_template == "{text}"
+
+
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_symmetric_needs_one_instruction_of_a_model_without_prompts(
+    folder: Path, role: str
+) -> None:
+    (folder / "config_sentence_transformers.json").unlink()
+    with pytest.raises(InstructionError, match="document_instruction="):
+        Settings.resolve(model=str(folder), symmetric=True)
+    given = {f"{role}_instruction": "q: {text}"}
+    settings = Settings.resolve(model=str(folder), symmetric=True, **given)
+    assert settings.query_template == settings.document_template == "q: {text}"
+
+
+def test_empty_prompts_are_prompts(folder: Path) -> None:
+    prompts = {"query": "", "document": ""}
+    write(folder / "config_sentence_transformers.json", {"prompts": prompts})
+    settings = Settings.resolve(model=str(folder))
+    assert settings.query_template == settings.document_template == "{text}"
+
+
+def test_a_task_for_a_model_of_an_unknown_form_asks_for_a_template(folder: Path) -> None:
+    (folder / "config_sentence_transformers.json").unlink()
+    with pytest.raises(InstructionError, match="in which form"):
+        Settings.resolve(model=str(folder), query_instruction="web", document_instruction="")
 
 
 def test_prompts_that_cannot_be_read_are_refused_until_the_caller_gives_both(folder: Path) -> None:
@@ -222,7 +294,9 @@ def test_a_model_with_a_named_pipe_for_a_file_is_not_served(folder: Path, name: 
 
 def test_vectors_of_a_folder_with_truncate_dim_are_cut_to_it(folder: Path) -> None:
     assert Settings.resolve(model=str(folder)).dimensions is None
-    write(folder / "config_sentence_transformers.json", {"prompts": {}, "truncate_dim": 64})
+    write(
+        folder / "config_sentence_transformers.json", {"prompts": {"query": ""}, "truncate_dim": 64}
+    )
     assert Settings.resolve(model=str(folder)).dimensions == 64
     assert Settings.resolve(model=str(folder), dimensions=128).dimensions == 128
     assert Settings.resolve(model=str(folder)).changed(dimensions=32).dimensions == 32
@@ -232,7 +306,10 @@ def test_vectors_of_a_folder_with_truncate_dim_are_cut_to_it(folder: Path) -> No
 def test_a_truncate_dim_that_cannot_be_used_is_an_error_that_names_it(
     folder: Path, given: Any
 ) -> None:
-    write(folder / "config_sentence_transformers.json", {"prompts": {}, "truncate_dim": given})
+    write(
+        folder / "config_sentence_transformers.json",
+        {"prompts": {"query": ""}, "truncate_dim": given},
+    )
     with pytest.raises(SettingError, match="truncate_dim"):
         Settings.resolve(model=str(folder))
     assert Settings.resolve(model=str(folder), dimensions=64).dimensions == 64

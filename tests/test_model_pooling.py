@@ -84,6 +84,25 @@ def test_bidirectional_attention_is_refused(folder: Path, engine: str) -> None:
     assert "is_causal" in reason
 
 
+@pytest.mark.parametrize("engine", UNFIT)
+def test_embedding_gemma_is_refused_for_its_dense_modules(tmp_path: Path, engine: str) -> None:
+    """SGLang has its pooling, the mean, and runs no Dense module."""
+    config = {
+        **checkpoints_made.QWEN,
+        "architectures": ["Gemma3TextModel"],
+        "use_bidirectional_attention": True,
+    }
+    folder = Path(checkpoints_made.write(tmp_path / "embeddinggemma-300m", config))
+    old = "sentence_transformers.models."
+    kinds = ("Transformer", "Pooling", "Dense", "Dense", "Normalize")
+    listed = [(f"{n}_{kind}" if n else "", f"{old}{kind}") for n, kind in enumerate(kinds)]
+    mean = {"word_embedding_dimension": 64, "pooling_mode_mean_tokens": True}
+    checkpoints_made.write_modules(folder, listed, mean)
+    reason = UNFIT[engine](str(folder))
+    assert reason is not None
+    assert ("Dense" if engine == "sglang" else "Gemma3TextModel") in reason
+
+
 @pytest.mark.parametrize("engine", [SGLANG, TRANSFORMERS], ids=lambda engine: str(engine.name))
 def test_an_engine_refuses_before_anything_is_installed_or_started(
     folder: Path, engine: Any

@@ -356,7 +356,8 @@ def test_what_holds_a_secret_is_unwrapped() -> None:
 
 
 def test_a_model_may_be_a_path() -> None:
-    assert Settings.resolve(model=Path("/models/x")).model == "/models/x"
+    bare = {"query_instruction": "", "document_instruction": ""}
+    assert Settings.resolve(model=Path("/models/x"), **bare).model == "/models/x"
 
 
 def test_a_pickle_of_settings_holds_all_but_the_key_and_a_copy_holds_all() -> None:

@@ -69,7 +69,7 @@ def test_binary_formats_go_into_pipes(running: Command) -> None:
     for chosen in ("npy", "parquet"):
         done = subprocess.run(
             running.line("embed", *stub(), "--format", chosen, "-t", "one"),
-            env=running.environment,
+            env=running.environment_of("embed", *stub()),
             capture_output=True,
         )
         file = io.BytesIO(done.stdout)

@@ -27,7 +27,7 @@ def shell(running: Command, words: str, stdin: bytes = b"") -> subprocess.Comple
     line = " ".join(running.line("embed", *stub()))
     return subprocess.run(
         ["bash", "-c", words.replace("EMBED", line)],
-        env=running.environment,
+        env=running.environment_of("embed", *stub()),
         input=stdin,
         capture_output=True,
         timeout=TIMEOUT_S,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import checkpoints_made
 import examined
 from emberd.doctor import wanted
 from emberd.doctor.findings import Level
@@ -47,6 +48,27 @@ def test_all_variables_that_cannot_be_read_are_told_at_once(
     assert len(found) == 4
     # The rest is examined for what could be read.
     assert (asked.spec.model, asked.spec.device) == ("some/model", "cpu")
+
+
+def test_prompts_that_only_an_application_may_give_are_no_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints_made.write(tmp_path / "plain")
+    monkeypatch.setenv("EMBERD_BASE_URL", "http://127.0.0.1:9")
+    asked = wanted.read({"model": str(tmp_path / "plain")})
+    found = examined.named(wanted.check_variables(asked), "prompts")
+    assert (found.level, asked.problems) == (Level.NOTE, ())
+    assert "document_instruction=" in f"{found.fact} {found.advice}"
+    assert asked.base_url == "http://127.0.0.1:9", "the rest is read all the same"
+    monkeypatch.setenv("EMBERD_QUERY_INSTRUCTION", "")
+    monkeypatch.setenv("EMBERD_DOCUMENT_INSTRUCTION", "")
+    assert not wanted.read({"model": str(tmp_path / "plain")}).unknown_prompts
+
+
+def test_an_instruction_that_would_be_misread_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBERD_QUERY_INSTRUCTION", "query: ")
+    [told] = wanted.read({}).problems
+    assert "EMBERD_QUERY_INSTRUCTION" in told
 
 
 def test_keys_of_openai_are_named_and_left_alone(

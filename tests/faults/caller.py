@@ -176,10 +176,14 @@ class _Use:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.manager = Manager(setup.home, timing=Timing(**setup.timing))
+        # A stub's model describes no prompts of its own.
+        bare = "" if setup.model.startswith("stub/") else None
         self.embedder = Embedder(
             setup.model,
             engine=setup.engine,
             manager=self.manager,
+            query_instruction=bare,
+            document_instruction=bare,
             start_timeout=setup.start_timeout,
             timeout=setup.timeout,
             idle_timeout=setup.idle_timeout,

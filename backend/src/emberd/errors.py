@@ -7,6 +7,7 @@
     │   ├── InstructionError               an instruction in a form that would be misread
     │   ├── IdentityError                  an index was made with other settings
     │   └── MissingKeyError                a key is missing (pickles do not contain keys)
+    ├── HubError                           files that describe a model cannot be fetched
     ├── ServerError
     │   ├── NoEngineError                  nothing on this machine can serve the model
     │   ├── InstallError                   an engine could not be installed or removed
@@ -71,6 +72,10 @@ class IdentityError(SettingError):
 
 class MissingKeyError(SettingError):
     """The server's key is needed again, because an unpickled object has none."""
+
+
+class HubError(EmberdError):
+    """The files that describe a model on the hub cannot be fetched; the text says what to do."""
 
 
 class ServerError(EmberdError):

@@ -15,6 +15,7 @@ from pathlib import PurePath
 from typing import Final
 from urllib.parse import parse_qsl, quote, urlencode
 
+from emberd import catalog
 from emberd.errors import IdentityError
 from emberd.prompts import BARE
 from emberd.settings import ServerSpec, Settings
@@ -36,10 +37,13 @@ def identity(settings: Settings, spec: ServerSpec) -> str:
     """
     # A folder is identified by its files, because its path differs between machines.
     model = PurePath(spec.model).name if spec.content else settings.known.name
+    # Not from the hub's cache: the identity must not depend on which files are on this machine.
+    described = settings.known if spec.content else catalog.lookup(spec.model)
+    native_dimensions = described.dimensions
     parts = {
         "revision": spec.revision,
         "content": spec.content,
-        "dimensions": settings.dimensions or settings.known.dimensions or "native",
+        "dimensions": settings.dimensions or native_dimensions or "native",
         "query": _short(settings.query_template),
         "document": _short(settings.document_template),
     }

@@ -1,6 +1,7 @@
 """What a model says of itself: dimensions, context, prompts, modules and pooling.
 
-A model folder is described by the files that sentence-transformers and Transformers write:
+A model folder is described by the files that sentence-transformers and Transformers write, and so
+is a name on the hub that is not in the catalog, by the files in the hub's cache:
 ``config.json``, ``tokenizer.json``, ``modules.json``, the ``config.json`` of each module,
 ``sentence_bert_config.json`` and ``config_sentence_transformers.json``. The formats and rules are
 those of sentence-transformers 5.0 to 6.2, tested with 6.2.0; neither library is imported. What the
@@ -27,7 +28,11 @@ from emberd.model_files import (
     CONFIG,
     ModelFileError,
     as_object,
+    hub_cache,
+    hub_lacks,
+    hub_snapshot,
     is_folder,
+    is_path,
     load_json,
     read_json,
     read_text,
@@ -46,6 +51,7 @@ _PROMPTS_FILE: Final = "config_sentence_transformers.json"
 _TOKENIZER: Final = "tokenizer.json"
 _MODULES: Final = "modules.json"
 _ADAPTER: Final = "adapter_config.json"
+_TRANSFORMER: Final = "sentence_bert_config.json"
 _POOLING_FOLDER: Final = "1_Pooling"
 _SERVED: Final = ("Transformer", "Pooling", "Normalize")
 
@@ -90,22 +96,102 @@ _DOCUMENT_NAMES: Final = (_DOCUMENT, "passage", "corpus")
 # ------------------------------------------------------------ the model as a whole
 
 
-def describe(name: str) -> Model:
+def describe(name: str, revision: str | None = None) -> Model:
     """Return what is known of a model: from the files of its folder, else from the catalog.
 
     The files win, because a folder named like a model of the catalog may hold a fine-tuned one.
-    The catalog fills in what the files do not say.
+    The catalog fills in what the files do not say. A name on the hub that is not in the catalog is
+    described by its files in the hub's cache. Nothing is fetched; see ``emberd.hub``.
     """
-    if not is_folder(name):
-        return catalog.lookup(name)
-    files = (CONFIG, _PROMPTS_FILE, _TOKENIZER)
-    return _described(name, *(_changed_ns(Path(name) / file) for file in files))
+    if is_folder(name):
+        return _described(name, Path(name), False, *_changes(Path(name)))
+    known = catalog.find(name)
+    if known is not None:
+        return known
+    if is_path(name):
+        problem = f"there is no folder {name}, and no model of that name is known"
+        return Model(name, query_problem=problem, document_problem=problem)
+    if (folder := _complete(name, revision)) is not None:
+        # A process keeps to one commit: a download by the server may move the branch, and prompts
+        # that change between documents and queries would go unnoticed.
+        return _described(name, folder, True)
+    folder = hub_snapshot(name, revision)
+    if folder is not None:
+        return _described(name, folder, True, *_changes(folder))
+    problem = f"{_PROMPTS_FILE} of {name} is not on this machine"
+    return Model(name, query_problem=problem, document_problem=problem)
+
+
+def is_incomplete(name: str, revision: str | None) -> bool:
+    """Return whether the model is described by files on the hub that are not all in the cache."""
+    if is_folder(name) or is_path(name) or catalog.find(name) is not None:
+        return False
+    return _complete(name, revision) is None
+
+
+def lacks_prompts_file(name: str, revision: str | None) -> bool:
+    """Return whether the missing files include the one with the prompts."""
+    if not is_incomplete(name, revision):
+        return False
+    snapshot = hub_snapshot(name, revision)
+    return snapshot is None or _PROMPTS_FILE in missing_files(snapshot)
+
+
+def missing_files(snapshot: Path, *, optional: bool = False) -> list[str]:
+    """Return the files that a snapshot in the hub's cache lacks, although the hub may have them.
+
+    Args:
+        snapshot: The snapshot of a model.
+        optional: Include files that nothing else than emberd and sentence-transformers reads, and
+            that were downloaded with the others if there are any.
+    """
+    names = [CONFIG, _MODULES, _PROMPTS_FILE, _TOKENIZER]
+    try:
+        listed = load_json(snapshot / _MODULES)
+    except ModelFileError:
+        listed = []  # an error when the model is checked
+    for entry in listed if isinstance(listed, list) else []:
+        path = entry["path"] if _is_entry(entry) else ""
+        parts = PurePosixPath(path)
+        if path.isprintable() and parts.parts and ".." not in parts.parts and path[0] != "/":
+            names.append(str(parts / CONFIG))
+    if optional:
+        names += [_TRANSFORMER, _ADAPTER]
+        names += [f"{_POOLING_FOLDER}/{CONFIG}"] if listed is None else []
+    return [
+        name
+        for name in names
+        if not os.path.exists(snapshot / name) and not hub_lacks(snapshot, name)
+    ]
+
+
+# (Name, revision, cache) -> the snapshot that describes a model in this process.
+_chosen: dict[tuple[str, str | None, Path], Path] = {}
+
+
+def choose(name: str, revision: str | None, snapshot: Path) -> None:
+    """Describe a model on the hub by this snapshot from now on, although files are missing."""
+    _chosen[name, revision, hub_cache()] = snapshot
+
+
+def _complete(name: str, revision: str | None) -> Path | None:
+    """Return the snapshot that describes a model on the hub; None if files are missing."""
+    key = name, revision, hub_cache()
+    if key not in _chosen:
+        snapshot = hub_snapshot(name, revision)
+        if snapshot is None or missing_files(snapshot):
+            return None
+        _chosen[key] = snapshot
+    return _chosen[key]
+
+
+def _changes(folder: Path) -> list[int]:
+    return [_changed_ns(folder / file) for file in (CONFIG, _PROMPTS_FILE, _TOKENIZER)]
 
 
 @functools.lru_cache(maxsize=32)
-def _described(name: str, *_changed: int) -> Model:
+def _described(name: str, folder: Path, is_cached: bool, *_changed: int) -> Model:
     # Called for each query; the files are read again only when one of them has changed.
-    folder = Path(name)
     config = read_json(folder / CONFIG)
     keys = ("is_matryoshka", "matryoshka_dimensions")
     matryoshka = [config[key] for key in keys if config.get(key) is not None]
@@ -117,9 +203,26 @@ def _described(name: str, *_changed: int) -> Model:
         "cut_to": read_json(folder / _PROMPTS_FILE).get("truncate_dim"),
     }
     facts = {field: value for field, value in stated.items() if value is not None}
-    known = replace(catalog.lookup(name), name=name, **facts)
+    if (normalizer := _tokenizer_part(folder, "normalizer")) is not None:
+        facts["normalization"] = catalog.NFC if _holds_nfc(normalizer) else None
+    listed = None if is_cached else catalog.find(name)
+    known = replace(listed or Model(name), name=name, **facts)
     prompts = read_prompts(folder)
-    return known if prompts is None else replace(known, **_templates(prompts))
+    if prompts is not None:
+        return replace(known, **_templates(prompts))
+    if listed is not None:
+        return known
+    problem = _why_no_prompts(folder, is_cached=is_cached)
+    return replace(known, query_problem=problem, document_problem=problem)
+
+
+def _why_no_prompts(folder: Path, *, is_cached: bool) -> str:
+    path = folder / _PROMPTS_FILE
+    if os.path.exists(path):
+        return f"{path} has no prompts"
+    if is_cached and not hub_lacks(folder, _PROMPTS_FILE):
+        return f"{path} has not been downloaded"
+    return f"there is no {path}"
 
 
 def architecture(folder: Path) -> str | None:
@@ -133,14 +236,8 @@ def end_of_text_id(folder: Path) -> int | None:
 
     The format is that of the tokenizers library: one template, or a sequence that holds one.
     """
-    # Not parsed whole: Qwen's has 11 MB of vocabulary, and the post-processor comes before it.
-    key = '"post_processor":'
-    try:
-        text = read_text(folder / _TOKENIZER)
-        processor, _ = json.JSONDecoder().raw_decode(text[text.index(key) + len(key) :].lstrip())
-    except (OSError, ValueError, RecursionError):
-        return None
-    parts = processor.get("processors") if isinstance(processor, dict) else None
+    processor = _tokenizer_part(folder, "post_processor") or {}
+    parts = processor.get("processors")
     for part in parts if isinstance(parts, list) else [processor]:
         try:
             token = part["single"][-1]["SpecialToken"]["id"]
@@ -149,6 +246,24 @@ def end_of_text_id(folder: Path) -> int | None:
             continue  # it appends no token, or its form is another
         return _integer(number)
     return None
+
+
+def _holds_nfc(normalizer: Mapping[str, Any]) -> bool:
+    parts = normalizer.get("normalizers")
+    listed = parts if isinstance(parts, list) else [normalizer]
+    return any(isinstance(part, dict) and part.get("type") == "NFC" for part in listed)
+
+
+def _tokenizer_part(folder: Path, name: str) -> dict[str, Any] | None:
+    """Return a part of a folder's tokenizer, ``{}`` for null; None if it cannot be read."""
+    # Not parsed whole: Qwen's has 11 MB of vocabulary, and these parts come before it.
+    key = f'"{name}":'
+    try:
+        text = read_text(folder / _TOKENIZER)
+        part, _ = json.JSONDecoder().raw_decode(text[text.index(key) + len(key) :].lstrip())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return part if isinstance(part, dict) else {}
 
 
 def _changed_ns(file: Path) -> int:
@@ -224,6 +339,11 @@ def names_pooling(folder: Path) -> bool:
     return any(os.path.exists(folder / name) for name in (_MODULES, f"{_POOLING_FOLDER}/{CONFIG}"))
 
 
+def tells_pooling(snapshot: Path) -> bool:
+    """Return whether it is known how, or that nowhere, a snapshot of the hub's cache says so."""
+    return names_pooling(snapshot) or hub_lacks(snapshot, _MODULES)
+
+
 def _refuse(path: Path, name: str, value: object, why: str) -> NoReturn:
     raise ModelFileError(f"{path} has {name}={json.dumps(value)}, {why}", OTHER_SERVER)
 
@@ -265,7 +385,7 @@ def _check_modules(folder: Path, listed: object, pooling: str, *, partial: bool)
             f"model from {folder} itself",
             "Load the model with sentence-transformers 5 or newer and save it to a new folder.",
         )
-    _check_transformer(folder / "sentence_bert_config.json")
+    _check_transformer(folder / _TRANSFORMER)
     # Releases before 6.x do not save settings of Normalize.
     normalize = _object_or_empty(folders[2] / CONFIG)
     for name in ("module_input_name", "module_output_name"):
@@ -393,6 +513,12 @@ def read_prompts(folder: Path) -> Prompts | None:
             return None
         named = as_object(path, described["prompts"], "prompts")
         default = described.get("default_prompt_name")
+        # Saved by releases 2.4 to 4 without any thought of prompts, or prompts of tasks only, of
+        # which encode_query and encode_document use none: that cannot be what the model wants.
+        if not named.keys() & {_QUERY, *_DOCUMENT_NAMES}:
+            listed = ", ".join(f"{name}={text!r}" for name, text in named.items())
+            others = f", only {listed}" if named else ""
+            raise ModelFileError(f"{path} has no prompt for queries or documents{others}")
         # sentence-transformers does not load a model whose default names no prompt.
         if default is not None and default not in [_QUERY, _DOCUMENT, *named]:
             raise ModelFileError(

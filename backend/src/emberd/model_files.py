@@ -34,6 +34,7 @@ _HASHED: Final = (
     *("*.json", "*.txt", "*.model", "*/config.json"),
     *(SAFETENSORS, "*.bin", "*.gguf"),
 )
+_YES: Final = ("1", "ON", "TRUE", "YES")
 _SAMPLES: Final = 64
 _SAMPLE_BYTES: Final = 4096
 _LENGTH_BYTES: Final = 8  # a safetensors file begins with the length of its header, little-endian
@@ -95,6 +96,12 @@ def _expanded(path: str) -> Path:
     return Path(os.path.expandvars(os.path.expanduser(path)))
 
 
+def hub_is_offline() -> bool:
+    """Return whether a variable tells the hub's libraries to download nothing."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return any(os.environ.get(name, "").upper() in _YES for name in names)
+
+
 def hub_folder(model: str) -> Path:
     """Return the folder of the cache for all revisions of a model; it need not exist."""
     return hub_cache() / f"models--{model.replace('/', '--')}"
@@ -115,6 +122,14 @@ def hub_snapshot(model: str, revision: str | None) -> Path | None:
         commit = revision  # a commit has no reference file
     found = folder / "snapshots" / commit
     return found if os.path.isdir(found) else None
+
+
+def hub_lacks(snapshot: Path, name: str) -> bool:
+    """Return whether the hub said that a commit has no file of this name.
+
+    huggingface_hub keeps that answer beside the snapshots.
+    """
+    return (snapshot.parents[1] / ".no_exist" / snapshot.name / name).is_file()
 
 
 def is_downloaded(model: str) -> bool:

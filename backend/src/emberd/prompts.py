@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -80,6 +81,9 @@ def templates(
             )
         common = found.pop() if found else _default(model, "document")
         return Templates(common, common)
+    unknown = [role for role, text in given.items() if text is None and _problem(model, role)]
+    if unknown:
+        raise _unknown_prompts(model, unknown)
     both = Templates(template(model, "query", query), template(model, "document", document))
     # The mistake would go unnoticed: both roles get vectors, but these do not fit together.
     for role, own in given.items():
@@ -143,12 +147,8 @@ def apply(template: str, text: str) -> str:
 
 
 def _default(model: Model, role: Role) -> str:
-    problem = model.query_problem if role == "query" else model.document_problem
-    if problem is not None:
-        raise InstructionError(
-            f"{problem}. Give the template for the {role}: pass a whole template, "
-            f"{role}_instruction='...{BARE}', or {role}_instruction='' for the bare text."
-        )
+    if _problem(model, role):
+        raise _unknown_prompts(model, [role])
     if role == "document":
         return model.document_template
     if model.query_task is None:
@@ -156,12 +156,28 @@ def _default(model: Model, role: Role) -> str:
     return _with_task(model, role, model.query_task)
 
 
+def _problem(model: Model, role: Role) -> str | None:
+    return model.query_problem if role == "query" else model.document_problem
+
+
+def _unknown_prompts(model: Model, roles: Sequence[Role]) -> InstructionError:
+    problems = dict.fromkeys(str(_problem(model, role)) for role in roles)
+    names = " and ".join(f"{role}_instruction=" for role in roles)
+    return InstructionError(
+        f"What {model.name} expects before its texts is not known: {'; '.join(problems)}. Give "
+        f"{names}: a whole template, '...{BARE}', or '' for the bare text."
+    )
+
+
 def _with_task(model: Model, role: Role, task: str) -> str:
     if model.instruction_form is None:
+        is_known = _problem(model, role) is None
+        default = (
+            f"Omit it for the default, {_default(model, role)!r}; pass" if is_known else "Pass"
+        )
         raise InstructionError(
             f"{role}_instruction={task!r}: emberd does not know in which form {model.name} "
-            f"takes a task. Omit it for the default, {_default(model, role)!r}; pass '' for "
-            f"none; or pass a whole template that contains {BARE}."
+            f"takes a task. {default} '' for none; or pass a whole template that contains {BARE}."
         )
     return model.instruction_form.replace("{task}", task)
 

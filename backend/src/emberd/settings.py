@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -16,10 +17,12 @@ from enum import Enum
 from functools import partial
 from typing import Any, Final
 
-from emberd import durations, endpoint, env, model_card, model_files
-from emberd.catalog import Model
-from emberd.errors import SettingError
+from emberd import durations, endpoint, env, hub, model_card, model_files
+from emberd.catalog import QWEN_FORM, Model
+from emberd.errors import HubError, InstructionError, SettingError
 from emberd.prompts import Templates, templates
+
+_LOG: Final = logging.getLogger("emberd")
 
 DEFAULT_MODEL: Final = "Qwen/Qwen3-Embedding-4B"
 IDLE_TIMEOUT_S: Final = 1800.0
@@ -157,7 +160,9 @@ class Settings:
         with env.named_in_errors(found):
             values = _read({**found, **chosen})
             if "dimensions" not in values and isinstance(values.get("model"), str):
-                values["dimensions"] = model_card.describe(values["model"]).cut_to
+                revision = values.get("revision")
+                at = revision if isinstance(revision, str) else None
+                values["dimensions"] = model_card.describe(values["model"], at).cut_to
             settings = cls(**values)
             settings._validate()
         return settings
@@ -185,8 +190,72 @@ class Settings:
 
     @property
     def known(self) -> Model:
-        """What is known of the model, from the catalog or from its folder."""
-        return model_card.describe(self.model)
+        """What is known of the model, from the catalog or from its files on this machine."""
+        return model_card.describe(self.model, self.revision)
+
+    @property
+    def has_templates(self) -> bool:
+        """Whether the templates are known, without files that have to be fetched first."""
+        if not model_card.lacks_prompts_file(self.model, self.revision):
+            return True
+        try:
+            _ = self._templates
+        except InstructionError:
+            return False
+        return True
+
+    @property
+    def is_described(self) -> bool:
+        """Whether all files that describe the model are on this machine."""
+        return not model_card.is_incomplete(self.model, self.revision)
+
+    def fetch_card(self) -> HubError | None:
+        """Fetch what describes a model on the hub, so that its pooling is checked before a start.
+
+        May wait for the network. A model is served without it too.
+
+        Returns:
+            The error if the files cannot be fetched.
+        """
+        # A given server, or an engine that is a module, may have any name for its model. The hub is
+        # not asked for it without need.
+        if self.base_url is not None or "." in (self.engine or ""):
+            return None
+        return self._fetch_card()
+
+    def _fetch_card(self) -> HubError | None:
+        if self.is_described:
+            return None
+        try:
+            hub.fetch(self.model, self.revision, optional=self.has_templates)
+        except HubError as error:
+            _LOG.info("%s", error)
+            return error
+        return None
+
+    def load_card(self) -> None:
+        """Fetch it before the first text, and check the settings against it.
+
+        If the instructions are given, a model that cannot be described is used all the same.
+
+        Raises:
+            HubError: The files cannot be fetched, and the templates are not known without them.
+            SettingError: A setting does not suit the model.
+        """
+        if self.is_described:
+            return
+        error = self.fetch_card() if self.has_templates else self._fetch_card()
+        if error is not None and not self.has_templates:
+            raise error
+        self._validate()
+        cut_to = self.known.cut_to
+        if self.dimensions is None and cut_to is not None:
+            # Known at construction, it would be the default.
+            raise SettingError(
+                f"sentence-transformers cuts the vectors of {self.model} to {cut_to} dimensions "
+                f"(truncate_dim). Give dimensions={cut_to}, or dimensions={self.known.dimensions} "
+                f"for native vectors."
+            )
 
     @property
     def query_template(self) -> str:
@@ -211,8 +280,11 @@ class Settings:
 
     @property
     def _templates(self) -> Templates:
+        return self._templates_of(self.known)
+
+    def _templates_of(self, known: Model) -> Templates:
         return templates(
-            self.known,
+            known,
             self.query_instruction,
             self.document_instruction,
             symmetric=self.symmetric,
@@ -224,10 +296,14 @@ class Settings:
             value = getattr(self, name)
             if why := _why_invalid(name, value):
                 raise SettingError(f"{name}={value!r} must be {why}.")
+        known = self.known
         if self.dimensions is not None:
-            _check_dimensions(self.known, self.dimensions)
+            _check_dimensions(known, self.dimensions)
         # Refuses an instruction that would be misread at construction, not at first use.
-        _ = self._templates
+        if model_card.lacks_prompts_file(self.model, self.revision):
+            # The files may show prompts, and in which form the model takes a task.
+            known = Model(self.model, instruction_form=QWEN_FORM)
+        _ = self._templates_of(known)
 
 
 _DEFAULT: Final = Settings()

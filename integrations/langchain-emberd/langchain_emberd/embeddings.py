@@ -358,11 +358,14 @@ def _secret(value: str | None) -> SecretStr | None:
 
 
 def _shown(settings: Settings) -> dict[str, Any]:
-    """Return the values of the fields; an instruction that was not given shows as its template."""
+    """Return the values of the fields; an instruction that was not given shows as its template.
+
+    Unless that has to be fetched at first use.
+    """
     values = asdict(settings)
     values["api_key"] = _secret(settings.api_key)
-    if settings.query_instruction is None:
+    if settings.query_instruction is None and settings.has_templates:
         values["query_instruction"] = settings.query_template
-    if settings.document_instruction is None:
+    if settings.document_instruction is None and settings.has_templates:
         values["document_instruction"] = settings.document_template
     return {field: values[setting] for field, setting in _SETTING_OF.items()}

@@ -209,6 +209,8 @@ def test_a_dictionary_leads_back_to_the_same_vectors() -> None:
 
 
 def test_a_folder_that_holds_another_model_now_has_another_key(tmp_path: Path) -> None:
+    prompts = {"prompts": {"query": "", "document": ""}}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"hidden_size": 64}))
     before = EmberdEmbedding(model_name=str(tmp_path)).to_dict()

@@ -148,11 +148,12 @@ def embed_texts(
         _open_output(target, seeks=chosen is FileFormat.NPY) as file,
         _progress(quiet=target is None and sys.stdout.isatty()) as advance,
     ):
+        identity = embedder.identity  # a model without prompts is refused before a start
         native = up.ensure(embedder.settings).endpoint.dimensions
         # EMBERD_DIMENSIONS may have set those of the embedder.
         dimensions = embedder.settings.dimensions or native
         embed = embedder.embed_queries if role == "query" else embedder.embed_documents
-        with _writer(chosen, file, dimensions, embedder.identity) as write:
+        with _writer(chosen, file, dimensions, identity) as write:
             size = _MIN_WINDOW_TEXTS
             while window := list(islice(lines, size)):
                 begin_s = time.monotonic()

@@ -174,6 +174,7 @@ def ensure(
 
     try:
         with line:
+            settings.fetch_card()  # engines check what it says of pooling before a start
             return Manager().ensure(
                 settings.spec,
                 base_url=settings.base_url,

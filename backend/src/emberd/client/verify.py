@@ -112,7 +112,7 @@ def drive(verification: Verification, send: Callable[[Request], Answer]) -> Endp
 
 def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> Verification:
     """Do as ``verify``, for a driver that sends, and gives all requests together ``timeout_s``."""
-    model = model_card.describe(spec.model)
+    model = model_card.describe(spec.model, spec.revision)
     ask = functools.partial(_ask, url, timeout_s)
     entries = probe.entries(wire.parse_object((yield from ask(Request(MODELS)))))
     # Where the server lists its models, the other routes are optional: a gateway may close them.

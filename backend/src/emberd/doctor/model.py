@@ -30,7 +30,6 @@ TOKENS: Final = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _APPENDING: Final = ("Qwen3ForCausalLM", "Qwen3Model")  # pool the end-of-text token
 _MODULE: Final = "."  # a custom engine is the dotted name of its module
 _OFFLINE: Final = "HF_HUB_OFFLINE"
-_YES: Final = ("1", "ON", "TRUE", "YES")
 _REFUSED: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _REDIRECTS: Final = range(300, 400)  # to the model's new name
 _LOG_IN: Final = "hf auth login (or set HF_TOKEN to a token that may read it)"
@@ -92,7 +91,7 @@ def _on_hub(spec: ServerSpec) -> Iterator[Finding]:
         yield ok("cache", f"{spec.model} is in the hub's cache: {size} in {folder}")
         yield from _end_of_text(folder)
         return
-    if any(os.environ.get(name, "").upper() in _YES for name in (_OFFLINE, "TRANSFORMERS_OFFLINE")):
+    if model_files.hub_is_offline():
         yield problem(
             "hub",
             f"{_OFFLINE} disables the download of {what}",

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from emberd import env, model_files
 from emberd.doctor.findings import Finding, note, ok, problem, split
 from emberd.env import Places
-from emberd.errors import SettingError
+from emberd.errors import InstructionError, SettingError
 from emberd.settings import DEFAULT_MODEL, ServerSpec, Settings, StartOptions
 from emberd.system.redaction import HIDDEN, origin
 
@@ -33,6 +33,7 @@ class Wanted:
         base_url: Root URL of a given server, so that none is started; None if none is given.
         api_key: The key of the given server and of EMBERD_DISCOVER. Never printed.
         problems: Settings that cannot be used, one sentence each.
+        unknown_prompts: What to say of a model whose prompts the caller has to give; else empty.
         given: Command-line options, to repeat in suggested commands.
     """
 
@@ -42,6 +43,7 @@ class Wanted:
     base_url: str | None = None
     api_key: str | None = field(default=None, repr=False)
     problems: tuple[str, ...] = ()
+    unknown_prompts: str = ""
     given: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -64,7 +66,12 @@ def read(given: Mapping[str, str]) -> Wanted:
             problems.append(str(error))
             return None
 
-    settings = tried(lambda: Settings.resolve(**given))
+    unknown_prompts = ""
+    try:
+        settings = tried(lambda: Settings.resolve(**{**given, **_no_prompts()}))
+        _ = Settings.resolve(**given) if settings else None
+    except InstructionError as error:
+        unknown_prompts = str(error)  # an application may give them
     spec = tried(lambda: settings.spec) if settings else None
     places = _places(problems)
     options = tried(StartOptions.resolve)
@@ -83,6 +90,7 @@ def read(given: Mapping[str, str]) -> Wanted:
         base_url=settings.base_url if settings else None,
         api_key=settings.api_key if settings else None,
         problems=tuple(dict.fromkeys(map(_without_secret, problems))),
+        unknown_prompts=unknown_prompts,
         given=given,
     )
 
@@ -99,6 +107,8 @@ def check_variables(wanted: Wanted) -> Iterator[Finding]:
     for text in wanted.problems:
         fact, advice = split(text)
         yield problem("setting", fact, advice or "Correct or unset it.")
+    if wanted.unknown_prompts:
+        yield note("prompts", *split(wanted.unknown_prompts))
     for name in sorted(os.environ):
         if name.startswith(env.PREFIX) and name not in (*env.VARIABLES, *env.INTERNAL):
             # The value is not shown: it may be a key under a wrong name.
@@ -110,6 +120,11 @@ def check_variables(wanted: Wanted) -> Iterator[Finding]:
     yield ok("variables", f"set: {shown}" if shown else "no EMBERD_ variable is set")
     if others := sorted(name for name in os.environ if name.startswith("OPENAI_")):
         yield ok("openai", f"{', '.join(others)} set: emberd reads none of them")
+
+
+def _no_prompts() -> dict[str, str]:
+    names = ("query_instruction", "document_instruction")
+    return {name: "" for name in names if f"{env.PREFIX}{name.upper()}" not in os.environ}
 
 
 def _requested(name: str, given: Mapping[str, str]) -> Any:

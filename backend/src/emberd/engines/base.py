@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from emberd import model_files
-from emberd.catalog import DEMO_MODEL
+from emberd import catalog, model_files
+from emberd.catalog import DEMO_MODEL, Model
 from emberd.errors import StartError
 from emberd.settings import ServerSpec, StartOptions
 from emberd.system.log_rules import Diagnosis
@@ -176,6 +176,9 @@ class EnvironmentEngine(Engine):
             return f"the folder {model} contains no {model_files.CONFIG}, so it is not a checkpoint"
         if model_files.is_path(model):
             return f"there is no folder {model}"
+        known = catalog.find(model)
+        if known is not None and (problem := self._why_unsupported_entry(known)):
+            return problem
         kept = model_files.hub_snapshot(model, spec.revision)
         return self._why_unsupported_files(kept, partial=True) if kept else None
 
@@ -186,6 +189,10 @@ class EnvironmentEngine(Engine):
 
     def _why_not_here(self, spec: ServerSpec) -> str | None:
         """Return why it cannot serve ``spec`` here even if it is installed; None if it can."""
+        raise NotImplementedError
+
+    def _why_unsupported_entry(self, model: Model) -> str | None:
+        """Return why it cannot serve a model of the catalog; None if it can."""
         raise NotImplementedError
 
     def _why_unsupported_files(self, folder: Path, *, partial: bool) -> str | None:

@@ -17,6 +17,7 @@ from typing import Final
 
 import emberd.serving
 from emberd import installs, model_card, model_files
+from emberd.catalog import Model
 from emberd.engines import gpus, own_server
 from emberd.engines.base import EnvironmentEngine, Launch, Plan, Reason
 from emberd.engines.gpus import VISIBLE, Gpu
@@ -142,13 +143,12 @@ class TransformersEngine(OwnServerEngine, EnvironmentEngine):
         # For a GPU the plan checks the memory: only then it is known which one is used.
         return problem or (None if device == _CUDA else _short_of_memory(spec, device))
 
+    def _why_unsupported_entry(self, model: Model) -> str | None:
+        return _why_other(model.name, model.architecture)
+
     def _why_unsupported_files(self, folder: Path, *, partial: bool) -> str | None:
-        architecture = model_card.architecture(folder)
-        if not partial and architecture not in _ARCHITECTURES:
-            return (
-                f"serves {' and '.join(_ARCHITECTURES)} with last-token pooling, but {folder} has "
-                f"the architecture {architecture}"
-            )
+        if not partial and (other := _why_other(str(folder), model_card.architecture(folder))):
+            return other
         problem = model_card.why_unsupported(folder, partial=partial)
         return str(problem) if problem else None
 
@@ -168,6 +168,15 @@ class TransformersEngine(OwnServerEngine, EnvironmentEngine):
         elif gpu is not None and gpu.capability >= _SGLANG_CAPABILITY:
             notes.append("SGLang is faster on this GPU: emberd engine install sglang")
         return notes
+
+
+def _why_other(model: str, architecture: str | None) -> str | None:
+    if architecture in _ARCHITECTURES:
+        return None
+    return (
+        f"serves {' and '.join(_ARCHITECTURES)} with last-token pooling, but {model} has the "
+        f"architecture {architecture}"
+    )
 
 
 def _words(

@@ -79,7 +79,7 @@ class TransformersEncoder:
 
     def __init__(self, options: LoadOptions) -> None:
         self.name = options.model
-        self.dimensions = model_card.describe(options.model).dimensions or 0
+        self.dimensions = model_card.describe(options.model, options.revision).dimensions or 0
         self.context_tokens = _CONTEXT_TOKENS
         self.device = options.device or CPU
         self.dtype = options.dtype or hardware.BFLOAT16
@@ -100,7 +100,7 @@ class TransformersEncoder:
         folder = model_folder(self._options)
         choice = hardware.choose_device(self._torch, self._options.device, self._options.dtype)
         _log.info("device %s, %s: %s", choice.device, choice.dtype, choice.why)
-        end_of_text_id = model_card.describe(self.name).end_of_text_id
+        end_of_text_id = model_card.describe(self.name, self._options.revision).end_of_text_id
         config, self._tokenizer, self._model = load_checkpoint(folder, choice, end_of_text_id)
         limit, wanted = int(config["max_position_embeddings"]), self._options.context_tokens
         if wanted is not None and wanted > limit:

@@ -111,6 +111,7 @@ class SglangEngine(EnvironmentEngine):
     progress = staticmethod(log_reader.progress)
     diagnose = staticmethod(log_reader.diagnose)
     has_failed = staticmethod(log_reader.has_failed)
+    _why_unsupported_entry = staticmethod(support.why_entry_unservable)
     _why_unsupported_files = staticmethod(support.why_unservable)
 
     def recognises(self, words: Sequence[str]) -> bool:

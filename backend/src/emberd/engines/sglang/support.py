@@ -117,11 +117,12 @@ _IN_WORDS: Final = {"cls": "the first token", "mean": "the mean of the tokens"}
 def notes(model: str, revision: str | None = None) -> list[str]:
     """Return what users of the model's vectors should know, one sentence each."""
     if not model_files.is_folder(model):
-        if catalog.lookup(model) != Model(model):
-            return []
+        if (known := catalog.find(model)) is not None:
+            kind = known.architecture or ""
+            return [] if kind in _VERIFIED else [_unverified(model, kind, _POOLING.get(kind))]
         kept = model_files.hub_snapshot(model, revision)
-        if kept is not None and model_card.names_pooling(kept):
-            return [_unverified(model, "it")]
+        if kept is not None and model_card.tells_pooling(kept):
+            return [_unverified(model, "it"), *model_card.unused_prompts(kept)]
         # SGLang downloads configuration, tokenizer and weights, but not these files.
         unchecked = (
             f"the files that say how {model} pools may not be on this machine, and SGLang does not "
@@ -129,7 +130,8 @@ def notes(model: str, revision: str | None = None) -> list[str]:
         )
         return [_unverified(model, "it"), unchecked]
     architecture = model_card.architecture(Path(model)) or "an unnamed architecture"
-    pooling = [] if architecture in _VERIFIED else [_unverified(model, architecture)]
+    taken = _pooling(Path(model))
+    pooling = [] if architecture in _VERIFIED else [_unverified(model, architecture, taken)]
     return [*pooling, *model_card.unused_prompts(Path(model))]
 
 
@@ -167,8 +169,15 @@ def _pooling(folder: Path) -> str | None:
     return _LAST_TOKEN if is_decoder and not is_configured else None
 
 
-def _unverified(model: str, what: str) -> str:
-    pooling = _pooling(Path(model)) if model_files.is_folder(model) else None
+def why_entry_unservable(model: Model) -> str | None:
+    """Return why SGLang's vectors would not be those of a model of the catalog."""
+    taken = _POOLING.get(model.architecture or "")
+    if taken == model.pooling:
+        return None
+    return f"SGLang does not pool {model.name} as it was trained ({model.pooling})"
+
+
+def _unverified(model: str, what: str, pooling: str | None = None) -> str:
     taken = _IN_WORDS.get(pooling or "")
     return (
         f"emberd has not verified how SGLang pools {what} ({model})"

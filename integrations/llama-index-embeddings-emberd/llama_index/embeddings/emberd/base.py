@@ -32,6 +32,7 @@ from llama_index.embeddings.emberd.construction import (
     EMBEDDER,
     SETTING_OF,
     embedder_of,
+    identity_of,
     invalid,
     secret,
     shown,
@@ -161,6 +162,8 @@ class EmberdEmbedding(BaseEmbedding):
         data = dict(data)
         try:
             embedder = embedder_of(cls, EmberdEmbedding, data)
+            is_cached = isinstance(cache := data.get("embeddings_cache"), BaseKVStore)
+            identity = identity_of(embedder) if is_cached else ""
         except SettingError as error:
             raise invalid(cls, data, error) from None
         # None counts as not given here too: other constructors accept callback_manager=None.
@@ -169,9 +172,9 @@ class EmberdEmbedding(BaseEmbedding):
             for name, value in data.items()
             if name not in SETTING_OF and value is not None
         }
-        if isinstance(cache := others.get("embeddings_cache"), BaseKVStore):
+        if isinstance(cache, BaseKVStore):
             # A text that is too long is an error unless it is cut, also if a cache has its vector.
-            made_with = f"{embedder.identity}&truncate={embedder.settings.truncate}"
+            made_with = f"{identity}&truncate={embedder.settings.truncate}"
             others["embeddings_cache"] = RoleKeyedStore(cache, made_with)
         made = handler(others | shown(embedder.settings))
         made._embedder = embedder

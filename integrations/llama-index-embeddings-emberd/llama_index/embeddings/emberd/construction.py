@@ -51,14 +51,24 @@ def embedder_of(owner: type[BaseModel], base: type[BaseModel], data: dict[str, A
         )
     embedder = _checked(given, data) if given is not None else _made(owner, base, data)
     # Of a to_dict(): equal settings mean another model if the files of a folder have changed.
-    if identity is not None and identity != embedder.identity:
+    if identity is not None and identity != (now := identity_of(embedder)):
         raise SettingError(
             f"The dictionary has identity={identity!r}, and its settings give "
-            f"{embedder.identity!r} here. To change settings, use model_copy(update=...); a folder "
+            f"{now!r} here. To change settings, use model_copy(update=...); a folder "
             f"that contains another model than before needs a new object, and all texts embedded "
             f"again."
         )
     return embedder
+
+
+def identity_of(embedder: Embedder) -> str:
+    """Return the identity of an embedder, without fetching what describes its model.
+
+    Raises:
+        InstructionError: The templates are not known without that.
+    """
+    _ = embedder.settings.query_template, embedder.settings.document_template
+    return embedder.identity
 
 
 def _checked(embedder: Any, data: Mapping[str, Any]) -> Embedder:
@@ -103,11 +113,14 @@ def secret(value: str | None) -> SecretStr | None:
 
 
 def shown(settings: Settings) -> dict[str, Any]:
-    """Return the values of the fields; an instruction that was not given shows as its template."""
+    """Return the values of the fields; an instruction that was not given shows as its template.
+
+    Unless that has to be fetched at first use.
+    """
     values = asdict(settings)
     values["api_key"] = secret(settings.api_key)
-    if settings.query_instruction is None:
+    if settings.query_instruction is None and settings.has_templates:
         values["query_instruction"] = settings.query_template
-    if settings.document_instruction is None:
+    if settings.document_instruction is None and settings.has_templates:
         values["document_instruction"] = settings.document_template
     return {field: values[setting] for field, setting in SETTING_OF.items()}
