@@ -74,6 +74,10 @@ class Model:
             not say.
         end_of_text_id: The token that pooling reads, appended by the tokenizer; None if there is
             none.
+        normalization: The Unicode form into which the tokenizer brings a text; None if it does not,
+            or if that is not known.
+        special_tokens: Text and id of the tokens that the tokenizer finds in a text before anything
+            else; empty if not known.
         matryoshka: Whether the model was trained so that the head of a vector is a vector.
         min_dimensions: Shortest useful vector.
         shape: The shape, from which memory is planned for a name on the hub; None if not known.
@@ -90,6 +94,8 @@ class Model:
     document_problem: str | None = None
     cut_to: int | None = None
     end_of_text_id: int | None = None
+    normalization: str | None = None
+    special_tokens: tuple[tuple[str, int], ...] = ()
     matryoshka: bool = False
     min_dimensions: int = 1
     shape: DecoderShape | None = None
@@ -104,6 +110,17 @@ _QWEN3: Final = {
     "8B": (36, 4096, 12_288, 151_665, 8_188_515_328),
 }
 
+# From 151643 on, as the tokenizer files of the Qwen3 family list them.
+_QWEN3_SPECIAL: Final = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
+    *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>"),
+    *("<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+    *("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"),
+    *("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>"),
+    *("<think>", "</think>"),
+)
+_QWEN3_FIRST_SPECIAL: Final = 151_643
+
 
 def _qwen3(size: str) -> Model:
     layers, hidden, intermediate, vocabulary, parameters = _QWEN3[size]
@@ -113,7 +130,14 @@ def _qwen3(size: str) -> Model:
         context_tokens=32_768,  # of the model card; configurations of 4B and 8B allow 40,960
         instruction_form=QWEN_FORM,
         query_task=_QWEN_TASK,
-        end_of_text_id=151643,  # <|endoftext|>, which last-token pooling reads
+        end_of_text_id=_QWEN3_FIRST_SPECIAL,  # <|endoftext|>, which last-token pooling reads
+        normalization="NFC",
+        # Configurations differ in how many of them they have: those within their vocabulary.
+        special_tokens=tuple(
+            (token, number)
+            for number, token in enumerate(_QWEN3_SPECIAL, _QWEN3_FIRST_SPECIAL)
+            if number < vocabulary
+        ),
         matryoshka=True,
         min_dimensions=32,
         shape=DecoderShape(
