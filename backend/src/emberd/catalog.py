@@ -24,6 +24,9 @@ QWEN_FORM: Final = "Instruct: {task}\nQuery:{text}"
 
 DEMO_MODEL: Final = "emberd/demo"
 
+NFC: Final = "NFC"
+"""Unicode's canonical composition: ``e`` and U+0301 become one character."""
+
 NORM_TOLERANCE: Final = 1e-2
 """How far from one a norm may be: normalising in bfloat16 is off by up to 6e-4, rounding to float16
 by 5e-4."""
@@ -74,13 +77,13 @@ class Model:
             not say.
         end_of_text_id: The token that pooling reads, appended by the tokenizer; None if there is
             none.
-        normalization: The Unicode form into which the tokenizer brings a text; None if it does not,
-            or if that is not known.
-        special_tokens: Text and id of the tokens that the tokenizer finds in a text before anything
-            else; empty if not known.
+        normalization: ``"NFC"`` if the tokenizer converts texts to this Unicode form; None if it
+            does not, or if that is not known.
         matryoshka: Whether the model was trained so that the head of a vector is a vector.
         min_dimensions: Shortest useful vector.
         shape: The shape, from which memory is planned for a name on the hub; None if not known.
+        special_tokens: Text and id of the tokens that the tokenizer finds in a text before anything
+            else; empty if not known.
     """
 
     name: str
@@ -95,10 +98,10 @@ class Model:
     cut_to: int | None = None
     end_of_text_id: int | None = None
     normalization: str | None = None
-    special_tokens: tuple[tuple[str, int], ...] = ()
     matryoshka: bool = False
     min_dimensions: int = 1
     shape: DecoderShape | None = None
+    special_tokens: tuple[tuple[str, int], ...] = ()
 
 
 # Size -> layers, hidden, intermediate, vocabulary, parameters, as public code states them. The
@@ -110,7 +113,8 @@ _QWEN3: Final = {
     "8B": (36, 4096, 12_288, 151_665, 8_188_515_328),
 }
 
-# From 151643 on, as the tokenizer files of the Qwen3 family list them.
+# As the tokenizer files of the Qwen3 family list them. Configurations differ in how many they have:
+# those within their vocabulary.
 _QWEN3_SPECIAL: Final = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
     *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>"),
@@ -119,7 +123,6 @@ _QWEN3_SPECIAL: Final = (
     *("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>"),
     *("<think>", "</think>"),
 )
-_QWEN3_FIRST_SPECIAL: Final = 151_643
 
 
 def _qwen3(size: str) -> Model:
@@ -130,14 +133,8 @@ def _qwen3(size: str) -> Model:
         context_tokens=32_768,  # of the model card; configurations of 4B and 8B allow 40,960
         instruction_form=QWEN_FORM,
         query_task=_QWEN_TASK,
-        end_of_text_id=_QWEN3_FIRST_SPECIAL,  # <|endoftext|>, which last-token pooling reads
-        normalization="NFC",
-        # Configurations differ in how many of them they have: those within their vocabulary.
-        special_tokens=tuple(
-            (token, number)
-            for number, token in enumerate(_QWEN3_SPECIAL, _QWEN3_FIRST_SPECIAL)
-            if number < vocabulary
-        ),
+        end_of_text_id=151643,  # <|endoftext|>, which last-token pooling reads
+        normalization=NFC,
         matryoshka=True,
         min_dimensions=32,
         shape=DecoderShape(
@@ -150,6 +147,7 @@ def _qwen3(size: str) -> Model:
             vocabulary=vocabulary,
             parameters=parameters,
         ),
+        special_tokens=tuple(zip(_QWEN3_SPECIAL, range(151_643, vocabulary), strict=False)),
     )
 
 
