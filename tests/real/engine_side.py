@@ -35,7 +35,8 @@ def make_qwen(folder: str, table: str, special: list[tuple[str, int]]) -> None:
 
 def count(table: str, special: list[tuple[str, int]], texts: list[str]) -> list[int]:
     """Return how many tokens ``texts`` have by Qwen's real tokenizer."""
-    return qwen_bpe.counts(Path(table), special, texts)
+    counts: list[int] = qwen_bpe.counts(Path(table), special, texts)
+    return counts
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
