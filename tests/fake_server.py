@@ -108,6 +108,7 @@ class FakeServer(HttpServer):
     cuts_without_normalising: bool = False
     has_tokenizer: bool = True
     status_without_route: int = 404
+    auto_truncate: bool | None = False  # --allow-auto-truncate; None: /server_info is closed
     closed: dict[str, int] = field(default_factory=dict)  # path -> status, as a gateway refuses it
     named: str | None = None  # what replies call the model, where it is not its name
     has_model_info: bool = True
@@ -157,6 +158,7 @@ class FakeServer(HttpServer):
             "/v1/tokenize": self._tokenize,
             "/v1/models": self._models,
             "/model_info": self._model_info,
+            **({} if self.auto_truncate is None else {"/server_info": self._server_info}),
         }
 
     def _respond(self, request: Request, connection: socket.socket) -> bytes:
@@ -180,6 +182,10 @@ class FakeServer(HttpServer):
         if not self.has_model_info:
             return _not_found(request, connection)
         return reply(200, model_info(self.model, is_generation=self.is_generation))
+
+    def _server_info(self, request: Request, connection: socket.socket) -> bytes:
+        told = {"allow_auto_truncate": self.auto_truncate}
+        return reply(200, {**told, "max_req_input_len": (self.context_tokens or 0) - 6})
 
     def _tokenize(self, request: Request, connection: socket.socket) -> bytes:
         if not self.has_tokenizer:
@@ -228,7 +234,7 @@ class FakeServer(HttpServer):
             if isinstance(given, str) and not given.strip():
                 return f"Input at index {index} cannot be empty or whitespace only"
             length = len(self._ids(given))
-            if self.context_tokens and length >= self.context_tokens:
+            if self.context_tokens and length >= self.context_tokens and not self.auto_truncate:
                 return (
                     f"The input ({length} tokens) is longer than the model's context length "
                     f"({self.context_tokens} tokens)."
@@ -236,13 +242,17 @@ class FakeServer(HttpServer):
         return None
 
     def _reply(self, body: dict[str, Any], inputs: list[Any]) -> dict[str, Any]:
-        read = [self._ids(given) for given in inputs]
+        read = [self._ids(given)[: self._kept()] for given in inputs]
         rows = [self._vector([*ids, *[0] * self.weights], body.get("dimensions")) for ids in read]
         packed = body.get("encoding_format") == "base64" and not self.floats
         vectors = [_encode(_VECTORS.get(self.fault or "", np.array)(row), packed) for row in rows]
         tokens = sum(map(len, read)) + self.usage_off_by
         whole = embeddings(self.named or self.model, vectors, tokens)
         return {**whole, "data": _LISTS.get(self.fault or "", list)(whole["data"])}
+
+    def _kept(self) -> int | None:
+        """After how many tokens it cuts a text, its end-of-text token included."""
+        return self.context_tokens - 6 if self.auto_truncate and self.context_tokens else None
 
     def _vector(self, ids: list[int], wanted: int | None) -> Vector:
         row = vector_of_ids(ids, self.dimensions)

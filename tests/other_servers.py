@@ -7,10 +7,12 @@ how they were started.
 
 from __future__ import annotations
 
+import re
 import socket
 from typing import Any
 
-from fake_server import FakeServer, refusal
+from emberd.catalog import lookup
+from fake_server import QWEN, FakeServer, refusal
 from http_server import Answer, Request, model_info, reply
 
 
@@ -121,6 +123,7 @@ class LlamaCpp(Other):
     """llama.cpp's server: ignores ``dimensions``, takes any model's name, says it back."""
 
     embeds = True
+    knows_special = True  # the model's file marks special tokens as such
 
     def answers(self) -> dict[str, Any]:
         entry = {
@@ -146,10 +149,18 @@ class LlamaCpp(Other):
         return {**super().routes(), "/tokenize": self._tokenize}
 
     def _tokenize(self, request: Request, connection: socket.socket) -> bytes:
-        ids = list(request.body["content"].encode())
+        ids = self._tokens(request.body["content"])
         if request.body.get("add_special") and self.end_of_text is not None:
             ids.append(self.end_of_text)
         return reply(200, {"tokens": ids})
+
+    def _tokens(self, text: str) -> list[int]:
+        special = dict(lookup(QWEN).special_tokens) if self.knows_special else {}
+        pattern = "|".join(map(re.escape, special)) or "(?!)"
+        tokens: list[int] = []
+        for part in re.split(f"({pattern})", text):
+            tokens.extend([special[part]] if part in special else part.encode())
+        return tokens
 
     def _embeddings(self, request: Request, connection: socket.socket) -> bytes:
         status, error = 200, {}

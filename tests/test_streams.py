@@ -107,7 +107,7 @@ def _with_bad_ones(server: FakeServer) -> tuple[list[Any], dict[int, type[TextEr
     texts[3] = None
     texts[70] = "half of \ud83d"
     texts[71] = "x" * 300
-    texts[WINDOW_TEXTS + 7] = " "
+    texts[WINDOW_TEXTS + 7] = ""
     texts[-1] = "y" * 300
     wrong = {3: TextError, 70: TextError, 71: TextTooLongError, WINDOW_TEXTS + 7: TextError}
     return texts, {**wrong, len(texts) - 1: TextTooLongError}
@@ -130,6 +130,24 @@ def test_texts_that_cannot_be_embedded_are_set_aside_with_their_place(
     )
     good = [place for place in range(len(texts)) if place not in wrong]
     assert (np.stack([rows[place] for place in good]) == vectors_of(texts[p] for p in good)).all()
+
+
+@both
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+def test_blank_texts_are_set_aside_only_where_their_tokens_cannot_be_asked_for(
+    collect: Collect, server: FakeServer, has_tokenizer: bool
+) -> None:
+    server.has_tokenizer = has_tokenizer
+    texts = [" " if place % 3 == 0 else f"text {place}" for place in range(WINDOW_TEXTS + 50)]
+    texts[6] = "\t"
+    rows = collect(_embedder(server), iter(texts), set_aside=True)
+    for place, (text, row) in enumerate(zip(texts, rows, strict=True)):
+        if has_tokenizer or text.strip():
+            assert (row == vectors_of([text])).all()
+        else:
+            assert isinstance(row, TextError)
+            assert row.index == place
+    assert len(server.to("/v1/tokenize")) <= 4 + 2  # and those of the verification
 
 
 @both

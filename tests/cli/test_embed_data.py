@@ -42,7 +42,7 @@ def test_rows_keep_their_fields_and_get_their_vectors(running: Command, tmp_path
 
 
 def test_bad_rows_are_set_aside_and_the_exit_code_tells(emberd: Command, tmp_path: Path) -> None:
-    """The stub knows no token for a blank text, and dies of another."""
+    """The stub has no tokenizer route for a blank text, and dies of another."""
     texts = ["one", None, " ", "half \ud800", "DIE", "x" * 50, "two"]
     source = _lines(tmp_path / "in.jsonl", texts)
     target = tmp_path / "out.parquet"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -17,6 +18,7 @@ from emberd.endpoint import Endpoint
 from emberd.errors import (
     AuthenticationError,
     BadReplyError,
+    PoisonTextError,
     RejectedError,
     RequestTimeoutError,
     ServerUnavailableError,
@@ -298,21 +300,102 @@ def test_the_first_error_ends_the_call_and_cancels_what_has_not_begun(
 # ---- blank and over-long texts
 
 
-def test_blank_texts_are_sent_as_the_end_of_text_token(kind: Kind) -> None:
+def test_blank_texts_are_sent_as_their_token_ids(kind: Kind) -> None:
+    texts = ["a", "", "b", "\n", "\x1c", "\u2028", "\u200b", "\n"]
     with FakeServer(model=QWEN, dimensions=1024) as server:
-        vectors = embed(kind, server.endpoint, ["a", "", "b", "\n"], model=QWEN)
-        assert (vectors == vectors_of(["a", "", "b", ""], 1024)).all()
-        assert ["a", "b"] in server.embedded
-        assert [[END_OF_TEXT], [END_OF_TEXT]] in server.embedded
+        vectors = embed(kind, server.endpoint, texts, model=QWEN)
+        assert (vectors == vectors_of(texts, 1024)).all()
+        assert ["a", "b", "\u200b"] in map(sorted, server.embedded)
+        assert [END_OF_TEXT] in [given for batch in server.embedded for given in batch]
+        # Equal ones are tokenized once.
+        assert len(server.to("/v1/tokenize")) == 3
 
 
-def test_a_blank_text_of_another_model_is_named_before_anything_is_sent(
+def test_white_space_needs_no_known_end_of_text_token(kind: Kind, server: FakeServer) -> None:
+    texts = ["a", " ", "\t" * 990]
+    assert (embed(kind, server.endpoint, texts) == vectors_of(texts)).all()
+
+
+def test_an_empty_text_of_another_model_is_named_before_anything_is_sent(
     kind: Kind, server: FakeServer
 ) -> None:
-    with pytest.raises(TextError, match="Text 1 is blank") as caught:
-        embed(kind, server.endpoint, ["a", " "])
+    with pytest.raises(TextError, match="Text 1 is empty") as caught:
+        embed(kind, server.endpoint, ["a", ""])
     assert caught.value.index == 1
     assert server.requests == []
+
+
+def test_white_space_that_is_too_long_is_cut_or_named(kind: Kind) -> None:
+    texts = ["a", " " * 1500, " " * 1500]
+    with FakeServer(model=QWEN, dimensions=1024) as server:
+        with pytest.raises(TextTooLongError) as caught:
+            embed(kind, server.endpoint, texts, model=QWEN)
+        assert (caught.value.index, caught.value.tokens) == (1, 1501)
+        vectors = embed(kind, server.endpoint, texts, model=QWEN, truncate=True)
+        assert (vectors == vectors_of(["a", " " * 998, " " * 998], 1024)).all()
+
+
+@pytest.mark.parametrize("status", [404, 403])
+def test_white_space_is_named_where_the_tokenizer_cannot_be_asked(
+    kind: Kind, server: FakeServer, status: int
+) -> None:
+    server.closed = {"/v1/tokenize": status}
+    with pytest.raises(TextError, match=r"Text 1 is blank \('\\n'\)") as caught:
+        embed(kind, server.endpoint, ["a", "\n", " "])
+    assert caught.value.index == 1
+    assert server.embedded == []
+
+
+def test_white_space_is_sent_as_the_server_after_a_death_takes_it(
+    kind: Kind, server: FakeServer
+) -> None:
+    """The first takes it as a text, the second does not."""
+    texts = ["a", " ", "DIE", "\n"]
+    server.deadly = "DIE"
+    first = replace(server.endpoint, server="vllm")
+
+    def reconnect(endpoint: Endpoint) -> Endpoint:
+        server.deadly = None
+        return server.revive()
+
+    vectors = embed(kind, first, texts, reconnect=reconnect)
+    assert (vectors == vectors_of(texts)).all()
+    assert ["a", " ", "DIE", "\n"] not in server.embedded[1:]
+
+
+# ---- what the server says that it read
+
+
+def test_a_reply_for_other_tokens_than_those_that_were_sent_is_refused(
+    kind: Kind, server: FakeServer
+) -> None:
+    server.usage_off_by = -1
+    texts = ["z" * 998, "y" * 997]
+    with pytest.raises(BadReplyError, match=f"read {998 + 999 - 1} tokens, but the 2 texts"):
+        embed(kind, server.endpoint, texts)
+    with pytest.raises(BadReplyError, match=r"read 1 tokens.*have 2"):
+        embed(kind, server.endpoint, [" "])
+    # Of one of them it is not known how many it has.
+    assert embed(kind, server.endpoint, ["a", "z" * 998]).shape == (2, 16)
+    server.usage_off_by = 0
+    assert (embed(kind, server.endpoint, texts) == vectors_of(texts)).all()
+
+
+def test_an_error_shows_the_text_as_the_caller_gave_it(kind: Kind) -> None:
+    with FakeServer(model=QWEN, dimensions=1024, context_tokens=20, deadly="é") as server:
+        with pytest.raises(TextTooLongError) as caught:
+            embed(kind, server.endpoint, ["a", "e\u0301" * 10], model=QWEN)
+        assert (caught.value.index, caught.value.tokens) == (1, 21)
+        with pytest.raises(PoisonTextError) as poison:
+            embed(
+                kind,
+                server.endpoint,
+                ["a", "e\u0301"],
+                model=QWEN,
+                reconnect=lambda _: server.revive(),
+            )
+        assert poison.value.index == 1
+        assert "e\u0301" in str(poison.value)
 
 
 def test_an_over_long_text_is_named_before_anything_is_embedded(
@@ -413,5 +496,4 @@ def test_texts_of_any_mixture_come_out_right(kind: Kind) -> None:
     with FakeServer(model=QWEN, dimensions=1024) as server:
         server.answer_first(503, 429, 500)
         vectors = embed(kind, server.endpoint, texts, model=QWEN, truncate=True, batch_size=7)
-    expected = ["" if not text.strip() else text[:998] for text in texts]
-    assert (vectors == vectors_of(expected, 1024)).all()
+    assert (vectors == vectors_of([text[:998] for text in texts], 1024)).all()

@@ -11,6 +11,7 @@ from emberd.errors import TextError
 
 PLAIN = Model("test/model")
 LAST_TOKEN = Model("test/model", end_of_text_id=7)
+NFC = Model("test/model", normalization="NFC", special_tokens=(("<|end|>", 8), ("<think>", 9)))
 
 
 def _prepared(texts: Any, template: str, model: Model) -> PreparedTexts:
@@ -18,28 +19,74 @@ def _prepared(texts: Any, template: str, model: Model) -> PreparedTexts:
 
 
 def test_texts_are_put_into_the_template_and_measured_in_bytes() -> None:
-    prepared = _prepared(["a", "é{text}"], "<{text}>", PLAIN)
+    prepared = _prepared(["a", "é{text}"], "<{text}>", NFC)
     assert prepared.inputs == ["<a>", "<é{text}>"]
     assert prepared.sizes == [3, 10]
 
 
+def test_a_text_is_measured_in_the_longest_form_that_an_unknown_tokenizer_may_give_it() -> None:
+    texts = ["plain", "\U0001d160" * 300, "\ufdfa"]
+    prepared = _prepared(texts, "{text}", PLAIN)
+    assert prepared.inputs == texts
+    assert prepared.sizes == [5, 3600, 33]
+
+
+@pytest.mark.parametrize(
+    ("text", "template", "sent"),
+    [
+        ("cafe\u0301", "{text}", "café"),
+        ("\u0301", "e{text}", "é"),
+        ("\U0001d160", "{text}", "\U0001d158\U0001d165\U0001d16e"),
+        ("\u2000", "{text}", "\u2002"),
+        ("ﬁ", "{text}", "ﬁ"),  # NFKC would change it
+        # The tokenizer finds its special tokens first, and normalises what is between them.
+        ("a>\u0338", "{text}", "a\u226f"),
+        ("e\u0301<think>\u0338", "{text}", "é<think>\u0338"),
+        ("<|end|>\u0301\u0338\u0338", "{text}", "<|end|>\u0338\u0338\u0301"),
+    ],
+)
+def test_a_text_is_normalised_as_by_the_tokenizer_of_the_model(
+    text: str, template: str, sent: str
+) -> None:
+    prepared = _prepared([text], template, NFC)
+    assert prepared.inputs == [sent]
+    assert prepared.sizes == [len(sent.encode())]
+    assert _prepared([text], template, PLAIN).inputs == [template.replace("{text}", text)]
+
+
 def test_the_bare_template_copies_no_text() -> None:
-    text = "a long document"
-    assert _prepared([text], "{text}", PLAIN).inputs[0] is text
+    for text in ("a long document", "ein längeres Dokument"):
+        assert _prepared([text], "{text}", NFC).inputs[0] is text
 
 
-@pytest.mark.parametrize("blank", ["", " ", "\n\t", "\u3000", "\u2028"])
-def test_a_blank_text_becomes_the_end_of_text_token(blank: str) -> None:
-    assert _prepared(["a", blank], "{text}", LAST_TOKEN).inputs == ["a", [7]]
+def test_an_empty_text_becomes_the_end_of_text_token() -> None:
+    assert _prepared(["a", ""], "{text}", LAST_TOKEN).inputs == ["a", [7]]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_blank"),
+    [
+        *((space, True) for space in (" ", "\n\t", "\x1c", "\x1f", "\x85", "\xa0", "\u2028")),
+        *((space, True) for space in ("\u2000", "\u3000")),
+        *((mark, False) for mark in ("\u200b", "\u2060", "\ufeff", "\u180e", "\x00", " .")),
+    ],
+)
+def test_white_space_stays_as_it_is_and_is_noted_where_sglang_refuses_it(
+    text: str, is_blank: bool
+) -> None:
+    prepared = _prepared(["a", text], "{text}", LAST_TOKEN)
+    assert prepared.inputs == ["a", text]
+    assert prepared.blank == ([1] if is_blank else [])
 
 
 def test_a_blank_text_in_a_template_with_words_is_not_blank() -> None:
-    assert _prepared([""], "query: {text}", PLAIN).inputs == ["query: "]
+    prepared = _prepared(["", " "], "query: {text}", PLAIN)
+    assert (prepared.inputs, prepared.blank) == (["query: ", "query:  "], [])
 
 
-def test_a_blank_text_without_a_known_end_of_text_token_is_named() -> None:
-    with pytest.raises(TextError, match=r"Text 1 is blank.*test/model.*Omit blank") as caught:
-        _prepared(["a", " "], "{text}", PLAIN)
+def test_an_empty_text_without_a_known_end_of_text_token_is_named() -> None:
+    with pytest.raises(TextError, match=r"Text 1 is empty.*test/model.*Omit empty") as caught:
+        _prepared(["a", ""], "{text}", PLAIN)
     assert caught.value.index == 1
 
 
@@ -68,13 +115,14 @@ def test_a_lone_surrogate_of_the_template_is_said_to_be_in_the_instruction() -> 
 
 
 def test_a_lone_surrogate_is_named_with_its_place() -> None:
-    with pytest.raises(TextError, match=r"Text 1 .*'\\ud83d' at character 3") as caught:
-        _prepared(["fine \U0001f600", "bad\ud83d"], "{text}", PLAIN)
-    assert caught.value.index == 1
+    for model, text in ((PLAIN, "bad\ud83d"), (PLAIN, "bä \ud83d"), (NFC, "ba\u0308\ud83d")):
+        with pytest.raises(TextError, match=r"Text 1 .*'\\ud83d' at character 3") as caught:
+            _prepared(["fine \U0001f600", text], "{text}", model)
+        assert caught.value.index == 1
 
 
 def test_only_texts_that_might_be_too_long_are_counted() -> None:
-    prepared = _prepared(["x" * 90, "x" * 100, "é" * 60], "{text}", PLAIN)
+    prepared = _prepared(["x" * 90, "x" * 100, "é" * 60], "{text}", NFC)
     assert prepared.to_count(100, range(3)) == [1, 2]
     assert prepared.to_count(100, [2]) == [2]
 

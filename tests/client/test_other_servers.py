@@ -18,6 +18,7 @@ from emberd.errors import (
     RejectedError,
     ServerMismatchError,
     ServerUnavailableError,
+    TextError,
     TextTooLongError,
 )
 from emberd.settings import ServerSpec
@@ -68,10 +69,53 @@ def test_its_vectors_are_the_models(serve: Serve, kind: type[FakeServer]) -> Non
 
 
 @every_kind
-def test_a_blank_text_is_the_end_of_text_alone(serve: Serve, kind: type[FakeServer]) -> None:
+def test_an_empty_text_is_the_end_of_text_and_white_space_is_itself(
+    serve: Serve, kind: type[FakeServer]
+) -> None:
     server = serve(kind)
-    embedder(server).embed_documents(["a", " "])
-    assert [END_OF_TEXT] in [given for batch in server.embedded for given in batch]
+    texts = ["a", "", " ", "\x1c\n", "\u200b"]
+    vectors = embedder(server).embed_documents(texts)
+    assert np.abs(vectors - vectors_of(texts, DIMENSIONS)).max() < 1e-6
+    sent = [given for batch in server.embedded for given in batch]
+    assert [END_OF_TEXT] in sent
+    assert (" " in sent) == (kind is not Router)  # what SGLang refuses, the others take
+
+
+@every_kind
+def test_a_text_is_sent_as_the_reference_tokenizer_normalises_it(
+    serve: Serve, kind: type[FakeServer]
+) -> None:
+    vectors = embedder(serve(kind)).embed_documents(["cafe\u0301", "\u2000"])
+    assert np.abs(vectors - vectors_of(["café", "\u2002"], DIMENSIONS)).max() < 1e-6
+
+
+def test_special_tokens_are_sent_to_llama_cpp_as_their_ids(serve: Serve) -> None:
+    server = serve(LlamaCpp)
+    embedder(server).embed_documents(["a", "b<|im_end|>c<|endoftext|>"])
+    ids = [*b"b", 151_645, *b"c", END_OF_TEXT, END_OF_TEXT]
+    assert [ids] in server.embedded
+
+
+def test_a_special_token_that_llama_cpp_reads_as_text_is_named(serve: Serve) -> None:
+    server = serve(LlamaCpp)
+    server.knows_special = False  # type: ignore[attr-defined]
+    for text, token in (("b<|im_end|>c", "<|im_end|>"), ("<|endoftext|>", "<|endoftext|>")):
+        with pytest.raises(TextError) as caught:
+            embedder(server).embed_documents(["a", text])
+        assert caught.value.index == 1
+        assert token in str(caught.value)
+        assert text in str(caught.value)
+    *_, aside = embedder(server).iter_documents(["a", "b<|im_end|>"], set_aside=True)
+    assert isinstance(aside, TextError)
+
+
+@every_kind
+def test_special_tokens_are_left_to_the_tokenizers_of_transformers(
+    serve: Serve, kind: type[FakeServer]
+) -> None:
+    server = serve(kind)
+    embedder(server).embed_documents(["a <|im_end|> b"])
+    assert (["a <|im_end|> b"] in server.embedded) == (kind is not LlamaCpp)
 
 
 @every_kind

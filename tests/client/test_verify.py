@@ -9,16 +9,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from emberd import Embedder
 from emberd.client.clients import AsyncClient, Client
 from emberd.client.verify import verify
 from emberd.endpoint import Endpoint
-from emberd.errors import AuthenticationError, ServerMismatchError, ServerUnavailableError
+from emberd.errors import (
+    AuthenticationError,
+    ServerMismatchError,
+    ServerUnavailableError,
+    TextTooLongError,
+)
 from emberd.settings import ServerSpec, Settings
 from emberd.system import listeners
 from emberd.system.listeners import Listener
-from fake_server import MODEL, QWEN, FakeServer
+from fake_server import MODEL, QWEN, FakeServer, vectors_of
 from http_server import reply
 
 
@@ -348,3 +355,33 @@ def test_proxies_are_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     with _qwen() as server:
         assert _by_urllib(server, ServerSpec(model=QWEN)).dimensions == 1024
+
+
+@every
+@pytest.mark.parametrize(
+    ("auto_truncate", "context"), [(False, 32_768), (True, 32_763), (None, 32_763)]
+)
+def test_a_server_that_cuts_texts_by_itself_is_asked_for_none_that_it_would_cut(
+    ask: Verifier, auto_truncate: bool | None, context: int
+) -> None:
+    with _qwen(auto_truncate=auto_truncate) as server:
+        found = ask(server, ServerSpec(model=QWEN))
+        assert (found.context_tokens, found.server) == (context, "sglang")
+
+
+@pytest.mark.parametrize("auto_truncate", [True, None])
+def test_a_text_that_the_server_would_cut_is_cut_here_with_its_end_or_named(
+    auto_truncate: bool | None,
+) -> None:
+    texts = ["a", "b" * 1200, "c" * 994, "d" * 993]
+    with _qwen(context_tokens=1000) as server:
+        server.auto_truncate = auto_truncate
+        embedder = Embedder(QWEN, base_url=server.url)
+        for given, tokens in ((texts[:2], 1201), (texts[2:], 995)):
+            with pytest.raises(TextTooLongError) as caught:
+                embedder.embed_documents(given)
+            assert (caught.value.tokens, caught.value.limit) == (tokens, 994)
+        server.auto_truncate = True
+        cutting = Embedder(QWEN, base_url=server.url, truncate=True)
+        expected = vectors_of(["a", "b" * 993, "c" * 993, "d" * 993], 1024)
+        assert np.abs(cutting.embed_documents(texts) - expected).max() < 1e-6

@@ -66,14 +66,16 @@ def test_documents_are_sent_unmodified(made: type[Framework], server: FakeServer
     assert sorted(text for batch in server.embedded for text in batch) == sorted(texts)
 
 
-def test_a_blank_document_is_sent_as_the_end_of_text_token(
+def test_blank_documents_are_sent_as_their_token_ids(
     made: type[Framework], server: FakeServer
 ) -> None:
     """The server rejects a whole batch that contains one blank text."""
     framework = _attached(made, server)
-    vectors = framework.documents(["a", " \n"])
-    assert same(vectors, [vector_of("a", _DIMENSIONS), vector_of("", _DIMENSIONS)])
-    assert [[END_OF_TEXT]] in server.embedded
+    texts = ["a", " \n", ""]
+    assert same(framework.documents(texts), vectors_of(texts, _DIMENSIONS))
+    sent = [given for batch in server.embedded for given in batch]
+    assert [END_OF_TEXT] in sent
+    assert [*b" \n", END_OF_TEXT] in sent
 
 
 async def test_both_frameworks_send_the_same_requests(server: FakeServer) -> None:

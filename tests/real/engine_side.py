@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import make_tiny as tiny  # type: ignore[import-not-found]  # beside this script
+import qwen_bpe  # type: ignore[import-not-found]
 import reference as by_transformers  # type: ignore[import-not-found]
 
 
@@ -27,7 +28,20 @@ def reference(folder: str, dtype: str, texts: list[str]) -> Any:
     return by_transformers.main(folder, dtype, texts)
 
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {"make_tiny": make_tiny, "reference": reference}
+def make_qwen(folder: str, table: str, special: list[tuple[str, int]]) -> None:
+    """Write a tiny checkpoint with Qwen's real tokenizer to ``folder``."""
+    qwen_bpe.make(Path(folder), Path(table), special)
+
+
+def count(table: str, special: list[tuple[str, int]], texts: list[str]) -> list[int]:
+    """Return how many tokens ``texts`` have by Qwen's real tokenizer."""
+    counts: list[int] = qwen_bpe.counts(Path(table), special, texts)
+    return counts
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    function.__name__: function for function in (make_tiny, reference, make_qwen, count)
+}
 
 if __name__ == "__main__":
     for line in sys.stdin:

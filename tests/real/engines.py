@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ START_S: Final = 240.0
 _SCRIPT_S: Final = 240.0
 
 Vectors = NDArray[np.float32]
+Special = Sequence[tuple[str, int]]
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,16 @@ class EngineSide:
         """Return what Transformers makes of ``texts`` with the weights in ``folder``."""
         found = self._ask("reference", str(folder), dtype, texts)
         return Reference(found["ids"], np.array(found["vectors"], np.float32))
+
+    def make_qwen(self, folder: Path, table: Path, special: Special) -> Path:
+        """Write a tiny checkpoint with Qwen's real tokenizer to ``folder``; return it."""
+        self._ask("make_qwen", str(folder), str(table), special)
+        return folder
+
+    def count(self, table: Path, special: Special, texts: list[str]) -> list[int]:
+        """Return how many tokens ``texts`` have by Qwen's real tokenizer."""
+        counts: list[int] = self._ask("count", str(table), special, texts)
+        return counts
 
     def _ask(self, *asked: Any) -> Any:
         assert self._process.stdin is not None

@@ -30,8 +30,12 @@ TRAINED_ON = [
 
 def main(folder: Path, layers: int, hidden: int) -> None:
     """Write the checkpoint to ``folder``."""
+    write_checkpoint(folder, make_tokenizer(), layers, hidden)
+
+
+def write_checkpoint(folder: Path, tokenizer: Any, layers: int, hidden: int) -> None:
+    """Write a checkpoint with this tokenizer to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer()
     tokenizer.save_pretrained(folder)
     make_model(len(tokenizer), tokenizer.convert_tokens_to_ids(END_OF_TEXT), layers, hidden)(folder)
     write(folder / "modules.json", modules())
@@ -45,7 +49,6 @@ def main(folder: Path, layers: int, hidden: int) -> None:
 def make_tokenizer() -> Any:
     """Return a byte-level BPE tokenizer whose post-processor appends the end-of-text token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
 
     bare = Tokenizer(models.BPE())
     bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -68,6 +71,13 @@ def make_tokenizer() -> Any:
             ),
         ]
     )
+    return wrapped(bare)
+
+
+def wrapped(bare: Any) -> Any:
+    """Return a tokenizer as Transformers saves it."""
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(
         tokenizer_object=bare,
         eos_token=END_OF_TEXT,

@@ -85,6 +85,8 @@ class Model:
         matryoshka: Whether the model was trained so that the head of a vector is a vector.
         min_dimensions: Shortest useful vector.
         shape: The shape, from which memory is planned for a name on the hub; None if not known.
+        special_tokens: Text and id of the tokens that the tokenizer finds in a text before anything
+            else; empty if not known.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Model:
     matryoshka: bool = False
     min_dimensions: int = 1
     shape: DecoderShape | None = None
+    special_tokens: tuple[tuple[str, int], ...] = ()
 
 
 # Size -> layers, hidden, intermediate, vocabulary, parameters, as public code states them. The
@@ -114,6 +117,17 @@ _QWEN3: Final = {
     "4B": (36, 2560, 9728, 151_665, 4_021_774_336),
     "8B": (36, 4096, 12_288, 151_665, 8_188_515_328),
 }
+
+# As the tokenizer files of the Qwen3 family list them. Configurations differ in how many they have:
+# those within their vocabulary.
+_QWEN3_SPECIAL: Final = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
+    *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>"),
+    *("<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+    *("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"),
+    *("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>"),
+    *("<think>", "</think>"),
+)
 
 
 def _qwen3(size: str) -> Model:
@@ -140,6 +154,7 @@ def _qwen3(size: str) -> Model:
             vocabulary=vocabulary,
             parameters=parameters,
         ),
+        special_tokens=tuple(zip(_QWEN3_SPECIAL, range(151_643, vocabulary), strict=False)),
     )
 
 

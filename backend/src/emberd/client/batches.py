@@ -115,4 +115,6 @@ def make_batches(prepared: PreparedTexts, batch_texts: int) -> Iterator[Batch]:
 
 def _tokens(prepared: PreparedTexts, index: int) -> int:
     given = prepared.inputs[index]
-    return len(given) if isinstance(given, list) else prepared.sizes[index] // _BYTES_PER_TOKEN + 1
+    if isinstance(given, list):
+        return len(given)
+    return prepared.counted.get(index) or prepared.sizes[index] // _BYTES_PER_TOKEN + 1

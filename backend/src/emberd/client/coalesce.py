@@ -146,7 +146,10 @@ def _distribute(
     answer = wire.body_or_failure(outcome, endpoint.url)
     try:
         if isinstance(answer, bytes):
-            found = yield from wire.read_embeddings(answer, _count(entries), endpoint.dimensions)
+            tokens = wire.total_tokens(entry.request for entry in entries)
+            found = yield from wire.read_embeddings(
+                answer, _count(entries), endpoint.dimensions, tokens
+            )
             vectors = iter(found.vectors)
             for entry in entries:
                 part = list(islice(vectors, len(entry.request.inputs)))

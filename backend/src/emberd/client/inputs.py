@@ -1,10 +1,13 @@
-"""Texts made ready to send: validated, put into their template, blank ones replaced."""
+"""Texts made ready to send: validated, put into their template, normalised."""
 
 from __future__ import annotations
 
+import functools
+import re
+import unicodedata
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from emberd.catalog import Model
 from emberd.client.event_loops import Steps
@@ -19,6 +22,8 @@ _EXCERPT_CHARACTERS: Final = 80
 _TEXTS_A_STEP: Final = 32
 # What a tokenizer may add to the tokens of the bytes: a start, an end, a leading space.
 _ADDED_TOKENS: Final = 3
+# The form that no other form of a text exceeds in bytes.
+_LONGEST_FORM: Final = "NFKD"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +31,16 @@ class PreparedTexts:
     """Texts as they are sent to the server; both lists have one entry per text.
 
     Attributes:
-        inputs: The templated text, or token ids for a blank one; None for one that is not sent.
-        sizes: Length of the templated text in bytes of UTF-8.
+        inputs: The templated text, or token ids; None for one that is not sent.
+        sizes: Length of the templated text, as the tokenizer splits it, in bytes of UTF-8.
+        blank: The texts that are white space.
+        counted: How many tokens a text has, for those that were counted.
     """
 
     inputs: list[Input | None]
     sizes: list[int]
+    blank: list[int] = field(default_factory=list)
+    counted: dict[int, int] = field(default_factory=dict)
 
     def skip(self, index: int) -> None:
         """Do not send a text."""
@@ -41,10 +50,22 @@ class PreparedTexts:
     def to_count(self, limit_tokens: int, among: Sequence[int]) -> list[int]:
         """Return which of the texts ``among`` may have more than ``limit_tokens`` tokens.
 
-        No tokenizer makes more tokens than the text has bytes, so most texts need no counting.
+        No tokenizer makes more tokens than the text has bytes in the form in which it splits the
+        text, so most texts need no counting.
         """
         shortest, sizes = limit_tokens - _ADDED_TOKENS, self.sizes
         return [index for index in among if sizes[index] > shortest]
+
+    def tokens(self, indices: Iterable[int]) -> int | None:
+        """Return how many tokens the texts have together; None if one of them is not counted."""
+        total = 0
+        for index in indices:
+            given = self.inputs[index]
+            count = len(given) if isinstance(given, list) else self.counted.get(index)
+            if count is None:
+                return None
+            total += count
+        return total
 
 
 def prepare(
@@ -60,13 +81,13 @@ def prepare(
     Args:
         texts: What the caller gave.
         template: The template, with ``{text}`` in it.
-        model: What the catalog knows of the model; its end-of-text token replaces blank texts.
+        model: What is known of the model; its end-of-text token replaces empty texts.
         offset: How many texts of the caller precede these.
         on_error: Called with (index in ``texts``, error) for a text that cannot be sent, instead
             of raising.
 
     Raises:
-        TextError: Something is not a text, cannot be encoded, or is blank and the model has no
+        TextError: Something is not a text, cannot be encoded, or is empty and the model has no
             known end-of-text token; it has the index.
     """
     prepared = PreparedTexts([], [])
@@ -74,6 +95,9 @@ def prepare(
         given: Input | None
         try:
             given, size = _prepare_one(offset + index, text, template, model)
+            # What SGLang refuses: it asks the same.
+            if isinstance(given, str) and not given.strip():
+                prepared.blank.append(index)
         except TextError as error:
             if on_error is None:
                 raise
@@ -93,12 +117,15 @@ def _prepare_one(index: int, text: object, template: str, model: Model) -> tuple
             f"Convert it, or omit it.",
             index=index,
         )
-    # The bare template is the usual one for documents: no copy of each text for it.
-    templated = text if template == _BARE else apply(template, text)
+    templated = in_template(text, template, model)
     try:
-        size = len(templated.encode())
+        if templated.isascii() or model.normalization is not None:
+            size = len(templated.encode())
+        else:
+            # The tokenizer may bring it into any form: 4 bytes of U+1D160 become 12 in NFC.
+            size = len(unicodedata.normalize(_LONGEST_FORM, templated).encode())
     except UnicodeEncodeError as error:
-        surrogate = templated[error.start]
+        surrogate = error.object[error.start]
         where = text.find(surrogate)
         what = f"Text {index}" if where >= 0 else "The instruction"
         at = f" at character {where}" if where >= 0 else ""
@@ -108,17 +135,43 @@ def _prepare_one(index: int, text: object, template: str, model: Model) -> tuple
             f"text.encode('utf-8', 'replace').decode().",
             index=index,
         ) from None
-    if templated.strip():
+    if templated:
         return templated, size
-    # The server refuses a whole batch for one blank text, so a blank one is sent as the token that
-    # the reference implementation sees for "".
+    # Servers refuse an empty text, so it is sent as the token that the reference implementation
+    # sees for it.
     if model.end_of_text_id is None:
         raise TextError(
-            f"Text {index} is blank, and emberd does not know the end-of-text token of "
-            f"{model.name}, which would replace it. Omit blank texts.",
+            f"Text {index} is empty, and emberd does not know the end-of-text token of "
+            f"{model.name}, which would replace it. Omit empty texts.",
             index=index,
         )
     return [model.end_of_text_id], size
+
+
+def in_template(text: str, template: str, model: Model) -> str:
+    """Return ``text`` in its template, as the model's tokenizer would normalise it.
+
+    Some servers have a tokenizer that does not (llama.cpp); for all others this changes nothing.
+    """
+    # The bare template is the usual one for documents: no copy of each text for it.
+    templated = text if template == _BARE else apply(template, text)
+    form: Any = model.normalization
+    if form is None or templated.isascii() or unicodedata.is_normalized(form, templated):
+        return templated
+    # The tokenizer finds special tokens before it normalises, so a token is not composed with the
+    # mark that follows it: ">" and U+0338 are one character in NFC.
+    parts = _special(model).split(templated) if model.special_tokens else [templated]
+    return "".join([unicodedata.normalize(form, part) for part in parts])
+
+
+def special_tokens_in(text: str, model: Model) -> list[str]:
+    """Return the texts of special tokens of ``model`` in ``text``, in order."""
+    return _special(model).findall(text) if model.special_tokens else []
+
+
+@functools.lru_cache(maxsize=16)
+def _special(model: Model) -> re.Pattern[str]:
+    return re.compile(f"({'|'.join(re.escape(token) for token, _ in model.special_tokens)})")
 
 
 def as_list(texts: Iterable[str]) -> list[str]:

@@ -37,7 +37,7 @@ import numpy as np
 from emberd.client import lengths, wire
 from emberd.client.batches import Batch, make_batches
 from emberd.client.event_loops import Steps
-from emberd.client.inputs import PreparedTexts, as_list, excerpt, prepare
+from emberd.client.inputs import PreparedTexts, as_list, excerpt, in_template, prepare
 from emberd.client.lengths import EndpointFacts, Lengths, TokenCount
 from emberd.client.vectors import Floats, KnownVectors, cut, decode
 from emberd.client.wire import Embeddings, Failure, Outcome, Request, ServerLost, TooLong
@@ -53,7 +53,6 @@ from emberd.errors import (
     TextError,
     TextTooLongError,
 )
-from emberd.prompts import apply
 from emberd.settings import Settings
 
 Work = Batch | TokenCount
@@ -266,6 +265,7 @@ class Job:
             yield from self._lengths.begin(endpoint)
             # Batches are made as they are taken, so not before the over-long texts are cut.
             self._fresh = make_batches(self._prepared, self._settings.batch_size)
+        yield from self._lengths.find_ids(endpoint)
         if self._lost is not None:
             self._lost = None
             self._recoveries_without_progress += 1
@@ -291,7 +291,13 @@ class Job:
         if self._settings.server_dimensions and endpoint not in self._facts.uncut:
             dimensions = self._settings.dimensions
         (self._cut_by_server.discard if dimensions is None else self._cut_by_server.add)(work)
-        return wire.embed_request(endpoint.model, given, dimensions, native=endpoint.dimensions)
+        return wire.embed_request(
+            endpoint.model,
+            given,
+            dimensions,
+            native=endpoint.dimensions,
+            tokens=self._prepared.tokens(work.indices),
+        )
 
     def settle(self, work: Work, outcome: Outcome | Embeddings) -> Steps[Result]:
         """Record the outcome of ``work``, and return what it means.
@@ -327,8 +333,8 @@ class Job:
                     return body
                 if isinstance(work, TokenCount):
                     return lengths.with_end(lengths.read_ids(body), self._model)
-                count = len(work.indices)
-                outcome = yield from wire.read_embeddings(body, count, endpoint.dimensions)
+                count, tokens = len(work.indices), self._prepared.tokens(work.indices)
+                outcome = yield from wire.read_embeddings(body, count, endpoint.dimensions, tokens)
             if (failure := self._facts.check_model(endpoint, outcome.model)) is not None:
                 return failure
             return (
@@ -350,7 +356,9 @@ class Job:
 
     def _templated(self, index: int) -> str:
         given = self._prepared.inputs[index]
-        return given if isinstance(given, str) else apply(self._template, self._texts[index])
+        if isinstance(given, str):
+            return given
+        return in_template(self._texts[index], self._template, self._model)
 
     def _check_dimensions(self, native: int) -> None:
         if self._wanted is not None and self._wanted > native:
@@ -360,13 +368,18 @@ class Job:
             )
 
     def _next(self) -> Work | None:
-        if self._lengths.to_count:
-            return self._lengths.to_count.popleft()
+        while self._lengths.to_count:
+            count = self._lengths.to_count.popleft()
+            if isinstance(self._prepared.inputs[count.index], str):
+                return count
         if any(isinstance(work, TokenCount) or work.exclusive for work in self._in_flight):
             return None
         if self._suspects:
             return self._suspects.popleft() if not self._in_flight else None
-        batch = self._next_again() or next(self._fresh, None)
+        batch = self._next_again()
+        while batch is None and (fresh := next(self._fresh, None)) is not None:
+            self._again.append(fresh)  # another server may take other texts as ids
+            batch = self._next_again()
         if batch is not None and len(self._texts) == 1:
             return replace(batch, exclusive=True)
         return batch
@@ -410,17 +423,18 @@ class Job:
         )
 
     def _on_count(self, index: int, result: Result) -> None:
+        indices = self._lengths.counted(index)
         try:
-            self._lengths.record(self.endpoint, index, result)
-        except TextError as error:
-            self._skip(index, error)
+            for problem in self._lengths.record(self.endpoint, indices, result):
+                self._skip(problem.index - self._offset, problem)
         except RejectedError as error:
-            if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-                self._skip_too_large(index)
-            elif error.status in _REFUSES and self._sets_aside:
-                self._skip_refused(index, error)
-            else:
-                raise
+            for equal in indices:
+                if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+                    self._skip_too_large(equal)
+                elif error.status in _REFUSES and self._sets_aside:
+                    self._skip_refused(equal, error)
+                else:
+                    raise
 
     def _on_refusal(self, batch: Batch, error: RequestError) -> None:
         if isinstance(error, RequestTimeoutError) and len(batch.indices) == 1:

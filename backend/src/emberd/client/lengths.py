@@ -1,19 +1,22 @@
-"""Texts that may be too long: counted through the server's tokenizer, and cut if that is wanted.
+"""Texts that go through the server's tokenizer: to be counted, cut, or sent as token ids.
 
-They are counted before any text is embedded, so that the error for one comes first.
+Texts that may be too long are counted before any text is embedded, so that the error comes first,
+and cut if that is wanted. SGLang refuses white space as a text, so it is sent as its token ids. So
+are texts with special tokens to llama.cpp, which finds only those that the model's file marks as
+such: the ids are compared with the catalog.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from emberd.catalog import Model
 from emberd.client import wire
 from emberd.client.event_loops import Steps
-from emberd.client.inputs import PreparedTexts
+from emberd.client.inputs import PreparedTexts, excerpt, special_tokens_in
 from emberd.client.wire import Request, ServerLost
 from emberd.endpoint import Endpoint
 from emberd.errors import (
@@ -22,6 +25,7 @@ from emberd.errors import (
     RejectedError,
     RequestError,
     ServerMismatchError,
+    TextError,
     TextTooLongError,
 )
 
@@ -33,10 +37,15 @@ _TEXTS_A_STEP: Final = 1024
 _TOKEN_BYTES: Final = 40
 
 # The tokenizer routes of other servers than SGLang; llama.cpp's omits the end of text by default.
-_OTHER_ROUTES: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
+_LLAMA_CPP: Final = "llamacpp"
+_Route = tuple[str, str, dict[str, Any]]
+_ROUTE: Final[_Route] = (PATH, "prompt", {})
+_OTHER_ROUTES: Final[dict[str, _Route]] = {
     "vllm": ("/tokenize", "prompt", {}),
-    "llamacpp": ("/tokenize", "content", {"add_special": True}),
+    _LLAMA_CPP: ("/tokenize", "content", {"add_special": True, "parse_special": True}),
 }
+# They embed white space. SGLang, emberd's own server and others refuse it or strip it.
+_TAKE_BLANK: Final = frozenset(_OTHER_ROUTES)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,10 +88,10 @@ class EndpointFacts:
 
 @dataclass(slots=True)
 class Lengths:
-    """The lengths of the texts of one job.
+    """The lengths of the texts of one job, and those of its texts that are sent as token ids.
 
     Attributes:
-        prepared: Its texts; those that are cut become token ids in it.
+        prepared: Its texts; those that are cut, or not sent as texts, become token ids in it.
         model: What is known of the model.
         facts: What other jobs have shown of the servers.
         truncate: Whether texts that are too long are cut.
@@ -100,9 +109,11 @@ class Lengths:
     shortened: set[int] = field(default_factory=set)
     _asked: set[tuple[int, int]] = field(default_factory=set)  # texts, and limits counted for
     _can_count: bool = True
+    _as_ids: set[int] = field(default_factory=set)  # texts that are sent as token ids
+    _alike: dict[int, list[int]] = field(default_factory=dict)  # one text -> others equal to it
 
     def begin(self, endpoint: Endpoint) -> Steps[None]:
-        """Find the texts that may be too long for ``endpoint``."""
+        """Find the texts that may be too long for ``endpoint``, which is the first of the job."""
         limit, count = self._limit(endpoint), len(self.prepared.inputs)
         if limit is None:
             return
@@ -113,26 +124,107 @@ class Lengths:
                     self.to_count.append(TokenCount(index))
             yield
 
-    def record(self, endpoint: Endpoint, index: int, result: object) -> None:
-        """Record the tokens of a text.
+    def find_ids(self, endpoint: Endpoint) -> Steps[None]:
+        """Find the texts that ``endpoint`` is sent as token ids. Called for each of the job."""
+        self._can_count = True
+        self._as_ids = set()
+        self._alike = {}
+        if endpoint.server not in _TAKE_BLANK:
+            yield from self._find_blank()
+        elif endpoint.server == _LLAMA_CPP and self.model.special_tokens:
+            for index, given in enumerate(self.prepared.inputs):
+                if isinstance(given, str) and special_tokens_in(given, self.model):
+                    self._as_ids.add(index)
+                if (index + 1) % _TEXTS_A_STEP == 0:
+                    yield
+        others = {index for equal in self._alike.values() for index in equal}
+        wanted = {count.index for count in self.to_count} | self._as_ids
+        self.to_count = deque(map(TokenCount, sorted(wanted - others)))
+
+    def _find_blank(self) -> Steps[None]:
+        # A corpus has many blank texts, but few different ones: each is tokenized once.
+        equal: defaultdict[str, list[int]] = defaultdict(list)
+        for number, index in enumerate(self.prepared.blank):
+            if isinstance(given := self.prepared.inputs[index], str):
+                equal[given].append(index)
+            if (number + 1) % _TEXTS_A_STEP == 0:
+                yield
+        for first, *others in equal.values():
+            self._as_ids.update((first, *others))
+            self._alike[first] = others
+
+    def counted(self, index: int) -> Sequence[int]:
+        """Return the texts that the count of ``index`` is for: it, and those that are equal."""
+        return (index, *self._alike.pop(index, ()))
+
+    def record(
+        self, endpoint: Endpoint, indices: Sequence[int], result: object
+    ) -> Iterator[TextError]:
+        """Record the tokens of equal texts; yield the errors of texts that cannot be embedded.
 
         Raises:
-            TextTooLongError: It has too many, and is not to be cut or cannot be.
             RequestError: They could not be counted.
         """
-        limit = self._limit(endpoint)
         missing = isinstance(result, RejectedError) and result.status in wire.NO_ROUTE
         # A gateway may let a key embed and close the tokenizer to it; a wrong key fails the
         # embedding as well, and is reported then.
         if missing or isinstance(result, AuthenticationError):
             self._can_count = False
             self.to_count.clear()  # the server itself refuses what is too long
+            for index in sorted(self._as_ids):
+                if isinstance(self.prepared.inputs[index], str):
+                    yield self._no_ids(index, endpoint)
         elif isinstance(result, RequestError):
             raise result
-        elif isinstance(result, list) and limit is not None and len(result) > limit:
+        elif isinstance(result, list):
+            for index in indices:
+                try:
+                    self._record(endpoint, index, result)
+                except TextError as error:
+                    yield error
+
+    def _record(self, endpoint: Endpoint, index: int, ids: list[int]) -> None:
+        given, limit = self.prepared.inputs[index], self._limit(endpoint)
+        if not isinstance(given, str):
+            return
+        self.prepared.counted[index] = len(ids)
+        if endpoint.server == _LLAMA_CPP:
+            self._check_special(endpoint, index, given, ids)
+        if limit is not None and len(ids) > limit:
             if not self.truncate:
-                raise self.error(index, len(result), limit)
-            self._cut(index, result, limit)
+                raise self.error(index, len(ids), limit)
+            self._cut(index, ids, limit)
+        elif index in self._as_ids:
+            self.prepared.inputs[index] = ids
+
+    def _check_special(self, endpoint: Endpoint, index: int, text: str, ids: list[int]) -> None:
+        """Raise if the server reads the text of a special token as other tokens."""
+        written = special_tokens_in(text, self.model)
+        for token, number in self.model.special_tokens:
+            appended = number == self.model.end_of_text_id
+            if ids.count(number) != written.count(token) + appended:
+                place = self.offset + index
+                raise TextError(
+                    f"Text {place} contains {token}, a special token of {self.model.name}, and the "
+                    f"server at {endpoint.url} reads it as other tokens ({excerpt(text)}). Remove "
+                    f"it from the text, or convert the model again so that its file marks special "
+                    f"tokens as such.",
+                    index=place,
+                )
+
+    def _no_ids(self, index: int, endpoint: Endpoint) -> TextError:
+        """Return the error for a text that must be sent as token ids, which are not available."""
+        place, text = self.offset + index, str(self.prepared.inputs[index])
+        route, *_ = _OTHER_ROUTES.get(endpoint.server, _ROUTE)
+        problem = "is blank ({shown}), which servers of this kind reject or change as a text"
+        if text.strip():
+            problem = "contains a special token ({shown}), which this server may read as other text"
+        return TextError(
+            f"Text {place} {problem.format(shown=excerpt(text))}. Its token ids cannot be "
+            f"requested: {endpoint.url}{route} is missing or closed. Omit the text, or open that "
+            f"route.",
+            index=place,
+        )
 
     def count_again(self, endpoint: Endpoint, indices: Sequence[int], limit: int | None) -> bool:
         """Return whether a refusal stated a limit by which some texts are counted again now.
@@ -221,7 +313,7 @@ def tokenize_request(server: str, model: str, text: str) -> Request:
         model: The name under which it serves the model.
         text: The text, in its template.
     """
-    path, field_name, more = _OTHER_ROUTES.get(server, (PATH, "prompt", {}))
+    path, field_name, more = _OTHER_ROUTES.get(server, _ROUTE)
     most_bytes = wire.MOST_BYTES + len(text) * _TOKEN_BYTES
     return Request(path, {"model": model, field_name: text, **more}, most_bytes)
 

@@ -37,6 +37,7 @@ TIMEOUT_S: Final = 60.0
 
 _SGLANG: Final = "sglang"
 _SERVER_INFO: Final = "/server_info"
+_CUT_TAIL_TOKENS: Final = 6  # of its context, 0.5.17 to 0.5.23
 _PROBE: Final = "emberd asks: is this the right model?"
 _FLOAT_BYTES: Final = 4
 _MOST_PROBES: Final = 4
@@ -132,15 +133,16 @@ def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> 
         request = lengths.tokenize_request(server, name, _PROBE)
         counted = yield from ask(request, optional=True)
         _check_tokens(url, model, counted, bodies[-1])
-    capacity = None
+    longest = entry.get("max_model_len")
+    limits = [longest]
     if server == _SGLANG:
         # A text with more tokens than the server can hold is not refused, but waits forever
         # (0.5.23, tried).
         info = wire.parse_object((yield from ask(Request(_SERVER_INFO), best_effort=True)))
-        capacity = info.get("max_total_num_tokens")
+        limits += [info.get("max_total_num_tokens"), _uncut_context(info, longest)]
     described = entry.get("meta")  # llama.cpp's
-    n_ctx = described.get("n_ctx") if isinstance(described, dict) else None
-    limits = (entry.get("max_model_len", n_ctx), capacity)
+    if isinstance(described, dict):
+        limits.append(described.get("n_ctx"))
     return Endpoint(
         url=url,
         model=name,
@@ -150,6 +152,25 @@ def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> 
         server=server,
         canary=vector,
     )
+
+
+def _uncut_context(info: dict[str, Any], longest: Any) -> int | None:
+    """Return the context within which SGLang never cuts a text, and so loses its end.
+
+    With ``--allow-auto-truncate`` it cuts what is longer than ``max_req_input_len``, which is less
+    than its context. What it does is not known if a gateway has closed the route.
+
+    Args:
+        info: What it says of itself; empty if it says nothing.
+        longest: The context that it lists.
+    """
+    if info and not info.get("allow_auto_truncate"):
+        return None
+    longest_uncut = info.get("max_req_input_len")
+    if not isinstance(longest_uncut, int) and isinstance(longest, int):
+        longest_uncut = longest - _CUT_TAIL_TOKENS
+    # Of a context, the client uses all but one token.
+    return longest_uncut + 1 if isinstance(longest_uncut, int) else None
 
 
 def _ask(

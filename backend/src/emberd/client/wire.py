@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final, Literal
@@ -78,11 +79,13 @@ class Request:
         path: The route.
         body: What is posted; None for a GET.
         most_bytes: Most bytes that a right reply can have.
+        tokens: How many tokens the texts that it embeds have; None if not known.
     """
 
     path: str
     body: dict[str, Any] | None = None
     most_bytes: int = MOST_BYTES
+    tokens: int | None = None
 
     @property
     def inputs(self) -> list[Input]:
@@ -194,7 +197,12 @@ class Embeddings:
 
 
 def embed_request(
-    model: str, inputs: list[Input], dimensions: int | None, *, native: int | None = None
+    model: str,
+    inputs: list[Input],
+    dimensions: int | None,
+    *,
+    native: int | None = None,
+    tokens: int | None = None,
 ) -> Request:
     """Return the request that embeds ``inputs``, which are all strings or all token ids.
 
@@ -203,14 +211,15 @@ def embed_request(
         inputs: What is embedded.
         dimensions: Length to which the server is asked to cut the vectors; None for native.
         native: Length of a native vector, which bounds the reply; None if not known.
+        tokens: How many tokens ``inputs`` have; None if not known.
     """
     body: dict[str, Any] = {"model": model, _INPUT: inputs, "encoding_format": "base64"}
     if dimensions is not None:
         body[_DIMENSIONS] = dimensions
     if native is None:
-        return Request(PATH, body)
+        return Request(PATH, body, tokens=tokens)
     vector_bytes = native * _NUMBER_BYTES + _VECTOR_BYTES
-    return Request(PATH, body, _REPLY_BYTES + len(inputs) * vector_bytes)
+    return Request(PATH, body, _REPLY_BYTES + len(inputs) * vector_bytes, tokens)
 
 
 def merge(requests: list[Request]) -> Request:
@@ -219,7 +228,14 @@ def merge(requests: list[Request]) -> Request:
         return requests[0]
     inputs = [given for request in requests for given in request.inputs]
     most_bytes = sum(request.most_bytes for request in requests)
-    return Request(PATH, {**(requests[0].body or {}), _INPUT: inputs}, most_bytes)
+    body = {**(requests[0].body or {}), _INPUT: inputs}
+    return Request(PATH, body, most_bytes, total_tokens(requests))
+
+
+def total_tokens(requests: Iterable[Request]) -> int | None:
+    """Return how many tokens the texts of ``requests`` have; None if one does not say."""
+    counts = [request.tokens for request in requests]
+    return None if None in counts else sum(filter(None, counts))
 
 
 # ---------------------------------------------------------------- replies that are not read
@@ -261,6 +277,7 @@ class _DataItem(msgspec.Struct):
 class _Body(msgspec.Struct):
     data: list[_DataItem]
     model: Any = None
+    usage: Any = None
 
 
 _DECODER: Final = msgspec.json.Decoder(_Body)
@@ -268,7 +285,9 @@ _NUMBERS: Final = msgspec.json.Decoder(list[float])
 _NOT_DECODED: Final = (msgspec.DecodeError, *_NOT_JSON)
 
 
-def read_embeddings(body: bytes, count: int, native: int | None = None) -> Steps[Embeddings]:
+def read_embeddings(
+    body: bytes, count: int, native: int | None = None, tokens: int | None = None
+) -> Steps[Embeddings]:
     """Return the ``count`` embeddings of a reply, and the model that it names.
 
     The embeddings are taken out of the body one by one, each leaves its number there, and only this
@@ -279,9 +298,11 @@ def read_embeddings(body: bytes, count: int, native: int | None = None) -> Steps
         body: The body of the reply.
         count: How many texts were sent.
         native: Length of a native vector; None if not known.
+        tokens: How many tokens the texts have; None if not known.
 
     Raises:
-        BadReplyError: It is not JSON, or an embedding is missing, duplicated or malformed.
+        BadReplyError: It is not JSON, an embedding is missing, duplicated or malformed, or the
+            server read another number of tokens than the texts have.
     """
     found: list[bytes] = []
     rest: list[bytes] = []
@@ -327,6 +348,13 @@ def read_embeddings(body: bytes, count: int, native: int | None = None) -> Steps
         in_order = [found[places[index]] for index in range(count)]
     except KeyError:
         raise _malformed(body, others, count) from None
+    told = _prompt_tokens(reply.usage)
+    if tokens is not None and told not in (None, tokens):
+        raise BadReplyError(
+            f"The server read {told} tokens, but the {count} texts of the request have {tokens}: "
+            f"it cuts or changes texts. No vector of this reply is used. Start the server without "
+            f"an option that truncates, or use another one."
+        )
     return Embeddings(in_order, reply.model if isinstance(reply.model, str) else None)
 
 
@@ -404,7 +432,10 @@ def _malformed(body: bytes, others: bytes, count: int) -> BadReplyError:
 
 def prompt_tokens(body: bytes) -> int | None:
     """Return how many tokens the server says it read; None when it does not say."""
-    usage = parse_object(body).get("usage")
+    return _prompt_tokens(parse_object(body).get("usage"))
+
+
+def _prompt_tokens(usage: Any) -> int | None:
     tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     return tokens if type(tokens) is int else None
 
