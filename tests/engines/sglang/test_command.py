@@ -9,9 +9,8 @@ import pytest
 
 from emberd.engines import Launch
 from emberd.engines.model_shape import KNOWN
-from emberd.engines.sglang.command import CPU, Flag, adapt, config_text, flags, variables
+from emberd.engines.sglang.command import CPU, Flag, config_text, flags, variables
 from emberd.engines.sglang.memory import NO_CHUNKS, MemoryPlan, plan_memory
-from emberd.errors import StartError
 from emberd.settings import ServerSpec, StartOptions
 from memory_cards import card
 
@@ -110,24 +109,6 @@ def test_every_word_has_a_reason() -> None:
     everything = chosen(revision="r", quantization="fp8", tp_size=2, dp_size=2)
     everything += chosen(device=CPU)
     assert all(flag.why and not flag.why.endswith(".") for flag in everything)
-
-
-def test_optional_word_is_left_out_for_a_version_without_it() -> None:
-    known = frozenset(said()) - {"--sleep-on-idle", "--enable-tokenizer-batch-encode"}
-    kept = {flag.words[0] for flag in adapt(chosen(), known)}
-    assert kept == known
-    assert adapt(chosen(), None) == chosen()
-
-
-def test_version_without_a_required_word_is_refused() -> None:
-    with pytest.raises(StartError, match="does not support --is-embedding") as refused:
-        adapt(chosen(), frozenset(said()) - {"--is-embedding"})
-    assert "emberd engine install sglang" in refused.value.advice
-
-
-def test_words_are_dropped_whole() -> None:
-    lacking = (Flag(("--needed", "1"), "why"), Flag(("--spare", "2"), "why", optional=True))
-    assert adapt(lacking, frozenset({"--needed"})) == lacking[:1]
 
 
 def test_the_gpus_are_named_by_uuid() -> None:

@@ -36,6 +36,7 @@ _CUDA: Final = "cuda"
 _MPS: Final = "mps"
 
 _ARCHITECTURES: Final = ("Qwen3ForCausalLM", "Qwen3Model")
+_OLDEST_MAJOR: Final = 5  # the functions that the server calls have these names since then
 _NATIVE_BFLOAT16: Final = (8, 0)  # compute capability
 
 _PINNED_CUDA: Final = (13, 0)
@@ -67,7 +68,6 @@ class TransformersEngine(OwnServerEngine, EnvironmentEngine):
 
     name = _NAME
     product = "transformers"
-    oldest_version = (5, 0)  # the functions that the server calls have these names since then
     library = "torch"
     reinstall = (
         "Reinstall it: `emberd engine remove transformers`, then `emberd engine install "
@@ -141,6 +141,11 @@ class TransformersEngine(OwnServerEngine, EnvironmentEngine):
         device, _, problem = _choose_device(spec)
         # For a GPU the plan checks the memory: only then it is known which one is used.
         return problem or (None if device == _CUDA else _short_of_memory(spec, device))
+
+    def _why_not_version(self, version: str, spec: ServerSpec) -> str | None:  # noqa: ARG002
+        major = version.partition(".")[0]
+        is_old = major.isdigit() and int(major) < _OLDEST_MAJOR
+        return f"is older than {_OLDEST_MAJOR}.0" if is_old else None
 
     def _why_unsupported_files(self, folder: Path, *, partial: bool) -> str | None:
         architecture = model_card.architecture(folder)

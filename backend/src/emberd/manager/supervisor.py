@@ -181,6 +181,7 @@ class Supervisor:
                     lambda url, listener: self._verify(
                         url, launch.api_key, self.record.spec, listener
                     ),
+                    has_ready=plan.has_ready,
                 )
             )
         if not isinstance(outcome, Endpoint):

@@ -35,12 +35,10 @@ class Flag:
     Attributes:
         words: The option, and its value if it takes one.
         why: The reason, in one sentence without a full stop.
-        optional: Left out for a version of SGLang that does not know the option.
     """
 
     words: tuple[str, ...]
     why: str
-    optional: bool = False
 
 
 def flags(
@@ -88,28 +86,6 @@ def flags(
         *(_CPU_FLAGS if spec.device == CPU else _gpu_flags(launch.options)),
         *_SERVICE_FLAGS,
     )
-
-
-def adapt(chosen: Sequence[Flag], known: frozenset[str] | None) -> tuple[Flag, ...]:
-    """Return the flags that an installed version knows; optional ones may be left out.
-
-    Args:
-        chosen: All flags.
-        known: The version's options, from ``known_options``; None keeps all flags.
-
-    Raises:
-        StartError: The version lacks an option that is not optional.
-    """
-    if known is None:
-        return tuple(chosen)
-    missing = [flag for flag in chosen if flag.words[0] not in known]
-    if needed := [flag for flag in missing if not flag.optional]:
-        raise StartError(
-            f"the installed SGLang does not support {needed[0].words[0]}, which emberd needs: "
-            f"{needed[0].why}",
-            advice="Install the version that emberd is made for: emberd engine install sglang",
-        )
-    return tuple(flag for flag in chosen if flag not in missing)
 
 
 def config_text(port: int, api_key: str | None) -> str:
@@ -181,7 +157,6 @@ _EMBEDDING_FLAGS: Final = (
     Flag(
         ("--enable-tokenizer-batch-encode",),
         "a list of texts is tokenised in one call and scheduled together",
-        optional=True,
     ),
     Flag(
         ("--json-model-override-args", json.dumps({"is_matryoshka": True})),
@@ -242,13 +217,12 @@ def _gpu_flags(options: StartOptions) -> list[Flag]:
 
 
 _SERVICE_FLAGS: Final = (
-    Flag(("--sleep-on-idle",), "otherwise an idle scheduler uses a whole core", optional=True),
+    Flag(("--sleep-on-idle",), "otherwise an idle scheduler uses a whole core"),
     Flag(("--enable-metrics",), "its counters show whether the server is idle"),
     Flag(("--log-level", "info"), "progress and readiness are logged at this level"),
     Flag(
         ("--uvicorn-access-log-exclude-prefixes", "/"),
         "a line per request would fill the disk",
-        optional=True,
     ),
 )
 
