@@ -127,7 +127,7 @@ def test_a_failed_start_is_diagnosed_and_leaves_nothing(
     damaged = Path(shutil.copytree(model, tmp_path / "damaged"))
     weights = next(damaged.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1000])
-    with all_gone(tmp_path), pytest.raises(StartError, match="weights") as failed:
+    with all_gone(tmp_path), pytest.raises(StartError, match="weight file") as failed:
         embedder_for(damaged, Manager(tmp_path / "home")).ensure()
     assert failed.value.log_path
     assert VERSIONS[installed.version].prepares in Path(failed.value.log_path).read_text()

@@ -9,8 +9,17 @@ import pytest
 
 from emberd.engines import Launch
 from emberd.engines.model_shape import KNOWN
-from emberd.engines.sglang.command import CPU, Flag, config_text, flags, variables
+from emberd.engines.sglang import memory
+from emberd.engines.sglang.command import (
+    CPU,
+    Flag,
+    check_arguments,
+    config_text,
+    flags,
+    variables,
+)
 from emberd.engines.sglang.memory import NO_CHUNKS, MemoryPlan, plan_memory
+from emberd.errors import StartError
 from emberd.settings import ServerSpec, StartOptions
 from memory_cards import card
 
@@ -99,6 +108,18 @@ def test_key_is_in_the_file_and_not_in_the_command() -> None:
     assert config_text(30001, "se'cr\"et: #1") == 'port: 30001\napi-key: "se\'cr\\"et: #1"\n'
     assert config_text(30001, None) == "port: 30001\n"
     assert not {"--api-key", "--port"} & set(said())
+
+
+def test_deterministic_kernels_are_requested_only_if_wanted() -> None:
+    name = "--enable-deterministic-inference"
+    assert name in said(deterministic=True)
+    assert name not in said()
+    needed = variables({}, (card(24),), STORE, deterministic=True)
+    tile = int(needed["SGLANG_FLASHINFER_PREFILL_SPLIT_TILE_SIZE"][0])
+    assert all(size % tile == 0 for size in (*memory._BATCHES, *memory._LARGE_BATCHES))
+    # The server must be known to have it, so that others are not given this one by mistake.
+    with pytest.raises(StartError, match="deterministic=True"):
+        check_arguments(StartOptions(arguments=(name,)), on_cpu=False)
 
 
 def test_the_served_name_has_no_colon() -> None:

@@ -91,6 +91,7 @@ def test_an_installation_does_not_help_a_machine_without_a_gpu(
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
+        (ServerSpec(device="cpu", deterministic=True), "engine='transformers'"),
         (ServerSpec("emberd/demo"), "does not serve emberd/demo"),
         (ServerSpec("/no/such/folder"), "there is no folder /no/such/folder"),
         (ServerSpec(device="tpu"), "device='tpu'"),

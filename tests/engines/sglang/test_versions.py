@@ -44,7 +44,8 @@ def options_given() -> set[str]:
         flag
         for device in ("cpu", None)
         for flag in command.flags(
-            ServerSpec(revision="r", quantization="fp8", device=device), launch, plan, "/config"
+            ServerSpec(revision="r", quantization="fp8", device=device, deterministic=True),
+            *(launch, plan, "/config"),
         )
     ]
     in_file = {f"--{line.partition(':')[0]}" for line in command.config_text(1, "k").splitlines()}
@@ -78,7 +79,7 @@ def test_a_version_reports_its_model_and_the_id_of_the_start(version: str) -> No
 
 @every_version
 def test_a_version_reads_the_variables_that_emberd_sets(version: str) -> None:
-    given = command.variables({}, (), "/store") | command.variables(
+    given = command.variables({}, (), "/store", deterministic=True) | command.variables(
         {}, (card(24), card(24)), "/store"
     )
     assert {name for name in given if name.startswith("SGLANG_")} == set(record_facts.VARIABLES)

@@ -191,6 +191,8 @@ def _words(
     ]
     if spec.revision is not None:
         words.append((("--revision", spec.revision), "requested"))
+    if spec.deterministic:
+        words.append((("--deterministic",), "requested: each text is encoded by itself"))
     if spec.context_tokens is not None:
         words.append((("--context-tokens", str(spec.context_tokens)), "the longest text to accept"))
     if launch.options.arguments:

@@ -14,7 +14,7 @@ from typing import Final
 
 from emberd.engines.base import Launch
 from emberd.engines.gpus import VISIBLE, Gpu
-from emberd.engines.sglang.memory import NO_CHUNKS, MemoryPlan
+from emberd.engines.sglang.memory import NO_CHUNKS, SMALLEST_BATCH_TOKENS, MemoryPlan
 from emberd.engines.sglang.support import generation
 from emberd.env import Places
 from emberd.errors import StartError
@@ -82,6 +82,7 @@ def flags(
             "holds the port and the key, which ps would show on a command line",
         ),
         *_EMBEDDING_FLAGS,
+        *([_DETERMINISTIC] if spec.deterministic else ()),
         *_size_flags(spec.context_tokens, memory),
         *(_CPU_FLAGS if spec.device == CPU else _gpu_flags(launch.options)),
         *_SERVICE_FLAGS,
@@ -98,7 +99,7 @@ def config_text(port: int, api_key: str | None) -> str:
 
 
 def variables(
-    environ: Mapping[str, str], gpus: Sequence[Gpu], store: str
+    environ: Mapping[str, str], gpus: Sequence[Gpu], store: str, *, deterministic: bool = False
 ) -> dict[str, tuple[str, str]]:
     """Return the variables that the server needs besides ``environ``: name -> value and reason.
 
@@ -109,8 +110,16 @@ def variables(
         environ: The environment of this process.
         gpus: Where the model will run; empty for the CPU.
         store: Path of an empty file, private to this start.
+        deterministic: Whether ``spec`` requires deterministic kernels.
     """
     needed = {}
+    if deterministic:
+        # Of flashinfer, SGLang's choice on Blackwell. A chunk that is shorter than a tile is never
+        # scheduled, and a longer text then waits forever (srt/managers/schedule_policy.py).
+        needed["SGLANG_FLASHINFER_PREFILL_SPLIT_TILE_SIZE"] = (
+            str(SMALLEST_BATCH_TOKENS),
+            "each size of a batch is a multiple of it, so that no text waits for a larger one",
+        )
     # The path becomes part of a URL that is parsed but not unquoted. Several GPUs have several
     # groups of processes, and FileStore was not tried with them.
     if len(gpus) <= 1 and not {"?", "#"} & set(store):
@@ -163,6 +172,13 @@ _EMBEDDING_FLAGS: Final = (
         "without it a request with dimensions is refused; the configuration on the hub does not "
         "declare it",
     ),
+)
+
+
+_DETERMINISTIC: Final = Flag(
+    ("--enable-deterministic-inference",),
+    "requested: kernels whose results do not depend on the batch; SGLang chooses the attention "
+    "backend among those that have them",
 )
 
 
@@ -249,6 +265,7 @@ _RESERVED: Final[Mapping[str, str]] = {
     "--device": "use device=, or `emberd up --device`",
     "--dp-size": _GPUS,
     "--dtype": _VECTORS,
+    "--enable-deterministic-inference": ("use deterministic=True, or `emberd up --deterministic`"),
     "--host": "emberd's servers listen on loopback only; start one yourself and use base_url=",
     "--json-model-override-args": _VECTORS,
     "--load-format": _VECTORS,

@@ -80,7 +80,7 @@ class SglangEngine(EnvironmentEngine):
         config = os.path.join(launch.folder, _CONFIG)
         flags = command.flags(spec, launch, figures, config)
         store = os.path.join(launch.folder, _STORE)
-        variables = command.variables(os.environ, chosen, store)
+        variables = command.variables(os.environ, chosen, store, deterministic=spec.deterministic)
         if not (model_files.is_folder(spec.model) or model_files.is_downloaded(spec.model)):
             silence_s = _DOWNLOAD_SILENCE_S
         else:
@@ -141,6 +141,8 @@ class SglangEngine(EnvironmentEngine):
         )
 
     def _why_not_here(self, spec: ServerSpec) -> str | None:
+        if spec.deterministic and spec.device == command.CPU:
+            return "computes deterministically only on a GPU; use engine='transformers' on a CPU"
         return self.why_unsupported(spec) or _why_no_device(spec.device)
 
 
