@@ -62,9 +62,9 @@ class StubServer(HttpServer):
             case "/model_info":
                 return reply(200, model_info(self.model))
             case "/server_info":
-                told = {"revision": "r1", "dtype": "bfloat16"}
-                told |= {"enable_deterministic_inference": "deterministic" in self.faults}
-                return reply(200, told)
+                has_it = "deterministic" in self.faults
+                told = {"revision": "r1", "enable_deterministic_inference": has_it}
+                return reply(200, told | {"dtype": "bfloat16"})
             case "/v1/embeddings":
                 return reply(200, self.embed(request.body["input"]))
         return reply(404, {})

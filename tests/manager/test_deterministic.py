@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from emberd.errors import NoEngineError, ServerMismatchError, StartError
 from emberd.manager import discovery
 from emberd.settings import ServerSpec
 from emberd.verified_manager import Manager
-from fake_server import QWEN, Answer, FakeServer, reply
+from fake_server import QWEN, FakeServer
 from homes import Starts, Stub
+from http_server import Answer, reply
 
 SPEC = ServerSpec(QWEN, deterministic=True)
 AS_REPORTED = [None, False, "true", True]
@@ -63,11 +65,12 @@ def test_a_started_server_that_does_not_report_it_is_not_used(manager: Manager, 
 
 @pytest.mark.parametrize("reported", AS_REPORTED)
 def test_an_external_server_must_report_it(
-    manager: Manager, monkeypatch: pytest.MonkeyPatch, no_default_port: None, reported: Any
+    home: Path, monkeypatch: pytest.MonkeyPatch, no_default_port: None, reported: Any
 ) -> None:
     monkeypatch.setattr(discovery, "_processes", lambda: iter(()))
     with Reporting(reported=reported) as server:
         monkeypatch.setenv("EMBERD_DISCOVER", server.url)
+        manager = Manager(home)
         if reported is True:
             assert manager.ensure(SPEC).origin == "found"
             assert manager.ensure(SPEC).endpoint.url == server.url  # from its record
