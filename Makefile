@@ -1,6 +1,7 @@
 # make demo    sets everything up and does the main job
 # make test    sets everything up and passes the tests
 # make test-sglang        the same against real engines, which it installs once (16 GB, minutes)
+# make test-sglang SGLANG=0.5.17   against another supported version, in .venv/engines (10 GB)
 # make test-sglang-full   with the slowest of them too, and with an older SGLang (10 GB more)
 # make test-stores        the vector stores, in an environment of their own (1.8 GB)
 # make test-services      the caches on real servers: redis-server and memcached must be installed
@@ -84,15 +85,22 @@ $(AGENTS:%=test-agents-%): test-agents-%: $(VENV)/agents/%/.made
 
 # Engines lie where EMBERD_ENGINES says, else in the home; an installed one is used as it is.
 engines: $(VENV)/.tools
+ifndef SGLANG
 	@$(BIN)/emberd engine install sglang
+endif
 	@$(BIN)/emberd engine install transformers
+
+# Another version of SGLang lies beside the environment of the tests, not among the engines.
+other_version = $(if $(SGLANG),EMBERD_SGLANG_PYTHON=$$($(BIN)/python \
+	tests/real/other_version.py $(SGLANG) $(abspath $(VENV))/engines) && \
+	export EMBERD_SGLANG_PYTHON &&)
 
 # A server that starts takes one core at first, and others wait: two workers for two cores.
 test-sglang: engines
-	$(BIN)/python -m pytest -n 2 --dist loadscope tests/sglang -m 'not full' $(ARGS)
+	$(other_version) $(BIN)/python -m pytest -n 2 --dist loadscope tests/sglang -m 'not full' $(ARGS)
 
 test-sglang-full: engines
-	$(BIN)/python -m pytest tests/sglang $(ARGS)
+	$(other_version) $(BIN)/python -m pytest tests/sglang $(ARGS)
 
 # SGLang must be installed (make engines), or EMBERD_SGLANG_PYTHON name an interpreter that has it;
 # without a GPU the run says so and does nothing.

@@ -101,10 +101,7 @@ def flags_table() -> str:
     on_gpu = flags(spec, launch, memory, "FILE")
     on_cpu = flags(replace(spec, device=CPU), launch, memory, "FILE")
     everything = (*on_gpu, *(flag for flag in on_cpu if flag.words[0] in _CPU_ONLY))
-    rows = [
-        f"| `{' '.join(flag.words)}` | {flag.why}{'; optional' if flag.optional else ''} |"
-        for flag in everything
-    ]
+    rows = [f"| `{' '.join(flag.words)}` | {flag.why} |" for flag in everything]
     return "\n".join(("| words | why |", "| --- | --- |", *rows))
 
 

@@ -13,13 +13,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from emberd.engines.sglang import support
 from fake_server import QWEN, FakeServer
 from http_server import Request, reply
 
 KEY: Final = "the-right-key"
 _FOLDER: Final = Path(__file__).parent / "sglang_routes"
-VERSIONS: Final = sorted(path.stem for path in _FOLDER.glob("*.json"))
-WITHOUT_READY: Final = ("0.5.17", "0.5.18", "0.5.19")
+VERSIONS: Final = tuple(support.VERSIONS)
+WITHOUT_READY: Final = tuple(name for name in VERSIONS if not support.VERSIONS[name].has_ready)
 _COMPUTED: Final = ("POST /v1/embeddings", "POST /v1/tokenize")
 
 

@@ -62,7 +62,9 @@ class StubServer(HttpServer):
             case "/model_info":
                 return reply(200, model_info(self.model))
             case "/server_info":
-                return reply(200, {"revision": "r1", "dtype": "bfloat16"})
+                has_it = "deterministic" in self.faults
+                told = {"revision": "r1", "enable_deterministic_inference": has_it}
+                return reply(200, told | {"dtype": "bfloat16"})
             case "/v1/embeddings":
                 return reply(200, self.embed(request.body["input"]))
         return reply(404, {})

@@ -48,14 +48,22 @@ def test_a_key_is_the_same_in_every_process() -> None:
         ({"device": "cuda"}, False),
         ({"context_tokens": 512}, True),
         ({"context_tokens": 513}, False),
+        ({"deterministic": True}, False),
     ],
 )
 def test_a_running_server_must_meet_the_constraints(wish: dict[str, Any], fits: bool) -> None:
-    assert ServerSpec(**wish).accepts("demo", "cpu", 512) is fits
+    assert ServerSpec(**wish).accepts("demo", "cpu", 512, deterministic=False) is fits
 
 
 def test_a_server_that_does_not_state_its_context_is_accepted() -> None:
-    assert ServerSpec(context_tokens=9).accepts("demo", "cpu", None)
+    assert ServerSpec(context_tokens=9).accepts("demo", "cpu", None, deterministic=False)
+
+
+def test_determinism_is_a_constraint_and_not_part_of_the_identity() -> None:
+    wanted = ServerSpec(deterministic=True)
+    assert wanted.accepts("demo", "cpu", None, deterministic=True)
+    assert ServerSpec().accepts("demo", "cpu", None, deterministic=True)
+    assert wanted.key == ServerSpec().key
 
 
 def test_no_key_is_ever_printed() -> None:

@@ -137,12 +137,15 @@ def test_engine_whose_environment_is_refused_leaves_the_model_to_the_next_engine
     engines: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Tiny(EnvironmentEngine):
-        product, oldest_version = "Tiny", (1,)
+        product = "Tiny"
 
         def __init__(self, name: str) -> None:
             self.name = name
 
         def _why_not_here(self, _: ServerSpec) -> str | None:
+            return None
+
+        def _why_not_version(self, _: str, __: ServerSpec) -> str | None:
             return None
 
     monkeypatch.setattr(all_engines, "NAMES", tuple(recipes.RECIPES))

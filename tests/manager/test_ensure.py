@@ -191,7 +191,7 @@ def test_start_without_progress_fails(manager: Manager, stub: Stub) -> None:
 
 
 def test_a_server_without_a_ready_route_is_started_with_a_key(manager: Manager, stub: Stub) -> None:
-    """SGLang before 0.5.20 answers 401 there to a request without the key."""
+    """As SGLang before 0.5.20 is, which answers 401 there to a request without the key."""
     server = manager.ensure(stub(faults="no-ready-route"))
     assert server.endpoint.api_key
     reply = probe.get(server.endpoint.url, "/ready")

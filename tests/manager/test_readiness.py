@@ -11,10 +11,10 @@ from emberd.manager.health import poll_readiness
 from emberd.system import listeners
 
 
-def _watch(url: str) -> Iterator[bool]:
+def _watch(url: str, *, has_ready: bool) -> Iterator[bool]:
     listener = listeners.find(url)
     assert listener is not None
-    return poll_readiness(url, listener)
+    return poll_readiness(url, listener, has_ready=has_ready)
 
 
 def test_a_slow_health_route_does_not_block_and_is_requested_once_at_a_time() -> None:
@@ -23,20 +23,18 @@ def test_a_slow_health_route_does_not_block_and_is_requested_once_at_a_time() ->
 
     def reply(path: str) -> tuple[int, bytes]:
         paths.append(path)
-        if path != "/health":
-            return 401, b""
         asked.release()
         answer.wait()
         return 200, b""
 
     with examined.answering(reply) as url:
-        readiness = _watch(url)
+        readiness = _watch(url, has_ready=False)
         try:
             assert not next(readiness)
             asked.acquire()
             # The request for /health has no answer yet.
             assert not any(next(readiness) for _ in range(5))
-            assert paths == ["/ready", "/health"]
+            assert paths == ["/health"]
         finally:
             answer.set()
         waiting.until(lambda: next(readiness))
@@ -44,9 +42,9 @@ def test_a_slow_health_route_does_not_block_and_is_requested_once_at_a_time() ->
 
 
 def test_a_server_that_gets_healthy_later_is_ready_then() -> None:
-    statuses = {"/ready": 404, "/health": 503}
+    statuses = {"/health": 503}
     with examined.answering(lambda path: (statuses[path], b"")) as url:
-        readiness = _watch(url)
+        readiness = _watch(url, has_ready=False)
         for _ in range(3):
             assert not next(readiness)
         statuses["/health"] = 200
@@ -62,13 +60,13 @@ def test_a_server_with_a_ready_route_is_not_asked_for_its_health() -> None:
         return statuses.pop(0), b""
 
     with examined.answering(reply) as url:
-        readiness = _watch(url)
+        readiness = _watch(url, has_ready=True)
         assert [next(readiness), next(readiness)] == [False, True]
     assert paths == ["/ready", "/ready"]
 
 
 def test_a_server_that_is_gone_is_not_ready() -> None:
     with examined.answering(lambda path: (200, b"")) as url:
-        readiness = _watch(url)
+        readiness = _watch(url, has_ready=True)
         assert next(readiness)
     assert not next(readiness)

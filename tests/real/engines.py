@@ -22,6 +22,7 @@ from emberd.verified_manager import Manager
 HERE: Final = Path(__file__).parent
 # Before the session's environment is cleaned: the engines are this machine's, not the session's.
 _ENGINES: Final = Places.resolve().engines
+_SGLANG: Final = os.environ.get("EMBERD_SGLANG_PYTHON")
 START_S: Final = 240.0
 _SCRIPT_S: Final = 240.0
 
@@ -50,6 +51,8 @@ def engines_of_this_machine(_session_environment: None) -> Iterator[None]:
     """Let the tests find the engines that this machine has."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EMBERD_ENGINES", _ENGINES)
+        if _SGLANG:  # another version: make test-sglang SGLANG=0.5.17
+            patch.setenv("EMBERD_SGLANG_PYTHON", _SGLANG)
         yield
 
 

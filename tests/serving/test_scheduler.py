@@ -17,9 +17,11 @@ from fake_encoder import FakeEncoder
 
 
 @contextlib.asynccontextmanager
-async def scheduling(encoder: FakeEncoder) -> AsyncIterator[Scheduler]:
+async def scheduling(
+    encoder: FakeEncoder, *, deterministic: bool = False
+) -> AsyncIterator[Scheduler]:
     """Run a scheduler."""
-    scheduler = Scheduler(encoder, Metrics("test/fake"))
+    scheduler = Scheduler(encoder, Metrics("test/fake"), deterministic=deterministic)
     running = asyncio.create_task(scheduler.run())
     try:
         yield scheduler
@@ -47,6 +49,18 @@ async def test_a_request_of_many_batches_gets_its_vectors_in_order() -> None:
         vectors = await _ask(scheduler, encoder, _texts("a", 11))
     assert [len(batch) for batch in encoder.batches] == [4, 4, 3]
     np.testing.assert_array_equal(vectors, [encoder.vector(text) for text in _texts("a", 11)])
+
+
+async def test_a_deterministic_scheduler_encodes_each_text_by_itself_and_requests_take_turns() -> (
+    None
+):
+    encoder = FakeEncoder()
+    async with scheduling(encoder, deterministic=True) as scheduler:
+        both = [_ask(scheduler, encoder, _texts(name, 3)) for name in "ab"]
+        vectors = np.concatenate(await asyncio.gather(*both))
+    assert encoder.batches == [["a0"], ["b0"], ["a1"], ["b1"], ["a2"], ["b2"]]
+    expected = [encoder.vector(text) for text in [*_texts("a", 3), *_texts("b", 3)]]
+    np.testing.assert_array_equal(vectors, expected)
 
 
 async def test_a_batch_holds_no_more_tokens_than_the_encoder_takes() -> None:

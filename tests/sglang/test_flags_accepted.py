@@ -24,10 +24,11 @@ from emberd.engines.model_shape import KNOWN, ModelShape
 from emberd.engines.sglang import cpu
 from emberd.engines.sglang.command import CPU, Flag, config_text, flags
 from emberd.engines.sglang.memory import MemoryPlan, on_gpu, on_host, plan_memory
-from emberd.engines.sglang.support import GENERATIONS, known_options
+from emberd.engines.sglang.support import GENERATIONS
 from emberd.settings import ServerSpec, StartOptions
 from memory_cards import KERNELS, card, plans
 from real.engines import HERE
+from real.record_facts import installed_options
 
 GIB: Final = 1 << 30
 QUERY_HEADS: Final = {1024: 16}
@@ -223,8 +224,7 @@ def test_the_options_are_read_from_the_source_as_the_parser_has_them(
 ) -> None:
     program = "import sysconfig; print(sysconfig.get_path('purelib'))"
     asked = subprocess.run([sglang_python, "-c", program], capture_output=True, text=True)
-    known = known_options(asked.stdout.strip())
+    known = installed_options(asked.stdout.strip())
     # argparse makes the negative of a switch, and the help, by itself.
     made = {name for name in said.options if name.startswith("--no-") or name == "--help"}
-    assert known is not None
     assert known | made | {"-h"} == said.options

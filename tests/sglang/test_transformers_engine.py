@@ -107,6 +107,37 @@ def test_each_of_fifty_texts_has_the_vector_of_plain_transformers(
     assert cosines.min() >= _LEAST_COSINE
 
 
+def test_a_deterministic_server_gives_the_same_bits_alone_and_in_any_batch(
+    small: Path, tmp_path: Path
+) -> None:
+    manager = Manager(tmp_path)
+    with traces.all_gone(tmp_path):
+        made = Embedder(
+            small,
+            engine="transformers",
+            device="cpu",
+            deterministic=True,
+            start_timeout=START_S,
+            manager=manager,
+        )
+        alone = np.stack([made.embed_documents([text])[0] for text in TEXTS])
+        for size in (2, 7, len(TEXTS)):
+            for shift in (0, 1):
+                order = np.roll(np.arange(len(TEXTS)), shift)[:: -1 if shift else 1]
+                for chosen in (order[i : i + size] for i in range(0, len(TEXTS), size)):
+                    batch = made.embed_documents([TEXTS[i] for i in chosen])
+                    np.testing.assert_array_equal(batch, alone[chosen])
+        with pytest.warns(UserWarning, match="not trained"):
+            shorter = Embedder(small, dimensions=32, deterministic=True, manager=manager)
+        np.testing.assert_array_equal(
+            shorter.embed_documents(TEXTS),
+            np.stack([shorter.embed_documents([text])[0] for text in TEXTS]),
+        )
+        made.close()
+        shorter.close()
+        manager.stop()
+
+
 def test_sglang_gives_the_same_vectors(
     vectors: Vectors,
     small: Path,

@@ -1,4 +1,4 @@
-"""Other versions of SGLang than the pinned one, for real: installed, started with a key, compared.
+"""Other versions of SGLang than the pinned one, for real: started with a key, compared, diagnosed.
 
 Each takes about 10 GB of disk and 6 min to install, and 5 min for its tests on two cores.
 ``TEST_SGLANG_VERSIONS`` names the versions, separated by commas (the oldest supported one by
@@ -23,13 +23,15 @@ import pytest
 from emberd import Embedder, probe
 from emberd.engines.base import Launch
 from emberd.engines.sglang import ENGINE, command
-from emberd.engines.sglang.support import known_options
-from emberd.env import Places
-from emberd.installs import Installed, install, recipes
+from emberd.engines.sglang.support import VERSIONS
+from emberd.errors import StartError
+from emberd.installs import Installed
 from emberd.settings import ServerSpec, StartOptions
 from emberd.verified_manager import Manager
 from real import by_hand
 from real.engines import HERE, embedder_for, run
+from real.other_version import install_version
+from real.record_facts import installed_options
 from real.traces import all_gone
 
 _VERSIONS: Final = os.environ.get("TEST_SGLANG_VERSIONS", "0.5.17").split(",")
@@ -54,12 +56,9 @@ def installed(
 ) -> Iterator[Installed]:
     """A version, installed by emberd's own installer."""
     folder = _KEPT or os.fspath(tmp_path_factory.mktemp("engines"))
-    wanted = f"sglang=={request.param}"
-    recipe = replace(recipes.RECIPES["sglang"], version=request.param, requirements=(wanted,))
     try:
+        made = install_version(request.param, folder)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(recipes, "RECIPES", {**recipes.RECIPES, "sglang": recipe})
-            made = install("sglang", Places(folder, folder))
             # Found by the tests as a user's own interpreter is.
             patch.setenv("EMBERD_SGLANG_PYTHON", made.python)
             yield made
@@ -121,11 +120,24 @@ def test_a_server_started_by_hand_with_a_key_is_found_and_left_alive(
 
 
 @with_install
+def test_a_failed_start_is_diagnosed_and_leaves_nothing(
+    installed: Installed, model: Path, tmp_path: Path
+) -> None:
+    """Weights that are shorter than their header: SGLang fails after it has prepared the device."""
+    damaged = Path(shutil.copytree(model, tmp_path / "damaged"))
+    weights = next(damaged.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with all_gone(tmp_path), pytest.raises(StartError, match="weight file") as failed:
+        embedder_for(damaged, Manager(tmp_path / "home")).ensure()
+    assert failed.value.log_path
+    assert VERSIONS[installed.version].prepares in Path(failed.value.log_path).read_text()
+
+
+@with_install
 def test_it_knows_every_option_that_emberd_gives(
     installed: Installed, model: Path, tmp_path: Path
 ) -> None:
-    known = known_options(installed.packages)
-    assert known is not None
+    known = installed_options(installed.packages)
     spec = ServerSpec(model=os.fspath(model), device="cpu")
     launch = Launch(31_234, "key", "stamp", os.fspath(tmp_path))
     words = ENGINE.plan(spec, launch).command

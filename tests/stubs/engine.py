@@ -69,6 +69,7 @@ class StubEngine:
             device=options.get("device", spec.device or "cpu"),
             silence_s=float(options.get("silence", "20")),
             drain_s=float(options.get("drain", "5")),
+            has_ready="no-ready-route" not in faults,
             files={"secret.yaml": f"key: {launch.api_key}"},
             notes=[options["note"]] if "note" in options else [],
         )

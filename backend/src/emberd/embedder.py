@@ -61,6 +61,8 @@ class Embedder:
         device: ``"cuda"`` or ``"cpu"``.
         context_tokens: Longest text that must fit, in tokens. Servers with a smaller limit are not
             used; a started server reserves memory for this length.
+        deterministic: A text gets the same vector, to the bit, alone and in any batch. Servers that
+            do not promise that are not used; it costs speed, see docs/lifecycle.md.
         batch_size: Maximum number of texts in one request.
         max_concurrency: Maximum number of requests in flight in this process.
         timeout: Time limit of one request: seconds, or a text such as ``"90s"``.
@@ -94,6 +96,7 @@ class Embedder:
         engine: str | None = None,
         device: str | None = None,
         context_tokens: int | None = None,
+        deterministic: bool | None = None,
         batch_size: int | None = None,
         max_concurrency: int | None = None,
         timeout: float | str | None = None,

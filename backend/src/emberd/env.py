@@ -128,6 +128,7 @@ _SETTINGS: Final = (
     _for_settings("engine", _TEXT, "Engine that may serve the model", display="value"),
     _for_settings("device", _TEXT, "cuda, mps or cpu", display="value"),
     _for_settings("context_tokens", _INTEGER, "Longest text that must fit, in tokens"),
+    _for_settings("deterministic", _SWITCH, "Same vector of a text, to the bit, in any batch"),
     _for_settings("batch_size", _INTEGER, "Maximum number of texts in one request"),
     _for_settings("max_concurrency", _INTEGER, "Maximum number of requests in flight"),
     _for_settings("timeout", _DURATION, "Time limit of one request"),

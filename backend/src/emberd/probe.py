@@ -28,6 +28,7 @@ _MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 
 MODELS: Final = "/v1/models"
 MODEL_INFO: Final = "/model_info"
+SERVER_INFO: Final = "/server_info"
 OLD_MODEL_INFO: Final = "/get_model_info"
 """The route of SGLang's router, and of SGLang before 0.5."""
 
@@ -190,6 +191,18 @@ def entries(listed: Any) -> list[dict[str, Any]]:
 
 def _json(reply: ProbeReply | None) -> Any:
     return reply.json() if reply is not None and reply.status == http.client.OK else None
+
+
+def is_deterministic(
+    url: str, api_key: str | None = None, *, listener: Listener | None = None
+) -> bool:
+    """Return whether the server reports that a text gets the same vector in any batch.
+
+    SGLang reports it in all supported versions; a busy scheduler answers after its batch.
+    """
+    reply = get(url, SERVER_INFO, api_key, HEALTH_TIMEOUT_S, listener=listener)
+    info = _json(reply)
+    return isinstance(info, dict) and info.get("enable_deterministic_inference") is True
 
 
 def readiness(url: str, *, listener: Listener | None = None) -> bool | None:

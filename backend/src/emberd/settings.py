@@ -57,6 +57,7 @@ class ServerSpec:
             for any.
         device: ``"cuda"``, ``"mps"`` or ``"cpu"``; None for any.
         context_tokens: Longest text that must fit, in tokens; None for any.
+        deterministic: A text must get the same vector, to the bit, alone and in any batch.
     """
 
     model: str = DEFAULT_MODEL
@@ -66,6 +67,7 @@ class ServerSpec:
     device: str | None = None
     context_tokens: int | None = None
     content: str | None = None
+    deterministic: bool = False
 
     @property
     def identity(self) -> dict[str, str | None]:
@@ -84,11 +86,18 @@ class ServerSpec:
         canonical = json.dumps(self.identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
-    def accepts(self, engine: str, device: str | None, context_tokens: int | None) -> bool:
+    def accepts(
+        self, engine: str, device: str | None, context_tokens: int | None, *, deterministic: bool
+    ) -> bool:
         """Return whether a server with these properties meets the constraints."""
         wanted = self.context_tokens
         is_long_enough = wanted is None or context_tokens is None or context_tokens >= wanted
-        return self.engine in (None, engine) and self.device in (None, device) and is_long_enough
+        return (
+            self.engine in (None, engine)
+            and self.device in (None, device)
+            and is_long_enough
+            and (deterministic or not self.deterministic)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +116,7 @@ class Settings:
         engine: Which engine may serve; None for any.
         device: ``"cuda"``, ``"mps"`` or ``"cpu"``; None for any.
         context_tokens: Longest text that must fit, in tokens; None for any.
+        deterministic: A text must get the same vector, to the bit, alone and in any batch.
         batch_size: Maximum number of texts in one request.
         max_concurrency: Maximum number of requests in flight in this process.
         timeout: Time limit of one request, in seconds.
@@ -129,6 +139,7 @@ class Settings:
     engine: str | None = None
     device: str | None = None
     context_tokens: int | None = None
+    deterministic: bool = False
     batch_size: int = 256
     max_concurrency: int = 8
     timeout: float = 120.0
@@ -185,6 +196,7 @@ class Settings:
             engine=self.engine,
             device=self.device,
             context_tokens=self.context_tokens,
+            deterministic=self.deterministic,
             content=model_files.content_hash(self.model),
         )
 
@@ -339,7 +351,9 @@ _READERS: Final[dict[str, Callable[[Any], Any]]] = {
 _TEXTS: Final = ("model", "revision", "engine", "device")
 _INSTRUCTIONS: Final = ("query_instruction", "document_instruction")
 _COUNTS: Final = ("batch_size", "max_concurrency", "context_tokens")
-_SWITCHES: Final = ("symmetric", "truncate", "server_dimensions", "show_progress")
+_SWITCHES: Final = (
+    *("symmetric", "deterministic", "truncate", "server_dimensions", "show_progress"),
+)
 
 
 def _why_invalid(name: str, value: object) -> str | None:

@@ -83,6 +83,8 @@ class EmberdEmbeddings(BaseModel, Embeddings):
             ``"cuda"``, ``"mps"`` or ``"cpu"``; by default any.
         context_tokens: int | None
             Longest text that must fit, in tokens; by default any.
+        deterministic: bool
+            A text gets the same vector, to the bit, alone and in any batch; slower.
 
     Instantiate:
         .. code-block:: python
@@ -143,6 +145,8 @@ class EmberdEmbeddings(BaseModel, Embeddings):
     """``"cuda"``, ``"mps"`` or ``"cpu"``; None for any."""
     context_tokens: int | None = _DEFAULT.context_tokens
     """Longest text that must fit, in tokens; None for any."""
+    deterministic: bool = _DEFAULT.deterministic
+    """A text gets the same vector, to the bit, alone and in any batch."""
     batch_size: int = _DEFAULT.batch_size
     """Maximum number of texts in one request."""
     max_concurrency: int = _DEFAULT.max_concurrency

@@ -9,7 +9,15 @@ import pytest
 
 from emberd.engines import Launch
 from emberd.engines.model_shape import KNOWN
-from emberd.engines.sglang.command import CPU, Flag, adapt, config_text, flags, variables
+from emberd.engines.sglang import memory
+from emberd.engines.sglang.command import (
+    CPU,
+    Flag,
+    check_arguments,
+    config_text,
+    flags,
+    variables,
+)
 from emberd.engines.sglang.memory import NO_CHUNKS, MemoryPlan, plan_memory
 from emberd.errors import StartError
 from emberd.settings import ServerSpec, StartOptions
@@ -102,6 +110,18 @@ def test_key_is_in_the_file_and_not_in_the_command() -> None:
     assert not {"--api-key", "--port"} & set(said())
 
 
+def test_deterministic_kernels_are_requested_only_if_wanted() -> None:
+    name = "--enable-deterministic-inference"
+    assert name in said(deterministic=True)
+    assert name not in said()
+    needed = variables({}, (card(24),), STORE, deterministic=True)
+    tile = int(needed["SGLANG_FLASHINFER_PREFILL_SPLIT_TILE_SIZE"][0])
+    assert all(size % tile == 0 for size in (*memory._BATCHES, *memory._LARGE_BATCHES))
+    # The server must be known to have it, so that others are not given this one by mistake.
+    with pytest.raises(StartError, match="deterministic=True"):
+        check_arguments(StartOptions(arguments=(name,)), on_cpu=False)
+
+
 def test_the_served_name_has_no_colon() -> None:
     assert said(model="models/a:b")["--served-model-name"] == "models/a_b"
 
@@ -110,24 +130,6 @@ def test_every_word_has_a_reason() -> None:
     everything = chosen(revision="r", quantization="fp8", tp_size=2, dp_size=2)
     everything += chosen(device=CPU)
     assert all(flag.why and not flag.why.endswith(".") for flag in everything)
-
-
-def test_optional_word_is_left_out_for_a_version_without_it() -> None:
-    known = frozenset(said()) - {"--sleep-on-idle", "--enable-tokenizer-batch-encode"}
-    kept = {flag.words[0] for flag in adapt(chosen(), known)}
-    assert kept == known
-    assert adapt(chosen(), None) == chosen()
-
-
-def test_version_without_a_required_word_is_refused() -> None:
-    with pytest.raises(StartError, match="does not support --is-embedding") as refused:
-        adapt(chosen(), frozenset(said()) - {"--is-embedding"})
-    assert "emberd engine install sglang" in refused.value.advice
-
-
-def test_words_are_dropped_whole() -> None:
-    lacking = (Flag(("--needed", "1"), "why"), Flag(("--spare", "2"), "why", optional=True))
-    assert adapt(lacking, frozenset({"--needed"})) == lacking[:1]
 
 
 def test_the_gpus_are_named_by_uuid() -> None:

@@ -88,18 +88,10 @@ def test_an_installation_does_not_help_a_machine_without_a_gpu(
     assert ENGINE.installable_environment(GPU) is None
 
 
-def test_a_version_that_is_too_old_is_refused_by_its_number(
-    cards: Nvml, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _installed(monkeypatch, "0.5.9")
-    assert "SGLang 0.5.9 (/engines/python: a test says so) is older" in (
-        ENGINE.why_unavailable(GPU) or ""
-    )
-
-
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
+        (ServerSpec(device="cpu", deterministic=True), "engine='transformers'"),
         (ServerSpec("emberd/demo"), "does not serve emberd/demo"),
         (ServerSpec("/no/such/folder"), "there is no folder /no/such/folder"),
         (ServerSpec(device="tpu"), "device='tpu'"),

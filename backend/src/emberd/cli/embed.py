@@ -179,6 +179,7 @@ def embed(
     model: options.Model = None,
     engine: options.Engine = None,
     device: options.Device = None,
+    deterministic: options.Deterministic = False,
     revision: options.Revision = None,
 ) -> None:
     """Embed data sets (Parquet, JSON lines, folders), or texts (lines of files or stdin, --text).
@@ -204,7 +205,13 @@ def embed(
         "save_every_s": saves,
     }
     data_options = {name: value for name, value in data_options.items() if value is not None}
-    settings = options.settings(model=model, engine=engine, device=device, revision=revision)
+    settings = options.settings(
+        model=model,
+        engine=engine,
+        device=device,
+        deterministic=deterministic or None,
+        revision=revision,
+    )
     sizes = {"batch_size": batch_size, "max_concurrency": max_concurrency}
     embedder = _embedder(settings, dimensions, truncate=truncate, **sizes)
     names = files or []
@@ -299,6 +306,7 @@ def _embedder(
         settings.model,
         engine=settings.engine,
         device=settings.device,
+        deterministic=settings.deterministic,
         revision=settings.revision,
         dimensions=dimensions,
         truncate=truncate or None,  # without the option, EMBERD_TRUNCATE decides

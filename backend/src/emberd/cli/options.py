@@ -67,6 +67,12 @@ ContextTokens = Annotated[
         help="Longest text in tokens; a started server reserves memory for this length.",
     ),
 ]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic", help="A text gets the same vector, to the bit, in any batch; slower."
+    ),
+]
 Revision = Annotated[
     str | None,
     typer.Option("--revision", metavar="COMMIT", help="Commit of the model on the hub."),

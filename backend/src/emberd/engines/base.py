@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from emberd import catalog, model_files
+from emberd import catalog, env, model_files
 from emberd.catalog import DEMO_MODEL, Model
 from emberd.errors import StartError
 from emberd.settings import ServerSpec, StartOptions
@@ -72,6 +72,8 @@ class Plan:
         device: Where the model will run, ``"cpu"``, ``"cuda"`` or ``"mps"``.
         silence_s: The start has failed if it makes no progress for this many seconds.
         drain_s: After SIGTERM, requests in flight get this many seconds to finish.
+        has_ready: Whether the server has ``/ready``, which answers at once; otherwise ``/health``
+            is requested, which may take long.
         files: Name in the state folder -> content, written with mode 0600 before the server
             starts; may hold secrets.
         reasons: Why each word of the command, and each figure in it, is there.
@@ -83,6 +85,7 @@ class Plan:
     device: str
     silence_s: float = 300.0
     drain_s: float = DRAIN_S
+    has_ready: bool = True
     files: Mapping[str, str] = field(default_factory=dict, repr=False)
     reasons: Sequence[Reason] = ()
     notes: Sequence[str] = ()
@@ -155,15 +158,13 @@ class EnvironmentEngine(Engine):
 
     Attributes:
         product: What its distribution is called in messages.
-        oldest_version: The oldest version of the distribution that is used.
     """
 
     product: str
-    oldest_version: tuple[int, ...]
 
     def why_unavailable(self, spec: ServerSpec) -> str | None:
         """Return why it cannot serve ``spec`` on this machine and what to do; None if it can."""
-        return self._why_not_here(spec) or self._why_not_installed()
+        return self._why_not_here(spec) or self._why_not_installed(spec)
 
     def why_unsupported(self, spec: ServerSpec) -> str | None:
         """Return why it cannot serve ``spec`` on any machine; None if it can."""
@@ -184,7 +185,11 @@ class EnvironmentEngine(Engine):
 
     def installable_environment(self, spec: ServerSpec) -> str | None:
         """Return the engine's name if only its environment is missing; else None."""
-        is_missing = self._why_not_here(spec) is None and self._why_not_installed() is not None
+        from emberd import installs
+
+        if env.text(installs.recipes.recipe_of(self.name).variable):
+            return None  # that interpreter would be used even then
+        is_missing = self._why_not_here(spec) is None and self._why_not_installed(spec) is not None
         return self.name if is_missing else None
 
     def _why_not_here(self, spec: ServerSpec) -> str | None:
@@ -204,6 +209,10 @@ class EnvironmentEngine(Engine):
         """
         raise NotImplementedError
 
+    def _why_not_version(self, version: str, spec: ServerSpec) -> str | None:
+        """Return why an installed version cannot serve ``spec``, as a predicate; None if it can."""
+        raise NotImplementedError
+
     def _interpreter(self) -> Interpreter:
         """Return the interpreter that runs the server.
 
@@ -218,7 +227,7 @@ class EnvironmentEngine(Engine):
             raise StartError(cause, advice=f"Run: {self._install}")
         return found
 
-    def _why_not_installed(self) -> str | None:
+    def _why_not_installed(self, spec: ServerSpec) -> str | None:
         from emberd import installs
 
         found = installs.locate(self.name)
@@ -228,14 +237,15 @@ class EnvironmentEngine(Engine):
                 f"{self.product} is not installed: `{self._install}` installs it in an environment "
                 f"of its own ({size}); with EMBERD_AUTO_INSTALL=1 emberd does so when it is needed"
             )
-        parts = found.version.split(".")[: len(self.oldest_version)]
-        if tuple(int(part) for part in parts if part.isdigit()) < self.oldest_version:
-            return (
-                f"{self.product} {found.version} ({found.python}: {found.why}) is older than "
-                f"{'.'.join(map(str, self.oldest_version))}; `{self._install}` installs a tested "
-                f"version"
-            )
-        return None
+        problem = self._why_not_version(found.version, spec)
+        if problem is None:
+            return None
+        recipe = installs.recipes.recipe_of(self.name)
+        unset = f"; unset {recipe.variable} then" if env.text(recipe.variable) else ""
+        return (
+            f"{self.product} {found.version} ({found.python}: {found.why}) {problem}: "
+            f"`{self._install}` installs {recipe.version}{unset}"
+        )
 
     @property
     def _install(self) -> str:

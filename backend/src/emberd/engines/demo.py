@@ -76,6 +76,7 @@ class DemoEngine(OwnServerEngine):
             *(process_env.interpreter(), "-m", MODULE, "--encoder", self.name),
             *own_server.address(launch),
             *("--served-model-name", spec.model, "--weight-version", launch.start_id),
+            *(("--deterministic",) if spec.deterministic else ()),
             *launch.options.arguments,
         )
         return Plan(command, _environment(launch.api_key), device=_DEVICE, silence_s=_SILENCE_S)

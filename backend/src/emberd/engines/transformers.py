@@ -37,6 +37,7 @@ _CUDA: Final = "cuda"
 _MPS: Final = "mps"
 
 _ARCHITECTURES: Final = ("Qwen3ForCausalLM", "Qwen3Model")
+_OLDEST_MAJOR: Final = 5  # the functions that the server calls have these names since then
 _NATIVE_BFLOAT16: Final = (8, 0)  # compute capability
 
 _PINNED_CUDA: Final = (13, 0)
@@ -68,7 +69,6 @@ class TransformersEngine(OwnServerEngine, EnvironmentEngine):
 
     name = _NAME
     product = "transformers"
-    oldest_version = (5, 0)  # the functions that the server calls have these names since then
     library = "torch"
     reinstall = (
         "Reinstall it: `emberd engine remove transformers`, then `emberd engine install "
@@ -146,6 +146,11 @@ class TransformersEngine(OwnServerEngine, EnvironmentEngine):
     def _why_unsupported_entry(self, model: Model) -> str | None:
         return _why_other(model.name, model.architecture)
 
+    def _why_not_version(self, version: str, spec: ServerSpec) -> str | None:  # noqa: ARG002
+        major = version.partition(".")[0]
+        is_old = major.isdigit() and int(major) < _OLDEST_MAJOR
+        return f"is older than {_OLDEST_MAJOR}.0" if is_old else None
+
     def _why_unsupported_files(self, folder: Path, *, partial: bool) -> str | None:
         if not partial and (other := _why_other(str(folder), model_card.architecture(folder))):
             return other
@@ -195,6 +200,8 @@ def _words(
     ]
     if spec.revision is not None:
         words.append((("--revision", spec.revision), "requested"))
+    if spec.deterministic:
+        words.append((("--deterministic",), "requested: each text is encoded by itself"))
     if spec.context_tokens is not None:
         words.append((("--context-tokens", str(spec.context_tokens)), "the longest text to accept"))
     if launch.options.arguments:

@@ -252,8 +252,10 @@ def _try_candidate(candidate: Candidate, spec: ServerSpec, verify: Verify) -> Se
 def _mismatch(
     endpoint: Endpoint, engine: str | None, spec: ServerSpec, *, listed: bool
 ) -> str | None:
-    if not spec.accepts(engine or "", spec.device, endpoint.context_tokens):
+    if not spec.accepts(engine or "", spec.device, endpoint.context_tokens, deterministic=True):
         return f"it does not meet engine={spec.engine}, context_tokens={spec.context_tokens}"
+    if problem := determinism_mismatch(endpoint, spec):
+        return problem
     # A path that is not on this machine may be the model name of a remote server.
     is_known = model_files.is_folder(spec.model) or not model_files.is_path(spec.model)
     if engine and is_known and (problem := engines.load(engine).why_unsupported(spec)):
@@ -359,7 +361,7 @@ def pinned_mismatch(endpoint: Endpoint, spec: ServerSpec, *, listed: bool = Fals
         spec: What is requested.
         listed: The user named the server, and so vouches for what is between it and its files.
     """
-    reply = probe.get(endpoint.url, "/server_info", endpoint.api_key, listener=endpoint.listener)
+    reply = probe.get(endpoint.url, probe.SERVER_INFO, endpoint.api_key, listener=endpoint.listener)
     answer: Any = reply.json() if reply is not None else None
     reported = answer if isinstance(answer, dict) else {}
     pinned = {"revision": spec.revision, "quantization": spec.quantization}
@@ -371,6 +373,18 @@ def pinned_mismatch(endpoint: Endpoint, spec: ServerSpec, *, listed: bool = Fals
     if spec.quantization is None and reported.get("quantization"):
         return f"it serves the model quantised ({reported['quantization']}), which is not requested"
     return None if spec.content is None else _files_mismatch(endpoint, spec, listed=listed)
+
+
+def determinism_mismatch(endpoint: Endpoint, spec: ServerSpec) -> str | None:
+    """Return that an external server does not meet ``deterministic=True``; None if it does."""
+    if not spec.deterministic or probe.is_deterministic(
+        endpoint.url, endpoint.api_key, listener=endpoint.listener
+    ):
+        return None
+    return (
+        f"deterministic=True is required, but {endpoint.url} does not report that it computes "
+        f"deterministically. Start SGLang with --enable-deterministic-inference, or omit it."
+    )
 
 
 def _files_mismatch(endpoint: Endpoint, spec: ServerSpec, *, listed: bool) -> str | None:

@@ -37,20 +37,20 @@ _ENDING_S: Final = 1.0
 _REPORT: Final = "suspect"
 
 
-def poll_readiness(url: str, listener: Listener) -> Iterator[bool]:
+def poll_readiness(url: str, listener: Listener, *, has_ready: bool) -> Iterator[bool]:
     """Yield whether the server at ``url`` accepts requests, without blocking the supervisor.
 
-    ``/ready`` answers at once. SGLang before 0.5.20 has only ``/health``, which takes 1 to 20 s, so
-    it is requested in a thread: the supervisor must still react to a stop or a dead server.
+    ``/ready`` answers at once. Without it, ``/health`` is requested, in a thread, because it takes
+    SGLang 1 to 20 s: the supervisor must still react to a stop or a dead server.
     """
     while True:
-        ready = probe.readiness(url, listener=listener)
-        if ready is None:
-            health = background.run(lambda: probe.is_healthy(url, listener=listener), "health")
-            while not health.done():
-                yield False
-            ready = health.result()
-        yield ready
+        if has_ready:
+            yield probe.readiness(url, listener=listener) or False
+            continue
+        health = background.run(lambda: probe.is_healthy(url, listener=listener), "health")
+        while not health.done():
+            yield False
+        yield health.result()
 
 
 class StartMonitor:
@@ -67,6 +67,8 @@ class StartMonitor:
         port: int,
         silence_s: float,
         verify: Callable[[str, Listener], Endpoint],
+        *,
+        has_ready: bool = True,
     ) -> None:
         """Watch ``server``, which was just started and is to listen on ``port``.
 
@@ -76,6 +78,7 @@ class StartMonitor:
             port: Its port on the loopback address.
             silence_s: The start has failed if it makes no progress for this many seconds.
             verify: Called with the URL and the proven listener; see ``Verify``.
+            has_ready: See ``Plan``.
         """
         self.progress = ""
         self._server = server
@@ -83,6 +86,7 @@ class StartMonitor:
         self._port = port
         self._silence_s = silence_s
         self._verify = verify
+        self._has_ready = has_ready
         self._url = f"http://{HOST}:{port}"
         self._moved_at_s = time.monotonic()
         self._log_bytes = 0
@@ -144,7 +148,9 @@ class StartMonitor:
             is_held, unseen = self._holds(found)
             if is_held:
                 self._listener = replace(found, owner_accepts=True)
-                self._readiness = poll_readiness(self._url, self._listener)
+                self._readiness = poll_readiness(
+                    self._url, self._listener, has_ready=self._has_ready
+                )
                 return None
             if unseen:
                 return self._diagnose_unseen(unseen)

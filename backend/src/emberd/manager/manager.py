@@ -25,6 +25,7 @@ from emberd.env import Places
 from emberd.errors import (
     EmberdError,
     NoEngineError,
+    ServerMismatchError,
     ServerStoppedError,
     StartTimeoutError,
     StateFolderError,
@@ -173,8 +174,9 @@ class ServerManager:
             on_progress: Called about once a second while a server starts.
 
         Raises:
-            ServerMismatchError: ``base_url`` serves something else, or belongs to another user
-                than the server that was ``lost`` there.
+            ServerMismatchError: ``base_url`` serves something else, does not meet
+                ``deterministic``, or belongs to another user than the server that was ``lost``
+                there.
             NoEngineError: No engine can serve the model on this machine.
             StartError: The server was started and failed; all callers that wait for it get this.
             StartTimeoutError: ``start_timeout`` expired.
@@ -185,6 +187,8 @@ class ServerManager:
         if base_url is not None:
             listener = None if lost is None else discovery.restarted_listener(lost.endpoint)
             endpoint = self._verify(base_url, api_key, spec, listener)
+            if problem := discovery.determinism_mismatch(endpoint, spec):
+                raise ServerMismatchError(problem)
             given = Server(endpoint, "given", f"{endpoint.url} was given")
             return given if options else given.noting_unmet()
         deadline = time.monotonic() + durations.validate("start_timeout", start_timeout)

@@ -417,6 +417,7 @@ class ServerSnapshot:
             # Before it is ready, only the requested device is known.
             own.device or own.spec.device or spec.device,
             endpoint.context_tokens if endpoint else own.spec.context_tokens,
+            deterministic=own.spec.deterministic,
         )
 
     def server(self, *, started: bool = False) -> Server | None:

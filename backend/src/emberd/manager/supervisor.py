@@ -181,6 +181,7 @@ class Supervisor:
                     lambda url, listener: self._verify(
                         url, launch.api_key, self.record.spec, listener
                     ),
+                    has_ready=plan.has_ready,
                 )
             )
         if not isinstance(outcome, Endpoint):
@@ -217,12 +218,20 @@ class Supervisor:
         if problem := self.engine.why_unsupported(spec):
             cause, _, advice = problem.partition(". ")
             return Diagnosis(f"The engine {engine} cannot serve {spec.model}: {cause}", advice)
-        if not spec.accepts(engine, plan.device, endpoint.context_tokens):
+        if not spec.accepts(engine, plan.device, endpoint.context_tokens, deterministic=True):
             return Diagnosis(
                 f"The server runs on {plan.device} with texts of up to {endpoint.context_tokens} "
                 f"tokens, but device={spec.device}, context_tokens={spec.context_tokens} were "
                 f"requested",
                 "Request a shorter context or another device, or use another engine.",
+            )
+        if spec.deterministic and not probe.is_deterministic(
+            endpoint.url, endpoint.api_key, listener=endpoint.listener
+        ):
+            return Diagnosis(
+                f"deterministic=True was requested, but a server of the engine {engine} does not "
+                f"report that it computes deterministically",
+                "Use the engine sglang (on a GPU) or transformers, or omit deterministic=True.",
             )
         return None
 

@@ -102,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name=given.served_model_name or given.model_path or DEMO_MODEL,
         weight_version=given.weight_version,
         revision=given.revision,
+        deterministic=given.deterministic,
     )
     service = Service(create_encoder(given), model)
     connections = Connections()
@@ -179,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
         "--served-model-name", help="the name in /v1/models; default: the model's own name"
     )
     parser.add_argument("--weight-version", default="default", help="shown by /model_info")
+    parser.add_argument("--deterministic", action="store_true", help="encode each text by itself")
     group = parser.add_argument_group("the model of --encoder transformers")
     group.add_argument("--model-path", help="a name on the hub, or a folder")
     group.add_argument("--revision", help="a commit, branch or tag on the hub")

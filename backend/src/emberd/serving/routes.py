@@ -240,6 +240,7 @@ class _Routes:
                 "device": encoder.device,
                 "context_length": encoder.context_tokens,
                 "max_req_input_len": encoder.context_tokens,
+                "enable_deterministic_inference": model.deterministic,
             }
         )
 

@@ -78,8 +78,10 @@ class _BatchPart:
 class Scheduler:
     """The queue in front of an encoder. Everything but the encoding is on one event loop."""
 
-    def __init__(self, encoder: Encoder, metrics: Metrics) -> None:
+    def __init__(self, encoder: Encoder, metrics: Metrics, *, deterministic: bool = False) -> None:
+        """Make a queue in front of ``encoder``; see ``ServedModel`` for ``deterministic``."""
         self._encoder = encoder
+        self._deterministic = deterministic
         self._metrics = metrics
         self._queue: deque[_QueuedRequest] = deque()
         self._work = asyncio.Event()
@@ -128,6 +130,8 @@ class Scheduler:
 
     def _next_batch(self) -> list[_BatchPart]:
         texts, tokens = self._encoder.batch_texts, self._encoder.batch_tokens
+        if self._deterministic:
+            texts = 1  # kernels sum in another order for another size of the batch
         batch: list[_BatchPart] = []
         while self._queue:
             request = self._queue[0]
@@ -201,11 +205,14 @@ class ServedModel:
         name: The name of the model in requests.
         weight_version: Any text, by which the process that started the server recognises it.
         revision: The requested revision; None if none was requested.
+        deterministic: Whether each text is encoded by itself, so that it gets the same vector
+            alone and in any batch.
     """
 
     name: str
     weight_version: str = "default"
     revision: str | None = None
+    deterministic: bool = False
 
 
 class Service:
@@ -220,7 +227,7 @@ class Service:
         self.model = model
         self.metrics = Metrics(model.name)
         self.phase = Phase.LOADING
-        self._scheduler = Scheduler(encoder, self.metrics)
+        self._scheduler = Scheduler(encoder, self.metrics, deterministic=model.deterministic)
         self._in_flight = 0
         self._health_check: asyncio.Task[None] | None = None
         self._health_checked_s = -math.inf

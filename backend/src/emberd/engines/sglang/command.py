@@ -14,7 +14,7 @@ from typing import Final
 
 from emberd.engines.base import Launch
 from emberd.engines.gpus import VISIBLE, Gpu
-from emberd.engines.sglang.memory import NO_CHUNKS, MemoryPlan
+from emberd.engines.sglang.memory import NO_CHUNKS, SMALLEST_BATCH_TOKENS, MemoryPlan
 from emberd.engines.sglang.support import generation
 from emberd.env import Places
 from emberd.errors import StartError
@@ -35,12 +35,10 @@ class Flag:
     Attributes:
         words: The option, and its value if it takes one.
         why: The reason, in one sentence without a full stop.
-        optional: Left out for a version of SGLang that does not know the option.
     """
 
     words: tuple[str, ...]
     why: str
-    optional: bool = False
 
 
 def flags(
@@ -84,32 +82,11 @@ def flags(
             "holds the port and the key, which ps would show on a command line",
         ),
         *_EMBEDDING_FLAGS,
+        *([_DETERMINISTIC] if spec.deterministic else ()),
         *_size_flags(spec.context_tokens, memory),
         *(_CPU_FLAGS if spec.device == CPU else _gpu_flags(launch.options)),
         *_SERVICE_FLAGS,
     )
-
-
-def adapt(chosen: Sequence[Flag], known: frozenset[str] | None) -> tuple[Flag, ...]:
-    """Return the flags that an installed version knows; optional ones may be left out.
-
-    Args:
-        chosen: All flags.
-        known: The version's options, from ``known_options``; None keeps all flags.
-
-    Raises:
-        StartError: The version lacks an option that is not optional.
-    """
-    if known is None:
-        return tuple(chosen)
-    missing = [flag for flag in chosen if flag.words[0] not in known]
-    if needed := [flag for flag in missing if not flag.optional]:
-        raise StartError(
-            f"the installed SGLang does not support {needed[0].words[0]}, which emberd needs: "
-            f"{needed[0].why}",
-            advice="Install the version that emberd is made for: emberd engine install sglang",
-        )
-    return tuple(flag for flag in chosen if flag not in missing)
 
 
 def config_text(port: int, api_key: str | None) -> str:
@@ -122,7 +99,7 @@ def config_text(port: int, api_key: str | None) -> str:
 
 
 def variables(
-    environ: Mapping[str, str], gpus: Sequence[Gpu], store: str
+    environ: Mapping[str, str], gpus: Sequence[Gpu], store: str, *, deterministic: bool = False
 ) -> dict[str, tuple[str, str]]:
     """Return the variables that the server needs besides ``environ``: name -> value and reason.
 
@@ -133,8 +110,16 @@ def variables(
         environ: The environment of this process.
         gpus: Where the model will run; empty for the CPU.
         store: Path of an empty file, private to this start.
+        deterministic: Whether ``spec`` requires deterministic kernels.
     """
     needed = {}
+    if deterministic:
+        # Of flashinfer, SGLang's choice on Blackwell. A chunk that is shorter than a tile is never
+        # scheduled, and a longer text then waits forever (srt/managers/schedule_policy.py).
+        needed["SGLANG_FLASHINFER_PREFILL_SPLIT_TILE_SIZE"] = (
+            str(SMALLEST_BATCH_TOKENS),
+            "each size of a batch is a multiple of it, so that no text waits for a larger one",
+        )
     # The path becomes part of a URL that is parsed but not unquoted. Several GPUs have several
     # groups of processes, and FileStore was not tried with them.
     if len(gpus) <= 1 and not {"?", "#"} & set(store):
@@ -181,13 +166,19 @@ _EMBEDDING_FLAGS: Final = (
     Flag(
         ("--enable-tokenizer-batch-encode",),
         "a list of texts is tokenised in one call and scheduled together",
-        optional=True,
     ),
     Flag(
         ("--json-model-override-args", json.dumps({"is_matryoshka": True})),
         "without it a request with dimensions is refused; the configuration on the hub does not "
         "declare it",
     ),
+)
+
+
+_DETERMINISTIC: Final = Flag(
+    ("--enable-deterministic-inference",),
+    "requested: kernels whose results do not depend on the batch; SGLang chooses the attention "
+    "backend among those that have them",
 )
 
 
@@ -242,13 +233,12 @@ def _gpu_flags(options: StartOptions) -> list[Flag]:
 
 
 _SERVICE_FLAGS: Final = (
-    Flag(("--sleep-on-idle",), "otherwise an idle scheduler uses a whole core", optional=True),
+    Flag(("--sleep-on-idle",), "otherwise an idle scheduler uses a whole core"),
     Flag(("--enable-metrics",), "its counters show whether the server is idle"),
     Flag(("--log-level", "info"), "progress and readiness are logged at this level"),
     Flag(
         ("--uvicorn-access-log-exclude-prefixes", "/"),
         "a line per request would fill the disk",
-        optional=True,
     ),
 )
 
@@ -275,6 +265,7 @@ _RESERVED: Final[Mapping[str, str]] = {
     "--device": "use device=, or `emberd up --device`",
     "--dp-size": _GPUS,
     "--dtype": _VECTORS,
+    "--enable-deterministic-inference": ("use deterministic=True, or `emberd up --deterministic`"),
     "--host": "emberd's servers listen on loopback only; start one yourself and use base_url=",
     "--json-model-override-args": _VECTORS,
     "--load-format": _VECTORS,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Final
 
-from emberd import installs, model_files
+from emberd import model_files
 from emberd.catalog import DEMO_MODEL
 from emberd.engines import gpus
 from emberd.engines.base import EnvironmentEngine, Launch, Plan, Reason
@@ -43,7 +43,6 @@ class SglangEngine(EnvironmentEngine):
 
     name = "sglang"
     product = "SGLang"
-    oldest_version = support.OLDEST_VERSION
     takes_descriptor = False  # it opens its port itself, after the model is loaded
 
     def exclusive_resources(self, spec: ServerSpec, options: StartOptions) -> Sequence[str]:
@@ -56,7 +55,7 @@ class SglangEngine(EnvironmentEngine):
         """Return how to start a server for ``spec``.
 
         Raises:
-            StartError: Memory is short, or the installed version lacks an option.
+            StartError: Memory is short, or the installed version cannot serve it.
             SettingError: ``EMBERD_SGLANG_PYTHON`` names no interpreter that has it.
             StateFolderError: Another user can have written code of the model that would be run.
         """
@@ -74,13 +73,14 @@ class SglangEngine(EnvironmentEngine):
             chosen = support.freest_supported(survey.gpus, launch.options.gpus, locked)
         figures = _plan_memory(spec, launch.options, chosen)
         python = self._interpreter()
-        # The options of any other version than the tested one are read from its source.
-        is_tested = python.version == installs.RECIPES[self.name].version
-        known = None if is_tested else support.known_options(python.packages)
+        version = support.find_version(python.version)
+        if version is None:  # it was replaced after ``why_unavailable`` had looked at it
+            problem = support.why_not_version(python.version, spec)
+            raise StartError(f"SGLang {python.version} {problem}", advice=f"Run: {self._install}")
         config = os.path.join(launch.folder, _CONFIG)
-        flags = command.adapt(command.flags(spec, launch, figures, config), known)
+        flags = command.flags(spec, launch, figures, config)
         store = os.path.join(launch.folder, _STORE)
-        variables = command.variables(os.environ, chosen, store)
+        variables = command.variables(os.environ, chosen, store, deterministic=spec.deterministic)
         if not (model_files.is_folder(spec.model) or model_files.is_downloaded(spec.model)):
             silence_s = _DOWNLOAD_SILENCE_S
         else:
@@ -97,6 +97,7 @@ class SglangEngine(EnvironmentEngine):
             device=command.CPU if on_cpu else command.GPU,
             silence_s=silence_s,
             drain_s=_DRAIN_S,
+            has_ready=version.has_ready,
             files={_CONFIG: command.config_text(launch.port, launch.api_key), _STORE: ""},
             reasons=[
                 Reason(python.python, f"has SGLang {python.version}: {python.why}"),
@@ -113,6 +114,7 @@ class SglangEngine(EnvironmentEngine):
     has_failed = staticmethod(log_reader.has_failed)
     _why_unsupported_entry = staticmethod(support.why_entry_unservable)
     _why_unsupported_files = staticmethod(support.why_unservable)
+    _why_not_version = staticmethod(support.why_not_version)
 
     def recognises(self, words: Sequence[str]) -> bool:
         """Return whether a process with this command line is the main process of a server.
@@ -140,6 +142,8 @@ class SglangEngine(EnvironmentEngine):
         )
 
     def _why_not_here(self, spec: ServerSpec) -> str | None:
+        if spec.deterministic and spec.device == command.CPU:
+            return "computes deterministically only on a GPU; use engine='transformers' on a CPU"
         return self.why_unsupported(spec) or _why_no_device(spec.device)
 
 

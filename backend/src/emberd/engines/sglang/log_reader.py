@@ -1,8 +1,8 @@
 """What SGLang's log says: the step of a starting server, and why one failed.
 
-The lines are those of SGLang 0.5.23. The exit code says little, because after most failures the
-parent process kills itself. So the log is searched first, for the rules in ``known_failures.toml``,
-and the exit code counts only if the log gives no reason.
+The lines are those of the versions in ``support.VERSIONS``. The exit code says little, because
+after most failures the parent process kills itself. So the log is searched first, for the rules in
+``known_failures.toml``, and the exit code counts only if the log gives no reason.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from emberd.engines.sglang.support import VERSIONS
 from emberd.system import log_rules
 from emberd.system.log_rules import READ_LOG, Diagnosis, LogRule
 
@@ -28,7 +29,7 @@ _STEPS: Final = tuple(
     for pattern, step in (
         (r"Retrying in \d+s \[Retry (?P<retry>\d+)/(?P<retries>\d+)\]", "waiting for the hub"),
         (r"server_args=", "starting the scheduler"),
-        (r"Init (?:parallel|torch distributed) begin", "preparing the device"),
+        ("|".join({version.prepares for version in VERSIONS.values()}), "preparing the device"),
         (r"Using model weights format", "downloading the weights"),
         (r"Fetching \d+ files: +(?P<percent>\d+)%", "downloading the weights"),
         (r"\.safetensors: +(?P<size>\d+)%", "downloading the weights"),

@@ -37,8 +37,9 @@ _REFUSED_TAIL_TOKENS: Final = 7
 # SGLang's chunk sizes for the size of the card (srt/arg_groups/memory_hook.py), down to the
 # smallest.
 _LARGE_CARD_BYTES: Final = 60 * GIB
-_LARGE_BATCHES: Final = (8192, 4096, 2048)
-_BATCHES: Final = (4096, 2048)
+SMALLEST_BATCH_TOKENS: Final = 2048
+_LARGE_BATCHES: Final = (8192, 4096, SMALLEST_BATCH_TOKENS)
+_BATCHES: Final = (4096, SMALLEST_BATCH_TOKENS)
 _BATCHES_HELD: Final = 2  # one runs while the next is scheduled
 
 _LAYERS_ALIVE: Final = 8  # one by the shapes; the rest for fragmentation and captured graphs

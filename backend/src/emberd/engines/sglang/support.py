@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from emberd import catalog, model_card, model_files
@@ -13,10 +15,76 @@ from emberd.catalog import Model
 from emberd.engines import gpus as all_gpus
 from emberd.engines.gpus import VISIBLE, Gpu, Survey
 from emberd.installs.recipes import dotted
+from emberd.settings import ServerSpec
 from emberd.system import ownership
 
-OLDEST_VERSION: Final = (0, 5, 17)
-"""The first version whose embeddings come as base64."""
+# ------------------------------------------------------------ versions
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What one supported version of SGLang does in another way than the newest one.
+
+    Attributes:
+        has_ready: Whether it has ``/ready``, which needs no key. Without it, ``/health`` tells the
+            same, but runs a token through the model; with a key, ``/ready`` is then a 401.
+        prepares: What its log says when the scheduler begins to prepare the device.
+        lacks: Architectures of ``_POOLING`` for which it has no code, so that their pooling does
+            not hold.
+    """
+
+    has_ready: bool = True
+    prepares: str = "Init parallel begin"
+    lacks: tuple[str, ...] = ()
+
+
+_OLD: Final = "Init torch distributed begin"
+_GEMMA: Final = ("EmbeddingGemma2Model",)
+
+VERSIONS: Final[Mapping[str, Version]] = MappingProxyType(
+    {
+        # The first version whose embeddings come as base64.
+        "0.5.17": Version(has_ready=False, prepares=_OLD, lacks=_GEMMA),
+        "0.5.18": Version(has_ready=False, prepares=_OLD, lacks=_GEMMA),
+        "0.5.19": Version(has_ready=False, prepares=_OLD, lacks=_GEMMA),
+        "0.5.20": Version(prepares=_OLD, lacks=_GEMMA),
+        "0.5.21": Version(lacks=_GEMMA),
+        "0.5.22": Version(),
+        "0.5.23": Version(),
+    }
+)
+"""The supported versions, oldest first, and all differences between them that concern emberd.
+
+What is not named here is the same in all of them: the options that emberd passes, the variables
+that it sets, the other routes and which of them need the key, the counters, the lines of the log.
+``tests/sglang_facts.json`` records that from the wheels, and tests compare it with this table.
+"""
+
+# A later build of a release ("0.5.22.post1", "0.5.23+cu130") is that release. A development build
+# ("0.5.24.dev3") is none.
+_RELEASE: Final = re.compile(r"(?P<release>\d+(?:\.\d+)*)(?:\.post\d+)?(?:\+.*)?")
+
+
+def find_version(installed: str) -> Version | None:
+    """Return what is particular to an installed version; None if it is not supported."""
+    found = _RELEASE.fullmatch(installed)
+    return VERSIONS.get(found["release"]) if found else None
+
+
+def why_not_version(version: str, spec: ServerSpec) -> str | None:
+    """Return what an installed version lacks for ``spec``; None if it can serve it."""
+    known = find_version(version)
+    if known is None:
+        oldest, *_, newest = VERSIONS
+        return f"is not supported (only {oldest} to {newest} are tested)"
+    folder = model_files.hub_snapshot(spec.model, spec.revision)
+    if model_files.is_folder(spec.model):
+        folder = Path(spec.model)
+    architecture = model_card.architecture(folder) if folder else None
+    if architecture in known.lacks:
+        return f"has no code for the architecture {architecture}"
+    return None
+
 
 # ------------------------------------------------------------ GPUs
 
@@ -223,72 +291,3 @@ def _check_code(path: Path, facts: os.stat_result, root: Path) -> None:
         instead="Omit --trust-remote-code, or use a copy of your own.",
         within=root,
     )
-
-
-# ------------------------------------------------------------ versions
-
-
-def known_options(packages: str) -> frozenset[str] | None:
-    """Return the options that an installed SGLang knows, such as ``--model-path``.
-
-    An unknown option ends its start with exit code 2. The options are read from the source, because
-    importing it takes seconds and needs torch. Until mid-2026 each was added to the parser by a
-    call; since then most are fields with annotations. Both are read.
-
-    Args:
-        packages: The ``site-packages`` folder that holds SGLang.
-
-    Returns:
-        None if there is no SGLang, or its source has an unknown layout.
-    """
-    root = Path(packages, "sglang", "srt")
-    files = [root / "server_args.py", *sorted((root / "arg_groups").rglob("*.py"))]
-    names: set[str] = set()
-    try:
-        for file in files:
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-            names.update(_options(tree, all_classes=file.parent.name == "fields"))
-    except (OSError, SyntaxError, ValueError):
-        return None
-    return frozenset(names) or None
-
-
-def _options(tree: ast.Module, *, all_classes: bool) -> Iterator[str]:
-    for node in ast.walk(tree):
-        match node:
-            case ast.Call(func=ast.Attribute(attr="add_argument")):
-                yield from _option_names(node.args)
-            case ast.ClassDef() if node.name == "ServerArgs" or all_classes:
-                for field in node.body:
-                    match field:
-                        case ast.AnnAssign(
-                            target=ast.Name(id=name),
-                            annotation=ast.Subscript(
-                                value=ast.Name(id="A" | "Annotated"), slice=described
-                            ),
-                        ):
-                            yield from _options_of_field(name, described)
-
-
-def _options_of_field(name: str, described: ast.expr) -> Iterator[str]:
-    words = {
-        word.arg: word.value
-        for node in ast.walk(described)
-        if isinstance(node, ast.Call)
-        for word in node.keywords
-    }
-    hidden = words.get("no_cli")
-    if isinstance(hidden, ast.Constant) and hidden.value:
-        return
-    if "cli_name" not in words:
-        yield "--" + name.replace("_", "-")
-    for key in ("aliases", "cli_name"):
-        if key in words:
-            yield from _option_names(ast.walk(words[key]))
-
-
-def _option_names(nodes: Iterable[ast.AST]) -> Iterator[str]:
-    for node in nodes:
-        match node:
-            case ast.Constant(value=str(text)) if text.startswith("--"):
-                yield text

@@ -113,6 +113,9 @@ class EmberdEmbedding(BaseEmbedding):
     context_tokens: int | None = _option(
         "context_tokens", "Longest text that must fit, in tokens; None for any."
     )
+    deterministic: bool = _option(
+        "deterministic", "A text gets the same vector, to the bit, alone and in any batch."
+    )
     max_concurrency: int = _option(
         "max_concurrency", "Maximum number of requests in flight in this process."
     )
