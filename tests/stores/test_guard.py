@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
+import chromadb
 import lancedb
 import pytest
 import sqlalchemy
+from langchain_milvus import Milvus
 
 import emberd
+import guard_race
 from langchain_emberd import EmberdEmbeddings, guarded
 from llama_index.embeddings.emberd import EmberdEmbedding
 from managed import MODEL, QUERIES
@@ -104,3 +108,47 @@ def test_llama_index_filled_without_identity_is_refused_adopted_and_guarded(
     other = EmberdEmbedding(model_name=MODEL, dimensions=SHORT)
     with pytest.raises(emberd.IdentityError, match="dimensions 128 there, 64 here"):
         guarded(index, other, at=place_of(store))
+
+
+@pytest.mark.parametrize("kind", ["chromadb", "lancedb"])
+def test_of_two_processes_that_create_an_index_one_stores_its_identity(
+    kind: str, tmp_path: Path
+) -> None:
+    if kind == "chromadb":
+        client = chromadb.PersistentClient(tmp_path)
+        for number in range(guard_race.ROUNDS):
+            client.create_collection(f"index-{number}", embedding_function=None)
+    assert guard_race.outcomes(kind, tmp_path) == [["refused", "stored"]] * guard_race.ROUNDS
+
+
+def test_an_empty_collection_gets_the_identity_and_keeps_its_other_metadata(tmp_path: Path) -> None:
+    embeddings = embeddings_of(LONG)
+    client = chromadb.PersistentClient(tmp_path)
+    mine = {"hnsw:space": "cosine", "mine": 1}
+    made = client.create_collection(NAME, metadata=mine, embedding_function=None)
+    guarded(None, embeddings, at=(client, NAME))
+    found = client.get_collection(NAME)
+    assert found.metadata == {"mine": 1, "emberd": embeddings.identity}
+    assert found.configuration == made.configuration
+    with pytest.raises(emberd.SettingError, match="at=\\(client, name\\)"):
+        guarded(None, embeddings, at=(found, NAME))
+    with pytest.raises(emberd.SettingError, match="does not exist yet"):
+        guarded(None, embeddings, at=(client, "missing"))
+
+
+@pytest.mark.parametrize("store", [langchain_stores.InMilvus], indirect=True)
+def test_milvus_creates_a_collection_with_its_identity(store: langchain_stores.InMilvus) -> None:
+    embeddings = embeddings_of(LONG)
+    made = Milvus(
+        embeddings,
+        collection_name=NAME,
+        connection_args={"uri": store.uri()},
+        index_params={"index_type": "AUTOINDEX", "metric_type": "COSINE"},
+        auto_id=True,
+        collection_properties={"emberd": embeddings.identity},
+    )
+    store.closing.callback(made.client.close)
+    with pytest.raises(emberd.SettingError, match="does not exist yet"):
+        guarded(made, embeddings)
+    made.add_texts(["a text"])
+    assert guarded(made, embeddings) is made

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final
 
 import numpy as np
 import pytest
@@ -20,10 +21,10 @@ from stores.reindexed import opened, vectors_of
 from stores.store import LONG, NAME, SHORT
 from stores.test_langchain import found_in
 
-_KINDS = {"chroma", "qdrant", "lancedb"}
+_KINDS: Final = {"chroma", "qdrant", "lancedb"}
 
 
-def _kinds(stores: list[Any]) -> Any:
+def _kinds(stores: Iterable[Any]) -> pytest.MarkDecorator:
     kinds = [kind for kind in stores if kind.name in _KINDS]
     return pytest.mark.parametrize("store", kinds, indirect=True, ids=lambda kind: str(kind.name))
 
@@ -37,9 +38,8 @@ def test_a_collection_of_langchain(store: LangChainStore) -> None:
         is_renamed = store.name == "chroma"
         new = reindex(rows, NAME, short.embedder, switch=is_renamed).collection
         found = vectors_of(rows, NAME if is_renamed else new)
-    wanted = short.embed_documents(langchain_stores.TEXTS)
-    ordered = [sorted(map(tuple, each)) for each in ([v for (v,) in found.values()], wanted)]
-    assert np.allclose(*ordered, atol=1e-5)
+    wanted = sorted(short.embed_documents(langchain_stores.TEXTS))
+    assert np.allclose(sorted(vector.tolist() for (vector,) in found.values()), wanted, atol=1e-5)
     if is_renamed:
         place = store.client(), NAME  # type: ignore[attr-defined]
         assert found_in(guarded(store.open(short), short, at=place)) == QUERIES

@@ -71,7 +71,14 @@ def are_equal(kept: str, now: str) -> bool:
     return _parts(kept) == _parts(now)
 
 
-def check(kept: str, now: str, settings: Settings, *, index: str = "The index") -> None:
+def check(
+    kept: str,
+    now: str,
+    settings: Settings,
+    *,
+    index: str = "The index",
+    may_be_incomplete: bool = False,
+) -> None:
     """Raise unless an index with the identity ``kept`` fits an object with ``settings``.
 
     Args:
@@ -79,6 +86,7 @@ def check(kept: str, now: str, settings: Settings, *, index: str = "The index") 
         now: The identity of the object.
         settings: Its settings, for the error.
         index: Which index, at the beginning of a sentence.
+        may_be_incomplete: Whether the caller fills the index.
 
     Raises:
         IdentityError: It does not fit, is incomplete, or ``kept`` is not an identity.
@@ -90,7 +98,7 @@ def check(kept: str, now: str, settings: Settings, *, index: str = "The index") 
             kept=str(kept),
             now=now,
         )
-    if is_incomplete(kept):
+    if is_incomplete(kept) and not may_be_incomplete:
         raise IdentityError(
             f"{index} is incomplete: `emberd reindex` has not finished it. Wait for that run, or "
             f"run the same command again, which continues.",

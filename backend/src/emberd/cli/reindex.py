@@ -100,12 +100,14 @@ def reindex(
     with store_errors(f"The store {location}"):
         store = open_store(location, text_field)
     begin_s = time.monotonic()
-    up.ensure(embedder.settings)
+
+    def connect() -> int:
+        return up.ensure(embedder.settings).endpoint.dimensions
+
+    changes = {"to": to, "update": update, "switch": switch}
     try:
         with _shown() as watch:
-            summary = run(
-                store, collection, embedder, to=to, update=update, switch=switch, watch=watch
-            )
+            summary = run(store, collection, embedder, connect=connect, watch=watch, **changes)
     except KeyboardInterrupt:
         output.note(_RESUME_HINT)
         raise
@@ -135,7 +137,9 @@ def _report(store: RowStore, old: str, summary: ReindexSummary, seconds: float) 
     )
     if summary.switched:
         output.note(f"{old} stands for it now: open it again where it is open.")
-    elif summary.collection != store.resolve(old):
+    elif summary.collection == store.resolve(old):
+        output.note(f"{old} has these vectors already; nothing was done.")
+    else:
         output.note(
             f"To use it, {store.hint}: {summary.collection}. --update brings it up to date with "
             f"{old} first."

@@ -59,6 +59,7 @@ def reindex(
     to: str | None = None,
     update: bool = False,
     switch: bool = False,
+    connect: Callable[[], int] | None = None,
     watch: Watch | None = None,
 ) -> ReindexSummary:
     """Embed the rows of a collection again, into a new one, or do the rest of it.
@@ -71,6 +72,8 @@ def reindex(
             embedder's identity.
         update: Bring a new collection that is complete up to date with the old one.
         switch: Let ``name`` stand for the new collection afterwards; implies ``update``.
+        connect: Finds or starts the server, and returns the length of its vectors; called when
+            there is something to embed.
         watch: Called with the progress.
 
     Raises:
@@ -111,7 +114,8 @@ def reindex(
                         f"the command again with --switch, which finishes it."
                     )
             else:
-                run.fill(update=update or switch)
+                native = connect or (lambda: embedder.endpoint().dimensions)
+                run.fill(update=update or switch, connect=native)
             rows = store.count(target)
             if switch:
                 store.switch(name, target, spare)
@@ -131,34 +135,26 @@ class _Run:
         self._watch = watch
         self.embedded = self.removed = 0
 
-    def fill(self, *, update: bool) -> None:
+    def fill(self, *, update: bool, connect: Callable[[], int]) -> None:
         """Make the new collection equal to the old one, and mark it as complete."""
-        store, place = self._store, self._store.place(self._target)
-        identity = self._embedder.identity
+        store, identity, settings = self._store, self._embedder.identity, self._embedder.settings
+        place = store.place(self._target)
         if not store.exists(self._target):
-            store.create(
-                self._target,
-                self._source,
-                self._dimensions(),
-                index_identity.incomplete(identity),
-            )
+            mark = index_identity.incomplete(identity)
+            dimensions = settings.dimensions or connect()
+            store.create(self._target, self._source, dimensions, mark)
         kept = place.read()
         if kept is None:
             raise SettingError(
                 f"{place.title} exists, and `emberd reindex` did not create it. Pass another name "
                 f"with --to."
             )
-        is_complete = not index_identity.is_incomplete(kept)
-        index_identity.check(
-            kept if is_complete else kept.removesuffix(index_identity.incomplete("")),
-            identity,
-            self._embedder.settings,
-            index=place.title,
-        )
-        if is_complete and not update:
-            return
-        if is_complete:
+        index_identity.check(kept, identity, settings, index=place.title, may_be_incomplete=True)
+        if not index_identity.is_incomplete(kept):
+            if not update:
+                return
             self._refuse_rows_of_its_own()
+        connect()
         for _ in range(_MAX_PASSES):
             changed = self._copy() + self._remove()
             if not changed and store.count(self._target) == store.count(self._source):
@@ -171,10 +167,6 @@ class _Run:
             )
         store.finish(self._target, self._source)
         place.write(identity)
-
-    def _dimensions(self) -> int:
-        settings = self._embedder.settings
-        return settings.dimensions or self._embedder.endpoint().dimensions
 
     def _copy(self) -> int:
         """Embed the rows that the new collection lacks, or has with another content."""

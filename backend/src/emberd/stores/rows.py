@@ -97,8 +97,8 @@ class RowStore(ABC):
     def create(self, name: str, like: str, dimensions: int, identity: str) -> None:
         """Create an empty collection like another one, whose identity is ``identity``."""
 
-    def finish(self, name: str, like: str) -> None:  # noqa: B027 - only Qdrant has them
-        """Give a filled collection what ``create`` leaves out, such as indexes of the payload."""
+    def finish(self, name: str, like: str) -> None:  # noqa: B027 - Chroma needs nothing
+        """Do what a filled collection needs before it is used."""
 
     @abstractmethod
     def count(self, name: str) -> int:
@@ -411,6 +411,9 @@ class _LanceRows(RowStore):
 
     def delete(self, name: str, ids: Sequence[Any]) -> None:
         self.client.open_table(name).delete(_among(ids))
+
+    def finish(self, name: str, like: str) -> None:  # noqa: ARG002 - of all stores
+        self.client.open_table(name).optimize()  # each page was a file of its own
 
     def _vector(self, name: str) -> str:
         import pyarrow
