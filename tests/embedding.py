@@ -16,7 +16,7 @@ from fake_server import MODEL
 Kind = Literal["threads", "tasks"]
 KINDS: Final[tuple[Kind, ...]] = ("threads", "tasks")
 
-QUICK: Final = RetryPolicy(first_s=0.001, longest_s=0.002, busy_s=5, connect_tries=3)
+QUICK: Final = RetryPolicy(first_s=0.001, longest_s=0.002, busy_s=60, connect_tries=3)
 
 Reconnect = Callable[[Endpoint], Endpoint]
 
