@@ -104,10 +104,18 @@ def reindex(
     def connect() -> int:
         return up.ensure(embedder.settings).endpoint.dimensions
 
-    changes = {"to": to, "update": update, "switch": switch}
     try:
         with _shown() as watch:
-            summary = run(store, collection, embedder, connect=connect, watch=watch, **changes)
+            summary = run(
+                store,
+                collection,
+                embedder,
+                connect=connect,
+                watch=watch,
+                to=to,
+                update=update,
+                switch=switch,
+            )
     except KeyboardInterrupt:
         output.note(_RESUME_HINT)
         raise
