@@ -162,10 +162,10 @@ def _problem(model: Model, role: Role) -> str | None:
 
 def _unknown_prompts(model: Model, roles: Sequence[Role]) -> InstructionError:
     problems = dict.fromkeys(str(_problem(model, role)) for role in roles)
-    names = " and ".join(f"{role}_instruction=" for role in roles)
+    names = " and ".join(f"{role}_instruction='...{BARE}'" for role in roles)
     return InstructionError(
         f"What {model.name} expects before its texts is not known: {'; '.join(problems)}. Give "
-        f"{names}: a whole template, '...{BARE}', or '' for the bare text."
+        f"{names}: a whole template each, or '' for the bare text."
     )
 
 

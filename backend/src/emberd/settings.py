@@ -29,6 +29,10 @@ IDLE_TIMEOUT_S: Final = 1800.0
 START_TIMEOUT_S: Final = 900.0
 
 
+# The engines that compare a model's pooling with their own; None is any engine.
+_CHECKING_ENGINES: Final = (None, "sglang", "transformers")
+
+
 class Unset(Enum):
     """Distinguishes "not given" from None, where None is a value."""
 
@@ -231,7 +235,7 @@ class Settings:
         """
         # A given server, or an engine that is a module, may have any name for its model. The hub is
         # not asked for it without need.
-        if self.base_url is not None or "." in (self.engine or ""):
+        if self.base_url is not None or self.engine not in _CHECKING_ENGINES:
             return None
         return self._fetch_card()
 
