@@ -13,6 +13,7 @@ import typer
 
 from emberd.cli import embed as embed_options
 from emberd.cli import options, output, up
+from emberd.errors import EmberdError, SettingError
 from emberd.stores.rows import open_store
 
 if TYPE_CHECKING:
@@ -104,12 +105,16 @@ def reindex(
     def connect() -> int:
         return up.ensure(embedder.settings).endpoint.dimensions
 
-    changes = {"to": to, "update": update, "switch": switch}
+    wanted: dict[str, Any] = {"to": to, "update": update, "switch": switch}
     try:
         with _shown() as watch:
-            summary = run(store, collection, embedder, connect=connect, watch=watch, **changes)
+            summary = run(store, collection, embedder, connect=connect, watch=watch, **wanted)
     except KeyboardInterrupt:
         output.note(_RESUME_HINT)
+        raise
+    except EmberdError as error:
+        if not isinstance(error, SettingError):
+            error.add_note(_RESUME_HINT)
         raise
     if as_json:
         output.write_json({"store": store.where, **asdict(summary)})
