@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 import guard_race
 from emberd import Embedder, EmberdError, IdentityError, SettingError, guarded, index_identity
+from emberd.stores.rows import open_store
 from langchain_emberd import EmberdEmbeddings
 from llama_index.embeddings.emberd import EmberdEmbedding
 
@@ -108,3 +110,28 @@ def test_of_two_processes_that_create_an_index_one_stores_its_identity(
     kind: str, tmp_path: Path
 ) -> None:
     assert guard_race.outcomes(kind, tmp_path) == [["refused", "stored"]] * guard_race.ROUNDS
+
+
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("missing", "missing is not a folder"),
+        ("empty", "empty is not a folder"),
+        ("chroma:qdrant", "chroma:qdrant is not a folder"),
+        ("http://127.0.0.1:1", "qdrant:http://localhost:6333"),
+        ("qdrant", "pip install qdrant-client"),
+        ("chroma:http://127.0.0.1:1", "pip install chromadb"),
+    ],
+)
+def test_a_store_that_cannot_be_embedded_again_is_refused_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, location: str, said: str
+) -> None:
+    for package in ("chromadb", "qdrant_client", "lancedb"):
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("qdrant").mkdir()
+    Path("qdrant", "meta.json").write_text("{}")
+    with pytest.raises(SettingError, match=said):
+        open_store(location)
+    assert len(list(tmp_path.rglob("*"))) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import chromadb
@@ -88,8 +89,13 @@ def test_langchain_filled_without_identity_is_refused_adopted_and_guarded(
     assert guarded(opened, embeddings, at=place_of(store), adopt=True) is opened
     assert found_in(guarded(opened, embeddings, at=place_of(store))) == QUERIES
     other = embeddings_of(SHORT)
+    names = ("client", "collection_name")
+    bare = SimpleNamespace(**{name: getattr(opened, name, None) for name in names})
     with pytest.raises(emberd.IdentityError, match="dimensions 128 there, 64 here"):
-        guarded(opened, other, at=place_of(store), adopt=True)
+        guarded(bare, other, at=place_of(store), adopt=True)
+    # Most stores show what embeds for them, which is compared too.
+    with pytest.raises(emberd.IdentityError, match="dimensions 128 there, 64 here"):
+        guarded(opened, other, at=place_of(store))
 
 
 @llama_index

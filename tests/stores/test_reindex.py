@@ -167,6 +167,20 @@ def digest_of(embedder: Embedder) -> str:
 
 
 @every_kind
+def test_two_runs_for_one_collection_do_not_run_at_once(
+    kind: str, tmp_path: Path, embedder: Embedder
+) -> None:
+    fill(kind, tmp_path, range(3))
+    with opened(kind, tmp_path) as store:
+
+        def second(done: int, total: int) -> None:
+            with pytest.raises(EmberdError, match="in use by another emberd"):
+                reindex(store, NAME, embedder)
+
+        assert reindex(store, NAME, embedder, watch=second).embedded == 3
+
+
+@every_kind
 def test_a_complete_collection_is_changed_only_when_that_is_wanted(
     kind: str, tmp_path: Path, embedder: Embedder
 ) -> None:
@@ -218,6 +232,7 @@ def test_qdrant_changes_an_alias(tmp_path: Path, embedder: Embedder) -> None:
 
 
 def test_qdrant_keeps_names_of_vectors_and_sparse_ones(tmp_path: Path, embedder: Embedder) -> None:
+    fill("qdrant", tmp_path, range(1), "other")
     with opened("qdrant", tmp_path) as store:
         size = models.VectorParams(size=OLD, distance=models.Distance.COSINE)
         sparse = {"words": models.SparseVectorParams(modifier=models.Modifier.IDF)}

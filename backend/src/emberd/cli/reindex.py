@@ -13,6 +13,7 @@ import typer
 
 from emberd.cli import embed as embed_options
 from emberd.cli import options, output, up
+from emberd.errors import EmberdError, SettingError
 from emberd.stores.rows import open_store
 
 if TYPE_CHECKING:
@@ -118,6 +119,10 @@ def reindex(
             )
     except KeyboardInterrupt:
         output.note(_RESUME_HINT)
+        raise
+    except EmberdError as error:
+        if not isinstance(error, SettingError):
+            error.add_note(_RESUME_HINT)
         raise
     if as_json:
         output.write_json({"store": store.where, **asdict(summary)})

@@ -39,10 +39,15 @@ def guarded(store: StoreT, embedder: Any, *, at: Any = None, adopt: bool = False
     place = places.find(getattr(store, "vector_store", store), at)
     used = _embedder(embedder)
     now = used.identity
+    # A vector store of LangChain shows what embeds for it.
+    own = getattr(getattr(store, "embeddings", None), "embedder", None)
+    if isinstance(own, type(used)):
+        title = "The embedding object of the store"
+        index_identity.check(own.identity, now, used.settings, index=title)
     with store_errors(place.title):
         kept = place.read()
         if kept is None:
-            if not adopt and not place.is_empty():
+            if not adopt and place.exists() and not place.is_empty():
                 raise IdentityError(
                     f"{place.title} has rows, but no identity that says which model made them. If "
                     f"they were made with {now!r}, pass adopt=True once; if not, or if you do not "

@@ -53,8 +53,12 @@ class Place(ABC):
         """Store ``identity`` in place of what is stored."""
 
     @abstractmethod
+    def exists(self) -> bool:
+        """Return whether there is an index."""
+
+    @abstractmethod
     def is_empty(self) -> bool:
-        """Return whether the index has no rows, or does not exist yet."""
+        """Return whether the index, which exists, has no rows."""
 
     def claim(self, identity: str) -> None:
         """Store ``identity`` unless another process has stored one in the meantime."""
@@ -95,7 +99,7 @@ class _FilePlace(Place):
 
     def read(self) -> str | None:
         try:
-            return self._file.read_text(encoding="utf-8")
+            return self._file.read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             return None
 
@@ -103,10 +107,11 @@ class _FilePlace(Place):
         self._file.parent.mkdir(parents=True, exist_ok=True)
         atomic_file.write(self._file, f"{identity}\n".encode(), mode=_FILE_MODE)
 
+    def exists(self) -> bool:
+        return self._saved.exists()
+
     def is_empty(self) -> bool:
-        if self._saved.is_dir():
-            return not any(self._saved.iterdir())
-        return not self._saved.exists()
+        return self._saved.is_dir() and not any(self._saved.iterdir())
 
 
 class _ClientPlace(Place):
@@ -114,8 +119,8 @@ class _ClientPlace(Place):
         super().__init__(name)
         self._client = client
 
-    def _require(self, exists: bool) -> None:
-        if not exists:
+    def _require(self) -> None:
+        if not self.exists():
             raise SettingError(
                 f"{self.title} does not exist yet, so there is no place for its identity. Create "
                 f"the collection first; docs/vector-stores.md shows how for each store."
@@ -132,15 +137,17 @@ class _ChromaPlace(_ClientPlace):
         return None if collection is None else (collection.metadata or {}).get(KEY)
 
     def write(self, identity: str) -> None:
+        self._require()
         collection = self._collection()
-        self._require(collection is not None)
         # A change replaces all metadata. The space is refused there, and kept as configuration.
         kept = {k: v for k, v in (collection.metadata or {}).items() if not k.startswith("hnsw:")}
         collection.modify(metadata={**kept, KEY: identity})
 
+    def exists(self) -> bool:
+        return self._collection() is not None
+
     def is_empty(self) -> bool:
-        collection = self._collection()
-        return collection is None or collection.count() == 0
+        return bool(self._collection().count() == 0)
 
     def _collection(self) -> Any:
         from chromadb.errors import NotFoundError
@@ -158,17 +165,19 @@ class _QdrantPlace(_ClientPlace):
     kind = "Qdrant collection"
 
     def read(self) -> str | None:
-        if not self._client.collection_exists(self.name):
+        if not self.exists():
             return None
         return (self._client.get_collection(self.name).config.metadata or {}).get(KEY)
 
     def write(self, identity: str) -> None:
-        self._require(self._client.collection_exists(self.name))
+        self._require()
         self._client.update_collection(self.name, metadata={KEY: identity})
 
+    def exists(self) -> bool:
+        return bool(self._client.collection_exists(self.name))
+
     def is_empty(self) -> bool:
-        exists = self._client.collection_exists(self.name)
-        return not exists or self._client.count(self.name, exact=True).count == 0
+        return bool(self._client.count(self.name, exact=True).count == 0)
 
 
 class _MilvusPlace(_ClientPlace):
@@ -177,18 +186,19 @@ class _MilvusPlace(_ClientPlace):
     kind = "Milvus collection"
 
     def read(self) -> str | None:
-        if not self._client.has_collection(self.name):
+        if not self.exists():
             return None
         found = self._client.describe_collection(self.name).get("properties") or {}
         return dict(found).get(KEY)
 
     def write(self, identity: str) -> None:
-        self._require(self._client.has_collection(self.name))
+        self._require()
         self._client.alter_collection_properties(self.name, {KEY: identity})
 
+    def exists(self) -> bool:
+        return bool(self._client.has_collection(self.name))
+
     def is_empty(self) -> bool:
-        if not self._client.has_collection(self.name):
-            return True
         # The number in its statistics does not include the latest rows.
         self._client.load_collection(self.name)
         (found,) = self._client.query(
@@ -203,29 +213,27 @@ class _LancePlace(_ClientPlace):
     kind = "LanceDB table"
 
     def read(self) -> str | None:
-        try:
-            table = self._client.open_table(self._table)
-        except (FileNotFoundError, ValueError):  # which of them depends on the version
-            return None
-        return str(table.to_arrow()["identity"][0].as_py())
+        table = self._open(self._table)
+        return None if table is None else str(table.to_arrow()["identity"][0].as_py())
 
     def write(self, identity: str) -> None:
         self._client.create_table(self._table, [{"identity": identity}], mode="overwrite")
 
-    def claim(self, identity: str) -> None:
-        """Store ``identity`` unless there is one, on whichever machine it was stored."""
-        if self.read() is None:
-            self._client.create_table(self._table, [{"identity": identity}], exist_ok=True)
+    def exists(self) -> bool:
+        return self._open(self.name) is not None
 
     def is_empty(self) -> bool:
-        try:
-            return bool(self._client.open_table(self.name).count_rows() == 0)
-        except (FileNotFoundError, ValueError):
-            return True
+        return bool(self._open(self.name).count_rows() == 0)
 
     @property
     def _table(self) -> str:
         return f"emberd_identity_{self.name}"
+
+    def _open(self, table: str) -> Any:
+        try:
+            return self._client.open_table(table)
+        except (FileNotFoundError, ValueError):  # which of them depends on the version
+            return None
 
 
 class _PostgresPlace(_ClientPlace):
@@ -238,15 +246,22 @@ class _PostgresPlace(_ClientPlace):
             return self._comment(connection)
 
     def write(self, identity: str) -> None:
+        self._require()
         with self._client.begin() as connection:
             self._write(connection, identity)
 
     def claim(self, identity: str) -> None:
         """Store ``identity`` unless there is one, on whichever machine it was stored."""
+        self._require()
         with self._client.begin() as connection:
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('emberd identity'))")
             if self._comment(connection) is None:
                 self._write(connection, identity)
+
+    def exists(self) -> bool:
+        with self._client.connect() as connection:
+            found = connection.exec_driver_sql(f"SELECT to_regclass('{self._quoted}')")
+            return found.scalar() is not None
 
     def is_empty(self) -> bool:
         with self._client.connect() as connection:
@@ -255,7 +270,7 @@ class _PostgresPlace(_ClientPlace):
 
     def _comment(self, connection: Any) -> str | None:
         found = connection.exec_driver_sql(
-            f"SELECT obj_description('{self._quoted}'::regclass, 'pg_class')"
+            f"SELECT obj_description(to_regclass('{self._quoted}'), 'pg_class')"
         )
         comment: str | None = found.scalar()
         return comment
@@ -292,9 +307,10 @@ class _SqlitePlace(_ClientPlace):
         """Store ``identity`` unless there is one."""
         self._insert("IGNORE", identity)
 
+    def exists(self) -> bool:
+        return self._has(self.name)
+
     def is_empty(self) -> bool:
-        if not self._has(self.name):
-            return True
         table = self.name.replace('"', '""')
         return self._client.execute(f'SELECT 1 FROM "{table}" LIMIT 1').fetchone() is None  # noqa: S608
 

@@ -229,5 +229,5 @@ class _Run:
         except TextError as error:
             raise EmberdError(
                 f"The row {rows[error.index].id!r} of the collection {self._source!r} cannot be "
-                f"embedded: {error} Finished work is kept."
+                f"embedded: {error}"
             ) from error

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from emberd import env
 from emberd.errors import SettingError
 from emberd.stores import places
+from emberd.system import redaction
 
 PAGE_ROWS: Final = 1024
 
@@ -68,6 +69,10 @@ class RowStore(ABC):
         """Return the place of the identity of a collection."""
         return places.find(None, (self.client, name))
 
+    def exists(self, name: str) -> bool:
+        """Return whether there is a collection ``name``."""
+        return self.place(name).exists()
+
     def resolve(self, name: str) -> str:
         """Return the name of the collection that ``name`` stands for."""
         return name
@@ -88,10 +93,6 @@ class RowStore(ABC):
             spare: The name of the old collection afterwards, if it needs another one.
         """
         raise NotImplementedError
-
-    @abstractmethod
-    def exists(self, name: str) -> bool:
-        """Return whether there is a collection ``name``."""
 
     @abstractmethod
     def create(self, name: str, like: str, dimensions: int, identity: str) -> None:
@@ -164,15 +165,6 @@ def _llama_index_text(node: Mapping[str, Any], stored: str | None) -> str | None
 class _ChromaRows(RowStore):
     package = "chromadb"
     hint = "pass its name to the application"
-
-    def exists(self, name: str) -> bool:
-        from chromadb.errors import NotFoundError
-
-        try:
-            self._collection(name)
-        except NotFoundError:
-            return False
-        return True
 
     def create(self, name: str, like: str, dimensions: int, identity: str) -> None:  # noqa: ARG002 - the first vectors decide
         old = self._collection(like)
@@ -264,9 +256,6 @@ class _QdrantRows(RowStore):
                 ),
             ]
         )
-
-    def exists(self, name: str) -> bool:
-        return bool(self.client.collection_exists(name))
 
     def create(self, name: str, like: str, dimensions: int, identity: str) -> None:
         from qdrant_client import models
@@ -366,13 +355,6 @@ class _LanceRows(RowStore):
             f"table to the application."
         )
 
-    def exists(self, name: str) -> bool:
-        try:
-            self.client.open_table(name)
-        except (FileNotFoundError, ValueError):
-            return False
-        return True
-
     def create(self, name: str, like: str, dimensions: int, identity: str) -> None:
         import pyarrow
 
@@ -447,6 +429,8 @@ _KINDS: Final[dict[str, type[RowStore]]] = {
     "qdrant": _QdrantRows,
     "lancedb": _LanceRows,
 }
+# What a folder of each contains.
+_MARKS: Final = {"chroma": "chroma.sqlite3", "qdrant": "meta.json", "lancedb": "*.lance"}
 
 
 def open_store(location: str, text_field: str | None = None) -> RowStore:
@@ -461,13 +445,21 @@ def open_store(location: str, text_field: str | None = None) -> RowStore:
     Raises:
         SettingError: There is no store, its kind is unknown, or its client is not installed.
     """
-    kind, _, place = location.partition(":")
-    if kind not in _KINDS:
-        kind, place = _kind_of(location), location
-    made = _KINDS[kind]
+    kind, colon, place = location.partition(":")
+    if not colon or kind not in _KINDS:
+        kind, place = "", location
     is_url = "://" in place
-    if not is_url and not Path(place).is_dir():
-        raise SettingError(f"There is no folder {place}. Pass the folder or the URL of the store.")
+    if not is_url:
+        # A client would create a store in a folder that has none.
+        found = [each for each, mark in _MARKS.items() if any(Path(place).glob(mark))]
+        kind = kind if kind in found else "" if kind else next(iter(found), "")
+    if not kind:
+        raise SettingError(
+            f"{location} is not a folder of Chroma, Qdrant or LanceDB. Check the path; for a "
+            f"server, write its kind before the URL: qdrant:http://localhost:6333, "
+            f"chroma:http://localhost:8000."
+        )
+    made = _KINDS[kind]
     try:
         package = importlib.import_module(made.package)
     except ImportError as error:
@@ -494,17 +486,5 @@ def open_store(location: str, text_field: str | None = None) -> RowStore:
         )
     else:
         client = package.PersistentClient(where)
-    return made(client, f"{kind}:{where}", text_field)
-
-
-def _kind_of(folder: str) -> str:
-    if (Path(folder) / "chroma.sqlite3").exists():
-        return "chroma"
-    if (Path(folder) / "meta.json").exists():
-        return "qdrant"
-    if any(Path(folder).glob("*.lance")):
-        return "lancedb"
-    raise SettingError(
-        f"{folder} is not a folder of Chroma, Qdrant or LanceDB. For a server, write its kind "
-        f"before the URL: qdrant:http://localhost:6333, chroma:http://localhost:8000."
-    )
+    shown = redaction.origin(where) if is_url else where
+    return made(client, f"{kind}:{shown}", text_field)
