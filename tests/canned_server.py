@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from fake_server import FakeServer, vector_of_ids
+from emberd import catalog
+from fake_server import FakeServer, as_on_card, vector_of_ids
 from http_server import Request, head
 from server_process import in_own_process
 
@@ -30,6 +31,8 @@ MODEL: Final = "Qwen/Qwen3-Embedding-4B"
 DIMENSIONS: Final = 2560
 
 _POOL: Final = 256
+_CARD: Final = catalog.lookup(MODEL).reference
+_ON_CARD: Final = [*_CARD.queries, *_CARD.documents] if _CARD else []
 
 
 @contextmanager
@@ -47,11 +50,15 @@ def expected(texts: Iterable[str], dimensions: int = DIMENSIONS) -> npt.NDArray[
 @cache
 def pool(dimensions: int) -> npt.NDArray[np.float32]:
     """Return all vectors that there are, each of norm one."""
-    return np.stack([vector_of_ids([place], dimensions) for place in range(_POOL)])
+    rows = [vector_of_ids([place], dimensions) for place in range(_POOL)]
+    on_card = [as_on_card(text.encode(), rows[place]) for place, text in enumerate(_ON_CARD)]
+    return np.stack([*rows, *on_card])
 
 
 def _place(given: str | list[int]) -> int:
     text = given if isinstance(given, str) else str(given)
+    if text in _ON_CARD:
+        return _POOL + _ON_CARD.index(text)
     return zlib.crc32(text.encode()) % _POOL
 
 

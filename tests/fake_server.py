@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from emberd.catalog import MODELS
 from emberd.endpoint import Endpoint
 from http_server import (
     Answer,
@@ -35,6 +36,8 @@ END_OF_TEXT: Final = 151643
 
 Vector = npt.NDArray[np.float32]
 
+_CARDS: Final = {model.dimensions: model.reference for model in MODELS if model.reference}
+
 
 def tokenize(text: str) -> list[int]:
     """One token a byte, and the end-of-text token."""
@@ -42,10 +45,32 @@ def tokenize(text: str) -> list[int]:
 
 
 def vector_of_ids(ids: Iterable[int], dimensions: int) -> Vector:
-    seed = hashlib.sha256(json.dumps(list(ids)).encode()).digest()
+    ids = list(ids)
+    seed = hashlib.sha256(json.dumps(ids).encode()).digest()
     row = np.random.default_rng(np.frombuffer(seed, np.uint32)).standard_normal(dimensions)
     unit: Vector = (row / np.linalg.norm(row)).astype(np.float32)
-    return unit
+    return as_on_card(bytes(each for each in ids if each < 256), unit)
+
+
+def as_on_card(text: bytes, unit: Vector) -> Vector:
+    """Turn the vector of a text of a model card so that it has the similarities of the card.
+
+    Models with printed similarities have different dimensions, which tell the card.
+    """
+    card = _CARDS.get(len(unit))
+    place = [each.encode() for each in (*card.queries, *card.documents)] if card else []
+    if card is None or text not in place:
+        return unit
+    number, queries = place.index(text), len(card.queries)
+    turned = np.zeros(len(unit), np.float32)
+    if number < queries:
+        turned[number] = 1
+        return turned
+    turned[queries:] = unit[queries:] / np.linalg.norm(unit[queries:])
+    shares = np.array([row[number - queries] for row in card.similarities], np.float32)
+    turned *= np.sqrt(1 - shares @ shares)
+    turned[:queries] = shares
+    return turned
 
 
 def vector_of(text: str, dimensions: int = 16) -> Vector:
@@ -103,6 +128,8 @@ class FakeServer(HttpServer):
     api_key: str | None = None
     fault: str | None = None  # hang, or one of the tables above
     first: deque[bytes] = field(default_factory=deque)  # replies to embeddings before any other
+    limit_after: int | None = None  # so many embedding requests are answered, and no others
+    status_of_limit: int = 429
     floats: bool = False
     ignores_dimensions: bool = False
     cuts_without_normalising: bool = False
@@ -197,6 +224,8 @@ class FakeServer(HttpServer):
     def _embeddings(self, request: Request, connection: socket.socket) -> bytes:
         with contextlib.suppress(IndexError):
             return self.first.popleft()
+        if self.limit_after is not None and len(self.embedded) > self.limit_after:
+            return refusal(self.status_of_limit, "try later")
         inputs = request.body["input"]
         if _holds(inputs, self.deadly):
             with self.changed:

@@ -121,14 +121,14 @@ def test_models_and_revisions_have_separate_entries(make: Make, url: str) -> Non
 
 
 def test_a_text_that_was_cut_is_not_kept(make: Make, server: FakeServer) -> None:
-    server.context_tokens = 100
+    server.context_tokens = 300
     make(truncate=True).embed_documents(["x" * 500])
     with pytest.raises(TextTooLongError):
         make().embed_documents(["x" * 500])
 
 
 def test_a_text_that_is_set_aside_is_not_kept(make: Make, server: FakeServer) -> None:
-    server.context_tokens = 100
+    server.context_tokens = 300
     rows = list(make().iter_documents(["one", "x" * 500, "two"], set_aside=True))
     assert isinstance(rows[1], TextTooLongError)
     again = list(make(base_url="http://127.0.0.1:9").iter_documents(["one", "two"]))

@@ -8,7 +8,10 @@ one: this is also the one check of that.
 from __future__ import annotations
 
 import functools
+import math
+import operator
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final, overload
@@ -30,6 +33,25 @@ NFC: Final = "NFC"
 NORM_TOLERANCE: Final = 1e-2
 """How far from one a norm may be: normalising in bfloat16 is off by up to 6e-4, rounding to float16
 by 5e-4."""
+
+SAME_TEXT: Final = 0.995
+"""Minimum cosine of two vectors of one text: kernels for bfloat16 depend on the other texts of a
+batch, and differ between servers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Similarities that the publisher of a model printed, to compare a server with.
+
+    Attributes:
+        queries: The queries, with the instruction of the model card.
+        documents: The documents, as they are sent.
+        similarities: The cosine of each query (row) with each document (column).
+    """
+
+    queries: tuple[str, ...]
+    documents: tuple[str, ...]
+    similarities: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +109,8 @@ class Model:
         shape: The shape, from which memory is planned for a name on the hub; None if not known.
         special_tokens: Text and id of the tokens that the tokenizer finds in a text before anything
             else; empty if not known.
+        reference: Printed similarities; they hold for the weights of that name on the hub, not for
+            a folder of the same name, which may be fine-tuned. None if none are known.
     """
 
     name: str
@@ -107,6 +131,7 @@ class Model:
     min_dimensions: int = 1
     shape: DecoderShape | None = None
     special_tokens: tuple[tuple[str, int], ...] = ()
+    reference: Reference | None = None
 
 
 # Size -> layers, hidden, intermediate, vocabulary, parameters, as public code states them. The
@@ -127,6 +152,23 @@ _QWEN3_SPECIAL: Final = (
     *("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"),
     *("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>"),
     *("<think>", "</think>"),
+)
+
+# Size -> the similarities on the model card of Qwen3-Embedding. Public files that repeat them:
+# g0t4/ask-openai.nvim, lua/ask-openai/rag/inference/qwen3/known.py (all three sizes and the texts);
+# wqq578/ai-omni, fine-tuning/inference/inference_vllm.py (8B by vLLM: each within 0.002 of these).
+_QWEN3_CARD: Final = {
+    "0.6B": ((0.7646, 0.1414), (0.1355, 0.6000)),
+    "4B": ((0.7534, 0.1147), (0.0320, 0.6258)),
+    "8B": ((0.7493, 0.0751), (0.0880, 0.6318)),
+}
+_QWEN3_QUERIES: Final = ("What is the capital of China?", "Explain gravity")
+_QWEN3_DOCUMENTS: Final = (
+    "The capital of China is Beijing.",
+    (
+        "Gravity is a force that attracts two bodies towards each other. It gives weight to "
+        "physical objects and is responsible for the movement of planets around the sun."
+    ),
 )
 
 
@@ -155,6 +197,11 @@ def _qwen3(size: str) -> Model:
             parameters=parameters,
         ),
         special_tokens=tuple(zip(_QWEN3_SPECIAL, range(151_643, vocabulary), strict=False)),
+        reference=Reference(
+            queries=tuple(QWEN_FORM.format(task=_QWEN_TASK, text=text) for text in _QWEN3_QUERIES),
+            documents=_QWEN3_DOCUMENTS,
+            similarities=_QWEN3_CARD[size],
+        ),
     )
 
 
@@ -240,6 +287,12 @@ def names(given: str, model: str) -> bool:
 @functools.lru_cache(maxsize=64)  # called for each query
 def _basename(name: str) -> str:
     return PurePath(name).name.casefold()
+
+
+def cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return the cosine of two vectors; NaN if one is zero or not finite."""
+    norms = math.hypot(*one) * math.hypot(*other)
+    return sum(map(operator.mul, one, other)) / norms if norms else math.nan
 
 
 @overload

@@ -30,8 +30,8 @@ class Endpoint:
         server: Kind of server, in one word, for messages.
         listener: The verified listening socket, against which each new connection is checked
             before anything is sent. None for a server on another machine.
-        canary: The vector of the verification text, with which a restarted server is compared;
-            empty if not kept.
+        canary: The vectors of the verification texts, each embedded in a request of its own, with
+            which a restarted server is compared; empty if not kept.
     """
 
     url: str
@@ -41,7 +41,7 @@ class Endpoint:
     api_key: str | None = field(default=None, repr=False)
     server: str = "unknown"
     listener: Listener | None = None
-    canary: tuple[float, ...] = field(default=(), repr=False, compare=False)
+    canary: tuple[tuple[float, ...], ...] = field(default=(), repr=False, compare=False)
 
     @property
     def base_url(self) -> str:

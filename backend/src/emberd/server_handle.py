@@ -6,7 +6,6 @@ import asyncio
 import functools
 import logging
 import math
-import operator
 import threading
 import time
 import warnings
@@ -16,7 +15,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from emberd import env
+from emberd import catalog, env
 from emberd.endpoint import Endpoint
 from emberd.errors import (
     EmberdError,
@@ -40,8 +39,6 @@ _LOG: Final = logging.getLogger("emberd")
 
 _READY_POLL_S: Final = 0.25
 _NOTE_EVERY_S: Final = 0.5
-_SAME_VECTOR: Final = 0.995
-"""Minimum cosine of one text's vectors before and after a restart; bfloat16 is not exact."""
 
 
 class ServerHandle(ForkAware):
@@ -298,9 +295,9 @@ def _check_weights(before: Endpoint, now: Endpoint) -> None:
     # An external server must return the same vectors after a restart.
     if before.url != now.url or not before.canary or not now.canary:
         return
-    norms = math.hypot(*before.canary) * math.hypot(*now.canary)
-    similarity = sum(map(operator.mul, before.canary, now.canary)) / norms
-    if not similarity >= _SAME_VECTOR:  # so that NaN fails too
+    pairs = zip(before.canary, now.canary, strict=False)  # one of them may have been rate-limited
+    similarity = min(catalog.cosine(*pair) for pair in pairs)
+    if not similarity >= catalog.SAME_TEXT:  # so that NaN fails too
         raise ServerMismatchError(
             f"{now.url} was restarted and returns other vectors than before (cosine "
             f"{similarity:.3f} for the same text), so it has other weights. Make a new object, and "

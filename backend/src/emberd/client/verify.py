@@ -1,9 +1,9 @@
 """Verifies that a server gives the vectors that were asked for, before its first use.
 
 The ``model`` field of an embedding is not believed, because SGLang copies it from its command line.
-Checked are the names that the server lists, the files that it names where they can be read, one
-real embedding, and the tokens that it read for that. A supervisor runs this too, so it needs
-neither the openai SDK nor numpy.
+Checked are the names that the server lists, the files that it names where they can be read, the
+embeddings of a few texts (``canary``), and the tokens that it read for the first. A supervisor runs
+this too, so it needs neither the openai SDK nor numpy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from emberd import catalog, model_card, model_files, probe
 from emberd.catalog import Model, is_unit
-from emberd.client import lengths, wire
+from emberd.client import canary, lengths, wire
 from emberd.client.event_loops import finish
 from emberd.client.wire import Reply, Request, TransportError
 from emberd.endpoint import Endpoint
@@ -38,7 +38,6 @@ TIMEOUT_S: Final = 60.0
 _SGLANG: Final = "sglang"
 _SERVER_INFO: Final = "/server_info"
 _CUT_TAIL_TOKENS: Final = 6  # of its context, 0.5.17 to 0.5.23
-_PROBE: Final = "emberd asks: is this the right model?"
 _FLOAT_BYTES: Final = 4
 _MOST_PROBES: Final = 4
 _NO_TASKS: Final = (None, "none", "embed")
@@ -114,6 +113,8 @@ def drive(verification: Verification, send: Callable[[Request], Answer]) -> Endp
 def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> Verification:
     """Do as ``verify``, for a driver that sends, and gives all requests together ``timeout_s``."""
     model = model_card.describe(spec.model, spec.revision)
+    if model_files.is_folder(spec.model) or spec.model.casefold() != model.name.casefold():
+        model = replace(model, reference=None)  # a folder of that name may be fine-tuned
     ask = functools.partial(_ask, url, timeout_s)
     entries = probe.entries(wire.parse_object((yield from ask(Request(MODELS)))))
     # Where the server lists its models, the other routes are optional: a gateway may close them.
@@ -124,13 +125,14 @@ def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> 
     _check_kind(url, info)
     entry = _serving(url, spec.model, entries, info)
     name, server = str(entry["id"]), str(entry.get("owned_by") or "unknown")
+    text = canary.texts(model)[0]
     # Once per listed model, for a router may send each request to another server.
     bodies: list[bytes] = []
     while len(bodies) < (min(len(entries), _MOST_PROBES) or 1):
-        bodies.append((yield from ask(wire.embed_request(name, [_PROBE], None))) or b"")
-    vector = _vector(url, model, name, bodies)
+        bodies.append((yield from ask(wire.embed_request(name, [text], None))) or b"")
+    vector = _vectors(url, model, name, bodies)[-1]
     if model.end_of_text_id is not None:
-        request = lengths.tokenize_request(server, name, _PROBE)
+        request = lengths.tokenize_request(server, name, text)
         counted = yield from ask(request, optional=True)
         _check_tokens(url, model, counted, bodies[-1])
     longest = entry.get("max_model_len")
@@ -140,6 +142,7 @@ def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> 
         # (0.5.23, tried).
         info = wire.parse_object((yield from ask(Request(_SERVER_INFO), best_effort=True)))
         limits += [info.get("max_total_num_tokens"), _uncut_context(info, longest)]
+    vectors = yield from _canary(url, model, name, bodies, ask)
     described = entry.get("meta")  # llama.cpp's
     if isinstance(described, dict):
         limits.append(described.get("n_ctx"))
@@ -150,7 +153,7 @@ def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> 
         context_tokens=min((n for n in limits if isinstance(n, int) and n), default=None),
         api_key=api_key,
         server=server,
-        canary=vector,
+        canary=vectors,
     )
 
 
@@ -173,6 +176,35 @@ def _uncut_context(info: dict[str, Any], longest: Any) -> int | None:
     return longest_uncut + 1 if isinstance(longest_uncut, int) else None
 
 
+def _canary(
+    url: str,
+    model: Model,
+    name: str,
+    bodies: list[bytes],
+    ask: Callable[..., Generator[Request, Answer | None, bytes | None]],
+) -> Generator[Request, Answer | None, tuple[canary.Vector, ...]]:
+    """Check the vectors of the canary's texts, and return those of texts that were sent alone.
+
+    Args:
+        url: Root of the server.
+        model: The model.
+        name: The name under which the server serves it.
+        bodies: The replies to the first text, alone; those to the other texts are added.
+        ask: Sends a request; None for a reply that a limit of the rate withheld.
+    """
+    first, texts = len(bodies) - 1, [*canary.texts(model)]
+    for text in texts[1:]:
+        body = yield from ask(wire.embed_request(name, [text], None), limited=True)
+        if body is None:
+            break  # those that were answered are compared
+        bodies.append(body)
+    alone = _vectors(url, model, name, bodies)[first:]
+    body = yield from ask(wire.embed_request(name, [*texts], None), limited=True)
+    together = [] if body is None else _vectors(url, model, name, [body], len(texts))
+    canary.check(url, model, together, alone)
+    return tuple(alone)
+
+
 def _ask(
     url: str,
     timeout_s: float,
@@ -180,12 +212,14 @@ def _ask(
     *,
     optional: bool = False,
     best_effort: bool = False,
+    limited: bool = False,
 ) -> Generator[Request, Answer | None, bytes | None]:
     """Return the body of a good reply; None where the server has no such route.
 
     An ``optional`` route that is closed to this key (401 or 403) counts as missing: servers and
     gateways answer that for routes that they do not have, and the embedding itself proves the key.
-    With ``best_effort``, anything but a timeout counts as missing.
+    With ``best_effort``, anything but a timeout counts as missing; with ``limited``, a limit of the
+    rate does (429): the server has just answered a request like this one.
     """
     reply = yield request
     where = f"{url}{request.path}"
@@ -197,6 +231,8 @@ def _ask(
     if isinstance(reply, Reply) and reply.status == HTTPStatus.OK:
         return reply.body
     if best_effort:
+        return None
+    if limited and isinstance(reply, Reply) and reply.status == HTTPStatus.TOO_MANY_REQUESTS:
         return None
     if isinstance(reply, TransportError) and reply.kind == "changed":
         raise ServerUnavailableError(
@@ -298,24 +334,35 @@ def _holds_model(wanted: str, path: str) -> bool | None:
     return None if served is None or mine is None else served == mine
 
 
-def _vector(url: str, model: Model, name: str, bodies: list[bytes]) -> tuple[float, ...]:
-    """Return the embedding of the last of ``bodies``, once all of them are checked."""
+def _vectors(
+    url: str, model: Model, name: str, bodies: list[bytes], count: int = 1
+) -> list[canary.Vector]:
+    """Return the embeddings in ``bodies``, of ``count`` texts each, once all are checked."""
     try:
-        replies = [finish(wire.read_embeddings(body, 1)) for body in bodies]
-        raw = replies[-1].vectors[0]
-        vector = struct.unpack(f"<{len(raw) // _FLOAT_BYTES}f", raw)
+        replies = [finish(wire.read_embeddings(body, count)) for body in bodies]
     except BadReplyError as error:
         raise ServerMismatchError(f"{url} returned an invalid embedding: {error}") from error
+    vectors = [
+        struct.unpack(f"<{len(raw) // _FLOAT_BYTES}f", raw)
+        for reply in replies
+        for raw in reply.vectors
+    ]
     models = {str(reply.model) for reply in replies}
     if len(models) > 1:
         raise ServerMismatchError(
             f"{url} routes requests for {name} to several models: {', '.join(sorted(models))}. "
             f"Put servers of one model behind it, or give the base_url of one of them."
         )
-    if model.dimensions not in (None, len(vector)):
+    for vector in vectors:
+        _check_vector(url, model, vector, len(vectors[0]))
+    return vectors
+
+
+def _check_vector(url: str, model: Model, vector: canary.Vector, dimensions: int) -> None:
+    if model.dimensions not in (None, len(vector)) or len(vector) != dimensions:
         raise ServerMismatchError(
             f"{url} gives vectors of {len(vector)} dimensions; {model.name} has "
-            f"{model.dimensions}. It serves another model, or cuts the vectors."
+            f"{model.dimensions or dimensions}. It serves another model, or cuts the vectors."
         )
     norm = math.hypot(*vector)
     if not is_unit(norm):
@@ -323,7 +370,6 @@ def _vector(url: str, model: Model, name: str, bodies: list[bytes]) -> tuple[flo
             f"{url} gives vectors of norm {norm:.4g} instead of 1: they are not normalised, or "
             f"computed wrongly, as in float16. Serve the model in bfloat16 or float32."
         )
-    return vector
 
 
 def _check_tokens(url: str, model: Model, counted: bytes | None, embedded: bytes) -> None:
