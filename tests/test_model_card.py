@@ -97,6 +97,19 @@ def test_a_tokenizer_tells_whether_it_converts_texts_to_nfc(
     assert model_card.describe(str(named)).normalization == expected
 
 
+def test_a_tokenizer_tells_what_it_puts_before_and_after_each_text(folder: Path) -> None:
+    single = [
+        {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"SpecialToken": {"id": "[SEP]", "type_id": 0}},
+    ]
+    tokens = {"[CLS]": {"id": "[CLS]", "ids": [101]}, "[SEP]": {"id": "[SEP]", "ids": [102]}}
+    processor = {"type": "TemplateProcessing", "single": single, "special_tokens": tokens}
+    write(folder / "tokenizer.json", {"post_processor": processor})
+    told = model_card.describe(str(folder))
+    assert (told.start_ids, told.end_of_text_id) == ((101,), 102)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -119,6 +132,7 @@ def test_a_damaged_post_processor_names_no_end_of_text_and_raises_nothing(
 ) -> None:
     write(folder / "tokenizer.json", {"post_processor": damage})
     assert model_card.end_of_text_id(folder) is None
+    assert model_card.start_ids(folder) == ()
 
 
 @pytest.mark.parametrize("content", [b"a\0b", b"\xff\xfe"])

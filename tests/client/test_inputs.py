@@ -63,6 +63,11 @@ def test_an_empty_text_becomes_the_end_of_text_token() -> None:
     assert _prepared(["a", ""], "{text}", LAST_TOKEN).inputs == ["a", [7]]
 
 
+def test_an_empty_text_keeps_what_the_tokenizer_puts_before_texts() -> None:
+    model = Model("test/model", start_ids=(5,), end_of_text_id=7)
+    assert _prepared([""], "{text}", model).inputs == [[5, 7]]
+
+
 @pytest.mark.parametrize(
     ("text", "is_blank"),
     [

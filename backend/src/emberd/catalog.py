@@ -97,6 +97,7 @@ class Model:
         document_problem: The same for documents.
         cut_to: Length to which a folder says that its vectors are cut, unchecked; None if it does
             not say.
+        start_ids: The tokens that the tokenizer puts before each text.
         end_of_text_id: The token that pooling reads, appended by the tokenizer; None if there is
             none.
         normalization: ``"NFC"`` if the tokenizer converts texts to this Unicode form; None if it
@@ -123,6 +124,7 @@ class Model:
     query_problem: str | None = None
     document_problem: str | None = None
     cut_to: int | None = None
+    start_ids: tuple[int, ...] = ()
     end_of_text_id: int | None = None
     normalization: str | None = None
     architecture: str | None = None

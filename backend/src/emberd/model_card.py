@@ -15,9 +15,11 @@ The servers that emberd starts pool the token states in one way and normalise th
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NoReturn
@@ -198,6 +200,7 @@ def _described(name: str, folder: Path, is_cached: bool, *_changed: int) -> Mode
     stated: dict[str, Any] = {
         "dimensions": _integer(config.get("hidden_size")),
         "context_tokens": _integer(config.get("max_position_embeddings")),
+        "start_ids": start_ids(folder),
         "end_of_text_id": end_of_text_id(folder),
         "matryoshka": any(matryoshka) if matryoshka else None,
         "cut_to": read_json(folder / _PROMPTS_FILE).get("truncate_dim"),
@@ -236,9 +239,7 @@ def end_of_text_id(folder: Path) -> int | None:
 
     The format is that of the tokenizers library: one template, or a sequence that holds one.
     """
-    processor = _tokenizer_part(folder, "post_processor") or {}
-    parts = processor.get("processors")
-    for part in parts if isinstance(parts, list) else [processor]:
+    for part in _post_processors(folder):
         try:
             token = part["single"][-1]["SpecialToken"]["id"]
             (number,) = part["special_tokens"][token]["ids"]
@@ -246,6 +247,22 @@ def end_of_text_id(folder: Path) -> int | None:
             continue  # it appends no token, or its form is another
         return _integer(number)
     return None
+
+
+def start_ids(folder: Path) -> tuple[int, ...]:
+    """Return the tokens that a folder's tokenizer puts before each text, such as ``[CLS]``."""
+    found: list[int] = []
+    for part in _post_processors(folder):
+        with suppress(LookupError, TypeError):
+            for entry in itertools.takewhile(lambda entry: "SpecialToken" in entry, part["single"]):
+                found += part["special_tokens"][entry["SpecialToken"]["id"]]["ids"]
+    return tuple(found) if all(type(number) is int for number in found) else ()
+
+
+def _post_processors(folder: Path) -> list[Any]:
+    processor = _tokenizer_part(folder, "post_processor") or {}
+    parts = processor.get("processors")
+    return parts if isinstance(parts, list) else [processor]
 
 
 def _holds_nfc(normalizer: Mapping[str, Any]) -> bool:

@@ -137,7 +137,7 @@ def _prepare_one(index: int, text: object, template: str, model: Model) -> tuple
         ) from None
     if templated:
         return templated, size
-    # Servers refuse an empty text, so it is sent as the token that the reference implementation
+    # Servers refuse an empty text, so it is sent as the tokens that the reference implementation
     # sees for it.
     if model.end_of_text_id is None:
         raise TextError(
@@ -145,7 +145,7 @@ def _prepare_one(index: int, text: object, template: str, model: Model) -> tuple
             f"{model.name}, which would replace it. Omit empty texts.",
             index=index,
         )
-    return [model.end_of_text_id], size
+    return [*model.start_ids, model.end_of_text_id], size
 
 
 def in_template(text: str, template: str, model: Model) -> str:
