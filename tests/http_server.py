@@ -58,7 +58,7 @@ class HttpServer:
     Attributes:
         requests: The requests so far.
         in_flight: How many requests with a body are not answered yet.
-        most_in_flight: The largest value of ``in_flight`` so far.
+        most_in_flight: The most requests at once so far whose answer was not ready.
         changed: Notified when ``in_flight`` changes.
     """
 
@@ -67,7 +67,7 @@ class HttpServer:
     def __init__(self, answer: Answer, port: int = 0) -> None:
         self.port = port
         self.requests: list[Request] = []
-        self.in_flight = self.most_in_flight = 0
+        self.in_flight = self.most_in_flight = self._unanswered = 0
         self.changed = threading.Condition()
         self._answer = answer
         self._connections: set[socket.socket] = set()
@@ -137,16 +137,23 @@ class HttpServer:
     def _handle(self, request: Request, connection: socket.socket) -> None:
         if self.keeps_requests:
             self.requests.append(request)
-        self._count(+1 if request.content else 0)
+        one = 1 if request.content else 0
+        self._count(in_flight=one, unanswered=one)
+        unanswered = one
         try:
-            connection.sendall(self._answer(request, connection))
+            answer = self._answer(request, connection)
+            # Before it is sent, because its reader may send the next request at once.
+            self._count(unanswered=-one)
+            unanswered = 0
+            connection.sendall(answer)
         finally:
-            self._count(-1 if request.content else 0)
+            self._count(in_flight=-one, unanswered=-unanswered)
 
-    def _count(self, change: int) -> None:
+    def _count(self, *, in_flight: int = 0, unanswered: int = 0) -> None:
         with self.changed:
-            self.in_flight += change
-            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+            self.in_flight += in_flight
+            self._unanswered += unanswered
+            self.most_in_flight = max(self.most_in_flight, self._unanswered)
             self.changed.notify_all()
 
 
