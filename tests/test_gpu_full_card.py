@@ -87,6 +87,8 @@ def test_a_full_card_part_passes_where_a_start_is_refused_for_memory(
     work, free = tmp_path / "w", tmp_path / "free"
     free.write_text(str(FREE))
     checkpoints_made.write(work / "model", tensors={"norm.weight": [64]})
+    prompts = {"prompts": {"query": "", "document": ""}}
+    checkpoints_made.write_json(work / "model" / "config_sentence_transformers.json", prompts)
     before = {"figures": {"used_before_gib": (24 * GIB - FREE) / GIB}}
     (work / "results").mkdir()
     (work / "results" / "first_start.json").write_text(json.dumps(before))

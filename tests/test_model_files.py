@@ -21,6 +21,8 @@ def folder(tmp_path: Path) -> Path:
     made = tmp_path / "fine-tuned"
     checkpoints_made.write(made)
     checkpoints_made.write_json(made / "tokenizer.json", {"model": {}})
+    prompts = {"prompts": {"query": "", "document": ""}}
+    checkpoints_made.write_json(made / "config_sentence_transformers.json", prompts)
     (made / "model.safetensors").write_bytes(bytes(1 << 20))
     return made
 
