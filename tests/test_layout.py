@@ -56,13 +56,12 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "verified_manager": _JOINED,
     "server_handle": _JOINED | {"verified_manager"},
     "embedder": _JOINED | {"verified_manager", "server_handle", "index_identity"},
-    "stores": {"embedder", "env", "errors", "index_identity", "system"},
     "bulk": {"errors", "system"},
     "ray": _BASE | {"engines", "client", "verified_manager", "embedder", "bulk"},
     "doctor": _JOINED | {"verified_manager"},
-    "cli": _JOINED | {"verified_manager", "embedder", "doctor", "bulk", "ray", "stores"},
+    "cli": _JOINED | {"verified_manager", "embedder", "doctor", "bulk", "ray"},
     "__main__": {"cli"},
-    "": _JOINED | {"verified_manager", "embedder", "stores"},
+    "": _JOINED | {"verified_manager", "embedder"},
 }
 
 

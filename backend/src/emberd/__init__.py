@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from emberd.client.vectors import ato_lists, to_lists
     from emberd.embedder import Embedder
     from emberd.manager import Progress, Server, ServerStatus
-    from emberd.stores.guard import guarded
     from emberd.verified_manager import Manager
 
 __version__ = "0.1.0"
@@ -88,7 +87,6 @@ __all__ = [
     "__version__",
     "ato_lists",
     "check_texts",
-    "guarded",
     "to_lists",
 ]
 
@@ -101,7 +99,6 @@ _LATE: Final = {
     "ServerStatus": "emberd.manager",
     "ato_lists": "emberd.client.vectors",
     "check_texts": "emberd.client.inputs",
-    "guarded": "emberd.stores.guard",
     "to_lists": "emberd.client.vectors",
 }
 
