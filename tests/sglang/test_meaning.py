@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pytest
@@ -27,6 +27,8 @@ _ANSWERS: Final = {
     "How fast can a cheetah run?": "The big cat reaches a hundred kilometres an hour.",
     "What is a hash table?": "A data structure that maps keys to buckets to find values quickly.",
 }
+# The model has no prompts.
+_BARE: Final[dict[str, Any]] = {"query_instruction": "", "document_instruction": ""}
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def mean_pooled(tmp_path: Path) -> Path:
 def test_a_model_made_for_the_mean_of_its_tokens_is_refused(
     mean_pooled: Path, tmp_path: Path
 ) -> None:
-    embedder = embedder_for(mean_pooled, Manager(tmp_path / "home"))
+    embedder = embedder_for(mean_pooled, Manager(tmp_path / "home"), **_BARE)
     with pytest.raises(NoEngineError, match="pools by mean"):
         embedder.ensure()
 
@@ -53,7 +55,7 @@ def test_ten_questions_find_their_passages(mean_pooled: Path, tmp_path: Path) ->
     shutil.rmtree(mean_pooled / "1_Pooling")
     home = tmp_path / "home"
     with all_gone(home):
-        embedder = embedder_for(mean_pooled, Manager(home))
+        embedder = embedder_for(mean_pooled, Manager(home), **_BARE)
         with pytest.warns(UserWarning, match=r"not verified .* takes the first token"):
             passages = embedder.embed_documents(_ANSWERS.values())
         questions = embedder.embed_queries(list(_ANSWERS))
