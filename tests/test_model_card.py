@@ -110,6 +110,16 @@ def test_a_tokenizer_tells_what_it_puts_before_and_after_each_text(folder: Path)
     assert (told.start_ids, told.end_of_text_id) == ((101,), 102)
 
 
+def test_what_a_tokenizer_tells_in_another_form_comes_from_the_catalog_as_a_whole(
+    folder: Path,
+) -> None:
+    named = folder.rename(folder.with_name("bge-small-zh-v1.5"))
+    processor = {"type": "BertProcessing", "sep": ["[SEP]", 102], "cls": ["[CLS]", 101]}
+    write(named / "tokenizer.json", {"post_processor": processor})
+    told = model_card.describe(str(named))
+    assert (told.start_ids, told.end_of_text_id) == ((101,), 102)
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -207,15 +207,33 @@ def _qwen3(size: str) -> Model:
     )
 
 
+# [CLS] and [SEP] in the vocabularies of BERT, the English (30,522 tokens) and the Chinese (21,128:
+# config.json of bge-large-zh-v1.5, tokenizer.json of bge-small-zh-v1.5).
+_BERT_AROUND: Final = (101, 102)
+# <s> and </s> of XLM-RoBERTa: tokenization_xlm_roberta.py of Transformers.
+_XLM_ROBERTA_AROUND: Final = (0, 2)
+
+
 def _encoder(
-    name: str, dimensions: int, query: str = "", *, context: int = 512, kind: str = "BertModel"
+    name: str,
+    dimensions: int,
+    query: str = "",
+    *,
+    context: int = 512,
+    kind: str = "BertModel",
+    around: tuple[int, ...] = _BERT_AROUND,
 ) -> Model:
-    """Return an encoder that pools its first token and normalises; documents are bare."""
+    """Return an encoder that pools its first token and normalises; documents are bare.
+
+    ``around`` are the tokens that its tokenizer puts around each text; empty if not known.
+    """
     return Model(
         name=name,
         dimensions=dimensions,
         context_tokens=context,
         query_template=f"{query}{{text}}",
+        start_ids=around[:1],
+        end_of_text_id=around[-1] if around else None,
         architecture=kind,
         pooling="cls",
     )
@@ -245,10 +263,16 @@ MODELS: Final[tuple[Model, ...]] = (
     _encoder("BAAI/bge-base-zh-v1.5", 768, _BGE_ZH),
     _encoder("BAAI/bge-large-zh-v1.5", 1024, _BGE_ZH),
     # FlagEmbedding, research/BGE_M3/README.md: the dense vector; no instruction for queries.
-    _encoder("BAAI/bge-m3", 1024, context=8192, kind="XLMRobertaModel"),
+    _encoder(
+        "BAAI/bge-m3",
+        1024,
+        context=8192,
+        kind="XLMRobertaModel",
+        around=_XLM_ROBERTA_AROUND,
+    ),
     # config.json, modules.json and 1_Pooling/config.json of the model, commit c614179; MTEB's
     # registry (gte_models.py): no instructions.
-    _encoder("thenlper/gte-large-zh", 1024),
+    _encoder("thenlper/gte-large-zh", 1024, around=()),  # no public copy of its vocabulary found
 )
 
 

@@ -200,7 +200,7 @@ def _described(name: str, folder: Path, is_cached: bool, *_changed: int) -> Mode
     stated: dict[str, Any] = {
         "dimensions": _integer(config.get("hidden_size")),
         "context_tokens": _integer(config.get("max_position_embeddings")),
-        "start_ids": start_ids(folder),
+        "start_ids": start_ids(folder) or None,
         "end_of_text_id": end_of_text_id(folder),
         "matryoshka": any(matryoshka) if matryoshka else None,
         "cut_to": read_json(folder / _PROMPTS_FILE).get("truncate_dim"),
