@@ -296,7 +296,7 @@ class Job:
             given,
             dimensions,
             native=endpoint.dimensions,
-            tokens=self._prepared.tokens(work.indices),
+            tokens=self._tokens(work),
         )
 
     def settle(self, work: Work, outcome: Outcome | Embeddings) -> Steps[Result]:
@@ -332,8 +332,8 @@ class Job:
                 if not isinstance(body, bytes):
                     return body
                 if isinstance(work, TokenCount):
-                    return lengths.with_end(lengths.read_ids(body), self._model)
-                count, tokens = len(work.indices), self._prepared.tokens(work.indices)
+                    return lengths.with_added(lengths.read_ids(body), self._model)
+                count, tokens = len(work.indices), self._tokens(work)
                 outcome = yield from wire.read_embeddings(body, count, endpoint.dimensions, tokens)
             if (failure := self._facts.check_model(endpoint, outcome.model)) is not None:
                 return failure
@@ -347,6 +347,10 @@ class Job:
             )
         except RequestError as error:
             return error
+
+    def _tokens(self, batch: Batch) -> int | None:
+        counts_exactly = self.endpoint.counts_exactly
+        return self._prepared.tokens(batch.indices, counts_exactly=counts_exactly)
 
     def _put(self, indices: Sequence[int], vectors: Floats) -> None:
         if self._matrix is None:

@@ -278,11 +278,12 @@ class Lengths:
         )
 
     def _limit(self, endpoint: Endpoint) -> int | None:
-        if (known := self.facts.limits.get(endpoint)) is not None:
-            return known
-        context = endpoint.context_tokens or self.model.context_tokens
+        if (limit := self.facts.limits.get(endpoint)) is not None:
+            return limit
+        # SGLang states 8194 for bge-m3, which has 8192 positions for tokens.
+        known = [n for n in (endpoint.context_tokens, self.model.context_tokens) if n]
         # SGLang refuses a text of exactly as many tokens as its context.
-        return context - 1 if context else None
+        return min(known) - 1 if known else None
 
     def _cut(self, index: int, ids: list[int], limit: int) -> None:
         """Replace a text by its first token ids, and the end-of-text token.
@@ -333,10 +334,12 @@ def read_ids(body: bytes) -> list[int]:
     return ids
 
 
-def with_end(ids: list[int], model: Model) -> list[int]:
-    """Return ``ids`` with the end-of-text token that the model's own tokenizer appends.
+def with_added(ids: list[int], model: Model) -> list[int]:
+    """Return ``ids`` with the tokens that the model's own tokenizer puts around a text.
 
-    The tokenizer route of sglang-router omits it; the server behind it appends it.
+    The tokenizer route of sglang-router omits them; the server behind it adds them.
     """
-    end = model.end_of_text_id
+    start, end = [*model.start_ids], model.end_of_text_id
+    if ids[: len(start)] != start:
+        ids = [*start, *ids]
     return ids if end is None or ids[-1] == end else [*ids, end]

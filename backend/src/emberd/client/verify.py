@@ -131,10 +131,11 @@ def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> 
     while len(bodies) < (min(len(entries), _MOST_PROBES) or 1):
         bodies.append((yield from ask(wire.embed_request(name, [text], None))) or b"")
     vector = _vectors(url, model, name, bodies)[-1]
+    counts_exactly = False
     if model.end_of_text_id is not None:
         request = lengths.tokenize_request(server, name, text)
         counted = yield from ask(request, optional=True)
-        _check_tokens(url, model, counted, bodies[-1])
+        counts_exactly = _check_tokens(url, model, counted, bodies[-1])
     longest = entry.get("max_model_len")
     limits = [longest]
     if server == _SGLANG:
@@ -154,6 +155,7 @@ def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> 
         api_key=api_key,
         server=server,
         canary=vectors,
+        counts_exactly=counts_exactly,
     )
 
 
@@ -372,22 +374,29 @@ def _check_vector(url: str, model: Model, vector: canary.Vector, dimensions: int
         )
 
 
-def _check_tokens(url: str, model: Model, counted: bytes | None, embedded: bytes) -> None:
+def _check_tokens(url: str, model: Model, counted: bytes | None, embedded: bytes) -> bool:
+    """Return whether the server's tokenizer gives as many tokens for a text as the server read."""
     if counted is None:
-        return
+        return False
     try:
         ids = lengths.read_ids(counted)
     except BadReplyError as error:
         raise ServerMismatchError(f"{url}: {error}") from error
     read = wire.prompt_tokens(embedded)
-    ended = lengths.with_end(ids, model)
-    if read == len(ended):
-        return  # sglang-router counts with a tokenizer of its own, which appends no end
-    if ids != ended:
+    whole = lengths.with_added(ids, model)
+    if read == len(whole):
+        return True  # sglang-router counts with a tokenizer of its own, which adds no tokens
+    if ids[-1] != whole[-1]:
         raise ServerMismatchError(
             f"{url} appends token {ids[-1]} instead of the end-of-text token "
             f"{model.end_of_text_id} that {model.name} pools. Its tokenizer is out of date: fetch "
             f"the model again."
+        )
+    if ids != whole:
+        raise ServerMismatchError(
+            f"{url} begins a text with token {ids[0]}, without the tokens {[*model.start_ids]} "
+            f"that {model.name} expects before it. Its tokenizer is out of date: fetch the model "
+            f"again."
         )
     if read is not None:
         raise ServerMismatchError(
@@ -395,6 +404,7 @@ def _check_tokens(url: str, model: Model, counted: bytes | None, embedded: bytes
             f"the end-of-text token may be missing. Use a server that embeds exactly the tokens of "
             f"its tokenizer."
         )
+    return False
 
 
 def _send(
