@@ -91,7 +91,7 @@ def test_an_identity_of_a_model_that_nobody_described_says_native() -> None:
 
 @pytest.mark.parametrize("model", ["BAAI/bge-m3", "thenlper/gte-large-zh"])
 def test_an_index_from_before_the_model_was_known_still_fits(model: str) -> None:
-    bare = {"query_instruction": "", "document_instruction": ""}
+    bare: dict[str, Any] = {"query_instruction": "", "document_instruction": ""}
     kept = f"emberd:{model}?dimensions=native&query=bare&document=bare"
     Embedder(model, **bare).check_identity(kept)
     Embedder(model, dimensions=1024, **bare).check_identity(kept)

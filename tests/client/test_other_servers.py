@@ -110,6 +110,25 @@ def test_a_special_token_that_llama_cpp_reads_as_text_is_named(serve: Serve) -> 
     assert isinstance(aside, TextError)
 
 
+def test_llama_cpp_is_sent_no_text_that_an_unknown_tokenizer_may_have_to_normalise(
+    serve: Serve,
+) -> None:
+    instructions: dict[str, Any] = {"query_instruction": "", "document_instruction": ""}
+    server = serve(LlamaCpp, model="some/model", dimensions=16, end_of_text=None)
+    asking = Embedder(server.model, base_url=server.url, **instructions)
+    with pytest.raises(TextError, match="Text 1 is not in") as caught:
+        asking.embed_documents(["caf\u00e9", "cafe\u0301"])
+    assert caught.value.index == 1
+    kept, aside = asking.iter_documents(["caf\u00e9", "cafe\u0301"], set_aside=True)
+    assert isinstance(aside, TextError)
+    assert not isinstance(kept, TextError)
+    (aside,) = asking.iter_documents(["cafe\u0301"], set_aside=True)
+    assert isinstance(aside, TextError)
+    other = serve(Vllm, model="some/model", dimensions=16, end_of_text=None)
+    asking = Embedder(other.model, base_url=other.url, **instructions)
+    assert asking.embed_documents(["cafe\u0301"]).shape == (1, 16)
+
+
 @every_kind
 def test_special_tokens_are_left_to_the_tokenizers_of_transformers(
     serve: Serve, kind: type[FakeServer]

@@ -102,6 +102,7 @@ class Model:
             none.
         normalization: ``"NFC"`` if the tokenizer converts texts to this Unicode form; None if it
             does not, or if that is not known.
+        normalization_is_known: Whether None for ``normalization`` means that it does not.
         architecture: The class that the model's configuration names; None if not known.
         pooling: How token states become one vector, as sentence-transformers 6.x names it; None if
             not known.
@@ -127,6 +128,7 @@ class Model:
     start_ids: tuple[int, ...] = ()
     end_of_text_id: int | None = None
     normalization: str | None = None
+    normalization_is_known: bool = False
     architecture: str | None = None
     pooling: str | None = None
     matryoshka: bool = False
@@ -184,6 +186,7 @@ def _qwen3(size: str) -> Model:
         query_task=_QWEN_TASK,
         end_of_text_id=151643,  # <|endoftext|>, which last-token pooling reads
         normalization=NFC,
+        normalization_is_known=True,
         architecture="Qwen3ForCausalLM",
         pooling="lasttoken",
         matryoshka=True,
@@ -234,6 +237,8 @@ def _encoder(
         query_template=f"{query}{{text}}",
         start_ids=around[:1],
         end_of_text_id=around[-1] if around else None,
+        # None converts to NFC: BERT decomposes a text, XLM-RoBERTa has a table of its own.
+        normalization_is_known=True,
         architecture=kind,
         pooling="cls",
     )

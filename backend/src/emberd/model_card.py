@@ -211,6 +211,7 @@ def _described(name: str, folder: Path, is_cached: bool, *_changed: int) -> Mode
     facts = {field: value for field, value in stated.items() if value is not None}
     if (normalizer := _tokenizer_part(folder, "normalizer")) is not None:
         facts["normalization"] = catalog.NFC if _holds_nfc(normalizer) else None
+        facts["normalization_is_known"] = True
     listed = None if is_cached else catalog.find(name)
     known = replace(listed or Model(name), name=name, **facts)
     prompts = read_prompts(folder)

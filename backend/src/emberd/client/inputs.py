@@ -88,7 +88,8 @@ def prepare(
     Args:
         texts: What the caller gave.
         template: The template, with ``{text}`` in it.
-        model: What is known of the model; its end-of-text token replaces empty texts.
+        model: What is known of the model; an empty text becomes the tokens that its tokenizer puts
+            around a text: its start tokens and its end-of-text token.
         offset: How many texts of the caller precede these.
         on_error: Called with (index in ``texts``, error) for a text that cannot be sent, instead
             of raising.

@@ -240,6 +240,7 @@ class Job:
         """Send to ``endpoint`` from now on.
 
         Raises:
+            TextError: It cannot be sent one of the texts.
             SettingError: It gives shorter vectors than the caller wants.
             ServerMismatchError: It gives vectors of another length than the cache or the server
                 before.
@@ -265,7 +266,8 @@ class Job:
             yield from self._lengths.begin(endpoint)
             # Batches are made as they are taken, so not before the over-long texts are cut.
             self._fresh = make_batches(self._prepared, self._settings.batch_size)
-        yield from self._lengths.find_ids(endpoint)
+        for problem in (yield from self._lengths.find_ids(endpoint)):
+            self._skip(problem.index - self._offset, problem)
         if self._lost is not None:
             self._lost = None
             self._recoveries_without_progress += 1

@@ -12,6 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
+from unicodedata import is_normalized
 
 from emberd.catalog import Model
 from emberd.client import wire
@@ -124,22 +125,41 @@ class Lengths:
                     self.to_count.append(TokenCount(index))
             yield
 
-    def find_ids(self, endpoint: Endpoint) -> Steps[None]:
-        """Find the texts that ``endpoint`` is sent as token ids. Called for each of the job."""
+    def find_ids(self, endpoint: Endpoint) -> Steps[list[TextError]]:
+        """Find the texts that ``endpoint`` is sent as token ids. Called for each of the job.
+
+        Returns:
+            The errors of texts that it cannot be sent in any form.
+        """
         self._can_count = True
         self._as_ids = set()
         self._alike = {}
+        problems: list[TextError] = []
         if endpoint.server not in _TAKE_BLANK:
             yield from self._find_blank()
-        elif endpoint.server == _LLAMA_CPP and self.model.special_tokens:
+        elif endpoint.server == _LLAMA_CPP:
             for index, given in enumerate(self.prepared.inputs):
-                if isinstance(given, str) and special_tokens_in(given, self.model):
-                    self._as_ids.add(index)
+                if isinstance(given, str):
+                    if special_tokens_in(given, self.model):
+                        self._as_ids.add(index)
+                    if not (self.model.normalization_is_known or is_normalized("NFC", given)):
+                        problems.append(self._not_nfc(index, endpoint))
                 if (index + 1) % _TEXTS_A_STEP == 0:
                     yield
         others = {index for equal in self._alike.values() for index in equal}
         wanted = {count.index for count in self.to_count} | self._as_ids
         self.to_count = deque(map(TokenCount, sorted(wanted - others)))
+        return problems
+
+    def _not_nfc(self, index: int, endpoint: Endpoint) -> TextError:
+        place, text = self.offset + index, str(self.prepared.inputs[index])
+        return TextError(
+            f"Text {place} is not in Unicode's form NFC ({excerpt(text)}). llama.cpp at "
+            f"{endpoint.url} reads it as it is, and it is not known whether the tokenizer of "
+            f"{self.model.name} would normalise it. Normalise it: unicodedata.normalize('NFC', "
+            f"text); or give the folder of the model (model=), with its tokenizer.json.",
+            index=place,
+        )
 
     def _find_blank(self) -> Steps[None]:
         # A corpus has many blank texts, but few different ones: each is tokenized once.
