@@ -11,7 +11,7 @@ import functools
 import math
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final, overload
@@ -29,6 +29,8 @@ DEMO_MODEL: Final = "emberd/demo"
 
 NFC: Final = "NFC"
 """Unicode's canonical composition: ``e`` and U+0301 become one character."""
+
+_ROBERTA: Final = frozenset({"RobertaModel", "XLMRobertaModel"})
 
 NORM_TOLERANCE: Final = 1e-2
 """How far from one a norm may be: normalising in bfloat16 is off by up to 6e-4, rounding to float16
@@ -318,6 +320,17 @@ def names(given: str, model: str) -> bool:
 @functools.lru_cache(maxsize=64)  # called for each query
 def _basename(name: str) -> str:
     return PurePath(name).name.casefold()
+
+
+def most_tokens(config: Mapping[str, Any]) -> int | None:
+    """Return how many tokens of a text have a position, by a model's configuration, if it says."""
+    count, kinds = config.get("max_position_embeddings"), config.get("architectures")
+    if not isinstance(count, int):
+        return None
+    # RoBERTa's first token has the position after that of padding, which is 1 by default.
+    is_roberta = isinstance(kinds, list) and not _ROBERTA.isdisjoint(map(str, kinds))
+    padding = config.get("pad_token_id", 1)
+    return count - padding - 1 if is_roberta and isinstance(padding, int) else count
 
 
 def cosine(one: Sequence[float], other: Sequence[float]) -> float:

@@ -57,9 +57,6 @@ _TRANSFORMER: Final = "sentence_bert_config.json"
 _POOLING_FOLDER: Final = "1_Pooling"
 _SERVED: Final = ("Transformer", "Pooling", "Normalize")
 
-# Their first token has the position after that of padding.
-_ROBERTA: Final = frozenset({"XLMRobertaModel", "RobertaModel"})
-
 _MEAN: Final = "mean"
 # What a server can do: name in sentence-transformers 6.x -> plain words.
 _POOLING_WORDS: Final = {
@@ -202,7 +199,7 @@ def _described(name: str, folder: Path, is_cached: bool, *_changed: int) -> Mode
     matryoshka = [config[key] for key in keys if config.get(key) is not None]
     stated: dict[str, Any] = {
         "dimensions": _integer(config.get("hidden_size")),
-        "context_tokens": _positions(config),
+        "context_tokens": catalog.most_tokens(config),
         "start_ids": start_ids(folder) or None,
         "end_of_text_id": end_of_text_id(folder),
         "matryoshka": any(matryoshka) if matryoshka else None,
@@ -296,16 +293,6 @@ def _changed_ns(file: Path) -> int:
 
 def _integer(value: object) -> int | None:
     return value if isinstance(value, int) else None
-
-
-def _positions(config: dict[str, Any]) -> int | None:
-    """Return how many tokens of a text have a position; None if it is not known."""
-    count = _integer(config.get("max_position_embeddings"))
-    listed = config.get("architectures")
-    if count is None or not isinstance(listed, list) or not {*map(str, listed)} & _ROBERTA:
-        return count
-    padding = _integer(config.get("pad_token_id", 1))  # 1 is the default of RobertaConfig
-    return count if padding is None else count - padding - 1
 
 
 def _templates(prompts: Prompts) -> dict[str, Any]:
