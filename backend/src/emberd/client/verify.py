@@ -40,6 +40,13 @@ _SERVER_INFO: Final = "/server_info"
 _CUT_TAIL_TOKENS: Final = 6  # of its context, 0.5.17 to 0.5.23
 _FLOAT_BYTES: Final = 4
 _MOST_PROBES: Final = 4
+_TOO_MUCH: Final = frozenset(
+    {
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+    }
+)
 _NO_TASKS: Final = (None, "none", "embed")
 # Where the hub's libraries keep downloads: a path that names the model after all.
 _FETCHED: Final = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[^/]+/?$")
@@ -256,10 +263,15 @@ def _ask(
         )
     if reply.status in wire.NO_ROUTE and request.path != wire.PATH:
         return None  # vLLM and llama.cpp have no /model_info, and a router only the old one
-    raise ServerMismatchError(
-        f"{where} answered {reply.status}: {said}. Start the server as an embedding server, or "
-        f"give the base_url of one."
-    )
+    advice = "Start the server as an embedding server, or give the base_url of one."
+    if limited and reply.status in _TOO_MUCH:
+        inputs = (request.body or {}).get("input", ())
+        advice = (
+            f"It embedded a short text before, and refuses this request of {len(inputs)} texts, "
+            f"the longest of {max(map(len, inputs), default=0)} characters. Start it so that it "
+            f"accepts several texts in a request, and texts of this length."
+        )
+    raise ServerMismatchError(f"{where} answered {reply.status}: {said}. {advice}")
 
 
 def _check_kind(url: str, info: dict[str, Any]) -> None:
