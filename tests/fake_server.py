@@ -158,7 +158,13 @@ class FakeServer(HttpServer):
     @property
     def endpoint(self) -> Endpoint:
         return Endpoint(
-            self.url, self.model, self.dimensions, self.context_tokens, self.api_key, "fake"
+            self.url,
+            self.model,
+            self.dimensions,
+            self.context_tokens,
+            self.api_key,
+            "fake",
+            counts_exactly=True,
         )
 
     @property

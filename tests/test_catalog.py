@@ -52,7 +52,22 @@ def test_bge_takes_the_prompts_of_its_model_card(name: str, dimensions: int, que
     settings = Settings.resolve(model=f"BAAI/{name}")
     assert settings.known.dimensions == dimensions
     assert (settings.query_template, settings.document_template) == (f"{query}{{text}}", "{text}")
-    assert (settings.known.pooling, settings.known.end_of_text_id) == ("cls", None)
+    assert settings.known.pooling == "cls"
+
+
+@pytest.mark.parametrize(
+    ("name", "ids"),
+    [
+        ("bge-small-en-v1.5", ((101,), 102)),
+        ("bge-large-zh-v1.5", ((101,), 102)),
+        ("bge-m3", ((0,), 2)),
+    ],
+)
+def test_a_bge_model_knows_what_its_tokenizer_puts_around_a_text(
+    name: str, ids: tuple[tuple[int, ...], int]
+) -> None:
+    known = lookup(f"BAAI/{name}")
+    assert (known.start_ids, known.end_of_text_id) == ids
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)

@@ -89,6 +89,16 @@ def test_an_identity_of_a_model_that_nobody_described_says_native() -> None:
     )
 
 
+@pytest.mark.parametrize("model", ["BAAI/bge-m3", "thenlper/gte-large-zh"])
+def test_an_index_from_before_the_model_was_known_still_fits(model: str) -> None:
+    bare: dict[str, Any] = {"query_instruction": "", "document_instruction": ""}
+    kept = f"emberd:{model}?dimensions=native&query=bare&document=bare"
+    Embedder(model, **bare).check_identity(kept)
+    Embedder(model, dimensions=1024, **bare).check_identity(kept)
+    with pytest.raises(IdentityError, match="dimensions 1024 there, 512 here"):
+        Embedder(model, dimensions=512, **bare).check_identity(kept)
+
+
 def test_the_same_identity_passes_and_another_is_refused_by_both_names() -> None:
     embedder = Embedder(QWEN, dimensions=1024)
     embedder.check_identity(_of(dimensions=1024))

@@ -111,6 +111,33 @@ def test_a_tokenizer_tells_what_it_puts_before_and_after_each_text(folder: Path)
 
 
 @pytest.mark.parametrize(
+    ("kind", "more", "tokens"),
+    [
+        ("XLMRobertaModel", {"pad_token_id": 1}, 8192),
+        ("RobertaModel", {}, 8192),
+        ("BertModel", {"pad_token_id": 1}, 8194),
+    ],
+)
+def test_a_roberta_has_fewer_tokens_than_positions(
+    folder: Path, kind: str, more: dict[str, int], tokens: int
+) -> None:
+    """Its first token has the position after that of padding."""
+    config = {"architectures": [kind], "max_position_embeddings": 8194, **more}
+    write(folder / "config.json", config)
+    assert model_card.describe(str(folder)).context_tokens == tokens
+
+
+def test_what_a_tokenizer_tells_in_another_form_comes_from_the_catalog_as_a_whole(
+    folder: Path,
+) -> None:
+    named = folder.rename(folder.with_name("bge-small-zh-v1.5"))
+    processor = {"type": "BertProcessing", "sep": ["[SEP]", 102], "cls": ["[CLS]", 101]}
+    write(named / "tokenizer.json", {"post_processor": processor})
+    told = model_card.describe(str(named))
+    assert (told.start_ids, told.end_of_text_id) == ((101,), 102)
+
+
+@pytest.mark.parametrize(
     "damage",
     [
         {"processors": [None]},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 import waiting
-from emberd import Embedder, probe
+from emberd import Embedder, probe, server_handle
 from emberd.client import sockets, wire
 from emberd.client.transport import AsyncSession, Session, Transport
 from emberd.client.verify import verify
@@ -194,6 +195,15 @@ def test_a_given_server_that_comes_back_with_other_weights_is_refused(twin: str)
                 _embed(embedder, twin, ["b", "c"])
         assert ["b", "c"] not in server.embedded
         embedder.close()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_vector_without_a_direction_is_not_that_of_the_same_weights(place: int) -> None:
+    before = Endpoint("http://127.0.0.1:9", MODEL, 2, canary=((1.0, 0.0), (0.0, 1.0)))
+    vectors = [*before.canary]
+    vectors[place] = (math.nan, 1.0)
+    with pytest.raises(ServerMismatchError, match="other weights"):
+        server_handle._check_weights(before, replace(before, canary=tuple(vectors)))
 
 
 @both

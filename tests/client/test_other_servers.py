@@ -15,6 +15,7 @@ from emberd import Embedder
 from emberd.client.verify import verify
 from emberd.endpoint import Endpoint
 from emberd.errors import (
+    BadReplyError,
     RejectedError,
     ServerMismatchError,
     ServerUnavailableError,
@@ -109,6 +110,25 @@ def test_a_special_token_that_llama_cpp_reads_as_text_is_named(serve: Serve) -> 
     assert isinstance(aside, TextError)
 
 
+def test_llama_cpp_is_sent_no_text_that_an_unknown_tokenizer_may_have_to_normalise(
+    serve: Serve,
+) -> None:
+    instructions: dict[str, Any] = {"query_instruction": "", "document_instruction": ""}
+    server = serve(LlamaCpp, model="some/model", dimensions=16, end_of_text=None)
+    asking = Embedder(server.model, base_url=server.url, **instructions)
+    with pytest.raises(TextError, match="Text 1 is not in") as caught:
+        asking.embed_documents(["caf\u00e9", "cafe\u0301"])
+    assert caught.value.index == 1
+    kept, aside = asking.iter_documents(["caf\u00e9", "cafe\u0301"], set_aside=True)
+    assert isinstance(aside, TextError)
+    assert not isinstance(kept, TextError)
+    (aside,) = asking.iter_documents(["cafe\u0301"], set_aside=True)
+    assert isinstance(aside, TextError)
+    other = serve(Vllm, model="some/model", dimensions=16, end_of_text=None)
+    asking = Embedder(other.model, base_url=other.url, **instructions)
+    assert asking.embed_documents(["cafe\u0301"]).shape == (1, 16)
+
+
 @every_kind
 def test_special_tokens_are_left_to_the_tokenizers_of_transformers(
     serve: Serve, kind: type[FakeServer]
@@ -193,6 +213,83 @@ def test_a_text_that_fills_the_context_of_a_router_exactly_is_counted_with_its_e
         asking.embed_documents(["b" * 32_767])
     assert caught.value.tokens == 32_768
     assert len(server.embedded) == verified
+
+
+class _Bert(Router):
+    """A router in front of an encoder: its tokenizer omits the tokens around a text."""
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+    def _ids(self, given: str | list[int]) -> list[int]:
+        return given if isinstance(given, list) else [101, *given.encode(), 102]
+
+    def _tokenize(self, request: Any, connection: Any) -> bytes:
+        text = request.body["prompt"].encode()
+        return reply(200, {"tokens": [*self.before, *text, *self.after]})
+
+
+class _XlmRoberta(FakeServer):
+    def _ids(self, given: str | list[int]) -> list[int]:
+        return given if isinstance(given, list) else [0, *given.encode(), 2]
+
+
+def _encoder(serve: Serve, **knobs: Any) -> _Bert:
+    usual = {"model": "BAAI/bge-small-en-v1.5", "dimensions": 384, "context_tokens": 512}
+    return serve(_Bert, **{**usual, **knobs})  # type: ignore[return-value]
+
+
+def test_a_router_that_counts_without_the_tokens_around_a_text_serves_an_encoder(
+    serve: Serve,
+) -> None:
+    server = _encoder(serve)
+    asking = Embedder(server.model, base_url=server.url, truncate=True)
+    assert asking.embed_documents(["a" * 509, "b" * 600]).shape == (2, 384)
+    sent = [given for batch in server.embedded for given in batch]
+    assert "a" * 509 in sent
+    assert [101, *b"b" * 509, 102] in sent
+    with pytest.raises(TextTooLongError) as caught:
+        Embedder(server.model, base_url=server.url).embed_documents(["c" * 510])
+    assert caught.value.tokens == 512
+
+
+def test_counts_that_never_matched_what_a_server_read_are_not_compared_with_it(
+    serve: Serve,
+) -> None:
+    class Silent(_Bert):
+        """It states usage only once it is verified."""
+
+        before, after = (101,), (102,)
+        tells = False
+
+        def _reply(self, body: dict[str, Any], inputs: list[Any]) -> dict[str, Any]:
+            whole = super()._reply(body, inputs)
+            return whole if self.tells else {**whole, "usage": None}
+
+    server = serve(
+        Silent, model="BAAI/bge-small-en-v1.5", dimensions=384, context_tokens=512, usage_off_by=1
+    )
+    asking = Embedder(server.model, base_url=server.url)
+    asking.ensure()
+    server.tells = True  # type: ignore[attr-defined]
+    assert asking.embed_documents(["a" * 509]).shape == (1, 384)
+    with pytest.raises(BadReplyError, match="read 3 tokens"):
+        asking.embed_documents([""])  # sent as two ids
+
+
+def test_a_tokenizer_that_starts_texts_otherwise_is_named(serve: Serve) -> None:
+    server = _encoder(serve, usage_off_by=5)
+    server.before, server.after = (7,), (102,)
+    with pytest.raises(ServerMismatchError, match="without the tokens"):
+        found_at(server, server.model)
+
+
+def test_no_text_is_longer_than_the_model_has_positions(serve: Serve) -> None:
+    """SGLang states 8194 for XLM-RoBERTa, whose first two positions no token has."""
+    server = serve(_XlmRoberta, model="BAAI/bge-m3", context_tokens=8194)
+    with pytest.raises(TextTooLongError) as caught:
+        Embedder(server.model, base_url=server.url).embed_documents(["a" * 8191])
+    assert caught.value.limit == 8191
 
 
 def test_a_server_that_takes_less_than_it_states_is_asked_for_less(serve: Serve) -> None:

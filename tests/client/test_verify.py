@@ -248,6 +248,19 @@ def test_a_server_that_does_not_embed_is_a_mismatch(ask: Verifier, status: int) 
 
 
 @every
+@pytest.mark.parametrize("status", [400, 413, 422])
+@pytest.mark.parametrize("answered", [1, 6])
+def test_a_server_that_embeds_but_refuses_a_test_request_is_told_what_to_accept(
+    ask: Verifier, status: int, answered: int
+) -> None:
+    with _qwen(limit_after=answered, status_of_limit=status) as server:
+        with pytest.raises(ServerMismatchError, match="accept") as caught:
+            ask(server, ServerSpec(model=QWEN))
+        assert f"answered {status}" in str(caught.value)
+        assert "as an embedding server" not in str(caught.value)
+
+
+@every
 def test_a_server_that_is_not_ready_is_unavailable(ask: Verifier) -> None:
     with _qwen() as server:
         server.answer_first(503)

@@ -120,7 +120,7 @@ def test_the_keys_of_another_version_are_never_read(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as other:
-        other.setattr("emberd.cache.cache._KEY_FORMAT", b"emberd cache 2")
+        other.setattr("emberd.cache.cache._KEY_FORMAT", b"emberd cache 0")
         filled(service.url, range(10))
     cache = open_cache(service.url)
     assert right(cache, range(10)) == 0

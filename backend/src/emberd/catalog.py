@@ -11,7 +11,7 @@ import functools
 import math
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final, overload
@@ -29,6 +29,8 @@ DEMO_MODEL: Final = "emberd/demo"
 
 NFC: Final = "NFC"
 """Unicode's canonical composition: ``e`` and U+0301 become one character."""
+
+_ROBERTA: Final = frozenset({"RobertaModel", "XLMRobertaModel"})
 
 NORM_TOLERANCE: Final = 1e-2
 """How far from one a norm may be: normalising in bfloat16 is off by up to 6e-4, rounding to float16
@@ -102,6 +104,7 @@ class Model:
             none.
         normalization: ``"NFC"`` if the tokenizer converts texts to this Unicode form; None if it
             does not, or if that is not known.
+        normalization_is_known: Whether None for ``normalization`` means that it does not.
         architecture: The class that the model's configuration names; None if not known.
         pooling: How token states become one vector, as sentence-transformers 6.x names it; None if
             not known.
@@ -127,6 +130,7 @@ class Model:
     start_ids: tuple[int, ...] = ()
     end_of_text_id: int | None = None
     normalization: str | None = None
+    normalization_is_known: bool = False
     architecture: str | None = None
     pooling: str | None = None
     matryoshka: bool = False
@@ -184,6 +188,7 @@ def _qwen3(size: str) -> Model:
         query_task=_QWEN_TASK,
         end_of_text_id=151643,  # <|endoftext|>, which last-token pooling reads
         normalization=NFC,
+        normalization_is_known=True,
         architecture="Qwen3ForCausalLM",
         pooling="lasttoken",
         matryoshka=True,
@@ -207,15 +212,35 @@ def _qwen3(size: str) -> Model:
     )
 
 
+# [CLS] and [SEP] in the vocabularies of BERT, the English (30,522 tokens) and the Chinese (21,128:
+# config.json of bge-large-zh-v1.5, tokenizer.json of bge-small-zh-v1.5).
+_BERT_AROUND: Final = (101, 102)
+# <s> and </s> of XLM-RoBERTa: tokenization_xlm_roberta.py of Transformers.
+_XLM_ROBERTA_AROUND: Final = (0, 2)
+
+
 def _encoder(
-    name: str, dimensions: int, query: str = "", *, context: int = 512, kind: str = "BertModel"
+    name: str,
+    dimensions: int,
+    query: str = "",
+    *,
+    context: int = 512,
+    kind: str = "BertModel",
+    around: tuple[int, ...] = _BERT_AROUND,
 ) -> Model:
-    """Return an encoder that pools its first token and normalises; documents are bare."""
+    """Return an encoder that pools its first token and normalises; documents are bare.
+
+    ``around`` are the tokens that its tokenizer puts around each text; empty if not known.
+    """
     return Model(
         name=name,
         dimensions=dimensions,
         context_tokens=context,
         query_template=f"{query}{{text}}",
+        start_ids=around[:1],
+        end_of_text_id=around[-1] if around else None,
+        # None converts to NFC: BERT decomposes a text, XLM-RoBERTa has a table of its own.
+        normalization_is_known=True,
         architecture=kind,
         pooling="cls",
     )
@@ -245,10 +270,16 @@ MODELS: Final[tuple[Model, ...]] = (
     _encoder("BAAI/bge-base-zh-v1.5", 768, _BGE_ZH),
     _encoder("BAAI/bge-large-zh-v1.5", 1024, _BGE_ZH),
     # FlagEmbedding, research/BGE_M3/README.md: the dense vector; no instruction for queries.
-    _encoder("BAAI/bge-m3", 1024, context=8192, kind="XLMRobertaModel"),
+    _encoder(
+        "BAAI/bge-m3",
+        1024,
+        context=8192,
+        kind="XLMRobertaModel",
+        around=_XLM_ROBERTA_AROUND,
+    ),
     # config.json, modules.json and 1_Pooling/config.json of the model, commit c614179; MTEB's
     # registry (gte_models.py): no instructions.
-    _encoder("thenlper/gte-large-zh", 1024),
+    _encoder("thenlper/gte-large-zh", 1024, around=()),  # no public copy of its vocabulary found
 )
 
 
@@ -289,6 +320,17 @@ def names(given: str, model: str) -> bool:
 @functools.lru_cache(maxsize=64)  # called for each query
 def _basename(name: str) -> str:
     return PurePath(name).name.casefold()
+
+
+def most_tokens(config: Mapping[str, Any]) -> int | None:
+    """Return how many tokens of a text have a position, by a model's configuration, if it says."""
+    count, kinds = config.get("max_position_embeddings"), config.get("architectures")
+    if not isinstance(count, int):
+        return None
+    # RoBERTa's first token has the position after that of padding, which is 1 by default.
+    is_roberta = isinstance(kinds, list) and not _ROBERTA.isdisjoint(map(str, kinds))
+    padding = config.get("pad_token_id", 1)
+    return count - padding - 1 if is_roberta and isinstance(padding, int) else count
 
 
 def cosine(one: Sequence[float], other: Sequence[float]) -> float:

@@ -32,6 +32,8 @@ class Endpoint:
             before anything is sent. None for a server on another machine.
         canary: The vectors of the verification texts, each embedded in a request of its own, with
             which a restarted server is compared; empty if not kept.
+        counts_exactly: Whether the tokens that its tokenizer route gave for a text were as many as
+            it read when it embedded that text.
     """
 
     url: str
@@ -42,6 +44,7 @@ class Endpoint:
     server: str = "unknown"
     listener: Listener | None = None
     canary: tuple[tuple[float, ...], ...] = field(default=(), repr=False, compare=False)
+    counts_exactly: bool = field(default=False, compare=False)
 
     @property
     def base_url(self) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import PurePath
 from typing import Final
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from emberd import catalog
 from emberd.errors import IdentityError
@@ -22,6 +22,7 @@ from emberd.settings import ServerSpec, Settings
 
 _SCHEME: Final = "emberd:"
 _MODEL: Final = "model"
+_NATIVE: Final = "native"
 
 
 def identity(settings: Settings, spec: ServerSpec) -> str:
@@ -43,7 +44,7 @@ def identity(settings: Settings, spec: ServerSpec) -> str:
     parts = {
         "revision": spec.revision,
         "content": spec.content,
-        "dimensions": settings.dimensions or native_dimensions or "native",
+        "dimensions": settings.dimensions or native_dimensions or _NATIVE,
         "query": _short(settings.query_template),
         "document": _short(settings.document_template),
     }
@@ -105,4 +106,9 @@ def _short(template: str) -> str:
 
 def _parts(identity: str) -> dict[str, str]:
     model, _, rest = identity.removeprefix(_SCHEME).partition("?")
-    return {_MODEL: model, **dict(parse_qsl(rest))}
+    parts = {_MODEL: model, **dict(parse_qsl(rest))}
+    known = catalog.find(unquote(model))
+    if parts.get("dimensions") == _NATIVE and known is not None and known.dimensions is not None:
+        # The index was made before the model came into the catalog.
+        parts["dimensions"] = str(known.dimensions)
+    return parts

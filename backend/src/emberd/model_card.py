@@ -199,8 +199,8 @@ def _described(name: str, folder: Path, is_cached: bool, *_changed: int) -> Mode
     matryoshka = [config[key] for key in keys if config.get(key) is not None]
     stated: dict[str, Any] = {
         "dimensions": _integer(config.get("hidden_size")),
-        "context_tokens": _integer(config.get("max_position_embeddings")),
-        "start_ids": start_ids(folder),
+        "context_tokens": catalog.most_tokens(config),
+        "start_ids": start_ids(folder) or None,
         "end_of_text_id": end_of_text_id(folder),
         "matryoshka": any(matryoshka) if matryoshka else None,
         "cut_to": read_json(folder / _PROMPTS_FILE).get("truncate_dim"),
@@ -208,6 +208,7 @@ def _described(name: str, folder: Path, is_cached: bool, *_changed: int) -> Mode
     facts = {field: value for field, value in stated.items() if value is not None}
     if (normalizer := _tokenizer_part(folder, "normalizer")) is not None:
         facts["normalization"] = catalog.NFC if _holds_nfc(normalizer) else None
+        facts["normalization_is_known"] = True
     listed = None if is_cached else catalog.find(name)
     known = replace(listed or Model(name), name=name, **facts)
     prompts = read_prompts(folder)

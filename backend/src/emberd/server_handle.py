@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import logging
 import math
 import threading
@@ -296,13 +297,13 @@ def _check_weights(before: Endpoint, now: Endpoint) -> None:
     if before.url != now.url or not before.canary or not now.canary:
         return
     pairs = zip(before.canary, now.canary, strict=False)  # one of them may have been rate-limited
-    similarity = min(catalog.cosine(*pair) for pair in pairs)
-    if not similarity >= catalog.SAME_TEXT:  # so that NaN fails too
-        raise ServerMismatchError(
-            f"{now.url} was restarted and returns other vectors than before (cosine "
-            f"{similarity:.3f} for the same text), so it has other weights. Make a new object, and "
-            f"embed all texts again."
-        )
+    for similarity in itertools.starmap(catalog.cosine, pairs):
+        if not similarity >= catalog.SAME_TEXT:  # so that NaN fails too
+            raise ServerMismatchError(
+                f"{now.url} was restarted and returns other vectors than before (cosine "
+                f"{similarity:.3f} for the same text), so it has other weights. Make a new object, "
+                f"and embed all texts again."
+            )
 
 
 @functools.cache

@@ -23,8 +23,9 @@ RETRY_AFTER_S: Final = 10.0
 KEY_BYTES: Final = 32
 """Length of a key: long enough that no two texts share one."""
 
-_KEY_FORMAT: Final = b"emberd cache 1"
-"""Changed with the format of keys or records, so that entries of two formats never mix."""
+_KEY_FORMAT: Final = b"emberd cache 2"
+"""Changed with the format of keys or records, and with what is sent for a text, so that entries of
+two formats never mix. Up to 1, blank texts and special tokens had other vectors on some servers."""
 
 _KEYS_AT_ONCE: Final = 500
 """Keys in one call of a store: their records are some megabytes, for which other processes wait,

@@ -56,12 +56,19 @@ class PreparedTexts:
         shortest, sizes = limit_tokens - _ADDED_TOKENS, self.sizes
         return [index for index in among if sizes[index] > shortest]
 
-    def tokens(self, indices: Iterable[int]) -> int | None:
-        """Return how many tokens the texts have together; None if one of them is not counted."""
+    def tokens(self, indices: Iterable[int], *, counts_exactly: bool) -> int | None:
+        """Return how many tokens the texts have together; None if that is not known.
+
+        It is known of token ids, and of texts that were counted by a server that
+        ``counts_exactly``.
+        """
         total = 0
         for index in indices:
             given = self.inputs[index]
-            count = len(given) if isinstance(given, list) else self.counted.get(index)
+            if isinstance(given, list):
+                count: int | None = len(given)
+            else:
+                count = self.counted.get(index) if counts_exactly else None
             if count is None:
                 return None
             total += count
@@ -81,7 +88,8 @@ def prepare(
     Args:
         texts: What the caller gave.
         template: The template, with ``{text}`` in it.
-        model: What is known of the model; its end-of-text token replaces empty texts.
+        model: What is known of the model; an empty text becomes the tokens that its tokenizer puts
+            around a text: its start tokens and its end-of-text token.
         offset: How many texts of the caller precede these.
         on_error: Called with (index in ``texts``, error) for a text that cannot be sent, instead
             of raising.

@@ -240,6 +240,7 @@ class Job:
         """Send to ``endpoint`` from now on.
 
         Raises:
+            TextError: It cannot be sent one of the texts.
             SettingError: It gives shorter vectors than the caller wants.
             ServerMismatchError: It gives vectors of another length than the cache or the server
                 before.
@@ -265,7 +266,8 @@ class Job:
             yield from self._lengths.begin(endpoint)
             # Batches are made as they are taken, so not before the over-long texts are cut.
             self._fresh = make_batches(self._prepared, self._settings.batch_size)
-        yield from self._lengths.find_ids(endpoint)
+        for problem in (yield from self._lengths.find_ids(endpoint)):
+            self._skip(problem.index - self._offset, problem)
         if self._lost is not None:
             self._lost = None
             self._recoveries_without_progress += 1
@@ -296,7 +298,7 @@ class Job:
             given,
             dimensions,
             native=endpoint.dimensions,
-            tokens=self._prepared.tokens(work.indices),
+            tokens=self._tokens(work),
         )
 
     def settle(self, work: Work, outcome: Outcome | Embeddings) -> Steps[Result]:
@@ -332,8 +334,8 @@ class Job:
                 if not isinstance(body, bytes):
                     return body
                 if isinstance(work, TokenCount):
-                    return lengths.with_end(lengths.read_ids(body), self._model)
-                count, tokens = len(work.indices), self._prepared.tokens(work.indices)
+                    return lengths.with_added(lengths.read_ids(body), self._model)
+                count, tokens = len(work.indices), self._tokens(work)
                 outcome = yield from wire.read_embeddings(body, count, endpoint.dimensions, tokens)
             if (failure := self._facts.check_model(endpoint, outcome.model)) is not None:
                 return failure
@@ -347,6 +349,10 @@ class Job:
             )
         except RequestError as error:
             return error
+
+    def _tokens(self, batch: Batch) -> int | None:
+        counts_exactly = self.endpoint.counts_exactly
+        return self._prepared.tokens(batch.indices, counts_exactly=counts_exactly)
 
     def _put(self, indices: Sequence[int], vectors: Floats) -> None:
         if self._matrix is None:

@@ -12,6 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
+from unicodedata import is_normalized
 
 from emberd.catalog import Model
 from emberd.client import wire
@@ -124,22 +125,41 @@ class Lengths:
                     self.to_count.append(TokenCount(index))
             yield
 
-    def find_ids(self, endpoint: Endpoint) -> Steps[None]:
-        """Find the texts that ``endpoint`` is sent as token ids. Called for each of the job."""
+    def find_ids(self, endpoint: Endpoint) -> Steps[list[TextError]]:
+        """Find the texts that ``endpoint`` is sent as token ids. Called for each of the job.
+
+        Returns:
+            The errors of texts that it cannot be sent in any form.
+        """
         self._can_count = True
         self._as_ids = set()
         self._alike = {}
+        problems: list[TextError] = []
         if endpoint.server not in _TAKE_BLANK:
             yield from self._find_blank()
-        elif endpoint.server == _LLAMA_CPP and self.model.special_tokens:
+        elif endpoint.server == _LLAMA_CPP:
             for index, given in enumerate(self.prepared.inputs):
-                if isinstance(given, str) and special_tokens_in(given, self.model):
-                    self._as_ids.add(index)
+                if isinstance(given, str):
+                    if special_tokens_in(given, self.model):
+                        self._as_ids.add(index)
+                    if not (self.model.normalization_is_known or is_normalized("NFC", given)):
+                        problems.append(self._not_nfc(index, endpoint))
                 if (index + 1) % _TEXTS_A_STEP == 0:
                     yield
         others = {index for equal in self._alike.values() for index in equal}
         wanted = {count.index for count in self.to_count} | self._as_ids
         self.to_count = deque(map(TokenCount, sorted(wanted - others)))
+        return problems
+
+    def _not_nfc(self, index: int, endpoint: Endpoint) -> TextError:
+        place, text = self.offset + index, str(self.prepared.inputs[index])
+        return TextError(
+            f"Text {place} is not in Unicode's form NFC ({excerpt(text)}). llama.cpp at "
+            f"{endpoint.url} reads it as it is, and it is not known whether the tokenizer of "
+            f"{self.model.name} would normalise it. Normalise it: unicodedata.normalize('NFC', "
+            f"text); or give the folder of the model (model=), with its tokenizer.json.",
+            index=place,
+        )
 
     def _find_blank(self) -> Steps[None]:
         # A corpus has many blank texts, but few different ones: each is tokenized once.
@@ -278,11 +298,12 @@ class Lengths:
         )
 
     def _limit(self, endpoint: Endpoint) -> int | None:
-        if (known := self.facts.limits.get(endpoint)) is not None:
-            return known
-        context = endpoint.context_tokens or self.model.context_tokens
+        if (limit := self.facts.limits.get(endpoint)) is not None:
+            return limit
+        # SGLang states 8194 for bge-m3, which has 8192 positions for tokens.
+        known = [n for n in (endpoint.context_tokens, self.model.context_tokens) if n]
         # SGLang refuses a text of exactly as many tokens as its context.
-        return context - 1 if context else None
+        return min(known) - 1 if known else None
 
     def _cut(self, index: int, ids: list[int], limit: int) -> None:
         """Replace a text by its first token ids, and the end-of-text token.
@@ -333,10 +354,12 @@ def read_ids(body: bytes) -> list[int]:
     return ids
 
 
-def with_end(ids: list[int], model: Model) -> list[int]:
-    """Return ``ids`` with the end-of-text token that the model's own tokenizer appends.
+def with_added(ids: list[int], model: Model) -> list[int]:
+    """Return ``ids`` with the tokens that the model's own tokenizer puts around a text.
 
-    The tokenizer route of sglang-router omits it; the server behind it appends it.
+    The tokenizer route of sglang-router omits them; the server behind it adds them.
     """
-    end = model.end_of_text_id
+    start, end = [*model.start_ids], model.end_of_text_id
+    if ids[: len(start)] != start:
+        ids = [*start, *ids]
     return ids if end is None or ids[-1] == end else [*ids, end]

@@ -40,6 +40,13 @@ _SERVER_INFO: Final = "/server_info"
 _CUT_TAIL_TOKENS: Final = 6  # of its context, 0.5.17 to 0.5.23
 _FLOAT_BYTES: Final = 4
 _MOST_PROBES: Final = 4
+_TOO_MUCH: Final = frozenset(
+    {
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+    }
+)
 _NO_TASKS: Final = (None, "none", "embed")
 # Where the hub's libraries keep downloads: a path that names the model after all.
 _FETCHED: Final = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[^/]+/?$")
@@ -131,10 +138,11 @@ def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> 
     while len(bodies) < (min(len(entries), _MOST_PROBES) or 1):
         bodies.append((yield from ask(wire.embed_request(name, [text], None))) or b"")
     vector = _vectors(url, model, name, bodies)[-1]
+    counts_exactly = False
     if model.end_of_text_id is not None:
         request = lengths.tokenize_request(server, name, text)
         counted = yield from ask(request, optional=True)
-        _check_tokens(url, model, counted, bodies[-1])
+        counts_exactly = _check_tokens(url, model, counted, bodies[-1])
     longest = entry.get("max_model_len")
     limits = [longest]
     if server == _SGLANG:
@@ -154,6 +162,7 @@ def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> 
         api_key=api_key,
         server=server,
         canary=vectors,
+        counts_exactly=counts_exactly,
     )
 
 
@@ -254,10 +263,15 @@ def _ask(
         )
     if reply.status in wire.NO_ROUTE and request.path != wire.PATH:
         return None  # vLLM and llama.cpp have no /model_info, and a router only the old one
-    raise ServerMismatchError(
-        f"{where} answered {reply.status}: {said}. Start the server as an embedding server, or "
-        f"give the base_url of one."
-    )
+    advice = "Start the server as an embedding server, or give the base_url of one."
+    if limited and reply.status in _TOO_MUCH:
+        inputs = (request.body or {}).get("input", ())
+        advice = (
+            f"It embedded a short text before, and refuses this request of {len(inputs)} texts, "
+            f"the longest of {max(map(len, inputs), default=0)} characters. Start it so that it "
+            f"accepts several texts in a request, and texts of this length."
+        )
+    raise ServerMismatchError(f"{where} answered {reply.status}: {said}. {advice}")
 
 
 def _check_kind(url: str, info: dict[str, Any]) -> None:
@@ -372,22 +386,29 @@ def _check_vector(url: str, model: Model, vector: canary.Vector, dimensions: int
         )
 
 
-def _check_tokens(url: str, model: Model, counted: bytes | None, embedded: bytes) -> None:
+def _check_tokens(url: str, model: Model, counted: bytes | None, embedded: bytes) -> bool:
+    """Return whether the server's tokenizer gives as many tokens for a text as the server read."""
     if counted is None:
-        return
+        return False
     try:
         ids = lengths.read_ids(counted)
     except BadReplyError as error:
         raise ServerMismatchError(f"{url}: {error}") from error
     read = wire.prompt_tokens(embedded)
-    ended = lengths.with_end(ids, model)
-    if read == len(ended):
-        return  # sglang-router counts with a tokenizer of its own, which appends no end
-    if ids != ended:
+    whole = lengths.with_added(ids, model)
+    if read == len(whole):
+        return True  # sglang-router counts with a tokenizer of its own, which adds no tokens
+    if ids[-1] != whole[-1]:
         raise ServerMismatchError(
             f"{url} appends token {ids[-1]} instead of the end-of-text token "
             f"{model.end_of_text_id} that {model.name} pools. Its tokenizer is out of date: fetch "
             f"the model again."
+        )
+    if ids != whole:
+        raise ServerMismatchError(
+            f"{url} begins a text with token {ids[0]}, without the tokens {[*model.start_ids]} "
+            f"that {model.name} expects before it. Its tokenizer is out of date: fetch the model "
+            f"again."
         )
     if read is not None:
         raise ServerMismatchError(
@@ -395,6 +416,7 @@ def _check_tokens(url: str, model: Model, counted: bytes | None, embedded: bytes
             f"the end-of-text token may be missing. Use a server that embeds exactly the tokens of "
             f"its tokenizer."
         )
+    return False
 
 
 def _send(
