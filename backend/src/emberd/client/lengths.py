@@ -300,10 +300,12 @@ class Lengths:
     def _limit(self, endpoint: Endpoint) -> int | None:
         if (limit := self.facts.limits.get(endpoint)) is not None:
             return limit
-        # SGLang states 8194 for bge-m3, which has 8192 positions for tokens.
         known = [n for n in (endpoint.context_tokens, self.model.context_tokens) if n]
+        # SGLang states 8194 for bge-m3, which has 8192 positions for tokens. But Qwen3-Embedding
+        # has more positions than its model card states, and a server may use them.
+        context = known[0] if known and self.model.shape else min(known, default=None)
         # SGLang refuses a text of exactly as many tokens as its context.
-        return min(known) - 1 if known else None
+        return context - 1 if context else None
 
     def _cut(self, index: int, ids: list[int], limit: int) -> None:
         """Replace a text by its first token ids, and the end-of-text token.
