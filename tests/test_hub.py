@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import pickle
 import socket
 import sys
 import threading
@@ -165,6 +166,29 @@ def test_vectors_that_the_model_cuts_need_a_decision(served: Hub) -> None:
     with pytest.raises(SettingError, match="dimensions=32"):
         Embedder(MODEL).embed_query("a")
     assert Embedder(MODEL).settings.dimensions == 32, "known at construction"
+
+
+@pytest.mark.parametrize("earlier", ["a failed use", "ensure", "another object", "a pickle"])
+def test_the_files_are_checked_at_a_use_whoever_fetched_them(served: Hub, earlier: str) -> None:
+    served.files[PROMPTS] = {**served.files[PROMPTS], "truncate_dim": 32}
+    embedder = Embedder(MODEL)
+    if earlier == "a failed use":
+        with pytest.raises(SettingError):
+            embedder.embed_query("a")
+    elif earlier == "ensure":
+        embedder.settings.fetch_card()  # as ServerHandle does
+    else:
+        hub.fetch(MODEL, None, optional=False)
+    if earlier == "a pickle":
+        embedder = pickle.loads(pickle.dumps(embedder))
+    for _ in range(2):
+        with pytest.raises(SettingError, match="dimensions=32"):
+            _ = embedder.query_template
+        with pytest.raises(SettingError, match="dimensions=32"):
+            _ = embedder.identity
+    native = pickle.loads(pickle.dumps(Embedder(MODEL).replace(dimensions=None)))
+    assert native.using(batch_size=8).query_template == "q: {text}"
+    assert embedder.using(dimensions=None).query_template == "q: {text}", "chosen"
 
 
 def test_pooling_is_checked_before_a_start(served: Hub, cache: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
@@ -290,7 +290,7 @@ class Embedder:
 
         It contains model, revision, dimensions and instructions; see ``emberd.index_identity``.
         """
-        if not self._settings.has_templates:
+        if self._settings.is_described or not self._settings.has_templates:
             self._prepare()
         return index_identity.identity(self._settings, self._handle.spec)
 
@@ -333,6 +333,7 @@ class Embedder:
         twin = copy.copy(self)
         twin._settings = settings
         twin._base, twin._sync, twin._async = self, None, None
+        twin._is_native = self._stays_native(changes)
         return twin
 
     def replace(self, **changes: Any) -> Self:
@@ -351,6 +352,7 @@ class Embedder:
         is_other_server = changes.keys() & {"base_url", "api_key"}
         clients = () if is_other_server else (self._given_client, self._given_async_client)
         other._build(settings, self._handle.manager, *clients)
+        other._is_native = self._stays_native(changes)
         return other
 
     def __repr__(self) -> str:
@@ -371,13 +373,18 @@ class Embedder:
         had_key = self._settings.api_key is not None and self._settings.base_url is not None
         had_client = self._given_client is not None or self._given_async_client is not None
         needs_key = had_key or had_client or self._handle.key_is_missing
-        return {"settings": replace(self._settings, api_key=None), "needs_key": needs_key}
+        return {
+            "settings": replace(self._settings, api_key=None),
+            "needs_key": needs_key,
+            "is_native": self._is_native,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         with env.named_in_errors(["api_key"]):
             api_key = read_key(env.text(env.API_KEY) or "")
         self._build(replace(state["settings"], api_key=api_key))
         self._handle.key_is_missing = state["needs_key"] and api_key is None
+        self._is_native = state["is_native"]
 
     def _iterate(
         self, texts: Texts, role: Role, *, set_aside: bool
@@ -415,7 +422,9 @@ class Embedder:
         self._sync: Client | None = None
         self._async: AsyncClient | None = None
         self._base: Embedder | None = None
-        self._is_prepared = settings.is_described
+        # The files that describe the model may have arrived since the settings were checked.
+        self._is_prepared = False
+        self._is_native = False
         self._vector_cache: VectorCache | None = None
         if settings.cache is not None:
             from emberd.cache import urls
@@ -426,8 +435,14 @@ class Embedder:
     def _prepare(self) -> None:
         """Fetch what describes a model on the hub, before the first text."""
         if not self._is_prepared:
-            self._settings.load_card()
+            self._settings.load_card(native=self._is_native)
             self._is_prepared = True
+
+    def _stays_native(self, changes: Mapping[str, Any]) -> bool:
+        """Return whether ``dimensions=None`` was chosen for this object, or is by ``changes``."""
+        if "dimensions" in changes:
+            return changes["dimensions"] is None
+        return self._is_native and not changes.keys() & {"model", "revision"}
 
     async def _aprepare(self) -> None:
         if not self._is_prepared:

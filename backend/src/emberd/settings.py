@@ -249,23 +249,24 @@ class Settings:
             return error
         return None
 
-    def load_card(self) -> None:
+    def load_card(self, *, native: bool = False) -> None:
         """Fetch it before the first text, and check the settings against it.
 
         If the instructions are given, a model that cannot be described is used all the same.
+
+        Args:
+            native: ``dimensions=None`` was chosen; it is not just the default.
 
         Raises:
             HubError: The files cannot be fetched, and the templates are not known without them.
             SettingError: A setting does not suit the model.
         """
-        if self.is_described:
-            return
         error = self.fetch_card() if self.has_templates else self._fetch_card()
         if error is not None and not self.has_templates:
             raise error
         self._validate()
         cut_to = self.known.cut_to
-        if self.dimensions is None and cut_to is not None:
+        if self.dimensions is None and cut_to is not None and not native:
             # Known at construction, it would be the default.
             raise SettingError(
                 f"sentence-transformers cuts the vectors of {self.model} to {cut_to} dimensions "
