@@ -207,7 +207,7 @@ def _described(name: str, folder: Path, is_cached: bool, *_changed: int) -> Mode
     }
     facts = {field: value for field, value in stated.items() if value is not None}
     if (normalizer := _tokenizer_part(folder, "normalizer")) is not None:
-        facts["normalization"] = catalog.NFC if _holds_nfc(normalizer) else None
+        facts["normalization"] = catalog.NFC if _starts_with_nfc(normalizer) else None
     listed = None if is_cached else catalog.find(name)
     known = replace(listed or Model(name), name=name, **facts)
     prompts = read_prompts(folder)
@@ -265,10 +265,14 @@ def _post_processors(folder: Path) -> list[Any]:
     return parts if isinstance(parts, list) else [processor]
 
 
-def _holds_nfc(normalizer: Mapping[str, Any]) -> bool:
+def _starts_with_nfc(normalizer: Mapping[str, Any]) -> bool:
+    """Return whether a text and its NFC give the same tokens.
+
+    Another step before NFC, such as one that strips accents, may tell them apart.
+    """
     parts = normalizer.get("normalizers")
-    listed = parts if isinstance(parts, list) else [normalizer]
-    return any(isinstance(part, dict) and part.get("type") == "NFC" for part in listed)
+    first = parts[0] if isinstance(parts, list) and parts else normalizer
+    return isinstance(first, dict) and first.get("type") == "NFC"
 
 
 def _tokenizer_part(folder: Path, name: str) -> dict[str, Any] | None:
@@ -513,7 +517,7 @@ def read_prompts(folder: Path) -> Prompts | None:
     """Return the prompts that sentence-transformers' encode_query and encode_document put first.
 
     Returns:
-        None if the folder has no file of prompts, or the file has no ``prompts``.
+        None if the folder has no file of prompts, or the file has no ``prompts`` or empty ones.
     """
     path = folder / _PROMPTS_FILE
     try:
@@ -526,21 +530,21 @@ def read_prompts(folder: Path) -> Prompts | None:
                 f"{path} has suffix={json.dumps(described['suffix'])}, which sentence-transformers "
                 f"does not apply, so what belongs after a text is unknown"
             )
-        if "prompts" not in described:
-            return None
-        named = as_object(path, described["prompts"], "prompts")
+        # Releases 2.4 to 4 saved ``{}`` for every model.
+        named = as_object(path, described.get("prompts", {}), "prompts")
         default = described.get("default_prompt_name")
-        # Saved by releases 2.4 to 4 without any thought of prompts, or prompts of tasks only, of
-        # which encode_query and encode_document use none: that cannot be what the model wants.
-        if not named.keys() & {_QUERY, *_DOCUMENT_NAMES}:
-            listed = ", ".join(f"{name}={text!r}" for name, text in named.items())
-            others = f", only {listed}" if named else ""
-            raise ModelFileError(f"{path} has no prompt for queries or documents{others}")
         # sentence-transformers does not load a model whose default names no prompt.
         if default is not None and default not in [_QUERY, _DOCUMENT, *named]:
             raise ModelFileError(
                 f"{path} has default_prompt_name={json.dumps(default)}, but no prompt of that name"
             )
+        if not named:
+            return None
+        # Prompts of tasks only, of which encode_query and encode_document use none: that cannot be
+        # what the model wants.
+        if not named.keys() & {_QUERY, *_DOCUMENT_NAMES}:
+            listed = ", ".join(f"{name}={text!r}" for name, text in named.items())
+            raise ModelFileError(f"{path} has no prompt for queries or documents, only {listed}")
     except ModelFileError as error:
         return Prompts(None, None, {_QUERY: error.cause, _DOCUMENT: error.cause})
     prompts: dict[str, str] = {}
