@@ -191,6 +191,22 @@ def test_the_files_are_checked_at_a_use_whoever_fetched_them(served: Hub, earlie
     assert embedder.using(dimensions=None).query_template == "q: {text}", "chosen"
 
 
+def test_symmetric_is_compared_when_the_templates_are_known(served: Hub) -> None:
+    made = Embedder(MODEL).using(symmetric=True)
+    refused = Embedder(MODEL, query_instruction="q: {text}").using(symmetric=True)
+    twins = refused, refused.using(batch_size=8), pickle.loads(pickle.dumps(refused))
+    assert served.requests == []
+    assert made.query_template == made.document_template == "d: {text}"
+    for twin in twins:
+        for _ in range(2):
+            with pytest.raises(SettingError, match="symmetric"):
+                _ = twin.document_template
+    with pytest.raises(SettingError, match="symmetric"):
+        Embedder(MODEL, query_instruction="q: {text}").using(symmetric=True)
+    again = refused.using(symmetric=False)
+    assert (again.query_template, again.document_template) == ("q: {text}", "d: {text}")
+
+
 def test_pooling_is_checked_before_a_start(served: Hub, cache: Path) -> None:
     served.files["1_Pooling/config.json"] = {**LAST_TOKEN, "pooling_mode": "mean"}
     settings = Settings.resolve(model=MODEL)

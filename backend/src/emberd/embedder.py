@@ -319,21 +319,16 @@ class Embedder:
                 f"{refused[0]} cannot be changed for one call. These can: "
                 f"{', '.join(sorted(_PER_CALL))}. For others, make a new object."
             )
-        # The common template may be that of queries, with which the index was not made.
-        given = changes.keys() & {"query_instruction", "document_instruction"}
-        if changes.get("symmetric") and not given:
-            old, new = self._settings.document_template, settings.document_template
-            if new != old:
-                raise SettingError(
-                    f"symmetric=True would embed documents with the template of queries, {new!r}, "
-                    f"instead of {old!r}. To embed queries as documents, pass "
-                    f"query_instruction={old!r}."
-                )
         self._handle.warn_of_cut(settings)
         twin = copy.copy(self)
         twin._settings = settings
         twin._base, twin._sync, twin._async = self, None, None
         twin._is_native = self._stays_native(changes)
+        given = changes.keys() & {"query_instruction", "document_instruction"}
+        if given or "symmetric" in changes:
+            twin._unsymmetric = self._settings if settings.symmetric and not given else None
+        if self._settings.has_templates:
+            twin._check_symmetric()
         return twin
 
     def replace(self, **changes: Any) -> Self:
@@ -377,6 +372,7 @@ class Embedder:
             "settings": replace(self._settings, api_key=None),
             "needs_key": needs_key,
             "is_native": self._is_native,
+            "unsymmetric": self._unsymmetric,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -384,7 +380,7 @@ class Embedder:
             api_key = read_key(env.text(env.API_KEY) or "")
         self._build(replace(state["settings"], api_key=api_key))
         self._handle.key_is_missing = state["needs_key"] and api_key is None
-        self._is_native = state["is_native"]
+        self._is_native, self._unsymmetric = state["is_native"], state["unsymmetric"]
 
     def _iterate(
         self, texts: Texts, role: Role, *, set_aside: bool
@@ -425,6 +421,7 @@ class Embedder:
         # The files that describe the model may have arrived since the settings were checked.
         self._is_prepared = False
         self._is_native = False
+        self._unsymmetric: Settings | None = None
         self._vector_cache: VectorCache | None = None
         if settings.cache is not None:
             from emberd.cache import urls
@@ -436,7 +433,23 @@ class Embedder:
         """Fetch what describes a model on the hub, before the first text."""
         if not self._is_prepared:
             self._settings.load_card(native=self._is_native)
+            self._check_symmetric()
             self._is_prepared = True
+
+    def _check_symmetric(self) -> None:
+        """Raise if ``using(symmetric=True)`` changed the template of documents.
+
+        The common template may be that of queries, with which the index was not made.
+        """
+        if self._unsymmetric is None:
+            return
+        old, new = self._unsymmetric.document_template, self._settings.document_template
+        if new != old:
+            raise SettingError(
+                f"symmetric=True would embed documents with the template of queries, {new!r}, "
+                f"instead of {old!r}. To embed queries as documents, pass "
+                f"query_instruction={old!r}."
+            )
 
     def _stays_native(self, changes: Mapping[str, Any]) -> bool:
         """Return whether ``dimensions=None`` was chosen for this object, or is by ``changes``."""
