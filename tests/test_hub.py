@@ -350,6 +350,42 @@ def test_an_asynchronous_caller_waits_in_a_thread(
     assert threading.main_thread() not in threads
 
 
+@pytest.mark.parametrize("kind", ["tasks", "threads"])
+def test_callers_share_one_fetch(served: Hub, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    fetches: list[str] = []
+    fetch, waiting = hub.fetch, threading.Event()
+
+    def noted(model: str, revision: str | None, *, optional: bool) -> None:
+        fetches.append(model)
+        waiting.wait(30)
+        fetch(model, revision, optional=optional)
+
+    monkeypatch.setattr(hub, "fetch", noted)
+    embedder = Embedder(MODEL)
+
+    async def prepare_all() -> None:
+        tasks = [asyncio.create_task(embedder._aprepare()) for _ in range(200)]
+        await asyncio.sleep(0)  # each task has asked
+        waiting.set()
+        await asyncio.gather(*tasks)
+
+    if kind == "tasks":
+        asyncio.run(prepare_all())
+    else:
+        found: list[str] = []
+        callers = [
+            threading.Thread(target=lambda: found.append(embedder.query_template))
+            for _ in range(20)
+        ]
+        for caller in callers:
+            caller.start()
+        waiting.set()
+        for caller in callers:
+            caller.join(30)
+        assert found == ["q: {text}"] * 20
+    assert fetches == [MODEL]
+
+
 @pytest.mark.parametrize("instruction", ["Query: ", "web search {query}", "onlyoneword"])
 def test_an_instruction_that_would_be_misread_is_refused_at_construction(
     served: Hub, instruction: str

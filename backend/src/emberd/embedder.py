@@ -10,7 +10,6 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 
 from emberd import env, index_identity
-from emberd.client.event_loops import in_thread
 from emberd.client.inputs import as_list
 from emberd.endpoint import Endpoint, Secret, read_key, root_url
 from emberd.errors import SettingError, TextError
@@ -81,6 +80,9 @@ class Embedder:
     Raises:
         SettingError: A value is invalid; the text names it.
     """
+
+    _handle: ServerHandle
+    _unsymmetric: Settings | None  # those from which using(symmetric=True) made these
 
     def __init__(
         self,
@@ -327,7 +329,7 @@ class Embedder:
         given = changes.keys() & {"query_instruction", "document_instruction"}
         if given or "symmetric" in changes:
             twin._unsymmetric = self._settings if settings.symmetric and not given else None
-        if self._settings.has_templates:
+        if twin._unsymmetric is None or twin._unsymmetric.has_templates:
             twin._check_symmetric()
         return twin
 
@@ -380,7 +382,8 @@ class Embedder:
             api_key = read_key(env.text(env.API_KEY) or "")
         self._build(replace(state["settings"], api_key=api_key))
         self._handle.key_is_missing = state["needs_key"] and api_key is None
-        self._is_native, self._unsymmetric = state["is_native"], state["unsymmetric"]
+        self._is_native = state["is_native"]
+        self._unsymmetric = state["unsymmetric"]
 
     def _iterate(
         self, texts: Texts, role: Role, *, set_aside: bool
@@ -421,7 +424,7 @@ class Embedder:
         # The files that describe the model may have arrived since the settings were checked.
         self._is_prepared = False
         self._is_native = False
-        self._unsymmetric: Settings | None = None
+        self._unsymmetric = None
         self._vector_cache: VectorCache | None = None
         if settings.cache is not None:
             from emberd.cache import urls
@@ -431,10 +434,27 @@ class Embedder:
 
     def _prepare(self) -> None:
         """Fetch what describes a model on the hub, before the first text."""
+        if self._is_prepared:
+            return
+        if not self._asking.is_described:
+            self._handle.wait(("card", self._asking), self._asking.obtain_card)
+        self._check()
+
+    async def _aprepare(self) -> None:
         if not self._is_prepared:
-            self._settings.load_card(native=self._is_native)
-            self._check_symmetric()
-            self._is_prepared = True
+            await self._handle.run(("card", self._asking), self._asking.obtain_card)
+            self._check()
+
+    @property
+    def _asking(self) -> Settings:
+        # Which files are asked for, and whether their lack is an error, depends on the settings.
+        return self._unsymmetric or self._settings
+
+    def _check(self) -> None:
+        """Check what was set before the files of the model were known."""
+        self._settings.check_card(native=self._is_native)
+        self._check_symmetric()
+        self._is_prepared = True
 
     def _check_symmetric(self) -> None:
         """Raise if ``using(symmetric=True)`` changed the template of documents.
@@ -450,16 +470,13 @@ class Embedder:
                 f"instead of {old!r}. To embed queries as documents, pass "
                 f"query_instruction={old!r}."
             )
+        self._unsymmetric = None
 
     def _stays_native(self, changes: Mapping[str, Any]) -> bool:
         """Return whether ``dimensions=None`` was chosen for this object, or is by ``changes``."""
         if "dimensions" in changes:
             return changes["dimensions"] is None
         return self._is_native and not changes.keys() & {"model", "revision"}
-
-    async def _aprepare(self) -> None:
-        if not self._is_prepared:
-            await in_thread(self._prepare, "card")
 
     def _client(self) -> Client:
         if self._sync is None and self._base is not None:

@@ -249,21 +249,33 @@ class Settings:
             return error
         return None
 
-    def load_card(self, *, native: bool = False) -> None:
-        """Fetch it before the first text, and check the settings against it.
+    def load_card(self) -> None:
+        """Fetch it, and check the settings against it; see ``obtain_card`` and ``check_card``."""
+        self.obtain_card()
+        self.check_card()
+
+    def obtain_card(self) -> Model:
+        """Fetch it before the first text, and return what is known then.
 
         If the instructions are given, a model that cannot be described is used all the same.
+
+        Raises:
+            HubError: The files cannot be fetched, and the templates are not known without them.
+        """
+        error = self.fetch_card() if self.has_templates else self._fetch_card()
+        if error is not None and not self.has_templates:
+            raise error
+        return self.known
+
+    def check_card(self, *, native: bool = False) -> None:
+        """Check the settings against what is known of the model now.
 
         Args:
             native: ``dimensions=None`` was chosen; it is not just the default.
 
         Raises:
-            HubError: The files cannot be fetched, and the templates are not known without them.
             SettingError: A setting does not suit the model.
         """
-        error = self.fetch_card() if self.has_templates else self._fetch_card()
-        if error is not None and not self.has_templates:
-            raise error
         self._validate()
         cut_to = self.known.cut_to
         if self.dimensions is None and cut_to is not None and not native:
