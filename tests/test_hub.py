@@ -350,6 +350,34 @@ def test_an_asynchronous_caller_waits_in_a_thread(
     assert threading.main_thread() not in threads
 
 
+@pytest.mark.parametrize("given", [{}, BARE])
+def test_a_query_reads_no_files_and_sees_none_that_arrive_later(
+    served: Hub, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
+) -> None:
+    served.fails = "gone" if given else ""
+    embedder = Embedder(MODEL, **given)
+    before = embedder.query_template
+    served.fails = ""
+    served.files[PROMPTS] = {**served.files[PROMPTS], "truncate_dim": 32}
+    hub.fetch(MODEL, None, optional=False)
+    known, twin = embedder.settings.known, embedder.using(batch_size=8)
+    for name in ("describe", "is_incomplete", "hub_snapshot"):
+        monkeypatch.delattr(model_card, name)
+    for each in (embedder, twin):
+        assert each.query_template == before
+        assert each.settings.known is known
+    assert known.cut_to is None
+
+
+def test_a_change_that_needs_the_files_fetches_them(served: Hub) -> None:
+    served.fails = "gone"
+    embedder = Embedder(MODEL, query_instruction="", document_instruction="")
+    assert embedder.query_template == "{text}"
+    served.fails = ""
+    twin = embedder.using(query_instruction=None)
+    assert (twin.query_template, embedder.query_template) == ("q: {text}", "{text}")
+
+
 @pytest.mark.parametrize("kind", ["tasks", "threads"])
 def test_callers_share_one_fetch(served: Hub, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     fetches: list[str] = []

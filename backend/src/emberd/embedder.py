@@ -292,7 +292,8 @@ class Embedder:
 
         It contains model, revision, dimensions and instructions; see ``emberd.index_identity``.
         """
-        if self._settings.is_described or not self._settings.has_templates:
+        settings = self._settings
+        if not self._is_prepared and (settings.is_described or not settings.has_templates):
             self._prepare()
         return index_identity.identity(self._settings, self._handle.spec)
 
@@ -326,6 +327,10 @@ class Embedder:
         twin._settings = settings
         twin._base, twin._sync, twin._async = self, None, None
         twin._is_native = self._stays_native(changes)
+        # Without its files, a model has only the templates that are given.
+        twin._is_prepared = self._is_prepared and settings.has_templates
+        if twin._is_prepared:
+            settings.keep_card(self._settings.known)
         given = changes.keys() & {"query_instruction", "document_instruction"}
         if given or "symmetric" in changes:
             twin._unsymmetric = self._settings if settings.symmetric and not given else None
@@ -454,6 +459,7 @@ class Embedder:
         """Check what was set before the files of the model were known."""
         self._settings.check_card(native=self._is_native)
         self._check_symmetric()
+        self._settings.keep_card(self._settings.known)
         self._is_prepared = True
 
     def _check_symmetric(self) -> None:

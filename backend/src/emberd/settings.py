@@ -104,8 +104,15 @@ class ServerSpec:
         )
 
 
+class _WithCard:
+    """Holds what ``Settings.keep_card`` keeps, which is no setting."""
+
+    __slots__ = ("_card",)
+    _card: tuple[Model, Templates]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(_WithCard):
     """All settings of an embedder; made by ``Settings.resolve``.
 
     Attributes:
@@ -207,12 +214,13 @@ class Settings:
     @property
     def known(self) -> Model:
         """What is known of the model, from the catalog or from its files on this machine."""
-        return model_card.describe(self.model, self.revision)
+        card = self._kept_card
+        return card[0] if card else model_card.describe(self.model, self.revision)
 
     @property
     def has_templates(self) -> bool:
         """Whether the templates are known, without files that have to be fetched first."""
-        if not model_card.lacks_prompts_file(self.model, self.revision):
+        if self._kept_card or not model_card.lacks_prompts_file(self.model, self.revision):
             return True
         try:
             _ = self._templates
@@ -286,6 +294,14 @@ class Settings:
                 f"for native vectors."
             )
 
+    def keep_card(self, known: Model) -> None:
+        """Use ``known`` from now on: each query needs it, and files may arrive at any time.
+
+        Not for a folder, whose files are looked at again: that they have changed is an error.
+        """
+        if not model_files.is_folder(self.model):
+            object.__setattr__(self, "_card", (known, self._templates_of(known)))
+
     @property
     def query_template(self) -> str:
         """The template of queries, which contains ``{text}``."""
@@ -308,8 +324,13 @@ class Settings:
         return settings
 
     @property
+    def _kept_card(self) -> tuple[Model, Templates] | None:
+        return getattr(self, "_card", None)
+
+    @property
     def _templates(self) -> Templates:
-        return self._templates_of(self.known)
+        card = self._kept_card
+        return card[1] if card else self._templates_of(self.known)
 
     def _templates_of(self, known: Model) -> Templates:
         return templates(
