@@ -134,7 +134,19 @@ def test_a_damaged_post_processor_names_no_end_of_text_and_raises_nothing(
 ) -> None:
     write(folder / "tokenizer.json", {"post_processor": damage})
     assert model_card.end_of_text_id(folder) is None
-    assert model_card.start_ids(folder) == ()
+    assert model_card.describe(str(folder)).start_ids == ()
+
+
+def test_the_tokenizer_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def noted(path: Path) -> str:
+        read.append(path.name)
+        return path.read_text("utf-8")
+
+    monkeypatch.setattr(model_card, "read_text", noted)
+    assert model_card.describe(str(folder)).end_of_text_id == 7
+    assert read == ["tokenizer.json"]
 
 
 @pytest.mark.parametrize("content", [b"a\0b", b"\xff\xfe"])

@@ -18,6 +18,7 @@ import functools
 import itertools
 import json
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -197,16 +198,17 @@ def _described(name: str, folder: Path, is_cached: bool, *_changed: int) -> Mode
     config = read_json(folder / CONFIG)
     keys = ("is_matryoshka", "matryoshka_dimensions")
     matryoshka = [config[key] for key in keys if config.get(key) is not None]
+    normalizer, processors = _tokenizer(folder)
     stated: dict[str, Any] = {
         "dimensions": _integer(config.get("hidden_size")),
         "context_tokens": _integer(config.get("max_position_embeddings")),
-        "start_ids": start_ids(folder),
-        "end_of_text_id": end_of_text_id(folder),
+        "start_ids": _start_ids(processors),
+        "end_of_text_id": _end_of_text_id(processors),
         "matryoshka": any(matryoshka) if matryoshka else None,
         "cut_to": read_json(folder / _PROMPTS_FILE).get("truncate_dim"),
     }
     facts = {field: value for field, value in stated.items() if value is not None}
-    if (normalizer := _tokenizer_part(folder, "normalizer")) is not None:
+    if normalizer is not None:
         facts["normalization"] = catalog.NFC if _starts_with_nfc(normalizer) else None
     listed = None if is_cached else catalog.find(name)
     known = replace(listed or Model(name), name=name, **facts)
@@ -239,7 +241,11 @@ def end_of_text_id(folder: Path) -> int | None:
 
     The format is that of the tokenizers library: one template, or a sequence that holds one.
     """
-    for part in _post_processors(folder):
+    return _end_of_text_id(_tokenizer(folder)[1])
+
+
+def _end_of_text_id(processors: list[Any]) -> int | None:
+    for part in processors:
         try:
             token = part["single"][-1]["SpecialToken"]["id"]
             (number,) = part["special_tokens"][token]["ids"]
@@ -249,20 +255,14 @@ def end_of_text_id(folder: Path) -> int | None:
     return None
 
 
-def start_ids(folder: Path) -> tuple[int, ...]:
-    """Return the tokens that a folder's tokenizer puts before each text, such as ``[CLS]``."""
+def _start_ids(processors: list[Any]) -> tuple[int, ...]:
+    """Return the tokens that post-processors put before each text, such as ``[CLS]``."""
     found: list[int] = []
-    for part in _post_processors(folder):
+    for part in processors:
         with suppress(LookupError, TypeError):
             for entry in itertools.takewhile(lambda entry: "SpecialToken" in entry, part["single"]):
                 found += part["special_tokens"][entry["SpecialToken"]["id"]]["ids"]
     return tuple(found) if all(type(number) is int for number in found) else ()
-
-
-def _post_processors(folder: Path) -> list[Any]:
-    processor = _tokenizer_part(folder, "post_processor") or {}
-    parts = processor.get("processors")
-    return parts if isinstance(parts, list) else [processor]
 
 
 def _starts_with_nfc(normalizer: Mapping[str, Any]) -> bool:
@@ -275,14 +275,24 @@ def _starts_with_nfc(normalizer: Mapping[str, Any]) -> bool:
     return isinstance(first, dict) and first.get("type") == "NFC"
 
 
-def _tokenizer_part(folder: Path, name: str) -> dict[str, Any] | None:
-    """Return a part of a folder's tokenizer, ``{}`` for null; None if it cannot be read."""
-    # Not parsed whole: Qwen's has 11 MB of vocabulary, and these parts come before it.
-    key = f'"{name}":'
+def _tokenizer(folder: Path) -> tuple[dict[str, Any] | None, list[Any]]:
+    """Return the normaliser of a folder's tokenizer and its post-processors; see ``_part``."""
     try:
         text = read_text(folder / _TOKENIZER)
-        part, _ = json.JSONDecoder().raw_decode(text[text.index(key) + len(key) :].lstrip())
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
+        return None, []
+    processor = _part(text, "post_processor") or {}
+    parts = processor.get("processors")
+    return _part(text, "normalizer"), parts if isinstance(parts, list) else [processor]
+
+
+def _part(text: str, name: str) -> dict[str, Any] | None:
+    """Return an object that JSON holds by name, ``{}`` for null; None if it cannot be read."""
+    # Not parsed whole: Qwen's has 11 MB of vocabulary, and these parts come before it.
+    found = re.search(rf'"{name}":\s*', text)
+    try:
+        part, _ = json.JSONDecoder().raw_decode(text, found.end() if found else len(text))
+    except (ValueError, RecursionError):
         return None
     return part if isinstance(part, dict) else {}
 
