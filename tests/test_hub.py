@@ -230,9 +230,14 @@ def test_a_bare_repository_of_transformers_is_like_such_a_folder(served: Hub) ->
 
 @pytest.mark.parametrize(
     ("fails", "advice"),
-    [("gated", "hf auth login"), ("gone", "model="), ("no revision", "revision="), ("broken", "")],
+    [
+        ("gated", "hf auth login"),
+        ("gone", "model="),
+        ("no revision", "revision="),
+        ("broken", "the hub cannot be reached"),
+    ],
 )
-def test_what_the_hub_refuses_is_said_and_goes_without_if_both_instructions_are_given(
+def test_hub_error_is_raised_unless_both_instructions_are_given(
     served: Hub, fails: str, advice: str
 ) -> None:
     served.fails = fails

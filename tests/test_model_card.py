@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from emberd import model_card, model_files
+from emberd import model_card, model_files, model_tokenizer
 from emberd.catalog import QWEN_FORM, Model, lookup
 from emberd.engines import model_shape
 from emberd.errors import InstructionError, SettingError
@@ -133,8 +133,8 @@ def test_a_damaged_post_processor_names_no_end_of_text_and_raises_nothing(
     folder: Path, damage: dict[str, Any]
 ) -> None:
     write(folder / "tokenizer.json", {"post_processor": damage})
-    assert model_card.end_of_text_id(folder) is None
-    assert model_card.describe(str(folder)).start_ids == ()
+    told = model_card.describe(str(folder))
+    assert (told.start_ids, told.end_of_text_id) == ((), None)
 
 
 def test_the_tokenizer_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +144,7 @@ def test_the_tokenizer_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatc
         read.append(path.name)
         return path.read_text("utf-8")
 
-    monkeypatch.setattr(model_card, "read_text", noted)
+    monkeypatch.setattr(model_tokenizer, "read_text", noted)
     assert model_card.describe(str(folder)).end_of_text_id == 7
     assert read == ["tokenizer.json"]
 

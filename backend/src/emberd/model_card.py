@@ -15,17 +15,14 @@ The servers that emberd starts pool the token states in one way and normalise th
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import os
-import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NoReturn
 
-from emberd import catalog
+from emberd import catalog, model_tokenizer
 from emberd.catalog import Model
 from emberd.model_files import (
     CONFIG,
@@ -38,7 +35,6 @@ from emberd.model_files import (
     is_path,
     load_json,
     read_json,
-    read_text,
 )
 
 OTHER_SERVER: Final = (
@@ -51,7 +47,6 @@ OTHER_SERVER: Final = (
 LAST_TOKEN: Final = "lasttoken"  # noqa: S105 - not a password
 
 _PROMPTS_FILE: Final = "config_sentence_transformers.json"
-_TOKENIZER: Final = "tokenizer.json"
 _MODULES: Final = "modules.json"
 _ADAPTER: Final = "adapter_config.json"
 _TRANSFORMER: Final = "sentence_bert_config.json"
@@ -148,7 +143,7 @@ def missing_files(snapshot: Path, *, optional: bool = False) -> list[str]:
         optional: Include files that nothing else than emberd and sentence-transformers reads, and
             that were downloaded with the others if there are any.
     """
-    names = [CONFIG, _MODULES, _PROMPTS_FILE, _TOKENIZER]
+    names = [CONFIG, _MODULES, _PROMPTS_FILE, model_tokenizer.FILE]
     try:
         listed = load_json(snapshot / _MODULES)
     except ModelFileError:
@@ -189,7 +184,7 @@ def _complete(name: str, revision: str | None) -> Path | None:
 
 
 def _changes(folder: Path) -> list[int]:
-    return [_changed_ns(folder / file) for file in (CONFIG, _PROMPTS_FILE, _TOKENIZER)]
+    return [_changed_ns(folder / file) for file in (CONFIG, _PROMPTS_FILE, model_tokenizer.FILE)]
 
 
 @functools.lru_cache(maxsize=32)
@@ -198,18 +193,18 @@ def _described(name: str, folder: Path, is_cached: bool, *_changed: int) -> Mode
     config = read_json(folder / CONFIG)
     keys = ("is_matryoshka", "matryoshka_dimensions")
     matryoshka = [config[key] for key in keys if config.get(key) is not None]
-    normalizer, processors = _tokenizer(folder)
+    tokenizer = model_tokenizer.read(folder)
     stated: dict[str, Any] = {
         "dimensions": _integer(config.get("hidden_size")),
         "context_tokens": _integer(config.get("max_position_embeddings")),
-        "start_ids": _start_ids(processors),
-        "end_of_text_id": _end_of_text_id(processors),
+        "start_ids": tokenizer.start_ids,
+        "end_of_text_id": tokenizer.end_of_text_id,
         "matryoshka": any(matryoshka) if matryoshka else None,
         "cut_to": read_json(folder / _PROMPTS_FILE).get("truncate_dim"),
     }
     facts = {field: value for field, value in stated.items() if value is not None}
-    if normalizer is not None:
-        facts["normalization"] = catalog.NFC if _starts_with_nfc(normalizer) else None
+    if tokenizer.starts_with_nfc is not None:
+        facts["normalization"] = catalog.NFC if tokenizer.starts_with_nfc else None
     listed = None if is_cached else catalog.find(name)
     known = replace(listed or Model(name), name=name, **facts)
     prompts = read_prompts(folder)
@@ -234,67 +229,6 @@ def architecture(folder: Path) -> str | None:
     """Return the class that a folder's configuration names, such as ``Qwen3ForCausalLM``."""
     listed = read_json(folder / CONFIG).get("architectures")
     return str(listed[0]) if isinstance(listed, list) and listed else None
-
-
-def end_of_text_id(folder: Path) -> int | None:
-    """Return the token that a folder's tokenizer appends to each text; None if it appends none.
-
-    The format is that of the tokenizers library: one template, or a sequence that holds one.
-    """
-    return _end_of_text_id(_tokenizer(folder)[1])
-
-
-def _end_of_text_id(processors: list[Any]) -> int | None:
-    for part in processors:
-        try:
-            token = part["single"][-1]["SpecialToken"]["id"]
-            (number,) = part["special_tokens"][token]["ids"]
-        except (LookupError, TypeError, ValueError):
-            continue  # it appends no token, or its form is another
-        return _integer(number)
-    return None
-
-
-def _start_ids(processors: list[Any]) -> tuple[int, ...]:
-    """Return the tokens that post-processors put before each text, such as ``[CLS]``."""
-    found: list[int] = []
-    for part in processors:
-        with suppress(LookupError, TypeError):
-            for entry in itertools.takewhile(lambda entry: "SpecialToken" in entry, part["single"]):
-                found += part["special_tokens"][entry["SpecialToken"]["id"]]["ids"]
-    return tuple(found) if all(type(number) is int for number in found) else ()
-
-
-def _starts_with_nfc(normalizer: Mapping[str, Any]) -> bool:
-    """Return whether a text and its NFC give the same tokens.
-
-    Another step before NFC, such as one that strips accents, may tell them apart.
-    """
-    parts = normalizer.get("normalizers")
-    first = parts[0] if isinstance(parts, list) and parts else normalizer
-    return isinstance(first, dict) and first.get("type") == "NFC"
-
-
-def _tokenizer(folder: Path) -> tuple[dict[str, Any] | None, list[Any]]:
-    """Return the normaliser of a folder's tokenizer and its post-processors; see ``_part``."""
-    try:
-        text = read_text(folder / _TOKENIZER)
-    except (OSError, ValueError):
-        return None, []
-    processor = _part(text, "post_processor") or {}
-    parts = processor.get("processors")
-    return _part(text, "normalizer"), parts if isinstance(parts, list) else [processor]
-
-
-def _part(text: str, name: str) -> dict[str, Any] | None:
-    """Return an object that JSON holds by name, ``{}`` for null; None if it cannot be read."""
-    # Not parsed whole: Qwen's has 11 MB of vocabulary, and these parts come before it.
-    found = re.search(rf'"{name}":\s*', text)
-    try:
-        part, _ = json.JSONDecoder().raw_decode(text, found.end() if found else len(text))
-    except (ValueError, RecursionError):
-        return None
-    return part if isinstance(part, dict) else {}
 
 
 def _changed_ns(file: Path) -> int:

@@ -253,7 +253,7 @@ class ServerHandle(ForkAware):
                 f"The files in {self.spec.model} have changed since this object was made, so it "
                 f"contains another model now. Make a new object, and embed all texts again."
             )
-        self._settings.fetch_card()  # engines check what it says of pooling before a start
+        self._settings.fetch_card()  # Engines check the card's pooling before a start.
         server = self._manager().ensure(
             self.spec,
             base_url=self._settings.base_url,

@@ -390,7 +390,11 @@ _TEXTS: Final = ("model", "revision", "engine", "device")
 _INSTRUCTIONS: Final = ("query_instruction", "document_instruction")
 _COUNTS: Final = ("batch_size", "max_concurrency", "context_tokens")
 _SWITCHES: Final = (
-    *("symmetric", "deterministic", "truncate", "server_dimensions", "show_progress"),
+    "symmetric",
+    "deterministic",
+    "truncate",
+    "server_dimensions",
+    "show_progress",
 )
 
 
