@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import pickle
 import socket
 import sys
 import threading
@@ -167,6 +168,45 @@ def test_vectors_that_the_model_cuts_need_a_decision(served: Hub) -> None:
     assert Embedder(MODEL).settings.dimensions == 32, "known at construction"
 
 
+@pytest.mark.parametrize("earlier", ["a failed use", "ensure", "another object", "a pickle"])
+def test_the_files_are_checked_at_a_use_whoever_fetched_them(served: Hub, earlier: str) -> None:
+    served.files[PROMPTS] = {**served.files[PROMPTS], "truncate_dim": 32}
+    embedder = Embedder(MODEL)
+    if earlier == "a failed use":
+        with pytest.raises(SettingError):
+            embedder.embed_query("a")
+    elif earlier == "ensure":
+        embedder.settings.fetch_card()  # as ServerHandle does
+    else:
+        hub.fetch(MODEL, None, optional=False)
+    if earlier == "a pickle":
+        embedder = pickle.loads(pickle.dumps(embedder))
+    for _ in range(2):
+        with pytest.raises(SettingError, match="dimensions=32"):
+            _ = embedder.query_template
+        with pytest.raises(SettingError, match="dimensions=32"):
+            _ = embedder.identity
+    native = pickle.loads(pickle.dumps(Embedder(MODEL).replace(dimensions=None)))
+    assert native.using(batch_size=8).query_template == "q: {text}"
+    assert embedder.using(dimensions=None).query_template == "q: {text}", "chosen"
+
+
+def test_symmetric_is_compared_when_the_templates_are_known(served: Hub) -> None:
+    made = Embedder(MODEL).using(symmetric=True)
+    refused = Embedder(MODEL, query_instruction="q: {text}").using(symmetric=True)
+    twins = refused, refused.using(batch_size=8), pickle.loads(pickle.dumps(refused))
+    assert served.requests == []
+    assert made.query_template == made.document_template == "d: {text}"
+    for twin in twins:
+        for _ in range(2):
+            with pytest.raises(SettingError, match="symmetric"):
+                _ = twin.document_template
+    with pytest.raises(SettingError, match="symmetric"):
+        Embedder(MODEL, query_instruction="q: {text}").using(symmetric=True)
+    again = refused.using(symmetric=False)
+    assert (again.query_template, again.document_template) == ("q: {text}", "d: {text}")
+
+
 def test_pooling_is_checked_before_a_start(served: Hub, cache: Path) -> None:
     served.files["1_Pooling/config.json"] = {**LAST_TOKEN, "pooling_mode": "mean"}
     settings = Settings.resolve(model=MODEL)
@@ -190,9 +230,14 @@ def test_a_bare_repository_of_transformers_is_like_such_a_folder(served: Hub) ->
 
 @pytest.mark.parametrize(
     ("fails", "advice"),
-    [("gated", "hf auth login"), ("gone", "model="), ("no revision", "revision="), ("broken", "")],
+    [
+        ("gated", "hf auth login"),
+        ("gone", "model="),
+        ("no revision", "revision="),
+        ("broken", "the hub cannot be reached"),
+    ],
 )
-def test_what_the_hub_refuses_is_said_and_goes_without_if_both_instructions_are_given(
+def test_hub_error_is_raised_unless_both_instructions_are_given(
     served: Hub, fails: str, advice: str
 ) -> None:
     served.fails = fails
@@ -308,6 +353,70 @@ def test_an_asynchronous_caller_waits_in_a_thread(
     asyncio.run(all_calls())
     assert threads
     assert threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize("given", [{}, BARE])
+def test_a_query_reads_no_files_and_sees_none_that_arrive_later(
+    served: Hub, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
+) -> None:
+    served.fails = "gone" if given else ""
+    embedder = Embedder(MODEL, **given)
+    before = embedder.query_template
+    served.fails = ""
+    served.files[PROMPTS] = {**served.files[PROMPTS], "truncate_dim": 32}
+    hub.fetch(MODEL, None, optional=False)
+    known, twin = embedder.settings.known, embedder.using(batch_size=8)
+    for name in ("describe", "is_incomplete", "hub_snapshot"):
+        monkeypatch.delattr(model_card, name)
+    for each in (embedder, twin):
+        assert each.query_template == before
+        assert each.settings.known is known
+    assert known.cut_to is None
+
+
+def test_a_change_that_needs_the_files_fetches_them(served: Hub) -> None:
+    served.fails = "gone"
+    embedder = Embedder(MODEL, query_instruction="", document_instruction="")
+    assert embedder.query_template == "{text}"
+    served.fails = ""
+    twin = embedder.using(query_instruction=None)
+    assert (twin.query_template, embedder.query_template) == ("q: {text}", "{text}")
+
+
+@pytest.mark.parametrize("kind", ["tasks", "threads"])
+def test_callers_share_one_fetch(served: Hub, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    fetches: list[str] = []
+    fetch, waiting = hub.fetch, threading.Event()
+
+    def noted(model: str, revision: str | None, *, optional: bool) -> None:
+        fetches.append(model)
+        waiting.wait(30)
+        fetch(model, revision, optional=optional)
+
+    monkeypatch.setattr(hub, "fetch", noted)
+    embedder = Embedder(MODEL)
+
+    async def prepare_all() -> None:
+        tasks = [asyncio.create_task(embedder._aprepare()) for _ in range(200)]
+        await asyncio.sleep(0)  # each task has asked
+        waiting.set()
+        await asyncio.gather(*tasks)
+
+    if kind == "tasks":
+        asyncio.run(prepare_all())
+    else:
+        found: list[str] = []
+        callers = [
+            threading.Thread(target=lambda: found.append(embedder.query_template))
+            for _ in range(20)
+        ]
+        for caller in callers:
+            caller.start()
+        waiting.set()
+        for caller in callers:
+            caller.join(30)
+        assert found == ["q: {text}"] * 20
+    assert fetches == [MODEL]
 
 
 @pytest.mark.parametrize("instruction", ["Query: ", "web search {query}", "onlyoneword"])

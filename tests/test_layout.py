@@ -24,7 +24,7 @@ SHARED_FILE_NAMES: Final = {"__init__.py", "__main__.py", "engine.py"}
 
 # ---------------------------------------------------------------- imports
 
-_MODEL: Final = {"catalog", "model_card", "model_files"}
+_MODEL: Final = {"catalog", "model_card", "model_files", "model_tokenizer"}
 _SETTINGS: Final = _MODEL | {
     *("durations", "endpoint", "env", "errors", "hub", "prompts", "settings", "system"),
 }
@@ -39,7 +39,8 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "catalog": set(),
     "durations": {"errors"},
     "model_files": {"errors"},
-    "model_card": {"errors", "catalog", "model_files"},
+    "model_tokenizer": {"model_files"},
+    "model_card": {"errors", "catalog", "model_files", "model_tokenizer"},
     "hub": {"errors", "model_card", "model_files", "system"},
     "prompts": {"errors", "catalog"},
     "endpoint": {"errors", "system"},

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from emberd import model_card, model_files
+from emberd import model_card, model_files, model_tokenizer
 from emberd.catalog import QWEN_FORM, Model, lookup
 from emberd.engines import model_shape
 from emberd.errors import InstructionError, SettingError
@@ -81,7 +81,9 @@ def test_a_tokenizer_that_appends_nothing_has_no_end_of_text(folder: Path) -> No
     ("normalizer", "expected"),
     [
         ({"type": "NFC"}, "NFC"),
-        ({"type": "Sequence", "normalizers": [{"type": "Prepend"}, {"type": "NFC"}]}, "NFC"),
+        ({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Prepend"}]}, "NFC"),
+        ({"type": "Sequence", "normalizers": [{"type": "StripAccents"}, {"type": "NFC"}]}, None),
+        ({"type": "Sequence", "normalizers": []}, None),
         ({"type": "NFKC"}, None),
         ({"type": "Sequence", "normalizers": [{"type": "NFD"}, None]}, None),
         ({"type": "Sequence", "normalizers": 5}, None),
@@ -158,8 +160,20 @@ def test_a_damaged_post_processor_names_no_end_of_text_and_raises_nothing(
     folder: Path, damage: dict[str, Any]
 ) -> None:
     write(folder / "tokenizer.json", {"post_processor": damage})
-    assert model_card.end_of_text_id(folder) is None
-    assert model_card.start_ids(folder) == ()
+    told = model_card.describe(str(folder))
+    assert (told.start_ids, told.end_of_text_id) == ((), None)
+
+
+def test_the_tokenizer_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def noted(path: Path) -> str:
+        read.append(path.name)
+        return path.read_text("utf-8")
+
+    monkeypatch.setattr(model_tokenizer, "read_text", noted)
+    assert model_card.describe(str(folder)).end_of_text_id == 7
+    assert read == ["tokenizer.json"]
 
 
 @pytest.mark.parametrize("content", [b"a\0b", b"\xff\xfe"])
@@ -250,7 +264,7 @@ def test_an_ambiguous_prompt_is_refused_until_the_caller_decides(folder: Path) -
     [
         (None, "there is no"),
         ({}, "has no prompts"),
-        ({"prompts": {}}, "no prompt for queries or documents"),
+        ({"prompts": {}}, "has no prompts"),
         ({"prompts": {"web_search_query": "q: "}}, "only web_search_query='q: '"),
     ],
 )
@@ -267,6 +281,17 @@ def test_a_model_without_prompts_of_its_own_needs_both_instructions(
         assert {name for name in both if name in str(raised.value)} == set(asked)
     settings = Settings.resolve(model=str(folder), query_instruction="", document_instruction="")
     assert settings.query_template == settings.document_template == "{text}"
+
+
+@pytest.mark.parametrize("content", [{}, {"prompts": {}}])
+def test_a_folder_named_like_a_model_of_the_catalog_without_prompts_has_the_catalogs(
+    folder: Path, content: Any
+) -> None:
+    named = folder.rename(folder.with_name("Qwen3-Embedding-0.6B"))
+    write(named / "config_sentence_transformers.json", content)
+    told, known = model_card.describe(str(named)), lookup("Qwen/Qwen3-Embedding-0.6B")
+    assert (told.query_task, told.query_problem) == (known.query_task, None)
+    assert Settings.resolve(model=str(named)).document_template == "{text}"
 
 
 @pytest.mark.parametrize("role", ["query", "document"])

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 
 from emberd import env, index_identity
-from emberd.client.event_loops import in_thread
 from emberd.client.inputs import as_list
 from emberd.endpoint import Endpoint, Secret, read_key, root_url
 from emberd.errors import SettingError, TextError
@@ -81,6 +80,9 @@ class Embedder:
     Raises:
         SettingError: A value is invalid; the text names it.
     """
+
+    _handle: ServerHandle
+    _unsymmetric: Settings | None  # those from which using(symmetric=True) made these
 
     def __init__(
         self,
@@ -290,7 +292,8 @@ class Embedder:
 
         It contains model, revision, dimensions and instructions; see ``emberd.index_identity``.
         """
-        if not self._settings.has_templates:
+        settings = self._settings
+        if not self._is_prepared and (settings.is_described or not settings.has_templates):
             self._prepare()
         return index_identity.identity(self._settings, self._handle.spec)
 
@@ -319,20 +322,20 @@ class Embedder:
                 f"{refused[0]} cannot be changed for one call. These can: "
                 f"{', '.join(sorted(_PER_CALL))}. For others, make a new object."
             )
-        # The common template may be that of queries, with which the index was not made.
-        given = changes.keys() & {"query_instruction", "document_instruction"}
-        if changes.get("symmetric") and not given:
-            old, new = self._settings.document_template, settings.document_template
-            if new != old:
-                raise SettingError(
-                    f"symmetric=True would embed documents with the template of queries, {new!r}, "
-                    f"instead of {old!r}. To embed queries as documents, pass "
-                    f"query_instruction={old!r}."
-                )
         self._handle.warn_of_cut(settings)
         twin = copy.copy(self)
         twin._settings = settings
         twin._base, twin._sync, twin._async = self, None, None
+        twin._is_native = self._stays_native(changes)
+        # Without its files, a model has only the templates that are given.
+        twin._is_prepared = self._is_prepared and settings.has_templates
+        if twin._is_prepared:
+            settings.keep_card(self._settings.known)
+        given = changes.keys() & {"query_instruction", "document_instruction"}
+        if given or "symmetric" in changes:
+            twin._unsymmetric = self._settings if settings.symmetric and not given else None
+        if twin._unsymmetric is None or twin._unsymmetric.has_templates:
+            twin._check_symmetric()
         return twin
 
     def replace(self, **changes: Any) -> Self:
@@ -351,6 +354,7 @@ class Embedder:
         is_other_server = changes.keys() & {"base_url", "api_key"}
         clients = () if is_other_server else (self._given_client, self._given_async_client)
         other._build(settings, self._handle.manager, *clients)
+        other._is_native = self._stays_native(changes)
         return other
 
     def __repr__(self) -> str:
@@ -371,13 +375,20 @@ class Embedder:
         had_key = self._settings.api_key is not None and self._settings.base_url is not None
         had_client = self._given_client is not None or self._given_async_client is not None
         needs_key = had_key or had_client or self._handle.key_is_missing
-        return {"settings": replace(self._settings, api_key=None), "needs_key": needs_key}
+        return {
+            "settings": replace(self._settings, api_key=None),
+            "needs_key": needs_key,
+            "is_native": self._is_native,
+            "unsymmetric": self._unsymmetric,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         with env.named_in_errors(["api_key"]):
             api_key = read_key(env.text(env.API_KEY) or "")
         self._build(replace(state["settings"], api_key=api_key))
         self._handle.key_is_missing = state["needs_key"] and api_key is None
+        self._is_native = state["is_native"]
+        self._unsymmetric = state["unsymmetric"]
 
     def _iterate(
         self, texts: Texts, role: Role, *, set_aside: bool
@@ -415,7 +426,10 @@ class Embedder:
         self._sync: Client | None = None
         self._async: AsyncClient | None = None
         self._base: Embedder | None = None
-        self._is_prepared = settings.is_described
+        # The files that describe the model may have arrived since the settings were checked.
+        self._is_prepared = False
+        self._is_native = False
+        self._unsymmetric = None
         self._vector_cache: VectorCache | None = None
         if settings.cache is not None:
             from emberd.cache import urls
@@ -425,13 +439,50 @@ class Embedder:
 
     def _prepare(self) -> None:
         """Fetch what describes a model on the hub, before the first text."""
-        if not self._is_prepared:
-            self._settings.load_card()
-            self._is_prepared = True
+        if self._is_prepared:
+            return
+        if not self._asking.is_described:
+            self._handle.wait(("card", self._asking), self._asking.obtain_card)
+        self._check()
 
     async def _aprepare(self) -> None:
         if not self._is_prepared:
-            await in_thread(self._prepare, "card")
+            await self._handle.run(("card", self._asking), self._asking.obtain_card)
+            self._check()
+
+    @property
+    def _asking(self) -> Settings:
+        # Which files are asked for, and whether their lack is an error, depends on the settings.
+        return self._unsymmetric or self._settings
+
+    def _check(self) -> None:
+        """Check what was set before the files of the model were known."""
+        self._settings.check_card(native=self._is_native)
+        self._check_symmetric()
+        self._settings.keep_card(self._settings.known)
+        self._is_prepared = True
+
+    def _check_symmetric(self) -> None:
+        """Raise if ``using(symmetric=True)`` changed the template of documents.
+
+        The common template may be that of queries, with which the index was not made.
+        """
+        if self._unsymmetric is None:
+            return
+        old, new = self._unsymmetric.document_template, self._settings.document_template
+        if new != old:
+            raise SettingError(
+                f"symmetric=True would embed documents with the template of queries, {new!r}, "
+                f"instead of {old!r}. To embed queries as documents, pass "
+                f"query_instruction={old!r}."
+            )
+        self._unsymmetric = None
+
+    def _stays_native(self, changes: Mapping[str, Any]) -> bool:
+        """Return whether ``dimensions=None`` was chosen for this object, or is by ``changes``."""
+        if "dimensions" in changes:
+            return changes["dimensions"] is None
+        return self._is_native and not changes.keys() & {"model", "revision"}
 
     def _client(self) -> Client:
         if self._sync is None and self._base is not None:

@@ -15,16 +15,14 @@ The servers that emberd starts pool the token states in one way and normalise th
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NoReturn
 
-from emberd import catalog
+from emberd import catalog, model_tokenizer
 from emberd.catalog import Model
 from emberd.model_files import (
     CONFIG,
@@ -37,7 +35,6 @@ from emberd.model_files import (
     is_path,
     load_json,
     read_json,
-    read_text,
 )
 
 OTHER_SERVER: Final = (
@@ -50,7 +47,6 @@ OTHER_SERVER: Final = (
 LAST_TOKEN: Final = "lasttoken"  # noqa: S105 - not a password
 
 _PROMPTS_FILE: Final = "config_sentence_transformers.json"
-_TOKENIZER: Final = "tokenizer.json"
 _MODULES: Final = "modules.json"
 _ADAPTER: Final = "adapter_config.json"
 _TRANSFORMER: Final = "sentence_bert_config.json"
@@ -147,7 +143,7 @@ def missing_files(snapshot: Path, *, optional: bool = False) -> list[str]:
         optional: Include files that nothing else than emberd and sentence-transformers reads, and
             that were downloaded with the others if there are any.
     """
-    names = [CONFIG, _MODULES, _PROMPTS_FILE, _TOKENIZER]
+    names = [CONFIG, _MODULES, _PROMPTS_FILE, model_tokenizer.FILE]
     try:
         listed = load_json(snapshot / _MODULES)
     except ModelFileError:
@@ -188,7 +184,7 @@ def _complete(name: str, revision: str | None) -> Path | None:
 
 
 def _changes(folder: Path) -> list[int]:
-    return [_changed_ns(folder / file) for file in (CONFIG, _PROMPTS_FILE, _TOKENIZER)]
+    return [_changed_ns(folder / file) for file in (CONFIG, _PROMPTS_FILE, model_tokenizer.FILE)]
 
 
 @functools.lru_cache(maxsize=32)
@@ -197,17 +193,18 @@ def _described(name: str, folder: Path, is_cached: bool, *_changed: int) -> Mode
     config = read_json(folder / CONFIG)
     keys = ("is_matryoshka", "matryoshka_dimensions")
     matryoshka = [config[key] for key in keys if config.get(key) is not None]
+    tokenizer = model_tokenizer.read(folder)
     stated: dict[str, Any] = {
         "dimensions": _integer(config.get("hidden_size")),
         "context_tokens": catalog.most_tokens(config),
-        "start_ids": start_ids(folder) or None,
-        "end_of_text_id": end_of_text_id(folder),
+        "start_ids": tokenizer.start_ids or None,
+        "end_of_text_id": tokenizer.end_of_text_id,
         "matryoshka": any(matryoshka) if matryoshka else None,
         "cut_to": read_json(folder / _PROMPTS_FILE).get("truncate_dim"),
     }
     facts = {field: value for field, value in stated.items() if value is not None}
-    if (normalizer := _tokenizer_part(folder, "normalizer")) is not None:
-        facts["normalization"] = catalog.NFC if _holds_nfc(normalizer) else None
+    if tokenizer.starts_with_nfc is not None:
+        facts["normalization"] = catalog.NFC if tokenizer.starts_with_nfc else None
         facts["normalization_is_known"] = True
     listed = None if is_cached else catalog.find(name)
     known = replace(listed or Model(name), name=name, **facts)
@@ -233,55 +230,6 @@ def architecture(folder: Path) -> str | None:
     """Return the class that a folder's configuration names, such as ``Qwen3ForCausalLM``."""
     listed = read_json(folder / CONFIG).get("architectures")
     return str(listed[0]) if isinstance(listed, list) and listed else None
-
-
-def end_of_text_id(folder: Path) -> int | None:
-    """Return the token that a folder's tokenizer appends to each text; None if it appends none.
-
-    The format is that of the tokenizers library: one template, or a sequence that holds one.
-    """
-    for part in _post_processors(folder):
-        try:
-            token = part["single"][-1]["SpecialToken"]["id"]
-            (number,) = part["special_tokens"][token]["ids"]
-        except (LookupError, TypeError, ValueError):
-            continue  # it appends no token, or its form is another
-        return _integer(number)
-    return None
-
-
-def start_ids(folder: Path) -> tuple[int, ...]:
-    """Return the tokens that a folder's tokenizer puts before each text, such as ``[CLS]``."""
-    found: list[int] = []
-    for part in _post_processors(folder):
-        with suppress(LookupError, TypeError):
-            for entry in itertools.takewhile(lambda entry: "SpecialToken" in entry, part["single"]):
-                found += part["special_tokens"][entry["SpecialToken"]["id"]]["ids"]
-    return tuple(found) if all(type(number) is int for number in found) else ()
-
-
-def _post_processors(folder: Path) -> list[Any]:
-    processor = _tokenizer_part(folder, "post_processor") or {}
-    parts = processor.get("processors")
-    return parts if isinstance(parts, list) else [processor]
-
-
-def _holds_nfc(normalizer: Mapping[str, Any]) -> bool:
-    parts = normalizer.get("normalizers")
-    listed = parts if isinstance(parts, list) else [normalizer]
-    return any(isinstance(part, dict) and part.get("type") == "NFC" for part in listed)
-
-
-def _tokenizer_part(folder: Path, name: str) -> dict[str, Any] | None:
-    """Return a part of a folder's tokenizer, ``{}`` for null; None if it cannot be read."""
-    # Not parsed whole: Qwen's has 11 MB of vocabulary, and these parts come before it.
-    key = f'"{name}":'
-    try:
-        text = read_text(folder / _TOKENIZER)
-        part, _ = json.JSONDecoder().raw_decode(text[text.index(key) + len(key) :].lstrip())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return part if isinstance(part, dict) else {}
 
 
 def _changed_ns(file: Path) -> int:
@@ -514,7 +462,7 @@ def read_prompts(folder: Path) -> Prompts | None:
     """Return the prompts that sentence-transformers' encode_query and encode_document put first.
 
     Returns:
-        None if the folder has no file of prompts, or the file has no ``prompts``.
+        None if the folder has no file of prompts, or the file has no ``prompts`` or empty ones.
     """
     path = folder / _PROMPTS_FILE
     try:
@@ -527,21 +475,21 @@ def read_prompts(folder: Path) -> Prompts | None:
                 f"{path} has suffix={json.dumps(described['suffix'])}, which sentence-transformers "
                 f"does not apply, so what belongs after a text is unknown"
             )
-        if "prompts" not in described:
-            return None
-        named = as_object(path, described["prompts"], "prompts")
+        # Releases 2.4 to 4 saved ``{}`` for every model.
+        named = as_object(path, described.get("prompts", {}), "prompts")
         default = described.get("default_prompt_name")
-        # Saved by releases 2.4 to 4 without any thought of prompts, or prompts of tasks only, of
-        # which encode_query and encode_document use none: that cannot be what the model wants.
-        if not named.keys() & {_QUERY, *_DOCUMENT_NAMES}:
-            listed = ", ".join(f"{name}={text!r}" for name, text in named.items())
-            others = f", only {listed}" if named else ""
-            raise ModelFileError(f"{path} has no prompt for queries or documents{others}")
         # sentence-transformers does not load a model whose default names no prompt.
         if default is not None and default not in [_QUERY, _DOCUMENT, *named]:
             raise ModelFileError(
                 f"{path} has default_prompt_name={json.dumps(default)}, but no prompt of that name"
             )
+        if not named:
+            return None
+        # Prompts of tasks only, of which encode_query and encode_document use none: that cannot be
+        # what the model wants.
+        if not named.keys() & {_QUERY, *_DOCUMENT_NAMES}:
+            listed = ", ".join(f"{name}={text!r}" for name, text in named.items())
+            raise ModelFileError(f"{path} has no prompt for queries or documents, only {listed}")
     except ModelFileError as error:
         return Prompts(None, None, {_QUERY: error.cause, _DOCUMENT: error.cause})
     prompts: dict[str, str] = {}

@@ -90,7 +90,7 @@ class ServerHandle(ForkAware):
         if server is not None and server.origin != "own":
             return server  # nothing else is checked before a job
         if inspect is None:
-            return await self._run(None, self.server)
+            return await self.run(None, self.server)
         self._check()
         self._server = _given_server(await inspect())
         return self._server
@@ -108,7 +108,7 @@ class ServerHandle(ForkAware):
                 _ = self.spec
                 also()
 
-        await self._run("load", load)
+        await self.run("load", load)
 
     def reconnect(self, endpoint: Endpoint) -> Endpoint:
         """Return a server in place of ``endpoint``, which was lost during a job.
@@ -128,7 +128,7 @@ class ServerHandle(ForkAware):
 
     async def areconnect(self, endpoint: Endpoint) -> Endpoint:
         """Like ``reconnect``, on the running event loop."""
-        return await self._run(endpoint, lambda: self.reconnect(endpoint))
+        return await self.run(endpoint, lambda: self.reconnect(endpoint))
 
     def used(self, _endpoint: Endpoint) -> None:
         """Record that the server is in use, so that it does not stop as idle."""
@@ -183,13 +183,21 @@ class ServerHandle(ForkAware):
         """
         return self._settings.spec
 
-    async def _run(self, key: Hashable, call: Callable[[], T]) -> T:
+    async def run(self, key: Hashable, call: Callable[[], T]) -> T:
         """Return what ``call`` returns, run in a daemon thread that callers of one key share.
 
         Cancelling ends the wait, but not the call. Not in the event loop's executor: its threads
         are the application's, and exiting the process or ``asyncio.run`` would wait for them.
         """
+        result: T = await asyncio.wrap_future(self._start(key, call))
+        return result
 
+    def wait(self, key: Hashable, call: Callable[[], T]) -> T:
+        """Like ``run``, outside event loops."""
+        result: T = self._start(key, call).result()
+        return result
+
+    def _start(self, key: Hashable, call: Callable[[], T]) -> Future[T]:
         def work() -> T:
             try:
                 return call()
@@ -202,8 +210,7 @@ class ServerHandle(ForkAware):
             future = self._running.get(key)
             if future is None:
                 future = self._running[key] = background.run(work, "attach")
-        result: T = await asyncio.wrap_future(future)
-        return result
+        return future
 
     def _current(self) -> Server | None:
         """Return the server unless it has stopped since the last job."""
@@ -247,7 +254,7 @@ class ServerHandle(ForkAware):
                 f"The files in {self.spec.model} have changed since this object was made, so it "
                 f"contains another model now. Make a new object, and embed all texts again."
             )
-        self._settings.fetch_card()  # engines check what it says of pooling before a start
+        self._settings.fetch_card()  # Engines check the card's pooling before a start.
         server = self._manager().ensure(
             self.spec,
             base_url=self._settings.base_url,

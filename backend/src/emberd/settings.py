@@ -104,8 +104,15 @@ class ServerSpec:
         )
 
 
+class _WithCard:
+    """Holds what ``Settings.keep_card`` keeps, which is no setting."""
+
+    __slots__ = ("_card",)
+    _card: tuple[Model, Templates]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(_WithCard):
     """All settings of an embedder; made by ``Settings.resolve``.
 
     Attributes:
@@ -207,12 +214,13 @@ class Settings:
     @property
     def known(self) -> Model:
         """What is known of the model, from the catalog or from its files on this machine."""
-        return model_card.describe(self.model, self.revision)
+        card = self._kept_card
+        return card[0] if card else model_card.describe(self.model, self.revision)
 
     @property
     def has_templates(self) -> bool:
         """Whether the templates are known, without files that have to be fetched first."""
-        if not model_card.lacks_prompts_file(self.model, self.revision):
+        if self._kept_card or not model_card.lacks_prompts_file(self.model, self.revision):
             return True
         try:
             _ = self._templates
@@ -250,28 +258,49 @@ class Settings:
         return None
 
     def load_card(self) -> None:
-        """Fetch it before the first text, and check the settings against it.
+        """Fetch it, and check the settings against it; see ``obtain_card`` and ``check_card``."""
+        self.obtain_card()
+        self.check_card()
+
+    def obtain_card(self) -> Model:
+        """Fetch it before the first text, and return what is known then.
 
         If the instructions are given, a model that cannot be described is used all the same.
 
         Raises:
             HubError: The files cannot be fetched, and the templates are not known without them.
-            SettingError: A setting does not suit the model.
         """
-        if self.is_described:
-            return
         error = self.fetch_card() if self.has_templates else self._fetch_card()
         if error is not None and not self.has_templates:
             raise error
+        return self.known
+
+    def check_card(self, *, native: bool = False) -> None:
+        """Check the settings against what is known of the model now.
+
+        Args:
+            native: ``dimensions=None`` was chosen; it is not just the default.
+
+        Raises:
+            SettingError: A setting does not suit the model.
+        """
         self._validate()
         cut_to = self.known.cut_to
-        if self.dimensions is None and cut_to is not None:
+        if self.dimensions is None and cut_to is not None and not native:
             # Known at construction, it would be the default.
             raise SettingError(
                 f"sentence-transformers cuts the vectors of {self.model} to {cut_to} dimensions "
                 f"(truncate_dim). Give dimensions={cut_to}, or dimensions={self.known.dimensions} "
                 f"for native vectors."
             )
+
+    def keep_card(self, known: Model) -> None:
+        """Use ``known`` from now on: each query needs it, and files may arrive at any time.
+
+        Not for a folder, whose files are looked at again: that they have changed is an error.
+        """
+        if not model_files.is_folder(self.model):
+            object.__setattr__(self, "_card", (known, self._templates_of(known)))
 
     @property
     def query_template(self) -> str:
@@ -295,8 +324,13 @@ class Settings:
         return settings
 
     @property
+    def _kept_card(self) -> tuple[Model, Templates] | None:
+        return getattr(self, "_card", None)
+
+    @property
     def _templates(self) -> Templates:
-        return self._templates_of(self.known)
+        card = self._kept_card
+        return card[1] if card else self._templates_of(self.known)
 
     def _templates_of(self, known: Model) -> Templates:
         return templates(
@@ -356,7 +390,11 @@ _TEXTS: Final = ("model", "revision", "engine", "device")
 _INSTRUCTIONS: Final = ("query_instruction", "document_instruction")
 _COUNTS: Final = ("batch_size", "max_concurrency", "context_tokens")
 _SWITCHES: Final = (
-    *("symmetric", "deterministic", "truncate", "server_dimensions", "show_progress"),
+    "symmetric",
+    "deterministic",
+    "truncate",
+    "server_dimensions",
+    "show_progress",
 )
 
 

@@ -176,7 +176,7 @@ def ensure(
 
     try:
         with line:
-            settings.fetch_card()  # engines check what it says of pooling before a start
+            settings.fetch_card()  # Engines check the card's pooling before a start.
             return Manager().ensure(
                 settings.spec,
                 base_url=settings.base_url,

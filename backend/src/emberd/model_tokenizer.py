@@ -1,0 +1,84 @@
+"""What ``tokenizer.json`` says of the tokens that a text gets, in the format of tokenizers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from emberd.model_files import read_text
+
+FILE: Final = "tokenizer.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """What a tokenizer does with each text.
+
+    Attributes:
+        start_ids: The tokens that it puts before the text, such as ``[CLS]``.
+        end_of_text_id: The token that it appends; None if it appends none.
+        starts_with_nfc: Whether a text and its NFC give the same tokens; None if that is unknown.
+    """
+
+    start_ids: tuple[int, ...] = ()
+    end_of_text_id: int | None = None
+    starts_with_nfc: bool | None = None
+
+
+def read(folder: Path) -> Tokenizer:
+    """Return what the file of a folder says; nothing if it cannot be read."""
+    try:
+        text = read_text(folder / FILE)
+    except (OSError, ValueError):
+        return Tokenizer()
+    processor = _part(text, "post_processor") or {}
+    parts = processor.get("processors")
+    listed = parts if isinstance(parts, list) else [processor]
+    normalizer = _part(text, "normalizer")
+    is_nfc = None if normalizer is None else _starts_with_nfc(normalizer)
+    return Tokenizer(_start_ids(listed), _end_of_text_id(listed), is_nfc)
+
+
+def _end_of_text_id(processors: list[Any]) -> int | None:
+    # One template, or a sequence that holds one.
+    for part in processors:
+        try:
+            token = part["single"][-1]["SpecialToken"]["id"]
+            (number,) = part["special_tokens"][token]["ids"]
+        except (LookupError, TypeError, ValueError):
+            continue  # it appends no token, or its form is another
+        return number if isinstance(number, int) else None
+    return None
+
+
+def _start_ids(processors: list[Any]) -> tuple[int, ...]:
+    found: list[int] = []
+    for part in processors:
+        with suppress(LookupError, TypeError):
+            for entry in itertools.takewhile(lambda entry: "SpecialToken" in entry, part["single"]):
+                found += part["special_tokens"][entry["SpecialToken"]["id"]]["ids"]
+    return tuple(found) if all(type(number) is int for number in found) else ()
+
+
+def _starts_with_nfc(normalizer: Mapping[str, Any]) -> bool:
+    # Another step before NFC, such as one that strips accents, may tell a text and its NFC apart.
+    parts = normalizer.get("normalizers")
+    first = parts[0] if isinstance(parts, list) and parts else normalizer
+    return isinstance(first, dict) and first.get("type") == "NFC"
+
+
+def _part(text: str, name: str) -> dict[str, Any] | None:
+    """Return an object that JSON holds by name, ``{}`` for null; None if it cannot be read."""
+    # Not parsed whole: Qwen's has 11 MB of vocabulary, and these parts come before it.
+    found = re.search(rf'"{name}":\s*', text)
+    try:
+        part, _ = json.JSONDecoder().raw_decode(text, found.end() if found else len(text))
+    except (ValueError, RecursionError):
+        return None
+    return part if isinstance(part, dict) else {}
