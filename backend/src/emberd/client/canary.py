@@ -21,9 +21,9 @@ Vector = tuple[float, ...]
 
 # Two texts of equal length, in letters and in the tokens of common tokenizers, for servers that
 # sort or pad by length. They differ in words, not only in their order or case, because models
-# without positions and uncased tokenizers rightly give one vector to such texts. All texts of
-# _OTHERS and of Qwen's card come in pairs that begin alike: with the vector of the first token
-# under causal attention, they would be the same.
+# without positions and uncased tokenizers rightly give one vector to such texts. They begin alike,
+# as two of _OTHERS and the queries of Qwen's card do: if the first token were pooled under causal
+# attention, their vectors would be the same.
 _EQUAL_LENGTH: Final = ("The dog sleeps on the sofa.", "The cat sleeps on the lawn.")
 _OTHERS: Final = (
     "Open the file and read it.",
