@@ -48,6 +48,12 @@ _ERRORS: Final = {
 }
 
 
+def load_card(settings: Settings) -> None:
+    """Do what an embedder does before its first text."""
+    settings.obtain_card()
+    settings.check_card()
+
+
 @dataclass
 class Hub:
     """What the hub has, and how it fails."""
@@ -121,13 +127,13 @@ def test_a_second_object_and_another_process_ask_the_hub_nothing(
     monkeypatch.setattr(model_card, "_chosen", {})  # as in another process
     settings = Settings.resolve(model=MODEL)
     assert settings.query_template == "q: {text}"
-    settings.load_card()
+    load_card(settings)
     assert served.requests == []
 
 
 def test_a_process_keeps_to_the_commit_that_it_has_read(served: Hub, cache: Path) -> None:
     settings = Settings.resolve(model=MODEL)
-    settings.load_card()
+    load_card(settings)
     (cache / "models--owner--model/refs/main").write_text("f" * 40)
     (cache / "models--owner--model/snapshots" / ("f" * 40)).mkdir()
     assert settings.query_template == "q: {text}"
@@ -140,7 +146,7 @@ def test_a_revision_is_fetched_as_given(served: Hub) -> None:
 
 def test_the_users_token_is_sent(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_made_up")
-    Settings.resolve(model=MODEL).load_card()
+    load_card(Settings.resolve(model=MODEL))
     assert served.tokens == {"Bearer hf_made_up"}
 
 
@@ -210,7 +216,7 @@ def test_symmetric_is_compared_when_the_templates_are_known(served: Hub) -> None
 def test_pooling_is_checked_before_a_start(served: Hub, cache: Path) -> None:
     served.files["1_Pooling/config.json"] = {**LAST_TOKEN, "pooling_mode": "mean"}
     settings = Settings.resolve(model=MODEL)
-    settings.load_card()
+    load_card(settings)
     snapshot = model_files.hub_snapshot(MODEL, None)
     assert snapshot is not None
     assert "mean" in (support.why_unservable(snapshot, partial=True) or "")
@@ -220,7 +226,7 @@ def test_a_bare_repository_of_transformers_is_like_such_a_folder(served: Hub) ->
     for name in ("modules.json", "1_Pooling/config.json", PROMPTS):
         del served.files[name]
     settings = Settings.resolve(model=MODEL, **BARE)
-    settings.load_card()
+    load_card(settings)
     snapshot = model_files.hub_snapshot(MODEL, None)
     assert snapshot is not None
     assert support.why_unservable(snapshot, partial=True) is None
@@ -247,7 +253,7 @@ def test_hub_error_is_raised_unless_both_instructions_are_given(
     assert "query_instruction=" in str(raised.value)
     settings = Settings.resolve(model=MODEL, revision="v1", **BARE)
     served.requests.clear()
-    settings.load_card()
+    load_card(settings)
     assert served.requests == [], "it is not delayed again by what has failed"
     assert settings.query_template == "{text}"
     served.fails = ""
@@ -292,7 +298,7 @@ def test_a_model_with_both_instructions_is_used_without_what_the_hub_refuses(
 ) -> None:
     served.fails = "gone"
     settings = Settings.resolve(model="owner/private", **BARE)
-    settings.load_card()
+    load_card(settings)
     assert served.requests
     assert settings.query_template == settings.document_template == "{text}"
 
@@ -312,7 +318,7 @@ def test_without_huggingface_hub_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(HubError, match="pip install huggingface_hub"):
         Embedder(MODEL).embed_query("a")
-    Settings.resolve(model=MODEL, **BARE).load_card()
+    load_card(Settings.resolve(model=MODEL, **BARE))
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "my model:v1"])
@@ -324,7 +330,7 @@ def test_a_name_that_no_hub_has_is_not_asked_for(served: Hub, name: str) -> None
 
 def test_the_name_of_a_given_servers_model_is_not_sent_to_the_hub(served: Hub) -> None:
     settings = Settings.resolve(model="internal", base_url="http://127.0.0.1:9", **BARE)
-    settings.load_card()
+    load_card(settings)
     assert served.requests == []
 
 
@@ -452,7 +458,7 @@ def test_a_mirror_that_marks_no_commit_on_missing_files_is_asked_once_a_process(
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         assert Embedder(MODEL).query_template == "q: {text}"
         served.requests.clear()
-        Settings.resolve(model=MODEL).load_card()
+        load_card(Settings.resolve(model=MODEL))
         assert served.requests == []
 
 

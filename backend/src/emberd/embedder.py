@@ -276,7 +276,13 @@ class Embedder:
 
     @property
     def query_template(self) -> str:
-        """The template of queries, which contains ``{text}``; raises as ``Settings.load_card``."""
+        """The template of queries, which contains ``{text}``.
+
+        Raises:
+            HubError: It is in a file on the hub that cannot be fetched.
+            InstructionError: The model's files do not describe it, and it is not given.
+            SettingError: A setting does not suit the model that the files describe.
+        """
         self._prepare()
         return self._settings.query_template
 

@@ -257,13 +257,8 @@ class Settings(_WithCard):
             return error
         return None
 
-    def load_card(self) -> None:
-        """Fetch it, and check the settings against it; see ``obtain_card`` and ``check_card``."""
-        self.obtain_card()
-        self.check_card()
-
     def obtain_card(self) -> Model:
-        """Fetch it before the first text, and return what is known then.
+        """Fetch what describes the model before the first text, and return what is known then.
 
         If the instructions are given, a model that cannot be described is used all the same.
 
