@@ -121,6 +121,7 @@ def test_any_input_is_continued_in_its_middle(
         ({"embedding_column": "vector"}, "embedding column 'embedding' then, 'vector' now"),
         ({"output_format": OutputFormat.NPY}, "output 'parquet' then, 'npy' now"),
         ({"truncate": True}, "truncate False then, True now"),
+        ({"deterministic": True}, "deterministic False then, True now"),
     ],
 )
 def test_other_parameters_are_refused(

@@ -87,7 +87,7 @@ def test_the_list_tells_what_is_half_made_broken_old_or_elsewhere(
     monkeypatch.setattr(recipes, "RECIPES", {"tiny": replace(tiny_engine.recipe(), version="2.0")})
     monkeypatch.setenv("COLUMNS", "300")
     assert app.run(["engine", "list"]) == 0
-    assert "this version of emberd needs 2.0" in capsys.readouterr().out
+    assert "this version of emberd installs 2.0" in capsys.readouterr().out
     monkeypatch.setenv("EMBERD_TINY_PYTHON", own.python)
     assert state(capsys) == [("1.5", "installed")]
     monkeypatch.setenv("EMBERD_TINY_PYTHON", str(tmp_path / "no"))

@@ -324,6 +324,17 @@ def test_any_dimensions_will_do_for_a_model_that_nobody_described() -> None:
         assert _by_urllib(server, ServerSpec(model=MODEL)).dimensions == 5
 
 
+def test_a_server_whose_vectors_have_several_lengths_is_a_mismatch() -> None:
+    class Uneven(FakeServer):
+        def _reply(self, body: dict[str, Any], inputs: list[Any]) -> dict[str, Any]:
+            self.dimensions += 1
+            return super()._reply(body, inputs)
+
+    with Uneven(dimensions=4, end_of_text=None) as server:
+        with pytest.raises(ServerMismatchError, match="vectors of 5 and of 6 dimensions"):
+            _by_urllib(server, ServerSpec(model=MODEL))
+
+
 def test_floats_are_accepted() -> None:
     with _qwen(floats=True) as server:
         assert _by_urllib(server, ServerSpec(model=QWEN)).dimensions == 1024

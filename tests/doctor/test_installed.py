@@ -58,7 +58,7 @@ def test_another_version_than_the_tried_one_is_noted(
     tiny_engine.make(folder)
     newer = {"tiny": tiny_engine.recipe(version="2.0")}
     monkeypatch.setattr(recipes, "RECIPES", newer)
-    assert look(folder)[0].fact.endswith("this version of emberd needs 2.0")
+    assert look(folder)[0].fact.endswith("this version of emberd installs 2.0")
 
 
 def test_an_interpreter_that_is_named_is_shown_with_the_reason(

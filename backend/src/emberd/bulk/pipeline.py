@@ -208,6 +208,7 @@ class _Job:
             "embedding column": request.embedding_column,
             "output": str(request.output_format),
             "truncate": request.truncate,
+            "deterministic": request.deterministic,
             "units": [units.CUT_VERSION, units.UNIT_ROWS, units.UNIT_BYTES, units.UNIT_FILES],
         }
         wanted = Manifest(parameters, request.inputs.stamps())

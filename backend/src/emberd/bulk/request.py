@@ -106,6 +106,7 @@ class BulkRequest:
         column: Column or field of the texts.
         embedding_column: Column or field of the vectors.
         truncate: Whether over-long texts are cut; only compared when a run continues.
+        deterministic: Whether the vectors are the same, to the bit, in any batch; likewise.
         restart: Delete what an earlier run did.
         bad_rows: What happens to rows that cannot be embedded.
         save_every_s: How often a local run saves a part.
@@ -119,6 +120,7 @@ class BulkRequest:
     column: str = "text"
     embedding_column: str = "embedding"
     truncate: bool = False
+    deterministic: bool = False
     restart: bool = False
     bad_rows: str = BadRows.SET_ASIDE
     save_every_s: float = SAVE_EVERY_S

@@ -282,6 +282,7 @@ def embed_data(
         *_destination(target, format_name),
         identity=embedder.identity,
         truncate=embedder.settings.truncate,
+        deterministic=embedder.settings.deterministic,
         **parameters,
     )
     _check_output(request, names)

@@ -373,10 +373,15 @@ def _vectors(
 
 
 def _check_vector(url: str, model: Model, vector: canary.Vector, dimensions: int) -> None:
-    if model.dimensions not in (None, len(vector)) or len(vector) != dimensions:
+    if model.dimensions not in (None, len(vector)):
         raise ServerMismatchError(
             f"{url} gives vectors of {len(vector)} dimensions; {model.name} has "
-            f"{model.dimensions or dimensions}. It serves another model, or cuts the vectors."
+            f"{model.dimensions}. It serves another model, or cuts the vectors."
+        )
+    if len(vector) != dimensions:
+        raise ServerMismatchError(
+            f"{url} gives vectors of {dimensions} and of {len(vector)} dimensions. If it is a "
+            f"router, put servers of one model behind it."
         )
     norm = math.hypot(*vector)
     if not is_unit(norm):

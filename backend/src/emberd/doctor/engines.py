@@ -119,7 +119,7 @@ def environments(recipe: Recipe, places: Places) -> Iterator[EngineEnvironment]:
 
 def _environments(recipe: Recipe, places: Places) -> Iterator[EngineEnvironment]:
     def other(version: str) -> str:
-        needed = f"this version of emberd needs {recipe.version}"
+        needed = f"this version of emberd installs {recipe.version}"
         return "" if version == recipe.version else needed
 
     made = partial(EngineEnvironment, recipe.name)
