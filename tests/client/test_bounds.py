@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
+import openai  # noqa: F401 - imported by the first request, whose memory is measured
 import psutil
 import pytest
 
@@ -24,7 +25,7 @@ from emberd.client import wire
 from emberd.client.clients import Client
 from emberd.client.event_loops import finish
 from emberd.client.loopback import LoopbackSession
-from emberd.client.transport import AsyncSession, Session
+from emberd.client.transport import AsyncTransport, Session
 from emberd.client.verify import verify
 from emberd.client.wire import Reply, Request, TransportError
 from emberd.endpoint import Endpoint
@@ -218,11 +219,8 @@ def test_second_answer_to_a_request_is_not_taken_for_that_to_the_next(kind: str,
         endpoint = Endpoint(server.url, MODEL, 16)
 
         async def asked() -> list[Reply | TransportError]:
-            of_loop = await AsyncSession.open(endpoint, 1, 5)
-            try:
-                return [await of_loop.send(each) for each in requests]
-            finally:
-                await of_loop.close()
+            of_loop = AsyncTransport(1, 5).session(endpoint)
+            return [await of_loop.send(each) for each in requests]
 
         if kind == "tasks":
             answers = asyncio.run(asked())

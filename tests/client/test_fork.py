@@ -266,7 +266,7 @@ from emberd import Embedder
 embedder = Embedder({MODEL!r}, base_url={server.url!r})
 importing = threading.Event()
 def watch(event, args):
-    if event == "import" and args[0].startswith("openai."):
+    if event == "import" and args[0].startswith("numpy."):
         importing.set()
 sys.addaudithook(watch)
 async def main():

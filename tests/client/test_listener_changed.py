@@ -16,7 +16,7 @@ import pytest
 import waiting
 from emberd import Embedder, probe, server_handle
 from emberd.client import sockets, wire
-from emberd.client.transport import AsyncSession, Session, Transport
+from emberd.client.transport import AsyncTransport, Session, Transport
 from emberd.client.verify import verify
 from emberd.client.wire import Reply, Request, TransportError
 from emberd.endpoint import Endpoint
@@ -86,8 +86,7 @@ def _sdk(endpoint: Endpoint) -> Reply | TransportError:
 
 def _tasks(endpoint: Endpoint) -> Reply | TransportError:
     async def send() -> Reply | TransportError:
-        session = await AsyncSession.open(endpoint, 1, 5.0)
-        return await session.send(ASK)
+        return await AsyncTransport(1, 5.0).session(endpoint).send(ASK)
 
     return asyncio.run(send())
 
@@ -119,20 +118,19 @@ def test_probes_and_verification_send_nothing_to_another_listener(
     assert stranger.got_nothing()
 
 
-@pytest.mark.parametrize("send", [_sdk, _tasks])
 def test_nothing_is_sent_if_the_http_client_does_not_report_its_connections(
-    send: Callable[[Endpoint], Reply | TransportError], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Another version of httpx may call the event differently, on which the check depends."""
     monkeypatch.setattr(sockets, "_TCP", "connection.connect_socket.complete")
     monkeypatch.setattr(sockets, "_CONNECTED", ("connection.connect_socket.complete",))
     with FakeServer(api_key=KEY) as server:
         here = replace(server.endpoint, listener=listeners.find(server.url))
-        answer = send(here)
+        answer = _sdk(here)
         assert isinstance(answer, TransportError)
         assert answer.kind == "changed"
         assert server.requests == []
-        assert isinstance(send(server.endpoint), Reply)
+        assert isinstance(_sdk(server.endpoint), Reply)
 
 
 @pytest.mark.parametrize("send", [_plain, _sdk, _tasks])

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Final
 
 import emberd
-from emberd.client.transport import load_sdk
 from faults import plan, pool
 from faults.caller import Setup
 from faults.history import TIMING, History
@@ -40,7 +39,6 @@ def main() -> int:
     first, _, end = given.seeds.partition(":")
     seeds = range(int(first), int(end) if end else int(first) + 1)
     root = Path(tempfile.mkdtemp(prefix="faults-"))
-    load_sdk()  # here, and not in each of a hundred forks
     known = _known() if given.engine == "demo" else {}
     other = _other_version(root) if given.engine == "stub" else None
     began, done, failed = time.monotonic(), 0, 0

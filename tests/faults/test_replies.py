@@ -23,7 +23,7 @@ import pytest
 from emberd.client import wire
 from emberd.client.event_loops import finish
 from emberd.client.loopback import LoopbackSession
-from emberd.client.transport import AsyncSession, Session
+from emberd.client.transport import AsyncTransport, Session
 from emberd.client.vectors import decode
 from emberd.client.wire import Reply, Request, TransportError
 from emberd.endpoint import Endpoint
@@ -204,11 +204,7 @@ def _by_sdk(endpoint: Endpoint, request: Request) -> Reply | TransportError:
 
 def _by_task(endpoint: Endpoint, request: Request) -> Reply | TransportError:
     async def send() -> Reply | TransportError:
-        session = await AsyncSession.open(endpoint, 1, _TIMEOUT_S)
-        try:
-            return await session.send(request)
-        finally:
-            await session.close()
+        return await AsyncTransport(1, _TIMEOUT_S).session(endpoint).send(request)
 
     return asyncio.run(send())
 

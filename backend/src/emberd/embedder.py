@@ -259,7 +259,7 @@ class Embedder:
             self._sync.close()
 
     async def aclose(self) -> None:
-        """Close the connections of the running event loop; the next use opens them again."""
+        """Close the connections of the asynchronous methods; the next use opens them again."""
         if self._async is not None:
             await self._async.close()
 

@@ -104,7 +104,6 @@ class ServerHandle(ForkAware):
         def load() -> None:
             with fork.no_fork():  # a child would inherit the locks of imports and of ``spec``
                 import_module("emberd.client.clients")
-                import_module("emberd.client.transport").load_sdk()
                 _ = self.spec
                 also()
 

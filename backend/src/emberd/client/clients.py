@@ -293,8 +293,7 @@ class Client(_ClientBase[Endpoint]):
 class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
     """Embeds texts through an endpoint, from any event loop.
 
-    Each loop has its own connections. Requests in flight are bounded for each loop, over all
-    clients.
+    Requests in flight are bounded for each loop, over all clients.
     """
 
     def _set_up(self, sdk_client: Any) -> None:
@@ -328,7 +327,7 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
 
     async def inspect(self, endpoint: Endpoint, spec: ServerSpec) -> Endpoint:
         """Do as ``Client.inspect``."""
-        session = await self._transport.session(endpoint)
+        session = self._transport.session(endpoint)
         steps = verify.steps(endpoint.url, endpoint.api_key, spec, self._settings.timeout)
         end_s = time.monotonic() + self._settings.timeout
         answer: Reply | TransportError | None = None
@@ -341,8 +340,8 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
             answer = await session.send(request, end_s - time.monotonic())
 
     async def close(self) -> None:
-        """Close the connections of this loop; the next use opens them again."""
-        await self._transport.close()
+        """Do as ``Client.close``."""
+        self._transport.close()
 
     async def _run(
         self, source: AsyncIterator[TextWindow], job_of: Callable[[TextWindow], Steps[Job]]
@@ -406,7 +405,7 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
             retries = self._retries(request)
             while True:
                 # Looked up each time: between two tries the session may be closed.
-                session = await self._transport.session(endpoint)
+                session = self._transport.session(endpoint)
                 answer = await session.send(request)
                 self._report(endpoint, answer)
                 step = retries.after(answer)

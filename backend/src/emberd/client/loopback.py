@@ -100,6 +100,10 @@ class LoopbackSession(fork.ForkAware):
                     return TransportError("broken", _text(error))
                 raise
 
+    def exchange(self, request: Request, exchange: Exchange) -> Reply | TransportError:
+        """Do as ``send``."""
+        return self.send(request, exchange)
+
     def after_fork_in_child(self) -> None:
         """Close the child's copies of the connections, and touch nothing else."""
         for connection in list(self._all):
@@ -132,8 +136,12 @@ class LoopbackSession(fork.ForkAware):
             method, body = "POST", msgspec.json.encode(request.body)
         connection.request(method, self._prefix + request.path, body, self._headers)
         response = connection.getresponse()
-        check_encoding(response.status, response.headers.get("content-encoding"))
-        content = read_body(response, request.most_bytes)
+        try:
+            check_encoding(response.status, response.headers.get("content-encoding"))
+            content = read_body(response, request.most_bytes)
+        except BaseException:
+            response.close()  # it shares the socket, and lives as long as the error
+            raise
         if response.will_close or not response.isclosed():
             connection.close()
         else:

@@ -7,10 +7,8 @@ closed in a forked child.
 from __future__ import annotations
 
 import functools
-import os
-import socket
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
@@ -59,24 +57,6 @@ class Sockets(fork.ForkAware):
             ListenerChangedError: It leads to another listener and is closed; or a request is about
                 to be sent although no connection was ever checked.
         """
-        if (error := self._note(event, info, _read, _write)) is not None:
-            info["return_value"].close()
-            raise error
-
-    async def anote(self, event: str, info: dict[str, Any]) -> None:
-        """Do as ``note``, for an asynchronous client, whose deadlines are the loop's."""
-        if (error := self._note(event, info, _aread, _awrite)) is not None:
-            await info["return_value"].aclose()
-            raise error
-
-    def _note(
-        self,
-        event: str,
-        info: dict[str, Any],
-        read: Callable[..., Any],
-        write: Callable[..., Any],
-    ) -> OSError | None:
-        """Take note of a new connection; return an error if it must be closed."""
         # The check depends on the name of an event, which another version of httpx may change.
         if self._listener is not None and not self._has_checked and _SENDS in event:
             raise ListenerChangedError(
@@ -84,19 +64,19 @@ class Sockets(fork.ForkAware):
                 "report new connections as the tested versions do. Install an earlier version"
             )
         if not event.endswith(_CONNECTED):
-            return None
+            return
         stream = info["return_value"]
         # Before the TLS handshake, which is on the same connection.
         if self._listener is not None and event == _TCP:
             try:
                 listeners.check(stream.get_extra_info("socket"), self._listener)
-            except OSError as error:
-                return error
+            except OSError:
+                stream.close()
+                raise
             self._has_checked = True
         self._streams.add(stream)
-        stream.read = functools.partial(read, weakref.ref(stream))
-        stream.write = functools.partial(write, weakref.ref(stream))
-        return None
+        stream.read = functools.partial(_read, weakref.ref(stream))
+        stream.write = functools.partial(_write, weakref.ref(stream))
 
     def after_fork_in_child(self) -> None:
         """Close the child's copies of the connections; the parent's stay open."""
@@ -104,16 +84,8 @@ class Sockets(fork.ForkAware):
             # Through the socket itself: the client's own close() takes its lock, which another
             # thread of the parent may have held.
             inherited = stream.get_extra_info("socket")
-            if inherited is None or inherited.fileno() < 0:
-                continue
-            if isinstance(inherited, socket.socket):
+            if inherited is not None:
                 inherited.close()
-                continue
-            # A loop's socket cannot be closed from outside. Another file under its number ends the
-            # child's share in the connection, and leaves the number to its owner.
-            nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-            os.dup2(nothing, inherited.fileno(), inheritable=False)
-            os.close(nothing)
         # Descriptors with these numbers may be others at the next fork.
         self._streams = weakref.WeakSet()
 
@@ -155,7 +127,7 @@ class ReplyOrder:
 
 @contextmanager
 def reply_order() -> Iterator[None]:
-    """Follow the request that this thread or task sends during the block."""
+    """Follow the request that this thread sends during the block."""
     outer = _ORDER.set(ReplyOrder())
     try:
         yield
@@ -164,7 +136,7 @@ def reply_order() -> Iterator[None]:
 
 
 def check_order() -> None:
-    """Check the reply to the request of this thread or task, as ``ReplyOrder.check`` does."""
+    """Check the reply to the request of this thread, as ``ReplyOrder.check`` does."""
     if (mine := _ORDER.get()) is not None:
         mine.check()
 
@@ -206,20 +178,3 @@ def _using(stream: Any, timeout: float | None) -> Iterator[float | None]:
     finally:
         # After the last step the connection may be another request's before this one has ended.
         exchange.use(None)
-
-
-async def _aread(of: weakref.ref[Any], max_bytes: int, *more: Any, **named: Any) -> Any:
-    """Read a large piece."""
-    stream: Any = of()
-    piece = await type(stream).read(stream, max(max_bytes, READ_BYTES), *more, **named)
-    if (mine := _ORDER.get()) is not None:
-        mine.received(piece)
-    return piece
-
-
-async def _awrite(of: weakref.ref[Any], buffer: bytes, *more: Any, **named: Any) -> None:
-    """Write."""
-    stream: Any = of()
-    if (mine := _ORDER.get()) is not None:
-        mine.sent(buffer)
-    await type(stream).write(stream, buffer, *more, **named)

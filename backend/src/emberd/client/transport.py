@@ -1,9 +1,9 @@
 """Sending one request, and returning its answer or why there is none.
 
-Requests go through the openai SDK, except from threads to a server of this machine, see
-``loopback``. The SDK is imported at first use. Its retries, redirects and parsing are off: what is
-sent again, and what an answer means, is decided elsewhere. It uses httpx or httpx2, depending on
-its version; only what both offer is used here.
+Requests are sent by threads: to a server of this machine through ``loopback``, to others through
+the openai SDK. The SDK is imported at first use. Its retries, redirects and parsing are off: what
+is sent again, and what an answer means, is decided elsewhere. It uses httpx or httpx2, depending
+on its version; only what both offer is used here.
 
 The SDK reads a key, an organisation, a project and more headers from the user's environment, and
 which variables it reads differs between versions. So only the headers on a list of needed ones are
@@ -18,13 +18,13 @@ import importlib
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from contextlib import aclosing, closing, suppress
 from http import HTTPStatus
 from typing import Any, Final
 
 from emberd.client import loopback
-from emberd.client.event_loops import LoopLocal, in_thread
+from emberd.client.event_loops import in_thread
 from emberd.client.loopback import CONNECT_S, KEEP_IDLE_S, NO_KEY, LoopbackSession
 from emberd.client.sockets import Sockets, check_order, reply_order
 from emberd.client.wire import (
@@ -75,12 +75,6 @@ _BROKEN_OFF: Final = {"RequestError", "APIConnectionError", "OSError"}
 # ---------------------------------------------------------------- the openai SDK
 
 
-def load_sdk() -> None:
-    """Import what the first request would import."""
-    openai = _openai()
-    _ = _httpx(), openai.AsyncOpenAI, openai.DefaultAsyncHttpxClient
-
-
 def clean(headers: Any, api_key: str | None) -> None:
     """Remove from ``headers`` (httpx's) all but the needed ones, and set our own key."""
     for name in set(headers) - _NEEDED_HEADERS:
@@ -104,36 +98,33 @@ def _httpx() -> Any:
 
 
 @functools.cache
-def _without_headers(kind: Any) -> Any:
-    """Return ``kind``, a client of the SDK, without the headers that it would add.
+def _client_without_headers() -> Any:
+    """Return ``openai.OpenAI`` without the headers that it would add.
 
     Headers from the user's environment may replace ours, or make every request fail: to clean
     them before they are sent would be too late.
     """
     headers = {"Accept": _JSON, "Content-Type": _JSON, "User-Agent": _AGENT}
-    return type(kind.__name__, (kind,), {"default_headers": property(lambda _: dict(headers))})
+    default = property(lambda _: dict(headers))
+    return type("OpenAI", (_openai().OpenAI,), {"default_headers": default})
 
 
-def _open_sdk(
-    endpoint: Endpoint,
-    connections: int,
-    sdk: Any,
-    httpx_client: Any,
-    hooks: tuple[Callable[..., Any], Callable[..., Any]],
-) -> tuple[Any, Any]:
+def _open_sdk(endpoint: Endpoint, connections: int) -> tuple[Any, Any]:
     """Return a client of the SDK, and the HTTP client that it uses.
 
     Args:
         endpoint: Where it sends.
         connections: How many idle connections it keeps.
-        sdk: ``OpenAI`` or ``AsyncOpenAI``.
-        httpx_client: The kind of HTTP client that it uses.
-        hooks: Called, or awaited, with each request before it is sent, and with each response
-            before its body is read.
     """
+    sockets = Sockets(endpoint.listener)
+
+    def prepare(request: Any) -> None:
+        clean(request.headers, endpoint.api_key)
+        request.extensions["trace"] = sockets.note
+
     own_machine = is_loopback(endpoint.url)
     direct = {"mounts": _NO_PROXIES} if endpoint.listener is not None and not own_machine else {}
-    http = httpx_client(
+    http = _openai().DefaultHttpxClient(
         **direct,
         trust_env=not own_machine,
         # Without TLS no certificate is verified; reading the certificate authorities takes longer
@@ -142,9 +133,9 @@ def _open_sdk(
         # A redirect would carry the key to wherever the answer points.
         follow_redirects=False,
         limits=_httpx().Limits(max_keepalive_connections=connections, keepalive_expiry=KEEP_IDLE_S),
-        event_hooks={"request": [hooks[0]], "response": [hooks[1]]},
+        event_hooks={"request": [prepare], "response": [_check_status]},
     )
-    client = _without_headers(sdk)(
+    client = _client_without_headers()(
         api_key=endpoint.api_key or NO_KEY,
         base_url=endpoint.base_url,
         http_client=http,
@@ -198,28 +189,12 @@ def _check_status(response: Any) -> None:
         raise _FailedError(_read_reply(response, MOST_BYTES))
 
 
-async def _acheck_status(response: Any) -> None:
-    if response.status_code != HTTPStatus.OK:
-        raise _FailedError(await _aread_reply(response, MOST_BYTES))
-
-
 def _read_reply(response: Any, most_bytes: int) -> Reply:
     """Return the reply of a response that was not read, as it came: nothing is unpacked."""
     body, exchange = _empty_body(response, most_bytes), current()
     for piece in response.iter_raw():
         if exchange is not None:
             exchange.left_s()  # the streams of a client passed in know no deadline
-        if not body.add(piece):
-            break
-    return _reply(response, b"".join(body))
-
-
-async def _aread_reply(response: Any, most_bytes: int) -> Reply:
-    """Do as ``_read_reply``."""
-    # Not aread(): the response would hold the body, and is only freed by a garbage collection,
-    # which may come late.
-    body = _empty_body(response, most_bytes)
-    async for piece in response.aiter_raw():
         if not body.add(piece):
             break
     return _reply(response, b"".join(body))
@@ -275,40 +250,26 @@ def _answer_of(error: Exception) -> Reply | TransportError:
     raise error
 
 
-class _SessionBase:
-    """Connections to one endpoint.
-
-    Args:
-        client: A client of the SDK.
-        timeout_s: How long one request may take, in seconds.
-        sockets: Its connections; None for a client that was passed in.
-    """
-
-    def __init__(self, client: Any, timeout_s: float, sockets: Sockets | None = None) -> None:
-        self._client = client
-        self._timeout_s = timeout_s
-        self._sockets = sockets
-
-
 # ---------------------------------------------------------------- threads
 
 
-class Session(_SessionBase):
-    """Connections to one endpoint, for any number of threads, through an ``openai.OpenAI``."""
+class Session:
+    """Connections to one endpoint, for any number of threads, through an ``openai.OpenAI``.
+
+    Args:
+        client: The client.
+        timeout_s: How long one request may take, in seconds.
+    """
+
+    def __init__(self, client: Any, timeout_s: float) -> None:
+        self._client = client
+        self._timeout_s = timeout_s
 
     @classmethod
     def open(cls, endpoint: Endpoint, connections: int, timeout_s: float) -> Session:
-        """Return a session of our own, closed when it is collected."""
-        sockets = Sockets(endpoint.listener)
-
-        def prepare(request: Any) -> None:
-            clean(request.headers, endpoint.api_key)
-            request.extensions["trace"] = sockets.note
-
-        openai = _openai()
-        kinds = openai.OpenAI, openai.DefaultHttpxClient
-        client, http = _open_sdk(endpoint, connections, *kinds, (prepare, _check_status))
-        session = cls(client, timeout_s, sockets)
+        """Return a session with a client of our own, closed when it is collected."""
+        client, http = _open_sdk(endpoint, connections)
+        session = cls(client, timeout_s)
         weakref.finalize(session, _close_own, http, os.getpid())
         return session
 
@@ -319,7 +280,7 @@ class Session(_SessionBase):
         another, nor a client that was passed in keeps to a deadline.
         """
         exchange = exchange or Exchange(self._timeout_s)
-        sending = background.run(functools.partial(self._send, request, exchange), "request")
+        sending = background.run(functools.partial(self.exchange, request, exchange), "request")
         try:
             with suppress(TimeoutError):
                 return sending.result(exchange.left_s())
@@ -327,7 +288,8 @@ class Session(_SessionBase):
         finally:
             exchange.cancel()
 
-    def _send(self, request: Request, exchange: Exchange) -> Reply | TransportError:
+    def exchange(self, request: Request, exchange: Exchange) -> Reply | TransportError:
+        """Do as ``send`` in this thread, which may be held for longer than the exchange lasts."""
         try:
             call = _sdk_call(self._client, request, exchange.left_s())
             with bounded(exchange), reply_order(), closing(call()) as response:
@@ -394,120 +356,92 @@ class Transport(fork.ForkAware):
 # ---------------------------------------------------------------- tasks
 
 
-class AsyncSession(_SessionBase):
-    """Connections to one endpoint, for the tasks of one loop, through an ``AsyncOpenAI``."""
+class AsyncSession:
+    """A session for tasks: each request is sent by a thread, through the session of threads.
 
-    _closer: AsyncGenerator[None] | None = None
-    _in_flight = 0
-    _is_closing = False
+    A thread reads a large reply in a fraction of the time that an event loop takes for it, and
+    leaves the loop to its other tasks.
 
-    @classmethod
-    async def open(cls, endpoint: Endpoint, connections: int, timeout_s: float) -> AsyncSession:
-        """Return a session of our own, closed with its loop at the latest."""
-        sockets = Sockets(endpoint.listener)
+    Args:
+        transport: Has the session.
+        endpoint: Where it leads.
+        timeout_s: How long one request may take, in seconds.
+    """
 
-        async def prepare(request: Any) -> None:
-            clean(request.headers, endpoint.api_key)
-            request.extensions["trace"] = sockets.anote
-
-        openai = _openai()
-        kinds = openai.AsyncOpenAI, openai.DefaultAsyncHttpxClient
-        hooks = prepare, _acheck_status
-        # Reading the certificate authorities takes longer than a loop may be blocked.
-        opening = functools.partial(_open_sdk, endpoint, connections, *kinds, hooks)
-        client, http = await in_thread(fork.no_fork()(opening), "open")
-        session = cls(client, timeout_s, sockets)
-        session._closer = await _keep_closer(session, http)
-        return session
+    def __init__(self, transport: Transport, endpoint: Endpoint, timeout_s: float) -> None:
+        self._transport = transport
+        self._endpoint = endpoint
+        self._timeout_s = timeout_s
 
     async def send(
         self, request: Request, timeout_s: float | None = None
     ) -> Reply | TransportError:
         """Send ``request`` once and return what came of it.
 
+        A task that is cancelled ends its request, as a thread does with ``Exchange.cancel``.
+
         Args:
             request: The request.
             timeout_s: How long it may take, in seconds; None for the time of the session.
         """
-        self._in_flight += 1
+        exchange = Exchange(self._timeout_s if timeout_s is None else timeout_s)
+
+        def exchanged() -> Reply | TransportError:
+            # In the thread, because opening a session may read the certificate authorities.
+            return self._transport.session(self._endpoint).exchange(request, exchange)
+
+        try:
+            async with asyncio.timeout(exchange.left_s()):
+                return await in_thread(exchanged, "request")
+        except TimeoutError:
+            return TransportError("timeout", "the answer came too slowly")
+        finally:
+            exchange.cancel()
+
+
+class _GivenAsyncSession:
+    """A session for tasks, through the user's own ``openai.AsyncOpenAI``.
+
+    Args:
+        client: The client.
+        timeout_s: How long one request may take, in seconds.
+    """
+
+    def __init__(self, client: Any, timeout_s: float) -> None:
+        self._client = client
+        self._timeout_s = timeout_s
+
+    async def send(
+        self, request: Request, timeout_s: float | None = None
+    ) -> Reply | TransportError:
+        """Do as ``AsyncSession.send``, on the event loop to which the client belongs."""
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                call = _sdk_call(self._client, request, timeout_s)
-                with reply_order():
-                    response = await call()
-                    async with aclosing(response):
-                        return await _aread_reply(response, request.most_bytes)
+                async with aclosing(await _sdk_call(self._client, request, timeout_s)()) as found:
+                    # Not aread(): the response would hold the body, and is only freed by a garbage
+                    # collection, which may come late.
+                    body = _empty_body(found, request.most_bytes)
+                    async for piece in found.aiter_raw():
+                        if not body.add(piece):
+                            break
+                    return _reply(found, b"".join(body))
         except Exception as error:  # noqa: BLE001 - what is not of the network is raised again
             return _answer_of(error)
-        finally:
-            self._in_flight -= 1
-            if self._is_closing:
-                await self.close()
-
-    async def close(self) -> None:
-        """Close the connections, after what is in flight."""
-        self._is_closing = True
-        if self._closer is not None and self._in_flight == 0:
-            await self._closer.aclose()
-
-
-async def _close_at_end(http: Any) -> AsyncGenerator[None]:
-    # A loop ends its asynchronous generators before it closes; nothing else shows in time that a
-    # loop is about to close.
-    try:
-        yield
-    finally:
-        await http.aclose()
-
-
-# A session that is collected cannot close itself: that takes several turns of a loop which may be
-# at its last. So its closer is kept here, until another session is opened or the loop ends.
-_CLOSERS: Final[LoopLocal[list[tuple[weakref.ref[AsyncSession], AsyncGenerator[None]]]]] = (
-    LoopLocal(list)
-)
-
-
-async def _keep_closer(session: AsyncSession, http: Any) -> AsyncGenerator[None]:
-    """Return what closes ``http``, which ``session`` uses; close what is not used any more."""
-    closer = _close_at_end(http)
-    await anext(closer)
-    closers = _CLOSERS.get()
-    unused = [old for user, old in closers if user() is None]
-    closers[:] = [entry for entry in closers if entry[1] not in unused]
-    closers.append((weakref.ref(session), closer))
-    for old in unused:
-        await old.aclose()
-    return closer
 
 
 class AsyncTransport:
-    """The sessions of one client, one for each running loop; otherwise as ``Transport``."""
+    """The session of one client, for the tasks of any event loop; otherwise as ``Transport``."""
 
     def __init__(self, connections: int, timeout_s: float, client: Any = None) -> None:
-        self._connections = connections
         self._timeout_s = timeout_s
-        self._given = AsyncSession(client, timeout_s) if client is not None else None
-        self._sessions: LoopLocal[dict[Endpoint, AsyncSession]] = LoopLocal(dict)
-        self._opening: LoopLocal[asyncio.Lock] = LoopLocal(asyncio.Lock)
+        self._given = _GivenAsyncSession(client, timeout_s) if client is not None else None
+        self._of_threads = Transport(connections, timeout_s)
 
-    async def session(self, endpoint: Endpoint) -> AsyncSession:
-        """Return the running loop's session for ``endpoint``."""
-        if self._given is not None:
-            return self._given
-        sessions = self._sessions.get()
-        if endpoint not in sessions:
-            async with self._opening.get():
-                if endpoint not in sessions:
-                    opened = await AsyncSession.open(endpoint, self._connections, self._timeout_s)
-                    sessions.clear()
-                    sessions[endpoint] = opened
-        return sessions[endpoint]
+    def session(self, endpoint: Endpoint) -> AsyncSession | _GivenAsyncSession:
+        """Return the session for ``endpoint``."""
+        return self._given or AsyncSession(self._of_threads, endpoint, self._timeout_s)
 
-    async def close(self) -> None:
-        """Close what the running loop has open; the next use opens it again."""
-        sessions = self._sessions.get()
-        closing = list(sessions.values())
-        sessions.clear()
-        for session in closing:
-            await session.close()
+    def close(self) -> None:
+        """Drop the session, as ``Transport.close`` does."""
+        self._of_threads.close()

@@ -29,16 +29,9 @@ def run(call: Callable[[], T], name: str) -> Future[T]:
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()  # so that one waiter cannot cancel it for the others
 
-    def work() -> None:
-        try:
-            result = call()
-        except BaseException as error:  # noqa: BLE001 - raised again by result()
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
     context = contextvars.copy_context()
-    thread = threading.Thread(target=context.run, args=(work,), name=f"emberd-{name}", daemon=True)
+    given = (_work, call, future)
+    thread = threading.Thread(target=context.run, args=given, name=f"emberd-{name}", daemon=True)
     try:
         thread.start()
     except RuntimeError as error:  # Python 3.12 and newer start none while they exit
@@ -47,3 +40,14 @@ def run(call: Callable[[], T], name: str) -> Future[T]:
             f"limit of processes (`ulimit -u`)."
         ) from error
     return future
+
+
+def _work(call: Callable[[], T], future: Future[T]) -> None:
+    try:
+        result = call()
+    except BaseException as error:  # noqa: BLE001 - raised again by result()
+        future.set_exception(error)
+        # The error refers to this frame: a cycle would keep what the call used, such as a socket.
+        del call, future
+    else:
+        future.set_result(result)

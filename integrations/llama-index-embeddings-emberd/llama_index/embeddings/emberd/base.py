@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Self
 
+from llama_index.core.async_utils import run_jobs
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import (
     BaseModel,
@@ -349,7 +350,18 @@ class EmberdEmbedding(BaseEmbedding):
         """Like ``get_text_embedding_batch``, on the running event loop."""
         check_texts(texts)
         with documents():
-            return await super().aget_text_embedding_batch(texts, show_progress, **kwargs)
+            if self.embeddings_cache is not None or not hasattr(self, "to_payload"):
+                return await super().aget_text_embedding_batch(texts, show_progress, **kwargs)
+            jobs = [self._aget_slice(part) for part in slices(texts, self.embed_batch_size)]
+            workers = self.num_workers or len(jobs) or 1
+            found = await run_jobs(jobs, show_progress, workers, "Generating embeddings")
+            return [vector for vectors in found for vector in vectors]
+
+    async def _aget_slice(self, texts: list[str]) -> list[list[float]]:
+        with embedding_events(self, texts) as on_vectors:
+            if self.rate_limiter is not None:
+                await self.rate_limiter.async_acquire()
+            return on_vectors(await self._aget_text_embeddings(texts))
 
     def _get_query_embedding(self, query: str) -> list[float]:
         vector: list[float] = self._embedder.embed_query(query).tolist()
