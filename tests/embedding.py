@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
+from unittest import mock
 
+from emberd.client import loopback
 from emberd.client.clients import AsyncClient, Client
 from emberd.client.retry import RetryPolicy
 from emberd.client.vectors import Floats
@@ -13,8 +15,11 @@ from emberd.endpoint import Endpoint
 from emberd.settings import Settings
 from fake_server import MODEL
 
-Kind = Literal["threads", "tasks"]
+Kind = Literal["threads", "tasks", "remote tasks"]
+"""The last sends as to a server on another machine."""
+
 KINDS: Final[tuple[Kind, ...]] = ("threads", "tasks")
+WITH_REMOTE: Final[tuple[Kind, ...]] = (*KINDS, "remote tasks")
 
 QUICK: Final = RetryPolicy(first_s=0.001, longest_s=0.002, busy_s=60, connect_tries=3)
 
@@ -52,4 +57,6 @@ def embed(
     client_of_loop = AsyncClient(
         ask, resolved, reconnect=areconnect if reconnect else None, **options
     )
-    return asyncio.run(client_of_loop.embed(texts, template, on_done))
+    suits = loopback.suits if kind == "tasks" else lambda _: False
+    with mock.patch.object(loopback, "suits", suits):
+        return asyncio.run(client_of_loop.embed(texts, template, on_done))

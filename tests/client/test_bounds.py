@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 import waiting
-from embedding import KINDS, Kind, embed
+from embedding import WITH_REMOTE, Kind, embed
 from emberd import probe
 from emberd.client import wire
 from emberd.client.clients import Client
@@ -111,6 +111,10 @@ def _as_task(url: str) -> None:
     embed("tasks", Endpoint(url, MODEL, 16), ["a"], timeout=_TIMEOUT_S)
 
 
+def _as_remote_task(url: str) -> None:
+    embed("remote tasks", Endpoint(url, MODEL, 16), ["a"], timeout=_TIMEOUT_S)
+
+
 def _by_sdk(url: str) -> None:
     """As threads ask servers on other machines."""
     session = Session.open(Endpoint(url, MODEL, 16), 1, _TIMEOUT_S)
@@ -127,7 +131,9 @@ def _probing(url: str) -> None:
     assert found is None or len(found.body) < _MOST_BYTES
 
 
-@pytest.mark.parametrize("ask", [_as_thread, _as_task, _by_sdk, _verifying, _probing])
+@pytest.mark.parametrize(
+    "ask", [_as_thread, _as_task, _as_remote_task, _by_sdk, _verifying, _probing]
+)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_reply_ends_in_time_with_an_error_of_ours(
     name: str, ask: Callable[[str], None]
@@ -147,7 +153,7 @@ def _connections_to(port: int) -> list[Any]:
     return [each.laddr for each in found if each.raddr and each.raddr.port == port]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WITH_REMOTE)
 def test_interrupted_call_closes_its_connections_and_delays_no_other(kind: Kind) -> None:
     with FakeServer(slow="SLOW") as server:
 
@@ -187,7 +193,7 @@ def test_interrupted_call_leaves_the_requests_of_others_alone() -> None:
         client.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WITH_REMOTE)
 def test_long_text_that_times_out_is_named_and_not_sent_again(kind: Kind) -> None:
     with FakeServer(slow="SLOW", context_tokens=100_000) as server:
         text = "SLOW " + "x" * 5_000
@@ -219,7 +225,7 @@ def test_second_answer_to_a_request_is_not_taken_for_that_to_the_next(kind: str,
         endpoint = Endpoint(server.url, MODEL, 16)
 
         async def asked() -> list[Reply | TransportError]:
-            of_loop = AsyncTransport(1, 5).session(endpoint)
+            of_loop = await AsyncTransport(1, 5).session(endpoint)
             return [await of_loop.send(each) for each in requests]
 
         if kind == "tasks":

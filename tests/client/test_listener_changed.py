@@ -10,12 +10,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 
 import waiting
 from emberd import Embedder, probe, server_handle
-from emberd.client import sockets, wire
+from emberd.client import loopback, sockets, wire
 from emberd.client.transport import AsyncTransport, Session, Transport
 from emberd.client.verify import verify
 from emberd.client.wire import Reply, Request, TransportError
@@ -86,13 +87,19 @@ def _sdk(endpoint: Endpoint) -> Reply | TransportError:
 
 def _tasks(endpoint: Endpoint) -> Reply | TransportError:
     async def send() -> Reply | TransportError:
-        return await AsyncTransport(1, 5.0).session(endpoint).send(ASK)
+        session = await AsyncTransport(1, 5.0).session(endpoint)
+        return await session.send(ASK)
 
     return asyncio.run(send())
 
 
+def _remote_tasks(endpoint: Endpoint) -> Reply | TransportError:
+    with mock.patch.object(loopback, "suits", return_value=False):
+        return _tasks(endpoint)
+
+
 @pytest.mark.parametrize("scheme", ["http", "https"])
-@pytest.mark.parametrize("send", [_plain, _sdk, _tasks])
+@pytest.mark.parametrize("send", [_plain, _sdk, _tasks, _remote_tasks])
 def test_a_new_connection_to_another_listener_is_closed_before_the_first_byte(
     stranger: Stranger, send: Callable[[Endpoint], Reply | TransportError], scheme: str
 ) -> None:
@@ -133,7 +140,7 @@ def test_nothing_is_sent_if_the_http_client_does_not_report_its_connections(
         assert isinstance(_sdk(server.endpoint), Reply)
 
 
-@pytest.mark.parametrize("send", [_plain, _sdk, _tasks])
+@pytest.mark.parametrize("send", [_plain, _sdk, _tasks, _remote_tasks])
 def test_the_verified_listener_is_sent_the_request(send: Callable[[Endpoint], object]) -> None:
     with FakeServer(api_key=KEY) as server:
         here = replace(server.endpoint, listener=listeners.find(server.url))

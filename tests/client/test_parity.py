@@ -26,12 +26,12 @@ def test_both_clients_have_the_same_interface() -> None:
 def test_both_transports_have_the_same_interface() -> None:
     threads = _signatures(Transport)
     # What belongs to a loop is reset with the loop's things.
-    for name in ("before_fork", "after_fork_in_parent", "after_fork_in_child"):
+    for name in ("before_fork", "after_fork_in_parent", "after_fork_in_child", "ready"):
         del threads[name]
     assert threads == _signatures(AsyncTransport)
     # A thread is given what can end its request from another one; a task is cancelled.
     assert _signatures(Session)["send"][:2] == _signatures(AsyncSession)["send"][:2]
-    assert _signatures(Session)["exchange"] == _signatures(LoopbackSession)["exchange"]
+    assert _signatures(Session)["send_here"] == _signatures(LoopbackSession)["send_here"]
 
 
 def test_all_that_the_asynchronous_client_does_is_awaited() -> None:

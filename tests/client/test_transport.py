@@ -17,7 +17,7 @@ import pytest
 
 from embedding import KINDS, QUICK, Kind, embed
 from emberd import probe
-from emberd.client import loopback
+from emberd.client import loopback, transport
 from emberd.client.clients import AsyncClient, Client
 from emberd.client.retry import RetryPolicy
 from emberd.endpoint import Endpoint
@@ -398,6 +398,45 @@ async def test_a_client_may_be_closed_in_its_loop_and_opens_again(server: FakeSe
         assert (await client.embed(["a"], "{text}")).shape == (1, 16)
         await client.close()
     await asyncio.to_thread(_wait_for, lambda: server.connections == 0)
+
+
+@pytest.fixture
+def opening(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Hold up the opening of sessions as to another machine; events: it has begun, it may end."""
+    begun, may_end = threading.Event(), threading.Event()
+    opened = transport._open_sdk
+
+    def open_slowly(*given: Any) -> Any:
+        begun.set()
+        may_end.wait()
+        return opened(*given)
+
+    monkeypatch.setattr(transport, "_open_sdk", open_slowly)
+    monkeypatch.setattr(loopback, "suits", lambda endpoint: False)
+    return begun, may_end
+
+
+async def test_time_to_open_a_session_is_not_taken_from_the_request(
+    server: FakeServer, opening: tuple[threading.Event, threading.Event]
+) -> None:
+    _, may_end = opening
+    client = _async_client(server, timeout=0.5)
+    call = asyncio.create_task(client.embed(["a"], "{text}"))
+    await asyncio.sleep(1)  # longer than the request may take
+    may_end.set()
+    assert (await call).shape == (1, 16)
+
+
+async def test_closing_does_not_wait_for_a_session_that_is_being_opened(
+    server: FakeServer, opening: tuple[threading.Event, threading.Event]
+) -> None:
+    begun, may_end = opening
+    client = _async_client(server)
+    call = asyncio.create_task(client.embed(["a"], "{text}"))
+    await asyncio.to_thread(begun.wait)
+    await client.close()
+    may_end.set()
+    assert (await call).shape == (1, 16)
 
 
 async def test_many_calls_at_once_share_the_slots_of_the_loop(server: FakeServer) -> None:

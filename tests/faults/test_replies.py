@@ -204,7 +204,8 @@ def _by_sdk(endpoint: Endpoint, request: Request) -> Reply | TransportError:
 
 def _by_task(endpoint: Endpoint, request: Request) -> Reply | TransportError:
     async def send() -> Reply | TransportError:
-        return await AsyncTransport(1, _TIMEOUT_S).session(endpoint).send(request)
+        session = await AsyncTransport(1, _TIMEOUT_S).session(endpoint)
+        return await session.send(request)
 
     return asyncio.run(send())
 

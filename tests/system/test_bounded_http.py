@@ -82,3 +82,25 @@ def test_connection_of_an_exchange_that_was_cancelled_meanwhile_is_closed(
         with bounded_http.bounded(_LONG_S) as exchange, pytest.raises(TimeoutError):
             connection.connect()
     assert [sock.fileno() for sock in made] == [-1]
+
+
+def test_cancelling_an_exchange_ends_its_connect() -> None:
+    with socket.socket() as listener, socket.socket() as waiting:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        waiting.connect(listener.getsockname())  # the backlog is full: no other connect ends
+        host, port = listener.getsockname()
+        exchange = bounded_http.Exchange(_LONG_S)
+        ended = threading.Event()
+
+        def connect() -> None:
+            with bounded_http.bounded(exchange), pytest.raises(OSError, match=r"."):
+                bounded_http.BoundedConnection(host, port, timeout=_LONG_S).connect()
+            ended.set()
+
+        thread = threading.Thread(target=connect)
+        thread.start()
+        assert not ended.wait(_LIMIT_S)
+        exchange.cancel()
+        assert ended.wait(_PATIENCE_S)
+        thread.join()

@@ -327,7 +327,7 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
 
     async def inspect(self, endpoint: Endpoint, spec: ServerSpec) -> Endpoint:
         """Do as ``Client.inspect``."""
-        session = self._transport.session(endpoint)
+        session = await self._transport.session(endpoint)
         steps = verify.steps(endpoint.url, endpoint.api_key, spec, self._settings.timeout)
         end_s = time.monotonic() + self._settings.timeout
         answer: Reply | TransportError | None = None
@@ -405,7 +405,7 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
             retries = self._retries(request)
             while True:
                 # Looked up each time: between two tries the session may be closed.
-                session = self._transport.session(endpoint)
+                session = await self._transport.session(endpoint)
                 answer = await session.send(request)
                 self._report(endpoint, answer)
                 step = retries.after(answer)

@@ -30,7 +30,7 @@ SLICE_S: Final = 0.005
 
 
 class LoopLocal(fork.ForkAware, Generic[T]):
-    """One ``T`` for each event loop: connections and semaphores belong to one loop.
+    """One ``T`` for each event loop: locks and limits of tasks belong to one loop.
 
     Args:
         make: Makes one.

@@ -100,8 +100,8 @@ class LoopbackSession(fork.ForkAware):
                     return TransportError("broken", _text(error))
                 raise
 
-    def exchange(self, request: Request, exchange: Exchange) -> Reply | TransportError:
-        """Do as ``send``."""
+    def send_here(self, request: Request, exchange: Exchange) -> Reply | TransportError:
+        """Do as ``send``; as ``Session.send_here``."""
         return self.send(request, exchange)
 
     def after_fork_in_child(self) -> None:

@@ -64,6 +64,8 @@ _NEEDED_HEADERS: Final = frozenset(
     }
 )
 _API: Final = "/v1"
+_GRACE_S: Final = 0.5
+"""How much longer than its exchange a thread is waited for, so that what ended it is known."""
 # For an address of this machine, of the environment only the certificates apply.
 _NO_PROXIES: Final = {"http://": None, "https://": None, "all://": None}
 
@@ -268,7 +270,8 @@ class Session:
     @classmethod
     def open(cls, endpoint: Endpoint, connections: int, timeout_s: float) -> Session:
         """Return a session with a client of our own, closed when it is collected."""
-        client, http = _open_sdk(endpoint, connections)
+        with fork.no_fork():  # a child would inherit the locks of imports
+            client, http = _open_sdk(endpoint, connections)
         session = cls(client, timeout_s)
         weakref.finalize(session, _close_own, http, os.getpid())
         return session
@@ -280,7 +283,7 @@ class Session:
         another, nor a client that was passed in keeps to a deadline.
         """
         exchange = exchange or Exchange(self._timeout_s)
-        sending = background.run(functools.partial(self.exchange, request, exchange), "request")
+        sending = background.run(functools.partial(self.send_here, request, exchange), "request")
         try:
             with suppress(TimeoutError):
                 return sending.result(exchange.left_s())
@@ -288,7 +291,7 @@ class Session:
         finally:
             exchange.cancel()
 
-    def exchange(self, request: Request, exchange: Exchange) -> Reply | TransportError:
+    def send_here(self, request: Request, exchange: Exchange) -> Reply | TransportError:
         """Do as ``send`` in this thread, which may be held for longer than the exchange lasts."""
         try:
             call = _sdk_call(self._client, request, exchange.left_s())
@@ -316,25 +319,36 @@ class Transport(fork.ForkAware):
         self._connections = connections
         self._timeout_s = timeout_s
         self._given = Session(client, timeout_s) if client is not None else None
+        self._opening = threading.Lock()  # held for long: only by those who need the session
         self._lock = threading.Lock()
         self._session: Session | LoopbackSession | None = None
         self._endpoint: Endpoint | None = None
         fork.register(self)
 
     def session(self, endpoint: Endpoint) -> Session | LoopbackSession:
-        """Return the session for ``endpoint``.
+        """Return the session for ``endpoint``; the first through the SDK takes up to a second.
 
         The one before is not closed here: another thread may be using it, and it is closed when
         that thread is done.
         """
+        if (session := self.ready(endpoint)) is not None:
+            return session
+        with self._opening:
+            if (session := self.ready(endpoint)) is None:
+                session = Session.open(endpoint, self._connections, self._timeout_s)
+                with self._lock:
+                    self._session, self._endpoint = session, endpoint
+            return session
+
+    def ready(self, endpoint: Endpoint) -> Session | LoopbackSession | None:
+        """Return the session for ``endpoint``; None if opening it may take long."""
         if self._given is not None:
             return self._given
         with self._lock:
             if self._session is None or self._endpoint != endpoint:
-                if loopback.suits(endpoint):
-                    self._session = LoopbackSession(endpoint, self._timeout_s)
-                else:
-                    self._session = Session.open(endpoint, self._connections, self._timeout_s)
+                if not loopback.suits(endpoint):
+                    return None
+                self._session = LoopbackSession(endpoint, self._timeout_s)
                 self._endpoint = endpoint
             return self._session
 
@@ -350,6 +364,7 @@ class Transport(fork.ForkAware):
         """Leave the connections to the parent."""
         fork.keep_inherited(self._session)
         self._session = None
+        self._opening = threading.Lock()
         self._lock = threading.Lock()
 
 
@@ -363,14 +378,12 @@ class AsyncSession:
     leaves the loop to its other tasks.
 
     Args:
-        transport: Has the session.
-        endpoint: Where it leads.
+        session: That session.
         timeout_s: How long one request may take, in seconds.
     """
 
-    def __init__(self, transport: Transport, endpoint: Endpoint, timeout_s: float) -> None:
-        self._transport = transport
-        self._endpoint = endpoint
+    def __init__(self, session: Session | LoopbackSession, timeout_s: float) -> None:
+        self._session = session
         self._timeout_s = timeout_s
 
     async def send(
@@ -384,15 +397,12 @@ class AsyncSession:
             request: The request.
             timeout_s: How long it may take, in seconds; None for the time of the session.
         """
-        exchange = Exchange(self._timeout_s if timeout_s is None else timeout_s)
-
-        def exchanged() -> Reply | TransportError:
-            # In the thread, because opening a session may read the certificate authorities.
-            return self._transport.session(self._endpoint).exchange(request, exchange)
-
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        exchange = Exchange(timeout_s)
+        send = functools.partial(self._session.send_here, request, exchange)
         try:
-            async with asyncio.timeout(exchange.left_s()):
-                return await in_thread(exchanged, "request")
+            async with asyncio.timeout(timeout_s + _GRACE_S):
+                return await in_thread(send, "request")
         except TimeoutError:
             return TransportError("timeout", "the answer came too slowly")
         finally:
@@ -438,9 +448,15 @@ class AsyncTransport:
         self._given = _GivenAsyncSession(client, timeout_s) if client is not None else None
         self._of_threads = Transport(connections, timeout_s)
 
-    def session(self, endpoint: Endpoint) -> AsyncSession | _GivenAsyncSession:
+    async def session(self, endpoint: Endpoint) -> AsyncSession | _GivenAsyncSession:
         """Return the session for ``endpoint``."""
-        return self._given or AsyncSession(self._of_threads, endpoint, self._timeout_s)
+        if self._given is not None:
+            return self._given
+        session = self._of_threads.ready(endpoint)
+        if session is None:
+            opening = functools.partial(self._of_threads.session, endpoint)
+            session = await in_thread(opening, "open")
+        return AsyncSession(session, self._timeout_s)
 
     def close(self) -> None:
         """Drop the session, as ``Transport.close`` does."""

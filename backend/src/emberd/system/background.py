@@ -30,8 +30,10 @@ def run(call: Callable[[], T], name: str) -> Future[T]:
     future.set_running_or_notify_cancel()  # so that one waiter cannot cancel it for the others
 
     context = contextvars.copy_context()
-    given = (_work, call, future)
-    thread = threading.Thread(target=context.run, args=given, name=f"emberd-{name}", daemon=True)
+    arguments = (_work, call, future)
+    thread = threading.Thread(
+        target=context.run, args=arguments, name=f"emberd-{name}", daemon=True
+    )
     try:
         thread.start()
     except RuntimeError as error:  # Python 3.12 and newer start none while they exit

@@ -74,7 +74,7 @@ class Exchange:
     def cancel(self) -> None:
         """End it, from any thread: its connection is shut down, and nothing more is sent.
 
-        A look-up of a name or a connect that has begun is not ended; it keeps to the deadline.
+        A look-up of a name that has begun is not ended; it keeps to the deadline.
         """
         with self._lock:
             self._is_cancelled = True
@@ -125,26 +125,27 @@ class BoundedConnection(http.client.HTTPConnection):
         super().request(*given, **named)
 
 
-def _connect_in_time(address: tuple[str, int], timeout: float | None, *more: Any) -> socket.socket:
+def _connect_in_time(address: tuple[str, int], timeout: float | None, *_: Any) -> socket.socket:
     """Connect to one address of a host after another, all in the time that is left."""
     error: OSError | None = None
     for found in look_up(*address):
         if (exchange := current()) is not None:
             left_s = exchange.left_s()
             timeout = left_s if timeout is None else min(timeout, left_s)
+        sock = _BoundedSocket(*found[:3])
         try:
-            given = socket.create_connection((str(found[4][0]), address[1]), timeout, *more)
-        except OSError as refused:
-            error = refused
-            continue
-        # Before anything is read from it: a proxy answers before connect() returns.
-        sock = _BoundedSocket(given.family, given.type, given.proto, fileno=given.detach())
-        try:
+            if exchange is not None:
+                exchange.use(sock)  # cancelling ends a connect too
+            sock.settimeout(timeout)
+            sock.connect((*found[4][:1], address[1], *found[4][2:]))
             _begin(sock)
-        except BaseException:  # the exchange was cancelled while it was connected
+            return sock
+        except OSError as refused:
+            sock.close()
+            error = refused
+        except BaseException:
             sock.close()
             raise
-        return sock
     raise error or OSError(f"{address[0]} has no address")
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, Self
 
-from llama_index.core.async_utils import run_jobs
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import (
     BaseModel,
@@ -352,16 +353,25 @@ class EmberdEmbedding(BaseEmbedding):
         with documents():
             if self.embeddings_cache is not None or not hasattr(self, "to_payload"):
                 return await super().aget_text_embedding_batch(texts, show_progress, **kwargs)
-            jobs = [self._aget_slice(part) for part in slices(texts, self.embed_batch_size)]
-            workers = self.num_workers or len(jobs) or 1
-            found = await run_jobs(jobs, show_progress, workers, "Generating embeddings")
+            # As there, except that events are not checked number by number.
+            parts = list(slices(texts, self.embed_batch_size))
+            workers = self.num_workers or 0
+            turns = asyncio.Semaphore(workers if workers > 1 else max(1, len(parts)))
+            jobs = [self._aget_slice(part, turns) for part in parts]
+            gather: Callable[..., Any] = asyncio.gather
+            if show_progress:
+                from tqdm.asyncio import tqdm_asyncio  # type: ignore[import-untyped]
+
+                gather = partial(tqdm_asyncio.gather, desc="Generating embeddings")
+            found = await gather(*jobs)
             return [vector for vectors in found for vector in vectors]
 
-    async def _aget_slice(self, texts: list[str]) -> list[list[float]]:
-        with embedding_events(self, texts) as on_vectors:
-            if self.rate_limiter is not None:
-                await self.rate_limiter.async_acquire()
-            return on_vectors(await self._aget_text_embeddings(texts))
+    async def _aget_slice(self, texts: list[str], turns: asyncio.Semaphore) -> list[list[float]]:
+        async with turns:
+            with embedding_events(self, texts) as on_vectors:
+                if self.rate_limiter is not None:
+                    await self.rate_limiter.async_acquire()
+                return on_vectors(await self._aget_text_embeddings(texts))
 
     def _get_query_embedding(self, query: str) -> list[float]:
         vector: list[float] = self._embedder.embed_query(query).tolist()
