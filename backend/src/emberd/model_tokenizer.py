@@ -11,9 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from emberd.model_files import read_text
+from emberd.model_files import read_json, read_text
 
 FILE: Final = "tokenizer.json"
+_SETTINGS: Final = "tokenizer_config.json"
+FILES: Final = (FILE, _SETTINGS)
+
+# Classes with which Transformers 5 keeps the normalizer of the file. With others it builds one of
+# its own, or none (LlamaTokenizer, GPT2Tokenizer).
+_KEEP_NORMALIZER: Final = (
+    *("PreTrainedTokenizerFast", "TokenizersBackend"),
+    *("Qwen2Tokenizer", "Qwen2TokenizerFast"),  # they build NFC
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,9 @@ def read(folder: Path) -> Tokenizer:
     listed = parts if isinstance(parts, list) else [processor]
     normalizer = _part(text, "normalizer")
     is_nfc = None if normalizer is None else _starts_with_nfc(normalizer)
+    kind = read_json(folder / _SETTINGS).get("tokenizer_class")
+    if is_nfc and kind is not None and kind not in _KEEP_NORMALIZER:
+        is_nfc = None
     return Tokenizer(_start_ids(listed), _end_of_text_id(listed), is_nfc)
 
 
