@@ -54,7 +54,7 @@ class Checkpoint:
             conservative.
         computed: Changes of the configuration that turn Transformers into what an engine computes.
         like: An engine's outcome is that of another checkpoint, and it is not started again.
-        is_quick: Whether ``make test-sglang`` includes it.
+        is_quick: Whether ``make test-sglang`` includes it, except through SGLang.
     """
 
     says: str
@@ -215,13 +215,6 @@ SERVED: Final = (
         habits=("start", "end"),
         refused=_other(),
     ),
-    Checkpoint(
-        "soft caps of attention",
-        architecture="Gemma2Model",
-        habits=("start", "end"),
-        config={"attn_logit_softcapping": 2.0},
-        refused=_other(),
-    ),
 )
 """What at least one engine serves."""
 
@@ -286,6 +279,7 @@ REFUSED: Final = (
         changes=(settings(TRANSFORMER, {"tokenizer_args": {"add_eos_token": False}}),),
         refused=_both("tokenizer_args"),
         shown="differs",
+        is_quick=True,
     ),
     Checkpoint(
         "`include_prompt` is false; tokenizer appends nothing",
@@ -308,6 +302,7 @@ REFUSED: Final = (
         refused=_both("sliding_window"),
         shown="differs",
         computed={"layer_types": ["full_attention"] * 2},
+        is_quick=True,
     ),
     Checkpoint(
         "prompts of tasks only",
@@ -359,6 +354,7 @@ REFUSED: Final = (
         pools={"pooling_mode": "cls", "include_prompt": False},
         refused=_other(sglang="include_prompt"),
         shown="differs",
+        is_quick=True,
     ),
     Checkpoint(
         "5.x: `cls` is true; `include_prompt` is false; empty prompts",

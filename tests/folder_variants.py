@@ -104,10 +104,7 @@ SERVED: Final[Mapping[str, Change]] = {
             "unpad_inputs": False,
         },
     ),
-    "an empty file of settings, and one of an old name": lambda folder: [
-        write_json(folder / TRANSFORMER, {}),
-        write_json(folder / OLD_TRANSFORMER, {"max_seq_length": 512}),
-    ],
+    "settings of an old name": settings(OLD_TRANSFORMER, {"max_seq_length": 512}),
     "settings of Normalize": settings(
         "2_Normalize/config.json",
         {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"},

@@ -12,6 +12,7 @@ import pytest
 
 from emberd import model_card, model_files, model_pooling, model_tokenizer
 from emberd.catalog import QWEN_FORM, Model, lookup
+from emberd.client.inputs import in_template
 from emberd.engines import model_shape
 from emberd.errors import InstructionError, SettingError
 from emberd.settings import Settings
@@ -97,6 +98,22 @@ def test_a_tokenizer_tells_whether_it_converts_texts_to_nfc(
     assert model_card.describe(str(named)).normalization == "NFC", "the catalog's"
     write(named / "tokenizer.json", {"normalizer": normalizer, "post_processor": _ENDS})
     assert model_card.describe(str(named)).normalization == expected
+
+
+def test_a_mark_is_not_composed_with_a_special_token_of_the_folder(folder: Path) -> None:
+    """The tokenizer finds the token first; ``>`` and U+0338 are one character in NFC."""
+    added = [
+        {"id": 7, "content": "<end>", "normalized": False, "special": True},
+        {"id": 8, "content": "<later>", "normalized": True, "special": False},
+        {"id": 9, "content": "<damaged>"},
+        None,
+    ]
+    tokenizer = {"added_tokens": added, "normalizer": {"type": "NFC"}, "post_processor": _ENDS}
+    write(folder / "tokenizer.json", tokenizer)
+    told = model_card.describe(str(folder))
+    assert told.special_tokens == (("<end>", 7),)
+    text = "<end>\u0338 <later>\u0338 e\u0301"
+    assert in_template(text, "{text}", told) == "<end>\u0338 <later\u226f \u00e9"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,8 @@ _CLEARLY: Final = 1e-2
 _FLOORS: Final = 2
 _ROUNDING: Final = 1e-6
 
-# Several in one request; the first differs in case, the second by NFC.
+# Several in one request. The first differs in case, the second by NFC; a special token is found
+# before the mark that follows it could be composed with its last character.
 _TEXTS: Final = (
     "Why is the Sky BLUE at noon?",
     "Cafe\u0301 re\u0301sume\u0301 A\u030angstro\u0308m",
@@ -38,7 +39,7 @@ _TEXTS: Final = (
     "A",
     "  spaces before and after  ",
     "你好，世界",
-    "<|endoftext|> in the middle <|endoftext|> of a text",
+    "<|endoftext|>\u0338 in the middle <|endoftext|> of a text",
     " ".join(f"word {number}" for number in range(40)),
     "  ",
     "",
@@ -106,16 +107,18 @@ def _unit(rows: Rows) -> Rows:
     return rows / np.where(norms, norms, 1)  # sentence-transformers has zeros for some
 
 
-def _cases(kinds: tuple[Checkpoint, ...], *, per_engine: bool) -> list[Any]:
+def _cases(kinds: Sequence[Checkpoint], *, per_engine: bool) -> list[Any]:
+    """Return parameters; a start of SGLang takes too long for ``make test-sglang``."""
     found = []
     for number, each in enumerate(kinds):
-        marks = [] if each.is_quick else [pytest.mark.full]
         name = f"{number}-{each.architecture}"
         if not per_engine:
+            marks = [] if each.is_quick else [pytest.mark.full]
             found.append(pytest.param(each, marks=marks, id=name))
             continue
-        started = [engine for engine in ENGINES if engine not in {*each.refused, *each.like}]
-        found += [pytest.param(each, one, marks=marks, id=f"{name}-by-{one}") for one in started]
+        for engine in [one for one in ENGINES if one not in {*each.refused, *each.like}]:
+            marks = [] if each.is_quick and engine != "sglang" else [pytest.mark.full]
+            found.append(pytest.param(each, engine, marks=marks, id=f"{name}-by-{engine}"))
     return found
 
 
@@ -197,7 +200,7 @@ def test_a_refusal_names_its_reason_before_anything_starts(
 
 @pytest.mark.parametrize(
     "checkpoint",
-    _cases(tuple(each for each in REFUSED if each.shown != "batch"), per_engine=False),
+    _cases([each for each in REFUSED if each.shown != "batch"], per_engine=False),
 )
 def test_a_refusal_is_necessary_or_said_to_be_conservative(
     make: Make,

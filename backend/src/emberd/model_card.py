@@ -153,6 +153,7 @@ def _described(name: str, folder: Path, is_cached: bool, *_changed: int) -> Mode
         "context_tokens": catalog.most_tokens(config),
         "start_ids": tokenizer.start_ids or None,
         "end_of_text_id": tokenizer.end_of_text_id,
+        "special_tokens": tokenizer.special_tokens or None,
         "matryoshka": any(matryoshka) if matryoshka else None,
         "cut_to": read_json(folder / PROMPTS_FILE).get("truncate_dim"),
     }
