@@ -17,7 +17,7 @@ from folder_variants import PROMPTS, TRANSFORMER, Change, modules, pooling, sett
 
 ENGINES: Final = ("transformers", "sglang")
 
-Shown = Literal["", "differs", "norm", "batch", "fails", "same"]
+Shown = Literal["", "differs", "norm", "batch", "start", "fails", "same"]
 
 _WIDTH: Final = 128
 _BARE: Final = {"query_instruction": "", "document_instruction": ""}
@@ -30,7 +30,7 @@ _QWEN: Final = {
     }
 }
 _OLD: Final = "sentence_transformers.models."
-_OTHER_SHAPE: Final = "has the architecture"
+_OTHER_SHAPE: Final = "architecture"
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Checkpoint:
         refused: Engine -> what its refusal names. An engine that is not named serves it.
         shown: What makes the refusal by all engines necessary: sentence-transformers computes a
             vector that ``differs`` from the engine's or has another ``norm``, or ``fails`` to load
-            the model; or the engine's vectors depend on the ``batch``. ``same``: the refusal is
-            conservative.
+            the model; or the engine's vectors depend on the ``batch``, or its ``start`` fails.
+            ``same``: the refusal is conservative.
         computed: Changes of the configuration that turn Transformers into what an engine computes.
         like: An engine's outcome is that of another checkpoint, and it is not started again.
         is_quick: Whether ``make test-sglang`` includes it, except through SGLang.
@@ -322,7 +322,7 @@ REFUSED: Final = (
         refused=_both("suffix"),
         shown="same",
     ),
-    Checkpoint("no prompts", described=None, refused=_both("there is no"), shown="same"),
+    Checkpoint("no prompts", described=None, refused=_both(PROMPTS), shown="same"),
     Checkpoint(
         "no `modules.json`, and no causal language model; both instructions given",
         architecture="Qwen3Model",
@@ -378,7 +378,7 @@ REFUSED: Final = (
         architecture="Gemma3ForCausalLM",
         habits=("start", "end"),
         refused=_other(sglang="computes no embeddings"),
-        shown="same",
+        shown="start",
     ),
     Checkpoint(
         "`lasttoken`; `use_bidirectional_attention` is true",

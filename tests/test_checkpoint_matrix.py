@@ -14,6 +14,7 @@ _SHOWN: Final = {
     "differs": "another vector",
     "norm": "a vector of another length",
     "batch": "vectors that depend on the batch",
+    "start": "no vector: SGLang ends with an error",
     "fails": "no vector: the library does not load it either",
     "same": "the same vector",
 }

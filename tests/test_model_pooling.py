@@ -99,6 +99,7 @@ def test_embedding_gemma_is_refused_for_its_dense_modules(tmp_path: Path, engine
         **checkpoints_made.QWEN,
         "architectures": ["Gemma3TextModel"],
         "use_bidirectional_attention": True,
+        "sliding_window": 512,
     }
     folder = Path(checkpoints_made.write(tmp_path / "embeddinggemma-300m", config))
     old = "sentence_transformers.models."

@@ -161,9 +161,10 @@ def _check_attention(path: Path, config: Mapping[str, Any], pooling: str) -> Non
     both_ways = "that is bidirectional attention; the server computes causal attention"
     if config.get("is_causal") is False:
         _refuse(path, "is_causal", False, both_ways)
-    # The servers that take the mean of a Gemma's tokens follow this key.
+    if pooling != LAST_TOKEN:
+        return  # encoders: the one with the following keys, Gemma 3, is run by them
     name = "use_bidirectional_attention"
-    if pooling == LAST_TOKEN and config.get(name) not in (None, False):
+    if config.get(name) not in (None, False):
         _refuse(path, name, config[name], both_ways)
     window, longest = _window(config), catalog.most_tokens(config)
     if window is not None and (longest is None or window < longest):
