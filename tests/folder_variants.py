@@ -161,9 +161,9 @@ REFUSED: Final[Mapping[str, tuple[Change, str, str]]] = {
         "add_eos_token",
     ),
     "arguments of the configuration": (
-        settings(TRANSFORMER, {"config_kwargs": {"is_causal": False}}),
+        settings(TRANSFORMER, {"config_kwargs": {"rms_norm_eps": 9.0}}),
         TRANSFORMER,
-        "is_causal",
+        "rms_norm_eps",
     ),
     "another family": (
         settings(PROMPTS, {"model_type": "SparseEncoder"}),
