@@ -14,6 +14,7 @@ from checkpoints_made import MODULES, write_json, write_modules
 
 POOLING: Final = "1_Pooling/config.json"
 TRANSFORMER: Final = "sentence_bert_config.json"
+OLD_TRANSFORMER: Final = "sentence_roberta_config.json"
 PROMPTS: Final = "config_sentence_transformers.json"
 
 Change = Callable[[Path], object]
@@ -94,6 +95,16 @@ SERVED: Final[Mapping[str, Change]] = {
         },
     ),
     "settings of 5.x": settings(TRANSFORMER, {"max_seq_length": 512, "do_lower_case": False}),
+    "arguments that change no vector": settings(
+        TRANSFORMER,
+        {
+            "model_args": {"torch_dtype": "float32", "attn_implementation": "sdpa"},
+            "tokenizer_args": {"padding_side": "right"},
+            "config_args": {},
+            "unpad_inputs": False,
+        },
+    ),
+    "settings of an old name": settings(OLD_TRANSFORMER, {"max_seq_length": 512}),
     "settings of Normalize": settings(
         "2_Normalize/config.json",
         {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"},
@@ -139,6 +150,21 @@ REFUSED: Final[Mapping[str, tuple[Change, str, str]]] = {
     "another order": (modules(MODULES[0], MODULES[2], MODULES[1]), "modules.json", "Normalize"),
     "no Pooling": (modules(MODULES[0], MODULES[2]), "modules.json", "Transformer, Normalize"),
     "lower case": (settings(TRANSFORMER, {"do_lower_case": True}), TRANSFORMER, "do_lower_case"),
+    "lower case in a file of an old name": (
+        settings(OLD_TRANSFORMER, {"do_lower_case": True}),
+        OLD_TRANSFORMER,
+        "do_lower_case",
+    ),
+    "arguments of the tokenizer": (
+        settings(TRANSFORMER, {"tokenizer_args": {"add_eos_token": False}}),
+        TRANSFORMER,
+        "add_eos_token",
+    ),
+    "arguments of the configuration": (
+        settings(TRANSFORMER, {"config_kwargs": {"rms_norm_eps": 9.0}}),
+        TRANSFORMER,
+        "rms_norm_eps",
+    ),
     "another family": (
         settings(PROMPTS, {"model_type": "SparseEncoder"}),
         PROMPTS,
@@ -206,6 +232,11 @@ UNREADABLE: Final[Mapping[str, tuple[Change, str, str]]] = {
         settings(TRANSFORMER, {"modality_config": {"message": {}}}),
         TRANSFORMER,
         "modality_config",
+    ),
+    "a setting of the transformer that is not known": (
+        settings(TRANSFORMER, {"reverse_text": True}),
+        TRANSFORMER,
+        "reverse_text",
     ),
     "query expansion": (
         settings(TRANSFORMER, {"query_expansion": {"length": 32}}),

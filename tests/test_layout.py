@@ -24,7 +24,7 @@ SHARED_FILE_NAMES: Final = {"__init__.py", "__main__.py", "engine.py"}
 
 # ---------------------------------------------------------------- imports
 
-_MODEL: Final = {"catalog", "model_card", "model_files", "model_tokenizer"}
+_MODEL: Final = {"catalog", "model_card", "model_files", "model_pooling", "model_tokenizer"}
 _SETTINGS: Final = _MODEL | {
     *("durations", "endpoint", "env", "errors", "hub", "prompts", "settings", "system"),
 }
@@ -40,7 +40,8 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "durations": {"errors"},
     "model_files": {"errors"},
     "model_tokenizer": {"model_files"},
-    "model_card": {"errors", "catalog", "model_files", "model_tokenizer"},
+    "model_pooling": {"catalog", "model_files", "model_tokenizer"},
+    "model_card": {"errors", "catalog", "model_files", "model_pooling", "model_tokenizer"},
     "hub": {"errors", "model_card", "model_files", "system"},
     "prompts": {"errors", "catalog"},
     "endpoint": {"errors", "system"},

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import pytest
 
-from emberd import model_card, model_files, model_tokenizer
+from emberd import model_card, model_files, model_pooling, model_tokenizer
 from emberd.catalog import QWEN_FORM, Model, lookup
+from emberd.client.inputs import in_template
 from emberd.engines import model_shape
 from emberd.errors import InstructionError, SettingError
 from emberd.settings import Settings
@@ -61,7 +62,7 @@ def test_a_folder_tells_dimensions_context_templates_and_end_of_text(folder: Pat
         query_task=_TASK,
         end_of_text_id=7,
     )
-    assert model_card.architecture(folder) == "Qwen3ForCausalLM"
+    assert model_pooling.architecture(folder) == "Qwen3ForCausalLM"
 
 
 def test_a_prompt_of_another_form_is_a_template_as_it_stands(folder: Path) -> None:
@@ -97,6 +98,42 @@ def test_a_tokenizer_tells_whether_it_converts_texts_to_nfc(
     assert model_card.describe(str(named)).normalization == "NFC", "the catalog's"
     write(named / "tokenizer.json", {"normalizer": normalizer, "post_processor": _ENDS})
     assert model_card.describe(str(named)).normalization == expected
+
+
+def test_a_mark_is_not_composed_with_a_special_token_of_the_folder(folder: Path) -> None:
+    """The tokenizer finds the token first; ``>`` and U+0338 are one character in NFC."""
+    added = [
+        {"id": 7, "content": "<end>", "normalized": False, "special": True},
+        {"id": 8, "content": "<later>", "normalized": True, "special": False},
+        {"id": 9, "content": "<damaged>"},
+        None,
+    ]
+    tokenizer = {"added_tokens": added, "normalizer": {"type": "NFC"}, "post_processor": _ENDS}
+    write(folder / "tokenizer.json", tokenizer)
+    told = model_card.describe(str(folder))
+    assert told.special_tokens == (("<end>", 7),)
+    text = "<end>\u0338 <later>\u0338 e\u0301"
+    assert in_template(text, "{text}", told) == "<end>\u0338 <later\u226f \u00e9"
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("TokenizersBackend", "NFC"),
+        ("PreTrainedTokenizerFast", "NFC"),
+        ("Qwen2Tokenizer", "NFC"),
+        (None, "NFC"),
+        ("GPT2Tokenizer", None),
+        ("LlamaTokenizerFast", None),
+    ],
+)
+def test_a_tokenizer_whose_class_builds_a_normalizer_of_its_own_is_not_said_to_convert(
+    folder: Path, kind: str | None, expected: str | None
+) -> None:
+    """Compared with Transformers 5 in ``tests/sglang/test_checkpoints.py``."""
+    write(folder / "tokenizer.json", {"normalizer": {"type": "NFC"}, "post_processor": _ENDS})
+    write(folder / "tokenizer_config.json", {"tokenizer_class": kind})
+    assert model_card.describe(str(folder)).normalization == expected
 
 
 def test_a_tokenizer_tells_what_it_puts_before_and_after_each_text(folder: Path) -> None:
@@ -353,7 +390,7 @@ def test_a_model_with_a_named_pipe_for_a_file_is_not_served(folder: Path, name: 
     (folder / "1_Pooling").mkdir()
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
-    problem = model_card.why_unsupported(folder)
+    problem = model_pooling.why_unsupported(folder)
     assert problem is not None
     assert name in problem.cause
 

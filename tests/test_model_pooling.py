@@ -10,6 +10,7 @@ import pytest
 
 import checkpoints_made
 import folder_variants
+from checkpoints_made import LAST_TOKEN
 from emberd import engines, model_card
 from emberd.engines.sglang import ENGINE as SGLANG
 from emberd.engines.sglang import support
@@ -19,6 +20,12 @@ from emberd.serving import transformers_encoder
 from emberd.serving.hardware import DeviceChoice
 from emberd.settings import ServerSpec, Settings
 from folder_variants import PROMPTS
+
+_ENDS = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "<end>"}}],
+    "special_tokens": {"<end>": {"id": "<end>", "ids": [7], "tokens": ["<end>"]}},
+}
 
 # As each engine asks, whatever this machine has.
 UNFIT: dict[str, Callable[[str], str | None]] = {
@@ -31,6 +38,7 @@ UNFIT: dict[str, Callable[[str], str | None]] = {
 def folder(tmp_path: Path) -> Path:
     """A folder as sentence-transformers 6.x saves a model with last-token pooling."""
     made = Path(checkpoints_made.write(tmp_path / "model", tensors={"a": [64, 64]}))
+    checkpoints_made.write_json(made / "tokenizer.json", {"post_processor": _ENDS})
     return checkpoints_made.write_modules(made)
 
 
@@ -91,6 +99,7 @@ def test_embedding_gemma_is_refused_for_its_dense_modules(tmp_path: Path, engine
         **checkpoints_made.QWEN,
         "architectures": ["Gemma3TextModel"],
         "use_bidirectional_attention": True,
+        "sliding_window": 512,
     }
     folder = Path(checkpoints_made.write(tmp_path / "embeddinggemma-300m", config))
     old = "sentence_transformers.models."
@@ -115,9 +124,61 @@ def test_an_engine_refuses_before_anything_is_installed_or_started(
 
 
 @pytest.mark.parametrize("engine", UNFIT)
-def test_a_plain_checkpoint_says_nothing_about_pooling(tmp_path: Path, engine: str) -> None:
+def test_a_language_model_that_declares_no_pooling_is_served(tmp_path: Path, engine: str) -> None:
+    """sentence-transformers takes its last token."""
     folder = checkpoints_made.write(tmp_path / "plain")
     assert UNFIT[engine](folder) is None
+
+
+@pytest.mark.parametrize("engine", UNFIT)
+def test_another_model_that_declares_no_pooling_is_refused(tmp_path: Path, engine: str) -> None:
+    """sentence-transformers takes the mean of its tokens."""
+    config = {**checkpoints_made.QWEN, "architectures": ["Qwen3Model"]}
+    folder = checkpoints_made.write(tmp_path / "plain", config)
+    assert "declares no pooling" in (UNFIT[engine](folder) or "")
+    checkpoints_made.write_json(tmp_path / "plain" / folder_variants.POOLING, LAST_TOKEN)
+    assert UNFIT[engine](folder) is None
+
+
+@pytest.mark.parametrize("engine", UNFIT)
+def test_the_catalog_knows_the_pooling_of_a_folder_that_declares_none(
+    tmp_path: Path, engine: str
+) -> None:
+    config = {**checkpoints_made.QWEN, "architectures": ["Qwen3Model"]}
+    folder = checkpoints_made.write(tmp_path / "Qwen3-Embedding-0.6B", config)
+    assert UNFIT[engine](folder) is None
+
+
+@pytest.mark.parametrize("engine", UNFIT)
+@pytest.mark.parametrize(
+    ("window", "is_served"),
+    [
+        ({"use_sliding_window": True, "sliding_window": 16}, False),
+        ({"use_sliding_window": True, "max_position_embeddings": 8192}, False),  # 4,096 by default
+        ({"use_sliding_window": True, "sliding_window": 4096}, True),  # the longest text
+        ({"use_sliding_window": False, "sliding_window": 16}, True),
+        ({"sliding_window": 16}, True),  # not used by default
+        ({"use_sliding_window": True, "sliding_window": None}, True),
+    ],
+)
+def test_attention_within_a_window_is_refused(
+    folder: Path, window: dict[str, Any], is_served: bool, engine: str
+) -> None:
+    checkpoints_made.write(folder, {**checkpoints_made.QWEN, **window})
+    reason = UNFIT[engine](str(folder))
+    assert (reason is None) is is_served
+    assert is_served or "sliding_window=" in str(reason)
+
+
+@pytest.mark.parametrize("engine", UNFIT)
+def test_a_prompt_is_excluded_only_from_a_text_that_ends_with_a_token_of_its_own(
+    folder: Path, engine: str
+) -> None:
+    folder_variants.SERVED["pooling without the prompt"](folder)
+    checkpoints_made.write_json(folder / "tokenizer.json", {"post_processor": None})
+    reason = UNFIT[engine](str(folder)) or ""
+    assert "include_prompt=false" in reason
+    assert "tokenizer.json" in reason
 
 
 @pytest.mark.parametrize("engine", UNFIT)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import make_shapes as shapes  # type: ignore[import-not-found]
 import make_tiny as tiny  # type: ignore[import-not-found]  # beside this script
 import qwen_bpe  # type: ignore[import-not-found]
 import reference as by_transformers  # type: ignore[import-not-found]
@@ -28,6 +29,28 @@ def reference(folder: str, dtype: str, texts: list[str]) -> Any:
     return by_transformers.main(folder, dtype, texts)
 
 
+def make_shape(folder: str, architecture: str, habits: list[str], config: dict[str, Any]) -> None:
+    """Write a tiny checkpoint of an architecture to ``folder``."""
+    shapes.make(Path(folder), architecture, habits, config)
+
+
+def make_module(folder: str, kind: str) -> None:
+    """Write a module of sentence-transformers that has weights to ``folder``."""
+    shapes.make_module(Path(folder), kind)
+
+
+def pooled(folder: str, texts: list[str], token: int, config: dict[str, Any]) -> Any:
+    """Return the vectors of ``texts`` by one token's state, in float32 and a changed ``config``."""
+    return by_transformers.main(folder, "float32", texts, token, **config)["vectors"]
+
+
+def sentences(asked: list[dict[str, Any]]) -> Any:
+    """Return what sentence-transformers does with folders; this interpreter must have it."""
+    import sentence_decisions  # type: ignore[import-not-found]  # imports the library
+
+    return sentence_decisions.main(asked)
+
+
 def make_qwen(folder: str, table: str, special: list[tuple[str, int]]) -> None:
     """Write a tiny checkpoint with Qwen's real tokenizer to ``folder``."""
     qwen_bpe.make(Path(folder), Path(table), special)
@@ -40,7 +63,11 @@ def count(table: str, special: list[tuple[str, int]], texts: list[str]) -> list[
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    function.__name__: function for function in (make_tiny, reference, make_qwen, count)
+    function.__name__: function
+    for function in (
+        *(make_tiny, reference, make_qwen, count),
+        *(make_shape, make_module, pooled, sentences),
+    )
 }
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +122,28 @@ class EngineSide:
         """Return what Transformers makes of ``texts`` with the weights in ``folder``."""
         found = self._ask("reference", str(folder), dtype, texts)
         return Reference(found["ids"], np.array(found["vectors"], np.float32))
+
+    def make_shape(
+        self, folder: Path, architecture: str, habits: Sequence[str], config: Mapping[str, Any]
+    ) -> Path:
+        """Write a tiny checkpoint as ``make_shapes.make`` does to ``folder``; return it."""
+        self._ask("make_shape", str(folder), architecture, habits, config)
+        return folder
+
+    def make_module(self, folder: Path, kind: str) -> None:
+        """Write the settings and weights of a module to ``folder``."""
+        self._ask("make_module", str(folder), kind)
+
+    def pooled(
+        self, folder: Path, texts: Sequence[str], token: int, config: Mapping[str, Any]
+    ) -> Vectors:
+        """Return the state of one token of each text: -1 is the last one, 0 the first."""
+        return np.array(self._ask("pooled", str(folder), texts, token, config), np.float32)
+
+    def sentences(self, asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return what sentence-transformers does with folders: ``sentence_decisions.py``."""
+        found: list[dict[str, Any]] = self._ask("sentences", asked)
+        return found
 
     def make_qwen(self, folder: Path, table: Path, special: Special) -> Path:
         """Write a tiny checkpoint with Qwen's real tokenizer to ``folder``; return it."""

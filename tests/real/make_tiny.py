@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ SEED = 20_261_122
 VOCABULARY = 2_048
 CONTEXT_TOKENS = 8_192
 END_OF_TEXT = "<|endoftext|>"
+START = "<s>"
 QUERY_PROMPT = (
     "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 )
@@ -46,40 +48,55 @@ def write_checkpoint(folder: Path, tokenizer: Any, layers: int, hidden: int) -> 
     write(folder / "config_sentence_transformers.json", {"prompts": prompts})
 
 
-def make_tokenizer() -> Any:
-    """Return a byte-level BPE tokenizer whose post-processor appends the end-of-text token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+def make_tokenizer(habits: Sequence[str] = ("end",)) -> Any:
+    """Return a byte-level BPE tokenizer.
+
+    Args:
+        habits: What it does with each text: ``"end"`` appends the end-of-text token, ``"start"``
+            puts a token before it, ``"nfc"`` and ``"lower"`` normalise it.
+    """
+    from tokenizers import (
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
 
     bare = Tokenizer(models.BPE())
     bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bare.decoder = decoders.ByteLevel()
+    special = [END_OF_TEXT, *([START] if "start" in habits else [])]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - 1,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     bare.train_from_iterator(TRAINED_ON, trainer)
-    end = (END_OF_TEXT, bare.token_to_id(END_OF_TEXT))
-    bare.post_processor = processors.Sequence(
-        [
-            processors.ByteLevel(trim_offsets=False),
-            processors.TemplateProcessing(
-                single=f"$A {END_OF_TEXT}",
-                pair=f"$A {END_OF_TEXT} $B {END_OF_TEXT}",
-                special_tokens=[end],
-            ),
-        ]
+    kinds = {"nfc": normalizers.NFC, "lower": normalizers.Lowercase}
+    if chosen := [kind() for habit, kind in kinds.items() if habit in habits]:
+        bare.normalizer = chosen[0] if len(chosen) == 1 else normalizers.Sequence(chosen)
+    before, after = [START] * ("start" in habits), [END_OF_TEXT] * ("end" in habits)
+    around = processors.TemplateProcessing(
+        single=" ".join([*before, "$A", *after]),
+        pair=" ".join([*before, "$A", *after, "$B", *after]),
+        special_tokens=[(token, bare.token_to_id(token)) for token in special],
     )
-    return wrapped(bare)
+    level = processors.ByteLevel(trim_offsets=False)
+    bare.post_processor = processors.Sequence([level, around] if before or after else [level])
+    return wrapped(bare, bos_token=START if before else None)
 
 
-def wrapped(bare: Any) -> Any:
+def wrapped(bare: Any, **tokens: str | None) -> Any:
     """Return a tokenizer as Transformers saves it."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
         tokenizer_object=bare,
+        **tokens,
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
         padding_side="left",

@@ -12,19 +12,30 @@ import sys
 from typing import Any
 
 
-def main(folder: str, dtype: str, texts: list[str]) -> dict[str, Any]:
-    """Return token ids and vectors of ``texts``."""
+def main(
+    folder: str, dtype: str, texts: list[str], pooled: int = -1, **config: Any
+) -> dict[str, Any]:
+    """Return token ids and vectors of ``texts``.
+
+    Args:
+        folder: The checkpoint.
+        dtype: The number format.
+        texts: The texts.
+        pooled: Which token's state becomes the vector: -1 for the last, 0 for the first.
+        config: Changes of the configuration.
+    """
     import torch
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    model = AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype), **config).eval()
     ids = [tokenizer(text)["input_ids"] for text in texts]
     vectors = []
     with torch.no_grad():
         for each in ids:
-            last = model(input_ids=torch.tensor([each])).last_hidden_state[0, -1].float()
-            vectors.append((last / last.norm()).tolist())
+            states = model(input_ids=torch.tensor([each])).last_hidden_state
+            state = states[0, pooled].float()
+            vectors.append((state / state.norm()).tolist())
     return {"ids": ids, "vectors": vectors}
 
 

@@ -1,13 +1,15 @@
 """What sentence-transformers does with folders; run by an interpreter that has it.
 
 ``python sentence_decisions.py`` reads JSON from its input: a list of objects with ``folder``,
-``text`` and, to save the model as the library does, ``save``: a folder and ``prompts``. It writes,
-as JSON, for each the version of the library, the prompts that ``encode_query`` and
-``encode_document`` apply, and their vectors as they come; or the ``error``.
+``text`` (or a list of texts) and, to save the model as the library does, ``save``: a folder and
+``prompts``; ``dtype`` if it is not float32. It writes, as JSON, for each the version of the
+library, the prompts that ``encode_query`` and ``encode_document`` apply, and their vectors as they
+come; or the ``error``.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import sys
@@ -22,20 +24,24 @@ def main(asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _answer(
-    folder: str, text: str, save: str | None = None, prompts: dict[str, str] | None = None
+    folder: str,
+    text: str | list[str],
+    save: str | None = None,
+    prompts: dict[str, str] | None = None,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
+    load = functools.partial(
+        library.SentenceTransformer, device="cpu", model_kwargs={"dtype": dtype}
+    )
     try:
-        model = library.SentenceTransformer(
-            folder, device="cpu", prompts=prompts, model_kwargs={"dtype": "float32"}
-        )
+        model = load(folder, prompts=prompts)
         if save is not None:
             model.save(save, create_model_card=False)
-            model = library.SentenceTransformer(
-                save, device="cpu", model_kwargs={"dtype": "float32"}
-            )
+            model = load(save)
         applied: list[str] = []
         _record(model, applied)
-        vectors = [model.encode_query(text).tolist(), model.encode_document(text).tolist()]
+        roles = (model.encode_query, model.encode_document)
+        vectors = [encode(text, convert_to_tensor=True).float().tolist() for encode in roles]
     except Exception as error:  # noqa: BLE001 - whatever the library raises is its answer
         return {"error": f"{type(error).__name__}: {error}"}
     return {"version": library.__version__, "prompts": applied, "vectors": vectors}

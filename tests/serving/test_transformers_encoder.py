@@ -214,8 +214,8 @@ def refused(folder: Path, place: DeviceChoice = HERE) -> StartError:
         ('{"architectures": ["BertModel"]}', "is BertModel"),
         ('{"hidden_size": 4}', "is none"),
         (
-            '{"architectures": ["Qwen3Model"], "use_sliding_window": true}',
-            "uses sliding-window attention",
+            '{"architectures": ["Qwen3Model"], "use_sliding_window": true, "sliding_window": 16}',
+            "sliding_window=16",
         ),
     ],
 )

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import pytest
 
-from emberd import Embedder
+from emberd import Embedder, installs
+from emberd.env import Places
 from emberd.verified_manager import Manager
 from real import traces
 from real.engines import (
@@ -20,6 +21,7 @@ from real.engines import (
     engine_side,
     engines_of_this_machine,
     python_of,
+    with_sentence_transformers,
 )
 
 __all__ = ["engines_of_this_machine"]
@@ -93,6 +95,16 @@ def sglang_python() -> str:
 def sglang_side(sglang_python: str) -> Iterator[EngineSide]:
     """What makes checkpoints and reference vectors by SGLang's own Transformers."""
     with engine_side(sglang_python) as side:
+        yield side
+
+
+@pytest.fixture(scope="session")
+def sentences_side(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineSide]:
+    """What the transformers engine has, and sentence-transformers."""
+    engine = installs.locate("transformers", Places.resolve())
+    assert engine is not None, "Not installed here. Run: emberd engine install transformers"
+    python = with_sentence_transformers(engine, tmp_path_factory.mktemp("sentences"))
+    with engine_side(python) as side:
         yield side
 
 

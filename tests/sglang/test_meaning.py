@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,11 +48,11 @@ def test_a_model_made_for_the_mean_of_its_tokens_is_refused(
 def test_ten_questions_find_their_passages(mean_pooled: Path, tmp_path: Path) -> None:
     """Real weights through SGLang, by a pooling that they were not made for.
 
-    SGLang takes the first token, which ranks these texts all the same. The files that name the
-    pooling are removed, or the model would be refused.
+    SGLang takes the first token, which ranks these texts all the same. The file that names the
+    pooling is changed, or the model would be refused.
     """
-    (mean_pooled / "modules.json").unlink()
-    shutil.rmtree(mean_pooled / "1_Pooling")
+    pooling = {"word_embedding_dimension": 384, "pooling_mode_cls_token": True}
+    (mean_pooled / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     home = tmp_path / "home"
     with all_gone(home):
         embedder = embedder_for(mean_pooled, Manager(home), **_BARE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 
 import folder_variants
-from emberd import Embedder, installs, model_card
-from emberd.env import Places
+from emberd import Embedder, model_pooling
 from emberd.errors import InstructionError
 from emberd.settings import Settings
 from emberd.verified_manager import Manager
 from folder_variants import PROMPTS, Change
 from real import traces
-from real.engines import HERE, START_S, python_of, run, with_sentence_transformers
+from real.engines import HERE, START_S, EngineSide, python_of, run
 
 pytestmark = pytest.mark.full  # minutes: it installs the library and asks it about many folders
 
@@ -28,24 +27,13 @@ _TEXT: Final = "Why is the Sky BLUE at noon?"
 _LEAST_COSINE: Final = 0.999
 
 Answer = Mapping[str, Any]
-Ask = Callable[[list[dict[str, Any]]], list[Answer]]
+Ask = Callable[[list[dict[str, Any]]], Sequence[Answer]]
 
 
 @pytest.fixture(scope="module")
-def ask(tmp_path_factory: pytest.TempPathFactory) -> Ask:
+def ask(sentences_side: EngineSide) -> Ask:
     """Questions to the answers of the real library."""
-    engine = installs.locate("transformers", Places.resolve())
-    assert engine is not None, "Not installed here. Run: emberd engine install transformers"
-    python = with_sentence_transformers(engine, tmp_path_factory.mktemp("sentences"))
-
-    def answers(asked: list[dict[str, Any]]) -> list[Answer]:
-        # Its warnings and progress bars go elsewhere: to the error output.
-        found: list[Answer] = json.loads(
-            run(python, HERE / "sentence_decisions.py", stdin=json.dumps(asked))
-        )
-        return found
-
-    return answers
+    return sentences_side.sentences
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +69,7 @@ def test_what_is_served_is_what_the_library_computes(
     ask: Ask, variant: Callable[[Change], Path], reference: np.ndarray[Any, Any]
 ) -> None:
     folders = [variant(change) for change in folder_variants.SERVED.values()]
-    assert [model_card.why_unsupported(folder) for folder in folders] == [None] * len(folders)
+    assert [model_pooling.why_unsupported(folder) for folder in folders] == [None] * len(folders)
     answers = ask([{"folder": str(folder), "text": _TEXT} for folder in folders])
     for name, answer in zip(folder_variants.SERVED, answers, strict=True):
         assert "error" not in answer, (name, answer["error"])
@@ -92,7 +80,7 @@ def test_what_is_refused_is_what_the_library_computes_otherwise(
     ask: Ask, variant: Callable[[Change], Path], reference: np.ndarray[Any, Any]
 ) -> None:
     folders = [variant(change) for change, _, _ in folder_variants.REFUSED.values()]
-    assert all(model_card.why_unsupported(folder) for folder in folders)
+    assert all(model_pooling.why_unsupported(folder) for folder in folders)
     answers = ask([{"folder": str(folder), "text": _TEXT} for folder in folders])
     for name, answer in zip(folder_variants.REFUSED, answers, strict=True):
         if "error" in answer:  # modules that do not fit together, or without weights

@@ -11,9 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from emberd.model_files import read_text
+from emberd.model_files import read_json, read_text
 
 FILE: Final = "tokenizer.json"
+_SETTINGS: Final = "tokenizer_config.json"
+FILES: Final = (FILE, _SETTINGS)
+_UNREADABLE: Final = object()
+
+# Classes with which Transformers 5 keeps the normalizer of the file. With others it builds one of
+# its own, or none (LlamaTokenizer, GPT2Tokenizer).
+_KEEP_NORMALIZER: Final = (
+    *("PreTrainedTokenizerFast", "TokenizersBackend"),
+    *("Qwen2Tokenizer", "Qwen2TokenizerFast"),  # they build NFC
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +34,13 @@ class Tokenizer:
         start_ids: The tokens that it puts before the text, such as ``[CLS]``.
         end_of_text_id: The token that it appends; None if it appends none.
         starts_with_nfc: Whether a text and its NFC give the same tokens; None if that is unknown.
+        special_tokens: Text and id of the tokens that it finds in a text before it normalises it.
     """
 
     start_ids: tuple[int, ...] = ()
     end_of_text_id: int | None = None
     starts_with_nfc: bool | None = None
+    special_tokens: tuple[tuple[str, int], ...] = ()
 
 
 def read(folder: Path) -> Tokenizer:
@@ -42,7 +54,21 @@ def read(folder: Path) -> Tokenizer:
     listed = parts if isinstance(parts, list) else [processor]
     normalizer = _part(text, "normalizer")
     is_nfc = None if normalizer is None else _starts_with_nfc(normalizer)
-    return Tokenizer(_start_ids(listed), _end_of_text_id(listed), is_nfc)
+    kind = read_json(folder / _SETTINGS).get("tokenizer_class")
+    if is_nfc and kind is not None and kind not in _KEEP_NORMALIZER:
+        is_nfc = None
+    special = _special_tokens(_value(text, "added_tokens"))
+    return Tokenizer(_start_ids(listed), _end_of_text_id(listed), is_nfc, special)
+
+
+def _special_tokens(added: object) -> tuple[tuple[str, int], ...]:
+    found: list[tuple[str, int]] = []
+    for entry in added if isinstance(added, list) else ():
+        with suppress(LookupError, TypeError):
+            token, number, is_found_later = entry["content"], entry["id"], entry["normalized"]
+            if isinstance(token, str) and token and type(number) is int and not is_found_later:
+                found.append((token, number))
+    return tuple(found)
 
 
 def _end_of_text_id(processors: list[Any]) -> int | None:
@@ -75,10 +101,15 @@ def _starts_with_nfc(normalizer: Mapping[str, Any]) -> bool:
 
 def _part(text: str, name: str) -> dict[str, Any] | None:
     """Return an object that JSON holds by name, ``{}`` for null; None if it cannot be read."""
+    part = _value(text, name)
+    return None if part is _UNREADABLE else part if isinstance(part, dict) else {}
+
+
+def _value(text: str, name: str) -> Any:
+    """Return what JSON holds by name; ``_UNREADABLE`` if it cannot be read."""
     # Not parsed whole: Qwen's has 11 MB of vocabulary, and these parts come before it.
     found = re.search(rf'"{name}":\s*', text)
     try:
-        part, _ = json.JSONDecoder().raw_decode(text, found.end() if found else len(text))
+        return json.JSONDecoder().raw_decode(text, found.end() if found else len(text))[0]
     except (ValueError, RecursionError):
-        return None
-    return part if isinstance(part, dict) else {}
+        return _UNREADABLE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -193,7 +194,7 @@ def test_a_stand_in_kernel_exists_and_raises_when_it_is_called(
     ("architecture", "said"),
     [
         ("Qwen3ForCausalLM", []),
-        ("BertModel", ["it takes the first token"]),
+        ("XLMRobertaModel", ["it takes the first token"]),
         ("LlamaForCausalLM", ["not verified how SGLang pools LlamaForCausalLM"]),
     ],
 )
@@ -201,10 +202,38 @@ def test_pooling_that_is_not_verified_is_said(
     tmp_path: Path, architecture: str, said: list[str]
 ) -> None:
     folder = checkpoints_made.write(tmp_path / "m", {"architectures": [architecture]})
+    pooling = "lasttoken" if architecture.endswith("ForCausalLM") else "cls"
+    checkpoints_made.write_modules(Path(folder), pooling={"pooling_mode": pooling})
     assert ENGINE.why_unsupported(ServerSpec(folder)) is None
     notes = support.notes(folder)
     assert len(notes) == len(said)
     assert all(part in note for part, note in zip(said, notes, strict=True))
+
+
+@pytest.mark.parametrize("architecture", ["GemmaForCausalLM", "Gemma3ForCausalLM"])
+def test_a_language_model_that_sglang_does_not_pool_is_refused(
+    tmp_path: Path, architecture: str
+) -> None:
+    folder = Path(checkpoints_made.write(tmp_path, {"architectures": [architecture]}))
+    checkpoints_made.write_modules(folder)
+    assert "computes no embeddings" in (ENGINE.why_unsupported(ServerSpec(str(folder))) or "")
+
+
+@pytest.mark.parametrize(
+    ("config", "added"),
+    [
+        ({"architectures": ["BertModel"]}, {"position_embedding_type": "absolute"}),
+        ({"architectures": ["BertModel"], "position_embedding_type": "relative_key"}, {}),
+        ({"architectures": ["Qwen3ForCausalLM"]}, {}),
+    ],
+)
+def test_a_configuration_gets_what_sglang_requires_of_it(
+    tmp_path: Path, config: dict[str, Any], added: dict[str, str]
+) -> None:
+    folder = checkpoints_made.write(tmp_path, config)
+    plan = ENGINE.plan(ServerSpec(folder, device="cpu"), LAUNCH)
+    given = json.loads(words(plan)["--json-model-override-args"])
+    assert given == {"is_matryoshka": True, **added}
 
 
 _ENCODERS: Sequence[tuple[dict[str, Any], str]] = [
@@ -224,7 +253,11 @@ def test_a_model_with_the_pooling_that_sglang_computes_for_its_architecture_is_s
 ) -> None:
     checkpoints_made.write(tmp_path, config)
     checkpoints_made.write_modules(tmp_path, pooling={"pooling_mode": pooling})
-    assert ENGINE.why_unsupported(ServerSpec(str(tmp_path))) is None
+    reason = ENGINE.why_unsupported(ServerSpec(str(tmp_path)))
+    if pooling == "mean":  # SGLang's depends on the batch: tests/sglang/test_checkpoints.py
+        assert "would depend on the batch" in str(reason)
+    else:
+        assert reason is None
 
 
 @pytest.mark.parametrize(
@@ -263,7 +296,7 @@ def test_a_declared_pooling_is_refused_where_the_pooling_of_sglang_is_not_known(
 ) -> None:
     [architecture] = config["architectures"]
     checkpoints_made.write(tmp_path, config)
-    assert ENGINE.why_unsupported(ServerSpec(str(tmp_path))) is None
+    assert architecture in (ENGINE.why_unsupported(ServerSpec(str(tmp_path))) or "")
     checkpoints_made.write_modules(tmp_path, pooling={"pooling_mode": declared})
     assert architecture in (ENGINE.why_unsupported(ServerSpec(str(tmp_path))) or "")
 

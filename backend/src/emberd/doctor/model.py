@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from emberd import catalog, model_card, model_files, model_tokenizer, probe
+from emberd import catalog, model_files, model_pooling, model_tokenizer, probe
 from emberd.catalog import DEMO_MODEL
 from emberd.doctor.findings import Finding, gather, note, ok, problem
 from emberd.doctor.wanted import Wanted
@@ -62,7 +62,7 @@ def _folder(folder: Path) -> Iterator[Finding]:
 
 
 def _end_of_text(folder: Path) -> Iterator[Finding]:
-    if model_card.architecture(folder) not in _APPENDING:
+    if model_pooling.architecture(folder) not in _APPENDING:
         return
     added = model_tokenizer.read(folder).end_of_text_id
     if added is None:

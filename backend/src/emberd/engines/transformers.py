@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import emberd.serving
-from emberd import installs, model_card, model_files
+from emberd import installs, model_card, model_files, model_pooling
 from emberd.catalog import Model
 from emberd.engines import gpus, own_server
 from emberd.engines.base import EnvironmentEngine, Launch, Plan, Reason
@@ -152,9 +152,9 @@ class TransformersEngine(OwnServerEngine, EnvironmentEngine):
         return f"is older than {_OLDEST_MAJOR}.0" if is_old else None
 
     def _why_unsupported_files(self, folder: Path, *, partial: bool) -> str | None:
-        if not partial and (other := _why_other(str(folder), model_card.architecture(folder))):
+        if not partial and (other := _why_other(str(folder), model_pooling.architecture(folder))):
             return other
-        problem = model_card.why_unsupported(folder, partial=partial)
+        problem = model_pooling.why_unsupported(folder, partial=partial)
         return str(problem) if problem else None
 
     def _notes(

@@ -29,7 +29,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from emberd import model_card, model_files
+from emberd import model_card, model_files, model_pooling
 from emberd.errors import BadReplyError, StartError
 from emberd.serving import hardware
 from emberd.serving.encoder import LoadOptions, PreparedText
@@ -333,13 +333,8 @@ def _check_kind(folder: Path, config: dict[str, Any]) -> None:
             f"{' and '.join(ARCHITECTURES)}",
             advice=_OTHER_MODEL,
         )
-    if config.get("use_sliding_window"):
-        raise StartError(
-            f"{folder} uses sliding-window attention, which this engine does not support",
-            advice=_OTHER_MODEL,
-        )
     # Checked before the start as well, but the files of a hub model may be known only here.
-    problem = model_card.why_unsupported(folder)
+    problem = model_pooling.why_unsupported(folder)
     if problem is not None:
         raise StartError(problem.cause, advice=problem.advice)
 
@@ -384,7 +379,7 @@ def _tokenizer(folder: Path, end_of_text_id: int | None) -> Any:
     tokenizer.no_padding()
     empty, word = tokenizer.encode("").ids, tokenizer.encode(_WORD).ids
     expected = empty[-1:] if end_of_text_id is None else [end_of_text_id]
-    if len(empty) != 1 or empty != expected or word[-1:] != expected:
+    if not expected or empty[-1:] != expected or word[-1:] != expected:
         raise StartError(
             f"the tokenizer in {folder} is out of date: it does not end each text with the "
             f"end-of-text token, from which the vector is read",

@@ -15,7 +15,7 @@ from typing import Final
 from emberd.engines.base import Launch
 from emberd.engines.gpus import VISIBLE, Gpu
 from emberd.engines.sglang.memory import NO_CHUNKS, SMALLEST_BATCH_TOKENS, MemoryPlan
-from emberd.engines.sglang.support import generation
+from emberd.engines.sglang.support import generation, overrides
 from emberd.env import Places
 from emberd.errors import StartError
 from emberd.settings import ServerSpec, StartOptions
@@ -82,6 +82,11 @@ def flags(
             "holds the port and the key, which ps would show on a command line",
         ),
         *_EMBEDDING_FLAGS,
+        Flag(
+            ("--json-model-override-args", json.dumps(overrides(spec))),
+            "without it a request with dimensions is refused; the configuration on the hub does "
+            "not declare it",
+        ),
         *([_DETERMINISTIC] if spec.deterministic else ()),
         *_size_flags(spec.context_tokens, memory),
         *(_CPU_FLAGS if spec.device == CPU else _gpu_flags(launch.options)),
@@ -166,11 +171,6 @@ _EMBEDDING_FLAGS: Final = (
     Flag(
         ("--enable-tokenizer-batch-encode",),
         "a list of texts is tokenised in one call and scheduled together",
-    ),
-    Flag(
-        ("--json-model-override-args", json.dumps({"is_matryoshka": True})),
-        "without it a request with dimensions is refused; the configuration on the hub does not "
-        "declare it",
     ),
 )
 

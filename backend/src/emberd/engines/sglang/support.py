@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
-from emberd import catalog, model_card, model_files
+from emberd import catalog, model_card, model_files, model_pooling
 from emberd.catalog import Model
 from emberd.engines import gpus as all_gpus
 from emberd.engines.gpus import VISIBLE, Gpu, Survey
@@ -77,13 +77,18 @@ def why_not_version(version: str, spec: ServerSpec) -> str | None:
     if known is None:
         oldest, *_, newest = VERSIONS
         return f"is not supported (only {oldest} to {newest} are tested)"
-    folder = model_files.hub_snapshot(spec.model, spec.revision)
-    if model_files.is_folder(spec.model):
-        folder = Path(spec.model)
-    architecture = model_card.architecture(folder) if folder else None
+    folder = _files(spec)
+    architecture = model_pooling.architecture(folder) if folder else None
     if architecture in known.lacks:
         return f"has no code for the architecture {architecture}"
     return None
+
+
+def _files(spec: ServerSpec) -> Path | None:
+    """Return the folder of a model, or what the hub's cache has of it."""
+    if model_files.is_folder(spec.model):
+        return Path(spec.model)
+    return model_files.hub_snapshot(spec.model, spec.revision)
 
 
 # ------------------------------------------------------------ GPUs
@@ -170,6 +175,18 @@ _POOLING: Final = {
     "Qwen3Model": _LAST_TOKEN,
     "Qwen3ForCausalLM": _LAST_TOKEN,
 }
+_BERTS: Final = ("BertModel", "Contriever", "XLMRobertaModel")
+# SGLang computes a mean as the difference of two running sums over all tokens of a batch, in
+# bfloat16 (srt/layers/pooler.py). After 2,400 tokens of other texts, the mean of 12 states has a
+# cosine of 0.87 to 0.95 with the exact one; after 300, 0.998, which passes a canary.
+_WRONG_MEAN: Final = (
+    "which SGLang computes from sums over all texts of a batch, rounded to bfloat16: the vectors "
+    "would depend on the batch"
+)
+_MEAN: Final = "mean"
+# SGLang has code of its own for these, and none of it pools: a start fails (0.5.23, tried with the
+# last).
+_NO_EMBEDDINGS: Final = ("GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM")
 # The other decoders get the last token, from code of SGLang's own or through Transformers. For an
 # encoder that is not named above, SGLang has no code: how, and whether, it runs is not known.
 _DECODERS: Final = ("ForCausalLM", "ForConditionalGeneration")
@@ -179,7 +196,7 @@ _BARE_DECODERS: Final = (
     *("OPTModel", "PhiModel", "Phi3Model", "Qwen2Model", "Qwen2MoeModel", "Qwen3MoeModel"),
     *("SmolLM3Model", "Starcoder2Model"),
 )
-_IN_WORDS: Final = {"cls": "the first token", "mean": "the mean of the tokens"}
+_IN_WORDS: Final = {"cls": "the first token"}
 
 
 def notes(model: str, revision: str | None = None) -> list[str]:
@@ -189,7 +206,7 @@ def notes(model: str, revision: str | None = None) -> list[str]:
             kind = known.architecture or ""
             return [] if kind in _VERIFIED else [_unverified(model, kind, _POOLING.get(kind))]
         kept = model_files.hub_snapshot(model, revision)
-        if kept is not None and model_card.tells_pooling(kept):
+        if kept is not None and model_pooling.tells_pooling(kept):
             return [_unverified(model, "it"), *model_card.unused_prompts(kept)]
         # SGLang downloads configuration, tokenizer and weights, but not these files.
         unchecked = (
@@ -197,7 +214,7 @@ def notes(model: str, revision: str | None = None) -> list[str]:
             f"download them: run `hf download {model}` before the start, and emberd checks them."
         )
         return [_unverified(model, "it"), unchecked]
-    architecture = model_card.architecture(Path(model)) or "an unnamed architecture"
+    architecture = model_pooling.architecture(Path(model)) or "an unnamed architecture"
     taken = _pooling(Path(model))
     pooling = [] if architecture in _VERIFIED else [_unverified(model, architecture, taken)]
     return [*pooling, *model_card.unused_prompts(Path(model))]
@@ -208,25 +225,36 @@ def why_unservable(folder: Path, *, partial: bool) -> str | None:
 
     With ``partial`` the folder is the hub's cache, in which files may be missing.
     """
-    architecture = model_card.architecture(folder)
+    architecture = model_pooling.architecture(folder)
     if partial and architecture is None:
         return None  # without config.json it is not known how SGLang pools the model
     pooling = _pooling(folder)
-    if architecture and pooling is None and model_card.names_pooling(folder):
+    if architecture and pooling is None and (not partial or model_pooling.names_pooling(folder)):
         return (
-            f"{folder} declares a pooling, and how SGLang pools a {architecture} is unknown. "
-            f"{model_card.OTHER_SERVER}"
+            f"how SGLang pools a {architecture} ({folder}) is unknown. {model_pooling.OTHER_SERVER}"
         )
-    problem = model_card.why_unsupported(folder, pooling=pooling or _LAST_TOKEN, partial=partial)
+    problem = model_pooling.why_unsupported(
+        folder,
+        pooling=pooling or _LAST_TOKEN,
+        partial=partial,
+    )
+    if problem is None and architecture in _NO_EMBEDDINGS:
+        return (
+            f"SGLang computes no embeddings with a {architecture} ({folder}). "
+            f"{model_pooling.OTHER_SERVER}"
+        )
+    if problem is None and pooling == _MEAN:
+        return f"{folder} pools by mean, {_WRONG_MEAN}. {model_pooling.OTHER_SERVER}"
     return str(problem) if problem else None
 
 
 def _pooling(folder: Path) -> str | None:
-    """Return how SGLang pools a folder's model, for ``model_card``; None if unknown."""
-    architecture = model_card.architecture(folder) or ""
+    """Return how SGLang pools a folder's model, for ``model_pooling``; None if unknown."""
+    architecture = model_pooling.architecture(folder) or ""
     config = model_files.read_json(folder / model_files.CONFIG)
-    if architecture == "Gemma3TextModel" and config.get("use_bidirectional_attention") is True:
-        return "mean"
+    is_gemma = architecture.startswith("Gemma3Text") or config.get("model_type") == "gemma3_text"
+    if is_gemma and config.get("use_bidirectional_attention"):
+        return _MEAN
     if architecture in _POOLING:
         return _POOLING[architecture]
     is_decoder = architecture.endswith(_DECODERS) or architecture in _BARE_DECODERS
@@ -237,10 +265,22 @@ def _pooling(folder: Path) -> str | None:
     return _LAST_TOKEN if is_decoder and not is_configured else None
 
 
+def overrides(spec: ServerSpec) -> dict[str, Any]:
+    """Return what the configuration of a model lacks for SGLang."""
+    needed: dict[str, Any] = {"is_matryoshka": True}
+    folder = _files(spec)
+    config = model_files.read_json(folder / model_files.CONFIG) if folder else {}
+    # Transformers 5 has only these positions and does not save the key; SGLang requires it.
+    is_bert = model_pooling.architecture(folder) in _BERTS if folder else False
+    if is_bert and "position_embedding_type" not in config:
+        needed["position_embedding_type"] = "absolute"
+    return needed
+
+
 def why_entry_unservable(model: Model) -> str | None:
     """Return why SGLang's vectors would not be those of a model of the catalog."""
     taken = _POOLING.get(model.architecture or "")
-    if taken == model.pooling:
+    if taken == model.pooling and taken != _MEAN:
         return None
     return f"SGLang does not pool {model.name} as it was trained ({model.pooling})"
 
