@@ -96,13 +96,16 @@ _BEGIN: Final = "<!-- planted faults -->"
 _END: Final = "<!-- end of the planted faults -->"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Faulty:
     """The server, and the file that names its fault."""
 
     url: str
     folder: Path
     fault: Path
+
+    def __post_init__(self) -> None:
+        self.process: subprocess.Popen[bytes]  # while it runs
 
     @property
     def settings(self) -> Settings:
@@ -114,20 +117,22 @@ class Faulty:
         yield
         self.fault.write_text("")
 
-
-@contextmanager
-def running(faulty: Faulty) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the server at its URL."""
-    port = faulty.url.rpartition(":")[2]
-    words = [str(HERE / "faulty_server.py"), str(faulty.folder), port, str(faulty.fault)]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    with subprocess.Popen([python_of("transformers"), *words], env=environment) as process:
-        try:
-            waiting.until(lambda: process.poll() is not None or probe.is_ready(faulty.url), START_S)
-            assert process.poll() is None
-            yield process
-        finally:
-            process.terminate()
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the server."""
+        port = self.url.rpartition(":")[2]
+        words = [str(HERE / "faulty_server.py"), str(self.folder), port, str(self.fault)]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        with subprocess.Popen([python_of("transformers"), *words], env=environment) as process:
+            self.process = process
+            try:
+                waiting.until(
+                    lambda: process.poll() is not None or probe.is_ready(self.url), START_S
+                )
+                assert process.poll() is None
+                yield
+            finally:
+                process.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +141,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
     (folder / "fault").write_text("")
     url = f"http://127.0.0.1:{by_hand.free_port()}"
     made = Faulty(url, folder / "tiny-qwen3", folder / "fault")
-    with running(made):
+    with made.running():
         yield made
 
 
@@ -249,11 +254,12 @@ def test_a_fault_is_found_by_these_checks(
 def test_other_weights_after_a_restart_are_found_by_the_vectors_from_before(
     faulty: Faulty,
 ) -> None:
-    twin = replace(faulty, url=f"http://127.0.0.1:{by_hand.free_port()}")
-    embedder = Embedder(twin.folder, base_url=twin.url)
-    with running(twin):
-        embedder.embed_query("a")
-    with twin.having("other weights"), running(twin):
+    """It ends the server of the tests before."""
+    embedder = Embedder(faulty.folder, base_url=faulty.url)
+    embedder.embed_query("a")
+    faulty.process.terminate()
+    faulty.process.wait(START_S)
+    with faulty.having("other weights"), faulty.running():
         with pytest.raises(ServerMismatchError, match="other vectors than before"):
             embedder.embed_query("a")
 

@@ -124,12 +124,13 @@ def verify(
 
 def _settings(given: dict[str, Any]) -> Settings:
     try:
-        return options.settings(**given)
+        settings = options.settings(**given)
+        _ = settings.query_template, settings.document_template  # their files may be missing
     except InstructionError:
         # How a server computes is the same with and without a prompt.
         settings = options.settings(embeds=False, **given)
-        output.note(f"note: {settings.model} describes no prompts; its texts are compared bare")
-        return settings
+        output.note(f"note: the prompts of {settings.model} are not known, so none are used")
+    return settings
 
 
 def _embedder(settings: Settings) -> Embedder:
