@@ -88,6 +88,7 @@ def test_a_reference_that_fails_is_an_error_and_not_a_verdict(here: Command, as_
         ((MODEL, "--pooling", "last"), 2, "--pooling 'last' is not known"),
         ((MODEL, "--pooling", "mean"), 2, "which is lasttoken"),
         ((MODEL, "--device", "cpu"), 2, "--device cpu cannot be given"),
+        ((MODEL, "--base-url", "http://x", "--engine", "sglang"), 2, "--engine sglang cannot be"),
         ((MODEL, "--base-url", "x"), 2, "is not an http(s) URL"),
         ((MODEL, "--max-tokens", "1"), 2, "--max-tokens"),
     ],

@@ -84,9 +84,11 @@ def verify(
         raise SettingError(f"--pooling {pooling!r} is not known. Known are: {known}.")
     wishes = {"engine": engine, "device": device}
     wishes["model"], wishes["revision"] = options.resolve_model(name, model), revision
-    if base_urls:
-        options.validate_with_base_url(
-            base_urls[0], {k: v for k, v in wishes.items() if v and k in ("engine", "device")}
+    chosen = {key: wishes[key] for key in ("engine", "device") if wishes[key] is not None}
+    if base_urls and chosen:
+        raise SettingError(
+            f"{options.as_typed(chosen)} cannot be combined with --base-url, with which no server "
+            f"is started. Omit one of them."
         )
     urls: Sequence[str | None] = base_urls or (None,)
     targets = [_settings({**wishes, "base_url": url}) for url in urls]
