@@ -269,7 +269,12 @@ def test_other_weights_after_a_restart_are_found_by_the_vectors_from_before(
 
 def table() -> str:
     """Return the table of the documentation."""
-    titles = ("fault", "before the first use", "printed similarities", "each reply")
+    titles: tuple[str, ...] = (
+        "fault",
+        "before the first use",
+        "printed similarities",
+        "each reply",
+    )
     titles += ("`emberd verify`", "without `emberd verify`, a caller gets")
     lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
     for name, (what, found) in TABLE.items():
