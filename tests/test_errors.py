@@ -35,6 +35,7 @@ MADE: dict[str, EmberdError] = {
     "StateFolderError": errors.StateFolderError("text"),
     "TextError": errors.TextError("text", index=2),
     "TextTooLongError": errors.TextTooLongError("text", index=1, tokens=9, limit=None),
+    "VerifyError": errors.VerifyError("text"),
 }
 BUILTIN: dict[str, type[Exception]] = {
     "InstallError": RuntimeError,

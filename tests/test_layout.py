@@ -58,10 +58,11 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "verified_manager": _JOINED,
     "server_handle": _JOINED | {"verified_manager"},
     "embedder": _JOINED | {"verified_manager", "server_handle", "index_identity"},
+    "fidelity": _BASE | {"installs", "serving"},
     "bulk": {"errors", "system"},
     "ray": _BASE | {"engines", "client", "verified_manager", "embedder", "bulk"},
     "doctor": _JOINED | {"verified_manager"},
-    "cli": _JOINED | {"verified_manager", "embedder", "doctor", "bulk", "ray"},
+    "cli": _JOINED | {"verified_manager", "embedder", "fidelity", "doctor", "bulk", "ray"},
     "__main__": {"cli"},
     "": _JOINED | {"verified_manager", "embedder"},
 }

@@ -33,6 +33,7 @@ _TEST_S: Final = 600
 _ONE_SERVER: Final = (
     "test_transformers_engine.py",
     "test_vectors.py",
+    "test_verify_command.py",
     "test_frameworks.py",
     "test_sockets.py",
     "test_router.py",

@@ -20,7 +20,7 @@ from emberd.engines import Diagnosis, Launch
 from emberd.engines.transformers import ENGINE
 from emberd.settings import ServerSpec
 from emberd.verified_manager import Manager
-from real import fake_hub, traces
+from real import fake_hub, traces, verifying
 from real.engines import START_S, EngineSide, Reference, Vectors, engine_side, python_of
 from real.texts import TEXTS
 
@@ -105,6 +105,17 @@ def test_each_of_fifty_texts_has_the_vector_of_plain_transformers(
         )
     assert len(TEXTS) == 50
     assert cosines.min() >= _LEAST_COSINE
+
+
+def test_emberd_verify_finds_its_vectors_right(
+    served: Embedder, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = served.endpoint().api_key
+    url = ("--base-url", served.endpoint().url)
+    code, found = verifying.run(tmp_path, str(small), *url, EMBERD_API_KEY=key or "")
+    assert (code, found["servers"][0]["server"]) == (0, "emberd")
+    with capsys.disabled():
+        verifying.report(found)
 
 
 def test_a_deterministic_server_gives_the_same_bits_alone_and_in_any_batch(

@@ -34,6 +34,7 @@ from emberd.errors import (
     StateFolderError,
     TextError,
     TextTooLongError,
+    VerifyError,
 )
 from emberd.prompts import TASKS
 from emberd.settings import DEFAULT_MODEL, UNSET, ServerSpec, Settings, Unset
@@ -84,6 +85,7 @@ __all__ = [
     "TextError",
     "TextTooLongError",
     "Unset",
+    "VerifyError",
     "__version__",
     "ato_lists",
     "check_texts",

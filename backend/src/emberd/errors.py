@@ -8,6 +8,7 @@
     │   ├── IdentityError                  an index was made with other settings
     │   └── MissingKeyError                a key is missing (pickles do not contain keys)
     ├── HubError                           files that describe a model cannot be fetched
+    ├── VerifyError                        there are no vectors to compare a server with
     ├── ServerError
     │   ├── NoEngineError                  nothing on this machine can serve the model
     │   ├── InstallError                   an engine could not be installed or removed
@@ -76,6 +77,10 @@ class MissingKeyError(SettingError):
 
 class HubError(EmberdError):
     """The files that describe a model on the hub cannot be fetched; the text says what to do."""
+
+
+class VerifyError(EmberdError):
+    """The vectors that ``emberd verify`` compares a server with cannot be computed here."""
 
 
 class ServerError(EmberdError):

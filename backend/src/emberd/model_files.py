@@ -39,6 +39,7 @@ _SAMPLES: Final = 64
 _SAMPLE_BYTES: Final = 4096
 _LENGTH_BYTES: Final = 8  # a safetensors file begins with the length of its header, little-endian
 _MAX_HEADER_BYTES: Final = 100_000_000
+_HEAD: Final = "lm_head."
 # What reading a header of any content raises.
 _DAMAGED: Final = (
     *(ArithmeticError, AttributeError, LookupError),
@@ -258,6 +259,32 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
     except _DAMAGED as error:
         raise ValueError(f"{path} has a damaged safetensors header") from error
     return SafetensorsHeader(elements, _LENGTH_BYTES + length + end)
+
+
+def count_weights(folder: Path) -> int:
+    """Return how many numbers a folder's weights are, without the head of a language model.
+
+    Raises:
+        ModelFileError: There are no weights, or a file of them is damaged or incomplete.
+    """
+    files = sorted(folder.glob(SAFETENSORS))
+    if not files:
+        raise ModelFileError(f"{folder} has no weights ({SAFETENSORS})")
+    numbers = 0
+    for path in files:
+        try:
+            header = read_safetensors_header(path)
+            size = path.stat().st_size
+        except (OSError, ValueError) as error:
+            raise ModelFileError(
+                f"the weights in {path} are damaged: they have no readable header"
+            ) from error
+        if size < header.file_bytes:
+            raise ModelFileError(
+                f"the weights in {path} are incomplete: {size} of {header.file_bytes} bytes"
+            )
+        numbers += sum(count for name, count in header.elements.items() if _HEAD not in name)
+    return numbers
 
 
 # ------------------------------------------------------------ content

@@ -143,6 +143,22 @@ def why_unsupported(
     return None
 
 
+def served_pooling(folder: Path) -> str:
+    """Return the one pooling with which a server computes the vectors of a folder's model.
+
+    Args:
+        folder: The model's files, of which ``names_pooling`` is true.
+
+    Raises:
+        ModelFileError: No server does, whatever it pools.
+    """
+    problems = {mode: why_unsupported(folder, pooling=mode) for mode in _POOLING_WORDS}
+    for mode, problem in problems.items():
+        if problem is None:
+            return mode
+    raise problems[LAST_TOKEN] or AssertionError
+
+
 def names_pooling(folder: Path) -> bool:
     """Return whether the folder says how token states become one vector."""
     return any(os.path.exists(folder / name) for name in (MODULES, f"{POOLING_FOLDER}/{CONFIG}"))

@@ -22,6 +22,7 @@ from emberd.cli.output import ExitCode, exit_code
 from emberd.cli.status import status
 from emberd.cli.stop import stop
 from emberd.cli.up import FAILED, env, up
+from emberd.cli.verify_server import verify
 from emberd.errors import EmberdError, InstallError, RejectedError, StartError
 from emberd.system import os_errors
 
@@ -77,7 +78,7 @@ def emberd(version: Version = False) -> None:
 
 
 app.command(cls=EngineArgumentsCommand, context_settings=_CONTEXT)(up)
-for verb in (status, stop, logs, env, embed, doctor):
+for verb in (status, stop, logs, env, embed, doctor, verify):
     app.command(context_settings=_CONTEXT)(verb)
 
 _engine: Final = typer.Typer(

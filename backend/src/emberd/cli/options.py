@@ -30,7 +30,7 @@ _VARIABLE: Final = re.compile(
 )
 _OPTION: Final = re.compile(
     r"(?<![-\w/?&])(model|revision|engine|device|context_tokens|dimensions|idle_timeout|start_timeout"
-    r"|save_every|tp_size|dp_size)=(?=['\"\w-])"
+    r"|save_every|tp_size|dp_size|pooling)=(?=['\"\w-])"
 )
 
 ModelName = Annotated[

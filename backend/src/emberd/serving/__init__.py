@@ -12,6 +12,7 @@
     transformers_encoder   the encoder of Qwen3-Embedding checkpoints
     hardware               processor cores, devices, number formats, free memory
     bootstrap              runs the server in an interpreter that has no emberd
+    reference              a program, no part of the server: what its vectors are compared with
 
 Run as ``python -m emberd.serving --encoder demo --port 30000``; in an engine's environment as
 ``python .../serving/bootstrap.py --encoder transformers --model-path NAME --port 30000``. The
@@ -32,3 +33,7 @@ MODULE: Final = "emberd.serving"
 
 BOOTSTRAP: Final = "bootstrap.py"
 """The file in this folder that an interpreter without emberd runs instead."""
+
+
+REFERENCE: Final = "reference.py"
+"""The file in this folder that computes the vectors of a model without a server."""

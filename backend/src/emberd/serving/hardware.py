@@ -192,6 +192,11 @@ def _free_bytes(torch: Any, device: str) -> int | None:
         return int(torch.cuda.mem_get_info()[0])
     if device == MPS:
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    return free_memory()
+
+
+def free_memory() -> int | None:
+    """Return the bytes of memory that this process may still take; None if that is unknown."""
     try:
         lines = _MEMORY_FILE.read_text(encoding="utf-8").splitlines()
         available = next(line.split()[1] for line in lines if line.startswith(_AVAILABLE))

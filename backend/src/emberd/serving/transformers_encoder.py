@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from emberd import model_card, model_files, model_pooling
 from emberd.errors import BadReplyError, StartError
+from emberd.model_files import ModelFileError
 from emberd.serving import hardware
 from emberd.serving.encoder import LoadOptions, PreparedText
 from emberd.serving.hardware import CPU, DeviceChoice
@@ -55,7 +56,6 @@ _RSS_BYTES: Final = 1 if sys.platform == "darwin" else 1024  # the unit of ru_ma
 _MEMORY_FACTOR: Final = 1.05  # the weights, activations and torch itself
 _GIB: Final = 1024**3
 _WORD: Final = "ready"
-_HEAD: Final = "lm_head."
 
 _INSTALL: Final = "emberd engine install transformers"
 _COPY_AGAIN: Final = (
@@ -311,7 +311,10 @@ def load_checkpoint(
     """
     config = model_files.read_json(folder / model_files.CONFIG)
     _check_kind(folder, config)
-    size = _weights_bytes(folder, choice.dtype)
+    try:
+        size = model_files.count_weights(folder) * hardware.ITEM_BYTES[choice.dtype]
+    except ModelFileError as error:
+        raise StartError(error.cause, advice=_COPY_AGAIN) from error
     if choice.free_bytes is not None and choice.free_bytes < round(size * _MEMORY_FACTOR):
         raise StartError(
             f"the weights of {folder} take {size / _GIB:.1f} GiB in {choice.dtype}, but only "
@@ -337,30 +340,6 @@ def _check_kind(folder: Path, config: dict[str, Any]) -> None:
     problem = model_pooling.why_unsupported(folder)
     if problem is not None:
         raise StartError(problem.cause, advice=problem.advice)
-
-
-def _weights_bytes(folder: Path, dtype: str) -> int:
-    """Return the size of the weights in ``dtype``, without the head of a language model."""
-    files = sorted(folder.glob(model_files.SAFETENSORS))
-    if not files:
-        raise StartError(f"{folder} has no weights ({model_files.SAFETENSORS})", advice=_COPY_AGAIN)
-    numbers = 0
-    for path in files:
-        try:
-            header = model_files.read_safetensors_header(path)
-            size = path.stat().st_size
-        except (OSError, ValueError) as error:
-            raise StartError(
-                f"the weights in {path} are damaged: they have no readable header",
-                advice=_COPY_AGAIN,
-            ) from error
-        if size < header.file_bytes:
-            raise StartError(
-                f"the weights in {path} are incomplete: {size} of {header.file_bytes} bytes",
-                advice=_COPY_AGAIN,
-            )
-        numbers += sum(count for name, count in header.elements.items() if _HEAD not in name)
-    return numbers * hardware.ITEM_BYTES[dtype]
 
 
 def _tokenizer(folder: Path, end_of_text_id: int | None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -289,8 +290,8 @@ def _unverified(model: str, what: str, pooling: str | None = None) -> str:
     taken = _IN_WORDS.get(pooling or "")
     return (
         f"emberd has not verified how SGLang pools {what} ({model})"
-        f"{f'; it takes {taken}' if taken else ''}: compare some vectors with those of the "
-        f"model's own library before you build an index."
+        f"{f'; it takes {taken}' if taken else ''}. Before you build an index, compare its vectors "
+        f"with those of transformers: emberd verify {shlex.quote(model)}"
     )
 
 
