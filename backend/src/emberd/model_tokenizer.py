@@ -15,6 +15,9 @@ from emberd.model_files import read_text
 
 FILE: Final = "tokenizer.json"
 
+# White space between the parts that these make is dropped.
+_SPLIT_AT_WHITE_SPACE: Final = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
+
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
@@ -24,11 +27,13 @@ class Tokenizer:
         start_ids: The tokens that it puts before the text, such as ``[CLS]``.
         end_of_text_id: The token that it appends; None if it appends none.
         starts_with_nfc: Whether a text and its NFC give the same tokens; None if that is unknown.
+        trims: Whether it ignores white space at the ends of a text; False if that is unknown.
     """
 
     start_ids: tuple[int, ...] = ()
     end_of_text_id: int | None = None
     starts_with_nfc: bool | None = None
+    trims: bool = False
 
 
 def read(folder: Path) -> Tokenizer:
@@ -37,12 +42,13 @@ def read(folder: Path) -> Tokenizer:
         text = read_text(folder / FILE)
     except (OSError, ValueError):
         return Tokenizer()
-    processor = _part(text, "post_processor") or {}
-    parts = processor.get("processors")
-    listed = parts if isinstance(parts, list) else [processor]
+    listed = _steps(_part(text, "post_processor"), "processors")
     normalizer = _part(text, "normalizer")
-    is_nfc = None if normalizer is None else _starts_with_nfc(normalizer)
-    return Tokenizer(_start_ids(listed), _end_of_text_id(listed), is_nfc)
+    # Another step before NFC, such as one that strips accents, may tell a text and its NFC apart.
+    is_nfc = None if normalizer is None else _first_type(normalizer, "normalizers") == "NFC"
+    splits = _first_type(_part(text, "pre_tokenizer"), "pretokenizers")
+    trims = splits in _SPLIT_AT_WHITE_SPACE
+    return Tokenizer(_start_ids(listed), _end_of_text_id(listed), is_nfc, trims)
 
 
 def _end_of_text_id(processors: list[Any]) -> int | None:
@@ -66,11 +72,15 @@ def _start_ids(processors: list[Any]) -> tuple[int, ...]:
     return tuple(found) if all(type(number) is int for number in found) else ()
 
 
-def _starts_with_nfc(normalizer: Mapping[str, Any]) -> bool:
-    # Another step before NFC, such as one that strips accents, may tell a text and its NFC apart.
-    parts = normalizer.get("normalizers")
-    first = parts[0] if isinstance(parts, list) and parts else normalizer
-    return isinstance(first, dict) and first.get("type") == "NFC"
+def _steps(part: Mapping[str, Any] | None, name: str) -> list[Any]:
+    """Return the steps of a sequence, or the one step that ``part`` is."""
+    steps = (part or {}).get(name)
+    return steps if isinstance(steps, list) else [part or {}]
+
+
+def _first_type(part: Mapping[str, Any] | None, name: str) -> object:
+    first = next(iter(_steps(part, name)), None)
+    return first.get("type") if isinstance(first, dict) else None
 
 
 def _part(text: str, name: str) -> dict[str, Any] | None:
