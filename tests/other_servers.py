@@ -1,15 +1,15 @@
 """Servers of other kinds, each answering as the real one did when it was asked (November 2026).
 
 sglang-router 0.3.2 in front of SGLang 0.5.23, vLLM 0.32 on a CPU, llama.cpp's server (xllamacpp
-2026.10.11549), and SGLang 0.5.23 with a model that gives no embeddings. docs/other-servers.md says
-how they were started.
+2026.10.11549), infinity 0.0.78, and SGLang 0.5.23 with a model that gives no embeddings.
+docs/other-servers.md says how they were started.
 """
 
 from __future__ import annotations
 
 import re
 import socket
-from typing import Any
+from typing import Any, ClassVar
 
 from emberd.catalog import lookup
 from fake_server import QWEN, FakeServer, refusal
@@ -124,6 +124,7 @@ class LlamaCpp(Other):
 
     embeds = True
     knows_special = True  # the model's file marks special tokens as such
+    looks_special: ClassVar = {"</s>": 128_247}  # an ordinary token that it takes for a special one
 
     def answers(self) -> dict[str, Any]:
         entry = {
@@ -149,13 +150,25 @@ class LlamaCpp(Other):
         return {**super().routes(), "/tokenize": self._tokenize}
 
     def _tokenize(self, request: Request, connection: socket.socket) -> bytes:
-        ids = self._tokens(request.body["content"])
+        content, knows = request.body["content"], request.body.get("parse_special", True)
+        ids: list[int] = []
+        for part in content if isinstance(content, list) else [content]:
+            ids += [part] if isinstance(part, int) else self._tokens(part, knows_special=knows)
         if request.body.get("add_special") and self.end_of_text is not None:
             ids.append(self.end_of_text)
         return reply(200, {"tokens": ids})
 
-    def _tokens(self, text: str) -> list[int]:
-        special = dict(lookup(QWEN).special_tokens) if self.knows_special else {}
+    def _ids(self, given: str | list[int]) -> list[int]:
+        if isinstance(given, list):
+            return given
+        end = [] if self.end_of_text is None else [self.end_of_text]
+        return [*self._tokens(given, knows_special=True), *end]
+
+    def _tokens(self, text: str, *, knows_special: bool) -> list[int]:
+        special: dict[str, int] = {}
+        if knows_special:
+            marked = lookup(QWEN).special_tokens if self.knows_special else ()
+            special = {**dict(marked), **self.looks_special}
         pattern = "|".join(map(re.escape, special)) or "(?!)"
         tokens: list[int] = []
         for part in re.split(f"({pattern})", text):
@@ -184,6 +197,51 @@ class LlamaCpp(Other):
     def _reply(self, body: dict[str, Any], inputs: list[Any]) -> dict[str, Any]:
         whole = {name: value for name, value in body.items() if name != "dimensions"}
         return {**super()._reply(whole, inputs), "model": body["model"]}
+
+
+class Infinity(Other):
+    """infinity: trims texts, cuts long ones, counts characters, and takes no token ids."""
+
+    trims = True
+    cuts = True
+
+    def answers(self) -> dict[str, Any]:
+        entry = {
+            "id": self.model,
+            "stats": {"queue_fraction": 0.0, "batch_size": 32},
+            "object": "model",
+            "owned_by": "infinity",
+            "created": 1795896735,
+            "backend": "torch",
+            "capabilities": ["embed"],
+        }
+        return {"/v1/models": {"data": [entry], "object": "list"}}
+
+    def _embeddings(self, request: Request, connection: socket.socket) -> bytes:
+        inputs = request.body["input"]
+        if not all(isinstance(given, str) for given in inputs):
+            said = {"type": "string_type", "msg": "Input should be a valid string"}
+            return reply(422, {"detail": [said]})
+        longest = max(len(self._ids(given)) for given in inputs)
+        if not self.cuts and self.context_tokens and longest > self.context_tokens:
+            # As a server with no other answer to texts that are too long.
+            said = {"error": f"`inputs` must have less than {self.context_tokens} tokens"}
+            return reply(422, said)
+        return super()._embeddings(request, connection)
+
+    def _refusal(self, inputs: list[str | list[int]]) -> str | None:
+        return None
+
+    def _ids(self, given: str | list[int]) -> list[int]:
+        text = str(given)
+        ids = super()._ids(text.strip() if self.trims else text)
+        kept = (self.context_tokens or len(ids)) - 1 if self.cuts else len(ids)
+        return ids if len(ids) <= kept else [*ids[: kept - 1], ids[-1]]
+
+    def _reply(self, body: dict[str, Any], inputs: list[Any]) -> dict[str, Any]:
+        characters = sum(len(text.strip()) for text in inputs)
+        usage = {"prompt_tokens": characters, "total_tokens": characters}
+        return {**super()._reply(body, inputs), "usage": usage}
 
 
 class Reranker(FakeServer):

@@ -134,6 +134,24 @@ def test_a_tokenizer_whose_class_builds_a_normalizer_of_its_own_is_not_said_to_c
     write(folder / "tokenizer.json", {"normalizer": {"type": "NFC"}, "post_processor": _ENDS})
     write(folder / "tokenizer_config.json", {"tokenizer_class": kind})
     assert model_card.describe(str(folder)).normalization == expected
+@pytest.mark.parametrize(
+    ("pre_tokenizer", "expected"),
+    [
+        ({"type": "BertPreTokenizer"}, True),
+        ({"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, {"type": "x"}]}, True),
+        ({"type": "Sequence", "pretokenizers": [{"type": "Split"}, {"type": "ByteLevel"}]}, False),
+        ({"type": "Sequence", "pretokenizers": []}, False),
+        ({"type": "Metaspace"}, False),
+        (None, False),
+    ],
+)
+def test_a_tokenizer_tells_whether_it_ignores_white_space_at_the_ends_of_a_text(
+    folder: Path, pre_tokenizer: Any, expected: bool
+) -> None:
+    named = folder.rename(folder.with_name("bge-m3"))
+    assert model_card.describe(str(named)).trims, "the catalog's"
+    write(named / "tokenizer.json", {"normalizer": None, "pre_tokenizer": pre_tokenizer})
+    assert model_card.describe(str(named)).trims is expected
 
 
 def test_a_tokenizer_tells_what_it_puts_before_and_after_each_text(folder: Path) -> None:

@@ -27,6 +27,7 @@ from fake_server import END_OF_TEXT, QWEN, FakeServer, vectors_of
 from http_server import reply
 from other_servers import (
     Generator,
+    Infinity,
     LlamaCpp,
     Mixed,
     Reranker,
@@ -90,24 +91,92 @@ def test_a_text_is_sent_as_the_reference_tokenizer_normalises_it(
     assert np.abs(vectors - vectors_of(["café", "\u2002"], DIMENSIONS)).max() < 1e-6
 
 
-def test_special_tokens_are_sent_to_llama_cpp_as_their_ids(serve: Serve) -> None:
+@pytest.mark.parametrize("knows_special", [True, False])
+def test_special_tokens_are_sent_to_llama_cpp_as_their_ids(
+    serve: Serve, knows_special: bool
+) -> None:
     server = serve(LlamaCpp)
+    server.knows_special = knows_special  # type: ignore[attr-defined]
     embedder(server).embed_documents(["a", "b<|im_end|>c<|endoftext|>"])
     ids = [*b"b", 151_645, *b"c", END_OF_TEXT, END_OF_TEXT]
     assert [ids] in server.embedded
 
 
-def test_a_special_token_that_llama_cpp_reads_as_text_is_named(serve: Serve) -> None:
+def test_what_llama_cpp_takes_for_a_special_token_is_sent_as_the_tokens_of_the_text(
+    serve: Serve,
+) -> None:
+    """It finds ``</s>``, an ordinary token of Qwen3's vocabulary that no text is split into."""
     server = serve(LlamaCpp)
-    server.knows_special = False  # type: ignore[attr-defined]
-    for text, token in (("b<|im_end|>c", "<|im_end|>"), ("<|endoftext|>", "<|endoftext|>")):
-        with pytest.raises(TextError) as caught:
-            embedder(server).embed_documents(["a", text])
-        assert caught.value.index == 1
-        assert token in str(caught.value)
-        assert text in str(caught.value)
-    *_, aside = embedder(server).iter_documents(["a", "b<|im_end|>"], set_aside=True)
+    texts = ["a", "<s>struck</s>", "</s>", "</s><|im_end|>"]
+    vectors = embedder(server).embed_documents(texts)
+    assert np.abs(vectors[:3] - vectors_of(texts[:3], DIMENSIONS)).max() < 1e-6
+    sent = [given for batch in server.embedded for given in batch]
+    assert [*b"</s>", 151_645, END_OF_TEXT] in sent
+
+
+def test_a_text_that_an_unknown_server_would_trim_is_named(serve: Serve) -> None:
+    server = serve(Infinity)
+    asking = embedder(server)
+    assert asking.endpoint().trims
+    texts = ["a", "def f():\n    pass\n", "\u200bb", "c d"]
+    with pytest.raises(TextError) as caught:
+        asking.embed_documents(texts)
+    assert caught.value.index == 1
+    _, aside, *_ = found = [*asking.iter_documents(texts, set_aside=True)]
     assert isinstance(aside, TextError)
+    kept = [vector for vector in found if not isinstance(vector, TextError)]
+    expected = vectors_of([texts[0], *texts[2:]], DIMENSIONS)
+    assert np.abs(np.stack(kept) - expected).max() < 1e-6
+    sent = [given for batch in server.embedded for given in batch]
+    assert texts[1] not in sent
+
+
+def test_white_space_that_neither_the_server_nor_the_model_reads_is_no_error(serve: Serve) -> None:
+    model = {"model": "BAAI/bge-small-en-v1.5", "dimensions": 384, "context_tokens": 512}
+    server = serve(Infinity, **model)
+    vectors = Embedder(server.model, base_url=server.url).embed_documents(["a \n", "a"])
+    assert np.abs(vectors[0] - vectors[1]).max() < 1e-6
+
+
+def test_an_unknown_server_that_keeps_white_space_is_sent_it(serve: Serve) -> None:
+    server = serve(Infinity)
+    server.trims = False  # type: ignore[attr-defined]
+    texts = ["a\n", " b"]
+    vectors = embedder(server).embed_documents(texts)
+    assert np.abs(vectors - vectors_of(texts, DIMENSIONS)).max() < 1e-6
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+def test_a_text_that_an_unknown_server_may_cut_is_named(serve: Serve, truncate: bool) -> None:
+    """It has no route that counts the tokens of a text, and says nothing of what it cuts."""
+    server = serve(Infinity)
+    asking = embedder(server, truncate=truncate)
+    assert asking.endpoint().cuts
+    texts = ["a", "b" * 40_000, "c" * 10_000]
+    with pytest.raises(TextTooLongError) as caught:
+        asking.embed_documents(texts)
+    assert (caught.value.index, caught.value.tokens, caught.value.limit) == (1, None, 32_767)
+    first, aside, last = asking.iter_documents(texts, set_aside=True)
+    assert isinstance(aside, TextTooLongError)
+    assert not isinstance(first, TextError)
+    assert not isinstance(last, TextError)
+    sent = [given for batch in server.embedded for given in batch]
+    assert texts[1] not in sent
+
+
+@pytest.mark.parametrize("cuts", [True, False])
+def test_whether_an_unknown_server_cuts_is_tried_for_a_model_of_short_texts(
+    serve: Serve, cuts: bool
+) -> None:
+    server = serve(Infinity, model="BAAI/bge-small-en-v1.5", dimensions=384, context_tokens=512)
+    server.cuts = cuts  # type: ignore[attr-defined]
+    asking = Embedder(server.model, base_url=server.url)
+    assert asking.endpoint().cuts == cuts
+    errors = [*asking.iter_documents(["b" * 508, "b" * 509, "b" * 600], set_aside=True)]
+    assert not isinstance(errors[0], TextError)
+    # The model reads 512 tokens; a text of 508 bytes has at most 511, and one of 600 may have more.
+    assert isinstance(errors[1], TextTooLongError) == cuts
+    assert isinstance(errors[2], TextError)
 
 
 def test_llama_cpp_is_sent_no_text_that_an_unknown_tokenizer_may_have_to_normalise(

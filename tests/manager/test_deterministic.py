@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from emberd import Embedder, probe
-from emberd.errors import NoEngineError, ServerMismatchError, StartError
+from emberd.errors import NoEngineError, ServerMismatchError, ServerUnavailableError, StartError
 from emberd.manager import discovery
 from emberd.settings import ServerSpec
 from emberd.verified_manager import Manager
@@ -78,6 +78,33 @@ def test_an_external_server_must_report_it(
             with pytest.raises(NoEngineError, match="deterministic=True is required"):
                 manager.ensure(SPEC)
         assert manager.ensure(replace(SPEC, deterministic=False)).origin == "found"
+
+
+def _break_off(*_: Any) -> bytes:
+    raise ConnectionError
+
+
+@pytest.mark.parametrize("status", [401, 403, 429, 503, None])
+def test_a_route_that_does_not_answer_does_not_mean_that_the_server_lacks_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch, no_default_port: None, status: int | None
+) -> None:
+    @dataclass
+    class Closed(Reporting):
+        """It computes deterministically, but nobody can find that out."""
+
+        def routes(self) -> dict[str, Answer]:
+            answer = _break_off if status is None else lambda *_: reply(status, {})
+            return super().routes() | {probe.SERVER_INFO: answer}
+
+    with Closed() as server:
+        assert probe.is_deterministic(server.url) is None
+        embedder = Embedder(QWEN, base_url=server.url, deterministic=True)
+        with pytest.raises(ServerUnavailableError, match=probe.SERVER_INFO):
+            embedder.embed_query("a")
+        monkeypatch.setattr(discovery, "_processes", lambda: iter(()))
+        monkeypatch.setenv("EMBERD_DISCOVER", server.url)
+        with pytest.raises(NoEngineError, match=probe.SERVER_INFO):
+            Manager(home).ensure(SPEC)
 
 
 @pytest.mark.parametrize("reported", AS_REPORTED)

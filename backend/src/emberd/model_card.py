@@ -161,6 +161,7 @@ def _described(name: str, folder: Path, is_cached: bool, *_changed: int) -> Mode
     if tokenizer.starts_with_nfc is not None:
         facts["normalization"] = catalog.NFC if tokenizer.starts_with_nfc else None
         facts["normalization_is_known"] = True
+        facts["trims"] = tokenizer.trims
     listed = None if is_cached else catalog.find(name)
     known = replace(listed or Model(name), name=name, **facts)
     prompts = read_prompts(folder)

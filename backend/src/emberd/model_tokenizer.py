@@ -25,6 +25,9 @@ _KEEP_NORMALIZER: Final = (
     *("Qwen2Tokenizer", "Qwen2TokenizerFast"),  # they build NFC
 )
 
+# White space between the parts that these make is dropped.
+_SPLIT_AT_WHITE_SPACE: Final = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
+
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
@@ -35,12 +38,14 @@ class Tokenizer:
         end_of_text_id: The token that it appends; None if it appends none.
         starts_with_nfc: Whether a text and its NFC give the same tokens; None if that is unknown.
         special_tokens: Text and id of the tokens that it finds in a text before it normalises it.
+        trims: Whether it ignores white space at the ends of a text; False if that is unknown.
     """
 
     start_ids: tuple[int, ...] = ()
     end_of_text_id: int | None = None
     starts_with_nfc: bool | None = None
     special_tokens: tuple[tuple[str, int], ...] = ()
+    trims: bool = False
 
 
 def read(folder: Path) -> Tokenizer:
@@ -49,16 +54,17 @@ def read(folder: Path) -> Tokenizer:
         text = read_text(folder / FILE)
     except (OSError, ValueError):
         return Tokenizer()
-    processor = _part(text, "post_processor") or {}
-    parts = processor.get("processors")
-    listed = parts if isinstance(parts, list) else [processor]
+    listed = _steps(_part(text, "post_processor"), "processors")
     normalizer = _part(text, "normalizer")
-    is_nfc = None if normalizer is None else _starts_with_nfc(normalizer)
+    # Another step before NFC, such as one that strips accents, may tell a text and its NFC apart.
+    is_nfc = None if normalizer is None else _first_type(normalizer, "normalizers") == "NFC"
     kind = read_json(folder / _SETTINGS).get("tokenizer_class")
     if is_nfc and kind is not None and kind not in _KEEP_NORMALIZER:
         is_nfc = None
     special = _special_tokens(_value(text, "added_tokens"))
-    return Tokenizer(_start_ids(listed), _end_of_text_id(listed), is_nfc, special)
+    splits = _first_type(_part(text, "pre_tokenizer"), "pretokenizers")
+    trims = splits in _SPLIT_AT_WHITE_SPACE
+    return Tokenizer(_start_ids(listed), _end_of_text_id(listed), is_nfc, special, trims)
 
 
 def _special_tokens(added: object) -> tuple[tuple[str, int], ...]:
@@ -92,11 +98,15 @@ def _start_ids(processors: list[Any]) -> tuple[int, ...]:
     return tuple(found) if all(type(number) is int for number in found) else ()
 
 
-def _starts_with_nfc(normalizer: Mapping[str, Any]) -> bool:
-    # Another step before NFC, such as one that strips accents, may tell a text and its NFC apart.
-    parts = normalizer.get("normalizers")
-    first = parts[0] if isinstance(parts, list) and parts else normalizer
-    return isinstance(first, dict) and first.get("type") == "NFC"
+def _steps(part: Mapping[str, Any] | None, name: str) -> list[Any]:
+    """Return the steps of a sequence, or the one step that ``part`` is."""
+    steps = (part or {}).get(name)
+    return steps if isinstance(steps, list) else [part or {}]
+
+
+def _first_type(part: Mapping[str, Any] | None, name: str) -> object:
+    first = next(iter(_steps(part, name)), None)
+    return first.get("type") if isinstance(first, dict) else None
 
 
 def _part(text: str, name: str) -> dict[str, Any] | None:

@@ -35,6 +35,9 @@ OLD_MODEL_INFO: Final = "/get_model_info"
 _NO_ROUTE: Final = (401, 403, 404, 405, 501)
 """Statuses of a server without such a route, or that requires a key for it."""
 
+_CLOSED: Final = (401, 403, 429)
+_FAILED: Final = 500
+
 NO_ANSWER: Final = (OSError, http.client.HTTPException, ValueError)
 """What ``fetch`` raises if there is no answer."""
 
@@ -195,12 +198,17 @@ def _json(reply: ProbeReply | None) -> Any:
 
 def is_deterministic(
     url: str, api_key: str | None = None, *, listener: Listener | None = None
-) -> bool:
+) -> bool | None:
     """Return whether the server reports that a text gets the same vector in any batch.
 
     SGLang reports it in all supported versions; a busy scheduler answers after its batch.
+
+    Returns:
+        None if the route did not answer in time, failed, or is closed to this key.
     """
     reply = get(url, SERVER_INFO, api_key, HEALTH_TIMEOUT_S, listener=listener)
+    if reply is None or reply.status in _CLOSED or reply.status >= _FAILED:
+        return None
     info = _json(reply)
     return isinstance(info, dict) and info.get("enable_deterministic_inference") is True
 

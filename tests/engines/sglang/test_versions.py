@@ -130,3 +130,12 @@ def test_a_version_outside_the_range_is_refused_with_the_command_that_installs_o
     monkeypatch.setenv(RECIPES["sglang"].variable, "/engines/python")
     assert "unset EMBERD_SGLANG_PYTHON" in (ENGINE.why_unavailable(wanted) or "")
     assert ENGINE.installable_environment(wanted) is None
+
+
+@pytest.mark.parametrize(
+    ("installed", "is_newer"),
+    [("0.5.16", False), ("", False), ("0.5.23rc1", False), ("0.5.24", True), ("0.5.100", True)],
+)
+def test_only_a_newer_version_may_be_started_by_hand(installed: str, is_newer: bool) -> None:
+    problem = support.why_not_version(installed, ServerSpec(device="cpu")) or ""
+    assert ("docs/sglang.md" in problem) == is_newer

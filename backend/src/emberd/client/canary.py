@@ -32,7 +32,7 @@ _OTHERS: Final = (
     "A server of embeddings gives every text a vector of its own.",
 )
 
-_ALIKE: Final = 0.9999
+ALIKE: Final = 0.9999
 """Cosine of two texts above which their vectors are the same. Rounding to bfloat16 moves a vector
 by less than that; the different texts of tiny models with random weights stay below it."""
 
@@ -77,7 +77,7 @@ def check(url: str, model: Model, together: Sequence[Vector], alone: Sequence[Ve
         )
     for vectors in (alone, together):
         for one, other in combinations(range(len(vectors)), 2):
-            if (found := cosine(vectors[one], vectors[other])) > _ALIKE:
+            if (found := cosine(vectors[one], vectors[other])) > ALIKE:
                 raise ServerMismatchError(
                     f"{url} returns the same vector for two texts (cosine {found:.5f} for "
                     f"{_shown(sent[one])} and {_shown(sent[other])}): it does not read the texts, "

@@ -17,11 +17,14 @@ from emberd.prompts import apply
 Input = str | list[int]
 """One text in a request: the text itself, or its token ids."""
 
+SpecialTokens = tuple[tuple[str, int], ...]
+"""Text and id of each special token of a model."""
+
 _BARE: Final = "{text}"
 _EXCERPT_CHARACTERS: Final = 80
 _TEXTS_A_STEP: Final = 32
-# What a tokenizer may add to the tokens of the bytes: a start, an end, a leading space.
-_ADDED_TOKENS: Final = 3
+ADDED_TOKENS: Final = 3
+"""What a tokenizer may add to the tokens of the bytes: a start, an end, a leading space."""
 # The form that no other form of a text exceeds in bytes.
 _LONGEST_FORM: Final = "NFKD"
 
@@ -53,7 +56,7 @@ class PreparedTexts:
         No tokenizer makes more tokens than the text has bytes in the form in which it splits the
         text, so most texts need no counting.
         """
-        shortest, sizes = limit_tokens - _ADDED_TOKENS, self.sizes
+        shortest, sizes = limit_tokens - ADDED_TOKENS, self.sizes
         return [index for index in among if sizes[index] > shortest]
 
     def tokens(self, indices: Iterable[int], *, counts_exactly: bool) -> int | None:
@@ -168,18 +171,20 @@ def in_template(text: str, template: str, model: Model) -> str:
         return templated
     # The tokenizer finds special tokens before it normalises, so a token is not composed with the
     # mark that follows it: ">" and U+0338 are one character in NFC.
-    parts = _special(model).split(templated) if model.special_tokens else [templated]
+    parts = _special(model.special_tokens).split(templated)
     return "".join([unicodedata.normalize(form, part) for part in parts])
 
 
-def special_tokens_in(text: str, model: Model) -> list[str]:
-    """Return the texts of special tokens of ``model`` in ``text``, in order."""
-    return _special(model).findall(text) if model.special_tokens else []
+def split_at_special(text: str, special: SpecialTokens) -> list[str | int]:
+    """Return the parts of a text, each special token in it as its id."""
+    ids = dict(special)
+    return [ids.get(part, part) for part in _special(special).split(text) if part]
 
 
 @functools.lru_cache(maxsize=16)
-def _special(model: Model) -> re.Pattern[str]:
-    return re.compile(f"({'|'.join(re.escape(token) for token, _ in model.special_tokens)})")
+def _special(special: SpecialTokens) -> re.Pattern[str]:
+    # Without special tokens, it matches nothing.
+    return re.compile(f"({'|'.join(re.escape(token) for token, _ in special) or '(?!)'})")
 
 
 def as_list(texts: Iterable[str]) -> list[str]:

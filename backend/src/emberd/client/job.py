@@ -286,7 +286,8 @@ class Job:
         endpoint = self.endpoint
         if isinstance(work, TokenCount):
             text = str(self._prepared.inputs[work.index])
-            return lengths.tokenize_request(endpoint.server, endpoint.model, text)
+            special = self._model.special_tokens
+            return lengths.tokenize_request(endpoint.server, endpoint.model, text, special)
         inputs = [self._prepared.inputs[index] for index in work.indices]
         given = [one for one in inputs if one is not None]
         dimensions = None
@@ -334,7 +335,7 @@ class Job:
                 if not isinstance(body, bytes):
                     return body
                 if isinstance(work, TokenCount):
-                    return lengths.with_added(lengths.read_ids(body), self._model)
+                    return lengths.read_whole(endpoint.server, body, self._model)
                 count, tokens = len(work.indices), self._tokens(work)
                 outcome = yield from wire.read_embeddings(body, count, endpoint.dimensions, tokens)
             if (failure := self._facts.check_model(endpoint, outcome.model)) is not None:

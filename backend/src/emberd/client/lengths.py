@@ -2,12 +2,13 @@
 
 Texts that may be too long are counted before any text is embedded, so that the error comes first,
 and cut if that is wanted. SGLang refuses white space as a text, so it is sent as its token ids. So
-are texts with special tokens to llama.cpp, which finds only those that the model's file marks as
-such: the ids are compared with the catalog.
+are texts to llama.cpp that contain what it may hold for a special token: it finds those that the
+model's file marks as such, and others by their look, such as ``</s>``.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,13 @@ from unicodedata import is_normalized
 from emberd.catalog import Model
 from emberd.client import wire
 from emberd.client.event_loops import Steps
-from emberd.client.inputs import PreparedTexts, excerpt, special_tokens_in
+from emberd.client.inputs import (
+    ADDED_TOKENS,
+    PreparedTexts,
+    SpecialTokens,
+    excerpt,
+    split_at_special,
+)
 from emberd.client.wire import Request, ServerLost
 from emberd.endpoint import Endpoint
 from emberd.errors import (
@@ -45,6 +52,10 @@ _OTHER_ROUTES: Final[dict[str, _Route]] = {
     "vllm": ("/tokenize", "prompt", {}),
     _LLAMA_CPP: ("/tokenize", "content", {"add_special": True, "parse_special": True}),
 }
+_TEXT_ONLY: Final = {"add_special": False, "parse_special": False}
+
+# What llama.cpp takes for special tokens if the vocabulary has them: "</s>" in that of Qwen3.
+_LOOKS_SPECIAL: Final = re.compile(r"<[^<>\s]+>|\[[A-Z]+\]")
 # They embed white space. SGLang, emberd's own server and others refuse it or strip it.
 _TAKE_BLANK: Final = frozenset(_OTHER_ROUTES)
 
@@ -137,13 +148,10 @@ class Lengths:
         problems: list[TextError] = []
         if endpoint.server not in _TAKE_BLANK:
             yield from self._find_blank()
-        elif endpoint.server == _LLAMA_CPP:
+        if endpoint.server == _LLAMA_CPP or endpoint.trims:
             for index, given in enumerate(self.prepared.inputs):
                 if isinstance(given, str):
-                    if special_tokens_in(given, self.model):
-                        self._as_ids.add(index)
-                    if not (self.model.normalization_is_known or is_normalized("NFC", given)):
-                        problems.append(self._not_nfc(index, endpoint))
+                    problems += self._check_text(index, given, endpoint)
                 if (index + 1) % _TEXTS_A_STEP == 0:
                     yield
         others = {index for equal in self._alike.values() for index in equal}
@@ -151,8 +159,27 @@ class Lengths:
         self.to_count = deque(map(TokenCount, sorted(wanted - others)))
         return problems
 
-    def _not_nfc(self, index: int, endpoint: Endpoint) -> TextError:
-        place, text = self.offset + index, str(self.prepared.inputs[index])
+    def _check_text(self, index: int, text: str, endpoint: Endpoint) -> Iterator[TextError]:
+        """Yield the error of a text that ``endpoint`` would change; note one to send as ids."""
+        if endpoint.trims and not self.model.trims and text.strip() not in ("", text):
+            place = self.offset + index
+            yield TextError(
+                f"Text {place} begins or ends with white space ({excerpt(text)}), which the server "
+                f"at {endpoint.url} removes, although {self.model.name} may read it. Remove it "
+                f"from the text (strip()), or use another server.",
+                index=place,
+            )
+        if endpoint.server == _LLAMA_CPP:
+            special = self.model.special_tokens
+            if special and (
+                _LOOKS_SPECIAL.search(text) or split_at_special(text, special) != [text]
+            ):
+                self._as_ids.add(index)
+            if not (self.model.normalization_is_known or is_normalized("NFC", text)):
+                yield self._not_nfc(index, text, endpoint)
+
+    def _not_nfc(self, index: int, text: str, endpoint: Endpoint) -> TextError:
+        place = self.offset + index
         return TextError(
             f"Text {place} is not in Unicode's form NFC ({excerpt(text)}). llama.cpp at "
             f"{endpoint.url} reads it as it is, and it is not known whether the tokenizer of "
@@ -190,10 +217,15 @@ class Lengths:
         # embedding as well, and is reported then.
         if missing or isinstance(result, AuthenticationError):
             self._can_count = False
-            self.to_count.clear()  # the server itself refuses what is too long
-            for index in sorted(self._as_ids):
-                if isinstance(self.prepared.inputs[index], str):
+            uncounted = {*indices, *(count.index for count in self.to_count)}
+            self.to_count.clear()  # most servers refuse by themselves what is too long
+            for index in sorted(uncounted | self._as_ids):
+                if not isinstance(self.prepared.inputs[index], str):
+                    continue
+                if index in self._as_ids:
                     yield self._no_ids(index, endpoint)
+                elif endpoint.cuts:
+                    yield self._may_be_cut(index, endpoint)
         elif isinstance(result, RequestError):
             raise result
         elif isinstance(result, list):
@@ -208,29 +240,12 @@ class Lengths:
         if not isinstance(given, str):
             return
         self.prepared.counted[index] = len(ids)
-        if endpoint.server == _LLAMA_CPP:
-            self._check_special(endpoint, index, given, ids)
         if limit is not None and len(ids) > limit:
             if not self.truncate:
                 raise self.error(index, len(ids), limit)
             self._cut(index, ids, limit)
         elif index in self._as_ids:
             self.prepared.inputs[index] = ids
-
-    def _check_special(self, endpoint: Endpoint, index: int, text: str, ids: list[int]) -> None:
-        """Raise if the server reads the text of a special token as other tokens."""
-        written = special_tokens_in(text, self.model)
-        for token, number in self.model.special_tokens:
-            appended = number == self.model.end_of_text_id
-            if ids.count(number) != written.count(token) + appended:
-                place = self.offset + index
-                raise TextError(
-                    f"Text {place} contains {token}, a special token of {self.model.name}, and the "
-                    f"server at {endpoint.url} reads it as other tokens ({excerpt(text)}). Remove "
-                    f"it from the text, or convert the model again so that its file marks special "
-                    f"tokens as such.",
-                    index=place,
-                )
 
     def _no_ids(self, index: int, endpoint: Endpoint) -> TextError:
         """Return the error for a text that must be sent as token ids, which are not available."""
@@ -244,6 +259,18 @@ class Lengths:
             f"requested: {endpoint.url}{route} is missing or closed. Omit the text, or open that "
             f"route.",
             index=place,
+        )
+
+    def _may_be_cut(self, index: int, endpoint: Endpoint) -> TextTooLongError:
+        place, limit = self.offset + index, self._limit(endpoint) or 0
+        return TextTooLongError(
+            f"Text {place} may have more than {limit} tokens: it has {self.prepared.sizes[index]} "
+            f"bytes, and {endpoint.url}{PATH}, which would count them, is missing or closed. This "
+            f"server may cut a text that is too long and return the vector of the rest. Split the "
+            f"text into parts of at most {limit - ADDED_TOKENS} bytes, or use another server.",
+            index=place,
+            tokens=None,
+            limit=limit,
         )
 
     def count_again(self, endpoint: Endpoint, indices: Sequence[int], limit: int | None) -> bool:
@@ -328,17 +355,22 @@ class Lengths:
 # ---------------------------------------------------------------- tokens
 
 
-def tokenize_request(server: str, model: str, text: str) -> Request:
+def tokenize_request(server: str, name: str, text: str, special: SpecialTokens = ()) -> Request:
     """Return the request that tokenizes ``text``.
 
     Args:
         server: The kind of server, as in its endpoint.
-        model: The name under which it serves the model.
+        name: The name under which it serves the model.
         text: The text, in its template.
+        special: The special tokens of the model that llama.cpp is sent as ids, between the parts of
+            the text. Its reply then has no tokens around the text.
     """
     path, field_name, more = _OTHER_ROUTES.get(server, _ROUTE)
+    content: Any = text
+    if server == _LLAMA_CPP and special:
+        content, more = split_at_special(text, special), _TEXT_ONLY
     most_bytes = wire.MOST_BYTES + len(text) * _TOKEN_BYTES
-    return Request(path, {"model": model, field_name: text, **more}, most_bytes)
+    return Request(path, {"model": name, field_name: content, **more}, most_bytes)
 
 
 def read_ids(body: bytes) -> list[int]:
@@ -354,6 +386,19 @@ def read_ids(body: bytes) -> list[int]:
             "server of another kind, or a proxy, answers at this address."
         )
     return ids
+
+
+def read_whole(server: str, body: bytes, model: Model) -> list[int]:
+    """Return all token ids of a text, from the reply to a request with the special tokens.
+
+    Raises:
+        BadReplyError: It has none.
+    """
+    ids = read_ids(body)
+    if server == _LLAMA_CPP and model.special_tokens:
+        end = model.end_of_text_id
+        return [*model.start_ids, *ids, *([] if end is None else [end])]
+    return with_added(ids, model)
 
 
 def with_added(ids: list[int], model: Model) -> list[int]:

@@ -24,6 +24,7 @@ from emberd import catalog, model_card, model_files, probe
 from emberd.catalog import Model, is_unit
 from emberd.client import canary, lengths, wire
 from emberd.client.event_loops import finish
+from emberd.client.inputs import Input
 from emberd.client.wire import Reply, Request, TransportError
 from emberd.endpoint import Endpoint
 from emberd.errors import BadReplyError, ServerMismatchError, ServerUnavailableError, SettingError
@@ -36,6 +37,9 @@ from emberd.system.listeners import Listener, ListenerChangedError
 TIMEOUT_S: Final = 60.0
 
 _SGLANG: Final = "sglang"
+# The servers that read a text as it is given, and refuse one that is too long: SGLang, its router,
+# emberd's own, vLLM and llama.cpp. What others do is tried.
+_AS_GIVEN: Final = frozenset({_SGLANG, "local", "emberd", "vllm", "llamacpp"})
 _SERVER_INFO: Final = "/server_info"
 _CUT_TAIL_TOKENS: Final = 6  # of its context, 0.5.17 to 0.5.23
 _FLOAT_BYTES: Final = 4
@@ -47,6 +51,8 @@ _TOO_MUCH: Final = frozenset(
         HTTPStatus.UNPROCESSABLE_ENTITY,
     }
 )
+_WHITE_SPACE: Final = " \n\n\t "
+_MOST_TRIED_TOKENS: Final = 1024
 _NO_TASKS: Final = (None, "none", "embed")
 # Where the hub's libraries keep downloads: a path that names the model after all.
 _FETCHED: Final = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[^/]+/?$")
@@ -151,6 +157,10 @@ def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> 
         info = wire.parse_object((yield from ask(Request(_SERVER_INFO), best_effort=True)))
         limits += [info.get("max_total_num_tokens"), _uncut_context(info, longest)]
     vectors = yield from _canary(url, model, name, bodies, ask)
+    trims = cuts = False
+    if server not in _AS_GIVEN:
+        trims = not model.trims and (yield from _trims(url, model, name, ask))
+        cuts = yield from _cuts(model, name)
     described = entry.get("meta")  # llama.cpp's
     if isinstance(described, dict):
         limits.append(described.get("n_ctx"))
@@ -163,6 +173,8 @@ def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> 
         server=server,
         canary=vectors,
         counts_exactly=counts_exactly,
+        trims=trims,
+        cuts=cuts,
     )
 
 
@@ -183,6 +195,37 @@ def _uncut_context(info: dict[str, Any], longest: Any) -> int | None:
         longest_uncut = longest - _CUT_TAIL_TOKENS
     # Of a context, the client uses all but one token.
     return longest_uncut + 1 if isinstance(longest_uncut, int) else None
+
+
+def _trims(
+    url: str,
+    model: Model,
+    name: str,
+    ask: Callable[..., Generator[Request, Answer | None, bytes | None]],
+) -> Generator[Request, Answer | None, bool]:
+    """Return whether a text has the same vector with white space around it and without.
+
+    So it is if a limit of the rate does not allow to find out.
+    """
+    text = canary.texts(model)[0]
+    pair: list[Input] = [text, f"{_WHITE_SPACE}{text}{_WHITE_SPACE}"]
+    body = yield from ask(wire.embed_request(name, pair, None), limited=True)
+    if body is None:
+        return True
+    vectors = _vectors(url, model, name, [body], len(pair))
+    return catalog.cosine(*vectors) > canary.ALIKE
+
+
+def _cuts(model: Model, name: str) -> Generator[Request, Answer | None, bool]:
+    """Return whether the server may cut a text that has more tokens than the model reads.
+
+    It is not tried for models of long texts: a text of so many tokens takes a CPU minutes.
+    """
+    most = model.context_tokens
+    if most is None or most > _MOST_TRIED_TOKENS:
+        return True
+    reply = yield wire.embed_request(name, [" ".join(["word"] * 2 * most)], None)
+    return not (isinstance(reply, Reply) and reply.status in _TOO_MUCH)
 
 
 def _canary(

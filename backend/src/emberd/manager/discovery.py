@@ -376,13 +376,25 @@ def pinned_mismatch(endpoint: Endpoint, spec: ServerSpec, *, listed: bool = Fals
 
 
 def determinism_mismatch(endpoint: Endpoint, spec: ServerSpec) -> str | None:
-    """Return that an external server does not meet ``deterministic=True``; None if it does."""
-    if not spec.deterministic or probe.is_deterministic(
-        endpoint.url, endpoint.api_key, listener=endpoint.listener
-    ):
+    """Return that an external server does not meet ``deterministic=True``; None if it does.
+
+    Raises:
+        ServerUnavailableError: It cannot be found out.
+    """
+    if not spec.deterministic:
+        return None
+    url = endpoint.url
+    reported = probe.is_deterministic(url, endpoint.api_key, listener=endpoint.listener)
+    if reported is None:
+        raise ServerUnavailableError(
+            f"deterministic=True is required, but {url}{probe.SERVER_INFO}, which reports it, did "
+            f"not answer, failed, or is closed to this key. Try again later, open that route, or "
+            f"omit deterministic=True."
+        )
+    if reported:
         return None
     return (
-        f"deterministic=True is required, but {endpoint.url} does not report that it computes "
+        f"deterministic=True is required, but {url} does not report that it computes "
         f"deterministically. Start SGLang with --enable-deterministic-inference, or omit it."
     )
 

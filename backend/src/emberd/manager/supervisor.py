@@ -225,9 +225,16 @@ class Supervisor:
                 f"requested",
                 "Request a shorter context or another device, or use another engine.",
             )
-        if spec.deterministic and not probe.is_deterministic(
+        reported = not spec.deterministic or probe.is_deterministic(
             endpoint.url, endpoint.api_key, listener=endpoint.listener
-        ):
+        )
+        if reported is None:
+            return Diagnosis(
+                f"deterministic=True was requested, but {endpoint.url}{probe.SERVER_INFO}, which "
+                f"reports it, did not answer or failed",
+                "Run it again, and see the log of the server.",
+            )
+        if not reported:
             return Diagnosis(
                 f"deterministic=True was requested, but a server of the engine {engine} does not "
                 f"report that it computes deterministically",

@@ -72,12 +72,20 @@ def find_version(installed: str) -> Version | None:
     return VERSIONS.get(found["release"]) if found else None
 
 
+def _numbers(version: str) -> list[int]:
+    release = re.match(r"\d+(?:\.\d+)*", version)
+    return [int(part) for part in release[0].split(".")] if release else []
+
+
 def why_not_version(version: str, spec: ServerSpec) -> str | None:
     """Return what an installed version lacks for ``spec``; None if it can serve it."""
     known = find_version(version)
     if known is None:
         oldest, *_, newest = VERSIONS
-        return f"is not supported (only {oldest} to {newest} are tested)"
+        advice = ""
+        if _numbers(version) > _numbers(newest):
+            advice = "; or start it yourself: emberd finds and verifies it (docs/sglang.md)"
+        return f"is not supported (only {oldest} to {newest} are tested{advice})"
     folder = _files(spec)
     architecture = model_pooling.architecture(folder) if folder else None
     if architecture in known.lacks:
