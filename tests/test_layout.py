@@ -57,12 +57,13 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "verified_manager": _JOINED,
     "server_handle": _JOINED | {"verified_manager"},
     "embedder": _JOINED | {"verified_manager", "server_handle", "index_identity"},
+    "stores": {"embedder", "env", "errors", "index_identity", "system"},
     "bulk": {"errors", "system"},
     "ray": _BASE | {"engines", "client", "verified_manager", "embedder", "bulk"},
     "doctor": _JOINED | {"verified_manager"},
-    "cli": _JOINED | {"verified_manager", "embedder", "doctor", "bulk", "ray"},
+    "cli": _JOINED | {"verified_manager", "embedder", "doctor", "bulk", "ray", "stores"},
     "__main__": {"cli"},
-    "": _JOINED | {"verified_manager", "embedder"},
+    "": _JOINED | {"verified_manager", "embedder", "stores"},
 }
 
 

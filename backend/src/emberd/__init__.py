@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from emberd.client.vectors import ato_lists, to_lists
     from emberd.embedder import Embedder
     from emberd.manager import Progress, Server, ServerStatus
+    from emberd.stores.guard import guarded
     from emberd.verified_manager import Manager
 
 __version__ = "0.1.0"
@@ -87,6 +88,7 @@ __all__ = [
     "__version__",
     "ato_lists",
     "check_texts",
+    "guarded",
     "to_lists",
 ]
 
@@ -99,6 +101,7 @@ _LATE: Final = {
     "ServerStatus": "emberd.manager",
     "ato_lists": "emberd.client.vectors",
     "check_texts": "emberd.client.inputs",
+    "guarded": "emberd.stores.guard",
     "to_lists": "emberd.client.vectors",
 }
 
