@@ -1,9 +1,11 @@
-"""Two processes that guard the same new indexes at the same moments, with different settings."""
+"""Other processes that guard indexes: two for the same new ones at the same moments, or one."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +23,9 @@ def place(number):
     if kind == "file":
         return f"{folder}/index-{number}"
     if kind == "sqlite":
-        return sqlite3.connect(f"{folder}/vectors.db", timeout=60), f"index-{number}"
+        connection = sqlite3.connect(f"{folder}/vectors.db", timeout=60)
+        connection.execute(f'CREATE TABLE IF NOT EXISTS "index-{number}" (vector BLOB)')
+        return connection, f"index-{number}"
     package = importlib.import_module(kind)
     client = package.connect(folder) if kind == "lancedb" else package.PersistentClient(folder)
     return client, f"index-{number}"
@@ -34,6 +38,7 @@ for number in range(int(rounds)):
         print("stored", flush=True)
     except IdentityError as error:
         print("refused", flush=True)
+sys.stdin.readline()  # a claim of a process that has ended does not count
 """
 
 
@@ -61,6 +66,40 @@ def outcomes(kind: str, folder: Path) -> list[list[str]]:
         each.communicate()
         assert each.returncode == 0
     return found
+
+
+_CLAIM: Final = """
+import importlib, sys
+from emberd import Embedder, IdentityError, guarded
+
+kind, folder, name, dimensions = sys.argv[1:]
+at = f"{folder}/{name}"
+if kind != "file":
+    at = importlib.import_module(kind).connect(folder), name
+try:
+    guarded(None, Embedder("emberd/demo", dimensions=int(dimensions)), at=at)
+    print("stored", flush=True)
+except IdentityError as error:
+    print("refused", flush=True)
+sys.stdin.readline()
+"""
+
+
+@contextmanager
+def claiming(kind: str, folder: Path, name: str, dimensions: int = 128) -> Iterator[str]:
+    """Let another process guard an index; yield its result, and end it after the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _CLAIM, kind, str(folder), name, str(dimensions)],
+        env=managed.environment(PYTHONWARNINGS="ignore"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield _line(process)
+    finally:
+        process.communicate()
+    assert process.returncode == 0
 
 
 def _line(process: subprocess.Popen[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -31,15 +32,15 @@ def connection(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 
 @pytest.fixture(params=["folder", "file", "sqlite"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, connection: sqlite3.Connection) -> Any:
-    """An index that does not exist yet."""
+    """An index without rows: a table, or a path where there is nothing yet."""
     if request.param == "sqlite":
+        connection.execute('CREATE TABLE "pas\'sages" (vector BLOB)')
         return connection, "pas'sages"
     return tmp_path / ("index" if request.param == "folder" else "index.json")
 
 
 def fill(place: Any) -> None:
     if isinstance(place, tuple):
-        place[0].execute('CREATE TABLE "pas\'sages" (vector BLOB)')
         place[0].execute('INSERT INTO "pas\'sages" VALUES (1)')
     elif place.suffix:
         place.write_text("{}")
@@ -103,6 +104,91 @@ def test_an_error_of_the_store_is_ours(connection: sqlite3.Connection) -> None:
     with pytest.raises(EmberdError, match="ProgrammingError") as caught:
         guarded(None, EMBEDDER, at=(connection, "passages"))
     assert isinstance(caught.value.__cause__, sqlite3.ProgrammingError)
+
+
+def test_a_table_that_was_dropped_takes_its_identity_with_it(
+    connection: sqlite3.Connection,
+) -> None:
+    for embedder in (EMBEDDER, OTHER):
+        connection.execute("CREATE TABLE passages (vector BLOB)")
+        guarded(None, embedder, at=(connection, "passages"))
+        connection.execute("INSERT INTO passages VALUES (1)")
+        connection.execute("UPDATE passages SET vector = 2")
+        guarded(None, embedder, at=(connection, "passages"))
+        connection.execute("ALTER TABLE passages RENAME TO renamed")
+        guarded(None, embedder, at=(connection, "renamed"))
+        connection.execute("DROP TABLE renamed")
+    with pytest.raises(SettingError, match="does not exist yet"):
+        guarded(None, OTHER, at=(connection, "passages"))
+
+
+def test_a_virtual_table_is_refused_with_what_to_pass(connection: sqlite3.Connection) -> None:
+    connection.execute("CREATE VIRTUAL TABLE passages USING fts5(vector)")
+    with pytest.raises(SettingError, match="virtual"):
+        guarded(None, EMBEDDER, at=(connection, "passages"))
+
+
+@pytest.mark.parametrize("name", ["index", "index.v2", "index.json"])
+def test_an_identity_does_not_count_for_an_index_that_was_deleted(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    for embedder in (EMBEDDER, OTHER):
+        guarded(None, embedder, at=path)
+        fill(path)
+        guarded(None, embedder, at=path)
+        (shutil.rmtree if path.is_dir() else Path.unlink)(path)
+    fill(path)
+    with pytest.raises(IdentityError, match="If the index was deleted.*delete"):
+        guarded(None, EMBEDDER, at=path)
+
+
+def test_the_claim_of_another_process_counts_until_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    with guard_race.claiming("file", tmp_path, "index") as outcome:
+        assert outcome == "stored"
+        with pytest.raises(IdentityError, match="dimensions 128 there"):
+            guarded(None, EMBEDDER, at=path)
+        guarded(None, EMBEDDER.replace(dimensions=128), at=path)
+    guarded(None, EMBEDDER, at=path)
+    with guard_race.claiming("file", tmp_path, "index") as outcome:
+        assert outcome == "refused"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_folder"),
+    [("index.v2", True), ("index", True), ("store", False), ("store.json", False)],
+)
+def test_processes_agree_on_a_path_whatever_was_made_there_between(
+    tmp_path: Path, name: str, is_folder: bool
+) -> None:
+    with guard_race.claiming("file", tmp_path, name) as outcome:
+        assert outcome == "stored"
+    path = tmp_path / name
+    if is_folder:
+        path.mkdir()
+        (path / "index.faiss").write_text("")
+    else:
+        path.write_text("{}")
+    with pytest.raises(IdentityError, match="dimensions 128 there, 64 here"):
+        guarded(None, OTHER, at=path)
+    with pytest.raises(IdentityError, match="dimensions 128 there, 64 here"):
+        guarded(None, OTHER, at=path, adopt=True)
+    guarded(None, EMBEDDER.replace(dimensions=128), at=path)
+
+
+def test_a_folder_that_is_copied_keeps_its_identity(tmp_path: Path) -> None:
+    fill(tmp_path / "index")
+    guarded(None, EMBEDDER, at=tmp_path / "index", adopt=True)
+    shutil.copytree(tmp_path / "index", tmp_path / "copy")
+    guarded(None, EMBEDDER, at=tmp_path / "copy")
+
+
+def test_a_store_that_embeds_with_another_object_is_refused(tmp_path: Path) -> None:
+    store = SimpleNamespace(embeddings=EmberdEmbeddings(model=MODEL, dimensions=64))
+    with pytest.raises(IdentityError, match="The store embeds with.*dimensions 64 there, 384 here"):
+        guarded(store, EMBEDDER, at=tmp_path / "index")
+    assert guarded(store, OTHER, at=tmp_path / "index") is store
 
 
 @pytest.mark.parametrize("kind", ["file", "sqlite"])

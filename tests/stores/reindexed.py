@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow
 from qdrant_client import QdrantClient, models
 
-from emberd.stores.rows import RowStore, open_store
+from emberd.stores.rows import Row, RowStore, open_store
 
 NAME: Final = "passages"
 OLD: Final = 12
@@ -88,6 +88,24 @@ class opened:  # noqa: N801 - used as a function
     def __exit__(self, *_: object) -> None:
         with suppress(AttributeError):
             self._store.client.close()
+
+
+def row_with(store: RowStore, number: Any, text: str) -> Row:
+    """Return a row like those of ``fill``, with another text."""
+    metadata: dict[str, Any] = {"number": int(number), "even": False}
+    contents: dict[str, dict[str, Any]] = {
+        "chromadb": {"documents": text, "metadatas": metadata, "uris": None},
+        "qdrant_client": {"payload": {"page_content": text, "metadata": metadata}, "sparse": {}},
+        "lancedb": {"id": number, "text": text, "metadata": metadata},
+    }
+    return Row(number, contents[store.package], "")
+
+
+def text_of(store: RowStore, row: Row) -> str:
+    """Return the text of a row of ``fill`` or ``row_with``."""
+    _, text = store.fields(row.content)
+    assert text is not None
+    return text
 
 
 def rows_of(store: RowStore, name: str) -> dict[Any, list[str]]:

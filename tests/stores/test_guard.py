@@ -20,6 +20,7 @@ from managed import MODEL, QUERIES
 from stores import langchain_stores, llama_index_stores
 from stores.langchain_stores import LangChainStore
 from stores.llama_index_stores import LlamaIndexStore
+from stores.postgres import Database
 from stores.store import LONG, NAME, SHORT, InPostgres, Store
 from stores.test_langchain import found_in
 
@@ -140,6 +141,41 @@ def test_an_empty_collection_gets_the_identity_and_keeps_its_other_metadata(tmp_
         guarded(None, embeddings, at=(found, NAME))
     with pytest.raises(emberd.SettingError, match="does not exist yet"):
         guarded(None, embeddings, at=(client, "missing"))
+
+
+@pytest.mark.parametrize("table", ["passages", "pas'sa\"ges: 5%"])
+def test_the_comment_of_a_table_of_postgresql_is_kept(database: Database, table: str) -> None:
+    engine = sqlalchemy.create_engine(database.url("psycopg"))
+    quoted = '"' + table.replace('"', '""') + '"'
+    mine = "Mine: 100% 'quoted', \\:escaped\nand a second line"
+    literal = mine.replace("'", "''")
+    for statement in (
+        f"CREATE TABLE {quoted} (id int)",
+        f"COMMENT ON TABLE {quoted} IS '{literal}'",
+    ):
+        with engine.begin() as connection:
+            connection.execute(sqlalchemy.text(statement.replace(":", "\\:")))
+    at = engine, table
+    embeddings = embeddings_of(LONG)
+    for _ in range(2):
+        guarded(None, embeddings, at=at)
+    with engine.connect() as connection:
+        asked = sqlalchemy.text("SELECT obj_description(cast(:oid AS regclass))")
+        comment = connection.execute(asked, {"oid": quoted}).scalar()
+    engine.dispose()
+    assert comment == f"{mine}\n{embeddings.identity}"
+
+
+def test_a_table_of_lancedb_that_was_dropped_can_be_made_with_another_model(
+    tmp_path: Path,
+) -> None:
+    database = lancedb.connect(tmp_path)
+    for dimensions in (LONG, SHORT):
+        embeddings = embeddings_of(dimensions)
+        guarded(None, embeddings, at=(database, NAME))
+        database.create_table(NAME, [{"id": "1", "vector": [0.0] * dimensions}])
+        guarded(None, embeddings, at=(database, NAME))
+        database.drop_table(NAME)
 
 
 @pytest.mark.parametrize("store", [langchain_stores.InMilvus], indirect=True)

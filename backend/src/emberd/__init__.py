@@ -12,6 +12,7 @@ from emberd.endpoint import Endpoint
 from emberd.errors import (
     AuthenticationError,
     BadReplyError,
+    CollectionRowError,
     EmberdError,
     HubError,
     IdentityError,
@@ -54,6 +55,7 @@ __all__ = [
     "UNSET",
     "AuthenticationError",
     "BadReplyError",
+    "CollectionRowError",
     "Embedder",
     "EmberdError",
     "Endpoint",

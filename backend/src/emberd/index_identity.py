@@ -83,6 +83,7 @@ def check(
     *,
     index: str = "The index",
     may_be_incomplete: bool = False,
+    advice: str = "",
 ) -> None:
     """Raise unless an index with the identity ``kept`` fits an object with ``settings``.
 
@@ -92,6 +93,7 @@ def check(
         settings: Its settings, for the error.
         index: Which index, at the beginning of a sentence.
         may_be_incomplete: Whether the caller fills the index.
+        advice: What else may be done about an identity that does not fit.
 
     Raises:
         IdentityError: It does not fit, is incomplete, or ``kept`` is not an identity.
@@ -110,28 +112,45 @@ def check(
             kept=kept,
             now=now,
         )
-    before, after = _parts(kept), _parts(now)
-    if before == after:
+    names = _different(kept, now)
+    if not names:
         return
-    names = [name for name in before | after if before.get(name) != after.get(name)]
-    # The index has only hashes of its templates; of this object the templates can be shown.
-    shown = after | {"query": repr(settings.query_template)}
-    shown |= {"document": repr(settings.document_template)}
-    differences = "; ".join(f"{n} {before.get(n)} there, {shown.get(n)} here" for n in names)
-    advice = (
+    steps = (
         "Use the model and the settings of the index, or embed its texts again with `emberd "
         "reindex` (docs/vector-stores.md)."
     )
+    if advice:
+        steps += f" {advice}"
     if names == ["query"]:
-        advice += (
+        steps += (
             " Only queries differ: to use this index with another query instruction, store the "
             "identity of this object with it."
         )
     raise IdentityError(
-        f"{index} was made with {kept!r}, but this object is {now!r}: {differences}. {advice}",
+        f"{index} has the identity {kept!r}, but this object has {now!r}: "
+        f"{differences(kept, now, settings)}. {steps}",
         kept=kept,
         now=now,
     )
+
+
+def differences(kept: str, now: str, settings: Settings) -> str:
+    """Return in which parts two identities differ, with both values; empty if they are equal.
+
+    Args:
+        kept: One identity.
+        now: The identity of an object with ``settings``.
+        settings: The settings, which have the templates that an identity has only as hashes.
+    """
+    there, here = _parts(kept), _parts(now)
+    here |= {"query": repr(settings.query_template), "document": repr(settings.document_template)}
+    names = _different(kept, now)
+    return "; ".join(f"{name} {there.get(name)} there, {here.get(name)} here" for name in names)
+
+
+def _different(kept: str, now: str) -> list[str]:
+    there, here = _parts(kept), _parts(now)
+    return [name for name in there | here if there.get(name) != here.get(name)]
 
 
 def _short(template: str) -> str:

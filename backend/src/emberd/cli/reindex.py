@@ -7,20 +7,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from emberd.cli import embed as embed_options
 from emberd.cli import options, output, up
-from emberd.errors import EmberdError, SettingError
 from emberd.stores.rows import open_store
 
 if TYPE_CHECKING:
     from emberd.stores.reindexing import ReindexSummary
     from emberd.stores.rows import RowStore
-
-_RESUME_HINT: Final = "Finished work was kept: run the same command again to continue."
 
 Location = Annotated[
     str,
@@ -47,22 +44,25 @@ TextField = Annotated[
     typer.Option(
         "--text-field",
         metavar="NAME",
-        help="Field of the metadata or the payload that has the texts. Default: where LangChain "
-        "and LlamaIndex put them.",
+        help="Field of the texts: of the metadata or payload, a column, or metadata.NAME. Default: "
+        "where LangChain and LlamaIndex put them.",
         show_default=False,
     ),
 ]
 Update = Annotated[
     bool,
     typer.Option(
-        "--update", help="Bring a complete new collection up to date with the old one again."
+        "--update",
+        help="Make a complete new collection equal to the old one: rows that only it has are "
+        "removed, rows that differ are replaced. Discards what an application wrote to it.",
     ),
 ]
 Switch = Annotated[
     bool,
     typer.Option(
         "--switch",
-        help="Then let COLLECTION stand for the new one: an alias in Qdrant, a rename in Chroma.",
+        help="Then make COLLECTION refer to the new one: an alias in Qdrant, a rename in Chroma. "
+        "Refused if the new one was complete and differs.",
     ),
 ]
 
@@ -81,6 +81,7 @@ def reindex(
     model: options.Model = None,
     engine: options.Engine = None,
     device: options.Device = None,
+    deterministic: options.Deterministic = False,
     revision: options.Revision = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -88,18 +89,26 @@ def reindex(
 
     The new collection is made beside the old one, which is not changed. It has the identity of the
     new settings, and `guarded` refuses it until it is complete. After an interruption, the same
-    command continues. Rows that are added, changed or deleted meanwhile are found before it ends.
+    command continues. Stop applications that write to COLLECTION before the run that completes the
+    new one, or before --update --switch: what they write during its last pass is not copied.
 
     Instructions are set by EMBERD_QUERY_INSTRUCTION and EMBERD_DOCUMENT_INSTRUCTION.
     """
     from emberd.stores.guard import store_errors
+    from emberd.stores.reindexing import RESUME_HINT
     from emberd.stores.reindexing import reindex as run
 
-    settings = options.settings(model=model, engine=engine, device=device, revision=revision)
+    settings = options.settings(
+        model=model,
+        engine=engine,
+        device=device,
+        deterministic=deterministic or None,
+        revision=revision,
+    )
     sizes = {"batch_size": batch_size, "max_concurrency": max_concurrency}
     embedder = embed_options.embedder_with(settings, dimensions, truncate=truncate, **sizes)
     with store_errors(f"The store {location}"):
-        store = open_store(location, text_field)
+        store = open_store(location)
     begin_s = time.monotonic()
 
     def connect() -> int:
@@ -114,15 +123,12 @@ def reindex(
                 connect=connect,
                 watch=watch,
                 to=to,
+                text_field=text_field,
                 update=update,
                 switch=switch,
             )
     except KeyboardInterrupt:
-        output.note(_RESUME_HINT)
-        raise
-    except EmberdError as error:
-        if not isinstance(error, SettingError):
-            error.add_note(_RESUME_HINT)
+        output.note(RESUME_HINT)
         raise
     if as_json:
         output.write_json({"store": store.where, **asdict(summary)})
@@ -149,11 +155,11 @@ def _report(store: RowStore, old: str, summary: ReindexSummary, seconds: float) 
         f"{seconds:.1f} s"
     )
     if summary.switched:
-        output.note(f"{old} stands for it now: open it again where it is open.")
+        output.note(f"{old} refers to it now: applications must open it again.")
     elif summary.collection == store.resolve(old):
         output.note(f"{old} has these vectors already; nothing was done.")
     else:
         output.note(
-            f"To use it, {store.hint}: {summary.collection}. --update brings it up to date with "
-            f"{old} first."
+            f"To use it, {store.hint}: {summary.collection}. If {old} was written to during this "
+            f"run, stop the writers and run the command again with --update first."
         )

@@ -26,7 +26,6 @@ from typing import Final
 from emberd.errors import StateFolderError
 from emberd.system import os_errors, ownership, processes
 
-make_private: Final = ownership.make_private
 LOG_NAME: Final = "server.log"
 _LOGS_KEPT: Final = 3
 _LOG_START: Final = "emberd: start "

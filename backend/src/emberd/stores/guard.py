@@ -41,24 +41,27 @@ def guarded(store: StoreT, embedder: Any, *, at: Any = None, adopt: bool = False
     now = used.identity
     # A vector store of LangChain shows what embeds for it.
     own = getattr(getattr(store, "embeddings", None), "embedder", None)
-    if isinstance(own, type(used)):
-        title = "The embedding object of the store"
-        index_identity.check(own.identity, now, used.settings, index=title)
+    if isinstance(own, type(used)) and (
+        different := index_identity.differences(own.identity, now, used.settings)
+    ):
+        raise IdentityError(
+            f"The store embeds with {own.identity!r}, but the embedder passed to guarded is "
+            f"{now!r}: {different}. Pass the object with which the store was created.",
+            kept=own.identity,
+            now=now,
+        )
     with store_errors(place.title):
-        kept = place.read()
-        if kept is None:
-            if not adopt and place.exists() and not place.is_empty():
-                raise IdentityError(
-                    f"{place.title} has rows, but no identity that says which model made them. If "
-                    f"they were made with {now!r}, pass adopt=True once; if not, or if you do not "
-                    f"know, embed the texts again with `emberd reindex` (docs/vector-stores.md).",
-                    kept="",
-                    now=now,
-                )
-            place.claim(now)
-            # Another process may have been faster.
-            kept = place.read()
-    index_identity.check(kept or "", now, used.settings, index=place.title)
+        if not adopt and place.read() is None and place.has_rows():
+            raise IdentityError(
+                f"{place.title} has rows, but no identity that says which model made them. If they "
+                f"were made with {now!r}, pass adopt=True once; if not, or if you do not know, "
+                f"embed the texts again with `emberd reindex` (docs/vector-stores.md).",
+                kept="",
+                now=now,
+            )
+        kept = place.claim(now)
+    advice = place.leftover
+    index_identity.check(kept, now, used.settings, index=place.title, advice=advice)
     return store
 
 
@@ -90,5 +93,5 @@ def store_errors(title: str) -> Iterator[None]:
         text = " ".join(str(error).split())[:_SHOWN]
         raise EmberdError(
             f"{title} cannot be used: {type(error).__name__}: {text}. Check that the store can be "
-            f"reached and that no other process has it open alone."
+            f"reached. A local folder of Qdrant can be open in only one process."
         ) from error

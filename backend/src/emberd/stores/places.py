@@ -3,32 +3,42 @@
 ====================  ===================================================
 Chroma, Qdrant        metadata of the collection, key ``emberd``
 Milvus                property of the collection, key ``emberd``
+PostgreSQL            a line of the comment of the table
+SQLite                a trigger of the table, which does nothing
 LanceDB               a table ``emberd_identity_NAME`` beside the table
-PostgreSQL            comment of the table
-SQLite                the table ``emberd``, a row for each index
-files                 ``emberd-identity.txt`` in the folder of the index
+files                 ``emberd-identity.txt`` in the folder of the index,
+                      or ``NAME.emberd-identity`` beside it
 ====================  ===================================================
+
+The first five are dropped with the index, and need an index that exists. The identity of a table of
+LanceDB and of an index in files is stored before the index exists, and remains when the index is
+deleted. Therefore an identity of an index without rows counts only as long as the process that
+stored it is alive: that process may be creating the index now.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from emberd import env
+from emberd import env, index_identity
 from emberd.errors import EmberdError, SettingError
 from emberd.system import atomic_file, file_lock, ownership
 
 KEY: Final = "emberd"
-"""Key of the identity in metadata, and name of its table."""
+"""Key of the identity in metadata."""
 
 _LOCK_S: Final = 60.0
 _FILE_MODE: Final = 0o644  # whoever may read the index may read what it was made with
+_IN_FOLDER: Final = "emberd-identity.txt"
+_TRIGGER: Final = "emberd_identity_"
+_SAVED: Final = re.compile(r"emberd:\S+")
 
 
 class Place(ABC):
@@ -36,21 +46,20 @@ class Place(ABC):
 
     Attributes:
         title: Which index, as the subject of a sentence.
+        leftover: What to do with the identity if the index was deleted without it; may be empty.
     """
 
     kind: ClassVar[str]
+    leftover = ""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.title = f"The {self.kind} {name!r}"
+        self._key = self.title  # of its locks; may be that of another index too
 
     @abstractmethod
     def read(self) -> str | None:
         """Return what is stored now; None if nothing is."""
-
-    @abstractmethod
-    def write(self, identity: str) -> None:
-        """Store ``identity`` in place of what is stored."""
 
     @abstractmethod
     def exists(self) -> bool:
@@ -60,11 +69,52 @@ class Place(ABC):
     def is_empty(self) -> bool:
         """Return whether the index, which exists, has no rows."""
 
-    def claim(self, identity: str) -> None:
-        """Store ``identity`` unless another process has stored one in the meantime."""
+    @abstractmethod
+    def _write(self, identity: str) -> None:
+        """Store ``identity`` in place of what is stored."""
+
+    def has_rows(self) -> bool:
+        """Return whether there is an index with rows."""
+        return self.exists() and not self.is_empty()
+
+    def write(self, identity: str) -> None:
+        """Store ``identity`` in place of what is stored.
+
+        Raises:
+            EmberdError: The store did not keep it.
+        """
+        self._write(identity)
+        self.require_kept()
+
+    def claim(self, identity: str) -> str:
+        """Store ``identity`` unless another process has stored one in the meantime.
+
+        Returns:
+            What is stored now.
+
+        Raises:
+            EmberdError: The store did not keep it.
+        """
+        if (kept := self.read()) is not None:
+            return kept
         with self.locked(_LOCK_S):
             if self.read() is None:
-                self.write(identity)
+                self._write(identity)
+            return self.require_kept()
+
+    def require_kept(self) -> str:
+        """Return what is stored now.
+
+        Raises:
+            EmberdError: Nothing is, although it was written.
+        """
+        kept = self.read()
+        if kept is None:
+            raise EmberdError(
+                f"{self.title} did not keep the identity that was stored: this version of the "
+                f"store does not support metadata of a collection. Update the store."
+            )
+        return kept
 
     @contextmanager
     def locked(self, timeout_s: float, purpose: str = "") -> Iterator[None]:
@@ -73,10 +123,8 @@ class Place(ABC):
         Raises:
             EmberdError: Another process holds it.
         """
-        folder = ownership.make_private(Path(env.home_folder()) / "index-locks")
-        digest = hashlib.sha256(f"{self.title}\n{purpose}".encode()).hexdigest()[:32]
         try:
-            with file_lock.held(folder / digest, timeout_s, note=f"process {os.getpid()}"):
+            with self._lock(timeout_s, purpose):
                 yield
         except file_lock.LockHeldError as error:
             raise EmberdError(
@@ -84,8 +132,54 @@ class Place(ABC):
                 f"Wait until it ends, or end it: finished work is kept."
             ) from None
 
+    @contextmanager
+    def _lock(self, timeout_s: float, purpose: str) -> Iterator[None]:
+        folder = ownership.make_private(Path(env.home_folder()) / "index-locks")
+        digest = hashlib.sha256(f"{self._key}\n{purpose}".encode()).hexdigest()[:32]
+        with file_lock.held(folder / digest, timeout_s, note=f"process {os.getpid()}"):
+            yield
 
-class _FilePlace(Place):
+
+class _PlaceBeside(Place):
+    """A place that can be written before the index exists, and remains when it is deleted."""
+
+    # By key: the locks of the claims of this process on indexes without rows, until it ends.
+    _creating: ClassVar[dict[str, ExitStack]] = {}
+
+    def claim(self, identity: str) -> str:
+        """Store ``identity``, unless the index has one, or another process is creating the index.
+
+        Returns:
+            What is stored now.
+        """
+        if self.has_rows():
+            if own := self._creating.pop(self._key, None):
+                own.close()
+            return super().claim(identity)
+        with self.locked(_LOCK_S):
+            is_ours, kept = self._is_ours_to_create(), self.read()
+            # `emberd reindex` was killed before the first row, and will continue.
+            is_begun = kept is not None and index_identity.is_incomplete(kept) and self.exists()
+            if kept is None or (is_ours and not is_begun):
+                self._write(identity)
+            return self.require_kept()
+
+    def _is_ours_to_create(self) -> bool:
+        if self._key not in self._creating:
+            stack = ExitStack()
+            try:
+                stack.enter_context(self._lock(0, "creating"))
+            except file_lock.LockHeldError:
+                return False
+            self._creating[self._key] = stack
+        return True
+
+
+def _leftover(what: str) -> str:
+    return f"If the index was deleted and made again without `guarded`, delete {what}."
+
+
+class _FilePlace(_PlaceBeside):
     """An index in files; its name is the folder or the file to which it is saved."""
 
     kind = "index"
@@ -93,25 +187,32 @@ class _FilePlace(Place):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self._saved = Path(name)
-        self._file = self._saved.with_name(f"{self._saved.name}.emberd-identity")
-        if self._saved.is_dir() or not (self._saved.exists() or self._saved.suffix):
-            self._file = self._saved / "emberd-identity.txt"
+        # What is at the path, and when, depends on the store: both files are read.
+        self._inside = self._saved / _IN_FOLDER
+        self._beside = self._saved.with_name(f"{self._saved.name}.emberd-identity")
+        self.leftover = _leftover(f"{self._inside} and {self._beside}")
 
     def read(self) -> str | None:
-        try:
-            return self._file.read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
-            return None
+        for file in (self._inside, self._beside):
+            try:
+                return file.read_text(encoding="utf-8").strip()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+        return None
 
-    def write(self, identity: str) -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        atomic_file.write(self._file, f"{identity}\n".encode(), mode=_FILE_MODE)
+    def _write(self, identity: str) -> None:
+        in_folder = self._saved.is_dir() and not self._beside.exists()
+        file = self._inside if in_folder or self._inside.exists() else self._beside
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_file.write(file, f"{identity}\n".encode(), mode=_FILE_MODE)
 
     def exists(self) -> bool:
         return self._saved.exists()
 
     def is_empty(self) -> bool:
-        return self._saved.is_dir() and not any(self._saved.iterdir())
+        return self._saved.is_dir() and all(
+            each.name == _IN_FOLDER for each in self._saved.iterdir()
+        )
 
 
 class _ClientPlace(Place):
@@ -123,7 +224,7 @@ class _ClientPlace(Place):
         if not self.exists():
             raise SettingError(
                 f"{self.title} does not exist yet, so there is no place for its identity. Create "
-                f"the collection first; docs/vector-stores.md shows how for each store."
+                f"it first; docs/vector-stores.md shows how for each store."
             )
 
 
@@ -136,7 +237,7 @@ class _ChromaPlace(_ClientPlace):
         collection = self._collection()
         return None if collection is None else (collection.metadata or {}).get(KEY)
 
-    def write(self, identity: str) -> None:
+    def _write(self, identity: str) -> None:
         self._require()
         collection = self._collection()
         # A change replaces all metadata. The space is refused there, and kept as configuration.
@@ -169,7 +270,7 @@ class _QdrantPlace(_ClientPlace):
             return None
         return (self._client.get_collection(self.name).config.metadata or {}).get(KEY)
 
-    def write(self, identity: str) -> None:
+    def _write(self, identity: str) -> None:
         self._require()
         self._client.update_collection(self.name, metadata={KEY: identity})
 
@@ -191,7 +292,7 @@ class _MilvusPlace(_ClientPlace):
         found = self._client.describe_collection(self.name).get("properties") or {}
         return dict(found).get(KEY)
 
-    def write(self, identity: str) -> None:
+    def _write(self, identity: str) -> None:
         self._require()
         self._client.alter_collection_properties(self.name, {KEY: identity})
 
@@ -207,16 +308,23 @@ class _MilvusPlace(_ClientPlace):
         return int(found["count(*)"]) == 0
 
 
-class _LancePlace(_ClientPlace):
-    """A table of LanceDB, which exists only when it has rows."""
+class _LancePlace(_PlaceBeside):
+    """A table of LanceDB, which the frameworks create with its first rows."""
 
     kind = "LanceDB table"
+
+    def __init__(self, client: Any, name: str) -> None:
+        super().__init__(name)
+        self._client = client
+        self._table = f"emberd_identity_{name}"
+        self._key += f" in {client.uri}"
+        self.leftover = _leftover(f"the table {self._table}")
 
     def read(self) -> str | None:
         table = self._open(self._table)
         return None if table is None else str(table.to_arrow()["identity"][0].as_py())
 
-    def write(self, identity: str) -> None:
+    def _write(self, identity: str) -> None:
         self._client.create_table(self._table, [{"identity": identity}], mode="overwrite")
 
     def exists(self) -> bool:
@@ -225,15 +333,15 @@ class _LancePlace(_ClientPlace):
     def is_empty(self) -> bool:
         return bool(self._open(self.name).count_rows() == 0)
 
-    @property
-    def _table(self) -> str:
-        return f"emberd_identity_{self.name}"
-
     def _open(self, table: str) -> Any:
         try:
             return self._client.open_table(table)
         except (FileNotFoundError, ValueError):  # which of them depends on the version
             return None
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 class _PostgresPlace(_ClientPlace):
@@ -243,92 +351,114 @@ class _PostgresPlace(_ClientPlace):
 
     def read(self) -> str | None:
         with self._client.connect() as connection:
-            return self._comment(connection)
+            _, identity = self._comment(connection)
+        return identity
 
-    def write(self, identity: str) -> None:
-        self._require()
+    def _write(self, identity: str) -> None:
         with self._client.begin() as connection:
-            self._write(connection, identity)
+            self._comment_on(connection, identity)
 
-    def claim(self, identity: str) -> None:
+    def claim(self, identity: str) -> str:
         """Store ``identity`` unless there is one, on whichever machine it was stored."""
         self._require()
         with self._client.begin() as connection:
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('emberd identity'))")
-            if self._comment(connection) is None:
-                self._write(connection, identity)
+            if self._comment(connection)[1] is None:
+                self._comment_on(connection, identity)
+        return self.require_kept()
 
     def exists(self) -> bool:
         with self._client.connect() as connection:
-            found = connection.exec_driver_sql(f"SELECT to_regclass('{self._quoted}')")
-            return found.scalar() is not None
+            return self._ask(connection, "to_regclass(:table)") is not None
 
     def is_empty(self) -> bool:
         with self._client.connect() as connection:
-            rows = connection.exec_driver_sql(f"SELECT 1 FROM {self._quoted} LIMIT 1")  # noqa: S608
+            rows = connection.execute(self._sql(f"SELECT 1 FROM {self._quoted} LIMIT 1"))  # noqa: S608
             return rows.first() is None
 
-    def _comment(self, connection: Any) -> str | None:
-        found = connection.exec_driver_sql(
-            f"SELECT obj_description(to_regclass('{self._quoted}'), 'pg_class')"
-        )
-        comment: str | None = found.scalar()
-        return comment
+    def _comment(self, connection: Any) -> tuple[list[str], str | None]:
+        """Return the lines of the user's own comment, and the identity in the line after them."""
+        found = self._ask(connection, "obj_description(to_regclass(:table), 'pg_class')") or ""
+        own = [line for line in found.split("\n") if not _SAVED.fullmatch(line)]
+        identities = [line for line in found.split("\n") if _SAVED.fullmatch(line)]
+        return own, identities[-1] if identities else None
 
-    def _write(self, connection: Any, identity: str) -> None:
+    def _comment_on(self, connection: Any, identity: str) -> None:
+        own, _ = self._comment(connection)
+        whole = "\n".join([*(own if any(own) else []), identity])
+        # A comment takes no parameters.
+        literal = whole.replace("'", "''")
+        connection.execute(self._sql(f"COMMENT ON TABLE {self._quoted} IS '{literal}'"))
+
+    def _ask(self, connection: Any, asked: str) -> Any:
         from sqlalchemy import text
 
-        # A comment takes no parameters.
-        literal = identity.replace("'", "''").replace(":", "\\:")
-        connection.execute(text(f"COMMENT ON TABLE {self._quoted} IS '{literal}'"))
+        return connection.execute(text(f"SELECT {asked}"), {"table": self._quoted}).scalar()
+
+    def _sql(self, statement: str) -> Any:
+        from sqlalchemy import text
+
+        return text(statement.replace(":", "\\:"))
 
     @property
     def _quoted(self) -> str:
-        quote = self._client.dialect.identifier_preparer.quote
-        return ".".join(quote(part) for part in self.name.replace("'", "''").split("."))
+        return ".".join(map(_quoted, self.name.split(".")))
 
 
 class _SqlitePlace(_ClientPlace):
-    """A table of SQLite; the client is a connection."""
+    """A table of SQLite; the client is a connection.
+
+    The identity is the text of a trigger, because SQLite drops and renames triggers with the table.
+    """
 
     kind = "SQLite table"
 
     def read(self) -> str | None:
-        if not self._has(KEY):
-            return None
-        found = self._client.execute(f"SELECT identity FROM {KEY} WHERE name = ?", [self.name])  # noqa: S608
-        row = found.fetchone()
-        return None if row is None else str(row[0])
+        asked = (
+            "SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? "
+            "AND substr(name, 1, ?) = ?"
+        )
+        row = self._client.execute(asked, [self.name, len(_TRIGGER), _TRIGGER]).fetchone()
+        found = row and re.search(r"'(emberd:[^']*)'", row[0])
+        return str(found[1]) if found else None
 
-    def write(self, identity: str) -> None:
-        self._insert("REPLACE", identity)
+    def _write(self, identity: str) -> None:
+        self._client.execute(f"DROP TRIGGER IF EXISTS {_quoted(_TRIGGER + self.name)}")
+        self._create(identity)
 
-    def claim(self, identity: str) -> None:
+    def claim(self, identity: str) -> str:
         """Store ``identity`` unless there is one."""
-        self._insert("IGNORE", identity)
+        self._require()
+        if self.read() is None:
+            self._create(identity)
+        return self.require_kept()
 
     def exists(self) -> bool:
-        return self._has(self.name)
+        return self._definition() is not None
 
     def is_empty(self) -> bool:
-        table = self.name.replace('"', '""')
-        return self._client.execute(f'SELECT 1 FROM "{table}" LIMIT 1').fetchone() is None  # noqa: S608
+        asked = f"SELECT 1 FROM {_quoted(self.name)} LIMIT 1"  # noqa: S608
+        return self._client.execute(asked).fetchone() is None
 
-    def _insert(self, conflict: str, identity: str) -> None:
-        with self._client:
-            self._client.execute(
-                f"CREATE TABLE IF NOT EXISTS {KEY} (name TEXT PRIMARY KEY, identity TEXT)"
+    def _create(self, identity: str) -> None:
+        if (self._definition() or "").upper().startswith("CREATE VIRTUAL"):
+            raise SettingError(
+                f"{self.title} is a virtual table, which cannot keep an identity. Pass the name of "
+                f"the table that has the texts."
             )
-            row = [self.name, identity]
-            self._client.execute(f"INSERT OR {conflict} INTO {KEY} VALUES (?, ?)", row)  # noqa: S608
+        self._client.execute(
+            f"CREATE TRIGGER IF NOT EXISTS {_quoted(_TRIGGER + self.name)} "
+            f"AFTER UPDATE ON {_quoted(self.name)} WHEN 0 BEGIN SELECT '{identity}'; END"
+        )
 
-    def _has(self, table: str) -> bool:
-        asked = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
-        return self._client.execute(asked, [table]).fetchone() is not None
+    def _definition(self) -> str | None:
+        asked = "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?"
+        row = self._client.execute(asked, [self.name]).fetchone()
+        return None if row is None else str(row[0])
 
 
 # The package of a client -> the place in its store.
-_PLACES: Final[dict[str, type[_ClientPlace]]] = {
+_PLACES: Final[dict[str, type[_ClientPlace] | type[_LancePlace]]] = {
     "chromadb": _ChromaPlace,
     "qdrant_client": _QdrantPlace,
     "pymilvus": _MilvusPlace,

@@ -17,16 +17,17 @@ from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
 from emberd import env
-from emberd.errors import SettingError
+from emberd.errors import CollectionRowError, EmberdError, IdentityError, SettingError
 from emberd.stores import places
 from emberd.system import redaction
 
 PAGE_ROWS: Final = 1024
 
 _QDRANT_POINTS: Final = 128  # a request of more may exceed the limit of the server, 32 MB
-_NODE: Final = "_node_content"
-_TEXT_NODES: Final = ("TextNode", "IndexNode", "Node", "Document", "")
+NODE: Final = "_node_content"
+"""The field in which LlamaIndex stores a node."""
 _TEXT_FIELDS: Final = ("page_content", "text", "document")
+_CHROMA_NAME: Final = 512  # most characters of the name of a collection
 
 Rows = dict[Any, list["Row"]]
 """The rows of each id, in an order that does not depend on the store."""
@@ -39,14 +40,14 @@ class Row:
     Attributes:
         id: Its id in the store.
         content: All that the store keeps except the vector.
-        text: What is embedded; None if there is no text.
         key: The content in a canonical form.
+        length: The length of its vector; None if it was not read, or there is none.
     """
 
     id: Any
     content: Any = field(compare=False)
-    text: str | None = field(compare=False)
     key: str
+    length: int | None = field(default=None, compare=False)
 
 
 class RowStore(ABC):
@@ -54,16 +55,14 @@ class RowStore(ABC):
 
     Attributes:
         where: Its address or folder, for people and for locks.
-        text_field: Where the texts are; None for where the frameworks put them.
     """
 
     package: ClassVar[str]
-    hint: ClassVar[str]  # how an application changes over where there is no switch
+    hint: ClassVar[str]  # what to do to use the new collection without a switch
 
-    def __init__(self, client: Any, where: str, text_field: str | None) -> None:
+    def __init__(self, client: Any, where: str) -> None:
         self.client = client
         self.where = where
-        self.text_field = text_field
 
     def place(self, name: str) -> places.Place:
         """Return the place of the identity of a collection."""
@@ -74,18 +73,30 @@ class RowStore(ABC):
         return self.place(name).exists()
 
     def resolve(self, name: str) -> str:
-        """Return the name of the collection that ``name`` stands for."""
+        """Return the name of the collection that ``name`` refers to."""
         return name
 
-    def check_switch(self, name: str) -> None:  # noqa: B027 - Chroma has nothing to check
-        """Raise unless ``switch`` is possible for ``name``.
+    def renamed(self, name: str) -> list[str]:  # noqa: ARG002 - only Chroma renames
+        """Return the collections that a switch has renamed from ``name``."""
+        return []
+
+    def check_change(self, name: str, spare: str) -> None:  # noqa: B027 - only Chroma renames
+        """Raise if the collection ``name`` may not be the old one, because ``spare`` exists.
 
         Raises:
-            SettingError: The store cannot do it.
+            SettingError: It is unclear which of them is the old one.
+        """
+
+    @abstractmethod
+    def check_switch(self, name: str, spare: str) -> None:
+        """Raise unless ``switch`` is possible.
+
+        Raises:
+            SettingError: The store cannot do it, or not with these names.
         """
 
     def switch(self, name: str, new: str, spare: str) -> None:
-        """Let ``name`` stand for the collection ``new``.
+        """Make ``name`` refer to the collection ``new``.
 
         Args:
             name: The name that applications use.
@@ -110,8 +121,14 @@ class RowStore(ABC):
         """Yield all ids, about ``PAGE_ROWS`` at a time."""
 
     @abstractmethod
-    def rows(self, name: str, ids: Sequence[Any]) -> Rows:
-        """Return the rows of those ``ids`` that the collection has."""
+    def rows(self, name: str, ids: Sequence[Any], *, lengths: bool = False) -> Rows:
+        """Return the rows of those ``ids`` that the collection has.
+
+        Args:
+            name: The collection.
+            ids: The ids.
+            lengths: Read the vectors too, for ``Row.length``.
+        """
 
     @abstractmethod
     def put(self, name: str, rows: Sequence[Row], vectors: Any) -> None:
@@ -121,14 +138,14 @@ class RowStore(ABC):
     def delete(self, name: str, ids: Sequence[Any]) -> None:
         """Delete all rows of ``ids``."""
 
-    def _row(self, row_id: Any, content: Any, text: str | None, fields: Mapping[str, Any]) -> Row:
-        if self.text_field is not None:
-            found = fields.get(self.text_field)
-            text = found if isinstance(found, str) else None
-        elif isinstance(node := fields.get(_NODE), str):
-            text = _llama_index_text(json.loads(node), text)
-        key = json.dumps(content, sort_keys=True, default=repr)
-        return Row(row_id, content, text, key)
+    @abstractmethod
+    def fields(self, content: Any) -> tuple[Mapping[str, Any], str | None]:
+        """Return the fields of a row by name, and its text as LangChain stores it."""
+
+
+def _row(row_id: Any, content: Any, length: int | None) -> Row:
+    key = json.dumps(content, sort_keys=True, default=repr)
+    return Row(row_id, content, key, length)
 
 
 def _grouped(rows: Iterator[Row]) -> Rows:
@@ -138,33 +155,31 @@ def _grouped(rows: Iterator[Row]) -> Rows:
     return {each: sorted(group, key=lambda row: row.key) for each, group in found.items()}
 
 
-def _llama_index_text(node: Mapping[str, Any], stored: str | None) -> str | None:
-    """Return what LlamaIndex embeds for a node: its metadata in a template, and its text."""
-    kind = str(node.get("class_name") or "")
-    if kind not in _TEXT_NODES:
-        return None
-    text = stored
-    if text is None:
-        text = node.get("text") or (node.get("text_resource") or {}).get("text") or ""
-    template = str(node.get("metadata_template") or "{key}: {value}")
-    separator = node.get("metadata_separator", node.get("metadata_seperator", "\n"))
-    excluded = node.get("excluded_embed_metadata_keys") or ()
-    metadata = str(separator).join(
-        template.format(key=key, value=str(value))
-        for key, value in (node.get("metadata") or {}).items()
-        if key not in excluded
-    )
-    if kind not in ("Node", "Document"):
-        metadata = metadata.strip()
-    if not metadata:
-        return text
-    whole = str(node.get("text_template") or "{metadata_str}\n\n{content}")
-    return whole.format(content=text, metadata_str=metadata).strip()
-
-
 class _ChromaRows(RowStore):
     package = "chromadb"
     hint = "pass its name to the application"
+
+    def renamed(self, name: str) -> list[str]:
+        names = [collection.name for collection in self.client.list_collections()]
+        return sorted(each for each in names if each.startswith(f"{name}-before-"))
+
+    def check_change(self, name: str, spare: str) -> None:
+        if self.exists(spare):
+            raise SettingError(
+                f"The collection {spare!r} ({self.count(spare)} rows) exists beside {name!r} "
+                f"({self.count(name)} rows). Either an earlier switch left it, or a switch was "
+                f"interrupted and an application has written to a new {name!r} since; then "
+                f"{spare!r} has the old rows. Rename or delete the one that is not the old "
+                f"collection, and run the command again."
+            )
+
+    def check_switch(self, name: str, spare: str) -> None:  # noqa: ARG002 - of other stores
+        if len(spare) > _CHROMA_NAME:
+            raise SettingError(
+                f"--switch renames the old collection to {spare!r}, which has {len(spare)} "
+                f"characters; Chroma allows {_CHROMA_NAME}. Omit --switch, and pass the name of "
+                f"the new collection to the application."
+            )
 
     def create(self, name: str, like: str, dimensions: int, identity: str) -> None:  # noqa: ARG002 - the first vectors decide
         old = self._collection(like)
@@ -186,14 +201,23 @@ class _ChromaRows(RowStore):
             yield ids
             offset += len(ids)
 
-    def rows(self, name: str, ids: Sequence[Any]) -> Rows:
+    def rows(self, name: str, ids: Sequence[Any], *, lengths: bool = False) -> Rows:
         columns = ["documents", "metadatas", "uris"]
-        found = self._collection(name).get(ids=list(ids), include=columns)
-        parts = zip(found["ids"], *(found[column] for column in columns), strict=True)
+        more = ["embeddings"] if lengths else []
+        found = self._collection(name).get(ids=list(ids), include=columns + more)
+        vectors = found["embeddings"] if lengths else [None] * len(found["ids"])
+        parts = zip(found["ids"], vectors, *(found[column] for column in columns), strict=True)
         return _grouped(
-            self._row(row_id, dict(zip(columns, values, strict=True)), values[0], values[1] or {})
-            for row_id, *values in parts
+            _row(
+                row_id,
+                dict(zip(columns, values, strict=True)),
+                None if vector is None else len(vector),
+            )
+            for row_id, vector, *values in parts
         )
+
+    def fields(self, content: Any) -> tuple[Mapping[str, Any], str | None]:
+        return content["metadatas"] or {}, content["documents"]
 
     def put(self, name: str, rows: Sequence[Row], vectors: Any) -> None:
         # Deleted first: an update keeps the keys of the metadata that the new ones lack.
@@ -221,9 +245,14 @@ class _ChromaRows(RowStore):
         self._collection(name).delete(ids=list(ids))
 
     def switch(self, name: str, new: str, spare: str) -> None:
-        # After a kill in between, only the second step is left to do.
         if self.exists(name):
-            self._collection(name).modify(name=spare)
+            if not self.exists(spare):
+                self._collection(name).modify(name=spare)
+            elif self.count(name) == 0:
+                # An application has created it since a switch was interrupted.
+                self.client.delete_collection(name)
+            else:
+                self.check_change(name, spare)
         self._collection(new).modify(name=name)
 
     def _collection(self, name: str) -> Any:
@@ -232,12 +261,12 @@ class _ChromaRows(RowStore):
 
 class _QdrantRows(RowStore):
     package = "qdrant_client"
-    hint = "pass its name to the application, or let an alias stand for it"
+    hint = "pass its name to the application, or point an alias to it"
 
     def resolve(self, name: str) -> str:
         return self._aliases().get(name, name)
 
-    def check_switch(self, name: str) -> None:
+    def check_switch(self, name: str, spare: str) -> None:  # noqa: ARG002 - an alias needs none
         if name not in self._aliases():
             raise SettingError(
                 f"--switch changes an alias, and {name!r} is a collection, which Qdrant cannot "
@@ -278,6 +307,11 @@ class _QdrantRows(RowStore):
             quantization_config=config.quantization_config,
             metadata={**(config.metadata or {}), places.KEY: identity},
         )
+        try:
+            self.place(name).require_kept()
+        except EmberdError:
+            self.client.delete_collection(name)
+            raise
 
     def count(self, name: str) -> int:
         return int(self.client.count(name, exact=True).count)
@@ -293,10 +327,18 @@ class _QdrantRows(RowStore):
             if offset is None:
                 return
 
-    def rows(self, name: str, ids: Sequence[Any]) -> Rows:
-        sparse = list(self.client.get_collection(name).config.params.sparse_vectors or {})
-        found = self.client.retrieve(name, list(ids), with_payload=True, with_vectors=sparse)
-        return _grouped(self._point(point) for point in found)
+    def rows(self, name: str, ids: Sequence[Any], *, lengths: bool = False) -> Rows:
+        dense = self._dense(name)
+        wanted = list(self.client.get_collection(name).config.params.sparse_vectors or {})
+        found = self.client.retrieve(
+            name, list(ids), with_payload=True, with_vectors=lengths or wanted
+        )
+        return _grouped(self._point(point, dense) for point in found)
+
+    def fields(self, content: Any) -> tuple[Mapping[str, Any], str | None]:
+        payload = content["payload"]
+        texts = (payload[name] for name in _TEXT_FIELDS if isinstance(payload.get(name), str))
+        return payload, None if NODE in payload else next(texts, None)
 
     def put(self, name: str, rows: Sequence[Row], vectors: Any) -> None:
         from qdrant_client import models
@@ -336,20 +378,19 @@ class _QdrantRows(RowStore):
             )
         return str(next(iter(named)))
 
-    def _point(self, point: Any) -> Row:
-        payload = point.payload or {}
-        vectors = point.vector if isinstance(point.vector, dict) else {}
-        sparse = {kind: value.model_dump() for kind, value in vectors.items()}
-        texts = (payload[name] for name in _TEXT_FIELDS if isinstance(payload.get(name), str))
-        text = None if _NODE in payload else next(texts, None)
-        return self._row(point.id, {"payload": payload, "sparse": sparse}, text, payload)
+    def _point(self, point: Any, dense: str) -> Row:
+        vectors = point.vector if isinstance(point.vector, dict) else {"": point.vector}
+        vector = vectors.pop(dense, None)
+        sparse = {kind: value.model_dump() for kind, value in vectors.items() if value is not None}
+        content = {"payload": point.payload or {}, "sparse": sparse}
+        return _row(point.id, content, None if vector is None else len(vector))
 
 
 class _LanceRows(RowStore):
     package = "lancedb"
     hint = "pass its name to the application, and create its indexes"
 
-    def check_switch(self, name: str) -> None:
+    def check_switch(self, name: str, spare: str) -> None:  # noqa: ARG002 - of other stores
         raise SettingError(
             f"LanceDB cannot rename the table {name!r}. Omit --switch and pass the name of the new "
             f"table to the application."
@@ -362,7 +403,14 @@ class _LanceRows(RowStore):
         index = schema.get_field_index(self._vector(like))
         column = schema.field(index)
         resized = column.with_type(pyarrow.list_(column.type.value_type, dimensions))
-        self.place(name).write(identity)
+        place = self.place(name)
+        if (kept := place.claim(identity)) != identity:
+            raise IdentityError(
+                f"{place.title} does not exist yet, and another process is about to create it with "
+                f"{kept!r}. End that process, or pass another name with --to.",
+                kept=kept,
+                now=identity,
+            )
         self.client.create_table(name, schema=schema.set(index, resized))
 
     def count(self, name: str) -> int:
@@ -370,13 +418,34 @@ class _LanceRows(RowStore):
 
     def id_pages(self, name: str) -> Iterator[list[Any]]:
         for batch in self.client.open_table(name).search().select(["id"]).to_batches(PAGE_ROWS):
-            yield list(dict.fromkeys(batch["id"].to_pylist()))
+            ids = list(dict.fromkeys(batch["id"].to_pylist()))
+            if None in ids:
+                raise CollectionRowError(
+                    f"The LanceDB table {name!r} has a row whose id is NULL, so it cannot be found "
+                    f"again. Give each row an id, or delete those without.",
+                    row=None,
+                )
+            yield ids
 
-    def rows(self, name: str, ids: Sequence[Any]) -> Rows:
-        table = self.client.open_table(name)
-        columns = [column for column in table.schema.names if column != self._vector(name)]
-        found = table.search().where(_among(ids)).select(columns).to_arrow().to_pylist()
-        return _grouped(self._content(content) for content in found)
+    def rows(self, name: str, ids: Sequence[Any], *, lengths: bool = False) -> Rows:
+        from pyarrow import compute
+
+        table, vector = self.client.open_table(name), self._vector(name)
+        columns = [column for column in table.schema.names if lengths or column != vector]
+        found = table.search().where(_among(ids)).select(columns).to_arrow()
+        sizes = [None] * len(found)
+        if lengths:
+            sizes = compute.list_value_length(found[vector]).to_pylist()
+            found = found.drop_columns([vector])
+        return _grouped(
+            _row(content["id"], content, size)
+            for content, size in zip(found.to_pylist(), sizes, strict=True)
+        )
+
+    def fields(self, content: Any) -> tuple[Mapping[str, Any], str | None]:
+        metadata = content.get("metadata")
+        fields = {**metadata, **content} if isinstance(metadata, dict) else content
+        return fields, content.get("text")
 
     def put(self, name: str, rows: Sequence[Row], vectors: Any) -> None:
         import pyarrow
@@ -386,8 +455,10 @@ class _LanceRows(RowStore):
         if table.count_rows(_among(ids)):
             table.delete(_among(ids))
         column = self._vector(name)
+        numbers = table.schema.field(column).type.value_type.to_pandas_dtype()
         contents = [
-            {**row.content, column: vector} for row, vector in zip(rows, vectors, strict=True)
+            {**row.content, column: vector}
+            for row, vector in zip(rows, vectors.astype(numbers), strict=True)
         ]
         table.add(pyarrow.Table.from_pylist(contents, schema=table.schema))
 
@@ -398,21 +469,30 @@ class _LanceRows(RowStore):
         self.client.open_table(name).optimize()  # each page was a file of its own
 
     def _vector(self, name: str) -> str:
-        import pyarrow
+        """Return the name of the column of the vectors."""
+        from pyarrow import types
 
         schema = self.client.open_table(name).schema
-        found = [each.name for each in schema if pyarrow.types.is_fixed_size_list(each.type)]
+        found = [each for each in schema if types.is_fixed_size_list(each.type)]
         if len(found) != 1 or "id" not in schema.names:
             raise SettingError(
                 f"The LanceDB table {name!r} has the columns {', '.join(schema.names)}; only a "
                 f"table with a column id and one column of vectors can be embedded again."
             )
-        return str(found[0])
-
-    def _content(self, content: dict[str, Any]) -> Row:
-        metadata = content.get("metadata")
-        fields = {**metadata, **content} if isinstance(metadata, dict) else content
-        return self._row(content["id"], content, content.get("text"), fields)
+        (vector,), row_id = found, schema.field("id")
+        is_text = types.is_string(row_id.type) or types.is_large_string(row_id.type)
+        if not (is_text or types.is_integer(row_id.type)):
+            raise SettingError(
+                f"The column id of the LanceDB table {name!r} has the type {row_id.type}; only a "
+                f"table whose ids are texts or integers can be embedded again."
+            )
+        if not types.is_floating(vector.type.value_type):
+            raise SettingError(
+                f"The column {vector.name} of the LanceDB table {name!r} has vectors of "
+                f"{vector.type.value_type}; only vectors of floating-point numbers can be embedded "
+                f"again."
+            )
+        return str(vector.name)
 
 
 def _among(ids: Any) -> str:
@@ -433,14 +513,12 @@ _KINDS: Final[dict[str, type[RowStore]]] = {
 _MARKS: Final = {"chroma": "chroma.sqlite3", "qdrant": "meta.json", "lancedb": "*.lance"}
 
 
-def open_store(location: str, text_field: str | None = None) -> RowStore:
+def open_store(location: str) -> RowStore:
     """Return the store at ``location``.
 
     Args:
         location: A folder; or the kind of the store, a colon, and a folder or a URL:
             ``qdrant:http://localhost:6333``.
-        text_field: The field of the metadata or the payload that has the texts; None for where
-            LangChain and LlamaIndex put them.
 
     Raises:
         SettingError: There is no store, its kind is unknown, or its client is not installed.
@@ -487,4 +565,4 @@ def open_store(location: str, text_field: str | None = None) -> RowStore:
     else:
         client = package.PersistentClient(where)
     shown = redaction.origin(where) if is_url else where
-    return made(client, f"{kind}:{shown}", text_field)
+    return made(client, f"{kind}:{shown}")
