@@ -24,7 +24,7 @@ from stores.postgres import Database
 from stores.store import LONG, NAME, SHORT, InPostgres, Store
 from stores.test_langchain import found_in
 
-# These objects hold nothing to guard before their first text, or the same store is there twice.
+# The same store as another of the list.
 _SKIPPED: Final = {"qdrant-without-validation"}
 
 
@@ -59,7 +59,7 @@ def place_of(store: Store) -> Any:
 
 
 def prepared(store: Store) -> None:
-    """Do what makes the identity of a test before it is guarded undone."""
+    """Create the collection of Chroma without an identity, which the objects of the tests add."""
     if store.name == "chroma":
         store.client().get_or_create_collection(NAME, embedding_function=None)  # type: ignore[attr-defined]
 

@@ -143,8 +143,9 @@ class Place(ABC):
 class _PlaceBeside(Place):
     """A place that can be written before the index exists, and remains when it is deleted."""
 
-    # By key: the locks of the claims of this process on indexes without rows, until it ends.
-    _creating: ClassVar[dict[str, ExitStack]] = {}
+    # The locks of the claims of this process on indexes without rows, until it ends. A forked
+    # process has copies of its parent's, which are not its own.
+    _creating: ClassVar[dict[tuple[str, int], ExitStack]] = {}
 
     def claim(self, identity: str) -> str:
         """Store ``identity``, unless the index has one, or another process is creating the index.
@@ -153,7 +154,7 @@ class _PlaceBeside(Place):
             What is stored now.
         """
         if self.has_rows():
-            if own := self._creating.pop(self._key, None):
+            if own := self._creating.pop((self._key, os.getpid()), None):
                 own.close()
             return super().claim(identity)
         with self.locked(_LOCK_S):
@@ -165,13 +166,15 @@ class _PlaceBeside(Place):
             return self.require_kept()
 
     def _is_ours_to_create(self) -> bool:
-        if self._key not in self._creating:
+        """Return whether no other process that is alive has claimed the index."""
+        own = self._key, os.getpid()
+        if own not in self._creating:
             stack = ExitStack()
             try:
                 stack.enter_context(self._lock(0, "creating"))
             except file_lock.LockHeldError:
                 return False
-            self._creating[self._key] = stack
+            self._creating[own] = stack
         return True
 
 
