@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,6 +15,7 @@ from typing import Any, Final
 import pytest
 
 import guard_race
+import managed
 from emberd import Embedder, EmberdError, IdentityError, SettingError, guarded, index_identity
 from emberd.stores.rows import open_store
 from langchain_emberd import EmberdEmbeddings
@@ -153,6 +155,35 @@ def test_the_claim_of_another_process_counts_until_it_ends(tmp_path: Path) -> No
     guarded(None, EMBEDDER, at=path)
     with guard_race.claiming("file", tmp_path, "index") as outcome:
         assert outcome == "refused"
+
+
+_FORK: Final = """
+import os, sys
+from emberd import Embedder, IdentityError, guarded
+def claim(dimensions):
+    try:
+        guarded(None, Embedder("emberd/demo", dimensions=dimensions), at=sys.argv[1])
+    except IdentityError:
+        return "refused"
+    return "stored"
+print(claim(64), flush=True)
+if not os.fork():
+    print(claim(128), flush=True)
+    os._exit(0)
+os.wait()
+print(claim(128), flush=True)
+"""
+
+
+def test_a_forked_process_does_not_take_the_claim_of_its_parent(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _FORK, tmp_path / "index"],
+        env=managed.environment(PYTHONWARNINGS="ignore"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["stored", "refused", "stored"]
 
 
 @pytest.mark.parametrize(

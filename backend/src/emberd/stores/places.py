@@ -154,8 +154,6 @@ class _PlaceBeside(Place):
             What is stored now.
         """
         if self.has_rows():
-            if own := self._creating.pop((self._key, os.getpid()), None):
-                own.close()
             return super().claim(identity)
         with self.locked(_LOCK_S):
             is_ours, kept = self._is_ours_to_create(), self.read()
