@@ -91,7 +91,9 @@ def store_errors(title: str) -> Iterator[None]:
     except Exception as error:
         # The clients raise errors of their own, of HTTP libraries, and ValueError for everything.
         text = " ".join(str(error).split())[:_SHOWN]
+        is_qdrant = "qdrant" in title.lower()
         raise EmberdError(
             f"{title} cannot be used: {type(error).__name__}: {text}. Check that the store can be "
-            f"reached. A local folder of Qdrant can be open in only one process."
+            f"reached."
+            + (" A local folder of Qdrant can be open in only one process." if is_qdrant else "")
         ) from error
