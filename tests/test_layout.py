@@ -59,12 +59,13 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "server_handle": _JOINED | {"verified_manager"},
     "embedder": _JOINED | {"verified_manager", "server_handle", "index_identity"},
     "fidelity": _BASE | {"installs", "serving"},
+    "stores": {"embedder", "env", "errors", "index_identity", "system"},
     "bulk": {"errors", "system"},
     "ray": _BASE | {"engines", "client", "verified_manager", "embedder", "bulk"},
     "doctor": _JOINED | {"verified_manager"},
-    "cli": _JOINED | {"verified_manager", "embedder", "fidelity", "doctor", "bulk", "ray"},
+    "cli": _JOINED | {"verified_manager", "embedder", "fidelity", "doctor", "bulk", "ray", "stores"},
     "__main__": {"cli"},
-    "": _JOINED | {"verified_manager", "embedder"},
+    "": _JOINED | {"verified_manager", "embedder", "stores"},
 }
 
 

@@ -24,6 +24,7 @@ import waiting
 from emberd.errors import StateFolderError
 from emberd.manager import State, cleanup, orphan_reaper, paths, process_tree, state
 from emberd.settings import ServerSpec
+from emberd.system import ownership
 from emberd.verified_manager import Manager
 from homes import QUICK, Stub, begin
 
@@ -342,7 +343,7 @@ def test_temporary_files_of_a_lost_record_are_found_wherever_they_were_put(
 ) -> None:
     short = cleanup.scratch_path("0123456789abcdef")
     monkeypatch.setattr(cleanup, "_temporary_folders", lambda: [str(long_folder), home.parent])
-    folder = paths.make_private(home / "boot" / "servers" / "key")
+    folder = ownership.make_private(home / "boot" / "servers" / "key")
     paths.rotate_log(folder, "0123456789abcdef")
     left = home.parent / Path(short).name
     cleanup.make_scratch(str(left))

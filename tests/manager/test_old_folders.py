@@ -13,7 +13,7 @@ from emberd.manager import State, discovery, locks, paths, state
 from emberd.manager.paths import Home
 from emberd.manager.state import Record
 from emberd.settings import ServerSpec
-from emberd.system import processes
+from emberd.system import ownership, processes
 from emberd.verified_manager import Manager
 from homes import QUICK, Stub
 
@@ -24,10 +24,10 @@ def make_old_folders(home: Path, count: int, *, have_records: bool) -> None:
     """Leave what servers leave that were killed, with their records or without."""
     place = Home(home)
     for folder in (place.machine, place.servers):
-        paths.make_private(folder)
+        ownership.make_private(folder)
     for number in range(count):
         spec = ServerSpec(f"old/{number}")
-        folder = paths.make_private(place.server_folder(spec.key))
+        folder = ownership.make_private(place.server_folder(spec.key))
         paths.rotate_log(folder, "0" * 16)
         locks.liveness_path(folder).touch(mode=0o600)
         if have_records:

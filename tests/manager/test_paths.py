@@ -43,7 +43,7 @@ def test_path_of_a_kernel_without_namespaces_names_the_boot(
 def test_folders_are_private_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        made = paths.make_private(tmp_path / "a" / "b")
+        made = ownership.make_private(tmp_path / "a" / "b")
     finally:
         os.umask(before)
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
@@ -60,9 +60,9 @@ def test_folders_with_other_names_are_passed_over(home: Path) -> None:
 
 def test_missing_parents_are_private_too(tmp_path: Path) -> None:
     # Also one that another process has removed since this one made it.
-    made = paths.make_private(tmp_path / "machine" / "servers" / "key")
+    made = ownership.make_private(tmp_path / "machine" / "servers" / "key")
     for each in (made, *made.parents[:2]):
-        paths.make_private(each)
+        ownership.make_private(each)
 
 
 def test_folder_open_to_others_is_refused_with_the_command_to_fix_it(
@@ -71,7 +71,7 @@ def test_folder_open_to_others_is_refused_with_the_command_to_fix_it(
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o755)
     with pytest.raises(StateFolderError, match=f"chmod 700 {tmp_path / 'open'}"):
-        paths.make_private(tmp_path / "open")
+        ownership.make_private(tmp_path / "open")
 
 
 def test_a_link_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.M
 def test_error_names_the_variable_if_the_folder_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateFolderError, match="EMBERD_HOME"):
-        paths.make_private(tmp_path / "file" / "home")
+        ownership.make_private(tmp_path / "file" / "home")
 
 
 def test_server_folders_of_an_identity_are_sorted(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from emberd.manager import idle, locks, paths, process_tree, state
 from emberd.manager.state import Record, State
 from emberd.manager.supervisor import Supervisor
 from emberd.settings import ServerSpec
-from emberd.system import background
+from emberd.system import background, ownership
 from homes import QUICK, Stub
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it counts children by /proc")
@@ -40,7 +40,7 @@ def supervise(home: Path, stub: Stub) -> Callable[[Callable[[Supervisor], None]]
 
 def _supervisor(home: Path, spec: ServerSpec) -> Supervisor:
     process_tree.become_subreaper()
-    folder = paths.make_private(home / "machine" / "servers" / "key")
+    folder = ownership.make_private(home / "machine" / "servers" / "key")
     alive = locks.take_liveness(folder)
     assert alive is not None
     paths.rotate_log(folder, "0123456789abcdef")

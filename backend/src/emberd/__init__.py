@@ -12,6 +12,7 @@ from emberd.endpoint import Endpoint
 from emberd.errors import (
     AuthenticationError,
     BadReplyError,
+    CollectionRowError,
     EmberdError,
     HubError,
     IdentityError,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from emberd.client.vectors import ato_lists, to_lists
     from emberd.embedder import Embedder
     from emberd.manager import Progress, Server, ServerStatus
+    from emberd.stores.guard import guarded
     from emberd.verified_manager import Manager
 
 __version__ = "0.1.0"
@@ -54,6 +56,7 @@ __all__ = [
     "UNSET",
     "AuthenticationError",
     "BadReplyError",
+    "CollectionRowError",
     "Embedder",
     "EmberdError",
     "Endpoint",
@@ -89,6 +92,7 @@ __all__ = [
     "__version__",
     "ato_lists",
     "check_texts",
+    "guarded",
     "to_lists",
 ]
 
@@ -101,6 +105,7 @@ _LATE: Final = {
     "ServerStatus": "emberd.manager",
     "ato_lists": "emberd.client.vectors",
     "check_texts": "emberd.client.inputs",
+    "guarded": "emberd.stores.guard",
     "to_lists": "emberd.client.vectors",
 }
 

@@ -23,6 +23,7 @@ PREFIX: Final = "EMBERD_"
 
 API_KEY: Final = "EMBERD_API_KEY"
 CACHE_PASSWORD: Final = "EMBERD_CACHE_PASSWORD"  # noqa: S105 - the name, not the password
+STORE_API_KEY: Final = "EMBERD_STORE_API_KEY"
 CACHE_USER: Final = "EMBERD_CACHE_USER"
 IDLE_TIMEOUT: Final = "EMBERD_IDLE_TIMEOUT"
 
@@ -160,6 +161,7 @@ _OTHERS: Final = (
     Variable("EMBERD_TRANSFORMERS_PYTHON", _TEXT, "Interpreter or environment with transformers"),
     Variable(CACHE_USER, _TEXT, "User name for a Redis cache"),
     Variable(CACHE_PASSWORD, _TEXT, "Password for a Redis cache", repeats=False),
+    Variable(STORE_API_KEY, _TEXT, "Key of a vector store, for emberd reindex", repeats=False),
     Variable("EMBERD_DEBUG", _TEXT, "If set, the command shows tracebacks of errors"),
 )
 

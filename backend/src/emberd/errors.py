@@ -7,6 +7,7 @@
     │   ├── InstructionError               an instruction in a form that would be misread
     │   ├── IdentityError                  an index was made with other settings
     │   └── MissingKeyError                a key is missing (pickles do not contain keys)
+    ├── CollectionRowError                 one row of a collection cannot be embedded again
     ├── HubError                           files that describe a model cannot be fetched
     ├── VerifyError                        there are no vectors to compare a server with
     ├── ServerError
@@ -73,6 +74,18 @@ class IdentityError(SettingError):
 
 class MissingKeyError(SettingError):
     """The server's key is needed again, because an unpickled object has none."""
+
+
+class CollectionRowError(EmberdError):
+    """One row of a collection cannot be embedded again.
+
+    Attributes:
+        row: Its id in the store.
+    """
+
+    def __init__(self, message: str, *, row: Any) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 class HubError(EmberdError):

@@ -5,7 +5,8 @@ The form is that of a URI::
     emberd:Qwen/Qwen3-Embedding-4B?dimensions=1024&query=1f0c2d3e4a5b6978&document=bare
 
 A pinned revision, or the content hash of a folder, comes before the dimensions. A template is
-shown as its hash, or as ``bare`` if texts are embedded unchanged.
+shown as its hash, or as ``bare`` if texts are embedded unchanged. ``#reindexing`` at the end marks
+an index that ``emberd reindex`` is filling.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from emberd.settings import ServerSpec, Settings
 _SCHEME: Final = "emberd:"
 _MODEL: Final = "model"
 _NATIVE: Final = "native"
+_INCOMPLETE: Final = "#reindexing"
 
 
 def identity(settings: Settings, spec: ServerSpec) -> str:
@@ -59,43 +61,96 @@ def native(settings: Settings, spec: ServerSpec) -> str:
     return urlencode({**spec.identity, _MODEL: model})
 
 
-def check(kept: str, now: str, settings: Settings) -> None:
+def incomplete(identity: str) -> str:
+    """Return ``identity`` with the mark of an index that is being filled."""
+    return identity + _INCOMPLETE
+
+
+def is_incomplete(kept: str) -> bool:
+    """Return whether ``kept`` has the mark of an index that is being filled."""
+    return kept.strip().endswith(_INCOMPLETE)
+
+
+def are_equal(kept: str, now: str) -> bool:
+    """Return whether two identities allow the same vectors, complete or not."""
+    return _parts(kept) == _parts(now)
+
+
+def check(
+    kept: str,
+    now: str,
+    settings: Settings,
+    *,
+    index: str = "The index",
+    may_be_incomplete: bool = False,
+    advice: str = "",
+) -> None:
     """Raise unless an index with the identity ``kept`` fits an object with ``settings``.
 
     Args:
         kept: The identity stored with the index; surrounding white space is ignored.
         now: The identity of the object.
         settings: Its settings, for the error.
+        index: Which index, at the beginning of a sentence.
+        may_be_incomplete: Whether the caller fills the index.
+        advice: What else may be done about an identity that does not fit.
 
     Raises:
-        IdentityError: It does not fit, or ``kept`` is not an identity.
+        IdentityError: It does not fit, is incomplete, or ``kept`` is not an identity.
     """
     if not isinstance(kept, str) or not kept.strip().startswith(_SCHEME):
         raise IdentityError(
-            f"{kept!r} is not an identity of emberd, such as {now!r}. Store the identity of the "
-            f"object that makes the index, and pass it here.",
+            f"{index} has {kept!r} as its identity, which is not an identity of emberd, such as "
+            f"{now!r}. Store the identity of the object that makes the index.",
             kept=str(kept),
             now=now,
         )
-    before, after = _parts(kept.strip()), _parts(now)
-    if before == after:
+    if is_incomplete(kept) and not may_be_incomplete:
+        raise IdentityError(
+            f"{index} is incomplete: `emberd reindex` has not finished it. Wait for that run, or "
+            f"run the same command again, which continues.",
+            kept=kept,
+            now=now,
+        )
+    names = _different(kept, now)
+    if not names:
         return
-    names = [name for name in before | after if before.get(name) != after.get(name)]
-    # The index has only hashes of its templates; of this object the templates can be shown.
-    shown = after | {"query": repr(settings.query_template)}
-    shown |= {"document": repr(settings.document_template)}
-    differences = "; ".join(f"{n} {before.get(n)} there, {shown.get(n)} here" for n in names)
-    advice = "Use the settings of the index, or embed all texts again."
+    steps = (
+        "Use the model and the settings of the index, or embed its texts again with `emberd "
+        "reindex` (docs/vector-stores.md)."
+    )
+    if advice:
+        steps += f" {advice}"
     if names == ["query"]:
-        advice += (
+        steps += (
             " Only queries differ: to use this index with another query instruction, store the "
             "identity of this object with it."
         )
     raise IdentityError(
-        f"The index was made with {kept!r}, but this object is {now!r}: {differences}. {advice}",
+        f"{index} has the identity {kept!r}, but this object has {now!r}: "
+        f"{differences(kept, now, settings)}. {steps}",
         kept=kept,
         now=now,
     )
+
+
+def differences(kept: str, now: str, settings: Settings) -> str:
+    """Return in which parts two identities differ, with both values; empty if they are equal.
+
+    Args:
+        kept: One identity.
+        now: The identity of an object with ``settings``.
+        settings: The settings, which have the templates that an identity has only as hashes.
+    """
+    there, here = _parts(kept), _parts(now)
+    here |= {"query": repr(settings.query_template), "document": repr(settings.document_template)}
+    names = _different(kept, now)
+    return "; ".join(f"{name} {there.get(name)} there, {here.get(name)} here" for name in names)
+
+
+def _different(kept: str, now: str) -> list[str]:
+    there, here = _parts(kept), _parts(now)
+    return [name for name in there | here if there.get(name) != here.get(name)]
 
 
 def _short(template: str) -> str:
@@ -105,7 +160,8 @@ def _short(template: str) -> str:
 
 
 def _parts(identity: str) -> dict[str, str]:
-    model, _, rest = identity.removeprefix(_SCHEME).partition("?")
+    whole = identity.strip().removesuffix(_INCOMPLETE)
+    model, _, rest = whole.removeprefix(_SCHEME).partition("?")
     parts = {_MODEL: model, **dict(parse_qsl(rest))}
     known = catalog.find(unquote(model))
     if parts.get("dimensions") == _NATIVE and known is not None and known.dimensions is not None:

@@ -213,7 +213,7 @@ def embed(
         revision=revision,
     )
     sizes = {"batch_size": batch_size, "max_concurrency": max_concurrency}
-    embedder = _embedder(settings, dimensions, truncate=truncate, **sizes)
+    embedder = embedder_with(settings, dimensions, truncate=truncate, **sizes)
     names = files or []
     uses_ray = ray or ray_address is not None
     if not uses_ray and not any(is_data(name) for name in names):
@@ -298,9 +298,20 @@ def embed_data(
     return ExitCode.ROWS_REJECTED if summary.rejected else 0
 
 
-def _embedder(
+def embedder_with(
     settings: Settings, dimensions: int | None, *, truncate: bool, **more: int | None
 ) -> Embedder:
+    """Return an embedder with the settings of the command line.
+
+    Args:
+        settings: The settings of its server.
+        dimensions: Length of the vectors; None for the default.
+        truncate: Whether over-long texts are cut.
+        **more: Other settings; None for the default.
+
+    Raises:
+        SettingError: A value cannot be used.
+    """
     from emberd.embedder import Embedder
 
     return Embedder(

@@ -51,7 +51,7 @@ from emberd.manager.state import (
     Verify,
 )
 from emberd.settings import IDLE_TIMEOUT_S, START_TIMEOUT_S, ServerSpec, StartOptions
-from emberd.system import os_errors
+from emberd.system import os_errors, ownership
 from emberd.system.bounded_http import bounded
 
 _LOG: Final = logging.getLogger("emberd")
@@ -380,9 +380,9 @@ class ServerManager:
         """Return a server, a start to wait for, or an engine to install; None to look again."""
         spec = request.spec
         self._await_ending(spec, request.deadline)
-        paths.make_private(self._home.machine)
-        paths.make_private(self._home.servers)
-        first = paths.make_private(self._home.server_folder(spec.key))
+        ownership.make_private(self._home.machine)
+        ownership.make_private(self._home.servers)
+        first = ownership.make_private(self._home.server_folder(spec.key))
         patience_s = max(0.0, min(self._timing.lock_s, request.deadline - time.monotonic()))
         # Another process waits for the lock; a server that answers slowly must not delay it so long
         # that it gives up.
@@ -393,7 +393,7 @@ class ServerManager:
             if any(each.is_ending for each in seen):
                 return None
             taken = [each.folder for each in seen if each.alive]
-            folder = paths.make_private(self._home.free_server_folder(spec.key, taken))
+            folder = ownership.make_private(self._home.free_server_folder(spec.key, taken))
             found, refusals = discovery.search(
                 spec, self._places.discover, request.api_key, self._verify
             )

@@ -26,7 +26,6 @@ from typing import Final
 from emberd.errors import StateFolderError
 from emberd.system import os_errors, ownership, processes
 
-_PRIVATE: Final = 0o700
 LOG_NAME: Final = "server.log"
 _LOGS_KEPT: Final = 3
 _LOG_START: Final = "emberd: start "
@@ -92,27 +91,6 @@ class Home:
                 )
         except (FileNotFoundError, NotADirectoryError):
             return []
-
-
-def make_private(folder: Path) -> Path:
-    """Create ``folder`` and missing parents, and check that it is private to this user.
-
-    Raises:
-        StateFolderError: It cannot be created, belongs to another user, or is open to others.
-    """
-    try:
-        # One by one: ``parents=True`` would open missing parents to others, and one of them may be
-        # an emberd folder that another process has just removed.
-        missing = [each for each in (folder, *folder.parents) if not each.exists()]
-        for each in reversed(missing):
-            each.mkdir(mode=_PRIVATE, exist_ok=True)
-    except OSError as error:
-        raise StateFolderError(
-            f"{folder} cannot be created ({error.strerror}). {os_errors.advice(error)} "
-            f"EMBERD_HOME sets the folder of emberd's files."
-        ) from error
-    ownership.check_private(folder)
-    return folder
 
 
 def rotate_log(folder: Path, start_id: str) -> Path:

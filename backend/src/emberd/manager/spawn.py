@@ -20,7 +20,7 @@ from emberd.manager import cleanup, idle, locks, paths, state
 from emberd.manager.paths import Home
 from emberd.manager.state import Record, State, Timing
 from emberd.settings import ServerSpec, StartOptions
-from emberd.system import atomic_file, log_rules, os_errors, process_env, processes
+from emberd.system import atomic_file, log_rules, os_errors, ownership, process_env, processes
 from emberd.system.log_rules import READ_LOG, Diagnosis
 
 SUPERVISOR_MODULE: Final = "emberd.verified_manager"
@@ -265,7 +265,7 @@ def sweep(home: Home, timing: Timing, *, locked: Path | None = None) -> None:
         lock_folder = home.start_lock_folder(folder)
         is_locked = lock_folder == locked
         try:
-            paths.make_private(lock_folder)
+            ownership.make_private(lock_folder)
             with nullcontext() if is_locked else locks.start_lock(lock_folder, timeout_s=0):
                 if not locks.is_alive(folder):
                     may_run = folder == locked or str(folder) in marked()

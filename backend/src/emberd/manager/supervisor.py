@@ -32,7 +32,7 @@ from emberd.manager.health import HangMonitor, StartMonitor
 from emberd.manager.idle import IdleMonitor
 from emberd.manager.state import Record, State, Verify
 from emberd.manager.state_repair import FolderGone, StateFiles, report
-from emberd.system import os_errors, processes
+from emberd.system import os_errors, ownership, processes
 from emberd.system.log_rules import Diagnosis
 
 _PORT_TRIES: Final = 5
@@ -278,7 +278,7 @@ class Supervisor:
         return launch, plan, server
 
     def _lock_gpus(self, held: ExitStack) -> tuple[str, ...]:
-        lock_folder = paths.make_private(paths.Home(self.folder.parents[2]).gpu_locks)
+        lock_folder = ownership.make_private(paths.Home(self.folder.parents[2]).gpu_locks)
         while not self._stop_requested:
             # Chosen anew each time: the best GPU may have become full during the wait.
             names = self.engine.exclusive_resources(self.record.spec, self.record.options)

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from emberd.errors import StateFolderError
+from emberd.system import os_errors
 
 _ROOT: Final = 0
 _OWN_FOLDER: Final = "Use a file in a folder of your own."
 _ACCESS_OF_OTHERS: Final = 0o077
+_PRIVATE_MODE: Final = 0o700
 _SAFELY: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -124,6 +126,27 @@ def check_private(folder: Path, variable: str = "EMBERD_HOME") -> None:
             f"{folder} is open to other users (mode {stat.S_IMODE(facts.st_mode):o}). "
             f"{instead if is_shared else f'Run: chmod 700 {_quoted(folder)}'}"
         )
+
+
+def make_private(folder: Path) -> Path:
+    """Create ``folder`` and missing parents, and check that it is private to this user.
+
+    Raises:
+        StateFolderError: It cannot be created, belongs to another user, or is open to others.
+    """
+    try:
+        # One by one: ``parents=True`` would open missing parents to others, and one of them may be
+        # an emberd folder that another process has just removed.
+        missing = [each for each in (folder, *folder.parents) if not each.exists()]
+        for each in reversed(missing):
+            each.mkdir(mode=_PRIVATE_MODE, exist_ok=True)
+    except OSError as error:
+        raise StateFolderError(
+            f"{folder} cannot be created ({error.strerror}). {os_errors.advice(error)} "
+            f"EMBERD_HOME sets the folder of emberd's files."
+        ) from error
+    check_private(folder)
+    return folder
 
 
 def _folder(folder: str | os.PathLike[str]) -> os.stat_result:
