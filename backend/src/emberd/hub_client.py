@@ -45,14 +45,14 @@ _NOT_IN_CACHE: Final = "LocalEntryNotFoundError"
 _NETWORK: Final = {_NOT_IN_CACHE, "RequestException", "TransportError", "ConnectionError"}
 
 
-def load(name: str) -> Any:
-    """Return a public name of ``huggingface_hub``.
+def load(name: str, module: str = "huggingface_hub") -> Any:
+    """Return a public name of ``huggingface_hub``, or of one of its modules.
 
     Raises:
         ImportError: It is not installed, or cannot be imported.
     """
     with fork.no_fork():  # the package imports its modules when a name is first used
-        return getattr(importlib.import_module("huggingface_hub"), name)
+        return getattr(importlib.import_module(module), name)
 
 
 def quiet(level: int = logging.WARNING) -> None:
