@@ -13,6 +13,7 @@ from emberd.errors import EmberdError
 MADE: dict[str, EmberdError] = {
     "AuthenticationError": errors.AuthenticationError("text"),
     "BadReplyError": errors.BadReplyError("text"),
+    "DownloadNeededError": errors.DownloadNeededError("text"),
     "EmberdError": errors.EmberdError("text"),
     "InstallError": errors.InstallError("text", advice="Do it.", log_path="install.log"),
     "HubError": errors.HubError("text"),

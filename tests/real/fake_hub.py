@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import unquote
 
+from checkpoints_made import LAST_TOKEN, MODULES
 from http_server import HttpServer, Request, head, reply
 
 GATED: Final = "somebody/gated"
@@ -59,12 +60,13 @@ def weights(size: int, seed: int = 0) -> bytes:
 def tiny_model(size: int = 40_000) -> dict[str, bytes]:
     """Return the files of a model whose weights have two parts of ``size`` bytes."""
     parts = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    modules = [{"path": path, "type": kind} for path, kind in MODULES]
     index = {"weight_map": {f"w{number}": part for number, part in enumerate(parts)}}
     return {
         "config.json": json.dumps({"architectures": ["Qwen3ForCausalLM"]}).encode(),
         "tokenizer.json": b"{}",
-        "modules.json": b"[]",
-        "1_Pooling/config.json": b"{}",
+        "modules.json": json.dumps(modules).encode(),
+        "1_Pooling/config.json": json.dumps(LAST_TOKEN).encode(),
         "model.safetensors.index.json": json.dumps(index).encode(),
         **{part: weights(size, number) for number, part in enumerate(parts)},
     }

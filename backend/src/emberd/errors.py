@@ -7,9 +7,10 @@
     │   ├── InstructionError               an instruction in a form that would be misread
     │   ├── IdentityError                  an index was made with other settings
     │   └── MissingKeyError                a key is missing (pickles do not contain keys)
-    ├── HubError                           files that describe a model cannot be fetched
+    ├── HubError                           files of a model on the hub cannot be fetched
     ├── ServerError
     │   ├── NoEngineError                  nothing on this machine can serve the model
+    │   │   └── DownloadNeededError        an engine or weights are missing, and nobody allowed it
     │   ├── InstallError                   an engine could not be installed or removed
     │   ├── StartError                     the server was started and failed
     │   ├── StartTimeoutError (TimeoutError)  the caller stopped waiting; startup continues
@@ -75,7 +76,7 @@ class MissingKeyError(SettingError):
 
 
 class HubError(EmberdError):
-    """The files that describe a model on the hub cannot be fetched; the text says what to do."""
+    """Files of a model on the hub cannot be fetched; the text says what to do."""
 
 
 class ServerError(EmberdError):
@@ -84,6 +85,13 @@ class ServerError(EmberdError):
 
 class NoEngineError(ServerError, RuntimeError):
     """No engine can serve the model on this machine; the text gives the reason for each."""
+
+
+class DownloadNeededError(NoEngineError):
+    """A start needs an engine or weights that are not on this machine, and no user agreed to that.
+
+    Only the command raises it; the text says what would be downloaded, and how to allow it.
+    """
 
 
 class _FailedProgramError(RuntimeError):

@@ -71,7 +71,7 @@ under the start lock, so it must be quick."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Missing:
+class _Lacking:
     """What has to be obtained before a server can be started."""
 
     obtain: Obtain
@@ -220,7 +220,7 @@ class ServerManager:
             with bounded(max(0.0, deadline - time.monotonic())):
                 running = self._running(request)
             found = running or self._begin(request)
-            if isinstance(found, _Missing):
+            if isinstance(found, _Lacking):
                 # Once: an engine that is still missing then is an error. The time that this takes
                 # does not count as start time.
                 deadline += _obtain(found, on_progress)
@@ -388,7 +388,7 @@ class ServerManager:
             stopping.end_supervisor(now)
         return None
 
-    def _begin(self, request: _Request) -> Server | PendingStart | _Missing | None:
+    def _begin(self, request: _Request) -> Server | PendingStart | _Lacking | None:
         """Return a server, a start to wait for, or what is missing; None to look again."""
         spec = request.spec
         self._await_ending(spec, request.deadline)
@@ -413,7 +413,7 @@ class ServerManager:
                 return discovery.adopt(folder, spec, found, self._timing)
             # Obtained outside the lock: no process may wait for it during a large download.
             if request.missing and (obtain := request.missing(spec)):
-                return _Missing(obtain)
+                return _Lacking(obtain)
             engine = _choose_engine(spec, refusals)
             spawn.sweep(self._home, self._timing, locked=first)
             start_id = spawn.start_supervisor(
@@ -507,7 +507,7 @@ def _missing_engine(spec: ServerSpec) -> Obtain | None:
     return install
 
 
-def _obtain(missing: _Missing, on_progress: OnProgress | None) -> float:
+def _obtain(missing: _Lacking, on_progress: OnProgress | None) -> float:
     """Obtain what is missing; return how long it took, in seconds."""
     began_s = time.monotonic()
 
