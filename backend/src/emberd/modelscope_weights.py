@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Final
 
 from emberd import model_files, weight_files
 from emberd.errors import HubError
 from emberd.system import fork, redaction
+
+_SHOWN_CHARACTERS: Final = 400
 
 
 def fetch(model: str, revision: str | None) -> Path:
@@ -30,7 +33,8 @@ def fetch(model: str, revision: str | None) -> Path:
     try:
         folder = Path(download(model, revision=revision, allow_patterns=patterns))
     except Exception as error:
-        said = redaction.redactor()(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        text = " ".join(str(error).split())[:_SHOWN_CHARACTERS]  # one line for each file
+        said = redaction.redactor()(f"{type(error).__name__}: {text}")
         advice = "Correct the name and the revision, check the network, or try again"
         raise _error(model, f"modelscope failed ({said.rstrip('.')})", advice) from error
     if missing := weight_files.missing_files(folder):

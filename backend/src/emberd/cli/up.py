@@ -186,7 +186,7 @@ def ensure(
     def show(progress: Progress) -> None:
         doing = progress.text or "starting"
         text = f"{settings.model}: {doing} ({output.duration(progress.seconds)})"
-        line.show(text, topic=progress.text)
+        line.show(text, topic=progress.text.partition(":")[0])
 
     def find_missing(spec: ServerSpec) -> Callable[[Callable[[str], None]], None] | None:
         found = downloads.find(spec)
