@@ -20,6 +20,7 @@ import pytest
 import fake_sglang
 import leftovers
 import tiny_engine
+import waiting
 from command import Command, Outcome
 from emberd import Manager
 from emberd.installs import RECIPES
@@ -205,8 +206,10 @@ def test_pull_goes_on_where_it_was_killed(machine: Machine, hub: Hub) -> None:
         assert hub.halfway.wait(60)
         blobs = machine.home.parent / "hub" / "models--Qwen--Qwen3-Embedding-4B" / "blobs"
         # The client writes 10 MB at a time.
-        while not any(p.stat().st_size >= 10_000_000 for p in blobs.glob("*.incomplete")):
-            assert process.poll() is None
+        waiting.until(
+            lambda: any(p.stat().st_size >= 10_000_000 for p in blobs.glob("*.incomplete"))
+        )
+        assert process.poll() is None
         process.kill()
     hub.hold = ""
     hub.held.set()
@@ -238,6 +241,15 @@ def test_a_hub_that_does_not_answer_leaves_an_estimate(machine: Machine, hub: Hu
     refused = machine("up", "--yes")
     assert refused.code == 1
     assert machine.is_empty, "the engine is not installed in vain"
+
+
+def test_the_error_repeats_what_was_asked_for(machine: Machine) -> None:
+    refused = machine("up", "Qwen/Qwen3-Embedding-0.6B", "--engine", "sglang", "--revision", "v1")
+    assert refused.code == 4
+    options = "Qwen/Qwen3-Embedding-0.6B --engine sglang --revision v1"
+    assert f"`emberd pull {options}`" in refused.err
+    assert f"`emberd up {options} --yes`" in refused.err
+    assert "about 1.2 GB" in refused.err, "the hub does not have it"
 
 
 def test_auto_install_allows_the_downloads_of_up(machine: Machine) -> None:
@@ -280,6 +292,20 @@ def test_pull_of_a_model_that_is_here_downloads_no_weights(
     done = machine("pull", name, "--json")
     assert done.code == 0, done.err
     assert done.json["model"] is None
+    assert hub.requests == []
+
+
+def test_a_model_of_modelscope_is_started_by_its_folder(machine: Machine, hub: Hub) -> None:
+    root = machine.home.parent
+    folder = root / "modelscope" / "Qwen3-Embedding-4B"
+    for file, content in hub.models[MODEL].items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(content)
+    program = f"def snapshot_download(model, revision, allow_patterns): return {str(folder)!r}"
+    (root / "modules" / "modelscope.py").write_text(program)
+    done = machine("pull", "--source", "modelscope")
+    assert done.code == 0, done.err
+    assert done.out.endswith(f"Next: emberd up {folder}\n")
     assert hub.requests == []
 
 
