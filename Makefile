@@ -30,7 +30,7 @@ MANIFESTS := constraints.txt backend/pyproject.toml backend/src/emberd/__init__.
 TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout pytest-xdist \
 	langchain-tests pyarrow mypy types-psutil ruff \
 	langchain-openai langchain-text-splitters llama-index-embeddings-openai-like \
-	huggingface_hub langchain-classic pymemcache 'ray[data]' redis ipykernel matplotlib nbclient \
+	huggingface_hub langchain-classic modelscope pymemcache 'ray[data]' redis ipykernel matplotlib nbclient \
 	eventlet gevent
 
 # uv reads no pip.conf: where the registry is named only there, pip does the work after all.

@@ -101,9 +101,10 @@ class Command:
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
         return Child(self.line(*arguments), env=self.environment_of(*arguments), **streams)
 
-    def on_terminal(self, *arguments: str) -> Outcome:
-        """Run it to its end on its own terminal; ``out`` is everything that it prints."""
+    def on_terminal(self, *arguments: str, typed: str = "") -> Outcome:
+        """Run it to its end on its own terminal; ``out`` is everything that is shown there."""
         parent_end, child_end = pty.openpty()
+        os.write(parent_end, typed.encode())
         with self.begin(*arguments, stdin=child_end, stdout=child_end, stderr=child_end) as process:
             os.close(child_end)
             shown = b""

@@ -14,6 +14,7 @@ MADE: dict[str, EmberdError] = {
     "AuthenticationError": errors.AuthenticationError("text"),
     "BadReplyError": errors.BadReplyError("text"),
     "CollectionRowError": errors.CollectionRowError("text", row="id"),
+    "DownloadNeededError": errors.DownloadNeededError("text"),
     "EmberdError": errors.EmberdError("text"),
     "InstallError": errors.InstallError("text", advice="Do it.", log_path="install.log"),
     "HubError": errors.HubError("text"),

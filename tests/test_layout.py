@@ -24,9 +24,13 @@ SHARED_FILE_NAMES: Final = {"__init__.py", "__main__.py", "engine.py"}
 
 # ---------------------------------------------------------------- imports
 
-_MODEL: Final = {"catalog", "model_card", "model_files", "model_pooling", "model_tokenizer"}
+_MODEL: Final = {
+    *("catalog", "model_card", "model_files", "model_pooling", "model_tokenizer"),
+    "weight_files",
+}
 _SETTINGS: Final = _MODEL | {
-    *("durations", "endpoint", "env", "errors", "hub", "prompts", "settings", "system"),
+    *("durations", "endpoint", "env", "errors", "hub", "hub_client", "prompts", "settings"),
+    "system",
 }
 _BASE: Final = _SETTINGS | {"probe"}
 _ENGINES: Final = _BASE | {"engines", "installs", "serving"}
@@ -42,7 +46,11 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "model_tokenizer": {"model_files"},
     "model_pooling": {"catalog", "model_files", "model_tokenizer"},
     "model_card": {"errors", "catalog", "model_files", "model_pooling", "model_tokenizer"},
-    "hub": {"errors", "model_card", "model_files", "system"},
+    "hub": {"errors", "hub_client", "model_card", "model_files", "system"},
+    "hub_client": {"model_files", "system"},
+    "hub_weights": {"errors", "hub_client", "model_files", "system"},
+    "modelscope_weights": {"errors", "model_files", "system", "weight_files"},
+    "weight_files": {"model_files"},
     "prompts": {"errors", "catalog"},
     "endpoint": {"errors", "system"},
     "env": {"durations", "endpoint", "errors", "system"},
@@ -63,7 +71,9 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "bulk": {"errors", "system"},
     "ray": _BASE | {"engines", "client", "verified_manager", "embedder", "bulk"},
     "doctor": _JOINED | {"verified_manager"},
-    "cli": _JOINED | {"verified_manager", "embedder", "fidelity", "doctor", "bulk", "ray", "stores"},
+    "cli": _JOINED
+    | {"verified_manager", "embedder", "fidelity", "doctor", "bulk", "ray", "stores"}
+    | {"hub_weights", "modelscope_weights"},
     "__main__": {"cli"},
     "": _JOINED | {"verified_manager", "embedder", "stores"},
 }

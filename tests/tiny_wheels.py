@@ -6,6 +6,7 @@ import io
 import tarfile
 import textwrap
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 _WHEEL = "Wheel-Version: 1.0\nGenerator: by hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -29,11 +30,11 @@ def build_wheel(folder, config_settings=None, metadata_directory=None):
 """
 
 
-def wheel(folder: Path, name: str, version: str) -> Path:
-    """Write a wheel with one module of the distribution's name."""
+def wheel(folder: Path, name: str, version: str, modules: Mapping[str, str] | None = None) -> Path:
+    """Write a wheel with one module of the distribution's name, or with these: path -> source."""
     path = folder / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as file:
-        for inside, text in _files(name, version).items():
+        for inside, text in _files(name, version, modules).items():
             file.writestr(inside, text)
     return path
 
@@ -69,9 +70,13 @@ def unpacked(packages: Path, name: str, version: str) -> None:
         path.write_text(text)
 
 
-def _files(name: str, version: str) -> dict[str, str]:
+def _files(name: str, version: str, modules: Mapping[str, str] | None = None) -> dict[str, str]:
     info = f"{name}-{version}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-    inside = {f"{name}.py": "", f"{info}/METADATA": metadata, f"{info}/WHEEL": _WHEEL}
+    inside = {
+        **(modules or {f"{name}.py": ""}),
+        f"{info}/METADATA": metadata,
+        f"{info}/WHEEL": _WHEEL,
+    }
     record = "".join(f"{path},,\n" for path in (*inside, f"{info}/RECORD"))
     return {**inside, f"{info}/RECORD": record}

@@ -185,16 +185,3 @@ def test_a_hub_with_a_fault_of_its_own_is_a_note(
 ) -> None:
     serve(503)
     assert examined.named(look(tmp_path, NAME), "hub").level is Level.NOTE
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("Qwen/Qwen3-Embedding-4B", 8_000_000_000),
-        ("Qwen/Qwen3-Embedding-0.6B", 1_200_000_000),
-        ("somebody/bert-110M", 220_000_000),
-        ("intfloat/multilingual-e5-small", 0),
-    ],
-)
-def test_a_models_size_is_guessed_by_its_name(name: str, expected: int) -> None:
-    assert model.estimated_weight_bytes(name) == expected

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from emberd import installs
-from emberd.errors import InstallError, NoEngineError
+from emberd.errors import DownloadNeededError, InstallError, NoEngineError
 from emberd.manager import Progress
+from emberd.settings import ServerSpec
 from emberd.verified_manager import Manager
 from homes import QUICK
 from stubs.engine import ENGINE, StubEngine
@@ -52,6 +54,42 @@ def test_a_start_installs_what_it_needs_when_the_environment_says_so(
         manager.stop()
     assert not_installed == ["stub"]
     assert told[0].text == "installing the stub"
+
+
+def test_what_a_start_lacks_is_obtained_once_and_outside_of_the_lock(
+    manager: Manager, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    told: list[Progress] = []
+
+    def obtain(report: Callable[[str], None]) -> None:
+        # Another caller is not held up, and what it starts is used.
+        assert Manager(manager._home.root, timing=QUICK).ensure(stub()).started
+        report("downloading")
+        calls.append("obtain")
+
+    def missing(spec: ServerSpec) -> Callable[[Callable[[str], None]], None]:
+        assert spec == stub()
+        calls.append("missing")
+        return obtain
+
+    server = manager.ensure(stub(), missing=missing, on_progress=told.append)
+    assert not server.started
+    assert told[0].text == "downloading"
+    assert calls == ["missing", "obtain"]
+    manager.ensure(stub(), missing=missing)
+    assert calls == ["missing", "obtain"], "a running server lacks nothing"
+
+
+def test_what_cannot_be_obtained_is_the_error_that_the_caller_gets(
+    manager: Manager, stub: Any
+) -> None:
+    def obtain(_: Callable[[str], None]) -> None:
+        raise DownloadNeededError("nobody agreed")
+
+    with pytest.raises(DownloadNeededError):
+        manager.ensure(stub(), missing=lambda _: obtain)
+    assert manager.status() == []
 
 
 def test_an_engine_that_is_there_is_not_installed_again(

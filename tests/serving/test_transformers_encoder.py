@@ -5,7 +5,6 @@ With torch it runs in ``tests/sglang/test_transformers_engine.py``.
 
 from __future__ import annotations
 
-import errno
 import functools
 import json
 import logging
@@ -287,68 +286,6 @@ def test_existing_folder_is_used(folder: Path) -> None:
 def test_missing_path_is_not_looked_up_on_the_hub(path: str) -> None:
     with pytest.raises(StartError, match=f"there is no folder {path}"):
         transformers_encoder.model_folder(LoadOptions(path))
-
-
-class Kinds:
-    """The errors of huggingface_hub, as far as they are distinguished."""
-
-    class LocalEntryNotFoundError(FileNotFoundError):
-        pass
-
-    class RepositoryNotFoundError(OSError):
-        pass
-
-    class GatedRepoError(RepositoryNotFoundError):
-        pass
-
-    class RevisionNotFoundError(OSError):
-        pass
-
-    class HFValidationError(ValueError):
-        pass
-
-
-class _RefusedError(OSError):
-    response = SimpleNamespace(status_code=429)
-
-
-def _caused(error: Exception, cause: Exception) -> Exception:
-    error.__cause__ = cause
-    return error
-
-
-@pytest.mark.parametrize(
-    ("error", "offline", "cause"),
-    [
-        (Kinds.GatedRepoError(), False, "a/b is gated"),
-        (Kinds.RepositoryNotFoundError(), False, "a/b is neither a folder here nor a model"),
-        (Kinds.HFValidationError(), False, "a/b is neither a folder here nor a model"),
-        (Kinds.RevisionNotFoundError(), False, "a/b has no revision main"),
-        (Kinds.LocalEntryNotFoundError(), True, "HF_HUB_OFFLINE forbids a download"),
-        (Kinds.LocalEntryNotFoundError(), False, "the hub could not be reached"),
-        (
-            _caused(Kinds.LocalEntryNotFoundError(), _RefusedError()),
-            False,
-            "the hub refused the download of a/b with status 429",
-        ),
-        (
-            _caused(RuntimeError(), OSError(errno.ENOSPC, "No space left on device")),
-            False,
-            "the disk is full: there is no space for a/b in /cache",
-        ),
-    ],
-)
-def test_each_refusal_of_the_hub_is_explained(error: Exception, offline: bool, cause: str) -> None:
-    library = SimpleNamespace(
-        errors=Kinds,
-        constants=SimpleNamespace(HF_HUB_OFFLINE=offline, HF_HUB_CACHE="/cache"),
-    )
-    options = LoadOptions("a/b", revision="main")
-    told, advice = transformers_encoder._explain_download(library, options, error)
-    assert cause in told
-    assert advice
-    # The reader of the log takes what follows the first full stop for advice.
-    assert ". " not in told
 
 
 # ---------------------------------------------------------------- its process

@@ -156,7 +156,11 @@ _OTHERS: Final = (
     Variable("EMBERD_HOME", _TEXT, "Folder of all state", display="value"),
     Variable("EMBERD_ENGINES", _TEXT, "Folder of the engines' environments", display="value"),
     Variable("EMBERD_DISCOVER", _URLS, "External servers that may be used", display="origin"),
-    Variable("EMBERD_AUTO_INSTALL", _SWITCH, "Install an engine that a start needs"),
+    Variable(
+        "EMBERD_AUTO_INSTALL",
+        _SWITCH,
+        "Install an engine that a start needs; `emberd up` does not ask",
+    ),
     Variable("EMBERD_SGLANG_PYTHON", _TEXT, "Interpreter or environment that has SGLang"),
     Variable("EMBERD_TRANSFORMERS_PYTHON", _TEXT, "Interpreter or environment with transformers"),
     Variable(CACHE_USER, _TEXT, "User name for a Redis cache"),

@@ -8,10 +8,11 @@
     │   ├── IdentityError                  an index was made with other settings
     │   └── MissingKeyError                a key is missing (pickles do not contain keys)
     ├── CollectionRowError                 one row of a collection cannot be embedded again
-    ├── HubError                           files that describe a model cannot be fetched
+    ├── HubError                           files of a model on the hub cannot be fetched
     ├── VerifyError                        there are no vectors to compare a server with
     ├── ServerError
     │   ├── NoEngineError                  nothing on this machine can serve the model
+    │   │   └── DownloadNeededError        an engine or weights are missing, and nobody allowed it
     │   ├── InstallError                   an engine could not be installed or removed
     │   ├── StartError                     the server was started and failed
     │   ├── StartTimeoutError (TimeoutError)  the caller stopped waiting; startup continues
@@ -89,7 +90,7 @@ class CollectionRowError(EmberdError):
 
 
 class HubError(EmberdError):
-    """The files that describe a model on the hub cannot be fetched; the text says what to do."""
+    """Files of a model on the hub cannot be fetched; the text says what to do."""
 
 
 class VerifyError(EmberdError):
@@ -102,6 +103,13 @@ class ServerError(EmberdError):
 
 class NoEngineError(ServerError, RuntimeError):
     """No engine can serve the model on this machine; the text gives the reason for each."""
+
+
+class DownloadNeededError(NoEngineError):
+    """A start needs an engine or weights that are not on this machine, and no user agreed to that.
+
+    Only the command raises it; the text says what would be downloaded, and how to allow it.
+    """
 
 
 class _FailedProgramError(RuntimeError):

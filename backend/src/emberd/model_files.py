@@ -30,10 +30,10 @@ CONFIG: Final = "config.json"
 SAFETENSORS: Final = "*.safetensors"
 """Pattern of the files that hold weights."""
 
-_HASHED: Final = (
-    *("*.json", "*.txt", "*.model", "*/config.json"),
-    *(SAFETENSORS, "*.bin", "*.gguf"),
-)
+DESCRIBING: Final = ("*.json", "*.txt", "*.model", "*/config.json")
+"""Patterns of the files beside the weights: configuration, tokenizer, modules."""
+
+_HASHED: Final = (*DESCRIBING, SAFETENSORS, "*.bin", "*.gguf")
 _YES: Final = ("1", "ON", "TRUE", "YES")
 _SAMPLES: Final = 64
 _SAMPLE_BYTES: Final = 4096

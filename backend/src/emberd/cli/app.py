@@ -19,6 +19,7 @@ from emberd.cli.engine import VERBS as ENGINE_VERBS
 from emberd.cli.logs import logs
 from emberd.cli.options import EngineArgumentsCommand
 from emberd.cli.output import ExitCode, exit_code
+from emberd.cli.pull import pull
 from emberd.cli.reindex import reindex
 from emberd.cli.status import status
 from emberd.cli.stop import stop
@@ -79,7 +80,7 @@ def emberd(version: Version = False) -> None:
 
 
 app.command(cls=EngineArgumentsCommand, context_settings=_CONTEXT)(up)
-for verb in (status, stop, logs, env, embed, reindex, verify, doctor):
+for verb in (pull, status, stop, logs, env, embed, reindex, verify, doctor):
     app.command(context_settings=_CONTEXT)(verb)
 
 _engine: Final = typer.Typer(

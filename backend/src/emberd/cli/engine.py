@@ -11,7 +11,8 @@ import typer
 
 from emberd.cli import options, output
 from emberd.env import Places
-from emberd.installs import in_words, install, installed, recipes, remove, sites
+from emberd.installs import install, installed, recipes, remove, sites
+from emberd.system.disk_space import in_words
 
 if TYPE_CHECKING:
     from rich.table import Table

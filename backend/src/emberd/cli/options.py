@@ -140,6 +140,10 @@ DryRun = Annotated[
         help="Print the engine's command and the reason for each argument; start nothing.",
     ),
 ]
+Yes = Annotated[
+    bool,
+    typer.Option("--yes", "-y", help="Download a missing engine and weights without asking."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 

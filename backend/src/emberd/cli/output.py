@@ -54,8 +54,13 @@ class ProgressLine:
 
     def __exit__(self, *_: object) -> None:
         """Remove the line from the terminal."""
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove the line from the terminal; the next ``show`` brings it back."""
         if self._status is not None:
             self._status.stop()
+            self._status = None
 
     def show(self, line: str, topic: str = "") -> None:
         """Show ``line``; without a terminal only if ``topic`` changed, or every 10 s."""
@@ -110,7 +115,7 @@ MEANINGS: Final[dict[ExitCode, str]] = {
     ExitCode.ERROR: "failure: the reason is on stderr; or the output pipe was closed",
     ExitCode.USAGE: "usage error: an option or an EMBERD_ variable is invalid",
     ExitCode.NOTHING_RUNNING: "no server is running (status, logs)",
-    ExitCode.NO_ENGINE: "no engine can serve the model on this machine",
+    ExitCode.NO_ENGINE: "no engine can serve the model here, or a download was not allowed",
     ExitCode.START_FAILED: "a server did not start, or not in time",
     ExitCode.ROWS_REJECTED: "embed: complete, except for rows that were set aside",
     ExitCode.INTERRUPTED: "interrupted; a server that is starting continues to start",

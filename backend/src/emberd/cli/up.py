@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from emberd import engines
 from emberd import env as environment
 from emberd.catalog import DEMO_MODEL
-from emberd.cli import options, output
+from emberd.cli import downloads, options, output
 from emberd.engines.base import DRY_RUN_FOLDER, DRY_RUN_KEY, DRY_RUN_PORT, dry_run
 from emberd.env import Places
 from emberd.errors import SettingError
@@ -21,6 +21,7 @@ from emberd.settings import ServerSpec, Settings, StartOptions
 from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:
+    from emberd.cli.downloads import Item
     from emberd.manager import Check, PendingStart, Progress, ServerStatus
 
 FAILED: Final = "unset OPENAI_BASE_URL OPENAI_API_KEY; false"
@@ -60,6 +61,7 @@ def up(
     no_auth: options.NoAuth = False,
     tp_size: options.TpSize = None,
     dp_size: options.DpSize = None,
+    yes: options.Yes = False,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
     arguments: options.Arguments = None,
@@ -70,6 +72,9 @@ def up(
     option that applies to the start of a server is an error if the running server was started
     with other options. If the last start failed, another one is tried; the Python classes instead
     raise the error of a start that failed recently.
+
+    If an engine or weights are missing, shows what would be downloaded, and asks. Without a
+    terminal that is an error, unless --yes is given or EMBERD_AUTO_INSTALL is set.
 
     Arguments for the engine go after --, for example: emberd up MODEL -- --flag value
 
@@ -100,7 +105,7 @@ def up(
         show_dry_run(settings.spec, wanted, as_json=as_json)
         return
     check = partial(_validate_running, given=given, model=settings.model)
-    server = ensure(settings, retry_failed=True, options=wanted, check=check)
+    server = ensure(settings, retry_failed=True, options=wanted, check=check, assume_yes=yes)
     server = server.noting_unmet(overridden=given)
     server = replace(server, notes=(*server.notes, *_notes(server, settings, idle_timeout)))
     if as_json:
@@ -161,8 +166,17 @@ def ensure(
     retry_failed: bool = False,
     options: StartOptions | None = None,
     check: Check | None = None,
+    assume_yes: bool | None = None,
 ) -> Server:
     """Return a server for ``settings``, found or started, and show progress on stderr.
+
+    Args:
+        settings: The settings.
+        retry_failed: See ``Manager.ensure``.
+        options: See ``Manager.ensure``.
+        check: See ``Manager.ensure``.
+        assume_yes: Whether a missing engine and weights are downloaded without asking; None to
+            leave that to ``Manager.ensure``.
 
     Raises:
         EmberdError: What ``Manager.ensure`` or ``check`` raises.
@@ -172,7 +186,18 @@ def ensure(
     def show(progress: Progress) -> None:
         doing = progress.text or "starting"
         text = f"{settings.model}: {doing} ({output.duration(progress.seconds)})"
-        line.show(text, topic=progress.text)
+        line.show(text, topic=progress.text.partition(":")[0])
+
+    def find_missing(spec: ServerSpec) -> Callable[[Callable[[str], None]], None] | None:
+        found = downloads.find(spec)
+        if found is None:
+            return None
+
+        def obtain(report: Callable[[str], None]) -> None:
+            line.clear()  # the question takes its place
+            found.obtain(report, assume_yes=assume_yes or Places.resolve().auto_install)
+
+        return obtain
 
     try:
         with line:
@@ -186,6 +211,7 @@ def ensure(
                 retry_failed=retry_failed,
                 options=options,
                 check=check,
+                missing=None if assume_yes is None else find_missing,
                 on_progress=show,
             )
     except KeyboardInterrupt:
@@ -269,8 +295,11 @@ def show_dry_run(spec: ServerSpec, options: StartOptions, *, as_json: bool) -> N
     # Imported late, to keep the other subcommands fast.
     from emberd.system.redaction import redactor, secrets, words
 
-    engine = engines.choose(spec)
-    plan = dry_run(engine, spec, options, Places.resolve().home)
+    missing = downloads.find(spec)
+    engine = engines.load(missing.engine) if missing and missing.engine else engines.choose(spec)
+    interpreter = missing.interpreter if missing else None
+    plan = dry_run(engine, spec, options, Places.resolve().home, interpreter)
+    items = missing.estimated_items() if missing else []
     redact = redactor(more=secrets(options.arguments))
     content = {
         "engine": engine.name,
@@ -288,15 +317,18 @@ def show_dry_run(spec: ServerSpec, options: StartOptions, *, as_json: bool) -> N
             {"what": redact(reason.what), "why": redact(reason.why)} for reason in plan.reasons
         ],
         "notes": [redact(note) for note in plan.notes],
+        "missing": [item.as_content() for item in items],
     }
     if as_json:
         output.write_json(content)
         return
-    for line in _dry_run_lines(content, any_port=options.port is None):
+    for line in _dry_run_lines(content, items, any_port=options.port is None):
         output.write_line(line)
 
 
-def _dry_run_lines(content: Mapping[str, Any], *, any_port: bool) -> Iterator[str]:
+def _dry_run_lines(
+    content: Mapping[str, Any], missing: Sequence[Item], *, any_port: bool
+) -> Iterator[str]:
     yield "If a server for this model is running, emberd uses it instead."
     yield f"The engine {content['engine']} would run on {content['device']}:"
     yield ""
@@ -317,6 +349,10 @@ def _dry_run_lines(content: Mapping[str, Any], *, any_port: bool) -> Iterator[st
     for name in content["files"]:
         path = os.path.join(DRY_RUN_FOLDER, name)
         yield f"The file {path} is written at the start with mode 0600. It may contain the key."
+    if missing:
+        yield "Not on this machine yet; `emberd up` asks before it downloads them:"
+        for item in missing:
+            yield f"  {item}"
     for note in content["notes"]:
         yield f"Note: {note}"
 

@@ -16,7 +16,8 @@ from emberd.engines import Engine
 from emberd.engines.base import dry_run
 from emberd.env import Places
 from emberd.errors import EmberdError, StartError
-from emberd.installs import Recipe, in_words, installed, locate, lock_holder, recipes, sites
+from emberd.installs import Recipe, installed, locate, lock_holder, recipes, sites
+from emberd.system.disk_space import in_words
 
 ELSEWHERE: Final = (
     "Use a server on another machine: export EMBERD_BASE_URL=http://HOST:30000/v1 "

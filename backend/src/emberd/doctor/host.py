@@ -14,14 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from emberd import __version__, engines, model_files
+from emberd import __version__, engines, model_files, weight_files
 from emberd.catalog import DEMO_MODEL
-from emberd.doctor import model
 from emberd.doctor.findings import Finding, LateError, gather, note, ok, problem, split
 from emberd.doctor.wanted import Wanted
 from emberd.errors import EmberdError, StateFolderError
-from emberd.installs import RECIPES, in_words
+from emberd.installs import RECIPES
 from emberd.manager import cleanup
+from emberd.system.disk_space import in_words
 
 _INTEGRATIONS: Final = {
     "langchain-emberd": "langchain-core",
@@ -341,8 +341,8 @@ def _download_bytes(wanted: Wanted) -> int:
     if spec.model == DEMO_MODEL or model_files.is_path(spec.model) or wanted.base_url is not None:
         return 0
     folder = model_files.hub_snapshot(spec.model, spec.revision)
-    is_complete = folder is not None and not model.missing_files(folder)
-    return 0 if is_complete else model.estimated_weight_bytes(spec.model)
+    is_complete = folder is not None and not weight_files.missing_files(folder)
+    return 0 if is_complete else weight_files.estimated_bytes(spec.model)
 
 
 def _disk(need: DiskNeed, found: Filesystem | BaseException) -> Finding:

@@ -7,7 +7,6 @@ environments. No token is sent.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import partial
@@ -16,13 +15,13 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from emberd import catalog, model_files, model_pooling, model_tokenizer, probe
+from emberd import catalog, model_files, model_pooling, model_tokenizer, probe, weight_files
 from emberd.catalog import DEMO_MODEL
 from emberd.doctor.findings import Finding, gather, note, ok, problem
 from emberd.doctor.wanted import Wanted
-from emberd.installs import in_words
 from emberd.probe import ProbeReply
 from emberd.settings import ServerSpec
+from emberd.system.disk_space import in_words
 from emberd.system.redaction import host
 
 TIMEOUT_S: Final = 3.0
@@ -53,10 +52,10 @@ def _folder(folder: Path) -> Iterator[Finding]:
             f"the folder {folder} does not exist",
             "Correct the path: --model PATH, or EMBERD_MODEL=PATH",
         )
-    elif missing := missing_files(folder):
+    elif missing := weight_files.missing_files(folder):
         yield problem("folder", f"{folder}: {', '.join(missing)}", "Download the model again.")
     else:
-        size = in_words(weight_file_bytes(folder))
+        size = in_words(weight_files.size_bytes(folder))
         yield ok("folder", f"{folder}: complete, {size} of weights")
         yield from _end_of_text(folder)
 
@@ -78,7 +77,7 @@ def _end_of_text(folder: Path) -> Iterator[Finding]:
 
 def _on_hub(spec: ServerSpec) -> Iterator[Finding]:
     folder = model_files.hub_snapshot(spec.model, spec.revision)
-    missing = missing_files(folder) if folder else []
+    missing = weight_files.missing_files(folder) if folder else []
     what = spec.model + (f" at {spec.revision}" if spec.revision else "")
     if folder is None:
         place = model_files.hub_cache()
@@ -87,7 +86,7 @@ def _on_hub(spec: ServerSpec) -> Iterator[Finding]:
     elif missing:
         yield note("cache", f"{what} is incomplete in {folder}: {', '.join(missing)}")
     else:
-        size = in_words(weight_file_bytes(folder))
+        size = in_words(weight_files.size_bytes(folder))
         yield ok("cache", f"{spec.model} is in the hub's cache: {size} in {folder}")
         yield from _end_of_text(folder)
         return
@@ -157,61 +156,3 @@ def _correction(spec: ServerSpec) -> str:
     if close and spec.model not in known:
         return f"Did you mean --model {close[0]}?"
     return f"Check the name and the revision; if the model is private: {_LOG_IN}"
-
-
-# ------------------------------------------------------------ sizes and missing files
-
-_NAMED_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)([BM])(?![A-Za-z])")
-_BF16_BYTES: Final = 2
-_UNITS: Final = {"B": 1_000_000_000, "M": 1_000_000}
-_TOKENIZERS: Final = (
-    "tokenizer.json",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "tokenizer.model",
-)
-_INDEX: Final = "model.safetensors.index.json"
-_OLD: Final = ("*.bin", "*.pt")
-
-
-def estimated_weight_bytes(model: str) -> int:
-    """Estimate the size of the weights from the size in the model's name; 0 if it has none."""
-    found = _NAMED_SIZE.findall(model)
-    number, unit = found[-1] if found else ("0", "B")
-    return int(float(number) * _UNITS[unit] * _BF16_BYTES)
-
-
-def weight_file_bytes(folder: Path) -> int:
-    """Return the size of the weights in bytes."""
-    files = (file for pattern in (model_files.SAFETENSORS, *_OLD) for file in folder.glob(pattern))
-    return sum(file.stat().st_size for file in files)
-
-
-def missing_files(folder: Path) -> list[str]:
-    """Return what is missing or damaged in a model's folder, in a few words each.
-
-    Only the headers of the weights are read, so a truncated file is found but not a changed bit.
-    """
-    has_config = (folder / model_files.CONFIG).is_file()
-    found = [] if has_config else [f"no {model_files.CONFIG}"]
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
-        found.append("no tokenizer.json")
-    present = {file.name: file for file in sorted(folder.glob(model_files.SAFETENSORS))}
-    listed = model_files.read_json(folder / _INDEX).get("weight_map")
-    values = listed.values() if isinstance(listed, dict) else ()
-    named = {name for name in values if isinstance(name, str)}
-    found += [f"{name} is missing ({_INDEX} lists it)" for name in sorted(named - set(present))]
-    for name, file in present.items():
-        try:
-            wanted = model_files.read_safetensors_header(file).file_bytes
-            there = file.stat().st_size
-        except (OSError, ValueError) as error:
-            found.append(f"{name} cannot be read as safetensors ({type(error).__name__})")
-            continue
-        if there != wanted:
-            size = f"{there:,} bytes of {wanted:,}"
-            found.append(f"{name} has {size}: its download was interrupted")
-    if not present and not named and not any(any(folder.glob(old)) for old in _OLD):
-        found.append(f"no weights ({model_files.SAFETENSORS})")
-    return found

@@ -12,6 +12,7 @@ from emberd import catalog, env, model_files
 from emberd.catalog import DEMO_MODEL, Model
 from emberd.errors import StartError
 from emberd.settings import ServerSpec, StartOptions
+from emberd.system.disk_space import in_words
 from emberd.system.log_rules import Diagnosis
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Launch:
         exclusive_resources: What ``Engine.exclusive_resources`` named and is locked for this start.
         descriptor: Descriptor of a socket that listens on ``port``, which the server inherits;
             None for an engine that opens its own, and for a dry run.
+        interpreter: The interpreter that would run the server, for a dry run of an engine that is
+            not installed; None to look for it.
     """
 
     port: int
@@ -47,6 +50,7 @@ class Launch:
     options: StartOptions = field(default_factory=StartOptions)
     exclusive_resources: Sequence[str] = ()
     descriptor: int | None = None
+    interpreter: Interpreter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,12 +189,18 @@ class EnvironmentEngine(Engine):
 
     def installable_environment(self, spec: ServerSpec) -> str | None:
         """Return the engine's name if only its environment is missing; else None."""
+        return self.missing_environment(spec) if self._why_not_here(spec) is None else None
+
+    def missing_environment(self, spec: ServerSpec) -> str | None:
+        """Return the engine's name if its environment must be installed for ``spec``; else None.
+
+        It may be that the engine cannot serve on this machine at all.
+        """
         from emberd import installs
 
         if env.text(installs.recipes.recipe_of(self.name).variable):
             return None  # that interpreter would be used even then
-        is_missing = self._why_not_here(spec) is None and self._why_not_installed(spec) is not None
-        return self.name if is_missing else None
+        return self.name if self._why_not_installed(spec) is not None else None
 
     def _why_not_here(self, spec: ServerSpec) -> str | None:
         """Return why it cannot serve ``spec`` here even if it is installed; None if it can."""
@@ -213,7 +223,7 @@ class EnvironmentEngine(Engine):
         """Return why an installed version cannot serve ``spec``, as a predicate; None if it can."""
         raise NotImplementedError
 
-    def _interpreter(self) -> Interpreter:
+    def _interpreter(self, launch: Launch) -> Interpreter:
         """Return the interpreter that runs the server.
 
         Raises:
@@ -221,7 +231,7 @@ class EnvironmentEngine(Engine):
         """
         from emberd import installs
 
-        found = installs.locate(self.name)
+        found = launch.interpreter or installs.locate(self.name)
         if found is None:
             cause = f"{self.product} is no longer installed"
             raise StartError(cause, advice=f"Run: {self._install}")
@@ -232,7 +242,7 @@ class EnvironmentEngine(Engine):
 
         found = installs.locate(self.name)
         if found is None:
-            size = installs.in_words(installs.RECIPES[self.name].bytes)
+            size = in_words(installs.RECIPES[self.name].bytes)
             return (
                 f"{self.product} is not installed: `{self._install}` installs it in an environment "
                 f"of its own ({size}); with EMBERD_AUTO_INSTALL=1 emberd does so when it is needed"
@@ -252,14 +262,21 @@ class EnvironmentEngine(Engine):
         return f"emberd engine install {self.name}"
 
 
-def dry_run(engine: Engine, spec: ServerSpec, options: StartOptions, home: str) -> Plan:
+def dry_run(
+    engine: Engine,
+    spec: ServerSpec,
+    options: StartOptions,
+    home: str,
+    interpreter: Interpreter | None = None,
+) -> Plan:
     """Return how ``engine`` would start a server for ``spec``; writes and locks nothing.
 
     Args:
-        engine: An engine that can serve it.
+        engine: An engine that can serve it, or could if it were installed.
         spec: What to serve.
         options: How to start it.
         home: The folder of all state, which would contain the server's.
+        interpreter: The interpreter that an installation would make; None for an installed engine.
 
     Raises:
         StartError: The machine lacks what the plan needs.
@@ -271,5 +288,6 @@ def dry_run(engine: Engine, spec: ServerSpec, options: StartOptions, home: str) 
         folder=os.path.join(home, DRY_RUN_FOLDER),
         options=options,
         exclusive_resources=tuple(engine.exclusive_resources(spec, options)),
+        interpreter=interpreter,
     )
     return engine.plan(spec, launch)

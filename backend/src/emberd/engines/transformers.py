@@ -102,7 +102,7 @@ class TransformersEngine(OwnServerEngine, EnvironmentEngine):
             StartError: Memory is short, the engine was removed, or several GPUs were requested.
             SettingError: ``EMBERD_TRANSFORMERS_PYTHON`` names no interpreter that has it.
         """
-        python = self._interpreter()
+        python = self._interpreter(launch)
         device, gpu, problem = _choose_device(spec, launch.exclusive_resources)
         problem = problem or _short_of_memory(spec, device, gpu)
         if problem is not None:

@@ -6,10 +6,10 @@ current LangChain application.
 
 from __future__ import annotations
 
-from emberd.installs.environments import Installed, Site, installed, lock_holder, sites
+from emberd.installs.environments import Installed, Site, installed, lock_holder, site, sites
 from emberd.installs.installer import install, remove
-from emberd.installs.interpreters import Interpreter, locate
-from emberd.installs.recipes import RECIPES, Recipe, in_words
+from emberd.installs.interpreters import Interpreter, locate, planned
+from emberd.installs.recipes import RECIPES, Recipe
 
 __all__ = [
     "RECIPES",
@@ -17,11 +17,12 @@ __all__ = [
     "Interpreter",
     "Recipe",
     "Site",
-    "in_words",
     "install",
     "installed",
     "locate",
     "lock_holder",
+    "planned",
     "remove",
+    "site",
     "sites",
 ]

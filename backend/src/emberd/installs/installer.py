@@ -18,8 +18,9 @@ from emberd.env import Places
 from emberd.errors import InstallError
 from emberd.installs import environments, interpreters, recipes
 from emberd.installs.environments import Installed, Site
-from emberd.installs.recipes import FolderMeter, Recipe, in_words, recipe_of
-from emberd.system import log_rules, pdeathsig, process_env, processes
+from emberd.installs.recipes import Recipe, recipe_of
+from emberd.system import disk_space, log_rules, pdeathsig, process_env, processes
+from emberd.system.disk_space import FolderMeter, in_words
 from emberd.system.log_rules import Diagnosis, LogRule
 
 _LOG_MODE: Final = 0o600  # it may quote addresses in the user's network
@@ -103,7 +104,7 @@ def _make(recipe: Recipe, place: Site, python: str, report: Report) -> Installed
     report(f"installing {recipe}: {in_words(recipe.bytes)} into {place.folder}")
     try:
         packages = _Builder(recipe, place, python, report, keep_downloads=keep).build()
-        return place.finish(recipe, packages, recipes.used_bytes(place.folder))
+        return place.finish(recipe, packages, disk_space.used_bytes(place.folder))
     except BaseException as error:
         # Useless gigabytes; if the process is killed, the next installation removes them.
         shutil.rmtree(place.folder, ignore_errors=True)

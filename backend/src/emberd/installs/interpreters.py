@@ -65,6 +65,18 @@ def locate(name: str, places: Places | None = None) -> Interpreter | None:
     )
 
 
+def planned(name: str, places: Places) -> Interpreter:
+    """Return the interpreter that an engine would have if it were installed.
+
+    Raises:
+        SettingError: The engine is unknown.
+    """
+    recipe = recipe_of(name)
+    place = environments.site(recipe, places)
+    why = f"`emberd engine install {recipe.name}` would make it"
+    return Interpreter(str(place.python), recipe.version, str(place.folder), why)
+
+
 def _from_variable(recipe: Recipe) -> Interpreter | None:
     given = env.text(recipe.variable)
     if not given:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import shutil
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +11,8 @@ from types import MappingProxyType
 from typing import Final
 
 from emberd.errors import InstallError, SettingError
+from emberd.system import disk_space
+from emberd.system.disk_space import in_words
 
 Version = tuple[int, int]
 
@@ -149,11 +148,6 @@ def dotted(version: Sequence[int]) -> str:
 # ------------------------------------------------------------ the disk
 
 _SPARE: Final = 1.15
-_BLOCK_BYTES: Final = 512
-_GB: Final = 1_000_000_000
-_MB: Final = 1_000_000
-_LEAST_PAUSE_S: Final = 3.0
-_MOST_TIME: Final = 20  # at most one part in this many of the time is spent on measuring
 
 
 def check_disk_space(recipe: Recipe, engines: Path) -> bool:
@@ -166,10 +160,7 @@ def check_disk_space(recipe: Recipe, engines: Path) -> bool:
     Raises:
         InstallError: There is too little; says what there is, what is needed, and where.
     """
-    existing = engines
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    free = disk_space.free_bytes(engines)
     needed = round(recipe.bytes * _SPARE) + recipe.download_bytes
     if free < needed:
         raise InstallError(
@@ -179,47 +170,3 @@ def check_disk_space(recipe: Recipe, engines: Path) -> bool:
             advice="Free some space, or set EMBERD_ENGINES to a folder on another disk.",
         )
     return free >= needed + recipe.download_bytes
-
-
-def in_words(size_bytes: int) -> str:
-    """Return a size for display: ``10.5 GB``, ``340 MB``."""
-    if size_bytes < _GB:
-        return f"{size_bytes / _MB:.0f} MB"
-    return f"{size_bytes / _GB:.1f} GB"
-
-
-def used_bytes(folder: Path) -> int:
-    """Return the disk space that ``folder`` takes; 0 if it does not exist."""
-    total = 0
-    folders = [os.fspath(folder)]
-    while folders:
-        try:
-            with os.scandir(folders.pop()) as entries:
-                for entry in entries:
-                    total += entry.stat(follow_symlinks=False).st_blocks * _BLOCK_BYTES
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
-        except OSError:
-            continue  # it is being written or removed, so entries may have disappeared
-    return total
-
-
-class FolderMeter:
-    """The size of a growing folder, measured rarely enough to cost little.
-
-    An environment has 100,000 files, which take about a second to measure.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._bytes = 0
-        self._next_s = 0.0
-
-    def read(self) -> int:
-        """Return the size in bytes at the last measurement, at most some seconds ago."""
-        begun_s = time.monotonic()
-        if begun_s >= self._next_s:
-            self._bytes = used_bytes(self._folder)
-            ended_s = time.monotonic()
-            self._next_s = ended_s + max(_LEAST_PAUSE_S, _MOST_TIME * (ended_s - begun_s))
-        return self._bytes

@@ -62,12 +62,27 @@ _PROGRESS_EVERY_S: Final = 1.0
 _DYING_S: Final = 0.5  # a killed process may break a connection before its port is closed
 
 
+Obtain = Callable[[Callable[[str], None]], None]
+"""Obtains what a start lacks, and calls its argument with a line for display."""
+
+FindMissing = Callable[[ServerSpec], Obtain | None]
+"""Returns what obtains that which a start of a server lacks; None if it lacks nothing. It is called
+under the start lock, so it must be quick."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Lacking:
+    """What has to be obtained before a server can be started."""
+
+    obtain: Obtain
+
+
 @dataclass(frozen=True, slots=True)
 class _Request:
     """What one call of ``ensure`` or ``find`` requests; see the arguments of ``ensure``.
 
     Attributes:
-        may_install: Whether a missing engine may be installed.
+        missing: See ``ensure``; None if what was missing has been obtained.
         awaited: The start_id of the last start that this call waited for.
         deadline: When ``start_timeout`` expires, on the monotonic clock.
     """
@@ -79,7 +94,7 @@ class _Request:
     lost: Server | None = None
     retry_failed: bool = False
     deadline: float = math.inf
-    may_install: bool = True
+    missing: FindMissing | None = None
     awaited: str | None = None
 
 
@@ -108,13 +123,6 @@ class PendingStart:
         # A port that emberd chooses is known once the server is ready.
         known = [name for name in asked if name != "port" or self.options.port is not None]
         return [name for name in known if asked[name] != getattr(self.options, name)]
-
-
-@dataclass(frozen=True, slots=True)
-class _MissingEngine:
-    """An engine whose environment ``name`` must be installed before a server can be started."""
-
-    name: str
 
 
 Check = Callable[[Server | PendingStart], None]
@@ -156,6 +164,7 @@ class ServerManager:
         retry_failed: bool = False,
         options: StartOptions | None = None,
         check: Check | None = None,
+        missing: FindMissing | None = None,
         on_progress: OnProgress | None = None,
     ) -> Server:
         """Return a verified server for ``spec``: the given one, a running one, or a new one.
@@ -171,6 +180,8 @@ class ServerManager:
             retry_failed: Start again although the last start has just failed.
             options: How to start a server if there is none; None for the environment's values.
             check: Called with the server or the start that would be used; raises to refuse it.
+            missing: Finds what a start lacks, if a server has to be started. None for an engine
+                that can be installed, if ``EMBERD_AUTO_INSTALL`` is set.
             on_progress: Called about once a second while a server starts.
 
         Raises:
@@ -201,6 +212,7 @@ class ServerManager:
             lost,
             retry_failed,
             deadline,
+            missing or (_missing_engine if self._places.auto_install else None),
         )
         if lost is not None and lost.origin == "own":
             self._await_death_notice(lost, deadline)
@@ -208,11 +220,11 @@ class ServerManager:
             with bounded(max(0.0, deadline - time.monotonic())):
                 running = self._running(request)
             found = running or self._begin(request)
-            if isinstance(found, _MissingEngine):
+            if isinstance(found, _Lacking):
                 # Once: an engine that is still missing then is an error. The time that this takes
                 # does not count as start time.
-                deadline += _install(found, on_progress)
-                request = replace(request, deadline=deadline, may_install=False)
+                deadline += _obtain(found, on_progress)
+                request = replace(request, deadline=deadline, missing=None)
                 continue
             if isinstance(found, PendingStart):
                 if check:
@@ -376,8 +388,8 @@ class ServerManager:
             stopping.end_supervisor(now)
         return None
 
-    def _begin(self, request: _Request) -> Server | PendingStart | _MissingEngine | None:
-        """Return a server, a start to wait for, or an engine to install; None to look again."""
+    def _begin(self, request: _Request) -> Server | PendingStart | _Lacking | None:
+        """Return a server, a start to wait for, or what is missing; None to look again."""
         spec = request.spec
         self._await_ending(spec, request.deadline)
         ownership.make_private(self._home.machine)
@@ -399,10 +411,9 @@ class ServerManager:
             )
             if found is not None:
                 return discovery.adopt(folder, spec, found, self._timing)
-            # Installed outside the lock: no process may wait for it during a large download.
-            may_install = self._places.auto_install and request.may_install
-            if may_install and (name := engines.explain(spec).installable):
-                return _MissingEngine(name)
+            # Obtained outside the lock: no process may wait for it during a large download.
+            if request.missing and (obtain := request.missing(spec)):
+                return _Lacking(obtain)
             engine = _choose_engine(spec, refusals)
             spawn.sweep(self._home, self._timing, locked=first)
             start_id = spawn.start_supervisor(
@@ -481,24 +492,30 @@ def _choose_engine(spec: ServerSpec, refusals: Sequence[str]) -> engines.Engine:
         raise NoEngineError(f"{error}\nRunning servers that do not fit:\n{seen}") from None
 
 
-def _install(missing: _MissingEngine, on_progress: OnProgress | None) -> float:
-    """Install an engine's environment; return how long it took, in seconds.
+def _missing_engine(spec: ServerSpec) -> Obtain | None:
+    name = engines.explain(spec).installable
+    if name is None:
+        return None
 
-    Processes that do this at the same time wait for one installation.
+    def install(report: Callable[[str], None]) -> None:
+        # Imported late: most processes never install an engine. Processes that do this at the same
+        # time wait for one installation.
+        from emberd import installs
 
-    Raises:
-        InstallError: It cannot be installed.
-    """
+        installs.install(name, Places.resolve(), report)
+
+    return install
+
+
+def _obtain(missing: _Lacking, on_progress: OnProgress | None) -> float:
+    """Obtain what is missing; return how long it took, in seconds."""
     began_s = time.monotonic()
 
     def report(text: str) -> None:
         if on_progress is not None:
             on_progress(Progress(text, time.monotonic() - began_s, log_path=""))
 
-    # Imported late: most processes never install an engine.
-    from emberd import installs
-
-    installs.install(missing.name, Places.resolve(), report)
+    missing.obtain(report)
     return time.monotonic() - began_s
 
 

@@ -15,13 +15,12 @@ in batches of 32), and a cosine of 1.000000 with each text encoded alone (0.9999
 
 from __future__ import annotations
 
-import errno
 import importlib
 import logging
 import os
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -29,13 +28,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from emberd import model_card, model_files, model_pooling
+from emberd import hub_client, model_card, model_files, model_pooling
 from emberd.errors import BadReplyError, StartError
 from emberd.model_files import ModelFileError
 from emberd.serving import hardware
 from emberd.serving.encoder import LoadOptions, PreparedText
 from emberd.serving.hardware import CPU, DeviceChoice
 from emberd.serving.telemetry import log_progress
+from emberd.system import os_errors
 
 _log = logging.getLogger("emberd.serving")
 
@@ -188,8 +188,6 @@ def _import_torch() -> Any:
 # ---------------------------------------------------------------- the folder of a model
 
 _FILES: Final = ("*.json", "*.safetensors", "*.txt")
-_CHATTY: Final = ("filelock", "httpcore", "httpcore2", "httpx", "httpx2", "huggingface_hub")
-_LOG_IN: Final = "log in with `hf auth login`, or set HF_TOKEN to a token that may read it"
 
 
 def model_folder(options: LoadOptions) -> Path:
@@ -208,22 +206,16 @@ def model_folder(options: LoadOptions) -> Path:
             f"there is no folder {options.model}",
             advice="Correct the path (model= or EMBERD_MODEL): the folder that holds config.json.",
         )
-    hub: Any = importlib.import_module("huggingface_hub")
-    importlib.import_module("huggingface_hub.errors")
-    for name in _CHATTY:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    hub.utils.disable_progress_bars()
-    cached = Path(hub.constants.HF_HUB_CACHE) / f"models--{options.model.replace('/', '--')}"
+    model, revision = options.model, options.revision
+    hub_client.quiet()
+    blobs = model_files.hub_folder(model) / "blobs"
     try:
-        with log_progress("downloading", lambda: _bytes_in(cached / "blobs"), None):
-            return Path(
-                hub.snapshot_download(
-                    options.model, revision=options.revision, allow_patterns=list(_FILES)
-                )
-            )
+        with log_progress("downloading", lambda: _bytes_in(blobs), None):
+            download = hub_client.load("snapshot_download")
+            return Path(download(model, revision=revision, allow_patterns=list(_FILES)))
     except Exception as error:
-        cause, advice = _explain_download(hub, options, error)
-        raise StartError(cause, advice=advice) from error
+        cause, advice = hub_client.explain(error, model, revision)
+        raise StartError(cause, advice=f"{advice}.") from error
 
 
 def _bytes_in(folder: Path) -> int:
@@ -232,61 +224,6 @@ def _bytes_in(folder: Path) -> int:
             return sum(entry.stat().st_size for entry in entries if entry.is_file())
     except OSError:
         return 0
-
-
-def _explain_download(hub: Any, options: LoadOptions, error: Exception) -> tuple[str, str]:
-    """Return why a download failed, and what to do."""
-    model, errors = options.model, hub.errors
-    hub_cache = "the hub's cache on this machine"
-    elsewhere = f"download it elsewhere with `hf download {model}` and give the folder as model="
-    responses = [found.response for found in _chain(error) if hasattr(found, "response")]
-    if isinstance(error, errors.GatedRepoError):  # a RepositoryNotFoundError too
-        return (
-            f"{model} is gated, and this account has no access to it",
-            f"Request access on the model's page, then {_LOG_IN}.",
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return (
-            f"{model} has no revision {options.revision} on the hub",
-            "Set revision= to a commit, branch or tag from the model's page, or omit it.",
-        )
-    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
-        return (
-            f"{model} is neither a folder here nor a model on the hub that you can access",
-            f"Check the name, which has the form owner/name; if it is private, {_LOG_IN}.",
-        )
-    if _is_disk_full(error):
-        return (
-            f"the disk is full: there is no space for {model} in {hub.constants.HF_HUB_CACHE}",
-            "Free some space there, or set HF_HOME to a folder on another disk.",
-        )
-    if isinstance(error, errors.LocalEntryNotFoundError) and hub.constants.HF_HUB_OFFLINE:
-        return (
-            f"{model} is not in {hub_cache}, and HF_HUB_OFFLINE forbids a download",
-            f"Unset HF_HUB_OFFLINE, or {elsewhere}.",
-        )
-    if responses:
-        return (
-            f"the hub refused the download of {model} with status {responses[0].status_code}",
-            "Try again later; `hf auth login` raises the limit of requests.",
-        )
-    return (
-        f"the hub could not be reached ({type(error).__name__}), and {model} is not in {hub_cache}",
-        f"Check the network (HTTPS_PROXY, HF_ENDPOINT), or {elsewhere}.",
-    )
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    return any(
-        isinstance(found, OSError) and found.errno == errno.ENOSPC for found in _chain(error)
-    )
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and its causes."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 # ---------------------------------------------------------------- tokenizer and weights
@@ -417,7 +354,7 @@ def _explain_load(folder: Path, choice: DeviceChoice, error: Exception) -> Start
             f"out of memory on the {choice.device} while the weights of {folder} were loaded",
             advice=hardware.LESS_MEMORY,
         )
-    if _is_disk_full(error):
+    if os_errors.is_disk_full(error):
         return StartError(
             f"a disk is full: there was no space for a file of {folder}",
             advice="`df -h` shows which; HF_HOME moves the hub's cache, TMPDIR temporary files.",

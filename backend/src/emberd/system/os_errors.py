@@ -37,6 +37,21 @@ def advice(error: BaseException) -> str:
     return _ADVICE.get(error.errno or 0, "") if isinstance(error, OSError) else ""
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and its causes."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error, or one of its causes, is that of a full disk."""
+    return any(
+        isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT)
+        for each in causes(error)
+    )
+
+
 @contextmanager
 def named(path: str | os.PathLike[str]) -> Iterator[None]:
     """Add ``path`` to an error of writing in the block, which names no file: that of a full disk.

@@ -72,7 +72,7 @@ class SglangEngine(EnvironmentEngine):
             locked = launch.exclusive_resources
             chosen = support.freest_supported(survey.gpus, launch.options.gpus, locked)
         figures = _plan_memory(spec, launch.options, chosen)
-        python = self._interpreter()
+        python = self._interpreter(launch)
         version = support.find_version(python.version)
         if version is None:  # it was replaced after ``why_unavailable`` had looked at it
             problem = support.why_not_version(python.version, spec)

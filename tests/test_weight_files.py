@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import checkpoints_made
-from emberd.doctor import model
+from emberd import weight_files
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def write(file: Path, size: int, there: int | None = None) -> None:
 
 
 def test_a_whole_model_lacks_nothing(folder: Path) -> None:
-    assert model.missing_files(folder) == []
-    assert model.weight_file_bytes(folder) == (folder / "model.safetensors").stat().st_size
+    assert weight_files.missing_files(folder) == []
+    assert weight_files.size_bytes(folder) == (folder / "model.safetensors").stat().st_size
 
 
 def test_an_empty_folder_lacks_everything(tmp_path: Path) -> None:
-    assert model.missing_files(tmp_path) == [
+    assert weight_files.missing_files(tmp_path) == [
         "no config.json",
         "no tokenizer.json",
         "no weights (*.safetensors)",
@@ -49,7 +49,7 @@ def test_an_empty_folder_lacks_everything(tmp_path: Path) -> None:
 
 def test_a_file_that_was_cut_short_is_seen(folder: Path) -> None:
     write(folder / "model.safetensors", 2048, there=1000)
-    [trouble] = model.missing_files(folder)
+    [trouble] = weight_files.missing_files(folder)
     assert trouble.startswith("model.safetensors has 1,")
     assert trouble.endswith("its download was interrupted")
 
@@ -67,14 +67,14 @@ def test_a_file_that_was_cut_short_is_seen(folder: Path) -> None:
 )
 def test_what_is_no_safetensors_file_is_seen(folder: Path, content: bytes) -> None:
     (folder / "model.safetensors").write_bytes(content)
-    [trouble] = model.missing_files(folder)
+    [trouble] = weight_files.missing_files(folder)
     assert trouble.startswith("model.safetensors cannot be read as safetensors")
 
 
 def test_a_part_that_the_index_names_and_that_is_not_there_is_seen(folder: Path) -> None:
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert model.missing_files(folder) == [
+    assert weight_files.missing_files(folder) == [
         "model-00002-of-00002.safetensors is missing (model.safetensors.index.json lists it)"
     ]
 
@@ -82,9 +82,22 @@ def test_a_part_that_the_index_names_and_that_is_not_there_is_seen(folder: Path)
 @pytest.mark.parametrize("named", [[1], {"a": None}, {"a": ["b"]}])
 def test_a_damaged_index_names_nothing(folder: Path, named: object) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": named}))
-    assert model.missing_files(folder) == []
+    assert weight_files.missing_files(folder) == []
 
 
 def test_older_forms_of_weights_count(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert model.missing_files(folder) == []
+    assert weight_files.missing_files(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Qwen/Qwen3-Embedding-4B", 8_000_000_000),
+        ("Qwen/Qwen3-Embedding-0.6B", 1_200_000_000),
+        ("somebody/bert-110M", 220_000_000),
+        ("intfloat/multilingual-e5-small", 0),
+    ],
+)
+def test_a_models_size_is_guessed_by_its_name(name: str, expected: int) -> None:
+    assert weight_files.estimated_bytes(name) == expected

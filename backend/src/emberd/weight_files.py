@@ -1,0 +1,64 @@
+"""The weights of a model: what is missing of them on this machine, and their size."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from emberd import model_files
+
+_NAMED_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)([BM])(?![A-Za-z])")
+_BF16_BYTES: Final = 2
+_UNITS: Final = {"B": 1_000_000_000, "M": 1_000_000}
+_TOKENIZERS: Final = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer.model",
+)
+_INDEX: Final = "model.safetensors.index.json"
+_OLD: Final = ("*.bin", "*.pt")
+
+
+def estimated_bytes(model: str) -> int:
+    """Estimate the size of the weights from the size in the model's name; 0 if it has none."""
+    found = _NAMED_SIZE.findall(model)
+    number, unit = found[-1] if found else ("0", "B")
+    return int(float(number) * _UNITS[unit] * _BF16_BYTES)
+
+
+def size_bytes(folder: Path) -> int:
+    """Return the size of the weights of a folder in bytes."""
+    files = (file for pattern in (model_files.SAFETENSORS, *_OLD) for file in folder.glob(pattern))
+    return sum(file.stat().st_size for file in files)
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Return what is missing or damaged in a model's folder, in a few words each.
+
+    Only the headers of the weights are read, so a truncated file is found but not a changed bit.
+    """
+    has_config = (folder / model_files.CONFIG).is_file()
+    found = [] if has_config else [f"no {model_files.CONFIG}"]
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        found.append("no tokenizer.json")
+    present = {file.name: file for file in sorted(folder.glob(model_files.SAFETENSORS))}
+    listed = model_files.read_json(folder / _INDEX).get("weight_map")
+    values = listed.values() if isinstance(listed, dict) else ()
+    named = {name for name in values if isinstance(name, str)}
+    found += [f"{name} is missing ({_INDEX} lists it)" for name in sorted(named - set(present))]
+    for name, file in present.items():
+        try:
+            wanted = model_files.read_safetensors_header(file).file_bytes
+            there = file.stat().st_size
+        except (OSError, ValueError) as error:
+            found.append(f"{name} cannot be read as safetensors ({type(error).__name__})")
+            continue
+        if there != wanted:
+            size = f"{there:,} bytes of {wanted:,}"
+            found.append(f"{name} has {size}: its download was interrupted")
+    if not present and not named and not any(any(folder.glob(old)) for old in _OLD):
+        found.append(f"no weights ({model_files.SAFETENSORS})")
+    return found
