@@ -134,6 +134,8 @@ def test_a_tokenizer_whose_class_builds_a_normalizer_of_its_own_is_not_said_to_c
     write(folder / "tokenizer.json", {"normalizer": {"type": "NFC"}, "post_processor": _ENDS})
     write(folder / "tokenizer_config.json", {"tokenizer_class": kind})
     assert model_card.describe(str(folder)).normalization == expected
+
+
 @pytest.mark.parametrize(
     ("pre_tokenizer", "expected"),
     [
