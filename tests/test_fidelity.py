@@ -154,7 +154,7 @@ def test_a_failed_reference_is_an_error_with_the_reason(
     monkeypatch.setenv("STUB_REFERENCE", fault)
     checkpoint = fidelity.find_checkpoint(settings)
     with pytest.raises(VerifyError, match=says):
-        fidelity.compute(checkpoint, interpreter, settings)
+        fidelity.compute(checkpoint, interpreter, settings, 400)
 
 
 # ---------------------------------------------------------------- the comparison

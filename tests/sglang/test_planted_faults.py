@@ -284,7 +284,7 @@ def table() -> str:
         elif found.before_use:
             outcome = "an error before the first text"
         elif found.reply:
-            outcome = "an error for each text concerned"
+            outcome = "an error for each request with such a text"
         elif found.printed:
             outcome = "an error before the first text, if similarities are printed"
         cells = " | ".join("found" if cell else "-" for cell in found)

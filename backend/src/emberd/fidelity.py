@@ -44,10 +44,6 @@ from emberd.settings import Settings
 from emberd.system import process_env
 
 POOLINGS: Final = ("lasttoken", "cls", "mean")
-LONGEST_TOKENS: Final = 2_048
-"""The default for the longest text: each token of it costs a few seconds of a large model on a
-processor, and servers that cut texts without a word often do so at 512 or less."""
-
 FLOOR_FACTOR: Final = 2.0
 """A server may be that many times as far from float32 as transformers in bfloat16 is. It rounds in
 another order. Measured on a processor: SGLang 0.8 and 0.9 times, padded batches 1.2 times."""
@@ -266,7 +262,7 @@ def compute(
     checkpoint: Checkpoint,
     interpreter: Interpreter,
     settings: Settings,
-    longest_tokens: int = LONGEST_TOKENS,
+    longest_tokens: int,
     on_progress: Callable[[str], object] = str,
 ) -> ReferenceVectors:
     """Return the vectors of all texts by transformers.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from emberd.fidelity import Compared, Comparison, Outcome, ReferenceVectors
     from emberd.prompts import Role
 
+# The reference computes it on a processor, twice.
 _LONGEST_TOKENS: Final = 2_048
 _SHOWN_CHARS: Final = 40
 _SHOWN_TEXTS: Final = 10
