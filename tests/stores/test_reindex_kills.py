@@ -360,7 +360,7 @@ def test_the_command_says_what_it_did_and_what_is_next(
     assert summary["collection"] in made.err
     switched = command(*line, "--switch")
     assert (switched.code == 0) is (kind == "chroma"), switched.err
-    strict = command(*line, "--to", "strict", "--deterministic")
+    strict = command("reindex", str(tmp_path), NAME, "--dimensions", "64", "--deterministic")
     assert (strict.code == 0, "deterministic" in strict.err) == (False, True), strict.err
     missing = command("reindex", str(tmp_path), "missing")
     assert (missing.code, "no collection 'missing'" in missing.err) == (2, True)
