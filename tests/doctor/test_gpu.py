@@ -100,6 +100,17 @@ def test_a_model_that_fits_is_said_to_fit(nvml: Holding, tmp_path: Path) -> None
     assert "of 24.0 GiB free on NVIDIA A10G" in found.fact
 
 
+def test_a_quantised_model_needs_less_memory(nvml: Holding, tmp_path: Path) -> None:
+    nvml.cards = [Card(free=24 * GIB, capability=(8, 9))]
+    [plain] = gpu.check_gpu_memory(examined.wanted(tmp_path, QWEN))
+    [quantised] = gpu.check_gpu_memory(examined.wanted(tmp_path, QWEN, quantization="fp8"))
+    assert _planned_gib(quantised.fact) < _planned_gib(plain.fact) - 3
+
+
+def _planned_gib(fact: str) -> float:
+    return float(fact.partition("about ")[2].partition(" ")[0])
+
+
 def test_a_model_that_does_not_fit_is_a_problem_with_its_sum(nvml: Holding, tmp_path: Path) -> None:
     nvml.cards = [Card(free=6 * GIB)]
     [found] = gpu.check_gpu_memory(examined.wanted(tmp_path, QWEN))

@@ -4,8 +4,8 @@ The form is that of a URI::
 
     emberd:Qwen/Qwen3-Embedding-4B?dimensions=1024&query=1f0c2d3e4a5b6978&document=bare
 
-A pinned revision, or the content hash of a folder, comes before the dimensions. A template is
-shown as its hash, or as ``bare`` if texts are embedded unchanged.
+A pinned revision, or the content hash of a folder, and a quantisation come before the dimensions. A
+template is shown as its hash, or as ``bare`` if texts are embedded unchanged.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NATIVE: Final = "native"
 
 
 def identity(settings: Settings, spec: ServerSpec) -> str:
-    """Return what determines the vectors of a text: model, revision, dimensions, templates.
+    """Return what determines the vectors of a text: model, precision, dimensions, templates.
 
     Args:
         settings: The settings of an embedder.
@@ -44,6 +44,7 @@ def identity(settings: Settings, spec: ServerSpec) -> str:
     parts = {
         "revision": spec.revision,
         "content": spec.content,
+        "quantization": spec.quantization,
         "dimensions": settings.dimensions or native_dimensions or _NATIVE,
         "query": _short(settings.query_template),
         "document": _short(settings.document_template),

@@ -92,6 +92,10 @@ def test_an_installation_does_not_help_a_machine_without_a_gpu(
     ("spec", "reason"),
     [
         (ServerSpec(device="cpu", deterministic=True), "engine='transformers'"),
+        (ServerSpec(quantization="fp8"), "from compute capability 8.9 on"),
+        (ServerSpec(quantization="fp8", device="cpu"), "only on a GPU"),
+        (ServerSpec(quantization="fp8", deterministic=True), "omit quantization='fp8'"),
+        (ServerSpec(quantization="int4"), "does not support quantization='int4'; use fp8"),
         (ServerSpec("emberd/demo"), "does not serve emberd/demo"),
         (ServerSpec("/no/such/folder"), "there is no folder /no/such/folder"),
         (ServerSpec(device="tpu"), "device='tpu'"),
@@ -111,6 +115,29 @@ def test_freest_gpu_is_locked_and_none_for_a_cpu(cards: Nvml) -> None:
     assert ENGINE.exclusive_resources(GPU, StartOptions()) == ["GPU-large"]
     assert ENGINE.exclusive_resources(GPU, StartOptions(dp_size=2)) == ["GPU-large", "GPU-small"]
     assert list(ENGINE.exclusive_resources(ServerSpec(device="cpu"), StartOptions())) == []
+
+
+def test_fp8_is_started_on_a_gpu_that_multiplies_in_it_with_a_note(cards: Nvml) -> None:
+    cards.cards = [*cards.cards, Card("GPU-ada", free=12 * GIB, capability=(8, 9))]
+    spec = ServerSpec(quantization="fp8", context_tokens=8192)
+    assert ENGINE.why_unavailable(spec) is None
+    assert ENGINE.exclusive_resources(spec, StartOptions()) == ["GPU-ada"]
+    plan = ENGINE.plan(spec, LAUNCH)
+    assert words(plan)["--quantization"] == "fp8"
+    assert plan.environment["CUDA_VISIBLE_DEVICES"] == "GPU-ada"
+    assert any("not tried it on a GPU" in note for note in plan.notes)
+    assert not any("fp8" in note for note in ENGINE.plan(GPU, LAUNCH).notes)
+
+
+def test_a_checkpoint_that_is_stored_quantised_is_not_quantised_again(
+    cards: Nvml, tmp_path: Path
+) -> None:
+    config = {"quantization_config": {"quant_method": "awq"}}
+    folder = checkpoints_made.write(tmp_path / "m", config, {"a": [64, 64]})
+    cards.cards = [Card(capability=(9, 0))]
+    assert ENGINE.why_unavailable(ServerSpec(folder)) is None
+    reason = ENGINE.why_unavailable(ServerSpec(folder, quantization="fp8")) or ""
+    assert "omit quantization='fp8'" in reason
 
 
 def test_start_uses_the_locked_gpu(cards: Nvml) -> None:

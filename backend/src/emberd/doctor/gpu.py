@@ -40,11 +40,16 @@ def check_gpu_memory(wanted: Wanted) -> Iterator[Finding]:
     spec, options = wanted.spec, wanted.options
     shape = model_shape.shape_of(spec.model)
     seen = gpus.survey()
-    if shape is None or not _may_use_gpu(wanted) or support.why_unsuitable(seen, options.gpus):
+    precision = spec.quantization
+    if shape is None or not _may_use_gpu(wanted):
         return
-    gpu = support.freest_supported(seen.gpus, options.gpus)[-1]
+    if support.why_unsuitable(seen, options.gpus, precision):
+        return
+    gpu = support.freest_supported(seen.gpus, options.gpus, quantization=precision)[-1]
     try:
-        plan = memory.plan_memory(gpu, shape, spec.context_tokens, tp_size=options.tp_size)
+        plan = memory.plan_memory(
+            gpu, shape, spec.context_tokens, tp_size=options.tp_size, quantization=precision
+        )
     except StartError as error:
         yield problem("memory", error.cause.rstrip("."), error.advice)
         return

@@ -49,7 +49,9 @@ class SglangEngine(EnvironmentEngine):
         """Return the UUIDs of the GPUs with the most free memory; nothing on a CPU."""
         if spec.device == command.CPU:
             return ()
-        return [gpu.uuid for gpu in support.freest_supported(gpus.survey().gpus, options.gpus)]
+        seen, precision = gpus.survey().gpus, spec.quantization
+        chosen = support.freest_supported(seen, options.gpus, quantization=precision)
+        return [gpu.uuid for gpu in chosen]
 
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
         """Return how to start a server for ``spec``.
@@ -67,10 +69,11 @@ class SglangEngine(EnvironmentEngine):
         chosen: tuple[Gpu, ...] = ()
         if not on_cpu:
             survey = gpus.survey()
-            if problem := support.why_unsuitable(survey, launch.options.gpus):
+            count, precision = launch.options.gpus, spec.quantization
+            if problem := support.why_unsuitable(survey, count, precision):
                 raise StartError(f"SGLang cannot run here: {problem}")
             locked = launch.exclusive_resources
-            chosen = support.freest_supported(survey.gpus, launch.options.gpus, locked)
+            chosen = support.freest_supported(survey.gpus, count, locked, precision)
         figures = _plan_memory(spec, launch.options, chosen)
         python = self._interpreter()
         version = support.find_version(python.version)
@@ -106,7 +109,11 @@ class SglangEngine(EnvironmentEngine):
                 *(Reason(f"{name}={value}", why) for name, (value, why) in variables.items()),
                 *(figures.reasons() if figures else ()),
             ],
-            notes=[*support.notes(spec.model, spec.revision), *(figures.notes if figures else ())],
+            notes=[
+                *support.notes(spec.model, spec.revision),
+                *support.precision_notes(spec),
+                *(figures.notes if figures else ()),
+            ],
         )
 
     progress = staticmethod(log_reader.progress)
@@ -144,10 +151,11 @@ class SglangEngine(EnvironmentEngine):
     def _why_not_here(self, spec: ServerSpec) -> str | None:
         if spec.deterministic and spec.device == command.CPU:
             return "computes deterministically only on a GPU; use engine='transformers' on a CPU"
-        return self.why_unsupported(spec) or _why_no_device(spec.device)
+        return self.why_unsupported(spec) or support.why_not_quantised(spec) or _why_no_device(spec)
 
 
-def _why_no_device(device: str | None) -> str | None:
+def _why_no_device(spec: ServerSpec) -> str | None:
+    device = spec.device
     if device == command.CPU:
         if sys.platform == "linux" and platform.machine() == "x86_64":
             return None
@@ -155,7 +163,7 @@ def _why_no_device(device: str | None) -> str | None:
         return f"runs on the CPU only on x86-64 Linux, for development, but this is {here}"
     if device not in (None, command.GPU):
         return f"runs on a CUDA GPU or, for development, on a CPU, not on device={device!r}"
-    if (problem := support.why_unsuitable(gpus.survey())) is None:
+    if (problem := support.why_unsuitable(gpus.survey(), quantization=spec.quantization)) is None:
         return None
     return (
         f"{problem}. Alternatively, point EMBERD_BASE_URL=http://HOST:30000/v1 at another machine; "
