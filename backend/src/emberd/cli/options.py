@@ -149,6 +149,21 @@ DryRun = Annotated[
         help="Print the engine's command and the reason for each argument; start nothing.",
     ),
 ]
+Estimate = Annotated[
+    bool,
+    typer.Option(
+        "--estimate",
+        help="Print the GPU memory that a server would take, also without a GPU; start nothing.",
+    ),
+]
+Memory = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="With --estimate: size of the GPU, as 24GB. Can be repeated. Default: usual sizes.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 

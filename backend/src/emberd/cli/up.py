@@ -62,6 +62,8 @@ def up(
     tp_size: options.TpSize = None,
     dp_size: options.DpSize = None,
     dry_run: options.DryRun = False,
+    estimate: options.Estimate = False,
+    memory: options.Memory = None,
     as_json: options.AsJson = False,
     arguments: options.Arguments = None,
 ) -> None:
@@ -98,6 +100,13 @@ def up(
         embeds=False,
     )
     options.validate_with_base_url(settings.base_url, given)
+    if memory and not estimate:
+        raise SettingError("--memory is for --estimate. Add --estimate, or omit it.")
+    if estimate:
+        from emberd.cli.estimate import show  # late, to keep the other subcommands fast
+
+        show(settings.spec, wanted, memory, as_json=as_json)
+        return
     if dry_run:
         show_dry_run(settings.spec, wanted, as_json=as_json)
         return

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -99,17 +97,7 @@ def _held(gpu: Gpu) -> Finding:
 
 def _holders(gpu: Gpu) -> list[tuple[int, int]]:
     """Return the size in bytes and the pid of each process on a GPU, largest first."""
-    nvml = importlib.import_module("pynvml")
-    found = []
-    with contextlib.suppress(nvml.NVMLError):
-        nvml.nvmlInit()
-        try:
-            handle = nvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
-            found = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-        finally:
-            nvml.nvmlShutdown()
-    # In a container, and on some GPUs, NVML does not report the memory of a process.
-    return sorted(((process.usedGpuMemory or 0, process.pid) for process in found), reverse=True)
+    return sorted(((size or 0, pid) for pid, size in gpus.processes_on(gpu.uuid)), reverse=True)
 
 
 def _who(pid: int) -> str:
