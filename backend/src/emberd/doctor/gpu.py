@@ -10,9 +10,9 @@ from typing import Final
 
 from emberd.doctor.findings import Finding, note, ok, problem
 from emberd.doctor.wanted import Wanted
-from emberd.engines import gpus, model_shape
+from emberd.engines import gpus
 from emberd.engines.gpus import Gpu, Survey
-from emberd.engines.sglang import ENGINE, memory, support
+from emberd.engines.sglang import ENGINE, support
 from emberd.errors import StartError
 
 _GIB: Final = 1 << 30
@@ -36,23 +36,19 @@ def check_gpus(_wanted: Wanted) -> Iterator[Finding]:
 def check_gpu_memory(wanted: Wanted) -> Iterator[Finding]:
     """Yield whether the model fits, before an engine of ten gigabytes is installed for it."""
     spec, options = wanted.spec, wanted.options
-    shape = model_shape.shape_of(spec.model)
     seen = gpus.survey()
     precision = spec.quantization
-    if shape is None or not _may_use_gpu(wanted):
-        return
-    if support.why_unsuitable(seen, options.gpus, precision):
+    if not _may_use_gpu(wanted) or support.why_unsuitable(seen, options.gpus, precision):
         return
     gpu = support.freest_supported(seen.gpus, options.gpus, quantization=precision)[-1]
     try:
-        plan = memory.plan_memory(
-            gpu, shape, spec.context_tokens, tp_size=options.tp_size, quantization=precision
-        )
+        planned = ENGINE.estimate(spec, options, gpu)
     except StartError as error:
         yield problem("memory", error.cause.rstrip("."), error.advice)
         return
-    need, free = _gib(plan.need_bytes), _gib(plan.free_bytes)
-    yield ok("memory", f"{spec.model} needs about {need} of {free} GiB free on {plan.device}")
+    if planned is not None:
+        need, free = _gib(planned.need_bytes), _gib(gpu.free_bytes)
+        yield ok("memory", f"{spec.model} needs about {need} of {free} GiB free on {gpu.name}")
 
 
 def _may_use_gpu(wanted: Wanted) -> bool:
