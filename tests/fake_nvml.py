@@ -32,6 +32,7 @@ class Nvml:
     """What ``survey`` uses of ``pynvml``, over the cards that a test gives."""
 
     cards: Sequence[Card] = ()
+    holders: dict[str, list[Any]] = field(default_factory=dict)  # UUID -> pid, usedGpuMemory
     init_error: int | None = None
     driver: str = "580.95.05"
     cuda: int = 13_000
@@ -60,6 +61,14 @@ class Nvml:
         if card.error is not None:
             raise NVMLError(card.error)
         return card
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        if self.open < 1:
+            raise NVMLError(1)  # not initialised
+        return uuid
+
+    def nvmlDeviceGetComputeRunningProcesses(self, uuid: str) -> list[Any]:  # noqa: N802
+        return self.holders.get(uuid, [])
 
     def nvmlDeviceGetCudaComputeCapability(self, card: Card) -> tuple[int, int]:  # noqa: N802
         return card.capability

@@ -39,12 +39,14 @@ def foreign(tmp_path: Path) -> Iterator[Foreign]:
             key: str = "",
             module: str = "sglang.launch_server",
             owner: str = "stub",
+            quantization: str | None = None,
         ) -> tuple[str, subprocess.Popen[bytes]]:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
             command = [sys.executable, "-m", module, "--port", str(port), "--model", model]
             told = {**os.environ, "STUB_KEY": key, "STUB_OWNER": owner, "PYTHONPATH": path}
+            told |= {"STUB_QUANTIZATION": quantization} if quantization else {}
             server = subprocess.Popen(command, env=told, stderr=subprocess.DEVNULL)
             started.callback(server.wait)
             started.callback(server.kill)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from emberd.engines import Launch
-from emberd.engines.gpus import Gpu
+from emberd.engines.gpus import Gpu, empty_card
 from emberd.engines.model_shape import KNOWN
 from emberd.engines.sglang.command import CPU, flags
 from emberd.engines.sglang.memory import GIB, MemoryPlan, plan_memory
@@ -15,8 +15,12 @@ from emberd.errors import StartError
 from emberd.settings import ServerSpec, StartOptions
 
 SIZES_GIB = (16, 24, 40, 48, 80)
-# What an empty card has of its nominal size: an A10G or L4 of 24 GB says 22.5 GiB.
-EMPTY = 0.93
+HOPPER = (9, 0)
+# Of each card its name, its size and its compute capability.
+CARDS = (
+    *((f"{size} GB", size, (8, 6)) for size in SIZES_GIB),
+    *((f"{size} GB Hopper", size, HOPPER) for size in (80, 141)),
+)
 _CPU_ONLY = ("--attention-backend", "--watchdog-timeout")
 
 # Of each generation: the attention kernels that SGLang chooses, from
@@ -54,19 +58,19 @@ def card(
     size_gib: float, free_gib: float | None = None, capability: tuple[int, int] = (8, 6)
 ) -> Gpu:
     """Return a GPU of this nominal size, empty unless told otherwise."""
-    empty = int(size_gib * EMPTY * GIB)
-    free = empty if free_gib is None else int(free_gib * GIB)
-    return Gpu(0, "GPU-0", f"{size_gib} GB card", empty, free, capability)
+    empty = replace(empty_card(size_gib, capability), uuid="GPU-0", name=f"{size_gib} GB card")
+    return empty if free_gib is None else replace(empty, free_bytes=int(free_gib * GIB))
 
 
-def plans() -> Iterator[tuple[int, str, MemoryPlan | None]]:
-    """Yield size of the card, model, and plan; None where the model does not fit."""
-    for size in SIZES_GIB:
+def plans() -> Iterator[tuple[str, str, MemoryPlan | None]]:
+    """Yield card, model, and plan; None where the model does not fit."""
+    for what, size, capability in CARDS:
         for name, geometry in KNOWN.items():
             try:
-                yield size, name, plan_memory(card(size), geometry, None)
+                gpu = card(size, capability=capability)
+                yield what, name, plan_memory(gpu, geometry, None)
             except StartError:
-                yield size, name, None
+                yield what, name, None
 
 
 def table() -> str:
@@ -74,13 +78,13 @@ def table() -> str:
     return "\n".join((*HEAD, *(_row(*found) for found in plans())))
 
 
-def _row(size: int, name: str, plan: MemoryPlan | None) -> str:
+def _row(what: str, name: str, plan: MemoryPlan | None) -> str:
     model = name.rpartition("-")[2]
     if plan is None:
-        return f"| {size} GB | {model} | does not fit | | | | | | | |"
+        return f"| {what} | {model} | does not fit | | | | | | | |"
     kv = f"{_gib(plan.kv_bytes)} ({plan.kv_tokens:,} tokens)"
     return (
-        f"| {size} GB | {model} | {_gib(plan.weights_bytes)} | {kv} | "
+        f"| {what} | {model} | {_gib(plan.weights_bytes)} | {kv} | "
         f"{_gib(plan.activation_bytes)} | {_gib(plan.overhead_bytes)} | "
         f"{_gib(plan.need_bytes)} | {plan.fraction:.3f} | {plan.context_tokens:,} | "
         f"{plan.max_prefill_tokens:,} |"

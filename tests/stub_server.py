@@ -64,7 +64,8 @@ class StubServer(HttpServer):
             case "/server_info":
                 has_it = "deterministic" in self.faults
                 told = {"revision": "r1", "enable_deterministic_inference": has_it}
-                return reply(200, told | {"dtype": "bfloat16"})
+                told |= {"dtype": "bfloat16", "quantization": os.environ.get("STUB_QUANTIZATION")}
+                return reply(200, told)
             case "/v1/embeddings":
                 return reply(200, self.embed(request.body["input"]))
         return reply(404, {})

@@ -37,6 +37,13 @@ def test_an_identity_can_be_read_by_people_and_is_short() -> None:
     assert len(_of()) < 120
 
 
+def test_an_identity_names_the_quantisation() -> None:
+    query = "quantization=fp8&dimensions=2560&query=67aa60b382aff44f&document=bare"
+    assert _of(quantization="fp8") == f"emberd:{QWEN}?{query}"
+    with pytest.raises(IdentityError, match="quantization fp8 there, None here"):
+        Embedder(QWEN).check_identity(_of(quantization="fp8"))
+
+
 def test_an_identity_is_the_same_in_every_process_and_release() -> None:
     """What was kept beside an index years ago must still fit."""
     assert _of() == f"emberd:{QWEN}?dimensions=2560&query=67aa60b382aff44f&document=bare"
@@ -47,6 +54,7 @@ def test_an_identity_is_the_same_in_every_process_and_release() -> None:
     [
         {"model": "Qwen/Qwen3-Embedding-8B"},
         {"revision": "0123abc"},
+        {"quantization": "fp8"},
         {"dimensions": 1024},
         {"query_instruction": "code"},
         {"document_instruction": "body: {text}"},

@@ -94,6 +94,7 @@ def test_none_and_unset_are_not_given_except_for_never() -> None:
         ("BASE_URL", "http://h:1/v1/", "base_url", "http://h:1"),
         ("API_KEY", "key", "api_key", "key"),
         ("REVISION", "abc", "revision", "abc"),
+        ("QUANTIZATION", "fp8", "quantization", "fp8"),
         ("ENGINE", "demo", "engine", "demo"),
         ("DEVICE", "cpu", "device", "cpu"),
         ("BATCH_SIZE", "7", "batch_size", 7),
@@ -149,6 +150,7 @@ def test_a_variable_that_cannot_be_read_is_named(
         ("base_url", "http://user:password@host"),
         ("api_key", "a b"),
         ("revision", " "),
+        ("quantization", "int4"),
         ("engine", " "),
         ("device", " "),
         ("context_tokens", "0"),
@@ -220,6 +222,12 @@ def test_a_name_must_be_a_text_that_is_not_blank(name: str, value: Any) -> None:
         Settings.resolve(**{name: value})
 
 
+@pytest.mark.parametrize("value", ["int4", "FP8", "", 8, True])
+def test_a_quantisation_that_is_not_supported_is_refused_with_those_that_are(value: Any) -> None:
+    with pytest.raises(SettingError, match="quantization=.* must be 'fp8'"):
+        Settings.resolve(quantization=value)
+
+
 @pytest.mark.parametrize("name", ["truncate", "server_dimensions", "show_progress"])
 def test_a_switch_must_be_true_or_false(name: str) -> None:
     with pytest.raises(SettingError, match=f"{name}='yes' must be True or False"):
@@ -272,8 +280,10 @@ def test_an_instruction_that_would_be_misread_fails_at_construction() -> None:
 
 
 def test_the_spec_is_the_part_that_says_which_server() -> None:
-    settings = Settings.resolve(model="a/b", revision="r", engine="demo", device="cpu", timeout=3)
-    assert settings.spec == ServerSpec(model="a/b", revision="r", engine="demo", device="cpu")
+    given: dict[str, Any] = {"revision": "r", "engine": "sglang", "device": "cuda"}
+    given["quantization"] = "fp8"
+    settings = Settings.resolve(model="a/b", timeout=3, **given)
+    assert settings.spec == ServerSpec(model="a/b", **given)
 
 
 # ---- addresses and places

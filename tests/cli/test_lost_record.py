@@ -71,6 +71,16 @@ def test_stop_of_a_model_finds_its_server_although_no_record_names_the_model(
     assert processes.identify(supervisor.pid) is None
 
 
+def test_stop_of_a_model_finds_its_quantised_server_although_no_record_names_it(
+    emberd: Command,
+) -> None:
+    file, supervisor = record_and_supervisor(emberd, (*stub(), "--quantization", "fp8"))
+    supervisor.suspend()
+    file.unlink()
+    assert file.parent.name in emberd("stop", "--model", "stub/ok").out
+    assert processes.identify(supervisor.pid) is None
+
+
 def test_stop_of_a_folder_finds_its_server_although_no_record_names_the_model(
     emberd: Command, tmp_path: Path
 ) -> None:

@@ -181,8 +181,31 @@ def test_settings_that_choose_a_server_beside_a_given_one_are_notes(
         (note,) = told("up", "stub/theirs", "--json").json["notes"]
         assert note.startswith(f"{variable} has no effect")
         assert f"{variable} has no effect" in told("env", "stub/theirs").err
-    (note,) = given("up", "stub/theirs", "--revision", "f" * 40, "--json").json["notes"]
-    assert "f" * 40 in note
+    for words in (("--revision", "f" * 40), ("--quantization", "fp8")):
+        (note,) = given("up", "stub/theirs", *words, "--json").json["notes"]
+        assert "is not checked" in note
+        assert words[-1] in note
+
+
+def test_a_quantised_model_has_a_server_of_its_own(emberd: Command) -> None:
+    assert emberd("up", *stub(), "--json").json["started"]
+    quantised = emberd("up", *stub(), "--quantization", "fp8", "--json").json
+    assert quantised["started"]
+    words = ("--quantization", "fp8")
+    assert "--quantization fp8" in emberd("up", *stub(), *words).out
+    assert "quantization='fp8'" in emberd("up", *stub(), *words).out
+    again = replace(emberd, more={"EMBERD_QUANTIZATION": "fp8"})
+    assert again("env", *stub(), "--json").json["OPENAI_BASE_URL"] == quantised["base_url"]
+    servers = emberd("status", "--json").json["servers"]
+    assert sorted(str(each["spec"]["quantization"]) for each in servers) == ["None", "fp8"]
+    assert len(emberd("stop", "stub/ok", "--json").json["stopped"]) == 2
+
+
+def test_a_quantisation_that_is_not_supported_is_an_error_on_the_command_line(
+    emberd: Command,
+) -> None:
+    message = _error(emberd, *stub(), "--quantization", "int4")
+    assert "--quantization 'int4' must be 'fp8'" in message
 
 
 # ---- the idle timeout: the longest that any client asked for counts

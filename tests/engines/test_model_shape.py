@@ -24,6 +24,7 @@ def test_shape_of_a_folder_is_read_from_file_headers(tmp_path: Path) -> None:
         kv_heads=2,
         head_dim=32,
         vocabulary=500,
+        tables=1,
         parameters=STORED,
         context_tokens=4096,
     )
@@ -39,7 +40,8 @@ def test_a_head_that_the_checkpoint_lacks_is_counted_unless_it_is_tied(tmp_path:
     assert has
     assert bare
     assert found.parameters == has.parameters == STORED + 500 * 64
-    assert bare.parameters == STORED
+    assert found.tables == has.tables == 2
+    assert (bare.parameters, bare.tables) == (STORED, 1)
 
 
 def test_size_of_old_weights_is_the_file_size(tmp_path: Path) -> None:
@@ -57,10 +59,11 @@ def test_weights_quantised_on_disk_keep_their_size(tmp_path: Path) -> None:
     assert found.weights_bytes() == (tmp_path / "model.safetensors").stat().st_size
 
 
-def test_fp8_halves_all_but_the_token_table() -> None:
-    model = KNOWN["Qwen/Qwen3-Embedding-4B"]
-    table = model.vocabulary * model.hidden
-    assert model.weights_bytes("fp8") == model.parameters + table
+@pytest.mark.parametrize(("size", "tables"), [("4B", 1), ("8B", 2)])
+def test_fp8_halves_all_but_the_token_table_and_the_head(size: str, tables: int) -> None:
+    model = KNOWN[f"Qwen/Qwen3-Embedding-{size}"]
+    unquantised = tables * model.vocabulary * model.hidden
+    assert model.weights_bytes("fp8") == model.parameters + unquantised
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,15 @@ def test_a_pinned_revision_must_match(manager: Manager, foreign: Foreign) -> Non
             manager.ensure(other)
 
 
+def test_a_quantised_server_is_used_only_where_that_quantisation_is_requested(
+    manager: Manager, foreign: Foreign
+) -> None:
+    url, _ = foreign(quantization="fp8")
+    with pytest.raises(NoEngineError, match=r"quantised \(fp8\), which is not requested"):
+        manager.ensure(SPEC)
+    assert manager.ensure(replace(SPEC, quantization="fp8")).endpoint.url == url
+
+
 def test_a_given_url_is_taken_without_seeing_the_pinned_revision(
     manager: Manager, foreign: Foreign
 ) -> None:

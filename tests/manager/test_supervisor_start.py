@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import waiting
@@ -95,6 +96,19 @@ def test_files_of_the_application_hide_no_module(
     done = call(home, stub, before=before, after=lines[place], cwd=shadows)
     assert done.returncode == 0, done.stderr
     assert len(manager.status()) == 1
+
+
+def test_the_processes_of_a_started_server_are_compared_with_its_plan(
+    manager: Manager, stub: Stub, tmp_path: Path
+) -> None:
+    pids = tmp_path / "pids"
+    manager.ensure(stub(pids=pids))
+    waiting.until(pids.exists)
+    [status] = manager.status()
+    compared = set(map(int, pids.read_text().split()))
+    assert compared
+    children = psutil.Process(status.supervisor_pid).children(recursive=True)
+    assert compared <= {child.pid for child in children}
 
 
 def test_engine_beside_the_script_is_found(manager: Manager, home: Path, tmp_path: Path) -> None:

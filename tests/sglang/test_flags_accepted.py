@@ -84,9 +84,9 @@ def case_of(folder: Path, model: str, memory: MemoryPlan | None, **given: Any) -
 def planned(folder: Path) -> Iterator[Case]:
     """One case for each plan: all cards, all models, the generations of GPUs in turn."""
     capabilities = itertools.cycle(CAPABILITIES)
-    for size, name, plan in plans():
+    for what, name, plan in plans():
         if plan is not None:
-            about = {"name": f"{size} GB, {name}", "capability": next(capabilities)}
+            about = {"name": f"{what}, {name}", "capability": next(capabilities)}
             yield case_of(folder, name, plan, sized=True, **about)
 
 

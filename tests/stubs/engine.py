@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs
 
 from emberd.engines.base import Launch, Plan
+from emberd.engines.gpu_usage import PlannedUsage, Usage
 from emberd.settings import ServerSpec, StartOptions
 from emberd.system.log_rules import Diagnosis
 
@@ -72,6 +73,7 @@ class StubEngine:
             has_ready="no-ready-route" not in faults,
             files={"secret.yaml": f"key: {launch.api_key}"},
             notes=[options["note"]] if "note" in options else [],
+            gpu_usage=_Noting(Path(options["pids"])) if "pids" in options else None,
         )
 
     def progress(self, log: str) -> str:
@@ -92,6 +94,18 @@ class StubEngine:
 
     def recognises(self, command: Sequence[str]) -> bool:
         return False
+
+
+class _Noting(PlannedUsage):
+    """Writes down the processes that it is to compare, instead of asking a GPU."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(Usage(file, {}), (), 1)
+
+    def compare(self, pids: Collection[int]) -> None:
+        fresh = self.earlier.file.with_suffix(".fresh")
+        fresh.write_text(" ".join(map(str, pids)))
+        fresh.rename(self.earlier.file)
 
 
 def _count(file: Path, launch: Launch) -> int:

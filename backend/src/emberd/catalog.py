@@ -68,6 +68,7 @@ class DecoderShape:
         kv_heads: Heads of keys and values.
         head_dim: Length of one head.
         vocabulary: Rows of the token table.
+        tables: Tables of this size: a second one for a language-model head of its own.
         parameters: Numbers that a server keeps on the device.
     """
 
@@ -78,6 +79,7 @@ class DecoderShape:
     kv_heads: int
     head_dim: int
     vocabulary: int
+    tables: int
     parameters: int
 
 
@@ -143,13 +145,14 @@ class Model:
     reference: Reference | None = None
 
 
-# Size -> layers, hidden, intermediate, vocabulary, parameters, as public code states them. The
-# parameters of 0.6B and 4B follow from the others. Those of 8B include a language-model head (its
-# embeddings are taken as not tied, as Qwen3-8B's are): 1.2 GiB are left unused if they are tied.
+# Size -> layers, hidden, intermediate, vocabulary, tables, parameters, as public code states them.
+# The parameters of 0.6B and 4B follow from the others. Those of 8B include a language-model head
+# (its embeddings are taken as not tied, as Qwen3-8B's are): 1.2 GiB are left unused if they are
+# tied.
 _QWEN3: Final = {
-    "0.6B": (28, 1024, 3072, 151_669, 595_776_512),
-    "4B": (36, 2560, 9728, 151_665, 4_021_774_336),
-    "8B": (36, 4096, 12_288, 151_665, 8_188_515_328),
+    "0.6B": (28, 1024, 3072, 151_669, 1, 595_776_512),
+    "4B": (36, 2560, 9728, 151_665, 1, 4_021_774_336),
+    "8B": (36, 4096, 12_288, 151_665, 2, 8_188_515_328),
 }
 
 # As the tokenizer files of the Qwen3 family list them. Configurations differ in how many they have:
@@ -182,7 +185,7 @@ _QWEN3_DOCUMENTS: Final = (
 
 
 def _qwen3(size: str) -> Model:
-    layers, hidden, intermediate, vocabulary, parameters = _QWEN3[size]
+    layers, hidden, intermediate, vocabulary, tables, parameters = _QWEN3[size]
     return Model(
         name=f"Qwen/Qwen3-Embedding-{size}",
         dimensions=hidden,
@@ -204,6 +207,7 @@ def _qwen3(size: str) -> Model:
             kv_heads=8,
             head_dim=128,
             vocabulary=vocabulary,
+            tables=tables,
             parameters=parameters,
         ),
         special_tokens=tuple(zip(_QWEN3_SPECIAL, range(151_643, vocabulary), strict=False)),

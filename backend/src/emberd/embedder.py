@@ -56,6 +56,8 @@ class Embedder:
         base_url: A server to use; emberd then starts none.
         api_key: Its key.
         revision: Commit of the model on the hub.
+        quantization: ``"fp8"`` for weights of eight bits: they take half of the memory, need a GPU
+            of compute capability 8.9, and give other vectors; see docs/gpu-memory.md.
         engine: Which engine may serve.
         device: ``"cuda"`` or ``"cpu"``.
         context_tokens: Longest text that must fit, in tokens. Servers with a smaller limit are not
@@ -95,6 +97,7 @@ class Embedder:
         base_url: str | None = None,
         api_key: str | Secret | None = None,
         revision: str | None = None,
+        quantization: str | None = None,
         engine: str | None = None,
         device: str | None = None,
         context_tokens: int | None = None,

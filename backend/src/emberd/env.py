@@ -126,6 +126,7 @@ _SETTINGS: Final = (
     _for_settings("base_url", _TEXT, "Server to use; emberd then starts none", display="origin"),
     _for_settings("api_key", _TEXT, "Key of that server, and of those in EMBERD_DISCOVER"),
     _for_settings("revision", _TEXT, "Commit, branch or tag of the model on the hub"),
+    _for_settings("quantization", _TEXT, "fp8 for weights of eight bits", display="value"),
     _for_settings("engine", _TEXT, "Engine that may serve the model", display="value"),
     _for_settings("device", _TEXT, "cuda, mps or cpu", display="value"),
     _for_settings("context_tokens", _INTEGER, "Longest text that must fit, in tokens"),

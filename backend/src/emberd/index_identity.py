@@ -4,9 +4,9 @@ The form is that of a URI::
 
     emberd:Qwen/Qwen3-Embedding-4B?dimensions=1024&query=1f0c2d3e4a5b6978&document=bare
 
-A pinned revision, or the content hash of a folder, comes before the dimensions. A template is
-shown as its hash, or as ``bare`` if texts are embedded unchanged. ``#reindexing`` at the end marks
-an index that ``emberd reindex`` is filling.
+A pinned revision, or the content hash of a folder, and a quantisation come before the dimensions. A
+template is shown as its hash, or as ``bare`` if texts are embedded unchanged. ``#reindexing`` at
+the end marks an index that ``emberd reindex`` is filling.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _INCOMPLETE: Final = "#reindexing"
 
 
 def identity(settings: Settings, spec: ServerSpec) -> str:
-    """Return what determines the vectors of a text: model, revision, dimensions, templates.
+    """Return what determines the vectors of a text: model, precision, dimensions, templates.
 
     Args:
         settings: The settings of an embedder.
@@ -46,6 +46,7 @@ def identity(settings: Settings, spec: ServerSpec) -> str:
     parts = {
         "revision": spec.revision,
         "content": spec.content,
+        "quantization": spec.quantization,
         "dimensions": settings.dimensions or native_dimensions or _NATIVE,
         "query": _short(settings.query_template),
         "document": _short(settings.document_template),

@@ -27,6 +27,8 @@ _LOG: Final = logging.getLogger("emberd")
 DEFAULT_MODEL: Final = "Qwen/Qwen3-Embedding-4B"
 IDLE_TIMEOUT_S: Final = 1800.0
 START_TIMEOUT_S: Final = 900.0
+QUANTIZATIONS: Final = ("fp8",)
+"""What ``quantization=`` may be besides None."""
 
 
 # The engines that compare a model's pooling with their own; None is any engine.
@@ -124,6 +126,7 @@ class Settings(_WithCard):
         base_url: A server to use; emberd then starts none.
         api_key: Its key. Never printed, never pickled.
         revision: Commit, branch or tag on the hub; None for the default.
+        quantization: ``"fp8"`` for weights of eight bits, which give other vectors; None for none.
         engine: Which engine may serve; None for any.
         device: ``"cuda"``, ``"mps"`` or ``"cpu"``; None for any.
         context_tokens: Longest text that must fit, in tokens; None for any.
@@ -147,6 +150,7 @@ class Settings(_WithCard):
     base_url: str | None = None
     api_key: str | None = field(default=None, repr=False)
     revision: str | None = None
+    quantization: str | None = None
     engine: str | None = None
     device: str | None = None
     context_tokens: int | None = None
@@ -204,6 +208,7 @@ class Settings(_WithCard):
         return ServerSpec(
             model=self.model,
             revision=self.revision,
+            quantization=self.quantization,
             engine=self.engine,
             device=self.device,
             context_tokens=self.context_tokens,
@@ -337,7 +342,7 @@ class Settings(_WithCard):
 
     def _validate(self) -> None:
         """Check the fields that ``_read`` does not check."""
-        for name in (*_TEXTS, *_INSTRUCTIONS, *_COUNTS, *_SWITCHES):
+        for name in (*_TEXTS, *_INSTRUCTIONS, *_COUNTS, *_SWITCHES, _QUANTIZATION):
             value = getattr(self, name)
             if why := _why_invalid(name, value):
                 raise SettingError(f"{name}={value!r} must be {why}.")
@@ -383,6 +388,7 @@ _READERS: Final[dict[str, Callable[[Any], Any]]] = {
 
 _TEXTS: Final = ("model", "revision", "engine", "device")
 _INSTRUCTIONS: Final = ("query_instruction", "document_instruction")
+_QUANTIZATION: Final = "quantization"
 _COUNTS: Final = ("batch_size", "max_concurrency", "context_tokens")
 _SWITCHES: Final = (
     "symmetric",
@@ -401,6 +407,8 @@ def _why_invalid(name: str, value: object) -> str | None:
         return "a string that is not blank"
     if name in _INSTRUCTIONS and not isinstance(value, str):
         return "a string: a task, its name, or a template"
+    if name == _QUANTIZATION and value not in QUANTIZATIONS:
+        return " or ".join(map(repr, QUANTIZATIONS))
     if name in _SWITCHES and not isinstance(value, bool):
         return "True or False"
     is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -77,6 +77,8 @@ class EmberdEmbeddings(BaseModel, Embeddings):
             A server to use; emberd then starts none.
         api_key: SecretStr | None
             The key of that server.
+        quantization: str | None
+            ``"fp8"`` for weights of eight bits, which give other vectors; by default none.
         engine: str | None
             Which engine may serve, such as ``"sglang"`` or ``"demo"``; by default any.
         device: str | None
@@ -127,6 +129,8 @@ class EmberdEmbeddings(BaseModel, Embeddings):
     """Name on the hub, or a folder."""
     revision: str | None = _DEFAULT.revision
     """Commit, branch or tag on the hub; None for the default."""
+    quantization: str | None = _DEFAULT.quantization
+    """``"fp8"`` for weights of eight bits, which give other vectors; None for none."""
     dimensions: int | None = _DEFAULT.dimensions
     """Length of the vectors; None for native."""
     query_instruction: str | None = _DEFAULT.query_instruction

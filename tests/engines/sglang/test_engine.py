@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +17,12 @@ import checkpoints_made
 import emberd.engines
 from emberd import installs
 from emberd.engines import Launch
+from emberd.engines.gpus import empty_card
 from emberd.engines.sglang import ENGINE, support
 from emberd.errors import NoEngineError, StartError
 from emberd.installs import Interpreter
 from emberd.settings import ServerSpec, StartOptions
+from emberd.system import processes
 from fake_nvml import GIB, Card, Nvml
 
 GPU = ServerSpec()
@@ -93,6 +98,10 @@ def test_an_installation_does_not_help_a_machine_without_a_gpu(
     ("spec", "reason"),
     [
         (ServerSpec(device="cpu", deterministic=True), "engine='transformers'"),
+        (ServerSpec(quantization="fp8"), "from compute capability 8.9 on"),
+        (ServerSpec(quantization="fp8", device="cpu"), "only on a GPU"),
+        (ServerSpec(quantization="fp8", deterministic=True), "omit quantization='fp8'"),
+        (ServerSpec(quantization="int4"), "does not support quantization='int4'; use fp8"),
         (ServerSpec("emberd/demo"), "does not serve emberd/demo"),
         (ServerSpec("/no/such/folder"), "there is no folder /no/such/folder"),
         (ServerSpec(device="tpu"), "device='tpu'"),
@@ -112,6 +121,29 @@ def test_freest_gpu_is_locked_and_none_for_a_cpu(cards: Nvml) -> None:
     assert ENGINE.exclusive_resources(GPU, StartOptions()) == ["GPU-large"]
     assert ENGINE.exclusive_resources(GPU, StartOptions(dp_size=2)) == ["GPU-large", "GPU-small"]
     assert list(ENGINE.exclusive_resources(ServerSpec(device="cpu"), StartOptions())) == []
+
+
+def test_fp8_is_started_on_a_gpu_that_multiplies_in_it_with_a_note(cards: Nvml) -> None:
+    cards.cards = [*cards.cards, Card("GPU-ada", free=12 * GIB, capability=(8, 9))]
+    spec = ServerSpec(quantization="fp8", context_tokens=8192)
+    assert ENGINE.why_unavailable(spec) is None
+    assert ENGINE.exclusive_resources(spec, StartOptions()) == ["GPU-ada"]
+    plan = ENGINE.plan(spec, LAUNCH)
+    assert words(plan)["--quantization"] == "fp8"
+    assert plan.environment["CUDA_VISIBLE_DEVICES"] == "GPU-ada"
+    assert any("not tried it on a GPU" in note for note in plan.notes)
+    assert not any("fp8" in note for note in ENGINE.plan(GPU, LAUNCH).notes)
+
+
+def test_a_checkpoint_that_is_stored_quantised_is_not_quantised_again(
+    cards: Nvml, tmp_path: Path
+) -> None:
+    config = {"quantization_config": {"quant_method": "awq"}}
+    folder = checkpoints_made.write(tmp_path / "m", config, {"a": [64, 64]})
+    cards.cards = [Card(capability=(9, 0))]
+    assert ENGINE.why_unavailable(ServerSpec(folder)) is None
+    reason = ENGINE.why_unavailable(ServerSpec(folder, quantization="fp8")) or ""
+    assert "omit quantization='fp8'" in reason
 
 
 def test_start_uses_the_locked_gpu(cards: Nvml) -> None:
@@ -167,6 +199,121 @@ def test_a_card_that_is_too_small_is_an_error_with_the_sum(
     with pytest.raises(StartError, match=r"need .* GiB .*3\.0 GiB of 24\.0 GiB is free") as caught:
         ENGINE.plan(GPU, LAUNCH)
     assert "Qwen3-Embedding-0.6B" not in caught.value.cause
+
+
+def test_what_an_earlier_start_used_beyond_its_plan_is_planned_for(
+    cards: Nvml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EMBERD_HOME", str(tmp_path))
+    monkeypatch.setattr(processes, "has_pids_of_host", lambda: True)
+    cards.cards = [Card("GPU-a", total=48 * GIB, free=47 * GIB)]
+    first = ENGINE.plan(GPU, LAUNCH).gpu_usage
+    assert first is not None
+    assert first.gpus == ["GPU-a"]
+    used_bytes = first.planned_bytes + GIB
+    cards.holders = {"GPU-a": [SimpleNamespace(pid=os.getpid(), usedGpuMemory=used_bytes)]}
+    first.compare([os.getpid()])
+    plan = ENGINE.plan(GPU, LAUNCH)
+    [total] = [reason.what for reason in plan.reasons if reason.what.startswith("memory ")]
+    assert total == f"memory {used_bytes / GIB:.1f} GiB"
+    assert any(reason.what.startswith("used ") for reason in plan.reasons)
+    again = plan.gpu_usage
+    assert again is not None
+    assert again.planned_bytes == first.planned_bytes  # so that the difference is not added twice
+    again.compare([os.getpid()])
+    assert ENGINE.plan(GPU, LAUNCH).reasons[-2:] == plan.reasons[-2:]
+
+
+def test_another_kind_of_start_does_not_use_the_difference(
+    cards: Nvml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EMBERD_HOME", str(tmp_path))
+    cards.cards = [Card("GPU-a", capability=(9, 0)), Card("GPU-b", capability=(9, 0))]
+    folder = checkpoints_made.write(tmp_path / "m", tensors={"a": [64, 64]})
+    plain = ServerSpec("Qwen/Qwen3-Embedding-0.6B")
+
+    def file(spec: ServerSpec, tp_size: int = 1) -> Path:
+        launch = replace(LAUNCH, options=StartOptions(tp_size=tp_size))
+        usage = ENGINE.plan(spec, launch).gpu_usage
+        assert usage is not None
+        return usage.earlier.file
+
+    others = [
+        file(replace(plain, model="Qwen/Qwen3-Embedding-4B", context_tokens=2048)),
+        file(ServerSpec(folder)),
+        file(replace(plain, quantization="fp8")),
+        file(replace(plain, deterministic=True)),
+        file(plain, tp_size=2),
+    ]
+    _installed(monkeypatch, "0.5.22")
+    others.append(file(plain))
+    _installed(monkeypatch, "0.5.23")
+    cards.cards = [Card("GPU-a", name="NVIDIA L4", capability=(9, 0))]
+    others.append(file(plain))
+    cards.cards = [Card("GPU-a", capability=(9, 0))]
+    assert len({*others, file(plain)}) == len(others) + 1
+    assert file(replace(plain, context_tokens=2048)) == file(plain)
+
+
+def test_a_start_with_own_arguments_or_on_a_cpu_is_not_compared(
+    cards: Nvml, tmp_path: Path
+) -> None:
+    options = StartOptions(arguments=("--schedule-policy", "fcfs"))
+    assert ENGINE.plan(GPU, replace(LAUNCH, options=options)).gpu_usage is None
+    folder = checkpoints_made.write(tmp_path / "m", tensors={"a": [64, 64]})
+    assert ENGINE.plan(ServerSpec(folder, device="cpu"), LAUNCH).gpu_usage is None
+
+
+def test_a_refusal_says_that_an_earlier_start_used_more_than_planned(
+    cards: Nvml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EMBERD_HOME", str(tmp_path))
+    cards.cards = [Card("GPU-a", total=48 * GIB, free=47 * GIB)]
+    planned = ENGINE.plan(GPU, LAUNCH).gpu_usage
+    assert planned is not None
+    file = planned.earlier.file
+    file.parent.mkdir()
+    content = {"kind": planned.earlier.kind, "planned_bytes": GIB, "used_bytes": 90 * GIB}
+    file.write_text(json.dumps(content))
+    file.chmod(0o600)
+    with pytest.raises(StartError, match=r"89\.0 GiB more than planned") as refused:
+        ENGINE.plan(GPU, LAUNCH)
+    assert str(file) in refused.value.cause
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ({}, StartOptions()),
+        ({"quantization": "fp8"}, StartOptions()),
+        ({"deterministic": True, "context_tokens": 2048}, StartOptions(tp_size=2)),
+    ],
+)
+def test_an_estimate_is_the_plan_of_a_start_on_such_a_card(
+    cards: Nvml, given: dict[str, Any], options: StartOptions
+) -> None:
+    spec = ServerSpec(**given)
+    gpu = empty_card(48, (8, 9))
+    estimate = ENGINE.estimate(spec, options, gpu)
+    assert estimate is not None
+    cards.cards = [
+        Card(f"GPU-{n}", total=gpu.total_bytes, free=gpu.free_bytes, capability=(8, 9))
+        for n in range(2)
+    ]
+    plan = ENGINE.plan(spec, replace(LAUNCH, options=options))
+    [total] = [reason.what for reason in plan.reasons if reason.what.startswith("memory ")]
+    assert total == f"memory {estimate.need_bytes / GIB:.1f} GiB"
+
+
+def test_an_estimate_needs_neither_a_gpu_nor_the_engine(
+    no_cards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _installed(monkeypatch, None)
+    estimate = ENGINE.estimate(GPU, StartOptions(), empty_card(24, (8, 0)))
+    assert estimate is not None
+    with pytest.raises(StartError):
+        ENGINE.estimate(GPU, StartOptions(), empty_card(8, (8, 0)))
+    assert ENGINE.estimate(ServerSpec("a/b"), StartOptions(), empty_card(24, (8, 0))) is None
 
 
 def test_cpu_server_finds_the_stand_in_kernels(tmp_path: Path) -> None:

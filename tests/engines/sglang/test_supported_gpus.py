@@ -59,6 +59,17 @@ def test_an_old_driver_is_refused_with_the_version_to_install() -> None:
     assert "install driver 580 or newer" in reason
 
 
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6)])
+def test_a_gpu_that_does_not_multiply_in_fp8_is_refused_for_it(capability: tuple[int, int]) -> None:
+    older, ada = replace(A10G, capability=capability), card(16, capability=(8, 9))
+    reason = why_unsuitable(found(older), quantization="fp8") or ""
+    assert "from compute capability 8.9 on" in reason
+    assert f"NVIDIA A10G ({capability[0]}.{capability[1]})" in reason
+    assert why_unsuitable(found(older)) is None
+    assert why_unsuitable(found(older, ada), quantization="fp8") is None
+    assert freest_supported((older, ada), quantization="fp8") == (ada,)
+
+
 def test_more_gpus_than_there_are_is_refused() -> None:
     assert "2 GPUs were requested" in (why_unsuitable(found(A10G, V100), 2) or "")
 

@@ -165,6 +165,14 @@ def test_the_key_is_printed_nowhere(caplog: pytest.LogCaptureFixture) -> None:
     assert [text for text in shown if KEY in text] == []
 
 
+def test_a_quantisation_is_part_of_the_identity_and_checked_at_construction() -> None:
+    embeddings = EmberdEmbeddings(quantization="fp8")
+    assert embeddings.embedder.settings.spec.quantization == "fp8"
+    assert "quantization=fp8" in embeddings.identity
+    with pytest.raises(ValidationError, match="must be 'fp8'"):
+        EmberdEmbeddings(quantization="int4")
+
+
 def test_an_empty_list_needs_no_server() -> None:
     embeddings = EmberdEmbeddings(model="emberd/demo", base_url=NOWHERE)
     assert embeddings.embed_documents([]) == []

@@ -189,6 +189,7 @@ def test_what_does_not_change_a_vector_is_not_in_the_key_of_caches() -> None:
     [
         {"model_name": "Qwen/Qwen3-Embedding-4B"},
         {"revision": "0123abc"},
+        {"quantization": "fp8"},
         {"dimensions": 32},
         {"query_instruction": ""},
         {"text_instruction": ""},

@@ -93,6 +93,7 @@ async def test_what_is_in_the_cache_is_not_asked_for_again(
         {"query_instruction": "code"},
         {"text_instruction": "body: {text}"},
         {"revision": "0123abc"},
+        {"quantization": "fp8"},
         {"truncate": True},
     ],
     ids=lambda given: next(iter(given)),

@@ -29,6 +29,7 @@ def doctor(
     engine: options.Engine = None,
     device: options.Device = None,
     revision: options.Revision = None,
+    quantization: options.Quantization = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Diagnose this machine and suggest the next command.
@@ -42,6 +43,7 @@ def doctor(
 
     model = options.resolve_model(name, model)
     wishes = {"model": model, "engine": engine, "device": device, "revision": revision}
+    wishes["quantization"] = quantization
     report = examine({name: text for name, text in wishes.items() if text is not None})
     content = as_content(report)
     if as_json:

@@ -181,6 +181,7 @@ def embed(
     device: options.Device = None,
     deterministic: options.Deterministic = False,
     revision: options.Revision = None,
+    quantization: options.Quantization = None,
 ) -> None:
     """Embed data sets (Parquet, JSON lines, folders), or texts (lines of files or stdin, --text).
 
@@ -211,6 +212,7 @@ def embed(
         device=device,
         deterministic=deterministic or None,
         revision=revision,
+        quantization=quantization,
     )
     sizes = {"batch_size": batch_size, "max_concurrency": max_concurrency}
     embedder = embedder_with(settings, dimensions, truncate=truncate, **sizes)
@@ -320,6 +322,7 @@ def embedder_with(
         device=settings.device,
         deterministic=settings.deterministic,
         revision=settings.revision,
+        quantization=settings.quantization,
         dimensions=dimensions,
         truncate=truncate or None,  # without the option, EMBERD_TRUNCATE decides
         **more,  # type: ignore[arg-type]

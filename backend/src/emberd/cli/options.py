@@ -29,8 +29,8 @@ _VARIABLE: Final = re.compile(
     r"|query_instruction|document_instruction)=(['\"\w-]?)"
 )
 _OPTION: Final = re.compile(
-    r"(?<![-\w/?&])(model|revision|engine|device|context_tokens|dimensions|idle_timeout|start_timeout"
-    r"|save_every|tp_size|dp_size|pooling)=(?=['\"\w-])"
+    r"(?<![-\w/?&])(model|revision|quantization|engine|device|context_tokens|dimensions|idle_timeout"
+    r"|start_timeout|save_every|tp_size|dp_size|pooling)=(?=['\"\w-])"
 )
 
 ModelName = Annotated[
@@ -76,6 +76,15 @@ Deterministic = Annotated[
 Revision = Annotated[
     str | None,
     typer.Option("--revision", metavar="COMMIT", help="Commit of the model on the hub."),
+]
+Quantization = Annotated[
+    str | None,
+    typer.Option(
+        "--quantization",
+        metavar="NAME",
+        help="fp8: weights of eight bits. Half the memory for weights, but other vectors; not yet "
+        "tried on a GPU.",
+    ),
 ]
 IdleTimeout = Annotated[
     str | None,
@@ -143,6 +152,21 @@ DryRun = Annotated[
 Yes = Annotated[
     bool,
     typer.Option("--yes", "-y", help="Download a missing engine and weights without asking."),
+]
+Estimate = Annotated[
+    bool,
+    typer.Option(
+        "--estimate",
+        help="Print the GPU memory that a server would take, also without a GPU; start nothing.",
+    ),
+]
+Memory = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="With --estimate: size of the GPU, as 24GB. Can be repeated. Default: usual sizes.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 

@@ -15,7 +15,7 @@ from emberd.cli.status import as_content
 from emberd.errors import SettingError
 from emberd.manager import State, Timing
 from emberd.manager.lost_records import NO_MODEL
-from emberd.settings import ServerSpec
+from emberd.settings import QUANTIZATIONS, ServerSpec
 from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:
@@ -79,8 +79,9 @@ def _stop(
         with suppress(SettingError):  # also stop servers of a model folder that cannot be read
             content = model_files.content_hash(model)
         # Without a record the model is unknown, but its state folder can be found by the key.
-        spec = ServerSpec(model, revision=revision, content=content)
-        chosen.setdefault(spec.key, spec)
+        for quantization in (None, *QUANTIZATIONS):
+            spec = ServerSpec(model, revision, quantization, content=content)
+            chosen.setdefault(spec.key, spec)
     stopped = [was for spec in chosen.values() for was in manager.stop(spec, deadline_s=deadline_s)]
     ended = {was.key for was in stopped}
     lost = [known for known in everything if known.spec.model == NO_MODEL]

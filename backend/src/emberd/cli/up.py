@@ -55,6 +55,7 @@ def up(
     context_tokens: options.ContextTokens = None,
     deterministic: options.Deterministic = False,
     revision: options.Revision = None,
+    quantization: options.Quantization = None,
     idle_timeout: options.IdleTimeout = None,
     start_timeout: options.StartTimeout = None,
     port: options.Port = None,
@@ -63,6 +64,8 @@ def up(
     dp_size: options.DpSize = None,
     yes: options.Yes = False,
     dry_run: options.DryRun = False,
+    estimate: options.Estimate = False,
+    memory: options.Memory = None,
     as_json: options.AsJson = False,
     arguments: options.Arguments = None,
 ) -> None:
@@ -96,11 +99,19 @@ def up(
         context_tokens=context_tokens,
         deterministic=deterministic or None,
         revision=revision,
+        quantization=quantization,
         idle_timeout=idle_timeout,
         start_timeout=start_timeout,
         embeds=False,
     )
     options.validate_with_base_url(settings.base_url, given)
+    if memory and not estimate:
+        raise SettingError("--memory is for --estimate. Add --estimate, or omit it.")
+    if estimate:
+        from emberd.cli.estimate import show  # late, to keep the other subcommands fast
+
+        show(settings.spec, wanted, memory, as_json=as_json)
+        return
     if dry_run:
         show_dry_run(settings.spec, wanted, as_json=as_json)
         return
@@ -121,6 +132,7 @@ def env(
     engine: options.Engine = None,
     device: options.Device = None,
     revision: options.Revision = None,
+    quantization: options.Quantization = None,
     idle_timeout: options.IdleTimeout = None,
     start_timeout: options.StartTimeout = None,
     as_json: options.AsJson = False,
@@ -142,6 +154,7 @@ def env(
         engine=engine,
         device=device,
         revision=revision,
+        quantization=quantization,
         idle_timeout=idle_timeout,
         start_timeout=start_timeout,
         embeds=False,
@@ -262,6 +275,7 @@ def _usage(server: Server, spec: ServerSpec) -> list[str]:
     wishes = {
         "model": spec.model if spec.model != ServerSpec().model else None,
         "revision": spec.revision,
+        "quantization": spec.quantization,
         # Options that choose a server; this one is chosen by its URL.
         "engine": None if is_given else spec.engine,
         "device": None if is_given else spec.device,
@@ -416,11 +430,12 @@ def _notes(server: Server, settings: Settings, idle_timeout: str | None) -> Iter
         if getattr(settings, name) is not None:
             variable = f"EMBERD_{name.upper()}"
             yield f"{variable} has no effect: the server at {url} is given by EMBERD_BASE_URL."
-    if settings.revision is not None:
-        yield (
-            f"The revision of a given server is not checked: {url} may serve another one than "
-            f"{settings.revision}."
-        )
+    for name in ("revision", "quantization"):
+        if (wanted := getattr(settings, name)) is not None:
+            yield (
+                f"The {name} of a given server is not checked: {url} may serve another one than "
+                f"{wanted}."
+            )
 
 
 def _status_of(server: Server) -> ServerStatus | None:

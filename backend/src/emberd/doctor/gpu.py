@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,9 +10,9 @@ from typing import Final
 
 from emberd.doctor.findings import Finding, note, ok, problem
 from emberd.doctor.wanted import Wanted
-from emberd.engines import gpus, model_shape
+from emberd.engines import gpus
 from emberd.engines.gpus import Gpu, Survey
-from emberd.engines.sglang import ENGINE, memory, support
+from emberd.engines.sglang import ENGINE, support
 from emberd.errors import StartError
 
 _GIB: Final = 1 << 30
@@ -38,18 +36,19 @@ def check_gpus(_wanted: Wanted) -> Iterator[Finding]:
 def check_gpu_memory(wanted: Wanted) -> Iterator[Finding]:
     """Yield whether the model fits, before an engine of ten gigabytes is installed for it."""
     spec, options = wanted.spec, wanted.options
-    shape = model_shape.shape_of(spec.model)
     seen = gpus.survey()
-    if shape is None or not _may_use_gpu(wanted) or support.why_unsuitable(seen, options.gpus):
+    precision = spec.quantization
+    if not _may_use_gpu(wanted) or support.why_unsuitable(seen, options.gpus, precision):
         return
-    gpu = support.freest_supported(seen.gpus, options.gpus)[-1]
+    gpu = support.freest_supported(seen.gpus, options.gpus, quantization=precision)[-1]
     try:
-        plan = memory.plan_memory(gpu, shape, spec.context_tokens, tp_size=options.tp_size)
+        planned = ENGINE.estimate(spec, options, gpu)
     except StartError as error:
         yield problem("memory", error.cause.rstrip("."), error.advice)
         return
-    need, free = _gib(plan.need_bytes), _gib(plan.free_bytes)
-    yield ok("memory", f"{spec.model} needs about {need} of {free} GiB free on {plan.device}")
+    if planned is not None:
+        need, free = _gib(planned.need_bytes), _gib(gpu.free_bytes)
+        yield ok("memory", f"{spec.model} needs about {need} of {free} GiB free on {gpu.name}")
 
 
 def _may_use_gpu(wanted: Wanted) -> bool:
@@ -94,17 +93,7 @@ def _held(gpu: Gpu) -> Finding:
 
 def _holders(gpu: Gpu) -> list[tuple[int, int]]:
     """Return the size in bytes and the pid of each process on a GPU, largest first."""
-    nvml = importlib.import_module("pynvml")
-    found = []
-    with contextlib.suppress(nvml.NVMLError):
-        nvml.nvmlInit()
-        try:
-            handle = nvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
-            found = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-        finally:
-            nvml.nvmlShutdown()
-    # In a container, and on some GPUs, NVML does not report the memory of a process.
-    return sorted(((process.usedGpuMemory or 0, process.pid) for process in found), reverse=True)
+    return sorted(((size or 0, pid) for pid, size in gpus.processes_on(gpu.uuid)), reverse=True)
 
 
 def _who(pid: int) -> str:

@@ -45,6 +45,9 @@ CHECKS: Final[Mapping[Part, tuple[Check, ...]]] = MappingProxyType(
 """Part -> its checks, in the order of the report."""
 
 
+_WANTED: Final = ("model", "revision", "quantization", "engine", "device")
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """The result of a diagnosis. It contains no secret.
@@ -71,7 +74,7 @@ def examine(
     Starts nothing and returns in less than ten seconds.
 
     Args:
-        given: Command-line options by name: model, revision, engine, device.
+        given: Command-line options by name: ``_WANTED``.
         checks: The checks to run, by part.
     """
     begun_s = time.monotonic()
@@ -88,7 +91,7 @@ def examine(
     verdict, findings = judge(asked, found)
     redact = _redactor(asked)
     about = {
-        **{name: getattr(asked.spec, name) for name in ("model", "revision", "engine", "device")},
+        **{name: getattr(asked.spec, name) for name in _WANTED},
         "base_url": asked.base_url,
         "home": asked.places.home,
         "engines": asked.places.engines,

@@ -79,7 +79,8 @@ def read(given: Mapping[str, str]) -> Wanted:
     for name, text in os.environ.items():
         tried(lambda: env.setting_values({name: text}))  # noqa: B023 - called at once
         tried(lambda: StartOptions.resolve({name: text}))  # noqa: B023
-    fields = {name: _requested(name, given) for name in ("revision", "engine", "device")}
+    names = ("revision", "quantization", "engine", "device")
+    fields = {name: _requested(name, given) for name in names}
     model = model_files.absolute(_requested("model", given) or DEFAULT_MODEL)
     return Wanted(
         spec=spec

@@ -16,6 +16,8 @@ from emberd.system.disk_space import in_words
 from emberd.system.log_rules import Diagnosis
 
 if TYPE_CHECKING:
+    from emberd.engines.gpu_usage import PlannedUsage
+    from emberd.engines.gpus import Gpu
     from emberd.installs import Interpreter
 
 DRAIN_S: Final = 30.0
@@ -66,6 +68,29 @@ class Reason:
     why: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryNeed:
+    """The memory that a server takes on each of its GPUs, in upper bounds.
+
+    Attributes:
+        weights_bytes: The weights, with what the allocator adds.
+        kv_bytes: The KV cache.
+        activation_bytes: What one batch takes while it runs.
+        overhead_bytes: The runtime, workspaces, captured graphs, tables.
+        need_bytes: The sum of these, or what loading the weights takes if that is more.
+        longest_text_tokens: The longest text that fits, end-of-text token included.
+        notes: What users of the server should know.
+    """
+
+    weights_bytes: int
+    kv_bytes: int
+    activation_bytes: int
+    overhead_bytes: int
+    need_bytes: int
+    longest_text_tokens: int
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How to start a server.
@@ -82,6 +107,8 @@ class Plan:
             starts; may hold secrets.
         reasons: Why each word of the command, and each figure in it, is there.
         notes: What users of the server should know; shown once.
+        gpu_usage: What it may use of its GPUs, to be compared with what it uses; None on other
+            devices, and if that is not known.
     """
 
     command: Sequence[str]
@@ -93,6 +120,7 @@ class Plan:
     files: Mapping[str, str] = field(default_factory=dict, repr=False)
     reasons: Sequence[Reason] = ()
     notes: Sequence[str] = ()
+    gpu_usage: PlannedUsage | None = None
 
 
 class Engine(Protocol):
@@ -136,6 +164,21 @@ class Engine(Protocol):
         Raises:
             StartError: A reason that ``why_unavailable`` cannot see, such as too little memory.
         """
+
+    def estimate(
+        self,
+        spec: ServerSpec,  # noqa: ARG002
+        options: StartOptions,  # noqa: ARG002
+        gpu: Gpu,  # noqa: ARG002
+    ) -> MemoryNeed | None:
+        """Return what a server takes on each of its GPUs, all like ``gpu``; None if not known.
+
+        Neither the GPU nor the engine has to be on this machine.
+
+        Raises:
+            StartError: It does not fit.
+        """
+        return None
 
     def progress(self, log: str) -> str:
         """Return what the starting server is doing, in a few words, from its log so far."""

@@ -19,6 +19,8 @@ _BY_BUS: Final = "PCI_BUS_ID"
 _LOADED: Final = Path("/proc/driver/nvidia/version")
 _NUMBER: Final = re.compile(r"\d+")
 _MIG_ENABLED: Final = 1  # NVML_DEVICE_MIG_ENABLE
+_GIB: Final = 1 << 30
+_EMPTY: Final = 0.93  # of its nominal size: an A10G or L4 of 24 GB has 22.5 GiB
 
 # nvmlReturn_t, as nvml.h numbers them.
 _LIBRARY_NOT_FOUND: Final = 12
@@ -111,6 +113,33 @@ def freest(gpus: Sequence[Gpu], count: int = 1, locked: Sequence[str] = ()) -> t
     """
     own = [gpu for gpu in gpus if gpu.uuid in locked] or gpus
     return tuple(sorted(own, key=lambda gpu: (-gpu.free_bytes, gpu.index))[:count])
+
+
+def processes_on(uuid: str) -> list[tuple[int, int | None]]:
+    """Return the pid of each process on a GPU and the bytes that it uses; does not raise.
+
+    In a container the pids are those of the host, or the list is empty. On some GPUs the bytes are
+    None, because NVML does not report them.
+    """
+    try:
+        nvml = importlib.import_module("pynvml")
+    except ImportError:
+        return []
+    found = []
+    with contextlib.suppress(nvml.NVMLError):
+        nvml.nvmlInit()
+        try:
+            handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+            found = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        finally:
+            nvml.nvmlShutdown()
+    return [(process.pid, process.usedGpuMemory) for process in found]
+
+
+def empty_card(size_gb: float, capability: tuple[int, int]) -> Gpu:
+    """Return an empty GPU of this nominal size, which need not be on this machine."""
+    total_bytes = int(size_gb * _EMPTY * _GIB)
+    return Gpu(0, "", f"an empty GPU of {size_gb:g} GB", total_bytes, total_bytes, capability)
 
 
 def _look(nvml: Any, environ: Mapping[str, str]) -> Survey:

@@ -51,8 +51,11 @@ class ModelShape(DecoderShape):
             return self.stored_bytes
         if quantization != "fp8":
             return self.parameters * _BF16_BYTES
-        table = self.vocabulary * self.hidden  # the token table is never quantised
-        return (self.parameters - table) * _FP8_BYTES + table * _BF16_BYTES
+        # SGLang quantises the linear layers (Fp8Config.get_quant_method in
+        # srt/layers/quantization/fp8.py): not the token table, nor the head of a language model.
+        # The norms, and a scale for each row, are less than what is added for the allocator.
+        tables = self.tables * self.vocabulary * self.hidden
+        return (self.parameters - tables) * _FP8_BYTES + tables * _BF16_BYTES
 
     def kv_bytes_per_token(self, tp_size: int = 1) -> int:
         """Return the bytes that one token's keys and values take on each of ``tp_size`` devices.
@@ -116,8 +119,11 @@ def _from_folder(folder: Path) -> ModelShape | None:
         vocabulary = int(config["vocab_size"])
         # SGLang creates the head of a language model whether or not the checkpoint has one,
         # although an embedding never uses it (srt/models/qwen3.py, Qwen3ForCausalLM.__init__).
-        has_head = "lm_head.weight" in elements or config.get("tie_word_embeddings")
-        if architecture.endswith("ForCausalLM") and not has_head:
+        stores_head = "lm_head.weight" in elements
+        has_head = stores_head or not config.get("tie_word_embeddings")
+        if not architecture.endswith("ForCausalLM"):
+            has_head = False
+        elif has_head and not stores_head:
             parameters += vocabulary * hidden
         return ModelShape(
             architecture=architecture,
@@ -127,6 +133,7 @@ def _from_folder(folder: Path) -> ModelShape | None:
             kv_heads=int(config.get("num_key_value_heads") or heads),
             head_dim=int(config.get("head_dim") or hidden // heads),
             vocabulary=vocabulary,
+            tables=2 if has_head else 1,
             parameters=parameters,
             context_tokens=_context(config),
             stored_bytes=_stored_bytes(folder) if "quantization_config" in config else None,

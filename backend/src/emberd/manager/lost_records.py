@@ -22,7 +22,7 @@ from emberd.errors import StartTimeoutError, StateFolderError
 from emberd.manager import locks, paths, state
 from emberd.manager.spawn import SUPERVISOR_MODULE
 from emberd.manager.state import ServerSnapshot, ServerStatus, State, Timing, settled_snapshot
-from emberd.settings import ServerSpec
+from emberd.settings import QUANTIZATIONS, ServerSpec
 from emberd.system import processes
 from emberd.system.processes import ProcessIdentity
 
@@ -139,9 +139,10 @@ def server_status(seen: ServerSnapshot, marks: Marks) -> ServerStatus | None:
 
 
 def _spec(folder: Path) -> ServerSpec:
-    # The folder's name is a hash of the model and its revision; it can only be compared.
+    # The folder's name is a hash of what determines the vectors; it can only be compared.
     key = folder.name.partition("-")[0]
-    specs = (ServerSpec(model=model.name) for model in MODELS)
+    precisions = (None, *QUANTIZATIONS)
+    specs = (ServerSpec(model.name, quantization=p) for model in MODELS for p in precisions)
     return next((spec for spec in specs if spec.key == key), ServerSpec(model=NO_MODEL))
 
 

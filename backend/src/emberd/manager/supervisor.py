@@ -19,6 +19,7 @@ import signal
 import time
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -32,7 +33,7 @@ from emberd.manager.health import HangMonitor, StartMonitor
 from emberd.manager.idle import IdleMonitor
 from emberd.manager.state import Record, State, Verify
 from emberd.manager.state_repair import FolderGone, StateFiles, report
-from emberd.system import os_errors, ownership, processes
+from emberd.system import background, os_errors, ownership, processes
 from emberd.system.log_rules import Diagnosis
 
 _PORT_TRIES: Final = 5
@@ -197,6 +198,10 @@ class Supervisor:
             attempts=0,
             progress="",
         )
+        if plan.gpu_usage is not None:
+            # Not waited for: the driver may not answer. Without a thread it is left out.
+            with suppress(EmberdError):
+                background.run(partial(plan.gpu_usage.compare, server.members()), "gpu-usage")
         return None
 
     def _await_ready(self, start: StartMonitor) -> Endpoint | Diagnosis | None:

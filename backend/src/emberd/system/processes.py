@@ -31,6 +31,7 @@ _STAT_STATE: Final = 0
 _STAT_PARENT: Final = 1
 _STAT_START: Final = 19
 _END_POLL_S: Final = 0.02
+_FIRST_PID_NAMESPACE: Final = str(0xEFFFFFFC)  # PROC_PID_INIT_INO in the kernel's proc_ns.h
 
 UNREADABLE: Final = (FileNotFoundError, ProcessLookupError, PermissionError)
 """What is raised for a process that has ended, or that this user may not look at."""
@@ -79,6 +80,11 @@ def network() -> str:
     Not cached: a process, or one of its threads, may enter another network namespace.
     """
     return "-".join((namespace(), *_inode("/proc/thread-self/ns/net")))
+
+
+def has_pids_of_host() -> bool:
+    """Return whether pids are the same here as in the kernel's first pid namespace (Linux)."""
+    return _inode("/proc/self/ns/pid") == [_FIRST_PID_NAMESPACE]
 
 
 def _inode(of: str) -> list[str]:

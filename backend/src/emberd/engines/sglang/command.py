@@ -272,7 +272,7 @@ _RESERVED: Final[Mapping[str, str]] = {
     "--max-total-tokens": f"a text that does not fit into the KV cache would wait forever; {_SIZE}",
     "--model-path": "use model=, or `emberd up --model`",
     "--port": "use `emberd up --port`, or EMBERD_PORT",
-    "--quantization": _VECTORS,
+    "--quantization": "use quantization=, or `emberd up --quantization`",
     "--revision": "use revision=, or `emberd up --revision`",
     "--served-model-name": _OURS,
     "--tensor-parallel-size": _GPUS,

@@ -6,17 +6,20 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import PurePath
 from typing import Final
 
 from emberd import model_files
 from emberd.catalog import DEMO_MODEL
-from emberd.engines import gpus
-from emberd.engines.base import EnvironmentEngine, Launch, Plan, Reason
+from emberd.engines import gpu_usage, gpus
+from emberd.engines.base import EnvironmentEngine, Launch, MemoryNeed, Plan, Reason
+from emberd.engines.gpu_usage import PlannedUsage, Usage
 from emberd.engines.gpus import Gpu
 from emberd.engines.model_shape import shape_of
 from emberd.engines.sglang import command, log_reader, memory, support
 from emberd.engines.sglang.memory import MemoryPlan
+from emberd.env import Places
 from emberd.errors import StartError
 from emberd.settings import ServerSpec, StartOptions
 from emberd.system import process_env
@@ -49,7 +52,9 @@ class SglangEngine(EnvironmentEngine):
         """Return the UUIDs of the GPUs with the most free memory; nothing on a CPU."""
         if spec.device == command.CPU:
             return ()
-        return [gpu.uuid for gpu in support.freest_supported(gpus.survey().gpus, options.gpus)]
+        seen, precision = gpus.survey().gpus, spec.quantization
+        chosen = support.freest_supported(seen, options.gpus, quantization=precision)
+        return [gpu.uuid for gpu in chosen]
 
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
         """Return how to start a server for ``spec``.
@@ -67,16 +72,22 @@ class SglangEngine(EnvironmentEngine):
         chosen: tuple[Gpu, ...] = ()
         if not on_cpu:
             survey = gpus.survey()
-            if problem := support.why_unsuitable(survey, launch.options.gpus):
+            count, precision = launch.options.gpus, spec.quantization
+            if problem := support.why_unsuitable(survey, count, precision):
                 raise StartError(f"SGLang cannot run here: {problem}")
             locked = launch.exclusive_resources
-            chosen = support.freest_supported(survey.gpus, launch.options.gpus, locked)
-        figures = _plan_memory(spec, launch.options, chosen)
+            chosen = support.freest_supported(survey.gpus, count, locked, precision)
         python = self._interpreter(launch)
         version = support.find_version(python.version)
         if version is None:  # it was replaced after ``why_unavailable`` had looked at it
             problem = support.why_not_version(python.version, spec)
             raise StartError(f"SGLang {python.version} {problem}", advice=f"Run: {self._install}")
+        earlier = _earlier_usage(spec, launch.options, chosen, python.version)
+        figures = _plan_memory(spec, launch.options, chosen, earlier)
+        usage = None
+        if figures and earlier:
+            planned_bytes = figures.need_bytes - earlier.extra_bytes
+            usage = PlannedUsage(earlier, [gpu.uuid for gpu in chosen], planned_bytes)
         config = os.path.join(launch.folder, _CONFIG)
         flags = command.flags(spec, launch, figures, config)
         store = os.path.join(launch.folder, _STORE)
@@ -105,9 +116,25 @@ class SglangEngine(EnvironmentEngine):
                 *([Reason(" ".join(own), "your own arguments")] if own else ()),
                 *(Reason(f"{name}={value}", why) for name, (value, why) in variables.items()),
                 *(figures.reasons() if figures else ()),
+                *([Reason(*words)] if earlier and (words := earlier.in_words()) else ()),
             ],
-            notes=[*support.notes(spec.model, spec.revision), *(figures.notes if figures else ())],
+            notes=[
+                *support.notes(spec.model, spec.revision),
+                *support.precision_notes(spec),
+                *(figures.notes if figures else ()),
+                *(earlier.notes if earlier else ()),
+            ],
+            gpu_usage=usage,
         )
+
+    def estimate(self, spec: ServerSpec, options: StartOptions, gpu: Gpu) -> MemoryNeed | None:
+        """Return what a server takes on a GPU; None if the model's size is not known.
+
+        Raises:
+            StartError: It does not fit.
+        """
+        plan = _plan_memory(spec, options, [gpu])
+        return plan and replace(plan, notes=(*plan.notes, *support.precision_notes(spec)))
 
     progress = staticmethod(log_reader.progress)
     diagnose = staticmethod(log_reader.diagnose)
@@ -144,10 +171,11 @@ class SglangEngine(EnvironmentEngine):
     def _why_not_here(self, spec: ServerSpec) -> str | None:
         if spec.deterministic and spec.device == command.CPU:
             return "computes deterministically only on a GPU; use engine='transformers' on a CPU"
-        return self.why_unsupported(spec) or _why_no_device(spec.device)
+        return self.why_unsupported(spec) or support.why_not_quantised(spec) or _why_no_device(spec)
 
 
-def _why_no_device(device: str | None) -> str | None:
+def _why_no_device(spec: ServerSpec) -> str | None:
+    device = spec.device
     if device == command.CPU:
         if sys.platform == "linux" and platform.machine() == "x86_64":
             return None
@@ -155,7 +183,7 @@ def _why_no_device(device: str | None) -> str | None:
         return f"runs on the CPU only on x86-64 Linux, for development, but this is {here}"
     if device not in (None, command.GPU):
         return f"runs on a CUDA GPU or, for development, on a CPU, not on device={device!r}"
-    if (problem := support.why_unsuitable(gpus.survey())) is None:
+    if (problem := support.why_unsuitable(gpus.survey(), quantization=spec.quantization)) is None:
         return None
     return (
         f"{problem}. Alternatively, point EMBERD_BASE_URL=http://HOST:30000/v1 at another machine; "
@@ -164,8 +192,30 @@ def _why_no_device(device: str | None) -> str | None:
     )
 
 
+def _earlier_usage(
+    spec: ServerSpec, options: StartOptions, chosen: Sequence[Gpu], version: str
+) -> Usage | None:
+    """Return what earlier starts used; None where the plan is not comparable with them."""
+    shape = shape_of(spec.model)
+    # The user's own arguments may change what is used.
+    if shape is None or not chosen or options.arguments:
+        return None
+    kind = {
+        "gpu": min(chosen, key=lambda gpu: gpu.free_bytes).name,
+        "sglang": version,
+        "shape": asdict(shape),
+        "quantization": spec.quantization,
+        "deterministic": spec.deterministic,
+        "tp_size": options.tp_size,
+    }
+    return gpu_usage.read(Places.resolve().home, kind)
+
+
 def _plan_memory(
-    spec: ServerSpec, options: StartOptions, chosen: Sequence[Gpu]
+    spec: ServerSpec,
+    options: StartOptions,
+    chosen: Sequence[Gpu],
+    earlier: Usage | None = None,
 ) -> MemoryPlan | None:
     shape = shape_of(spec.model)
     if shape is None:
@@ -178,13 +228,22 @@ def _plan_memory(
 
         seen = psutil.virtual_memory()
         device = memory.on_host(seen.total, seen.available)
-    return memory.plan_memory(
-        device,
-        shape,
-        spec.context_tokens,
-        tp_size=options.tp_size,
-        quantization=spec.quantization,
-    )
+    extra_bytes = earlier.extra_bytes if earlier else 0
+    try:
+        return memory.plan_memory(
+            device,
+            shape,
+            spec.context_tokens,
+            tp_size=options.tp_size,
+            quantization=spec.quantization,
+            deterministic=spec.deterministic,
+            extra_bytes=extra_bytes,
+        )
+    except StartError as error:
+        if earlier is None or not extra_bytes:
+            raise
+        why = f"{extra_bytes / memory.GIB:.1f} GiB more than planned was used by an earlier start"
+        raise StartError(f"{error.cause} ({why}: {earlier.file})", advice=error.advice) from error
 
 
 ENGINE: Final = SglangEngine()

@@ -2,8 +2,8 @@
 
 emberd limits the number of tokens in SGLang's KV cache, so that a card can be shared with a
 language model; SGLang's own formula takes nearly all free memory. The arithmetic is
-compared with SGLang's, and the constants are upper bounds from its source: on an H200, 17.0 GiB of
-20.8 planned were used.
+compared with SGLang's, and the constants are upper bounds from its source. One of them is
+calibrated on a measurement, for the kind of server that was measured.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final
 
-from emberd.engines.base import Reason
+from emberd.engines.base import MemoryNeed, Reason
 from emberd.engines.gpus import Gpu
 from emberd.engines.model_shape import KNOWN, ModelShape
 from emberd.errors import StartError
@@ -42,7 +42,17 @@ _LARGE_BATCHES: Final = (8192, 4096, SMALLEST_BATCH_TOKENS)
 _BATCHES: Final = (4096, SMALLEST_BATCH_TOKENS)
 _BATCHES_HELD: Final = 2  # one runs while the next is scheduled
 
-_LAYERS_ALIVE: Final = 8  # one by the shapes; the rest for fragmentation and captured graphs
+# Layers whose widest tensors are counted: one by the shapes, the rest for fragmentation and
+# captured graphs. Eight is a bound that was not measured.
+_LAYERS_ALIVE: Final = 8
+# One measurement (H200, SGLang 0.5.17, shape of Qwen3-Embedding-4B, bfloat16, batches of 8,192
+# tokens, fa3 kernels): 17,392 MiB were used after all loads, 2.6 GiB of it beside weights and KV
+# cache. With eight layers 6.5 GiB were planned for that, with three it is 3.8. The overhead is not
+# calibrated: the measurement does not separate it from the activations, and the KV cache and the
+# weights are computed. Used only for the kind of server that was measured (``_is_measured``).
+_LAYERS_ALIVE_MEASURED: Final = 3
+_MEASURED_MAJOR: Final = 9  # compute capability of Hopper, where SGLang chooses fa3
+_MEASURED_ARCHITECTURES: Final = ("Qwen3ForCausalLM", "Qwen3Model")
 _WEIGHTS_SLACK: Final = 1.02  # the allocator's blocks, rotary tables
 # SGLang makes a table of requests with 2,048 to 4,096 rows, each as long as the context, of four
 # bytes per entry (srt/mem_cache/kv_cache_configurator.py, resolve_max_num_reqs).
@@ -71,6 +81,7 @@ class Device:
         free_bytes: Memory that is free now.
         context_bytes: What the process takes before SGLang measures what is free.
         fixed_bytes: Workspaces and captured graphs.
+        is_measured: Whether it is one GPU of the kind on which the activations were measured.
         max_fraction: Largest fraction of the free memory that SGLang may plan with.
         remedies: What to do if it is too little.
     """
@@ -80,6 +91,7 @@ class Device:
     free_bytes: int
     context_bytes: int
     fixed_bytes: int
+    is_measured: bool = False
     max_fraction: float = MAX_FRACTION
     remedies: tuple[str, ...] = (
         "Free some of it (nvidia-smi lists the processes that hold it)",
@@ -87,47 +99,31 @@ class Device:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan(MemoryNeed):
     """The memory that a server takes on one device, and SGLang's figures for it.
 
     Attributes:
         device: Name of the device.
         free_bytes: Memory that was free on it.
-        weights_bytes: The weights, and 2 % for blocks that are not filled.
         kv_tokens: Tokens that the KV cache holds, for ``--max-total-tokens``.
-        kv_bytes: Size of the KV cache.
-        activation_bytes: What one batch takes while it runs.
-        overhead_bytes: CUDA, workspaces, captured graphs, the table of requests.
-        need_bytes: The sum of these.
         fraction: For ``--mem-fraction-static``: of what is free at the start, not of the card.
         chunked_prefill_tokens: For ``--chunked-prefill-size``; ``NO_CHUNKS`` for encoders.
         max_prefill_tokens: For ``--max-prefill-tokens``.
         context_tokens: For ``--context-length``.
-        notes: What users of the server should know.
     """
 
     device: str
     free_bytes: int
-    weights_bytes: int
     kv_tokens: int
-    kv_bytes: int
-    activation_bytes: int
-    overhead_bytes: int
-    need_bytes: int
     fraction: float
     chunked_prefill_tokens: int
     max_prefill_tokens: int
     context_tokens: int
-    notes: tuple[str, ...] = ()
-
-    @property
-    def longest_text_tokens(self) -> int:
-        """The longest text that such a server accepts, end-of-text token included."""
-        return self.context_tokens - _REFUSED_TAIL_TOKENS
 
     def reasons(self) -> tuple[Reason, ...]:
         """Return the figures with their reasons, for display."""
+        parts = self.weights_bytes + self.kv_bytes + self.activation_bytes + self.overhead_bytes
         return (
             Reason(f"weights {_gib(self.weights_bytes)}", "the model's parameters, and 2 %"),
             Reason(
@@ -145,7 +141,8 @@ class MemoryPlan:
             ),
             Reason(
                 f"memory {_gib(self.need_bytes)}",
-                f"the sum, of {_gib(self.free_bytes)} free on {self.device}",
+                f"{'the sum' if self.need_bytes == parts else 'while the weights are loaded'}, of "
+                f"{_gib(self.free_bytes)} free on {self.device}",
             ),
         )
 
@@ -154,11 +151,26 @@ class _Load:
     """What a model takes on one device, in all and per token."""
 
     def __init__(
-        self, device: Device, shape: ModelShape, tp_size: int = 1, quantization: str | None = None
+        self,
+        device: Device,
+        shape: ModelShape,
+        tp_size: int = 1,
+        quantization: str | None = None,
+        *,
+        deterministic: bool = False,
     ) -> None:
         share = _WEIGHTS_SLACK / tp_size
         self.device = device
         self.shape = shape
+        # Other kernels (other GPUs, fp8, deterministic ones), several GPUs and other models were
+        # not measured. Larger batches neither: ``_LARGE_BATCHES`` has none.
+        is_measured = (
+            device.is_measured
+            and shape.architecture in _MEASURED_ARCHITECTURES
+            and quantization is None
+            and not deterministic
+        )
+        self.layers_alive = _LAYERS_ALIVE_MEASURED if is_measured else _LAYERS_ALIVE
         self.weights_bytes = math.ceil(shape.weights_bytes(quantization) * share)
         # Weights are quantised on the device, after all of them are loaded.
         self.loading_bytes = math.ceil(shape.weights_bytes() * share)
@@ -195,6 +207,7 @@ class _Load:
             chunked_prefill_tokens=NO_CHUNKS if self.shape.is_encoder else batch,
             max_prefill_tokens=batch,
             context_tokens=context,
+            longest_text_tokens=context - _REFUSED_TAIL_TOKENS,
         )
 
     def need_bytes(self, context: int, batch: int, kv_tokens: int) -> int:
@@ -207,7 +220,7 @@ class _Load:
     def activation_bytes(self, batch: int, context: int) -> int:
         # Without chunks a text that is longer than a batch runs in one piece.
         tokens = max(batch, context) if self.shape.is_encoder else batch
-        return tokens * self.shape.layer_bytes_per_token() * _LAYERS_ALIVE
+        return tokens * self.shape.layer_bytes_per_token() * self.layers_alive
 
     def overhead_bytes(self, context: int, kv_tokens: int) -> int:
         rows = max(context, kv_tokens // _TABLE_KV_SHARE) + _PAGE_TOKENS
@@ -245,6 +258,8 @@ def plan_memory(
     *,
     tp_size: int = 1,
     quantization: str | None = None,
+    deterministic: bool = False,
+    extra_bytes: int = 0,
 ) -> MemoryPlan:
     """Return what a server takes on a device; with several GPUs, on the one with the least free.
 
@@ -255,6 +270,8 @@ def plan_memory(
             less if that does not fit.
         tp_size: GPUs over which one copy of the model is spread.
         quantization: Quantisation of the weights; None for none.
+        deterministic: Whether SGLang computes with its deterministic kernels.
+        extra_bytes: What an earlier start here used beyond its plan (``gpu_usage``).
 
     Raises:
         StartError: It does not fit; the message has the sum, and the advice says what would fit.
@@ -273,7 +290,8 @@ def plan_memory(
         full = min(limit, wanted_context + _REFUSED_TAIL_TOKENS)
     if isinstance(device, Gpu):
         device = on_gpu(device, tp_size)
-    load = _Load(device, shape, tp_size, quantization)
+    device = replace(device, fixed_bytes=device.fixed_bytes + extra_bytes)
+    load = _Load(device, shape, tp_size, quantization, deterministic=deterministic)
     batches = _LARGE_BATCHES if device.total_bytes >= _LARGE_CARD_BYTES else _BATCHES
     for batch in batches:
         if plan := load.plan(full, batch, _BATCHES_HELD):
@@ -303,6 +321,7 @@ def on_gpu(gpu: Gpu, tp_size: int = 1) -> Device:
         free_bytes=gpu.free_bytes,
         context_bytes=_CUDA_BYTES + (_LINKS_BYTES if tp_size > 1 else 0),
         fixed_bytes=_WORKSPACE_BYTES + _GRAPHS_BYTES,
+        is_measured=gpu.capability[0] == _MEASURED_MAJOR and tp_size == 1,
     )
 
 

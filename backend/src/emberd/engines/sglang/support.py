@@ -16,7 +16,7 @@ from emberd.catalog import Model
 from emberd.engines import gpus as all_gpus
 from emberd.engines.gpus import VISIBLE, Gpu, Survey
 from emberd.installs.recipes import dotted
-from emberd.settings import ServerSpec
+from emberd.settings import QUANTIZATIONS, ServerSpec
 from emberd.system import ownership
 
 # ------------------------------------------------------------ versions
@@ -86,14 +86,14 @@ def why_not_version(version: str, spec: ServerSpec) -> str | None:
         if _numbers(version) > _numbers(newest):
             advice = "; or start it yourself: emberd finds and verifies it (docs/sglang.md)"
         return f"is not supported (only {oldest} to {newest} are tested{advice})"
-    folder = _files(spec)
+    folder = _folder(spec)
     architecture = model_pooling.architecture(folder) if folder else None
     if architecture in known.lacks:
         return f"has no code for the architecture {architecture}"
     return None
 
 
-def _files(spec: ServerSpec) -> Path | None:
+def _folder(spec: ServerSpec) -> Path | None:
     """Return the folder of a model, or what the hub's cache has of it."""
     if model_files.is_folder(spec.model):
         return Path(spec.model)
@@ -104,6 +104,10 @@ def _files(spec: ServerSpec) -> Path | None:
 
 MIN_CAPABILITY: Final = (8, 0)
 """SGLang's kernels have no code for older GPUs, although its own check accepts some."""
+
+FP8_CAPABILITY: Final = (8, 9)
+"""From here on SGLang multiplies in fp8. ``--quantization fp8`` works from 8.0 on, but there only
+the weights are rounded, so the vectors are others (srt/layers/quantization/fp8.py)."""
 
 NEEDS_CUDA: Final = (13, 0)
 """What the torch that SGLang 0.5.23 pins is built for; driver 580 and newer run it."""
@@ -124,7 +128,7 @@ def generation(capability: tuple[int, int]) -> str | None:
     return next((name for least, name in GENERATIONS.items() if capability >= least), None)
 
 
-def why_unsuitable(seen: Survey, count: int = 1) -> str | None:
+def why_unsuitable(seen: Survey, count: int = 1, quantization: str | None = None) -> str | None:
     """Return why SGLang cannot use ``count`` of these GPUs and what to do; None if it can."""
     if seen.problem:
         return seen.problem
@@ -133,9 +137,15 @@ def why_unsuitable(seen: Survey, count: int = 1) -> str | None:
             f"the NVIDIA driver {seen.driver} runs CUDA up to {dotted(seen.cuda)}, but SGLang "
             f"needs {dotted(NEEDS_CUDA)}: install driver 580 or newer"
         )
-    fit = _suitable(seen.gpus)
+    fit = _suitable(seen.gpus, quantization)
     if not fit:
         found = ", ".join(f"{gpu.name} ({dotted(gpu.capability)})" for gpu in seen.gpus)
+        if quantization and _suitable(seen.gpus):
+            return (
+                f"SGLang computes in {quantization} from compute capability "
+                f"{dotted(FP8_CAPABILITY)} on (Ada and newer); found {found}: omit "
+                f"quantization={quantization!r}, or use another GPU"
+            )
         return (
             f"SGLang needs a GPU of compute capability {dotted(MIN_CAPABILITY)} or more "
             f"(Ampere and newer); found {found}"
@@ -154,14 +164,38 @@ def why_unsuitable(seen: Survey, count: int = 1) -> str | None:
 
 
 def freest_supported(
-    gpus: Sequence[Gpu], count: int = 1, locked: Sequence[str] = ()
+    gpus: Sequence[Gpu],
+    count: int = 1,
+    locked: Sequence[str] = (),
+    quantization: str | None = None,
 ) -> tuple[Gpu, ...]:
     """Return the ``count`` suitable GPUs with the most free memory, as ``gpus.freest`` does."""
-    return all_gpus.freest(_suitable(gpus), count, locked)
+    return all_gpus.freest(_suitable(gpus, quantization), count, locked)
 
 
-def _suitable(gpus: Sequence[Gpu]) -> list[Gpu]:
-    return [gpu for gpu in gpus if gpu.capability >= MIN_CAPABILITY]
+def _suitable(gpus: Sequence[Gpu], quantization: str | None = None) -> list[Gpu]:
+    least = FP8_CAPABILITY if quantization else MIN_CAPABILITY
+    return [gpu for gpu in gpus if gpu.capability >= least]
+
+
+def why_not_quantised(spec: ServerSpec) -> str | None:
+    """Return why a server is not started with the quantisation of ``spec``; None if it may be."""
+    name = spec.quantization
+    if name is None:
+        return None
+    if name not in QUANTIZATIONS:
+        return f"does not support quantization={name!r}; use {' or '.join(QUANTIZATIONS)}, or none"
+    if spec.device == "cpu":
+        return f"computes in {name} only on a GPU; omit quantization={name!r}"
+    if spec.deterministic:
+        return (
+            f"does not say that its kernels for {name} compute deterministically; omit "
+            f"quantization={name!r}, or deterministic=True"
+        )
+    folder = _folder(spec)
+    if folder and "quantization_config" in model_files.read_json(folder / model_files.CONFIG):
+        return f"quantises {spec.model} as its config.json says; omit quantization={name!r}"
+    return None
 
 
 # ------------------------------------------------------------ models
@@ -206,6 +240,15 @@ _BARE_DECODERS: Final = (
     *("SmolLM3Model", "Starcoder2Model"),
 )
 _IN_WORDS: Final = {"cls": "the first token"}
+
+
+def precision_notes(spec: ServerSpec) -> list[str]:
+    """Return what users of a quantised model should know, one sentence each."""
+    text = (
+        f"{spec.quantization} gives other vectors than {spec.model} does unquantised, and emberd's "
+        f"developers have not tried it on a GPU: compare some vectors before you build an index."
+    )
+    return [text] if spec.quantization else []
 
 
 def notes(model: str, revision: str | None = None) -> list[str]:
@@ -277,7 +320,7 @@ def _pooling(folder: Path) -> str | None:
 def overrides(spec: ServerSpec) -> dict[str, Any]:
     """Return what the configuration of a model lacks for SGLang."""
     needed: dict[str, Any] = {"is_matryoshka": True}
-    folder = _files(spec)
+    folder = _folder(spec)
     config = model_files.read_json(folder / model_files.CONFIG) if folder else {}
     # Transformers 5 has only these positions and does not save the key; SGLang requires it.
     is_bert = model_pooling.architecture(folder) in _BERTS if folder else False

@@ -92,6 +92,9 @@ class EmberdEmbedding(BaseEmbedding):
     revision: str | None = _identifying(
         "revision", "Commit, branch or tag on the hub; None for the default."
     )
+    quantization: str | None = _identifying(
+        "quantization", "'fp8' for weights of eight bits, which give other vectors; None for none."
+    )
     dimensions: int | None = _identifying("dimensions", "Length of the vectors; None for native.")
     query_instruction: str | None = _identifying(
         "query_instruction",
