@@ -91,15 +91,24 @@ def test_symmetric_for_one_call_does_not_change_what_documents_get() -> None:
     assert both.document_template == both.query_template
 
 
-async def test_a_call_with_a_change_starts_no_thread(server: FakeServer) -> None:
+async def test_a_call_with_a_change_starts_no_thread_but_that_of_its_request(
+    server: FakeServer,
+) -> None:
     embedder = Embedder(MODEL, base_url=server.url)
     await embedder.aembed_query("a")
-    started: list[threading.Thread] = []
+    started: list[str] = []
+    start = threading.Thread.start
+
+    def note(thread: threading.Thread) -> None:
+        if thread.name.startswith("emberd"):
+            started.append(thread.name)
+        start(thread)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(threading.Thread, "start", started.append)
+        patch.setattr(threading.Thread, "start", note)
         for number in range(3):
             await embedder.using(query_instruction=f"{number}: {{text}}").aembed_query("a")
-    assert started == []
+    assert started == ["emberd-request"] * 3
     await embedder.aclose()
 
 

@@ -43,7 +43,7 @@ def _write(folder: Path, about: str) -> Path:
     folder.mkdir(exist_ok=True)
     config = {"hidden_size": DIMENSIONS, "about": about}
     (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    return checkpoints_made.write_modules(folder)
 
 
 def _wanted(folder: Path) -> ServerSpec:

@@ -208,13 +208,14 @@ def _window(config: Mapping[str, Any]) -> int | None:
 def _check_default(folder: Path, pooling: str) -> None:
     """Check a folder that declares no pooling, as sentence-transformers 6.2 would load it."""
     known = catalog.find(str(folder))
-    is_decoder = (architecture(folder) or "").endswith("ForCausalLM")
+    kind = architecture(folder)
+    is_decoder = (kind or "").endswith("ForCausalLM")
     default = (known and known.pooling) or (LAST_TOKEN if is_decoder else _MEAN)
     if default != pooling:
         raise ModelFileError(
             f"{folder} declares no pooling: it has no {MODULES}. sentence-transformers takes "
-            f"{_POOLING_WORDS[default]} of a {architecture(folder)}; the server takes "
-            f"{_POOLING_WORDS[pooling]}",
+            f"{_POOLING_WORDS[default]} of {kind or 'a model without an architecture'}; the server "
+            f"takes {_POOLING_WORDS[pooling]}",
             f"Copy {MODULES} and the folders of its modules from the original model. If it has "
             f"none and was trained with {_POOLING_WORDS[pooling]}, write them with "
             f"sentence-transformers: SentenceTransformer(modules=[Transformer(FOLDER), "

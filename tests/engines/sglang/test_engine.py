@@ -140,6 +140,7 @@ def test_a_checkpoint_that_is_stored_quantised_is_not_quantised_again(
 ) -> None:
     config = {"quantization_config": {"quant_method": "awq"}}
     folder = checkpoints_made.write(tmp_path / "m", config, {"a": [64, 64]})
+    checkpoints_made.write_modules(Path(folder))
     cards.cards = [Card(capability=(9, 0))]
     assert ENGINE.why_unavailable(ServerSpec(folder)) is None
     reason = ENGINE.why_unavailable(ServerSpec(folder, quantization="fp8")) or ""
