@@ -97,7 +97,7 @@ def test_a_model_without_weights_here_is_refused(model: str) -> None:
 
 def test_damaged_weights_are_refused(folder: Path, settings: Settings) -> None:
     (folder / "model.safetensors").write_bytes(b"\xff" * 64)
-    with pytest.raises(VerifyError, match="no readable header"):
+    with pytest.raises(SettingError, match="no readable header"):
         fidelity.find_checkpoint(settings)
 
 

@@ -10,9 +10,10 @@ from typing import Any, Final
 
 import pytest
 
+from checkpoints_made import write_modules
 from emberd import model_card, model_files, model_pooling, model_tokenizer
 from emberd.catalog import QWEN_FORM, Model, lookup
-from emberd.client.inputs import in_template
+from emberd.client.inputs import in_template, split_at_special
 from emberd.engines import model_shape
 from emberd.errors import InstructionError, SettingError
 from emberd.settings import Settings
@@ -98,6 +99,47 @@ def test_a_tokenizer_tells_whether_it_converts_texts_to_nfc(
     assert model_card.describe(str(named)).normalization == "NFC", "the catalog's"
     write(named / "tokenizer.json", {"normalizer": normalizer, "post_processor": _ENDS})
     assert model_card.describe(str(named)).normalization == expected
+
+
+@pytest.mark.parametrize("kind", ["BertProcessing", "RobertaProcessing"])
+def test_tokens_around_a_text_are_read_of_old_processors_too(folder: Path, kind: str) -> None:
+    processor = {"type": kind, "cls": ["<s>", 0], "sep": ["</s>", 2]}
+    write(folder / "tokenizer.json", {"post_processor": processor})
+    told = model_card.describe(str(folder))
+    assert (told.start_ids, told.end_of_text_id) == ((0,), 2)
+
+
+@pytest.mark.parametrize(("kind", "known"), [("ByteLevel", True), ("Unheard", False)])
+def test_special_tokens_are_known_only_if_those_around_a_text_are(
+    folder: Path, kind: str, known: bool
+) -> None:
+    added = [{"id": 7, "content": "<end>", "normalized": False}]
+    tokenizer = {"added_tokens": added, "post_processor": {"type": kind}}
+    write(folder / "tokenizer.json", tokenizer)
+    assert bool(model_card.describe(str(folder)).special_tokens) is known
+
+
+def test_the_longest_of_several_special_tokens_is_found() -> None:
+    special = (("\n", 1), ("\n\n", 2), ("\n\n\n", 3))
+    assert split_at_special("a\n\nb\n\n\nc\n", special) == ["a", 2, "b", 3, "c", 1]
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "is_served"),
+    [
+        ({"type": "BertNormalizer", "lowercase": True}, True),
+        ({"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}, True),
+        ({"type": "BertNormalizer", "lowercase": False}, False),
+        (None, False),
+    ],
+)
+def test_lower_case_is_accepted_if_the_tokenizer_lower_cases(
+    folder: Path, normalizer: Any, is_served: bool
+) -> None:
+    write_modules(folder)
+    write(folder / "sentence_bert_config.json", {"do_lower_case": True})
+    write(folder / "tokenizer.json", {"normalizer": normalizer, "post_processor": _ENDS})
+    assert (model_pooling.why_unsupported(folder) is None) is is_served
 
 
 def test_a_mark_is_not_composed_with_a_special_token_of_the_folder(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,7 +25,7 @@ from emberd.errors import (
 )
 from emberd.settings import ServerSpec
 from fake_server import END_OF_TEXT, QWEN, FakeServer, vectors_of
-from http_server import reply
+from http_server import Request, reply
 from other_servers import (
     Generator,
     Infinity,
@@ -136,6 +137,30 @@ def test_white_space_that_neither_the_server_nor_the_model_reads_is_no_error(ser
     server = serve(Infinity, **model)
     vectors = Embedder(server.model, base_url=server.url).embed_documents(["a \n", "a"])
     assert np.abs(vectors[0] - vectors[1]).max() < 1e-6
+
+
+def test_a_text_that_may_be_cut_is_sent_if_that_is_wanted_and_the_first_token_counts(
+    serve: Serve,
+) -> None:
+    model = {"model": "BAAI/bge-small-en-v1.5", "dimensions": 384, "context_tokens": 512}
+    server = serve(Infinity, **model)
+    text = "word " * 200
+    with pytest.raises(TextTooLongError):
+        Embedder(server.model, base_url=server.url).embed_documents([text])
+    asking = Embedder(server.model, base_url=server.url, truncate=True)
+    assert asking.embed_documents([text]).shape == (1, 384)
+
+
+def test_a_refusal_is_not_taken_for_white_space_that_is_removed(serve: Serve) -> None:
+    class Limited(Infinity):
+        trims = False
+
+        def _embeddings(self, request: Request, connection: socket.socket) -> bytes:
+            if any(text != text.strip() for text in request.body["input"]):
+                return reply(429, {"error": "too many requests"})
+            return super()._embeddings(request, connection)
+
+    assert not embedder(serve(Limited)).endpoint().trims
 
 
 def test_an_unknown_server_that_keeps_white_space_is_sent_it(serve: Serve) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -201,6 +202,13 @@ def find_checkpoint(settings: Settings, pooling: str | None = None) -> Checkpoin
         )
     try:
         numbers = model_files.count_weights(folder)
+    except ModelFileError as error:
+        step = error.advice if is_folder else f"Run: emberd pull {shlex.quote(model)}"
+        raise SettingError(
+            f"The weights of {model} are needed to compute vectors to compare with: {error.cause}. "
+            f"Only safetensors are read. {step}"
+        ) from error
+    try:
         declared = model_pooling.names_pooling(folder)
         mode = model_pooling.served_pooling(folder) if declared else settings.known.pooling
     except ModelFileError as error:

@@ -260,7 +260,7 @@ def _check_modules(folder: Path, listed: object, pooling: str, *, partial: bool)
             f"model from {folder} itself",
             "Load the model with sentence-transformers 5 or newer and save it to a new folder.",
         )
-    _check_transformer(folder)
+    _check_transformer(folder, partial=partial)
     # Releases before 6.x do not save settings of Normalize.
     normalize = _settings(folders[2] / CONFIG)
     for name in ("module_input_name", "module_output_name"):
@@ -288,7 +288,7 @@ def _module_folder(folder: Path, path: str) -> Path:
     return folder / parts
 
 
-def _check_transformer(folder: Path) -> None:
+def _check_transformer(folder: Path, *, partial: bool) -> None:
     path, settings = next(
         ((folder / name, found) for name in TRANSFORMER if (found := _settings(folder / name))),
         (folder, {}),
@@ -296,6 +296,11 @@ def _check_transformer(folder: Path) -> None:
     for name, value in settings.items():
         if name in _PASSED and isinstance(value, dict):
             is_neutral = value.keys() <= set(_PASSED[name])
+        elif name == "do_lower_case" and value is True:
+            # The library lower-cases the text, and such a tokenizer does it again. (Only a sigma
+            # at the end of a Greek word in capitals becomes another letter.)
+            is_unknown = partial and not os.path.exists(folder / model_tokenizer.FILE)
+            is_neutral = is_unknown or model_tokenizer.read(folder).lowers
         else:
             is_neutral = name in _ANY_VALUE or value in _NEUTRAL.get(name, ())
         if not is_neutral:

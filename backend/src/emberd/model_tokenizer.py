@@ -25,6 +25,10 @@ _KEEP_NORMALIZER: Final = (
     *("Qwen2Tokenizer", "Qwen2TokenizerFast"),  # they build NFC
 )
 
+# Post-processors that put one token before a text and one after it.
+_PAIRED: Final = ("BertProcessing", "RobertaProcessing")
+_KNOWN_PROCESSORS: Final = (None, "ByteLevel", "TemplateProcessing", *_PAIRED)
+
 # White space between the parts that these make is dropped.
 _SPLIT_AT_WHITE_SPACE: Final = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
 
@@ -37,7 +41,9 @@ class Tokenizer:
         start_ids: The tokens that it puts before the text, such as ``[CLS]``.
         end_of_text_id: The token that it appends; None if it appends none.
         starts_with_nfc: Whether a text and its NFC give the same tokens; None if that is unknown.
-        special_tokens: Text and id of the tokens that it finds in a text before it normalises it.
+        special_tokens: Text and id of the tokens that it finds in a text before it normalises it;
+            empty if it is not known which tokens it puts around a text.
+        lowers: Whether it lower-cases a text; False if that is unknown.
         trims: Whether it ignores white space at the ends of a text; False if that is unknown.
     """
 
@@ -46,6 +52,7 @@ class Tokenizer:
     starts_with_nfc: bool | None = None
     special_tokens: tuple[tuple[str, int], ...] = ()
     trims: bool = False
+    lowers: bool = False
 
 
 def read(folder: Path) -> Tokenizer:
@@ -54,17 +61,26 @@ def read(folder: Path) -> Tokenizer:
         text = read_text(folder / FILE)
     except (OSError, ValueError):
         return Tokenizer()
-    listed = _steps(_part(text, "post_processor"), "processors")
+    processor = _part(text, "post_processor")
+    listed = _steps(processor, "processors")
     normalizer = _part(text, "normalizer")
     # Another step before NFC, such as one that strips accents, may tell a text and its NFC apart.
     is_nfc = None if normalizer is None else _first_type(normalizer, "normalizers") == "NFC"
     kind = read_json(folder / _SETTINGS).get("tokenizer_class")
     if is_nfc and kind is not None and kind not in _KEEP_NORMALIZER:
         is_nfc = None
-    special = _special_tokens(_value(text, "added_tokens"))
+    kinds = [part.get("type") if isinstance(part, dict) else part for part in listed]
+    is_known = processor is not None and all(kind in _KNOWN_PROCESSORS for kind in kinds)
+    special = _special_tokens(_value(text, "added_tokens")) if is_known else ()
     splits = _first_type(_part(text, "pre_tokenizer"), "pretokenizers")
     trims = splits in _SPLIT_AT_WHITE_SPACE
-    return Tokenizer(_start_ids(listed), _end_of_text_id(listed), is_nfc, special, trims)
+    lowers = any(map(_lowers, _steps(normalizer, "normalizers")))
+    return Tokenizer(_start_ids(listed), _end_of_text_id(listed), is_nfc, special, trims, lowers)
+
+
+def _lowers(step: object) -> bool:
+    kind = step.get("type") if isinstance(step, dict) else None
+    return kind == "Lowercase" or (kind == "BertNormalizer" and step.get("lowercase") is True)  # type: ignore[attr-defined]
 
 
 def _special_tokens(added: object) -> tuple[tuple[str, int], ...]:
@@ -81,8 +97,11 @@ def _end_of_text_id(processors: list[Any]) -> int | None:
     # One template, or a sequence that holds one.
     for part in processors:
         try:
-            token = part["single"][-1]["SpecialToken"]["id"]
-            (number,) = part["special_tokens"][token]["ids"]
+            if part["type"] in _PAIRED:
+                number = part["sep"][1]
+            else:
+                token = part["single"][-1]["SpecialToken"]["id"]
+                (number,) = part["special_tokens"][token]["ids"]
         except (LookupError, TypeError, ValueError):
             continue  # it appends no token, or its form is another
         return number if isinstance(number, int) else None
@@ -93,6 +112,9 @@ def _start_ids(processors: list[Any]) -> tuple[int, ...]:
     found: list[int] = []
     for part in processors:
         with suppress(LookupError, TypeError):
+            if part["type"] in _PAIRED:
+                found.append(part["cls"][1])
+                continue
             for entry in itertools.takewhile(lambda entry: "SpecialToken" in entry, part["single"]):
                 found += part["special_tokens"][entry["SpecialToken"]["id"]]["ids"]
     return tuple(found) if all(type(number) is int for number in found) else ()

@@ -183,8 +183,10 @@ def split_at_special(text: str, special: SpecialTokens) -> list[str | int]:
 
 @functools.lru_cache(maxsize=16)
 def _special(special: SpecialTokens) -> re.Pattern[str]:
-    # Without special tokens, it matches nothing.
-    return re.compile(f"({'|'.join(re.escape(token) for token, _ in special) or '(?!)'})")
+    # The longest of those that begin alike, as tokenizers do. Without special tokens, it matches
+    # nothing.
+    longest_first = sorted((token for token, _ in special), key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
 def as_list(texts: Iterable[str]) -> list[str]:

@@ -46,6 +46,7 @@ _TOKEN_BYTES: Final = 40
 
 # The tokenizer routes of other servers than SGLang; llama.cpp's omits the end of text by default.
 _LLAMA_CPP: Final = "llamacpp"
+_FIRST: Final = "cls"  # pooling by the first token, which a text that is cut keeps
 _Route = tuple[str, str, dict[str, Any]]
 _ROUTE: Final[_Route] = (PATH, "prompt", {})
 _OTHER_ROUTES: Final[dict[str, _Route]] = {
@@ -224,7 +225,7 @@ class Lengths:
                     continue
                 if index in self._as_ids:
                     yield self._no_ids(index, endpoint)
-                elif endpoint.cuts:
+                elif endpoint.cuts and not (self.truncate and self.model.pooling == _FIRST):
                     yield self._may_be_cut(index, endpoint)
         elif isinstance(result, RequestError):
             raise result
@@ -267,7 +268,8 @@ class Lengths:
             f"Text {place} may have more than {limit} tokens: it has {self.prepared.sizes[index]} "
             f"bytes, and {endpoint.url}{PATH}, which would count them, is missing or closed. This "
             f"server may cut a text that is too long and return the vector of the rest. Split the "
-            f"text into parts of at most {limit - ADDED_TOKENS} bytes, or use another server.",
+            f"text into parts of at most {limit - ADDED_TOKENS} bytes, or use a server that counts "
+            f"tokens, such as SGLang or vLLM.",
             index=place,
             tokens=None,
             limit=limit,

@@ -205,13 +205,14 @@ def _trims(
 ) -> Generator[Request, Answer | None, bool]:
     """Return whether a text has the same vector with white space around it and without.
 
-    So it is if a limit of the rate does not allow to find out.
+    It is not known, and taken for no, if the server refuses the request, such as by a limit of the
+    rate.
     """
     text = canary.texts(model)[0]
     pair: list[Input] = [text, f"{_WHITE_SPACE}{text}{_WHITE_SPACE}"]
-    body = yield from ask(wire.embed_request(name, pair, None), limited=True)
+    body = yield from ask(wire.embed_request(name, pair, None), best_effort=True)
     if body is None:
-        return True
+        return False
     vectors = _vectors(url, model, name, [body], len(pair))
     return catalog.cosine(*vectors) > canary.ALIKE
 
