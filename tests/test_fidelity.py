@@ -16,6 +16,7 @@ from emberd.errors import (
     BadReplyError,
     NoEngineError,
     RequestError,
+    RequestTimeoutError,
     ServerUnavailableError,
     SettingError,
     TextTooLongError,
@@ -252,6 +253,19 @@ def test_an_invalid_reply_is_wrong_and_the_other_texts_go_on() -> None:
     found = fidelity.compare(_embed(lambda text, n: bad if text == "one" else 0), REFERENCE)
     assert _wrong(found) == ["one"]
     assert not _of(found, "one").is_refused
+
+
+@pytest.mark.parametrize("off_by", [0.0, 0.5])
+def test_a_missing_answer_is_no_wrong_vector_unless_another_one_is_wrong(off_by: float) -> None:
+    slow = RequestTimeoutError("no answer in time")
+
+    def change(text: str, count: int) -> Any:
+        return (slow if count > 1 else off_by) if text == "one" else 0.0
+
+    found = fidelity.compare(_embed(change), REFERENCE)
+    assert not found.is_good
+    assert _of(found, "one").is_unanswered is (off_by == 0)
+    assert not _of(found, "two").is_unanswered
 
 
 def test_a_server_that_is_gone_ends_the_comparison() -> None:

@@ -32,6 +32,7 @@ from emberd.errors import (
     PoisonTextError,
     RejectedError,
     RequestError,
+    RequestTimeoutError,
     ServerUnavailableError,
     SettingError,
     TextError,
@@ -401,6 +402,8 @@ class Compared:
         together: The same from a request with all texts of its role.
         error: Why there is no vector, in words; empty if there are both.
         is_refused: Whether the text was refused before the server could give a wrong vector.
+        is_unanswered: Whether a vector is missing because the server did not answer, and no other
+            one is wrong.
         is_good: Whether both cosines are within the bound.
     """
 
@@ -411,6 +414,7 @@ class Compared:
     together: float | None
     error: str
     is_refused: bool
+    is_unanswered: bool
     is_good: bool
 
     @property
@@ -487,6 +491,12 @@ def _compared(
         None if isinstance(each, RequestError) else _cosine(each, reference.exact[index])
         for each in outcomes
     ]
+    near = [each is not None and 1 - each <= bound for each in cosines]  # NaN is not near
+    answered = [
+        is_near
+        for is_near, each in zip(near, outcomes, strict=True)
+        if not isinstance(each, ServerUnavailableError | RequestTimeoutError)
+    ]
     return Compared(
         reference.samples[index],
         reference.tokens[index],
@@ -495,8 +505,8 @@ def _compared(
         together=cosines[1],
         error=str(errors[0]) if errors else "",
         is_refused=len(errors) == len(outcomes) and all(map(_is_refusal, errors)),
-        # NaN is not near.
-        is_good=all(each is not None and 1 - each <= bound for each in cosines),
+        is_unanswered=len(answered) < len(outcomes) and all(answered),
+        is_good=all(near),
     )
 
 

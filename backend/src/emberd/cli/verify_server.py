@@ -186,6 +186,7 @@ def _content(endpoint: Endpoint, found: Comparison) -> dict[str, Any]:
                 "together": each.together,
                 "error": options.to_cli_names(each.error),
                 "refused": each.is_refused,
+                "unanswered": each.is_unanswered,
                 "ok": each.is_good,
             }
             for each in found.texts
@@ -235,8 +236,11 @@ def _rank(compared: Compared) -> tuple[bool, float]:
 
 def _verdict(reference: ReferenceVectors, found: Comparison) -> Iterator[str]:
     refused = [each for each in found.texts if each.is_refused]
-    wrong = [each for each in found.texts if not each.is_good and not each.is_refused]
-    for what, texts in (("refused", refused), ("wrong", wrong)):
+    unanswered = [each for each in found.texts if each.is_unanswered]
+    wrong = [
+        each for each in found.texts if not (each.is_good or each.is_refused or each.is_unanswered)
+    ]
+    for what, texts in (("refused", refused), ("no answer", unanswered), ("wrong", wrong)):
         for each in texts[:_SHOWN_TEXTS]:
             facts = each.error and options.to_cli_names(each.error)
             if each.lowest is not None:
@@ -251,6 +255,10 @@ def _verdict(reference: ReferenceVectors, found: Comparison) -> Iterator[str]:
         basis = "the server computes in float32"
     longest = max(reference.tokens)
     count = output.pluralize(len(found.texts), "text")
+    if unanswered and not wrong:
+        yield f"INCOMPLETE: the server did not answer for {len(unanswered)} of {count}."
+        yield "Next: see the log of the server, and run the command again."
+        return
     if wrong or not found.is_good:
         yield f"WRONG: {len(wrong)} of {count} are not that of {allowed} ({basis})."
         yield "Next: docs/other-servers.md says what each kind of text can show."
