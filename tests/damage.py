@@ -6,6 +6,7 @@ import json
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -15,15 +16,21 @@ Damage = Callable[[Path], object]
 
 
 def _replace_by_directory(file: Path) -> None:
-    file.unlink()
-    file.mkdir()
+    # A directory cannot replace a file atomically, and a supervisor may write the file in between.
+    while True:
+        file.unlink(missing_ok=True)
+        with suppress(FileExistsError):
+            file.mkdir()
+            break
     (file / "content").touch()
 
 
 def _replace_by_link(file: Path) -> None:
     elsewhere = file.parent.parent / "elsewhere"
-    file.rename(elsewhere)
-    file.symlink_to(elsewhere)
+    fresh = file.with_name(f"{file.name}.link")
+    fresh.symlink_to(elsewhere)
+    elsewhere.write_bytes(file.read_bytes())
+    os.replace(fresh, file)
 
 
 def _replace_by_fifo(file: Path) -> None:
