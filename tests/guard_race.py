@@ -38,7 +38,6 @@ for number in range(int(rounds)):
         print("stored", flush=True)
     except IdentityError as error:
         print("refused", flush=True)
-sys.stdin.readline()  # a claim of a process that has ended does not count
 """
 
 
