@@ -1,11 +1,9 @@
-"""Other processes that guard indexes: two for the same new ones at the same moments, or one."""
+"""Two processes that guard the same new indexes at the same moments."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -38,7 +36,6 @@ for number in range(int(rounds)):
         print("stored", flush=True)
     except IdentityError as error:
         print("refused", flush=True)
-sys.stdin.readline()  # a claim of a process that has ended does not count
 """
 
 
@@ -66,40 +63,6 @@ def outcomes(kind: str, folder: Path) -> list[list[str]]:
         each.communicate()
         assert each.returncode == 0
     return found
-
-
-_CLAIM: Final = """
-import importlib, sys
-from emberd import Embedder, IdentityError, guarded
-
-kind, folder, name, dimensions = sys.argv[1:]
-at = f"{folder}/{name}"
-if kind != "file":
-    at = importlib.import_module(kind).connect(folder), name
-try:
-    guarded(None, Embedder("emberd/demo", dimensions=int(dimensions)), at=at)
-    print("stored", flush=True)
-except IdentityError as error:
-    print("refused", flush=True)
-sys.stdin.readline()
-"""
-
-
-@contextmanager
-def claiming(kind: str, folder: Path, name: str, dimensions: int = 128) -> Iterator[str]:
-    """Let another process guard an index; yield its result, and end it after the block."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", _CLAIM, kind, str(folder), name, str(dimensions)],
-        env=managed.environment(PYTHONWARNINGS="ignore"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield _line(process)
-    finally:
-        process.communicate()
-    assert process.returncode == 0
 
 
 def _line(process: subprocess.Popen[str]) -> str:

@@ -41,6 +41,14 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, connection: sqlite3.Co
     return tmp_path / ("index" if request.param == "folder" else "index.json")
 
 
+def empty(place: Any) -> None:
+    """Remove what ``fill`` added."""
+    if isinstance(place, tuple):
+        place[0].execute('DELETE FROM "pas\'sages"')
+    else:
+        (place if place.suffix else place / "index.faiss").unlink()
+
+
 def fill(place: Any) -> None:
     if isinstance(place, tuple):
         place[0].execute('INSERT INTO "pas\'sages" VALUES (1)')
@@ -51,18 +59,18 @@ def fill(place: Any) -> None:
         (place / "index.faiss").write_text("")
 
 
-def test_a_new_index_gets_the_identity_and_is_opened_only_with_it(place: Any) -> None:
+def test_an_index_is_opened_only_with_its_first_identity_however_full_it_is(place: Any) -> None:
     store = object()
-    assert guarded(store, EMBEDDER, at=place) is store
-    fill(place)
-    assert guarded(store, EMBEDDER, at=place) is store
-    with pytest.raises(IdentityError) as caught:
-        guarded(store, OTHER, at=place)
+    for change in (None, None, fill, empty, fill):
+        if change is not None:
+            change(place)
+        assert guarded(store, EMBEDDER, at=place) is store
+        for adopt in (False, True):
+            with pytest.raises(IdentityError) as caught:
+                guarded(store, OTHER, at=place, adopt=adopt)
     assert (caught.value.kept.strip(), caught.value.now) == (EMBEDDER.identity, OTHER.identity)
     for part in ("pas'sages" if isinstance(place, tuple) else str(place), "dimensions 384 there"):
         assert part in str(caught.value).replace("\\", "")
-    with pytest.raises(IdentityError):
-        guarded(store, OTHER, at=place, adopt=True)
 
 
 def test_an_index_with_rows_and_without_identity_is_refused_unless_it_is_adopted(
@@ -79,7 +87,7 @@ def test_an_index_with_rows_and_without_identity_is_refused_unless_it_is_adopted
 def test_an_incomplete_index_is_refused(tmp_path: Path) -> None:
     kept = index_identity.incomplete(EMBEDDER.identity)
     (tmp_path / "emberd-identity.txt").write_text(kept)
-    with pytest.raises(IdentityError, match="incomplete"):
+    with pytest.raises(IdentityError, match="incomplete.*delete.*emberd-identity.txt"):
         guarded(None, EMBEDDER, at=tmp_path)
     with pytest.raises(IdentityError, match="incomplete"):
         EMBEDDER.check_identity(kept)
@@ -130,72 +138,72 @@ def test_a_virtual_table_is_refused_with_what_to_pass(connection: sqlite3.Connec
         guarded(None, EMBEDDER, at=(connection, "passages"))
 
 
-@pytest.mark.parametrize("name", ["index", "index.v2", "index.json"])
-def test_an_identity_does_not_count_for_an_index_that_was_deleted(
+def test_a_name_of_a_table_can_be_used_again_after_the_table_was_renamed(
+    connection: sqlite3.Connection,
+) -> None:
+    for name, embedder in (("first", EMBEDDER), ("second", OTHER)):
+        connection.execute("CREATE TABLE passages (vector BLOB)")
+        guarded(None, embedder, at=(connection, "passages"))
+        connection.execute(f"ALTER TABLE passages RENAME TO {name}")
+    guarded(None, EMBEDDER, at=(connection, "first"))
+    guarded(None, OTHER, at=(connection, "second"))
+
+
+def test_a_transaction_of_the_user_is_left_open(connection: sqlite3.Connection) -> None:
+    connection.execute("CREATE TABLE passages (vector BLOB)")
+    connection.execute("INSERT INTO passages VALUES (1)")
+    guarded(None, EMBEDDER, at=(connection, "passages"), adopt=True)
+    assert connection.in_transaction
+    connection.commit()
+    with pytest.raises(SettingError, match="does not exist yet"):
+        guarded(None, EMBEDDER, at=(connection, "missing"))
+    assert not connection.in_transaction
+    with pytest.raises(IdentityError):
+        guarded(None, OTHER, at=(connection, "passages"))
+
+
+@pytest.mark.parametrize("name", ["index", "index.json"])
+def test_the_error_names_what_to_delete_if_an_index_was_deleted_without_its_identity(
     tmp_path: Path, name: str
 ) -> None:
     path = tmp_path / name
-    for embedder in (EMBEDDER, OTHER):
-        guarded(None, embedder, at=path)
-        fill(path)
-        guarded(None, embedder, at=path)
-        (shutil.rmtree if path.is_dir() else Path.unlink)(path)
-    fill(path)
-    with pytest.raises(IdentityError, match="If the index was deleted.*delete"):
-        guarded(None, EMBEDDER, at=path)
-
-
-def test_the_claim_of_another_process_counts_until_it_ends(tmp_path: Path) -> None:
-    path = tmp_path / "index"
-    with guard_race.claiming("file", tmp_path, "index") as outcome:
-        assert outcome == "stored"
-        with pytest.raises(IdentityError, match="dimensions 128 there"):
-            guarded(None, EMBEDDER, at=path)
-        guarded(None, EMBEDDER.replace(dimensions=128), at=path)
     guarded(None, EMBEDDER, at=path)
-    with guard_race.claiming("file", tmp_path, "index") as outcome:
-        assert outcome == "refused"
+    fill(path)
+    (shutil.rmtree if path.is_dir() else Path.unlink)(path)
+    (left,) = tmp_path.glob("*identity*")
+    with pytest.raises(IdentityError, match=f"If the index.*was deleted, delete .*{left}"):
+        guarded(None, OTHER, at=path)
+    left.unlink()
+    guarded(None, OTHER, at=path)
 
 
-_FORK: Final = """
-import os, sys
-from emberd import Embedder, IdentityError, guarded
-def claim(dimensions):
-    try:
-        guarded(None, Embedder("emberd/demo", dimensions=dimensions), at=sys.argv[1])
-    except IdentityError:
-        return "refused"
-    return "stored"
-print(claim(64), flush=True)
-if not os.fork():
-    print(claim(128), flush=True)
-    os._exit(0)
-os.wait()
-print(claim(128), flush=True)
+_MANY: Final = """
+import os, resource, sys
+from emberd import Embedder, guarded
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+embedder = Embedder("emberd/demo")
+for number in range(300):
+    path = f"{sys.argv[1]}/{number}"
+    guarded(None, embedder, at=path)
+    os.mkdir(path)
+    guarded(None, embedder, at=path)
 """
 
 
-def test_a_forked_process_does_not_take_the_claim_of_its_parent(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _FORK, tmp_path / "index"],
-        env=managed.environment(PYTHONWARNINGS="ignore"),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.split() == ["stored", "refused", "stored"]
+def test_300_indexes_need_no_more_descriptors_than_one(tmp_path: Path) -> None:
+    environment = managed.environment(PYTHONWARNINGS="ignore")
+    subprocess.run([sys.executable, "-c", _MANY, tmp_path], env=environment, check=True)
 
 
 @pytest.mark.parametrize(
     ("name", "is_folder"),
     [("index.v2", True), ("index", True), ("store", False), ("store.json", False)],
 )
-def test_processes_agree_on_a_path_whatever_was_made_there_between(
+def test_an_identity_counts_whatever_is_made_at_the_path_afterwards(
     tmp_path: Path, name: str, is_folder: bool
 ) -> None:
-    with guard_race.claiming("file", tmp_path, name) as outcome:
-        assert outcome == "stored"
     path = tmp_path / name
+    guarded(None, EMBEDDER.replace(dimensions=128), at=path)
     if is_folder:
         path.mkdir()
         (path / "index.faiss").write_text("")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -11,9 +13,13 @@ import lancedb
 import pytest
 import sqlalchemy
 from langchain_milvus import Milvus
+from qdrant_client import AsyncQdrantClient, QdrantClient
+from qdrant_client.models import Distance, VectorParams
+from sqlalchemy.ext.asyncio import create_async_engine
 
 import emberd
 import guard_race
+from emberd.stores import places
 from langchain_emberd import EmberdEmbeddings, guarded
 from llama_index.embeddings.emberd import EmberdEmbedding
 from managed import MODEL, QUERIES
@@ -166,16 +172,46 @@ def test_the_comment_of_a_table_of_postgresql_is_kept(database: Database, table:
     assert comment == f"{mine}\n{embeddings.identity}"
 
 
-def test_a_table_of_lancedb_that_was_dropped_can_be_made_with_another_model(
-    tmp_path: Path,
-) -> None:
+def test_the_identity_of_a_table_of_lancedb_stays_until_it_is_deleted_too(tmp_path: Path) -> None:
     database = lancedb.connect(tmp_path)
-    for dimensions in (LONG, SHORT):
-        embeddings = embeddings_of(dimensions)
+    embeddings, other = embeddings_of(LONG), embeddings_of(SHORT)
+    row = {"id": "1", "vector": [0.0] * LONG}
+
+    def refused() -> None:
         guarded(None, embeddings, at=(database, NAME))
-        database.create_table(NAME, [{"id": "1", "vector": [0.0] * dimensions}])
-        guarded(None, embeddings, at=(database, NAME))
-        database.drop_table(NAME)
+        with pytest.raises(emberd.IdentityError, match="was deleted, delete the table emberd_iden"):
+            guarded(None, other, at=(database, NAME))
+
+    refused()
+    table = database.create_table(NAME, [row])
+    refused()
+    table.delete("true")
+    refused()
+    table.add([row])
+    refused()
+    database.drop_table(NAME)
+    refused()
+    database.drop_table(f"emberd_identity_{NAME}")
+    guarded(None, other, at=(database, NAME))
+
+
+def test_asynchronous_clients_are_refused(tmp_path: Path) -> None:
+    engine = create_async_engine("postgresql+psycopg://localhost")
+    database = asyncio.run(lancedb.connect_async(tmp_path))
+    for client in (AsyncQdrantClient(":memory:"), engine, database):
+        with pytest.raises(emberd.SettingError, match="synchronous client"):
+            guarded(None, embeddings_of(LONG), at=(client, NAME))
+
+
+def test_an_identity_that_a_store_does_not_replace_is_an_error(tmp_path: Path) -> None:
+    with closing(QdrantClient(path=str(tmp_path))) as client:
+        vectors = VectorParams(size=LONG, distance=Distance.COSINE)
+        client.create_collection(NAME, vectors)
+        place = places.find(None, (client, NAME))
+        place.write("emberd:first")
+        client.update_collection = lambda *_, **__: True
+        with pytest.raises(emberd.EmberdError, match="did not keep"):
+            place.write("emberd:second")
 
 
 @pytest.mark.parametrize("store", [langchain_stores.InMilvus], indirect=True)

@@ -14,7 +14,6 @@ import pyarrow
 import pytest
 from qdrant_client import models
 
-import guard_race
 from emberd import CollectionRowError, Embedder, EmberdError, IdentityError, SettingError, guarded
 from emberd.stores import places
 from emberd.stores import rows as rows_module
@@ -497,15 +496,15 @@ def test_texts_are_found_in_metadata(
     assert np.allclose(vectors["0"][0], embedder.embed_documents(["a title"])[0], atol=1e-5)
 
 
-def test_lancedb_leaves_a_table_that_another_process_is_creating(
+def test_lancedb_does_not_replace_the_identity_of_a_table_that_does_not_exist_yet(
     tmp_path: Path, embedder: Embedder
 ) -> None:
     fill("lancedb", tmp_path, range(3))
     with opened("lancedb", tmp_path) as store:
-        with guard_race.claiming("lancedb", tmp_path, "new-one") as outcome:
-            assert outcome == "stored"
-            with pytest.raises(IdentityError, match="another process is about to create it"):
-                reindex(store, NAME, embedder, to="new-one")
+        guarded(None, embedder.replace(dimensions=64), at=(store.client, "new-one"))
+        with pytest.raises(IdentityError):
+            reindex(store, NAME, embedder, to="new-one")
+        store.client.drop_table("emberd_identity_new-one")
         assert reindex(store, NAME, embedder, to="new-one").rows == 3
 
 

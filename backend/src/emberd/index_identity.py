@@ -106,10 +106,11 @@ def check(
             kept=str(kept),
             now=now,
         )
+    further = f" {advice}" if advice else ""
     if is_incomplete(kept) and not may_be_incomplete:
         raise IdentityError(
             f"{index} is incomplete: `emberd reindex` has not finished it. Wait for that run, or "
-            f"run the same command again, which continues.",
+            f"run the same command again, which continues.{further}",
             kept=kept,
             now=now,
         )
@@ -117,11 +118,9 @@ def check(
     if not names:
         return
     steps = (
-        "Use the model and the settings of the index, or embed its texts again with `emberd "
-        "reindex` (docs/vector-stores.md)."
+        f"Use the model and the settings of the index, or embed its texts again with `emberd "
+        f"reindex` (docs/vector-stores.md).{further}"
     )
-    if advice:
-        steps += f" {advice}"
     if names == ["query"]:
         steps += (
             " Only queries differ: to use this index with another query instruction, store the "

@@ -31,7 +31,7 @@ def guarded(store: StoreT, embedder: Any, *, at: Any = None, adopt: bool = False
 
     Raises:
         IdentityError: The index was made with other settings, has rows but no identity, or is
-            incomplete.
+            incomplete; the text says what to delete if the index was deleted without its identity.
         SettingError: It is unknown where the index is, or there is no place for its identity yet.
         EmberdError: The store failed.
     """
@@ -60,8 +60,7 @@ def guarded(store: StoreT, embedder: Any, *, at: Any = None, adopt: bool = False
                 now=now,
             )
         kept = place.claim(now)
-    advice = place.leftover
-    index_identity.check(kept, now, used.settings, index=place.title, advice=advice)
+    index_identity.check(kept, now, used.settings, index=place.title, advice=place.leftover)
     return store
 
 

@@ -10,10 +10,9 @@ files                 ``emberd-identity.txt`` in the folder of the index,
                       or ``NAME.emberd-identity`` beside it
 ====================  ===================================================
 
-The first five are dropped with the index, and need an index that exists. The identity of a table of
-LanceDB and of an index in files is stored before the index exists, and remains when the index is
-deleted. Therefore an identity of an index without rows counts only as long as the process that
-stored it is alive: that process may be creating the index now.
+An identity that is stored counts, whether the index has rows or not. The first five places are
+dropped with the index, and need an index that exists. The identity of a table of LanceDB and of an
+index in files can be stored before the index exists, and can remain when the index is deleted.
 """
 
 from __future__ import annotations
@@ -21,13 +20,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from emberd import env, index_identity
+from emberd import env
 from emberd.errors import EmberdError, SettingError
 from emberd.system import atomic_file, file_lock, ownership
 
@@ -46,7 +46,7 @@ class Place(ABC):
 
     Attributes:
         title: Which index, as the subject of a sentence.
-        leftover: What to do with the identity if the index was deleted without it; may be empty.
+        leftover: What to delete if the index was deleted without its identity; may be empty.
     """
 
     kind: ClassVar[str]
@@ -55,7 +55,6 @@ class Place(ABC):
     def __init__(self, name: str) -> None:
         self.name = name
         self.title = f"The {self.kind} {name!r}"
-        self._key = self.title  # of its locks; may be that of another index too
 
     @abstractmethod
     def read(self) -> str | None:
@@ -84,10 +83,10 @@ class Place(ABC):
             EmberdError: The store did not keep it.
         """
         self._write(identity)
-        self.require_kept()
+        self.require_kept(identity)
 
     def claim(self, identity: str) -> str:
-        """Store ``identity`` unless another process has stored one in the meantime.
+        """Store ``identity`` unless one is stored.
 
         Returns:
             What is stored now.
@@ -97,19 +96,23 @@ class Place(ABC):
         """
         if (kept := self.read()) is not None:
             return kept
-        with self.locked(_LOCK_S):
+        with self._claiming():
             if self.read() is None:
                 self._write(identity)
-            return self.require_kept()
+        return self.require_kept()
 
-    def require_kept(self) -> str:
+    def _claiming(self) -> AbstractContextManager[None]:
+        """Exclude other claims for the duration of a block."""
+        return self.locked(_LOCK_S)
+
+    def require_kept(self, identity: str | None = None) -> str:
         """Return what is stored now.
 
         Raises:
-            EmberdError: Nothing is, although it was written.
+            EmberdError: Nothing is, although it was written; or it is not ``identity``.
         """
         kept = self.read()
-        if kept is None:
+        if kept is None or kept != (identity or kept):
             raise EmberdError(
                 f"{self.title} did not keep the identity that was stored: this version of the "
                 f"store does not support metadata of a collection. Update the store."
@@ -123,8 +126,11 @@ class Place(ABC):
         Raises:
             EmberdError: Another process holds it.
         """
+        folder = ownership.make_private(Path(env.home_folder()) / "index-locks")
+        # Another index may have the same title, and then shares the lock of claims.
+        digest = hashlib.sha256(f"{self.title}\n{purpose}".encode()).hexdigest()[:32]
         try:
-            with self._lock(timeout_s, purpose):
+            with file_lock.held(folder / digest, timeout_s, note=f"process {os.getpid()}"):
                 yield
         except file_lock.LockHeldError as error:
             raise EmberdError(
@@ -132,55 +138,12 @@ class Place(ABC):
                 f"Wait until it ends, or end it: finished work is kept."
             ) from None
 
-    @contextmanager
-    def _lock(self, timeout_s: float, purpose: str) -> Iterator[None]:
-        folder = ownership.make_private(Path(env.home_folder()) / "index-locks")
-        digest = hashlib.sha256(f"{self._key}\n{purpose}".encode()).hexdigest()[:32]
-        with file_lock.held(folder / digest, timeout_s, note=f"process {os.getpid()}"):
-            yield
-
-
-class _PlaceBeside(Place):
-    """A place that can be written before the index exists, and remains when it is deleted."""
-
-    # The locks of the claims of this process on indexes without rows, until it ends. A forked
-    # process has copies of its parent's, which are not its own.
-    _creating: ClassVar[dict[tuple[str, int], ExitStack]] = {}
-
-    def claim(self, identity: str) -> str:
-        """Store ``identity``, unless the index has one, or another process is creating the index.
-
-        Returns:
-            What is stored now.
-        """
-        if self.has_rows():
-            return super().claim(identity)
-        with self.locked(_LOCK_S):
-            is_ours, kept = self._is_ours_to_create(), self.read()
-            # `emberd reindex` was killed before the first row, and will continue.
-            is_begun = kept is not None and index_identity.is_incomplete(kept) and self.exists()
-            if kept is None or (is_ours and not is_begun):
-                self._write(identity)
-            return self.require_kept()
-
-    def _is_ours_to_create(self) -> bool:
-        """Return whether no other process that is alive has claimed the index."""
-        own = self._key, os.getpid()
-        if own not in self._creating:
-            stack = ExitStack()
-            try:
-                stack.enter_context(self._lock(0, "creating"))
-            except file_lock.LockHeldError:
-                return False
-            self._creating[own] = stack
-        return True
-
 
 def _leftover(what: str) -> str:
-    return f"If the index was deleted and made again without `guarded`, delete {what}."
+    return f"If the index of this identity was deleted, delete {what} too."
 
 
-class _FilePlace(_PlaceBeside):
+class _FilePlace(Place):
     """An index in files; its name is the folder or the file to which it is saved."""
 
     kind = "index"
@@ -202,8 +165,7 @@ class _FilePlace(_PlaceBeside):
         return None
 
     def _write(self, identity: str) -> None:
-        in_folder = self._saved.is_dir() and not self._beside.exists()
-        file = self._inside if in_folder or self._inside.exists() else self._beside
+        file = self._inside if self._saved.is_dir() else self._beside
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_file.write(file, f"{identity}\n".encode(), mode=_FILE_MODE)
 
@@ -309,16 +271,14 @@ class _MilvusPlace(_ClientPlace):
         return int(found["count(*)"]) == 0
 
 
-class _LancePlace(_PlaceBeside):
+class _LancePlace(_ClientPlace):
     """A table of LanceDB, which the frameworks create with its first rows."""
 
     kind = "LanceDB table"
 
     def __init__(self, client: Any, name: str) -> None:
-        super().__init__(name)
-        self._client = client
+        super().__init__(client, name)
         self._table = f"emberd_identity_{name}"
-        self._key += f" in {client.uri}"
         self.leftover = _leftover(f"the table {self._table}")
 
     def read(self) -> str | None:
@@ -415,24 +375,37 @@ class _SqlitePlace(_ClientPlace):
     kind = "SQLite table"
 
     def read(self) -> str | None:
-        asked = (
-            "SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? "
-            "AND substr(name, 1, ?) = ?"
-        )
-        row = self._client.execute(asked, [self.name, len(_TRIGGER), _TRIGGER]).fetchone()
-        found = row and re.search(r"'(emberd:[^']*)'", row[0])
+        _, statement = self._trigger()
+        found = re.search(r"'(emberd:[^']*)'", statement)
         return str(found[1]) if found else None
 
     def _write(self, identity: str) -> None:
-        self._client.execute(f"DROP TRIGGER IF EXISTS {_quoted(_TRIGGER + self.name)}")
-        self._create(identity)
-
-    def claim(self, identity: str) -> str:
-        """Store ``identity`` unless there is one."""
         self._require()
-        if self.read() is None:
-            self._create(identity)
-        return self.require_kept()
+        if (self._definition() or "").upper().startswith("CREATE VIRTUAL"):
+            raise SettingError(
+                f"{self.title} is a virtual table, which cannot keep an identity. Pass the name of "
+                f"the table that has the texts."
+            )
+        old, _ = self._trigger()
+        self._client.execute(f"DROP TRIGGER IF EXISTS {_quoted(old)}")
+        # Names of triggers are those of the whole database, and remain when a table is renamed.
+        self._client.execute(
+            f"CREATE TRIGGER {_quoted(_TRIGGER + secrets.token_hex(8))} "
+            f"AFTER UPDATE ON {_quoted(self.name)} WHEN 0 BEGIN SELECT '{identity}'; END"
+        )
+
+    @contextmanager
+    def _claiming(self) -> Iterator[None]:
+        if self._client.in_transaction:  # the user's own
+            yield
+            return
+        self._client.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._client.execute("COMMIT")
+        finally:
+            if self._client.in_transaction:
+                self._client.execute("ROLLBACK")
 
     def exists(self) -> bool:
         return self._definition() is not None
@@ -441,16 +414,15 @@ class _SqlitePlace(_ClientPlace):
         asked = f"SELECT 1 FROM {_quoted(self.name)} LIMIT 1"  # noqa: S608
         return self._client.execute(asked).fetchone() is None
 
-    def _create(self, identity: str) -> None:
-        if (self._definition() or "").upper().startswith("CREATE VIRTUAL"):
-            raise SettingError(
-                f"{self.title} is a virtual table, which cannot keep an identity. Pass the name of "
-                f"the table that has the texts."
-            )
-        self._client.execute(
-            f"CREATE TRIGGER IF NOT EXISTS {_quoted(_TRIGGER + self.name)} "
-            f"AFTER UPDATE ON {_quoted(self.name)} WHEN 0 BEGIN SELECT '{identity}'; END"
+    def _trigger(self) -> tuple[str, str]:
+        """Return the name and the statement of the trigger; both are empty if there is none."""
+        asked = (
+            "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? "
+            "AND substr(name, 1, ?) = ?"
         )
+        row = self._client.execute(asked, [self.name, len(_TRIGGER), _TRIGGER]).fetchone()
+        name, statement = row or ("", "")
+        return str(name), str(statement)
 
     def _definition(self) -> str | None:
         asked = "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?"
@@ -459,7 +431,7 @@ class _SqlitePlace(_ClientPlace):
 
 
 # The package of a client -> the place in its store.
-_PLACES: Final[dict[str, type[_ClientPlace] | type[_LancePlace]]] = {
+_PLACES: Final[dict[str, type[_ClientPlace]]] = {
     "chromadb": _ChromaPlace,
     "qdrant_client": _QdrantPlace,
     "pymilvus": _MilvusPlace,
@@ -489,12 +461,12 @@ def find(store: Any, at: Any = None) -> Place:
         client, name = at
         packages = [kind.__module__.partition(".")[0] for kind in type(client).__mro__]
         found = next((_PLACES[package] for package in packages if package in _PLACES), None)
-        is_usable = type(client).__name__ not in ("Collection", "AsyncEngine")
+        is_usable = not type(client).__name__.startswith(("Async", "Collection"))
         if found and name and is_usable:
             return found(client, name)
     raise SettingError(
         f"It is unknown where {type(store).__name__} keeps its index. Pass at=(client, name), with "
-        f"a client of chromadb, qdrant_client, pymilvus or lancedb, a synchronous engine of "
-        f"SQLAlchemy or a connection of sqlite3, and the name of the collection or table; or "
-        f"at=PATH, the path to which the index is saved."
+        f"a synchronous client of chromadb, qdrant_client, pymilvus or lancedb, a synchronous "
+        f"engine of SQLAlchemy or a connection of sqlite3, and the name of the collection or "
+        f"table; or at=PATH, the path to which the index is saved."
     )
