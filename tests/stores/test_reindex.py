@@ -504,8 +504,9 @@ def test_lancedb_leaves_a_table_that_another_process_is_creating(
     with opened("lancedb", tmp_path) as store:
         with guard_race.claiming("lancedb", tmp_path, "new-one") as outcome:
             assert outcome == "stored"
-            with pytest.raises(IdentityError, match="another process is about to create it"):
+            with pytest.raises(IdentityError, match="another process is about to create"):
                 reindex(store, NAME, embedder, to="new-one")
+        store.client.drop_table("emberd_identity_new-one")
         assert reindex(store, NAME, embedder, to="new-one").rows == 3
 
 
