@@ -15,8 +15,8 @@ from qdrant_client import models
 
 from emberd import Embedder, EmberdError, IdentityError, SettingError, guarded
 from emberd.stores import rows as rows_module
+from emberd.stores.opening import open_store, shown
 from emberd.stores.reindexing import reindex
-from emberd.stores.rows import open_store, shown
 from fake_server import QWEN, FakeServer
 from stores.reindexed import NAME, OLD, fill, opened, row_with, rows_of, vectors_of
 

@@ -13,7 +13,7 @@ import typer
 
 from emberd.cli import embed as embed_options
 from emberd.cli import options, output, up
-from emberd.stores.rows import open_store, shown
+from emberd.stores.opening import open_store, shown
 
 if TYPE_CHECKING:
     from emberd.stores.reindexing import ReindexSummary
