@@ -17,7 +17,7 @@ import pytest
 import guard_race
 import managed
 from emberd import Embedder, EmberdError, IdentityError, SettingError, guarded, index_identity
-from emberd.stores.rows import open_store
+from emberd.stores.opening import open_store
 from langchain_emberd import EmberdEmbeddings
 from llama_index.embeddings.emberd import EmberdEmbedding
 

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow
 from qdrant_client import QdrantClient, models
 
-from emberd.stores.rows import Row, RowStore, open_store
+from emberd.stores.opening import open_store
+from emberd.stores.rows import Row, RowStore
 
 NAME: Final = "passages"
 OLD: Final = 12

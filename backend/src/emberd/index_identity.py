@@ -5,8 +5,10 @@ The form is that of a URI::
     emberd:Qwen/Qwen3-Embedding-4B?dimensions=1024&query=1f0c2d3e4a5b6978&document=bare
 
 A pinned revision, or the content hash of a folder, and a quantisation come before the dimensions. A
-template is shown as its hash, or as ``bare`` if texts are embedded unchanged. ``#reindexing`` at
-the end marks an index that ``emberd reindex`` is filling.
+template is shown as its hash, or as ``bare`` if texts are embedded unchanged.
+
+``emberd reindex`` adds up to two notes, which do not change what fits: ``#text=NAME`` for the field
+of the texts, if one was named, and ``#reindexing`` at the end of an index that it is filling.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ _SCHEME: Final = "emberd:"
 _MODEL: Final = "model"
 _NATIVE: Final = "native"
 _INCOMPLETE: Final = "#reindexing"
+_TEXT_FIELD: Final = "#text="
 
 
 def identity(settings: Settings, spec: ServerSpec) -> str:
@@ -60,6 +63,17 @@ def native(settings: Settings, spec: ServerSpec) -> str:
     # As above for a folder; and every spelling of a name on the hub is one model.
     model = PurePath(spec.model).name if spec.content else settings.known.name
     return urlencode({**spec.identity, _MODEL: model})
+
+
+def with_text_field(identity: str, name: str | None) -> str:
+    """Return ``identity`` with the field of the texts, if one was named."""
+    return identity if name is None else f"{identity}{_TEXT_FIELD}{quote(name, safe='')}"
+
+
+def text_field(kept: str) -> str | None:
+    """Return the field of the texts; None if none was named."""
+    _, mark, name = kept.strip().removesuffix(_INCOMPLETE).partition(_TEXT_FIELD)
+    return unquote(name) if mark else None
 
 
 def incomplete(identity: str) -> str:
@@ -160,7 +174,7 @@ def _short(template: str) -> str:
 
 
 def _parts(identity: str) -> dict[str, str]:
-    whole = identity.strip().removesuffix(_INCOMPLETE)
+    whole, _, _ = identity.strip().partition("#")
     model, _, rest = whole.removeprefix(_SCHEME).partition("?")
     parts = {_MODEL: model, **dict(parse_qsl(rest))}
     known = catalog.find(unquote(model))

@@ -13,7 +13,7 @@ import typer
 
 from emberd.cli import embed as embed_options
 from emberd.cli import options, output, up
-from emberd.stores.rows import open_store
+from emberd.stores.opening import open_store, shown
 
 if TYPE_CHECKING:
     from emberd.stores.reindexing import ReindexSummary
@@ -45,7 +45,8 @@ TextField = Annotated[
         "--text-field",
         metavar="NAME",
         help="Field of the texts: of the metadata or payload, a column, or metadata.NAME. Default: "
-        "where LangChain and LlamaIndex put them.",
+        "where LangChain and LlamaIndex put them. It is stored with the new collection; later "
+        "runs must name the same one.",
         show_default=False,
     ),
 ]
@@ -107,7 +108,7 @@ def reindex(
     )
     sizes = {"batch_size": batch_size, "max_concurrency": max_concurrency}
     embedder = embed_options.embedder_with(settings, dimensions, truncate=truncate, **sizes)
-    with store_errors(f"The store {location}"):
+    with store_errors(f"The store {shown(location)}"):
         store = open_store(location)
     begin_s = time.monotonic()
 

@@ -6,6 +6,10 @@ collections page by page and embeds what is missing or differs, until a pass fin
 and, for each row, a vector of the right length; then the mark is removed. A run that was killed is
 continued by the same comparison.
 
+The field of the texts is part of what is stored, so that one collection never has vectors of two.
+Before each write a run checks that its mark is still there: if another run, on another machine, has
+completed the collection, applications may have written to it since.
+
 A complete collection is changed only by ``update``, which makes it equal to the old one: it is
 marked as incomplete before its first change, so that a run that is killed is continued.
 
@@ -18,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -96,7 +100,8 @@ def reindex(
 
     Raises:
         SettingError: A name cannot be used, or the store cannot switch.
-        IdentityError: The new collection was begun with another identity.
+        IdentityError: The new collection was begun with another identity, or there is one of a
+            collection that does not exist.
         CollectionRowError: A row cannot be embedded. Finished work is kept.
         EmberdError: The new collection is complete and differs, so ``switch`` is refused; or the
             store or the server failed, and finished work is kept.
@@ -114,7 +119,11 @@ def reindex(
                 f"The collection {name!r} is incomplete: an earlier `emberd reindex` has not "
                 f"finished it. Continue that run first, or pass the name of a complete collection."
             )
-        if kept is not None and index_identity.are_equal(kept, identity):
+        if (
+            kept is not None
+            and index_identity.are_equal(kept, identity)
+            and (text_field is None or index_identity.text_field(kept) == text_field)
+        ):
             return ReindexSummary(old, identity, store.count(old))
         if target == source:
             raise SettingError(f"--to {target} is the old collection. Pass another name.")
@@ -122,10 +131,11 @@ def reindex(
             store.check_switch(name, spare)
         if old == source and (switch or update):
             store.check_change(source, spare)
-        with store.place(target).locked(0, store.where):
-            run = _Run(store, old, target, embedder, text_field=text_field, watch=watch)
-            native = connect or (lambda: embedder.endpoint().dimensions)
-            run.fill(native, update=update, switch=switch)
+    with store.place(target).locked(0, store.where):
+        run = _Run(store, old, target, embedder, text_field=text_field, watch=watch)
+        native = connect or (lambda: embedder.endpoint().dimensions)
+        run.fill(native, update=update, switch=switch)
+        with store_errors(f"The store {store.where}"):
             rows = store.count(target)
             if switch:
                 store.switch(name, target, spare)
@@ -140,7 +150,9 @@ def _old_collection(store: RowStore, source: str, target: str, spare: str, *, sw
     """
     exists = store.exists(source)
     renamed = [] if exists and store.count(source) else store.renamed(source)
-    if not renamed or (exists and not store.exists(target) and spare in renamed):
+    if exists:
+        renamed = [each for each in renamed if store.count(each)]
+    if not renamed:
         if not exists:
             raise SettingError(f"{store.where} has no collection {source!r}. Check its name.")
         return source
@@ -155,7 +167,8 @@ def _old_collection(store: RowStore, source: str, target: str, spare: str, *, sw
     raise SettingError(
         f"The collection {source!r} {now}, and {', '.join(map(repr, renamed))} exists: a switch "
         f"with other options was interrupted, and the rows are there. Run its command again, which "
-        f"finishes it; or rename that collection to {source!r}."
+        f"finishes it; or rename that collection to {source!r}. If {source!r} is meant to be "
+        f"empty, rename or delete the other."
     )
 
 
@@ -178,6 +191,8 @@ class _Run:
         self._place = store.place(target)
         self._embedder = embedder
         self._text_field = text_field
+        self._complete = index_identity.with_text_field(embedder.identity, text_field)
+        self._mark = index_identity.incomplete(self._complete)
         self._watch = watch or (lambda _done, _total: None)
         self._dimensions = embedder.settings.dimensions
         self._is_marked = False
@@ -192,25 +207,34 @@ class _Run:
             update: Make it equal also if it is complete.
             switch: Raise if it is complete and differs.
         """
-        store, place, identity = self._store, self._place, self._embedder.identity
-        exists = store.exists(self._target)
-        if exists:
-            self._is_marked = self._is_incomplete()
-            if not self._is_marked and not update:
-                if switch:
-                    self._refuse_differences()
-                return
+        store, place = self._store, self._place
+        with self._store_errors():
+            store.check_name(self._target)
+            exists = store.exists(self._target)
+            if not exists:
+                store.check_create(self._target, self._source, self._mark)
+            else:
+                self._is_marked = self._is_incomplete()
+                if not self._is_marked and not update:
+                    if switch:
+                        self._refuse_differences()
+                    return
         native = connect()
         self._dimensions = self._dimensions or native
         if not exists:
-            mark = index_identity.incomplete(identity)
-            store.create(self._target, self._source, self._dimensions, mark)
+            with self._store_errors():
+                store.create(self._target, self._source, self._dimensions, self._mark)
             self._is_marked = True
-        with _resumable(), store_errors(f"The store {store.where}"):
+        with _resumable():
             self._pass_until_equal()
             if self._is_marked:
-                store.finish(self._target, self._source)
-                place.write(identity)
+                with self._store_errors():
+                    self._require_mark()
+                    store.finish(self._target, self._source)
+                    place.write(self._complete)
+
+    def _store_errors(self) -> AbstractContextManager[None]:
+        return store_errors(f"The store {self._store.where}")
 
     def _is_incomplete(self) -> bool:
         """Return whether the new collection, which exists and is ours, has the mark."""
@@ -226,14 +250,27 @@ class _Run:
         index_identity.check(
             kept, identity, settings, index=title, may_be_incomplete=True, advice=advice
         )
-        return index_identity.is_incomplete(kept)
+        is_incomplete = index_identity.is_incomplete(kept)
+        if (field := index_identity.text_field(kept)) != self._text_field:
+            if is_incomplete and self._store.count(self._target) == 0:
+                self._place.write(self._mark)
+                return True
+            option = "without --text-field" if field is None else f"with --text-field {field}"
+            raise SettingError(
+                f"{title} was begun {option}: continue it so, or delete it, or pass another name "
+                f"with --to."
+            )
+        if is_incomplete:
+            self._mark = kept
+        return is_incomplete
 
     def _pass_until_equal(self) -> None:
         for _ in range(_MAX_PASSES):
             self._changed = None
             self._copy()
             self._remove()
-            same_count = self._store.count(self._target) == self._store.count(self._source)
+            with self._store_errors():
+                same_count = self._store.count(self._target) == self._store.count(self._source)
             if self._changed is None and same_count:
                 return
         raise EmberdError(
@@ -245,14 +282,16 @@ class _Run:
 
     def _copy(self) -> None:
         """Embed the rows that the new collection lacks, or has otherwise."""
-        done, total = 0, self._store.count(self._source)
+        with self._store_errors():
+            done, total = 0, self._store.count(self._source)
         for wanted, added, differing in self._compared():
             ids = {*added, *differing}
             stale = [row for each in wanted if each in ids for row in wanted[each]]
             if stale:
                 vectors = self._embed(stale)
-                self._begin_change(stale[0].id)
-                self._store.put(self._target, stale, vectors)
+                with self._store_errors():
+                    self._begin_change(stale[0].id)
+                    self._store.put(self._target, stale, vectors)
             done += sum(map(len, wanted.values()))
             self.embedded += len(stale)
             self._watch(min(done, total), total)
@@ -261,40 +300,52 @@ class _Run:
         """Remove the rows that the old collection does not have."""
         # All ids first: pages are counted from the first row.
         for gone in list(self._gone()):
-            self._begin_change(gone[0])
-            self._store.delete(self._target, gone)
+            with self._store_errors():
+                self._begin_change(gone[0])
+                self._store.delete(self._target, gone)
             self.removed += len(gone)
 
     def _begin_change(self, row_id: Any) -> None:
         """Note a change of this pass, and mark the new collection before its first change."""
         self._changed = row_id
-        if not self._is_marked:
-            self._place.write(index_identity.incomplete(self._embedder.identity))
+        if self._is_marked:
+            self._require_mark()
+        else:
+            self._place.write(self._mark)
             self._is_marked = True
+
+    def _require_mark(self) -> None:
+        if (kept := self._place.read()) != self._mark:
+            raise EmberdError(
+                f"{self._place.title} has the identity {kept!r} now: another run has completed it "
+                f"or begun it again. Let one run at a time fill a collection."
+            )
 
     def _compared(self) -> Iterator[tuple[Mapping[Any, list[Row]], list[Any], list[Any]]]:
         """Yield pages of the old rows, and the ids that the new collection lacks, or has otherwise.
 
         A row whose vector is missing or has another length counts as different.
         """
-        for ids in self._store.id_pages(self._source):
-            wanted = self._store.rows(self._source, ids)
-            found = self._store.rows(self._target, ids, lengths=True)
-            added = [each for each in wanted if each not in found]
-            differing = [
-                each
-                for each, rows in wanted.items()
-                if each in found
-                and (found[each] != rows or any(map(self._lacks_vector, found[each])))
-            ]
-            yield wanted, added, differing
+        with self._store_errors():
+            for ids in self._store.id_pages(self._source):
+                wanted = self._store.rows(self._source, ids)
+                found = self._store.rows(self._target, ids, lengths=True)
+                added = [each for each in wanted if each not in found]
+                differing = [
+                    each
+                    for each, rows in wanted.items()
+                    if each in found
+                    and (found[each] != rows or any(map(self._lacks_vector, found[each])))
+                ]
+                yield wanted, added, differing
 
     def _gone(self) -> Iterator[list[Any]]:
         """Yield, by pages, the ids that only the new collection has."""
-        for ids in self._store.id_pages(self._target):
-            present = self._store.rows(self._source, ids)
-            if gone := [each for each in ids if each not in present]:
-                yield gone
+        with self._store_errors():
+            for ids in self._store.id_pages(self._target):
+                present = self._store.rows(self._source, ids)
+                if gone := [each for each in ids if each not in present]:
+                    yield gone
 
     def _lacks_vector(self, row: Row) -> bool:
         return not row.length or row.length != (self._dimensions or row.length)
@@ -347,8 +398,8 @@ class _Run:
             field = self._text_field
             where = f"in {field}" if field else "where LangChain and LlamaIndex put it"
             raise CollectionRowError(
-                f"{title} has no text {where}. Name its field with --text-field, or delete the "
-                f"row.",
+                f"{title} has no text {where}. Delete the row; or name a field that all rows have "
+                f"with --text-field, and another new collection with --to.",
                 row=row.id,
             )
         return found

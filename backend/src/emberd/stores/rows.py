@@ -7,23 +7,19 @@ allows several, and LangChain uses that for equal texts.
 
 from __future__ import annotations
 
-import importlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Final
-from urllib.parse import urlsplit
 
-from emberd import env
 from emberd.errors import CollectionRowError, EmberdError, IdentityError, SettingError
 from emberd.stores import places
-from emberd.system import redaction
 
 PAGE_ROWS: Final = 1024
 
-_QDRANT_POINTS: Final = 128  # a request of more may exceed the limit of the server, 32 MB
+_REQUEST_ROWS: Final = 128  # of long texts, more may exceed the limit of a server, 32 or 40 MB
 NODE: Final = "_node_content"
 """The field in which LlamaIndex stores a node."""
 _TEXT_FIELDS: Final = ("page_content", "text", "document")
@@ -58,6 +54,7 @@ class RowStore(ABC):
     """
 
     package: ClassVar[str]
+    names: ClassVar[re.Pattern[str]]  # of the collections that can be created
     hint: ClassVar[str]  # what to do to use the new collection without a switch
 
     def __init__(self, client: Any, where: str) -> None:
@@ -104,6 +101,26 @@ class RowStore(ABC):
             spare: The name of the old collection afterwards, if it needs another one.
         """
         raise NotImplementedError
+
+    def check_name(self, name: str) -> None:
+        """Raise unless a new collection can have this name.
+
+        Raises:
+            SettingError: The store does not allow it.
+        """
+        if not self.names.fullmatch(name):
+            raise SettingError(
+                f"{name!r} cannot be the name of a new collection: the store allows only "
+                f"{self.names.pattern}. Pass another name with --to."
+            )
+
+    def check_create(self, name: str, like: str, identity: str) -> None:  # noqa: B027 - Chroma can do it
+        """Raise unless ``create`` is possible.
+
+        Raises:
+            SettingError: The collection ``like`` has vectors that cannot be embedded again.
+            IdentityError: There is an identity of ``name``, which does not exist.
+        """
 
     @abstractmethod
     def create(self, name: str, like: str, dimensions: int, identity: str) -> None:
@@ -157,6 +174,7 @@ def _grouped(rows: Iterator[Row]) -> Rows:
 
 class _ChromaRows(RowStore):
     package = "chromadb"
+    names = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
     hint = "pass its name to the application"
 
     def renamed(self, name: str) -> list[str]:
@@ -230,12 +248,13 @@ class _ChromaRows(RowStore):
                 for number, row in enumerate(rows)
                 if (row.content["documents"] is not None) is with_text
             ]
-            if chosen:
-                contents = [rows[number].content for number in chosen]
+            for begin in range(0, len(chosen), _REQUEST_ROWS):
+                part = chosen[begin : begin + _REQUEST_ROWS]
+                contents = [rows[number].content for number in part]
                 uris = [content["uris"] for content in contents]
                 collection.add(
-                    ids=[rows[number].id for number in chosen],
-                    embeddings=vectors[chosen],
+                    ids=[rows[number].id for number in part],
+                    embeddings=vectors[part],
                     metadatas=[content["metadatas"] for content in contents],
                     documents=[each["documents"] for each in contents] if with_text else None,
                     uris=uris if any(uris) else None,
@@ -261,6 +280,7 @@ class _ChromaRows(RowStore):
 
 class _QdrantRows(RowStore):
     package = "qdrant_client"
+    names = re.compile(r"""[^<>:"/\\|?*\x00\x1f]{1,255}""")
     hint = "pass its name to the application, or point an alias to it"
 
     def resolve(self, name: str) -> str:
@@ -286,15 +306,32 @@ class _QdrantRows(RowStore):
             ]
         )
 
+    def check_create(self, name: str, like: str, identity: str) -> None:  # noqa: ARG002 - of LanceDB
+        from qdrant_client import models
+
+        dense = self._dense(like)
+        vectors = self.client.get_collection(like).config.params.vectors
+        datatype = (vectors[dense] if dense else vectors).datatype
+        if datatype == models.Datatype.UINT8:
+            raise SettingError(
+                f"The Qdrant collection {like!r} has vectors of {datatype.value}; only vectors of "
+                f"floating-point numbers can be embedded again."
+            )
+
     def create(self, name: str, like: str, dimensions: int, identity: str) -> None:
         from qdrant_client import models
+
+        def given(kind: type[Any], found: Any) -> Any:
+            """Return the settings of a collection in the form in which one is created."""
+            return (
+                None if found is None else kind(**found.model_dump(include=set(kind.model_fields)))
+            )
 
         info = self.client.get_collection(like)
         config, shards = info.config, info.config.params
         dense = self._dense(like)
         resized = shards.vectors[dense] if dense else shards.vectors
         resized = resized.model_copy(update={"size": dimensions})
-        hnsw = config.hnsw_config.model_dump(include=set(models.HnswConfigDiff.model_fields))
         self.client.create_collection(
             name,
             vectors_config={dense: resized} if dense else resized,
@@ -303,7 +340,9 @@ class _QdrantRows(RowStore):
             replication_factor=shards.replication_factor,
             write_consistency_factor=shards.write_consistency_factor,
             on_disk_payload=shards.on_disk_payload,
-            hnsw_config=models.HnswConfigDiff(**hnsw),
+            hnsw_config=given(models.HnswConfigDiff, config.hnsw_config),
+            optimizers_config=given(models.OptimizersConfigDiff, config.optimizer_config),
+            strict_mode_config=given(models.StrictModeConfig, config.strict_mode_config),
             quantization_config=config.quantization_config,
             metadata={**(config.metadata or {}), places.KEY: identity},
         )
@@ -353,8 +392,8 @@ class _QdrantRows(RowStore):
             points.append(
                 models.PointStruct(id=row.id, vector=whole, payload=row.content["payload"])
             )
-        for begin in range(0, len(points), _QDRANT_POINTS):
-            self.client.upsert(name, points[begin : begin + _QDRANT_POINTS], wait=True)
+        for begin in range(0, len(points), _REQUEST_ROWS):
+            self.client.upsert(name, points[begin : begin + _REQUEST_ROWS], wait=True)
 
     def delete(self, name: str, ids: Sequence[Any]) -> None:
         self.client.delete(name, list(ids), wait=True)
@@ -388,6 +427,7 @@ class _QdrantRows(RowStore):
 
 class _LanceRows(RowStore):
     package = "lancedb"
+    names = re.compile(r"[a-zA-Z0-9._-]{1,200}")
     hint = "pass its name to the application, and create its indexes"
 
     def check_switch(self, name: str, spare: str) -> None:  # noqa: ARG002 - of other stores
@@ -396,6 +436,21 @@ class _LanceRows(RowStore):
             f"table to the application."
         )
 
+    def check_create(self, name: str, like: str, identity: str) -> None:
+        self._vector(like)
+        self._check_leftover(name, self.place(name).read(), identity)
+
+    def _check_leftover(self, name: str, kept: str | None, identity: str) -> None:
+        # The same identity is that of a run that was killed before it created the table.
+        if kept not in (None, identity):
+            raise IdentityError(
+                f"The LanceDB table {name!r} does not exist, but its identity does: {kept!r}. It "
+                f"was left by a deleted table, or another process is about to create the table. "
+                f"Delete the table emberd_identity_{name}, or pass another name with --to.",
+                kept=str(kept),
+                now=identity,
+            )
+
     def create(self, name: str, like: str, dimensions: int, identity: str) -> None:
         import pyarrow
 
@@ -403,14 +458,7 @@ class _LanceRows(RowStore):
         index = schema.get_field_index(self._vector(like))
         column = schema.field(index)
         resized = column.with_type(pyarrow.list_(column.type.value_type, dimensions))
-        place = self.place(name)
-        if (kept := place.claim(identity)) != identity:
-            raise IdentityError(
-                f"{place.title} does not exist yet, and another process is about to create it with "
-                f"{kept!r}. End that process, or pass another name with --to.",
-                kept=kept,
-                now=identity,
-            )
+        self._check_leftover(name, self.place(name).claim(identity), identity)
         self.client.create_table(name, schema=schema.set(index, resized))
 
     def count(self, name: str) -> int:
@@ -502,67 +550,9 @@ def _among(ids: Any) -> str:
     return f"id IN ({', '.join(quoted)})"
 
 
-# ---------------------------------------------------------------- opening a store
-
-_KINDS: Final[dict[str, type[RowStore]]] = {
+KINDS: Final[dict[str, type[RowStore]]] = {
     "chroma": _ChromaRows,
     "qdrant": _QdrantRows,
     "lancedb": _LanceRows,
 }
-# What a folder of each contains.
-_MARKS: Final = {"chroma": "chroma.sqlite3", "qdrant": "meta.json", "lancedb": "*.lance"}
-
-
-def open_store(location: str) -> RowStore:
-    """Return the store at ``location``.
-
-    Args:
-        location: A folder; or the kind of the store, a colon, and a folder or a URL:
-            ``qdrant:http://localhost:6333``.
-
-    Raises:
-        SettingError: There is no store, its kind is unknown, or its client is not installed.
-    """
-    kind, colon, place = location.partition(":")
-    if not colon or kind not in _KINDS:
-        kind, place = "", location
-    is_url = "://" in place
-    if not is_url:
-        # A client would create a store in a folder that has none.
-        found = [each for each, mark in _MARKS.items() if any(Path(place).glob(mark))]
-        kind = kind if kind in found else "" if kind else next(iter(found), "")
-    if not kind:
-        raise SettingError(
-            f"{location} is not a folder of Chroma, Qdrant or LanceDB. Check the path; for a "
-            f"server, write its kind before the URL: qdrant:http://localhost:6333, "
-            f"chroma:http://localhost:8000."
-        )
-    made = _KINDS[kind]
-    try:
-        package = importlib.import_module(made.package)
-    except ImportError as error:
-        name = made.package.replace("_", "-")
-        raise SettingError(
-            f"{location} needs {name}, which cannot be imported here ({error}). Run: pip install "
-            f"{name}"
-        ) from error
-    where = place if is_url else str(Path(place).resolve())
-    key = env.text(env.STORE_API_KEY)
-    if kind == "lancedb":
-        client = package.connect(where)
-    elif kind == "qdrant":
-        client = package.QdrantClient(url=where, api_key=key) if is_url else None
-        client = client or package.QdrantClient(path=where)
-    elif is_url:
-        parts = urlsplit(where)
-        secure = parts.scheme == "https"
-        client = package.HttpClient(
-            parts.hostname,
-            parts.port or (443 if secure else 8000),
-            ssl=secure,
-            headers={"Authorization": f"Bearer {key}"} if key else None,
-        )
-    else:
-        client = package.PersistentClient(where)
-    shown = redaction.origin(where) if is_url else where
-    return made(client, f"{kind}:{shown}")
+"""The stores by their names in a location."""
