@@ -67,7 +67,7 @@ def quiet(level: int = logging.WARNING) -> None:
 
 def endpoint() -> str | None:
     """Return the URL in HF_ENDPOINT; None for the hub. The library itself reads it only once."""
-    return os.environ.get("HF_ENDPOINT") or None
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
 
 
 def names(error: BaseException) -> set[str]:
@@ -93,7 +93,8 @@ def explain(error: Exception, model: str, revision: str | None) -> tuple[str, st
         cause = f"{missing}, and HF_HUB_OFFLINE forbids a download"
         return cause, f"Unset HF_HUB_OFFLINE, or {elsewhere}"
     responses = [getattr(found, "response", None) for found in chain]
-    for response in filter(None, responses):
+    # A response of requests is false if its status is that of an error.
+    for response in (each for each in responses if each is not None):
         return (
             f"the hub refused the download of {model} with status {response.status_code}",
             "Try again later; `hf auth login` raises the limit of requests",

@@ -31,6 +31,7 @@ from emberd.system import background, disk_space, file_lock
 from emberd.system.disk_space import in_words
 
 _TICK_S: Final = 1.0
+_LIST_S: Final = 20.0
 _READ_BYTES: Final = 1 << 20
 _LEAST_RATE_S: Final = 2.0  # a rate over less time says nothing
 _MB: Final = 1_000_000
@@ -120,7 +121,14 @@ def list_files(model: str, revision: str | None) -> Listing:
         raise _error(model, "HF_HUB_OFFLINE disables downloads", "Unset it")
     try:
         api = hub_client.load("HfApi")(endpoint=hub_client.endpoint())
-        about = api.model_info(model, revision=revision, files_metadata=True)
+        # In a thread, because the library sets no time limit.
+        asking = background.run(
+            lambda: api.model_info(model, revision=revision, files_metadata=True), "hub"
+        )
+        about = asking.result(_LIST_S)
+    except concurrent.futures.TimeoutError as error:
+        cause = f"the hub did not answer within {_LIST_S:g} s"
+        raise _error(model, cause, "Check the network (HTTPS_PROXY, HF_ENDPOINT)") from error
     except ImportError as error:
         cause = f"huggingface_hub cannot be imported ({error})"
         raise _error(model, cause, hub_client.INSTALL) from error
@@ -131,7 +139,8 @@ def list_files(model: str, revision: str | None) -> Listing:
         for each in about.siblings or ()
         if _is_read(each.rfilename)
     ]
-    files = sorted(found, key=lambda file: (file.sha256 is not None, file.name))
+    # Weights come last: without them, an interrupted download does not look complete.
+    files = sorted(found, key=lambda file: (file.name.endswith(".safetensors"), file.name))
     names = {file.name for file in files}
     if model_files.CONFIG not in names:
         cause = f"the hub has no {model_files.CONFIG} of it, so it is not a model of Transformers"
@@ -244,7 +253,6 @@ class _Download:
         etag = hub_client.load("get_hf_file_metadata")(url).etag
         folder = model_files.hub_folder(listing.model)
         blob = folder / "blobs" / etag
-        # The library's own lock would be taken twice.
         lock = folder.parent / ".locks" / folder.name / f"{etag}.emberd.lock"
         for path in (blob, lock):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -277,7 +285,9 @@ def _verify(listing: Listing, file: HubFile, path: Path) -> None:
         return
     content = path.resolve()  # the cache has links to it
     path.unlink()
-    content.unlink(missing_ok=True)
+    # A link that somebody made to a file elsewhere is removed, but not that file.
+    if content.parent == (model_files.hub_folder(listing.model) / "blobs").resolve():
+        content.unlink(missing_ok=True)
     kind = "SHA-256" if file.sha256 else "git's hash"
     raise _error(
         listing.model,
@@ -287,7 +297,8 @@ def _verify(listing: Listing, file: HubFile, path: Path) -> None:
 
 
 def _partial(blob: Path) -> Path:
-    return blob.with_name(f"{blob.name}.incomplete")
+    # Not the library's name: it may append to its own file at the same time, under another lock.
+    return blob.with_name(f"{blob.name}.emberd.incomplete")
 
 
 def _sha256(lfs: Any) -> str | None:

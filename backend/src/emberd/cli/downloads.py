@@ -6,12 +6,13 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 import typer
 
-from emberd import engines, hub_weights, installs, model_files, weight_files
+from emberd import engines, hub_client, hub_weights, installs, model_files, weight_files
 from emberd.cli import output
 from emberd.engines import Engine
 from emberd.engines.base import EnvironmentEngine
@@ -122,7 +123,11 @@ class Downloads:
         """
         if not assume_yes and not is_terminal():
             raise DownloadNeededError(self._refusal())
-        listing = self.list_weights()  # before the engine, because it may fail
+        listing = None
+        if self.weights and assume_yes and find_spec("huggingface_hub") is None:
+            report(f"the engine downloads the weights itself ({hub_client.INSTALL} to see how far)")
+        else:
+            listing = self.list_weights()  # before the engine, because it may fail
         if not assume_yes:
             output.note(f"A server of {self.spec.model} needs downloads:")
             for item in self.items(listing):
@@ -143,10 +148,10 @@ class Downloads:
 
     def _refusal(self) -> str:
         items = "; ".join(map(str, self.estimated_items()))
+        up = " ".join(["emberd up", *_options(self.spec, starts=True), "--yes"])
         return (
             f"A server of {self.spec.model} needs downloads, and there is no terminal to ask on: "
-            f"{items}. To allow them, run `{' '.join(['emberd up', *_options(self.spec), '--yes'])}"
-            f"`, or download beforehand with `{self._pull}`."
+            f"{items}. To allow them, run `{up}`, or download beforehand with `{self._pull}`."
         )
 
 
@@ -181,13 +186,14 @@ def _is_complete(spec: ServerSpec) -> bool:
     return snapshot is not None and not weight_files.missing_files(snapshot)
 
 
-def _options(spec: ServerSpec) -> list[str]:
-    """Return the words of a command line for ``spec``."""
+def _options(spec: ServerSpec, *, starts: bool = False) -> list[str]:
+    """Return the words of a command line for ``spec``; of one that ``starts`` a server, or not."""
     model = [] if spec.model == DEFAULT_MODEL else [shlex.quote(spec.model)]
     given: Mapping[str, str | None] = {
         "engine": spec.engine,
         "device": spec.device,
         "revision": spec.revision,
+        "quantization": spec.quantization if starts else None,  # the same weights are downloaded
     }
     return [
         *model,

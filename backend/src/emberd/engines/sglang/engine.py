@@ -6,7 +6,9 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import PurePath
 from typing import Final
 
@@ -86,7 +88,8 @@ class SglangEngine(EnvironmentEngine):
         figures = _plan_memory(spec, launch.options, chosen, earlier)
         usage = None
         if figures and earlier:
-            planned_bytes = figures.need_bytes - earlier.extra_bytes
+            usual = _plan_memory(spec, launch.options, chosen) or figures
+            planned_bytes = usual.need_bytes
             usage = PlannedUsage(earlier, [gpu.uuid for gpu in chosen], planned_bytes)
         config = os.path.join(launch.folder, _CONFIG)
         flags = command.flags(spec, launch, figures, config)
@@ -228,22 +231,28 @@ def _plan_memory(
 
         seen = psutil.virtual_memory()
         device = memory.on_host(seen.total, seen.available)
-    extra_bytes = earlier.extra_bytes if earlier else 0
-    try:
-        return memory.plan_memory(
-            device,
-            shape,
-            spec.context_tokens,
-            tp_size=options.tp_size,
-            quantization=spec.quantization,
-            deterministic=spec.deterministic,
-            extra_bytes=extra_bytes,
-        )
-    except StartError as error:
-        if earlier is None or not extra_bytes:
-            raise
-        why = f"{extra_bytes / memory.GIB:.1f} GiB more than planned was used by an earlier start"
-        raise StartError(f"{error.cause} ({why}: {earlier.file})", advice=error.advice) from error
+    plan = partial(
+        memory.plan_memory,
+        device,
+        shape,
+        spec.context_tokens,
+        tp_size=options.tp_size,
+        quantization=spec.quantization,
+        # Own arguments may choose other kernels too than those that were measured.
+        deterministic=spec.deterministic or bool(options.arguments),
+    )
+    usual = plan()
+    if earlier is None or not earlier.extra_bytes:
+        return usual
+    # What an earlier start used does not depend on this context, so it must not prevent a start.
+    with suppress(StartError):
+        if (larger := plan(extra_bytes=earlier.extra_bytes)).context_tokens == usual.context_tokens:
+            return larger
+    note = (
+        f"An earlier start used {earlier.extra_bytes / memory.GIB:.1f} GiB more than planned "
+        f"({earlier.file}), for which there is no space; memory may be short"
+    )
+    return replace(usual, notes=(*usual.notes, note))
 
 
 ENGINE: Final = SglangEngine()

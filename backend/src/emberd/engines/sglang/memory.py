@@ -49,7 +49,7 @@ _LAYERS_ALIVE: Final = 8
 # tokens, fa3 kernels): 17,392 MiB were used after all loads, 2.6 GiB of it beside weights and KV
 # cache. With eight layers 6.5 GiB were planned for that, with three it is 3.8. The overhead is not
 # calibrated: the measurement does not separate it from the activations, and the KV cache and the
-# weights are computed. Used only for the kind of server that was measured (``_is_measured``).
+# weights are computed. Used only for the kind of server that was measured (``is_measured``).
 _LAYERS_ALIVE_MEASURED: Final = 3
 _MEASURED_MAJOR: Final = 9  # compute capability of Hopper, where SGLang chooses fa3
 _MEASURED_ARCHITECTURES: Final = ("Qwen3ForCausalLM", "Qwen3Model")

@@ -311,6 +311,16 @@ class EmberdEmbedding(BaseEmbedding):
         check_texts(queries)
         return await super().aget_agg_embedding_from_queries(queries, agg_fn)
 
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """Return the fields that determine vectors, which caches of LlamaIndex have as keys.
+
+        ``quantization`` is among them only if it is set, so that other keys stay what they were.
+        """
+        fields: dict[str, Any] = super().to_dict(**kwargs)
+        if fields.get("quantization") is None:
+            fields.pop("quantization", None)
+        return fields
+
     def get_text_embedding(self, text: str) -> list[float]:
         """Return the vector of a text, of norm one; ``embeddings_cache`` has it as a document."""
         with documents():
