@@ -30,8 +30,13 @@ class HFValidationError(ValueError):
     pass
 
 
+class _Response(SimpleNamespace):
+    def __bool__(self) -> bool:
+        return False  # as one of requests with such a status
+
+
 class _RefusedError(OSError):
-    response = SimpleNamespace(status_code=429)
+    response = _Response(status_code=429)
 
 
 class _UnreachableError(OSError):
@@ -85,3 +90,8 @@ def test_each_refusal_of_the_hub_is_explained(
     assert advice
     # The reader of the log takes what follows the first full stop for advice.
     assert ". " not in told
+
+
+def test_a_slash_at_the_end_of_the_endpoint_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example/")
+    assert hub_client.endpoint() == "https://mirror.example"

@@ -160,6 +160,18 @@ def test_a_file_that_changed_on_the_disk_is_found_and_deleted(hub: Hub) -> None:
     assert files(fetch()) == hub.models[MODEL]
 
 
+def test_a_file_elsewhere_that_the_cache_links_to_is_not_deleted(hub: Hub, tmp_path: Path) -> None:
+    weights = fetch() / FIRST
+    own = tmp_path / "own.safetensors"
+    own.write_bytes(b"fine-tuned")
+    weights.unlink()
+    weights.symlink_to(own)
+    with pytest.raises(HubError, match=FIRST):
+        fetch()
+    assert own.read_bytes() == b"fine-tuned"
+    assert files(fetch()) == hub.models[MODEL]
+
+
 def test_a_mirror_without_hashes_is_refused(hub: Hub) -> None:
     hub.has_hashes = False
     with pytest.raises(HubError, match="no hash"):
