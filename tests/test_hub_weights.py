@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -172,6 +173,36 @@ def test_a_file_elsewhere_that_the_cache_links_to_is_not_deleted(hub: Hub, tmp_p
     assert files(fetch()) == hub.models[MODEL]
 
 
+def test_a_hub_that_accepts_and_does_not_answer_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub_weights, "_LIST_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(HubError, match=r"did not answer within 0\.1 s"):
+            hub_weights.list_files(MODEL, None)
+
+
+def test_weights_come_after_all_other_files(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted download without its tokenizer, a large file too, would look complete."""
+    monkeypatch.setattr(fake_hub, "_LFS_ENDINGS", (".safetensors", "tokenizer.json"))
+    names = [file.name for file in hub_weights.list_files(MODEL, None).files]
+    is_weights = [name.endswith(".safetensors") for name in names]
+    assert is_weights == sorted(is_weights)
+    assert any(is_weights)
+
+
+def test_a_file_that_the_library_is_downloading_is_not_used(hub: Hub) -> None:
+    """It may append to its own partial file under another lock."""
+    whole = hub.models[MODEL][FIRST]
+    etag = next(f for f in hub_weights.list_files(MODEL, None).files if f.name == FIRST).expected
+    theirs = model_files.hub_folder(MODEL) / "blobs" / f"{etag}.incomplete"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(whole[:1000])
+    assert files(fetch()) == hub.models[MODEL]
+    assert theirs.read_bytes() == whole[:1000]
+
+
 def test_a_mirror_without_hashes_is_refused(hub: Hub) -> None:
     hub.has_hashes = False
     with pytest.raises(HubError, match="no hash"):
@@ -199,6 +230,7 @@ def test_the_users_token_is_sent_to_the_hub_only(hub: Hub, monkeypatch: pytest.M
     monkeypatch.setenv("HF_TOKEN", "hf_made_up")
     fetch()
     assert hub.tokens == {None}
+    assert hub.own_tokens == {"Bearer hf_made_up"}
 
 
 def test_two_downloads_share_one_transfer(hub: Hub) -> None:

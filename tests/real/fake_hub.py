@@ -87,6 +87,7 @@ class Hub:
         ranges: The ``Range`` header of each transfer of a large file, with its name.
         halfway: Set when the first half of that file was sent.
         tokens: The authorisations that the host of the large files has seen.
+        own_tokens: Those that the hub itself has seen.
     """
 
     models: Mapping[str, dict[str, bytes]]
@@ -100,6 +101,7 @@ class Hub:
     halfway: threading.Event = field(default_factory=threading.Event)
     ranges: list[tuple[str, str | None]] = field(default_factory=list)
     tokens: set[str | None] = field(default_factory=set)
+    own_tokens: set[str | None] = field(default_factory=set)
     requests: list[tuple[str, str]] = field(default_factory=list)
 
     @property
@@ -113,6 +115,7 @@ class Hub:
         self.requests.append((request.method, path))
         if path.startswith("/large/"):
             return self._send_large(request, path.removeprefix("/large/"), connection)
+        self.own_tokens.add(request.headers.get("authorization"))
         if path.startswith("/api/models/"):
             name = path.removeprefix("/api/models/").partition("/revision/")[0]
             return self._describe(name) if name in self.models else _not_found("RepoNotFound", 401)

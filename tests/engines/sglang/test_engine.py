@@ -265,6 +265,17 @@ def test_a_start_with_own_arguments_or_on_a_cpu_is_not_compared(
     assert ENGINE.plan(ServerSpec(folder, device="cpu"), LAUNCH).gpu_usage is None
 
 
+def test_with_own_arguments_the_plan_is_not_that_of_the_measured_kernels(cards: Nvml) -> None:
+    cards.cards = [Card("GPU-a", total=141 * GIB, free=140 * GIB, capability=(9, 0))]
+    own = replace(LAUNCH, options=StartOptions(arguments=("--attention-backend", "triton")))
+
+    def activations(launch: Launch) -> str:
+        plan = ENGINE.plan(GPU, launch)
+        return next(r.what for r in plan.reasons if r.what.startswith("activations"))
+
+    assert activations(own) != activations(LAUNCH)
+
+
 def test_what_an_earlier_start_used_prevents_no_start(
     cards: Nvml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

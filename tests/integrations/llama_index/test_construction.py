@@ -339,3 +339,11 @@ def test_an_identity_is_that_of_the_embedder_and_is_checked() -> None:
     embedding.check_identity(embedding.identity)
     with pytest.raises(IdentityError, match="dimensions 2560 there, 1024 here"):
         embedding.check_identity(EmberdEmbedding().identity)
+
+
+def test_quantization_is_in_keys_of_caches_only_if_it_is_set() -> None:
+    """So that the keys of nodes that were embedded before the field existed stay valid."""
+    assert "quantization" not in EmberdEmbedding(model_name="Qwen/Qwen3-Embedding-4B").to_dict()
+    quantised = EmberdEmbedding(model_name="Qwen/Qwen3-Embedding-4B", quantization="fp8").to_dict()
+    assert quantised["quantization"] == "fp8"
+    assert EmberdEmbedding.from_dict(quantised).quantization == "fp8"
