@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import typer
 
-from emberd import engines, hub_client, hub_weights, installs, model_files, weight_files
+from emberd import engines, hub_weights, installs, model_files, weight_files
 from emberd.cli import output
 from emberd.engines import Engine
 from emberd.engines.base import EnvironmentEngine
@@ -125,7 +125,7 @@ class Downloads:
             raise DownloadNeededError(self._refusal())
         listing = None
         if self.weights and assume_yes and find_spec("huggingface_hub") is None:
-            report(f"the engine downloads the weights itself ({hub_client.INSTALL} to see how far)")
+            report("huggingface_hub is not installed, so the engine downloads the weights itself")
         else:
             listing = self.list_weights()  # before the engine, because it may fail
         if not assume_yes:
