@@ -84,6 +84,7 @@ def reindex(
     device: options.Device = None,
     deterministic: options.Deterministic = False,
     revision: options.Revision = None,
+    quantization: options.Quantization = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Embed a collection of a vector store again, with another model, instruction or dimensions.
@@ -105,6 +106,7 @@ def reindex(
         device=device,
         deterministic=deterministic or None,
         revision=revision,
+        quantization=quantization,
     )
     sizes = {"batch_size": batch_size, "max_concurrency": max_concurrency}
     embedder = embed_options.embedder_with(settings, dimensions, truncate=truncate, **sizes)
