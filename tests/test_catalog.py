@@ -10,17 +10,22 @@ from typing import Final
 import numpy as np
 import pytest
 
+from docs_table import DocsTable
 from emberd import catalog
 from emberd.catalog import DEMO_MODEL, MODELS, Model, is_unit, lookup
 from emberd.engines.model_shape import shape_of
 from emberd.engines.sglang import support
 from emberd.engines.transformers import TransformersEngine
 from emberd.settings import ServerSpec, Settings
-from source_tree import ROOT
 
-PAGE: Final = ROOT / "docs" / "models.md"
-_BEGIN: Final = "<!-- the catalog -->"
-_END: Final = "<!-- end of the catalog -->"
+_TABLE: Final = DocsTable(
+    "models.md",
+    "the catalog",
+    (
+        *("model", "query", "document", "dimensions"),
+        *("tokens", "shorter vectors", "pooling", "engines"),
+    ),
+)
 
 
 @pytest.mark.parametrize(("size", "dimensions"), [("0.6B", 1024), ("4B", 2560), ("8B", 4096)])
@@ -84,27 +89,17 @@ def test_the_table_of_models_is_made_of_the_catalog(
 ) -> None:
     """To write it anew: PYTHONPATH=tests python -c 'import test_catalog as t; t.write()'."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    text = PAGE.read_text(encoding="utf-8")
-    assert _BEGIN + text.partition(_BEGIN)[2].partition(_END)[0] + _END == _table()
+    assert _TABLE.has(map(_row, MODELS))
 
 
 def write() -> None:
     """Write the table of the documentation; the hub's cache should not have these models."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(_BEGIN)
-    PAGE.write_text(before + _table() + rest.partition(_END)[2], encoding="utf-8")
+    _TABLE.write(map(_row, MODELS))
 
 
-def _table() -> str:
-    head = (
-        "| model | query | document | dimensions | tokens | shorter vectors | pooling | engines |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
-    )
-    return f"{_BEGIN}\n{head}{''.join(map(_row, MODELS))}{_END}"
-
-
-def _row(model: Model) -> str:
+def _row(model: Model) -> tuple[str, ...]:
     settings = Settings.resolve(model=model.name)
-    cells = (
+    return (
         f"`{model.name}`",
         *(_code(text) for text in (settings.query_template, settings.document_template)),
         f"{model.dimensions:,}",
@@ -113,7 +108,6 @@ def _row(model: Model) -> str:
         {"lasttoken": "last token", "cls": "first token", "mean": "mean"}[str(model.pooling)],
         ", ".join(f"`{name}`" for name in _engines(model)),
     )
-    return f"| {' | '.join(cells)} |\n"
 
 
 def _code(template: str) -> str:

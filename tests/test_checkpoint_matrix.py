@@ -5,10 +5,19 @@ from __future__ import annotations
 from typing import Final
 
 from checkpoint_matrix import ALL, ENGINES, Checkpoint
-from test_catalog import PAGE
+from docs_table import DocsTable
 
-_BEGIN: Final = "<!-- the checkpoints -->"
-_END: Final = "<!-- end of the checkpoints -->"
+_TABLE: Final = DocsTable(
+    "models.md",
+    "the checkpoints",
+    (
+        "architecture",
+        "files and tokenizer",
+        "`transformers`",
+        "`sglang`",
+        "if it were served",
+    ),
+)
 _SHOWN: Final = {
     "": "",
     "differs": "another vector",
@@ -31,32 +40,21 @@ def test_the_table_of_checkpoints_is_made_of_the_matrix() -> None:
 
     ``tests/sglang/test_checkpoints.py`` holds what the table says.
     """
-    text = PAGE.read_text(encoding="utf-8")
-    assert _BEGIN + text.partition(_BEGIN)[2].partition(_END)[0] + _END == _table()
+    assert _TABLE.has(map(_row, ALL))
 
 
 def write() -> None:
     """Write the table of the documentation."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(_BEGIN)
-    PAGE.write_text(before + _table() + rest.partition(_END)[2], encoding="utf-8")
+    _TABLE.write(map(_row, ALL))
 
 
-def _table() -> str:
-    head = (
-        "| architecture | files and tokenizer | `transformers` | `sglang` | if it were served |\n"
-        "| --- | --- | --- | --- | --- |\n"
-    )
-    return f"{_BEGIN}\n{head}{''.join(map(_row, ALL))}{_END}"
-
-
-def _row(checkpoint: Checkpoint) -> str:
-    cells = (
+def _row(checkpoint: Checkpoint) -> tuple[str, ...]:
+    return (
         f"`{checkpoint.architecture}`",
         checkpoint.says,
         *(_outcome(checkpoint, engine) for engine in ENGINES),
         _SHOWN[checkpoint.shown],
     )
-    return f"| {' | '.join(cells)} |\n"
 
 
 def _outcome(checkpoint: Checkpoint, engine: str) -> str:

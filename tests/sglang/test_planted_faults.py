@@ -1,6 +1,6 @@
 """Faults planted in the model code of a real server, and what finds them.
 
-The table of ``docs/other-servers.md`` is ``table()`` of this file. To write it anew:
+The table of ``docs/other-servers.md`` is made by this file. To write it anew:
 ``PYTHONPATH=tests:tests/sglang .venv/bin/python -c "import test_planted_faults as t; t.write()"``.
 """
 
@@ -18,8 +18,8 @@ from typing import Final, NamedTuple
 
 import pytest
 
-import source_tree
 import waiting
+from docs_table import DocsTable
 from emberd import Embedder, catalog, fidelity, installs, model_card, probe
 from emberd.catalog import Model
 from emberd.client import canary, wire
@@ -36,7 +36,6 @@ from real.engines import HERE, START_S, python_of
 
 _LONGEST_TOKENS: Final = 600
 _CUT_DIMENSIONS: Final = 64
-_PAGE: Final = source_tree.ROOT / "docs" / "other-servers.md"
 
 
 class Found(NamedTuple):
@@ -92,8 +91,14 @@ TABLE: Final[dict[str, tuple[str, Found]]] = {
 """Name of a fault -> what it is, and what finds it."""
 
 _ON_REQUEST: Final = "cut, norm not one"
-_BEGIN: Final = "<!-- planted faults -->"
-_END: Final = "<!-- end of the planted faults -->"
+_DOCS: Final = DocsTable(
+    "other-servers.md",
+    "the planted faults",
+    (
+        *("fault", "before the first use", "printed similarities", "each reply"),
+        *("`emberd verify`", "without `emberd verify`, a caller gets"),
+    ),
+)
 
 
 @dataclass
@@ -267,16 +272,8 @@ def test_other_weights_after_a_restart_are_found_by_the_vectors_from_before(
 # ---------------------------------------------------------------- the table
 
 
-def table() -> str:
-    """Return the table of the documentation."""
-    titles: tuple[str, ...] = (
-        "fault",
-        "before the first use",
-        "printed similarities",
-        "each reply",
-    )
-    titles += ("`emberd verify`", "without `emberd verify`, a caller gets")
-    lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
+def _rows() -> Iterator[tuple[str, ...]]:
+    """Yield the rows of the table in the documentation."""
     for name, (what, found) in TABLE.items():
         outcome = "wrong vectors"
         if name == _ON_REQUEST:
@@ -287,17 +284,13 @@ def table() -> str:
             outcome = "an error for each request with such a text"
         elif found.printed:
             outcome = "an error before the first text, if similarities are printed"
-        cells = " | ".join("found" if cell else "-" for cell in found)
-        lines.append(f"| {what} | {cells} | {outcome} |")
-    return "\n".join(lines)
+        yield (what, *("found" if cell else "-" for cell in found), outcome)
 
 
 def write() -> None:
     """Write the table to the documentation."""
-    before, _, rest = _PAGE.read_text(encoding="utf-8").partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    _PAGE.write_text(f"{before}{_BEGIN}\n{table()}\n{_END}{after}", encoding="utf-8")
+    _DOCS.write(_rows())
 
 
 def test_the_documentation_has_the_table() -> None:
-    assert f"{_BEGIN}\n{table()}\n{_END}" in _PAGE.read_text(encoding="utf-8")
+    assert _DOCS.has(_rows())
