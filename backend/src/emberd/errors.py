@@ -12,7 +12,7 @@
     ├── VerifyError                        there are no vectors to compare a server with
     ├── ServerError
     │   ├── NoEngineError                  nothing on this machine can serve the model
-    │   │   └── DownloadNeededError        an engine or weights are missing, and nobody allowed it
+    │   │   └── DownloadNeededError        an engine or weights are missing; no permission
     │   ├── InstallError                   an engine could not be installed or removed
     │   ├── StartError                     the server was started and failed
     │   ├── StartTimeoutError (TimeoutError)  the caller stopped waiting; startup continues

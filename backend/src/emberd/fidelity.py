@@ -398,7 +398,7 @@ class Compared:
         sample: The text.
         tokens: Its length in tokens.
         rounded: Cosine of transformers' own vector in bfloat16.
-        alone: Cosine of the server's vector from a request of its own; None if there is none.
+        alone: Cosine of the server's vector from a separate request; None if there is none.
         together: The same from a request with all texts of its role.
         error: Why there is no vector, in words; empty if there are both.
         is_refused: Whether the text was refused before the server could give a wrong vector.

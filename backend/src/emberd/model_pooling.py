@@ -150,7 +150,7 @@ def served_pooling(folder: Path) -> str:
         folder: The model's files, of which ``names_pooling`` is true.
 
     Raises:
-        ModelFileError: No server does, whatever it pools.
+        ModelFileError: No server does, with any pooling.
     """
     problems = {mode: why_unsupported(folder, pooling=mode) for mode in _POOLING_WORDS}
     for mode, problem in problems.items():

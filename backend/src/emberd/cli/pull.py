@@ -75,7 +75,7 @@ def pull(
             )
             pulled = {"commit": folder.name, "folder": str(folder)}
         elif takes_weights:
-            line.clear()  # the package has progress bars of its own
+            line.clear()  # the package shows its progress bars
             folder = modelscope_weights.fetch(spec.model, spec.revision)
             pulled = {"commit": None, "folder": str(folder)}
     if pulled:

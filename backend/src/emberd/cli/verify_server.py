@@ -70,7 +70,7 @@ def verify(
 ) -> None:
     """Compare a server's vectors with those of Hugging Face transformers.
 
-    Embeds some forty texts of several kinds, each in a request of its own and all in one, and
+    Embeds some forty texts of several kinds, each in a separate request and all in one, and
     computes their vectors from the same weights on this machine. Needs the weights (a folder, or
     the hub's cache), an engine with transformers, and memory for the weights in float32.
 

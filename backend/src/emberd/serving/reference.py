@@ -1,6 +1,6 @@
 """The vectors of a model by plain Hugging Face transformers, to compare a server's with.
 
-A program of its own, run as a file by the interpreter of an engine, which has torch and
+A separate program, run as a file by the interpreter of an engine, which has torch and
 transformers but not emberd. It shares no code with the servers: tokenizer and weights are loaded by
 transformers' ``Auto`` classes, each text goes through the model by itself, without padding or a
 batch, and the states are pooled as the model's files say. The device is the processor.

@@ -35,7 +35,7 @@ KEY: Final = "emberd"
 """Key of the identity in metadata."""
 
 _LOCK_S: Final = 60.0
-_FILE_MODE: Final = 0o644  # whoever may read the index may read what it was made with
+_FILE_MODE: Final = 0o644  # who may read the index may read its identity
 _IN_FOLDER: Final = "emberd-identity.txt"
 _TRIGGER: Final = "emberd_identity_"
 _SAVED: Final = re.compile(r"emberd:\S+")

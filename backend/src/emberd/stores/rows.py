@@ -50,7 +50,7 @@ class RowStore(ABC):
     """A database with collections.
 
     Attributes:
-        where: Its address or folder, for people and for locks.
+        where: Its address or folder, for messages and for locks.
     """
 
     package: ClassVar[str]
@@ -514,7 +514,7 @@ class _LanceRows(RowStore):
         self.client.open_table(name).delete(_among(ids))
 
     def finish(self, name: str, like: str) -> None:  # noqa: ARG002 - of all stores
-        self.client.open_table(name).optimize()  # each page was a file of its own
+        self.client.open_table(name).optimize()  # each page was a separate file
 
     def _vector(self, name: str) -> str:
         """Return the name of the column of the vectors."""

@@ -227,7 +227,7 @@ _WRONG_MEAN: Final = (
     "would depend on the batch"
 )
 _MEAN: Final = "mean"
-# SGLang has code of its own for these, and none of it pools: a start fails (0.5.23, tried with the
+# SGLang has its own code for these, and none of it pools: a start fails (0.5.23, tried with the
 # last).
 _NO_EMBEDDINGS: Final = ("GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM")
 # The other decoders get the last token, from code of SGLang's own or through Transformers. For an
