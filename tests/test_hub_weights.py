@@ -102,6 +102,26 @@ def test_a_download_goes_on_after_its_connection_broke(hub: Hub) -> None:
     assert ranges == [None, "bytes=10000-", "bytes=15000-"]
 
 
+def test_progress_is_counted_while_a_download_ends(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.cuts[SECOND] = [30_000, *([0] * _RETRIES)]
+    with pytest.raises(HubError):
+        fetch()
+    listing = hub_weights.list_files(MODEL, None)
+    [partial] = partials()
+    is_file = Path.is_file
+
+    def and_is_renamed(path: Path) -> bool:
+        was_file = is_file(path)
+        if path == partial:
+            path.unlink(missing_ok=True)
+        return was_file
+
+    monkeypatch.setattr(Path, "is_file", and_is_renamed)
+    assert listing.missing_bytes == len(hub.models[MODEL][SECOND])
+
+
 def test_a_download_that_failed_is_resumed_by_the_next(hub: Hub) -> None:
     hub.cuts[SECOND] = [30_000, *([0] * _RETRIES)]
     with pytest.raises(HubError, match="when you try again"):

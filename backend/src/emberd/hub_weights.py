@@ -21,6 +21,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -106,8 +107,9 @@ class Listing:
         """Return how much of a file is in the hub's cache; all of it may still be damaged."""
         blob = model_files.hub_folder(self.model) / "blobs" / (file.expected or "")
         for path in (self.snapshot / file.name, blob, _partial(blob)):
-            if path.is_file():
-                return min(path.stat().st_size, file.bytes)
+            with suppress(FileNotFoundError):  # a download that ends now renames its partial file
+                if path.is_file():
+                    return min(path.stat().st_size, file.bytes)
         return 0
 
 
