@@ -101,3 +101,35 @@ def test_older_forms_of_weights_count(folder: Path) -> None:
 )
 def test_a_models_size_is_guessed_by_its_name(name: str, expected: int) -> None:
     assert weight_files.estimated_bytes(name) == expected
+
+
+def test_a_part_that_only_the_names_of_the_others_tell_is_seen(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00002-of-00003.safetensors")
+    assert weight_files.missing_files(folder) == [
+        f"model-0000{number}-of-00003.safetensors is missing (the names of the others count it)"
+        for number in (1, 3)
+    ]
+    for number in (1, 3):
+        write(folder / f"model-0000{number}-of-00003.safetensors", 96)
+    assert weight_files.missing_files(folder) == []
+
+
+def test_a_part_of_an_older_form_is_missed_too(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model-00001-of-00002.bin")
+    [missing] = weight_files.missing_files(folder)
+    assert missing.startswith("pytorch_model-00002-of-00002.bin")
+
+
+def test_a_part_that_the_index_names_too_is_reported_once(folder: Path) -> None:
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    (folder / "model.safetensors").rename(folder / names[0])
+    index = {"weight_map": dict(zip("ab", names, strict=True))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    [missing] = weight_files.missing_files(folder)
+    assert missing.startswith(names[1])
+
+
+@pytest.mark.parametrize("name", ["a-00001-of-00000.safetensors", "a-00001-of-99999.safetensors"])
+def test_a_name_that_counts_nonsense_is_no_error(folder: Path, name: str) -> None:
+    (folder / "model.safetensors").rename(folder / name)
+    assert len(weight_files.missing_files(folder)) < 2000

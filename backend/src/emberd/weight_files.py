@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from emberd import model_files
@@ -18,8 +19,22 @@ _TOKENIZERS: Final = (
     "spiece.model",
     "tokenizer.model",
 )
+_MOST_SHOWN: Final = 3
+_MOST_PARTS: Final = 1000  # of a name that is no part's
 _INDEX: Final = "model.safetensors.index.json"
 _OLD: Final = ("*.bin", "*.pt")
+_OTHER_FORMATS: Final = (*_OLD, "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf", "*.onnx")
+# One file of several: its number, and how many there are.
+_PART: Final = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.\w+)")
+
+
+CONVERT: Final = (
+    "Files of other formats can run code when they are loaded, so emberd does not download them. "
+    "Use a revision of the model that has safetensors, or, if you trust its author, load it with "
+    "transformers, write it to a folder with save_pretrained(), which makes safetensors, and give "
+    "that folder as the model"
+)
+"""What to do about a model without weights in the safetensors format."""
 
 
 def estimated_bytes(model: str) -> int:
@@ -33,6 +48,21 @@ def size_bytes(folder: Path) -> int:
     """Return the size of the weights of a folder in bytes."""
     files = (file for pattern in (model_files.SAFETENSORS, *_OLD) for file in folder.glob(pattern))
     return sum(file.stat().st_size for file in files)
+
+
+def in_other_formats(names: Iterable[str]) -> list[str]:
+    """Return those of the files of a model that are weights in another format than safetensors."""
+    return sorted(
+        name
+        for name in names
+        if any(PurePosixPath(name).match(pattern) for pattern in _OTHER_FORMATS)
+    )
+
+
+def only(others: Sequence[str]) -> str:
+    """Return a clause that names weights in other formats; empty if there are none."""
+    shown = ", ".join(others[:_MOST_SHOWN]) + (", ..." if len(others) > _MOST_SHOWN else "")
+    return f", only {shown}" if others else ""
 
 
 def missing_files(folder: Path) -> list[str]:
@@ -49,6 +79,11 @@ def missing_files(folder: Path) -> list[str]:
     values = listed.values() if isinstance(listed, dict) else ()
     named = {name for name in values if isinstance(name, str)}
     found += [f"{name} is missing ({_INDEX} lists it)" for name in sorted(named - set(present))]
+    weights = {*present, *(file.name for old in _OLD for file in folder.glob(old))}
+    found += [
+        f"{name} is missing (the names of the others count it)"
+        for name in sorted(_parts(weights) - weights - named)
+    ]
     for name, file in present.items():
         try:
             wanted = model_files.read_safetensors_header(file).file_bytes
@@ -62,3 +97,13 @@ def missing_files(folder: Path) -> list[str]:
     if not present and not named and not any(any(folder.glob(old)) for old in _OLD):
         found.append(f"no weights ({model_files.SAFETENSORS})")
     return found
+
+
+def _parts(names: Iterable[str]) -> set[str]:
+    """Return the names of all parts of weights of which some part has one of these names."""
+    parts = [found for name in names if (found := _PART.fullmatch(name))]
+    return {
+        f"{part['name']}-{number:05}-of-{part['count']}{part['ending']}"
+        for part in parts
+        for number in range(1, min(int(part["count"]), _MOST_PARTS) + 1)
+    }

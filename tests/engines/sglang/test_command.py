@@ -27,13 +27,14 @@ PLAN = plan_memory(card(24), KNOWN["Qwen/Qwen3-Embedding-4B"], None)
 
 
 STORE = "/state/of/it/torch-store"
+HOME = "/home-of-it"
 
 
 def chosen(
     memory: MemoryPlan | None = PLAN, *, tp_size: int = 1, dp_size: int = 1, **wishes: Any
 ) -> tuple[Flag, ...]:
     options = StartOptions(tp_size=tp_size, dp_size=dp_size)
-    launch = Launch(31_234, "key", "stamp", "/state", options)
+    launch = Launch(31_234, "key", "stamp", "/state", options, home="/home-of-it")
     return flags(ServerSpec(**wishes), launch, memory, "/state/config")
 
 
@@ -114,7 +115,7 @@ def test_deterministic_kernels_are_requested_only_if_wanted() -> None:
     name = "--enable-deterministic-inference"
     assert name in said(deterministic=True)
     assert name not in said()
-    needed = variables({}, (card(24),), STORE, deterministic=True)
+    needed = variables({}, (card(24),), STORE, HOME, deterministic=True)
     tile = int(needed["SGLANG_FLASHINFER_PREFILL_SPLIT_TILE_SIZE"][0])
     assert all(size % tile == 0 for size in (*memory._BATCHES, *memory._LARGE_BATCHES))
     # The server must be known to have it, so that others are not given this one by mistake.
@@ -133,34 +134,41 @@ def test_every_word_has_a_reason() -> None:
 
 
 def test_the_gpus_are_named_by_uuid() -> None:
-    given = variables({}, (card(24),), STORE)
+    given = variables({}, (card(24),), STORE, HOME)
     assert given["CUDA_VISIBLE_DEVICES"][0] == "GPU-0"
     assert "Ampere" in given["CUDA_VISIBLE_DEVICES"][1]
     assert "SGLANG_USE_CPU_ENGINE" not in given
 
 
 def test_unequally_free_gpus_do_not_stop_a_start() -> None:
-    two = variables({}, (card(24), card(24, 12)), STORE)
+    two = variables({}, (card(24), card(24, 12)), STORE, HOME)
     assert two["SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK"][0] == "0"
-    assert "SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK" not in variables({}, (card(24),), STORE)
+    assert "SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK" not in variables({}, (card(24),), STORE, HOME)
 
 
 def test_a_cpu_server_looks_for_no_gpu() -> None:
-    given = variables({}, (), STORE)
+    given = variables({}, (), STORE, HOME)
     assert given["SGLANG_USE_CPU_ENGINE"][0] == "1"
     assert "CUDA_VISIBLE_DEVICES" not in given
 
 
 def test_processes_of_one_gpu_meet_in_a_private_file_and_not_at_an_open_port() -> None:
     name = "SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE"
-    assert variables({}, (), STORE)[name][0] == f"file://{STORE}"
-    assert variables({}, (card(24),), STORE)[name][0] == f"file://{STORE}"
-    assert name not in variables({}, (card(24), card(24)), STORE)
-    assert name not in variables({}, (), "/state#1/of?it/store")
+    assert variables({}, (), STORE, HOME)[name][0] == f"file://{STORE}"
+    assert variables({}, (card(24),), STORE, HOME)[name][0] == f"file://{STORE}"
+    assert name not in variables({}, (card(24), card(24)), STORE, HOME)
+    assert name not in variables({}, (), "/state#1/of?it/store", HOME)
+
+
+def test_compiled_kernels_are_kept_in_the_home() -> None:
+    given = variables({}, (card(24),), STORE, HOME)
+    assert given["TORCHINDUCTOR_CACHE_DIR"][0].startswith(f"{HOME}/")
 
 
 def test_warm_up_bypasses_proxies() -> None:
-    given = variables({"no_proxy": "example.org, localhost", "HTTPS_PROXY": "http://p"}, (), STORE)
+    given = variables(
+        {"no_proxy": "example.org, localhost", "HTTPS_PROXY": "http://p"}, (), STORE, HOME
+    )
     assert given["no_proxy"][0] == "example.org,localhost,127.0.0.1"
     assert given["NO_PROXY"][0] == "127.0.0.1,localhost"
     assert "HTTPS_PROXY" not in given

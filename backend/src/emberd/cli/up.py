@@ -202,7 +202,7 @@ def ensure(
         line.show(text, topic=progress.text.partition(":")[0])
 
     def find_missing(spec: ServerSpec) -> Callable[[Callable[[str], None]], None] | None:
-        found = downloads.find(spec)
+        found = downloads.find(spec, options or StartOptions.resolve())
         if found is None:
             return None
 
@@ -272,29 +272,28 @@ def _lines(server: Server, spec: ServerSpec) -> list[str]:
 
 def _usage(server: Server, spec: ServerSpec) -> list[str]:
     is_given = server.origin == "given"
+    if is_given:  # it is chosen by its URL, and not by these
+        spec = replace(spec, engine=None, device=None)
     wishes = {
         "model": spec.model if spec.model != ServerSpec().model else None,
         "revision": spec.revision,
         "quantization": spec.quantization,
-        # Options that choose a server; this one is chosen by its URL.
-        "engine": None if is_given else spec.engine,
-        "device": None if is_given else spec.device,
+        "engine": spec.engine,
+        "device": spec.device,
         # Other programs cannot find a given server, so they need its URL too.
         "base_url": server.endpoint.base_url if is_given else None,
     }
     given = {name: value for name, value in wishes.items() if value is not None}
     keywords = ", ".join(f"{name}={value!r}" for name, value in given.items())
     renamed = keywords.replace("model=", "model_name=", 1)
-    flags = "".join(
-        f" --{name} {shlex.quote(value)}" for name, value in given.items() if name != "base_url"
-    )
     variable = shlex.quote(server.endpoint.base_url) if is_given else None
     prefix = f"EMBERD_BASE_URL={variable} " if variable else ""
+    env_line = options.command_line("env", spec)
     return [
         f"  LangChain    langchain_emberd.EmberdEmbeddings({keywords})",
         f"  LlamaIndex   llama_index.embeddings.emberd.EmberdEmbedding({renamed})",
         f"  Python       emberd.Embedder({keywords})",
-        f'  OpenAI SDK   eval "$({prefix}emberd env{flags})"',
+        f'  OpenAI SDK   eval "$({prefix}{env_line})"',
         *([_KEY_OF_GIVEN] if variable and server.endpoint.api_key else []),
     ]
 
@@ -309,7 +308,7 @@ def show_dry_run(spec: ServerSpec, options: StartOptions, *, as_json: bool) -> N
     # Imported late, to keep the other subcommands fast.
     from emberd.system.redaction import redactor, secrets, words
 
-    missing = downloads.find(spec)
+    missing = downloads.find(spec, options)
     engine = engines.load(missing.engine) if missing and missing.engine else engines.choose(spec)
     interpreter = missing.interpreter if missing else None
     plan = dry_run(engine, spec, options, Places.resolve().home, interpreter)

@@ -37,6 +37,7 @@ class Launch:
         start_id: Random name of this start, which the server reports as its weight version. Every
             user of the machine can read it, so it proves nothing.
         folder: The server's state folder, for files that other users must not see.
+        home: The folder of all state, for files that later starts use again.
         options: How the user wants it started.
         exclusive_resources: What ``Engine.exclusive_resources`` named and is locked for this start.
         descriptor: Descriptor of a socket that listens on ``port``, which the server inherits;
@@ -50,6 +51,7 @@ class Launch:
     start_id: str
     folder: str
     options: StartOptions = field(default_factory=StartOptions)
+    home: str = field(kw_only=True)
     exclusive_resources: Sequence[str] = ()
     descriptor: int | None = None
     interpreter: Interpreter | None = None
@@ -173,10 +175,12 @@ class Engine(Protocol):
     ) -> MemoryNeed | None:
         """Return what a server takes on each of its GPUs, all like ``gpu``; None if not known.
 
-        Neither the GPU nor the engine has to be on this machine.
+        Neither the GPU nor the engine has to be on this machine. What ``why_unavailable`` and
+        ``plan`` refuse for other reasons than the machine is refused here too.
 
         Raises:
-            StartError: It does not fit.
+            NoEngineError: No server is started for ``spec`` on any GPU.
+            StartError: It does not fit, or cannot run on this GPU.
         """
         return None
 
@@ -233,6 +237,13 @@ class EnvironmentEngine(Engine):
     def installable_environment(self, spec: ServerSpec) -> str | None:
         """Return the engine's name if only its environment is missing; else None."""
         return self.missing_environment(spec) if self._why_not_here(spec) is None else None
+
+    def uses_hub_cache(self, spec: ServerSpec, options: StartOptions) -> bool:  # noqa: ARG002
+        """Return whether its server reads the model from the hub's cache.
+
+        Otherwise it is a folder, or the options or variables name another place.
+        """
+        return not (model_files.is_folder(spec.model) or model_files.is_path(spec.model))
 
     def missing_environment(self, spec: ServerSpec) -> str | None:
         """Return the engine's name if its environment must be installed for ``spec``; else None.
@@ -329,6 +340,7 @@ def dry_run(
         api_key=None if options.no_auth else DRY_RUN_KEY,
         start_id="a-random-id-of-this-start",
         folder=os.path.join(home, DRY_RUN_FOLDER),
+        home=home,
         options=options,
         exclusive_resources=tuple(engine.exclusive_resources(spec, options)),
         interpreter=interpreter,

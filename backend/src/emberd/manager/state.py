@@ -73,8 +73,8 @@ class Timing:
     Attributes:
         poll_s: How often a starting server, or its record, is checked.
         tick_s: How often a supervisor checks a running server.
-        look_s: How often a supervisor reads the counters of a server that no client has reported;
-            each reading costs the server some milliseconds of CPU time.
+        look_s: How often a supervisor reads the counters of a server that no client has reported,
+            if its idle timeout does not require more: see ``IdleMonitor.is_reading_due``.
         lock_s: How long ``ensure`` waits for the start lock.
         record_s: How long a reader waits for the supervisor to rewrite a lost record, a few times
             ``tick_s``.
@@ -89,7 +89,7 @@ class Timing:
 
     poll_s: float = 0.05
     tick_s: float = 2.0
-    look_s: float = 20.0
+    look_s: float = 60.0
     lock_s: float = 120.0
     record_s: float = 6.0
     takeover_s: float = 30.0

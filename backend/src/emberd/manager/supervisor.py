@@ -261,6 +261,7 @@ class Supervisor:
                 api_key=None if options.no_auth else secrets.token_hex(_KEY_BYTES),
                 start_id=self.record.start_id,
                 folder=str(self.folder),
+                home=str(paths.Home.of(self.folder).root),
                 options=options,
                 exclusive_resources=gpus,
                 descriptor=opened.fileno() if opened else None,
@@ -283,7 +284,7 @@ class Supervisor:
         return launch, plan, server
 
     def _lock_gpus(self, held: ExitStack) -> tuple[str, ...]:
-        lock_folder = ownership.make_private(paths.Home(self.folder.parents[2]).gpu_locks)
+        lock_folder = ownership.make_private(paths.Home.of(self.folder).gpu_locks)
         while not self._stop_requested:
             # Chosen anew each time: the best GPU may have become full during the wait.
             names = self.engine.exclusive_resources(self.record.spec, self.record.options)

@@ -16,7 +16,6 @@ from emberd.engines.base import Launch
 from emberd.engines.gpus import VISIBLE, Gpu
 from emberd.engines.sglang.memory import NO_CHUNKS, SMALLEST_BATCH_TOKENS, MemoryPlan
 from emberd.engines.sglang.support import generation, overrides
-from emberd.env import Places
 from emberd.errors import StartError
 from emberd.settings import ServerSpec, StartOptions
 
@@ -104,7 +103,12 @@ def config_text(port: int, api_key: str | None) -> str:
 
 
 def variables(
-    environ: Mapping[str, str], gpus: Sequence[Gpu], store: str, *, deterministic: bool = False
+    environ: Mapping[str, str],
+    gpus: Sequence[Gpu],
+    store: str,
+    home: str,
+    *,
+    deterministic: bool = False,
 ) -> dict[str, tuple[str, str]]:
     """Return the variables that the server needs besides ``environ``: name -> value and reason.
 
@@ -115,6 +119,7 @@ def variables(
         environ: The environment of this process.
         gpus: Where the model will run; empty for the CPU.
         store: Path of an empty file, private to this start.
+        home: The folder of all state.
         deterministic: Whether ``spec`` requires deterministic kernels.
     """
     needed = {}
@@ -155,7 +160,7 @@ def variables(
         )
     if _COMPILED not in environ:
         needed[_COMPILED] = (
-            os.path.join(Places.resolve().home, "torchinductor"),
+            os.path.join(home, "torchinductor"),
             "keeps compiled kernels; the folder for temporary files is new at each start",
         )
     return needed
@@ -249,6 +254,9 @@ _KEY: Final = "emberd makes a key for each start; `emberd up --no-auth` starts w
 _OURS: Final = "emberd sets this option to identify the server"
 _VECTORS: Final = "it changes the vectors, and every user of this model would get them"
 _TRUST: Final = "--trust-remote-code"
+_DOWNLOAD_DIR: Final = "--download-dir"
+_MODELSCOPE: Final = "SGLANG_USE_MODELSCOPE"
+_YES: Final = ("1", "true", "y", "yes")  # srt/environ.py
 _SIZE: Final = "use context_tokens=, or `emberd up --context-tokens`"
 _GPUS: Final = "emberd chooses the GPUs; use `emberd up --tp-size` or `--dp-size`"
 
@@ -280,6 +288,15 @@ _RESERVED: Final[Mapping[str, str]] = {
     "--tp-size": _GPUS,
     "--weight-version": _OURS,
 }
+
+
+def has_other_cache(options: StartOptions, environ: Mapping[str, str]) -> bool:
+    """Return whether SGLang loads a model that is no folder from elsewhere than the hub's cache."""
+    if environ.get(_MODELSCOPE, "").lower() in _YES:
+        return True
+    # Its parser completes a prefix; "--do" begins no other option.
+    names = (word.partition("=")[0] for word in options.arguments)
+    return any(name.startswith("--do") and _DOWNLOAD_DIR.startswith(name) for name in names)
 
 
 def runs_code_of_models(options: StartOptions) -> bool:

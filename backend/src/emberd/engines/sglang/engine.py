@@ -17,12 +17,11 @@ from emberd.catalog import DEMO_MODEL
 from emberd.engines import gpu_usage, gpus
 from emberd.engines.base import EnvironmentEngine, Launch, MemoryNeed, Plan, Reason
 from emberd.engines.gpu_usage import PlannedUsage, Usage
-from emberd.engines.gpus import Gpu
+from emberd.engines.gpus import Gpu, Survey
 from emberd.engines.model_shape import shape_of
 from emberd.engines.sglang import command, log_reader, memory, support
 from emberd.engines.sglang.memory import MemoryPlan
-from emberd.env import Places
-from emberd.errors import StartError
+from emberd.errors import NoEngineError, StartError
 from emberd.settings import ServerSpec, StartOptions
 from emberd.system import process_env
 
@@ -58,6 +57,11 @@ class SglangEngine(EnvironmentEngine):
         chosen = support.freest_supported(seen, options.gpus, quantization=precision)
         return [gpu.uuid for gpu in chosen]
 
+    def uses_hub_cache(self, spec: ServerSpec, options: StartOptions) -> bool:
+        """Return whether its server reads the model from the hub's cache."""
+        is_elsewhere = command.has_other_cache(options, os.environ)
+        return super().uses_hub_cache(spec, options) and not is_elsewhere
+
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
         """Return how to start a server for ``spec``.
 
@@ -84,7 +88,7 @@ class SglangEngine(EnvironmentEngine):
         if version is None:  # it was replaced after ``why_unavailable`` had looked at it
             problem = support.why_not_version(python.version, spec)
             raise StartError(f"SGLang {python.version} {problem}", advice=f"Run: {self._install}")
-        earlier = _earlier_usage(spec, launch.options, chosen, python.version)
+        earlier = _earlier_usage(spec, launch, chosen, python.version)
         figures = _plan_memory(spec, launch.options, chosen, earlier)
         usage = None
         if figures and earlier:
@@ -94,8 +98,13 @@ class SglangEngine(EnvironmentEngine):
         config = os.path.join(launch.folder, _CONFIG)
         flags = command.flags(spec, launch, figures, config)
         store = os.path.join(launch.folder, _STORE)
-        variables = command.variables(os.environ, chosen, store, deterministic=spec.deterministic)
-        if not (model_files.is_folder(spec.model) or model_files.is_downloaded(spec.model)):
+        variables = command.variables(
+            os.environ, chosen, store, launch.home, deterministic=spec.deterministic
+        )
+        is_here = model_files.is_folder(spec.model) or (
+            self.uses_hub_cache(spec, launch.options) and model_files.is_downloaded(spec.model)
+        )
+        if not is_here:
             silence_s = _DOWNLOAD_SILENCE_S
         else:
             silence_s = _CPU_SILENCE_S if on_cpu else _GPU_SILENCE_S
@@ -134,8 +143,15 @@ class SglangEngine(EnvironmentEngine):
         """Return what a server takes on a GPU; None if the model's size is not known.
 
         Raises:
-            StartError: It does not fit.
+            NoEngineError: It is not started for ``spec`` on any GPU.
+            StartError: It does not fit, or cannot run on this GPU.
         """
+        if problem := _why_refused(spec):
+            raise NoEngineError(f"SGLang cannot serve {spec.model}: it {problem}.")
+        command.check_arguments(options, on_cpu=False)
+        survey = Survey((gpu,) * options.gpus)
+        if problem := support.why_unsuitable(survey, options.gpus, spec.quantization):
+            raise StartError(problem)
         plan = _plan_memory(spec, options, [gpu])
         return plan and replace(plan, notes=(*plan.notes, *support.precision_notes(spec)))
 
@@ -172,9 +188,14 @@ class SglangEngine(EnvironmentEngine):
         )
 
     def _why_not_here(self, spec: ServerSpec) -> str | None:
-        if spec.deterministic and spec.device == command.CPU:
-            return "computes deterministically only on a GPU; use engine='transformers' on a CPU"
-        return self.why_unsupported(spec) or support.why_not_quantised(spec) or _why_no_device(spec)
+        return self.why_unsupported(spec) or _why_refused(spec) or _why_no_device(spec)
+
+
+def _why_refused(spec: ServerSpec) -> str | None:
+    """Return why it is not started for ``spec`` on any machine, whatever the model's files say."""
+    if spec.deterministic and spec.device == command.CPU:
+        return "computes deterministically only on a GPU; use engine='transformers' on a CPU"
+    return support.why_not_quantised(spec)
 
 
 def _why_no_device(spec: ServerSpec) -> str | None:
@@ -196,12 +217,12 @@ def _why_no_device(spec: ServerSpec) -> str | None:
 
 
 def _earlier_usage(
-    spec: ServerSpec, options: StartOptions, chosen: Sequence[Gpu], version: str
+    spec: ServerSpec, launch: Launch, chosen: Sequence[Gpu], version: str
 ) -> Usage | None:
     """Return what earlier starts used; None where the plan is not comparable with them."""
     shape = shape_of(spec.model)
     # The user's own arguments may change what is used.
-    if shape is None or not chosen or options.arguments:
+    if shape is None or not chosen or launch.options.arguments:
         return None
     kind = {
         "gpu": min(chosen, key=lambda gpu: gpu.free_bytes).name,
@@ -209,9 +230,9 @@ def _earlier_usage(
         "shape": asdict(shape),
         "quantization": spec.quantization,
         "deterministic": spec.deterministic,
-        "tp_size": options.tp_size,
+        "tp_size": launch.options.tp_size,
     }
-    return gpu_usage.read(Places.resolve().home, kind)
+    return gpu_usage.read(launch.home, kind)
 
 
 def _plan_memory(
