@@ -26,6 +26,7 @@ GPU: Final = "cuda"
 _CPU_KERNELS: Final = str(Path(__file__).with_name("cpu"))
 _LOOPBACK: Final = ("127.0.0.1", "localhost")
 _COMPILED: Final = "TORCHINDUCTOR_CACHE_DIR"
+_PICKLE: Final = "SGLANG_USE_PICKLE_IPC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,12 @@ def config_text(port: int, api_key: str | None) -> str:
 
 
 def variables(
-    environ: Mapping[str, str], gpus: Sequence[Gpu], store: str, *, deterministic: bool = False
+    environ: Mapping[str, str],
+    gpus: Sequence[Gpu],
+    store: str,
+    *,
+    deterministic: bool = False,
+    msgpack: bool = False,
 ) -> dict[str, tuple[str, str]]:
     """Return the variables that the server needs besides ``environ``: name -> value and reason.
 
@@ -116,6 +122,7 @@ def variables(
         gpus: Where the model will run; empty for the CPU.
         store: Path of an empty file, private to this start.
         deterministic: Whether ``spec`` requires deterministic kernels.
+        msgpack: Whether this version was tried with msgpack between its processes.
     """
     needed = {}
     if deterministic:
@@ -137,6 +144,9 @@ def variables(
         hosts += [host for host in _LOOPBACK if host not in hosts]
         why = "SGLang's warm-up sends HTTP requests to itself, which must not go through a proxy"
         needed[name] = (",".join(hosts), why)
+    if msgpack and _PICKLE not in environ:
+        why = "the processes exchange vectors as msgpack, which takes less CPU time than pickle"
+        needed[_PICKLE] = ("0", why)
     for name in ("SGLANG_PYSPY_DUMP_BEFORE_CRASH", "SGLANG_CUDA_COREDUMP_BEFORE_CRASH"):
         needed[name] = ("0", "a dump would delay the end by a minute")
     if not gpus:
@@ -235,6 +245,10 @@ def _gpu_flags(options: StartOptions) -> list[Flag]:
 _SERVICE_FLAGS: Final = (
     Flag(("--sleep-on-idle",), "otherwise an idle scheduler uses a whole core"),
     Flag(("--enable-metrics",), "its counters show whether the server is idle"),
+    Flag(
+        ("--gc-threshold", "20000", "50", "100"),
+        "Python's garbage collector would visit the vectors in flight every few texts",
+    ),
     Flag(("--log-level", "info"), "progress and readiness are logged at this level"),
     Flag(
         ("--uvicorn-access-log-exclude-prefixes", "/"),

@@ -94,7 +94,11 @@ class SglangEngine(EnvironmentEngine):
         config = os.path.join(launch.folder, _CONFIG)
         flags = command.flags(spec, launch, figures, config)
         store = os.path.join(launch.folder, _STORE)
-        variables = command.variables(os.environ, chosen, store, deterministic=spec.deterministic)
+        variables = command.variables(
+            *(os.environ, chosen, store),
+            deterministic=spec.deterministic,
+            msgpack=version.msgpack,
+        )
         if not (model_files.is_folder(spec.model) or model_files.is_downloaded(spec.model)):
             silence_s = _DOWNLOAD_SILENCE_S
         else:
