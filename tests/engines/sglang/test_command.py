@@ -62,6 +62,7 @@ def test_a_gpu_server_embeds_on_loopback_with_explicit_memory() -> None:
         "--device": "cuda",
         "--sleep-on-idle": "",
         "--enable-metrics": "",
+        "--gc-threshold": "20000 50 100",
         "--log-level": "info",
         "--uvicorn-access-log-exclude-prefixes": "/",
     }
@@ -163,6 +164,13 @@ def test_processes_of_one_gpu_meet_in_a_private_file_and_not_at_an_open_port() -
 def test_compiled_kernels_are_kept_in_the_home() -> None:
     given = variables({}, (card(24),), STORE, HOME)
     assert given["TORCHINDUCTOR_CACHE_DIR"][0].startswith(f"{HOME}/")
+
+
+def test_messages_are_msgpack_where_it_was_tried_and_the_environment_says_nothing_else() -> None:
+    name = "SGLANG_USE_PICKLE_IPC"
+    assert variables({}, (), STORE, HOME, msgpack=True)[name][0] == "0"
+    assert name not in variables({name: "1"}, (card(24),), STORE, HOME, msgpack=True)
+    assert name not in variables({}, (), STORE, HOME)
 
 
 def test_warm_up_bypasses_proxies() -> None:

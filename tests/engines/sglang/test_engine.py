@@ -19,6 +19,7 @@ from emberd import installs, model_files
 from emberd.engines import Launch
 from emberd.engines.gpus import empty_card
 from emberd.engines.sglang import ENGINE, support
+from emberd.engines.sglang.support import VERSIONS
 from emberd.errors import NoEngineError, StartError
 from emberd.installs import Interpreter
 from emberd.settings import ServerSpec, StartOptions
@@ -195,6 +196,15 @@ def test_variables_of_the_application_do_not_reach_the_engine(
     environment = ENGINE.plan(GPU, LAUNCH).environment
     assert "the-applications" not in environment.values()
     assert environment["HF_HOME"] == "/models"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_only_a_version_that_was_tried_with_msgpack_uses_it(
+    version: str, cards: Nvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _installed(monkeypatch, version)
+    given = ENGINE.plan(GPU, LAUNCH).environment.get("SGLANG_USE_PICKLE_IPC")
+    assert given == ("0" if version == "0.5.23" else None)
 
 
 def test_a_card_that_is_too_small_is_an_error_with_the_sum(

@@ -82,7 +82,7 @@ def test_a_version_reports_its_model_and_the_id_of_the_start(version: str) -> No
 @every_version
 def test_a_version_reads_the_variables_that_emberd_sets(version: str) -> None:
     given = command.variables({}, (), "/store", "/home", deterministic=True)
-    given |= command.variables({}, (card(24), card(24)), "/store", "/home")
+    given |= command.variables({}, (card(24), card(24)), "/store", "/home", msgpack=True)
     assert {name for name in given if name.startswith("SGLANG_")} == set(record_facts.VARIABLES)
     assert set(record_facts.VARIABLES) <= names("variables", version)
 

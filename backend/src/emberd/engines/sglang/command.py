@@ -25,6 +25,7 @@ GPU: Final = "cuda"
 _CPU_KERNELS: Final = str(Path(__file__).with_name("cpu"))
 _LOOPBACK: Final = ("127.0.0.1", "localhost")
 _COMPILED: Final = "TORCHINDUCTOR_CACHE_DIR"
+_PICKLE: Final = "SGLANG_USE_PICKLE_IPC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ def variables(
     home: str,
     *,
     deterministic: bool = False,
+    msgpack: bool = False,
 ) -> dict[str, tuple[str, str]]:
     """Return the variables that the server needs besides ``environ``: name -> value and reason.
 
@@ -121,6 +123,7 @@ def variables(
         store: Path of an empty file, private to this start.
         home: The folder of all state.
         deterministic: Whether ``spec`` requires deterministic kernels.
+        msgpack: Whether this version was tried with msgpack between its processes.
     """
     needed = {}
     if deterministic:
@@ -142,6 +145,9 @@ def variables(
         hosts += [host for host in _LOOPBACK if host not in hosts]
         why = "SGLang's warm-up sends HTTP requests to itself, which must not go through a proxy"
         needed[name] = (",".join(hosts), why)
+    if msgpack and _PICKLE not in environ:
+        why = "the processes exchange vectors as msgpack, which takes less CPU time than pickle"
+        needed[_PICKLE] = ("0", why)
     for name in ("SGLANG_PYSPY_DUMP_BEFORE_CRASH", "SGLANG_CUDA_COREDUMP_BEFORE_CRASH"):
         needed[name] = ("0", "a dump would delay the end by a minute")
     if not gpus:
@@ -240,6 +246,10 @@ def _gpu_flags(options: StartOptions) -> list[Flag]:
 _SERVICE_FLAGS: Final = (
     Flag(("--sleep-on-idle",), "otherwise an idle scheduler uses a whole core"),
     Flag(("--enable-metrics",), "its counters show whether the server is idle"),
+    Flag(
+        ("--gc-threshold", "20000", "50", "100"),
+        "Python's garbage collector would visit the vectors in flight every few texts",
+    ),
     Flag(("--log-level", "info"), "progress and readiness are logged at this level"),
     Flag(
         ("--uvicorn-access-log-exclude-prefixes", "/"),

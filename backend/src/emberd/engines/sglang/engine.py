@@ -99,7 +99,9 @@ class SglangEngine(EnvironmentEngine):
         flags = command.flags(spec, launch, figures, config)
         store = os.path.join(launch.folder, _STORE)
         variables = command.variables(
-            os.environ, chosen, store, launch.home, deterministic=spec.deterministic
+            *(os.environ, chosen, store, launch.home),
+            deterministic=spec.deterministic,
+            msgpack=version.msgpack,
         )
         is_here = model_files.is_folder(spec.model) or (
             self.uses_hub_cache(spec, launch.options) and model_files.is_downloaded(spec.model)
