@@ -1,8 +1,11 @@
-"""The weights of a model: what is missing of them on this machine, and their size."""
+"""The weights of a model: what is missing of them here, their size, and reading them ahead."""
 
 from __future__ import annotations
 
+import os
 import re
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +23,8 @@ _TOKENIZERS: Final = (
 )
 _INDEX: Final = "model.safetensors.index.json"
 _OLD: Final = ("*.bin", "*.pt")
+# Of a larger piece the kernel reads only as much as the disk's setting read_ahead_kb: usually this.
+_AHEAD_BYTES: Final = 128 * 1024
 
 
 def estimated_bytes(model: str) -> int:
@@ -33,6 +38,31 @@ def size_bytes(folder: Path) -> int:
     """Return the size of the weights of a folder in bytes."""
     files = (file for pattern in (model_files.SAFETENSORS, *_OLD) for file in folder.glob(pattern))
     return sum(file.stat().st_size for file in files)
+
+
+def read_ahead(model: str, revision: str | None) -> None:
+    """Have the kernel read the weights into its page cache (Linux; elsewhere nothing).
+
+    A server imports its libraries for a while before it reads the weights, and then reads a cold
+    file in small pieces. It may take as long as the disk needs, so call it in a thread.
+
+    Args:
+        model: A folder, or a name on the hub.
+        revision: The revision on the hub.
+    """
+    if sys.platform != "linux":
+        return
+    import psutil  # imported late: only a supervisor needs it
+
+    folder = Path(model) if model_files.is_folder(model) else None
+    folder = folder or model_files.hub_snapshot(model, revision)
+    # What does not fit would displace what was read before.
+    if folder is None or size_bytes(folder) > psutil.virtual_memory().available:
+        return
+    for file in sorted(folder.glob(model_files.SAFETENSORS)):
+        with suppress(OSError), model_files.open_regular(file) as opened:
+            for begin in range(0, os.fstat(opened.fileno()).st_size, _AHEAD_BYTES):
+                os.posix_fadvise(opened.fileno(), begin, _AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
 
 
 def missing_files(folder: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,6 +65,25 @@ def test_a_gpu_server_embeds_on_loopback_with_explicit_memory() -> None:
         "--log-level": "info",
         "--uvicorn-access-log-exclude-prefixes": "/",
     }
+
+
+COMPILED = ("TORCHINDUCTOR_CACHE_DIR", "CUTE_DSL_CACHE_DIR", "QUACK_CACHE_DIR")
+
+
+def test_compiled_kernels_are_kept_in_the_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default these caches are in the temporary folder, which ends with the server."""
+    monkeypatch.setenv("EMBERD_HOME", str(tmp_path))
+    given = variables({}, (card(24),), STORE)
+    folders = {Path(given[name][0]) for name in COMPILED}
+    assert len(folders) == len(COMPILED)
+    assert {folder.parent for folder in folders} == {tmp_path}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_cache_that_the_user_has_chosen_is_used(name: str) -> None:
+    assert name not in variables({name: "/my/cache"}, (card(24),), STORE)
 
 
 @pytest.mark.parametrize(

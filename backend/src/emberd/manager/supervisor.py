@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from emberd import engines, model_files, probe
+from emberd import engines, model_files, probe, weight_files
 from emberd.endpoint import Endpoint
 from emberd.engines.base import Launch, Plan, phase_of
 from emberd.errors import EmberdError, LockTimeoutError, StartError
@@ -284,6 +284,12 @@ class Supervisor:
                 self.folder / paths.LOG_NAME,
                 scratch,
                 inherited=() if launch.descriptor is None else (launch.descriptor,),
+            )
+        # Not waited for. Without a thread it is left out: the server reads the weights anyway.
+        with suppress(EmberdError):
+            spec = self.record.spec
+            background.run(
+                partial(weight_files.read_ahead, spec.model, spec.revision), "read-ahead"
             )
         return launch, plan, server
 
