@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 import checkpoints_made
@@ -83,6 +86,43 @@ def test_a_part_that_the_index_names_and_that_is_not_there_is_seen(folder: Path)
 def test_a_damaged_index_names_nothing(folder: Path, named: object) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": named}))
     assert weight_files.missing_files(folder) == []
+
+
+def ahead(monkeypatch: pytest.MonkeyPatch, folder: Path, free: int = 1 << 30) -> list[bytes]:
+    """Read ahead; return what the kernel was told to read of each file."""
+    told: dict[str, list[tuple[int, int]]] = {}
+
+    def advise(descriptor: int, begin: int, count: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED
+        told.setdefault(os.readlink(f"/proc/self/fd/{descriptor}"), []).append((begin, count))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    weight_files.read_ahead(str(folder), None)
+    return [
+        b"".join(Path(name).read_bytes()[begin : begin + count] for begin, count in pieces)
+        for name, pieces in told.items()
+        if all(count <= 128 * 1024 for _, count in pieces)  # the kernel ignores the rest of more
+    ]
+
+
+def test_all_weights_are_read_ahead(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder / "model.safetensors", 500_000)
+    write(folder / "other.safetensors", 96)
+    files = sorted(folder.glob("*.safetensors"))
+    assert ahead(monkeypatch, folder) == [file.read_bytes() for file in files]
+
+
+def test_weights_larger_than_the_memory_are_not_read_ahead(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ahead(monkeypatch, folder, free=50) == []
+
+
+def test_reading_ahead_of_a_model_that_is_not_here_does_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert ahead(monkeypatch, Path("no/such-model")) == []
 
 
 def test_older_forms_of_weights_count(folder: Path) -> None:

@@ -320,7 +320,10 @@ def test_server_without_a_key_gets_none(machine: Machine, monkeypatch: pytest.Mo
 def test_environment_is_inherited_without_packages_and_keys(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dropped = ("PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "OPENAI_API_KEY", "EMBERD_API_KEY")
+    dropped = (
+        *("PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "OPENAI_API_KEY", "EMBERD_API_KEY"),
+        "PYTHONDONTWRITEBYTECODE",  # each start would compile all modules
+    )
     for name in (*dropped, "HF_HOME", "HF_TOKEN"):
         monkeypatch.setenv(name, "kept or not")
     environment = ENGINE.plan(spec(device="cpu"), LAUNCH).environment

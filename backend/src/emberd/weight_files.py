@@ -1,9 +1,12 @@
-"""The weights of a model: what is missing of them on this machine, and their size."""
+"""The weights of a model: what is missing of them here, their size, and reading them ahead."""
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -23,6 +26,8 @@ _MOST_SHOWN: Final = 3
 _MOST_PARTS: Final = 1000  # of a name that is no part's
 _INDEX: Final = "model.safetensors.index.json"
 _OLD: Final = ("*.bin", "*.pt")
+# Of a larger piece the kernel reads only as much as the disk's setting read_ahead_kb: usually this.
+_AHEAD_BYTES: Final = 128 * 1024
 _OTHER_FORMATS: Final = (*_OLD, "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf", "*.onnx")
 # One file of several: its number, and how many there are.
 _PART: Final = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.\w+)")
@@ -63,6 +68,31 @@ def only(others: Sequence[str]) -> str:
     """Return a clause that names weights in other formats; empty if there are none."""
     shown = ", ".join(others[:_MOST_SHOWN]) + (", ..." if len(others) > _MOST_SHOWN else "")
     return f", only {shown}" if others else ""
+
+
+def read_ahead(model: str, revision: str | None) -> None:
+    """Have the kernel read the weights into its page cache (Linux; elsewhere nothing).
+
+    A server imports its libraries for a while before it reads the weights, and then reads a cold
+    file in small pieces. It may take as long as the disk needs, so call it in a thread.
+
+    Args:
+        model: A folder, or a name on the hub.
+        revision: The revision on the hub.
+    """
+    if sys.platform != "linux":
+        return
+    import psutil  # imported late: only a supervisor needs it
+
+    folder = Path(model) if model_files.is_folder(model) else None
+    folder = folder or model_files.hub_snapshot(model, revision)
+    # What does not fit would displace what was read before.
+    if folder is None or size_bytes(folder) > psutil.virtual_memory().available:
+        return
+    for file in sorted(folder.glob(model_files.SAFETENSORS)):
+        with suppress(OSError), model_files.open_regular(file) as opened:
+            for begin in range(0, os.fstat(opened.fileno()).st_size, _AHEAD_BYTES):
+                os.posix_fadvise(opened.fileno(), begin, _AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
 
 
 def missing_files(folder: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +67,22 @@ def test_a_gpu_server_embeds_on_loopback_with_explicit_memory() -> None:
         "--log-level": "info",
         "--uvicorn-access-log-exclude-prefixes": "/",
     }
+
+
+COMPILED = ("TORCHINDUCTOR_CACHE_DIR", "CUTE_DSL_CACHE_DIR", "QUACK_CACHE_DIR")
+
+
+def test_compiled_kernels_are_kept_in_the_home() -> None:
+    """By default these caches are in the temporary folder, which ends with the server."""
+    given = variables({}, (card(24),), STORE, HOME)
+    folders = {Path(given[name][0]) for name in COMPILED}
+    assert len(folders) == len(COMPILED)
+    assert {folder.parent for folder in folders} == {Path(HOME)}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_cache_that_the_user_has_chosen_is_used(name: str) -> None:
+    assert name not in variables({name: "/my/cache"}, (card(24),), STORE, HOME)
 
 
 @pytest.mark.parametrize(
@@ -159,11 +176,6 @@ def test_processes_of_one_gpu_meet_in_a_private_file_and_not_at_an_open_port() -
     assert variables({}, (card(24),), STORE, HOME)[name][0] == f"file://{STORE}"
     assert name not in variables({}, (card(24), card(24)), STORE, HOME)
     assert name not in variables({}, (), "/state#1/of?it/store", HOME)
-
-
-def test_compiled_kernels_are_kept_in_the_home() -> None:
-    given = variables({}, (card(24),), STORE, HOME)
-    assert given["TORCHINDUCTOR_CACHE_DIR"][0].startswith(f"{HOME}/")
 
 
 def test_messages_are_msgpack_where_it_was_tried_and_the_environment_says_nothing_else() -> None:

@@ -13,7 +13,13 @@ from emberd import engines
 from emberd import env as environment
 from emberd.catalog import DEMO_MODEL
 from emberd.cli import downloads, options, output
-from emberd.engines.base import DRY_RUN_FOLDER, DRY_RUN_KEY, DRY_RUN_PORT, dry_run
+from emberd.engines.base import (
+    DRY_RUN_FOLDER,
+    DRY_RUN_KEY,
+    DRY_RUN_PORT,
+    dry_run,
+    phase_of,
+)
 from emberd.env import Places
 from emberd.errors import SettingError
 from emberd.manager import Server
@@ -197,9 +203,10 @@ def ensure(
     line = output.ProgressLine()
 
     def show(progress: Progress) -> None:
-        doing = progress.text or "starting"
-        text = f"{settings.model}: {doing} ({output.duration(progress.seconds)})"
-        line.show(text, topic=progress.text.partition(":")[0])
+        doing, took = progress.text or "starting", output.duration(progress.seconds)
+        if progress.phase_seconds is not None:
+            took = f"{output.duration(progress.phase_seconds)}; {took} in all"
+        line.show(f"{settings.model}: {doing} ({took})", topic=phase_of(doing.partition(":")[0]))
 
     def find_missing(spec: ServerSpec) -> Callable[[Callable[[str], None]], None] | None:
         found = downloads.find(spec, options or StartOptions.resolve())
@@ -241,6 +248,7 @@ def _as_content(server: Server) -> dict[str, Any]:
         **{name: getattr(server.endpoint, name) for name in of_endpoint},
         **{name: getattr(server, name) for name in of_server},
         "notes": list(server.notes),
+        "phases": dict(server.phases),
     }
 
 
@@ -259,9 +267,11 @@ def _lines(server: Server, spec: ServerSpec) -> list[str]:
     endpoint = server.endpoint
     context = f", {endpoint.context_tokens} tokens" if endpoint.context_tokens else ""
     size = f"{endpoint.dimensions} dimensions{context}"
+    took = output.start_phases(server.phases)
     return [
         f"{spec.model} is served at {endpoint.base_url} ({size})",
         f"  {server.reason}. {_lifetime(server)}",
+        *([f"  It {took}."] if server.started and took else []),
         *([f"  {_NOT_QWEN}"] if spec.model == DEMO_MODEL else []),
         *([f"  {_OPEN}"] if server.origin == "own" and endpoint.api_key is None else []),
         *(f"  Note: {note}" for note in server.notes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from emberd.installs import Interpreter
 
 DRAIN_S: Final = 30.0
+
+_FIGURES: Final = re.compile(r"\s+[(\d].*")
 
 DRY_RUN_PORT: Final = 30_000
 DRY_RUN_KEY: Final = "a-random-key-of-this-start"
@@ -185,7 +188,11 @@ class Engine(Protocol):
         return None
 
     def progress(self, log: str) -> str:
-        """Return what the starting server is doing, in a few words, from its log so far."""
+        """Return what the starting server is doing, in a few words, from its log so far.
+
+        The words before the first figure or parenthesis name the phase of the start; see
+        ``phase_of``.
+        """
 
     def diagnose(self, exit_code: int | None, log: str) -> Diagnosis:
         """Return why the server failed.
@@ -202,6 +209,11 @@ class Engine(Protocol):
 
     def recognises(self, command: Sequence[str]) -> bool:
         """Return whether a process with this command line is a server of this kind."""
+
+
+def phase_of(progress: str) -> str:
+    """Return the phase of a start: ``loading the weights (2 of 5 files)`` without its figures."""
+    return _FIGURES.sub("", progress)
 
 
 class EnvironmentEngine(Engine):

@@ -22,10 +22,18 @@ from emberd.settings import ServerSpec, StartOptions
 CPU: Final = "cpu"
 GPU: Final = "cuda"
 
-_CPU_KERNELS: Final = str(Path(__file__).with_name("cpu"))
+ON_CPU: Final = str(Path(__file__).with_name("cpu"))
+"""Folder of the modules that only servers on the CPU have on their path."""
+
 _LOOPBACK: Final = ("127.0.0.1", "localhost")
-_COMPILED: Final = "TORCHINDUCTOR_CACHE_DIR"
 _PICKLE: Final = "SGLANG_USE_PICKLE_IPC"
+# Caches of compiled kernels whose default is the folder for temporary files, which is new at each
+# start. SGLang and its libraries keep the other ones in the user's cache.
+_COMPILED: Final = {
+    "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
+    "CUTE_DSL_CACHE_DIR": "cute-dsl",
+    "QUACK_CACHE_DIR": "quack",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +160,10 @@ def variables(
         needed[name] = ("0", "a dump would delay the end by a minute")
     if not gpus:
         needed["SGLANG_USE_CPU_ENGINE"] = ("1", "otherwise SGLang requires a GPU")
-        needed["PYTHONPATH"] = (_CPU_KERNELS, "a stand-in for kernels that exist only for GPUs")
+        needed["PYTHONPATH"] = (
+            ON_CPU,
+            "has a stand-in for kernels that exist only for GPUs, and sglang_forked",
+        )
         return needed
     names = ", ".join(f"{gpu.name}, {generation(gpu.capability) or 'unknown'}" for gpu in gpus)
     needed[VISIBLE] = (
@@ -164,11 +175,12 @@ def variables(
             "0",
             "shared GPUs differ in free memory, and the figures are for the one with the least",
         )
-    if _COMPILED not in environ:
-        needed[_COMPILED] = (
-            os.path.join(home, "torchinductor"),
-            "keeps compiled kernels; the folder for temporary files is new at each start",
-        )
+    for name, folder in _COMPILED.items():
+        if name not in environ:
+            needed[name] = (
+                os.path.join(home, folder),
+                "keeps compiled kernels; the folder for temporary files is new at each start",
+            )
     return needed
 
 

@@ -26,6 +26,8 @@ from emberd.settings import ServerSpec, StartOptions
 from emberd.system import process_env
 
 _MODULE: Final = "sglang.launch_server"
+_FORKED: Final = "sglang_forked"  # in the folder ``cpu``; it runs the module that follows
+_WHY_FORKED: Final = "SGLang's processes are forked, because each would import SGLang again"
 _CONFIG: Final = "sglang.yaml"
 _STORE: Final = "torch-store"
 
@@ -113,7 +115,7 @@ class SglangEngine(EnvironmentEngine):
         return Plan(
             # Of two options that clash the last wins, so the user's come last.
             command=(
-                *(python.python, "-m", _MODULE),
+                *(python.python, "-m", *([_FORKED] if on_cpu else ()), _MODULE),
                 *(word for flag in flags for word in flag.words),
                 *own,
             ),
@@ -126,6 +128,7 @@ class SglangEngine(EnvironmentEngine):
             files={_CONFIG: command.config_text(launch.port, launch.api_key), _STORE: ""},
             reasons=[
                 Reason(python.python, f"has SGLang {python.version}: {python.why}"),
+                *([Reason(_FORKED, _WHY_FORKED)] if on_cpu else ()),
                 *(Reason(" ".join(flag.words), flag.why) for flag in flags),
                 *([Reason(" ".join(own), "your own arguments")] if own else ()),
                 *(Reason(f"{name}={value}", why) for name, (value, why) in variables.items()),
@@ -182,7 +185,7 @@ class SglangEngine(EnvironmentEngine):
         word, rest = (words[i] if i < len(words) else ""), words[i + 1 :]
         if word in _ENDS_OPTIONS:
             module = rest[0] if word == "-m" and rest else ""
-            return module == _MODULE or (module in _MODULES and _VERB in rest[1:2])
+            return module in (_MODULE, _FORKED) or (module in _MODULES and _VERB in rest[1:2])
         script = PurePath(word)
         return (script.name == _SCRIPT and _VERB in rest[:1]) or script.parts[-2:] == (
             "sglang",
