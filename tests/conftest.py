@@ -58,8 +58,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Without bytecode on the disk each of a thousand child processes compiles emberd again.
     sys.dont_write_bytecode = False
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    # In a main thread whose loop was never set, `asyncio.get_event_loop` creates one, and LlamaIndex
-    # never closes it. Without a loop LlamaIndex calls `asyncio.run`, as on Python 3.14.
+    # In a main thread whose loop was never set, `asyncio.get_event_loop` creates one, and
+    # LlamaIndex never closes it. Without a loop it calls `asyncio.run`, as on Python 3.14.
     asyncio.set_event_loop(None)
     # The tests fill all cores: more threads of one server only wait for each other, and spin.
     os.environ["OMP_NUM_THREADS"] = "1"
