@@ -1,8 +1,8 @@
 """Measures a server: the latency of single queries, and the rate of documents in bulk.
 
-Each text is sent once, so that neither a cache nor a server's prefix cache answers. What is timed
-goes through ``Embedder``, as the caller's own texts do; the server counts the tokens of a few other
-texts of each length, in the ``usage`` of its replies.
+The texts are random words, and a cache of emberd is not used, so that neither it nor a server's
+prefix cache answers. What is timed goes through ``Embedder``, as the caller's own texts do; the
+server counts the tokens of a few other texts of each length, in the ``usage`` of its replies.
 """
 
 from __future__ import annotations
