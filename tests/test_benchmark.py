@@ -73,6 +73,7 @@ def test_the_tokens_are_those_that_the_server_counts(server: FakeServer) -> None
     assert isinstance(rate, BulkRate)
     assert queries.tokens_per_text == mean
     assert rate.tokens_per_text == pytest.approx(200, rel=0.2)
+    assert rate.tokens_per_text is not None
     assert rate.tokens_per_s == pytest.approx(rate.tokens_per_text * rate.texts / rate.seconds)
 
 
