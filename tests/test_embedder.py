@@ -19,7 +19,7 @@ import openai
 import pytest
 
 import emberd
-from emberd import Embedder, Endpoint, ServerSpec
+from emberd import Embedder, Endpoint, ServerSpec, model_card
 from emberd.client.verify import verify
 from emberd.errors import (
     AuthenticationError,
@@ -94,6 +94,20 @@ def _embed(embedder: Embedder, twin: str, texts: list[str]) -> Any:
     if twin == "threads":
         return embedder.embed_documents(texts)
     return asyncio.run(embedder.aembed_documents(texts))
+
+
+@pytest.mark.parametrize("twin", ["threads", "tasks"])
+def test_a_client_that_ensure_made_reads_no_files_for_a_query(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, twin: str
+) -> None:
+    embedder = Embedder(MODEL, base_url=server.url)
+    if twin == "threads":
+        embedder.ensure()
+    else:
+        asyncio.run(embedder.aensure())
+    _embed(embedder, twin, ["one"])
+    monkeypatch.delattr(model_card, "describe")
+    assert _embed(embedder, twin, ["two"]).shape == (1, 16)
 
 
 # ---- vectors

@@ -66,13 +66,14 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "verified_manager": _JOINED,
     "server_handle": _JOINED | {"verified_manager"},
     "embedder": _JOINED | {"verified_manager", "server_handle", "index_identity"},
+    "benchmark": _BASE | {"client", "embedder"},
     "fidelity": _BASE | {"installs", "serving"},
     "stores": {"embedder", "env", "errors", "index_identity", "system"},
     "bulk": {"errors", "system"},
     "ray": _BASE | {"engines", "client", "verified_manager", "embedder", "bulk"},
     "doctor": _JOINED | {"verified_manager"},
     "cli": _JOINED
-    | {"verified_manager", "embedder", "fidelity", "doctor", "bulk", "ray", "stores"}
+    | {"verified_manager", "benchmark", "embedder", "fidelity", "doctor", "bulk", "ray", "stores"}
     | {"hub_weights", "modelscope_weights"},
     "__main__": {"cli"},
     "": _JOINED | {"verified_manager", "embedder", "stores"},

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from emberd import Embedder, Manager
+from emberd.catalog import Model
 from emberd.endpoint import Endpoint, root_url
 from emberd.env import Places
 from emberd.errors import InstructionError, SettingError
@@ -376,6 +377,16 @@ def test_what_holds_a_secret_is_unwrapped() -> None:
 def test_a_model_may_be_a_path() -> None:
     bare = {"query_instruction": "", "document_instruction": ""}
     assert Settings.resolve(model=Path("/models/x"), **bare).model == "/models/x"
+
+
+def test_a_card_is_kept_by_other_settings() -> None:
+    """Threads share an object, and files that arrive later do not change what it was made with."""
+    settings = Settings.resolve()
+    known = Model(settings.model, dimensions=7)
+    kept = settings.with_card(known)
+    assert kept.known is known
+    assert settings.known.dimensions == 2560
+    assert kept == settings
 
 
 def test_a_pickle_of_settings_holds_all_but_the_key_and_a_copy_holds_all() -> None:

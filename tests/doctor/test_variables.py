@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,14 @@ import checkpoints_made
 import examined
 from emberd.doctor import wanted
 from emberd.doctor.findings import Level
+
+
+@pytest.fixture(autouse=True)
+def _only_what_a_test_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Fixtures of the session may set more: those of tests/sglang name the folder of the engines.
+    for name in list(os.environ):
+        if name.startswith("EMBERD_") and name != "EMBERD_HOME":
+            monkeypatch.delenv(name)
 
 
 def test_a_misspelt_variable_is_noted_with_the_right_name_and_without_its_value(

@@ -112,9 +112,9 @@ def test_threads_of_one_process_share_one_start(
 def test_progress_has_text_seconds_and_log(manager: Manager, stub: Stub) -> None:
     told: list[Progress] = []
     manager.ensure(stub(start=1.5), on_progress=told.append)
-    assert told[-1].text == "loading"
-    assert told[-1].seconds > 0.5
-    assert Path(told[-1].log_path).is_file()
+    loading = [progress for progress in told if progress.text == "loading"]
+    assert loading[-1].seconds > 0.5
+    assert Path(loading[-1].log_path).is_file()
 
 
 def test_phases_of_a_start_are_recorded_in_their_order(manager: Manager, stub: Stub) -> None:

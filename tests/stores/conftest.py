@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from emberd import Embedder
+from fake_server import QWEN, FakeServer
 from managed import stopped_at_the_end
 from stores import postgres
 from stores.postgres import Database
+from stores.reindexed import DIMENSIONS
 from stores.store import InPostgres, Store
 
 __all__ = ["stopped_at_the_end"]
@@ -32,14 +35,27 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Database]:
+def postgres_server() -> Iterator[Database]:
     with postgres.running() as found:
         yield found
 
 
 @pytest.fixture
-def database(server: Database) -> Database:
-    return server.another()
+def database(postgres_server: Database) -> Database:
+    return postgres_server.another()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FakeServer]:
+    """The server of ``embedder``."""
+    with FakeServer(model=QWEN, dimensions=1024) as found:
+        yield found
+
+
+@pytest.fixture
+def embedder(server: FakeServer) -> Embedder:
+    """With whose vectors a collection is embedded again."""
+    return Embedder(QWEN, base_url=server.url, dimensions=DIMENSIONS)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from emberd.stores.rows import Row, RowStore
 
 NAME: Final = "passages"
 OLD: Final = 12
+DIMENSIONS: Final = 32  # of the new collections
 
 
 def content(number: int) -> tuple[str, dict[str, Any]]:

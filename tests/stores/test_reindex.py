@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -19,23 +19,20 @@ from emberd.stores import places
 from emberd.stores import rows as rows_module
 from emberd.stores.reindexing import RESUME_HINT, reindex
 from emberd.stores.rows import Row, RowStore
-from fake_server import QWEN, FakeServer
-from stores.reindexed import NAME, OLD, content, fill, opened, row_with, rows_of, vectors_of
+from stores.reindexed import (
+    DIMENSIONS,
+    NAME,
+    OLD,
+    content,
+    fill,
+    opened,
+    row_with,
+    rows_of,
+    vectors_of,
+)
 
 KINDS: Final = ("chroma", "qdrant", "lancedb")
 every_kind = pytest.mark.parametrize("kind", KINDS)
-DIMENSIONS: Final = 32
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[FakeServer]:
-    with FakeServer(model=QWEN, dimensions=1024) as found:
-        yield found
-
-
-@pytest.fixture
-def embedder(server: FakeServer) -> Embedder:
-    return Embedder(QWEN, base_url=server.url, dimensions=DIMENSIONS)
 
 
 def check(kind: str, folder: Path, name: str, numbers: range, embedder: Embedder) -> None:

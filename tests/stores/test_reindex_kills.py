@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,11 +27,20 @@ from command import Command
 from emberd import Embedder, IdentityError, guarded
 from emberd.stores.rows import Row, RowStore
 from fake_server import QWEN, FakeServer
-from stores.reindexed import NAME, OLD, fill, opened, row_with, rows_of, text_of, vectors_of
+from stores.reindexed import (
+    DIMENSIONS,
+    NAME,
+    OLD,
+    fill,
+    opened,
+    row_with,
+    rows_of,
+    text_of,
+    vectors_of,
+)
 from waiting import until
 
 KINDS: Final = ("chroma", "qdrant", "lancedb")
-DIMENSIONS: Final = 32
 FULL: Final = os.environ.get("REINDEX_SCALE") == "full"
 ROWS: Final = 2000 if FULL else 400
 FEW_ROWS: Final = 200
@@ -77,20 +86,9 @@ sys.exit(main())
 """
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[FakeServer]:
-    with FakeServer(model=QWEN, dimensions=1024) as found:
-        yield found
-
-
 @pytest.fixture
 def environment(server: FakeServer) -> dict[str, str]:
     return managed.environment(EMBERD_BASE_URL=server.url, EMBERD_MODEL=QWEN)
-
-
-@pytest.fixture
-def embedder(server: FakeServer) -> Embedder:
-    return Embedder(QWEN, base_url=server.url, dimensions=DIMENSIONS)
 
 
 class Runs:

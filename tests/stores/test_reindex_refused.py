@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import lancedb
 import numpy as np
@@ -17,22 +16,9 @@ from emberd import Embedder, EmberdError, IdentityError, SettingError, guarded
 from emberd.stores import rows as rows_module
 from emberd.stores.opening import open_store, shown
 from emberd.stores.reindexing import reindex
-from fake_server import QWEN, FakeServer
-from stores.reindexed import NAME, OLD, fill, opened, row_with, rows_of, vectors_of
+from stores.reindexed import DIMENSIONS, NAME, OLD, fill, opened, row_with, rows_of, vectors_of
 
 every_kind = pytest.mark.parametrize("kind", ["chroma", "qdrant", "lancedb"])
-DIMENSIONS: Final = 32
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[FakeServer]:
-    with FakeServer(model=QWEN, dimensions=1024) as found:
-        yield found
-
-
-@pytest.fixture
-def embedder(server: FakeServer) -> Embedder:
-    return Embedder(QWEN, base_url=server.url, dimensions=DIMENSIONS)
 
 
 def interrupt(done: int, total: int) -> None:

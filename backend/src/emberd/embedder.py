@@ -339,7 +339,7 @@ class Embedder:
         # Without its files, a model has only the templates that are given.
         twin._is_prepared = self._is_prepared and settings.has_templates
         if twin._is_prepared:
-            settings.keep_card(self._settings.known)
+            twin._settings = settings.with_card(self._settings.known)
         given = changes.keys() & {"query_instruction", "document_instruction"}
         if given or "symmetric" in changes:
             twin._unsymmetric = self._settings if settings.symmetric and not given else None
@@ -359,10 +359,9 @@ class Embedder:
             SettingError: A value is invalid; the text names it.
         """
         other = object.__new__(type(self))
-        settings = self._settings.changed(**changes)
         is_other_server = changes.keys() & {"base_url", "api_key"}
         clients = () if is_other_server else (self._given_client, self._given_async_client)
-        other._build(settings, self._handle.manager, *clients)
+        other._build(self._settings.changed(**changes), self._handle.manager, *clients)
         other._is_native = self._stays_native(changes)
         return other
 
@@ -436,8 +435,7 @@ class Embedder:
         self._async: AsyncClient | None = None
         self._base: Embedder | None = None
         # The files that describe the model may have arrived since the settings were checked.
-        self._is_prepared = False
-        self._is_native = False
+        self._is_prepared = self._is_native = False
         self._unsymmetric = None
         self._vector_cache: VectorCache | None = None
         if settings.cache is not None:
@@ -468,7 +466,11 @@ class Embedder:
         """Check what was set before the files of the model were known."""
         self._settings.check_card(native=self._is_native)
         self._check_symmetric()
-        self._settings.keep_card(self._settings.known)
+        self._settings = kept = self._settings.with_card(self._settings.known)
+        if self._sync is not None:  # made by `ensure`
+            self._sync = self._sync.using(kept)
+        if self._async is not None:
+            self._async = self._async.using(kept)
         self._is_prepared = True
 
     def _check_symmetric(self) -> None:

@@ -107,7 +107,7 @@ class ServerSpec:
 
 
 class _WithCard:
-    """Holds what ``Settings.keep_card`` keeps, which is no setting."""
+    """Holds what ``Settings.with_card`` keeps, which is no setting."""
 
     __slots__ = ("_card",)
     _card: tuple[Model, Templates]
@@ -294,13 +294,16 @@ class Settings(_WithCard):
                 f"for native vectors."
             )
 
-    def keep_card(self, known: Model) -> None:
-        """Use ``known`` from now on: each query needs it, and files may arrive at any time.
+    def with_card(self, known: Model) -> Settings:
+        """Return settings that use ``known``: each query needs it, and files may arrive later.
 
         Not for a folder, whose files are looked at again: that they have changed is an error.
         """
-        if not model_files.is_folder(self.model):
-            object.__setattr__(self, "_card", (known, self._templates_of(known)))
+        if model_files.is_folder(self.model):
+            return self
+        kept = replace(self)
+        object.__setattr__(kept, "_card", (known, self._templates_of(known)))
+        return kept
 
     @property
     def query_template(self) -> str:

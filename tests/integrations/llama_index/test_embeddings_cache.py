@@ -108,6 +108,21 @@ def test_cache_keys_differ_between_settings(
     assert len(store.get_all(collection="embeddings")) == 4
 
 
+def test_entries_with_keys_of_another_format_are_not_found(
+    server: FakeServer, store: SimpleKVStore
+) -> None:
+    embedding = _made(server, store)
+    right = embedding.get_text_embedding("a")
+    [(key, entry)] = store.get_all(collection="embeddings").items()
+    version, rest = key.split("\n", 1)
+    assert version == "emberd 1"
+    for other in (rest, f"emberd 0\n{rest}"):
+        wrong = {name: [0.0] for name in entry}
+        store.put(other, wrong, collection="embeddings")
+    store.delete(key, collection="embeddings")
+    assert same(embedding.get_text_embedding("a"), right)
+
+
 def test_a_store_that_was_saved_serves_another_process(
     server: FakeServer, store: SimpleKVStore, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ import typer
 
 from emberd import env as environment
 from emberd.cli import options, output
+from emberd.cli.bench import bench
 from emberd.cli.doctor import doctor
 from emberd.cli.embed import embed
 from emberd.cli.engine import VERBS as ENGINE_VERBS
@@ -80,7 +81,7 @@ def emberd(version: Version = False) -> None:
 
 
 app.command(cls=EngineArgumentsCommand, context_settings=_CONTEXT)(up)
-for verb in (pull, status, stop, logs, env, embed, reindex, verify, doctor):
+for verb in (pull, status, stop, logs, env, embed, reindex, verify, bench, doctor):
     app.command(context_settings=_CONTEXT)(verb)
 
 _engine: Final = typer.Typer(

@@ -30,7 +30,7 @@ _VARIABLE: Final = re.compile(
 )
 _OPTION: Final = re.compile(
     r"(?<![-\w/?&])(model|revision|quantization|engine|device|context_tokens|dimensions|idle_timeout"
-    r"|start_timeout|save_every|tp_size|dp_size|pooling)=(?=['\"\w-])"
+    r"|start_timeout|save_every|duration|tp_size|dp_size|pooling)=(?=['\"\w-])"
 )
 
 ModelName = Annotated[

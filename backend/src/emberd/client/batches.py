@@ -117,4 +117,9 @@ def _tokens(prepared: PreparedTexts, index: int) -> int:
     given = prepared.inputs[index]
     if isinstance(given, list):
         return len(given)
-    return prepared.counted.get(index) or prepared.sizes[index] // _BYTES_PER_TOKEN + 1
+    return prepared.counted.get(index) or estimate_tokens(prepared.sizes[index])
+
+
+def estimate_tokens(text_bytes: int) -> int:
+    """Return about how many tokens a text of so many bytes has."""
+    return text_bytes // _BYTES_PER_TOKEN + 1

@@ -90,8 +90,8 @@ def verify(
     pinned = listener or _listener(url)
     with bounded(timeout_s):
         while True:
-            send = functools.partial(_send, url, api_key, timeout_s, pinned)
-            found = drive(steps(url, api_key, spec, timeout_s), send)
+            ask = functools.partial(send, url, api_key, timeout_s, pinned)
+            found = drive(steps(url, api_key, spec, timeout_s), ask)
             # It may have begun to listen only after the first look-up. Then it is not known whether
             # all responses came from the listener that is there now, and it is verified again.
             if pinned is not None or (now := _listener(url)) is None:
@@ -468,9 +468,21 @@ def _check_tokens(url: str, model: Model, counted: bytes | None, embedded: bytes
     return False
 
 
-def _send(
+def send(
     url: str, api_key: str | None, timeout_s: float, listener: Listener | None, request: Request
 ) -> Answer:
+    """Return the answer to one request, which is sent once.
+
+    Args:
+        url: Root of the server.
+        api_key: Its key, or None.
+        timeout_s: How long it may take, in seconds.
+        listener: The listener that the connection must reach, if it is known.
+        request: What is sent.
+
+    Raises:
+        BadReplyError: The reply is larger than any right one.
+    """
     body = None if request.body is None else json.dumps(request.body).encode()
     try:
         found = probe.fetch(url, request.path, body, api_key, timeout_s, listener=listener)

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 from llama_index.core.storage.kvstore.types import DEFAULT_COLLECTION, BaseKVStore
 
+# Change it with whatever a key or a stored vector means: entries of another one are not found.
+_FORMAT: Final = "emberd 1"
 _DOCUMENT: Final = "document"
 _QUERY: Final = "query"
 # BaseEmbedding uses the cache within the call or in tasks of the call, which inherit the value.
@@ -96,5 +98,5 @@ class RoleKeyedStore(BaseKVStore):
         return await self.store.aget_all(collection)
 
     def _key(self, text: str) -> str:
-        # The first two contain no line break, so different texts or roles have different keys.
-        return f"{self._made_with}\n{_role.get()}\n{text}"
+        # Only the text may contain a line break, so different texts or roles have different keys.
+        return f"{_FORMAT}\n{self._made_with}\n{_role.get()}\n{text}"
