@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from emberd import engines
 from emberd import env as environment
-from emberd.catalog import DEMO_MODEL
+from emberd.catalog import DEMO_MODEL, RERANK
 from emberd.cli import downloads, options, output
 from emberd.engines.base import DRY_RUN_FOLDER, DRY_RUN_KEY, DRY_RUN_PORT, dry_run
 from emberd.env import Places
 from emberd.errors import SettingError
 from emberd.manager import Server
-from emberd.settings import ServerSpec, Settings, StartOptions
+from emberd.settings import DEFAULT_MODELS, ServerSpec, Settings, StartOptions
 from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:
@@ -259,6 +259,8 @@ def _lines(server: Server, spec: ServerSpec) -> list[str]:
     endpoint = server.endpoint
     context = f", {endpoint.context_tokens} tokens" if endpoint.context_tokens else ""
     size = f"{endpoint.dimensions} dimensions{context}"
+    if spec.task == RERANK:
+        size = f"a reranker{context}"
     return [
         f"{spec.model} is served at {endpoint.base_url} ({size})",
         f"  {server.reason}. {_lifetime(server)}",
@@ -273,7 +275,7 @@ def _lines(server: Server, spec: ServerSpec) -> list[str]:
 def _usage(server: Server, spec: ServerSpec) -> list[str]:
     is_given = server.origin == "given"
     wishes = {
-        "model": spec.model if spec.model != ServerSpec().model else None,
+        "model": spec.model if spec.model != DEFAULT_MODELS[spec.task] else None,
         "revision": spec.revision,
         "quantization": spec.quantization,
         # Options that choose a server; this one is chosen by its URL.
@@ -284,6 +286,8 @@ def _usage(server: Server, spec: ServerSpec) -> list[str]:
     }
     given = {name: value for name, value in wishes.items() if value is not None}
     keywords = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    if spec.task == RERANK:
+        return [f"  Python       emberd.Reranker({keywords})"]
     renamed = keywords.replace("model=", "model_name=", 1)
     flags = "".join(
         f" --{name} {shlex.quote(value)}" for name, value in given.items() if name != "base_url"
