@@ -71,8 +71,8 @@ def test_modules_decide_whatever_the_tokenizer_does(tmp_path: Path, processor: A
         tmp_path / "2",
         processor,
         modules=[_TRANSFORMER, _SCORE],
-        **{"1_LogitScore__config": {"true_token_id": 9693, "false_token_id": 2152}},
     )
+    write(scores, **{"1_LogitScore__config": {"true_token_id": 9693, "false_token_id": 2152}})
     assert model_card.describe(str(pools)).task == EMBED
     known = model_card.describe(str(scores))
     assert (known.task, known.label_ids, known.end_of_text_id) == (RERANK, (9693, 2152), None)

@@ -108,7 +108,8 @@ def test_documents_come_in_the_order_of_their_scores(server: FakeReranker) -> No
     documents = [f"document {number}" for number in range(300)]
     reranker = reranker_for(server, batch_size=32)
     scores = reranker.scores("q", documents)
-    assert (scores.dtype, scores.shape) == (np.float32, (300,))
+    assert scores.dtype == np.float32
+    assert scores.shape == (300,)
     assert scores.tolist() == expected(server, "q", documents)
     assert max(map(len, server.scored)) <= 32
     ranked = reranker.rerank("q", documents)

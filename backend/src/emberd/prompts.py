@@ -56,8 +56,10 @@ class Frame(NamedTuple):
 Template = str | Frame
 """A template that contains ``{text}``, or a frame."""
 
-# As QwenLM/Qwen3-Embedding has it in examples/qwen3_reranker_transformers.py, to the byte. The
-# tokens of the answer follow the second of the two newlines at the end.
+# To the byte as public copies of Qwen's code have it, such as openvinotoolkit/openvino.genai,
+# tests/python_tests/utils/qwen3_reranker_utils.py. Qwen's code makes tokens of the beginning, of
+# the pair and of the end apart; they are those of the whole text, because the tokenizer splits it
+# there: before "<" after a line break, and at a special token. The answer follows the last newline.
 RERANK_SYSTEM: Final = (
     "Judge whether the Document meets the requirements based on the Query and the Instruct "
     'provided. Note that the answer can only be "yes" or "no".'

@@ -181,7 +181,13 @@ def _embedding_flags(spec: ServerSpec) -> tuple[Flag, ...]:
 
 
 # The radix cache stays on: all prompts of a query begin alike.
-_RERANKING_FLAGS: Final = (_TOKENIZES_AT_ONCE,)
+_RERANKING_FLAGS: Final = (
+    _TOKENIZES_AT_ONCE,
+    Flag(
+        ("--cuda-graph-backend-decode", "disabled"),
+        "a reranker generates no text, and captured graphs for that would take memory",
+    ),
+)
 
 
 _DETERMINISTIC: Final = Flag(
