@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import psutil
 import pytest
 
 from emberd import Embedder, Reranker, ServerMismatchError, SettingError, TextTooLongError, probe
@@ -215,3 +216,21 @@ def test_its_server_is_no_server_of_embeddings(
     info = probe.get(endpoint.url, "/model_info", endpoint.api_key)
     assert info is not None
     assert info.json()["is_generation"] is True
+
+
+def test_a_killed_server_is_started_again(start: Callable[[str], Reranker]) -> None:
+    reranker = start("transformers")
+    documents = ["the fox", "the dog", ""]
+    before = reranker.scores("why", documents)
+    manager = reranker._handle.manager
+    assert manager is not None
+    (status,) = manager.status()
+    assert status.supervisor_pid is not None
+    children = psutil.Process(status.supervisor_pid).children()
+    (server,) = (child for child in children if "--scores" in child.cmdline())
+    server.kill()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        again = reranker.scores("why", documents)
+    np.testing.assert_allclose(again, before, atol=_BFLOAT16_APART)
+    assert not server.is_running()

@@ -133,8 +133,7 @@ class TransformersEncoder:
             BadReplyError: There is not enough memory for a single text.
         """
         try:
-            with self._torch.inference_mode():
-                return self._encode([item.payload for item in batch])
+            return self._encode([item.payload for item in batch])
         except Exception as error:
             if not hardware.is_out_of_memory(error):
                 raise
@@ -168,9 +167,10 @@ class TransformersEncoder:
         return int(config["hidden_size"])
 
     def _encode(self, texts: Sequence[Any]) -> NDArray[np.float32]:
-        states = last_states(self._torch, self._model, texts)
-        unit = self._torch.nn.functional.normalize(states.float(), dim=1)
-        vectors: NDArray[np.float32] = unit.cpu().numpy()
+        with self._torch.inference_mode():
+            states = last_states(self._torch, self._model, texts)
+            unit = self._torch.nn.functional.normalize(states.float(), dim=1)
+            vectors: NDArray[np.float32] = unit.cpu().numpy()
         return vectors
 
 

@@ -61,9 +61,11 @@ class TransformersScorer(TransformersEncoder):
         return _LABELS
 
     def _encode(self, texts: Sequence[Any]) -> NDArray[np.float32]:
-        states = last_states(self._torch, self._model.model, [ids for ids, _ in texts]).float()
-        labels = self._torch.tensor([labels for _, labels in texts], device=states.device)
-        head = self._model.lm_head.weight[labels].float()  # (prompts, labels, numbers of a state)
-        logits = self._torch.einsum("nd,nld->nl", states, head)
-        rows: NDArray[np.float32] = logits.softmax(dim=1).cpu().numpy()
+        torch = self._torch
+        with torch.inference_mode():
+            states = last_states(torch, self._model.model, [ids for ids, _ in texts]).float()
+            labels = torch.tensor([labels for _, labels in texts], device=states.device)
+            head = self._model.lm_head.weight[labels].float()  # (prompts, labels, state)
+            logits = torch.einsum("nd,nld->nl", states, head)
+            rows: NDArray[np.float32] = logits.softmax(dim=1).cpu().numpy()
         return rows
