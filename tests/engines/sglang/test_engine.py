@@ -181,6 +181,8 @@ def test_a_reranker_is_served_for_generation_with_its_prefix_cache(cards: Nvml) 
     assert given <= {*embeds.command}
     assert not given & {*plan.command}
     assert "--json-model-override-args" not in plan.command
+    exact = ServerSpec("Qwen/Qwen3-Reranker-4B", task="rerank", deterministic=True)
+    assert "--disable-radix-cache" in ENGINE.plan(exact, LAUNCH).command
     assert not plan.notes
 
 

@@ -82,7 +82,7 @@ def flags(
             ("--config", config),
             "holds the port and the key, which ps would show on a command line",
         ),
-        *(_RERANKING_FLAGS if spec.task == RERANK else _embedding_flags(spec)),
+        *(_reranking_flags(spec) if spec.task == RERANK else _embedding_flags(spec)),
         *([_DETERMINISTIC] if spec.deterministic else ()),
         *_size_flags(spec.context_tokens, memory),
         *(_CPU_FLAGS if spec.device == CPU else _gpu_flags(launch.options)),
@@ -180,14 +180,18 @@ def _embedding_flags(spec: ServerSpec) -> tuple[Flag, ...]:
     )
 
 
-# The radix cache stays on: all prompts of a query begin alike.
-_RERANKING_FLAGS: Final = (
-    _TOKENIZES_AT_ONCE,
-    Flag(
-        ("--cuda-graph-backend-decode", "disabled"),
-        "a reranker generates no text, and captured graphs for that would take memory",
-    ),
-)
+def _reranking_flags(spec: ServerSpec) -> tuple[Flag, ...]:
+    flags = (
+        _TOKENIZES_AT_ONCE,
+        Flag(
+            ("--cuda-graph-backend-decode", "disabled"),
+            "a reranker generates no text, and captured graphs for that would take memory",
+        ),
+    )
+    if not spec.deterministic:
+        return flags  # with the radix cache: all prompts of a query begin alike
+    why = "deterministic scores are requested, and a cache hit changes a score slightly"
+    return (*flags, Flag(("--disable-radix-cache",), why))
 
 
 _DETERMINISTIC: Final = Flag(

@@ -128,8 +128,7 @@ class MemoryPlan(MemoryNeed):
             Reason(f"weights {_gib(self.weights_bytes)}", "the model's parameters, and 2 %"),
             Reason(
                 f"KV cache {_gib(self.kv_bytes)}",
-                f"{self.kv_tokens:,} tokens: the longest text and the batches in flight; what is "
-                f"free of it keeps the beginnings of prompts of a reranker",
+                f"{self.kv_tokens:,} tokens: the longest text and the batches in flight",
             ),
             Reason(
                 f"activations {_gib(self.activation_bytes)}",
