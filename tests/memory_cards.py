@@ -101,7 +101,7 @@ def flags_table() -> str:
     name, geometry = list(KNOWN.items())[1]
     spec = ServerSpec(name, revision="COMMIT")
     options = StartOptions(tp_size=2, dp_size=2)
-    launch = Launch(30_000, "KEY", "START-ID", "FOLDER", options)
+    launch = Launch(30_000, "KEY", "START-ID", "FOLDER", options, home="/home-of-it")
     memory = plan_memory(card(24), geometry, None)
     on_gpu = flags(spec, launch, memory, "FILE")
     on_cpu = flags(replace(spec, device=CPU), launch, memory, "FILE")

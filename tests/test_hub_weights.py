@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -100,6 +101,26 @@ def test_a_download_goes_on_after_its_connection_broke(hub: Hub) -> None:
     assert files(fetch()) == hub.models[MODEL]
     ranges = [wanted for name, wanted in hub.ranges if name == FIRST]
     assert ranges == [None, "bytes=10000-", "bytes=15000-"]
+
+
+def test_progress_is_counted_while_a_download_ends(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.cuts[SECOND] = [30_000, *([0] * _RETRIES)]
+    with pytest.raises(HubError):
+        fetch()
+    listing = hub_weights.list_files(MODEL, None)
+    [partial] = partials()
+    is_file = Path.is_file
+
+    def and_is_renamed(path: Path) -> bool:
+        was_file = is_file(path)
+        if path == partial:
+            path.unlink(missing_ok=True)
+        return was_file
+
+    monkeypatch.setattr(Path, "is_file", and_is_renamed)
+    assert listing.missing_bytes == len(hub.models[MODEL][SECOND])
 
 
 def test_a_download_that_failed_is_resumed_by_the_next(hub: Hub) -> None:
@@ -245,6 +266,26 @@ def test_two_downloads_share_one_transfer(hub: Hub) -> None:
         each.join(30)
     assert len(set(found)) == 1 == len(found) - 1
     assert hub.transfers == [FIRST, SECOND]
+
+
+def test_users_who_share_a_cache_can_lock_it(hub: Hub) -> None:
+    before = os.umask(0o002)
+    try:
+        fetch()
+    finally:
+        os.umask(before)
+    found = list((model_files.hub_cache() / ".locks").rglob("*.emberd.lock"))
+    assert len(found) == 2
+    assert {stat.S_IMODE(file.stat().st_mode) for file in found} == {0o664}
+
+
+def test_a_model_without_safetensors_is_refused_with_what_it_has(hub: Hub) -> None:
+    for name in (FIRST, SECOND):
+        del hub.models[MODEL][name]
+    hub.models[MODEL] |= {"pytorch_model.bin": b"a pickle", "onnx/model.onnx": b"a graph"}
+    with pytest.raises(HubError, match=r"only onnx/model\.onnx, pytorch_model\.bin"):
+        hub_weights.list_files(MODEL, None)
+    assert hub.transfers == []
 
 
 def test_progress_counts_what_was_there_before(hub: Hub) -> None:

@@ -48,7 +48,7 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "model_card": {"errors", "catalog", "model_files", "model_pooling", "model_tokenizer"},
     "hub": {"errors", "hub_client", "model_card", "model_files", "system"},
     "hub_client": {"model_files", "system"},
-    "hub_weights": {"errors", "hub_client", "model_files", "system"},
+    "hub_weights": {"errors", "hub_client", "model_files", "system", "weight_files"},
     "modelscope_weights": {"errors", "model_files", "system", "weight_files"},
     "weight_files": {"model_files"},
     "prompts": {"errors", "catalog"},

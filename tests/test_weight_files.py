@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 import checkpoints_made
@@ -85,6 +88,43 @@ def test_a_damaged_index_names_nothing(folder: Path, named: object) -> None:
     assert weight_files.missing_files(folder) == []
 
 
+def ahead(monkeypatch: pytest.MonkeyPatch, folder: Path, free: int = 1 << 30) -> list[bytes]:
+    """Read ahead; return what the kernel was told to read of each file."""
+    told: dict[str, list[tuple[int, int]]] = {}
+
+    def advise(descriptor: int, begin: int, count: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED
+        told.setdefault(os.readlink(f"/proc/self/fd/{descriptor}"), []).append((begin, count))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    weight_files.read_ahead(str(folder), None)
+    return [
+        b"".join(Path(name).read_bytes()[begin : begin + count] for begin, count in pieces)
+        for name, pieces in told.items()
+        if all(count <= 128 * 1024 for _, count in pieces)  # the kernel ignores the rest of more
+    ]
+
+
+def test_all_weights_are_read_ahead(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder / "model.safetensors", 500_000)
+    write(folder / "other.safetensors", 96)
+    files = sorted(folder.glob("*.safetensors"))
+    assert ahead(monkeypatch, folder) == [file.read_bytes() for file in files]
+
+
+def test_weights_larger_than_the_memory_are_not_read_ahead(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ahead(monkeypatch, folder, free=50) == []
+
+
+def test_reading_ahead_of_a_model_that_is_not_here_does_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert ahead(monkeypatch, Path("no/such-model")) == []
+
+
 def test_older_forms_of_weights_count(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert weight_files.missing_files(folder) == []
@@ -101,3 +141,35 @@ def test_older_forms_of_weights_count(folder: Path) -> None:
 )
 def test_a_models_size_is_guessed_by_its_name(name: str, expected: int) -> None:
     assert weight_files.estimated_bytes(name) == expected
+
+
+def test_a_part_that_only_the_names_of_the_others_tell_is_seen(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00002-of-00003.safetensors")
+    assert weight_files.missing_files(folder) == [
+        f"model-0000{number}-of-00003.safetensors is missing (the names of the others count it)"
+        for number in (1, 3)
+    ]
+    for number in (1, 3):
+        write(folder / f"model-0000{number}-of-00003.safetensors", 96)
+    assert weight_files.missing_files(folder) == []
+
+
+def test_a_part_of_an_older_form_is_missed_too(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model-00001-of-00002.bin")
+    [missing] = weight_files.missing_files(folder)
+    assert missing.startswith("pytorch_model-00002-of-00002.bin")
+
+
+def test_a_part_that_the_index_names_too_is_reported_once(folder: Path) -> None:
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    (folder / "model.safetensors").rename(folder / names[0])
+    index = {"weight_map": dict(zip("ab", names, strict=True))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    [missing] = weight_files.missing_files(folder)
+    assert missing.startswith(names[1])
+
+
+@pytest.mark.parametrize("name", ["a-00001-of-00000.safetensors", "a-00001-of-99999.safetensors"])
+def test_a_name_that_counts_nonsense_is_no_error(folder: Path, name: str) -> None:
+    (folder / "model.safetensors").rename(folder / name)
+    assert len(weight_files.missing_files(folder)) < 2000

@@ -53,9 +53,10 @@ def test_a_size_that_cannot_be_one_is_an_error(emberd: Command, size: str) -> No
 
 def test_what_changes_the_memory_changes_the_estimate(emberd: Command) -> None:
     [plain] = _cards(emberd, "--memory", "48")
-    [quantised] = _cards(emberd, "--memory", "48", "--quantization", "fp8")
+    refused, quantised = _cards(emberd, "--memory", "48", "--quantization", "fp8")
     [short] = _cards(emberd, "--memory", "48", "--context-tokens", "2048")
     [spread] = _cards(emberd, "--memory", "48", "--tp-size", "2")
+    assert [refused["fits"], quantised["fits"]] == [False, True]  # not on compute capability 8.0
     assert quantised["weights_bytes"] < 0.6 * plain["weights_bytes"]
     assert short["kv_bytes"] < plain["kv_bytes"]
     assert spread["weights_bytes"] < plain["weights_bytes"]
@@ -67,7 +68,7 @@ def test_a_model_that_fits_nowhere_is_shown_with_its_sum(emberd: Command) -> Non
     words = ("up", "Qwen/Qwen3-Embedding-8B", "--estimate", "--memory", "16")
     done = emberd(*words)
     assert done.code == 1
-    assert "does not fit: texts of 2,048 tokens need" in done.out
+    assert "texts of 2,048 tokens need" in done.out
     [card] = emberd(*words, "--json").json["cards"]
     assert (card["fits"], "advice" in card) == (False, True)
     both = (*words, "--memory", "24", "--json")
@@ -97,3 +98,11 @@ def test_an_estimate_that_cannot_be_made_is_an_error(
 ) -> None:
     done = emberd("up", *words, "--json")
     assert (done.code, done.json["error"]["kind"]) == (2, "SettingError")
+
+
+def test_what_up_refuses_on_any_card_is_refused(emberd: Command) -> None:
+    done = emberd("up", "--estimate", "--quantization", "fp8", "--deterministic", "--json")
+    assert (done.code, done.json["error"]["kind"]) == (4, "NoEngineError")
+    done = emberd("up", "--estimate", "--json", "--", "--dtype", "float16")
+    assert done.code == 1
+    assert not any(card["fits"] for card in done.json["cards"])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import waiting
 from command import Command, stub
 from emberd import Manager, probe
 from emberd.cli import output, status, up
@@ -56,7 +57,27 @@ def test_what_up_says_to_use_is_true(emberd: Command) -> None:
 def test_up_says_how_far_a_start_is_on_stderr(emberd: Command) -> None:
     done = emberd("up", *stub(start=1.5))
     assert "stub/ok?start=1.5: loading (" in done.err
-    assert "loading" not in done.out.replace("?start=1.5", "")
+    assert "loading (" not in done.out
+
+
+def test_up_and_status_say_how_long_each_phase_of_the_start_took(emberd: Command) -> None:
+    done = emberd("up", *stub(start=1.5))
+    assert re.search(r"loading \(\d s; \d s in all\)", done.err)
+    words = re.search(r"started in \d+\.\d s: planning \d\.\d.*, loading [12]\.\d", done.out)
+    assert words is not None
+    assert words[0] in emberd("status").out
+    (known,) = emberd("status", "--json").json["servers"]
+    again = emberd("up", *stub(start=1.5), "--json").json
+    assert again["phases"] == known["phases"]
+    assert next(iter(known["phases"])) == "planning"
+    assert words[0] not in emberd("up", *stub(start=1.5)).out, "this call started nothing"
+
+
+def test_status_says_how_long_a_start_is_in_its_phase(emberd: Command) -> None:
+    with emberd.begin("up", *stub(start=60)) as starting:
+        waiting.until(lambda: re.search(r"loading \(\d+ s\)", emberd("status").out) is not None)
+        emberd("stop")
+        starting.communicate()
 
 
 def test_a_terminal_sees_a_line_that_changes_and_goes(emberd: Command) -> None:
@@ -96,8 +117,8 @@ def test_on_a_narrow_terminal_names_and_urls_are_whole(emberd: Command, name: st
     shown = narrow.on_terminal("status").out
     assert re.search(rf"(?<!\S){url}(?!\S)", shown)
     assert re.search(rf"(?<!\S)stub/{name}(?!\S)", shown)
-    assert "detail" not in shown
-    assert all(len(line) <= 80 for line in shown.splitlines())
+    table = [line for line in shown.splitlines() if "started in" not in line]
+    assert all(len(line) <= 80 for line in table)
 
 
 def test_a_url_wider_than_the_terminal_is_whole_too(

@@ -291,6 +291,6 @@ asyncio.run(main())
         capture_output=True,
         text=True,
         env=managed.environment(),
-        timeout=60,
+        timeout=110,
     )
     assert (done.stdout, done.stderr) == ("0 16\n", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from emberd import probe
 from emberd.client import loopback, transport
 from emberd.client.clients import AsyncClient, Client
 from emberd.client.retry import RetryPolicy
+from emberd.client.wire import Request
 from emberd.endpoint import Endpoint
 from emberd.errors import (
     BadReplyError,
@@ -459,6 +461,29 @@ async def test_a_cancelled_call_leaves_nothing_behind(server: FakeServer) -> Non
     assert len(asyncio.all_tasks()) == 1
     server.fault = None
     assert (await client.embed(["a"], "{text}")).shape == (1, 16)
+
+
+async def test_a_cancelled_request_that_cannot_connect_ends_with_the_time_to_connect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its thread waits in the kernel, and nothing can wake it."""
+    monkeypatch.setattr(transport, "CONNECT_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        address = full.getsockname()
+        with socket.create_connection(address):  # the only one that the kernel keeps
+            endpoint = Endpoint(f"http://127.0.0.1:{address[1]}", MODEL, 16)
+            session = transport.AsyncSession(transport.Session.open(endpoint, 1, 60.0), 60.0)
+            sending = asyncio.create_task(session.send(Request("/v1/models")))
+            await asyncio.to_thread(_wait_for, _request_threads)
+            sending.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await sending
+            assert _request_threads()
+            await asyncio.to_thread(_wait_for, lambda: not _request_threads())
+
+
+def _request_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "emberd-request"]
 
 
 # ---- imports

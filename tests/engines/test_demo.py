@@ -22,7 +22,9 @@ from emberd.settings import ServerSpec, StartOptions
 from served import GRACE_S
 from waiting import until
 
-LAUNCH = Launch(port=1, api_key="made-up-key", start_id="stamp", folder="unused")
+LAUNCH = Launch(
+    port=1, api_key="made-up-key", start_id="stamp", folder="unused", home="/home-of-it"
+)
 SPEC = ServerSpec(model="emberd/demo")
 
 

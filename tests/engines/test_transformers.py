@@ -27,7 +27,9 @@ from emberd.settings import ServerSpec, StartOptions
 
 GIB = 1024**3
 MODEL = "Qwen/Qwen3-Embedding-0.6B"
-LAUNCH = Launch(port=7, api_key="made-up-key", start_id="stamp", folder="unused")
+LAUNCH = Launch(
+    port=7, api_key="made-up-key", start_id="stamp", folder="unused", home="/home-of-it"
+)
 T4 = Gpu(0, "GPU-t4", "Tesla T4", 16 * GIB, 15 * GIB, (7, 5))
 A100 = Gpu(1, "GPU-a100", "A100", 80 * GIB, 70 * GIB, (8, 0))
 V100 = Gpu(2, "GPU-v100", "Tesla V100", 32 * GIB, 31 * GIB, (7, 0))
@@ -256,7 +258,9 @@ def test_freest_gpu_is_locked_and_the_locked_one_used(
     machine.sees(T4, A100, V100)
     assert ENGINE.exclusive_resources(spec(), StartOptions()) == ["GPU-a100"]
     assert ENGINE.exclusive_resources(spec(device="cpu"), StartOptions()) == ()
-    held = Launch(7, "made-up-key", "stamp", "unused", exclusive_resources=("GPU-t4",))
+    held = Launch(
+        7, "made-up-key", "stamp", "unused", exclusive_resources=("GPU-t4",), home="/home-of-it"
+    )
     assert ENGINE.plan(spec(), held).environment["CUDA_VISIBLE_DEVICES"] == "GPU-t4"
 
 
@@ -267,14 +271,21 @@ def test_sglang_is_named_where_it_would_be_faster(machine: Machine) -> None:
 
 def test_several_gpus_are_refused(machine: Machine) -> None:
     machine.sees(T4, A100)
-    launch = Launch(7, None, "stamp", "unused", StartOptions(tp_size=2))
+    launch = Launch(7, None, "stamp", "unused", StartOptions(tp_size=2), home="/home-of-it")
     with pytest.raises(StartError, match="2 GPUs"):
         ENGINE.plan(spec(), launch)
 
 
 def test_command_has_every_option_and_no_key(machine: Machine) -> None:
     wanted = spec(device="cpu", revision="abc", context_tokens=1000)
-    launch = Launch(7, "made-up-key", "stamp", "unused", StartOptions(arguments=("--x", "y")))
+    launch = Launch(
+        7,
+        "made-up-key",
+        "stamp",
+        "unused",
+        StartOptions(arguments=("--x", "y")),
+        home="/home-of-it",
+    )
     plan = ENGINE.plan(wanted, launch)
     words = " ".join(plan.command)
     assert plan.command[0] == "/opt/t/bin/python"
@@ -302,14 +313,17 @@ def test_each_word_of_the_command_has_a_reason(machine: Machine) -> None:
 
 def test_server_without_a_key_gets_none(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SERVER_KEY, "of another server")
-    launch = Launch(7, None, "stamp", "unused")
+    launch = Launch(7, None, "stamp", "unused", home="/home-of-it")
     assert SERVER_KEY not in ENGINE.plan(spec(device="cpu"), launch).environment
 
 
 def test_environment_is_inherited_without_packages_and_keys(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dropped = ("PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "OPENAI_API_KEY", "EMBERD_API_KEY")
+    dropped = (
+        *("PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "OPENAI_API_KEY", "EMBERD_API_KEY"),
+        "PYTHONDONTWRITEBYTECODE",  # each start would compile all modules
+    )
     for name in (*dropped, "HF_HOME", "HF_TOKEN"):
         monkeypatch.setenv(name, "kept or not")
     environment = ENGINE.plan(spec(device="cpu"), LAUNCH).environment

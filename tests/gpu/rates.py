@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import orjson
 
+import server_cpu
 from benchmarks import rivals
 from emberd import Embedder
 from gpu import compare
@@ -56,6 +57,7 @@ def bulk(bench: Bench, report: Report) -> None:
             "texts": len(texts),
             "texts_per_s": rates,
             "tokens_per_s": {name: round(rate * tokens) for name, rate in rates.items()},
+            "cpu_s_for_1000_texts": _cpu_seconds(bench, embedder, texts),
             "ratios": {
                 f"{ours} / {rival}": round(best[ours] / best[rival], 2)
                 for ours in ("Embedder", "EmberdEmbeddings", "EmberdEmbedding")
@@ -205,6 +207,12 @@ def _ways(embedder: Embedder, tokens: int, texts: list[str]) -> dict[str, Way]:
     }
 
 
+def _cpu_seconds(bench: Bench, embedder: Embedder, texts: list[str]) -> dict[str, float]:
+    """Return what 1,000 texts cost each process; with short texts, SGLang's main process limits."""
+    used = server_cpu.used_by(bench.home, lambda: embedder.embed_documents(texts), len(texts))
+    return {name: round(used[name], 3) for name in server_cpu.KINDS}
+
+
 def _fastest(options: Iterable[Any], way: Callable[[Any], Way], texts: list[str]) -> Any:
     return min(options, key=lambda option: _seconds(way(option), texts))
 
@@ -230,7 +238,8 @@ def _best_of(rates: Mapping[str, float]) -> dict[str, float]:
 
 def _length_in_words(tokens: str, found: Mapping[str, Any]) -> str:
     rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in found["texts_per_s"].items())
-    return f"{tokens} tokens, texts/s: {rates}"
+    cpu = ", ".join(f"{name} {used:.2f}" for name, used in found["cpu_s_for_1000_texts"].items())
+    return f"{tokens} tokens, texts/s: {rates} (CPU s for 1,000 texts: {cpu})"
 
 
 def _milliseconds(taken: list[float]) -> dict[str, float]:

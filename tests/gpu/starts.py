@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,11 +16,11 @@ import psutil
 
 import leftovers
 from emberd import Embedder, StartError
-from gpu import card, compare, phases
+from emberd.cli import output
+from gpu import card, compare
 from gpu.bench import CUDA, Bench, Vectors
 from gpu.card import GIB
 from gpu.machine import SHORT_TOKENS, planned
-from gpu.phases import Watch
 from gpu.result import Report
 
 MAIN: Final = "sglang.launch_server"
@@ -36,24 +37,24 @@ def first_start(bench: Bench, report: Report) -> None:
     report.figure("plan_gib", planned(bench))
     if bench.device == CUDA:
         report.figure("used_before_gib", round((card.used_bytes() or 0) / GIB, 3))
-    with Watch(bench.manager) as watch:
-        try:
-            server = bench.embedder().ensure()
-        except StartError as error:
-            # This part has failed; but the next ones need a server, and can show what they are for.
-            report.require(False, f"{error}")
-            spec = bench.embedder().settings.spec
-            server = bench.manager.ensure(
-                spec, start_timeout=bench.left_s, idle_timeout=None, retry_failed=True
-            )
-        seconds = watch.seconds()
-    _tell_start(report, watch, seconds)
+    began = time.monotonic()
+    try:
+        server = bench.embedder().ensure()
+    except StartError as error:
+        # This part has failed; but the next ones need a server, and can show what they are for.
+        report.require(False, f"{error}")
+        spec = bench.embedder().settings.spec
+        server = bench.manager.ensure(
+            spec, start_timeout=bench.left_s, idle_timeout=None, retry_failed=True
+        )
+    seconds = time.monotonic() - began
+    phases = _tell_start(bench, report, seconds)
     report.figure("start_id", server.start_id)
     report.figure("context_tokens", server.endpoint.context_tokens)
     report.require(server.started, f"it was not started: {server.reason}")
     if bench.device == CUDA:
         report.figure("used_gib", round((card.used_bytes() or 0) / GIB, 3))
-    report.summary = f"ready after {seconds:.1f} s: {phases.in_words(report.figures['phases_s'])}"
+    report.summary = f"ready after {seconds:.1f} s, {phases}"
 
 
 def stampede(bench: Bench, report: Report) -> None:
@@ -66,16 +67,16 @@ def stampede(bench: Bench, report: Report) -> None:
     for process in asking:
         assert process.stdout is not None
         process.stdout.readline()  # it has loaded all that it needs
-    with Watch(bench.manager) as watch:
-        for process in asking:
-            assert process.stdin is not None
-            process.stdin.write("now\n")
-            process.stdin.flush()
-        said = [process.communicate(timeout=bench.left_s)[0] for process in asking]
-        seconds = watch.seconds()
+    began = time.monotonic()
+    for process in asking:
+        assert process.stdin is not None
+        process.stdin.write("now\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=bench.left_s)[0] for process in asking]
+    seconds = time.monotonic() - began
     answers = [json.loads(text) for text in said if text.strip()]
     report.figure("processes", count)
-    _tell_start(report, watch, seconds)
+    phases = _tell_start(bench, report, seconds)
     report.require(len(answers) == count, f"{len(answers)} of {count} processes got a vector")
     if not answers:
         return
@@ -92,7 +93,7 @@ def stampede(bench: Bench, report: Report) -> None:
     _require_one_copy(bench, report)
     report.summary = (
         f"{len(answers)} processes, {servers} server, the last served after "
-        f"{report.figures['last_s']} s: {phases.in_words(report.figures['phases_s'])}"
+        f"{report.figures['last_s']} s, {phases}"
     )
 
 
@@ -119,9 +120,9 @@ def _killed(bench: Bench, report: Report, pid: Callable[[], int | None], name: s
         before = embedder.embed_documents(texts)
         bench.keep(_INGEST, before)
     first = embedder.ensure()
-    with Watch(bench.manager) as watch:
-        vectors, killed = _ingest(embedder, texts, pid)
-        seconds = watch.seconds()
+    began = time.monotonic()
+    vectors, killed = _ingest(embedder, texts, pid)
+    seconds = time.monotonic() - began
     report.figure("texts", len(texts))
     report.require(killed is not None, f"no {name} was found to be killed")
     report.require(killed is None or not _lives(killed), f"the {name} lives after kill -9")
@@ -129,7 +130,7 @@ def _killed(bench: Bench, report: Report, pid: Callable[[], int | None], name: s
     ready = [own.start_id for own in bench.manager.status() if own.state == "ready"]
     healed = len(ready) == 1 and ready[0] != first.start_id
     report.require(healed, "the ingest ended without a new server: it was over before the kill")
-    _tell_start(report, watch, seconds)
+    _tell_start(bench, report, seconds)
     found = compare.spread(before, vectors)
     report.figure("cosine_to_before", found)
     report.require(found["min"] >= _LEAST_COSINE, f"vectors differ: least cosine {found['min']}")
@@ -169,10 +170,15 @@ def _lives(process: psutil.Process) -> bool:
     return False
 
 
-def _tell_start(report: Report, watch: Watch, seconds: float) -> None:
+def _tell_start(bench: Bench, report: Report, seconds: float) -> str:
+    """Report the phases of the start of the server that is ready; return them in words."""
+    ready = [own.phases for own in bench.manager.status() if own.state == "ready"]
+    phases = dict(ready[0]) if ready else {}
     report.figure("seconds", round(seconds, 1))
-    report.figure("phases_s", watch.phases(seconds))
-    report.figure("progress", watch.progress())
+    report.figure("phases_s", phases)
+    last = next(reversed(phases), "none")
+    report.require(last == "verifying", f"the last recorded phase of the start is {last}")
+    return output.start_phases(phases)
 
 
 def _require_one_copy(bench: Bench, report: Report) -> None:

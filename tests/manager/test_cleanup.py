@@ -176,10 +176,9 @@ def test_list_in_another_folder_of_shared_memory_is_not_used(
     assert precious.exists()
 
 
-def test_new_memory_is_listed_sooner_than_once_a_second(
-    scratch: Path, shared: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+def test_new_memory_is_listed_at_one_of_the_next_updates(
+    scratch: Path, shared: Callable[[str], Path]
 ) -> None:
-    monkeypatch.setattr(cleanup, "_EVERY_S", 1000.0)
     memory = cleanup.SharedMemory(str(scratch))
     memory.update(lambda: [os.getpid()], at_once=True)
     new = shared("new")
@@ -193,6 +192,26 @@ def test_new_memory_is_listed_sooner_than_once_a_second(
         assert memory.known == {new.stat().st_ino}
         listed = Path(orphan_reaper.list_of_memory(str(scratch))).read_text()
         assert listed.split() == [str(new.stat().st_ino)]
+
+
+def test_processes_are_not_read_while_there_is_no_memory_of_unknown_owners(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {1}
+    monkeypatch.setattr(orphan_reaper, "existing_memory", lambda: set(there))
+    monkeypatch.setattr(cleanup, "_EVERY_S", 0.0)
+    memory, reads = cleanup.SharedMemory(str(scratch)), list[str]()
+
+    def processes() -> list[int]:
+        reads.append("read")
+        return []
+
+    for _ in range(10):
+        memory.update(processes)
+    assert reads == []
+    there.add(2)
+    memory.update(processes)
+    assert reads == ["read"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of another user")

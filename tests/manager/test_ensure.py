@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,6 +115,32 @@ def test_progress_has_text_seconds_and_log(manager: Manager, stub: Stub) -> None
     assert told[-1].text == "loading"
     assert told[-1].seconds > 0.5
     assert Path(told[-1].log_path).is_file()
+
+
+def test_phases_of_a_start_are_recorded_in_their_order(manager: Manager, stub: Stub) -> None:
+    told: list[Progress] = []
+    began = time.monotonic()
+    server = manager.ensure(stub(start=1.5), on_progress=told.append)
+    took = time.monotonic() - began
+    phases = [name for name in server.phases if name != "starting"]  # it may be too short to see
+    assert phases == ["planning", "loading", "verifying"]
+    assert server.phases["loading"] > 1
+    assert took - 1 < sum(server.phases.values()) < took
+    loading = [progress for progress in told if progress.text == "loading"]
+    assert loading
+    for progress in loading:
+        assert progress.phase_seconds is not None
+        assert 0 <= progress.phase_seconds < progress.seconds
+    (status,) = manager.status()
+    assert status.phases == manager.ensure(stub(start=1.5)).phases == server.phases
+
+
+def test_phases_of_a_failed_start_end_with_it(manager: Manager, stub: Stub) -> None:
+    with pytest.raises(StartError):
+        manager.ensure(stub(faults="dies-at-start", start=0.5))
+    (status,) = manager.status()
+    assert next(iter(status.phases)) == "planning"
+    assert list(status.phases)[-1] in ("starting", "loading")
 
 
 def test_start_timeout_ends_the_wait_and_not_the_start(

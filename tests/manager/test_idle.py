@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emberd.manager import idle
+from emberd.manager import idle, state
 from emberd.probe import Activity
 
 
@@ -111,3 +111,44 @@ def test_touches_come_at_most_once_a_second(tmp_path: Path) -> None:
     os.utime(tmp_path / "last-used", ns=(1, 1))
     idle.touch(str(tmp_path))
     assert (tmp_path / "last-used").stat().st_mtime_ns == 1
+
+
+@pytest.mark.parametrize(
+    ("idle_timeout_s", "seconds", "most"),
+    [(1800, 1800, 30), (math.inf, 1800, 30), (60, 60, 10), (1, 1, 10)],
+)
+def test_an_idle_server_is_asked_for_its_counters_seldom(
+    tmp_path: Path, idle_timeout_s: float, seconds: float, most: int
+) -> None:
+    idleness, clock = watched(tmp_path)
+    begin_s, readings = clock.now, 0
+    while clock.now - begin_s < seconds:
+        clock.now += min(state.Timing().tick_s, seconds / 100)
+        if idleness.is_reading_due(idle_timeout_s, state.Timing().look_s):
+            readings += 1
+            idleness.observe(Activity(5, 50, 0))
+    assert most / 2 <= readings <= most + 1
+
+
+def test_the_counters_are_read_at_once_so_that_only_later_requests_are_use(tmp_path: Path) -> None:
+    idleness, clock = watched(tmp_path)
+    assert idleness.is_reading_due(1800, 60)
+    idleness.observe(Activity(5, 50, 0))
+    assert not idleness.is_reading_due(1800, 60)
+    clock.now += 60
+    idleness.observe(Activity(5, 50, 0))
+    assert idleness.seconds() == 60
+
+
+def test_use_of_which_only_the_server_knows_delays_its_end_by_a_tenth_at_most(
+    tmp_path: Path,
+) -> None:
+    idleness, clock = watched(tmp_path)
+    requests, used_at_s = 0, 0.0
+    while idleness.seconds() < 60 or requests < 5:
+        clock.now += 0.5
+        if requests < 5 and clock.now - used_at_s > 7:
+            requests, used_at_s = requests + 1, clock.now
+        if idleness.is_reading_due(60, state.Timing().look_s):
+            idleness.observe(Activity(requests, 10 * requests, 0))
+    assert 60 <= clock.now - used_at_s <= 66.5

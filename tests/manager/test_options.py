@@ -164,3 +164,10 @@ def test_durations_may_be_texts(manager: Manager, stub: Stub) -> None:
     for start, idle in (("soon", None), ("never", None), ("1m", "soon")):
         with pytest.raises(SettingError, match="1h30m"):
             manager.ensure(stub(), start_timeout=start, idle_timeout=idle)
+
+
+def test_an_engine_keeps_its_files_in_the_home_of_the_manager(
+    manager: Manager, stub: Stub, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBERD_HOME", str(tmp_path / "another"))
+    assert manager.ensure(stub(shows_home=1)).notes == (str(home),)

@@ -33,7 +33,21 @@ FULL = Record(
     ),
     failure=Diagnosis("It broke", "Fix it."),
     log_path="/x/server.log",
+    phases={"planning": 0.4, "loading": 1.5},
 )
+
+
+def test_a_phase_that_comes_again_is_continued() -> None:
+    own = replace(FULL, since_s=10.0, progress="capturing graphs 3/58", phases={"a": 1.0})
+    own = replace(own, phases=own.completed_phases(14.0), progress="compiling kernels")
+    assert own.phases == {"a": 1.0, "capturing graphs": 3.0}
+    assert own.phase_seconds(15.0) == 1.0
+    own = replace(own, phases=own.completed_phases(15.0), progress="capturing graphs 4/58")
+    assert own.completed_phases(17.0) == {
+        "a": 1.0,
+        "capturing graphs": 5.0,
+        "compiling kernels": 1.0,
+    }
 
 
 def test_what_was_written_is_what_is_read(tmp_path: Path) -> None:

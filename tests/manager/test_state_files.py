@@ -265,6 +265,43 @@ def test_record_with_whole_seconds_is_sound(tmp_path: Path) -> None:
     assert state.read_record(tmp_path) == own
 
 
+def test_files_that_do_not_change_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "_SETTLED_S", 0.0)
+    read, reads = paths.read_file, list[str]()
+
+    def counting(path: Path, *, truncate: bool = False) -> bytes | None:
+        reads.append(path.name)
+        return read(path, truncate=truncate)
+
+    idle.reset(tmp_path, 60)
+    descriptor = locks.take_liveness(tmp_path)
+    assert descriptor is not None
+    files = StateFiles(tmp_path, descriptor)
+    files.publish(OWN)
+    monkeypatch.setattr(paths, "read_file", counting)
+    for _ in range(10):
+        files.restore()
+        assert files.idle_timeout.seconds() == 60
+    assert sorted(reads) == ["last-used", state.RECORD_NAME]
+    damage.OF_ANY_FILE["garbage"](tmp_path / state.RECORD_NAME)
+    idle.request(tmp_path, 600)
+    files.restore()
+    assert state.read_record(tmp_path) == OWN
+    assert files.idle_timeout.seconds() == 600
+    locks.release(descriptor)
+
+
+def test_content_that_was_read_right_after_a_change_is_read_once_more(tmp_path: Path) -> None:
+    """The clock of the file system may show no difference between two changes."""
+    (tmp_path / "file").write_text("a")
+    changes = paths.Changes(tmp_path / "file")
+    assert not changes.is_unchanged()
+    changes.accept()
+    assert not changes.is_unchanged()
+
+
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO])
 def test_record_that_may_be_sound_and_cannot_be_read_now_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int

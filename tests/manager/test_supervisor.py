@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ import pytest
 
 import forked
 import waiting
+from emberd import weight_files
 from emberd.client.verify import verify
 from emberd.errors import EmberdError
 from emberd.manager import idle, locks, paths, process_tree, state
@@ -60,6 +62,26 @@ def _supervisor(home: Path, spec: ServerSpec) -> Supervisor:
 def _left(supervisor: Supervisor) -> list[object]:
     scratch = supervisor.record.scratch
     return [*psutil.Process().children(recursive=True), *filter(os.path.exists, [scratch])]
+
+
+def test_weights_are_read_ahead_while_the_server_starts(
+    supervise: Callable[[Callable[[Supervisor], None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def read(model: str, revision: str | None) -> None:
+        asked.append((model, revision))
+        threading.Event().wait()  # a slow disk
+
+    def check(supervisor: Supervisor) -> None:
+        supervisor.run()
+        spec = supervisor.record.spec
+        assert asked == [(spec.model, spec.revision)]
+        assert (supervisor.record.state, supervisor.record.failure) == (State.ABSENT, None)
+
+    monkeypatch.setattr(weight_files, "read_ahead", read)
+    monkeypatch.setattr(Supervisor, "_serve", lambda self: self._stop("enough", by_user=True))
+    supervise(check)
 
 
 def test_failure_while_the_folder_is_removed_leaves_nothing(

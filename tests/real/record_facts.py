@@ -31,6 +31,7 @@ VARIABLES: Final = (
     "SGLANG_FLASHINFER_PREFILL_SPLIT_TILE_SIZE",
     "SGLANG_PYSPY_DUMP_BEFORE_CRASH",
     "SGLANG_USE_CPU_ENGINE",
+    "SGLANG_USE_PICKLE_IPC",
 )
 LINES: Final = (
     "Init torch distributed begin",

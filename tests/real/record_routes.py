@@ -169,7 +169,9 @@ def server(
         port = free.getsockname()[1]
     options = StartOptions(no_auth=key is None)
     spec = ServerSpec(model=model, device="cpu", engine="sglang")
-    plan = ENGINE.plan(spec, Launch(port, key, FINGERPRINT, str(folder), options))
+    plan = ENGINE.plan(
+        spec, Launch(port, key, FINGERPRINT, str(folder), options, home="/home-of-it")
+    )
     for file, content in plan.files.items():
         (folder / file).write_text(content, encoding="utf-8")
     with (folder / "server.log").open("wb") as log:

@@ -7,7 +7,9 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,7 @@ import waiting
 from emberd import probe
 from emberd.manager import ports
 from emberd.serving import __main__ as process
+from served import Served
 
 SERVE = [sys.executable, "-m", "emberd.serving", "--encoder", "demo"]
 
@@ -79,3 +82,20 @@ def test_a_descriptor_that_does_not_listen_is_an_error(kind: str) -> None:
 def test_a_port_or_a_descriptor_is_needed_and_not_both(given: list[str]) -> None:
     done = subprocess.run([*SERVE, *given], capture_output=True, text=True)
     assert done.returncode == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not count it for a thread")
+def test_an_idle_server_sleeps(server: Served) -> None:
+    """uvicorn's own loop wakes up ten times a second."""
+
+    def wake_ups() -> int:
+        status = Path(f"/proc/{server.process.pid}/status").read_text()  # of the main thread
+        return int(status.split("\nvoluntary_ctxt_switches:")[1].split()[0])
+
+    def in_two_seconds() -> int:
+        before = wake_ups()
+        time.sleep(2)  # what is counted is what happens in this time
+        return wake_ups() - before
+
+    # Connections of other tests are looked at once a second, and closed later.
+    waiting.until(lambda: in_two_seconds() < 10)

@@ -36,6 +36,7 @@ _ONE_SERVER: Final = (
     "test_verify_command.py",
     "test_frameworks.py",
     "test_sockets.py",
+    "test_start_phases.py",
     "test_router.py",
     "test_keeping.py",  # it ends the server
 )

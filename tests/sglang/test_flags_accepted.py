@@ -53,7 +53,7 @@ class Case:
     sized: bool = False
 
     def flags(self) -> tuple[Flag, ...]:
-        launch = Launch(PORT, KEY, "stamp-1", "unused", self.options)
+        launch = Launch(PORT, KEY, "stamp-1", "unused", self.options, home="/home-of-it")
         return flags(self.spec, launch, self.memory, self.config)
 
 

@@ -231,7 +231,7 @@ def fail(tmp_path: Path, python: str) -> Callable[..., Diagnosis]:
         **environment: str,
     ) -> Diagnosis:
         wanted = ServerSpec(str(model), engine="transformers", device="cpu", **(spec or {}))
-        launch = Launch(port, "made-up-key", "stamp", str(tmp_path))
+        launch = Launch(port, "made-up-key", "stamp", str(tmp_path), home="/home-of-it")
         plan = ENGINE.plan(wanted, launch)
         done = subprocess.run(
             [*plan.command, *arguments],

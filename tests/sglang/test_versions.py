@@ -139,7 +139,7 @@ def test_it_knows_every_option_that_emberd_gives(
 ) -> None:
     known = installed_options(installed.packages)
     spec = ServerSpec(model=os.fspath(model), device="cpu")
-    launch = Launch(31_234, "key", "stamp", os.fspath(tmp_path))
+    launch = Launch(31_234, "key", "stamp", os.fspath(tmp_path), home="/home-of-it")
     words = ENGINE.plan(spec, launch).command
     two = replace(launch, options=StartOptions(tp_size=2, dp_size=2))
     on_gpu = command.flags(replace(spec, device=None), two, None, "config")

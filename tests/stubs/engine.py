@@ -72,7 +72,8 @@ class StubEngine:
             drain_s=float(options.get("drain", "5")),
             has_ready="no-ready-route" not in faults,
             files={"secret.yaml": f"key: {launch.api_key}"},
-            notes=[options["note"]] if "note" in options else [],
+            notes=[options[name] for name in ("note",) if name in options]
+            + ([launch.home] if "shows_home" in options else []),
             gpu_usage=_Noting(Path(options["pids"])) if "pids" in options else None,
         )
 

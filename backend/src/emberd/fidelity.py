@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import emberd.serving
-from emberd import installs, model_files, model_pooling
+from emberd import installs, model_files, model_pooling, weight_files
 from emberd.catalog import DEMO_MODEL
 from emberd.errors import (
     AuthenticationError,
@@ -205,9 +205,12 @@ def find_checkpoint(settings: Settings, pooling: str | None = None) -> Checkpoin
         numbers = model_files.count_weights(folder)
     except ModelFileError as error:
         step = error.advice if is_folder else f"Run: emberd pull {shlex.quote(model)}"
+        others = weight_files.in_other_formats(file.name for file in folder.iterdir())
+        if others and not any(folder.glob(model_files.SAFETENSORS)):
+            step = f"{weight_files.CONVERT}."
         raise SettingError(
-            f"The weights of {model} are needed to compute vectors to compare with: {error.cause}. "
-            f"Only safetensors are read. {step}"
+            f"The weights of {model} are needed to compute vectors to compare with: {error.cause}"
+            f"{weight_files.only(others)}. Only safetensors are read. {step}"
         ) from error
     try:
         declared = model_pooling.names_pooling(folder)

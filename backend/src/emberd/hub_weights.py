@@ -21,11 +21,12 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from emberd import hub_client, model_files
+from emberd import hub_client, model_files, weight_files
 from emberd.errors import HubError
 from emberd.system import background, disk_space, file_lock
 from emberd.system.disk_space import in_words
@@ -35,6 +36,7 @@ _LIST_S: Final = 20.0
 _READ_BYTES: Final = 1 << 20
 _LEAST_RATE_S: Final = 2.0  # a rate over less time says nothing
 _MB: Final = 1_000_000
+_LOCK_MODE: Final = 0o664
 
 Report = Callable[[str], None]
 
@@ -106,8 +108,9 @@ class Listing:
         """Return how much of a file is in the hub's cache; all of it may still be damaged."""
         blob = model_files.hub_folder(self.model) / "blobs" / (file.expected or "")
         for path in (self.snapshot / file.name, blob, _partial(blob)):
-            if path.is_file():
-                return min(path.stat().st_size, file.bytes)
+            with suppress(FileNotFoundError):  # a download that ends now renames its partial file
+                if path.is_file():
+                    return min(path.stat().st_size, file.bytes)
         return 0
 
 
@@ -146,12 +149,9 @@ def list_files(model: str, revision: str | None) -> Listing:
         cause = f"the hub has no {model_files.CONFIG} of it, so it is not a model of Transformers"
         raise _error(model, cause, "Correct model=")
     if not any(name.endswith(".safetensors") for name in names):
-        raise _error(
-            model,
-            f"the hub has no weights of it in the safetensors format ({model_files.SAFETENSORS})",
-            "Other formats can run code when they are loaded. If you trust its author, use `hf "
-            "download`, or convert the weights",
-        )
+        others = weight_files.in_other_formats(each.rfilename for each in about.siblings or ())
+        cause = f"it has no weights in the safetensors format{weight_files.only(others)}"
+        raise _error(model, cause, weight_files.CONVERT)
     return Listing(model, revision, about.sha, tuple(files))
 
 
@@ -256,7 +256,8 @@ class _Download:
         lock = folder.parent / ".locks" / folder.name / f"{etag}.emberd.lock"
         for path in (blob, lock):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock.held(lock, math.inf):
+        # With the mode of the library's own locks: several users may share the cache.
+        with file_lock.held(lock, math.inf, mode=_LOCK_MODE):
             if not blob.is_file():
                 partial = _partial(blob)
                 _resume(url, partial, file.bytes)

@@ -1,9 +1,13 @@
-"""The weights of a model: what is missing of them on this machine, and their size."""
+"""The weights of a model: what is missing of them here, their size, and reading them ahead."""
 
 from __future__ import annotations
 
+import os
 import re
-from pathlib import Path
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from emberd import model_files
@@ -18,8 +22,24 @@ _TOKENIZERS: Final = (
     "spiece.model",
     "tokenizer.model",
 )
+_MOST_SHOWN: Final = 3
+_MOST_PARTS: Final = 1000  # of a name that is no part's
 _INDEX: Final = "model.safetensors.index.json"
 _OLD: Final = ("*.bin", "*.pt")
+# Of a larger piece the kernel reads only as much as the disk's setting read_ahead_kb: usually this.
+_AHEAD_BYTES: Final = 128 * 1024
+_OTHER_FORMATS: Final = (*_OLD, "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf", "*.onnx")
+# One file of several: its number, and how many there are.
+_PART: Final = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.\w+)")
+
+
+CONVERT: Final = (
+    "Files of other formats can run code when they are loaded, so emberd does not download them. "
+    "Use a revision of the model that has safetensors, or, if you trust its author, load it with "
+    "transformers, write it to a folder with save_pretrained(), which makes safetensors, and give "
+    "that folder as the model"
+)
+"""What to do about a model without weights in the safetensors format."""
 
 
 def estimated_bytes(model: str) -> int:
@@ -33,6 +53,46 @@ def size_bytes(folder: Path) -> int:
     """Return the size of the weights of a folder in bytes."""
     files = (file for pattern in (model_files.SAFETENSORS, *_OLD) for file in folder.glob(pattern))
     return sum(file.stat().st_size for file in files)
+
+
+def in_other_formats(names: Iterable[str]) -> list[str]:
+    """Return those of the files of a model that are weights in another format than safetensors."""
+    return sorted(
+        name
+        for name in names
+        if any(PurePosixPath(name).match(pattern) for pattern in _OTHER_FORMATS)
+    )
+
+
+def only(others: Sequence[str]) -> str:
+    """Return a clause that names weights in other formats; empty if there are none."""
+    shown = ", ".join(others[:_MOST_SHOWN]) + (", ..." if len(others) > _MOST_SHOWN else "")
+    return f", only {shown}" if others else ""
+
+
+def read_ahead(model: str, revision: str | None) -> None:
+    """Have the kernel read the weights into its page cache (Linux; elsewhere nothing).
+
+    A server imports its libraries for a while before it reads the weights, and then reads a cold
+    file in small pieces. It may take as long as the disk needs, so call it in a thread.
+
+    Args:
+        model: A folder, or a name on the hub.
+        revision: The revision on the hub.
+    """
+    if sys.platform != "linux":
+        return
+    import psutil  # imported late: only a supervisor needs it
+
+    folder = Path(model) if model_files.is_folder(model) else None
+    folder = folder or model_files.hub_snapshot(model, revision)
+    # What does not fit would displace what was read before.
+    if folder is None or size_bytes(folder) > psutil.virtual_memory().available:
+        return
+    for file in sorted(folder.glob(model_files.SAFETENSORS)):
+        with suppress(OSError), model_files.open_regular(file) as opened:
+            for begin in range(0, os.fstat(opened.fileno()).st_size, _AHEAD_BYTES):
+                os.posix_fadvise(opened.fileno(), begin, _AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
 
 
 def missing_files(folder: Path) -> list[str]:
@@ -49,6 +109,11 @@ def missing_files(folder: Path) -> list[str]:
     values = listed.values() if isinstance(listed, dict) else ()
     named = {name for name in values if isinstance(name, str)}
     found += [f"{name} is missing ({_INDEX} lists it)" for name in sorted(named - set(present))]
+    weights = {*present, *(file.name for old in _OLD for file in folder.glob(old))}
+    found += [
+        f"{name} is missing (the names of the others count it)"
+        for name in sorted(_parts(weights) - weights - named)
+    ]
     for name, file in present.items():
         try:
             wanted = model_files.read_safetensors_header(file).file_bytes
@@ -62,3 +127,13 @@ def missing_files(folder: Path) -> list[str]:
     if not present and not named and not any(any(folder.glob(old)) for old in _OLD):
         found.append(f"no weights ({model_files.SAFETENSORS})")
     return found
+
+
+def _parts(names: Iterable[str]) -> set[str]:
+    """Return the names of all parts of weights of which some part has one of these names."""
+    parts = [found for name in names if (found := _PART.fullmatch(name))]
+    return {
+        f"{part['name']}-{number:05}-of-{part['count']}{part['ending']}"
+        for part in parts
+        for number in range(1, min(int(part["count"]), _MOST_PARTS) + 1)
+    }

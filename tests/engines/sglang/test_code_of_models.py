@@ -110,7 +110,9 @@ def test_start_is_refused_only_if_it_would_run_the_code(
     found = Interpreter("/engines/python", version, "/engines/packages", "a test says so")
     monkeypatch.setattr(installs, "locate", lambda *_: found)
     (model / "modeling.py").chmod(0o666)
-    launch = Launch(1, "key", "stamp", "/state", StartOptions(arguments=arguments))
+    launch = Launch(
+        1, "key", "stamp", "/state", StartOptions(arguments=arguments), home="/home-of-it"
+    )
     spec = ServerSpec(str(model), device="cpu")
     if not is_refused:
         ENGINE.plan(spec, launch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,13 +28,14 @@ PLAN = plan_memory(card(24), KNOWN["Qwen/Qwen3-Embedding-4B"], None)
 
 
 STORE = "/state/of/it/torch-store"
+HOME = "/home-of-it"
 
 
 def chosen(
     memory: MemoryPlan | None = PLAN, *, tp_size: int = 1, dp_size: int = 1, **wishes: Any
 ) -> tuple[Flag, ...]:
     options = StartOptions(tp_size=tp_size, dp_size=dp_size)
-    launch = Launch(31_234, "key", "stamp", "/state", options)
+    launch = Launch(31_234, "key", "stamp", "/state", options, home="/home-of-it")
     return flags(ServerSpec(**wishes), launch, memory, "/state/config")
 
 
@@ -61,9 +63,26 @@ def test_a_gpu_server_embeds_on_loopback_with_explicit_memory() -> None:
         "--device": "cuda",
         "--sleep-on-idle": "",
         "--enable-metrics": "",
+        "--gc-threshold": "20000 50 100",
         "--log-level": "info",
         "--uvicorn-access-log-exclude-prefixes": "/",
     }
+
+
+COMPILED = ("TORCHINDUCTOR_CACHE_DIR", "CUTE_DSL_CACHE_DIR", "QUACK_CACHE_DIR")
+
+
+def test_compiled_kernels_are_kept_in_the_home() -> None:
+    """By default these caches are in the temporary folder, which ends with the server."""
+    given = variables({}, (card(24),), STORE, HOME)
+    folders = {Path(given[name][0]) for name in COMPILED}
+    assert len(folders) == len(COMPILED)
+    assert {folder.parent for folder in folders} == {Path(HOME)}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_cache_that_the_user_has_chosen_is_used(name: str) -> None:
+    assert name not in variables({name: "/my/cache"}, (card(24),), STORE, HOME)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +133,7 @@ def test_deterministic_kernels_are_requested_only_if_wanted() -> None:
     name = "--enable-deterministic-inference"
     assert name in said(deterministic=True)
     assert name not in said()
-    needed = variables({}, (card(24),), STORE, deterministic=True)
+    needed = variables({}, (card(24),), STORE, HOME, deterministic=True)
     tile = int(needed["SGLANG_FLASHINFER_PREFILL_SPLIT_TILE_SIZE"][0])
     assert all(size % tile == 0 for size in (*memory._BATCHES, *memory._LARGE_BATCHES))
     # The server must be known to have it, so that others are not given this one by mistake.
@@ -133,34 +152,43 @@ def test_every_word_has_a_reason() -> None:
 
 
 def test_the_gpus_are_named_by_uuid() -> None:
-    given = variables({}, (card(24),), STORE)
+    given = variables({}, (card(24),), STORE, HOME)
     assert given["CUDA_VISIBLE_DEVICES"][0] == "GPU-0"
     assert "Ampere" in given["CUDA_VISIBLE_DEVICES"][1]
     assert "SGLANG_USE_CPU_ENGINE" not in given
 
 
 def test_unequally_free_gpus_do_not_stop_a_start() -> None:
-    two = variables({}, (card(24), card(24, 12)), STORE)
+    two = variables({}, (card(24), card(24, 12)), STORE, HOME)
     assert two["SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK"][0] == "0"
-    assert "SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK" not in variables({}, (card(24),), STORE)
+    assert "SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK" not in variables({}, (card(24),), STORE, HOME)
 
 
 def test_a_cpu_server_looks_for_no_gpu() -> None:
-    given = variables({}, (), STORE)
+    given = variables({}, (), STORE, HOME)
     assert given["SGLANG_USE_CPU_ENGINE"][0] == "1"
     assert "CUDA_VISIBLE_DEVICES" not in given
 
 
 def test_processes_of_one_gpu_meet_in_a_private_file_and_not_at_an_open_port() -> None:
     name = "SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE"
-    assert variables({}, (), STORE)[name][0] == f"file://{STORE}"
-    assert variables({}, (card(24),), STORE)[name][0] == f"file://{STORE}"
-    assert name not in variables({}, (card(24), card(24)), STORE)
-    assert name not in variables({}, (), "/state#1/of?it/store")
+    assert variables({}, (), STORE, HOME)[name][0] == f"file://{STORE}"
+    assert variables({}, (card(24),), STORE, HOME)[name][0] == f"file://{STORE}"
+    assert name not in variables({}, (card(24), card(24)), STORE, HOME)
+    assert name not in variables({}, (), "/state#1/of?it/store", HOME)
+
+
+def test_messages_are_msgpack_where_it_was_tried_and_the_environment_says_nothing_else() -> None:
+    name = "SGLANG_USE_PICKLE_IPC"
+    assert variables({}, (), STORE, HOME, msgpack=True)[name][0] == "0"
+    assert name not in variables({name: "1"}, (card(24),), STORE, HOME, msgpack=True)
+    assert name not in variables({}, (), STORE, HOME)
 
 
 def test_warm_up_bypasses_proxies() -> None:
-    given = variables({"no_proxy": "example.org, localhost", "HTTPS_PROXY": "http://p"}, (), STORE)
+    given = variables(
+        {"no_proxy": "example.org, localhost", "HTTPS_PROXY": "http://p"}, (), STORE, HOME
+    )
     assert given["no_proxy"][0] == "example.org,localhost,127.0.0.1"
     assert given["NO_PROXY"][0] == "127.0.0.1,localhost"
     assert "HTTPS_PROXY" not in given

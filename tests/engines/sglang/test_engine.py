@@ -15,10 +15,11 @@ import pytest
 
 import checkpoints_made
 import emberd.engines
-from emberd import installs
+from emberd import installs, model_files
 from emberd.engines import Launch
 from emberd.engines.gpus import empty_card
 from emberd.engines.sglang import ENGINE, support
+from emberd.engines.sglang.support import VERSIONS
 from emberd.errors import NoEngineError, StartError
 from emberd.installs import Interpreter
 from emberd.settings import ServerSpec, StartOptions
@@ -27,7 +28,9 @@ from fake_nvml import GIB, Card, Nvml
 
 GPU = ServerSpec()
 KEY = "a-made-up-key"
-LAUNCH = Launch(port=31_000, api_key=KEY, start_id="stamp", folder="/state/of/it")
+LAUNCH = Launch(
+    port=31_000, api_key=KEY, start_id="stamp", folder="/state/of/it", home="/home-of-it"
+)
 
 
 @pytest.fixture
@@ -148,7 +151,9 @@ def test_a_checkpoint_that_is_stored_quantised_is_not_quantised_again(
 
 
 def test_start_uses_the_locked_gpu(cards: Nvml) -> None:
-    launch = Launch(1, KEY, "stamp", "/state", exclusive_resources=("GPU-small",))
+    launch = Launch(
+        1, KEY, "stamp", "/state", exclusive_resources=("GPU-small",), home="/home-of-it"
+    )
     assert ENGINE.plan(GPU, launch).environment["CUDA_VISIBLE_DEVICES"] == "GPU-small"
 
 
@@ -163,13 +168,13 @@ def test_the_key_is_in_a_private_file_and_nowhere_else(cards: Nvml) -> None:
 
 
 def test_without_a_key_the_file_holds_the_port_only(cards: Nvml) -> None:
-    plan = ENGINE.plan(GPU, Launch(1, None, "stamp", "/state"))
+    plan = ENGINE.plan(GPU, Launch(1, None, "stamp", "/state", home="/home-of-it"))
     assert plan.files["sglang.yaml"] == "port: 1\n"
 
 
 def test_the_users_own_arguments_come_last_and_are_explained(cards: Nvml) -> None:
     options = StartOptions(arguments=("--schedule-policy", "fcfs"))
-    plan = ENGINE.plan(GPU, Launch(1, KEY, "stamp", "/state", options))
+    plan = ENGINE.plan(GPU, Launch(1, KEY, "stamp", "/state", options, home="/home-of-it"))
     assert list(plan.command)[-2:] == ["--schedule-policy", "fcfs"]
     assert "your own arguments" in [reason.why for reason in plan.reasons]
 
@@ -227,6 +232,15 @@ def test_variables_of_the_application_do_not_reach_the_engine(
     assert environment["HF_HOME"] == "/models"
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_only_a_version_that_was_tried_with_msgpack_uses_it(
+    version: str, cards: Nvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _installed(monkeypatch, version)
+    given = ENGINE.plan(GPU, LAUNCH).environment.get("SGLANG_USE_PICKLE_IPC")
+    assert given == ("0" if version == "0.5.23" else None)
+
+
 def test_a_card_that_is_too_small_is_an_error_with_the_sum(
     cards: Nvml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,16 +253,17 @@ def test_a_card_that_is_too_small_is_an_error_with_the_sum(
 def test_what_an_earlier_start_used_beyond_its_plan_is_planned_for(
     cards: Nvml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("EMBERD_HOME", str(tmp_path))
+    launch = replace(LAUNCH, home=str(tmp_path))  # not EMBERD_HOME: a manager may have another home
     monkeypatch.setattr(processes, "has_pids_of_host", lambda: True)
     cards.cards = [Card("GPU-a", total=48 * GIB, free=47 * GIB)]
-    first = ENGINE.plan(GPU, LAUNCH).gpu_usage
+    first = ENGINE.plan(GPU, launch).gpu_usage
     assert first is not None
     assert first.gpus == ["GPU-a"]
     used_bytes = first.planned_bytes + GIB
     cards.holders = {"GPU-a": [SimpleNamespace(pid=os.getpid(), usedGpuMemory=used_bytes)]}
     first.compare([os.getpid()])
-    plan = ENGINE.plan(GPU, LAUNCH)
+    assert list((tmp_path / "gpu-memory").iterdir())
+    plan = ENGINE.plan(GPU, launch)
     [total] = [reason.what for reason in plan.reasons if reason.what.startswith("memory ")]
     assert total == f"memory {used_bytes / GIB:.1f} GiB"
     assert any(reason.what.startswith("used ") for reason in plan.reasons)
@@ -256,19 +271,18 @@ def test_what_an_earlier_start_used_beyond_its_plan_is_planned_for(
     assert again is not None
     assert again.planned_bytes == first.planned_bytes  # so that the difference is not added twice
     again.compare([os.getpid()])
-    assert ENGINE.plan(GPU, LAUNCH).reasons[-2:] == plan.reasons[-2:]
+    assert ENGINE.plan(GPU, launch).reasons[-2:] == plan.reasons[-2:]
 
 
 def test_another_kind_of_start_does_not_use_the_difference(
     cards: Nvml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("EMBERD_HOME", str(tmp_path))
     cards.cards = [Card("GPU-a", capability=(9, 0)), Card("GPU-b", capability=(9, 0))]
     folder = checkpoints_made.write(tmp_path / "m", tensors={"a": [64, 64]})
     plain = ServerSpec("Qwen/Qwen3-Embedding-0.6B")
 
     def file(spec: ServerSpec, tp_size: int = 1) -> Path:
-        launch = replace(LAUNCH, options=StartOptions(tp_size=tp_size))
+        launch = replace(LAUNCH, home=str(tmp_path), options=StartOptions(tp_size=tp_size))
         usage = ENGINE.plan(spec, launch).gpu_usage
         assert usage is not None
         return usage.earlier.file
@@ -310,19 +324,17 @@ def test_with_own_arguments_the_plan_is_not_that_of_the_measured_kernels(cards: 
     assert activations(own) != activations(LAUNCH)
 
 
-def test_what_an_earlier_start_used_prevents_no_start(
-    cards: Nvml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("EMBERD_HOME", str(tmp_path))
+def test_what_an_earlier_start_used_prevents_no_start(cards: Nvml, tmp_path: Path) -> None:
+    launch = replace(LAUNCH, home=str(tmp_path))
     cards.cards = [Card("GPU-a", total=48 * GIB, free=47 * GIB)]
-    planned = ENGINE.plan(GPU, LAUNCH).gpu_usage
+    planned = ENGINE.plan(GPU, launch).gpu_usage
     assert planned is not None
     file = planned.earlier.file
     file.parent.mkdir()
     content = {"kind": planned.earlier.kind, "planned_bytes": GIB, "used_bytes": 90 * GIB}
     file.write_text(json.dumps(content))
     file.chmod(0o600)
-    plan = ENGINE.plan(GPU, LAUNCH)
+    plan = ENGINE.plan(GPU, launch)
     assert plan.gpu_usage is not None
     assert plan.gpu_usage.planned_bytes == planned.planned_bytes
     assert any(str(file) in note for note in plan.notes)
@@ -551,11 +563,16 @@ def test_a_note_says_when_the_declared_pooling_of_a_hub_model_is_not_checked(
 
 
 def test_a_download_may_be_silent_for_longer_than_a_start_from_a_folder(
-    cards: Nvml, tmp_path: Path
+    cards: Nvml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = checkpoints_made.write(tmp_path / "m", tensors={"a": [64, 64]})
     local = ENGINE.plan(ServerSpec(folder), LAUNCH)
     assert ENGINE.plan(GPU, LAUNCH).silence_s > local.silence_s
+    monkeypatch.setattr(model_files, "is_downloaded", lambda model: True)
+    assert ENGINE.plan(GPU, LAUNCH).silence_s == local.silence_s
+    options = StartOptions(arguments=("--download-dir", str(tmp_path)))
+    elsewhere = ENGINE.plan(GPU, replace(LAUNCH, options=options))
+    assert elsewhere.silence_s > local.silence_s, "what is in the hub's cache is not used"
 
 
 @pytest.mark.parametrize(
@@ -575,19 +592,21 @@ def test_a_download_may_be_silent_for_longer_than_a_start_from_a_folder(
 def test_reserved_argument_is_refused_before_the_start(cards: Nvml, words: tuple[str, ...]) -> None:
     options = StartOptions(arguments=words)
     with pytest.raises(StartError, match="cannot be given to SGLang through emberd") as caught:
-        ENGINE.plan(GPU, Launch(1, KEY, "stamp", "/state", options))
+        ENGINE.plan(GPU, Launch(1, KEY, "stamp", "/state", options, home="/home-of-it"))
     assert "EMBERD_ENGINE_ARGS" in caught.value.advice
 
 
 def test_several_mig_instances_are_refused(cards: Nvml) -> None:
     cards.cards = [Card(instances=[Card("MIG-a"), Card("MIG-b")])]
     with pytest.raises(StartError, match="one MIG instance"):
-        ENGINE.plan(GPU, Launch(1, KEY, "stamp", "/state", StartOptions(dp_size=2)))
+        ENGINE.plan(
+            GPU, Launch(1, KEY, "stamp", "/state", StartOptions(dp_size=2), home="/home-of-it")
+        )
 
 
 def test_several_copies_on_a_cpu_are_refused(tmp_path: Path) -> None:
     folder = checkpoints_made.write(tmp_path / "m", tensors={"a": [64, 64]})
-    launch = Launch(1, KEY, "stamp", "/state", StartOptions(tp_size=2))
+    launch = Launch(1, KEY, "stamp", "/state", StartOptions(tp_size=2), home="/home-of-it")
     with pytest.raises(StartError, match="tp_size=2, dp_size=1 count GPUs"):
         ENGINE.plan(ServerSpec(folder, device="cpu"), launch)
 
@@ -612,3 +631,41 @@ def test_a_model_in_the_hubs_cache_needs_no_time_for_a_download(
     waiting_s = ENGINE.plan(GPU, LAUNCH).silence_s
     checkpoints_made.write(tmp_path / "models--Qwen--Qwen3-Embedding-4B" / "snapshots" / "abc")
     assert ENGINE.plan(GPU, LAUNCH).silence_s < waiting_s
+
+
+FP8 = replace(GPU, quantization="fp8")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [replace(FP8, deterministic=True), replace(GPU, quantization="awq")],
+    ids=["deterministic", "awq"],
+)
+def test_what_is_never_started_is_not_estimated(cards: Nvml, spec: ServerSpec) -> None:
+    cards.cards = [Card(total=141 * GIB, free=140 * GIB, capability=(9, 0))]
+    assert ENGINE.why_unavailable(spec)
+    with pytest.raises(NoEngineError):
+        ENGINE.estimate(spec, StartOptions(), empty_card(141, (9, 0)))
+
+
+@pytest.mark.parametrize(
+    ("spec", "capability", "options"),
+    [
+        (FP8, (8, 0), StartOptions()),
+        (FP8, (8, 6), StartOptions(tp_size=2)),
+        (GPU, (7, 5), StartOptions()),
+        (GPU, (9, 0), StartOptions(arguments=("--dtype", "float16"))),
+    ],
+    ids=["fp8-8.0", "fp8-8.6", "7.5", "reserved"],
+)
+def test_a_card_on_which_nothing_is_started_is_not_estimated(
+    cards: Nvml, spec: ServerSpec, capability: tuple[int, int], options: StartOptions
+) -> None:
+    pair = [Card(name, total=80 * GIB, free=79 * GIB, capability=capability) for name in "ab"]
+    cards.cards = pair
+    with pytest.raises(StartError):
+        ENGINE.plan(spec, replace(LAUNCH, options=options))
+    with pytest.raises(StartError):
+        ENGINE.estimate(spec, options, empty_card(80, capability))
+    better = ENGINE.estimate(spec, StartOptions(tp_size=options.tp_size), empty_card(80, (8, 9)))
+    assert better is not None

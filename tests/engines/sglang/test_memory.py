@@ -235,3 +235,21 @@ def test_figures_have_reasons() -> None:
 
 def test_spreading_over_gpus_costs_something_on_each() -> None:
     assert on_gpu(card(24), 2).context_bytes > on_gpu(card(24)).context_bytes
+
+
+@pytest.mark.parametrize("quantization", [None, "fp8"])
+@pytest.mark.parametrize("geometry", [SMALL, MIDDLE, LARGE])
+def test_what_was_used_beyond_the_plan_is_added_to_whatever_is_largest(
+    geometry: ModelShape, quantization: str | None
+) -> None:
+    plain, larger = (
+        plan_memory(card(48), geometry, 2048, quantization=quantization, extra_bytes=extra)
+        for extra in (0, GIB)
+    )
+    assert larger.need_bytes == plain.need_bytes + GIB
+
+
+def test_loading_is_the_largest_of_a_quantised_model_with_short_texts() -> None:
+    plan = plan_memory(card(48), LARGE, 2048, quantization="fp8")
+    parts = plan.weights_bytes + plan.kv_bytes + plan.activation_bytes + plan.overhead_bytes
+    assert plan.need_bytes > parts

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 import sglang_logs
+from emberd.engines.base import phase_of
 from emberd.engines.sglang.log_reader import progress
 
 KEPT_CHARS = 256 * 1024
@@ -34,6 +35,21 @@ def test_progress_of_a_real_start() -> None:
         "warming up",
         "answering",
     ]
+
+
+@pytest.mark.parametrize(
+    ("told", "phase"),
+    [
+        ("importing SGLang", "importing SGLang"),
+        ("waiting for the hub (retry 5 of 5)", "waiting for the hub"),
+        ("downloading the weights 40 %", "downloading the weights"),
+        ("loading the weights (1.2 of 7.6 GB)", "loading the weights"),
+        ("capturing graphs 12/35", "capturing graphs"),
+        ("", ""),
+    ],
+)
+def test_the_figures_of_progress_do_not_make_another_phase(told: str, phase: str) -> None:
+    assert phase_of(told) == phase
 
 
 def test_progress_shows_retries_of_the_hub() -> None:

@@ -15,6 +15,7 @@ from emberd.engines.sglang import ENGINE
         ["/opt/venv/bin/python3.11", "/opt/venv/bin/sglang", "serve", "m"],
         ["python", "-m", "sglang.launch_server", "--model-path", "m"],
         ["/usr/bin/python3", "-u", "-X", "dev", "-W", "ignore", "-m", "sglang.launch_server"],
+        ["python3", "-m", "sglang_forked", "sglang.launch_server", "--model-path", "m"],
         ["python3", "-m", "sglang", "serve", "m"],
         ["python3", "-m", "sglang.cli.main", "serve", "m"],
         ["python3", "/src/python/sglang/launch_server.py", "--model-path", "m"],

@@ -39,7 +39,9 @@ def names(kind: str, version: str) -> set[str]:
 def options_given() -> set[str]:
     """Return every option that emberd can give to SGLang."""
     plan = plan_memory(card(24), KNOWN["Qwen/Qwen3-Embedding-4B"], None)
-    launch = Launch(31_234, "key", "stamp", "/state", StartOptions(tp_size=2, dp_size=2))
+    launch = Launch(
+        31_234, "key", "stamp", "/state", StartOptions(tp_size=2, dp_size=2), home="/home-of-it"
+    )
     chosen = [
         flag
         for device in ("cpu", None)
@@ -79,9 +81,8 @@ def test_a_version_reports_its_model_and_the_id_of_the_start(version: str) -> No
 
 @every_version
 def test_a_version_reads_the_variables_that_emberd_sets(version: str) -> None:
-    given = command.variables({}, (), "/store", deterministic=True) | command.variables(
-        {}, (card(24), card(24)), "/store"
-    )
+    given = command.variables({}, (), "/store", "/home", deterministic=True)
+    given |= command.variables({}, (card(24), card(24)), "/store", "/home", msgpack=True)
     assert {name for name in given if name.startswith("SGLANG_")} == set(record_facts.VARIABLES)
     assert set(record_facts.VARIABLES) <= names("variables", version)
 

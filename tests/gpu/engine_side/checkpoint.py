@@ -61,6 +61,8 @@ SHAPES = {
     "4b": Shape(2560, 36, 32, 8, 128, 9728, 151_665, 40_960, 8_000),
     "0.6b": Shape(1024, 28, 16, 8, 128, 3072, 151_669, 40_960, 8_000),
     "tiny": Shape(128, 2, 4, 2, 32, 384, 4_096, 8_192, 4_000),
+    # The vectors of 4b at hardly any arithmetic: what a text costs besides.
+    "thin": Shape(2560, 1, 2, 2, 32, 64, 8_192, 8_192, 8_000),
 }
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,14 +12,13 @@ from typing import Any, Final
 import typer
 
 from emberd import engines, hub_weights, installs, model_files, weight_files
-from emberd.cli import output
-from emberd.engines import Engine
+from emberd.cli import options, output
 from emberd.engines.base import EnvironmentEngine
 from emberd.env import Places
 from emberd.errors import DownloadNeededError, HubError
 from emberd.hub_weights import Listing
 from emberd.installs import Interpreter
-from emberd.settings import DEFAULT_MODEL, ServerSpec
+from emberd.settings import ServerSpec, StartOptions
 from emberd.system.disk_space import free_bytes, in_words
 
 Report = Callable[[str], None]
@@ -144,21 +142,22 @@ class Downloads:
 
     @property
     def _pull(self) -> str:
-        return " ".join(["emberd pull", *_options(self.spec)])
+        return options.command_line("pull", self.spec)
 
     def _refusal(self) -> str:
         items = "; ".join(map(str, self.estimated_items()))
-        up = " ".join(["emberd up", *_options(self.spec, starts=True), "--yes"])
         return (
             f"A server of {self.spec.model} needs downloads, and there is no terminal to ask on: "
-            f"{items}. To allow them, run `{up}`, or download beforehand with `{self._pull}`."
+            f"{items}. To allow them, repeat the command with --yes, or download beforehand with "
+            f"`{self._pull}`."
         )
 
 
-def find(spec: ServerSpec) -> Downloads | None:
+def find(spec: ServerSpec, started: StartOptions) -> Downloads | None:
     """Return what a server of ``spec`` lacks here; None if it lacks nothing, or cannot run here.
 
-    Asks no hub: reads the environments of engines and the hub's cache.
+    Asks no hub: reads the environments of engines and the hub's cache. Weights that the engine
+    takes from elsewhere are left to it.
 
     Raises:
         SettingError: The engine is unknown, or a variable names an unusable interpreter.
@@ -166,14 +165,12 @@ def find(spec: ServerSpec) -> Downloads | None:
     choice = engines.explain(spec)
     missing = None if choice.engine else choice.installable
     engine = choice.engine or (engines.load(missing) if missing else None)
-    lacks_weights = engine is not None and takes_weights(engine, spec) and not _is_complete(spec)
+    lacks_weights = (
+        isinstance(engine, EnvironmentEngine)
+        and engine.uses_hub_cache(spec, started)
+        and not _is_complete(spec)
+    )
     return Downloads(spec, missing, lacks_weights) if missing or lacks_weights else None
-
-
-def takes_weights(engine: Engine, spec: ServerSpec) -> bool:
-    """Return whether an engine takes the model from the hub."""
-    is_here = model_files.is_folder(spec.model) or model_files.is_path(spec.model)
-    return isinstance(engine, EnvironmentEngine) and not is_here
 
 
 def is_terminal() -> bool:
@@ -184,18 +181,3 @@ def is_terminal() -> bool:
 def _is_complete(spec: ServerSpec) -> bool:
     snapshot = model_files.hub_snapshot(spec.model, spec.revision)
     return snapshot is not None and not weight_files.missing_files(snapshot)
-
-
-def _options(spec: ServerSpec, *, starts: bool = False) -> list[str]:
-    """Return the words of a command line for ``spec``; of one that ``starts`` a server, or not."""
-    model = [] if spec.model == DEFAULT_MODEL else [shlex.quote(spec.model)]
-    given: Mapping[str, str | None] = {
-        "engine": spec.engine,
-        "device": spec.device,
-        "revision": spec.revision,
-        "quantization": spec.quantization if starts else None,  # the same weights are downloaded
-    }
-    return [
-        *model,
-        *(f"--{name} {shlex.quote(value)}" for name, value in given.items() if value is not None),
-    ]

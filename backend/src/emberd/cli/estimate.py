@@ -12,14 +12,15 @@ from emberd import engines
 from emberd.cli import output
 from emberd.cli.output import ExitCode
 from emberd.engines import gpus
+from emberd.engines.gpus import Gpu
 from emberd.errors import SettingError, StartError
 from emberd.settings import ServerSpec, StartOptions
 
 _GIB: Final = 1 << 30
-# Usual sizes in GB with a compute capability. The plan for Hopper is calibrated on a measurement;
-# all other GPUs have the same plan.
-_HOPPER: Final = (9, 0)
-_OTHER: Final = (8, 0)
+# Usual sizes in GB with generations. The plan for Hopper is calibrated on a measurement; all other
+# GPUs have the same plan, but some can do less.
+_HOPPER: Final = {"Hopper": (9, 0)}
+_OTHER: Final = {"Ampere": (8, 0), "Ada, Blackwell": (8, 9)}
 _USUAL: Final = (
     *((16.0, _OTHER), (24.0, _OTHER), (48.0, _OTHER), (80.0, _OTHER)),
     *((80.0, _HOPPER), (141.0, _HOPPER)),
@@ -47,12 +48,15 @@ def show(
         as_json: Whether to print JSON.
 
     Raises:
+        NoEngineError: No server is started for ``spec`` on any GPU.
         SettingError: A size cannot be used, or nothing is known of the model's size.
     """
     if spec.device not in (None, "cuda"):
         raise SettingError(f"--estimate is for GPUs. Omit device={spec.device!r}.")
     engine = _engine(spec)
-    cards = [_card(engine, spec, options, *kind) for kind in _kinds(sizes)]
+    cards = [
+        card for kind in _kinds(sizes) for card in _cards_of_size(engine, spec, options, *kind)
+    ]
     if as_json:
         wanted = {
             "model": spec.model,
@@ -80,8 +84,8 @@ def _engine(spec: ServerSpec) -> engines.Engine:
     raise SettingError(f"No engine serves {spec.model}: {'; '.join(refusals)}.")
 
 
-def _kinds(typed: Sequence[str] | None) -> Iterator[tuple[float, tuple[int, int]]]:
-    """Yield size and compute capability of each GPU to plan for."""
+def _kinds(typed: Sequence[str] | None) -> Iterator[tuple[float, dict[str, tuple[int, int]]]]:
+    """Yield the size of each GPU to plan for, with the generations that it may be of."""
     if not typed:
         yield from _USUAL
     for text in typed or ():
@@ -92,19 +96,29 @@ def _kinds(typed: Sequence[str] | None) -> Iterator[tuple[float, tuple[int, int]
         yield from [kind for kind in _USUAL if kind[0] == size] or [(size, _OTHER)]
 
 
-def _card(
+def _cards_of_size(
     engine: engines.Engine,
     spec: ServerSpec,
     options: StartOptions,
     size: float,
-    capability: tuple[int, int],
-) -> dict[str, Any]:
-    gpu = gpus.empty_card(size, capability)
-    card: dict[str, Any] = {
-        "memory_gb": size,
-        "generation": "Hopper" if capability == _HOPPER else None,
-        "free_bytes": gpu.free_bytes,
+    generations: dict[str, tuple[int, int]],
+) -> Iterator[dict[str, Any]]:
+    """Yield what is known of GPUs of a size: once, if it is the same for several generations."""
+    found: dict[str | None, dict[str, Any]] = {
+        name: _need(engine, spec, options, gpus.empty_card(size, capability))
+        for name, capability in generations.items()
     }
+    first, *others = found.values()
+    if others and all(other == first for other in others):
+        found = {None: first}
+    for generation, need in found.items():
+        yield {"memory_gb": size, "generation": generation, **need}
+
+
+def _need(
+    engine: engines.Engine, spec: ServerSpec, options: StartOptions, gpu: Gpu
+) -> dict[str, Any]:
+    card: dict[str, Any] = {"free_bytes": gpu.free_bytes}
     try:
         need = engine.estimate(spec, options, gpu)
     except StartError as error:
@@ -136,7 +150,7 @@ def _lines(
     for card in cards:
         size = " ".join(filter(None, (f"{card['memory_gb']:g} GB", card["generation"])))
         if not card["fits"]:
-            yield f"{_cell(size, 'card')}  does not fit: {card['problem']}"
+            yield f"{_cell(size, 'card')}  cannot be used: {card['problem']}"
             continue
         parts = (_cell(f"{card[field] / _GIB:.1f}", name) for name, field in _PARTS.items())
         yield "  ".join((_cell(size, "card"), *parts, f"{card['longest_text_tokens']:,} tokens"))

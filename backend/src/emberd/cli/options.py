@@ -14,7 +14,14 @@ from emberd import model_card, model_files
 from emberd.catalog import RERANK
 from emberd.cli import output
 from emberd.errors import SettingError
-from emberd.settings import DEFAULT_MODEL, IDLE_TIMEOUT_S, START_TIMEOUT_S, RerankSettings, Settings
+from emberd.settings import (
+    DEFAULT_MODEL,
+    IDLE_TIMEOUT_S,
+    START_TIMEOUT_S,
+    RerankSettings,
+    ServerSpec,
+    Settings,
+)
 
 # Errors name Python arguments. Replaced in this order: phrases, arguments that are variables here,
 # arguments that are options. After a slash or a question mark the name is part of a path or a URL.
@@ -218,6 +225,20 @@ def validate_with_base_url(base_url: str | None, given: Mapping[str, Any]) -> No
             f"{as_typed(given)} cannot be given: EMBERD_BASE_URL is set to {base_url}, so no "
             f"server is started. Omit the options, or unset EMBERD_BASE_URL."
         )
+
+
+def command_line(verb: str, spec: ServerSpec) -> str:
+    """Return the command line of ``emberd pull``, ``up`` or ``env`` for ``spec``."""
+    given = {
+        "engine": spec.engine,
+        "device": spec.device,
+        "revision": spec.revision,
+        # The same weights are downloaded.
+        "quantization": spec.quantization if verb != "pull" else None,
+    }
+    model = [] if spec.model == DEFAULT_MODEL else [shlex.quote(spec.model)]
+    flags = [f"--{name} {shlex.quote(value)}" for name, value in given.items() if value is not None]
+    return " ".join(["emberd", verb, *model, *flags])
 
 
 def as_typed(options: Mapping[str, Any]) -> str:

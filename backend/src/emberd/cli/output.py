@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -122,6 +123,7 @@ MEANINGS: Final[dict[ExitCode, str]] = {
 }
 
 _EXACT_BELOW_S: Final = 120
+_LEAST_PHASE_S: Final = 0.1
 _OF_ERRORS: Final[tuple[tuple[type[errors.EmberdError], ExitCode], ...]] = (
     (errors.SettingError, ExitCode.USAGE),
     (errors.NoEngineError, ExitCode.NO_ENGINE),
@@ -157,6 +159,14 @@ def duration(seconds: float) -> str:
 def idle(seconds: float | None) -> str:
     """Return the idle timeout in words; None is ``never``."""
     return "never" if seconds is None else f"after {duration(seconds)}"
+
+
+def start_phases(phases: Mapping[str, float]) -> str:
+    """Return how long a start took, in all and by phase; empty if it is not known."""
+    if not phases:
+        return ""
+    shown = ", ".join(f"{name} {s:.1f}" for name, s in phases.items() if s >= _LEAST_PHASE_S)
+    return f"started in {sum(phases.values()):.1f} s{': ' if shown else ''}{shown}"
 
 
 def pluralize(count: int, noun: str) -> str:

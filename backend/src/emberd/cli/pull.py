@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from typing import Annotated, Any, Final
 
 import typer
 
-from emberd import engines, hub_weights, installs, modelscope_weights
-from emberd.cli import downloads, options, output
+from emberd import engines, hub_weights, installs, model_files, modelscope_weights
+from emberd.cli import options, output
 from emberd.engines import Engine
 from emberd.engines.base import EnvironmentEngine
 from emberd.env import Places
 from emberd.errors import NoEngineError, SettingError
-from emberd.settings import DEFAULT_MODEL, ServerSpec
+from emberd.settings import ServerSpec
 from emberd.system.disk_space import in_words
 
 _HUB: Final = "hub"
@@ -63,7 +62,9 @@ def pull(
     chosen = _choose(spec)
     with output.ProgressLine() as line:
         # Asked before the engine is installed, because it may fail.
-        takes_weights = downloads.takes_weights(chosen, spec)
+        takes_weights = isinstance(chosen, EnvironmentEngine) and not (
+            model_files.is_folder(spec.model) or model_files.is_path(spec.model)
+        )
         listing = None
         if takes_weights and source == _HUB:
             listing = hub_weights.list_files(spec.model, spec.revision)
@@ -91,11 +92,9 @@ def pull(
         output.write_line(f"{spec.model}: {verified}, in {pulled['folder']}")
     if not installed and not pulled:
         output.write_line(f"{spec.model} needs no download.")
-    start = pulled["folder"] if pulled and source == _MODELSCOPE else spec.model
-    words = [] if start == DEFAULT_MODEL else [shlex.quote(start)]
-    words += [f"--engine {shlex.quote(engine)}"] if engine else []
-    words += [f"--revision {shlex.quote(revision)}"] if revision and source == _HUB else []
-    output.write_line(" ".join(["Next: emberd up", *words]))
+    if pulled and source == _MODELSCOPE:  # the revision is that of the folder
+        spec = dataclasses.replace(spec, model=pulled["folder"], revision=None)
+    output.write_line(f"Next: {options.command_line('up', spec)}")
 
 
 def _choose(spec: ServerSpec) -> Engine:

@@ -106,7 +106,11 @@ def _row(own: ServerStatus) -> dict[str, Text]:
     """Return the cells by column."""
     from rich.text import Text
 
-    found = own.origin == "found"
+    found, detail = own.origin == "found", own.detail
+    if own.state is State.STARTING:
+        detail = f"{detail} ({output.duration(own.seconds - sum(own.phases.values()))})"
+    elif own.state is State.READY and not detail:
+        detail = output.start_phases(own.phases)
     stops = "not by emberd" if found else output.idle(own.idle_timeout)
     return {
         "model": Text(own.spec.model),
@@ -118,5 +122,5 @@ def _row(own: ServerStatus) -> dict[str, Text]:
             stops if own.state in RUNNING and own.state is not State.UNKNOWN else "-"
         ),
         "supervisor": Text("external" if found else str(own.supervisor_pid or "-")),
-        "detail": Text(own.detail),
+        "detail": Text(detail),
     }

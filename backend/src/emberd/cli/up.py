@@ -13,7 +13,13 @@ from emberd import engines
 from emberd import env as environment
 from emberd.catalog import DEMO_MODEL, RERANK
 from emberd.cli import downloads, options, output
-from emberd.engines.base import DRY_RUN_FOLDER, DRY_RUN_KEY, DRY_RUN_PORT, dry_run
+from emberd.engines.base import (
+    DRY_RUN_FOLDER,
+    DRY_RUN_KEY,
+    DRY_RUN_PORT,
+    dry_run,
+    phase_of,
+)
 from emberd.env import Places
 from emberd.errors import SettingError
 from emberd.manager import Server
@@ -197,12 +203,13 @@ def ensure(
     line = output.ProgressLine()
 
     def show(progress: Progress) -> None:
-        doing = progress.text or "starting"
-        text = f"{settings.model}: {doing} ({output.duration(progress.seconds)})"
-        line.show(text, topic=progress.text.partition(":")[0])
+        doing, took = progress.text or "starting", output.duration(progress.seconds)
+        if progress.phase_seconds is not None:
+            took = f"{output.duration(progress.phase_seconds)}; {took} in all"
+        line.show(f"{settings.model}: {doing} ({took})", topic=phase_of(doing.partition(":")[0]))
 
     def find_missing(spec: ServerSpec) -> Callable[[Callable[[str], None]], None] | None:
-        found = downloads.find(spec)
+        found = downloads.find(spec, options or StartOptions.resolve())
         if found is None:
             return None
 
@@ -241,6 +248,7 @@ def _as_content(server: Server) -> dict[str, Any]:
         **{name: getattr(server.endpoint, name) for name in of_endpoint},
         **{name: getattr(server, name) for name in of_server},
         "notes": list(server.notes),
+        "phases": dict(server.phases),
     }
 
 
@@ -261,9 +269,11 @@ def _lines(server: Server, spec: ServerSpec) -> list[str]:
     size = f"{endpoint.dimensions} dimensions{context}"
     if spec.task == RERANK:
         size = f"a reranker{context}"
+    took = output.start_phases(server.phases)
     return [
         f"{spec.model} is served at {endpoint.base_url} ({size})",
         f"  {server.reason}. {_lifetime(server)}",
+        *([f"  It {took}."] if server.started and took else []),
         *([f"  {_NOT_QWEN}"] if spec.model == DEMO_MODEL else []),
         *([f"  {_OPEN}"] if server.origin == "own" and endpoint.api_key is None else []),
         *(f"  Note: {note}" for note in server.notes),
@@ -274,13 +284,14 @@ def _lines(server: Server, spec: ServerSpec) -> list[str]:
 
 def _usage(server: Server, spec: ServerSpec) -> list[str]:
     is_given = server.origin == "given"
+    if is_given:  # it is chosen by its URL, and not by these
+        spec = replace(spec, engine=None, device=None)
     wishes = {
         "model": spec.model if spec.model != DEFAULT_MODELS[spec.task] else None,
         "revision": spec.revision,
         "quantization": spec.quantization,
-        # Options that choose a server; this one is chosen by its URL.
-        "engine": None if is_given else spec.engine,
-        "device": None if is_given else spec.device,
+        "engine": spec.engine,
+        "device": spec.device,
         # Other programs cannot find a given server, so they need its URL too.
         "base_url": server.endpoint.base_url if is_given else None,
     }
@@ -289,16 +300,14 @@ def _usage(server: Server, spec: ServerSpec) -> list[str]:
     if spec.task == RERANK:
         return [f"  Python       emberd.Reranker({keywords})"]
     renamed = keywords.replace("model=", "model_name=", 1)
-    flags = "".join(
-        f" --{name} {shlex.quote(value)}" for name, value in given.items() if name != "base_url"
-    )
     variable = shlex.quote(server.endpoint.base_url) if is_given else None
     prefix = f"EMBERD_BASE_URL={variable} " if variable else ""
+    env_line = options.command_line("env", spec)
     return [
         f"  LangChain    langchain_emberd.EmberdEmbeddings({keywords})",
         f"  LlamaIndex   llama_index.embeddings.emberd.EmberdEmbedding({renamed})",
         f"  Python       emberd.Embedder({keywords})",
-        f'  OpenAI SDK   eval "$({prefix}emberd env{flags})"',
+        f'  OpenAI SDK   eval "$({prefix}{env_line})"',
         *([_KEY_OF_GIVEN] if variable and server.endpoint.api_key else []),
     ]
 
@@ -313,7 +322,7 @@ def show_dry_run(spec: ServerSpec, options: StartOptions, *, as_json: bool) -> N
     # Imported late, to keep the other subcommands fast.
     from emberd.system.redaction import redactor, secrets, words
 
-    missing = downloads.find(spec)
+    missing = downloads.find(spec, options)
     engine = engines.load(missing.engine) if missing and missing.engine else engines.choose(spec)
     interpreter = missing.interpreter if missing else None
     plan = dry_run(engine, spec, options, Places.resolve().home, interpreter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 DRAIN_S: Final = 30.0
 
+_FIGURES: Final = re.compile(r"\s+[(\d].*")
+
 DRY_RUN_PORT: Final = 30_000
 DRY_RUN_KEY: Final = "a-random-key-of-this-start"
 DRY_RUN_FOLDER: Final = "FOLDER-OF-THE-SERVER"
@@ -37,6 +40,7 @@ class Launch:
         start_id: Random name of this start, which the server reports as its weight version. Every
             user of the machine can read it, so it proves nothing.
         folder: The server's state folder, for files that other users must not see.
+        home: The folder of all state, for files that later starts use again.
         options: How the user wants it started.
         exclusive_resources: What ``Engine.exclusive_resources`` named and is locked for this start.
         descriptor: Descriptor of a socket that listens on ``port``, which the server inherits;
@@ -50,6 +54,7 @@ class Launch:
     start_id: str
     folder: str
     options: StartOptions = field(default_factory=StartOptions)
+    home: str = field(kw_only=True)
     exclusive_resources: Sequence[str] = ()
     descriptor: int | None = None
     interpreter: Interpreter | None = None
@@ -173,15 +178,21 @@ class Engine(Protocol):
     ) -> MemoryNeed | None:
         """Return what a server takes on each of its GPUs, all like ``gpu``; None if not known.
 
-        Neither the GPU nor the engine has to be on this machine.
+        Neither the GPU nor the engine has to be on this machine. What ``why_unavailable`` and
+        ``plan`` refuse for other reasons than the machine is refused here too.
 
         Raises:
-            StartError: It does not fit.
+            NoEngineError: No server is started for ``spec`` on any GPU.
+            StartError: It does not fit, or cannot run on this GPU.
         """
         return None
 
     def progress(self, log: str) -> str:
-        """Return what the starting server is doing, in a few words, from its log so far."""
+        """Return what the starting server is doing, in a few words, from its log so far.
+
+        The words before the first figure or parenthesis name the phase of the start; see
+        ``phase_of``.
+        """
 
     def diagnose(self, exit_code: int | None, log: str) -> Diagnosis:
         """Return why the server failed.
@@ -198,6 +209,11 @@ class Engine(Protocol):
 
     def recognises(self, command: Sequence[str]) -> bool:
         """Return whether a process with this command line is a server of this kind."""
+
+
+def phase_of(progress: str) -> str:
+    """Return the phase of a start: ``loading the weights (2 of 5 files)`` without its figures."""
+    return _FIGURES.sub("", progress)
 
 
 class EnvironmentEngine(Engine):
@@ -239,6 +255,13 @@ class EnvironmentEngine(Engine):
     def installable_environment(self, spec: ServerSpec) -> str | None:
         """Return the engine's name if only its environment is missing; else None."""
         return self.missing_environment(spec) if self._why_not_here(spec) is None else None
+
+    def uses_hub_cache(self, spec: ServerSpec, options: StartOptions) -> bool:  # noqa: ARG002
+        """Return whether its server reads the model from the hub's cache.
+
+        Otherwise it is a folder, or the options or variables name another place.
+        """
+        return not (model_files.is_folder(spec.model) or model_files.is_path(spec.model))
 
     def missing_environment(self, spec: ServerSpec) -> str | None:
         """Return the engine's name if its environment must be installed for ``spec``; else None.
@@ -346,6 +369,7 @@ def dry_run(
         api_key=None if options.no_auth else DRY_RUN_KEY,
         start_id="a-random-id-of-this-start",
         folder=os.path.join(home, DRY_RUN_FOLDER),
+        home=home,
         options=options,
         exclusive_resources=tuple(engine.exclusive_resources(spec, options)),
         interpreter=interpreter,

@@ -26,8 +26,7 @@ _PREFIX: Final = "emberd-"
 # The path of a socket may have 107 bytes. The longest name that a server gives one is that of
 # multiprocessing: /emberd-0123456789abcdef/pymp-01234567/listener-01234567.
 _LONGEST_TEMPORARY_BYTES: Final = 107 - 24 - 14 - 18
-_EVERY_S: Final = 1.0
-_UNKNOWN_EVERY_S: Final = 0.2
+_EVERY_S: Final = 0.2
 
 
 def scratch_path(start_id: str) -> str:
@@ -113,8 +112,8 @@ class SharedMemory:
     def update(self, pids: Callable[[], Iterable[int]], *, at_once: bool = False) -> None:
         """List the shared memory that the processes have now.
 
-        At most once a second, or five times a second while there is memory of unknown owners: if
-        the server is killed together with this process, what is not listed remains.
+        Only while there is memory of unknown owners, at most five times a second: if the server is
+        killed together with this process, what is not listed remains.
 
         Args:
             pids: Returns the processes; a call takes some milliseconds.
@@ -123,7 +122,7 @@ class SharedMemory:
         now = time.monotonic()
         if not at_once:
             unknown = orphan_reaper.existing_memory() - self._others - self.known
-            if now - self._updated_at_s < (_UNKNOWN_EVERY_S if unknown else _EVERY_S):
+            if not unknown or now - self._updated_at_s < _EVERY_S:
                 return
         self._updated_at_s = now
         for pid in pids():

@@ -5,6 +5,7 @@ A timeout is a number of seconds; ``math.inf`` means that the server never stops
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import threading
@@ -23,6 +24,7 @@ from emberd.system import os_errors
 _NAME: Final = "last-used"
 _TOUCH_EVERY_S: Final = 1.0
 _MAX_BYTES: Final = 64 * 1024  # of an intact file: a client adds a line only for a longer timeout
+_READINGS: Final = 10  # of the counters within an idle timeout, at least
 
 _touched: dict[str, float] = {}
 
@@ -109,12 +111,13 @@ class RequestedTimeout:
         """Read what was requested in ``folder`` so far."""
         self._folder = folder
         self._lock = threading.Lock()
-        self._longest_s = _longest(folder)
+        self._changes = paths.Changes(folder / _NAME)
+        self._in_file_s = self._longest_s = _longest(folder)
 
     def seconds(self) -> float:
         """Return the longest idle timeout ever requested, in seconds."""
         with self._lock:
-            self._longest_s = max(self._longest_s, _longest(self._folder))
+            self._read()
             return self._longest_s or IDLE_TIMEOUT_S
 
     def restore(self) -> None:
@@ -124,10 +127,17 @@ class RequestedTimeout:
             OSError: It cannot be written.
         """
         with self._lock:
-            in_file_s = _longest(self._folder)
-            self._longest_s = max(self._longest_s, in_file_s)
-            if in_file_s < self._longest_s:
+            self._read()
+            if self._in_file_s < self._longest_s:
                 _append(self._folder, self._longest_s)
+
+    def _read(self) -> None:
+        if self._changes.is_unchanged():
+            return
+        self._in_file_s = _longest(self._folder)
+        self._longest_s = max(self._longest_s, self._in_file_s)
+        if self._in_file_s:  # otherwise it may only be unreadable now
+            self._changes.accept()
 
 
 class IdleMonitor:
@@ -144,10 +154,15 @@ class IdleMonitor:
         self._used_at_s = clock()
         self._touched_ns = self._mtime_ns()
         self._activity: Activity | None = None
-        self._read_at_s = clock()
+        self._read_at_s = -math.inf
 
     def is_reading_due(self, idle_timeout_s: float, max_age_s: float) -> bool:
-        """Return whether the last reading is older than ``max_age_s``, or the timeout expired."""
+        """Return whether the counters must be read again.
+
+        Each reading costs the server CPU time. Use between two readings counts from the second one,
+        so the time between them delays the end of the server: at most a tenth of its idle timeout.
+        """
+        max_age_s = min(max_age_s, idle_timeout_s / _READINGS)
         return self._clock() - self._read_at_s >= max_age_s or self.seconds() >= idle_timeout_s
 
     def observe(self, activity: Activity | None) -> None:

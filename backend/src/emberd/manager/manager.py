@@ -443,8 +443,9 @@ class ServerManager:
             if seen.state is not State.STARTING:
                 return _outcome(seen, pending, spec)
             now = time.monotonic()
+            own = seen.record
             progress = Progress(
-                seen.record.progress, now - seen.record.since_s, seen.record.log_path
+                own.progress, now - own.since_s, own.log_path, own.phase_seconds(now)
             )
             if now > deadline:
                 raise progress.timed_out()

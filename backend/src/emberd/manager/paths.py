@@ -18,6 +18,7 @@ import errno
 import os
 import shutil
 import stat
+import time
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -30,6 +31,7 @@ LOG_NAME: Final = "server.log"
 _LOGS_KEPT: Final = 3
 _LOG_START: Final = "emberd: start "
 _MOST_BYTES: Final = 4 * 1024 * 1024
+_SETTLED_S: Final = 1.0
 _NO_FILE: Final = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL),
     *(errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV),
@@ -45,6 +47,11 @@ class Home:
     """
 
     root: Path
+
+    @classmethod
+    def of(cls, folder: Path) -> Home:
+        """Return the home that contains the folder of a server."""
+        return cls(folder.parents[2])
 
     @property
     def machine(self) -> Path:
@@ -176,3 +183,36 @@ def read_file(path: Path, *, truncate: bool = False) -> bytes | None:
             f"{path} cannot be read ({error.strerror}). "
             f"{os_errors.advice(error) or 'Fix the cause, then try again.'}"
         ) from error
+
+
+class Changes:
+    """Whether a file has changed since its content was read; asked for every few seconds.
+
+    A change also changes the ctime, inode, size or mode. The clock of the ctime advances in steps
+    of some milliseconds, so a file may change twice without a difference. Therefore content counts
+    as read only if it was read a second after the last difference.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Nothing of ``path`` was read yet."""
+        self._path = path
+        self._seen: tuple[int, ...] | None = None
+        self._seen_since_s = 0.0
+        self._accepted: tuple[int, ...] | None = None
+
+    def is_unchanged(self) -> bool:
+        """Return whether the file is as it was when its content was accepted."""
+        try:
+            found = self._path.lstat()
+        except OSError:
+            self._seen = self._accepted = None
+            return False
+        facts = (found.st_ino, found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        if facts != self._seen:
+            self._seen, self._seen_since_s = facts, time.monotonic()
+        return facts == self._accepted
+
+    def accept(self) -> None:
+        """Note that what ``is_unchanged`` has seen last was read afterwards, and is right."""
+        if self._seen and time.monotonic() - self._seen_since_s >= _SETTLED_S:
+            self._accepted = self._seen

@@ -22,7 +22,7 @@ import msgspec
 
 from emberd import env
 from emberd.endpoint import Endpoint
-from emberd.engines.base import DRAIN_S
+from emberd.engines.base import DRAIN_S, phase_of
 from emberd.errors import StartError, StartTimeoutError, StateFolderError
 from emberd.manager import idle, locks, paths
 from emberd.settings import ServerSpec, StartOptions
@@ -73,8 +73,8 @@ class Timing:
     Attributes:
         poll_s: How often a starting server, or its record, is checked.
         tick_s: How often a supervisor checks a running server.
-        look_s: How often a supervisor reads the counters of a server that no client has reported;
-            each reading costs the server some milliseconds of CPU time.
+        look_s: How often a supervisor reads the counters of a server that no client has reported,
+            if its idle timeout does not require more: see ``IdleMonitor.is_reading_due``.
         lock_s: How long ``ensure`` waits for the start lock.
         record_s: How long a reader waits for the supervisor to rewrite a lost record, a few times
             ``tick_s``.
@@ -89,7 +89,7 @@ class Timing:
 
     poll_s: float = 0.05
     tick_s: float = 2.0
-    look_s: float = 20.0
+    look_s: float = 60.0
     lock_s: float = 120.0
     record_s: float = 6.0
     takeover_s: float = 30.0
@@ -117,6 +117,8 @@ class Server:
         folder: Its state folder; None for a given one.
         notes: What its users should know, a sentence each.
         options: How it was started; None for one that emberd did not start.
+        phases: Each phase of its start, in order, and how long it took in seconds; empty for a
+            server that emberd did not start.
     """
 
     endpoint: Endpoint
@@ -128,6 +130,7 @@ class Server:
     folder: str | None = None
     notes: tuple[str, ...] = ()
     options: StartOptions | None = None
+    phases: Mapping[str, float] = field(default_factory=dict)
 
     def unmet(self, asked: Mapping[str, Any]) -> list[str]:
         """Return the names of the start options in ``asked`` that this server does not have.
@@ -177,11 +180,13 @@ class Progress:
         text: What it is doing.
         seconds: How long the start has taken so far.
         log_path: Path of its log.
+        phase_seconds: How long the current phase has taken so far; None if there are no phases.
     """
 
     text: str
     seconds: float
     log_path: str
+    phase_seconds: float | None = None
 
     def timed_out(self) -> StartTimeoutError:
         """Return the error for a caller whose ``start_timeout`` has expired."""
@@ -221,6 +226,7 @@ class ServerStatus:
         start_id: Id of this start.
         api_key: Its key, for other clients. Never printed.
         listener: The verified listening socket, if it is on this machine.
+        phases: Each completed phase of its start, in order, and how long it took in seconds.
     """
 
     key: str
@@ -238,6 +244,7 @@ class ServerStatus:
     start_id: str = ""
     api_key: str | None = field(default=None, repr=False)
     listener: Listener | None = None
+    phases: Mapping[str, float] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------- the record
@@ -271,6 +278,8 @@ class Record:
         options: How it was to be started.
         notes: What its users should know.
         scratch: Folder of its temporary files; empty if it has none.
+        phases: Each completed phase of the start, in order, and how long it took in seconds. The
+            current one began when they ended.
     """
 
     state: State
@@ -294,6 +303,7 @@ class Record:
     options: StartOptions = field(default_factory=StartOptions)
     notes: tuple[str, ...] = ()
     scratch: str = ""
+    phases: Mapping[str, float] = field(default_factory=dict)
     schema: int = field(default=SCHEMA)
 
     @property
@@ -302,6 +312,16 @@ class Record:
         if self.state is State.FAILED and self.failure is not None:
             return self.failure.killed
         return self.state is State.STARTING
+
+    def phase_seconds(self, now_s: float) -> float:
+        """Return how long the current phase of a start has taken at ``now_s``."""
+        return now_s - self.since_s - sum(self.phases.values())
+
+    def completed_phases(self, now_s: float) -> dict[str, float]:
+        """Return the phases, if the current one ends at ``now_s``; one may come several times."""
+        name = phase_of(self.progress)
+        seconds = self.phases.get(name, 0.0) + self.phase_seconds(now_s)
+        return {**self.phases, name: round(seconds, 3)}
 
     def start_error(self) -> StartError:
         """Return the recorded failure as the error that all waiting callers get."""
@@ -436,6 +456,7 @@ class ServerSnapshot:
             folder=str(self.folder),
             notes=own.notes,
             options=None if own.found else own.options,
+            phases=own.phases,
         )
 
     def recent_failure(
@@ -496,6 +517,7 @@ class ServerSnapshot:
             start_id=own.start_id,
             api_key=own.endpoint.api_key if own.endpoint else None,
             listener=own.endpoint.listener if own.endpoint else None,
+            phases=own.phases,
         )
 
 

@@ -40,6 +40,7 @@ class StateFiles:
         self.idle_timeout = idle.RequestedTimeout(folder)
         self._folder = folder
         self._file = folder / state.RECORD_NAME
+        self._changes = paths.Changes(self._file)
         self._alive_fd = alive_fd
         self._lock = threading.Lock()
         self._own: Record | None = None
@@ -101,11 +102,13 @@ class StateFiles:
 
     def _restore_record(self) -> None:
         with self._lock:
-            if self._own is None:
+            if self._own is None or self._changes.is_unchanged():
                 return
             is_intact = paths.read_file(self._file) == state.serialize_record(self._own)
             if not is_intact or stat.S_IMODE(self._file.lstat().st_mode) != _MODE:
                 self._write(self._own)
+            else:
+                self._changes.accept()
 
 
 def report(text: str) -> None:

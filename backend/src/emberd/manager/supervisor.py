@@ -24,9 +24,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from emberd import engines, model_files, probe
+from emberd import engines, model_files, probe, weight_files
 from emberd.endpoint import Endpoint
-from emberd.engines.base import Launch, Plan
+from emberd.engines.base import Launch, Plan, phase_of
 from emberd.errors import EmberdError, LockTimeoutError, StartError
 from emberd.manager import cleanup, locks, paths, ports, process_tree, state
 from emberd.manager.health import HangMonitor, StartMonitor
@@ -103,16 +103,21 @@ class Supervisor:
     # -- the record ---------------------------------------------------------------------
 
     def _publish(self, **changes: object) -> None:
-        """Replace fields of the record; a new state gets a new time.
+        """Replace fields of the record; a new state gets a new time, and ends a phase of the start.
 
         Raises:
             FolderGone: The current folder belongs to another supervisor.
             OSError: The disk is full, for example.
         """
         self._files.check()
-        if changes.get("state", self.record.state) != self.record.state:
-            changes["since_s"] = time.monotonic()
-        self.record = replace(self.record, **changes)  # type: ignore[arg-type]
+        own, now = self.record, time.monotonic()
+        new = replace(own, **changes)  # type: ignore[arg-type]
+        is_new_state = new.state is not own.state
+        if own.state is State.STARTING and (
+            is_new_state or phase_of(new.progress) != phase_of(own.progress)
+        ):
+            new = replace(new, phases=own.completed_phases(now))
+        self.record = replace(new, since_s=now) if is_new_state else new
         self._files.publish(self.record)
 
     def _publish_if_possible(self, **changes: object) -> None:
@@ -261,6 +266,7 @@ class Supervisor:
                 api_key=None if options.no_auth else secrets.token_hex(_KEY_BYTES),
                 start_id=self.record.start_id,
                 folder=str(self.folder),
+                home=str(paths.Home.of(self.folder).root),
                 options=options,
                 exclusive_resources=gpus,
                 descriptor=opened.fileno() if opened else None,
@@ -280,10 +286,16 @@ class Supervisor:
                 scratch,
                 inherited=() if launch.descriptor is None else (launch.descriptor,),
             )
+        # Not waited for. Without a thread it is left out: the server reads the weights anyway.
+        with suppress(EmberdError):
+            spec = self.record.spec
+            background.run(
+                partial(weight_files.read_ahead, spec.model, spec.revision), "read-ahead"
+            )
         return launch, plan, server
 
     def _lock_gpus(self, held: ExitStack) -> tuple[str, ...]:
-        lock_folder = ownership.make_private(paths.Home(self.folder.parents[2]).gpu_locks)
+        lock_folder = ownership.make_private(paths.Home.of(self.folder).gpu_locks)
         while not self._stop_requested:
             # Chosen anew each time: the best GPU may have become full during the wait.
             names = self.engine.exclusive_resources(self.record.spec, self.record.options)

@@ -58,6 +58,15 @@ class _UvicornServer(uvicorn.Server):
         super().__init__(config)
         self._service = service
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopped = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        """Wait until ``stop`` is called.
+
+        uvicorn's own loop wakes up ten times a second, to see that and to write the Date header,
+        which no client of this server needs.
+        """
+        await self._stopped.wait()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until the service is done."""
@@ -75,6 +84,7 @@ class _UvicornServer(uvicorn.Server):
     def stop(self) -> None:
         """Close the port and return from ``serve``."""
         self.should_exit = True
+        self._stopped.set()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -38,7 +38,12 @@ class LockHeldError(TimeoutError):
 
 @contextmanager
 def held(
-    path: str | os.PathLike[str], timeout_s: float, *, shared: bool = False, note: str = ""
+    path: str | os.PathLike[str],
+    timeout_s: float,
+    *,
+    shared: bool = False,
+    note: str = "",
+    mode: int = _MODE,
 ) -> Iterator[int]:
     """Hold the lock on ``path`` for the duration of the block, and yield its descriptor.
 
@@ -48,13 +53,14 @@ def held(
         shared: Other shared holders are allowed.
         note: Written into the file for people, and read by ``holder``; never used for the lock
             itself.
+        mode: The mode of a file that is created; by default other users cannot open it.
 
     Raises:
         LockHeldError: Another process holds the lock.
         OSError: The file cannot be opened, is not a regular file, or its file system has no locks.
     """
     path = Path(path)
-    descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
+    descriptor = open_file(path, os.O_RDWR | os.O_CREAT, mode)
     try:
         deadline_s = time.monotonic() + timeout_s
         while not try_lock(descriptor, shared=shared):
@@ -100,22 +106,23 @@ def is_held(path: str | os.PathLike[str]) -> bool:
         os.close(descriptor)
 
 
-def open_file(path: str | os.PathLike[str], flags: int) -> int:
+def open_file(path: str | os.PathLike[str], flags: int, mode: int = _MODE) -> int:
     """Open a lock file and return its descriptor.
 
     Args:
         path: The file; if its permissions were taken from this user, they are restored.
         flags: How to open it; ``os.O_RDONLY``, to probe, works on a read-only disk too.
+        mode: Its mode if ``flags`` create it.
 
     Raises:
         OSError: It cannot be opened, or is not a regular file (``EINVAL``).
     """
     try:
-        return ownership.open_file(path, flags)
+        return ownership.open_file(path, flags, mode)
     except PermissionError:
         if not _is_own_file(path):
             raise
-        os.chmod(path, _MODE)
+        os.chmod(path, mode)
         return ownership.open_file(path, flags)
 
 

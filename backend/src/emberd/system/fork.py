@@ -17,7 +17,9 @@ from typing import Final
 from weakref import WeakSet
 
 _LOG: Final = logging.getLogger(__name__)
-_LONGEST_IMPORT_S: Final = 10.0
+# An import of a second takes more than 10 s when ten processes share each core. The limit applies
+# only when the import cannot end before the fork does: a child then waits for its lock forever.
+_LONGEST_IMPORT_S: Final = 60.0
 
 
 class ForkAware:

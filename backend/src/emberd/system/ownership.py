@@ -27,17 +27,18 @@ _PRIVATE_MODE: Final = 0o700
 _SAFELY: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def open_file(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
+def open_file(path: str | os.PathLike[str], flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
     """Open a regular file and return its descriptor; links are not followed.
 
     Args:
-        path: The file; if ``flags`` create it, only this user can read and write it.
+        path: The file.
         flags: How to open it.
+        mode: Its mode if ``flags`` create it; by default only this user can read and write it.
 
     Raises:
         OSError: It cannot be opened, or is not a regular file (``EINVAL``; ``ELOOP`` for a link).
     """
-    descriptor = os.open(path, flags | _SAFELY, 0o600)
+    descriptor = os.open(path, flags | _SAFELY, mode)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)

@@ -24,7 +24,10 @@ _NOT_FOR_SERVERS: Final = re.compile(
 _LIBRARIES: Final = "LD_LIBRARY_PATH"
 _DRIVER: Final = "libcuda.so.1"
 # Where this interpreter finds its packages: another one must not use them.
-_PACKAGES: Final = re.compile(rf"{_LIBRARIES}|PYTHONHOME|PYTHONPATH|PYTHONUSERBASE|VIRTUAL_ENV")
+# Without bytecode it would compile thousands of modules at each start.
+_NOT_FOR_OTHERS: Final = re.compile(
+    rf"{_LIBRARIES}|PYTHONHOME|PYTHONPATH|PYTHONUSERBASE|VIRTUAL_ENV|PYTHONDONTWRITEBYTECODE"
+)
 
 # Variables that name another Python or target folder, or change what an installer does. Where
 # packages come from (PIP_INDEX_URL, UV_INDEX_URL, constraints, proxies) is the user's choice.
@@ -71,7 +74,7 @@ def for_server_of(python: str) -> dict[str, str]:
     folders = os.environ.get(_LIBRARIES, "").split(os.pathsep)
     drivers = [each for each in folders if each and os.path.exists(os.path.join(each, _DRIVER))]
     return {
-        **_without(_PACKAGES, for_server()),
+        **_without(_NOT_FOR_OTHERS, for_server()),
         "PATH": path,
         # Packages in the user's home would come before those of the environment.
         "PYTHONNOUSERSITE": "1",

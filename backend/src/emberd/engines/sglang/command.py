@@ -17,16 +17,24 @@ from emberd.engines.base import Launch
 from emberd.engines.gpus import VISIBLE, Gpu
 from emberd.engines.sglang.memory import NO_CHUNKS, SMALLEST_BATCH_TOKENS, MemoryPlan
 from emberd.engines.sglang.support import generation, overrides
-from emberd.env import Places
 from emberd.errors import StartError
 from emberd.settings import ServerSpec, StartOptions
 
 CPU: Final = "cpu"
 GPU: Final = "cuda"
 
-_CPU_KERNELS: Final = str(Path(__file__).with_name("cpu"))
+ON_CPU: Final = str(Path(__file__).with_name("cpu"))
+"""Folder of the modules that only servers on the CPU have on their path."""
+
 _LOOPBACK: Final = ("127.0.0.1", "localhost")
-_COMPILED: Final = "TORCHINDUCTOR_CACHE_DIR"
+_PICKLE: Final = "SGLANG_USE_PICKLE_IPC"
+# Caches of compiled kernels whose default is the folder for temporary files, which is new at each
+# start. SGLang and its libraries keep the other ones in the user's cache.
+_COMPILED: Final = {
+    "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
+    "CUTE_DSL_CACHE_DIR": "cute-dsl",
+    "QUACK_CACHE_DIR": "quack",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,13 @@ def config_text(port: int, api_key: str | None) -> str:
 
 
 def variables(
-    environ: Mapping[str, str], gpus: Sequence[Gpu], store: str, *, deterministic: bool = False
+    environ: Mapping[str, str],
+    gpus: Sequence[Gpu],
+    store: str,
+    home: str,
+    *,
+    deterministic: bool = False,
+    msgpack: bool = False,
 ) -> dict[str, tuple[str, str]]:
     """Return the variables that the server needs besides ``environ``: name -> value and reason.
 
@@ -111,7 +125,9 @@ def variables(
         environ: The environment of this process.
         gpus: Where the model will run; empty for the CPU.
         store: Path of an empty file, private to this start.
+        home: The folder of all state.
         deterministic: Whether ``spec`` requires deterministic kernels.
+        msgpack: Whether this version was tried with msgpack between its processes.
     """
     needed = {}
     if deterministic:
@@ -133,11 +149,17 @@ def variables(
         hosts += [host for host in _LOOPBACK if host not in hosts]
         why = "SGLang's warm-up sends HTTP requests to itself, which must not go through a proxy"
         needed[name] = (",".join(hosts), why)
+    if msgpack and _PICKLE not in environ:
+        why = "the processes exchange vectors as msgpack, which takes less CPU time than pickle"
+        needed[_PICKLE] = ("0", why)
     for name in ("SGLANG_PYSPY_DUMP_BEFORE_CRASH", "SGLANG_CUDA_COREDUMP_BEFORE_CRASH"):
         needed[name] = ("0", "a dump would delay the end by a minute")
     if not gpus:
         needed["SGLANG_USE_CPU_ENGINE"] = ("1", "otherwise SGLang requires a GPU")
-        needed["PYTHONPATH"] = (_CPU_KERNELS, "a stand-in for kernels that exist only for GPUs")
+        needed["PYTHONPATH"] = (
+            ON_CPU,
+            "has a stand-in for kernels that exist only for GPUs, and sglang_forked",
+        )
         return needed
     names = ", ".join(f"{gpu.name}, {generation(gpu.capability) or 'unknown'}" for gpu in gpus)
     needed[VISIBLE] = (
@@ -149,11 +171,12 @@ def variables(
             "0",
             "shared GPUs differ in free memory, and the figures are for the one with the least",
         )
-    if _COMPILED not in environ:
-        needed[_COMPILED] = (
-            os.path.join(Places.resolve().home, "torchinductor"),
-            "keeps compiled kernels; the folder for temporary files is new at each start",
-        )
+    for name, folder in _COMPILED.items():
+        if name not in environ:
+            needed[name] = (
+                os.path.join(home, folder),
+                "keeps compiled kernels; the folder for temporary files is new at each start",
+            )
     return needed
 
 
@@ -254,6 +277,10 @@ def _gpu_flags(options: StartOptions) -> list[Flag]:
 _SERVICE_FLAGS: Final = (
     Flag(("--sleep-on-idle",), "otherwise an idle scheduler uses a whole core"),
     Flag(("--enable-metrics",), "its counters show whether the server is idle"),
+    Flag(
+        ("--gc-threshold", "20000", "50", "100"),
+        "Python's garbage collector would visit the vectors in flight every few texts",
+    ),
     Flag(("--log-level", "info"), "progress and readiness are logged at this level"),
     Flag(
         ("--uvicorn-access-log-exclude-prefixes", "/"),
@@ -268,6 +295,9 @@ _KEY: Final = "emberd makes a key for each start; `emberd up --no-auth` starts w
 _OURS: Final = "emberd sets this option to identify the server"
 _VECTORS: Final = "it changes the vectors, and every user of this model would get them"
 _TRUST: Final = "--trust-remote-code"
+_DOWNLOAD_DIR: Final = "--download-dir"
+_MODELSCOPE: Final = "SGLANG_USE_MODELSCOPE"
+_YES: Final = ("1", "true", "y", "yes")  # srt/environ.py
 _SIZE: Final = "use context_tokens=, or `emberd up --context-tokens`"
 _GPUS: Final = "emberd chooses the GPUs; use `emberd up --tp-size` or `--dp-size`"
 
@@ -299,6 +329,15 @@ _RESERVED: Final[Mapping[str, str]] = {
     "--tp-size": _GPUS,
     "--weight-version": _OURS,
 }
+
+
+def has_other_cache(options: StartOptions, environ: Mapping[str, str]) -> bool:
+    """Return whether SGLang loads a model that is no folder from elsewhere than the hub's cache."""
+    if environ.get(_MODELSCOPE, "").lower() in _YES:
+        return True
+    # Its parser completes a prefix; "--do" begins no other option.
+    names = (word.partition("=")[0] for word in options.arguments)
+    return any(name.startswith("--do") and _DOWNLOAD_DIR.startswith(name) for name in names)
 
 
 def runs_code_of_models(options: StartOptions) -> bool:

@@ -17,16 +17,17 @@ from emberd.catalog import DEMO_MODEL, RERANK
 from emberd.engines import gpu_usage, gpus
 from emberd.engines.base import EnvironmentEngine, Launch, MemoryNeed, Plan, Reason
 from emberd.engines.gpu_usage import PlannedUsage, Usage
-from emberd.engines.gpus import Gpu
+from emberd.engines.gpus import Gpu, Survey
 from emberd.engines.model_shape import shape_of
 from emberd.engines.sglang import command, log_reader, memory, support
 from emberd.engines.sglang.memory import MemoryPlan
-from emberd.env import Places
-from emberd.errors import StartError
+from emberd.errors import NoEngineError, StartError
 from emberd.settings import ServerSpec, StartOptions
 from emberd.system import process_env
 
 _MODULE: Final = "sglang.launch_server"
+_FORKED: Final = "sglang_forked"  # in the folder ``cpu``; it runs the module that follows
+_WHY_FORKED: Final = "SGLang's processes are forked, because each would import SGLang again"
 _CONFIG: Final = "sglang.yaml"
 _STORE: Final = "torch-store"
 
@@ -58,6 +59,11 @@ class SglangEngine(EnvironmentEngine):
         chosen = support.freest_supported(seen, options.gpus, quantization=precision)
         return [gpu.uuid for gpu in chosen]
 
+    def uses_hub_cache(self, spec: ServerSpec, options: StartOptions) -> bool:
+        """Return whether its server reads the model from the hub's cache."""
+        is_elsewhere = command.has_other_cache(options, os.environ)
+        return super().uses_hub_cache(spec, options) and not is_elsewhere
+
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
         """Return how to start a server for ``spec``.
 
@@ -84,7 +90,7 @@ class SglangEngine(EnvironmentEngine):
         if version is None:  # it was replaced after ``why_unavailable`` had looked at it
             problem = support.why_not_version(python.version, spec)
             raise StartError(f"SGLang {python.version} {problem}", advice=f"Run: {self._install}")
-        earlier = _earlier_usage(spec, launch.options, chosen, python.version)
+        earlier = _earlier_usage(spec, launch, chosen, python.version)
         figures = _plan_memory(spec, launch.options, chosen, earlier)
         usage = None
         if figures and earlier:
@@ -94,15 +100,22 @@ class SglangEngine(EnvironmentEngine):
         config = os.path.join(launch.folder, _CONFIG)
         flags = command.flags(spec, launch, figures, config)
         store = os.path.join(launch.folder, _STORE)
-        variables = command.variables(os.environ, chosen, store, deterministic=spec.deterministic)
-        if not (model_files.is_folder(spec.model) or model_files.is_downloaded(spec.model)):
+        variables = command.variables(
+            *(os.environ, chosen, store, launch.home),
+            deterministic=spec.deterministic,
+            msgpack=version.msgpack,
+        )
+        is_here = model_files.is_folder(spec.model) or (
+            self.uses_hub_cache(spec, launch.options) and model_files.is_downloaded(spec.model)
+        )
+        if not is_here:
             silence_s = _DOWNLOAD_SILENCE_S
         else:
             silence_s = _CPU_SILENCE_S if on_cpu else _GPU_SILENCE_S
         return Plan(
             # Of two options that clash the last wins, so the user's come last.
             command=(
-                *(python.python, "-m", _MODULE),
+                *(python.python, "-m", *([_FORKED] if on_cpu else ()), _MODULE),
                 *(word for flag in flags for word in flag.words),
                 *own,
             ),
@@ -115,6 +128,7 @@ class SglangEngine(EnvironmentEngine):
             files={_CONFIG: command.config_text(launch.port, launch.api_key), _STORE: ""},
             reasons=[
                 Reason(python.python, f"has SGLang {python.version}: {python.why}"),
+                *([Reason(_FORKED, _WHY_FORKED)] if on_cpu else ()),
                 *(Reason(" ".join(flag.words), flag.why) for flag in flags),
                 *([Reason(" ".join(own), "your own arguments")] if own else ()),
                 *(Reason(f"{name}={value}", why) for name, (value, why) in variables.items()),
@@ -134,8 +148,15 @@ class SglangEngine(EnvironmentEngine):
         """Return what a server takes on a GPU; None if the model's size is not known.
 
         Raises:
-            StartError: It does not fit.
+            NoEngineError: It is not started for ``spec`` on any GPU.
+            StartError: It does not fit, or cannot run on this GPU.
         """
+        if problem := _why_refused(spec):
+            raise NoEngineError(f"SGLang cannot serve {spec.model}: it {problem}.")
+        command.check_arguments(options, on_cpu=False)
+        survey = Survey((gpu,) * options.gpus)
+        if problem := support.why_unsuitable(survey, options.gpus, spec.quantization):
+            raise StartError(problem)
         plan = _plan_memory(spec, options, [gpu])
         return plan and replace(plan, notes=(*plan.notes, *support.precision_notes(spec)))
 
@@ -165,7 +186,7 @@ class SglangEngine(EnvironmentEngine):
         word, rest = (words[i] if i < len(words) else ""), words[i + 1 :]
         if word in _ENDS_OPTIONS:
             module = rest[0] if word == "-m" and rest else ""
-            return module == _MODULE or (module in _MODULES and _VERB in rest[1:2])
+            return module in (_MODULE, _FORKED) or (module in _MODULES and _VERB in rest[1:2])
         script = PurePath(word)
         return (script.name == _SCRIPT and _VERB in rest[:1]) or script.parts[-2:] == (
             "sglang",
@@ -173,9 +194,14 @@ class SglangEngine(EnvironmentEngine):
         )
 
     def _why_not_here(self, spec: ServerSpec) -> str | None:
-        if spec.deterministic and spec.device == command.CPU:
-            return "computes deterministically only on a GPU; use engine='transformers' on a CPU"
-        return self.why_unsupported(spec) or support.why_not_quantised(spec) or _why_no_device(spec)
+        return self.why_unsupported(spec) or _why_refused(spec) or _why_no_device(spec)
+
+
+def _why_refused(spec: ServerSpec) -> str | None:
+    """Return why it is not started for ``spec`` on any machine, whatever the model's files say."""
+    if spec.deterministic and spec.device == command.CPU:
+        return "computes deterministically only on a GPU; use engine='transformers' on a CPU"
+    return support.why_not_quantised(spec)
 
 
 def _why_no_device(spec: ServerSpec) -> str | None:
@@ -197,12 +223,12 @@ def _why_no_device(spec: ServerSpec) -> str | None:
 
 
 def _earlier_usage(
-    spec: ServerSpec, options: StartOptions, chosen: Sequence[Gpu], version: str
+    spec: ServerSpec, launch: Launch, chosen: Sequence[Gpu], version: str
 ) -> Usage | None:
     """Return what earlier starts used; None where the plan is not comparable with them."""
     shape = shape_of(spec.model)
     # The user's own arguments may change what is used.
-    if shape is None or not chosen or options.arguments:
+    if shape is None or not chosen or launch.options.arguments:
         return None
     kind = {
         "gpu": min(chosen, key=lambda gpu: gpu.free_bytes).name,
@@ -210,9 +236,9 @@ def _earlier_usage(
         "shape": asdict(shape),
         "quantization": spec.quantization,
         "deterministic": spec.deterministic,
-        "tp_size": options.tp_size,
+        "tp_size": launch.options.tp_size,
     }
-    return gpu_usage.read(Places.resolve().home, kind)
+    return gpu_usage.read(launch.home, kind)
 
 
 def _plan_memory(

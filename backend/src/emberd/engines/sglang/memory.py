@@ -81,6 +81,7 @@ class Device:
         free_bytes: Memory that is free now.
         context_bytes: What the process takes before SGLang measures what is free.
         fixed_bytes: Workspaces and captured graphs.
+        extra_bytes: What an earlier start here used beyond its plan, at any time.
         is_measured: Whether it is one GPU of the kind on which the activations were measured.
         max_fraction: Largest fraction of the free memory that SGLang may plan with.
         remedies: What to do if it is too little.
@@ -91,6 +92,7 @@ class Device:
     free_bytes: int
     context_bytes: int
     fixed_bytes: int
+    extra_bytes: int = 0
     is_measured: bool = False
     max_fraction: float = MAX_FRACTION
     remedies: tuple[str, ...] = (
@@ -215,7 +217,8 @@ class _Load:
         kv_bytes = kv_tokens * self.kv_bytes_per_token
         overhead = self.overhead_bytes(context, kv_tokens)
         serving = self.weights_bytes + kv_bytes + self.activation_bytes(batch, context) + overhead
-        return max(serving, self.loading_bytes + self.device.context_bytes)
+        device = self.device
+        return max(serving, self.loading_bytes + device.context_bytes + device.extra_bytes)
 
     def activation_bytes(self, batch: int, context: int) -> int:
         # Without chunks a text that is longer than a batch runs in one piece.
@@ -225,7 +228,9 @@ class _Load:
 
     def overhead_bytes(self, context: int, kv_tokens: int) -> int:
         rows = max(context, kv_tokens // _TABLE_KV_SHARE) + _PAGE_TOKENS
-        return self.device.context_bytes + self.device.fixed_bytes + _TABLE_ROW_BYTES * rows
+        device = self.device
+        table_bytes = _TABLE_ROW_BYTES * rows
+        return device.context_bytes + device.fixed_bytes + device.extra_bytes + table_bytes
 
     def refusal(self, full: int, batch: int, shorter: MemoryPlan | None) -> StartError:
         """Return the error for a context that does not fit, with the sum and what would fit."""
@@ -293,7 +298,7 @@ def plan_memory(
         full = min(limit, wanted_context + _REFUSED_TAIL_TOKENS)
     if isinstance(device, Gpu):
         device = on_gpu(device, tp_size)
-    device = replace(device, fixed_bytes=device.fixed_bytes + extra_bytes)
+    device = replace(device, extra_bytes=extra_bytes)
     load = _Load(device, shape, tp_size, quantization, deterministic=deterministic)
     batches = _LARGE_BATCHES if device.total_bytes >= _LARGE_CARD_BYTES else _BATCHES
     for batch in batches:

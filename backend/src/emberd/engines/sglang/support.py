@@ -32,11 +32,13 @@ class Version:
         prepares: What its log says when the scheduler begins to prepare the device.
         lacks: Architectures of ``_POOLING`` for which it has no code, so that their pooling does
             not hold.
+        msgpack: Whether its processes were tried with msgpack between them instead of pickle.
     """
 
     has_ready: bool = True
     prepares: str = "Init parallel begin"
     lacks: tuple[str, ...] = ()
+    msgpack: bool = True
 
 
 _OLD: Final = "Init torch distributed begin"
@@ -45,12 +47,12 @@ _GEMMA: Final = ("EmbeddingGemma2Model",)
 VERSIONS: Final[Mapping[str, Version]] = MappingProxyType(
     {
         # The first version whose embeddings come as base64.
-        "0.5.17": Version(has_ready=False, prepares=_OLD, lacks=_GEMMA),
-        "0.5.18": Version(has_ready=False, prepares=_OLD, lacks=_GEMMA),
-        "0.5.19": Version(has_ready=False, prepares=_OLD, lacks=_GEMMA),
-        "0.5.20": Version(prepares=_OLD, lacks=_GEMMA),
-        "0.5.21": Version(lacks=_GEMMA),
-        "0.5.22": Version(),
+        "0.5.17": Version(has_ready=False, prepares=_OLD, lacks=_GEMMA, msgpack=False),
+        "0.5.18": Version(has_ready=False, prepares=_OLD, lacks=_GEMMA, msgpack=False),
+        "0.5.19": Version(has_ready=False, prepares=_OLD, lacks=_GEMMA, msgpack=False),
+        "0.5.20": Version(prepares=_OLD, lacks=_GEMMA, msgpack=False),
+        "0.5.21": Version(lacks=_GEMMA, msgpack=False),
+        "0.5.22": Version(msgpack=False),
         "0.5.23": Version(),
     }
 )
