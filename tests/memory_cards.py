@@ -75,7 +75,8 @@ def plans() -> Iterator[tuple[str, str, MemoryPlan | None]]:
 
 def table() -> str:
     """Return the plans of empty cards as Markdown."""
-    return "\n".join((*HEAD, *(_row(*found) for found in plans())))
+    embedding = (found for found in plans() if not KNOWN[found[1]].reranks)
+    return "\n".join((*HEAD, *(_row(*found) for found in embedding)))
 
 
 def _row(what: str, name: str, plan: MemoryPlan | None) -> str:

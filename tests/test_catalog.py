@@ -12,7 +12,7 @@ import pytest
 
 from docs_table import DocsTable
 from emberd import catalog
-from emberd.catalog import DEMO_MODEL, MODELS, Model, is_unit, lookup
+from emberd.catalog import DEMO_MODEL, EMBED, MODELS, Model, is_unit, lookup
 from emberd.engines.model_shape import shape_of
 from emberd.engines.sglang import support
 from emberd.engines.transformers import TransformersEngine
@@ -75,7 +75,10 @@ def test_a_bge_model_knows_what_its_tokenizer_puts_around_a_text(
     assert (known.start_ids, known.end_of_text_id) == ids
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+_EMBEDDING: Final = [model for model in MODELS if model.task == EMBED]
+
+
+@pytest.mark.parametrize("model", _EMBEDDING, ids=lambda model: model.name)
 def test_an_engine_serves_each_model_with_the_pooling_that_it_was_trained_with(
     model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -89,12 +92,12 @@ def test_the_table_of_models_is_made_of_the_catalog(
 ) -> None:
     """To write it anew: PYTHONPATH=tests python -c 'import test_catalog as t; t.write()'."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    assert _TABLE.has(map(_row, MODELS))
+    assert _TABLE.has(map(_row, _EMBEDDING))
 
 
 def write() -> None:
     """Write the table of the documentation; the hub's cache should not have these models."""
-    _TABLE.write(map(_row, MODELS))
+    _TABLE.write(map(_row, _EMBEDDING))
 
 
 def _row(model: Model) -> tuple[str, ...]:

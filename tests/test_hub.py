@@ -25,7 +25,7 @@ from checkpoints_made import LAST_TOKEN, MODULES
 from emberd import Embedder, HubError, hub, model_card, model_files
 from emberd.engines.sglang import support
 from emberd.errors import InstructionError, SettingError
-from emberd.settings import Settings
+from emberd.settings import RerankSettings, Settings
 from http_server import HttpServer, Request, head, reply
 
 MODEL: Final = "owner/model"
@@ -33,6 +33,11 @@ COMMIT: Final = "0123456789abcdef0123456789abcdef01234567"
 PROMPTS: Final = "config_sentence_transformers.json"
 BARE: Final = {"query_instruction": "", "document_instruction": ""}
 TOKENIZER: Final[dict[str, Any]] = {"normalizer": {"type": "NFC"}, "post_processor": None}
+APPENDS: Final = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "<|endoftext|>"}}],
+    "special_tokens": {"<|endoftext|>": {"ids": [7]}},
+}
 FILES: Final[Mapping[str, Any]] = {
     "config.json": {"architectures": ["Qwen3ForCausalLM"], "hidden_size": 64},
     PROMPTS: {"prompts": {"query": "q: ", "document": "d: "}},
@@ -225,6 +230,7 @@ def test_pooling_is_checked_before_a_start(served: Hub, cache: Path) -> None:
 def test_a_bare_repository_of_transformers_is_like_such_a_folder(served: Hub) -> None:
     for name in ("modules.json", "1_Pooling/config.json", PROMPTS):
         del served.files[name]
+    served.files["tokenizer.json"] = {**TOKENIZER, "post_processor": APPENDS}
     settings = Settings.resolve(model=MODEL, **BARE)
     load_card(settings)
     snapshot = model_files.hub_snapshot(MODEL, None)
@@ -232,6 +238,23 @@ def test_a_bare_repository_of_transformers_is_like_such_a_folder(served: Hub) ->
     assert support.why_unservable(snapshot, partial=True) is None
     (note,) = support.notes(MODEL)
     assert "not verified" in note
+
+
+def test_a_reranker_on_the_hub_is_refused_once_its_files_are_known(served: Hub) -> None:
+    for name in ("modules.json", "1_Pooling/config.json", PROMPTS):
+        del served.files[name]
+    settings = Settings.resolve(model=MODEL, **BARE)
+    settings.obtain_card()
+    with pytest.raises(SettingError, match="reranker"):
+        settings.check_card()
+    RerankSettings.resolve(model=MODEL).check_task()
+
+
+def test_an_embedding_model_on_the_hub_is_refused_as_a_reranker(served: Hub) -> None:
+    settings = RerankSettings.resolve(model=MODEL)
+    settings.fetch_card()
+    with pytest.raises(SettingError, match="embedding model"):
+        settings.check_task()
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "weight_files": {"model_files"},
     "prompts": {"errors", "catalog"},
     "endpoint": {"errors", "system"},
-    "env": {"durations", "endpoint", "errors", "system"},
+    "env": {"catalog", "durations", "endpoint", "errors", "system"},
     "settings": _SETTINGS - {"settings"},
     "index_identity": {"catalog", "errors", "prompts", "settings"},
     "probe": {"system"},
@@ -65,7 +65,9 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "manager": _BASE | {"engines", "installs"},
     "verified_manager": _JOINED,
     "server_handle": _JOINED | {"verified_manager"},
-    "embedder": _JOINED | {"verified_manager", "server_handle", "index_identity"},
+    "model_user": _JOINED | {"verified_manager", "server_handle"},
+    "embedder": _JOINED | {"verified_manager", "model_user", "index_identity"},
+    "reranker": _JOINED | {"verified_manager", "model_user"},
     "benchmark": _BASE | {"client", "embedder"},
     "fidelity": _BASE | {"installs", "serving"},
     "stores": {"embedder", "env", "errors", "index_identity", "system"},
@@ -76,7 +78,7 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     | {"verified_manager", "benchmark", "embedder", "fidelity", "doctor", "bulk", "ray", "stores"}
     | {"hub_weights", "modelscope_weights"},
     "__main__": {"cli"},
-    "": _JOINED | {"verified_manager", "embedder", "stores"},
+    "": _JOINED | {"verified_manager", "embedder", "reranker", "stores"},
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from checkpoints_made import write_modules
 from emberd import model_card, model_files, model_pooling, model_tokenizer
-from emberd.catalog import QWEN_FORM, Model, lookup
+from emberd.catalog import EMBED, QWEN_FORM, Model, lookup
 from emberd.client.inputs import in_template, split_at_special
 from emberd.engines import model_shape
 from emberd.errors import InstructionError, SettingError
@@ -57,6 +57,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_folder_tells_dimensions_context_templates_and_end_of_text(folder: Path) -> None:
     assert model_card.describe(str(folder)) == Model(
         name=str(folder),
+        task=EMBED,
         dimensions=128,
         context_tokens=8192,
         instruction_form=QWEN_FORM,

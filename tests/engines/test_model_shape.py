@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from checkpoints_made import QWEN, write
-from emberd.catalog import MODELS, lookup
+from emberd.catalog import MODELS, RERANK, lookup
 from emberd.engines.model_shape import KNOWN, ModelShape, shape_of
 
 TENSORS = {"model.embed_tokens.weight": (500, 64), "model.layers.0.mlp.up_proj.weight": (96, 64)}
@@ -142,7 +142,10 @@ def test_every_qwen_of_the_catalog_has_a_shape() -> None:
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_shape_agrees_with_its_entry(name: str) -> None:
     model, shape = lookup(name), KNOWN[name]
-    assert (shape.hidden, shape.context_tokens) == (model.dimensions, model.context_tokens)
+    assert model.shape is not None
+    assert (shape.hidden, shape.context_tokens) == (model.shape.hidden, model.context_tokens)
+    assert shape.reranks == (model.task == RERANK)
+    assert shape.reranks or shape.hidden == model.dimensions
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,22 @@ import make_shapes as shapes  # type: ignore[import-not-found]
 import make_tiny as tiny  # type: ignore[import-not-found]  # beside this script
 import qwen_bpe  # type: ignore[import-not-found]
 import reference as by_transformers  # type: ignore[import-not-found]
+import reference_scores  # type: ignore[import-not-found]
 
 
 def make_tiny(folder: str, layers: int, hidden: int) -> None:
     """Write a tiny checkpoint to ``folder``."""
     tiny.main(Path(folder), layers, hidden)
+
+
+def make_tiny_reranker(folder: str, habits: list[str], layers: int, hidden: int) -> None:
+    """Write a tiny reranker to ``folder``."""
+    tiny.write_reranker(Path(folder), habits, layers, hidden)
+
+
+def scores(folder: str, dtype: str, prompts: list[str]) -> Any:
+    """Return token ids and scores of ``prompts`` by the reranker in ``folder``."""
+    return reference_scores.main(folder, dtype, prompts)
 
 
 def reference(folder: str, dtype: str, texts: list[str]) -> Any:
@@ -66,6 +77,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         *(make_tiny, reference, make_qwen, count),
+        *(make_tiny_reranker, scores),
         *(make_shape, make_module, pooled, sentences),
     )
 }

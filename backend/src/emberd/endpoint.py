@@ -36,6 +36,12 @@ class Endpoint:
             it read when it embedded that text.
         trims: Whether it removes white space at the ends of a text before its tokenizer reads it.
         cuts: Whether it may cut a text that is too long instead of refusing it.
+        labels: For a server of a reranker: the tokens of "yes" and "no", of whose probabilities it
+            returns the first. Empty for a server of embeddings.
+        tail: For a reranker: the tokens with which each prompt ends.
+        needs_ids: For a reranker: whether it must be sent token ids, because its tokenizer would
+            add tokens to a prompt.
+        notes: What the verification showed that users of the server should know.
     """
 
     url: str
@@ -49,6 +55,10 @@ class Endpoint:
     counts_exactly: bool = field(default=False, compare=False)
     trims: bool = field(default=False, compare=False)
     cuts: bool = field(default=False, compare=False)
+    labels: tuple[int, ...] = ()
+    tail: tuple[int, ...] = ()
+    needs_ids: bool = False
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def base_url(self) -> str:

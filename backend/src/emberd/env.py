@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from emberd import durations
+from emberd.catalog import EMBED
 from emberd.endpoint import root_url
 from emberd.errors import SettingError
 from emberd.system import processes
@@ -141,6 +142,20 @@ _SETTINGS: Final = (
     _for_settings("show_progress", _SWITCH, "Show a progress bar while documents are embedded"),
     _for_settings("cache", _TEXT, "URL of a cache of vectors"),
 )
+# An embedder and a reranker in one process have different models, and so different servers: what
+# names a server has a variable for each. All other settings are shared.
+_RERANK: Final = (
+    Variable("EMBERD_RERANK_MODEL", _TEXT, "Model of a reranker", "model", display="value"),
+    Variable("EMBERD_RERANK_BASE_URL", _TEXT, "Server of a reranker", "base_url", display="origin"),
+    Variable("EMBERD_RERANK_API_KEY", _TEXT, "Key of that server", "api_key"),
+    Variable("EMBERD_RERANK_REVISION", _TEXT, "Commit, branch or tag of that model", "revision"),
+)
+_ONLY_EMBED: Final = frozenset(
+    {
+        *("dimensions", "query_instruction", "document_instruction", "symmetric"),
+        *("server_dimensions", "show_progress", "cache"),
+    }
+)
 _START_OPTIONS: Final = (
     Variable("EMBERD_PORT", _INTEGER, "Loopback port of a server that is started", "port"),
     Variable("EMBERD_TP_SIZE", _INTEGER, "GPUs per copy of the model", "tp_size"),
@@ -170,7 +185,7 @@ _OTHERS: Final = (
     Variable("EMBERD_DEBUG", _TEXT, "If set, the command shows tracebacks of errors"),
 )
 
-VARIABLES: Final = {each.name: each for each in (*_SETTINGS, *_START_OPTIONS, *_OTHERS)}
+VARIABLES: Final = {each.name: each for each in (*_SETTINGS, *_RERANK, *_START_OPTIONS, *_OTHERS)}
 """Name -> variable, in the order of the documentation."""
 
 
@@ -190,18 +205,33 @@ def value(name: str, environ: Mapping[str, str] = os.environ) -> Any:
 
 
 def setting_values(
-    environ: Mapping[str, str] = os.environ, without: Collection[str] = ()
+    environ: Mapping[str, str] = os.environ,
+    without: Collection[str] = (),
+    task: str = EMBED,
 ) -> dict[str, Any]:
     """Return the fields of ``Settings`` that the environment sets.
 
     Args:
         environ: The environment.
         without: Fields that arguments set: their variables are not read.
+        task: What the model is used for.
 
     Raises:
         SettingError: A value cannot be parsed.
     """
-    return _fields(_SETTINGS, environ, without)
+    return _fields(_settings_of(task), environ, without)
+
+
+def setting_variable(field: str, task: str = EMBED) -> str:
+    """Return the name of the variable that sets a field of ``Settings``."""
+    return next(each.name for each in _settings_of(task) if each.sets == field)
+
+
+def _settings_of(task: str) -> tuple[Variable, ...]:
+    if task == EMBED:
+        return _SETTINGS
+    own = _ONLY_EMBED | {each.sets for each in _RERANK}
+    return (*_RERANK, *(each for each in _SETTINGS if each.sets not in own))
 
 
 def start_option_values(
@@ -212,8 +242,12 @@ def start_option_values(
 
 
 @contextmanager
-def named_in_errors(fields: Iterable[str]) -> Iterator[None]:
+def named_in_errors(fields: Iterable[str], task: str = EMBED) -> Iterator[None]:
     """Name the variable, and not the argument, in errors about ``fields``, which variables set.
+
+    Args:
+        fields: Fields of ``Settings``.
+        task: What the model is used for.
 
     Raises:
         SettingError: What the block raised.
@@ -222,8 +256,13 @@ def named_in_errors(fields: Iterable[str]) -> Iterator[None]:
         yield
     except SettingError as error:
         field = rf"\b({'|'.join(fields) or '$^'})(?==| contains )"
-        text = re.sub(field, lambda found: f"{PREFIX}{found[1].upper()}", str(error))
+        text = re.sub(field, lambda found: _name_of(found[1], task), str(error))
         raise type(error)(text) from error.__cause__
+
+
+def _name_of(field: str, task: str) -> str:
+    variables = (*_settings_of(task), *_START_OPTIONS)
+    return next((each.name for each in variables if each.sets == field), field)
 
 
 def start_option_variable(field: str) -> str:

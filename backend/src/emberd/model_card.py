@@ -36,6 +36,7 @@ from emberd.model_files import (
     read_json,
 )
 from emberd.model_pooling import ADAPTER, MODULES, POOLING_FOLDER, PROMPTS_FILE, TRANSFORMER
+from emberd.model_tokenizer import Tokenizer
 
 _QUERY: Final = "query"
 _DOCUMENT: Final = "document"
@@ -137,7 +138,7 @@ def _complete(name: str, revision: str | None) -> Path | None:
 
 
 def _changes(folder: Path) -> list[int]:
-    files = (CONFIG, PROMPTS_FILE, *model_tokenizer.FILES)
+    files = (CONFIG, MODULES, PROMPTS_FILE, *model_tokenizer.FILES)
     return [_changed_ns(folder / file) for file in files]
 
 
@@ -164,6 +165,11 @@ def _described(name: str, folder: Path, is_cached: bool, *_changed: int) -> Mode
         facts["trims"] = tokenizer.trims
     listed = None if is_cached else catalog.find(name)
     known = replace(listed or Model(name), name=name, **facts)
+    lacks_modules = not is_cached or hub_lacks(folder, MODULES)
+    known = replace(known, **_task(folder, known.task, tokenizer, lacks_modules=lacks_modules))
+    if known.task == catalog.RERANK:
+        # No token follows the prompt, whatever the tokenizer does with a text.
+        return replace(known, dimensions=1, cut_to=None, start_ids=(), end_of_text_id=None)
     prompts = read_prompts(folder)
     if prompts is not None:
         return replace(known, **_templates(prompts))
@@ -171,6 +177,76 @@ def _described(name: str, folder: Path, is_cached: bool, *_changed: int) -> Mode
         return known
     problem = _why_no_prompts(folder, is_cached=is_cached)
     return replace(known, query_problem=problem, document_problem=problem)
+
+
+_LOGIT_SCORE: Final = ".LogitScore"
+_CROSS_ENCODER: Final = "CrossEncoder"
+_CLASSIFIER: Final = "ForSequenceClassification"
+_QWEN3: Final = "Qwen3ForCausalLM"
+
+
+def _task(
+    folder: Path, listed: str | None, tokenizer: Tokenizer, *, lacks_modules: bool
+) -> dict[str, Any]:
+    """Return the task of a folder's model, and which file says so.
+
+    Args:
+        folder: The model's files.
+        listed: The task of the model of the catalog after which the folder is named.
+        tokenizer: What its tokenizer does.
+        lacks_modules: A missing ``modules.json`` means that the model has none.
+    """
+    try:
+        modules = load_json(folder / MODULES)
+    except ModelFileError:
+        return {}  # an error when the model is checked
+    listed_modules = modules if isinstance(modules, list) else []
+    types = [str(each["type"]) for each in listed_modules if model_pooling.is_entry(each)]
+    kind = read_json(folder / PROMPTS_FILE).get("model_type")
+    architecture = model_pooling.architecture(folder) or ""
+    scores = [each for each in types if each.endswith(_LOGIT_SCORE)]
+    if scores or kind == _CROSS_ENCODER or architecture.endswith(_CLASSIFIER):
+        if architecture != _QWEN3:
+            reason = f"it is a {architecture or 'cross-encoder'}, which emberd does not serve"
+            return {"task": None, "task_reason": reason}
+        file = folder / (MODULES if scores else PROMPTS_FILE)
+        reason = f"{file} says {scores[0] if scores else _CROSS_ENCODER}"
+        labels = _label_ids(folder, listed_modules)
+        if scores and labels is None:
+            reason = f"its LogitScore module in {file} does not compare two tokens"
+            return {"task": None, "task_reason": reason}
+        return {"task": catalog.RERANK, "task_reason": reason, "label_ids": labels}
+    if types or model_pooling.names_pooling(folder):
+        file = folder / (MODULES if types else POOLING_FOLDER)
+        return {"task": catalog.EMBED, "task_reason": f"{file} says how it pools tokens"}
+    if read_prompts(folder) is not None:
+        reason = f"{folder / PROMPTS_FILE} has prompts of an embedding model"
+        return {"task": catalog.EMBED, "task_reason": reason}
+    if listed is not None or architecture != _QWEN3 or not lacks_modules:
+        return {}
+    # Qwen3-Embedding and Qwen3-Reranker have the same configuration. The first reads the state of
+    # the end-of-text token, which its tokenizer appends; the second answers after the prompt.
+    if tokenizer.end_of_text_id is not None:
+        reason = f"{folder / model_tokenizer.FILE} appends an end-of-text token to each text"
+        return {"task": catalog.EMBED, "task_reason": reason}
+    if not tokenizer.is_known:
+        return {}
+    reason = (
+        f"it is a {_QWEN3} without {MODULES}, and {folder / model_tokenizer.FILE} appends no "
+        f"end-of-text token"
+    )
+    return {"task": catalog.RERANK, "task_reason": reason}
+
+
+def _label_ids(folder: Path, modules: list[Any]) -> tuple[int, int] | None:
+    """Return the tokens that the LogitScore module of a reranker compares; None if it has none."""
+    for entry in modules:
+        if model_pooling.is_entry(entry) and entry["type"].endswith(_LOGIT_SCORE):
+            settings = read_json(folder / PurePosixPath(entry["path"]).name / CONFIG)
+            ids = settings.get("true_token_id"), settings.get("false_token_id")
+            if all(type(each) is int for each in ids):
+                return ids  # type: ignore[return-value]  # checked
+    return None
 
 
 def _why_no_prompts(folder: Path, *, is_cached: bool) -> str:

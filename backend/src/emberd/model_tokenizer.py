@@ -44,6 +44,7 @@ class Tokenizer:
         special_tokens: Text and id of the tokens that it finds in a text before it normalises it;
             empty if it is not known which tokens it puts around a text.
         lowers: Whether it lower-cases a text; False if that is unknown.
+        is_known: Whether it is known which tokens it puts around a text.
         trims: Whether it ignores white space at the ends of a text; False if that is unknown.
     """
 
@@ -53,6 +54,7 @@ class Tokenizer:
     special_tokens: tuple[tuple[str, int], ...] = ()
     trims: bool = False
     lowers: bool = False
+    is_known: bool = False
 
 
 def read(folder: Path) -> Tokenizer:
@@ -75,7 +77,8 @@ def read(folder: Path) -> Tokenizer:
     splits = _first_type(_part(text, "pre_tokenizer"), "pretokenizers")
     trims = splits in _SPLIT_AT_WHITE_SPACE
     lowers = any(map(_lowers, _steps(normalizer, "normalizers")))
-    return Tokenizer(_start_ids(listed), _end_of_text_id(listed), is_nfc, special, trims, lowers)
+    end = _end_of_text_id(listed)
+    return Tokenizer(_start_ids(listed), end, is_nfc, special, trims, lowers, is_known)
 
 
 def _lowers(step: object) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from emberd.catalog import Model
 from emberd.errors import InstructionError
@@ -44,6 +44,43 @@ _LABELS: Final = re.compile(r"^\s*instruct\w*:|query:", re.IGNORECASE)
 _COLONS: Final = ":\N{FULLWIDTH COLON}"
 _FOREIGN_SLOT: Final = re.compile(r"\{\w*\}|%s")
 _ONE_WORD: Final = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class Frame(NamedTuple):
+    """What comes before and after a text. Unlike in a template, braces in it have no meaning."""
+
+    before: str
+    after: str
+
+
+Template = str | Frame
+"""A template that contains ``{text}``, or a frame."""
+
+# To the byte as public copies of Qwen's code have it, such as openvinotoolkit/openvino.genai,
+# tests/python_tests/utils/qwen3_reranker_utils.py. Qwen's code makes tokens of the beginning, of
+# the pair and of the end apart; they are those of the whole text, because the tokenizer splits it
+# there: before "<" after a line break, and at a special token. The answer follows the last newline.
+RERANK_SYSTEM: Final = (
+    "Judge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".'
+)
+RERANK_SUFFIX: Final = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+RERANK_ANSWERS: Final = ("yes", "no")
+
+
+def rerank_frame(query: str, instruction: str | None = None) -> Frame:
+    """Return the prompt of Qwen3-Reranker for a query, without the document.
+
+    Args:
+        query: The query.
+        instruction: The task in words, or its name in ``TASKS``; None for web search.
+    """
+    task = TASKS["web"] if instruction is None else TASKS.get(instruction, instruction)
+    return Frame(
+        f"<|im_start|>system\n{RERANK_SYSTEM}<|im_end|>\n<|im_start|>user\n"
+        f"<Instruct>: {task}\n<Query>: {query}\n<Document>: ",
+        RERANK_SUFFIX,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +178,10 @@ def template(model: Model, role: Role, instruction: str | None) -> str:
     return _with_task(model, role, TASKS.get(instruction, instruction))
 
 
-def apply(template: str, text: str) -> str:
+def apply(template: Template, text: str) -> str:
     """Return ``template`` with ``text`` in it; braces inside the text are not replaced."""
+    if isinstance(template, Frame):
+        return f"{template.before}{text}{template.after}"
     return template.replace(BARE, text)
 
 

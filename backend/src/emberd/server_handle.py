@@ -1,4 +1,4 @@
-"""The server of one embedder: found or started at first use, and again after a loss."""
+"""The server of one embedder or reranker: found or started at first use, and again after a loss."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _NOTE_EVERY_S: Final = 0.5
 
 
 class ServerHandle(ForkAware):
-    """The server of one embedder in this process: found once, and again when it is lost."""
+    """The server of one object in this process: found once, and again when it is lost."""
 
     def __init__(self, settings: Settings, manager: Manager | None) -> None:
         self._settings = settings
@@ -254,6 +254,7 @@ class ServerHandle(ForkAware):
                 f"contains another model now. Make a new object, and embed all texts again."
             )
         self._settings.fetch_card()  # Engines check the card's pooling before a start.
+        self._settings.check_task()
         server = self._manager().ensure(
             self.spec,
             base_url=self._settings.base_url,
@@ -276,7 +277,7 @@ class ServerHandle(ForkAware):
             _check_weights(lost.endpoint, endpoint)
         self._dimensions = endpoint.dimensions
         _LOG.info("%s", server.reason)
-        for note in server.notes:
+        for note in (*server.notes, *endpoint.notes):
             _warn_once(note)
         return server
 
@@ -292,8 +293,9 @@ class ServerHandle(ForkAware):
     def _check(self) -> None:
         if self.key_is_missing:
             raise MissingKeyError(
-                f"This Embedder was unpickled and needs the key of {self._settings.base_url}, "
-                f"which pickles do not contain. Set {env.API_KEY} where it is unpickled."
+                f"This object was unpickled and needs the key of {self._settings.base_url}, which "
+                f"pickles do not contain. Set "
+                f"{env.setting_variable('api_key', self._settings.task)} where it is unpickled."
             )
         self.warn_of_cut(self._settings)
 
@@ -301,6 +303,14 @@ class ServerHandle(ForkAware):
 def _check_weights(before: Endpoint, now: Endpoint) -> None:
     # An external server must return the same vectors after a restart.
     if before.url != now.url or not before.canary or not now.canary:
+        return
+    if now.labels:
+        moved = max(abs(one - two) for one, two in zip(*before.canary, *now.canary, strict=True))
+        if not moved <= catalog.SAME_SCORE:
+            raise ServerMismatchError(
+                f"{now.url} was restarted and returns other scores than before (by {moved:.3f} for "
+                f"the same pair), so it has other weights. Make a new object."
+            )
         return
     pairs = zip(before.canary, now.canary, strict=False)  # one of them may have been rate-limited
     for similarity in itertools.starmap(catalog.cosine, pairs):

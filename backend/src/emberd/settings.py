@@ -1,8 +1,8 @@
 """What a caller may request, and its validation.
 
 ``ServerSpec`` is identity and constraints of a server; ``StartOptions`` says how one is started;
-``Settings`` is all that an ``Embedder`` takes. The environment is read once, when an object is
-constructed.
+``Settings`` is all that an ``Embedder`` takes, ``RerankSettings`` all that a ``Reranker`` does. The
+environment is read once, when an object is constructed.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from functools import partial
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from emberd import durations, endpoint, env, hub, model_card, model_files
-from emberd.catalog import QWEN_FORM, Model
+from emberd.catalog import EMBED, QWEN_FORM, RERANK, Model
 from emberd.errors import HubError, InstructionError, SettingError
 from emberd.prompts import Templates, templates
 
 _LOG: Final = logging.getLogger("emberd")
 
 DEFAULT_MODEL: Final = "Qwen/Qwen3-Embedding-4B"
+DEFAULT_RERANKER: Final = "Qwen/Qwen3-Reranker-4B"
+DEFAULT_MODELS: Final = {EMBED: DEFAULT_MODEL, RERANK: DEFAULT_RERANKER}
 IDLE_TIMEOUT_S: Final = 1800.0
 START_TIMEOUT_S: Final = 900.0
 QUANTIZATIONS: Final = ("fp8",)
@@ -55,6 +57,7 @@ class ServerSpec:
         revision: Commit, branch or tag on the hub; None for the default.
         quantization: Quantisation of the weights; None for none.
         content: Content hash of a folder; None for a name on the hub.
+        task: ``"embed"`` or ``"rerank"``: a server does one of them.
 
     Constraints (any running server of the same identity that meets them is used):
 
@@ -74,6 +77,7 @@ class ServerSpec:
     context_tokens: int | None = None
     content: str | None = None
     deterministic: bool = False
+    task: str = EMBED
 
     @property
     def identity(self) -> dict[str, str | None]:
@@ -84,6 +88,8 @@ class ServerSpec:
             "quantization": self.quantization,
             # Left out if None, so that the keys of models on the hub do not depend on it.
             **({"content": self.content} if self.content else {}),
+            # Likewise, so that the keys of embedding models do not depend on it.
+            **({"task": self.task} if self.task != EMBED else {}),
         }
 
     @property
@@ -117,7 +123,10 @@ class _WithCard:
 class Settings(_WithCard):
     """All settings of an embedder; made by ``Settings.resolve``.
 
+    ``RerankSettings`` are those of a reranker.
+
     Attributes:
+        task: What the model is used for.
         model: Name on the hub, or a folder.
         dimensions: Length of the returned vectors; None for native. The default is the
             ``truncate_dim`` of the model's folder.
@@ -141,6 +150,8 @@ class Settings(_WithCard):
         show_progress: Show a progress bar while documents are embedded.
         cache: URL of the cache of vectors; None for none.
     """
+
+    task: ClassVar[str] = EMBED
 
     model: str = DEFAULT_MODEL
     dimensions: int | None = None
@@ -182,10 +193,11 @@ class Settings(_WithCard):
             for name, value in given.items()
             if value is not UNSET and (value is not None or name == "idle_timeout")
         }
-        found = env.setting_values(without=chosen)
-        with env.named_in_errors(found):
+        found = env.setting_values(without=chosen, task=cls.task)
+        with env.named_in_errors(found, cls.task):
             values = _read({**found, **chosen})
-            if "dimensions" not in values and isinstance(values.get("model"), str):
+            is_named = isinstance(values.get("model"), str)
+            if cls.task == EMBED and "dimensions" not in values and is_named:
                 revision = values.get("revision")
                 at = revision if isinstance(revision, str) else None
                 values["dimensions"] = model_card.describe(values["model"], at).cut_to
@@ -194,7 +206,7 @@ class Settings(_WithCard):
         return settings
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(Settings, **{**asdict(self), "api_key": None}), ()
+        return partial(type(self), **{**asdict(self), "api_key": None}), ()
 
     def __copy__(self) -> Settings:
         return self  # immutable, and a copy through a pickle would lose the key
@@ -214,6 +226,7 @@ class Settings(_WithCard):
             context_tokens=self.context_tokens,
             deterministic=self.deterministic,
             content=model_files.content_hash(self.model),
+            task=self.task,
         )
 
     @property
@@ -294,6 +307,33 @@ class Settings(_WithCard):
                 f"for native vectors."
             )
 
+    def check_task(self) -> None:
+        """Raise if the model is known to do something else than it is wanted for.
+
+        Raises:
+            SettingError: It does; the text says which file, or which entry, shows it.
+        """
+        known = self.known
+        if known.task == self.task:
+            return
+        # Which kind of model a folder holds is decided by its files before anything is started. A
+        # name on the hub whose files are not here, or of a given server, is decided later.
+        is_settled = bool(known.task_reason) or model_files.is_folder(self.model)
+        is_open = self.task == EMBED or not is_settled
+        if known.task is None and is_open:
+            return
+        reason = f" ({known.task_reason})" if known.task_reason else ""
+        if self.task == RERANK:
+            raise SettingError(
+                f"model={self.model!r} is {_KINDS.get(known.task, 'not known as a reranker')}"
+                f"{reason}, but a reranker is needed. Use {DEFAULT_RERANKER}, or another "
+                f"Qwen3-Reranker; to embed texts, use emberd.Embedder."
+            )
+        raise SettingError(
+            f"model={self.model!r} is {_KINDS[known.task]}{reason}, but an embedding model is "
+            f"needed. To score documents with it, use emberd.Reranker."
+        )
+
     def with_card(self, known: Model) -> Settings:
         """Return settings that use ``known``: each query needs it, and files may arrive later.
 
@@ -350,6 +390,7 @@ class Settings(_WithCard):
             if why := _why_invalid(name, value):
                 raise SettingError(f"{name}={value!r} must be {why}.")
         known = self.known
+        self.check_task()
         if self.dimensions is not None:
             _check_dimensions(known, self.dimensions)
         # Refuses an instruction that would be misread at construction, not at first use.
@@ -358,6 +399,19 @@ class Settings(_WithCard):
             known = Model(self.model, instruction_form=QWEN_FORM)
         _ = self._templates_of(known)
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerankSettings(Settings):
+    """All settings of a reranker; those that concern vectors keep their defaults."""
+
+    task: ClassVar[str] = RERANK
+
+    model: str = DEFAULT_RERANKER
+    query_instruction: str | None = ""
+    document_instruction: str | None = ""
+
+
+_KINDS: Final[Mapping[str | None, str]] = {EMBED: "an embedding model", RERANK: "a reranker"}
 
 _DEFAULT: Final = Settings()
 

@@ -179,6 +179,40 @@ def test_the_users_own_arguments_come_last_and_are_explained(cards: Nvml) -> Non
     assert "your own arguments" in [reason.why for reason in plan.reasons]
 
 
+def test_a_reranker_is_served_for_generation_with_its_prefix_cache(cards: Nvml) -> None:
+    embeds = ENGINE.plan(ServerSpec("Qwen/Qwen3-Embedding-4B"), LAUNCH)
+    plan = ENGINE.plan(ServerSpec("Qwen/Qwen3-Reranker-4B", task="rerank"), LAUNCH)
+    given = {"--is-embedding", "--disable-radix-cache"}
+    assert given <= {*embeds.command}
+    assert not given & {*plan.command}
+    assert "--json-model-override-args" not in plan.command
+    exact = ServerSpec("Qwen/Qwen3-Reranker-4B", task="rerank", deterministic=True)
+    assert "--disable-radix-cache" in ENGINE.plan(exact, LAUNCH).command
+    assert not plan.notes
+
+
+def test_a_reranker_needs_memory_for_its_answers(cards: Nvml) -> None:
+    specs = (
+        ServerSpec("Qwen/Qwen3-Embedding-4B"),
+        ServerSpec("Qwen/Qwen3-Reranker-4B", task="rerank"),
+    )
+    embeds, reranks = (
+        ENGINE.estimate(spec, StartOptions(), empty_card(24, (8, 6))) for spec in specs
+    )
+    assert embeds is not None
+    assert reranks is not None
+    # Of 128 prompts in a batch of 4,096 tokens: the vocabulary in ten bytes a token.
+    assert reranks.activation_bytes - embeds.activation_bytes == 128 * 151_665 * 10
+
+
+def test_a_reranker_that_does_not_fit_is_not_answered_with_an_embedding_model(cards: Nvml) -> None:
+    spec = ServerSpec("Qwen/Qwen3-Reranker-8B", task="rerank")
+    with pytest.raises(StartError) as caught:
+        ENGINE.estimate(spec, StartOptions(), empty_card(16, (8, 6)))
+    assert "Qwen/Qwen3-Reranker-0.6B" in str(caught.value)
+    assert "Embedding" not in str(caught.value)
+
+
 def test_every_word_of_the_command_has_a_reason(cards: Nvml) -> None:
     plan = ENGINE.plan(GPU, LAUNCH)
     explained = " ".join(reason.what for reason in plan.reasons)

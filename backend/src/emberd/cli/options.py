@@ -10,10 +10,18 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperCommand
 
-from emberd import model_files
+from emberd import model_card, model_files
+from emberd.catalog import RERANK
 from emberd.cli import output
 from emberd.errors import SettingError
-from emberd.settings import DEFAULT_MODEL, IDLE_TIMEOUT_S, START_TIMEOUT_S, ServerSpec, Settings
+from emberd.settings import (
+    DEFAULT_MODEL,
+    IDLE_TIMEOUT_S,
+    START_TIMEOUT_S,
+    RerankSettings,
+    ServerSpec,
+    Settings,
+)
 
 # Errors name Python arguments. Replaced in this order: phrases, arguments that are variables here,
 # arguments that are options. After a slash or a question mark the name is part of a path or a URL.
@@ -185,12 +193,21 @@ def settings(*, embeds: bool = True, **given: Any) -> Settings:
     """
     given = {name: value for name, value in given.items() if value is not None}
     bare = {} if embeds else {"query_instruction": "", "document_instruction": ""}
-    resolved = Settings.resolve(**bare, **given)
+    kind = _kind_of(given) if not embeds else Settings
+    resolved = kind.resolve(**bare, **given)
     chosen: dict[str, Any] = {
         name: given[name] for name in ("engine", "device", "context_tokens") if name in given
     }
     validate_with_base_url(resolved.base_url, chosen)
     return resolved
+
+
+def _kind_of(given: Mapping[str, Any]) -> type[Settings]:
+    """Return the settings of a reranker if a named model is one, else those of an embedder."""
+    name, revision = given.get("model"), given.get("revision")
+    if name is None or model_card.describe(name, revision).task != RERANK:
+        return Settings
+    return RerankSettings
 
 
 def validate_with_base_url(base_url: str | None, given: Mapping[str, Any]) -> None:

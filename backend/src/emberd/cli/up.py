@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from emberd import engines
 from emberd import env as environment
-from emberd.catalog import DEMO_MODEL
+from emberd.catalog import DEMO_MODEL, RERANK
 from emberd.cli import downloads, options, output
 from emberd.engines.base import (
     DRY_RUN_FOLDER,
@@ -23,7 +23,7 @@ from emberd.engines.base import (
 from emberd.env import Places
 from emberd.errors import SettingError
 from emberd.manager import Server
-from emberd.settings import ServerSpec, Settings, StartOptions
+from emberd.settings import DEFAULT_MODELS, ServerSpec, Settings, StartOptions
 from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:
@@ -267,6 +267,8 @@ def _lines(server: Server, spec: ServerSpec) -> list[str]:
     endpoint = server.endpoint
     context = f", {endpoint.context_tokens} tokens" if endpoint.context_tokens else ""
     size = f"{endpoint.dimensions} dimensions{context}"
+    if spec.task == RERANK:
+        size = f"a reranker{context}"
     took = output.start_phases(server.phases)
     return [
         f"{spec.model} is served at {endpoint.base_url} ({size})",
@@ -285,7 +287,7 @@ def _usage(server: Server, spec: ServerSpec) -> list[str]:
     if is_given:  # it is chosen by its URL, and not by these
         spec = replace(spec, engine=None, device=None)
     wishes = {
-        "model": spec.model if spec.model != ServerSpec().model else None,
+        "model": spec.model if spec.model != DEFAULT_MODELS[spec.task] else None,
         "revision": spec.revision,
         "quantization": spec.quantization,
         "engine": spec.engine,
@@ -295,6 +297,8 @@ def _usage(server: Server, spec: ServerSpec) -> list[str]:
     }
     given = {name: value for name, value in wishes.items() if value is not None}
     keywords = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    if spec.task == RERANK:
+        return [f"  Python       emberd.Reranker({keywords})"]
     renamed = keywords.replace("model=", "model_name=", 1)
     variable = shlex.quote(server.endpoint.base_url) if is_given else None
     prefix = f"EMBERD_BASE_URL={variable} " if variable else ""

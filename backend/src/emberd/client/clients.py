@@ -35,6 +35,7 @@ from emberd.client.transport import AsyncTransport, Transport
 from emberd.client.vectors import Floats, KnownVectors
 from emberd.client.wire import Embeddings, Outcome, Reply, Request, TransportError
 from emberd.endpoint import Endpoint
+from emberd.prompts import Template
 from emberd.settings import ServerSpec, Settings
 from emberd.system import background
 from emberd.system.bounded_http import bounded
@@ -103,7 +104,7 @@ class _ClientBase(Generic[R]):
         return twin
 
     def _jobs(
-        self, template: str, on_done: OnDone | None = None, *, set_aside: bool = False
+        self, template: Template, on_done: OnDone | None = None, *, set_aside: bool = False
     ) -> Callable[[TextWindow], Steps[Job]]:
         """Return what makes the prepared job of a window."""
 
@@ -153,7 +154,9 @@ class Client(_ClientBase[Endpoint]):
         self._merger = ThreadMerger(can_reconnect=self._restarts)
         self._transport = Transport(settings.max_concurrency, settings.timeout, sdk_client)
 
-    def embed(self, texts: Iterable[str], template: str, on_done: OnDone | None = None) -> Floats:
+    def embed(
+        self, texts: Iterable[str], template: Template, on_done: OnDone | None = None
+    ) -> Floats:
         """Return the vectors of ``texts``, ``(n, dimensions)``, float32, each of norm one.
 
         Args:
@@ -169,7 +172,7 @@ class Client(_ClientBase[Endpoint]):
         return embedded.matrix
 
     def stream(
-        self, texts: Iterable[str], template: str, *, set_aside: bool = False
+        self, texts: Iterable[str], template: Template, *, set_aside: bool = False
     ) -> Generator[Embedded]:
         """Yield the vectors of ``texts`` in windows, a few of which are in memory at a time.
 
@@ -306,7 +309,7 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
     async def embed(
         self,
         texts: Iterable[str],
-        template: str,
+        template: Template,
         on_done: Callable[[int], None] | None = None,
     ) -> Floats:
         """Do as ``Client.embed``."""
@@ -317,7 +320,7 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
     def stream(
         self,
         texts: Iterable[str] | AsyncIterable[str],
-        template: str,
+        template: Template,
         *,
         set_aside: bool = False,
     ) -> AsyncGenerator[Embedded]:

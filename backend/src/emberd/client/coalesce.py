@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
-from emberd.client import wire
+from emberd.client import row_formats, wire
 from emberd.client.batches import BATCH_TOKENS
 from emberd.client.event_loops import Steps, finish, in_slices
 from emberd.client.limits import CallSlots, Slot
@@ -147,9 +147,7 @@ def _distribute(
     try:
         if isinstance(answer, bytes):
             tokens = wire.total_tokens(entry.request for entry in entries)
-            found = yield from wire.read_embeddings(
-                answer, _count(entries), endpoint.dimensions, tokens
-            )
+            found = yield from row_formats.read(endpoint, answer, _count(entries), tokens)
             vectors = iter(found.vectors)
             for entry in entries:
                 part = list(islice(vectors, len(entry.request.inputs)))

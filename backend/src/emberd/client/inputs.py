@@ -12,7 +12,7 @@ from typing import Any, Final
 from emberd.catalog import Model
 from emberd.client.event_loops import Steps
 from emberd.errors import TextError
-from emberd.prompts import apply
+from emberd.prompts import Template, apply
 
 Input = str | list[int]
 """One text in a request: the text itself, or its token ids."""
@@ -80,7 +80,7 @@ class PreparedTexts:
 
 def prepare(
     texts: Iterable[str],
-    template: str,
+    template: Template,
     model: Model,
     *,
     offset: int = 0,
@@ -121,7 +121,7 @@ def prepare(
     return prepared
 
 
-def _prepare_one(index: int, text: object, template: str, model: Model) -> tuple[Input, int]:
+def _prepare_one(index: int, text: object, template: Template, model: Model) -> tuple[Input, int]:
     if not isinstance(text, str):
         raise TextError(
             f"Text {index} is of type {type(text).__name__}, not str: {excerpt(text)}. "
@@ -159,7 +159,7 @@ def _prepare_one(index: int, text: object, template: str, model: Model) -> tuple
     return [*model.start_ids, model.end_of_text_id], size
 
 
-def in_template(text: str, template: str, model: Model) -> str:
+def in_template(text: str, template: Template, model: Model) -> str:
     """Return ``text`` in its template, as the model's tokenizer would normalise it.
 
     Some servers have a tokenizer that does not (llama.cpp); for all others this changes nothing.

@@ -34,12 +34,12 @@ from typing import Final
 
 import numpy as np
 
-from emberd.client import lengths, wire
+from emberd.client import lengths, row_formats, wire
 from emberd.client.batches import Batch, make_batches
 from emberd.client.event_loops import Steps
 from emberd.client.inputs import PreparedTexts, as_list, excerpt, in_template, prepare
 from emberd.client.lengths import EndpointFacts, Lengths, TokenCount
-from emberd.client.vectors import Floats, KnownVectors, cut, decode
+from emberd.client.vectors import Floats, KnownVectors, cut
 from emberd.client.wire import Embeddings, Failure, Outcome, Request, ServerLost, TooLong
 from emberd.endpoint import Endpoint
 from emberd.errors import (
@@ -53,6 +53,7 @@ from emberd.errors import (
     TextError,
     TextTooLongError,
 )
+from emberd.prompts import Frame, Template
 from emberd.settings import Settings
 
 Work = Batch | TokenCount
@@ -106,7 +107,7 @@ class Job:
     def __init__(
         self,
         texts: Iterable[str],
-        template: str,
+        template: Template,
         settings: Settings,
         *,
         can_reconnect: bool,
@@ -189,8 +190,14 @@ class Job:
             on_error=self._errors.__setitem__ if self._sets_aside else None,
         )
         self.finished = len(self._errors)
+        head = self._template.before if isinstance(self._template, Frame) else ""
         self._lengths = Lengths(
-            self._prepared, self._model, self._facts, self._settings.truncate, self._offset
+            self._prepared,
+            self._model,
+            self._facts,
+            self._settings.truncate,
+            self._offset,
+            head_bytes=len(head.encode("utf-8", "replace")),
         )
 
     def result(self) -> Steps[Embedded]:
@@ -286,21 +293,20 @@ class Job:
         endpoint = self.endpoint
         if isinstance(work, TokenCount):
             text = str(self._prepared.inputs[work.index])
-            special = self._model.special_tokens
-            return lengths.tokenize_request(endpoint.server, endpoint.model, text, special)
+            return lengths.tokenize_request(
+                endpoint.server,
+                endpoint.model,
+                text,
+                self._model.special_tokens,
+                adds=not endpoint.labels,
+            )
         inputs = [self._prepared.inputs[index] for index in work.indices]
         given = [one for one in inputs if one is not None]
         dimensions = None
         if self._settings.server_dimensions and endpoint not in self._facts.uncut:
             dimensions = self._settings.dimensions
         (self._cut_by_server.discard if dimensions is None else self._cut_by_server.add)(work)
-        return wire.embed_request(
-            endpoint.model,
-            given,
-            dimensions,
-            native=endpoint.dimensions,
-            tokens=self._tokens(work),
-        )
+        return row_formats.request(endpoint, given, dimensions, self._tokens(work))
 
     def settle(self, work: Work, outcome: Outcome | Embeddings) -> Steps[Result]:
         """Record the outcome of ``work``, and return what it means.
@@ -337,13 +343,13 @@ class Job:
                 if isinstance(work, TokenCount):
                     return lengths.read_whole(endpoint.server, body, self._model)
                 count, tokens = len(work.indices), self._tokens(work)
-                outcome = yield from wire.read_embeddings(body, count, endpoint.dimensions, tokens)
+                outcome = yield from row_formats.read(endpoint, body, count, tokens)
             if (failure := self._facts.check_model(endpoint, outcome.model)) is not None:
                 return failure
             return (
-                yield from decode(
+                yield from row_formats.decode(
+                    endpoint,
                     outcome.vectors,
-                    endpoint.dimensions,
                     self._settings.dimensions,
                     cut_by_server=self._settings.server_dimensions,
                 )

@@ -109,6 +109,7 @@ class Lengths:
         facts: What other jobs have shown of the servers.
         truncate: Whether texts that are too long are cut.
         offset: How many texts of the caller precede these.
+        head_bytes: For a reranker: size of what comes before each document, in bytes of UTF-8.
         to_count: The texts that are to be counted next.
         shortened: The texts that were cut.
     """
@@ -118,6 +119,7 @@ class Lengths:
     facts: EndpointFacts
     truncate: bool
     offset: int
+    head_bytes: int = 0
     to_count: deque[TokenCount] = field(default_factory=deque)
     shortened: set[int] = field(default_factory=set)
     _asked: set[tuple[int, int]] = field(default_factory=set)  # texts, and limits counted for
@@ -147,7 +149,10 @@ class Lengths:
         self._as_ids = set()
         self._alike = {}
         problems: list[TextError] = []
-        if endpoint.server not in _TAKE_BLANK:
+        if endpoint.needs_ids:
+            texts = enumerate(self.prepared.inputs)
+            self._as_ids.update(index for index, given in texts if isinstance(given, str))
+        elif endpoint.server not in _TAKE_BLANK:
             yield from self._find_blank()
         if endpoint.server == _LLAMA_CPP or endpoint.trims:
             for index, given in enumerate(self.prepared.inputs):
@@ -244,7 +249,7 @@ class Lengths:
         if limit is not None and len(ids) > limit:
             if not self.truncate:
                 raise self.error(index, len(ids), limit)
-            self._cut(index, ids, limit)
+            self._cut(index, ids, limit, endpoint)
         elif index in self._as_ids:
             self.prepared.inputs[index] = ids
 
@@ -296,7 +301,7 @@ class Lengths:
                 self.to_count.append(TokenCount(index))
                 again = True
             elif isinstance(given, list) and len(given) > limit:  # cut to what the server stated
-                self._cut(index, given, limit)
+                self._cut(index, given, limit, endpoint)
                 again = True
         return again
 
@@ -336,12 +341,28 @@ class Lengths:
         # SGLang refuses a text of exactly as many tokens as its context.
         return context - 1 if context else None
 
-    def _cut(self, index: int, ids: list[int], limit: int) -> None:
-        """Replace a text by its first token ids, and the end-of-text token.
+    def _cut(self, index: int, ids: list[int], limit: int, endpoint: Endpoint) -> None:
+        """Replace a text by its first token ids, and the tokens that must end it.
 
-        Last-token pooling reads that token: a server that cuts the tail loses it.
+        These are the end-of-text token, which last-token pooling reads, or the end of a reranker's
+        prompt, after which the answer follows: a server that cuts the tail loses them.
         """
         end, place = self.model.end_of_text_id, self.offset + index
+        if endpoint.tail:
+            kept = limit - len(endpoint.tail)
+            # It has no more tokens than bytes.
+            if kept < self.head_bytes + ADDED_TOKENS:
+                raise TextTooLongError(
+                    f"The prompt of document {place} has {len(ids)} tokens, {limit} are allowed, "
+                    f"and the document cannot be cut: instruction and query have "
+                    f"{self.head_bytes} bytes, which may leave no space for it. Shorten the query.",
+                    index=place,
+                    tokens=len(ids),
+                    limit=limit,
+                )
+            self.prepared.inputs[index] = [*ids[:kept], *endpoint.tail]
+            self.shortened.add(index)
+            return
         if end is None:
             raise TextTooLongError(
                 f"Text {place} has {len(ids)} tokens, {limit} are allowed, and emberd cannot cut "
@@ -357,7 +378,9 @@ class Lengths:
 # ---------------------------------------------------------------- tokens
 
 
-def tokenize_request(server: str, name: str, text: str, special: SpecialTokens = ()) -> Request:
+def tokenize_request(
+    server: str, name: str, text: str, special: SpecialTokens = (), *, adds: bool = True
+) -> Request:
     """Return the request that tokenizes ``text``.
 
     Args:
@@ -366,9 +389,12 @@ def tokenize_request(server: str, name: str, text: str, special: SpecialTokens =
         text: The text, in its template.
         special: The special tokens of the model that llama.cpp is sent as ids, between the parts of
             the text. Its reply then has no tokens around the text.
+        adds: Whether the reply includes the tokens that the tokenizer puts around a text.
     """
     path, field_name, more = _OTHER_ROUTES.get(server, _ROUTE)
     content: Any = text
+    if not adds:
+        more = {**more, "add_special_tokens": False}
     if server == _LLAMA_CPP and special:
         content, more = split_at_special(text, special), _TEXT_ONLY
     most_bytes = wire.MOST_BYTES + len(text) * _TOKEN_BYTES

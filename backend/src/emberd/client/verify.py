@@ -21,8 +21,8 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from emberd import catalog, model_card, model_files, probe
-from emberd.catalog import Model, is_unit
-from emberd.client import canary, lengths, wire
+from emberd.catalog import RERANK, Model, is_unit
+from emberd.client import canary, lengths, scores, verify_scores, wire
 from emberd.client.event_loops import finish
 from emberd.client.inputs import Input
 from emberd.client.wire import Reply, Request, TransportError
@@ -135,9 +135,23 @@ def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> 
     info = wire.parse_object((yield from ask(Request(MODEL_INFO), optional=optional)))
     if not info:
         info = wire.parse_object((yield from ask(Request(OLD_MODEL_INFO), optional=optional)))
-    _check_kind(url, info)
+    _check_kind(url, info, spec.task)
     entry = _serving(url, spec.model, entries, info)
     name, server = str(entry["id"]), str(entry.get("owned_by") or "unknown")
+    longest = entry.get("max_model_len")
+    limits = [longest]
+    if server == _SGLANG:
+        # A text with more tokens than the server can hold is not refused, but waits forever
+        # (0.5.23, tried).
+        told = wire.parse_object((yield from ask(Request(_SERVER_INFO), best_effort=True)))
+        limits += [told.get("max_total_num_tokens"), _uncut_context(told, longest)]
+    described = entry.get("meta")  # llama.cpp's
+    if isinstance(described, dict):
+        limits.append(described.get("n_ctx"))
+    context = min((n for n in limits if isinstance(n, int) and n), default=None)
+    if spec.task == RERANK:
+        found = Endpoint(url, name, 1, context, api_key, server)
+        return (yield from verify_scores.steps(found, model, ask))
     text = canary.texts(model)[0]
     # Once per listed model, for a router may send each request to another server.
     bodies: list[bytes] = []
@@ -149,26 +163,16 @@ def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> 
         request = lengths.tokenize_request(server, name, text)
         counted = yield from ask(request, optional=True)
         counts_exactly = _check_tokens(url, model, counted, bodies[-1])
-    longest = entry.get("max_model_len")
-    limits = [longest]
-    if server == _SGLANG:
-        # A text with more tokens than the server can hold is not refused, but waits forever
-        # (0.5.23, tried).
-        info = wire.parse_object((yield from ask(Request(_SERVER_INFO), best_effort=True)))
-        limits += [info.get("max_total_num_tokens"), _uncut_context(info, longest)]
     vectors = yield from _canary(url, model, name, bodies, ask)
     trims = cuts = False
     if server not in _AS_GIVEN:
         trims = not model.trims and (yield from _trims(url, model, name, ask))
         cuts = yield from _cuts(model, name)
-    described = entry.get("meta")  # llama.cpp's
-    if isinstance(described, dict):
-        limits.append(described.get("n_ctx"))
     return Endpoint(
         url=url,
         model=name,
         dimensions=len(vector),
-        context_tokens=min((n for n in limits if isinstance(n, int) and n), default=None),
+        context_tokens=context,
         api_key=api_key,
         server=server,
         canary=vectors,
@@ -305,20 +309,29 @@ def _ask(
         raise ServerUnavailableError(
             f"{where} answered {reply.status} ({said}): it is not ready. Try again later."
         )
-    if reply.status in wire.NO_ROUTE and request.path != wire.PATH:
+    if reply.status in wire.NO_ROUTE and request.path not in (wire.PATH, scores.PATH):
         return None  # vLLM and llama.cpp have no /model_info, and a router only the old one
-    advice = "Start the server as an embedding server, or give the base_url of one."
+    kind = "a server of a reranker" if request.path == scores.PATH else "an embedding server"
+    advice = f"Start the server as {kind}, or give the base_url of one."
     if limited and reply.status in _TOO_MUCH:
-        inputs = (request.body or {}).get("input", ())
+        inputs = request.inputs
         advice = (
-            f"It embedded a short text before, and refuses this request of {len(inputs)} texts, "
+            f"It accepted a short text before, and refuses this request of {len(inputs)} texts, "
             f"the longest of {max(map(len, inputs), default=0)} characters. Start it so that it "
             f"accepts several texts in a request, and texts of this length."
         )
     raise ServerMismatchError(f"{where} answered {reply.status}: {said}. {advice}")
 
 
-def _check_kind(url: str, info: dict[str, Any]) -> None:
+def _check_kind(url: str, info: dict[str, Any], wanted: str) -> None:
+    if wanted == RERANK:
+        if info.get("is_generation") is False:
+            raise ServerMismatchError(
+                f"{url} serves {info.get('model_path')} for embeddings or classification; it is "
+                f"not a server of a reranker. Start it for generation, as emberd does, or give the "
+                f"base_url of another server."
+            )
+        return
     advice = "Start it as an embedding server, or give the base_url of another one."
     if info.get("is_generation") is True:
         raise ServerMismatchError(

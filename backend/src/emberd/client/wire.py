@@ -1,5 +1,7 @@
 """The embeddings wire format: requests, replies, and what a reply without vectors means.
 
+The requests and replies of rerankers are in ``scores``.
+
 Nothing here sends anything.
 """
 
@@ -63,6 +65,9 @@ _REPLY_BYTES: Final = 64 * 1024
 
 _BARE: Final = ("", "identity")
 _INPUT: Final = "input"
+ITEMS: Final = "items"
+"""Where a request for scores has its texts."""
+
 _DIMENSIONS: Final = "dimensions"
 _SHOWN_CHARACTERS: Final = 300
 _SHOWN_BYTES: Final = 60
@@ -90,13 +95,15 @@ class Request:
     @property
     def inputs(self) -> list[Input]:
         """The texts, or token ids, to embed."""
-        given: list[Input] = (self.body or {})[_INPUT]
+        body = self.body or {}
+        given: list[Input] = body[ITEMS] if ITEMS in body else body[_INPUT]
         return given
 
     @property
     def is_long_text(self) -> bool:
         """Whether it embeds one text, and that alone may take longer than the timeout."""
-        given = (self.body or {}).get(_INPUT)
+        body = self.body or {}
+        given = body.get(ITEMS, body.get(_INPUT))
         if not isinstance(given, list) or len(given) != 1:
             return False
         return len(given[0]) > (LONG_TEXT if isinstance(given[0], str) else LONG_IDS)
@@ -228,8 +235,9 @@ def merge(requests: list[Request]) -> Request:
         return requests[0]
     inputs = [given for request in requests for given in request.inputs]
     most_bytes = sum(request.most_bytes for request in requests)
-    body = {**(requests[0].body or {}), _INPUT: inputs}
-    return Request(PATH, body, most_bytes, total_tokens(requests))
+    first = requests[0].body or {}
+    body = {**first, ITEMS if ITEMS in first else _INPUT: inputs}
+    return Request(requests[0].path, body, most_bytes, total_tokens(requests))
 
 
 def total_tokens(requests: Iterable[Request]) -> int | None:
@@ -348,14 +356,28 @@ def read_embeddings(
         in_order = [found[places[index]] for index in range(count)]
     except KeyError:
         raise _malformed(body, others, count) from None
-    told = _prompt_tokens(reply.usage)
+    check_tokens(reply.usage, count, tokens)
+    return Embeddings(in_order, reply.model if isinstance(reply.model, str) else None)
+
+
+def check_tokens(usage: Any, count: int, tokens: int | None) -> None:
+    """Raise if a server read another number of tokens than the texts have.
+
+    Args:
+        usage: What the reply says of it.
+        count: How many texts were sent.
+        tokens: How many tokens they have; None if not known.
+
+    Raises:
+        BadReplyError: It did.
+    """
+    told = _prompt_tokens(usage)
     if tokens is not None and told not in (None, tokens):
         raise BadReplyError(
             f"The server read {told} tokens, but the {count} texts of the request have {tokens}: "
-            f"it cuts or changes texts. No vector of this reply is used. Start the server without "
+            f"it cuts or changes texts. Nothing of this reply is used. Start the server without "
             f"an option that truncates, or use another one."
         )
-    return Embeddings(in_order, reply.model if isinstance(reply.model, str) else None)
 
 
 def _read_base64(quoted: bytes, place: int, _native: int | None) -> bytes:

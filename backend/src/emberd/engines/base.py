@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from emberd import catalog, env, model_files
+from emberd import catalog, env, model_card, model_files
 from emberd.catalog import DEMO_MODEL, Model
 from emberd.errors import StartError
 from emberd.settings import ServerSpec, StartOptions
@@ -234,12 +234,18 @@ class EnvironmentEngine(Engine):
         model = spec.model
         if model == DEMO_MODEL:
             return f"does not serve {DEMO_MODEL}, which is bundled with another engine"
-        if model_files.is_folder(model):
-            if (Path(model) / model_files.CONFIG).is_file():
-                return self._why_unsupported_files(Path(model), partial=False)
+        is_folder = model_files.is_folder(model)
+        if is_folder and not (Path(model) / model_files.CONFIG).is_file():
             return f"the folder {model} contains no {model_files.CONFIG}, so it is not a checkpoint"
-        if model_files.is_path(model):
+        if not is_folder and model_files.is_path(model):
             return f"there is no folder {model}"
+        described = model_card.describe(model, spec.revision)
+        if described.task not in (None, spec.task):
+            return _why_other_task(described)
+        if spec.task == catalog.RERANK:
+            return self._why_not_reranked(spec)
+        if is_folder:
+            return self._why_unsupported_files(Path(model), partial=False)
         known = catalog.find(model)
         if known is not None and (problem := self._why_unsupported_entry(known)):
             return problem
@@ -275,6 +281,10 @@ class EnvironmentEngine(Engine):
     def _why_unsupported_entry(self, model: Model) -> str | None:
         """Return why it cannot serve a model of the catalog; None if it can."""
         raise NotImplementedError
+
+    def _why_not_reranked(self, spec: ServerSpec) -> str | None:  # noqa: ARG002
+        """Return why it cannot serve a model, which is a reranker, as one; None if it can."""
+        return "serves no rerankers"
 
     def _why_unsupported_files(self, folder: Path, *, partial: bool) -> str | None:
         """Return why it cannot serve a model with these files; None if it can.
@@ -326,6 +336,13 @@ class EnvironmentEngine(Engine):
     @property
     def _install(self) -> str:
         return f"emberd engine install {self.name}"
+
+
+def _why_other_task(described: Model) -> str:
+    reason = f" ({described.task_reason})" if described.task_reason else ""
+    if described.task == catalog.RERANK:
+        return f"{described.name} is a reranker{reason}: use emberd.Reranker"
+    return f"{described.name} is an embedding model{reason}: use emberd.Embedder"
 
 
 def dry_run(

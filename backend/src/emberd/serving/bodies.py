@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emberd.errors import BadReplyError, RejectedError
-from emberd.serving.encoder import Encoder, PreparedText, TokenEncoder
+from emberd.serving.encoder import Encoder, PreparedText, Scorer, TokenEncoder
 
 JSON: Final = "application/json"
 
@@ -117,6 +117,55 @@ def parse_embeddings(content_type: str, body: bytes) -> EmbeddingRequest:
     return EmbeddingRequest(texts, ids, dimensions, encoding == "base64", model)
 
 
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """A validated body of ``POST /v1/score``: prompts as texts or as token ids.
+
+    Attributes:
+        texts: The prompts.
+        ids: Token ids of the prompts, a list for each.
+        labels: The tokens whose probabilities are compared.
+        model: The requested model; empty for the served one.
+    """
+
+    texts: Sequence[str] = ()
+    ids: Sequence[Sequence[int]] = ()
+    labels: Sequence[int] = ()
+    model: str = ""
+    dimensions: None = None
+
+
+def parse_score(content_type: str, body: bytes, labels: int) -> ScoreRequest:
+    """Return the request in ``body``.
+
+    Args:
+        content_type: Its content type.
+        body: The body.
+        labels: How many tokens the model compares.
+
+    Raises:
+        RefusedError: It is not JSON, does not match the schema, or asks for what is not served.
+    """
+    fields = parse_object(content_type, body)
+    model = fields.get("model", "")
+    if not isinstance(model, str):
+        raise schema_error("model", "Input should be a valid string")
+    asked = fields.get("label_token_ids")
+    if not isinstance(asked, list) or not all(type(each) is int and each >= 0 for each in asked):
+        raise RefusedError("label_token_ids must be a list of nonnegative integers")
+    if len(set(asked)) != labels or len(asked) != labels:
+        raise RefusedError(f"label_token_ids must be {labels} different tokens")
+    if fields.get("apply_softmax") is not True:
+        raise RefusedError("This server returns probabilities only: apply_softmax must be true")
+    if fields.get("query") not in (None, "", []):
+        raise RefusedError("This server takes whole prompts as items: query must be empty")
+    items = fields.get("items")
+    if not isinstance(items, list) or not items:
+        raise RefusedError("items must be a list of prompts that is not empty")
+    texts, ids = _read_input(items)
+    return ScoreRequest(texts, ids, asked, model)
+
+
 def parse_tokenize(content_type: str, body: bytes) -> tuple[str | list[str], bool]:
     """Return the text or texts in a body of ``POST /v1/tokenize``.
 
@@ -196,7 +245,7 @@ def _read_input(given: Any) -> tuple[Sequence[str], Sequence[Sequence[int]]]:
 # ---------------------------------------------------------------- requests and the served model
 
 
-def check_served(request: EmbeddingRequest, encoder: Encoder, name: str) -> None:
+def check_served(request: EmbeddingRequest | ScoreRequest, encoder: Encoder, name: str) -> None:
     """Raise if a request is for another model than the served one, or for impossible dimensions.
 
     SGLang ignores the model's name; vLLM answers 404. We do as vLLM does: a vector of the wrong
@@ -224,7 +273,9 @@ def check_served(request: EmbeddingRequest, encoder: Encoder, name: str) -> None
         )
 
 
-def prepare(request: EmbeddingRequest, encoder: Encoder, name: str) -> list[PreparedText]:
+def prepare(
+    request: EmbeddingRequest | ScoreRequest, encoder: Encoder, name: str
+) -> list[PreparedText]:
     """Return the inputs of ``request`` in the form that ``encoder`` takes; this may take seconds.
 
     Raises:
@@ -248,6 +299,11 @@ def prepare(request: EmbeddingRequest, encoder: Encoder, name: str) -> list[Prep
                 f"The input ({item.tokens} tokens) is longer than the "
                 f"model's context length ({encoder.context_tokens} tokens)."
             )
+    if isinstance(request, ScoreRequest) and isinstance(encoder, Scorer):
+        try:
+            return [encoder.with_labels(item, request.labels) for item in items]
+        except ValueError as error:
+            raise RefusedError(str(error)) from error
     return items
 
 
@@ -288,6 +344,18 @@ def render_embeddings(
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
     return b'{"data":[%b],%b' % (b",".join(rows), to_json(rest)[1:])
+
+
+def render_scores(model: str, rows: NDArray[np.float32], tokens: int) -> bytes:
+    """Return the body of a reply with scores.
+
+    Args:
+        model: The model's name.
+        rows: The probabilities of the labels, shape (prompts, labels).
+        tokens: Tokens of all prompts.
+    """
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return to_json({"object": "scoring", "scores": rows.tolist(), "model": model, "usage": usage})
 
 
 def to_json(value: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""The interface of an encoder: a model that turns texts into vectors."""
+"""The interface of an encoder: a model that turns texts into vectors, or prompts into scores."""
 
 from __future__ import annotations
 
@@ -78,6 +78,21 @@ class Encoder(Protocol):
 
     def encode(self, batch: Sequence[PreparedText]) -> NDArray[np.float32]:
         """Return the unit vectors of ``batch``, shape (len(batch), dimensions)."""
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """An encoder whose rows are probabilities of tokens, and not vectors: that of a reranker.
+
+    Its ``dimensions`` is the number of tokens that it compares.
+    """
+
+    def with_labels(self, item: PreparedText, labels: Sequence[int]) -> PreparedText:
+        """Return a prompt whose next token is compared among ``labels``.
+
+        Raises:
+            ValueError: A label is not in the vocabulary.
+        """
 
 
 @runtime_checkable

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from emberd import __version__
 from emberd.serving import bodies
 from emberd.serving.connections import admit
-from emberd.serving.encoder import TokenEncoder
+from emberd.serving.encoder import Scorer, TokenEncoder
 from emberd.serving.service import Phase, Service
 from emberd.serving.telemetry import describe_error
 
@@ -51,6 +51,7 @@ def create_app(service: Service, key: str | None) -> ASGIApp:
     answers = _Routes(service)
     routes = [
         Route("/v1/embeddings", _handled(answers.embeddings), methods=["POST"]),
+        Route("/v1/score", _handled(answers.score), methods=["POST"]),
         Route("/v1/tokenize", _handled(answers.tokenize), methods=["POST"]),
         Route("/v1/models", _handled(answers.models)),
         Route("/v1/models/{name:path}", _handled(answers.model)),
@@ -154,12 +155,28 @@ class _Routes:
 
     async def embeddings(self, request: Request) -> Response:
         with self._service.request():
+            self._require(is_scorer=False)
             body = await _read_body(request)
             parsed = bodies.parse_embeddings(request.headers.get("content-type", ""), body)
-            content = await _unless_disconnected(request, self._service.embed(parsed))
-            if content is None:
-                self._service.metrics.aborted.inc()
-                raise ClientDisconnect
+            return await self._computed(request, self._service.embed(parsed))
+
+    async def score(self, request: Request) -> Response:
+        with self._service.request():
+            self._require(is_scorer=True)
+            body, labels = await _read_body(request), self._service.encoder.dimensions
+            parsed = bodies.parse_score(request.headers.get("content-type", ""), body, labels)
+            return await self._computed(request, self._service.score(parsed))
+
+    def _require(self, *, is_scorer: bool) -> None:
+        if isinstance(self._service.encoder, Scorer) != is_scorer:
+            does = "scores prompts (/v1/score)" if not is_scorer else "embeds texts"
+            raise bodies.RefusedError(f"Model '{self._service.model.name}' {does} only.")
+
+    async def _computed(self, request: Request, work: Awaitable[bytes]) -> Response:
+        content = await _unless_disconnected(request, work)
+        if content is None:
+            self._service.metrics.aborted.inc()
+            raise ClientDisconnect
         return Response(content, media_type=bodies.JSON)
 
     async def tokenize(self, request: Request) -> Response:
@@ -214,9 +231,12 @@ class _Routes:
                 "model_path": model.name,
                 "served_model_name": model.name,
                 "tokenizer_path": model.name,
-                "is_generation": False,
+                # As SGLang says of a reranker.
+                "is_generation": isinstance(encoder, Scorer),
                 "weight_version": model.weight_version,
-                "embedding": {
+                "embedding": {"task": "none"}
+                if isinstance(encoder, Scorer)
+                else {
                     "task": "embed",
                     "pooling": encoder.pooling,
                     "normalize": True,

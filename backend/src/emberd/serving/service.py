@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from emberd.catalog import is_unit
 from emberd.errors import BadReplyError
 from emberd.serving import bodies
-from emberd.serving.encoder import Encoder, PreparedText
+from emberd.serving.encoder import Encoder, PreparedText, Scorer
 from emberd.serving.telemetry import Metrics, describe_error
 
 _PROBE_TEXT: Final = "ready"
@@ -99,7 +99,9 @@ class Scheduler:
     async def embed(
         self, items: Sequence[PreparedText], *, counted: bool = True
     ) -> NDArray[np.float32]:
-        """Return the unit vectors of ``items``: float32, shape (len(items), dimensions).
+        """Return the rows of ``items``: float32, shape (len(items), dimensions).
+
+        A row is a unit vector, or the probabilities of a ``Scorer``.
 
         Cancelling it drops the texts that are not encoded yet.
 
@@ -108,7 +110,7 @@ class Scheduler:
             counted: Whether it counts in the metrics; health probes do not.
 
         Raises:
-            BadReplyError: The encoder returned something that is not a unit vector.
+            BadReplyError: The encoder returned something else.
         """
         vectors = np.empty((len(items), self._encoder.dimensions), dtype=np.float32)
         answer: asyncio.Future[NDArray[np.float32]]
@@ -179,8 +181,13 @@ class Scheduler:
         request.vectors[part.start : part.stop] = rows
         request.encoded += len(rows)
         # A comparison with NaN is false, so this covers numbers that are not finite too.
-        if not is_unit(np.linalg.norm(rows, axis=1)).all():
-            request.fail(BadReplyError("the encoder returned a vector that is not finite and unit"))
+        if isinstance(self._encoder, Scorer):
+            is_right, what = (rows >= 0) & (rows <= 1), "a score that is not from 0 to 1"
+        else:
+            is_right = is_unit(np.linalg.norm(rows, axis=1))
+            what = "a vector that is not finite and unit"
+        if not is_right.all():
+            request.fail(BadReplyError(f"the encoder returned {what}"))
         elif request.encoded == len(request.items) and not request.answer.done():
             request.answer.set_result(request.vectors)
 
@@ -298,6 +305,15 @@ class Service:
         return await asyncio.to_thread(
             bodies.render_embeddings, model.name, vectors, tokens, request
         )
+
+    async def score(self, request: bodies.ScoreRequest) -> bytes:
+        """Do as ``embed``, for prompts of a reranker."""
+        encoder, model = self.encoder, self.model
+        bodies.check_served(request, encoder, model.name)
+        items = await asyncio.to_thread(bodies.prepare, request, encoder, model.name)
+        rows = await self._scheduler.embed(items)
+        tokens = sum(item.tokens for item in items)
+        return await asyncio.to_thread(bodies.render_scores, model.name, rows, tokens)
 
     async def check_health(self) -> None:
         """Encode one text, without counting it in the metrics; calls within a second share it.

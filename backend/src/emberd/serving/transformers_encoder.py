@@ -100,8 +100,7 @@ class TransformersEncoder:
         folder = model_folder(self._options)
         choice = hardware.choose_device(self._torch, self._options.device, self._options.dtype)
         _log.info("device %s, %s: %s", choice.device, choice.dtype, choice.why)
-        end_of_text_id = model_card.describe(self.name, self._options.revision).end_of_text_id
-        config, self._tokenizer, self._model = load_checkpoint(folder, choice, end_of_text_id)
+        config, self._tokenizer, self._model = self._load(folder, choice)
         limit, wanted = int(config["max_position_embeddings"]), self._options.context_tokens
         if wanted is not None and wanted > limit:
             raise StartError(
@@ -111,10 +110,14 @@ class TransformersEncoder:
         # A text must have fewer tokens than this, as with SGLang; one more, so that a text of
         # exactly the requested length fits.
         self.context_tokens = min(limit, wanted + 1 if wanted else _CONTEXT_TOKENS)
-        self.dimensions, self._vocabulary = int(config["hidden_size"]), int(config["vocab_size"])
+        self.dimensions, self._vocabulary = self._width(config), int(config["vocab_size"])
         self.device, self.dtype = choice.device, choice.dtype
         if choice.device != CPU:
             self.batch_texts, self.batch_tokens = _GPU_BATCH_TEXTS, _GPU_BATCH_TOKENS
+
+    def _load(self, folder: Path, choice: DeviceChoice) -> tuple[dict[str, Any], Any, Any]:
+        end_of_text_id = model_card.describe(self.name, self._options.revision).end_of_text_id
+        return load_checkpoint(folder, choice, end_of_text_id)
 
     def prepare(self, texts: Sequence[str]) -> list[PreparedText]:
         """Return the token ids of ``texts``, each with the end-of-text token at its end."""
@@ -160,7 +163,10 @@ class TransformersEncoder:
                 raise ValueError(f"Token ID {token} is not in the vocabulary")
         return PreparedText(len(ids), list(ids))
 
-    def _encode(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def _width(self, config: dict[str, Any]) -> int:
+        return int(config["hidden_size"])
+
+    def _encode(self, texts: Sequence[Any]) -> NDArray[np.float32]:
         with self._torch.inference_mode():
             states = last_states(self._torch, self._model, texts)
             unit = self._torch.nn.functional.normalize(states.float(), dim=1)
@@ -230,7 +236,11 @@ def _bytes_in(folder: Path) -> int:
 
 
 def load_checkpoint(
-    folder: Path, choice: DeviceChoice, end_of_text_id: int | None
+    folder: Path,
+    choice: DeviceChoice,
+    end_of_text_id: int | None = None,
+    *,
+    with_head: bool = False,
 ) -> tuple[dict[str, Any], Any, Any]:
     """Check and load a checkpoint.
 
@@ -238,6 +248,7 @@ def load_checkpoint(
         folder: Its files.
         choice: The device and number format to run it with.
         end_of_text_id: The token that must end each text; None if only the tokenizer knows it.
+        with_head: Load a reranker with its language-model head, which needs no such token.
 
     Returns:
         Its configuration, its tokenizer (of the tokenizers library; thread-safe), and the torch
@@ -247,7 +258,7 @@ def load_checkpoint(
         StartError: The model is of an unsupported kind, is damaged, or does not fit.
     """
     config = model_files.read_json(folder / model_files.CONFIG)
-    _check_kind(folder, config)
+    _check_kind(folder, config, pools=not with_head)
     try:
         size = model_files.count_weights(folder) * hardware.ITEM_BYTES[choice.dtype]
     except ModelFileError as error:
@@ -259,11 +270,13 @@ def load_checkpoint(
             advice=hardware.LESS_MEMORY,
         )
     _log.info("loading the tokenizer")
-    tokenizer = _tokenizer(folder, end_of_text_id)
-    return config, tokenizer, _load_model(folder, choice, size)
+    tokenizer = read_tokenizer(folder)
+    if not with_head:
+        _check_end_of_text(folder, tokenizer, end_of_text_id)
+    return config, tokenizer, _load_model(folder, choice, size, with_head=with_head)
 
 
-def _check_kind(folder: Path, config: dict[str, Any]) -> None:
+def _check_kind(folder: Path, config: dict[str, Any], *, pools: bool) -> None:
     if not config:
         raise StartError(f"{folder} has no readable {model_files.CONFIG}", advice=_COPY_AGAIN)
     architecture = (config.get("architectures") or ["none"])[0]
@@ -274,12 +287,17 @@ def _check_kind(folder: Path, config: dict[str, Any]) -> None:
             advice=_OTHER_MODEL,
         )
     # Checked before the start as well, but the files of a hub model may be known only here.
-    problem = model_pooling.why_unsupported(folder)
+    problem = model_pooling.why_unsupported(folder) if pools else None
     if problem is not None:
         raise StartError(problem.cause, advice=problem.advice)
 
 
-def _tokenizer(folder: Path, end_of_text_id: int | None) -> Any:
+def read_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer of a checkpoint, without truncation and padding.
+
+    Raises:
+        StartError: It cannot be read.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -293,6 +311,10 @@ def _tokenizer(folder: Path, end_of_text_id: int | None) -> Any:
         raise StartError(f"{folder} has no tokenizer.json", advice=_COPY_AGAIN)
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    return tokenizer
+
+
+def _check_end_of_text(folder: Path, tokenizer: Any, end_of_text_id: int | None) -> None:
     empty, word = tokenizer.encode("").ids, tokenizer.encode(_WORD).ids
     expected = empty[-1:] if end_of_text_id is None else [end_of_text_id]
     if not expected or empty[-1:] != expected or word[-1:] != expected:
@@ -303,10 +325,9 @@ def _tokenizer(folder: Path, end_of_text_id: int | None) -> Any:
             "June 2025 add the token. A model that was not made for embeddings has no such "
             "tokenizer.",
         )
-    return tokenizer
 
 
-def _load_model(folder: Path, choice: DeviceChoice, size: int) -> Any:
+def _load_model(folder: Path, choice: DeviceChoice, size: int, *, with_head: bool) -> Any:
     import torch
     import transformers
 
@@ -320,7 +341,8 @@ def _load_model(folder: Path, choice: DeviceChoice, size: int) -> Any:
 
     try:
         with log_progress("loading the weights", used_bytes, size):
-            model, report = transformers.AutoModel.from_pretrained(
+            kind = transformers.AutoModelForCausalLM if with_head else transformers.AutoModel
+            model, report = kind.from_pretrained(
                 folder,
                 dtype=getattr(torch, choice.dtype),
                 attn_implementation=_ATTENTION,

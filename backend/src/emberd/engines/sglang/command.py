@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from emberd.catalog import RERANK
 from emberd.engines.base import Launch
 from emberd.engines.gpus import VISIBLE, Gpu
 from emberd.engines.sglang.memory import NO_CHUNKS, SMALLEST_BATCH_TOKENS, MemoryPlan
@@ -89,12 +90,7 @@ def flags(
             ("--config", config),
             "holds the port and the key, which ps would show on a command line",
         ),
-        *_EMBEDDING_FLAGS,
-        Flag(
-            ("--json-model-override-args", json.dumps(overrides(spec))),
-            "without it a request with dimensions is refused; the configuration on the hub does "
-            "not declare it",
-        ),
+        *(_reranking_flags(spec) if spec.task == RERANK else _embedding_flags(spec)),
         *([_DETERMINISTIC] if spec.deterministic else ()),
         *_size_flags(spec.context_tokens, memory),
         *(_CPU_FLAGS if spec.device == CPU else _gpu_flags(launch.options)),
@@ -184,18 +180,41 @@ def variables(
     return needed
 
 
-_EMBEDDING_FLAGS: Final = (
-    Flag(("--is-embedding",), "without it a Qwen3 model is served for generation"),
-    Flag(
-        ("--disable-radix-cache",),
-        "a cache hit changes the vectors slightly, and texts of an index rarely share a long "
-        "prefix",
-    ),
-    Flag(
-        ("--enable-tokenizer-batch-encode",),
-        "a list of texts is tokenised in one call and scheduled together",
-    ),
+_TOKENIZES_AT_ONCE: Final = Flag(
+    ("--enable-tokenizer-batch-encode",),
+    "a list of texts is tokenised in one call and scheduled together",
 )
+
+
+def _embedding_flags(spec: ServerSpec) -> tuple[Flag, ...]:
+    return (
+        Flag(("--is-embedding",), "without it a Qwen3 model is served for generation"),
+        Flag(
+            ("--disable-radix-cache",),
+            "a cache hit changes the vectors slightly, and texts of an index rarely share a long "
+            "prefix",
+        ),
+        _TOKENIZES_AT_ONCE,
+        Flag(
+            ("--json-model-override-args", json.dumps(overrides(spec))),
+            "without it a request with dimensions is refused; the configuration on the hub does "
+            "not declare it",
+        ),
+    )
+
+
+def _reranking_flags(spec: ServerSpec) -> tuple[Flag, ...]:
+    flags = (
+        _TOKENIZES_AT_ONCE,
+        Flag(
+            ("--cuda-graph-backend-decode", "disabled"),
+            "a reranker generates no text, and captured graphs for that would take memory",
+        ),
+    )
+    if not spec.deterministic:
+        return flags  # with the radix cache: all prompts of a query begin alike
+    why = "deterministic scores are requested, and a cache hit changes a score slightly"
+    return (*flags, Flag(("--disable-radix-cache",), why))
 
 
 _DETERMINISTIC: Final = Flag(

@@ -13,7 +13,7 @@ from pathlib import PurePath
 from typing import Final
 
 from emberd import model_files
-from emberd.catalog import DEMO_MODEL
+from emberd.catalog import DEMO_MODEL, RERANK
 from emberd.engines import gpu_usage, gpus
 from emberd.engines.base import EnvironmentEngine, Launch, MemoryNeed, Plan, Reason
 from emberd.engines.gpu_usage import PlannedUsage, Usage
@@ -136,7 +136,7 @@ class SglangEngine(EnvironmentEngine):
                 *([Reason(*words)] if earlier and (words := earlier.in_words()) else ()),
             ],
             notes=[
-                *support.notes(spec.model, spec.revision),
+                *([] if spec.task == RERANK else support.notes(spec.model, spec.revision)),
                 *support.precision_notes(spec),
                 *(figures.notes if figures else ()),
                 *(earlier.notes if earlier else ()),
@@ -165,6 +165,7 @@ class SglangEngine(EnvironmentEngine):
     has_failed = staticmethod(log_reader.has_failed)
     _why_unsupported_entry = staticmethod(support.why_entry_unservable)
     _why_unsupported_files = staticmethod(support.why_unservable)
+    _why_not_reranked = staticmethod(support.why_not_reranked)
     _why_not_version = staticmethod(support.why_not_version)
 
     def recognises(self, words: Sequence[str]) -> bool:

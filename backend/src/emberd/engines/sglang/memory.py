@@ -130,8 +130,7 @@ class MemoryPlan(MemoryNeed):
             Reason(f"weights {_gib(self.weights_bytes)}", "the model's parameters, and 2 %"),
             Reason(
                 f"KV cache {_gib(self.kv_bytes)}",
-                f"{self.kv_tokens:,} tokens: the longest text and the batches in flight; nothing "
-                f"is kept between requests",
+                f"{self.kv_tokens:,} tokens: the longest text and the batches in flight",
             ),
             Reason(
                 f"activations {_gib(self.activation_bytes)}",
@@ -171,6 +170,7 @@ class _Load:
             and shape.architecture in _MEASURED_ARCHITECTURES
             and quantization is None
             and not deterministic
+            and not shape.reranks
         )
         self.layers_alive = _LAYERS_ALIVE_MEASURED if is_measured else _LAYERS_ALIVE
         self.weights_bytes = math.ceil(shape.weights_bytes(quantization) * share)
@@ -223,7 +223,8 @@ class _Load:
     def activation_bytes(self, batch: int, context: int) -> int:
         # Without chunks a text that is longer than a batch runs in one piece.
         tokens = max(batch, context) if self.shape.is_encoder else batch
-        return tokens * self.shape.layer_bytes_per_token() * self.layers_alive
+        layers = tokens * self.shape.layer_bytes_per_token() * self.layers_alive
+        return layers + self.shape.logits_bytes(tokens)
 
     def overhead_bytes(self, context: int, kv_tokens: int) -> int:
         rows = max(context, kv_tokens // _TABLE_KV_SHARE) + _PAGE_TOKENS
@@ -251,8 +252,10 @@ class _Load:
             ways.append(f"request a context of at most {shorter.longest_text_tokens:,} tokens")
         for name, other in KNOWN.items():
             fits = _Load(device, other).plan(MIN_CONTEXT_TOKENS, _BATCHES[-1])
-            if fits and other.parameters < self.shape.parameters:
-                ways.append(f"use {name}, which fits (it needs its own index)")
+            is_smaller = other.parameters < self.shape.parameters
+            if fits and is_smaller and other.reranks == self.shape.reranks:
+                index = "" if other.reranks else " (it needs its own index)"
+                ways.append(f"use {name}, which fits{index}")
         return StartError(cause, advice=", or ".join(ways) + ".")
 
 

@@ -220,6 +220,7 @@ _POOLING: Final = {
     "Qwen3Model": _LAST_TOKEN,
     "Qwen3ForCausalLM": _LAST_TOKEN,
 }
+_RERANKERS: Final = ("Qwen3ForCausalLM",)
 _BERTS: Final = ("BertModel", "Contriever", "XLMRobertaModel")
 # SGLang computes a mean as the difference of two running sums over all tokens of a batch, in
 # bfloat16 (srt/layers/pooler.py). After 2,400 tokens of other texts, the mean of 12 states has a
@@ -251,6 +252,18 @@ def precision_notes(spec: ServerSpec) -> list[str]:
         f"developers have not tried it on a GPU: compare some vectors before you build an index."
     )
     return [text] if spec.quantization else []
+
+
+def why_not_reranked(spec: ServerSpec) -> str | None:
+    """Return why SGLang's scores would not be those of a reranker; None if they may be."""
+    folder = _folder(spec)
+    architecture = model_pooling.architecture(folder) if folder else None
+    if architecture not in (None, *_RERANKERS):
+        return (
+            f"scores pairs with {' and '.join(_RERANKERS)}, but {spec.model} has the architecture "
+            f"{architecture}"
+        )
+    return None
 
 
 def notes(model: str, revision: str | None = None) -> list[str]:

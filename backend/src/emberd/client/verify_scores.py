@@ -1,0 +1,168 @@
+"""Verifies that a server gives the scores of a reranker, before its first use.
+
+Enforced are what would go unnoticed: that each prompt ends with the tokens after which the model
+answers, that "yes" and "no" are one token each, that the server reads as many tokens as its
+tokenizer returns, and that prompts in one request get the scores that they get alone, in their
+order. That a document that answers a query scores above one that does not is no more than expected
+of a good model: if it does not, the endpoint has a note.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from typing import Final
+
+from emberd.catalog import SAME_SCORE, Model
+from emberd.client import lengths, scores, wire
+from emberd.client.inputs import Input
+from emberd.client.wire import Reply, Request, TransportError
+from emberd.endpoint import Endpoint
+from emberd.errors import BadReplyError, ServerMismatchError
+from emberd.prompts import RERANK_ANSWERS, RERANK_SUFFIX, rerank_frame
+
+Ask = Callable[..., Generator[Request, Reply | TransportError | None, bytes | None]]
+"""Sends a request, and returns the body of a good reply; None where there is no such route."""
+
+_QUERIES: Final = ("What is the capital of China?", "Explain gravity")
+_ANSWERS: Final = (
+    "The capital of China is Beijing.",
+    "Gravity is a force that attracts two bodies towards each other.",
+)
+# Query and document of each prompt. Good and bad pairs alternate, so that scores in the wrong order
+# differ from the right ones.
+_PAIRS: Final = ((0, 0), (0, 1), (1, 1), (1, 0))
+
+
+def prompts() -> list[str]:
+    """Return the prompts whose scores are compared."""
+    return [_ANSWERS[d].join(rerank_frame(_QUERIES[q])) for q, d in _PAIRS]
+
+
+def steps(
+    endpoint: Endpoint, model: Model, ask: Ask
+) -> Generator[Request, Reply | TransportError | None, Endpoint]:
+    """Return ``endpoint`` with what was found.
+
+    Args:
+        endpoint: The server, which lists the model.
+        model: What is known of the model.
+        ask: Sends a request.
+
+    Raises:
+        ServerMismatchError: It does not score prompts correctly; the text says what was seen.
+    """
+    url, sent = endpoint.url, prompts()
+
+    def tokens_of(
+        text: str, *, adds: bool
+    ) -> Generator[Request, Reply | TransportError | None, list[int]]:
+        request = lengths.tokenize_request(endpoint.server, endpoint.model, text, adds=adds)
+        if (body := (yield from ask(request, optional=True))) is None:
+            raise ServerMismatchError(
+                f"{url}{request.path} is missing or closed. A reranker needs it: the tokens of "
+                f"'yes' and 'no' are those of the server's tokenizer. Open that route, or use "
+                f"SGLang."
+            )
+        return _read_ids(url, body)
+
+    labels = []
+    for word in RERANK_ANSWERS:
+        ids = yield from tokens_of(word, adds=False)
+        if len(ids) != 1:
+            raise ServerMismatchError(
+                f"{url} has {len(ids)} tokens for {word!r}, so {model.name} cannot answer with "
+                f"it. Use Qwen3-Reranker, or a model made from it."
+            )
+        labels += ids
+    if model.label_ids not in (None, tuple(labels)):
+        raise ServerMismatchError(
+            f"{url} has the tokens {labels} for 'yes' and 'no', but the files of {model.name} say "
+            f"that it answers with {model.label_ids}. Use Qwen3-Reranker, or a model made from it."
+        )
+    tail = yield from tokens_of(RERANK_SUFFIX, adds=False)
+    bare: list[list[int]] = []
+    for prompt in sent:
+        bare += [(yield from tokens_of(prompt, adds=False))]
+    if any(ids[-len(tail) :] != tail for ids in bare):
+        raise ServerMismatchError(
+            f"{url} does not read the end of the prompt of Qwen3-Reranker as tokens of its own: "
+            f"its tokenizer does not know <|im_end|>. Use Qwen3-Reranker, or a model made from it."
+        )
+    whole = yield from tokens_of(sent[0], adds=True)
+    found = replace(endpoint, labels=tuple(labels), tail=tuple(tail), needs_ids=whole != bare[0])
+    inputs: list[Input] = [*bare] if found.needs_ids else [*sent]
+    counts_exactly = True
+    alone = []
+    for given, ids in zip(inputs, bare, strict=True):
+        reply = (yield from ask(_request(found, [given]))) or b""
+        counts_exactly &= _check_count(url, reply, len(ids))
+        alone += _read(found, reply, 1)
+    body = yield from ask(_request(found, inputs), limited=True)
+    if body is not None:
+        _compare(url, alone, _read(found, body, len(inputs)))
+    return replace(
+        found,
+        canary=(tuple(alone),),
+        counts_exactly=counts_exactly,
+        notes=_notes(url, model, alone),
+    )
+
+
+def _read_ids(url: str, body: bytes) -> list[int]:
+    try:
+        return lengths.read_ids(body)
+    except BadReplyError as error:
+        raise ServerMismatchError(f"{url}: {error}") from error
+
+
+def _request(endpoint: Endpoint, inputs: list[Input]) -> Request:
+    return scores.score_request(endpoint.model, endpoint.labels, inputs)
+
+
+def _read(endpoint: Endpoint, body: bytes, count: int) -> list[float]:
+    try:
+        reply = scores.read_scores(body, count)
+    except BadReplyError as error:
+        raise ServerMismatchError(f"{endpoint.url} returned an invalid score: {error}") from error
+    return [struct.unpack("<f", raw)[0] for raw in reply.vectors]
+
+
+def _check_count(url: str, body: bytes, tokens: int) -> bool:
+    """Return whether the server says how many tokens it read; raise if they are not those sent."""
+    read = wire.prompt_tokens(body)
+    if read not in (None, tokens):
+        raise ServerMismatchError(
+            f"{url} read {read} tokens of a prompt of {tokens}: it cuts prompts, or adds tokens to "
+            f"them. Use a server that scores exactly the prompt."
+        )
+    return read is not None
+
+
+def _compare(url: str, alone: Sequence[float], together: Sequence[float]) -> None:
+    if len(set(alone)) == 1:
+        raise ServerMismatchError(
+            f"{url} returns the score {alone[0]:.6f} for each of {len(alone)} pairs of a query and "
+            f"a document: it does not read the prompts. Use another server."
+        )
+    for place, (one, other) in enumerate(zip(alone, together, strict=True)):
+        if not abs(one - other) <= SAME_SCORE:
+            raise ServerMismatchError(
+                f"{url} computes requests with several prompts wrongly: prompt {place} of "
+                f"{len(alone)} has the score {other:.4f} among the others and {one:.4f} alone. "
+                f"Update the server, or use another one."
+            )
+
+
+def _notes(url: str, model: Model, alone: Sequence[float]) -> tuple[str, ...]:
+    for good, bad in ((0, 1), (2, 3)):
+        if not alone[good] > alone[bad]:
+            query, document = _PAIRS[bad]
+            text = (
+                f"{model.name} at {url} gives {_QUERIES[query]!r} a score of {alone[good]:.4f} "
+                f"with its answer, and {alone[bad]:.4f} with {_ANSWERS[document]!r}: its scores "
+                f"may mean nothing. Check that its weights are those of a reranker."
+            )
+            return (text,)
+    return ()

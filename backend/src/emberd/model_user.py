@@ -1,0 +1,192 @@
+"""What ``Embedder`` and ``Reranker`` share: a server found at first use, and the clients of it."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from emberd import env
+from emberd.endpoint import Endpoint, read_key, root_url
+from emberd.errors import SettingError
+from emberd.server_handle import ServerHandle
+from emberd.settings import Settings
+
+if TYPE_CHECKING:
+    from emberd.cache.cache import VectorCache
+    from emberd.client.clients import AsyncClient, Client
+    from emberd.manager import Server
+    from emberd.verified_manager import Manager
+
+FIELDS: Final = fields(Settings)
+
+
+class ModelUser:
+    """Sends texts to the server of one model, which is found or started at first use.
+
+    Instances can be shared by threads, event loops and forked children, and pickled; pickles
+    contain neither keys nor clients.
+    """
+
+    _handle: ServerHandle
+    _settings: Settings
+
+    def ensure(self) -> Server:
+        """Return the server in use; find or start it now if there is none yet.
+
+        Raises:
+            ServerError: No server is available.
+            RequestError: The given server does not answer, or requires another key.
+        """
+        client = self._client()
+        if self._given_client is None:
+            return self._handle.server()
+        return self._handle.server(lambda: client.inspect(self._given_endpoint, self._handle.spec))
+
+    async def aensure(self) -> Server:
+        """Like ``ensure``, on the running event loop."""
+        client = await self._aclient()
+        if self._given_async_client is None:
+            return await self._handle.aserver()
+        return await self._handle.aserver(
+            lambda: client.inspect(self._given_endpoint, self._handle.spec)
+        )
+
+    def endpoint(self) -> Endpoint:
+        """Return the server's address and what it serves; raises as ``ensure``."""
+        return self.ensure().endpoint
+
+    def close(self) -> None:
+        """Close the connections of the synchronous methods; the next use opens them again."""
+        if self._sync is not None:
+            self._sync.close()
+
+    async def aclose(self) -> None:
+        """Close the connections of the asynchronous methods; the next use opens them again."""
+        if self._async is not None:
+            await self._async.close()
+
+    @property
+    def settings(self) -> Settings:
+        """All settings, as resolved at construction."""
+        return self._settings
+
+    def __repr__(self) -> str:
+        values = {f.name: getattr(self._settings, f.name) for f in FIELDS if f.repr}
+        usual = type(self._settings)(model="")
+        shown = [f"{k}={value!r}" for k, value in values.items() if value != getattr(usual, k)]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __copy__(self) -> Self:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.__copy__()  # connections, locks and keys are shared
+
+    def __getstate__(self) -> dict[str, Any]:
+        had_key = self._settings.api_key is not None and self._settings.base_url is not None
+        had_client = self._given_client is not None or self._given_async_client is not None
+        needs_key = had_key or had_client or self._handle.key_is_missing
+        return {"settings": replace(self._settings, api_key=None), "needs_key": needs_key}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        settings: Settings = state["settings"]
+        with env.named_in_errors(["api_key"], settings.task):
+            api_key = read_key(env.text(env.setting_variable("api_key", settings.task)) or "")
+        self._build(replace(settings, api_key=api_key))
+        self._handle.key_is_missing = state["needs_key"] and api_key is None
+
+    def _build(
+        self,
+        settings: Settings,
+        manager: Manager | None = None,
+        client: Any = None,
+        async_client: Any = None,
+    ) -> None:
+        self._settings = settings
+        self._given_client = client
+        self._given_async_client = async_client
+        self._sync: Client | None = None
+        self._async: AsyncClient | None = None
+        self._base: Self | None = None  # whose connections this object uses
+        self._handle = ServerHandle(settings, manager)
+
+    def _client(self) -> Client:
+        if self._sync is None and self._base is not None:
+            self._sync = self._base._client().using(self._settings)
+        if self._sync is None:
+            _check_client("client", self._given_client, self._given_async_client)
+            # Imported at first use: it imports NumPy.
+            from emberd.client.clients import Client
+
+            self._sync = Client(
+                self.endpoint,
+                self._settings,
+                reconnect=self._handle.reconnect if self._given_client is None else None,
+                restarts=self._settings.base_url is None,
+                on_use=self._handle.used,
+                on_timeout=self._handle.report_unresponsive,
+                sdk_client=self._given_client,
+                cache=self._cache_adapter(),
+            )
+        return self._sync
+
+    def _cache_adapter(self) -> VectorCache | None:
+        """Return the cache that the clients ask first; None for none."""
+        return None
+
+    async def _aclient(self) -> AsyncClient:
+        if self._base is not None:
+            base = await self._base._aclient()
+            self._async = self._async or base.using(self._settings)
+        elif self._async is None:
+            await self._handle.aload(self._cache_adapter)
+        if self._async is None:  # no other task has created it either
+            _check_client("async_client", self._given_async_client, self._given_client)
+            from emberd.client.clients import AsyncClient
+
+            self._async = AsyncClient(
+                self._aresolve,
+                self._settings,
+                reconnect=self._handle.areconnect if self._given_async_client is None else None,
+                restarts=self._settings.base_url is None,
+                on_use=self._handle.aused,
+                on_timeout=self._handle.areport_unresponsive,
+                sdk_client=self._given_async_client,
+                cache=self._cache_adapter(),
+            )
+        return self._async
+
+    @property
+    def _given_endpoint(self) -> Endpoint:
+        # The address of a given client, before its server is inspected.
+        return Endpoint(str(self._settings.base_url), self._settings.model, dimensions=0)
+
+    async def _aresolve(self) -> Endpoint:
+        return (await self.aensure()).endpoint
+
+
+def common_url(base_url: str | None, *clients: Any) -> str | None:
+    """Return the address that ``base_url`` and the clients share; None if none is given.
+
+    Raises:
+        SettingError: They have different addresses.
+    """
+    given = [client.base_url for client in clients if client is not None]
+    urls = {root_url(str(url)) for url in (base_url, *given) if url is not None}
+    if given and len(urls) > 1:
+        raise SettingError(
+            f"base_url, client and async_client have different addresses: "
+            f"{', '.join(sorted(urls))}. Give them the same base_url, or make one object for each."
+        )
+    return str(given[0]) if given else base_url
+
+
+def _check_client(name: str, needed: Any, other: Any) -> None:
+    # The server may need what only the caller's client has, such as a certificate.
+    if needed is None and other is not None:
+        raise SettingError(
+            f"This method needs {name}=, but only the client of the other kind was given. "
+            f"Give both, or call the methods of the other kind."
+        )

@@ -1,0 +1,212 @@
+"""The reranker: how well each of some documents answers a query."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from emberd.endpoint import Secret
+from emberd.errors import SettingError, TextError
+from emberd.model_user import FIELDS, ModelUser, common_url
+from emberd.prompts import Frame, rerank_frame
+from emberd.settings import UNSET, RerankSettings, Unset
+
+if TYPE_CHECKING:
+    from emberd.client.vectors import Floats
+    from emberd.verified_manager import Manager
+
+
+@dataclass(frozen=True, slots=True)
+class RankedDocument:
+    """A document that was scored.
+
+    Attributes:
+        index: Its place in the documents.
+        score: How well it answers the query, 0 to 1.
+    """
+
+    index: int
+    score: float
+
+
+class Reranker(ModelUser):
+    """Scores of documents for a query, by Qwen3-Reranker.
+
+    At the first use a server for the model is found, or started if there is none; it is another one
+    than that of an ``Embedder``. Instances can be shared by threads, event loops and forked
+    children, and pickled; pickles contain neither keys nor clients.
+
+    A special token of the model, such as ``<|im_end|>``, is read as that token in a query or a
+    document too, as by Qwen's own code: a document from a source that you do not trust may contain
+    one to influence its score.
+
+    Args:
+        model: Name on the hub, or a folder; ``EMBERD_RERANK_MODEL``, else Qwen/Qwen3-Reranker-4B.
+        instruction: What makes a document relevant: a task in words, or the name of a task in
+            ``emberd.TASKS``; None for web search.
+        base_url: A server to use; emberd then starts none. ``EMBERD_RERANK_BASE_URL``.
+        api_key: Its key; ``EMBERD_RERANK_API_KEY``.
+        revision: Commit of the model on the hub; ``EMBERD_RERANK_REVISION``.
+        quantization: As for ``Embedder``, like the following ones, which have the same variables.
+        engine: Which engine may serve.
+        device: ``"cuda"`` or ``"cpu"``.
+        context_tokens: Longest prompt that must fit, in tokens: instruction, query and document,
+            and about 70 more.
+        deterministic: A pair gets the same score, to the bit, alone and in any batch.
+        batch_size: Maximum number of documents in one request.
+        max_concurrency: Maximum number of requests in flight in this process.
+        timeout: Time limit of one request: seconds, or a text such as ``"90s"``.
+        start_timeout: How long to wait for a server to start, in the same form.
+        idle_timeout: Time without use after which a started server stops, in the same form; None
+            or ``"never"`` to keep it running.
+        truncate: Cut documents whose prompt is too long instead of refusing them.
+        manager: Finds and starts servers, instead of a default ``Manager``.
+        client: An ``openai.OpenAI`` to use; emberd then uses its server and starts none.
+        async_client: The same as ``openai.AsyncOpenAI``, for the asynchronous methods.
+
+    Raises:
+        SettingError: A value is invalid, or the model is not a reranker; the text says why.
+    """
+
+    _instruction: str | None
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        instruction: str | None = None,
+        base_url: str | None = None,
+        api_key: str | Secret | None = None,
+        revision: str | None = None,
+        quantization: str | None = None,
+        engine: str | None = None,
+        device: str | None = None,
+        context_tokens: int | None = None,
+        deterministic: bool | None = None,
+        batch_size: int | None = None,
+        max_concurrency: int | None = None,
+        timeout: float | str | None = None,
+        start_timeout: float | str | None = None,
+        idle_timeout: float | str | Unset | None = UNSET,
+        truncate: bool | None = None,
+        manager: Manager | None = None,
+        client: Any = None,
+        async_client: Any = None,
+    ) -> None:
+        arguments = locals()
+        names = {field.name for field in FIELDS} & arguments.keys()
+        given = {name: arguments[name] for name in names}
+        given["base_url"] = common_url(base_url, client, async_client)
+        if not isinstance(instruction, str | None):
+            raise SettingError(f"instruction={instruction!r} must be a string, or None.")
+        self._instruction = instruction
+        self._build(RerankSettings.resolve(**given), manager, client, async_client)
+
+    def rerank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        top_n: int | None = None,
+        instruction: str | None = None,
+    ) -> list[RankedDocument]:
+        """Return the documents in the order of their scores, the best first.
+
+        Args:
+            query: The query.
+            documents: Any number of texts; a blank one is scored like any other.
+            top_n: How many to return; None for all.
+            instruction: Instead of that of this object, for this call.
+
+        Raises:
+            TextError: A document cannot be scored; ``index`` is its place in ``documents``.
+            ServerError: No server is available.
+            RequestError: The server refused the request, failed, or sent an invalid reply.
+        """
+        _check_count(top_n)
+        return _ranked(self.scores(query, documents, instruction), top_n)
+
+    def scores(
+        self, query: str, documents: Iterable[str], instruction: str | None = None
+    ) -> Floats:
+        """Return the score of each document, ``(n,)`` float32, in the order of the documents.
+
+        A score is the probability that the model answers "yes", against "no", to whether the
+        document is relevant. Arguments and errors are those of ``rerank``.
+        """
+        scores: Floats = self._client().embed(documents, self._frame(query, instruction))
+        return scores.reshape(-1)
+
+    async def arerank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        top_n: int | None = None,
+        instruction: str | None = None,
+    ) -> list[RankedDocument]:
+        """Like ``rerank``, on the running event loop."""
+        _check_count(top_n)
+        return _ranked(await self.ascores(query, documents, instruction), top_n)
+
+    async def ascores(
+        self, query: str, documents: Iterable[str], instruction: str | None = None
+    ) -> Floats:
+        """Like ``scores``, on the running event loop."""
+        frame = self._frame(query, instruction)
+        scores: Floats = await (await self._aclient()).embed(documents, frame)
+        return scores.reshape(-1)
+
+    @property
+    def instruction(self) -> str | None:
+        """What makes a document relevant; None for web search."""
+        return self._instruction
+
+    def __repr__(self) -> str:
+        shown = super().__repr__()
+        return (
+            shown
+            if self.instruction is None
+            else f"{shown[:-1]}, instruction={self.instruction!r})"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "instruction": self._instruction}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._instruction = state["instruction"]
+        super().__setstate__(state)
+
+    def _frame(self, query: str, instruction: str | None) -> Frame:
+        task = self._instruction if instruction is None else instruction
+        for name, text in (("query", query), ("instruction", task)):
+            if text is None and name == "instruction":
+                continue
+            if not isinstance(text, str):
+                raise TextError(
+                    f"The {name} is of type {type(text).__name__}, not str: {text!r:.80}. Convert "
+                    f"it.",
+                    index=0,
+                )
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise TextError(
+                    f"The {name} holds the lone surrogate {error.object[error.start]!r} and cannot "
+                    f"be encoded. Read its source with its real encoding.",
+                    index=0,
+                ) from None
+        return rerank_frame(query, task)
+
+
+def _check_count(top_n: object) -> None:
+    if top_n is None or (type(top_n) is int and top_n >= 1):
+        return
+    raise SettingError(f"top_n={top_n!r} must be an integer of at least 1, or None for all.")
+
+
+def _ranked(scores: Floats, top_n: int | None) -> list[RankedDocument]:
+    listed = scores.tolist()
+    # Documents with equal scores stay in their order.
+    order = sorted(range(len(listed)), key=lambda index: -listed[index])
+    return [RankedDocument(index, listed[index]) for index in order[:top_n]]

@@ -1,0 +1,131 @@
+"""What a model is for: a folder decides by its files, and a wrong use is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emberd import Embedder, Reranker, SettingError, model_card
+from emberd.catalog import EMBED, RERANK
+from emberd.cli import options
+from emberd.engines.sglang import support
+from emberd.engines.transformers import TransformersEngine
+from emberd.settings import RerankSettings, ServerSpec, Settings
+
+_END = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "<|endoftext|>"}}],
+    "special_tokens": {"<|endoftext|>": {"ids": [7]}},
+}
+_NO_END = {"type": "ByteLevel"}
+_TRANSFORMER = {"path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+_POOLING = {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
+_SCORE = {
+    "path": "1_LogitScore",
+    "type": "sentence_transformers.cross_encoder.modules.logit_score.LogitScore",
+}
+
+
+def write(folder: Path, **files: Any) -> Path:
+    """Write JSON files; ``__`` in a name is a folder."""
+    for name, content in files.items():
+        path = folder / f"{name.replace('__', '/')}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    return folder
+
+
+def folder_of(
+    tmp_path: Path, processor: Any = _NO_END, kind: str = "Qwen3ForCausalLM", **files: Any
+) -> Path:
+    """Return a folder of a Qwen3 checkpoint without weights."""
+    config = {"architectures": [kind], "hidden_size": 64, "max_position_embeddings": 512}
+    tokenizer = {"added_tokens": [], "normalizer": {"type": "NFC"}, "post_processor": processor}
+    return write(tmp_path / "some-model", config=config, tokenizer=tokenizer, **files)
+
+
+def test_a_plain_qwen3_that_appends_nothing_is_a_reranker(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    known = model_card.describe(str(folder))
+    assert (known.task, known.dimensions, known.end_of_text_id) == (RERANK, 1, None)
+    assert Reranker(folder).settings.spec.task == RERANK
+    with pytest.raises(SettingError, match=r"modules\.json"):
+        Embedder(folder, query_instruction="", document_instruction="")
+
+
+def test_a_plain_qwen3_that_appends_an_end_of_text_is_an_embedding_model(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, _END)
+    assert model_card.describe(str(folder)).task == EMBED
+    assert Embedder(folder, query_instruction="", document_instruction="").settings.task == EMBED
+    with pytest.raises(SettingError, match=r"tokenizer\.json"):
+        Reranker(folder)
+
+
+@pytest.mark.parametrize("processor", [_END, _NO_END])
+def test_modules_decide_whatever_the_tokenizer_does(tmp_path: Path, processor: Any) -> None:
+    pools = folder_of(tmp_path / "1", processor, modules=[_TRANSFORMER, _POOLING])
+    scores = folder_of(
+        tmp_path / "2",
+        processor,
+        modules=[_TRANSFORMER, _SCORE],
+    )
+    write(scores, **{"1_LogitScore__config": {"true_token_id": 9693, "false_token_id": 2152}})
+    assert model_card.describe(str(pools)).task == EMBED
+    known = model_card.describe(str(scores))
+    assert (known.task, known.label_ids, known.end_of_text_id) == (RERANK, (9693, 2152), None)
+
+
+def test_files_are_looked_at_again_when_they_change(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    assert model_card.describe(str(folder)).task == RERANK
+    write(folder, modules=[_TRANSFORMER, _POOLING])
+    assert model_card.describe(str(folder)).task == EMBED
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"kind": "Qwen3ForSequenceClassification"},
+        {"kind": "LlamaForCausalLM"},
+        {"kind": "Qwen3Model"},
+        {"modules": [_TRANSFORMER, _SCORE]},  # without a config.json: one token only
+        {"processor": {"type": "Unknown"}},
+    ],
+    ids=str,
+)
+def test_what_is_not_known_as_a_reranker_is_not_used_as_one(
+    tmp_path: Path, files: dict[str, Any]
+) -> None:
+    with pytest.raises(SettingError):
+        Reranker(folder_of(tmp_path, **files))
+
+
+def test_engines_refuse_a_model_of_the_other_task(tmp_path: Path) -> None:
+    """A name on the hub may turn out to be another model only after its files were fetched."""
+    reranker, embedding = folder_of(tmp_path / "1"), folder_of(tmp_path / "2", _END)
+    engine = TransformersEngine()
+    assert engine.why_unsupported(ServerSpec(str(reranker), task=RERANK)) is None
+    assert engine.why_unsupported(ServerSpec(str(reranker))) is not None
+    assert engine.why_unsupported(ServerSpec(str(embedding), task=RERANK)) is not None
+    assert support.why_not_reranked(ServerSpec(str(reranker), task=RERANK)) is None
+
+
+def test_the_task_is_part_of_the_identity_of_a_reranker_only() -> None:
+    assert ServerSpec().key == "50cbde0dde972b07"  # as before there were rerankers
+    assert ServerSpec(task=RERANK).key != ServerSpec().key
+
+
+def test_a_command_takes_the_task_from_the_model(tmp_path: Path) -> None:
+    named = {
+        "Qwen/Qwen3-Reranker-0.6B": RerankSettings,
+        "Qwen/Qwen3-Embedding-0.6B": Settings,
+        str(folder_of(tmp_path)): RerankSettings,
+    }
+    for model, kind in named.items():
+        assert type(options.settings(model=model, embeds=False)) is kind
+    assert type(options.settings(embeds=False)) is Settings
+    with pytest.raises(SettingError):
+        options.settings(model="Qwen/Qwen3-Reranker-0.6B")
