@@ -160,6 +160,14 @@ def test_a_part_of_an_older_form_is_missed_too(folder: Path) -> None:
     assert missing.startswith("pytorch_model-00002-of-00002.bin")
 
 
+@pytest.mark.parametrize(
+    "stray", ["pytorch_model-00001-of-00002.bin", "model-00001-of-00002.safetensors"]
+)
+def test_a_part_beside_whole_weights_counts_for_nothing(folder: Path, stray: str) -> None:
+    write(folder / stray, 96)
+    assert weight_files.missing_files(folder) == []
+
+
 def test_a_part_that_the_index_names_too_is_reported_once(folder: Path) -> None:
     names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
     (folder / "model.safetensors").rename(folder / names[0])

@@ -370,6 +370,30 @@ def test_failure_to_rewrite_is_reported_once_and_tried_again(
     locks.release(descriptor)
 
 
+def test_record_that_could_not_be_published_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the old one was read meanwhile, and was right when it was read."""
+    monkeypatch.setattr(paths, "_SETTLED_S", 0.0)
+    descriptor = locks.take_liveness(tmp_path)
+    assert descriptor is not None
+    files = StateFiles(tmp_path, descriptor)
+    files.publish(OWN)
+    files.restore()
+    new = replace(OWN, progress="another")
+
+    def fail(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "write_record", fail)
+        with pytest.raises(OSError, match="No space left"):
+            files.publish(new)
+    files.restore()
+    assert state.read_record(tmp_path) == new
+    locks.release(descriptor)
+
+
 def test_unchanged_record_is_not_written_again(tmp_path: Path) -> None:
     descriptor = locks.take_liveness(tmp_path)
     assert descriptor is not None

@@ -24,6 +24,7 @@ _TOKENIZERS: Final = (
 )
 _MOST_SHOWN: Final = 3
 _MOST_PARTS: Final = 1000  # of a name that is no part's
+_WHOLE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 _OLD: Final = ("*.bin", "*.pt")
 # Of a larger piece the kernel reads only as much as the disk's setting read_ahead_kb: usually this.
@@ -109,11 +110,14 @@ def missing_files(folder: Path) -> list[str]:
     values = listed.values() if isinstance(listed, dict) else ()
     named = {name for name in values if isinstance(name, str)}
     found += [f"{name} is missing ({_INDEX} lists it)" for name in sorted(named - set(present))]
-    weights = {*present, *(file.name for old in _OLD for file in folder.glob(old))}
-    found += [
-        f"{name} is missing (the names of the others count it)"
-        for name in sorted(_parts(weights) - weights - named)
-    ]
+    # Without an index the names tell how many parts there are. Files in older formats are not read
+    # where there are safetensors.
+    weights = set(present) or {file.name for old in _OLD for file in folder.glob(old)}
+    if not named and _WHOLE not in weights:
+        found += [
+            f"{name} is missing (the names of the others count it)"
+            for name in sorted(_parts(weights) - weights)
+        ]
     for name, file in present.items():
         try:
             wanted = model_files.read_safetensors_header(file).file_bytes

@@ -64,6 +64,8 @@ class StateFiles:
         """
         with self._lock:
             self._own = own
+            # If the write fails, the file is unchanged, but is no longer what it should be.
+            self._changes = paths.Changes(self._file)
             self._write(own)
 
     def _write(self, own: Record) -> None:

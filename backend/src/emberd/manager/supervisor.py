@@ -96,7 +96,6 @@ class Supervisor:
         if self._server is not None:
             with suppress(OSError):  # tried again at the next wait
                 self._server.bound_log()
-        if self._server is not None and self.record.state is State.STARTING:
             self._server.update_memory()
         self._files.check()
 
@@ -334,7 +333,6 @@ class Supervisor:
             idle_timeout_s = self._files.idle_timeout.seconds()
             if not (health.is_active or idle.is_reading_due(idle_timeout_s, timing.look_s)):
                 continue
-            server.update_memory()
             activity = probe.activity(endpoint.url, endpoint.api_key, listener=endpoint.listener)
             idle.observe(activity)
             if health.is_hung(activity):

@@ -22,6 +22,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Sequence
 from types import FrameType
 from typing import Final
@@ -66,6 +67,12 @@ class _UvicornServer(uvicorn.Server):
         uvicorn's own loop wakes up ten times a second, to see that and to write the Date header,
         which no client of this server needs.
         """
+        if threading.current_thread() is threading.main_thread():
+            # uvicorn's handlers run when the loop wakes up next; these wake it up.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(
+                    number, self.handle_exit, number, None
+                )
         await self._stopped.wait()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
