@@ -33,11 +33,6 @@ COMMIT: Final = "0123456789abcdef0123456789abcdef01234567"
 PROMPTS: Final = "config_sentence_transformers.json"
 BARE: Final = {"query_instruction": "", "document_instruction": ""}
 TOKENIZER: Final[dict[str, Any]] = {"normalizer": {"type": "NFC"}, "post_processor": None}
-APPENDS: Final = {
-    "type": "TemplateProcessing",
-    "single": [{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "<|endoftext|>"}}],
-    "special_tokens": {"<|endoftext|>": {"ids": [7]}},
-}
 FILES: Final[Mapping[str, Any]] = {
     "config.json": {"architectures": ["Qwen3ForCausalLM"], "hidden_size": 64},
     PROMPTS: {"prompts": {"query": "q: ", "document": "d: "}},
@@ -230,7 +225,6 @@ def test_pooling_is_checked_before_a_start(served: Hub, cache: Path) -> None:
 def test_a_bare_repository_of_transformers_is_like_such_a_folder(served: Hub) -> None:
     for name in ("modules.json", "1_Pooling/config.json", PROMPTS):
         del served.files[name]
-    served.files["tokenizer.json"] = {**TOKENIZER, "post_processor": APPENDS}
     settings = Settings.resolve(model=MODEL, **BARE)
     load_card(settings)
     snapshot = model_files.hub_snapshot(MODEL, None)
@@ -241,8 +235,9 @@ def test_a_bare_repository_of_transformers_is_like_such_a_folder(served: Hub) ->
 
 
 def test_a_reranker_on_the_hub_is_refused_once_its_files_are_known(served: Hub) -> None:
-    for name in ("modules.json", "1_Pooling/config.json", PROMPTS):
+    for name in ("modules.json", "1_Pooling/config.json"):
         del served.files[name]
+    served.files[PROMPTS] = {"model_type": "CrossEncoder"}
     settings = Settings.resolve(model=MODEL, **BARE)
     settings.obtain_card()
     with pytest.raises(SettingError, match="reranker"):

@@ -22,6 +22,7 @@ _END = {
 }
 _NO_END = {"type": "ByteLevel"}
 _TRANSFORMER = {"path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+_CROSS: dict[str, Any] = {"config_sentence_transformers": {"model_type": "CrossEncoder"}}
 _POOLING = {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
 _SCORE = {
     "path": "1_LogitScore",
@@ -47,13 +48,16 @@ def folder_of(
     return write(tmp_path / "some-model", config=config, tokenizer=tokenizer, **files)
 
 
-def test_a_plain_qwen3_that_appends_nothing_is_a_reranker(tmp_path: Path) -> None:
+def test_a_plain_qwen3_that_appends_nothing_is_what_it_is_used_for(tmp_path: Path) -> None:
+    """Its files are those of a Qwen3-Reranker, and of an embedding model without a template."""
     folder = folder_of(tmp_path)
-    known = model_card.describe(str(folder))
+    known = model_card.describe(str(folder), task=RERANK)
     assert (known.task, known.dimensions, known.end_of_text_id) == (RERANK, 1, None)
     assert Reranker(folder).settings.spec.task == RERANK
-    with pytest.raises(SettingError, match=r"modules\.json"):
-        Embedder(folder, query_instruction="", document_instruction="")
+    known = model_card.describe(str(folder))
+    assert (known.task, known.dimensions) == (None, 64)
+    embedder = Embedder(folder, query_instruction="", document_instruction="")
+    assert embedder.settings.known.dimensions == 64
 
 
 def test_a_plain_qwen3_that_appends_an_end_of_text_is_an_embedding_model(tmp_path: Path) -> None:
@@ -80,9 +84,9 @@ def test_modules_decide_whatever_the_tokenizer_does(tmp_path: Path, processor: A
 
 def test_files_are_looked_at_again_when_they_change(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
-    assert model_card.describe(str(folder)).task == RERANK
+    assert model_card.describe(str(folder), task=RERANK).task == RERANK
     write(folder, modules=[_TRANSFORMER, _POOLING])
-    assert model_card.describe(str(folder)).task == EMBED
+    assert model_card.describe(str(folder), task=RERANK).task == EMBED
 
 
 @pytest.mark.parametrize(
@@ -105,7 +109,7 @@ def test_what_is_not_known_as_a_reranker_is_not_used_as_one(
 
 def test_engines_refuse_a_model_of_the_other_task(tmp_path: Path) -> None:
     """A name on the hub may turn out to be another model only after its files were fetched."""
-    reranker, embedding = folder_of(tmp_path / "1"), folder_of(tmp_path / "2", _END)
+    reranker, embedding = folder_of(tmp_path / "1", **_CROSS), folder_of(tmp_path / "2", _END)
     engine = TransformersEngine()
     assert engine.why_unsupported(ServerSpec(str(reranker), task=RERANK)) is None
     assert engine.why_unsupported(ServerSpec(str(reranker))) is not None
@@ -122,7 +126,8 @@ def test_a_command_takes_the_task_from_the_model(tmp_path: Path) -> None:
     named = {
         "Qwen/Qwen3-Reranker-0.6B": RerankSettings,
         "Qwen/Qwen3-Embedding-0.6B": Settings,
-        str(folder_of(tmp_path)): RerankSettings,
+        str(folder_of(tmp_path / "1", **_CROSS)): RerankSettings,
+        str(folder_of(tmp_path / "2")): Settings,
     }
     for model, kind in named.items():
         assert type(options.settings(model=model, embeds=False)) is kind

@@ -48,15 +48,20 @@ _DOCUMENT_NAMES: Final = (_DOCUMENT, "passage", "corpus")
 # ------------------------------------------------------------ the model as a whole
 
 
-def describe(name: str, revision: str | None = None) -> Model:
+def describe(name: str, revision: str | None = None, *, task: str = catalog.EMBED) -> Model:
     """Return what is known of a model: from the files of its folder, else from the catalog.
 
     The files win, because a folder named like a model of the catalog may hold a fine-tuned one.
     The catalog fills in what the files do not say. A name on the hub that is not in the catalog is
     described by its files in the hub's cache. Nothing is fetched; see ``emberd.hub``.
+
+    Args:
+        name: Name on the hub, or a folder.
+        revision: Commit, branch or tag on the hub.
+        task: What the model is wanted for. It decides only where the files say nothing of the task.
     """
     if is_folder(name):
-        return _described(name, Path(name), False, *_changes(Path(name)))
+        return _described(name, Path(name), task, False, *_changes(Path(name)))
     known = catalog.find(name)
     if known is not None:
         return known
@@ -66,10 +71,10 @@ def describe(name: str, revision: str | None = None) -> Model:
     if (folder := _complete(name, revision)) is not None:
         # A process keeps to one commit: a download by the server may move the branch, and prompts
         # that change between documents and queries would go unnoticed.
-        return _described(name, folder, True)
+        return _described(name, folder, task, True)
     folder = hub_snapshot(name, revision)
     if folder is not None:
-        return _described(name, folder, True, *_changes(folder))
+        return _described(name, folder, task, True, *_changes(folder))
     problem = f"{PROMPTS_FILE} of {name} is not on this machine"
     return Model(name, query_problem=problem, document_problem=problem)
 
@@ -143,7 +148,7 @@ def _changes(folder: Path) -> list[int]:
 
 
 @functools.lru_cache(maxsize=32)
-def _described(name: str, folder: Path, is_cached: bool, *_changed: int) -> Model:
+def _described(name: str, folder: Path, task: str, is_cached: bool, *_changed: int) -> Model:
     # Called for each query; the files are read again only when one of them has changed.
     config = read_json(folder / CONFIG)
     keys = ("is_matryoshka", "matryoshka_dimensions")
@@ -166,7 +171,8 @@ def _described(name: str, folder: Path, is_cached: bool, *_changed: int) -> Mode
     listed = None if is_cached else catalog.find(name)
     known = replace(listed or Model(name), name=name, **facts)
     lacks_modules = not is_cached or hub_lacks(folder, MODULES)
-    known = replace(known, **_task(folder, known.task, tokenizer, lacks_modules=lacks_modules))
+    found = _task(folder, known.task, tokenizer, task, lacks_modules=lacks_modules)
+    known = replace(known, **found)
     if known.task == catalog.RERANK:
         # No token follows the prompt, whatever the tokenizer does with a text.
         return replace(known, dimensions=1, cut_to=None, start_ids=(), end_of_text_id=None)
@@ -186,7 +192,7 @@ _QWEN3: Final = "Qwen3ForCausalLM"
 
 
 def _task(
-    folder: Path, listed: str | None, tokenizer: Tokenizer, *, lacks_modules: bool
+    folder: Path, listed: str | None, tokenizer: Tokenizer, wanted: str, *, lacks_modules: bool
 ) -> dict[str, Any]:
     """Return the task of a folder's model, and which file says so.
 
@@ -194,6 +200,7 @@ def _task(
         folder: The model's files.
         listed: The task of the model of the catalog after which the folder is named.
         tokenizer: What its tokenizer does.
+        wanted: The task for which it is wanted.
         lacks_modules: A missing ``modules.json`` means that the model has none.
     """
     try:
@@ -229,8 +236,8 @@ def _task(
     if tokenizer.end_of_text_id is not None:
         reason = f"{folder / model_tokenizer.FILE} appends an end-of-text token to each text"
         return {"task": catalog.EMBED, "task_reason": reason}
-    if not tokenizer.is_known:
-        return {}
+    if not tokenizer.is_known or wanted != catalog.RERANK:
+        return {}  # some embedding models have no such tokenizer either
     reason = (
         f"it is a {_QWEN3} without {MODULES}, and {folder / model_tokenizer.FILE} appends no "
         f"end-of-text token"

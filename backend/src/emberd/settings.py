@@ -233,7 +233,7 @@ class Settings(_WithCard):
     def known(self) -> Model:
         """What is known of the model, from the catalog or from its files on this machine."""
         card = self._kept_card
-        return card[0] if card else model_card.describe(self.model, self.revision)
+        return card[0] if card else model_card.describe(self.model, self.revision, task=self.task)
 
     @property
     def has_templates(self) -> bool:

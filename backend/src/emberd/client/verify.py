@@ -125,7 +125,7 @@ def drive(verification: Verification, send: Callable[[Request], Answer]) -> Endp
 
 def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> Verification:
     """Do as ``verify``, for a driver that sends, and gives all requests together ``timeout_s``."""
-    model = model_card.describe(spec.model, spec.revision)
+    model = model_card.describe(spec.model, spec.revision, task=spec.task)
     if model_files.is_folder(spec.model) or spec.model.casefold() != model.name.casefold():
         model = replace(model, reference=None)  # a folder of that name may be fine-tuned
     ask = functools.partial(_ask, url, timeout_s)

@@ -239,7 +239,7 @@ class EnvironmentEngine(Engine):
             return f"the folder {model} contains no {model_files.CONFIG}, so it is not a checkpoint"
         if not is_folder and model_files.is_path(model):
             return f"there is no folder {model}"
-        described = model_card.describe(model, spec.revision)
+        described = model_card.describe(model, spec.revision, task=spec.task)
         if described.task not in (None, spec.task):
             return _why_other_task(described)
         if spec.task == catalog.RERANK:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from emberd import catalog, model_card
+from emberd import catalog
 from emberd.catalog import DecoderShape, Model
 from emberd.model_files import CONFIG, SAFETENSORS, is_folder, read_json, read_safetensors_header
 
@@ -112,18 +112,18 @@ def element_bytes(dtype: str | None) -> int:
     return _DTYPE_BYTES.get(dtype or "", _BF16_BYTES)
 
 
-def shape_of(model: str) -> ModelShape | None:
+def shape_of(model: str, task: str = catalog.EMBED) -> ModelShape | None:
     """Return the shape of a model: a folder's from its files, that of a hub name from the catalog.
 
     Returns:
         None for an unknown name on the hub, or a folder without a usable config.json or weights.
     """
     if is_folder(model):
-        return _from_folder(Path(model))
+        return _from_folder(Path(model), task)
     return _from_catalog(catalog.lookup(model))
 
 
-def _from_folder(folder: Path) -> ModelShape | None:
+def _from_folder(folder: Path, task: str) -> ModelShape | None:
     config = read_json(folder / CONFIG)
     try:
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
@@ -156,7 +156,7 @@ def _from_folder(folder: Path) -> ModelShape | None:
             parameters=parameters,
             context_tokens=_context(config),
             stored_bytes=_stored_bytes(folder) if "quantization_config" in config else None,
-            reranks=model_card.describe(str(folder)).task == catalog.RERANK,
+            reranks=task == catalog.RERANK,
         )
     except _DAMAGED:
         return None

@@ -83,7 +83,7 @@ class TransformersEngine(OwnServerEngine, EnvironmentEngine):
             return problem
         if spec.quantization is not None:
             return f"serves no quantised weights; omit quantization={spec.quantization!r}"
-        shape = shape_of(spec.model)
+        shape = shape_of(spec.model, spec.task)
         if shape and spec.context_tokens and spec.context_tokens > shape.context_tokens:
             return (
                 f"{spec.model} accepts texts of up to {shape.context_tokens:,} tokens, not "
@@ -293,7 +293,7 @@ def _choose_device(
 
 def _short_of_memory(spec: ServerSpec, device: str, gpu: Gpu | None = None) -> str | None:
     """Return why the weights do not fit and what to do; None if they do, or it is unknown."""
-    shape = shape_of(spec.model)
+    shape = shape_of(spec.model, spec.task)
     if shape is None:
         return None
     # Whether the server will choose bfloat16, by the rules of our own server.

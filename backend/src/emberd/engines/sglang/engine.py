@@ -226,7 +226,7 @@ def _earlier_usage(
     spec: ServerSpec, launch: Launch, chosen: Sequence[Gpu], version: str
 ) -> Usage | None:
     """Return what earlier starts used; None where the plan is not comparable with them."""
-    shape = shape_of(spec.model)
+    shape = shape_of(spec.model, spec.task)
     # The user's own arguments may change what is used.
     if shape is None or not chosen or launch.options.arguments:
         return None
@@ -247,7 +247,7 @@ def _plan_memory(
     chosen: Sequence[Gpu],
     earlier: Usage | None = None,
 ) -> MemoryPlan | None:
-    shape = shape_of(spec.model)
+    shape = shape_of(spec.model, spec.task)
     if shape is None:
         return None
     device: Gpu | memory.Device
