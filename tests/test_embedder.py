@@ -20,6 +20,7 @@ import pytest
 
 import emberd
 from emberd import Embedder, Endpoint, ServerSpec, model_card
+from emberd.client import clients
 from emberd.client.verify import verify
 from emberd.errors import (
     AuthenticationError,
@@ -649,3 +650,17 @@ def test_public_names_exist_and_others_do_not() -> None:
     assert emberd.Endpoint is Endpoint
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = emberd.Nothing
+
+
+def test_client_made_while_another_thread_completes_the_settings_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    embedder = Embedder(QWEN, base_url="http://127.0.0.1:9")
+    made = clients.Client.__init__
+
+    def slow(self: clients.Client, *args: Any, **settings: Any) -> None:
+        made(self, *args, **settings)
+        embedder._check()
+
+    monkeypatch.setattr(clients.Client, "__init__", slow)
+    assert embedder._client()._settings is embedder.settings

@@ -120,16 +120,20 @@ class ModelUser:
             # Imported at first use: it imports NumPy.
             from emberd.client.clients import Client
 
+            settings = self._settings
             self._sync = Client(
                 self.endpoint,
-                self._settings,
+                settings,
                 reconnect=self._handle.reconnect if self._given_client is None else None,
-                restarts=self._settings.base_url is None,
+                restarts=settings.base_url is None,
                 on_use=self._handle.used,
                 on_timeout=self._handle.report_unresponsive,
                 sdk_client=self._given_client,
                 cache=self._cache_adapter(),
             )
+            # Another thread may have completed the settings meanwhile, and seen no client.
+            if settings is not self._settings:
+                self._sync = self._sync.using(self._settings)
         return self._sync
 
     def _cache_adapter(self) -> VectorCache | None:
@@ -146,16 +150,19 @@ class ModelUser:
             _check_client("async_client", self._given_async_client, self._given_client)
             from emberd.client.clients import AsyncClient
 
+            settings = self._settings
             self._async = AsyncClient(
                 self._aresolve,
-                self._settings,
+                settings,
                 reconnect=self._handle.areconnect if self._given_async_client is None else None,
-                restarts=self._settings.base_url is None,
+                restarts=settings.base_url is None,
                 on_use=self._handle.aused,
                 on_timeout=self._handle.areport_unresponsive,
                 sdk_client=self._given_async_client,
                 cache=self._cache_adapter(),
             )
+            if settings is not self._settings:
+                self._async = self._async.using(self._settings)
         return self._async
 
     @property

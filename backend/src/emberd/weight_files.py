@@ -87,10 +87,11 @@ def read_ahead(model: str, revision: str | None) -> None:
 
     folder = Path(model) if model_files.is_folder(model) else None
     folder = folder or model_files.hub_snapshot(model, revision)
+    files = sorted(folder.glob(model_files.SAFETENSORS)) if folder else []
     # What does not fit would displace what was read before.
-    if folder is None or size_bytes(folder) > psutil.virtual_memory().available:
+    if sum(file.stat().st_size for file in files) > psutil.virtual_memory().available:
         return
-    for file in sorted(folder.glob(model_files.SAFETENSORS)):
+    for file in files:
         with suppress(OSError), model_files.open_regular(file) as opened:
             for begin in range(0, os.fstat(opened.fileno()).st_size, _AHEAD_BYTES):
                 os.posix_fadvise(opened.fileno(), begin, _AHEAD_BYTES, os.POSIX_FADV_WILLNEED)

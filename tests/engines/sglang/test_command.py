@@ -167,7 +167,7 @@ def test_unequally_free_gpus_do_not_stop_a_start() -> None:
 def test_a_cpu_server_looks_for_no_gpu() -> None:
     given = variables({}, (), STORE, HOME)
     assert given["SGLANG_USE_CPU_ENGINE"][0] == "1"
-    assert "CUDA_VISIBLE_DEVICES" not in given
+    assert given["CUDA_VISIBLE_DEVICES"][0] == ""
 
 
 def test_processes_of_one_gpu_meet_in_a_private_file_and_not_at_an_open_port() -> None:

@@ -130,7 +130,7 @@ class Server:
     folder: str | None = None
     notes: tuple[str, ...] = ()
     options: StartOptions | None = None
-    phases: Mapping[str, float] = field(default_factory=dict)
+    phases: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def unmet(self, asked: Mapping[str, Any]) -> list[str]:
         """Return the names of the start options in ``asked`` that this server does not have.
@@ -244,7 +244,7 @@ class ServerStatus:
     start_id: str = ""
     api_key: str | None = field(default=None, repr=False)
     listener: Listener | None = None
-    phases: Mapping[str, float] = field(default_factory=dict)
+    phases: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 # ---------------------------------------------------------------- the record
@@ -303,7 +303,7 @@ class Record:
     options: StartOptions = field(default_factory=StartOptions)
     notes: tuple[str, ...] = ()
     scratch: str = ""
-    phases: Mapping[str, float] = field(default_factory=dict)
+    phases: Mapping[str, float] = field(default_factory=dict, hash=False)
     schema: int = field(default=SCHEMA)
 
     @property

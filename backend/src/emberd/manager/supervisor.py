@@ -26,13 +26,14 @@ from typing import Final
 
 from emberd import engines, model_files, probe, weight_files
 from emberd.endpoint import Endpoint
-from emberd.engines.base import Launch, Plan, phase_of
+from emberd.engines.base import EnvironmentEngine, Launch, Plan, phase_of
 from emberd.errors import EmberdError, LockTimeoutError, StartError
 from emberd.manager import cleanup, locks, paths, ports, process_tree, state
 from emberd.manager.health import HangMonitor, StartMonitor
 from emberd.manager.idle import IdleMonitor
 from emberd.manager.state import Record, State, Verify
 from emberd.manager.state_repair import FolderGone, StateFiles, report
+from emberd.settings import StartOptions
 from emberd.system import background, os_errors, ownership, processes
 from emberd.system.log_rules import Diagnosis
 
@@ -285,13 +286,20 @@ class Supervisor:
                 scratch,
                 inherited=() if launch.descriptor is None else (launch.descriptor,),
             )
+        self._read_ahead(launch.options)
+        return launch, plan, server
+
+    def _read_ahead(self, options: StartOptions) -> None:
+        spec = self.record.spec
+        if isinstance(self.engine, EnvironmentEngine) and not (
+            model_files.is_folder(spec.model) or self.engine.uses_hub_cache(spec, options)
+        ):
+            return  # the server reads other files
         # Not waited for. Without a thread it is left out: the server reads the weights anyway.
         with suppress(EmberdError):
-            spec = self.record.spec
             background.run(
                 partial(weight_files.read_ahead, spec.model, spec.revision), "read-ahead"
             )
-        return launch, plan, server
 
     def _lock_gpus(self, held: ExitStack) -> tuple[str, ...]:
         lock_folder = ownership.make_private(paths.Home.of(self.folder).gpu_locks)

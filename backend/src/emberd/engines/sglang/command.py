@@ -156,6 +156,9 @@ def variables(
         needed[name] = ("0", "a dump would delay the end by a minute")
     if not gpus:
         needed["SGLANG_USE_CPU_ENGINE"] = ("1", "otherwise SGLang requires a GPU")
+        # SGLang asks for GPUs when it is imported. A process that is forked afterwards gets another
+        # answer, because the state of CUDA is not usable there.
+        needed[VISIBLE] = ("", "the model runs on the CPU, and the processes are forked")
         needed["PYTHONPATH"] = (
             ON_CPU,
             "has a stand-in for kernels that exist only for GPUs, and sglang_forked",
