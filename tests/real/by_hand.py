@@ -19,7 +19,7 @@ from emberd import probe
 from emberd.engines import sglang
 from emberd.manager import cleanup
 
-START_S: Final = 240.0
+START_S: Final = 480.0
 POLL_S: Final = 0.25
 """Between two looks at what takes seconds: a look takes time from the server that starts."""
 
@@ -88,6 +88,7 @@ def server(
 
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("EMBERD_")}
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process compiles SGLang again
     return kept | {"SGLANG_USE_CPU_ENGINE": "1", "PYTHONPATH": str(_KERNELS)}
 
 

@@ -23,7 +23,7 @@ HERE: Final = Path(__file__).parent
 # Before the session's environment is cleaned: the engines are this machine's, not the session's.
 _ENGINES: Final = Places.resolve().engines
 _SGLANG: Final = os.environ.get("EMBERD_SGLANG_PYTHON")
-START_S: Final = 240.0
+START_S: Final = 480.0
 _SCRIPT_S: Final = 240.0
 
 Vectors = NDArray[np.float32]
