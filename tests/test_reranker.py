@@ -150,6 +150,18 @@ def test_a_document_that_is_too_long_is_named(server: FakeReranker) -> None:
     assert raised.value.index == 1
 
 
+@pytest.mark.parametrize("appends", [None, APPENDS])
+def test_a_server_short_of_memory_gets_no_document_cut_unasked(appends: int | None) -> None:
+    with FakeReranker(end_of_text=appends) as server:
+        reranker = reranker_for(server)
+        reranker.ensure()
+        server.context_tokens = 1000  # 4000 when it was verified
+        with pytest.raises(TextTooLongError) as raised:
+            reranker.scores("q", ["short", "x" * 1500])
+    assert (raised.value.index, raised.value.limit) == (1, 999)
+    assert raised.value.tokens == len(tokenize(prompt("q", "x" * 1500)))
+
+
 def test_a_document_is_cut_before_the_end_of_the_prompt(server: FakeReranker) -> None:
     scores = reranker_for(server, truncate=True).scores("q", ["short", "x" * 5000])
     limit, tail = 3999, tokenize(RERANK_SUFFIX)

@@ -286,7 +286,7 @@ class Lengths:
         A router states no context, and a server short of memory accepts less than its own.
 
         Raises:
-            TextTooLongError: A text that was cut before cannot be cut to it.
+            TextTooLongError: A text that is sent as token ids is longer, and may or can not be cut.
         """
         if limit is None or not self._can_count:
             return False
@@ -300,7 +300,9 @@ class Lengths:
                 self._asked.add((index, limit))
                 self.to_count.append(TokenCount(index))
                 again = True
-            elif isinstance(given, list) and len(given) > limit:  # cut to what the server stated
+            elif isinstance(given, list) and len(given) > limit:
+                if not self.truncate:
+                    raise self.error(index, len(given), limit)
                 self._cut(index, given, limit, endpoint)
                 again = True
         return again
