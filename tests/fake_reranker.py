@@ -63,6 +63,7 @@ class FakeReranker(FakeServer):
     context_tokens: int | None = 4000
     is_generation: bool = True
     end_of_text: int | None = None  # what its tokenizer appends
+    always_appends: bool = False  # although it is asked not to
 
     @property
     def scored(self) -> list[list[Any]]:
@@ -80,7 +81,7 @@ class FakeReranker(FakeServer):
         if not self.has_tokenizer:
             return reply(404, {"detail": "Not Found"})
         ids = tokenize(request.body["prompt"])
-        if request.body.get("add_special_tokens", True):
+        if self.always_appends or request.body.get("add_special_tokens", True):
             ids = self._ids(request.body["prompt"])
         return reply(200, {"tokens": ids, "count": len(ids), "max_model_len": self.context_tokens})
 

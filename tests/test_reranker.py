@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import checkpoints_made
 from emberd import (
     BadReplyError,
     Reranker,
@@ -188,6 +191,40 @@ def test_a_tokenizer_that_appends_a_token_is_sent_token_ids() -> None:
         assert reranker.endpoint().needs_ids
         assert scores.tolist() == expected(server, "q", ["one", "two", ""])
         assert all(isinstance(item, list) for request in server.scored for item in request)
+
+
+def test_a_prompt_ends_as_it_should_even_if_files_of_the_model_name_an_end_of_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a model in the hub's cache embeds is unknown if nothing is kept of its modules."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    ends = {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "<|endoftext|>"}}],
+        "special_tokens": {"<|endoftext|>": {"ids": [APPENDS]}},
+    }
+    files = {
+        "config.json": {"architectures": ["Qwen3ForCausalLM"], "hidden_size": 16},
+        "tokenizer.json": {"post_processor": ends},
+    }
+    snapshot = checkpoints_made.write_cached(tmp_path, "house/reranker", files)
+    shutil.rmtree(snapshot.parents[1] / ".no_exist")
+    with FakeReranker(model="house/reranker", end_of_text=APPENDS) as server:
+        scores = Reranker(server.model, base_url=server.url).scores("q", ["d"])
+        assert server.scored[-1] == [tokenize(prompt("q", "d"))]
+        assert scores.tolist() == expected(server, "q", ["d"])
+
+
+@pytest.mark.parametrize("document", ["d", "x" * 5000])
+def test_a_tokenizer_that_ends_prompts_otherwise_than_before_is_an_error(document: str) -> None:
+    with FakeReranker(end_of_text=APPENDS) as server:
+        reranker = reranker_for(server, truncate=True)
+        reranker.ensure()
+        before = len(server.scored)
+        server.always_appends = True
+        with pytest.raises(BadReplyError):
+            reranker.scores("q", [document])
+        assert len(server.scored) == before
 
 
 @pytest.mark.parametrize("fault", ["nan", "beyond_one", "no_softmax", "missing", "one_number"])

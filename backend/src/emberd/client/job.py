@@ -341,7 +341,7 @@ class Job:
                 if not isinstance(body, bytes):
                     return body
                 if isinstance(work, TokenCount):
-                    return lengths.read_whole(endpoint.server, body, self._model)
+                    return lengths.read_whole(endpoint, body, self._model)
                 count, tokens = len(work.indices), self._tokens(work)
                 outcome = yield from row_formats.read(endpoint, body, count, tokens)
             if (failure := self._facts.check_model(endpoint, outcome.model)) is not None:

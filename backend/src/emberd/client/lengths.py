@@ -216,7 +216,7 @@ class Lengths:
         """Record the tokens of equal texts; yield the errors of texts that cannot be embedded.
 
         Raises:
-            RequestError: They could not be counted.
+            RequestError: They could not be counted, or a prompt lacks its end.
         """
         missing = isinstance(result, RejectedError) and result.status in wire.NO_ROUTE
         # A gateway may let a key embed and close the tokenizer to it; a wrong key fails the
@@ -245,6 +245,13 @@ class Lengths:
         given, limit = self.prepared.inputs[index], self._limit(endpoint)
         if not isinstance(given, str):
             return
+        tail = [*endpoint.tail]
+        if ids[len(ids) - len(tail) :] != tail:
+            raise BadReplyError(
+                f"{endpoint.url}{PATH} returned token ids that do not end with those of the end of "
+                f"the prompt ({tail}), as they did before. Check whether another server answers "
+                f"at this address."
+            )
         self.prepared.counted[index] = len(ids)
         if limit is not None and len(ids) > limit:
             if not self.truncate:
@@ -418,14 +425,16 @@ def read_ids(body: bytes) -> list[int]:
     return ids
 
 
-def read_whole(server: str, body: bytes, model: Model) -> list[int]:
-    """Return all token ids of a text, from the reply to a request with the special tokens.
+def read_whole(endpoint: Endpoint, body: bytes, model: Model) -> list[int]:
+    """Return all token ids of a text, from the reply of ``endpoint`` to a ``tokenize_request``.
 
     Raises:
         BadReplyError: It has none.
     """
     ids = read_ids(body)
-    if server == _LLAMA_CPP and model.special_tokens:
+    if endpoint.labels:
+        return ids  # nothing is put around a reranker's prompt
+    if endpoint.server == _LLAMA_CPP and model.special_tokens:
         end = model.end_of_text_id
         return [*model.start_ids, *ids, *([] if end is None else [end])]
     return with_added(ids, model)
