@@ -181,6 +181,18 @@ def test_a_query_that_leaves_no_space_is_refused_and_not_cut(server: FakeReranke
     assert all(isinstance(item, str) and "qqqq" not in item for item in sent)
 
 
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-Reranker-0.6B", MODEL])
+def test_a_query_that_its_normal_form_lengthens_is_not_cut(model: str) -> None:
+    query = "\N{DEVANAGARI LETTER QA}" * 330  # 3 bytes each, and 6 in NFC
+    with FakeReranker(model=model, context_tokens=1500) as server:
+        reranker = Reranker(model, base_url=server.url, truncate=True)
+        reranker.ensure()
+        before = len(server.scored)
+        with pytest.raises(TextTooLongError):
+            reranker.scores(query, ["x" * 1000])
+        assert len(server.scored) == before
+
+
 # ---------------------------------------------------------------- what is enforced
 
 

@@ -109,7 +109,7 @@ class Lengths:
         facts: What other jobs have shown of the servers.
         truncate: Whether texts that are too long are cut.
         offset: How many texts of the caller precede these.
-        head_bytes: For a reranker: size of what comes before each document, in bytes of UTF-8.
+        head_bytes: For a reranker: most bytes of UTF-8 of what comes before each document.
         to_count: The texts that are to be counted next.
         shortened: The texts that were cut.
     """
