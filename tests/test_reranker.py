@@ -16,6 +16,7 @@ import pytest
 import checkpoints_made
 from emberd import (
     BadReplyError,
+    InstructionError,
     Reranker,
     ServerMismatchError,
     ServerUnavailableError,
@@ -365,7 +366,21 @@ def test_copies_keep_the_instruction(server: FakeReranker) -> None:
         assert server.scored[-1] == [prompt("q", "d", TASKS["code"])]
 
 
-@pytest.mark.parametrize("top_n", [0, -1, True, 2.0, "3"])
+@pytest.mark.parametrize("instruction", ["Web", "Instruct: find it\nQuery:", "Find it: ", "Find:"])
+def test_an_instruction_in_another_form_is_refused(server: FakeReranker, instruction: str) -> None:
+    with pytest.raises(InstructionError):
+        reranker_for(server, instruction=instruction)
+    reranker = reranker_for(server)
+    with pytest.raises(InstructionError):
+        reranker.scores("q", ["d"], instruction)
+    assert server.scored == []
+
+
+def test_top_n_may_be_an_integer_of_numpy(server: FakeReranker) -> None:
+    assert len(reranker_for(server).rerank("q", ["a", "b", "c"], np.int64(2))) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("top_n", [0, -1, True, np.True_, 2.0, "3"])
 def test_an_impossible_top_n_is_refused_before_a_request(server: FakeReranker, top_n: Any) -> None:
     with pytest.raises(SettingError):
         reranker_for(server).rerank("q", ["d"], top_n)
