@@ -96,6 +96,7 @@ class FakeReranker(FakeServer):
         assert body["apply_softmax"] is True
         items = body["items"]
         assert body["query"] == ("" if isinstance(items[0], str) else [])
+        self._fail(items, connection)
         if (said := self._refusal(items)) is not None:
             return refusal(400, said)
         read = [self._ids(item) for item in items]
@@ -104,9 +105,8 @@ class FakeReranker(FakeServer):
         pairs = _FAULTS.get(self.fault or "", list)([[one, 1 - one] for one in scores])
         tokens = sum(map(len, read)) + self.usage_off_by
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return reply(
-            200, {"object": "scoring", "scores": pairs, "model": self.model, "usage": usage}
-        )
+        named = self.named or body["model"]  # SGLang repeats the name in the request
+        return reply(200, {"object": "scoring", "scores": pairs, "model": named, "usage": usage})
 
 
 APPENDS: Final = END_OF_TEXT

@@ -7,6 +7,7 @@ import copy
 import pickle
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import numpy as np
 import pytest
 
 import checkpoints_made
+from embedding import KINDS, Kind, embed
 from emberd import (
     BadReplyError,
     InstructionError,
+    PoisonTextError,
     Reranker,
     ServerMismatchError,
     ServerUnavailableError,
@@ -303,6 +306,26 @@ def test_the_server_may_be_gone(server: FakeReranker) -> None:
     server.die()
     with pytest.raises(ServerUnavailableError):
         reranker.scores("q", ["one"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_document_that_kills_the_server_is_named(kind: Kind, server: FakeReranker) -> None:
+    endpoint = replace(reranker_for(server).ensure().endpoint, listener=None)
+    server.deadly = "POISON"
+    documents = [f"document {number}" for number in range(40)]
+    documents[23] = "this is the POISON"
+    with pytest.raises(PoisonTextError) as raised:
+        embed(
+            kind,
+            endpoint,
+            documents,
+            template=rerank_frame("q"),
+            reconnect=lambda _: replace(endpoint, url=server.revive().url),
+            model=MODEL,
+            batch_size=16,
+        )
+    assert raised.value.index == 23
+    assert server.deaths <= 2 + 4 + 1, "two to be suspected, one a halving of 16 documents"
 
 
 # ---------------------------------------------------------------- models and settings
