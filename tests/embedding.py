@@ -12,6 +12,7 @@ from emberd.client.clients import AsyncClient, Client
 from emberd.client.retry import RetryPolicy
 from emberd.client.vectors import Floats
 from emberd.endpoint import Endpoint
+from emberd.prompts import Template
 from emberd.settings import Settings
 from fake_server import MODEL
 
@@ -31,7 +32,7 @@ def embed(
     endpoint: Endpoint,
     texts: Sequence[Any],
     *,
-    template: str = "{text}",
+    template: Template = "{text}",
     reconnect: Reconnect | None = None,
     on_done: Callable[[int], None] | None = None,
     policy: RetryPolicy = QUICK,

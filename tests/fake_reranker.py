@@ -63,6 +63,7 @@ class FakeReranker(FakeServer):
     context_tokens: int | None = 4000
     is_generation: bool = True
     end_of_text: int | None = None  # what its tokenizer appends
+    always_appends: bool = False  # although it is asked not to
 
     @property
     def scored(self) -> list[list[Any]]:
@@ -80,7 +81,7 @@ class FakeReranker(FakeServer):
         if not self.has_tokenizer:
             return reply(404, {"detail": "Not Found"})
         ids = tokenize(request.body["prompt"])
-        if request.body.get("add_special_tokens", True):
+        if self.always_appends or request.body.get("add_special_tokens", True):
             ids = self._ids(request.body["prompt"])
         return reply(200, {"tokens": ids, "count": len(ids), "max_model_len": self.context_tokens})
 
@@ -95,6 +96,7 @@ class FakeReranker(FakeServer):
         assert body["apply_softmax"] is True
         items = body["items"]
         assert body["query"] == ("" if isinstance(items[0], str) else [])
+        self._fail(items, connection)
         if (said := self._refusal(items)) is not None:
             return refusal(400, said)
         read = [self._ids(item) for item in items]
@@ -103,9 +105,8 @@ class FakeReranker(FakeServer):
         pairs = _FAULTS.get(self.fault or "", list)([[one, 1 - one] for one in scores])
         tokens = sum(map(len, read)) + self.usage_off_by
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return reply(
-            200, {"object": "scoring", "scores": pairs, "model": self.model, "usage": usage}
-        )
+        named = self.named or body["model"]  # SGLang repeats the name in the request
+        return reply(200, {"object": "scoring", "scores": pairs, "model": named, "usage": usage})
 
 
 APPENDS: Final = END_OF_TEXT

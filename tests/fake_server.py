@@ -233,17 +233,7 @@ class FakeServer(HttpServer):
         if self.limit_after is not None and len(self.embedded) > self.limit_after:
             return refusal(self.status_of_limit, "try later")
         inputs = request.body["input"]
-        if _holds(inputs, self.deadly):
-            with self.changed:
-                if connection in self._connections:  # or it ended with an earlier death
-                    self.deaths += 1
-                    self.die()
-            raise ConnectionError
-        if self.fault == "hang" or _holds(inputs, self.slow):
-            connection.recv(1)  # until the client closes the connection, or the server dies
-            raise ConnectionError
-        if _holds(inputs, self.breaks):
-            raise ConnectionError
+        self._fail(inputs, connection)
         if (said := self._refusal(inputs)) is not None:
             return refusal(400, said)
         body = json.dumps(self._reply(request.body, inputs)).encode()
@@ -256,6 +246,20 @@ class FakeServer(HttpServer):
         return reply(200, body) if answer is None else answer(body)
 
     # ---- its answers
+
+    def _fail(self, inputs: list[Any], connection: socket.socket) -> None:
+        """Break the connection off, now or later, if a text or a knob says so."""
+        if _holds(inputs, self.deadly):
+            with self.changed:
+                if connection in self._connections:  # or it ended with an earlier death
+                    self.deaths += 1
+                    self.die()
+            raise ConnectionError
+        if self.fault == "hang" or _holds(inputs, self.slow):
+            connection.recv(1)  # until the client closes the connection, or the server dies
+            raise ConnectionError
+        if _holds(inputs, self.breaks):
+            raise ConnectionError
 
     def _ids(self, given: str | list[int]) -> list[int]:
         if isinstance(given, list):

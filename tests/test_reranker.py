@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import checkpoints_made
+from embedding import KINDS, Kind, embed
 from emberd import (
     BadReplyError,
+    InstructionError,
+    PoisonTextError,
     Reranker,
     ServerMismatchError,
     ServerUnavailableError,
@@ -150,6 +157,18 @@ def test_a_document_that_is_too_long_is_named(server: FakeReranker) -> None:
     assert raised.value.index == 1
 
 
+@pytest.mark.parametrize("appends", [None, APPENDS])
+def test_a_server_short_of_memory_gets_no_document_cut_unasked(appends: int | None) -> None:
+    with FakeReranker(end_of_text=appends) as server:
+        reranker = reranker_for(server)
+        reranker.ensure()
+        server.context_tokens = 1000  # 4000 when it was verified
+        with pytest.raises(TextTooLongError) as raised:
+            reranker.scores("q", ["short", "x" * 1500])
+    assert (raised.value.index, raised.value.limit) == (1, 999)
+    assert raised.value.tokens == len(tokenize(prompt("q", "x" * 1500)))
+
+
 def test_a_document_is_cut_before_the_end_of_the_prompt(server: FakeReranker) -> None:
     scores = reranker_for(server, truncate=True).scores("q", ["short", "x" * 5000])
     limit, tail = 3999, tokenize(RERANK_SUFFIX)
@@ -166,6 +185,18 @@ def test_a_query_that_leaves_no_space_is_refused_and_not_cut(server: FakeReranke
     assert all(isinstance(item, str) and "qqqq" not in item for item in sent)
 
 
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-Reranker-0.6B", MODEL])
+def test_a_query_that_its_normal_form_lengthens_is_not_cut(model: str) -> None:
+    query = "\N{DEVANAGARI LETTER QA}" * 330  # 3 bytes each, and 6 in NFC
+    with FakeReranker(model=model, context_tokens=1500) as server:
+        reranker = Reranker(model, base_url=server.url, truncate=True)
+        reranker.ensure()
+        before = len(server.scored)
+        with pytest.raises(TextTooLongError):
+            reranker.scores(query, ["x" * 1000])
+        assert len(server.scored) == before
+
+
 # ---------------------------------------------------------------- what is enforced
 
 
@@ -176,6 +207,40 @@ def test_a_tokenizer_that_appends_a_token_is_sent_token_ids() -> None:
         assert reranker.endpoint().needs_ids
         assert scores.tolist() == expected(server, "q", ["one", "two", ""])
         assert all(isinstance(item, list) for request in server.scored for item in request)
+
+
+def test_a_prompt_ends_as_it_should_even_if_files_of_the_model_name_an_end_of_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a model in the hub's cache embeds is unknown if nothing is kept of its modules."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    ends = {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "<|endoftext|>"}}],
+        "special_tokens": {"<|endoftext|>": {"ids": [APPENDS]}},
+    }
+    files = {
+        "config.json": {"architectures": ["Qwen3ForCausalLM"], "hidden_size": 16},
+        "tokenizer.json": {"post_processor": ends},
+    }
+    snapshot = checkpoints_made.write_cached(tmp_path, "house/reranker", files)
+    shutil.rmtree(snapshot.parents[1] / ".no_exist")
+    with FakeReranker(model="house/reranker", end_of_text=APPENDS) as server:
+        scores = Reranker(server.model, base_url=server.url).scores("q", ["d"])
+        assert server.scored[-1] == [tokenize(prompt("q", "d"))]
+        assert scores.tolist() == expected(server, "q", ["d"])
+
+
+@pytest.mark.parametrize("document", ["d", "x" * 5000])
+def test_a_tokenizer_that_ends_prompts_otherwise_than_before_is_an_error(document: str) -> None:
+    with FakeReranker(end_of_text=APPENDS) as server:
+        reranker = reranker_for(server, truncate=True)
+        reranker.ensure()
+        before = len(server.scored)
+        server.always_appends = True
+        with pytest.raises(BadReplyError):
+            reranker.scores("q", [document])
+        assert len(server.scored) == before
 
 
 @pytest.mark.parametrize("fault", ["nan", "beyond_one", "no_softmax", "missing", "one_number"])
@@ -243,6 +308,26 @@ def test_the_server_may_be_gone(server: FakeReranker) -> None:
         reranker.scores("q", ["one"])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_document_that_kills_the_server_is_named(kind: Kind, server: FakeReranker) -> None:
+    endpoint = replace(reranker_for(server).ensure().endpoint, listener=None)
+    server.deadly = "POISON"
+    documents = [f"document {number}" for number in range(40)]
+    documents[23] = "this is the POISON"
+    with pytest.raises(PoisonTextError) as raised:
+        embed(
+            kind,
+            endpoint,
+            documents,
+            template=rerank_frame("q"),
+            reconnect=lambda _: replace(endpoint, url=server.revive().url),
+            model=MODEL,
+            batch_size=16,
+        )
+    assert raised.value.index == 23
+    assert server.deaths <= 2 + 4 + 1, "two to be suspected, one a halving of 16 documents"
+
+
 # ---------------------------------------------------------------- models and settings
 
 
@@ -304,7 +389,21 @@ def test_copies_keep_the_instruction(server: FakeReranker) -> None:
         assert server.scored[-1] == [prompt("q", "d", TASKS["code"])]
 
 
-@pytest.mark.parametrize("top_n", [0, -1, True, 2.0, "3"])
+@pytest.mark.parametrize("instruction", ["Web", "Instruct: find it\nQuery:", "Find it: ", "Find:"])
+def test_an_instruction_in_another_form_is_refused(server: FakeReranker, instruction: str) -> None:
+    with pytest.raises(InstructionError):
+        reranker_for(server, instruction=instruction)
+    reranker = reranker_for(server)
+    with pytest.raises(InstructionError):
+        reranker.scores("q", ["d"], instruction)
+    assert server.scored == []
+
+
+def test_top_n_may_be_an_integer_of_numpy(server: FakeReranker) -> None:
+    assert len(reranker_for(server).rerank("q", ["a", "b", "c"], np.int64(2))) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("top_n", [0, -1, True, np.True_, 2.0, "3"])
 def test_an_impossible_top_n_is_refused_before_a_request(server: FakeReranker, top_n: Any) -> None:
     with pytest.raises(SettingError):
         reranker_for(server).rerank("q", ["d"], top_n)

@@ -386,6 +386,16 @@ def test_no_text_is_longer_than_the_model_has_positions(serve: Serve) -> None:
     assert caught.value.limit == 8191
 
 
+def test_a_text_that_is_sent_as_ids_is_not_cut_unasked(serve: Serve) -> None:
+    server = serve(LlamaCpp)
+    asking = embedder(server)
+    asking.ensure()
+    server.context_tokens = 400  # 1000 when it was verified
+    with pytest.raises(TextTooLongError) as caught:
+        asking.embed_documents(["a</s>", "b" * 700 + "</s>"])
+    assert (caught.value.index, caught.value.tokens) == (1, 705)
+
+
 def test_a_server_that_takes_less_than_it_states_is_asked_for_less(serve: Serve) -> None:
     server = serve(ShortOfMemory)
     asking = embedder(server, truncate=True)

@@ -74,8 +74,11 @@ def rerank_frame(query: str, instruction: str | None = None) -> Frame:
     Args:
         query: The query.
         instruction: The task in words, or its name in ``TASKS``; None for web search.
+
+    Raises:
+        InstructionError: As ``task_in_words``.
     """
-    task = TASKS["web"] if instruction is None else TASKS.get(instruction, instruction)
+    task = task_in_words("instruction", "web" if instruction is None else instruction)
     return Frame(
         f"<|im_start|>system\n{RERANK_SYSTEM}<|im_end|>\n<|im_start|>user\n"
         f"<Instruct>: {task}\n<Query>: {query}\n<Document>: ",
@@ -160,22 +163,39 @@ def template(model: Model, role: Role, instruction: str | None) -> str:
         )
     if BARE in instruction:
         return instruction
+    setting = f"{role}_instruction"
+    forms = _right_forms(model, setting, instruction)
+    return _with_task(model, role, task_in_words(setting, instruction, forms))
+
+
+def task_in_words(setting: str, instruction: str, forms: Sequence[str] = ()) -> str:
+    """Return the task in words for an instruction that is one, or the name of one in ``TASKS``.
+
+    Args:
+        setting: Name of the setting that gives the instruction.
+        instruction: The instruction.
+        forms: What to give instead if it is a prefix; by default only a task.
+
+    Raises:
+        InstructionError: It is a prefix, or a word that is not the name of a task.
+    """
     # In other classes the field of this name is a raw prefix. As a task it would become
     # "Instruct: Instruct: ...", and nothing would show it.
     bare = instruction.strip()
     is_labelled = _LABELS.search(bare) or bare.endswith(tuple(_COLONS))
     if is_labelled or "\n" in bare or bare != instruction:
+        forms = forms or _task_only(setting, instruction) or ["a task in a sentence"]
         raise InstructionError(
-            f"{role}_instruction={instruction!r} looks like a prefix for another class. Give "
-            f"{' or '.join(_right_forms(model, role, instruction))}."
+            f"{setting}={instruction!r} looks like a prefix for another class. Give "
+            f"{' or '.join(forms)}."
         )
     # "Web", or a name of another release: accepted as a task in words, it would mean nothing.
     if _ONE_WORD.fullmatch(instruction) and instruction not in TASKS:
         raise InstructionError(
-            f"{role}_instruction={instruction!r} is not the name of a task; the names are "
-            f"{', '.join(sorted(TASKS))}. Give one of them, a task in a sentence, or a template."
+            f"{setting}={instruction!r} is not the name of a task; the names are "
+            f"{', '.join(sorted(TASKS))}. Give one of them, or a task in a sentence."
         )
-    return _with_task(model, role, TASKS.get(instruction, instruction))
+    return TASKS.get(instruction, instruction)
 
 
 def apply(template: Template, text: str) -> str:
@@ -221,16 +241,25 @@ def _with_task(model: Model, role: Role, task: str) -> str:
     return model.instruction_form.replace("{task}", task)
 
 
-def _right_forms(model: Model, role: Role, instruction: str) -> list[str]:
+def _right_forms(model: Model, setting: str, instruction: str) -> list[str]:
     """Return the instructions that a prefix may stand for."""
-    whole = f"a whole template, {role}_instruction={instruction + BARE!r}"
-    task = " ".join(_LABELS.sub(" ", instruction).split()).rstrip(_COLONS + " ")
+    whole = f"a whole template, {setting}={instruction + BARE!r}"
+    task = _without_labels(instruction)
     if model.instruction_form is None or not task:
         return [whole]
-    # A single word would be refused, unless it is the name of a task.
-    known = task in TASKS or _ONE_WORD.fullmatch(task) is None
-    task_only = [f"only the task, {role}_instruction={task!r}"] if known else []
+    task_only = _task_only(setting, instruction)
     if "Instruct:" in instruction or "Query:" in instruction:
         formed = model.instruction_form.replace("{task}", task)
-        return [*task_only, f"a whole template, {role}_instruction={formed!r}"]
+        return [*task_only, f"a whole template, {setting}={formed!r}"]
     return [whole, *task_only]
+
+
+def _task_only(setting: str, instruction: str) -> list[str]:
+    task = _without_labels(instruction)
+    # A single word would be refused, unless it is the name of a task.
+    known = task in TASKS or (task and _ONE_WORD.fullmatch(task) is None)
+    return [f"only the task, {setting}={task!r}"] if known else []
+
+
+def _without_labels(instruction: str) -> str:
+    return " ".join(_LABELS.sub(" ", instruction).split()).rstrip(_COLONS + " ")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from emberd.endpoint import Secret
 from emberd.errors import SettingError, TextError
 from emberd.model_user import FIELDS, ModelUser, common_url
-from emberd.prompts import Frame, rerank_frame
+from emberd.prompts import Frame, rerank_frame, task_in_words
 from emberd.settings import UNSET, RerankSettings, Unset
 
 if TYPE_CHECKING:
@@ -101,6 +103,8 @@ class Reranker(ModelUser):
         given["base_url"] = common_url(base_url, client, async_client)
         if not isinstance(instruction, str | None):
             raise SettingError(f"instruction={instruction!r} must be a string, or None.")
+        if instruction is not None:
+            task_in_words("instruction", instruction)
         self._instruction = instruction
         self._build(RerankSettings.resolve(**given), manager, client, async_client)
 
@@ -120,12 +124,13 @@ class Reranker(ModelUser):
             instruction: Instead of that of this object, for this call.
 
         Raises:
+            SettingError: ``top_n`` or ``instruction`` is invalid.
             TextError: A document cannot be scored; ``index`` is its place in ``documents``.
             ServerError: No server is available.
             RequestError: The server refused the request, failed, or sent an invalid reply.
         """
-        _check_count(top_n)
-        return _ranked(self.scores(query, documents, instruction), top_n)
+        most = _count(top_n)
+        return _ranked(self.scores(query, documents, instruction), most)
 
     def scores(
         self, query: str, documents: Iterable[str], instruction: str | None = None
@@ -146,8 +151,8 @@ class Reranker(ModelUser):
         instruction: str | None = None,
     ) -> list[RankedDocument]:
         """Like ``rerank``, on the running event loop."""
-        _check_count(top_n)
-        return _ranked(await self.ascores(query, documents, instruction), top_n)
+        most = _count(top_n)
+        return _ranked(await self.ascores(query, documents, instruction), most)
 
     async def ascores(
         self, query: str, documents: Iterable[str], instruction: str | None = None
@@ -199,9 +204,13 @@ class Reranker(ModelUser):
         return rerank_frame(query, task)
 
 
-def _check_count(top_n: object) -> None:
-    if top_n is None or (type(top_n) is int and top_n >= 1):
-        return
+def _count(top_n: Any) -> int | None:
+    if top_n is None:
+        return None
+    if not isinstance(top_n, bool):
+        with contextlib.suppress(TypeError):
+            if (count := operator.index(top_n)) >= 1:  # an integer of numpy too
+                return count
     raise SettingError(f"top_n={top_n!r} must be an integer of at least 1, or None for all.")
 
 

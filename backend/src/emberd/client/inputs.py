@@ -130,11 +130,7 @@ def _prepare_one(index: int, text: object, template: Template, model: Model) -> 
         )
     templated = in_template(text, template, model)
     try:
-        if templated.isascii() or model.normalization is not None:
-            size = len(templated.encode())
-        else:
-            # The tokenizer may bring it into any form: 4 bytes of U+1D160 become 12 in NFC.
-            size = len(unicodedata.normalize(_LONGEST_FORM, templated).encode())
+        size = most_bytes(templated, model)
     except UnicodeEncodeError as error:
         surrogate = error.object[error.start]
         where = text.find(surrogate)
@@ -157,6 +153,14 @@ def _prepare_one(index: int, text: object, template: Template, model: Model) -> 
             index=index,
         )
     return [*model.start_ids, model.end_of_text_id], size
+
+
+def most_bytes(templated: str, model: Model) -> int:
+    """Return the length, in bytes of UTF-8, of what ``in_template`` returned, as it is split."""
+    if templated.isascii() or model.normalization is not None:
+        return len(templated.encode())
+    # The tokenizer may bring it into any form: 4 bytes of U+1D160 become 12 in NFC.
+    return len(unicodedata.normalize(_LONGEST_FORM, templated).encode())
 
 
 def in_template(text: str, template: Template, model: Model) -> str:

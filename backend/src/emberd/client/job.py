@@ -37,7 +37,14 @@ import numpy as np
 from emberd.client import lengths, row_formats, wire
 from emberd.client.batches import Batch, make_batches
 from emberd.client.event_loops import Steps
-from emberd.client.inputs import PreparedTexts, as_list, excerpt, in_template, prepare
+from emberd.client.inputs import (
+    PreparedTexts,
+    as_list,
+    excerpt,
+    in_template,
+    most_bytes,
+    prepare,
+)
 from emberd.client.lengths import EndpointFacts, Lengths, TokenCount
 from emberd.client.vectors import Floats, KnownVectors, cut
 from emberd.client.wire import Embeddings, Failure, Outcome, Request, ServerLost, TooLong
@@ -190,14 +197,17 @@ class Job:
             on_error=self._errors.__setitem__ if self._sets_aside else None,
         )
         self.finished = len(self._errors)
-        head = self._template.before if isinstance(self._template, Frame) else ""
+        head_bytes = 0
+        if isinstance(self._template, Frame):
+            head = in_template("", Frame(self._template.before, ""), self._model)
+            head_bytes = most_bytes(head, self._model)
         self._lengths = Lengths(
             self._prepared,
             self._model,
             self._facts,
             self._settings.truncate,
             self._offset,
-            head_bytes=len(head.encode("utf-8", "replace")),
+            head_bytes=head_bytes,
         )
 
     def result(self) -> Steps[Embedded]:
@@ -341,7 +351,7 @@ class Job:
                 if not isinstance(body, bytes):
                     return body
                 if isinstance(work, TokenCount):
-                    return lengths.read_whole(endpoint.server, body, self._model)
+                    return lengths.read_whole(endpoint, body, self._model)
                 count, tokens = len(work.indices), self._tokens(work)
                 outcome = yield from row_formats.read(endpoint, body, count, tokens)
             if (failure := self._facts.check_model(endpoint, outcome.model)) is not None:

@@ -109,7 +109,7 @@ class Lengths:
         facts: What other jobs have shown of the servers.
         truncate: Whether texts that are too long are cut.
         offset: How many texts of the caller precede these.
-        head_bytes: For a reranker: size of what comes before each document, in bytes of UTF-8.
+        head_bytes: For a reranker: most bytes of UTF-8 of what comes before each document.
         to_count: The texts that are to be counted next.
         shortened: The texts that were cut.
     """
@@ -216,7 +216,7 @@ class Lengths:
         """Record the tokens of equal texts; yield the errors of texts that cannot be embedded.
 
         Raises:
-            RequestError: They could not be counted.
+            RequestError: They could not be counted, or a prompt lacks its end.
         """
         missing = isinstance(result, RejectedError) and result.status in wire.NO_ROUTE
         # A gateway may let a key embed and close the tokenizer to it; a wrong key fails the
@@ -245,6 +245,13 @@ class Lengths:
         given, limit = self.prepared.inputs[index], self._limit(endpoint)
         if not isinstance(given, str):
             return
+        tail = [*endpoint.tail]
+        if ids[len(ids) - len(tail) :] != tail:
+            raise BadReplyError(
+                f"{endpoint.url}{PATH} returned token ids that do not end with those of the end of "
+                f"the prompt ({tail}), as they did before. Check whether another server answers "
+                f"at this address."
+            )
         self.prepared.counted[index] = len(ids)
         if limit is not None and len(ids) > limit:
             if not self.truncate:
@@ -286,7 +293,7 @@ class Lengths:
         A router states no context, and a server short of memory accepts less than its own.
 
         Raises:
-            TextTooLongError: A text that was cut before cannot be cut to it.
+            TextTooLongError: A text that is sent as token ids is longer, and may or can not be cut.
         """
         if limit is None or not self._can_count:
             return False
@@ -300,7 +307,9 @@ class Lengths:
                 self._asked.add((index, limit))
                 self.to_count.append(TokenCount(index))
                 again = True
-            elif isinstance(given, list) and len(given) > limit:  # cut to what the server stated
+            elif isinstance(given, list) and len(given) > limit:
+                if not self.truncate:
+                    raise self.error(index, len(given), limit)
                 self._cut(index, given, limit, endpoint)
                 again = True
         return again
@@ -416,14 +425,16 @@ def read_ids(body: bytes) -> list[int]:
     return ids
 
 
-def read_whole(server: str, body: bytes, model: Model) -> list[int]:
-    """Return all token ids of a text, from the reply to a request with the special tokens.
+def read_whole(endpoint: Endpoint, body: bytes, model: Model) -> list[int]:
+    """Return all token ids of a text, from the reply of ``endpoint`` to a ``tokenize_request``.
 
     Raises:
         BadReplyError: It has none.
     """
     ids = read_ids(body)
-    if server == _LLAMA_CPP and model.special_tokens:
+    if endpoint.labels:
+        return ids  # nothing is put around a reranker's prompt
+    if endpoint.server == _LLAMA_CPP and model.special_tokens:
         end = model.end_of_text_id
         return [*model.start_ids, *ids, *([] if end is None else [end])]
     return with_added(ids, model)
