@@ -58,7 +58,18 @@ def test_a_request_has_as_many_texts_as_the_batch_size(server: FakeServer) -> No
     _run(server, [100], [5, 13])
     sizes = {len(texts) for texts in _generated(server)}
     assert {1, 5, 13} < sizes
-    assert max(sizes - {5, 13}) < 40  # those whose tokens are counted, and what is left of a call
+    assert max(sizes - {5, 13}) <= 16  # those whose tokens are counted, and what is left of a call
+
+
+@pytest.mark.parametrize(("most", "setting"), [(8, 8), (16, 256)])
+def test_no_request_exceeds_what_the_server_accepts(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, most: int, setting: int
+) -> None:
+    def refusal(inputs: list[Any]) -> str | None:
+        return f"batch size {len(inputs)} > {most}" if len(inputs) > most else None
+
+    monkeypatch.setattr(server, "_refusal", refusal)
+    assert len(_run(server, [16], [most], batch_size=setting)) == 2
 
 
 def test_the_tokens_are_those_that_the_server_counts(server: FakeServer) -> None:

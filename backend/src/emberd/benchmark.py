@@ -40,6 +40,7 @@ _WORDS: Final = (
 _FEW_WORDS: Final = 8
 _MANY_WORDS: Final = 40
 _SAMPLE_WORDS: Final = 256
+_SAMPLE_TEXTS: Final = 16
 _SPARE_TOKENS: Final = 64  # of the context, for the template
 _LEAST_S: Final = 0.2
 _LEAST_QUERIES: Final = 3
@@ -217,7 +218,8 @@ class _Texts:
 
     def count(self, template: str, words: int) -> float | None:
         """Return the tokens of a text, by the server's ``usage``; this also warms it up."""
-        texts = max(1, _SAMPLE_WORDS // words)  # long ones differ less
+        # Long ones differ less.
+        texts = max(1, min(_SAMPLE_WORDS // words, self._settings.batch_size, _SAMPLE_TEXTS))
         model, endpoint = self._settings.known, self._endpoint
         given = [in_template(text, template, model) for text in self.make(words, texts)]
         request = wire.embed_request(endpoint.model, [*given], None)
