@@ -114,6 +114,14 @@ def test_texts_are_cut_to_the_context(server: FakeServer) -> None:
     assert len({each.words_per_text for each in found if each is not None}) == 2
 
 
+def test_a_long_query_instruction_fits_the_context_too(server: FakeServer) -> None:
+    template = "Given a web search query, " + "retrieve relevant passages " * 6 + "{text}"
+    server.context_tokens = 600
+    queries, _ = _run(server, [2_000], [4], query_instruction=template)
+    assert queries is not None
+    assert 450 < (queries.tokens_per_text or 0) < 600
+
+
 def test_no_time_is_shorter_than_the_servers_delay(server: FakeServer) -> None:
     server.latency_s = 0.05
     queries, rate = _run(server, [100], [4], max_concurrency=2)

@@ -204,6 +204,7 @@ class _Texts:
     def __init__(self, embedder: Embedder) -> None:
         self._settings: Settings = embedder.settings
         self._template = embedder.document_template
+        self._query_template = embedder.query_template
         self._endpoint = embedder.endpoint()
         self._random = random.Random()  # noqa: S311 - other texts in each run
         self._counts = True
@@ -237,6 +238,9 @@ class _Texts:
         context = min(filter(None, contexts), default=None)
         most = None if context is None else max(1, context - context // 16 - _SPARE_TOKENS)
         few, many = (self.count(self._template, words) for words in (_FEW_WORDS, _MANY_WORDS))
+        query = self.count(self._query_template, _FEW_WORDS)
+        if most is not None and query is not None and few is not None:
+            most = max(1, most - max(0, math.ceil(query - few)))
         fixed, a_word = 0.0, 1.0
         self._counts = few is not None and many is not None and many > few
         if few is not None and many is not None and many > few:
