@@ -43,9 +43,12 @@ def _generated(server: FakeServer) -> list[list[str]]:
     return [texts for texts in server.embedded if all(re.fullmatch("[a-z ]+", t) for t in texts)]
 
 
-def test_each_text_is_sent_once_and_none_is_cached(server: FakeServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [1, 100])
+def test_each_text_is_sent_once_and_none_is_cached(
+    server: FakeServer, tmp_path: Path, length: int
+) -> None:
     cache = tmp_path / "cache.db"
-    found = _run(server, [100], [1, 16], cache=f"sqlite://{cache}")
+    found = _run(server, [length], [1, 16], cache=f"sqlite://{cache}")
     sent = [text for texts in _generated(server) for text in texts]
     rates = [each for each in found if isinstance(each, BulkRate)]
     assert len(rates) == 2

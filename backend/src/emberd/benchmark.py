@@ -1,8 +1,9 @@
 """Measures a server: the latency of single queries, and the rate of documents in bulk.
 
 The texts are random words, and a cache of emberd is not used, so that neither it nor a server's
-prefix cache answers. What is timed goes through ``Embedder``, as the caller's own texts do; the
-server counts the tokens of a few other texts of each length, in the ``usage`` of its replies.
+prefix cache answers, except for the instruction that all queries share. What is timed goes through
+``Embedder``, as the caller's own texts do; the server counts the tokens of a few other texts of
+each length, in the ``usage`` of its replies.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _WORDS: Final = (
     *("stone", "glass", "wood", "fire", "wind", "rain", "snow", "island", "ocean", "valley"),
     *("field", "road", "bridge", "train", "ship", "engine", "machine", "system", "network"),
 )
+_LEAST_WORDS: Final = 6  # fewer have too few orders for each text to be new
 _FEW_WORDS: Final = 8
 _MANY_WORDS: Final = 40
 _SAMPLE_WORDS: Final = 256
@@ -119,7 +121,7 @@ def run(
 
     Args:
         embedder: The embedder; its cache is not used.
-        tokens: Lengths of texts, which are cut to the context.
+        tokens: Lengths of texts, which are cut to the context. No text has under six words.
         batch_sizes: Most texts in a request.
         seconds: About how long everything takes. A few texts of each length are always measured.
         report: Called with what is measured next.
@@ -233,7 +235,10 @@ class _Texts:
         return read / texts if read is not None and self._counts else None
 
     def lengths(self, tokens: Sequence[int]) -> list[int]:
-        """Return the words of documents that have so many tokens, cut to the context."""
+        """Return the words of documents that have so many tokens, but ``_LEAST_WORDS`` or more.
+
+        They are cut to the context.
+        """
         contexts = (self._endpoint.context_tokens, self._settings.known.context_tokens)
         context = min(filter(None, contexts), default=None)
         most = None if context is None else max(1, context - context // 16 - _SPARE_TOKENS)
@@ -247,7 +252,7 @@ class _Texts:
             a_word = (many - few) / (_MANY_WORDS - _FEW_WORDS)
             fixed = few - _FEW_WORDS * a_word
         cut = (min(wanted, most or wanted) for wanted in tokens)
-        return sorted({max(1, round((wanted - fixed) / a_word)) for wanted in cut})
+        return sorted({max(_LEAST_WORDS, round((wanted - fixed) / a_word)) for wanted in cut})
 
     def batch_sizes(self, words: int, sizes: Sequence[int]) -> list[int]:
         """Return the sizes, cut to what a request of the client holds."""
