@@ -144,6 +144,33 @@ def test_a_batch_size_for_which_time_is_too_short_is_left_out(server: FakeServer
     assert 64 not in map(len, server.embedded)
 
 
+def test_tokens_are_counted_after_a_restart(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def restart(embedder: Embedder, text: str) -> Any:
+        monkeypatch.undo()
+        server.die()
+        server.revive(server.port)
+        return embedder.embed_query(text)
+
+    monkeypatch.setattr(Embedder, "embed_query", restart)
+    queries, rate = _run(server, [100], [4])
+    assert queries is not None
+    assert rate is not None
+    assert None not in (queries.tokens_per_text, rate.tokens_per_text)
+
+
+def test_the_time_begins_when_the_server_is_verified(server: FakeServer) -> None:
+    def report(_: str) -> None:
+        server.latency_s = 0
+
+    server.latency_s = 0.2
+    embedder = Embedder(MODEL, base_url=server.url)
+    queries = next(benchmark.run(embedder, [100], [4], 1, report))
+    assert isinstance(queries, QueryLatency)
+    assert sum(queries.times_s) > 0.3  # of half a second
+
+
 def test_results_before_an_error_are_known(server: FakeServer) -> None:
     def report(doing: str) -> None:
         if doing.startswith("documents"):

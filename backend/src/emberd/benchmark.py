@@ -129,8 +129,9 @@ def run(
     Raises:
         EmberdError: What the embedder raises.
     """
-    end_s = time.monotonic() + seconds
     embedder = embedder.replace(cache=None, show_progress=False)
+    embedder.endpoint()  # found, and verified, before the time begins
+    end_s = time.monotonic() + seconds
     texts = _Texts(embedder)
     report("counting tokens")
     lengths = texts.lengths(tokens)
@@ -204,10 +205,10 @@ class _Texts:
     """Makes texts, each of them once, and has the server count their tokens."""
 
     def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
         self._settings: Settings = embedder.settings
         self._template = embedder.document_template
         self._query_template = embedder.query_template
-        self._endpoint = embedder.endpoint()
         self._random = random.Random()  # noqa: S311 - other texts in each run
         self._counts = True
 
@@ -223,7 +224,8 @@ class _Texts:
         """Return the tokens of a text, by the server's ``usage``; this also warms it up."""
         # Long ones differ less.
         texts = max(1, min(_SAMPLE_WORDS // words, self._settings.batch_size, _SAMPLE_TEXTS))
-        model, endpoint = self._settings.known, self._endpoint
+        model = self._settings.known
+        endpoint = self._embedder.endpoint()  # another one after a restart
         given = [in_template(text, template, model) for text in self.make(words, texts)]
         request = wire.embed_request(endpoint.model, [*given], None)
         at = (endpoint.url, endpoint.api_key, self._settings.timeout, endpoint.listener)
@@ -239,7 +241,7 @@ class _Texts:
 
         They are cut to the context.
         """
-        contexts = (self._endpoint.context_tokens, self._settings.known.context_tokens)
+        contexts = (self._embedder.endpoint().context_tokens, self._settings.known.context_tokens)
         context = min(filter(None, contexts), default=None)
         most = None if context is None else max(1, context - context // 16 - _SPARE_TOKENS)
         few, many = (self.count(self._template, words) for words in (_FEW_WORDS, _MANY_WORDS))
