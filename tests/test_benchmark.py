@@ -43,9 +43,12 @@ def _generated(server: FakeServer) -> list[list[str]]:
     return [texts for texts in server.embedded if all(re.fullmatch("[a-z ]+", t) for t in texts)]
 
 
-def test_each_text_is_sent_once_and_none_is_cached(server: FakeServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [1, 100])
+def test_each_text_is_sent_once_and_none_is_cached(
+    server: FakeServer, tmp_path: Path, length: int
+) -> None:
     cache = tmp_path / "cache.db"
-    found = _run(server, [100], [1, 16], cache=f"sqlite://{cache}")
+    found = _run(server, [length], [1, 16], cache=f"sqlite://{cache}")
     sent = [text for texts in _generated(server) for text in texts]
     rates = [each for each in found if isinstance(each, BulkRate)]
     assert len(rates) == 2
@@ -58,7 +61,18 @@ def test_a_request_has_as_many_texts_as_the_batch_size(server: FakeServer) -> No
     _run(server, [100], [5, 13])
     sizes = {len(texts) for texts in _generated(server)}
     assert {1, 5, 13} < sizes
-    assert max(sizes - {5, 13}) < 40  # those whose tokens are counted, and what is left of a call
+    assert max(sizes - {5, 13}) <= 16  # those whose tokens are counted, and what is left of a call
+
+
+@pytest.mark.parametrize(("most", "setting"), [(8, 8), (16, 256)])
+def test_no_request_exceeds_what_the_server_accepts(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, most: int, setting: int
+) -> None:
+    def refusal(inputs: list[Any]) -> str | None:
+        return f"batch size {len(inputs)} > {most}" if len(inputs) > most else None
+
+    monkeypatch.setattr(server, "_refusal", refusal)
+    assert len(_run(server, [16], [most], batch_size=setting)) == 2
 
 
 def test_the_tokens_are_those_that_the_server_counts(server: FakeServer) -> None:
@@ -103,6 +117,14 @@ def test_texts_are_cut_to_the_context(server: FakeServer) -> None:
     assert len({each.words_per_text for each in found if each is not None}) == 2
 
 
+def test_a_long_query_instruction_fits_the_context_too(server: FakeServer) -> None:
+    template = "Given a web search query, " + "retrieve relevant passages " * 6 + "{text}"
+    server.context_tokens = 600
+    queries, _ = _run(server, [2_000], [4], query_instruction=template)
+    assert queries is not None
+    assert 450 < (queries.tokens_per_text or 0) < 600
+
+
 def test_no_time_is_shorter_than_the_servers_delay(server: FakeServer) -> None:
     server.latency_s = 0.05
     queries, rate = _run(server, [100], [4], max_concurrency=2)
@@ -120,6 +142,33 @@ def test_a_batch_size_for_which_time_is_too_short_is_left_out(server: FakeServer
     assert one.texts == 1
     assert many is None
     assert 64 not in map(len, server.embedded)
+
+
+def test_tokens_are_counted_after_a_restart(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def restart(embedder: Embedder, text: str) -> Any:
+        monkeypatch.undo()
+        server.die()
+        server.revive(server.port)
+        return embedder.embed_query(text)
+
+    monkeypatch.setattr(Embedder, "embed_query", restart)
+    queries, rate = _run(server, [100], [4])
+    assert queries is not None
+    assert rate is not None
+    assert None not in (queries.tokens_per_text, rate.tokens_per_text)
+
+
+def test_the_time_begins_when_the_server_is_verified(server: FakeServer) -> None:
+    def report(_: str) -> None:
+        server.latency_s = 0
+
+    server.latency_s = 0.2
+    embedder = Embedder(MODEL, base_url=server.url)
+    queries = next(benchmark.run(embedder, [100], [4], 1, report))
+    assert isinstance(queries, QueryLatency)
+    assert sum(queries.times_s) > 0.3  # of half a second
 
 
 def test_results_before_an_error_are_known(server: FakeServer) -> None:

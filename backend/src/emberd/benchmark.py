@@ -1,8 +1,9 @@
 """Measures a server: the latency of single queries, and the rate of documents in bulk.
 
 The texts are random words, and a cache of emberd is not used, so that neither it nor a server's
-prefix cache answers. What is timed goes through ``Embedder``, as the caller's own texts do; the
-server counts the tokens of a few other texts of each length, in the ``usage`` of its replies.
+prefix cache answers, except for the instruction that all queries share. What is timed goes through
+``Embedder``, as the caller's own texts do; the server counts the tokens of a few other texts of
+each length, in the ``usage`` of its replies.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ _WORDS: Final = (
     *("stone", "glass", "wood", "fire", "wind", "rain", "snow", "island", "ocean", "valley"),
     *("field", "road", "bridge", "train", "ship", "engine", "machine", "system", "network"),
 )
+_LEAST_WORDS: Final = 6  # fewer have too few orders for each text to be new
 _FEW_WORDS: Final = 8
 _MANY_WORDS: Final = 40
 _SAMPLE_WORDS: Final = 256
+_SAMPLE_TEXTS: Final = 16
 _SPARE_TOKENS: Final = 64  # of the context, for the template
 _LEAST_S: Final = 0.2
 _LEAST_QUERIES: Final = 3
@@ -118,7 +121,7 @@ def run(
 
     Args:
         embedder: The embedder; its cache is not used.
-        tokens: Lengths of texts, which are cut to the context.
+        tokens: Lengths of texts, which are cut to the context. No text has under six words.
         batch_sizes: Most texts in a request.
         seconds: About how long everything takes. A few texts of each length are always measured.
         report: Called with what is measured next.
@@ -126,8 +129,9 @@ def run(
     Raises:
         EmberdError: What the embedder raises.
     """
-    end_s = time.monotonic() + seconds
     embedder = embedder.replace(cache=None, show_progress=False)
+    embedder.endpoint()  # found, and verified, before the time begins
+    end_s = time.monotonic() + seconds
     texts = _Texts(embedder)
     report("counting tokens")
     lengths = texts.lengths(tokens)
@@ -201,9 +205,10 @@ class _Texts:
     """Makes texts, each of them once, and has the server count their tokens."""
 
     def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
         self._settings: Settings = embedder.settings
         self._template = embedder.document_template
-        self._endpoint = embedder.endpoint()
+        self._query_template = embedder.query_template
         self._random = random.Random()  # noqa: S311 - other texts in each run
         self._counts = True
 
@@ -217,8 +222,10 @@ class _Texts:
 
     def count(self, template: str, words: int) -> float | None:
         """Return the tokens of a text, by the server's ``usage``; this also warms it up."""
-        texts = max(1, _SAMPLE_WORDS // words)  # long ones differ less
-        model, endpoint = self._settings.known, self._endpoint
+        # Long ones differ less.
+        texts = max(1, min(_SAMPLE_WORDS // words, self._settings.batch_size, _SAMPLE_TEXTS))
+        model = self._settings.known
+        endpoint = self._embedder.endpoint()  # another one after a restart
         given = [in_template(text, template, model) for text in self.make(words, texts)]
         request = wire.embed_request(endpoint.model, [*given], None)
         at = (endpoint.url, endpoint.api_key, self._settings.timeout, endpoint.listener)
@@ -230,18 +237,24 @@ class _Texts:
         return read / texts if read is not None and self._counts else None
 
     def lengths(self, tokens: Sequence[int]) -> list[int]:
-        """Return the words of documents that have so many tokens, cut to the context."""
-        contexts = (self._endpoint.context_tokens, self._settings.known.context_tokens)
+        """Return the words of documents that have so many tokens, but ``_LEAST_WORDS`` or more.
+
+        They are cut to the context.
+        """
+        contexts = (self._embedder.endpoint().context_tokens, self._settings.known.context_tokens)
         context = min(filter(None, contexts), default=None)
         most = None if context is None else max(1, context - context // 16 - _SPARE_TOKENS)
         few, many = (self.count(self._template, words) for words in (_FEW_WORDS, _MANY_WORDS))
+        query = self.count(self._query_template, _FEW_WORDS)
+        if most is not None and query is not None and few is not None:
+            most = max(1, most - max(0, math.ceil(query - few)))
         fixed, a_word = 0.0, 1.0
         self._counts = few is not None and many is not None and many > few
         if few is not None and many is not None and many > few:
             a_word = (many - few) / (_MANY_WORDS - _FEW_WORDS)
             fixed = few - _FEW_WORDS * a_word
         cut = (min(wanted, most or wanted) for wanted in tokens)
-        return sorted({max(1, round((wanted - fixed) / a_word)) for wanted in cut})
+        return sorted({max(_LEAST_WORDS, round((wanted - fixed) / a_word)) for wanted in cut})
 
     def batch_sizes(self, words: int, sizes: Sequence[int]) -> list[int]:
         """Return the sizes, cut to what a request of the client holds."""

@@ -73,7 +73,8 @@ def bench(
     """Measure how fast a server is: single queries, then documents in bulk.
 
     Uses the server that is found or started for the model. All texts are generated and new, so no
-    cache answers. Other work of the server or of this machine lowers the figures.
+    cache answers, except for the instruction that all queries share. Other work of the server or of
+    this machine lowers the figures.
 
     Ctrl-C prints what was measured so far.
     """
