@@ -200,7 +200,8 @@ class ServerManager:
             endpoint = self._verify(base_url, api_key, spec, listener)
             if problem := discovery.determinism_mismatch(endpoint, spec):
                 raise ServerMismatchError(problem)
-            given = Server(endpoint, "given", f"{endpoint.url} was given")
+            reason = f"{endpoint.url} was given"
+            given = Server(endpoint, "given", reason, notes=endpoint.notes)
             return given if options else given.noting_unmet()
         deadline = time.monotonic() + durations.validate("start_timeout", start_timeout)
         idle_timeout_s = durations.validate_or_never("idle_timeout", idle_timeout)

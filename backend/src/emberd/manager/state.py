@@ -454,7 +454,7 @@ class ServerSnapshot:
             engine=own.engine,
             start_id=own.start_id,
             folder=str(self.folder),
-            notes=own.notes,
+            notes=(*own.notes, *own.endpoint.notes),
             options=None if own.found else own.options,
             phases=own.phases,
         )
