@@ -49,5 +49,9 @@ def test_variables_that_a_reranker_reads_are_named(given: Command, server: FakeR
     assert refused.err.count("EMBERD_RERANK_BASE_URL") == 2
     told = replace(given, more={**given.more, "EMBERD_DEVICE": "cpu"})
     assert "given by EMBERD_RERANK_BASE_URL" in told("up", NAME).out
+    ports = {"EMBERD_PORT": "5001", "EMBERD_RERANK_PORT": "5002"}
+    unmet = replace(given, more={**given.more, **ports})("up", NAME).out
+    assert "EMBERD_RERANK_PORT has no effect" in unmet
+    assert "EMBERD_PORT has" not in unmet
     keyless = replace(given, more={"EMBERD_RERANK_BASE_URL": server.url})
     assert "Set EMBERD_RERANK_API_KEY" in keyless("up", NAME).err

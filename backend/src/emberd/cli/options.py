@@ -116,7 +116,8 @@ Port = Annotated[
     typer.Option(
         "--port",
         metavar="NUMBER",
-        help="Loopback port of the server. Default: EMBERD_PORT, else any free port.",
+        help="Loopback port of the server. Default: EMBERD_PORT, or EMBERD_RERANK_PORT "
+        "for a reranker, else any free port.",
     ),
 ]
 NoAuth = Annotated[

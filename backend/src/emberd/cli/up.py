@@ -97,7 +97,6 @@ def up(
         "arguments": tuple(arguments) if arguments else None,
     }
     given = {name: value for name, value in values.items() if value is not None}
-    wanted = StartOptions.resolve(**given)
     settings = options.settings(
         model=options.resolve_model(name, model),
         engine=engine,
@@ -110,6 +109,7 @@ def up(
         start_timeout=start_timeout,
         embeds=False,
     )
+    wanted = StartOptions.resolve(environment.start_environ(settings.task), **given)
     options.validate_with_base_url(settings.base_url, given, settings.task)
     if memory and not estimate:
         raise SettingError("--memory is for --estimate. Add --estimate, or omit it.")
@@ -209,7 +209,8 @@ def ensure(
         line.show(f"{settings.model}: {doing} ({took})", topic=phase_of(doing.partition(":")[0]))
 
     def find_missing(spec: ServerSpec) -> Callable[[Callable[[str], None]], None] | None:
-        found = downloads.find(spec, options or StartOptions.resolve())
+        environ = environment.start_environ(spec.task)
+        found = downloads.find(spec, options or StartOptions.resolve(environ))
         if found is None:
             return None
 

@@ -267,10 +267,11 @@ def _port(wanted: Wanted, port: int) -> Finding:
         return ok(name, "nothing listens there")
     fact = f"a process of user {listener.uid} listens there"
     if port == wanted.options.port:
+        variable = env.start_option_variable("port", wanted.spec.task)
         return problem(
             name,
-            f"{fact}, but EMBERD_PORT assigns the port to emberd's server",
-            "Set another port, or unset EMBERD_PORT to use any free port.",
+            f"{fact}, but {variable} assigns the port to emberd's server",
+            f"Set another port, or unset {variable} to use any free port.",
         )
     if listener.is_trusted:
         return ok(name, f"{fact}; see servers")

@@ -76,12 +76,12 @@ def read(given: Mapping[str, str]) -> Wanted:
         unknown_prompts = str(error)  # an application may give them
     spec = tried(lambda: settings.spec) if settings else None
     places = _places(problems)
-    options = tried(StartOptions.resolve)
+    options = tried(lambda: StartOptions.resolve(env.start_environ(kind.task)))
     # Each variable separately: reading them together stops at the first error.
     for name, text in os.environ.items():
         for task in (EMBED, RERANK):
             tried(lambda: env.setting_values({name: text}, task=task))  # noqa: B023 - called at once
-        tried(lambda: StartOptions.resolve({name: text}))  # noqa: B023
+            tried(lambda: StartOptions.resolve(env.start_environ(task, {name: text})))  # noqa: B023
     if kind is Settings:
         tried(RerankSettings.resolve)
     names = ("revision", "quantization", "engine", "device")

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from emberd import durations, engines
+from emberd import durations, engines, env
 from emberd.env import Places
 from emberd.errors import (
     EmberdError,
@@ -207,7 +207,7 @@ class ServerManager:
         idle_timeout_s = durations.validate_or_never("idle_timeout", idle_timeout)
         request = _Request(
             spec,
-            options or StartOptions.resolve(),
+            options or StartOptions.resolve(env.start_environ(spec.task)),
             api_key,
             math.inf if idle_timeout_s is None else idle_timeout_s,
             lost,
