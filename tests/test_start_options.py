@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from emberd.errors import SettingError
-from emberd.settings import StartOptions
+from emberd import Manager, env
+from emberd.catalog import EMBED, RERANK
+from emberd.errors import NoEngineError, SettingError
+from emberd.settings import ServerSpec, StartOptions
 
 
 def test_what_is_given_wins_over_the_environment_and_that_over_the_default() -> None:
@@ -21,7 +25,7 @@ def test_an_open_server_cannot_be_asked_for_by_the_environment() -> None:
     ("environ", "message"),
     [
         ({"EMBERD_PORT": "many"}, "EMBERD_PORT='many' cannot be read"),
-        ({"EMBERD_PORT": "70000"}, "EMBERD_PORT=70000 is not a port"),
+        ({"EMBERD_PORT": "70000"}, "EMBERD_PORT='70000' cannot be read"),
         ({"EMBERD_TP_SIZE": "0"}, "EMBERD_TP_SIZE=0 must be at least 1"),
         ({"EMBERD_ENGINE_ARGS": "--a 'b"}, "EMBERD_ENGINE_ARGS cannot be read"),
     ],
@@ -37,3 +41,34 @@ def test_variable_that_an_argument_overrides_is_not_read() -> None:
 
 def test_copies_on_gpus_of_their_own_are_counted() -> None:
     assert StartOptions(tp_size=2, dp_size=3).gpus == 6
+
+
+def test_a_port_is_that_of_a_server_of_one_task() -> None:
+    environ = {"EMBERD_PORT": "30000", "EMBERD_RERANK_PORT": "30001", "EMBERD_TP_SIZE": "2"}
+    embeds, reranks = (
+        StartOptions.resolve(env.start_environ(task, environ)) for task in (EMBED, RERANK)
+    )
+    assert embeds == StartOptions(port=30_000, tp_size=2)
+    assert reranks == StartOptions(port=30_001, tp_size=2)
+    del environ["EMBERD_RERANK_PORT"]
+    assert StartOptions.resolve(env.start_environ(RERANK, environ)).port is None
+
+
+@pytest.mark.parametrize("port", ["many", "0", "70000"])
+def test_a_port_of_a_reranker_that_cannot_be_used_is_named(port: str) -> None:
+    with pytest.raises(SettingError, match=f"EMBERD_RERANK_PORT='{port}'"):
+        env.start_environ(RERANK, {"EMBERD_RERANK_PORT": port})
+
+
+def test_a_start_reads_the_port_of_its_own_task(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    of_embedder, of_reranker = (
+        ServerSpec("some/model", engine="demo", task=task) for task in (EMBED, RERANK)
+    )
+    monkeypatch.setenv("EMBERD_PORT", "many")
+    monkeypatch.setenv("EMBERD_RERANK_PORT", "")
+    with pytest.raises(SettingError, match="EMBERD_PORT"):
+        Manager(tmp_path).ensure(of_embedder)
+    with pytest.raises(NoEngineError):
+        Manager(tmp_path).ensure(of_reranker)

@@ -241,6 +241,17 @@ def test_weights_that_do_not_fit_into_memory_are_refused(
         assert "Qwen/Qwen3-Embedding-0.6B" in (refused or "")
 
 
+def test_a_reranker_without_memory_is_not_answered_with_an_embedding_model(
+    machine: Machine,
+) -> None:
+    machine.has_free(GIB)
+    reranker = spec("Qwen/Qwen3-Reranker-4B", device="cpu", task="rerank")
+    refused = ENGINE.why_unavailable(reranker) or ""
+    assert "Qwen/Qwen3-Reranker-0.6B" in refused
+    assert "EMBERD_RERANK_BASE_URL=http://" in refused
+    assert "Embedding" not in refused
+
+
 def test_weights_that_do_not_fit_on_the_gpu_end_the_start(machine: Machine) -> None:
     """8B in float32, which a T4 gets, takes twice what it has."""
     machine.sees(T4)

@@ -27,7 +27,7 @@ from emberd.serving import hardware, telemetry, transformers_encoder
 from emberd.serving.__main__ import main
 from emberd.serving.encoder import LoadOptions, PreparedText
 from emberd.serving.hardware import DeviceChoice
-from emberd.serving.transformers_encoder import TransformersEncoder
+from emberd.serving.transformers_encoder import TransformersEncoder, load_checkpoint
 
 HERE = DeviceChoice("cpu", "bfloat16", "a test", 1_000_000)
 
@@ -221,6 +221,16 @@ def refused(folder: Path, place: DeviceChoice = HERE) -> StartError:
 def test_another_kind_of_model_is_refused(folder: Path, config: str, cause: str) -> None:
     (folder / "config.json").write_text(config)
     assert cause in refused(folder).cause
+
+
+@pytest.mark.parametrize(("with_head", "family"), [(False, "Embedding"), (True, "Reranker")])
+def test_another_kind_of_model_is_answered_with_one_of_the_wanted_task(
+    folder: Path, with_head: bool, family: str
+) -> None:
+    (folder / "config.json").write_text('{"architectures": ["BertModel"]}')
+    with pytest.raises(StartError) as raised:
+        load_checkpoint(folder, HERE, with_head=with_head)
+    assert f"Qwen/Qwen3-{family}-0.6B" in (raised.value.advice or "")
 
 
 def test_another_pooling_is_refused(folder: Path) -> None:

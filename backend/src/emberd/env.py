@@ -52,12 +52,19 @@ def _switch(text: str) -> bool:
     raise ValueError(text)
 
 
+def _port(text: str) -> int:
+    if (port := int(text)) not in range(1, 65_536):
+        raise ValueError(text)
+    return port
+
+
 def _urls(text: str) -> tuple[str, ...]:
     return tuple(root_url(url, "EMBERD_DISCOVER") for url in text.replace(",", " ").split())
 
 
 _TEXT: Final = _Form(str, "a text")
 _INTEGER: Final = _Form(int, "a whole number")
+_PORT: Final = _Form(_port, "a port, 1 to 65535")
 _SWITCH: Final = _Form(_switch, "1 or 0")
 _DURATION: Final = _Form(durations.seconds, durations.FORMS)
 _DURATION_OR_NEVER: Final = _Form(durations.seconds_or_never, durations.FORMS_OR_NEVER)
@@ -157,7 +164,7 @@ _ONLY_EMBED: Final = frozenset(
     }
 )
 _START_OPTIONS: Final = (
-    Variable("EMBERD_PORT", _INTEGER, "Loopback port of a server that is started", "port"),
+    Variable("EMBERD_PORT", _PORT, "Loopback port of an embedding server that is started", "port"),
     Variable("EMBERD_TP_SIZE", _INTEGER, "GPUs per copy of the model", "tp_size"),
     Variable("EMBERD_DP_SIZE", _INTEGER, "Copies of the model, each on its own GPUs", "dp_size"),
     Variable(  # arguments may hold secrets
@@ -167,6 +174,9 @@ _START_OPTIONS: Final = (
         "arguments",
         repeats=False,
     ),
+)
+_RERANK_PORT: Final = Variable(
+    "EMBERD_RERANK_PORT", _PORT, "Loopback port of a server of a reranker that is started", "port"
 )
 _OTHERS: Final = (
     Variable("EMBERD_HOME", _TEXT, "Folder of all state", display="value"),
@@ -185,7 +195,9 @@ _OTHERS: Final = (
     Variable("EMBERD_DEBUG", _TEXT, "If set, the command shows tracebacks of errors"),
 )
 
-VARIABLES: Final = {each.name: each for each in (*_SETTINGS, *_RERANK, *_START_OPTIONS, *_OTHERS)}
+VARIABLES: Final = {
+    each.name: each for each in (*_SETTINGS, *_RERANK, *_START_OPTIONS, _RERANK_PORT, *_OTHERS)
+}
 """Name -> variable, in the order of the documentation."""
 
 
@@ -241,6 +253,25 @@ def start_option_values(
     return _fields(_START_OPTIONS, environ, without)
 
 
+def start_environ(task: str, environ: Mapping[str, str] = os.environ) -> Mapping[str, str]:
+    """Return the environment from which the start options of a server are read.
+
+    A port is that of one server, so a server of a reranker has a variable for it; the other start
+    options are shared.
+
+    Args:
+        task: What the model is used for.
+        environ: The environment.
+
+    Raises:
+        SettingError: The port of a reranker cannot be parsed.
+    """
+    if task == EMBED:
+        return environ
+    port = value(_RERANK_PORT.name, environ)
+    return {**environ, start_option_variable("port"): "" if port is None else str(port)}
+
+
 @contextmanager
 def named_in_errors(fields: Iterable[str], task: str = EMBED) -> Iterator[None]:
     """Name the variable, and not the argument, in errors about ``fields``, which variables set.
@@ -265,9 +296,10 @@ def _name_of(field: str, task: str) -> str:
     return next((each.name for each in variables if each.sets == field), field)
 
 
-def start_option_variable(field: str) -> str:
+def start_option_variable(field: str, task: str = EMBED) -> str:
     """Return the name of the variable that sets a field of ``StartOptions``."""
-    return next(each.name for each in _START_OPTIONS if each.sets == field)
+    variables = _START_OPTIONS if task == EMBED else (_RERANK_PORT, *_START_OPTIONS)
+    return next(each.name for each in variables if each.sets == field)
 
 
 def _fields(

@@ -277,7 +277,7 @@ class ServerHandle(ForkAware):
             _check_weights(lost.endpoint, endpoint)
         self._dimensions = endpoint.dimensions
         _LOG.info("%s", server.reason)
-        for note in (*server.notes, *endpoint.notes):
+        for note in server.notes:
             _warn_once(note)
         return server
 
@@ -330,4 +330,5 @@ def _warn_once(note: str) -> None:
 def _given_server(endpoint: Endpoint) -> Server:
     from emberd.manager import Server  # imported late, like the manager
 
-    return Server(endpoint, "given", f"{endpoint.url} is the server of the given client")
+    reason = f"{endpoint.url} is the server of the given client"
+    return Server(endpoint, "given", reason, notes=endpoint.notes)

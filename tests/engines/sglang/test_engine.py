@@ -82,6 +82,15 @@ def test_without_a_gpu_the_default_model_is_an_error_that_names_every_engine(
     assert "model='emberd/demo'" in text
 
 
+def test_without_a_gpu_a_reranker_is_answered_with_what_it_reads(no_cards: None) -> None:
+    with pytest.raises(NoEngineError) as caught:
+        emberd.engines.choose(ServerSpec("Qwen/Qwen3-Reranker-4B", task="rerank"))
+    text = str(caught.value)
+    assert text.count("EMBERD_RERANK_BASE_URL=http://") == 2  # SGLang and transformers
+    assert "EMBERD_BASE_URL=" not in text
+    assert "model='emberd/demo'; device" not in text
+
+
 def test_what_is_not_installed_is_named_with_the_command_that_installs_it(
     cards: Nvml, monkeypatch: pytest.MonkeyPatch
 ) -> None:

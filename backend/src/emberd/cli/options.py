@@ -10,15 +10,14 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperCommand
 
-from emberd import model_card, model_files
-from emberd.catalog import RERANK
+from emberd import env, model_files
+from emberd.catalog import EMBED
 from emberd.cli import output
 from emberd.errors import SettingError
 from emberd.settings import (
     DEFAULT_MODEL,
     IDLE_TIMEOUT_S,
     START_TIMEOUT_S,
-    RerankSettings,
     ServerSpec,
     Settings,
 )
@@ -26,7 +25,7 @@ from emberd.settings import (
 # Errors name Python arguments. Replaced in this order: phrases, arguments that are variables here,
 # arguments that are options. After a slash or a question mark the name is part of a path or a URL.
 _PHRASES: Final = {
-    "Give api_key=, or set EMBERD_API_KEY": "Set EMBERD_API_KEY",
+    "Give api_key=, or set EMBERD_": "Set EMBERD_",
     "Give base_url= or EMBERD_BASE_URL": "Give EMBERD_BASE_URL",
     "lower max_concurrency": "lower EMBERD_MAX_CONCURRENCY",
     "truncate=True": "--truncate",
@@ -117,7 +116,8 @@ Port = Annotated[
     typer.Option(
         "--port",
         metavar="NUMBER",
-        help="Loopback port of the server. Default: EMBERD_PORT, else any free port.",
+        help="Loopback port of the server. Default: EMBERD_PORT, or EMBERD_RERANK_PORT "
+        "for a reranker, else any free port.",
     ),
 ]
 NoAuth = Annotated[
@@ -188,42 +188,42 @@ def settings(*, embeds: bool = True, **given: Any) -> Settings:
         **given: Fields of ``Settings`` as typed; None for an option that was left out.
 
     Raises:
-        SettingError: A value cannot be used, or says which server to start although EMBERD_BASE_URL
-            gives one; it is named.
+        SettingError: A value cannot be used, or says which server to start although one is given
+            by a variable; it is named.
     """
     given = {name: value for name, value in given.items() if value is not None}
     bare = {} if embeds else {"query_instruction": "", "document_instruction": ""}
-    kind = _kind_of(given) if not embeds else Settings
+    kind = Settings
+    if not embeds:
+        from emberd.doctor.wanted import kind_of  # late, to keep the other subcommands fast
+
+        kind = kind_of(given)
     resolved = kind.resolve(**bare, **given)
     chosen: dict[str, Any] = {
         name: given[name] for name in ("engine", "device", "context_tokens") if name in given
     }
-    validate_with_base_url(resolved.base_url, chosen)
+    validate_with_base_url(resolved.base_url, chosen, resolved.task)
     return resolved
 
 
-def _kind_of(given: Mapping[str, Any]) -> type[Settings]:
-    """Return the settings of a reranker if a named model is one, else those of an embedder."""
-    name, revision = given.get("model"), given.get("revision")
-    if name is None or model_card.describe(name, revision).task != RERANK:
-        return Settings
-    return RerankSettings
-
-
-def validate_with_base_url(base_url: str | None, given: Mapping[str, Any]) -> None:
+def validate_with_base_url(
+    base_url: str | None, given: Mapping[str, Any], task: str = EMBED
+) -> None:
     """Raise if a server is given by URL together with options that choose or start one.
 
     Args:
         base_url: The given server; None if one may be started.
         given: Command-line options by field of ``Settings`` or ``StartOptions``.
+        task: What the model is used for.
 
     Raises:
         SettingError: Both are given; the message names the options.
     """
     if base_url is not None and given:
+        variable = env.setting_variable("base_url", task)
         raise SettingError(
-            f"{as_typed(given)} cannot be given: EMBERD_BASE_URL is set to {base_url}, so no "
-            f"server is started. Omit the options, or unset EMBERD_BASE_URL."
+            f"{as_typed(given)} cannot be given: {variable} is set to {base_url}, so no "
+            f"server is started. Omit the options, or unset {variable}."
         )
 
 

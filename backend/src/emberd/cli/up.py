@@ -49,7 +49,7 @@ _OPEN: Final = (
 )
 
 _KEY_OF_GIVEN: Final = (
-    "  Set EMBERD_API_KEY for each of them: emberd does not store the key of a given server."
+    "  Set {variable} for each of them: emberd does not store the key of a given server."
 )
 
 
@@ -97,7 +97,6 @@ def up(
         "arguments": tuple(arguments) if arguments else None,
     }
     given = {name: value for name, value in values.items() if value is not None}
-    wanted = StartOptions.resolve(**given)
     settings = options.settings(
         model=options.resolve_model(name, model),
         engine=engine,
@@ -110,7 +109,8 @@ def up(
         start_timeout=start_timeout,
         embeds=False,
     )
-    options.validate_with_base_url(settings.base_url, given)
+    wanted = StartOptions.resolve(environment.start_environ(settings.task), **given)
+    options.validate_with_base_url(settings.base_url, given, settings.task)
     if memory and not estimate:
         raise SettingError("--memory is for --estimate. Add --estimate, or omit it.")
     if estimate:
@@ -209,7 +209,8 @@ def ensure(
         line.show(f"{settings.model}: {doing} ({took})", topic=phase_of(doing.partition(":")[0]))
 
     def find_missing(spec: ServerSpec) -> Callable[[Callable[[str], None]], None] | None:
-        found = downloads.find(spec, options or StartOptions.resolve())
+        environ = environment.start_environ(spec.task)
+        found = downloads.find(spec, options or StartOptions.resolve(environ))
         if found is None:
             return None
 
@@ -297,8 +298,11 @@ def _usage(server: Server, spec: ServerSpec) -> list[str]:
     }
     given = {name: value for name, value in wishes.items() if value is not None}
     keywords = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    api_key = environment.setting_variable("api_key", spec.task)
+    needs_key = is_given and server.endpoint.api_key is not None
+    key_line = [_KEY_OF_GIVEN.format(variable=api_key)] if needs_key else []
     if spec.task == RERANK:
-        return [f"  Python       emberd.Reranker({keywords})"]
+        return [f"  Python       emberd.Reranker({keywords})", *key_line]
     renamed = keywords.replace("model=", "model_name=", 1)
     variable = shlex.quote(server.endpoint.base_url) if is_given else None
     prefix = f"EMBERD_BASE_URL={variable} " if variable else ""
@@ -308,7 +312,7 @@ def _usage(server: Server, spec: ServerSpec) -> list[str]:
         f"  LlamaIndex   llama_index.embeddings.emberd.EmberdEmbedding({renamed})",
         f"  Python       emberd.Embedder({keywords})",
         f'  OpenAI SDK   eval "$({prefix}{env_line})"',
-        *([_KEY_OF_GIVEN] if variable and server.endpoint.api_key else []),
+        *key_line,
     ]
 
 
@@ -439,10 +443,11 @@ def _notes(server: Server, settings: Settings, idle_timeout: str | None) -> Iter
     if server.origin != "given":
         return
     url = server.endpoint.url
+    base_url = environment.setting_variable("base_url", settings.task)
     for name in ("engine", "device", "context_tokens"):
         if getattr(settings, name) is not None:
             variable = f"EMBERD_{name.upper()}"
-            yield f"{variable} has no effect: the server at {url} is given by EMBERD_BASE_URL."
+            yield f"{variable} has no effect: the server at {url} is given by {base_url}."
     for name in ("revision", "quantization"):
         if (wanted := getattr(settings, name)) is not None:
             yield (

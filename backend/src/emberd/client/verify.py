@@ -128,7 +128,7 @@ def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> 
     model = model_card.describe(spec.model, spec.revision, task=spec.task)
     if model_files.is_folder(spec.model) or spec.model.casefold() != model.name.casefold():
         model = replace(model, reference=None)  # a folder of that name may be fine-tuned
-    ask = functools.partial(_ask, url, timeout_s)
+    ask = functools.partial(_ask, url, timeout_s, spec.task)
     entries = probe.entries(wire.parse_object((yield from ask(Request(MODELS)))))
     # Where the server lists its models, the other routes are optional: a gateway may close them.
     optional = bool(entries)
@@ -138,6 +138,8 @@ def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> 
     _check_kind(url, info, spec.task)
     entry = _serving(url, spec.model, entries, info)
     name, server = str(entry["id"]), str(entry.get("owned_by") or "unknown")
+    if spec.task == RERANK:
+        _check_no_adapter(url, entry, name, server)
     longest = entry.get("max_model_len")
     limits = [longest]
     if server == _SGLANG:
@@ -265,6 +267,7 @@ def _canary(
 def _ask(
     url: str,
     timeout_s: float,
+    task: str,
     request: Request,
     *,
     optional: bool = False,
@@ -304,7 +307,7 @@ def _ask(
     if reply.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         if optional:
             return None
-        raise wire.unauthorized(reply.status, said, url)
+        raise wire.unauthorized(reply.status, said, url, task)
     if reply.status in wire.BUSY:
         raise ServerUnavailableError(
             f"{where} answered {reply.status} ({said}): it is not ready. Try again later."
@@ -371,6 +374,16 @@ def _serving(
         f"of a server for {wanted}, or ask for model={served[0]!r}. If that is another name for "
         f"the same model, have the server list it as {wanted}."
     )
+
+
+def _check_no_adapter(url: str, entry: dict[str, Any], name: str, server: str) -> None:
+    # SGLang ignores adapters when it scores, and names the one that was requested in its reply
+    # (0.5.23). It reads "a:b" in a request as adapter b of model a.
+    if entry.get("parent") or (server == _SGLANG and ":" in name):
+        raise ServerMismatchError(
+            f"{url} lists {name} as an adapter, and would score with the model without it. Merge "
+            f"the adapter into the weights, and serve the merged model."
+        )
 
 
 def _is_wanted(url: str, wanted: str, said: list[Any]) -> bool:

@@ -18,6 +18,8 @@ from typing import Any, Final, Literal
 import msgspec
 import pybase64
 
+from emberd import env
+from emberd.catalog import EMBED
 from emberd.client.event_loops import Steps
 from emberd.client.inputs import Input
 from emberd.errors import (
@@ -502,11 +504,11 @@ def body_or_failure(outcome: Outcome, url: str) -> bytes | Failure:
     )
 
 
-def unauthorized(status: int, said: str, url: str) -> AuthenticationError:
+def unauthorized(status: int, said: str, url: str, task: str = EMBED) -> AuthenticationError:
     """Return the error for a missing or wrong API key."""
     return AuthenticationError(
         f"{url} answered {status} ({said}): the API key is missing or wrong. "
-        f"Give api_key=, or set EMBERD_API_KEY."
+        f"Give api_key=, or set {env.setting_variable('api_key', task)}."
     )
 
 

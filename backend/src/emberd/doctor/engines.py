@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from emberd import engines
+from emberd import engines, env
+from emberd.catalog import EMBED
 from emberd.doctor.findings import Finding, note, ok, problem, split
 from emberd.doctor.wanted import Wanted
 from emberd.engines import Engine
@@ -18,11 +19,6 @@ from emberd.env import Places
 from emberd.errors import EmberdError, StartError
 from emberd.installs import Recipe, installed, locate, lock_holder, recipes, sites
 from emberd.system.disk_space import in_words
-
-ELSEWHERE: Final = (
-    "Use a server on another machine: export EMBERD_BASE_URL=http://HOST:30000/v1 "
-    "(or, to try emberd here: emberd up emberd/demo)"
-)
 
 _QUANTITY: Final = re.compile(r"[A-Za-z][A-Za-z ]* \d+(\.\d+)? (GiB|MiB)")
 
@@ -39,7 +35,7 @@ def check_engine(wanted: Wanted) -> Iterator[Finding]:
     if found.engine is not None:
         yield from _planned(wanted, found.engine)
     elif name is None:
-        yield problem("engine", "no engine can serve the model on this machine", ELSEWHERE)
+        yield problem("engine", "no engine can serve the model on this machine", _elsewhere(wanted))
     elif wanted.places.auto_install:
         yield ok(
             "engine",
@@ -52,6 +48,14 @@ def check_engine(wanted: Wanted) -> Iterator[Finding]:
         yield problem("engine", fact, f"emberd engine install {name}")
     for refused, reason in found.refusals.items():
         yield note(refused, reason.rstrip("."))
+
+
+def _elsewhere(wanted: Wanted) -> str:
+    task = wanted.spec.task
+    variable = env.setting_variable("base_url", task)
+    advice = f"Use a server on another machine: export {variable}=http://HOST:30000/v1"
+    demo = " (or, to try emberd here: emberd up emberd/demo)"
+    return advice + demo if task == EMBED else advice
 
 
 def up_command(wanted: Wanted) -> str:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from emberd import __version__, engines, model_files, weight_files
+from emberd import __version__, engines, env, model_files, weight_files
 from emberd.catalog import DEMO_MODEL
 from emberd.doctor.findings import Finding, LateError, gather, note, ok, problem, split
 from emberd.doctor.wanted import Wanted
@@ -55,10 +55,11 @@ def _platform(wanted: Wanted) -> Finding:
     fact = " ".join(filter(None, words))
     if system in ("Linux", "Darwin") or wanted.base_url is not None:
         return ok("platform", fact)
+    variable = env.setting_variable("base_url", wanted.spec.task)
     return note(
         "platform",
         f"{fact}: servers are started on Linux and macOS only",
-        "Use a server on another machine: EMBERD_BASE_URL=http://HOST:30000/v1",
+        f"Use a server on another machine: {variable}=http://HOST:30000/v1",
     )
 
 

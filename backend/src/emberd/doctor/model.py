@@ -16,7 +16,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from emberd import catalog, model_files, model_pooling, model_tokenizer, probe, weight_files
-from emberd.catalog import DEMO_MODEL
+from emberd.catalog import DEMO_MODEL, EMBED
 from emberd.doctor.findings import Finding, gather, note, ok, problem
 from emberd.doctor.wanted import Wanted
 from emberd.probe import ProbeReply
@@ -40,12 +40,12 @@ def check_model(wanted: Wanted) -> Iterator[Finding]:
     if model == DEMO_MODEL or _MODULE in (wanted.spec.engine or ""):
         yield ok("model", f"the engine resolves {model} itself")
     elif model_files.is_path(model) or model_files.is_folder(model):
-        yield from _folder(Path(model))
+        yield from _folder(Path(model), wanted.spec.task)
     else:
         yield from _on_hub(wanted.spec)
 
 
-def _folder(folder: Path) -> Iterator[Finding]:
+def _folder(folder: Path, task: str) -> Iterator[Finding]:
     if not folder.is_dir():
         yield problem(
             "folder",
@@ -57,11 +57,11 @@ def _folder(folder: Path) -> Iterator[Finding]:
     else:
         size = in_words(weight_files.size_bytes(folder))
         yield ok("folder", f"{folder}: complete, {size} of weights")
-        yield from _end_of_text(folder)
+        yield from _end_of_text(folder, task)
 
 
-def _end_of_text(folder: Path) -> Iterator[Finding]:
-    if model_pooling.architecture(folder) not in _APPENDING:
+def _end_of_text(folder: Path, task: str) -> Iterator[Finding]:
+    if task != EMBED or model_pooling.architecture(folder) not in _APPENDING:
         return
     added = model_tokenizer.read(folder).end_of_text_id
     if added is None:
@@ -88,7 +88,7 @@ def _on_hub(spec: ServerSpec) -> Iterator[Finding]:
     else:
         size = in_words(weight_files.size_bytes(folder))
         yield ok("cache", f"{spec.model} is in the hub's cache: {size} in {folder}")
-        yield from _end_of_text(folder)
+        yield from _end_of_text(folder, spec.task)
         return
     if model_files.hub_is_offline():
         yield problem(

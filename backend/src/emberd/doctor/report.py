@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from emberd import env
+from emberd.catalog import EMBED, RERANK
 from emberd.doctor import engines, gpu, host, model, servers, wanted
 from emberd.doctor.findings import Finding, LateError, Level, Part, gather, note, problem
 from emberd.doctor.wanted import Wanted
@@ -142,7 +143,8 @@ def _redactor(asked: Wanted) -> Redact:
     keys = recorded if isinstance(recorded, list) else []
     keys += [*secrets(asked.options.arguments), *([asked.api_key] if asked.api_key else [])]
     # The paths of URLs may be secrets too; the URLs as given, and as normalised.
-    urls = [env.text("EMBERD_BASE_URL"), asked.base_url, *asked.places.discover]
+    variables = [env.setting_variable("base_url", task) for task in (EMBED, RERANK)]
+    urls = [*map(env.text, variables), asked.base_url, *asked.places.discover]
     urls += (env.text("EMBERD_DISCOVER") or "").replace(",", " ").split()
     hide, shorten = redactor(more=keys), shortener(url.strip() for url in urls if url)
     return lambda text: hide(shorten(text))

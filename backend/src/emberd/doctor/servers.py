@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Final
 from urllib.parse import urlsplit
 
-from emberd import probe
+from emberd import env, probe
 from emberd.client.verify import verify
 from emberd.doctor.engines import up_command
 from emberd.doctor.findings import Finding, LateError, gather, note, ok, problem, split
@@ -68,7 +68,8 @@ def _other(wanted: Wanted, candidate: Candidate, found: Endpoint | BaseException
     name = url if is_given else f"{url} ({candidate.why})"
     if isinstance(found, Endpoint):
         context = f", {found.context_tokens} tokens" if found.context_tokens else ""
-        fact = f"{name} serves {wanted.spec.model}: {found.dimensions} dimensions{context}"
+        kind = "a reranker" if found.labels else f"{found.dimensions} dimensions"
+        fact = f"{name} serves {wanted.spec.model}: {kind}{context}"
         rest = "starts no server" if is_given else "does not stop it"
         return ok(subject, fact, gives=f"{fact}. emberd uses it and {rest}")
     if isinstance(found, LateError):
@@ -78,11 +79,14 @@ def _other(wanted: Wanted, candidate: Candidate, found: Endpoint | BaseException
     else:
         why = f"{url} could not be verified: {type(found).__name__}."
     fact, advice = split(why)
+    task = wanted.spec.task
     if is_given:
-        correct = "Correct EMBERD_BASE_URL, or unset it: emberd then finds or starts one."
+        variable = env.setting_variable("base_url", task)
+        correct = f"Correct {variable}, or unset it: emberd then finds or starts one."
         return problem(subject, fact, advice or correct)
     if isinstance(found, AuthenticationError) and not candidate.api_key:
-        advice = f"With its key: export EMBERD_API_KEY=KEY EMBERD_DISCOVER={url}"
+        variable = env.setting_variable("api_key", task)
+        advice = f"With its key: export {variable}=KEY EMBERD_DISCOVER={url}"
     return note(subject, f"{name} is not used: {fact}", advice)
 
 
@@ -263,15 +267,16 @@ def _port(wanted: Wanted, port: int) -> Finding:
         return ok(name, "nothing listens there")
     fact = f"a process of user {listener.uid} listens there"
     if port == wanted.options.port:
+        variable = env.start_option_variable("port", wanted.spec.task)
         return problem(
             name,
-            f"{fact}, but EMBERD_PORT assigns the port to emberd's server",
-            "Set another port, or unset EMBERD_PORT to use any free port.",
+            f"{fact}, but {variable} assigns the port to emberd's server",
+            f"Set another port, or unset {variable} to use any free port.",
         )
     if listener.is_trusted:
         return ok(name, f"{fact}; see servers")
     return note(
         name,
         f"{fact}; ignored, because the listener belongs to another user",
-        f"If you trust it: export EMBERD_BASE_URL={url}",
+        f"If you trust it: export {env.setting_variable('base_url', wanted.spec.task)}={url}",
     )

@@ -10,11 +10,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from emberd import env, model_files
+from emberd import env, model_card, model_files
+from emberd.catalog import EMBED, RERANK
 from emberd.doctor.findings import Finding, note, ok, problem, split
 from emberd.env import Places
 from emberd.errors import InstructionError, SettingError
-from emberd.settings import DEFAULT_MODEL, ServerSpec, Settings, StartOptions
+from emberd.settings import DEFAULT_MODEL, RerankSettings, ServerSpec, Settings, StartOptions
 from emberd.system.redaction import HIDDEN, origin
 
 T = TypeVar("T")
@@ -58,6 +59,7 @@ def read(given: Mapping[str, str]) -> Wanted:
     Settings that cannot be used are left out and listed in ``problems``. Reads the model's folder.
     """
     problems: list[str] = []
+    kind = kind_of(given)
 
     def tried(call: Callable[[], T]) -> T | None:
         try:
@@ -68,20 +70,24 @@ def read(given: Mapping[str, str]) -> Wanted:
 
     unknown_prompts = ""
     try:
-        settings = tried(lambda: Settings.resolve(**{**given, **_no_prompts()}))
-        _ = Settings.resolve(**given) if settings else None
+        settings = tried(lambda: kind.resolve(**{**given, **_no_prompts()}))
+        _ = kind.resolve(**given) if settings else None
     except InstructionError as error:
         unknown_prompts = str(error)  # an application may give them
     spec = tried(lambda: settings.spec) if settings else None
     places = _places(problems)
-    options = tried(StartOptions.resolve)
+    options = tried(lambda: StartOptions.resolve(env.start_environ(kind.task)))
     # Each variable separately: reading them together stops at the first error.
     for name, text in os.environ.items():
-        tried(lambda: env.setting_values({name: text}))  # noqa: B023 - called at once
-        tried(lambda: StartOptions.resolve({name: text}))  # noqa: B023
+        for task in (EMBED, RERANK):
+            tried(lambda: env.setting_values({name: text}, task=task))  # noqa: B023 - called at once
+            tried(lambda: StartOptions.resolve(env.start_environ(task, {name: text})))  # noqa: B023
+    if kind is Settings:
+        tried(RerankSettings.resolve)
     names = ("revision", "quantization", "engine", "device")
-    fields = {name: _requested(name, given) for name in names}
-    model = model_files.absolute(_requested("model", given) or DEFAULT_MODEL)
+    fields = {name: _requested(name, given, kind.task) for name in names}
+    fields["task"] = kind.task
+    model = model_files.absolute(_requested("model", given, kind.task) or DEFAULT_MODEL)
     return Wanted(
         spec=spec
         or tried(lambda: ServerSpec(model, content=model_files.content_hash(model), **fields))
@@ -94,6 +100,18 @@ def read(given: Mapping[str, str]) -> Wanted:
         unknown_prompts=unknown_prompts,
         given=given,
     )
+
+
+def kind_of(given: Mapping[str, Any]) -> type[Settings]:
+    """Return the settings of a reranker if a named model is one, else those of an embedder.
+
+    Args:
+        given: Command-line options by field of ``Settings``.
+    """
+    name, revision = given.get("model"), given.get("revision")
+    if name is None or model_card.describe(name, revision).task != RERANK:
+        return Settings
+    return RerankSettings
 
 
 def unread(given: Mapping[str, str], problem: str) -> Wanted:
@@ -128,8 +146,8 @@ def _no_prompts() -> dict[str, str]:
     return {name: "" for name in names if f"{env.PREFIX}{name.upper()}" not in os.environ}
 
 
-def _requested(name: str, given: Mapping[str, str]) -> Any:
-    return given.get(name) or env.text(f"EMBERD_{name.upper()}")
+def _requested(name: str, given: Mapping[str, str], task: str) -> Any:
+    return given.get(name) or env.text(env.setting_variable(name, task))
 
 
 def _places(problems: list[str]) -> Places:

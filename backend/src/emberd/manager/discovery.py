@@ -232,7 +232,7 @@ def verify_candidate(
     if (reason := _mismatch(endpoint, engine, spec, listed=candidate.listed)) is not None:
         raise ServerMismatchError(reason)
     reason = f"{endpoint.url} was found ({candidate.why}) and verified"
-    return Server(endpoint, "found", reason, engine=engine)
+    return Server(endpoint, "found", reason, engine=engine, notes=endpoint.notes)
 
 
 def _try_candidate(candidate: Candidate, spec: ServerSpec, verify: Verify) -> Server | str:

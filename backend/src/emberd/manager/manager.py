@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from emberd import durations, engines
+from emberd import durations, engines, env
 from emberd.env import Places
 from emberd.errors import (
     EmberdError,
@@ -200,13 +200,14 @@ class ServerManager:
             endpoint = self._verify(base_url, api_key, spec, listener)
             if problem := discovery.determinism_mismatch(endpoint, spec):
                 raise ServerMismatchError(problem)
-            given = Server(endpoint, "given", f"{endpoint.url} was given")
+            reason = f"{endpoint.url} was given"
+            given = Server(endpoint, "given", reason, notes=endpoint.notes)
             return given if options else given.noting_unmet()
         deadline = time.monotonic() + durations.validate("start_timeout", start_timeout)
         idle_timeout_s = durations.validate_or_never("idle_timeout", idle_timeout)
         request = _Request(
             spec,
-            options or StartOptions.resolve(),
+            options or StartOptions.resolve(env.start_environ(spec.task)),
             api_key,
             math.inf if idle_timeout_s is None else idle_timeout_s,
             lost,

@@ -62,7 +62,6 @@ _COPY_AGAIN: Final = (
     "Compare its files with the original and copy it again; for a model of the hub, remove it from "
     "the cache (`hf cache rm`) and start again."
 )
-_OTHER_MODEL: Final = "Use a Qwen3-Embedding checkpoint, such as Qwen/Qwen3-Embedding-0.6B."
 
 
 class TransformersEncoder:
@@ -281,10 +280,11 @@ def _check_kind(folder: Path, config: dict[str, Any], *, pools: bool) -> None:
         raise StartError(f"{folder} has no readable {model_files.CONFIG}", advice=_COPY_AGAIN)
     architecture = (config.get("architectures") or ["none"])[0]
     if architecture not in ARCHITECTURES:
+        family = "Qwen3-Embedding" if pools else "Qwen3-Reranker"
         raise StartError(
             f"the architecture of {folder} is {architecture}, but this engine supports only "
             f"{' and '.join(ARCHITECTURES)}",
-            advice=_OTHER_MODEL,
+            advice=f"Use a {family} checkpoint, such as Qwen/{family}-0.6B.",
         )
     # Checked before the start as well, but the files of a hub model may be known only here.
     problem = model_pooling.why_unsupported(folder) if pools else None

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import PurePath
 from typing import Final
 
-from emberd import model_files
-from emberd.catalog import DEMO_MODEL, RERANK
+from emberd import env, model_files
+from emberd.catalog import DEMO_MODEL, EMBED, RERANK
 from emberd.engines import gpu_usage, gpus
 from emberd.engines.base import EnvironmentEngine, Launch, MemoryNeed, Plan, Reason
 from emberd.engines.gpu_usage import PlannedUsage, Usage
@@ -215,10 +215,11 @@ def _why_no_device(spec: ServerSpec) -> str | None:
         return f"runs on a CUDA GPU or, for development, on a CPU, not on device={device!r}"
     if (problem := support.why_unsuitable(gpus.survey(), quantization=spec.quantization)) is None:
         return None
+    demo = f"to try emberd without a GPU, use model={DEMO_MODEL!r}; " if spec.task == EMBED else ""
+    variable = env.setting_variable("base_url", spec.task)
     return (
-        f"{problem}. Alternatively, point EMBERD_BASE_URL=http://HOST:30000/v1 at another machine; "
-        f"to try emberd without a GPU, use model={DEMO_MODEL!r}; "
-        f"device='cpu' runs SGLang on the CPU, slowly, for development"
+        f"{problem}. Alternatively, point {variable}=http://HOST:30000/v1 at another machine; "
+        f"{demo}device='cpu' runs SGLang on the CPU, slowly, for development"
     )
 
 
