@@ -123,7 +123,8 @@ def run(
         embedder: The embedder; its cache is not used.
         tokens: Lengths of texts, which are cut to the context. No text has under six words.
         batch_sizes: Most texts in a request.
-        seconds: About how long everything takes. A few texts of each length are always measured.
+        seconds: About how long all takes once the server is verified. A few texts of each length
+            are always measured.
         report: Called with what is measured next.
 
     Raises:
