@@ -16,7 +16,7 @@ def test_sglang_is_imported_once_on_the_cpu(embedder: Embedder, shared_home: Pat
     print(json.dumps(dict(phases)))
     assert list(phases)[:2] == ["planning", "importing SGLang"]
     assert list(phases)[-1] == "verifying"
-    assert "allocating the KV cache" in phases
+    # A phase between two looks at the log is not recorded: allocating a small KV cache is one.
     # New interpreters would import it in this phase, which takes longer than the first import.
     assert phases["starting the scheduler"] < phases["importing SGLang"] / 2
     names = [process.name() for process in leftovers.find([str(shared_home)])]
