@@ -173,7 +173,8 @@ def test_the_real_parts_exist_and_should_fit_into_the_budget() -> None:
 
 
 def test_every_model_that_can_be_asked_for_has_a_shape() -> None:
-    assert set(run._MODELS) <= set(checkpoint.SHAPES)
+    of_a_benchmark_on_the_cpu = {"thin"}
+    assert set(run._MODELS) == set(checkpoint.SHAPES) - of_a_benchmark_on_the_cpu
 
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="there is a GPU")
