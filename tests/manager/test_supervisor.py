@@ -21,6 +21,7 @@ from emberd import weight_files
 from emberd.client.verify import verify
 from emberd.errors import EmberdError
 from emberd.manager import idle, locks, paths, process_tree, state
+from emberd.manager import supervisor as supervisor_module
 from emberd.manager.state import Record, State
 from emberd.manager.supervisor import Supervisor
 from emberd.settings import ServerSpec
@@ -80,6 +81,25 @@ def test_weights_are_read_ahead_while_the_server_starts(
         assert (supervisor.record.state, supervisor.record.failure) == (State.ABSENT, None)
 
     monkeypatch.setattr(weight_files, "read_ahead", read)
+    monkeypatch.setattr(Supervisor, "_serve", lambda self: self._stop("enough", by_user=True))
+    supervise(check)
+
+
+def test_weights_that_the_server_does_not_read_are_not_read_ahead(
+    supervise: Callable[[Callable[[Supervisor], None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang with ``--download-dir`` reads others than those in the hub's cache."""
+
+    def check(supervisor: Supervisor) -> None:
+        kind = type(supervisor.engine)
+        monkeypatch.setattr(supervisor_module, "EnvironmentEngine", kind)
+        monkeypatch.setattr(kind, "uses_hub_cache", lambda *_: False, raising=False)
+        supervisor.run()
+        assert supervisor.record.failure is None
+        assert asked == []
+
+    asked: list[object] = []
+    monkeypatch.setattr(weight_files, "read_ahead", lambda *given: asked.append(given))
     monkeypatch.setattr(Supervisor, "_serve", lambda self: self._stop("enough", by_user=True))
     supervise(check)
 

@@ -23,7 +23,7 @@ _TOKENIZERS: Final = (
     "tokenizer.model",
 )
 _MOST_SHOWN: Final = 3
-_MOST_PARTS: Final = 1000  # of a name that is no part's
+_MOST_PARTS: Final = 1000  # a file that only has such a name may state any count
 _WHOLE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 _OLD: Final = ("*.bin", "*.pt")
