@@ -652,15 +652,19 @@ def test_public_names_exist_and_others_do_not() -> None:
         _ = emberd.Nothing
 
 
-def test_client_made_while_another_thread_completes_the_settings_has_them(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("kind", [clients.Client, clients.AsyncClient])
+async def test_client_made_while_the_settings_are_completed_has_them(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By another thread, or another task."""
     embedder = Embedder(QWEN, base_url="http://127.0.0.1:9")
-    made = clients.Client.__init__
+    made = kind.__init__
 
-    def slow(self: clients.Client, *args: Any, **settings: Any) -> None:
+    def slow(self: Any, *args: Any, **settings: Any) -> None:
         made(self, *args, **settings)
         embedder._check()
 
-    monkeypatch.setattr(clients.Client, "__init__", slow)
-    assert embedder._client()._settings is embedder.settings
+    monkeypatch.setattr(kind, "__init__", slow)
+    is_async = kind is clients.AsyncClient
+    client = await embedder._aclient() if is_async else embedder._client()
+    assert client._settings is embedder.settings
