@@ -52,7 +52,7 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "modelscope_weights": {"errors", "model_files", "system", "weight_files"},
     "weight_files": {"model_files"},
     "prompts": {"errors", "catalog"},
-    "endpoint": {"errors", "system"},
+    "endpoint": {"catalog", "errors", "system"},
     "env": {"catalog", "durations", "endpoint", "errors", "system"},
     "settings": _SETTINGS - {"settings"},
     "index_identity": {"catalog", "errors", "prompts", "settings"},

@@ -17,6 +17,7 @@ import pytest
 import checkpoints_made
 from embedding import KINDS, Kind, embed
 from emberd import (
+    AuthenticationError,
     BadReplyError,
     InstructionError,
     PoisonTextError,
@@ -431,3 +432,13 @@ def test_what_is_no_text_is_an_error(
 def test_a_frame_replaces_nothing_in_texts() -> None:
     before, after = rerank_frame("{text}", "{query}")
     assert before + "{document}" + after == prompt("{text}", "{document}", "{query}")
+
+
+def test_key_that_is_refused_during_the_work_names_the_variable_of_a_reranker(
+    server: FakeReranker,
+) -> None:
+    reranker = reranker_for(server)
+    reranker.scores("q", ["d"])
+    server.api_key = "another"
+    with pytest.raises(AuthenticationError, match="EMBERD_RERANK_API_KEY"):
+        reranker.scores("q", ["e"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from emberd.catalog import EMBED, RERANK
 from emberd.errors import SettingError
 from emberd.system.listeners import Listener
 
@@ -64,6 +65,11 @@ class Endpoint:
     def base_url(self) -> str:
         """The URL for OpenAI clients, with ``/v1``."""
         return f"{self.url}/v1"
+
+    @property
+    def task(self) -> str:
+        """What its model is used for: ``"embed"`` or ``"rerank"``."""
+        return RERANK if self.labels else EMBED
 
 
 def root_url(url: object, name: str = "base_url") -> str:

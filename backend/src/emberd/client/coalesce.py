@@ -143,7 +143,7 @@ def _distribute(
     if len(entries) == 1:
         entries[0].give(outcome)
         return
-    answer = wire.body_or_failure(outcome, endpoint.url)
+    answer = wire.body_or_failure(outcome, endpoint.url, endpoint.task)
     try:
         if isinstance(answer, bytes):
             tokens = wire.total_tokens(entry.request for entry in entries)

@@ -347,7 +347,7 @@ class Job:
         endpoint = self.endpoint
         try:
             if isinstance(outcome, Outcome):
-                body = wire.body_or_failure(outcome, endpoint.url)
+                body = wire.body_or_failure(outcome, endpoint.url, endpoint.task)
                 if not isinstance(body, bytes):
                     return body
                 if isinstance(work, TokenCount):

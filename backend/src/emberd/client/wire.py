@@ -476,12 +476,13 @@ def parse_object(body: bytes | None) -> dict[str, Any]:
 # ---------------------------------------------------------------- failures
 
 
-def body_or_failure(outcome: Outcome, url: str) -> bytes | Failure:
+def body_or_failure(outcome: Outcome, url: str, task: str = EMBED) -> bytes | Failure:
     """Return the body of a good reply, or what the outcome means.
 
     Args:
         outcome: What became of the request.
         url: Root of the server, for the text of the error.
+        task: What its model is used for, likewise.
     """
     if isinstance(outcome.answer, TransportError):
         return _transport_failure(outcome, outcome.answer, url)
@@ -490,7 +491,7 @@ def body_or_failure(outcome: Outcome, url: str) -> bytes | Failure:
         return reply.body
     said = message(reply.body)
     if reply.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        return unauthorized(reply.status, said, url)
+        return unauthorized(reply.status, said, url, task)
     if (too_long := _too_long(reply.status, said)) is not None:
         return too_long
     if reply.status in BUSY:

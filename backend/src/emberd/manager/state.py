@@ -21,7 +21,6 @@ from urllib.parse import urlsplit
 import msgspec
 
 from emberd import env
-from emberd.catalog import EMBED, RERANK
 from emberd.endpoint import Endpoint
 from emberd.engines.base import DRAIN_S, phase_of
 from emberd.errors import StartError, StartTimeoutError, StateFolderError
@@ -156,17 +155,13 @@ class Server:
         Raises:
             SettingError: A variable cannot be parsed; the message names it.
         """
-        asked = env.start_option_values(env.start_environ(self._task))
+        asked = env.start_option_values(env.start_environ(self.endpoint.task))
         names = [name for name in self.unmet(asked) if name not in overridden]
         return replace(self, notes=(*self.notes, *map(self._unmet_note, names)))
 
-    @property
-    def _task(self) -> str:
-        return RERANK if self.endpoint.labels else EMBED
-
     def _unmet_note(self, name: str) -> str:
         # Without the value: arguments may contain secrets.
-        variable, url = env.start_option_variable(name, self._task), self.endpoint.url
+        variable, url = env.start_option_variable(name, self.endpoint.task), self.endpoint.url
         if self.origin == "given":
             return f"{variable} has no effect: the server at {url} was given, and none is started."
         if self.origin == "found":
