@@ -334,9 +334,11 @@ def read_embeddings(
             )
         if end < 0:
             raise _malformed(body, b"", count)
-        read = _read_base64 if match[1] else _read_numbers
         rest.append(body[start:first] + b"%d" % len(found))
-        found.append(read(body[first - 1 : end + 1], len(found), native))
+        if match[1]:
+            found.append(_read_base64(body, first, end, len(found)))
+        else:
+            found.append(_read_numbers(body[first - 1 : end + 1], len(found), native))
         kept += len(rest[-1])
         start = place = end
         yield
@@ -382,9 +384,11 @@ def check_tokens(usage: Any, count: int, tokens: int | None) -> None:
         )
 
 
-def _read_base64(quoted: bytes, place: int, _native: int | None) -> bytes:
+def _read_base64(body: bytes, first: int, end: int, place: int) -> bytes:
+    text: Any = memoryview(body)[first:end]
     try:
-        text = msgspec.json.decode(quoted) if b"\\" in quoted else memoryview(quoted)[1:-1]
+        if body.find(b"\\", first, end) >= 0:
+            text = msgspec.json.decode(body[first - 1 : end + 1])
         packed = pybase64.b64decode(text, validate=True)
     except _NOT_DECODED:
         packed = b"?"  # fails the length check

@@ -210,15 +210,20 @@ class Body(list[bytes]):
         self._most_bytes = ERROR_BYTES if self._is_error else most_bytes
         self._size = 0
 
+    def has_room(self, size: int) -> bool:
+        """Return whether ``size`` more bytes are not too many."""
+        return self._size + size <= self._most_bytes
+
     def add(self, piece: bytes) -> bool:
         """Add a piece; return whether more are wanted.
 
         Raises:
             ReplyTooLargeError: It is too large.
         """
+        fits = self.has_room(len(piece))
         self._size += len(piece)
         self.append(piece)
-        if self._size <= self._most_bytes:
+        if fits:
             return True
         if self._is_error:
             return False
@@ -235,6 +240,8 @@ def read_body(response: http.client.HTTPResponse, most_bytes: int) -> bytes:
         HTTPException: It breaks off, or is not HTTP.
     """
     body = Body(most_bytes, response.status)
+    if response.length is not None and body.has_room(response.length):
+        body.add(response.read(response.length))  # in one piece: several would be copied into one
     while piece := response.read1(PIECE_BYTES):
         if not body.add(piece):
             return b"".join(body)
