@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent import futures
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -122,8 +121,10 @@ def _remove_what_is_named(home: Path, errors: list[Any]) -> None:
 
 
 def _remove(path: Path) -> None:
-    with suppress(FileNotFoundError):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    if path.is_dir() and not path.is_symlink():
+        waiting.remove(path)  # its supervisor may still run, and write its record meanwhile
+    else:
+        path.unlink(missing_ok=True)
 
 
 def arrange(manager: Manager, spec: ServerSpec, moment: str, go: Path) -> Path:

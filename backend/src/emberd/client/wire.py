@@ -342,8 +342,7 @@ def read_embeddings(
         kept += len(rest[-1])
         start = place = end
         yield
-    kept += len(body) - start
-    if kept > most:
+    if kept + len(body) - start > most:
         raise _malformed(body, body[: most + 1], count)
     others = b"".join([*rest, body[start:]])
     try:
@@ -352,9 +351,8 @@ def read_embeddings(
         raise _malformed(body, others, count) from None
     numbers = [item.embedding for item in reply.data]
     places = {item.index: place for place, item in enumerate(reply.data)}
-    if any(number not in (str(place), [place]) for place, number in enumerate(numbers)):
-        raise _malformed(body, others, count)
-    if not len(numbers) == len(found) == len(places) == count:
+    in_place = all(number in (str(place), [place]) for place, number in enumerate(numbers))
+    if not (in_place and len(numbers) == len(found) == len(places) == count):
         raise _malformed(body, others, count)
     try:
         in_order = [found[places[index]] for index in range(count)]
