@@ -135,6 +135,7 @@ class FakeServer(HttpServer):
     cuts_without_normalising: bool = False
     has_tokenizer: bool = True
     status_without_route: int = 404
+    device: str = "cuda"  # as /server_info says
     auto_truncate: bool | None = False  # --allow-auto-truncate; None: /server_info is closed
     closed: dict[str, int] = field(default_factory=dict)  # path -> status, as a gateway refuses it
     named: str | None = None  # what replies call the model, where it is not its name
@@ -218,7 +219,7 @@ class FakeServer(HttpServer):
         return reply(200, model_info(self.model, is_generation=self.is_generation))
 
     def _server_info(self, request: Request, connection: socket.socket) -> bytes:
-        told = {"allow_auto_truncate": self.auto_truncate}
+        told = {"allow_auto_truncate": self.auto_truncate, "device": self.device}
         return reply(200, {**told, "max_req_input_len": (self.context_tokens or 0) - 6})
 
     def _tokenize(self, request: Request, connection: socket.socket) -> bytes:

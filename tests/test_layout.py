@@ -69,6 +69,7 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "embedder": _JOINED | {"verified_manager", "model_user", "index_identity"},
     "reranker": _JOINED | {"verified_manager", "model_user"},
     "benchmark": _BASE | {"client", "embedder"},
+    "folder_search": {"embedder", "errors"},
     "fidelity": _BASE | {"installs", "serving"},
     "stores": {"embedder", "env", "errors", "index_identity", "system"},
     "bulk": {"errors", "system"},
@@ -76,7 +77,7 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "doctor": _JOINED | {"verified_manager", "modelscope_weights"},
     "cli": _JOINED
     | {"verified_manager", "benchmark", "embedder", "fidelity", "doctor", "bulk", "ray", "stores"}
-    | {"hub_weights", "modelscope_weights"},
+    | {"folder_search", "hub_weights", "modelscope_weights"},
     "__main__": {"cli"},
     "": _JOINED | {"verified_manager", "embedder", "reranker", "stores"},
 }

@@ -1,7 +1,16 @@
 from __future__ import annotations
 
-from emberd.client.batches import BATCH_TOKENS, WINDOW_TEXTS, Batch, make_batches
+from dataclasses import replace
+
+from emberd.client.batches import (
+    BATCH_TOKENS,
+    WINDOW_TEXTS,
+    Batch,
+    make_batches,
+    most_tokens,
+)
 from emberd.client.inputs import Input, PreparedTexts
+from emberd.endpoint import Endpoint
 
 
 def _prepared(*inputs: Input) -> PreparedTexts:
@@ -23,6 +32,15 @@ def test_no_batch_has_more_tokens_than_one_prefill_unless_a_text_alone_does() ->
     long, short = "x" * (4 * BATCH_TOKENS + 8), "x" * BATCH_TOKENS
     batches = list(make_batches(_prepared(long, *[short] * 6), 64))
     assert [len(batch.indices) for batch in batches] == [1, 3, 3]
+
+
+def test_a_request_to_a_server_on_a_cpu_has_fewer_tokens() -> None:
+    on_gpu = Endpoint("http://localhost:1", "m", 8)
+    on_cpu = replace(on_gpu, on_cpu=True)
+    assert most_tokens(on_cpu) < most_tokens(on_gpu) == BATCH_TOKENS
+    texts = _prepared(*["x" * 4 * (most_tokens(on_cpu) // 2 - 1)] * 6)
+    batches = list(make_batches(texts, 64, most_tokens(on_cpu)))
+    assert [len(batch.indices) for batch in batches] == [2, 2, 2]
 
 
 def test_strings_and_token_ids_never_share_a_batch() -> None:

@@ -244,6 +244,13 @@ def test_a_gateway_may_close_every_route_but_models_and_embeddings(
 
 
 @every
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_it_is_noticed_that_a_server_computes_on_a_cpu(ask: Verifier, device: str) -> None:
+    with _qwen(device=device) as server:
+        assert ask(server, ServerSpec(model=QWEN)).on_cpu == (device == "cpu")
+
+
+@every
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/embeddings"])
 def test_a_closed_route_that_is_needed_is_an_authentication_error(ask: Verifier, path: str) -> None:
     with _qwen(closed={path: 403}) as server, pytest.raises(AuthenticationError):

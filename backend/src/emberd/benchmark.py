@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from emberd.client import verify, wire
-from emberd.client.batches import BATCH_TOKENS, estimate_tokens
+from emberd.client.batches import estimate_tokens, most_tokens
 from emberd.client.inputs import in_template
 from emberd.client.wire import Outcome, ServerLost
 from emberd.errors import RequestError
@@ -260,7 +260,8 @@ class _Texts:
     def batch_sizes(self, words: int, sizes: Sequence[int]) -> list[int]:
         """Return the sizes, cut to what a request of the client holds."""
         text = in_template(self.make(words, 1)[0], self._template, self._settings.known)
-        most = max(1, BATCH_TOKENS // estimate_tokens(len(text.encode())))
+        most_together = most_tokens(self._embedder.endpoint())
+        most = max(1, most_together // estimate_tokens(len(text.encode())))
         return sorted({min(size, most) for size in sizes})
 
 

@@ -42,6 +42,7 @@ class Endpoint:
         tail: For a reranker: the tokens with which each prompt ends.
         needs_ids: For a reranker: whether it must be sent token ids, because its tokenizer would
             add tokens to a prompt.
+        on_cpu: Whether it computes on a CPU, as far as it says.
         notes: What the verification showed that users of the server should know.
     """
 
@@ -59,6 +60,7 @@ class Endpoint:
     labels: tuple[int, ...] = ()
     tail: tuple[int, ...] = ()
     needs_ids: bool = False
+    on_cpu: bool = field(default=False, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property

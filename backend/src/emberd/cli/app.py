@@ -22,6 +22,7 @@ from emberd.cli.options import EngineArgumentsCommand
 from emberd.cli.output import ExitCode, exit_code
 from emberd.cli.pull import pull
 from emberd.cli.reindex import reindex
+from emberd.cli.search import search
 from emberd.cli.status import status
 from emberd.cli.stop import stop
 from emberd.cli.up import FAILED, env, up
@@ -81,7 +82,7 @@ def emberd(version: Version = False) -> None:
 
 
 app.command(cls=EngineArgumentsCommand, context_settings=_CONTEXT)(up)
-for verb in (pull, status, stop, logs, env, embed, reindex, verify, bench, doctor):
+for verb in (pull, status, stop, logs, env, embed, search, reindex, verify, bench, doctor):
     app.command(context_settings=_CONTEXT)(verb)
 
 _engine: Final = typer.Typer(

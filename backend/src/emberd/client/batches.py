@@ -11,9 +11,12 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from emberd.client.inputs import PreparedTexts
+from emberd.endpoint import Endpoint
 
 # One server-side prefill: a longer request would only wait inside the server, and time out there.
 BATCH_TOKENS: Final = 16_384
+# Eight requests of these are in flight by default, and a slow server answers all of them at last.
+_CPU_BATCH_TOKENS: Final = 2_048
 
 WINDOW_TEXTS: Final = 1024
 """Texts are sorted by length within this many: enough to fill batches with texts of one length, and
@@ -82,12 +85,20 @@ class Batch:
         )
 
 
-def make_batches(prepared: PreparedTexts, batch_texts: int) -> Iterator[Batch]:
+def most_tokens(endpoint: Endpoint) -> int:
+    """Return how many tokens a request to ``endpoint`` has at most, unless one text has more."""
+    return _CPU_BATCH_TOKENS if endpoint.on_cpu else BATCH_TOKENS
+
+
+def make_batches(
+    prepared: PreparedTexts, batch_texts: int, batch_tokens: int = BATCH_TOKENS
+) -> Iterator[Batch]:
     """Yield batches that hold every text once.
 
     Args:
         prepared: The texts.
         batch_texts: Most texts in a batch.
+        batch_tokens: Most tokens in a batch of several texts.
     """
     sorted_count = max(batch_texts, WINDOW_TEXTS)
     for start in range(0, len(prepared.inputs), sorted_count):
@@ -104,7 +115,7 @@ def make_batches(prepared: PreparedTexts, batch_texts: int) -> Iterator[Batch]:
             batch: list[int] = []
             tokens = 0
             for more, index in of_kind:
-                if batch and (len(batch) == batch_texts or tokens + more > BATCH_TOKENS):
+                if batch and (len(batch) == batch_texts or tokens + more > batch_tokens):
                     yield Batch(tuple(batch), tokens)
                     batch, tokens = [], 0
                 batch.append(index)

@@ -212,7 +212,7 @@ class Client(_ClientBase[Endpoint]):
     def _run(
         self, source: Iterator[TextWindow], job_of: Callable[[TextWindow], Steps[Job]]
     ) -> Generator[Embedded]:
-        jobs = OpenJobs(self._settings.max_concurrency)
+        jobs = OpenJobs()
         slots = CallSlots(PROCESS_LIMITER, self._settings.max_concurrency, group=self._merger)
         finished: SimpleQueue[Future[_Done]] = SimpleQueue()
         try:
@@ -355,7 +355,7 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
     async def _run(
         self, source: AsyncIterator[TextWindow], job_of: Callable[[TextWindow], Steps[Job]]
     ) -> AsyncGenerator[Embedded]:
-        jobs = OpenJobs(self._settings.max_concurrency)
+        jobs = OpenJobs()
         tasks: set[asyncio.Task[_Done]] = set()
         try:
             while True:

@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Final
 
 from emberd.client import row_formats, wire
-from emberd.client.batches import BATCH_TOKENS
+from emberd.client.batches import most_tokens
 from emberd.client.event_loops import Steps, finish, in_slices
 from emberd.client.limits import CallSlots, Slot
 from emberd.client.wire import Embeddings, Outcome, Request, ServerLost, TooLong
@@ -114,13 +114,13 @@ def _count(entries: Iterable[_Entry]) -> int:
     return sum(len(entry.request.inputs) for entry in entries)
 
 
-def _take(waiting: deque[_Entry], most_texts: int, taken: list[_Entry]) -> None:
+def _take(waiting: deque[_Entry], key: MergeKey, taken: list[_Entry]) -> None:
     """Move the first of ``waiting`` to ``taken``, which is empty: as many as one request holds."""
     count = tokens = 0
     while waiting:
         entry = waiting[0]
         count, tokens = count + len(entry.request.inputs), tokens + entry.tokens
-        if taken and (count > most_texts or tokens > BATCH_TOKENS):
+        if taken and (count > key.most_texts or tokens > most_tokens(key.endpoint)):
             return
         if not entry.answer.done():
             # In this order: after an interrupt, each is answered that was taken.
@@ -227,7 +227,7 @@ class ThreadMerger(fork.ForkAware):
         entries: list[_Entry] = []
         try:
             with self._lock:
-                _take(queue, key.most_texts, entries)
+                _take(queue, key, entries)
             if not entries:
                 slot.release()
                 return
@@ -313,7 +313,7 @@ class TaskMerger:
         try:
             await _until_begun(queue.waiting, key.most_texts)
             slot = await acquire()
-            _take(queue.waiting, key.most_texts, entries)
+            _take(queue.waiting, key, entries)
             queue.task = None
             self._start(key, queue, acquire, post)  # the rest, with the next slot
             if not entries:

@@ -35,7 +35,7 @@ from typing import Final
 import numpy as np
 
 from emberd.client import lengths, row_formats, wire
-from emberd.client.batches import Batch, make_batches
+from emberd.client.batches import Batch, make_batches, most_tokens
 from emberd.client.event_loops import Steps
 from emberd.client.inputs import (
     PreparedTexts,
@@ -73,6 +73,7 @@ MOST_OPEN: Final = 2
 """How many jobs of one call are open at a time."""
 
 _SUSPECT_CRASHES: Final = 2
+_CPU_REQUESTS: Final = 2  # one is computed, the next one is there when it is done
 _REFUSES: Final = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY})
 
 
@@ -162,6 +163,14 @@ class Job:
     def in_flight(self) -> int:
         """How many pieces of work were taken and not settled."""
         return len(self._in_flight)
+
+    @property
+    def most_in_flight(self) -> int:
+        """How many requests the server gets at a time."""
+        most = self._settings.max_concurrency
+        # More would only wait there, and time out if texts are long.
+        on_cpu = self._endpoint is not None and self._endpoint.on_cpu
+        return min(most, _CPU_REQUESTS) if on_cpu else most
 
     @property
     def is_bisecting(self) -> bool:
@@ -282,7 +291,9 @@ class Job:
                 )
             yield from self._lengths.begin(endpoint)
             # Batches are made as they are taken, so not before the over-long texts are cut.
-            self._fresh = make_batches(self._prepared, self._settings.batch_size)
+            self._fresh = make_batches(
+                self._prepared, self._settings.batch_size, most_tokens(endpoint)
+            )
         for problem in (yield from self._lengths.find_ids(endpoint)):
             self._skip(problem.index - self._offset, problem)
         if self._lost is not None:
@@ -291,7 +302,7 @@ class Job:
 
     def take(self) -> Work | None:
         """Return what to send now; None while nothing may be sent."""
-        if self._lost is not None or len(self._in_flight) >= self._settings.max_concurrency:
+        if self._lost is not None or len(self._in_flight) >= self.most_in_flight:
             return None
         work = self._next()
         if work is not None:
@@ -540,15 +551,7 @@ class Job:
 
 
 class OpenJobs(deque[Job]):
-    """The open jobs of one call, in the order of their texts.
-
-    Args:
-        max_concurrency: How many requests may be in flight.
-    """
-
-    def __init__(self, max_concurrency: int) -> None:
-        super().__init__()
-        self._max_concurrency = max_concurrency
+    """The open jobs of one call, in the order of their texts."""
 
     @property
     def in_flight(self) -> int:
@@ -558,7 +561,7 @@ class OpenJobs(deque[Job]):
     def take(self) -> tuple[Job, Work] | None:
         """Return what to send now; None while nothing may be sent."""
         in_flight = self.in_flight
-        if in_flight >= self._max_concurrency:
+        if not self or in_flight >= min([job.most_in_flight for job in self]):
             return None
         jobs: Iterable[Job] = self
         for job in self:

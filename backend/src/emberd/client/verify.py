@@ -37,9 +37,10 @@ from emberd.system.listeners import Listener, ListenerChangedError
 TIMEOUT_S: Final = 60.0
 
 _SGLANG: Final = "sglang"
+_OWN: Final = "emberd"
 # The servers that read a text as it is given, and refuse one that is too long: SGLang, its router,
 # emberd's own, vLLM and llama.cpp. What others do is tried.
-_AS_GIVEN: Final = frozenset({_SGLANG, "local", "emberd", "vllm", "llamacpp"})
+_AS_GIVEN: Final = frozenset({_SGLANG, "local", _OWN, "vllm", "llamacpp"})
 _SERVER_INFO: Final = "/server_info"
 _CUT_TAIL_TOKENS: Final = 6  # of its context, 0.5.17 to 0.5.23
 _FLOAT_BYTES: Final = 4
@@ -150,17 +151,20 @@ def steps(
         _check_no_adapter(url, entry, name, server)
     longest = entry.get("max_model_len")
     limits = [longest]
+    told: dict[str, Any] = {}
+    if server in (_SGLANG, _OWN):
+        told = wire.parse_object((yield from ask(Request(_SERVER_INFO), best_effort=True)))
+    on_cpu = told.get("device") == "cpu"
     if server == _SGLANG:
         # A text with more tokens than the server can hold is not refused, but waits forever
         # (0.5.23, tried).
-        told = wire.parse_object((yield from ask(Request(_SERVER_INFO), best_effort=True)))
         limits += [told.get("max_total_num_tokens"), _uncut_context(told, longest)]
     described = entry.get("meta")  # llama.cpp's
     if isinstance(described, dict):
         limits.append(described.get("n_ctx"))
     context = min((n for n in limits if isinstance(n, int) and n), default=None)
     if spec.task == RERANK:
-        found = Endpoint(url, name, 1, context, api_key, server)
+        found = Endpoint(url, name, 1, context, api_key, server, on_cpu=on_cpu)
         return (yield from verify_scores.steps(found, model, ask))
     text = canary.texts(model)[0]
     # Once per listed model, for a router may send each request to another server.
@@ -189,6 +193,7 @@ def steps(
         counts_exactly=counts_exactly,
         trims=trims,
         cuts=cuts,
+        on_cpu=on_cpu,
     )
 
 

@@ -1,0 +1,117 @@
+"""``emberd search``: the passages of a folder that answer a question."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from emberd.cli import embed as embed_options
+from emberd.cli import options, output, up
+from emberd.errors import SettingError
+
+if TYPE_CHECKING:
+    from emberd.folder_search import Hit, SearchProgress
+
+_TOP: Final = 5
+_SHOWN_LINES: Final = 3
+_SHOWN_CHARACTERS: Final = 100
+_SHOW_EVERY_S: Final = 0.2
+_CACHE: Final = "sqlite"
+
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of text files.")]
+Question = Annotated[str, typer.Argument(metavar="QUESTION", help="What is searched for.")]
+Top = Annotated[
+    int, typer.Option("--top", "-n", metavar="N", min=1, help="How many passages to print.")
+]
+
+
+def search(
+    folder: Folder,
+    question: Question,
+    top: Top = _TOP,
+    dimensions: embed_options.Dimensions = None,
+    model: options.Model = None,
+    engine: options.Engine = None,
+    device: options.Device = None,
+    revision: options.Revision = None,
+    quantization: options.Quantization = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Print the passages of a folder's text files that answer a question best.
+
+    The first search embeds the whole folder. Later ones embed only what changed, because vectors
+    are kept in the cache (EMBERD_CACHE, else the file in EMBERD_HOME). Each passage is printed with
+    its file, the number of its first line, and its score (cosine).
+
+    Hidden files, symbolic links, binary files and files of more than 4 MB are not searched. Of HTML
+    files, the visible text is. An interrupted search keeps what it has embedded.
+    """
+    from emberd import folder_search
+
+    if not folder.is_dir():
+        raise SettingError(f"{folder} is not a folder. Pass the folder to search.")
+    if not question.strip():
+        raise SettingError("The question is blank. Pass what to search for.")
+    settings = options.settings(
+        model=model, engine=engine, device=device, revision=revision, quantization=quantization
+    )
+    embedder = embed_options.embedder_with(settings, dimensions, truncate=False)
+    if embedder.settings.cache is None:
+        embedder = embedder.replace(cache=_CACHE)
+    begin_s = time.monotonic()
+    up.ensure(embedder.settings)
+    with output.ProgressLine() as line:
+        shown_s = 0.0
+
+        def show(progress: SearchProgress) -> None:
+            nonlocal shown_s
+            if time.monotonic() - shown_s >= _SHOW_EVERY_S:
+                shown_s = time.monotonic()
+                line.show(f"{_counts(progress)} in {output.duration(shown_s - begin_s)}", "search")
+
+        hits, progress = folder_search.search(embedder, folder, question, top, show)
+    _summarize(progress, time.monotonic() - begin_s)
+    if as_json:
+        found = [
+            {
+                "path": str(hit.passage.path),
+                "line": hit.passage.line,
+                "score": hit.score,
+                "text": hit.passage.text,
+            }
+            for hit in hits
+        ]
+        output.write_json({"question": question, "hits": found})
+    else:
+        for hit in hits:
+            _print(hit)
+
+
+def _counts(progress: SearchProgress) -> str:
+    files = output.pluralize(progress.files, "file")
+    return f"{files}, {output.pluralize(progress.passages, 'passage')}"
+
+
+def _summarize(progress: SearchProgress, seconds: float) -> None:
+    output.note(f"{_counts(progress)}, {progress.embedded} of them embedded now; {seconds:.1f} s")
+    if progress.rejected:
+        output.note(
+            f"{output.pluralize(progress.rejected, 'passage')} could not be embedded: too long for "
+            f"the model"
+        )
+    if skipped := len(progress.skipped):
+        output.note(
+            f"{output.pluralize(skipped, 'file')} not searched (binary, too large or unreadable)"
+        )
+
+
+def _print(hit: Hit) -> None:
+    passage = hit.passage
+    output.write_line(f"{passage.path}:{passage.line}  {hit.score:.3f}")
+    lines = [line.strip() for line in passage.text.splitlines() if line.strip()]
+    for line in lines[:_SHOWN_LINES]:
+        shown = line if len(line) <= _SHOWN_CHARACTERS else f"{line[: _SHOWN_CHARACTERS - 1]}…"
+        output.write_line(f"    {shown}")

@@ -1,0 +1,99 @@
+"""``emberd search``: what it finds, and that it embeds a text once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from command import Command
+from fake_server import MODEL, FakeServer
+
+QUESTION = "where is the needle?"
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as running:
+        yield running
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for number in range(8):
+        (folder / f"{number}.txt").write_text(f"note {number}\n")
+    # The fake server gives a text the same vector, whatever its role.
+    (folder / "found.md").write_text(f"\n\n{QUESTION}\n")
+    return folder
+
+
+@pytest.fixture
+def search(home: Path, server: FakeServer) -> Command:
+    return Command(home, {"EMBERD_BASE_URL": server.url, "EMBERD_MODEL": MODEL})
+
+
+def _passages(server: FakeServer) -> list[str]:
+    """Return the passages that were embedded; the verification sends other texts."""
+    sent = [str(text) for texts in server.embedded for text in texts]
+    return [text for text in sent if text.startswith(("note", "changed"))]
+
+
+def test_the_best_passage_comes_first_with_its_file_and_line(search: Command, folder: Path) -> None:
+    done = search("search", str(folder), QUESTION, "--top", "2")
+    assert done.code == 0, done.err
+    first, text, second, _ = done.out.splitlines()
+    assert first == f"{folder / 'found.md'}:3  1.000"
+    assert text.strip() == QUESTION
+    assert second.startswith(str(folder))
+    # The question has the vector of that passage here, so it was in the cache already.
+    assert "9 files, 9 passages, 8 of them embedded now" in done.err
+
+
+def test_only_what_changed_is_embedded_again(
+    search: Command, folder: Path, server: FakeServer
+) -> None:
+    assert search("search", str(folder), QUESTION).code == 0
+    assert len(_passages(server)) == 8
+    (folder / "3.txt").write_text("changed\n")
+    (folder / "4.txt").unlink()
+    done = search("search", str(folder), "another question", "--top", "20", "--json")
+    assert _passages(server)[8:] == ["changed"]
+    assert "8 files, 8 passages, 1 of them embedded now" in done.err
+    paths = [hit["path"] for hit in done.json["hits"]]
+    assert len(paths) == 8
+    assert str(folder / "4.txt") not in paths
+
+
+def test_json_has_the_whole_passage(search: Command, folder: Path) -> None:
+    found = search("search", str(folder), QUESTION, "-n", "1", "--json").json
+    [hit] = found["hits"]
+    assert found["question"] == QUESTION
+    assert (hit["path"], hit["line"]) == (str(folder / "found.md"), 3)
+    assert hit["text"] == QUESTION
+    assert hit["score"] == pytest.approx(1, abs=1e-4)
+
+
+def test_files_that_are_not_text_are_counted(search: Command, folder: Path) -> None:
+    (folder / "picture.png").write_bytes(b"\0\1")
+    done = search("search", str(folder), QUESTION)
+    assert done.code == 0
+    assert "1 file not searched" in done.err
+
+
+def test_an_empty_folder_has_no_passages(search: Command, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = search("search", str(tmp_path / "empty"), QUESTION)
+    assert (done.code, done.out) == (0, "")
+    assert "0 files, 0 passages" in done.err
+
+
+@pytest.mark.parametrize("arguments", [("missing", "question"), (".", " ")])
+def test_a_missing_folder_and_a_blank_question_are_usage_errors(
+    search: Command, arguments: tuple[str, str], server: FakeServer
+) -> None:
+    done = search("search", *arguments)
+    assert done.code == 2
+    assert server.embedded == []

@@ -1,0 +1,95 @@
+"""How a folder is read for a search: which files, which text, and how it is divided."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from emberd.folder_search import (
+    MOST_FILE_BYTES,
+    PASSAGE_BYTES,
+    passages,
+    read_text,
+    text_files,
+)
+
+
+def test_hidden_files_links_and_special_files_are_left_out(tmp_path: Path) -> None:
+    for name in ("b.txt", "a/c.txt", ".hidden", ".git/config"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("text")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "b.txt")
+    os.mkfifo(tmp_path / "pipe")
+    assert [str(path.relative_to(tmp_path)) for path in text_files(tmp_path)] == [
+        "b.txt",
+        "a/c.txt",
+    ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"PNG\0\1\2", b"x" * (MOST_FILE_BYTES + 1)],
+    ids=["binary", "too large"],
+)
+def test_what_is_not_text_is_not_read(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "file.txt"
+    path.write_bytes(content)
+    assert read_text(path) is None
+
+
+def test_a_file_that_became_a_pipe_or_a_link_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/etc/hostname")
+    assert read_text(tmp_path / "pipe") is None
+    assert read_text(tmp_path / "link") is None
+    assert read_text(tmp_path / "missing") is None
+
+
+def test_bytes_that_are_not_utf8_do_not_hide_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "latin.txt"
+    path.write_bytes("caf\xe9 and tea".encode("latin-1"))
+    assert read_text(path) == "caf\N{REPLACEMENT CHARACTER} and tea"
+
+
+def test_html_gives_the_visible_text_on_its_lines(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(
+        "<html><head><title>no</title>\n<script>no()</script></head>\n<body><nav>no</nav>\n"
+        "<p>one &amp; <b>two</b>\nthree</p>\n</body></html>"
+    )
+    text = read_text(path)
+    assert text is not None
+    assert text.split("\n") == ["", "", "", "one & two", "three", ""]
+
+
+def test_paragraphs_stay_together_and_have_the_number_of_their_first_line() -> None:
+    paragraph = "x" * (PASSAGE_BYTES // 3)
+    text = f"\n\n{paragraph}\n{paragraph}\n\n{paragraph}\n\n\n"
+    assert list(passages(text)) == [(3, f"{paragraph}\n{paragraph}"), (6, paragraph)]
+
+
+def test_short_paragraphs_share_a_passage() -> None:
+    assert list(passages("title\n\none\n\ntwo\n")) == [(1, "title\n\none\n\ntwo")]
+
+
+def test_a_long_line_is_divided_between_characters() -> None:
+    found = list(passages("é" * PASSAGE_BYTES))
+    assert len(found) > 1
+    assert {line for line, _ in found} == {1}
+    assert "".join(text for _, text in found) == "é" * PASSAGE_BYTES
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_no_text_is_lost_and_no_passage_is_blank_or_too_long(seed: int) -> None:
+    chance = random.Random(seed)
+    text = "".join(chance.choices("ab é漢\n\t ", k=chance.randrange(4000)))
+    found = list(passages(text))
+    assert "".join("".join(part.split()) for _, part in found) == "".join(text.split())
+    assert all(part.strip() and len(part.encode()) <= PASSAGE_BYTES for _, part in found)
+    lines = text.splitlines()
+    for number, part in found:
+        assert part.splitlines()[0].strip() in lines[number - 1]
