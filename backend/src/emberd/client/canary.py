@@ -2,9 +2,8 @@
 
 They are embedded in one request (or several, if the batch size is smaller), and each in a separate
 request. The two vectors of a text are compared, and the vectors of different texts, and, for models
-whose publisher printed them, similarities.
-What this cannot show: a fault that treats all texts alike and keeps them apart, such as mean
-pooling or lower case, on a model without printed similarities.
+whose publisher printed them, similarities. A fault that treats all texts alike and keeps them
+apart, such as mean pooling or lower case, is not noticed on a model without printed similarities.
 
 This module sends no request; ``verify`` does.
 """

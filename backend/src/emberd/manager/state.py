@@ -33,8 +33,10 @@ from emberd.system.processes import ProcessIdentity
 
 SCHEMA: Final = 4
 RECORD_NAME: Final = "record.json"
+PLANNING: Final = "planning"
+"""The first phase of a start."""
+
 MAX_KILLED_STARTS: Final = 3
-PLANNING: Final = "planning"  # the first phase of a start
 """Starts in a row that may be killed from outside before the next one is refused."""
 _LOST: Final = Diagnosis(
     "its supervisor was killed",
