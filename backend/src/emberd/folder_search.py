@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MOST_FILE_BYTES: Final = 4 * 1000**2
 """Larger files are skipped: they are data or logs rather than text that someone wrote."""
 
-PASSAGE_BYTES: Final = 1200
+PASSAGE_BYTES: Final = 1000
 """Longest passage: about a paragraph or two, and within the 512 tokens of the smallest models for
 all but unusual text."""
 
