@@ -27,8 +27,9 @@ from typing import Final
 from emberd import engines, model_files, probe, weight_files
 from emberd.endpoint import Endpoint
 from emberd.engines.base import EnvironmentEngine, Launch, Plan, phase_of
+from emberd.engines.gpu_usage import GpuServer
 from emberd.errors import EmberdError, LockTimeoutError, StartError
-from emberd.manager import cleanup, locks, paths, ports, process_tree, state
+from emberd.manager import cleanup, gpu_servers, locks, paths, ports, process_tree, state
 from emberd.manager.health import HangMonitor, StartMonitor
 from emberd.manager.idle import IdleMonitor
 from emberd.manager.state import Record, State, Verify
@@ -190,6 +191,10 @@ class Supervisor:
                     has_ready=plan.has_ready,
                 )
             )
+            if isinstance(outcome, Diagnosis):
+                # Before the locks are released: another start would count its memory as in use.
+                self._end_server()
+                self._publish_if_possible(gpu_memory=None)
         if not isinstance(outcome, Endpoint):
             return outcome
         if problem := self._problem(plan, outcome):
@@ -269,12 +274,18 @@ class Supervisor:
                 home=str(paths.Home.of(self.folder).root),
                 options=options,
                 exclusive_resources=gpus,
+                servers=self._other_servers(),
                 descriptor=opened.fileno() if opened else None,
             )
             plan = self.engine.plan(self.record.spec, launch)
             # Recorded before it is made: a folder that no record names is never removed.
             scratch = cleanup.scratch_path(self.record.start_id)
-            self._publish(drain_s=plan.drain_s, notes=tuple(plan.notes), scratch=scratch)
+            self._publish(
+                drain_s=plan.drain_s,
+                notes=tuple(plan.notes),
+                scratch=scratch,
+                gpu_memory=plan.gpu_memory,
+            )
             cleanup.make_scratch(scratch)
             for name, content in plan.files.items():
                 paths.create_file(self.folder / name, content.encode())
@@ -305,7 +316,9 @@ class Supervisor:
         lock_folder = ownership.make_private(paths.Home.of(self.folder).gpu_locks)
         while not self._stop_requested:
             # Chosen anew each time: the best GPU may have become full during the wait.
-            names = self.engine.exclusive_resources(self.record.spec, self.record.options)
+            names = self.engine.exclusive_resources(
+                self.record.spec, self.record.options, self._other_servers()
+            )
             if not names:
                 break
             try:
@@ -316,6 +329,9 @@ class Supervisor:
             else:
                 return tuple(names)
         return ()
+
+    def _other_servers(self) -> list[GpuServer]:
+        return gpu_servers.of_home(paths.Home.of(self.folder).root, without=self.folder)
 
     # -- running ------------------------------------------------------------------------
 
@@ -384,6 +400,7 @@ class Supervisor:
         # Last: if the supervisor is killed before this, the orphan reaper does its work.
         if has_ended:
             server.close()
+            self._server = None
         else:
             report("some processes of the server cannot be killed")
 
