@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +37,7 @@ class Nvml:
     init_error: int | None = None
     driver: str = "580.95.05"
     cuda: int = 13_000
+    taken: Path | None = None  # of each process a file named by its pid: the bytes that it has
     open: int = 0
     NVMLError: type[NVMLError] = field(default=NVMLError, init=False)
 
@@ -68,7 +70,15 @@ class Nvml:
         return uuid
 
     def nvmlDeviceGetComputeRunningProcesses(self, uuid: str) -> list[Any]:  # noqa: N802
-        return self.holders.get(uuid, [])
+        return [*self.holders.get(uuid, []), *self._taking()]
+
+    def _taking(self) -> list[Any]:
+        files = self.taken.iterdir() if self.taken and self.taken.exists() else ()
+        return [
+            SimpleNamespace(pid=int(file.name), usedGpuMemory=int(file.read_text()))
+            for file in files
+            if file.name.isdigit() and Path("/proc", file.name).exists()
+        ]
 
     def nvmlDeviceGetCudaComputeCapability(self, card: Card) -> tuple[int, int]:  # noqa: N802
         return card.capability
@@ -88,7 +98,8 @@ class Nvml:
         return found
 
     def nvmlDeviceGetMemoryInfo(self, card: Card) -> Any:  # noqa: N802
-        return SimpleNamespace(total=card.total, free=card.free)
+        taken = sum(process.usedGpuMemory for process in self._taking())
+        return SimpleNamespace(total=card.total, free=card.free - taken)
 
     def nvmlDeviceGetUUID(self, card: Card) -> str:  # noqa: N802
         return card.uuid

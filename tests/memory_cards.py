@@ -9,12 +9,14 @@ from emberd.engines import Launch
 from emberd.engines.gpus import Gpu, empty_card
 from emberd.engines.model_shape import KNOWN
 from emberd.engines.sglang.command import CPU, flags
-from emberd.engines.sglang.memory import GIB, MemoryPlan, plan_memory
+from emberd.engines.sglang.memory import GIB, Load, MemoryPlan, on_gpu, plan_memory
+from emberd.engines.sglang.shared_gpu import Sharer, plan_shared
 from emberd.engines.sglang.support import GENERATIONS
 from emberd.errors import StartError
 from emberd.settings import ServerSpec, StartOptions
 
 SIZES_GIB = (16, 24, 40, 48, 80)
+_LEFT_OUT_GIB = 40  # the sizes that are left are those of ``emberd up --estimate``
 HOPPER = (9, 0)
 # Of each card its name, its size and its compute capability.
 CARDS = (
@@ -90,6 +92,34 @@ def _row(what: str, name: str, plan: MemoryPlan | None) -> str:
         f"{_gib(plan.need_bytes)} | {plan.fraction:.3f} | {plan.context_tokens:,} | "
         f"{plan.max_prefill_tokens:,} |"
     )
+
+
+def shared_table() -> str:
+    """Return the plans of an embedding model and a reranker on one empty card, as Markdown."""
+    names = ("card", "models", "embedding model", "reranker", "together", "KV cache of each")
+    head = f"| {' | '.join((*names, 'longest text'))} |"
+    rows = [
+        _shared_row(what, card(size, capability=capability), billions)
+        for what, size, capability in CARDS
+        if size != _LEFT_OUT_GIB
+        for billions in ("0.6B", "4B", "8B")
+    ]
+    return "\n".join((head, "| --- " * head.count(" | ") + "| --- |", *rows))
+
+
+def _shared_row(what: str, gpu: Gpu, size: str) -> str:
+    names = (f"Qwen/Qwen3-Embedding-{size}", f"Qwen/Qwen3-Reranker-{size}")
+    first, second = (Sharer(name, Load(on_gpu(gpu), KNOWN[name])) for name in names)
+    both = f"| {what} | {size} + {size} |"
+    try:
+        plans = plan_shared(first, [second]), plan_shared(second, [first])
+    except StartError:
+        return f"{both} do not fit | | | | |"
+    needs = [plan.need_bytes for plan in plans]
+    [tokens] = {plan.kv_tokens for plan in plans}
+    [longest] = {plan.longest_text_tokens for plan in plans}
+    sizes = " | ".join(map(_gib, (*needs, sum(needs))))
+    return f"{both} {sizes} | {tokens:,} tokens | {longest:,} tokens |"
 
 
 def _gib(size: int) -> str:

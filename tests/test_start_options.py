@@ -72,3 +72,38 @@ def test_a_start_reads_the_port_of_its_own_task(
         Manager(tmp_path).ensure(of_embedder)
     with pytest.raises(NoEngineError):
         Manager(tmp_path).ensure(of_reranker)
+
+
+EMBEDDER, RERANKER = "Qwen/Qwen3-Embedding-4B", "Qwen/Qwen3-Reranker-4B"
+
+
+@pytest.mark.parametrize(
+    ("environ", "shared"),
+    [
+        ({}, ()),
+        ({"EMBERD_SHARE_GPU": "0"}, ()),
+        ({"EMBERD_SHARE_GPU": "1"}, (EMBEDDER, RERANKER)),
+        ({"EMBERD_SHARE_GPU": "yes", "EMBERD_MODEL": "a/model"}, (RERANKER, "a/model")),
+        ({"EMBERD_SHARE_GPU": "1", "EMBERD_RERANK_MODEL": "b/model"}, (EMBEDDER, "b/model")),
+        ({"EMBERD_SHARE_GPU": "1", "EMBERD_RERANK_BASE_URL": "http://h:1"}, (EMBEDDER,)),
+        ({"EMBERD_SHARE_GPU": "b/model, a/model"}, ("a/model", "b/model")),
+        ({"EMBERD_SHARE_GPU": "'/a folder' a/model a/model"}, ("/a folder", "a/model")),
+    ],
+)
+def test_models_that_share_a_gpu_are_named_or_those_in_use(
+    environ: dict[str, str], shared: tuple[str, ...]
+) -> None:
+    for task in (EMBED, RERANK):
+        options = StartOptions.resolve(env.start_environ(task, environ))
+        assert options.share_gpu == shared
+
+
+def test_a_folder_that_shares_a_gpu_has_one_name(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "link").symlink_to("model")
+    assert StartOptions(share_gpu=(f"{tmp_path}/link",)).share_gpu == (f"{tmp_path}/model",)
+
+
+def test_names_of_models_that_cannot_be_read_are_an_error() -> None:
+    with pytest.raises(SettingError, match="EMBERD_SHARE_GPU"):
+        StartOptions.resolve({"EMBERD_SHARE_GPU": "'a/model"})

@@ -58,8 +58,11 @@ def test_the_arguments_of_a_start_are_kept_with_the_server(emberd: Command) -> N
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("up", "a/model", "more"), "after --"),
-        (("up", "a/model", "more", "--", "--flag"), "after --"),
+        (("up", "a/model", "a/model"), "twice"),
+        (("up", "a/model", "b/model", "--model", "c/model"), "c/model"),
+        (("up", "a/model", "b/model", "--port", "5001"), "--port 5001"),
+        (("up", "a/model", "b/model", "--revision", "main"), "--revision main"),
+        (("up", "a/model", "--flag", "--", "--flag"), "--flag"),
         (("up", "a/model", "--model", "b/model"), "a/model"),
         (("up", ""), "blank"),
         (("up", "--model", "--json"), "not the name of a model"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from emberd import engines
 from emberd.cli import up
 from emberd.engines.base import Launch, Plan, Reason
+from emberd.engines.gpu_usage import GpuServer
 from emberd.settings import ServerSpec, StartOptions
 
 KEY = "open-sesame please"
@@ -21,7 +22,9 @@ class Engine:
 
     name = "made"
 
-    def exclusive_resources(self, spec: ServerSpec, options: StartOptions) -> tuple[str, ...]:
+    def exclusive_resources(
+        self, spec: ServerSpec, options: StartOptions, servers: Sequence[GpuServer]
+    ) -> tuple[str, ...]:
         return ()
 
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
@@ -46,7 +49,8 @@ def _chosen() -> Iterator[None]:
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str, as_json: bool = False) -> str:
     with _chosen():
-        up.show_dry_run(ServerSpec("stub/ok"), StartOptions(arguments=arguments), as_json=as_json)
+        start = (ServerSpec("stub/ok"), StartOptions(arguments=arguments))
+        up.show_dry_run([start], as_json=as_json)
     return capsys.readouterr().out
 
 

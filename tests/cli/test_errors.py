@@ -83,7 +83,7 @@ def test_what_a_server_said_is_left_as_it_is() -> None:
         *(("fly",), ("statsu",), ("sto",), ("engine", "instal"), ("engine", "fly")),
         *(("--wrong",), ("status", "--jsno"), ("up", "--devcie", "cpu"), ("up", "-x")),
         *(("status", "--json=x"), ("up", "--model"), ("logs", "-n"), ("engine", "install")),
-        *(("up", "--tp-size", "x"), ("logs", "-n", "-1"), ("status", "a"), ("up", "a", "b")),
+        *(("up", "--tp-size", "x"), ("logs", "-n", "-1"), ("status", "a"), ("env", "a", "b")),
     ],
     ids=" ".join,
 )

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs
 
 from emberd.engines.base import Launch, Plan
-from emberd.engines.gpu_usage import PlannedUsage, Usage
+from emberd.engines.gpu_usage import (
+    GpuMemory,
+    GpuServer,
+    PlannedUsage,
+    Usage,
+    without_pending,
+)
+from emberd.engines.gpus import Gpu
+from emberd.errors import StartError
 from emberd.settings import ServerSpec, StartOptions
 from emberd.system.log_rules import Diagnosis
 
@@ -36,7 +44,9 @@ class StubEngine:
     def installable_environment(self, spec: ServerSpec) -> str | None:
         return None
 
-    def exclusive_resources(self, spec: ServerSpec, options: StartOptions) -> Sequence[str]:
+    def exclusive_resources(
+        self, spec: ServerSpec, options: StartOptions, servers: Sequence[GpuServer] = ()
+    ) -> Sequence[str]:
         claimed = parse_qs(spec.model.partition("?")[2]).get("claims", [""])[0]
         return claimed.split(",") if claimed else ()
 
@@ -46,6 +56,7 @@ class StubEngine:
         }
         starts = _count(Path(options["count"]), launch) if "count" in options else 0
         faults = options.get("faults", "")
+        memory = _gpu_memory(options, launch)
         if 0 < starts <= int(options.get("lose_port", 0)):
             faults = "loses-port"
         return Plan(
@@ -75,6 +86,7 @@ class StubEngine:
             notes=[options[name] for name in ("note",) if name in options]
             + ([launch.home] if "shows_home" in options else []),
             gpu_usage=_Noting(Path(options["pids"])) if "pids" in options else None,
+            gpu_memory=memory,
         )
 
     def progress(self, log: str) -> str:
@@ -107,6 +119,20 @@ class _Noting(PlannedUsage):
         fresh = self.earlier.file.with_suffix(".fresh")
         fresh.write_text(" ".join(map(str, pids)))
         fresh.rename(self.earlier.file)
+
+
+def _gpu_memory(options: Mapping[str, str], launch: Launch) -> GpuMemory | None:
+    """Return what a server with ``takes`` plans for the GPU that it claims, of ``has`` bytes.
+
+    None of it is taken, so that what is free is always the whole GPU.
+    """
+    if "takes" not in options:
+        return None
+    gpus, takes, has = (options["claims"],), int(options["takes"]), int(options["has"])
+    [gpu] = without_pending([Gpu(0, gpus[0], "GPU", has, has, (9, 0))], launch.servers)
+    if gpu.free_bytes < takes:
+        raise StartError(f"only {gpu.free_bytes} bytes are free")
+    return GpuMemory(gpus, takes, 0)
 
 
 def _count(file: Path, launch: Launch) -> int:

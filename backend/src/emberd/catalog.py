@@ -33,6 +33,9 @@ EMBED: Final = "embed"
 RERANK: Final = "rerank"
 """The task of a model that scores pairs of a query and a document: Qwen3-Reranker."""
 
+DEFAULT_MODELS: Final = {EMBED: "Qwen/Qwen3-Embedding-4B", RERANK: "Qwen/Qwen3-Reranker-4B"}
+"""Task -> the model that is used if none is named."""
+
 NFC: Final = "NFC"
 """Unicode's canonical composition: ``e`` and U+0301 become one character."""
 

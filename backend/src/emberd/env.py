@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from emberd import durations
-from emberd.catalog import EMBED
+from emberd.catalog import DEFAULT_MODELS, EMBED, RERANK
 from emberd.endpoint import root_url
 from emberd.errors import SettingError
 from emberd.system import processes
@@ -71,6 +71,18 @@ _DURATION_OR_NEVER: Final = _Form(durations.seconds_or_never, durations.FORMS_OR
 _URLS: Final = _Form(_urls, "http(s) URLs, separated by commas or spaces")
 _WORDS: Final = _Form(
     lambda text: tuple(shlex.split(text)), "words as a shell splits them, with matching quotes"
+)
+
+
+def _models(text: str) -> tuple[str, ...] | bool:
+    try:
+        return _switch(text)
+    except ValueError:
+        return tuple(shlex.split(text.replace(",", " ")))
+
+
+_MODELS: Final = _Form(
+    _models, "1, 0, or names of models, separated by commas or spaces, with matching quotes"
 )
 
 Display = Literal["value", "origin", "name"]
@@ -174,6 +186,14 @@ _START_OPTIONS: Final = (
         "arguments",
         repeats=False,
     ),
+    Variable(
+        "EMBERD_SHARE_GPU",
+        _MODELS,
+        "Models that share a GPU: a start leaves memory for the others; 1 for the embedding model "
+        "and the reranker in use",
+        "share_gpu",
+        display="value",
+    ),
 )
 _RERANK_PORT: Final = Variable(
     "EMBERD_RERANK_PORT", _PORT, "Loopback port of a server of a reranker that is started", "port"
@@ -250,7 +270,20 @@ def start_option_values(
     environ: Mapping[str, str] = os.environ, without: Collection[str] = ()
 ) -> dict[str, Any]:
     """Return the fields of ``StartOptions`` that the environment sets; see ``setting_values``."""
-    return _fields(_START_OPTIONS, environ, without)
+    found = _fields(_START_OPTIONS, environ, without)
+    if isinstance(found.get("share_gpu"), bool):
+        found["share_gpu"] = _models_in_use(environ) if found["share_gpu"] else ()
+    return found
+
+
+def _models_in_use(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the embedding model and the reranker, without one whose server is given."""
+    names = []
+    for task in (EMBED, RERANK):
+        if not text(setting_variable("base_url", task), environ):
+            name = text(setting_variable("model", task), environ)
+            names.append(name or DEFAULT_MODELS[task])
+    return tuple(names)
 
 
 def start_environ(task: str, environ: Mapping[str, str] = os.environ) -> Mapping[str, str]:

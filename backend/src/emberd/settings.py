@@ -18,15 +18,14 @@ from functools import partial
 from typing import Any, ClassVar, Final
 
 from emberd import durations, endpoint, env, hub, model_card, model_files
-from emberd.catalog import EMBED, QWEN_FORM, RERANK, Model
+from emberd.catalog import DEFAULT_MODELS, EMBED, QWEN_FORM, RERANK, Model
 from emberd.errors import HubError, InstructionError, SettingError
 from emberd.prompts import Templates, templates
 
 _LOG: Final = logging.getLogger("emberd")
 
-DEFAULT_MODEL: Final = "Qwen/Qwen3-Embedding-4B"
-DEFAULT_RERANKER: Final = "Qwen/Qwen3-Reranker-4B"
-DEFAULT_MODELS: Final = {EMBED: DEFAULT_MODEL, RERANK: DEFAULT_RERANKER}
+DEFAULT_MODEL: Final = DEFAULT_MODELS[EMBED]
+DEFAULT_RERANKER: Final = DEFAULT_MODELS[RERANK]
 IDLE_TIMEOUT_S: Final = 1800.0
 START_TIMEOUT_S: Final = 900.0
 QUANTIZATIONS: Final = ("fp8",)
@@ -496,6 +495,8 @@ class StartOptions:
         dp_size: Copies of the model, each on its own GPUs.
         arguments: Added after emberd's arguments for the engine; the last of two conflicting
             ones takes effect.
+        share_gpu: Models whose servers are to fit on one GPU, this one among them or not: a server
+            that starts leaves memory for those that do not run yet.
     """
 
     port: int | None = None
@@ -503,10 +504,13 @@ class StartOptions:
     tp_size: int = 1
     dp_size: int = 1
     arguments: tuple[str, ...] = ()
+    share_gpu: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # A record stores them as JSON, which has only lists.
         object.__setattr__(self, "arguments", tuple(self.arguments))
+        shared = {model_files.absolute(name) for name in self.share_gpu}
+        object.__setattr__(self, "share_gpu", tuple(sorted(shared)))
         if self.port is not None and self.port not in range(1, 65_536):
             raise SettingError(f"port={self.port} is not a port: use 1 to 65535.")
         for name in ("tp_size", "dp_size"):

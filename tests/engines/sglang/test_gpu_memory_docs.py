@@ -8,14 +8,14 @@ import pytest
 
 from emberd.engines.model_shape import KNOWN
 from emberd.engines.sglang.memory import GIB, plan_memory
-from memory_cards import card, flags_table, generations_table, table
+from memory_cards import card, flags_table, generations_table, shared_table, table
 from source_tree import ROOT
 
 PAGE = (ROOT / "docs" / "gpu-memory.md").read_text(encoding="utf-8")
 MIDDLE = KNOWN["Qwen/Qwen3-Embedding-4B"]
 
 
-@pytest.mark.parametrize("made", [table, flags_table, generations_table])
+@pytest.mark.parametrize("made", [table, shared_table, flags_table, generations_table])
 def test_a_table_of_the_page_is_the_one_that_the_code_makes(made: Callable[[], str]) -> None:
     assert made() in PAGE, f"docs/gpu-memory.md should hold:\n{made()}"
 

@@ -63,7 +63,7 @@ def test_what_an_earlier_start_used_beyond_its_plan_is_planned_for(
     cards.cards = [Card("GPU-a", total=48 * GIB, free=47 * GIB)]
     first = ENGINE.plan(GPU, launch).gpu_usage
     assert first is not None
-    assert first.gpus == ["GPU-a"]
+    assert list(first.gpus) == ["GPU-a"]
     used_bytes = first.planned_bytes + GIB
     cards.holders = {"GPU-a": [SimpleNamespace(pid=os.getpid(), usedGpuMemory=used_bytes)]}
     first.compare([os.getpid()])

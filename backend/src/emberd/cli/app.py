@@ -172,10 +172,11 @@ def _fail(error: Exception, *, as_json: bool) -> int:
 def _message(error: Exception) -> str:
     if isinstance(error, _ParserError):
         return _usage(error)
-    if isinstance(error, StartError | RejectedError | InstallError):
-        return str(error)  # quotes a server or an installer, whose output is not changed
     if isinstance(error, EmberdError):
-        return options.to_cli_names("\n".join([str(error), *getattr(error, "__notes__", ())]))
+        text = "\n".join([str(error), *getattr(error, "__notes__", ())])
+        # These quote a server or an installer, whose output is not changed.
+        is_quote = isinstance(error, StartError | RejectedError | InstallError)
+        return text if is_quote else options.to_cli_names(text)
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename is not None else ""
         return f"{place}{error.strerror}. {os_errors.advice(error)}".rstrip(" ")

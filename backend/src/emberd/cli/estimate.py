@@ -1,9 +1,10 @@
-"""``emberd up --estimate``: the memory that a server would take on GPUs that need not be here."""
+"""``emberd up --estimate``: the memory that servers would take on GPUs that need not be here."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import typer
@@ -37,40 +38,62 @@ _PARTS: Final = {
 
 
 def show(
-    spec: ServerSpec, options: StartOptions, sizes: Sequence[str] | None, *, as_json: bool
+    starts: Sequence[tuple[ServerSpec, StartOptions]], sizes: Sequence[str] | None, *, as_json: bool
 ) -> None:
-    """Print what a server for ``spec`` would take on empty GPUs; the exit code is 1 if none fits.
+    """Print what servers would take on empty GPUs; the exit code is 1 if they fit on none.
 
     Args:
-        spec: The server.
-        options: How it would be started.
+        starts: The servers, with the options of their starts. Several share one GPU.
         sizes: Sizes of GPUs as typed; None for the usual ones.
         as_json: Whether to print JSON.
 
     Raises:
-        NoEngineError: No server is started for ``spec`` on any GPU.
-        SettingError: A size cannot be used, or nothing is known of the model's size.
+        NoEngineError: No server is started for a model on any GPU.
+        SettingError: A size cannot be used, or nothing is known of a model's size.
     """
-    if spec.device not in (None, "cuda"):
-        raise SettingError(f"--estimate is for GPUs. Omit device={spec.device!r}.")
-    engine = _engine(spec)
-    cards = [
-        card for kind in _kinds(sizes) for card in _cards_of_size(engine, spec, options, *kind)
-    ]
+    servers = []
+    for spec, options in starts:
+        if spec.device not in (None, "cuda"):
+            raise SettingError(f"--estimate is for GPUs. Omit device={spec.device!r}.")
+        servers.append(_Estimated(spec, options, _engine(spec)))
+    cards = [card for kind in _kinds(sizes) for card in _cards_of_size(servers, *kind)]
     if as_json:
-        wanted = {
-            "model": spec.model,
-            "quantization": spec.quantization,
-            "context_tokens": spec.context_tokens,
-            "engine": engine.name,
-            "gpus": options.gpus,
-        }
-        output.write_json({**wanted, "cards": cards})
+        output.write_json(_as_content(servers, cards))
     else:
-        for line in _lines(spec, engine.name, options, cards):
+        for line in _lines(servers, cards):
             output.write_line(line)
     if not any(card["fits"] for card in cards):
         raise typer.Exit(ExitCode.ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class _Estimated:
+    """One of the servers of an estimate."""
+
+    spec: ServerSpec
+    options: StartOptions
+    engine: engines.Engine
+
+
+def _as_content(servers: Sequence[_Estimated], cards: list[dict[str, Any]]) -> dict[str, Any]:
+    wanted = [
+        {
+            "model": each.spec.model,
+            "quantization": each.spec.quantization,
+            "context_tokens": each.spec.context_tokens,
+            "engine": each.engine.name,
+            "gpus": each.options.gpus,
+        }
+        for each in servers
+    ]
+    if len(servers) > 1:
+        return {"servers": wanted, "cards": cards}
+    # Of one server, its figures are those of the card.
+    return {**wanted[0], "cards": [_flat(card) for card in cards]}
+
+
+def _flat(card: dict[str, Any]) -> dict[str, Any]:
+    return {**{key: card[key] for key in card if key != "servers"}, **card.get("servers", [{}])[0]}
 
 
 def _engine(spec: ServerSpec) -> engines.Engine:
@@ -97,15 +120,11 @@ def _kinds(typed: Sequence[str] | None) -> Iterator[tuple[float, dict[str, tuple
 
 
 def _cards_of_size(
-    engine: engines.Engine,
-    spec: ServerSpec,
-    options: StartOptions,
-    size: float,
-    generations: dict[str, tuple[int, int]],
+    servers: Sequence[_Estimated], size: float, generations: dict[str, tuple[int, int]]
 ) -> Iterator[dict[str, Any]]:
     """Yield what is known of GPUs of a size: once, if it is the same for several generations."""
     found: dict[str | None, dict[str, Any]] = {
-        name: _need(engine, spec, options, gpus.empty_card(size, capability))
+        name: _card(servers, gpus.empty_card(size, capability))
         for name, capability in generations.items()
     }
     first, *others = found.values()
@@ -115,47 +134,68 @@ def _cards_of_size(
         yield {"memory_gb": size, "generation": generation, **need}
 
 
-def _need(
-    engine: engines.Engine, spec: ServerSpec, options: StartOptions, gpu: Gpu
-) -> dict[str, Any]:
+def _card(servers: Sequence[_Estimated], gpu: Gpu) -> dict[str, Any]:
     card: dict[str, Any] = {"free_bytes": gpu.free_bytes}
     try:
-        need = engine.estimate(spec, options, gpu)
+        needs = [_need(each, gpu) for each in servers]
     except StartError as error:
         return {**card, "fits": False, "problem": error.cause, "advice": error.advice}
-    if need is None:
-        raise SettingError(
-            f"The memory that {spec.model} takes with the engine {engine.name} cannot be computed. "
-            f"It can be for the engine sglang, with a model of emberd's catalog or a folder."
-        )
-    figures = {name: getattr(need, name) for name in _PARTS.values()}
-    longest = need.longest_text_tokens
     return {
         **card,
         "fits": True,
-        **figures,
-        "longest_text_tokens": longest,
+        "need_bytes": sum(need["need_bytes"] for need in needs),
+        "servers": needs,
+    }
+
+
+def _need(server: _Estimated, gpu: Gpu) -> dict[str, Any]:
+    need = server.engine.estimate(server.spec, server.options, gpu)
+    if need is None:
+        raise SettingError(
+            f"The memory that {server.spec.model} takes with the engine {server.engine.name} "
+            f"cannot be computed. It can be for the engine sglang, with a model of emberd's "
+            f"catalog or a folder."
+        )
+    return {
+        "model": server.spec.model,
+        **{name: getattr(need, name) for name in _PARTS.values()},
+        "longest_text_tokens": need.longest_text_tokens,
         "notes": list(need.notes),
     }
 
 
-def _lines(
-    spec: ServerSpec, engine: str, options: StartOptions, cards: Sequence[dict[str, Any]]
-) -> Iterator[str]:
-    precision = f" in {spec.quantization}" if spec.quantization else ""
-    each = f" on each of {options.gpus} GPUs" if options.gpus > 1 else ""
-    yield f"{spec.model}{precision} with {engine}: GiB{each}, upper bounds for an empty card"
+def _lines(servers: Sequence[_Estimated], cards: Sequence[dict[str, Any]]) -> Iterator[str]:
+    names = ", ".join(
+        f"{each.spec.model}{f' in {each.spec.quantization}' if each.spec.quantization else ''}"
+        for each in servers
+    )
+    options, is_one = servers[0].options, len(servers) == 1
+    engine = ", ".join(dict.fromkeys(each.engine.name for each in servers))
+    each_gpu = f" on each of {options.gpus} GPUs" if options.gpus > 1 else ""
+    beside = "" if is_one else ", together on one card"
+    yield f"{names} with {engine}: GiB{each_gpu}, upper bounds for an empty card{beside}"
     yield ""
-    yield "  ".join(_cell(head, head) for head in ("card", *_PARTS, "longest text"))
+    width = 0 if is_one else max(len(each.spec.model) for each in servers)
+    head = [_cell("card", "card"), *([] if is_one else ["model".ljust(width)]), *_PARTS]
+    yield "  ".join((*head, "longest text"))
     for card in cards:
         size = " ".join(filter(None, (f"{card['memory_gb']:g} GB", card["generation"])))
         if not card["fits"]:
             yield f"{_cell(size, 'card')}  cannot be used: {card['problem']}"
             continue
-        parts = (_cell(f"{card[field] / _GIB:.1f}", name) for name, field in _PARTS.items())
-        yield "  ".join((_cell(size, "card"), *parts, f"{card['longest_text_tokens']:,} tokens"))
+        for need in card["servers"]:
+            model = [] if is_one else [need["model"].ljust(width)]
+            parts = (_cell(f"{need[field] / _GIB:.1f}", name) for name, field in _PARTS.items())
+            longest = f"{need['longest_text_tokens']:,} tokens"
+            yield "  ".join((_cell(size, "card"), *model, *parts, longest))
+        if not is_one:
+            total = f"{card['need_bytes'] / _GIB:.1f}"
+            columns = (_cell("", name) for name in list(_PARTS)[:-1])
+            label = "together".ljust(width)
+            yield "  ".join((_cell(size, "card"), label, *columns, _cell(total, "total")))
     yield ""
-    for note in dict.fromkeys(note for card in cards for note in card.get("notes", ())):
+    notes = (note for card in cards for need in card.get("servers", ()) for note in need["notes"])
+    for note in dict.fromkeys(notes):
         yield f"Note: {note}"
     yield "Computed; how far it was measured: docs/gpu-memory.md. No server was started."
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import typer
@@ -43,6 +43,15 @@ _OPTION: Final = re.compile(
 ModelName = Annotated[
     str | None,
     typer.Argument(metavar="MODEL", help="Same as --model."),
+]
+ModelNames = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="Same as --model. Several models, such as an embedding model and a reranker, are "
+        "planned so that they fit on one GPU. Arguments for the engine go after --, after those of "
+        "emberd; default: EMBERD_ENGINE_ARGS.",
+    ),
 ]
 
 Model = Annotated[
@@ -141,13 +150,6 @@ DpSize = Annotated[
         "--dp-size",
         metavar="NUMBER",
         help="Number of model replicas, each on its own GPUs. Default: EMBERD_DP_SIZE, else 1.",
-    ),
-]
-Arguments = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="-- ARGUMENT",
-        help="Arguments for the engine, after those of emberd. Default: EMBERD_ENGINE_ARGS.",
     ),
 ]
 DryRun = Annotated[
@@ -283,6 +285,24 @@ def resolve_model(positional: str | None, option: str | None) -> str | None:
     return name
 
 
+def resolve_models(positional: Sequence[str] | None, option: str | None) -> list[str | None]:
+    """Return the models given as arguments or as ``--model``; [None] if none is given.
+
+    Raises:
+        SettingError: As for ``resolve_model``, or a model is given twice.
+    """
+    if not positional or len(positional) == 1:
+        return [resolve_model(positional[0] if positional else None, option)]
+    if option is not None:
+        raise SettingError(
+            f"Several models are given, and --model {option!r}. Give all of them as arguments."
+        )
+    names = [resolve_model(name, None) for name in positional]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise SettingError(f"The model {twice!r} is given twice. Give it once.")
+    return names
+
+
 def to_cli_names(text: str) -> str:
     """Replace Python arguments in an error message by options and variables."""
     for python, command in _PHRASES.items():
@@ -293,8 +313,12 @@ def to_cli_names(text: str) -> str:
     return _OPTION.sub(lambda found: f"--{found[1].replace('_', '-')} ", text)
 
 
-# Recent versions of typer contain their own click, older ones use the package.
-_UsageError: Final[Any] = typer.BadParameter.__base__
+_AFTER_DASHES: Final = "emberd.after_dashes"
+
+
+def engine_arguments(context: typer.Context) -> tuple[str, ...] | None:
+    """Return the arguments for the engine of an ``EngineArgumentsCommand``; None if none."""
+    return context.meta.get(_AFTER_DASHES)
 
 
 class EngineArgumentsCommand(TyperCommand):
@@ -304,18 +328,11 @@ class EngineArgumentsCommand(TyperCommand):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments before the ``--`` and keep the rest unchanged.
-
-        Raises:
-            UsageError: There is more than one positional argument before it.
-        """
+        """Parse the arguments before the ``--`` and keep the rest unchanged."""
         end = args.index("--") if "--" in args else len(args)
-        rest = super().parse_args(ctx, args[:end])
-        if extra := ctx.params.get("arguments"):
-            raise _UsageError(
-                f"Unexpected argument {extra[0]!r}: only one model can be given. Arguments for "
-                f"the engine go after --: {ctx.command_path} MODEL -- --flag value",
-                ctx,
-            )
-        ctx.params["arguments"] = args[end + 1 :] or None
-        return rest
+        ctx.meta[_AFTER_DASHES] = tuple(args[end + 1 :]) or None
+        return super().parse_args(ctx, args[:end])
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the words of the usage line."""
+        return [*super().collect_usage_pieces(ctx), "[-- ARGUMENT...]"]

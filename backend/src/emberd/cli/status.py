@@ -25,6 +25,7 @@ _COLOURS: Final = {
     State.FAILED: "red",
     State.UNKNOWN: "red",
 }
+_GIB: Final = 1 << 30
 _LEAST_DETAIL_COLUMNS: Final = 24
 _GAPS_COLUMNS: Final = (2, 1)  # between two columns: the wider one if it fits
 
@@ -102,6 +103,15 @@ def _width(names: list[str], rows: list[dict[str, Text]], gap: int) -> int:
     return sum(widths.values()) + gap * (len(names) - 1)
 
 
+def _planned(own: ServerStatus) -> str:
+    """Return what was planned for a server on each of its GPUs; empty if that is not known."""
+    planned = own.gpu_memory
+    if planned is None:
+        return ""
+    each = f" x {len(planned.gpus)}" if len(planned.gpus) > 1 else ""
+    return f"{planned.planned_bytes / _GIB:.1f} GiB{each}"
+
+
 def _row(own: ServerStatus) -> dict[str, Text]:
     """Return the cells by column."""
     from rich.text import Text
@@ -117,6 +127,7 @@ def _row(own: ServerStatus) -> dict[str, Text]:
         "state": Text(own.state, style=_COLOURS.get(own.state, "dim")),
         "for": Text(output.duration(own.seconds)),
         "engine": Text(own.engine or "?"),
+        "GPU memory": Text(_planned(own)),
         "url": Text(own.url or "-"),
         "stops when idle": Text(
             stops if own.state in RUNNING and own.state is not State.UNKNOWN else "-"

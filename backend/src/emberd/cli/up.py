@@ -9,9 +9,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+import typer
+
 from emberd import engines
 from emberd import env as environment
-from emberd.catalog import DEMO_MODEL, RERANK
+from emberd.catalog import DEFAULT_MODELS, DEMO_MODEL, RERANK
 from emberd.cli import downloads, options, output
 from emberd.engines.base import (
     DRY_RUN_FOLDER,
@@ -21,9 +23,9 @@ from emberd.engines.base import (
     phase_of,
 )
 from emberd.env import Places
-from emberd.errors import SettingError
+from emberd.errors import EmberdError, NoEngineError, SettingError
 from emberd.manager import Server
-from emberd.settings import DEFAULT_MODELS, ServerSpec, Settings, StartOptions
+from emberd.settings import ServerSpec, Settings, StartOptions
 from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:
@@ -54,7 +56,8 @@ _KEY_OF_GIVEN: Final = (
 
 
 def up(
-    name: options.ModelName = None,
+    context: typer.Context,
+    names: options.ModelNames = None,
     model: options.Model = None,
     engine: options.Engine = None,
     device: options.Device = None,
@@ -73,7 +76,6 @@ def up(
     estimate: options.Estimate = False,
     memory: options.Memory = None,
     as_json: options.AsJson = False,
-    arguments: options.Arguments = None,
 ) -> None:
     """Find or start a server and wait for it.
 
@@ -82,6 +84,10 @@ def up(
     with other options. If the last start failed, another one is tried; the Python classes instead
     raise the error of a start that failed recently.
 
+    With several models, their servers are started one after another, and each leaves memory of the
+    GPU for those that follow. If one fails, the command ends; servers that are ready continue to
+    run, and the others are not started.
+
     If an engine or weights are missing, shows what would be downloaded, and asks. Without a
     terminal that is an error, unless --yes is given or EMBERD_AUTO_INSTALL is set.
 
@@ -89,47 +95,128 @@ def up(
 
     Prints the server, why it was chosen, and how to use it.
     """
+    models = options.resolve_models(names, model)
     values: dict[str, Any] = {
         "port": port,
         "no_auth": no_auth or None,
         "tp_size": tp_size,
         "dp_size": dp_size,
-        "arguments": tuple(arguments) if arguments else None,
+        "arguments": options.engine_arguments(context),
     }
     given = {name: value for name, value in values.items() if value is not None}
-    settings = options.settings(
-        model=options.resolve_model(name, model),
-        engine=engine,
-        device=device,
-        context_tokens=context_tokens,
-        deterministic=deterministic or None,
-        revision=revision,
-        quantization=quantization,
-        idle_timeout=idle_timeout,
-        start_timeout=start_timeout,
-        embeds=False,
-    )
-    wanted = StartOptions.resolve(environment.start_environ(settings.task), **given)
-    options.validate_with_base_url(settings.base_url, given, settings.task)
+    _validate_for_several(models, port=port, revision=revision)
+    wishes = [
+        options.settings(
+            model=each,
+            engine=engine,
+            device=device,
+            context_tokens=context_tokens,
+            deterministic=deterministic or None,
+            revision=revision,
+            quantization=quantization,
+            idle_timeout=idle_timeout,
+            start_timeout=start_timeout,
+            embeds=False,
+        )
+        for each in models
+    ]
+    starts = list(_starts(wishes, given))
     if memory and not estimate:
         raise SettingError("--memory is for --estimate. Add --estimate, or omit it.")
     if estimate:
         from emberd.cli.estimate import show  # late, to keep the other subcommands fast
 
-        show(settings.spec, wanted, memory, as_json=as_json)
+        show([(each.spec, wanted) for each, wanted in starts], memory, as_json=as_json)
         return
     if dry_run:
-        show_dry_run(settings.spec, wanted, as_json=as_json)
+        show_dry_run([(each.spec, wanted) for each, wanted in starts], as_json=as_json)
         return
-    check = partial(_validate_running, given=given, model=settings.model)
-    server = ensure(settings, retry_failed=True, options=wanted, check=check, assume_yes=yes)
-    server = server.noting_unmet(overridden=given)
-    server = replace(server, notes=(*server.notes, *_notes(server, settings, idle_timeout)))
+    if len(starts) > 1:
+        _validate_engines([each.spec for each in wishes if each.base_url is None])
+    contents = []
+    for number, (settings, wanted) in enumerate(starts):
+        try:
+            check = partial(_validate_running, given=given, model=settings.model)
+            server = ensure(
+                settings, retry_failed=True, options=wanted, check=check, assume_yes=yes
+            )
+        except EmberdError as error:
+            if len(starts) > 1:
+                error.add_note(_outcome_of_several([each.model for each in wishes], number))
+            raise
+        server = server.noting_unmet(overridden=[*given, *(["share_gpu"] if wishes[1:] else [])])
+        server = replace(server, notes=(*server.notes, *_notes(server, settings, idle_timeout)))
+        contents.append(_as_content(server))
+        if not as_json:
+            for line in ([""] if number else []) + _lines(server, settings.spec):
+                output.write_line(line)
     if as_json:
-        output.write_json(_as_content(server))
-    else:
-        for line in _lines(server, settings.spec):
-            output.write_line(line)
+        output.write_json({"servers": contents} if len(starts) > 1 else contents[0])
+
+
+def _validate_for_several(models: Sequence[str | None], **of_one: object) -> None:
+    """Raise if several models are given together with options that can be those of one only.
+
+    Raises:
+        SettingError: They are; the message names the options.
+    """
+    given = {name: value for name, value in of_one.items() if value is not None}
+    if len(models) > 1 and given:
+        raise SettingError(
+            f"{options.as_typed(given)} cannot apply to several models. Omit it, or run `emberd "
+            f"up` for each model."
+        )
+
+
+def _validate_engines(specs: Sequence[ServerSpec]) -> None:
+    """Raise if no engine can serve one of several models, before minutes pass for another one.
+
+    Raises:
+        NoEngineError: None can, and no server of the model is running.
+    """
+    for spec in specs:
+        choice = engines.explain(spec)
+        if not (choice.engine or choice.installable) and Manager().find(spec) is None:
+            try:
+                engines.choose(spec)
+            except NoEngineError as error:
+                error.add_note("No server was started.")
+                raise
+
+
+def _starts(
+    wishes: Sequence[Settings], given: Mapping[str, Any]
+) -> Iterator[tuple[Settings, StartOptions]]:
+    """Yield the settings of each server with the options of its start.
+
+    Raises:
+        SettingError: A value cannot be used, or an option starts a server that is given by URL.
+    """
+    for settings in wishes:
+        options.validate_with_base_url(settings.base_url, given, settings.task)
+        # The servers of one command share a GPU, except for those that it does not start.
+        shared = [each.model for each in wishes if each.base_url is None]
+        sharing = {"share_gpu": tuple(shared)} if len(wishes) > 1 else {}
+        environ = environment.start_environ(settings.task)
+        yield settings, StartOptions.resolve(environ, **{**given, **sharing})
+
+
+def _outcome_of_several(models: Sequence[str], failed: int) -> str:
+    """Return which of several servers failed, which run, and which were not started.
+
+    Args:
+        models: The models in the order of their starts.
+        failed: The position of the one that failed.
+    """
+    ready, rest = models[:failed], models[failed + 1 :]
+    parts = [f"This is the error of {models[failed]}."]
+    if ready:
+        stop = " and ".join(f"`emberd stop {shlex.quote(name)}`" for name in ready)
+        runs, it = ("runs", "it") if len(ready) == 1 else ("run", "them")
+        parts.append(f"{' and '.join(ready)} {runs}; {stop} stops {it}.")
+    if rest:
+        parts.append(f"{' and '.join(rest)} {'was' if len(rest) == 1 else 'were'} not started.")
+    return " ".join(parts)
 
 
 def env(
@@ -316,23 +403,48 @@ def _usage(server: Server, spec: ServerSpec) -> list[str]:
     ]
 
 
-def show_dry_run(spec: ServerSpec, options: StartOptions, *, as_json: bool) -> None:
-    """Print how a server for ``spec`` would be started, without starting it or writing a file.
+def show_dry_run(starts: Sequence[tuple[ServerSpec, StartOptions]], *, as_json: bool) -> None:
+    """Print how servers would be started, without starting one or writing a file.
+
+    Args:
+        starts: What to serve, with the options of its start.
+        as_json: Whether to print JSON.
 
     Raises:
-        NoEngineError: No engine can serve the model on this machine.
+        NoEngineError: No engine can serve a model on this machine.
         StartError: The machine does not meet the requirements.
     """
+    plans = [_dry_run_content(spec, wanted) for spec, wanted in starts]
+    if as_json:
+        contents = [content for content, _ in plans]
+        output.write_json({"servers": contents} if len(starts) > 1 else contents[0])
+        return
+    for number, ((spec, wanted), (content, items)) in enumerate(zip(starts, plans, strict=True)):
+        if len(starts) > 1:
+            output.write_line(f"{'' if number == 0 else chr(10)}{spec.model}:")
+        for line in _dry_run_lines(content, items, any_port=wanted.port is None):
+            output.write_line(line)
+
+
+def _dry_run_content(
+    spec: ServerSpec, options: StartOptions
+) -> tuple[dict[str, Any], Sequence[Item]]:
     # Imported late, to keep the other subcommands fast.
+    from emberd.manager import gpu_servers
     from emberd.system.redaction import redactor, secrets, words
 
     missing = downloads.find(spec, options)
     engine = engines.load(missing.engine) if missing and missing.engine else engines.choose(spec)
-    interpreter = missing.interpreter if missing else None
-    plan = dry_run(engine, spec, options, Places.resolve().home, interpreter)
+    home = Places.resolve().home
+    plan = dry_run(
+        *(engine, spec, options, home),
+        interpreter=missing.interpreter if missing else None,
+        servers=gpu_servers.of_home(home, restarted=spec),
+    )
     items = missing.estimated_items() if missing else []
     redact = redactor(more=secrets(options.arguments))
     content = {
+        "model": spec.model,
         "engine": engine.name,
         "device": plan.device,
         "command": words(plan.command, redact),
@@ -350,11 +462,7 @@ def show_dry_run(spec: ServerSpec, options: StartOptions, *, as_json: bool) -> N
         "notes": [redact(note) for note in plan.notes],
         "missing": [item.as_content() for item in items],
     }
-    if as_json:
-        output.write_json(content)
-        return
-    for line in _dry_run_lines(content, items, any_port=options.port is None):
-        output.write_line(line)
+    return content, items
 
 
 def _dry_run_lines(

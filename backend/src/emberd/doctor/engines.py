@@ -18,6 +18,7 @@ from emberd.engines.base import dry_run
 from emberd.env import Places
 from emberd.errors import EmberdError, StartError
 from emberd.installs import Recipe, installed, locate, lock_holder, recipes, sites
+from emberd.manager import gpu_servers
 from emberd.system.disk_space import in_words
 
 _QUANTITY: Final = re.compile(r"[A-Za-z][A-Za-z ]* \d+(\.\d+)? (GiB|MiB)")
@@ -66,7 +67,9 @@ def up_command(wanted: Wanted) -> str:
 
 def _planned(wanted: Wanted, engine: Engine) -> Iterator[Finding]:
     try:
-        plan = dry_run(engine, wanted.spec, wanted.options, wanted.places.home)
+        home = wanted.places.home
+        servers = gpu_servers.of_home(home, restarted=wanted.spec)
+        plan = dry_run(engine, wanted.spec, wanted.options, home, servers=servers)
     except StartError as error:
         yield problem(engine.name, error.cause.rstrip("."), error.advice)
         return

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from emberd.doctor.findings import Finding, note, ok, problem
 from emberd.doctor.wanted import Wanted
-from emberd.engines import gpus
+from emberd.engines import gpu_usage, gpus
+from emberd.engines.gpu_usage import GpuServer
 from emberd.engines.gpus import Gpu, Survey
 from emberd.engines.sglang import ENGINE, support
 from emberd.errors import StartError
+from emberd.manager import gpu_servers
 
 _GIB: Final = 1 << 30
 _WORTH_NAMING_BYTES: Final = _GIB // 2  # the driver itself holds some hundred megabytes
@@ -21,12 +24,14 @@ _NAMED: Final = 3
 _NVIDIA_SMI: Final = "nvidia-smi on the host lists the processes outside this container, too"
 
 
-def check_gpus(_wanted: Wanted) -> Iterator[Finding]:
+def check_gpus(wanted: Wanted) -> Iterator[Finding]:
     """Yield the driver and the GPUs. Whether an engine can use them is checked elsewhere."""
     seen = gpus.survey()
     yield _driver(seen)
+    servers = gpu_servers.of_home(wanted.places.home) if seen.gpus else []
     for gpu in seen.gpus:
         yield _card(gpu)
+        yield from _planned_on(gpu, servers)
         if gpu.total_bytes - gpu.free_bytes > _WORTH_NAMING_BYTES:
             yield _held(gpu)
     for text in seen.notes:
@@ -40,15 +45,29 @@ def check_gpu_memory(wanted: Wanted) -> Iterator[Finding]:
     precision = spec.quantization
     if not _may_use_gpu(wanted) or support.why_unsuitable(seen, options.gpus, precision):
         return
-    gpu = support.freest_supported(seen.gpus, options.gpus, quantization=precision)[-1]
+    servers = gpu_servers.of_home(wanted.places.home)
+    own = next((each.memory for each in servers if each.serves(spec) and each.memory), None)
+    if own is not None:
+        planned = _gib(own.planned_bytes)
+        yield ok("memory", f"a server of {spec.model} runs, planned to take {planned} GiB")
+        return
+    free = gpu_usage.without_pending(seen.gpus, servers)
+    gpu = support.freest_supported(free, options.gpus, quantization=precision)[-1]
+    # Those that run already have their memory.
+    running = {each.model for each in servers if each.is_placed}
+    to_come = tuple(name for name in options.share_gpu if name not in running)
+    options = replace(options, share_gpu=to_come)
     try:
-        planned = ENGINE.estimate(spec, options, gpu)
+        estimated = ENGINE.estimate(spec, options, gpu)
     except StartError as error:
         yield problem("memory", error.cause.rstrip("."), error.advice)
         return
-    if planned is not None:
-        need, free = _gib(planned.need_bytes), _gib(gpu.free_bytes)
-        yield ok("memory", f"{spec.model} needs about {need} of {free} GiB free on {gpu.name}")
+    if estimated is not None:
+        need, left = _gib(estimated.need_bytes), _gib(gpu.free_bytes)
+        beside = [name for name in to_come if name != spec.model]
+        shared = f", beside {' and '.join(beside)}" if beside else ""
+        fact = f"{spec.model} needs about {need} of {left} GiB free on {gpu.name}{shared}"
+        yield ok("memory", fact)
 
 
 def _may_use_gpu(wanted: Wanted) -> bool:
@@ -89,6 +108,19 @@ def _held(gpu: Gpu) -> Finding:
         return note(name, f"{taken} GiB are used by processes not visible here")
     named = ", ".join(f"{_who(pid)} {_gib(size)} GiB" for size, pid in holders[:_NAMED])
     return note(name, f"{taken} GiB are used: {named}", _NVIDIA_SMI)
+
+
+def _planned_on(gpu: Gpu, servers: Sequence[GpuServer]) -> Iterator[Finding]:
+    """Yield what emberd's servers were planned to take of a GPU."""
+    held = [each for each in servers if each.memory and gpu.uuid in each.memory.gpus]
+    for each in held:
+        planned = _gib(each.memory.planned_bytes) if each.memory else ""
+        pending = each.pending.get(gpu.uuid, 0)
+        later = (
+            f", {_gib(pending)} GiB of it not yet in use" if pending > _WORTH_NAMING_BYTES else ""
+        )
+        fact = f"emberd's server of {each.model} is planned to take {planned} GiB{later}"
+        yield ok(f"gpu {gpu.index} server", fact)
 
 
 def _holders(gpu: Gpu) -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ from emberd.system.disk_space import in_words
 from emberd.system.log_rules import Diagnosis
 
 if TYPE_CHECKING:
-    from emberd.engines.gpu_usage import PlannedUsage
+    from emberd.engines.gpu_usage import GpuMemory, GpuServer, PlannedUsage
     from emberd.engines.gpus import Gpu
     from emberd.installs import Interpreter
 
@@ -47,6 +47,7 @@ class Launch:
             None for an engine that opens its own, and for a dry run.
         interpreter: The interpreter that would run the server, for a dry run of an engine that is
             not installed; None to look for it.
+        servers: The other servers of emberd on this machine.
     """
 
     port: int
@@ -58,6 +59,7 @@ class Launch:
     exclusive_resources: Sequence[str] = ()
     descriptor: int | None = None
     interpreter: Interpreter | None = None
+    servers: Sequence[GpuServer] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,8 @@ class Plan:
         notes: What users of the server should know; shown once.
         gpu_usage: What it may use of its GPUs, to be compared with what it uses; None on other
             devices, and if that is not known.
+        gpu_memory: What it takes of its GPUs, which no other start may plan with; None on other
+            devices, and if that is not known.
     """
 
     command: Sequence[str]
@@ -126,6 +130,7 @@ class Plan:
     reasons: Sequence[Reason] = ()
     notes: Sequence[str] = ()
     gpu_usage: PlannedUsage | None = None
+    gpu_memory: GpuMemory | None = None
 
 
 class Engine(Protocol):
@@ -155,11 +160,21 @@ class Engine(Protocol):
         """Return the environment whose installation would make it available, or None."""
         return None
 
-    def exclusive_resources(self, spec: ServerSpec, options: StartOptions) -> Sequence[str]:  # noqa: ARG002
+    def exclusive_resources(
+        self,
+        spec: ServerSpec,  # noqa: ARG002
+        options: StartOptions,  # noqa: ARG002
+        servers: Sequence[GpuServer] = (),  # noqa: ARG002
+    ) -> Sequence[str]:
         """Return names of resources that one start at a time may measure and take, e.g. GPU UUIDs.
 
         They are locked from before ``plan``, which measures what is free, until the server is
         ready.
+
+        Args:
+            spec: What to serve.
+            options: How to start it.
+            servers: The other servers of emberd on this machine.
         """
         return ()
 
@@ -368,7 +383,9 @@ def dry_run(
     spec: ServerSpec,
     options: StartOptions,
     home: str,
+    *,
     interpreter: Interpreter | None = None,
+    servers: Sequence[GpuServer] = (),
 ) -> Plan:
     """Return how ``engine`` would start a server for ``spec``; writes and locks nothing.
 
@@ -378,6 +395,7 @@ def dry_run(
         options: How to start it.
         home: The folder of all state, which would contain the server's.
         interpreter: The interpreter that an installation would make; None for an installed engine.
+        servers: The servers of emberd on this machine.
 
     Raises:
         StartError: The machine lacks what the plan needs.
@@ -389,7 +407,8 @@ def dry_run(
         folder=os.path.join(home, DRY_RUN_FOLDER),
         home=home,
         options=options,
-        exclusive_resources=tuple(engine.exclusive_resources(spec, options)),
+        exclusive_resources=tuple(engine.exclusive_resources(spec, options, servers)),
         interpreter=interpreter,
+        servers=servers,
     )
     return engine.plan(spec, launch)

@@ -8,6 +8,9 @@ server has not yet computed its largest batch, so what it uses then is a lower b
 Only the memory of the server's own processes counts. What is free on the card also changes with
 other processes, and would be counted for or against the server. Where NVML cannot report the memory
 of these processes (in a container, whose pids it does not use, and on some GPUs), nothing is kept.
+
+What a server was planned to take and has not taken yet is not free for another one: see
+``GpuServer``.
 """
 
 from __future__ import annotations
@@ -17,18 +20,85 @@ import json
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from emberd.engines import gpus
+from emberd.engines.gpus import Gpu
 from emberd.errors import StateFolderError
+from emberd.settings import ServerSpec
 from emberd.system import atomic_file, ownership, processes
 
 _LOG: Final = logging.getLogger("emberd")
 _FOLDER: Final = "gpu-memory"
 _MOST_BYTES: Final = 1 << 16
 _GIB: Final = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class GpuMemory:
+    """The memory that the plan of a server takes on each of its GPUs.
+
+    Attributes:
+        gpus: UUIDs of its GPUs.
+        planned_bytes: The most that it takes.
+        loaded_bytes: What it has taken for certain once it is ready. The rest it takes with its
+            first large batch.
+    """
+
+    gpus: tuple[str, ...]
+    planned_bytes: int
+    loaded_bytes: int
+
+    def pending_bytes(self, uuid: str, pids: Collection[int], *, is_ready: bool) -> int:
+        """Return what its processes will still take on a GPU; NVML reports that as free.
+
+        Args:
+            uuid: The GPU.
+            pids: The processes of the server.
+            is_ready: Whether it has started. Used where NVML does not say what the processes have.
+        """
+        if uuid not in self.gpus:
+            return 0
+        used_bytes = _used_bytes([uuid], pids) or (self.loaded_bytes if is_ready else 0)
+        return max(0, self.planned_bytes - used_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class GpuServer:
+    """A server of emberd on this machine, as the plan of another one sees it.
+
+    Attributes:
+        spec: What it serves.
+        memory: What was planned for it; None if it has no plan, or not yet.
+        pending: UUID of a GPU -> what it will still take there, in bytes; negative for what a
+            server that is to be restarted would free.
+        is_placed: Whether it needs no memory beyond this: it has started, or has a plan.
+    """
+
+    spec: ServerSpec
+    memory: GpuMemory | None = None
+    pending: Mapping[str, int] = field(default_factory=dict)
+    is_placed: bool = True
+
+    @property
+    def model(self) -> str:
+        """Its model."""
+        return self.spec.model
+
+    def serves(self, spec: ServerSpec) -> bool:
+        """Return whether it has the identity of ``spec``."""
+        return self.spec.key == spec.key
+
+
+def without_pending(seen: Sequence[Gpu], servers: Sequence[GpuServer]) -> tuple[Gpu, ...]:
+    """Return GPUs whose free memory excludes what servers of emberd will still take of it."""
+    return tuple(
+        replace(gpu, free_bytes=min(gpu.total_bytes, max(0, gpu.free_bytes - pending)))
+        for gpu in seen
+        for pending in [sum(server.pending.get(gpu.uuid, 0) for server in servers)]
+    )
 
 
 @dataclass(frozen=True, slots=True)

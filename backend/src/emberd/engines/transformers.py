@@ -18,8 +18,9 @@ from typing import Final
 import emberd.serving
 from emberd import installs, model_card, model_files, model_pooling
 from emberd.catalog import EMBED, RERANK, Model
-from emberd.engines import gpus, own_server
+from emberd.engines import gpu_usage, gpus, own_server
 from emberd.engines.base import EnvironmentEngine, Launch, Plan, Reason
+from emberd.engines.gpu_usage import GpuServer
 from emberd.engines.gpus import VISIBLE, Gpu
 from emberd.engines.model_shape import element_bytes, shape_of
 from emberd.engines.own_server import OwnServerEngine
@@ -91,9 +92,11 @@ class TransformersEngine(OwnServerEngine, EnvironmentEngine):
             )
         return None
 
-    def exclusive_resources(self, spec: ServerSpec, _options: StartOptions) -> Sequence[str]:
+    def exclusive_resources(
+        self, spec: ServerSpec, _options: StartOptions, servers: Sequence[GpuServer] = ()
+    ) -> Sequence[str]:
         """Return the UUID of the GPU with the most free memory; nothing unless CUDA is used."""
-        _, gpu, _ = _choose_device(spec)
+        _, gpu, _ = _choose_device(spec, servers=servers)
         return [gpu.uuid] if gpu else ()
 
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
@@ -104,7 +107,7 @@ class TransformersEngine(OwnServerEngine, EnvironmentEngine):
             SettingError: ``EMBERD_TRANSFORMERS_PYTHON`` names no interpreter that has it.
         """
         python = self._interpreter(launch)
-        device, gpu, problem = _choose_device(spec, launch.exclusive_resources)
+        device, gpu, problem = _choose_device(spec, launch.exclusive_resources, launch.servers)
         problem = problem or _short_of_memory(spec, device, gpu)
         if problem is not None:
             raise StartError(f"The {_NAME} engine cannot serve here: {problem}")
@@ -248,7 +251,7 @@ def _cuda() -> tuple[int, int] | None:
 
 
 def _choose_device(
-    spec: ServerSpec, locked: Sequence[str] = ()
+    spec: ServerSpec, locked: Sequence[str] = (), servers: Sequence[GpuServer] = ()
 ) -> tuple[str, Gpu | None, str | None]:
     """Return the device for the model, its GPU for CUDA, and why it cannot be used; None if it can.
 
@@ -257,7 +260,8 @@ def _choose_device(
     """
     seen, cuda = gpus.survey(), _cuda()
     least = _NEEDS_CAPABILITY.get((cuda or _PINNED_CUDA)[0], (0, 0))
-    fit = [gpu for gpu in seen.gpus if gpu.capability >= least]
+    available = gpu_usage.without_pending(seen.gpus, servers)
+    fit = [gpu for gpu in available if gpu.capability >= least]
     problem = None
     if seen.problem:
         problem = seen.problem

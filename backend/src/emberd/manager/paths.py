@@ -86,18 +86,30 @@ class Home:
         """Return the folder that contains the start lock for ``folder``."""
         return folder.with_name(folder.name.partition("-")[0])
 
+    def server_folders_of_machine(self) -> list[Path]:
+        """Return the folders of all servers, also of those in other network namespaces."""
+        try:
+            machines = sorted(self.root.glob(f"{processes.namespace()}*/{self.servers.name}"))
+        except OSError:
+            machines = [self.servers]
+        return [folder for servers in machines for folder in _folders_in(servers)]
+
     def all_server_folders(self) -> list[Path]:
         """Return the folders of all servers, in a stable order."""
-        try:
-            with os.scandir(self.servers) as entries:
-                # Whatever else has a name: ``start_lock_folder`` needs one with a key.
-                return sorted(
-                    Path(entry.path)
-                    for entry in entries
-                    if entry.is_dir(follow_symlinks=False) and entry.name.partition("-")[0]
-                )
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        return _folders_in(self.servers)
+
+
+def _folders_in(servers: Path) -> list[Path]:
+    try:
+        with os.scandir(servers) as entries:
+            # Whatever else has a name: ``start_lock_folder`` needs one with a key.
+            return sorted(
+                Path(entry.path)
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False) and entry.name.partition("-")[0]
+            )
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def rotate_log(folder: Path, start_id: str) -> Path:

@@ -23,6 +23,7 @@ import msgspec
 from emberd import env
 from emberd.endpoint import Endpoint
 from emberd.engines.base import DRAIN_S, phase_of
+from emberd.engines.gpu_usage import GpuMemory
 from emberd.errors import StartError, StartTimeoutError, StateFolderError
 from emberd.manager import idle, locks, paths
 from emberd.settings import ServerSpec, StartOptions
@@ -66,7 +67,8 @@ class State(StrEnum):
     UNKNOWN = "unknown"
 
 
-_RUNNING: Final = (State.STARTING, State.READY, State.STOPPING)
+RUNNING: Final = (State.STARTING, State.READY, State.STOPPING)
+"""The states of a server that has processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +254,7 @@ class ServerStatus:
         api_key: Its key, for other clients. Never printed.
         listener: The verified listening socket, if it is on this machine.
         phases: Each completed phase of its start, in order, and how long it took in seconds.
+        gpu_memory: What was planned for it on its GPUs; None if that is not known.
     """
 
     key: str
@@ -270,6 +273,7 @@ class ServerStatus:
     api_key: str | None = field(default=None, repr=False)
     listener: Listener | None = None
     phases: Mapping[str, float] = field(default_factory=dict, hash=False)
+    gpu_memory: GpuMemory | None = None
 
 
 # ---------------------------------------------------------------- the record
@@ -305,6 +309,7 @@ class Record:
         scratch: Folder of its temporary files; empty if it has none.
         phases: Each completed phase of the start, in order, and how long it took in seconds. The
             current one began when they ended.
+        gpu_memory: What was planned for it on its GPUs; None if that is not known, or not yet.
     """
 
     state: State
@@ -329,6 +334,7 @@ class Record:
     notes: tuple[str, ...] = ()
     scratch: str = ""
     phases: Mapping[str, float] = field(default_factory=dict, hash=False)
+    gpu_memory: GpuMemory | None = None
     schema: int = field(default=SCHEMA)
 
     @property
@@ -438,7 +444,7 @@ class ServerSnapshot:
         """
         if self.record is None:
             return State.UNKNOWN if self.alive else State.ABSENT
-        if self.record.state in _RUNNING and not self.alive and not self.record.found:
+        if self.record.state in RUNNING and not self.alive and not self.record.found:
             return State.ABSENT
         return self.record.state
 
@@ -519,10 +525,10 @@ class ServerSnapshot:
         own = self.record
         if own is None:
             return None
-        running, idle_s = self.state in _RUNNING, idle.requested_s(self.folder)
+        running, idle_s = self.state in RUNNING, idle.requested_s(self.folder)
         if self.state is State.FAILED and own.failure:
             detail = own.failure.cause
-        elif self.state is State.ABSENT and own.state in _RUNNING:
+        elif self.state is State.ABSENT and own.state in RUNNING:
             detail = f"its supervisor ended while the server was {own.state}"
         else:
             detail = own.progress or own.reason
@@ -543,6 +549,7 @@ class ServerSnapshot:
             api_key=own.endpoint.api_key if own.endpoint else None,
             listener=own.endpoint.listener if own.endpoint else None,
             phases=own.phases,
+            gpu_memory=own.gpu_memory if running else None,
         )
 
 

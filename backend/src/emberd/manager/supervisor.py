@@ -27,8 +27,9 @@ from typing import Final
 from emberd import engines, model_files, probe, weight_files
 from emberd.endpoint import Endpoint
 from emberd.engines.base import EnvironmentEngine, Launch, Plan, phase_of
+from emberd.engines.gpu_usage import GpuServer
 from emberd.errors import EmberdError, LockTimeoutError, StartError
-from emberd.manager import cleanup, locks, paths, ports, process_tree, state
+from emberd.manager import cleanup, gpu_servers, locks, paths, ports, process_tree, state
 from emberd.manager.health import HangMonitor, StartMonitor
 from emberd.manager.idle import IdleMonitor
 from emberd.manager.state import Record, State, Verify
@@ -191,6 +192,10 @@ class Supervisor:
                     has_ready=plan.has_ready,
                 )
             )
+            if isinstance(outcome, Diagnosis):
+                # Before the locks are released: another start would count its memory as in use.
+                self._end_server()
+                self._publish_if_possible(gpu_memory=None)
         if not isinstance(outcome, Endpoint):
             return outcome
         if problem := self._problem(plan, outcome):
@@ -270,12 +275,18 @@ class Supervisor:
                 home=str(paths.Home.of(self.folder).root),
                 options=options,
                 exclusive_resources=gpus,
+                servers=self._other_servers(),
                 descriptor=opened.fileno() if opened else None,
             )
             plan = self.engine.plan(self.record.spec, launch)
             # Recorded before it is made: a folder that no record names is never removed.
             scratch = cleanup.scratch_path(self.record.start_id)
-            self._publish(drain_s=plan.drain_s, notes=tuple(plan.notes), scratch=scratch)
+            self._publish(
+                drain_s=plan.drain_s,
+                notes=tuple(plan.notes),
+                scratch=scratch,
+                gpu_memory=plan.gpu_memory,
+            )
             cleanup.make_scratch(scratch)
             for name, content in plan.files.items():
                 paths.create_file(self.folder / name, content.encode())
@@ -308,7 +319,11 @@ class Supervisor:
         waits = False
         while not self._stop_requested:
             # Chosen anew each time: the best GPU may have become full during the wait.
-            names = tuple(self.engine.exclusive_resources(self.record.spec, self.record.options))
+            names = tuple(
+                self.engine.exclusive_resources(
+                    self.record.spec, self.record.options, self._other_servers()
+                )
+            )
             if not names:
                 break
             seconds = self.record.timing.tick_s if waits else 0
@@ -322,6 +337,9 @@ class Supervisor:
         if waits:
             self._publish_if_possible(progress=state.PLANNING)
         return names
+
+    def _other_servers(self) -> list[GpuServer]:
+        return gpu_servers.of_home(paths.Home.of(self.folder).root, without=self.folder)
 
     # -- running ------------------------------------------------------------------------
 
@@ -390,6 +408,7 @@ class Supervisor:
         # Last: if the supervisor is killed before this, the orphan reaper does its work.
         if has_ended:
             server.close()
+            self._server = None
         else:
             report("some processes of the server cannot be killed")
 

@@ -8,19 +8,18 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import PurePath
-from typing import Final
+from typing import Any, Final
 
-from emberd import env, model_files
+from emberd import env, model_card, model_files
 from emberd.catalog import DEMO_MODEL, EMBED, RERANK
 from emberd.engines import gpu_usage, gpus
 from emberd.engines.base import EnvironmentEngine, Launch, MemoryNeed, OtherCache, Plan, Reason
-from emberd.engines.gpu_usage import PlannedUsage, Usage
+from emberd.engines.gpu_usage import GpuMemory, GpuServer, PlannedUsage, Usage
 from emberd.engines.gpus import Gpu, Survey
-from emberd.engines.model_shape import shape_of
-from emberd.engines.sglang import command, log_reader, memory, support
-from emberd.engines.sglang.memory import MemoryPlan
+from emberd.engines.model_shape import ModelShape, shape_of
+from emberd.engines.sglang import command, log_reader, memory, shared_gpu, support
+from emberd.engines.sglang.memory import Device, Load, MemoryPlan
 from emberd.errors import NoEngineError, StartError
 from emberd.settings import ServerSpec, StartOptions
 from emberd.system import capacity, process_env
@@ -51,11 +50,14 @@ class SglangEngine(EnvironmentEngine):
     product = "SGLang"
     takes_descriptor = False  # it opens its port itself, after the model is loaded
 
-    def exclusive_resources(self, spec: ServerSpec, options: StartOptions) -> Sequence[str]:
+    def exclusive_resources(
+        self, spec: ServerSpec, options: StartOptions, servers: Sequence[GpuServer] = ()
+    ) -> Sequence[str]:
         """Return the UUIDs of the GPUs with the most free memory; nothing on a CPU."""
         if spec.device == command.CPU:
             return ()
-        seen, precision = gpus.survey().gpus, spec.quantization
+        seen = gpu_usage.without_pending(gpus.survey().gpus, servers)
+        precision = spec.quantization
         chosen = support.freest_supported(seen, options.gpus, quantization=precision)
         return [gpu.uuid for gpu in chosen]
 
@@ -76,26 +78,31 @@ class SglangEngine(EnvironmentEngine):
         command.check_arguments(launch.options, on_cpu=on_cpu)
         if command.runs_code_of_models(launch.options):
             support.check_code(spec.model, spec.revision)
+        seen: tuple[Gpu, ...] = ()
         chosen: tuple[Gpu, ...] = ()
         if not on_cpu:
             survey = gpus.survey()
             count, precision = launch.options.gpus, spec.quantization
             if problem := support.why_unsuitable(survey, count, precision):
                 raise StartError(f"SGLang cannot run here: {problem}")
+            available = gpu_usage.without_pending(survey.gpus, launch.servers)
+            seen = support.freest_supported(available, len(available), quantization=precision)
             locked = launch.exclusive_resources
-            chosen = support.freest_supported(survey.gpus, count, locked, precision)
+            chosen = support.freest_supported(available, count, locked, precision)
         python = self._interpreter(launch)
         version = support.find_version(python.version)
         if version is None:  # it was replaced after ``why_unavailable`` had looked at it
             problem = support.why_not_version(python.version, spec)
             raise StartError(f"SGLang {python.version} {problem}", advice=f"Run: {self._install}")
         earlier = _earlier_usage(spec, launch, chosen, python.version)
-        figures = _plan_memory(spec, launch.options, chosen, earlier)
-        usage = None
-        if figures and earlier:
-            usual = _plan_memory(spec, launch.options, chosen) or figures
-            planned_bytes = usual.need_bytes
-            usage = PlannedUsage(earlier, [gpu.uuid for gpu in chosen], planned_bytes)
+        planner = _Planner.of(spec, launch.options, chosen, seen=seen, servers=launch.servers)
+        figures = planner.plan(earlier) if planner else None
+        usage = reserved = None
+        uuids = tuple(gpu.uuid for gpu in chosen)
+        if planner and figures and earlier:
+            usage = PlannedUsage(earlier, uuids, planner.plan().need_bytes)
+        if figures and chosen:
+            reserved = GpuMemory(uuids, figures.need_bytes, figures.loaded_bytes)
         config = os.path.join(launch.folder, _CONFIG)
         flags = command.flags(spec, launch, figures, config)
         store = os.path.join(launch.folder, _STORE)
@@ -141,6 +148,7 @@ class SglangEngine(EnvironmentEngine):
                 *(earlier.notes if earlier else ()),
             ],
             gpu_usage=usage,
+            gpu_memory=reserved,
         )
 
     def estimate(self, spec: ServerSpec, options: StartOptions, gpu: Gpu) -> MemoryNeed | None:
@@ -156,8 +164,11 @@ class SglangEngine(EnvironmentEngine):
         survey = Survey((gpu,) * options.gpus)
         if problem := support.why_unsuitable(survey, options.gpus, spec.quantization):
             raise StartError(problem)
-        plan = _plan_memory(spec, options, [gpu])
-        return plan and replace(plan, notes=(*plan.notes, *support.precision_notes(spec)))
+        planner = _Planner.of(spec, options, [gpu], seen=[gpu])
+        if planner is None:
+            return None
+        plan = planner.plan()
+        return replace(plan, notes=(*plan.notes, *support.precision_notes(spec)))
 
     progress = staticmethod(log_reader.progress)
     diagnose = staticmethod(log_reader.diagnose)
@@ -241,46 +252,160 @@ def _earlier_usage(
     return gpu_usage.read(launch.home, kind)
 
 
-def _plan_memory(
-    spec: ServerSpec,
-    options: StartOptions,
-    chosen: Sequence[Gpu],
-    earlier: Usage | None = None,
-) -> MemoryPlan | None:
-    shape = shape_of(spec.model, spec.task)
-    if shape is None:
-        return None
-    device: Gpu | memory.Device
-    if chosen:
-        device = min(chosen, key=lambda gpu: gpu.free_bytes)
-    else:
-        seen, free = capacity.machine_memory(), capacity.free_memory()
-        if seen is None or free is None:
+class _Planner:
+    """Plans the memory of one start."""
+
+    def __init__(
+        self,
+        spec: ServerSpec,
+        options: StartOptions,
+        shape: ModelShape,
+        chosen: Sequence[Gpu],
+        *,
+        host: Device | None,
+        seen: Sequence[Gpu],
+        servers: Sequence[GpuServer],
+    ) -> None:
+        self._spec = spec
+        self._options = options
+        self._shape = shape
+        self._chosen = chosen
+        self._host = host
+        self._seen = seen
+        self._servers = servers
+        self._how: dict[str, Any] = {
+            "tp_size": options.tp_size,
+            "quantization": spec.quantization,
+            # Own arguments may choose other kernels too than those that were measured.
+            "deterministic": spec.deterministic or bool(options.arguments),
+        }
+
+    @classmethod
+    def of(
+        cls,
+        spec: ServerSpec,
+        options: StartOptions,
+        chosen: Sequence[Gpu],
+        *,
+        seen: Sequence[Gpu] = (),
+        servers: Sequence[GpuServer] = (),
+    ) -> _Planner | None:
+        """Return the planner of a start; None if the size of model or memory is not known.
+
+        Args:
+            spec: What is started.
+            options: How.
+            chosen: Its GPUs; empty for the CPU.
+            seen: All GPUs that could be chosen.
+            servers: The other servers of emberd on this machine.
+        """
+        shape = shape_of(spec.model, spec.task)
+        if shape is None:
             return None
-        # SGLang's fraction is one of the machine's memory, also in a container with less.
-        device = memory.on_host(seen.limit, free)
-    plan = partial(
-        memory.plan_memory,
-        device,
-        shape,
-        spec.context_tokens,
-        tp_size=options.tp_size,
-        quantization=spec.quantization,
-        # Own arguments may choose other kernels too than those that were measured.
-        deterministic=spec.deterministic or bool(options.arguments),
-    )
-    usual = plan()
-    if earlier is None or not earlier.extra_bytes:
-        return usual
-    # What an earlier start used does not depend on this context, so it must not prevent a start.
-    with suppress(StartError):
-        if (larger := plan(extra_bytes=earlier.extra_bytes)).context_tokens == usual.context_tokens:
-            return larger
-    note = (
-        f"An earlier start used {earlier.extra_bytes / memory.GIB:.1f} GiB more than planned "
-        f"({earlier.file}), for which there is no space; memory may be short"
-    )
-    return replace(usual, notes=(*usual.notes, note))
+        host = None
+        if not chosen and (host := _host()) is None:
+            return None
+        return cls(spec, options, shape, chosen, host=host, seen=seen, servers=servers)
+
+    def plan(self, earlier: Usage | None = None) -> MemoryPlan:
+        """Return the plan.
+
+        Args:
+            earlier: What earlier starts used; None to ignore them.
+
+        Raises:
+            StartError: The memory is too small; the error names emberd's servers that hold it.
+        """
+        try:
+            usual = self._plan(0)
+        except StartError as error:
+            raise shared_gpu.naming_holders(
+                error, self._spec.model, self._chosen, self._servers, self._fits_with
+            ) from None
+        if earlier is None or not earlier.extra_bytes:
+            return usual
+        # What an earlier start used does not depend on this context, so it must not prevent a
+        # start.
+        with suppress(StartError):
+            larger = self._plan(earlier.extra_bytes)
+            if larger.context_tokens == usual.context_tokens:
+                return larger
+        note = (
+            f"An earlier start used {memory.in_gib(earlier.extra_bytes)} more than planned "
+            f"({earlier.file}), for which there is no space; memory may be short"
+        )
+        return replace(usual, notes=(*usual.notes, note))
+
+    def _plan(self, extra_bytes: int) -> MemoryPlan:
+        if (host := self._host) is not None:
+            return self._alone(host, extra_bytes)
+        others, unknown = self._to_come()
+        notes = tuple(f"no memory was left for {name}, whose size is not known" for name in unknown)
+        staying = others and shared_gpu.staying(
+            self._most_bytes(), self._chosen, self._seen, others, self._load
+        )
+        if staying:
+            own = self._load(self._shape, self._fullest, extra_bytes)
+            plan = shared_gpu.plan_shared(shared_gpu.Sharer(self._spec.model, own), staying)
+        else:
+            plan = self._alone(self._fullest, extra_bytes)
+        return replace(plan, notes=(*plan.notes, *notes))
+
+    def _alone(self, device: Gpu | Device, extra_bytes: int = 0) -> MemoryPlan:
+        return memory.plan_memory(
+            device, self._shape, self._spec.context_tokens, extra_bytes=extra_bytes, **self._how
+        )
+
+    def _most_bytes(self) -> int:
+        """Return what it takes if it shares its GPU with none, or all that is free."""
+        try:
+            return self._alone(self._fullest).need_bytes
+        except StartError:
+            return self._fullest.free_bytes
+
+    @property
+    def _fullest(self) -> Gpu:
+        return min(self._chosen, key=lambda gpu: gpu.free_bytes)
+
+    def _to_come(self) -> tuple[list[tuple[str, ModelShape]], list[str]]:
+        """Return the models of ``share_gpu`` that are still to be started, and the unknown ones."""
+        placed = {self._spec.model, *(each.model for each in self._servers if each.is_placed)}
+        shapes = {
+            name: _shape_of_name(name) for name in self._options.share_gpu if name not in placed
+        }
+        known = [(name, shape) for name, shape in shapes.items() if shape]
+        return known, [name for name, shape in shapes.items() if not shape and name != DEMO_MODEL]
+
+    def _load(self, shape: ModelShape, gpu: Gpu, extra_bytes: int = 0) -> Load:
+        """Return what a model takes with the options of this start."""
+        device = memory.on_gpu(gpu, self._options.tp_size)
+        context = self._spec.context_tokens
+        if context is not None and shape is not self._shape:
+            context = min(context, shape.context_tokens)
+        return Load(replace(device, extra_bytes=extra_bytes), shape, context, **self._how)
+
+    def _fits_with(self, names: Sequence[str], freed_bytes: int) -> bool:
+        gpu = replace(self._fullest, free_bytes=self._fullest.free_bytes + freed_bytes)
+        shapes = [(name, shape) for name in names if (shape := _shape_of_name(name))]
+        sharers = [shared_gpu.Sharer(name, self._load(shape, gpu)) for name, shape in shapes]
+        try:
+            own = shared_gpu.Sharer(self._spec.model, self._load(self._shape, gpu))
+            return bool(sharers) and bool(shared_gpu.plan_shared(own, sharers))
+        except StartError:
+            return False
+
+
+def _host() -> Device | None:
+    machine, free = capacity.machine_memory(), capacity.free_memory()
+    if machine is None or free is None:
+        return None
+    # SGLang's fraction is one of the machine's memory, also in a container with less.
+    return memory.on_host(machine.limit, free)
+
+
+def _shape_of_name(model: str) -> ModelShape | None:
+    task = model_card.describe(model).task
+    return shape_of(model, task or EMBED)
 
 
 ENGINE: Final = SglangEngine()

@@ -9,6 +9,7 @@ calibrated on a measurement, for the kind of server that was measured.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -40,6 +41,10 @@ _LARGE_CARD_BYTES: Final = 60 * GIB
 SMALLEST_BATCH_TOKENS: Final = 2048
 _LARGE_BATCHES: Final = (8192, 4096, SMALLEST_BATCH_TOKENS)
 _BATCHES: Final = (4096, SMALLEST_BATCH_TOKENS)
+# SGLang itself makes none so small: only if texts would become shorter than this otherwise.
+_LEAST_BATCH_TOKENS: Final = 1024
+_SHORT_CONTEXT_TOKENS: Final = 8192
+
 _BATCHES_HELD: Final = 2  # one runs while the next is scheduled
 
 # Layers whose widest tensors are counted: one by the shapes, the rest for fragmentation and
@@ -113,6 +118,7 @@ class MemoryPlan(MemoryNeed):
         chunked_prefill_tokens: For ``--chunked-prefill-size``; ``NO_CHUNKS`` for encoders.
         max_prefill_tokens: For ``--max-prefill-tokens``.
         context_tokens: For ``--context-length``.
+        left: What is left free for other servers, a figure and its reason each.
     """
 
     device: str
@@ -122,47 +128,75 @@ class MemoryPlan(MemoryNeed):
     chunked_prefill_tokens: int
     max_prefill_tokens: int
     context_tokens: int
+    left: tuple[Reason, ...] = ()
+
+    @property
+    def loaded_bytes(self) -> int:
+        """What a server has taken for certain once it is ready: all but its batches."""
+        return min(self.need_bytes, self.weights_bytes + self.kv_bytes + self.overhead_bytes)
 
     def reasons(self) -> tuple[Reason, ...]:
         """Return the figures with their reasons, for display."""
         parts = self.weights_bytes + self.kv_bytes + self.activation_bytes + self.overhead_bytes
         return (
-            Reason(f"weights {_gib(self.weights_bytes)}", "the model's parameters, and 2 %"),
+            Reason(f"weights {in_gib(self.weights_bytes)}", "the model's parameters, and 2 %"),
             Reason(
-                f"KV cache {_gib(self.kv_bytes)}",
+                f"KV cache {in_gib(self.kv_bytes)}",
                 f"{self.kv_tokens:,} tokens: the longest text and the batches in flight",
             ),
             Reason(
-                f"activations {_gib(self.activation_bytes)}",
+                f"activations {in_gib(self.activation_bytes)}",
                 f"an upper bound for batches of {self.max_prefill_tokens:,} tokens",
             ),
             Reason(
-                f"overhead {_gib(self.overhead_bytes)}",
+                f"overhead {in_gib(self.overhead_bytes)}",
                 "an upper bound for the runtime, workspaces, graphs and the table of requests",
             ),
             Reason(
-                f"memory {_gib(self.need_bytes)}",
+                f"memory {in_gib(self.need_bytes)}",
                 f"{'the sum' if self.need_bytes == parts else 'while the weights are loaded'}, of "
-                f"{_gib(self.free_bytes)} free on {self.device}",
+                f"{in_gib(self.free_bytes)} free on {self.device}",
             ),
+            *self.left,
         )
 
 
-class _Load:
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One way to serve, of those that a plan tries in order.
+
+    Attributes:
+        batch: Tokens of a batch.
+        batches: Batches that the KV cache holds beside the longest text.
+        context: Longest text in tokens; None for the full context.
+    """
+
+    batch: int
+    batches: int = 1
+    context: int | None = None
+
+
+class Load:
     """What a model takes on one device, in all and per token."""
 
     def __init__(
         self,
         device: Device,
         shape: ModelShape,
+        wanted_context: int | None = None,
+        *,
         tp_size: int = 1,
         quantization: str | None = None,
-        *,
         deterministic: bool = False,
     ) -> None:
+        """See ``plan_memory``, which has the same arguments and raises the same errors."""
         share = _WEIGHTS_SLACK / tp_size
         self.device = device
         self.shape = shape
+        self.full = _full_context(shape, wanted_context)
+        self.may_shorten = wanted_context is None
+        # Deterministic kernels divide a batch into tiles, which have the size of this one.
+        self.least_batch = SMALLEST_BATCH_TOKENS if deterministic else _LEAST_BATCH_TOKENS
         # Other kernels (other GPUs, fp8, deterministic ones), several GPUs and other models were
         # not measured. Larger batches neither: ``_LARGE_BATCHES`` has none.
         is_measured = (
@@ -178,23 +212,53 @@ class _Load:
         self.loading_bytes = math.ceil(shape.weights_bytes() * share)
         self.kv_bytes_per_token = shape.kv_bytes_per_token(tp_size)
 
-    def plan(self, context: int, batch: int, batches: int = 1) -> MemoryPlan | None:
-        """Return the plan for a context and so many batches; None if it does not fit."""
-        device = self.device
-        kv_tokens = -(-(context + batches * batch) // _PAGE_TOKENS) * _PAGE_TOKENS
+    def steps(self) -> Iterator[Step]:
+        """Yield the ways to serve, the best first.
+
+        If no context was requested, it is shortened before the batches become smaller than SGLang's
+        own, but not to less than some pages. What comes after a context that was requested shows
+        what would fit.
+        """
+        large = self.device.total_bytes >= _LARGE_CARD_BYTES
+        batches = _LARGE_BATCHES if large else _BATCHES
+        yield from (Step(batch, _BATCHES_HELD) for batch in batches)
+        yield Step(batches[-1])
+        longest = self.full // _STEP_TOKENS * _STEP_TOKENS
+        contexts = range(longest, MIN_CONTEXT_TOKENS - 1, -_STEP_TOKENS)
+        if self.may_shorten:
+            usual = (each for each in contexts if each >= _SHORT_CONTEXT_TOKENS)
+            yield from (Step(batches[-1], context=context) for context in usual)
+        yield Step(self.least_batch)
+        yield from (Step(self.least_batch, context=context) for context in contexts)
+
+    @property
+    def least(self) -> Step:
+        """The step that needs the least memory."""
+        return Step(self.least_batch, context=MIN_CONTEXT_TOKENS if self.may_shorten else None)
+
+    def plan(self, step: Step, free_bytes: int | None = None) -> MemoryPlan | None:
+        """Return the plan for a way to serve; None if it does not fit.
+
+        Args:
+            step: The way to serve.
+            free_bytes: What may be used of the free memory; None for all of it.
+        """
+        device, context, batch = self.device, self.context_of(step), step.batch
+        free = device.free_bytes if free_bytes is None else free_bytes
+        kv_tokens = self.kv_tokens(step)
         kv_bytes = kv_tokens * self.kv_bytes_per_token
         activation = self.activation_bytes(batch, context)
         overhead = self.overhead_bytes(context, kv_tokens)
-        need = self.need_bytes(context, batch, kv_tokens)
+        need = self.need_bytes(step)
         # SGLang measures the free memory after it has made its CUDA context, and uses a fraction of
         # that for weights and KV cache, rounded down here. The rest must hold everything else.
-        measured = device.free_bytes - device.context_bytes
+        measured = free - device.context_bytes
         rest = activation + overhead - device.context_bytes
         fraction = 0.0
         if measured > 0:
             steps = math.floor((1 - rest / measured) * _FRACTION_STEPS)
             fraction = max(0.0, min(device.max_fraction, steps / _FRACTION_STEPS))
-        if fraction * measured < self.weights_bytes + kv_bytes or need > device.free_bytes:
+        if fraction * measured < self.weights_bytes + kv_bytes or need > free:
             return None
         return MemoryPlan(
             device=device.name,
@@ -212,8 +276,18 @@ class _Load:
             longest_text_tokens=context - _REFUSED_TAIL_TOKENS,
         )
 
-    def need_bytes(self, context: int, batch: int, kv_tokens: int) -> int:
+    def context_of(self, step: Step) -> int:
+        """Return the longest text of a step in tokens."""
+        return self.full if step.context is None else min(self.full, step.context)
+
+    def kv_tokens(self, step: Step) -> int:
+        """Return the size of the KV cache of a step in tokens."""
+        tokens = self.context_of(step) + step.batches * step.batch
+        return -(-tokens // _PAGE_TOKENS) * _PAGE_TOKENS
+
+    def need_bytes(self, step: Step) -> int:
         """Return the largest amount that is taken at any time."""
+        context, batch, kv_tokens = self.context_of(step), step.batch, self.kv_tokens(step)
         kv_bytes = kv_tokens * self.kv_bytes_per_token
         overhead = self.overhead_bytes(context, kv_tokens)
         serving = self.weights_bytes + kv_bytes + self.activation_bytes(batch, context) + overhead
@@ -221,39 +295,46 @@ class _Load:
         return max(serving, self.loading_bytes + device.context_bytes + device.extra_bytes)
 
     def activation_bytes(self, batch: int, context: int) -> int:
+        """Return what one batch takes while it runs."""
         # Without chunks a text that is longer than a batch runs in one piece.
         tokens = max(batch, context) if self.shape.is_encoder else batch
         layers = tokens * self.shape.layer_bytes_per_token() * self.layers_alive
         return layers + self.shape.logits_bytes(tokens)
 
     def overhead_bytes(self, context: int, kv_tokens: int) -> int:
+        """Return what is taken beside weights, KV cache and batches."""
         rows = max(context, kv_tokens // _TABLE_KV_SHARE) + _PAGE_TOKENS
         device = self.device
         table_bytes = _TABLE_ROW_BYTES * rows
         return device.context_bytes + device.fixed_bytes + device.extra_bytes + table_bytes
 
-    def refusal(self, full: int, batch: int, shorter: MemoryPlan | None) -> StartError:
-        """Return the error for a context that does not fit, with the sum and what would fit."""
+    def refusal(self, shorter: MemoryPlan | None) -> StartError:
+        """Return the error for a context that does not fit, with the sum and what would fit.
+
+        Args:
+            shorter: The plan with the longest context that fits; None if none fits.
+        """
         device = self.device
-        context = full if shorter else min(full, MIN_CONTEXT_TOKENS)
-        kv_tokens = context + batch
+        step = Step(self.least_batch, context=None if shorter else MIN_CONTEXT_TOKENS)
+        context, kv_tokens = self.context_of(step), self.kv_tokens(step)
         loading = self.loading_bytes
-        more = f", {_gib(loading)} while they load" if loading > self.weights_bytes else ""
+        more = f", {in_gib(loading)} while they load" if loading > self.weights_bytes else ""
         cause = (
-            f"texts of {context:,} tokens need {_gib(self.need_bytes(context, batch, kv_tokens))} "
-            f"(weights {_gib(self.weights_bytes)}{more}, "
-            f"KV cache {_gib(kv_tokens * self.kv_bytes_per_token)}, "
-            f"activations {_gib(self.activation_bytes(batch, context))}, "
-            f"the rest {_gib(self.overhead_bytes(context, kv_tokens))}), but only "
-            f"{_gib(device.free_bytes)} of {_gib(device.total_bytes)} is free on {device.name}"
+            f"texts of {context:,} tokens need {in_gib(self.need_bytes(step))} "
+            f"(weights {in_gib(self.weights_bytes)}{more}, "
+            f"KV cache {in_gib(kv_tokens * self.kv_bytes_per_token)}, "
+            f"activations {in_gib(self.activation_bytes(step.batch, context))}, "
+            f"the rest {in_gib(self.overhead_bytes(context, kv_tokens))}), but only "
+            f"{in_gib(device.free_bytes)} of {in_gib(device.total_bytes)} is free on {device.name}"
         )
         ways = list(device.remedies)
         if shorter:
             ways.append(f"request a context of at most {shorter.longest_text_tokens:,} tokens")
         for name, other in KNOWN.items():
-            fits = _Load(device, other).plan(MIN_CONTEXT_TOKENS, _BATCHES[-1])
             is_smaller = other.parameters < self.shape.parameters
-            if fits and is_smaller and other.reranks == self.shape.reranks:
+            if not is_smaller or other.reranks != self.shape.reranks:
+                continue
+            if (smaller := Load(device, other)).plan(smaller.least):
                 index = "" if other.reranks else " (it needs its own index)"
                 ways.append(f"use {name}, which fits{index}")
         return StartError(cause, advice=", or ".join(ways) + ".")
@@ -284,41 +365,58 @@ def plan_memory(
     Raises:
         StartError: It does not fit; the message has the sum, and the advice says what would fit.
     """
-    limit = shape.context_tokens
-    if wanted_context is None:
-        full = min(limit, _DEFAULT_CONTEXT_TOKENS)
-    elif wanted_context > limit:
-        raise StartError(
-            f"a context of {wanted_context:,} tokens was requested, but the model's limit is "
-            f"{limit:,}",
-            advice=f"Request a context of at most {limit:,} tokens.",
-        )
-    else:
-        # So that a text of exactly that length is accepted. The model's limit must not be exceeded.
-        full = min(limit, wanted_context + _REFUSED_TAIL_TOKENS)
     if isinstance(device, Gpu):
         device = on_gpu(device, tp_size)
-    device = replace(device, extra_bytes=extra_bytes)
-    load = _Load(device, shape, tp_size, quantization, deterministic=deterministic)
-    batches = _LARGE_BATCHES if device.total_bytes >= _LARGE_CARD_BYTES else _BATCHES
-    for batch in batches:
-        if plan := load.plan(full, batch, _BATCHES_HELD):
-            return plan
-    batch = batches[-1]
-    if plan := load.plan(full, batch):
-        return plan
-    context = full // _STEP_TOKENS * _STEP_TOKENS
-    while plan is None and context >= MIN_CONTEXT_TOKENS:
-        plan = load.plan(context, batch)
-        context -= _STEP_TOKENS
-    if plan is None or wanted_context is not None:
-        raise load.refusal(full, batch, plan)
-    note = (
-        f"texts of up to {plan.longest_text_tokens:,} tokens fit on {device.name}, not the model's "
-        f"{full:,}: {_gib(device.free_bytes)} is free, but "
-        f"{_gib(load.need_bytes(full, batch, full + batch))} would be needed"
+    load = Load(
+        replace(device, extra_bytes=extra_bytes),
+        shape,
+        wanted_context,
+        tp_size=tp_size,
+        quantization=quantization,
+        deterministic=deterministic,
     )
-    return replace(plan, notes=(note,))
+    steps = list(load.steps())
+    step, plan = next(((step, plan) for step in steps if (plan := load.plan(step))), (None, None))
+    is_shortened = step is not None and step.context is not None
+    if plan is None or (is_shortened and not load.may_shorten):
+        raise load.refusal(plan)
+    return replace(plan, notes=(shortened_note(load, plan),)) if is_shortened else plan
+
+
+def shortened_note(load: Load, plan: MemoryPlan, beside: Sequence[str] = ()) -> str:
+    """Return the note that a plan limits texts to less than the model's context.
+
+    Args:
+        load: The model.
+        plan: Its plan.
+        beside: Models whose servers are to fit on the same device.
+    """
+    full, device = load.full, load.device
+    others = f" beside {' and '.join(beside)}" if beside else ""
+    return (
+        f"texts of up to {plan.longest_text_tokens:,} tokens fit on {device.name}{others}, not the "
+        f"model's {full:,}: {in_gib(device.free_bytes)} is free, but "
+        f"{in_gib(load.need_bytes(Step(plan.max_prefill_tokens)))} would be needed"
+        f"{' for this model' if beside else ''}"
+    )
+
+
+def _full_context(shape: ModelShape, wanted: int | None) -> int:
+    """Return the context that a server gets if it fits.
+
+    Raises:
+        StartError: The model does not have the context that was requested.
+    """
+    limit = shape.context_tokens
+    if wanted is None:
+        return min(limit, _DEFAULT_CONTEXT_TOKENS)
+    if wanted > limit:
+        raise StartError(
+            f"a context of {wanted:,} tokens was requested, but the model's limit is {limit:,}",
+            advice=f"Request a context of at most {limit:,} tokens.",
+        )
+    # So that a text of exactly that length is accepted. The model's limit must not be exceeded.
+    return min(limit, wanted + _REFUSED_TAIL_TOKENS)
 
 
 def on_gpu(gpu: Gpu, tp_size: int = 1) -> Device:
@@ -346,5 +444,6 @@ def on_host(total_bytes: int, free_bytes: int) -> Device:
     )
 
 
-def _gib(size: int) -> str:
+def in_gib(size: int) -> str:
+    """Return a number of bytes in GiB, for display."""
     return f"{size / GIB:.1f} GiB"
