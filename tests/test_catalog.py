@@ -193,3 +193,13 @@ def test_the_catalog_imports_no_numpy() -> None:
     program = "import emberd.catalog, sys; print('numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+@pytest.mark.parametrize("size", ["0.6B", "4B", "8B"])
+def test_the_vocabulary_of_a_reranker_has_all_tokens_of_its_prompt(size: str) -> None:
+    known = catalog.find(f"Qwen/Qwen3-Reranker-{size}")
+    assert known is not None
+    assert known.shape is not None
+    ids = dict(known.special_tokens)
+    for token in ("<|im_start|>", "<|im_end|>", "<think>", "</think>"):
+        assert ids[token] < known.shape.vocabulary

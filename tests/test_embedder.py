@@ -198,7 +198,7 @@ def test_a_given_server_that_was_swapped_for_another_model_is_a_mismatch(
     embedder = Embedder(MODEL, base_url=server.url)
     embedders.embed(embedder, twin, ["a"])
     server.named = "other/model"
-    with pytest.raises(ServerMismatchError, match="vectors of test/model before .* other/model"):
+    with pytest.raises(ServerMismatchError, match="results of test/model before .* other/model"):
         embedders.embed(embedder, twin, ["a"])
     server.named = None
     assert (embedders.embed(embedder, twin, ["a"]) == vectors_of(["a"])).all()

@@ -12,7 +12,8 @@ import pytest
 
 import source_tree
 from emberd import env
-from emberd.errors import SettingError
+from emberd.catalog import EMBED, RERANK
+from emberd.errors import SettingError, StartError
 from emberd.installs import RECIPES
 from emberd.settings import Settings, StartOptions
 from source_tree import ROOT, Module
@@ -116,3 +117,25 @@ def test_a_value_is_parsed_and_an_empty_one_is_not_set() -> None:
         env.value("EMBERD_AUTO_INSTALL", {"EMBERD_AUTO_INSTALL": "maybe"})
     with pytest.raises(KeyError):
         env.value("EMBERD_MODLE", {"EMBERD_MODLE": "1"})
+
+
+def test_a_text_names_the_variables_of_its_task() -> None:
+    text = "EMBERD_MODEL, EMBERD_PORT=1, EMBERD_BASE_URL EMBERD_DEVICE EMBERD_MODELS"
+    assert env.named_for(EMBED, text) == text
+    named = env.named_for(RERANK, text)
+    assert named == (
+        "EMBERD_RERANK_MODEL, EMBERD_RERANK_PORT=1, EMBERD_RERANK_BASE_URL EMBERD_DEVICE "
+        "EMBERD_MODELS"
+    )
+    assert env.named_for(RERANK, named) == named
+
+
+def test_an_error_names_the_variables_of_its_task_in_all_its_texts() -> None:
+    with pytest.raises(StartError) as raised, env.errors_for(RERANK):
+        raise StartError("EMBERD_PORT is taken", advice="Change EMBERD_PORT.")
+    error = raised.value
+    assert (error.cause, error.advice) == (
+        "EMBERD_RERANK_PORT is taken",
+        "Change EMBERD_RERANK_PORT.",
+    )
+    assert "EMBERD_PORT" not in str(error)

@@ -442,3 +442,28 @@ def test_key_that_is_refused_during_the_work_names_the_variable_of_a_reranker(
     server.api_key = "another"
     with pytest.raises(AuthenticationError, match="EMBERD_RERANK_API_KEY"):
         reranker.scores("q", ["e"])
+
+
+def test_errors_name_documents_and_never_vectors(server: FakeReranker) -> None:
+    reranker = reranker_for(server)
+    with pytest.raises(TextTooLongError, match="Document 1 .* with instruction and query") as long:
+        reranker.scores("q", ["short", "x" * 5000])
+    with pytest.raises(TextError, match="Document 0") as wrong:
+        reranker.scores("q", [7])  # type: ignore[list-item]
+    server.named = "another/model"
+    reranker.scores("q", ["d"])
+    server.named = "a/third"
+    with pytest.raises(ServerMismatchError) as other:
+        reranker.scores("q", ["e"])
+    for error in (long.value, wrong.value, other.value):
+        assert "vector" not in str(error)
+        assert "embed" not in str(error)
+
+
+def test_ids_that_cannot_be_requested_any_more_are_an_error_about_ids() -> None:
+    with FakeReranker(end_of_text=APPENDS) as server:
+        reranker = reranker_for(server)
+        reranker.ensure()
+        server.has_tokenizer = False
+        with pytest.raises(TextError, match="token ids"):
+            reranker.scores("q", ["d"])

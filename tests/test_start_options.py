@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from emberd import Manager, env
+from emberd import Manager
 from emberd.catalog import EMBED, RERANK
 from emberd.errors import NoEngineError, SettingError
 from emberd.settings import ServerSpec, StartOptions
@@ -45,19 +45,18 @@ def test_copies_on_gpus_of_their_own_are_counted() -> None:
 
 def test_a_port_is_that_of_a_server_of_one_task() -> None:
     environ = {"EMBERD_PORT": "30000", "EMBERD_RERANK_PORT": "30001", "EMBERD_TP_SIZE": "2"}
-    embeds, reranks = (
-        StartOptions.resolve(env.start_environ(task, environ)) for task in (EMBED, RERANK)
-    )
+    embeds, reranks = (StartOptions.resolve(environ, task=task) for task in (EMBED, RERANK))
     assert embeds == StartOptions(port=30_000, tp_size=2)
     assert reranks == StartOptions(port=30_001, tp_size=2)
     del environ["EMBERD_RERANK_PORT"]
-    assert StartOptions.resolve(env.start_environ(RERANK, environ)).port is None
+    assert StartOptions.resolve(environ, task=RERANK).port is None
+    assert StartOptions.resolve(environ, task=RERANK, port=31_000).port == 31_000
 
 
 @pytest.mark.parametrize("port", ["many", "0", "70000"])
 def test_a_port_of_a_reranker_that_cannot_be_used_is_named(port: str) -> None:
     with pytest.raises(SettingError, match=f"EMBERD_RERANK_PORT='{port}'"):
-        env.start_environ(RERANK, {"EMBERD_RERANK_PORT": port})
+        StartOptions.resolve({"EMBERD_RERANK_PORT": port}, task=RERANK)
 
 
 def test_a_start_reads_the_port_of_its_own_task(
@@ -94,7 +93,7 @@ def test_models_that_share_a_gpu_are_named_or_those_in_use(
     environ: dict[str, str], shared: tuple[str, ...]
 ) -> None:
     for task in (EMBED, RERANK):
-        options = StartOptions.resolve(env.start_environ(task, environ))
+        options = StartOptions.resolve(environ, task=task)
         assert options.share_gpu == shared
 
 

@@ -211,6 +211,30 @@ def test_a_vector_without_a_direction_is_not_that_of_the_same_weights(place: int
         server_handle._check_weights(before, replace(before, canary=tuple(vectors)))
 
 
+def _rerankers(before: float, after: float) -> tuple[Endpoint, Endpoint]:
+    first = Endpoint("http://127.0.0.1:9", MODEL, 1, labels=(1, 2), canary=((before, 0.5),))
+    return first, replace(first, canary=((after, 0.5),))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(0.999, 0.99), (1e-5, 1e-4), (0.5, 0.8), (0.5, math.nan)]
+)
+def test_scores_of_other_weights_are_seen_also_near_zero_and_one(
+    before: float, after: float
+) -> None:
+    with pytest.raises(ServerMismatchError, match="other weights"):
+        server_handle._check_weights(*_rerankers(before, after))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(0.999, 0.9985), (0.0, 1e-8), (1.0, 1.0), (0.5, 0.6)]
+)
+def test_scores_that_differ_by_rounding_are_those_of_the_same_weights(
+    before: float, after: float
+) -> None:
+    server_handle._check_weights(*_rerankers(before, after))
+
+
 @both
 def test_a_given_server_that_comes_back_with_vectors_of_another_length_is_refused(
     twin: str,

@@ -85,7 +85,7 @@ def test_floats_give_the_bytes_that_base64_gives() -> None:
 def test_what_is_not_asked_for_is_an_error(body: bytes, said: str) -> None:
     with pytest.raises(BadReplyError, match=said) as caught:
         read_embeddings(body, 2)
-    assert "No vector of this reply is used" in str(caught.value)
+    assert "Nothing of this reply is used" in str(caught.value)
 
 
 def test_white_space_escapes_and_other_fields_do_not_matter() -> None:

@@ -244,7 +244,7 @@ def test_a_reranker_without_memory_is_not_answered_with_an_embedding_model(
 ) -> None:
     machine.has_free(GIB)
     reranker = spec("Qwen/Qwen3-Reranker-4B", device="cpu", task="rerank")
-    refused = ENGINE.why_unavailable(reranker) or ""
+    refused = emberd.engines.explain(reranker).refusals["transformers"]
     assert "Qwen/Qwen3-Reranker-0.6B" in refused
     assert "EMBERD_RERANK_BASE_URL=http://" in refused
     assert "Embedding" not in refused

@@ -14,6 +14,7 @@ import pytest
 
 import waiting
 from emberd import probe
+from emberd.catalog import EMBED, RERANK
 from emberd.errors import (
     LockTimeoutError,
     NoEngineError,
@@ -22,7 +23,7 @@ from emberd.errors import (
     StartTimeoutError,
     StateFolderError,
 )
-from emberd.manager import Progress, State, locks
+from emberd.manager import Progress, State, locks, state
 from emberd.settings import ServerSpec
 from emberd.verified_manager import Manager
 from homes import QUICK, Starts, Stub, begin
@@ -252,6 +253,23 @@ def test_a_port_that_is_always_lost_ends_the_start_after_five_tries(
     with pytest.raises(StartError, match="port was taken"):
         manager.ensure(stub(lose_port=9))
     assert starts() == 5
+
+
+@pytest.mark.parametrize(
+    ("task", "variable"), [(EMBED, "EMBERD_PORT"), (RERANK, "EMBERD_RERANK_PORT")]
+)
+def test_a_failed_start_names_the_variables_of_the_task(
+    manager: Manager, stub: Stub, task: str, variable: str
+) -> None:
+    with pytest.raises(StartError) as raised:
+        manager.ensure(replace(stub(lose_port=9), task=task))
+    assert raised.value.advice == f"Change {variable}."
+    assert f" {variable}." in str(raised.value)
+    (folder,) = manager._home.all_server_folders()
+    failed = state.read_record(folder)
+    assert failed is not None
+    assert failed.failure is not None
+    assert failed.failure.advice == f"Change {variable}."
 
 
 def test_an_engine_that_cannot_serve_says_why(manager: Manager) -> None:

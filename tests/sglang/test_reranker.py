@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
+from command import Command
 from emberd import Embedder, Reranker, ServerMismatchError, SettingError, TextTooLongError, probe
 from emberd.prompts import rerank_frame
 from emberd.verified_manager import Manager
@@ -234,3 +235,21 @@ def test_a_killed_server_is_started_again(start: Callable[[str], Reranker]) -> N
         again = reranker.scores("why", documents)
     np.testing.assert_allclose(again, before, atol=_BFLOAT16_APART)
     assert not server.is_running()
+
+
+def test_the_command_finds_its_server_and_says_what_it_is(
+    start: Callable[[str], Reranker], small: Path, home: Path
+) -> None:
+    url = start("sglang").endpoint().url
+    emberd = Command(home / "sglang")
+    asked = ("--task", "rerank", "--engine", "sglang", "--device", "cpu")
+    found = emberd("up", str(small), *asked, "--json").json
+    assert (found["url"], found["task"], found["dimensions"]) == (url, "rerank", None)
+    assert not found["started"]
+    assert f"Reranker(model={str(small)!r}" in emberd("up", str(small), *asked).out
+    (known,) = emberd("status", "--json").json["servers"]
+    assert (known["url"], known["spec"]["task"]) == (url, "rerank")
+    assert "Prefill batch" in emberd("logs", str(small)).out
+    told = emberd("doctor", str(small), *asked, "--json")
+    assert told.code == 0
+    assert url in told.json["verdict"]

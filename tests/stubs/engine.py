@@ -96,7 +96,7 @@ class StubEngine:
         if exit_code is None:
             return Diagnosis("The stub was silent for too long", "Look at it.")
         if "Address already in use" in log:
-            return Diagnosis("The port was taken", port_taken=True)
+            return Diagnosis("The port was taken", "Change EMBERD_PORT.", port_taken=True)
         if exit_code == -9:
             return Diagnosis("The stub was killed", "Start it again.", killed=True)
         last = (log.strip().splitlines() or [""])[-1]

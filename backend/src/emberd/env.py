@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 from emberd import durations
 from emberd.catalog import DEFAULT_MODELS, EMBED, RERANK
 from emberd.endpoint import root_url
-from emberd.errors import SettingError
+from emberd.errors import EmberdError, SettingError
 from emberd.system import processes
 
 PREFIX: Final = "EMBERD_"
@@ -150,7 +150,9 @@ _SETTINGS: Final = (
     _for_settings("engine", _TEXT, "Engine that may serve the model", display="value"),
     _for_settings("device", _TEXT, "cuda, mps or cpu", display="value"),
     _for_settings("context_tokens", _INTEGER, "Longest text that must fit, in tokens"),
-    _for_settings("deterministic", _SWITCH, "Same vector of a text, to the bit, in any batch"),
+    _for_settings(
+        "deterministic", _SWITCH, "Same vector or score of a text, to the bit, in any batch"
+    ),
     _for_settings("batch_size", _INTEGER, "Maximum number of texts in one request"),
     _for_settings("max_concurrency", _INTEGER, "Maximum number of requests in flight"),
     _for_settings("timeout", _DURATION, "Time limit of one request"),
@@ -166,7 +168,12 @@ _SETTINGS: Final = (
 _RERANK: Final = (
     Variable("EMBERD_RERANK_MODEL", _TEXT, "Model of a reranker", "model", display="value"),
     Variable("EMBERD_RERANK_BASE_URL", _TEXT, "Server of a reranker", "base_url", display="origin"),
-    Variable("EMBERD_RERANK_API_KEY", _TEXT, "Key of that server", "api_key"),
+    Variable(
+        "EMBERD_RERANK_API_KEY",
+        _TEXT,
+        "Key of that server, or of one in EMBERD_DISCOVER",
+        "api_key",
+    ),
     Variable("EMBERD_RERANK_REVISION", _TEXT, "Commit, branch or tag of that model", "revision"),
 )
 _ONLY_EMBED: Final = frozenset(
@@ -220,6 +227,14 @@ VARIABLES: Final = {
 }
 """Name -> variable, in the order of the documentation."""
 
+_RENAMED: Final = {
+    usual.name: own.name
+    for own in (*_RERANK, _RERANK_PORT)
+    for usual in (*_SETTINGS, *_START_OPTIONS)
+    if usual.sets == own.sets
+}
+_NAMES: Final = re.compile(rf"\b({'|'.join(_RENAMED)})\b")
+
 
 def text(name: str, environ: Mapping[str, str] = os.environ) -> str | None:
     """Return the text of a variable; None if it is not set or empty."""
@@ -267,10 +282,12 @@ def _settings_of(task: str) -> tuple[Variable, ...]:
 
 
 def start_option_values(
-    environ: Mapping[str, str] = os.environ, without: Collection[str] = ()
+    environ: Mapping[str, str] = os.environ,
+    without: Collection[str] = (),
+    task: str = EMBED,
 ) -> dict[str, Any]:
     """Return the fields of ``StartOptions`` that the environment sets; see ``setting_values``."""
-    found = _fields(_START_OPTIONS, environ, without)
+    found = _fields(_start_options_of(task), environ, without)
     if isinstance(found.get("share_gpu"), bool):
         found["share_gpu"] = _models_in_use(environ) if found["share_gpu"] else ()
     return found
@@ -286,23 +303,43 @@ def _models_in_use(environ: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def start_environ(task: str, environ: Mapping[str, str] = os.environ) -> Mapping[str, str]:
-    """Return the environment from which the start options of a server are read.
+def _start_options_of(task: str) -> tuple[Variable, ...]:
+    if task == EMBED:
+        return _START_OPTIONS
+    return tuple(_RERANK_PORT if each.sets == "port" else each for each in _START_OPTIONS)
 
-    A port is that of one server, so a server of a reranker has a variable for it; the other start
-    options are shared.
+
+def named_for(task: str, text: str) -> str:
+    """Return ``text`` with the variables of an embedding model renamed to those of the task.
+
+    Texts about servers name the variables of an embedding model. Most of those who write them do
+    not know the task, as a rule for a line of a log.
 
     Args:
         task: What the model is used for.
-        environ: The environment.
+        text: A message.
+    """
+    own = {} if task == EMBED else _RENAMED
+    return _NAMES.sub(lambda found: own.get(found[0], found[0]), text)
+
+
+@contextmanager
+def errors_for(task: str) -> Iterator[None]:
+    """Name the variables of the task in the errors of the block; see ``named_for``.
+
+    Args:
+        task: What the model is used for.
 
     Raises:
-        SettingError: The port of a reranker cannot be parsed.
+        EmberdError: What the block raised.
     """
-    if task == EMBED:
-        return environ
-    port = value(_RERANK_PORT.name, environ)
-    return {**environ, start_option_variable("port"): "" if port is None else str(port)}
+    try:
+        yield
+    except EmberdError as error:
+        texts = {k: named_for(task, v) for k, v in vars(error).items() if isinstance(v, str)}
+        vars(error).update(texts)
+        error.args = tuple(named_for(task, v) if isinstance(v, str) else v for v in error.args)
+        raise
 
 
 @contextmanager
@@ -325,14 +362,13 @@ def named_in_errors(fields: Iterable[str], task: str = EMBED) -> Iterator[None]:
 
 
 def _name_of(field: str, task: str) -> str:
-    variables = (*_settings_of(task), *_START_OPTIONS)
+    variables = (*_settings_of(task), *_start_options_of(task))
     return next((each.name for each in variables if each.sets == field), field)
 
 
 def start_option_variable(field: str, task: str = EMBED) -> str:
     """Return the name of the variable that sets a field of ``StartOptions``."""
-    variables = _START_OPTIONS if task == EMBED else (_RERANK_PORT, *_START_OPTIONS)
-    return next(each.name for each in variables if each.sets == field)
+    return next(each.name for each in _start_options_of(task) if each.sets == field)
 
 
 def _fields(

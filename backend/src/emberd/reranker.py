@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import operator
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from emberd.endpoint import Secret
-from emberd.errors import SettingError, TextError
+from emberd.errors import RequestError, SettingError, TextError
 from emberd.model_user import FIELDS, ModelUser, common_url
 from emberd.prompts import Frame, rerank_frame, task_in_words
 from emberd.settings import UNSET, RerankSettings, Unset
@@ -140,7 +141,9 @@ class Reranker(ModelUser):
         A score is the probability that the model answers "yes", against "no", to whether the
         document is relevant. Arguments and errors are those of ``rerank``.
         """
-        scores: Floats = self._client().embed(documents, self._frame(query, instruction))
+        frame = self._frame(query, instruction)
+        with _about_documents():
+            scores: Floats = self._client().embed(documents, frame)
         return scores.reshape(-1)
 
     async def arerank(
@@ -159,7 +162,8 @@ class Reranker(ModelUser):
     ) -> Floats:
         """Like ``scores``, on the running event loop."""
         frame = self._frame(query, instruction)
-        scores: Floats = await (await self._aclient()).embed(documents, frame)
+        with _about_documents():
+            scores: Floats = await (await self._aclient()).embed(documents, frame)
         return scores.reshape(-1)
 
     @property
@@ -202,6 +206,24 @@ class Reranker(ModelUser):
                     index=0,
                 ) from None
         return rerank_frame(query, task)
+
+
+_TEXT: Final = re.compile(r"\b([Tt])ext(?= \d)")
+
+
+@contextlib.contextmanager
+def _about_documents() -> Iterator[None]:
+    """Call a text of the client what it is here, in the errors of the block.
+
+    Raises:
+        RequestError: What the block raised.
+    """
+    try:
+        yield
+    except RequestError as error:
+        named = _TEXT.sub(lambda found: "Document" if found[1] == "T" else "document", str(error))
+        error.args = (named, *error.args[1:])
+        raise
 
 
 def _count(top_n: Any) -> int | None:

@@ -251,22 +251,23 @@ class ServerHandle(ForkAware):
         if self.spec != self._settings.spec:
             raise SettingError(
                 f"The files in {self.spec.model} have changed since this object was made, so it "
-                f"contains another model now. Make a new object, and embed all texts again."
+                f"contains another model now. {catalog.START_ANEW[self._settings.task]}"
             )
         self._settings.fetch_card()  # Engines check the card's pooling before a start.
         self._settings.check_task()
-        server = self._manager().ensure(
-            self.spec,
-            base_url=self._settings.base_url,
-            api_key=self._settings.api_key,
-            batch_size=self._settings.batch_size,
-            start_timeout=self._settings.start_timeout,
-            idle_timeout=self._settings.idle_timeout,
-            lost=lost,
-            on_progress=lambda progress: _LOG.info(
-                "%s (%.0f s, log: %s)", progress.text, progress.seconds, progress.log_path
-            ),
-        )
+        with env.errors_for(self.spec.task):
+            server = self._manager().ensure(
+                self.spec,
+                base_url=self._settings.base_url,
+                api_key=self._settings.api_key,
+                batch_size=self._settings.batch_size,
+                start_timeout=self._settings.start_timeout,
+                idle_timeout=self._settings.idle_timeout,
+                lost=lost,
+                on_progress=lambda progress: _LOG.info(
+                    "%s (%.0f s, log: %s)", progress.text, progress.seconds, progress.log_path
+                ),
+            )
         endpoint = server.endpoint
         if self._dimensions not in (None, endpoint.dimensions):
             raise ServerMismatchError(
@@ -306,20 +307,21 @@ def _check_weights(before: Endpoint, now: Endpoint) -> None:
     if before.url != now.url or not before.canary or not now.canary:
         return
     if now.labels:
-        moved = max(abs(one - two) for one, two in zip(*before.canary, *now.canary, strict=True))
-        if not moved <= catalog.SAME_SCORE:
-            raise ServerMismatchError(
-                f"{now.url} was restarted and returns other scores than before (by {moved:.3f} for "
-                f"the same pair), so it has other weights. Make a new object."
-            )
+        for one, two in zip(*before.canary, *now.canary, strict=True):
+            if not abs(catalog.logit(one) - catalog.logit(two)) <= catalog.SAME_LOGIT:
+                raise ServerMismatchError(
+                    f"{now.url} was restarted and returns other scores than before ({two:.6f} "
+                    f"instead of {one:.6f} for the same pair), so it has other weights. "
+                    f"{catalog.START_ANEW[now.task]}"
+                )
         return
     pairs = zip(before.canary, now.canary, strict=False)  # one of them may have been rate-limited
     for similarity in itertools.starmap(catalog.cosine, pairs):
         if not similarity >= catalog.SAME_TEXT:  # so that NaN fails too
             raise ServerMismatchError(
                 f"{now.url} was restarted and returns other vectors than before (cosine "
-                f"{similarity:.3f} for the same text), so it has other weights. Make a new object, "
-                f"and embed all texts again."
+                f"{similarity:.3f} for the same text), so it has other weights. "
+                f"{catalog.START_ANEW[now.task]}"
             )
 
 

@@ -330,7 +330,8 @@ class Settings(_WithCard):
             )
         raise SettingError(
             f"model={self.model!r} is {_KINDS[known.task]}{reason}, but an embedding model is "
-            f"needed. To score documents with it, use emberd.Reranker."
+            f"needed. To score documents with it, use emberd.Reranker; its model is set by "
+            f"{env.setting_variable('model', RERANK)}."
         )
 
     def with_card(self, known: Model) -> Settings:
@@ -411,6 +412,41 @@ class RerankSettings(Settings):
 
 
 _KINDS: Final[Mapping[str | None, str]] = {EMBED: "an embedding model", RERANK: "a reranker"}
+
+_BY_TASK: Final = {EMBED: Settings, RERANK: RerankSettings}
+
+
+def kind_of(
+    model: str | None, revision: str | None = None, task: str | None = None
+) -> type[Settings]:
+    """Return the settings of a reranker if a model is one, else those of an embedder.
+
+    Args:
+        model: The model that is named; None if none is.
+        revision: Commit, branch or tag on the hub.
+        task: What it is used for; None if that depends on the model.
+
+    Raises:
+        SettingError: There is no such task.
+    """
+    if task is None and model is not None:
+        task = model_card.describe(model_files.absolute(model), revision).task
+    if task not in (None, *_BY_TASK):
+        raise SettingError(f"task={task!r} must be {' or '.join(map(repr, _BY_TASK))}.")
+    return _BY_TASK[task or EMBED]
+
+
+def may_rerank(model: str, revision: str | None = None) -> bool:
+    """Return whether a model's files name no task, and can be those of a reranker.
+
+    Args:
+        model: Name on the hub, or a folder.
+        revision: Commit, branch or tag on the hub.
+    """
+    name = model_files.absolute(model)
+    wanted = model_card.describe(name, revision, task=RERANK)
+    return wanted.task == RERANK and model_card.describe(name, revision).task is None
+
 
 _DEFAULT: Final = Settings()
 
@@ -523,17 +559,21 @@ class StartOptions:
         return self.tp_size * self.dp_size
 
     @classmethod
-    def resolve(cls, environ: Mapping[str, str] = os.environ, **given: Any) -> StartOptions:
+    def resolve(
+        cls, environ: Mapping[str, str] = os.environ, *, task: str = EMBED, **given: Any
+    ) -> StartOptions:
         """Return options: what is given, else the environment, else the default.
 
         Args:
             environ: The environment. It cannot set ``no_auth``.
+            task: What the model is used for. A port is that of one server, so a server of a
+                reranker has a variable for it; the other options are shared.
             **given: Fields of this class; None counts as not given.
 
         Raises:
             SettingError: A value is invalid; the text names it.
         """
         chosen = {name: value for name, value in given.items() if value is not None}
-        found = env.start_option_values(environ, without=chosen)
-        with env.named_in_errors(found):
+        found = env.start_option_values(environ, without=chosen, task=task)
+        with env.named_in_errors(found, task):
             return cls(**found, **chosen)

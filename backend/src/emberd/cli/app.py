@@ -27,7 +27,7 @@ from emberd.cli.status import status
 from emberd.cli.stop import stop
 from emberd.cli.up import FAILED, env, up
 from emberd.cli.verify_server import verify
-from emberd.errors import EmberdError, InstallError, RejectedError, StartError
+from emberd.errors import EmberdError
 from emberd.system import os_errors
 
 _CONTEXT: Final[dict[str, Any]] = {"help_option_names": ["-h", "--help"]}
@@ -43,6 +43,7 @@ Environment:
                     EMBERD_DEVICE, EMBERD_IDLE_TIMEOUT, EMBERD_START_TIMEOUT, ...
   EMBERD_BASE_URL   use this server; none is started
   EMBERD_API_KEY    its key
+                    For a reranker: EMBERD_RERANK_MODEL, ..._BASE_URL, ..._API_KEY
   EMBERD_DEBUG=1    print tracebacks of errors
   NO_COLOR=1        no colours and no bold text
 """
@@ -174,9 +175,7 @@ def _message(error: Exception) -> str:
         return _usage(error)
     if isinstance(error, EmberdError):
         text = "\n".join([str(error), *getattr(error, "__notes__", ())])
-        # These quote a server or an installer, whose output is not changed.
-        is_quote = isinstance(error, StartError | RejectedError | InstallError)
-        return text if is_quote else options.to_cli_names(text)
+        return text if isinstance(error, options.QUOTING) else options.to_cli_names(text)
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename is not None else ""
         return f"{place}{error.strerror}. {os_errors.advice(error)}".rstrip(" ")

@@ -25,6 +25,9 @@ _TOKENS: Final = (16, 256, 2_000)
 _BATCH_SIZES: Final = (1, 16)  # and that of the settings
 _DURATION_S: Final = 30.0
 _THREE_DIGITS: Final = 100
+_NO_SCORES: Final = (
+    "`emberd bench` measures only embedding. Time emberd.Reranker with documents of your own."
+)
 
 Tokens = Annotated[
     list[int] | None,
@@ -81,8 +84,10 @@ def bench(
     from emberd import benchmark  # late, to keep the other subcommands fast
 
     seconds = _DURATION_S if duration is None else durations.validate("duration", duration)
+    model = options.resolve_model(name, model)
+    options.check_embeds(model, revision, _NO_SCORES)
     settings = options.settings(
-        model=options.resolve_model(name, model),
+        model=model,
         engine=engine,
         device=device,
         deterministic=deterministic or None,

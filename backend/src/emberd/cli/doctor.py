@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
+from emberd.catalog import EMBED
 from emberd.cli import options, output
 from emberd.cli.output import ExitCode
 
@@ -26,6 +28,7 @@ _SHOWN: Final = ("part", "name", "level", "fact", "advice")
 def doctor(
     name: options.ModelName = None,
     model: options.Model = None,
+    task: options.Task = None,
     engine: options.Engine = None,
     device: options.Device = None,
     revision: options.Revision = None,
@@ -43,7 +46,7 @@ def doctor(
 
     model = options.resolve_model(name, model)
     wishes = {"model": model, "engine": engine, "device": device, "revision": revision}
-    wishes["quantization"] = quantization
+    wishes |= {"quantization": quantization, "task": task}
     report = examine({name: text for name, text in wishes.items() if text is not None})
     content = as_content(report)
     if as_json:
@@ -56,7 +59,7 @@ def doctor(
 
 def as_content(report: Report) -> dict[str, Any]:
     """Return the JSON form of a report."""
-    cli = options.to_cli_names
+    cli = partial(options.to_cli_names, task=report.wanted["task"] or EMBED)
     return {
         "ok": report.verdict.good,
         "verdict": cli(report.verdict.text),

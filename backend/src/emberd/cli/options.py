@@ -4,29 +4,42 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperCommand
 
 from emberd import env, model_files
-from emberd.catalog import EMBED
+from emberd.catalog import EMBED, RERANK
 from emberd.cli import output
-from emberd.errors import SettingError
+from emberd.errors import (
+    EmberdError,
+    InstallError,
+    InstructionError,
+    RejectedError,
+    SettingError,
+    StartError,
+)
 from emberd.settings import (
     DEFAULT_MODEL,
+    DEFAULT_RERANKER,
     IDLE_TIMEOUT_S,
     START_TIMEOUT_S,
     ServerSpec,
     Settings,
+    kind_of,
+    may_rerank,
 )
+
+_IF_RERANKER: Final = "If it is a reranker, use emberd.Reranker to score documents with it."
 
 # Errors name Python arguments. Replaced in this order: phrases, arguments that are variables here,
 # arguments that are options. After a slash or a question mark the name is part of a path or a URL.
 _PHRASES: Final = {
     "Give api_key=, or set EMBERD_": "Set EMBERD_",
-    "Give base_url= or EMBERD_BASE_URL": "Give EMBERD_BASE_URL",
+    "Give base_url= or EMBERD_": "Give EMBERD_",
     "lower max_concurrency": "lower EMBERD_MAX_CONCURRENCY",
     "truncate=True": "--truncate",
     "tp_size and dp_size": "--tp-size and --dp-size",
@@ -35,9 +48,10 @@ _VARIABLE: Final = re.compile(
     r"(?<![-\w/?&])(api_key|base_url|timeout|batch_size|max_concurrency"
     r"|query_instruction|document_instruction)=(['\"\w-]?)"
 )
+_TO_CORRECT: Final = re.compile(r"\b([Cc]orrect|omit) base_url\b")
 _OPTION: Final = re.compile(
     r"(?<![-\w/?&])(model|revision|quantization|engine|device|context_tokens|dimensions|idle_timeout"
-    r"|start_timeout|save_every|duration|tp_size|dp_size|pooling)=(?=['\"\w-])"
+    r"|start_timeout|task|save_every|duration|tp_size|dp_size|pooling)=(?=['\"\w-])"
 )
 
 ModelName = Annotated[
@@ -86,7 +100,8 @@ ContextTokens = Annotated[
 Deterministic = Annotated[
     bool,
     typer.Option(
-        "--deterministic", help="A text gets the same vector, to the bit, in any batch; slower."
+        "--deterministic",
+        help="A text gets the same vector or score, to the bit, in any batch; slower.",
     ),
 ]
 Revision = Annotated[
@@ -98,8 +113,18 @@ Quantization = Annotated[
     typer.Option(
         "--quantization",
         metavar="NAME",
-        help="fp8: weights of eight bits. Half the memory for weights, but other vectors; not yet "
+        help="fp8: weights of eight bits. Half the memory for weights, but other results; not yet "
         "tried on a GPU.",
+    ),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="NAME",
+        help="embed, or rerank for a server of a reranker. Default: what the model's files say, "
+        "else embed. With rerank, the default model is EMBERD_RERANK_MODEL, else "
+        f"{DEFAULT_RERANKER}.",
     ),
 ]
 IdleTimeout = Annotated[
@@ -181,12 +206,16 @@ Memory = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 
-def settings(*, embeds: bool = True, **given: Any) -> Settings:
+def settings(
+    *, embeds: bool = True, task: str | None = None, fetches: bool = False, **given: Any
+) -> Settings:
     """Return the settings from the command line, else from the environment.
 
     Args:
         embeds: Whether texts are embedded. A subcommand that only starts a server needs no
-            prompts, so a model without known prompts is accepted.
+            prompts, so a model without known prompts is accepted, and so is a reranker.
+        task: What the model is used for, as typed; None for what it is.
+        fetches: Whether files of a model on the hub may be fetched that say what it is.
         **given: Fields of ``Settings`` as typed; None for an option that was left out.
 
     Raises:
@@ -195,17 +224,41 @@ def settings(*, embeds: bool = True, **given: Any) -> Settings:
     """
     given = {name: value for name, value in given.items() if value is not None}
     bare = {} if embeds else {"query_instruction": "", "document_instruction": ""}
-    kind = Settings
-    if not embeds:
-        from emberd.doctor.wanted import kind_of  # late, to keep the other subcommands fast
 
-        kind = kind_of(given)
-    resolved = kind.resolve(**bare, **given)
+    def resolve() -> Settings:
+        model, revision = given.get("model"), given.get("revision")
+        kind = Settings if embeds else kind_of(model, revision, task)
+        try:
+            return kind.resolve(**bare, **given)
+        except InstructionError as error:
+            if model is not None and may_rerank(model, revision):
+                error.add_note(_IF_RERANKER)
+            raise
+
+    resolved = resolve()
+    if fetches and not resolved.is_described:
+        resolved.fetch_card()
+        resolved = resolve()
     chosen: dict[str, Any] = {
         name: given[name] for name in ("engine", "device", "context_tokens") if name in given
     }
     validate_with_base_url(resolved.base_url, chosen, resolved.task)
     return resolved
+
+
+def check_embeds(model: str | None, revision: str | None, instead: str) -> None:
+    """Raise if a named model is a reranker.
+
+    Args:
+        model: The model, as typed; None if none is named.
+        revision: Commit, branch or tag on the hub.
+        instead: What to do instead, in one or more sentences, with ``{model}``.
+
+    Raises:
+        SettingError: It is.
+    """
+    if model is not None and kind_of(model, revision).task == RERANK:
+        raise SettingError(f"{model} is a reranker. {instead.format(model=shlex.quote(model))}")
 
 
 def validate_with_base_url(
@@ -238,6 +291,8 @@ def command_line(verb: str, spec: ServerSpec) -> str:
         # The same weights are downloaded.
         "quantization": spec.quantization if verb != "pull" else None,
     }
+    if spec.task != kind_of(spec.model, spec.revision).task:
+        given["task"] = spec.task
     model = [] if spec.model == DEFAULT_MODEL else [shlex.quote(spec.model)]
     flags = [f"--{name} {shlex.quote(value)}" for name, value in given.items() if value is not None]
     return " ".join(["emberd", verb, *model, *flags])
@@ -303,14 +358,47 @@ def resolve_models(positional: Sequence[str] | None, option: str | None) -> list
     return names
 
 
-def to_cli_names(text: str) -> str:
-    """Replace Python arguments in an error message by options and variables."""
+def to_cli_names(text: str, task: str = EMBED) -> str:
+    """Replace Python arguments in an error message by options and variables.
+
+    Args:
+        text: The message.
+        task: What the model is used for: a reranker has variables of its own.
+    """
     for python, command in _PHRASES.items():
         text = text.replace(python, command)
+    base_url = env.setting_variable("base_url", task)
+    text = _TO_CORRECT.sub(lambda found: f"{found[1]} {base_url}", text)
     text = _VARIABLE.sub(
-        lambda found: f"EMBERD_{found[1].upper()}" + (f"={found[2]}" if found[2] else ""), text
+        lambda found: (
+            env.named_for(task, f"EMBERD_{found[1].upper()}") + (f"={found[2]}" if found[2] else "")
+        ),
+        text,
     )
     return _OPTION.sub(lambda found: f"--{found[1].replace('_', '-')} ", text)
+
+
+QUOTING: Final = (StartError, RejectedError, InstallError)
+"""Errors that quote a server or an installer, whose output is not changed."""
+
+
+@contextmanager
+def errors_for(task: str) -> Iterator[None]:
+    """Replace Python arguments in the errors of the block; see ``to_cli_names``.
+
+    Args:
+        task: What the model is used for.
+
+    Raises:
+        EmberdError: What the block raised.
+    """
+    try:
+        with env.errors_for(task):
+            yield
+    except EmberdError as error:
+        if not isinstance(error, QUOTING):
+            error.args = (to_cli_names(str(error), task), *error.args[1:])
+        raise
 
 
 _AFTER_DASHES: Final = "emberd.after_dashes"

@@ -55,12 +55,12 @@ def pull(
         device=device,
         revision=revision,
         embeds=False,
+        fetches=source == _HUB,  # engines refuse a model by what its files say
     )
-    if source == _HUB:
-        settings.fetch_card()  # engines refuse a model by what its files say
     spec = settings.spec
-    chosen = _choose(spec)
-    with output.ProgressLine() as line:
+    with options.errors_for(spec.task):
+        chosen = _choose(spec)
+    with options.errors_for(spec.task), output.ProgressLine() as line:
         # Asked before the engine is installed, because it may fail.
         takes_weights = isinstance(chosen, EnvironmentEngine) and not (
             model_files.is_folder(spec.model) or model_files.is_path(spec.model)

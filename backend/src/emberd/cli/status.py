@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from emberd import probe
+from emberd.catalog import EMBED
 from emberd.cli import options, output
 from emberd.cli.output import ExitCode
 from emberd.errors import EmberdError, ServerMismatchError
@@ -124,6 +125,7 @@ def _row(own: ServerStatus) -> dict[str, Text]:
     stops = "not by emberd" if found else output.idle(own.idle_timeout)
     return {
         "model": Text(own.spec.model),
+        "task": Text(own.spec.task if own.spec.task != EMBED else ""),
         "state": Text(own.state, style=_COLOURS.get(own.state, "dim")),
         "for": Text(output.duration(own.seconds)),
         "engine": Text(own.engine or "?"),

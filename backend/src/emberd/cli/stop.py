@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
+from itertools import product
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from emberd import model_files
+from emberd.catalog import EMBED, RERANK
 from emberd.cli import options, output
 from emberd.cli.status import as_content
 from emberd.errors import SettingError
@@ -79,8 +81,8 @@ def _stop(
         with suppress(SettingError):  # also stop servers of a model folder that cannot be read
             content = model_files.content_hash(model)
         # Without a record the model is unknown, but its state folder can be found by the key.
-        for quantization in (None, *QUANTIZATIONS):
-            spec = ServerSpec(model, revision, quantization, content=content)
+        for quantization, task in product((None, *QUANTIZATIONS), (EMBED, RERANK)):
+            spec = ServerSpec(model, revision, quantization, content=content, task=task)
             chosen.setdefault(spec.key, spec)
     stopped = [was for spec in chosen.values() for was in manager.stop(spec, deadline_s=deadline_s)]
     ended = {was.key for was in stopped}
@@ -98,4 +100,5 @@ def _line(was: ServerStatus) -> str:
     if was.state is State.UNKNOWN:
         model = "the server" if was.spec.model == NO_MODEL else was.spec.model
         return f"Stopped {model} in the state folder {was.key}, whose record could not be read."
-    return f"Stopped {was.spec.model}{place} (it was {was.state})."
+    kind = "the reranker " if was.spec.task == RERANK else ""
+    return f"Stopped {kind}{was.spec.model}{place} (it was {was.state})."

@@ -13,8 +13,9 @@ import typer
 
 from emberd import engines
 from emberd import env as environment
-from emberd.catalog import DEFAULT_MODELS, DEMO_MODEL, RERANK
+from emberd.catalog import DEFAULT_MODELS, DEMO_MODEL, EMBED, RERANK
 from emberd.cli import downloads, options, output
+from emberd.cli.options import errors_for
 from emberd.engines.base import (
     DRY_RUN_FOLDER,
     DRY_RUN_KEY,
@@ -25,7 +26,7 @@ from emberd.engines.base import (
 from emberd.env import Places
 from emberd.errors import EmberdError, NoEngineError, SettingError
 from emberd.manager import Server
-from emberd.settings import ServerSpec, Settings, StartOptions
+from emberd.settings import ServerSpec, Settings, StartOptions, may_rerank
 from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ _OPEN: Final = (
     "port."
 )
 
+_UNSAID: Final = (
+    "The files of {model} do not say whether it embeds texts or scores documents: this server "
+    "embeds. If it is a reranker: {command}"
+)
+
 _KEY_OF_GIVEN: Final = (
     "  Set {variable} for each of them: emberd does not store the key of a given server."
 )
@@ -59,6 +65,7 @@ def up(
     context: typer.Context,
     names: options.ModelNames = None,
     model: options.Model = None,
+    task: options.Task = None,
     engine: options.Engine = None,
     device: options.Device = None,
     context_tokens: options.ContextTokens = None,
@@ -84,6 +91,9 @@ def up(
     with other options. If the last start failed, another one is tried; the Python classes instead
     raise the error of a start that failed recently.
 
+    A reranker gets a server for scores. Whether a model is one is read from its files, which are
+    fetched if necessary; --task says it where they do not.
+
     With several models, their servers are started one after another, and each leaves memory of the
     GPU for those that follow. If one fails, the command ends; servers that are ready continue to
     run, and the others are not started.
@@ -104,7 +114,7 @@ def up(
         "arguments": options.engine_arguments(context),
     }
     given = {name: value for name, value in values.items() if value is not None}
-    _validate_for_several(models, port=port, revision=revision)
+    _validate_for_several(models, port=port, revision=revision, task=task)
     wishes = [
         options.settings(
             model=each,
@@ -117,6 +127,8 @@ def up(
             idle_timeout=idle_timeout,
             start_timeout=start_timeout,
             embeds=False,
+            task=task,
+            fetches=not (dry_run or estimate),
         )
         for each in models
     ]
@@ -126,7 +138,8 @@ def up(
     if estimate:
         from emberd.cli.estimate import show  # late, to keep the other subcommands fast
 
-        show([(each.spec, wanted) for each, wanted in starts], memory, as_json=as_json)
+        with options.errors_for(wishes[0].task):
+            show([(each.spec, wanted) for each, wanted in starts], memory, as_json=as_json)
         return
     if dry_run:
         show_dry_run([(each.spec, wanted) for each, wanted in starts], as_json=as_json)
@@ -145,7 +158,10 @@ def up(
                 error.add_note(_outcome_of_several([each.model for each in wishes], number))
             raise
         server = server.noting_unmet(overridden=[*given, *(["share_gpu"] if wishes[1:] else [])])
-        server = replace(server, notes=(*server.notes, *_notes(server, settings, idle_timeout)))
+        notes = [*server.notes, *_notes(server, settings, idle_timeout)]
+        if task is None and settings.task == EMBED and may_rerank(settings.model, revision):
+            notes.append(_UNSAID.format(model=settings.model, command=_as_reranker(settings.spec)))
+        server = replace(server, notes=tuple(notes))
         contents.append(_as_content(server))
         if not as_json:
             for line in ([""] if number else []) + _lines(server, settings.spec):
@@ -197,8 +213,7 @@ def _starts(
         # The servers of one command share a GPU, except for those that it does not start.
         shared = [each.model for each in wishes if each.base_url is None]
         sharing = {"share_gpu": tuple(shared)} if len(wishes) > 1 else {}
-        environ = environment.start_environ(settings.task)
-        yield settings, StartOptions.resolve(environ, **{**given, **sharing})
+        yield settings, StartOptions.resolve(task=settings.task, **{**given, **sharing})
 
 
 def _outcome_of_several(models: Sequence[str], failed: int) -> str:
@@ -230,7 +245,7 @@ def env(
     start_timeout: options.StartTimeout = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Print shell lines for OpenAI clients.
+    """Print shell lines for OpenAI clients of an embedding server.
 
     Use it as:  eval "$(emberd env)"
 
@@ -251,7 +266,13 @@ def env(
         idle_timeout=idle_timeout,
         start_timeout=start_timeout,
         embeds=False,
+        fetches=True,
     )
+    if settings.task == RERANK:
+        raise SettingError(
+            f"{settings.model} is a reranker, and OpenAI clients cannot request scores. Use "
+            f"emberd.Reranker, which finds its server by itself."
+        )
     server = ensure(settings)
     for note in (*server.notes, *_notes(server, settings, idle_timeout)):
         output.note(f"note: {note}")
@@ -296,8 +317,7 @@ def ensure(
         line.show(f"{settings.model}: {doing} ({took})", topic=phase_of(doing.partition(":")[0]))
 
     def find_missing(spec: ServerSpec) -> Callable[[Callable[[str], None]], None] | None:
-        environ = environment.start_environ(spec.task)
-        found = downloads.find(spec, options or StartOptions.resolve(environ))
+        found = downloads.find(spec, options or StartOptions.resolve(task=spec.task))
         if found is None:
             return None
 
@@ -308,8 +328,9 @@ def ensure(
         return obtain
 
     try:
-        with line:
+        with line, errors_for(settings.task):
             settings.fetch_card()  # Engines check the card's pooling before a start.
+            settings.check_task()
             return Manager().ensure(
                 settings.spec,
                 base_url=settings.base_url,
@@ -328,12 +349,19 @@ def ensure(
         raise
 
 
+def _as_reranker(spec: ServerSpec) -> str:
+    return options.command_line("up", replace(spec, task=RERANK))
+
+
 def _as_content(server: Server) -> dict[str, Any]:
     """Return the JSON form of a server, without its key."""
     of_endpoint = ("url", "base_url", "model", "dimensions", "context_tokens")
     of_server = ("origin", "reason", "started", "engine", "start_id", "folder")
     return {
+        "task": server.endpoint.task,
         **{name: getattr(server.endpoint, name) for name in of_endpoint},
+        # A score is a row of one number, which is no length of a vector.
+        **({"dimensions": None} if server.endpoint.task == RERANK else {}),
         **{name: getattr(server, name) for name in of_server},
         "notes": list(server.notes),
         "phases": dict(server.phases),

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 # The reference computes it on a processor, twice.
 _LONGEST_TOKENS: Final = 2_048
 _SHOWN_CHARS: Final = 40
+_NO_VECTORS: Final = (
+    "`emberd verify` compares vectors. The scores of a server are checked before its first use: "
+    "`emberd up {model}` shows what that found."
+)
 _SHOWN_TEXTS: Final = 10
 _COLUMNS: Final = ("kind", "texts", "lowest cosine", "bfloat16", "text")
 
@@ -85,6 +89,7 @@ def verify(
         raise SettingError(f"--pooling {pooling!r} is not known. Known are: {known}.")
     wishes = {"engine": engine, "device": device}
     wishes["model"], wishes["revision"] = options.resolve_model(name, model), revision
+    options.check_embeds(wishes["model"], revision, _NO_VECTORS)
     chosen = {key: wishes[key] for key in ("engine", "device") if wishes[key] is not None}
     if base_urls and chosen:
         raise SettingError(

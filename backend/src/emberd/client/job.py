@@ -518,7 +518,7 @@ class Job:
         if self._recoveries_without_progress >= MAX_RECOVERIES_WITHOUT_PROGRESS:
             raise ServerUnavailableError(
                 f"The server was lost {self._recoveries_without_progress + 1} times in a row "
-                f"before it had embedded anything: {lost.error} See its log: emberd logs."
+                f"before it had returned a result: {lost.error} See its log: emberd logs."
             ) from lost.error
         self._lost = lost.error
         if isinstance(work, TokenCount):
@@ -542,7 +542,7 @@ class Job:
             (index,) = batch.indices
             place = self._offset + index
             error = PoisonTextError(
-                f"The server crashed {batch.crash_count} times while it embedded text {place} "
+                f"The server crashed {batch.crash_count} times while it processed text {place} "
                 f"({excerpt(self._texts[index])}), the last time as the only request. "
                 f"Omit this text, and report it with the server's log (emberd logs).",
                 index=place,

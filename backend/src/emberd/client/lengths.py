@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from unicodedata import is_normalized
 
-from emberd.catalog import Model
+from emberd.catalog import START_ANEW, Model
 from emberd.client import wire
 from emberd.client.event_loops import Steps
 from emberd.client.inputs import (
@@ -92,9 +92,9 @@ class EndpointFacts:
         if first == model:
             return None
         error = ServerMismatchError(
-            f"{endpoint.url} gave vectors of {first} before and gives those of {model} now: "
-            f"another server has taken its place. Serve {first} there again, or make a new "
-            f"embedder and embed all texts again."
+            f"{endpoint.url} returned results of {first} before and returns those of {model} now: "
+            f"another server has taken its place. {START_ANEW[endpoint.task]} "
+            f"Or serve {first} there again."
         )
         return ServerLost(error, reached=False)
 
@@ -265,7 +265,11 @@ class Lengths:
         place, text = self.offset + index, str(self.prepared.inputs[index])
         route, *_ = _OTHER_ROUTES.get(endpoint.server, _ROUTE)
         problem = "is blank ({shown}), which servers of this kind reject or change as a text"
-        if text.strip():
+        if endpoint.needs_ids:
+            problem = (
+                "must be sent as token ids, because the server adds tokens to a prompt ({shown})"
+            )
+        elif text.strip():
             problem = "contains a special token ({shown}), which this server may read as other text"
         return TextError(
             f"Text {place} {problem.format(shown=excerpt(text))}. Its token ids cannot be "
@@ -323,7 +327,9 @@ class Lengths:
             limit: Most tokens that are accepted; None when not known.
         """
         index += self.offset
+        whole = " with instruction and query" if self.head_bytes else ""
         length = "is longer than the server accepts" if tokens is None else f"has {tokens} tokens"
+        length += whole
         allowed = f", {limit} are allowed" if limit is not None else ""
         if self.truncate and not self._can_count:
             advice = (

@@ -241,8 +241,8 @@ def _answer_of(error: Exception) -> Reply | TransportError:
         ) from None
     if "RuntimeError" in names and "shutdown" in text:
         raise EmberdError(
-            f"An event loop cannot send requests while the interpreter exits ({text}). Embed "
-            f"before that, or call the synchronous method."
+            f"An event loop cannot send requests while the interpreter exits ({text}). Send "
+            f"them before that, or call the synchronous method."
         ) from error
     if names & _NOT_CONNECTED:
         return TransportError("refused", text)

@@ -165,7 +165,7 @@ def steps(
     context = min((n for n in limits if isinstance(n, int) and n), default=None)
     if spec.task == RERANK:
         found = Endpoint(url, name, 1, context, api_key, server, on_cpu=on_cpu)
-        return (yield from verify_scores.steps(found, model, ask))
+        return (yield from verify_scores.steps(found, model, ask, batch_size))
     text = canary.texts(model)[0]
     # Once per listed model, for a router may send each request to another server.
     bodies: list[bytes] = []

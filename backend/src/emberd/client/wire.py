@@ -75,7 +75,7 @@ _SHOWN_CHARACTERS: Final = 300
 _SHOWN_BYTES: Final = 60
 _FLOAT_BYTES: Final = 4
 _NOT_JSON: Final = (ValueError, RecursionError)  # the second from deeply nested brackets
-_ADVICE: Final = "No vector of this reply is used. Check which server answers at this address."
+_ADVICE: Final = "Nothing of this reply is used. Check which server answers at this address."
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +262,7 @@ def check_encoding(status: int, encoding: str | None) -> None:
     if status == HTTPStatus.OK and (encoding or "").strip().casefold() not in _BARE:
         raise BadReplyError(
             f"The reply cannot be unpacked ({str(encoding)[:_SHOWN_BYTES]} was not asked for). "
-            f"No vector of it is used. Check which server, or which proxy, answers at this address."
+            f"Nothing of it is used. Check which server, or which proxy, answers at this address."
         )
 
 

@@ -20,6 +20,7 @@ from urllib.parse import quote
 from emberd import (
     catalog,
     engines,
+    env,
     model_files,
     model_pooling,
     model_tokenizer,
@@ -27,14 +28,14 @@ from emberd import (
     probe,
     weight_files,
 )
-from emberd.catalog import DEMO_MODEL, EMBED
+from emberd.catalog import DEMO_MODEL, EMBED, RERANK
 from emberd.doctor.engines import up_command
 from emberd.doctor.findings import Finding, gather, note, ok, problem
 from emberd.doctor.wanted import Wanted
 from emberd.engines.base import EnvironmentEngine, OtherCache
 from emberd.errors import EmberdError
 from emberd.probe import ProbeReply
-from emberd.settings import ServerSpec
+from emberd.settings import ServerSpec, may_rerank
 from emberd.system.disk_space import in_words
 from emberd.system.redaction import host
 
@@ -99,13 +100,20 @@ def _folder(folder: Path, task: str) -> Iterator[Finding]:
         yield problem(
             "folder",
             f"the folder {folder} does not exist",
-            "Correct the path: --model PATH, or EMBERD_MODEL=PATH",
+            f"Correct the path: --model PATH, or {env.setting_variable('model', task)}=PATH",
         )
     elif missing := weight_files.missing_files(folder):
         yield problem("folder", f"{folder}: {', '.join(missing)}", "Download the model again.")
     else:
         size = in_words(weight_files.size_bytes(folder))
         yield ok("folder", f"{folder}: complete, {size} of weights")
+        if task == EMBED and may_rerank(str(folder)):
+            yield note(
+                "task",
+                f"{folder} does not say whether it embeds texts or scores documents; taken for an "
+                f"embedding model",
+                f"If it is a reranker: emberd doctor --task {RERANK} {folder}",
+            )
         yield from _end_of_text(folder, task)
 
 

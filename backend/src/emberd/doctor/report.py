@@ -46,7 +46,7 @@ CHECKS: Final[Mapping[Part, tuple[Check, ...]]] = MappingProxyType(
 """Part -> its checks, in the order of the report."""
 
 
-_WANTED: Final = ("model", "revision", "quantization", "engine", "device")
+_WANTED: Final = ("model", "task", "revision", "quantization", "engine", "device")
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,10 @@ def check_servers(wanted: Wanted) -> Iterator[Finding]:
         candidates.insert(0, Candidate(wanted.base_url, _GIVEN, wanted.api_key))
     # Concurrently: a server that hangs must not use up the time of the others.
     outcomes = gather([partial(_verified, wanted, each) for each in candidates], _SERVER_S)
-    found = [_other(wanted, *pair) for pair in zip(candidates, outcomes, strict=True)]
+    found: list[Finding] = []
+    for candidate, outcome in zip(candidates, outcomes, strict=True):
+        found.append(_other(wanted, candidate, outcome))
+        found += _seen(outcome) if isinstance(outcome, Endpoint) else ()
     marks = lost_records.marks_read_once()
     for folder in paths.Home(Path(os.path.realpath(wanted.home))).all_server_folders():
         with suppress(StateFolderError):  # reported by check_state
@@ -90,6 +93,12 @@ def _other(wanted: Wanted, candidate: Candidate, found: Endpoint | BaseException
     return note(subject, f"{name} is not used: {fact}", advice)
 
 
+def _seen(endpoint: Endpoint) -> Iterator[Finding]:
+    """Yield what the verification of a server showed that its users should know."""
+    for text in endpoint.notes:
+        yield note("scores", *split(text))
+
+
 def _own(wanted: Wanted, view: ServerSnapshot, marks: lost_records.Marks) -> Iterator[Finding]:
     status = lost_records.server_status(view, marks)
     if status is None:
@@ -110,6 +119,8 @@ def _own(wanted: Wanted, view: ServerSnapshot, marks: lost_records.Marks) -> Ite
         # An external server is only recorded here; it was verified above.
         serves = is_wanted and view.serves(wanted.spec) and status.origin == "own"
         yield ok("own", fact, gives=f"{fact}; emberd uses it" if serves else "")
+        if view.record is not None and view.record.endpoint is not None:
+            yield from _seen(view.record.endpoint)
     folder = str(view.folder)
     left = [] if view.alive else [str(own.pid) for own, marked, _ in marks() if marked == folder]
     if left:

@@ -10,17 +10,25 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from emberd import env, model_card, model_files
-from emberd.catalog import EMBED, RERANK
+from emberd import env, model_files
+from emberd.catalog import DEFAULT_MODELS, EMBED, RERANK
 from emberd.doctor.findings import Finding, note, ok, problem, split
 from emberd.env import Places
 from emberd.errors import InstructionError, SettingError
-from emberd.settings import DEFAULT_MODEL, RerankSettings, ServerSpec, Settings, StartOptions
+from emberd.settings import (
+    RerankSettings,
+    ServerSpec,
+    Settings,
+    StartOptions,
+    kind_of,
+)
 from emberd.system.redaction import HIDDEN, origin
 
 T = TypeVar("T")
 
 _SLIP_CHARACTERS: Final = 8
+_TASK: Final = "task"
+_RERANKS: Final = [env.setting_variable(name, RERANK) for name in ("model", "base_url")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +69,12 @@ def read(given: Mapping[str, str]) -> Wanted:
     Settings that cannot be used are left out and listed in ``problems``. Reads the model's folder.
     """
     problems: list[str] = []
-    kind = kind_of(given)
+    fields = {name: text for name, text in given.items() if name != _TASK}
+    kind: type[Settings] = Settings
+    try:
+        kind = kind_of(given.get("model"), given.get("revision"), given.get(_TASK))
+    except SettingError as error:
+        problems.append(str(error))
 
     def tried(call: Callable[[], T]) -> T | None:
         try:
@@ -72,28 +85,29 @@ def read(given: Mapping[str, str]) -> Wanted:
 
     unknown_prompts = ""
     try:
-        settings = tried(lambda: kind.resolve(**{**given, **_no_prompts()}))
-        _ = kind.resolve(**given) if settings else None
+        settings = tried(lambda: kind.resolve(**{**fields, **_no_prompts()}))
+        _ = kind.resolve(**fields) if settings else None
     except InstructionError as error:
         unknown_prompts = str(error)  # an application may give them
     spec = tried(lambda: settings.spec) if settings else None
     places = _places(problems)
-    options = tried(lambda: StartOptions.resolve(env.start_environ(kind.task)))
+    options = tried(lambda: StartOptions.resolve(task=kind.task))
     # Each variable separately: reading them together stops at the first error.
     for name, text in os.environ.items():
         for task in (EMBED, RERANK):
             tried(lambda: env.setting_values({name: text}, task=task))  # noqa: B023 - called at once
-            tried(lambda: StartOptions.resolve(env.start_environ(task, {name: text})))  # noqa: B023
+            tried(lambda: StartOptions.resolve({name: text}, task=task))  # noqa: B023
     if kind is Settings:
         tried(RerankSettings.resolve)
     names = ("revision", "quantization", "engine", "device")
-    fields = {name: _requested(name, given, kind.task) for name in names}
-    fields["task"] = kind.task
-    model = model_files.absolute(_requested("model", given, kind.task) or DEFAULT_MODEL)
+    wishes = {name: _requested(name, given, kind.task) for name in names}
+    wishes[_TASK] = kind.task
+    chosen = _requested("model", given, kind.task) or DEFAULT_MODELS[kind.task]
+    model = model_files.absolute(chosen)
     return Wanted(
         spec=spec
-        or tried(lambda: ServerSpec(model, content=model_files.content_hash(model), **fields))
-        or ServerSpec(model, **fields),
+        or tried(lambda: ServerSpec(model, content=model_files.content_hash(model), **wishes))
+        or ServerSpec(model, **wishes),
         places=places,
         options=options or StartOptions(),
         base_url=settings.base_url if settings else None,
@@ -105,21 +119,11 @@ def read(given: Mapping[str, str]) -> Wanted:
     )
 
 
-def kind_of(given: Mapping[str, Any]) -> type[Settings]:
-    """Return the settings of a reranker if a named model is one, else those of an embedder.
-
-    Args:
-        given: Command-line options by field of ``Settings``.
-    """
-    name, revision = given.get("model"), given.get("revision")
-    if name is None or model_card.describe(name, revision).task != RERANK:
-        return Settings
-    return RerankSettings
-
-
 def unread(given: Mapping[str, str], problem: str) -> Wanted:
     """Return the requested server without reading any file."""
-    fields: dict[str, Any] = {"model": env.text("EMBERD_MODEL") or DEFAULT_MODEL, **given}
+    task = RERANK if given.get(_TASK) == RERANK else EMBED
+    usual = env.text(env.setting_variable("model", task)) or DEFAULT_MODELS[task]
+    fields: dict[str, Any] = {"model": usual, **given, _TASK: task}
     problems = [problem]
     return Wanted(ServerSpec(**fields), _places(problems), problems=tuple(problems), given=given)
 
@@ -138,6 +142,14 @@ def check_variables(wanted: Wanted) -> Iterator[Finding]:
             advice = f"Did you mean {close[0]}? Rename it, or unset it." if close else ""
             fact = f"{name} is set, but emberd reads no such variable"
             yield note("unknown", fact, advice or f"unset {name}")
+    own = [each for each in _RERANKS if os.environ.get(each)]
+    if own and wanted.spec.task != RERANK:
+        names = " and ".join(own)
+        yield note(
+            "reranker",
+            f"{names} name a reranker, which this report is not about",
+            "emberd doctor --task rerank",
+        )
     shown = ", ".join(_shown(name) for name in sorted(env.VARIABLES) if os.environ.get(name))
     yield ok("variables", f"set: {shown}" if shown else "no EMBERD_ variable is set")
     if others := sorted(name for name in os.environ if name.startswith("OPENAI_")):

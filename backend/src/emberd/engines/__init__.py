@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Final, cast
 
+from emberd import env
 from emberd.catalog import MODELS
 from emberd.engines.base import Engine, Launch, Plan
 from emberd.errors import NoEngineError, SettingError, StateFolderError
@@ -72,11 +73,11 @@ def explain(spec: ServerSpec) -> Choice:
         try:
             reason = engine.why_unavailable(spec)
         except StateFolderError as error:  # only its own environment is refused
-            refusals[engine.name] = str(error)
+            refusals[engine.name] = env.named_for(spec.task, str(error))
             continue
         if reason is None:
             return Choice(engine, None, refusals)
-        refusals[engine.name] = reason
+        refusals[engine.name] = env.named_for(spec.task, reason)
         installable = installable or engine.installable_environment(spec)
     return Choice(None, installable, refusals)
 

@@ -411,4 +411,5 @@ def dry_run(
         interpreter=interpreter,
         servers=servers,
     )
-    return engine.plan(spec, launch)
+    with env.errors_for(spec.task):
+        return engine.plan(spec, launch)

@@ -24,7 +24,7 @@ from emberd.engines.gpu_usage import GpuServer
 from emberd.engines.gpus import VISIBLE, Gpu
 from emberd.engines.model_shape import element_bytes, shape_of
 from emberd.engines.own_server import OwnServerEngine
-from emberd.env import SERVER_KEY, setting_variable
+from emberd.env import SERVER_KEY
 from emberd.errors import StartError
 from emberd.installs import Interpreter, interpreters
 from emberd.installs.recipes import dotted
@@ -53,6 +53,7 @@ _BUILT_FOR: Final = re.compile(r"^cuda\b[^=]*= '(\d+)\.(\d+)'", re.MULTILINE)
 _OVERHEAD: Final = 1.05  # activations and torch itself, relative to the weights
 _GPU_CONTEXT_BYTES: Final = 1024**3
 _GIB: Final = 1024**3
+_ELSEWHERE: Final = "point EMBERD_BASE_URL=http://HOST:30000/v1 at another machine"
 _SMALLER: Final = {
     EMBED: "or use Qwen/Qwen3-Embedding-0.6B (needs its own index; the vectors are not compatible)",
     RERANK: "or use Qwen/Qwen3-Reranker-0.6B",
@@ -289,15 +290,10 @@ def _choose_device(
     if spec.device is None and spec.engine != _NAME:
         problem = (
             f"{problem}. On the CPU it serves only if requested, and slowly: engine={_NAME!r} or "
-            f"device='cpu'. Alternatively, {_elsewhere(spec)}"
+            f"device='cpu'. Alternatively, {_ELSEWHERE}"
         )
         return _CPU, None, problem
     return _CPU, None, None
-
-
-def _elsewhere(spec: ServerSpec) -> str:
-    variable = setting_variable("base_url", spec.task)
-    return f"point {variable}=http://HOST:30000/v1 at another machine"
 
 
 def _short_of_memory(spec: ServerSpec, device: str, gpu: Gpu | None = None) -> str | None:
@@ -319,7 +315,7 @@ def _short_of_memory(spec: ServerSpec, device: str, gpu: Gpu | None = None) -> s
         return None
     return (
         f"{spec.model} needs {need / _GIB:.1f} GiB in {dtype}, but {free / _GIB:.1f} GiB is free "
-        f"on {name}; free some, {_SMALLER[spec.task]}, or {_elsewhere(spec)}"
+        f"on {name}; free some, {_SMALLER[spec.task]}, or {_ELSEWHERE}"
     )
 
 

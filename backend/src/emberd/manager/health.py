@@ -122,7 +122,9 @@ class StartMonitor:
                 return None
             return Diagnosis(f"The server started but failed verification: {error}")
         except Exception as error:  # noqa: BLE001 - waiting callers must get an error
-            return Diagnosis(f"The first embedding failed: {error!r}", "Report this bug.")
+            return Diagnosis(
+                f"The verification of the server failed: {error!r}", "Report this bug."
+            )
 
     def _may_be_ending(self) -> bool:
         """Return whether the server may have been killed: its connections break before it ends."""

@@ -214,7 +214,7 @@ class ServerManager:
         request = _Request(
             spec,
             verify,
-            options or StartOptions.resolve(env.start_environ(spec.task)),
+            options or StartOptions.resolve(task=spec.task),
             api_key,
             math.inf if idle_timeout_s is None else idle_timeout_s,
             lost,

@@ -160,7 +160,7 @@ class Server:
         Raises:
             SettingError: A variable cannot be parsed; the message names it.
         """
-        asked = env.start_option_values(env.start_environ(self.endpoint.task))
+        asked = env.start_option_values(task=self.endpoint.task)
         names = [name for name in self.unmet(asked) if name not in overridden]
         return replace(self, notes=(*self.notes, *map(self._unmet_note, names)))
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from emberd import engines, model_files, probe, weight_files
+from emberd import engines, env, model_files, probe, weight_files
 from emberd.endpoint import Endpoint
 from emberd.engines.base import EnvironmentEngine, Launch, Plan, phase_of
 from emberd.engines.gpu_usage import GpuServer
@@ -390,6 +390,8 @@ class Supervisor:
         self._publish_if_possible(state=State.ABSENT, endpoint=None)
 
     def _fail(self, diagnosis: Diagnosis, *, was_ready: bool = False) -> None:
+        named = partial(env.named_for, self.record.spec.task)
+        diagnosis = replace(diagnosis, cause=named(diagnosis.cause), advice=named(diagnosis.advice))
         if was_ready:
             # No client may be sent to it while its processes are ended.
             self._publish_if_possible(state=State.STOPPING, reason=diagnosis.cause)

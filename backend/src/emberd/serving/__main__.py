@@ -187,7 +187,7 @@ def _inherit(descriptor: int) -> socket.socket:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m {MODULE}",
-        description="Serve an embedding model over HTTP, with the API of SGLang.",
+        description="Serve an embedding model or a reranker over HTTP, with the API of SGLang.",
         epilog=f"The key that clients must send is read from {SERVER_KEY}.",
         allow_abbrev=False,
     )

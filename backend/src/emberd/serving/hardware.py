@@ -109,7 +109,7 @@ def choose_device(torch: Any, device: str | None, dtype: str | None) -> DeviceCh
         raise StartError(f"the device {device} is unknown", advice="Use cpu, cuda or mps.")
     if dtype not in {None, *ITEM_BYTES}:
         raise StartError(
-            f"dtype {dtype} is not supported: float16 gives NaN with Qwen3-Embedding",
+            f"dtype {dtype} is not supported: float16 gives NaN with Qwen3",
             advice=f"Use {BFLOAT16} or {FLOAT32}.",
         )
     native, why = _format(torch, device)

@@ -38,7 +38,7 @@ def run(call: Callable[[], T], name: str) -> Future[T]:
         thread.start()
     except RuntimeError as error:  # Python 3.12 and newer start none while they exit
         raise EmberdError(
-            f"No thread can be started ({error}). Embed before the program exits, or raise the "
+            f"No thread can be started ({error}). Do this before the program exits, or raise the "
             f"limit of processes (`ulimit -u`)."
         ) from error
     return future

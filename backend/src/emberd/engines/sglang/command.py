@@ -69,7 +69,7 @@ def flags(
         Flag(("--model-path", spec.model), "the requested model"),
         Flag(
             ("--dtype", "bfloat16"),
-            "the models' own format; in float16 Qwen3-Embedding can return NaN",
+            "the models' own format; in float16 Qwen3 can return NaN",
         ),
         *(
             Flag((name, value), why)
@@ -150,7 +150,7 @@ def variables(
         why = "SGLang's warm-up sends HTTP requests to itself, which must not go through a proxy"
         needed[name] = (",".join(hosts), why)
     if msgpack and _PICKLE not in environ:
-        why = "the processes exchange vectors as msgpack, which takes less CPU time than pickle"
+        why = "the processes exchange results as msgpack, which takes less CPU time than pickle"
         needed[_PICKLE] = ("0", why)
     for name in ("SGLANG_PYSPY_DUMP_BEFORE_CRASH", "SGLANG_CUDA_COREDUMP_BEFORE_CRASH"):
         needed[name] = ("0", "a dump would delay the end by a minute")
@@ -282,7 +282,7 @@ _SERVICE_FLAGS: Final = (
     Flag(("--enable-metrics",), "its counters show whether the server is idle"),
     Flag(
         ("--gc-threshold", "20000", "50", "100"),
-        "Python's garbage collector would visit the vectors in flight every few texts",
+        "Python's garbage collector would visit the results in flight every few texts",
     ),
     Flag(("--log-level", "info"), "progress and readiness are logged at this level"),
     Flag(
@@ -296,7 +296,7 @@ _SERVICE_FLAGS: Final = (
 
 _KEY: Final = "emberd makes a key for each start; `emberd up --no-auth` starts without one"
 _OURS: Final = "emberd sets this option to identify the server"
-_VECTORS: Final = "it changes the vectors, and every user of this model would get them"
+_RESULTS: Final = "it changes the results, and every user of this model would get those"
 _TRUST: Final = "--trust-remote-code"
 _DOWNLOAD_DIR: Final = "--download-dir"
 _MODELSCOPE: Final = "SGLANG_USE_MODELSCOPE"
@@ -309,18 +309,18 @@ _GPUS: Final = "emberd chooses the GPUs; use `emberd up --tp-size` or `--dp-size
 # the vectors under an unchanged identity, and an ``--api-key`` would be visible to other users.
 _RESERVED: Final[Mapping[str, str]] = {
     "--admin-api-key": _KEY,
-    "--allow-auto-truncate": _VECTORS,
+    "--allow-auto-truncate": _RESULTS,
     "--api-key": _KEY,
     "--config": _KEY,
     "--context-length": _SIZE,
     "--data-parallel-size": _GPUS,
     "--device": "use device=, or `emberd up --device`",
     "--dp-size": _GPUS,
-    "--dtype": _VECTORS,
+    "--dtype": _RESULTS,
     "--enable-deterministic-inference": ("use deterministic=True, or `emberd up --deterministic`"),
     "--host": "emberd's servers listen on loopback only; start one yourself and use base_url=",
-    "--json-model-override-args": _VECTORS,
-    "--load-format": _VECTORS,
+    "--json-model-override-args": _RESULTS,
+    "--load-format": _RESULTS,
     "--max-total-tokens": f"a text that does not fit into the KV cache would wait forever; {_SIZE}",
     "--model-path": "use model=, or `emberd up --model`",
     "--port": "use `emberd up --port`, or EMBERD_PORT",
@@ -328,7 +328,7 @@ _RESERVED: Final[Mapping[str, str]] = {
     "--revision": "use revision=, or `emberd up --revision`",
     "--served-model-name": _OURS,
     "--tensor-parallel-size": _GPUS,
-    "--tokenizer-path": _VECTORS,
+    "--tokenizer-path": _RESULTS,
     "--tp-size": _GPUS,
     "--weight-version": _OURS,
 }

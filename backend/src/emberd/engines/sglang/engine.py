@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import PurePath
 from typing import Any, Final
 
-from emberd import env, model_card, model_files
+from emberd import model_card, model_files
 from emberd.catalog import DEMO_MODEL, EMBED, RERANK
 from emberd.engines import gpu_usage, gpus
 from emberd.engines.base import EnvironmentEngine, Launch, MemoryNeed, OtherCache, Plan, Reason
@@ -226,9 +226,8 @@ def _why_no_device(spec: ServerSpec) -> str | None:
     if (problem := support.why_unsuitable(gpus.survey(), quantization=spec.quantization)) is None:
         return None
     demo = f"to try emberd without a GPU, use model={DEMO_MODEL!r}; " if spec.task == EMBED else ""
-    variable = env.setting_variable("base_url", spec.task)
     return (
-        f"{problem}. Alternatively, point {variable}=http://HOST:30000/v1 at another machine; "
+        f"{problem}. Alternatively, point EMBERD_BASE_URL=http://HOST:30000/v1 at another machine; "
         f"{demo}device='cpu' runs SGLang on the CPU, slowly, for development"
     )
 

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from emberd import catalog, model_card, model_files, model_pooling
-from emberd.catalog import Model
+from emberd.catalog import RERANK, Model
 from emberd.engines import gpus as all_gpus
 from emberd.engines.gpus import VISIBLE, Gpu, Survey
 from emberd.installs.recipes import dotted
@@ -247,11 +247,16 @@ _IN_WORDS: Final = {"cls": "the first token"}
 
 def precision_notes(spec: ServerSpec) -> list[str]:
     """Return what users of a quantised model should know, one sentence each."""
+    if spec.quantization is None:
+        return []
+    what, then = "vectors", " before you build an index"
+    if spec.task == RERANK:
+        what, then = "scores", ""
     text = (
-        f"{spec.quantization} gives other vectors than {spec.model} does unquantised, and emberd's "
-        f"developers have not tried it on a GPU: compare some vectors before you build an index."
+        f"{spec.quantization} gives other {what} than {spec.model} does unquantised, and "
+        f"emberd's developers have not tried it on a GPU: compare some {what}{then}."
     )
-    return [text] if spec.quantization else []
+    return [text]
 
 
 def why_not_reranked(spec: ServerSpec) -> str | None:
