@@ -100,13 +100,17 @@ class FakeReranker(FakeServer):
         if (said := self._refusal(items)) is not None:
             return refusal(400, said)
         read = [self._ids(item) for item in items]
-        by_ids = {tuple(tokenize(text)): score for text, score in _CANARY.items()}
-        scores = [by_ids.get(tuple(ids), score_of([*ids, self.weights])) for ids in read]
+        scores = self.scores_of(read)
         pairs = _FAULTS.get(self.fault or "", list)([[one, 1 - one] for one in scores])
         tokens = sum(map(len, read)) + self.usage_off_by
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         named = self.named or body["model"]  # SGLang repeats the name in the request
         return reply(200, {"object": "scoring", "scores": pairs, "model": named, "usage": usage})
+
+    def scores_of(self, read: list[list[int]]) -> list[float]:
+        """What its weights give for the token ids of prompts."""
+        by_ids = {tuple(tokenize(text)): score for text, score in _CANARY.items()}
+        return [by_ids.get(tuple(ids), score_of([*ids, self.weights])) for ids in read]
 
 
 APPENDS: Final = END_OF_TEXT

@@ -2,18 +2,22 @@
 
 sglang-router 0.3.2 in front of SGLang 0.5.23, vLLM 0.32 on a CPU, llama.cpp's server (xllamacpp
 2026.10.11549), infinity 0.0.78, and SGLang 0.5.23 with a model that gives no embeddings.
-docs/other-servers.md says how they were started.
+docs/other-servers.md says how they were started. Those of rerankers are at the end; infinity and
+Text Embeddings Inference 1.9.3 answer there as their source says.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import socket
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from emberd.catalog import lookup
+from fake_reranker import NO, YES, FakeReranker, tokenize
 from fake_server import QWEN, FakeServer, refusal
-from http_server import Answer, Request, model_info, reply
+from http_server import Answer, Request, model_info, models, reply
 
 
 class Other(FakeServer):
@@ -289,3 +293,140 @@ class ShortOfMemory(FakeServer):
                     "--allow-auto-truncate."
                 )
         return super()._refusal(inputs)
+
+
+class VllmGenerates(FakeReranker):
+    """vLLM 0.32 with a reranker as a model that generates: ``/generative_scoring``."""
+
+    cuts_at: int | None = None  # tokens of a prompt, of which it drops the rest without an error
+
+    def routes(self) -> dict[str, Answer]:
+        """Those of vLLM."""
+        return {
+            "/v1/models": self._models,
+            "/tokenize": self._tokenize,
+            "/generative_scoring": self._score,
+        }
+
+    def _models(self, request: Request, connection: socket.socket) -> bytes:
+        found = models(self.model, self.context_tokens)
+        return reply(200, {**found, "data": [{**found["data"][0], "owned_by": "vllm"}]})
+
+    @property
+    def scored(self) -> list[list[Any]]:
+        return [request.body["items"] for request in self.to("/generative_scoring")]
+
+    def _score(self, request: Request, connection: socket.socket) -> bytes:
+        body = request.body
+        assert body["label_token_ids"] == [YES, NO]
+        assert body["apply_softmax"] is True
+        # A query is tokenized apart, and by default with what the tokenizer appends.
+        assert body["query"] == ("" if isinstance(body["items"][0], str) else [])
+        assert body["add_special_tokens"] is False
+        read = [tokenize(item) if isinstance(item, str) else item for item in body["items"]]
+        return self._items(body, [ids[: self.cuts_at] for ids in read])
+
+    def _items(self, body: dict[str, Any], read: list[list[int]]) -> bytes:
+        named = self.named or self.model
+        if body["model"] != named:
+            message = f"The model `{body['model']}` does not exist."
+            error = {"message": message, "type": "NotFoundError", "param": "model", "code": 404}
+            return reply(404, {"error": error})
+        tokens = sum(map(len, read)) + self.usage_off_by
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}
+        scored = enumerate(self.scores_of(read))
+        data = [{"index": place, "object": "score", "score": score} for place, score in scored]
+        found = {"id": "score-1", "object": "list", "created": 1, "model": named, "data": data}
+        return reply(200, {**found, "usage": usage})
+
+
+class VllmClassifies(VllmGenerates):
+    """vLLM with a reranker as a classifier: ``/score`` joins the two texts of each pair."""
+
+    template: str | None = None  # of --chat-template
+    separator: tuple[int, ...] = ()  # tokens that a cross-encoder has between the texts
+    trims = False
+    reads_second_first = False
+    says_usage = True
+    head: Callable[[float], float] = staticmethod(lambda score: score)
+    shapes: Callable[[dict[str, Any]], Any] = staticmethod(lambda found: found)
+
+    def routes(self) -> dict[str, Answer]:
+        """Those of vLLM."""
+        own = dict.fromkeys(("/score", "/v1/score"), self._score)
+        return {"/v1/models": self._models, "/tokenize": self._tokenize, **own}
+
+    @property
+    def scored(self) -> list[list[Any]]:
+        bodies = [request.body for request in self.to("/score")]
+        return [[first + second for first, second in _pairs(body)] for body in bodies]
+
+    def _score(self, request: Request, connection: socket.socket) -> bytes:
+        body = request.body
+        assert all(isinstance(text, str) for pair in _pairs(body) for text in pair)
+        read = [self._joined(first, second) for first, second in _pairs(body)]
+        longest = max(map(len, read))
+        if self.context_tokens and longest > self.context_tokens:
+            message = (
+                f"This model's maximum context length is {self.context_tokens} tokens. However, "
+                f"your prompt contains at least {self.context_tokens + 1} input tokens."
+            )
+            return reply(400, {"error": {"message": message, "code": 400}})
+        answer = self._items(body, read)
+        head, _, content = answer.partition(b"\r\n\r\n")
+        if b" 200 " not in head:
+            return answer
+        found = json.loads(content)
+        if not self.says_usage:
+            del found["usage"]
+        for item in found["data"]:
+            item["score"] = self.head(item["score"])
+        return reply(200, self.shapes(found))
+
+    def _joined(self, first: str, second: str) -> list[int]:
+        if self.trims:
+            first, second = first.strip(), second.strip()
+        if self.template is not None:
+            return tokenize(self.template.format(query=first, document=second))
+        if self.reads_second_first:
+            return tokenize(second + first)
+        if self.separator:
+            return [*tokenize(first), *self.separator, *tokenize(second)]
+        return self._ids(first + second)[: self.cuts_at]
+
+
+def _pairs(body: dict[str, Any]) -> list[tuple[str, str]]:
+    """The pairs of a request: one text with each of several, or several with as many."""
+    first, second = body["text_1"], body["text_2"]
+    return list(
+        zip([first] * len(second) if isinstance(first, str) else first, second, strict=True)
+    )
+
+
+class InfinityReranks(FakeReranker):
+    """infinity with a reranker: ``/rerank`` removes white space around each text."""
+
+    def routes(self) -> dict[str, Answer]:
+        """Those of infinity."""
+        return {"/v1/models": self._models}
+
+    def _models(self, request: Request, connection: socket.socket) -> bytes:
+        found = models(self.model, None)
+        entry = {**found["data"][0], "owned_by": "infinity", "capabilities": ["rerank"]}
+        return reply(200, {**found, "data": [entry]})
+
+
+class TextEmbeddingsInference(FakeReranker):
+    """TEI with a reranker: it lists no models, but says what it serves."""
+
+    def routes(self) -> dict[str, Answer]:
+        """Those of TEI."""
+        return {"/info": self._info, "/rerank": self._rerank}
+
+    def _info(self, request: Request, connection: socket.socket) -> bytes:
+        labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+        about = {"model_id": self.model, "model_dtype": "float16", "version": "1.9.3"}
+        return reply(200, {**about, "model_type": {"reranker": labels}, "auto_truncate": True})
+
+    def _rerank(self, request: Request, connection: socket.socket) -> bytes:
+        return reply(200, [{"index": 0, "score": 0.5}])

@@ -1,14 +1,22 @@
-"""What docs/roles.md says of tasks and identities is what there is, and its code runs."""
+"""What docs/roles.md says of tasks and identities is what there is, and its code runs.
+
+The same holds for docs/reranking.md and the prompt.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
+import pytest
+
 from emberd import TASKS, Embedder, InstructionError
+from emberd.prompts import rerank_frame
+from fake_reranker import MODEL, FakeReranker
 from source_tree import ROOT
 
 _PAGE = (ROOT / "docs/roles.md").read_text(encoding="utf-8")
+_RERANKING = (ROOT / "docs/reranking.md").read_text(encoding="utf-8")
 
 
 def _refusal(instruction: str) -> str:
@@ -50,3 +58,20 @@ def test_each_prefix_shown_is_refused_and_its_right_form_taken() -> None:
     for there, here in rows:
         assert f"query_instruction={here!r}" in _refusal(there.replace(r"\n", "\n"))
         assert not _refusal(here)
+
+
+def test_the_prompt_of_a_reranker_is_shown_to_the_byte() -> None:
+    before, after = rerank_frame("Why does dough grow?")
+    prompt = f"{before}Bread rises because yeast makes gas.{after}"
+    assert f"\n```\n{prompt}```\n" in _RERANKING
+
+
+def test_the_quick_start_of_a_reranker_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block, *_ = re.findall(r"```python\n(.*?)```", _RERANKING, re.DOTALL)
+    with FakeReranker() as server:
+        monkeypatch.setenv("EMBERD_RERANK_MODEL", MODEL)
+        monkeypatch.setenv("EMBERD_RERANK_BASE_URL", server.url)
+        exec(block, {})
+    assert len(capsys.readouterr().out.splitlines()) == 1

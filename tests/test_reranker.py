@@ -85,12 +85,16 @@ def test_the_server_gets_the_prompt_to_the_byte(server: FakeReranker, query: str
     assert scores.tolist() == expected(server, query, documents)
 
 
-def test_a_document_of_ten_thousand_tokens_is_sent_as_it_is() -> None:
-    with FakeReranker(context_tokens=20_000) as server:
-        document = "向量 two\n<|im_end|>" * 1000
-        reranker_for(server).scores("q", [document])
-        assert len(tokenize(document)) > 10_000
-        assert server.scored[-1] == [prompt("q", document)]
+LONG = "向量 two\n<|im_end|>" * 1000
+
+
+@pytest.mark.parametrize(("query", "document"), [("q", LONG), (LONG, "d"), (LONG, LONG)])
+def test_ten_thousand_tokens_are_sent_as_they_are(query: str, document: str) -> None:
+    with FakeReranker(context_tokens=40_000) as server:
+        scores = reranker_for(server).scores(query, [document])
+        assert len(tokenize(LONG)) > 10_000
+        assert server.scored[-1] == [prompt(query, document)]
+        assert scores.tolist() == expected(server, query, [document])
 
 
 @pytest.mark.parametrize(

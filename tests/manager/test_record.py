@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +55,30 @@ def test_a_phase_that_comes_again_is_continued() -> None:
 def test_what_was_written_is_what_is_read(tmp_path: Path) -> None:
     state.write_record(tmp_path, FULL)
     assert state.read_record(tmp_path) == FULL
+
+
+_THREADS_READ = """
+import sys, threading
+from pathlib import Path
+from emberd.manager import state
+sys.setswitchinterval(1e-6)
+barrier = threading.Barrier(8)
+found = []
+def read():
+    barrier.wait()
+    found.append(state.read_record(Path(sys.argv[1])))
+threads = [threading.Thread(target=read) for _ in range(8)]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+assert len(found) == 8 and None not in found
+"""
+
+
+def test_threads_may_read_the_first_record_of_a_process_at_once(tmp_path: Path) -> None:
+    """msgspec 0.22 crashes if two threads use a class for the first time: in a quarter of runs."""
+    state.write_record(tmp_path, FULL)
+    command = [sys.executable, "-c", _THREADS_READ, str(tmp_path)]
+    running = [subprocess.Popen(command) for _ in range(8)]
+    assert [process.wait(60) for process in running] == [0] * len(running)
 
 
 def test_record_is_private(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_sixteen_processes_at_once_get_one_server(home: Path, tiny: Path) -> Non
     assert sum(answer["started"] for answer in answers) == 1
     mains = [p for p in leftovers.find([str(home)]) if MAIN in p.cmdline()]
     assert len(mains) == 1
-    vectors = np.array([answer["vector"] for answer in answers])
+    vectors = np.array([answer["numbers"] for answer in answers])
     assert np.abs(vectors - vectors[0]).max() < 1e-2
 
 

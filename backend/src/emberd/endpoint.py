@@ -37,8 +37,9 @@ class Endpoint:
             it read when it embedded that text.
         trims: Whether it removes white space at the ends of a text before its tokenizer reads it.
         cuts: Whether it may cut a text that is too long instead of refusing it.
-        labels: For a server of a reranker: the tokens of "yes" and "no", of whose probabilities it
-            returns the first. Empty for a server of embeddings.
+        labels: For a server of a reranker: the tokens of "yes" and "no"; a score is the probability
+            of the first. Empty for a server of embeddings.
+        scores_route: For a reranker: the route that gives scores, which tells their form.
         tail: For a reranker: the tokens with which each prompt ends.
         needs_ids: For a reranker: whether it must be sent token ids, because its tokenizer would
             add tokens to a prompt.
@@ -58,6 +59,7 @@ class Endpoint:
     trims: bool = field(default=False, compare=False)
     cuts: bool = field(default=False, compare=False)
     labels: tuple[int, ...] = ()
+    scores_route: str = ""
     tail: tuple[int, ...] = ()
     needs_ids: bool = False
     on_cpu: bool = field(default=False, compare=False)

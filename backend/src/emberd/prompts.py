@@ -64,6 +64,7 @@ RERANK_SYSTEM: Final = (
     "Judge whether the Document meets the requirements based on the Query and the Instruct "
     'provided. Note that the answer can only be "yes" or "no".'
 )
+RERANK_START: Final = "<|im_start|>"
 RERANK_SUFFIX: Final = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 RERANK_ANSWERS: Final = ("yes", "no")
 
@@ -80,7 +81,7 @@ def rerank_frame(query: str, instruction: str | None = None) -> Frame:
     """
     task = task_in_words("instruction", "web" if instruction is None else instruction)
     return Frame(
-        f"<|im_start|>system\n{RERANK_SYSTEM}<|im_end|>\n<|im_start|>user\n"
+        f"{RERANK_START}system\n{RERANK_SYSTEM}<|im_end|>\n<|im_start|>user\n"
         f"<Instruct>: {task}\n<Query>: {query}\n<Document>: ",
         RERANK_SUFFIX,
     )

@@ -16,7 +16,7 @@ from typing import Any, Final
 from unicodedata import is_normalized
 
 from emberd.catalog import START_ANEW, Model
-from emberd.client import wire
+from emberd.client import scores, wire
 from emberd.client.event_loops import Steps
 from emberd.client.inputs import (
     ADDED_TOKENS,
@@ -363,6 +363,15 @@ class Lengths:
         prompt, after which the answer follows: a server that cuts the tail loses them.
         """
         end, place = self.model.end_of_text_id, self.offset + index
+        if endpoint.scores_route == scores.HEAD:
+            raise TextTooLongError(
+                f"The prompt of document {place} has {len(ids)} tokens, {limit} are allowed, and "
+                f"it cannot be cut, because {endpoint.url}{scores.HEAD} takes no token ids. Split "
+                f"the document, or start vLLM without --hf-overrides and --runner pooling.",
+                index=place,
+                tokens=len(ids),
+                limit=limit,
+            )
         if endpoint.tail:
             kept = limit - len(endpoint.tail)
             # It has no more tokens than bytes.

@@ -31,7 +31,7 @@ def request(
         tokens: How many tokens ``inputs`` have; None if not known.
     """
     if endpoint.labels:
-        return scores.score_request(endpoint.model, endpoint.labels, inputs, tokens)
+        return scores.score_request(endpoint, inputs, tokens)
     native = endpoint.dimensions
     return wire.embed_request(endpoint.model, inputs, dimensions, native=native, tokens=tokens)
 
@@ -51,7 +51,7 @@ def read(
         BadReplyError: It is no right reply.
     """
     if endpoint.labels:
-        return scores.read_scores(body, count, tokens)
+        return scores.read_scores(endpoint, body, count, tokens)
     return (yield from wire.read_embeddings(body, count, endpoint.dimensions, tokens))
 
 

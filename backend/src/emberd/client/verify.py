@@ -144,6 +144,8 @@ def steps(
     info = wire.parse_object((yield from ask(Request(MODEL_INFO), optional=optional)))
     if not info:
         info = wire.parse_object((yield from ask(Request(OLD_MODEL_INFO), optional=optional)))
+    if spec.task == RERANK and not (entries or info):
+        yield from verify_scores.check_listing(url, ask)
     _check_kind(url, info, spec.task)
     entry = _serving(url, spec.model, entries, info)
     name, server = str(entry["id"]), str(entry.get("owned_by") or "unknown")
@@ -341,9 +343,10 @@ def _ask(
         raise ServerUnavailableError(
             f"{where} answered {reply.status} ({said}): it is not ready. Try again later."
         )
-    if reply.status in wire.NO_ROUTE and request.path not in (wire.PATH, scores.PATH):
+    gives_rows = request.path in (wire.PATH, *scores.ROUTES)
+    if reply.status in wire.NO_ROUTE and (optional or not gives_rows):
         return None  # vLLM and llama.cpp have no /model_info, and a router only the old one
-    kind = "a server of a reranker" if request.path == scores.PATH else "an embedding server"
+    kind = "an embedding server" if request.path == wire.PATH else "a server of a reranker"
     advice = f"Start the server as {kind}, or give the base_url of one."
     if limited and reply.status in _TOO_MUCH:
         inputs = request.inputs

@@ -5,6 +5,10 @@ answers, that "yes" and "no" are one token each, that the server reads as many t
 tokenizer returns, and that prompts in one request get the scores that they get alone, in their
 order. That a document that answers a query scores above one that does not is no more than expected
 of a good model: if it does not, the endpoint has a note.
+
+A classifier is not told which tokens are the answers, and takes pairs of texts instead of prompts.
+So two things more are enforced of it: that it only joins the pairs, and that an answer scores above
+a text about something else, because nothing else shows of what its scores are the probability.
 """
 
 from __future__ import annotations
@@ -20,7 +24,19 @@ from emberd.client.inputs import Input
 from emberd.client.wire import Reply, Request, TransportError
 from emberd.endpoint import Endpoint
 from emberd.errors import BadReplyError, ServerMismatchError
-from emberd.prompts import RERANK_ANSWERS, RERANK_SUFFIX, rerank_frame
+from emberd.prompts import RERANK_ANSWERS, RERANK_START, RERANK_SUFFIX, rerank_frame
+
+# Kinds of servers that cannot be sent the prompt, by their name in the list of models.
+_OWN_PROMPT: Final = {
+    "infinity": (
+        "infinity removes white space at the ends of texts, so the prompt would lose the end after "
+        "which the model answers, and it cuts prompts that are too long"
+    ),
+    "llamacpp": "llama.cpp puts a query and a document into a prompt of its own",
+}
+_ADVICE: Final = "Serve the model with SGLang or vLLM, or omit base_url to let emberd start it."
+
+_VLLM: Final = "vllm"
 
 Ask = Callable[..., Generator[Request, Reply | TransportError | None, bytes | None]]
 """Sends a request, and returns the body of a good reply; None where there is no such route."""
@@ -55,6 +71,10 @@ def steps(
         ServerMismatchError: It does not score prompts correctly; the text says what was seen.
     """
     url, sent = endpoint.url, prompts()
+    if (reason := _OWN_PROMPT.get(endpoint.server)) is not None:
+        raise ServerMismatchError(
+            f"{url} cannot score the prompt of a reranker: {reason}. {_ADVICE}"
+        )
 
     def tokens_of(
         text: str, *, adds: bool
@@ -92,28 +112,88 @@ def steps(
             f"its tokenizer does not know <|im_end|>. Use Qwen3-Reranker, or a model made from it."
         )
     whole = yield from tokens_of(sent[0], adds=True)
-    found = replace(endpoint, labels=tuple(labels), tail=tuple(tail), needs_ids=whole != bare[0])
+    found = replace(endpoint, labels=tuple(labels), tail=tuple(tail), scores_route=scores.BOTH)
+    if endpoint.server == _VLLM:
+        found = yield from _route_of_vllm(found, sent[0], ask)
+    # The other routes are told to add no tokens, or only take strings.
+    if found.scores_route == scores.BOTH:
+        found = replace(found, needs_ids=whole != bare[0])
     inputs: list[Input] = [*bare] if found.needs_ids else [*sent]
     counts_exactly = True
     alone = []
     for given, ids in zip(inputs, bare, strict=True):
-        reply = (yield from ask(_request(found, [given]))) or b""
-        counts_exactly &= _check_count(url, reply, len(ids))
+        reply = (yield from ask(scores.score_request(found, [given]))) or b""
+        counts_exactly &= _check_count(found, reply, len(ids))
         alone += _read(found, reply, 1)
     together: list[float] = []
     size = batch_size or len(inputs)
     for place in range(0, len(inputs) if size > 1 else 0, size):
         part = inputs[place : place + size]
-        if (body := (yield from ask(_request(found, part), limited=True))) is None:
+        body = yield from ask(scores.score_request(found, part), limited=True)
+        if body is None:
             break  # those that were answered are compared
         together += _read(found, body, len(part))
     _compare(url, alone, together)
+    if found.scores_route == scores.HEAD:
+        divided = yield from _divided(found, sent, [*map(len, bare)], size, ask)
+        _check_joined(url, alone, divided)
     return replace(
         found,
         canary=(tuple(alone),),
         counts_exactly=counts_exactly,
-        notes=_notes(url, model, alone),
+        notes=_notes(found, model, alone),
     )
+
+
+def _divided(
+    endpoint: Endpoint, sent: Sequence[str], tokens: Sequence[int], size: int, ask: Ask
+) -> Generator[Request, Reply | TransportError | None, list[float]]:
+    """Return the scores of prompts that are divided into pairs before their end.
+
+    Args:
+        endpoint: The server.
+        sent: The prompts.
+        tokens: How many tokens each has.
+        size: Most prompts in a request.
+        ask: Sends a request.
+    """
+    found = []
+    for place in range(0, len(sent), size):
+        before = [prompt.removesuffix(RERANK_SUFFIX) for prompt in sent[place : place + size]]
+        request = scores.pair_request(endpoint, before, [RERANK_SUFFIX] * len(before))
+        reply = (yield from ask(request)) or b""
+        _check_count(endpoint, reply, sum(tokens[place : place + size]))
+        found += _read(endpoint, reply, len(before))
+    return found
+
+
+def check_listing(url: str, ask: Ask) -> Generator[Request, Reply | TransportError | None, None]:
+    """Refuse a server that lists no model if it is Text Embeddings Inference.
+
+    Raises:
+        ServerMismatchError: It is.
+    """
+    info = wire.parse_object((yield from ask(Request("/info"), optional=True)))
+    if {"model_id", "model_type"} <= info.keys():
+        raise ServerMismatchError(
+            f"{url} is Text Embeddings Inference with {info['model_id']}, which does not compute "
+            f"Qwen3-Reranker: it has no such classifier, and cannot be asked for the tokens of "
+            f"'yes' and 'no'. {_ADVICE}"
+        )
+
+
+def _route_of_vllm(
+    endpoint: Endpoint, prompt: str, ask: Ask
+) -> Generator[Request, Reply | TransportError | None, Endpoint]:
+    """Return ``endpoint`` with the route of vLLM that gives scores.
+
+    It has one for models that generate, and another one for classifiers.
+    """
+    generates = replace(endpoint, scores_route=scores.FIRST)
+    request = scores.score_request(generates, [prompt])
+    if (yield from ask(request, optional=True)) is not None:
+        return generates
+    return replace(endpoint, scores_route=scores.HEAD)
 
 
 def _read_ids(url: str, body: bytes) -> list[int]:
@@ -123,27 +203,45 @@ def _read_ids(url: str, body: bytes) -> list[int]:
         raise ServerMismatchError(f"{url}: {error}") from error
 
 
-def _request(endpoint: Endpoint, inputs: list[Input]) -> Request:
-    return scores.score_request(endpoint.model, endpoint.labels, inputs)
-
-
 def _read(endpoint: Endpoint, body: bytes, count: int) -> list[float]:
     try:
-        reply = scores.read_scores(body, count)
+        reply = scores.read_scores(endpoint, body, count)
     except BadReplyError as error:
         raise ServerMismatchError(f"{endpoint.url} returned an invalid score: {error}") from error
     return [struct.unpack("<f", raw)[0] for raw in reply.vectors]
 
 
-def _check_count(url: str, body: bytes, tokens: int) -> bool:
+def _check_count(endpoint: Endpoint, body: bytes, tokens: int) -> bool:
     """Return whether the server says how many tokens it read; raise if they are not those sent."""
-    read = wire.prompt_tokens(body)
-    if read not in (None, tokens):
+    url, read = endpoint.url, wire.prompt_tokens(body)
+    is_pair = endpoint.scores_route == scores.HEAD
+    if read == tokens or (read is None and not is_pair):
+        return read is not None
+    if read is None:
         raise ServerMismatchError(
-            f"{url} read {read} tokens of a prompt of {tokens}: it cuts prompts, or adds tokens to "
-            f"them. Use a server that scores exactly the prompt."
+            f"{url}{scores.HEAD} does not say how many tokens it read, so it is not known whether "
+            f"it scores exactly the prompt. {_ADVICE}"
         )
-    return read is not None
+    if is_pair and read > tokens:
+        raise ServerMismatchError(
+            f"{url}{scores.HEAD} read {read} tokens of a prompt of {tokens}: it puts texts into a "
+            f"template of its own, or tokens around them. Start vLLM without --chat-template, or "
+            f"without --hf-overrides and --runner pooling."
+        )
+    raise ServerMismatchError(
+        f"{url} read {read} tokens of a prompt of {tokens}: it cuts prompts, or adds tokens to "
+        f"them. Use a server that scores exactly the prompt."
+    )
+
+
+def _check_joined(url: str, alone: Sequence[float], divided: Sequence[float]) -> None:
+    for score, other in zip(alone, divided, strict=True):
+        if not abs(score - other) <= SAME_SCORE:
+            raise ServerMismatchError(
+                f"{url}{scores.HEAD} gives a prompt the score {score:.4f} if it is divided after "
+                f"{RERANK_START}, and {other:.4f} if it is divided before its end: it does not "
+                f"only join the texts of a pair. {_ADVICE}"
+            )
 
 
 def _compare(url: str, alone: Sequence[float], together: Sequence[float]) -> None:
@@ -161,14 +259,22 @@ def _compare(url: str, alone: Sequence[float], together: Sequence[float]) -> Non
             )
 
 
-def _notes(url: str, model: Model, alone: Sequence[float]) -> tuple[str, ...]:
+def _notes(endpoint: Endpoint, model: Model, alone: Sequence[float]) -> tuple[str, ...]:
     for good, bad in ((0, 1), (2, 3)):
-        if not alone[good] > alone[bad]:
-            query, document = _PAIRS[bad]
-            text = (
-                f"{model.name} at {url} gives {_QUERIES[query]!r} a score of {alone[good]:.4f} "
-                f"with its answer, and {alone[bad]:.4f} with {_ANSWERS[document]!r}: its scores "
-                f"may mean nothing. Check that its weights are those of a reranker."
+        if alone[good] > alone[bad]:
+            continue
+        query, document = _PAIRS[bad]
+        seen = (
+            f"{model.name} at {endpoint.url} gives {_QUERIES[query]!r} a score of "
+            f"{alone[good]:.4f} with its answer, and {alone[bad]:.4f} with {_ANSWERS[document]!r}"
+        )
+        if endpoint.scores_route == scores.HEAD:
+            raise ServerMismatchError(
+                f"{seen}. So nothing shows that its classifier gives the probability of 'yes'. "
+                f'Start vLLM with "classifier_from_token": ["no", "yes"], or without '
+                f"--hf-overrides and --runner pooling."
             )
-            return (text,)
+        return (
+            seen + ": its scores may mean nothing. Check that its weights are those of a reranker.",
+        )
     return ()

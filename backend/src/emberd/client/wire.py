@@ -67,8 +67,6 @@ _REPLY_BYTES: Final = 64 * 1024
 
 _BARE: Final = ("", "identity")
 _INPUT: Final = "input"
-ITEMS: Final = "items"
-"""Where a request for scores has its texts."""
 
 _DIMENSIONS: Final = "dimensions"
 _SHOWN_CHARACTERS: Final = 300
@@ -87,25 +85,25 @@ class Request:
         body: What is posted; None for a GET.
         most_bytes: Most bytes that a right reply can have.
         tokens: How many tokens the texts that it embeds have; None if not known.
+        texts_in: Which field of the body has them.
     """
 
     path: str
     body: dict[str, Any] | None = None
     most_bytes: int = MOST_BYTES
     tokens: int | None = None
+    texts_in: str = _INPUT
 
     @property
     def inputs(self) -> list[Input]:
         """The texts, or token ids, to embed."""
-        body = self.body or {}
-        given: list[Input] = body[ITEMS] if ITEMS in body else body[_INPUT]
+        given: list[Input] = (self.body or {})[self.texts_in]
         return given
 
     @property
     def is_long_text(self) -> bool:
         """Whether it embeds one text only, and may take longer than the timeout with it."""
-        body = self.body or {}
-        given = body.get(ITEMS, body.get(_INPUT))
+        given = (self.body or {}).get(self.texts_in)
         if not isinstance(given, list) or len(given) != 1:
             return False
         return len(given[0]) > (LONG_TEXT if isinstance(given[0], str) else LONG_IDS)
@@ -237,9 +235,9 @@ def merge(requests: list[Request]) -> Request:
         return requests[0]
     inputs = [given for request in requests for given in request.inputs]
     most_bytes = sum(request.most_bytes for request in requests)
-    first = requests[0].body or {}
-    body = {**first, ITEMS if ITEMS in first else _INPUT: inputs}
-    return Request(requests[0].path, body, most_bytes, total_tokens(requests))
+    first = requests[0]
+    body = {**(first.body or {}), first.texts_in: inputs}
+    return Request(first.path, body, most_bytes, total_tokens(requests), first.texts_in)
 
 
 def total_tokens(requests: Iterable[Request]) -> int | None:

@@ -360,6 +360,11 @@ class Record:
         return StartError(failure.cause, advice=failure.advice, log_path=self.log_path or None)
 
 
+# At the first use of a class, msgspec keeps what it knows of it before it knows all of it: another
+# thread that uses the class meanwhile crashes the process (0.22.0). An import has one thread.
+msgspec.json.Decoder(Record)
+
+
 def read_record(folder: Path) -> Record | None:
     """Return the record in ``folder``; None if it is missing or damaged.
 
