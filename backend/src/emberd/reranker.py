@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import operator
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from emberd.endpoint import Secret
 from emberd.errors import SettingError, TextError
@@ -98,14 +99,9 @@ class Reranker(ModelUser):
         async_client: Any = None,
     ) -> None:
         arguments = locals()
-        names = {field.name for field in FIELDS} & arguments.keys()
-        given = {name: arguments[name] for name in names}
+        given = {name: arguments[name] for name in _SETTINGS}
         given["base_url"] = common_url(base_url, client, async_client)
-        if not isinstance(instruction, str | None):
-            raise SettingError(f"instruction={instruction!r} must be a string, or None.")
-        if instruction is not None:
-            task_in_words("instruction", instruction)
-        self._instruction = instruction
+        self._instruction = _checked(instruction)
         self._build(RerankSettings.resolve(**given), manager, client, async_client)
 
     def rerank(
@@ -167,6 +163,29 @@ class Reranker(ModelUser):
         """What makes a document relevant; None for web search."""
         return self._instruction
 
+    def replace(self, **changes: Any) -> Self:
+        """Return another reranker with some settings changed; the environment is not read.
+
+        It uses the same manager, and the same given clients unless its server is another.
+
+        Args:
+            **changes: Any of the arguments of this class but ``manager`` and the clients. None is
+                a value here; it does not mean "not given".
+
+        Raises:
+            SettingError: A value is invalid; the text names it.
+        """
+        changes = dict(changes)
+        instruction = _checked(changes.pop("instruction", self._instruction))
+        if unknown := sorted(changes.keys() - _SETTINGS):
+            raise SettingError(
+                f"Unknown setting {unknown[0]!r}. Known are: "
+                f"{', '.join(sorted({*_SETTINGS, 'instruction'}))}."
+            )
+        other = super().replace(**changes)
+        other._instruction = instruction
+        return other
+
     def __repr__(self) -> str:
         shown = super().__repr__()
         return (
@@ -202,6 +221,20 @@ class Reranker(ModelUser):
                     index=0,
                 ) from None
         return rerank_frame(query, task)
+
+
+# Those of the settings that concern scores.
+_SETTINGS: Final = frozenset(
+    {field.name for field in FIELDS} & inspect.signature(Reranker).parameters.keys()
+)
+
+
+def _checked(instruction: Any) -> str | None:
+    if not isinstance(instruction, str | None):
+        raise SettingError(f"instruction={instruction!r} must be a string, or None.")
+    if instruction is not None:
+        task_in_words("instruction", instruction)
+    return instruction
 
 
 def _count(top_n: Any) -> int | None:
