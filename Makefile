@@ -25,8 +25,10 @@ PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
 
 LANGCHAIN := integrations/langchain-emberd
 LLAMA_INDEX := integrations/llama-index-embeddings-emberd
+LLAMA_INDEX_RERANK := integrations/llama-index-postprocessor-emberd
 MANIFESTS := constraints.txt backend/pyproject.toml backend/src/emberd/__init__.py \
-	$(LANGCHAIN)/pyproject.toml $(LLAMA_INDEX)/pyproject.toml
+	$(LANGCHAIN)/pyproject.toml $(LLAMA_INDEX)/pyproject.toml \
+	$(LLAMA_INDEX_RERANK)/pyproject.toml
 TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout pytest-xdist \
 	langchain-tests pyarrow mypy types-psutil ruff \
 	langchain-openai langchain-text-splitters llama-index-embeddings-openai-like \
@@ -135,10 +137,10 @@ $(VENV)/.made:
 
 # hatchling goes in first, held by the constraints, instead of once for each build.
 $(VENV)/.demo: $(VENV)/.made $(MANIFESTS)
-	@echo "Installing emberd and both integrations into $(VENV) (about a minute the first time)"
+	@echo "Installing emberd and its integrations into $(VENV) (about a minute the first time)"
 	@$(call install,-c constraints.txt hatchling)
 	@$(call install,-c constraints.txt --no-build-isolation \
-		-e 'backend[demo]' -e $(LANGCHAIN) -e $(LLAMA_INDEX))
+		-e 'backend[demo]' -e $(LANGCHAIN) -e $(LLAMA_INDEX) -e $(LLAMA_INDEX_RERANK))
 	@touch $@
 
 $(VENV)/.tools: $(VENV)/.demo

@@ -22,6 +22,7 @@ _READ_BYTES: Final = 65536
 _FRAMEWORKS: Final = (
     *("langchain_emberd", "langchain_openai", "langchain_text_splitters"),
     *("llama_index.embeddings.emberd", "llama_index.embeddings.openai_like"),
+    *("llama_index.postprocessor.emberd", "langchain_classic.retrievers"),
 )
 _servers: Final[dict[tuple[str, ...], CommandServer]] = {}
 

@@ -19,7 +19,7 @@ Told = list[tuple[str, str, str]]
 
 def wanted(home: Path, model: str = DEMO_MODEL, **more: Any) -> Wanted:
     """Return what is asked for; fields of the spec, the places and ``Wanted`` by their names."""
-    names = ("engine", "device", "revision", "quantization")
+    names = ("engine", "device", "revision", "quantization", "task")
     of_spec = {name: more.pop(name) for name in names if name in more}
     of_places = {name: more.pop(name) for name in ("discover", "auto_install") if name in more}
     places = Places(str(home), str(home / "engines"), **of_places)

@@ -18,6 +18,9 @@ PACKAGES: Final = {
     "llama_index.embeddings.emberd": (
         ROOT / "integrations/llama-index-embeddings-emberd/llama_index/embeddings/emberd"
     ),
+    "llama_index.postprocessor.emberd": (
+        ROOT / "integrations/llama-index-postprocessor-emberd/llama_index/postprocessor/emberd"
+    ),
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

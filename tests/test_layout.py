@@ -251,12 +251,17 @@ def _steps(code: str, before: str = "") -> list[tuple[list[str], list[str]]]:
         (
             "langchain_emberd",
             "import pydantic; from langchain_core.embeddings import Embeddings",
-            "langchain_emberd.EmberdEmbeddings(model='emberd/demo')",
+            "langchain_emberd.EmberdEmbeddings(model='emberd/demo')\nlangchain_emberd.EmberdReranker()",
         ),
         (
             "llama_index.embeddings.emberd",
             "import llama_index.core.base.embeddings.base, llama_index.core.callbacks",
             "llama_index.embeddings.emberd.EmberdEmbedding(model_name='emberd/demo')",
+        ),
+        (
+            "llama_index.postprocessor.emberd",
+            "import llama_index.core.postprocessor.types, llama_index.core.callbacks",
+            "llama_index.postprocessor.emberd.EmberdRerank()",
         ),
     ],
     ids=PACKAGES,
@@ -359,7 +364,7 @@ def test_changelog_and_version_agree() -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", ["integrations/langchain-emberd", "integrations/llama-index-embeddings-emberd"]
+    "folder", sorted(f"integrations/{path.name}" for path in ROOT.glob("integrations/*"))
 )
 def test_an_integration_has_emberds_version_and_asks_for_it(folder: str) -> None:
     version = importlib.import_module("emberd").__version__

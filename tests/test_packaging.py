@@ -25,6 +25,10 @@ DISTRIBUTIONS: Final = {
         "integrations/llama-index-embeddings-emberd",
         "llama_index/embeddings/emberd",
     ),
+    "llama-index-postprocessor-emberd": (
+        "integrations/llama-index-postprocessor-emberd",
+        "llama_index/postprocessor/emberd",
+    ),
 }
 _NOT_FOR_USERS: Final = re.compile(
     r"pytest|mypy|ruff|hatchling|coverage|tests?$|types-|torch|sglang|transformers"
@@ -76,11 +80,12 @@ def test_a_wheel_holds_its_package_whole_and_nothing_else(wheel: zipfile.ZipFile
     assert _package_files(wheel) == wanted
 
 
-def test_the_folders_that_llama_index_shares_have_no_init_file() -> None:
+@pytest.mark.parametrize("kind", ["embeddings", "postprocessor"])
+def test_the_folders_that_llama_index_shares_have_no_init_file(kind: str) -> None:
     """With one, an editable install would hide llama_index.core."""
-    package = source_tree.PACKAGES["llama_index.embeddings.emberd"]
+    package = source_tree.PACKAGES[f"llama_index.{kind}.emberd"]
     shared = (package.parent, package.parent.parent)
-    assert [folder.name for folder in shared] == ["embeddings", "llama_index"]
+    assert [folder.name for folder in shared] == [kind, "llama_index"]
     assert [folder for folder in shared if (folder / "__init__.py").exists()] == []
 
 

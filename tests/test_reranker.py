@@ -131,6 +131,40 @@ def test_documents_come_in_the_order_of_their_scores(server: FakeReranker) -> No
     assert asyncio.run(reranker.arerank("q", documents, 7)) == ranked[:7]
 
 
+def test_a_changed_reranker_keeps_the_rest_and_does_not_read_the_environment(
+    server: FakeReranker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reranker = reranker_for(server, instruction="code", batch_size=3, idle_timeout=None)
+    monkeypatch.setenv("EMBERD_BATCH_SIZE", "64")
+    monkeypatch.setenv("EMBERD_RERANK_MODEL", "Qwen/Qwen3-Reranker-8B")
+    changed = reranker.replace(truncate=True)
+    assert changed.settings == replace(reranker.settings, truncate=True)
+    assert (changed.instruction, reranker.settings.truncate) == ("code", False)
+    assert changed.scores("q", ["d"]).tolist() == reranker.scores("q", ["d"]).tolist()
+    assert reranker.replace(instruction="facts").instruction == "facts"
+    assert reranker.replace(instruction=None).instruction is None
+    assert reranker.replace().settings == reranker.settings
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 0},
+        {"dimensions": 64},
+        {"query_instruction": "code"},
+        {"manager": None},
+        {"instruction": 5},
+        {"instruction": "Instruct: x"},
+        {"model": "Qwen/Qwen3-Embedding-4B"},
+    ],
+    ids=str,
+)
+def test_an_invalid_change_is_refused(server: FakeReranker, changes: dict[str, Any]) -> None:
+    reranker = reranker_for(server)
+    with pytest.raises(SettingError, match=next(iter(changes))):
+        reranker.replace(**changes)
+
+
 def test_no_documents_are_no_request(server: FakeReranker) -> None:
     reranker = reranker_for(server)
     assert reranker.scores("q", []).shape == (0,)

@@ -16,6 +16,7 @@ from managed import environment
 PROCESSES = 20
 
 LANGCHAIN = """
+from langchain_core.documents import BaseDocumentCompressor
 from langchain_core.embeddings import Embeddings
 from pydantic import BaseModel
 class Model(BaseModel, Embeddings):
@@ -23,6 +24,7 @@ class Model(BaseModel, Embeddings):
     def embed_documents(self, texts): return []
     def embed_query(self, text): return []
 """
+LLAMA_INDEX_RERANK = "from llama_index.core.postprocessor.types import BaseNodePostprocessor\n"
 LLAMA_INDEX = "from llama_index.core.base.embeddings.base import BaseEmbedding\n"
 
 
@@ -50,6 +52,7 @@ def _ms(program: str) -> float:
     [
         pytest.param(LANGCHAIN, "langchain_emberd", id="LangChain"),
         pytest.param(LLAMA_INDEX, "llama_index.embeddings.emberd", id="LlamaIndex"),
+        pytest.param(LLAMA_INDEX_RERANK, "llama_index.postprocessor.emberd", id="reranker"),
     ],
 )
 def test_what_the_import_takes_once_its_framework_is_there(framework: str, package: str) -> None:

@@ -18,6 +18,13 @@ _LLAMA_INDEX = (
     "named = {'model_name': NAME}"
 )
 
+_RERANKERS = [
+    f"from {module} import {name} as Class; named = {{'model': 'Qwen/Qwen3-Reranker-0.6B'}}"
+    for module, name in (
+        ("langchain_emberd", "EmberdReranker"),
+        ("llama_index.postprocessor.emberd", "EmberdRerank"),
+    )
+]
 both = pytest.mark.parametrize(
     "imports", [_LANGCHAIN, _LLAMA_INDEX], ids=["LangChain", "LlamaIndex"]
 )
@@ -39,7 +46,11 @@ def _run(imports: str, code: str, **environment: str) -> str:
     return done.stdout
 
 
-@both
+@pytest.mark.parametrize(
+    "imports",
+    [_LANGCHAIN, _LLAMA_INDEX, *_RERANKERS],
+    ids=["EmberdEmbeddings", "EmberdEmbedding", "EmberdReranker", "EmberdRerank"],
+)
 def test_constructing_copying_and_pickling_have_no_side_effects(
     imports: str, tmp_path: Path
 ) -> None:
@@ -52,9 +63,9 @@ def test_constructing_copying_and_pickling_have_no_side_effects(
                   "socket.__new__", "socket.connect", "subprocess.Popen")
         sys.addaudithook(lambda event, _: events.append(event) if event in STARTS else None)
         before = set(sys.modules)
-        made = Class(**named, dimensions=64, api_key="made-up-key")
+        made = Class(**named, max_concurrency=3, api_key="made-up-key")
         copy.deepcopy(made), pickle.loads(pickle.dumps(made)), repr(made)
-        made.model_copy(update={"dimensions": 32}).model_dump()
+        made.model_copy(update={"truncate": True}).model_dump()
         late = {"emberd.client.clients", "emberd.manager", "filelock", "httpx", "httpx2", "numpy",
                 "openai", "psutil", "rich", "sglang", "torch"}
         print(sorted(late & (set(sys.modules) - before)), events)

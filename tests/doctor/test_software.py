@@ -11,6 +11,7 @@ import pytest
 
 import emberd
 import examined
+from emberd.catalog import EMBED, RERANK
 from emberd.doctor import host
 from emberd.doctor.findings import Finding, Level
 
@@ -55,6 +56,25 @@ def test_a_framework_without_its_integration_is_noted(
     versions(monkeypatch, llama_index_core="0.14")
     [found] = examined.worse(look(tmp_path))
     assert found.advice.endswith("pip install llama-index-embeddings-emberd")
+
+
+@pytest.mark.parametrize("task", [EMBED, RERANK])
+def test_the_reranker_of_llama_index_is_only_missed_if_a_reranker_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    here = emberd.__version__
+    versions(monkeypatch, llama_index_core="0.14", llama_index_embeddings_emberd=here)
+    advice = [finding.advice for finding in examined.worse(look(tmp_path, task=task))]
+    missed = ["To use emberd with it: pip install llama-index-postprocessor-emberd"]
+    assert advice == (missed if task == RERANK else [])
+
+
+def test_a_reranker_of_llama_index_of_another_version_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions(monkeypatch, llama_index_postprocessor_emberd="0.0.1")
+    [found] = examined.worse(look(tmp_path))
+    assert found.advice == "pip install --upgrade emberd llama-index-postprocessor-emberd"
 
 
 def test_without_frameworks_nothing_is_wrong(

@@ -16,6 +16,8 @@ import pytest
 import managed
 from command import Outcome, run_program
 from emberd import Embedder, Manager
+from fake_reranker import MODEL as RERANKER
+from fake_reranker import FakeReranker, score_of, tokenize
 from fake_server import FakeServer
 from homes import home, manager
 from managed import MODEL, stopped_at_the_end
@@ -138,6 +140,31 @@ def test_an_agent_looks_up_each_part_of_the_question() -> None:
         "tool    When can I have lunch?",
     ]
     assert re.fullmatch(r"answer  Broken equipment .*\. The canteen serves .*\.", answer)
+
+
+# ---------------------------------------------------------------- reranking
+
+
+@pytest.mark.parametrize("name", ["langchain_rerank.py", "llama_index_rerank.py"])
+def test_the_best_five_of_fifty_retrieved_passages_are_shown(name: str) -> None:
+    with FakeReranker() as server:
+        output = _output_of(EXAMPLES / name, **_reranker_at(server))
+        scores = {
+            item: score_of([*tokenize(item), server.weights])
+            for items in server.scored
+            for item in items
+        }
+    (query, *_), *found = (line.split("  ") for line in output.splitlines())
+    own = [score for item, score in scores.items() if f"<Query>: {query}\n" in item]
+    assert len(own) == 50
+    assert [float(score) for _, score, _ in found] == pytest.approx(
+        sorted(own, reverse=True)[:5], abs=0.0005
+    )
+    assert all(re.fullmatch(r"[a-z.]+\.\w+", function) for *_, function in found)
+
+
+def _reranker_at(server: FakeReranker) -> dict[str, str]:
+    return {"EMBERD_RERANK_MODEL": RERANKER, "EMBERD_RERANK_BASE_URL": server.url}
 
 
 # ---------------------------------------------------------------- saved indexes
@@ -320,6 +347,18 @@ def test_integration_readme_code_runs(name: str) -> None:
     output = _output_of("-c", block, EMBERD_MODEL=MODEL)  # the block names no model
     assert "Kiwis cannot fly." in output
     assert "Paris" not in output
+
+
+def test_readme_code_of_the_llama_index_reranker_runs() -> None:
+    [block] = _blocks(ROOT / "integrations/llama-index-postprocessor-emberd/README.md")
+    with FakeReranker() as server:
+        output = _output_of("-c", block, **_reranker_at(server))
+        prompts = [item for item in server.scored[-1] if "Which bird" in item]
+    text, score = output.strip().rsplit(" ", 1)
+    best = max(prompts, key=lambda item: score_of([*tokenize(item), server.weights]))
+    assert len(prompts) == 2
+    assert f"<Document>: {text}<" in best
+    assert 0 <= float(score) <= 1
 
 
 def _blocks(document: Path) -> list[str]:

@@ -23,12 +23,20 @@ import emberd
 vector = emberd.Embedder({MODEL!r}).embed_query("hello")
 """
 LANGCHAIN = f"""
-from langchain_emberd import EmberdEmbeddings
+from langchain_emberd import EmberdEmbeddings, EmberdReranker
+assert EmberdReranker(top_n=5).compress_documents([], "hello") == []
 vector = EmberdEmbeddings(model={MODEL!r}).embed_query("hello")
 """
 LLAMA_INDEX = f"""
 from llama_index.embeddings.emberd import EmberdEmbedding
 vector = EmberdEmbedding(model_name={MODEL!r}).get_query_embedding("hello")
+"""
+# There is no small reranker: its class is only constructed.
+LLAMA_INDEX_RERANKER = f"""
+from llama_index.postprocessor.emberd import EmberdRerank
+import emberd
+assert EmberdRerank(top_n=5).postprocess_nodes([], query_str="hello") == []
+vector = emberd.Embedder({MODEL!r}).embed_query("hello")
 """
 CHECK = """
 import importlib.util
@@ -48,6 +56,20 @@ WANTED = {
     "llama-index": (
         ["./backend[demo]", "./integrations/llama-index-embeddings-emberd"],
         LLAMA_INDEX,
+        ["langchain_core", "llama_index.postprocessor"],
+    ),
+    "llama-index-reranker": (
+        ["./backend[demo]", "./integrations/llama-index-postprocessor-emberd"],
+        LLAMA_INDEX_RERANKER,
+        ["langchain_core", "llama_index.embeddings"],
+    ),
+    "llama-index-both": (
+        [
+            "./backend[demo]",
+            "./integrations/llama-index-embeddings-emberd",
+            "./integrations/llama-index-postprocessor-emberd",
+        ],
+        LLAMA_INDEX_RERANKER + LLAMA_INDEX,
         ["langchain_core"],
     ),
 }

@@ -314,10 +314,7 @@ class Embedder(ModelUser):
         Raises:
             SettingError: A value is invalid; the text names it.
         """
-        other = object.__new__(type(self))
-        is_other_server = changes.keys() & {"base_url", "api_key"}
-        clients = () if is_other_server else (self._given_client, self._given_async_client)
-        other._build(self._settings.changed(**changes), self._handle.manager, *clients)
+        other = super().replace(**changes)
         other._is_native = self._stays_native(changes)
         return other
 

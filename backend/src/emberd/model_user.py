@@ -56,6 +56,23 @@ class ModelUser:
         """Return the server's address and what it serves; raises as ``ensure``."""
         return self.ensure().endpoint
 
+    def replace(self, **changes: Any) -> Self:
+        """Return another object with some settings changed; the environment is not read.
+
+        It uses the same manager, and the same given clients unless its server is another.
+
+        Args:
+            **changes: Any settings. None is a value here; it does not mean "not given".
+
+        Raises:
+            SettingError: A value is invalid; the text names it.
+        """
+        other = object.__new__(type(self))
+        is_other_server = changes.keys() & {"base_url", "api_key"}
+        clients = () if is_other_server else (self._given_client, self._given_async_client)
+        other._build(self._settings.changed(**changes), self._handle.manager, *clients)
+        return other
+
     def close(self) -> None:
         """Close the connections of the synchronous methods; the next use opens them again."""
         if self._sync is not None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import operator
 import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from emberd.endpoint import Secret
 from emberd.errors import RequestError, SettingError, TextError
@@ -99,14 +100,9 @@ class Reranker(ModelUser):
         async_client: Any = None,
     ) -> None:
         arguments = locals()
-        names = {field.name for field in FIELDS} & arguments.keys()
-        given = {name: arguments[name] for name in names}
+        given = {name: arguments[name] for name in _SETTINGS}
         given["base_url"] = common_url(base_url, client, async_client)
-        if not isinstance(instruction, str | None):
-            raise SettingError(f"instruction={instruction!r} must be a string, or None.")
-        if instruction is not None:
-            task_in_words("instruction", instruction)
-        self._instruction = instruction
+        self._instruction = _checked(instruction)
         self._build(RerankSettings.resolve(**given), manager, client, async_client)
 
     def rerank(
@@ -171,6 +167,29 @@ class Reranker(ModelUser):
         """What makes a document relevant; None for web search."""
         return self._instruction
 
+    def replace(self, **changes: Any) -> Self:
+        """Return another reranker with some settings changed; the environment is not read.
+
+        It uses the same manager, and the same given clients unless its server is another.
+
+        Args:
+            **changes: Any of the arguments of this class but ``manager`` and the clients. None is
+                a value here; it does not mean "not given".
+
+        Raises:
+            SettingError: A value is invalid; the text names it.
+        """
+        changes = dict(changes)
+        instruction = _checked(changes.pop("instruction", self._instruction))
+        if unknown := sorted(changes.keys() - _SETTINGS):
+            raise SettingError(
+                f"Unknown setting {unknown[0]!r}. Known are: "
+                f"{', '.join(sorted({*_SETTINGS, 'instruction'}))}."
+            )
+        other = super().replace(**changes)
+        other._instruction = instruction
+        return other
+
     def __repr__(self) -> str:
         shown = super().__repr__()
         return (
@@ -224,6 +243,20 @@ def _about_documents() -> Iterator[None]:
         named = _TEXT.sub(lambda found: "Document" if found[1] == "T" else "document", str(error))
         error.args = (named, *error.args[1:])
         raise
+
+
+# Those of the settings that concern scores.
+_SETTINGS: Final = frozenset(
+    {field.name for field in FIELDS} & inspect.signature(Reranker).parameters.keys()
+)
+
+
+def _checked(instruction: Any) -> str | None:
+    if not isinstance(instruction, str | None):
+        raise SettingError(f"instruction={instruction!r} must be a string, or None.")
+    if instruction is not None:
+        task_in_words("instruction", instruction)
+    return instruction
 
 
 def _count(top_n: Any) -> int | None:

@@ -1,6 +1,7 @@
-"""LangChain embeddings that bring their own server."""
+"""LangChain embeddings and a reranker that bring their own server."""
 
 from emberd import guarded
 from langchain_emberd.embeddings import EmberdEmbeddings
+from langchain_emberd.reranker import EmberdReranker
 
-__all__ = ["EmberdEmbeddings", "guarded"]
+__all__ = ["EmberdEmbeddings", "EmberdReranker", "guarded"]

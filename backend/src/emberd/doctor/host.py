@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from emberd import __version__, engines, env, model_files, weight_files
-from emberd.catalog import DEMO_MODEL
+from emberd.catalog import DEMO_MODEL, RERANK
 from emberd.doctor.findings import Finding, LateError, gather, note, ok, problem, split
 from emberd.doctor.model import other_cache
 from emberd.doctor.wanted import Wanted
@@ -29,6 +29,7 @@ _INTEGRATIONS: Final = {
     "langchain-emberd": "langchain-core",
     "llama-index-embeddings-emberd": "llama-index-core",
 }
+_LLAMA_INDEX_RERANKER: Final = "llama-index-postprocessor-emberd"
 
 
 def check_software(wanted: Wanted) -> Iterator[Finding]:
@@ -44,6 +45,8 @@ def check_software(wanted: Wanted) -> Iterator[Finding]:
     yield ok("packages", ", ".join(shown))
     for integration, framework in _INTEGRATIONS.items():
         yield _integration(integration, framework)
+    if wanted.spec.task == RERANK or _version(_LLAMA_INDEX_RERANKER) is not None:
+        yield _integration(_LLAMA_INDEX_RERANKER, "llama-index-core")
 
 
 def _platform(wanted: Wanted) -> Finding:

@@ -6,4 +6,4 @@ import langchain_emberd
 
 
 def test_the_public_names_are_these() -> None:
-    assert langchain_emberd.__all__ == ["EmberdEmbeddings", "guarded"]
+    assert langchain_emberd.__all__ == ["EmberdEmbeddings", "EmberdReranker", "guarded"]
