@@ -25,8 +25,8 @@ from emberd.errors import (
 from emberd.fidelity import Compared, Comparison, Embed, Outcome, ReferenceVectors, Sample
 from emberd.installs import Interpreter
 from emberd.prompts import Role
-from emberd.serving import hardware
 from emberd.settings import Settings
+from emberd.system import capacity
 from stubs import reference as stub
 
 BARE: dict[str, str] = {"query_instruction": "", "document_instruction": ""}
@@ -106,9 +106,9 @@ def test_too_little_memory_is_an_error_with_the_size(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = fidelity.find_checkpoint(settings)
-    monkeypatch.setattr(hardware, "free_memory", lambda: 880)
+    monkeypatch.setattr(capacity, "free_memory", lambda: 880)
     fidelity.check_memory(checkpoint)
-    monkeypatch.setattr(hardware, "free_memory", lambda: 879)
+    monkeypatch.setattr(capacity, "free_memory", lambda: 879)
     with pytest.raises(VerifyError, match=r"take 0\.0 GiB in float32"):
         fidelity.check_memory(checkpoint)
 

@@ -50,7 +50,7 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "hub_client": {"model_files", "system"},
     "hub_weights": {"errors", "hub_client", "model_files", "system", "weight_files"},
     "modelscope_weights": {"errors", "model_files", "system", "weight_files"},
-    "weight_files": {"model_files"},
+    "weight_files": {"model_files", "system"},
     "prompts": {"errors", "catalog"},
     "endpoint": {"catalog", "errors", "system"},
     "env": {"catalog", "durations", "endpoint", "errors", "system"},

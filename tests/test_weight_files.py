@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
-import psutil
 import pytest
 
 import checkpoints_made
 from emberd import weight_files
+from emberd.system import capacity
 
 
 @pytest.fixture
@@ -88,7 +87,7 @@ def test_a_damaged_index_names_nothing(folder: Path, named: object) -> None:
     assert weight_files.missing_files(folder) == []
 
 
-def ahead(monkeypatch: pytest.MonkeyPatch, folder: Path, free: int = 1 << 30) -> list[bytes]:
+def ahead(monkeypatch: pytest.MonkeyPatch, folder: Path, free: int | None = 1 << 30) -> list[bytes]:
     """Read ahead; return what the kernel was told to read of each file."""
     told: dict[str, list[tuple[int, int]]] = {}
 
@@ -97,7 +96,7 @@ def ahead(monkeypatch: pytest.MonkeyPatch, folder: Path, free: int = 1 << 30) ->
         told.setdefault(os.readlink(f"/proc/self/fd/{descriptor}"), []).append((begin, count))
 
     monkeypatch.setattr(os, "posix_fadvise", advise)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    monkeypatch.setattr(capacity, "free_memory", lambda: free)
     weight_files.read_ahead(str(folder), None)
     return [
         b"".join(Path(name).read_bytes()[begin : begin + count] for begin, count in pieces)
@@ -113,10 +112,11 @@ def test_all_weights_are_read_ahead(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert ahead(monkeypatch, folder) == [file.read_bytes() for file in files]
 
 
-def test_weights_larger_than_the_memory_are_not_read_ahead(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("free", [50, None])
+def test_weights_larger_than_the_free_memory_are_not_read_ahead(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, free: int | None
 ) -> None:
-    assert ahead(monkeypatch, folder, free=50) == []
+    assert ahead(monkeypatch, folder, free) == []
 
 
 def test_reading_ahead_of_a_model_that_is_not_here_does_nothing(

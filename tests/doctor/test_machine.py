@@ -8,13 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 
 import examined
 from emberd.doctor import host
 from emberd.doctor.findings import Finding, Level
 from emberd.settings import StartOptions
+from emberd.system import capacity
+from emberd.system.capacity import Limit
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -24,46 +25,40 @@ def look(tmp_path: Path, **more: Any) -> list[Finding]:
     return list(host.check_limits(examined.wanted(tmp_path, **more)))
 
 
-@pytest.fixture
-def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a control group that this process is in, two levels down."""
-    (tmp_path / "own").write_text("0::/outer/inner\n")
-    inner = tmp_path / "groups" / "outer" / "inner"
-    inner.mkdir(parents=True)
-    monkeypatch.setattr(host, "_OWN_CGROUP", tmp_path / "own")
-    monkeypatch.setattr(host, "_CGROUPS", tmp_path / "groups")
-    return inner
-
-
 def test_little_memory_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        psutil, "virtual_memory", lambda: SimpleNamespace(available=GIB, total=8 * GIB)
-    )
+    monkeypatch.setattr(capacity, "machine_memory", lambda: Limit(8 * GIB, GIB))
     found = examined.named(look(tmp_path), "memory")
     assert found.level is Level.NOTE
     assert found.fact.startswith("1.1 GB of 8.6 GB available")
 
 
-@pytest.mark.parametrize(("limit", "level"), [(5, Level.NOTE), (64, Level.OK)])
-def test_the_tightest_limit_above_this_process_counts(
-    tmp_path: Path, cgroup: Path, limit: int, level: Level
+def test_unknown_memory_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "machine_memory", lambda: None)
+    assert examined.named(look(tmp_path), "memory").level is Level.NOTE
+
+
+@pytest.mark.parametrize(("free", "level"), [(3, Level.NOTE), (62, Level.OK)])
+def test_the_memory_that_a_container_may_still_use_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, level: Level
 ) -> None:
-    (cgroup / "memory.max").write_text("max\n")
-    (cgroup / "memory.current").write_text("1\n")
-    (cgroup.parent / "memory.max").write_text(f"{limit * GIB}\n")
-    (cgroup.parent / "memory.current").write_text(f"{2 * GIB}\n")
+    monkeypatch.setattr(capacity, "memory_limit", lambda: Limit(64 * GIB, free * GIB))
     found = examined.named(look(tmp_path), "memory limit")
     assert found.level is level
-    assert f"{(limit - 2) * GIB / 1e9:.1f} GB left" in found.fact
+    assert f"{free * GIB / 1e9:.1f} GB left" in found.fact
 
 
-def test_a_limit_of_processes_that_is_nearly_reached_is_noted(tmp_path: Path, cgroup: Path) -> None:
-    (cgroup / "pids.max").write_text("512")
-    (cgroup / "pids.current").write_text("40")
+def test_a_limit_of_processes_that_is_nearly_reached_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "task_limit", lambda: Limit(512, 472))
     assert examined.named(look(tmp_path), "task limit").fact.startswith("40 of 512")
 
 
-def test_without_limits_nothing_is_said_of_them(tmp_path: Path, cgroup: Path) -> None:
+def test_without_limits_nothing_is_said_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "memory_limit", lambda: None)
+    monkeypatch.setattr(capacity, "task_limit", lambda: None)
     assert not [f for f in look(tmp_path) if f.name in ("memory limit", "task limit")]
 
 

@@ -8,10 +8,8 @@ import signal
 import sys
 import venv
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 
 import emberd.engines
@@ -24,6 +22,7 @@ from emberd.errors import NoEngineError, StartError
 from emberd.installs import Interpreter
 from emberd.serving import hardware
 from emberd.settings import ServerSpec, StartOptions
+from emberd.system import capacity
 
 GIB = 1024**3
 MODEL = "Qwen/Qwen3-Embedding-0.6B"
@@ -66,8 +65,7 @@ class Machine:
         self._patch.setattr(platform, "machine", lambda: processor_kind)
 
     def has_free(self, size: int) -> None:
-        memory = SimpleNamespace(available=size, total=2 * size)
-        self._patch.setattr(psutil, "virtual_memory", lambda: memory)
+        self._patch.setattr(capacity, "free_memory", lambda: size)
 
 
 @pytest.fixture

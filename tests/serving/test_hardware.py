@@ -1,4 +1,4 @@
-"""Cores and number formats of the processor."""
+"""Threads and number formats of the processor."""
 
 from __future__ import annotations
 
@@ -8,39 +8,13 @@ from pathlib import Path
 import pytest
 
 from emberd.serving import hardware
-
-
-@pytest.mark.parametrize(
-    ("quota", "cores"),
-    [
-        ("200000 100000\n", 2),
-        ("150000 100000\n", 2),
-        ("50000 100000\n", 1),
-        ("max 100000\n", 64),
-        ("nonsense", 64),
-    ],
-)
-def test_a_containers_quota_bounds_the_cores(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
-) -> None:
-    (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(hardware, "_QUOTA_FILE", tmp_path / "cpu.max")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
-    assert hardware.cores() == cores
-
-
-def test_without_a_quota_the_cores_are_those_that_the_process_may_run_on(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(hardware, "_QUOTA_FILE", tmp_path / "none")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 5, 7}, raising=False)
-    assert hardware.cores() == 3
+from emberd.system import capacity
 
 
 def test_openmp_is_given_the_cores_and_a_short_spin(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(hardware, "cores", lambda: 3)
+    monkeypatch.setattr(capacity, "cores", lambda: 3)
     with monkeypatch.context() as patch:
         patch.setattr(os, "environ", dict(os.environ))
         hardware.set_threads()

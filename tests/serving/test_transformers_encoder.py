@@ -28,6 +28,7 @@ from emberd.serving.__main__ import main
 from emberd.serving.encoder import LoadOptions, PreparedText
 from emberd.serving.hardware import DeviceChoice
 from emberd.serving.transformers_encoder import TransformersEncoder, load_checkpoint
+from emberd.system import capacity
 
 HERE = DeviceChoice("cpu", "bfloat16", "a test", 1_000_000)
 
@@ -104,18 +105,12 @@ def test_unavailable_device_or_dtype_is_refused(
     assert raised.value.advice
 
 
-def test_free_memory_of_each_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_free_memory_of_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hardware.choose_device(torch_with(cuda=(8, 0)), None, None).free_bytes == 5
     assert hardware.choose_device(torch_with(mps=True), None, None).free_bytes == 7
-    (tmp_path / "meminfo").write_text("MemTotal: 8 kB\nMemAvailable:   4 kB\n")
-    monkeypatch.setattr(hardware, "_MEMORY_FILE", tmp_path / "meminfo")
-    monkeypatch.setattr(hardware, "_CGROUP", tmp_path)
-    assert hardware.choose_device(torch_with(), None, None).free_bytes == 4096
-    for name, content in (("max", "3000"), ("current", "2500"), ("stat", "inactive_file 100\n")):
-        (tmp_path / f"memory.{name}").write_text(content)
-    assert hardware.choose_device(torch_with(), None, None).free_bytes == 600
-    (tmp_path / "meminfo").unlink()
-    assert hardware.choose_device(torch_with(), None, None).free_bytes is None
+    for free in (4096, None):
+        monkeypatch.setattr(capacity, "free_memory", lambda free=free: free)
+        assert hardware.choose_device(torch_with(), None, None).free_bytes == free
 
 
 class OutOfMemoryError(RuntimeError):

@@ -43,7 +43,7 @@ from emberd.model_files import ModelFileError
 from emberd.prompts import Role, apply
 from emberd.serving import REFERENCE, hardware
 from emberd.settings import Settings
-from emberd.system import process_env
+from emberd.system import capacity, process_env
 
 POOLINGS: Final = ("lasttoken", "cls", "mean")
 FLOOR_FACTOR: Final = 2.0
@@ -238,7 +238,7 @@ def check_memory(checkpoint: Checkpoint) -> None:
     Raises:
         VerifyError: They do not; the text says how large they are.
     """
-    need, free = round(checkpoint.float32_bytes * _MEMORY_FACTOR), hardware.free_memory()
+    need, free = round(checkpoint.float32_bytes * _MEMORY_FACTOR), capacity.free_memory()
     if free is not None and free < need:
         raise VerifyError(
             f"The weights in {checkpoint.folder} take {checkpoint.float32_bytes / _GIB:.1f} GiB in "
@@ -334,7 +334,7 @@ def _run(
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "",  # the server may need all of a GPU's memory
     }
-    environment.setdefault("OMP_NUM_THREADS", str(hardware.cores()))
+    environment.setdefault("OMP_NUM_THREADS", str(capacity.cores()))
     answer: dict[str, Any] = {}
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from emberd import model_files
+from emberd.system import capacity
 
 _NAMED_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)([BM])(?![A-Za-z])")
 _BF16_BYTES: Final = 2
@@ -83,13 +84,12 @@ def read_ahead(model: str, revision: str | None) -> None:
     """
     if sys.platform != "linux":
         return
-    import psutil  # imported late: only a supervisor needs it
-
     folder = Path(model) if model_files.is_folder(model) else None
     folder = folder or model_files.hub_snapshot(model, revision)
     files = sorted(folder.glob(model_files.SAFETENSORS)) if folder else []
-    # What does not fit would displace what was read before.
-    if sum(file.stat().st_size for file in files) > psutil.virtual_memory().available:
+    # What does not fit would displace what was read before, or other data of this container.
+    free = capacity.free_memory()
+    if free is None or sum(file.stat().st_size for file in files) > free:
         return
     for file in files:
         with suppress(OSError), model_files.open_regular(file) as opened:

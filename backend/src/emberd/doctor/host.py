@@ -21,6 +21,7 @@ from emberd.doctor.wanted import Wanted
 from emberd.errors import EmberdError, StateFolderError
 from emberd.installs import RECIPES
 from emberd.manager import cleanup
+from emberd.system import capacity
 from emberd.system.disk_space import in_words
 
 _INTEGRATIONS: Final = {
@@ -95,8 +96,6 @@ _LEAST_SHARED_SPREAD_BYTES: Final = 1024 * 1024 * 1024
 _LEAST_MEMORY_BYTES: Final = 4_000_000_000  # four Python processes, three of which import torch
 _LEAST_FILES: Final = 1024
 _LEAST_TASKS: Final = 1024  # processes and threads; torch creates some per core
-_CGROUPS: Final = Path("/sys/fs/cgroup")
-_OWN_CGROUP: Final = Path("/proc/self/cgroup")
 _SHM_ADVICE: Final = "In a container: docker run --shm-size 1g (or --ipc=host)"
 
 
@@ -105,16 +104,21 @@ def check_limits(wanted: Wanted) -> Iterator[Finding]:
     yield _memory()
     if sys.platform == "linux":
         yield _shared(wanted)
-        yield from _cgroup()
+    yield from _cgroup()
     yield from _limits()
 
 
 def _memory() -> Finding:
-    import psutil
-
-    seen = psutil.virtual_memory()
-    fact = f"{in_words(seen.available)} of {in_words(seen.total)} available"
-    if seen.available < _LEAST_MEMORY_BYTES:
+    seen = capacity.machine_memory()
+    if seen is None:
+        return note(
+            "memory",
+            "how much memory is available is unknown",
+            f"A server's processes need about {in_words(_LEAST_MEMORY_BYTES)} in addition to the "
+            f"model's memory on its device.",
+        )
+    fact = f"{in_words(seen.free)} of {in_words(seen.limit)} available"
+    if seen.free < _LEAST_MEMORY_BYTES:
         return note(
             "memory",
             f"{fact}: a server's processes need about {in_words(_LEAST_MEMORY_BYTES)} in addition "
@@ -140,40 +144,21 @@ def _shared(wanted: Wanted) -> Finding:
 
 
 def _cgroup() -> Iterator[Finding]:
-    memory = _cgroup_figures("memory.max", "memory.current")
+    memory = capacity.memory_limit()
     if memory is not None:
-        limit, used = memory
-        left = max(0, limit - used)
-        fact = f"this container or session is limited to {in_words(limit)}; {in_words(left)} left"
-        if left < _LEAST_MEMORY_BYTES:
+        limit, left = in_words(memory.limit), in_words(memory.free)
+        fact = f"this container or session is limited to {limit}; {left} left"
+        if memory.free < _LEAST_MEMORY_BYTES:
             yield note("memory limit", fact, "Raise it (docker run --memory, MemoryMax=).")
         else:
             yield ok("memory limit", fact)
-    tasks = _cgroup_figures("pids.max", "pids.current")
-    if tasks is not None and tasks[0] - tasks[1] < _LEAST_TASKS:
+    tasks = capacity.task_limit()
+    if tasks is not None and tasks.free < _LEAST_TASKS:
         yield note(
             "task limit",
-            f"{tasks[1]} of {tasks[0]} processes and threads are in use",
+            f"{tasks.limit - tasks.free} of {tasks.limit} processes and threads are in use",
             "Raise it (docker run --pids-limit, TasksMax=): a server needs some hundreds.",
         )
-
-
-def _cgroup_figures(limit_file: str, used_file: str) -> tuple[int, int] | None:
-    """Return the tightest limit on this process and its usage; None if there is no limit."""
-    try:
-        lines = _OWN_CGROUP.read_text().splitlines()
-    except OSError:
-        return None
-    # cgroup v2 only: it has one hierarchy, whose line begins with 0.
-    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
-    folder = _CGROUPS / own
-    found = []
-    for at in (folder, *folder.parents):
-        if at.is_relative_to(_CGROUPS):
-            with suppress(OSError, ValueError):  # "max": no limit here
-                limit = int((at / limit_file).read_text())
-                found.append((limit, int((at / used_file).read_text())))
-    return min(found, key=lambda pair: pair[0] - pair[1]) if found else None
 
 
 def _limits() -> Iterator[Finding]:

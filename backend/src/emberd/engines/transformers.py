@@ -29,7 +29,7 @@ from emberd.installs import Interpreter, interpreters
 from emberd.installs.recipes import dotted
 from emberd.serving import BOOTSTRAP, hardware
 from emberd.settings import ServerSpec, StartOptions
-from emberd.system import process_env
+from emberd.system import capacity, process_env
 
 _NAME: Final = "transformers"
 _CPU: Final = "cpu"
@@ -301,18 +301,17 @@ def _short_of_memory(spec: ServerSpec, device: str, gpu: Gpu | None = None) -> s
     shape = shape_of(spec.model, spec.task)
     if shape is None:
         return None
+    free: int | None
     # Whether the server will choose bfloat16, by the rules of our own server.
     if gpu is not None:
         is_half = gpu.capability >= _NATIVE_BFLOAT16
         context_bytes, free, name = _GPU_CONTEXT_BYTES, gpu.free_bytes, gpu.name
     else:
-        import psutil
-
         is_half = device == _MPS or hardware.multiplies_bfloat16()
-        context_bytes, free, name = 0, psutil.virtual_memory().available, "this machine"
+        context_bytes, free, name = 0, capacity.free_memory(), "this machine"
     dtype = "bfloat16" if is_half else "float32"
     need = round(shape.parameters * element_bytes(dtype) * _OVERHEAD) + context_bytes
-    if free >= need:
+    if free is None or free >= need:
         return None
     return (
         f"{spec.model} needs {need / _GIB:.1f} GiB in {dtype}, but {free / _GIB:.1f} GiB is free "

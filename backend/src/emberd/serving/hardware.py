@@ -1,14 +1,14 @@
-"""The hardware of this machine: processor cores, devices of torch, number formats, free memory."""
+"""The hardware of this machine: threads, devices of torch, number formats, memory of devices."""
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from emberd.errors import StartError
+from emberd.system import capacity
 
 CPU: Final = "cpu"
 CUDA: Final = "cuda"
@@ -26,11 +26,6 @@ _BFLOAT16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _CPU_FILE: Final = Path("/proc/cpuinfo")
 _FLAG_LINES: Final = ("flags", "Features")  # on x86 and ARM
 
-_KIB: Final = 1024
-_MEMORY_FILE: Final = Path("/proc/meminfo")
-_AVAILABLE: Final = "MemAvailable:"
-_CGROUP: Final = Path("/sys/fs/cgroup")  # of a container, cgroup v2
-_QUOTA_FILE: Final = _CGROUP / "cpu.max"
 _OUT_OF_MEMORY: Final = (
     *("out of memory", "can't allocate memory", "not enough memory"),  # torch, by device
     *("cannot allocate memory", "failed to map segment", "bad_alloc"),  # the C library
@@ -46,26 +41,12 @@ _SPIN_VARIABLES: Final = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 # ---------------------------------------------------------------- the processor
 
 
-def cores() -> int:
-    """Return how many cores this process may use.
-
-    In a container this is less than the machine has: 64 threads on a quota of two cores spend
-    their time waiting for each other.
-    """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        quota, period = map(int, _QUOTA_FILE.read_text().split())
-    except (OSError, ValueError):  # no cgroup v2, or "max"
-        return allowed or 1
-    return max(1, min(allowed or 1, math.ceil(quota / period)))
-
-
 def set_threads() -> None:
-    """Set the number of OpenMP threads to ``cores()``; a setting of the user is kept.
+    """Set the number of OpenMP threads to the cores it may use; a setting of the user is kept.
 
     OpenMP reads it when the library that needs it is loaded, so call this before.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
+    os.environ.setdefault("OMP_NUM_THREADS", str(capacity.cores()))
     if not any(variable in os.environ for variable in _SPIN_VARIABLES):
         os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT
 
@@ -192,23 +173,4 @@ def _free_bytes(torch: Any, device: str) -> int | None:
         return int(torch.cuda.mem_get_info()[0])
     if device == MPS:
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    return free_memory()
-
-
-def free_memory() -> int | None:
-    """Return the bytes of memory that this process may still take; None if that is unknown."""
-    try:
-        lines = _MEMORY_FILE.read_text(encoding="utf-8").splitlines()
-        available = next(line.split()[1] for line in lines if line.startswith(_AVAILABLE))
-    except (OSError, StopIteration):
-        return None
-    free = int(available) * _KIB
-    try:
-        # A container is killed at its own limit, however much memory the machine has.
-        limit = int((_CGROUP / "memory.max").read_text())
-        used = int((_CGROUP / "memory.current").read_text())
-        files = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        # Cached pages of files count as used, and are freed when memory is short.
-        return min(free, limit - used + int(files.get("inactive_file", 0)))
-    except (OSError, ValueError):  # no cgroup v2, or "max"
-        return free
+    return capacity.free_memory()

@@ -23,7 +23,7 @@ from emberd.engines.sglang import command, log_reader, memory, support
 from emberd.engines.sglang.memory import MemoryPlan
 from emberd.errors import NoEngineError, StartError
 from emberd.settings import ServerSpec, StartOptions
-from emberd.system import process_env
+from emberd.system import capacity, process_env
 
 _MODULE: Final = "sglang.launch_server"
 _FORKED: Final = "sglang_forked"  # in the folder ``cpu``; it runs the module that follows
@@ -255,10 +255,11 @@ def _plan_memory(
     if chosen:
         device = min(chosen, key=lambda gpu: gpu.free_bytes)
     else:
-        import psutil
-
-        seen = psutil.virtual_memory()
-        device = memory.on_host(seen.total, seen.available)
+        seen, free = capacity.machine_memory(), capacity.free_memory()
+        if seen is None or free is None:
+            return None
+        # SGLang's fraction is one of the machine's memory, also in a container with less.
+        device = memory.on_host(seen.limit, free)
     plan = partial(
         memory.plan_memory,
         device,
