@@ -21,6 +21,7 @@ from emberd.client import limits
 from emberd.client.clients import AsyncClient, Client
 from emberd.client.limits import CallSlots
 from emberd.endpoint import Endpoint
+from emberd.errors import EmberdError
 from emberd.settings import Settings
 from emberd.system import fork
 from fake_server import MODEL, FakeServer, vectors_of
@@ -256,9 +257,61 @@ def _connections(port: int) -> list[str]:
     return sorted(inode for inode in found if inode in connected)
 
 
+def _hold_imports(entered: threading.Event, release: threading.Event, ended: list[bool]) -> None:
+    """Do what a thread does that imports modules of ours."""
+    with fork.no_fork():
+        entered.set()
+        release.wait(30)
+        ended.append(True)
+
+
+def _importable() -> bool:
+    with fork.no_fork():
+        return True
+
+
+def test_a_fork_waits_for_an_import_of_another_thread() -> None:
+    entered, release, ended = threading.Event(), threading.Event(), list[bool]()
+    importing = threading.Thread(target=_hold_imports, args=(entered, release, ended))
+    importing.start()
+    entered.wait()
+    timer = threading.Timer(0.5, release.set)
+    timer.start()
+    assert _in_child(lambda: [*ended, _importable()]) == [True, True]
+    importing.join()
+    timer.join()
+    assert _in_child(_importable) is True
+
+
+def test_a_child_forked_during_an_endless_import_gets_an_error_and_does_not_hang(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fork, "_LONGEST_IMPORT_S", 0.1)
+    entered, release = threading.Event(), threading.Event()
+    importing = threading.Thread(target=_hold_imports, args=(entered, release, []))
+    importing.start()
+    entered.wait()
+
+    def refused() -> str:
+        with pytest.raises(EmberdError) as raised:
+            _importable()
+        return str(raised.value)
+
+    try:
+        assert "forked" in _in_child(refused)
+        assert "forked" in _in_child(lambda: _in_child(refused))  # its locks stay locked
+    finally:
+        release.set()
+        importing.join()
+    # The parent is not affected, and neither is a later child.
+    assert _importable()
+    assert _in_child(_importable) is True
+
+
 @pytest.mark.parametrize("package", ["numpy", "openai"])
-def test_a_child_that_is_forked_during_the_first_asynchronous_use_can_import(
-    server: FakeServer, package: str
+@pytest.mark.parametrize("use", ["in_task", "in_thread"])
+def test_a_child_that_is_forked_during_the_first_use_can_import(
+    server: FakeServer, package: str, use: str
 ) -> None:
     """In a process of its own: here everything is imported already."""
     # The SDK is imported for a server on another machine.
@@ -275,7 +328,10 @@ def watch(event, args):
         importing.set()
 sys.addaudithook(watch)
 async def main():
-    task = asyncio.create_task(embedder.aembed_query("a"))
+    if {use!r} == "in_task":
+        task = asyncio.create_task(embedder.aembed_query("a"))
+    else:
+        task = asyncio.create_task(asyncio.to_thread(embedder.embed_query, "a"))
     while not importing.is_set():
         await asyncio.sleep(0.001)
     pid = os.fork()

@@ -15,6 +15,7 @@ from emberd.errors import SettingError, TextError
 from emberd.model_user import FIELDS, ModelUser, common_url
 from emberd.prompts import Role
 from emberd.settings import UNSET, Settings, Unset
+from emberd.system import fork
 
 if TYPE_CHECKING:
     from emberd.cache.cache import Cache, VectorCache
@@ -365,7 +366,8 @@ class Embedder(ModelUser):
         self._unsymmetric = None
         self._vector_cache: VectorCache | None = None
         if settings.cache is not None:
-            from emberd.cache import urls
+            with fork.no_fork():  # a child would inherit the locks of imports
+                from emberd.cache import urls
 
             urls.parse(settings.cache)  # an invalid one is refused here, not at first use
 
@@ -424,8 +426,9 @@ class Embedder(ModelUser):
         if self._base is not None:
             return self._base._cache_adapter()
         if self._vector_cache is None and self._settings.cache is not None:
-            from emberd.cache import open_cache
-            from emberd.cache.cache import VectorCache
+            with fork.no_fork():
+                from emberd.cache import open_cache
+                from emberd.cache.cache import VectorCache
 
             self._vector_cache = VectorCache(
                 open_cache(self._settings.cache),

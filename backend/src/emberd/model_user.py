@@ -10,6 +10,7 @@ from emberd.endpoint import Endpoint, read_key, root_url
 from emberd.errors import SettingError
 from emberd.server_handle import ServerHandle
 from emberd.settings import Settings
+from emberd.system import fork
 
 if TYPE_CHECKING:
     from emberd.cache.cache import VectorCache
@@ -117,8 +118,9 @@ class ModelUser:
             self._sync = self._base._client().using(self._settings)
         if self._sync is None:
             _check_client("client", self._given_client, self._given_async_client)
-            # Imported at first use: it imports NumPy.
-            from emberd.client.clients import Client
+            # Imported at first use: it imports NumPy. A child would inherit the locks of imports.
+            with fork.no_fork():
+                from emberd.client.clients import Client
 
             settings = self._settings
             self._sync = Client(

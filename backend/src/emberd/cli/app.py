@@ -109,6 +109,7 @@ def run(arguments: list[str] | None = None) -> int:
     # Not from the parsed options: a usage error occurs before they are available.
     as_json = "--json" in given[: given.index("--") if "--" in given else None]
     _prepare_streams()
+    output.restore_cursor_on_termination()
     warnings.showwarning = _warn
     try:
         code = _run(given, as_json=as_json)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from enum import IntEnum
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
@@ -96,6 +99,23 @@ def console(*, stderr: bool = False, piped_columns: int = _PIPED_COLUMNS) -> Con
         width=None if stream.isatty() else piped_columns,
         force_terminal=None if stream.isatty() else False,
     )
+
+
+def restore_cursor_on_termination() -> None:
+    """Make SIGTERM show the terminal's cursor, which progress hides, before it ends the process."""
+    if (
+        sys.stderr.isatty()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        and threading.current_thread() is threading.main_thread()
+    ):
+        signal.signal(signal.SIGTERM, _end)
+
+
+def _end(signum: int, _: FrameType | None) -> None:
+    signal.signal(signum, signal.SIG_DFL)
+    if "rich.console" in sys.modules:  # otherwise no progress has been shown
+        console(stderr=True).show_cursor(True)
+    signal.raise_signal(signum)
 
 
 class ExitCode(IntEnum):

@@ -16,9 +16,11 @@ from contextlib import contextmanager
 from typing import Final
 from weakref import WeakSet
 
+from emberd.errors import EmberdError
+
 _LOG: Final = logging.getLogger(__name__)
 # An import of a second takes more than 10 s when ten processes share each core. The limit applies
-# only when the import cannot end before the fork does: a child then waits for its lock forever.
+# only when the import cannot end before the fork does.
 _LONGEST_IMPORT_S: Final = 60.0
 
 
@@ -47,6 +49,7 @@ _INHERITED: Final[list[object]] = []
 
 _importing = threading.RLock()
 _waited = False
+_is_stuck = False  # forked during an import, whose lock will never be released here
 _notified: list[ForkAware] = []
 
 
@@ -62,7 +65,17 @@ def keep_inherited(thing: object) -> None:
 
 @contextmanager
 def no_fork() -> Iterator[None]:
-    """Delay forks by other threads during the block, which imports modules."""
+    """Delay forks by other threads during the block, which imports modules.
+
+    Raises:
+        EmberdError: This child was forked during an import, and would wait for its lock forever.
+    """
+    if _is_stuck:
+        raise EmberdError(
+            f"This process was forked while another thread of its parent was importing modules, "
+            f"which took more than {_LONGEST_IMPORT_S:.0f} s; it cannot import them. Fork after "
+            f"the first use of emberd, or start processes with multiprocessing's method 'spawn'."
+        )
     with _importing:
         yield
 
@@ -90,8 +103,10 @@ def _after_in_parent() -> None:
 
 
 def _after_in_child() -> None:
-    global _importing  # noqa: PLW0603 - another thread of the parent may hold the old one
+    # Another thread of the parent may hold the old lock.
+    global _importing, _is_stuck  # noqa: PLW0603 - read by no_fork
     _importing = threading.RLock()
+    _is_stuck = _is_stuck or not _waited
     _call_all(reversed(_notified), "after_fork_in_child")
 
 
