@@ -354,10 +354,13 @@ def test_two_servers_with_the_same_gpu_load_one_after_the_other(
     begin(manager, first)
     waiting.until(lambda: any(s.detail == "loading" for s in manager.status()))
     begin(manager, second)
-    waiting.until(lambda: any("waiting for gpu-1" in s.detail for s in manager.status()))
+    waiting.until(
+        lambda: any("waiting for the GPU (gpu-1, gpu-0)" in s.detail for s in manager.status())
+    )
     loaded.touch()
-    manager.ensure(second)
+    phases = manager.ensure(second).phases
     assert manager.find(first) is not None, "the second was ready before the first"
+    assert list(phases)[:2] == ["planning", "waiting for the GPU"]
 
 
 def test_a_relative_home_means_the_same_folder_to_supervisor_and_client(

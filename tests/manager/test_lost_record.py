@@ -116,7 +116,9 @@ def test_supervisor_that_waits_for_a_gpu_rewrites_its_record(manager: Manager, s
     starting(manager, stub("first", claims="card", start=600))
     begin(manager, stub("second", claims="card"))
     status = waiting.until(
-        lambda: next((s for s in manager.status() if s.detail == "waiting for card"), None)
+        lambda: next(
+            (s for s in manager.status() if s.detail == "waiting for the GPU (card)"), None
+        )
     )
     assert status is not None
     file = Path(status.log_path).with_name(state.RECORD_NAME)

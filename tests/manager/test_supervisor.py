@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import forked
 import waiting
 from emberd import weight_files
 from emberd.client.verify import verify
+from emberd.engines.base import Plan
 from emberd.errors import EmberdError
 from emberd.manager import idle, locks, paths, process_tree, state
 from emberd.manager import supervisor as supervisor_module
@@ -63,6 +65,35 @@ def _supervisor(home: Path, spec: ServerSpec) -> Supervisor:
 def _left(supervisor: Supervisor) -> list[object]:
     scratch = supervisor.record.scratch
     return [*psutil.Process().children(recursive=True), *filter(os.path.exists, [scratch])]
+
+
+def test_waiting_for_the_gpu_and_planning_after_it_are_two_phases(
+    supervise: Callable[[Callable[[Supervisor], None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(supervisor: Supervisor) -> None:
+        kind, held = type(supervisor.engine), ExitStack()
+        plan = kind.plan
+
+        def plan_slowly(*given: Any) -> Plan:
+            time.sleep(0.5)
+            return plan(*given)
+
+        monkeypatch.setattr(kind, "exclusive_resources", lambda *_: ["card-1", "card-0"])
+        monkeypatch.setattr(kind, "plan", plan_slowly)
+        folder = ownership.make_private(paths.Home.of(supervisor.folder).gpu_locks)
+        held.enter_context(locks.gpu_locks(folder, ["card-1"], 0))
+        timer = threading.Timer(0.5, held.close)
+        timer.start()
+        supervisor.run()
+        timer.join()
+        phases = supervisor.record.phases
+        # The record of this test begins without a phase.
+        assert list(phases)[:3] == ["", "waiting for the GPU", "planning"]
+        assert phases["waiting for the GPU"] > 0.3
+        assert phases["planning"] >= 0.5
+
+    monkeypatch.setattr(Supervisor, "_serve", lambda self: self._stop("enough", by_user=True))
+    supervise(check)
 
 
 def test_weights_are_read_ahead_while_the_server_starts(

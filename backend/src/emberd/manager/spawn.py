@@ -88,7 +88,7 @@ def start_supervisor(
             engine=engine,
             log_path=str(log),
             options=options,
-            progress="planning",
+            progress=state.PLANNING,
         )
         state.write_record(folder, first)
         failure = run_supervisor(folder, start_id, descriptor, log, timing.takeover_s)

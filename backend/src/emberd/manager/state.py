@@ -34,6 +34,7 @@ from emberd.system.processes import ProcessIdentity
 SCHEMA: Final = 4
 RECORD_NAME: Final = "record.json"
 MAX_KILLED_STARTS: Final = 3
+PLANNING: Final = "planning"  # the first phase of a start
 """Starts in a row that may be killed from outside before the next one is refused."""
 _LOST: Final = Diagnosis(
     "its supervisor was killed",

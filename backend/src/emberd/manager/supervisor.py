@@ -39,6 +39,7 @@ from emberd.system.log_rules import Diagnosis
 
 _PORT_TRIES: Final = 5
 _KEY_BYTES: Final = 24
+_WAITING_FOR_GPU: Final = "waiting for the GPU"
 _HUNG: Final = Diagnosis(
     "The server stopped answering while its process was running, and was ended",
     "The next request starts a new one.",
@@ -303,19 +304,24 @@ class Supervisor:
 
     def _lock_gpus(self, held: ExitStack) -> tuple[str, ...]:
         lock_folder = ownership.make_private(paths.Home.of(self.folder).gpu_locks)
+        names: tuple[str, ...] = ()
+        waits = False
         while not self._stop_requested:
             # Chosen anew each time: the best GPU may have become full during the wait.
-            names = self.engine.exclusive_resources(self.record.spec, self.record.options)
+            names = tuple(self.engine.exclusive_resources(self.record.spec, self.record.options))
             if not names:
                 break
+            seconds = self.record.timing.tick_s if waits else 0
             try:
-                held.enter_context(locks.gpu_locks(lock_folder, names, self.record.timing.tick_s))
+                held.enter_context(locks.gpu_locks(lock_folder, names, seconds))
+                break
             except LockTimeoutError:
-                self._publish_if_possible(progress=f"waiting for {', '.join(names)}")
+                waits = True
+                self._publish_if_possible(progress=f"{_WAITING_FOR_GPU} ({', '.join(names)})")
                 self._wait(0)
-            else:
-                return tuple(names)
-        return ()
+        if waits:
+            self._publish_if_possible(progress=state.PLANNING)
+        return names
 
     # -- running ------------------------------------------------------------------------
 
