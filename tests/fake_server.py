@@ -144,6 +144,7 @@ class FakeServer(HttpServer):
     end_of_text: int | None = END_OF_TEXT
     usage_off_by: int = 0
     deadly: str | None = None
+    most_texts: int | None = None  # a request with more gets status 413
     refuses: str | None = None  # a request that holds it, with status 400
     slow: str | None = None  # a request that holds it is never answered
     breaks: str | None = None  # the connection is broken off that brings it
@@ -233,6 +234,8 @@ class FakeServer(HttpServer):
         if self.limit_after is not None and len(self.embedded) > self.limit_after:
             return refusal(self.status_of_limit, "try later")
         inputs = request.body["input"]
+        if self.most_texts is not None and len(inputs) > self.most_texts:
+            return refusal(413, f"at most {self.most_texts} texts")
         self._fail(inputs, connection)
         if (said := self._refusal(inputs)) is not None:
             return refusal(400, said)

@@ -112,6 +112,33 @@ def test_printed_similarities_do_not_hold_for_a_folder_of_that_name(
             verify(server.url, None, ServerSpec(model=QWEN))
 
 
+@pytest.mark.parametrize("change", FAULTS.values(), ids=FAULTS)
+def test_faults_are_found_with_a_small_batch_size_too(change: Callable[[Rows], Rows]) -> None:
+    with _serve(change, most_texts=2) as server:
+        with pytest.raises(ServerMismatchError) as caught:
+            verify(server.url, None, ServerSpec(model=MODEL), batch_size=2)
+        assert "at most" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "together"), [(None, [6]), (256, [6]), (4, [4, 2]), (2, [2, 2, 2]), (1, [])]
+)
+def test_no_request_has_more_texts_than_the_batch_size(
+    batch_size: int | None, together: list[int]
+) -> None:
+    with FakeServer(most_texts=batch_size) as server:
+        found = verify(server.url, None, ServerSpec(model=MODEL), batch_size=batch_size)
+        assert [len(inputs) for inputs in server.embedded] == [1] * 6 + together
+    assert len(found.canary) == 6
+
+
+def test_a_limit_of_the_rate_between_two_batches_leaves_the_first_to_compare() -> None:
+    with _serve(_swap_equal_lengths, limit_after=7) as server:
+        with pytest.raises(ServerMismatchError, match="wrong order"):
+            verify(server.url, None, ServerSpec(model=MODEL), batch_size=2)
+        assert len(server.embedded) == 8
+
+
 @pytest.mark.parametrize("answered", range(1, 8))
 def test_a_limit_of_the_rate_leaves_fewer_texts_to_compare(answered: int) -> None:
     with FakeServer() as server:

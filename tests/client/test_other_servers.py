@@ -132,6 +132,12 @@ def test_a_text_that_an_unknown_server_would_trim_is_named(serve: Serve) -> None
     assert texts[1] not in sent
 
 
+def test_a_server_that_takes_one_text_in_a_request_is_seen_to_trim(serve: Serve) -> None:
+    server = serve(Infinity)
+    server.most_texts = 1
+    assert embedder(server, batch_size=1).endpoint().trims
+
+
 def test_white_space_that_neither_the_server_nor_the_model_reads_is_no_error(serve: Serve) -> None:
     model = {"model": "BAAI/bge-small-en-v1.5", "dimensions": 384, "context_tokens": 512}
     server = serve(Infinity, **model)

@@ -7,12 +7,14 @@ import errno
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 
-from emberd import Embedder
+from emberd import Embedder, Manager
 from emberd.client.clients import AsyncClient, Client
 from emberd.client.verify import verify
 from emberd.endpoint import Endpoint
@@ -57,6 +59,51 @@ def _by_tasks(
     return asyncio.run(
         AsyncClient(resolve, Settings.resolve(timeout=timeout_s)).inspect(place, spec)
     )
+
+
+@pytest.mark.parametrize("given", ["base_url", "client", "found", "environment"])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_the_first_use_sends_no_more_texts_in_a_request_than_the_batch_size(
+    given: str, asynchronous: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBERD_HOME", str(tmp_path / "home"))
+    with _qwen(most_texts=2) as server:
+        more: dict[str, Any] = {"base_url": server.url, "batch_size": 2}
+        if given == "client":
+            kind, name = (
+                (openai.AsyncOpenAI, "async_client") if asynchronous else (openai.OpenAI, "client")
+            )
+            more[name] = kind(base_url=f"{server.url}/v1", api_key="-", max_retries=0)
+        elif given == "found":
+            del more["base_url"]
+            monkeypatch.setenv("EMBERD_DISCOVER", server.url)
+        elif given == "environment":
+            del more["batch_size"]
+            monkeypatch.setenv("EMBERD_BATCH_SIZE", "2")
+        texts = ["a", "b", "c"]
+
+        async def use() -> None:
+            assert (await Embedder(QWEN, **more).aembed_documents(texts)).shape == (3, 1024)
+            if "async_client" in more:
+                await more["async_client"].close()
+
+        if asynchronous:
+            asyncio.run(use())
+        else:
+            assert Embedder(QWEN, **more).embed_documents(texts).shape == (3, 1024)
+            if "client" in more:
+                more["client"].close()
+
+
+def test_a_manager_takes_the_batch_size_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _qwen(most_texts=2) as server:
+        with pytest.raises(ServerMismatchError, match="at most 2 texts"):
+            Manager(tmp_path / "home").ensure(ServerSpec(QWEN), base_url=server.url)
+        monkeypatch.setenv("EMBERD_BATCH_SIZE", "2")
+        found = Manager(tmp_path / "home").ensure(ServerSpec(QWEN), base_url=server.url)
+        assert found.endpoint.url == server.url
 
 
 Verifier = Callable[..., Endpoint]

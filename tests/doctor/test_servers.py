@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 import examined
-from emberd.doctor import servers
+from emberd.doctor import servers, wanted
 from emberd.doctor.findings import Finding, Level
 from emberd.errors import StartError
 from emberd.manager import discovery
@@ -54,6 +54,18 @@ def test_a_server_that_was_given_and_serves_the_model_is_used(
     [found] = look(home, base_url=server.url)
     assert found.fact == f"{server.url} serves {MODEL}: 16 dimensions, 1000 tokens"
     assert found.gives.endswith("emberd uses it and starts no server")
+
+
+def test_a_given_server_gets_no_more_texts_in_a_request_than_the_batch_size(
+    home: Path, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.most_texts = 2
+    monkeypatch.setenv("EMBERD_HOME", str(home))
+    monkeypatch.setenv("EMBERD_BASE_URL", server.url)
+    for size, level in (("2", Level.OK), ("3", Level.PROBLEM)):
+        monkeypatch.setenv("EMBERD_BATCH_SIZE", size)
+        [found] = servers.check_servers(wanted.read({"model": MODEL}))
+        assert found.level is level, found
 
 
 def test_a_server_that_was_given_and_serves_another_model_is_a_problem(

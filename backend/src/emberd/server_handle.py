@@ -259,6 +259,7 @@ class ServerHandle(ForkAware):
             self.spec,
             base_url=self._settings.base_url,
             api_key=self._settings.api_key,
+            batch_size=self._settings.batch_size,
             start_timeout=self._settings.start_timeout,
             idle_timeout=self._settings.idle_timeout,
             lost=lost,

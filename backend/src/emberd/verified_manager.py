@@ -32,11 +32,19 @@ class Manager(manager.ServerManager):
         super().__init__(home, verify=_verify, timing=timing)
 
 
-def _verify(url: str, api_key: str | None, spec: ServerSpec, listener: Listener | None) -> Endpoint:
+def _verify(
+    url: str,
+    api_key: str | None,
+    spec: ServerSpec,
+    listener: Listener | None,
+    /,
+    *,
+    batch_size: int | None = None,
+) -> Endpoint:
     # Imported late: the supervisor has already verified a managed server.
     from emberd.client.verify import verify
 
-    return verify(url, api_key, spec, listener)
+    return verify(url, api_key, spec, listener, batch_size=batch_size)
 
 
 if __name__ == "__main__":

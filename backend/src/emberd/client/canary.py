@@ -1,6 +1,7 @@
 """The canary: a few short texts whose vectors must fit together before a server's first use.
 
-One request embeds all of them, and one request each of them alone. Compared are a text's two
+One request embeds all of them (several, if the batch size is smaller), and one request each of them
+alone. Compared are a text's two
 vectors, the vectors of different texts, and, for models whose publisher printed them, similarities.
 What this cannot show: a fault that treats all texts alike and keeps them apart, such as mean
 pooling or lower case, on a model without printed similarities.
@@ -56,7 +57,8 @@ def check(url: str, model: Model, together: Sequence[Vector], alone: Sequence[Ve
     Args:
         url: Root of the server, for the text of the error.
         model: The model.
-        together: Their vectors from one request; empty if the server limited the rate.
+        together: Their vectors from requests of several texts; only the first ones, or none, if the
+            server limited the rate, or if a request may have one text only.
         alone: Their vectors from a request each; only the first ones if it limited the rate.
 
     Raises:

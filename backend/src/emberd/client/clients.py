@@ -97,6 +97,12 @@ class _ClientBase(Generic[R]):
         """Make what ``using`` shares between clients; no connection is opened."""
         raise NotImplementedError
 
+    def _verification(self, endpoint: Endpoint, spec: ServerSpec) -> verify.Verification:
+        settings = self._settings
+        return verify.steps(
+            endpoint.url, endpoint.api_key, spec, settings.timeout, settings.batch_size
+        )
+
     def using(self, settings: Settings) -> Self:
         """Return a client with other settings that shares the connections of this one."""
         twin = copy.copy(self)
@@ -195,7 +201,7 @@ class Client(_ClientBase[Endpoint]):
             ServerMismatchError: It does not serve ``spec``.
             RequestError: It does not answer, or requires another key.
         """
-        steps = verify.steps(endpoint.url, endpoint.api_key, spec, self._settings.timeout)
+        steps = self._verification(endpoint, spec)
         with bounded(self._settings.timeout):
             return verify.drive(steps, self._transport.session(endpoint).send)
 
@@ -331,7 +337,7 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
     async def inspect(self, endpoint: Endpoint, spec: ServerSpec) -> Endpoint:
         """Do as ``Client.inspect``."""
         session = await self._transport.session(endpoint)
-        steps = verify.steps(endpoint.url, endpoint.api_key, spec, self._settings.timeout)
+        steps = self._verification(endpoint, spec)
         end_s = time.monotonic() + self._settings.timeout
         answer: Reply | TransportError | None = None
         while True:

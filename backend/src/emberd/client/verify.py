@@ -70,6 +70,7 @@ def verify(
     listener: Listener | None = None,
     *,
     timeout_s: float = TIMEOUT_S,
+    batch_size: int | None = None,
 ) -> Endpoint:
     """Return the endpoint at ``url`` if it serves ``spec``.
 
@@ -80,6 +81,7 @@ def verify(
         listener: The listener to verify; None for the one that is there, if the server is on
             this machine.
         timeout_s: How long all requests together may take, in seconds.
+        batch_size: Most texts in a request; None if there is no limit.
 
     Raises:
         ServerMismatchError: It serves something else, or not correctly; the text says what.
@@ -91,7 +93,7 @@ def verify(
     with bounded(timeout_s):
         while True:
             ask = functools.partial(send, url, api_key, timeout_s, pinned)
-            found = drive(steps(url, api_key, spec, timeout_s), ask)
+            found = drive(steps(url, api_key, spec, timeout_s, batch_size), ask)
             # It may have begun to listen only after the first look-up. Then it is not known whether
             # all responses came from the listener that is there now, and it is verified again.
             if pinned is not None or (now := _listener(url)) is None:
@@ -123,7 +125,13 @@ def drive(verification: Verification, send: Callable[[Request], Answer]) -> Endp
         answer = send(request)
 
 
-def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> Verification:
+def steps(
+    url: str,
+    api_key: str | None,
+    spec: ServerSpec,
+    timeout_s: float,
+    batch_size: int | None = None,
+) -> Verification:
     """Do as ``verify``, for a driver that sends, and gives all requests together ``timeout_s``."""
     model = model_card.describe(spec.model, spec.revision, task=spec.task)
     if model_files.is_folder(spec.model) or spec.model.casefold() != model.name.casefold():
@@ -165,10 +173,10 @@ def steps(url: str, api_key: str | None, spec: ServerSpec, timeout_s: float) -> 
         request = lengths.tokenize_request(server, name, text)
         counted = yield from ask(request, optional=True)
         counts_exactly = _check_tokens(url, model, counted, bodies[-1])
-    vectors = yield from _canary(url, model, name, bodies, ask)
+    vectors = yield from _canary(url, model, name, bodies, ask, batch_size=batch_size)
     trims = cuts = False
     if server not in _AS_GIVEN:
-        trims = not model.trims and (yield from _trims(url, model, name, ask))
+        trims = not model.trims and (yield from _trims(url, model, name, ask, batch_size))
         cuts = yield from _cuts(model, name)
     return Endpoint(
         url=url,
@@ -208,6 +216,7 @@ def _trims(
     model: Model,
     name: str,
     ask: Callable[..., Generator[Request, Answer | None, bytes | None]],
+    batch_size: int | None,
 ) -> Generator[Request, Answer | None, bool]:
     """Return whether a text has the same vector with white space around it and without.
 
@@ -216,10 +225,12 @@ def _trims(
     """
     text = canary.texts(model)[0]
     pair: list[Input] = [text, f"{_WHITE_SPACE}{text}{_WHITE_SPACE}"]
-    body = yield from ask(wire.embed_request(name, pair, None), best_effort=True)
-    if body is None:
-        return False
-    vectors = _vectors(url, model, name, [body], len(pair))
+    vectors: list[canary.Vector] = []
+    for part in _parts(pair, batch_size):
+        body = yield from ask(wire.embed_request(name, part, None), best_effort=True)
+        if body is None:
+            return False
+        vectors += _vectors(url, model, name, [body], len(part))
     return catalog.cosine(*vectors) > canary.ALIKE
 
 
@@ -241,6 +252,8 @@ def _canary(
     name: str,
     bodies: list[bytes],
     ask: Callable[..., Generator[Request, Answer | None, bytes | None]],
+    *,
+    batch_size: int | None,
 ) -> Generator[Request, Answer | None, tuple[canary.Vector, ...]]:
     """Check the vectors of the canary's texts, and return those of texts that were sent alone.
 
@@ -250,18 +263,29 @@ def _canary(
         name: The name under which the server serves it.
         bodies: The replies to the first text, alone; those to the other texts are added.
         ask: Sends a request; None for a reply that a limit of the rate withheld.
+        batch_size: Most texts in a request; with 1, texts are compared with no batch.
     """
-    first, texts = len(bodies) - 1, [*canary.texts(model)]
+    first = len(bodies) - 1
+    texts: list[Input] = [*canary.texts(model)]
     for text in texts[1:]:
         body = yield from ask(wire.embed_request(name, [text], None), limited=True)
         if body is None:
             break  # those that were answered are compared
         bodies.append(body)
     alone = _vectors(url, model, name, bodies)[first:]
-    body = yield from ask(wire.embed_request(name, [*texts], None), limited=True)
-    together = [] if body is None else _vectors(url, model, name, [body], len(texts))
+    together: list[canary.Vector] = []
+    for part in _parts(texts, batch_size) if batch_size != 1 else ():
+        body = yield from ask(wire.embed_request(name, part, None), limited=True)
+        if body is None:
+            break
+        together += _vectors(url, model, name, [body], len(part))
     canary.check(url, model, together, alone)
     return tuple(alone)
+
+
+def _parts(texts: list[Input], batch_size: int | None) -> list[list[Input]]:
+    size = batch_size or len(texts)
+    return [texts[begin : begin + size] for begin in range(0, len(texts), size)]
 
 
 def _ask(
@@ -321,7 +345,7 @@ def _ask(
         advice = (
             f"It accepted a short text before, and refuses this request of {len(inputs)} texts, "
             f"the longest of {max(map(len, inputs), default=0)} characters. Start it so that it "
-            f"accepts several texts in a request, and texts of this length."
+            f"accepts several texts in a request, and texts of this length, or lower batch_size."
         )
     raise ServerMismatchError(f"{where} answered {reply.status}: {said}. {advice}")
 

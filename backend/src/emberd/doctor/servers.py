@@ -52,7 +52,7 @@ def check_servers(wanted: Wanted) -> Iterator[Finding]:
 
 
 def _verified(wanted: Wanted, candidate: Candidate) -> Endpoint:
-    asks = partial(verify, timeout_s=_REQUEST_S)
+    asks = partial(verify, timeout_s=_REQUEST_S, batch_size=wanted.batch_size)
     if candidate.why == _GIVEN:
         return asks(candidate.url, candidate.api_key, wanted.spec)
     # The same function as in ``ensure``, so that nothing is sent to a server that it would skip.

@@ -33,6 +33,7 @@ class Wanted:
         options: How to start a server.
         base_url: Root URL of a given server, so that none is started; None if none is given.
         api_key: The key of the given server and of EMBERD_DISCOVER. Never printed.
+        batch_size: Most texts in a request; None if that setting is invalid.
         problems: Settings that cannot be used, one sentence each.
         unknown_prompts: What to say of a model whose prompts the caller has to give; else empty.
         given: Command-line options, to repeat in suggested commands.
@@ -43,6 +44,7 @@ class Wanted:
     options: StartOptions = field(default_factory=StartOptions)
     base_url: str | None = None
     api_key: str | None = field(default=None, repr=False)
+    batch_size: int | None = None
     problems: tuple[str, ...] = ()
     unknown_prompts: str = ""
     given: Mapping[str, str] = field(default_factory=dict)
@@ -96,6 +98,7 @@ def read(given: Mapping[str, str]) -> Wanted:
         options=options or StartOptions(),
         base_url=settings.base_url if settings else None,
         api_key=settings.api_key if settings else None,
+        batch_size=settings.batch_size if settings else None,
         problems=tuple(dict.fromkeys(map(_without_secret, problems))),
         unknown_prompts=unknown_prompts,
         given=given,

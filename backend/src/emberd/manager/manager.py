@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,6 +89,7 @@ class _Request:
     """
 
     spec: ServerSpec
+    verify: Verify
     options: StartOptions
     api_key: str | None = None
     idle_timeout_s: float = math.inf
@@ -158,6 +160,7 @@ class ServerManager:
         *,
         base_url: str | None = None,
         api_key: str | None = None,
+        batch_size: int | None = None,
         start_timeout: float | str = START_TIMEOUT_S,
         idle_timeout: float | str | None = IDLE_TIMEOUT_S,
         lost: Server | None = None,
@@ -174,6 +177,8 @@ class ServerManager:
             base_url: A server to use as it is; then none is searched for or started.
             api_key: The user's key, for ``base_url`` and for servers that ``EMBERD_DISCOVER``
                 lists.
+            batch_size: Most texts in a request of the verification of a server that is not
+                emberd's own; None for the environment's value, if there is one.
             start_timeout: Seconds, or "15m", to wait for a start, which continues afterwards.
             idle_timeout: Idle seconds, or "5m", after which the server may stop; None for never.
             lost: The server that ended during the caller's job.
@@ -195,9 +200,10 @@ class ServerManager:
             ServerStoppedError: ``lost`` was stopped on request.
             StateFolderError: The home cannot be used.
         """
+        verify = self._verification(spec, batch_size)
         if base_url is not None:
             listener = None if lost is None else discovery.restarted_listener(lost.endpoint)
-            endpoint = self._verify(base_url, api_key, spec, listener)
+            endpoint = verify(base_url, api_key, spec, listener)
             if problem := discovery.determinism_mismatch(endpoint, spec):
                 raise ServerMismatchError(problem)
             reason = f"{endpoint.url} was given"
@@ -207,6 +213,7 @@ class ServerManager:
         idle_timeout_s = durations.validate_or_never("idle_timeout", idle_timeout)
         request = _Request(
             spec,
+            verify,
             options or StartOptions.resolve(env.start_environ(spec.task)),
             api_key,
             math.inf if idle_timeout_s is None else idle_timeout_s,
@@ -244,13 +251,13 @@ class ServerManager:
     @_typed
     def find(self, spec: ServerSpec, *, api_key: str | None = None) -> Server | None:
         """Return a running server for ``spec``, emberd's own or an external one; start none."""
-        request = _Request(spec, StartOptions(), api_key)
+        request = _Request(spec, self._verification(spec), StartOptions(), api_key)
         for folder in self._home.server_folders(spec.key):
             seen = lost_records.await_record(folder, self._timing)
             found = self._use_or_join(seen, request) if seen.serves(spec) else None
             if isinstance(found, Server):
                 return found
-        return discovery.search(spec, self._places.discover, api_key, self._verify)[0]
+        return discovery.search(spec, self._places.discover, api_key, request.verify)[0]
 
     # -- status and stop ----------------------------------------------------------------
 
@@ -343,6 +350,10 @@ class ServerManager:
 
     # -- the steps of ensure ------------------------------------------------------------
 
+    def _verification(self, spec: ServerSpec, batch_size: int | None = None) -> Verify:
+        limit = batch_size or env.value(env.setting_variable("batch_size", spec.task))
+        return partial(self._verify, batch_size=limit)
+
     def _snapshots(self, spec: ServerSpec) -> list[ServerSnapshot]:
         first = state.snapshot(self._home.server_folder(spec.key))
         if first.origin == "own" and first.serves(spec):  # the usual case: one file, one probe
@@ -374,7 +385,7 @@ class ServerManager:
             )
         if seen.origin == "found":
             return discovery.reverify(
-                seen, request.spec, self._places.discover, request.api_key, self._verify
+                seen, request.spec, self._places.discover, request.api_key, request.verify
             )
         server = seen.server()
         if server is None or state.is_listening(server.endpoint):
@@ -408,7 +419,7 @@ class ServerManager:
             taken = [each.folder for each in seen if each.alive]
             folder = ownership.make_private(self._home.free_server_folder(spec.key, taken))
             found, refusals = discovery.search(
-                spec, self._places.discover, request.api_key, self._verify
+                spec, self._places.discover, request.api_key, request.verify
             )
             if found is not None:
                 return discovery.adopt(folder, spec, found, self._timing)

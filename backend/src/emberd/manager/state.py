@@ -15,7 +15,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
@@ -201,10 +201,32 @@ class Progress:
 
 OnProgress = Callable[[Progress], None]
 
-Verify = Callable[[str, str | None, ServerSpec, Listener | None], Endpoint]
-"""Requests a real embedding from a server (URL, key) and returns the verified endpoint; raises if
-the server does not serve the spec. The listener is the one that must answer; None for whichever is
-there. The client passes it in, because the manager does not import the client."""
+
+class Verify(Protocol):
+    """Requests a real embedding from a server and returns the verified endpoint.
+
+    The client passes it in, because the manager does not import the client.
+    """
+
+    def __call__(
+        self,
+        url: str,
+        api_key: str | None,
+        spec: ServerSpec,
+        listener: Listener | None,
+        /,
+        *,
+        batch_size: int | None = None,
+    ) -> Endpoint:
+        """Raise if the server does not serve the spec.
+
+        Args:
+            url: Root of the server.
+            api_key: Its key, or None.
+            spec: What is requested.
+            listener: The one that must answer; None for whichever is there.
+            batch_size: Most texts in a request; None if there is no limit.
+        """
 
 
 @dataclass(frozen=True, slots=True)
