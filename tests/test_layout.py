@@ -73,7 +73,7 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "stores": {"embedder", "env", "errors", "index_identity", "system"},
     "bulk": {"errors", "system"},
     "ray": _BASE | {"engines", "client", "verified_manager", "embedder", "bulk"},
-    "doctor": _JOINED | {"verified_manager"},
+    "doctor": _JOINED | {"verified_manager", "modelscope_weights"},
     "cli": _JOINED
     | {"verified_manager", "benchmark", "embedder", "fidelity", "doctor", "bulk", "ray", "stores"}
     | {"hub_weights", "modelscope_weights"},

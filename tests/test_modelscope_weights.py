@@ -105,3 +105,21 @@ def test_without_its_package_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, "modelscope", None)
     with pytest.raises(HubError, match="pip install modelscope"):
         modelscope_weights.fetch(MODEL, None)
+
+
+def test_a_complete_model_in_the_cache_is_found_and_nothing_is_downloaded(
+    served: ModelScope,
+) -> None:
+    assert modelscope_weights.find(MODEL, None) is None
+    assert served.sent == []
+    folder = modelscope_weights.fetch(MODEL, None)
+    sent = list(served.sent)
+    assert modelscope_weights.find(MODEL, None) == folder
+    (folder / FIRST).unlink()
+    assert modelscope_weights.find(MODEL, None) is None
+    assert served.sent == sent
+
+
+def test_without_its_package_no_model_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modelscope_weights, "find_spec", lambda _: None)
+    assert modelscope_weights.find(MODEL, None) is None

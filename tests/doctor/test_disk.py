@@ -19,6 +19,7 @@ from emberd.doctor import host
 from emberd.doctor.findings import Level
 from emberd.doctor.host import Filesystem
 from emberd.manager import cleanup
+from emberd.settings import StartOptions
 
 GB = 1_000_000_000
 MODEL = "somebody/Model-4B"
@@ -62,6 +63,20 @@ def test_nothing_is_downloaded_beside_a_server_that_was_given(
 ) -> None:
     grounds(monkeypatch, free_bytes=5 * GB)
     asked = examined.wanted(tmp_path, MODEL, base_url="http://127.0.0.1:9")
+    assert examined.worse(host.check_disks(asked)) == []
+
+
+@pytest.mark.parametrize("elsewhere", [{"SGLANG_USE_MODELSCOPE": "1"}, {}])
+def test_weights_that_the_engine_keeps_elsewhere_need_no_room_in_the_hubs_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: dict[str, str]
+) -> None:
+    grounds(monkeypatch, free_bytes=5 * GB)
+    sglang = engines.load("sglang")
+    monkeypatch.setattr(engines, "explain", lambda _: engines.Choice(sglang, None, {}))
+    for name, text in elsewhere.items():
+        monkeypatch.setenv(name, text)
+    arguments = () if elsewhere else ("--download-dir", "/models")
+    asked = examined.wanted(tmp_path, MODEL, options=StartOptions(arguments=arguments))
     assert examined.worse(host.check_disks(asked)) == []
 
 

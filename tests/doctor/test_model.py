@@ -13,8 +13,10 @@ import pytest
 import checkpoints_made
 import examined
 from doctor_models import whole
+from emberd import engines, modelscope_weights
 from emberd.doctor import model
 from emberd.doctor.findings import Finding, Level
+from emberd.settings import StartOptions
 
 NAME = "somebody/Model-4B"
 
@@ -32,6 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(modelscope_weights, "find", lambda *_: None)
     return tmp_path / "hf" / "hub"
 
 
@@ -185,3 +188,55 @@ def test_a_hub_with_a_fault_of_its_own_is_a_note(
 ) -> None:
     serve(503)
     assert examined.named(look(tmp_path, NAME), "hub").level is Level.NOTE
+
+
+@pytest.fixture
+def sglang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGLang would be installed and serve the model."""
+    monkeypatch.setattr(engines, "explain", lambda _: engines.Choice(None, "sglang", {}))
+
+
+@pytest.mark.usefixtures("sglang")
+def test_a_model_that_sglang_takes_from_modelscope_is_looked_for_there(
+    tmp_path: Path, serve: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = serve(200, {"siblings": []})
+    monkeypatch.setenv("SGLANG_USE_MODELSCOPE", "true")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    [found] = look(tmp_path, NAME)
+    assert (found.level, found.name) == (Level.NOTE, "cache")
+    assert "downloads it from ModelScope" in found.fact
+    folder = whole(tmp_path / "kept", end_of_text=7)
+    monkeypatch.setattr(modelscope_weights, "find", lambda *_: folder)
+    [found] = look(tmp_path, NAME)
+    assert found.level is Level.OK
+    assert str(folder) in found.fact
+    assert asked == []
+
+
+@pytest.mark.usefixtures("sglang")
+def test_a_download_folder_of_sglang_is_not_taken_for_the_hubs_cache(
+    tmp_path: Path, serve: Callable[..., list[str]], cache: Path
+) -> None:
+    asked = serve(200, {"siblings": []})
+    whole(cache / "models--somebody--Model-4B" / "snapshots" / "main", end_of_text=7)
+    options = StartOptions(arguments=("--download-dir=/models",))
+    [found] = look(tmp_path, NAME, options=options)
+    assert found.level is Level.NOTE
+    assert "--download-dir" in found.fact
+    assert asked == []
+
+
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_a_model_that_is_only_in_modelscopes_cache_can_be_given_as_a_folder(
+    tmp_path: Path,
+    serve: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    offline: str,
+) -> None:
+    serve(200, {"siblings": []})
+    monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(modelscope_weights, "find", lambda *_: Path("/ms/model"))
+    given = {"model": NAME, "revision": "v2", "device": "cpu"}
+    found = examined.named(look(tmp_path, NAME, given=given), "modelscope")
+    assert found.advice.startswith("emberd up --model /ms/model --device cpu")

@@ -7,6 +7,7 @@ ModelScope has. It downloads into its own cache, so the result is used as a fold
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -41,6 +42,22 @@ def fetch(model: str, revision: str | None) -> Path:
         cause = f"{folder} is incomplete: {', '.join(missing)}"
         raise _error(model, cause, "Use a repository with weights in the safetensors format")
     return folder
+
+
+def find(model: str, revision: str | None) -> Path | None:
+    """Return the folder of a complete model in the cache of the package; None if there is none.
+
+    Nothing is downloaded. It takes seconds to import the package.
+    """
+    if find_spec("modelscope") is None:
+        return None
+    try:
+        with fork.no_fork():
+            download = importlib.import_module("modelscope").snapshot_download
+        folder = Path(download(model, revision=revision, local_files_only=True))
+    except Exception:  # noqa: BLE001 - each version of the package raises other errors
+        return None
+    return None if weight_files.missing_files(folder) else folder
 
 
 def _error(model: str, cause: str, advice: str) -> HubError:

@@ -17,6 +17,7 @@ from typing import Final
 from emberd import __version__, engines, env, model_files, weight_files
 from emberd.catalog import DEMO_MODEL
 from emberd.doctor.findings import Finding, LateError, gather, note, ok, problem, split
+from emberd.doctor.model import other_cache
 from emberd.doctor.wanted import Wanted
 from emberd.errors import EmberdError, StateFolderError
 from emberd.installs import RECIPES
@@ -326,6 +327,8 @@ def _download_bytes(wanted: Wanted) -> int:
     spec = wanted.spec
     if spec.model == DEMO_MODEL or model_files.is_path(spec.model) or wanted.base_url is not None:
         return 0
+    if model_files.is_folder(spec.model) or other_cache(wanted) is not None:
+        return 0  # a start writes nothing into the hub's cache
     folder = model_files.hub_snapshot(spec.model, spec.revision)
     is_complete = folder is not None and not weight_files.missing_files(folder)
     return 0 if is_complete else weight_files.estimated_bytes(spec.model)

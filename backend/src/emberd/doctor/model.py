@@ -1,13 +1,15 @@
 """The model: a complete folder, a snapshot in the hub's cache, or a name on the hub.
 
 The cache is read in the layout of huggingface_hub, which is installed only in the engines'
-environments. No token is sent.
+environments. An engine may keep models elsewhere, such as in ModelScope's cache. No token is sent.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from http import HTTPStatus
@@ -15,10 +17,22 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from emberd import catalog, model_files, model_pooling, model_tokenizer, probe, weight_files
+from emberd import (
+    catalog,
+    engines,
+    model_files,
+    model_pooling,
+    model_tokenizer,
+    modelscope_weights,
+    probe,
+    weight_files,
+)
 from emberd.catalog import DEMO_MODEL, EMBED
+from emberd.doctor.engines import up_command
 from emberd.doctor.findings import Finding, gather, note, ok, problem
 from emberd.doctor.wanted import Wanted
+from emberd.engines.base import EnvironmentEngine, OtherCache
+from emberd.errors import EmberdError
 from emberd.probe import ProbeReply
 from emberd.settings import ServerSpec
 from emberd.system.disk_space import in_words
@@ -41,8 +55,43 @@ def check_model(wanted: Wanted) -> Iterator[Finding]:
         yield ok("model", f"the engine resolves {model} itself")
     elif model_files.is_path(model) or model_files.is_folder(model):
         yield from _folder(Path(model), wanted.spec.task)
+    elif (kept := other_cache(wanted)) is not None:
+        yield _elsewhere(wanted.spec, *kept)
     else:
-        yield from _on_hub(wanted.spec)
+        yield from _on_hub(wanted)
+
+
+def other_cache(wanted: Wanted) -> tuple[str, OtherCache] | None:
+    """Return the engine that a start would use, and where it keeps models; None: the hub's cache.
+
+    ``emberd up`` leaves the download to such an engine.
+    """
+    with suppress(EmberdError):  # reported by check_engine
+        choice = engines.explain(wanted.spec)
+        engine = choice.engine or (engines.load(choice.installable) if choice.installable else None)
+        if isinstance(engine, EnvironmentEngine):
+            found = engine.other_cache(wanted.options)
+            return (engine.name, found) if found else None
+    return None
+
+
+def _elsewhere(spec: ServerSpec, engine: str, cache: OtherCache) -> Finding:
+    if not cache.is_modelscope:
+        return note(
+            "cache",
+            f"the engine {engine} reads {spec.model} from another place than the hub's cache "
+            f"({cache.why}), and downloads there what is missing; emberd does not check it",
+        )
+    # With a limit, because the package is slow to import.
+    [folder] = gather([partial(modelscope_weights.find, spec.model, spec.revision)], TIMEOUT_S)
+    if isinstance(folder, Path):
+        size = in_words(weight_files.size_bytes(folder))
+        return ok("cache", f"{spec.model} is in ModelScope's cache: {size} in {folder}")
+    return note(
+        "cache",
+        f"{spec.model} was not found in ModelScope's cache: the engine {engine} downloads it from "
+        f"ModelScope at the first start ({cache.why})",
+    )
 
 
 def _folder(folder: Path, task: str) -> Iterator[Finding]:
@@ -75,7 +124,8 @@ def _end_of_text(folder: Path, task: str) -> Iterator[Finding]:
         yield ok("tokenizer", f"appends the end-of-text token {added} to each text")
 
 
-def _on_hub(spec: ServerSpec) -> Iterator[Finding]:
+def _on_hub(wanted: Wanted) -> Iterator[Finding]:
+    spec = wanted.spec
     folder = model_files.hub_snapshot(spec.model, spec.revision)
     missing = weight_files.missing_files(folder) if folder else []
     what = spec.model + (f" at {spec.revision}" if spec.revision else "")
@@ -90,23 +140,36 @@ def _on_hub(spec: ServerSpec) -> Iterator[Finding]:
         yield ok("cache", f"{spec.model} is in the hub's cache: {size} in {folder}")
         yield from _end_of_text(folder, spec.task)
         return
+    other = partial(modelscope_weights.find, spec.model, spec.revision)
     if model_files.hub_is_offline():
         yield problem(
             "hub",
             f"{_OFFLINE} disables the download of {what}",
             f"unset {_OFFLINE}, or use a folder: --model PATH",
         )
+        yield from _from_modelscope(wanted, *gather([other], TIMEOUT_S))
         return
     has_token = any(map(os.environ.get, TOKENS)) or model_files.hub_token_path().is_file()
     revision = quote(spec.revision or "main", safe="")
     path = f"/api/models/{quote(spec.model)}/revision/{revision}?blobs=true"
     # With a limit on the whole: the timeout of a request is one of each step.
     ask = partial(probe.get, _hub_url(), path, timeout_s=TIMEOUT_S)
-    [reply] = gather([ask], TIMEOUT_S)
+    calls: list[Callable[[], ProbeReply | Path | None]] = [ask, other]
+    reply, found = gather(calls, TIMEOUT_S)
     yield _replied(
         spec, what, reply if isinstance(reply, ProbeReply) else None, has_token=has_token
     )
     yield ok("token", f"a token for the hub is {'set' if has_token else 'not set'}")
+    yield from _from_modelscope(wanted, found)
+
+
+def _from_modelscope(wanted: Wanted, folder: object) -> Iterator[Finding]:
+    """Yield that the model is complete in another cache, which a start does not look into."""
+    if isinstance(folder, Path):
+        others = {name: text for name, text in wanted.given.items() if name != "revision"}
+        command = up_command(replace(wanted, given={**others, "model": str(folder)}))
+        fact = f"{wanted.spec.model} is in ModelScope's cache, which a start does not read"
+        yield note("modelscope", fact, f"{command}  (as a folder; no download)")
 
 
 def _hub_url() -> str:

@@ -216,6 +216,19 @@ def phase_of(progress: str) -> str:
     return _FIGURES.sub("", progress)
 
 
+@dataclass(frozen=True, slots=True)
+class OtherCache:
+    """A place where an engine keeps models of a hub, which is not the hub's cache.
+
+    Attributes:
+        why: The option or variable that names it, as a clause.
+        is_modelscope: It is the cache of ModelScope's package.
+    """
+
+    why: str
+    is_modelscope: bool = False
+
+
 class EnvironmentEngine(Engine):
     """Base class of engines that run in a Python environment of their own.
 
@@ -256,12 +269,17 @@ class EnvironmentEngine(Engine):
         """Return the engine's name if only its environment is missing; else None."""
         return self.missing_environment(spec) if self._why_not_here(spec) is None else None
 
-    def uses_hub_cache(self, spec: ServerSpec, options: StartOptions) -> bool:  # noqa: ARG002
+    def uses_hub_cache(self, spec: ServerSpec, options: StartOptions) -> bool:
         """Return whether its server reads the model from the hub's cache.
 
         Otherwise it is a folder, or the options or variables name another place.
         """
-        return not (model_files.is_folder(spec.model) or model_files.is_path(spec.model))
+        is_local = model_files.is_folder(spec.model) or model_files.is_path(spec.model)
+        return not is_local and self.other_cache(options) is None
+
+    def other_cache(self, options: StartOptions) -> OtherCache | None:  # noqa: ARG002
+        """Return where its server keeps a model of a hub; None for the hub's cache."""
+        return None
 
     def missing_environment(self, spec: ServerSpec) -> str | None:
         """Return the engine's name if its environment must be installed for ``spec``; else None.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from emberd.catalog import RERANK
-from emberd.engines.base import Launch
+from emberd.engines.base import Launch, OtherCache
 from emberd.engines.gpus import VISIBLE, Gpu
 from emberd.engines.sglang.memory import NO_CHUNKS, SMALLEST_BATCH_TOKENS, MemoryPlan
 from emberd.engines.sglang.support import generation, overrides
@@ -334,13 +334,15 @@ _RESERVED: Final[Mapping[str, str]] = {
 }
 
 
-def has_other_cache(options: StartOptions, environ: Mapping[str, str]) -> bool:
-    """Return whether SGLang loads a model that is no folder from elsewhere than the hub's cache."""
+def other_cache(options: StartOptions, environ: Mapping[str, str]) -> OtherCache | None:
+    """Return where SGLang keeps a model that is no folder; None for the hub's cache."""
     if environ.get(_MODELSCOPE, "").lower() in _YES:
-        return True
+        return OtherCache(f"{_MODELSCOPE} is set", is_modelscope=True)
     # Its parser completes a prefix; "--do" begins no other option.
     names = (word.partition("=")[0] for word in options.arguments)
-    return any(name.startswith("--do") and _DOWNLOAD_DIR.startswith(name) for name in names)
+    if any(name.startswith("--do") and _DOWNLOAD_DIR.startswith(name) for name in names):
+        return OtherCache(f"{_DOWNLOAD_DIR} is given")
+    return None
 
 
 def runs_code_of_models(options: StartOptions) -> bool:

@@ -15,7 +15,7 @@ from typing import Final
 from emberd import env, model_files
 from emberd.catalog import DEMO_MODEL, EMBED, RERANK
 from emberd.engines import gpu_usage, gpus
-from emberd.engines.base import EnvironmentEngine, Launch, MemoryNeed, Plan, Reason
+from emberd.engines.base import EnvironmentEngine, Launch, MemoryNeed, OtherCache, Plan, Reason
 from emberd.engines.gpu_usage import PlannedUsage, Usage
 from emberd.engines.gpus import Gpu, Survey
 from emberd.engines.model_shape import shape_of
@@ -59,10 +59,9 @@ class SglangEngine(EnvironmentEngine):
         chosen = support.freest_supported(seen, options.gpus, quantization=precision)
         return [gpu.uuid for gpu in chosen]
 
-    def uses_hub_cache(self, spec: ServerSpec, options: StartOptions) -> bool:
-        """Return whether its server reads the model from the hub's cache."""
-        is_elsewhere = command.has_other_cache(options, os.environ)
-        return super().uses_hub_cache(spec, options) and not is_elsewhere
+    def other_cache(self, options: StartOptions) -> OtherCache | None:
+        """Return where it keeps a model of a hub; None for the hub's cache."""
+        return command.other_cache(options, os.environ)
 
     def plan(self, spec: ServerSpec, launch: Launch) -> Plan:
         """Return how to start a server for ``spec``.
