@@ -3,7 +3,7 @@
 # make test-sglang        the same against real engines, which it installs once (16 GB, minutes)
 # make test-sglang SGLANG=0.5.17   against another supported version, in .venv/engines (10 GB)
 # make test-sglang-full   with the slowest of them too, and with an older SGLang (10 GB more)
-# make test-stores        the vector stores, in an environment of their own (1.8 GB)
+# make test-stores        the vector stores, in their own environment (1.8 GB)
 # make test-services      the caches on real servers: redis-server and memcached must be installed
 # make test-ray           Ray Data, on a cluster of two nodes on this machine
 # make test-agents        the agent frameworks, in an environment each
@@ -65,7 +65,7 @@ check: $(VENV)/.tools
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Each distribution alone in a new environment: some minutes, most of them the registry's.
+# Each distribution by itself in a new environment: some minutes, most of them the registry's.
 test-installs: $(VENV)/.tools
 	$(BIN)/python -m pytest tests/installs $(ARGS)
 
@@ -83,14 +83,14 @@ test-agents: $(AGENTS:%=test-agents-%)
 $(AGENTS:%=test-agents-%): test-agents-%: $(VENV)/agents/%/.made
 	$(VENV)/agents/$*/bin/python -m pytest tests/agents/test_$*.py $(ARGS)
 
-# Engines lie where EMBERD_ENGINES says, else in the home; an installed one is used as it is.
+# Engines are where EMBERD_ENGINES says, else in the home; an installed one is used as it is.
 engines: $(VENV)/.tools
 ifndef SGLANG
 	@$(BIN)/emberd engine install sglang
 endif
 	@$(BIN)/emberd engine install transformers
 
-# Another version of SGLang lies beside the environment of the tests, not among the engines.
+# Another version of SGLang is in the environment of the tests, not among the engines.
 other_version = $(if $(SGLANG),EMBERD_SGLANG_PYTHON=$$($(BIN)/python \
 	tests/real/other_version.py $(SGLANG) $(abspath $(VENV))/engines) && \
 	export EMBERD_SGLANG_PYTHON &&)
@@ -125,7 +125,7 @@ clean:
 	rm -rf $(VENV) .benchmarks .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamps stand in the environment, so that they go when it goes.
+# The stamps are in the environment, so that they are removed with it.
 $(VENV)/.made:
 	@"$(PYTHON)" -c '$(SUITABLE)' 2>/dev/null || { echo "emberd needs Python 3.11 or newer \
 	with venv; PYTHON='$(PYTHON)' is none. Install one, or name it: make PYTHON=/path/to/python3.11" \

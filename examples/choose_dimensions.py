@@ -7,7 +7,7 @@ Qwen3-Embedding was trained so that its vectors can be cut to 32 numbers or more
 emberd/demo, was not: its figures show how to measure, and do not apply to Qwen3.
 
 The file for --data is {"passages": [{"id", "text"}, ...], "queries": [{"text", "answer"}, ...]}; an
-answer is the id of a passage. Use a few hundred questions of your own: without --data the script
+answer is the id of a passage. Use a few hundred your own questions: without --data the script
 uses the set of examples/demo, which has 30 questions, so each of them is 3 % of the recall.
 """
 

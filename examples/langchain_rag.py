@@ -44,7 +44,7 @@ retriever = store.as_retriever(search_kwargs={"k": 2})
 
 prompt = ChatPromptTemplate(
     [
-        ("system", "Answer from these passages alone, and say which file it was:\n{passages}"),
+        ("system", "Answer only from these passages, and say which file it was:\n{passages}"),
         ("human", "{question}"),
     ]
 )

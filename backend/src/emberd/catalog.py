@@ -78,7 +78,7 @@ class DecoderShape:
         kv_heads: Heads of keys and values.
         head_dim: Length of one head.
         vocabulary: Rows of the token table.
-        tables: Tables of this size: a second one for a language-model head of its own.
+        tables: Tables of this size: a second one for a separate language-model head.
         parameters: Numbers that a server keeps on the device.
     """
 
@@ -289,7 +289,7 @@ def _encoder(
         query_template=f"{query}{{text}}",
         start_ids=around[:1],
         end_of_text_id=around[-1] if around else None,
-        # None converts to NFC: BERT decomposes a text, XLM-RoBERTa has a table of its own.
+        # None converts to NFC: BERT decomposes a text, XLM-RoBERTa has its own table.
         normalization_is_known=True,
         trims=True,  # both split a text at white space
         architecture=kind,

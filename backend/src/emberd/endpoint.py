@@ -31,7 +31,7 @@ class Endpoint:
         server: Kind of server, in one word, for messages.
         listener: The verified listening socket, against which each new connection is checked
             before anything is sent. None for a server on another machine.
-        canary: The vectors of the verification texts, each embedded in a request of its own, with
+        canary: The vectors of the verification texts, each embedded in a separate request, with
             which a restarted server is compared; empty if not kept.
         counts_exactly: Whether the tokens that its tokenizer route gave for a text were as many as
             it read when it embedded that text.

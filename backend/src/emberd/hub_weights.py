@@ -286,7 +286,7 @@ def _verify(listing: Listing, file: HubFile, path: Path) -> None:
         return
     content = path.resolve()  # the cache has links to it
     path.unlink()
-    # A link that somebody made to a file elsewhere is removed, but not that file.
+    # A link to a file outside the cache, made by a user, is removed, but not that file.
     if content.parent == (model_files.hub_folder(listing.model) / "blobs").resolve():
         content.unlink(missing_ok=True)
     kind = "SHA-256" if file.sha256 else "git's hash"

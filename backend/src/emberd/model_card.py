@@ -53,7 +53,7 @@ def describe(name: str, revision: str | None = None, *, task: str = catalog.EMBE
 
     The files win, because a folder named like a model of the catalog may hold a fine-tuned one.
     The catalog fills in what the files do not say. A name on the hub that is not in the catalog is
-    described by its files in the hub's cache. Nothing is fetched; see ``emberd.hub``.
+    described by its files in the hub's cache. No file is fetched; see ``emberd.hub``.
 
     Args:
         name: Name on the hub, or a folder.

@@ -47,7 +47,7 @@ def fetch(model: str, revision: str | None) -> Path:
 def find(model: str, revision: str | None) -> Path | None:
     """Return the folder of a complete model in the cache of the package; None if there is none.
 
-    Nothing is downloaded. It takes seconds to import the package.
+    No file is downloaded. It takes seconds to import the package.
     """
     if find_spec("modelscope") is None:
         return None

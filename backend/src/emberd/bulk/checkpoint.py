@@ -166,7 +166,7 @@ def remove(folder: Path) -> None:
     """Delete the work folder, whose lock this process holds."""
     clear(folder)
     (folder / _LOCK).unlink(missing_ok=True)
-    # Another run may have entered in the meantime, with a lock of its own.
+    # Another run may have entered in the meantime, with its own lock.
     with suppress(OSError):
         folder.rmdir()
 

@@ -201,7 +201,7 @@ def _named_file(name: str) -> Path:
     if _kind(path) in (None, InputKind.TEXTS):
         raise SettingError(
             f"{name} contains one text per line, which cannot be combined with Parquet, JSON lines "
-            f"or folders. Embed it in a run of its own."
+            f"or folders. Embed it in a separate run."
         )
     if not path.is_file():
         raise SettingError(f"{name} is a device or a pipe; data is read from regular files only.")

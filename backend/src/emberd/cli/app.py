@@ -94,7 +94,7 @@ for name, function in ENGINE_VERBS.items():
 app.add_typer(_engine, name="engine")
 
 
-# Recent versions of typer carry a click of their own, older ones use the package: the base
+# Recent versions of typer contain their own click, older ones use the package: the base
 # class of all usage errors is the one that both have in common.
 _ParserError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 

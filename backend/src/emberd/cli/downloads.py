@@ -132,7 +132,7 @@ class Downloads:
                 output.note(f"  {item}")
             if not typer.confirm("Download and start?", default=True, err=True):
                 raise DownloadNeededError(
-                    f"Nothing was downloaded, and no server was started. `{self._pull}` downloads "
+                    f"No file was downloaded, and no server was started. `{self._pull}` downloads "
                     f"without starting one."
                 )
         if self.engine:

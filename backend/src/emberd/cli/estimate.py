@@ -157,7 +157,7 @@ def _lines(
     yield ""
     for note in dict.fromkeys(note for card in cards for note in card.get("notes", ())):
         yield f"Note: {note}"
-    yield "Computed; how far it was measured: docs/gpu-memory.md. Nothing was started."
+    yield "Computed; how far it was measured: docs/gpu-memory.md. No server was started."
 
 
 def _cell(text: str, head: str) -> str:

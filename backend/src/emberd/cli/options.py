@@ -293,7 +293,7 @@ def to_cli_names(text: str) -> str:
     return _OPTION.sub(lambda found: f"--{found[1].replace('_', '-')} ", text)
 
 
-# Recent versions of typer carry a click of their own, older ones use the package.
+# Recent versions of typer contain their own click, older ones use the package.
 _UsageError: Final[Any] = typer.BadParameter.__base__
 
 

@@ -1,12 +1,12 @@
 """The canary: a few short texts whose vectors must fit together before a server's first use.
 
-One request embeds all of them (several, if the batch size is smaller), and one request each of them
-alone. Compared are a text's two
-vectors, the vectors of different texts, and, for models whose publisher printed them, similarities.
+They are embedded in one request (or several, if the batch size is smaller), and each in a separate
+request. The two vectors of a text are compared, and the vectors of different texts, and, for models
+whose publisher printed them, similarities.
 What this cannot show: a fault that treats all texts alike and keeps them apart, such as mean
 pooling or lower case, on a model without printed similarities.
 
-Nothing here sends anything; ``verify`` does.
+This module sends no request; ``verify`` does.
 """
 
 from __future__ import annotations

@@ -249,7 +249,7 @@ class Client(_ClientBase[Endpoint]):
                 background.run(call, "embed").add_done_callback(finished.put)
             job, work, outcome = finished.get().result()
         # Decoded here and not in the threads of the workers: these would only wait for each other's
-        # turn to run, and each would hold memory of its own for it.
+        # turn to run, and each would hold its own memory for it.
         result = finish(job.settle(work, outcome))
         if self._cache is not None:
             job.write_cache(work, result)
@@ -274,7 +274,7 @@ class Client(_ClientBase[Endpoint]):
         *,
         exclusive: bool = False,
     ) -> Outcome:
-        """Send a request, again if need be, in ``slot`` or in one of its own.
+        """Send a request, again if need be, in ``slot`` or in its own.
 
         The slot is held until the last try: between two tries of a request that may crash the
         server, no other request of this client may be in flight either.

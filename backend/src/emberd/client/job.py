@@ -226,7 +226,7 @@ class Job:
         return Embedded(matrix, self._errors)
 
     def read_cache(self) -> None:
-        """Take the vectors that the cache has. May read a disk, or ask a server of its own."""
+        """Take the vectors that the cache has. May read a disk, or ask its own server."""
         if self._cache is None:
             return
         asked = [index for index, given in enumerate(self._prepared.inputs) if given is not None]

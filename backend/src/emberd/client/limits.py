@@ -21,7 +21,7 @@ from emberd.system.bounded_http import Exchange
 
 
 class CallEndedError(Exception):
-    """The call that a request belongs to has ended; no one waits for the request any more."""
+    """The call of a request has ended; its result is not needed any more."""
 
 
 @dataclass(slots=True, eq=False)

@@ -132,7 +132,7 @@ def _open_sdk(endpoint: Endpoint, connections: int) -> tuple[Any, Any]:
         # Without TLS no certificate is verified; reading the certificate authorities takes longer
         # than a query does.
         verify=not (own_machine and endpoint.url.startswith("http://")),
-        # A redirect would carry the key to wherever the answer points.
+        # A redirect would send the key to any address in the answer.
         follow_redirects=False,
         limits=_httpx().Limits(max_keepalive_connections=connections, keepalive_expiry=KEEP_IDLE_S),
         event_hooks={"request": [prepare], "response": [_check_status]},
@@ -233,7 +233,8 @@ def _answer_of(error: Exception) -> Reply | TransportError:
     names = {kind.__name__ for kind in type(root).__mro__}
     text = str(root) or type(root).__name__
     if "Illegal header" in text or "UnicodeEncodeError" in names:
-        # The message of such an error repeats the header, which may be the key. Nothing was sent.
+        # The message of such an error repeats the header, which may be the key. The request was
+        # not sent.
         raise SettingError(
             "The request cannot be sent: a header, or the key in one, has characters that HTTP "
             "does not allow. Correct the api_key or the headers of the client passed in."
@@ -269,7 +270,7 @@ class Session:
 
     @classmethod
     def open(cls, endpoint: Endpoint, connections: int, timeout_s: float) -> Session:
-        """Return a session with a client of our own, closed when it is collected."""
+        """Return a session with its own client, closed when it is collected."""
         with fork.no_fork():  # a child would inherit the locks of imports
             client, http = _open_sdk(endpoint, connections)
         session = cls(client, timeout_s)

@@ -107,7 +107,7 @@ def _listener(url: str) -> Listener | None:
     except OSError as error:
         raise ServerUnavailableError(
             f"Cannot determine which process listens at {url}: the listening sockets of this "
-            f"machine cannot be read ({error}). Nothing was sent. If this process has too many "
+            f"machine cannot be read ({error}). No request was sent. If this process has too many "
             f"open files, raise the limit (ulimit -n); in a sandbox, allow sock_diag (netlink) or "
             f"/proc/net/tcp."
         ) from error
@@ -320,7 +320,7 @@ def _ask(
         return None
     if isinstance(reply, TransportError) and reply.kind == "changed":
         raise ServerUnavailableError(
-            f"Nothing was sent to {where}: {reply.text}. Look at what listens there, and try again."
+            f"No request was sent to {where}: {reply.text}. Check what listens there."
         )
     if not isinstance(reply, Reply):
         why = f" ({reply.text})" if reply is not None else ""
@@ -496,7 +496,7 @@ def _check_tokens(url: str, model: Model, counted: bytes | None, embedded: bytes
     read = wire.prompt_tokens(embedded)
     whole = lengths.with_added(ids, model)
     if read == len(whole):
-        return True  # sglang-router counts with a tokenizer of its own, which adds no tokens
+        return True  # sglang-router counts with its own tokenizer, which adds no tokens
     if ids[-1] != whole[-1]:
         raise ServerMismatchError(
             f"{url} appends token {ids[-1]} instead of the end-of-text token "

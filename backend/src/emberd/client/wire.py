@@ -103,7 +103,7 @@ class Request:
 
     @property
     def is_long_text(self) -> bool:
-        """Whether it embeds one text, and that alone may take longer than the timeout."""
+        """Whether it embeds one text only, and may take longer than the timeout with it."""
         body = self.body or {}
         given = body.get(ITEMS, body.get(_INPUT))
         if not isinstance(given, list) or len(given) != 1:
@@ -377,7 +377,7 @@ def check_tokens(usage: Any, count: int, tokens: int | None) -> None:
     if tokens is not None and told not in (None, tokens):
         raise BadReplyError(
             f"The server read {told} tokens, but the {count} texts of the request have {tokens}: "
-            f"it cuts or changes texts. Nothing of this reply is used. Start the server without "
+            f"it cuts or changes texts. The reply is discarded. Start the server without "
             f"an option that truncates, or use another one."
         )
 

@@ -230,7 +230,7 @@ class OtherCache:
 
 
 class EnvironmentEngine(Engine):
-    """Base class of engines that run in a Python environment of their own.
+    """Base class of engines that run in their own Python environment.
 
     Attributes:
         product: What its distribution is called in messages.
@@ -338,8 +338,8 @@ class EnvironmentEngine(Engine):
         if found is None:
             size = in_words(installs.RECIPES[self.name].bytes)
             return (
-                f"{self.product} is not installed: `{self._install}` installs it in an environment "
-                f"of its own ({size}); with EMBERD_AUTO_INSTALL=1 emberd does so when it is needed"
+                f"{self.product} is not installed: `{self._install}` installs it in a separate "
+                f"environment ({size}); with EMBERD_AUTO_INSTALL=1 emberd does so when it is needed"
             )
         problem = self._why_not_version(found.version, spec)
         if problem is None:

@@ -252,8 +252,8 @@ def _choose_device(
 ) -> tuple[str, Gpu | None, str | None]:
     """Return the device for the model, its GPU for CUDA, and why it cannot be used; None if it can.
 
-    The CPU is used only if it, or this engine, was requested by name, so that nobody waits a
-    minute for a vector without having been warned.
+    The CPU is used only if it, or this engine, was requested by name, so that no user waits a
+    minute for a vector without a warning.
     """
     seen, cuda = gpus.survey(), _cuda()
     least = _NEEDS_CAPABILITY.get((cuda or _PINNED_CUDA)[0], (0, 0))

@@ -1,4 +1,4 @@
-"""Engines in environments of their own: installed, listed, removed, and found elsewhere.
+"""Engines in separate environments: installed, listed, removed, and found elsewhere.
 
 They cannot be installed into an application's environment: SGLang's pins conflict with those of a
 current LangChain application.

@@ -33,7 +33,7 @@ _SCRATCH: Final = ".tmp"
 _REMOVED: Final = ".removed"
 _SCHEMA: Final = 1
 _MOST_BYTES: Final = 1024 * 1024
-_ELSEWHERE: Final = "Set EMBERD_ENGINES to a folder of your own."
+_ELSEWHERE: Final = "Set EMBERD_ENGINES to your own folder."
 _OWNER: Final[dict[str, Any]] = {
     "by_root": True,
     "so": "so its programs are not run",
@@ -220,7 +220,7 @@ def _check_programs(own: Installed) -> None:
     above = [each for each in packages.parents if each.is_relative_to(folder)]
     checked = [folder, *above, packages, folder / "bin", folder / "pyvenv.cfg"]
     program = os.path.realpath(own.python)
-    # The one that runs this program is trusted already, whoever owns it.
+    # The one that runs this program is trusted already, no matter who owns it.
     if program != _running():
         checked.append(Path(program))
     for path in checked:

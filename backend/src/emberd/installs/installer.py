@@ -263,7 +263,7 @@ class _Builder:
                         self._report_progress()
             finally:
                 if popen.returncode is None:
-                    # Ctrl-C did not reach the group, which is in a session of its own.
+                    # Ctrl-C did not reach the group, which is in its own session.
                     with suppress(ProcessLookupError):
                         os.killpg(popen.pid, signal.SIGKILL)
                     popen.wait()

@@ -22,7 +22,7 @@ from emberd.installs import environments
 from emberd.installs.recipes import Recipe, dotted, recipe_of
 from emberd.system import process_env
 
-# A path that is too long for a shebang is in a line of its own that the shell runs.
+# A path that is too long for a shebang is in a separate line that the shell runs.
 _INTERPRETER: Final = re.compile(
     rb"\A#!\s*(/\S+)(?:[ \t]+(\S+))?|^'''exec' \"?'?([^\"'\n]+)", re.MULTILINE
 )

@@ -100,7 +100,7 @@ def recipe_of(name: str) -> Recipe:
     """Return the recipe of an engine.
 
     Raises:
-        SettingError: No engine of that name has an environment of its own.
+        SettingError: No engine of that name has its own environment.
     """
     try:
         return RECIPES[name]

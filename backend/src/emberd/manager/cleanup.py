@@ -1,6 +1,6 @@
 """Removes what a server writes outside of its state folder: temporary files and shared memory.
 
-Each start gets a folder of its own for temporary files. POSIX shared memory has names that the
+Each start gets its own folder for temporary files. POSIX shared memory has names that the
 server chooses: they are read from the kernel's maps of its processes while those run, and listed by
 inode in a file beside them, because a killed server removes nothing itself. If its supervisor is
 killed too, the orphan reaper removes all that; if the orphan reaper is killed too, the next start.

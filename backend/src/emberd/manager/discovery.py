@@ -307,7 +307,7 @@ def restarted_listener(before: Endpoint) -> Listener | None:
     if not now.has_owner_of(before.listener):
         raise ServerMismatchError(
             f"{before.url} belonged to user {before.listener.uid} and now belongs to user "
-            f"{now.uid}. Nothing was sent there. Create a new object to use that server."
+            f"{now.uid}. No request was sent there. Create a new object to use that server."
         )
     return now
 
@@ -337,7 +337,7 @@ def _find_listener(url: str) -> Listener | None:
     except OSError as error:
         raise ServerUnavailableError(
             f"Cannot determine which process listens at {url}: the listening sockets of this "
-            f"machine cannot be read ({error}). Nothing was sent. Try again later."
+            f"machine cannot be read ({error}). No request was sent. Try again later."
         ) from error
     if is_missing:
         raise _not_listening(url)

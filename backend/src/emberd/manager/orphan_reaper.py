@@ -9,7 +9,7 @@ The kernel's parent-death signal reaches only one process, the server itself. It
 request that signal too, but only once their interpreter has started: a scheduler of SGLang imports
 for ten seconds before that, and would continue to run, and use a GPU, if its parent died meanwhile.
 
-Nothing of emberd is imported here, because this process starts with every server and remains as
+No module of emberd is imported here, because this process starts with every server and remains as
 small as it can be.
 """
 

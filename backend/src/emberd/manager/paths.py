@@ -194,7 +194,7 @@ class Changes:
     """
 
     def __init__(self, path: Path) -> None:
-        """Nothing of ``path`` was read yet."""
+        """Start with ``path`` unread."""
         self._path = path
         self._seen: tuple[int, ...] | None = None
         self._seen_since_s = 0.0

@@ -104,7 +104,7 @@ class OrphanReaper:
 
 
 class ServerProcess:
-    """A server and its descendants, in a session and process group of its own.
+    """A server and its descendants, in their own session and process group.
 
     Only the supervisor's main thread may create one: the kernel's parent-death signal follows the
     thread.

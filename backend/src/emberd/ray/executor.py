@@ -83,7 +83,7 @@ class UnitWorker:
         """Embed the unit in ``row``.
 
         An error is returned, pickled: of an error that is raised, Ray keeps only the text and adds
-        pages of its own.
+        its own pages.
         """
         counts = {_ROWS: 0, _SIZE: 0}
 

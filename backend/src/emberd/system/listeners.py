@@ -321,7 +321,7 @@ def _has_netlink() -> bool:
 
 @cache
 def _answers_netlink() -> bool:
-    """Return whether the kernel answers for a socket of our own that listens.
+    """Return whether the kernel answers for our own socket that listens.
 
     A kernel without the module says "no such socket", and a sandbox may refuse the question. Where
     there is no definite answer, the OSError is raised, so that none is cached.
@@ -347,7 +347,7 @@ def _is_shared(uid: int) -> bool:
     """Return whether ``uid`` may stand for several users, so that it proves nothing.
 
     In a user namespace, the kernel reports all users that the namespace does not map under one
-    number. Where each user has a number of its own, that number is an ordinary user (``nobody``).
+    number. Where each user has its own number, that number is an ordinary user (``nobody``).
     """
     if sys.platform != "linux" or uid != _overflow_uid():
         return False
@@ -384,7 +384,7 @@ def _look_up(
         elif is_listening and at == address:
             return found
         elif is_listening and at.is_unspecified:
-            # "::" takes IPv4 as well, unless IPv4 has a listener of its own.
+            # "::" takes IPv4 as well, unless IPv4 has its own listener.
             is_mapped = at.version != _IPV4 and best is None
             best = found if at.version == address.version or is_mapped else best
     return best

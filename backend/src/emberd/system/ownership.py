@@ -21,7 +21,7 @@ from emberd.errors import StateFolderError
 from emberd.system import os_errors
 
 _ROOT: Final = 0
-_OWN_FOLDER: Final = "Use a file in a folder of your own."
+_OWN_FOLDER: Final = "Use a file in your own folder."
 _ACCESS_OF_OTHERS: Final = 0o077
 _PRIVATE_MODE: Final = 0o700
 _SAFELY: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -108,7 +108,7 @@ def check_private(folder: Path, variable: str = "EMBERD_HOME") -> None:
         StateFolderError: It is not: any user could have written its files.
         FileNotFoundError: There is no such folder.
     """
-    instead = f"Set {variable} to a folder of your own."
+    instead = f"Set {variable} to your own folder."
     if os.geteuid() == _ROOT:
         instead += " A file server may give root's files to another user: run emberd as a user."
     try:

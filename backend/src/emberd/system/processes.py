@@ -245,7 +245,7 @@ def marked(folder: str, start_id: str | None = None) -> Iterator[ProcessIdentity
 def _has_same(folder: str, pid: int) -> bool:
     """Return whether ``folder`` is the same one for a process, unless that cannot be read.
 
-    A job or a service may have a file system of its own at that path, such as a private ``/tmp``.
+    A job or a service may have its own file system at that path, such as a private ``/tmp``.
     """
 
     def identity(path: str) -> tuple[int, int] | None:
@@ -271,7 +271,7 @@ def marks() -> Iterator[Mark]:
         try:
             if not variable(pid, MARK):
                 continue  # before anything else is read: most processes have none
-            # Identified before its environment is read again: if the pid changes hands in between,
+            # Identified before its environment is read again: if the pid is reused in between,
             # the identity is that of the ended one, and a signal to it reaches no process.
             found = identify(pid)
             mark_folder, _, mark_start_id = (variable(pid, MARK) or "").rpartition(":")

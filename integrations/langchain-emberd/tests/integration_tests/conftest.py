@@ -1,4 +1,4 @@
-"""A home of its own for the server that these tests start, which ends with them."""
+"""A separate home for the server that these tests start, which ends with them."""
 
 from __future__ import annotations
 

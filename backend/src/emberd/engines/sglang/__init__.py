@@ -1,4 +1,4 @@
-"""The engine for Qwen3-Embedding on a GPU: SGLang, in an environment of its own.
+"""The engine for Qwen3-Embedding on a GPU: SGLang, in its own environment.
 
 ==============  ================================================================
 ``engine``      what the rest of emberd uses: availability, plan, log

@@ -119,7 +119,7 @@ def variables(
     """Return the variables that the server needs besides ``environ``: name -> value and reason.
 
     ``SGL_FORCE_SHUTDOWN`` is left out on purpose: with it SGLang drops all requests at a stop.
-    Without it the drain has no limit of its own, and the supervisor sets one.
+    Without it the drain has no limit in SGLang, and the supervisor sets one.
 
     Args:
         environ: The environment of this process.

@@ -395,6 +395,6 @@ def _check_code(path: Path, facts: os.stat_result, root: Path) -> None:
         facts,
         by_root=True,
         so="so its code is not run",
-        instead="Omit --trust-remote-code, or use a copy of your own.",
+        instead="Omit --trust-remote-code, or use your own copy.",
         within=root,
     )

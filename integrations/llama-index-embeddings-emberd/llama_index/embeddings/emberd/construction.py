@@ -13,7 +13,7 @@ from pydantic_core import InitErrorDetails
 
 from emberd import Embedder, SettingError, Settings
 
-# Setting of emberd -> field, where LlamaIndex has a name of its own.
+# Setting of emberd -> field, where LlamaIndex has its own name.
 _RENAMED: Final = {"model": "model_name", "document_instruction": "text_instruction"}
 # embed_batch_size is the size of LlamaIndex's slices, and progress is an argument of the calls.
 _NOT_FIELDS: Final = {"batch_size", "show_progress"}
@@ -35,7 +35,7 @@ def embedder_of(owner: type[BaseModel], base: type[BaseModel], data: dict[str, A
 
     Args:
         owner: The class of the object.
-        base: ``EmberdEmbedding``; a class derived from it may declare defaults of its own.
+        base: ``EmberdEmbedding``; a class derived from it may declare its own defaults.
         data: The arguments; those that are not fields are removed.
 
     Raises:
