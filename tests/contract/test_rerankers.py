@@ -247,7 +247,9 @@ def test_a_copy_with_an_update_is_checked_and_keeps_the_rest(
             made.model_copy(update=wrong)
 
 
-@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, "model_copy"], ids=str)
+@pytest.mark.parametrize(
+    "how", [copy.copy, copy.deepcopy, "model_copy"], ids=["copy", "deepcopy", "model_copy"]
+)
 def test_a_copy_uses_the_same_connections(kind: Any, how: Any) -> None:
     made = kind(api_key=SECRET)
     twin = made.model_copy() if how == "model_copy" else how(made)
