@@ -76,6 +76,16 @@ def test_json_has_the_whole_passage(search: Command, folder: Path) -> None:
     assert hit["score"] == pytest.approx(1, abs=1e-4)
 
 
+def test_control_characters_of_a_file_do_not_reach_the_terminal(
+    search: Command, folder: Path
+) -> None:
+    (folder / "found.md").write_text(f"{QUESTION}\n\x1b[31mred\x07\n")
+    done = search("search", str(folder), QUESTION, "--top", "20")
+    assert "red" in done.out
+    assert "\x1b" not in done.out
+    assert "\x07" not in done.out
+
+
 def test_files_that_are_not_text_are_counted(search: Command, folder: Path) -> None:
     (folder / "picture.png").write_bytes(b"\0\1")
     done = search("search", str(folder), QUESTION)

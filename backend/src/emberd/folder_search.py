@@ -149,7 +149,7 @@ def text_files(folder: Path) -> Iterator[Path]:
 def read_text(path: Path) -> str | None:
     """Return the text of a file; None if it is not text, too large, or cannot be read.
 
-    Of HTML, the text that a browser shows is returned, on the lines where it stands.
+    A page of HTML becomes the text that a browser shows, on the lines where it stands.
     """
     try:
         # A file may have become a pipe, which would block.

@@ -46,8 +46,8 @@ def search(
     are kept in the cache (EMBERD_CACHE, else the file in EMBERD_HOME). Each passage is printed with
     its file, the number of its first line, and its score (cosine).
 
-    Hidden files, symbolic links, binary files and files of more than 4 MB are not searched. Of HTML
-    files, the visible text is. An interrupted search keeps what it has embedded.
+    Hidden files, symbolic links, binary files and files of more than 4 MB are not searched. HTML is
+    searched as the text that a browser shows. An interrupted search keeps what it has embedded.
     """
     from emberd import folder_search
 
@@ -99,8 +99,8 @@ def _summarize(progress: SearchProgress, seconds: float) -> None:
     output.note(f"{_counts(progress)}, {progress.embedded} of them embedded now; {seconds:.1f} s")
     if progress.rejected:
         output.note(
-            f"{output.pluralize(progress.rejected, 'passage')} could not be embedded: too long for "
-            f"the model"
+            f"{output.pluralize(progress.rejected, 'passage')} could not be embedded, such as one "
+            f"that is too long for the model"
         )
     if skipped := len(progress.skipped):
         output.note(
@@ -114,4 +114,5 @@ def _print(hit: Hit) -> None:
     lines = [line.strip() for line in passage.text.splitlines() if line.strip()]
     for line in lines[:_SHOWN_LINES]:
         shown = line if len(line) <= _SHOWN_CHARACTERS else f"{line[: _SHOWN_CHARACTERS - 1]}…"
-        output.write_line(f"    {shown}")
+        # A control character of a file must not reach the terminal.
+        output.write_line("    " + "".join(c if c.isprintable() else " " for c in shown))
