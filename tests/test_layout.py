@@ -75,7 +75,9 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "bulk": {"errors", "system"},
     "ray": _BASE | {"engines", "client", "verified_manager", "embedder", "bulk"},
     "doctor": _JOINED | {"verified_manager", "modelscope_weights"},
+    "gateway": _JOINED | {"verified_manager", "model_user", "embedder", "reranker"},
     "cli": _JOINED
+    | {"gateway", "reranker"}
     | {"verified_manager", "benchmark", "embedder", "fidelity", "doctor", "bulk", "ray", "stores"}
     | {"folder_search", "hub_weights", "modelscope_weights"},
     "__main__": {"cli"},
@@ -182,6 +184,7 @@ _SGLANG_FLAGS: Final = re.compile(
     r"|is-embedding|json-model-override-args|max-running-requests|max-total-tokens"
     r"|mem-fraction-static|prefill-only-disable-kv-cache|trust-remote-code)"
 )
+_WIRE_PARTS: Final = ("emberd.client", "emberd.serving", "emberd.gateway")
 _WIRE: Final = re.compile(r"/v1/embeddings|\bencoding_format\b")
 
 
@@ -189,7 +192,11 @@ _WIRE: Final = re.compile(r"/v1/embeddings|\bencoding_format\b")
     ("pattern", "allowed"),
     [
         pytest.param(_SGLANG_FLAGS, ("emberd.engines.sglang",), id="flags-of-sglang"),
-        pytest.param(_WIRE, ("emberd.client", "emberd.serving"), id="embeddings-on-the-wire"),
+        pytest.param(
+            _WIRE,
+            ("emberd.client", "emberd.serving", "emberd.gateway"),
+            id="embeddings-on-the-wire",
+        ),
     ],
 )
 def test_knowledge_stays_in_its_part(pattern: re.Pattern[str], allowed: tuple[str, ...]) -> None:

@@ -17,18 +17,19 @@ import waiting
 from emberd import probe
 from emberd.manager import ports
 from emberd.serving import __main__ as process
+from emberd.serving import asgi_process
 from served import Served
 
 SERVE = [sys.executable, "-m", "emberd.serving", "--encoder", "demo"]
 
 
 def _on_a_port() -> socket.socket | None:
-    return process._listen("127.0.0.1", 0)
+    return asgi_process.listen("127.0.0.1", 0)
 
 
 def _inherited() -> socket.socket | None:
     with ports.listen(None) as opened:
-        return process._inherit(os.dup(opened.fileno()))
+        return asgi_process.inherit(os.dup(opened.fileno()))
 
 
 @pytest.mark.parametrize("listen", [_on_a_port, _inherited])

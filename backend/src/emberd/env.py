@@ -28,6 +28,7 @@ STORE_API_KEY: Final = "EMBERD_STORE_API_KEY"
 CACHE_USER: Final = "EMBERD_CACHE_USER"
 IDLE_TIMEOUT: Final = "EMBERD_IDLE_TIMEOUT"
 
+SERVE_KEY: Final = "EMBERD_SERVE_KEY"
 SERVER_KEY: Final = "EMBERD_SERVER_KEY"
 """Gives a server process the key that its clients must send."""
 
@@ -219,6 +220,7 @@ _OTHERS: Final = (
     Variable(CACHE_USER, _TEXT, "User name for a Redis cache"),
     Variable(CACHE_PASSWORD, _TEXT, "Password for a Redis cache", repeats=False),
     Variable(STORE_API_KEY, _TEXT, "Key of a vector store, for emberd reindex", repeats=False),
+    Variable(SERVE_KEY, _TEXT, "Key that clients of emberd serve must send", repeats=False),
     Variable("EMBERD_DEBUG", _TEXT, "If set, the command shows tracebacks of errors"),
 )
 

@@ -35,9 +35,11 @@ TASKS: Final[dict[str, str]] = {
 }
 # Qwen's evaluation (qwen3_embedding_model.py) puts these before queries and documents, and the
 # others only before queries.
-_SYMMETRIC_TASKS: Final = frozenset(
+SYMMETRIC_TASKS: Final = frozenset(
     TASKS[name] for name in ("bitext", "classification", "clustering", "similarity")
 )
+"""The tasks, in words, of which queries and documents get the same template."""
+
 
 # Marks of prefixes written for other classes: a label before the text, several lines, another slot.
 _LABELS: Final = re.compile(r"^\s*instruct\w*:|query:", re.IGNORECASE)
@@ -130,7 +132,7 @@ def templates(
     for role, own in given.items():
         other: Role = "document" if role == "query" else "query"
         task = TASKS.get(own or "", own)
-        if task in _SYMMETRIC_TASKS and given[other] is None:
+        if task in SYMMETRIC_TASKS and given[other] is None:
             raise InstructionError(
                 f"{role}_instruction={own!r} is a task for queries and documents, but only {role} "
                 f"texts would get it. Pass symmetric=True to apply it to both, or set "

@@ -23,6 +23,7 @@ from emberd.cli.output import ExitCode, exit_code
 from emberd.cli.pull import pull
 from emberd.cli.reindex import reindex
 from emberd.cli.search import search
+from emberd.cli.serve import serve
 from emberd.cli.status import status
 from emberd.cli.stop import stop
 from emberd.cli.up import FAILED, env, up
@@ -83,7 +84,10 @@ def emberd(version: Version = False) -> None:
 
 
 app.command(cls=EngineArgumentsCommand, context_settings=_CONTEXT)(up)
-for verb in (pull, status, stop, logs, env, embed, search, reindex, verify, bench, doctor):
+for verb in (
+    *(serve, pull, status, stop, logs, env, embed, search),
+    *(reindex, verify, bench, doctor),
+):
     app.command(context_settings=_CONTEXT)(verb)
 
 _engine: Final = typer.Typer(

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
-from emberd.client import row_formats, wire
+from emberd.client import row_formats, usage, wire
 from emberd.client.batches import most_tokens
 from emberd.client.event_loops import Steps, finish, in_slices
 from emberd.client.limits import CallSlots, Slot
@@ -149,9 +149,10 @@ def _distribute(
             tokens = wire.total_tokens(entry.request for entry in entries)
             found = yield from row_formats.read(endpoint, answer, _count(entries), tokens)
             vectors = iter(found.vectors)
-            for entry in entries:
+            read = usage.divide(found.tokens, [entry.tokens for entry in entries])
+            for entry, share in zip(entries, read, strict=True):
                 part = list(islice(vectors, len(entry.request.inputs)))
-                entry.give(Embeddings(part, found.model))
+                entry.give(Embeddings(part, found.model, share))
             return
     except BadReplyError as error:
         answer = error

@@ -34,7 +34,7 @@ from typing import Final
 
 import numpy as np
 
-from emberd.client import lengths, row_formats, wire
+from emberd.client import lengths, row_formats, usage, wire
 from emberd.client.batches import Batch, make_batches, most_tokens
 from emberd.client.event_loops import Steps
 from emberd.client.inputs import (
@@ -138,6 +138,7 @@ class Job:
         self._offset = offset
         self._on_done = on_done or (lambda _: None)
         self._sets_aside = set_aside
+        self._usage = usage.current()
         self._template = template
         self._texts = list(as_list(texts))  # the caller may change the original
         self._errors: dict[int, TextError] = {}
@@ -367,6 +368,7 @@ class Job:
                 outcome = yield from row_formats.read(endpoint, body, count, tokens)
             if (failure := self._facts.check_model(endpoint, outcome.model)) is not None:
                 return failure
+            self._usage.tokens += outcome.tokens or 0
             return (
                 yield from row_formats.decode(
                     endpoint,

@@ -129,8 +129,8 @@ def read_scores(
                 f"Score {place} of the reply is {score}, which is no probability. {_ADVICE}"
             )
         packed.append(struct.pack("<f", min(score, 1.0)))
-    wire.check_tokens(reply.usage, count, tokens)
-    return Embeddings(packed, reply.model if isinstance(reply.model, str) else None)
+    told = wire.check_tokens(reply.usage, count, tokens)
+    return Embeddings(packed, reply.model if isinstance(reply.model, str) else None, told)
 
 
 def _first_of_pairs(reply: _Pairs) -> list[float]:

@@ -194,10 +194,12 @@ class Embeddings:
     Attributes:
         vectors: The embeddings, in the order of their ``index`` fields: little-endian float32.
         model: The name that the server gives for the model; None when it gives none.
+        tokens: How many tokens the server says it read; None when it does not say.
     """
 
     vectors: list[bytes]
     model: str | None
+    tokens: int | None = None
 
 
 # ---------------------------------------------------------------- requests
@@ -356,12 +358,12 @@ def read_embeddings(
         in_order = [found[places[index]] for index in range(count)]
     except KeyError:
         raise _malformed(body, others, count) from None
-    check_tokens(reply.usage, count, tokens)
-    return Embeddings(in_order, reply.model if isinstance(reply.model, str) else None)
+    told = check_tokens(reply.usage, count, tokens)
+    return Embeddings(in_order, reply.model if isinstance(reply.model, str) else None, told)
 
 
-def check_tokens(usage: Any, count: int, tokens: int | None) -> None:
-    """Raise if a server read another number of tokens than the texts have.
+def check_tokens(usage: Any, count: int, tokens: int | None) -> int | None:
+    """Return how many tokens a server says it read; raise if the texts have another number.
 
     Args:
         usage: What the reply says of it.
@@ -378,6 +380,7 @@ def check_tokens(usage: Any, count: int, tokens: int | None) -> None:
             f"it cuts or changes texts. The reply is discarded. Start the server without "
             f"an option that truncates, or use another one."
         )
+    return told
 
 
 def _read_base64(body: bytes, first: int, end: int, place: int) -> bytes:
@@ -579,12 +582,7 @@ _LIMIT: Final = re.compile(
 
 
 def _too_long(status: int, said: str) -> TooLong | None:
-    refused = (
-        HTTPStatus.BAD_REQUEST,
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        HTTPStatus.UNPROCESSABLE_ENTITY,
-        HTTPStatus.INTERNAL_SERVER_ERROR,
-    )
+    refused = {HTTPStatus(each) for each in (400, 413, 422, 500)}
     if status not in refused or not _TOO_LONG.search(said):
         return None
     length, limit = _number(_LENGTH, said), _number(_LIMIT, said)

@@ -2,9 +2,12 @@
 
 ::
 
-    __main__               the process: arguments, the socket, signals, the exit code
-    app                    the routes, and the check of the key
-    wire                   request and reply bodies: SGLang's shapes, wording and status codes
+    __main__               the process: arguments, the exit code
+    asgi_process           uvicorn, signals, sockets; shared with the gateway
+    routes                 the routes, and the check of the key
+    exchange               bodies within limits, keys, disconnects; shared with the gateway
+    connections            limits on connections; shared with the gateway
+    bodies                 request and reply bodies: SGLang's shapes, wording and status codes
     service                the served model: phase, requests in flight, scheduling of batches
     telemetry              metrics under SGLang's names, log lines, progress
     encoder                the interface of an encoder

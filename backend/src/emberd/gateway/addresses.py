@@ -1,0 +1,184 @@
+"""Where the gateway listens, and the keys of its clients."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from emberd.endpoint import read_key
+from emberd.errors import SettingError, StateFolderError
+from emberd.gateway import DEFAULT_HOST, DEFAULT_PORT
+from emberd.serving import asgi_process
+from emberd.system import file_lock, os_errors, ownership
+
+SOCKET_NAME: Final = "emberd.sock"
+"""The name of the Unix socket in the gateway's folder."""
+
+_KEY_NAME: Final = "key"
+_SOCKET_MODE: Final = 0o600
+_FIRST_DESCRIPTOR: Final = 3  # by sd_listen_fds(3)
+_ACTIVATION: Final = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where to listen, unless systemd passes sockets.
+
+    Attributes:
+        folder: The gateway's folder in the home; created if it is missing.
+        host: Address of the TCP socket.
+        port: Its port, 0 for any free one; None for no TCP socket.
+        socket: Path of the Unix socket; None for the one in ``folder``.
+        has_socket: Whether there is a Unix socket.
+    """
+
+    folder: Path
+    host: str = DEFAULT_HOST
+    port: int | None = DEFAULT_PORT
+    socket: Path | None = None
+    has_socket: bool = True
+
+
+@contextmanager
+def listening(addresses: Addresses) -> Iterator[list[socket.socket]]:
+    """Yield the listening sockets; a Unix socket is removed at the end of the block.
+
+    Raises:
+        SettingError: There is none, or one of them cannot listen.
+        StateFolderError: Others can write to the folder of the Unix socket.
+    """
+    with ExitStack() as stack:
+        found = _activated()
+        if not found:
+            if addresses.has_socket:
+                path = addresses.socket or ownership.make_private(addresses.folder) / SOCKET_NAME
+                found.append(stack.enter_context(_unix(path)))
+            if addresses.port is not None:
+                found.append(_tcp(addresses.host, addresses.port))
+        if not found:
+            raise SettingError("There is no address to listen on. Omit --no-tcp or --no-socket.")
+        for each in found:
+            stack.callback(each.close)
+        yield found
+
+
+def shown(listener: socket.socket) -> str:
+    """Return the address of a socket as a client needs it."""
+    name = listener.getsockname()
+    if isinstance(name, str):
+        return f"unix:{name}"
+    host = f"[{name[0]}]" if ":" in name[0] else name[0]
+    return f"http://{host}:{name[1]}/v1"
+
+
+def read_keys(folder: Path, given: str | None, file: Path | None) -> tuple[list[str], str]:
+    """Return the keys that clients may send, and where they come from in words.
+
+    Args:
+        folder: The gateway's folder, for a key that is created.
+        given: The key in the environment; None if there is none.
+        file: A file with a key in each line; None if there is none.
+
+    Raises:
+        SettingError: There is no usable key in it.
+        OSError: The file cannot be read.
+    """
+    if given is not None and file is not None:
+        raise SettingError("Give EMBERD_SERVE_KEY or --key-file, not both.")
+    if given is not None:
+        return [_checked(given, "EMBERD_SERVE_KEY")], "EMBERD_SERVE_KEY"
+    if file is None:
+        file = ownership.make_private(folder) / _KEY_NAME
+        with suppress(FileExistsError), os_errors.named(file):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            with open(os.open(file, flags, 0o600), "w") as new:
+                new.write(f"{secrets.token_urlsafe(32)}\n")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    keys = [_checked(line, str(file)) for line in lines if line.strip()]
+    if not keys:
+        raise SettingError(f"{file} contains no key. Write one into it, a key in each line.")
+    return keys, str(file)
+
+
+def _checked(text: str, source: str) -> str:
+    try:
+        key = read_key(text)
+    except SettingError as error:
+        raise SettingError(str(error).replace("api_key", f"The key in {source}", 1)) from None
+    if key is None:
+        raise SettingError(f"The key in {source} is blank. Give one, or leave it out.")
+    return key
+
+
+def _activated() -> list[socket.socket]:
+    """Return the sockets that systemd passes to this process."""
+    given = [os.environ.pop(name, "") for name in _ACTIVATION]  # not for child processes
+    if given[1] != str(os.getpid()) or not given[0].isdecimal():
+        return []
+    try:
+        passed = range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(given[0]))
+        return [asgi_process.inherit(descriptor) for descriptor in passed]
+    except OSError as error:
+        raise SettingError(
+            f"A descriptor that systemd passed is not a listening stream socket ({error}). Use "
+            f"ListenStream= with Accept=no in the socket unit."
+        ) from error
+
+
+def _tcp(host: str, port: int) -> socket.socket:
+    try:
+        return asgi_process.listen(host, port)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SettingError(
+            f"Cannot listen on {host} port {port}: {reason}. Choose another --port, or stop what "
+            f"uses it. The address is a number, such as {DEFAULT_HOST}."
+        ) from error
+
+
+@contextmanager
+def _unix(path: Path) -> Iterator[socket.socket]:
+    # Whoever can write to the folder can put a socket of his own in place of this one.
+    ownership.check_folder(path.parent, instead="Use --socket with a folder of your own.")
+    lock = path.with_name(f"{path.name}.lock")
+    try:
+        with file_lock.held(lock, 0, note=f"process {os.getpid()}"):
+            listener = _bind(path)
+            try:
+                yield listener
+            finally:
+                path.unlink(missing_ok=True)
+    except file_lock.LockHeldError as error:
+        raise SettingError(
+            f"Another `emberd serve` ({error.holder}) uses {path}. Use that one, stop it, or give "
+            f"another --socket."
+        ) from error
+
+
+def _bind(path: Path) -> socket.socket:
+    """Return a socket that listens at ``path``; the lock is held, so an old one is of no use."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise StateFolderError(
+                f"{path} exists and is not a socket. Remove it, or use --socket."
+            )
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(os.fspath(path))
+        path.chmod(_SOCKET_MODE)  # nobody can connect before it listens
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise SettingError(
+            f"Cannot listen on {path}: {error.strerror or error}. The path of a Unix socket has at "
+            f"most 107 bytes: give a shorter one with --socket, or omit it with --no-socket."
+        ) from error
+    return listener

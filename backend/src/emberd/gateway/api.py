@@ -1,0 +1,276 @@
+"""The routes of the gateway, its memory budget, and its drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from http import HTTPStatus
+from typing import Any, Final, TypeVar
+
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from emberd.errors import RequestError
+from emberd.gateway import api_bodies
+from emberd.gateway.access import Access
+from emberd.gateway.api_bodies import ErrorReply
+from emberd.gateway.metrics import GatewayMetrics
+from emberd.gateway.served_models import ServedModels
+from emberd.serving import bodies, exchange
+from emberd.serving.bodies import EmbeddingRequest, RefusedError
+from emberd.serving.connections import Connections
+from emberd.serving.telemetry import describe_error
+
+MOST_MEMORY_BYTES: Final = 512 * 1024 * 1024
+"""For the bodies and replies of all requests in flight."""
+
+# Of the body itself: its texts as Python strings, in their template, in the request to a server.
+_BODY_COPIES: Final = 4
+# Of a number: 4 in the matrix and 4 in a row, and its text twice, in the row and in the reply.
+_BASE64_BYTES: Final = 20
+_DIGITS_BYTES: Final = 56
+_DOCUMENT_BYTES: Final = 256
+# About 10 ms of work, as digits.
+_SLOW_NUMBERS: Final = 100_000
+# Cohere's two versions, and the one of servers without versions.
+_RERANK_PATHS: Final = ("/v1/rerank", "/v2/rerank", "/rerank")
+# Clients that are between two requests get this long to learn that the connection will be closed.
+_LINGER_S: Final = 2.0
+_POLL_S: Final = 0.05
+
+T = TypeVar("T")
+
+_log = logging.getLogger("emberd.gateway")
+
+_Answer = Callable[[Request, "_Call"], Awaitable[Response]]
+
+
+class _Call:
+    """One request, while it is answered.
+
+    Attributes:
+        model: The model that it named, for the metrics; empty until it is found.
+    """
+
+    def __init__(self, gateway: Gateway, stack: contextlib.ExitStack) -> None:
+        self._gateway = gateway
+        self._stack = stack
+        self.model = ""
+
+    def reserve(self, count: int) -> None:
+        """Take memory from the budget until the request is answered.
+
+        Raises:
+            RefusedError: Other requests have it.
+        """
+        self._stack.enter_context(self._gateway.reserved(count))
+
+    async def body(self, request: Request) -> bytes:
+        """Return the body of the request."""
+        declared = exchange.declared_bytes(request)
+        most = exchange.MAX_BODY_BYTES
+        self.reserve(_BODY_COPIES * min(most if declared is None else declared, most))
+        return await exchange.read_body(request)
+
+
+class Gateway:
+    """The served models, and the requests in flight. Lives on one event loop.
+
+    Args:
+        models: The models.
+        connections: The connections of the process.
+
+    Attributes:
+        stop_listening: Called when the drain begins.
+        on_done: Called when it ends.
+    """
+
+    def __init__(self, models: ServedModels, connections: Connections) -> None:
+        self._models = models
+        self._connections = connections
+        self.metrics = GatewayMetrics()
+        self.is_draining = False
+        self._in_flight = 0
+        self._reserved = 0
+        self.stop_listening: Callable[[], None] = lambda: None
+        self.on_done: Callable[[], None] = lambda: None
+        self.metrics.in_flight.set_function(lambda: self._in_flight)
+        self.metrics.reserved.set_function(lambda: self._reserved)
+
+    def app(self, keys: Collection[str], hosts: Collection[str]) -> ASGIApp:
+        """Return the ASGI application; see ``Access`` for the arguments."""
+        routes = [
+            Route("/v1/embeddings", self._handled("embeddings", self._embed), methods=["POST"]),
+            Route("/v1/models", self._models_route),
+            Route("/v1/models/{name:path}", self._handled("models", self._model)),
+            Route("/health", _health),
+            Route("/ready", self._ready),
+            Route("/metrics", self._metrics),
+        ]
+        rerank = self._handled("rerank", self._rerank)
+        routes += [Route(path, rerank, methods=["POST"]) for path in _RERANK_PATHS]
+        app = Starlette(
+            routes=routes,
+            lifespan=self._running,
+            exception_handlers={HTTPException: _no_route},  # type: ignore[dict-item]  # of its kind
+        )
+        return Access(app, keys, hosts, self.metrics, lambda: self.is_draining)
+
+    @property
+    def can_drain(self) -> bool:
+        """Whether a signal drains; the second one ends the process at once."""
+        return not self.is_draining
+
+    def drain(self) -> None:
+        """Accept no connection; answer what arrives on the open ones, then finish."""
+        self.is_draining = True
+        _log.info("draining: %d requests in flight", self._in_flight)
+        self.stop_listening()
+        self._finish(time.monotonic() + _LINGER_S)
+
+    @contextlib.contextmanager
+    def reserved(self, count: int) -> Iterator[None]:
+        """Take ``count`` bytes from the memory budget during the block.
+
+        One request is always admitted, however large it is.
+
+        Raises:
+            RefusedError: Other requests have the memory.
+        """
+        if self._reserved and self._reserved + count > MOST_MEMORY_BYTES:
+            raise RefusedError(
+                "The requests in flight take all memory that the gateway has for them. Try again, "
+                "or send fewer texts at a time.",
+                status=HTTPStatus.SERVICE_UNAVAILABLE,
+            )
+        self._reserved += count
+        try:
+            yield
+        finally:
+            self._reserved -= count
+
+    def _finish(self, until: float) -> None:
+        """Finish if nothing is open; otherwise look again soon."""
+        if self._in_flight or (self._connections.count and time.monotonic() < until):
+            asyncio.get_running_loop().call_later(_POLL_S, self._finish, until)
+        else:
+            self.on_done()
+
+    @contextlib.asynccontextmanager
+    async def _running(self, _: Starlette) -> AsyncIterator[None]:
+        yield
+        await self._models.close()
+
+    def _handled(self, route: str, answer: _Answer) -> Callable[[Request], Awaitable[Response]]:
+        """Return a handler that counts, and turns each error into a reply."""
+
+        async def handle(request: Request) -> Response:
+            arrived = time.monotonic()
+            self._in_flight += 1
+            try:
+                with contextlib.ExitStack() as stack:
+                    call = _Call(self, stack)
+                    response = await self._answered(request, call, answer)
+            finally:
+                self._in_flight -= 1
+            self.metrics.requests.labels(route, call.model, response.status_code).inc()
+            self.metrics.seconds.labels(route).observe(time.monotonic() - arrived)
+            return response
+
+        return handle
+
+    async def _answered(self, request: Request, call: _Call, answer: _Answer) -> Response:
+        try:
+            return await answer(request, call)
+        except ClientDisconnect:
+            return Response(status_code=exchange.CLIENT_CLOSED_REQUEST)
+        except Exception as error:  # noqa: BLE001 - every request gets a reply
+            reply = ErrorReply.of(error)
+            if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                # The message of an error about texts may quote one.
+                is_quoting = isinstance(error, RequestError)
+                shown = type(error).__name__ if is_quoting else describe_error(error)
+                _log.error("a request for %r failed: %s", call.model, shown)
+            response = exchange.json_response(reply.body, reply.status)
+            response.headers.update(reply.headers)
+            return response
+
+    async def _embed(self, request: Request, call: _Call) -> Response:
+        body = await call.body(request)
+        parsed = api_bodies.parse_embed(request.headers.get("content-type", ""), body)
+        call.model, model, named = self._models.embedder(parsed.model)
+        asked = named.joined(parsed.asked)
+        width = min(asked.dimensions or model.native_dimensions, model.native_dimensions)
+        per_number = _BASE64_BYTES if parsed.base64 else _DIGITS_BYTES
+        call.reserve(len(parsed.texts) * width * per_number)
+        work = model.embed(parsed.texts, asked)
+        vectors, tokens = await _unless_disconnected(request, work)
+        self._count(call.model, asked.role or "document", len(parsed.texts), tokens)
+        form = EmbeddingRequest(base64=parsed.base64)
+        # In a thread only if it takes long: changing threads takes longer than one vector.
+        if vectors.size > _SLOW_NUMBERS:
+            content = await asyncio.to_thread(
+                bodies.render_embeddings, parsed.model, vectors, tokens, form
+            )
+        else:
+            content = bodies.render_embeddings(parsed.model, vectors, tokens, form)
+        return Response(content, media_type=bodies.JSON)
+
+    async def _rerank(self, request: Request, call: _Call) -> Response:
+        body = await call.body(request)
+        parsed = api_bodies.parse_rerank(request.headers.get("content-type", ""), body)
+        call.model, model, named = self._models.reranker(parsed.model)
+        call.reserve(len(parsed.documents) * _DOCUMENT_BYTES + len(body) * parsed.returns_documents)
+        asked = named.joined(parsed.asked)
+        work = model.rerank(parsed.query, parsed.documents, parsed.top_n, asked)
+        ranked, tokens = await _unless_disconnected(request, work)
+        self._count(call.model, "pair", len(parsed.documents), tokens)
+        return exchange.json_response(api_bodies.ranking(parsed, ranked, tokens))
+
+    def _count(self, model: str, role: str, texts: int, tokens: int) -> None:
+        self.metrics.texts.labels(model, role).inc(texts)
+        self.metrics.tokens.labels(model).inc(tokens)
+
+    async def _models_route(self, _: Request) -> Response:
+        return exchange.json_response({"object": "list", "data": [*self._models.entries()]})
+
+    async def _model(self, request: Request, _: _Call) -> Response:
+        return exchange.json_response(self._models.entry(request.path_params["name"]))
+
+    async def _ready(self, _: Request) -> Response:
+        draining = self.is_draining
+        return Response(status_code=HTTPStatus.SERVICE_UNAVAILABLE if draining else HTTPStatus.OK)
+
+    async def _metrics(self, _: Request) -> Response:
+        return Response(self.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
+    """Return the result of ``work``, which begins after the whole body was read.
+
+    Raises:
+        ClientDisconnect: The client disconnected, which cancels it.
+    """
+    result = await exchange.unless_disconnected(request, work)
+    if result is None:
+        raise ClientDisconnect
+    return result
+
+
+async def _health(_: Request) -> Response:
+    return Response()
+
+
+async def _no_route(_: Request, error: HTTPException) -> Response:
+    reply: Any = ErrorReply.saying(error.detail, error.status_code, "no_route")
+    response = exchange.json_response(reply.body, error.status_code)
+    response.headers.update(error.headers or {})
+    return response

@@ -1,0 +1,220 @@
+"""Request and reply bodies of the gateway, as OpenAI and Cohere have them. No I/O."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+
+from emberd import errors
+from emberd.gateway import names
+from emberd.gateway.names import Asked
+from emberd.reranker import RankedDocument
+from emberd.serving.bodies import FORMATS, RefusedError, parse_object
+
+MOST_TEXTS: Final = 2048
+"""Most texts of a request for vectors; OpenAI's limit."""
+
+MOST_DOCUMENTS: Final = 10_000
+"""Most documents of a request for a ranking; Cohere's limit."""
+
+# Fields that ask for vectors of another kind: a client that sends one would misread the reply.
+_ONLY_FLOAT: Final = ("embedding_type", "embedding_types", "output_dtype")
+_FLOATS: Final = (None, "float", ["float"], *FORMATS)
+
+RETRY_AFTER_S: Final = 2
+_RETRIED: Final = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedBody:
+    """A validated body of a request for vectors.
+
+    Attributes:
+        model: The name in the request.
+        texts: The texts.
+        asked: What the fields ask for; the name may ask for more.
+        base64: Whether the reply has base64 of little-endian float32 instead of numbers.
+    """
+
+    model: str
+    texts: Sequence[str]
+    asked: Asked
+    base64: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RerankBody:
+    """A validated body of a request for a ranking.
+
+    Attributes:
+        model: The name in the request.
+        query: The query.
+        documents: The texts of the documents.
+        top_n: How many to return; None for all.
+        returns_documents: Whether the reply repeats the documents.
+        asked: What the fields ask for.
+    """
+
+    model: str
+    query: str
+    documents: Sequence[str]
+    top_n: int | None
+    returns_documents: bool
+    asked: Asked
+
+
+def parse_embed(content_type: str, body: bytes) -> EmbedBody:
+    """Return the request for vectors in ``body``.
+
+    Raises:
+        RefusedError: It is not one.
+    """
+    fields = parse_object(content_type, body)
+    encoding = fields.get("encoding_format")
+    if encoding not in (None, *FORMATS):
+        raise RefusedError(f"encoding_format={encoding!r:.40} is not one of {', '.join(FORMATS)}.")
+    for name in _ONLY_FLOAT:
+        if fields.get(name) not in _FLOATS:
+            raise RefusedError(
+                f"{name}={fields[name]!r:.40}: only vectors of float32 are returned."
+            )
+    given = fields.get("input")
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not texts:
+        raise RefusedError("input must be a string, or a list of strings that is not empty.")
+    if not all(isinstance(text, str) for text in texts):
+        if all(isinstance(each, int | list) for each in texts):
+            raise RefusedError(
+                "Token ids are not accepted: they depend on a tokenizer, and the prompt could not "
+                "be added. Send the text itself: LangChain's OpenAIEmbeddings does with "
+                "check_embedding_ctx_length=False."
+            )
+        raise RefusedError("All items of input must be strings.")
+    _check_count(len(texts), MOST_TEXTS, "texts")
+    return EmbedBody(_model(fields), texts, names.of_fields(fields), encoding == FORMATS[1])
+
+
+def parse_rerank(content_type: str, body: bytes) -> RerankBody:
+    """Return the request for a ranking in ``body``.
+
+    Raises:
+        RefusedError: It is not one.
+    """
+    fields = parse_object(content_type, body)
+    query, given, top_n = fields.get("query"), fields.get("documents"), fields.get("top_n")
+    if not isinstance(query, str):
+        raise RefusedError("query must be a string.")
+    if not isinstance(given, list) or not given:
+        raise RefusedError("documents must be a list that is not empty.")
+    documents: list[Any] = [e.get("text") if isinstance(e, dict) else e for e in given]
+    if not all(isinstance(document, str) for document in documents):
+        raise RefusedError("Each document must be a string, or an object with a string as text.")
+    if top_n is not None and (type(top_n) is not int or top_n < 1):
+        raise RefusedError(f"top_n must be an integer of at least 1, not {top_n!r:.40}.")
+    returns = fields.get("return_documents")
+    if not isinstance(returns, bool | None):
+        raise RefusedError("return_documents must be true or false.")
+    _check_count(len(documents), MOST_DOCUMENTS, "documents")
+    asked = names.of_fields(fields)
+    return RerankBody(_model(fields), query, documents, top_n, returns is True, asked)
+
+
+def ranking(body: RerankBody, ranked: Sequence[RankedDocument], tokens: int) -> dict[str, Any]:
+    """Return the reply to ``body`` in Cohere's shape, with Jina's ``model`` and ``usage``."""
+    results = []
+    for each in ranked:
+        result: dict[str, Any] = {"index": each.index, "relevance_score": each.score}
+        if body.returns_documents:
+            result["document"] = {"text": body.documents[each.index]}
+        results.append(result)
+    return {
+        "id": secrets.token_hex(16),
+        "model": body.model,
+        "results": results,
+        "meta": {
+            "api_version": {"version": "1"},
+            "billed_units": {"search_units": 0},
+            "tokens": {"input_tokens": tokens},
+        },
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+
+
+def _model(fields: Mapping[str, Any]) -> str:
+    name = fields.get("model")
+    if not isinstance(name, str) or not name:
+        raise RefusedError("model must be the name of a served model; /v1/models lists them.")
+    return name
+
+
+def _check_count(count: int, most: int, what: str) -> None:
+    if count > most:
+        raise RefusedError(f"{count} {what} are more than {most}. Send fewer at a time.")
+
+
+# ---------------------------------------------------------------- errors
+
+_OF_TEXT: Final = (400, 413, 422)
+
+# The first that fits: kind of error, status, code.
+_STATUSES: Final[tuple[tuple[type[Exception], HTTPStatus, str | None], ...]] = (
+    (errors.TextTooLongError, HTTPStatus.BAD_REQUEST, "context_length_exceeded"),
+    (errors.TextError, HTTPStatus.BAD_REQUEST, "invalid_input"),
+    (errors.StartTimeoutError, HTTPStatus.SERVICE_UNAVAILABLE, "server_starting"),
+    (errors.LockTimeoutError, HTTPStatus.SERVICE_UNAVAILABLE, "server_starting"),
+    (errors.ServerError, HTTPStatus.SERVICE_UNAVAILABLE, "server_unavailable"),
+    (errors.ServerUnavailableError, HTTPStatus.SERVICE_UNAVAILABLE, "server_unavailable"),
+    (errors.HubError, HTTPStatus.SERVICE_UNAVAILABLE, "server_unavailable"),
+    (errors.RequestTimeoutError, HTTPStatus.GATEWAY_TIMEOUT, "server_timeout"),
+    # Also a server's 401: it concerns the key of the gateway, not the one of the client.
+    (errors.RequestError, HTTPStatus.BAD_GATEWAY, "bad_gateway"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorReply:
+    """What an error becomes.
+
+    Attributes:
+        status: The HTTP status.
+        body: The body, in OpenAI's shape.
+        headers: More headers of the reply.
+    """
+
+    status: int
+    body: dict[str, Any]
+    headers: Mapping[str, str]
+
+    @classmethod
+    def of(cls, error: Exception) -> ErrorReply:
+        """Return the reply to a request that ``error`` ended."""
+        status, code = _classify(error)
+        is_known = isinstance(error, errors.EmberdError)
+        message = str(error) if is_known else "Internal error. The log of the gateway has it."
+        return cls.saying(message, status, code)
+
+    @classmethod
+    def saying(cls, message: str, status: int, code: str | None = None) -> ErrorReply:
+        """Return a reply that says ``message``."""
+        kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "api_error"
+        if status == HTTPStatus.UNAUTHORIZED:
+            kind, code = "authentication_error", "invalid_api_key"
+        if status == HTTPStatus.NOT_FOUND and code is None:
+            code = "model_not_found"
+        body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
+        headers = {"retry-after": str(RETRY_AFTER_S)} if status in _RETRIED else {}
+        return cls(int(status), body, headers)
+
+
+def _classify(error: Exception) -> tuple[int, str | None]:
+    if isinstance(error, RefusedError):
+        return error.status, None
+    if isinstance(error, errors.RejectedError) and error.status in _OF_TEXT:
+        return error.status, "invalid_input"
+    for kind, status, code in _STATUSES:
+        if isinstance(error, kind):
+            return status, code
+    return HTTPStatus.INTERNAL_SERVER_ERROR, None

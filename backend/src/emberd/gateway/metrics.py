@@ -1,0 +1,55 @@
+"""The metrics of the gateway, in Prometheus' format. Never a key, never a text."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+# A request that starts a server takes minutes.
+_BUCKETS_S: Final = (
+    *(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
+    *(2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0),
+)
+
+
+class GatewayMetrics:
+    """Counters of one gateway.
+
+    Attributes:
+        requests: Requests that were answered, by route, model and status; 499 for those whose
+            client disconnected. The model is empty if none was found.
+        seconds: Time from a request's arrival to its reply, by route.
+        texts: Texts and documents of requests that succeeded, by model and role.
+        tokens: Tokens that servers read for them, by model.
+        refused: Requests that were refused before a route: page, key or connections.
+        in_flight: Requests that are being answered.
+        reserved: Bytes of the memory budget that they take.
+    """
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"emberd_gateway_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"emberd_gateway_{name}", text, registry=registry)
+
+        self.requests = counter("requests", "Requests answered.", "route", "model", "status")
+        self.texts = counter("texts", "Texts and documents answered.", "model", "role")
+        self.tokens = counter("tokens", "Tokens that servers read.", "model")
+        self.refused = counter("refused", "Requests refused before a route.", "reason")
+        self.in_flight = gauge("requests_in_flight", "Requests being answered.")
+        self.reserved = gauge("reserved_bytes", "Bytes of the memory budget in use.")
+        self.seconds = Histogram(
+            "emberd_gateway_request_seconds",
+            "Seconds from arrival to reply.",
+            ("route",),
+            buckets=_BUCKETS_S,
+            registry=registry,
+        )
+
+    def render(self) -> bytes:
+        """Return the metrics in Prometheus' text format."""
+        return generate_latest(self._registry)

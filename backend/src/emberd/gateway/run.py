@@ -1,0 +1,65 @@
+"""The process of ``emberd serve``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from emberd.embedder import Embedder
+from emberd.gateway import addresses
+from emberd.gateway.addresses import Addresses
+from emberd.gateway.api import Gateway
+from emberd.gateway.served_models import ServedModels
+from emberd.reranker import Reranker
+from emberd.serving import telemetry
+from emberd.serving.asgi_process import DrainingServer
+from emberd.serving.connections import Connections
+
+_log = logging.getLogger("emberd.gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    """How the gateway is reached.
+
+    Attributes:
+        addresses: Where it listens.
+        key: The key of its clients; None for one from a file.
+        key_file: A file with a key in each line; None for one in the gateway's folder.
+        hosts: Names that requests may have as ``Host``.
+    """
+
+    addresses: Addresses
+    key: str | None = None
+    key_file: Path | None = None
+    hosts: tuple[str, ...] = ()
+
+
+def run(users: Sequence[Embedder | Reranker], options: GatewayOptions) -> None:
+    """Serve models until SIGTERM or SIGINT, and answer what is in flight then.
+
+    Args:
+        users: An embedder or a reranker for each model.
+        options: How the gateway is reached.
+
+    Raises:
+        SettingError: An option cannot be used.
+        StateFolderError: Others can write to a folder of the gateway.
+    """
+    telemetry.configure_logging()
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs each request
+    models = ServedModels(users)
+    folder = options.addresses.folder
+    keys, source = addresses.read_keys(folder, options.key, options.key_file)
+    with addresses.listening(options.addresses) as listeners:
+        connections = Connections()
+        gateway = Gateway(models, connections)
+        server = DrainingServer(gateway.app(keys, options.hosts), gateway, connections)
+        gateway.stop_listening = server.stop_listening
+        for listener in listeners:
+            _log.info("listening on %s", addresses.shown(listener))
+        _log.info("serving %s", ", ".join(user.settings.model for user in users))
+        _log.info("clients over TCP need the key in %s", source)
+        server.run(sockets=listeners)
