@@ -36,7 +36,6 @@ SCHEMA: Final = 4
 RECORD_NAME: Final = "record.json"
 PLANNING: Final = "planning"
 """The first phase of a start."""
-
 MAX_KILLED_STARTS: Final = 3
 """Starts in a row that may be killed from outside before the next one is refused."""
 _LOST: Final = Diagnosis(
