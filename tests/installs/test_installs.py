@@ -51,6 +51,7 @@ DISTRIBUTIONS = (
     "backend",
     "integrations/langchain-emberd",
     "integrations/llama-index-embeddings-emberd",
+    "integrations/llama-index-postprocessor-emberd",
 )
 # Requirements, a program, and what must not be there.
 WANTED = {
@@ -62,16 +63,12 @@ WANTED = {
         ["langchain_core", "llama_index.postprocessor"],
     ),
     "llama-index-reranker": (
-        ["./backend[demo]", "./integrations/llama-index-postprocessor-emberd"],
+        ["emberd[demo]", "llama-index-postprocessor-emberd"],
         LLAMA_INDEX_RERANKER,
         ["langchain_core", "llama_index.embeddings"],
     ),
     "llama-index-both": (
-        [
-            "./backend[demo]",
-            "./integrations/llama-index-embeddings-emberd",
-            "./integrations/llama-index-postprocessor-emberd",
-        ],
+        ["emberd[demo]", "llama-index-embeddings-emberd", "llama-index-postprocessor-emberd"],
         LLAMA_INDEX_RERANKER + LLAMA_INDEX,
         ["langchain_core"],
     ),

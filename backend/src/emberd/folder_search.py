@@ -8,7 +8,9 @@ result cannot be out of date, and a removed file is not found.
 from __future__ import annotations
 
 import heapq
+import html
 import os
+import re
 import stat
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -31,7 +33,8 @@ all but unusual text."""
 
 _BINARY_SAMPLE_BYTES: Final = 8192
 _HTML: Final = frozenset({".htm", ".html", ".xhtml"})
-_NOT_SHOWN: Final = frozenset({"head", "script", "style", "template", "nav"})
+_NOT_SHOWN: Final = frozenset({"script", "style", "template"})
+_LINE_END: Final = re.compile(r"\r?\n")  # as editors and grep count lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,8 @@ class SearchProgress:
         passages: Passages that were compared with the question.
         embedded: Those of them that were not in the cache, once all files are read.
         rejected: Passages that the model cannot embed.
-        skipped: Files that are not text, are too large or cannot be read.
+        skipped: Files that are not text, are too large or cannot be read, and folders that
+            cannot be listed.
     """
 
     files: int = 0
@@ -137,13 +141,26 @@ def _misses(embedder: Embedder) -> int:
 
 
 def text_files(folder: Path) -> Iterator[Path]:
-    """Yield the regular files of a folder and its subfolders, in order, without hidden ones."""
-    for parent, folders, names in os.walk(folder):
+    """Yield the regular files of a folder and its subfolders, in order, without hidden ones.
+
+    A folder that cannot be listed is yielded too, and so is what may be a file.
+    """
+    unread: list[Path] = []
+    walk = os.walk(folder, onerror=lambda error: unread.append(Path(error.filename)))
+    for parent, folders, names in walk:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(parent, name)
-            if not name.startswith(".") and not path.is_symlink() and path.is_file():
+            if not name.startswith(".") and _may_be_file(path):
                 yield path
+    yield from unread
+
+
+def _may_be_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return True  # it cannot be read either, which is counted
 
 
 def read_text(path: Path) -> str | None:
@@ -173,7 +190,7 @@ def passages(text: str) -> Iterator[tuple[int, str]]:
     line that is longer by itself between characters.
     """
     begin, held, size, paragraph_ended = 1, list[str](), 0, False
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(_LINE_END.split(text), start=1):
         for part in _parts(line.rstrip()):
             length = len(part.encode()) + 1
             # A paragraph that starts in the second half of a passage may not fit into it.
@@ -207,7 +224,8 @@ class _HtmlText(HTMLParser):
     """Collects what a browser shows of a page, at the line where it stands."""
 
     def __init__(self, line_count: int) -> None:
-        super().__init__(convert_charrefs=True)
+        # A reference may stand for a line end, which is none of the file.
+        super().__init__(convert_charrefs=False)
         self.lines = [""] * line_count
         self._hidden = 0
 
@@ -222,9 +240,19 @@ class _HtmlText(HTMLParser):
             for line, text in enumerate(data.split("\n"), start=self.getpos()[0] - 1):
                 self.lines[line] += text
 
+    def handle_entityref(self, name: str) -> None:
+        self.handle_data(" ".join(html.unescape(f"&{name};").split("\n")))
 
-def _html_text(page: str) -> str:
+    def handle_charref(self, name: str) -> None:
+        self.handle_entityref(f"#{name}")
+
+
+def _html_text(page: str) -> str | None:
+    """Return the text of a page; None if it cannot be parsed."""
     parser = _HtmlText(page.count("\n") + 1)
-    parser.feed(page)
-    parser.close()
+    try:
+        parser.feed(page)
+        parser.close()
+    except AssertionError:  # an unknown marked section, in Python 3.11 to 3.13
+        return None
     return "\n".join(line.strip() for line in parser.lines)

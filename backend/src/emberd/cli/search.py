@@ -47,7 +47,7 @@ def search(
     its file, the number of its first line, and its score (cosine).
 
     Hidden files, symbolic links, binary files and files of more than 4 MB are not searched. HTML is
-    searched as the text that a browser shows. An interrupted search keeps what it has embedded.
+    searched as its text. An interrupted search keeps what it has embedded.
     """
     from emberd import folder_search
 

@@ -58,20 +58,21 @@ def machine_memory() -> Limit | None:
 def memory_limit() -> Limit | None:
     """Return the tightest limit on the memory of this process in bytes; None if there is none.
 
-    Cached pages of files that were not used lately count as free: the kernel drops them first.
+    Clean pages of files count as free, as in the MemAvailable of a machine: the kernel drops them
+    when memory is short. Among them are the weights that the last server mapped.
     """
     found = []
     for folder in _folders("memory"):
         # Above memory.high the kernel takes pages back, before memory.max ends processes.
-        for limit_file, used_file, cached in (
-            ("memory.max", "memory.current", "inactive_file"),
-            ("memory.high", "memory.current", "inactive_file"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        for limit_file, used_file in (
+            ("memory.max", "memory.current"),
+            ("memory.high", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
         ):
             with suppress(OSError, ValueError):  # another version, or "max": no limit here
                 limit = int((folder / limit_file).read_text())
                 if limit < _NO_LIMIT_BYTES:
-                    used = int((folder / used_file).read_text()) - _cached(folder, cached)
+                    used = int((folder / used_file).read_text()) - _clean(folder)
                     found.append(Limit(limit, max(0, limit - used)))
     return min(found, key=lambda limit: limit.free, default=None)
 
@@ -115,11 +116,18 @@ def cores() -> int:
     return max(1, min(found))
 
 
-def _cached(folder: Path, name: str) -> int:
-    """Return the bytes of cached files of a group that were not used lately."""
+def _clean(folder: Path) -> int:
+    """Return the bytes of a group's file pages that the kernel can drop without writing them."""
     with suppress(OSError, ValueError):
         lines = (folder / "memory.stat").read_text().splitlines()
-        return int(dict(line.split() for line in lines).get(name, 0))
+        facts = {name: int(number) for name, number in (line.split() for line in lines)}
+        # Version 1 has the sums of a group and those below it under names of their own.
+        is_first = "total_active_file" in facts
+        prefix, changed = ("total_", "") if is_first else ("", "file_")
+        dropped = (f"{prefix}active_file", f"{prefix}inactive_file")
+        kept = (f"{prefix}{changed}dirty", f"{prefix}{changed}writeback")
+        pages = sum(facts.get(name, 0) for name in dropped)
+        return max(0, pages - sum(facts.get(name, 0) for name in kept))
     return 0
 
 

@@ -65,16 +65,19 @@ def keep_inherited(thing: object) -> None:
 
 @contextmanager
 def no_fork() -> Iterator[None]:
-    """Delay forks by other threads during the block, which imports modules.
+    """Delay forks by other threads during the block, which prepares a first use.
+
+    It imports modules, and may read the files of a model.
 
     Raises:
-        EmberdError: This child was forked during an import, and would wait for its lock forever.
+        EmberdError: This child was forked during such a block, and would wait for its locks
+            forever.
     """
     if _is_stuck:
         raise EmberdError(
-            f"This process was forked while another thread of its parent was importing modules, "
-            f"which took more than {_LONGEST_IMPORT_S:.0f} s; it cannot import them. Fork after "
-            f"the first use of emberd, or start processes with multiprocessing's method 'spawn'."
+            f"This process was forked while another thread of its parent prepared the first use "
+            f"of emberd for more than {_LONGEST_IMPORT_S:.0f} s, and cannot use emberd. Fork after "
+            f"the first use, or start processes with multiprocessing's method 'spawn'."
         )
     with _importing:
         yield
