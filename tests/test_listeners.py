@@ -173,7 +173,9 @@ def test_an_address_that_cannot_be_asked_for_does_not_hide_the_other_one(
 def test_without_descriptors_a_server_is_not_taken_for_one_elsewhere(host: str) -> None:
     """Each look-up needs one: of the name, of the address, of the listening socket."""
     with socket.create_server(("127.0.0.1", 0)) as server, _no_descriptors():
-        with pytest.raises(OSError, match="Too many open files"):
+        # Of a name, modules of the C library such as nss-mdns may give another number of the error.
+        what = "Too many open files" if host != "localhost" else None
+        with pytest.raises(OSError, match=what):
             listeners.find(f"http://{host}:{server.getsockname()[1]}")
 
 

@@ -210,6 +210,21 @@ def _by_task(endpoint: Endpoint, request: Request) -> Reply | TransportError:
     return asyncio.run(send())
 
 
+@pytest.mark.parametrize("send", [_by_thread, _by_sdk, _by_task])
+def test_a_status_without_content_may_come_with_chunks_of_a_wrong_size(
+    send: Callable[[Endpoint, Request], Reply | TransportError],
+) -> None:
+    """``http.client`` sets the length of such a reply to zero, and raises ValueError if read."""
+
+    def answer(asked: Asked, connection: socket.socket) -> bytes:
+        return b"HTTP/1.1 204 No\r\ntransfer-encoding: chunked\r\n\r\n-5\r\nab\r\n0\r\n\r\n"
+
+    with HttpServer(answer) as server:
+        endpoint = Endpoint(server.url, MODEL, _DIMENSIONS)
+        reply = send(endpoint, wire.embed_request(MODEL, list(_TEXTS), None))
+    assert isinstance(reply, Reply | TransportError)
+
+
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("send", [_by_thread, _by_sdk, _by_task])
 def test_mutated_replies_over_a_socket_give_unit_vectors_or_an_error_of_ours(

@@ -240,8 +240,10 @@ def read_body(response: http.client.HTTPResponse, most_bytes: int) -> bytes:
         HTTPException: It breaks off, or is not HTTP.
     """
     body = Body(most_bytes, response.status)
-    if response.length is not None and body.has_room(response.length):
-        body.add(response.read(response.length))  # in one piece: several would be copied into one
+    # In one piece, because several would be copied into one. A status without content has a length
+    # of zero, even if its body is in chunks.
+    if response.length and not response.chunked and body.has_room(response.length):
+        body.add(response.read(response.length))
     while piece := response.read1(PIECE_BYTES):
         if not body.add(piece):
             return b"".join(body)
