@@ -8,7 +8,8 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,46 @@ def test_an_error_names_the_callers_text(embedder: Embedder, server: FakeServer)
         with pytest.raises(TextError, match="not a list of texts"):
             embedder.embed_documents(None)  # type: ignore[arg-type]
     assert server.requests == []
+
+
+class Text(str, Enum):  # noqa: UP042 - a StrEnum is formatted as its text
+    """Texts as an application may declare them."""
+
+    ONE = "text one"
+    WEB = "web"
+
+
+def test_a_subclass_of_str_is_the_text_that_it_holds(server: FakeServer) -> None:
+    templates = {"query_instruction": "Q: {text}", "document_instruction": ""}
+    embedder = Embedder(MODEL, base_url=server.url, **templates)  # type: ignore[arg-type]
+    given = [Text.ONE, np.str_("text two")]
+    assert (embedder.embed_documents(given) == vectors_of(["text one", "text two"])).all()
+    assert (embedder.embed_query(Text.ONE) == vector_of("Q: text one")).all()
+    settings = Embedder(QWEN, query_instruction=Text.WEB).settings
+    assert settings == Embedder(QWEN, query_instruction="web").settings
+    assert type(settings.query_instruction) is str
+
+
+async def test_texts_of_an_asynchronous_iterable_are_an_error_where_a_list_is_needed(
+    embedder: Embedder,
+) -> None:
+    async def texts() -> AsyncIterator[str]:
+        yield "a"
+
+    given: Any = texts()
+    with pytest.raises(TextError):
+        embedder.embed_documents(given)
+    with pytest.raises(TextError):
+        list(embedder.iter_documents(given))
+    with pytest.raises(TextError):
+        await embedder.aembed_documents(given)
+    assert len([each async for each in embedder.aiter_documents(given)]) == 1
+
+
+def test_an_instruction_that_cannot_be_encoded_is_refused_at_construction() -> None:
+    for instruction in ("find \ud83d", "\ud83d {text}"):
+        with pytest.raises(InstructionError):
+            Embedder(QWEN, query_instruction=instruction)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import asyncio
 import copy
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from emberd import (
     BadReplyError,
     InstructionError,
     PoisonTextError,
+    QueryError,
     Reranker,
     ServerMismatchError,
     ServerUnavailableError,
@@ -29,8 +31,10 @@ from emberd import (
     TextTooLongError,
 )
 from emberd.prompts import RERANK_SUFFIX, TASKS, rerank_frame
+from emberd.reranker import _ranked
 from fake_reranker import APPENDS, MODEL, FakeReranker, score_of, tokenize
 from fake_server import FakeServer
+from other_servers import VllmClassifies
 
 WEB = TASKS["web"]
 TEXTS = (
@@ -113,6 +117,34 @@ def test_an_instruction_is_that_of_the_call_or_of_the_object(
     assert server.scored[-1] == [prompt("q", "d", task)]
 
 
+class Text(str):
+    """A text that is formatted and shown as another one, like a member of an ``Enum``."""
+
+    __slots__ = ()
+
+    def __format__(self, spec: str) -> str:
+        return "formatted"
+
+    def __str__(self) -> str:
+        return "shown"
+
+
+class Task(str, Enum):  # noqa: UP042 - a StrEnum is formatted as its text
+    """Tasks as an application may declare them."""
+
+    CODE = "code"
+
+
+def test_a_subclass_of_str_is_the_text_that_it_holds(server: FakeReranker) -> None:
+    reranker = reranker_for(server, instruction=Task.CODE)
+    scores = reranker.scores(Text("q"), [Text("d"), np.str_("e")])
+    assert server.scored[-1] == [prompt("q", text, TASKS["code"]) for text in "de"]
+    reranker.scores(Task.CODE, [Task.CODE], instruction=Text("find it"))
+    assert server.scored[-1] == [prompt("code", "code", "find it")]
+    assert len(scores) == 2
+    assert type(Reranker(Text(MODEL)).settings.model) is str
+
+
 # ---------------------------------------------------------------- results
 
 
@@ -129,6 +161,12 @@ def test_documents_come_in_the_order_of_their_scores(server: FakeReranker) -> No
     assert [each.score for each in ranked] == sorted(scores.tolist(), reverse=True)
     assert reranker.rerank("q", documents, top_n=7) == ranked[:7]
     assert asyncio.run(reranker.arerank("q", documents, 7)) == ranked[:7]
+
+
+def test_ranking_many_documents_takes_several_steps() -> None:
+    """On an event loop, other tasks run between two steps."""
+    steps = _ranked(np.linspace(0, 1, 10_000, dtype=np.float32), None)
+    assert len(list(steps)) >= 5
 
 
 def test_a_changed_reranker_keeps_the_rest_and_does_not_read_the_environment(
@@ -234,6 +272,20 @@ def test_a_query_that_its_normal_form_lengthens_is_not_cut(model: str) -> None:
         with pytest.raises(TextTooLongError):
             reranker.scores(query, ["x" * 1000])
         assert len(server.scored) == before
+
+
+@pytest.mark.parametrize("truncate", [True, False])
+@pytest.mark.parametrize("kind", [FakeReranker, VllmClassifies])
+def test_a_query_that_is_too_long_is_not_blamed_on_a_document(
+    kind: type[FakeReranker], truncate: bool
+) -> None:
+    with kind() as server:
+        reranker = reranker_for(server, truncate=truncate)
+        with pytest.raises(TextTooLongError, match="Shorten the query"):
+            reranker.scores("q" * 5000, ["short"])
+        with pytest.raises(TextTooLongError) as raised:
+            reranker_for(server).scores("q", ["x" * 5000])
+        assert "Shorten" not in str(raised.value)
 
 
 # ---------------------------------------------------------------- what is enforced
@@ -428,7 +480,9 @@ def test_copies_keep_the_instruction(server: FakeReranker) -> None:
         assert server.scored[-1] == [prompt("q", "d", TASKS["code"])]
 
 
-@pytest.mark.parametrize("instruction", ["Web", "Instruct: find it\nQuery:", "Find it: ", "Find:"])
+@pytest.mark.parametrize(
+    "instruction", ["", " ", "a \ud800 b", "Web", "Instruct: find it\nQuery:", "Find it: ", "Find:"]
+)
 def test_an_instruction_in_another_form_is_refused(server: FakeReranker, instruction: str) -> None:
     with pytest.raises(InstructionError):
         reranker_for(server, instruction=instruction)
@@ -449,22 +503,28 @@ def test_an_impossible_top_n_is_refused_before_a_request(server: FakeReranker, t
     assert server.scored == []
 
 
+async def agen() -> AsyncIterator[str]:
+    yield "d"
+
+
 @pytest.mark.parametrize(
     ("query", "documents", "index"),
     [
-        (None, ["d"], 0),
-        ("q\ud800", ["d"], 0),
+        (None, ["d"], None),
+        ("q\ud800", ["d"], None),
         ("q", ["d", None], 1),
         ("q", ["d", "e", "\udfff"], 2),
         ("q", "one text", 0),
+        ("q", None, 0),
+        ("q", agen(), 0),
     ],
 )
 def test_what_is_no_text_is_an_error(
-    server: FakeReranker, query: Any, documents: Any, index: int
+    server: FakeReranker, query: Any, documents: Any, index: int | None
 ) -> None:
-    with pytest.raises(TextError) as raised:
+    with pytest.raises(QueryError if index is None else TextError) as raised:
         reranker_for(server).scores(query, documents)
-    assert raised.value.index == index
+    assert getattr(raised.value, "index", None) == index  # that of a document, and of no query
 
 
 def test_a_frame_replaces_nothing_in_texts() -> None:
@@ -493,7 +553,11 @@ def test_errors_name_documents_and_never_vectors(server: FakeReranker) -> None:
     server.named = "a/third"
     with pytest.raises(ServerMismatchError) as other:
         reranker.scores("q", ["e"])
-    for error in (long.value, wrong.value, other.value):
+    with pytest.raises(TextError, match="documents is of type") as one:
+        reranker.scores("q", "see text 7")
+    with pytest.raises(TextError, match="Document 0 .*see text 7 and Text 8") as quoted:
+        reranker.scores("q", [b"see text 7 and Text 8"])  # type: ignore[list-item]
+    for error in (long.value, wrong.value, other.value, one.value, quoted.value):
         assert "vector" not in str(error)
         assert "embed" not in str(error)
 

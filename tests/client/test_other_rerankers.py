@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import socket
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
 from emberd import Reranker
+from emberd.catalog import SAME_LOGIT, logit
 from emberd.errors import BadReplyError, ServerMismatchError, TextTooLongError
 from emberd.prompts import RERANK_SUFFIX, rerank_frame
 from fake_reranker import APPENDS, MODEL, FakeReranker, score_of, tokenize
+from http_server import Answer, Request, reply
 from other_servers import (
     InfinityReranks,
     TextEmbeddingsInference,
@@ -192,3 +197,76 @@ def test_a_server_that_cannot_read_the_prompt_is_refused_by_its_name(
 ) -> None:
     with kind() as server, pytest.raises(ServerMismatchError, match=name):
         reranker_for(server).scores("q", ["d"])
+
+
+class _BecomesClassifier(VllmGenerates):
+    """Dies when it first gets token ids, and comes back at its address as a classifier."""
+
+    context_then = 4000
+    is_armed = False
+
+    def _score(self, request: Request, connection: socket.socket) -> bytes:
+        if self.is_armed and isinstance(request.body["items"][0], list):
+            port = int(self.url.rpartition(":")[2])
+            self.die()
+            self.context_tokens = self.context_then
+            self.__class__ = VllmClassifies  # type: ignore[assignment]
+            self.revive(port)
+            raise ConnectionError
+        return super()._score(request, connection)
+
+
+def test_a_document_that_was_cut_is_no_text_of_numbers_for_a_classifier() -> None:
+    documents = ["x" * 5000, "b"]
+    with _BecomesClassifier() as server:
+        server.context_then = 100_000
+        reranker = reranker_for(server, truncate=True)
+        reranker.ensure()
+        server.is_armed = True
+        assert reranker.scores("q", documents).tolist() == expected(server, "q", documents)
+    with _BecomesClassifier() as server:
+        reranker = reranker_for(server, truncate=True)
+        reranker.ensure()
+        server.is_armed = True
+        with pytest.raises(TextTooLongError) as raised:
+            reranker.scores("q", documents)
+        assert raised.value.index == 0
+
+
+def test_a_classifier_that_stops_counting_tokens_is_an_error() -> None:
+    with VllmClassifies() as server:
+        reranker = reranker_for(server)
+        reranker.ensure()
+        server.says_usage = False
+        with pytest.raises(BadReplyError):
+            reranker.scores("q", ["d"])
+
+
+@pytest.mark.parametrize("distance", [0.3, 3.0])
+def test_a_router_of_two_rerankers_is_refused(distance: float) -> None:
+    class Routes(VllmGenerates):
+        """Two servers, of which each gets every other request."""
+
+        turn = 0
+
+        def _models(self, request: Request, connection: socket.socket) -> bytes:
+            entry = {"id": self.model, "object": "model", "owned_by": "local"}
+            return reply(200, {"object": "list", "data": [entry, entry]})
+
+        def routes(self) -> dict[str, Answer]:
+            score = FakeReranker._score
+            return {**super().routes(), "/v1/score": partial(score, self), "/v1/tokenize": tokens}
+
+        def scores_of(self, read: list[list[int]]) -> list[float]:
+            self.turn += 1
+            moved = [logit(one) + distance * (self.turn % 2) for one in super().scores_of(read)]
+            return [1 / (1 + math.exp(-one)) for one in moved]
+
+    with Routes() as server:
+        tokens = server._tokenize
+        reranker = reranker_for(server)
+        if distance < SAME_LOGIT:
+            reranker.ensure()
+            return
+        with pytest.raises(ServerMismatchError, match="several models"):
+            reranker.ensure()

@@ -85,6 +85,7 @@ def test_top_n_documents_and_objects_are_as_cohere_has_them(faked: Faked) -> Non
         ({"model": "reranker:query"}, "role"),
         ({"input_type": "query"}, "role"),
         ({"task": "nonsense"}, "nonsense"),
+        ({"task": ""}, "blank"),
     ],
 )
 def test_a_wrong_request_is_refused(faked: Faked, body: dict[str, Any], said: str) -> None:
@@ -92,3 +93,11 @@ def test_a_wrong_request_is_refused(faked: Faked, body: dict[str, Any], said: st
     reply = faked.running.post("/v1/rerank", **whole)
     assert reply.status_code == 400
     assert said in reply.json()["error"]["message"]
+
+
+def test_a_query_that_cannot_be_encoded_is_refused(faked: Faked) -> None:
+    body = rb'{"model": "reranker", "query": "\ud800", "documents": ["a"]}'
+    headers = {"content-type": "application/json"}
+    with faked.running.client() as client:
+        reply = client.post("/v1/rerank", content=body, headers=headers)
+    assert reply.status_code == 400

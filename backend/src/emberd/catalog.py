@@ -42,6 +42,9 @@ START_ANEW: Final = {
 }
 """What to do where another model answers than before. Vectors are kept, and scores are not."""
 
+NOUN: Final = {EMBED: "text", RERANK: "document"}
+"""Task -> what errors call one of the texts of a call."""
+
 NFC: Final = "NFC"
 """Unicode's canonical composition: ``e`` and U+0301 become one character."""
 

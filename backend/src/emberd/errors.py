@@ -24,6 +24,7 @@
         ├── TextError (ValueError)         one text cannot be embedded; see index
         │   ├── TextTooLongError           more tokens than the model's context
         │   └── PoisonTextError            the text crashes the server
+        ├── QueryError (ValueError)        the query of a reranker cannot be read
         ├── BadReplyError                  the reply is invalid; no vector is returned
         ├── RejectedError                  the server refused the request (400, 404, 413, ...)
         ├── AuthenticationError            the server requires another key (401, 403)
@@ -186,6 +187,10 @@ class TextTooLongError(TextError):
         super().__init__(message, index=index)
         self.tokens = tokens
         self.limit = limit
+
+
+class QueryError(RequestError, ValueError):
+    """The query of a reranker is not a text, or cannot be encoded."""
 
 
 class PoisonTextError(TextError):

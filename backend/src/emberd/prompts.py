@@ -71,6 +71,11 @@ RERANK_SUFFIX: Final = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n
 RERANK_ANSWERS: Final = ("yes", "no")
 
 
+def plain(text: str) -> str:
+    """Return ``text`` as a ``str``: a subclass may be formatted as other text, as an Enum is."""
+    return str.__str__(text)
+
+
 def rerank_frame(query: str, instruction: str | None = None) -> Frame:
     """Return the prompt of Qwen3-Reranker for a query, without the document.
 
@@ -84,7 +89,7 @@ def rerank_frame(query: str, instruction: str | None = None) -> Frame:
     task = task_in_words("instruction", "web" if instruction is None else instruction)
     return Frame(
         f"{RERANK_START}system\n{RERANK_SYSTEM}<|im_end|>\n<|im_start|>user\n"
-        f"<Instruct>: {task}\n<Query>: {query}\n<Document>: ",
+        f"<Instruct>: {task}\n<Query>: {plain(query)}\n<Document>: ",
         RERANK_SUFFIX,
     )
 
@@ -158,6 +163,7 @@ def template(model: Model, role: Role, instruction: str | None) -> str:
         return _default(model, role)
     if instruction == "":
         return BARE
+    _check_encoding(f"{role}_instruction", instruction)
     # The model would read other braces, because nothing replaces them.
     if slots := [slot for slot in _FOREIGN_SLOT.findall(instruction) if slot != BARE]:
         raise InstructionError(
@@ -180,8 +186,11 @@ def task_in_words(setting: str, instruction: str, forms: Sequence[str] = ()) -> 
         forms: What to give instead if it is a prefix; by default only a task.
 
     Raises:
-        InstructionError: It is a prefix, or a word that is not the name of a task.
+        InstructionError: It is a prefix, or a word that is not the name of a task, or it
+            cannot be encoded.
     """
+    instruction = plain(instruction)
+    _check_encoding(setting, instruction)
     # In other classes the field of this name is a raw prefix. As a task it would become
     # "Instruct: Instruct: ...", and nothing would show it.
     bare = instruction.strip()
@@ -204,8 +213,19 @@ def task_in_words(setting: str, instruction: str, forms: Sequence[str] = ()) -> 
 def apply(template: Template, text: str) -> str:
     """Return ``template`` with ``text`` in it; braces inside the text are not replaced."""
     if isinstance(template, Frame):
-        return f"{template.before}{text}{template.after}"
-    return template.replace(BARE, text)
+        return f"{template.before}{plain(text)}{template.after}"
+    return template.replace(BARE, plain(text))
+
+
+def _check_encoding(setting: str, instruction: str) -> None:
+    try:
+        instruction.encode()
+    except UnicodeEncodeError as error:
+        raise InstructionError(
+            f"{setting}={instruction!r} holds the lone surrogate "
+            f"{error.object[error.start]!r} and cannot be encoded. Read its source with its real "
+            f"encoding."
+        ) from None
 
 
 def _default(model: Model, role: Role) -> str:

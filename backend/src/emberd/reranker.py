@@ -6,20 +6,22 @@ import contextlib
 import inspect
 import operator
 import os
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from emberd.client.event_loops import Steps, finish, in_slices
 from emberd.endpoint import Secret
-from emberd.errors import RequestError, SettingError, TextError
+from emberd.errors import InstructionError, QueryError, SettingError
 from emberd.model_user import FIELDS, ModelUser, common_url
-from emberd.prompts import Frame, rerank_frame, task_in_words
+from emberd.prompts import Frame, plain, rerank_frame, task_in_words
 from emberd.settings import UNSET, RerankSettings, Unset
 
 if TYPE_CHECKING:
     from emberd.client.vectors import Floats
     from emberd.verified_manager import Manager
+
+_RANKED_A_STEP: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Reranker(ModelUser):
     Args:
         model: Name on the hub, or a folder; ``EMBERD_RERANK_MODEL``, else Qwen/Qwen3-Reranker-4B.
         instruction: What makes a document relevant: a task in words, or the name of a task in
-            ``emberd.TASKS``; None for web search.
+            ``emberd.TASKS``; None for web search. A blank one is an error.
         base_url: A server to use; emberd then starts none. ``EMBERD_RERANK_BASE_URL``.
         api_key: Its key; ``EMBERD_RERANK_API_KEY``.
         revision: Commit of the model on the hub; ``EMBERD_RERANK_REVISION``.
@@ -122,12 +124,13 @@ class Reranker(ModelUser):
 
         Raises:
             SettingError: ``top_n`` or ``instruction`` is invalid.
+            QueryError: ``query`` is not a text, or cannot be encoded.
             TextError: A document cannot be scored; ``index`` is its place in ``documents``.
             ServerError: No server is available.
             RequestError: The server refused the request, failed, or sent an invalid reply.
         """
         most = _count(top_n)
-        return _ranked(self.scores(query, documents, instruction), most)
+        return finish(_ranked(self.scores(query, documents, instruction), most))
 
     def scores(
         self, query: str, documents: Iterable[str], instruction: str | None = None
@@ -138,8 +141,7 @@ class Reranker(ModelUser):
         document is relevant. Arguments and errors are those of ``rerank``.
         """
         frame = self._frame(query, instruction)
-        with _about_documents():
-            scores: Floats = self._client().embed(documents, frame)
+        scores: Floats = self._client().embed(documents, frame)
         return scores.reshape(-1)
 
     async def arerank(
@@ -151,15 +153,14 @@ class Reranker(ModelUser):
     ) -> list[RankedDocument]:
         """Like ``rerank``, on the running event loop."""
         most = _count(top_n)
-        return _ranked(await self.ascores(query, documents, instruction), most)
+        return await in_slices(_ranked(await self.ascores(query, documents, instruction), most))
 
     async def ascores(
         self, query: str, documents: Iterable[str], instruction: str | None = None
     ) -> Floats:
         """Like ``scores``, on the running event loop."""
         frame = self._frame(query, instruction)
-        with _about_documents():
-            scores: Floats = await (await self._aclient()).embed(documents, frame)
+        scores: Floats = await (await self._aclient()).embed(documents, frame)
         return scores.reshape(-1)
 
     @property
@@ -206,43 +207,19 @@ class Reranker(ModelUser):
         super().__setstate__(state)
 
     def _frame(self, query: str, instruction: str | None) -> Frame:
-        task = self._instruction if instruction is None else instruction
-        for name, text in (("query", query), ("instruction", task)):
-            if text is None and name == "instruction":
-                continue
-            if not isinstance(text, str):
-                raise TextError(
-                    f"The {name} is of type {type(text).__name__}, not str: {text!r:.80}. Convert "
-                    f"it.",
-                    index=0,
-                )
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise TextError(
-                    f"The {name} holds the lone surrogate {error.object[error.start]!r} and cannot "
-                    f"be encoded. Read its source with its real encoding.",
-                    index=0,
-                ) from None
+        task = self._instruction if instruction is None else _checked(instruction)
+        if not isinstance(query, str):
+            raise QueryError(
+                f"The query is of type {type(query).__name__}, not str: {query!r:.80}. Convert it."
+            )
+        try:
+            query.encode()
+        except UnicodeEncodeError as error:
+            raise QueryError(
+                f"The query holds the lone surrogate {error.object[error.start]!r} and cannot be "
+                f"encoded. Read its source with its real encoding."
+            ) from None
         return rerank_frame(query, task)
-
-
-_TEXT: Final = re.compile(r"\b([Tt])ext(?= \d)")
-
-
-@contextlib.contextmanager
-def _about_documents() -> Iterator[None]:
-    """Call a text of the client what it is here, in the errors of the block.
-
-    Raises:
-        RequestError: What the block raised.
-    """
-    try:
-        yield
-    except RequestError as error:
-        named = _TEXT.sub(lambda found: "Document" if found[1] == "T" else "document", str(error))
-        error.args = (named, *error.args[1:])
-        raise
 
 
 # Those of the settings that concern scores.
@@ -251,10 +228,17 @@ _SETTINGS: Final = frozenset(
 )
 
 
-def _checked(instruction: Any) -> str | None:
+def _checked(given: Any) -> str | None:
+    instruction: str | None = given
     if not isinstance(instruction, str | None):
         raise SettingError(f"instruction={instruction!r} must be a string, or None.")
     if instruction is not None:
+        instruction = plain(instruction)
+        if not instruction.strip():
+            raise InstructionError(
+                f"instruction={instruction!r} is blank. Omit it for web search, or give a task in "
+                f"a sentence."
+            )
         task_in_words("instruction", instruction)
     return instruction
 
@@ -269,8 +253,12 @@ def _count(top_n: Any) -> int | None:
     raise SettingError(f"top_n={top_n!r} must be an integer of at least 1, or None for all.")
 
 
-def _ranked(scores: Floats, top_n: int | None) -> list[RankedDocument]:
-    listed = scores.tolist()
+def _ranked(scores: Floats, top_n: int | None) -> Steps[list[RankedDocument]]:
     # Documents with equal scores stay in their order.
-    order = sorted(range(len(listed)), key=lambda index: -listed[index])
-    return [RankedDocument(index, listed[index]) for index in order[:top_n]]
+    order = (-scores).argsort(kind="stable")[:top_n]
+    ranked: list[RankedDocument] = []
+    for start in range(0, len(order), _RANKED_A_STEP):
+        part = order[start : start + _RANKED_A_STEP]
+        ranked += map(RankedDocument, part.tolist(), scores[part].tolist())
+        yield
+    return ranked

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Final
 from emberd import durations, endpoint, env, hub, model_card, model_files
 from emberd.catalog import DEFAULT_MODELS, EMBED, QWEN_FORM, RERANK, Model
 from emberd.errors import HubError, InstructionError, SettingError
-from emberd.prompts import Templates, templates
+from emberd.prompts import Templates, plain, templates
 
 _LOG: Final = logging.getLogger("emberd")
 
@@ -461,7 +461,8 @@ def _check_names(given: Mapping[str, Any]) -> None:
 
 def _read(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return fields of ``Settings`` with what accepts several forms converted to one."""
-    return {n: _READERS[n](value) if n in _READERS else value for n, value in given.items()}
+    values = {n: plain(value) if isinstance(value, str) else value for n, value in given.items()}
+    return {n: _READERS[n](value) if n in _READERS else value for n, value in values.items()}
 
 
 def _read_path(given: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from typing import Any, ClassVar, Final, Self
@@ -10,10 +11,11 @@ from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import Field
 
-from emberd import DEFAULT_RERANKER, TASKS, RankedDocument, Reranker, TextError
+from emberd import DEFAULT_RERANKER, TASKS, Reranker, TextError
 from langchain_emberd.construction import SettingsModel
 
 _SCORE: Final = "relevance_score"  # the key that other rerankers for LangChain use too
+_COPIES_A_STEP: Final = 32
 
 
 class EmberdReranker(SettingsModel, BaseDocumentCompressor):
@@ -131,7 +133,8 @@ class EmberdReranker(SettingsModel, BaseDocumentCompressor):
     ) -> list[Document]:
         """Return copies of the documents in the order of their scores, the best first.
 
-        The score, 0 to 1, is ``metadata["relevance_score"]`` of a copy.
+        The score, 0 to 1, is ``metadata["relevance_score"]`` of a copy. Metadata that Python cannot
+        copy deeply, such as a lock, is shared with the document.
 
         Args:
             documents: Any number of documents; they are scored in batches.
@@ -141,9 +144,9 @@ class EmberdReranker(SettingsModel, BaseDocumentCompressor):
         Raises:
             emberd.EmberdError: The documents were not scored; the text says why and what to do.
         """
-        documents = list(documents)
+        documents = _as_list(documents)
         ranked = self.reranker.rerank(query, _texts(documents), self.top_n)
-        return _ordered(documents, ranked)
+        return [_copy(documents[each.index], each.score) for each in ranked]
 
     async def acompress_documents(
         self,
@@ -152,14 +155,29 @@ class EmberdReranker(SettingsModel, BaseDocumentCompressor):
         callbacks: Callbacks | None = None,  # noqa: ARG002 - LangChain's signature
     ) -> list[Document]:
         """Return what ``compress_documents`` returns, without blocking the event loop."""
-        documents = list(documents)
+        documents = _as_list(documents)
         ranked = await self.reranker.arerank(query, _texts(documents), self.top_n)
-        return _ordered(documents, ranked)
+        copies = []
+        for number, each in enumerate(ranked, start=1):
+            copies.append(_copy(documents[each.index], each.score))
+            if number % _COPIES_A_STEP == 0:
+                await asyncio.sleep(0)
+        return copies
 
     @classmethod
     def _shown(cls, wrapped: Reranker) -> dict[str, Any]:
         task = TASKS["web"] if wrapped.instruction is None else wrapped.instruction
         return {**super()._shown(wrapped), "instruction": task}
+
+
+def _as_list(documents: Any) -> list[Any]:
+    if not isinstance(documents, Iterable):
+        raise TextError(
+            f"documents is of type {type(documents).__name__}, not a list of documents. Pass a "
+            f"list of Document.",
+            index=0,
+        )
+    return list(documents)
 
 
 def _texts(documents: Iterable[Document]) -> list[str]:
@@ -175,9 +193,9 @@ def _texts(documents: Iterable[Document]) -> list[str]:
     return texts
 
 
-def _ordered(documents: Sequence[Document], ranked: Iterable[RankedDocument]) -> list[Document]:
-    return [
-        found.model_copy(update={"metadata": {**deepcopy(found.metadata), _SCORE: each.score}})
-        for each in ranked
-        for found in [documents[each.index]]
-    ]
+def _copy(document: Document, score: float) -> Document:
+    try:
+        metadata = deepcopy(document.metadata)
+    except Exception:  # noqa: BLE001 - whatever the class of a value raises
+        metadata = document.metadata
+    return document.model_copy(update={"metadata": {**metadata, _SCORE: score}})

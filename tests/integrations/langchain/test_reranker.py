@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,6 +95,42 @@ def test_a_document_that_is_a_text_raises_an_error_with_its_place(reranker: Embe
     with pytest.raises(TextError, match="not Document") as caught:
         reranker.compress_documents(mixed, QUERY)
     assert caught.value.index == 1
+
+
+async def test_what_is_no_list_of_documents_is_an_error(reranker: EmberdReranker) -> None:
+    wrong: Any = None
+    with pytest.raises(TextError):
+        reranker.compress_documents(wrong, QUERY)
+    with pytest.raises(TextError):
+        await reranker.acompress_documents(wrong, QUERY)
+
+
+async def test_metadata_that_cannot_be_copied_is_shared(reranker: EmberdReranker) -> None:
+    metadata = {"lock": threading.Lock()}
+    document = Document("a", metadata=metadata)
+    (found,) = reranker.compress_documents([document], QUERY)
+    (again,) = await reranker.acompress_documents([document], QUERY)
+    for each in (found, again):
+        assert each.metadata == {**metadata, "relevance_score": each.metadata["relevance_score"]}
+    assert document.metadata == metadata
+
+
+async def test_other_tasks_run_while_documents_are_copied(reranker: EmberdReranker) -> None:
+    copied: list[int] = []
+
+    class Counted:
+        def __deepcopy__(self, memo: Any) -> int:
+            copied.append(1)
+            return 0
+
+    seen = set()
+    documents = [Document(f"text {n}", metadata={"counted": Counted()}) for n in range(200)]
+    task = asyncio.create_task(reranker.acompress_documents(documents, QUERY))
+    while not task.done():
+        await asyncio.sleep(0)
+        seen.add(len(copied))
+    assert len(await task) == 200
+    assert seen - {0, 200}
 
 
 # ---------------------------------------------------------------- retrievers

@@ -331,7 +331,8 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
         set_aside: bool = False,
     ) -> AsyncGenerator[Embedded]:
         """Do as ``Client.stream``, also for texts from an asynchronous iterable."""
-        check_texts(texts)
+        if not isinstance(texts, AsyncIterable):
+            check_texts(texts)
         return self._run(awindows(texts), self._jobs(template, set_aside=set_aside))
 
     async def inspect(self, endpoint: Endpoint, spec: ServerSpec) -> Endpoint:

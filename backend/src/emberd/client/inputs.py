@@ -9,10 +9,10 @@ from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from emberd.catalog import Model
+from emberd.catalog import EMBED, NOUN, Model
 from emberd.client.event_loops import Steps
 from emberd.errors import TextError
-from emberd.prompts import Template, apply
+from emberd.prompts import Template, apply, plain
 
 Input = str | list[int]
 """One text in a request: the text itself, or its token ids."""
@@ -84,6 +84,7 @@ def prepare(
     model: Model,
     *,
     offset: int = 0,
+    noun: str = NOUN[EMBED],
     on_error: Callable[[int, TextError], None] | None = None,
 ) -> Steps[PreparedTexts]:
     """Return ``texts`` ready to be sent.
@@ -94,6 +95,7 @@ def prepare(
         model: What is known of the model; an empty text becomes the tokens that its tokenizer puts
             around a text: its start tokens and its end-of-text token.
         offset: How many texts of the caller precede these.
+        noun: What the caller calls a text, for errors.
         on_error: Called with (index in ``texts``, error) for a text that cannot be sent, instead
             of raising.
 
@@ -102,10 +104,10 @@ def prepare(
             known end-of-text token; it has the index.
     """
     prepared = PreparedTexts([], [])
-    for index, text in enumerate(as_list(texts)):
+    for index, text in enumerate(as_list(texts, noun)):
         given: Input | None
         try:
-            given, size = _prepare_one(offset + index, text, template, model)
+            given, size = _prepare_one(noun, offset + index, text, template, model)
             # What SGLang refuses: it asks the same.
             if isinstance(given, str) and not given.strip():
                 prepared.blank.append(index)
@@ -121,11 +123,13 @@ def prepare(
     return prepared
 
 
-def _prepare_one(index: int, text: object, template: Template, model: Model) -> tuple[Input, int]:
+def _prepare_one(
+    noun: str, index: int, text: object, template: Template, model: Model
+) -> tuple[Input, int]:
     if not isinstance(text, str):
         raise TextError(
-            f"Text {index} is of type {type(text).__name__}, not str: {excerpt(text)}. "
-            f"Convert it, or omit it.",
+            f"{noun.capitalize()} {index} is of type {type(text).__name__}, not str: "
+            f"{excerpt(text)}. Convert it, or omit it.",
             index=index,
         )
     templated = in_template(text, template, model)
@@ -134,7 +138,7 @@ def _prepare_one(index: int, text: object, template: Template, model: Model) -> 
     except UnicodeEncodeError as error:
         surrogate = error.object[error.start]
         where = text.find(surrogate)
-        what = f"Text {index}" if where >= 0 else "The instruction"
+        what = f"{noun.capitalize()} {index}" if where >= 0 else "The instruction"
         at = f" at character {where}" if where >= 0 else ""
         raise TextError(
             f"{what} holds the lone surrogate {surrogate!r}{at} and cannot be encoded. Read the "
@@ -148,8 +152,8 @@ def _prepare_one(index: int, text: object, template: Template, model: Model) -> 
     # sees for it.
     if model.end_of_text_id is None:
         raise TextError(
-            f"Text {index} is empty, and emberd does not know the end-of-text token of "
-            f"{model.name}, which would replace it. Omit empty texts.",
+            f"{noun.capitalize()} {index} is empty, and emberd does not know the end-of-text token "
+            f"of {model.name}, which would replace it. Omit empty texts.",
             index=index,
         )
     return [*model.start_ids, model.end_of_text_id], size
@@ -169,7 +173,7 @@ def in_template(text: str, template: Template, model: Model) -> str:
     Some servers have a tokenizer that does not (llama.cpp); for all others this changes nothing.
     """
     # The bare template is the usual one for documents: no copy of each text for it.
-    templated = text if template == _BARE else apply(template, text)
+    templated = plain(text) if template == _BARE else apply(template, text)
     form: Any = model.normalization
     if form is None or templated.isascii() or unicodedata.is_normalized(form, templated):
         return templated
@@ -193,7 +197,7 @@ def _special(special: SpecialTokens) -> re.Pattern[str]:
     return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
-def as_list(texts: Iterable[str]) -> list[str]:
+def as_list(texts: Iterable[str], noun: str = NOUN[EMBED]) -> list[str]:
     """Return ``texts`` as a list, itself if it is one.
 
     Raises:
@@ -201,12 +205,16 @@ def as_list(texts: Iterable[str]) -> list[str]:
     """
     if isinstance(texts, list):
         return texts
-    check_texts(texts)
+    check_texts(texts, noun)
     return list(texts)
 
 
-def check_texts(texts: object) -> None:
+def check_texts(texts: object, noun: str = NOUN[EMBED]) -> None:
     """Raise if ``texts`` cannot be several texts; the texts themselves are not checked.
+
+    Args:
+        texts: What is checked.
+        noun: What the caller calls a text, for the error.
 
     Raises:
         TextError: It is one text, not iterable, or something whose items are not its texts: the
@@ -218,12 +226,14 @@ def check_texts(texts: object) -> None:
         advice = "Pass its values: list(texts.values())."
     elif hasattr(texts, "columns"):
         advice = "Pass one column of the table."
-    elif isinstance(texts, Iterable | AsyncIterable):
+    elif isinstance(texts, Iterable):
         return
+    elif isinstance(texts, AsyncIterable):
+        advice = f"Collect them first: [{noun} async for {noun} in {noun}s]."
     else:
         advice = "Pass a list of str."
     raise TextError(
-        f"texts is of type {type(texts).__name__}, not a list of texts. {advice}", index=0
+        f"{noun}s is of type {type(texts).__name__}, not a list of texts. {advice}", index=0
     )
 
 

@@ -34,7 +34,8 @@ from typing import Final
 
 import numpy as np
 
-from emberd.client import lengths, row_formats, usage, wire
+from emberd.catalog import NOUN
+from emberd.client import lengths, row_formats, scores, usage, wire
 from emberd.client.batches import Batch, make_batches, most_tokens
 from emberd.client.event_loops import Steps
 from emberd.client.inputs import (
@@ -136,11 +137,12 @@ class Job:
         self._facts = facts or EndpointFacts()
         self._cache = cache
         self._offset = offset
+        self._noun = NOUN[settings.task]
         self._on_done = on_done or (lambda _: None)
         self._sets_aside = set_aside
         self._usage = usage.current()
         self._template = template
-        self._texts = list(as_list(texts))  # the caller may change the original
+        self._texts = list(as_list(texts, self._noun))  # the caller may change the original
         self._errors: dict[int, TextError] = {}
         self._prepared = PreparedTexts([], [])
         self._matrix: Floats | None = None
@@ -204,6 +206,7 @@ class Job:
             self._template,
             self._model,
             offset=self._offset,
+            noun=self._noun,
             on_error=self._errors.__setitem__ if self._sets_aside else None,
         )
         self.finished = len(self._errors)
@@ -217,6 +220,7 @@ class Job:
             self._facts,
             self._settings.truncate,
             self._offset,
+            self._noun,
             head_bytes=head_bytes,
         )
 
@@ -295,6 +299,8 @@ class Job:
             self._fresh = make_batches(
                 self._prepared, self._settings.batch_size, most_tokens(endpoint)
             )
+        if before is not None and endpoint.scores_route == scores.HEAD:
+            self._restore_texts()
         for problem in (yield from self._lengths.find_ids(endpoint)):
             self._skip(problem.index - self._offset, problem)
         if self._lost is not None:
@@ -396,6 +402,17 @@ class Job:
             return given
         return in_template(self._texts[index], self._template, self._model)
 
+    def _restore_texts(self) -> None:
+        """Count the texts again that token ids replaced: this server takes none."""
+        fresh = [*self._fresh]
+        self._fresh = iter(fresh)
+        pending = (*self._again, *self._suspects, *fresh)
+        for index in [index for batch in pending for index in batch.indices]:
+            if isinstance(self._prepared.inputs[index], list):
+                self._prepared.inputs[index] = self._templated(index)
+                self._lengths.shortened.discard(index)
+                self._lengths.to_count.append(TokenCount(index))
+
     def _check_dimensions(self, native: int) -> None:
         if self._wanted is not None and self._wanted > native:
             raise SettingError(
@@ -443,15 +460,16 @@ class Job:
 
     def _skip_refused(self, index: int, error: RejectedError) -> None:
         place = self._offset + index
-        self._skip(index, TextError(f"Text {place} was refused: {error}", index=place))
+        named = f"{self._noun.capitalize()} {place}"
+        self._skip(index, TextError(f"{named} was refused: {error}", index=place))
 
     def _skip_too_large(self, index: int) -> None:
         place, size = self._offset + index, len(self._texts[index])
         self._skip(
             index,
             TextTooLongError(
-                f"Text {place} has {size} characters, and the server refused a request with no "
-                f"other text as too large (status 413). Split the text.",
+                f"{self._noun.capitalize()} {place} has {size} characters, and the server refused "
+                f"a request with nothing else as too large (status 413). Split it.",
                 index=place,
                 tokens=None,
                 limit=None,
@@ -478,7 +496,7 @@ class Job:
             size = len(self._prepared.inputs[index] or "")
             unit = "characters" if isinstance(self._prepared.inputs[index], str) else "tokens"
             raise RequestTimeoutError(
-                f"{error} The request had one text, text {self._offset + index} of {size} {unit} "
+                f"{error} The request was for {self._noun} {self._offset + index} of {size} {unit} "
                 f"({excerpt(self._texts[index])}). If it is too much for the device, split it."
             ) from error
         if not isinstance(error, RejectedError):
@@ -544,9 +562,10 @@ class Job:
             (index,) = batch.indices
             place = self._offset + index
             error = PoisonTextError(
-                f"The server crashed {batch.crash_count} times while it processed text {place} "
-                f"({excerpt(self._texts[index])}), the last time as the only request. "
-                f"Omit this text, and report it with the server's log (emberd logs).",
+                f"The server crashed {batch.crash_count} times while it processed "
+                f"{self._noun} {place} ({excerpt(self._texts[index])}), the last time as the only "
+                f"request. Omit this {self._noun}, and report it with the server's log (emberd "
+                f"logs).",
                 index=place,
             )
             self._skip(index, error)

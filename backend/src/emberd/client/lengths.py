@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from unicodedata import is_normalized
 
-from emberd.catalog import START_ANEW, Model
+from emberd.catalog import EMBED, NOUN, START_ANEW, Model
 from emberd.client import scores, wire
 from emberd.client.event_loops import Steps
 from emberd.client.inputs import (
@@ -109,6 +109,7 @@ class Lengths:
         facts: What other jobs have shown of the servers.
         truncate: Whether texts that are too long are cut.
         offset: How many texts of the caller precede these.
+        noun: What the caller calls a text, for errors.
         head_bytes: For a reranker: most bytes of UTF-8 of what comes before each document.
         to_count: The texts that are to be counted next.
         shortened: The texts that were cut.
@@ -119,6 +120,7 @@ class Lengths:
     facts: EndpointFacts
     truncate: bool
     offset: int
+    noun: str = NOUN[EMBED]
     head_bytes: int = 0
     to_count: deque[TokenCount] = field(default_factory=deque)
     shortened: set[int] = field(default_factory=set)
@@ -170,9 +172,9 @@ class Lengths:
         if endpoint.trims and not self.model.trims and text.strip() not in ("", text):
             place = self.offset + index
             yield TextError(
-                f"Text {place} begins or ends with white space ({excerpt(text)}), which the server "
-                f"at {endpoint.url} removes, although {self.model.name} may read it. Remove it "
-                f"from the text (strip()), or use another server.",
+                f"{self._named(place)} begins or ends with white space ({excerpt(text)}), which "
+                f"the server at {endpoint.url} removes, although {self.model.name} may read it. "
+                f"Remove it from the text (strip()), or use another server.",
                 index=place,
             )
         if endpoint.server == _LLAMA_CPP:
@@ -187,7 +189,7 @@ class Lengths:
     def _not_nfc(self, index: int, text: str, endpoint: Endpoint) -> TextError:
         place = self.offset + index
         return TextError(
-            f"Text {place} is not in Unicode's form NFC ({excerpt(text)}). llama.cpp at "
+            f"{self._named(place)} is not in Unicode's form NFC ({excerpt(text)}). llama.cpp at "
             f"{endpoint.url} reads it as it is, and it is not known whether the tokenizer of "
             f"{self.model.name} would normalise it. Normalise it: unicodedata.normalize('NFC', "
             f"text); or give the folder of the model (model=), with its tokenizer.json.",
@@ -272,7 +274,7 @@ class Lengths:
         elif text.strip():
             problem = "contains a special token ({shown}), which this server may read as other text"
         return TextError(
-            f"Text {place} {problem.format(shown=excerpt(text))}. Its token ids cannot be "
+            f"{self._named(place)} {problem.format(shown=excerpt(text))}. Its token ids cannot be "
             f"requested: {endpoint.url}{route} is missing or closed. Omit the text, or open that "
             f"route.",
             index=place,
@@ -281,11 +283,11 @@ class Lengths:
     def _may_be_cut(self, index: int, endpoint: Endpoint) -> TextTooLongError:
         place, limit = self.offset + index, self._limit(endpoint) or 0
         return TextTooLongError(
-            f"Text {place} may have more than {limit} tokens: it has {self.prepared.sizes[index]} "
-            f"bytes, and {endpoint.url}{PATH}, which would count them, is missing or closed. This "
-            f"server may cut a text that is too long and return the vector of the rest. Split the "
-            f"text into parts of at most {limit - ADDED_TOKENS} bytes, or use a server that counts "
-            f"tokens, such as SGLang or vLLM.",
+            f"{self._named(place)} may have more than {limit} tokens: it has "
+            f"{self.prepared.sizes[index]} bytes, and {endpoint.url}{PATH}, which would count "
+            f"them, is missing or closed. This server may cut a text that is too long and return "
+            f"the vector of the rest. Split the text into parts of at most {limit - ADDED_TOKENS} "
+            f"bytes, or use a server that counts tokens, such as SGLang or vLLM.",
             index=place,
             tokens=None,
             limit=limit,
@@ -326,15 +328,19 @@ class Lengths:
             tokens: Its length; None when not known.
             limit: Most tokens that are accepted; None when not known.
         """
-        index += self.offset
+        place, size = self.offset + index, self.prepared.sizes[index]
         whole = " with instruction and query" if self.head_bytes else ""
         length = "is longer than the server accepts" if tokens is None else f"has {tokens} tokens"
         length += whole
         allowed = f", {limit} are allowed" if limit is not None else ""
-        if self.truncate and not self._can_count:
+        if self._has_long_query(index):
             advice = (
-                f"truncate=True cannot cut it, because this server has no {PATH} route; split the "
-                f"text."
+                f"Shorten the query: instruction and query have up to {self.head_bytes} bytes, and "
+                f"the whole prompt {size}."
+            )
+        elif self.truncate and not self._can_count:
+            advice = (
+                f"truncate=True cannot cut it, because this server has no {PATH} route; split it."
             )
         elif not self._can_count:
             advice = "Split it."
@@ -343,8 +349,18 @@ class Lengths:
         else:
             advice = "Split it, or set truncate=True to cut it."
         return TextTooLongError(
-            f"Text {index} {length}{allowed}. {advice}", index=index, tokens=tokens, limit=limit
+            f"{self._named(place)} {length}{allowed}. {advice}",
+            index=place,
+            tokens=tokens,
+            limit=limit,
         )
+
+    def _has_long_query(self, index: int) -> bool:
+        """Return whether most of a prompt is not its document."""
+        return 2 * self.head_bytes > self.prepared.sizes[index]
+
+    def _named(self, place: int) -> str:
+        return f"{self.noun.capitalize()} {place}"
 
     def _limit(self, endpoint: Endpoint) -> int | None:
         if (limit := self.facts.limits.get(endpoint)) is not None:
@@ -364,6 +380,8 @@ class Lengths:
         """
         end, place = self.model.end_of_text_id, self.offset + index
         if endpoint.scores_route == scores.HEAD:
+            if self._has_long_query(index):
+                raise self.error(index, len(ids), limit)
             raise TextTooLongError(
                 f"The prompt of document {place} has {len(ids)} tokens, {limit} are allowed, and "
                 f"it cannot be cut, because {endpoint.url}{scores.HEAD} takes no token ids. Split "
@@ -389,8 +407,9 @@ class Lengths:
             return
         if end is None:
             raise TextTooLongError(
-                f"Text {place} has {len(ids)} tokens, {limit} are allowed, and emberd cannot cut "
-                f"it: the end-of-text token of {self.model.name} is not known. Split the text.",
+                f"{self._named(place)} has {len(ids)} tokens, {limit} are allowed, and emberd "
+                f"cannot cut it: the end-of-text token of {self.model.name} is not known. Split "
+                f"the text.",
                 index=place,
                 tokens=len(ids),
                 limit=limit,

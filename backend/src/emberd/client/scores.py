@@ -70,7 +70,10 @@ def score_request(endpoint: Endpoint, inputs: list[Input], tokens: int | None = 
     most_bytes = _REPLY_BYTES + len(inputs) * _SCORE_BYTES
     if endpoint.scores_route == HEAD:
         # The common beginning is a token of its own, so the rest has the same tokens without it.
-        rest = [str(prompt).removeprefix(RERANK_START) for prompt in inputs]
+        prompts = [prompt for prompt in inputs if isinstance(prompt, str)]
+        if len(prompts) < len(inputs):
+            raise RuntimeError(f"{HEAD} takes no token ids")  # str() would make text of them
+        rest = [prompt.removeprefix(RERANK_START) for prompt in prompts]
         return pair_request(endpoint, RERANK_START, rest, most_bytes, tokens)
     body: dict[str, Any] = {
         "model": endpoint.model,
@@ -110,7 +113,7 @@ def read_scores(
 
     Raises:
         BadReplyError: A score is missing, not finite or no probability, or the server read another
-            number of tokens than the prompts have.
+            number of tokens than the prompts have; or a classifier does not say how many it read.
     """
     decoder: msgspec.json.Decoder[Any] = _PAIRS if endpoint.scores_route == BOTH else _ITEMS
     try:
@@ -130,6 +133,11 @@ def read_scores(
             )
         packed.append(struct.pack("<f", min(score, 1.0)))
     told = wire.check_tokens(reply.usage, count, tokens)
+    if told is None and endpoint.scores_route == HEAD:
+        raise BadReplyError(
+            f"The reply does not say how many tokens the server read, so it is not known whether "
+            f"it scores exactly the prompts. {_ADVICE}"
+        )
     return Embeddings(packed, reply.model if isinstance(reply.model, str) else None, told)
 
 

@@ -165,13 +165,14 @@ def steps(
     if isinstance(described, dict):
         limits.append(described.get("n_ctx"))
     context = min((n for n in limits if isinstance(n, int) and n), default=None)
+    # Once per listed model, for a router may send each request to another server.
+    probes = min(len(entries), _MOST_PROBES) or 1
     if spec.task == RERANK:
         found = Endpoint(url, name, 1, context, api_key, server, on_cpu=on_cpu)
-        return (yield from verify_scores.steps(found, model, ask, batch_size))
+        return (yield from verify_scores.steps(found, model, ask, batch_size, probes))
     text = canary.texts(model)[0]
-    # Once per listed model, for a router may send each request to another server.
     bodies: list[bytes] = []
-    while len(bodies) < (min(len(entries), _MOST_PROBES) or 1):
+    while len(bodies) < probes:
         bodies.append((yield from ask(wire.embed_request(name, [text], None))) or b"")
     vector = _vectors(url, model, name, bodies)[-1]
     counts_exactly = False

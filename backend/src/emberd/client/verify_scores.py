@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from emberd.catalog import SAME_SCORE, Model
+from emberd.catalog import SAME_LOGIT, SAME_SCORE, Model, logit
 from emberd.client import lengths, scores, wire
 from emberd.client.inputs import Input
 from emberd.client.wire import Reply, Request, TransportError
@@ -57,7 +57,7 @@ def prompts() -> list[str]:
 
 
 def steps(
-    endpoint: Endpoint, model: Model, ask: Ask, batch_size: int | None = None
+    endpoint: Endpoint, model: Model, ask: Ask, batch_size: int | None = None, probes: int = 1
 ) -> Generator[Request, Reply | TransportError | None, Endpoint]:
     """Return ``endpoint`` with what was found.
 
@@ -66,6 +66,7 @@ def steps(
         model: What is known of the model.
         ask: Sends a request.
         batch_size: Most prompts in a request; None for all.
+        probes: How often the first prompt is scored: a router may have servers of several models.
 
     Raises:
         ServerMismatchError: It does not score prompts correctly; the text says what was seen.
@@ -120,6 +121,7 @@ def steps(
         found = replace(found, needs_ids=whole != bare[0])
     inputs: list[Input] = [*bare] if found.needs_ids else [*sent]
     counts_exactly = True
+    yield from _check_one_model(found, inputs[0], probes, ask)
     alone = []
     for given, ids in zip(inputs, bare, strict=True):
         reply = (yield from ask(scores.score_request(found, [given]))) or b""
@@ -242,6 +244,24 @@ def _check_joined(url: str, alone: Sequence[float], divided: Sequence[float]) ->
                 f"{RERANK_START}, and {other:.4f} if it is divided before its end: it does not "
                 f"only join the texts of a pair. {_ADVICE}"
             )
+
+
+def _check_one_model(
+    endpoint: Endpoint, prompt: Input, probes: int, ask: Ask
+) -> Generator[Request, Reply | TransportError | None, None]:
+    request, found = scores.score_request(endpoint, [prompt]), list[float]()
+    for _ in range(probes if probes > 1 else 0):
+        if (body := (yield from ask(request, limited=True))) is None:
+            break
+        found += _read(endpoint, body, 1)
+    low, high = min(found, default=0), max(found, default=0)
+    # The scores of good models are near 0 and 1, and hardly differ there.
+    if not logit(high) - logit(low) <= SAME_LOGIT:
+        raise ServerMismatchError(
+            f"{endpoint.url} lists several models, and gives one pair of a query and a document "
+            f"scores from {low:.6f} to {high:.6f}: it routes requests to several models. Put "
+            f"servers of one model behind it, or give the base_url of one of them."
+        )
 
 
 def _compare(url: str, alone: Sequence[float], together: Sequence[float]) -> None:

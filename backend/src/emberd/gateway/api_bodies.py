@@ -163,6 +163,7 @@ _OF_TEXT: Final = (400, 413, 422)
 _STATUSES: Final[tuple[tuple[type[Exception], HTTPStatus, str | None], ...]] = (
     (errors.TextTooLongError, HTTPStatus.BAD_REQUEST, "context_length_exceeded"),
     (errors.TextError, HTTPStatus.BAD_REQUEST, "invalid_input"),
+    (errors.QueryError, HTTPStatus.BAD_REQUEST, "invalid_input"),
     (errors.StartTimeoutError, HTTPStatus.SERVICE_UNAVAILABLE, "server_starting"),
     (errors.LockTimeoutError, HTTPStatus.SERVICE_UNAVAILABLE, "server_starting"),
     (errors.ServerError, HTTPStatus.SERVICE_UNAVAILABLE, "server_unavailable"),
