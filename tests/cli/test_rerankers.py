@@ -206,6 +206,19 @@ def test_errors_of_the_work_name_the_variables_of_a_reranker(emberd: Command) ->
     assert "EMBERD_RERANK_BASE_URL" in refused.err
 
 
+@pytest.mark.parametrize(
+    "line", [("up", "--task", "rerank"), ("up", NAME), ("pull", NAME), ("env", NAME), ("serve",)]
+)
+def test_errors_of_settings_name_the_variables_of_a_reranker(
+    emberd: Command, line: tuple[str, ...]
+) -> None:
+    wrong = {"EMBERD_RERANK_MODEL": NAME, "EMBERD_RERANK_BASE_URL": "http://user:pass@127.0.0.1:9"}
+    refused = replace(emberd, more=wrong)(*line)
+    assert refused.code == 2
+    assert "EMBERD_RERANK_API_KEY" in refused.err
+    assert "EMBERD_API_KEY" not in refused.err
+
+
 def test_a_machine_that_cannot_serve_it_names_the_variable_of_a_reranker(emberd: Command) -> None:
     refused = emberd("up", NAME, "--engine", "transformers")
     assert "EMBERD_BASE_URL" not in refused.err

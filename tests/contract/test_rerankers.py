@@ -76,6 +76,20 @@ def test_top_n_are_the_best_and_none_is_all(kind: Any, server: FakeReranker) -> 
     assert order(few, QUERY, TEXTS[:3]) == [pair for pair in ranking if pair[0] in TEXTS[:3]]
 
 
+def test_none_replaces_the_default_of_a_subclass(kind: Any, server: FakeReranker) -> None:
+    class Few(kind):  # type: ignore[misc]
+        top_n: int | None = 2
+
+    few = Few(model=MODEL, base_url=server.url)
+    every = few.model_copy(update={"top_n": None})
+    given = Few(model=MODEL, base_url=server.url, top_n=None)
+    made = Few.from_reranker(few.reranker, top_n=None)
+    for each in (every, given, made, given.model_copy(update={"batch_size": 3})):
+        assert each.top_n is None
+        assert len(order(each, QUERY, TEXTS[:3])) == 3
+    assert len(order(few, QUERY, TEXTS[:3])) == 2
+
+
 async def test_asynchronous_methods_give_the_same(kind: Any, server: FakeReranker) -> None:
     made = kind(model=MODEL, base_url=server.url, top_n=7)
     ranking = order(made, QUERY, TEXTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, closing, contextmanager
@@ -288,9 +287,8 @@ class Embedder(ModelUser):
                 f"{', '.join(sorted(_PER_CALL))}. For others, make a new object."
             )
         self._handle.warn_of_cut(settings)
-        twin = copy.copy(self)
+        twin = self._sharing()
         twin._settings = settings
-        twin._base, twin._sync, twin._async = self, None, None
         twin._is_native = self._stays_native(changes)
         # Without its files, a model has only the templates that are given.
         twin._is_prepared = self._is_prepared and settings.has_templates
@@ -306,7 +304,8 @@ class Embedder(ModelUser):
     def replace(self, **changes: Any) -> Self:
         """Return another embedder with some settings changed; the environment is not read.
 
-        It uses the same manager, and the same given clients unless its server is another.
+        It uses the same manager, and the same given clients unless its server is another. With
+        ``base_url`` on another origin, it has no key unless ``api_key`` is given too.
 
         Args:
             **changes: Any settings. None is a value here; it does not mean "not given".

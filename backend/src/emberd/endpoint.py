@@ -108,6 +108,17 @@ def root_url(url: object, name: str = "base_url") -> str:
     return bare
 
 
+def is_same_origin(one: str | None, other: str | None) -> bool:
+    """Return whether two URLs, made by ``root_url``, have the same scheme, host and port.
+
+    An explicit default port counts as another one. None is no origin.
+    """
+    if one is None or other is None:
+        return False
+    origins = {tuple(url.casefold().split("/", 3)[:3]) for url in (one, other)}
+    return len(origins) == 1
+
+
 def read_key(given: object) -> str | None:
     """Return a key that a header can contain; None for a blank one.
 

@@ -145,7 +145,9 @@ _SETTINGS: Final = (
     ),
     _for_settings("symmetric", _SWITCH, "Embed queries as documents are embedded"),
     _for_settings("base_url", _TEXT, "Server to use; emberd then starts none", display="origin"),
-    _for_settings("api_key", _TEXT, "Key of that server, and of those in EMBERD_DISCOVER"),
+    _for_settings(
+        "api_key", _TEXT, "Key of that server, and of those of the model in EMBERD_DISCOVER"
+    ),
     _for_settings("revision", _TEXT, "Commit, branch or tag of the model on the hub"),
     _for_settings("quantization", _TEXT, "fp8 for weights of eight bits", display="value"),
     _for_settings("engine", _TEXT, "Engine that may serve the model", display="value"),
@@ -172,7 +174,7 @@ _RERANK: Final = (
     Variable(
         "EMBERD_RERANK_API_KEY",
         _TEXT,
-        "Key of that server, or of one in EMBERD_DISCOVER",
+        "Key of that server, and of those of the model in EMBERD_DISCOVER",
         "api_key",
     ),
     Variable("EMBERD_RERANK_REVISION", _TEXT, "Commit, branch or tag of that model", "revision"),

@@ -59,7 +59,8 @@ class ModelUser:
     def replace(self, **changes: Any) -> Self:
         """Return another object with some settings changed; the environment is not read.
 
-        It uses the same manager, and the same given clients unless its server is another.
+        It uses the same manager, and the same given clients unless its server is another. With
+        ``base_url`` on another origin, it has no key unless ``api_key`` is given too.
 
         Args:
             **changes: Any settings. None is a value here; it does not mean "not given".
@@ -67,10 +68,13 @@ class ModelUser:
         Raises:
             SettingError: A value is invalid; the text names it.
         """
-        other = object.__new__(type(self))
+        settings = self._settings.changed(**changes)
         is_other_server = changes.keys() & {"base_url", "api_key"}
+        if settings == self._settings and not is_other_server:
+            return self._sharing()  # its server is verified once
+        other = object.__new__(type(self))
         clients = () if is_other_server else (self._given_client, self._given_async_client)
-        other._build(self._settings.changed(**changes), self._handle.manager, *clients)
+        other._build(settings, self._handle.manager, *clients)
         return other
 
     def close(self) -> None:
@@ -129,6 +133,12 @@ class ModelUser:
         self._async: AsyncClient | None = None
         self._base: Self | None = None  # whose connections this object uses
         self._handle = ServerHandle(settings, manager)
+
+    def _sharing(self) -> Self:
+        """Return a copy that uses the server and the connections of this object."""
+        twin = self.__copy__()
+        twin._base, twin._sync, twin._async = self, None, None
+        return twin
 
     def _client(self) -> Client:
         if self._sync is None and self._base is not None:

@@ -171,7 +171,9 @@ class Reranker(ModelUser):
     def replace(self, **changes: Any) -> Self:
         """Return another reranker with some settings changed; the environment is not read.
 
-        It uses the same manager, and the same given clients unless its server is another.
+        It uses the same manager, and the same given clients unless its server is another. With
+        ``base_url`` on another origin, it has no key unless ``api_key`` is given too. With only
+        another ``instruction``, it uses the same server and connections.
 
         Args:
             **changes: Any of the arguments of this class but ``manager`` and the clients. None is

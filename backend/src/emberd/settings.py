@@ -358,11 +358,17 @@ class Settings(_WithCard):
     def changed(self, **changes: Any) -> Settings:
         """Return a copy with some fields changed; the environment is not read.
 
+        A key belongs to one server: with another ``base_url``, on another origin, the copy has only
+        the key that is given with it.
+
         Raises:
             SettingError: A field is unknown, or a value is invalid; the text names it.
         """
         _check_names(changes)
-        settings = replace(self, **_read(changes))
+        values = _read(changes)
+        if "base_url" in values and not endpoint.is_same_origin(values["base_url"], self.base_url):
+            values.setdefault("api_key", None)
+        settings = replace(self, **values)
         settings._validate()
         return settings
 

@@ -125,6 +125,20 @@ def test_a_subclass_may_have_fields_of_its_own() -> None:
     assert labelled.model_copy(update={"dimensions": 64}).label == "mine"
 
 
+def test_none_replaces_the_default_of_a_subclass() -> None:
+    class Busy(EmberdEmbedding):
+        num_workers: int | None = 4
+
+    busy = Busy(model_name="emberd/demo")
+    every = busy.model_copy(update={"num_workers": None})
+    assert (busy.num_workers, every.num_workers) == (4, None)
+    assert every.model_copy(update={"timeout": 5}).num_workers is None
+    nothing = {"num_workers": None, "embed_batch_size": None, "callback_manager": None}
+    usual = Busy.model_validate({"model_name": "emberd/demo", **nothing})
+    assert (usual.num_workers, usual.embed_batch_size) == (None, 2048)
+    assert usual.callback_manager is not None
+
+
 def test_a_field_cannot_be_changed_behind_the_back_of_the_embedder() -> None:
     embedding = EmberdEmbedding(model_name="emberd/demo")
     for name in set(EmberdEmbedding.model_fields) - {

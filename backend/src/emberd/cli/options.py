@@ -229,7 +229,8 @@ def settings(
         model, revision = given.get("model"), given.get("revision")
         kind = Settings if embeds else kind_of(model, revision, task)
         try:
-            return kind.resolve(**bare, **given)
+            with errors_for(kind.task):
+                return kind.resolve(**bare, **given)
         except InstructionError as error:
             if model is not None and may_rerank(model, revision):
                 error.add_note(_IF_RERANKER)

@@ -119,7 +119,8 @@ def serve(
             f"Run: pip install 'emberd[serve]'"
         ) from error
     for user in users:
-        _download(user.settings, assume_yes=yes)
+        with options.errors_for(user.settings.task):
+            _download(user.settings, assume_yes=yes)
     run(
         users,
         GatewayOptions(
@@ -151,10 +152,11 @@ def _user(name: str | None, task: str, given: dict[str, Any]) -> Embedder | Rera
     from emberd.embedder import Embedder
     from emberd.reranker import Reranker
 
-    if task == EMBED:
-        return Embedder(name, **given)
-    given.pop("cache", None)  # holds vectors only
-    return Reranker(name, **given)
+    with options.errors_for(task):
+        if task == EMBED:
+            return Embedder(name, **given)
+        given.pop("cache", None)  # holds vectors only
+        return Reranker(name, **given)
 
 
 def _download(settings: Settings, *, assume_yes: bool) -> None:

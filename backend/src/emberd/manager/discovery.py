@@ -14,10 +14,11 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from emberd import engines, model_files, probe
+from emberd import catalog, engines, model_files, probe
 from emberd.endpoint import Endpoint
 from emberd.errors import (
     AuthenticationError,
@@ -56,7 +57,8 @@ class Candidate:
     Attributes:
         url: Its root.
         why: Why it is considered, for messages.
-        api_key: A key of the user's that may be sent to it.
+        api_key: A key of the user's that may be sent to it, unless it shows without a key that it
+            serves other models.
         engine: Name of its engine, if its command line shows it.
         listed: Whether it is listed in ``EMBERD_DISCOVER``.
     """
@@ -215,17 +217,19 @@ def verify_candidate(
         ServerUnavailableError: There is no response.
         AuthenticationError: It requires a key, or another one.
     """
-    url, api_key = candidate.url, candidate.api_key
+    url = candidate.url
     # Taken first, so that everything that is requested below, and later, goes to this one server.
     listener = trusted_listener(url)
     if listener is None and not candidate.listed:
         raise ServerUnavailableError(f"{url} is not an address of this machine.")
-    if probe.get(url, probe.MODELS, api_key, first_answer_s, listener=listener) is None:
+    models = probe.get(url, probe.MODELS, None, first_answer_s, listener=listener)
+    if models is None:
         raise ServerUnavailableError(
             f"No response from {url}, or not in HTTP within {first_answer_s:g} s. Start the server "
             f"there, or correct the address."
         )
-    endpoint = verify(url, api_key, spec, listener)
+    key = candidate.api_key if _may_have_key(models, spec) else None
+    endpoint = verify(url, key, spec, listener)
     name = candidate.engine or endpoint.server
     # An engine that emberd cannot start is unknown here, and does not meet a request for one.
     engine = name if name in engines.NAMES else None
@@ -233,6 +237,21 @@ def verify_candidate(
         raise ServerMismatchError(reason)
     reason = f"{endpoint.url} was found ({candidate.why}) and verified"
     return Server(endpoint, "found", reason, engine=engine, notes=endpoint.notes)
+
+
+def _may_have_key(models: probe.ProbeReply, spec: ServerSpec) -> bool:
+    """Return whether a server may be sent the user's key, which may be that of another one.
+
+    Args:
+        models: Its list of models, as it answers without a key.
+        spec: What is requested.
+    """
+    entries = probe.entries(models.json() if models.status == HTTPStatus.OK else None)
+    said = [str(entry[name]) for entry in entries for name in ("id", "root") if entry.get(name)]
+    # A server that shows no list without a key, as most that require one, may serve the model.
+    return not said or any(
+        catalog.names(spec.model, name) or catalog.names(name, spec.model) for name in said
+    )
 
 
 def _try_candidate(candidate: Candidate, spec: ServerSpec, verify: Verify) -> Server | str:

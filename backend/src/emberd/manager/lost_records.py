@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from emberd.catalog import MODELS
+from emberd.catalog import EMBED, MODELS
 from emberd.errors import StartTimeoutError, StateFolderError
 from emberd.manager import locks, paths, state
 from emberd.manager.spawn import SUPERVISOR_MODULE
@@ -142,7 +142,11 @@ def _spec(folder: Path) -> ServerSpec:
     # The folder's name is a hash of what determines the vectors; it can only be compared.
     key = folder.name.partition("-")[0]
     precisions = (None, *QUANTIZATIONS)
-    specs = (ServerSpec(model.name, quantization=p) for model in MODELS for p in precisions)
+    specs = (
+        ServerSpec(model.name, quantization=p, task=model.task or EMBED)
+        for model in MODELS
+        for p in precisions
+    )
     return next((spec for spec in specs if spec.key == key), ServerSpec(model=NO_MODEL))
 
 

@@ -54,7 +54,9 @@ def embedder_for(settings: dict[str, Any]) -> Embedder:
     from emberd.verified_manager import Manager
 
     free_threads()
-    return Embedder(manager=Manager(home())).replace(**settings)
+    # The key of the node is that of the server in the settings, which contain none.
+    of_node = Embedder(manager=Manager(home()))
+    return of_node.replace(api_key=of_node.settings.api_key, **settings)
 
 
 def connect(embedder: Embedder, role: str) -> tuple[Embed, int]:

@@ -45,6 +45,9 @@ _DEFAULT: Final = Settings()  # does not read the environment
 # The maximum of BaseEmbedding. It embeds one slice after another, so a slice must contain enough
 # requests to keep the server busy.
 _SLICE_TEXTS: Final = 2048
+# Other constructors accept callback_manager=None. For other fields that are not settings, None is a
+# value, with which a subclass's own default is changed.
+_NONE_IS_NOT_GIVEN: Final = ("callback_manager", "embed_batch_size")
 
 
 def _identifying(setting: str, description: str) -> Any:
@@ -174,11 +177,10 @@ class EmberdEmbedding(BaseEmbedding):
             identity = identity_of(embedder) if is_cached else ""
         except SettingError as error:
             raise invalid(cls, data, error) from None
-        # None counts as not given here too: other constructors accept callback_manager=None.
         others = {
             name: value
             for name, value in data.items()
-            if name not in SETTING_OF and value is not None
+            if name not in SETTING_OF and (value is not None or name not in _NONE_IS_NOT_GIVEN)
         }
         if isinstance(cache, BaseKVStore):
             # A text that is too long is an error unless it is cut, also if a cache has its vector.

@@ -138,12 +138,11 @@ class EmberdRerank(BaseNodePostprocessor):
             reranker = reranker_of(cls, EmberdRerank, data)
         except SettingError as error:
             raise invalid(cls, data, error) from None
-        # None counts as not given here too: other constructors accept callback_manager=None.
-        others = {
-            name: value
-            for name, value in data.items()
-            if name not in SETTINGS and value is not None
-        }
+        others = {name: value for name, value in data.items() if name not in SETTINGS}
+        # Other constructors accept None for it. For other fields, None is a value, with which a
+        # subclass's own default is changed.
+        if others.get("callback_manager") is None:
+            others.pop("callback_manager", None)
         made = handler(others | shown(reranker))
         made._reranker = reranker
         return made
