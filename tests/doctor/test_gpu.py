@@ -105,6 +105,19 @@ def test_a_model_that_does_not_fit_is_a_problem_with_its_sum(nvml: Nvml, tmp_pat
     assert "Qwen/Qwen3-Embedding-0.6B, which fits" in found.advice
 
 
+def test_models_that_share_are_planned_with_all_gpus_as_a_start_does(
+    nvml: Nvml, tmp_path: Path
+) -> None:
+    nvml.cards = [Card("GPU-a", free=15 * GIB), Card("GPU-b", free=15 * GIB)]
+    both = StartOptions(share_gpu=(QWEN, "Qwen/Qwen3-Reranker-4B"))
+    [found] = gpu.check_gpu_memory(examined.wanted(tmp_path, QWEN, options=both))
+    assert found.level is Level.OK, found.fact  # the other one will be started on the other GPU
+    nvml.cards = [Card("GPU-a", free=24 * GIB)]
+    [found] = gpu.check_gpu_memory(examined.wanted(tmp_path, QWEN, options=both))
+    assert found.level is Level.OK
+    assert "Qwen/Qwen3-Reranker-4B" in found.fact
+
+
 @pytest.mark.parametrize(
     "more",
     [

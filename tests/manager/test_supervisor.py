@@ -21,7 +21,7 @@ import waiting
 from emberd import weight_files
 from emberd.client.verify import verify
 from emberd.engines.base import Plan
-from emberd.errors import EmberdError
+from emberd.errors import EmberdError, LockTimeoutError
 from emberd.manager import idle, locks, paths, process_tree, state
 from emberd.manager import supervisor as supervisor_module
 from emberd.manager.state import Record, State
@@ -93,6 +93,56 @@ def test_waiting_for_the_gpu_and_planning_after_it_are_two_phases(
         assert phases["planning"] >= 0.5
 
     monkeypatch.setattr(Supervisor, "_serve", lambda self: self._stop("enough", by_user=True))
+    supervise(check)
+
+
+@pytest.mark.parametrize("ending", ["stop", "unusable", "folder is removed", "no process"])
+def test_gpu_is_locked_until_the_server_of_a_start_has_ended(
+    supervise: Callable[[Callable[[Supervisor], None]], None],
+    monkeypatch: pytest.MonkeyPatch,
+    ending: str,
+) -> None:
+    """Until then its memory is in use, and another start would be planned with the rest."""
+    locked: list[bool] = []
+
+    def check(supervisor: Supervisor) -> None:
+        lock_folder = ownership.make_private(paths.Home.of(supervisor.folder).gpu_locks)
+        end = Supervisor._end_server
+
+        def end_and_look(self: Supervisor) -> None:
+            try:
+                with locks.gpu_locks(lock_folder, ["card"], 0):
+                    locked.append(False)
+            except LockTimeoutError:
+                locked.append(True)
+            end(self)
+
+        def go_on(self: Supervisor, start: object) -> None:
+            if ending == "stop":
+                self._stop_requested = True
+            else:
+                waiting.remove(self.folder)
+                self._wait(0)
+
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+        kind = type(supervisor.engine)
+        monkeypatch.setattr(Supervisor, "_end_server", end_and_look)
+        monkeypatch.setattr(kind, "exclusive_resources", lambda *_: ["card"])
+        if ending == "unusable":
+            monkeypatch.setattr(kind, "why_unsupported", lambda *_: "pools by mean. Use another.")
+        elif ending == "no process":
+            monkeypatch.setattr(process_tree, "ServerProcess", refuse)
+        else:
+            monkeypatch.setattr(Supervisor, "_await_ready", go_on)
+        supervisor.run()
+        assert locked
+        assert all(locked)
+        assert _left(supervisor) == []
+        with locks.gpu_locks(lock_folder, ["card"], 0):
+            pass
+
     supervise(check)
 
 

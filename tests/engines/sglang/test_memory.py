@@ -219,6 +219,18 @@ def test_host_memory_plan_leaves_memory_for_other_programs() -> None:
     assert "nvidia-smi" not in str(refused.value)
 
 
+def test_a_refusal_on_a_cpu_says_how_much_of_the_free_memory_may_be_used() -> None:
+    with pytest.raises(StartError) as refused:
+        plan_memory(on_host(int(23.5 * GIB), 13 * GIB), MIDDLE, 8192)
+    facts = refused.value.cause
+    amounts = {
+        name: float(facts.split(name)[1].split(" GiB")[0])
+        for name in ("need ", "only ", "weights ", "KV cache ", "may take ")
+    }
+    assert amounts["need "] < amounts["only "]
+    assert amounts["weights "] + amounts["KV cache "] >= amounts["may take "]
+
+
 def test_batches_are_larger_only_on_large_cards() -> None:
     batches = [plan_memory(card(size), SMALL, None).max_prefill_tokens for size in SIZES_GIB]
     assert batches == [4096, 4096, 4096, 4096, 8192]

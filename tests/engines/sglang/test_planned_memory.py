@@ -30,7 +30,7 @@ def test_a_reranker_needs_memory_for_its_answers(cards: Nvml) -> None:
         ServerSpec("Qwen/Qwen3-Reranker-4B", task="rerank"),
     )
     embeds, reranks = (
-        ENGINE.estimate(spec, StartOptions(), empty_card(24, (8, 6))) for spec in specs
+        ENGINE.estimate(spec, StartOptions(), [empty_card(24, (8, 6))]) for spec in specs
     )
     assert embeds is not None
     assert reranks is not None
@@ -41,7 +41,7 @@ def test_a_reranker_needs_memory_for_its_answers(cards: Nvml) -> None:
 def test_a_reranker_that_does_not_fit_is_not_answered_with_an_embedding_model(cards: Nvml) -> None:
     spec = ServerSpec("Qwen/Qwen3-Reranker-8B", task="rerank")
     with pytest.raises(StartError) as caught:
-        ENGINE.estimate(spec, StartOptions(), empty_card(16, (8, 6)))
+        ENGINE.estimate(spec, StartOptions(), [empty_card(16, (8, 6))])
     assert "Qwen/Qwen3-Reranker-0.6B" in str(caught.value)
     assert "Embedding" not in str(caught.value)
 
@@ -158,7 +158,7 @@ def test_an_estimate_is_the_plan_of_a_start_on_such_a_card(
 ) -> None:
     spec = ServerSpec(**given)
     gpu = empty_card(48, (8, 9))
-    estimate = ENGINE.estimate(spec, options, gpu)
+    estimate = ENGINE.estimate(spec, options, [gpu] * options.gpus)
     assert estimate is not None
     cards.cards = [
         Card(f"GPU-{n}", total=gpu.total_bytes, free=gpu.free_bytes, capability=(8, 9))
@@ -173,11 +173,11 @@ def test_an_estimate_needs_neither_a_gpu_nor_the_engine(
     no_cards: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_installed(monkeypatch, None)
-    estimate = ENGINE.estimate(GPU, StartOptions(), empty_card(24, (8, 0)))
+    estimate = ENGINE.estimate(GPU, StartOptions(), [empty_card(24, (8, 0))])
     assert estimate is not None
     with pytest.raises(StartError):
-        ENGINE.estimate(GPU, StartOptions(), empty_card(8, (8, 0)))
-    assert ENGINE.estimate(ServerSpec("a/b"), StartOptions(), empty_card(24, (8, 0))) is None
+        ENGINE.estimate(GPU, StartOptions(), [empty_card(8, (8, 0))])
+    assert ENGINE.estimate(ServerSpec("a/b"), StartOptions(), [empty_card(24, (8, 0))]) is None
 
 
 FP8 = replace(GPU, quantization="fp8")
@@ -192,7 +192,7 @@ def test_what_is_never_started_is_not_estimated(cards: Nvml, spec: ServerSpec) -
     cards.cards = [Card(total=141 * GIB, free=140 * GIB, capability=(9, 0))]
     assert ENGINE.why_unavailable(spec)
     with pytest.raises(NoEngineError):
-        ENGINE.estimate(spec, StartOptions(), empty_card(141, (9, 0)))
+        ENGINE.estimate(spec, StartOptions(), [empty_card(141, (9, 0))])
 
 
 @pytest.mark.parametrize(
@@ -213,6 +213,7 @@ def test_a_card_on_which_nothing_is_started_is_not_estimated(
     with pytest.raises(StartError):
         ENGINE.plan(spec, replace(LAUNCH, options=options))
     with pytest.raises(StartError):
-        ENGINE.estimate(spec, options, empty_card(80, capability))
-    better = ENGINE.estimate(spec, StartOptions(tp_size=options.tp_size), empty_card(80, (8, 9)))
+        ENGINE.estimate(spec, options, [empty_card(80, capability)] * options.gpus)
+    suitable = StartOptions(tp_size=options.tp_size)
+    better = ENGINE.estimate(spec, suitable, [empty_card(80, (8, 9))] * options.tp_size)
     assert better is not None

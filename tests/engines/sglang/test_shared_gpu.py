@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, permutations
 from types import SimpleNamespace
 
 import pytest
@@ -15,10 +15,10 @@ from emberd.catalog import EMBED, RERANK
 from emberd.engines import Launch
 from emberd.engines.base import Plan
 from emberd.engines.gpu_usage import GpuMemory, GpuServer, without_pending
-from emberd.engines.gpus import Gpu
+from emberd.engines.gpus import Gpu, survey
 from emberd.engines.model_shape import KNOWN
 from emberd.engines.sglang import ENGINE
-from emberd.engines.sglang.memory import GIB, Load, on_gpu
+from emberd.engines.sglang.memory import GIB, Load, on_gpu, plan_memory
 from emberd.engines.sglang.shared_gpu import Sharer, plan_shared
 from emberd.errors import StartError
 from emberd.installs import Interpreter
@@ -72,9 +72,26 @@ def test_more_memory_gives_longer_texts_or_larger_batches() -> None:
     assert plans[-1].context_tokens == 32_768
     for less, more in pairwise(plans):
         assert less.max_prefill_tokens <= more.max_prefill_tokens
-        if less.context_tokens > more.context_tokens:
-            assert less.max_prefill_tokens < more.max_prefill_tokens
-            assert more.context_tokens >= 8192
+        assert less.context_tokens <= more.context_tokens
+
+
+def test_the_second_server_gets_no_shorter_texts_than_the_first_and_both_fit() -> None:
+    """It is planned with what is left, without the plan that the first start made for it."""
+    tried = 0
+    for size in range(10, 50):  # on larger cards no text is shortened
+        gpu = card(size, capability=(8, 9))
+        for names in permutations(KNOWN, 2):
+            own, other = sharers(gpu, names)
+            try:
+                first = plan_shared(own, [other])
+            except StartError:
+                continue
+            tried += 1
+            left = replace(gpu, free_bytes=gpu.free_bytes - first.need_bytes)
+            second = plan_memory(left, KNOWN[other.model], None)
+            assert second.context_tokens >= first.context_tokens, (size, names)
+            assert second.need_bytes <= left.free_bytes, (size, names)
+    assert tried > 600
 
 
 def test_a_context_that_was_requested_is_not_shortened() -> None:
@@ -195,11 +212,34 @@ def test_a_server_on_another_gpu_is_not_blamed(nvml: Nvml) -> None:
 def test_of_two_gpus_the_one_that_is_not_planned_for_is_used(nvml: Nvml) -> None:
     nvml.cards = [Card("GPU-a", free=22 * GIB), Card("GPU-b", free=21 * GIB)]
     first = plan_of(EMBEDDER)
-    assert reserved(first).gpus == ("GPU-a",)
     # The other one will choose the other GPU, so it is left nothing here.
     assert context_of(first) == context_of(plan_of(EMBEDDER, StartOptions()))
     second = plan_of(RERANKER, servers=[running(EMBEDDER, reserved(first), 0)])
-    assert reserved(second).gpus == ("GPU-b",)
+    assert sorted(reserved(first).gpus + reserved(second).gpus) == ["GPU-a", "GPU-b"]
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "names"),
+    [
+        ((15.8, 22.3), ("Qwen/Qwen3-Embedding-8B", SMALL[1])),
+        ((12.1, 33.5), ("Qwen/Qwen3-Embedding-8B", SMALL[1], MIDDLE[0])),
+    ],
+)
+def test_models_that_fit_on_several_gpus_start_in_any_order(
+    nvml: Nvml, free_gib: tuple[float, float], names: Sequence[str]
+) -> None:
+    for order in permutations(names):
+        cards = [Card(f"GPU-{i}", free=int(free * GIB)) for i, free in enumerate(free_gib)]
+        for each in cards:
+            each.total = 48 * GIB
+        nvml.cards = cards
+        servers: list[GpuServer] = []
+        for name in order:
+            spec = ServerSpec(name, task=RERANK if KNOWN[name].reranks else EMBED)
+            plan = reserved(plan_of(spec, StartOptions(share_gpu=tuple(sorted(names))), servers))
+            servers.append(running(spec, plan, 0))
+        for gpu in without_pending(survey().gpus, servers):
+            assert gpu.free_bytes > 0, order
 
 
 def test_a_second_gpu_without_space_does_not_count(nvml: Nvml) -> None:

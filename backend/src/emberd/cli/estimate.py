@@ -149,7 +149,7 @@ def _card(servers: Sequence[_Estimated], gpu: Gpu) -> dict[str, Any]:
 
 
 def _need(server: _Estimated, gpu: Gpu) -> dict[str, Any]:
-    need = server.engine.estimate(server.spec, server.options, gpu)
+    need = server.engine.estimate(server.spec, server.options, [gpu] * server.options.gpus)
     if need is None:
         raise SettingError(
             f"The memory that {server.spec.model} takes with the engine {server.engine.name} "

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from emberd.doctor.findings import Finding, note, ok, problem
 from emberd.doctor.wanted import Wanted
-from emberd.engines import gpu_usage, gpus
+from emberd.engines import gpus
 from emberd.engines.gpu_usage import GpuServer
 from emberd.engines.gpus import Gpu, Survey
 from emberd.engines.sglang import ENGINE, support
@@ -40,10 +39,9 @@ def check_gpus(wanted: Wanted) -> Iterator[Finding]:
 
 def check_gpu_memory(wanted: Wanted) -> Iterator[Finding]:
     """Yield whether the model fits, before an engine of ten gigabytes is installed for it."""
-    spec, options = wanted.spec, wanted.options
-    seen = gpus.survey()
-    precision = spec.quantization
-    if not _may_use_gpu(wanted) or support.why_unsuitable(seen, options.gpus, precision):
+    spec, options, seen = wanted.spec, wanted.options, gpus.survey()
+    unsuitable = support.why_unsuitable(seen, options.gpus, spec.quantization)
+    if unsuitable or not _may_use_gpu(wanted):
         return
     servers = gpu_servers.of_home(wanted.places.home)
     own = next((each.memory for each in servers if each.serves(spec) and each.memory), None)
@@ -51,22 +49,15 @@ def check_gpu_memory(wanted: Wanted) -> Iterator[Finding]:
         planned = _gib(own.planned_bytes)
         yield ok("memory", f"a server of {spec.model} runs, planned to take {planned} GiB")
         return
-    free = gpu_usage.without_pending(seen.gpus, servers)
-    gpu = support.freest_supported(free, options.gpus, quantization=precision)[-1]
-    # Those that run already have their memory.
-    running = {each.model for each in servers if each.is_placed}
-    to_come = tuple(name for name in options.share_gpu if name not in running)
-    options = replace(options, share_gpu=to_come)
     try:
-        estimated = ENGINE.estimate(spec, options, gpu)
+        estimated = ENGINE.estimate(spec, options, seen.gpus, servers)
     except StartError as error:
         yield problem("memory", error.cause.rstrip("."), error.advice)
         return
     if estimated is not None:
-        need, left = _gib(estimated.need_bytes), _gib(gpu.free_bytes)
-        beside = [name for name in to_come if name != spec.model]
-        shared = f", beside {' and '.join(beside)}" if beside else ""
-        fact = f"{spec.model} needs about {need} of {left} GiB free on {gpu.name}{shared}"
+        need, left = _gib(estimated.need_bytes), _gib(estimated.free_bytes)
+        others = "".join(f"; {reason.what} {reason.why}" for reason in estimated.left)
+        fact = f"{spec.model} needs about {need} of {left} GiB free on {estimated.device}{others}"
         yield ok("memory", fact)
 
 

@@ -189,16 +189,17 @@ class Engine(Protocol):
         self,
         spec: ServerSpec,  # noqa: ARG002
         options: StartOptions,  # noqa: ARG002
-        gpu: Gpu,  # noqa: ARG002
+        gpus: Sequence[Gpu],  # noqa: ARG002
+        servers: Sequence[GpuServer] = (),  # noqa: ARG002
     ) -> MemoryNeed | None:
-        """Return what a server takes on each of its GPUs, all like ``gpu``; None if not known.
+        """Return what a server takes on each of those GPUs that it would use; None if not known.
 
-        Neither the GPU nor the engine has to be on this machine. What ``why_unavailable`` and
+        Neither the GPUs nor the engine have to be on this machine. What ``why_unavailable`` and
         ``plan`` refuse for other reasons than the machine is refused here too.
 
         Raises:
             NoEngineError: No server is started for ``spec`` on any GPU.
-            StartError: It does not fit, or cannot run on this GPU.
+            StartError: It does not fit, or cannot run on these GPUs.
         """
         return None
 

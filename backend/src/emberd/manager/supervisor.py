@@ -135,28 +135,32 @@ class Supervisor:
 
     def run(self) -> None:
         """Start the server, run it until it ends, and leave nothing behind."""
-        try:
-            self._publish()
-            self._files.watch(self.record.timing.tick_s)
-            if self._start():
-                self._serve()
-        except FolderGone:
-            # The record is not written: a folder that exists now belongs to another supervisor.
-            self._end_server()
-        except Exception as error:
-            # The server must not outlive it.
-            advice = os_errors.advice(error) or "Please report this as a bug."
-            failure = Diagnosis(f"The supervisor failed: {error!r}", advice)
-            if isinstance(error, EmberdError):
-                failure = Diagnosis(str(error), "")
-            self._fail(failure, was_ready=self.record.state is not State.STARTING)
-            raise
+        # Held until the server is ready or has ended, in every case: another start would count the
+        # memory of a server that is ending as in use.
+        with ExitStack() as gpu_locks:
+            try:
+                self._publish()
+                self._files.watch(self.record.timing.tick_s)
+                if self._start(gpu_locks):
+                    gpu_locks.close()
+                    self._serve()
+            except FolderGone:
+                # The record is not written: a folder that exists now belongs to another supervisor.
+                self._end_server()
+            except Exception as error:
+                # The server must not outlive it.
+                advice = os_errors.advice(error) or "Please report this as a bug."
+                failure = Diagnosis(f"The supervisor failed: {error!r}", advice)
+                if isinstance(error, EmberdError):
+                    failure = Diagnosis(str(error), "")
+                self._fail(failure, was_ready=self.record.state is not State.STARTING)
+                raise
 
-    def _start(self) -> bool:
+    def _start(self, gpu_locks: ExitStack) -> bool:
         """Start the server; return whether it is ready."""
         for tries_left in reversed(range(_PORT_TRIES)):
             try:
-                diagnosis = self._start_once()
+                diagnosis = self._start_once(gpu_locks)
             except StartError as error:
                 diagnosis = Diagnosis(error.cause, error.advice)
             except (EmberdError, OSError) as error:
@@ -168,34 +172,29 @@ class Supervisor:
                 self._fail(diagnosis)
                 return False
             self._end_server()
+            self._publish_if_possible(gpu_memory=None)
+            gpu_locks.close()
         if not self._stop_requested:
             return True
         self._stop("stopped on request", by_user=True)
         return False
 
-    def _start_once(self) -> Diagnosis | None:
-        with ExitStack() as held:
-            # Locked before the plan is made, because the plan measures the free memory.
-            gpus = self._lock_gpus(held)
-            if self._stop_requested:
-                return None
-            launch, plan, server = self._launch(gpus)
-            outcome = self._await_ready(
-                StartMonitor(
-                    server,
-                    self.engine,
-                    launch.port,
-                    plan.silence_s,
-                    lambda url, listener: self._verify(
-                        url, launch.api_key, self.record.spec, listener
-                    ),
-                    has_ready=plan.has_ready,
-                )
+    def _start_once(self, gpu_locks: ExitStack) -> Diagnosis | None:
+        # Locked before the plan is made, because the plan measures the free memory.
+        gpus = self._lock_gpus(gpu_locks)
+        if self._stop_requested:
+            return None
+        launch, plan, server = self._launch(gpus)
+        outcome = self._await_ready(
+            StartMonitor(
+                server,
+                self.engine,
+                launch.port,
+                plan.silence_s,
+                lambda url, listener: self._verify(url, launch.api_key, self.record.spec, listener),
+                has_ready=plan.has_ready,
             )
-            if isinstance(outcome, Diagnosis):
-                # Before the locks are released: another start would count its memory as in use.
-                self._end_server()
-                self._publish_if_possible(gpu_memory=None)
+        )
         if not isinstance(outcome, Endpoint):
             return outcome
         if problem := self._problem(plan, outcome):

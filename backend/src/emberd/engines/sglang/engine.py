@@ -14,7 +14,7 @@ from typing import Any, Final
 from emberd import model_card, model_files
 from emberd.catalog import DEMO_MODEL, EMBED, RERANK
 from emberd.engines import gpu_usage, gpus
-from emberd.engines.base import EnvironmentEngine, Launch, MemoryNeed, OtherCache, Plan, Reason
+from emberd.engines.base import EnvironmentEngine, Launch, OtherCache, Plan, Reason
 from emberd.engines.gpu_usage import GpuMemory, GpuServer, PlannedUsage, Usage
 from emberd.engines.gpus import Gpu, Survey
 from emberd.engines.model_shape import ModelShape, shape_of
@@ -53,12 +53,10 @@ class SglangEngine(EnvironmentEngine):
     def exclusive_resources(
         self, spec: ServerSpec, options: StartOptions, servers: Sequence[GpuServer] = ()
     ) -> Sequence[str]:
-        """Return the UUIDs of the GPUs with the most free memory; nothing on a CPU."""
+        """Return the UUIDs of the GPUs for ``spec`` (``shared_gpu.place``); nothing on a CPU."""
         if spec.device == command.CPU:
             return ()
-        seen = gpu_usage.without_pending(gpus.survey().gpus, servers)
-        precision = spec.quantization
-        chosen = support.freest_supported(seen, options.gpus, quantization=precision)
+        _, chosen = _choose(gpus.survey().gpus, spec, options, servers)
         return [gpu.uuid for gpu in chosen]
 
     def other_cache(self, options: StartOptions) -> OtherCache | None:
@@ -82,13 +80,11 @@ class SglangEngine(EnvironmentEngine):
         chosen: tuple[Gpu, ...] = ()
         if not on_cpu:
             survey = gpus.survey()
-            count, precision = launch.options.gpus, spec.quantization
-            if problem := support.why_unsuitable(survey, count, precision):
+            count = launch.options.gpus
+            if problem := support.why_unsuitable(survey, count, spec.quantization):
                 raise StartError(f"SGLang cannot run here: {problem}")
-            available = gpu_usage.without_pending(survey.gpus, launch.servers)
-            seen = support.freest_supported(available, len(available), quantization=precision)
             locked = launch.exclusive_resources
-            chosen = support.freest_supported(available, count, locked, precision)
+            seen, chosen = _choose(survey.gpus, spec, launch.options, launch.servers, locked)
         python = self._interpreter(launch)
         version = support.find_version(python.version)
         if version is None:  # it was replaced after ``why_unavailable`` had looked at it
@@ -151,20 +147,27 @@ class SglangEngine(EnvironmentEngine):
             gpu_memory=reserved,
         )
 
-    def estimate(self, spec: ServerSpec, options: StartOptions, gpu: Gpu) -> MemoryNeed | None:
-        """Return what a server takes on a GPU; None if the model's size is not known.
+    def estimate(
+        self,
+        spec: ServerSpec,
+        options: StartOptions,
+        gpus: Sequence[Gpu],
+        servers: Sequence[GpuServer] = (),
+    ) -> MemoryPlan | None:
+        """Return what a server takes on each of its GPUs; None if the model's size is not known.
 
         Raises:
             NoEngineError: It is not started for ``spec`` on any GPU.
-            StartError: It does not fit, or cannot run on this GPU.
+            StartError: It does not fit, or cannot run on these GPUs.
         """
         if problem := _why_refused(spec):
             raise NoEngineError(f"SGLang cannot serve {spec.model}: it {problem}.")
         command.check_arguments(options, on_cpu=False)
-        survey = Survey((gpu,) * options.gpus)
-        if problem := support.why_unsuitable(survey, options.gpus, spec.quantization):
+        precision = spec.quantization
+        if problem := support.why_unsuitable(Survey(tuple(gpus)), options.gpus, precision):
             raise StartError(problem)
-        planner = _Planner.of(spec, options, [gpu], seen=[gpu])
+        seen, chosen = _choose(gpus, spec, options, servers)
+        planner = _Planner.of(spec, options, chosen, seen=seen, servers=servers)
         if planner is None:
             return None
         plan = planner.plan()
@@ -230,6 +233,23 @@ def _why_no_device(spec: ServerSpec) -> str | None:
         f"{problem}. Alternatively, point EMBERD_BASE_URL=http://HOST:30000/v1 at another machine; "
         f"{demo}device='cpu' runs SGLang on the CPU, slowly, for development"
     )
+
+
+def _choose(
+    seen: Sequence[Gpu],
+    spec: ServerSpec,
+    options: StartOptions,
+    servers: Sequence[GpuServer],
+    locked: Sequence[str] = (),
+) -> tuple[tuple[Gpu, ...], tuple[Gpu, ...]]:
+    """Return all suitable GPUs, without what servers will still take, and those of a start."""
+    available = gpu_usage.without_pending(seen, servers)
+    precision = spec.quantization
+    suitable = support.freest_supported(available, len(available), quantization=precision)
+    if options.share_gpu and suitable and not locked:
+        planner = _Planner.of(spec, options, suitable, seen=suitable, servers=servers)
+        locked = planner.place()[spec.model] if planner else ()
+    return suitable, gpus.freest(suitable, options.gpus, locked)
 
 
 def _earlier_usage(
@@ -335,17 +355,32 @@ class _Planner:
         )
         return replace(usual, notes=(*usual.notes, note))
 
+    def place(self, chosen: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+        """Return the GPUs of the model, and of those of ``share_gpu`` that are still to be started.
+
+        Args:
+            chosen: UUIDs of those that were chosen for the model, if they were.
+        """
+        models = {self._spec.model: self._shape, **self._to_come()[0]}
+        return shared_gpu.place(
+            models, self._seen, self._options.gpus, self._load, {self._spec.model: chosen}
+        )
+
     def _plan(self, extra_bytes: int) -> MemoryPlan:
         if (host := self._host) is not None:
             return self._alone(host, extra_bytes)
         others, unknown = self._to_come()
         notes = tuple(f"no memory was left for {name}, whose size is not known" for name in unknown)
-        staying = others and shared_gpu.staying(
-            self._most_bytes(), self._chosen, self._seen, others, self._load
-        )
-        if staying:
+        mine = {gpu.uuid for gpu in self._chosen}
+        placed = self.place(tuple(mine)) if others else {}
+        beside = [
+            shared_gpu.Sharer(name, self._load(shape, self._fullest))
+            for name, shape in others.items()
+            if mine.intersection(placed[name])
+        ]
+        if beside:
             own = self._load(self._shape, self._fullest, extra_bytes)
-            plan = shared_gpu.plan_shared(shared_gpu.Sharer(self._spec.model, own), staying)
+            plan = shared_gpu.plan_shared(shared_gpu.Sharer(self._spec.model, own), beside)
         else:
             plan = self._alone(self._fullest, extra_bytes)
         return replace(plan, notes=(*plan.notes, *notes))
@@ -355,24 +390,17 @@ class _Planner:
             device, self._shape, self._spec.context_tokens, extra_bytes=extra_bytes, **self._how
         )
 
-    def _most_bytes(self) -> int:
-        """Return what it takes if it shares its GPU with none, or all that is free."""
-        try:
-            return self._alone(self._fullest).need_bytes
-        except StartError:
-            return self._fullest.free_bytes
-
     @property
     def _fullest(self) -> Gpu:
         return min(self._chosen, key=lambda gpu: gpu.free_bytes)
 
-    def _to_come(self) -> tuple[list[tuple[str, ModelShape]], list[str]]:
+    def _to_come(self) -> tuple[dict[str, ModelShape], list[str]]:
         """Return the models of ``share_gpu`` that are still to be started, and the unknown ones."""
         placed = {self._spec.model, *(each.model for each in self._servers if each.is_placed)}
         shapes = {
             name: _shape_of_name(name) for name in self._options.share_gpu if name not in placed
         }
-        known = [(name, shape) for name, shape in shapes.items() if shape]
+        known = {name: shape for name, shape in shapes.items() if shape}
         return known, [name for name, shape in shapes.items() if not shape and name != DEMO_MODEL]
 
     def _load(self, shape: ModelShape, gpu: Gpu, extra_bytes: int = 0) -> Load:

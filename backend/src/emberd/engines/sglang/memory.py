@@ -216,8 +216,9 @@ class Load:
         """Yield the ways to serve, the best first.
 
         If no context was requested, it is shortened before the batches become smaller than SGLang's
-        own, but not to less than some pages. What comes after a context that was requested shows
-        what would fit.
+        own, but not to less than some pages. So no step has longer texts than one before it: with
+        more free memory, texts are never shorter. What comes after a context that was requested
+        shows what would fit.
         """
         large = self.device.total_bytes >= _LARGE_CARD_BYTES
         batches = _LARGE_BATCHES if large else _BATCHES
@@ -228,8 +229,10 @@ class Load:
         if self.may_shorten:
             usual = (each for each in contexts if each >= _SHORT_CONTEXT_TOKENS)
             yield from (Step(batches[-1], context=context) for context in usual)
-        yield Step(self.least_batch)
-        yield from (Step(self.least_batch, context=context) for context in contexts)
+        most = _SHORT_CONTEXT_TOKENS if self.may_shorten else self.full
+        if self.full <= most:
+            yield Step(self.least_batch)
+        yield from (Step(self.least_batch, context=each) for each in contexts if each <= most)
 
     @property
     def least(self) -> Step:
@@ -250,15 +253,8 @@ class Load:
         activation = self.activation_bytes(batch, context)
         overhead = self.overhead_bytes(context, kv_tokens)
         need = self.need_bytes(step)
-        # SGLang measures the free memory after it has made its CUDA context, and uses a fraction of
-        # that for weights and KV cache, rounded down here. The rest must hold everything else.
-        measured = free - device.context_bytes
-        rest = activation + overhead - device.context_bytes
-        fraction = 0.0
-        if measured > 0:
-            steps = math.floor((1 - rest / measured) * _FRACTION_STEPS)
-            fraction = max(0.0, min(device.max_fraction, steps / _FRACTION_STEPS))
-        if fraction * measured < self.weights_bytes + kv_bytes or need > free:
+        fraction, usable_bytes = self._fraction(step, free)
+        if usable_bytes < self.weights_bytes + kv_bytes or need > free:
             return None
         return MemoryPlan(
             device=device.name,
@@ -275,6 +271,22 @@ class Load:
             context_tokens=context,
             longest_text_tokens=context - _REFUSED_TAIL_TOKENS,
         )
+
+    def _fraction(self, step: Step, free_bytes: int) -> tuple[float, int]:
+        """Return SGLang's fraction for a step, and what that is in bytes for weights and KV cache.
+
+        SGLang measures the free memory after it has made its CUDA context, and uses a fraction of
+        that for weights and KV cache, rounded down here. The rest must hold everything else.
+        """
+        device, context = self.device, self.context_of(step)
+        measured = free_bytes - device.context_bytes
+        if measured <= 0:
+            return 0.0, 0
+        overhead = self.overhead_bytes(context, self.kv_tokens(step)) - device.context_bytes
+        rest = self.activation_bytes(step.batch, context) + overhead
+        steps = math.floor((1 - rest / measured) * _FRACTION_STEPS)
+        fraction = max(0.0, min(device.max_fraction, steps / _FRACTION_STEPS))
+        return fraction, math.floor(fraction * measured)
 
     def context_of(self, step: Step) -> int:
         """Return the longest text of a step in tokens."""
@@ -319,14 +331,18 @@ class Load:
         context, kv_tokens = self.context_of(step), self.kv_tokens(step)
         loading = self.loading_bytes
         more = f", {in_gib(loading)} while they load" if loading > self.weights_bytes else ""
+        need = self.need_bytes(step)
         cause = (
-            f"texts of {context:,} tokens need {in_gib(self.need_bytes(step))} "
+            f"texts of {context:,} tokens need {in_gib(need)} "
             f"(weights {in_gib(self.weights_bytes)}{more}, "
             f"KV cache {in_gib(kv_tokens * self.kv_bytes_per_token)}, "
             f"activations {in_gib(self.activation_bytes(step.batch, context))}, "
             f"the rest {in_gib(self.overhead_bytes(context, kv_tokens))}), but only "
             f"{in_gib(device.free_bytes)} of {in_gib(device.total_bytes)} is free on {device.name}"
         )
+        if need <= device.free_bytes:
+            usable_bytes = self._fraction(step, device.free_bytes)[1]
+            cause += f", of which weights and KV cache may take {in_gib(usable_bytes)}"
         ways = list(device.remedies)
         if shorter:
             ways.append(f"request a context of at most {shorter.longest_text_tokens:,} tokens")

@@ -2,19 +2,20 @@
 
 Servers that are to share a GPU are planned together: all take the same step (``Load.steps``), the
 first at which the sum of what they need fits. What remains is divided equally. So no server gets
-long texts at the expense of another, and the order of their starts does not matter.
+long texts at the expense of another. With several GPUs, all are placed, the largest first
+(``place``). So the order of their starts does not matter.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from emberd.engines.base import Reason
 from emberd.engines.gpu_usage import GpuServer
-from emberd.engines.gpus import Gpu
+from emberd.engines.gpus import Gpu, freest
 from emberd.engines.model_shape import KNOWN, ModelShape
 from emberd.engines.sglang.memory import (
     Load,
@@ -57,12 +58,12 @@ def plan_shared(own: Sharer, others: Sequence[Sharer]) -> MemoryPlan:
     """
     sharers, device = [own, *others], own.load.device
     for step in _common_steps(sharers):
-        needs = [sharer.load.need_bytes(_for(sharer, step)) for sharer in sharers]
+        needs = [sharer.load.need_bytes(_for(sharer.load, step)) for sharer in sharers]
         spare = (device.free_bytes - sum(needs)) // len(sharers)
         if spare < 0:
             continue
         plans = [
-            sharer.load.plan(_for(sharer, step), need + spare)
+            sharer.load.plan(_for(sharer.load, step), need + spare)
             for sharer, need in zip(sharers, needs, strict=True)
         ]
         if (plan := plans[0]) is None or None in plans:
@@ -81,38 +82,42 @@ def plan_shared(own: Sharer, others: Sequence[Sharer]) -> MemoryPlan:
     raise _refusal(sharers)
 
 
-def staying(
-    own_need_bytes: int,
-    chosen: Sequence[Gpu],
+def place(
+    models: Mapping[str, ModelShape],
     gpus: Sequence[Gpu],
-    others: Sequence[tuple[str, ModelShape]],
+    count: int,
     load_of: LoadOf,
-) -> list[Sharer]:
-    """Return those of ``others`` whose servers would be started on the same GPU.
+    pinned: Mapping[str, Sequence[str]],
+) -> dict[str, tuple[str, ...]]:
+    """Return the UUIDs of the GPUs of each model that is still to be started.
 
-    A start chooses the GPU with the most free memory, so on a machine with several GPUs some of
-    them need no memory on this one.
+    The largest model is placed first, and each on the GPUs with the most free memory. The result
+    does not depend on the order of the starts, so a smaller model that is started first leaves the
+    larger one the GPU that it needs.
 
     Args:
-        own_need_bytes: What the server takes on each of its GPUs if it shares them with none.
-        chosen: Its GPUs.
+        models: The models.
         gpus: All suitable GPUs.
-        others: Models whose servers will be started, with their shapes.
+        count: GPUs of each model.
         load_of: See ``LoadOf``.
+        pinned: UUIDs of the GPUs of a model that has been placed already.
     """
-    mine = {gpu.uuid for gpu in chosen}
-    own = min(chosen, key=lambda gpu: gpu.free_bytes)
-    free = {gpu.uuid: gpu.free_bytes - own_need_bytes * (gpu.uuid in mine) for gpu in gpus}
-    by_uuid = {gpu.uuid: gpu for gpu in gpus}
-    found = []
-    for model, shape in others:
-        uuid = max(free, key=lambda each: free[each], default=own.uuid)
-        if uuid not in mine:
-            load = load_of(shape, replace(by_uuid[uuid], free_bytes=free[uuid]))
-            if plan := next(filter(None, map(load.plan, load.steps())), None):
-                free[uuid] -= plan.need_bytes
-                continue
-        found.append(Sharer(model, load_of(shape, own)))
+    whole = {gpu.uuid: gpu.free_bytes for gpu in gpus}  # free if each takes what it would alone
+    least = dict(whole)  # free if each takes the least that it can
+    found = {}
+    for model in sorted(models, key=lambda each: (-models[each].parameters, each)):
+        for free in (whole, least):  # the latter if it must share a GPU with shorter texts
+            left = [replace(gpu, free_bytes=max(0, free[gpu.uuid])) for gpu in gpus]
+            chosen = freest(left, count, pinned.get(model, ()))
+            load = load_of(models[model], min(chosen, key=lambda gpu: gpu.free_bytes))
+            plans = (load.plan(_for(load, step)) for step in load.steps())
+            if plan := next(filter(None, plans), None):
+                break
+        least_bytes = load.need_bytes(load.least)
+        for gpu in chosen:
+            whole[gpu.uuid] -= plan.need_bytes if plan else least_bytes
+            least[gpu.uuid] -= least_bytes
+        found[model] = tuple(gpu.uuid for gpu in chosen)
     return found
 
 
@@ -163,9 +168,9 @@ def _common_steps(sharers: Sequence[Sharer]) -> Iterator[Step]:
     yield from max((sharer.load for sharer in sharers), key=lambda load: load.full).steps()
 
 
-def _for(sharer: Sharer, step: Step) -> Step:
+def _for(load: Load, step: Step) -> Step:
     """Return a step for a model: a context that was requested is not shortened."""
-    return step if sharer.load.may_shorten else replace(step, context=None)
+    return step if load.may_shorten else replace(step, context=None)
 
 
 def _refusal(sharers: Sequence[Sharer]) -> StartError:
