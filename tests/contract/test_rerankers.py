@@ -157,10 +157,15 @@ def test_the_defaults_are_those_of_emberd(kind: Any) -> None:
 
 @pytest.mark.parametrize(
     ("given", "shown"),
-    [(None, TASKS["web"]), ("code", "code"), ("Find the bug", "Find the bug"), ("", "")],
+    [(None, TASKS["web"]), ("code", "code"), ("Find the bug", "Find the bug")],
 )
 def test_the_instruction_in_use_is_a_field(kind: Any, given: str | None, shown: str) -> None:
     assert kind(instruction=given).instruction == shown
+
+
+def test_a_blank_instruction_is_refused(kind: Any) -> None:
+    with pytest.raises(ValidationError, match="instruction=''"):
+        kind(instruction="")
 
 
 def test_an_argument_overrides_the_variables_of_rerankers(
