@@ -30,7 +30,7 @@ def _attached(kind: Any, server: FakeReranker, **settings: Any) -> Any:
     return made
 
 
-@pytest.mark.parametrize("instruction", [None, "code", "Find the {bug}", ""])
+@pytest.mark.parametrize("instruction", [None, "code", "Find the {bug}"])
 async def test_both_frameworks_send_the_same_requests(
     server: FakeReranker, instruction: str | None
 ) -> None:
