@@ -7,6 +7,8 @@ import socket
 import stat
 import subprocess
 import sys
+import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -31,16 +33,63 @@ def test_a_key_is_created_once_for_this_user_only(tmp_path: Path) -> None:
     assert read_keys(tmp_path / "gateway", None, None)[0] == keys
 
 
-@pytest.mark.parametrize("content", ["", "\n \n", "two words", "schlüssel"])
+def test_gateways_that_start_at_once_get_one_key(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        starts = [pool.submit(read_keys, tmp_path / "gateway", None, None) for _ in range(8)]
+        assert len({start.result()[0][0] for start in starts}) == 1
+
+
+def test_a_start_that_was_killed_leaves_no_part_of_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            read_keys(tmp_path / "gateway", None, None)
+    assert not (tmp_path / "gateway" / "key").exists()
+    assert read_keys(tmp_path / "gateway", None, None)[0]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n \n", b"two words", "schlüssel".encode(), b"secret-1\nsecret-\xff\n"]
+)
 def test_a_key_that_no_client_can_send_is_refused_without_showing_it(
-    tmp_path: Path, content: str
+    tmp_path: Path, content: bytes
 ) -> None:
     file = tmp_path / "keys"
-    file.write_text(content)
+    file.write_bytes(content)
     with pytest.raises(SettingError) as refused:
         read_keys(tmp_path, None, file)
     assert str(file) in str(refused.value)
-    assert not content.strip() or content not in str(refused.value)
+    shown = "".join(traceback.format_exception(refused.value))
+    assert not [word for word in content.split() if repr(word)[2:-1] in shown]
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_key_that_another_user_can_write_is_refused(tmp_path: Path, is_link: bool) -> None:
+    file, link = tmp_path / "keys", tmp_path / "link"
+    file.write_text("a-key")
+    link.symlink_to(file)
+    given = link if is_link else file
+    file.chmod(0o600)
+    assert read_keys(tmp_path, None, given)[0] == ["a-key"]
+    file.chmod(0o622)
+    with pytest.raises(StateFolderError):
+        read_keys(tmp_path, None, given)
+
+
+def test_a_key_that_every_user_can_read_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text("a-key")
+    file.chmod(0o604)
+    assert read_keys(tmp_path, None, file)[0] == ["a-key"]
+    assert [str(file) in record.message for record in caplog.records] == [True]
+    assert "a-key" not in caplog.text
 
 
 def test_a_key_from_two_places_is_refused(tmp_path: Path) -> None:

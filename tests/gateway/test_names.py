@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -28,6 +29,8 @@ KNOWN = {QWEN.casefold(): QWEN, "qwen3-embedding-4b": QWEN, FOLDER: FOLDER}
         ("qwen3-embedding-4b@8?task=similarity", Asked(None, "similarity", 8)),
         ("qwen3-embedding-4b:query?task=Find%20the%20law", Asked("query", "Find the law")),
         ("qwen3-embedding-4b?task=code.query", Asked("query", "code")),
+        ("qwen3-embedding-4b:query?task=Find+C++ code", Asked("query", "Find+C++ code")),
+        ("qwen3-embedding-4b:query?task=C%2B%2B %26 C", Asked("query", "C++ & C")),
     ],
 )
 def test_a_name_says_model_role_task_and_dimensions(given: str, expected: Asked) -> None:
@@ -54,12 +57,25 @@ def test_a_folder_whose_name_looks_like_a_suffix_is_not_split() -> None:
         ("qwen3-embedding-4b?task", 400),
         ("qwen3-embedding-4b?task=", 400),
         ("qwen3-embedding-4b:query?task=code&task=web", 400),
+        ("qwen3-embedding-4b:query?task=%20", 400),
+        ("qwen3-embedding-4b:query?task=%ff", 400),
+        ("qwen3-embedding-4b:query:query", 400),
+        ("qwen3-embedding-4b@8:query@8", 400),
+        ("qwen3-embedding-4b" + ":query" * 700, 400),
     ],
 )
 def test_other_names_are_refused(given: str, status: int) -> None:
     with pytest.raises(RefusedError) as refused:
         split(given, KNOWN)
     assert refused.value.status == status
+
+
+def test_a_long_name_is_refused_at_once() -> None:
+    before = time.process_time()
+    with pytest.raises(RefusedError) as refused:
+        split("x" + ":query" * 100_000, KNOWN)
+    assert refused.value.status == 400
+    assert time.process_time() - before < 1  # 60 s if each suffix is read again
 
 
 @pytest.mark.parametrize(
@@ -75,6 +91,7 @@ def test_other_names_are_refused(given: str, status: int) -> None:
         ({"task": "retrieval.query"}, Asked("query")),
         ({"task": "retrieval.passage"}, Asked("document")),
         ({"task": "text-matching"}, Asked(task="similarity")),
+        ({"task": "Retrieval.Query"}, Asked("query")),
         ({"task": "separation"}, Asked(task="clustering")),
         ({"input_type": "query", "task": "code"}, Asked("query", "code")),
         ({"dimensions": 8}, Asked(dimensions=8)),
@@ -94,6 +111,9 @@ def test_fields_of_other_clients_say_role_and_task(fields: dict[str, Any], expec
         {"input_type": 1},
         {"task": ["code"]},
         {"task": "x" * 2001},
+        {"task": ""},
+        {"task": " "},
+        {"task": "{text} {text}"},
         {"dimensions": 0},
         {"dimensions": True},
         {"dimensions": "8"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
@@ -16,15 +17,18 @@ from emberd.endpoint import read_key
 from emberd.errors import SettingError, StateFolderError
 from emberd.gateway import DEFAULT_HOST, DEFAULT_PORT
 from emberd.serving import asgi_process
-from emberd.system import file_lock, os_errors, ownership
+from emberd.system import atomic_file, file_lock, ownership
 
 SOCKET_NAME: Final = "emberd.sock"
 """The name of the Unix socket in the gateway's folder."""
 
 _KEY_NAME: Final = "key"
+_KEY_WAIT_S: Final = 10.0
 _SOCKET_MODE: Final = 0o600
 _FIRST_DESCRIPTOR: Final = 3  # by sd_listen_fds(3)
 _ACTIVATION: Final = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+
+_log = logging.getLogger("emberd.gateway")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,7 @@ def read_keys(folder: Path, given: str | None, file: Path | None) -> tuple[list[
 
     Raises:
         SettingError: There is no usable key in it.
+        StateFolderError: Another user can have written the file.
         OSError: The file cannot be read.
     """
     if given is not None and file is not None:
@@ -95,16 +100,37 @@ def read_keys(folder: Path, given: str | None, file: Path | None) -> tuple[list[
     if given is not None:
         return [_checked(given, "EMBERD_SERVE_KEY")], "EMBERD_SERVE_KEY"
     if file is None:
-        file = ownership.make_private(folder) / _KEY_NAME
-        with suppress(FileExistsError), os_errors.named(file):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            with open(os.open(file, flags, 0o600), "w") as new:
-                new.write(f"{secrets.token_urlsafe(32)}\n")
-    lines = file.read_text(encoding="utf-8").splitlines()
-    keys = [_checked(line, str(file)) for line in lines if line.strip()]
+        file = _made_key(ownership.make_private(folder) / _KEY_NAME)
+    keys = [_checked(line, str(file)) for line in _read(file).splitlines() if line.strip()]
     if not keys:
         raise SettingError(f"{file} contains no key. Write one into it, a key in each line.")
     return keys, str(file)
+
+
+def _made_key(file: Path) -> Path:
+    """Create the file of the key if there is none; gateways that start at once get one key."""
+    with file_lock.held(file.with_name(f"{file.name}.lock"), _KEY_WAIT_S):
+        if not file.exists():
+            atomic_file.write(file, f"{secrets.token_urlsafe(32)}\n".encode())
+    return file
+
+
+def _read(file: Path) -> str:
+    """Return the text of a file with keys, which no other user but root can have written."""
+    # Kubernetes puts a link where a secret is: the file that it leads to is checked.
+    with open(ownership.open_file(os.path.realpath(file)), "rb") as opened:
+        facts = os.fstat(opened.fileno())
+        ownership.check(file, facts, by_root=True, so="so its keys are not accepted")
+        if facts.st_mode & stat.S_IROTH:
+            _log.warning("%s can be read by every user. Run: chmod o-r %s", file, file)
+        content = opened.read()
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        # Without the cause, which contains the keys.
+        raise SettingError(
+            f"{file} is not text in UTF-8. Write the keys into it, a key in each line."
+        ) from None
 
 
 def _checked(text: str, source: str) -> str:

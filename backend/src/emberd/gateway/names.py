@@ -11,13 +11,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import parse_qsl
+from urllib.parse import unquote
 
-from emberd.prompts import SYMMETRIC_TASKS, TASKS, Role
+from emberd.prompts import BARE, SYMMETRIC_TASKS, TASKS, Role
 from emberd.serving.bodies import RefusedError
 
 _SUFFIX: Final = re.compile(r"(.+)(?:@(?P<dimensions>\d{1,6})|:(?P<role>query|document))")
 
+_MOST_NAME_CHARACTERS: Final = 4096
 # The served models keep what they made of the last tasks.
 _MOST_TASK_CHARACTERS: Final = 2000
 
@@ -96,15 +97,24 @@ def split(given: str, models: Mapping[str, str]) -> tuple[str, Asked]:
     Raises:
         RefusedError: No served model has the name, or a part of the name is not understood.
     """
+    if len(given) > _MOST_NAME_CHARACTERS:
+        raise RefusedError(
+            f"The name of the model has {len(given)} characters, and at most "
+            f"{_MOST_NAME_CHARACTERS} are allowed. Give a long task in the field task."
+        )
     base, asked = given, Asked()
     if base.casefold() not in models:
         base, _, options = given.partition("?")
         asked = _read_options(options)
+    seen: set[str | None] = set()
     # The name of a folder may end as a suffix does, so a known name is not split.
     while base.casefold() not in models:
         match = _SUFFIX.fullmatch(base)
         if match is None:
             raise unknown(given, models)
+        if match.lastgroup in seen:  # each part of a long name would be read again
+            raise RefusedError(f"The name of the model gives {match.lastgroup} twice. Give one.")
+        seen.add(match.lastgroup)
         base, found = match[1], match.groupdict()
         length = found["dimensions"]
         part = Asked(found["role"], dimensions=None if length is None else int(length))  # type: ignore[arg-type]  # by the pattern
@@ -154,15 +164,17 @@ def of_fields(fields: Mapping[str, Any]) -> Asked:
 
 
 def _read_options(options: str) -> Asked:
-    try:
-        pairs = parse_qsl(options, keep_blank_values=True, strict_parsing=bool(options))
-    except ValueError as error:
-        raise RefusedError(f"?{options!s:.80} is not of the form ?task=TASK.") from error
     asked = Asked()
-    for name, value in pairs:
-        if name != "task" or not value:
+    for option in options.split("&") if options else ():
+        name, _, value = option.partition("=")
+        if name != "task":
             raise RefusedError(f"?{name!s:.40} is not known. Only ?task=TASK is.")
-        asked = asked.joined(_read_task(value))
+        try:
+            # Not as in forms: there "+" is a space, and C++ is a task.
+            task = unquote(value, errors="strict")
+        except UnicodeDecodeError as error:
+            raise RefusedError(f"?task={value!s:.80} is not UTF-8 in percent-encoding.") from error
+        asked = asked.joined(_read_task(task))
     return asked
 
 
@@ -171,7 +183,11 @@ def _read_task(task: str) -> Asked:
         raise RefusedError(
             f"The task has {len(task)} characters, and at most {_MOST_TASK_CHARACTERS} are allowed."
         )
-    return Asked(*_TASKS.get(task, (None, task)))
+    if not task.strip():
+        raise RefusedError("The task is blank. Omit it for the model's default, or give one.")
+    if task.count(BARE) > 1:
+        raise RefusedError(f"The task contains {BARE} more than once. Give a template with one.")
+    return Asked(*_TASKS.get(task.casefold(), (None, task)))
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str | None:
