@@ -101,7 +101,7 @@ class Access:
             )
         origin = exchange.header(scope, b"origin").decode("latin-1")
         site = exchange.header(scope, b"sec-fetch-site").lower()
-        is_own = not origin or (urlsplit(origin).netloc == host and self._is_known(host))
+        is_own = not origin or (_place(origin) == host and self._is_known(host))
         if not is_own or site not in _SAME_SITE:
             return "Requests of web pages from other origins are refused."
         return None
@@ -126,6 +126,14 @@ class Access:
         if why is _NO_KEY:
             reply.headers["www-authenticate"] = "Bearer"
         await reply(scope, receive, exchange.closing(send, receive))
+
+
+def _place(origin: str) -> str | None:
+    """Return the host and port of an origin; None if it is not a URL."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _socket(scope: Scope) -> Any:
