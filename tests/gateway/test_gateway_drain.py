@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -84,6 +87,32 @@ def test_a_second_sigterm_ends_it_now(own: Running) -> None:
         own.terminate()
         assert own.ended() == -signal.SIGTERM
         assert isinstance(running.exception(), httpx.HTTPError)
+
+
+def test_a_reply_that_is_being_read_slowly_is_sent_whole(own: Running) -> None:
+    body = json.dumps({"model": SHORT, "input": ["x"] * 2048}).encode()
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    with socket.socket(socket.AF_UNIX) as slow, own.client() as other:
+        slow.settimeout(60)
+        slow.connect(str(own.socket))
+        slow.sendall(head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+        received = bytearray(slow.recv(1000))
+        assert other.get("/health").status_code == 200
+        own.terminate()
+        time.sleep(2.5)  # longer than idle connections are kept
+        assert other.get("/health").status_code == 200
+        while len(received) < _whole(received) and (part := slow.recv(1 << 20)):
+            received += part
+    assert len(received) == _whole(received)
+    assert own.ended() == 0
+
+
+def _whole(received: bytearray) -> int:
+    """Return the length of the whole reply, of which the headers have arrived."""
+    headers, _, _ = received.partition(b"\r\n\r\n")
+    found = re.search(rb"content-length: (\d+)", headers)
+    assert found
+    return len(headers) + 4 + int(found[1])
 
 
 _ACTIVATED = """

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from starlette.requests import Request
 
-from emberd.gateway import api
+import waiting
+from emberd.gateway import api, api_bodies
 from emberd.gateway.api import Gateway
 from emberd.gateway.served_models import ServedModels
 from emberd.serving.bodies import RefusedError
 from emberd.serving.connections import Connections
 from fake_server import QWEN, FakeServer
-from gateways import serving
+from gateway.conftest import Faked
+from gateways import Running, serving
 
 SHORT = "qwen3-embedding-0.6b"
 MIB = 1024 * 1024
@@ -23,14 +31,19 @@ MIB = 1024 * 1024
 def test_a_request_beyond_the_budget_is_refused_and_one_always_fits() -> None:
     gateway = Gateway(ServedModels([]), Connections())
     most = api.MOST_MEMORY_BYTES
-    with gateway.reserved(2 * most):
-        with pytest.raises(RefusedError) as refused, gateway.reserved(1):
-            pass
+    with gateway.call() as large, gateway.call() as small:
+        large.reserve(most)
+        large.reserve(most)  # the reply of a request whose body was admitted
+        with pytest.raises(RefusedError) as refused:
+            small.reserve(1)
         assert refused.value.status == 503
-    with gateway.reserved(most - 1), gateway.reserved(1):
-        pass
-    with gateway.reserved(most):
-        pass
+    with gateway.call() as one, gateway.call() as other:
+        one.reserve(most - 1)
+        other.reserve(1)
+        with pytest.raises(RefusedError):
+            one.reserve(1)
+    with gateway.call() as again:
+        again.reserve(most)
 
 
 def test_large_requests_at_once_are_answered_or_refused_within_the_budget(tmp_path: Path) -> None:
@@ -49,6 +62,97 @@ def test_large_requests_at_once_are_answered_or_refused_within_the_budget(tmp_pa
     assert statuses.count(200) >= 1
     assert all("retry-after" in reply.headers for reply in replies if reply.status_code == 503)
     assert peak < api.MOST_MEMORY_BYTES + 300 * MIB
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/rerank", {"model": "reranker", "query": "q" * 100_000, "documents": ["a"] * 10_000}),
+        ("/v1/embeddings", {"model": SHORT, "input": "a" * 100_000, "task": "{text}" * 333}),
+    ],
+)
+def test_a_small_body_cannot_ask_for_large_prompts(
+    faked: Faked, path: str, body: dict[str, Any]
+) -> None:
+    """Each of these is some 200 KB, and its prompts would take 1 GB, or 640 MB."""
+    before = _peak_bytes(faked.running.process.pid)
+    assert faked.running.post(path, **{"input_type": None, **body}).status_code in (400, 413)
+    assert _peak_bytes(faked.running.process.pid) - before < 100 * MIB
+
+
+def test_prompts_and_native_vectors_are_taken_from_the_budget(tmp_path: Path) -> None:
+    texts, task = ["a"] * 300, "Find " + "x" * 495
+    with FakeServer(model=QWEN, dimensions=1024) as server:
+        with serving(tmp_path / "home", QWEN, environment={"EMBERD_BASE_URL": server.url}) as own:
+            own.post(model=SHORT, input="warm")
+            server.latency_s = 1.0
+            with ThreadPoolExecutor(1) as pool:
+                name = f"{SHORT}:query@32"
+                pending = pool.submit(own.post, model=name, input=texts, task=task)
+                least = len(texts) * (1024 * 8 + len(task) * 4)
+                waiting.until(lambda: own.metrics()["emberd_gateway_reserved_bytes"] > least)
+            assert pending.result().status_code == 200
+
+
+async def test_parsed_strings_are_taken_from_the_budget() -> None:
+    body = b'{"input": [%b]}' % b",".join([b'"a"'] * 100_000)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    with Gateway(ServedModels([]), Connections()).call() as call:
+        assert await call.body(Request({"type": "http", "headers": []}, receive)) == body
+        assert call.reserved > 100_000 * 50  # of a string
+
+
+@pytest.mark.parametrize("item", [b"[]", b"{}", b"1", b'{"text": []}'])
+@pytest.mark.parametrize("field", ["input", "documents", "model", "task", "other"])
+def test_values_of_other_types_are_not_built(field: str, item: bytes) -> None:
+    body = b'{"%b": [%b]}' % (field.encode(), b",".join([item] * 200_000))
+    parse = api_bodies.parse_rerank if field == "documents" else api_bodies.parse_embed
+    tracemalloc.start()
+    try:
+        with pytest.raises(RefusedError) as refused:
+            parse("application/json", body)
+        assert tracemalloc.get_traced_memory()[1] < MIB
+    finally:
+        tracemalloc.stop()
+    assert refused.value.status == 400
+
+
+def test_a_body_that_has_not_arrived_takes_no_memory_from_others(faked: Faked) -> None:
+    heads = [b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n", b"Content-Length: 16000000\r\n\r\n{"]
+    with ExitStack() as stack:
+        for number in range(16):
+            _send(stack, faked.running, heads[number % 2])
+        waiting.until(lambda: faked.running.metrics()["emberd_gateway_requests_in_flight"] == 16)
+        assert faked.running.metrics()["emberd_gateway_reserved_bytes"] < MIB
+        assert faked.running.post(model=SHORT, input="a").status_code == 200
+
+
+def test_a_reply_that_is_not_read_keeps_its_memory(tmp_path: Path) -> None:
+    body = json.dumps({"model": SHORT, "input": ["x"] * 2048}).encode()
+    with FakeServer(model=QWEN, dimensions=1024) as server, ExitStack() as stack:
+        with serving(tmp_path / "home", QWEN, environment={"EMBERD_BASE_URL": server.url}) as own:
+            own.post(model=SHORT, input="warm")
+            for _ in range(3):
+                client = _send(stack, own, b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+                assert client.recv(15) == b"HTTP/1.1 200 OK"
+            assert own.metrics()["emberd_gateway_reserved_bytes"] > 3 * 80 * MIB
+            assert own.metrics()["emberd_gateway_requests_in_flight"] == 3
+            stack.close()
+            waiting.until(lambda: own.metrics()["emberd_gateway_reserved_bytes"] == 0)
+            assert own.metrics()["emberd_gateway_requests_in_flight"] == 0
+
+
+def _send(stack: ExitStack, own: Running, rest: bytes) -> socket.socket:
+    """Send a request of which ``rest`` follows the common headers; return its connection."""
+    client = stack.enter_context(socket.socket(socket.AF_UNIX))
+    client.settimeout(60)
+    client.connect(str(own.socket))
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    client.sendall(head + rest)
+    return client
 
 
 def _peak_bytes(pid: int) -> int:

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from emberd.errors import RequestError
 from emberd.gateway import api_bodies
@@ -34,9 +34,17 @@ MOST_MEMORY_BYTES: Final = 512 * 1024 * 1024
 
 # Of the body itself: its texts as Python strings, in their template, in the request to a server.
 _BODY_COPIES: Final = 4
-# Of a number: 4 in the matrix and 4 in a row, and its text twice, in the row and in the reply.
-_BASE64_BYTES: Final = 20
-_DIGITS_BYTES: Final = 56
+# Of the object of a string, which begins and ends with a quote.
+_QUOTE_BYTES: Final = 32
+# Of what is put beside each text: at most 4 bytes for a character of a Python string, and the
+# constant parts of a template.
+_CHARACTER_BYTES: Final = 4
+_TEMPLATE_CHARACTERS: Final = 512
+# Of a number of a native vector: 4 in the matrix and 4 in a row.
+_NUMBER_BYTES: Final = 8
+# Of a number of a reply: its text twice, in the row and in the reply.
+_BASE64_BYTES: Final = 12
+_DIGITS_BYTES: Final = 48
 _DOCUMENT_BYTES: Final = 256
 # About 10 ms of work, as digits.
 _SLOW_NUMBERS: Final = 100_000
@@ -54,31 +62,46 @@ _Answer = Callable[[Request, "_Call"], Awaitable[Response]]
 
 
 class _Call:
-    """One request, while it is answered.
+    """One request, until the client has been sent the whole reply.
 
     Attributes:
         model: The model that it named, for the metrics; empty until it is found.
+        reserved: Bytes that it has of the memory budget.
     """
 
-    def __init__(self, gateway: Gateway, stack: contextlib.ExitStack) -> None:
+    def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._stack = stack
         self.model = ""
+        self.reserved = 0
 
     def reserve(self, count: int) -> None:
-        """Take memory from the budget until the request is answered.
+        """Take memory from the budget until the reply is sent.
 
         Raises:
             RefusedError: Other requests have it.
         """
-        self._stack.enter_context(self._gateway.reserved(count))
+        self._gateway.reserve(self, count)
+
+    def reserve_prompts(self, count: int, characters: int) -> None:
+        """Take memory for prompts that have ``characters`` besides their text.
+
+        Raises:
+            RefusedError: Other requests have it, or it is more than there is.
+        """
+        size = count * (characters + _TEMPLATE_CHARACTERS) * _CHARACTER_BYTES
+        if size > MOST_MEMORY_BYTES:
+            raise RefusedError(
+                f"{count} prompts with {characters} characters of query or task each are too "
+                f"large. Send fewer texts at a time, or shorten what is added to each.",
+                status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            )
+        self.reserve(size)
 
     async def body(self, request: Request) -> bytes:
-        """Return the body of the request."""
-        declared = exchange.declared_bytes(request)
-        most = exchange.MAX_BODY_BYTES
-        self.reserve(_BODY_COPIES * min(most if declared is None else declared, most))
-        return await exchange.read_body(request)
+        """Return the body of the request; memory is taken as it arrives."""
+        body = await exchange.read_body(request, lambda count: self.reserve(_BODY_COPIES * count))
+        self.reserve(body.count(b'"') * _QUOTE_BYTES)
+        return body
 
 
 class Gateway:
@@ -134,28 +157,38 @@ class Gateway:
         self.is_draining = True
         _log.info("draining: %d requests in flight", self._in_flight)
         self.stop_listening()
-        self._finish(time.monotonic() + _LINGER_S)
+        until = time.monotonic() + _LINGER_S
+        # Later: connections that were just accepted are not counted yet.
+        asyncio.get_running_loop().call_later(_POLL_S, self._finish, until)
 
     @contextlib.contextmanager
-    def reserved(self, count: int) -> Iterator[None]:
-        """Take ``count`` bytes from the memory budget during the block.
+    def call(self) -> Iterator[_Call]:
+        """Yield a request, which is in flight until the end of the block."""
+        call = _Call(self)
+        self._in_flight += 1
+        try:
+            yield call
+        finally:
+            self._in_flight -= 1
+            self._reserved -= call.reserved
 
-        One request is always admitted, however large it is.
+    def reserve(self, call: _Call, count: int) -> None:
+        """Take ``count`` bytes from the memory budget for a request.
+
+        While no other request has any, it is admitted, however large it is.
 
         Raises:
             RefusedError: Other requests have the memory.
         """
-        if self._reserved and self._reserved + count > MOST_MEMORY_BYTES:
+        others = self._reserved - call.reserved
+        if others and self._reserved + count > MOST_MEMORY_BYTES:
             raise RefusedError(
                 "The requests in flight take all memory that the gateway has for them. Try again, "
                 "or send fewer texts at a time.",
                 status=HTTPStatus.SERVICE_UNAVAILABLE,
             )
         self._reserved += count
-        try:
-            yield
-        finally:
-            self._reserved -= count
+        call.reserved += count
 
     def _finish(self, until: float) -> None:
         """Finish if nothing is open; otherwise look again soon."""
@@ -169,21 +202,17 @@ class Gateway:
         yield
         await self._models.close()
 
-    def _handled(self, route: str, answer: _Answer) -> Callable[[Request], Awaitable[Response]]:
+    def _handled(self, route: str, answer: _Answer) -> Callable[[Request], Awaitable[ASGIApp]]:
         """Return a handler that counts, and turns each error into a reply."""
 
-        async def handle(request: Request) -> Response:
+        async def handle(request: Request) -> ASGIApp:
             arrived = time.monotonic()
-            self._in_flight += 1
-            try:
-                with contextlib.ExitStack() as stack:
-                    call = _Call(self, stack)
-                    response = await self._answered(request, call, answer)
-            finally:
-                self._in_flight -= 1
-            self.metrics.requests.labels(route, call.model, response.status_code).inc()
-            self.metrics.seconds.labels(route).observe(time.monotonic() - arrived)
-            return response
+            with contextlib.ExitStack() as stack:
+                call = stack.enter_context(self.call())
+                response = await self._answered(request, call, answer)
+                self.metrics.requests.labels(route, call.model, response.status_code).inc()
+                self.metrics.seconds.labels(route).observe(time.monotonic() - arrived)
+                return _reply(response, stack.pop_all())
 
         return handle
 
@@ -208,9 +237,11 @@ class Gateway:
         parsed = api_bodies.parse_embed(request.headers.get("content-type", ""), body)
         call.model, model, named = self._models.embedder(parsed.model)
         asked = named.joined(parsed.asked)
-        width = min(asked.dimensions or model.native_dimensions, model.native_dimensions)
+        native, count = model.native_dimensions, len(parsed.texts)
         per_number = _BASE64_BYTES if parsed.base64 else _DIGITS_BYTES
-        call.reserve(len(parsed.texts) * width * per_number)
+        width = min(asked.dimensions or native, native)
+        call.reserve_prompts(count, len(asked.task or ""))
+        call.reserve(count * (native * _NUMBER_BYTES + width * per_number))
         work = model.embed(parsed.texts, asked)
         vectors, tokens = await _unless_disconnected(request, work)
         self._count(call.model, asked.role or "document", len(parsed.texts), tokens)
@@ -230,6 +261,8 @@ class Gateway:
         call.model, model, named = self._models.reranker(parsed.model)
         call.reserve(len(parsed.documents) * _DOCUMENT_BYTES + len(body) * parsed.returns_documents)
         asked = named.joined(parsed.asked)
+        characters = len(parsed.query) + len(asked.task or "")
+        call.reserve_prompts(len(parsed.documents), characters)
         work = model.rerank(parsed.query, parsed.documents, parsed.top_n, asked)
         ranked, tokens = await _unless_disconnected(request, work)
         self._count(call.model, "pair", len(parsed.documents), tokens)
@@ -251,6 +284,17 @@ class Gateway:
 
     async def _metrics(self, _: Request) -> Response:
         return Response(self.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _reply(response: Response, stack: contextlib.ExitStack) -> ASGIApp:
+    """Return what sends a reply, and closes ``stack`` once the client has been sent all of it."""
+
+    async def reply(scope: Scope, receive: Receive, send: Send) -> None:
+        with stack:
+            await response(scope, receive, send)
+            await exchange.sent(scope)
+
+    return reply
 
 
 async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:

