@@ -9,6 +9,7 @@ import subprocess
 import sys
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,7 @@ def test_a_socket_that_a_killed_gateway_left_is_replaced(tmp_path: Path) -> None
     path = own / "emberd.sock"
     with socket.socket(socket.AF_UNIX) as old:
         old.bind(str(path))
-    with listening(Addresses(own, port=None)) as (listener,):
+    with listening(Addresses(own, port=None)) as ((listener,), _):
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
         assert listener.getsockname() == str(path)
@@ -115,6 +116,22 @@ def test_a_second_gateway_on_the_same_socket_is_refused(tmp_path: Path) -> None:
         with pytest.raises(SettingError, match=str(os.getpid())), listening(Addresses(own)):
             pass
         assert (own / "emberd.sock").exists()
+
+
+def test_the_socket_of_a_successor_is_not_removed(tmp_path: Path) -> None:
+    own = folder(tmp_path)
+    path = own / "emberd.sock"
+    with listening(Addresses(own, port=None)) as first:
+        first.release()
+        assert not path.exists()
+        with ExitStack() as stack:
+            stack.enter_context(listening(Addresses(own, port=None)))
+            first.release()
+            assert path.exists()
+            later = stack.pop_all()
+    assert path.exists()
+    later.close()
+    assert not path.exists()
 
 
 def test_a_file_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
@@ -220,5 +237,5 @@ def test_sockets_for_another_process_are_left_alone(
 ) -> None:
     monkeypatch.setenv("LISTEN_FDS", "1")
     monkeypatch.setenv("LISTEN_PID", "1")
-    with listening(Addresses(folder(tmp_path), port=None)) as (listener,):
+    with listening(Addresses(folder(tmp_path), port=None)) as ((listener,), _):
         assert listener.family == socket.AF_UNIX

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -14,12 +15,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
 import waiting
 from command import Command
+from emberd.serving import asgi_process
 from fake_server import QWEN, FakeServer
 from gateways import Running, serving
 
@@ -72,7 +75,7 @@ def test_an_open_connection_is_answered_and_told_to_close(own: Running, server: 
         waiting.until(lambda: "draining" in own.log.read_text())
         reply = client.post("/v1/embeddings", json={"model": SHORT, "input": "late"})
         assert (reply.status_code, reply.headers["connection"]) == (200, "close")
-        with socket.socket(socket.AF_UNIX) as late, pytest.raises(ConnectionRefusedError):
+        with socket.socket(socket.AF_UNIX) as late, pytest.raises(FileNotFoundError):
             late.connect(str(own.socket))
         assert running.result().status_code == 200
     assert own.ended() == 0
@@ -87,6 +90,54 @@ def test_a_second_sigterm_ends_it_now(own: Running) -> None:
         own.terminate()
         assert own.ended() == -signal.SIGTERM
         assert isinstance(running.exception(), httpx.HTTPError)
+
+
+def test_a_successor_starts_while_requests_are_in_flight(own: Running, server: FakeServer) -> None:
+    server.latency_s = 4.0
+    port = int(own.url.rpartition(":")[2])
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(own.post, model=SHORT, input="long")
+        waiting.until(lambda: _in_flight(own) == 1)
+        own.terminate()
+        waiting.until(lambda: "draining" in own.log.read_text())
+        home, variables = own.socket.parent.parent, {"EMBERD_BASE_URL": server.url}
+        with serving(home, QWEN, environment=variables, port=port) as successor:
+            assert not pending.done()
+            assert pending.result().status_code == 200
+            assert own.ended() == 0
+            server.latency_s = 0
+            assert successor.post(model=SHORT, input="next").status_code == 200
+            with successor.tcp() as client:
+                assert client.get("/ready").status_code == 200
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_connection_that_was_just_accepted_is_kept(turns: int) -> None:
+    made: list[asyncio.Transport] = []
+
+    class Kept(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            made.append(transport)
+
+    listener = asgi_process.listen("127.0.0.1", 0)
+    with listener.dup() as of_systemd, socket.socket() as client:
+        server = await asyncio.get_running_loop().create_server(Kept, sock=listener)
+        client.connect(of_systemd.getsockname())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        asgi_process.DrainingServer.stop_listening(SimpleNamespace(servers=[server]))  # type: ignore[arg-type]
+        await asyncio.sleep(0.05)
+        assert not server.sockets
+        of_systemd.setblocking(False)
+        try:
+            with of_systemd.accept()[0]:
+                is_queued = True
+        except BlockingIOError:
+            is_queued = False
+        assert (len(made), is_queued) in [(1, False), (0, True)]
+        for transport in made:
+            transport.close()
 
 
 def test_a_reply_that_is_being_read_slowly_is_sent_whole(own: Running) -> None:

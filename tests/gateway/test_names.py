@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from emberd import Embedder
+from emberd.errors import SettingError
 from emberd.gateway.names import Asked, of_fields, split
+from emberd.gateway.served_models import ServedModels
 from emberd.serving.bodies import RefusedError
 
 QWEN = "Qwen/Qwen3-Embedding-4B"
@@ -127,6 +130,14 @@ def test_other_values_and_contradictions_are_refused(fields: dict[str, Any]) -> 
     with pytest.raises(RefusedError) as refused:
         of_fields(fields)
     assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("names", [("org/Model", "org/model"), ("org/model", "org/model")])
+def test_models_whose_names_differ_only_in_case_are_refused(names: tuple[str, str]) -> None:
+    bare: dict[str, Any] = {"query_instruction": "", "document_instruction": ""}
+    users = [Embedder(name, base_url="http://127.0.0.1:9", **bare) for name in names]
+    with pytest.raises(SettingError):
+        ServedModels(users)
 
 
 def test_name_and_field_must_not_contradict_each_other() -> None:

@@ -7,11 +7,11 @@ import os
 import secrets
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from emberd.endpoint import read_key
 from emberd.errors import SettingError, StateFolderError
@@ -50,27 +50,40 @@ class Addresses:
     has_socket: bool = True
 
 
+class Listening(NamedTuple):
+    """The listening sockets.
+
+    Attributes:
+        sockets: All of them.
+        release: Removes the path of the Unix socket, which another gateway can then use; called at
+            the end at the latest.
+    """
+
+    sockets: list[socket.socket]
+    release: Callable[[], None]
+
+
 @contextmanager
-def listening(addresses: Addresses) -> Iterator[list[socket.socket]]:
-    """Yield the listening sockets; a Unix socket is removed at the end of the block.
+def listening(addresses: Addresses) -> Iterator[Listening]:
+    """Yield the listening sockets, which are closed at the end of the block.
 
     Raises:
         SettingError: There is none, or one of them cannot listen.
         StateFolderError: Others can write to the folder of the Unix socket.
     """
-    with ExitStack() as stack:
+    with ExitStack() as stack, ExitStack() as path_in_use:
         found = _activated()
         if not found:
             if addresses.has_socket:
                 path = addresses.socket or ownership.make_private(addresses.folder) / SOCKET_NAME
-                found.append(stack.enter_context(_unix(path)))
+                found.append(path_in_use.enter_context(_unix(path)))
             if addresses.port is not None:
                 found.append(_tcp(addresses.host, addresses.port))
         if not found:
             raise SettingError("There is no address to listen on. Omit --no-tcp or --no-socket.")
         for each in found:
             stack.callback(each.close)
-        yield found
+        yield Listening(found, path_in_use.close)
 
 
 def shown(listener: socket.socket) -> str:

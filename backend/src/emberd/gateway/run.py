@@ -53,13 +53,18 @@ def run(users: Sequence[Embedder | Reranker], options: GatewayOptions) -> None:
     models = ServedModels(users)
     folder = options.addresses.folder
     keys, source = addresses.read_keys(folder, options.key, options.key_file)
-    with addresses.listening(options.addresses) as listeners:
+    with addresses.listening(options.addresses) as listening:
         connections = Connections()
         gateway = Gateway(models, connections)
         server = DrainingServer(gateway.app(keys, options.hosts), gateway, connections)
-        gateway.stop_listening = server.stop_listening
-        for listener in listeners:
+
+        def stop_listening() -> None:
+            listening.release()  # first: no client connects to a socket that is being closed
+            server.stop_listening()
+
+        gateway.stop_listening = stop_listening
+        for listener in listening.sockets:
             _log.info("listening on %s", addresses.shown(listener))
         _log.info("serving %s", ", ".join(user.settings.model for user in users))
         _log.info("clients over TCP need the key in %s", source)
-        server.run(sockets=listeners)
+        server.run(sockets=listening.sockets)

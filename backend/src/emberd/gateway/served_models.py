@@ -146,7 +146,7 @@ class ServedModels:
         users: An embedder or a reranker for each model.
 
     Raises:
-        SettingError: Two of them have the same model.
+        SettingError: Two of them have the same model, or names that differ only in case.
     """
 
     def __init__(self, users: Sequence[Embedder | Reranker]) -> None:
@@ -155,8 +155,14 @@ class ServedModels:
         self._since = int(time.time())
         for user in users:
             name = user.settings.model
-            if name in self._served:
+            same = next((each for each in self._served if each.casefold() == name.casefold()), None)
+            if same == name:
                 raise SettingError(f"The model {name} is given twice. Give each model once.")
+            if same is not None:
+                raise SettingError(
+                    f"The names of the models {same} and {name} differ only in case, which names "
+                    f"in requests do not distinguish. Rename a folder, or serve one of them."
+                )
             self._served[name] = (
                 ServedReranker(user) if isinstance(user, Reranker) else ServedEmbedder(user)
             )

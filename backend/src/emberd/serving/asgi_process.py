@@ -100,9 +100,16 @@ class DrainingServer(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._service.drain)
 
     def stop_listening(self) -> None:
-        """Accept no more connections; the open ones stay."""
+        """Accept no more connections; the open ones stay.
+
+        A connection that was accepted in this turn of the event loop is set up in the next one, and
+        is closed if its listener is closed by then: listeners are closed in the one after that.
+        """
+        loop = asyncio.get_running_loop()
         for server in self.servers:
-            server.close()
+            for listener in server.sockets:
+                loop.remove_reader(listener.fileno())
+            loop.call_soon(loop.call_soon, server.close)
 
     def stop(self) -> None:
         """Close the port and return from ``serve``."""
