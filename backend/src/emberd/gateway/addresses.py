@@ -122,9 +122,10 @@ def read_keys(folder: Path, given: str | None, file: Path | None) -> tuple[list[
 
 def _made_key(file: Path) -> Path:
     """Create the file of the key if there is none; gateways that start at once get one key."""
-    with file_lock.held(file.with_name(f"{file.name}.lock"), _KEY_WAIT_S):
-        if not file.exists():
-            atomic_file.write(file, f"{secrets.token_urlsafe(32)}\n".encode())
+    if not file.exists():
+        with file_lock.held(file.with_name(f"{file.name}.lock"), _KEY_WAIT_S):
+            if not file.exists():
+                atomic_file.write(file, f"{secrets.token_urlsafe(32)}\n".encode())
     return file
 
 
