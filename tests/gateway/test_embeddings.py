@@ -212,6 +212,7 @@ def test_models_lists_a_name_for_each_role(faked: Faked) -> None:
         assert [entry["root"] for entry in listed] == [QWEN] * 3 + ["test/reranker"]
         assert client.get(f"/v1/models/{QWEN}:query").json()["root"] == QWEN
         assert client.get("/v1/models/gpt-5").status_code == 404
+        assert client.get(f"/v1/models/{QWEN}{':query' * 5000}").status_code == 400
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import tracemalloc
@@ -18,8 +19,9 @@ import waiting
 from emberd.gateway import api, api_bodies
 from emberd.gateway.api import Gateway
 from emberd.gateway.served_models import ServedModels
+from emberd.serving import exchange
 from emberd.serving.bodies import RefusedError
-from emberd.serving.connections import Connections
+from emberd.serving.connections import STATE, Connections
 from fake_server import QWEN, FakeServer
 from gateway.conftest import Faked
 from gateways import Running, serving
@@ -143,6 +145,40 @@ def test_a_reply_that_is_not_read_keeps_its_memory(tmp_path: Path) -> None:
             stack.close()
             waiting.until(lambda: own.metrics()["emberd_gateway_reserved_bytes"] == 0)
             assert own.metrics()["emberd_gateway_requests_in_flight"] == 0
+
+
+class _Unread:
+    """A connection whose client takes its reply in steps, and then nothing more."""
+
+    def __init__(self, *left: int) -> None:
+        self._left = [*left]
+        self.is_aborted = False
+        self.transport = self.flow = self
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        assert high == 0
+
+    def get_write_buffer_size(self) -> int:
+        return self._left.pop(0) if len(self._left) > 1 else self._left[0]
+
+    async def drain(self) -> None:
+        await asyncio.Event().wait()
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+@pytest.mark.parametrize(
+    ("left", "is_aborted"),
+    [((9, 9), True), ((9, 5, 5), True), ((9, 5, 5, 0), False), ((0,), False)],
+)
+async def test_a_client_that_stops_reading_is_disconnected(
+    monkeypatch: pytest.MonkeyPatch, left: tuple[int, ...], is_aborted: bool
+) -> None:
+    monkeypatch.setattr(exchange, "_UNREAD_S", 0.01)
+    connection = _Unread(*left)
+    await exchange.sent({"state": {STATE: connection}})
+    assert connection.is_aborted == is_aborted
 
 
 def _send(stack: ExitStack, own: Running, rest: bytes) -> socket.socket:
