@@ -30,8 +30,9 @@ RETRY_AFTER_S: Final = 2
 _RETRIED: Final = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
-# The types stop the parser at the first value of another one. Any JSON would take seconds and, for
-# a list of empty lists, 28 times the memory of the body. Fields that are not here are skipped.
+# The types stop the parser at the first value of another one. A parser for any JSON would hold the
+# event loop for seconds and take many times the memory of the body, such as for a list of empty
+# lists. Fields that are not here are skipped.
 _Scalar = str | int | float | bool | None
 
 

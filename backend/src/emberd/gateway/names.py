@@ -112,7 +112,7 @@ def split(given: str, models: Mapping[str, str]) -> tuple[str, Asked]:
         match = _SUFFIX.fullmatch(base)
         if match is None:
             raise unknown(given, models)
-        if match.lastgroup in seen:  # each part of a long name would be read again
+        if match.lastgroup in seen:  # otherwise a long name takes quadratic time
             raise RefusedError(f"The name of the model gives {match.lastgroup} twice. Give one.")
         seen.add(match.lastgroup)
         base, found = match[1], match.groupdict()
