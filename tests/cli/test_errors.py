@@ -71,6 +71,12 @@ def test_advice_names_options_and_variables(python: str, command: str | None) ->
         assert options.to_cli_names(python) == command
 
 
+def test_text_that_cannot_be_decoded_is_not_shown() -> None:
+    with pytest.raises(UnicodeDecodeError) as caught:
+        b"my-secret-key \xe9".decode()
+    assert "secret" not in app._message(caught.value)
+
+
 def test_what_a_server_said_is_left_as_it_is() -> None:
     error = errors.StartError("its last line: Args(device='cuda')")
     assert app._message(error) == str(error)

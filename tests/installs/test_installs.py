@@ -67,11 +67,6 @@ WANTED = {
         LLAMA_INDEX_RERANKER,
         ["langchain_core", "llama_index.embeddings"],
     ),
-    "llama-index-both": (
-        ["emberd[demo]", "llama-index-embeddings-emberd", "llama-index-postprocessor-emberd"],
-        LLAMA_INDEX_RERANKER + LLAMA_INDEX,
-        ["langchain_core"],
-    ),
 }
 
 

@@ -174,6 +174,9 @@ def _fail(error: Exception, *, as_json: bool) -> int:
     return code
 
 
+_CODEC: Final = (UnicodeDecodeError, UnicodeEncodeError)
+
+
 def _message(error: Exception) -> str:
     if isinstance(error, _ParserError):
         return _usage(error)
@@ -183,7 +186,9 @@ def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename is not None else ""
         return f"{place}{error.strerror}. {os_errors.advice(error)}".rstrip(" ")
-    return f"unexpected {error!r}. This is a bug in emberd: EMBERD_DEBUG=1 prints the traceback."
+    # The whole text that cannot be decoded is part of the error, and it may be a secret.
+    shown = f"{type(error).__name__}({error.reason})" if isinstance(error, _CODEC) else repr(error)
+    return f"unexpected {shown}. This is a bug in emberd: EMBERD_DEBUG=1 prints the traceback."
 
 
 def _usage(error: Any) -> str:
