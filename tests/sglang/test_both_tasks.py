@@ -30,7 +30,7 @@ _MAIN: Final = "sglang.launch_server"
 _EMBEDS: Final = "--is-embedding"
 _APART: Final = 0.01  # of numbers in bfloat16, computed in other batches
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*scores may mean nothing")
+pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore:.*scores may mean nothing")]
 
 
 @pytest.fixture(scope="module")
