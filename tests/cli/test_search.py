@@ -80,6 +80,7 @@ def test_control_characters_of_a_file_do_not_reach_the_terminal(
     search: Command, folder: Path
 ) -> None:
     (folder / "found.md").write_text(f"{QUESTION}\n\x1b[31mred\x07\n")
+    (folder / "name\x07.md").write_text("a note\n")
     done = search("search", str(folder), QUESTION, "--top", "20")
     assert "red" in done.out
     assert "\x1b" not in done.out
