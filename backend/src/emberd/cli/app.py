@@ -24,6 +24,7 @@ from emberd.cli.pull import pull
 from emberd.cli.reindex import reindex
 from emberd.cli.search import search
 from emberd.cli.serve import serve
+from emberd.cli.server_history import history
 from emberd.cli.status import status
 from emberd.cli.stop import stop
 from emberd.cli.up import FAILED, env, up
@@ -85,7 +86,7 @@ def emberd(version: Version = False) -> None:
 
 app.command(cls=EngineArgumentsCommand, context_settings=_CONTEXT)(up)
 for verb in (
-    *(serve, pull, status, stop, logs, env, embed, search),
+    *(serve, pull, status, stop, logs, history, env, embed, search),
     *(reindex, verify, bench, doctor),
 ):
     app.command(context_settings=_CONTEXT)(verb)

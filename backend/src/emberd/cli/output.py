@@ -43,6 +43,11 @@ def write_json(content: Any) -> None:
     typer.echo(json.dumps(content, indent=2, ensure_ascii=not is_unicode))
 
 
+def printable(text: str) -> str:
+    """Return ``text`` without control characters, which a terminal would act on."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 class ProgressLine:
     """A line on stderr that changes: redrawn in place on a terminal, else written at times."""
 

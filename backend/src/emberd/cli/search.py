@@ -110,13 +110,8 @@ def _summarize(progress: SearchProgress, seconds: float) -> None:
 
 def _print(hit: Hit) -> None:
     passage = hit.passage
-    output.write_line(f"{_printable(str(passage.path))}:{passage.line}  {hit.score:.3f}")
+    output.write_line(f"{output.printable(str(passage.path))}:{passage.line}  {hit.score:.3f}")
     lines = [line.strip() for line in passage.text.splitlines() if line.strip()]
     for line in lines[:_SHOWN_LINES]:
         shown = line if len(line) <= _SHOWN_CHARACTERS else f"{line[: _SHOWN_CHARACTERS - 1]}…"
-        output.write_line(f"    {_printable(shown)}")
-
-
-def _printable(text: str) -> str:
-    """Return ``text`` without control characters, which a terminal would act on."""
-    return "".join(c if c.isprintable() else " " for c in text)
+        output.write_line(f"    {output.printable(shown)}")

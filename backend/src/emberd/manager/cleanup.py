@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from emberd.errors import StateFolderError
-from emberd.manager import orphan_reaper, paths, state
+from emberd.manager import history, orphan_reaper, paths, state
 from emberd.manager.state import Timing
 from emberd.system import ownership, processes
 
@@ -169,4 +169,5 @@ def clean_up(folder: Path, timing: Timing, *, may_run: bool = True) -> None:
         for place in _temporary_folders() if start_id else ():
             remove_files(os.path.join(place, f"{_PREFIX}{start_id}"))
     elif not own.found:
+        history.note_killed(folder, own)
         remove_files(own.scratch)

@@ -28,7 +28,7 @@ from emberd.errors import (
     SettingError,
     StartError,
 )
-from emberd.manager import cleanup, locks, state
+from emberd.manager import cleanup, history, locks, state
 from emberd.manager.state import Record, Server, ServerSnapshot, ServerStatus, State, Timing, Verify
 from emberd.settings import ServerSpec
 from emberd.system import listeners, processes
@@ -173,6 +173,7 @@ def adopt(folder: Path, spec: ServerSpec, found: Server, timing: Timing) -> Serv
         # Before the record is replaced: it names the files of a dead supervisor's server.
         cleanup.clean_up(folder, timing)
         state.write_record(folder, record)
+        history.note(folder, history.ADOPTED, record, url=found.endpoint.url, cause=found.reason)
     return replace(found, start_id=record.start_id, folder=str(folder))
 
 

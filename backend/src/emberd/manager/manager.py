@@ -33,6 +33,7 @@ from emberd.errors import (
 )
 from emberd.manager import (
     discovery,
+    history,
     idle,
     locks,
     lost_records,
@@ -41,6 +42,7 @@ from emberd.manager import (
     state,
     stopping,
 )
+from emberd.manager.history import Event
 from emberd.manager.state import (
     OnProgress,
     Progress,
@@ -277,6 +279,15 @@ class ServerManager:
         return [each for each in known if each is not None]
 
     @_typed
+    def history(self) -> list[Event]:
+        """Return what happened to servers, of this and earlier boots, the newest last.
+
+        Raises:
+            StateFolderError: The history cannot be read.
+        """
+        return history.read(self._home)
+
+    @_typed
     def stop(
         self, spec: ServerSpec | None = None, *, deadline_s: float = math.inf
     ) -> list[ServerStatus]:
@@ -436,6 +447,7 @@ class ServerManager:
                 idle_timeout_s=request.idle_timeout_s,
                 options=request.options,
                 repeated=request.awaited,
+                lost=request.lost.start_id if request.lost is not None else None,
             )
             return PendingStart(folder, start_id, started=True, options=request.options)
 

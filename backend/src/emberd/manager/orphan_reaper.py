@@ -3,7 +3,8 @@
 Run as a file: ``orphan_reaper.py MARK SCRATCH``. It reads its standard input, whose other end only
 the supervisor has. At end of file it kills every process with the mark in its environment, until
 none is left, and then removes their shared memory and the folder for temporary files. It needs no
-file of the state folder for that: the folder may be gone.
+file of the state folder for that: the folder may be gone. First it notes the kill in the history of
+the home.
 
 The kernel's parent-death signal reaches only one process, the server itself. Its descendants may
 request that signal too, but only once their interpreter has started: a scheduler of SGLang imports
@@ -18,6 +19,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import stat
 import sys
 import time
 from contextlib import suppress
@@ -40,6 +42,7 @@ def main(mark: str, scratch: str) -> None:
     others = existing_memory()
     while os.read(sys.stdin.fileno(), 1):
         pass
+    note_kill(mark)
     found: set[int] = set()
     wanted = os.fsencode(mark)
     deadline = time.monotonic() + _END_S
@@ -50,6 +53,35 @@ def main(mark: str, scratch: str) -> None:
         time.sleep(_POLL_S)
     remove_memory(list_of_memory(scratch), found - others)
     remove_scratch(scratch)
+
+
+def note_kill(mark: str) -> None:
+    """Append to the history of the home that the supervisor was killed; see ``history``.
+
+    Args:
+        mark: Name, equals sign, state folder, colon and start_id.
+    """
+    folder, _, start_id = mark.partition("=")[2].rpartition(":")
+    home = os.path.dirname(os.path.dirname(os.path.dirname(folder)))
+    now = time.time()
+    at = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now % 1 * 1000):03}Z"
+    facts = {"time": at, "event": "supervisor_killed", "start_id": start_id}
+    facts |= {
+        "server": os.path.basename(folder),
+        "machine": os.path.basename(os.path.dirname(os.path.dirname(folder))),
+    }
+    # None of these values contains a quote or a backslash.
+    line = ", ".join(f'"{name}": "{value}"' for name, value in facts.items())
+    flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    with suppress(OSError):
+        # Not created: the home may have been removed, or be no home at all.
+        descriptor = os.open(os.path.join(home, "history.jsonl"), flags)
+        try:
+            facts_of_file = os.fstat(descriptor)
+            if stat.S_ISREG(facts_of_file.st_mode) and facts_of_file.st_uid == os.geteuid():
+                os.write(descriptor, f"{{{line}}}\n".encode())
+        finally:
+            os.close(descriptor)
 
 
 def shared_memory_inodes(pid: int) -> set[int]:

@@ -78,11 +78,12 @@ class OrphanReaper:
         """End it: nothing is left for it to end or to remove."""
         if self.pid is None or self._pipe is None:
             return
-        os.close(self._pipe)
-        self._pipe = None
+        # Before its pipe is closed, which would tell it that the supervisor was killed.
         with suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
+        os.close(self._pipe)
+        self._pipe = None
 
     def _start(self) -> None:
         if sys.platform != "linux":

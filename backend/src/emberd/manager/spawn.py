@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from emberd.engines.base import phase_of
 from emberd.errors import LockTimeoutError, StartError, StateFolderError
-from emberd.manager import cleanup, idle, locks, paths, state
+from emberd.manager import cleanup, history, idle, locks, paths, state
 from emberd.manager.paths import Home
 from emberd.manager.state import Record, State, Timing
 from emberd.settings import ServerSpec, StartOptions
@@ -42,6 +43,7 @@ def start_supervisor(
     idle_timeout_s: float,
     options: StartOptions,
     repeated: str | None = None,
+    lost: str | None = None,
 ) -> str:
     """Start a supervisor in ``folder`` and return the start_id of this start.
 
@@ -56,6 +58,7 @@ def start_supervisor(
         idle_timeout_s: See ``ServerManager.ensure``.
         options: How to start the server.
         repeated: The start_id of a killed start that this one repeats.
+        lost: The start_id of the server that the caller lost during its job.
 
     Raises:
         StartError: Another supervisor runs in that folder.
@@ -91,6 +94,8 @@ def start_supervisor(
             progress=state.PLANNING,
         )
         state.write_record(folder, first)
+        facts = {"attempts": attempts, "repeats": repeated, "lost": lost}
+        history.note(folder, history.START, first, **facts, **history.by_this_process())
         failure = run_supervisor(folder, start_id, descriptor, log, timing.takeover_s)
     finally:
         # The supervisor has the same open file; from here on it is the only holder.
@@ -102,6 +107,8 @@ def start_supervisor(
             if is_free:
                 failed = replace(first, state=State.FAILED, failure=failure)
                 state.write_record(folder, replace(failed, since_s=time.monotonic()))
+                phase, why = phase_of(first.progress), failure.cause
+                history.note(folder, history.START_FAILED, first, phase=phase, cause=why)
     return start_id
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from emberd.engines.base import DRAIN_S
 from emberd.errors import StartError, StateFolderError
-from emberd.manager import locks, lost_records, state
+from emberd.manager import history, locks, lost_records, state
 from emberd.manager.state import ServerSnapshot, ServerStatus, State, Timing
 from emberd.system import processes
 from emberd.system.processes import ProcessIdentity
@@ -66,6 +66,7 @@ def stop(
     found = _supervisors(seen, timing)
     if not found:  # before anything is killed: the lock may be held by an unproven process
         _check_released(folder, was, timing)
+    history.note(folder, history.STOP_REQUESTED, seen.record, **history.by_this_process())
     for supervisor in found:
         _end(supervisor, drain_s, timing)
     for start_id in set(found.values()) or start_ids:
@@ -81,6 +82,9 @@ def end_supervisor(seen: ServerSnapshot) -> None:
     """Kill a supervisor that has not noticed that its server refuses connections."""
     named = seen.record.supervisor if seen.record is not None else None
     if named is not None and named in lost_records.find_supervisors(seen.folder, named.pid):
+        why = "it has not noticed that its server refuses connections"
+        who = history.by_this_process()
+        history.note(seen.folder, history.SUPERVISOR_STUCK, seen.record, cause=why, **who)
         processes.send(named, SIGKILL)
 
 

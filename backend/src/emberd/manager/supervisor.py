@@ -29,7 +29,16 @@ from emberd.endpoint import Endpoint
 from emberd.engines.base import EnvironmentEngine, Launch, Plan, phase_of
 from emberd.engines.gpu_usage import GpuServer
 from emberd.errors import EmberdError, LockTimeoutError, StartError
-from emberd.manager import cleanup, gpu_servers, locks, paths, ports, process_tree, state
+from emberd.manager import (
+    cleanup,
+    gpu_servers,
+    history,
+    locks,
+    paths,
+    ports,
+    process_tree,
+    state,
+)
 from emberd.manager.health import HangMonitor, StartMonitor
 from emberd.manager.idle import IdleMonitor
 from emberd.manager.state import Record, State, Verify
@@ -131,6 +140,13 @@ class Supervisor:
         except OSError as error:
             report(f"the record cannot be written: {error}")
 
+    def _note(self, event: str, **facts: object) -> None:
+        """Append an event to the history, with how long the present state has lasted."""
+        own, now = self.record, time.monotonic()
+        if own.state is State.STARTING:
+            facts["phase"], facts["phases"] = phase_of(own.progress), own.completed_phases(now)
+        history.note(self.folder, event, own, seconds=round(now - own.since_s, 3), **facts)
+
     # -- start --------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -146,6 +162,7 @@ class Supervisor:
                     self._serve()
             except FolderGone:
                 # The record is not written: a folder that exists now belongs to another supervisor.
+                self._note(history.FOLDER_GONE)
                 self._end_server()
             except Exception as error:
                 # The server must not outlive it.
@@ -171,6 +188,7 @@ class Supervisor:
             if not (may_retry and tries_left):
                 self._fail(diagnosis)
                 return False
+            self._note(history.PORT_TAKEN, cause=diagnosis.cause)
             self._end_server()
             self._publish_if_possible(gpu_memory=None)
             gpu_locks.close()
@@ -207,6 +225,16 @@ class Supervisor:
             device=plan.device,
             attempts=0,
             progress="",
+        )
+        phases = self.record.phases
+        history.note(
+            self.folder,
+            history.READY,
+            self.record,
+            seconds=round(sum(phases.values()), 3),
+            phases=dict(phases),
+            url=outcome.url,
+            device=plan.device,
         )
         if plan.gpu_usage is not None:
             # Not waited for: the driver may not answer. Without a thread it is left out.
@@ -367,7 +395,7 @@ class Supervisor:
             activity = probe.activity(endpoint.url, endpoint.api_key, listener=endpoint.listener)
             idle.observe(activity)
             if health.is_hung(activity):
-                self._fail(_HUNG, was_ready=True)
+                self._fail(_HUNG, was_ready=True, is_hung=True)
                 return
             if idle.seconds() >= idle_timeout_s:
                 self._stop(f"not used for {idle.seconds():.0f} s", by_user=False)
@@ -376,6 +404,7 @@ class Supervisor:
     # -- end ----------------------------------------------------------------------------
 
     def _stop(self, reason: str, *, by_user: bool) -> None:
+        self._note(history.STOPPED if by_user else history.IDLE_STOP, cause=reason)
         # Published first: from here on no client is sent to this server.
         self._publish_if_possible(
             state=State.STOPPING, reason=reason, stopped_by_user=by_user, progress=""
@@ -388,9 +417,13 @@ class Supervisor:
         self._end_server()
         self._publish_if_possible(state=State.ABSENT, endpoint=None)
 
-    def _fail(self, diagnosis: Diagnosis, *, was_ready: bool = False) -> None:
+    def _fail(
+        self, diagnosis: Diagnosis, *, was_ready: bool = False, is_hung: bool = False
+    ) -> None:
         named = partial(env.named_for, self.record.spec.task)
         diagnosis = replace(diagnosis, cause=named(diagnosis.cause), advice=named(diagnosis.advice))
+        event = history.CRASHED if was_ready else history.START_FAILED
+        self._note(history.HUNG if is_hung else event, cause=diagnosis.cause)
         if was_ready:
             # No client may be sent to it while its processes are ended.
             self._publish_if_possible(state=State.STOPPING, reason=diagnosis.cause)
