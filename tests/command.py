@@ -85,7 +85,7 @@ class Command:
     @staticmethod
     def line(*arguments: str) -> list[str]:
         """Return its command line."""
-        return [sys.executable, "-m", "emberd.cli", *arguments]
+        return [sys.executable, "-m", "emberd", *arguments]
 
     def __call__(self, *arguments: str, stdin: str = "") -> Outcome:
         """Run it to its end, with pipes for all streams, in a fork of a process that imported it.

@@ -99,7 +99,7 @@ def test_fresh_processes_from_import_to_first_vector(server: emberd.Server) -> N
 
 def test_the_shells_way(server: emberd.Server) -> None:
     """``eval "$(emberd env)"`` while the server runs."""
-    command = [sys.executable, "-m", "emberd.cli", "env", "--model", MODEL]
+    command = [sys.executable, "-m", "emberd", "env", "--model", MODEL]
 
     def env() -> None:
         ended = subprocess.run(

@@ -200,7 +200,7 @@ high = [fcntl.fcntl(each, fcntl.F_DUPFD, 10) for each in (listener, own)]
 for place, descriptor in enumerate(high, 3):
     os.dup2(descriptor, place)
 os.environ |= {"LISTEN_FDS": "2", "LISTEN_PID": str(os.getpid())}
-os.execv(sys.executable, [sys.executable, "-m", "emberd.cli", "serve", "emberd/demo"])
+os.execv(sys.executable, [sys.executable, "-m", "emberd", "serve", "emberd/demo"])
 """
 
 

@@ -169,7 +169,7 @@ def _whole(received: bytearray) -> int:
 _ACTIVATED = """
 import os, sys
 os.environ |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
-os.execv(sys.executable, [sys.executable, "-m", "emberd.cli", "serve", *sys.argv[1:]])
+os.execv(sys.executable, [sys.executable, "-m", "emberd", "serve", *sys.argv[1:]])
 """
 
 

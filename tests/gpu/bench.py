@@ -189,7 +189,7 @@ class Bench:
     def emberd(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the command ``emberd``, which need not be on the PATH."""
         return subprocess.run(
-            [sys.executable, "-m", "emberd.cli", *arguments],
+            [sys.executable, "-m", "emberd", *arguments],
             capture_output=True,
             text=True,
             timeout=max(1.0, self.left_s),

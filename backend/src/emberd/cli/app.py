@@ -61,13 +61,12 @@ def _version(asked: bool) -> None:
 
 Version = Annotated[
     bool,
-    typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    typer.Option("-V", "--version", help="Print the version.", callback=_version, is_eager=True),
 ]
 
 # Plain help: rich costs 0.1 s and wraps the table of exit codes.
 app: Final = typer.Typer(
     name="emberd",
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings=_CONTEXT,

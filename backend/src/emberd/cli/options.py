@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperCommand
 
-from emberd import env, model_files
+from emberd import catalog, env, model_files
 from emberd.catalog import EMBED, RERANK
 from emberd.cli import output
 from emberd.errors import (
@@ -54,14 +54,21 @@ _OPTION: Final = re.compile(
     r"|start_timeout|task|save_every|duration|tp_size|dp_size|pooling)=(?=['\"\w-])"
 )
 
+
+def complete_model(incomplete: str) -> list[str]:
+    """Return the known models whose names begin so, for the shell's completion."""
+    return [each.name for each in catalog.MODELS if each.name.startswith(incomplete)]
+
+
 ModelName = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="Same as --model."),
+    typer.Argument(metavar="MODEL", help="Same as --model.", autocompletion=complete_model),
 ]
 ModelNames = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="MODEL",
+        autocompletion=complete_model,
         help="Same as --model. Several models, such as an embedding model and a reranker, are "
         "planned so that they fit on one GPU. Arguments for the engine go after --, after those of "
         "emberd; default: EMBERD_ENGINE_ARGS.",
@@ -74,6 +81,7 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="NAME",
+        autocompletion=complete_model,
         help=f"Name on the hub, or a folder. Default: EMBERD_MODEL, else {DEFAULT_MODEL}.",
     ),
 ]

@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", metavar="NAME", help="Only servers of this model."),
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME",
+        autocompletion=options.complete_model,
+        help="Only servers of this model.",
+    ),
 ]
 
 

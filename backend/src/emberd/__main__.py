@@ -1,4 +1,4 @@
-"""``python -m emberd.cli``."""
+"""``python -m emberd``, the same as the command ``emberd``."""
 
 from __future__ import annotations
 
