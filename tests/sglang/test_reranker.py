@@ -122,6 +122,15 @@ def test_the_scores_of_two_hundred_pairs_are_those_of_transformers(
         assert (np.subtract.outer(mine, mine)[differ] > 0).all()
 
 
+def test_equal_documents_and_beginnings_of_others_have_the_scores_that_they_have_alone(
+    reranker: Reranker, engine: str
+) -> None:
+    documents = ["a lake", "a lake", "a lake with an outlet", "", "a"]
+    alone = [reranker.scores("where", [document])[0] for document in documents]
+    apart = np.abs(reranker.scores("where", documents) - alone).max()
+    assert apart <= (_FLOAT32_APART if engine == "transformers" else _BFLOAT16_APART)
+
+
 def test_a_ranking_is_the_order_of_the_scores(reranker: Reranker) -> None:
     documents = [document for _, document in pairs(40)[:20]]
     scores = reranker.scores("fox", documents)

@@ -397,27 +397,49 @@ def _first_line(error: BaseException) -> str:
 
 _ATTENTION: Final = "emberd_packed"  # the name in transformers' registry
 _SPANS: Final = "emberd_spans"
+_SHARED: Final = "emberd_shared"
 _TOKENS: Final = 2  # tensors are (batch, heads, tokens, numbers of a head)
 _HEADS: Final = 1
 
 
-def last_states(torch: Any, model: Any, texts: Sequence[Sequence[int]]) -> Any:
+def last_states(
+    torch: Any, model: Any, texts: Sequence[Sequence[int]], *, shares_beginning: bool = False
+) -> Any:
     """Return the last token's state of each text: a tensor of shape (texts, dimensions).
 
     Args:
         torch: The module.
         model: A model that ``load`` returned.
         texts: Token ids; none is empty.
+        shares_beginning: Compute the beginning that all texts have in common once.
     """
-    ends = list(accumulate(len(text) for text in texts))
+    shared = _common_beginning(texts) if shares_beginning else 0
+    rows = [text[shared:] for text in texts]
+    if shared:
+        rows = [texts[0][:shared], *rows]
+    ends = list(accumulate(map(len, rows)))
     spans = list(pairwise([0, *ends]))
     device = model.device
-    ids = torch.tensor([[token for text in texts for token in text]], device=device)
-    positions = torch.cat([torch.arange(len(text)) for text in texts]).unsqueeze(0).to(device)
+    ids = torch.tensor([[token for row in rows for token in row]], device=device)
+    # A beginning of its own row starts at position 0, and every other row after it.
+    first = [0 if shared and number == 0 else shared for number in range(len(rows))]
+    places = [torch.arange(at, at + len(row)) for at, row in zip(first, rows, strict=True)]
     states = model(
-        input_ids=ids, position_ids=positions, use_cache=False, **{_SPANS: spans}
+        input_ids=ids,
+        position_ids=torch.cat(places).unsqueeze(0).to(device),
+        use_cache=False,
+        **{_SPANS: spans, _SHARED: shared},
     ).last_hidden_state[0]
-    return states[torch.tensor(ends, device=device) - 1]
+    return states[torch.tensor(ends[-len(texts) :], device=device) - 1]
+
+
+def _common_beginning(texts: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens all texts have in common; each keeps a token that is its own."""
+    if len(texts) == 1:
+        return 0
+    one, *_, other = sorted(map(tuple, texts))  # what these two have in common, all have
+    most = min(map(len, texts)) - 1
+    return next((at for at in range(most) if one[at] != other[at]), most)
 
 
 def _attend(
@@ -439,13 +461,24 @@ def _attend(
         groups = module.num_key_value_groups
         key = key.repeat_interleave(groups, _HEADS)
         value = value.repeat_interleave(groups, _HEADS)
-    parts = [
-        torch.nn.functional.scaled_dot_product_attention(
-            *(tensor.narrow(_TOKENS, start, stop - start) for tensor in (query, key, value)),
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=shares_heads,
+    shared = given[_SHARED]
+    parts = []
+    for start, stop in given[_SPANS]:
+        own = [tensor.narrow(_TOKENS, start, stop - start) for tensor in (query, key, value)]
+        mask = None
+        if shared and start:  # each token sees the shared beginning and its own text so far
+            seen = (tensor.narrow(_TOKENS, 0, shared) for tensor in (key, value))
+            pairs = zip(seen, own[1:], strict=True)
+            own[1:] = [torch.cat(pair, _TOKENS) for pair in pairs]
+            size = (stop - start, shared + stop - start)
+            mask = torch.ones(size, dtype=torch.bool, device=query.device).tril(shared)
+        parts.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                *own,
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=scaling,
+                enable_gqa=shares_heads,
+            )
         )
-        for start, stop in given[_SPANS]
-    ]
     return torch.cat(parts, _TOKENS).transpose(_HEADS, _TOKENS), None

@@ -1,7 +1,8 @@
 """The scorer of Qwen3-Reranker checkpoints: the encoder's states, and the language-model head.
 
 A row is the probability of each label among the labels, for the token after the prompt. Only the
-rows of the head that belong to the labels are computed, in float32.
+rows of the head that belong to the labels are computed, in float32. On a CPU, the beginning that
+all prompts of a batch have in common, instruction and query, is computed once.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from emberd.serving import hardware
 from emberd.serving.encoder import LoadOptions, PreparedText
 from emberd.serving.hardware import DeviceChoice
 from emberd.serving.transformers_encoder import TransformersEncoder, last_states, load_checkpoint
@@ -63,7 +65,13 @@ class TransformersScorer(TransformersEncoder):
     def _encode(self, texts: Sequence[Any]) -> NDArray[np.float32]:
         torch = self._torch
         with torch.inference_mode():
-            states = last_states(torch, self._model.model, [ids for ids, _ in texts]).float()
+            # On a GPU a mask would rule out the kernel that does not store all scores of a text.
+            states = last_states(
+                torch,
+                self._model.model,
+                [ids for ids, _ in texts],
+                shares_beginning=self.device == hardware.CPU,
+            ).float()
             labels = torch.tensor([labels for _, labels in texts], device=states.device)
             head = self._model.lm_head.weight[labels].float()  # (prompts, labels, state)
             logits = torch.einsum("nd,nld->nl", states, head)
