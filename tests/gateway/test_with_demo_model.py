@@ -56,6 +56,16 @@ def test_the_sdk_gets_the_vectors_of_the_classes(
     assert documents.usage.prompt_tokens > len(PASSAGES)
 
 
+def test_the_classes_get_the_same_vectors_through_it(
+    own: Running, embedder: emberd.Embedder
+) -> None:
+    """Both have templates, and a text gets one only once."""
+    through = emberd.Embedder(managed.MODEL, base_url=f"{own.url}/v1", api_key=own.key)
+    assert managed.same(through.embed_documents(PASSAGES), embedder.embed_documents(PASSAGES))
+    assert managed.same(through.embed_query(QUERY), embedder.embed_query(QUERY))
+    through.close()
+
+
 def _row(given: object) -> object:
     return np.frombuffer(base64.b64decode(given), "<f4") if isinstance(given, str) else given
 

@@ -215,7 +215,7 @@ class ServedModels:
             "id": given,
             "object": "model",
             "created": self._since,
-            "owned_by": "emberd",
+            "owned_by": "emberd-gateway",  # clients of emberd then send texts as they are
             "root": name,
             "task": "rerank" if is_reranker else "embed",
             "dimensions": None if is_reranker else known.dimensions,
