@@ -13,7 +13,7 @@ import httpx
 import waiting
 from fake_server import QWEN
 
-CALLERS: Final = 6
+CALLERS: Final = 4
 
 
 class Load:

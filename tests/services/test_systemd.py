@@ -1,4 +1,4 @@
-"""The user units with systemd's own programs, and the image's init process; both from Debian."""
+"""What only programs of Debian show: systemd's of the user units, and containers by the kernel."""
 
 from __future__ import annotations
 
@@ -158,3 +158,23 @@ def test_the_end_of_the_container_leaves_no_process(tmp_path: Path) -> None:
         assert container.wait(60) == 0
         _, alive = psutil.wait_procs(inside, timeout=20)
         assert alive == []
+
+
+def test_the_init_container_needs_only_the_capabilities_that_it_has(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files to another user")
+    workload = manifests.named(manifests.PER_NODE, "DaemonSet", "emberd")
+    [container] = workload["spec"]["template"]["spec"]["initContainers"]
+    kept = [f"+{name.lower()}" for name in container["securityContext"]["capabilities"]["add"]]
+    folders = [tmp_path / each.lstrip("/") for each in container["args"]]
+    command = [
+        *("setpriv", f"--bounding-set={','.join(['-all', *kept])}", "--inh-caps=-all"),
+        *("--no-new-privs", *container["command"], *map(str, folders)),
+    ]
+    (tmp_path / "var/lib/emberd").mkdir(parents=True)
+    for _ in range(2):  # a later pod finds the folders
+        subprocess.run(command, check=True, timeout=20)
+        facts = [each.stat() for each in folders]
+        assert {(each.st_uid, each.st_gid, each.st_mode & 0o777) for each in facts} == {
+            (10001, 10001, 0o700)
+        }
