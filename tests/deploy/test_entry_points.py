@@ -13,7 +13,8 @@ import waiting
 from command import Command
 from deploy import gateway_process, manifests
 from deploy.gateway_process import Placed
-from deploy.manifests import BASE, PER_NODE, Entry
+from deploy.manifests import BASE, PER_NODE, ROUTED, Entry
+from fake_server import QWEN, FakeServer
 
 ENTRIES: dict[str, Callable[[], Entry]] = {
     "image": manifests.of_image,
@@ -78,19 +79,23 @@ def _in_flight(placed: Placed) -> bool:
     return float(line.split()[1]) == 4
 
 
-def test_the_state_is_private_in_a_volume_that_everyone_may_write(tmp_path: Path) -> None:
-    """Kubernetes gives an empty volume the mode 0777."""
-    placed = Placed(
-        manifests.of_kubernetes(BASE),
-        tmp_path,
-        gateway_process.free_port(),
-        {"EMBERD_BASE_URL": "http://127.0.0.1:9"},
-    )
-    volume = placed.home.parent
-    volume.mkdir(parents=True)
-    volume.chmod(0o2777)
-    with gateway_process.running(placed):
-        assert placed.home.stat().st_mode & 0o777 == 0o700
+def test_the_gateway_behind_the_router_uses_it_and_keeps_its_state_private(tmp_path: Path) -> None:
+    """Kubernetes gives the empty volume of the state the mode 0777."""
+    entry = manifests.of_kubernetes(ROUTED)
+    with FakeServer(
+        model=QWEN, dimensions=1024, api_key=entry.environment["EMBERD_API_KEY"]
+    ) as server:
+        given = {"EMBERD_BASE_URL": server.url, "EMBERD_MODEL": QWEN}
+        placed = Placed(entry, tmp_path, gateway_process.free_port(), given)
+        volume = placed.home.parent
+        volume.mkdir(parents=True)
+        volume.chmod(0o2777)
+        with gateway_process.running(placed):
+            with placed.client("embeddings") as client:
+                body = {"model": QWEN, "input": "text"}
+                assert client.post("/v1/embeddings", json=body).status_code == 200
+            assert placed.home.stat().st_mode & 0o777 == 0o700
+        assert ["text"] in server.embedded
 
 
 def test_the_application_uses_a_gateway(tmp_path: Path, folder: Path) -> None:
