@@ -24,6 +24,8 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
 }
 # By which name clients address it.
 HOSTS = {"image": "127.0.0.1", "compose": "emberd"}
+# Compose has a fixed port for the server, which another test may use.
+OTHER = {"EMBERD_MODEL": "emberd/demo", "EMBERD_PORT": ""}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(params=ENTRIES)
 def placed(request: pytest.FixtureRequest, folder: Path) -> Placed:
     port = gateway_process.free_port()
-    return Placed(ENTRIES[request.param](), folder, port, {"EMBERD_MODEL": "emberd/demo"})
+    return Placed(ENTRIES[request.param](), folder, port, OTHER)
 
 
 def _embed(placed: Placed, host: str, text: str) -> int:
@@ -106,7 +108,7 @@ def test_the_application_uses_a_gateway(tmp_path: Path, folder: Path) -> None:
         manifests.of_compose(),
         folder,
         gateway_process.free_port(),
-        {"EMBERD_MODEL": "emberd/demo"},
+        OTHER,
     )
     python, program = manifests.words("Dockerfile.app", "ENTRYPOINT")
     assert (python, Path(program).name) == ("python", "app.py")
