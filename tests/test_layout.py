@@ -32,7 +32,7 @@ _SETTINGS: Final = _MODEL | {
     *("durations", "endpoint", "env", "errors", "hub", "hub_client", "prompts", "settings"),
     "system",
 }
-_BASE: Final = _SETTINGS | {"probe"}
+_BASE: Final = _SETTINGS | {"counters", "probe", "tracing"}
 _ENGINES: Final = _BASE | {"engines", "installs", "serving"}
 _JOINED: Final = _ENGINES | {"manager", "client", "cache"}
 
@@ -42,6 +42,8 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "system": {"errors"},
     "catalog": set(),
     "durations": {"errors"},
+    "counters": {"system"},
+    "tracing": set(),
     "model_files": {"errors"},
     "model_tokenizer": {"model_files"},
     "model_pooling": {"catalog", "model_files", "model_tokenizer"},
@@ -70,18 +72,19 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "reranker": _JOINED | {"verified_manager", "model_user"},
     "benchmark": _BASE | {"client", "embedder"},
     "folder_search": {"embedder", "errors"},
+    "prometheus": _JOINED | {"verified_manager"},
     "fidelity": _BASE | {"installs", "serving"},
     "stores": {"embedder", "env", "errors", "index_identity", "system"},
     "bulk": {"errors", "system"},
     "ray": _BASE | {"engines", "client", "verified_manager", "embedder", "bulk"},
     "doctor": _JOINED | {"verified_manager", "modelscope_weights"},
-    "gateway": _JOINED | {"verified_manager", "model_user", "embedder", "reranker"},
+    "gateway": _JOINED | {"verified_manager", "model_user", "embedder", "prometheus", "reranker"},
     "cli": _JOINED
     | {"gateway", "reranker"}
     | {"verified_manager", "benchmark", "embedder", "fidelity", "doctor", "bulk", "ray", "stores"}
     | {"folder_search", "hub_weights", "modelscope_weights"},
     "__main__": {"cli"},
-    "": _JOINED | {"verified_manager", "embedder", "reranker", "stores"},
+    "": _JOINED | {"verified_manager", "embedder", "prometheus", "reranker", "stores"},
 }
 
 

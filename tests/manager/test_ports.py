@@ -166,3 +166,22 @@ def test_a_server_whose_listener_was_missed_once_is_not_ended(
         listeners, "is_there", lambda *place: next(answers, True) and is_there(*place)
     )
     assert manager.ensure(spec).start_id == first.start_id
+
+
+def test_a_port_can_be_used_again_while_a_client_of_the_last_server_is_connected() -> None:
+    first = ports.listen(None)
+    port = first.getsockname()[1]
+    first.close()
+    # A port that was asked for, and not one from the kernel.
+    with ports.listen(port) as listening:
+        client = socket.create_connection(("127.0.0.1", port))
+        accepted, _ = listening.accept()
+    accepted.close()  # as if killed: the client has not closed its end yet
+    try:
+        with ports.listen(port) as again:
+            assert again.getsockname()[1] == port
+            # While one listens, no other can.
+            with pytest.raises(StartError):
+                ports.listen(port)
+    finally:
+        client.close()

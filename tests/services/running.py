@@ -17,7 +17,7 @@ def program(name: str) -> str:
     found = shutil.which(name)
     assert found, (
         f"{name} is not installed, and these tests are about it. "
-        f"Run: apt-get install --no-install-recommends redis-server memcached systemd tini"
+        "Run: apt-get install --no-install-recommends redis-server memcached prometheus systemd tini"
     )
     return found
 

@@ -37,6 +37,7 @@ _ONE_SERVER: Final = (
     "test_frameworks.py",
     "test_sockets.py",
     "test_start_phases.py",
+    "test_monitoring.py",
     "test_router.py",
     "test_keeping.py",  # it ends the server
 )

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from emberd.client.vectors import ato_lists, to_lists
     from emberd.embedder import Embedder
     from emberd.manager import Progress, Server, ServerStatus
+    from emberd.prometheus import PrometheusCollector
     from emberd.reranker import RankedDocument, Reranker
     from emberd.stores.guard import guarded
     from emberd.verified_manager import Manager
@@ -73,6 +74,7 @@ __all__ = [
     "NoEngineError",
     "PoisonTextError",
     "Progress",
+    "PrometheusCollector",
     "QueryError",
     "RankedDocument",
     "RejectedError",
@@ -107,6 +109,7 @@ _LATE: Final = {
     "Embedder": "emberd.embedder",
     "Manager": "emberd.verified_manager",
     "Progress": "emberd.manager",
+    "PrometheusCollector": "emberd.prometheus",
     "RankedDocument": "emberd.reranker",
     "Reranker": "emberd.reranker",
     "Server": "emberd.manager",

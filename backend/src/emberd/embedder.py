@@ -430,6 +430,7 @@ class Embedder(ModelUser):
                 open_cache(self._settings.cache),
                 index_identity.native(self._settings, self._handle.spec),
                 self._settings.known.dimensions,
+                self._settings.model,
             )
         return self._vector_cache
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from emberd.cache.records import CachedVectors, Floats, decode, encode
 from emberd.cache.urls import CacheUrl
+from emberd.counters import CACHE_ERRORS, CACHE_HITS, CACHE_MISSES, COUNTERS
 from emberd.system.fork import ForkAware
 
 RETRY_AFTER_S: Final = 10.0
@@ -183,16 +184,24 @@ class VectorCache:
         cache: Where the vectors are stored.
         identity: What determines the vector of a text, besides the text.
         dimensions: Length of native vectors; None if not known.
+        model: The model, under which hits are counted for the process.
     """
 
-    def __init__(self, cache: Cache, identity: str, dimensions: int | None) -> None:
+    def __init__(
+        self, cache: Cache, identity: str, dimensions: int | None, model: str = ""
+    ) -> None:
         self.cache = cache
+        self._model = model
         self._identity = identity
         self._dimensions = dimensions
 
     def recall(self, texts: Sequence[str]) -> CachedVectors:
         """Return which of ``texts``, in their templates, are cached, and the vectors of those."""
-        return self.cache.get_many(keys(self._identity, texts), self._dimensions)
+        found = self.cache.get_many(keys(self._identity, texts), self._dimensions)
+        hits = len(found.vectors)
+        COUNTERS.count(CACHE_HITS, self._model, by=hits)
+        COUNTERS.count(CACHE_MISSES, self._model, by=len(texts) - hits)
+        return found
 
     def keep(self, texts: Sequence[str], vectors: Floats) -> None:
         """Store native vectors, ``(len(texts), native)``."""
@@ -221,6 +230,7 @@ class CircuitBreaker:
     def record_failure(self, reason: object, advice: str = "") -> None:
         """Open the breaker after a failure."""
         self._open_until = time.monotonic() + RETRY_AFTER_S
+        COUNTERS.count(CACHE_ERRORS)
         if not self._has_warned:
             self._has_warned = True
             _LOG.warning(

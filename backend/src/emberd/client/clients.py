@@ -6,6 +6,7 @@ import asyncio
 import copy
 import functools
 import time
+from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -30,10 +31,12 @@ from emberd.client.inputs import check_texts
 from emberd.client.job import MOST_OPEN, Embedded, Job, OpenJobs, Work
 from emberd.client.lengths import EndpointFacts
 from emberd.client.limits import LOOP_LIMITERS, PROCESS_LIMITER, CallSlots, Slot
+from emberd.client.observed import Observation
 from emberd.client.retry import Retries, RetryPolicy
 from emberd.client.transport import AsyncTransport, Transport
 from emberd.client.vectors import Floats, KnownVectors
 from emberd.client.wire import Embeddings, Outcome, Reply, Request, TransportError
+from emberd.counters import COUNTERS, LOST
 from emberd.endpoint import Endpoint
 from emberd.prompts import Template
 from emberd.settings import ServerSpec, Settings
@@ -49,6 +52,12 @@ _Done = tuple[Job, Work, Outcome | Embeddings]
 
 def _ignore(endpoint: Endpoint) -> None:
     """Do nothing."""
+
+
+def _fail(seen: Iterable[Observation], error: BaseException) -> None:
+    """End the observation of open windows."""
+    for each in seen:
+        each.fail(error)
 
 
 class _ClientBase(Generic[R]):
@@ -91,6 +100,8 @@ class _ClientBase(Generic[R]):
         self._cache = cache
         self._policy = policy or RetryPolicy.usual(settings.timeout, can_reconnect=self._restarts)
         self._facts = EndpointFacts()
+        self._labels = (settings.model, settings.task)
+        self._on_send = functools.partial(COUNTERS.batches, self._labels)
         self._set_up(sdk_client)
 
     def _set_up(self, sdk_client: Any) -> None:
@@ -139,11 +150,22 @@ class _ClientBase(Generic[R]):
             policy = replace(policy, timeout_tries=1)
         return Retries(policy)
 
-    def _report(self, endpoint: Endpoint, answer: Reply | TransportError) -> None:
+    def _after(
+        self, retries: Retries, endpoint: Endpoint, answer: Reply | TransportError
+    ) -> float | Outcome:
+        """Report an answer; return how long to wait before the next try, or the outcome."""
         if isinstance(answer, Reply):
             self._on_use(endpoint)
         elif answer.kind == "timeout":
             self._on_timeout(endpoint)
+        step = retries.after(answer)
+        outcome = str(answer.status) if isinstance(answer, Reply) else answer.kind
+        COUNTERS.request(self._labels, outcome, is_retried=not isinstance(step, Outcome))
+        return step
+
+    def _windows(self) -> Observation:
+        """Begin to observe a window of a stream."""
+        return Observation(self._settings, is_whole=False)
 
 
 # ---------------------------------------------------------------- threads
@@ -157,7 +179,7 @@ class Client(_ClientBase[Endpoint]):
 
     def _set_up(self, sdk_client: Any) -> None:
         settings = self._settings
-        self._merger = ThreadMerger(can_reconnect=self._restarts)
+        self._merger = ThreadMerger(can_reconnect=self._restarts, on_send=self._on_send)
         self._transport = Transport(settings.max_concurrency, settings.timeout, sdk_client)
 
     def embed(
@@ -174,7 +196,10 @@ class Client(_ClientBase[Endpoint]):
             TextError: A text cannot be embedded; it has the index.
             RequestError: The server refused, failed, or gave a wrong answer.
         """
-        (embedded,) = self._run(iter([TextWindow(texts, 0)]), self._jobs(template, on_done))
+        seen = Observation(self._settings, is_whole=True)
+        source, job_of = iter([TextWindow(texts, 0)]), self._jobs(template, on_done)
+        with seen.as_current():
+            (embedded,) = self._run(source, job_of, lambda: seen)
         return embedded.matrix
 
     def stream(
@@ -192,7 +217,8 @@ class Client(_ClientBase[Endpoint]):
             RequestError: As for ``embed``.
         """
         check_texts(texts)
-        return self._run(windows(texts), self._jobs(template, set_aside=set_aside))
+        job_of = self._jobs(template, set_aside=set_aside)
+        return self._run(windows(texts), job_of, self._windows)
 
     def inspect(self, endpoint: Endpoint, spec: ServerSpec) -> Endpoint:
         """Verify the server at ``endpoint`` through this client's own connections.
@@ -210,14 +236,19 @@ class Client(_ClientBase[Endpoint]):
         self._transport.close()
 
     def _run(
-        self, source: Iterator[TextWindow], job_of: Callable[[TextWindow], Steps[Job]]
+        self,
+        source: Iterator[TextWindow],
+        job_of: Callable[[TextWindow], Steps[Job]],
+        observe: Callable[[], Observation],
     ) -> Generator[Embedded]:
         jobs = OpenJobs()
+        seen: deque[Observation] = deque()
         slots = CallSlots(PROCESS_LIMITER, self._settings.max_concurrency, group=self._merger)
         finished: SimpleQueue[Future[_Done]] = SimpleQueue()
         try:
             while True:
                 while len(jobs) < MOST_OPEN and (window := next(source, None)) is not None:
+                    seen.append(observe())
                     job = finish(job_of(window))
                     if self._cache is not None:
                         job.read_cache()
@@ -225,11 +256,17 @@ class Client(_ClientBase[Endpoint]):
                         finish(job.attach(self._resolve()))
                     jobs.append(job)
                 if jobs and jobs[0].done:
-                    yield finish(jobs.popleft().result())
+                    job = jobs.popleft()
+                    embedded = finish(job.result())
+                    seen.popleft().end(job, embedded)
+                    yield embedded
                 elif not jobs:
                     return
                 else:
                     self._step(jobs, slots, finished)
+        except BaseException as error:
+            _fail(seen, error)
+            raise
         finally:
             slots.abandon()
 
@@ -237,6 +274,7 @@ class Client(_ClientBase[Endpoint]):
         """Send what may be sent, and wait for one result."""
         for job in jobs:
             if job.lost and self._reconnect is not None:
+                COUNTERS.count(LOST, *self._labels)
                 finish(job.attach(self._reconnect(job.endpoint)))
         taken = list(iter(jobs.take, None))
         if taken and jobs.in_flight == 1:
@@ -287,8 +325,7 @@ class Client(_ClientBase[Endpoint]):
                 exchange = slots.begin(slot, self._settings.timeout)
                 answer = session.send(request, exchange)
                 slots.check()  # it may be the reason for the answer
-                self._report(endpoint, answer)
-                step = retries.after(answer)
+                step = self._after(retries, endpoint, answer)
                 if isinstance(step, Outcome):
                     return step
                 slots.sleep(step)
@@ -308,7 +345,7 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
     def _set_up(self, sdk_client: Any) -> None:
         settings = self._settings
         self._mergers: LoopLocal[TaskMerger] = LoopLocal(
-            functools.partial(TaskMerger, can_reconnect=self._restarts)
+            functools.partial(TaskMerger, can_reconnect=self._restarts, on_send=self._on_send)
         )
         self._transport = AsyncTransport(settings.max_concurrency, settings.timeout, sdk_client)
 
@@ -319,9 +356,12 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
         on_done: Callable[[int], None] | None = None,
     ) -> Floats:
         """Do as ``Client.embed``."""
-        run = self._run(_one(TextWindow(texts, 0)), self._jobs(template, on_done))
-        async with aclosing(run):
-            return (await anext(run)).matrix
+        seen = Observation(self._settings, is_whole=True)
+        source, job_of = _one(TextWindow(texts, 0)), self._jobs(template, on_done)
+        run = self._run(source, job_of, lambda: seen)
+        with seen.as_current():
+            async with aclosing(run):
+                return (await anext(run)).matrix
 
     def stream(
         self,
@@ -333,7 +373,8 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
         """Do as ``Client.stream``, also for texts from an asynchronous iterable."""
         if not isinstance(texts, AsyncIterable):
             check_texts(texts)
-        return self._run(awindows(texts), self._jobs(template, set_aside=set_aside))
+        job_of = self._jobs(template, set_aside=set_aside)
+        return self._run(awindows(texts), job_of, self._windows)
 
     async def inspect(self, endpoint: Endpoint, spec: ServerSpec) -> Endpoint:
         """Do as ``Client.inspect``."""
@@ -354,13 +395,18 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
         self._transport.close()
 
     async def _run(
-        self, source: AsyncIterator[TextWindow], job_of: Callable[[TextWindow], Steps[Job]]
+        self,
+        source: AsyncIterator[TextWindow],
+        job_of: Callable[[TextWindow], Steps[Job]],
+        observe: Callable[[], Observation],
     ) -> AsyncGenerator[Embedded]:
         jobs = OpenJobs()
+        seen: deque[Observation] = deque()
         tasks: set[asyncio.Task[_Done]] = set()
         try:
             while True:
                 while len(jobs) < MOST_OPEN and (window := await anext(source, None)) is not None:
+                    seen.append(observe())
                     job = await in_slices(job_of(window))
                     if self._cache is not None:
                         await in_thread(job.read_cache, "cache")
@@ -368,11 +414,17 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
                         await in_slices(job.attach(await self._resolve()))
                     jobs.append(job)
                 if jobs and jobs[0].done:
-                    yield await in_slices(jobs.popleft().result())
+                    job = jobs.popleft()
+                    embedded = await in_slices(job.result())
+                    seen.popleft().end(job, embedded)
+                    yield embedded
                 elif not jobs:
                     return
                 else:
                     await self._step(jobs, tasks)
+        except BaseException as error:
+            _fail(seen, error)
+            raise
         finally:
             for task in tasks:
                 task.cancel()
@@ -382,6 +434,7 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
         """Send what may be sent, and wait for at least one result."""
         for job in jobs:
             if job.lost and self._reconnect is not None:
+                COUNTERS.count(LOST, *self._labels)
                 await in_slices(job.attach(await self._reconnect(job.endpoint)))
         while (taken := jobs.take()) is not None:
             tasks.add(asyncio.create_task(self._perform(*taken)))
@@ -417,8 +470,7 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
                 # Looked up each time: between two tries the session may be closed.
                 session = await self._transport.session(endpoint)
                 answer = await session.send(request)
-                self._report(endpoint, answer)
-                step = retries.after(answer)
+                step = self._after(retries, endpoint, answer)
                 if isinstance(step, Outcome):
                     return step
                 await asyncio.sleep(step)

@@ -85,6 +85,14 @@ class _ThreadAnswer:
         return self._answer
 
 
+OnSend = Callable[[int], None]
+"""Called with how many batches a request has, when it is sent."""
+
+
+def _ignore(count: int) -> None:
+    """Do nothing."""
+
+
 @dataclass(slots=True, eq=False)
 class _Entry:
     """A batch that waits: for a request, and then for its part of the answer.
@@ -176,10 +184,12 @@ class ThreadMerger(fork.ForkAware):
 
     Args:
         can_reconnect: Whether a lost server is replaced.
+        on_send: Called with how many batches a request has, when it is sent.
     """
 
-    def __init__(self, *, can_reconnect: bool) -> None:
+    def __init__(self, *, can_reconnect: bool, on_send: OnSend = _ignore) -> None:
         self._can_reconnect = can_reconnect
+        self._on_send = on_send
         self.after_fork_in_child()
         fork.register(self)
 
@@ -234,6 +244,7 @@ class ThreadMerger(fork.ForkAware):
                 return
             if entries != [mine]:
                 slots.recheck()  # the threads whose batches are taken need no slot
+            self._on_send(len(entries))
             outcome = post(wire.merge([entry.request for entry in entries]), slot)
             can_reconnect = self._can_reconnect
             finish(_distribute(entries, outcome, key.endpoint, can_reconnect=can_reconnect))
@@ -265,10 +276,12 @@ class TaskMerger:
 
     Args:
         can_reconnect: Whether a lost server is replaced.
+        on_send: Called with how many batches a request has, when it is sent.
     """
 
-    def __init__(self, *, can_reconnect: bool) -> None:
+    def __init__(self, *, can_reconnect: bool, on_send: OnSend = _ignore) -> None:
         self._can_reconnect = can_reconnect
+        self._on_send = on_send
         self._queues: dict[MergeKey, _TaskQueue] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # a loop holds its tasks weakly
 
@@ -322,6 +335,7 @@ class TaskMerger:
                 return
             for entry in entries:
                 entry.task = task
+            self._on_send(len(entries))
             outcome = await post(wire.merge([entry.request for entry in entries]), slot)
             can_reconnect = self._can_reconnect
             await in_slices(

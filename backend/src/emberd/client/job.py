@@ -148,7 +148,9 @@ class Job:
         self._matrix: Floats | None = None
         self.finished = 0
         """How many texts have their vector, or will have none."""
-        self._endpoint: Endpoint | None = None
+        self.cached = 0  # texts whose vector was in the cache
+        self.tokens = 0  # that servers said they read
+        self.server: Endpoint | None = None  # None as well if a cache has all vectors
         self._lost: ServerUnavailableError | ServerMismatchError | None = None
         self._recoveries_without_progress = 0
         self._in_flight: set[Work] = set()
@@ -172,7 +174,7 @@ class Job:
         """How many requests the server gets at a time."""
         most = self._settings.max_concurrency
         # More would only wait there, and time out if texts are long.
-        on_cpu = self._endpoint is not None and self._endpoint.on_cpu
+        on_cpu = self.server is not None and self.server.on_cpu
         return min(most, _CPU_REQUESTS) if on_cpu else most
 
     @property
@@ -191,9 +193,9 @@ class Job:
     @property
     def endpoint(self) -> Endpoint:
         """Where the work is sent."""
-        if self._endpoint is None:
+        if self.server is None:
             raise RuntimeError("attach was not called")
-        return self._endpoint
+        return self.server
 
     def prepare(self) -> Steps[None]:
         """Prepare the texts; called once, before anything else.
@@ -246,6 +248,7 @@ class Job:
         asked = [index for index, given in enumerate(self._prepared.inputs) if given is not None]
         known, vectors = self._cache.recall([self._templated(index) for index in asked])
         found = [index for index, is_known in zip(asked, known, strict=True) if is_known]
+        self.cached = len(found)
         if not found:
             return
         self._check_dimensions(vectors.shape[1])
@@ -276,7 +279,7 @@ class Job:
             ServerMismatchError: It gives vectors of another length than the cache or the server
                 before.
         """
-        before, self._endpoint = self._endpoint, endpoint
+        before, self.server = self.server, endpoint
         if before is not None and before.dimensions != endpoint.dimensions:
             raise ServerMismatchError(
                 f"The server at {endpoint.url} gives {endpoint.dimensions} dimensions, "
@@ -375,6 +378,7 @@ class Job:
             if (failure := self._facts.check_model(endpoint, outcome.model)) is not None:
                 return failure
             self._usage.tokens += outcome.tokens or 0
+            self.tokens += outcome.tokens or 0
             return (
                 yield from row_formats.decode(
                     endpoint,

@@ -61,7 +61,7 @@ class GpuMemory:
         """
         if uuid not in self.gpus:
             return 0
-        used_bytes = _used_bytes([uuid], pids) or (self.loaded_bytes if is_ready else 0)
+        used_bytes = memory_of([uuid], pids) or (self.loaded_bytes if is_ready else 0)
         return max(0, self.planned_bytes - used_bytes)
 
 
@@ -153,7 +153,7 @@ class PlannedUsage:
 
         Does not raise: a server is not worse because its memory cannot be measured or written.
         """
-        used_bytes = _used_bytes(self.gpus, pids)
+        used_bytes = memory_of(self.gpus, pids)
         if used_bytes is None:
             return
         now = read(self.earlier.file.parent.parent, self.earlier.kind)
@@ -207,7 +207,7 @@ def _ignored(file: Path, kind: Mapping[str, Any], why: str) -> Usage:
     return Usage(file, kind, notes=(note,))
 
 
-def _used_bytes(uuids: Sequence[str], pids: Collection[int]) -> int | None:
+def memory_of(uuids: Sequence[str], pids: Collection[int]) -> int | None:
     """Return the most that these processes use on one of the GPUs; None if that is not known."""
     if not processes.has_pids_of_host():
         return None

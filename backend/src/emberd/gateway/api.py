@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from emberd import tracing
 from emberd.errors import RequestError
 from emberd.gateway import api_bodies
 from emberd.gateway.access import Access
@@ -119,7 +120,7 @@ class Gateway:
     def __init__(self, models: ServedModels, connections: Connections) -> None:
         self._models = models
         self._connections = connections
-        self.metrics = GatewayMetrics()
+        self.metrics = GatewayMetrics(models.names)
         self.is_draining = False
         self._in_flight = 0
         self._reserved = 0
@@ -209,7 +210,9 @@ class Gateway:
             arrived = time.monotonic()
             with contextlib.ExitStack() as stack:
                 call = stack.enter_context(self.call())
-                response = await self._answered(request, call, answer)
+                # Its end is not in another task or context, as that of the reply may be.
+                with tracing.remote_parent(request.headers):
+                    response = await self._answered(request, call, answer)
                 self.metrics.requests.labels(route, call.model, response.status_code).inc()
                 self.metrics.seconds.labels(route).observe(time.monotonic() - arrived)
                 return _reply(response, stack.pop_all())
@@ -283,7 +286,8 @@ class Gateway:
         return Response(status_code=HTTPStatus.SERVICE_UNAVAILABLE if draining else HTTPStatus.OK)
 
     async def _metrics(self, _: Request) -> Response:
-        return Response(self.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+        content = await asyncio.to_thread(self.metrics.render)
+        return Response(content, media_type=CONTENT_TYPE_LATEST)
 
 
 def _reply(response: Response, stack: contextlib.ExitStack) -> ASGIApp:

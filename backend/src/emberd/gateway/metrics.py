@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Collection
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-# A request that starts a server takes minutes.
-_BUCKETS_S: Final = (
-    *(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
-    *(2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0),
-)
+from emberd.counters import BUCKETS_S
+from emberd.prometheus import PrometheusCollector
 
 
 class GatewayMetrics:
-    """Counters of one gateway.
+    """Counters of one gateway, and emberd's own metrics for the models that it serves.
+
+    Args:
+        models: Names of the served models.
 
     Attributes:
         requests: Requests that were answered, by route, model and status; 499 for those whose
@@ -27,8 +27,9 @@ class GatewayMetrics:
         reserved: Bytes of the memory budget that they take.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, models: Collection[str]) -> None:
         self._registry = registry = CollectorRegistry()
+        registry.register(PrometheusCollector(models=models))
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"emberd_gateway_{name}", text, labels, registry=registry)
@@ -46,10 +47,10 @@ class GatewayMetrics:
             "emberd_gateway_request_seconds",
             "Seconds from arrival to reply.",
             ("route",),
-            buckets=_BUCKETS_S,
+            buckets=BUCKETS_S,
             registry=registry,
         )
 
     def render(self) -> bytes:
-        """Return the metrics in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format; reads files, so not on an event loop."""
         return generate_latest(self._registry)

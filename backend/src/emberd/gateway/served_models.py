@@ -172,6 +172,11 @@ class ServedModels:
             if shorts.count(short) == 1:  # otherwise only the whole names are clear
                 self._names.setdefault(short, name)
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the models."""
+        return list(self._served)
+
     def embedder(self, given: str) -> tuple[str, ServedEmbedder, Asked]:
         """Return the embedding model that a name means, and what else the name asks for.
 

@@ -40,6 +40,9 @@ def listen(wanted: int | None) -> socket.socket:
     """
     opened = _bound(wanted)
     try:
+        # Inherited by each connection too: otherwise those that a killed server leaves, until their
+        # clients close them, keep the next one off the port. No other process can listen there.
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.listen()
         # Inherited by each connection: asyncio sets it only on sockets made with this protocol.
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

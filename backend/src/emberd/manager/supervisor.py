@@ -144,7 +144,9 @@ class Supervisor:
         """Append an event to the history, with how long the present state has lasted."""
         own, now = self.record, time.monotonic()
         if own.state is State.STARTING:
-            facts["phase"], facts["phases"] = phase_of(own.progress), own.completed_phases(now)
+            facts["phases"] = own.completed_phases(now)
+            if event != history.READY:
+                facts["phase"] = phase_of(own.progress)
         history.note(self.folder, event, own, seconds=round(now - own.since_s, 3), **facts)
 
     # -- start --------------------------------------------------------------------------
@@ -219,22 +221,14 @@ class Supervisor:
             return problem
         # The last look of a start: after a kill, nothing else shows which memory the server had.
         server.update_memory(at_once=True)
+        # Before it can be seen, like each event: who sees the state also finds the event.
+        self._note(history.READY, url=outcome.url, device=plan.device)
         self._publish(
             state=State.READY,
             endpoint=replace(outcome, canary=()),
             device=plan.device,
             attempts=0,
             progress="",
-        )
-        phases = self.record.phases
-        history.note(
-            self.folder,
-            history.READY,
-            self.record,
-            seconds=round(sum(phases.values()), 3),
-            phases=dict(phases),
-            url=outcome.url,
-            device=plan.device,
         )
         if plan.gpu_usage is not None:
             # Not waited for: the driver may not answer. Without a thread it is left out.
