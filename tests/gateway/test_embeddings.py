@@ -189,7 +189,7 @@ def test_a_body_that_is_no_request_is_refused(
     ("method", "path", "status"),
     [
         ("GET", "/v1/embeddings", 405),
-        ("GET", "/", 404),
+        ("GET", "/nothing", 404),
         ("POST", "/v1/chat/completions", 404),
         ("OPTIONS", "/v1/embeddings", 405),
     ],

@@ -17,7 +17,8 @@ from gateways import Running, serving
 
 
 @contextmanager
-def _own(tmp_path: Path, model: str, *arguments: str) -> Iterator[Running]:
+def own_gateway(tmp_path: Path, model: str, *arguments: str) -> Iterator[Running]:
+    """Run a gateway with the stub engine in a home of its own."""
     home = tmp_path / "home"
     variables = {
         "EMBERD_ENGINE": ENGINE,
@@ -36,7 +37,7 @@ def _own(tmp_path: Path, model: str, *arguments: str) -> Iterator[Running]:
 def test_the_first_requests_at_once_start_one_server(tmp_path: Path) -> None:
     count = tmp_path / "starts"
     model = f"stub/ok?count={count}&start=0.5"
-    with _own(tmp_path, model) as own, ThreadPoolExecutor(8) as pool:
+    with own_gateway(tmp_path, model) as own, ThreadPoolExecutor(8) as pool:
         assert not count.exists()  # no request, no server
         pending = [pool.submit(own.post, model=model, input=f"text {n}") for n in range(8)]
         assert [each.result().status_code for each in pending] == [200] * 8
@@ -46,7 +47,7 @@ def test_the_first_requests_at_once_start_one_server(tmp_path: Path) -> None:
 def test_a_start_that_takes_longer_than_the_caller_waits_goes_on(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     model = f"stub/ok?start_when={gate}"
-    with _own(tmp_path, model, "--start-timeout", "1") as own:
+    with own_gateway(tmp_path, model, "--start-timeout", "1") as own:
         reply = own.post(model=model, input="a")
         assert (reply.status_code, reply.json()["error"]["code"]) == (503, "server_starting")
         assert reply.headers["retry-after"].isdecimal()
@@ -57,7 +58,7 @@ def test_a_start_that_takes_longer_than_the_caller_waits_goes_on(tmp_path: Path)
 @pytest.mark.parametrize("fault", ["dies-at-start", "doomed"])
 def test_a_start_that_fails_is_an_error_of_the_server(tmp_path: Path, fault: str) -> None:
     model = f"stub/ok?faults={fault}&silence=1"
-    with _own(tmp_path, model) as own:
+    with own_gateway(tmp_path, model) as own:
         reply = own.post(model=model, input="a")
         error = reply.json()["error"]
         assert (reply.status_code, error["type"]) == (503, "api_error")
@@ -66,7 +67,7 @@ def test_a_start_that_fails_is_an_error_of_the_server(tmp_path: Path, fault: str
 
 
 def test_a_server_that_is_idle_stops_and_the_gateway_stays(tmp_path: Path) -> None:
-    with _own(tmp_path, "stub/ok", "--idle-timeout", "1s") as own:
+    with own_gateway(tmp_path, "stub/ok", "--idle-timeout", "1s") as own:
         assert own.post(model="stub/ok", input="a").status_code == 200
         manager = Manager(tmp_path / "home")
         waiting.until(lambda: all(each.supervisor_pid is None for each in manager.status()))

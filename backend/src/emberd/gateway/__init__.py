@@ -8,6 +8,7 @@
     access          who may ask: key, Host, Origin, user at the other end of a Unix socket
     addresses       the listening sockets, and the key
     metrics         Prometheus metrics
+    page            the page for browsers on this machine (page.html)
     api             the routes, the memory budget, the drain
     run             the process
 

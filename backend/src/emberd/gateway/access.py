@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from emberd.gateway.api_bodies import ErrorReply
 from emberd.gateway.metrics import GatewayMetrics
+from emberd.probe import is_loopback
 from emberd.serving import exchange
 from emberd.serving.connections import STATE, admit
 
@@ -30,6 +31,9 @@ _PROBES: Final = ("/health", "/ready")
 
 _OPEN: Final = (*_PROBES, "/metrics")
 """Answered without a key, as by emberd's own server."""
+
+PAGE: Final = "/"
+"""The path of the page: without a key, and only for browsers on this machine."""
 
 _SAME_SITE: Final = (b"", b"none", b"same-origin")
 _PEER: Final = struct.Struct("3i")  # pid, uid, gid
@@ -43,6 +47,7 @@ class _Refusal(NamedTuple):
 
 _FORBIDDEN: Final = _Refusal(HTTPStatus.FORBIDDEN, "page")
 _FULL: Final = _Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "connections")
+_REMOTE: Final = _Refusal(HTTPStatus.FORBIDDEN, "remote")
 _NO_KEY: Final = _Refusal(HTTPStatus.UNAUTHORIZED, "key")
 
 
@@ -81,12 +86,18 @@ class Access:
         is_unix = peer is not None and peer.family == socket.AF_UNIX
         if not is_unix and (problem := self._why_foreign(scope, path)):
             return await self._refuse(_FORBIDDEN, problem, scope, receive, send)
+        if path == PAGE and not is_unix and not _is_from_here(scope, peer):
+            problem = (
+                "The page is only for browsers on this machine, at 127.0.0.1 or localhost. From "
+                "another machine, forward the port: ssh -L PORT:127.0.0.1:PORT HOST."
+            )
+            return await self._refuse(_REMOTE, problem, scope, receive, send)
         if (is_unix and _is_own_user(peer)) or exchange.has_key(scope, self._keys):
             if admit(scope):
                 return await self._app(scope, receive, send)
             problem = "Too many connections are open. Try again."
             return await self._refuse(_FULL, problem, scope, receive, send)
-        if path in _OPEN:
+        if path in _OPEN or path == PAGE:
             return await self._app(scope, receive, exchange.closing(send))
         problem = "The key is missing or wrong. Send it as Authorization: Bearer KEY."
         return await self._refuse(_NO_KEY, problem, scope, receive, send)
@@ -139,6 +150,17 @@ def _place(origin: str) -> str | None:
 def _socket(scope: Scope) -> Any:
     connection = scope.get("state", {}).get(STATE)
     return None if connection is None else connection.transport.get_extra_info("socket")
+
+
+def _is_from_here(scope: Scope, peer: Any) -> bool:
+    """Return whether a client is on this machine, and has its address for this machine."""
+    if peer is None:
+        return False
+    address = ip_address(peer.getpeername()[0])
+    address = getattr(address, "ipv4_mapped", None) or address
+    host = exchange.header(scope, b"host").decode("latin-1")
+    # A proxy on this machine connects from it too, but with the name that its clients use.
+    return address.is_loopback and is_loopback(f"//{host}")
 
 
 def _is_own_user(peer: Any) -> bool:

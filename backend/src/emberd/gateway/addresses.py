@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 from emberd.endpoint import read_key
 from emberd.errors import SettingError, StateFolderError
 from emberd.gateway import DEFAULT_HOST, DEFAULT_PORT
+from emberd.probe import is_loopback
 from emberd.serving import asgi_process
 from emberd.system import atomic_file, file_lock, ownership
 
@@ -26,6 +27,7 @@ _KEY_NAME: Final = "key"
 _KEY_WAIT_S: Final = 10.0
 _SOCKET_MODE: Final = 0o600
 _FIRST_DESCRIPTOR: Final = 3  # by sd_listen_fds(3)
+_EVERY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not to bind to
 _ACTIVATION: Final = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 _log = logging.getLogger("emberd.gateway")
@@ -91,8 +93,21 @@ def shown(listener: socket.socket) -> str:
     name = listener.getsockname()
     if isinstance(name, str):
         return f"unix:{name}"
-    host = f"[{name[0]}]" if ":" in name[0] else name[0]
-    return f"http://{host}:{name[1]}/v1"
+    return f"http://{_in_url(name[0])}:{name[1]}/v1"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def page(listener: socket.socket) -> str | None:
+    """Return the address of the page, for a browser on this machine; None if it has none there."""
+    name = listener.getsockname()
+    if isinstance(name, str) or not is_loopback(f"//{_in_url(name[0])}"):
+        return None
+    # Not localhost, which may mean another address of which another user has the port.
+    host = _EVERY_ADDRESS.get(name[0], name[0])
+    return f"http://{_in_url(host)}:{name[1]}/"
 
 
 def read_keys(folder: Path, given: str | None, file: Path | None) -> tuple[list[str], str]:

@@ -20,8 +20,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from emberd import tracing
 from emberd.errors import RequestError
-from emberd.gateway import api_bodies
-from emberd.gateway.access import Access
+from emberd.gateway import api_bodies, page
+from emberd.gateway.access import PAGE, Access
 from emberd.gateway.api_bodies import ErrorReply
 from emberd.gateway.metrics import GatewayMetrics
 from emberd.gateway.served_models import ServedModels
@@ -135,6 +135,8 @@ class Gateway:
             Route("/v1/embeddings", self._handled("embeddings", self._embed), methods=["POST"]),
             Route("/v1/models", self._models_route),
             Route("/v1/models/{name:path}", self._handled("models", self._model)),
+            Route("/servers", self._handled("servers", self._servers)),
+            Route(PAGE, page.respond),
             Route("/health", _health),
             Route("/ready", self._ready),
             Route("/metrics", self._metrics),
@@ -280,6 +282,11 @@ class Gateway:
 
     async def _model(self, request: Request, _: _Call) -> Response:
         return exchange.json_response(self._models.entry(request.path_params["name"]))
+
+    async def _servers(self, _: Request, __: _Call) -> Response:
+        # In a thread: it reads files, and may wait for a lost record.
+        overview = await asyncio.to_thread(page.overview, self._models, self.metrics)
+        return exchange.json_response(overview)
 
     async def _ready(self, _: Request) -> Response:
         draining = self.is_draining

@@ -22,7 +22,7 @@ class GatewayMetrics:
         seconds: Time from a request's arrival to its reply, by route.
         texts: Texts and documents of requests that succeeded, by model and role.
         tokens: Tokens that servers read for them, by model.
-        refused: Requests that were refused before a route: page, key or connections.
+        refused: Requests that were refused before a route: page, remote, key or connections.
         in_flight: Requests that are being answered.
         reserved: Bytes of the memory budget that they take.
     """

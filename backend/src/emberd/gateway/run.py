@@ -65,6 +65,8 @@ def run(users: Sequence[Embedder | Reranker], options: GatewayOptions) -> None:
         gateway.stop_listening = stop_listening
         for listener in listening.sockets:
             _log.info("listening on %s", addresses.shown(listener))
+            if (page := addresses.page(listener)) is not None:
+                _log.info("page for browsers on this machine: %s", page)
         _log.info("serving %s", ", ".join(user.settings.model for user in users))
         _log.info("clients over TCP need the key in %s", source)
         server.run(sockets=listening.sockets)

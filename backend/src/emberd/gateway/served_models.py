@@ -197,13 +197,17 @@ class ServedModels:
             return name, served, asked
         raise RefusedError(f"{name} embeds texts, and a reranker is needed.")
 
+    def users(self) -> Iterator[tuple[str, Embedder | Reranker]]:
+        """Yield the shortest name of each model, and what uses it."""
+        for user in self._users:
+            name = user.settings.model
+            short = _short(name)
+            yield (short if self._names.get(short) == name else name), user
+
     def entries(self) -> Iterator[dict[str, Any]]:
         """Yield the models as ``/v1/models`` lists them: a name for each role."""
-        for user in self._users:
-            settings = user.settings
-            short = _short(settings.model)
-            name = short if self._names.get(short) == settings.model else settings.model
-            roles = ("",) if settings.task == RERANK else ("", ":query", ":document")
+        for name, user in self.users():
+            roles = ("",) if user.settings.task == RERANK else ("", ":query", ":document")
             for role in roles:
                 yield self.entry(f"{name}{role}")
 

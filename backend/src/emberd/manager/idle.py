@@ -50,6 +50,18 @@ def reset(folder: Path, idle_timeout_s: float) -> None:
     paths.create_file(folder / _NAME, f"{idle_timeout_s}\n".encode())
 
 
+def unused_s(folder: Path) -> float | None:
+    """Return how long the server of ``folder`` has not been used; None if it has no such file.
+
+    Use that its supervisor has not noticed yet counts too, if a client has reported it.
+    """
+    try:
+        changed_s = (folder / _NAME).lstat().st_mtime
+    except OSError:
+        return None
+    return max(0.0, time.time() - changed_s)
+
+
 def request(folder: Path, idle_timeout_s: float) -> None:
     """Request an idle timeout, in seconds; the longest that any client requested is used.
 
@@ -151,8 +163,7 @@ class IdleMonitor:
         """Start watching ``folder``; it counts as used now."""
         self._file = folder / _NAME
         self._clock = clock
-        self._used_at_s = clock()
-        self._touched_ns = self._mtime_ns()
+        self._use()
         self._activity: Activity | None = None
         self._read_at_s = -math.inf
 
@@ -168,15 +179,20 @@ class IdleMonitor:
     def observe(self, activity: Activity | None) -> None:
         """Take a reading of the server's counters; None if they could not be read."""
         self._read_at_s = self._clock()
-        touched_ns = self._mtime_ns()
-        if touched_ns != self._touched_ns or self._is_use(activity):
-            self._used_at_s = self._clock()
-        self._touched_ns = touched_ns
+        if self._mtime_ns() != self._touched_ns or self._is_use(activity):
+            self._use()
         self._activity = activity or self._activity
 
     def seconds(self) -> float:
         """Return for how long the server has not been used."""
         return self._clock() - self._used_at_s
+
+    def _use(self) -> None:
+        """Count it as used now, also for those who read the time of the file: ``unused_s``."""
+        self._used_at_s = self._clock()
+        with suppress(OSError):  # it is lost, and restored later
+            os.utime(self._file, follow_symlinks=False)
+        self._touched_ns = self._mtime_ns()
 
     def _is_use(self, activity: Activity | None) -> bool:
         if activity is None:

@@ -87,8 +87,7 @@ class Timing:
         lost_s: How long a client that lost its server waits for the supervisor to notice.
         kill_s: How long killed processes may take to end.
         probe_s: Minimum time that a health probe of an unresponsive server is given.
-        failed_probes: Number of failed health probes in a row, without progress, after which a
-            server is ended.
+        failed_probes: Failed health probes in a row, without progress, that end a server.
     """
 
     poll_s: float = 0.05
@@ -144,8 +143,7 @@ class Server:
         """
         if self.started:
             return []
-        # The port and the key are visible from outside; the other options are known only for
-        # servers that emberd started.
+        # Port and key are visible from outside; the rest is known only of emberd's own servers.
         seen = {"port": urlsplit(self.endpoint.url).port, "no_auth": self.endpoint.api_key is None}
         known = self.options or StartOptions()
         return [name for name in asked if asked[name] != seen.get(name, getattr(known, name))]
@@ -254,6 +252,7 @@ class ServerStatus:
         listener: The verified listening socket, if it is on this machine.
         phases: Each completed phase of its start, in order, and how long it took in seconds.
         gpu_memory: What was planned for it on its GPUs; None if that is not known.
+        unused_s: How long it has not been used, as its supervisor counts; None if that is unknown.
     """
 
     key: str
@@ -273,6 +272,7 @@ class ServerStatus:
     listener: Listener | None = None
     phases: Mapping[str, float] = field(default_factory=dict, hash=False)
     gpu_memory: GpuMemory | None = None
+    unused_s: float | None = None
 
 
 # ---------------------------------------------------------------- the record
@@ -501,9 +501,8 @@ class ServerSnapshot:
         own = self.record
         if own is None or (own.spec, own.options) != (spec, options):
             return None
-        if time.monotonic() - own.since_s > cool_down_s:
-            return None
-        return self.start_failure()
+        is_recent = time.monotonic() - own.since_s <= cool_down_s
+        return self.start_failure() if is_recent else None
 
     def start_failure(self) -> StartError | None:
         """Return why a start failed; None if it did not, or was killed and is worth repeating."""
@@ -530,6 +529,7 @@ class ServerSnapshot:
         if own is None:
             return None
         running, idle_s = self.state in RUNNING, idle.requested_s(self.folder)
+        is_watched = self.state is State.READY and not own.found
         if self.state is State.FAILED and own.failure:
             detail = own.failure.cause
         elif self.state is State.ABSENT and own.state in RUNNING:
@@ -554,6 +554,7 @@ class ServerSnapshot:
             listener=own.endpoint.listener if own.endpoint else None,
             phases=own.phases,
             gpu_memory=own.gpu_memory if running else None,
+            unused_s=idle.unused_s(self.folder) if is_watched else None,
         )
 
 
@@ -583,8 +584,7 @@ def settled_snapshot(folder: Path, deadline_s: float, poll_s: float) -> ServerSn
 
     Args:
         folder: The server's state folder.
-        deadline_s: When to give up, on the monotonic clock, in seconds; the state is then
-            ``UNKNOWN``.
+        deadline_s: When to give up, on the monotonic clock; the state is then ``UNKNOWN``.
         poll_s: How often to check, in seconds.
 
     Raises:
