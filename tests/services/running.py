@@ -17,7 +17,8 @@ def program(name: str) -> str:
     found = shutil.which(name)
     assert found, (
         f"{name} is not installed, and these tests are about it. "
-        "Run: apt-get install --no-install-recommends redis-server memcached prometheus systemd tini"
+        "Run: apt-get install --no-install-recommends redis-server memcached prometheus systemd "
+        "tini"
     )
     return found
 
