@@ -9,6 +9,7 @@
 # make test-browser       the page of the gateway in Chromium, which must be installed
 # make test-ray           Ray Data, on a cluster of two nodes on this machine
 # make test-agents        the agent frameworks, in an environment each
+# make test-adapters      MTEB, Haystack and sentence-transformers, beside the transformers engine
 # make test-gpu           what only a GPU can show, in at most ten minutes on one (CONTRIBUTING.md)
 # make faults             the whole fault campaign, of which `make test` runs a part (hours)
 # make soak               clients that come and go, kills and idle stops, for SOAK_MINUTES (20)
@@ -49,10 +50,12 @@ install = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python $(1) ||) \
 # Named, so that the second part of the tests collects no others.
 SERIAL = $(shell grep -rl --include='test_*.py' 'mark[.]serial' tests integrations)
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())')
+ADAPTERS_OF_STORES := tests/adapters/test_chroma.py tests/adapters/test_lancedb.py
 AGENTS := langgraph mem0 haystack pydantic_ai
 TEST_TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout
 
-.PHONY: demo test test-browser test-installs test-services test-ray test-stores test-agents $(AGENTS:%=test-agents-%) test-sglang \
+.PHONY: demo test test-browser test-installs test-services test-ray test-stores test-adapters test-agents \
+	$(AGENTS:%=test-agents-%) test-sglang \
 	test-sglang-full test-gpu faults soak engines check bench venv clean
 
 demo: $(VENV)/.demo
@@ -84,7 +87,12 @@ test-ray: $(VENV)/.tools
 	$(BIN)/python -m pytest tests/ray $(ARGS)
 
 test-stores: $(VENV)/stores/.made
-	$(VENV)/stores/bin/python -m pytest tests/stores $(ARGS)
+	$(VENV)/stores/bin/python -m pytest tests/stores $(ADAPTERS_OF_STORES) $(ARGS)
+
+# The others need torch, which the environment takes from the engine.
+test-adapters: $(VENV)/adapters/.made
+	$(VENV)/adapters/bin/python -m pytest \
+		$(filter-out $(ADAPTERS_OF_STORES),$(wildcard tests/adapters/test_*.py)) $(ARGS)
 
 test-agents: $(AGENTS:%=test-agents-%)
 
@@ -170,6 +178,12 @@ endef
 
 $(VENV)/stores/.made: tests/stores/requirements.txt $(VENV)/.made $(MANIFESTS)
 	$(own_environment)
+
+$(VENV)/adapters/.made: tests/adapters/requirements.txt tests/adapters/make_environment.py \
+		$(VENV)/.made $(MANIFESTS) | engines
+	@echo "Installing what $< lists into $(@D) (a minute or two the first time)"
+	@$(BIN)/python tests/adapters/make_environment.py $(@D)
+	@touch $@
 
 $(VENV)/agents/%/.made: tests/agents/%.txt $(VENV)/.made $(MANIFESTS)
 	$(own_environment)

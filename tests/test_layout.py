@@ -75,6 +75,7 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "prometheus": _JOINED | {"verified_manager"},
     "fidelity": _BASE | {"installs", "serving"},
     "stores": {"embedder", "env", "errors", "index_identity", "system"},
+    "adapters": {"client", "embedder", "errors", "model_card", "prompts", "reranker"},
     "bulk": {"errors", "system"},
     "ray": _BASE | {"engines", "client", "verified_manager", "embedder", "bulk"},
     "doctor": _JOINED | {"verified_manager", "modelscope_weights"},
@@ -84,7 +85,8 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     | {"verified_manager", "benchmark", "embedder", "fidelity", "doctor", "bulk", "ray", "stores"}
     | {"folder_search", "hub_weights", "modelscope_weights"},
     "__main__": {"cli"},
-    "": _JOINED | {"verified_manager", "embedder", "prometheus", "reranker", "stores"},
+    "": _JOINED
+    | {"verified_manager", "model_user", "embedder", "prometheus", "reranker", "stores"},
 }
 
 

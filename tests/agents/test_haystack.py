@@ -68,7 +68,7 @@ def test_a_pipeline_of_the_recipe_finds_the_document(recipe: Recipe) -> None:
 
 def test_a_pipeline_read_from_yaml_finds_it_too(recipe: Recipe) -> None:
     pipeline = _pipeline(recipe("Haystack"))
-    again = type(pipeline).loads(pipeline.dumps(), allowed_modules=["recipe"])
+    again = type(pipeline).loads(pipeline.dumps(), allowed_modules=["emberd.adapters.haystack"])
     assert _found(again) == BREAD
 
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from emberd.client.vectors import ato_lists, to_lists
     from emberd.embedder import Embedder
     from emberd.manager import Progress, Server, ServerStatus
+    from emberd.model_user import ModelInfo
     from emberd.prometheus import PrometheusCollector
     from emberd.reranker import RankedDocument, Reranker
     from emberd.stores.guard import guarded
@@ -71,6 +72,7 @@ __all__ = [
     "LockTimeoutError",
     "Manager",
     "MissingKeyError",
+    "ModelInfo",
     "NoEngineError",
     "PoisonTextError",
     "Progress",
@@ -108,6 +110,7 @@ __all__ = [
 _LATE: Final = {
     "Embedder": "emberd.embedder",
     "Manager": "emberd.verified_manager",
+    "ModelInfo": "emberd.model_user",
     "Progress": "emberd.manager",
     "PrometheusCollector": "emberd.prometheus",
     "RankedDocument": "emberd.reranker",

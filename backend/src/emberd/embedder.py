@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, closing, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 
 from emberd import env, index_identity
 from emberd.client.inputs import as_list
 from emberd.endpoint import Secret
 from emberd.errors import SettingError, TextError
-from emberd.model_user import FIELDS, ModelUser, common_url
+from emberd.model_user import FIELDS, ModelInfo, ModelUser, common_url
 from emberd.prompts import Role
 from emberd.settings import UNSET, Settings, Unset
 from emberd.system import fork
@@ -225,6 +226,50 @@ class Embedder(ModelUser):
     ) -> AsyncGenerator[Floats | TextError]:
         """Like ``iter_queries``, on the running event loop; ``texts`` may be asynchronous."""
         return self._aiterate(texts, "query", set_aside=set_aside)
+
+    @property
+    def dimensions(self) -> int:
+        """Length of the vectors; nothing is embedded and no server is started to learn it.
+
+        It is known from the setting, the catalog or the model's files. These are fetched from the
+        hub if they are not on this machine. Otherwise, the server that was used last shows it. If
+        there is none yet and a ``base_url`` or a client is given, that server is verified as at the
+        first use; on an event loop, await ``aensure()`` first.
+
+        Raises:
+            SettingError: Only a server that is not running yet can show it.
+            EmberdError: The given server cannot be used, or as ``query_template``.
+        """
+        known = self.model_info.dimensions
+        if known is not None:
+            return known
+        if self._settings.base_url is None:
+            raise SettingError(
+                f"The length of the vectors of {self._settings.model} is known when its server "
+                f"runs: no file on this machine shows it. Call ensure() first, which finds or "
+                f"starts the server, or give dimensions=."
+            )
+        return self.endpoint().dimensions
+
+    @property
+    def model_info(self) -> ModelInfo:
+        """What is known of the model and its vectors without asking a server.
+
+        The files that describe the model are fetched from the hub if they are not on this machine;
+        raises as ``query_template``.
+        """
+        self._prepare()
+        settings, endpoint = self._settings, self._handle.endpoint
+        native = settings.known.dimensions
+        if native is None and endpoint is not None:
+            native = endpoint.dimensions
+        return replace(
+            super().model_info,
+            dimensions=settings.dimensions or native,
+            native_dimensions=native,
+            query_template=settings.query_template,
+            document_template=settings.document_template,
+        )
 
     @property
     def cache(self) -> Cache | None:

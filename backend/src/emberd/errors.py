@@ -37,7 +37,9 @@ because they cross process pools.
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import re
+from typing import Any, Self
 
 
 class EmberdError(Exception):
@@ -172,6 +174,18 @@ class TextError(RequestError, ValueError):
     def __init__(self, message: str, *, index: int) -> None:
         super().__init__(message)
         self.index = index
+
+    def at(self, index: int) -> Self:
+        """Return this error for another place, if the caller's list was embedded in parts.
+
+        Args:
+            index: The place of the text in the whole list.
+        """
+        moved = copy.copy(self)
+        named = re.compile(rf"\b(text|document) {self.index}\b", re.IGNORECASE)
+        moved.args = (named.sub(rf"\g<1> {index}", str(self), count=1),)
+        moved.index = index
+        return moved
 
 
 class TextTooLongError(TextError):

@@ -368,6 +368,18 @@ def read_prompts(folder: Path) -> Prompts | None:
     )
 
 
+def read_saved_settings(name: str, revision: str | None) -> dict[str, Any]:
+    """Return what sentence-transformers saved with a model: prompts of all names, and defaults.
+
+    Returns:
+        The contents of the file, unchecked; empty if it is not on this machine.
+    """
+    if is_folder(name):
+        return read_json(Path(name) / PROMPTS_FILE)
+    folder = None if is_path(name) else _complete(name, revision) or hub_snapshot(name, revision)
+    return read_json(folder / PROMPTS_FILE) if folder is not None else {}
+
+
 def unused_prompts(folder: Path) -> list[str]:
     """Return a sentence for each prompt of the folder that applies to neither role."""
     prompts = read_prompts(folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from emberd import env
@@ -19,6 +19,35 @@ if TYPE_CHECKING:
     from emberd.verified_manager import Manager
 
 FIELDS: Final = fields(Settings)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What is known of a model, and of what an object of it returns, without asking a server.
+
+    Attributes:
+        model: Name on the hub, or a folder.
+        task: ``"embed"`` or ``"rerank"``.
+        revision: Commit, branch or tag on the hub; None for the default.
+        quantization: Quantisation of the weights; None for none.
+        dimensions: Length of the vectors that the object returns. None for a reranker, and as long
+            as only a server would show it.
+        native_dimensions: Length of the model's vectors before they are cut; None likewise.
+        context_tokens: Longest text, in tokens: that of the server that was used last, else that of
+            the model; None if not known.
+        query_template: What queries are sent in, with ``{text}``; None for a reranker.
+        document_template: The same for documents.
+    """
+
+    model: str
+    task: str
+    revision: str | None = None
+    quantization: str | None = None
+    dimensions: int | None = None
+    native_dimensions: int | None = None
+    context_tokens: int | None = None
+    query_template: str | None = None
+    document_template: str | None = None
 
 
 class ModelUser:
@@ -86,6 +115,19 @@ class ModelUser:
         """Close the connections of the asynchronous methods; the next use opens them again."""
         if self._async is not None:
             await self._async.close()
+
+    @property
+    def model_info(self) -> ModelInfo:
+        """What is known of the model without asking a server; see ``emberd.ModelInfo``."""
+        settings, endpoint = self._settings, self._handle.endpoint
+        limit = endpoint.context_tokens if endpoint is not None else None
+        return ModelInfo(
+            model=settings.model,
+            task=settings.task,
+            revision=settings.revision,
+            quantization=settings.quantization,
+            context_tokens=limit or settings.known.context_tokens,
+        )
 
     @property
     def settings(self) -> Settings:

@@ -109,6 +109,12 @@ class ServerHandle(ForkAware):
 
         await self.run("load", load)
 
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """The server that was used last; None before the first use. Nothing is asked or started."""
+        server = self._server or self._before
+        return server.endpoint if server is not None else None
+
     def reconnect(self, endpoint: Endpoint) -> Endpoint:
         """Return a server in place of ``endpoint``, which was lost during a job.
 

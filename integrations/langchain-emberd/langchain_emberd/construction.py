@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
-from emberd import Embedder, Endpoint, Reranker, SettingError, Settings
+from emberd import Embedder, Endpoint, ModelInfo, Reranker, SettingError, Settings
 
 DEFAULT: Final = Settings()  # does not read the environment
 
@@ -146,6 +146,12 @@ class SettingsModel(BaseModel):
         """
         endpoint: Endpoint = self._wrapped.endpoint()
         return endpoint
+
+    @property
+    def model_info(self) -> ModelInfo:
+        """What is known of the model without asking a server; see ``emberd.ModelInfo``."""
+        info: ModelInfo = self._wrapped.model_info
+        return info
 
     @classmethod
     def _check_names(cls, data: Mapping[str, Any]) -> None:

@@ -224,6 +224,7 @@ class Job:
             self._offset,
             self._noun,
             head_bytes=head_bytes,
+            given=self._texts,
         )
 
     def result(self) -> Steps[Embedded]:
@@ -464,7 +465,7 @@ class Job:
 
     def _skip_refused(self, index: int, error: RejectedError) -> None:
         place = self._offset + index
-        named = f"{self._noun.capitalize()} {place}"
+        named = f"{self._noun.capitalize()} {place} ({excerpt(self._texts[index])})"
         self._skip(index, TextError(f"{named} was refused: {error}", index=place))
 
     def _skip_too_large(self, index: int) -> None:
@@ -472,8 +473,9 @@ class Job:
         self._skip(
             index,
             TextTooLongError(
-                f"{self._noun.capitalize()} {place} has {size} characters, and the server refused "
-                f"a request with nothing else as too large (status 413). Split it.",
+                f"{self._noun.capitalize()} {place} ({excerpt(self._texts[index])}) has {size} "
+                f"characters, and the server refused a request with nothing else as too large "
+                f"(status 413). Split it.",
                 index=place,
                 tokens=None,
                 limit=None,

@@ -111,6 +111,7 @@ class Lengths:
         offset: How many texts of the caller precede these.
         noun: What the caller calls a text, for errors.
         head_bytes: For a reranker: most bytes of UTF-8 of what comes before each document.
+        given: The texts as the caller gave them, for errors.
         to_count: The texts that are to be counted next.
         shortened: The texts that were cut.
     """
@@ -122,6 +123,7 @@ class Lengths:
     offset: int
     noun: str = NOUN[EMBED]
     head_bytes: int = 0
+    given: Sequence[object] = ()
     to_count: deque[TokenCount] = field(default_factory=deque)
     shortened: set[int] = field(default_factory=set)
     _asked: set[tuple[int, int]] = field(default_factory=set)  # texts, and limits counted for
@@ -283,7 +285,7 @@ class Lengths:
     def _may_be_cut(self, index: int, endpoint: Endpoint) -> TextTooLongError:
         place, limit = self.offset + index, self._limit(endpoint) or 0
         return TextTooLongError(
-            f"{self._named(place)} may have more than {limit} tokens: it has "
+            f"{self._named(place)}{self._shown(index)} may have more than {limit} tokens: it has "
             f"{self.prepared.sizes[index]} bytes, and {endpoint.url}{PATH}, which would count "
             f"them, is missing or closed. This server may cut a text that is too long and return "
             f"the vector of the rest. Split the text into parts of at most {limit - ADDED_TOKENS} "
@@ -349,7 +351,7 @@ class Lengths:
         else:
             advice = "Split it, or set truncate=True to cut it."
         return TextTooLongError(
-            f"{self._named(place)} {length}{allowed}. {advice}",
+            f"{self._named(place)}{self._shown(index)} {length}{allowed}. {advice}",
             index=place,
             tokens=tokens,
             limit=limit,
@@ -358,6 +360,9 @@ class Lengths:
     def _has_long_query(self, index: int) -> bool:
         """Return whether most of a prompt is not its document."""
         return 2 * self.head_bytes > self.prepared.sizes[index]
+
+    def _shown(self, index: int) -> str:
+        return f" ({excerpt(self.given[index])})" if self.given else ""
 
     def _named(self, place: int) -> str:
         return f"{self.noun.capitalize()} {place}"
@@ -407,7 +412,8 @@ class Lengths:
             return
         if end is None:
             raise TextTooLongError(
-                f"{self._named(place)} has {len(ids)} tokens, {limit} are allowed, and emberd "
+                f"{self._named(place)}{self._shown(index)} has {len(ids)} tokens, {limit} are "
+                f"allowed, and emberd "
                 f"cannot cut it: the end-of-text token of {self.model.name} is not known. Split "
                 f"the text.",
                 index=place,

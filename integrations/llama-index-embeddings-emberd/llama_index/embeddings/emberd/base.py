@@ -23,6 +23,7 @@ from pydantic import computed_field
 from emberd import (
     Embedder,
     Endpoint,
+    ModelInfo,
     SettingError,
     Settings,
     ato_lists,
@@ -39,7 +40,13 @@ from llama_index.embeddings.emberd.construction import (
     secret,
     shown,
 )
-from llama_index.embeddings.emberd.events import embedding_events, slices
+from llama_index.embeddings.emberd.events import (
+    embedding_events,
+    part,
+    slices,
+    whole,
+    without_span,
+)
 
 _DEFAULT: Final = Settings()  # does not read the environment
 # The maximum of BaseEmbedding. It embeds one slice after another, so a slice must contain enough
@@ -271,6 +278,14 @@ class EmberdEmbedding(BaseEmbedding):
         """
         return self._embedder.endpoint()
 
+    @property
+    def model_info(self) -> ModelInfo:
+        """What is known of the model without asking a server; see ``emberd.ModelInfo``.
+
+        Its ``dimensions`` are the length of the vectors, also where the field of this name is None.
+        """
+        return self._embedder.model_info
+
     @computed_field(repr=False)  # type: ignore[prop-decorator]
     @property
     def identity(self) -> str:
@@ -292,12 +307,12 @@ class EmberdEmbedding(BaseEmbedding):
     def get_query_embedding(self, query: str) -> list[float]:
         """Return the vector of a query, of norm one; ``embeddings_cache`` has it as a query."""
         with queries():
-            return super().get_query_embedding(query)
+            return without_span(super().get_query_embedding)(query)
 
     async def aget_query_embedding(self, query: str) -> list[float]:
         """Like ``get_query_embedding``, on the running event loop."""
         with queries():
-            return await super().aget_query_embedding(query)
+            return await without_span(super().aget_query_embedding)(query)
 
     def get_agg_embedding_from_queries(
         self, queries: list[str], agg_fn: Callable[..., list[float]] | None = None
@@ -326,12 +341,12 @@ class EmberdEmbedding(BaseEmbedding):
     def get_text_embedding(self, text: str) -> list[float]:
         """Return the vector of a text, of norm one; ``embeddings_cache`` has it as a document."""
         with documents():
-            return super().get_text_embedding(text)
+            return without_span(super().get_text_embedding)(text)
 
     async def aget_text_embedding(self, text: str) -> list[float]:
         """Like ``get_text_embedding``, on the running event loop."""
         with documents():
-            return await super().aget_text_embedding(text)
+            return await without_span(super().aget_text_embedding)(text)
 
     def get_text_embedding_batch(
         self, texts: list[str], show_progress: bool = False, **kwargs: Any
@@ -347,17 +362,18 @@ class EmberdEmbedding(BaseEmbedding):
             emberd.EmberdError: The embedding failed; the text says why and what to do.
         """
         check_texts(texts)
-        with documents():
+        with documents(), whole(texts):
             if self.embeddings_cache is not None or not hasattr(self, "to_payload"):
-                return super().get_text_embedding_batch(texts, show_progress, **kwargs)
+                bare = without_span(super().get_text_embedding_batch)
+                return bare(texts, show_progress, **kwargs)
             # As there, except that events are not checked number by number.
             vectors: list[list[float]] = []
             shown = get_tqdm_iterable(texts, show_progress, "Generating embeddings")
-            for part in slices(shown, self.embed_batch_size):
-                with embedding_events(self, part) as on_vectors:
+            for texts_of_slice in slices(shown, self.embed_batch_size):
+                with embedding_events(self, texts_of_slice) as on_vectors:
                     if self.rate_limiter is not None:
                         self.rate_limiter.acquire()
-                    vectors += on_vectors(self._get_text_embeddings(part))
+                    vectors += on_vectors(self._get_text_embeddings(texts_of_slice))
             return vectors
 
     async def aget_text_embedding_batch(
@@ -365,14 +381,15 @@ class EmberdEmbedding(BaseEmbedding):
     ) -> list[list[float]]:
         """Like ``get_text_embedding_batch``, on the running event loop."""
         check_texts(texts)
-        with documents():
+        with documents(), whole(texts):
             if self.embeddings_cache is not None or not hasattr(self, "to_payload"):
-                return await super().aget_text_embedding_batch(texts, show_progress, **kwargs)
+                bare = without_span(super().aget_text_embedding_batch)
+                return await bare(texts, show_progress, **kwargs)
             # As there, except that events are not checked number by number.
-            parts = list(slices(texts, self.embed_batch_size))
+            found_slices = list(slices(texts, self.embed_batch_size))
             workers = self.num_workers or 0
-            turns = asyncio.Semaphore(workers if workers > 1 else max(1, len(parts)))
-            jobs = [self._aget_slice(part, turns) for part in parts]
+            turns = asyncio.Semaphore(workers if workers > 1 else max(1, len(found_slices)))
+            jobs = [self._aget_slice(each, turns) for each in found_slices]
             gather: Callable[..., Any] = asyncio.gather
             if show_progress:
                 from tqdm.asyncio import tqdm_asyncio  # type: ignore[import-untyped]
@@ -403,7 +420,9 @@ class EmberdEmbedding(BaseEmbedding):
         return (await self._aget_text_embeddings([text]))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return to_lists(self._embedder.embed_documents(texts))
+        with part(texts):
+            return to_lists(self._embedder.embed_documents(texts))
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return await ato_lists(await self._embedder.aembed_documents(texts))
+        with part(texts):
+            return await ato_lists(await self._embedder.aembed_documents(texts))

@@ -6,10 +6,10 @@ event, which takes a quarter of the time of a call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
@@ -19,9 +19,19 @@ from llama_index.core.instrumentation.events.embedding import (
     EmbeddingStartEvent,
 )
 
+from emberd import TextError
+
 _dispatcher = get_dispatcher(__name__)
+_CULPRIT: Final = "_llama_index_text"
 
 Vectors = list[list[float]]
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+def without_span(method: C) -> C:
+    """Return a method of the base class without its span, which the override has already."""
+    bare: C = getattr(method, "__wrapped__", method)
+    return bare
 
 
 def slices(texts: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -55,3 +65,26 @@ def embedding_events(
         yield on_vectors
     for vectors in made:
         _dispatcher.event(EmbeddingEndEvent.model_construct(chunks=texts, embeddings=vectors))
+
+
+@contextmanager
+def part(texts: Sequence[str]) -> Iterator[None]:
+    """Note the text of an error in this block, which embeds a part of what ``whole`` has."""
+    try:
+        yield
+    except TextError as error:
+        setattr(error, _CULPRIT, texts[error.index])
+        raise
+
+
+@contextmanager
+def whole(texts: Sequence[str]) -> Iterator[None]:
+    """Give errors in this block the place of their text in ``texts``, the list of the caller."""
+    try:
+        yield
+    except TextError as error:
+        if not hasattr(error, _CULPRIT) or not isinstance(texts, Sequence):
+            raise
+        culprit = getattr(error, _CULPRIT)
+        place = next((i for i, text in enumerate(texts) if text is culprit), error.index)
+        raise error.at(place) from None

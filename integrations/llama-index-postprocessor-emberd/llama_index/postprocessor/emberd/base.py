@@ -20,7 +20,15 @@ from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRan
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
-from emberd import DEFAULT_RERANKER, Endpoint, RankedDocument, Reranker, SettingError, Settings
+from emberd import (
+    DEFAULT_RERANKER,
+    Endpoint,
+    ModelInfo,
+    RankedDocument,
+    Reranker,
+    SettingError,
+    Settings,
+)
 from llama_index.postprocessor.emberd.construction import (
     RERANKER,
     SETTINGS,
@@ -224,6 +232,11 @@ class EmberdRerank(BaseNodePostprocessor):
     def endpoint(self) -> Endpoint:
         """Return the server in use; find or start it now if there is none yet."""
         return self._reranker.endpoint()
+
+    @property
+    def model_info(self) -> ModelInfo:
+        """What is known of the model without asking a server; see ``emberd.ModelInfo``."""
+        return self._reranker.model_info
 
     def _postprocess_nodes(self, nodes: Nodes, query_bundle: QueryBundle | None = None) -> Nodes:
         query = _query_of(query_bundle)
