@@ -22,6 +22,13 @@ TIMEOUT_S = 100.0
 _LISTENING = re.compile(r"listening on http://(\S+)/v1")
 
 
+def own_client(path: Path, **options: Any) -> httpx.Client:
+    """Return a client of a Unix socket."""
+    # Without certificates, whose loading takes longer than the requests.
+    transport = httpx.HTTPTransport(uds=str(path), verify=False)
+    return httpx.Client(transport=transport, base_url="http://localhost", timeout=100, **options)
+
+
 @dataclass(frozen=True)
 class Running:
     """A running gateway.
@@ -42,11 +49,7 @@ class Running:
 
     def client(self, **options: Any) -> httpx.Client:
         """Return a client of the Unix socket."""
-        # Without certificates, whose loading takes longer than the requests.
-        transport = httpx.HTTPTransport(uds=str(self.socket), verify=False)
-        return httpx.Client(
-            transport=transport, base_url="http://localhost", timeout=100, **options
-        )
+        return own_client(self.socket, **options)
 
     def tcp(self, key: str | None = "", **options: Any) -> httpx.Client:
         """Return a client of the TCP socket, with the right key unless another is given."""

@@ -99,7 +99,7 @@ def test_up_as_json_is_the_server_without_its_key(emberd: Command) -> None:
 
 def test_status_as_json_is_a_list_of_servers(emberd: Command) -> None:
     nothing = emberd("status", "--json")
-    assert (nothing.code, nothing.json) == (3, {"servers": []})
+    assert (nothing.code, nothing.json) == (3, {"servers": [], "gateway": None})
     start_id = emberd("up", *stub(), "--json").json["start_id"]
     (server,) = emberd("status", "--json").json["servers"]
     assert (server["state"], server["start_id"], server["spec"]["model"]) == (

@@ -23,6 +23,7 @@ import pytest
 import waiting
 from command import Command
 from emberd.serving import asgi_process
+from emberd.system import listening_sockets
 from fake_server import QWEN, FakeServer
 from gateways import Running, serving
 
@@ -120,7 +121,7 @@ async def test_a_connection_that_was_just_accepted_is_kept(turns: int) -> None:
             assert isinstance(transport, asyncio.Transport)
             made.append(transport)
 
-    listener = asgi_process.listen("127.0.0.1", 0)
+    listener = listening_sockets.listen("127.0.0.1", 0)
     with listener.dup() as of_systemd, socket.socket() as client:
         server = await asyncio.get_running_loop().create_server(Kept, sock=listener)
         client.connect(of_systemd.getsockname())

@@ -17,19 +17,19 @@ import waiting
 from emberd import probe
 from emberd.manager import ports
 from emberd.serving import __main__ as process
-from emberd.serving import asgi_process
+from emberd.system import listening_sockets
 from served import Served
 
 SERVE = [sys.executable, "-m", "emberd.serving", "--encoder", "demo"]
 
 
 def _on_a_port() -> socket.socket | None:
-    return asgi_process.listen("127.0.0.1", 0)
+    return listening_sockets.listen("127.0.0.1", 0)
 
 
 def _inherited() -> socket.socket | None:
     with ports.listen(None) as opened:
-        return asgi_process.inherit(os.dup(opened.fileno()))
+        return listening_sockets.inherit(os.dup(opened.fileno()))
 
 
 @pytest.mark.parametrize("listen", [_on_a_port, _inherited])

@@ -5,24 +5,24 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
+from typing import Annotated, BinaryIO, Final
 
 import typer
 
-from emberd.cli import options, output
+from emberd.cli import options, output, serve_background
 from emberd.cli.output import ExitCode
+from emberd.cli.serve_background import GATEWAY
 from emberd.cli.status import RUNNING
 from emberd.cli.stop import Model
 from emberd.errors import StateFolderError
+from emberd.gateway.background_gateway import BackgroundGateway, GatewayStatus
+from emberd.manager import ServerStatus
 from emberd.manager.process_tree import REMOVED
 from emberd.system import ownership
 from emberd.verified_manager import Manager
-
-if TYPE_CHECKING:
-    from emberd.manager import ServerStatus
 
 _LINES: Final = 50
 _BLOCK_BYTES: Final = 64 * 1024
@@ -43,12 +43,18 @@ def logs(
     follow: Follow = False,
     path: Place = False,
 ) -> None:
-    """Show the last lines of a server's log.
+    """Show the last lines of a server's log, or of that of the gateway.
+
+    MODEL is a model, or "gateway" for `emberd serve --background`.
 
     If there are several logs, shows that of the running server, or of the newest one running.
     Logs of failed starts are kept. The exit code is 3 if there is no log.
     """
-    own = _choose(options.resolve_model(name, model))
+    own: ServerStatus | GatewayStatus
+    if name == GATEWAY and model is None:
+        own = serve_background.logged()
+    else:
+        own = _choose(options.resolve_model(name, model))
     log = Path(own.log_path)
     if path:
         output.write_line(str(log))
@@ -60,11 +66,19 @@ def logs(
         runs = follow
         while runs:
             # Before reading, so that the last output is read after the server has stopped.
-            now = next((s for s in Manager().status() if s.start_id == own.start_id), None)
-            runs = now is not None and now.state in RUNNING
+            runs = _is_running(own)
             _write(follower.read())
             if runs:
                 time.sleep(_POLL_S)
+
+
+def _is_running(own: ServerStatus | GatewayStatus) -> bool:
+    """Return whether what a log is of still runs."""
+    gateways = [BackgroundGateway().status()]
+    seen: Iterable[ServerStatus | GatewayStatus | None]
+    seen = Manager().status() if isinstance(own, ServerStatus) else gateways
+    now = next((each for each in seen if each and each.start_id == own.start_id), None)
+    return now is not None and now.state in RUNNING
 
 
 def _choose(model: str | None) -> ServerStatus:

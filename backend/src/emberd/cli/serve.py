@@ -1,4 +1,4 @@
-"""``emberd serve``: the gateway, in the foreground."""
+"""``emberd serve``: the gateway, in the foreground or in the background."""
 
 from __future__ import annotations
 
@@ -70,9 +70,34 @@ Cache = Annotated[
     str | None,
     typer.Option("--cache", metavar="URL", help="Cache of vectors: sqlite, or a URL."),
 ]
+Preload = Annotated[
+    bool,
+    typer.Option(
+        "--preload",
+        help="Start the servers of all models now; /ready answers 503 until they are ready.",
+    ),
+]
+Background = Annotated[
+    bool,
+    typer.Option(
+        "--background",
+        "-b",
+        help="Keep one gateway running in the background, and return when it is ready.",
+    ),
+]
+Replace = Annotated[
+    bool,
+    typer.Option(
+        "--replace",
+        help="With --background: replace a gateway that runs there, without a lost request.",
+    ),
+]
 Yes = Annotated[
     bool, typer.Option("--yes", "-y", help="Download missing engines and weights without asking.")
 ]
+# Passed by the supervisor of a gateway in the background.
+Descriptors = Annotated[list[int] | None, typer.Option("--descriptor", hidden=True)]
+ReadyDescriptor = Annotated[int | None, typer.Option("--ready-descriptor", hidden=True)]
 
 
 def serve(
@@ -87,12 +112,22 @@ def serve(
     cache: Cache = None,
     idle_timeout: options.IdleTimeout = None,
     start_timeout: options.StartTimeout = None,
+    preload: Preload = False,
+    background: Background = False,
+    replace: Replace = False,
     yes: Yes = False,
+    as_json: options.AsJson = False,
+    descriptors: Descriptors = None,
+    ready_descriptor: ReadyDescriptor = None,
 ) -> None:
     """Serve models at one stable address, with the API of OpenAI.
 
-    Runs in the foreground until SIGTERM or Ctrl-C. The first request for a model finds or starts
-    its server, which stops when it is idle; the gateway stays.
+    Runs in the foreground until SIGTERM or Ctrl-C. With --background, one gateway for this
+    EMBERD_HOME is started, unless it runs already, and it is replaced if it ends:
+    `emberd status` shows it, `emberd logs gateway` shows its log, `emberd stop gateway` ends it.
+
+    The first request for a model finds or starts its server, which stops when it is idle; the
+    gateway stays.
 
     Clients name a model as qwen3-embedding-4b for documents and qwen3-embedding-4b:query for
     queries. @768 cuts the vectors, ?task=code chooses a task. Rerankers answer at /v1/rerank.
@@ -102,8 +137,14 @@ def serve(
 
     Listens on a Unix socket for this user and on TCP for clients with the key.
     """
+    if (replace or as_json) and not background:
+        raise SettingError(
+            f"--{'replace' if replace else 'json'} is for --background. Add --background, or omit "
+            f"it."
+        )
     key = env.text(env.SERVE_KEY)
-    os.environ.pop(env.SERVE_KEY, None)  # child processes do not need it
+    if not background:
+        os.environ.pop(env.SERVE_KEY, None)  # child processes do not need it
     given = {"cache": cache, "idle_timeout": idle_timeout, "start_timeout": start_timeout}
     users = [
         _user(name, task, {field: value for field, value in given.items() if value is not None})
@@ -121,20 +162,38 @@ def serve(
     for user in users:
         with options.errors_for(user.settings.task):
             _download(user.settings, assume_yes=yes)
-    run(
-        users,
-        GatewayOptions(
-            Addresses(
-                Path(env.home_folder()) / _FOLDER,
-                host,
-                None if no_tcp else port,
-                None if socket is None else socket.absolute(),
-                not no_socket,
-            ),
-            key,
-            key_file,
-            tuple(allow_host or ()),
-        ),
+    places = Addresses(
+        Path(env.home_folder()) / _FOLDER,
+        host,
+        None if no_tcp else port,
+        None if socket is None else socket.absolute(),
+        not no_socket,
+        tuple(descriptors or ()),
+    )
+    if not background:
+        hosts = tuple(allow_host or ())
+        run(users, GatewayOptions(places, key, key_file, hosts, preload, ready_descriptor))
+        return
+    from emberd.cli import serve_background  # late, to keep the other subcommands fast
+
+    words = {
+        "host": host if host != DEFAULT_HOST else None,
+        "port": port if port != DEFAULT_PORT else None,
+        "socket": places.socket,
+        "no_tcp": no_tcp,
+        "no_socket": no_socket,
+        "key_file": None if key_file is None else key_file.absolute(),
+        "allow_host": sorted(allow_host or ()),
+        "preload": preload,
+        **given,
+    }
+    serve_background.start(
+        options.resolve_models(models, None) if models else [],
+        words,
+        [user.settings for user in users],
+        places,
+        replaces=replace,
+        as_json=as_json,
     )
 
 

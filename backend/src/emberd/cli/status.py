@@ -9,7 +9,7 @@ import typer
 
 from emberd import probe
 from emberd.catalog import EMBED
-from emberd.cli import options, output
+from emberd.cli import options, output, serve_background
 from emberd.cli.output import ExitCode
 from emberd.errors import EmberdError, ServerMismatchError
 from emberd.manager import ServerStatus, State, discovery
@@ -34,19 +34,25 @@ All = Annotated[bool, typer.Option("--all", "-a", help="Include stopped servers.
 
 
 def status(show_all: All = False, as_json: options.AsJson = False) -> None:
-    """Show servers, their state and their URL.
+    """Show servers, their state and their URL, and the gateway in the background.
 
     Shows servers that emberd started and external servers that it uses. Failed starts are shown
     with their cause. A server whose record is lost is shown as unknown. The exit code is 3 if no
     server is running.
     """
     known = [_seen(own) for own in Manager().status()]
+    gateway = serve_background.shown(show_all=show_all)
     shown = [own for own in known if show_all or own.state is not State.ABSENT]
     if as_json:
-        output.write_json({"servers": [as_content(own) for own in shown]})
-    elif shown:
-        _print(shown)
-    if not any(own.state in RUNNING for own in known):
+        content = {"servers": [as_content(own) for own in shown]}
+        output.write_json({**content, "gateway": serve_background.as_content(gateway)})
+    else:
+        if shown:
+            _print(shown)
+        if gateway is not None:
+            serve_background.write(gateway)
+    is_reachable = gateway is not None and gateway.is_running
+    if not (is_reachable or any(own.state in RUNNING for own in known)):
         output.note("No server is running. Start one with `emberd up`.")
         raise typer.Exit(ExitCode.NOTHING_RUNNING)
 

@@ -12,15 +12,18 @@ import typer
 
 from emberd import model_files
 from emberd.catalog import EMBED, RERANK
-from emberd.cli import options, output
+from emberd.cli import options, output, serve_background
+from emberd.cli.serve_background import GATEWAY
 from emberd.cli.status import as_content
 from emberd.errors import SettingError
+from emberd.gateway.background_gateway import BackgroundGateway
 from emberd.manager import State, Timing
 from emberd.manager.lost_records import NO_MODEL
 from emberd.settings import QUANTIZATIONS, ServerSpec
 from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:
+    from emberd.gateway.background_gateway import GatewayStatus
     from emberd.manager import ServerStatus
 
 Model = Annotated[
@@ -43,27 +46,43 @@ def stop(
 ) -> None:
     """Stop servers and wait until they have stopped.
 
-    Stops all servers that emberd started, or those of one model, after their requests in flight.
+    Stops all servers that emberd started and the gateway of `emberd serve --background`, or only
+    the servers of one model, or only the gateway if MODEL is "gateway"; each after its requests in
+    flight. Servers that the gateway has started do not depend on it.
+
     An external server is only forgotten and continues to run. Jobs that use a stopped server get
     an error and do not restart it.
     """
-    model = options.resolve_model(name, model)
+    is_gateway = name == GATEWAY and model is None and revision is None
+    model = None if is_gateway else options.resolve_model(name, model)
     manager = Manager()
+    gateway: GatewayStatus | None = None
+    stopped: list[ServerStatus] = []
+    unnamed: list[ServerStatus] = []
     with output.ProgressLine() as line:
         if sys.stderr.isatty():
             line.show("stopping after the requests in flight")
-        stopped, unnamed = _stop(manager, model, revision)
+        # First: it would start servers again.
+        if is_gateway or (model is None and revision is None):
+            gateway = BackgroundGateway().stop()
+        if not is_gateway:
+            stopped, unnamed = _stop(manager, model, revision)
     for left in unnamed:
         output.note(
             f"note: the record of the server in the state folder {left.key} is lost, so its model "
             f"is unknown. `emberd stop` without a model stops it too."
         )
     if as_json:
-        output.write_json({"stopped": [as_content(was) for was in stopped]})
+        content = {"stopped": [as_content(was) for was in stopped]}
+        output.write_json({**content, "gateway": serve_background.as_content(gateway)})
         return
+    if gateway is not None:
+        output.write_line(f"Stopped the gateway (it was {gateway.state}).")
     for was in stopped:
         output.write_line(_line(was))
-    if not stopped:
+    if is_gateway and gateway is None:
+        output.write_line("No gateway is running in the background.")
+    elif not stopped and gateway is None:
         output.write_line(f"No server{f' of {model}' if model else ''} is running.")
 
 

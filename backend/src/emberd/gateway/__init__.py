@@ -11,6 +11,8 @@
     page            the page for browsers on this machine (page.html)
     api             the routes, the memory budget, the drain
     run             the process
+    background_gateway  a gateway in the background: start, replacement, status, stop
+    gateway_supervisor  its supervisor
 
 It embeds with ``Embedder`` and scores with ``Reranker``: servers, prompts, checks, cache and
 coalescing are theirs. The HTTP parts that emberd's own server has too are in ``serving``.

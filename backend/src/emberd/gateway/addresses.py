@@ -17,8 +17,7 @@ from emberd.endpoint import read_key
 from emberd.errors import SettingError, StateFolderError
 from emberd.gateway import DEFAULT_HOST, DEFAULT_PORT
 from emberd.probe import is_loopback
-from emberd.serving import asgi_process
-from emberd.system import atomic_file, file_lock, ownership
+from emberd.system import atomic_file, file_lock, listening_sockets, ownership
 
 SOCKET_NAME: Final = "emberd.sock"
 """The name of the Unix socket in the gateway's folder."""
@@ -35,7 +34,7 @@ _log = logging.getLogger("emberd.gateway")
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where to listen, unless systemd passes sockets.
+    """Where to listen, unless systemd or a supervisor passes sockets.
 
     Attributes:
         folder: The gateway's folder in the home; created if it is missing.
@@ -43,6 +42,7 @@ class Addresses:
         port: Its port, 0 for any free one; None for no TCP socket.
         socket: Path of the Unix socket; None for the one in ``folder``.
         has_socket: Whether there is a Unix socket.
+        descriptors: Descriptors of sockets that listen and that a supervisor passed.
     """
 
     folder: Path
@@ -50,6 +50,7 @@ class Addresses:
     port: int | None = DEFAULT_PORT
     socket: Path | None = None
     has_socket: bool = True
+    descriptors: tuple[int, ...] = ()
 
 
 class Listening(NamedTuple):
@@ -74,7 +75,8 @@ def listening(addresses: Addresses) -> Iterator[Listening]:
         StateFolderError: Others can write to the folder of the Unix socket.
     """
     with ExitStack() as stack, ExitStack() as path_in_use:
-        found = _activated()
+        found = [listening_sockets.inherit(each) for each in addresses.descriptors]
+        found = found or _activated()
         if not found:
             if addresses.has_socket:
                 path = addresses.socket or ownership.make_private(addresses.folder) / SOCKET_NAME
@@ -179,7 +181,7 @@ def _activated() -> list[socket.socket]:
         return []
     try:
         passed = range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(given[0]))
-        return [asgi_process.inherit(descriptor) for descriptor in passed]
+        return [listening_sockets.inherit(descriptor) for descriptor in passed]
     except OSError as error:
         raise SettingError(
             f"A descriptor that systemd passed is not a listening stream socket ({error}). Use "
@@ -189,7 +191,7 @@ def _activated() -> list[socket.socket]:
 
 def _tcp(host: str, port: int) -> socket.socket:
     try:
-        return asgi_process.listen(host, port)
+        return listening_sockets.listen(host, port)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SettingError(

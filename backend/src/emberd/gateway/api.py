@@ -111,20 +111,28 @@ class Gateway:
     Args:
         models: The models.
         connections: The connections of the process.
+        preloads: Whether the servers of all models are started before it is ready.
 
     Attributes:
         stop_listening: Called when the drain begins.
-        on_done: Called when it ends.
+        on_ready: Called when ``/ready`` says so.
+        on_done: Called when the drain ends, or a server cannot be started before it is ready.
+        failure: Why that server cannot be started.
     """
 
-    def __init__(self, models: ServedModels, connections: Connections) -> None:
+    def __init__(
+        self, models: ServedModels, connections: Connections, *, preloads: bool = False
+    ) -> None:
         self._models = models
         self._connections = connections
         self.metrics = GatewayMetrics(models.names)
         self.is_draining = False
+        self.is_ready = not preloads
+        self.failure: Exception | None = None
         self._in_flight = 0
         self._reserved = 0
         self.stop_listening: Callable[[], None] = lambda: None
+        self.on_ready: Callable[[], None] = lambda: None
         self.on_done: Callable[[], None] = lambda: None
         self.metrics.in_flight.set_function(lambda: self._in_flight)
         self.metrics.reserved.set_function(lambda: self._reserved)
@@ -202,8 +210,22 @@ class Gateway:
 
     @contextlib.asynccontextmanager
     async def _running(self, _: Starlette) -> AsyncIterator[None]:
+        preparing = asyncio.create_task(self._prepare())
         yield
+        preparing.cancel()
         await self._models.close()
+
+    async def _prepare(self) -> None:
+        """Start the servers that must run before it is ready."""
+        try:
+            if not self.is_ready:
+                await self._models.preload()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the process ends with it
+            self.failure = error
+            self.on_done()
+            return
+        self.is_ready = True
+        self.on_ready()
 
     def _handled(self, route: str, answer: _Answer) -> Callable[[Request], Awaitable[ASGIApp]]:
         """Return a handler that counts, and turns each error into a reply."""
@@ -289,8 +311,8 @@ class Gateway:
         return exchange.json_response(overview)
 
     async def _ready(self, _: Request) -> Response:
-        draining = self.is_draining
-        return Response(status_code=HTTPStatus.SERVICE_UNAVAILABLE if draining else HTTPStatus.OK)
+        is_ready = self.is_ready and not self.is_draining
+        return Response(status_code=HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def _metrics(self, _: Request) -> Response:
         content = await asyncio.to_thread(self.metrics.render)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +30,16 @@ class GatewayOptions:
         key: The key of its clients; None for one from a file.
         key_file: A file with a key in each line; None for one in the gateway's folder.
         hosts: Names that requests may have as ``Host``.
+        preloads: Whether the servers of all models are started before it is ready.
+        ready_descriptor: Where a byte is written once it is ready; None if no process waits.
     """
 
     addresses: Addresses
     key: str | None = None
     key_file: Path | None = None
     hosts: tuple[str, ...] = ()
+    preloads: bool = False
+    ready_descriptor: int | None = None
 
 
 def run(users: Sequence[Embedder | Reranker], options: GatewayOptions) -> None:
@@ -47,7 +52,10 @@ def run(users: Sequence[Embedder | Reranker], options: GatewayOptions) -> None:
     Raises:
         SettingError: An option cannot be used.
         StateFolderError: Others can write to a folder of the gateway.
+        EmberdError: A server that is to be started before it is ready cannot be started.
     """
+    if options.ready_descriptor is not None:
+        os.set_inheritable(options.ready_descriptor, False)
     telemetry.configure_logging()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs each request
     models = ServedModels(users)
@@ -55,14 +63,20 @@ def run(users: Sequence[Embedder | Reranker], options: GatewayOptions) -> None:
     keys, source = addresses.read_keys(folder, options.key, options.key_file)
     with addresses.listening(options.addresses) as listening:
         connections = Connections()
-        gateway = Gateway(models, connections)
+        gateway = Gateway(models, connections, preloads=options.preloads)
         server = DrainingServer(gateway.app(keys, options.hosts), gateway, connections)
 
         def stop_listening() -> None:
             listening.release()  # first: no client connects to a socket that is being closed
             server.stop_listening()
 
+        def say_ready() -> None:
+            if options.ready_descriptor is not None:
+                os.write(options.ready_descriptor, b"1")
+                os.close(options.ready_descriptor)
+
         gateway.stop_listening = stop_listening
+        gateway.on_ready = say_ready
         for listener in listening.sockets:
             _log.info("listening on %s", addresses.shown(listener))
             if (page := addresses.page(listener)) is not None:
@@ -70,3 +84,5 @@ def run(users: Sequence[Embedder | Reranker], options: GatewayOptions) -> None:
         _log.info("serving %s", ", ".join(user.settings.model for user in users))
         _log.info("clients over TCP need the key in %s", source)
         server.run(sockets=listening.sockets)
+        if gateway.failure is not None:
+            raise gateway.failure

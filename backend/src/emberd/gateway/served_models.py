@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from emberd.catalog import RERANK
 from emberd.client import usage
 from emberd.embedder import Embedder
-from emberd.errors import SettingError
+from emberd.errors import SettingError, StartTimeoutError
 from emberd.gateway import names
 from emberd.gateway.names import Asked
 from emberd.reranker import RankedDocument, Reranker
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 # Requests choose instructions and lengths, so what is kept for each choice is bounded.
 _MOST_VARIANTS: Final = 64
 _UNKNOWN_DIMENSIONS: Final = 4096
+
+_log = logging.getLogger("emberd.gateway")
 
 
 class ServedEmbedder:
@@ -230,6 +233,23 @@ class ServedModels:
             "dimensions": None if is_reranker else known.dimensions,
             "max_model_len": known.context_tokens,
         }
+
+    async def preload(self) -> None:
+        """Find or start the server of each model, one after another.
+
+        Raises:
+            EmberdError: One cannot be started.
+        """
+        for user in self._users:
+            _log.info("starting the server of %s", user.settings.model)
+            while True:
+                try:
+                    server = await user.aensure()
+                except StartTimeoutError as error:
+                    _log.warning("%s", error)  # it continues to start
+                else:
+                    break
+            _log.info("%s is served: %s", user.settings.model, server.reason)
 
     async def close(self) -> None:
         """Close all connections to servers."""

@@ -20,7 +20,7 @@ from typing import Final
 from emberd.catalog import EMBED, MODELS
 from emberd.errors import StartTimeoutError, StateFolderError
 from emberd.manager import locks, paths, state
-from emberd.manager.spawn import SUPERVISOR_MODULE
+from emberd.manager.spawn import GATEWAY_MODULE, SUPERVISOR_MODULE
 from emberd.manager.state import ServerSnapshot, ServerStatus, State, Timing, settled_snapshot
 from emberd.settings import QUANTIZATIONS, ServerSpec
 from emberd.system import processes
@@ -30,6 +30,7 @@ NO_MODEL: Final = "?"
 """Model name of a server whose model is unknown."""
 
 _ARGUMENTS: Final = 3  # folder, start_id, descriptor
+_COMMANDS: Final = [["-m", module] for module in (SUPERVISOR_MODULE, GATEWAY_MODULE)]
 
 
 def find_supervisors(folder: Path, pid: int | None = None) -> dict[ProcessIdentity, str]:
@@ -159,7 +160,7 @@ def _supervisor(pid: int, folder: Path) -> tuple[ProcessIdentity, str] | None:
             return None
         words = processes.command_line(pid)
         *start, _, start_id, descriptor = words if len(words) > _ARGUMENTS else [""] * _ARGUMENTS
-        if start[-2:] != ["-m", SUPERVISOR_MODULE] or not descriptor.isdigit():
+        if start[-2:] not in _COMMANDS or not descriptor.isdigit():
             return None
         holds = _has_open(pid, int(descriptor), locks.liveness_path(folder))
     except OSError:

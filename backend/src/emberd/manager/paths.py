@@ -4,6 +4,7 @@
 
     <home>/<machine>/servers/<key>/      the first server of an identity, and its start lock
     <home>/<machine>/servers/<key>-2/    a second one, for constraints that the first fails
+    <home>/<machine>/gateway/background/ the gateway in the background, and its start lock
     <home>/<pids>/claims/                locks on GPUs, which only one starting server may take
 
 ``<machine>`` names this boot of this machine, the container (pid namespace) and the network
@@ -62,6 +63,11 @@ class Home:
     def servers(self) -> Path:
         """The folder of all servers' folders."""
         return self.machine / "servers"
+
+    @property
+    def gateway(self) -> Path:
+        """The state folder of the gateway in the background."""
+        return self.machine / "gateway" / "background"
 
     @property
     def gpu_locks(self) -> Path:

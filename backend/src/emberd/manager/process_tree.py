@@ -120,6 +120,8 @@ class ServerProcess:
         scratch: str,
         *,
         inherited: Sequence[int] = (),
+        working_folder: str | None = None,
+        uses_scratch: bool = True,
     ) -> None:
         """Start ``command`` with its output appended to ``log``.
 
@@ -130,6 +132,8 @@ class ServerProcess:
             log: File for its standard output and error.
             scratch: Folder for its temporary files.
             inherited: Descriptors that the command keeps, under the same numbers.
+            working_folder: Where it runs; None for where this process does.
+            uses_scratch: Whether ``TMPDIR`` names ``scratch``.
         """
         self.exit_code: int | None = None
         # The other end closes with this process; see ``pdeathsig``.
@@ -147,7 +151,13 @@ class ServerProcess:
         popen = subprocess.Popen(  # noqa: S603 - the command is the engine's
             [*prefix, *command],
             # SPT_NOENV: processes that rename themselves keep a readable environment.
-            env={**environment, "TMPDIR": scratch, processes.MARK: mark, "SPT_NOENV": "1"},
+            env={
+                **environment,
+                **({"TMPDIR": scratch} if uses_scratch else {}),
+                processes.MARK: mark,
+                "SPT_NOENV": "1",
+            },
+            cwd=working_folder,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
@@ -244,6 +254,11 @@ class ServerProcess:
     def close(self) -> None:
         """Stop the orphan reaper, when the processes have ended and their files are removed."""
         self._reaper.stop()
+
+    def close_log(self) -> None:
+        """Close the log, of a process that has ended, in a supervisor that continues to run."""
+        os.close(self._log)
+        os.close(self._log_editor)
 
     def _left(self) -> list[int]:
         try:

@@ -10,9 +10,11 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from emberd.engines.base import phase_of
@@ -25,6 +27,8 @@ from emberd.system import atomic_file, log_rules, os_errors, ownership, process_
 from emberd.system.log_rules import READ_LOG, Diagnosis
 
 SUPERVISOR_MODULE: Final = "emberd.verified_manager"
+GATEWAY_MODULE: Final = "emberd.gateway"
+"""The module that the supervisor of the gateway runs."""
 
 _TAKEOVER_POLL_S: Final = 0.01
 _STANDARD_STREAMS: Final = 3
@@ -63,15 +67,8 @@ def start_supervisor(
     Raises:
         StartError: Another supervisor runs in that folder.
     """
-    descriptor = locks.take_liveness(folder)
-    if descriptor is None:
-        raise StartError(f"Another process started a server in {folder}", advice="Try again.")
-    try:
-        # A supervisor that was killed while it wrote its record may have left a part of it.
-        for unfinished in folder.glob(f".*{atomic_file.UNFINISHED}"):
-            paths.remove(unfinished)
-        start_id = processes.new_start_id()
-        log = paths.rotate_log(folder, start_id)
+
+    def make(start_id: str, log: Path) -> Record:
         idle.reset(folder, idle_timeout_s)
         before = state.read_last_record(folder)
         # Counted before the attempt: a supervisor that is killed writes nothing any more. Those
@@ -81,7 +78,7 @@ def start_supervisor(
             age_s = time.monotonic() - before.since_s
             if before.start_id == repeated or age_s <= before.timing.cool_down_s:
                 attempts += before.attempts
-        first = Record(
+        return Record(
             state=State.STARTING,
             start_id=start_id,
             spec=spec,
@@ -93,10 +90,45 @@ def start_supervisor(
             options=options,
             progress=state.PLANNING,
         )
+
+    return start(folder, timing, make, facts={"repeats": repeated, "lost": lost})
+
+
+def start(
+    folder: Path,
+    timing: Timing,
+    make: Callable[[str, Path], Record],
+    module: str | None = None,
+    facts: Mapping[str, object] = MappingProxyType({}),
+) -> str:
+    """Start a supervisor in ``folder``; see ``start_supervisor``.
+
+    Args:
+        folder: The state folder.
+        timing: The periods of the supervisor.
+        make: Makes the first record, from the start_id and the path of the log.
+        module: The module that the supervisor runs; None for that of a server.
+        facts: What the history says of the start besides its record.
+
+    Raises:
+        StartError: Another supervisor runs in that folder.
+    """
+    descriptor = locks.take_liveness(folder)
+    if descriptor is None:
+        raise StartError(f"Another process started a server in {folder}", advice="Try again.")
+    try:
+        # A supervisor that was killed while it wrote its record may have left a part of it.
+        for unfinished in folder.glob(f".*{atomic_file.UNFINISHED}"):
+            paths.remove(unfinished)
+        start_id = processes.new_start_id()
+        log = paths.rotate_log(folder, start_id)
+        first = make(start_id, log)
         state.write_record(folder, first)
-        facts = {"attempts": attempts, "repeats": repeated, "lost": lost}
-        history.note(folder, history.START, first, **facts, **history.by_this_process())
-        failure = run_supervisor(folder, start_id, descriptor, log, timing.takeover_s)
+        more = {"attempts": first.attempts, **facts, **history.by_this_process()}
+        history.note(folder, history.START, first, **more)
+        failure = run_supervisor(
+            folder, start_id, descriptor, log, timing.takeover_s, module=module
+        )
     finally:
         # The supervisor has the same open file; from here on it is the only holder.
         locks.release(descriptor)
@@ -113,7 +145,13 @@ def start_supervisor(
 
 
 def run_supervisor(
-    folder: Path, start_id: str, alive_fd: int, log: Path, timeout_s: float
+    folder: Path,
+    start_id: str,
+    alive_fd: int,
+    log: Path,
+    timeout_s: float,
+    *,
+    module: str | None = None,
 ) -> Diagnosis | None:
     """Run the supervisor of ``folder`` and hand the liveness lock over to it.
 
@@ -126,6 +164,7 @@ def run_supervisor(
         alive_fd: Descriptor that holds the liveness lock; it is inherited and never unlocked.
         log: The server's log, which also gets the supervisor's output.
         timeout_s: How long the first process may take.
+        module: See ``start``.
 
     Returns:
         Why it failed; None if it did not, or was killed.
@@ -138,10 +177,18 @@ def run_supervisor(
         )
     # Not one of the standard streams, even if the caller has closed those.
     inherited = _STANDARD_STREAMS + (alive_fd == _STANDARD_STREAMS)
-    command = [python, "-P", "-m", SUPERVISOR_MODULE, str(folder), start_id, str(inherited)]
+    command = [
+        python,
+        "-P",
+        "-m",
+        module or SUPERVISOR_MODULE,
+        str(folder),
+        start_id,
+        str(inherited),
+    ]
     # If another server started the caller, it has that server's mark; a supervisor must have none.
     environment = {k: v for k, v in process_env.for_server().items() if k != processes.MARK}
-    environment["PYTHONPATH"] = os.pathsep.join(_import_path())
+    environment["PYTHONPATH"] = os.pathsep.join(import_path())
     try:
         # Neither subprocess nor os: gevent and eventlet replace these. Their child would run the
         # at-fork handlers, which close the liveness lock, and their calls fail in some threads.
@@ -213,7 +260,7 @@ def _diagnose(log: Path, code: int | None = None) -> Diagnosis | None:
     return Diagnosis(f"The supervisor {how}; its last line: {log_rules.last_line(text)}", READ_LOG)
 
 
-def _import_path() -> list[str]:
+def import_path() -> list[str]:
     """Return the caller's ``sys.path`` for a supervisor, which must find emberd as the caller does.
 
     It must also find an engine that is named by its module, in a folder that only the caller knows.

@@ -26,6 +26,7 @@ from emberd.engines.base import DRAIN_S, phase_of
 from emberd.engines.gpu_usage import GpuMemory
 from emberd.errors import StartError, StartTimeoutError, StateFolderError
 from emberd.manager import idle, locks, paths
+from emberd.manager.gateway_facts import GatewayFacts
 from emberd.settings import ServerSpec, StartOptions
 from emberd.system import atomic_file, listeners, ownership
 from emberd.system.listeners import Listener
@@ -280,24 +281,22 @@ class ServerStatus:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The state of one server, as its supervisor publishes it.
+    """The state of one server or of the gateway, as its supervisor publishes it.
 
     Attributes:
         state: Where it is in its life cycle.
         start_id: Random id of this start.
-        spec: What was requested.
+        spec: What was requested; for the gateway a placeholder.
         timing: The periods that its supervisor uses.
         since_s: When this state began, on the monotonic clock of this boot, in seconds.
-        attempts: 1, and the number of starts in a row before this one that were killed before they
-            reached ``READY``.
+        attempts: 1, and how many starts in a row before this one were killed before ``READY``.
         supervisor: Its supervisor; None before that has taken over, and for external servers.
         engine: Name of the engine that serves.
         device: Where the model runs; None if not known.
         endpoint: Its address, once verified.
         progress: What it is doing while it starts.
         failure: Why it failed.
-        was_ready: Whether it failed after it had been ready; an earlier failure delays the next
-            start.
+        was_ready: Whether it failed after it was ready; an earlier failure delays the next start.
         reason: Why it is absent, or why an external server is used.
         stopped_by_user: The stop was requested; clients must not restart it when they reconnect.
         found: An external server: emberd never stops it, and it has no supervisor.
@@ -306,9 +305,9 @@ class Record:
         options: How it was to be started.
         notes: What its users should know.
         scratch: Folder of its temporary files; empty if it has none.
-        phases: Each completed phase of the start, in order, and how long it took in seconds. The
-            current one began when they ended.
+        phases: Each completed phase of the start, in order, with its seconds.
         gpu_memory: What was planned for it on its GPUs; None if that is not known, or not yet.
+        gateway: What the gateway is; None for a server.
     """
 
     state: State
@@ -334,6 +333,7 @@ class Record:
     scratch: str = ""
     phases: Mapping[str, float] = field(default_factory=dict, hash=False)
     gpu_memory: GpuMemory | None = None
+    gateway: GatewayFacts | None = None
     schema: int = field(default=SCHEMA)
 
     @property

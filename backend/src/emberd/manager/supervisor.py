@@ -5,28 +5,21 @@
     STARTING ──ready and verified──▶ READY ──idle, or asked to──▶ STOPPING ──▶ ABSENT
         └── died, silent ──▶ FAILED ◀── died, hung ──┘
 
-It is the server's parent and the only writer of its record. It holds the liveness lock for its
-whole life, so if that lock is free, the author of the record has ended. It must leave no process
-and no file of its server behind.
+What it shares with the supervisor of the gateway is in ``process_supervisor``.
 """
 
 from __future__ import annotations
 
-import os
 import secrets
-import select
-import signal
-import time
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
-from emberd import engines, env, model_files, probe, weight_files
+from emberd import engines, model_files, probe, weight_files
 from emberd.endpoint import Endpoint
-from emberd.engines.base import EnvironmentEngine, Launch, Plan, phase_of
+from emberd.engines.base import EnvironmentEngine, Launch, Plan
 from emberd.engines.gpu_usage import GpuServer
 from emberd.errors import EmberdError, LockTimeoutError, StartError
 from emberd.manager import (
@@ -36,15 +29,16 @@ from emberd.manager import (
     locks,
     paths,
     ports,
+    process_supervisor,
     process_tree,
     state,
 )
 from emberd.manager.health import HangMonitor, StartMonitor
 from emberd.manager.idle import IdleMonitor
+from emberd.manager.process_supervisor import ProcessSupervisor
 from emberd.manager.state import Record, State, Verify
-from emberd.manager.state_repair import FolderGone, StateFiles, report
 from emberd.settings import StartOptions
-from emberd.system import background, os_errors, ownership, processes
+from emberd.system import background, os_errors, ownership
 from emberd.system.log_rules import Diagnosis
 
 _PORT_TRIES: Final = 5
@@ -56,7 +50,7 @@ _HUNG: Final = Diagnosis(
 )
 
 
-class Supervisor:
+class Supervisor(ProcessSupervisor):
     """Runs one server, from its start to its end."""
 
     def __init__(self, folder: Path, own: Record, alive_fd: int, verify: Verify) -> None:
@@ -68,86 +62,16 @@ class Supervisor:
             alive_fd: Descriptor that holds the liveness lock.
             verify: See ``Verify``.
         """
-        self.folder = folder
-        self.record = replace(own, supervisor=processes.current())
+        super().__init__(folder, own, alive_fd)
         self._verify = verify
-        self._server: process_tree.ServerProcess | None = None
+        self._gpu_locks = ExitStack()
         # Read now: an environment may be upgraded or removed while the supervisor runs.
         self.engine.diagnose(None, "")
-        self._stop_requested = False
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_write, False)
-        self._files = StateFiles(folder, alive_fd)
 
     @property
     def engine(self) -> engines.Engine:
         """The engine of the server."""
         return engines.load(self.record.engine or "")
-
-    # -- signals ------------------------------------------------------------------------
-
-    def install_signal_handlers(self) -> None:
-        """Install the signal handlers; a signal ends any ``_wait`` at once."""
-        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda signum, frame: None)
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, self._request_stop)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-    def _request_stop(self, signum: int, frame: FrameType | None) -> None:
-        self._stop_requested = True
-
-    def _wait(self, seconds: float) -> None:
-        """Wait until a signal comes, or for ``seconds``; then check that the folder exists.
-
-        Raises:
-            FolderGone: It does not, or it was replaced by another one.
-        """
-        if select.select([self._wake_read], [], [], seconds)[0]:
-            os.read(self._wake_read, select.PIPE_BUF)
-        if self._server is not None:
-            with suppress(OSError):  # tried again at the next wait
-                self._server.bound_log()
-            self._server.update_memory()
-        self._files.check()
-
-    # -- the record ---------------------------------------------------------------------
-
-    def _publish(self, **changes: object) -> None:
-        """Replace fields of the record; a new state gets a new time, and ends a phase of the start.
-
-        Raises:
-            FolderGone: The current folder belongs to another supervisor.
-            OSError: The disk is full, for example.
-        """
-        self._files.check()
-        own, now = self.record, time.monotonic()
-        new = replace(own, **changes)  # type: ignore[arg-type]
-        is_new_state = new.state is not own.state
-        if own.state is State.STARTING and (
-            is_new_state or phase_of(new.progress) != phase_of(own.progress)
-        ):
-            new = replace(new, phases=own.completed_phases(now))
-        self.record = replace(new, since_s=now) if is_new_state else new
-        self._files.publish(self.record)
-
-    def _publish_if_possible(self, **changes: object) -> None:
-        """Publish; neither a full disk nor a lost folder keeps the supervisor from going on."""
-        try:
-            self._publish(**changes)
-        except FolderGone:
-            pass  # the next wait raises it
-        except OSError as error:
-            report(f"the record cannot be written: {error}")
-
-    def _note(self, event: str, **facts: object) -> None:
-        """Append an event to the history, with how long the present state has lasted."""
-        own, now = self.record, time.monotonic()
-        if own.state is State.STARTING:
-            facts["phases"] = own.completed_phases(now)
-            if event != history.READY:
-                facts["phase"] = phase_of(own.progress)
-        history.note(self.folder, event, own, seconds=round(now - own.since_s, 3), **facts)
 
     # -- start --------------------------------------------------------------------------
 
@@ -155,25 +79,13 @@ class Supervisor:
         """Start the server, run it until it ends, and leave nothing behind."""
         # Held until the server is ready or has ended, in every case: another start would count the
         # memory of a server that is ending as in use.
-        with ExitStack() as gpu_locks:
-            try:
-                self._publish()
-                self._files.watch(self.record.timing.tick_s)
-                if self._start(gpu_locks):
-                    gpu_locks.close()
-                    self._serve()
-            except FolderGone:
-                # The record is not written: a folder that exists now belongs to another supervisor.
-                self._note(history.FOLDER_GONE)
-                self._end_server()
-            except Exception as error:
-                # The server must not outlive it.
-                advice = os_errors.advice(error) or "Please report this as a bug."
-                failure = Diagnosis(f"The supervisor failed: {error!r}", advice)
-                if isinstance(error, EmberdError):
-                    failure = Diagnosis(str(error), "")
-                self._fail(failure, was_ready=self.record.state is not State.STARTING)
-                raise
+        with self._gpu_locks:
+            super().run()
+
+    def _supervise(self) -> None:
+        if self._start(self._gpu_locks):
+            self._gpu_locks.close()
+            self._serve()
 
     def _start(self, gpu_locks: ExitStack) -> bool:
         """Start the server; return whether it is ready."""
@@ -395,71 +307,20 @@ class Supervisor:
                 self._stop(f"not used for {idle.seconds():.0f} s", by_user=False)
                 return
 
-    # -- end ----------------------------------------------------------------------------
-
-    def _stop(self, reason: str, *, by_user: bool) -> None:
-        self._note(history.STOPPED if by_user else history.IDLE_STOP, cause=reason)
-        # Published first: from here on no client is sent to this server.
-        self._publish_if_possible(
-            state=State.STOPPING, reason=reason, stopped_by_user=by_user, progress=""
-        )
-        if self._server is not None:
-            self._server.terminate()
-            deadline = time.monotonic() + self.record.drain_s
-            while self._server.reap() is None and (left := deadline - time.monotonic()) > 0:
-                self._wait(min(left, self.record.timing.tick_s))
-        self._end_server()
-        self._publish_if_possible(state=State.ABSENT, endpoint=None)
-
-    def _fail(
-        self, diagnosis: Diagnosis, *, was_ready: bool = False, is_hung: bool = False
-    ) -> None:
-        named = partial(env.named_for, self.record.spec.task)
-        diagnosis = replace(diagnosis, cause=named(diagnosis.cause), advice=named(diagnosis.advice))
-        event = history.CRASHED if was_ready else history.START_FAILED
-        self._note(history.HUNG if is_hung else event, cause=diagnosis.cause)
-        if was_ready:
-            # No client may be sent to it while its processes are ended.
-            self._publish_if_possible(state=State.STOPPING, reason=diagnosis.cause)
-        self._end_server()
-        self._publish_if_possible(
-            state=State.FAILED, failure=diagnosis, was_ready=was_ready, endpoint=None, progress=""
-        )
-
-    def _end_server(self) -> None:
-        server = self._server
-        if server is None:
-            cleanup.remove_files(self.record.scratch)
-            return
-        has_ended = server.kill_all(self.record.timing.kill_s)
-        cleanup.remove_files(self.record.scratch, server.memory.known)
-        # Last: if the supervisor is killed before this, the orphan reaper does its work.
-        if has_ended:
-            server.close()
-            self._server = None
-        else:
-            report("some processes of the server cannot be killed")
-
 
 def main(arguments: list[str], verify: Verify) -> int:
     """Run the supervisor that ``spawn.run_supervisor`` has started.
 
     Args:
-        arguments: Folder, start_id, descriptor of the liveness lock.
+        arguments: See ``process_supervisor.main``.
         verify: See ``Verify``.
 
     Returns:
         The exit code.
     """
-    os.chdir("/")  # it must not keep the caller's folder in use
-    folder, start_id, alive_fd = Path(arguments[0]), arguments[1], int(arguments[2])
-    # The server must not inherit it: it would hold the liveness lock longer than its supervisor.
-    os.set_inheritable(alive_fd, False)
-    own = state.read_record(folder)
-    if own is None or own.start_id != start_id:
-        return 1
-    process_tree.become_subreaper()
-    supervisor = Supervisor(folder, own, alive_fd, verify)
-    supervisor.install_signal_handlers()
-    supervisor.run()
-    return 0
+
+    def make(folder: Path, own: Record, alive_fd: int) -> Supervisor:
+        process_tree.become_subreaper()
+        return Supervisor(folder, own, alive_fd, verify)
+
+    return process_supervisor.main(arguments, make)

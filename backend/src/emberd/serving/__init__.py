@@ -3,7 +3,7 @@
 ::
 
     __main__               the process: arguments, the exit code
-    asgi_process           uvicorn, signals, sockets; shared with the gateway
+    asgi_process           uvicorn, signals; shared with the gateway
     routes                 the routes, and the check of the key
     exchange               bodies within limits, keys, disconnects; shared with the gateway
     connections            limits on connections; shared with the gateway

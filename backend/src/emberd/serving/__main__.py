@@ -25,11 +25,12 @@ from typing import Final
 from emberd.catalog import DEMO_MODEL
 from emberd.env import SERVER_KEY
 from emberd.serving import MODULE, telemetry
-from emberd.serving.asgi_process import DrainingServer, inherit, listen
+from emberd.serving.asgi_process import DrainingServer
 from emberd.serving.connections import Connections
 from emberd.serving.encoder import Encoder, LoadOptions
 from emberd.serving.routes import create_app
 from emberd.serving.service import Phase, ServedModel, Service
+from emberd.system.listening_sockets import inherit, listen
 
 _DEMO: Final = "demo"
 _TRANSFORMERS: Final = "transformers"

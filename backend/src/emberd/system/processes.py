@@ -177,21 +177,25 @@ def is_own(pid: int) -> bool:
     return int(status[status.index(b"\nUid:") :].split(maxsplit=2)[1]) == os.getuid()
 
 
-def descendants() -> list[int]:
-    """Return the pids of what this process started and of what those started, zombies included.
+def descendants(of: int | None = None) -> list[int]:
+    """Return the pids of what a process started and of what those started, zombies included.
 
     A process that may not be looked at, such as one of another user where ``/proc`` is mounted with
     ``hidepid``, is left out with what it started.
+
+    Args:
+        of: The pid of the process; None for this one.
     """
+    root = os.getpid() if of is None else of
     if sys.platform != "linux":
-        return [child.pid for child in _ask_psutil(os.getpid(), "children", recursive=True)]
+        return [child.pid for child in _ask_psutil(root, "children", recursive=True)]
     # Not psutil's ``children``: it fails as soon as one process of the machine is unreadable.
     children: dict[int, list[tuple[int, int]]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit() and (values := _stat(int(name))) is not None:
             started = int(values[_STAT_START])
             children.setdefault(int(values[_STAT_PARENT]), []).append((int(name), started))
-    found, unvisited = [], [(os.getpid(), 0)]
+    found, unvisited = [], [(root, 0)]
     while unvisited:
         parent, parent_started = unvisited.pop()
         # One that is older than its parent was read before the parent's pid was used again.
