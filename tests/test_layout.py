@@ -59,6 +59,7 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "settings": _SETTINGS - {"settings"},
     "index_identity": {"catalog", "errors", "prompts", "settings"},
     "probe": {"system"},
+    "server_load": {"probe", "system"},
     "client": _BASE,
     "cache": _BASE,
     "serving": _BASE,
@@ -83,7 +84,7 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "cli": _JOINED
     | {"gateway", "reranker"}
     | {"verified_manager", "benchmark", "embedder", "fidelity", "doctor", "bulk", "ray", "stores"}
-    | {"folder_search", "hub_weights", "modelscope_weights"},
+    | {"folder_search", "hub_weights", "modelscope_weights", "server_load"},
     "__main__": {"cli"},
     "": _JOINED
     | {"verified_manager", "model_user", "embedder", "prometheus", "reranker", "stores"},

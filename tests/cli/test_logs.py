@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 import damage
 import waiting
 from command import Command, stub
+from emberd import Manager
 from emberd.cli import logs
 
 
@@ -61,6 +64,70 @@ def test_following_goes_on_until_the_server_ends(emberd: Command) -> None:
         assert process.poll() is None
         emberd("stop")
         assert process.wait(timeout=20) == 0
+
+
+def test_following_goes_on_with_the_log_of_a_server_that_is_started_again(
+    emberd: Command,
+) -> None:
+    emberd("up", *stub())
+    with emberd.begin("logs", "--follow", "-n", "1") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        emberd("stop")
+        emberd("up", *stub())
+        first = process.stdout.readline().decode()
+        assert Manager(emberd.home).status()[0].start_id in first
+        path = Path(emberd("logs", "--path").out.strip())
+        with path.open("a") as log:
+            log.write("something new\n")
+        while (line := process.stdout.readline()) != b"something new\n":
+            assert line
+        emberd("stop")
+        assert process.wait(timeout=20) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == b"stub/ok was started again.\n"
+
+
+def test_an_interrupt_ends_following(emberd: Command) -> None:
+    emberd("up", *stub())
+    with emberd.begin("logs", "--follow") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (130, b"interrupted\n")
+
+
+def test_keys_in_the_log_are_not_shown(emberd: Command) -> None:
+    emberd("up", *stub())
+    key = emberd("env", *stub(), "--json").json["OPENAI_API_KEY"]
+    path = Path(emberd("logs", "--path").out.strip())
+    kept = "Prefill batch, #new-token: 16, #cached-token: 0, token usage: 0.00"
+    path.write_text(f"a line with {key} in it\nServerArgs(api_key='other', port=1)\n{kept}\n")
+    with emberd.begin("logs", "--follow") as process:
+        assert process.stdout is not None
+        shown = [process.stdout.readline().decode() for _ in range(3)]
+        with path.open("a") as log:
+            log.write(f"half {key[:9]}")
+            log.flush()
+            time.sleep(0.5)
+            log.write(f"{key[9:]} whole\nno end: {key}")
+        shown.append(process.stdout.readline().decode())
+        emberd("stop")
+        rest = process.communicate(timeout=20)[0].decode()
+    assert shown[0] == "a line with *** in it\n"
+    assert shown[1] == "ServerArgs(api_key=***, port=1)\n"
+    assert shown[2] == f"{kept}\n"
+    assert shown[3] == "half *** whole\n"
+    assert rest.splitlines()[0].startswith("no end: ***")
+
+
+def test_bytes_of_the_log_that_are_no_text_are_shown_as_they_are(emberd: Command) -> None:
+    emberd("up", *stub())
+    path = Path(emberd("logs", "--path").out.strip())
+    path.write_bytes(b"caf\xe9 10%\r20%\r100%\n")
+    with emberd.begin("logs") as process:
+        assert process.communicate()[0] == b"caf\xe9 10%\r20%\r100%\n"
 
 
 def test_following_survives_that_the_log_is_shortened(emberd: Command) -> None:

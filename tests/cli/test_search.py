@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from command import Command
+from emberd import Embedder, folder_search
+from emberd.cli import search as search_command
+from emberd.folder_search import SearchProgress
 from fake_server import MODEL, FakeServer
 
 QUESTION = "where is the needle?"
@@ -65,6 +69,38 @@ def test_only_what_changed_is_embedded_again(
     paths = [hit["path"] for hit in done.json["hits"]]
     assert len(paths) == 8
     assert str(folder / "4.txt") not in paths
+
+
+def test_progress_is_reported_after_each_reply(server: FakeServer, folder: Path) -> None:
+    (folder / "skipped.txt").write_bytes(b"\0" * 1000)
+    embedder = Embedder(MODEL, base_url=server.url, batch_size=2)
+    seen: list[SearchProgress] = []
+    _, last = folder_search.search(
+        embedder, folder, QUESTION, 1, lambda progress: seen.append(replace(progress))
+    )
+    counts = [progress.passages for progress in seen]
+    assert counts == sorted(counts)
+    assert len({*counts}) >= 5  # nine passages, two in each request
+    assert (counts[-1], last.passages) == (9, 9)
+    assert last.all_bytes == sum(path.stat().st_size for path in folder.iterdir())
+    parts = [progress.done_bytes for progress in seen]
+    assert parts == sorted(parts)
+    assert 0 < parts[0] < parts[-1] <= last.all_bytes
+
+
+def test_time_left_is_that_of_the_last_minute() -> None:
+    estimate = search_command._Estimate()
+
+    def after(now_s: float, done_bytes: int) -> str:
+        return estimate.after(now_s, SearchProgress(done_bytes=done_bytes, all_bytes=10_000))
+
+    assert after(0, 0) == "; 0%"
+    assert after(1, 4000) == "; 40%"  # the cache had them; too early to tell
+    assert after(10, 4100) == "; 41%, about 14 s left"
+    for now_s in range(11, 200):
+        left = after(now_s, 4100 + 10 * (now_s - 10))
+    assert left == "; 60%, about 6 min left"
+    assert after(300, 10_000) == ""
 
 
 def test_json_has_the_whole_passage(search: Command, folder: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 import leftovers
 from emberd import probe
-from emberd.cli import status
+from emberd.cli import shown_servers, status
 from emberd.errors import NoEngineError, ServerMismatchError, ServerUnavailableError
 from emberd.manager import State, discovery
 from emberd.system import listeners
@@ -325,7 +325,7 @@ def test_record_of_external_server_is_asked_only_at_a_socket_of_its_users(
     manager.ensure(SPEC)
     (known,) = manager.status()
     assert discovery.listener_to_probe(known) == known.listener
-    assert status._seen(known).state is State.READY
+    assert shown_servers.seen(known, status.is_ready).state is State.READY
     process.kill()
     process.wait()
     with pytest.raises(ServerUnavailableError):
@@ -333,7 +333,7 @@ def test_record_of_external_server_is_asked_only_at_a_socket_of_its_users(
     now = taken(int(url.rpartition(":")[2]))
     with pytest.raises(ServerMismatchError):
         discovery.listener_to_probe(known)
-    seen = status._seen(known)
+    seen = shown_servers.seen(known, status.is_ready)
     assert (seen.state, seen.url) == (State.ABSENT, None)
     assert str(now.user) in seen.detail
     assert not now.was_contacted()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,30 @@ def test_a_touch_by_a_client_is_use(tmp_path: Path) -> None:
     os.utime(tmp_path / "last-used", ns=(1, 1))
     idleness.observe(None)
     assert idleness.seconds() == 0
+
+
+def test_the_time_since_the_last_use_is_that_of_the_monitor(tmp_path: Path) -> None:
+    idleness, clock = watched(tmp_path)
+    os.utime(tmp_path / "last-used", ns=(1, 1))
+    idleness.observe(Activity(5, 50, 0))
+    unused_s = idle.unused_s(tmp_path)
+    assert unused_s is not None
+    assert unused_s < 60  # the touch was noticed now, and counts from now on
+    os.utime(tmp_path / "last-used", (0, time.time() - 500))
+    idleness._touched_ns = (tmp_path / "last-used").stat().st_mtime_ns
+    clock.now += 30
+    idleness.observe(Activity(5, 50, 0))
+    assert idleness.seconds() == 30
+    assert (idle.unused_s(tmp_path) or 0) >= 500  # nothing used it
+    idleness.observe(Activity(6, 60, 0))
+    assert (idle.unused_s(tmp_path) or math.inf) < 60  # another client did
+
+
+def test_a_lost_file_has_no_time_of_the_last_use(tmp_path: Path) -> None:
+    idleness, _ = watched(tmp_path)
+    (tmp_path / "last-used").unlink()
+    idleness.observe(Activity(5, 50, 1))
+    assert idle.unused_s(tmp_path) is None
 
 
 def test_a_server_too_busy_to_show_its_counters_is_not_idle(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import examined
 from emberd import Embedder, probe
-from emberd.cli import status
+from emberd.cli import shown_servers, status
 from emberd.client import lengths
 from emberd.client.verify import verify
 from emberd.doctor import servers
@@ -164,9 +164,9 @@ def test_a_listed_server_is_found_and_shown_as_ready(
     assert as_list.ensure(SPEC, api_key=key).origin == "found"
     assert as_list.ensure(SPEC, api_key=key).endpoint.url == server.url  # from its record
     (own,) = as_list.status()
-    assert status._seen(own).state is State.READY
+    assert shown_servers.seen(own, status.is_ready).state is State.READY
     server.die()
-    assert status._seen(own).state is State.ABSENT
+    assert shown_servers.seen(own, status.is_ready).state is State.ABSENT
 
 
 @every_version

@@ -161,12 +161,22 @@ class Embedder(ModelUser):
 
     @overload
     def iter_documents(
-        self, texts: Texts, *, set_aside: Literal[False] = False
+        self,
+        texts: Texts,
+        *,
+        set_aside: Literal[False] = False,
+        on_done: Callable[[int], None] | None = None,
     ) -> Iterator[Floats]: ...
     @overload
-    def iter_documents(self, texts: Texts, *, set_aside: bool) -> Iterator[Floats | TextError]: ...
     def iter_documents(
-        self, texts: Texts, *, set_aside: bool = False
+        self, texts: Texts, *, set_aside: bool, on_done: Callable[[int], None] | None = None
+    ) -> Iterator[Floats | TextError]: ...
+    def iter_documents(
+        self,
+        texts: Texts,
+        *,
+        set_aside: bool = False,
+        on_done: Callable[[int], None] | None = None,
     ) -> Iterator[Floats | TextError]:
         """Yield the vector of each document, ``(dimensions,)``, in order and in constant memory.
 
@@ -179,13 +189,15 @@ class Embedder(ModelUser):
             texts: Any number of texts; those of a generator are never all in memory.
             set_aside: Yield the error of a text that cannot be embedded in place of its vector,
                 and continue, instead of raising it.
+            on_done: Called with how many texts have their vector so far, those that are not
+                yielded yet included.
 
         Raises:
             TextError: A text cannot be embedded; its ``index`` is its place in ``texts``.
             ServerError: No server is available.
             RequestError: The server refused the request, failed, or sent an invalid reply.
         """
-        return self._iterate(texts, "document", set_aside=set_aside)
+        return self._iterate(texts, "document", set_aside=set_aside, on_done=on_done)
 
     @overload
     def iter_queries(
@@ -372,10 +384,15 @@ class Embedder(ModelUser):
         self._unsymmetric = state["unsymmetric"]
 
     def _iterate(
-        self, texts: Texts, role: Role, *, set_aside: bool
+        self,
+        texts: Texts,
+        role: Role,
+        *,
+        set_aside: bool,
+        on_done: Callable[[int], None] | None = None,
     ) -> Iterator[Floats | TextError]:
         template = self._template(role)
-        stream = self._client().stream(texts, template, set_aside=set_aside)
+        stream = self._client().stream(texts, template, set_aside=set_aside, on_done=on_done)
         with closing(stream) as windows:
             for window in windows:
                 yield from window

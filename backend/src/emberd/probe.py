@@ -13,6 +13,7 @@ import re
 import socket
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Final
@@ -245,32 +246,41 @@ def is_healthy(url: str, *, listener: Listener | None = None) -> bool:
     return reply is not None and reply.status == http.client.OK
 
 
-_IN_FLIGHT: Final = (b"num_running_reqs", b"num_queue_reqs")
-_REQUESTS: Final = b"num_requests_total"
-_TOKENS: Final = b"prompt_tokens_total"
+METRICS: Final = "/metrics"
+RUNNING: Final = b"sglang:num_running_reqs"
+QUEUED: Final = b"sglang:num_queue_reqs"
+REQUESTS: Final = b"sglang:num_requests_total"
+TOKENS: Final = b"sglang:prompt_tokens_total"
 # A line of Prometheus' text format: name, labels (a quoted value may contain anything), value. Not
 # compiled here: clients, which import this module, never read metrics.
-_SAMPLE: Final = (
-    rb'(?m)^sglang:(%b)[ \t]*(?:\{(?:[^"}\n]|"(?:\\.|[^"\\\n])*")*\}|[ \t])[ \t]*(\S+)'
-    % b"|".join((*_IN_FLIGHT, _REQUESTS, _TOKENS))
-)
+_SAMPLE: Final = rb'(?m)^(%b)[ \t]*(?:(\{(?:[^"}\n]|"(?:\\.|[^"\\\n])*")*\})|[ \t])[ \t]*(\S+)'
 
 
 def activity(url: str, api_key: str | None, *, listener: Listener | None = None) -> Activity | None:
     """Return the server's counters; None if it shows none."""
-    reply = get(url, "/metrics", api_key, listener=listener)
+    reply = get(url, METRICS, api_key, listener=listener)
     if reply is None or reply.status != http.client.OK:
         return None
     sums: dict[bytes, float] = {}
     try:
-        for name, value in re.findall(_SAMPLE, reply.body):
-            sums[name] = sums.get(name, 0.0) + float(value)
+        for name, _, value in samples(reply.body, (RUNNING, QUEUED, REQUESTS, TOKENS)):
+            sums[name] = sums.get(name, 0.0) + value
     except ValueError:
         return None
-    if not any(name in sums for name in (*_IN_FLIGHT, _REQUESTS)):
+    if not any(name in sums for name in (RUNNING, QUEUED, REQUESTS)):
         return None
     return Activity(
-        requests=sums.get(_REQUESTS, 0.0),
-        tokens=sums.get(_TOKENS, 0.0),
-        in_flight=sum(sums.get(name, 0.0) for name in _IN_FLIGHT),
+        requests=sums.get(REQUESTS, 0.0),
+        tokens=sums.get(TOKENS, 0.0),
+        in_flight=sums.get(RUNNING, 0.0) + sums.get(QUEUED, 0.0),
     )
+
+
+def samples(body: bytes, names: Iterable[bytes]) -> list[tuple[bytes, bytes, float]]:
+    """Return the name, the labels and the value of each sample with one of these names.
+
+    Raises:
+        ValueError: A value is not a number.
+    """
+    found = re.findall(_SAMPLE % b"|".join(map(re.escape, names)), body)
+    return [(name, labels, float(value)) for name, labels, value in found]

@@ -89,6 +89,7 @@ for verb in (
     *(reindex, verify, bench, doctor),
 ):
     app.command(context_settings=_CONTEXT)(verb)
+app.command("ps", context_settings=_CONTEXT, short_help="Same as `status`.")(status)
 
 _engine: Final = typer.Typer(
     help="Install, list and remove engines.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, BinaryIO, Final
@@ -15,22 +15,33 @@ import typer
 from emberd.cli import options, output, serve_background
 from emberd.cli.output import ExitCode
 from emberd.cli.serve_background import GATEWAY
-from emberd.cli.status import RUNNING
+from emberd.cli.shown_servers import RUNNING
 from emberd.cli.stop import Model
 from emberd.errors import StateFolderError
 from emberd.gateway.background_gateway import BackgroundGateway, GatewayStatus
 from emberd.manager import ServerStatus
 from emberd.manager.process_tree import REMOVED
 from emberd.system import ownership
+from emberd.system.redaction import Redact, redactor
 from emberd.verified_manager import Manager
 
 _LINES: Final = 50
 _BLOCK_BYTES: Final = 64 * 1024
 _POLL_S: Final = 0.2
 _MARK_BYTES: Final = 4096
+_RESTART_S: Final = 3.0
+
+Logged = ServerStatus | GatewayStatus
+"""What has a log."""
 
 Follow = Annotated[
-    bool, typer.Option("--follow", "-f", help="Print new lines until the server stops.")
+    bool,
+    typer.Option(
+        "--follow",
+        "-f",
+        help="Print new lines until the server stops; if it is started again at once, go on with "
+        "its new log.",
+    ),
 ]
 Lines = Annotated[int, typer.Option("-n", "--lines", min=0, metavar="N", help="Number of lines.")]
 Place = Annotated[bool, typer.Option("--path", help="Print the path of the log instead.")]
@@ -48,9 +59,10 @@ def logs(
     MODEL is a model, or "gateway" for `emberd serve --background`.
 
     If there are several logs, shows that of the running server, or of the newest one running.
-    Logs of failed starts are kept. The exit code is 3 if there is no log.
+    Logs of failed starts are kept. Keys and passwords are replaced by ***; the file itself, which
+    only you can read, contains them. The exit code is 3 if there is no log.
     """
-    own: ServerStatus | GatewayStatus
+    own: Logged
     if name == GATEWAY and model is None:
         own = serve_background.logged()
     else:
@@ -61,24 +73,53 @@ def logs(
         return
     with _opened(log) as file:
         last, mark = _tail(file, lines)
-        _write(last)
-        follower = Follower(file, mark)
-        runs = follow
-        while runs:
-            # Before reading, so that the last output is read after the server has stopped.
-            runs = _is_running(own)
-            _write(follower.read())
-            if runs:
-                time.sleep(_POLL_S)
+        writer = Writer(own)
+        writer.write(last)
+        if follow:
+            _follow(own, Follower(file, mark), writer)
+        writer.finish()
+    was_running = own.state in RUNNING
+    while follow and was_running and (successor := _await_restart(own)) is not None:
+        own = successor
+        output.note(f"{_name(own)} was started again.")
+        with _opened(log) as file:
+            writer = Writer(own)
+            _follow(own, Follower(file, b""), writer)
+            writer.finish()
 
 
-def _is_running(own: ServerStatus | GatewayStatus) -> bool:
-    """Return whether what a log is of still runs."""
-    gateways = [BackgroundGateway().status()]
-    seen: Iterable[ServerStatus | GatewayStatus | None]
-    seen = Manager().status() if isinstance(own, ServerStatus) else gateways
-    now = next((each for each in seen if each and each.start_id == own.start_id), None)
-    return now is not None and now.state in RUNNING
+def _follow(own: Logged, follower: Follower, writer: Writer) -> None:
+    """Write what is new in a log until what it is of has stopped."""
+    while True:
+        # Before reading, so that the last output is read after the server has stopped.
+        runs = any(s.start_id == own.start_id and s.state in RUNNING for s in _known(own))
+        writer.write(follower.read())
+        if not runs:
+            return
+        time.sleep(_POLL_S)
+
+
+def _await_restart(own: Logged) -> Logged | None:
+    """Return the next start of what has stopped; None if there is none for some time."""
+    until_s = time.monotonic() + _RESTART_S
+    while time.monotonic() < until_s:
+        for each in _known(own):
+            if each.log_path == own.log_path and each.start_id != own.start_id:
+                return each
+        time.sleep(_POLL_S)
+    return None
+
+
+def _known(own: Logged) -> Sequence[Logged]:
+    """Return what there is of the kind of ``own``: servers, or the gateway."""
+    if isinstance(own, ServerStatus):
+        return Manager().status()
+    gateway = BackgroundGateway().status()
+    return [gateway] if gateway is not None else []
+
+
+def _name(own: Logged) -> str:
+    return own.spec.model if isinstance(own, ServerStatus) else "The gateway"
 
 
 def _choose(model: str | None) -> ServerStatus:
@@ -165,6 +206,35 @@ class Follower:
         return content[content.rfind(b"\n", 0, removed) + 1 :] if removed >= 0 else content
 
 
-def _write(piece: bytes) -> None:
-    sys.stdout.buffer.write(piece)
-    sys.stdout.flush()
+class Writer:
+    """Writes a log as the result, without the secrets in it.
+
+    It writes whole lines: what is read may end in the middle of a secret.
+    """
+
+    def __init__(self, own: Logged) -> None:
+        """Write the log of ``own``, whose key is a secret."""
+        # The key of a server that is starting is not known here yet. It is recognized by its name
+        # in the log, as secrets in the arguments of the engine are.
+        key = own.api_key if isinstance(own, ServerStatus) else None
+        self._redact: Redact = redactor(more=[key] if key else [])
+        self._rest = b""
+
+    def write(self, piece: bytes) -> None:
+        """Write what is complete of a piece of the log."""
+        content = self._rest + piece
+        end = max(content.rfind(b"\n"), content.rfind(b"\r")) + 1
+        self._write(content[:end])
+        self._rest = content[end:]
+
+    def finish(self) -> None:
+        """Write the rest: the last line may have no end."""
+        self._write(self._rest)
+        self._rest = b""
+
+    def _write(self, lines: bytes) -> None:
+        # Line by line: no secret has a line end, and a rule must not join the words of two lines.
+        for line in lines.splitlines(keepends=True):
+            text = self._redact(line.decode(errors="surrogateescape"))
+            sys.stdout.buffer.write(text.encode(errors="surrogateescape"))
+        sys.stdout.flush()

@@ -51,7 +51,7 @@ _VARIABLE: Final = re.compile(
 _TO_CORRECT: Final = re.compile(r"\b([Cc]orrect|omit) base_url\b")
 _OPTION: Final = re.compile(
     r"(?<![-\w/?&])(model|revision|quantization|engine|device|context_tokens|dimensions|idle_timeout"
-    r"|start_timeout|task|save_every|duration|tp_size|dp_size|pooling)=(?=['\"\w-])"
+    r"|start_timeout|interval|task|save_every|duration|tp_size|dp_size|pooling)=(?=['\"\w-])"
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -19,6 +20,8 @@ _TOP: Final = 5
 _SHOWN_LINES: Final = 3
 _SHOWN_CHARACTERS: Final = 100
 _SHOW_EVERY_S: Final = 0.2
+_SPEED_OF_LAST_S: Final = 60.0
+_LEAST_ESTIMATED_S: Final = 3.0
 _CACHE: Final = "sqlite"
 
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of text files.")]
@@ -64,13 +67,15 @@ def search(
     begin_s = time.monotonic()
     up.ensure(embedder.settings)
     with output.ProgressLine() as line:
-        shown_s = 0.0
+        shown_s, estimate = 0.0, _Estimate()
 
         def show(progress: SearchProgress) -> None:
             nonlocal shown_s
             if time.monotonic() - shown_s >= _SHOW_EVERY_S:
                 shown_s = time.monotonic()
-                line.show(f"{_counts(progress)} in {output.duration(shown_s - begin_s)}", "search")
+                taken = output.duration(shown_s - begin_s)
+                left = estimate.after(shown_s, progress)
+                line.show(f"{_counts(progress)} in {taken}{left}", "search")
 
         hits, progress = folder_search.search(embedder, folder, question, top, show)
     _summarize(progress, time.monotonic() - begin_s)
@@ -88,6 +93,38 @@ def search(
     else:
         for hit in hits:
             _print(hit)
+
+
+class _Estimate:
+    """Estimates the time left by the speed of the last minute.
+
+    The speed since the start would be misleading: an interrupted search continues with what is in
+    the cache, which takes hardly any time.
+    """
+
+    def __init__(self) -> None:
+        """Begin without a reading."""
+        self._readings: deque[tuple[float, int]] = deque()
+
+    def after(self, now_s: float, progress: SearchProgress) -> str:
+        """Return the part that is done and the time left, in words.
+
+        Args:
+            now_s: The time of the progress, on the monotonic clock.
+            progress: How far the search is.
+        """
+        readings, left = self._readings, progress.all_bytes - progress.done_bytes
+        readings.append((now_s, progress.done_bytes))
+        while now_s - readings[1 if len(readings) > 1 else 0][0] > _SPEED_OF_LAST_S:
+            readings.popleft()
+        first_s, first_bytes = readings[0]
+        if not left:
+            return ""
+        part = f"; {progress.done_bytes / progress.all_bytes:.0%}"
+        done = progress.done_bytes - first_bytes
+        if done <= 0 or now_s - first_s < _LEAST_ESTIMATED_S:
+            return part
+        return f"{part}, about {output.duration(left * (now_s - first_s) / done)} left"
 
 
 def _counts(progress: SearchProgress) -> str:

@@ -2,49 +2,68 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from emberd import probe
-from emberd.catalog import EMBED
-from emberd.cli import options, output, serve_background
+from emberd import durations, probe
+from emberd.cli import live_status, options, output, serve_background, shown_servers
 from emberd.cli.output import ExitCode
-from emberd.errors import EmberdError, ServerMismatchError
-from emberd.manager import ServerStatus, State, discovery
+from emberd.cli.shown_servers import RUNNING
+from emberd.errors import SettingError
+from emberd.manager import ServerStatus, State
+from emberd.system.listeners import Listener
 from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-RUNNING: Final = (State.STARTING, State.READY, State.STOPPING, State.UNKNOWN)
-_COLOURS: Final = {
-    State.READY: "green",
-    State.STARTING: "yellow",
-    State.STOPPING: "yellow",
-    State.FAILED: "red",
-    State.UNKNOWN: "red",
-}
-_GIB: Final = 1 << 30
-_LEAST_DETAIL_COLUMNS: Final = 24
-_GAPS_COLUMNS: Final = (2, 1)  # between two columns: the wider one if it fits
-
 All = Annotated[bool, typer.Option("--all", "-a", help="Include stopped servers.")]
+Watch = Annotated[
+    bool,
+    typer.Option(
+        "--watch",
+        "-w",
+        help="Show what the servers do, again and again, until Ctrl-C. Without a terminal each "
+        "time is printed below the last, with --json as one line.",
+    ),
+]
+Interval = Annotated[
+    str | None,
+    typer.Option(
+        "--interval",
+        "-n",
+        metavar="DURATION",
+        help=f"With --watch: pause between two readings, as 5s. "
+        f"Default: {output.duration(live_status.INTERVAL_S)}.",
+    ),
+]
 
 
-def status(show_all: All = False, as_json: options.AsJson = False) -> None:
+def status(
+    show_all: All = False,
+    watch: Watch = False,
+    interval: Interval = None,
+    as_json: options.AsJson = False,
+) -> None:
     """Show servers, their state and their URL, and the gateway in the background.
 
     Shows servers that emberd started and external servers that it uses. Failed starts are shown
     with their cause. A server whose record is lost is shown as unknown. The exit code is 3 if no
-    server is running.
+    server is running. `emberd ps` is the same command.
     """
-    known = [_seen(own) for own in Manager().status()]
+    if watch:
+        seconds = live_status.INTERVAL_S
+        if interval is not None:
+            seconds = durations.validate("interval", interval)
+        live_status.watch(show_all=show_all, interval_s=seconds, as_json=as_json)
+    if interval is not None:
+        raise SettingError(f"--interval {interval} is given without --watch. Add --watch.")
+    known = [shown_servers.seen(own, is_ready) for own in Manager().status()]
     gateway = serve_background.shown(show_all=show_all)
     shown = [own for own in known if show_all or own.state is not State.ABSENT]
     if as_json:
-        content = {"servers": [as_content(own) for own in shown]}
+        content = {"servers": [shown_servers.as_content(own) for own in shown]}
         output.write_json({**content, "gateway": serve_background.as_content(gateway)})
     else:
         if shown:
@@ -53,89 +72,33 @@ def status(show_all: All = False, as_json: options.AsJson = False) -> None:
             serve_background.write(gateway)
     is_reachable = gateway is not None and gateway.is_running
     if not (is_reachable or any(own.state in RUNNING for own in known)):
-        output.note("No server is running. Start one with `emberd up`.")
+        output.note(live_status.NONE)
         raise typer.Exit(ExitCode.NOTHING_RUNNING)
 
 
-def as_content(own: ServerStatus) -> dict[str, Any]:
-    """Return the JSON form of a server's status, without its key and listening socket."""
-    content = asdict(own)
-    del content["api_key"], content["listener"]
-    return content
-
-
-def _seen(own: ServerStatus) -> ServerStatus:
-    # An external server has no supervisor that updates its record, so it is probed here.
-    if own.origin != "found" or own.url is None:
-        return own
-    detail = f"{own.url} does not respond"
-    try:
-        if probe.is_ready(own.url, listener=discovery.listener_to_probe(own)):
-            return own
-    except ServerMismatchError as error:
-        detail = str(error)
-    except EmberdError:
-        pass  # nothing listens there
-    return replace(own, state=State.ABSENT, url=None, detail=detail)
+def is_ready(url: str, listener: Listener | None) -> bool:
+    """Return whether an external server accepts requests."""
+    return probe.is_ready(url, listener=listener)
 
 
 def _print(shown: list[ServerStatus]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    console = output.console()
     rows = [_row(own) for own in shown]
-    names = [name for name in rows[0] if any(row[name].plain for row in rows)]
-    for gap in _GAPS_COLUMNS:
-        if _width(names, rows, gap) <= console.width:
-            table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
-            for name in names:
-                table.add_column(name, no_wrap=name != "detail")
-            for row in rows:
-                table.add_row(*(row[name] for name in names))
-            console.print(table)
-            return
-    # A table that is too wide would cut names and URLs, which users copy.
-    for row in rows:
-        title, *facts = (name for name in names if row[name].plain)
-        console.print(row[title], soft_wrap=True)
-        for name in facts:
-            console.print(Text.assemble(f"  {name:<17}", row[name]), soft_wrap=True)
-
-
-def _width(names: list[str], rows: list[dict[str, Text]], gap: int) -> int:
-    widths = {name: max(len(name), *(row[name].cell_len for row in rows)) for name in names}
-    if "detail" in widths:
-        widths["detail"] = min(widths["detail"], _LEAST_DETAIL_COLUMNS)
-    return sum(widths.values()) + gap * (len(names) - 1)
-
-
-def _planned(own: ServerStatus) -> str:
-    """Return what was planned for a server on each of its GPUs; empty if that is not known."""
-    planned = own.gpu_memory
-    if planned is None:
-        return ""
-    each = f" x {len(planned.gpus)}" if len(planned.gpus) > 1 else ""
-    return f"{planned.planned_bytes / _GIB:.1f} GiB{each}"
+    shown_servers.write(shown_servers.arranged(rows, output.console().width))
 
 
 def _row(own: ServerStatus) -> dict[str, Text]:
     """Return the cells by column."""
     from rich.text import Text
 
-    found, detail = own.origin == "found", own.detail
-    if own.state is State.STARTING:
-        detail = f"{detail} ({output.duration(own.seconds - sum(own.phases.values()))})"
-    elif own.state is State.READY and not detail:
+    found, detail = own.origin == "found", shown_servers.detail(own)
+    if own.state is State.READY and not detail:
         detail = output.start_phases(own.phases)
     stops = "not by emberd" if found else output.idle(own.idle_timeout)
     return {
-        "model": Text(own.spec.model),
-        "task": Text(own.spec.task if own.spec.task != EMBED else ""),
-        "state": Text(own.state, style=_COLOURS.get(own.state, "dim")),
+        **shown_servers.identity_cells(own),
         "for": Text(output.duration(own.seconds)),
         "engine": Text(own.engine or "?"),
-        "GPU memory": Text(_planned(own)),
+        "GPU memory": Text(shown_servers.planned(own)),
         "url": Text(own.url or "-"),
         "stops when idle": Text(
             stops if own.state in RUNNING and own.state is not State.UNKNOWN else "-"

@@ -14,7 +14,7 @@ from emberd import model_files
 from emberd.catalog import EMBED, RERANK
 from emberd.cli import options, output, serve_background
 from emberd.cli.serve_background import GATEWAY
-from emberd.cli.status import as_content
+from emberd.cli.shown_servers import as_content
 from emberd.errors import SettingError
 from emberd.gateway.background_gateway import BackgroundGateway
 from emberd.manager import State, Timing

@@ -124,8 +124,14 @@ class _ClientBase(Generic[R]):
         self, template: Template, on_done: OnDone | None = None, *, set_aside: bool = False
     ) -> Callable[[TextWindow], Steps[Job]]:
         """Return what makes the prepared job of a window."""
+        done: dict[int, int] = {}  # by window
 
         def begin(window: TextWindow) -> Steps[Job]:
+            def report(count: int) -> None:
+                done[window.offset] = count
+                if on_done is not None:
+                    on_done(sum(done.values()))
+
             job = Job(
                 window.texts,
                 template,
@@ -135,7 +141,7 @@ class _ClientBase(Generic[R]):
                 facts=self._facts,
                 cache=self._cache,
                 offset=window.offset,
-                on_done=on_done,
+                on_done=report,
                 set_aside=set_aside,
             )
             yield from job.prepare()
@@ -203,7 +209,12 @@ class Client(_ClientBase[Endpoint]):
         return embedded.matrix
 
     def stream(
-        self, texts: Iterable[str], template: Template, *, set_aside: bool = False
+        self,
+        texts: Iterable[str],
+        template: Template,
+        *,
+        set_aside: bool = False,
+        on_done: OnDone | None = None,
     ) -> Generator[Embedded]:
         """Yield the vectors of ``texts`` in windows, a few of which are in memory at a time.
 
@@ -211,13 +222,14 @@ class Client(_ClientBase[Endpoint]):
             texts: Any number of texts, taken as they are needed.
             template: The template, with ``{text}`` in it.
             set_aside: A text that cannot be embedded gets its error instead of a vector.
+            on_done: Called as by ``embed``; the windows of these texts may not be yielded yet.
 
         Raises:
             TextError: A text cannot be embedded; it has the index.
             RequestError: As for ``embed``.
         """
         check_texts(texts)
-        job_of = self._jobs(template, set_aside=set_aside)
+        job_of = self._jobs(template, on_done, set_aside=set_aside)
         return self._run(windows(texts), job_of, self._windows)
 
     def inspect(self, endpoint: Endpoint, spec: ServerSpec) -> Endpoint:
@@ -369,11 +381,12 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
         template: Template,
         *,
         set_aside: bool = False,
+        on_done: OnDone | None = None,
     ) -> AsyncGenerator[Embedded]:
         """Do as ``Client.stream``, also for texts from an asynchronous iterable."""
         if not isinstance(texts, AsyncIterable):
             check_texts(texts)
-        job_of = self._jobs(template, set_aside=set_aside)
+        job_of = self._jobs(template, on_done, set_aside=set_aside)
         return self._run(awindows(texts), job_of, self._windows)
 
     async def inspect(self, endpoint: Endpoint, spec: ServerSpec) -> Endpoint:

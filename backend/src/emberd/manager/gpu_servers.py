@@ -12,11 +12,12 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from emberd.engines import gpu_usage
 from emberd.engines.gpu_usage import GpuServer
 from emberd.errors import StateFolderError
 from emberd.manager import lost_records, paths, state
 from emberd.manager.lost_records import Marks
-from emberd.manager.state import RUNNING, Record, State
+from emberd.manager.state import RUNNING, Record, ServerStatus, State
 from emberd.settings import ServerSpec
 
 
@@ -45,6 +46,19 @@ def of_home(
                 is_restarted = restarted is not None and server.serves(restarted)
                 found.append(_as_if_stopped(server) if is_restarted else server)
     return found
+
+
+def used_bytes(server: ServerStatus, marks: Marks) -> int | None:
+    """Return the most that a server uses on one of its GPUs; None if that is not known.
+
+    Args:
+        server: The server.
+        marks: Reads the marked processes.
+    """
+    if server.gpu_memory is None:
+        return None
+    pids = [found.pid for found, _, start_id in marks() if start_id == server.start_id]
+    return gpu_usage.memory_of(server.gpu_memory.gpus, pids)
 
 
 def _server(folder: Path, own: Record, marks: Marks) -> GpuServer:

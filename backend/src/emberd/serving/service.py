@@ -178,6 +178,7 @@ class Scheduler:
         request = part.request
         if request.counted:
             self._metrics.tokens.inc(sum(item.tokens for item in part.items))
+            self._metrics.texts.inc(len(rows))
         request.vectors[part.start : part.stop] = rows
         request.encoded += len(rows)
         # A comparison with NaN is false, so this covers numbers that are not finite too.

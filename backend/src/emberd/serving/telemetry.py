@@ -39,6 +39,7 @@ class Metrics:
         running: Requests with texts in the current batch.
         queued: Other requests in flight: waiting for their turn, being parsed or rendered.
         requests: Requests that were answered with vectors.
+        texts: Texts encoded; SGLang counts each text as a request.
         tokens: Tokens encoded; it grows while a long request is in progress.
         aborted: Requests whose client disconnected.
         latency: Seconds from a request's arrival to its reply.
@@ -56,6 +57,7 @@ class Metrics:
         self.running = gauge("sglang:num_running_reqs", "Requests being encoded.")
         self.queued = gauge("sglang:num_queue_reqs", "Requests taken and not being encoded.")
         self.requests = counter("sglang:num_requests", "Requests answered.")
+        self.texts = counter("emberd:texts", "Texts encoded.")
         self.tokens = counter("sglang:prompt_tokens", "Tokens encoded.")
         self.aborted = counter("sglang:num_aborted_requests", "Requests whose client disconnected.")
         self.latency = Histogram(

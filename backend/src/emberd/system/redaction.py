@@ -22,9 +22,10 @@ _NAMES: Final = re.compile(
 _LEAST_CHARACTERS: Final = 5  # shorter ones are no secrets, and occur in ordinary words
 _IN_URL: Final = re.compile(r"(\w://)[^/?#\s]*@")
 _QUERY: Final = re.compile(r"(?i)([?&][\w-]*(?:auth|key|pass|secret|sig|token)[\w-]*=)[^&\s'\"]+")
+_NO_COUNT: Final = r"(?!['\"]?\s*[=: ]\s*\d{1,9}\b)"  # after "token", a number is a count
 _WORDED: Final = re.compile(
-    r"(?i)((?:api[-_]?key|password|passwd|secret|token)['\"]?\s*[=:]\s*"
-    r"|--[\w-]*(?:api[-_]?key|password|secret|token)[= ]\s*|\bbearer\s+"
+    rf"(?i)((?:api[-_]?key|password|passwd|secret|token{_NO_COUNT})['\"]?\s*[=:]\s*"
+    rf"|--[\w-]*(?:api[-_]?key|password|secret|token{_NO_COUNT})[= ]\s*|\bbearer\s+"
     r"|\bauthorization['\"]?\s*[=:]\s*['\"]?basic\s+)"
     r"(?:'(?!None\b)[^'\n]+'|\"(?!None\b)[^\"\n]+\"|['\"]?(?!None\b)[^\s'\",;)&]+['\"]?)"
 )
@@ -34,7 +35,9 @@ _ORIGIN: Final = re.compile(
     r"(?P<host>[\w-]+(?:\.[\w-]+)*|\[[0-9a-f:]+\])(?P<port>:\d+)?(?=[/?#]|$)"
 )
 _REST: Final = r"(?:[/?#][^\s'\",;)]*(?<![:.]))?"
-_SHAPED: Final = re.compile(r"\b(?:sk|hf|ghp|github_pat|glpat|xox[a-z])[-_][A-Za-z0-9_-]{8,}")
+_SHAPED: Final = re.compile(
+    r"\bhf_[A-Za-z0-9]{8,}|\b(?:sk|ghp|github_pat|glpat|xox[a-z])[-_][A-Za-z0-9_-]{8,}"
+)
 
 
 def redactor(environ: Mapping[str, str] = os.environ, more: Iterable[str] = ()) -> Redact:
