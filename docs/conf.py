@@ -1,0 +1,64 @@
+"""Settings of Sphinx, which builds the documentation site: ``make docs``."""
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import emberd
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+project = "emberd"
+author = "emberd contributors"
+copyright = "2026, emberd contributors"
+release = version = emberd.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+highlight_language = "none"  # blocks without a language are commands and output
+smartquotes = False  # it makes one dash of the two before an option
+
+myst_heading_anchors = 4
+myst_enable_extensions = ["colon_fence"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+napoleon_numpy_docstring = False
+
+html_theme = "furo"
+html_title = f"emberd {release}"
+html_show_sourcelink = False
+html_copy_source = False
+html_extra_path = ["llms.txt"]
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+
+_DOCS = Path(__file__).resolve().parent
+_PROJECT = tomllib.loads((_DOCS.parent / "backend/pyproject.toml").read_text(encoding="utf-8"))
+_REPOSITORY: str = _PROJECT["project"]["urls"]["Repository"]
+
+
+def _link_to_the_repository(_: "Sphinx", page: str, source: list[str]) -> None:
+    """Point links to files outside ``docs`` at the repository, because the site lacks them."""
+    folder = (_DOCS / page).parent
+
+    def target(match: re.Match[str]) -> str:
+        path, hash_sign, anchor = match[1].partition("#")
+        file = Path(os.path.normpath(folder / path))
+        if file.is_relative_to(_DOCS) or not file.exists():
+            return match[0]
+        kind = "tree" if file.is_dir() else "blob"
+        where = file.relative_to(_DOCS.parent).as_posix()
+        return f"]({_REPOSITORY}/{kind}/main/{where}{hash_sign}{anchor})"
+
+    source[0] = re.sub(r"\]\((\.\./[^)\s]*)\)", target, source[0])
+
+
+def setup(app: "Sphinx") -> dict[str, bool]:
+    """Register the rewriting of links with Sphinx."""
+    app.connect("source-read", _link_to_the_repository)
+    return {"parallel_read_safe": True}
