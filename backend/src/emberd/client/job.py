@@ -146,8 +146,7 @@ class Job:
         self._errors: dict[int, TextError] = {}
         self._prepared = PreparedTexts([], [])
         self._matrix: Floats | None = None
-        self.finished = 0
-        """How many texts have their vector, or will have none."""
+        self.finished = 0  # texts that have their vector, or will have none
         self.cached = 0  # texts whose vector was in the cache
         self.tokens = 0  # that servers said they read
         self.server: Endpoint | None = None  # None as well if a cache has all vectors
@@ -174,8 +173,7 @@ class Job:
         """How many requests the server gets at a time."""
         most = self._settings.max_concurrency
         # More would only wait there, and time out if texts are long.
-        on_cpu = self.server is not None and self.server.on_cpu
-        return min(most, _CPU_REQUESTS) if on_cpu else most
+        return min(most, _CPU_REQUESTS) if self.server and self.server.on_cpu else most
 
     @property
     def is_bisecting(self) -> bool:
