@@ -11,21 +11,27 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import waiting
 from command import Child, Command, stub
-from emberd import Embedder, Manager
+from emberd import Embedder, Manager, server_load
 from emberd.cli import live_status, shown_servers
 from emberd.cli.shown_servers import GIB
 from emberd.engines import gpus
 from emberd.engines.gpu_usage import GpuMemory
 from emberd.manager import ServerStatus, State, gpu_servers
+from emberd.server_load import Reading
 from emberd.settings import ServerSpec
 from emberd.system import processes
+from emberd.system.listeners import Listener
 from emberd.system.processes import ProcessIdentity
+from foreign import SPEC, Foreign, foreign, no_default_port
+
+__all__ = ["foreign", "no_default_port"]
 
 
 @contextmanager
@@ -62,7 +68,7 @@ def test_a_server_that_starts_appears_with_its_phase_and_one_that_stops_goes(
     with _watching(emberd, "--json") as process:
         views = _views(process)
         assert next(views) == []
-        with emberd.begin("up", *stub(start=1.5)) as starting:
+        with emberd.begin("up", *stub(start=4)) as starting:
             phase = next(view for view in views if view and "loading" in view[0]["detail"])
             assert (phase[0]["state"], phase[0]["load"]) == ("starting", None)
             ready = next(view for view in views if view and view[0]["state"] == "ready")
@@ -84,13 +90,13 @@ def test_looking_is_no_use(emberd: Command) -> None:
     with _watching(emberd, "--json") as process:
         views = _views(process)
         assert next(views) == []
-        assert emberd("up", *stub(), "--idle-timeout", "3s").code == 0
+        assert emberd("up", *stub(), "--idle-timeout", "6s").code == 0
         left: list[float] = []
         for view in views:
             if left and not view:
                 break
             left += [own["idle_left_s"] for own in view if own["state"] == "ready"]
-    assert left[0] <= 3
+    assert left[0] <= 6
     assert left[-1] < left[0]
 
 
@@ -108,6 +114,8 @@ def test_the_numbers_of_a_real_server_are_those_of_what_it_did(emberd: Command) 
         p95_s: list[float] = []
         while round(embedded) < len(texts):
             load = next(views)[0]["load"]
+            if load is None:
+                continue  # a busy machine: the next one includes it
             embedded += load["texts_per_s"] * load["seconds"]
             tokens += load["tokens_per_s"] * load["seconds"]
             p95_s += [load["p95"]["seconds"]] if load["p95"] else []
@@ -117,6 +125,42 @@ def test_the_numbers_of_a_real_server_are_those_of_what_it_did(emberd: Command) 
     assert p95_s
     # The bounds of the histogram are at most 2.5 times as far as the value.
     assert max(p95_s) < took_s * 2.5 + 0.01
+
+
+def test_rates_after_a_missed_reading_include_it(
+    running: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reading(at_s: float) -> Reading:
+        return Reading(at_s, texts=10 * at_s, tokens=0.0, running=0, queued=0, latencies={})
+
+    readings = iter([reading(1.0), None, reading(3.0)])
+    monkeypatch.setattr(server_load, "read", lambda *_, **__: next(readings))
+    monkeypatch.setenv("EMBERD_HOME", str(running.home))
+    views = live_status._views(0.0, show_all=False)
+    loads = [next(views)[0].load for _ in range(3)]
+    assert loads[1] is None
+    assert loads[2] is not None
+    assert (loads[2].seconds, loads[2].texts_per_s) == (2.0, 10.0)
+
+
+@pytest.mark.usefixtures("no_default_port")
+def test_an_external_server_that_was_restarted_is_read_at_its_new_socket(
+    foreign: Foreign, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign()
+    manager = Manager(home)
+    manager.ensure(SPEC)
+    [own] = manager.status()
+    assert own.listener is not None
+    old = replace(own, listener=replace(own.listener, inode=own.listener.inode + 1))
+    asked: list[Listener | None] = []
+
+    def read(_url: str, *, listener: Listener | None) -> None:
+        asked.append(listener)
+
+    monkeypatch.setattr(server_load, "read", read)
+    assert live_status._reading(old, old.url or "") is None
+    assert asked == [own.listener]
 
 
 def test_a_terminal_is_drawn_in_place_and_keeps_the_last_view(running: Command) -> None:

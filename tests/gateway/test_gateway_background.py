@@ -21,7 +21,8 @@ import waiting
 from command import ENGINE, TIMEOUT_S, Command, Outcome
 from emberd import Manager
 from emberd.gateway.background_gateway import BackgroundGateway, GatewayStatus
-from emberd.manager import State
+from emberd.manager import State, history
+from emberd.manager.paths import Home
 from fake_server import QWEN, FakeServer
 from gateways import own_client
 
@@ -103,6 +104,10 @@ def with_stub(tmp_path: Path) -> Iterator[KeptGateway]:
     yield from _kept(tmp_path / "home", STUB)
 
 
+def _history(kept: KeptGateway) -> list[history.Event]:
+    return history.read(Home(kept.home))
+
+
 def test_processes_that_ask_at_once_get_one_gateway(kept: KeptGateway) -> None:
     begun = [
         kept.command.begin("serve", "--background", QWEN, "--port", "0", "--json")
@@ -131,8 +136,24 @@ def test_a_gateway_that_is_killed_is_replaced_on_the_same_sockets(kept: KeptGate
     waiting.until(lambda: kept.status().state is State.READY)
     now = kept.status()
     assert (now.urls, now.restarts) == (first.urls, 1)
+    events = [(each.event, each.facts.get("phase")) for each in _history(kept)]
+    assert events == [("start", None), ("ready", None), ("crashed", None), ("ready", None)]
     assert now.pid != first.pid
     assert now.supervisor_pid == first.supervisor_pid
+
+
+def test_a_kill_of_the_supervisor_of_a_gateway_that_was_replaced_is_in_the_history(
+    kept: KeptGateway,
+) -> None:
+    first = kept.started(QWEN, NO_TCP)
+    assert first.pid is not None
+    psutil.Process(first.pid).kill()
+    waiting.until(lambda: kept.status().state is State.READY and kept.status().restarts == 1)
+    assert first.supervisor_pid is not None
+    psutil.Process(first.supervisor_pid).kill()
+    waiting.until(lambda: [each.event for each in _history(kept)][-1] == "supervisor_killed")
+    assert leftovers.end_all([str(kept.home)]) == []
+    kept.started(QWEN, NO_TCP)  # its stop removes the socket that the killed one has left
 
 
 def test_nothing_is_left_of_a_gateway_whose_supervisor_is_killed(kept: KeptGateway) -> None:

@@ -15,8 +15,8 @@ import pytest
 
 import damage
 import waiting
-from emberd.errors import StartError
-from emberd.manager import State, history
+from emberd.errors import StartError, StateFolderError
+from emberd.manager import State, history, orphan_reaper, paths
 from emberd.manager.history import Counted, Event
 from emberd.manager.paths import Home
 from emberd.manager.state import Record
@@ -102,6 +102,7 @@ def test_a_crash_is_kept_after_the_next_server_has_replaced_record_and_log(
 def test_an_idle_stop_and_a_hang_are_kept(manager: Manager, stub: Stub) -> None:
     server = manager.ensure(stub(), idle_timeout=0.5)
     waiting.until(lambda: "idle_stop" in kinds(manager, server.start_id), 60)
+    waiting.until(lambda: not manager.is_current(server))  # the event comes before the state
     hung = manager.ensure(stub())
     with ThreadPoolExecutor() as pool:
         pool.submit(embed, hung, "WEDGE")
@@ -243,6 +244,53 @@ def test_the_history_is_bounded_and_its_counts_never_fall(stub: Stub, home: Path
     assert len(history.read(where)) < made
 
 
+def test_a_rotation_changes_no_count_of_events_that_refer_to_earlier_ones(
+    stub: Stub, home: Path
+) -> None:
+    folder = folder_in(home)
+    where = Home.of(folder)
+    killed, ended = record(stub, start_id="killed"), record(stub, start_id="ended")
+    filler = record(stub, start_id="filler")
+
+    def fill() -> None:
+        """Write until the file is renamed."""
+        for _ in range(2 * SOME):
+            history.note(folder, history.PORT_TAKEN, filler, cause="x" * 900)
+            if not (home / history.NAME).exists():
+                return
+        raise AssertionError
+
+    for own in (killed, ended):
+        history.note(folder, history.START, own)
+        history.note(folder, history.READY, own, seconds=0.1, phases={"planning": 0.1})
+    history.note(folder, history.STOPPED, ended, seconds=0.2)
+    fill()
+    for own in (killed, ended):
+        mark = f"EMBERD_MARK={folder}:{own.start_id}"
+        history.note(folder, history.PORT_TAKEN, filler)  # the reaper makes no file
+        orphan_reaper.note_kill(mark)
+    expected = Counted("supervisor_killed", killed.spec.model, killed.spec.task, "stubs.engine")
+    for _ in range(3):
+        counts = history.count(where)
+        kills = {what: n for what, n in counts.times.items() if what.event == "supervisor_killed"}
+        assert kills == {expected: 1}
+        stopped = expected._replace(event="stopped")
+        assert (counts.times[stopped], counts.seconds[stopped]) == (1, 0.2)
+        fill()
+
+
+def test_sums_of_seconds_do_not_fall_by_the_order_of_addition(stub: Stub, home: Path) -> None:
+    folder = folder_in(home)
+    own = record(stub)
+    stopped = Counted("stopped", own.spec.model, own.spec.task, "stubs.engine")
+    for _ in range(3):
+        history.note(folder, history.STOPPED, own, seconds=0.1)
+    for made in range(3 * SOME):
+        history.note(folder, history.PORT_TAKEN, own, cause="x" * 900)
+        if made % 20 == 0:
+            assert history.count(Home.of(folder)).seconds[stopped] == 0.3
+
+
 def test_a_kill_between_the_steps_of_a_rotation_changes_no_count(
     stub: Stub, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +344,49 @@ def test_the_end_of_a_start_that_was_over_is_no_kill(stub: Stub, home: Path) -> 
     history.note(folder, history.CRASHED, record(stub))
     history.note(folder, history.SUPERVISOR_KILLED, record(stub))
     assert [each.event for each in history.read(Home.of(folder))] == ["crashed"]
+
+
+def test_a_kill_during_a_start_is_none_of_a_ready_server(stub: Stub, home: Path) -> None:
+    folder = folder_in(home)
+    starting, ready = record(stub, start_id="starting"), record(stub, start_id="ready")
+    history.note(folder, history.START, starting)
+    history.note(folder, history.START, ready)
+    history.note(folder, history.READY, ready)
+    for own in (starting, ready):
+        orphan_reaper.note_kill(f"EMBERD_MARK={folder}:{own.start_id}")
+    times = history.count(Home.of(folder)).times
+    killed = Counted("supervisor_killed", ready.spec.model, ready.spec.task, "stubs.engine")
+    assert times[killed] == 1
+    assert times[killed._replace(phase=history.UNKNOWN)] == 1
+
+
+def test_a_kill_after_a_crash_and_another_ready_is_noted(stub: Stub, home: Path) -> None:
+    folder = folder_in(home)
+    for event in (history.READY, history.CRASHED, history.READY):
+        history.note(folder, event, record(stub))
+    history.note_killed(folder, record(stub))
+    history.note_killed(folder, record(stub))
+    events = [each.event for each in history.read(Home.of(folder))]
+    assert events == ["ready", "crashed", "ready", "supervisor_killed"]
+
+
+def test_a_history_that_cannot_be_read_makes_no_start_or_stop_fail(
+    manager: Manager, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager.ensure(stub())
+    supervisor = supervisor_of(manager)
+    read_file = paths.read_file
+
+    def fail(path: Path, *, truncate: bool = False) -> bytes | None:
+        if path.name.startswith(history.NAME):
+            raise StateFolderError("Input/output error")
+        return read_file(path, truncate=truncate)
+
+    monkeypatch.setattr(paths, "read_file", fail)
+    supervisor.kill()
+    supervisor.wait(60)
+    assert manager.ensure(stub()).started
+    assert manager.stop()
 
 
 def test_a_key_is_never_part_of_it(manager: Manager, stub: Stub, home: Path) -> None:

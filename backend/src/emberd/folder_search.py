@@ -79,8 +79,8 @@ class SearchProgress:
         files: Files that were read.
         passages: Passages that have their vector.
         embedded: Those of them that were not in the cache, once all files are read.
-        done_bytes: Size of the files, or parts of them, that are done or were skipped.
-        all_bytes: Size of all files.
+        done_bytes: Size of the files, or parts of them, that are done.
+        all_bytes: Size of all files, without those that were skipped so far.
         rejected: Passages that the model cannot embed.
         skipped: Files that are not text, are too large or cannot be read, and folders that
             cannot be listed.
@@ -128,13 +128,14 @@ def search(
             content = read_text(path)
             if content is None:
                 progress.skipped.append(path)
-            else:
-                progress.files += 1
-                lines = content.count("\n") + 1
-                for line, text in passages(content):
-                    waiting.append(Passage(path, line, text))
-                    read_bytes.append(before + size * line // lines)
-                    yield text
+                progress.all_bytes -= size
+                continue
+            progress.files += 1
+            lines = content.count("\n") + 1
+            for line, text in passages(content):
+                waiting.append(Passage(path, line, text))
+                read_bytes.append(before + size * line // lines)
+                yield text
             before += size
 
     def report(count: int) -> None:
@@ -160,10 +161,12 @@ def _misses(embedder: Embedder) -> int:
 
 
 def _size(path: Path) -> int:
+    """Return the size of a file; 0 if it is not searched because of its size."""
     try:
-        return path.lstat().st_size
+        size = path.lstat().st_size
     except OSError:
         return 0
+    return size if size <= MOST_FILE_BYTES else 0
 
 
 def text_files(folder: Path) -> Iterator[Path]:

@@ -56,7 +56,7 @@ _OF_PROCESS: Final = (
     (counters.RETRIES, "client", "Requests that were sent again.", (*_USER, "outcome")),
     (counters.BATCHES, "client", "Batches of calls that were sent.", _USER),
     (counters.MERGED, "client", "Batches that shared their request with others.", _USER),
-    (counters.LOST, "client", "Servers that were lost during a call and replaced.", _USER),
+    (counters.LOST, "client", "Calls, and windows of streams, whose server was lost.", _USER),
     (counters.CACHE_HITS, "", "Vectors that a cache had.", ("model",)),
     (counters.CACHE_MISSES, "", "Vectors that a cache did not have.", ("model",)),
     (counters.CACHE_ERRORS, "", "Failures of a cache, each followed by a pause.", ()),
@@ -114,7 +114,7 @@ class PrometheusCollector:
         self._manager = Manager(self._home.root, timing=Timing(record_s=_LOST_RECORDS_S))
         self._models = None if models is None else frozenset(models)
         self._history = _Kept(lambda: history.count(self._home), Counts())
-        self._servers: _Kept[list[_Seen]] = _Kept(self._read_servers, [])
+        self._servers: _Kept[list[_MeasuredServer]] = _Kept(self._read_servers, [])
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing, so that a registry collects nothing when this is registered."""
@@ -192,7 +192,7 @@ class PrometheusCollector:
             summary.add_metric(given, count_value=count, sum_value=total_s)
         yield summary
 
-    def _of_servers(self, servers: list[_Seen]) -> Iterator[Metric]:
+    def _of_servers(self, servers: list[_MeasuredServer]) -> Iterator[Metric]:
         states, planned, used = _Rows(), _Rows(), _Rows()
         for each in servers:
             own = each.status
@@ -212,7 +212,7 @@ class PrometheusCollector:
         text = "GPU memory in use by running servers, where the driver says it."
         yield self._gauge("emberd_server_gpu_used_bytes", text, labels, used)
 
-    def _read_servers(self) -> list[_Seen]:
+    def _read_servers(self) -> list[_MeasuredServer]:
         found = []
         marks: dict[tuple[str, str], list[int]] = {}
         statuses = self._manager.status()
@@ -224,7 +224,7 @@ class PrometheusCollector:
             pids = marks.get((own.key, own.start_id), [])
             used = {uuid: gpu_usage.memory_of([uuid], pids) for uuid in uuids}
             known = {uuid: size for uuid, size in used.items() if size is not None}
-            found.append(_Seen(own, known))
+            found.append(_MeasuredServer(own, known))
         return found
 
     # -- forms --------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def _filled(family: Any, labels: Collection[str], rows: _Rows) -> Metric:
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class _MeasuredServer:
     """A server, and the memory that it uses of each GPU."""
 
     status: ServerStatus

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from emberd import probe, server_load
 from emberd.cli import output, shown_servers
-from emberd.manager import ServerStatus, State, gpu_servers, lost_records
+from emberd.errors import EmberdError
+from emberd.manager import ServerStatus, State, discovery, gpu_servers, lost_records
 from emberd.server_load import Quantile, Reading, ServerLoad
 from emberd.system.listeners import Listener
 from emberd.verified_manager import Manager
@@ -109,8 +110,10 @@ def _views(interval_s: float, *, show_all: bool) -> Iterator[list[_Seen]]:
             load = None
             if own.url is not None and own.state is not State.STARTING:
                 server = (own.key, own.start_id)
-                now = readings[server] = server_load.read(own.url, listener=own.listener)
-                load = server_load.between(last.get(server), now) if now else None
+                before, now = last.get(server), _reading(own, own.url)
+                load = server_load.between(before, now) if now else None
+                # A busy server may miss one: the next rates are those since the last that it gave.
+                readings[server] = now or before
             shown.append(_Seen(own, load, _idle_left_s(own), gpu_servers.used_bytes(own, marks)))
         last = readings
         yield shown
@@ -120,6 +123,15 @@ def _views(interval_s: float, *, show_all: bool) -> Iterator[list[_Seen]]:
 def _is_up(url: str, listener: Listener | None) -> bool:
     # A server without /ready is not asked for /health, which runs a token through its model.
     return probe.readiness(url, listener=listener) is not False
+
+
+def _reading(own: ServerStatus, url: str) -> Reading | None:
+    try:
+        # An external server that was restarted has another listening socket than in its record.
+        listener = discovery.listener_to_probe(own)
+    except EmberdError:
+        return None
+    return server_load.read(url, listener=listener)
 
 
 def _idle_left_s(own: ServerStatus) -> float | None:

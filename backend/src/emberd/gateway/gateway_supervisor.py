@@ -151,6 +151,8 @@ class GatewaySupervisor(ProcessSupervisor):
             problem = self._await_ready(process)
             if problem is None and not self._stop_requested:
                 was_ready = True
+                ready_s = round(time.monotonic() - began, 3)
+                history.note(self.folder, history.READY, self.record, seconds=ready_s)
                 self._publish_facts(state=State.READY, progress="")
                 problem = self._until_end()
             if problem is None or self._stop_requested:
@@ -166,7 +168,7 @@ class GatewaySupervisor(ProcessSupervisor):
             self._server = None
             self._publish_facts(
                 state=State.STARTING,
-                progress=f"restarting: {problem.cause}",
+                progress=f"restarting ({problem.cause})",  # the phase is without the cause
                 pid=None,
                 restarts=self._facts.restarts + 1,
             )

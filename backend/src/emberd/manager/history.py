@@ -56,12 +56,15 @@ EVENTS: Final = (
 ENDS: Final = frozenset(
     {START_FAILED, CRASHED, HUNG, IDLE_STOP, STOPPED, FOLDER_GONE, SUPERVISOR_KILLED}
 )
-"""The events after which a start is over; each start has one of them."""
+"""The events after which a start is over. A gateway that is started again is ``READY`` again."""
+UNKNOWN: Final = "unknown"
+"""The phase of a start whose supervisor was killed, if the orphan reaper has noted it."""
 
 _EARLIER: Final = "earlier"
 _MOST_BYTES: Final = 256 * 1024  # of each of the two files
 _MOST_TEXT: Final = 1000  # characters of a cause
 _MOST_COUNTS: Final = 500
+_DIGITS: Final = 3  # of seconds
 _READ_TRIES: Final = 3
 
 
@@ -122,6 +125,11 @@ class Counts:
         self.times[what] += times
         self.seconds[what] = self.seconds.get(what, 0.0) + seconds
 
+    def subtract(self, others: Counts) -> None:
+        """Subtract other counts."""
+        for what, times in others.times.items():
+            self.add(what, -times, -others.seconds[what])
+
 
 # ---------------------------------------------------------------- writing
 
@@ -156,8 +164,13 @@ def note_killed(folder: Path, own: Record) -> None:
     """
     if own.state not in RUNNING or own.found:
         return
-    events = read(paths.Home.of(folder))
-    if not any(each.start_id == own.start_id and each.event in ENDS for each in events):
+    try:
+        events = read(paths.Home.of(folder))
+    except StateFolderError:
+        return  # neither a start nor a stop fails because of it
+    of_start = [each.event for each in events if each.start_id == own.start_id]
+    last = [each for each in of_start if each == READY or each in ENDS][-1:]
+    if not ENDS.intersection(last):
         note(folder, SUPERVISOR_KILLED, own, phase=phase_of(own.progress) or None)
 
 
@@ -199,9 +212,13 @@ def _rotate(path: Path, descriptor: int) -> None:
     if not os.path.samestat(os.fstat(descriptor), path.stat()):
         return  # another process has done it; what was just written is in the older file
     older = _older(path)
-    known = _tally(_earlier_of(_lines(_read(older))), _events(_lines(_read(older))))
-    most = known.times.most_common(_MOST_COUNTS)
-    kept = [[*what, times, round(known.seconds[what], 3)] for what, times in most]
+    before, own = _lines(_read(older)), _lines(_read(path))
+    # What this file does not say by itself. That may also be less than nothing: without the first
+    # line of its start, a kill is counted for no model.
+    known = _tally(_earlier_of(before), _events([*before, *own]))
+    known.subtract(_tally((), _events(own)))
+    most = sorted(known.times.items(), key=lambda item: -abs(item[1]))[:_MOST_COUNTS]
+    kept = [[*what, times, round(known.seconds[what], _DIGITS)] for what, times in most if times]
     os.write(descriptor, f"{json.dumps({'event': _EARLIER, 'counts': kept})}\n".encode())
     path.replace(older)
 
@@ -229,8 +246,13 @@ def count(home: paths.Home) -> Counts:
     Raises:
         StateFolderError: A file cannot be read although it may be intact.
     """
-    older, newer = _contents(home)
-    return _tally(_earlier_of(_lines(older)), _events([*_lines(older), *_lines(newer)]))
+    older, newer = map(_lines, _contents(home))
+    counts = _tally(_earlier_of(older), _events([*older, *newer]))
+    # All seconds have this many digits. The last bits depend on the order in which they were added,
+    # and a sum that falls by one of them would be taken for a restart.
+    counts.seconds = {what: round(total, _DIGITS) for what, total in counts.seconds.items()}
+    counts.times = +counts.times  # without those that a correction has made zero
+    return counts
 
 
 def version(home: paths.Home) -> tuple[int, ...]:
@@ -272,6 +294,7 @@ def _lines(content: bytes) -> list[dict[str, Any]]:
 
 def _events(lines: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
     known: dict[str, Event] = {}  # start_id -> its first event
+    ready: set[str] = set()
     ended: set[str] = set()
     for line in lines:
         if line["event"] == _EARLIER:
@@ -285,9 +308,15 @@ def _events(lines: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
             event = replace(event, model=first.model, task=first.task, engine=first.engine)
         # It may also be told of a supervisor that has ended in an orderly way just before, and two
         # processes may find the same death.
-        if event.event == SUPERVISOR_KILLED and event.start_id in ended:
-            continue
-        if event.event in ENDS:
+        if event.event == SUPERVISOR_KILLED:
+            if event.start_id in ended:
+                continue
+            if first.event == START and event.start_id not in ready and "phase" not in facts:
+                event = replace(event, facts={**facts, "phase": UNKNOWN})
+        if event.event == READY:
+            ready.add(event.start_id)
+            ended.discard(event.start_id)
+        elif event.event in ENDS:
             ended.add(event.start_id)
         yield event
 
@@ -323,4 +352,4 @@ def _tally(earlier: Iterable[tuple[Counted, int, float]], events: Iterable[Event
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+    return round(float(value), _DIGITS) if isinstance(value, int | float) else 0.0

@@ -23,9 +23,10 @@ _LEAST_CHARACTERS: Final = 5  # shorter ones are no secrets, and occur in ordina
 _IN_URL: Final = re.compile(r"(\w://)[^/?#\s]*@")
 _QUERY: Final = re.compile(r"(?i)([?&][\w-]*(?:auth|key|pass|secret|sig|token)[\w-]*=)[^&\s'\"]+")
 _NO_COUNT: Final = r"(?!['\"]?\s*[=: ]\s*\d{1,9}\b)"  # after "token", a number is a count
+_KEY: Final = "(?:access|api|private|secret)[-_]?key"
 _WORDED: Final = re.compile(
-    rf"(?i)((?:api[-_]?key|password|passwd|secret|token{_NO_COUNT})['\"]?\s*[=:]\s*"
-    rf"|--[\w-]*(?:api[-_]?key|password|secret|token{_NO_COUNT})[= ]\s*|\bbearer\s+"
+    rf"(?i)((?:{_KEY}|password|passwd|secret|token{_NO_COUNT})['\"]?\s*[=:]\s*"
+    rf"|--[\w-]*(?:{_KEY}|password|secret|token{_NO_COUNT})[= ]\s*|\bbearer\s+"
     r"|\bauthorization['\"]?\s*[=:]\s*['\"]?basic\s+)"
     r"(?:'(?!None\b)[^'\n]+'|\"(?!None\b)[^\"\n]+\"|['\"]?(?!None\b)[^\s'\",;)&]+['\"]?)"
 )
