@@ -34,6 +34,11 @@ KNOWN = {QWEN.casefold(): QWEN, "qwen3-embedding-4b": QWEN, FOLDER: FOLDER}
         ("qwen3-embedding-4b?task=code.query", Asked("query", "code")),
         ("qwen3-embedding-4b:query?task=Find+C++ code", Asked("query", "Find+C++ code")),
         ("qwen3-embedding-4b:query?task=C%2B%2B %26 C", Asked("query", "C++ & C")),
+        ("qwen3-embedding-4b?truncate=true", Asked(truncate=True)),
+        (
+            "qwen3-embedding-4b:query?task={text}&truncate=false",
+            Asked("query", "{text}", None, False),
+        ),
     ],
 )
 def test_a_name_says_model_role_task_and_dimensions(given: str, expected: Asked) -> None:
@@ -61,6 +66,9 @@ def test_a_folder_whose_name_looks_like_a_suffix_is_not_split() -> None:
         ("qwen3-embedding-4b?task=", 400),
         ("qwen3-embedding-4b:query?task=code&task=web", 400),
         ("qwen3-embedding-4b:query?task=%20", 400),
+        ("qwen3-embedding-4b?truncate=", 400),
+        ("qwen3-embedding-4b?truncate=END", 400),
+        ("qwen3-embedding-4b?truncate=true&truncate=false", 400),
         ("qwen3-embedding-4b:query?task=%ff", 400),
         ("qwen3-embedding-4b:query:query", 400),
         ("qwen3-embedding-4b@8:query@8", 400),

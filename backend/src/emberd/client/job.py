@@ -323,15 +323,12 @@ class Job:
         endpoint = self.endpoint
         if isinstance(work, TokenCount):
             text = str(self._prepared.inputs[work.index])
+            special = self._model.special_tokens
             return lengths.tokenize_request(
-                endpoint.server,
-                endpoint.model,
-                text,
-                self._model.special_tokens,
-                adds=not endpoint.labels,
+                endpoint.server, endpoint.model, text, special, adds=not endpoint.labels
             )
         inputs = [self._prepared.inputs[index] for index in work.indices]
-        given = [one for one in inputs if one is not None]
+        given = lengths.as_taken([i for i in inputs if i is not None], endpoint, self._model)
         dimensions = None
         if self._settings.server_dimensions and endpoint not in self._facts.uncut:
             dimensions = self._settings.dimensions

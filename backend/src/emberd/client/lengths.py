@@ -20,6 +20,7 @@ from emberd.client import scores, wire
 from emberd.client.event_loops import Steps
 from emberd.client.inputs import (
     ADDED_TOKENS,
+    Input,
     PreparedTexts,
     SpecialTokens,
     excerpt,
@@ -38,6 +39,7 @@ from emberd.errors import (
 )
 
 PATH: Final = "/v1/tokenize"
+GATEWAY: Final = "emberd-gateway"
 
 _TEXTS_A_STEP: Final = 1024
 
@@ -58,7 +60,7 @@ _TEXT_ONLY: Final = {"add_special": False, "parse_special": False}
 # What llama.cpp takes for special tokens if the vocabulary has them: "</s>" in that of Qwen3.
 _LOOKS_SPECIAL: Final = re.compile(r"<[^<>\s]+>|\[[A-Z]+\]")
 # They embed white space. SGLang, emberd's own server and others refuse it or strip it.
-_TAKE_BLANK: Final = frozenset(_OTHER_ROUTES)
+_TAKE_BLANK: Final = frozenset({*_OTHER_ROUTES, GATEWAY})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -425,6 +427,14 @@ class Lengths:
 
 
 # ---------------------------------------------------------------- tokens
+
+
+def as_taken(inputs: list[Input], endpoint: Endpoint, model: Model) -> list[Input]:
+    """Return ``inputs`` as the server takes them: the gateway takes no ids, but empty texts."""
+    if endpoint.server != GATEWAY:
+        return inputs
+    empty = [*model.start_ids, model.end_of_text_id]
+    return ["" if given == empty else given for given in inputs]
 
 
 def tokenize_request(

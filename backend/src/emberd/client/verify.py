@@ -38,13 +38,12 @@ TIMEOUT_S: Final = 60.0
 
 _SGLANG: Final = "sglang"
 _OWN: Final = "emberd"
-_GATEWAY: Final = "emberd-gateway"
 # The servers that read a text as it is given, and refuse one that is too long: SGLang, its router,
 # emberd's own, its gateway, vLLM and llama.cpp. What others do is tried.
-_AS_GIVEN: Final = frozenset({_SGLANG, "local", _OWN, _GATEWAY, "vllm", "llamacpp"})
+_AS_GIVEN: Final = frozenset({_SGLANG, "local", _OWN, lengths.GATEWAY, "vllm", "llamacpp"})
 # The gateway puts texts into the template of their role. Those that are sent to it from here are in
-# theirs already, and would get a prefix twice.
-_AS_THEY_ARE: Final = ":query?task={text}"
+# theirs already, and would get a prefix twice. It may also be set to cut texts that are too long.
+_AS_THEY_ARE: Final = ":query?task={text}&truncate=false"
 _SERVER_INFO: Final = "/server_info"
 _CUT_TAIL_TOKENS: Final = 6  # of its context, 0.5.17 to 0.5.23
 _FLOAT_BYTES: Final = 4
@@ -155,7 +154,7 @@ def steps(
     name, server = str(entry["id"]), str(entry.get("owned_by") or "unknown")
     if spec.task == RERANK:
         _check_no_adapter(url, entry, name, server)
-    elif server == _GATEWAY:
+    elif server == lengths.GATEWAY:
         name += _AS_THEY_ARE
     longest = entry.get("max_model_len")
     limits = [longest]

@@ -33,6 +33,10 @@ _OWN_PROMPT: Final = {
         "which the model answers, and it cuts prompts that are too long"
     ),
     "llamacpp": "llama.cpp puts a query and a document into a prompt of its own",
+    lengths.GATEWAY: (
+        "emberd's gateway puts a query and a document into the prompt itself (POST /v1/rerank, "
+        "which needs no Reranker)"
+    ),
 }
 _ADVICE: Final = "Serve the model with SGLang or vLLM, or omit base_url to let emberd start it."
 

@@ -1,8 +1,8 @@
 """What a request asks of a model: by the model's name, and by fields that clients know.
 
-A name is ``MODEL[@DIMENSIONS][:ROLE][?task=TASK]``. Most clients can set only the name, so it can
-say everything; name and fields must not contradict each other, because a wrong template or length
-would only show as worse results.
+A name is ``MODEL[@DIMENSIONS][:ROLE][?task=TASK&truncate=true]``. Most clients can set only the
+name, so it can say everything; name and fields must not contradict each other, because a wrong
+template or length would only show as worse results.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ _TASKS: Final[Mapping[str, tuple[Role | None, str | None]]] = {
 }
 # Jina's, and those of Cohere and NVIDIA; a text is never cut at its start.
 _TRUNCATES: Final[Mapping[Any, bool]] = {True: True, False: False, "END": True, "NONE": False}
+_TRUNCATE_WORDS: Final = {"true": True, "false": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +168,14 @@ def _read_options(options: str) -> Asked:
     asked = Asked()
     for option in options.split("&") if options else ():
         name, _, value = option.partition("=")
+        if name == "truncate" and value in _TRUNCATE_WORDS:
+            asked = asked.joined(Asked(truncate=_TRUNCATE_WORDS[value]))
+            continue
         if name != "task":
-            raise RefusedError(f"?{name!s:.40} is not known. Only ?task=TASK is.")
+            raise RefusedError(
+                f"?{option!s:.40} is not known. Only ?task=TASK, ?truncate=true and "
+                f"?truncate=false are."
+            )
         try:
             # Not as in forms: there "+" is a space, and C++ is a task.
             task = unquote(value, errors="strict")
