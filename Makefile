@@ -53,6 +53,7 @@ install = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python $(1) ||) \
 # Named, so that the second part of the tests collects no others.
 SERIAL = $(shell grep -rl --include='test_*.py' 'mark[.]serial' tests integrations)
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())')
+QUICK := $(if $(FULL),,-m 'not full')
 ADAPTERS_OF_STORES := tests/adapters/test_chroma.py tests/adapters/test_lancedb.py
 AGENTS := langgraph mem0 haystack pydantic_ai
 TEST_TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout
@@ -84,9 +85,10 @@ docs: $(VENV)/.tools
 	$(SITE)
 	@echo "Built: docs/_build/index.html"
 
-# Each distribution by itself in a new environment: some minutes, most of them the registry's.
+# Each distribution by itself in a new environment: some minutes, most of them the registry's. Each
+# with one version of Python; with FULL=1, each with both.
 test-installs: $(VENV)/.tools
-	$(BIN)/python -m pytest tests/installs $(ARGS)
+	$(BIN)/python -m pytest tests/installs $(QUICK) $(ARGS)
 
 test-services: $(VENV)/.tools
 	$(BIN)/python -m pytest tests/services $(ARGS)
@@ -100,10 +102,12 @@ test-ray: $(VENV)/.tools
 test-stores: $(VENV)/stores/.made
 	$(VENV)/stores/bin/python -m pytest tests/stores $(ADAPTERS_OF_STORES) $(ARGS)
 
-# The others need torch, which the environment takes from the engine.
+# The others need torch, which the environment takes from the engine. With FULL=1, also the scores of
+# docs/quality.md.
 test-adapters: $(VENV)/adapters/.made
 	$(VENV)/adapters/bin/python -m pytest \
-		$(filter-out $(ADAPTERS_OF_STORES),$(wildcard tests/adapters/test_*.py)) $(ARGS)
+		$(filter-out $(ADAPTERS_OF_STORES),$(wildcard tests/adapters/test_*.py)) \
+		$(QUICK) $(ARGS)
 
 test-agents: $(AGENTS:%=test-agents-%)
 

@@ -137,6 +137,7 @@ def test_vectors_are_those_of_emberd() -> None:
     assert np.allclose(found, embedder.embed_queries(["one", "two"]), atol=1e-6)
 
 
+@pytest.mark.full  # minutes
 @pytest.mark.timeout(600)
 def test_the_tasks_of_the_page_reach_their_scores() -> None:
     """The figures of docs/quality.md are those of this model."""

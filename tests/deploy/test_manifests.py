@@ -155,6 +155,15 @@ def test_gateways_reach_only_the_router_and_servers_only_the_hub() -> None:
     assert targets("sglang") == set()
 
 
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
+def test_a_gateway_with_a_gpu_is_ready_only_once_its_model_is_loaded(kustomization: str) -> None:
+    """Otherwise an update would replace the last pod with a loaded model."""
+    for _, _, container in _containers(kustomization):
+        if container["name"] == "emberd":
+            has_gpu = "nvidia.com/gpu" in container["resources"]["limits"]
+            assert ("--preload" in container["args"]) is has_gpu
+
+
 def test_the_gateway_behind_the_router_needs_no_gpu() -> None:
     [(_, pod)] = [each for each in _pods(ROUTED) if each[0] == "emberd"]
     [container] = pod["containers"]

@@ -28,7 +28,14 @@ Judge whether the Document meets the requirements.<|im_end|>
 pytestmark = pytest.mark.filterwarnings("ignore:.*scores may mean nothing")
 
 
-@pytest.mark.parametrize("template", [None, _TEMPLATE], ids=["no template", "template"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        # The server that test_reranker.py has emberd start is given no template either.
+        pytest.param(None, id="no template", marks=pytest.mark.full),
+        pytest.param(_TEMPLATE, id="template"),
+    ],
+)
 def test_its_scores_are_those_of_the_prompt(
     template: str | None, sglang_python: str, sglang_side: EngineSide, tmp_path: Path
 ) -> None:
