@@ -223,7 +223,7 @@ def test_ps_is_the_same_command(running: Command) -> None:
 
 def test_a_row_fits_into_80_columns_for_a_model_with_a_usual_name() -> None:
     own = ServerStatus("k", ServerSpec("Qwen/Qwen3-Embedding-4B"), State.READY, 5)
-    row = live_status._row(live_status._Seen(own, None, None, None))
+    row = live_status._row(live_status._Shown(own, None, None, None))
     assert not isinstance(shown_servers.arranged([row], 80), list)
 
 
@@ -240,13 +240,13 @@ def test_gpu_memory_is_what_the_processes_of_the_server_use(
     spec = ServerSpec("Qwen/Qwen3-Embedding-4B")
     own = ServerStatus("k", spec, State.READY, 5, start_id="this", gpu_memory=memory)
     used_bytes = gpu_servers.used_bytes(own, lambda: marks)
-    row = live_status._row(live_status._Seen(own, None, None, used_bytes))
+    row = live_status._row(live_status._Shown(own, None, None, used_bytes))
     assert row["GPU memory"].plain == "4.0 of 10.0 GiB"
     assert gpu_servers.used_bytes(replace(own, gpu_memory=None), lambda: marks) is None
     # In a container, NVML has other pids.
     monkeypatch.setattr(processes, "has_pids_of_host", lambda: False)
     used_bytes = gpu_servers.used_bytes(own, lambda: marks)
-    row = live_status._row(live_status._Seen(own, None, None, used_bytes))
+    row = live_status._row(live_status._Shown(own, None, None, used_bytes))
     assert row["GPU memory"].plain == "10.0 GiB"
 
 

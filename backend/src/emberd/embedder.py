@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Texts = Iterable[str]
 AnyTexts = Iterable[str] | AsyncIterable[str]
+OnDone = Callable[[int], None]
 
 # Settings that neither the server nor the connections depend on.
 _PER_CALL: Final = frozenset(
@@ -161,22 +162,14 @@ class Embedder(ModelUser):
 
     @overload
     def iter_documents(
-        self,
-        texts: Texts,
-        *,
-        set_aside: Literal[False] = False,
-        on_done: Callable[[int], None] | None = None,
+        self, texts: Texts, *, set_aside: Literal[False] = False, on_done: OnDone | None = None
     ) -> Iterator[Floats]: ...
     @overload
     def iter_documents(
-        self, texts: Texts, *, set_aside: bool, on_done: Callable[[int], None] | None = None
+        self, texts: Texts, *, set_aside: bool, on_done: OnDone | None = None
     ) -> Iterator[Floats | TextError]: ...
     def iter_documents(
-        self,
-        texts: Texts,
-        *,
-        set_aside: bool = False,
-        on_done: Callable[[int], None] | None = None,
+        self, texts: Texts, *, set_aside: bool = False, on_done: OnDone | None = None
     ) -> Iterator[Floats | TextError]:
         """Yield the vector of each document, ``(dimensions,)``, in order and in constant memory.
 
@@ -201,43 +194,45 @@ class Embedder(ModelUser):
 
     @overload
     def iter_queries(
-        self, texts: Texts, *, set_aside: Literal[False] = False
+        self, texts: Texts, *, set_aside: Literal[False] = False, on_done: OnDone | None = None
     ) -> Iterator[Floats]: ...
     @overload
-    def iter_queries(self, texts: Texts, *, set_aside: bool) -> Iterator[Floats | TextError]: ...
     def iter_queries(
-        self, texts: Texts, *, set_aside: bool = False
+        self, texts: Texts, *, set_aside: bool, on_done: OnDone | None = None
+    ) -> Iterator[Floats | TextError]: ...
+    def iter_queries(
+        self, texts: Texts, *, set_aside: bool = False, on_done: OnDone | None = None
     ) -> Iterator[Floats | TextError]:
         """Yield the vector of each query; arguments and errors are those of ``iter_documents``."""
-        return self._iterate(texts, "query", set_aside=set_aside)
+        return self._iterate(texts, "query", set_aside=set_aside, on_done=on_done)
 
     @overload
     def aiter_documents(
-        self, texts: AnyTexts, *, set_aside: Literal[False] = False
+        self, texts: AnyTexts, *, set_aside: Literal[False] = False, on_done: OnDone | None = None
     ) -> AsyncGenerator[Floats]: ...
     @overload
     def aiter_documents(
-        self, texts: AnyTexts, *, set_aside: bool
+        self, texts: AnyTexts, *, set_aside: bool, on_done: OnDone | None = None
     ) -> AsyncGenerator[Floats | TextError]: ...
     def aiter_documents(
-        self, texts: AnyTexts, *, set_aside: bool = False
+        self, texts: AnyTexts, *, set_aside: bool = False, on_done: OnDone | None = None
     ) -> AsyncGenerator[Floats | TextError]:
         """Like ``iter_documents``, on the running event loop; ``texts`` may be asynchronous."""
-        return self._aiterate(texts, "document", set_aside=set_aside)
+        return self._aiterate(texts, "document", set_aside=set_aside, on_done=on_done)
 
     @overload
     def aiter_queries(
-        self, texts: AnyTexts, *, set_aside: Literal[False] = False
+        self, texts: AnyTexts, *, set_aside: Literal[False] = False, on_done: OnDone | None = None
     ) -> AsyncGenerator[Floats]: ...
     @overload
     def aiter_queries(
-        self, texts: AnyTexts, *, set_aside: bool
+        self, texts: AnyTexts, *, set_aside: bool, on_done: OnDone | None = None
     ) -> AsyncGenerator[Floats | TextError]: ...
     def aiter_queries(
-        self, texts: AnyTexts, *, set_aside: bool = False
+        self, texts: AnyTexts, *, set_aside: bool = False, on_done: OnDone | None = None
     ) -> AsyncGenerator[Floats | TextError]:
         """Like ``iter_queries``, on the running event loop; ``texts`` may be asynchronous."""
-        return self._aiterate(texts, "query", set_aside=set_aside)
+        return self._aiterate(texts, "query", set_aside=set_aside, on_done=on_done)
 
     @property
     def dimensions(self) -> int:
@@ -384,12 +379,7 @@ class Embedder(ModelUser):
         self._unsymmetric = state["unsymmetric"]
 
     def _iterate(
-        self,
-        texts: Texts,
-        role: Role,
-        *,
-        set_aside: bool,
-        on_done: Callable[[int], None] | None = None,
+        self, texts: Texts, role: Role, *, set_aside: bool, on_done: OnDone | None
     ) -> Iterator[Floats | TextError]:
         template = self._template(role)
         stream = self._client().stream(texts, template, set_aside=set_aside, on_done=on_done)
@@ -398,11 +388,11 @@ class Embedder(ModelUser):
                 yield from window
 
     async def _aiterate(
-        self, texts: AnyTexts, role: Role, *, set_aside: bool
+        self, texts: AnyTexts, role: Role, *, set_aside: bool, on_done: OnDone | None
     ) -> AsyncGenerator[Floats | TextError]:
         await self._aprepare()
         client = await self._aclient()
-        stream = client.stream(texts, self._template(role), set_aside=set_aside)
+        stream = client.stream(texts, self._template(role), set_aside=set_aside, on_done=on_done)
         async with aclosing(stream) as windows:
             async for window in windows:
                 for row in window:

@@ -31,7 +31,7 @@ _UNKNOWN: Final = "-"
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class _Shown:
     """One server at one moment.
 
     Attributes:
@@ -95,7 +95,7 @@ def watch(*, show_all: bool, interval_s: float, as_json: bool) -> NoReturn:
     raise AssertionError  # the views have no end
 
 
-def _views(interval_s: float, *, show_all: bool) -> Iterator[list[_Seen]]:
+def _views(interval_s: float, *, show_all: bool) -> Iterator[list[_Shown]]:
     """Yield what there is to see, with a pause after each view."""
     manager = Manager()
     last: dict[tuple[str, str], Reading | None] = {}
@@ -114,7 +114,7 @@ def _views(interval_s: float, *, show_all: bool) -> Iterator[list[_Seen]]:
                 load = server_load.between(before, now) if now else None
                 # A busy server may miss one: the next rates are those since the last that it gave.
                 readings[server] = now or before
-            shown.append(_Seen(own, load, _idle_left_s(own), gpu_servers.used_bytes(own, marks)))
+            shown.append(_Shown(own, load, _idle_left_s(own), gpu_servers.used_bytes(own, marks)))
         last = readings
         yield shown
         time.sleep(interval_s)
@@ -140,7 +140,7 @@ def _idle_left_s(own: ServerStatus) -> float | None:
     return max(0.0, own.idle_timeout - own.unused_s)
 
 
-def _row(seen: _Seen) -> dict[str, Text]:
+def _row(seen: _Shown) -> dict[str, Text]:
     """Return the cells by column."""
     from rich.text import Text
 
@@ -160,7 +160,7 @@ def _row(seen: _Seen) -> dict[str, Text]:
     return {**shown_servers.identity_cells(own), **numbers}
 
 
-def _stop(seen: _Seen) -> str:
+def _stop(seen: _Shown) -> str:
     own, load = seen.own, seen.load
     if own.state is not State.READY or own.origin == "found":
         return _UNKNOWN
