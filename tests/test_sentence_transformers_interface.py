@@ -70,6 +70,12 @@ def test_a_text_gets_its_prompt(
     assert np.allclose(found, _sent([f"{prompt}one", f"{prompt}two"]), atol=1e-6)
 
 
+def test_arguments_may_be_given_by_their_place(model: EmberdSentenceTransformer) -> None:
+    for method in (model.encode, model.encode_query, model.encode_document):
+        found = method(["one"], None, "Own: ", 8, False)
+        assert np.allclose(found, _sent(["Own: one"]), atol=1e-6)
+
+
 def test_a_default_prompt_is_that_of_encode_only(
     make: Callable[..., EmberdSentenceTransformer],
 ) -> None:

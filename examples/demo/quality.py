@@ -21,13 +21,6 @@ from mteb.abstasks.task_metadata import TaskMetadata
 import passages
 from emberd.adapters.mteb import EmberdEncoder
 
-# What emberd/demo reaches at least, on any of the supported Pythons.
-FLOORS: Final = {
-    "MultilingualAnswers": 0.75,
-    "PythonReference": 0.75,
-    "PythonModules": 0.5,
-    "AnswerPairs": 0.85,
-}
 _MODULES: Final = ("ast", "codecs", "inspect", "logging", "platform", "pydoc", "tkinter")
 _TRAINED_ON: Final = 6  # texts of each module
 _HEADING: Final = re.compile(r"(.+)\n[*=~-]+\n")

@@ -67,7 +67,14 @@ def test_a_new_process_gets_the_function_of_the_collection(
     _filled(client, function)
     client.close()
     printed = in_new_process(
-        _REOPEN, EMBERD_MODEL="other/model", EMBERD_DIMENSIONS="64", EMBERD_QUERY_INSTRUCTION=""
+        _REOPEN,
+        EMBERD_MODEL="other/model",
+        EMBERD_DIMENSIONS="64",
+        EMBERD_QUERY_INSTRUCTION="",
+        EMBERD_REVISION="main",
+        EMBERD_QUANTIZATION="fp8",
+        EMBERD_SYMMETRIC="1",
+        EMBERD_TRUNCATE="1",
     )
     assert printed == f"{BREAD} {function.identity}\n"
 

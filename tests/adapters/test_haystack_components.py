@@ -91,6 +91,18 @@ def test_a_key_is_kept_only_as_the_name_of_a_variable(monkeypatch: pytest.Monkey
         assert "a-secret" not in repr(given)
 
 
+def test_a_given_reranker_is_kept_with_what_its_scores_depend_on(
+    reranker: Reranker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = reranker.replace(truncate=True, instruction="facts")
+    again = EmberdRanker.from_dict(EmberdRanker(given).to_dict()).reranker
+    assert again.settings.truncate
+    assert again.instruction == given.instruction
+    monkeypatch.setenv("EMBERD_RERANK_TRUNCATE", "1")
+    kept = EmberdRanker(reranker).to_dict()
+    assert not EmberdRanker.from_dict(kept).reranker.settings.truncate
+
+
 def test_fields_of_the_metadata_are_embedded_before_the_content(sent: Sent) -> None:
     embedder = EmberdDocumentEmbedder(MODEL, meta_fields_to_embed=["title", "absent"])
     embedder.run([Document(content=BREAD, meta={"title": "On baking"})])

@@ -14,7 +14,8 @@ from emberd.prompts import BARE
 IDENTITY: Final = "identity"
 """Where ``saved`` puts the identity of an embedder."""
 # Not kept by other libraries: a key, and objects that only this process has.
-_NEVER_SAVED: Final = frozenset({"api_key", "manager", "client", "async_client", "model"})
+_NEVER_SAVED: Final = frozenset({"api_key", "manager", "client", "async_client"})
+_MAY_BE_NONE: Final = ("revision", "quantization", "dimensions")
 _ARGUMENTS: Final = frozenset(inspect.signature(Embedder).parameters)
 
 
@@ -60,7 +61,7 @@ def saved(embedder: Embedder, given: Mapping[str, Any] = {}) -> dict[str, Any]:
         Values that JSON can hold.
     """
     settings, info = embedder.settings, embedder.model_info
-    kept = {name: value for name, value in given.items() if name not in _NEVER_SAVED}
+    kept = storable(given)
     resolved = {
         "model": settings.model,
         "revision": settings.revision,
@@ -68,15 +69,23 @@ def saved(embedder: Embedder, given: Mapping[str, Any] = {}) -> dict[str, Any]:
         "dimensions": info.dimensions if settings.dimensions is None else settings.dimensions,
         "query_instruction": info.query_template,
         "document_instruction": info.document_template,
-        "truncate": settings.truncate or None,
+        "truncate": settings.truncate,
         IDENTITY: embedder.identity,
     }
     kept.pop("symmetric", None)  # the templates say it
     return {**kept, **{name: value for name, value in resolved.items() if value is not None}}
 
 
+def storable(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments without secrets, and without objects of this process."""
+    return {name: value for name, value in given.items() if name not in _NEVER_SAVED}
+
+
 def restored(kept: Mapping[str, Any]) -> Embedder:
-    """Return the embedder that ``saved`` described; its key is that of the environment.
+    """Return the embedder that ``saved`` described, whatever the environment says.
+
+    Only its key, and settings that do not determine vectors and are not kept, are those of the
+    environment.
 
     Raises:
         SettingError: What is kept is not from ``saved``.
@@ -84,7 +93,10 @@ def restored(kept: Mapping[str, Any]) -> Embedder:
     """
     values = dict(kept)
     identity, model = values.pop(IDENTITY, None), values.pop("model", None)
+    values = {"symmetric": False, "truncate": False, **values}
     embedder = embedder_from(model, values, "What is kept with the index")
+    # The constructor takes None from the environment.
+    embedder = embedder.replace(**{name: values.get(name) for name in _MAY_BE_NONE})
     if identity is not None:
         embedder.check_identity(identity)
     return embedder

@@ -13,7 +13,7 @@ from typing import Any
 from haystack import Document, component, default_from_dict, default_to_dict
 from haystack.utils import Secret
 
-from emberd.adapters.construction import embedder_from, restored, saved
+from emberd.adapters.construction import embedder_from, restored, saved, storable
 from emberd.embedder import Embedder
 from emberd.errors import SettingError, TextError
 from emberd.reranker import Reranker
@@ -243,6 +243,7 @@ class EmberdRanker(_Component):
             "revision": info.revision,
             "quantization": info.quantization,
             "instruction": self.reranker.instruction,
+            "truncate": self.reranker.settings.truncate,
         }
         described: dict[str, Any] = default_to_dict(
             self,
@@ -250,8 +251,10 @@ class EmberdRanker(_Component):
             top_k=self.top_k,
             meta_fields_to_embed=self.meta_fields_to_embed,
             embedding_separator=self.embedding_separator,
-            **{name: value for name, value in self._given.items() if name not in (_KEY, *resolved)},
-            **{name: value for name, value in resolved.items() if value is not None},
+            **{
+                **storable(self._given),
+                **{name: value for name, value in resolved.items() if value is not None},
+            },
             **_kept_key(self._given),
         )
         return described

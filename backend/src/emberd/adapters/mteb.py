@@ -42,7 +42,7 @@ class EmberdEncoder(AbsEncoder):
 
     The log ``emberd`` shows at level INFO which template a task gets. Texts that are too long are
     cut, as other models of MTEB do. MTEB keeps results under the model's name and a revision that
-    changes with the model's files, the dimensions and the default templates.
+    changes with the model's files, the dimensions, the templates and ``prompts``.
 
     Args:
         model_name: Name on the hub, a folder, or an ``Embedder``, which then decides whether texts
@@ -88,7 +88,9 @@ class EmberdEncoder(AbsEncoder):
             name = settings.model
             if name.count("/") != 1 or os.path.isabs(name):
                 name = f"local/{PurePath(name).name}"
-            identity = hashlib.sha256(self.embedder.identity.encode()).hexdigest()
+            # A given instruction replaces those of the tasks, also if it equals the default.
+            given = (settings.query_instruction, sorted(self._given_prompts.items()))
+            identity = hashlib.sha256(f"{self.embedder.identity} {given}".encode()).hexdigest()
             self._meta = ModelMeta.create_empty(
                 {
                     "name": name,
@@ -148,7 +150,9 @@ class EmberdEncoder(AbsEncoder):
         settings = embedder.settings
         form = settings.known.instruction_form
         if role != "document" and form is not None and settings.query_instruction is None:
-            instruction = self.get_instruction(task_metadata, kind)
+            instruction: Any = self.get_instruction(task_metadata, kind)
+            if isinstance(instruction, Mapping):  # of a task with a prompt of queries, but no roles
+                instruction = next(iter(instruction.values()), None)
             if instruction:
                 return form.replace("{task}", instruction)
         return embedder.query_template if role == "query" else embedder.document_template

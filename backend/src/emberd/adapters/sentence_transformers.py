@@ -168,15 +168,29 @@ class EmberdSentenceTransformer:
             found = tensors if convert_to_tensor else list(tensors)
         return found[0] if is_one else found
 
-    def encode_query(self, inputs: Any = None, prompt_name: str | None = None, **more: Any) -> Any:
+    def encode_query(
+        self,
+        inputs: Any = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *rest: Any,
+        **more: Any,
+    ) -> Any:
         """Return the vectors of queries: ``encode`` with the prompt ``"query"``."""
-        return self._encode(_QUERY, inputs, prompt_name, more)
+        name = _QUERY if prompt_name is None and prompt is None else prompt_name
+        return self.encode(inputs, name, prompt, *rest, **more)
 
     def encode_document(
-        self, inputs: Any = None, prompt_name: str | None = None, **more: Any
+        self,
+        inputs: Any = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *rest: Any,
+        **more: Any,
     ) -> Any:
         """Return the vectors of documents: ``encode`` with the prompt ``"document"``."""
-        return self._encode(_DOCUMENT, inputs, prompt_name, more)
+        name = _DOCUMENT if prompt_name is None and prompt is None else prompt_name
+        return self.encode(inputs, name, prompt, *rest, **more)
 
     @property
     def similarity_fn_name(self) -> str:
@@ -230,11 +244,6 @@ class EmberdSentenceTransformer:
             yield
         finally:
             self.truncate_dim = before
-
-    def _encode(self, role: str, inputs: Any, prompt_name: str | None, more: dict[str, Any]) -> Any:
-        if more.get("prompt") is None and prompt_name is None:
-            prompt_name = role
-        return self.encode(inputs, prompt_name, **more)
 
     def _template(self, prompt_name: str | None, prompt: str | None) -> str:
         if prompt is not None:
