@@ -412,6 +412,57 @@ def test_it_fits_a_phone(browser: Browser, gateway: Running) -> None:
     assert width <= 360
 
 
+def test_what_is_shown_belongs_together_while_other_texts_are_asked_for(opened: Tab) -> None:
+    opened.rank(QUERY, TEXTS)
+    summary, rows = opened.page.locator("#summary").inner_text(), opened.rows()
+    # A ranking that is never answered, of as many other texts for another query.
+    opened.page.route("**/v1/embeddings", lambda route: None)
+    opened.page.get_by_label("Query", exact=True).fill("another query")
+    opened.page.get_by_label("Texts", exact=True).fill(
+        "\n".join(f"other {number}" for number in range(len(TEXTS)))
+    )
+    opened.page.get_by_role("button", name="Rank", exact=True).click()
+    expect(opened.page.get_by_role("button", name="Stop")).to_be_visible()
+    for _ in range(2):
+        box = opened.page.locator("#ranking tbody tr input").first
+        box.click()
+        expect(opened.page.locator("#summary")).not_to_have_text(summary)
+        box.click()
+        assert opened.page.locator("#summary").inner_text() == summary
+        assert opened.rows() == rows
+        opened.page.locator("#heat [role=gridcell]").nth(1).hover()
+        expect(opened.page.locator("#readout")).to_contain_text(QUERY)
+        expect(opened.page.locator("#readout")).to_contain_text(TEXTS[0])
+        if opened.page.get_by_role("button", name="Stop").is_visible():
+            opened.page.get_by_role("button", name="Stop").click()
+            expect(opened.page.locator("#status")).to_have_text("Stopped.")
+
+
+def test_a_reply_for_a_forgotten_key_changes_nothing(opened: Tab) -> None:
+    held: list[Any] = []
+    opened.page.route("**/servers", lambda route: held.append(route))  # noqa: PLW0108
+
+    def asked(times: int) -> Any:
+        for _ in range(200):
+            if len(held) >= times:
+                break
+            opened.page.wait_for_timeout(100)
+        return held[times - 1]
+
+    late = asked(1)
+    opened.page.get_by_role("button", name="Forget the key").click()
+    with opened.page.expect_response("**/servers"):
+        late.continue_()
+    # The next key is not accepted because of what the first one was answered.
+    opened.page.get_by_label("Key", exact=True).fill("wrong")
+    opened.page.get_by_role("button", name="Open").click()
+    asked(2).abort()
+    expect(opened.page.locator("#key-error")).to_contain_text("does not answer")
+    expect(opened.page.locator("#app")).to_be_hidden()
+    assert opened.page.evaluate("sessionStorage.length") == 0
+    opened.errors.clear()
+
+
 def test_many_texts_are_ranked_and_too_many_are_refused(opened: Tab) -> None:
     texts = [f"number {number}" for number in range(60)]
     opened.rank("number 7", texts)

@@ -51,6 +51,21 @@ def test_probes_and_metrics_need_no_key(faked: Faked, path: str) -> None:
         assert client.get(f"{path}x").status_code == 401
 
 
+PAGES: list[tuple[dict[str, str], int]] = [
+    ({"origin": "https://evil.example"}, 403),
+    ({"origin": "null"}, 403),
+    ({"origin": "http://[x"}, 403),
+    ({"origin": "http://[::1]x]:1"}, 403),
+    ({"origin": "http://localhost:3000"}, 403),
+    ({"sec-fetch-site": "cross-site"}, 403),
+    ({"sec-fetch-site": "same-site"}, 403),
+    ({"sec-fetch-site": "none"}, 200),
+    ({"sec-fetch-site": "same-origin"}, 200),
+    ({"origin": "{url}", "sec-fetch-site": "same-origin"}, 200),
+]
+"""Headers that browsers add, and whether the request may be one of the gateway's own page."""
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [
@@ -78,21 +93,7 @@ def test_a_host_name_of_a_web_page_is_refused_with_the_key_too(
         assert client.get("/health", headers={"host": host}).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({"origin": "https://evil.example"}, 403),
-        ({"origin": "null"}, 403),
-        ({"origin": "http://[x"}, 403),
-        ({"origin": "http://[::1]x]:1"}, 403),
-        ({"origin": "http://localhost:3000"}, 403),
-        ({"sec-fetch-site": "cross-site"}, 403),
-        ({"sec-fetch-site": "same-site"}, 403),
-        ({"sec-fetch-site": "none"}, 200),
-        ({"sec-fetch-site": "same-origin"}, 200),
-        ({"origin": "{url}", "sec-fetch-site": "same-origin"}, 200),
-    ],
-)
+@pytest.mark.parametrize(("headers", "status"), PAGES)
 def test_a_request_of_another_origin_is_refused_with_the_key_too(
     faked: Faked, headers: dict[str, str], status: int
 ) -> None:
@@ -124,7 +125,26 @@ def test_the_unix_socket_is_for_this_user_only_and_needs_no_key(faked: Faked) ->
     assert stat.S_IMODE(faked.running.socket.parent.stat().st_mode) == 0o700
     with faked.running.client() as client:
         assert client.get(MODELS).status_code == 200
-        assert client.get(MODELS, headers={"host": "anything"}).status_code == 200
+        for host in ("anything", "docker:80", ""):
+            assert client.get(MODELS, headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        *PAGES,
+        ({"host": "evil.example"}, 403),
+        ({"host": "evil.example:7475", "origin": "http://evil.example:7475"}, 403),
+        ({"host": "localhost:8080", "origin": "http://localhost:8080"}, 200),
+    ],
+)
+def test_a_web_page_is_refused_on_the_unix_socket_too(
+    faked: Faked, headers: dict[str, str], status: int
+) -> None:
+    """Somebody may forward it to a TCP port, where pages reach it without a key."""
+    with faked.running.client() as client:
+        given = {name: value.format(url="http://localhost") for name, value in headers.items()}
+        assert client.get(MODELS, headers=given).status_code == status
 
 
 _ASK = """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +35,7 @@ STUB = {
     "EMBERD_DOCUMENT_INSTRUCTION": "",
 }
 CALLERS = 6
+KILLS = 5
 NO_TCP = "--no-tcp"
 
 
@@ -85,6 +88,7 @@ def _kept(home: Path, variables: dict[str, str]) -> Iterator[KeptGateway]:
     left = leftovers.end_all([str(home)])
     assert not left, "\n".join(left)
     assert not kept.socket.exists()
+    assert [*home.rglob("*request.json*")] == []  # contains the environment
 
 
 @pytest.fixture
@@ -264,6 +268,33 @@ def test_a_replacement_that_fails_leaves_the_gateway(kept: KeptGateway) -> None:
     assert kept.status().pid == first.pid
     assert kept.post().status_code == 200
     assert kept.started(QWEN, NO_TCP, "--replace").pid != first.pid
+
+
+def test_callers_that_are_killed_at_any_moment_leave_one_gateway(kept: KeptGateway) -> None:
+    began = time.monotonic()
+    kept.started(QWEN, NO_TCP, "--replace")
+    whole_s = time.monotonic() - began
+    for part in range(1, KILLS + 1):
+        caller = kept.command.begin("serve", "--background", QWEN, NO_TCP, "--replace")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            caller.communicate(timeout=whole_s * part / KILLS)
+        caller.kill()
+        caller.communicate()
+        assert kept.post().status_code == 200
+    last = kept.started(QWEN, NO_TCP, "--replace")
+    assert last.state is State.READY
+    waiting.until(lambda: len(_gateways(kept)) == 1)
+    assert _gateways(kept) == [last.pid]
+
+
+def _gateways(kept: KeptGateway) -> list[int]:
+    """Return the children of the supervisor that serve."""
+    found = []
+    for each in psutil.Process(kept.status().supervisor_pid or 0).children():
+        with contextlib.suppress(psutil.Error):  # one that has just ended
+            if "serve" in each.cmdline():
+                found.append(each.pid)
+    return found
 
 
 def test_a_start_that_fails_says_why_and_leaves_nothing(kept: KeptGateway, tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ from emberd.gateway.background_gateway import (
     GatewayRequest,
     GatewayStatus,
     command_line,
+    without_secrets,
 )
 from emberd.manager import State
+from emberd.system.redaction import redactor
 
 if TYPE_CHECKING:
     from emberd.gateway.addresses import Addresses
@@ -104,7 +106,9 @@ def logged() -> GatewayStatus:
 
 def as_content(known: GatewayStatus | None) -> dict[str, Any] | None:
     """Return the JSON form of the gateway's status; None if there is no gateway."""
-    return None if known is None else asdict(known)
+    if known is None:
+        return None
+    return {**asdict(known), "arguments": without_secrets(known.arguments)}
 
 
 def write(known: GatewayStatus) -> None:
@@ -127,6 +131,7 @@ def write(known: GatewayStatus) -> None:
 
 
 def _end_of(log: Path) -> str:
-    """Return the last lines of a log."""
+    """Return the last lines of a log, without the secrets in it."""
+    redact = redactor()
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    return "\n".join(f"  {line}" for line in text.splitlines()[-_LOG_LINES:])
+    return "\n".join(f"  {redact(line)}" for line in text.splitlines()[-_LOG_LINES:])

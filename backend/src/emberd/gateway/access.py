@@ -3,12 +3,14 @@
 Over TCP every user of the machine can connect, and so can every web page in a browser on it. Users
 need the key. Pages are refused by their headers, because a browser may also be made to send a key:
 a page with a rebound DNS name shows it in ``Host``, any other page in ``Origin`` or
-``Sec-Fetch-Site``. Over the Unix socket the kernel tells which user connects.
+``Sec-Fetch-Site``. Over the Unix socket the kernel tells which user connects; that user may forward
+it to a TCP port, where pages reach it, so they are refused there too.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
 from collections.abc import Callable, Collection
@@ -36,6 +38,7 @@ PAGE: Final = "/"
 """The path of the page: without a key, and only for browsers on this machine."""
 
 _SAME_SITE: Final = (b"", b"none", b"same-origin")
+_LABEL: Final = re.compile(r"(?:[\w-]+(?::\d+)?)?")  # of a host name, with a port; or nothing
 _PEER: Final = struct.Struct("3i")  # pid, uid, gid
 _ROOT: Final = 0
 
@@ -84,7 +87,7 @@ class Access:
             send = exchange.closing(send)
         path, peer = scope["path"], _socket(scope)
         is_unix = peer is not None and peer.family == socket.AF_UNIX
-        if not is_unix and (problem := self._why_foreign(scope, path)):
+        if problem := self._why_foreign(scope, path, is_unix=is_unix):
             return await self._refuse(_FORBIDDEN, problem, scope, receive, send)
         if path == PAGE and not is_unix and not _is_from_here(scope, peer):
             problem = (
@@ -102,22 +105,27 @@ class Access:
         problem = "The key is missing or wrong. Send it as Authorization: Bearer KEY."
         return await self._refuse(_NO_KEY, problem, scope, receive, send)
 
-    def _why_foreign(self, scope: Scope, path: str) -> str | None:
+    def _why_foreign(self, scope: Scope, path: str, *, is_unix: bool) -> str | None:
         """Return why a request may be a web page's; None if it is not."""
         host = exchange.header(scope, b"host").decode("latin-1")
-        if path not in _PROBES and not self._is_known(host):
+        is_known = self._is_known(host, accepts_any_label=is_unix)
+        if path not in _PROBES and not is_known:
             return (
                 f"Host {host!r:.120} is neither an IP address nor localhost. If it is a name of "
                 f"this gateway, start `emberd serve` with --allow-host."
             )
         origin = exchange.header(scope, b"origin").decode("latin-1")
         site = exchange.header(scope, b"sec-fetch-site").lower()
-        is_own = not origin or (_place(origin) == host and self._is_known(host))
+        is_own = not origin or (_place(origin) == host and is_known)
         if not is_own or site not in _SAME_SITE:
             return "Requests of web pages from other origins are refused."
         return None
 
-    def _is_known(self, host: str) -> bool:
+    def _is_known(self, host: str, *, accepts_any_label: bool) -> bool:
+        # Clients of a Unix socket need no name, and send any word or none. A rebound name is one of
+        # the public DNS, which has a dot.
+        if accepts_any_label and _LABEL.fullmatch(host):
+            return True
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:

@@ -3,7 +3,8 @@
 It has a supervisor like a server, in the folder ``gateway`` beside those of the servers, with the
 same start lock, liveness lock, record and log. A start, and a replacement of a running one, is
 requested by a file in that folder, which the supervisor reads and removes at once: it contains the
-environment of the gateway, which may contain keys.
+environment of the gateway, which may contain keys. Whatever was not read, because a process was
+killed, is removed by the supervisor at its end, by the next start, or by a stop.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -44,7 +45,7 @@ from emberd.manager.gateway_facts import GatewayFacts
 from emberd.manager.paths import Home
 from emberd.manager.state import Record, ServerSnapshot
 from emberd.settings import ServerSpec
-from emberd.system import os_errors, ownership, process_env, processes
+from emberd.system import atomic_file, os_errors, ownership, process_env, processes, redaction
 
 DRAIN_S: Final = 60.0
 """How long requests in flight may take after ``emberd stop``."""
@@ -227,6 +228,7 @@ class BackgroundGateway:
             # Another process that starts one holds the lock, and cleans up itself.
             with suppress(LockTimeoutError), locks.start_lock(self._folder, timeout_s=0):
                 if not locks.is_alive(self._folder):
+                    discard_request(self._folder)
                     cleanup.clean_up(self._folder, self._timing)
         return was
 
@@ -264,12 +266,17 @@ class BackgroundGateway:
         try:
             return self._awaited(own.start_id, deadline, on_progress, request.id)
         finally:
-            paths.remove(self._folder / _REQUEST_NAME)  # if it was not read
+            discard_request(self._folder)
 
     def _write(self, request: GatewayRequest) -> None:
         environment = {**request.environment, "EMBERD_HOME": str(self._home.root)}
         content = json.dumps(asdict(replace(request, environment=environment)), default=str)
-        paths.create_file(self._folder / _REQUEST_NAME, content.encode())
+        discard_request(self._folder)
+        # In one step: the supervisor of a running gateway may look for it at any moment. Without a
+        # name before that: nobody would remove a part that a killed process leaves.
+        file = self._folder / _REQUEST_NAME
+        with atomic_file.replacing(file, mode=0o600, follow_links=False, unnamed=True) as opened:
+            opened.write(content.encode())
 
     def _awaited(
         self,
@@ -319,6 +326,11 @@ class BackgroundGateway:
             time.sleep(self._timing.poll_s)
 
 
+def discard_request(folder: Path) -> None:
+    """Remove the request in a state folder, if it was not read."""
+    paths.remove(folder / _REQUEST_NAME)
+
+
 def read_request(folder: Path) -> GatewayRequest | None:
     """Return the request in a state folder, and remove it; None if there is none.
 
@@ -330,7 +342,7 @@ def read_request(folder: Path) -> GatewayRequest | None:
     content = paths.read_file(file)
     if content is None:
         return None
-    paths.remove(file)
+    discard_request(folder)
     try:
         return msgspec.convert(
             json.loads(content), GatewayRequest, dec_hook=lambda kind, value: kind(value)
@@ -341,8 +353,13 @@ def read_request(folder: Path) -> GatewayRequest | None:
 
 
 def command_line(arguments: tuple[str, ...]) -> str:
-    """Return the command that starts a gateway with these arguments in the background."""
-    return shlex.join(["emberd", "serve", "--background", *arguments])
+    """Return the command that starts a gateway with these arguments, without the secrets in it."""
+    return shlex.join(["emberd", "serve", "--background", *without_secrets(arguments)])
+
+
+def without_secrets(arguments: Sequence[str]) -> list[str]:
+    """Return arguments as they may be shown: the URL of a cache may contain a password."""
+    return redaction.words(arguments, redaction.redactor())
 
 
 def _status(seen: ServerSnapshot) -> GatewayStatus | None:

@@ -26,11 +26,12 @@ from emberd.manager.gateway_facts import GatewayFacts
 from emberd.manager.process_supervisor import ProcessSupervisor
 from emberd.manager.process_tree import ServerProcess
 from emberd.manager.state import Record, State
-from emberd.manager.state_repair import report
+from emberd.manager.state_repair import FolderGone, report
 from emberd.system import log_rules, os_errors, processes
 from emberd.system.log_rules import READ_LOG, Diagnosis
 
-# A gateway that ends within a minute, five times in a row, will not do better the sixth time.
+# A gateway that serves for less than a minute is started again five times in a row, and not a sixth
+# time. How long it takes until it serves does not count: with --preload it may be many minutes.
 _QUICK_S: Final = 60.0
 _MOST_QUICK_ENDS: Final = 5
 _FIRST_PAUSE_S: Final = 0.2
@@ -145,10 +146,10 @@ class GatewaySupervisor(ProcessSupervisor):
         quick_ends = 0
         was_ready = False
         while True:
-            began = time.monotonic()
             self._server = process = self._begin(self._request)
             self._publish_facts(pid=process.pid)
             problem = self._await_ready(process)
+            ready_at = time.monotonic()
             if problem is None and not self._stop_requested:
                 was_ready = True
                 ready_s = round(time.monotonic() - began, 3)
@@ -158,7 +159,7 @@ class GatewaySupervisor(ProcessSupervisor):
             if problem is None or self._stop_requested:
                 self._stop("stopped on request", by_user=True)
                 return
-            quick_ends = quick_ends + 1 if time.monotonic() - began < _QUICK_S else 1
+            quick_ends = quick_ends + 1 if time.monotonic() - ready_at < _QUICK_S else 1
             if not was_ready or quick_ends > _MOST_QUICK_ENDS:
                 self._fail(problem, was_ready=was_ready)
                 return
@@ -220,7 +221,11 @@ class GatewaySupervisor(ProcessSupervisor):
         except OSError as error:
             self._refuse(request, f"It cannot be run: {error}. {os_errors.advice(error)}")
             return
-        problem = self._await_ready(successor)
+        try:
+            problem = self._await_ready(successor)
+        except BaseException:
+            self._end(successor)
+            raise
         if problem is not None or self._stop_requested:
             self._end(successor)
             if problem is not None:
@@ -272,6 +277,9 @@ class GatewaySupervisor(ProcessSupervisor):
         for process in self._running():
             self._end(process)
         self._server, self._draining = None, []
+        with suppress(FolderGone, EmberdError, OSError):
+            self._files.check()  # another folder has the request of another supervisor
+            background_gateway.discard_request(self.folder)
         cleanup.remove_files(self.record.scratch)
 
     def _end(self, process: GatewayProcess) -> None:
