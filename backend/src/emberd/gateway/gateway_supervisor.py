@@ -146,13 +146,14 @@ class GatewaySupervisor(ProcessSupervisor):
         quick_ends = 0
         was_ready = False
         while True:
+            began = time.monotonic()
             self._server = process = self._begin(self._request)
             self._publish_facts(pid=process.pid)
             problem = self._await_ready(process)
             ready_at = time.monotonic()
             if problem is None and not self._stop_requested:
                 was_ready = True
-                ready_s = round(time.monotonic() - began, 3)
+                ready_s = round(ready_at - began, 3)
                 history.note(self.folder, history.READY, self.record, seconds=ready_s)
                 self._publish_facts(state=State.READY, progress="")
                 problem = self._until_end()
