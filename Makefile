@@ -12,6 +12,8 @@
 # make test-ray           Ray Data, on a cluster of two nodes on this machine
 # make test-agents        the agent frameworks, in an environment each
 # make test-adapters      MTEB, Haystack and sentence-transformers, beside the transformers engine
+# make test-sdks          clients of `emberd serve`: Node, curl, LiteLLM, schemathesis and others; needs
+#                         node, npm and curl
 # make test-gpu           what only a GPU can show, in at most ten minutes on one (CONTRIBUTING.md)
 # make faults             the whole fault campaign, of which `make test` runs a part (hours)
 # make soak               clients that come and go, kills and idle stops, for SOAK_MINUTES (20)
@@ -61,8 +63,8 @@ TEST_TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout
 # all pages again, because unchanged ones give no warnings.
 SITE = $(BIN)/sphinx-build -q -W --keep-going -E -d $(VENV)/doctrees -b html docs docs/_build
 
-.PHONY: demo test test-browser test-installs test-services test-ray test-stores test-adapters test-agents \
-	$(AGENTS:%=test-agents-%) test-sglang \
+.PHONY: demo test test-browser test-installs test-services test-ray test-stores test-adapters test-sdks \
+	test-agents $(AGENTS:%=test-agents-%) test-sglang \
 	test-sglang-full test-gpu faults soak engines check docs bench venv clean
 
 demo: $(VENV)/.demo
@@ -108,6 +110,11 @@ test-adapters: $(VENV)/adapters/.made
 	$(VENV)/adapters/bin/python -m pytest \
 		$(filter-out $(ADAPTERS_OF_STORES),$(wildcard tests/adapters/test_*.py)) \
 		$(QUICK) $(ARGS)
+
+# LiteLLM and pydantic-ai keep clients in caches of their modules. The garbage collector finds their
+# sockets in any later test, or after the last one, which would fail.
+test-sdks: $(VENV)/sdks/.made
+	$(VENV)/sdks/bin/python -m pytest -W ignore::ResourceWarning tests/sdks $(ARGS)
 
 test-agents: $(AGENTS:%=test-agents-%)
 
@@ -199,6 +206,13 @@ $(VENV)/adapters/.made: tests/adapters/requirements.txt tests/adapters/make_envi
 	@echo "Installing what $< lists into $(@D) (a minute or two the first time)"
 	@$(BIN)/python tests/adapters/make_environment.py $(@D)
 	@touch $@
+
+# An installation without the SDK for Node is not complete, so it gets no stamp.
+$(VENV)/sdks/.made: tests/sdks/requirements.txt $(VENV)/.made $(MANIFESTS)
+	@{ command -v node && command -v npm && command -v curl; } >/dev/null || { echo "make test-sdks \
+	needs node, npm and curl. On Debian: apt-get install nodejs npm curl" >&2; exit 1; }
+	$(own_environment)
+	@npm install --silent --no-fund --no-audit --prefix $(@D) openai@6.49.0 || { rm $@; exit 1; }
 
 $(VENV)/agents/%/.made: tests/agents/%.txt $(VENV)/.made $(MANIFESTS)
 	$(own_environment)

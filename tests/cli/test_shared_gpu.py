@@ -91,6 +91,32 @@ def test_the_first_of_two_programs_leaves_memory_for_the_other(prepared: Machine
     assert "EMBERD_SHARE_GPU" not in second.err + second.out
 
 
+@pytest.mark.parametrize("planned_alone", [False, True])
+def test_a_gateway_plans_its_servers_together_unless_the_environment_says_otherwise(
+    prepared: Machine, planned_alone: bool
+) -> None:
+    if planned_alone:
+        prepared.more["EMBERD_SHARE_GPU"] = "0"
+    log = prepared.home.parent / "gateway.log"
+    arguments = ("serve", *BOTH, "--no-tcp", "--preload")
+    with log.open("wb") as output, prepared.begin(*arguments, stderr=output) as gateway:
+        if planned_alone:
+            assert gateway.wait(waiting.DEADLINE_S) == 5
+            assert RERANKER in log.read_text()
+            return
+        waiting.until(
+            lambda: log.read_text().count(" is served: ") == 2 or gateway.poll() is not None
+        )
+        assert gateway.poll() is None, log.read_text()
+        gateway.terminate()
+        assert gateway.wait(waiting.DEADLINE_S) == 0
+    for model in BOTH:
+        assert longest(started(prepared, model)) >= 5 * 1024
+    memory = [status.gpu_memory for status in by_model(prepared).values()]
+    assert len(memory) == 2
+    assert sum(each.planned_bytes for each in memory if each) <= 24 * GIB * 0.93
+
+
 def test_simultaneous_starts_do_not_take_the_same_memory(prepared: Machine) -> None:
     prepared.more["EMBERD_SHARE_GPU"] = ",".join(BOTH)
     with prepared.begin("up", MODEL) as one, prepared.begin("up", RERANKER) as other:

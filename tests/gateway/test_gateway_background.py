@@ -372,7 +372,15 @@ def test_servers_outlive_the_gateway_and_stop_when_idle(with_stub: KeptGateway) 
 
 
 def test_a_preloaded_gateway_is_started_once_its_servers_are(with_stub: KeptGateway) -> None:
-    with_stub.started("stub/ok", NO_TCP, "--preload")
+    gate = with_stub.home.parent / "gate"
+    model = f"stub/ok?start_when={gate}"
+    line = ("serve", "--background", model, NO_TCP, "--preload")
+    with with_stub.command.begin(*line) as start:
+        waiting.until(with_stub.socket.exists)
+        assert not with_stub.is_ready()
+        assert start.poll() is None
+        gate.touch()
+        assert start.wait(TIMEOUT_S) == 0
     assert [server.state for server in Manager(with_stub.home).status()] == [State.READY]
     assert with_stub.is_ready()
 

@@ -41,6 +41,9 @@ def test_limits_and_values_are_those_of_the_code() -> None:
     assert embedding["input"]["oneOf"][1]["maxItems"] == api_bodies.MOST_TEXTS
     assert ranking["documents"]["maxItems"] == api_bodies.MOST_DOCUMENTS
     assert embedding["encoding_format"]["enum"] == [*FORMATS, None]
+    for fields in (embedding, ranking):
+        assert fields["model"]["maxLength"] == names._MOST_NAME_CHARACTERS
+        assert fields["task"]["maxLength"] == names._MOST_TASK_CHARACTERS
     assert set(embedding["input_type"]["enum"]) == {*names._INPUT_TYPES, None}
     assert f"http://{gateway.DEFAULT_HOST}:{gateway.DEFAULT_PORT}/v1" in PAGE
     assert f"{api_bodies.MOST_TEXTS:,} strings" in PAGE

@@ -55,14 +55,15 @@ def test_the_server_gets_the_prompt_to_the_byte(
     assert sorted(sent) in (sorted(expected), sorted(tokenize(each) for each in expected))
 
 
-def test_top_n_documents_and_objects_are_as_cohere_has_them(faked: Faked) -> None:
+@pytest.mark.parametrize("top_n", [2, 2.0])
+def test_top_n_documents_and_objects_are_as_cohere_has_them(faked: Faked, top_n: float) -> None:
     documents = [{"text": text, "id": 3} for text in DOCUMENTS]
     reply = faked.running.post(
         "/v1/rerank",
         model="reranker",
         query=QUERY,
         documents=documents,
-        top_n=2,
+        top_n=top_n,
         return_documents=True,
     )
     results = reply.json()["results"]
@@ -78,6 +79,7 @@ def test_top_n_documents_and_objects_are_as_cohere_has_them(faked: Faked) -> Non
         ({"documents": "a"}, "documents"),
         ({"documents": [{"body": "a"}]}, "document"),
         ({"top_n": 0}, "top_n"),
+        ({"top_n": 1.5}, "top_n"),
         ({"top_n": True}, "top_n"),
         ({"return_documents": "yes"}, "return_documents"),
         ({"return_documents": {}}, "return_documents"),

@@ -11,22 +11,31 @@ import pytest
 
 import leftovers
 import waiting
-from command import ENGINE
+from command import ENGINE, Command
 from emberd import Manager
+from emberd.manager import State
+from fake_server import QWEN, FakeServer
 from gateways import Running, serving
+
+STUB = {
+    "EMBERD_ENGINE": ENGINE,
+    "EMBERD_QUERY_INSTRUCTION": "query: {text}",
+    "EMBERD_DOCUMENT_INSTRUCTION": "",
+}
+PRELOAD = "--preload"
+
+
+def _probes(running: Running) -> list[int]:
+    with running.client() as client:
+        return [client.get(path).status_code for path in ("/health", "/ready")]
 
 
 @contextmanager
 def own_gateway(tmp_path: Path, model: str, *arguments: str) -> Iterator[Running]:
     """Run a gateway with the stub engine in a home of its own."""
     home = tmp_path / "home"
-    variables = {
-        "EMBERD_ENGINE": ENGINE,
-        "EMBERD_QUERY_INSTRUCTION": "query: {text}",
-        "EMBERD_DOCUMENT_INSTRUCTION": "",
-    }
     try:
-        with serving(home, model, *arguments, environment=variables) as running:
+        with serving(home, model, *arguments, environment=STUB) as running:
             yield running
     finally:
         Manager(home).stop()
@@ -74,3 +83,40 @@ def test_a_server_that_is_idle_stops_and_the_gateway_stays(tmp_path: Path) -> No
         with own.client() as client:
             assert client.get("/ready").status_code == 200
         assert own.post(model="ok:query", input="a").status_code == 200
+
+
+def test_a_gateway_that_preloads_is_ready_once_its_servers_are(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    model = f"stub/ok?start_when={gate}"
+    # A start that takes longer than requests wait is no failure.
+    with own_gateway(tmp_path, model, PRELOAD, "--start-timeout", "1") as own:
+        waiting.until(lambda: "is still starting" in own.log.read_text())
+        assert _probes(own) == [200, 503]
+        gate.touch()
+        waiting.until(lambda: _probes(own) == [200, 200])
+        assert [each.state for each in Manager(tmp_path / "home").status()] == [State.READY]
+
+
+def test_a_gateway_whose_server_cannot_be_preloaded_ends_and_says_why(tmp_path: Path) -> None:
+    command = Command(tmp_path / "home", STUB)
+    try:
+        outcome = command("serve", "stub/ok?faults=dies-at-start", "--no-tcp", PRELOAD)
+        [server] = Manager(command.home).status()
+    finally:
+        Manager(command.home).stop()
+    assert outcome.code == 5
+    assert server.state is State.FAILED
+    assert server.log_path in outcome.err
+    assert not (command.home / "gateway" / "emberd.sock").exists()
+
+
+def test_a_gateway_that_preloads_waits_for_a_given_server(tmp_path: Path) -> None:
+    """As in a cluster, where both are started at the same time."""
+    with FakeServer(model=QWEN, dimensions=1024) as server:
+        given, port = {"EMBERD_BASE_URL": server.url}, server.port
+        server.die()
+        with serving(tmp_path / "home", QWEN, PRELOAD, environment=given) as own:
+            waiting.until(lambda: "No response from" in own.log.read_text())
+            assert _probes(own) == [200, 503]
+            server.revive(port)
+            waiting.until(lambda: _probes(own) == [200, 200])

@@ -17,9 +17,11 @@ import damage
 import waiting
 from emberd.errors import StartError, StateFolderError
 from emberd.manager import State, history, orphan_reaper, paths
+from emberd.manager.gateway_facts import GatewayFacts
 from emberd.manager.history import Counted, Event
 from emberd.manager.paths import Home
 from emberd.manager.state import Record
+from emberd.settings import ServerSpec
 from emberd.verified_manager import Manager
 from foreign import SPEC, Foreign
 from homes import QUICK, Stub, server_of
@@ -337,6 +339,26 @@ def test_phases_and_outcomes_are_counted(stub: Stub, home: Path) -> None:
     assert counts.seconds[Counted("phase", *of, "loading")] == 3.0
     assert counts.seconds[Counted("ready", *of)] == 3.5
     assert counts.times[Counted("start_failed", *of, "loading")] == 1
+
+
+def test_events_of_the_gateway_are_kept_and_not_counted_as_those_of_a_server(
+    stub: Stub, home: Path
+) -> None:
+    servers = folder_in(home)
+    folder = Home.of(servers).gateway
+    folder.mkdir(parents=True, mode=0o700)
+    facts = GatewayFacts("request", (), ("emberd/demo",))
+    own = record(stub, spec=ServerSpec("gateway"), gateway=facts, start_id="gate")
+    history.note(folder, history.START, own)
+    history.note(folder, history.READY, own)
+    history.note(servers, history.CRASHED, record(stub))
+    # The orphan reaper knows no more.
+    line = {"event": "supervisor_killed", "server": folder.name, "start_id": "gate"}
+    with (home / history.NAME).open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    kept = history.read(Home.of(servers))
+    assert [each.task for each in kept] == ["gateway", "gateway", "embed", "gateway"]
+    assert {each.model for each in history.count(Home.of(servers)).times} == {stub().model}
 
 
 def test_the_end_of_a_start_that_was_over_is_no_kill(stub: Stub, home: Path) -> None:

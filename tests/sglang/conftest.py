@@ -35,6 +35,7 @@ _ONE_SERVER: Final = (
     "test_vectors.py",
     "test_verify_command.py",
     "test_frameworks.py",
+    "test_gateway_on_sglang.py",
     "test_sockets.py",
     "test_start_phases.py",
     "test_monitoring.py",

@@ -29,6 +29,7 @@ CACHE_USER: Final = "EMBERD_CACHE_USER"
 IDLE_TIMEOUT: Final = "EMBERD_IDLE_TIMEOUT"
 
 SERVE_KEY: Final = "EMBERD_SERVE_KEY"
+SHARE_GPU: Final = "EMBERD_SHARE_GPU"
 SERVER_KEY: Final = "EMBERD_SERVER_KEY"
 """Gives a server process the key that its clients must send."""
 
@@ -197,7 +198,7 @@ _START_OPTIONS: Final = (
         repeats=False,
     ),
     Variable(
-        "EMBERD_SHARE_GPU",
+        SHARE_GPU,
         _MODELS,
         "Models that share a GPU: a start leaves memory for the others; 1 for the embedding model "
         "and the reranker in use",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from emberd import manager
@@ -22,14 +23,22 @@ from emberd.system.listeners import Listener
 class Manager(manager.ServerManager):
     """Finds, starts, watches and stops servers; verifies them with a real embedding."""
 
-    def __init__(self, home: str | Path | None = None, *, timing: Timing | None = None) -> None:
+    def __init__(
+        self,
+        home: str | Path | None = None,
+        *,
+        timing: Timing | None = None,
+        share_gpu: Collection[str] | None = None,
+    ) -> None:
         """Make a manager; nothing is read or written yet.
 
         Args:
             home: Folder of all state; None for ``EMBERD_HOME``, else the platform's.
             timing: Periods and deadlines; supervisors that it starts use them too.
+            share_gpu: Models whose servers are to fit on one GPU, where no options of a start are
+                given; None for the environment's value.
         """
-        super().__init__(home, verify=_verify, timing=timing)
+        super().__init__(home, verify=_verify, timing=timing, share_gpu=share_gpu)
 
 
 def _verify(

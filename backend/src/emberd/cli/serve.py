@@ -146,10 +146,9 @@ def serve(
     if not background:
         os.environ.pop(env.SERVE_KEY, None)  # child processes do not need it
     given = {"cache": cache, "idle_timeout": idle_timeout, "start_timeout": start_timeout}
-    users = [
-        _user(name, task, {field: value for field, value in given.items() if value is not None})
-        for name, task in _named(models)
-    ]
+    users = _users(
+        _named(models), {field: value for field, value in given.items() if value is not None}
+    )
     # Imported late: the other subcommands do not need a web server.
     try:
         from emberd.gateway.addresses import Addresses
@@ -207,15 +206,29 @@ def _named(models: list[str] | None) -> list[tuple[str | None, str]]:
     return [(None, EMBED), *([(None, RERANK)] if has_reranker else [])]
 
 
-def _user(name: str | None, task: str, given: dict[str, Any]) -> Embedder | Reranker:
+def _users(named: list[tuple[str | None, str]], given: dict[str, Any]) -> list[Embedder | Reranker]:
+    """Return what uses each model; the servers of several models are planned for one GPU."""
+    users = [_user(name, task, given) for name, task in named]
+    own = [each.settings.model for each in users if each.settings.base_url is None]
+    # A value of the environment also says that they are not to share one.
+    if not own[1:] or env.text(env.SHARE_GPU) is not None:
+        return users
+    manager = Manager(share_gpu=own)
+    return [_user(name, task, given, manager) for name, task in named]
+
+
+def _user(
+    name: str | None, task: str, given: dict[str, Any], manager: Manager | None = None
+) -> Embedder | Reranker:
     from emberd.embedder import Embedder
     from emberd.reranker import Reranker
 
     with options.errors_for(task):
         if task == EMBED:
-            return Embedder(name, **given)
-        given.pop("cache", None)  # holds vectors only
-        return Reranker(name, **given)
+            return Embedder(name, manager=manager, **given)
+        # A cache holds vectors only.
+        without = {field: value for field, value in given.items() if field != "cache"}
+        return Reranker(name, manager=manager, **without)
 
 
 def _download(settings: Settings, *, assume_yes: bool) -> None:

@@ -150,15 +150,14 @@ def parse_rerank(content_type: str, body: bytes) -> RerankBody:
         RefusedError: It is not one.
     """
     fields = _fields(content_type, body, _RERANK)
-    query, given, top_n = fields.get("query"), fields.get("documents"), fields.get("top_n")
+    query, given = fields.get("query"), fields.get("documents")
     if not isinstance(query, str):
         raise RefusedError("query must be a string.")
     if not given:
         raise RefusedError(_NO_DOCUMENTS)
     _check_count(len(given), MOST_DOCUMENTS, "documents")
     documents = [each.text if isinstance(each, _Document) else each for each in given]
-    if top_n is not None and (type(top_n) is not int or top_n < 1):
-        raise RefusedError(f"top_n must be an integer of at least 1, not {top_n!r:.40}.")
+    top_n = names.positive_integer(fields, "top_n")
     returns = fields.get("return_documents")
     if not isinstance(returns, bool | None):
         raise RefusedError("return_documents must be true or false.")

@@ -142,10 +142,7 @@ def of_fields(fields: Mapping[str, Any]) -> Asked:
     """
     asked = Asked()
     for name in ("dimensions", "output_dimension"):  # OpenAI's, and Cohere's and Voyage's
-        length = fields.get(name)
-        if length is not None and (type(length) is not int or length < 1):
-            raise RefusedError(f"{name} must be an integer of at least 1, not {length!r:.40}.")
-        asked = asked.joined(Asked(dimensions=length))
+        asked = asked.joined(Asked(dimensions=positive_integer(fields, name)))
     kind = _text(fields, "input_type")
     if kind is not None:
         if kind.casefold() not in _INPUT_TYPES:
@@ -162,6 +159,20 @@ def of_fields(fields: Mapping[str, Any]) -> Asked:
     if task is not None:
         asked = asked.joined(_read_task(task))
     return asked
+
+
+def positive_integer(fields: Mapping[str, Any], name: str) -> int | None:
+    """Return an integer field of a body; None if it is null or not there.
+
+    Raises:
+        RefusedError: It is no integer of at least 1.
+    """
+    value = fields.get(name)
+    # JSON Schema and JavaScript do not distinguish 8.0 from 8, and some encoders write the former.
+    number = int(value) if isinstance(value, float) and value.is_integer() else value
+    if number is None or (type(number) is int and number >= 1):
+        return number
+    raise RefusedError(f"{name} must be an integer of at least 1, not {value!r:.40}.")
 
 
 def _read_options(options: str) -> Asked:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import OrderedDict
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from emberd.catalog import RERANK
 from emberd.client import usage
 from emberd.embedder import Embedder
-from emberd.errors import SettingError, StartTimeoutError
+from emberd.errors import ServerUnavailableError, SettingError, StartTimeoutError
 from emberd.gateway import names
 from emberd.gateway.names import Asked
 from emberd.reranker import RankedDocument, Reranker
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 # Requests choose instructions and lengths, so what is kept for each choice is bounded.
 _MOST_VARIANTS: Final = 64
 _UNKNOWN_DIMENSIONS: Final = 4096
+_PAUSE_S: Final = 2.0
 
 _log = logging.getLogger("emberd.gateway")
 
@@ -237,8 +239,11 @@ class ServedModels:
     async def preload(self) -> None:
         """Find or start the server of each model, one after another.
 
+        A given server that does not answer is asked until it does: it is started by others, such
+        as in another pod, and maybe later.
+
         Raises:
-            EmberdError: One cannot be started.
+            EmberdError: One cannot be started or used.
         """
         for user in self._users:
             _log.info("starting the server of %s", user.settings.model)
@@ -247,6 +252,11 @@ class ServedModels:
                     server = await user.aensure()
                 except StartTimeoutError as error:
                     _log.warning("%s", error)  # it continues to start
+                except ServerUnavailableError as error:
+                    if user.settings.base_url is None:
+                        raise
+                    _log.warning("%s", error)
+                    await asyncio.sleep(_PAUSE_S)
                 else:
                     break
             _log.info("%s is served: %s", user.settings.model, server.reason)

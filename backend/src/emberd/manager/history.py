@@ -60,6 +60,9 @@ ENDS: Final = frozenset(
 UNKNOWN: Final = "unknown"
 """The phase of a start whose supervisor was killed, if the orphan reaper has noted it."""
 
+GATEWAY: Final = "gateway"
+"""The task of events of the gateway in the background."""
+
 _EARLIER: Final = "earlier"
 _MOST_BYTES: Final = 256 * 1024  # of each of the two files
 _MOST_TEXT: Final = 1000  # characters of a cause
@@ -78,7 +81,7 @@ class Event:
         server: The name of its state folder.
         start_id: The id of the start that it concerns.
         model: The model; empty if it is not known, like the following ones.
-        task: What the model does.
+        task: What the model does; ``GATEWAY`` for the gateway, whose ``model`` is no model.
         engine: The engine.
         machine: The boot and the namespaces in which it happened.
         facts: What else is known: seconds, phases, cause and others.
@@ -145,7 +148,8 @@ def note(folder: Path, event: str, own: Record | None, **facts: Any) -> None:
     """
     line: dict[str, Any] = {"time": _now(), "event": event, "server": folder.name}
     if own is not None:
-        line |= {"start_id": own.start_id, "model": own.spec.model, "task": own.spec.task}
+        task = own.spec.task if own.gateway is None else GATEWAY
+        line |= {"start_id": own.start_id, "model": own.spec.model, "task": task}
         line |= {"engine": own.engine}
     for name, value in facts.items():
         line[name] = value[:_MOST_TEXT] if isinstance(value, str) else value
@@ -241,7 +245,7 @@ def read(home: paths.Home) -> list[Event]:
 
 
 def count(home: paths.Home) -> Counts:
-    """Return the counts of all events of the home, also of those that are kept no longer.
+    """Return the counts of all events of servers, also of those that are kept no longer.
 
     Raises:
         StateFolderError: A file cannot be read although it may be intact.
@@ -341,6 +345,8 @@ def _tally(earlier: Iterable[tuple[Counted, int, float]], events: Iterable[Event
     for row in earlier:
         counts.add(*row)
     for event in events:
+        if event.task == GATEWAY:
+            continue  # the counts are those of servers
         of = (event.model, event.task, event.engine)
         phase, phases = event.facts.get("phase"), event.facts.get("phases")
         where = phase if isinstance(phase, str) else ""

@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -138,7 +138,12 @@ class ServerManager:
     """Finds, starts, watches and stops servers of this user on this machine."""
 
     def __init__(
-        self, home: str | Path | None = None, *, verify: Verify, timing: Timing | None = None
+        self,
+        home: str | Path | None = None,
+        *,
+        verify: Verify,
+        timing: Timing | None = None,
+        share_gpu: Collection[str] | None = None,
     ) -> None:
         """Create a manager; no file is read or written yet.
 
@@ -146,12 +151,15 @@ class ServerManager:
             home: Folder of all state; None for ``EMBERD_HOME`` or the platform's default.
             verify: Requests a real embedding from a server and returns its endpoint, or raises.
             timing: Periods and deadlines, also of the supervisors that it starts.
+            share_gpu: Models whose servers are to fit on one GPU, where no options of a start are
+                given; None for the environment's value.
         """
         self._places = Places.resolve(home)
         # The real path: marks and records of one home must not differ because of a symbolic link.
         self._home = paths.Home(Path(os.path.realpath(self._places.home)))
         self._verify = verify
         self._timing = timing or Timing()
+        self._share_gpu = None if share_gpu is None else tuple(share_gpu)
 
     # -- finding and starting -----------------------------------------------------------
 
@@ -216,7 +224,7 @@ class ServerManager:
         request = _Request(
             spec,
             verify,
-            options or StartOptions.resolve(task=spec.task),
+            options or StartOptions.resolve(task=spec.task, share_gpu=self._share_gpu),
             api_key,
             math.inf if idle_timeout_s is None else idle_timeout_s,
             lost,

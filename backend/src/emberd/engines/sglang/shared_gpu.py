@@ -192,7 +192,7 @@ def _refusal(sharers: Sequence[Sharer]) -> StartError:
         ways.append("request a shorter context")
     if smallest := _smallest(sharers):
         ways.append(f"use {' and '.join(smallest)}, which fit together")
-    ways.append("start one of them only, without EMBERD_SHARE_GPU")
+    ways.append("start one of them only, with EMBERD_SHARE_GPU=0")
     return StartError(cause, advice=", or ".join(ways) + ".")
 
 
