@@ -114,13 +114,13 @@ class GatewaySupervisor(ProcessSupervisor):
 
     _server: GatewayProcess | None
     _request: GatewayRequest
-    _listening: Listening
 
     def __init__(self, folder: Path, own: Record, alive_fd: int) -> None:
         """Take over ``folder``; see ``ProcessSupervisor``."""
         super().__init__(folder, own, alive_fd)
         self._facts = own.gateway or GatewayFacts("", (), ())
         self._draining: list[GatewayProcess] = []
+        self._listening = Listening([], lambda: None)
 
     def _supervise(self) -> None:
         self._publish(scratch=cleanup.scratch_path(self.record.start_id))
@@ -260,12 +260,15 @@ class GatewaySupervisor(ProcessSupervisor):
     # -- end ----------------------------------------------------------------------------
 
     def _stop(self, reason: str, *, by_user: bool) -> None:
-        # First: no client connects to a socket that is being closed, and the next gateway can use
-        # the path.
+        self._stop_listening()
+        super()._stop(reason, by_user=by_user)
+
+    def _stop_listening(self) -> None:
+        # Before the processes end and the record says so: no client connects to a socket that is
+        # being closed, and the next gateway can use the path.
         self._listening.release()
         for listener in self._listening.sockets:
             listener.close()
-        super()._stop(reason, by_user=by_user)
 
     def _has_ended(self) -> bool:
         running = [each.reap() is None for each in self._running()]
@@ -275,6 +278,7 @@ class GatewaySupervisor(ProcessSupervisor):
         return [*([self._server] if self._server else []), *self._draining]
 
     def _end_server(self) -> None:
+        self._stop_listening()
         for process in self._running():
             self._end(process)
         self._server, self._draining = None, []
