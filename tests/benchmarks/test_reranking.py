@@ -45,7 +45,7 @@ HAND, ALL = "by hand, a request a pair", "by hand, all pairs in a request"
 ENGINES: Final = ("sglang", "transformers")
 NOTES: Final = (
     "Client, server and rivals on the same cores, one at a time; random weights, a small model.",
-    "SGLang computes the common beginning of the prompts once; the others for each pair.",
+    "emberd's servers compute the common beginning of prompts once; the others for each pair.",
 )
 
 Way = Callable[[], tuple[float, list[float]]]
