@@ -124,13 +124,16 @@ class _ClientBase(Generic[R]):
         self, template: Template, on_done: OnDone | None = None, *, set_aside: bool = False
     ) -> Callable[[TextWindow], Steps[Job]]:
         """Return what makes the prepared job of a window."""
-        done: dict[int, int] = {}  # by window
+        total = 0  # of all windows
 
         def begin(window: TextWindow) -> Steps[Job]:
+            before = 0  # of this window
+
             def report(count: int) -> None:
-                done[window.offset] = count
+                nonlocal total, before
+                total, before = total + count - before, count
                 if on_done is not None:
-                    on_done(sum(done.values()))
+                    on_done(total)
 
             job = Job(
                 window.texts,
