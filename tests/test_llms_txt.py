@@ -1,6 +1,6 @@
 """docs/llms.txt, the list of pages for language models, is made of the table of contents.
 
-To write it anew: PYTHONPATH=tests python -c 'import test_llms_txt as t; t.write()'.
+To write it again: PYTHONPATH=tests python -c 'import test_llms_txt as t; t.write()'.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The reference pages that are generated: errors, exit codes and the command's options.
 
-To write them anew: PYTHONPATH=tests python -c 'import test_reference_pages as t; t.write()'.
+To write them again: PYTHONPATH=tests python -c 'import test_reference_pages as t; t.write()'.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from http_server import reply
 from llama_index.embeddings.emberd import EmberdEmbedding
 from managed import environment
 
-SECRET = "a text that nobody may read in a trace"
+SECRET = "a text that no one may read in a trace"
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT_ID = "b7ad6b7169203331"
 

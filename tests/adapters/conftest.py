@@ -22,7 +22,7 @@ from real.recorder import in_front_of
 
 __all__ = ["stopped_at_the_end"]
 
-# Each is another package's, and told to nobody who could do something about it here.
+# Each is another package's, and reported where no one can act on it.
 _FOREIGN = (
     "ignore:.*'asyncio.iscoroutinefunction' is deprecated:DeprecationWarning",
     "ignore:The .*search_sorted.* is deprecated",

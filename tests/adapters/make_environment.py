@@ -20,7 +20,7 @@ _PIP: Final = ("-m", "pip", "install", "-qq", "--disable-pip-version-check", "--
 
 
 def main(folder: Path) -> None:
-    """Make the environment anew."""
+    """Make the environment again."""
     engine = installs.locate("transformers", Places.resolve())
     if engine is None:
         sys.exit("The transformers engine is not installed. Run: make engines")

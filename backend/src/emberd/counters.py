@@ -44,7 +44,7 @@ class Counters(fork.ForkAware):
         fork.register(self)
 
     def after_fork_in_child(self) -> None:
-        """Begin anew: the child is another process, and its parent's lock may be held."""
+        """Start at zero: the child is another process, and its parent's lock may be held."""
         self._lock = threading.Lock()
         self._counts: Counter[Labels] = Counter()
         # (model, task) -> calls in each bucket, the last one without a limit; and their seconds

@@ -273,7 +273,7 @@ class BackgroundGateway:
         content = json.dumps(asdict(replace(request, environment=environment)), default=str)
         discard_request(self._folder)
         # In one step: the supervisor of a running gateway may look for it at any moment. Without a
-        # name before that: nobody would remove a part that a killed process leaves.
+        # name before that: nothing would remove a part that a killed process leaves.
         file = self._folder / _REQUEST_NAME
         with atomic_file.replacing(file, mode=0o600, follow_links=False, unnamed=True) as opened:
             opened.write(content.encode())

@@ -3,8 +3,8 @@
 ``<home>/history.jsonl`` has one JSON object a line, appended in one write, by whichever process
 knows the event: the supervisor, the process that starts or stops a server, or the orphan reaper.
 When the file becomes too large it is renamed to ``history.jsonl.1``, in place of the older one, and
-begins anew. What the older one contained is counted in the line ``earlier`` at the end of the
-renamed file, so that the counts of a home never fall.
+a new one begins. What the older one contained is counted in the line ``earlier`` at the end of the
+renamed file, so that the counts of a home do not fall.
 
 A history is worth less than a server: what cannot be written is left out, and what cannot be read
 is skipped. Several machines may share a home, so each line names the machine.
