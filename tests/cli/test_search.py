@@ -13,6 +13,7 @@ from emberd import Embedder, folder_search
 from emberd.cli import search as search_command
 from emberd.folder_search import SearchProgress
 from fake_server import MODEL, FakeServer
+from other_servers import Infinity
 
 QUESTION = "where is the needle?"
 
@@ -104,6 +105,34 @@ def test_time_left_is_that_of_the_last_minute() -> None:
         left = after(now_s, 4100 + 10 * (now_s - 10))
     assert left == "; 60%, about 6 min left"
     assert after(300, 10_000) == ""
+
+
+def test_passages_are_short_enough_for_a_server_that_cannot_count_tokens(
+    home: Path, folder: Path
+) -> None:
+    paragraph = "seven words are in this line\n" * 30
+    (folder / "long.txt").write_text(paragraph)
+    model = "BAAI/bge-small-en-v1.5"
+    with Infinity(model=model, dimensions=384, context_tokens=512) as server:
+        searching = Command(home, {"EMBERD_BASE_URL": server.url, "EMBERD_MODEL": model})
+        done = searching("search", str(folder), QUESTION)
+    assert done.code == 0, done.err
+    assert "10 files, 11 passages" in done.err
+    assert "could not be embedded" not in done.err
+    sent = [text for texts in server.embedded for text in texts if str(text).startswith("seven")]
+    assert "\n".join(map(str, sent)) == paragraph.rstrip()
+
+
+def test_the_reason_of_a_passage_that_cannot_be_embedded_is_printed(
+    home: Path, folder: Path
+) -> None:
+    (folder / "long.txt").write_text("a " * 200)
+    with FakeServer(context_tokens=160) as server:
+        searching = Command(home, {"EMBERD_BASE_URL": server.url, "EMBERD_MODEL": MODEL})
+        done = searching("search", str(folder), QUESTION)
+    assert done.code == 0, done.err
+    assert "1 passage could not be embedded" in done.err
+    assert "tokens" in done.err
 
 
 def test_json_has_the_whole_passage(search: Command, folder: Path) -> None:

@@ -210,6 +210,24 @@ def test_whether_an_unknown_server_cuts_is_tried_for_a_model_of_short_texts(
     assert isinstance(errors[2], TextError)
 
 
+@pytest.mark.parametrize("file", ["sentence_bert_config.json", "tokenizer_config.json"])
+def test_a_text_that_sentence_transformers_would_cut_is_refused_where_the_server_may_cut(
+    serve: Serve, tmp_path: Path, file: str
+) -> None:
+    folder = _folder(tmp_path / "model", "short")
+    name = "max_seq_length" if file.startswith("sentence") else "model_max_length"
+    (folder / file).write_text(f'{{"{name}": 256}}')
+    instructions: dict[str, Any] = {"query_instruction": "", "document_instruction": ""}
+    texts = ["b" * 252, "b" * 253]
+    refused = []
+    for kind in (Infinity, FakeServer):
+        server = serve(kind, model=os.fspath(folder), dimensions=16, context_tokens=512)
+        asking = Embedder(server.model, base_url=server.url, **instructions)
+        found = asking.iter_documents(texts, set_aside=True)
+        refused.append([isinstance(each, TextTooLongError) for each in found])
+    assert refused == [[False, True], [False, False]]
+
+
 def test_llama_cpp_is_sent_no_text_that_an_unknown_tokenizer_may_have_to_normalise(
     serve: Serve,
 ) -> None:

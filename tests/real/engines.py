@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from emberd import Embedder, installs
 from emberd.env import Places
+from emberd.model_files import CONFIG
 from emberd.verified_manager import Manager
 
 HERE: Final = Path(__file__).parent
@@ -107,6 +109,18 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
+def _own(folder: Path) -> Path:
+    """Give a checkpoint content that no other one has; return it.
+
+    The weights are the same in each session. A server of another worker or session that was started
+    by hand would serve the same model, and emberd would rightly use it.
+    """
+    config = folder / CONFIG
+    known = json.loads(config.read_text())
+    config.write_text(json.dumps({**known, "made_for_tests": uuid.uuid4().hex}))
+    return folder
+
+
 class EngineSide:
     """A process of an engine's interpreter, which answers what needs torch."""
 
@@ -116,7 +130,7 @@ class EngineSide:
     def make_tiny(self, folder: Path, layers: int = 2, hidden: int = 128) -> Path:
         """Write a tiny Qwen3-Embedding checkpoint with random weights to ``folder``; return it."""
         self._ask("make_tiny", str(folder), layers, hidden)
-        return folder
+        return _own(folder)
 
     def reference(self, folder: Path, texts: list[str], dtype: str = "bfloat16") -> Reference:
         """Return what Transformers makes of ``texts`` with the weights in ``folder``."""
@@ -128,7 +142,7 @@ class EngineSide:
     ) -> Path:
         """Write a tiny Qwen3-Reranker with random weights to ``folder``; return it."""
         self._ask("make_tiny_reranker", str(folder), habits, layers, hidden)
-        return folder
+        return _own(folder)
 
     def scores(self, folder: Path, prompts: list[str] | list[list[int]], dtype: str) -> Reference:
         """Return what Transformers makes of whole prompts of a reranker."""
@@ -140,7 +154,7 @@ class EngineSide:
     ) -> Path:
         """Write a tiny checkpoint as ``make_shapes.make`` does to ``folder``; return it."""
         self._ask("make_shape", str(folder), architecture, habits, config)
-        return folder
+        return _own(folder)
 
     def make_module(self, folder: Path, kind: str) -> None:
         """Write the settings and weights of a module to ``folder``."""
@@ -160,7 +174,7 @@ class EngineSide:
     def make_qwen(self, folder: Path, table: Path, special: Special) -> Path:
         """Write a tiny checkpoint with Qwen's real tokenizer to ``folder``; return it."""
         self._ask("make_qwen", str(folder), str(table), special)
-        return folder
+        return _own(folder)
 
     def count(self, table: Path, special: Special, texts: list[str]) -> list[int]:
         """Return how many tokens ``texts`` have by Qwen's real tokenizer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import psutil
 
 import leftovers
 import waiting
-from emberd.manager import orphan_reaper
+from emberd.manager import history, orphan_reaper
 
 _SHARED_MEMORY: Final = Path("/dev/shm")
 _GONE_S: Final = 60.0  # what another worker's killed server left goes with its next start
@@ -28,26 +29,34 @@ def all_gone(home: Path) -> Iterator[None]:
     yield
     processes = leftovers.end_all([str(home)])
     assert not processes, "processes left behind:\n" + "\n".join(processes)
+    started = _started(home)
     with suppress(AssertionError):
-        waiting.until(lambda: not _left(before), _GONE_S, poll_s=_LOOK_S)
-    remaining = _left(before)
+        waiting.until(lambda: not _left(before, started), _GONE_S, poll_s=_LOOK_S)
+    remaining = _left(before, started)
     assert not remaining, "files left behind:\n" + "\n".join(sorted(remaining))
 
 
-def _left(before: set[str]) -> set[str]:
+def _started(home: Path) -> set[str]:
+    file = home / history.NAME
+    lines = file.read_text().splitlines() if file.exists() else []  # none without a start
+    return {start_id for line in lines if (start_id := json.loads(line).get("start_id"))}
+
+
+def _left(before: set[str], started: set[str]) -> set[str]:
     # What a living process has mapped is another server's, of another test or another program.
     inodes = {inode for pid in psutil.pids() for inode in orphan_reaper.shared_memory_inodes(pid)}
     return {
         path
         for path in files() - before
-        if os.path.exists(path) and os.stat(path).st_ino not in inodes and not _lives(path)
+        if os.path.exists(path)
+        and os.stat(path).st_ino not in inodes
+        and _may_be_of(started, Path(path).name)
     }
 
 
-def _lives(path: str) -> bool:
-    # The folder of a start is its server's for as long as a process bears the start's name.
-    start_id = Path(path).name.removeprefix(_PREFIX)
-    return _PREFIX in path and bool(leftovers.find([f":{start_id}"]))
+def _may_be_of(started: set[str], name: str) -> bool:
+    # What emberd makes bears the name of its start; SGLang's names say nothing.
+    return not name.startswith(_PREFIX) or name.removeprefix(_PREFIX) in started
 
 
 def files() -> set[str]:

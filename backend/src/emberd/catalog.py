@@ -133,6 +133,8 @@ class Model:
         task_reason: Which file says so, for messages; empty for an entry of the catalog.
         dimensions: Length of a native vector; None if not known. One for a reranker: its score.
         context_tokens: Longest text in tokens, end-of-text token included; None if not known.
+        cut_tokens: Length in tokens to which sentence-transformers cuts a text of a folder's model;
+            None if the folder states none.
         instruction_form: How a task becomes a template, with ``{task}`` and ``{text}``; None for a
             model that takes no instructions, or whose form is not known.
         query_task: The task of queries if the caller names none.
@@ -170,6 +172,7 @@ class Model:
     task_reason: str = field(default="", compare=False)
     dimensions: int | None = None
     context_tokens: int | None = None
+    cut_tokens: int | None = None
     instruction_form: str | None = None
     query_task: str | None = None
     query_template: str = "{text}"

@@ -15,11 +15,12 @@ import stat
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from emberd.errors import TextError
+from emberd.errors import TextError, TextTooLongError
 
 if TYPE_CHECKING:
     from emberd.embedder import Embedder
@@ -82,6 +83,7 @@ class SearchProgress:
         done_bytes: Size of the files, or parts of them, that are done.
         all_bytes: Size of all files, without those that were skipped so far.
         rejected: Passages that the model cannot embed.
+        first_rejection: Why it cannot embed the first of them.
         skipped: Files that are not text, are too large or cannot be read, and folders that
             cannot be listed.
     """
@@ -90,6 +92,7 @@ class SearchProgress:
     passages: int = 0
     embedded: int = 0
     rejected: int = 0
+    first_rejection: TextError | None = None
     done_bytes: int = 0
     all_bytes: int = 0
     skipped: list[Path] = field(default_factory=list)
@@ -116,7 +119,8 @@ def search(
         RequestError: The server refused a request, failed, or sent an invalid reply.
     """
     query = embedder.embed_query(question)
-    known = _misses(embedder)  # the question may be one
+    longest = _longest_passage(embedder)
+    known = _misses(embedder)  # the question may be one, and so may the text that was tried
     sizes = {path: _size(path) for path in text_files(folder)}
     progress = SearchProgress(all_bytes=sum(sizes.values()))
     waiting: deque[Passage] = deque()
@@ -132,7 +136,7 @@ def search(
                 continue
             progress.files += 1
             lines = content.count("\n") + 1
-            for line, text in passages(content):
+            for line, text in passages(content, longest):
                 waiting.append(Passage(path, line, text))
                 read_bytes.append(before + size * line // lines)
                 yield text
@@ -148,12 +152,26 @@ def search(
         passage = waiting.popleft()
         if isinstance(vector, TextError):
             progress.rejected += 1
+            progress.first_rejection = progress.first_rejection or vector
         else:
             entry = (float(vector @ query), -number, passage)
             (heapq.heappush if len(best) < top else heapq.heappushpop)(best, entry)
     progress.embedded = _misses(embedder) - known if embedder.cache else progress.passages
     hits = [Hit(passage, score) for score, _, passage in sorted(best, reverse=True)]
     return hits, progress
+
+
+def _longest_passage(embedder: Embedder) -> int:
+    """Return the length of passages that the server accepts, in bytes.
+
+    A server that cannot count tokens may cut a text that could be too long by its bytes, so the
+    client refuses it.
+    """
+    for size in (PASSAGE_BYTES, PASSAGE_BYTES // 2):
+        with suppress(TextTooLongError):
+            embedder.embed_documents([("word " * size)[:size]])
+            return size
+    return PASSAGE_BYTES // 4
 
 
 def _misses(embedder: Embedder) -> int:
@@ -212,19 +230,19 @@ def read_text(path: Path) -> str | None:
     return _html_text(text) if path.suffix.lower() in _HTML else text
 
 
-def passages(text: str) -> Iterator[tuple[int, str]]:
+def passages(text: str, most_bytes: int = PASSAGE_BYTES) -> Iterator[tuple[int, str]]:
     """Yield the passages of a text, and the number of the first line of each.
 
-    Paragraphs stay together up to ``PASSAGE_BYTES``. A longer one is divided between lines, and a
-    line that is longer by itself between characters.
+    Paragraphs stay together up to ``most_bytes``. A longer one is divided between lines, and a line
+    that is longer by itself between characters.
     """
     begin, held, size, paragraph_ended = 1, list[str](), 0, False
     for number, line in enumerate(_LINE_END.split(text), start=1):
-        for part in _parts(line.rstrip()):
+        for part in _parts(line.rstrip(), most_bytes):
             length = len(part.encode()) + 1
             # A paragraph that starts in the second half of a passage may not fit into it.
-            starts_late = paragraph_ended and size > PASSAGE_BYTES // 2
-            if held and part and (size + length > PASSAGE_BYTES or starts_late):
+            starts_late = paragraph_ended and size > most_bytes // 2
+            if held and part and (size + length > most_bytes or starts_late):
                 yield begin, "\n".join(held).rstrip()
                 held, size = [], 0
             if part and not held:
@@ -237,14 +255,13 @@ def passages(text: str) -> Iterator[tuple[int, str]]:
         yield begin, "\n".join(held).rstrip()
 
 
-def _parts(line: str) -> Iterator[str]:
-    """Yield a line in parts of at most ``PASSAGE_BYTES`` bytes."""
-    if len(line.encode()) < PASSAGE_BYTES:
+def _parts(line: str, most_bytes: int) -> Iterator[str]:
+    if len(line.encode()) < most_bytes:
         yield line
         return
     raw = line.encode()
     while raw:
-        part = raw[: PASSAGE_BYTES - 1].decode("utf-8", "ignore")  # without half a character
+        part = raw[: most_bytes - 1].decode("utf-8", "ignore")  # without half a character
         yield part
         raw = raw[len(part.encode()) :]
 

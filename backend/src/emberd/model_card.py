@@ -143,7 +143,7 @@ def _complete(name: str, revision: str | None) -> Path | None:
 
 
 def _changes(folder: Path) -> list[int]:
-    files = (CONFIG, MODULES, PROMPTS_FILE, *model_tokenizer.FILES)
+    files = (CONFIG, MODULES, PROMPTS_FILE, *model_pooling.TRANSFORMER, *model_tokenizer.FILES)
     return [_changed_ns(folder / file) for file in files]
 
 
@@ -157,6 +157,7 @@ def _described(name: str, folder: Path, task: str, is_cached: bool, *_changed: i
     stated: dict[str, Any] = {
         "dimensions": _integer(config.get("hidden_size")),
         "context_tokens": catalog.most_tokens(config),
+        "cut_tokens": model_pooling.cut_tokens(folder),
         "start_ids": tokenizer.start_ids or None,
         "end_of_text_id": tokenizer.end_of_text_id,
         "special_tokens": tokenizer.special_tokens or None,

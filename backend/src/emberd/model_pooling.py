@@ -83,7 +83,9 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "query_expansion": (None,),
 }
 # Settings that change neither, or are checked by themselves; docs/models.md names the first.
-_ANY_VALUE: Final = ("max_seq_length", "unpad_inputs", "modality_config")
+_LENGTHS: Final = ("max_seq_length", "model_max_length")
+_ANY_VALUE: Final = (_LENGTHS[0], "unpad_inputs", "modality_config")
+_TOKENIZER_ARGUMENTS: Final = ("tokenizer_args", "processor_kwargs")
 # Settings of releases up to 5.x and of 6.x that are passed on to Transformers -> the arguments
 # that change no vector of a text that is short enough.
 _PASSED: Final[Mapping[str, tuple[str, ...]]] = {
@@ -92,8 +94,8 @@ _PASSED: Final[Mapping[str, tuple[str, ...]]] = {
         ("attn_implementation", "dtype", "torch_dtype", "trust_remote_code"),
     ),
     **dict.fromkeys(
-        ("tokenizer_args", "processor_kwargs"),
-        ("model_max_length", "padding_side", "trust_remote_code", "use_fast"),
+        _TOKENIZER_ARGUMENTS,
+        (_LENGTHS[1], "padding_side", "trust_remote_code", "use_fast"),
     ),
     **dict.fromkeys(("config_args", "config_kwargs"), ("trust_remote_code", "use_cache")),
 }
@@ -271,6 +273,19 @@ def _check_modules(folder: Path, listed: object, pooling: str, *, partial: bool)
     if declared is not None or not partial:
         _check_pooling(folders[1] / CONFIG, declared, pooling)
         _check_include_prompt(folder, folders[1] / CONFIG, declared, pooling, partial=partial)
+
+
+def cut_tokens(folder: Path) -> int | None:
+    """Return the number of tokens to which sentence-transformers cuts a text, if the files say so.
+
+    The servers that emberd starts embed longer texts as a whole, but one that uses
+    sentence-transformers cuts them.
+    """
+    settings = next((found for name in TRANSFORMER if (found := read_json(folder / name))), {})
+    passed = [settings.get(name) for name in _TOKENIZER_ARGUMENTS]
+    given = [settings, *passed, read_json(folder / model_tokenizer.SETTINGS)]
+    stated = [facts.get(name) for facts in given if isinstance(facts, dict) for name in _LENGTHS]
+    return min((n for n in stated if type(n) is int and n > 0), default=None)
 
 
 def is_entry(entry: object) -> bool:

@@ -14,8 +14,8 @@ from typing import Any, Final
 from emberd.model_files import read_json, read_text
 
 FILE: Final = "tokenizer.json"
-_SETTINGS: Final = "tokenizer_config.json"
-FILES: Final = (FILE, _SETTINGS)
+SETTINGS: Final = "tokenizer_config.json"
+FILES: Final = (FILE, SETTINGS)
 _UNREADABLE: Final = object()
 
 # Classes with which Transformers 5 keeps the normalizer of the file. With others it builds one of
@@ -68,7 +68,7 @@ def read(folder: Path) -> Tokenizer:
     normalizer = _part(text, "normalizer")
     # Another step before NFC, such as one that strips accents, may tell a text and its NFC apart.
     is_nfc = None if normalizer is None else _first_type(normalizer, "normalizers") == "NFC"
-    kind = read_json(folder / _SETTINGS).get("tokenizer_class")
+    kind = read_json(folder / SETTINGS).get("tokenizer_class")
     if is_nfc and kind is not None and kind not in _KEEP_NORMALIZER:
         is_nfc = None
     kinds = [part.get("type") if isinstance(part, dict) else part for part in listed]

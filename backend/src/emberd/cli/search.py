@@ -136,8 +136,8 @@ def _summarize(progress: SearchProgress, seconds: float) -> None:
     output.note(f"{_counts(progress)}, {progress.embedded} of them embedded now; {seconds:.1f} s")
     if progress.rejected:
         output.note(
-            f"{output.pluralize(progress.rejected, 'passage')} could not be embedded, such as one "
-            f"that is too long for the model"
+            f"{output.pluralize(progress.rejected, 'passage')} could not be embedded. The first: "
+            f"{progress.first_rejection}"
         )
     if skipped := len(progress.skipped):
         output.note(

@@ -376,6 +376,8 @@ class Lengths:
         # SGLang states 8194 for bge-m3, which has 8192 positions for tokens. But Qwen3-Embedding
         # has more positions than its model card states, and a server may use them.
         context = known[0] if known and self.model.shape else min(known, default=None)
+        if endpoint.cuts and self.model.cut_tokens:
+            context = min(context or self.model.cut_tokens, self.model.cut_tokens)
         # SGLang refuses a text of exactly as many tokens as its context.
         return context - 1 if context else None
 
