@@ -88,3 +88,14 @@ def write(
         content = len(text).to_bytes(8, "little") + text
         (folder / "model.safetensors").write_bytes(content)
     return str(folder)
+
+
+def write_plain(folder: Path) -> str:
+    """Write a Qwen3 whose files do not say what it is for."""
+    folder.mkdir()
+    config = {"architectures": ["Qwen3ForCausalLM"], "hidden_size": 8}
+    config["max_position_embeddings"] = 64
+    tokenizer = {"added_tokens": [], "post_processor": {"type": "ByteLevel"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return str(folder)

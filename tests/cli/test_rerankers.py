@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints_made import write_plain
 from command import ENGINE, Command
 from emberd.cli import stop
 from emberd.cli.up import FAILED
@@ -69,17 +70,6 @@ def test_variables_that_a_reranker_reads_are_named(given: Command, server: FakeR
 
 
 # ---------------------------------------------------------------- which kind of model it is
-
-
-def write_plain(folder: Path) -> str:
-    """Write a Qwen3 whose files do not say what it is for."""
-    folder.mkdir()
-    config = {"architectures": ["Qwen3ForCausalLM"], "hidden_size": 8}
-    config["max_position_embeddings"] = 64
-    tokenizer = {"added_tokens": [], "post_processor": {"type": "ByteLevel"}}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    return str(folder)
 
 
 def test_a_model_whose_files_do_not_say_its_kind_embeds_and_its_user_is_told(

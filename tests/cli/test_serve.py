@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints_made import write_plain
 from command import Command
 from emberd import engines
 from emberd.cli import serve
 from emberd.engines import Choice, load
-from emberd.errors import DownloadNeededError
+from emberd.errors import DownloadNeededError, SettingError
 from emberd.settings import Settings
 
 NOWHERE = "http://127.0.0.1:9"
@@ -44,6 +45,8 @@ def test_a_given_server_needs_no_download(monkeypatch: pytest.MonkeyPatch) -> No
         ("emberd/demo", "--idle-timeout", "soon"),
         ("emberd/demo", "--key-file", "/nowhere/key"),
         ("emberd/demo", "--cache", "nonsense://"),
+        ("emberd/demo", "--cache", "redis://:password@127.0.0.1:9"),
+        (RERANKER, "--cache", "redis://:password@127.0.0.1:9"),
     ],
 )
 def test_options_that_cannot_be_used_end_it_before_it_listens(
@@ -53,6 +56,7 @@ def test_options_that_cannot_be_used_end_it_before_it_listens(
     assert outcome.code in (1, 2)
     assert "error:" in outcome.err
     assert "listening" not in outcome.err
+    assert ":password" not in outcome.err
 
 
 def test_a_key_in_two_places_is_refused_without_showing_it(tmp_path: Path) -> None:
@@ -92,3 +96,37 @@ def test_which_models_are_served_and_as_what(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert serve._named(models) == expected
+
+
+def test_what_a_model_does_is_in_its_files_or_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An embedder would take a reranker's folder, and its vectors would be of no use."""
+    for role in ("QUERY", "DOCUMENT"):
+        monkeypatch.setenv(f"EMBERD_{role}_INSTRUCTION", "{text}")
+    model = write_plain(tmp_path / "plain")
+    for given in [[model], ["emberd/demo", model]]:
+        with pytest.raises(SettingError, match="--task"):
+            serve._named(given)
+    for task in ("embed", "rerank"):
+        assert serve._named([model], task) == [(model, task)]
+    assert serve._named(["emberd/demo", RERANKER, model], "rerank") == [
+        ("emberd/demo", "embed"),
+        (RERANKER, "rerank"),
+        (model, "rerank"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("models", "task"),
+    [
+        ([RERANKER], "embed"),
+        (["emberd/demo"], "rerank"),
+        (["emberd/demo", RERANKER], "rerank"),
+        (["emberd/demo"], "other"),
+        (None, "rerank"),
+    ],
+)
+def test_a_task_that_the_files_contradict_is_refused(models: list[str] | None, task: str) -> None:
+    with pytest.raises(SettingError):
+        serve._named(models, task)

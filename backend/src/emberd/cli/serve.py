@@ -14,7 +14,7 @@ from emberd.cli import downloads, options, output
 from emberd.env import Places
 from emberd.errors import SettingError
 from emberd.gateway import DEFAULT_HOST, DEFAULT_PORT
-from emberd.settings import DEFAULT_MODEL, Settings, StartOptions
+from emberd.settings import DEFAULT_MODEL, Settings, StartOptions, may_rerank
 from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:
@@ -29,6 +29,14 @@ Models = Annotated[
         metavar="MODEL...",
         help="Models to serve, embedding models and rerankers. Default: EMBERD_MODEL, else "
         f"{DEFAULT_MODEL}; and EMBERD_RERANK_MODEL if it is set.",
+    ),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="NAME",
+        help="embed or rerank: what the models do whose files do not say it.",
     ),
 ]
 Host = Annotated[
@@ -102,6 +110,7 @@ ReadyDescriptor = Annotated[int | None, typer.Option("--ready-descriptor", hidde
 
 def serve(
     models: Models = None,
+    task: Task = None,
     host: Host = DEFAULT_HOST,
     port: Port = DEFAULT_PORT,
     socket: Socket = None,
@@ -147,7 +156,7 @@ def serve(
         os.environ.pop(env.SERVE_KEY, None)  # child processes do not need it
     given = {"cache": cache, "idle_timeout": idle_timeout, "start_timeout": start_timeout}
     users = _users(
-        _named(models), {field: value for field, value in given.items() if value is not None}
+        _named(models, task), {field: value for field, value in given.items() if value is not None}
     )
     # Imported late: the other subcommands do not need a web server.
     try:
@@ -176,6 +185,7 @@ def serve(
     from emberd.cli import serve_background  # late, to keep the other subcommands fast
 
     words = {
+        "task": task,
         "host": host if host != DEFAULT_HOST else None,
         "port": port if port != DEFAULT_PORT else None,
         "socket": places.socket,
@@ -196,18 +206,48 @@ def serve(
     )
 
 
-def _named(models: list[str] | None) -> list[tuple[str | None, str]]:
-    """Return the models to serve with their tasks; None is the model of the environment."""
-    if models:
-        # What a model is may be known only from its files.
-        kinds = [options.settings(model=each, embeds=False, fetches=True) for each in models]
-        return [(name, kind.task) for name, kind in zip(models, kinds, strict=True)]
-    has_reranker = env.text(env.setting_variable("model", RERANK)) is not None
-    return [(None, EMBED), *([(None, RERANK)] if has_reranker else [])]
+def _named(models: list[str] | None, task: str | None = None) -> list[tuple[str | None, str]]:
+    """Return the models to serve with their tasks; None is the model of the environment.
+
+    Args:
+        models: The models as given on the command line.
+        task: What those of them do whose files do not say it.
+
+    Raises:
+        SettingError: It is not known what a model does, or the task contradicts its files.
+    """
+    if not models:
+        if task is not None:
+            raise SettingError(
+                f"--task {task} is for models of the command line. Name one, or omit --task: "
+                f"EMBERD_MODEL embeds, and EMBERD_RERANK_MODEL is a reranker."
+            )
+        has_reranker = env.text(env.setting_variable("model", RERANK)) is not None
+        return [(None, EMBED), *([(None, RERANK)] if has_reranker else [])]
+    # What a model is may be known only from its files.
+    kinds = {each: options.settings(model=each, embeds=False, fetches=True) for each in models}
+    unsaid = [each for each in models if may_rerank(each)]
+    if unsaid and task is None:
+        # An embedder would take a reranker's folder too, and its vectors would be of no use.
+        raise SettingError(
+            f"The files of {unsaid[0]} do not say whether it embeds texts or scores documents. Add "
+            f"--task {EMBED} or --task {RERANK}."
+        )
+    for each in unsaid or models:
+        if task is not None:
+            kinds[each] = options.settings(model=each, embeds=False, task=task)
+    return [(each, kinds[each].task) for each in models]
 
 
 def _users(named: list[tuple[str | None, str]], given: dict[str, Any]) -> list[Embedder | Reranker]:
-    """Return what uses each model; the servers of several models are planned for one GPU."""
+    """Return what uses each model; the servers of several models are planned for one GPU.
+
+    Raises:
+        SettingError: A setting cannot be used.
+    """
+    if "cache" in given and EMBED not in (task for _, task in named):
+        # Nothing would check it, and it may contain a password.
+        raise SettingError("--cache is for vectors, and only rerankers are served. Omit --cache.")
     users = [_user(name, task, given) for name, task in named]
     own = [each.settings.model for each in users if each.settings.base_url is None]
     # A value of the environment also says that they are not to share one.
