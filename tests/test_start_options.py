@@ -87,6 +87,7 @@ EMBEDDER, RERANKER = "Qwen/Qwen3-Embedding-4B", "Qwen/Qwen3-Reranker-4B"
         ({"EMBERD_SHARE_GPU": "1", "EMBERD_RERANK_BASE_URL": "http://h:1"}, (EMBEDDER,)),
         ({"EMBERD_SHARE_GPU": "b/model, a/model"}, ("a/model", "b/model")),
         ({"EMBERD_SHARE_GPU": "'/a folder' a/model a/model"}, ("/a folder", "a/model")),
+        ({"EMBERD_SHARE_GPU": "'/a, b #1',a/model"}, ("/a, b #1", "a/model")),
     ],
 )
 def test_models_that_share_a_gpu_are_named_or_those_in_use(

@@ -80,11 +80,16 @@ def _models(text: str) -> tuple[str, ...] | bool:
     try:
         return _switch(text)
     except ValueError:
-        return tuple(shlex.split(text.replace(",", " ")))
+        words = shlex.shlex(text, posix=True)
+        words.whitespace += ","
+        words.whitespace_split = True
+        words.commenters = ""
+        return tuple(words)
 
 
 _MODELS: Final = _Form(
-    _models, "1, 0, or names of models, separated by commas or spaces, with matching quotes"
+    _models,
+    "1, 0, or names of models, separated by commas or spaces; quote one that contains these",
 )
 
 Display = Literal["value", "origin", "name"]
