@@ -7,10 +7,12 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import pytest
 
 import leftovers
 import waiting
-from command import ENGINE, TIMEOUT_S, Command, Outcome
+from command import ENGINE, TIMEOUT_S, Child, Command, Outcome
 from emberd import Manager
 from emberd.gateway.background_gateway import BackgroundGateway, GatewayStatus
 from emberd.manager import State, history
@@ -155,18 +157,33 @@ def test_a_kill_of_the_supervisor_of_a_gateway_that_was_replaced_is_in_the_histo
     psutil.Process(first.supervisor_pid).kill()
     waiting.until(lambda: [each.event for each in _history(kept)][-1] == "supervisor_killed")
     assert leftovers.end_all([str(kept.home)]) == []
-    kept.started(QWEN, NO_TCP)  # its stop removes the socket that the killed one has left
 
 
 def test_nothing_is_left_of_a_gateway_whose_supervisor_is_killed(kept: KeptGateway) -> None:
     first = kept.started(QWEN, NO_TCP)
     assert first.supervisor_pid is not None
     psutil.Process(first.supervisor_pid).kill()
+    waiting.until(lambda: not kept.socket.exists())
     assert leftovers.end_all([str(kept.home)]) == []
     assert kept.status().state is State.ABSENT
     second = kept.started(QWEN, NO_TCP)
     assert second.supervisor_pid != first.supervisor_pid
     assert kept.post().status_code == 200
+
+
+def test_a_stop_removes_the_socket_of_a_gateway_that_was_killed_with_its_reaper(
+    kept: KeptGateway,
+) -> None:
+    first = kept.started(QWEN, NO_TCP)
+    supervisor = psutil.Process(first.supervisor_pid or 0)
+    processes = [supervisor, *supervisor.children()]
+    for each in processes:
+        each.suspend()  # the supervisor starts another reaper, and a reaper removes the socket
+    for each in processes:
+        each.kill()
+    assert kept.socket.exists()
+    assert kept.command("stop", "gateway").code == 0
+    assert not kept.socket.exists()
 
 
 def test_another_gateway_is_refused_and_says_what_runs(kept: KeptGateway, tmp_path: Path) -> None:
@@ -266,6 +283,74 @@ def test_a_replacement_that_fails_leaves_the_gateway(kept: KeptGateway) -> None:
     assert kept.status().pid == first.pid
     assert kept.post().status_code == 200
     assert kept.started(QWEN, NO_TCP, "--replace").pid != first.pid
+
+
+NEVER_READY = {"EMBERD_BASE_URL": "http://127.0.0.1:9"}
+"""With --preload, a gateway with this waits for a server that never answers."""
+
+
+def _begin_replacement(kept: KeptGateway, start_timeout: str) -> Child:
+    """Begin to replace the gateway by one that never becomes ready."""
+    command = replace(kept.command, more=NEVER_READY)
+    arguments = (QWEN, NO_TCP, "--preload", "--replace", "--start-timeout", start_timeout)
+    begun = command.begin("serve", "--background", *arguments)
+    waiting.until(lambda: "replac" in kept.status().detail)
+    return begun
+
+
+def test_a_successor_that_does_not_become_ready_is_given_up(kept: KeptGateway) -> None:
+    first = kept.started(QWEN, NO_TCP)
+    with _begin_replacement(kept, "4s") as begun:
+        _, told = begun.communicate(timeout=TIMEOUT_S)
+    assert begun.returncode == 5
+    assert b"--start-timeout" in told
+    assert (kept.status().pid, kept.status().restarts) == (first.pid, 0)
+    waiting.until(lambda: _gateways(kept) == [first.pid])
+    assert kept.post().status_code == 200
+
+
+def test_a_gateway_is_replaced_if_it_ends_while_its_successor_starts(kept: KeptGateway) -> None:
+    first = kept.started(QWEN, NO_TCP)
+    with _begin_replacement(kept, "60s") as begun:
+        assert first.pid is not None
+        psutil.Process(first.pid).kill()
+        waiting.until(lambda: kept.status().restarts == 1 and kept.status().state is State.READY)
+        begun.kill()
+    now = kept.status()
+    assert now.pid != first.pid
+    # The next replacement ends the one that nobody waits for.
+    last = kept.started(QWEN, NO_TCP, "--replace")
+    waiting.until(lambda: _gateways(kept) == [last.pid])
+    assert last.pid not in (first.pid, now.pid)
+    assert kept.post().status_code == 200
+
+
+def test_a_gateway_that_fails_again_and_again_can_be_replaced(
+    kept: KeptGateway, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("a-key")
+    keys.chmod(0o600)
+    first = kept.started(QWEN, NO_TCP, "--key-file", str(keys))
+    keys.unlink()
+    assert first.pid is not None
+    psutil.Process(first.pid).kill()
+    waiting.until(lambda: kept.status().restarts >= 2)
+    assert kept.started(QWEN, NO_TCP, "--replace").state is State.READY
+    assert kept.post().status_code == 200
+
+
+def test_a_gateway_whose_python_was_removed_says_so(kept: KeptGateway, tmp_path: Path) -> None:
+    environment = tmp_path / "venv"
+    environment.symlink_to(sys.prefix)
+    line = kept.command.line("serve", "--background", QWEN, NO_TCP)
+    python = environment / "bin" / Path(line[0]).name
+    subprocess.run([python, *line[1:]], env=kept.command.environment, check=True)
+    environment.unlink()
+    os.kill(kept.status().pid or 0, signal.SIGKILL)
+    waiting.until(lambda: kept.status().state is State.FAILED, 2 * waiting.DEADLINE_S)
+    assert str(python) in kept.status().detail
+    assert "bug" not in kept.command("status", "--all").out
 
 
 def test_callers_that_are_killed_at_any_moment_leave_one_gateway(kept: KeptGateway) -> None:

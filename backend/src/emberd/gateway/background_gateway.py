@@ -76,6 +76,7 @@ class GatewayRequest:
         python: The interpreter that runs it.
         working_folder: The folder in which it runs.
         environment: Its environment, which may contain keys.
+        timeout_s: When it replaces another one: how long it may take until it is ready.
     """
 
     arguments: tuple[str, ...]
@@ -85,6 +86,7 @@ class GatewayRequest:
     python: str = field(default_factory=process_env.interpreter)
     working_folder: str = field(default_factory=os.getcwd)
     environment: dict[str, str] = field(default_factory=_environment, repr=False)
+    timeout_s: float = 0.0
 
     @property
     def command(self) -> list[str]:
@@ -131,6 +133,10 @@ class GatewayStatus:
     def is_running(self) -> bool:
         """Whether it has processes."""
         return self.state in (*state.RUNNING, State.UNKNOWN)
+
+
+class _GivenUpError(Exception):
+    """The gateway that was to be replaced has failed, and its supervisor has ended."""
 
 
 OnProgress = Callable[[str, float], None]
@@ -196,7 +202,9 @@ class BackgroundGateway:
                 if seen.record is not None and seen.state in _RUNNING:
                     if replaces:
                         # Under the lock: the next replacement begins when this one is done.
-                        return self._replaced(seen.record, request, deadline, on_progress), True
+                        found = self._replaced(seen.record, request, deadline, on_progress)
+                        if found is not None:
+                            return found, True
                     continue
                 if not seen.alive:
                     start_id = self._begin(request)
@@ -255,16 +263,25 @@ class BackgroundGateway:
 
     def _replaced(
         self, own: Record, request: GatewayRequest, deadline: float, on_progress: OnProgress | None
-    ) -> GatewayStatus:
-        """Have the supervisor replace the gateway, and return the new one; the lock is held."""
+    ) -> GatewayStatus | None:
+        """Have the supervisor replace the gateway, and return the new one; the lock is held.
+
+        Returns:
+            None if the supervisor has given up the running one, and does not begin another.
+        """
         if own.gateway is not None and own.gateway.addresses != request.facts.addresses:
             raise SettingError(
                 f"The gateway that runs was started with `{command_line(own.gateway.arguments)}`, "
                 f"and one with other addresses cannot replace it. Run `emberd stop gateway` first."
             )
-        self._write(request)
+        timeout_s = max(0.0, deadline - time.monotonic())
+        self._write(replace(request, timeout_s=timeout_s))
         try:
-            return self._awaited(own.start_id, deadline, on_progress, request.id)
+            # The supervisor answers at the deadline.
+            answered = deadline + self._timing.record_s
+            return self._awaited(own.start_id, answered, on_progress, request.id)
+        except _GivenUpError:
+            return None
         finally:
             discard_request(self._folder)
 
@@ -303,6 +320,8 @@ class BackgroundGateway:
                 advice = "The gateway that ran before continues to run."
                 raise StartError(own.gateway.refusal, advice=advice, log_path=own.log_path)
             if seen.state is State.FAILED:
+                if replacement is not None:
+                    raise _GivenUpError
                 raise own.start_error()
             if seen.state not in _RUNNING:
                 why = own.reason or "its supervisor was killed"

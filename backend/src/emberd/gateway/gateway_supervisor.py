@@ -10,10 +10,11 @@ outlive it.
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,7 +43,12 @@ class GatewayProcess(ServerProcess):
     """One gateway. Another one may run beside it, while it answers its last requests."""
 
     def __init__(
-        self, request: GatewayRequest, mark: str, log: Path, scratch: str, own: Sequence[int]
+        self,
+        request: GatewayRequest,
+        mark: str,
+        log: Path,
+        scratch: str,
+        own: Sequence[socket.socket],
     ) -> None:
         """Start it.
 
@@ -52,11 +58,14 @@ class GatewayProcess(ServerProcess):
             log: File for its output.
             scratch: See ``ServerProcess``; it is not used, because servers that the gateway starts
                 would use it too, and outlive it.
-            own: Descriptors of the listening sockets.
+            own: The listening sockets.
         """
+        self._has_said_ready = False
         self._ready, ready = os.pipe()
         os.set_blocking(self._ready, False)
-        passed = [word for each in own for word in ("--descriptor", str(each))]
+        numbers = [each.fileno() for each in own]
+        passed = [word for each in numbers for word in ("--descriptor", str(each))]
+        named = [each.getsockname() for each in own if each.family == socket.AF_UNIX]
         folder = request.working_folder
         try:
             super().__init__(
@@ -65,9 +74,10 @@ class GatewayProcess(ServerProcess):
                 mark,
                 log,
                 scratch,
-                inherited=[*own, ready],
+                inherited=[*numbers, ready],
                 working_folder=folder if os.path.isdir(folder) else "/",
                 uses_scratch=False,
+                socket=named[0] if named else "",
             )
         except BaseException:
             os.close(self._ready)
@@ -76,10 +86,11 @@ class GatewayProcess(ServerProcess):
             os.close(ready)
 
     def is_ready(self) -> bool:
-        """Return whether it has said that it answers; to be asked until then."""
-        with suppress(BlockingIOError):
-            return os.read(self._ready, 1) != b""
-        return False
+        """Return whether it has said that it answers."""
+        if not self._has_said_ready:
+            with suppress(BlockingIOError):
+                self._has_said_ready = os.read(self._ready, 1) != b""
+        return self._has_said_ready
 
     def reap(self) -> int | None:
         """Return the exit code once it has ended."""
@@ -109,6 +120,21 @@ class GatewayProcess(ServerProcess):
         return self.members()
 
 
+@dataclass(frozen=True, slots=True)
+class Successor:
+    """A gateway that takes the place of the present one as soon as it is ready.
+
+    Attributes:
+        request: What it is to be.
+        process: Its process.
+        deadline: When it is given up, on the monotonic clock.
+    """
+
+    request: GatewayRequest
+    process: GatewayProcess
+    deadline: float
+
+
 class GatewaySupervisor(ProcessSupervisor):
     """Runs the gateway, and replaces its process."""
 
@@ -119,7 +145,9 @@ class GatewaySupervisor(ProcessSupervisor):
         """Take over ``folder``; see ``ProcessSupervisor``."""
         super().__init__(folder, own, alive_fd)
         self._facts = own.gateway or GatewayFacts("", (), ())
-        self._draining: list[GatewayProcess] = []
+        self._successor: Successor | None = None
+        self._draining: dict[GatewayProcess, float] = {}  # with the time at which it is ended
+        self._ready_at = 0.0
         self._listening = Listening([], lambda: None)
 
     def _supervise(self) -> None:
@@ -135,6 +163,10 @@ class GatewaySupervisor(ProcessSupervisor):
         except EmberdError as error:
             self._fail(Diagnosis(str(error)))
             return
+        except OSError as error:
+            advice = os_errors.advice(error) or "Choose another --socket, or correct that folder."
+            self._fail(Diagnosis(f"The gateway cannot listen: {error}", advice))
+            return
         try:
             self._publish_facts(urls=tuple(map(addresses.shown, self._listening.sockets)))
             self._keep()
@@ -146,28 +178,27 @@ class GatewaySupervisor(ProcessSupervisor):
         quick_ends = 0
         was_ready = False
         while True:
-            began = time.monotonic()
-            self._server = process = self._begin(self._request)
-            self._publish_facts(pid=process.pid)
-            problem = self._await_ready(process)
-            ready_at = time.monotonic()
+            began = self._ready_at = time.monotonic()
+            problem = self._start()
             if problem is None and not self._stop_requested:
                 was_ready = True
-                ready_s = round(ready_at - began, 3)
+                self._ready_at = time.monotonic()
+                ready_s = round(self._ready_at - began, 3)
                 history.note(self.folder, history.READY, self.record, seconds=ready_s)
-                self._publish_facts(state=State.READY, progress="")
+                self._publish_facts(state=State.READY, progress=self._replacing())
                 problem = self._until_end()
             if problem is None or self._stop_requested:
                 self._stop("stopped on request", by_user=True)
                 return
-            quick_ends = quick_ends + 1 if time.monotonic() - ready_at < _QUICK_S else 1
-            if not was_ready or quick_ends > _MOST_QUICK_ENDS:
+            quick_ends = quick_ends + 1 if time.monotonic() - self._ready_at < _QUICK_S else 1
+            if self._successor is None and (not was_ready or quick_ends > _MOST_QUICK_ENDS):
                 self._fail(problem, was_ready=was_ready)
                 return
             self._note(history.CRASHED, cause=problem.cause)
             report(f"{problem.cause}; it is started again")
-            self._end(process)
-            self._server = None
+            if self._server is not None:
+                self._end(self._server)
+                self._server = None
             self._publish_facts(
                 state=State.STARTING,
                 progress=f"restarting ({problem.cause})",  # the phase is without the cause
@@ -176,77 +207,131 @@ class GatewaySupervisor(ProcessSupervisor):
             )
             pause_s = min(_FIRST_PAUSE_S * 2 ** (quick_ends - 1), _LONGEST_PAUSE_S)
             until = time.monotonic() + pause_s
-            while not self._stop_requested and (left := until - time.monotonic()) > 0:
-                self._wait(left)
+            while (
+                self._server is None
+                and not self._stop_requested
+                and (left := until - time.monotonic()) > 0
+            ):
+                self._attend(left)
 
     def _begin(self, request: GatewayRequest) -> GatewayProcess:
+        """Start a gateway.
+
+        Raises:
+            OSError: It cannot be run.
+        """
         return GatewayProcess(
             request,
             f"{self.folder}:{self.record.start_id}",
             self.folder / paths.LOG_NAME,
             self.record.scratch,
-            [each.fileno() for each in self._listening.sockets],
+            self._listening.sockets,
         )
 
-    def _await_ready(self, process: GatewayProcess) -> Diagnosis | None:
-        """Wait until a gateway is ready or a stop is requested; return why it ended before that."""
-        while not self._stop_requested and not process.is_ready():
-            self._wait(self.record.timing.poll_s)
-            if (code := process.reap()) is not None:
-                return _diagnosis(code, process.log())
+    def _start(self) -> Diagnosis | None:
+        """Start the gateway, unless a successor has taken its place; return why it has ended.
+
+        Returns:
+            None if it is ready, or if a stop is requested.
+        """
+        if self._server is None:
+            try:
+                self._server = self._begin(self._request)
+            except OSError as error:
+                return _why_not_run(error)
+            self._publish_facts(pid=self._server.pid)
+        while not self._stop_requested and not self._server.is_ready():
+            self._attend(self.record.timing.poll_s)
+            if (code := self._server.reap()) is not None:
+                return _diagnosis(code, self._server.log())
         return None
 
     def _until_end(self) -> Diagnosis | None:
         """Return why the gateway ended; None if a stop is requested."""
         while not self._stop_requested and self._server is not None:
-            self._wait(self.record.timing.tick_s)
-            for old in [each for each in self._draining if each.reap() is not None]:
-                self._draining.remove(old)
-                self._end(old)
+            self._attend(self.record.timing.tick_s)
             if (code := self._server.reap()) is not None:
                 return _diagnosis(code, self._server.log())
-            try:
-                request = background_gateway.read_request(self.folder)
-            except EmberdError as error:
-                report(str(error))
-            else:
-                if request is not None:
-                    self._replace(request, self._server)
         return None
 
-    def _replace(self, request: GatewayRequest, old: GatewayProcess) -> None:
-        """Start another gateway on the same sockets; if it is ready, the old one may finish."""
-        self._publish_if_possible(progress="replacing the gateway")
+    def _attend(self, seconds: float) -> None:
+        """Wait at most ``seconds``, and do what does not depend on the present gateway.
+
+        Requests to replace it are read, and a successor that is ready takes its place.
+        """
+        poll_s = self.record.timing.poll_s
+        self._wait(seconds if self._successor is None else min(seconds, poll_s))
+        for old, deadline in [*self._draining.items()]:
+            if old.reap() is not None or time.monotonic() > deadline:
+                del self._draining[old]
+                self._end(old)
         try:
-            successor = self._begin(request)
+            request = background_gateway.read_request(self.folder)
+        except EmberdError as error:
+            report(str(error))
+        else:
+            if request is not None:
+                self._replace(request)
+        if self._successor is not None:
+            self._follow(self._successor)
+
+    def _replace(self, request: GatewayRequest) -> None:
+        """Start a gateway on the same sockets, to which the present one gives way."""
+        if self._successor is not None:
+            self._give_up(self._successor, "another replacement was requested")
+        deadline = time.monotonic() + request.timeout_s
+        try:
+            self._successor = Successor(request, self._begin(request), deadline)
         except OSError as error:
-            self._refuse(request, f"It cannot be run: {error}. {os_errors.advice(error)}")
+            problem = _why_not_run(error)
+            self._refuse(request, f"{problem.cause}. {problem.advice}")
             return
-        try:
-            problem = self._await_ready(successor)
-        except BaseException:
-            self._end(successor)
-            raise
-        if problem is not None or self._stop_requested:
-            self._end(successor)
-            if problem is not None:
-                self._refuse(request, problem.cause)
-            return
-        self._request, self._server = request, successor
-        self._draining.append(old)
-        self._publish_facts(
-            request=request.id,
-            arguments=request.arguments,
-            models=request.models,
-            pid=successor.pid,
-            progress="",
-        )
-        report(f"the gateway is now process {successor.pid}")
-        old.terminate()
+        if self.record.state is State.READY:
+            self._publish_if_possible(progress=self._replacing())
+
+    def _follow(self, successor: Successor) -> None:
+        """Let a successor take the place of the gateway if it is ready; give it up if it fails."""
+        process, request = successor.process, successor.request
+        if (code := process.reap()) is not None:
+            self._give_up(successor, _diagnosis(code, process.log()).cause)
+        elif process.is_ready():
+            old, self._successor = self._server, None
+            self._request, self._server = request, process
+            self._ready_at = time.monotonic()
+            self._publish_facts(
+                request=request.id,
+                arguments=request.arguments,
+                models=request.models,
+                pid=process.pid,
+                progress="",
+            )
+            report(f"the gateway is now process {process.pid}")
+            if old is not None:
+                self._drain(old, request)
+        elif time.monotonic() > successor.deadline:
+            self._give_up(
+                successor,
+                f"it was not ready after {request.timeout_s:.0f} s. Give a longer --start-timeout",
+            )
+
+    def _give_up(self, successor: Successor, why: str) -> None:
+        self._successor = None
+        # It accepts connections before it is ready.
+        self._drain(successor.process, successor.request)
+        self._refuse(successor.request, why)
+
+    def _drain(self, process: GatewayProcess, request: GatewayRequest) -> None:
+        """Let a gateway answer its requests in flight, one of which may wait for a server."""
+        self._draining[process] = time.monotonic() + request.timeout_s + self.record.drain_s
+        process.terminate()
+
+    def _replacing(self) -> str:
+        return "" if self._successor is None else "replacing the gateway"
 
     def _refuse(self, request: GatewayRequest, why: str) -> None:
         refusal = f"The gateway was not replaced: {why}"
-        self._publish_facts(progress="", refused=request.id, refusal=refusal)
+        progress = "" if self.record.state is State.READY else None
+        self._publish_facts(progress=progress, refused=request.id, refusal=refusal)
 
     def _publish_facts(
         self, *, state: State | None = None, progress: str | None = None, **changes: Any
@@ -261,6 +346,8 @@ class GatewaySupervisor(ProcessSupervisor):
 
     def _stop(self, reason: str, *, by_user: bool) -> None:
         self._stop_listening()
+        if self._successor is not None:
+            self._successor.process.terminate()
         super()._stop(reason, by_user=by_user)
 
     def _stop_listening(self) -> None:
@@ -275,13 +362,14 @@ class GatewaySupervisor(ProcessSupervisor):
         return not any(running)
 
     def _running(self) -> list[GatewayProcess]:
-        return [*([self._server] if self._server else []), *self._draining]
+        successor = [] if self._successor is None else [self._successor.process]
+        return [*([self._server] if self._server else []), *successor, *self._draining]
 
     def _end_server(self) -> None:
         self._stop_listening()
         for process in self._running():
             self._end(process)
-        self._server, self._draining = None, []
+        self._server, self._successor, self._draining = None, None, {}
         with suppress(FolderGone, EmberdError, OSError):
             self._files.check()  # another folder has the request of another supervisor
             background_gateway.discard_request(self.folder)
@@ -292,6 +380,16 @@ class GatewaySupervisor(ProcessSupervisor):
             process.close()
         else:
             report(f"process {process.pid} of the gateway cannot be killed")
+
+
+def _why_not_run(error: OSError) -> Diagnosis:
+    """Return why the process of a gateway cannot be started."""
+    named = f" ({os.fsdecode(error.filename)})" if error.filename is not None else ""
+    return Diagnosis(
+        f"The gateway cannot be run: {error.strerror or error}{named}",
+        os_errors.advice(error)
+        or "If that Python was removed, use `emberd serve --background` of another installation.",
+    )
 
 
 def _diagnosis(code: int, log: str) -> Diagnosis:

@@ -171,3 +171,7 @@ def clean_up(folder: Path, timing: Timing, *, may_run: bool = True) -> None:
     elif not own.found:
         history.note_killed(folder, own)
         remove_files(own.scratch)
+        for url in own.gateway.urls if own.gateway is not None else ():
+            scheme, _, path = url.partition(":")
+            if scheme == "unix":
+                orphan_reaper.remove_socket(path)

@@ -1,10 +1,10 @@
 """Ends the processes of a server whose supervisor was killed, and removes what they leave.
 
-Run as a file: ``orphan_reaper.py MARK SCRATCH``. It reads its standard input, whose other end only
-the supervisor has. At end of file it kills every process with the mark in its environment, until
-none is left, and then removes their shared memory and the folder for temporary files. It needs no
-file of the state folder for that: the folder may be gone. First it notes the kill in the history of
-the home.
+Run as a file: ``orphan_reaper.py MARK SCRATCH SOCKET``. It reads its standard input, whose other
+end only the supervisor has. At end of file it kills every process with the mark in its environment,
+until none is left, and then removes their shared memory and the folder for temporary files. It
+needs no file of the state folder for that: the folder may be gone. Before that it removes the Unix
+socket of a gateway, and notes the kill in the history of the home.
 
 The kernel's parent-death signal reaches only one process, the server itself. Its descendants may
 request that signal too, but only once their interpreter has started: a scheduler of SGLang imports
@@ -17,6 +17,7 @@ small as it can be.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import stat
@@ -34,14 +35,22 @@ _MAPPING = b" /dev/shm/"
 _INODE = 4
 
 
-def main(mark: str, scratch: str) -> None:
-    """Sleep until the supervisor has ended, then end all processes with ``mark``."""
+def main(mark: str, scratch: str, socket: str) -> None:
+    """Sleep until the supervisor has ended, then end all processes with ``mark``.
+
+    Args:
+        mark: See ``note_kill``.
+        scratch: The start's folder for temporary files.
+        socket: Path of the Unix socket of a gateway; empty if it has none.
+    """
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     # What exists before the server is not the server's, although its processes may use it.
     others = existing_memory()
     while os.read(sys.stdin.fileno(), 1):
         pass
+    if socket:
+        remove_socket(socket)
     note_kill(mark)
     found: set[int] = set()
     wanted = os.fsencode(mark)
@@ -80,6 +89,20 @@ def note_kill(mark: str) -> None:
             facts_of_file = os.fstat(descriptor)
             if stat.S_ISREG(facts_of_file.st_mode) and facts_of_file.st_uid == os.geteuid():
                 os.write(descriptor, f"{{{line}}}\n".encode())
+        finally:
+            os.close(descriptor)
+
+
+def remove_socket(path: str) -> None:
+    """Remove the Unix socket of a gateway whose supervisor has ended."""
+    with suppress(OSError):
+        # As in ``file_lock``: the next gateway, which may use the path already, holds the lock.
+        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            facts = os.lstat(path)
+            if stat.S_ISSOCK(facts.st_mode) and facts.st_uid == os.geteuid():
+                os.unlink(path)
         finally:
             os.close(descriptor)
 
@@ -205,4 +228,4 @@ def _descriptor(pid: int) -> int | None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:])

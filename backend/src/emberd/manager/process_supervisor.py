@@ -25,7 +25,7 @@ from emberd.manager import cleanup, history, process_tree, state
 from emberd.manager.state import Record, State
 from emberd.manager.state_repair import FolderGone, StateFiles, report
 from emberd.system import os_errors, processes
-from emberd.system.log_rules import Diagnosis
+from emberd.system.log_rules import READ_LOG, Diagnosis
 
 
 class ProcessSupervisor:
@@ -126,10 +126,13 @@ class ProcessSupervisor:
             self._end_server()
         except Exception as error:
             # The process must not outlive it.
-            advice = os_errors.advice(error) or "Please report this as a bug."
-            failure = Diagnosis(f"The supervisor failed: {error!r}", advice)
+            failure = Diagnosis(f"The supervisor failed: {error!r}", "Please report this as a bug.")
             if isinstance(error, EmberdError):
                 failure = Diagnosis(str(error), "")
+            elif isinstance(error, OSError):
+                # It concerns the machine: a file that was removed, a limit, a full disk.
+                advice = os_errors.advice(error) or READ_LOG
+                failure = Diagnosis(f"The supervisor cannot go on: {error}", advice)
             self._fail(failure, was_ready=self.record.state is not State.STARTING)
             raise
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -46,15 +46,16 @@ class OrphanReaper:
     It ends all marked processes, and removes their shared memory and temporary files.
     """
 
-    def __init__(self, marked: str, scratch: str) -> None:
+    def __init__(self, marked: str, scratch: str, socket: str = "") -> None:
         """Start it.
 
         Args:
             marked: Name, equals sign and value of the environment variable that is the mark.
             scratch: The folder for temporary files.
+            socket: Path of the Unix socket of a gateway; empty if it has none.
         """
         self.pid: int | None = None
-        self._command = [sys.executable, "-I", "-S", _REAPER, marked, scratch]
+        self._command = [sys.executable, "-I", "-S", _REAPER, marked, scratch, socket]
         # A descriptor and not a file object: the garbage collector would close that, and the
         # orphan reaper then ends all processes with the mark.
         self._pipe: int | None = None
@@ -122,6 +123,7 @@ class ServerProcess:
         inherited: Sequence[int] = (),
         working_folder: str | None = None,
         uses_scratch: bool = True,
+        socket: str = "",
     ) -> None:
         """Start ``command`` with its output appended to ``log``.
 
@@ -134,37 +136,47 @@ class ServerProcess:
             inherited: Descriptors that the command keeps, under the same numbers.
             working_folder: Where it runs; None for where this process does.
             uses_scratch: Whether ``TMPDIR`` names ``scratch``.
+            socket: Path of a Unix socket that the supervisor made; empty if it made none.
+
+        Raises:
+            OSError: It cannot be run.
         """
         self.exit_code: int | None = None
         # The other end closes with this process; see ``pdeathsig``.
         self._pipe = None if sys.platform == "linux" else os.pipe()
         pipe = self._pipe[0] if self._pipe else -1
         prefix = [sys.executable, "-I", "-S", pdeathsig.__file__, str(os.getpid()), str(pipe)]
-        self._reaper = OrphanReaper(f"{processes.MARK}={mark}", scratch)
-        self.memory = cleanup.SharedMemory(scratch)
-        # Read through the same descriptor: the file may be deleted or replaced meanwhile.
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-        self._log = os.open(log, flags, 0o600)
-        # Every write through the other one goes to the end of the file.
-        self._log_editor = os.open(log, flags & ~os.O_APPEND)
-        self._log_start = os.fstat(self._log).st_size
-        popen = subprocess.Popen(  # noqa: S603 - the command is the engine's
-            [*prefix, *command],
-            # SPT_NOENV: processes that rename themselves keep a readable environment.
-            env={
-                **environment,
-                **({"TMPDIR": scratch} if uses_scratch else {}),
-                processes.MARK: mark,
-                "SPT_NOENV": "1",
-            },
-            cwd=working_folder,
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=[*inherited, *([pipe] if self._pipe else [])],
-        )
-        self.pid = popen.pid
+        # The supervisor may continue to run, and try it again.
+        with ExitStack() as undo:
+            self._reaper = OrphanReaper(f"{processes.MARK}={mark}", scratch, socket)
+            undo.callback(self._reaper.stop)
+            self.memory = cleanup.SharedMemory(scratch)
+            # Read through the same descriptor: the file may be deleted or replaced meanwhile.
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            self._log = os.open(log, flags, 0o600)
+            undo.callback(os.close, self._log)
+            # Every write through the other one goes to the end of the file.
+            self._log_editor = os.open(log, flags & ~os.O_APPEND)
+            undo.callback(os.close, self._log_editor)
+            self._log_start = os.fstat(self._log).st_size
+            popen = subprocess.Popen(  # noqa: S603 - the command is the engine's
+                [*prefix, *command],
+                # SPT_NOENV: processes that rename themselves keep a readable environment.
+                env={
+                    **environment,
+                    **({"TMPDIR": scratch} if uses_scratch else {}),
+                    processes.MARK: mark,
+                    "SPT_NOENV": "1",
+                },
+                cwd=working_folder,
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=[*inherited, *([pipe] if self._pipe else [])],
+            )
+            self.pid = popen.pid
+            undo.pop_all()
         # This process reaps every child itself (also orphans, which Popen does not know), so Popen
         # must neither wait nor warn.
         popen.returncode = 0
