@@ -50,6 +50,20 @@ def test_a_folder_whose_name_looks_like_a_suffix_is_not_split() -> None:
     assert split(f"{FOLDER}:query", KNOWN) == (FOLDER, Asked("query"))
 
 
+@pytest.mark.parametrize("folder", ["/models/what?", "/a?b:query@8", "/a?task=x", "/a@b:c?", "/a?"])
+def test_the_name_of_a_folder_may_contain_what_separates_the_parts(folder: str) -> None:
+    known = {**KNOWN, folder: folder, "/a": "/a"}
+    for more, asked in [
+        ("", Asked()),
+        (":query", Asked("query")),
+        ("@8", Asked(dimensions=8)),
+        ("?task=code", Asked(None, "code")),
+        ("@8:query?task=Why? Who?", Asked("query", "Why? Who?", 8)),
+    ]:
+        assert split(folder + more, known) == (folder, asked)
+    assert split("/a:query?task=Who?", known) == ("/a", Asked("query", "Who?"))
+
+
 @pytest.mark.parametrize(
     ("given", "status"),
     [

@@ -8,7 +8,7 @@ template or length would only show as worse results.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote
@@ -16,7 +16,10 @@ from urllib.parse import unquote
 from emberd.prompts import BARE, SYMMETRIC_TASKS, TASKS, Role
 from emberd.serving.bodies import RefusedError
 
-_SUFFIX: Final = re.compile(r"(.+)(?:@(?P<dimensions>\d{1,6})|:(?P<role>query|document))")
+_SUFFIX: Final = re.compile(
+    r"(.+)(?:@(?P<dimensions>\d{1,6})|:(?P<role>query|document))", re.DOTALL
+)
+_MOST_SUFFIX_CHARACTERS: Final = len("@123456:document")
 
 _MOST_NAME_CHARACTERS: Final = 4096
 # The served models keep what they made of the last tasks.
@@ -103,16 +106,42 @@ def split(given: str, models: Mapping[str, str]) -> tuple[str, Asked]:
             f"The name of the model has {len(given)} characters, and at most "
             f"{_MOST_NAME_CHARACTERS} are allowed. Give a long task in the field task."
         )
-    base, asked = given, Asked()
-    if base.casefold() not in models:
-        base, _, options = given.partition("?")
-        asked = _read_options(options)
+    if given.casefold() in models:
+        return models[given.casefold()], Asked()
+    problem = unknown(given, models)
+    # The name of a folder may contain what separates the parts: the longest known name is meant.
+    for base, options in _cuts(given, models):
+        try:
+            name, asked = _without_suffixes(base, models)
+        except RefusedError as error:
+            problem = error
+            continue
+        if name is not None:
+            return name, asked.joined(_read_options(options))
+    raise problem
+
+
+def _cuts(given: str, models: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the name without its options, and the options, for each place where they may begin."""
+    yield given, ""
+    # A task in words may contain many question marks.
+    end = max(map(len, models), default=0) + _MOST_SUFFIX_CHARACTERS + 1
+    while (end := given.rfind("?", 0, end)) >= 0:
+        yield given[:end], given[end + 1 :]
+
+
+def _without_suffixes(base: str, models: Mapping[str, str]) -> tuple[str | None, Asked]:
+    """Return the known model that a name without options means, and what its suffixes ask for.
+
+    Raises:
+        RefusedError: Two suffixes of one kind follow it.
+    """
+    asked = Asked()
     seen: set[str | None] = set()
-    # The name of a folder may end as a suffix does, so a known name is not split.
     while base.casefold() not in models:
         match = _SUFFIX.fullmatch(base)
         if match is None:
-            raise unknown(given, models)
+            return None, asked
         if match.lastgroup in seen:  # otherwise a long name takes quadratic time
             raise RefusedError(f"The name of the model gives {match.lastgroup} twice. Give one.")
         seen.add(match.lastgroup)
