@@ -64,6 +64,19 @@ def test_a_pickle_of_a_pickle_still_knows_that_its_key_was_lost(server: FakeServ
         _again(_again(embedder)).embed_query("a")
 
 
+def test_a_changed_copy_of_a_pickle_still_knows_that_its_key_was_lost(server: FakeServer) -> None:
+    server.api_key = "secret"
+    again = _again(Embedder(MODEL, base_url=server.url, api_key="secret"))
+    for changes in ({"dimensions": 8}, {"base_url": f"{server.url}/v1"}, {"timeout": 9.0}):
+        with pytest.raises(MissingKeyError):
+            again.replace(**changes).embed_query("a")
+    found = again.replace(api_key="secret")
+    assert found.embed_query("a").shape == (16,)
+    found.close()
+    assert not again.replace(base_url="http://127.0.0.1:9")._handle.key_is_missing
+    assert not again.replace(base_url=None)._handle.key_is_missing
+
+
 def test_a_pickle_of_one_with_a_client_names_the_missing_key(server: FakeServer) -> None:
     with openai.OpenAI(api_key="secret", base_url=f"{server.url}/v1") as client:
         with pytest.raises(MissingKeyError, match=server.url):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from emberd import env
-from emberd.endpoint import Endpoint, read_key, root_url
+from emberd.endpoint import Endpoint, is_same_origin, read_key, root_url
 from emberd.errors import SettingError
 from emberd.server_handle import ServerHandle
 from emberd.settings import Settings
@@ -104,6 +104,8 @@ class ModelUser:
         other = object.__new__(type(self))
         clients = () if is_other_server else (self._given_client, self._given_async_client)
         other._build(settings, self._handle.manager, *clients)
+        if "api_key" not in changes and is_same_origin(settings.base_url, self._settings.base_url):
+            other._handle.key_is_missing = self._handle.key_is_missing
         return other
 
     def close(self) -> None:
