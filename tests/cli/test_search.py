@@ -72,6 +72,32 @@ def test_only_what_changed_is_embedded_again(
     assert str(folder / "4.txt") not in paths
 
 
+def test_files_and_folders_can_be_excluded(search: Command, tmp_path: Path) -> None:
+    for name in ("a.txt", "b.md", "old/c.txt", "new/old/d.txt", "new/e.min.js", "new/deep/f.txt"):
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_text(name)
+    everything = {"a.txt", "b.md", "c.txt", "d.txt", "e.min.js", "f.txt"}
+
+    def found(*patterns: str) -> set[str]:
+        return {path.name for path in folder_search.text_files(tmp_path / "tree", patterns)}
+
+    for patterns, without in [
+        ((), set()),
+        (("*.txt",), {"a.txt", "c.txt", "d.txt", "f.txt"}),
+        (("old",), {"c.txt", "d.txt"}),
+        (("old/", "*.min.*"), {"c.txt", "d.txt", "e.min.js"}),
+        (("/old",), {"c.txt"}),
+        (("new/*.txt",), {"d.txt", "f.txt"}),
+        (("*/old/*", "nothing"), {"d.txt"}),
+    ]:
+        assert found(*patterns) == everything - without, patterns
+    done = search(
+        "search", str(tmp_path / "tree"), QUESTION, "--exclude", "old", "--exclude", "*.md"
+    )
+    assert done.code == 0, done.err
+    assert "3 files, 3 passages" in done.err
+
+
 def test_progress_is_reported_after_each_reply(server: FakeServer, folder: Path) -> None:
     sizes = [path.stat().st_size for path in folder.iterdir()]
     (folder / "00.txt").write_bytes(b"\0" * 1000)

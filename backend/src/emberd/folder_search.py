@@ -14,9 +14,10 @@ import re
 import stat
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -104,6 +105,8 @@ def search(
     question: str,
     top: int,
     on_progress: Callable[[SearchProgress], None],
+    *,
+    exclude: Sequence[str] = (),
 ) -> tuple[list[Hit], SearchProgress]:
     """Return the passages that answer a question best, the best first, and what was read.
 
@@ -113,6 +116,7 @@ def search(
         question: The question.
         top: How many passages to return.
         on_progress: Called after each reply of the server.
+        exclude: See ``text_files``.
 
     Raises:
         ServerError: No server is available.
@@ -121,7 +125,7 @@ def search(
     query = embedder.embed_query(question)
     longest = _longest_passage(embedder)
     known = _misses(embedder)  # the question may be one, and so may the text that was tried
-    sizes = {path: _size(path) for path in text_files(folder)}
+    sizes = {path: _size(path) for path in text_files(folder, exclude)}
     progress = SearchProgress(all_bytes=sum(sizes.values()))
     waiting: deque[Passage] = deque()
     read_bytes = array("Q", [0])  # up to the end of each passage, about
@@ -187,18 +191,32 @@ def _size(path: Path) -> int:
     return size if size <= MOST_FILE_BYTES else 0
 
 
-def text_files(folder: Path) -> Iterator[Path]:
+def text_files(folder: Path, exclude: Sequence[str] = ()) -> Iterator[Path]:
     """Yield the regular files of a folder and its subfolders, in order, without hidden ones.
 
     A folder that cannot be listed is yielded too, and so is what may be a file.
+
+    Args:
+        folder: The folder.
+        exclude: Patterns of files and folders to leave out, as ``fnmatch`` has them: of names, or
+            of paths from the folder on if they contain a slash.
     """
+    patterns = [pattern.rstrip("/") for pattern in exclude]
+
+    def is_wanted(parent: str, name: str) -> bool:
+        path = os.path.relpath(os.path.join(parent, name), folder) if patterns else name
+        return not name.startswith(".") and not any(
+            fnmatchcase(path, each.lstrip("/")) if "/" in each else fnmatchcase(name, each)
+            for each in patterns
+        )
+
     unread: list[Path] = []
     walk = os.walk(folder, onerror=lambda error: unread.append(Path(error.filename)))
     for parent, folders, names in walk:
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if is_wanted(parent, name))
         for name in sorted(names):
             path = Path(parent, name)
-            if not name.startswith(".") and _may_be_file(path):
+            if is_wanted(parent, name) and _may_be_file(path):
                 yield path
     yield from unread
 

@@ -30,11 +30,22 @@ Top = Annotated[
     int, typer.Option("--top", "-n", metavar="N", min=1, help="How many passages to print.")
 ]
 
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        metavar="GLOB",
+        help="Leave out files and folders of this name (*.min.js), or of this path from FOLDER on "
+        "if it contains a slash (docs/old). Can be repeated.",
+    ),
+]
+
 
 def search(
     folder: Folder,
     question: Question,
     top: Top = _TOP,
+    exclude: Exclude = None,
     dimensions: embed_options.Dimensions = None,
     model: options.Model = None,
     engine: options.Engine = None,
@@ -77,7 +88,9 @@ def search(
                 left = estimate.after(shown_s, progress)
                 line.show(f"{_counts(progress)} in {taken}{left}", "search")
 
-        hits, progress = folder_search.search(embedder, folder, question, top, show)
+        hits, progress = folder_search.search(
+            embedder, folder, question, top, show, exclude=exclude or ()
+        )
     _summarize(progress, time.monotonic() - begin_s)
     if as_json:
         found = [
