@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -18,8 +19,9 @@ def find(marks: Iterable[str]) -> list[psutil.Process]:
 
     This process and its ancestors are excluded: a test runner may name the folder too.
     """
-    wanted = [os.fsencode(mark) for mark in marks]
-    found = [pid for pid in processes.pids() if any(mark in _text(pid) for mark in wanted)]
+    # Not as the beginning of a longer name: home1 is another folder than home10.
+    wanted = re.compile(b"(?:%b)(?![\\w.-])" % b"|".join(re.escape(os.fsencode(m)) for m in marks))
+    found = [pid for pid in processes.pids() if wanted.search(_text(pid))]
     own = {process.pid for process in (psutil.Process(), *psutil.Process().parents())}
     left = []
     for pid in {*found} - own:

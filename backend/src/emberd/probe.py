@@ -258,15 +258,7 @@ _SAMPLE: Final = rb'(?m)^(%b)[ \t]*(?:(\{(?:[^"}\n]|"(?:\\.|[^"\\\n])*")*\})|[ \
 
 def activity(url: str, api_key: str | None, *, listener: Listener | None = None) -> Activity | None:
     """Return the server's counters; None if it shows none."""
-    reply = get(url, METRICS, api_key, listener=listener)
-    if reply is None or reply.status != http.client.OK:
-        return None
-    sums: dict[bytes, float] = {}
-    try:
-        for name, _, value in samples(reply.body, (RUNNING, QUEUED, REQUESTS, TOKENS)):
-            sums[name] = sums.get(name, 0.0) + value
-    except ValueError:
-        return None
+    sums = sums_of(samples(url, (RUNNING, QUEUED, REQUESTS, TOKENS), api_key, listener=listener))
     if not any(name in sums for name in (RUNNING, QUEUED, REQUESTS)):
         return None
     return Activity(
@@ -276,11 +268,30 @@ def activity(url: str, api_key: str | None, *, listener: Listener | None = None)
     )
 
 
-def samples(body: bytes, names: Iterable[bytes]) -> list[tuple[bytes, bytes, float]]:
-    """Return the name, the labels and the value of each sample with one of these names.
+def samples(
+    url: str,
+    names: Iterable[bytes],
+    api_key: str | None = None,
+    *,
+    listener: Listener | None = None,
+) -> list[tuple[bytes, bytes, float]]:
+    """Return name, labels and value of a server's metrics with these names.
 
-    Raises:
-        ValueError: A value is not a number.
+    None are returned if it does not answer, or if a value is not a number.
     """
-    found = re.findall(_SAMPLE % b"|".join(map(re.escape, names)), body)
-    return [(name, labels, float(value)) for name, labels, value in found]
+    reply = get(url, METRICS, api_key, listener=listener)
+    if reply is None or reply.status != http.client.OK:
+        return []
+    found = re.findall(_SAMPLE % b"|".join(map(re.escape, names)), reply.body)
+    try:
+        return [(name, labels, float(value)) for name, labels, value in found]
+    except ValueError:
+        return []
+
+
+def sums_of(found: Iterable[tuple[bytes, bytes, float]]) -> dict[bytes, float]:
+    """Return the sum of the samples of each name, whatever their labels."""
+    sums: dict[bytes, float] = {}
+    for name, _, value in found:
+        sums[name] = sums.get(name, 0.0) + value
+    return sums

@@ -7,11 +7,11 @@ count texts in addition.
 
 from __future__ import annotations
 
-import http.client
 import math
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -87,23 +87,18 @@ def read(url: str, *, listener: Listener | None = None) -> Reading | None:
     No text is computed for it, and it does not count as use. No key is sent: all servers that have
     these metrics show them without one.
     """
-    reply = probe.get(url, probe.METRICS, listener=listener)
-    at_s = time.monotonic()
-    if reply is None or reply.status != http.client.OK:
-        return None
     names = (*(probe.RUNNING, probe.QUEUED, probe.REQUESTS, probe.TOKENS), _TEXTS, _LATENCY)
-    sums: dict[bytes, float] = {}
+    found = probe.samples(url, names, listener=listener)
+    at_s = time.monotonic()
+    if not found:
+        return None
+    sums = probe.sums_of(found)
     latencies: dict[float, float] = {}
-    try:
-        for name, labels, value in probe.samples(reply.body, names):
-            sums[name] = sums.get(name, 0.0) + value
-            if name == _LATENCY and (bound := _BOUND.search(labels)):
+    for name, labels, value in found:
+        if name == _LATENCY and (bound := _BOUND.search(labels)):
+            with suppress(ValueError):
                 seconds = float(bound[1])
                 latencies[seconds] = latencies.get(seconds, 0.0) + value
-    except ValueError:
-        return None
-    if not sums:
-        return None
     return Reading(
         at_s=at_s,
         texts=sums.get(_TEXTS, sums.get(probe.REQUESTS)),
