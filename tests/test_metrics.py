@@ -121,6 +121,20 @@ def test_requests_that_are_sent_again_are_counted_by_the_reason(
     assert found[client("requests_total", outcome="200")] == 1
 
 
+def test_requests_whose_call_is_cancelled_are_counted(server: FakeServer, samples: Samples) -> None:
+    embedder = emberd.Embedder(QWEN, base_url=server.url)
+    embedder.ensure()
+    server.latency_s = 5.0
+
+    async def cancelled() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(embedder.aembed_query("a"), timeout=0.5)
+        await embedder.aclose()
+
+    asyncio.run(cancelled())
+    assert samples()[client("requests_total", outcome="cancelled")] == 1
+
+
 def test_batches_that_share_a_request_are_counted(server: FakeServer, samples: Samples) -> None:
     embedder = emberd.Embedder(QWEN, base_url=server.url, max_concurrency=1)
     embedder.ensure()

@@ -14,10 +14,12 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult
 
 import emberd
 import langchain_emberd
 from command import run_program
+from emberd import tracing
 from emberd.errors import RequestError, TextTooLongError
 from emberd.gateway.api import Gateway
 from emberd.gateway.served_models import ServedModels
@@ -108,6 +110,33 @@ def test_a_call_is_a_child_of_the_callers_span(
     for each in (one, other):
         assert each.parent is not None
         assert each.parent.span_id == outer.get_span_context().span_id
+
+
+def test_what_begins_within_a_span_that_is_not_sampled_is_not_sampled_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(sampler=ParentBased(_ByName()))
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    span = tracing.begin("embeddings", QWEN, {})
+    with tracing.current(span), trace.get_tracer("http").start_as_current_span("POST"):
+        pass
+    tracing.end(span, {}, "http://127.0.0.1:9", "Error")
+    assert exporter.get_finished_spans() == ()
+
+
+class _ByName(Sampler):
+    """Samples no root span of emberd, and all others."""
+
+    def should_sample(
+        self, parent_context: Any, trace_id: int, name: str, *_: Any, **__: Any
+    ) -> SamplingResult:
+        drops = name.startswith("embeddings")
+        return SamplingResult(Decision.DROP if drops else Decision.RECORD_AND_SAMPLE)
+
+    def get_description(self) -> str:
+        return "by name"
 
 
 def test_an_error_is_its_type_without_the_message_which_may_quote_a_text(

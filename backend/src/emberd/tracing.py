@@ -34,7 +34,7 @@ def is_used() -> bool:
 
 
 def begin(operation: str, model: str, attributes: Mapping[str, Any]) -> Any:
-    """Begin a span of a client; None if nothing records it.
+    """Begin a span of a client; None if no provider of spans is configured.
 
     Args:
         operation: ``gen_ai.operation.name``.
@@ -53,7 +53,8 @@ def begin(operation: str, model: str, attributes: Mapping[str, Any]) -> Any:
             **{name: value for name, value in attributes.items() if value is not None},
         },
     )
-    return span if span.is_recording() else None
+    # Also one that is not sampled: those that begin within it follow its decision.
+    return span if span.get_span_context().is_valid else None
 
 
 def current(span: Any) -> AbstractContextManager[Any]:

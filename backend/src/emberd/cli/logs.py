@@ -92,9 +92,11 @@ def _follow(own: Logged, follower: Follower, writer: Writer) -> None:
     """Write what is new in a log until what it is of has stopped."""
     while True:
         # Before reading, so that the last output is read after the server has stopped.
-        runs = any(s.start_id == own.start_id and s.state in RUNNING for s in _known(own))
+        now = next((each for each in _known(own) if each.start_id == own.start_id), None)
+        if now is not None:
+            writer.hide_key_of(now)
         writer.write(follower.read())
-        if not runs:
+        if now is None or now.state not in RUNNING:
             return
         time.sleep(_POLL_S)
 
@@ -214,11 +216,18 @@ class Writer:
 
     def __init__(self, own: Logged) -> None:
         """Write the log of ``own``, whose key is a secret."""
-        # The key of a server that is starting is not known here yet. It is recognized by its name
-        # in the log, as secrets in the arguments of the engine are.
-        key = own.api_key if isinstance(own, ServerStatus) else None
-        self._redact: Redact = redactor(more=[key] if key else [])
         self._rest = b""
+        self._key: str | None = None
+        self._redact: Redact = redactor()
+        self.hide_key_of(own)
+
+    def hide_key_of(self, own: Logged) -> None:
+        """Replace the key of a server, if it has one by now, in what is written from now on."""
+        # The key of a server that is starting is not known yet. It is recognized by its name in the
+        # log, as secrets in the arguments of the engine are.
+        key = own.api_key if isinstance(own, ServerStatus) else None
+        if key and key != self._key:
+            self._key, self._redact = key, redactor(more=[key])
 
     def write(self, piece: bytes) -> None:
         """Write what is complete of a piece of the log."""

@@ -31,13 +31,14 @@ from emberd.client.inputs import check_texts
 from emberd.client.job import MOST_OPEN, Embedded, Job, OpenJobs, Work
 from emberd.client.lengths import EndpointFacts
 from emberd.client.limits import LOOP_LIMITERS, PROCESS_LIMITER, CallSlots, Slot
-from emberd.client.observed import Observation
+from emberd.client.observed import CANCELLED, Observation
 from emberd.client.retry import Retries, RetryPolicy
 from emberd.client.transport import AsyncTransport, Transport
 from emberd.client.vectors import Floats, KnownVectors
 from emberd.client.wire import Embeddings, Outcome, Reply, Request, TransportError
 from emberd.counters import COUNTERS, LOST
 from emberd.endpoint import Endpoint
+from emberd.errors import EmberdError
 from emberd.prompts import Template
 from emberd.settings import ServerSpec, Settings
 from emberd.system import background
@@ -171,6 +172,11 @@ class _ClientBase(Generic[R]):
         outcome = str(answer.status) if isinstance(answer, Reply) else answer.kind
         COUNTERS.request(self._labels, outcome, is_retried=not isinstance(step, Outcome))
         return step
+
+    def _unanswered(self, error: BaseException) -> None:
+        """Count a request whose answer was not awaited, or cannot be used."""
+        outcome = "invalid" if isinstance(error, EmberdError) else CANCELLED
+        COUNTERS.request(self._labels, outcome, is_retried=False)
 
     def _windows(self) -> Observation:
         """Begin to observe a window of a stream."""
@@ -338,8 +344,12 @@ class Client(_ClientBase[Endpoint]):
             retries = self._retries(request)
             while True:
                 exchange = slots.begin(slot, self._settings.timeout)
-                answer = session.send(request, exchange)
-                slots.check()  # it may be the reason for the answer
+                try:
+                    answer = session.send(request, exchange)
+                    slots.check()  # it may be the reason for the answer
+                except BaseException as error:
+                    self._unanswered(error)
+                    raise
                 step = self._after(retries, endpoint, answer)
                 if isinstance(step, Outcome):
                     return step
@@ -485,7 +495,11 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
             while True:
                 # Looked up each time: between two tries the session may be closed.
                 session = await self._transport.session(endpoint)
-                answer = await session.send(request)
+                try:
+                    answer = await session.send(request)
+                except BaseException as error:
+                    self._unanswered(error)
+                    raise
                 step = self._after(retries, endpoint, answer)
                 if isinstance(step, Outcome):
                     return step

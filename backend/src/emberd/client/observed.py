@@ -13,7 +13,7 @@ from emberd.client.job import Embedded, Job
 from emberd.counters import COUNTERS, OK
 from emberd.settings import Settings
 
-_CANCELLED: Final = "cancelled"
+CANCELLED: Final = "cancelled"
 _INTERRUPTS: Final = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt)
 
 
@@ -53,7 +53,7 @@ class Observation:
     def fail(self, error: BaseException | None) -> None:
         """Note that an error ended it; texts of a window that has failed are not counted."""
         is_interrupt = error is None or isinstance(error, _INTERRUPTS)
-        kind = _CANCELLED if is_interrupt else type(error).__name__
+        kind = CANCELLED if is_interrupt else type(error).__name__
         COUNTERS.call(self._labels, kind, 0, 0, self._seconds())
         tracing.end(self._span, {}, None, kind)
 

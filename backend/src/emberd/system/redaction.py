@@ -23,14 +23,17 @@ _LEAST_CHARACTERS: Final = 5  # shorter ones are no secrets, and occur in ordina
 _IN_URL: Final = re.compile(r"(\w://)[^/?#\s]*@")
 _QUERY: Final = re.compile(r"(?i)([?&][\w-]*(?:auth|key|pass|secret|sig|token)[\w-]*=)[^&\s'\"]+")
 _NO_COUNT: Final = r"(?!['\"]?\s*[=: ]\s*\d{1,9}\b)"  # after "token", a number is a count
+# Those of tokenizers are no secrets: eos_token, --pad-token and others.
+_TOKENIZER: Final = r"(?:bos|cls|eos|pad|sep|unk)", r"(?:mask|stop)", r"(?:audio|image|video)"
+_A_TOKEN: Final = "".join(rf"(?<!{kind}[ _-])" for kind in (*_TOKENIZER, "special")) + "token"
 _KEY: Final = "(?:access|api|private|secret)[-_]?key"
 _WORDED: Final = re.compile(
-    rf"(?i)((?:{_KEY}|password|passwd|secret|token{_NO_COUNT})['\"]?\s*[=:]\s*"
-    rf"|--[\w-]*(?:{_KEY}|password|secret|token{_NO_COUNT})[= ]\s*|\bbearer\s+"
+    rf"(?i)((?:{_KEY}|password|passwd|secret|{_A_TOKEN}{_NO_COUNT})['\"]?\s*[=:]\s*"
+    rf"|--[\w-]*(?:{_KEY}|password|secret|{_A_TOKEN}{_NO_COUNT})[= ]\s*|\bbearer\s+"
     r"|\bauthorization['\"]?\s*[=:]\s*['\"]?basic\s+)"
     r"(?:'(?!None\b)[^'\n]+'|\"(?!None\b)[^\"\n]+\"|['\"]?(?!None\b)[^\s'\",;)&]+['\"]?)"
 )
-_SECRET_OPTION: Final = re.compile(r"(?i)--[\w-]*(?:key|passw(?:or)?d|secret|token)")
+_SECRET_OPTION: Final = re.compile(rf"(?i)--[\w-]*(?:key|passw(?:or)?d|secret|{_A_TOKEN})")
 _ORIGIN: Final = re.compile(
     r"(?i)(?:(?P<scheme>[a-z][a-z0-9+.-]*)://)?(?:[^/@\s]*@)?"
     r"(?P<host>[\w-]+(?:\.[\w-]+)*|\[[0-9a-f:]+\])(?P<port>:\d+)?(?=[/?#]|$)"
