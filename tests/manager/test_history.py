@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,27 @@ def test_lines_that_are_torn_or_foreign_are_skipped(stub: Stub, home: Path) -> N
     assert events[-1].model == ""
 
 
+def test_the_note_of_the_orphan_reaper_is_intact_behind_a_torn_line(stub: Stub, home: Path) -> None:
+    folder = folder_in(home)
+    history.note(folder, history.READY, record(stub))
+    with (home / history.NAME).open("ab") as opened:
+        opened.write(b'{"event": "stop_re')
+    orphan_reaper.note_kill(f"MARK={folder}:0123abcd")
+    events = [each.event for each in history.read(Home.of(folder))]
+    assert events == ["ready", "supervisor_killed"]
+
+
+def test_a_history_that_cannot_be_renamed_is_bounded_and_read(stub: Stub, home: Path) -> None:
+    folder = folder_in(home)
+    (home / f"{history.NAME}.1").mkdir()
+    for _ in range(3 * SOME):
+        history.note(folder, history.CRASHED, record(stub), cause="x" * 900)
+    assert 250_000 < (home / history.NAME).stat().st_size < 600_000
+    counts = history.count(Home.of(folder))
+    assert SOME < counts.times.total() < 3 * SOME
+    (home / f"{history.NAME}.1").rmdir()
+
+
 def test_a_history_of_another_user_is_neither_read_nor_written(stub: Stub, home: Path) -> None:
     folder = folder_in(home)
     file = home / history.NAME
@@ -244,6 +266,36 @@ def test_the_history_is_bounded_and_its_counts_never_fall(stub: Stub, home: Path
     assert len(sizes) == 2
     assert sum(sizes) < 600_000
     assert len(history.read(where)) < made
+
+
+def test_the_rarest_counts_are_kept_together(stub: Stub, home: Path) -> None:
+    folder = folder_in(home)
+    where = Home.of(folder)
+    common = record(stub)
+    made = 0
+
+    def rotate() -> None:
+        """Write until the file is renamed."""
+        nonlocal made
+        while (home / history.NAME).exists():
+            history.note(folder, history.CRASHED, common, cause="x" * 900, seconds=1.0)
+            made += 1
+
+    for turn in range(3):
+        for number in range(600):
+            model = replace(stub(), model=f"stub/{turn}-{number}")
+            history.note(folder, history.IDLE_STOP, record(stub, spec=model), seconds=2.0)
+        rotate()
+    counts = history.count(where)
+    of = (common.spec.model, common.spec.task, "stubs.engine")
+    assert counts.times[Counted("crashed", *of)] == made
+    assert counts.seconds[Counted("crashed", *of)] == made
+    stops = {what: times for what, times in counts.times.items() if what.event == "idle_stop"}
+    assert sum(stops.values()) == 3 * 600
+    assert sum(counts.seconds[what] for what in stops) == 2.0 * 3 * 600
+    assert stops[Counted("idle_stop", history.OTHER)] > 600
+    (last,) = (home / f"{history.NAME}.1").read_text().splitlines()[-1:]
+    assert len(json.loads(last)["counts"]) < 520
 
 
 def test_a_rotation_changes_no_count_of_events_that_refer_to_earlier_ones(

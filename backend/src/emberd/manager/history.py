@@ -4,7 +4,8 @@
 knows the event: the supervisor, the process that starts or stops a server, or the orphan reaper.
 When the file becomes too large it is renamed to ``history.jsonl.1``, in place of the older one, and
 a new one begins. What the older one contained is counted in the line ``earlier`` at the end of the
-renamed file, so that the counts of a home do not fall.
+renamed file, so that the counts of a home do not fall. It has a limited number of rows: the rarest
+combinations of model, engine and phase are counted together, as those of the model ``OTHER``.
 
 A history is worth less than a server: what cannot be written is left out, and what cannot be read
 is skipped. Several machines may share a home, so each line names the machine.
@@ -62,6 +63,9 @@ UNKNOWN: Final = "unknown"
 
 GATEWAY: Final = "gateway"
 """The task of events of the gateway in the background."""
+
+OTHER: Final = "other"
+"""The model of counts that are kept only together."""
 
 _EARLIER: Final = "earlier"
 _MOST_BYTES: Final = 256 * 1024  # of each of the two files
@@ -196,6 +200,8 @@ def _append(path: Path, line: str) -> None:
         facts = os.fstat(descriptor)
         if not ownership.is_own(facts):
             return
+        if facts.st_size >= 2 * _MOST_BYTES:
+            return  # it cannot be renamed
         # The disk may have become full in the middle of the last line.
         is_torn = facts.st_size > 0 and os.pread(descriptor, 1, facts.st_size - 1) != b"\n"
         # One write: the kernel keeps the lines of several processes apart.
@@ -216,13 +222,24 @@ def _rotate(path: Path, descriptor: int) -> None:
     if not os.path.samestat(os.fstat(descriptor), path.stat()):
         return  # another process has done it; what was just written is in the older file
     older = _older(path)
+    if older.is_dir() and not older.is_symlink():
+        return  # nothing can be renamed in its place
     before, own = _lines(_read(older)), _lines(_read(path))
     # What this file does not say by itself. That may also be less than nothing: without the first
     # line of its start, a kill is counted for no model.
     known = _tally(_earlier_of(before), _events([*before, *own]))
     known.subtract(_tally((), _events(own)))
-    most = sorted(known.times.items(), key=lambda item: -abs(item[1]))[:_MOST_COUNTS]
-    kept = [[*what, times, round(known.seconds[what], _DIGITS)] for what, times in most if times]
+    most = sorted(known.times.items(), key=lambda item: -abs(item[1]))
+    for what, times in most[_MOST_COUNTS:]:
+        together = Counted(what.event, OTHER)
+        if what != together:
+            known.add(together, times, known.seconds[what])
+            known.add(what, -times, -known.seconds[what])
+    kept = [
+        [*what, times, round(known.seconds[what], _DIGITS)]
+        for what, times in known.times.items()
+        if times
+    ]
     os.write(descriptor, f"{json.dumps({'event': _EARLIER, 'counts': kept})}\n".encode())
     path.replace(older)
 

@@ -81,14 +81,17 @@ def note_kill(mark: str) -> None:
     }
     # None of these values contains a quote or a backslash.
     line = ", ".join(f'"{name}": "{value}"' for name, value in facts.items())
-    flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     with suppress(OSError):
         # Not created: the home may have been removed, or be no home at all.
         descriptor = os.open(os.path.join(home, "history.jsonl"), flags)
         try:
             facts_of_file = os.fstat(descriptor)
             if stat.S_ISREG(facts_of_file.st_mode) and facts_of_file.st_uid == os.geteuid():
-                os.write(descriptor, f"{{{line}}}\n".encode())
+                # The supervisor may have been killed in the middle of a line.
+                end = facts_of_file.st_size - 1
+                is_torn = end >= 0 and os.pread(descriptor, 1, end) != b"\n"
+                os.write(descriptor, ("\n" * is_torn + f"{{{line}}}\n").encode())
         finally:
             os.close(descriptor)
 
