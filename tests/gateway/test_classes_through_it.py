@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
+from agents.recipes import QWEN_TEMPLATE
 from emberd import Embedder, Reranker, ServerMismatchError, TextTooLongError
 from fake_reranker import MODEL as RERANKER
 from fake_server import QWEN, FakeServer
 from gateway.conftest import Faked
 from gateways import Running, serving
+from http_server import HttpServer, Request, models, reply
 from langchain_emberd import EmberdEmbeddings
 from llama_index.embeddings.emberd import EmberdEmbedding
 
@@ -85,3 +89,51 @@ def test_a_reranker_is_referred_to_the_route_of_the_gateway(faked: Faked) -> Non
     reranker = Reranker(RERANKER, **_through(faked.running))
     with pytest.raises(ServerMismatchError, match="/v1/rerank"):
         reranker.scores("a query", ["a document"])
+
+
+@contextlib.contextmanager
+def _proxy(gateway: Running, name: str) -> Iterator[HttpServer]:
+    """A proxy that hides the gateway, and asks it for another name of the model."""
+
+    def answer(request: Request, connection: socket.socket) -> bytes:
+        if request.path == "/v1/models":
+            return reply(200, {"object": "list", "data": [models(QWEN, None, "openai")["data"][0]]})
+        if request.path != "/v1/embeddings":
+            return reply(404, {"detail": "Not Found"})
+        found = gateway.post(**{**request.body, "model": name})
+        return reply(found.status_code, {**found.json(), "model": QWEN})
+
+    with HttpServer(answer) as server:
+        yield server
+
+
+@pytest.mark.parametrize("suffix", ["", ":query"])
+def test_a_proxy_that_hides_prompts_of_the_gateway_is_refused(
+    changed: Running, suffix: str
+) -> None:
+    with (
+        _proxy(changed, QWEN + suffix) as proxy,
+        pytest.raises(ServerMismatchError, match="base_url"),
+    ):
+        Embedder(QWEN, base_url=proxy.url).embed_query("a query")
+
+
+def test_a_proxy_that_asks_for_texts_as_they_are_gives_the_vectors_of_the_server(
+    changed: Running, server: FakeServer
+) -> None:
+    direct = Embedder(QWEN, base_url=server.url)
+    with _proxy(changed, QWEN + ":query?task={text}&truncate=false") as proxy:
+        through = Embedder(QWEN, base_url=proxy.url)
+        np.testing.assert_array_equal(
+            through.embed_documents(TEXTS[:5]), direct.embed_documents(TEXTS[:5])
+        )
+        np.testing.assert_array_equal(through.embed_query("a query"), direct.embed_query("a query"))
+
+
+def test_a_proxy_in_front_of_a_name_without_a_prompt_is_used(faked: Faked) -> None:
+    """Qwen's template of documents adds nothing, so no text gets a prompt twice."""
+    before = len(faked.inputs())
+    with _proxy(faked.running, QWEN) as proxy:
+        Embedder(QWEN, base_url=proxy.url).embed_query("behind a proxy")
+    (sent,) = [text for text in faked.inputs()[before:] if "behind a proxy" in text]
+    assert sent == QWEN_TEMPLATE.format(text="behind a proxy")

@@ -36,6 +36,10 @@ ALIKE: Final = 0.9999
 """Cosine of two texts above which their vectors are the same. Rounding to bfloat16 moves a vector
 by less than that; the different texts of tiny models with random weights stay below it."""
 
+PROMPT_QUESTION: Final = "emberd asks: does this route add a prompt to each text?"
+"""A text that emberd's gateway refuses under a name whose texts get a prompt from it. A proxy hides
+which server is behind it, but passes the refusal on. Other servers embed it as any text."""
+
 _SIMILARITY_TOLERANCE: Final = 0.05
 """How far a similarity may be from the printed one. In public reports, vLLM in bfloat16 and a Q8_0
 file are within 0.002. If rounding to 4 bits turns each vector by a cosine of 0.97, in directions

@@ -44,6 +44,11 @@ _AS_GIVEN: Final = frozenset({_SGLANG, "local", _OWN, lengths.GATEWAY, "vllm", "
 # The gateway puts texts into the template of their role. Those that are sent to it from here are in
 # theirs already, and would get a prefix twice. It may also be set to cut texts that are too long.
 _AS_THEY_ARE: Final = ":query?task={text}&truncate=false"
+_ADDS_PROMPTS: Final = (
+    "If it is a proxy in front of emberd's gateway: the gateway adds a prompt to each text under "
+    "the name that the proxy uses, and this class adds one too. Give the address of the gateway as "
+    "base_url, or have the proxy use the gateway's name of the model with {names} after it."
+)
 _SERVER_INFO: Final = "/server_info"
 _CUT_TAIL_TOKENS: Final = 6  # of its context, 0.5.17 to 0.5.23
 _FLOAT_BYTES: Final = 4
@@ -180,6 +185,9 @@ def steps(
     while len(bodies) < probes:
         bodies.append((yield from ask(wire.embed_request(name, [text], None))) or b"")
     vector = _vectors(url, model, name, bodies)[-1]
+    if server not in _AS_GIVEN:
+        question = wire.embed_request(name, [canary.PROMPT_QUESTION], None)
+        yield from ask(question, limited=True, refused=_ADDS_PROMPTS.format(names=_AS_THEY_ARE))
     counts_exactly = False
     if model.end_of_text_id is not None:
         request = lengths.tokenize_request(server, name, text)
@@ -310,13 +318,15 @@ def _ask(
     optional: bool = False,
     best_effort: bool = False,
     limited: bool = False,
+    refused: str | None = None,
 ) -> Generator[Request, Answer | None, bytes | None]:
     """Return the body of a good reply; None where the server has no such route.
 
     An ``optional`` route that is closed to this key (401 or 403) counts as missing: servers and
     gateways answer that for routes that they do not have, and the embedding itself proves the key.
     With ``best_effort``, anything but a timeout counts as missing; with ``limited``, a limit of the
-    rate does (429): the server has just answered a request like this one.
+    rate does (429): the server has just answered a request like this one. ``refused`` is the
+    advice for texts that it refuses; by default, what to do about its limits.
     """
     reply = yield request
     where = f"{url}{request.path}"
@@ -356,7 +366,7 @@ def _ask(
     advice = f"Start the server as {kind}, or give the base_url of one."
     if limited and reply.status in _TOO_MUCH:
         inputs = request.inputs
-        advice = (
+        advice = refused or (
             f"It accepted a short text before, and refuses this request of {len(inputs)} texts, "
             f"the longest of {max(map(len, inputs), default=0)} characters. Start it so that it "
             f"accepts several texts in a request, and texts of this length, or lower batch_size."

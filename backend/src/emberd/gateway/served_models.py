@@ -11,11 +11,12 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 from emberd.catalog import RERANK
-from emberd.client import usage
+from emberd.client import canary, usage
 from emberd.embedder import Embedder
 from emberd.errors import ServerUnavailableError, SettingError, StartTimeoutError
 from emberd.gateway import names
 from emberd.gateway.names import Asked
+from emberd.prompts import BARE
 from emberd.reranker import RankedDocument, Reranker
 from emberd.serving.bodies import RefusedError
 
@@ -57,12 +58,20 @@ class ServedEmbedder:
         embed = chosen.aembed_queries if asked.role == "query" else chosen.aembed_documents
         with usage.counted() as used:
             try:
-                return await embed(texts), used.tokens
+                vectors = await embed(texts)
             except SettingError as error:
                 # Without any wish, it is the gateway's own settings that cannot be used.
                 if asked.task is None and asked.dimensions is None:
                     raise
                 raise RefusedError(str(error)) from error
+        if canary.PROMPT_QUESTION in texts:
+            is_query = asked.role == "query"
+            template = chosen.query_template if is_query else chosen.document_template
+            if template != BARE:
+                raise RefusedError(
+                    f"Yes: under this name, emberd's gateway embeds texts as {template!r:.200}."
+                )
+        return vectors, used.tokens
 
     def _variant(self, asked: Asked) -> Embedder:
         """Return the embedder of a task and a length, on the same server and connections."""
