@@ -16,6 +16,7 @@ from adapters.conftest import InNewProcess
 from agents.recipes import BOATS, BREAD, QUESTION, Sent
 from emberd import Embedder, IdentityError, TextError
 from emberd.adapters.lancedb import EmberdTextEmbedding
+from fake_server import QWEN, FakeServer
 from managed import MODEL
 
 _REOPEN = f"""
@@ -50,6 +51,16 @@ def test_the_source_column_and_queries_get_their_templates(tmp_path: Path, sent:
     table = _filled(tmp_path, _function(model=MODEL))
     assert _found(table) == BREAD
     assert sent()[-3:] == [f"passage: {BREAD}", f"passage: {BOATS}", f"query: {QUESTION}"]
+
+
+def test_the_server_is_verified_once_for_all_functions_of_a_table(tmp_path: Path) -> None:
+    """LanceDB makes the function again whenever texts are added."""
+    with FakeServer(model=QWEN, dimensions=1024) as server:
+        table = _filled(tmp_path, _function(model=QWEN, base_url=server.url))
+        before = len(server.requests)
+        for number in range(3):
+            table.add([{"text": f"text {number}"}])
+        assert [each.path for each in server.requests[before:]] == ["/v1/embeddings"] * 3
 
 
 def test_the_length_is_known_without_a_server() -> None:

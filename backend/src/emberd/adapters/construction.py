@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from emberd.embedder import Embedder
 from emberd.errors import SettingError
 from emberd.prompts import BARE
+from emberd.settings import Settings
 
 IDENTITY: Final = "identity"
 """Where ``saved`` puts the identity of an embedder."""
 # Not kept by other libraries: a key, and objects that only this process has.
-_NEVER_SAVED: Final = frozenset({"api_key", "manager", "client", "async_client"})
+_OBJECTS: Final = frozenset({"manager", "client", "async_client"})
+_NEVER_SAVED: Final = _OBJECTS | {"api_key"}
 _MAY_BE_NONE: Final = ("revision", "quantization", "dimensions")
 _ARGUMENTS: Final = frozenset(inspect.signature(Embedder).parameters)
+_MOST_SHARED: Final = 16
+
+# By settings and identity. Without a lock, which a fork could leave locked: each step is atomic.
+_restored: OrderedDict[tuple[Settings, str], Embedder] = OrderedDict()
 
 
 def embedder_from(
@@ -85,7 +93,8 @@ def restored(kept: Mapping[str, Any]) -> Embedder:
     """Return the embedder that ``saved`` described, whatever the environment says.
 
     Only its key, and settings that do not determine vectors and are not kept, are those of the
-    environment.
+    environment. Equal ones are one object in this process, whose server is verified once: LanceDB
+    makes its function again whenever texts are added.
 
     Raises:
         SettingError: What is kept is not from ``saved``.
@@ -99,6 +108,13 @@ def restored(kept: Mapping[str, Any]) -> Embedder:
     embedder = embedder.replace(**{name: values.get(name) for name in _MAY_BE_NONE})
     if identity is not None:
         embedder.check_identity(identity)
+    if values.keys() & _OBJECTS:
+        return embedder
+    # The identity has the hash of a folder's files, which may have changed.
+    embedder = _restored.setdefault((embedder.settings, embedder.identity), embedder)
+    while len(_restored) > _MOST_SHARED:
+        with suppress(KeyError):  # another thread has removed the last one
+            _restored.popitem(last=False)
     return embedder
 
 
