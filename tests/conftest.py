@@ -31,7 +31,12 @@ import leftovers
 # model, a process that has imported both frameworks, or the sources that were parsed.
 _TOGETHER: Final = {
     **dict.fromkeys(
-        ("tests/contract/test_processes.py", "tests/contract/test_swap.py"), "examples"
+        (
+            "tests/contract/test_processes.py",
+            "tests/contract/test_swap.py",
+            "tests/test_snippets.py",
+        ),
+        "examples",
     ),
     "tests/examples/": "examples",
     "tests/contract/": "frameworks",

@@ -1,22 +1,16 @@
-"""What docs/roles.md says of tasks and identities is what there is, and its code runs.
-
-The same holds for docs/reranking.md and the prompt.
-"""
+"""What docs/roles.md says of tasks and identities, and docs/reranking.md of the prompt, is true."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-import pytest
-
+import pages
 from emberd import TASKS, Embedder, InstructionError
 from emberd.prompts import rerank_frame
-from fake_reranker import MODEL, FakeReranker
-from source_tree import ROOT
 
-_PAGE = (ROOT / "docs/roles.md").read_text(encoding="utf-8")
-_RERANKING = (ROOT / "docs/reranking.md").read_text(encoding="utf-8")
+_PAGE = pages.text_of("docs/roles.md")
+_RERANKING = pages.text_of("docs/reranking.md")
 
 
 def _refusal(instruction: str) -> str:
@@ -27,17 +21,10 @@ def _refusal(instruction: str) -> str:
     return ""
 
 
-def test_the_code_runs() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", _PAGE, re.DOTALL)
-    assert len(blocks) == 2
-    for block in blocks:
-        exec(block, {})
-
-
 def test_what_is_asked_as_documents_are_embedded_has_their_template() -> None:
-    _, block = re.findall(r"```python\n(.*?)```", _PAGE, re.DOTALL)
+    _, block = pages.python("docs/roles.md")
     names: dict[str, Any] = {}
-    exec(block, names)
+    exec(block.text, names)
     alike = names["alike"].embedder
     assert alike.query_template == alike.document_template == "{text}"
 
@@ -64,14 +51,3 @@ def test_the_prompt_of_a_reranker_is_shown_to_the_byte() -> None:
     before, after = rerank_frame("Why does dough grow?")
     prompt = f"{before}Bread rises because yeast makes gas.{after}"
     assert f"\n```\n{prompt}```\n" in _RERANKING
-
-
-def test_the_quick_start_of_a_reranker_runs(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    block, *_ = re.findall(r"```python\n(.*?)```", _RERANKING, re.DOTALL)
-    with FakeReranker() as server:
-        monkeypatch.setenv("EMBERD_RERANK_MODEL", MODEL)
-        monkeypatch.setenv("EMBERD_RERANK_BASE_URL", server.url)
-        exec(block, {})
-    assert len(capsys.readouterr().out.splitlines()) == 1

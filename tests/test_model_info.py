@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from fake_server import MODEL, FakeServer
 from langchain_emberd import EmberdEmbeddings, EmberdReranker
 from llama_index.embeddings.emberd import EmberdEmbedding
 from llama_index.postprocessor.emberd import EmberdRerank
-from source_tree import ROOT
 
 QWEN = "Qwen/Qwen3-Embedding-4B"
 
@@ -128,10 +126,3 @@ def test_the_classes_of_the_frameworks_have_it(made: Any) -> None:
     info = made().model_info
     wanted = (QWEN, 2560) if info.task == "embed" else ("Qwen/Qwen3-Reranker-4B", None)
     assert (info.model, info.dimensions) == wanted
-
-
-def test_the_code_of_the_page_shows_the_length(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (ROOT / "docs/integrations.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"## The length.*?```python\n(.*?)```", page, re.DOTALL)
-    exec(code, {})
-    assert capsys.readouterr().out == code.rpartition("# ")[2]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from types import ModuleType
 from typing import Final
 
-from source_tree import ROOT
+import pages
 
 BREAD: Final = "Ana bakes rye bread on Fridays."
 BOATS: Final = "Ana is afraid of boats."
@@ -25,9 +24,5 @@ Sent = Callable[[], list[str]]  # the texts that were sent since the last call
 
 def code(section: str) -> str:
     """Return the code of a section, which has one block of it."""
-    page = (ROOT / "docs/agents.md").read_text(encoding="utf-8")
-    _, found, rest = page.partition(f"\n## {section}\n")
-    assert found, f"docs/agents.md has no section {section!r}"
-    blocks: list[str] = re.findall(r"```python\n(.*?)```", rest.partition("\n## ")[0], re.DOTALL)
-    assert len(blocks) == 1, f"{section} has {len(blocks)} blocks of code, and one is tested"
-    return blocks[0]
+    (block,) = pages.python("docs/agents.md", section)
+    return block.text

@@ -311,7 +311,7 @@ def test_notebook_is_stored_without_outputs() -> None:
     assert [cell["id"] for cell in code if cell["outputs"] or cell["execution_count"]] == []
 
 
-# ---------------------------------------------------------------- all of them, and the READMEs
+# ---------------------------------------------------------------- all of them
 
 
 def test_list_of_examples_is_complete() -> None:
@@ -327,42 +327,6 @@ def test_list_of_examples_is_complete() -> None:
 def test_each_example_is_short() -> None:
     lines = {path.name: len(_text(path).splitlines()) for path in EXAMPLES.glob("*.py")}
     assert {name: count for name, count in lines.items() if count > 120} == {}
-
-
-@pytest.mark.parametrize("number", range(2))
-def test_readme_code_runs_unmodified(number: int) -> None:
-    blocks = _blocks(ROOT / "README.md")
-    assert len(blocks) == 2, "this test expects two blocks in the README"
-    assert _output_of("-c", blocks[number]) == "Bread rises because yeast makes gas.\n"
-
-
-def test_backend_readme_code_runs() -> None:
-    [block] = _blocks(ROOT / "backend/README.md")
-    assert _output_of("-c", block) == "Bread rises because yeast makes gas.\n"
-
-
-@pytest.mark.parametrize("name", ["langchain-emberd", "llama-index-embeddings-emberd"])
-def test_integration_readme_code_runs(name: str) -> None:
-    [block] = _blocks(ROOT / "integrations" / name / "README.md")
-    output = _output_of("-c", block, EMBERD_MODEL=MODEL)  # the block names no model
-    assert "Kiwis cannot fly." in output
-    assert "Paris" not in output
-
-
-def test_readme_code_of_the_llama_index_reranker_runs() -> None:
-    [block] = _blocks(ROOT / "integrations/llama-index-postprocessor-emberd/README.md")
-    with FakeReranker() as server:
-        output = _output_of("-c", block, **_reranker_at(server))
-        prompts = [item for item in server.scored[-1] if "Which bird" in item]
-    text, score = output.strip().rsplit(" ", 1)
-    best = max(prompts, key=lambda item: score_of([*tokenize(item), server.weights]))
-    assert len(prompts) == 2
-    assert f"<Document>: {text}<" in best
-    assert 0 <= float(score) <= 1
-
-
-def _blocks(document: Path) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", _text(document), re.DOTALL)
 
 
 def _text(path: Path) -> str:

@@ -14,13 +14,13 @@ from langchain_core.vectorstores import VectorStore
 from llama_index.core import StorageContext, VectorStoreIndex
 from milvus_lite.server_manager import server_manager_instance
 
+import pages
 from fake_server import QWEN, FakeServer
 from llama_index.embeddings.emberd import EmberdEmbedding
 from stores.llama_index_stores import nodes
 from stores.postgres import Database
 
-_PAGE: Final = Path(__file__).parents[2] / "docs" / "vector-stores.md"
-_SHARED, *_BLOCKS = re.findall(r"```python\n(.*?)```", _PAGE.read_text(encoding="utf-8"), re.DOTALL)
+_SHARED, *_BLOCKS = (block.text for block in pages.python("docs/vector-stores.md"))
 # One needs an account, the other a server of its own: the page says that they were not run.
 _ELSEWHERE: Final = ("pinecone", "weaviate")
 
