@@ -34,7 +34,7 @@ _TOGETHER: Final = {
         (
             "tests/contract/test_processes.py",
             "tests/contract/test_swap.py",
-            "tests/test_snippets.py",
+            *("tests/test_snippets.py", "tests/test_upstream_pages.py"),
         ),
         "examples",
     ),

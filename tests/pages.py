@@ -59,8 +59,9 @@ def all_pages() -> list[str]:
         *(ROOT / "backend").glob("*.md"),
         *(ROOT / "examples").glob("*.md"),
         *(ROOT / "integrations").glob("*/*.md"),
+        *(ROOT / "integrations").glob("*/docs/**/*.md*"),
         *(ROOT / "deploy").rglob("*.md"),
-        *(ROOT / "docs").rglob("*.md*"),
+        *(ROOT / "docs").rglob("*.md"),
     ]
     names = sorted(_name(path) for path in found if path.suffix in {".md", ".mdx"})
     return [name for name in names if not name.startswith("docs/_build/")]

@@ -16,23 +16,22 @@ from typing import Any, Final
 import pytest
 import typer
 
+import notebooks
 import pages
 import snippet_names
 from canned_server import MODEL as QWEN
-from canned_server import CannedServer
 from command import Command, run_program
 from emberd import Manager
 from emberd.cli.app import app
 from emberd.cli.output import ExitCode
-from fake_reranker import MODEL as RERANKER
-from fake_reranker import FakeReranker
 from homes import home, manager
 from managed import MODEL as DEMO
 from managed import environment, stopped_at_the_end
 from pages import Block
 from source_tree import ROOT
+from stand_ins import stand_ins
 
-__all__ = ["home", "manager", "stopped_at_the_end"]
+__all__ = ["home", "manager", "stand_ins", "stopped_at_the_end"]
 
 # A page, or a page and a section -> why its Python does not run here. Its names are checked.
 ELSEWHERE: Final = {
@@ -60,13 +59,16 @@ WITH_DEMO: Final = (
 )
 BREAD: Final = "Bread rises because yeast makes gas\\.\n"
 KIWIS: Final = r"(?s)(?!.*Paris).*Kiwis cannot fly\..*"
-# A page -> what its program prints.
+# A page -> what its program prints, unless the page shows it in blocks of the language "text".
 PRINTS: Final = {
     "README.md": BREAD * 2,
     "backend/README.md": BREAD,
     "docs/integrations.md": "2560 32768\n",
     "docs/reranking.md": r"\d 0\.\d+ \S.*\n",
     "integrations/langchain-emberd/README.md": KIWIS,
+    "integrations/langchain-emberd/docs/retrievers/emberd_reranker.mdx": (
+        r"(0\.\d+ .*\.\n){2}\[(\(\d, 0\.\d+\)(, )?){2}\]\n"
+    ),
     "integrations/llama-index-embeddings-emberd/README.md": KIWIS,
     "integrations/llama-index-postprocessor-emberd/README.md": r"\S.*\. 0\.\d+\n",
 }
@@ -81,26 +83,14 @@ def _run_here(page: str) -> list[Block]:
     return [block for block in pages.python(page) if not _is_elsewhere(block)]
 
 
-@pytest.fixture(scope="module")
-def servers() -> Iterator[dict[str, str]]:
-    """The environment in which Qwen's models are served by stand-ins."""
-    with CannedServer() as embeds, FakeReranker() as scores:
-        yield {
-            "EMBERD_BASE_URL": embeds.url,
-            "EMBERD_RERANK_MODEL": RERANKER,
-            "EMBERD_RERANK_BASE_URL": scores.url,
-            "IS_TESTING": "1",  # LlamaIndex's name for a stand-in of the language model
-        }
-
-
-def _environment(page: str, servers: dict[str, str]) -> dict[str, str]:
+def _environment(page: str, stand_ins: dict[str, str]) -> dict[str, str]:
     strings = {
         node.value
         for block in _run_here(page)
         for node in ast.walk(ast.parse(block.text))
         if isinstance(node, ast.Constant)
     }
-    chosen = dict(servers)
+    chosen = dict(stand_ins)
     if page in WITH_DEMO or DEMO in strings:
         assert QWEN not in strings, f"{page} uses two models: their servers exclude each other"
         del chosen["EMBERD_BASE_URL"]
@@ -110,12 +100,15 @@ def _environment(page: str, servers: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if _run_here(page)])
-def test_the_code_of_a_page_runs(page: str, servers: dict[str, str], tmp_path: Path) -> None:
+def test_the_code_of_a_page_runs(page: str, stand_ins: dict[str, str], tmp_path: Path) -> None:
     file = tmp_path / "page.py"
     file.write_text(pages.program(_run_here(page)), encoding="utf-8")
-    done = run_program(str(file), environment=_environment(page, servers))
+    done = run_program(str(file), environment=_environment(page, stand_ins))
     assert (done.code, done.err) == (0, ""), f"{page}:\n{done.err}"
-    assert re.fullmatch(PRINTS.get(page, ""), done.out), f"{page} prints {done.out!r}"
+    if shown := [block.text for block in pages.blocks(page) if block.language == "text"]:
+        assert notebooks.same("".join(shown), done.out), f"{page} prints {done.out!r}"
+    else:
+        assert re.fullmatch(PRINTS.get(page, ""), done.out), f"{page} prints {done.out!r}"
 
 
 @pytest.mark.parametrize("page", sorted({name.partition("#")[0] for name in ELSEWHERE}))

@@ -8,12 +8,13 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pytest
 
 import managed
+import notebooks
 from command import Outcome, run_program
 from emberd import Embedder, Manager
 from fake_reranker import MODEL as RERANKER
@@ -274,28 +275,12 @@ _CELL_OUTPUTS: Final = {
     "stop": r"\['emberd/demo'\]",
 }
 
-# In a separate process: warnings are errors in this one, and nbclient's cannot be fixed here.
-_IN_A_KERNEL: Final = """
-import json, sys
-import nbformat
-from nbclient import NotebookClient
 
-notebook = nbformat.read(sys.argv[1], as_version=4)
-NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
-
-def shown(output):
-    return output["text"] if "text" in output else output["data"]["text/plain"]
-
-cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-print(json.dumps({cell.id: "".join(map(shown, cell.outputs)) for cell in cells}))
-"""
-
-
-def test_the_notebook_runs_from_top_to_bottom(home: Path, manager: Manager, tmp_path: Path) -> None:
+def test_the_notebook_runs_from_top_to_bottom(home: Path, manager: Manager) -> None:
     """It has its own home, because its last cell stops the server."""
-    done = _run("-c", _IN_A_KERNEL, _NOTEBOOK, EMBERD_HOME=str(home), IPYTHONDIR=str(tmp_path))
+    done = notebooks.run(_NOTEBOOK, EMBERD_HOME=str(home))
     assert done.code == 0, done.err
-    shown: dict[str, str] = json.loads(done.out)
+    shown = notebooks.shown(done.json)
     assert list(shown) == list(_CELL_OUTPUTS)
     for cell, pattern in _CELL_OUTPUTS.items():
         assert re.fullmatch(pattern, shown[cell].strip()), f"{cell} shows {shown[cell]!r}"
@@ -305,7 +290,7 @@ def test_the_notebook_runs_from_top_to_bottom(home: Path, manager: Manager, tmp_
 
 
 def test_notebook_is_stored_without_outputs() -> None:
-    notebook: dict[str, Any] = json.loads(_text(_NOTEBOOK))
+    notebook = notebooks.read(_NOTEBOOK)
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert code
     assert [cell["id"] for cell in code if cell["outputs"] or cell["execution_count"]] == []

@@ -1,0 +1,102 @@
+"""The pages that are written for the documentation of LangChain and LlamaIndex.
+
+Code in pages runs in ``test_snippets.py``; here are the notebooks, and the form of the pages.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+import pytest
+import yaml
+
+import llama_index.embeddings.emberd
+import llama_index.postprocessor.emberd
+import notebooks
+import pages
+from managed import stopped_at_the_end
+from source_tree import ROOT
+from stand_ins import stand_ins
+
+__all__ = ["stand_ins", "stopped_at_the_end"]
+
+LANGCHAIN: Final = "integrations/langchain-emberd/docs"
+EMBEDDINGS: Final = ROOT / "integrations/llama-index-embeddings-emberd/docs"
+RERANK: Final = ROOT / "integrations/llama-index-postprocessor-emberd/docs"
+# The sections that LangChain's pages have, in their order.
+SECTIONS: Final = {
+    "text_embedding/emberd.mdx": (
+        *("Overview", "Setup", "Instantiation", "Indexing and retrieval", "Direct usage"),
+        "API reference",
+    ),
+    "retrievers/emberd_reranker.mdx": (
+        *("Overview", "Setup", "Instantiation", "Usage", "API reference"),
+    ),
+    "providers/emberd.mdx": (
+        *("Installation and setup", "Embedding models", "Document compressors"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_page_for_langchain_has_its_form(name: str) -> None:
+    text = pages.text_of(f"{LANGCHAIN}/{name}")
+    _, matter, rest = text.split("---\n", 2)
+    assert set(yaml.safe_load(matter)) == {"title", "description"}
+    prose = re.sub(r"^```.*?^```", "", rest, flags=re.MULTILINE | re.DOTALL)
+    assert tuple(re.findall("^## (.*)$", prose, re.MULTILINE)) == SECTIONS[name]
+    assert not re.search("^# ", prose, re.MULTILINE), "the title is the heading"
+    assert rest.count("<CodeGroup>") == rest.count("</CodeGroup>") == 1
+
+
+def test_the_pages_for_langchain_are_complete() -> None:
+    there = {path.relative_to(ROOT / LANGCHAIN).as_posix() for path in _files(ROOT / LANGCHAIN)}
+    assert there == set(SECTIONS)
+    links = re.findall(r"\(/oss/integrations/(\w+/\w+)\)", "".join(_texts()))
+    assert {f"{link}.mdx" for link in links} == set(SECTIONS)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _texts() -> list[str]:
+    return [pages.text_of(f"{LANGCHAIN}/{name}") for name in SECTIONS]
+
+
+def test_the_notebook_on_embeddings_shows_what_it_stores() -> None:
+    path = EMBEDDINGS / "emberd.ipynb"
+    stored = notebooks.shown(notebooks.read(path))
+    assert [cell for cell, output in stored.items() if not output] == ["install", "server"]
+    done = notebooks.run(path)
+    assert done.code == 0, done.err
+    now = notebooks.shown(done.json)
+    assert {cell: now[cell] for cell in stored if not notebooks.same(stored[cell], now[cell])} == {}
+
+
+def test_the_notebook_on_reranking_runs_and_stores_no_output_of_a_stand_in(
+    stand_ins: dict[str, str],
+) -> None:
+    path = RERANK / "EmberdRerank.ipynb"
+    assert set(notebooks.shown(notebooks.read(path)).values()) == {""}
+    done = notebooks.run(path, **stand_ins)
+    assert done.code == 0, done.err
+    now = notebooks.shown(done.json)
+    assert len(now["rerank"].splitlines()) == len(now["engine"].splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("page", "package"),
+    [
+        (EMBEDDINGS / "api_reference.md", llama_index.embeddings.emberd),
+        (RERANK / "api_reference.md", llama_index.postprocessor.emberd),
+    ],
+)
+def test_the_page_of_the_reference_lists_what_the_package_has(page: Path, package: object) -> None:
+    first, *lines = page.read_text(encoding="utf-8").splitlines()
+    assert first == f"::: {getattr(package, '__name__', '')}"
+    options = yaml.safe_load("\n".join(lines))
+    listed = set(options["options"]["members"])
+    assert listed == set(getattr(package, "__all__", ())) - {"guarded"}
