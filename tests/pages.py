@@ -67,6 +67,11 @@ def all_pages() -> list[str]:
     return [name for name in names if not name.startswith("docs/_build/")]
 
 
+def is_translation(page: str) -> bool:
+    """Return whether a page has the code of another, as ``test_translations.py`` checks."""
+    return page.startswith("docs/zh/") or page.endswith(".zh.md")
+
+
 def _name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
@@ -74,7 +79,11 @@ def _name(path: Path) -> str:
 @cache
 def blocks(page: str) -> tuple[Block, ...]:
     """Return all blocks of code of a page, in its order."""
-    text = text_of(page)
+    return tuple(blocks_of(page, text_of(page)))
+
+
+def blocks_of(page: str, text: str) -> list[Block]:
+    """Return the blocks of a text that belongs to a page."""
     found = []
     for match in _FENCE.finditer(text):
         before = text[: match.start()]
@@ -82,7 +91,7 @@ def blocks(page: str) -> tuple[Block, ...]:
         line = before.count("\n") + 2
         body = textwrap.dedent(match["body"])
         found.append(Block(page, line, match["language"], body, headings[-1] if headings else ""))
-    return tuple(found)
+    return found
 
 
 def python(page: str, section: str | None = None) -> list[Block]:

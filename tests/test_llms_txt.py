@@ -22,7 +22,7 @@ HEAD: Final = """\
 The addresses are relative to this file.
 """
 # Lines that begin so are tables, code, comments, headings and lists.
-_NO_PROSE: Final = ("|", "```", "<", "#", ":", "*", "1.")
+_NO_PROSE: Final = ("|", "```", "<", "#", ":", "*", "1.", "[English]")
 
 
 def _contents() -> Iterator[tuple[str, list[str]]]:
@@ -42,8 +42,8 @@ def _summary(path: Path) -> tuple[str, str]:
     """Return the title of a page and its first sentence."""
     title, *blocks = path.read_text(encoding="utf-8").split("\n\n")
     prose = next((b for b in blocks if not b.startswith(_NO_PROSE)), "")
-    sentence = re.split(r"(?<=[.])\s", _plain(prose), maxsplit=1)[0]
-    return title.removeprefix("# ").strip(), sentence.rstrip(":")
+    sentence = re.split(r"(?<=[.])\s|(?<=。)", _plain(prose), maxsplit=1)[0]
+    return title.removeprefix("# ").strip(), sentence.rstrip(":：")
 
 
 def _list() -> str:

@@ -72,7 +72,7 @@ PRINTS: Final = {
     "integrations/llama-index-embeddings-emberd/README.md": KIWIS,
     "integrations/llama-index-postprocessor-emberd/README.md": r"\S.*\. 0\.\d+\n",
 }
-PAGES: Final = pages.all_pages()
+PAGES: Final = [page for page in pages.all_pages() if not pages.is_translation(page)]
 
 
 def _is_elsewhere(block: Block) -> bool:
