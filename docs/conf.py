@@ -34,7 +34,7 @@ html_title = f"emberd {release}"
 html_show_sourcelink = False
 html_copy_source = False
 html_extra_path = ["llms.txt"]
-html_static_path = ["_static"]
+html_static_path = ["_static", "images/session.svg", "images/session-still.svg"]
 html_css_files = ["site.css"]
 
 _DOCS = Path(__file__).resolve().parent
