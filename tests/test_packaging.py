@@ -1,55 +1,67 @@
-"""What the wheels hold, and what they ask for."""
+"""What the packages contain, and what they require."""
 
 from __future__ import annotations
 
 import email
+import filecmp
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
+from collections.abc import Callable
 from email.message import Message
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+import packages
 import source_tree
+from packages import DISTRIBUTIONS
 from source_tree import ROOT
 
-# Distribution -> its folder, and the folder of its package inside the wheel.
-DISTRIBUTIONS: Final = {
-    "emberd": ("backend", "emberd"),
-    "langchain-emberd": ("integrations/langchain-emberd", "langchain_emberd"),
-    "llama-index-embeddings-emberd": (
-        "integrations/llama-index-embeddings-emberd",
-        "llama_index/embeddings/emberd",
-    ),
-    "llama-index-postprocessor-emberd": (
-        "integrations/llama-index-postprocessor-emberd",
-        "llama_index/postprocessor/emberd",
-    ),
-}
 _NOT_FOR_USERS: Final = re.compile(
     r"pytest|mypy|ruff|hatchling|coverage|tests?$|types-|torch|sglang|transformers"
 )
 _OF_AN_ENGINE: Final = re.compile(r"extra == ['\"](sglang|transformers)['\"]")
 
 
-@pytest.fixture(scope="module", params=DISTRIBUTIONS)
-def wheel(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> zipfile.ZipFile:
-    """Each distribution's wheel, built from a copy: the checkout stays as it is."""
-    folder, _ = DISTRIBUTIONS[request.param]
-    place = tmp_path_factory.mktemp("wheel")
-    copy = shutil.copytree(
-        ROOT / folder, place / "source", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(place)]
-    done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = place.glob("*.whl")
+def _add_a_test(built: Path) -> None:
+    (wheel,) = built.glob("langchain_emberd-*.whl")
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("langchain_emberd/test_stray.py", "")
+
+
+def _leave_out_the_type_marker(built: Path) -> None:
+    _copy_without(built, "langchain_emberd/py.typed")
+
+
+def _remove_the_sdist(built: Path) -> None:
+    (sdist,) = built.glob("langchain_emberd-*.tar.gz")
+    sdist.unlink()
+
+
+def _copy_without(built: Path, left_out: str) -> None:
+    (wheel,) = built.glob("langchain_emberd-*.whl")
+    whole = wheel.rename(wheel.with_suffix(".whole"))
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(wheel, "w") as new:
+        for name in old.namelist():
+            if name != left_out:
+                new.writestr(name, old.read(name))
+    whole.unlink()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages of the working tree."""
+    place = tmp_path_factory.mktemp("packages")
+    packages.build(ROOT, place, source_date_epoch=1_700_000_000)
+    return place
+
+
+@pytest.fixture(params=DISTRIBUTIONS)
+def wheel(request: pytest.FixtureRequest, built: Path) -> zipfile.ZipFile:
+    """The wheel of each distribution."""
+    (path,) = built.glob(f"{request.param.replace('-', '_')}-*.whl")
     with zipfile.ZipFile(path) as archive:
         return archive
 
@@ -68,16 +80,52 @@ def _package_files(wheel: zipfile.ZipFile) -> set[str]:
     return {name for name in wheel.namelist() if ".dist-info/" not in name}
 
 
-def test_a_wheel_holds_its_package_whole_and_nothing_else(wheel: zipfile.ZipFile) -> None:
-    """No tests, and no __init__.py in a folder that other distributions share."""
-    _, package = DISTRIBUTIONS[_distribution(wheel)]
-    source = source_tree.PACKAGES[package.replace("/", ".")]
-    wanted = {
-        f"{package}/{path.relative_to(source)}"
-        for path in source.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-    assert _package_files(wheel) == wanted
+def test_the_packages_pass_the_checks_of_a_release(built: Path) -> None:
+    """twine, check-wheel-contents, pyroma; no file is missing, and no other file is there."""
+    assert packages.check(built, ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (_add_a_test, "test_stray.py"),
+        (_leave_out_the_type_marker, "py.typed"),
+        (_remove_the_sdist, ".gz"),
+    ],
+)
+def test_a_package_with_other_files_is_found(
+    damage: Callable[[Path], None], named: str, built: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(built, tmp_path / "packages")
+    damage(copy)
+    [problem] = packages.wrong_contents(copy, ROOT)
+    assert named in problem
+
+
+def test_metadata_that_lacks_something_is_found(tmp_path: Path) -> None:
+    """twine misses a long description, and pyroma the keywords."""
+    source = tmp_path / "source"
+    for folder, _, _ in DISTRIBUTIONS.values():
+        shutil.copytree(
+            ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    project = source / "backend/pyproject.toml"
+    text = project.read_text(encoding="utf-8")
+    project.write_text(re.sub(r"(?m)^(keywords|readme) = .*$", "", text), encoding="utf-8")
+    built = tmp_path / "packages"
+    packages.build(source, built, source_date_epoch=1_700_000_000)
+    by_twine, by_pyroma = packages.check(built, source)
+    assert "twine" in by_twine
+    assert "description" in by_twine
+    assert "keywords" in by_pyroma
+
+
+def test_equal_sources_give_equal_packages(built: Path, tmp_path: Path) -> None:
+    packages.build(ROOT, tmp_path, source_date_epoch=1_700_000_000)
+    same, different, odd = filecmp.cmpfiles(
+        built, tmp_path, [file.name for file in built.iterdir()], shallow=False
+    )
+    assert (len(same), different, odd) == (2 * len(DISTRIBUTIONS), [], [])
 
 
 @pytest.mark.parametrize("kind", ["embeddings", "postprocessor"])
@@ -90,7 +138,7 @@ def test_the_folders_that_llama_index_shares_have_no_init_file(kind: str) -> Non
 
 
 def test_a_wheel_says_that_it_is_typed(wheel: zipfile.ZipFile) -> None:
-    _, package = DISTRIBUTIONS[_distribution(wheel)]
+    _, package, _ = DISTRIBUTIONS[_distribution(wheel)]
     assert f"{package}/py.typed" in wheel.namelist()
 
 
@@ -113,7 +161,7 @@ def test_a_wheel_states_licence_and_python(wheel: zipfile.ZipFile) -> None:
 
 def test_a_wheel_has_what_a_package_index_shows(wheel: zipfile.ZipFile) -> None:
     metadata = _metadata(wheel)
-    folder, _ = DISTRIBUTIONS[_distribution(wheel)]
+    folder, _, _ = DISTRIBUTIONS[_distribution(wheel)]
     readme = (ROOT / folder / "README.md").read_text(encoding="utf-8")
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert str(metadata.get_payload()).strip() == readme.strip()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import leftovers
+import packages
 
 ROOT = Path(__file__).parents[2]
 PYTHONS = ("3.11", "3.13")
@@ -47,12 +48,6 @@ for name in {absent!r}:
 print("works")
 """
 
-DISTRIBUTIONS = (
-    "backend",
-    "integrations/langchain-emberd",
-    "integrations/llama-index-embeddings-emberd",
-    "integrations/llama-index-postprocessor-emberd",
-)
 # Requirements, a program, and what must not be there.
 WANTED = {
     "backend": (["emberd[demo]"], BACKEND, ["langchain_core", "llama_index"]),
@@ -88,11 +83,8 @@ def run(*command: object, **more: str) -> str:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The wheels of all distributions by name: built once, as a release builds them."""
     folder = tmp_path_factory.mktemp("wheels")
-    projects = [f"./{project}" for project in DISTRIBUTIONS]
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, *projects)
-    built = {file.name.partition("-")[0].replace("_", "-"): file for file in folder.iterdir()}
-    assert len(built) == len(DISTRIBUTIONS)
-    return built
+    packages.build(ROOT, folder, source_date_epoch=1_700_000_000)
+    return {file.name.partition("-")[0].replace("_", "-"): file for file in folder.glob("*.whl")}
 
 
 def interpreter(version: str) -> str:
