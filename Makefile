@@ -15,6 +15,8 @@
 # make test-sdks          clients of `emberd serve`: Node, curl, LiteLLM, schemathesis and others; needs
 #                         node, npm and curl
 # make test-gpu           what only a GPU can show, in at most ten minutes on one (CONTRIBUTING.md)
+# make dist               packages, SBOM and licences of the last commit, checked, in dist/VERSION
+# make release VERSION=1.2.3    a commit, packages and a tag; publishes nothing (CONTRIBUTING.md)
 # make faults             the whole fault campaign, of which `make test` runs a part (hours)
 # make soak               clients that come and go, kills and idle stops, for SOAK_MINUTES (20)
 #
@@ -66,7 +68,7 @@ SITE = $(BIN)/sphinx-build -q -W --keep-going -E -d $(VENV)/doctrees -b html doc
 
 .PHONY: demo test test-browser test-installs test-services test-ray test-stores test-adapters test-sdks \
 	test-agents $(AGENTS:%=test-agents-%) test-sglang \
-	test-sglang-full test-gpu faults soak engines check docs bench venv clean
+	test-sglang-full test-gpu faults soak engines check docs bench venv dist release clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python examples/demo/demo.py $(ARGS)
@@ -159,6 +161,12 @@ bench: $(VENV)/.tools
 	$(BIN)/python -m pytest tests/benchmarks -p no:randomly -s $(ARGS)
 
 venv: $(VENV)/.tools
+
+dist: $(VENV)/.tools
+	@$(BIN)/python tools/packages.py
+
+release: $(VENV)/.tools
+	@$(BIN)/python tools/release.py $(VERSION)
 
 clean:
 	rm -rf $(VENV) docs/_build .benchmarks .mypy_cache .pytest_cache .ruff_cache

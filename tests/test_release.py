@@ -1,0 +1,164 @@
+"""``make release`` on a copy of the repository."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import packages
+import release
+from packages import ReleaseError, run
+from source_tree import ROOT
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A repository with the files of the working tree, on its main branch."""
+    place = tmp_path / "checkout"
+    names = run("git", "ls-files", "-co", "--exclude-standard", folder=ROOT).splitlines()
+    for name in filter(lambda name: (ROOT / name).is_file(), names):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, place / name)
+    run("git", "init", "-qb", "main", folder=place)
+    run("git", "config", "user.name", "a maintainer", folder=place)
+    run("git", "config", "user.email", "maintainer@localhost", folder=place)
+    _commit(place)
+    return place
+
+
+def _commit(place: Path) -> None:
+    run("git", "add", "-A", folder=place)
+    run("git", "commit", "-qm", "All files", folder=place)
+
+
+@pytest.fixture
+def without_dependencies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/installs lists them, because that needs a package registry."""
+    monkeypatch.setattr(packages, "describe", lambda *_: None)
+
+
+@pytest.mark.usefixtures("without_dependencies")
+def test_a_release_is_a_tagged_commit_with_packages_of_its_version(checkout: Path) -> None:
+    before = run("git", "rev-parse", "HEAD", folder=checkout)
+    made = release.release(checkout, "1.2.3")
+    assert run("git", "rev-parse", "HEAD~1", folder=checkout) == before
+    tagged = run("git", "rev-parse", "v1.2.3^{commit}", folder=checkout)
+    assert tagged == run("git", "rev-parse", "HEAD", folder=checkout)
+    assert run("git", "status", "--porcelain", folder=checkout) == ""
+    assert len(run("git", "worktree", "list", folder=checkout).splitlines()) == 1
+
+    log = (checkout / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"## \[Unreleased\]\n\n## \[1\.2\.3\] - \d{4}-\d\d-\d\d\n\n###", log)
+    assert made == checkout / "dist/1.2.3"
+    names = sorted(file.name for file in (made / "packages").iterdir())
+    stems = sorted(name.replace("-", "_") for name in packages.DISTRIBUTIONS)
+    assert names == [
+        f"{stem}-1.2.3{end}" for stem in stems for end in ("-py3-none-any.whl", ".tar.gz")
+    ]
+    # From the tag, another machine makes the same files.
+    again = packages.make(checkout, "v1.2.3", checkout.parent)
+    for name in names:
+        assert (again / "packages" / name).read_bytes() == (made / "packages" / name).read_bytes()
+
+
+def test_a_version_is_replaced_wherever_it_is_stated(checkout: Path) -> None:
+    old = packages.version_of(checkout)
+    release.set_version(checkout, "7.8.9")
+    assert packages.version_of(checkout) == "7.8.9"
+    changed = run("git", "diff", "--name-only", folder=checkout).split()
+    for folder, _, _ in packages.DISTRIBUTIONS.values():
+        assert f"{folder}/pyproject.toml" in changed or folder == "backend"
+    assert {"deploy/docker/Dockerfile", "docs/deployment.md"} <= set(changed)
+    left = re.compile(rf"emberd(\[[^]]*\])?==\s*{re.escape(old)}\b")
+    assert [name for name in changed if left.search((checkout / name).read_text())] == []
+    # Other packages may have the same version.
+    assert "tests/stores/requirements.txt" not in changed
+
+
+def _change_a_file(checkout: Path) -> None:
+    (checkout / "README.md").write_text("changed", encoding="utf-8")
+
+
+def _leave_the_branch(checkout: Path) -> None:
+    run("git", "switch", "-qc", "feature", folder=checkout)
+
+
+def _empty_the_log(checkout: Path) -> None:
+    (checkout / "CHANGELOG.md").write_text("# Changelog\n\n## [Unreleased]\n", encoding="utf-8")
+    _commit(checkout)
+
+
+def _release_a_newer_one(checkout: Path) -> None:
+    log = checkout / "CHANGELOG.md"
+    log.write_text(log.read_text(encoding="utf-8") + "\n## [2.0.0] - 2026-01-31\n", "utf-8")
+    _commit(checkout)
+
+
+def _tag_it(checkout: Path) -> None:
+    run("git", "tag", "v1.2.3", folder=checkout)
+
+
+def _nothing(checkout: Path) -> None:
+    pass
+
+
+@pytest.mark.usefixtures("without_dependencies")
+@pytest.mark.parametrize(
+    ("given", "version", "named"),
+    [
+        (_change_a_file, "1.2.3", "README.md"),
+        (_leave_the_branch, "1.2.3", "feature"),
+        (_empty_the_log, "1.2.3", "CHANGELOG.md"),
+        (_release_a_newer_one, "1.2.3", "2.0.0"),
+        (_tag_it, "1.2.3", "v1.2.3"),
+        (_nothing, "1.2", "1.2"),
+        (_nothing, "", "''"),
+    ],
+)
+def test_a_release_is_refused_with_the_reason(
+    given: Callable[[Path], None], version: str, named: str, checkout: Path
+) -> None:
+    given(checkout)
+    before = run("git", "rev-parse", "HEAD", folder=checkout)
+    with pytest.raises(ReleaseError, match=re.escape(named)):
+        release.release(checkout, version)
+    assert run("git", "rev-parse", "HEAD", folder=checkout) == before
+
+
+def test_a_release_that_fails_late_changes_nothing(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ReleaseError("a licence is not allowed")
+
+    monkeypatch.setattr(packages, "build", lambda *_: None)
+    monkeypatch.setattr(packages, "check", lambda *_: [])
+    monkeypatch.setattr(packages, "describe", refuse)
+    before = run("git", "rev-parse", "HEAD", folder=checkout)
+    with pytest.raises(ReleaseError, match="a licence is not allowed"):
+        release.release(checkout, "1.2.3")
+    assert run("git", "rev-parse", "HEAD", folder=checkout) == before
+    assert run("git", "tag", folder=checkout) == ""
+    assert run("git", "status", "--porcelain", folder=checkout) == ""
+    assert len(run("git", "worktree", "list", folder=checkout).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("licences", "allowed"),
+    [
+        ([{"license": {"id": "MIT"}}], True),
+        ([{"expression": "MPL-2.0 AND (Apache-2.0 OR MIT)"}], True),
+        ([{"license": {"name": "License :: OSI Approved :: BSD License"}}], True),
+        ([{"license": {"id": "MIT"}}, {"license": {"id": "AGPL-3.0-only"}}], False),
+        ([{"expression": "MIT AND GPL-3.0-or-later"}], False),
+        ([{"license": {"name": "Proprietary"}}], False),
+        ([], False),
+    ],
+)
+def test_a_licence_must_be_known_and_allowed(licences: list[dict[str, Any]], allowed: bool) -> None:
+    assert packages.is_allowed({"name": "some-package", "licenses": licences}) is allowed
