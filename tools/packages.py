@@ -164,8 +164,14 @@ def _contents(package: Path) -> set[str]:
         return {name.partition("/")[2] for name in sdist.getnames()}
 
 
-def describe(packages: Path, into: Path, source_date_epoch: int) -> None:
+def describe(packages: Path, into: Path, version: str, source_date_epoch: int) -> None:
     """Write ``sbom.cdx.json`` and ``licences.md`` for the packages and what they install.
+
+    Args:
+        packages: The folder of the packages.
+        into: The folder for the two files.
+        version: The version of the packages.
+        source_date_epoch: The time that the SBOM states.
 
     Raises:
         ReleaseError: A licence is unknown or not allowed.
@@ -175,8 +181,14 @@ def describe(packages: Path, into: Path, source_date_epoch: int) -> None:
         tool = _environment(Path(scratch) / "tool", "cyclonedx-bom")
         described = _environment(Path(scratch) / "described", *_DESCRIBED, find_links=packages)
         bom = into / "sbom.cdx.json"
+        # The tool reads the version from this file, but cannot compute one.
+        project = (ROOT / "backend/pyproject.toml").read_text(encoding="utf-8")
+        static = Path(scratch) / "pyproject.toml"
+        static.write_text(
+            project.replace('dynamic = ["version"]', f'version = "{version}"'), encoding="utf-8"
+        )
         made_by = (tool, "-m", "cyclonedx_py", "environment", described, "--output-reproducible")
-        component = ("--pyproject", ROOT / "backend/pyproject.toml", "--mc-type", "library")
+        component = ("--pyproject", static, "--mc-type", "library")
         run(*made_by, *component, "-o", bom, SOURCE_DATE_EPOCH=str(source_date_epoch))
     parts = json.loads(bom.read_text(encoding="utf-8"))["components"]
     rows = [f"| {part['name']} | {part['version']} | {licence_of(part)} |" for part in parts]
@@ -244,7 +256,8 @@ def make(repository: Path, commit: str, into: Path) -> Path:
         run("git", "archive", "-o", archive, commit, folder=repository)
         with tarfile.open(archive) as tar:
             tar.extractall(source, filter="data")
-        result = into / version_of(source)
+        version = version_of(source)
+        result = into / version
         shutil.rmtree(result, ignore_errors=True)
         packages = result / "packages"
         packages.mkdir(parents=True)
@@ -252,7 +265,7 @@ def make(repository: Path, commit: str, into: Path) -> Path:
         problems = check(packages, source)
         if problems:
             raise ReleaseError("\n".join(problems))
-    describe(packages, result, epoch)
+    describe(packages, result, version, epoch)
     return result
 
 

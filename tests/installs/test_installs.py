@@ -5,6 +5,7 @@ Apart from the other tests because it installs from a package registry, which ta
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -133,3 +134,41 @@ def test_a_distribution_works_by_itself_in_a_new_environment(
     finally:
         run(bin_folder / "emberd", "stop", EMBERD_HOME=home)
     assert leftovers.end_all([home]) == []
+
+
+@pytest.mark.timeout(600)
+def test_a_release_names_the_parts_and_licences_of_what_it_installs(
+    wheels: dict[str, Path], tmp_path: Path
+) -> None:
+    version = packages.version_of(ROOT)
+    packages.describe(wheels["emberd"].parent, tmp_path, version, 1_700_000_000)
+    bom = json.loads((tmp_path / "sbom.cdx.json").read_text(encoding="utf-8"))
+    described = bom["metadata"]["component"]
+    assert (described["name"], described["version"]) == ("emberd", version)
+    parts = {part["name"]: part for part in bom["components"]}
+    assert parts.keys() >= {"numpy", "openai", *packages.DISTRIBUTIONS} - {"emberd"}
+    assert "cyclonedx-bom" not in parts
+    rows = (tmp_path / "licences.md").read_text(encoding="utf-8").splitlines()[2:]
+    assert len(rows) == len(bom["components"])
+    assert "unknown" not in "".join(rows)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param("uvx --from {wheel} emberd --version", id="uvx"),
+        pytest.param("pipx run --spec {wheel} emberd --version", id="pipx"),
+    ],
+)
+def test_the_command_runs_without_an_installation(
+    command: str, wheels: dict[str, Path], tmp_path: Path
+) -> None:
+    program, *rest = command.format(wheel=wheels["emberd"]).split()
+    run(sys.executable, "-m", "venv", tmp_path / "tool")
+    tool = tmp_path / "tool/bin"
+    run(tool / "python", "-m", "pip", "install", "-qq", "uv" if program == "uvx" else program)
+    own = {"UV_CACHE_DIR": "uv", "PIPX_HOME": "pipx"}
+    done = run(tool / program, *rest, **{key: str(tmp_path / own[key]) for key in own})
+    assert done == f"emberd {packages.version_of(ROOT)}\n"
