@@ -112,8 +112,8 @@ def program(parts: list[Block]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def commands(block: Block) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line and the arguments of each command ``emberd`` of a block of shell code.
+def commands(block: Block, program: str = "emberd") -> Iterator[tuple[int, list[str]]]:
+    """Yield the line and the arguments of each call of a program in a block of shell code.
 
     If a block shows a prompt, its other lines are output.
     """
@@ -130,8 +130,8 @@ def commands(block: Block) -> Iterator[tuple[int, list[str]]]:
         number += 1
         if is_session and not line.startswith("$ "):
             continue
-        if "emberd " in line:
-            for words in _simple_commands(line.removeprefix("$ ")):
+        if f"{program} " in line:
+            for words in _calls(line.removeprefix("$ "), program):
                 yield block.line + first, words
 
 
@@ -140,28 +140,28 @@ def inline_commands(page: str) -> Iterator[list[str]]:
     for code in _INLINE.findall(_FENCE.sub("", text_of(page))):
         words = " ".join(code.split())
         if re.match(r"(\w+=\S+ )*emberd ", words):
-            yield from _simple_commands(words.replace("\\|", "|"))
+            yield from _calls(words.replace("\\|", "|"), "emberd")
 
 
-def _simple_commands(line: str) -> Iterator[list[str]]:
-    """Yield the arguments of each ``emberd`` of a line of the shell."""
+def _calls(line: str, program: str) -> Iterator[list[str]]:
+    """Yield the arguments of each call of a program in a line of the shell."""
     # A command in quotes, as in eval "$(emberd env)", is a command too.
-    line = re.sub(r'"\$\(([^)"]*)\)"', r"; \1 ;", line).replace("[", "").replace("]", "")
+    line = re.sub(r'"\$\(([^)"]*)\)"', r"; \1 ;", line)
     lexer = shlex.shlex(line, posix=True, punctuation_chars="|;&()<>")
     lexer.whitespace_split = True
     words: list[str] = []
     for word in [*lexer, ";"]:
         if set(word) <= _SEPARATORS:
-            yield from _of_emberd(words)
+            yield from _arguments(words, program)
             words = []
         else:
             words.append(word)
 
 
-def _of_emberd(words: list[str]) -> Iterator[list[str]]:
+def _arguments(words: list[str], program: str) -> Iterator[list[str]]:
     while words and re.fullmatch(r"\w+=.*", words[0]):
         words = words[1:]
-    if words and (words[0] == "emberd" or words[0].endswith("/bin/emberd")):
-        given = words[1:]
+    if words and words[0].rpartition("/")[2] == program:
+        given = [word.strip("[]") if word[0] in "[]-" else word for word in words[1:]]
         redirect = next((at for at, word in enumerate(given) if set(word) <= set("<>")), len(given))
         yield given[:redirect]

@@ -8,13 +8,17 @@ need a GPU are served by a stand-in. A new block is found by itself. What cannot
 from __future__ import annotations
 
 import ast
+import configparser
+import json
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import typer
+import yaml
 
 import notebooks
 import pages
@@ -195,15 +199,8 @@ def _fault(words: list[str], is_part: bool = False) -> str:
     return ""
 
 
-def _shown() -> Iterator[tuple[str, list[str]]]:
-    for page in PAGES:
-        for block in pages.blocks(page):
-            for line, words in pages.commands(block):
-                yield f"{page}:{line}", words
-
-
 def test_the_commands_in_blocks_are_understood() -> None:
-    shown = list(_shown())
+    shown = list(_called("emberd"))
     assert len(shown) > 60
     assert [f"{place}: {fault}" for place, words in shown if (fault := _fault(words))] == []
 
@@ -217,6 +214,78 @@ def test_the_commands_in_sentences_are_understood(page: str) -> None:
     assert [" ".join(words) for words in wrong] == ([expected] if expected else [])
 
 
+def _called(program: str) -> Iterator[tuple[str, list[str]]]:
+    for page in PAGES:
+        for block in pages.blocks(page):
+            for line, words in pages.commands(block, program):
+                yield f"{page}:{line}", words
+
+
+def test_what_the_pages_install_exists() -> None:
+    """The folders of this repository, and the extras of its distributions."""
+    folders = [ROOT / "backend", *(ROOT / "integrations").iterdir()]
+    read = [tomllib.loads((folder / "pyproject.toml").read_text()) for folder in folders]
+    extras = {
+        project["name"]: set(project.get("optional-dependencies", ()))
+        for project in (each["project"] for each in read)
+    }
+    by_folder = {
+        f"./{path.relative_to(ROOT)}": one["project"]["name"]
+        for path, one in zip(folders, read, strict=True)
+    }
+    wanted = [
+        (place, word)
+        for program in ("pip", "uv")
+        for place, words in _called(program)
+        for word in words[1:]
+        if word.startswith(("./", "emberd", "langchain-emberd", "llama-index-embeddings-emberd"))
+    ]
+    assert len(wanted) > 20
+    for place, word in wanted:
+        name, _, given = word.rstrip("]").partition("[")
+        name = by_folder.get(name, name)
+        assert name in extras, f"{place}: {word}"
+        assert set(filter(None, given.split(","))) <= extras[name], f"{place}: {word}"
+
+
+def test_the_targets_of_make_that_the_pages_name_exist() -> None:
+    rules = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = [(place, word) for place, words in _called("make") for word in words[:1]]
+    assert len(named) > 15
+    for place, target in named:
+        assert re.search(rf"^(?:\.PHONY:.*)?{target}\b.*:", rules, re.MULTILINE), (
+            f"{place}: {target}"
+        )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_data_in_a_page_can_be_read(page: str) -> None:
+    readers: dict[str, Any] = {
+        "json": json.loads,
+        "yaml": yaml.safe_load,
+        "ini": configparser.ConfigParser(strict=False).read_string,
+    }
+    for block in pages.blocks(page):
+        if block.language in readers:
+            readers[block.language](block.text)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_is_marked_as_such(page: str) -> None:
+    """A block without a language is not run."""
+    assert [block.place for block in pages.blocks(page) if _is_python(block)] == []
+
+
+def _is_python(block: Block) -> bool:
+    if block.language:
+        return False
+    try:
+        nodes = [*ast.walk(ast.parse(block.text))]
+    except SyntaxError:
+        return False
+    return any(isinstance(node, ast.Call | ast.Import | ast.ImportFrom) for node in nodes)
+
+
 def test_a_wrong_command_is_found() -> None:
     assert _fault(["up", "--dry-runs"])
     assert _fault(["upp"])
@@ -227,7 +296,7 @@ def test_a_wrong_command_is_found() -> None:
 
 def test_harmless_commands_of_the_pages_run(home: Path, manager: Manager) -> None:
     run = Command(home, {"EMBERD_MODEL": DEMO})
-    lines = {" ".join(words): words for _, words in _shown()}
+    lines = {" ".join(words): words for _, words in _called("emberd")}
     chosen = [words for line, words in lines.items() if HARMLESS.fullmatch(line)]
     assert len(chosen) >= 9
     for words in chosen:
