@@ -228,10 +228,9 @@ def test_a_history_that_cannot_be_renamed_is_bounded_and_read(stub: Stub, home: 
     (home / f"{history.NAME}.1").mkdir()
     for _ in range(3 * SOME):
         history.note(folder, history.CRASHED, record(stub), cause="x" * 900)
-    assert 250_000 < (home / history.NAME).stat().st_size < 600_000
+    assert 250_000 < (home / history.NAME).stat().st_size < 270_000
     counts = history.count(Home.of(folder))
-    assert SOME < counts.times.total() < 3 * SOME
-    (home / f"{history.NAME}.1").rmdir()
+    assert 200 < counts.times.total() < SOME
 
 
 def test_a_history_of_another_user_is_neither_read_nor_written(stub: Stub, home: Path) -> None:

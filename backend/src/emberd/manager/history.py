@@ -200,8 +200,8 @@ def _append(path: Path, line: str) -> None:
         facts = os.fstat(descriptor)
         if not ownership.is_own(facts):
             return
-        if facts.st_size >= 2 * _MOST_BYTES:
-            return  # it cannot be renamed
+        if facts.st_size >= _MOST_BYTES and _is_blocked(path):
+            return
         # The disk may have become full in the middle of the last line.
         is_torn = facts.st_size > 0 and os.pread(descriptor, 1, facts.st_size - 1) != b"\n"
         # One write: the kernel keeps the lines of several processes apart.
@@ -217,13 +217,11 @@ def _rotate(path: Path, descriptor: int) -> None:
 
     Safe at any moment against a kill: until the file is renamed, readers ignore its ``earlier``.
     """
-    if not file_lock.try_lock(descriptor):
-        return  # another process does it
+    if _is_blocked(path) or not file_lock.try_lock(descriptor):
+        return  # impossible, or another process does it
     if not os.path.samestat(os.fstat(descriptor), path.stat()):
         return  # another process has done it; what was just written is in the older file
     older = _older(path)
-    if older.is_dir() and not older.is_symlink():
-        return  # nothing can be renamed in its place
     before, own = _lines(_read(older)), _lines(_read(path))
     # What this file does not say by itself. That may also be less than nothing: without the first
     # line of its start, a kill is counted for no model.
@@ -242,6 +240,12 @@ def _rotate(path: Path, descriptor: int) -> None:
     ]
     os.write(descriptor, f"{json.dumps({'event': _EARLIER, 'counts': kept})}\n".encode())
     path.replace(older)
+
+
+def _is_blocked(path: Path) -> bool:
+    """Return whether the file cannot be renamed, because a folder has the name of the older one."""
+    older = _older(path)
+    return older.is_dir() and not older.is_symlink()
 
 
 def _older(path: Path) -> Path:
