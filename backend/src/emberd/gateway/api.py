@@ -47,8 +47,9 @@ _NUMBER_BYTES: Final = 8
 _BASE64_BYTES: Final = 12
 _DIGITS_BYTES: Final = 48
 _DOCUMENT_BYTES: Final = 256
-# About 10 ms of work, as digits.
-_SLOW_NUMBERS: Final = 100_000
+# About 10 ms of work, as digits and as base64.
+_SLOW_DIGITS: Final = 100_000
+_SLOW_BASE64: Final = 5_000_000
 # Cohere's two versions, and the one of servers without versions.
 _RERANK_PATHS: Final = ("/v1/rerank", "/v2/rerank", "/rerank")
 # Clients that are between two requests get this long to learn that the connection will be closed.
@@ -274,7 +275,7 @@ class Gateway:
         self._count(call.model, asked.role or "document", len(parsed.texts), tokens)
         form = EmbeddingRequest(base64=parsed.base64)
         # In a thread only if it takes long: changing threads takes longer than one vector.
-        if vectors.size > _SLOW_NUMBERS:
+        if vectors.size > (_SLOW_BASE64 if parsed.base64 else _SLOW_DIGITS):
             content = await asyncio.to_thread(
                 bodies.render_embeddings, parsed.model, vectors, tokens, form
             )
