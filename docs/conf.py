@@ -1,10 +1,13 @@
 """Settings of Sphinx, which builds the documentation site: ``make docs``."""
 
+import json
 import os
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from myst_parser.parsers.sphinx_ import MystParser
 
 import emberd
 
@@ -58,7 +61,34 @@ def _link_to_the_repository(_: "Sphinx", page: str, source: list[str]) -> None:
     source[0] = re.sub(r"\]\((\.\./[^)\s]*)\)", target, source[0])
 
 
+class _NotebookParser(MystParser):
+    """Reads a notebook with its stored outputs as MyST Markdown."""
+
+    supported = ("notebook",)
+
+    def parse(self, inputstring: str, document: Any) -> None:
+        """Add the content of a notebook to a document."""
+        parts = []
+        for cell in json.loads(inputstring)["cells"]:
+            text = "".join(cell["source"])
+            is_code = cell["cell_type"] == "code"
+            parts.append(f"````python\n{text}\n````" if is_code else text)
+            shown = "".join(map(_output, cell.get("outputs", []))).rstrip()
+            if shown:
+                parts.append(f"````{{code-block}} none\n:class: output\n\n{shown}\n````")
+        file = Path(document["source"]).name
+        parts.append(f"This page is a notebook: {{download}}`{file}`.")
+        super().parse("\n\n".join(parts), document)
+
+
+def _output(output: dict[str, Any]) -> str:
+    """Return an output of a cell as text."""
+    return "".join(output["text"] if "text" in output else output["data"]["text/plain"])
+
+
 def setup(app: "Sphinx") -> dict[str, bool]:
-    """Register the rewriting of links with Sphinx."""
+    """Register notebooks and the rewriting of links with Sphinx."""
+    app.add_source_suffix(".ipynb", "notebook")
+    app.add_source_parser(_NotebookParser)
     app.connect("source-read", _link_to_the_repository)
     return {"parallel_read_safe": True}

@@ -5,6 +5,7 @@ To write it again: PYTHONPATH=tests python -c 'import test_llms_txt as t; t.writ
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +41,10 @@ def _plain(text: str) -> str:
 
 def _summary(path: Path) -> tuple[str, str]:
     """Return the title of a page and its first sentence."""
-    title, *blocks = path.read_text(encoding="utf-8").split("\n\n")
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        text = "".join(json.loads(text)["cells"][0]["source"])
+    title, *blocks = text.split("\n\n")
     prose = next((b for b in blocks if not b.startswith(_NO_PROSE)), "")
     sentence = re.split(r"(?<=[.])\s|(?<=。)", _plain(prose), maxsplit=1)[0]
     return title.removeprefix("# ").strip(), sentence.rstrip(":：")
@@ -51,7 +55,8 @@ def _list() -> str:
     for caption, pages in _contents():
         parts.append(f"\n## {caption}\n\n")
         for page in pages:
-            title, sentence = _summary(DOCS / f"{page}.md")
+            files = (DOCS / f"{page}{suffix}" for suffix in (".md", ".ipynb"))
+            title, sentence = _summary(next(path for path in files if path.exists()))
             parts.append(f"- [{title}]({page}.html){': ' if sentence else ''}{sentence}\n")
     return "".join(parts)
 

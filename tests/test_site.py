@@ -84,7 +84,8 @@ def _pages(site: Path) -> Iterator[tuple[Path, Page]]:
 
 
 def test_every_page_is_in_the_site(site: Path) -> None:
-    sources = {path.relative_to(DOCS).with_suffix("") for path in DOCS.rglob("*.md")}
+    files = [*DOCS.rglob("*.md"), *DOCS.rglob("*.ipynb")]
+    sources = {path.relative_to(DOCS).with_suffix("") for path in files}
     sources = {path for path in sources if path.parts[0] != "_build"}
     assert sources <= {path.relative_to(site).with_suffix("") for path, _ in _pages(site)}
 

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 
 import managed
-import notebooks
 from command import Outcome, run_program
-from emberd import Embedder, Manager
+from emberd import Embedder
 from fake_reranker import MODEL as RERANKER
 from fake_reranker import FakeReranker, score_of, tokenize
 from fake_server import FakeServer
@@ -258,50 +257,12 @@ def test_missing_matplotlib_prints_the_table_and_what_to_install(data: Path) -> 
     assert len(_table(done.out)) == 5
 
 
-# ---------------------------------------------------------------- the notebook
-
-_NOTEBOOK: Final = EXAMPLES / "quick_tour.ipynb"
-
-# The output of each cell, by the cell's name.
-_CELL_OUTPUTS: Final = {
-    "connect": r"Endpoint\(url='http://127\.0\.0\.1:\d+', model='emberd/demo', dimensions=384, .*",
-    "embed": r"\(\(3, 384\), dtype\('float32'\)\)",
-    "search": "'Marie Curie .*'",
-    "roles": r"\('query: \{text\}', 'passage: \{text\}'\)",
-    "dimensions": r"(?s:.*UserWarning: dimensions=128: .* not trained .*)\(3, 128\)",
-    "async": r"\['Sourdough .*',\s+'The Baltic Sea .*'\]",
-    "frameworks": r"\['Sourdough .*'\]",
-    "status": r"emberd/demo ready http://127\.0\.0\.1:\d+",
-    "stop": r"\['emberd/demo'\]",
-}
-
-
-def test_the_notebook_runs_from_top_to_bottom(home: Path, manager: Manager) -> None:
-    """It has its own home, because its last cell stops the server."""
-    done = notebooks.run(_NOTEBOOK, EMBERD_HOME=str(home))
-    assert done.code == 0, done.err
-    shown = notebooks.shown(done.json)
-    assert list(shown) == list(_CELL_OUTPUTS)
-    for cell, pattern in _CELL_OUTPUTS.items():
-        assert re.fullmatch(pattern, shown[cell].strip()), f"{cell} shows {shown[cell]!r}"
-    assert [server.supervisor_pid for server in manager.status()] == [None], (
-        "the last cell stopped it"
-    )
-
-
-def test_notebook_is_stored_without_outputs() -> None:
-    notebook = notebooks.read(_NOTEBOOK)
-    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert code
-    assert [cell["id"] for cell in code if cell["outputs"] or cell["execution_count"]] == []
-
-
 # ---------------------------------------------------------------- all of them
 
 
 def test_list_of_examples_is_complete() -> None:
     listed = re.findall(r"^\| \[`(.+)`\]\(\1\) \|", _text(EXAMPLES / "README.md"), re.MULTILINE)
-    there = {path.name for path in EXAMPLES.iterdir() if path.suffix in {".py", ".ipynb"}}
+    there = {path.name for path in EXAMPLES.iterdir() if path.suffix == ".py"}
     assert sorted(listed) == sorted({*there, "demo/"})
     tests = _text(Path(__file__))
     assert [name for name in there if f'"{name}"' not in tests] == [], (
