@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,35 @@ from packages import ReleaseError, run
 from source_tree import ROOT
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with the files of the working tree, on its main branch."""
-    place = tmp_path / "checkout"
+    place = tmp_path_factory.mktemp("repository")
     names = run("git", "ls-files", "-co", "--exclude-standard", folder=ROOT).splitlines()
     for name in filter(lambda name: (ROOT / name).is_file(), names):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, place / name)
     run("git", "init", "-qb", "main", folder=place)
-    run("git", "config", "user.name", "a maintainer", folder=place)
-    run("git", "config", "user.email", "maintainer@localhost", folder=place)
     _commit(place)
     return place
+
+
+@pytest.fixture
+def checkout(repository: Path, tmp_path: Path) -> Path:
+    """A clone of it."""
+    place = tmp_path / "checkout"
+    run("git", "clone", "-q", repository, place)
+    return place
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _author() -> Iterator[None]:
+    """Commits need one, and a machine of CI has none."""
+    with pytest.MonkeyPatch.context() as patch:
+        for role in ("AUTHOR", "COMMITTER"):
+            patch.setenv(f"GIT_{role}_NAME", "a maintainer")
+            patch.setenv(f"GIT_{role}_EMAIL", "maintainer@localhost")
+        yield
 
 
 def _commit(place: Path) -> None:
@@ -37,12 +53,13 @@ def _commit(place: Path) -> None:
 
 
 @pytest.fixture
-def without_dependencies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """tests/installs lists them, because that needs a package registry."""
+def only_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/test_packaging.py checks packages; tests/installs describes them from a registry."""
+    monkeypatch.setattr(packages, "check", lambda *_: [])
     monkeypatch.setattr(packages, "describe", lambda *_: None)
 
 
-@pytest.mark.usefixtures("without_dependencies")
+@pytest.mark.usefixtures("only_built")
 def test_a_release_is_a_tagged_commit_with_packages_of_its_version(checkout: Path) -> None:
     before = run("git", "rev-parse", "HEAD", folder=checkout)
     made = release.release(checkout, "1.2.3")
@@ -107,7 +124,7 @@ def _nothing(checkout: Path) -> None:
     pass
 
 
-@pytest.mark.usefixtures("without_dependencies")
+@pytest.mark.usefixtures("only_built")
 @pytest.mark.parametrize(
     ("given", "version", "named"),
     [
@@ -130,17 +147,19 @@ def test_a_release_is_refused_with_the_reason(
     assert run("git", "rev-parse", "HEAD", folder=checkout) == before
 
 
+@pytest.mark.usefixtures("only_built")
+@pytest.mark.parametrize("step", ["check", "describe"])
 def test_a_release_that_fails_late_changes_nothing(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch
+    step: str, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise ReleaseError("a licence is not allowed")
+    def describe(*_: object) -> None:
+        raise ReleaseError("a fault")
 
+    fault = {"check": lambda *_: ["a fault"], "describe": describe}[step]
     monkeypatch.setattr(packages, "build", lambda *_: None)
-    monkeypatch.setattr(packages, "check", lambda *_: [])
-    monkeypatch.setattr(packages, "describe", refuse)
+    monkeypatch.setattr(packages, step, fault)
     before = run("git", "rev-parse", "HEAD", folder=checkout)
-    with pytest.raises(ReleaseError, match="a licence is not allowed"):
+    with pytest.raises(ReleaseError, match="a fault"):
         release.release(checkout, "1.2.3")
     assert run("git", "rev-parse", "HEAD", folder=checkout) == before
     assert run("git", "tag", folder=checkout) == ""
