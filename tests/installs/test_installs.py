@@ -136,7 +136,8 @@ def test_a_distribution_works_by_itself_in_a_new_environment(
     assert leftovers.end_all([home]) == []
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.full
+@pytest.mark.timeout(1200)
 def test_a_release_names_the_parts_and_licences_of_what_it_installs(
     wheels: dict[str, Path], tmp_path: Path
 ) -> None:
