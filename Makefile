@@ -47,13 +47,14 @@ TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout pytest-xdist 
 	furo myst-parser sphinx \
 	check-jsonschema check-wheel-contents pyroma twine zizmor
 
-# uv reads no pip.conf: where the registry is named only there, pip does the work after all.
-# An environment of uv's making has no pip, so venv makes it.
-UV := $(shell command -v uv 2>/dev/null)
+# uv is much faster than pip. It reads no pip.conf: where the registry is named only there, pip does
+# the work after all. An environment of uv's making has no pip, so venv makes it.
+UV ?= $(shell command -v uv 2>/dev/null)
 # Most of what is installed is never imported, and compiling it takes pip a third of its time.
 PIP_INSTALL = -m pip install -qq --disable-pip-version-check --no-compile
-install = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python $(1) ||) \
-	$(BIN)/python $(PIP_INSTALL) $(1)
+# The interpreter of an environment, and what is installed there.
+install_into = $(if $(UV),$(UV) pip install --quiet --python $(1) $(2) ||) $(1) $(PIP_INSTALL) $(2)
+install = $(call install_into,$(BIN)/python,$(1))
 
 # Named, so that the second part of the tests collects no others.
 SERIAL = $(shell grep -rl --include='test_*.py' 'mark[.]serial' tests integrations)
@@ -90,8 +91,8 @@ docs: $(VENV)/.tools
 	$(SITE)
 	@echo "Built: docs/_build/index.html"
 
-# Each distribution by itself in a new environment: some minutes, most of them the registry's. Each
-# with one version of Python; with FULL=1, each with both.
+# Each distribution by itself in a new environment: minutes with pip, which one of them uses in any case.
+# Each with one version of Python; with FULL=1, each with both.
 test-installs: $(VENV)/.tools
 	$(BIN)/python -m pytest tests/installs $(QUICK) $(ARGS)
 
@@ -200,10 +201,10 @@ define own_environment
 	@$(BIN)/python -m venv --clear $(@D)
 	@awk -F== 'NR == FNR { own[tolower($$1)]; next } !(tolower($$1) in own)' $< constraints.txt \
 		> $(@D)/constraints.txt
-	@$(@D)/bin/python $(PIP_INSTALL) -c $(@D)/constraints.txt hatchling setuptools
-	@$(@D)/bin/python $(PIP_INSTALL) --no-build-isolation \
+	@$(call install_into,$(@D)/bin/python,-c $(@D)/constraints.txt hatchling setuptools)
+	@$(call install_into,$(@D)/bin/python,--no-build-isolation \
 		-c $(@D)/constraints.txt -r $< $(TEST_TOOLS) \
-		-e 'backend[demo]' -e $(LANGCHAIN) -e $(LLAMA_INDEX)
+		-e 'backend[demo]' -e $(LANGCHAIN) -e $(LLAMA_INDEX))
 	@touch $@
 endef
 

@@ -19,6 +19,9 @@ import packages
 
 ROOT = Path(__file__).parents[2]
 PYTHONS = ("3.11", "3.13")
+PIP = ("-m", "pip")
+# As in the Makefile. It takes seconds of processor time where pip takes a minute.
+UV = os.environ.get("UV") or shutil.which("uv")
 MODEL = "emberd/demo"
 
 BACKEND = f"""
@@ -80,6 +83,16 @@ def run(*command: object, **more: str) -> str:
     return ended.stdout
 
 
+def install(python: Path, *wanted: str, by_pip: bool) -> None:
+    """Install into the environment of ``python``: by uv where it is, unless it has to be pip."""
+    if UV and not by_pip:
+        run(UV, "pip", "install", "-q", "--python", python, *wanted)
+    else:
+        # Not compiled: of the files of all packages, few are imported here.
+        pip = (sys.executable, *PIP, "--python", python)
+        run(*pip, "install", "-qq", "--no-compile", *wanted)
+
+
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The wheels of all distributions by name: built once, as a release builds them."""
@@ -122,10 +135,8 @@ def test_a_distribution_works_by_itself_in_a_new_environment(
     # Without its own pip: installing that takes as long as a third of the packages.
     run(interpreter(version), "-m", "venv", "--without-pip", tmp_path / "venv")
     bin_folder = tmp_path / "venv" / "bin"
-    # Not compiled: of the files of all packages, few are imported here.
-    pip = (sys.executable, "-m", "pip", "--python", bin_folder / "python")
-    given = (f"{each} @ {wheels[each.partition('[')[0]].as_uri()}" for each in required)
-    run(*pip, "install", "-qq", "--no-compile", "-c", "constraints.txt", *given)
+    given = [f"{each} @ {wheels[each.partition('[')[0]].as_uri()}" for each in required]
+    install(bin_folder / "python", "-c", "constraints.txt", *given, by_pip=wanted == "backend")
     try:
         code = program + CHECK.format(absent=absent)
         done = run(bin_folder / "python", "-W", "error", "-c", code, EMBERD_HOME=home)
