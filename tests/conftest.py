@@ -47,6 +47,18 @@ _TOGETHER: Final = {
         ("tests/test_layout.py", "tests/test_messages.py", "tests/test_env.py"), "sources"
     ),
 }
+# Single tests that take longer than ten seconds on two cores. They begin before all other single
+# tests: if one of them began last, the other workers would wait for its end.
+_LONG: Final = (
+    "tests/cli/test_embed_data.py::test_a_killed_run_goes_on_and_ends_as_one_that_was_not",
+    "tests/cli/test_reuse.py::test_an_external_server_was_not_started_with_any_option",
+    "tests/cli/test_shared_gpu.py::test_two_models_are_planned_together_started_and_stopped",
+    "tests/cli/test_up_from_nothing.py::test_from_nothing_to_the_servers_command",
+    "tests/deploy/test_rolling_update.py::",
+    "tests/gateway/test_gateway_background.py::test_a_gateway_that_ends_again_and_again_is_given_up",
+    "tests/gateway/test_gateway_memory.py::",
+    "tests/manager/test_damaged_folders.py::test_damaged_folder_gives_a_server_or_an_error",
+)
 _ROOT = pytest.StashKey[Path]()
 _ROOTS = pytest.StashKey[list[str]]()
 
@@ -85,6 +97,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.basetemp = str(root / "t")
     isolation.begin(str(root))
     gc.disable()  # what is imported from now on stays
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let the long tests begin first; the others stay in the order of pytest-randomly."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
 
 
 def pytest_collection_finish() -> None:

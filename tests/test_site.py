@@ -17,7 +17,7 @@ import pytest
 
 from source_tree import ROOT
 
-pytestmark = [pytest.mark.serial, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 
 DOCS = ROOT / "docs"
 # Attributes by which a page makes a browser load something.
