@@ -8,7 +8,8 @@
 # make test-stores        the vector stores, in their own environment (1.8 GB)
 # make test-services      caches and dashboard on real servers, units and init process: redis-server,
 #                         memcached, prometheus, systemd and tini must be installed
-# make test-browser       the page of the gateway in Chromium, which must be installed
+# make test-browser       the page of the gateway, and the site on a phone, in Chromium, which must be
+#                         installed
 # make test-ray           Ray Data, on a cluster of two nodes on this machine
 # make test-agents        the agent frameworks, in an environment each
 # make test-adapters      MTEB, Haystack and sentence-transformers, beside the transformers engine
