@@ -12,7 +12,6 @@ from typing import Any, Final
 from emberd.embedder import Embedder
 from emberd.errors import SettingError
 from emberd.prompts import BARE
-from emberd.settings import Settings
 
 IDENTITY: Final = "identity"
 """Where ``saved`` puts the identity of an embedder."""
@@ -24,7 +23,7 @@ _ARGUMENTS: Final = frozenset(inspect.signature(Embedder).parameters)
 _MOST_SHARED: Final = 16
 
 # By settings and identity. Without a lock, which a fork could leave locked: each step is atomic.
-_restored: OrderedDict[tuple[Settings, str], Embedder] = OrderedDict()
+_restored: OrderedDict[tuple[Any, str], Embedder] = OrderedDict()
 
 
 def embedder_from(
