@@ -6,6 +6,7 @@
 # make test-sglang SGLANG=0.5.17   against another supported version, in .venv/engines (10 GB)
 # make test-sglang-full   with the slowest of them too, and with an older SGLang (10 GB more)
 # make test-stores        the vector stores, in their own environment (1.8 GB)
+# make test-search-stores Redis and Elasticsearch as vector stores, in an environment for each framework
 # make test-services      caches and dashboard on real servers, units and init process: redis-server,
 #                         memcached, prometheus, systemd and tini must be installed
 # make test-browser       the page of the gateway, and the site on a phone, in Chromium, which must be
@@ -63,13 +64,15 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())')
 QUICK := $(if $(FULL),,-m 'not full')
 ADAPTERS_OF_STORES := tests/adapters/test_chroma.py tests/adapters/test_lancedb.py
 AGENTS := langgraph mem0 haystack pydantic_ai
+SEARCH_STORES := langchain llama_index
 TEST_TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout
 # A warning is an error: a link without a target, a page that is in no table of contents. -E reads
 # all pages again, because unchanged ones give no warnings.
 SITE = $(BIN)/sphinx-build -q -W --keep-going -E -d $(VENV)/doctrees -b html docs docs/_build
 
 .PHONY: demo test test-browser test-installs test-services test-ray test-stores test-adapters test-sdks \
-	test-agents $(AGENTS:%=test-agents-%) test-sglang \
+	test-agents $(AGENTS:%=test-agents-%) test-search-stores \
+	$(SEARCH_STORES:%=test-search-stores-%) test-sglang \
 	test-sglang-full test-gpu faults soak engines check docs bench venv dist release clean
 
 demo: $(VENV)/.demo
@@ -108,6 +111,12 @@ test-ray: $(VENV)/.tools
 
 test-stores: $(VENV)/stores/.made
 	$(VENV)/stores/bin/python -m pytest tests/stores $(ADAPTERS_OF_STORES) $(ARGS)
+
+# Their packages for Redis cannot be installed together.
+test-search-stores: $(SEARCH_STORES:%=test-search-stores-%)
+
+$(SEARCH_STORES:%=test-search-stores-%): test-search-stores-%: $(VENV)/search_stores/%/.made
+	$(VENV)/search_stores/$*/bin/python -m pytest tests/search_stores/test_in_$*.py $(ARGS)
 
 # The others need torch, which the environment takes from the engine. With FULL=1, also the scores of
 # docs/quality.md.
@@ -226,4 +235,7 @@ $(VENV)/sdks/.made: tests/sdks/requirements.txt $(VENV)/.made $(MANIFESTS)
 	@npm install --silent --no-fund --no-audit --prefix $(@D) openai@6.49.0 || { rm $@; exit 1; }
 
 $(VENV)/agents/%/.made: tests/agents/%.txt $(VENV)/.made $(MANIFESTS)
+	$(own_environment)
+
+$(VENV)/search_stores/%/.made: tests/search_stores/%.txt $(VENV)/.made $(MANIFESTS)
 	$(own_environment)
