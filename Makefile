@@ -127,7 +127,7 @@ test-adapters: $(VENV)/adapters/.made
 
 # LiteLLM and pydantic-ai keep clients in caches of their modules. The garbage collector finds their
 # sockets in any later test, or after the last one, which would fail.
-test-sdks: $(VENV)/sdks/.made
+test-sdks: $(VENV)/sdks/.made $(VENV)/litellm_proxy/.made
 	$(VENV)/sdks/bin/python -m pytest -W ignore::ResourceWarning tests/sdks $(ARGS)
 
 test-agents: $(AGENTS:%=test-agents-%)
@@ -233,6 +233,13 @@ $(VENV)/sdks/.made: tests/sdks/requirements.txt $(VENV)/.made $(MANIFESTS)
 	needs node, npm and curl. On Debian: apt-get install nodejs npm curl" >&2; exit 1; }
 	$(own_environment)
 	@npm install --silent --no-fund --no-audit --prefix $(@D) openai@6.49.0 || { rm $@; exit 1; }
+
+# A program of its own, whose pins clash with those of the clients.
+$(VENV)/litellm_proxy/.made: tests/sdks/litellm_proxy.txt $(VENV)/.made
+	@echo "Installing what $< lists into $(@D) (a minute or two the first time)"
+	@$(BIN)/python -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install -qq --disable-pip-version-check -r $<
+	@touch $@
 
 $(VENV)/agents/%/.made: tests/agents/%.txt $(VENV)/.made $(MANIFESTS)
 	$(own_environment)

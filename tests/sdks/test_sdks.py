@@ -141,6 +141,25 @@ def test_mem0_has_one_model_for_both_roles(faked: Faked) -> None:
     assert templates.pop().startswith("Instruct: ")
 
 
+def test_requests_of_open_webui(faked: Faked) -> None:
+    """As ``open_webui.retrieval.utils`` 0.12.4 and its class for external rerankers send them."""
+    before = len(faked.inputs())
+    with faked.running.tcp() as client:
+        for role, texts in (("document", ["one", "two"]), ("query", ["why?"])):
+            body: dict[str, Any] = {"input": texts, "model": SHORT, "input_type": role}
+            reply = client.post("/v1/embeddings", json=body)
+            rows = [each["embedding"] for each in reply.raise_for_status().json()["data"]]
+            name = f"{SHORT}:{role}"
+            assert np.allclose(rows, _vectors(faked, name, texts), atol=1e-6)
+        body = {"model": RERANKER, "query": "why?", "documents": ["one", "two"], "top_n": 2}
+        ranked = client.post("/v1/rerank", json=body).raise_for_status().json()
+    assert sorted({*_sent(faked, before)}) == sorted(
+        ["one", "two", QWEN_TEMPLATE.format(text="why?")]
+    )
+    assert sorted(each["index"] for each in ranked["results"]) == [0, 1]
+    assert all(0 <= each["relevance_score"] <= 1 for each in ranked["results"])
+
+
 def test_the_routes_do_what_their_description_says(faked: Faked, tmp_path: Path) -> None:
     """Each reply to requests that schemathesis makes of docs/serve.openapi.json fits it."""
     done = subprocess.run(
