@@ -25,6 +25,8 @@ POLL_S: Final = 0.25
 
 _END_S: Final = 60.0
 _KERNELS: Final = Path(sglang.__file__).with_name("cpu")
+_MAIN: Final = "sglang.launch_server"
+_FORKED: Final = ("sglang_forked",)  # of _KERNELS; it runs the module that follows
 _CPU: Final = ("--device", "cpu", "--attention-backend", "torch_native")
 _SIZES: Final = ("--max-total-tokens", "65536")
 
@@ -56,12 +58,24 @@ def server(
     *arguments: str,
     port: int | None = None,
     embeds: bool = True,
+    forked: bool = True,
 ) -> Iterator[ByHand]:
-    """Start SGLang on the CPU; end it, and what it leaves in shared memory, afterwards."""
+    """Start SGLang on the CPU; end it, and what it leaves in shared memory, afterwards.
+
+    Args:
+        python: The interpreter that has SGLang.
+        model: The folder of the checkpoint.
+        folder: Where its log is written.
+        *arguments: Options of SGLang's, after those that all servers are given.
+        port: Where it listens; None for a free port.
+        embeds: It serves embeddings; False for generated text or scores.
+        forked: Its processes are forked, which takes half the processor time of a start; False for
+            the plain command of a user.
+    """
     port = port or free_port()
     log = folder / f"by-hand-{port}.log"
     command = [
-        *(python, "-m", "sglang.launch_server", "--model-path", str(model)),
+        *(python, "-m", *(_FORKED if forked else ()), _MAIN, "--model-path", str(model)),
         *(("--is-embedding",) if embeds else ()),
         *("--host", "127.0.0.1", "--port", str(port), "--sleep-on-idle"),
         *(*_CPU, *_SIZES, *arguments),

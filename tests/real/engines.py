@@ -86,8 +86,9 @@ def with_sentence_transformers(engine: installs.Interpreter, folder: Path) -> st
     (packages,) = folder.glob("lib/python3*/site-packages")
     (packages / "engine.pth").write_text(engine.packages)
     python = str(folder / "bin" / "python")
-    command = [python, "-m", "pip", "install", "-q", "sentence-transformers>=6"]
-    subprocess.run(command, check=True, timeout=_SCRIPT_S)
+    # By pip: uv would not see the engine's packages, and would install torch again.
+    pip = [python, "-m", "pip", "install", "-q", "--no-compile"]
+    subprocess.run([*pip, "sentence-transformers>=6"], check=True, timeout=_SCRIPT_S)
     return python
 
 

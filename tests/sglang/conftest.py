@@ -1,19 +1,22 @@
-"""The real SGLang: its interpreter, a tiny checkpoint, and one server that tests share."""
+"""The real SGLang: its interpreter, a tiny checkpoint, and the servers that tests share."""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from emberd import Embedder, installs
+from emberd import Embedder, Reranker, installs
 from emberd.env import Places
 from emberd.verified_manager import Manager
 from real import traces
 from real.engines import (
+    START_S,
     EngineSide,
     Refer,
     Reference,
@@ -43,9 +46,12 @@ _ONE_SERVER: Final = (
     "test_keeping.py",  # it ends the server
 )
 _ONE_PORT: Final = ("test_by_hand.py", "test_quick_start.py")
+_ONE_RERANKER: Final = ("test_reranker.py", "test_rerankers_in_frameworks.py")
 _APART: Final = ("test_failures.py",)  # each of its tests starts a server of its own
-_ORDER: Final = ("test_gpu_script.py", *_ONE_SERVER, *_ONE_PORT)
-_GROUPS: Final = {file: group[0] for group in (_ONE_SERVER, _ONE_PORT) for file in group}
+_ORDER: Final = ("test_gpu_script.py", *_ONE_SERVER, *_ONE_PORT, *_ONE_RERANKER)
+_GROUPS: Final = {
+    file: group[0] for group in (_ONE_SERVER, _ONE_PORT, _ONE_RERANKER) for file in group
+}
 
 
 @pytest.hookimpl(trylast=True)
@@ -103,6 +109,13 @@ def sglang_side(sglang_python: str) -> Iterator[EngineSide]:
 
 
 @pytest.fixture(scope="session")
+def transformers_side() -> Iterator[EngineSide]:
+    """What makes checkpoints and references by the transformers engine's own Transformers."""
+    with engine_side(python_of("transformers")) as side:
+        yield side
+
+
+@pytest.fixture(scope="session")
 def sentences_side(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineSide]:
     """What the transformers engine has, and sentence-transformers."""
     engine = installs.locate("transformers", Places.resolve())
@@ -143,3 +156,45 @@ def embedder(shared_home: Path, tiny: Path) -> Embedder:
     made = embedder_for(tiny, Manager(shared_home))
     made.ensure()
     return made
+
+
+@pytest.fixture(scope="session")
+def small_reranker(transformers_side: EngineSide, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny reranker with random weights."""
+    folder = tmp_path_factory.mktemp("models") / "small-reranker"
+    return transformers_side.make_tiny_reranker(folder)
+
+
+@pytest.fixture(scope="session")
+def reranker_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a home for each engine; at the end nothing of their servers is left."""
+    home = tmp_path_factory.mktemp("reranker-home")
+    with traces.all_gone(home):
+        yield home
+        for engine in ("transformers", "sglang"):
+            Manager(home / engine).stop()
+
+
+@pytest.fixture(scope="session")
+def start_reranker(small_reranker: Path, reranker_home: Path) -> Callable[[str], Reranker]:
+    """Return the reranker of an engine, whose server is started once."""
+
+    @functools.cache
+    def start(engine: str) -> Reranker:
+        made = Reranker(
+            small_reranker,
+            engine=engine,
+            device="cpu",
+            start_timeout=START_S,
+            # One of them would be used for both, but for the engine.
+            manager=Manager(reranker_home / engine),
+            batch_size=64,
+        )
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            if engine == "transformers":
+                patch.setenv("EMBERD_ENGINE_ARGS", "--dtype float32")
+            warnings.simplefilter("ignore")  # random weights may prefer the wrong document
+            made.ensure()
+        return made
+
+    return start

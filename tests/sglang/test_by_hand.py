@@ -28,7 +28,8 @@ def on_30000(
 ) -> Iterator[ByHand]:
     """``tiny`` without a key and without the matryoshka override, on the default port."""
     folder = tmp_path_factory.mktemp("by-hand")
-    with by_hand.server(sglang_python, tiny, folder, port=DEFAULT_PORT) as running:
+    # The plain command: that is what most servers on this port were started with.
+    with by_hand.server(sglang_python, tiny, folder, port=DEFAULT_PORT, forked=False) as running:
         yield running
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -17,61 +16,23 @@ import pytest
 from command import Command
 from emberd import Embedder, Reranker, ServerMismatchError, SettingError, TextTooLongError, probe
 from emberd.prompts import rerank_frame
-from emberd.verified_manager import Manager
-from real import traces
-from real.engines import START_S, EngineSide, engine_side, python_of
+from real.engines import EngineSide
 from real.rerank_pairs import SPECIAL, pairs, prompt
 
 _FLOAT32_APART: Final = 1e-4
 _BFLOAT16_APART: Final = 0.05
 
 
-@pytest.fixture(scope="module")
-def side() -> Iterator[EngineSide]:
-    """What makes checkpoints and reference scores by Transformers."""
-    with engine_side(python_of("transformers")) as found:
-        yield found
+@pytest.fixture
+def side(transformers_side: EngineSide) -> EngineSide:
+    """What computes reference scores by Transformers."""
+    return transformers_side
 
 
-@pytest.fixture(scope="module")
-def small(side: EngineSide, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def small(small_reranker: Path) -> Path:
     """A tiny reranker."""
-    return side.make_tiny_reranker(tmp_path_factory.mktemp("models") / "small-reranker")
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The home of both servers, of which nothing is left at the end."""
-    home = tmp_path_factory.mktemp("home")
-    with traces.all_gone(home):
-        yield home
-        for engine in ("transformers", "sglang"):
-            Manager(home / engine).stop()
-
-
-@pytest.fixture(scope="module")
-def start(small: Path, home: Path) -> Callable[[str], Reranker]:
-    """Return the reranker of an engine, whose server is started once."""
-
-    @functools.cache
-    def start(engine: str) -> Reranker:
-        made = Reranker(
-            small,
-            engine=engine,
-            device="cpu",
-            start_timeout=START_S,
-            # One of them would be used for both, but for the engine.
-            manager=Manager(home / engine),
-            batch_size=64,
-        )
-        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-            if engine == "transformers":
-                patch.setenv("EMBERD_ENGINE_ARGS", "--dtype float32")
-            warnings.simplefilter("ignore")  # random weights may prefer the wrong document
-            made.ensure()
-        return made
-
-    return start
+    return small_reranker
 
 
 @pytest.fixture(params=["transformers", "sglang"])
@@ -81,9 +42,9 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def reranker(engine: str, start: Callable[[str], Reranker]) -> Reranker:
+def reranker(engine: str, start_reranker: Callable[[str], Reranker]) -> Reranker:
     """A reranker of ``small``."""
-    return start(engine)
+    return start_reranker(engine)
 
 
 def test_the_scores_of_two_hundred_pairs_are_those_of_transformers(
@@ -198,8 +159,8 @@ def test_its_server_is_no_server_of_embeddings(
     assert info.json()["is_generation"] is True
 
 
-def test_a_killed_server_is_started_again(start: Callable[[str], Reranker]) -> None:
-    reranker = start("transformers")
+def test_a_killed_server_is_started_again(start_reranker: Callable[[str], Reranker]) -> None:
+    reranker = start_reranker("transformers")
     documents = ["the fox", "the dog", ""]
     before = reranker.scores("why", documents)
     manager = reranker._handle.manager
@@ -217,10 +178,10 @@ def test_a_killed_server_is_started_again(start: Callable[[str], Reranker]) -> N
 
 
 def test_the_command_finds_its_server_and_says_what_it_is(
-    start: Callable[[str], Reranker], small: Path, home: Path
+    start_reranker: Callable[[str], Reranker], small: Path, reranker_home: Path
 ) -> None:
-    url = start("sglang").endpoint().url
-    emberd = Command(home / "sglang")
+    url = start_reranker("sglang").endpoint().url
+    emberd = Command(reranker_home / "sglang")
     asked = ("--task", "rerank", "--engine", "sglang", "--device", "cpu")
     found = emberd("up", str(small), *asked, "--json").json
     assert (found["url"], found["task"], found["dimensions"]) == (url, "rerank", None)

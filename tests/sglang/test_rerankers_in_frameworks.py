@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,13 +19,14 @@ from llama_index.core.schema import TextNode
 from contract.rerankers import KINDS, aorder, order
 from emberd import Reranker
 from emberd.prompts import rerank_frame
-from emberd.verified_manager import Manager
 from langchain_emberd import EmberdEmbeddings, EmberdReranker
 from llama_index.embeddings.emberd import EmberdEmbedding
 from llama_index.postprocessor.emberd import EmberdRerank
 from managed import MODEL as DEMO
-from real import traces
-from real.engines import START_S, EngineSide
+from real.engines import EngineSide
+
+# Random weights may prefer the wrong document.
+pytestmark = pytest.mark.filterwarnings("ignore:.*scores may mean nothing")
 
 _APART: Final = 0.05  # of bfloat16, which depends on the batch
 _QUERY: Final = "why does the fox jump"
@@ -49,24 +49,19 @@ def _texts(count: int) -> list[str]:
     return [f"{n} " + " ".join(dice.choices(_WORDS, k=dice.randint(3, 60))) for n in range(count)]
 
 
-@pytest.fixture(scope="module")
-def small(sglang_side: EngineSide, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def small(small_reranker: Path) -> Path:
     """A tiny reranker with random weights."""
-    return sglang_side.make_tiny_reranker(tmp_path_factory.mktemp("models") / "small-reranker")
+    return small_reranker
 
 
-@pytest.fixture(scope="module")
-def reranker(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reranker]:
-    """A reranker of ``small``, whose server is started here; nothing of it is left at the end."""
-    home = tmp_path_factory.mktemp("home")
-    with traces.all_gone(home), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EMBERD_HOME", str(home))
-        made = Reranker(small, engine="sglang", device="cpu", start_timeout=START_S)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # random weights may prefer the wrong document
-            made.ensure()
-        yield made
-        Manager().stop()
+@pytest.fixture
+def reranker(
+    start_reranker: Callable[[str], Reranker], reranker_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> Reranker:
+    """A reranker of ``small``, whose server all others find."""
+    monkeypatch.setenv("EMBERD_HOME", str(reranker_home / "sglang"))
+    return start_reranker("sglang")
 
 
 @pytest.fixture
@@ -80,13 +75,12 @@ async def test_scores_are_those_of_transformers_and_the_server_is_the_running_on
     reranker: Reranker,
     settings: dict[str, Any],
     small: Path,
-    sglang_side: EngineSide,
+    transformers_side: EngineSide,
 ) -> None:
     texts = _texts(50)
     prompts = [text.join(rerank_frame(_QUERY)) for text in texts]
-    reference = dict(
-        zip(texts, sglang_side.scores(small, prompts, "bfloat16").vectors.tolist(), strict=True)
-    )
+    found = transformers_side.scores(small, prompts, "bfloat16")
+    reference = dict(zip(texts, found.vectors.tolist(), strict=True))
     made = kind(**settings)
     unpickled = pickle.loads(pickle.dumps(made))
     for ranking in (

@@ -21,7 +21,7 @@ from emberd.engines.transformers import ENGINE
 from emberd.settings import ServerSpec
 from emberd.verified_manager import Manager
 from real import fake_hub, traces, verifying
-from real.engines import START_S, EngineSide, Reference, Vectors, engine_side, python_of
+from real.engines import START_S, EngineSide, Reference, Vectors, python_of
 from real.texts import TEXTS
 
 _LEAST_COSINE: Final = 0.9999
@@ -44,16 +44,9 @@ def python() -> str:
 
 
 @pytest.fixture(scope="module")
-def side(python: str) -> Iterator[EngineSide]:
-    """What makes checkpoints and reference vectors by this engine's own Transformers."""
-    with engine_side(python) as side:
-        yield side
-
-
-@pytest.fixture(scope="module")
-def small(side: EngineSide, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small(transformers_side: EngineSide, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Qwen3-Embedding checkpoint."""
-    return side.make_tiny(tmp_path_factory.mktemp("models") / "small-qwen3")
+    return transformers_side.make_tiny(tmp_path_factory.mktemp("models") / "small-qwen3")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +65,7 @@ def served(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Em
 
 
 @pytest.fixture(scope="module")
-def plain(side: EngineSide, small: Path, served: Embedder) -> Refer:
+def plain(transformers_side: EngineSide, small: Path, served: Embedder) -> Refer:
     """Texts to what Transformers makes of them one at a time, in the server's own precision."""
     endpoint = served.endpoint()
     reply = probe.get(endpoint.url, "/server_info", endpoint.api_key)
@@ -80,7 +73,7 @@ def plain(side: EngineSide, small: Path, served: Embedder) -> Refer:
     dtype = reply.json()["dtype"]
 
     def ask(texts: list[str]) -> Reference:
-        return side.reference(small, texts, dtype)
+        return transformers_side.reference(small, texts, dtype)
 
     return ask
 
@@ -341,9 +334,9 @@ def test_a_port_that_somebody_else_has(fail: Fail, small: Path) -> None:
 
 
 def test_memory_that_runs_out_while_the_weights_are_loaded(
-    fail: Fail, side: EngineSide, tmp_path: Path
+    fail: Fail, transformers_side: EngineSide, tmp_path: Path
 ) -> None:
-    folder = side.make_tiny(tmp_path / "larger", layers=4, hidden=2048)
+    folder = transformers_side.make_tiny(tmp_path / "larger", layers=4, hidden=2048)
     told = fail(folder, data_bytes=_IMPORTS_BYTES)
     assert told.cause.startswith("out of memory on the cpu while the weights of ")
     assert "smaller model" in told.advice

@@ -109,7 +109,8 @@ def test_a_managed_server_with_a_key_serves_the_models_vectors_and_leaves_nothin
 def test_a_server_started_by_hand_with_a_key_is_found_and_left_alive(
     installed: Installed, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with by_hand.server(installed.python, model, tmp_path, "--api-key", _KEY) as running:
+    key = ("--api-key", _KEY)
+    with by_hand.server(installed.python, model, tmp_path, *key, forked=False) as running:
         monkeypatch.setenv("EMBERD_DISCOVER", running.url)
         manager = Manager(tmp_path / "home")
         embedder = embedder_for(model, manager, api_key=_KEY)
