@@ -1,6 +1,6 @@
 # make demo    sets everything up and does the main job
 # make test    sets everything up and passes the tests
-# make check   ruff, mypy, and the documentation site without warnings
+# make check   ruff, mypy (these two: make lint), and the documentation site without warnings
 # make docs    the documentation site, in docs/_build
 # make test-sglang        the same against real engines, which it installs once (16 GB, minutes)
 # make test-sglang SGLANG=0.5.17   against another supported version, in .venv/engines (10 GB)
@@ -73,7 +73,7 @@ SITE = $(BIN)/sphinx-build -q -W --keep-going -E -d $(VENV)/doctrees -b html doc
 .PHONY: demo test test-browser test-installs test-services test-ray test-stores test-adapters test-sdks \
 	test-agents $(AGENTS:%=test-agents-%) test-search-stores \
 	$(SEARCH_STORES:%=test-search-stores-%) test-sglang \
-	test-sglang-full test-gpu faults soak engines check docs bench venv dist release clean
+	test-sglang-full test-gpu faults soak engines check lint docs bench venv dist release clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python examples/demo/demo.py $(ARGS)
@@ -85,11 +85,12 @@ test: $(VENV)/.tools
 	$(BIN)/python -m pytest -m serial $(or $(ARGS),$(SERIAL)); second=$$?; \
 	case $$first,$$second in 0,0 | 0,5 | 5,0) ;; *) exit 1 ;; esac
 
-check: $(VENV)/.tools
+check: lint docs
+
+lint: $(VENV)/.tools
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(SITE)
 
 docs: $(VENV)/.tools
 	$(SITE)
