@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+import built_site
 from source_tree import ROOT
 
 pytestmark = pytest.mark.timeout(400)
@@ -65,17 +64,7 @@ def _read(path: Path) -> Page:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going"),
-            *("-d", folder / "doctrees", "-b", "html", DOCS, folder / "html"),
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder / "html"
+    return built_site.build(tmp_path_factory.mktemp("site"))
 
 
 def _pages(site: Path) -> Iterator[tuple[Path, Page]]:

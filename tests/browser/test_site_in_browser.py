@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any, Final
 import pytest
 from playwright.sync_api import Browser, Page
 
-from source_tree import ROOT
+import built_site
 
 pytestmark = pytest.mark.timeout(400)  # the site is built first, and each page is opened
 
@@ -35,15 +33,7 @@ _UNSHOWN_PICTURES: Final = """() => [...document.images]
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built site."""
-    folder = tmp_path_factory.mktemp("site")
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "sphinx", "-q", "-j", "auto", "-b", "html"),
-            *("-d", folder / "doctrees", ROOT / "docs", folder / "html"),
-        ],
-        check=True,
-    )
-    return folder / "html"
+    return built_site.build(tmp_path_factory.mktemp("site"))
 
 
 @dataclass
