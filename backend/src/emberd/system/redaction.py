@@ -25,7 +25,10 @@ _QUERY: Final = re.compile(r"(?i)([?&][\w-]*(?:auth|key|pass|secret|sig|token)[\
 _NO_COUNT: Final = r"(?!['\"]?\s*[=: ]\s*\d{1,9}\b)"  # after "token", a number is a count
 # Those of tokenizers are no secrets: eos_token, --pad-token and others.
 _TOKENIZER: Final = r"(?:bos|cls|eos|pad|sep|unk)", r"(?:mask|stop)", r"(?:audio|image|video)"
-_A_TOKEN: Final = "".join(rf"(?<!{kind}[ _-])" for kind in (*_TOKENIZER, "special")) + "token"
+# Whole words only: LAUNCHPAD_TOKEN is a secret.
+_A_TOKEN: Final = (
+    "".join(rf"(?<!(?<![a-z\d]){kind}[ _-])" for kind in (*_TOKENIZER, "special")) + "token"
+)
 _KEY: Final = "(?:access|api|private|secret)[-_]?key"
 _WORDED: Final = re.compile(
     rf"(?i)((?:{_KEY}|password|passwd|secret|{_A_TOKEN}{_NO_COUNT})['\"]?\s*[=:]\s*"
