@@ -133,32 +133,37 @@ def test_time_left_is_that_of_the_last_minute() -> None:
     assert after(300, 10_000) == ""
 
 
+@pytest.mark.parametrize(("context", "prompt", "passages"), [(512, "", 11), (256, "text: ", 17)])
 def test_passages_are_short_enough_for_a_server_that_cannot_count_tokens(
-    home: Path, folder: Path
+    home: Path, folder: Path, context: int, prompt: str, passages: int
 ) -> None:
     paragraph = "seven words are in this line\n" * 30
     (folder / "long.txt").write_text(paragraph)
-    model = "BAAI/bge-small-en-v1.5"
-    with Infinity(model=model, dimensions=384, context_tokens=512) as server:
-        searching = Command(home, {"EMBERD_BASE_URL": server.url, "EMBERD_MODEL": model})
-        done = searching("search", str(folder), QUESTION)
+    model = folder.parent / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"hidden_size": 16}')
+    (model / "sentence_bert_config.json").write_text(f'{{"max_seq_length": {context}}}')
+    templates = {f"EMBERD_{role}_INSTRUCTION": prompt + "{text}" for role in ("QUERY", "DOCUMENT")}
+    with Infinity(model=str(model), dimensions=16, context_tokens=context) as server:
+        given = {"EMBERD_BASE_URL": server.url, "EMBERD_MODEL": str(model), **templates}
+        done = Command(home, given)("search", str(folder), QUESTION)
     assert done.code == 0, done.err
-    assert "10 files, 11 passages" in done.err
+    assert f"10 files, {passages} passages" in done.err
     assert "could not be embedded" not in done.err
-    sent = [text for texts in server.embedded for text in texts if str(text).startswith("seven")]
-    assert "\n".join(map(str, sent)) == paragraph.rstrip()
+    texts = [str(text).removeprefix(prompt) for texts in server.embedded for text in texts]
+    assert "\n".join(text for text in texts if text.startswith("seven")) == paragraph.rstrip()
 
 
 def test_the_reason_of_a_passage_that_cannot_be_embedded_is_printed(
     home: Path, folder: Path
 ) -> None:
-    (folder / "long.txt").write_text("a " * 200)
-    with FakeServer(context_tokens=160) as server:
+    (folder / "bad.txt").write_text("a bad passage")
+    with FakeServer(refuses="bad") as server:
         searching = Command(home, {"EMBERD_BASE_URL": server.url, "EMBERD_MODEL": MODEL})
         done = searching("search", str(folder), QUESTION)
     assert done.code == 0, done.err
     assert "1 passage could not be embedded" in done.err
-    assert "tokens" in done.err
+    assert "It cannot be read" in done.err
 
 
 def test_json_has_the_whole_passage(search: Command, folder: Path) -> None:

@@ -32,6 +32,7 @@ MOST_FILE_BYTES: Final = 4 * 1000**2
 PASSAGE_BYTES: Final = 1000
 """Longest passage: about a paragraph or two, and within the 512 tokens of the smallest models for
 all but unusual text."""
+_LEAST_PASSAGE_BYTES: Final = 100
 
 _BINARY_SAMPLE_BYTES: Final = 8192
 _HTML: Final = frozenset({".htm", ".html", ".xhtml"})
@@ -169,13 +170,16 @@ def _longest_passage(embedder: Embedder) -> int:
     """Return the length of passages that the server accepts, in bytes.
 
     A server that cannot count tokens may cut a text that could be too long by its bytes, so the
-    client refuses it.
+    client refuses it. The prompt of documents counts too.
     """
-    for size in (PASSAGE_BYTES, PASSAGE_BYTES // 2):
+    size = PASSAGE_BYTES
+    while size > _LEAST_PASSAGE_BYTES:
         with suppress(TextTooLongError):
-            embedder.embed_documents([("word " * size)[:size]])
-            return size
-    return PASSAGE_BYTES // 4
+            # Some servers strip white space, and then the client refuses it at the end of a text.
+            embedder.embed_documents([("word " * size)[:size].rstrip()])
+            break
+        size //= 2
+    return size
 
 
 def _misses(embedder: Embedder) -> int:
