@@ -54,6 +54,8 @@ def test_llama_index_resolves_a_text(named: str) -> None:
     assert resolve_embed_model("emberd:").callback_manager is Settings.callback_manager
     with pytest.raises(ValidationError, match="spacing"):
         resolve_embed_model("emberd:", spacing=1)
+    with pytest.raises(TypeError, match="model_name"):
+        resolve_embed_model(named, model_name=DEFAULT_MODEL)
 
 
 def test_llama_index_resolves_everything_else_itself(monkeypatch: pytest.MonkeyPatch) -> None:

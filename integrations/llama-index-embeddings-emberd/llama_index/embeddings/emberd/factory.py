@@ -32,7 +32,8 @@ def resolve_embed_model(
 
     Raises:
         pydantic.ValidationError: A field does not exist, or a value is invalid.
-        TypeError: Fields are given, but the text does not begin with ``"emberd:"``.
+        TypeError: Fields are given, but the text does not begin with ``"emberd:"``, or a field
+            names the model again.
         ValueError: LlamaIndex does not know the text.
     """
     if isinstance(embed_model, str):
@@ -40,7 +41,7 @@ def resolve_embed_model(
         if colon and named.strip().lower() == _PREFIX:
             given = {"model_name": model.strip()} if model.strip() else {}
             manager = callback_manager or Settings.callback_manager
-            return EmberdEmbedding(**{"callback_manager": manager, **given, **fields})
+            return EmberdEmbedding(callback_manager=manager, **given, **fields)
     if fields:
         raise TypeError(
             f"only 'emberd:MODEL' takes fields, but embed_model={embed_model!r} was given with "
