@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ import pytest
 from command import Command
 from emberd.errors import SettingError, StateFolderError
 from emberd.gateway.addresses import Addresses, listening, read_keys
-from emberd.system import ownership
+from emberd.system import file_lock, ownership
 from gateways import serving
 
 
@@ -116,6 +117,15 @@ def test_a_second_gateway_on_the_same_socket_is_refused(tmp_path: Path) -> None:
         with pytest.raises(SettingError, match=str(os.getpid())), listening(Addresses(own)):
             pass
         assert (own / "emberd.sock").exists()
+
+
+def test_a_start_waits_for_what_removes_the_socket_of_a_killed_gateway(tmp_path: Path) -> None:
+    own = folder(tmp_path)
+    with ThreadPoolExecutor(1) as pool, ExitStack() as reaper:
+        reaper.enter_context(file_lock.held(own / "emberd.sock.lock", 0))
+        pool.submit(lambda: (time.sleep(0.1), reaper.close()))
+        with listening(Addresses(own, port=None)) as (sockets, _):
+            assert len(sockets) == 1
 
 
 def test_the_socket_of_a_successor_is_not_removed(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ SOCKET_NAME: Final = "emberd.sock"
 
 _KEY_NAME: Final = "key"
 _KEY_WAIT_S: Final = 10.0
+_SOCKET_WAIT_S: Final = 0.5  # an orphan reaper may hold the lock for a moment
 _SOCKET_MODE: Final = 0o600
 _FIRST_DESCRIPTOR: Final = 3  # by sd_listen_fds(3)
 _EVERY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not to bind to
@@ -206,7 +207,7 @@ def _unix(path: Path) -> Iterator[socket.socket]:
     ownership.check_folder(path.parent, instead="Use --socket with a folder of your own.")
     lock = path.with_name(f"{path.name}.lock")
     try:
-        with file_lock.held(lock, 0, note=f"process {os.getpid()}"):
+        with file_lock.held(lock, _SOCKET_WAIT_S, note=f"process {os.getpid()}"):
             listener = _bind(path)
             try:
                 yield listener
