@@ -7,7 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
-import time
+import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -121,9 +121,9 @@ def test_a_second_gateway_on_the_same_socket_is_refused(tmp_path: Path) -> None:
 
 def test_a_start_waits_for_what_removes_the_socket_of_a_killed_gateway(tmp_path: Path) -> None:
     own = folder(tmp_path)
-    with ThreadPoolExecutor(1) as pool, ExitStack() as reaper:
+    with ExitStack() as reaper:
         reaper.enter_context(file_lock.held(own / "emberd.sock.lock", 0))
-        pool.submit(lambda: (time.sleep(0.1), reaper.close()))
+        threading.Timer(0.1, reaper.close).start()
         with listening(Addresses(own, port=None)) as (sockets, _):
             assert len(sockets) == 1
 

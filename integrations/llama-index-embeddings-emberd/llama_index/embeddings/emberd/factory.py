@@ -39,7 +39,7 @@ def resolve_embed_model(
     if isinstance(embed_model, str):
         named, colon, model = embed_model.partition(":")
         if colon and named.strip().lower() == _PREFIX:
-            given = {"model_name": model.strip()} if model.strip() else {}
+            given: dict[str, Any] = {"model_name": model.strip()} if model.strip() else {}
             manager = callback_manager or Settings.callback_manager
             return EmberdEmbedding(callback_manager=manager, **given, **fields)
     if fields:
