@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,10 +21,10 @@ from emberd.gateway import background_gateway, gateway_supervisor
 from emberd.gateway.addresses import Addresses
 from emberd.gateway.background_gateway import BackgroundGateway, GatewayRequest
 from emberd.gateway.gateway_supervisor import GatewaySupervisor
-from emberd.manager import State, Timing, locks, paths
+from emberd.manager import State, Timing, cleanup, locks, paths
 from emberd.manager.gateway_facts import GatewayFacts
 from emberd.manager.paths import Home
-from emberd.manager.state import Record
+from emberd.manager.state import Record, write_record
 from emberd.settings import ServerSpec
 from emberd.system import ownership
 from emberd.system.log_rules import Diagnosis
@@ -171,3 +173,18 @@ def test_the_end_of_a_log_in_an_error_has_no_secret(tmp_path: Path) -> None:
     shown = serve_background._end_of(log)
     assert "cannot connect" in shown
     assert SECRET not in shown
+
+
+@pytest.mark.parametrize("state", [State.READY, State.ABSENT])
+def test_only_the_socket_of_a_gateway_that_was_killed_is_removed(
+    folder: Path, tmp_path: Path, supervisor: GatewaySupervisor, state: State
+) -> None:
+    """After an orderly end, another program may use the path."""
+    path = tmp_path / "a.sock"
+    (tmp_path / "a.sock.lock").touch()
+    gateway = GatewayFacts("", (), (), urls=(f"unix:{path}",))
+    write_record(folder, replace(supervisor.record, state=state, gateway=gateway))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(path))
+        cleanup.clean_up(folder, Timing())
+    assert path.exists() == (state is State.ABSENT)

@@ -171,7 +171,9 @@ def clean_up(folder: Path, timing: Timing, *, may_run: bool = True) -> None:
     elif not own.found:
         history.note_killed(folder, own)
         remove_files(own.scratch)
-        for url in own.gateway.urls if own.gateway is not None else ():
+        # After an orderly end, which removes the socket, the path may be that of another program.
+        was_killed = own.state in state.RUNNING
+        for url in own.gateway.urls if own.gateway is not None and was_killed else ():
             scheme, _, path = url.partition(":")
             if scheme == "unix":
                 orphan_reaper.remove_socket(path)
