@@ -347,7 +347,7 @@ def test_a_gateway_whose_python_was_removed_says_so(kept: KeptGateway, tmp_path:
     python = environment / "bin" / Path(line[0]).name
     subprocess.run([python, *line[1:]], env=kept.command.environment, check=True)
     environment.unlink()
-    os.kill(kept.status().pid or 0, signal.SIGKILL)
+    psutil.Process(kept.status().pid or 0).kill()
     waiting.until(lambda: kept.status().state is State.FAILED, 2 * waiting.DEADLINE_S)
     assert str(python) in kept.status().detail
     assert "bug" not in kept.command("status", "--all").out
@@ -427,7 +427,8 @@ def test_relative_paths_and_keys_of_the_environment_are_those_of_the_caller(
     secret = KeptGateway(kept.home, {**kept.command.more, "EMBERD_SERVE_KEY": "secret-key"})
     status = secret.started(QWEN, "--port", "0")
     assert _models(status.urls[1], "secret-key") == 200
-    os.kill(status.pid or 0, signal.SIGKILL)
+    assert secret.start(QWEN).code == 2  # it would have the usual port
+    psutil.Process(status.pid or 0).kill()
     assert _models(status.urls[1], "secret-key") == 200
     assert _models(status.urls[1], "own-key") == 401
     written = [path for path in kept.home.rglob("*") if path.is_file()]
@@ -445,7 +446,7 @@ def test_servers_outlive_the_gateway_and_stop_when_idle(with_stub: KeptGateway) 
     [server] = Manager(with_stub.home).status()
     assert server.supervisor_pid is not None
     assert psutil.Process(server.supervisor_pid).ppid() != with_stub.status().supervisor_pid
-    os.kill(with_stub.status().pid or 0, signal.SIGKILL)
+    psutil.Process(with_stub.status().pid or 0).kill()
     assert with_stub.post("stub/ok").status_code == 200
     assert with_stub.command("stop", "gateway").code == 0
     [after] = Manager(with_stub.home).status()

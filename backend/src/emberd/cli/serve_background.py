@@ -60,7 +60,7 @@ def start(
         for each in value if isinstance(value, list) else [value]:
             if each is True:
                 arguments.append(option)
-            elif each not in (None, False):
+            elif each is not None and each is not False:  # the port 0 is equal to False
                 arguments += [option, str(each)]
     request = GatewayRequest(tuple(arguments), tuple(each.model for each in users), addresses)
     with output.ProgressLine() as line:
