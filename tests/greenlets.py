@@ -79,7 +79,8 @@ def embed_after_a_loss() -> Any:
     embedder = emberd.Embedder(**SETTINGS)
     embedder.embed_documents([TEXT])
     (server,) = emberd.Manager().status()
-    os.kill(server.supervisor_pid or 0, signal.SIGKILL)
+    assert server.supervisor_pid  # 0 is the group of this process
+    os.kill(server.supervisor_pid, signal.SIGKILL)
     return embedder.embed_documents([TEXT])[0]
 
 

@@ -79,7 +79,7 @@ def test_sigterm_to_the_supervisor_during_a_start_ends_the_start(
 ) -> None:
     with emberd.begin("up", *stub(start=60)) as process:
         before = pending()
-        os.kill(before.supervisor_pid or 0, signal.SIGTERM)
+        psutil.Process(before.supervisor_pid or 0).terminate()
         code, err = result(process)
     assert code == 1
     assert err.splitlines()[-1].startswith("error: ")
