@@ -87,6 +87,7 @@ def test_files_and_folders_can_be_excluded(search: Command, tmp_path: Path) -> N
         (("old",), {"c.txt", "d.txt"}),
         (("old/", "*.min.*"), {"c.txt", "d.txt", "e.min.js"}),
         (("/old",), {"c.txt"}),
+        (("./old", ".//b.md"), {"c.txt", "b.md"}),
         (("new/*.txt",), {"d.txt", "f.txt"}),
         (("*/old/*", "nothing"), {"d.txt"}),
     ]:

@@ -206,13 +206,15 @@ def text_files(folder: Path, exclude: Sequence[str] = ()) -> Iterator[Path]:
             of paths from the folder on if they contain a slash.
     """
     patterns = [pattern.rstrip("/") for pattern in exclude]
+    names_left_out = [each for each in patterns if "/" not in each]
+    # Also ./old, as shells complete it.
+    paths_left_out = [os.path.normpath(each).lstrip("/") for each in patterns if "/" in each]
 
     def is_wanted(parent: str, name: str) -> bool:
-        path = os.path.relpath(os.path.join(parent, name), folder) if patterns else name
-        return not name.startswith(".") and not any(
-            fnmatchcase(path, each.lstrip("/")) if "/" in each else fnmatchcase(name, each)
-            for each in patterns
-        )
+        if name.startswith(".") or any(fnmatchcase(name, each) for each in names_left_out):
+            return False
+        path = os.path.relpath(os.path.join(parent, name), folder) if paths_left_out else name
+        return not any(fnmatchcase(path, each) for each in paths_left_out)
 
     unread: list[Path] = []
     walk = os.walk(folder, onerror=lambda error: unread.append(Path(error.filename)))
