@@ -19,8 +19,11 @@ def find(marks: Iterable[str]) -> list[psutil.Process]:
 
     This process and its ancestors are excluded: a test runner may name the folder too.
     """
+    names = [re.escape(os.fsencode(mark)) for mark in marks if mark]
+    if not names:
+        return []  # an empty pattern would match every process of the machine
     # Not as the beginning of a longer name: home1 is another folder than home10.
-    wanted = re.compile(b"(?:%b)(?![\\w.-])" % b"|".join(re.escape(os.fsencode(m)) for m in marks))
+    wanted = re.compile(b"(?:%b)(?![\\w.-])" % b"|".join(names))
     found = [pid for pid in processes.pids() if wanted.search(_text(pid))]
     own = {process.pid for process in (psutil.Process(), *psutil.Process().parents())}
     left = []
