@@ -16,7 +16,7 @@ from typing import Any, Final
 from command_server import CommandServer
 
 ENGINE: Final = "stubs.engine"
-TIMEOUT_S: Final = 60.0
+TIMEOUT_S: Final = 240.0  # less than the limit of a test, so that an error shows the output
 _READ_BYTES: Final = 65536
 
 _FRAMEWORKS: Final = (

@@ -22,7 +22,7 @@ import nbformat
 from nbclient import NotebookClient
 
 notebook = nbformat.read(sys.argv[1], as_version=4)
-NotebookClient(notebook, timeout=100, kernel_name="python3").execute()
+NotebookClient(notebook, kernel_name="python3").execute()
 print(nbformat.writes(notebook))
 """
 _NUMBER: Final = re.compile(r"-?\d+\.\d+")
@@ -42,7 +42,7 @@ def run(path: Path, **environment: str) -> Outcome:
     """
     with tempfile.TemporaryDirectory() as folder:
         variables = managed.environment(**{"IPYTHONDIR": folder, **environment})
-        return run_program("-c", _IN_A_KERNEL, str(path), environment=variables, timeout_s=110)
+        return run_program("-c", _IN_A_KERNEL, str(path), environment=variables)
 
 
 def shown(notebook: dict[str, Any]) -> dict[str, str]:

@@ -133,7 +133,6 @@ def test_what_a_person_stops_in_the_middle_of_a_job_stays_stopped(
     assert manager.status()[0].state is State.ABSENT
 
 
-@pytest.mark.timeout(240)
 def test_the_text_that_kills_the_server_each_time_is_named(embedder: Embedder) -> None:
     texts = [*TEXTS[:20], "this one will make it DIE", *TEXTS[20:40]]
     with pytest.raises(PoisonTextError, match="this one will make it DIE") as caught:

@@ -124,11 +124,15 @@ def test_requests_that_are_sent_again_are_counted_by_the_reason(
 def test_requests_whose_call_is_cancelled_are_counted(server: FakeServer, samples: Samples) -> None:
     embedder = emberd.Embedder(QWEN, base_url=server.url)
     embedder.ensure()
-    server.latency_s = 5.0
+    server.latency_s = 30.0
+    before = len(server.embedded)
 
     async def cancelled() -> None:
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(embedder.aembed_query("a"), timeout=0.5)
+        call = asyncio.create_task(embedder.aembed_query("a"))
+        await asyncio.to_thread(waiting.until, lambda: len(server.embedded) > before)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
         await embedder.aclose()
 
     asyncio.run(cancelled())

@@ -16,7 +16,7 @@ import pytest
 import built_site
 from source_tree import ROOT
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)  # the site is built first
 
 DOCS = ROOT / "docs"
 # Attributes by which a page makes a browser load something.

@@ -41,8 +41,6 @@ MOST_MS: Final = 0.3
 LOOPBACK: Final = ip_address("127.0.0.1")
 TEXT: Final = "Why is the Baltic almost fresh water?"
 
-pytestmark = pytest.mark.timeout(300)
-
 
 @contextmanager
 def _connections(count: int) -> Iterator[None]:

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page
 
 import built_site
 
-pytestmark = pytest.mark.timeout(400)  # the site is built first, and each page is opened
+pytestmark = pytest.mark.timeout(900)  # the site is built first, and each page is opened
 
 PHONE: Final[Any] = {"width": 390, "height": 844}
 SCHEMES: Final[tuple[Any, ...]] = ("light", "dark")

@@ -14,7 +14,7 @@ import pytest
 import managed
 import passages
 import recall
-from command import run_program
+from command import TIMEOUT_S, run_program
 from emberd import SettingError
 from source_tree import ROOT
 
@@ -97,7 +97,7 @@ def output() -> str:
         capture_output=True,
         text=True,
         env=managed.environment(PYTHONIOENCODING="utf-8"),
-        timeout=110,
+        timeout=TIMEOUT_S,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import managed
-from command import Outcome, run_program
+from command import TIMEOUT_S, Outcome, run_program
 from emberd import Embedder
 from fake_reranker import MODEL as RERANKER
 from fake_reranker import FakeReranker, score_of, tokenize
@@ -72,7 +72,7 @@ def _output_of_new_interpreter(example: Path) -> str:
         text=True,
         encoding="utf-8",
         env=managed.environment(PYTHONIOENCODING="utf-8"),
-        timeout=100,
+        timeout=TIMEOUT_S,
     )
     return _checked_output(Outcome(done.returncode, done.stdout, done.stderr))
 

@@ -162,7 +162,6 @@ def _damage(file: Path, kind: str) -> bool:
     return True
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("names", "moment"), CASES, ids=lambda value: value if isinstance(value, str) else value[0]
 )
@@ -208,7 +207,6 @@ OF_FOLDER: Final[dict[str, Callable[[Path], object]]] = {
 }
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("moment", "kinds"),
     [("running", tuple(OF_FOLDER)), ("stopped", ("missing", "file", "link"))],

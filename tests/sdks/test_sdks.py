@@ -18,9 +18,6 @@ from gateway.conftest import Faked
 from gateways import own_client
 from source_tree import ROOT
 
-# The import of litellm takes six seconds of CPU time, and much longer on a busy machine.
-pytestmark = pytest.mark.timeout(300)
-
 SHORT: Final = "qwen3-embedding-0.6b"
 PACKAGES: Final = Path(sys.prefix) / "node_modules"  # `make test-sdks` installs them
 SCRIPT: Final = Path(__file__).with_name("embed.cjs")
