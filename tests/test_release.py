@@ -61,6 +61,7 @@ def only_built(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("only_built")
 def test_a_release_is_a_tagged_commit_with_packages_of_its_version(checkout: Path) -> None:
+    _refuse_every_commit(checkout)
     before = run("git", "rev-parse", "HEAD", folder=checkout)
     made = release.release(checkout, "1.2.3")
     assert run("git", "rev-parse", "HEAD~1", folder=checkout) == before
@@ -81,6 +82,14 @@ def test_a_release_is_a_tagged_commit_with_packages_of_its_version(checkout: Pat
     again = packages.make(checkout, "v1.2.3", checkout.parent)
     for name in names:
         assert (again / "packages" / name).read_bytes() == (made / "packages" / name).read_bytes()
+
+
+def _refuse_every_commit(checkout: Path) -> None:
+    """Make a hook as pre-commit does, whose program is not in the worktree of a release."""
+    hook = checkout / ".git/hooks/pre-commit"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\n.venv/bin/ruff check\n", encoding="utf-8")
+    hook.chmod(0o755)
 
 
 def test_a_version_is_replaced_wherever_it_is_stated(checkout: Path) -> None:
@@ -148,23 +157,54 @@ def test_a_release_is_refused_with_the_reason(
 
 
 @pytest.mark.usefixtures("only_built")
-@pytest.mark.parametrize("step", ["check", "describe"])
+@pytest.mark.parametrize(
+    ("step", "fault"),
+    [
+        ("check", ReleaseError("a fault")),
+        ("describe", ReleaseError("a fault")),
+        ("describe", KeyboardInterrupt("a fault")),
+        ("git tag", ReleaseError("a fault")),
+        ("git merge", ReleaseError("a fault")),
+        ("git merge", KeyboardInterrupt("a fault")),
+    ],
+)
 def test_a_release_that_fails_late_changes_nothing(
-    step: str, checkout: Path, monkeypatch: pytest.MonkeyPatch
+    step: str, fault: BaseException, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def describe(*_: object) -> None:
-        raise ReleaseError("a fault")
+    def failing(*_: object) -> None:
+        raise fault
 
-    fault = {"check": lambda *_: ["a fault"], "describe": describe}[step]
+    def failing_run(*command: object, **options: Any) -> str:
+        if (
+            command[:3] in {("git", "merge", "-q"), ("git", "tag", "-a")}
+            and str(command[1]) in step
+        ):
+            raise fault
+        return run(*command, **options)
+
     monkeypatch.setattr(packages, "build", lambda *_: None)
-    monkeypatch.setattr(packages, step, fault)
+    if step.startswith("git"):
+        monkeypatch.setattr(release, "run", failing_run)
+    else:
+        monkeypatch.setattr(packages, step, failing)
     before = run("git", "rev-parse", "HEAD", folder=checkout)
-    with pytest.raises(ReleaseError, match="a fault"):
+    with pytest.raises(type(fault), match="a fault"):
         release.release(checkout, "1.2.3")
     assert run("git", "rev-parse", "HEAD", folder=checkout) == before
     assert run("git", "tag", folder=checkout) == ""
     assert run("git", "status", "--porcelain", folder=checkout) == ""
     assert len(run("git", "worktree", "list", folder=checkout).splitlines()) == 1
+
+
+@pytest.mark.usefixtures("only_built")
+def test_packages_that_do_not_pass_are_not_in_the_folder_of_releases(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages, "build", lambda *_: None)
+    monkeypatch.setattr(packages, "check", lambda *_: ["a fault"])
+    with pytest.raises(ReleaseError, match="a fault"):
+        release.release(checkout, "1.2.3")
+    assert not (checkout / "dist").exists()
 
 
 @pytest.mark.parametrize(

@@ -257,16 +257,18 @@ def make(repository: Path, commit: str, into: Path) -> Path:
         with tarfile.open(archive) as tar:
             tar.extractall(source, filter="data")
         version = version_of(source)
-        result = into / version
-        shutil.rmtree(result, ignore_errors=True)
-        packages = result / "packages"
+        made = Path(scratch) / version
+        packages = made / "packages"
         packages.mkdir(parents=True)
         build(source, packages, epoch)
         problems = check(packages, source)
         if problems:
             raise ReleaseError("\n".join(problems))
-    describe(packages, result, version, epoch)
-    return result
+        describe(packages, made, version, epoch)
+        # Only now, so that nothing is there that has not passed.
+        into.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(into / version, ignore_errors=True)
+        return Path(shutil.move(made, into / version))
 
 
 if __name__ == "__main__":
