@@ -84,13 +84,17 @@ def run(*command: object, **more: str) -> str:
 
 
 def install(python: Path, *wanted: str, by_pip: bool) -> None:
-    """Install into the environment of ``python``: by uv where it is, unless it has to be pip."""
+    """Install into the environment of ``python``: by uv where it is, unless it has to be pip.
+
+    If uv fails, pip does it, as in the Makefile: uv does not read a registry's name from pip.conf.
+    """
     if UV and not by_pip:
-        run(UV, "pip", "install", "-q", "--python", python, *wanted)
-    else:
-        # Not compiled: of the files of all packages, few are imported here.
-        pip = (sys.executable, *PIP, "--python", python)
-        run(*pip, "install", "-qq", "--no-compile", *wanted)
+        uv = (UV, "pip", "install", "-q", "--python", str(python))
+        if subprocess.run([*uv, *wanted], cwd=ROOT).returncode == 0:
+            return
+    # Not compiled: of the files of all packages, few are imported here.
+    pip = (sys.executable, *PIP, "--python", python)
+    run(*pip, "install", "-qq", "--no-compile", *wanted)
 
 
 @pytest.fixture(scope="session")
