@@ -13,7 +13,7 @@ from typing import Final
 
 from source_tree import ROOT
 
-_FENCE: Final = re.compile(
+FENCE: Final = re.compile(
     r"^ *(?P<fence>```+|~~~+)(?P<language>[^\s`]*)[^\n]*\n(?P<body>.*?)^ *(?P=fence) *$",
     re.MULTILINE | re.DOTALL,
 )
@@ -85,9 +85,9 @@ def blocks(page: str) -> tuple[Block, ...]:
 def blocks_of(page: str, text: str) -> list[Block]:
     """Return the blocks of a text that belongs to a page."""
     found = []
-    for match in _FENCE.finditer(text):
+    for match in FENCE.finditer(text):
         before = text[: match.start()]
-        headings = re.findall(r"^#+ (.*)$", _FENCE.sub("", before), re.MULTILINE)
+        headings = re.findall(r"^#+ (.*)$", FENCE.sub("", before), re.MULTILINE)
         line = before.count("\n") + 2
         body = textwrap.dedent(match["body"])
         found.append(Block(page, line, match["language"], body, headings[-1] if headings else ""))
@@ -137,7 +137,7 @@ def commands(block: Block, program: str = "emberd") -> Iterator[tuple[int, list[
 
 def inline_commands(page: str) -> Iterator[list[str]]:
     """Yield the arguments of each command ``emberd`` in the sentences of a page."""
-    for code in _INLINE.findall(_FENCE.sub("", text_of(page))):
+    for code in _INLINE.findall(FENCE.sub("", text_of(page))):
         words = " ".join(code.split())
         if re.match(r"(\w+=\S+ )*emberd ", words):
             yield from _calls(words.replace("\\|", "|"), "emberd")

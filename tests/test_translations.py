@@ -29,7 +29,6 @@ SOURCES: Final = {
     "docs/zh/container.md": "docs/start/container.md",
     "docs/zh/cluster.md": "docs/start/cluster.md",
 }
-_FENCED: Final = re.compile(r"^ *(```+)(\S*).*?^ *\1 *\n", re.MULTILINE | re.DOTALL)
 _DIRECTIVE: Final = re.compile(r"^(```+)\{.*?^\1 *\n", re.MULTILINE | re.DOTALL)
 _MARK: Final = re.compile(r"<!-- source: ?(\w*) -->\n\n?")
 _CHINESE: Final = re.compile("[\u4e00-\u9fff]")
@@ -67,7 +66,7 @@ class Section:
     @property
     def prose(self) -> str:
         """The text without blocks of code."""
-        return _FENCED.sub("", _MARK.sub("", self.body))
+        return pages.FENCE.sub("", _MARK.sub("", self.body))
 
     @property
     def links(self) -> set[str]:
@@ -96,7 +95,7 @@ class Section:
 def sections(page: str) -> list[Section]:
     """Return the sections of a page."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    hidden = _FENCED.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), text)
+    hidden = pages.FENCE.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), text)
     heads = list(re.finditer(r"^(#+) (.*)\n", hidden, re.MULTILINE))
     ends = [*(head.start() for head in heads[1:]), len(text)]
     return [

@@ -45,7 +45,7 @@ def test_a_page_for_langchain_has_its_form(name: str) -> None:
     text = pages.text_of(f"{LANGCHAIN}/{name}")
     _, matter, rest = text.split("---\n", 2)
     assert set(yaml.safe_load(matter)) == {"title", "description"}
-    prose = re.sub(r"^```.*?^```", "", rest, flags=re.MULTILINE | re.DOTALL)
+    prose = pages.FENCE.sub("", rest)
     assert tuple(re.findall("^## (.*)$", prose, re.MULTILINE)) == SECTIONS[name]
     assert not re.search("^# ", prose, re.MULTILINE), "the title is the heading"
     assert rest.count("<CodeGroup>") == rest.count("</CodeGroup>") == 1
