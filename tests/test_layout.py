@@ -395,6 +395,15 @@ def test_the_root_builds_nothing() -> None:
     ]
 
 
+def test_what_has_a_target_of_make_is_not_collected_by_make_test() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = set(re.findall(r"-m pytest\b[^\n]* (tests/\w+)", makefile))
+    settings = _toml("pyproject.toml")["tool"]["pytest"]["ini_options"]
+    assert len(named) > 8
+    # A part of the campaign of faults runs in both.
+    assert named - {"tests/faults"} <= set(settings["norecursedirs"])
+
+
 def _isort_key(name: str) -> tuple[int, str]:
     # Constants, classes, the rest: the order that ruff's RUF022 keeps.
     kind = 0 if name.isupper() else 1 if name[:1].isupper() else 2
