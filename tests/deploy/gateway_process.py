@@ -28,13 +28,6 @@ _MOST_S: Final = 100.0  # a test may take 120 s
 _OURS: Final = ("EMBERD_", "HF_", "LISTEN_")
 
 
-def free_port() -> int:
-    """Return a free port of the loopback interface."""
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return int(asked.getsockname()[1])
-
-
 @dataclass(frozen=True)
 class Placed:
     """An entry with the folders of a test, a free port, and programs of this environment.

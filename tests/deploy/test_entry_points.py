@@ -15,6 +15,7 @@ from deploy import gateway_process, manifests
 from deploy.gateway_process import Placed
 from deploy.manifests import BASE, PER_NODE, ROUTED, Entry
 from fake_server import QWEN, FakeServer
+from ports import free_port
 
 ENTRIES: dict[str, Callable[[], Entry]] = {
     "image": manifests.of_image,
@@ -39,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(params=ENTRIES)
 def placed(request: pytest.FixtureRequest, folder: Path) -> Placed:
-    port = gateway_process.free_port()
+    port = free_port()
     return Placed(ENTRIES[request.param](), folder, port, OTHER)
 
 
@@ -88,7 +89,7 @@ def test_the_gateway_behind_the_router_uses_it_and_keeps_its_state_private(tmp_p
         model=QWEN, dimensions=1024, api_key=entry.environment["EMBERD_API_KEY"]
     ) as server:
         given = {"EMBERD_BASE_URL": server.url, "EMBERD_MODEL": QWEN}
-        placed = Placed(entry, tmp_path, gateway_process.free_port(), given)
+        placed = Placed(entry, tmp_path, free_port(), given)
         volume = placed.home.parent
         volume.mkdir(parents=True)
         volume.chmod(0o2777)
@@ -107,7 +108,7 @@ def test_the_application_uses_a_gateway(tmp_path: Path, folder: Path) -> None:
     placed = Placed(
         manifests.of_compose(),
         folder,
-        gateway_process.free_port(),
+        free_port(),
         OTHER,
     )
     python, program = manifests.words("Dockerfile.app", "ENTRYPOINT")

@@ -23,6 +23,7 @@ from deploy.gateway_process import Placed
 from deploy.load import Load
 from deploy.manifests import BASE, Entry
 from fake_server import QWEN, FakeServer
+from ports import free_port
 
 HOST: Final = "embeddings"  # the name of the Service
 _LATE_S: Final = 0.5  # how long the switch still sends connections to a pod that is being deleted
@@ -115,7 +116,7 @@ class Pods:
 
     def add(self) -> None:
         """Start a pod, and send connections to it once its readiness probe succeeds."""
-        port = gateway_process.free_port()
+        port = free_port()
         placed = Placed(self._entry, self._folder / str(port), port, self._more)
         ready = self._entry.probes["readiness"]
         process = self._stack.enter_context(gateway_process.running(placed, ready))

@@ -15,15 +15,13 @@ from emberd.settings import StartOptions
 from emberd.verified_manager import Manager
 from homes import Starts, Stub
 from plain_client import embed
+from ports import free_port
 
 
 @pytest.fixture
 def port() -> int:
     """A port that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-    return number
+    return free_port()
 
 
 def test_a_server_starts_on_the_port_that_was_asked_for(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ import waiting
 from emberd import probe
 from emberd.engines import sglang
 from emberd.manager import cleanup
+from ports import free_port
 
 START_S: Final = 480.0
 POLL_S: Final = 0.25
@@ -120,11 +120,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(_END_S)
-
-
-def free_port() -> int:
-    """Return a port of the loopback at which nobody listens right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

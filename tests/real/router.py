@@ -11,7 +11,7 @@ from typing import Final
 
 import waiting
 from emberd import probe
-from real.by_hand import free_port
+from ports import free_port
 
 VERSION: Final = "0.3.2"
 _INSTALL_S: Final = 300.0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Final
 import httpx
 
 import waiting
+from ports import free_port
 
 PROGRAM: Final = Path(sys.prefix).with_name("litellm_proxy") / "bin/litellm"
 KEY: Final = "sk-of-the-proxy"
@@ -40,13 +40,6 @@ class Proxy:
         """Return a client that has the key."""
         headers = {"authorization": f"Bearer {KEY}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=100, trust_env=False)
-
-
-def free_port() -> int:
-    """Return a port on which nothing listens now."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-    return port
 
 
 @contextlib.contextmanager

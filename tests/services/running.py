@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import waiting
+from ports import free_port
 
 
 def program(name: str) -> str:
@@ -21,13 +22,6 @@ def program(name: str) -> str:
         "tini"
     )
     return found
-
-
-def free_port() -> int:
-    """Return a free port."""
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return int(asked.getsockname()[1])
 
 
 class Service:

@@ -32,8 +32,9 @@ from fake_reranker import FakeReranker
 from foreign import SPEC, foreign
 from gateways import Running, serving
 from homes import Stub, home, server_of, stub
+from ports import free_port
 from services.conftest import Start
-from services.running import free_port, program
+from services.running import program
 from source_tree import ROOT
 
 __all__ = ["foreign", "home", "stub"]

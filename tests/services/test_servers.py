@@ -19,8 +19,9 @@ from cache.processes import process
 from emberd.cache import open_cache
 from emberd.cache.cache import Cache
 from emberd.cache.remote import TIMEOUT_S
+from ports import free_port
 from services.conftest import Start
-from services.running import Service, free_port
+from services.running import Service
 
 WRITER = """
 import sys

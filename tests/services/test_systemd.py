@@ -21,6 +21,7 @@ from deploy import gateway_process, manifests
 from deploy.gateway_process import Placed
 from deploy.manifests import SYSTEMD
 from fake_server import QWEN, FakeServer
+from ports import free_port
 from services.running import program
 
 UNITS = ("emberd-serve.service", "emberd-serve.socket")
@@ -91,7 +92,7 @@ def _ended(process: subprocess.Popen[Any]) -> Iterator[None]:
 
 def test_the_first_request_starts_the_gateway(tmp_path: Path, user: dict[str, str]) -> None:
     path, address = manifests.unit("emberd-serve.socket")["ListenStream"]
-    port = gateway_process.free_port()
+    port = free_port()
     listening = [
         path.replace("%t", user["XDG_RUNTIME_DIR"]),
         f"{address.rpartition(':')[0]}:{port}",
@@ -133,7 +134,7 @@ def test_the_end_of_the_container_leaves_no_process(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root creates a pid namespace")
     tini = program("tini")
-    port = gateway_process.free_port()
+    port = free_port()
     placed = Placed(manifests.of_image(), tmp_path, port, {"EMBERD_MODEL": "emberd/demo"})
     assert placed.entry.command[:2] == ("tini", "--")
     log = tmp_path / "log"

@@ -31,7 +31,7 @@ from emberd.errors import RequestError, ServerMismatchError
 from emberd.fidelity import Comparison, Outcome, ReferenceVectors
 from emberd.prompts import Role
 from emberd.settings import Settings
-from real import by_hand
+from ports import free_port
 from real.engines import HERE, START_S, python_of
 
 _LONGEST_TOKENS: Final = 600
@@ -144,7 +144,7 @@ class Faulty:
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
     folder = tmp_path_factory.mktemp("faulty")
     (folder / "fault").write_text("")
-    url = f"http://127.0.0.1:{by_hand.free_port()}"
+    url = f"http://127.0.0.1:{free_port()}"
     made = Faulty(url, folder / "tiny-qwen3", folder / "fault")
     with made.running():
         yield made
