@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 import forked
 import waiting
@@ -85,3 +86,26 @@ def _check_log(log: Path) -> None:
     assert numbers == sorted(set(numbers))
     assert numbers[-1] == LINES - 1
     assert numbers[: head.count("line ")] == list(range(head.count("line ")))
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_a_supervisor_that_continues_to_run_keeps_no_descriptor(
+    tmp_path: Path, platform: str
+) -> None:
+    forked.run(lambda: _check_descriptors(tmp_path, platform))
+
+
+def _check_descriptors(folder: Path, platform: str) -> None:
+    sys.platform = platform
+    log = folder / "server.log"
+    before = os.listdir("/dev/fd")
+    with pytest.raises(FileNotFoundError):
+        process_tree.ServerProcess(
+            ["true"], dict(os.environ), "m", log, "", working_folder="/nowhere"
+        )
+    assert os.listdir("/dev/fd") == before
+    server = process_tree.ServerProcess(["true"], dict(os.environ), "m", log, "")
+    waiting.until(lambda: server.reap() is not None)
+    server.close()
+    server.close_files()
+    assert os.listdir("/dev/fd") == before

@@ -317,7 +317,9 @@ class BackgroundGateway:
             if own is None or own.gateway is None or own.start_id != start_id:
                 raise StartError("The gateway was stopped during its start", advice="Try again.")
             if replacement is not None and own.gateway.refused == replacement:
-                advice = "The gateway that ran before continues to run."
+                advice = "`emberd status` shows the gateway that ran before."
+                if seen.state is State.READY:
+                    advice = "The gateway that ran before continues to run."
                 raise StartError(own.gateway.refusal, advice=advice, log_path=own.log_path)
             if seen.state is State.FAILED:
                 if replacement is not None:

@@ -114,7 +114,7 @@ class GatewayProcess(ServerProcess):
         """Stop the orphan reaper, and close what was opened."""
         super().close()
         os.close(self._ready)
-        self.close_log()
+        self.close_files()
 
     def _left(self) -> list[int]:
         return self.members()

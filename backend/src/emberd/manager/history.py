@@ -217,8 +217,8 @@ def _rotate(path: Path, descriptor: int) -> None:
 
     Safe at any moment against a kill: until the file is renamed, readers ignore its ``earlier``.
     """
-    if _is_blocked(path) or not file_lock.try_lock(descriptor):
-        return  # impossible, or another process does it
+    if not file_lock.try_lock(descriptor):
+        return  # another process does it
     if not os.path.samestat(os.fstat(descriptor), path.stat()):
         return  # another process has done it; what was just written is in the older file
     older = _older(path)

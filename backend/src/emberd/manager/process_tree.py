@@ -148,6 +148,8 @@ class ServerProcess:
         prefix = [sys.executable, "-I", "-S", pdeathsig.__file__, str(os.getpid()), str(pipe)]
         # The supervisor may continue to run, and try it again.
         with ExitStack() as undo:
+            for each in self._pipe or ():
+                undo.callback(os.close, each)
             self._reaper = OrphanReaper(f"{processes.MARK}={mark}", scratch, socket)
             undo.callback(self._reaper.stop)
             self.memory = cleanup.SharedMemory(scratch)
@@ -267,10 +269,10 @@ class ServerProcess:
         """Stop the orphan reaper, when the processes have ended and their files are removed."""
         self._reaper.stop()
 
-    def close_log(self) -> None:
-        """Close the log, of a process that has ended, in a supervisor that continues to run."""
-        os.close(self._log)
-        os.close(self._log_editor)
+    def close_files(self) -> None:
+        """Close what was opened for a process that has ended; its supervisor continues to run."""
+        for each in (self._log, self._log_editor, *(self._pipe or ())):
+            os.close(each)
 
     def _left(self) -> list[int]:
         try:
