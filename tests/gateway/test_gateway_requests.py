@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -134,22 +133,18 @@ def test_a_gateway_that_does_not_serve_for_long_is_given_up_however_long_it_star
 ) -> None:
     now, starts = 0.0, 0
 
-    def begin(_: Any) -> Any:
-        nonlocal starts
+    def start() -> Diagnosis | None:
+        nonlocal now, starts
         starts += 1
         assert starts < MOST_STARTS, "it is started again without an end"
-        return SimpleNamespace(pid=os.getpid(), close=lambda: None, kill_all=lambda _: True)
-
-    def await_ready(_: Any) -> Diagnosis | None:
-        nonlocal now
+        server = SimpleNamespace(close=lambda: None, kill_all=lambda _: True)
+        monkeypatch.setattr(supervisor, "_server", server)
         now += 600  # the servers of its models are started
         return None if becomes_ready or starts == 1 else Diagnosis("A server cannot be started")
 
     monkeypatch.setattr(gateway_supervisor, "_FIRST_PAUSE_S", 0)
     monkeypatch.setattr(gateway_supervisor, "time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr(supervisor, "_begin", begin)
-    monkeypatch.setattr(supervisor, "_request", None, raising=False)
-    monkeypatch.setattr(supervisor, "_await_ready", await_ready)
+    monkeypatch.setattr(supervisor, "_start", start)
     monkeypatch.setattr(supervisor, "_until_end", lambda: Diagnosis("It ended"))
     supervisor._keep()
     assert supervisor.record.state is State.FAILED

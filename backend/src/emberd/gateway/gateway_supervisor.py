@@ -9,6 +9,7 @@ outlive it.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -178,7 +179,7 @@ class GatewaySupervisor(ProcessSupervisor):
         quick_ends = 0
         was_ready = False
         while True:
-            began = self._ready_at = time.monotonic()
+            began, self._ready_at = time.monotonic(), math.inf  # it has served for no time yet
             problem = self._start()
             if problem is None and not self._stop_requested:
                 was_ready = True
