@@ -108,3 +108,11 @@ def test_stop_ends_the_orphan_reaper(server: None, manager: Manager, home: Path)
 
 def test_orphan_reaper_ends_no_process_with_another_mark() -> None:
     assert orphan_reaper.kill(b"EMBERD_MARK=nobody's", set()) == 0
+
+
+def test_a_supervisor_of_an_older_version_can_start_it(home: Path) -> None:
+    """The supervisor of a gateway keeps running while the files of emberd are replaced."""
+    mark = f"MARK={home / 'machine' / 'gateway' / 'background'}:0123abcd"
+    command = [sys.executable, "-I", "-S", orphan_reaper.__file__, mark, ""]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=60)
+    assert done.returncode == 0

@@ -35,13 +35,14 @@ _MAPPING = b" /dev/shm/"
 _INODE = 4
 
 
-def main(mark: str, scratch: str, socket: str) -> None:
+def main(mark: str, scratch: str, socket: str = "") -> None:
     """Sleep until the supervisor has ended, then end all processes with ``mark``.
 
     Args:
         mark: See ``note_kill``.
         scratch: The start's folder for temporary files.
-        socket: Path of the Unix socket of a gateway; empty if it has none.
+        socket: Path of the Unix socket of a gateway; empty if it has none. A supervisor that was
+            started by an older version, before this file was replaced, does not give it.
     """
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
