@@ -100,6 +100,15 @@ def test_folders_that_cannot_be_read_are_skipped_and_counted(tmp_path: Path) -> 
     assert found == [("a.txt", None), ("closed", None)]
 
 
+def test_no_passage_is_blank_or_begins_or_ends_with_white_space() -> None:
+    """A server that strips texts would be sent none of them."""
+    block = "\n".join(["    indented"] * PASSAGE_BYTES)
+    found = [text for _, text in passages(f"{' ' * 3 * PASSAGE_BYTES}far \n{block}")]
+    assert found[0].startswith("far")
+    assert len(found) > 10
+    assert [text for text in found if not text or text != text.strip()] == []
+
+
 def test_lines_are_counted_as_editors_do() -> None:
     [(line, text)] = passages("\x0c\n\x0b\u2028\x85\r\n\r\nhere")
     assert (line, text) == (4, "here")

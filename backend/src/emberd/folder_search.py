@@ -258,7 +258,8 @@ def passages(text: str, most_bytes: int = PASSAGE_BYTES) -> Iterator[tuple[int, 
     """Yield the passages of a text, and the number of the first line of each.
 
     Paragraphs stay together up to ``most_bytes``. A longer one is divided between lines, and a line
-    that is longer by itself between characters.
+    that is longer by itself between characters. None begins or ends with white space, which some
+    servers remove: the client then refuses it.
     """
     begin, held, size, paragraph_ended = 1, list[str](), 0, False
     for number, line in enumerate(_LINE_END.split(text), start=1):
@@ -267,7 +268,7 @@ def passages(text: str, most_bytes: int = PASSAGE_BYTES) -> Iterator[tuple[int, 
             # A paragraph that starts in the second half of a passage may not fit into it.
             starts_late = paragraph_ended and size > most_bytes // 2
             if held and part and (size + length > most_bytes or starts_late):
-                yield begin, "\n".join(held).rstrip()
+                yield begin, "\n".join(held).strip()
                 held, size = [], 0
             if part and not held:
                 begin = number
@@ -276,7 +277,7 @@ def passages(text: str, most_bytes: int = PASSAGE_BYTES) -> Iterator[tuple[int, 
                 size += length
             paragraph_ended = not part
     if held:
-        yield begin, "\n".join(held).rstrip()
+        yield begin, "\n".join(held).strip()
 
 
 def _parts(line: str, most_bytes: int) -> Iterator[str]:
@@ -286,7 +287,8 @@ def _parts(line: str, most_bytes: int) -> Iterator[str]:
     raw = line.encode()
     while raw:
         part = raw[: most_bytes - 1].decode("utf-8", "ignore")  # without half a character
-        yield part
+        if part.strip():
+            yield part
         raw = raw[len(part.encode()) :]
 
 
