@@ -172,7 +172,7 @@ def test_its_help_tells_what_truncate_needs(running: Command) -> None:
 def test_a_terminal_sees_how_fast_it_goes(running: Command, tmp_path: Path) -> None:
     done = running.on_terminal("embed", *stub(), "-t", "one", "-o", str(tmp_path / "x.jsonl"))
     assert done.code == 0
-    assert re.search(r"embedding.*\d+ texts/s", done.out)
+    assert re.search(r"embedding.*[\d.]+ texts/s", done.out)
 
 
 def test_binary_on_a_terminal_is_refused(running: Command) -> None:

@@ -29,5 +29,9 @@ def test_one_is_singular() -> None:
     assert [output.pluralize(n, "text") for n in (0, 1, 2)] == ["0 texts", "1 text", "2 texts"]
 
 
+def test_a_low_rate_is_not_rounded_to_zero() -> None:
+    assert [output.rate(per_s) for per_s in (0, 0.2, 12.3, 1234)] == ["0", "0.2", "12", "1,234"]
+
+
 def test_never_is_a_duration_too() -> None:
     assert (output.idle(None), output.idle(60)) == ("never", "after 60 s")

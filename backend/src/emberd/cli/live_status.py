@@ -26,7 +26,6 @@ INTERVAL_S: Final = 2.0
 NONE: Final = "No server is running. Start one with `emberd up`."
 
 _LEAST_INTERVAL_S: Final = 0.1
-_EXACT_BELOW: Final = 10
 _UNKNOWN: Final = "-"
 
 
@@ -172,9 +171,7 @@ def _stop(seen: _Shown) -> str:
 
 
 def _rate(per_s: float | None) -> str:
-    if per_s is None:
-        return _UNKNOWN
-    return f"{per_s:.1f}" if 0 < per_s < _EXACT_BELOW else f"{per_s:,.0f}"
+    return _UNKNOWN if per_s is None else output.rate(per_s)
 
 
 def _latency(quantile: Quantile | None) -> str:

@@ -148,6 +148,7 @@ MEANINGS: Final[dict[ExitCode, str]] = {
 }
 
 _EXACT_BELOW_S: Final = 120
+_EXACT_BELOW_PER_S: Final = 10
 _LEAST_PHASE_S: Final = 0.1
 _OF_ERRORS: Final[tuple[tuple[type[errors.EmberdError], ExitCode], ...]] = (
     (errors.SettingError, ExitCode.USAGE),
@@ -179,6 +180,11 @@ def duration(seconds: float) -> str:
     minutes, hours, days = whole // 60 % 60, whole // 3600 % 24, whole // 86_400
     parts = ((days, "d"), (hours, "h")) if days else ((hours, "h"), (minutes, "min"))
     return " ".join(f"{count} {unit}" for count, unit in parts if count)
+
+
+def rate(per_s: float) -> str:
+    """Return a rate: with a decimal place if it is low."""
+    return f"{per_s:.1f}" if 0 < per_s < _EXACT_BELOW_PER_S else f"{per_s:,.0f}"
 
 
 def idle(seconds: float | None) -> str:

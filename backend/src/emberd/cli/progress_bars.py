@@ -32,7 +32,7 @@ class _Speed(ProgressColumn):
         seconds = task.finished_time if task.finished else task.elapsed
         if not seconds or not count:
             return Text("")
-        speed = f"{count / seconds:.0f}"
+        speed = output.rate(count / seconds)
         return Text(f"{speed} texts/s" if rows is None else f"{rows:,} rows, {speed}/s")
 
 

@@ -345,5 +345,5 @@ def _summary() -> Iterator[Callable[[int], None]]:
     begin_s = time.monotonic()
     yield counts.append
     seconds = time.monotonic() - begin_s
-    speed = f"{sum(counts) / seconds:.0f} texts/s"
+    speed = f"{output.rate(sum(counts) / seconds)} texts/s"
     output.note(f"{output.pluralize(sum(counts), 'text')} in {seconds:.1f} s ({speed})")
