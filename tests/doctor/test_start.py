@@ -54,10 +54,12 @@ def test_without_any_engine_there_is_one_problem_and_each_reason(
 def test_where_the_engine_alone_is_missing_its_installation_is_advised(
     card: Nvml, tmp_path: Path
 ) -> None:
-    first, *_ = engines.check_engine(examined.wanted(tmp_path, DEFAULT_MODEL))
+    wanted = examined.wanted(tmp_path, DEFAULT_MODEL)
+    first, *_ = engines.check_engine(wanted)
     assert first.level is Level.PROBLEM
     assert first.fact == "sglang can serve the model on this machine, but is not installed"
-    assert first.advice == "emberd engine install sglang"
+    assert first.advice.startswith(f"{engines.up_command(wanted)} (")
+    assert first.advice.endswith("emberd engine install sglang")
 
 
 def test_an_engine_that_is_installed_when_needed_is_as_good_as_there(

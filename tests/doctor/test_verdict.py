@@ -47,6 +47,17 @@ def test_a_base_url_that_serves_something_else_is_not_made_good_by_an_engine() -
     assert not judge(WANTED, [trouble(Part.SERVERS), STARTS])[0].good
 
 
+def test_if_the_given_server_is_unusable_only_that_is_a_problem() -> None:
+    """With a base URL no server is started, so a missing engine does not matter."""
+    asked = examined.wanted(Path("home"), "some/model", base_url="http://127.0.0.1:9")
+    given = [trouble(Part.ENGINE), trouble(Part.SERVERS), trouble(Part.MODEL)]
+    verdict, findings = judge(asked, given)
+    assert (verdict.good, verdict.next) == (False, "fix servers")
+    assert [f.level for f in findings] == [Level.NOTE, Level.PROBLEM, Level.NOTE]
+    _, findings = judge(WANTED, given)
+    assert {f.level for f in findings} == {Level.PROBLEM}
+
+
 def test_the_problem_that_comes_first_is_told_whatever_their_order() -> None:
     """Nobody is to install ten gigabytes for a disk, or a card, that has no room for them."""
     parts = [Part.MODEL, Part.ENGINE, Part.GPU, Part.DISK, Part.STATE]

@@ -46,7 +46,8 @@ def check_engine(wanted: Wanted) -> Iterator[Finding]:
         )
     else:
         fact = f"{name} can serve the model on this machine, but is not installed"
-        yield problem("engine", fact, f"emberd engine install {name}")
+        advice = f"{up_command(wanted)} (asks, and installs it); or: emberd engine install {name}"
+        yield problem("engine", fact, advice)
     for refused, reason in found.refusals.items():
         yield note(refused, reason.rstrip("."))
 

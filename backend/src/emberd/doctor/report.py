@@ -190,16 +190,21 @@ def judge(wanted: Wanted, findings: Sequence[Finding]) -> tuple[Verdict, list[Fi
     """Return the verdict, and the findings with their levels adjusted to it.
 
     If a server is running or given, none has to be started, so problems that would prevent a
-    start become notes.
+    start become notes. If the given one cannot be used, it is the problem, because no other is
+    started.
     """
     problems = sorted(
         (f for f in findings if f.level is Level.PROBLEM), key=lambda f: _ORDER.index(f.part)
     )
     running = next((f.gives for f in findings if f.gives and f.part is Part.SERVERS), None)
-    if running is not None and not (problems and problems[0].part in _ALWAYS):
-        eased = [replace(f, level=Level.NOTE) if f in problems else f for f in findings]
+    needless = [f for f in problems if f.part not in _ALWAYS]
+    eased = [replace(f, level=Level.NOTE) if f in needless else f for f in findings]
+    if running is not None and len(needless) == len(problems):
         return Verdict(True, running), eased
     model = wanted.spec.model
+    if problems and problems[0].part in _ALWAYS and wanted.base_url is not None:
+        text = f"The server for {model} cannot be used yet: {problems[0].fact}"
+        return Verdict(False, text, problems[0].advice), eased
     if problems:
         text = f"{model} cannot be served on this machine yet: {problems[0].fact}"
         return Verdict(False, text, problems[0].advice), list(findings)
