@@ -68,6 +68,7 @@ PRINTS: Final = {
     "README.md": BREAD * 2,
     "backend/README.md": BREAD,
     "docs/integrations.md": "2560 32768\n",
+    "docs/start/laptop.md": "True\n",
     "docs/reranking.md": r"\d 0\.\d+ \S.*\n",
     "integrations/langchain-emberd/README.md": KIWIS,
     "integrations/langchain-emberd/docs/retrievers/emberd_reranker.mdx": (
