@@ -44,6 +44,17 @@ def test_a_server_is_started_seen_used_again_and_stopped(emberd: Command) -> Non
     assert emberd("stop").out == "No server is running.\n"
 
 
+def test_status_without_a_server_suggests_up_only_if_that_starts_one(
+    emberd: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "`emberd up`" in emberd("status").err
+    monkeypatch.setenv("EMBERD_BASE_URL", "http://127.0.0.1:9/v1")
+    done = emberd("status")
+    assert done.code == 3
+    assert "`emberd doctor`" in done.err
+    assert "`emberd up`" not in done.err
+
+
 def test_what_up_says_to_use_is_true(emberd: Command) -> None:
     said = emberd("up", *stub())
     line = next(line for line in said.out.splitlines() if "emberd.Embedder" in line)
