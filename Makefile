@@ -50,12 +50,13 @@ TOOLS := 'pytest>=9' pytest-asyncio pytest-randomly pytest-timeout pytest-xdist 
 	check-jsonschema check-wheel-contents pyroma twine zizmor
 
 # uv takes a tenth of pip's processor time. It reads no pip.conf: where the registry is named only there,
-# pip does the work after all. An environment of uv's making has no pip, so venv makes it.
+# pip does the work after all. An environment of uv's making has no pip, so venv makes it. Files are
+# copied, because NLTK refuses to open LlamaIndex's data if they are hard links to uv's cache.
 UV ?= $(shell command -v uv 2>/dev/null)
 # Most of what is installed is never imported, and compiling it takes pip a third of its time.
 PIP_INSTALL = -m pip install -qq --disable-pip-version-check --no-compile
 # The interpreter of an environment, and what is installed there.
-install_into = $(if $(UV),$(UV) pip install --quiet --python $(1) $(2) ||) $(1) $(PIP_INSTALL) $(2)
+install_into = $(if $(UV),$(UV) pip install --quiet --link-mode copy --python $(1) $(2) ||) $(1) $(PIP_INSTALL) $(2)
 install = $(call install_into,$(BIN)/python,$(1))
 
 # Named, so that the second part of the tests collects no others.

@@ -89,7 +89,7 @@ def install(python: Path, *wanted: str, by_pip: bool) -> None:
     If uv fails, pip does it, as in the Makefile: uv does not read a registry's name from pip.conf.
     """
     if UV and not by_pip:
-        uv = (UV, "pip", "install", "-q", "--python", str(python))
+        uv = (UV, "pip", "install", "-q", "--link-mode", "copy", "--python", str(python))
         if subprocess.run([*uv, *wanted], cwd=ROOT).returncode == 0:
             return
     # Not compiled: of the files of all packages, few are imported here.

@@ -65,6 +65,7 @@ def test_connections_without_the_key_leave_room_for_those_with_it(tmp_path: Path
             held.enter_context(_connect(server, sent))
             if number % 100 == 99:
                 assert len(server.vectors("a")[0]) == 384
+                assert client.get("/v1/models").status_code == 200  # else it is idle for too long
         # Not one of the 1,000 took the place of the one that has shown the key.
         (connection,) = client._transport._pool.connections  # type: ignore[attr-defined]
         assert client.get("/v1/models").status_code == 200
