@@ -155,7 +155,7 @@ def test_a_terminal_sees_rate_and_time_left(running: Command, tmp_path: Path) ->
     source = _lines(tmp_path / "in.jsonl", [f"text {n}" for n in range(600)])
     done = running.on_terminal("embed", *stub(), str(source), "-o", str(tmp_path / "out"))
     assert done.code == 0
-    assert re.search(r"embedding.*100%.* 600 rows, \d+/s .*0 s left", done.out)
+    assert re.search(r"embedding.*100%.* 600 rows, [\d,.]+/s .*0 s left", done.out)
     assert re.search(r"assembling.*100%", done.out)
 
 

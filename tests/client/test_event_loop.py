@@ -25,7 +25,7 @@ from emberd.cache.cache import VectorCache
 from emberd.manager import Server
 from fake_server import QWEN, FakeServer, vectors_of
 
-MOST_S = 0.05
+MOST_S = 0.2
 NOWHERE = "http://127.0.0.1:9"
 DIMENSIONS = 2560
 

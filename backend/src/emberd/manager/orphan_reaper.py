@@ -50,8 +50,6 @@ def main(mark: str, scratch: str, socket: str = "") -> None:
     others = existing_memory()
     while os.read(sys.stdin.fileno(), 1):
         pass
-    if socket:
-        remove_socket(socket)
     note_kill(mark)
     found: set[int] = set()
     wanted = os.fsencode(mark)
@@ -61,6 +59,8 @@ def main(mark: str, scratch: str, socket: str = "") -> None:
     while passes and time.monotonic() < deadline:
         passes = _PASSES if kill(wanted, found) else passes - 1
         time.sleep(_POLL_S)
+    if socket:
+        remove_socket(socket)  # only now has the gateway released its lock
     remove_memory(list_of_memory(scratch), found - others)
     remove_scratch(scratch)
 
