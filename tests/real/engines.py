@@ -26,6 +26,7 @@ HERE: Final = Path(__file__).parent
 _ENGINES: Final = Places.resolve().engines
 _SGLANG: Final = os.environ.get("EMBERD_SGLANG_PYTHON")
 START_S: Final = 480.0
+_WORKER: Final = uuid.uuid4().hex
 _SCRIPT_S: Final = 240.0
 
 Vectors = NDArray[np.float32]
@@ -111,14 +112,14 @@ def _environment() -> dict[str, str]:
 
 
 def _own(folder: Path) -> Path:
-    """Give a checkpoint content that no other one has; return it.
+    """Give a checkpoint content that those of no other worker have; return it.
 
     The weights are the same in each session. A server of another worker or session that was started
     by hand would serve the same model, and emberd would rightly use it.
     """
     config = folder / CONFIG
     known = json.loads(config.read_text())
-    config.write_text(json.dumps({**known, "made_for_tests": uuid.uuid4().hex}))
+    config.write_text(json.dumps({**known, "made_for_tests": _WORKER}))
     return folder
 
 
