@@ -2,9 +2,9 @@
 
 Run as a file: ``orphan_reaper.py MARK SCRATCH SOCKET``. It reads its standard input, whose other
 end only the supervisor has. At end of file it kills every process with the mark in its environment,
-until none is left, and then removes their shared memory and the folder for temporary files. It
-needs no file of the state folder for that: the folder may be gone. Before that it removes the Unix
-socket of a gateway, and notes the kill in the history of the home.
+until none is left, and then removes the Unix socket of a gateway, the shared memory and the folder
+for temporary files. It needs no file of the state folder for that: the folder may be gone. First it
+notes the kill in the history of the home.
 
 The kernel's parent-death signal reaches only one process, the server itself. Its descendants may
 request that signal too, but only once their interpreter has started: a scheduler of SGLang imports
