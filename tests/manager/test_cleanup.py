@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +121,39 @@ def test_shared_memory_of_a_server_that_is_stopped_while_it_starts_is_removed(
     left = waiting.until(lambda: found if len(found := traces(server.pid)) >= 2 else set())
     manager.stop()
     assert not any(path.exists() for path in left)
+
+
+@pytest.mark.parametrize("victim", ["server", "supervisor"])
+def test_shared_memory_that_was_made_just_before_a_kill_is_removed(
+    manager: Manager, stub: Stub, home: Path, victim: str
+) -> None:
+    manager.ensure(stub(faults="leaves-unseen"))
+    server = server_of(home)
+    supervisor = supervisor_of(server)
+    supervisor.suspend()
+    server.send_signal(signal.SIGUSR1)
+    unseen = _SHARED_MEMORY / f"stub_loads_{server.pid}"
+    waiting.until(unseen.exists)
+    if victim == "supervisor":
+        kill(supervisor)
+    else:
+        kill(server)
+        supervisor.resume()
+    waiting.until(lambda: not unseen.exists())
+
+
+def test_only_an_engines_own_new_and_unused_memory_counts_as_unseen(
+    shared: Callable[[str], Path],
+) -> None:
+    now = time.time()
+    token = secrets.token_hex(4)
+    unseen, opened = shared(token), shared(f"{token}_opened")
+    shared(f"another_{token}")
+    own = (f"test_{token}",)
+    with opened.open("rb"):
+        assert orphan_reaper.unseen_memory(own, now) == {unseen.stat().st_ino}
+    assert orphan_reaper.unseen_memory(own, now + 60) == set()
+    assert orphan_reaper.unseen_memory((), now) == set()
 
 
 @pytest.fixture(autouse=True)

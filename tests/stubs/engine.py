@@ -87,6 +87,7 @@ class StubEngine:
             + ([launch.home] if "shows_home" in options else []),
             gpu_usage=_Noting(Path(options["pids"])) if "pids" in options else None,
             gpu_memory=memory,
+            memory=("stub_loads_",),
         )
 
     def progress(self, log: str) -> str:

@@ -118,6 +118,7 @@ class Plan:
             devices, and if that is not known.
         gpu_memory: What it takes of its GPUs, which no other start may plan with; None on other
             devices, and if that is not known.
+        memory: What the names of the server's shared memory begin with, if no other program's do.
     """
 
     command: Sequence[str]
@@ -131,6 +132,7 @@ class Plan:
     notes: Sequence[str] = ()
     gpu_usage: PlannedUsage | None = None
     gpu_memory: GpuMemory | None = None
+    memory: Sequence[str] = ()
 
 
 class Engine(Protocol):

@@ -97,12 +97,14 @@ def make_scratch(path: str) -> None:
 class SharedMemory:
     """The shared memory of one server, listed while the server runs."""
 
-    def __init__(self, scratch: str) -> None:
+    def __init__(self, scratch: str, prefixes: tuple[str, ...] = ()) -> None:
         """Treat all that exists now as not the server's: it may only attach to it.
 
         Args:
             scratch: The server's folder for temporary files.
+            prefixes: See ``orphan_reaper.unseen_memory``.
         """
+        self._prefixes = prefixes
         self._file = orphan_reaper.list_of_memory(scratch)
         self._others = orphan_reaper.existing_memory()
         self._listed: set[int] = set()
@@ -134,6 +136,14 @@ class SharedMemory:
                 with open(ownership.open_file(self._file, flags), "w") as file:
                     file.write("".join(f"{inode}\n" for inode in sorted(new)))
                 self._listed |= new
+
+    def add_unseen(self, ended_at: float) -> None:
+        """Count what the processes made just before they ended, without listing it.
+
+        Args:
+            ended_at: When this process noticed the end, in seconds since 1970.
+        """
+        self.known |= orphan_reaper.unseen_memory(self._prefixes, ended_at) - self._others
 
 
 def remove_files(scratch: str, known: Set[int] = frozenset()) -> None:

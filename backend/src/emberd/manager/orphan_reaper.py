@@ -1,10 +1,10 @@
 """Ends the processes of a server whose supervisor was killed, and removes what they leave.
 
-Run as a file: ``orphan_reaper.py MARK SCRATCH SOCKET``. It reads its standard input, whose other
-end only the supervisor has. At end of file it kills every process with the mark in its environment,
-until none is left, and then removes the Unix socket of a gateway, the shared memory and the folder
-for temporary files. It needs no file of the state folder for that: the folder may be gone. First it
-notes the kill in the history of the home.
+Run as a file: ``orphan_reaper.py MARK SCRATCH SOCKET MEMORY...``. It reads its standard input,
+whose other end only the supervisor has. At end of file it kills every process with the mark in its
+environment, until none is left, and then removes the Unix socket of a gateway, the shared memory
+and the folder for temporary files. It needs no file of the state folder for that: the folder may be
+gone. First it notes the kill in the history of the home.
 
 The kernel's parent-death signal reaches only one process, the server itself. Its descendants may
 request that signal too, but only once their interpreter has started: a scheduler of SGLang imports
@@ -33,9 +33,10 @@ _END_S = 30.0
 _PASSES = 3
 _MAPPING = b" /dev/shm/"
 _INODE = 4
+_UNSEEN_S = 2.0  # a supervisor looks several times a second while there is new memory
 
 
-def main(mark: str, scratch: str, socket: str = "") -> None:
+def main(mark: str, scratch: str, socket: str = "", *memory: str) -> None:
     """Sleep until the supervisor has ended, then end all processes with ``mark``.
 
     Args:
@@ -43,6 +44,7 @@ def main(mark: str, scratch: str, socket: str = "") -> None:
         scratch: The start's folder for temporary files.
         socket: Path of the Unix socket of a gateway; empty if it has none. A supervisor that was
             started by an older version, before this file was replaced, does not give it.
+        memory: See ``unseen_memory``.
     """
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -50,6 +52,7 @@ def main(mark: str, scratch: str, socket: str = "") -> None:
     others = existing_memory()
     while os.read(sys.stdin.fileno(), 1):
         pass
+    killed_at = time.time()
     note_kill(mark)
     found: set[int] = set()
     wanted = os.fsencode(mark)
@@ -61,6 +64,7 @@ def main(mark: str, scratch: str, socket: str = "") -> None:
         time.sleep(_POLL_S)
     if socket:
         remove_socket(socket)  # only now has the gateway released its lock
+    found |= unseen_memory(memory, killed_at)
     remove_memory(list_of_memory(scratch), found - others)
     remove_scratch(scratch)
 
@@ -125,6 +129,39 @@ def existing_memory() -> set[int]:
     with suppress(OSError):
         return {entry.inode() for entry in os.scandir(SHARED_MEMORY)}
     return set()
+
+
+def unseen_memory(prefixes: tuple[str, ...], killed_at: float) -> set[int]:
+    """Return the inodes of shared memory that nobody has, made just before a server was killed.
+
+    A process can be killed before anybody looks at the memory that it has just made. Only memory
+    whose name only its engine gives is meant, and only that of the last moment: another container
+    may use the same folder, and its processes cannot be seen from here.
+
+    Args:
+        prefixes: What the names of the engine's shared memory begin with.
+        killed_at: When the server, or its supervisor, was killed, in seconds since 1970.
+    """
+    with suppress(OSError):
+        found = {
+            entry.inode()
+            for entry in os.scandir(SHARED_MEMORY)
+            if entry.name.startswith(prefixes)
+            and entry.stat(follow_symlinks=False).st_ctime > killed_at - _UNSEEN_S
+        }
+        return found - set().union(*map(_open_memory, _pids())) if found else found
+    return set()
+
+
+def _open_memory(pid: int) -> set[int]:
+    # A descriptor is closed, or a process ends, while they are read.
+    opened = set()
+    with suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                if os.readlink(entry.path).startswith(f"{SHARED_MEMORY}/"):
+                    opened.add(entry.stat().st_ino)
+    return opened
 
 
 def list_of_memory(scratch: str) -> str:

@@ -46,16 +46,19 @@ class OrphanReaper:
     It ends all marked processes, and removes their shared memory and temporary files.
     """
 
-    def __init__(self, marked: str, scratch: str, socket: str = "") -> None:
+    def __init__(
+        self, marked: str, scratch: str, socket: str = "", memory: Sequence[str] = ()
+    ) -> None:
         """Start it.
 
         Args:
             marked: Name, equals sign and value of the environment variable that is the mark.
             scratch: The folder for temporary files.
             socket: Path of the Unix socket of a gateway; empty if it has none.
+            memory: See ``orphan_reaper.unseen_memory``.
         """
         self.pid: int | None = None
-        self._command = [sys.executable, "-I", "-S", _REAPER, marked, scratch, socket]
+        self._command = [sys.executable, "-I", "-S", _REAPER, marked, scratch, socket, *memory]
         # A descriptor and not a file object: the garbage collector would close that, and the
         # orphan reaper then ends all processes with the mark.
         self._pipe: int | None = None
@@ -124,6 +127,7 @@ class ServerProcess:
         working_folder: str | None = None,
         uses_scratch: bool = True,
         socket: str = "",
+        memory: Sequence[str] = (),
     ) -> None:
         """Start ``command`` with its output appended to ``log``.
 
@@ -137,6 +141,7 @@ class ServerProcess:
             working_folder: Where it runs; None for where this process does.
             uses_scratch: Whether ``TMPDIR`` names ``scratch``.
             socket: Path of a Unix socket that the supervisor made; empty if it made none.
+            memory: See ``Plan``.
 
         Raises:
             OSError: It cannot be run.
@@ -150,9 +155,9 @@ class ServerProcess:
         with ExitStack() as undo:
             for each in self._pipe or ():
                 undo.callback(os.close, each)
-            self._reaper = OrphanReaper(f"{processes.MARK}={mark}", scratch, socket)
+            self._reaper = OrphanReaper(f"{processes.MARK}={mark}", scratch, socket, memory)
             undo.callback(self._reaper.stop)
-            self.memory = cleanup.SharedMemory(scratch)
+            self.memory = cleanup.SharedMemory(scratch, tuple(memory))
             # Read through the same descriptor: the file may be deleted or replaced meanwhile.
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
             self._log = os.open(log, flags, 0o600)
@@ -249,6 +254,7 @@ class ServerProcess:
 
     def kill_all(self, timeout_s: float) -> bool:
         """Kill the group and every other descendant; return whether all are gone."""
+        ended_at = time.time()
         self.update_memory(at_once=True)
         deadline = time.monotonic() + timeout_s
         while True:
@@ -262,6 +268,7 @@ class ServerProcess:
                     os.kill(pid, signal.SIGKILL)
             self.reap()
             if not left or time.monotonic() > deadline:
+                self.memory.add_unseen(ended_at)
                 return not left
             time.sleep(_REAP_POLL_S)
 

@@ -230,6 +230,7 @@ class Supervisor(ProcessSupervisor):
                 self.folder / paths.LOG_NAME,
                 scratch,
                 inherited=() if launch.descriptor is None else (launch.descriptor,),
+                memory=plan.memory,
             )
         self._read_ahead(launch.options)
         return launch, plan, server

@@ -29,6 +29,7 @@ _FORKED: Final = "sglang_forked"  # in the folder ``cpu``; it runs the module th
 _WHY_FORKED: Final = "SGLang's processes are forked, because each would import SGLang again"
 _CONFIG: Final = "sglang.yaml"
 _STORE: Final = "torch-store"
+_MEMORY: Final = ("sglang_loads_", "sgl_shm_")  # srt/utils/stale_shm_cleanup.py
 
 # Command lines of its main process.
 _MODULES: Final = (_MODULE, "sglang.cli.main", "sglang")
@@ -145,6 +146,7 @@ class SglangEngine(EnvironmentEngine):
             ],
             gpu_usage=usage,
             gpu_memory=reserved,
+            memory=_MEMORY,
         )
 
     def estimate(
