@@ -22,6 +22,8 @@ IMAGES: Final = ROOT / "docs/images"
 RECORDER: Final = runpy.run_path(str(IMAGES / "record.py"))
 # The root of what an SVG file contains, and its namespace.
 _SVG: Final = "{http://www.w3.org/2000/svg}"
+# The model computes in 8 bits, and another processor rounds some of the numbers differently.
+_PROCESSORS_DIFFER_BY: Final = 5e-3
 
 
 def _lines() -> list[str]:
@@ -55,7 +57,7 @@ def test_a_recorded_program_prints_what_the_recording_shows(name: str) -> None:
     [recorded] = [line for line in _lines() if line.startswith(f"{label} ")]
     assert recorded.split()[:2] == done.out.split()[:2]
     assert len(_numbers(done.out)) == 2
-    assert _numbers(recorded) == pytest.approx(_numbers(done.out), abs=1e-4)
+    assert _numbers(recorded) == pytest.approx(_numbers(done.out), abs=_PROCESSORS_DIFFER_BY)
 
 
 def test_the_recording_shows_one_ready_server_that_both_programs_used() -> None:
