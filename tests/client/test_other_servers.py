@@ -157,16 +157,29 @@ def test_a_text_that_may_be_cut_is_sent_if_that_is_wanted_and_the_first_token_co
     assert asking.embed_documents([text]).shape == (1, 384)
 
 
-def test_a_refusal_is_not_taken_for_white_space_that_is_removed(serve: Serve) -> None:
+@pytest.mark.parametrize(("status", "may_trim"), [(422, False), (429, True), (503, True)])
+def test_only_a_refusal_of_white_space_shows_that_it_is_not_removed(
+    serve: Serve, status: int, may_trim: bool
+) -> None:
     class Limited(Infinity):
         trims = False
 
         def _embeddings(self, request: Request, connection: socket.socket) -> bytes:
             if any(text != text.strip() for text in request.body["input"]):
-                return reply(429, {"error": "too many requests"})
+                return reply(status, {"error": "not this one"})
             return super()._embeddings(request, connection)
 
-    assert not embedder(serve(Limited)).endpoint().trims
+    assert embedder(serve(Limited)).endpoint().trims == may_trim
+
+
+def test_a_server_that_limits_the_rate_before_it_shows_whether_it_adds_prompts_is_unavailable(
+    serve: Serve,
+) -> None:
+    """It may be a proxy in front of emberd's gateway: each text would get its prompt twice."""
+    server = serve(Infinity)
+    server.limit_after = 1
+    with pytest.raises(ServerUnavailableError, match="429"):
+        embedder(server).endpoint()
 
 
 def test_an_unknown_server_that_keeps_white_space_is_sent_it(serve: Serve) -> None:

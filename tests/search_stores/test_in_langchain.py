@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, Final
 
 import pytest
-from elasticsearch import BadRequestError, Elasticsearch
-from elasticsearch.helpers import BulkIndexError
 from langchain_core.vectorstores import VectorStore
 from langchain_elasticsearch import ElasticsearchStore
 from langchain_redis import RedisConfig, RedisVectorStore
-from redis import Redis
-from redisvl.exceptions import RedisSearchError
 
 import emberd
 from agents.recipes import Sent
 from langchain_emberd import EmberdEmbeddings
 from managed import MODEL, PASSAGES, QUERIES
 from search_stores import page
+from search_stores.index import ElasticsearchIndex, RedisIndex
 
 LONG: Final = 128
 SHORT: Final = 64
-KEY: Final = "emberd"
-_NUMBERS: Final = itertools.count()
 
 
-class InRedis:
-    """An index of Redis. Its identity is in a key beside it."""
-
-    refuses_query = (RedisSearchError, "does not match index's expected size")
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.name = f"passages{next(_NUMBERS)}"
+class InRedis(RedisIndex):
+    """An index of Redis."""
 
     def open(self, embeddings: EmberdEmbeddings) -> Any:
         config = RedisConfig(
@@ -44,38 +32,14 @@ class InRedis:
         )
         return RedisVectorStore(embeddings, config)
 
-    def save_identity(self, identity: str) -> None:
-        with Redis.from_url(self.url) as client:
-            client.set(f"{KEY}:{self.name}", identity)
 
-    def load_identity(self) -> str:
-        with Redis.from_url(self.url, decode_responses=True) as client:
-            return str(client.get(f"{KEY}:{self.name}"))
-
-
-class InElasticsearch:
-    """An index of Elasticsearch. Its identity is in the metadata of the mapping."""
-
-    refuses_query = (BadRequestError, "different number of dimensions")
-    refuses_texts = (BulkIndexError, "failed to index")
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.name = f"passages{next(_NUMBERS)}"
+class InElasticsearch(ElasticsearchIndex):
+    """An index of Elasticsearch."""
 
     def open(self, embeddings: EmberdEmbeddings) -> Any:
         return ElasticsearchStore(
             self.name, es_url=self.url, embedding=embeddings, num_dimensions=LONG
         )
-
-    def save_identity(self, identity: str) -> None:
-        with Elasticsearch(self.url) as client:
-            client.indices.put_mapping(index=self.name, meta={KEY: identity})
-
-    def load_identity(self) -> str:
-        with Elasticsearch(self.url) as client:
-            mapping = client.indices.get_mapping(index=self.name)[self.name]["mappings"]
-        return str(mapping["_meta"][KEY])
 
 
 @pytest.fixture(params=[InRedis, InElasticsearch])

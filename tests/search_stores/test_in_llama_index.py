@@ -3,43 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Iterator
 from typing import Any, Final
 
 import pytest
-from elasticsearch import BadRequestError, Elasticsearch
-from elasticsearch.helpers import BulkIndexError
 from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.schema import TextNode
 from llama_index.vector_stores.elasticsearch import ElasticsearchStore
 from llama_index.vector_stores.redis import RedisVectorStore
 from llama_index.vector_stores.redis.schema import RedisVectorStoreSchema
-from redis import Redis
-from redisvl.exceptions import RedisSearchError
 
 import emberd
 from agents.recipes import Sent
 from llama_index.embeddings.emberd import EmberdEmbedding
 from managed import MODEL, PASSAGES, QUERIES
 from search_stores import page
+from search_stores.index import ElasticsearchIndex, RedisIndex
 
 LONG: Final = 128
 SHORT: Final = 64
-KEY: Final = "emberd"
-_NUMBERS: Final = itertools.count()
 _NAMES: Final = {text: name for name, text in PASSAGES.items()}
 
 
-class InRedis:
-    """An index of Redis. Its identity is in a key beside it."""
+class InRedis(RedisIndex):
+    """An index of Redis."""
 
-    refuses_query = (RedisSearchError, "does not match index's expected size")
     refuses_texts = (ValueError, "dim 64 which doesn't match the index schema")
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.name = f"nodes{next(_NUMBERS)}"
 
     def store(self) -> Any:
         schema = RedisVectorStoreSchema()
@@ -51,39 +40,15 @@ class InRedis:
         store._redis_client.close()
         asyncio.get_event_loop().run_until_complete(store._redis_client_async.aclose())
 
-    def save_identity(self, identity: str) -> None:
-        with Redis.from_url(self.url) as client:
-            client.set(f"{KEY}:{self.name}", identity)
 
-    def load_identity(self) -> str:
-        with Redis.from_url(self.url, decode_responses=True) as client:
-            return str(client.get(f"{KEY}:{self.name}"))
-
-
-class InElasticsearch:
-    """An index of Elasticsearch. Its identity is in the metadata of the mapping."""
-
-    refuses_query = (BadRequestError, "different number of dimensions")
-    refuses_texts = (BulkIndexError, "failed to index")
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.name = f"nodes{next(_NUMBERS)}"
+class InElasticsearch(ElasticsearchIndex):
+    """An index of Elasticsearch."""
 
     def store(self) -> Any:
         return ElasticsearchStore(self.name, es_url=self.url)
 
     def close(self, store: Any) -> None:
         asyncio.get_event_loop().run_until_complete(store.client.close())
-
-    def save_identity(self, identity: str) -> None:
-        with Elasticsearch(self.url) as client:
-            client.indices.put_mapping(index=self.name, meta={KEY: identity})
-
-    def load_identity(self) -> str:
-        with Elasticsearch(self.url) as client:
-            mapping = client.indices.get_mapping(index=self.name)[self.name]["mappings"]
-        return str(mapping["_meta"][KEY])
 
 
 class Opened:

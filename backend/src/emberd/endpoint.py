@@ -35,7 +35,7 @@ class Endpoint:
             which a restarted server is compared; empty if not kept.
         counts_exactly: Whether the tokens that its tokenizer route gave for a text were as many as
             it read when it embedded that text.
-        trims: Whether it removes white space at the ends of a text before its tokenizer reads it.
+        trims: Whether it may remove white space at the ends of a text before it tokenizes it.
         cuts: Whether it may cut a text that is too long instead of refusing it.
         labels: For a server of a reranker: the tokens of "yes" and "no"; a score is the probability
             of the first. Empty for a server of embeddings.

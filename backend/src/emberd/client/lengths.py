@@ -177,7 +177,7 @@ class Lengths:
             place = self.offset + index
             yield TextError(
                 f"{self._named(place)} begins or ends with white space ({excerpt(text)}), which "
-                f"the server at {endpoint.url} removes, although {self.model.name} may read it. "
+                f"the server at {endpoint.url} may remove, although {self.model.name} may read it. "
                 f"Remove it from the text (strip()), or use another server.",
                 index=place,
             )

@@ -187,7 +187,7 @@ def steps(
     vector = _vectors(url, model, name, bodies)[-1]
     if server not in _AS_GIVEN:
         question = wire.embed_request(name, [canary.PROMPT_QUESTION], None)
-        yield from ask(question, limited=True, refused=_ADDS_PROMPTS.format(names=_AS_THEY_ARE))
+        yield from ask(question, refused=_ADDS_PROMPTS.format(names=_AS_THEY_ARE))
     counts_exactly = False
     if model.end_of_text_id is not None:
         request = lengths.tokenize_request(server, name, text)
@@ -196,7 +196,7 @@ def steps(
     vectors = yield from _canary(url, model, name, bodies, ask, batch_size=batch_size)
     trims = cuts = False
     if server not in _AS_GIVEN:
-        trims = not model.trims and (yield from _trims(url, model, name, ask, batch_size))
+        trims = not model.trims and (yield from _trims(url, model, name, batch_size))
         cuts = yield from _cuts(model, name)
     return Endpoint(
         url=url,
@@ -236,21 +236,21 @@ def _trims(
     url: str,
     model: Model,
     name: str,
-    ask: Callable[..., Generator[Request, Answer | None, bytes | None]],
     batch_size: int | None,
 ) -> Generator[Request, Answer | None, bool]:
-    """Return whether a text has the same vector with white space around it and without.
+    """Return whether the server may remove white space at the ends of a text.
 
-    It is not known, and taken for no, if the server refuses the request, such as by a limit of the
-    rate.
+    It does if a text has the same vector with white space and without. A server that refuses the
+    request gives no such text a vector. No answer, or a limit of the rate, shows nothing: it may.
     """
     text = canary.texts(model)[0]
     pair: list[Input] = [text, f"{_WHITE_SPACE}{text}{_WHITE_SPACE}"]
     vectors: list[canary.Vector] = []
     for part in _parts(pair, batch_size):
-        body = yield from ask(wire.embed_request(name, part, None), best_effort=True)
-        if body is None:
-            return False
+        reply = yield wire.embed_request(name, part, None)
+        if not isinstance(reply, Reply) or reply.status != HTTPStatus.OK:
+            return not (isinstance(reply, Reply) and reply.status in _TOO_MUCH)
+        body = reply.body
         vectors += _vectors(url, model, name, [body], len(part))
     return catalog.cosine(*vectors) > canary.ALIKE
 
@@ -326,7 +326,7 @@ def _ask(
     gateways answer that for routes that they do not have, and the embedding itself proves the key.
     With ``best_effort``, anything but a timeout counts as missing; with ``limited``, a limit of the
     rate does (429): the server has just answered a request like this one. ``refused`` is the
-    advice for texts that it refuses; by default, what to do about its limits.
+    advice for a text that it refuses; the default is what to do about its limits.
     """
     reply = yield request
     where = f"{url}{request.path}"
@@ -364,7 +364,7 @@ def _ask(
         return None  # vLLM and llama.cpp have no /model_info, and a router only the old one
     kind = "an embedding server" if request.path == wire.PATH else "a server of a reranker"
     advice = f"Start the server as {kind}, or give the base_url of one."
-    if limited and reply.status in _TOO_MUCH:
+    if (limited or refused) and reply.status in _TOO_MUCH:
         inputs = request.inputs
         advice = refused or (
             f"It accepted a short text before, and refuses this request of {len(inputs)} texts, "
