@@ -74,7 +74,7 @@ SITE = $(BIN)/sphinx-build -q -W --keep-going -E -d $(VENV)/doctrees -b html doc
 .PHONY: demo test test-browser test-installs test-services test-ray test-stores test-adapters test-sdks \
 	test-agents $(AGENTS:%=test-agents-%) test-search-stores \
 	$(SEARCH_STORES:%=test-search-stores-%) test-sglang \
-	test-sglang-full test-gpu faults soak engines check lint docs bench venv dist release clean
+	test-sglang-full test-gpu faults soak engines check lint docs bench bench-tools venv dist release clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python examples/demo/demo.py $(ARGS)
@@ -172,6 +172,10 @@ soak: $(VENV)/.tools
 # In the order of the files: a benchmark is read from top to bottom, and -s shows its figures.
 bench: $(VENV)/.tools
 	$(BIN)/python -m pytest tests/benchmarks -p no:randomly -s $(ARGS)
+
+# The same requests to vLLM, infinity and llama.cpp, which it installs (6 GB), and to emberd's engines.
+bench-tools: engines
+	$(BIN)/python -m pytest tests/other_tools -s $(ARGS)
 
 venv: $(VENV)/.tools
 

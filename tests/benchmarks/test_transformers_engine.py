@@ -108,6 +108,7 @@ class Theirs:
             stdout=subprocess.PIPE,
             text=True,
         )
+        self.pid = self._process.pid
         assert self._process.stdout is not None
         assert self._process.stdout.readline().strip() == threads
 

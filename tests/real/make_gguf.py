@@ -1,7 +1,8 @@
-"""Converts a tiny Qwen3 checkpoint to a GGUF file in float32, for llama.cpp's server.
+"""Converts a Qwen3 checkpoint to a GGUF file, for llama.cpp's server.
 
-``python make_gguf.py FOLDER FILE [PORT]``, with the package ``gguf``; given a
+``python make_gguf.py FOLDER FILE [PORT [F32|F16 [PARALLEL]]]``, with the package ``gguf``; given a
 PORT and ``xllamacpp``, it also serves the file there until it is killed, under the name of FOLDER.
+PARALLEL is how many texts it may compute at a time.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _LAYER_NAMES = {
 }
 
 
-def convert(folder: Path, file: Path) -> None:
+def convert(folder: Path, file: Path, dtype: str = "F32") -> None:
     """Write the checkpoint in ``folder`` to ``file``, as llama.cpp's own converter does."""
     from gguf import (  # type: ignore[import-not-found]  # not in this environment
         GGUFWriter,
@@ -42,7 +43,8 @@ def convert(folder: Path, file: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     writer = GGUFWriter(file, "qwen3")
     writer.add_name(folder.name)
-    writer.add_file_type(LlamaFileType.ALL_F32)
+    kinds = {"F32": LlamaFileType.ALL_F32, "F16": LlamaFileType.MOSTLY_F16}
+    writer.add_file_type(kinds[dtype])
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -55,7 +57,7 @@ def convert(folder: Path, file: Path) -> None:
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_pooling_type(PoolingType.LAST)
     _add_tokenizer(writer, json.loads((folder / "tokenizer.json").read_text()), config)
-    _add_weights(writer, folder)
+    _add_weights(writer, folder, dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -88,9 +90,11 @@ def _add_tokenizer(writer: Any, tokenizer: dict[str, Any], config: dict[str, Any
     writer.add_add_bos_token(False)
 
 
-def _add_weights(writer: Any, folder: Path) -> None:
+def _add_weights(writer: Any, folder: Path, dtype: str) -> None:
     import numpy as np
 
+    # As in the published files: the weights of norms are vectors, and stay in float32.
+    of_matrices = {"F32": np.float32, "F16": np.float16}[dtype]
     content = (folder / "model.safetensors").read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     for name, entry in json.loads(content[8:start]).items():
@@ -103,10 +107,11 @@ def _add_weights(writer: Any, folder: Path) -> None:
         assert entry["dtype"] == "BF16"
         first, end = (start + offset for offset in entry["data_offsets"])
         upper = np.frombuffer(content[first:end], np.uint16).astype(np.uint32)
-        writer.add_tensor(target, (upper << 16).view(np.float32).reshape(entry["shape"]))
+        weights = (upper << 16).view(np.float32).reshape(entry["shape"])
+        writer.add_tensor(target, weights.astype(of_matrices) if weights.ndim > 1 else weights)
 
 
-def serve(folder: Path, file: Path, port: int) -> None:
+def serve(folder: Path, file: Path, port: int, parallel: int = 1) -> None:
     """Serve ``file`` as docs/other-servers.md says, until the process is killed.
 
     That takes gigabytes: for each token of a batch, it reserves a row of Qwen's whole vocabulary.
@@ -118,8 +123,9 @@ def serve(folder: Path, file: Path, port: int) -> None:
     params.model_alias = {str(folder)}
     params.embedding = True
     params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_LAST
-    params.n_ctx = params.n_batch = params.n_ubatch = 8192
-    params.n_parallel = 1
+    params.n_ctx = 8192 * parallel
+    params.n_batch = params.n_ubatch = 8192
+    params.n_parallel = parallel
     params.hostnames, params.port = ["127.0.0.1"], port
     params.ui = False
     server = xllamacpp.Server(params)
@@ -128,8 +134,8 @@ def serve(folder: Path, file: Path, port: int) -> None:
 
 
 if __name__ == "__main__":
-    source, target, *port = sys.argv[1:]
+    source, target, *rest = sys.argv[1:]
     if not Path(target).exists():
-        convert(Path(source), Path(target))
-    if port:
-        serve(Path(source), Path(target), int(port[0]))
+        convert(Path(source), Path(target), *rest[1:2])
+    if rest:
+        serve(Path(source), Path(target), int(rest[0]), *map(int, rest[2:3]))
