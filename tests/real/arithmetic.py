@@ -126,6 +126,7 @@ def answer(case: dict[str, Any]) -> dict[str, Any]:
             "fraction": view.mem_fraction_static,
             "chunk": view.chunked_prefill_size,
             "max_prefill": view.max_prefill_tokens,
+            "max_prompts": view.prefill_max_requests,
             "api_key": view.api_key,
             "graphs": len(view.cuda_graph_config.prefill.bs),
             "is_embedding": view.is_embedding,

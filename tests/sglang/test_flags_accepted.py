@@ -184,11 +184,12 @@ def test_every_command_is_parsed_and_resolved(said: Said) -> None:
 
 def test_what_we_say_is_what_is_in_effect(said: Said) -> None:
     for case, plan, answer in said.planned():
-        in_effect = (answer["fraction"], answer["chunk"], answer["max_prefill"])
-        assert in_effect == (
+        names = ("fraction", "chunk", "max_prefill", "max_prompts")
+        assert tuple(answer[name] for name in names) == (
             plan.fraction,
             plan.chunked_prefill_tokens,
             plan.max_prefill_tokens,
+            plan.max_prefill_prompts,
         ), case.name
         embeds = case.spec.task == EMBED
         assert (answer["is_embedding"], answer["weight_version"]) == (embeds, "stamp-1")

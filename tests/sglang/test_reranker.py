@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +18,9 @@ import pytest
 
 from command import Command
 from emberd import Embedder, Reranker, ServerMismatchError, SettingError, TextTooLongError, probe
+from emberd.client import verify
+from emberd.client.scores import score_request
+from emberd.client.wire import Reply
 from emberd.prompts import rerank_frame
 from real.engines import EngineSide
 from real.rerank_pairs import SPECIAL, pairs, prompt
@@ -47,40 +53,41 @@ def reranker(engine: str, start_reranker: Callable[[str], Reranker]) -> Reranker
     return start_reranker(engine)
 
 
-def test_the_scores_of_two_hundred_pairs_are_those_of_transformers(
+def test_the_scores_of_two_hundred_pairs_and_their_order_are_those_of_transformers(
     reranker: Reranker,
     engine: str,
     side: EngineSide,
     small: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    asked = pairs(200)
-    queries = list(dict.fromkeys(query for query, _ in asked))
-    with ThreadPoolExecutor(len(queries)) as pool:
-        futures = [
-            pool.submit(reranker.scores, query, [doc for one, doc in asked if one == query])
-            for query in queries
-        ]
-        scores = np.concatenate([future.result() for future in futures])
-    asked.sort(key=lambda pair: queries.index(pair[0]))
-    prompts = [prompt(*pair) for pair in asked]
+    documents = defaultdict[str, list[str]](list)
+    for query, document in pairs(200):
+        documents[query].append(document)
+    with ThreadPoolExecutor(len(documents)) as pool:
+        scores = np.array([*pool.map(reranker.scores, *zip(*documents.items(), strict=True))])
+        ranked = [*pool.map(reranker.rerank, *zip(*documents.items(), strict=True))]
+    prompts = [prompt(query, each) for query, several in documents.items() for each in several]
     is_float32 = engine == "transformers"
-    reference = side.scores(small, prompts, "float32" if is_float32 else "bfloat16").vectors
-    apart = np.abs(scores - reference)
+    dtype = "float32" if is_float32 else "bfloat16"
+    reference = side.scores(small, prompts, dtype).vectors.reshape(scores.shape)
+    order = np.array([[each.index for each in one] for one in ranked])
+    in_order = np.take_along_axis(reference, order, axis=1)
+    apart = max(
+        np.abs(scores - reference).max(),
+        np.abs([[each.score for each in one] for one in ranked] - in_order).max(),
+    )
     with capsys.disabled():
         print(
-            f"\n{engine}: largest difference of {len(scores)} scores {apart.max():.2e}, scores "
+            f"\n{engine}: largest difference of {scores.size} scores {apart:.2e}, scores "
             f"from {scores.min():.3f} to {scores.max():.3f}"
         )
-    limit = _FLOAT32_APART if is_float32 else _BFLOAT16_APART
     assert scores.dtype == np.float32
-    assert len(scores) == 200
-    assert np.ptp(reference) > 2 * limit
-    assert apart.max() <= limit
-    for one in range(0, 200, 20):
-        mine, theirs = scores[one : one + 20], reference[one : one + 20]
-        differ = np.subtract.outer(theirs, theirs) > 2 * limit
-        assert (np.subtract.outer(mine, mine)[differ] > 0).all()
+    assert scores.size == 200
+    assert apart <= (_FLOAT32_APART if is_float32 else _BFLOAT16_APART)
+    assert np.ptp(reference, axis=1).min() > 2 * apart
+    # By how much the reference puts a document behind another one that is ranked after it.
+    behind = max(np.triu(np.subtract.outer(-one, -one)).max() for one in in_order)
+    assert behind <= apart
 
 
 def test_equal_documents_and_beginnings_of_others_have_the_scores_that_they_have_alone(
@@ -142,6 +149,30 @@ def test_a_document_that_is_too_long_is_refused_or_cut_before_the_end_of_the_pro
     assert abs(scores[1] - expected[0]) <= _BFLOAT16_APART
     with pytest.raises(TextTooLongError):
         cutting.scores(document, ["short"])
+
+
+def test_a_batch_of_prompts_that_are_in_the_cache_has_no_more_of_them_than_planned(
+    start_reranker: Callable[[str], Reranker], reranker_home: Path
+) -> None:
+    """Each prompt then has one token in a batch, whose size in tokens would allow thousands."""
+    reranker = start_reranker("sglang")
+    endpoint = reranker.endpoint()
+    request = score_request(endpoint, [prompt("where", f"fox {number}") for number in range(600)])
+    for _ in range(2):
+        reply = verify.send(endpoint.url, endpoint.api_key, 120, None, request)
+        assert isinstance(reply, Reply)
+        assert reply.status == HTTPStatus.OK
+    manager = reranker._handle.manager
+    assert manager is not None
+    (server,) = manager.status()
+    assert server.supervisor_pid is not None
+    option = "--prefill-max-requests"
+    processes = psutil.Process(server.supervisor_pid).children(recursive=True)
+    commands = [words for process in processes if option in (words := process.cmdline())]
+    limits = {int(words[words.index(option) + 1]) for words in commands}
+    (log,) = (reranker_home / "sglang").rglob("server.log")
+    seen = [int(count) for count in re.findall(r"#new-seq: (\d+)", log.read_text())]
+    assert {max(seen)} == limits
 
 
 def test_its_server_is_no_server_of_embeddings(

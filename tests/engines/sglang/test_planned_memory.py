@@ -24,7 +24,9 @@ from sglang_plans import GPU, LAUNCH, set_installed
 pytestmark = pytest.mark.usefixtures("installed")
 
 
-def test_a_reranker_needs_memory_for_its_answers(cards: Nvml) -> None:
+def test_a_reranker_has_memory_for_the_answers_of_as_many_prompts_as_a_batch_may_have(
+    cards: Nvml,
+) -> None:
     specs = (
         ServerSpec("Qwen/Qwen3-Embedding-4B"),
         ServerSpec("Qwen/Qwen3-Reranker-4B", task="rerank"),
@@ -34,8 +36,12 @@ def test_a_reranker_needs_memory_for_its_answers(cards: Nvml) -> None:
     )
     assert embeds is not None
     assert reranks is not None
-    # Of 128 prompts in a batch of 4,096 tokens: the vocabulary in ten bytes a token.
-    assert reranks.activation_bytes - embeds.activation_bytes == 128 * 151_669 * 10
+    # As many prompts as a batch may have: the vocabulary in twelve bytes a token.
+    assert reranks.activation_bytes - embeds.activation_bytes == 128 * 151_669 * 12
+    cards.cards = [Card("GPU-a", total=24 * GIB, free=23 * GIB)]
+    embed_command, rerank_command = (ENGINE.plan(spec, LAUNCH).command for spec in specs)
+    assert rerank_command[rerank_command.index("--prefill-max-requests") + 1] == "128"
+    assert "--prefill-max-requests" not in embed_command
 
 
 def test_a_reranker_that_does_not_fit_is_not_answered_with_an_embedding_model(cards: Nvml) -> None:

@@ -12,8 +12,12 @@ from emberd.catalog import DecoderShape, Model
 from emberd.model_files import CONFIG, SAFETENSORS, is_folder, read_json, read_safetensors_header
 
 _BF16_BYTES: Final = 2
-_LOGIT_BYTES: Final = 2 + 4 + 4
-_LEAST_PROMPT_TOKENS: Final = 32  # the end of the prompt and a document of a few words
+# In float32: a logit, its log-probability, and the logit of the batch before, which SGLang releases
+# only after it has started this one (srt/managers/scheduler.py, event_loop_overlap).
+_LOGIT_BYTES: Final = 4 + 4 + 4
+# Tokens of a batch for each prompt in it. What the server's cache has of a prompt counts for
+# nothing: of a new one at least its end and its document, of a repeated one a single token.
+_PROMPT_TOKENS: Final = 32
 _FP8_BYTES: Final = 1
 _DTYPE_BYTES: Final = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 # Parts of the names of architectures in which each token sees the whole text.
@@ -71,16 +75,20 @@ class ModelShape(DecoderShape):
         keys = self.layers * heads * self.head_dim * _BF16_BYTES
         return 2 * keys  # as large as the values
 
+    def most_prompts(self, tokens: int) -> int | None:
+        """Return to how many prompts a batch of so many tokens is limited; None if it is not.
+
+        The size of a batch in tokens is no bound for a reranker, because a prompt of which a part
+        is in the server's cache can have a single token in a batch.
+        """
+        return tokens // _PROMPT_TOKENS if self.reranks else None
+
     def logits_bytes(self, tokens: int) -> int:
         """Return the bytes that the answers of a batch of so many tokens take.
 
-        SGLang computes the head for the last token of each prompt: in bfloat16, then the
-        probabilities of the whole vocabulary in float32, twice. Part of a prompt may come from its
-        cache, so a prompt can have few tokens in a batch.
+        SGLang computes the logits of the whole vocabulary for the last token of each prompt.
         """
-        if not self.reranks:
-            return 0
-        return tokens // _LEAST_PROMPT_TOKENS * self.vocabulary * _LOGIT_BYTES
+        return (self.most_prompts(tokens) or 0) * self.vocabulary * _LOGIT_BYTES
 
     def layer_bytes_per_token(self) -> int:
         """Return the bytes that one token takes at the widest point of one layer.

@@ -256,6 +256,17 @@ def _size_flags(context_tokens: int | None, plan: MemoryPlan | None) -> list[Fla
             else "limits the memory of a batch, whatever the length of the texts",
         ),
         Flag(("--max-prefill-tokens", str(plan.max_prefill_tokens)), "the size of a batch"),
+        *(
+            [
+                Flag(
+                    ("--prefill-max-requests", str(plan.max_prefill_prompts)),
+                    "limits the memory of the answers in a batch; prompts that are in the cache "
+                    "have few tokens in it, so it could hold thousands",
+                )
+            ]
+            if plan.max_prefill_prompts
+            else ()
+        ),
     ]
 
 

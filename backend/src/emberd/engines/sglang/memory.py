@@ -117,6 +117,7 @@ class MemoryPlan(MemoryNeed):
         fraction: For ``--mem-fraction-static``: of what is free at the start, not of the card.
         chunked_prefill_tokens: For ``--chunked-prefill-size``; ``NO_CHUNKS`` for encoders.
         max_prefill_tokens: For ``--max-prefill-tokens``.
+        max_prefill_prompts: For ``--prefill-max-requests``; None for no limit.
         context_tokens: For ``--context-length``.
         left: What is left free for other servers, a figure and its reason each.
     """
@@ -127,6 +128,7 @@ class MemoryPlan(MemoryNeed):
     fraction: float
     chunked_prefill_tokens: int
     max_prefill_tokens: int
+    max_prefill_prompts: int | None
     context_tokens: int
     left: tuple[Reason, ...] = ()
 
@@ -268,6 +270,7 @@ class Load:
             fraction=fraction,
             chunked_prefill_tokens=NO_CHUNKS if self.shape.is_encoder else batch,
             max_prefill_tokens=batch,
+            max_prefill_prompts=self.shape.most_prompts(batch),
             context_tokens=context,
             longest_text_tokens=context - _REFUSED_TAIL_TOKENS,
         )
