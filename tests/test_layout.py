@@ -47,7 +47,11 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "model_files": {"errors"},
     "model_tokenizer": {"model_files"},
     "model_pooling": {"catalog", "model_files", "model_tokenizer"},
-    "model_card": {"errors", "catalog", "model_files", "model_pooling", "model_tokenizer"},
+    "model_card": {
+        *("errors", "catalog", "model_files", "model_pooling", "model_tokenizer"),
+        "rerank_prompts",
+    },
+    "rerank_prompts": {"catalog", "model_files", "model_pooling", "model_tokenizer", "prompts"},
     "hub": {"errors", "hub_client", "model_card", "model_files", "system"},
     "hub_client": {"model_files", "system"},
     "hub_weights": {"errors", "hub_client", "model_files", "system", "weight_files"},

@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 
+import checkpoints_made
 from emberd import Embedder, Reranker, SettingError, model_card
-from emberd.catalog import EMBED, RERANK
+from emberd.catalog import EMBED, RERANK, WEB_TASK
 from emberd.cli import options
 from emberd.engines.sglang import support
 from emberd.engines.transformers import TransformersEngine
+from emberd.prompts import rerank_frame
 from emberd.settings import RerankSettings, ServerSpec, Settings
 
 _END = {
@@ -134,3 +137,133 @@ def test_a_command_takes_the_task_from_the_model(tmp_path: Path) -> None:
     assert type(options.settings(embeds=False)) is Settings
     with pytest.raises(SettingError):
         options.settings(model="Qwen/Qwen3-Reranker-0.6B")
+
+
+# ---------------------------------------------------------------- the prompt of a reranker
+
+_LEGAL = "Given a legal question, find the statute"
+_ROLES = (
+    '{%- set query = messages | selectattr("role", "eq", "query") | map(attribute="content") '
+    '| first -%}\n{%- set document = messages | selectattr("role", "eq", "document") '
+    '| map(attribute="content") | first -%}\n'
+)
+_TASK_SLOT = (
+    '{{ messages | selectattr("role", "eq", "system") | map(attribute="content") | first '
+    f'| default("{WEB_TASK}") }}}}'
+)
+_BEFORE, _AFTER = rerank_frame("{{ query }}", default="{task}")
+_PAIRS = f"{_ROLES}{_BEFORE}{{{{ document }}}}{_AFTER}\n"
+_TEMPLATE = _PAIRS.replace("{task}", _TASK_SLOT)
+_CHAT = "{% for message in messages %}{{ message.role }}{{ message.content }}{% endfor %}"
+
+
+def reranker_folder(tmp_path: Path, saved: dict[str, Any], template: str | None = None) -> Path:
+    """Return a folder that sentence-transformers' CrossEncoder saved."""
+    saved = {"model_type": "CrossEncoder", **saved}
+    folder = folder_of(tmp_path, config_sentence_transformers=saved)
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def rendered(template: str, *messages: dict[str, str]) -> str:
+    """What Transformers makes of a chat template."""
+    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
+    return jinja2.Environment(**options).from_string(template).render(messages=messages)
+
+
+@pytest.mark.parametrize(
+    ("saved", "template", "task"),
+    [
+        ({}, None, WEB_TASK),
+        ({"prompts": {"legal": _LEGAL}}, None, WEB_TASK),
+        ({"prompts": {"legal": _LEGAL}, "default_prompt_name": "legal"}, None, _LEGAL),
+        ({"prompts": {"legal": _LEGAL}, "default_prompt_name": "legal"}, _TEMPLATE, _LEGAL),
+        ({"prompts": {"legal": ""}, "default_prompt_name": "legal"}, _TEMPLATE, WEB_TASK),
+        ({}, _TEMPLATE, WEB_TASK),
+        ({}, _TEMPLATE.replace(WEB_TASK, _LEGAL), _LEGAL),
+        ({}, _PAIRS.replace("{task}", _LEGAL), _LEGAL),
+        ({"prompts": {"x": "y"}, "default_prompt_name": "x"}, _PAIRS.replace("{task}", "a"), "a"),
+        ({}, _CHAT, WEB_TASK),
+    ],
+)
+def test_the_default_instruction_of_a_reranker_is_that_of_its_files(
+    tmp_path: Path, saved: dict[str, Any], template: str | None, task: str
+) -> None:
+    folder = reranker_folder(tmp_path, saved, template)
+    known = model_card.describe(str(folder))
+    assert (known.task, known.query_task) == (RERANK, task)
+    Reranker(folder)
+    if template not in (None, _CHAT):
+        # As sentence-transformers calls it, and with Jinja itself.
+        name = saved.get("default_prompt_name")
+        text = saved["prompts"][name] if name else ""
+        system = [{"role": "system", "content": text}] if text else []
+        pair = [{"role": "query", "content": "q"}, {"role": "document", "content": "d"}]
+        prompt = "d".join(rerank_frame("q", default=known.query_task))
+        assert rendered(str(template), *system, *pair) == prompt
+
+
+@pytest.mark.parametrize(
+    ("saved", "template"),
+    [
+        ({"prompts": {"legal": _LEGAL}, "default_prompt_name": "other"}, None),
+        ({"prompts": {"legal": 1}, "default_prompt_name": "legal"}, None),
+        ({"prompts": {"legal": "\ud800"}, "default_prompt_name": "legal"}, None),
+        ({}, _TEMPLATE.replace("Judge", "Decide")),
+        ({}, _TEMPLATE.removesuffix("\n")),  # one line break less at the end of the prompt
+        ({}, _TEMPLATE.replace("<think>\n\n</think>\n\n", "")),
+        ({}, _TEMPLATE.replace("{{ document }}", "{{ document | trim }}")),
+        ({}, _TEMPLATE.replace("<Query>", "{% if query %}<Query>{% endif %}")),
+        ({}, _PAIRS.replace("{task}", f"Task: {_TASK_SLOT}")),
+    ],
+)
+def test_a_reranker_with_another_prompt_is_refused(
+    tmp_path: Path, saved: dict[str, Any], template: str | None
+) -> None:
+    folder = reranker_folder(tmp_path, saved, template)
+    with pytest.raises(SettingError):
+        Reranker(folder)
+    with pytest.raises(SettingError):  # nor is it an embedding model
+        Embedder(folder, query_instruction="", document_instruction="")
+
+
+def test_the_file_of_a_chat_template_wins_over_the_settings_of_the_tokenizer(
+    tmp_path: Path,
+) -> None:
+    folder = reranker_folder(tmp_path, {})
+    other = _TEMPLATE.replace("Judge", "Decide")
+    named = [{"name": "default", "template": other}, {"name": "x", "template": _TEMPLATE}]
+    for template in (other, named):
+        write(folder, tokenizer_config={"chat_template": template})
+        with pytest.raises(SettingError):
+            Reranker(folder)
+    (folder / "chat_template.jinja").write_text(_TEMPLATE)
+    Reranker(folder)
+
+
+def test_a_reranker_that_was_trained_without_a_chat_template_is_refused(tmp_path: Path) -> None:
+    folder = reranker_folder(tmp_path, {}, _TEMPLATE)
+    modes = {"text": {"method": "forward"}}
+    write(folder, sentence_bert_config={"modality_config": modes})
+    with pytest.raises(SettingError):
+        Reranker(folder)
+    write(folder, sentence_bert_config={"modality_config": {**modes, "message": {}}})
+    Reranker(folder)
+
+
+def test_a_reranker_on_the_hub_is_described_only_once_its_chat_template_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    saved = {"model_type": "CrossEncoder", "prompts": {"x": _LEGAL}, "default_prompt_name": "x"}
+    files = {
+        "config.json": {"architectures": ["Qwen3ForCausalLM"], "hidden_size": 64},
+        "config_sentence_transformers.json": saved,
+    }
+    snapshot = checkpoints_made.write_cached(tmp_path, "house/reranker", files)
+    reranker = Reranker("house/reranker")
+    assert reranker.default_instruction is None
+    for name in model_card.missing_files(snapshot):
+        (snapshot / name).write_text(_TEMPLATE if name.endswith(".jinja") else "{}")
+    assert reranker.default_instruction == _LEGAL

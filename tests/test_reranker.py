@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import pickle
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -115,6 +116,23 @@ def test_an_instruction_is_that_of_the_call_or_of_the_object(
 ) -> None:
     reranker_for(server, instruction=given).rerank("q", ["d"], instruction=per_call)
     assert server.scored[-1] == [prompt("q", "d", task)]
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_the_default_instruction_of_the_models_files_is_sent(
+    server: FakeReranker, tmp_path: Path, kind: str
+) -> None:
+    folder = checkpoints_made.write(tmp_path / "reranker")
+    saved = {"model_type": "CrossEncoder", "default_prompt_name": "law", "prompts": {"law": "x y"}}
+    (Path(folder) / "config_sentence_transformers.json").write_text(json.dumps(saved))
+    reranker = Reranker(folder, base_url=server.url)
+    if kind == "sync":
+        reranker.scores("q", ["d"])
+    else:
+        asyncio.run(reranker.ascores("q", ["d"]))
+    assert server.scored[-1] == [prompt("q", "d", "x y")]
+    reranker.replace(instruction="Find it").scores("q", ["d"])
+    assert server.scored[-1] == [prompt("q", "d", "Find it")]
 
 
 class Text(str):

@@ -9,12 +9,14 @@ import json
 import logging
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from pydantic import SecretStr, ValidationError
 
+import checkpoints_made
 from contract.rerankers import KINDS, aorder, order, scores_of
 from emberd import (
     DEFAULT_RERANKER,
@@ -163,6 +165,14 @@ def test_the_instruction_in_use_is_a_field(kind: Any, given: str | None, shown: 
     assert kind(instruction=given).instruction == shown
 
 
+def test_the_default_instruction_of_the_model_is_a_field(kind: Any, tmp_path: Path) -> None:
+    """A dictionary of the fields must give the same reranker; web search would be another one."""
+    saved = {"model_type": "CrossEncoder", "default_prompt_name": "law", "prompts": {"law": "Find"}}
+    folder = Path(checkpoints_made.write(tmp_path / "reranker"))
+    checkpoints_made.write_json(folder / "config_sentence_transformers.json", saved)
+    assert kind(model=str(folder)).instruction == "Find"
+
+
 def test_a_blank_instruction_is_refused(kind: Any) -> None:
     with pytest.raises(ValidationError, match="instruction=''"):
         kind(instruction="")
@@ -259,8 +269,9 @@ def test_a_copy_with_an_update_is_checked_and_keeps_the_rest(
     assert changed.reranker.settings.batch_size == 7
     assert changed.reranker.settings.api_key == KEY
     assert made.model_copy(update={"instruction": "facts"}).reranker.instruction == "facts"
-    web = made.model_copy(update={"instruction": None})
-    assert (web.instruction, web.reranker.instruction) == (TASKS["web"], None)
+    usual = made.model_copy(update={"instruction": None})
+    # Its default is in files that the first use fetches.
+    assert (usual.instruction, usual.reranker.instruction) == (None, None)
     for wrong in ({"batch_size": 0}, {"top_n": 0}, {"dimensions": 64}):
         with pytest.raises(ValidationError):
             made.model_copy(update=wrong)

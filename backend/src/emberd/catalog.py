@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 # Sentence and form are those of Qwen3-Embedding's model card. There is no space after "Query:"; a
 # space would be another token, and so another vector.
-_QWEN_TASK: Final = "Given a web search query, retrieve relevant passages that answer the query"
+WEB_TASK: Final = "Given a web search query, retrieve relevant passages that answer the query"
+"""The default task of Qwen3-Embedding and of Qwen3-Reranker."""
+
 QWEN_FORM: Final = "Instruct: {task}\nQuery:{text}"
 
 DEMO_MODEL: Final = "emberd/demo"
@@ -36,7 +38,7 @@ RERANK: Final = "rerank"
 DEFAULT_MODELS: Final = {EMBED: "Qwen/Qwen3-Embedding-4B", RERANK: "Qwen/Qwen3-Reranker-4B"}
 """Task -> the model that is used if none is named."""
 
-START_ANEW: Final = {
+RECREATE: Final = {
     EMBED: "Make a new object, and embed all texts again.",
     RERANK: "Make a new object.",
 }
@@ -137,11 +139,12 @@ class Model:
             None if the folder states none.
         instruction_form: How a task becomes a template, with ``{task}`` and ``{text}``; None for a
             model that takes no instructions, or whose form is not known.
-        query_task: The task of queries if the caller names none.
+        query_task: The task of queries if the caller names none; of a reranker, the instruction.
         query_template: The template of queries without a task.
         document_template: The template of documents.
         query_problem: Why the template of queries is not known: the model's files do not describe
-            it, or in an unsupported way. The caller must then give it.
+            it, or in an unsupported way. The caller must then give it. Of a reranker, why emberd
+            cannot write its prompt.
         document_problem: The same for documents.
         cut_to: Length to which a folder says that its vectors are cut, unchecked; None if it does
             not say.
@@ -261,7 +264,7 @@ def _qwen3(size: str) -> Model:
         dimensions=shape.hidden,
         context_tokens=32_768,  # of the model card; configurations of 4B and 8B allow 40,960
         instruction_form=QWEN_FORM,
-        query_task=_QWEN_TASK,
+        query_task=WEB_TASK,
         end_of_text_id=151643,  # <|endoftext|>, which last-token pooling reads
         normalization=NFC,
         normalization_is_known=True,
@@ -272,7 +275,7 @@ def _qwen3(size: str) -> Model:
         shape=shape,
         special_tokens=tuple(zip(_QWEN3_SPECIAL, range(151_643, shape.vocabulary), strict=False)),
         reference=Reference(
-            queries=tuple(QWEN_FORM.format(task=_QWEN_TASK, text=text) for text in _QWEN3_QUERIES),
+            queries=tuple(QWEN_FORM.format(task=WEB_TASK, text=text) for text in _QWEN3_QUERIES),
             documents=_QWEN3_DOCUMENTS,
             similarities=_QWEN3_CARD[size],
         ),

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from emberd import catalog, model_pooling, model_tokenizer
+from emberd import catalog, model_pooling, model_tokenizer, rerank_prompts
 from emberd.catalog import Model
 from emberd.model_files import (
     CONFIG,
@@ -112,12 +112,14 @@ def missing_files(snapshot: Path, *, optional: bool = False) -> list[str]:
         parts = PurePosixPath(path)
         if path.isprintable() and parts.parts and ".." not in parts.parts and path[0] != "/":
             names.append(str(parts / CONFIG))
+    if _says_cross_encoder(snapshot, listed if isinstance(listed, list) else []):
+        names += [TRANSFORMER[0], rerank_prompts.TEMPLATE, model_tokenizer.SETTINGS]
     if optional:
         names += [TRANSFORMER[0], ADAPTER]
         names += [f"{POOLING_FOLDER}/{CONFIG}"] if listed is None else []
     return [
         name
-        for name in names
+        for name in dict.fromkeys(names)
         if not os.path.exists(snapshot / name) and not hub_lacks(snapshot, name)
     ]
 
@@ -143,7 +145,8 @@ def _complete(name: str, revision: str | None) -> Path | None:
 
 
 def _changes(folder: Path) -> list[int]:
-    files = (CONFIG, MODULES, PROMPTS_FILE, *model_pooling.TRANSFORMER, *model_tokenizer.FILES)
+    names = (CONFIG, MODULES, PROMPTS_FILE, rerank_prompts.TEMPLATE)
+    files = (*names, *model_pooling.TRANSFORMER, *model_tokenizer.FILES)
     return [_changed_ns(folder / file) for file in files]
 
 
@@ -176,7 +179,11 @@ def _described(name: str, folder: Path, task: str, is_cached: bool, *_changed: i
     known = replace(known, **found)
     if known.task == catalog.RERANK:
         # No token follows the prompt, whatever the tokenizer does with a text.
-        return replace(known, dimensions=1, cut_to=None, start_ids=(), end_of_text_id=None)
+        known = replace(known, dimensions=1, cut_to=None, start_ids=(), end_of_text_id=None)
+        try:
+            return replace(known, query_task=rerank_prompts.default_instruction(folder))
+        except ModelFileError as error:
+            return replace(known, query_problem=error.cause)
     prompts = read_prompts(folder)
     if prompts is not None:
         return replace(known, **_templates(prompts))
@@ -210,10 +217,9 @@ def _task(
         return {}  # an error when the model is checked
     listed_modules = modules if isinstance(modules, list) else []
     types = [str(each["type"]) for each in listed_modules if model_pooling.is_entry(each)]
-    kind = read_json(folder / PROMPTS_FILE).get("model_type")
     architecture = model_pooling.architecture(folder) or ""
     scores = [each for each in types if each.endswith(_LOGIT_SCORE)]
-    if scores or kind == _CROSS_ENCODER or architecture.endswith(_CLASSIFIER):
+    if _says_cross_encoder(folder, listed_modules) or architecture.endswith(_CLASSIFIER):
         if architecture != _QWEN3:
             reason = f"it is a {architecture or 'cross-encoder'}, which emberd does not serve"
             return {"task": None, "task_reason": reason}
@@ -244,6 +250,13 @@ def _task(
         f"end-of-text token"
     )
     return {"task": catalog.RERANK, "task_reason": reason}
+
+
+def _says_cross_encoder(folder: Path, modules: list[Any]) -> bool:
+    """Return whether the files of sentence-transformers say that the model scores pairs."""
+    types = (str(each["type"]) for each in modules if model_pooling.is_entry(each))
+    has_scores = any(each.endswith(_LOGIT_SCORE) for each in types)
+    return has_scores or read_json(folder / PROMPTS_FILE).get("model_type") == _CROSS_ENCODER
 
 
 def _label_ids(folder: Path, modules: list[Any]) -> tuple[int, int] | None:

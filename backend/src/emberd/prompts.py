@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from emberd.catalog import Model
+from emberd.catalog import WEB_TASK, Model
 from emberd.errors import InstructionError
 
 Role = Literal["query", "document"]
@@ -31,7 +31,7 @@ TASKS: Final[dict[str, str]] = {
     "facts": "Given a scientific claim, retrieve documents that support or refute the claim",
     "questions": "Given a question, retrieve Wikipedia passages that answer the question",
     "similarity": "Retrieve semantically similar text",
-    "web": "Given a web search query, retrieve relevant passages that answer the query",
+    "web": WEB_TASK,
 }
 # Qwen's evaluation (qwen3_embedding_model.py) puts these before queries and documents, and the
 # others only before queries.
@@ -76,17 +76,22 @@ def plain(text: str) -> str:
     return str.__str__(text)
 
 
-def rerank_frame(query: str, instruction: str | None = None) -> Frame:
+def rerank_frame(
+    query: str, instruction: str | None = None, *, default: str | None = None
+) -> Frame:
     """Return the prompt of Qwen3-Reranker for a query, without the document.
 
     Args:
         query: The query.
-        instruction: The task in words, or its name in ``TASKS``; None for web search.
+        instruction: The task in words, or its name in ``TASKS``; None for the default.
+        default: The task in words that the model's files name; None for web search.
 
     Raises:
         InstructionError: As ``task_in_words``.
     """
-    task = task_in_words("instruction", "web" if instruction is None else instruction)
+    task = default or WEB_TASK
+    if instruction is not None:
+        task = task_in_words("instruction", instruction)
     return Frame(
         f"{RERANK_START}system\n{RERANK_SYSTEM}<|im_end|>\n<|im_start|>user\n"
         f"<Instruct>: {task}\n<Query>: {plain(query)}\n<Document>: ",

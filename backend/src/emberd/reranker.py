@@ -14,7 +14,7 @@ from emberd.client.event_loops import Steps, finish, in_slices
 from emberd.endpoint import Secret
 from emberd.errors import InstructionError, QueryError, SettingError
 from emberd.model_user import FIELDS, ModelUser, common_url
-from emberd.prompts import Frame, plain, rerank_frame, task_in_words
+from emberd.prompts import TASKS, Frame, plain, rerank_frame, task_in_words
 from emberd.settings import UNSET, RerankSettings, Unset
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ class Reranker(ModelUser):
     Args:
         model: Name on the hub, or a folder; ``EMBERD_RERANK_MODEL``, else Qwen/Qwen3-Reranker-4B.
         instruction: What makes a document relevant: a task in words, or the name of a task in
-            ``emberd.TASKS``; None for web search. A blank one is an error.
+            ``emberd.TASKS``; None for the model's default, which is web search unless its files
+            have another one. A blank one is an error.
         base_url: A server to use; emberd then starts none. ``EMBERD_RERANK_BASE_URL``.
         api_key: Its key; ``EMBERD_RERANK_API_KEY``.
         revision: Commit of the model on the hub; ``EMBERD_RERANK_REVISION``.
@@ -140,8 +141,9 @@ class Reranker(ModelUser):
         A score is the probability that the model answers "yes", against "no", to whether the
         document is relevant. Arguments and errors are those of ``rerank``.
         """
-        frame = self._frame(query, instruction)
-        scores: Floats = self._client().embed(documents, frame)
+        task = self._check(query, instruction)
+        client = self._client()
+        scores: Floats = client.embed(documents, self._frame(query, task))
         return scores.reshape(-1)
 
     async def arerank(
@@ -159,14 +161,23 @@ class Reranker(ModelUser):
         self, query: str, documents: Iterable[str], instruction: str | None = None
     ) -> Floats:
         """Like ``scores``, on the running event loop."""
-        frame = self._frame(query, instruction)
-        scores: Floats = await (await self._aclient()).embed(documents, frame)
+        task = self._check(query, instruction)
+        client = await self._aclient()
+        if task is None and self._settings.awaits_card:
+            await self.aensure()  # fetches the files, which may have a default instruction
+        scores: Floats = await client.embed(documents, self._frame(query, task))
         return scores.reshape(-1)
 
     @property
     def instruction(self) -> str | None:
-        """What makes a document relevant; None for web search."""
+        """What makes a document relevant; None for the model's default."""
         return self._instruction
+
+    @property
+    def default_instruction(self) -> str | None:
+        """The model's default for ``instruction``; None if files that name it must be fetched."""
+        settings = self._settings
+        return None if settings.awaits_card else settings.known.query_task or TASKS["web"]
 
     def replace(self, **changes: Any) -> Self:
         """Return another reranker with some settings changed; the environment is not read.
@@ -208,7 +219,11 @@ class Reranker(ModelUser):
         self._instruction = state["instruction"]
         super().__setstate__(state)
 
-    def _frame(self, query: str, instruction: str | None) -> Frame:
+    def _frame(self, query: str, task: str | None) -> Frame:
+        return rerank_frame(query, task, default=self._settings.known.query_task)
+
+    def _check(self, query: str, instruction: str | None) -> str | None:
+        """Return the instruction of a call; None for the model's default."""
         task = self._instruction if instruction is None else _checked(instruction)
         if not isinstance(query, str):
             raise QueryError(
@@ -221,7 +236,7 @@ class Reranker(ModelUser):
                 f"The query holds the lone surrogate {error.object[error.start]!r} and cannot be "
                 f"encoded. Read its source with its real encoding."
             ) from None
-        return rerank_frame(query, task)
+        return task
 
 
 # Those of the settings that concern scores.
@@ -238,7 +253,7 @@ def _checked(given: Any) -> str | None:
         instruction = plain(instruction)
         if not instruction.strip():
             raise InstructionError(
-                f"instruction={instruction!r} is blank. Omit it for web search, or give a task in "
+                f"instruction={instruction!r} is blank. Omit it for the default, or give a task in "
                 f"a sentence."
             )
         task_in_words("instruction", instruction)

@@ -257,7 +257,7 @@ class ServerHandle(ForkAware):
         if self.spec != self._settings.spec:
             raise SettingError(
                 f"The files in {self.spec.model} have changed since this object was made, so it "
-                f"contains another model now. {catalog.START_ANEW[self._settings.task]}"
+                f"contains another model now. {catalog.RECREATE[self._settings.task]}"
             )
         self._settings.fetch_card()  # Engines check the card's pooling before a start.
         self._settings.check_task()
@@ -318,7 +318,7 @@ def _check_weights(before: Endpoint, now: Endpoint) -> None:
                 raise ServerMismatchError(
                     f"{now.url} was restarted and returns other scores than before ({two:.6f} "
                     f"instead of {one:.6f} for the same pair), so it has other weights. "
-                    f"{catalog.START_ANEW[now.task]}"
+                    f"{catalog.RECREATE[now.task]}"
                 )
         return
     pairs = zip(before.canary, now.canary, strict=False)  # one of them may have been rate-limited
@@ -327,7 +327,7 @@ def _check_weights(before: Endpoint, now: Endpoint) -> None:
             raise ServerMismatchError(
                 f"{now.url} was restarted and returns other vectors than before (cosine "
                 f"{similarity:.3f} for the same text), so it has other weights. "
-                f"{catalog.START_ANEW[now.task]}"
+                f"{catalog.RECREATE[now.task]}"
             )
 
 

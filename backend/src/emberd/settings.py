@@ -250,6 +250,14 @@ class Settings(_WithCard):
         """Whether all files that describe the model are on this machine."""
         return not model_card.is_incomplete(self.model, self.revision)
 
+    @property
+    def awaits_card(self) -> bool:
+        """Whether ``fetch_card`` has something to fetch."""
+        # A given server, or an engine that is a module, may have any name for its model. The hub is
+        # not asked for it without need.
+        asks = self.base_url is None and self.engine in _CHECKING_ENGINES
+        return asks and not self.is_described
+
     def fetch_card(self) -> HubError | None:
         """Fetch what describes a model on the hub, so that its pooling is checked before a start.
 
@@ -258,11 +266,7 @@ class Settings(_WithCard):
         Returns:
             The error if the files cannot be fetched.
         """
-        # A given server, or an engine that is a module, may have any name for its model. The hub is
-        # not asked for it without need.
-        if self.base_url is not None or self.engine not in _CHECKING_ENGINES:
-            return None
-        return self._fetch_card()
+        return self._fetch_card() if self.awaits_card else None
 
     def _fetch_card(self) -> HubError | None:
         if self.is_described:
@@ -314,6 +318,12 @@ class Settings(_WithCard):
         """
         known = self.known
         if known.task == self.task:
+            if self.task == RERANK and known.query_problem:
+                raise SettingError(
+                    f"model={self.model!r} is a reranker whose prompt emberd cannot write: "
+                    f"{known.query_problem}. Use {DEFAULT_RERANKER}, or another model made from "
+                    f"Qwen3-Reranker with its prompt."
+                )
             return
         # Which kind of model a folder holds is decided by its files before anything is started. A
         # name on the hub whose files are not here, or of a given server, is decided later.

@@ -11,7 +11,7 @@ from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import Field
 
-from emberd import DEFAULT_RERANKER, TASKS, Reranker, TextError
+from emberd import DEFAULT_RERANKER, Reranker, TextError
 from langchain_emberd.construction import SettingsModel
 
 _SCORE: Final = "relevance_score"  # the key that other rerankers for LangChain use too
@@ -43,7 +43,8 @@ class EmberdReranker(SettingsModel, BaseDocumentCompressor):
             How many documents to return; by default all of them, in order.
         instruction: str | None
             What makes a document relevant: a task in words, or the name of a task such as
-            ``"code"``. By default web search.
+            ``"code"``. By default that of the model, which is web search unless its files have
+            another one.
         base_url: str | None
             A server to use; emberd then starts none.
         api_key: SecretStr | None
@@ -102,7 +103,7 @@ class EmberdReranker(SettingsModel, BaseDocumentCompressor):
     model: str = DEFAULT_RERANKER
     """Name on the hub, or a folder."""
     instruction: str | None = None
-    """What makes a document relevant, as given; else the task of web search."""
+    """What makes a document relevant, as given; else the model's default."""
     top_n: int | None = Field(default=None, ge=1)
     """How many documents to return; None for all."""
 
@@ -166,7 +167,7 @@ class EmberdReranker(SettingsModel, BaseDocumentCompressor):
 
     @classmethod
     def _shown(cls, wrapped: Reranker) -> dict[str, Any]:
-        task = TASKS["web"] if wrapped.instruction is None else wrapped.instruction
+        task = wrapped.instruction or wrapped.default_instruction
         return {**super()._shown(wrapped), "instruction": task}
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from unicodedata import is_normalized
 
-from emberd.catalog import EMBED, NOUN, START_ANEW, Model
+from emberd.catalog import EMBED, NOUN, RECREATE, Model
 from emberd.client import scores, wire
 from emberd.client.event_loops import Steps
 from emberd.client.inputs import (
@@ -95,7 +95,7 @@ class EndpointFacts:
             return None
         error = ServerMismatchError(
             f"{endpoint.url} returned results of {first} before and returns those of {model} now: "
-            f"another server has taken its place. {START_ANEW[endpoint.task]} "
+            f"another server has taken its place. {RECREATE[endpoint.task]} "
             f"Or serve {first} there again."
         )
         return ServerLost(error, reached=False)

@@ -97,7 +97,7 @@ class EmberdRerank(BaseNodePostprocessor):
         default=None,
         frozen=True,
         description="What makes a node relevant: a task in words, or the name of a task such as "
-        "'code'. If not given, web search.",
+        "'code'. If not given, the model's default: web search, unless its files have another one.",
     )
     revision: str | None = _setting(
         "revision", "Commit, branch or tag on the hub; None for the default."
