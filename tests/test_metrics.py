@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ import pytest
 import emberd
 import forked
 import waiting
+from emberd.client import retry
 from emberd.counters import COUNTERS
 from emberd.engines import gpu_usage
 from emberd.errors import RequestError, SettingError, StartError, TextTooLongError
@@ -26,6 +29,7 @@ from fake_reranker import FakeReranker
 from fake_server import QWEN, FakeServer
 from homes import Stub, home, manager, server_of, stub
 from http_server import reply
+from source_tree import ROOT
 
 __all__ = ["home", "manager", "stub"]
 
@@ -35,6 +39,7 @@ Samples = Callable[[], dict[str, float]]
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
     COUNTERS.after_fork_in_child()
+    COUNTERS._users.clear()
 
 
 @pytest.fixture
@@ -85,6 +90,46 @@ def test_calls_are_counted_with_texts_tokens_and_duration(
     assert found[client("call_seconds_bucket", le="+Inf")] == 3
 
 
+def test_what_may_be_counted_is_shown_with_0_before_the_first_use(
+    server: FakeServer, samples: Samples, tmp_path: Path
+) -> None:
+    """Prometheus takes a count that it first sees with the value 1 for no increase."""
+    cached = emberd.Embedder(QWEN, base_url=server.url, cache=f"sqlite:///{tmp_path}/c.db")
+    emberd.Reranker(RERANKER, base_url=server.url)
+    cached.using(dimensions=512)
+    found = samples()
+    assert set(found.values()) == {0}
+    kinds = [("calls_total", "ok"), ("calls_total", "ServerUnavailableError")]
+    kinds += [("requests_total", "200"), *(("retries_total", each) for each in retry.RETRIED)]
+    for model, task in ((QWEN, "embed"), (RERANKER, "rerank")):
+        of_model = {"model": model, "task": task}
+        for name, outcome in kinds:
+            assert of(f"client_{name}", **of_model, outcome=outcome) in found
+        for name in ("texts", "tokens", "batches", "merged_batches", "lost_servers"):
+            assert of(f"client_{name}_total", **of_model) in found
+        assert of("client_call_seconds_count", **of_model) in found
+        assert of("server_adoptions_total", model=model) in found
+        assert of("server_starts_total", model=model, outcome="failed") in found
+        assert of("server_ends_total", model=model, reason="crashed") in found
+        assert of("server_start_failures_total", model=model, phase="planning") in found
+        for name in ("hits", "misses"):
+            assert (of(f"cache_{name}_total", model=model) in found) is (task == "embed")
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_each_status_after_which_a_request_is_sent_again_is_known_beforehand(
+    server: FakeServer, samples: Samples, status: int
+) -> None:
+    embedder = emberd.Embedder(QWEN, base_url=server.url)
+    embedder.ensure()
+    before = set(samples())
+    server.first.append(reply(status, {}))
+    embedder.embed_query("again")
+    found = samples()
+    assert found[client("retries_total", outcome=str(status))] == 1
+    assert set(found) == before
+
+
 def test_windows_of_a_stream_are_counted_without_a_duration(
     server: FakeServer, samples: Samples
 ) -> None:
@@ -93,7 +138,7 @@ def test_windows_of_a_stream_are_counted_without_a_duration(
     found = samples()
     assert found[client("texts_total")] == 3000
     assert found[client("calls_total", outcome="ok")] > 1
-    assert client("call_seconds_count") not in found
+    assert found[client("call_seconds_count")] == 0
 
 
 def test_errors_are_counted_by_their_type(server: FakeServer, samples: Samples) -> None:
@@ -181,7 +226,7 @@ def test_a_forked_child_begins_with_no_counts(server: FakeServer, samples: Sampl
     embedder.embed_query("parent")
 
     def child() -> None:
-        assert client("texts_total") not in samples()
+        assert samples()[client("texts_total")] == 0
         embedder.embed_query("child")
         assert samples()[client("texts_total")] == 1
 
@@ -222,8 +267,9 @@ def test_a_start_that_failed_is_shown_with_its_phase(
     assert found[
         of("server_starts_total", model=stub(faults="dies-at-start").model, outcome="failed")
     ]
-    (failed,) = (name for name in found if "start_failures" in name)
-    assert 'phase=""' not in failed
+    failed = {name for name, count in found.items() if "start_failures" in name and count}
+    assert len(failed) == 1
+    assert 'phase=""' not in failed.pop()
 
 
 def test_planned_and_used_gpu_memory_is_shown(
@@ -289,3 +335,21 @@ def test_registering_reads_and_writes_nothing(tmp_path: Path) -> None:
     registry.register(emberd.PrometheusCollector(tmp_path / "nowhere"))
     prometheus_client.generate_latest(registry)
     assert os.listdir(tmp_path) == []
+
+
+# ---------------------------------------------------------------- documentation
+
+
+def test_the_transcript_shows_the_panels_and_legends_of_the_dashboard() -> None:
+    folder = ROOT / "docs" / "monitoring"
+    dashboard = json.loads((folder / "grafana-dashboard.json").read_text(encoding="utf-8"))
+    content = (folder / "transcript.txt").read_text(encoding="utf-8").partition("\n\n")[2]
+    lines = [line for line in content.splitlines() if not line.startswith("firing: ")]
+    expected = [
+        re.sub(r"\\{\\{\w+\\}\\}", ".*", re.escape(f"{panel['title']:30} {each['legendFormat']}"))
+        for panel in dashboard["panels"]
+        for each in panel.get("targets", ())
+    ]
+    patterns = [re.compile(rf"{each} +[\d.e+-]+") for each in expected]
+    assert [line for line in lines if not any(each.fullmatch(line) for each in patterns)] == []
+    assert [each.pattern for each in patterns if not any(map(each.fullmatch, lines))] == []

@@ -239,14 +239,14 @@ def test_gpu_memory_is_what_the_processes_of_the_server_use(
     memory = GpuMemory(("GPU-1",), planned_bytes=10 * GIB, loaded_bytes=GIB)
     spec = ServerSpec("Qwen/Qwen3-Embedding-4B")
     own = ServerStatus("k", spec, State.READY, 5, start_id="this", gpu_memory=memory)
-    used_bytes = gpu_servers.used_bytes(own, lambda: marks)
-    row = live_status._row(live_status._Shown(own, None, None, used_bytes))
+    used = gpu_servers.used_bytes(own, lambda: marks)
+    row = live_status._row(live_status._Shown(own, None, None, used["GPU-1"]))
     assert row["GPU memory"].plain == "4.0 of 10.0 GiB"
-    assert gpu_servers.used_bytes(replace(own, gpu_memory=None), lambda: marks) is None
+    assert gpu_servers.used_bytes(replace(own, gpu_memory=None), lambda: marks) == {}
     # In a container, NVML has other pids.
     monkeypatch.setattr(processes, "has_pids_of_host", lambda: False)
-    used_bytes = gpu_servers.used_bytes(own, lambda: marks)
-    row = live_status._row(live_status._Shown(own, None, None, used_bytes))
+    assert gpu_servers.used_bytes(own, lambda: marks) == {}
+    row = live_status._row(live_status._Shown(own, None, None, None))
     assert row["GPU memory"].plain == "10.0 GiB"
 
 

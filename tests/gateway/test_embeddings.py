@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 
 import waiting
+from emberd.catalog import EMBED, RERANK
+from emberd.gateway import access
+from emberd.gateway.metrics import GatewayMetrics
 from emberd.prompts import TASKS
 from fake_server import END_OF_TEXT, QWEN, FakeServer, vector_of_ids
 from gateway.conftest import Faked
@@ -274,6 +277,24 @@ def test_a_cached_text_is_not_sent_again_and_counts_no_token(tmp_path: Path) -> 
             assert [t for sent in server.embedded[before:] for t in sent] == ["c"]
     assert (first["usage"]["total_tokens"], again["usage"]["total_tokens"]) == (4, 2)
     assert np.allclose(again["data"][0]["embedding"], expected("a", 64), atol=1e-6)
+
+
+def test_metrics_show_each_failure_with_0_before_the_first_one() -> None:
+    """Prometheus takes a count that it first sees with the value 1 for no increase."""
+    metrics = GatewayMetrics({"a/model": EMBED, "a/reranker": RERANK})
+    samples = [each for family in metrics._registry.collect() for each in family.samples]
+    shown = {(each.name, *each.labels.values()): each.value for each in samples}
+    for route, model in (("embeddings", "a/model"), ("rerank", "a/reranker")):
+        for status in ("200", "400", "500", "502", "503", "504"):
+            assert shown["emberd_gateway_requests_total", route, model, status] == 0
+        assert shown["emberd_gateway_requests_total", route, "", "404"] == 0
+        assert shown["emberd_gateway_request_seconds_count", route] == 0
+        assert shown["emberd_gateway_tokens_total", model] == 0
+    assert shown["emberd_gateway_texts_total", "a/model", "query"] == 0
+    assert shown["emberd_gateway_texts_total", "a/reranker", "pair"] == 0
+    assert {each.labels["reason"] for each in samples if each.name.endswith("refused_total")} == {
+        *(each.reason for each in vars(access).values() if isinstance(each, access._Refusal))
+    }
 
 
 def test_metrics_count_requests_texts_and_tokens(faked: Faked) -> None:

@@ -177,3 +177,10 @@ def test_use_of_which_only_the_server_knows_delays_its_end_by_a_tenth_at_most(
         if idleness.is_reading_due(60, state.Timing().look_s):
             idleness.observe(Activity(requests, 10 * requests, 0))
     assert 60 <= clock.now - used_at_s <= 66.5
+
+
+def test_the_time_that_is_left_is_not_known_without_the_last_use() -> None:
+    assert idle.left_s(10.0, 4.0) == 6.0
+    assert idle.left_s(10.0, 12.0) == 0.0
+    assert idle.left_s(10.0, None) is None
+    assert idle.left_s(None, 4.0) is None

@@ -42,7 +42,20 @@ __all__ = ["foreign", "home", "stub"]
 FOLDER: Final = ROOT / "docs" / "monitoring"
 DASHBOARD: Final = json.loads((FOLDER / "grafana-dashboard.json").read_text(encoding="utf-8"))
 PANELS: Final = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-INTERVAL: Final = "1m"
+INTERVAL: Final = "3m"
+FAILURES: Final[tuple[tuple[str, dict[str, str]], ...]] = (
+    ("Requests", {"status": "400"}),
+    ("Refused", {"reason": "key"}),
+    ("Retries", {"outcome": "broken"}),
+    ("Cache hits", {"model": "emberd/demo"}),
+    ("Cache errors", {}),
+    ("Lost servers", {"model": "emberd/demo"}),
+    ("Starts", {"outcome": "failed"}),
+    ("Failed starts by phase", {}),
+    ("Ends", {"reason": "crashed"}),
+    ("Adopted servers", {"model": "other"}),
+)
+"""Panels with labels of a series that the run must have raised."""
 GIB: Final = 1 << 30
 RUN_S: Final = 20.0
 
@@ -144,7 +157,7 @@ def load(gateway: Running, seconds: float) -> None:
     until = time.monotonic() + seconds
     number = 0
     with ThreadPoolExecutor(16) as pool:
-        while time.monotonic() < until:
+        while number < 2 or time.monotonic() < until:  # twice, so that the cache has a text
             number += 1
             texts = [f"text {number} {each}" for each in range(16)]
             list(pool.map(lambda text: gateway.post(model="demo:query", input=text), texts))
@@ -220,22 +233,29 @@ def test_each_query_of_the_dashboard_has_data_after_a_run_with_failures(
         load(gateway, RUN_S / 2)
 
         empty, lines = [], []
+        shown: dict[str, list[tuple[dict[str, str], float]]] = {}
         for panel in PANELS:
             for target in panel["targets"]:
                 expression = target["expr"].replace("$__rate_interval", INTERVAL)
                 expression = expression.replace("$model", ".*")
                 found = prometheus.values(expression)
                 lines += list(_shown(panel["title"], target["legendFormat"], found))
+                shown.setdefault(panel["title"], []).extend(found)
                 if not found:
                     empty.append(f"{panel['title']}: {expression}")
         print("\n".join(lines))
         assert empty == []
+        for title, labels in FAILURES:
+            values = [value for own, value in shown[title] if labels.items() <= own.items()]
+            assert max(values, default=0) > 0, (title, labels, shown[title])
         alerts = prometheus.get("alerts")["alerts"]
         firing = {each["labels"]["alertname"] for each in alerts if each["state"] == "firing"}
         print("firing:", ", ".join(sorted(firing)))
         assert "EmberdServerCrashed" in firing
-        up = {each["labels"]["job"] for each in prometheus.get("targets")["activeTargets"]}
-        assert up == {"emberd", "sglang"}
+        up = [(labels["job"], value) for labels, value in prometheus.values("up")]
+        assert sorted(up) == [("emberd", 1), ("emberd", 1), ("sglang", 1)]
+        targets = prometheus.get("targets")["activeTargets"]
+        assert [each["health"] for each in targets] == ["up"] * len(up)
 
 
 def _shown(title: str, legend: str, found: list[tuple[dict[str, str], float]]) -> Iterator[str]:

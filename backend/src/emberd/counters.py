@@ -26,6 +26,7 @@ CACHE_MISSES: Final = "cache_misses"
 CACHE_ERRORS: Final = "cache_errors"
 
 OK: Final = "ok"
+CANCELLED: Final = "cancelled"
 
 # A call that starts a server takes minutes.
 BUCKETS_S: Final = (
@@ -40,6 +41,8 @@ class Counters(fork.ForkAware):
     """Counts by name and labels, and durations of calls; a forked child begins with none."""
 
     def __init__(self) -> None:
+        # (model, task) -> whether its vectors are cached. A child has the same embedders.
+        self._users: dict[Labels, bool] = {}
         self.after_fork_in_child()
         fork.register(self)
 
@@ -49,6 +52,22 @@ class Counters(fork.ForkAware):
         self._counts: Counter[Labels] = Counter()
         # (model, task) -> calls in each bucket, the last one without a limit; and their seconds
         self._durations: dict[Labels, tuple[list[int], float]] = {}
+
+    def begin(self, model: str, task: str, *, caches: bool) -> None:
+        """Note that a model will be used, so that its counts can be shown before the first use.
+
+        Args:
+            model: The model.
+            task: What it does.
+            caches: Whether its vectors are cached.
+        """
+        with self._lock:
+            self._users[model, task] = caches or self._users.get((model, task), False)
+
+    def users(self) -> dict[Labels, bool]:
+        """Return the models that are used: model and task -> whether its vectors are cached."""
+        with self._lock:
+            return dict(self._users)
 
     def count(self, name: str, *labels: str, by: int = 1) -> None:
         """Add to a count."""

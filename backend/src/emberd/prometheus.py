@@ -23,14 +23,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from emberd import counters, env
-from emberd.counters import BUCKETS_S, COUNTERS
-from emberd.engines import gpu_usage
-from emberd.errors import EmberdError, SettingError
-from emberd.manager import ServerStatus, State, Timing, history
+from emberd import counters, env, errors
+from emberd.client.retry import RETRIED
+from emberd.counters import BUCKETS_S, CANCELLED, COUNTERS, OK
+from emberd.errors import EmberdError, RequestError, ServerError, SettingError
+from emberd.manager import (
+    ServerStatus,
+    State,
+    Timing,
+    gpu_servers,
+    health,
+    history,
+    lost_records,
+)
 from emberd.manager.history import Counts
 from emberd.manager.paths import Home
-from emberd.system import processes
+from emberd.manager.state import PLANNING
 from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:
@@ -61,6 +69,7 @@ _OF_PROCESS: Final = (
     (counters.CACHE_MISSES, "", "Vectors that a cache did not have.", ("model",)),
     (counters.CACHE_ERRORS, "", "Failures of a cache, each followed by a pause.", ()),
 )
+_OF_CACHE: Final = (counters.CACHE_HITS, counters.CACHE_MISSES)
 _OUTCOMES: Final = {
     history.READY: "ready",
     history.START_FAILED: "failed",
@@ -79,6 +88,21 @@ _ENDS: Final = {
 
 
 _FAILURES: Final = ("failed", "killed")
+
+# Of a call, a request and a retry. A count that is first seen with the value 1 is no increase for
+# Prometheus, so what can be known beforehand is shown with 0. The same holds for the phases in
+# which a start fails: those of an engine are known after its first start.
+_CALL_ERRORS: Final = sorted(
+    name
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, RequestError | ServerError)
+)
+_OUTCOMES_OF: Final = {
+    counters.CALLS: (OK, CANCELLED, *_CALL_ERRORS),
+    counters.REQUESTS: ("200", *RETRIED, "changed", "invalid", CANCELLED),
+    counters.RETRIES: RETRIED,
+}
+_FIRST_PHASES: Final = (PLANNING, health.VERIFYING, history.UNKNOWN)
 
 _Rows = Counter[tuple[str, ...]]
 
@@ -131,7 +155,7 @@ class PrometheusCollector:
     def _of_process(self) -> Iterator[Metric]:
         counts = COUNTERS.counts()
         for name, prefix, text, labels in _OF_PROCESS:
-            rows = _Rows()
+            rows = self._begun(name, labels)
             for (counted, *values), number in counts.items():
                 if counted == name:
                     rows[self._named(values)] += number
@@ -141,6 +165,8 @@ class PrometheusCollector:
             "emberd_client_call_seconds", "Seconds of a call; not of streams.", labels=_USER
         )
         shown: dict[tuple[str, ...], tuple[list[int], float]] = {}
+        for of in COUNTERS.users():
+            shown[self._named(of)] = [0] * (len(BUCKETS_S) + 1), 0.0
         for given, (buckets, total_s) in COUNTERS.durations().items():
             before, before_s = shown.get(self._named(given), ([0] * len(buckets), 0.0))
             both = list(map(operator.add, before, buckets))
@@ -151,16 +177,27 @@ class PrometheusCollector:
             seconds.add_metric(of, bounds, sum_value=total_s)
         yield seconds
 
+    def _begun(self, name: str, labels: Collection[str]) -> _Rows:
+        """Return the zeros with which a metric begins."""
+        rows = _Rows()
+        for of, caches in COUNTERS.users().items():
+            if caches or name not in _OF_CACHE:
+                for outcome in _OUTCOMES_OF.get(name, ("",)):
+                    rows[self._named((*of, outcome)[: len(labels)])] = 0
+        return rows
+
     # -- the home -----------------------------------------------------------------------
 
     def _of_history(self, counts: Counts) -> Iterator[Metric]:
         starts, ends, failures, adopted = _Rows(), _Rows(), _Rows(), _Rows()
         phases: dict[tuple[str, ...], tuple[int, float]] = {}
-        # A count that is first seen with the value 1 is no increase for Prometheus.
-        for model in {*(self._models or ()), *(each.model for each in counts.times)}:
+        used = {model for model, _ in COUNTERS.users()}
+        for model in {*(self._models or used), *(each.model for each in counts.times)}:
             of = self._named((model,))
+            adopted[of] = 0
             starts.update({(*of, outcome): 0 for outcome in _OUTCOMES.values()})
             ends.update({(*of, reason): 0 for reason in _ENDS.values()})
+            failures.update({(*of, phase): 0 for phase in _FIRST_PHASES})
         for what, number in counts.times.items():
             of = self._named((what.model,))
             in_start = bool(what.phase) or what.event in (history.READY, history.START_FAILED)
@@ -169,6 +206,7 @@ class PrometheusCollector:
             elif what.event == history.PHASE:
                 before, before_s = phases.get((*of, what.phase), (0, 0.0))
                 phases[*of, what.phase] = before + number, before_s + counts.seconds[what]
+                failures[*of, what.phase] += 0
             elif in_start and (outcome := _OUTCOMES.get(what.event)):
                 starts[*of, outcome] += number
                 if outcome in _FAILURES:
@@ -213,19 +251,9 @@ class PrometheusCollector:
         yield self._gauge("emberd_server_gpu_used_bytes", text, labels, used)
 
     def _read_servers(self) -> list[_MeasuredServer]:
-        found = []
-        marks: dict[tuple[str, str], list[int]] = {}
-        statuses = self._manager.status()
-        if any(each.gpu_memory for each in statuses):
-            for process, folder, start_id in processes.marks():
-                marks.setdefault((os.path.basename(folder), start_id), []).append(process.pid)
-        for own in statuses:
-            uuids = own.gpu_memory.gpus if own.gpu_memory else ()
-            pids = marks.get((own.key, own.start_id), [])
-            used = {uuid: gpu_usage.memory_of([uuid], pids) for uuid in uuids}
-            known = {uuid: size for uuid, size in used.items() if size is not None}
-            found.append(_MeasuredServer(own, known))
-        return found
+        marks = lost_records.marks_read_once()
+        servers = self._manager.status()
+        return [_MeasuredServer(own, gpu_servers.used_bytes(own, marks)) for own in servers]
 
     # -- forms --------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from emberd import probe, server_load
 from emberd.cli import output, shown_servers
 from emberd.errors import EmberdError
-from emberd.manager import ServerStatus, State, discovery, gpu_servers, lost_records
+from emberd.manager import ServerStatus, State, discovery, gpu_servers, idle, lost_records
 from emberd.server_load import Quantile, Reading, ServerLoad
 from emberd.system.listeners import Listener
 from emberd.verified_manager import Manager
@@ -38,7 +38,7 @@ class _Shown:
         load: What it did since the last reading; None if it does not show that.
         idle_left_s: Time until it stops unless it is used; None if it does not stop, or if that is
             not known.
-        gpu_used_bytes: What it uses on one of its GPUs; None if that is not known.
+        gpu_used_bytes: The most that it uses on one of its GPUs; None if that is not known.
     """
 
     own: ServerStatus
@@ -113,7 +113,9 @@ def _views(interval_s: float, *, show_all: bool) -> Iterator[list[_Shown]]:
                 load = server_load.between(before, now) if now else None
                 # A busy server may miss one: the next rates are those since the last that it gave.
                 readings[server] = now or before
-            shown.append(_Shown(own, load, _idle_left_s(own), gpu_servers.used_bytes(own, marks)))
+            used = gpu_servers.used_bytes(own, marks)
+            left_s = idle.left_s(own.idle_timeout, own.unused_s)
+            shown.append(_Shown(own, load, left_s, max(used.values(), default=None)))
         last = readings
         yield shown
         time.sleep(interval_s)
@@ -131,12 +133,6 @@ def _reading(own: ServerStatus, url: str) -> Reading | None:
     except EmberdError:
         return None
     return server_load.read(url, listener=listener)
-
-
-def _idle_left_s(own: ServerStatus) -> float | None:
-    if own.idle_timeout is None or own.unused_s is None:
-        return None
-    return max(0.0, own.idle_timeout - own.unused_s)
 
 
 def _row(seen: _Shown) -> dict[str, Text]:

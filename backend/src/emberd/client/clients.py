@@ -31,12 +31,12 @@ from emberd.client.inputs import check_texts
 from emberd.client.job import MOST_OPEN, Embedded, Job, OpenJobs, Work
 from emberd.client.lengths import EndpointFacts
 from emberd.client.limits import LOOP_LIMITERS, PROCESS_LIMITER, CallSlots, Slot
-from emberd.client.observed import CANCELLED, Observation
+from emberd.client.observed import Observation
 from emberd.client.retry import Retries, RetryPolicy
 from emberd.client.transport import AsyncTransport, Transport
 from emberd.client.vectors import Floats, KnownVectors
 from emberd.client.wire import Embeddings, Outcome, Reply, Request, TransportError
-from emberd.counters import COUNTERS, LOST
+from emberd.counters import CANCELLED, COUNTERS, LOST
 from emberd.endpoint import Endpoint
 from emberd.errors import EmberdError
 from emberd.prompts import Template

@@ -10,10 +10,9 @@ from typing import Any, Final
 from emberd import tracing
 from emberd.catalog import RERANK
 from emberd.client.job import Embedded, Job
-from emberd.counters import COUNTERS, OK
+from emberd.counters import CANCELLED, COUNTERS, OK
 from emberd.settings import Settings
 
-CANCELLED: Final = "cancelled"
 _INTERRUPTS: Final = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt)
 
 

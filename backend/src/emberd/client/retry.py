@@ -13,6 +13,12 @@ from typing import Final
 
 from emberd.client.wire import BUSY, Outcome, Reply, TransportError
 
+RETRIED: Final = (
+    *sorted(str(int(status)) for status in (*BUSY, HTTPStatus.INTERNAL_SERVER_ERROR)),
+    *("refused", "broken", "timeout"),
+)
+"""The outcomes after which a request may be sent again, as the counters name them."""
+
 # An exponent at which no double overflows; the longest pause is reached long before.
 _MAX_DOUBLINGS: Final = 30
 _TRIES_BEFORE_RECONNECT: Final = 2

@@ -126,7 +126,7 @@ class Gateway:
     ) -> None:
         self._models = models
         self._connections = connections
-        self.metrics = GatewayMetrics(models.names)
+        self.metrics = GatewayMetrics(models.tasks)
         self.is_draining = False
         self.is_ready = not preloads
         self.failure: Exception | None = None

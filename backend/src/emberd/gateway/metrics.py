@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from emberd.catalog import EMBED, RERANK
 from emberd.counters import BUCKETS_S
 from emberd.prometheus import PrometheusCollector
+from emberd.serving import exchange
+
+# A count that is first seen with the value 1 is no increase for Prometheus, so these are shown with
+# 0 from the beginning: what a request for a model ends with, and one that names none.
+_ANSWERS: Final = (200, 400, 413, exchange.CLIENT_CLOSED_REQUEST, 500, 502, 503, 504)
+_UNNAMED: Final = (400, 404, 408, 413, exchange.CLIENT_CLOSED_REQUEST, 500, 503)
+_REASONS: Final = ("page", "remote", "key", "connections")
+_ROUTES: Final = {EMBED: ("embeddings", ("document", "query")), RERANK: ("rerank", ("pair",))}
 
 
 class GatewayMetrics:
     """Counters of one gateway, and emberd's own metrics for the models that it serves.
 
     Args:
-        models: Names of the served models.
+        models: The served models: name -> what it does.
 
     Attributes:
         requests: Requests that were answered, by route, model and status; 499 for those whose
@@ -27,7 +37,7 @@ class GatewayMetrics:
         reserved: Bytes of the memory budget that they take.
     """
 
-    def __init__(self, models: Collection[str]) -> None:
+    def __init__(self, models: Mapping[str, str]) -> None:
         self._registry = registry = CollectorRegistry()
         registry.register(PrometheusCollector(models=models))
 
@@ -50,6 +60,17 @@ class GatewayMetrics:
             buckets=BUCKETS_S,
             registry=registry,
         )
+        for model, task in models.items():
+            route, roles = _ROUTES[task]
+            self.tokens.labels(model)
+            self.seconds.labels(route)
+            for role in roles:
+                self.texts.labels(model, role)
+            for name, statuses in ((model, _ANSWERS), ("", _UNNAMED)):
+                for status in statuses:
+                    self.requests.labels(route, name, status)
+        for reason in _REASONS:
+            self.refused.labels(reason)
 
     def render(self) -> bytes:
         """Return the metrics in Prometheus' text format; reads files, so not on an event loop."""

@@ -21,7 +21,7 @@ from emberd.embedder import Embedder
 from emberd.errors import SettingError
 from emberd.gateway.metrics import GatewayMetrics
 from emberd.gateway.served_models import ServedModels
-from emberd.manager import ServerStatus, State
+from emberd.manager import ServerStatus, State, idle
 from emberd.prompts import SYMMETRIC_TASKS, TASKS
 from emberd.reranker import Reranker
 from emberd.verified_manager import Manager
@@ -122,9 +122,7 @@ def _servers(user: Embedder | Reranker, known: list[ServerStatus]) -> Iterator[d
     for status in known:
         if status.state is State.ABSENT or status.spec.key != key:
             continue
-        left = None
-        if status.state is State.READY and status.idle_timeout is not None:
-            left = max(0.0, status.idle_timeout - (status.unused_s or 0.0))
+        left = idle.left_s(status.idle_timeout, status.unused_s)
         yield {
             "state": status.state,
             "seconds": round(status.seconds, 1),

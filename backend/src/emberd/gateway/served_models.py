@@ -187,9 +187,9 @@ class ServedModels:
                 self._names.setdefault(short, name)
 
     @property
-    def names(self) -> list[str]:
-        """The names of the models."""
-        return list(self._served)
+    def tasks(self) -> dict[str, str]:
+        """What each model does, by its name."""
+        return {user.settings.model: user.settings.task for user in self._users}
 
     def embedder(self, given: str) -> tuple[str, ServedEmbedder, Asked]:
         """Return the embedding model that a name means, and what else the name asks for.

@@ -42,33 +42,37 @@ def of_home(
         with suppress(StateFolderError):  # one unusable folder does not prevent a start
             seen = state.snapshot(folder)
             if seen.record is not None and seen.state in RUNNING:
-                server = _server(folder, seen.record, marks)
+                server = _server(seen.record, marks)
                 is_restarted = restarted is not None and server.serves(restarted)
                 found.append(_as_if_stopped(server) if is_restarted else server)
     return found
 
 
-def used_bytes(server: ServerStatus, marks: Marks) -> int | None:
-    """Return the most that a server uses on one of its GPUs; None if that is not known.
+def used_bytes(server: ServerStatus, marks: Marks) -> dict[str, int]:
+    """Return what a server uses of each of its GPUs, by uuid; only where that is known.
 
     Args:
         server: The server.
         marks: Reads the marked processes.
     """
-    if server.gpu_memory is None:
-        return None
-    pids = [found.pid for found, _, start_id in marks() if start_id == server.start_id]
-    return gpu_usage.memory_of(server.gpu_memory.gpus, pids)
+    uuids = server.gpu_memory.gpus if server.gpu_memory else ()
+    pids = _pids(server.start_id, marks) if uuids else []
+    used = {uuid: gpu_usage.memory_of([uuid], pids) for uuid in uuids}
+    return {uuid: size for uuid, size in used.items() if size is not None}
 
 
-def _server(folder: Path, own: Record, marks: Marks) -> GpuServer:
+def _server(own: Record, marks: Marks) -> GpuServer:
     memory, is_ready = own.gpu_memory, own.state is not State.STARTING
     if memory is None:
         return GpuServer(own.spec, is_placed=is_ready)
-    mark = (str(folder), own.start_id)
-    pids = [found.pid for found, *marked in marks() if tuple(marked) == mark]
+    pids = _pids(own.start_id, marks)
     pending = {uuid: memory.pending_bytes(uuid, pids, is_ready=is_ready) for uuid in memory.gpus}
     return GpuServer(own.spec, memory, pending)
+
+
+def _pids(start_id: str, marks: Marks) -> list[int]:
+    """Return the processes of a start; its id is random, and so is unique on the machine."""
+    return [found.pid for found, _, started in marks() if started == start_id]
 
 
 def _as_if_stopped(server: GpuServer) -> GpuServer:

@@ -35,7 +35,7 @@ _ADDRESS: Final = ip_address(HOST)
 _UNSEEN_S: Final = 2.0
 _ENDING_S: Final = 1.0
 _REPORT: Final = "suspect"
-_VERIFYING: Final = "verifying"
+VERIFYING: Final = "verifying"
 
 
 def poll_readiness(url: str, listener: Listener, *, has_ready: bool) -> Iterator[bool]:
@@ -132,7 +132,7 @@ class StartMonitor:
         return time.monotonic() - self._unavailable_since_s < _ENDING_S
 
     def _has_stalled(self, log: str) -> bool:
-        progress = self._engine.progress(log) if self._verification is None else _VERIFYING
+        progress = self._engine.progress(log) if self._verification is None else VERIFYING
         log_bytes = self._server.log_bytes
         if (progress, log_bytes) != (self.progress, self._log_bytes):
             self.progress, self._log_bytes = progress, log_bytes

@@ -62,6 +62,13 @@ def unused_s(folder: Path) -> float | None:
     return max(0.0, time.time() - changed_s)
 
 
+def left_s(idle_timeout_s: float | None, unused_s: float | None) -> float | None:
+    """Return the time until a server stops unless it is used; None if one of them is not known."""
+    if idle_timeout_s is None or unused_s is None:
+        return None
+    return max(0.0, idle_timeout_s - unused_s)
+
+
 def request(folder: Path, idle_timeout_s: float) -> None:
     """Request an idle timeout, in seconds; the longest that any client requested is used.
 
