@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -156,12 +160,17 @@ def test_gateways_reach_only_the_router_and_servers_only_the_hub() -> None:
 
 
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
-def test_a_gateway_with_a_gpu_is_ready_only_once_its_model_is_loaded(kustomization: str) -> None:
-    """Otherwise an update would replace the last pod with a loaded model."""
-    for _, _, container in _containers(kustomization):
-        if container["name"] == "emberd":
-            has_gpu = "nvidia.com/gpu" in container["resources"]["limits"]
-            assert ("--preload" in container["args"]) is has_gpu
+def test_a_gateway_is_ready_only_once_its_model_is_served(kustomization: str) -> None:
+    """Otherwise an update would replace the last pod that can answer."""
+    [container] = [each for _, _, each in _containers(kustomization) if each["name"] == "emberd"]
+    assert "--preload" in container["args"]
+
+
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
+def test_no_option_is_given_twice(kustomization: str) -> None:
+    for name, _, container in _containers(kustomization):
+        options = [each for each in container.get("args", ()) if each.startswith("--")]
+        assert sorted(options) == sorted(set(options)), name
 
 
 def test_the_gateway_behind_the_router_needs_no_gpu() -> None:
@@ -204,6 +213,48 @@ def _grouped(words: list[str]) -> dict[str, tuple[str, ...]]:
     return found
 
 
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
+def test_no_secret_is_on_a_command_line(kustomization: str) -> None:
+    """Kubernetes replaces $(NAME) in arguments, which every user of a node can read."""
+    for name, _, container in _containers(kustomization):
+        secret = {each["name"] for each in container.get("env", ()) if "valueFrom" in each}
+        words = " ".join((*container.get("command", ()), *container.get("args", ())))
+        assert not secret & set(re.findall(r"\$\((\w+)\)", words)), name
+    for service in manifests.compose()["services"].values():
+        words = " ".join((*(service["entrypoint"] or ()), *(service["command"] or ())))
+        assert "secret" not in words  # the password that the test sets
+
+
+def test_the_router_has_its_key_and_does_not_show_it(tmp_path: Path) -> None:
+    python, script, *fixed = manifests.words("Dockerfile.router", "ENTRYPOINT")
+    assert (Path(python).name, Path(script).name) == ("python", "router.py")
+    package = tmp_path / "sglang_router"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "launch_router.py").write_text(
+        "import os, sys\n"
+        "def main():\n"
+        "    print(sys.argv[1:], open('/proc/self/cmdline').read().split(chr(0)), sep='\\n')\n"
+        "    assert 'SGLANG_KEY' not in os.environ\n"
+    )
+    outputs = []
+    for key in ("secret", ""):
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "SGLANG_KEY": key}
+        done = subprocess.run(
+            [sys.executable, manifests.DOCKER / "router.py", *fixed, "--policy", "round_robin"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert done.returncode == 0, done.stderr
+        outputs.append(done.stdout.splitlines())
+    given = [*fixed, "--policy", "round_robin"]
+    assert outputs[0][0] == str([*given, "--api-key", "secret"])
+    assert "secret" not in outputs[0][1]
+    assert outputs[1][0] == str(given)
+
+
 def test_servers_behind_the_router_are_started_as_emberd_starts_them() -> None:
     pod = manifests.named(ROUTED, "StatefulSet", "sglang")["spec"]["template"]["spec"]
     [container] = pod["containers"]
@@ -214,8 +265,15 @@ def test_servers_behind_the_router_are_started_as_emberd_starts_them() -> None:
         [word for flag in flags(ServerSpec(MODEL), launch, plan, "F") for word in flag.words]
     )
     given = _grouped(container["args"])
-    # Where it listens and which key it wants are the only differences.
-    assert given.pop("--api-key") == ("$(SGLANG_KEY)",)
+    # Where it listens is the only difference, and where the file with its key is.
+    [(folder, file)] = [
+        (mount["mountPath"], item["path"])
+        for mount in container["volumeMounts"]
+        for volume in pod["volumes"]
+        if mount["name"] == volume["name"] and "secret" in volume
+        for item in volume["secret"]["items"]
+    ]
+    assert given.pop("--config") == (f"{folder}/{file}",)
     assert (given.pop("--host"), given.pop("--port")) == (("0.0.0.0",), ("30000",))
     for name in ("--host", "--config", "--weight-version"):
         own.pop(name)

@@ -120,3 +120,15 @@ def test_a_gateway_that_preloads_waits_for_a_given_server(tmp_path: Path) -> Non
             assert _probes(own) == [200, 503]
             server.revive(port)
             waiting.until(lambda: _probes(own) == [200, 200])
+
+
+def test_a_gateway_that_preloads_waits_for_a_router_that_has_no_server(tmp_path: Path) -> None:
+    """Routers listen before their first server is ready, and answer 503 until then."""
+    with FakeServer(model=QWEN, dimensions=1024) as server:
+        server.closed.update(dict.fromkeys(server.routes(), 503))
+        given = {"EMBERD_BASE_URL": server.url}
+        with serving(tmp_path / "home", QWEN, PRELOAD, environment=given) as own:
+            waiting.until(lambda: own.log.read_text().count("WARNING") > 1)
+            assert _probes(own) == [200, 503]
+            server.closed.clear()
+            waiting.until(lambda: _probes(own) == [200, 200])
